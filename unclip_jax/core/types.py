@@ -1,0 +1,26 @@
+"""Array aliases with the one alphabet of shapes (see WORKSPACE.md).
+
+b batch, h w c image, l m query/key tokens, d model width, n heads, k head size, f hidden,
+z embedding size, T timesteps. Images are NHWC float32 in [-1, 1].
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+Image = Float[Array, " b h w c"]
+Tokens = Int[Array, " b l"]
+Mask = Bool[Array, " b l"]
+Embedding = Float[Array, " b z"]
+PerExample = Float[Array, " b"]
+Steps = Int[Array, " b"]
+Scalar = Float[Array, ""]
+Key = PRNGKeyArray  # a new-style jax.random.key, scalar unless a docstring says otherwise
+Keys = Shaped[PRNGKeyArray, " b"]  # one key per example
+
+Params = Mapping[str, Any]  # a Flax `params` collection
+Batch = Mapping[str, Any]  # field name -> array with a leading batch axis
+Metrics = dict[str, Any]  # name -> scalar array
+HostBatch = dict[str, np.ndarray]  # what loaders yield
