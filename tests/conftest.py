@@ -1,3 +1,4 @@
+# ruff: noqa: E402  (the environment has to be set before JAX is imported)
 """Settings every test runs under; they must be in place before JAX starts."""
 
 import os

@@ -1,0 +1,196 @@
+"""Exports are whole or absent, identical when read back, and never cost what was there before."""
+
+import errno
+import os
+import pathlib
+import pickletools
+import resource
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import export, load
+from unclip_jax.handoff.manifest import Manifest
+
+CLIP = Manifest(
+    stage="clip", size="tiny", step=1, config={}, embed_dim=4, tokenizer_hash="t", image_size=8
+)
+UPSAMPLER = Manifest(
+    stage="upsampler", size="tiny", step=1, config={}, image_size=8, low_res_size=4
+)
+
+
+def make_params(seed: int = 0) -> dict:
+    draw = np.random.default_rng(seed).standard_normal
+    kernel, bias = draw((8, 16)).astype(np.float32), draw(16).astype(np.float32)
+    return {
+        "dense": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)},
+        "count": jnp.asarray(seed, jnp.int32),
+    }
+
+
+def abstract(params: dict) -> dict:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def write(directory: pathlib.Path, params: dict, **keywords) -> Manifest:
+    keywords = {"manifest": UPSAMPLER, "tokenizer_dir": None} | keywords
+    return export.write_export(directory, params=params, **keywords)
+
+
+def test_write_then_read_is_identity(tmp_path: pathlib.Path):
+    params = make_params()
+    written = write(tmp_path / "a" / "export", params)
+    assert_same(load.read_params(tmp_path / "a" / "export", abstract=abstract(params)), params)
+    assert load.read_manifest(tmp_path / "a" / "export") == written
+    assert written.parameters == 8 * 16 + 16 + 1
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["export"]
+
+
+def test_bfloat16_rounds_to_nearest_and_leaves_integers(tmp_path: pathlib.Path):
+    params = make_params(7)
+    write(tmp_path / "export", params, dtype="bfloat16")
+    back = load.read_params(tmp_path / "export", abstract=abstract(params))
+    bits = np.asarray(params["dense"]["kernel"]).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+    np.testing.assert_array_equal(back["dense"]["kernel"], rounded)
+    assert int(back["count"]) == 7
+
+
+def test_unknown_dtype_is_refused(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="unknown export dtype 'bf16'"):
+        write(tmp_path / "export", make_params(), dtype="bf16")
+
+
+def test_tokenizer_files_come_along(tmp_path: pathlib.Path):
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok" / "tokenizer.json").write_text("{}")
+    write(tmp_path / "export", make_params(), tokenizer_dir=tmp_path / "tok")
+    folder = load.tokenizer_dir(tmp_path / "export")
+    assert (folder / "tokenizer.json").read_text() == "{}"
+
+
+def test_clip_id_is_the_parameters_identity(tmp_path: pathlib.Path):
+    first = write(tmp_path / "a", make_params(0), manifest=CLIP)
+    again = write(tmp_path / "b", make_params(0), manifest=CLIP)
+    other = write(tmp_path / "c", make_params(1), manifest=CLIP)
+    assert first.clip_id == again.clip_id != other.clip_id
+    back = load.read_params(tmp_path / "a", abstract=abstract(make_params()))
+    assert export.params_id(back) == first.clip_id
+
+
+def test_params_id_sees_every_change_and_nothing_else():
+    base = make_params()
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(base["dense"]["kernel"], NamedSharding(mesh, PartitionSpec("x")))
+    same = {"count": base["count"], "dense": {**base["dense"], "kernel": sharded}}
+    assert export.params_id(same) == export.params_id(base)
+    flipped = base["dense"]["kernel"].at[0, 0].multiply(-1)
+    changes = [
+        {**base, "dense": {**base["dense"], "kernel": flipped}},
+        {**base, "dense": {**base["dense"], "kernel": base["dense"]["kernel"].T}},
+        {**base, "dense_2": base["dense"]},
+        {**base, "count": base["count"].astype(jnp.int16)},
+    ]
+    assert len({export.params_id(tree) for tree in [base, *changes]}) == 5
+
+
+def test_an_export_is_replaced_by_a_complete_one(tmp_path: pathlib.Path):
+    write(tmp_path / "export", make_params(0))
+    write(tmp_path / "export", make_params(1))
+    back = load.read_params(tmp_path / "export", abstract=abstract(make_params()))
+    assert_same(back, make_params(1))
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("stage", ["params", "manifest", "rename"])
+def test_a_full_disk_loses_nothing(tmp_path: pathlib.Path, monkeypatch, stage: str):
+    write(tmp_path / "export", make_params(0))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = {
+        "params": (export.ocp.StandardCheckpointer, "save"),
+        "manifest": (export, "_write_durably"),
+        "rename": (export.os, "fsync"),
+    }[stage]
+    monkeypatch.setattr(*target, full)
+    with pytest.raises(UserError, match=r"could not write the export .*No space left.*Free some"):
+        write(tmp_path / "export", make_params(1))
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+    back = load.read_params(tmp_path / "export", abstract=abstract(make_params()))
+    assert_same(back, make_params(0))
+
+
+def test_a_write_the_kernel_refuses_is_one_line(tmp_path: pathlib.Path):
+    """A real failing write, inside Orbax: the process may write files of 64 kB at most."""
+    script = f"""
+        import pathlib, resource
+        import jax.numpy as jnp, numpy as np
+        from unclip_jax.core.checks import UserError
+        from unclip_jax.handoff import export
+        from tests_manifest import UPSAMPLER
+        noise = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        try:
+            export.write_export(pathlib.Path({str(tmp_path / "export")!r}), params={{"a": noise}},
+                                manifest=UPSAMPLER, tokenizer_dir=None)
+        except UserError as error:
+            assert "could not write the export" in str(error), error
+            assert "\\n" not in str(error), error
+            raise SystemExit(7)
+    """
+    manifest = "from unclip_jax.handoff.manifest import Manifest\nUPSAMPLER = " + repr(UPSAMPLER)
+    (tmp_path / "tests_manifest.py").write_text(manifest)
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{pathlib.Path(__file__).parents[2]}"}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 7, run.stderr
+    assert not (tmp_path / "export").exists()
+    assert not (tmp_path / "export.tmp").exists()
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: pathlib.Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"could not write the export .*File exists"):
+        write(tmp_path / "file" / "export", make_params())
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_that_is_not_an_export_is_not_replaced(tmp_path: pathlib.Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds files but no manifest.json"):
+        write(tmp_path / "home", make_params())
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_draft_left_by_a_killed_run_is_cleared(tmp_path: pathlib.Path):
+    (tmp_path / "export.tmp" / "params").mkdir(parents=True)
+    (tmp_path / "export.tmp" / "params" / "half").write_text("half")
+    write(tmp_path / "export", make_params())
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+    assert not list((tmp_path / "export").rglob("half"))
+
+
+def test_no_file_of_an_export_is_a_pickle(tmp_path: pathlib.Path):
+    write(tmp_path / "export", make_params())
+    for path in (tmp_path / "export").rglob("*"):
+        if path.is_file():
+            with pytest.raises(ValueError):
+                list(pickletools.genops(path.read_bytes()))

@@ -1,0 +1,152 @@
+"""Loading is strict and places leaves; what is missing is named with what to do about it."""
+
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import export, load
+from unclip_jax.handoff.manifest import Manifest
+
+UPSAMPLER = Manifest(
+    stage="upsampler", size="tiny", step=1, config={}, image_size=8, low_res_size=4
+)
+PARAMS = {
+    "dense": {"kernel": jnp.arange(128.0).reshape(8, 16), "bias": jnp.arange(16.0)},
+    "scale": jnp.float32(3),
+}
+Leaf = jax.ShapeDtypeStruct
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("exported") / "export"
+    export.write_export(directory, params=PARAMS, manifest=UPSAMPLER, tokenizer_dir=None)
+    return directory
+
+
+def abstract() -> dict:
+    return jax.tree.map(lambda leaf: Leaf(leaf.shape, leaf.dtype), PARAMS)
+
+
+def test_leaves_take_the_sharding_and_dtype_they_are_asked_for(exported: pathlib.Path):
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    wanted = abstract()
+    wanted["dense"]["kernel"] = Leaf((8, 16), jnp.bfloat16, sharding=sharding)
+    params = load.read_params(exported, abstract=wanted)
+    kernel = params["dense"]["kernel"]
+    assert kernel.sharding == sharding
+    assert kernel.addressable_shards[0].data.shape == (2, 8)
+    assert kernel.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(kernel, np.float32), PARAMS["dense"]["kernel"])
+    assert params["dense"]["bias"].sharding.device_set == {jax.local_devices()[0]}
+
+
+def test_every_leaf_that_does_not_fit_is_listed_and_nothing_loaded(exported: pathlib.Path):
+    wanted = abstract() | {"head": {"kernel": Leaf((2,), jnp.float32)}}
+    wanted["dense"]["kernel"] = Leaf((8, 17), jnp.float32)
+    del wanted["scale"]
+    with pytest.raises(UserError) as caught:
+        load.read_params(exported, abstract=wanted)
+    message = str(caught.value)
+    assert "in 3 parameters" in message
+    assert "missing head/kernel (2,)" in message
+    assert "extra scale ()" in message
+    assert "dense/kernel: expected (8, 17), found (8, 16)" in message
+    assert "Nothing was loaded" in message
+
+
+@pytest.fixture
+def lone(tmp_path: pathlib.Path) -> pathlib.Path:
+    """An export of one array: Orbax leaves reads of further ones dangling after an error."""
+    params = {"kernel": PARAMS["dense"]["kernel"]}
+    export.write_export(tmp_path / "export", params=params, manifest=UPSAMPLER, tokenizer_dir=None)
+    return tmp_path / "export"
+
+
+def test_damaged_parameters_are_refused(lone: pathlib.Path):
+    data = sorted((lone / "params").rglob("d/*"))
+    assert data
+    for path in data:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"cannot be read .*damaged or incomplete"):
+        load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
+
+
+@pytest.mark.parametrize("gone", ["_METADATA", "manifest.ocdbt"])
+def test_missing_files_are_refused(lone: pathlib.Path, gone: str):
+    (lone / "params" / gone).unlink()
+    with pytest.raises(UserError, match=r"cannot be read .*damaged or incomplete"):
+        load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
+
+
+def test_no_export_is_refused(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match=r"not a finished export \(there is no .*manifest.json\)"):
+        load.read_manifest(tmp_path / "export")
+    with pytest.raises(UserError, match="holds no params folder"):
+        load.read_params(tmp_path / "export", abstract=abstract())
+
+
+def test_a_half_written_export_is_refused_as_such(tmp_path: pathlib.Path):
+    (tmp_path / "export.tmp").mkdir()
+    with pytest.raises(UserError, match="begun there but not finished"):
+        load.read_manifest(tmp_path / "export")
+
+
+def test_a_manifest_that_is_not_text_is_refused(tmp_path: pathlib.Path):
+    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match=r"could not read .*manifest.json"):
+        load.read_manifest(tmp_path)
+
+
+def test_an_export_survives_a_crash_between_the_renames(
+    exported: pathlib.Path, tmp_path: pathlib.Path
+):
+    shutil.copytree(exported, tmp_path / "export.old")
+    assert load.read_manifest(tmp_path / "export").stage == "upsampler"
+    params = load.read_params(tmp_path / "export", abstract=abstract())
+    np.testing.assert_array_equal(params["dense"]["bias"], PARAMS["dense"]["bias"])
+    export.write_export(tmp_path / "export", params=PARAMS, manifest=UPSAMPLER, tokenizer_dir=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_an_export_without_tokenizer_says_so(exported: pathlib.Path):
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load.tokenizer_dir(exported)
+
+
+def plant(run: pathlib.Path, *names: str) -> None:
+    for name in names:
+        (run / name / "export").mkdir(parents=True)
+        (run / name / "export" / "manifest.json").write_text("{}")
+
+
+def test_stages_are_found_in_cascade_order(tmp_path: pathlib.Path):
+    plant(tmp_path, "upsampler_256", "decoder", "prior", "clip")
+    (tmp_path / "upsampler_1024" / "checkpoints").mkdir(parents=True)
+    found = load.find_stages(tmp_path)
+    assert list(found) == ["clip", "prior", "decoder", "upsampler_256"]
+    assert found["prior"] == tmp_path / "prior" / "export"
+
+
+def test_a_missing_stage_is_named_with_its_command(tmp_path: pathlib.Path):
+    plant(tmp_path, "clip", "prior")
+    with pytest.raises(UserError, match=r"no export of the decoder \(it has clip, prior\)") as info:
+        load.find_stages(tmp_path)
+    assert f"--config=experiments/decoder.py --workdir={tmp_path / 'decoder'}" in str(info.value)
+    assert list(load.find_stages(tmp_path, required=("clip",))) == ["clip", "prior"]
+    with pytest.raises(UserError, match="no export of the upsampler_256"):
+        load.find_stages(tmp_path, required=("upsampler_256",))
+
+
+def test_a_run_directory_that_is_not_there_is_refused(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="not a folder; give a run directory"):
+        load.find_stages(tmp_path / "runs")
+    with pytest.raises(UserError, match=r"no export of the clip \(it has none\)"):
+        load.find_stages(tmp_path)

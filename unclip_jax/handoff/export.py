@@ -1,0 +1,177 @@
+"""Write an export so that nobody ever sees half of one.
+
+Everything is written to `DIR.tmp` beside the target and renamed at the end. An export that is
+already there steps aside to `DIR.old` for the moment between two renames and goes only after the
+new one stands; `load.locate` finds it should the machine die in that moment.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from unclip_jax.core import trees
+from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.types import Params
+from unclip_jax.handoff.manifest import Manifest, to_json
+
+PARAMS, MANIFEST, TOKENIZER = "params", "manifest.json", "tokenizer"
+
+
+def write_export(
+    directory: pathlib.Path,
+    *,
+    params: Params,
+    manifest: Manifest,
+    tokenizer_dir: pathlib.Path | None,
+    dtype: str = "float32",
+) -> Manifest:
+    """Write parameters, manifest and tokenizer to `directory`, all or nothing.
+
+    With several processes every one of them calls this; the first writes the small files.
+
+    Args:
+        directory: the export's folder; an export already there is replaced by the complete one.
+        params: unboxed arrays, on host or devices, sharded or not.
+        manifest: `parameters` is filled in here, and `clip_id` for a CLIP.
+        tokenizer_dir: folder whose files are copied along, or None.
+        dtype: "float32" or "bfloat16", the type in which floating point parameters are stored.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        UserError: the folder is something else, or cannot be written; nothing there is lost.
+    """
+    one_of("export dtype", dtype, ("float32", "bfloat16"))
+    directory = pathlib.Path(os.path.abspath(directory))
+    stored = _cast(params, jnp.dtype(dtype))
+    manifest = _complete(manifest, stored)
+    text = to_json(manifest)
+    with _clear_errors(directory):
+        _refuse_strangers(directory)
+        draft = _sibling(directory, "tmp")
+        _first_process(lambda: _start(draft), "export: start")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(draft / PARAMS, dict(stored))
+            checkpointer.wait_until_finished()
+        _first_process(lambda: _finish(draft, directory, text, tokenizer_dir), "export: finish")
+    return manifest
+
+
+def params_id(params: Params) -> str:
+    """Identity of a parameter tree: sha256 over its paths, shapes, types and little-endian bytes.
+
+    It does not depend on how the arrays are sharded nor on the order of the tree's keys.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in sorted(trees.flatten_paths(params).items()):
+        array = _on_host(leaf)
+        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
+        flat = np.ascontiguousarray(array).reshape(-1)
+        digest.update(flat.view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+
+def _cast(params: Params, dtype: np.dtype) -> Params:
+    """Floating point leaves in `dtype`; others as they are."""
+
+    def cast(leaf: Any) -> Any:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating and leaf.dtype != dtype else leaf
+
+    return jax.tree.map(cast, params)
+
+
+def _complete(manifest: Manifest, params: Params) -> Manifest:
+    manifest = dataclasses.replace(manifest, parameters=trees.count(params))
+    if manifest.stage == "clip":
+        manifest = dataclasses.replace(manifest, clip_id=params_id(params))
+    return manifest
+
+
+def _refuse_strangers(directory: pathlib.Path) -> None:
+    """Never replace a folder that is not an export."""
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST).exists():
+        raise UserError(
+            f"{directory} holds files but no {MANIFEST}, so it is not an export; "
+            "give another folder or move those files away."
+        )
+
+
+def _start(draft: pathlib.Path) -> None:
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    if draft.exists():
+        shutil.rmtree(draft)  # left by a run that was killed while exporting
+    draft.mkdir()
+
+
+def _finish(
+    draft: pathlib.Path,
+    directory: pathlib.Path,
+    text: str,
+    tokenizer_dir: pathlib.Path | None,
+) -> None:
+    if tokenizer_dir is not None:
+        shutil.copytree(tokenizer_dir, draft / TOKENIZER)
+    _write_durably(draft / MANIFEST, text)
+    old = _sibling(directory, "old")
+    if directory.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        directory.rename(old)
+    draft.rename(directory)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _write_durably(path: pathlib.Path, text: str) -> None:
+    """Write and flush to the disk, so that a full one is noticed before the rename."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sibling(directory: pathlib.Path, suffix: str) -> pathlib.Path:
+    return directory.with_name(f"{directory.name}.{suffix}")
+
+
+def _first_process(action: Any, name: str) -> None:
+    """Run `action` in process 0 while the others wait."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def _clear_errors(directory: pathlib.Path) -> Iterator[None]:
+    """Turn what file systems and Orbax raise into one line, and tidy the draft away."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        shutil.rmtree(_sibling(directory, "tmp"), ignore_errors=True)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"could not write the export {directory}: {reason}. Free some space or choose a "
+            "writable folder and run the same command again; what was there is untouched."
+        ) from error

@@ -1,0 +1,151 @@
+"""Find and read exports: strictly, and straight onto the devices that will use them."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from unclip_jax.core import trees
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Params
+from unclip_jax.handoff.export import MANIFEST, PARAMS, TOKENIZER
+from unclip_jax.handoff.manifest import Manifest, from_json
+
+# Stages of a cascade in the order in which they feed each other. The upsamplers are named after
+# the paper's resolutions in every size; what they really draw is in their manifests.
+CASCADE = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+
+
+def find_stages(
+    run_dir: pathlib.Path, *, required: Sequence[str] = ("clip", "prior", "decoder")
+) -> dict[str, pathlib.Path]:
+    """Exports inside a run directory: {"prior": RUN/prior/export, ...} in cascade order.
+
+    Args:
+        run_dir: the folder that `launch/cascade` fills, with one folder per stage.
+        required: stages that must be there; others are listed when they are.
+
+    Raises:
+        UserError: there is no such folder, or a required stage is not exported.
+    """
+    if not run_dir.is_dir():
+        raise UserError(
+            f"{run_dir} is not a folder; give a run directory such as runs/shapes, made by "
+            "`launch/cascade shapes`."
+        )
+    found = {name: run_dir / name / "export" for name in CASCADE}
+    found = {name: path for name, path in found.items() if (locate(path) / MANIFEST).is_file()}
+    for name in required:
+        if name not in found:
+            raise _not_exported(run_dir, name, found)
+    return found
+
+
+def locate(directory: pathlib.Path) -> pathlib.Path:
+    """Where an export really lies: in `directory`, or in `directory.old` after a crash.
+
+    The latter happens only when the machine died between the two renames of `write_export`.
+    """
+    old = directory.with_name(f"{directory.name}.old")
+    return old if not directory.exists() and (old / MANIFEST).is_file() else directory
+
+
+def tokenizer_dir(directory: pathlib.Path) -> pathlib.Path:
+    """The folder of the tokenizer that came with an export.
+
+    Raises:
+        UserError: the export has none.
+    """
+    folder = locate(directory) / TOKENIZER
+    if not folder.is_dir():
+        raise UserError(
+            f"{directory} holds no tokenizer; use the export of a stage that reads text."
+        )
+    return folder
+
+
+def read_manifest(directory: pathlib.Path) -> Manifest:
+    """Read and check the manifest of an export.
+
+    Raises:
+        UserError: there is no complete export, or its manifest cannot be read.
+    """
+    path = locate(directory) / MANIFEST
+    if not path.is_file():
+        half = directory.with_name(f"{directory.name}.tmp").exists()
+        why = "an export was begun there but not finished" if half else f"there is no {path}"
+        raise UserError(
+            f"{directory} is not a finished export ({why}); train that stage to its end, "
+            "or give the folder that holds manifest.json."
+        )
+    try:
+        return from_json(path.read_text(encoding="utf-8"), where=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"could not read {path} ({error}); export the stage again.") from None
+
+
+def read_params(directory: pathlib.Path, *, abstract: Any) -> Params:
+    """Read the parameters of an export, all of them or none.
+
+    Args:
+        directory: the export.
+        abstract: tree of `jax.ShapeDtypeStruct` to fill. Leaves come back in its dtypes, and
+            placed by its shardings where it has them, else on this process's first device.
+
+    Raises:
+        UserError: listing every leaf that is missing, extra or of another shape, or saying that
+            the files are damaged.
+    """
+    path = pathlib.Path(locate(directory) / PARAMS).absolute()
+    if not path.is_dir():
+        raise UserError(f"{directory} holds no {PARAMS} folder; it is not a finished export.")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata
+            if metadata is None:  # Orbax logs why and goes on
+                raise OSError("its list of arrays is unreadable")
+            _check_tree(directory, metadata.tree, abstract)
+            return checkpointer.restore(path, jax.tree.map(_placed, abstract))
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"the parameters in {directory} cannot be read ({reason}); the files are damaged or "
+            "incomplete. Copy or export the stage again."
+        ) from error
+
+
+def _check_tree(directory: pathlib.Path, stored_tree: Any, abstract: Any) -> None:
+    """Compare names and shapes; types may differ, since floating point ones are converted."""
+    stored, wanted = (
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), tree)
+        for tree in (stored_tree, abstract)
+    )
+    lines = trees.differences(wanted, stored)
+    if lines:
+        listed = "; ".join(line.replace(" float32", "") for line in lines)
+        raise UserError(
+            f"{directory} does not fit this model in {len(lines)} parameters: {listed}. Nothing "
+            "was loaded; use the configuration in its manifest."
+        )
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _not_exported(run_dir: pathlib.Path, name: str, found: dict[str, pathlib.Path]) -> UserError:
+    have = f"it has {', '.join(found)}" if found else "it has none"
+    return UserError(
+        f"{run_dir} has no export of the {name} ({have}); train it with `python -m "
+        f"unclip_jax.train --config=experiments/{name}.py --workdir={run_dir / name}` or finish "
+        "the run with launch/cascade."
+    )
