@@ -26,8 +26,8 @@ class Field:
 
     shape: tuple[int, ...]
     dtype: str
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
 
 
 BatchSpec = Mapping[str, Field]

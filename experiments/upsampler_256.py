@@ -1,0 +1,95 @@
+r"""First upsampler: 64 -> 256 (32 -> 64 in the shapes world, 64 -> 128 for emoji).
+
+Paper: Ramesh et al. 2022, section 2.1 and Table 3.
+Run:   python -m unclip_jax.train --config=experiments/upsampler_256.py:shapes \
+           --workdir=runs/shapes/upsampler_256
+Cost:  shapes: about 4 minutes on 2 CPU cores. paper: 1M steps at batch 1,024.
+Expect: shapes: at least 1 dB over bicubic enlargement.
+Needs: images only.
+"""
+
+from ml_collections import ConfigDict
+
+from unclip_jax.core.checks import one_of
+
+SIZES = ("paper", "shapes", "emoji", "tiny")
+
+
+def get_config(size: str = "paper") -> ConfigDict:
+    one_of("size of experiments/upsampler_256.py", size, SIZES)
+    config = ConfigDict(
+        {"stage": "upsampler", "name": "upsampler_256", "size": size, "rules": "fsdp"}
+    )
+
+    config.model = model = ConfigDict()
+    model.crop = 64  # a quarter of the target's side (section 2.1, Table 3)
+    model.model = net = ConfigDict()
+    net.factor = 4
+    net.unet = unet = ConfigDict()
+    unet.image_size = 256
+    unet.in_channels, unet.out_channels = 6, 3  # noised image and enlarged low-res image
+    unet.channels = 320  # Table 3
+    unet.multiples = (1, 2, 3, 4)
+    unet.depth = 3
+    unet.attention_at = ()  # section 2.1: only spatial convolutions
+    unet.dropout = 0.1
+    unet.remat = "block"
+    unet.dtype = "bfloat16"
+    model.diffusion = diffusion = ConfigDict()
+    diffusion.schedule = "cosine"  # Table 3
+    diffusion.num_timesteps = 1000
+    diffusion.target = "eps"
+    model.sampling = sampling = ConfigDict()
+    sampling.steps = "fast27"  # 27 DDIM steps (Table 3); the list is GLIDE's
+    sampling.sampler = "ddim"
+    sampling.threshold = "static"
+
+    config.data = data = ConfigDict()
+    data.path = "data/prepared"
+    data.load_size = 256
+    data.blur = 0.5  # Gaussian, kernel 3, sigma 0.6 (section 2.1); the share is CDM's
+
+    config.optim = optim = ConfigDict()
+    optim.name = "adamw"
+    optim.learning_rate = 1.2e-4  # Table 3
+    optim.warmup_steps = 5000  # ours; the paper is silent
+    optim.schedule = "constant"
+    optim.b1 = 0.9
+    optim.b2 = 0.999
+    optim.eps = 1e-8
+    optim.weight_decay = 0.0
+    optim.clip_norm = 1.0  # ours
+
+    config.train = train = ConfigDict()
+    train.steps = 1_000_000  # Table 3
+    train.batch_size = 1024
+    train.ema_decay = 0.9999
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    if size in ("shapes", "emoji", "tiny"):
+        model.residual = True
+        net.factor = 2
+        unet.multiples, unet.depth, unet.norm_groups = (1, 2), 1, 8
+        unet.dropout, unet.remat, unet.dtype = 0.0, "none", "float32"
+        diffusion.target = "x_0"
+        diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 5.0})
+        sampling.steps = "8"
+        optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
+        optim.warmup_steps, optim.schedule = 50, "cosine"
+        train.ema_decay = 0.99
+        data.path = f"runs/{size}/data"
+        data.blur = 0.25
+    if size == "shapes":
+        unet.image_size = data.load_size = 64
+        unet.channels, model.crop = 32, 32
+        train.steps, train.batch_size, train.eval_every = 600, 64, 200
+    if size == "emoji":
+        unet.image_size = data.load_size = 128
+        unet.channels, model.crop = 32, 32
+        train.steps, train.batch_size, train.eval_every = 600, 64, 200
+    if size == "tiny":
+        unet.image_size = data.load_size = 32
+        unet.channels, model.crop = 16, 16
+        train.steps, train.batch_size, train.eval_every = 100, 32, 50
+    return config

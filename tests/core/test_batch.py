@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from unclip_jax.core import batch
+from unclip_jax.core.checks import UserError
+
+SPEC = {"image": batch.image_field(4), **batch.text_fields(3, 10)}
+
+
+def test_zeros_satisfy_their_spec():
+    batch.check(SPEC, batch.zeros(SPEC, 2))
+
+
+def test_abstract_has_the_shapes_of_zeros():
+    zeros, leaves = batch.zeros(SPEC, 2), batch.abstract(SPEC, 2)
+    assert {k: (v.shape, v.dtype) for k, v in zeros.items()} == {
+        k: (v.shape, v.dtype) for k, v in leaves.items()
+    }
+
+
+def changed(**fields):
+    return {**batch.zeros(SPEC, 2), **fields}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"image": np.zeros((2, 4, 4, 3), np.float32)}, r"batch lacks \['token_mask', 'tokens'\]"),
+        (changed(image=np.zeros((2, 5, 5, 3), np.float32)), "'image' is float32.5, 5, 3."),
+        (changed(image=np.zeros((2, 4, 4, 3), np.uint8)), "expects float32"),
+        (changed(tokens=np.full((2, 3), 10, np.int32)), "'tokens' holds 10, above its greatest 9"),
+        (changed(image=np.full((2, 4, 4, 3), -2, np.float32)), "holds -2.0, below its least -1"),
+    ],
+)
+def test_what_does_not_fit_is_named(broken, message):
+    with pytest.raises(UserError, match=message):
+        batch.check(SPEC, broken)

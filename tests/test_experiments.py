@@ -1,0 +1,106 @@
+"""Every experiment in every size parses, builds, and says what a lab note should say."""
+
+import ast
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+from unclip_jax.core import batch as batches
+from unclip_jax.core import trees
+from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import from_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+SIZES = ("paper", "shapes", "emoji", "tiny")
+CASES = [(path.stem, size) for path in FILES for size in SIZES]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def config(name, size):
+    return load(name).get_config(size)
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_an_experiment_builds_abstractly(name, size):
+    experiment = from_config(config(name, size))
+    stage = experiment.build_stage()
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    assert trees.count(params) > 0
+    assert (experiment.name, experiment.size) == (name, size)
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_a_loss_traces_to_a_scalar(name, size):
+    stage = from_config(config(name, size)).build_stage()
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    unboxed = jax.tree.map(lambda x: x, jax.eval_shape(lambda p: _unbox(p), params))
+    loss, metrics = jax.eval_shape(
+        stage.loss, unboxed, batches.abstract(stage.batch_spec, 4), jax.random.key(0)
+    )
+    assert loss.shape == () and loss.dtype == "float32"
+    assert "loss" in metrics
+
+
+def _unbox(tree):
+    import flax.linen as nn
+
+    return nn.meta.unbox(tree)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_an_experiment_file_is_a_lab_note(path):
+    note = ast.get_docstring(ast.parse(path.read_text()))
+    for line in ("Paper:", "Run:", "Cost:", "Expect:", "Needs:"):
+        assert line in note
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FILES])
+def test_an_unknown_size_is_refused_with_the_known_ones(name):
+    with pytest.raises(UserError, match=f"unknown size of experiments/{name}.py 'shape'.*shapes"):
+        config(name, "shape")
+
+
+def test_a_misspelt_key_is_refused_with_a_suggestion():
+    mistaken = config("prior", "tiny").to_dict()
+    mistaken["optim"]["learning_rat"] = 1.0
+    with pytest.raises(UserError, match="config.optim has no key 'learning_rat'. Did you mean"):
+        from_config(mistaken)
+
+
+def test_a_prior_without_embeddings_is_told_to_embed():
+    mistaken = config("prior", "tiny").to_dict()
+    mistaken["data"]["embeddings"] = ""
+    with pytest.raises(UserError, match="config.data.embeddings is empty.*unclip_jax.embed"):
+        from_config(mistaken)
+
+
+def test_a_contrastive_batch_may_not_be_split():
+    mistaken = config("clip", "tiny").to_dict()
+    mistaken["train"]["accumulate"] = 2
+    with pytest.raises(UserError, match="accumulate is 2, but the loss of stage 'clip'"):
+        from_config(mistaken)
+
+
+def test_images_are_loaded_at_the_size_the_model_takes():
+    mistaken = config("decoder", "tiny").to_dict()
+    mistaken["data"]["load_size"] = 24
+    with pytest.raises(UserError, match="load_size is 24; the model takes 16-pixel images"):
+        from_config(mistaken)
+
+
+def test_identity_ignores_what_may_change_on_resume():
+    one, other = config("prior", "tiny"), config("prior", "tiny")
+    other.train.steps = 7
+    other.mesh.fsdp = 2
+    assert from_config(one).digest() == from_config(other).digest()
+    other.optim.learning_rate = 0.5
+    assert from_config(one).digest() != from_config(other).digest()

@@ -1,0 +1,166 @@
+"""From a ConfigDict to one frozen, typed `Experiment`; nothing past this file sees a ConfigDict.
+
+A misspelt key raises with a suggestion. Checks that involve more than one group of keys live here
+and nowhere else.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from unclip_jax.core.checks import UserError, divisible, in_range, positive
+from unclip_jax.core.config import as_dict, build
+from unclip_jax.parallel.mesh import MeshConfig
+from unclip_jax.registry import stage_entry
+from unclip_jax.stages.base import Stage
+from unclip_jax.training.loop import TrainConfig
+from unclip_jax.training.optimizer import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where batches come from.
+
+    Attributes:
+        path: a folder written by `unclip_jax.prepare`, or "tfds:NAME" for any TFDS data set.
+        train_split: split to train on.
+        eval_split: split for the validation loss; "" = none.
+        embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
+        tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
+        image_key: TFDS feature with the image.
+        caption_key: TFDS feature with the caption.
+        load_size: side to which images are resized; an upsampler crops from it.
+        flip: mirror half of the images; captions that name sides forbid it.
+        blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
+        workers: decoding threads.
+        cache_mb: memory for decoded images, so that a small data set is decoded once.
+    """
+
+    path: str
+    load_size: int
+    train_split: str = "train"
+    eval_split: str = "validation"
+    embeddings: str = ""
+    tokenizer: str = ""
+    image_key: str = "image"
+    caption_key: str = "caption"
+    flip: bool = False
+    blur: float = 0.5
+    workers: int = 2
+    cache_mb: int = 1024
+
+    def __post_init__(self):
+        positive("config.data.load_size", self.load_size)
+        in_range("config.data.blur", self.blur, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run of one stage.
+
+    Attributes:
+        stage: name in `registry.STAGES`.
+        name: name of the run's folder and of the export ("upsampler_256").
+        size: which size of the experiment file this is.
+        model: the stage's own typed config.
+        data: where batches come from.
+        optim: the optimiser.
+        train: lengths, intervals, batch size, seed.
+        mesh: devices along each mesh axis.
+        rules: sharding table, "dp", "fsdp" or "fsdp_tp".
+        init_from: an export whose parameters training starts from; "" = from scratch.
+    """
+
+    stage: str
+    name: str
+    size: str
+    model: Any
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    rules: str = "fsdp"
+    init_from: str = ""
+
+    def build_stage(self) -> Stage:
+        """The stage record of this experiment."""
+        return stage_entry(self.stage).make(self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: all but devices, lengths and intervals."""
+        everything = as_dict(self)
+        kept = {
+            key: everything[key] for key in ("stage", "name", "model", "data", "optim", "rules")
+        }
+        kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("workers", "cache_mb")}
+        kept["train"] = {
+            key: everything["train"][key]
+            for key in ("batch_size", "accumulate", "ema_decay", "seed")
+        }
+        del kept["rules"]
+        return kept
+
+    def digest(self) -> str:
+        """A short hash of the identity."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
+    """Type a whole config and check what involves more than one group of keys.
+
+    Args:
+        config: a ConfigDict or a nested mapping as an experiment file returns it.
+
+    Raises:
+        UserError: unknown, missing or mistyped keys, or values that do not fit together.
+    """
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    if "stage" not in plain:
+        raise UserError("config.stage is missing; give it in the experiment file.")
+    entry = stage_entry(plain["stage"])
+    model = build(entry.config, plain.pop("model", {}), where="config.model")
+    experiment = build(Experiment, {**plain, "model": model}, where="config")
+    _check(experiment)
+    return experiment
+
+
+def _check(experiment: Experiment) -> None:
+    """Cross-field checks."""
+    train = experiment.train
+    divisible(
+        "config.train.batch_size",
+        train.batch_size,
+        train.accumulate,
+        "config.train.accumulate must divide the batch.",
+    )
+    stage = experiment.build_stage()
+    if train.accumulate > 1 and not stage.splittable:
+        raise UserError(
+            f"config.train.accumulate is {train.accumulate}, but the loss of stage "
+            f"{experiment.stage!r} is a function of the whole batch; use 1 and more devices."
+        )
+    needs = {"z_img", "z_txt"} & stage.batch_spec.keys()
+    if needs and not experiment.data.embeddings:
+        raise UserError(
+            f"config.data.embeddings is empty, but stage {experiment.stage!r} needs "
+            f"{sorted(needs)}; run `python -m unclip_jax.embed` and give its output folder."
+        )
+    if "image" in stage.batch_spec:
+        _check_image(experiment, stage.batch_spec["image"].shape[0])
+
+
+def _check_image(experiment: Experiment, side: int) -> None:
+    load = experiment.data.load_size
+    if experiment.stage == "upsampler":
+        target = experiment.model.model.unet.image_size
+        if load != target:
+            raise UserError(
+                f"config.data.load_size is {load}; the upsampler's target size is {target}."
+            )
+    elif load != side:
+        raise UserError(f"config.data.load_size is {load}; the model takes {side}-pixel images.")

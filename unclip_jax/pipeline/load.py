@@ -1,0 +1,86 @@
+"""From a run directory to a typed cascade and its parameters, refusing stages that do not fit."""
+
+import pathlib
+from typing import Any, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+
+from unclip_jax.core.config import build
+from unclip_jax.handoff import load, manifest
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.pipeline.text_to_image import Cascade
+from unclip_jax.stages import clip, decoder, prior, upsampler
+from unclip_jax.stages.base import Stage
+
+T = TypeVar("T")
+UPSAMPLERS = ("upsampler_256", "upsampler_1024")
+
+
+class Loaded(NamedTuple):
+    """A cascade ready to sample.
+
+    Attributes:
+        cascade: typed configs.
+        params: parameter trees as `text_to_image.sample` takes them.
+        manifests: the manifest of every stage by name.
+        tokenizer_dir: folder of the tokenizer that all text models share.
+    """
+
+    cascade: Cascade
+    params: dict[str, Any]
+    manifests: dict[str, Manifest]
+    tokenizer_dir: pathlib.Path
+
+
+def load_cascade(run_dir: pathlib.Path) -> Loaded:
+    """Load every exported stage of a run directory.
+
+    Raises:
+        UserError: a stage is missing, damaged, or does not fit the others.
+    """
+    places = load.find_stages(run_dir)
+    manifests = {name: load.read_manifest(path) for name, path in places.items()}
+    manifest.check_chain(list(manifests.values()))
+    clip_cfg, clip_params = _stage(places["clip"], manifests["clip"], clip.ClipStageConfig, clip)
+    prior_cfg, prior_params = _stage(
+        places["prior"], manifests["prior"], prior.PriorStageConfig, prior
+    )
+    decoder_cfg, decoder_params = _stage(
+        places["decoder"], manifests["decoder"], decoder.DecoderStageConfig, decoder
+    )
+    upsamplers = [
+        _stage(places[name], manifests[name], upsampler.UpsamplerStageConfig, upsampler)
+        for name in UPSAMPLERS
+        if name in places
+    ]
+    params = {
+        "clip": clip_params,
+        "prior": prior_params,
+        "decoder": decoder_params,
+        "upsamplers": [tree for _, tree in upsamplers],
+    }
+    cascade = Cascade(clip_cfg, prior_cfg, decoder_cfg, tuple(cfg for cfg, _ in upsamplers))
+    return Loaded(cascade, params, manifests, load.tokenizer_dir(places["clip"]))
+
+
+def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manifest]:
+    """Load an exported CLIP alone: (config, parameters, manifest).
+
+    Raises:
+        UserError: there is no complete CLIP export in `directory`.
+    """
+    card = load.read_manifest(directory)
+    cfg, params = _stage(directory, card, clip.ClipStageConfig, clip)
+    return cfg, params, card
+
+
+def abstract_params(stage: Stage) -> Any:
+    """Shapes and types of a stage's parameters, unboxed, without allocating them."""
+    return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+
+
+def _stage(path: pathlib.Path, card: Manifest, config_type: type[T], module: Any) -> tuple[T, Any]:
+    """Typed config and strictly loaded parameters of one export."""
+    cfg = build(config_type, card.config, where=f"{path}/manifest.json config")
+    return cfg, load.read_params(path, abstract=abstract_params(module.make(cfg)))

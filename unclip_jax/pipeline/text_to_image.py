@@ -1,0 +1,201 @@
+"""Caption -> z_img -> base image -> upsampled image, as one pure function (unCLIP, section 2).
+
+    P(x | y) = P(x | z_img, y) P(z_img | y): the prior draws z_img, the decoder draws the image.
+
+Image i depends on (seed, i) alone: every draw comes from the key of its image, so neither the batch
+it is in nor the number of devices changes it.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.types import Embedding, Image, Keys, Params
+from unclip_jax.models.clip import Clip, TextOutput
+from unclip_jax.stages import decoder, prior, upsampler
+from unclip_jax.stages.clip import ClipStageConfig
+from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.stages.prior import PriorStageConfig
+from unclip_jax.stages.upsampler import UpsamplerStageConfig
+
+CONDITIONS = ("prior", "z_txt", "z_img")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """The typed configs of one fitting set of stages, from CLIP to the last upsampler."""
+
+    clip: ClipStageConfig
+    prior: PriorStageConfig
+    decoder: DecoderStageConfig
+    upsamplers: tuple[UpsamplerStageConfig, ...] = ()
+
+    @property
+    def image_size(self) -> int:
+        """Side of the final image in pixels."""
+        last = self.upsamplers[-1].model.unet if self.upsamplers else self.decoder.model.unet
+        return last.image_size
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """What a caller may change without retraining; None = as the stage was exported.
+
+    Attributes:
+        prior: sampling of the prior.
+        decoder: sampling of the decoder.
+        upsamplers: sampling of the upsamplers, in order; () = as exported.
+        num_candidates: embeddings drawn per caption.
+        condition: where z_img comes from: "prior", "z_txt" (the caption embedding used as if it
+            were an image embedding, unCLIP section 5.1), or "z_img" (given).
+    """
+
+    prior: SamplingConfig | None = None
+    decoder: SamplingConfig | None = None
+    upsamplers: tuple[SamplingConfig, ...] = ()
+    num_candidates: int | None = None
+    condition: str = "prior"
+
+    def __post_init__(self):
+        one_of("condition", self.condition, CONDITIONS)
+
+
+class Captions(NamedTuple):
+    """One batch of captions, tokenised at the context length of each text model."""
+
+    clip: tuple[Int[Array, " b l"], Array]
+    prior: tuple[Int[Array, " b l"], Array]
+    decoder: tuple[Int[Array, " b l"], Array]
+
+
+class Drawn(NamedTuple):
+    """What one run made."""
+
+    z_img: Embedding
+    base: Image
+    images: Image
+
+
+def keys_for(seed: int, indices: Int[Array, " b"]) -> Keys:
+    """The keys of images `indices` under `seed`: image i depends on (seed, i) alone."""
+    return rng.per_example(jax.random.key(seed), indices)
+
+
+def text_embedding(cascade: Cascade, params: Params, *, captions: Captions) -> Embedding:
+    """L2-normalised CLIP text embeddings z_txt."""
+    tokens, mask = captions.clip
+    out: TextOutput = Clip(cascade.clip.model).apply(
+        {"params": params["clip"]}, tokens, mask, method=Clip.encode_text
+    )  # pyright: ignore[reportAssignmentType]
+    return prior.unit(out.pooled)
+
+
+def image_embedding(cascade: Cascade, params: Params, *, images: Image) -> Embedding:
+    """L2-normalised CLIP image embeddings of images in [-1, 1] at CLIP's input size."""
+    out: Any = Clip(cascade.clip.model).apply(
+        {"params": params["clip"]}, images, method=Clip.encode_image
+    )
+    return prior.unit(out)
+
+
+def sample(
+    cascade: Cascade,
+    params: dict[str, Any],
+    captions: Captions,
+    keys: Keys,
+    *,
+    options: SampleOptions = SampleOptions(),
+    z_img: Embedding | None = None,
+) -> Drawn:
+    """Draw one image per caption; pure, so `jax.jit` compiles it as a whole.
+
+    Args:
+        cascade: configs of the stages.
+        params: {"clip", "prior", "decoder", "upsamplers": [...]} parameter trees.
+        captions: tokenised captions.
+        keys: one key per image (`keys_for`).
+        options: overrides of the exported sampling settings.
+        z_img: the image embeddings when `options.condition` is "z_img".
+
+    Raises:
+        UserError: condition "z_img" without `z_img`.
+    """
+    z_img = _condition(cascade, params, captions, keys, options=options, z_img=z_img)
+    tokens, mask = captions.decoder
+    base = decoder.sample(
+        cascade.decoder,
+        params["decoder"],
+        z_img=z_img,
+        tokens=tokens,
+        token_mask=mask,
+        keys=rng.fold_each(keys, "decoder"),
+        sampling=options.decoder,
+    )
+    images = upsample(cascade, params, base, keys, options=options)
+    return Drawn(z_img, base, images)
+
+
+def upsample(
+    cascade: Cascade,
+    params: dict[str, Any],
+    images: Image,
+    keys: Keys,
+    *,
+    options: SampleOptions = SampleOptions(),
+) -> Image:
+    """Run the upsamplers in order on images in [-1, 1]."""
+    for index, stage in enumerate(cascade.upsamplers):
+        images = upsampler.sample(
+            stage,
+            params["upsamplers"][index],
+            low_res=quantise(images),
+            keys=rng.fold_each(keys, "upsampler", index),
+            sampling=options.upsamplers[index] if options.upsamplers else None,
+        )
+    return images
+
+
+def quantise(images: Image) -> Image:
+    """Round to the 8-bit levels that upsamplers were trained on (GLIDE's released sampler)."""
+    return jnp.round((images + 1.0) * 127.5) / 127.5 - 1.0
+
+
+def to_uint8(images: Float[Array, " b h w c"]) -> UInt8[Array, " b h w c"]:
+    """[-1, 1] -> 0..255."""
+    return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def _condition(
+    cascade: Cascade,
+    params: dict[str, Any],
+    captions: Captions,
+    keys: Keys,
+    *,
+    options: SampleOptions,
+    z_img: Embedding | None,
+) -> Embedding:
+    """The z_img that the decoder will see."""
+    if options.condition == "z_img":
+        if z_img is None:
+            raise UserError("condition 'z_img' needs z_img; give image embeddings.")
+        return prior.unit(z_img)
+    z_txt = text_embedding(cascade, params, captions=captions)
+    if options.condition == "z_txt":
+        return z_txt
+    tokens, mask = captions.prior
+    return prior.sample(
+        cascade.prior,
+        params["prior"],
+        tokens=tokens,
+        token_mask=mask,
+        z_txt=z_txt,
+        keys=rng.fold_each(keys, "prior"),
+        sampling=options.prior,
+        num_candidates=options.num_candidates,
+    )

@@ -1,0 +1,39 @@
+"""The `Stage` record: all that the training loop knows of what it trains."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One independently trained part of unCLIP as pure functions.
+
+    Attributes:
+        name: "clip", "prior", "decoder" or "upsampler".
+        batch_spec: the fields of one training batch.
+        init: key -> boxed parameters (leaves carry their logical axis names).
+        loss: (params, batch, key) -> (scalar that is differentiated, metrics). With dropout and
+            condition drops; all randomness comes from `key`.
+        evaluate: (params, batch, key) -> metrics averaged over the batch, without dropout and
+            condition drops; always holds "loss".
+        preview: (params, batch, key) -> images in [-1, 1], the original left and the sample right;
+            None where there is nothing to look at.
+        splittable: whether a batch may be split for gradient accumulation; a contrastive loss is a
+            function of the whole batch and may not.
+        describe: JSON-ready facts that the manifest of an export records.
+    """
+
+    name: str
+    batch_spec: BatchSpec
+    init: Callable[[Key], Params]
+    loss: Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
+    evaluate: Callable[[Params, Batch, Key], Metrics]
+    preview: Callable[[Params, Batch, Key], Float[Array, " b h w c"]] | None
+    splittable: bool
+    describe: dict[str, Any]

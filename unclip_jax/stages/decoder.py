@@ -1,0 +1,236 @@
+"""Stage `decoder`: 64x64 images from (z_img, caption) by guided diffusion (unCLIP, section 2.1).
+
+A GLIDE U-Net with two pathways for z_img: added to the timestep embedding, and four extra context
+tokens. z_img is dropped from 10 % and the caption from 50 % of the examples, independently.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from unclip_jax.core import batch as batches
+from unclip_jax.core import rng
+from unclip_jax.core.batch import Field
+from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.config import as_dict
+from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Mask, Metrics, Params, Tokens
+from unclip_jax.diffusion import guidance
+from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.stages import gaussian
+from unclip_jax.stages.base import Stage
+from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.stages.prior import unit
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderStageConfig:
+    """A decoder and how it is trained and sampled.
+
+    Attributes:
+        model: U-Net, caption transformer and the pathways of z_img.
+        diffusion: chain and target; the paper predicts eps and learns the variance.
+        sampling: default sampling; 250 strided steps with learned variance in the paper.
+        drop_z: share of examples whose z_img is dropped (10 %).
+        drop_text: share of examples whose caption is dropped (50 %), independent of `drop_z`.
+        z_scale: factor on the unit-norm z_img that the network sees; None = sqrt(d).
+    """
+
+    model: DecoderConfig
+    diffusion: DiffusionConfig = DiffusionConfig(learned_variance=True)
+    sampling: SamplingConfig = SamplingConfig(
+        steps="250", variance="learned_range", threshold="static"
+    )
+    drop_z: float = 0.1
+    drop_text: float = 0.5
+    z_scale: float | None = None
+
+    def __post_init__(self):
+        in_range("decoder.drop_z", self.drop_z, 0.0, 1.0)
+        in_range("decoder.drop_text", self.drop_text, 0.0, 1.0)
+        unet = self.model.unet
+        expected = unet.in_channels * (2 if self.diffusion.learned_variance else 1)
+        if unet.out_channels != expected:
+            raise UserError(
+                f"decoder.model.unet.out_channels is {unet.out_channels}; "
+                f"diffusion.learned_variance={self.diffusion.learned_variance} needs {expected}."
+            )
+
+    @property
+    def scale(self) -> float:
+        """The factor actually applied to unit-norm embeddings."""
+        return math.sqrt(self.model.z_dim) if self.z_scale is None else self.z_scale
+
+
+def make(cfg: DecoderStageConfig) -> Stage:
+    """The stage record for the decoder."""
+    module, chain = Decoder(cfg.model), cfg.diffusion.chain()
+    spec = {
+        "image": batches.image_field(cfg.model.unet.image_size),
+        "z_img": Field((cfg.model.z_dim,), "float32"),
+        **batches.text_fields(cfg.model.context, cfg.model.vocab_size),
+    }
+
+    def init(key: Key) -> Params:
+        zero = batches.zeros(spec, 1)
+        return module.init(
+            key,
+            zero["image"],
+            jnp.zeros(1, jnp.int32),
+            z_img=zero["z_img"],
+            tokens=zero["tokens"],
+            token_mask=zero["token_mask"],
+        )["params"]
+
+    def loss(params: Params, batch: Batch, key: Key):
+        noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
+        size = noised.t.shape[0]
+        keep_z = guidance.keep_mask(rng.fold(key, "drop_z"), batch_size=size, drop=cfg.drop_z)
+        keep_text = guidance.keep_mask(
+            rng.fold(key, "drop_text"), batch_size=size, drop=cfg.drop_text
+        )
+        out = module.apply(
+            {"params": params},
+            noised.x_t,
+            noised.t,
+            z_img=cfg.scale * unit(batch["z_img"]),
+            tokens=batch["tokens"],
+            token_mask=batch["token_mask"],
+            keep_z=keep_z,
+            keep_text=keep_text,
+            deterministic=False,
+            rngs={"dropout": rng.fold(key, "dropout")},
+        )
+        value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
+        return value, {"loss": value}
+
+    def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
+        """Loss, and how much a wrong z_img hurts: the conditioning must matter."""
+        noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
+        right = _loss_with(cfg, params, batch, noised)
+        swapped = {**batch, "z_img": jnp.roll(batch["z_img"], 1, axis=0)}
+        wrong = _loss_with(cfg, params, swapped, noised)
+        return {"loss": jnp.mean(right), "loss_wrong_z": jnp.mean(wrong)}
+
+    def preview(params: Params, batch: Batch, key: Key) -> Image:
+        keys = rng.per_example(key, jnp.arange(batch["image"].shape[0]))
+        images = sample(
+            cfg,
+            params,
+            z_img=batch["z_img"],
+            tokens=batch["tokens"],
+            token_mask=batch["token_mask"],
+            keys=keys,
+        )
+        return jnp.concatenate([batch["image"], images], axis=2)
+
+    return Stage(
+        name="decoder",
+        batch_spec=spec,
+        init=init,
+        loss=loss,
+        evaluate=evaluate,
+        preview=preview,
+        splittable=True,
+        describe={
+            "config": as_dict(dataclasses.replace(cfg, z_scale=cfg.scale)),
+            "embed_dim": cfg.model.z_dim,
+            "image_size": cfg.model.unet.image_size,
+        },
+    )
+
+
+def sample(
+    cfg: DecoderStageConfig,
+    params: Params,
+    *,
+    z_img: Embedding,
+    tokens: Tokens,
+    token_mask: Mask,
+    keys: Keys,
+    sampling: SamplingConfig | None = None,
+) -> Image:
+    """Draw images in [-1, 1] for (z_img, caption) (unCLIP, section 2.1).
+
+    Args:
+        cfg: the trained stage.
+        params: its (EMA) parameters.
+        z_img: CLIP image embeddings, of any norm.
+        tokens: caption ids; all padding = no caption.
+        token_mask: True at real tokens.
+        keys: one key per image.
+        sampling: overrides `cfg.sampling`.
+
+    Returns:
+        Images of the decoder's size.
+    """
+    sampling = sampling or cfg.sampling
+    denoise = denoiser(
+        cfg,
+        params,
+        z_img=z_img,
+        tokens=tokens,
+        token_mask=token_mask,
+        scale=sampling.guidance_scale,
+    )
+    size = cfg.model.unet.image_size
+    images = gaussian.run(
+        denoise,
+        shape=(size, size, cfg.model.unet.in_channels),
+        keys=keys,
+        diffusion=cfg.diffusion,
+        sampling=sampling,
+    )
+    return jnp.clip(images, -1.0, 1.0)
+
+
+def denoiser(
+    cfg: DecoderStageConfig,
+    params: Params,
+    *,
+    z_img: Embedding,
+    tokens: Tokens,
+    token_mask: Mask,
+    scale: float,
+) -> guidance.Denoiser:
+    """The conditional, or guided, denoiser; the caption is encoded once, outside the scan.
+
+    The unconditional branch drops z_img and the caption together (unCLIP is silent; Karlo).
+    """
+    module = Decoder(cfg.model)
+    count = z_img.shape[0]
+    z_img, keep = cfg.scale * unit(z_img), jnp.ones(count, bool)
+    if scale != 1.0:
+        keep = jnp.concatenate([keep, ~keep])
+        z_img, tokens, token_mask = (jnp.concatenate([x, x]) for x in (z_img, tokens, token_mask))
+    variables = {"params": params}
+    features = module.apply(
+        variables, tokens, token_mask, keep_text=keep, method=Decoder.encode_text
+    )
+
+    def denoise(x_t, t):
+        out = module.apply(
+            variables, x_t, t, z_img=z_img, text=features, keep_z=keep, method=Decoder.denoise
+        )
+        return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
+
+    if scale == 1.0:
+        return denoise
+    return guidance.guided(denoise, scale=scale, schedule=cfg.diffusion.chain())
+
+
+def _loss_with(
+    cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.Noised
+) -> Float[Array, " b"]:
+    """Per-example loss without drops and dropout."""
+    out = Decoder(cfg.model).apply(
+        {"params": params},
+        noised.x_t,
+        noised.t,
+        z_img=cfg.scale * unit(batch["z_img"]),
+        tokens=batch["tokens"],
+        token_mask=batch["token_mask"],
+    )
+    return gaussian.loss(cfg.diffusion, jax.lax.stop_gradient(out), noised=noised)
