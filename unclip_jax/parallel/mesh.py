@@ -1,0 +1,105 @@
+"""The device mesh: three axes, one function that makes it.
+
+Axes, outermost first: "data" (copies of the parameters), "fsdp" (parameters and optimiser split,
+gathered when used), "tensor" (matrices split, activations exchanged). A batch is split over the
+first two. Every array placement in this project is stated on such a mesh with Auto axes: XLA
+chooses the communication.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from unclip_jax.core.checks import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1 = all that are left.
+
+    Attributes:
+        data: copies of the parameters; each sees its own part of the batch.
+        fsdp: devices that share one copy of the parameters; each sees its own part of the batch.
+        tensor: devices that share one example's computation.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size == 0 or size < -1:
+                raise UserError(f"config.mesh.{name} is {size}; give a count, or -1 for the rest.")
+        if sum(size == -1 for size in sizes.values()) > 1:
+            raise UserError(f"config.mesh has more than one -1 ({sizes}); fix all axes but one.")
+
+
+def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config` over `devices` (default: every device of every process).
+
+    Raises:
+        UserError: the axis sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = _resolve(config, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 split over every axis that carries examples."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Number of parts into which a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(mesh: Mesh, *, batch_size: int, accumulate: int = 1) -> None:
+    """A global batch must split evenly over microbatches, devices and processes.
+
+    Raises:
+        UserError: it does not.
+    """
+    shards = batch_shards(mesh)
+    unit = math.lcm(shards * accumulate, jax.process_count())
+    if batch_size <= 0 or batch_size % unit:
+        nearest = max(unit, round(batch_size / unit) * unit)
+        raise UserError(
+            f"config.train.batch_size is {batch_size}; it must be a multiple of {unit} "
+            f"({shards} batch shards of the mesh x {accumulate} microbatches). Try {nearest}."
+        )
+
+
+def describe(mesh: Mesh) -> str:
+    """For a startup line: '8 x cpu (data 8, fsdp 1, tensor 1)'."""
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})"
+
+
+def _resolve(config: MeshConfig, count: int) -> tuple[int, ...]:
+    """Axis sizes with -1 replaced."""
+    sizes = [getattr(config, name) for name in AXES]
+    fixed = math.prod(size for size in sizes if size != -1)
+    shape = tuple(count // fixed if size == -1 else size for size in sizes)
+    if math.prod(shape) != count:
+        stated = " x ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
+        raise UserError(
+            f"config.mesh is {stated}, but there are {count} devices; the sizes must multiply to "
+            f"{count} (-1 = the rest)."
+        )
+    return shape

@@ -1,0 +1,162 @@
+"""From boxed parameters to placed arrays.
+
+A network's init returns parameters in boxes that carry logical axis names
+(`flax.linen.LogicallyPartitioned`). Optimiser and averages built from boxed parameters are boxed
+alike, so one function places a whole training state. Boxes come off before anything is computed.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.trees import flatten_paths
+from unclip_jax.core.types import Batch
+from unclip_jax.parallel import rules as rule_tables
+from unclip_jax.parallel.mesh import batch_sharding
+
+NOTICEABLE = 0.02  # share of replicated bytes above which the report names the worst
+
+
+class Replicated(NamedTuple):
+    """How much of a sharded state every device holds in full.
+
+    Attributes:
+        total_bytes: of all arrays, counted once.
+        whole_bytes: of arrays that no mesh axis splits.
+        worst: the five largest of these, (path, bytes).
+    """
+
+    total_bytes: int
+    whole_bytes: int
+    worst: tuple[tuple[str, int], ...]
+
+    @property
+    def share(self) -> float:
+        """whole_bytes / total_bytes."""
+        return self.whole_bytes / max(self.total_bytes, 1)
+
+    def line(self) -> str:
+        """One line for a log; names the worst offenders where the share is noticeable."""
+        text = f"{self.share:.1%} of {size_text(self.total_bytes)} is held whole by every device"
+        if self.share <= NOTICEABLE:
+            return text
+        return f"{text}: " + ", ".join(f"{path} ({size_text(size)})" for path, size in self.worst)
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: '1.3 GiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"
+
+
+def unbox(tree: Any) -> Any:
+    """`tree` without its boxes; a tree without boxes comes back as it is."""
+    return jax.tree.map(lambda x: x.value if _is_box(x) else x, tree, is_leaf=_is_box)
+
+
+def axis_names(boxed: Any) -> dict[str, tuple[str | None, ...]]:
+    """Logical axis names by slash-separated path; an unboxed leaf has None on every axis."""
+    return {path: _names(leaf) for path, leaf in _boxes(boxed)}
+
+
+def shardings(boxed: Any, mesh: Mesh, *, rules: str) -> Any:
+    """One NamedSharding per leaf of `boxed`, in the structure of `unbox(boxed)`.
+
+    Args:
+        boxed: arrays or ShapeDtypeStructs, boxed with their logical axis names; unboxed leaves
+            (counters) go to every device.
+        mesh: the devices.
+        rules: "dp", "fsdp" or "fsdp_tp".
+
+    Raises:
+        UserError: unknown rules, names that do not fit, or a mesh axis that these rules leave
+            without any work.
+    """
+    table = rule_tables.table(rules)
+    structure = jax.tree.structure(unbox(boxed))
+    placed = []
+    for path, leaf in _boxes(boxed):
+        shape = unbox(leaf).shape
+        found = rule_tables.spec(_names(leaf), shape, table=table, mesh=mesh, path=path)
+        placed.append(NamedSharding(mesh, found))
+    _check_used(placed, mesh, rules)
+    return jax.tree.unflatten(structure, placed)
+
+
+def abstract(boxed: Any, placed: Any) -> Any:
+    """Unboxed ShapeDtypeStructs that carry their shardings: what a restore needs to know."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), unbox(boxed), placed
+    )
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+    """This process's part of a batch -> global arrays, axis 0 split over the mesh."""
+    where = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
+
+
+def describe(placed: Any) -> dict[str, str]:
+    """Shardings as text by path, for goldens: {"up/kernel": "fsdp, -"}; "" = whole."""
+    return {path: _spec_text(leaf.spec) for path, leaf in flatten_paths(placed).items()}
+
+
+def replicated(tree: Any) -> Replicated:
+    """Which bytes of `tree` (arrays or structs with shardings) every device holds in full."""
+    sizes = {path: _bytes(leaf) for path, leaf in flatten_paths(tree).items()}
+    whole = {
+        path: sizes[path]
+        for path, leaf in flatten_paths(tree).items()
+        if leaf.sharding.is_fully_replicated
+    }
+    worst = sorted(whole.items(), key=lambda item: -item[1])[:5]
+    return Replicated(sum(sizes.values()), sum(whole.values()), tuple(worst))
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that one device holds of `tree` (arrays or structs with shardings)."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.LogicallyPartitioned)
+
+
+def _boxes(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves by path, boxes unopened."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
+
+
+def _names(leaf: Any) -> tuple[str | None, ...]:
+    return tuple(leaf.names) if _is_box(leaf) else (None,) * len(leaf.shape)
+
+
+def _check_used(placed: list[NamedSharding], mesh: Mesh, rules: str) -> None:
+    """A mesh axis that splits no parameter is a mistake: its devices would repeat work."""
+    for axis in ("fsdp", "tensor"):
+        if mesh.shape[axis] > 1 and not any(axis in leaf.spec for leaf in placed):
+            raise UserError(
+                f"config.mesh.{axis} is {mesh.shape[axis]}, but rules {rules!r} split no parameter "
+                f"over it; set config.mesh.{axis}=1, or choose other rules."
+            )
+
+
+def _spec_text(spec: PartitionSpec) -> str:
+    return ", ".join("-" if part is None else str(part) for part in spec)
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize

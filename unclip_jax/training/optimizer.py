@@ -1,0 +1,210 @@
+"""Optimisers: AdamW for everything, or Muon for matrices and AdamW for the rest.
+
+Which parameter gets what follows from its logical axis names and its path, never from its size:
+*weights* (leaves called "kernel", and tables with a "vocab" axis) decay; gains, biases, position
+tables and learned tokens do not. Muon takes the kernels.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Float
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from unclip_jax.core.checks import UserError, in_range, one_of, positive, suggest
+from unclip_jax.parallel.place import axis_names, unbox
+
+Rate = Callable[[Any], Any]  # step -> learning rate, both scalars
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser of one run.
+
+    Attributes:
+        name: "adamw" or "muon" (Muon for kernels, AdamW for the rest).
+        learning_rate: peak rate of AdamW.
+        warmup_steps: the rate rises linearly over this many steps.
+        schedule: after the warm-up, "constant", "cosine" or "linear" fall to the end of the run.
+        final_scale: the last rate over the peak rate.
+        b1: decay of AdamW's first moment.
+        b2: decay of AdamW's second moment.
+        eps: added to AdamW's denominator.
+        weight_decay: of weights under AdamW, times the rate.
+        clip_norm: greatest global norm of the gradients; None = do not clip.
+        muon_learning_rate: peak rate of Muon (updates have spectral norm near 1 times
+            max(1, out / in)^1/2).
+        muon_momentum: of Muon.
+        muon_weight_decay: of kernels under Muon, times Muon's rate.
+        muon_exclude: fragments of paths of kernels that stay with AdamW.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    final_scale: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    muon_learning_rate: float = 0.01
+    muon_momentum: float = 0.95
+    muon_weight_decay: float = 0.0
+    muon_exclude: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        one_of("config.optim.name", self.name, ("adamw", "muon"))
+        one_of("config.optim.schedule", self.schedule, ("constant", "cosine", "linear"))
+        for name in ("learning_rate", "eps", "muon_learning_rate"):
+            positive(f"config.optim.{name}", getattr(self, name))
+        for name in ("final_scale", "b1", "b2", "muon_momentum"):
+            in_range(f"config.optim.{name}", getattr(self, name), 0.0, 1.0)
+        for name in ("warmup_steps", "weight_decay", "muon_weight_decay"):
+            in_range(f"config.optim.{name}", getattr(self, name), 0, math.inf)
+        if self.clip_norm is not None:
+            positive("config.optim.clip_norm", self.clip_norm)
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation and the learning rate of AdamW as a function of the step."""
+
+    tx: optax.GradientTransformation
+    rate: Rate
+
+
+def make_optimizer(config: OptimConfig, boxed: Any, *, steps: int) -> Optimizer:
+    """The optimiser of a run.
+
+    Args:
+        config: which and how.
+        boxed: parameters (or their ShapeDtypeStructs) in boxes that carry logical axis names.
+        steps: length of the run, at whose end the schedule ends.
+
+    Raises:
+        UserError: a warm-up longer than the run, or an exclusion that matches no kernel.
+    """
+    if config.warmup_steps > steps:
+        raise UserError(
+            f"config.optim.warmup_steps is {config.warmup_steps}, longer than the run of {steps} "
+            "steps; shorten it."
+        )
+    make = {"adamw": _adamw_alone, "muon": _muon}[config.name]
+    tx = make(config, boxed, steps)
+    if config.clip_norm is not None:
+        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    return Optimizer(tx, rate(config, config.learning_rate, steps=steps))
+
+
+def rate(config: OptimConfig, peak: float, *, steps: int) -> Rate:
+    """Learning rate by step: linear warm-up to `peak`, then the schedule of `config`.
+
+    Step k (from 0) of a warm-up of n has peak * (k + 1) / n, so that no step is wasted at zero.
+    """
+
+    def value(step: ArrayLike) -> Float[Array, ""]:
+        done = jnp.asarray(step, jnp.float32)
+        warm = jnp.minimum(1.0, (done + 1.0) / max(config.warmup_steps, 1))
+        length = max(steps - config.warmup_steps, 1)
+        progress = jnp.clip((done - config.warmup_steps) / length, 0.0, 1.0)
+        fall = {
+            "constant": jnp.zeros_like(progress),
+            "cosine": 0.5 - 0.5 * jnp.cos(math.pi * progress),
+            "linear": progress,
+        }[config.schedule]
+        return peak * warm * (1.0 - fall * (1.0 - config.final_scale))
+
+    return value
+
+
+def decayed(boxed: Any) -> Any:
+    """True where weight decay applies: kernels and token tables."""
+    return _by_path(boxed, lambda path, names: _is_kernel(path) or "vocab" in names)
+
+
+def muon_labels(boxed: Any, *, exclude: tuple[str, ...] = ()) -> Any:
+    """The word "muon" for kernels whose path holds none of `exclude`, "adamw" for all else.
+
+    Raises:
+        UserError: a fragment of `exclude` that no kernel's path holds.
+    """
+    kernels = [path for path in axis_names(boxed) if _is_kernel(path)]
+    for fragment in exclude:
+        if not any(fragment in path for path in kernels):
+            raise UserError(
+                f"config.optim.muon_exclude has {fragment!r}, which no kernel's path holds."
+                f"{suggest(fragment, kernels[:20])}"
+            )
+
+    def label(path: str, names: tuple[str | None, ...]) -> str:
+        skipped = any(fragment in path for fragment in exclude)
+        return "muon" if _is_kernel(path) and not skipped else "adamw"
+
+    return _by_path(boxed, label)
+
+
+def dimension_numbers(names: tuple[str | None, ...]) -> MuonDimensionNumbers:
+    """How Muon reads a kernel as matrices: last axis out, the others in, "layers" a batch."""
+    axes = [i for i, name in enumerate(names) if name != "layers"]
+    return MuonDimensionNumbers(reduction_axis=tuple(axes[:-1]), output_axis=(axes[-1],))
+
+
+def _adamw(config: OptimConfig, mask: Any, steps: int) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate(config, config.learning_rate, steps=steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=mask,
+    )
+
+
+def _adamw_alone(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
+    return _adamw(config, decayed(boxed), steps)
+
+
+def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) for kernels, AdamW for the rest."""
+    labels = muon_labels(boxed, exclude=config.muon_exclude)
+    numbers = _keep("muon", labels, _by_path(boxed, lambda _, names: dimension_numbers(names)))
+    muon = optax.chain(
+        scale_by_muon(beta=config.muon_momentum, weight_dimension_numbers=numbers),
+        optax.stateless(lambda updates, _: jax.tree.map(_scaled, updates, numbers)),
+        optax.add_decayed_weights(config.muon_weight_decay),
+        optax.scale_by_learning_rate(rate(config, config.muon_learning_rate, steps=steps)),
+    )
+    adamw = _adamw(config, _keep("adamw", labels, decayed(boxed)), steps)
+    return optax.partition({"muon": muon, "adamw": adamw}, labels)
+
+
+def _scaled(update: Array, numbers: MuonDimensionNumbers) -> Array:
+    """An orthogonal update times max(1, out / in)^1/2, as in Jordan's code."""
+    fan_in, fan_out = (
+        math.prod(update.shape[axis] for axis in axes)  # pyright: ignore[reportGeneralTypeIssues]
+        for axes in numbers
+    )
+    return update * math.sqrt(max(1.0, fan_out / fan_in))
+
+
+def _is_kernel(path: str) -> bool:
+    return path.rsplit("/", 1)[-1] == "kernel"
+
+
+def _keep(label: str, labels: Any, tree: Any) -> Any:
+    """`tree` with optax's placeholder wherever `labels` says something else than `label`."""
+    return jax.tree.map(
+        lambda own, value: value if own == label else optax.MaskedNode(), labels, tree
+    )
+
+
+def _by_path(boxed: Any, what: Callable[[str, tuple[str | None, ...]], Any]) -> Any:
+    """A tree like `unbox(boxed)` whose leaves are what(path, logical axis names)."""
+    leaves = [what(path, names) for path, names in axis_names(boxed).items()]
+    return jax.tree.unflatten(jax.tree.structure(unbox(boxed)), leaves)

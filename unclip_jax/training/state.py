@@ -1,0 +1,58 @@
+"""What a training run must remember between two steps, and nothing else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from unclip_jax.core.types import Params
+
+
+@struct.dataclass
+class TrainState:
+    """The whole state of a run on the device; together with the data position it is the run.
+
+    Fields are Any because the same structure also carries shardings, shapes and boxes.
+
+    Attributes:
+        step: int32, number of steps taken (skipped ones included), hence of batches consumed.
+        params: float32 master parameters.
+        ema_params: their exponential moving average, used to evaluate, sample and export.
+        opt_state: of the optimiser; its own counter counts only steps that were not skipped.
+        bad_steps: int32, how many steps in a row, up to now, were skipped as non-finite.
+    """
+
+    step: Any
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    bad_steps: Any
+
+
+def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the average starts at the parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=tx.init(params),
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def warmed_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
+    """min(decay, (1 + step) / (10 + step)), so that the average forgets its random start.
+
+    The form of TensorFlow's ExponentialMovingAverage with `num_updates`; without it a short run
+    averages mostly noise.
+    """
+    step = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def averaged(average: Params, params: Params, *, decay: Float[Array, ""]) -> Params:
+    """Leaf by leaf, decay * average + (1 - decay) * params."""
+    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

@@ -1,0 +1,165 @@
+"""One training step as a pure function: (state, batch, key) -> (state, metrics).
+
+    gradients (mean over microbatches, float32) -> finite? -> clip, update -> average
+
+A step whose loss or gradients are not finite changes nothing but the counters, bit for bit.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from unclip_jax.core import rng
+from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.checks import divisible
+from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
+from unclip_jax.training.state import TrainState, averaged, warmed_decay
+
+Loss = Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
+TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
+
+
+class Trainable(Protocol):
+    """What the loop needs of a stage; `stages.base.Stage` has it."""
+
+    @property
+    def name(self) -> str:
+        """For logs and pictures."""
+        ...
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """The fields of one training batch."""
+        ...
+
+    @property
+    def init(self) -> Callable[[Key], Params]:
+        """Key -> parameters, boxed with their logical axis names."""
+        ...
+
+    @property
+    def loss(self) -> Loss:
+        """What is differentiated."""
+        ...
+
+    @property
+    def evaluate(self) -> Callable[[Params, Batch, Key], Metrics]:
+        """Means over a batch, "loss" among them, without dropout."""
+        ...
+
+    @property
+    def preview(self) -> Callable[[Params, Batch, Key], Any] | None:
+        """Images in [-1, 1] to look at while training, or None."""
+        ...
+
+    @property
+    def splittable(self) -> bool:
+        """Whether a batch may be split into microbatches."""
+        ...
+
+
+def make_train_step(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    accumulate: int = 1,
+    shardings: Any = None,
+) -> TrainStep:
+    """The step of one run, to be jitted by the caller with the state donated.
+
+    Args:
+        loss: (params, batch, key) -> (scalar, metrics); its randomness comes from the key alone.
+        tx: the optimiser, clipping included.
+        ema_decay: greatest decay of the parameter average; see `state.warmed_decay`.
+        accumulate: microbatches per step; more than one divides the activations' memory.
+        shardings: of the parameters, for the gradients that are accumulated; None = as XLA likes.
+
+    Returns:
+        step(state, batch, key): `key` is the run's, the same at every step; the step number is
+        folded in here. Metrics: those of the loss, with "loss", "grad_norm" (before clipping) and
+        "bad_steps" added.
+
+    Raises:
+        UserError: (while tracing) `accumulate` does not divide the batch.
+    """
+
+    def step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
+        key = rng.fold(key, "train", state.step)
+        if accumulate == 1:
+            grads, metrics = gradients(loss, state.params, batch, key)
+        else:
+            parts = split(batch, accumulate)
+            grads, metrics = _accumulated(loss, state.params, parts, key, shardings)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        new = _updated(state, grads, tx, ema_decay)
+        old = dataclasses.replace(state, bad_steps=state.bad_steps + 1)
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        new = dataclasses.replace(new, step=state.step + 1)
+        return new, {**metrics, "grad_norm": norm, "bad_steps": new.bad_steps}
+
+    return step
+
+
+def gradients(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
+    """Gradients of `loss` in the parameters' float32, and its metrics with "loss" among them."""
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+    return grads, {**metrics, "loss": value}
+
+
+def split(batch: Batch, parts: int) -> Batch:
+    """[b ...] -> [parts b/parts ...]: microbatch j holds the examples j, j + parts, j + 2 parts...
+
+    With this stride every device splits its own examples and none moves between devices.
+
+    Raises:
+        UserError: `parts` does not divide the batch.
+    """
+
+    def strided(x: jax.Array) -> jax.Array:
+        divisible("batch size", x.shape[0], parts, "change config.train.accumulate.")
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    return {name: strided(x) for name, x in batch.items()}
+
+
+def _accumulated(
+    loss: Loss, params: Params, parts: Batch, key: Key, shardings: Any
+) -> tuple[Params, Metrics]:
+    """Mean gradients and metrics over microbatches, one at a time in a scan."""
+    count = jax.tree.leaves(parts)[0].shape[0]
+
+    def body(total: Params, part: tuple[jax.Array, Batch]) -> tuple[Params, Metrics]:
+        index, batch = part
+        grads, metrics = gradients(loss, params, batch, rng.fold(key, index))
+        return _placed(jax.tree.map(jnp.add, total, grads), shardings), metrics
+
+    zeros = _placed(jax.tree.map(jnp.zeros_like, params), shardings)
+    total, metrics = jax.lax.scan(body, zeros, (jnp.arange(count), parts))
+    mean = jax.tree.map(lambda x: x / count, total)
+    return mean, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+
+
+def _placed(tree: Params, shardings: Any) -> Params:
+    return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings)
+
+
+def _updated(
+    state: TrainState, grads: Params, tx: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
+    """The state after a good step, but for its step counter."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    ema = averaged(state.ema_params, params, decay=warmed_decay(state.step, ema_decay))
+    return TrainState(
+        step=state.step,
+        params=params,
+        ema_params=ema,
+        opt_state=opt_state,
+        bad_steps=jnp.zeros_like(state.bad_steps),
+    )
