@@ -1,0 +1,351 @@
+"""Launch scripts parse, print commands that exist, and continue where they stopped."""
+
+import functools
+import importlib.util
+import os
+import pathlib
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.is_file())
+SIZES = ("shapes", "emoji", "tiny", "paper")
+
+
+def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    """Run a script as a user would, without inheriting settings that change its output."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    return subprocess.run(
+        command, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=120
+    )
+
+
+def printed(*arguments: str) -> list[list[str]]:
+    """The Python commands that a dry run of the cascade prints, as argument lists."""
+    run = bash("launch/cascade", *arguments, "--dry-run", PYTHON="python")
+    assert run.returncode == 0, run.stderr
+    return [shlex.split(line) for line in run.stdout.splitlines()]
+
+
+@functools.cache
+def known_flags(module: str) -> set[str]:
+    """Flags that an entry point defines, read from its source."""
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
+    named = re.findall(r"add_argument\(\s*\"--([\w-]+)\"", source)
+    return {*named, *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)}
+
+
+@functools.cache
+def has_config_key(config: str, key: str) -> bool:
+    """Whether the experiment "path.py:size" has the dotted key."""
+    path, _, size = config.partition(":")
+    group = runpy.run_path(str(ROOT / path))["get_config"](size)
+    for part in key.split("."):
+        if part not in group:
+            return False
+        group = group[part]
+    return True
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_parse(script: pathlib.Path):
+    run = bash("bash", "-n", str(script))
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_is_content(script: pathlib.Path):
+    beside = pathlib.Path(sys.executable).with_name("shellcheck")
+    tool = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if not tool:
+        pytest.skip("shellcheck is not installed")
+    run = bash(tool, str(script))
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_cascade_prints_commands_that_exist(size: str):
+    commands = printed(size)
+    assert len(commands) >= 5
+    for program, dash_m, module, *arguments in commands:
+        assert (program, dash_m) == ("python", "-m")
+        given = {a[2:].split("=")[0]: a.split("=", 1)[1] for a in arguments if a[:2] == "--"}
+        for flag in given:
+            if flag.startswith("config."):
+                config = given["config"]
+                assert has_config_key(config, flag.removeprefix("config.")), (config, flag)
+            else:
+                assert flag in known_flags(module), (module, flag)
+
+
+def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
+    shapes = [" ".join(command) for command in printed("shapes", "--run=/r")]
+    order = ["prepare", "/r/clip ", "embed", "/r/prior ", "/r/decoder ", "/r/upsampler_256 "]
+    assert len(shapes) == len(order)
+    for part, command in zip(order, shapes, strict=True):
+        assert part in f"{command} "
+    assert "upsampler_1024.py:paper" in " ".join(printed("paper", "--data=/d")[-1])
+
+
+def test_overrides_reach_every_training_and_nothing_else():
+    run = bash("launch/cascade", "tiny", "--dry-run", "--", "--config.train.steps=3", "--x=a b")
+    for line in run.stdout.splitlines():
+        trains = "unclip_jax.train" in line
+        assert trains == (shlex.split(line)[-2:] == ["--config.train.steps=3", "--x=a b"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["huge"], "unknown size 'huge'; known: shapes, emoji, tiny, paper"),
+        (["shapes", "--runs=x"], "unknown option '--runs=x'"),
+        (["shapes", "tiny"], "unexpected 'tiny'; the size is already 'shapes'"),
+        (["shapes", "--until=prio"], "unknown step 'prio'; known: data clip embed prior"),
+        (["emoji", "--run=nowhere"], "no data set at nowhere/data; make one with"),
+    ],
+)
+def test_a_wrong_call_of_the_cascade_is_one_line(arguments: list[str], message: str):
+    run = bash("launch/cascade", *arguments)
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+FAKE = """#!/usr/bin/env bash
+# Stands in for Python: notes the call, makes its result, and ends as $run/fail tells.
+shift
+echo "$*" >> calls
+for argument in "$@"; do
+  case "$argument" in
+    --workdir=*) result="${argument#*=}/export" ;;
+    --out=*) result="${argument#*=}" ;;
+  esac
+done
+if [[ -s fail ]]; then
+  status="$(head -n 1 fail)"
+  sed -i 1d fail
+  [[ "$status" == 0 ]] || exit "$status"
+fi
+mkdir -p "$result"
+echo '{}' > "$result/manifest.json"
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder with a stand-in for Python."""
+    (tmp_path / "python").write_text(FAKE)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def cascade(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+    script = str(LAUNCH / "cascade")
+    return bash(script, "shapes", *arguments, cwd=folder, PYTHON=str(folder / "python"))
+
+
+def calls(folder: pathlib.Path) -> list[str]:
+    """What was run since the last look, by its result."""
+    lines = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+    (folder / "calls").unlink(missing_ok=True)
+    return [re.findall(r"--(?:workdir|out)=runs/shapes/(\w+)", line)[0] for line in lines]
+
+
+ALL = ["data", "clip", "embeddings", "prior", "decoder", "upsampler_256"]
+
+
+def test_a_finished_cascade_does_nothing_again(fake: pathlib.Path):
+    run = cascade(fake)
+    assert run.returncode == 0, run.stderr
+    assert calls(fake) == ALL
+    assert "sample --models=runs/shapes" in run.stderr
+    assert cascade(fake).returncode == 0
+    assert calls(fake) == []
+
+
+def test_a_failed_step_ends_the_cascade_and_is_where_it_continues(fake: pathlib.Path):
+    (fake / "fail").write_text("0\n0\n0\n2\n")
+    run = cascade(fake)
+    assert run.returncode == 2
+    assert "step 'prior' ended with status 2; run the same command to continue" in run.stderr
+    assert calls(fake) == ALL[:4]
+    assert cascade(fake).returncode == 0
+    assert calls(fake) == ALL[3:]
+
+
+def test_a_preempted_step_is_started_again_by_itself(fake: pathlib.Path):
+    (fake / "fail").write_text("0\n75\n75\n")
+    run = cascade(fake)
+    assert run.returncode == 0, run.stderr
+    assert calls(fake) == ["data", "clip", "clip", *ALL[1:]]
+    assert "preempted, restart 2 of 100" in run.stderr
+
+
+def test_the_cascade_stops_where_it_is_told(fake: pathlib.Path):
+    assert cascade(fake, "--until=clip").returncode == 0
+    assert calls(fake) == ALL[:2]
+
+
+def test_restarts_are_bounded(fake: pathlib.Path):
+    (fake / "fail").write_text("75\n" * 9)
+    run = bash(
+        *(str(LAUNCH / "until_done"), "--max-restarts=2", str(fake / "python"), "-m", "x"), cwd=fake
+    )
+    assert run.returncode == 75
+    assert len((fake / "calls").read_text().splitlines()) == 3
+    assert "stopped after 2 restarts" in run.stderr
+
+
+def test_a_stop_signal_is_not_answered_by_a_restart(tmp_path: pathlib.Path):
+    script = 'echo x >> calls; kill -TERM "$PPID"; exit 75'
+    run = bash(str(LAUNCH / "until_done"), "bash", "-c", script, cwd=tmp_path)
+    assert run.returncode == 75
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def environment(device: str, **env: str) -> dict[str, str]:
+    """The variables that env.sh leaves behind."""
+    run = bash("bash", "-c", f"set -eu; source launch/env.sh {device} && env", **env)
+    assert run.returncode == 0, run.stderr
+    return dict(line.split("=", 1) for line in run.stdout.splitlines() if "=" in line)
+
+
+def test_every_flag_has_a_reason_above_it():
+    lines = (LAUNCH / "env.sh").read_text().splitlines()
+    flags = [index for index, line in enumerate(lines) if line.strip().startswith("--xla")]
+    assert flags
+    first_of_group = [i for i in flags if i - 1 not in flags]
+    assert not [lines[i] for i in first_of_group if not lines[i - 1].strip().startswith("#")]
+
+
+def test_gpu_flags_are_known_to_this_jaxlib():
+    """An unknown flag would abort every process that starts under it."""
+    env = environment("gpu", UNCLIP_DETERMINISTIC="1", XLA_FLAGS="--xla_dump_to=")
+    assert env["XLA_FLAGS"].endswith("--xla_dump_to=")
+    run = bash(
+        *(sys.executable, "-c", "import jax; jax.devices()"),
+        XLA_FLAGS=env["XLA_FLAGS"],
+        JAX_PLATFORMS="cpu",
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_tpu_flags_are_known_to_libtpu():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    env = environment("tpu")
+    compile_for = 'get_topology_desc(platform="tpu", topology_name="v5e:2x2")'
+    run = bash(
+        *(sys.executable, "-c", f"from jax.experimental.topologies import *; {compile_for}"),
+        LIBTPU_INIT_ARGS=env["LIBTPU_INIT_ARGS"],
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_an_unknown_device_is_refused():
+    run = bash("bash", "-c", "source launch/env.sh abacus")
+    assert run.returncode == 2
+    assert "unknown device 'abacus'; give tpu, gpu or cpu" in run.stderr
+
+
+POD = ("launch/tpu_pod.sh", "--name=n", "--zone=z", "--type=v5p-256", "--version=v2")
+
+
+def pod(action: str, *arguments: str) -> subprocess.CompletedProcess:
+    script, *options = POD
+    return bash(script, action, *options, "--dry-run", *arguments)
+
+
+@pytest.mark.parametrize("action", ["create", "copy", "tail", "stop", "delete"])
+def test_pod_actions_print_gcloud_commands(action: str):
+    run = pod(action, "--project=p")
+    assert run.returncode == 0, run.stderr
+    gcloud = [shlex.split(x) for x in run.stdout.splitlines() if x.startswith("gcloud")]
+    assert gcloud
+    for command in gcloud:
+        assert command[1:4] == ["compute", "tpus", "tpu-vm"]
+        assert {"--zone=z", "--project=p"} <= set(command)
+
+
+def test_a_pod_runs_the_command_it_was_given():
+    run = pod("run", "--", "python", "-m", "unclip_jax.train", "--workdir=/mnt/a b")
+    (line,) = run.stdout.splitlines()
+    (remote,) = [a for a in shlex.split(line) if a.startswith("--command=")]
+    assert r"python -m unclip_jax.train --workdir=/mnt/a\ b" in remote
+    parse = bash("bash", "-n", "-c", remote.removeprefix("--command="))
+    assert parse.returncode == 0, parse.stderr
+
+
+def test_what_a_pod_runs_ends_with_its_status(fake: pathlib.Path):
+    """The remote line, run here: it detaches, logs, and leaves the command's status behind."""
+    run = pod("run", "--", "sh", "-c", "echo out; exit 3")
+    (remote,) = [a for a in shlex.split(run.stdout) if a.startswith("--command=")]
+    home = fake / "unclip_jax"
+    shutil.copytree(LAUNCH, home / "launch")
+    (home / ".venv" / "bin").mkdir(parents=True)
+    (home / ".venv" / "bin" / "activate").write_text("")
+    wait = "while [ ! -s status ]; do sleep 0.05; done; cat status log.txt"
+    done = bash("bash", "-c", f"{remote.removeprefix('--command=')}; {wait}", cwd=fake)
+    assert done.stdout.split() == ["3", "out"]
+    assert (home / "pid").read_text().strip().isdigit()
+
+
+def test_a_preempted_pod_is_made_anew():
+    run = pod("watch", "--spot", "--", "python", "-m", "x")
+    text = run.stdout
+    verbs = ["delete n", "create n", "archive", "scp", "install", "until_done"]
+    assert [text.index(verb) for verb in verbs] == sorted(text.index(verb) for verb in verbs)
+    assert "--spot" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown action 'fly'"),
+        (["tail", "--zone=z"], "give --name and --zone"),
+        (["create", "--name=n", "--zone=z"], "create needs --type and --version"),
+        (["run", "--name=n", "--zone=z"], "run needs a command after --"),
+        (["tail", "--nmae=n"], "unknown option '--nmae=n'"),
+    ],
+)
+def test_a_wrong_call_of_the_pod_is_one_line(arguments: list[str], message: str):
+    run = bash("launch/tpu_pod.sh", *arguments)
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_slurm_names_all_gpus_of_a_node():
+    run = bash(
+        *("bash", "launch/slurm.sbatch", "--dry-run", "python", "-m", "unclip_jax.train"),
+        SLURM_GPUS_ON_NODE="4",
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("JAX_LOCAL_DEVICE_IDS=0,1,2,3 srun ")
+    assert run.stdout.rstrip().endswith("python -m unclip_jax.train")
+    assert bash("bash", "launch/slurm.sbatch").returncode == 2
+
+
+def test_slurm_puts_a_preempted_job_back(fake: pathlib.Path):
+    shutil.copytree(LAUNCH, fake / "launch")
+    for name, body in {"srun": "exit 75", "scontrol": 'echo "$@" > requeued'}.items():
+        (fake / name).write_text(f"#!/bin/sh\n{body}\n")
+        (fake / name).chmod(0o755)
+    run = bash(
+        *("bash", "launch/slurm.sbatch", "python"),
+        cwd=fake,
+        PATH=f"{fake}:{os.environ['PATH']}",
+        SLURM_JOB_ID="17",
+    )
+    assert run.returncode == 75
+    assert (fake / "requeued").read_text() == "requeue 17\n"
