@@ -1,0 +1,50 @@
+# Everything runs in .venv, which `make setup` creates, or in the virtual environment that is active.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup demo test lint types check nightly parity clean
+
+help:  ## Show this list.
+	@sed -n 's/^\([a-z]*\):.*##/  make \1 \t/p' Makefile
+
+setup: $(VENV)/.unclip_jax  ## Create .venv and install the package with its tools.
+
+$(VENV)/.unclip_jax: setup.py pyproject.toml unclip_jax/version.py
+	@test -n '$(PYTHON)$(VIRTUAL_ENV)' || \
+		{ echo 'make: no Python of version 3.11 or later; name one with make PYTHON=...'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing unclip_jax and what it needs into $(VENV) (some minutes the first time) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## Train every stage in miniature, judge it, and draw runs/shapes/samples.png.
+	@PYTHON=$(BIN)/python launch/cascade shapes
+	@$(BIN)/python -m unclip_jax.demo --models=runs/shapes
+
+test: setup  ## Run the tests.
+	@$(PYTEST) -m 'not nightly and not parity'
+
+lint: setup  ## Look for mistakes and for unformatted code.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup  ## Check types.
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint types test  ## All of the above, as CI does.
+
+nightly: setup  ## Run the tests that take minutes to hours.
+	@$(PYTEST) -m nightly
+
+parity: setup  ## Compare with the PyTorch originals (needs torch).
+	@$(PYTEST) -m parity
+
+clean:  ## Remove caches; keeps .venv and runs.
+	@rm -rf .pytest_cache .ruff_cache build dist
+	@find unclip_jax experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
