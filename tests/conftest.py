@@ -4,18 +4,29 @@
 import os
 import pathlib
 
+ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = "--xla_force_host_platform_device_count=8"
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+# Many tests compile the same program, in this process and in those they start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-
 jax.config.update("jax_platforms", "cpu")  # the environment is read too late if JAX came first
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache entry that another process is just writing is compiled again, not an error."""
+    for verb in ("reading", "writing"):
+        ignore = f"ignore:Error {verb} persistent compilation cache:UserWarning"
+        config.addinivalue_line("filterwarnings", ignore)
 
 
 @pytest.fixture(scope="session")
