@@ -181,7 +181,7 @@ def test_a_failed_step_ends_the_cascade_and_is_where_it_continues(fake: pathlib.
 
 
 def test_a_preempted_step_is_started_again_by_itself(fake: pathlib.Path):
-    (fake / "fail").write_text("0\n75\n75\n")
+    (fake / "fail").write_text("0\n143\n143\n")
     run = cascade(fake)
     assert run.returncode == 0, run.stderr
     assert calls(fake) == ["data", "clip", "clip", *ALL[1:]]
@@ -194,19 +194,19 @@ def test_the_cascade_stops_where_it_is_told(fake: pathlib.Path):
 
 
 def test_restarts_are_bounded(fake: pathlib.Path):
-    (fake / "fail").write_text("75\n" * 9)
+    (fake / "fail").write_text("143\n" * 9)
     run = bash(
         *(str(LAUNCH / "until_done"), "--max-restarts=2", str(fake / "python"), "-m", "x"), cwd=fake
     )
-    assert run.returncode == 75
+    assert run.returncode == 143
     assert len((fake / "calls").read_text().splitlines()) == 3
     assert "stopped after 2 restarts" in run.stderr
 
 
 def test_a_stop_signal_is_not_answered_by_a_restart(tmp_path: pathlib.Path):
-    script = 'echo x >> calls; kill -TERM "$PPID"; exit 75'
+    script = 'echo x >> calls; kill -TERM "$PPID"; exit 143'
     run = bash(str(LAUNCH / "until_done"), "bash", "-c", script, cwd=tmp_path)
-    assert run.returncode == 75
+    assert run.returncode == 143
     assert (tmp_path / "calls").read_text() == "x\n"
 
 
@@ -338,7 +338,7 @@ def test_slurm_names_all_gpus_of_a_node():
 
 def test_slurm_puts_a_preempted_job_back(fake: pathlib.Path):
     shutil.copytree(LAUNCH, fake / "launch")
-    for name, body in {"srun": "exit 75", "scontrol": 'echo "$@" > requeued'}.items():
+    for name, body in {"srun": "exit 143", "scontrol": 'echo "$@" > requeued'}.items():
         (fake / name).write_text(f"#!/bin/sh\n{body}\n")
         (fake / name).chmod(0o755)
     run = bash(
@@ -347,5 +347,5 @@ def test_slurm_puts_a_preempted_job_back(fake: pathlib.Path):
         PATH=f"{fake}:{os.environ['PATH']}",
         SLURM_JOB_ID="17",
     )
-    assert run.returncode == 75
+    assert run.returncode == 143
     assert (fake / "requeued").read_text() == "requeue 17\n"
