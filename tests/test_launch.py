@@ -36,9 +36,9 @@ def printed(*arguments: str) -> list[list[str]]:
 
 @functools.cache
 def known_flags(module: str) -> set[str]:
-    """Flags that an entry point defines, read from its source."""
+    """Flags that an entry point defines: the string literals of its source that look like one."""
     source = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
-    named = re.findall(r"add_argument\(\s*\"--([\w-]+)\"", source)
+    named = re.findall(r"\"--([\w-]+)\"", source)
     return {*named, *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)}
 
 
@@ -94,6 +94,15 @@ def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
     assert "upsampler_1024.py:paper" in " ".join(printed("paper", "--data=/d")[-1])
 
 
+@pytest.mark.parametrize("size", ["shapes", "tiny"])
+def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
+    (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]
+    made = int(re.findall(r"--vocab_size=(\d+)", prepare)[0])
+    for stage in ("clip", "prior", "decoder"):
+        config = runpy.run_path(str(ROOT / "experiments" / f"{stage}.py"))["get_config"](size)
+        assert config.model.model.vocab_size >= made
+
+
 def test_overrides_reach_every_training_and_nothing_else():
     run = bash("launch/cascade", "tiny", "--dry-run", "--", "--config.train.steps=3", "--x=a b")
     for line in run.stdout.splitlines():
@@ -134,7 +143,7 @@ if [[ -s fail ]]; then
   [[ "$status" == 0 ]] || exit "$status"
 fi
 mkdir -p "$result"
-echo '{}' > "$result/manifest.json"
+echo '{"tokenizer": "c0ffee"}' > "$result/manifest.json"
 """
 
 
