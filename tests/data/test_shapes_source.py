@@ -1,0 +1,60 @@
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data.shapes import source
+from unclip_jax.shapes import render, scene, world
+
+
+def _pixels(record):
+    with Image.open(io.BytesIO(record["image"])) as image:
+        assert image.format == "PNG" and image.mode == "RGB"
+        return np.asarray(image)
+
+
+def test_records_hold_picture_caption_key_and_scene():
+    records = list(source.scenes("validation", seed=3, start=7, count=5))
+    for index, record in zip(range(7, 12), records, strict=True):
+        made = world.example("validation", seed=3, index=index)
+        assert set(record) == {"image", "caption", "key", "scene"}
+        assert record["key"] == f"validation-3-{index:08d}"
+        assert record["caption"] == made.captions[0]
+        assert scene.from_json(record["scene"]) == made.scene
+        assert scene.captions_of(record["scene"]) == made.captions
+        np.testing.assert_array_equal(_pixels(record), render.render([made.scene], size=64)[0])
+
+
+def test_any_range_is_a_slice_of_the_whole():
+    whole = list(source.scenes("train", seed=0, start=0, count=150, image_size=16))
+    for start, count in ((0, 1), (60, 10), (149, 1), (5, 140)):
+        part = list(source.scenes("train", seed=0, start=start, count=count, image_size=16))
+        assert part == whole[start : start + count]
+
+
+def test_keys_never_collide():
+    ranges = itertools.product(("train", "validation", "compositional"), (0, 1))
+    keys = [
+        record["key"]
+        for split, seed in ranges
+        for record in source.scenes(split, seed=seed, start=0, count=5, image_size=16)
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_nothing_asked_nothing_made():
+    assert list(source.scenes("train", seed=0, start=3, count=0)) == []
+
+
+def test_bad_ranges():
+    with pytest.raises(UserError, match="scene count is -1"):
+        list(source.scenes("train", seed=0, start=0, count=-1))
+    with pytest.raises(UserError, match="scene index is -2"):
+        list(source.scenes("train", seed=0, start=-2, count=1))
+    with pytest.raises(UserError, match="unknown split 'trian'"):
+        list(source.scenes("trian", seed=0, start=0, count=1))
+    with pytest.raises(UserError, match="image size is 7"):
+        list(source.scenes("train", seed=0, start=0, count=1, image_size=7))

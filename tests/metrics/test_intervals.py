@@ -1,0 +1,37 @@
+import math
+
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.metrics.intervals import wilson
+
+
+@pytest.mark.parametrize(("hits", "total"), [(1, 2), (90, 100), (3, 7), (500, 501)])
+@pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.959963985), (0.6826894921, 1.0)])
+def test_ends_solve_the_score_equation(hits, total, confidence, z):
+    rate = wilson(hits, total, confidence=confidence)
+    share = hits / total
+    assert rate.low < share < rate.high and rate.value == share
+    for end in (rate.low, rate.high):
+        assert abs(share - end) == pytest.approx(z * math.sqrt(end * (1 - end) / total), rel=1e-6)
+
+
+def test_extremes_in_closed_form():
+    z2 = 1.959963985**2
+    none, all_ = wilson(0, 20), wilson(20, 20)
+    assert none.low == 0 and none.high == pytest.approx(z2 / (20 + z2))
+    assert all_.high == 1 and all_.low == pytest.approx(20 / (20 + z2))
+
+
+def test_nothing_asked():
+    rate = wilson(0, 0)
+    assert math.isnan(rate.value) and (rate.low, rate.high) == (0, 1)
+    assert str(rate) == "not asked"
+    assert str(wilson(90, 100)) == "0.900 [0.826, 0.945] of 100"
+
+
+def test_bad_counts():
+    with pytest.raises(UserError, match="hits is 3"):
+        wilson(3, 2)
+    with pytest.raises(UserError, match="confidence is 1.0"):
+        wilson(1, 2, confidence=1.0)

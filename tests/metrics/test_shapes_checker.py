@@ -1,0 +1,222 @@
+"""Exact on renders; and every kind of mistake is charged to the attribute that it concerns."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.metrics.shapes_checker import ATTRIBUTES, check, report, table
+from unclip_jax.shapes import grammar, render, scene, world
+from unclip_jax.shapes.scene import Request, Scene, Wanted
+from unclip_jax.shapes.vocabulary import BACKGROUNDS, INVERSE, SHAPES, SIZES
+
+JUDGED = ("background", "count", "colour", "shape", "size", "relation")
+AGREE = 0.99
+
+
+def _scenes(count, *, keep=lambda made: True, seed=31):
+    made = (world.example("validation", seed=seed, index=i).scene for i in range(100 * count))
+    return [each for each, _ in zip(filter(keep, made), range(count), strict=False)]
+
+
+def _is_pair(made):
+    return made.relation is not None
+
+
+def _unlike_pair(made):
+    a, b = made.items[0], made.items[-1]
+    return _is_pair(made) and a.colour != b.colour and a.shape != b.shape
+
+
+def _changed(made, **changes):
+    """The scene with fields of its first object changed."""
+    return dataclasses.replace(
+        made, items=(dataclasses.replace(made.items[0], **changes), *made.items[1:])
+    )
+
+
+def _rates(drawn, asked, *, size=64):
+    return report(check(render.render(drawn, size=size), asked))
+
+
+def _only_wrong(rates, *wrong):
+    """`wrong` attributes fail, every other one that was asked for holds."""
+    for name in JUDGED:
+        if rates[name].total:
+            value = 1 - rates[name].value if name in wrong else rates[name].value
+            assert value >= AGREE, (name, rates[name])
+    assert rates["joint"].value <= 1 - AGREE
+
+
+@pytest.mark.parametrize("split", ["validation", "compositional"])
+@pytest.mark.parametrize("size", [64, 32])
+def test_exact_on_fresh_renders(split, size):
+    made = [world.example(split, seed=77, index=i) for i in range(150)]
+    pictures = render.render([each.scene for each in made], size=size)
+    for asked in ([each.scene for each in made], [each.captions[0] for each in made]):
+        rates = report(check(pictures, asked))
+        assert all(rates[name].value >= AGREE for name in ATTRIBUTES)
+
+
+def test_swapped_colours_are_a_matter_of_colour_and_binding():
+    asked = _scenes(40, keep=_unlike_pair)
+    drawn = []
+    for made in asked:
+        a, b = made.items
+        swapped = (
+            dataclasses.replace(a, colour=b.colour),
+            dataclasses.replace(b, colour=a.colour),
+        )
+        drawn.append(dataclasses.replace(made, items=swapped))
+    rates = _rates(drawn, asked)
+    _only_wrong(rates, "colour")
+    assert rates["binding"].total == 40 and rates["binding"].value == 0
+    assert rates["objects"].value == 0
+
+
+def test_swapped_places_are_a_matter_of_relation():
+    asked = _scenes(40, keep=_is_pair)
+    drawn = [
+        world.arrange(
+            dataclasses.replace(scene.request_of(made), relation=INVERSE[str(made.relation)]),
+            seed=index,
+        )
+        for index, made in enumerate(asked)
+    ]
+    rates = _rates(drawn, asked)
+    _only_wrong(rates, "relation")
+    assert rates["objects"].value >= AGREE
+
+
+@pytest.mark.parametrize("other", ["left of", "right of"])
+def test_beside_is_not_above(other):
+    asked = _scenes(30, keep=lambda made: made.relation == "above")
+    drawn = [
+        world.arrange(dataclasses.replace(scene.request_of(made), relation=other), seed=0)
+        for made in asked
+    ]
+    _only_wrong(_rates(drawn, asked), "relation")
+
+
+def test_a_missing_copy_is_a_matter_of_count():
+    asked = _scenes(40, keep=lambda made: len(made.items) > 1 and not _is_pair(made))
+    drawn = [dataclasses.replace(made, items=made.items[1:]) for made in asked]
+    _only_wrong(_rates(drawn, asked), "count")
+
+
+def test_an_extra_object_is_a_matter_of_count():
+    more = grammar.parse("three green stars on a mint background")
+    fewer = grammar.parse("two green stars on a mint background")
+    drawn = [world.arrange(more, seed=seed) for seed in range(20)]
+    _only_wrong(_rates(drawn, [fewer] * 20), "count")
+
+
+def test_a_missing_kind_is_everyones_fault():
+    asked = _scenes(40, keep=_unlike_pair)
+    drawn = [Scene(made.background, made.items[1:]) for made in asked]
+    rates = _rates(drawn, asked)
+    for name in ("count", "colour", "shape", "relation", "joint"):
+        assert rates[name].value == 0
+    assert rates["background"].value == 1
+
+
+def test_another_background_is_a_matter_of_background():
+    asked = _scenes(60)
+    names = list(BACKGROUNDS)
+    drawn = [
+        dataclasses.replace(
+            made, background=names[(names.index(made.background) + 1 + k % 5) % len(names)]
+        )
+        for k, made in enumerate(asked)
+    ]
+    _only_wrong(_rates(drawn, asked), "background")
+
+
+def test_another_shape_is_a_matter_of_shape():
+    asked = _scenes(60)
+    drawn = [
+        _changed(made, shape=SHAPES[(SHAPES.index(made.items[0].shape) + 1 + k % 7) % len(SHAPES)])
+        for k, made in enumerate(asked)
+    ]
+    _only_wrong(_rates(drawn, asked), "shape")
+
+
+def test_another_size_is_a_matter_of_size():
+    asked = _scenes(40, keep=lambda made: made.items[0].size == "large")
+    low = SIZES["small"].low
+    drawn = [_changed(made, size="small", radius=low) for made in asked]
+    _only_wrong(_rates(drawn, asked), "size")
+
+
+def test_an_empty_picture_has_only_its_background():
+    asked = _scenes(30)
+    rates = _rates([Scene(made.background, ()) for made in asked], asked)
+    for name in ATTRIBUTES:
+        if name == "background":
+            assert rates[name].value == 1
+        elif name != "binding":  # asked only where the parts are there
+            assert rates[name].value == 0 or not rates[name].total
+
+
+def test_nothing_is_demanded_that_the_caption_does_not_say():
+    drawn = [
+        world.arrange(grammar.parse(f"a small red star on a {ground} background"), seed=0)
+        for ground in BACKGROUNDS
+    ]
+    for verdict in check(render.render(drawn, size=64), ["a red star"] * len(drawn)):
+        assert verdict.joint
+        assert (verdict.background, verdict.size, verdict.relation) == (None, None, None)
+
+
+def test_like_objects_in_a_relation():
+    request = grammar.parse("a red star above a red star")
+    up = world.arrange(request, seed=0)
+    beside = world.arrange(dataclasses.replace(request, relation="left of"), seed=0)
+    above, left = check(render.render([up, beside], size=64), [request, request])
+    assert above.joint and above.binding is None
+    assert left.relation is False and left.objects
+
+
+def test_several_unlike_objects_without_relation():
+    kinds = (("red", "star"), ("blue", "ring"), ("green", "heart"))
+    items = tuple(
+        scene.Item(colour, shape, "small", 0.2 + 0.3 * k, 0.5, 0.12)
+        for k, (colour, shape) in enumerate(kinds)
+    )
+    request = Request(tuple(Wanted(*kind) for kind in reversed(kinds)))
+    (verdict,) = check(render.render([Scene("white", items)], size=64), [request])
+    assert verdict.joint and verdict.sight.background == "white"
+
+
+def test_json_caption_scene_and_request_agree():
+    made = world.example("validation", seed=8, index=3)
+    picture = render.render([made.scene], size=64)
+    text = scene.to_json(made.scene, made.captions)
+    asked = (made.scene, text, scene.request_of(made.scene))
+    verdicts = [check(picture, [entry])[0] for entry in asked]
+    assert verdicts[0] == verdicts[1] == verdicts[2]
+
+
+def test_report_counts_only_what_was_asked():
+    drawn = [world.arrange(grammar.parse("a red star on a navy background"), seed=0)] * 4
+    asked = ["a red star", "a red star on a navy background", "a red star on a mint background"]
+    rates = report(check(render.render(drawn, size=32), [*asked, "a blue star"]))
+    assert rates["background"][:2] == (1, 2)
+    assert rates["colour"][:2] == (3, 4)
+    assert rates["relation"].total == 0
+    assert rates["joint"][:2] == (2, 4)
+    lines = table(rates).splitlines()
+    assert len(lines) == len(ATTRIBUTES)
+    assert lines[0].startswith("background  0.500 [")
+    assert "relation    not asked" in lines
+
+
+def test_bad_requests():
+    picture = np.zeros((1, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match="1 pictures but 2 captions"):
+        check(picture, ["a red star", "a red star"])
+    with pytest.raises(UserError, match="not in the grammar of the shapes world"):
+        check(picture, ["an emoji of a cat"])
+    with pytest.raises(UserError, match="is not JSON"):
+        check(picture, ["{"])

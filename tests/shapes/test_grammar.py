@@ -1,0 +1,110 @@
+import itertools
+
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.shapes import grammar, scene, world
+from unclip_jax.shapes.scene import Request, Scene, Wanted
+from unclip_jax.shapes.vocabulary import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    INVERSE,
+    RELATIONS,
+    SHAPES,
+)
+
+CIRCLE, SQUARE = Wanted("red", "circle"), Wanted("blue", "square")
+
+
+@pytest.mark.parametrize(
+    ("caption", "request_"),
+    [
+        (
+            "a red circle above a blue square on a navy background",
+            Request((CIRCLE, SQUARE), "above", "navy"),
+        ),
+        ("three green stars", Request((Wanted("green", "star"),) * 3)),
+        ("a large purple heart", Request((Wanted("purple", "heart", "large"),))),
+        ("an orange cross", Request((Wanted("orange", "cross"),))),
+        ("two small pink crosses", Request((Wanted("pink", "cross", "small"),) * 2)),
+        ("a picture of a red circle under a blue square", Request((CIRCLE, SQUARE), "below")),
+        ("a red circle to the right of a blue square", Request((CIRCLE, SQUARE), "right of")),
+        (
+            "an image of a red circle left of a blue square against a mint background",
+            Request((CIRCLE, SQUARE), "left of", "mint"),
+        ),
+        ("  A Red  circle. ", Request((CIRCLE,))),
+    ],
+)
+def test_meaning(caption, request_):
+    assert grammar.parse(caption) == request_
+
+
+def _seen_from_the_other_side(request):
+    if request.relation is None:
+        return request
+    return Request(request.wanted[::-1], INVERSE[request.relation], request.background)
+
+
+@pytest.mark.parametrize("split", ["train", "compositional"])
+@pytest.mark.parametrize("background", [True, False])
+def test_every_caption_parses_back_to_its_scene(split, background):
+    for index in range(150):
+        made = world.example(split, seed=7, index=index).scene
+        full = scene.request_of(made)
+        want = Request(full.wanted, full.relation, full.background if background else None)
+        told = grammar.captions(made, background=background)
+        assert len(set(told)) == len(told)
+        for caption in told:
+            assert grammar.parse(caption) in (want, _seen_from_the_other_side(want))
+
+
+def test_both_sides_of_a_relation_are_told():
+    items = tuple(
+        scene.Item(w.colour, w.shape, "medium", 0.5, y, 0.17)
+        for w, y in zip((CIRCLE, SQUARE), (0.2, 0.8), strict=True)
+    )
+    told = grammar.captions(Scene("white", items, "above"), background=False)
+    assert "a red circle above a blue square" in told
+    assert "a blue square below a red circle" in told
+    assert "an image of a blue square under a red circle" in told
+
+
+def test_every_noun_parses():
+    for colour, shape in itertools.product(COLOURS, SHAPES):
+        for number, size in itertools.product((1, *COUNTS.values()), (None, "small", "large")):
+            plural = {"cross": "crosses"}.get(shape, shape + "s")
+            word = {2: "two", 3: "three", 4: "four"}.get(number)
+            words = [size, colour] if size else [colour]
+            article = word or ("an" if words[0] == "orange" else "a")
+            caption = " ".join([article, *words, shape if number == 1 else plural])
+            assert grammar.parse(caption) == Request((Wanted(colour, shape, size),) * number)
+
+
+def test_vocabulary_is_what_captions_use():
+    words = {
+        word
+        for index in range(800)
+        for caption in world.example("train", seed=0, index=index).captions
+        for word in caption.split()
+    }
+    assert words == set(grammar.vocabulary())
+    assert {w.split()[-1] for w in RELATIONS} | set(BACKGROUNDS) <= words
+
+
+@pytest.mark.parametrize(
+    ("caption", "message"),
+    [
+        ("a photo of a dog", r"unknown: dog, photo"),
+        ("", "is not in the grammar"),
+        ("a red circles", "is not in the grammar"),
+        ("two red circle", "is not in the grammar"),
+        ("a medium red circle", "unknown: medium"),
+        ("a red circle on a red background", "is not in the grammar"),
+        ("two red circles above a blue square", "relates groups"),
+    ],
+)
+def test_not_a_caption(caption, message):
+    with pytest.raises(UserError, match=message):
+        grammar.parse(caption)

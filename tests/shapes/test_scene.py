@@ -1,0 +1,77 @@
+import dataclasses
+import json
+
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.shapes import scene, world
+from unclip_jax.shapes.scene import Item, Request, Scene, Wanted
+
+STAR = Item("red", "star", "small", 0.3, 0.4, 0.12)
+
+
+def test_json_round_trip():
+    for index in range(50):
+        made = world.example("compositional", seed=2, index=index)
+        text = scene.to_json(made.scene, made.captions)
+        assert scene.from_json(text) == made.scene
+        assert scene.captions_of(text) == made.captions
+        assert "\n" not in text
+
+
+def test_json_is_readable_without_this_package():
+    record = json.loads(scene.to_json(Scene("navy", (STAR,)), ["a small red star"]))
+    assert record == {
+        "background": "navy",
+        "items": [
+            {"colour": "red", "shape": "star", "size": "small", "x": 0.3, "y": 0.4, "radius": 0.12}
+        ],
+        "relation": None,
+        "captions": ["a small red star"],
+    }
+
+
+def test_request_of_a_scene_leaves_medium_sizes_unsaid():
+    medium = dataclasses.replace(STAR, size="medium", radius=0.17)
+    request = scene.request_of(Scene("mint", (STAR, medium), "above"))
+    wanted = (Wanted("red", "star", "small"), Wanted("red", "star"))
+    assert request == Request(wanted, "above", "mint")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ('{"background":"white"}', "lacks or misnames a field"),
+        ('{"background":"white","items":[{"color":1}],"relation":null}', "lacks or misnames"),
+        ('{"background":"wihte","items":[],"relation":null}', "Did you mean 'white'"),
+    ],
+)
+def test_bad_json(text, message):
+    with pytest.raises(UserError, match=message):
+        scene.from_json(text)
+
+
+def test_words_outside_the_vocabulary():
+    with pytest.raises(UserError, match="unknown colour 'rde'"):
+        Item("rde", "star", "small", 0.5, 0.5, 0.1)
+    with pytest.raises(UserError, match="unknown shape"):
+        Wanted("red", "stra")
+    with pytest.raises(UserError, match="unknown size"):
+        Wanted("red", "star", "tiny")
+    with pytest.raises(UserError, match="unknown relation"):
+        Scene("white", (STAR, STAR), "near")
+    with pytest.raises(UserError, match="unknown background"):
+        Request((Wanted("red", "star"),), None, "red")
+
+
+def test_relation_needs_two():
+    with pytest.raises(UserError, match="relation 'above' needs exactly 2 objects"):
+        Scene("white", (STAR,), "above")
+
+
+def test_empty_request():
+    with pytest.raises(UserError, match="names no object"):
+        Request(())

@@ -1,0 +1,194 @@
+"""What every scene of the world must satisfy, over thousands of them."""
+
+import math
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.shapes import grammar, layout, scene, world
+from unclip_jax.shapes.scene import Request, Wanted
+from unclip_jax.shapes.vocabulary import (
+    BOUND,
+    COLOURS,
+    GAP,
+    MARGIN,
+    SHAPES,
+    SIZES,
+    held_out,
+    seen,
+    size_of,
+)
+
+MANY = 3000
+
+
+def _pairs(made):
+    return {(item.colour, item.shape) for item in made.items}
+
+
+@pytest.fixture(scope="module")
+def train():
+    return [world.example("train", seed=0, index=index) for index in range(MANY)]
+
+
+@pytest.fixture(scope="module")
+def compositional():
+    return [world.example("compositional", seed=0, index=index) for index in range(800)]
+
+
+def test_held_out_pairs_are_about_a_tenth_and_leave_every_word_known():
+    assert len(held_out()) == 6 and len(seen()) == 50
+    assert not held_out() & set(seen())
+    assert {c for c, _ in seen()} == set(COLOURS) and {s for _, s in seen()} == set(SHAPES)
+
+
+def test_training_never_shows_a_held_out_pair(train):
+    shown = set().union(*(_pairs(made.scene) for made in train))
+    assert shown == set(seen())  # every seen pair occurs, no held-out pair does
+    validation = [world.example("validation", seed=0, index=i).scene for i in range(1000)]
+    assert not held_out() & set().union(*map(_pairs, validation))
+
+
+def test_every_compositional_scene_shows_one(compositional):
+    assert all(_pairs(made.scene) & held_out() for made in compositional)
+    assert set().union(*(_pairs(made.scene) for made in compositional)) >= held_out()
+
+
+def test_mix(train):
+    kinds = Counter(
+        "pair" if made.scene.relation else "single" if len(made.scene.items) == 1 else "count"
+        for made in train
+    )
+    for kind, share in (("single", 0.3), ("pair", 0.5), ("count", 0.2)):
+        spread = math.sqrt(MANY * share * (1 - share))
+        assert abs(kinds[kind] - MANY * share) < 4 * spread
+
+
+def test_objects_are_apart_and_inside(train, compositional):
+    for made in [*train, *compositional]:
+        items = made.scene.items
+        places, radii = [(i.x, i.y) for i in items], [i.radius for i in items]
+        assert layout.separation(places, radii) >= GAP - 1e-4
+        for item in items:
+            edge = MARGIN + BOUND * item.radius - 1e-4
+            assert edge <= item.x <= 1 - edge and edge <= item.y <= 1 - edge
+
+
+def test_relations_are_true_and_clear(train):
+    for made in train:
+        if made.scene.relation is None:
+            continue
+        first, second = made.scene.items
+        right, down = second.x - first.x, second.y - first.y
+        along, across = {
+            "above": (down, right),
+            "below": (-down, right),
+            "left of": (right, down),
+            "right of": (-right, down),
+        }[made.scene.relation]
+        assert along > 0 and abs(across) <= 0.4 * along + 1e-4
+        assert (first.colour, first.shape) != (second.colour, second.shape)
+
+
+def test_size_words_are_the_radii(train):
+    for made in train:
+        for item in made.scene.items:
+            assert SIZES[item.size].low <= item.radius <= SIZES[item.size].high
+            assert size_of(item.radius) == item.size
+
+
+def test_captions_are_different_and_true(train):
+    for made in train[:400]:
+        full = scene.request_of(made.scene)
+        assert 2 <= len(set(made.captions)) == len(made.captions) <= 6
+        for caption in made.captions:
+            assert set(grammar.parse(caption).wanted) == set(full.wanted)
+            assert caption in (
+                *grammar.captions(made.scene, background=True),
+                *grammar.captions(made.scene, background=False),
+            )
+    named = sum("background" in made.captions[0] for made in train) / MANY
+    assert abs(named - 2 / 3) < 0.04
+
+
+def test_address_decides_everything():
+    first = world.example("train", seed=4, index=9)
+    assert world.example("train", seed=4, index=9) == first
+    others = [("train", 4, 10), ("train", 5, 9), ("validation", 4, 9)]
+    for split, seed, index in others:
+        assert world.example(split, seed=seed, index=index) != first
+
+
+def test_same_world_in_another_process():
+    """No dependence on hash randomisation or on what ran before."""
+    code = (
+        "from unclip_jax.shapes import world\n"
+        "for s in ('train', 'compositional'):\n"
+        "    print([world.example(s, seed=1, index=i) for i in range(40)])"
+    )
+    here = "".join(
+        f"{[world.example(s, seed=1, index=i) for i in range(40)]}\n"
+        for s in ("train", "compositional")
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONHASHSEED": "123"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert there.stdout == here
+
+
+def test_arrange_fulfils_requests():
+    for text in (
+        "a large red circle above a large blue square",
+        "a large red circle above a small blue square on a navy background",
+        "four green stars",
+        "a pink ring",
+    ):
+        request = grammar.parse(text)
+        if text.count("large") == 2:
+            with pytest.raises(UserError, match="do not fit side by side"):
+                world.arrange(request, seed=0)
+            continue
+        for seed in range(30):
+            told = scene.request_of(world.arrange(request, seed=seed))
+            assert (told.wanted, told.relation) == (request.wanted, request.relation)
+            assert request.background in (None, told.background)
+
+
+def test_large_beside_medium_still_fits():
+    request = grammar.parse("a large red circle right of a blue square")
+    for seed in range(50):
+        made = world.arrange(request, seed=seed)
+        items = made.items
+        assert layout.separation([(i.x, i.y) for i in items], [i.radius for i in items]) > 0.05
+
+
+def test_arrange_refuses():
+    unlike = Request((Wanted("red", "circle"), Wanted("blue", "star")))
+    with pytest.raises(UserError, match="needs a relation"):
+        world.arrange(unlike, seed=0)
+    with pytest.raises(UserError, match="2 objects of radius .* do not fit"):
+        world.arrange(grammar.parse("two large red circles"), seed=0)
+    with pytest.raises(UserError, match="number of objects is 5"):
+        world.arrange(Request((Wanted("red", "circle"),) * 5), seed=0)
+
+
+def test_crowded_scatter_falls_back_to_quarters():
+    radius = 0.19  # darts for four of these seldom find room
+    for seed in range(40):
+        places = layout.scattered(random.Random(seed), count=4, radius=radius)
+        assert layout.separation(places, [radius] * 4) >= GAP - 1e-9
+
+
+def test_bad_addresses():
+    with pytest.raises(UserError, match="unknown split 'test'"):
+        world.example("test", seed=0, index=0)
+    with pytest.raises(UserError, match="scene index is -1"):
+        world.example("train", seed=0, index=-1)

@@ -1,0 +1,166 @@
+"""From pixels of the shapes world to regions: which pixels belong to which coloured object.
+
+A soft edge is a mixture of the background and one palette colour. So a pixel belongs to the colour
+whose line from the background passes nearest, and its position on that line is the share of it
+that the object covers. Everything works on a whole batch at once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
+
+from unclip_jax.shapes import sdf
+from unclip_jax.shapes.vocabulary import COLOURS, SHAPES, SIZES
+
+LEAST_AREA = 0.25  # of the smallest object of the world; less is a speck
+LEAST_CONTRAST = 36.0  # RGB distance; an object colour this near to the background is invisible
+SPLIT_SHARE = 0.25  # a second colour with this share of a component makes it two objects
+MOST_OBJECTS = 8  # the largest are kept; four is the most that a caption names
+
+PALETTE = np.array(list(COLOURS.values()), np.float32)
+_KINDS = len(COLOURS)
+_WITHIN = np.zeros((3, 3, 3), bool)  # joins neighbours within a picture, never across the batch
+_WITHIN[1] = ndimage.generate_binary_structure(2, 1)
+
+Pixels = Float[np.ndarray, "b h w 3"]
+Grounds = Float[np.ndarray, "b 3"]
+Labels = Int[np.ndarray, "b h w"]
+Marks = Bool[np.ndarray, "b h w"]
+PerObject = Float[np.ndarray, " n"]
+
+
+class Regions(NamedTuple):
+    """Objects of a batch of pictures, numbered from 0.
+
+    Attributes:
+        label: [b h w]; 0 off all objects, k + 1 on object k and on the pixels that touch it.
+        share: [b h w]; how much of each pixel its object covers.
+        picture: [n] index of the picture that holds each object.
+        colour: [n] index into `COLOURS` of each object's colour.
+    """
+
+    label: Labels
+    share: Float[np.ndarray, "b h w"]
+    picture: Int[np.ndarray, " n"]
+    colour: Int[np.ndarray, " n"]
+
+
+class Centres(NamedTuple):
+    """Area and centre of mass per object, in pixels from the picture's upper left corner."""
+
+    area: PerObject
+    x: PerObject
+    y: PerObject
+
+
+def border_colour(pixels: Pixels) -> Grounds:
+    """Median colour of the outermost pixels of each picture, [b h w 3] -> [b 3]."""
+    top, bottom = pixels[:, 0], pixels[:, -1]
+    left, right = pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]
+    return np.median(np.concatenate([top, bottom, left, right], axis=1), axis=1)
+
+
+def find_regions(pixels: Pixels, grounds: Grounds) -> Regions:
+    """Join half-covered pixels into objects; specks go, and each object gets one colour.
+
+    Args:
+        pixels: [b h w 3], 0-255.
+        grounds: [b 3] background of each picture.
+    """
+    offset, lines = pixels - grounds[:, None, None, :], PALETTE - grounds[:, None]
+    colour, solid = _unmix(offset, lines)
+    colour = _settle(colour, solid)
+    label = _keep(_join(colour, solid), least=_least_area(pixels.shape[1]))
+    numbers, first = np.unique(label, return_index=True)
+    first = first[numbers > 0]
+    picture, main = first // label[0].size, colour.ravel()[first]
+    label = np.where(label > 0, label, ndimage.maximum_filter(label, size=(1, 3, 3)))
+    line = np.concatenate([np.zeros((1, 3), np.float32), lines[picture, main]])
+    length = np.maximum(np.sum(line**2, axis=-1), 1)
+    share = np.sum(offset * (line / length[:, None])[label], axis=-1)
+    return Regions(label, np.clip(share, 0, 1), picture, main)
+
+
+def centres(regions: Regions) -> Centres:
+    """Area and centre of mass of every object, weighted by share."""
+    rows, columns = (np.arange(n) + 0.5 for n in regions.label.shape[1:])
+    label, count = regions.label.ravel(), len(regions.picture) + 1
+
+    def total(weight: np.ndarray) -> PerObject:
+        return np.bincount(label, weight.ravel(), minlength=count)[1:].astype(np.float64)
+
+    area = total(regions.share)
+    x = total(regions.share * columns[None, None, :]) / area
+    return Centres(area, x, total(regions.share * rows[None, :, None]) / area)
+
+
+def windows(
+    regions: Regions, *, left: Int[np.ndarray, " n"], top: Int[np.ndarray, " n"], side: int
+) -> Float[np.ndarray, "n side side"]:
+    """The share that each object covers, cut out round it, [n side side]; zero off the picture."""
+    pad = ((0, 0), (side, side), (side, side))
+    label, share = np.pad(regions.label, pad), np.pad(regions.share, pad)
+    cut = np.zeros((len(left), side, side), np.float32)
+    for k, owner in enumerate(regions.picture):
+        rows = slice(top[k] + side, top[k] + 2 * side)
+        columns = slice(left[k] + side, left[k] + 2 * side)
+        cut[k] = share[owner, rows, columns] * (label[owner, rows, columns] == k + 1)
+    return cut
+
+
+def _unmix(offset: Pixels, lines: Float[np.ndarray, "b k 3"]) -> tuple[Labels, Marks]:
+    """Per pixel the likeliest palette colour, and whether it covers half of the pixel."""
+    length = np.sum(lines**2, axis=-1)
+    scale = (length >= LEAST_CONTRAST**2) / np.maximum(length, 1)
+    share = np.clip(np.einsum("bhwc,bkc->bhwk", offset, lines * scale[..., None]), 0, 1)
+    # |offset - share * line|^2 without the term that all colours have in common
+    dots = np.einsum("bhwc,bkc->bhwk", offset, lines)
+    error = share * (share * length[:, None, None] - 2 * dots)
+    colour = error.argmin(-1)
+    return colour, np.take_along_axis(share, colour[..., None], axis=-1)[..., 0] >= 0.5
+
+
+def _settle(colour: Labels, solid: Marks) -> Labels:
+    """Give every component its main colour, unless a second one has a real part of it."""
+    label, count = _components(solid)
+    votes = np.bincount((label * _KINDS + colour).ravel(), minlength=(count + 1) * _KINDS)
+    votes = votes.reshape(count + 1, _KINDS)
+    second = np.sort(votes, axis=1)[:, -2]
+    split = second >= np.maximum(_least_area(colour.shape[1]), SPLIT_SHARE * votes.sum(1))
+    return np.where(split[label], colour, votes.argmax(1)[label])
+
+
+def _join(colour: Labels, solid: Marks) -> Labels:
+    """Number the connected parts of equal colour."""
+    label, total = np.zeros(solid.shape, np.int64), 0
+    for index in range(_KINDS):
+        part, count = _components(solid & (colour == index))
+        label += np.where(part > 0, part + total, 0)
+        total += count
+    return label
+
+
+def _keep(label: Labels, *, least: float) -> Labels:
+    """Drop parts smaller than `least` pixels and all but the largest few, and renumber."""
+    area = np.bincount(label.ravel())
+    keep = area >= least
+    keep[0] = False
+    for plane in label:
+        inside = np.unique(plane)
+        inside = inside[keep[inside]]
+        if len(inside) > MOST_OBJECTS:
+            keep[inside[np.argsort(-area[inside], kind="stable")[MOST_OBJECTS:]]] = False
+    return (np.cumsum(keep) * keep)[label]
+
+
+def _components(mask: Marks) -> tuple[Labels, int]:
+    label = np.empty(mask.shape, np.int32)
+    return label, int(np.asarray(ndimage.label(mask, structure=_WITHIN, output=label)))
+
+
+def _least_area(side: int) -> float:
+    """In pixels."""
+    smallest = min(sdf.moments(shape).area for shape in SHAPES)
+    return LEAST_AREA * smallest * (SIZES["small"].low * side) ** 2
