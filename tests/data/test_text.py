@@ -1,0 +1,187 @@
+import gzip
+import json
+import pathlib
+import pickle
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
+
+CAPTIONS = ["a red circle above a blue square", "three green stars", "a large purple heart"] * 4
+
+
+@pytest.fixture(scope="module")
+def learned() -> text.Tokenizer:
+    return text.train(CAPTIONS, vocab_size=700)
+
+
+@pytest.fixture(scope="module")
+def clip(shared: pathlib.Path) -> text.Tokenizer:
+    return text.load(shared / "data" / "clip_bpe")
+
+
+class Expected(NamedTuple):
+    ids: np.ndarray
+    mask: np.ndarray
+
+
+def oracle(shared: pathlib.Path, name: str) -> tuple[list[str], Expected, pathlib.Path]:
+    folder = shared / "oracles"
+    cases = json.loads((folder / "index.json").read_text())["cases"]
+    case = next(case for case in cases if case["id"] == name)
+    with np.load(folder / case["npz"], allow_pickle=False) as arrays:
+        texts = [str(caption) for caption in arrays["in_texts"]]
+        want = Expected(arrays["out_input_ids"], arrays["out_attention_mask"].astype(bool))
+    return texts, want, folder / (case["model"] or "")
+
+
+def test_clip_vocabulary_is_numbered_as_published(clip: text.Tokenizer):
+    assert (clip.vocab_size, clip.start, clip.end) == (49408, 49406, 49407)
+    # "a photo of a red cat" under CLIP's original tokenizer
+    tokens, mask = clip.encode(["a photo of a red cat"], length=10)
+    assert tokens[0].tolist() == [49406, 320, 1125, 539, 320, 736, 2368, 49407, 0, 0]
+    assert mask[0].tolist() == [True] * 8 + [False] * 2
+
+
+def test_clip_tokens_equal_the_reference(shared: pathlib.Path):
+    texts, want, _ = oracle(shared, "tokens_clip49408")
+    tokenizer = text.load(shared / "data" / "clip_bpe", literal=("!",))  # as Karlo saves it
+    tokens, mask = tokenizer.encode(texts, length=77)
+    np.testing.assert_array_equal(tokens, want.ids)
+    np.testing.assert_array_equal(mask, want.mask)
+
+
+def test_without_karlos_quirk_only_exclamation_marks_differ(
+    shared: pathlib.Path, clip: text.Tokenizer
+):
+    texts, want, _ = oracle(shared, "tokens_clip49408")
+    tokens, _ = clip.encode(texts, length=77)
+    for caption, ours, theirs in zip(texts, tokens, want.ids, strict=True):
+        assert (ours.tolist() == theirs.tolist()) == ("!" not in caption)
+
+
+@pytest.mark.parametrize("files", [("tokenizer.json",), ("vocab.json", "merges.txt")])
+def test_a_saved_tokenizer_of_others_is_read(
+    shared: pathlib.Path, tmp_path: pathlib.Path, files: tuple[str, ...]
+):
+    texts, want, model = oracle(shared, "tokens_tiny")
+    for name in files:
+        shutil.copy(model / name, tmp_path)
+    tokens, mask = text.load(tmp_path, literal=("!",)).encode(texts, length=77)
+    np.testing.assert_array_equal(tokens, want.ids)
+    np.testing.assert_array_equal(mask, want.mask)
+
+
+def test_bytes_of_words_add_up(learned: text.Tokenizer):
+    # every id stands for a piece of text; the pieces of a caption spell it
+    pieces = {i: piece for piece, i in learned._engine.get_vocab().items()}
+    tokens, mask = learned.encode(["A  red\tcircle zzz"], length=30)
+    spelt = "".join(pieces[i] for i in tokens[0][mask[0]].tolist()[1:-1])
+    assert spelt.replace("</w>", " ").strip() == "a red circle zzz"
+
+
+def test_words_seen_often_are_one_token(learned: text.Tokenizer):
+    _, mask = learned.encode(["a red circle", "three green stars"], length=16)
+    assert mask.sum(axis=1).tolist() == [5, 5]
+
+
+def test_any_text_can_be_encoded(learned: text.Tokenizer):
+    strange = ["Zürich, 東京 😀!", "\x01\x7f", "ÀÉÎ"]
+    tokens, mask = learned.encode(strange, length=64)
+    assert (mask.sum(axis=1) > 3).all()
+    assert tokens.max() < learned.vocab_size
+
+
+def test_empty_captions_are_start_and_end(learned: text.Tokenizer):
+    for caption in ("", "  \n"):
+        tokens, mask = learned.encode([caption], length=4)
+        assert tokens[0].tolist() == [learned.start, learned.end, 0, 0]
+        assert mask[0].tolist() == [True, True, False, False]
+
+
+def test_long_captions_keep_their_head_and_the_end_token(learned: text.Tokenizer):
+    caption = "three green stars " * 20
+    short, mask = learned.encode([caption], length=8)
+    long, _ = learned.encode([caption], length=100)
+    assert mask.all()
+    assert short[0, :7].tolist() == long[0, :7].tolist()
+    assert short[0, 7] == learned.end
+
+
+def test_training_does_not_depend_on_the_order_of_captions(learned: text.Tokenizer):
+    assert text.train(CAPTIONS[::-1], vocab_size=700).hash == learned.hash
+
+
+def test_vocabulary_stays_within_its_size():
+    assert text.train(CAPTIONS, vocab_size=text.MIN_VOCAB).vocab_size == text.MIN_VOCAB
+    assert text.train(CAPTIONS, vocab_size=530).vocab_size == 530
+
+
+def test_save_and_load_keep_hash_and_tokens(learned: text.Tokenizer, tmp_path: pathlib.Path):
+    learned.save(tmp_path / "new")
+    again = text.load(tmp_path / "new")
+    assert again.hash == learned.hash
+    np.testing.assert_array_equal(
+        again.encode(CAPTIONS, length=12)[0], learned.encode(CAPTIONS, length=12)[0]
+    )
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["tokenizer.json"]
+
+
+def test_hash_ignores_spacing_and_tells_tokenizers_apart(
+    learned: text.Tokenizer, tmp_path: pathlib.Path
+):
+    learned.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=3))
+    assert text.load(tmp_path).hash == learned.hash
+    assert text.load(tmp_path, literal=("!",)).hash != learned.hash
+    assert text.train(["other words"] * 4, vocab_size=700).hash != learned.hash
+
+
+def test_tokenizers_survive_pickling(learned: text.Tokenizer):
+    again = pickle.loads(pickle.dumps(learned))
+    assert again.hash == learned.hash
+    assert again.encode(["a red"], length=6)[0].tolist() == (
+        learned.encode(["a red"], length=6)[0].tolist()
+    )
+
+
+def test_folder_without_tokenizer(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="no tokenizer in .*merges.txt.*--tokenizer=train"):
+        text.load(tmp_path / "openai" / "clip-vit")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": 3}'])
+def test_damaged_tokenizer(tmp_path: pathlib.Path, content: str):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="cannot be read.*copy it again"):
+        text.load(tmp_path)
+
+
+def test_damaged_clip_file(tmp_path: pathlib.Path):
+    whole = gzip.compress(b"version\n" + b"a b\n" * 1000)
+    (tmp_path / text.CLIP_FILES[0]).write_bytes(whole[:30])
+    with pytest.raises(UserError, match="cannot be read"):
+        text.load(tmp_path)
+
+
+def test_tokenizer_of_another_kind(learned: text.Tokenizer, tmp_path: pathlib.Path):
+    learned.save(tmp_path)
+    content = (tmp_path / "tokenizer.json").read_text().replace("<|startoftext|>", "<s>")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"no token '<\|startoftext\|>'"):
+        text.load(tmp_path)
+
+
+def test_length_needs_room_for_start_and_end(learned: text.Tokenizer):
+    with pytest.raises(UserError, match="token length is 1"):
+        learned.encode(["a"], length=1)
+
+
+def test_vocabulary_must_hold_all_bytes():
+    with pytest.raises(UserError, match="vocab_size is 100.*514"):
+        text.train(CAPTIONS, vocab_size=100)

@@ -1,0 +1,74 @@
+"""One raw example to one record that training can rely on, or a reason to leave it out."""
+
+import dataclasses
+import json
+
+from unclip_jax.core.checks import positive
+from unclip_jax.data import image as images
+from unclip_jax.data.items import Raw, Skip
+from unclip_jax.data.records import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckConfig:
+    """What is kept, and how pictures are stored.
+
+    Attributes:
+        limits: what counts as a usable picture.
+        max_side: pictures whose shorter side is greater are stored reduced to it; None = all
+            pictures are stored as they came, byte for byte.
+        image_size: store every picture as a centre-cropped square of this side; None = do not.
+    """
+
+    limits: images.Limits = dataclasses.field(default_factory=images.Limits)
+    max_side: int | None = None
+    image_size: int | None = None
+
+    def __post_init__(self):
+        for name in ("max_side", "image_size"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+
+
+def check(key: str, raw: Raw, config: CheckConfig) -> Record:
+    """The record of one example; its picture has been decoded once and is whole.
+
+    Raises:
+        Skip: with the reason.
+    """
+    caption = _caption(raw)
+    try:
+        image = _image(raw.image, config)
+    except images.BadImage as error:
+        raise Skip(error.reason) from error
+    return {"image": image, "caption": caption, "key": key, "scene": raw.scene}
+
+
+def _caption(raw: Raw) -> str:
+    try:
+        text = raw.caption
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        if raw.field:
+            text = json.loads(text)[raw.field]
+        text.encode("utf-8")  # JSON escapes can smuggle in half a surrogate pair
+    except UnicodeError as error:
+        raise Skip("bad UTF-8") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Skip("no caption") from error
+    text = text.replace("\0", "").strip()
+    if not text:
+        raise Skip("empty caption")
+    return text
+
+
+def _image(data: bytes, config: CheckConfig) -> bytes:
+    """The bytes to store: the original ones unless the picture is to be made smaller."""
+    pixels = images.decode(data, limits=config.limits)
+    if config.image_size is not None:
+        small = images.resize_short(pixels, config.image_size)
+        return images.encode_png(images.center_crop(small, config.image_size))
+    if config.max_side is not None and min(pixels.shape[:2]) > config.max_side:
+        small = images.resize_short(pixels, config.max_side)
+        return images.encode_png(small) if images.is_lossless(data) else images.encode_jpeg(small)
+    return data

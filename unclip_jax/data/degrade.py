@@ -1,0 +1,92 @@
+"""What an upsampler's conditioning image goes through in training: shrinking and slight damage.
+
+The paper (section 2.2) blurs with a Gaussian of kernel 3 and sigma 0.6 for 64 -> 256. Each example
+decides for itself whether it is corrupted, from its own generator.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from jaxtyping import Float32
+
+from unclip_jax.core.checks import UserError, in_range, one_of, positive
+
+Picture = Float32[np.ndarray, "_ _ c"]  # [-1, 1]
+
+BLUR_KERNEL, BLUR_SIGMA = 3, 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class DegradeConfig:
+    """How `low_res` is made from `image`.
+
+    Attributes:
+        factor: how many times smaller the sides are.
+        name: "none" (shrink only) or "blur"; a key of `CORRUPTIONS`.
+        probability: share of the examples that are corrupted; the others are only shrunk.
+    """
+
+    factor: int
+    name: str = "none"
+    probability: float = 0.5
+
+    def __post_init__(self):
+        one_of("degradation", self.name, CORRUPTIONS)
+        in_range("degradation probability", self.probability, 0.0, 1.0)
+        positive("degradation factor", self.factor)
+
+
+def degrade(image: Picture, *, config: DegradeConfig, rng: np.random.Generator) -> Picture:
+    """The conditioning image of one example, sides `config.factor` times smaller.
+
+    One number is drawn from `rng` whatever happens, so that switching the corruption off changes
+    nothing else.
+
+    Raises:
+        UserError: the sides are not multiples of the factor.
+    """
+    hit = rng.random() < config.probability
+    corrupt = CORRUPTIONS[config.name] if hit else CORRUPTIONS["none"]
+    return corrupt(image, config.factor, rng)
+
+
+def area_downsample(image: Picture, factor: int) -> Picture:
+    """The mean of every `factor` x `factor` block.
+
+    Raises:
+        UserError: the sides are not multiples of the factor.
+    """
+    height, width, _ = image.shape
+    if height % factor or width % factor:
+        raise UserError(
+            f"a {height}x{width} image cannot be shrunk {factor} times exactly; choose an image "
+            f"size that {factor} divides."
+        )
+    small = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+    return small.reshape(height // factor, width // factor, -1)
+
+
+def gaussian_blur(image: Picture, *, size: int, sigma: float) -> Picture:
+    """Convolve with a normalised Gaussian of `size` taps a side; borders are mirrored."""
+    blurred = cv2.GaussianBlur(image, (size, size), sigma, borderType=cv2.BORDER_REFLECT_101)
+    return blurred.reshape(image.shape)
+
+
+def _shrink(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
+    del rng
+    return area_downsample(image, factor)
+
+
+def _shrink_and_blur(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
+    """The paper's first upsampler: blur after shrinking, before the model enlarges."""
+    del rng
+    return gaussian_blur(area_downsample(image, factor), size=BLUR_KERNEL, sigma=BLUR_SIGMA)
+
+
+# Each takes the full-size picture, because stronger corruptions act before and while shrinking.
+CORRUPTIONS: dict[str, Callable[[Picture, int, np.random.Generator], Picture]] = {
+    "none": _shrink,
+    "blur": _shrink_and_blur,
+}

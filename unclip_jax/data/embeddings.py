@@ -1,0 +1,231 @@
+"""Embeddings on disk in the layout of clip-retrieval and img2dataset, memory-mapped.
+
+A folder holds `img_emb/img_emb_0000.npy`, `text_emb/text_emb_0000.npy` and
+`metadata/metadata_0000.parquet` (columns key and caption) for shards 0, 1, ...; row i of each
+belongs to the same example. `embedding_writer` adds `stats.json`: where the embeddings come from,
+and, once all are written, their statistics. Folders that other tools wrote have none.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from jaxtyping import Float
+
+from unclip_jax.core.checks import UserError
+
+KINDS = {"z_img": "img_emb", "z_txt": "text_emb"}
+STATS = "stats.json"
+_CHUNK = 65536  # rows per step when statistics are taken
+
+Vectors = Float[np.ndarray, " b z"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Statistics of one kind of embedding, over all rows as stored, in float64.
+
+    Attributes:
+        count: number of rows.
+        mean: per dimension.
+        std: per dimension (population).
+        norm_mean: mean Euclidean length.
+        norm_std: its standard deviation.
+    """
+
+    count: int
+    mean: np.ndarray
+    std: np.ndarray
+    norm_mean: float
+    norm_std: float
+
+
+class EmbeddingSource:
+    """Random access to embeddings: records with key, caption, and z_img and z_txt (float32)."""
+
+    def __init__(self, directory: str | pathlib.Path):
+        """Open `directory`.
+
+        Raises:
+            UserError: no embeddings there, not all of them, or shards whose counts or dimensions
+                disagree.
+        """
+        self.directory = pathlib.Path(directory)
+        if not read_stats(self.directory).get("finished", True):
+            raise UserError(
+                f"{self.directory} is half-written; run the same `python -m unclip_jax.embed` "
+                "command again."
+            )
+        tables = _numbered(self.directory / "metadata", "parquet")
+        if not tables:
+            raise UserError(
+                f"no embeddings in {self.directory}: it has no metadata/metadata_0000.parquet; "
+                "make them with `python -m unclip_jax.embed`."
+            )
+        self._tables = [read_table(path) for path in tables]
+        counts = [table.num_rows for table in self._tables]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._arrays: dict[str, list[np.ndarray]] = {}
+        for field, kind in KINDS.items():
+            paths = _numbered(self.directory / kind, "npy")
+            if paths:
+                self._arrays[field] = _open_arrays(paths, counts)
+        if not self._arrays:
+            raise UserError(f"{self.directory} has metadata but no img_emb or text_emb folder.")
+
+    def __reduce__(self):
+        return EmbeddingSource, (self.directory,)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        table = self._tables[shard]
+        record: dict[str, Any] = {
+            "key": str(table["key"][row].as_py()),
+            "caption": table["caption"][row].as_py() or "",
+            "scene": "",
+        }
+        for field, arrays in self._arrays.items():
+            record[field] = np.asarray(arrays[shard][row], np.float32)
+        return record
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Which of z_img and z_txt are there."""
+        return tuple(self._arrays)
+
+    def dim(self, field: str) -> int:
+        """Embedding size of `field`.
+
+        Raises:
+            UserError: the folder has no such embeddings.
+        """
+        if field not in self._arrays:
+            raise UserError(f"{self.directory} has no {field} ({KINDS[field]}); make them again.")
+        return int(self._arrays[field][0].shape[1])
+
+    def vectors(self, field: str, start: int, stop: int) -> Vectors:
+        """Rows start..stop of `field` as one float32 array."""
+        self.dim(field)
+        rows = []
+        for shard, array in enumerate(self._arrays[field]):
+            first = int(self._ends[shard]) - len(array)
+            low, high = max(start - first, 0), min(stop - first, len(array))
+            if low < high:
+                rows.append(np.asarray(array[low:high], np.float32))
+        return np.concatenate(rows) if rows else np.zeros((0, self.dim(field)), np.float32)
+
+    def stats(self, field: str) -> Stats:
+        """Statistics of `field`, from stats.json if it fits, else taken now."""
+        entry = read_stats(self.directory).get(field)
+        if not entry or entry["count"] != len(self):
+            return measure(self, field)
+        mean, std = (np.array(entry[name], np.float64) for name in ("mean", "std"))
+        return Stats(len(self), mean, std, entry["norm_mean"], entry["norm_std"])
+
+    def info(self) -> dict[str, Any]:
+        """What the writer said about their origin (CLIP, tokenizer, data set); {} if nothing."""
+        return read_stats(self.directory).get("info", {})
+
+
+def read_stats(directory: pathlib.Path) -> dict[str, Any]:
+    """The content of stats.json; {} when there is none.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    path = directory / STATS
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; delete it, it can be made again.") from error
+
+
+def measure(source: EmbeddingSource, field: str) -> Stats:
+    """Two passes over all rows in float64: exact means first, deviations second."""
+    count = len(source)
+    spans = [(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
+    total, norms = np.zeros(source.dim(field)), np.zeros(count)
+    for start, stop in spans:
+        rows = source.vectors(field, start, stop).astype(np.float64)
+        total += rows.sum(axis=0)
+        norms[start:stop] = np.sqrt((rows**2).sum(axis=1))
+    mean = total / count
+    squares = np.zeros_like(mean)
+    for start, stop in spans:
+        squares += ((source.vectors(field, start, stop) - mean) ** 2).sum(axis=0)
+    return Stats(count, mean, np.sqrt(squares / count), float(norms.mean()), float(norms.std()))
+
+
+def _numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+    """Files `folder/folder_7.suffix` in the order of their numbers, with any padding.
+
+    Raises:
+        UserError: a number is missing or there twice.
+    """
+    pattern = re.compile(rf"{re.escape(folder.name)}_(\d+)\.{suffix}")
+    found = [(int(m[1]), p) for p in folder.glob("*") if (m := pattern.fullmatch(p.name))]
+    numbers = sorted(number for number, _ in found)
+    if numbers != list(range(len(numbers))):
+        raise UserError(f"{folder} holds shards {numbers}; they should count up from 0.")
+    return [path for _, path in sorted(found)]
+
+
+def read_table(path: pathlib.Path) -> pyarrow.Table:
+    """Columns key and caption, under either project's names.
+
+    Raises:
+        UserError: the file cannot be read or has no keys.
+    """
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
+    names = table.column_names
+    key = next((name for name in ("key", "image_path") if name in names), None)
+    if key is None:
+        raise UserError(f"{path} has columns {names}; it needs 'key' or 'image_path'.")
+    blank = pyarrow.array([""] * table.num_rows)
+    caption = table["caption"] if "caption" in names else blank
+    return pyarrow.table({"key": table[key], "caption": caption})
+
+
+def _open_arrays(paths: list[pathlib.Path], counts: list[int]) -> list[np.ndarray]:
+    """Memory-map and compare with the metadata.
+
+    Raises:
+        UserError: a file is missing, cut short, or of other rows or dimensions.
+    """
+    if len(paths) != len(counts):
+        raise UserError(
+            f"{paths[0].parent} has {len(paths)} shards, metadata has {len(counts)}; make the "
+            "embeddings again."
+        )
+    arrays = []
+    for path, count in zip(paths, counts, strict=True):
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{path} cannot be read: {error}; make it again.") from error
+        if array.ndim != 2 or array.shape[0] != count:
+            raise UserError(
+                f"{path} has shape {list(array.shape)}, its metadata has {count} rows; make the "
+                "embeddings again."
+            )
+        if arrays and array.shape[1] != arrays[0].shape[1]:
+            raise UserError(
+                f"{path} has dimension {array.shape[1]}, the first shard {arrays[0].shape[1]}; "
+                "they come from different CLIPs."
+            )
+        arrays.append(array)
+    return arrays

@@ -1,0 +1,200 @@
+"""One record to one example: first what is always the same, then what is random.
+
+The fixed part (decode, resize, tokenise) depends on the record alone and may be kept in memory; the
+random part (crop, flip, corruption) draws from a generator that belongs to the example's place in
+the stream of the whole run.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive, suggest
+from unclip_jax.core.types import HostBatch
+from unclip_jax.data import image as images
+from unclip_jax.data.degrade import DegradeConfig, degrade
+from unclip_jax.data.records import Record
+from unclip_jax.data.sources import Source
+from unclip_jax.data.text import Tokenizer
+
+TEXT = ("tokens", "token_mask")
+EMBEDDINGS = ("z_img", "z_txt")
+STRINGS = ("key", "caption", "scene")  # stay on the host
+FIELDS = ("image", "low_res", *TEXT, *EMBEDDINGS, *STRINGS)
+
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleConfig:
+    """What one example holds and how its picture is cut.
+
+    Attributes:
+        fields: which batch fields to make: image, low_res, tokens, token_mask, z_img, z_txt, and
+            key, caption, scene (arrays of strings, for the host).
+        image_size: side to which pictures are resized and cropped.
+        crop: "center", or "random" along the longer side.
+        flip: mirror half of the pictures; wrong for captions that name sides.
+        patch: side of a random window cut out of the `image_size` picture; None = all of it. An
+            upsampler trains on these.
+        length: token positions.
+        degrade: how low_res is made from the (cut) image; needed for that field only.
+    """
+
+    fields: tuple[str, ...]
+    image_size: int = 64
+    crop: str = "center"
+    flip: bool = False
+    patch: int | None = None
+    length: int = 77
+    degrade: DegradeConfig | None = None
+
+    def __post_init__(self):
+        for field in self.fields:
+            one_of("batch field", field, FIELDS)
+        if not self.fields:
+            raise UserError(f"no batch fields are asked for.{suggest('', FIELDS)}")
+        one_of("crop", self.crop, ("center", "random"))
+        positive("image_size", self.image_size)
+        in_range("patch", self.side, 1, self.image_size)
+        if "low_res" in self.fields:
+            if self.degrade is None:
+                raise UserError("field 'low_res' needs a DegradeConfig that says how it is made.")
+            why = "low_res must be exactly that many times smaller."
+            divisible("image side", self.side, self.degrade.factor, why)
+
+    @property
+    def side(self) -> int:
+        """Side of the pictures in a batch."""
+        return self.image_size if self.patch is None else self.patch
+
+    @property
+    def pictures(self) -> bool:
+        """Whether pictures have to be decoded."""
+        return "image" in self.fields or "low_res" in self.fields
+
+
+class FixedExamples:
+    """Records made into examples as far as nothing is random; kept in memory up to a limit."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        config: ExampleConfig,
+        tokenizer: Tokenizer | None = None,
+        cache_bytes: int = 0,
+    ):
+        """Wrap `source`; at most `cache_bytes` of made examples are kept.
+
+        Raises:
+            UserError: the source is empty or lacks a field, or there is no tokenizer.
+        """
+        self._source, self._config, self._tokenizer = source, config, tokenizer
+        self._limit, self._used = cache_bytes, 0
+        self._cache: dict[int, Example] = {}
+        self._lock = threading.Lock()
+        _check(source, config, tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_lock", "_used")}
+        return kept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _cache={}, _lock=threading.Lock(), _used=0)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        if index in self._cache:
+            return self._cache[index]
+        example = self._make(self._source[index])
+        size = sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
+        with self._lock:
+            if index not in self._cache and self._used + size <= self._limit:
+                self._cache[index] = example
+                self._used += size
+        return example
+
+    def _make(self, record: Record) -> Example:
+        config = self._config
+        names = [f for f in (*EMBEDDINGS, *STRINGS) if f in config.fields]
+        example: Example = {name: record[name] for name in names}
+        if config.pictures:
+            example["image"] = _picture(record, config)
+        if self._tokenizer is not None and set(TEXT) & set(config.fields):
+            tokens, mask = self._tokenizer.encode([record["caption"]], length=config.length)
+            example |= {"tokens": tokens[0], "token_mask": mask[0]}
+        return example
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomPart:
+    """The random part, a pure function of the example and its generator."""
+
+    config: ExampleConfig
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Crop, flip, cut and corrupt; the picture stays uint8."""
+        config = self.config
+        if not config.pictures:
+            return example
+        picture = example["image"]
+        if config.crop == "random":
+            picture = images.random_crop(picture, config.image_size, rng=rng)
+        if config.flip and rng.random() < 0.5:
+            picture = images.flip(picture)
+        if config.patch is not None:
+            picture = images.random_crop(picture, config.patch, rng=rng)
+        example = {**example, "image": picture}
+        if "low_res" in config.fields and config.degrade is not None:
+            whole = images.to_float(picture)
+            example["low_res"] = degrade(whole, config=config.degrade, rng=rng)
+        return example
+
+
+def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatch:
+    """Stack examples field by field; pictures become float32 in [-1, 1]."""
+    batch = {}
+    for field in fields:
+        values = [example[field] for example in examples]
+        batch[field] = np.array(values) if field in STRINGS else np.stack(values)
+    if "image" in batch:
+        batch["image"] = images.to_float(batch["image"])
+    return batch
+
+
+def _picture(record: Record, config: ExampleConfig) -> images.Pixels:
+    """Decoded and resized; also cropped, unless the crop is random."""
+    try:
+        pixels = images.decode(record["image"])
+    except images.BadImage as error:
+        raise UserError(
+            f"the image of record {record['key']!r} cannot be used: {error}. "
+            "unclip_jax.prepare leaves such records out."
+        ) from error
+    pixels = images.resize_short(pixels, config.image_size)
+    return pixels if config.crop == "random" else images.center_crop(pixels, config.image_size)
+
+
+def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -> None:
+    if len(source) == 0:
+        raise UserError("the data set is empty; prepare it with more inputs.")
+    if tokenizer is None and set(TEXT) & set(config.fields):
+        raise UserError(
+            "captions are asked for, but there is no tokenizer; prepare the data set with "
+            "--tokenizer=train or --tokenizer=DIR."
+        )
+    record = source[0]
+    needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS)}
+    needed |= {"image"} if config.pictures else set()
+    missing = sorted(needed - record.keys())
+    if missing:
+        raise UserError(
+            f"the data source gives {sorted(record)}, but {missing} are asked for; embeddings "
+            "come from `python -m unclip_jax.embed`, images from a prepared folder."
+        )

@@ -1,0 +1,229 @@
+"""From what the user names to plans: which examples there are, in which order, how to read one."""
+
+import glob
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from tqdm import tqdm
+
+from unclip_jax.core.checks import UserError, positive
+from unclip_jax.data.folders import METADATA, list_folder, list_picture
+from unclip_jax.data.items import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    FileReader,
+    Item,
+    Plan,
+    Raw,
+    Skip,
+    check_exists,
+)
+from unclip_jax.data.shapes import source as shapes
+from unclip_jax.data.tars import TAR_SUFFIXES, list_tar
+
+SHAPES = "shapes"
+SHAPES_COUNTS = {"train": 30_000, "validation": 1_000, "compositional": 1_000}
+_NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
+
+
+def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
+    """Inputs by split: "validation=GLOB" names its own, the others go to `split`.
+
+    Raises:
+        UserError: the name of a split that cannot be part of a file name.
+    """
+    groups: dict[str, list[str]] = {}
+    for text in inputs:
+        match = None if pathlib.Path(text).exists() else _NAMED.fullmatch(text)
+        name, path = match.groups() if match else (split, text)
+        groups.setdefault(name, []).append(path)
+    for name in groups:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+            raise UserError(f"split {name!r} is no name; use letters, digits and underscores.")
+    return groups
+
+
+def shapes_counts(text: str) -> dict[str, int] | None:
+    """Scenes per split of the input "shapes" or "shapes:train=30000,validation=1000"; else None.
+
+    Raises:
+        UserError: something else than split=number behind the colon.
+    """
+    name, colon, counts = text.partition(":")
+    if name != SHAPES:
+        return None
+    if not colon:
+        return dict(SHAPES_COUNTS)
+    pairs = [re.fullmatch(r"(\w+)=(\d+)", part) for part in counts.split(",")]
+    if not all(pairs):
+        raise UserError(f"input {text!r} is not of the form shapes:train=30000,validation=1000.")
+    return {pair[1]: positive(f"{pair[1]} of {text!r}", int(pair[2])) for pair in pairs if pair}
+
+
+class FilePlan:
+    """Examples in folders and tars."""
+
+    def __init__(self, inputs: Sequence[str], *, caption_field: str = "", prefix: bool = False):
+        """List everything that `inputs` (folders, tars, pictures, globs of them) hold.
+
+        Args:
+            inputs: the sources, read in the given order; what is named twice is read once.
+            caption_field: JSON field with the caption; "" = the usual names.
+            prefix: put the input's name before every key, for tars that reuse keys.
+
+        Raises:
+            UserError: an input matches nothing, is of no known kind or holds no picture.
+        """
+        self.sources = tuple(inputs)
+        self._items: list[Item] = []
+        self._reader = FileReader()
+        seen: set[str] = set()
+        paths = list(_expand(inputs))
+        for path in tqdm(paths, desc="listing", unit="input", delay=2, leave=False):
+            for item in _list(path, caption_field):
+                key = f"{path.name}/{item.key}" if prefix else item.key
+                skip = item.skip or ("duplicate key" if key in seen else "")
+                seen.add(key)
+                self._items.append(item._replace(key=key, skip=skip))
+        if not self._items:
+            raise UserError(
+                f"no pictures in {', '.join(inputs)}; expected a folder with metadata.jsonl or "
+                ".txt files beside the pictures, or a WebDataset tar."
+            )
+        self.fingerprint = _fingerprint(repr(item) for item in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def key(self, index: int) -> str:
+        """Name of example `index`."""
+        return self._items[index].key
+
+    def read(self, index: int) -> Raw:
+        """Bytes of example `index`.
+
+        Raises:
+            Skip: it has no picture or caption, or its bytes cannot be read.
+        """
+        item = self._items[index]
+        if item.skip:
+            raise Skip(item.skip)
+        if item.image is None or item.caption is None:
+            raise Skip("no image" if item.image is None else "no caption")
+        caption = item.caption
+        if not isinstance(caption, str):
+            caption = self._reader.read(caption, limit=MAX_TEXT_BYTES)
+        image = self._reader.read(item.image, limit=MAX_IMAGE_BYTES)
+        return Raw(image, caption, item.field)
+
+
+class ShapesPlan:
+    """Scenes of the procedural world, drawn as they are read."""
+
+    def __init__(self, split: str, *, count: int, image_size: int, seed: int):
+        """Scenes 0 to `count` of `split`."""
+        self.sources = (f"shapes:{split}={count}",)
+        self.fingerprint = _fingerprint([f"{split} {count} {image_size} {seed}"])
+        self._split, self._count, self._size, self._seed = split, count, image_size, seed
+        self._next, self._stream = -1, iter(())
+        next(self._scenes(0))  # complain about a split or size now
+
+    def __len__(self) -> int:
+        return self._count
+
+    def key(self, index: int) -> str:
+        """Name of scene `index`."""
+        return f"{self._split}-{self._seed}-{index:08d}"
+
+    def read(self, index: int) -> Raw:
+        """Draw scene `index`; in order, scenes are drawn many at a time."""
+        if index != self._next:
+            self._stream = self._scenes(index)
+        self._next = index + 1
+        record = next(self._stream)
+        return Raw(record["image"], record["caption"], scene=record["scene"])
+
+    def _scenes(self, start: int) -> Iterator[dict]:
+        count = self._count - start
+        return shapes.scenes(
+            self._split, seed=self._seed, start=start, count=count, image_size=self._size
+        )
+
+
+def _expand(inputs: Sequence[str]) -> Iterator[pathlib.Path]:
+    """Globs to paths, each real file once."""
+    seen = set()
+    for text in inputs:
+        found = [text] if pathlib.Path(text).exists() else sorted(glob.glob(text, recursive=True))
+        if not found and glob.has_magic(text):
+            raise UserError(f"input {text} matches no file; check the pattern and quote it.")
+        for name in found or [text]:
+            path = pathlib.Path(name)
+            check_exists(path)
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                yield path
+
+
+def _list(path: pathlib.Path, caption_field: str) -> list[Item]:
+    name = path.name.lower()
+    if path.is_dir():
+        return list_folder(path, caption_field=caption_field)
+    if name == METADATA:
+        return list_folder(path.parent, caption_field=caption_field)
+    if name.endswith(TAR_SUFFIXES):
+        return list_tar(str(path), caption_field=caption_field or "caption")
+    if name.endswith(IMAGE_SUFFIXES):
+        return [list_picture(path, root=path.parent)]
+    if name.endswith(".txt"):  # a glob such as folder/* matches captions too
+        return []
+    kinds = ", ".join(TAR_SUFFIXES)
+    raise UserError(f"input {path} is neither a folder nor a tar ({kinds}) nor a picture.")
+
+
+def _fingerprint(parts: Sequence[str] | Iterator[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogateescape"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def make_plans(
+    inputs: Sequence[str],
+    *,
+    split: str,
+    caption_field: str = "",
+    prefix: bool = False,
+    image_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Plan]:
+    """A plan per split, from everything the user named.
+
+    Args:
+        inputs: folders, tars, pictures, globs, SPLIT=one of these, or "shapes[:...]".
+        split: where inputs without a split go.
+        caption_field: JSON field with the caption.
+        prefix: see `FilePlan`.
+        image_size: of the procedural world's pictures.
+        seed: of the procedural world.
+
+    Raises:
+        UserError: an input that cannot be used, or one split from files and from shapes.
+    """
+    plans: dict[str, Plan] = {}
+    files: list[str] = []
+    for text in inputs:
+        counts = shapes_counts(text)
+        if counts is None:
+            files.append(text)
+        for name, count in (counts or {}).items():
+            plans[name] = ShapesPlan(name, count=count, image_size=image_size, seed=seed)
+    for name, group in group_inputs(files, split=split).items():
+        if name in plans:
+            raise UserError(f"split {name!r} would mix shapes and files; use --split or SPLIT=.")
+        plans[name] = FilePlan(group, caption_field=caption_field, prefix=prefix)
+    return plans

@@ -1,0 +1,227 @@
+"""Batches for one process out of many, in a fixed global order that can be continued anywhere.
+
+The order is one stream of examples for the whole run: the data set shuffled anew for every epoch,
+one epoch after the other. Batch number i is the i-th stretch of `batch_size` examples, and every
+process makes its own contiguous part of it. What is random about an example depends on the seed and
+its place in the stream. So a position is one number, and a run that is resumed, or that goes on
+with another number of processes, sees the batches that it would have seen.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+from absl import flags
+
+from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive
+from unclip_jax.core.types import HostBatch
+from unclip_jax.data.examples import (
+    Example,
+    ExampleConfig,
+    FixedExamples,
+    RandomPart,
+    collate,
+)
+from unclip_jax.data.sources import Source
+from unclip_jax.data.text import Tokenizer
+
+REMAINDERS = ("drop", "keep", "pad")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """How examples become batches.
+
+    Attributes:
+        batch_size: examples per batch over all processes.
+        shuffle: a new order for every epoch; False = the order of the source.
+        num_epochs: None = without end.
+        seed: of the order and of everything random in an example.
+        remainder: examples after the last full batch. "drop" leaves them out; "keep" gives a
+            smaller last batch (one process only); "pad" fills the last batch with copies of the
+            last example and adds a bool field "valid" (one unshuffled epoch only).
+        workers: decoding threads; 0 = decode when asked.
+        processes: decoding processes, each with `workers` threads and a cache of its own; 0 =
+            none.
+        prefetch: batches made ahead.
+        cache_mb: memory for decoded and resized pictures, so that small sets are decoded once.
+    """
+
+    batch_size: int
+    shuffle: bool = True
+    num_epochs: int | None = None
+    seed: int = 0
+    remainder: str = "drop"
+    workers: int = 2
+    processes: int = 0
+    prefetch: int = 4
+    cache_mb: int = 0
+
+    def __post_init__(self):
+        positive("batch_size", self.batch_size)
+        one_of("remainder", self.remainder, REMAINDERS)
+        if self.num_epochs is not None:
+            positive("num_epochs", self.num_epochs)
+        for name in ("workers", "processes", "prefetch", "cache_mb"):
+            in_range(name, getattr(self, name), 0, 1_000_000)
+        if self.remainder == "pad" and (self.shuffle or self.num_epochs != 1):
+            raise UserError("remainder 'pad' needs shuffle=False and num_epochs=1.")
+
+
+class Loader(Iterator[HostBatch]):
+    """Iterates over this process's part of every batch; see `make_loader`."""
+
+    def __init__(self, batches: Any, *, config: LoaderConfig, identity: dict[str, Any]):
+        """Wrap a Grain MapDataset of local batches."""
+        self._batches, self._config, self._identity = batches, config, identity
+        self._given, self._iterator = 0, None
+
+    def __next__(self) -> HostBatch:
+        if self._iterator is None:
+            self._iterator = iter(self._dataset(self._given))
+        batch = next(self._iterator)
+        self._given += 1
+        return batch
+
+    def __len__(self) -> int:
+        """Batches from the beginning to the end; sys.maxsize-like when there is no end."""
+        return len(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, JSON-ready: batches given so far and what they depend on."""
+        return {**self._identity, "batches": self._given}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue behind a saved position.
+
+        Raises:
+            UserError: it was saved with other data, seed or batch size.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"the data position was saved with {name} = {state.get(name)!r}, now it is "
+                    f"{value!r}; use the same setting or start a new workdir."
+                )
+        self.close()
+        self._given = int(state["batches"])
+
+    def close(self) -> None:
+        """Stop the workers; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _dataset(self, start: int) -> grain.IterDataset:
+        config = self._config
+        prefetch = config.prefetch if config.workers else 0
+        options = grain.ReadOptions(num_threads=config.workers, prefetch_buffer_size=prefetch)
+        dataset = self._batches[start:].to_iter_dataset(options)
+        if config.processes:
+            if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags
+                flags.FLAGS.mark_as_parsed()
+            workers = grain.MultiprocessingOptions(num_workers=config.processes)
+            dataset = dataset.mp_prefetch(workers)
+        return dataset
+
+
+def make_loader(
+    source: Source,
+    *,
+    example: ExampleConfig,
+    config: LoaderConfig,
+    tokenizer: Tokenizer | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Loader:
+    """Batches of `source` for process `process_index` of `process_count`.
+
+    Args:
+        source: records by index.
+        example: what a batch holds.
+        config: how batches are made up.
+        tokenizer: for fields tokens and token_mask.
+        process_index: which contiguous part of every batch is ours.
+        process_count: number of parts.
+
+    Raises:
+        UserError: the source is empty, smaller than a batch or lacks a field; no tokenizer; a
+            batch size that the processes do not divide.
+    """
+    divisible("batch_size", config.batch_size, process_count, "every process takes an equal part.")
+    in_range("process_index", process_index, 0, process_count - 1)
+    if config.remainder == "keep" and process_count > 1:
+        raise UserError("remainder 'keep' works with one process; use 'pad' or 'drop'.")
+    fixed = FixedExamples(
+        source, config=example, tokenizer=tokenizer, cache_bytes=config.cache_mb * 2**20
+    )
+    stream = _stream(fixed, example, config)
+    fields = (*example.fields, *(("valid",) if config.remainder == "pad" else ()))
+    batches = _split(stream, config, fields, process_index, process_count)
+    identity = {
+        "num_examples": len(source),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "shuffle": config.shuffle,
+    }
+    return Loader(batches, config=config, identity=identity)
+
+
+def _stream(fixed: FixedExamples, example: ExampleConfig, config: LoaderConfig) -> grain.MapDataset:
+    """All examples of the run in order, every epoch shuffled by itself."""
+    examples: Any = _Padded(fixed, config.batch_size) if config.remainder == "pad" else fixed
+    stream = grain.MapDataset.source(examples)
+    if config.shuffle:
+        stream = stream.shuffle(seed=_derive(config.seed, "shuffle"))
+    stream = stream.repeat(config.num_epochs)
+    if not example.pictures:
+        return stream
+    return stream.random_map(RandomPart(example), seed=_derive(config.seed, "examples"))
+
+
+def _split(
+    stream: grain.MapDataset,
+    config: LoaderConfig,
+    fields: tuple[str, ...],
+    process_index: int,
+    process_count: int,
+) -> grain.MapDataset:
+    """Our part of every batch: with n processes, small batch j belongs to process j mod n."""
+    total = len(stream) // config.batch_size
+    if total == 0 and config.remainder == "drop":
+        raise UserError(
+            f"the data set has {len(stream)} examples, fewer than one batch of "
+            f"{config.batch_size}; lower the batch size or choose remainder='keep'."
+        )
+    batches = stream.batch(
+        config.batch_size // process_count,
+        drop_remainder=config.remainder == "drop",
+        batch_fn=functools.partial(collate, fields=fields),
+    )
+    if config.remainder == "drop":  # no process may have one batch more than another
+        batches = batches[: total * process_count]
+    return batches[process_index::process_count]
+
+
+class _Padded:
+    """A source filled up to whole batches with its last example, saying which are real."""
+
+    def __init__(self, examples: Sequence[Example] | FixedExamples, batch_size: int):
+        self._examples, self._real = examples, len(examples)
+        self._length = -(-self._real // batch_size) * batch_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        valid = index < self._real
+        return {**self._examples[min(index, self._real - 1)], "valid": valid}
+
+
+def _derive(seed: int, purpose: str) -> int:
+    """A 32-bit seed; neighbouring seeds give unrelated streams."""
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")

@@ -1,0 +1,151 @@
+"""`manifest.json`: what a prepared folder holds, split by split, and whether it is all there."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.core.config import as_dict, build
+from unclip_jax.version import __version__
+
+FILE = "manifest.json"
+TOKENIZER = "tokenizer"  # folder beside the shards
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file.
+
+    Attributes:
+        file: its name inside the folder.
+        count: number of records.
+        sha256: over the records' bytes in order.
+    """
+
+    file: str
+    count: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The records of one split, in the order of its shards.
+
+    Attributes:
+        name: "train", "validation", ...
+        count: number of records in all shards.
+        hash: sha256 over the shards' hashes; equal content in equal order has an equal hash.
+        plan: fingerprint of the inputs and options that it was made from.
+        sources: the inputs, as the user gave them.
+        shards: the files.
+    """
+
+    name: str
+    count: int
+    hash: str
+    plan: str
+    sources: tuple[str, ...]
+    shards: tuple[Shard, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A prepared folder.
+
+    Attributes:
+        format: version of this layout.
+        code_version: of the package that wrote the folder last.
+        tokenizer: hash of the tokenizer beside the data, "" = none.
+        splits: in the order of preparation.
+    """
+
+    format: int = FORMAT
+    code_version: str = __version__
+    tokenizer: str = ""
+    splits: tuple[Split, ...] = ()
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            UserError: there is none.
+        """
+        for split in self.splits:
+            if split.name == name:
+                return split
+        hint = suggest(name, [split.name for split in self.splits])
+        raise UserError(f"the data set has no split {name!r}.{hint}")
+
+    def with_split(self, split: Split) -> "Manifest":
+        """This manifest with `split` added or replaced."""
+        others = tuple(s for s in self.splits if s.name != split.name)
+        return dataclasses.replace(self, splits=(*others, split), code_version=__version__)
+
+    def with_tokenizer(self, tokenizer_hash: str) -> "Manifest":
+        """This manifest with the hash of the tokenizer beside the data."""
+        return dataclasses.replace(self, tokenizer=tokenizer_hash)
+
+
+def make_split(
+    name: str, shards: tuple[Shard, ...], *, plan: str, sources: tuple[str, ...]
+) -> Split:
+    """A split from its shards: counts and hashes added up."""
+    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    count = sum(shard.count for shard in shards)
+    return Split(name, count, digest, plan, sources, shards)
+
+
+def read(directory: str | pathlib.Path) -> Manifest:
+    """Read the manifest of a prepared folder.
+
+    Raises:
+        UserError: no such folder, a folder that was never prepared or not to the end, or a
+            manifest of another format.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise UserError(
+            f"no data set at {directory}; make one with `python -m unclip_jax.prepare INPUT "
+            f"--out={directory}`."
+        )
+    if not (directory / FILE).is_file():
+        raise UserError(
+            f"{directory} has no {FILE}: it is not a prepared data set, or its preparation did "
+            "not finish; run the same `python -m unclip_jax.prepare` command again."
+        )
+    try:
+        content = json.loads((directory / FILE).read_text("utf-8"))
+        version = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory / FILE} is damaged; prepare the data set again.") from error
+    if version != FORMAT:
+        raise UserError(
+            f"{directory / FILE} has format {version}, this version reads {FORMAT}; prepare the "
+            "data set again."
+        )
+    return build(Manifest, content, where=str(directory / FILE))
+
+
+def write(directory: pathlib.Path, manifest: Manifest) -> None:
+    """Write the manifest, at once or not at all."""
+    partial = directory / (FILE + ".tmp")
+    partial.write_text(json.dumps(as_dict(manifest), indent=2, ensure_ascii=False))
+    partial.replace(directory / FILE)
+
+
+def shard_paths(directory: pathlib.Path, split: Split) -> list[pathlib.Path]:
+    """Paths of a split's shards that hold records.
+
+    Raises:
+        UserError: one is missing.
+    """
+    paths = [directory / shard.file for shard in split.shards if shard.count]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"{path} is missing, though {FILE} lists it; copy it again, or "
+                "run the same `python -m unclip_jax.prepare` command."
+            )
+    return paths

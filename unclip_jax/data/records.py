@@ -1,0 +1,156 @@
+"""One captioned picture as bytes, and many of them as ArrayRecord shards.
+
+A record is a dict: "image" (the encoded picture, bytes) and strings: "caption", "key", "scene"
+(JSON or ""). As bytes it is a magic word, the length of a JSON header with the strings, the header,
+the picture: readable by anything, no pickle. A shard is written under a `.tmp` name and renamed
+when it is complete, so a shard that exists is whole.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from unclip_jax.core.checks import UserError
+
+Record = dict[str, Any]
+
+_MAGIC = b"UCJ1"
+_PREFIX = struct.Struct("<4sI")
+# One record per chunk makes random access fast; pictures are compressed already.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+READER_OPTIONS = {"readahead_buffer_size": "0", "max_parallelism": "0"}
+
+
+def encode(record: Record) -> bytes:
+    """The bytes of a record; every value but "image" must be a string."""
+    strings = {name: value for name, value in record.items() if name != "image"}
+    header = json.dumps(strings, ensure_ascii=False, sort_keys=True).encode()
+    return _PREFIX.pack(_MAGIC, len(header)) + header + record["image"]
+
+
+def decode(data: bytes) -> Record:
+    """The inverse of `encode`.
+
+    Raises:
+        UserError: the bytes are something else.
+    """
+    try:
+        magic, size = _PREFIX.unpack_from(data)
+        if magic != _MAGIC:
+            raise ValueError(magic)
+        start = _PREFIX.size
+        record = json.loads(data[start : start + size])
+    except (struct.error, ValueError) as error:
+        raise UserError(
+            "a stored record is not in this project's format; run unclip_jax.prepare on the "
+            "original pictures."
+        ) from error
+    record["image"] = data[start + size :]
+    return record
+
+
+def shard_name(split: str, index: int, total: int) -> str:
+    """`train-00000-of-00004.array_record`."""
+    return f"{split}-{index:05d}-of-{total:05d}.array_record"
+
+
+class ShardSummary(NamedTuple):
+    """What was written: number of records, and the sha256 over their bytes in order."""
+
+    written: int
+    sha256: str
+
+
+def write_shard(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
+    """Write all `records` to `path`; until the last one is safely on disk, `path` does not exist.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        summary = _write(partial, records)
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return summary
+
+
+def count_records(path: pathlib.Path) -> int:
+    """Number of records that can be read from the shard at `path`; 0 when it is cut short."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be opened: {error}; run unclip_jax.prepare.") from error
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
+    digest, count = hashlib.sha256(), 0
+    with _refusals(path):
+        writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    try:
+        for record in records:
+            data = encode(record)
+            with _refusals(path):
+                writer.write(data)
+            digest.update(struct.pack("<Q", len(data)))
+            digest.update(data)
+            count += 1
+    finally:
+        with _refusals(path):
+            writer.close()
+    readable = count_records(path)
+    if readable != count:
+        raise UserError(
+            f"{path} holds {readable} of the {count} records written; check the disk and run the "
+            "same command again."
+        )
+    return ShardSummary(count, digest.hexdigest())
+
+
+class _refusals:
+    """The writer's RuntimeError (disk full, not writable) as one line with the fix."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if isinstance(error, RuntimeError):
+            reason = str(error).split(";")[0]
+            raise UserError(
+                f"cannot write {self._path}: {reason}; free space or choose another folder, then "
+                "run the same command again: finished shards are kept."
+            ) from error
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Wait until the file is on disk, so that a rename never precedes its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_shard(path: pathlib.Path) -> Iterator[Record]:
+    """All records of one shard in order."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        for index in range(reader.num_records()):
+            yield decode(reader.read([index])[0])
+    finally:
+        reader.close()

@@ -1,0 +1,128 @@
+"""What an import read, kept and left out, and why: counted, saved, printed, limited."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from unclip_jax.core.checks import UserError
+
+FILE = "report.json"
+_NAMED = 5  # keys remembered per reason
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts of one split, or of one shard of it.
+
+    Attributes:
+        kept: records written.
+        skipped: reason -> number.
+        named: reason -> keys of the first few.
+        seconds: spent reading, checking and writing.
+    """
+
+    kept: int = 0
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    named: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def bad(self) -> int:
+        """Number of records left out."""
+        return sum(self.skipped.values())
+
+    @property
+    def read(self) -> int:
+        """Number of records seen."""
+        return self.kept + self.bad
+
+    def skip(self, key: str, reason: str) -> None:
+        """Count one record that is left out."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        keys = self.named.setdefault(reason, [])
+        if len(keys) < _NAMED:
+            keys.append(key)
+
+    def add(self, other: "Tally") -> None:
+        """Add another tally's counts to this one."""
+        self.kept += other.kept
+        self.seconds += other.seconds
+        for reason, number in other.skipped.items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + number
+            keys = self.named.setdefault(reason, [])
+            keys += other.named.get(reason, [])[: _NAMED - len(keys)]
+
+    def to_json(self) -> dict[str, Any]:
+        """All counts, JSON-ready, most frequent reason first."""
+        ordered = dict(sorted(self.skipped.items(), key=lambda pair: -pair[1]))
+        rate = self.read / self.seconds if self.seconds else 0.0
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "skipped": ordered,
+            "named": {reason: self.named[reason] for reason in ordered},
+            "seconds": round(self.seconds, 3),
+            "records_per_second": round(rate, 1),
+        }
+
+
+def from_json(record: Mapping[str, Any]) -> Tally:
+    """The inverse of `Tally.to_json`."""
+    return Tally(
+        kept=record["kept"],
+        skipped=dict(record["skipped"]),
+        named={reason: list(keys) for reason, keys in record["named"].items()},
+        seconds=record["seconds"],
+    )
+
+
+def check_share(tally: Tally, *, total: int, max_bad: float) -> None:
+    """Stop when more than `max_bad` of all `total` records are bad; a single one never stops.
+
+    Raises:
+        UserError: with the reasons and some of the keys.
+    """
+    if tally.bad <= max(1, int(max_bad * total)):
+        return
+    raise UserError(
+        f"stopped: {tally.bad} of the first {tally.read} records cannot be used, more than "
+        f"--max_bad={max_bad:g} of {total} allows: {reasons(tally)}. Finished shards are kept; "
+        "repair the input, or raise --max_bad and run the same command again."
+    )
+
+
+def reasons(tally: Tally) -> str:
+    """Why records were left out, in one line."""
+    counts = tally.to_json()["skipped"].items()
+    return "; ".join(f"{number} {why} ({', '.join(tally.named[why])})" for why, number in counts)
+
+
+def write(directory: pathlib.Path, tallies: Mapping[str, Tally]) -> None:
+    """Update the splits named in `tallies` in report.json, leaving the others."""
+    path = directory / FILE
+    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    content.update({split: tally.to_json() for split, tally in tallies.items()})
+    partial = path.with_name(FILE + ".tmp")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False))
+    partial.replace(path)
+
+
+def table(tallies: Mapping[str, Tally]) -> str:
+    """The report as text: one row per split, then one per reason."""
+    rows: list[tuple[str, ...]] = [("split", "read", "kept", "skipped", "per second")]
+    for split, tally in tallies.items():
+        facts = tally.to_json()
+        numbers = (facts["read"], facts["kept"], tally.bad, round(facts["records_per_second"]))
+        rows.append((split, *(f"{number:,}" for number in numbers)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    for split, tally in tallies.items():
+        for reason, number in tally.to_json()["skipped"].items():
+            keys = ", ".join(tally.named[reason])
+            lines.append(f"  {split}: {number:,} skipped, {reason}: {keys}")
+    return "\n".join(lines)

@@ -1,0 +1,233 @@
+"""Captions to fixed-length token ids: CLIP's byte-pair encoding, given or trained.
+
+A tokenizer is a folder. It may hold `tokenizer.json`, or `vocab.json` with `merges.txt`, or the
+file that came with CLIP, `bpe_simple_vocab_16e6.txt.gz`; we always write `tokenizer.json`. The text
+is lower-cased, split as CLIP splits it, and enclosed by a start and an end token.
+"""
+
+import gzip
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int32
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from unclip_jax.core.checks import UserError, in_range
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_FILES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
+CLIP_MERGES = 49152 - 256 - 2  # of the file's lines CLIP uses these many
+MIN_VOCAB = 2 * 256 + 2  # every byte, every byte that ends a word, start and end
+_LAST_BYTE = 0xE000  # private characters that no byte symbol uses
+# CLIP's words: the two special tokens, English contractions, letters, single digits, the rest.
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+class Tokenizer:
+    """Encodes captions; two tokenizers with the same `hash` encode alike."""
+
+    def __init__(self, description: dict[str, Any], *, literal: tuple[str, ...] = ()):
+        """Wrap a parsed `tokenizer.json`.
+
+        Args:
+            description: the parsed file.
+            literal: further vocabulary entries that are matched as they stand in a caption, before
+                any splitting (Karlo's files treat "!" so).
+
+        Raises:
+            UserError: it has no start or no end token, or lacks a `literal` entry.
+        """
+        self._json = description
+        self._literal = literal
+        self._engine = tokenizers.Tokenizer.from_str(json.dumps(description))
+        self._engine.no_padding()
+        self._engine.no_truncation()
+        self.start, self.end, *_ = (self._id(token) for token in (START, END, *literal))
+        special = [tokenizers.AddedToken(t, normalized=False, special=True) for t in literal]
+        self._engine.add_special_tokens(special)
+
+    def __reduce__(self):
+        return _rebuild, (self._json, self._literal)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows an embedding table needs."""
+        return self._engine.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of the description, independent of the file's spacing and key order."""
+        what = [self._json, *self._literal] if self._literal else self._json
+        text = json.dumps(what, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def encode(
+        self, captions: Sequence[str], *, length: int
+    ) -> tuple[Int32[np.ndarray, " b l"], Bool[np.ndarray, " b l"]]:
+        """Token ids and their mask (True from the start token to the end token).
+
+        An over-long caption loses its tail, never its end token. An empty one is start, end.
+        Positions after the end hold id 0 and mask False, as in CLIP.
+
+        Raises:
+            UserError: `length` has no room for start and end.
+        """
+        in_range("token length", length, 2, 1_000_000)
+        tokens = np.zeros((len(captions), length), np.int32)
+        mask = np.zeros((len(captions), length), bool)
+        for row, encoding in enumerate(
+            self._engine.encode_batch(list(captions), add_special_tokens=False)
+        ):
+            ids = [self.start, *encoding.ids[: length - 2], self.end]
+            tokens[row, : len(ids)] = ids
+            mask[row, : len(ids)] = True
+        return tokens, mask
+
+    def _id(self, token: str) -> int:
+        number = self._engine.token_to_id(token)
+        if number is None:
+            raise UserError(
+                f"the tokenizer has no token {token!r}; a CLIP tokenizer is needed, for instance "
+                "one made by `python -m unclip_jax.prepare --tokenizer=train`."
+            )
+        return number
+
+    def save(self, directory: str | pathlib.Path) -> None:
+        """Write `tokenizer.json` into `directory`, at once or not at all."""
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / "tokenizer.json.tmp"
+        partial.write_text(json.dumps(self._json, ensure_ascii=False))
+        partial.replace(directory / "tokenizer.json")
+
+
+def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tokenizer:
+    """Load the tokenizer in `directory`; see the module docstring for what it may hold.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        description = _read(directory)
+        if description is not None:
+            return Tokenizer(description, literal=literal)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exception on a bad file
+        raise UserError(
+            f"the tokenizer in {directory} cannot be read: {error}; copy it again."
+        ) from error
+    raise UserError(
+        f"no tokenizer in {directory}; it should hold tokenizer.json, vocab.json and merges.txt, "
+        f"or {CLIP_FILES[0]}. `python -m unclip_jax.prepare --tokenizer=train` makes one."
+    )
+
+
+def train(captions: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -> Tokenizer:
+    """Learn the merges of a byte-pair encoding from captions.
+
+    Args:
+        captions: the text; read once.
+        vocab_size: most entries, start and end included; few captions fill fewer.
+        min_frequency: pairs seen less often are not merged.
+
+    Raises:
+        UserError: `vocab_size` cannot hold every byte.
+    """
+    in_range("vocab_size", vocab_size, MIN_VOCAB, 1_000_000)
+    symbols = _byte_symbols()
+    # The library's own word-end suffix makes its results differ from run to run: it numbers the
+    # suffixed symbols in the order of a randomly seeded table. So a word's last byte is shown to it
+    # as another single character, and renamed afterwards.
+    last = {symbol: chr(_LAST_BYTE + i) for i, symbol in enumerate(symbols)}
+    engine = tokenizers.Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        min_frequency=min_frequency,
+        initial_alphabet=[*symbols, *last.values()],
+        show_progress=False,
+    )
+    engine.train_from_iterator(_marked_words(captions, last), trainer)
+    suffixed = str.maketrans({mark: symbol + "</w>" for symbol, mark in last.items()})
+    pairs = json.loads(engine.to_str())["model"]["merges"]
+    merges = [(a.translate(suffixed), b.translate(suffixed)) for a, b in pairs]
+    return Tokenizer(json.loads(_assemble(merges).to_str()))
+
+
+def _marked_words(captions: Iterable[str], last: dict[str, str]) -> Iterator[str]:
+    """Captions as words of byte symbols between spaces, the last symbol of each word replaced."""
+    engine = _assemble([])
+    for caption in captions:
+        normal = engine.normalizer.normalize_str(caption)
+        words = (word for word, _ in engine.pre_tokenizer.pre_tokenize_str(normal))
+        yield " ".join(word[:-1] + last[word[-1]] for word in words)
+
+
+def _rebuild(description: dict[str, Any], literal: tuple[str, ...]) -> Tokenizer:
+    return Tokenizer(description, literal=literal)
+
+
+def _read(directory: pathlib.Path) -> dict[str, Any] | None:
+    """The description of whatever `directory` holds, or None."""
+    if (directory / "tokenizer.json").is_file():
+        return json.loads((directory / "tokenizer.json").read_text("utf-8"))
+    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        vocab = json.loads((directory / "vocab.json").read_text("utf-8"))
+        merges = _parse_merges((directory / "merges.txt").read_text("utf-8"))
+        return json.loads(_assemble(merges, vocab).to_str())
+    for name in CLIP_FILES:
+        if (directory / name).is_file():
+            data = (directory / name).read_bytes()
+            text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8")
+            return json.loads(_assemble(_parse_merges(text)[:CLIP_MERGES]).to_str())
+    return None
+
+
+def _parse_merges(text: str) -> list[tuple[str, str]]:
+    """One merge per line, two symbols; the first line is a version comment."""
+    lines = text.split("\n")
+    pairs = [tuple(line.split()) for line in lines[1:] if line.strip()]
+    return [(a, b) for a, b in pairs]
+
+
+def _byte_symbols() -> list[str]:
+    """The printable character that stands for each byte, in CLIP's (GPT-2's) order.
+
+    Bytes that print as themselves in Latin-1 come first; the others are moved above 255.
+    """
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in plain]
+    return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(moved))]
+
+
+def _assemble(
+    merges: list[tuple[str, str]], vocab: dict[str, int] | None = None
+) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer over `merges`; without `vocab`, ids are numbered as CLIP numbers them."""
+    if vocab is None:
+        symbols = _byte_symbols()
+        symbols += [s + "</w>" for s in symbols] + [a + b for a, b in merges] + [START, END]
+        vocab = {symbol: i for i, symbol in enumerate(symbols)}
+    engine = tokenizers.Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>"))
+    engine.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
+    split = pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    engine.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    special = [tokenizers.AddedToken(t, normalized=False, special=True) for t in (START, END)]
+    engine.add_special_tokens([t for t in special if t.content in vocab])
+    return engine
