@@ -49,7 +49,7 @@ class Replicated(NamedTuple):
         return f"{text}: " + ", ".join(f"{path} ({size_text(size)})" for path, size in self.worst)
 
 
-def size_text(count: float) -> str:
+def size_text(count: int | float) -> str:
     """Bytes for people: '1.3 GiB'."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:

@@ -152,7 +152,7 @@ def muon_labels(boxed: Any, *, exclude: tuple[str, ...] = ()) -> Any:
 def dimension_numbers(names: tuple[str | None, ...]) -> MuonDimensionNumbers:
     """How Muon reads a kernel as matrices: last axis out, the others in, "layers" a batch."""
     axes = [i for i, name in enumerate(names) if name != "layers"]
-    return MuonDimensionNumbers(reduction_axis=tuple(axes[:-1]), output_axis=(axes[-1],))
+    return MuonDimensionNumbers(reduction_axis=tuple(axes[:-1]), output_axis=tuple(axes[-1:]))
 
 
 def _adamw(config: OptimConfig, mask: Any, steps: int) -> optax.GradientTransformation:

@@ -7,7 +7,7 @@ A step whose loss or gradients are not finite changes nothing but the counters, 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ Loss = Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What the loop needs of a stage; `stages.base.Stage` has it."""
 
@@ -95,7 +96,7 @@ def make_train_step(
         else:
             parts = split(batch, accumulate)
             grads, metrics = _accumulated(loss, state.params, parts, key, shardings)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = _updated(state, grads, tx, ema_decay)
         old = dataclasses.replace(state, bad_steps=state.bad_steps + 1)

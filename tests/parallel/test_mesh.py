@@ -1,0 +1,70 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.mesh import (
+    MeshConfig,
+    batch_sharding,
+    batch_shards,
+    check_batch,
+    describe,
+    make_mesh,
+    replicated,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1)),
+        (MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=8), (1, 8, 1)),
+    ],
+)
+def test_sizes_are_filled_in(config: MeshConfig, shape: tuple[int, ...]):
+    mesh = make_mesh(config)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert sorted(d.id for d in mesh.devices.flat) == [d.id for d in jax.devices()]
+
+
+def test_a_mesh_can_use_some_devices():
+    mesh = make_mesh(MeshConfig(fsdp=2), devices=jax.devices()[:4])
+    assert mesh.devices.shape == (2, 2, 1)
+    assert describe(mesh) == "4 x cpu (data 2, fsdp 2, tensor 1)"
+
+
+def test_a_batch_is_split_over_data_and_fsdp_and_repeated_over_tensor():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert batch_shards(mesh) == 4
+    x = jax.device_put(np.arange(8), batch_sharding(mesh))
+    parts = {tuple(shard.data.tolist()) for shard in x.addressable_shards}
+    assert parts == {(0, 1), (2, 3), (4, 5), (6, 7)}
+    assert jax.device_put(np.arange(3), replicated(mesh)).sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(4, 4, 1)])
+def test_a_mesh_that_does_not_divide_the_devices_is_refused(config: MeshConfig):
+    with pytest.raises(UserError, match=r"but there are 8 devices; the sizes must multiply to 8"):
+        make_mesh(config)
+
+
+def test_sizes_that_mean_nothing_are_refused():
+    with pytest.raises(UserError, match=r"config.mesh.fsdp is 0; give a count, or -1"):
+        MeshConfig(fsdp=0)
+    with pytest.raises(UserError, match=r"config.mesh.tensor is -2"):
+        MeshConfig(tensor=-2)
+    with pytest.raises(UserError, match=r"more than one -1 .*fix all axes but one"):
+        MeshConfig(data=-1, fsdp=-1)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    check_batch(mesh, batch_size=48, accumulate=3)
+    with pytest.raises(UserError, match=r"batch_size is 44; .* multiple of 24 .* Try 48\."):
+        check_batch(mesh, batch_size=44, accumulate=3)
+    with pytest.raises(UserError, match=r"batch_size is 3; .* multiple of 8 .* Try 8\."):
+        check_batch(mesh, batch_size=3)

@@ -1,0 +1,200 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.trees import flatten_paths
+from unclip_jax.parallel.place import unbox
+from unclip_jax.training.optimizer import (
+    OptimConfig,
+    decayed,
+    dimension_numbers,
+    make_optimizer,
+    muon_labels,
+    rate,
+)
+
+
+def box(*shape: int, names: tuple[str | None, ...], seed: int = 0):
+    value = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return nn.LogicallyPartitioned(jnp.asarray(value), names)
+
+
+BOXED = {
+    "tokens": {"embedding": box(32, 8, names=("vocab", "embed"))},
+    "positions": box(6, 8, names=("position", "embed")),
+    "query": box(8, names=("embed",)),
+    "blocks": {
+        "fc": {
+            "kernel": box(3, 8, 20, names=("layers", "embed", "mlp"), seed=1),
+            "bias": box(3, 20, names=("layers", "mlp")),
+        },
+        "norm": {"scale": box(3, 8, names=("layers", "norm"))},
+    },
+    "conv": {"kernel": box(3, 3, 4, 6, names=(None, None, "conv_in", "conv_out"), seed=2)},
+    "logit_scale": box(names=()),
+}
+KERNELS = {"blocks/fc/kernel", "conv/kernel"}
+
+
+def first_update(config: OptimConfig, boxed, grads):
+    tx = make_optimizer(config, boxed, steps=100).tx
+    params = unbox(boxed)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    return updates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        ("constant", 0, 0.5),
+        ("constant", 1, 1.0),
+        ("constant", 500, 1.0),
+        ("linear", 2, 1.0),
+        ("linear", 6, 1 - 0.9 * 0.4),
+        ("linear", 12, 0.1),
+        ("linear", 50, 0.1),
+        ("cosine", 2, 1.0),
+        ("cosine", 7, 0.55),
+        ("cosine", 12, 0.1),
+    ],
+)
+def test_rate_in_closed_form(schedule: str, step: int, expected: float):
+    config = OptimConfig(schedule=schedule, warmup_steps=2, final_scale=0.1)
+    got = rate(config, 3.0, steps=12)(jnp.int32(step))
+    np.testing.assert_allclose(got, 3.0 * expected, rtol=1e-6)
+
+
+def test_kernels_and_token_tables_decay_and_nothing_else():
+    on = {path for path, value in flatten_paths(decayed(BOXED)).items() if value}
+    assert on == KERNELS | {"tokens/embedding"}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_without_gradients_only_decay_is_left(name: str):
+    config = OptimConfig(
+        name=name, learning_rate=0.1, weight_decay=0.3, muon_weight_decay=0.2
+    )
+    config = dataclasses.replace(config, muon_learning_rate=0.05)
+    grads = jax.tree.map(jnp.zeros_like, unbox(BOXED))
+    updates = flatten_paths(first_update(config, BOXED, grads))
+    for path, value in flatten_paths(unbox(BOXED)).items():
+        shrink = 0.0
+        if path in KERNELS | {"tokens/embedding"}:
+            muon = name == "muon" and path in KERNELS
+            shrink = 0.05 * 0.2 if muon else 0.1 * 0.3
+        np.testing.assert_allclose(updates[path], -shrink * value, rtol=1e-6, err_msg=path)
+
+
+def test_muon_takes_kernels_and_leaves_exclusions_to_adamw():
+    labels = flatten_paths(muon_labels(BOXED))
+    assert {path for path, label in labels.items() if label == "muon"} == KERNELS
+    labels = flatten_paths(muon_labels(BOXED, exclude=("conv/",)))
+    assert {path for path, label in labels.items() if label == "muon"} == {"blocks/fc/kernel"}
+
+
+def test_dimension_numbers_by_hand():
+    assert dimension_numbers(("embed", "mlp")) == ((0,), (1,))
+    assert dimension_numbers(("layers", "embed", "mlp")) == ((1,), (2,))
+    assert dimension_numbers((None, None, "conv_in", "conv_out")) == ((0, 1, 2), (3,))
+
+
+def test_muon_updates_are_nearly_orthogonal_per_layer_and_the_rest_is_adam():
+    config = OptimConfig(
+        name="muon", learning_rate=0.1, muon_learning_rate=0.5, clip_norm=None
+    )
+    grads = jax.tree.map(lambda x: 3.0 * x + 1.0, unbox(BOXED))
+    updates = flatten_paths(first_update(config, BOXED, grads))
+    conv = np.asarray(updates["conv/kernel"]).reshape(36, 6)
+    scale = math.sqrt(20 / 8)
+    for matrix, size in [(conv, 1.0), *((layer, scale) for layer in updates["blocks/fc/kernel"])]:
+        values = np.linalg.svd(matrix / (0.5 * size), compute_uv=False)
+        assert 0.5 < values.min() and values.max() < 1.4  # Newton-Schulz, not exact
+    for path in ("tokens/embedding", "positions", "query", "blocks/fc/bias", "logit_scale"):
+        expected = -0.1 * np.sign(flatten_paths(grads)[path])
+        np.testing.assert_allclose(updates[path], expected, rtol=1e-4, err_msg=path)
+
+
+def test_stacked_layers_are_updated_as_if_they_were_alone():
+    config = OptimConfig(name="muon", clip_norm=None)
+    stacked = {"kernel": BOXED["blocks"]["fc"]["kernel"]}
+    together = first_update(config, stacked, unbox(stacked))["kernel"]
+    for index, layer in enumerate(unbox(stacked)["kernel"]):
+        alone = {"kernel": nn.LogicallyPartitioned(layer, ("embed", "mlp"))}
+        update = first_update(config, alone, {"kernel": layer})["kernel"]
+        np.testing.assert_allclose(together[index], update, atol=1e-6)
+
+
+def test_a_convolution_is_updated_as_the_matrix_of_its_patches():
+    config = OptimConfig(name="muon", clip_norm=None)
+    kernel = unbox(BOXED["conv"])["kernel"]
+    update = first_update(config, {"c": BOXED["conv"]}, {"c": {"kernel": kernel}})["c"]["kernel"]
+    flat = {"kernel": nn.LogicallyPartitioned(kernel.reshape(36, 6), ("embed", "mlp"))}
+    expected = first_update(config, flat, unbox(flat))["kernel"]
+    np.testing.assert_allclose(update.reshape(36, 6), expected, atol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    # With b1 = b2 = 0 and eps = 1 the update is lr * g / (|g| + 1), so it shows g's scale.
+    config = OptimConfig(learning_rate=1.0, b1=0.0, b2=0.0, eps=1.0, clip_norm=2.0)
+    boxed = {"a": box(names=()), "b": box(names=())}
+    grads = {"a": jnp.array(30.0), "b": jnp.array(40.0)}
+    updates = first_update(config, boxed, grads)
+    np.testing.assert_allclose(updates["a"], -1.2 / 2.2, rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], -1.6 / 2.6, rtol=1e-6)
+    free = first_update(dataclasses.replace(config, clip_norm=None), boxed, grads)
+    np.testing.assert_allclose(free["a"], -30 / 31, rtol=1e-6)
+
+
+def test_the_state_of_boxed_parameters_is_boxed_with_their_names():
+    optimizer = make_optimizer(OptimConfig(name="muon"), BOXED, steps=10)
+    state = jax.eval_shape(optimizer.tx.init, BOXED)
+    boxes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    named = [x.names for x in boxes if isinstance(x, nn.LogicallyPartitioned)]
+    assert named.count(("layers", "embed", "mlp")) == 1  # Muon keeps one moment
+    assert named.count(("vocab", "embed")) == 2  # Adam keeps two
+    plain = jax.eval_shape(optimizer.tx.init, unbox(BOXED))
+    assert jax.tree.structure(unbox(state)) == jax.tree.structure(plain)
+
+
+def test_adamw_is_optax_adamw():
+    config = OptimConfig(learning_rate=0.01, b1=0.8, b2=0.95, eps=1e-6, clip_norm=None)
+    grads = jax.tree.map(jnp.cos, unbox(BOXED))
+    updates = first_update(config, BOXED, grads)
+    tx = optax.adam(0.01, b1=0.8, b2=0.95, eps=1e-6)
+    expected, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "adm"}, r"unknown config.optim.name 'adm'. Did you mean 'adamw'"),
+        ({"schedule": "cosin"}, r"unknown config.optim.schedule 'cosin'. Did you mean 'cosine'"),
+        ({"learning_rate": 0.0}, r"config.optim.learning_rate is 0.0; it must be greater than 0"),
+        ({"muon_learning_rate": -1.0}, r"config.optim.muon_learning_rate is -1.0"),
+        ({"b2": 1.5}, r"config.optim.b2 is 1.5; it must lie in \[0.0, 1.0\]"),
+        ({"weight_decay": -0.1}, r"config.optim.weight_decay is -0.1"),
+        ({"clip_norm": 0.0}, r"config.optim.clip_norm is 0.0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        OptimConfig(**change)
+
+
+def test_a_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(UserError, match=r"warmup_steps is 20, longer than the run of 10 steps"):
+        make_optimizer(OptimConfig(warmup_steps=20), BOXED, steps=10)
+
+
+def test_an_exclusion_that_matches_nothing_is_refused():
+    config = OptimConfig(name="muon", muon_exclude=("conv_kernel",))
+    with pytest.raises(UserError, match=r"has 'conv_kernel', which no kernel's path holds"):
+        make_optimizer(config, BOXED, steps=10)

@@ -1,0 +1,257 @@
+"""What happens beside the step: small callables that the loop calls in order.
+
+Two kinds. *Step hooks* see every step's metrics as plain numbers, one step late, so that the
+device never waits. *State hooks* see the state itself, every so many steps; before them the loop
+catches up.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import HostBatch
+from unclip_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+Numbers = Mapping[str, float]
+
+
+class StepDone(NamedTuple):
+    """A finished step.
+
+    Attributes:
+        step: number of steps taken, this one included.
+        metrics: of this step, as plain numbers.
+        batch: this process's part of the batch it consumed.
+    """
+
+    step: int
+    metrics: Numbers
+    batch: HostBatch
+
+
+class Moment(NamedTuple):
+    """The state between two steps.
+
+    Attributes:
+        step: number of steps taken.
+        state: after them; a hook must not keep it, the next step reuses its memory.
+        position: of the data after them.
+    """
+
+    step: int
+    state: TrainState
+    position: Any
+
+
+StepHook = Callable[[StepDone], None]
+StateHook = Callable[[Moment], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """A state hook and when it is due: every so many steps (0 = never) and after the last one."""
+
+    steps: int
+    hook: StateHook
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether the hook runs after `step` steps."""
+        return self.steps > 0 and (last or step % self.steps == 0)
+
+
+class ProgressBar:
+    """A tqdm bar with steps/s, ETA, examples/s and the running loss; process 0 alone."""
+
+    def __init__(self, *, name: str, steps: int, start: int, batch_size: int):
+        """Open the bar at `start` of `steps`."""
+        self._batch_size = batch_size
+        self._begin: tuple[int, float] | None = None  # after the first step, which compiles
+        self._loss = math.nan
+        self._notes: dict[str, str] = {}
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=jax.process_index() != 0,
+        )
+
+    def __call__(self, done: StepDone) -> None:
+        """Advance to this step."""
+        loss = done.metrics["loss"]
+        if math.isfinite(loss):
+            self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
+        now = time.perf_counter()
+        self._begin = self._begin or (done.step, now)
+        steps, seconds = done.step - self._begin[0], now - self._begin[1]
+        rate = steps * self._batch_size / max(seconds, 1e-9)
+        shown = {"loss": f"{self._loss:.4g}", "examples/s": f"{rate:.3g}", **self._notes}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(done.step - self._bar.n)
+
+    def note(self, values: Numbers) -> None:
+        """Show these numbers from now on."""
+        self._notes.update({name: f"{value:.4g}" for name, value in values.items()})
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+class MetricsWriter:
+    """`metrics.jsonl` and TensorBoard events in the workdir, by process 0.
+
+    A step hook that writes the mean of each metric over every `every` steps; `write` takes numbers
+    from elsewhere. Records of steps after `start`, which a killed run may have left, are dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, every: int, start: int, batch_size: int):
+        """Continue the files of `workdir` after step `start`."""
+        self._every = every
+        self._batch_size = batch_size
+        self._window: list[Numbers] = []
+        self._since: float | None = None  # after the first step, which compiles
+        self._timed = 0
+        self._open = jax.process_index() == 0
+        if self._open:
+            path = workdir / "metrics.jsonl"
+            _forget_after(path, start)
+            self._lines = path.open("a", encoding="utf-8")
+            self._board = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
+            )
+
+    def __call__(self, done: StepDone) -> None:
+        """Add a step to the window; write the window when it is full."""
+        now = time.perf_counter()
+        self._window.append(done.metrics)
+        self._timed += self._since is not None
+        self._since = self._since or now
+        if done.step % self._every:
+            return
+        means = {name: _mean(m[name] for m in self._window) for name in self._window[0]}
+        means["bad_steps"] = done.metrics["bad_steps"]
+        if self._timed:
+            means["examples_per_second"] = self._timed * self._batch_size / (now - self._since)
+        self.write(done.step, means)
+        self._window, self._since, self._timed = [], now, 0
+
+    def write(self, step: int, values: Numbers) -> None:
+        """Write one record; a number that is not finite becomes null in JSON."""
+        if not self._open:
+            return
+        record = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
+        self._lines.write(json.dumps({"step": step, **record}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        if self._open:
+            self._lines.close()
+            self._board.close()
+
+
+class NaNGuard:
+    """Watches for steps that were skipped because their loss or gradients were not finite.
+
+    The first batch of every such window is saved; after `most` skipped steps in a row the run
+    stops. Parameters are as before the window, because a skipped step changes nothing.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, most: int):
+        """Save offending batches in `workdir`; stop after `most` in a row."""
+        self._workdir = workdir
+        self._most = most
+        self._saved: pathlib.Path | None = None
+
+    def __call__(self, done: StepDone) -> None:
+        """Look at one step.
+
+        Raises:
+            UserError: too many in a row, naming the steps and the saved batch.
+        """
+        bad = int(done.metrics["bad_steps"])
+        if bad == 0:
+            self._saved = None
+            return
+        log.warning("step %d: loss or gradients not finite; skipped (%d in a row)", done.step, bad)
+        if self._saved is None:
+            self._saved = self._save(done)
+        if bad >= self._most:
+            raise UserError(
+                f"loss or gradients were not finite in the {bad} steps from {done.step - bad + 1} "
+                f"to {done.step}; the first batch of these is in {self._saved}. Parameters are "
+                "unharmed. Lower config.optim.learning_rate, or look at that batch."
+            )
+
+    def _save(self, done: StepDone) -> pathlib.Path:
+        name = f"bad_batch_step{done.step}_process{jax.process_index()}.npz"
+        path = self._workdir / name
+        np.savez(path, allow_pickle=False, **done.batch)  # pyright: ignore[reportArgumentType]
+        return path
+
+
+class Profiler:
+    """Records a JAX profile of `steps` steps from step `start` on, for TensorBoard."""
+
+    def __init__(self, workdir: pathlib.Path, *, start: int, steps: int):
+        """Write to `workdir/profile`; steps = 0 records nothing."""
+        self._folder = str(workdir / "profile")
+        self._window = (start, start + steps)
+        self._running = False
+
+    def __call__(self, done: StepDone) -> None:
+        """Start or stop where the window says so."""
+        begin, end = self._window
+        if begin <= done.step < end and not self._running:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif done.step >= end:
+            self.close()
+
+    def close(self) -> None:
+        """Stop a recording that is under way."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            self._window = (0, 0)
+
+
+def _mean(values: Iterator[float]) -> float:
+    """Mean of the finite ones; NaN if there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _forget_after(path: pathlib.Path, step: int) -> None:
+    """Drop records of later steps and a half-written last line, whole or not at all."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            known = json.loads(line)["step"] <= step
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+        if known:
+            kept.append(line + "\n")
+    half = path.with_name(path.name + ".tmp")
+    half.write_text("".join(kept), encoding="utf-8")
+    os.replace(half, path)

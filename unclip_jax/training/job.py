@@ -1,0 +1,116 @@
+"""A stage made ready for devices: optimiser, shapes, shardings and the compiled step.
+
+Nothing here allocates parameters or reads data, so a job can also be compiled ahead of time for
+devices that are not there: `job.step.lower(job.abstract, batch, key).compile()`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.trees import differences
+from unclip_jax.core.types import Key, Params
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import batch_sharding, replicated
+from unclip_jax.training import state as states
+from unclip_jax.training.optimizer import OptimConfig, Optimizer, make_optimizer
+from unclip_jax.training.state import TrainState
+from unclip_jax.training.step import Trainable, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is needed to create, restore, and advance a state.
+
+    Attributes:
+        mesh: the devices.
+        optimizer: the optax transformation and its rate.
+        shardings: a TrainState of NamedShardings.
+        abstract: a TrainState of ShapeDtypeStructs with these shardings.
+        create: key -> state, created already sharded.
+        step: the jitted step; donates the state.
+    """
+
+    mesh: Mesh
+    optimizer: Optimizer
+    shardings: TrainState
+    abstract: TrainState
+    create: Callable[[Key], TrainState]
+    step: Any
+
+    def create_from(self, params: Params) -> TrainState:
+        """The state before the first step with given parameters (not boxed).
+
+        Raises:
+            UserError: they are not this stage's.
+        """
+        lines = differences(self.abstract.params, params)
+        if lines:
+            raise UserError(f"the initial parameters do not fit the stage: {lines[0]}.")
+        placed = jax.device_put(params, self.shardings.params)
+        return jax.jit(lambda p: states.create(p, self.optimizer.tx), out_shardings=self.shardings)(
+            placed
+        )
+
+
+def make_job(
+    stage: Trainable,
+    *,
+    optim: OptimConfig,
+    mesh: Mesh,
+    rules: str,
+    steps: int,
+    ema_decay: float,
+    accumulate: int = 1,
+) -> Job:
+    """Prepare `stage` for `mesh`.
+
+    Args:
+        stage: what is trained.
+        optim: with which optimiser.
+        mesh: on which devices.
+        rules: "dp", "fsdp" or "fsdp_tp".
+        steps: length of the run, which the learning rate's schedule needs.
+        ema_decay: of the parameter average.
+        accumulate: microbatches per step.
+
+    Raises:
+        UserError: the rules do not fit the mesh, the batch may not be split, or `make_optimizer`'s.
+    """
+    if accumulate > 1 and not stage.splittable:
+        raise UserError(
+            f"config.train.accumulate is {accumulate}, but the loss of stage {stage.name!r} is a "
+            "function of the whole batch; use 1 and more devices."
+        )
+    boxed = jax.eval_shape(stage.init, jax.random.key(0))
+    optimizer = make_optimizer(optim, boxed, steps=steps)
+    boxed_state = jax.eval_shape(lambda p: states.create(p, optimizer.tx), boxed)
+    shardings = place.shardings(boxed_state, mesh, rules=rules)
+    step = make_train_step(
+        stage.loss,
+        optimizer.tx,
+        ema_decay=ema_decay,
+        accumulate=accumulate,
+        shardings=shardings.params,
+    )
+    whole = replicated(mesh)
+    return Job(
+        mesh=mesh,
+        optimizer=optimizer,
+        shardings=shardings,
+        abstract=place.abstract(boxed_state, shardings),
+        create=jax.jit(
+            lambda key: states.create(place.unbox(stage.init(key)), optimizer.tx),
+            out_shardings=shardings,
+        ),
+        step=jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(shardings, batch_sharding(mesh), whole),
+            out_shardings=(shardings, whole),
+        ),
+    )

@@ -1,0 +1,294 @@
+"""The loop: dispatch a step, fetch the next batch, look at the step before.
+
+It knows a stage only as functions. Everything that is not "take a step" is a hook. A run is a
+function of (stage, configs, data, seed): interrupted and continued it ends in the same bits.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError, in_range, positive
+from unclip_jax.core.types import HostBatch, Key, Metrics, Params
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, replicated
+from unclip_jax.training import fingerprint, memory
+from unclip_jax.training.checkpoint import Checkpoints
+from unclip_jax.training.feed import Fed, Feed, Positioned
+from unclip_jax.training.hooks import (
+    Every,
+    MetricsWriter,
+    Moment,
+    NaNGuard,
+    Numbers,
+    Profiler,
+    ProgressBar,
+    StepDone,
+    StepHook,
+)
+from unclip_jax.training.job import Job, make_job
+from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.signals import Interrupted, Interrupts
+from unclip_jax.training.state import TrainState
+from unclip_jax.training.step import Trainable
+from unclip_jax.training.watch import HeldOut, Labels, Samples, Validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Lengths, intervals (in steps; 0 = never) and sizes of one run.
+
+    Attributes:
+        steps: length of the run.
+        batch_size: examples per step, over all devices.
+        accumulate: microbatches per step.
+        ema_decay: greatest decay of the parameter average.
+        log_every: steps per record in metrics.jsonl.
+        eval_every: interval of validation; also after the last step.
+        eval_batches: batches per validation.
+        sample_every: interval of sample grids; also after the last step.
+        num_samples: pictures per grid.
+        save_every: interval of checkpoints; also after the last step.
+        keep: newest checkpoints that are kept.
+        seed: of parameters and of all randomness in steps.
+        max_bad_steps: steps in a row without finite gradients after which the run stops.
+        profile_start: first step of a profile.
+        profile_steps: length of a profile.
+        check_memory: whether a run that cannot fit is refused before it starts.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    eval_every: int = 500
+    eval_batches: int = 8
+    sample_every: int = 500
+    num_samples: int = 16
+    save_every: int = 500
+    keep: int = 3
+    seed: int = 0
+    max_bad_steps: int = 20
+    profile_start: int = 10
+    profile_steps: int = 0
+    check_memory: bool = True
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulate", "log_every", "eval_batches", "num_samples"):
+            positive(f"config.train.{name}", getattr(self, name))
+        for name in ("steps", "save_every", "keep", "max_bad_steps"):
+            positive(f"config.train.{name}", getattr(self, name))
+        for name in ("eval_every", "sample_every", "profile_start", "profile_steps", "seed"):
+            in_range(f"config.train.{name}", getattr(self, name), 0, 2**31 - 1)
+        in_range("config.train.ema_decay", self.ema_decay, 0.0, 1.0)
+
+
+def train(
+    stage: Trainable,
+    *,
+    config: TrainConfig,
+    optim: OptimConfig,
+    mesh: MeshConfig,
+    rules: str,
+    train_data: Positioned,
+    eval_data: HeldOut | None,
+    workdir: str | pathlib.Path,
+    identity: dict[str, Any],
+    devices: Sequence[Any] | None = None,
+    initial: Callable[[], Params] | None = None,
+    labels: Labels | None = None,
+) -> TrainState:
+    """Train `stage` from scratch, or from the newest checkpoint in `workdir`, to the end.
+
+    Args:
+        stage: what is trained.
+        config: lengths, intervals, sizes.
+        optim: the optimiser.
+        mesh: devices along each mesh axis.
+        rules: sharding table, "dp", "fsdp" or "fsdp_tp".
+        train_data: endless host batches (this process's part) with a position.
+        eval_data: starts a pass over held-out batches, the same every time; None = none.
+        workdir: where checkpoints, metrics and pictures go.
+        identity: JSON-ready facts that make two runs the same run; see `fingerprint.claim`.
+        devices: to train on; None = all.
+        initial: gives the parameters of a fresh run instead of `stage.init`; not boxed.
+        labels: words for the examples of a held-out batch, under their pictures.
+
+    Returns:
+        The state after the last step; complete checkpoints of it are in the workdir.
+
+    Raises:
+        UserError: whatever a user can mend, before the first step where possible.
+        Interrupted: after SIGTERM or ctrl-C, with the state saved; the same call continues.
+    """
+    grid = make_mesh(mesh, devices=devices)
+    check_batch(grid, batch_size=config.batch_size, accumulate=config.accumulate)
+    job = make_job(
+        stage,
+        optim=optim,
+        mesh=grid,
+        rules=rules,
+        steps=config.steps,
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
+    )
+    _announce(stage, job, config)
+    folder = pathlib.Path(workdir)
+    fingerprint.claim(folder, identity)
+    key = jax.device_put(rng.fold(jax.random.key(config.seed), stage.name), replicated(grid))
+    with Checkpoints(folder, keep=config.keep) as checkpoints, contextlib.ExitStack() as stack:
+        state = _start(job, checkpoints, train_data, key, initial)
+        start = int(jax.device_get(state.step))
+        if start >= config.steps:
+            log.info("%s: all %d steps are done already", stage.name, start)
+            return state
+        run = _Run(stage, job, config, key, folder, start)
+        feed = Feed(train_data, spec=stage.batch_spec, batch_size=config.batch_size, mesh=grid)
+        interrupts = stack.enter_context(Interrupts())
+        stack.enter_context(logging_redirect_tqdm())
+        step_hooks, state_hooks = _hooks(run, stack, checkpoints, eval_data, labels)
+        return _iterate(run, state, feed, step_hooks, state_hooks, checkpoints, interrupts)
+
+
+class _Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    stage: Trainable
+    job: Job
+    config: TrainConfig
+    key: Key
+    workdir: pathlib.Path
+    start: int
+
+
+def _announce(stage: Trainable, job: Job, config: TrainConfig) -> None:
+    """The startup line, or a refusal; then what the sharding leaves whole."""
+    line = memory.check(
+        stage,
+        job.abstract,
+        mesh=job.mesh,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        enforce=config.check_memory,
+    )
+    log.info("%s", line)
+    if job.mesh.shape["fsdp"] * job.mesh.shape["tensor"] > 1:
+        log.info("%s: %s", stage.name, place.replicated(job.abstract).line())
+
+
+def _start(
+    job: Job,
+    checkpoints: Checkpoints,
+    data: Positioned,
+    key: Key,
+    initial: Callable[[], Params] | None,
+) -> TrainState:
+    """The newest checkpoint, with the data moved to its position, or a fresh state."""
+    restored = checkpoints.restore(job.abstract)
+    if restored is not None:
+        data.set_state(restored.position)
+        log.info("continuing from step %d", int(jax.device_get(restored.state.step)))
+        return restored.state
+    return job.create(rng.fold(key, "init")) if initial is None else job.create_from(initial())
+
+
+def _hooks(
+    run: _Run,
+    stack: contextlib.ExitStack,
+    checkpoints: Checkpoints,
+    eval_data: HeldOut | None,
+    labels: Labels | None,
+) -> tuple[list[StepHook], list[Every]]:
+    """The hooks of a run in their order; `stack` closes them."""
+    stage, config, folder, start = run.stage, run.config, run.workdir, run.start
+    size = config.batch_size
+    bar = ProgressBar(name=stage.name, steps=config.steps, start=start, batch_size=size)
+    stack.callback(bar.close)
+    writer = MetricsWriter(folder, every=config.log_every, start=start, batch_size=size)
+    stack.callback(writer.close)
+    profiler = Profiler(folder, start=config.profile_start, steps=config.profile_steps)
+    stack.callback(profiler.close)
+    guard = NaNGuard(folder, most=config.max_bad_steps)
+
+    def report(step: int, numbers: Numbers) -> None:
+        writer.write(step, numbers)
+        bar.note({name: value for name, value in numbers.items() if name == "val/loss"})
+
+    state_hooks = [Every(config.save_every, lambda moment: _save(checkpoints, moment))]
+    if eval_data is not None:
+        where = {"key": run.key, "mesh": run.job.mesh, "shardings": run.job.shardings.params}
+        count = config.eval_batches
+        validation = Validation(stage, eval_data, count=count, report=report, **where)
+        state_hooks.append(Every(config.eval_every, validation))
+        if stage.preview is not None:
+            pictures, count = folder / "samples", config.num_samples
+            samples = Samples(
+                stage, eval_data, count=count, folder=pictures, labels=labels, **where
+            )
+            state_hooks.append(Every(config.sample_every, samples))
+    return [writer, bar, profiler, guard], state_hooks
+
+
+def _iterate(
+    run: _Run,
+    state: TrainState,
+    feed: Feed,
+    step_hooks: list[StepHook],
+    state_hooks: list[Every],
+    checkpoints: Checkpoints,
+    interrupts: Interrupts,
+) -> TrainState:
+    """From `run.start` to the last step."""
+    step, fed, pending = run.start, feed.next(), None
+    while step < run.config.steps:
+        state, metrics = run.job.step(state, fed.device, run.key)
+        step += 1
+        last = step == run.config.steps
+        before, pending = pending, (step, metrics, fed.host)
+        moment = Moment(step, state, fed.position)
+        if not last:
+            fed = _next(feed, moment, checkpoints)  # while the device works
+        _report(before, step_hooks)  # waits for the step before this one
+        due = [every.hook for every in state_hooks if every.due(step, last=last)]
+        if due or interrupts.number is not None:
+            _report(pending, step_hooks)
+            pending = None
+        for hook in due:
+            hook(moment)
+        if interrupts.number is not None:
+            _save(checkpoints, moment)
+            checkpoints.wait()
+            raise Interrupted(interrupts.number, step)
+    return state
+
+
+def _report(done: tuple[int, Metrics, HostBatch] | None, hooks: list[StepHook]) -> None:
+    """Wait for a step's metrics and show them to the step hooks."""
+    if done is not None:
+        step, metrics, batch = done
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for hook in hooks:
+            hook(StepDone(step, numbers, batch))
+
+
+def _next(feed: Feed, moment: Moment, checkpoints: Checkpoints) -> Fed:
+    """The next batch; if there is none, what was learnt so far is saved before the error."""
+    try:
+        return feed.next()
+    except UserError:
+        _save(checkpoints, moment)
+        raise
+
+
+def _save(checkpoints: Checkpoints, moment: Moment) -> None:
+    checkpoints.save(moment.step, moment.state, position=moment.position)

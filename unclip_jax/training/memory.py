@@ -1,0 +1,161 @@
+"""Will it fit? Asked of shapes alone, before anything is allocated.
+
+What a device must hold while a step runs, from `jax.eval_shape`:
+
+    state       parameters + average + optimiser, each as sharded
+    gradients   as large as the parameters, float32, sharded like them
+    activations what the backward pass keeps of one microbatch, counted by tracing the loss
+
+The last is an allowance: XLA may keep less (it fuses and recomputes) or need scratch space besides.
+Fake devices of one CPU share its memory, so there the sum over devices counts.
+"""
+
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import psutil
+from jax.sharding import Mesh
+
+from unclip_jax.core import batch as batches
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.trees import count, num_bytes
+from unclip_jax.parallel import mesh as meshes
+from unclip_jax.parallel.place import bytes_per_device, size_text
+from unclip_jax.training.state import TrainState
+from unclip_jax.training.step import Trainable
+
+KEPT = 0.5  # share of the traced residuals that XLA still holds after fusion, as a lower bound
+
+
+class Needs(NamedTuple):
+    """Bytes of one memory (a device's, or a CPU's for all its fake devices).
+
+    Attributes:
+        state: parameters, average, optimiser.
+        gradients: of the parameters.
+        activations: allowance for one microbatch.
+    """
+
+    state: int
+    gradients: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.state + self.gradients + self.activations
+
+
+def check(
+    stage: Trainable,
+    abstract: TrainState,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    accumulate: int = 1,
+    enforce: bool = True,
+) -> str:
+    """Compare what a run needs with what there is.
+
+    Args:
+        stage: whose loss is traced.
+        abstract: the state as ShapeDtypeStructs with shardings.
+        mesh: the devices.
+        batch_size: of a whole step, over all devices.
+        accumulate: microbatches per step.
+        enforce: False = only report.
+
+    Returns:
+        The startup line: parameters, devices, memory needed against memory there.
+
+    Raises:
+        UserError: it cannot fit; the message names what to change.
+    """
+    there = available(mesh)
+    needs = Needs(*_resident(abstract, mesh), 0)
+    if needs.total <= there or not enforce:  # else no need to trace anything
+        kept = activations(stage, abstract.params, batch_size=batch_size // accumulate, mesh=mesh)
+        needs = needs._replace(activations=kept)
+    line = _line(stage, abstract, mesh, needs, there)
+    if needs.total > there and enforce:
+        raise UserError(f"{line}. It cannot fit: {_advice(needs, there, mesh)}")
+    return line
+
+
+def available(mesh: Mesh) -> int:
+    """Bytes that are free for a run on one device of `mesh`, or on the CPU for all of them."""
+    local = mesh.local_devices
+    if local[0].platform == "cpu":
+        return min(psutil.virtual_memory().available, _control_group_limit())
+    stats = [device.memory_stats() or {} for device in local]
+    free = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
+    return min(free, default=2**63 - 1)
+
+
+def activations(stage: Trainable, params: Any, *, batch_size: int, mesh: Mesh) -> int:
+    """Bytes that the backward pass keeps of one microbatch, in one memory.
+
+    Counted as what `jax.vjp` of the loss holds beyond the parameters themselves, so remat policies
+    and compute dtypes are seen.
+    """
+    plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    batch = batches.abstract(stage.batch_spec, batch_size)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def backward(params: Any, batch: Any, key: Any) -> Any:
+        return jax.vjp(lambda p: stage.loss(p, batch, key), params, has_aux=True)[1]
+
+    kept = jax.eval_shape(backward, plain, batch, key)
+    arrays = [x for x in jax.tree.leaves(kept) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)]
+    whole = max(0, num_bytes(arrays) - num_bytes(plain))
+    return math.ceil(KEPT * whole / meshes.batch_shards(mesh)) * _sharers(mesh)
+
+
+def _resident(abstract: TrainState, mesh: Mesh) -> tuple[int, int]:
+    """State and gradients."""
+    sharers = _sharers(mesh)
+    return bytes_per_device(abstract) * sharers, bytes_per_device(abstract.params) * sharers
+
+
+def _sharers(mesh: Mesh) -> int:
+    """Devices that live in one memory."""
+    local = mesh.local_devices
+    return len(local) if local[0].platform == "cpu" else 1
+
+
+def _control_group_limit() -> int:
+    """What a container may use in all, where one is imposed."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = pathlib.Path("/sys/fs/cgroup") / name
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            return int(text)
+    return 2**63 - 1
+
+
+def _line(stage: Trainable, abstract: TrainState, mesh: Mesh, needs: Needs, there: int) -> str:
+    where = "this machine" if _sharers(mesh) == len(mesh.local_devices) else "each device"
+    parts = [f"state {size_text(needs.state)}", f"gradients {size_text(needs.gradients)}"]
+    if needs.activations:
+        parts.append(f"activations about {size_text(needs.activations)}")
+    return (
+        f"{stage.name}: {count(abstract.params) / 1e6:,.1f} M parameters on "
+        f"{meshes.describe(mesh)}; needs {size_text(needs.total)} ({', '.join(parts)}) and {where} "
+        f"has {size_text(there)} free"
+    )
+
+
+def _advice(needs: Needs, there: int, mesh: Mesh) -> str:
+    if needs.state + needs.gradients <= there:
+        return (
+            "lower config.train.batch_size or raise config.train.accumulate, set the model's "
+            "remat='block', or config.train.check_memory=False to try regardless."
+        )
+    times = math.ceil((needs.state + needs.gradients) / there) * mesh.shape["fsdp"]
+    return (
+        "choose a smaller size (--config=FILE.py:SIZE), shard the state over more devices "
+        f"(config.mesh.fsdp={times} or more, with rules='fsdp'), or config.optim.name='muon', "
+        "which keeps one moment instead of two."
+    )

@@ -1,0 +1,173 @@
+"""How the averaged parameters do on held-out data: a number and a picture."""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from unclip_jax.core import batch as batches
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import labelled_grid
+from unclip_jax.core.types import HostBatch, Key
+from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated
+from unclip_jax.parallel.place import global_batch
+from unclip_jax.training.hooks import Moment, Numbers
+from unclip_jax.training.step import Trainable
+
+HeldOut = Callable[[], Iterable[HostBatch]]
+Labels = Callable[[HostBatch], Sequence[str]]
+
+
+class Validation:
+    """Means of the stage's metrics over the first batches of the held-out data.
+
+    The same batches with the same keys every time, so that two values differ by the parameters
+    alone. Batches smaller than the first are left out; with several processes, each must give the
+    same number of batches.
+    """
+
+    def __init__(
+        self,
+        stage: Trainable,
+        data: HeldOut,
+        *,
+        count: int,
+        key: Key,
+        mesh: Mesh,
+        shardings: Any,
+        report: Callable[[int, Numbers], None],
+    ):
+        """Evaluate `count` batches of `data()` and hand the means to `report(step, numbers)`."""
+        self._spec, self._data, self._count, self._mesh = stage.batch_spec, data, count, mesh
+        self._report = report
+        self._key = jax.device_put(key, replicated(mesh))
+
+        def evaluate(params: Any, batch: Any, key: Key, index: Array) -> Any:
+            return stage.evaluate(params, batch, rng.fold(key, "validation", index))
+
+        places = (shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh))
+        self._evaluate = jax.jit(evaluate, in_shardings=places, out_shardings=replicated(mesh))
+
+    def __call__(self, moment: Moment) -> None:
+        """Evaluate the averaged parameters of this moment.
+
+        Raises:
+            UserError: the held-out data hold no batch that the mesh can take.
+        """
+        results = []
+        size = None
+        for index, host in enumerate(itertools.islice(self._data(), self._count)):
+            if index == 0:
+                size = _first(self._spec, host, self._mesh)
+            host = {name: host[name] for name in self._spec}
+            if len(next(iter(host.values()))) != size:
+                continue
+            where = jax.device_put(np.int32(index), replicated(self._mesh))
+            device = global_batch(host, self._mesh)
+            results.append(self._evaluate(moment.state.ema_params, device, self._key, where))
+        if not results:
+            raise UserError(
+                "the validation data are empty; set config.data.eval_split to '' or fix it."
+            )
+        numbers = jax.device_get(results)
+        means = {f"val/{k}": float(np.mean([n[k] for n in numbers])) for k in numbers[0]}
+        self._report(moment.step, means)
+
+
+class Samples:
+    """A labelled PNG grid of what the averaged parameters draw, `samples/step_00000500.png`."""
+
+    def __init__(
+        self,
+        stage: Trainable,
+        data: HeldOut,
+        *,
+        count: int,
+        key: Key,
+        mesh: Mesh,
+        shardings: Any,
+        folder: pathlib.Path,
+        labels: Labels | None = None,
+    ):
+        """Draw the first `count` held-out examples; `labels` gives the words under each."""
+        preview = stage.preview
+        if preview is None:
+            raise TypeError(f"stage {stage.name} has no preview")
+        self._name, self._spec, self._data, self._mesh = stage.name, stage.batch_spec, data, mesh
+        self._count, self._folder, self._labels = count, folder, labels
+        self._key = jax.device_put(key, replicated(mesh))
+        self._batch: HostBatch | None = None
+
+        def draw(params: Any, batch: Any, key: Key) -> UInt8[Array, " b h w 3"]:
+            return to_uint8(preview(params, batch, rng.fold(key, "samples")))
+
+        places = (shardings, batch_sharding(mesh), replicated(mesh))
+        self._draw = jax.jit(draw, in_shardings=places, out_shardings=replicated(mesh))
+
+    def __call__(self, moment: Moment) -> None:
+        """Draw with the averaged parameters of this moment; process 0 writes.
+
+        Raises:
+            UserError: the held-out data have too few examples, or the folder cannot be written.
+        """
+        if self._batch is None:
+            self._batch = self._take()
+        device = global_batch(self._batch, self._mesh)
+        images = jax.device_get(self._draw(moment.state.ema_params, device, self._key))
+        if jax.process_index() != 0:
+            return
+        images = images[: self._count]
+        words = self._words(len(images))
+        path = self._folder / f"step_{moment.step:08d}.png"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            labelled_grid(images, labels=words).save(path)
+        except OSError as error:
+            raise UserError(f"cannot write the sample grid {path}: {error.strerror}.") from error
+
+    def _take(self) -> HostBatch:
+        """This process's share of the fewest examples that hold `count` and fit the mesh."""
+        shards = batch_shards(self._mesh)
+        needed = -(-self._count // shards) * shards // jax.process_count()
+        parts: list[HostBatch] = []
+        have = 0
+        for host in self._data():
+            parts.append({name: host[name] for name in self._spec})
+            have += len(next(iter(host.values())))
+            if have >= needed:
+                break
+        if have < needed:
+            raise UserError(
+                f"config.train.num_samples is {self._count}, but the validation data have only "
+                f"{have} examples here; lower it."
+            )
+        return {name: np.concatenate([p[name] for p in parts])[:needed] for name in self._spec}
+
+    def _words(self, count: int) -> list[str]:
+        if self._labels is None or self._batch is None:
+            return [f"{self._name} {index}" for index in range(count)]
+        return list(self._labels(self._batch))[:count]
+
+
+def to_uint8(images: Float[Array, " b h w c"]) -> UInt8[Array, " b h w c"]:
+    """[-1, 1] -> 0..255, rounded; values outside are clipped."""
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
+
+
+def _first(spec: Any, host: HostBatch, mesh: Mesh) -> int:
+    """Check the first held-out batch and return its size."""
+    batches.check(spec, host)
+    size = len(next(iter(host.values())))
+    if size * jax.process_count() % batch_shards(mesh):
+        raise UserError(
+            f"a validation batch has {size} examples, which the mesh's {batch_shards(mesh)} batch "
+            "shards do not divide; change the batch size or the mesh."
+        )
+    return size
