@@ -28,8 +28,8 @@ def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.Comp
 
 
 def printed(*arguments: str) -> list[list[str]]:
-    """The Python commands that a dry run of the cascade prints, as argument lists."""
-    run = bash("launch/cascade", *arguments, "--dry-run", PYTHON=sys.executable)
+    """The Python commands that a dry run of the cascade prints for an untouched run, split up."""
+    run = bash("launch/cascade", "--run=/r", *arguments, "--dry-run", PYTHON=sys.executable)
     assert run.returncode == 0, run.stderr
     return [shlex.split(line) for line in run.stdout.splitlines()]
 
@@ -86,7 +86,7 @@ def test_the_cascade_prints_commands_that_exist(size: str):
 
 
 def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
-    shapes = [" ".join(command) for command in printed("shapes", "--run=/r")]
+    shapes = [" ".join(command) for command in printed("shapes")]
     order = ["prepare", "/r/clip ", "embed", "/r/prior ", "/r/decoder ", "/r/upsampler_256 "]
     assert len(shapes) == len(order)
     for part, command in zip(order, shapes, strict=True):
@@ -105,7 +105,9 @@ def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
 
 def test_overrides_reach_every_training_and_nothing_else():
     added = ["--config.train.steps=3", "--x=a b"]
-    run = bash("launch/cascade", "tiny", "--dry-run", "--", *added, PYTHON=sys.executable)
+    run = bash(
+        "launch/cascade", "tiny", "--run=/r", "--dry-run", "--", *added, PYTHON=sys.executable
+    )
     for line in run.stdout.splitlines():
         trains = "unclip_jax.train" in line
         assert trains == (shlex.split(line)[-2:] == added)
