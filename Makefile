@@ -25,7 +25,11 @@ $(VENV)/.unclip_jax: setup.py pyproject.toml unclip_jax/version.py
 
 demo: setup  ## Train every stage in miniature, judge it, and draw runs/shapes/samples.png.
 	@PYTHON=$(BIN)/python launch/cascade shapes
-	@$(BIN)/python -m unclip_jax.demo --models=runs/shapes
+	@$(BIN)/python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
+	@$(BIN)/python -m unclip_jax.sample --models=runs/shapes --out=runs/shapes/samples.png --num=2 \
+		'a red circle above a blue square' 'a large purple heart' 'three green stars' \
+		'a yellow triangle left of a pink ring on a navy background' \
+		'two orange diamonds on a mint background' 'a small green cross below a blue circle'
 
 test: setup  ## Run the tests.
 	@$(PYTEST) -m 'not nightly and not parity'

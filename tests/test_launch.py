@@ -70,6 +70,23 @@ def test_shellcheck_is_content(script: pathlib.Path):
     assert run.returncode == 0, run.stdout
 
 
+def written_commands(document: str) -> list[list[str]]:
+    """Commands of ours in a document or Makefile, split up, continued lines joined."""
+    text = (ROOT / document).read_text("utf-8").replace("\\\n", " ")
+    found = re.findall(r"^\s*@?\S*python(?: -m )(unclip_jax\.\w.*)$", text, flags=re.MULTILINE)
+    return [["python", "-m", *shlex.split(line, comments=True)] for line in found]
+
+
+@pytest.mark.parametrize("document", ["README.md", "Makefile"])
+def test_documents_show_commands_that_exist(document: str):
+    commands = written_commands(document)
+    assert len(commands) >= 2
+    for _, _, module, *arguments in commands:
+        flags = {a[2:].split("=")[0] for a in arguments if a[:2] == "--"}
+        plain = {flag for flag in flags if not flag.startswith("config.")}
+        assert plain <= known_flags(module), (document, module, plain - known_flags(module))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_cascade_prints_commands_that_exist(size: str):
     commands = printed(size)
