@@ -19,9 +19,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
 
-CLIP = Manifest(
-    stage="clip", size="tiny", step=1, config={}, embed_dim=4, tokenizer_hash="t", image_size=8
-)
+CLIP = Manifest(stage="clip", size="tiny", step=1, config={}, embed_dim=4, tokenizer_hash="t")
 UPSAMPLER = Manifest(
     stage="upsampler", size="tiny", step=1, config={}, image_size=8, low_res_size=4
 )

@@ -11,7 +11,7 @@ from unclip_jax.handoff.manifest import Manifest
 
 COMMON = {"size": "tiny", "step": 3, "config": {"model": {"width": 8, "levels": [1, 2]}}}
 TEXT = {"clip_id": "c1", "embed_dim": 16, "tokenizer_hash": "t1"}
-CLIP = Manifest(stage="clip", image_size=32, **TEXT, **COMMON)
+CLIP = Manifest(stage="clip", **TEXT, **COMMON)
 PRIOR = Manifest(stage="prior", z_scale=4.0, **TEXT, **COMMON)
 DECODER = Manifest(stage="decoder", image_size=32, **TEXT, **COMMON)
 UP_1 = Manifest(stage="upsampler", image_size=64, low_res_size=32, **COMMON)

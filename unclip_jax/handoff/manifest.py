@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 # Kind of stage -> the fields its export cannot do without, because a later stage relies on them.
 REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "clip": ("embed_dim", "tokenizer_hash", "image_size"),
+    "clip": ("embed_dim", "tokenizer_hash"),
     "prior": ("clip_id", "embed_dim", "tokenizer_hash", "z_scale"),
     "decoder": ("clip_id", "embed_dim", "tokenizer_hash", "image_size"),
     "upsampler": ("image_size", "low_res_size"),
@@ -45,7 +45,7 @@ class Manifest:
         embed_stats: statistics of the embeddings trained on, such as {"mean_norm": 1.0}.
         tokenizer_hash: identity of the tokenizer whose ids the stage reads.
         z_scale: factor on unit-norm embeddings as the prior diffuses them (SPEC: 17.2 at z=1024).
-        image_size: side of the images the stage reads (clip) or draws, in pixels.
+        image_size: side of the images the stage draws, in pixels.
         low_res_size: side of the images an upsampler starts from, in pixels.
         data: what it was trained on, in words.
         licence: terms of these parameters, where the user states them.
