@@ -4,7 +4,7 @@ import bz2
 import gzip
 import lzma
 import pathlib
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 from unclip_jax.core.checks import UserError
 
@@ -57,6 +57,7 @@ class Raw(NamedTuple):
     scene: str = ""
 
 
+@runtime_checkable
 class Plan(Protocol):
     """Everything that will be read for one split, in order, countable and addressable."""
 

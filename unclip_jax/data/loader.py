@@ -82,7 +82,10 @@ class Loader(Iterator[HostBatch]):
     def __next__(self) -> HostBatch:
         if self._iterator is None:
             self._iterator = iter(self._dataset(self._given))
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except UserError as error:  # without the lines that Grain adds about tracebacks
+            raise UserError(str(error).partition("\n")[0]) from error
         self._given += 1
         return batch
 

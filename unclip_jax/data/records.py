@@ -6,6 +6,7 @@ the picture: readable by anything, no pickle. A shard is written under a `.tmp` 
 when it is complete, so a shard that exists is whole.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -84,15 +85,16 @@ def write_shard(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
 
 
 def count_records(path: pathlib.Path) -> int:
-    """Number of records that can be read from the shard at `path`; 0 when it is cut short."""
+    """Number of records that can be read from the shard at `path`; 0 when it is damaged."""
+    reader = None
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be opened: {error}; run unclip_jax.prepare.") from error
-    try:
         return reader.num_records()
+    except RuntimeError:  # the end of the file, where the index is, is not what it should be
+        return 0
     finally:
-        reader.close()
+        if reader is not None:
+            _close(reader)
 
 
 def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
@@ -117,6 +119,11 @@ def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
             "same command again."
         )
     return ShardSummary(count, digest.hexdigest())
+
+
+def _close(reader: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # a damaged file is complained about once
+        reader.close()
 
 
 class _refusals:

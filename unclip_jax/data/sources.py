@@ -7,7 +7,7 @@ A record is a dict with "image" (encoded bytes), "caption", "key" and "scene"; a
 import pathlib
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -20,6 +20,7 @@ from unclip_jax.data.records import Record
 _PROBES = 32  # keys compared when a join is made; the rest are compared as they are read
 
 
+@runtime_checkable
 class Source(Protocol):
     """What the loader reads: a sequence of records."""
 
@@ -71,7 +72,23 @@ class ShardSource:
             raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[shard - 1]) if shard else 0
-        return records.decode(self._reader(shard).read([index - start])[0])
+        try:
+            data = self._reader(shard).read([index - start])[0]
+        except RuntimeError as error:
+            raise UserError(
+                f"record {index - start} of {self._paths[shard]} is damaged; delete the file and "
+                "run the same `prepare` command."
+            ) from error
+        return records.decode(data)
+
+    def check(self) -> None:
+        """Open every file and compare its number of records.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        for shard in range(len(self._paths)):
+            self._reader(shard)
 
     def _reader(self, shard: int) -> Any:
         if shard not in self._readers:
@@ -82,14 +99,14 @@ class ShardSource:
 
     def _open(self, shard: int) -> Any:
         options = ",".join(f"{k}:{v}" for k, v in records.READER_OPTIONS.items())
-        reader = array_record_module.ArrayRecordReader(self._paths[shard], options)
         expected = int(np.diff(self._ends, prepend=0)[shard])
-        if reader.num_records() != expected:  # a file cut short reads as empty
+        readable = records.count_records(pathlib.Path(self._paths[shard]))
+        if readable != expected:
             raise UserError(
-                f"{self._paths[shard]} has {reader.num_records()} readable records, the manifest "
-                f"says {expected}; copy it again or delete it and prepare the data set again."
+                f"{self._paths[shard]} has {readable} readable records, the manifest says "
+                f"{expected}; copy it again, or run the same `prepare` command."
             )
-        return reader
+        return array_record_module.ArrayRecordReader(self._paths[shard], options)
 
 
 def open_prepared(directory: str | pathlib.Path, *, split: str) -> ShardSource:
@@ -102,14 +119,7 @@ def open_prepared(directory: str | pathlib.Path, *, split: str) -> ShardSource:
     entry = manifest.read(directory).split(split)
     paths = manifest.shard_paths(directory, entry)
     source = ShardSource(paths, [shard.count for shard in entry.shards if shard.count])
-    for path in paths:  # cheap, and a half-copied data set is found before training starts
-        expected = next(s.count for s in entry.shards if s.file == path.name)
-        readable = records.count_records(path)
-        if readable != expected:
-            raise UserError(
-                f"{path} has {readable} readable records, {manifest.FILE} says {expected}; copy "
-                "it again or delete it and run the same `prepare` command."
-            )
+    source.check()  # cheap, and a half-copied data set is found before training starts
     return source
 
 
@@ -178,7 +188,7 @@ def open_tfds(
             f"TFDS data set {name!r}, split {split!r}: {_first_line(error)} "
             "It must be prepared on this machine with file_format='array_record'."
         ) from error
-    label = features.get(wanted["caption"])
+    label = _follow(features, wanted["caption"])
     names = label if hasattr(label, "int2str") else None
     return TfdsSource(data, split=split, fields=wanted, names=names)
 

@@ -1,0 +1,244 @@
+import pathlib
+import pickle
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.embeddings import EmbeddingSource
+
+RNG = np.random.default_rng(0)
+Z_IMG = (RNG.normal(size=(10, 3)) * [1, 2, 3] + [0, 5, -5]).astype(np.float32)
+Z_TXT = RNG.normal(size=(10, 3)).astype(np.float32)
+KEYS = [f"k{i}" for i in range(10)]
+CAPTIONS = [f"caption {i} ä" for i in range(10)]
+
+
+def add(writer: EmbeddingWriter, start: int, stop: int) -> None:
+    rows = slice(start, stop)
+    writer.add(KEYS[rows], CAPTIONS[rows], z_img=Z_IMG[rows], z_txt=Z_TXT[rows])
+
+
+def write(directory: pathlib.Path, **options) -> EmbeddingSource:
+    writer = EmbeddingWriter(directory, info={"clip": "abc"}, shard_size=4, **options)
+    add(writer, 0, 3)
+    add(writer, 3, 10)
+    return writer.finish()
+
+
+def foreign(directory: pathlib.Path, counts: list[int], *, name: str = "image_path") -> None:
+    """A folder as clip-retrieval writes it: float16, unpadded numbers, its own column names."""
+    first = 0
+    for kind in ("img_emb", "metadata"):
+        (directory / kind).mkdir(parents=True)
+    for i, count in enumerate(counts):
+        rows = slice(first, first + count)
+        np.save(directory / "img_emb" / f"img_emb_{i}.npy", Z_IMG[rows].astype(np.float16))
+        table = pyarrow.table({name: KEYS[rows], "caption": CAPTIONS[rows], "width": [1] * count})
+        pyarrow.parquet.write_table(table, directory / "metadata" / f"metadata_{i}.parquet")
+        first += count
+
+
+def test_layout_is_clip_retrievals(tmp_path: pathlib.Path):
+    write(tmp_path)
+    names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert names == [
+        *[f"img_emb/img_emb_000{i}.npy" for i in range(3)],
+        *[f"metadata/metadata_000{i}.parquet" for i in range(3)],
+        "stats.json",
+        *[f"text_emb/text_emb_000{i}.npy" for i in range(3)],
+    ]
+    np.testing.assert_array_equal(np.load(tmp_path / "img_emb/img_emb_0001.npy"), Z_IMG[4:8])
+    table = pyarrow.parquet.read_table(tmp_path / "metadata/metadata_0001.parquet")
+    assert table["key"].to_pylist() == KEYS[4:8]
+    assert table["caption"].to_pylist() == CAPTIONS[4:8]
+
+
+def test_rows_come_back(tmp_path: pathlib.Path):
+    source = write(tmp_path)
+    assert len(source) == 10
+    assert source.fields == ("z_img", "z_txt")
+    for i in range(10):
+        record = source[i]
+        assert (record["key"], record["caption"]) == (KEYS[i], CAPTIONS[i])
+        np.testing.assert_array_equal(record["z_img"], Z_IMG[i])
+        np.testing.assert_array_equal(record["z_txt"], Z_TXT[i])
+    with pytest.raises(IndexError):
+        source[10]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (3, 9), (4, 8), (5, 5)])
+def test_ranges_cross_shards(tmp_path: pathlib.Path, start: int, stop: int):
+    np.testing.assert_array_equal(write(tmp_path).vectors("z_img", start, stop), Z_IMG[start:stop])
+
+
+def test_half_precision_is_an_option(tmp_path: pathlib.Path):
+    source = write(tmp_path, dtype="float16")
+    assert np.load(tmp_path / "img_emb/img_emb_0000.npy").dtype == np.float16
+    assert source[0]["z_img"].dtype == np.float32
+    np.testing.assert_allclose(source[0]["z_img"], Z_IMG[0], rtol=1e-3)
+
+
+def test_statistics_are_those_of_all_rows(tmp_path: pathlib.Path):
+    stats = write(tmp_path).stats("z_img")
+    exact = Z_IMG.astype(np.float64)
+    assert stats.count == 10
+    np.testing.assert_allclose(stats.mean, exact.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(stats.std, exact.std(axis=0), rtol=1e-12)
+    norms = np.linalg.norm(exact, axis=1)
+    np.testing.assert_allclose([stats.norm_mean, stats.norm_std], [norms.mean(), norms.std()])
+
+
+def test_statistics_survive_a_large_offset(tmp_path: pathlib.Path):
+    # mean of squares minus square of means would lose all digits here
+    offset = (Z_IMG * 1e-3 + 1e4).astype(np.float32)
+    writer = EmbeddingWriter(tmp_path, info={})
+    writer.add(KEYS, CAPTIONS, z_img=offset, z_txt=Z_TXT)
+    stats = writer.finish().stats("z_img")
+    np.testing.assert_allclose(stats.std, offset.astype(np.float64).std(axis=0), rtol=1e-9)
+
+
+def test_embeddings_of_clip_retrieval_are_read(tmp_path: pathlib.Path):
+    foreign(tmp_path, [1] * 10)  # img_emb_9 comes before img_emb_10, not after img_emb_1
+    source = EmbeddingSource(tmp_path)
+    assert source.fields == ("z_img",)
+    assert source.dim("z_img") == 3
+    assert [source[i]["key"] for i in range(10)] == KEYS
+    assert source[4]["caption"] == CAPTIONS[4]
+    np.testing.assert_allclose(source.stats("z_img").mean, Z_IMG.mean(axis=0), atol=5e-3)
+    assert source.info() == {}
+
+
+def test_sources_can_be_sent_to_other_processes(tmp_path: pathlib.Path):
+    again = pickle.loads(pickle.dumps(write(tmp_path)))
+    np.testing.assert_array_equal(again[9]["z_txt"], Z_TXT[9])
+
+
+def test_writing_goes_on_where_it_stopped(tmp_path: pathlib.Path):
+    writer = EmbeddingWriter(tmp_path, info={"clip": "abc"}, shard_size=4)
+    add(writer, 0, 7)  # three rows are lost with the process
+    del writer
+    (tmp_path / "img_emb" / "img_emb_0001.npy").write_bytes(b"half a fi")  # killed while writing
+    again = EmbeddingWriter(tmp_path, info={"clip": "abc"}, shard_size=4)
+    assert again.written == 4
+    add(again, again.written, 10)
+    source = again.finish()
+    assert [source[i]["key"] for i in range(10)] == KEYS
+    np.testing.assert_array_equal(source.vectors("z_img", 0, 10), Z_IMG)
+
+
+def test_finished_embeddings_can_be_opened_again_for_writing(tmp_path: pathlib.Path):
+    write(tmp_path)
+    again = EmbeddingWriter(tmp_path, info={"clip": "abc"}, shard_size=4)
+    assert again.written == 10
+    assert len(again.finish()) == 10
+    assert EmbeddingSource(tmp_path).info() == {"clip": "abc"}
+
+
+def test_half_written_embeddings_are_refused(tmp_path: pathlib.Path):
+    writer = EmbeddingWriter(tmp_path, info={}, shard_size=4)
+    add(writer, 0, 7)
+    with pytest.raises(UserError, match="is half-written; run the same .*embed"):
+        EmbeddingSource(tmp_path)
+
+
+def test_embeddings_of_another_clip_are_not_continued(tmp_path: pathlib.Path):
+    write(tmp_path)
+    with pytest.raises(UserError, match="made with clip = 'abc', now it is 'xyz'"):
+        EmbeddingWriter(tmp_path, info={"clip": "xyz"})
+
+
+def test_lengths_must_agree(tmp_path: pathlib.Path):
+    writer = EmbeddingWriter(tmp_path, info={})
+    with pytest.raises(UserError, match="2 keys, 10 captions, 10 z_img, 10 z_txt"):
+        writer.add(KEYS[:2], CAPTIONS, z_img=Z_IMG, z_txt=Z_TXT)
+
+
+def test_embeddings_must_be_finite(tmp_path: pathlib.Path):
+    writer = EmbeddingWriter(tmp_path, info={})
+    broken = Z_IMG.copy()
+    broken[3, 1] = np.nan
+    with pytest.raises(UserError, match="near 'k0' is not finite"):
+        writer.add(KEYS, CAPTIONS, z_img=broken, z_txt=Z_TXT)
+
+
+def test_unknown_dtype(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="unknown dtype 'float8'"):
+        EmbeddingWriter(tmp_path, info={}, dtype="float8")
+
+
+def test_empty_folder(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="no embeddings in .*unclip_jax.embed"):
+        EmbeddingSource(tmp_path)
+
+
+def test_metadata_alone(tmp_path: pathlib.Path):
+    foreign(tmp_path, [4])
+    (tmp_path / "img_emb" / "img_emb_0.npy").unlink()
+    with pytest.raises(UserError, match="has metadata but no img_emb"):
+        EmbeddingSource(tmp_path)
+
+
+def test_missing_shard(tmp_path: pathlib.Path):
+    foreign(tmp_path, [4, 4, 2])
+    (tmp_path / "img_emb" / "img_emb_2.npy").unlink()
+    with pytest.raises(UserError, match="img_emb has 2 shards, metadata has 3"):
+        EmbeddingSource(tmp_path)
+
+
+def test_gap_in_the_numbers(tmp_path: pathlib.Path):
+    foreign(tmp_path, [4, 4, 2])
+    (tmp_path / "metadata" / "metadata_1.parquet").unlink()
+    with pytest.raises(UserError, match=r"holds shards \[0, 2\]; they should count up from 0"):
+        EmbeddingSource(tmp_path)
+
+
+def test_rows_that_do_not_match(tmp_path: pathlib.Path):
+    foreign(tmp_path, [4, 6])
+    np.save(tmp_path / "img_emb" / "img_emb_1.npy", Z_IMG[:5])
+    with pytest.raises(UserError, match=r"img_emb_1.npy has shape \[5, 3\], its metadata has 6"):
+        EmbeddingSource(tmp_path)
+
+
+def test_dimensions_that_do_not_match(tmp_path: pathlib.Path):
+    foreign(tmp_path, [4, 6])
+    np.save(tmp_path / "img_emb" / "img_emb_1.npy", np.zeros((6, 5), np.float32))
+    with pytest.raises(UserError, match="dimension 5, the first shard 3"):
+        EmbeddingSource(tmp_path)
+
+
+def test_array_cut_short(tmp_path: pathlib.Path):
+    foreign(tmp_path, [10])
+    path = tmp_path / "img_emb" / "img_emb_0.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="img_emb_0.npy cannot be read"):
+        EmbeddingSource(tmp_path)
+
+
+def test_damaged_metadata(tmp_path: pathlib.Path):
+    foreign(tmp_path, [10])
+    (tmp_path / "metadata" / "metadata_0.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(UserError, match="metadata_0.parquet cannot be read"):
+        EmbeddingSource(tmp_path)
+
+
+def test_metadata_without_keys(tmp_path: pathlib.Path):
+    foreign(tmp_path, [10], name="url")
+    with pytest.raises(UserError, match="it needs 'key' or 'image_path'"):
+        EmbeddingSource(tmp_path)
+
+
+def test_embeddings_that_are_not_there(tmp_path: pathlib.Path):
+    foreign(tmp_path, [10])
+    with pytest.raises(UserError, match=r"has no z_txt \(text_emb\)"):
+        EmbeddingSource(tmp_path).dim("z_txt")
+
+
+def test_damaged_statistics(tmp_path: pathlib.Path):
+    write(tmp_path)
+    (tmp_path / "stats.json").write_text("{")
+    with pytest.raises(UserError, match="stats.json is damaged; delete it"):
+        EmbeddingSource(tmp_path)

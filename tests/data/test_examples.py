@@ -1,0 +1,205 @@
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import image as images
+from unclip_jax.data import text
+from unclip_jax.data.degrade import DegradeConfig, area_downsample
+from unclip_jax.data.examples import ExampleConfig, FixedExamples, RandomPart, collate
+from unclip_jax.data.records import Record
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (40, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> text.Tokenizer:
+    return text.train(["picture number 1"], vocab_size=text.MIN_VOCAB)
+
+
+class Counted:
+    """A source that counts how often it is read."""
+
+    def __init__(self, records: Sequence[Record]):
+        self.records, self.reads = records, 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        self.reads += 1
+        return self.records[index]
+
+
+def one(pixels: np.ndarray = NOISE, **fields) -> list[Record]:
+    return [
+        {"image": images.encode_png(pixels), "caption": "a b", "key": "k", "scene": "{}", **fields}
+    ]
+
+
+def random_part(config: ExampleConfig, seed: int = 0) -> dict:
+    example = FixedExamples(one(), config=config)[0]
+    return RandomPart(config)(example, np.random.default_rng(seed))
+
+
+def test_centre_crop_of_the_resized_picture():
+    config = ExampleConfig(fields=("image",), image_size=20)
+    got = random_part(config)["image"]
+    np.testing.assert_array_equal(got, images.center_crop(images.resize_short(NOISE, 20), 20))
+
+
+def test_random_crop_moves_along_the_long_side_only():
+    config = ExampleConfig(fields=("image",), image_size=40, crop="random")
+    windows = {random_part(config, seed)["image"].tobytes() for seed in range(400)}
+    assert windows == {images.crop(NOISE, 40, top=0, left=x).tobytes() for x in range(25)}
+
+
+def test_half_of_the_pictures_are_mirrored():
+    config = ExampleConfig(fields=("image",), image_size=40, flip=True)
+    plain = images.center_crop(NOISE, 40)
+    mirrored = 0
+    for seed in range(400):
+        got = random_part(config, seed)["image"]
+        mirrored += int(np.array_equal(got, images.flip(plain)))
+        assert np.array_equal(got, plain) or np.array_equal(got, images.flip(plain))
+    assert abs(mirrored - 200) < 4 * 10
+
+
+def test_low_res_belongs_to_the_patch():
+    degrade = DegradeConfig(factor=4)
+    config = ExampleConfig(
+        fields=("image", "low_res"), image_size=40, patch=16, crop="random", degrade=degrade
+    )
+    seen = set()
+    for seed in range(20):
+        example = random_part(config, seed)
+        assert example["image"].shape == (16, 16, 3)
+        want = area_downsample(images.to_float(example["image"]), 4)
+        np.testing.assert_array_equal(example["low_res"], want)
+        seen.add(example["image"].tobytes())
+    assert len(seen) > 15
+
+
+def test_fields_that_are_not_asked_for_cost_nothing(tokenizer: text.Tokenizer):
+    config = ExampleConfig(fields=("tokens", "token_mask", "key"), length=6)
+    unusable = [{"image": b"no image", "caption": "a b", "key": "k", "scene": ""}]
+    example = FixedExamples(unusable, config=config, tokenizer=tokenizer)[0]
+    assert sorted(example) == ["key", "token_mask", "tokens"]
+    assert example["tokens"].shape == (6,)
+
+
+def test_embeddings_and_strings_pass_through():
+    config = ExampleConfig(fields=("z_img", "z_txt", "key", "caption", "scene"))
+    vector = np.array([1, 2], np.float32)
+    records = one(z_img=vector, z_txt=-vector)
+    example = FixedExamples(records, config=config)[0]
+    batch = collate([example, example], fields=config.fields)
+    np.testing.assert_array_equal(batch["z_img"], [vector, vector])
+    np.testing.assert_array_equal(batch["z_txt"], [-vector, -vector])
+    assert batch["caption"].tolist() == ["a b", "a b"]
+    assert (batch["key"][0], batch["scene"][1]) == ("k", "{}")
+
+
+def test_pictures_become_floats_when_they_are_stacked():
+    config = ExampleConfig(fields=("image",), image_size=40)
+    example = FixedExamples(one(), config=config)[0]
+    batch = collate([example], fields=("image",))
+    assert (batch["image"].dtype, batch["image"].shape) == (np.float32, (1, 40, 40, 3))
+    np.testing.assert_array_equal(images.to_uint8(batch["image"])[0], example["image"])
+
+
+def test_cached_examples_are_read_once(samples):
+    source = Counted([samples.record(i) for i in range(4)])
+    config = ExampleConfig(fields=("image",), image_size=16)
+    fixed = FixedExamples(source, config=config, cache_bytes=10**6)
+    source.reads = 0
+    first = [fixed[i]["image"] for i in range(4)]
+    again = [fixed[i]["image"] for i in range(4)]
+    assert source.reads == 4
+    assert [samples.number_of(pixels) for pixels in again] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(first, again)
+
+
+def test_the_cache_keeps_to_its_size(samples):
+    source = Counted([samples.record(i) for i in range(4)])
+    config = ExampleConfig(fields=("image",), image_size=16)
+    room_for_two = 2 * 16 * 16 * 3
+    fixed = FixedExamples(source, config=config, cache_bytes=room_for_two + 1)
+    source.reads = 0
+    for _ in range(3):
+        for i in range(4):
+            assert samples.number_of(fixed[i]["image"]) == i
+    assert source.reads == 2 + 3 * 2
+
+
+def test_augmentation_leaves_the_cache_alone():
+    config = ExampleConfig(fields=("image", "low_res"), image_size=40, flip=True, patch=8,
+                           degrade=DegradeConfig(factor=2))  # fmt: skip
+    fixed = FixedExamples(one(), config=config, cache_bytes=10**6)
+    before = fixed[0]["image"].copy()
+    for seed in range(10):
+        RandomPart(config)(fixed[0], np.random.default_rng(seed))
+    np.testing.assert_array_equal(fixed[0]["image"], before)
+    assert sorted(fixed[0]) == ["image"]
+
+
+def test_examples_can_be_sent_to_other_processes(samples):
+    config = ExampleConfig(fields=("image",), image_size=16)
+    fixed = FixedExamples([samples.record(5)], config=config, cache_bytes=10**6)
+    fixed[0]
+    assert samples.number_of(pickle.loads(pickle.dumps(fixed))[0]["image"]) == 5
+
+
+def test_a_picture_that_cannot_be_used_is_named(samples):
+    config = ExampleConfig(fields=("image",), image_size=16)
+    records = [samples.record(0), {**samples.record(1), "image": samples.png(1)[:60]}]
+    with pytest.raises(UserError, match="record 'k0001' cannot be used: truncated image"):
+        FixedExamples(records, config=config)[1]
+
+
+def test_unknown_field():
+    with pytest.raises(UserError, match="unknown batch field 'imgae'.*'image'"):
+        ExampleConfig(fields=("imgae",))
+
+
+def test_no_field():
+    with pytest.raises(UserError, match="no batch fields"):
+        ExampleConfig(fields=())
+
+
+def test_unknown_crop():
+    with pytest.raises(UserError, match="unknown crop 'middle'"):
+        ExampleConfig(fields=("image",), crop="middle")
+
+
+def test_patch_greater_than_the_picture():
+    with pytest.raises(UserError, match="patch is 65"):
+        ExampleConfig(fields=("image",), image_size=64, patch=65)
+
+
+def test_low_res_without_a_recipe():
+    with pytest.raises(UserError, match="needs a DegradeConfig"):
+        ExampleConfig(fields=("low_res",))
+
+
+def test_low_res_that_does_not_divide():
+    with pytest.raises(UserError, match="image side is 30, which 4 does not divide"):
+        ExampleConfig(fields=("low_res",), image_size=30, degrade=DegradeConfig(factor=4))
+
+
+def test_empty_source():
+    with pytest.raises(UserError, match="the data set is empty"):
+        FixedExamples([], config=ExampleConfig(fields=("image",)))
+
+
+def test_captions_without_a_tokenizer(samples):
+    with pytest.raises(UserError, match="no tokenizer; prepare .*--tokenizer=train"):
+        FixedExamples([samples.record(0)], config=ExampleConfig(fields=("tokens",)))
+
+
+def test_embeddings_that_the_source_lacks(samples):
+    with pytest.raises(UserError, match=r"\['z_img'\] are asked for; .*unclip_jax.embed"):
+        FixedExamples([samples.record(0)], config=ExampleConfig(fields=("image", "z_img")))

@@ -1,0 +1,272 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from unclip_jax.core import batch as batches
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
+from unclip_jax.data.degrade import DegradeConfig
+from unclip_jax.data.examples import ExampleConfig
+from unclip_jax.data.image import encode_png
+from unclip_jax.data.loader import Loader, LoaderConfig, make_loader
+
+PLAIN = ExampleConfig(fields=("image", "key"), image_size=16)
+RANDOM = ExampleConfig(  # everything that is random at once
+    fields=("image", "low_res", "key"),
+    image_size=16,
+    crop="random",
+    flip=True,
+    patch=8,
+    degrade=DegradeConfig(factor=2, name="blur"),
+)
+
+
+@pytest.fixture(scope="module")
+def records(samples) -> list[dict]:
+    """Eleven pictures of noise, so that every crop differs."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(11):
+        record = samples.record(i)
+        record["image"] = encode_png(rng.integers(0, 256, (16, 30, 3), dtype=np.uint8))
+        found.append(record)
+    return found
+
+
+def loader(source, example: ExampleConfig = PLAIN, *, part: int = 0, parts: int = 1, **config):
+    config = {"batch_size": 4, "seed": 3, "workers": 0, **config}
+    return make_loader(
+        source,
+        example=example,
+        config=LoaderConfig(**config),
+        process_index=part,
+        process_count=parts,
+    )
+
+
+def take(loader: Loader, count: int) -> list[dict[str, np.ndarray]]:
+    return list(itertools.islice(loader, count))
+
+
+def keys(found: list[dict[str, np.ndarray]]) -> list[str]:
+    return [str(key) for batch in found for key in batch["key"]]
+
+
+def assert_equal(first: list[dict], second: list[dict]) -> None:
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_every_epoch_is_another_permutation(records):
+    seen = keys(take(loader(records), 22))  # 88 examples, 8 epochs of 11
+    epochs = [tuple(seen[i : i + 11]) for i in range(0, 88, 11)]
+    in_order = tuple(f"k{i:04d}" for i in range(11))
+    assert all(sorted(epoch) == list(in_order) for epoch in epochs)
+    assert len({*epochs, in_order}) == 9
+
+
+def test_pictures_belong_to_their_keys(source, samples):
+    for batch in take(loader(source, batch_size=5), 6):
+        numbers = [samples.number_of(image) for image in batch["image"]]
+        assert [f"k{number:04d}" for number in numbers] == batch["key"].tolist()
+
+
+def test_the_order_depends_on_the_seed(records):
+    first, again, other = (keys(take(loader(records, seed=s), 11)) for s in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert first[11:] != other[:33]  # seed 1 is not seed 0 one epoch later
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_processes_take_disjoint_parts_of_the_same_batches(records, parts: int):
+    whole = take(loader(records, RANDOM), 12)
+    shares = [take(loader(records, RANDOM, part=p, parts=parts), 12) for p in range(parts)]
+    for i, batch in enumerate(whole):
+        for name, value in batch.items():
+            joined = np.concatenate([share[i][name] for share in shares])
+            np.testing.assert_array_equal(joined, value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 1, 6])
+def test_a_resumed_run_sees_the_batches_it_would_have_seen(records, stop: int, workers: int):
+    straight = take(loader(records, RANDOM), 9)
+    before = loader(records, RANDOM, workers=workers, prefetch=3)
+    first = take(before, stop)
+    position = json.loads(json.dumps(before.get_state()))
+    before.close()
+    after = loader(records, RANDOM, workers=workers, prefetch=3)
+    after.set_state(position)
+    assert_equal(first + take(after, 9 - stop), straight)
+    after.close()
+
+
+def test_a_run_can_go_on_with_other_processes(records):
+    straight = take(loader(records, RANDOM), 8)
+    halves = [loader(records, RANDOM, part=p, parts=2) for p in range(2)]
+    for half in halves:
+        take(half, 5)
+    alone = loader(records, RANDOM)
+    alone.set_state(halves[1].get_state())
+    assert_equal(take(alone, 3), straight[5:])
+
+
+def test_positions_can_be_set_back(records):
+    it = loader(records, RANDOM, workers=2)
+    start = it.get_state()
+    first = take(it, 5)
+    it.set_state(start)
+    assert_equal(take(it, 5), first)
+    it.close()
+
+
+def test_decoding_in_processes_gives_the_same(source):
+    example = ExampleConfig(fields=("image", "key"), image_size=8, flip=True, crop="random")
+    straight = take(loader(source, example), 6)
+    config = {"workers": 1, "processes": 1}
+    it = loader(source, example, **config)
+    first = take(it, 2)
+    it.close()
+    again = loader(source, example, **config)
+    again.set_state(it.get_state())
+    assert_equal(first + take(again, 4), straight)
+    again.close()
+
+
+def test_the_cache_changes_nothing(records):
+    straight = take(loader(records, RANDOM), 12)
+    assert_equal(take(loader(records, RANDOM, cache_mb=1), 12), straight)
+
+
+def test_randomness_differs_from_epoch_to_epoch(records):
+    crops: dict[str, set[bytes]] = {}
+    for batch in take(loader(records, RANDOM), 33):  # 12 epochs
+        for key, image in zip(batch["key"], batch["image"], strict=True):
+            crops.setdefault(str(key), set()).add(image.tobytes())
+    assert len(crops) == 11
+    assert all(len(seen) > 8 for seen in crops.values())
+
+
+def test_evaluation_in_order_drops_what_does_not_fill_a_batch(records):
+    found = list(loader(records, shuffle=False, num_epochs=1))
+    assert keys(found) == [f"k{i:04d}" for i in range(8)]
+
+
+def test_evaluation_can_keep_the_rest(records):
+    found = list(loader(records, shuffle=False, num_epochs=1, remainder="keep"))
+    assert [len(batch["key"]) for batch in found] == [4, 4, 3]
+    assert keys(found) == [f"k{i:04d}" for i in range(11)]
+
+
+@pytest.mark.parametrize(("parts", "size"), [(1, 4), (2, 4), (4, 8), (8, 8)])
+def test_padded_evaluation_sees_every_example_once(records, parts: int, size: int):
+    config = {"shuffle": False, "num_epochs": 1, "remainder": "pad", "batch_size": size}
+    shares = [list(loader(records, part=p, parts=parts, **config)) for p in range(parts)]
+    assert len({len(share) for share in shares}) == 1  # all take the same number of steps
+    real = []
+    for step in zip(*shares, strict=True):
+        for batch in step:
+            assert len(batch["key"]) == size // parts
+            real += batch["key"][batch["valid"]].tolist()
+    assert real == [f"k{i:04d}" for i in range(11)]
+
+
+def test_finite_training_gives_whole_batches_of_all_epochs(records):
+    for parts in (1, 2):
+        found = [list(loader(records, num_epochs=3, part=p, parts=parts)) for p in range(parts)]
+        assert {len(share) for share in found} == {33 // 4}
+    assert len(loader(records, num_epochs=3)) == 8
+
+
+def test_small_sets_fill_large_batches_when_repeated(records):
+    (batch,) = take(loader(records, batch_size=25), 1)
+    counts = np.unique(batch["key"], return_counts=True)[1]
+    assert sorted(counts.tolist()) == [2] * 8 + [3] * 3  # two epochs and three of the third
+
+
+def test_batches_satisfy_their_spec(samples):
+    tokenizer = text.train(["picture number 1 2"] * 3, vocab_size=530)
+    source = [samples.record(i, height=20, width=33) for i in range(9)]
+    example = ExampleConfig(
+        fields=("image", "low_res", "tokens", "token_mask"),
+        image_size=16,
+        length=7,
+        degrade=DegradeConfig(factor=4, name="blur"),
+    )
+    config = LoaderConfig(batch_size=3, workers=2)
+    it = make_loader(source, example=example, config=config, tokenizer=tokenizer)
+    spec = {
+        "image": batches.image_field(16),
+        "low_res": batches.image_field(4),
+        **batches.text_fields(7, tokenizer.vocab_size),
+    }
+    for batch in take(it, 4):
+        batches.check(spec, batch)
+        assert batch.keys() == spec.keys()
+    it.close()
+
+
+def test_a_bad_picture_stops_training_with_its_name(samples):
+    source = [{**samples.record(i), "image": samples.png(i)[:50]} for i in range(4)]
+    it = loader(source, workers=2)
+    with pytest.raises(UserError, match="record 'k000. cannot be used: truncated image.*out.$"):
+        next(it)
+    it.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "saved with seed = 3, now it is 4"),
+        ({"batch_size": 5}, "saved with batch_size = 4, now it is 5"),
+        ({"shuffle": False}, "saved with shuffle = True, now it is False"),
+    ],
+)
+def test_positions_of_another_run(records, change: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        loader(records, **change).set_state(loader(records).get_state())
+
+
+def test_positions_of_another_data_set(records):
+    with pytest.raises(UserError, match="saved with num_examples = 11, now it is 10"):
+        loader(records[:10]).set_state(loader(records).get_state())
+
+
+def test_a_batch_that_processes_cannot_share(records):
+    with pytest.raises(UserError, match="batch_size is 4, which 3 does not divide"):
+        loader(records, parts=3)
+
+
+def test_a_data_set_smaller_than_one_batch(records):
+    with pytest.raises(UserError, match="has 11 examples, fewer than one batch of 12"):
+        loader(records, num_epochs=1, batch_size=12)
+
+
+def test_what_padding_needs(records):
+    with pytest.raises(UserError, match="'pad' needs shuffle=False and num_epochs=1"):
+        loader(records, remainder="pad")
+
+
+def test_keeping_the_rest_on_many_processes(records):
+    with pytest.raises(UserError, match="'keep' works with one process"):
+        loader(records, remainder="keep", parts=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"remainder": "dorp"}, "unknown remainder 'dorp'.*'drop'"),
+        ({"num_epochs": 0}, "num_epochs is 0"),
+        ({"workers": -1}, "workers is -1"),
+    ],
+)
+def test_impossible_settings(records, config: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        loader(records, **config)

@@ -1,0 +1,105 @@
+import hashlib
+import json
+import pathlib
+import resource
+import signal
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import records
+
+
+def test_records_come_back_exactly():
+    example = {
+        "image": bytes(range(256)) + b"\0{}",
+        "caption": 'Zürich "東京" \n😀',
+        "key": "a/b",
+        "scene": "{}",
+    }
+    assert records.decode(records.encode(example)) == example
+    assert records.decode(records.encode({**example, "image": b""}))["image"] == b""
+
+
+def test_layout_is_as_documented():
+    data = records.encode({"image": b"PIXELS", "caption": "c", "key": "k", "scene": ""})
+    magic, size = struct.unpack_from("<4sI", data)
+    assert magic == b"UCJ1"
+    assert json.loads(data[8 : 8 + size]) == {"caption": "c", "key": "k", "scene": ""}
+    assert data[8 + size :] == b"PIXELS"
+
+
+@pytest.mark.parametrize("data", [b"", b"UCJ1", b"nonsense, but long enough", b"UCJ1\4\0\0\0{..."])
+def test_foreign_bytes_are_refused(data: bytes):
+    with pytest.raises(UserError, match="not in this project's format"):
+        records.decode(data)
+
+
+def test_shards_hold_their_records_in_order(samples, tmp_path: pathlib.Path):
+    path = tmp_path / "train-00000-of-00001.array_record"
+    examples = [samples.record(i) for i in range(5)]
+    summary = records.write_shard(path, iter(examples))
+    assert list(records.read_shard(path)) == examples
+    assert summary.written == records.count_records(path) == 5
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_hash_covers_every_byte_and_the_order(samples, tmp_path: pathlib.Path):
+    examples = [samples.record(i) for i in range(3)]
+    encoded = [records.encode(example) for example in examples]
+    digest = hashlib.sha256()
+    for data in encoded:
+        digest.update(len(data).to_bytes(8, "little") + data)
+    assert records.write_shard(tmp_path / "a", examples).sha256 == digest.hexdigest()
+    assert records.write_shard(tmp_path / "b", examples[::-1]).sha256 != digest.hexdigest()
+
+
+def test_shard_names_sort_by_number():
+    names = [records.shard_name("train", i, 12) for i in range(12)]
+    assert names[3] == "train-00003-of-00012.array_record"
+    assert names == sorted(names)
+
+
+def test_an_interrupted_shard_leaves_nothing(samples, tmp_path: pathlib.Path):
+    def interrupted() -> Iterator[records.Record]:
+        yield samples.record(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        records.write_shard(tmp_path / "shard", interrupted())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_in_the_making_has_another_name(samples, tmp_path: pathlib.Path):
+    def watched() -> Iterator[records.Record]:
+        yield samples.record(0)
+        assert not (tmp_path / "shard").exists()
+        yield samples.record(1)
+
+    records.write_shard(tmp_path / "shard", watched())
+    assert (tmp_path / "shard").exists()
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 100 kB: the kernel refuses, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_refuses_is_one_clear_line(samples, tmp_path: pathlib.Path, full_disk: None):
+    big = {**samples.record(0), "image": bytes(50_000)}
+    with pytest.raises(UserError, match="cannot write .*shard.* free space .*same command"):
+        records.write_shard(tmp_path / "shard", (big for _ in range(20)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there(samples, tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="cannot write .*No such file or directory"):
+        records.write_shard(tmp_path / "no" / "shard", [samples.record(0)])

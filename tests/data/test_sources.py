@@ -1,0 +1,186 @@
+import io
+import pathlib
+import pickle
+import sys
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import sources
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+
+
+class Toy(tfds.core.GeneratorBasedBuilder):
+    """Five captioned pictures."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = epath.Path(__file__)
+    samples: Any = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "caption": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["red_fox", "grey_wolf"]),
+            "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(5):
+            yield (
+                i,
+                {
+                    "image": io.BytesIO(self.samples.png(i)),
+                    "caption": f"Bild {i} ä",
+                    "label": i % 2,
+                    "captions": {"text": [f"first {i}", "second"]},
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def toy(samples, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("tfds")
+    Toy.samples = samples
+    Toy(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_records_in_the_order_of_shards(source: sources.ShardSource, samples):
+    assert len(source) == 10
+    assert [source[i] for i in range(10)] == [samples.record(i) for i in range(10)]
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_indices_outside(source: sources.ShardSource, index: int):
+    with pytest.raises(IndexError):
+        source[index]
+
+
+def test_many_threads_read_the_same(source: sources.ShardSource):
+    order = np.random.default_rng(0).integers(0, 10, 200).tolist()
+    with futures.ThreadPoolExecutor(8) as pool:
+        keys = [record["key"] for record in pool.map(source.__getitem__, order)]
+    assert keys == [f"k{i:04d}" for i in order]
+
+
+def test_sources_can_be_sent_to_other_processes(source: sources.ShardSource):
+    source[3]
+    again = pickle.loads(pickle.dumps(source))
+    assert (len(again), again[9]["key"]) == (10, "k0009")
+
+
+def test_a_shard_cut_short_is_found_at_once(folder: pathlib.Path):
+    shard = folder / "train-00002-of-00003.array_record"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UserError, match="00002-of-00003.* 0 readable records, the manifest says 6"):
+        sources.open_prepared(folder, split="train")
+
+
+def test_a_shard_that_breaks_later_is_found_on_reading(
+    source: sources.ShardSource, folder: pathlib.Path
+):
+    source = pickle.loads(pickle.dumps(source))  # not opened yet
+    (folder / "train-00000-of-00003.array_record").write_bytes(b"")
+    with pytest.raises(UserError, match="0 readable records, the manifest says 4"):
+        source[0]
+
+
+def test_a_damaged_record_is_named(folder: pathlib.Path):
+    shard = folder / "train-00000-of-00003.array_record"
+    content = bytearray(shard.read_bytes())
+    at = content.find(b"number 2")
+    content[at : at + 8] = b"NUMBER 2"
+    shard.write_bytes(content)
+    source = sources.open_prepared(folder, split="train")
+    assert source[1]["key"] == "k0001"
+    with pytest.raises(UserError, match="record 2 of .*00000-of-00003.* is damaged"):
+        source[2]
+
+
+def test_an_unknown_split(folder: pathlib.Path):
+    with pytest.raises(UserError, match="no split 'test'"):
+        sources.open_source(str(folder), split="test")
+
+
+def test_tfds_sets_are_read_without_tensorflow(toy: pathlib.Path, samples):
+    source = sources.open_source(f"tfds:toy@{toy}", split="train")
+    found = {source[i]["caption"]: source[i] for i in range(len(source))}
+    assert sorted(found) == [f"Bild {i} ä" for i in range(5)]
+    for i in range(5):
+        assert found[f"Bild {i} ä"]["image"] == samples.png(i)
+        assert found[f"Bild {i} ä"]["scene"] == ""
+    assert len({record["key"] for record in found.values()}) == 5
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_labels_become_words(toy: pathlib.Path):
+    source = sources.open_source(f"tfds:toy@{toy}", split="train[:2]", caption_key="label")
+    assert len(source) == 2
+    assert {source[i]["caption"] for i in range(2)} <= {"red fox", "grey wolf"}
+
+
+def test_of_several_tfds_captions_the_first_is_taken(toy: pathlib.Path):
+    source = sources.open_tfds(
+        "toy", split="train", data_dir=str(toy), fields={"caption": "captions/text"}
+    )
+    assert sorted(source[i]["caption"] for i in range(5)) == [f"first {i}" for i in range(5)]
+
+
+def test_unknown_tfds_set(toy: pathlib.Path):
+    with pytest.raises(UserError, match="no TFDS data set 'unheard_of' in .*array_record"):
+        sources.open_source(f"tfds:unheard_of@{toy}", split="train")
+
+
+def test_unknown_tfds_split(toy: pathlib.Path):
+    with pytest.raises(UserError, match="'toy', split 'vali': Unknown split"):
+        sources.open_source(f"tfds:toy@{toy}", split="vali")
+
+
+def test_unknown_tfds_feature(toy: pathlib.Path):
+    with pytest.raises(UserError, match="no feature 'title'.*caption.*Set image_key"):
+        sources.open_source(f"tfds:toy@{toy}", split="train", caption_key="title")
+
+
+def test_tfds_set_that_was_never_prepared(toy: pathlib.Path, tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="must be prepared on this machine"):
+        sources.open_source(f"tfds:toy@{tmp_path}", split="train")
+
+
+def embed(directory: pathlib.Path, keys: list[str]):
+    writer = EmbeddingWriter(directory, info={})
+    vectors = np.arange(len(keys) * 2, dtype=np.float32).reshape(-1, 2)
+    writer.add(keys, [""] * len(keys), z_img=vectors, z_txt=-vectors)
+    return writer.finish()
+
+
+def test_joined_records_carry_their_embeddings(source: sources.ShardSource, tmp_path: pathlib.Path):
+    keys = [f"k{i:04d}" for i in range(10)]
+    joined = sources.JoinedSource(source, embed(tmp_path / "e", keys))
+    assert len(joined) == 10
+    record = joined[7]
+    assert record["key"] == "k0007"
+    assert record["image"] == source[7]["image"]
+    assert record["caption"] == "picture number 7"  # the data set's own caption
+    np.testing.assert_array_equal(record["z_img"], [14, 15])
+    np.testing.assert_array_equal(record["z_txt"], [-14, -15])
+
+
+def test_joining_another_number_of_embeddings(source: sources.ShardSource, tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="holds 1 embeddings for 10 records"):
+        sources.JoinedSource(source, embed(tmp_path / "e", ["k0000"]))
+
+
+def test_joining_embeddings_of_other_records(source: sources.ShardSource, tmp_path: pathlib.Path):
+    keys = [f"k{i:04d}" for i in range(9)] + ["other"]
+    with pytest.raises(UserError, match="record 9 is 'k0009'.* of 'other'.*unclip_jax.embed"):
+        sources.JoinedSource(source, embed(tmp_path / "e", keys))
