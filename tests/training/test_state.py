@@ -15,7 +15,9 @@ def test_decay_is_warmed_up(step: int, decay: float, expected: float):
 
 
 def test_average_by_hand():
-    got = averaged({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 2.0])}, decay=jnp.array(0.75))
+    got = averaged(
+        {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 2.0])}, decay=jnp.array(0.75)
+    )
     np.testing.assert_allclose(got["w"], [1.5, 2.0])
 
 

@@ -1,6 +1,7 @@
 """A stage small enough to know everything about: a linear map fitted to a linear map."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,15 @@ from flax import linen as nn
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
 from unclip_jax.parallel.mesh import MeshConfig
-from unclip_jax.training.loop import TrainConfig, train
+from unclip_jax.training import loop
+from unclip_jax.training.loop import TrainConfig
 from unclip_jax.training.optimizer import OptimConfig
 
 WIDTH, OUT = 16, 8
 SPEC = {"x": Field((WIDTH,), "float32"), "y": Field((OUT,), "float32")}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Toy:
     """Has what training.step.Trainable asks for."""
 
@@ -115,6 +117,11 @@ CONFIG = TrainConfig(
 OPTIM = OptimConfig(learning_rate=1e-2, weight_decay=0.1, warmup_steps=3, schedule="cosine")
 
 
+# A job is a pure value, so equal runs may share one with its compiled functions.
+loop.make_job = functools.cache(loop.make_job)
+TOY = Toy()
+
+
 def run(workdir, **changes):
     """Train the toy with the settings above, some changed (train's keywords, or TrainConfig's)."""
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -130,4 +137,4 @@ def run(workdir, **changes):
         "identity": {"name": "toy"},
     }
     settings.update({k: v for k, v in changes.items() if k not in fields and k != "stage"})
-    return train(changes.get("stage", Toy()), **settings)
+    return loop.train(changes.get("stage", TOY), **settings)

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import num_bytes
 from unclip_jax.parallel.place import size_text
+from unclip_jax.training import quiet
 from unclip_jax.training.fingerprint import checksum, describe_tree
 from unclip_jax.training.state import TrainState
 
@@ -51,8 +52,9 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        logging.getLogger("absl").addFilter(_not_orbax)
+        quiet.install()
         with self._storage("open"):
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
@@ -212,10 +214,7 @@ def _damage() -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """The first line of an error, short enough for one line of ours."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error).strip().split("\n")[0] or type(error).__name__
     return (text if len(text) <= 160 else text[:160] + "...").rstrip(".")
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-    """Failures of storage are reported here, once and in our words."""
-    return "/orbax/" not in record.pathname

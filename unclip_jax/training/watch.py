@@ -74,7 +74,7 @@ class Validation:
             results.append(self._evaluate(moment.state.ema_params, device, self._key, where))
         if not results:
             raise UserError(
-                "the validation data are empty; set config.data.eval_split to '' or fix it."
+                "the validation data hold no batch; set config.train.eval_every=0, or mend them."
             )
         numbers = jax.device_get(results)
         means = {f"val/{k}": float(np.mean([n[k] for n in numbers])) for k in numbers[0]}

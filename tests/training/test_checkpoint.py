@@ -1,0 +1,246 @@
+import logging
+import os
+import pathlib
+import resource
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import training_toy as toy
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.trees import flatten_paths
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.parallel.place import global_batch
+from unclip_jax.training.checkpoint import Checkpoints, decode_position, encode_position
+from unclip_jax.training.job import Job, make_job
+from unclip_jax.training.optimizer import OptimConfig
+
+
+def job(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon") -> Job:
+    mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), devices=jax.devices()[:count])
+    rules = "dp" if fsdp == 1 else "fsdp" if tensor == 1 else "fsdp_tp"
+    return make_job(
+        toy.Toy(),
+        optim=OptimConfig(name=name),
+        mesh=mesh,
+        rules=rules,
+        steps=100,
+        ema_decay=0.9,
+    )
+
+
+JOB = job()
+
+
+def trained(job: Job, steps: int):
+    """States after 1, 2, ... steps; each is donated when the next is asked for."""
+    state = job.create(jax.random.key(0))
+    for index in range(steps):
+        batch = global_batch(toy.batch_at(index), job.mesh)
+        state, _ = job.step(state, batch, jax.random.key(1))
+        yield index + 1, state
+
+
+def bits(tree) -> dict[str, bytes]:
+    return {path: np.asarray(leaf).tobytes() for path, leaf in flatten_paths(tree).items()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[pathlib.Path, dict[int, dict[str, bytes]]]:
+    """A workdir with checkpoints after steps 1, 2 and 3, and the bits of those states."""
+    workdir = tmp_path_factory.mktemp("run")
+    expected = {}
+    with Checkpoints(workdir, keep=3) as checkpoints:
+        for step, state in trained(JOB, 3):
+            checkpoints.save(step, state, position={"position": step})
+            expected[step] = bits(state)
+    return workdir, expected
+
+
+@pytest.fixture
+def copied(saved, tmp_path: pathlib.Path) -> tuple[pathlib.Path, dict]:
+    shutil.copytree(saved[0], tmp_path / "run")
+    return tmp_path / "run", saved[1]
+
+
+def restore(workdir: pathlib.Path, job: Job = JOB):
+    with Checkpoints(workdir, keep=3) as checkpoints:
+        return checkpoints.restore(job.abstract)
+
+
+def test_the_newest_comes_back_bit_for_bit(saved):
+    restored = restore(saved[0])
+    assert bits(restored.state) == saved[1][3] and restored.position == {"position": 3}
+    assert jax.tree.structure(restored.state) == jax.tree.structure(JOB.abstract)
+
+
+def test_an_empty_folder_restores_nothing(tmp_path: pathlib.Path):
+    assert restore(tmp_path) is None
+
+
+def test_only_the_newest_are_kept(tmp_path: pathlib.Path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, state in trained(JOB, 4):
+            checkpoints.save(step, state, position=step)
+            checkpoints.save(step, state, position="ignored: it is there already")
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.steps == [3, 4]
+        assert checkpoints.restore(JOB.abstract).position == 4
+
+
+def test_a_state_may_be_donated_while_it_is_written(tmp_path: pathlib.Path):
+    expected = {}
+    with Checkpoints(tmp_path, keep=10) as checkpoints:
+        for step, state in trained(JOB, 6):  # the generator donates at once
+            expected[step] = bits(state)
+            checkpoints.save(step, state, position=step)
+    for step in reversed(expected):
+        restored = restore(tmp_path)
+        assert restored.position == step and bits(restored.state) == expected[step]
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"count": 8, "fsdp": 8}, {"count": 4, "fsdp": 2}, {"count": 1}, {"fsdp": 2, "tensor": 2}],
+)
+def test_other_devices_and_other_rules_get_the_same_bits(saved, other: dict):
+    there = job(**other)
+    restored = restore(saved[0], there)
+    assert bits(restored.state) == saved[1][3]
+    places = jax.tree.map(lambda x: x.sharding, restored.state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, places, there.shardings))
+
+
+def test_from_8_to_4_to_1_device(saved, tmp_path: pathlib.Path):
+    first = restore(saved[0], job(8, fsdp=8)).state
+    with Checkpoints(tmp_path / "a", keep=1) as checkpoints:
+        checkpoints.save(3, first, position=0)
+    second = restore(tmp_path / "a", job(4, fsdp=4)).state
+    with Checkpoints(tmp_path / "b", keep=1) as checkpoints:
+        checkpoints.save(3, second, position=0)
+    assert bits(restore(tmp_path / "b", job(1)).state) == saved[1][3]
+
+
+def largest(folder: pathlib.Path) -> pathlib.Path:
+    files = [path for path in (folder / "state").rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip(path: pathlib.Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "truncated": lambda step: os.truncate(largest(step), 100),
+    "emptied": lambda step: os.truncate(largest(step), 0),
+    "deleted": lambda step: largest(step).unlink(),
+    "one bit": lambda step: flip(largest(step)),
+    "zeroed": lambda step: largest(step).write_bytes(bytes(largest(step).stat().st_size)),
+    "no tree": lambda step: (step / "state" / "_METADATA").unlink(),
+    "no state": lambda step: shutil.rmtree(step / "state"),
+    "half meta": lambda step: os.truncate(step / "meta" / "metadata", 20),
+    "no meta": lambda step: shutil.rmtree(step / "meta"),
+    "no position": lambda step: (step / "data" / "metadata").unlink(),
+    "no database": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+    "nothing": lambda step: [shutil.rmtree(p) for p in step.iterdir() if p.is_dir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_skipped_and_set_aside(
+    copied, damage: str, caplog: pytest.LogCaptureFixture
+):
+    workdir, expected = copied
+    DAMAGES[damage](workdir / "checkpoints" / "3")
+    with caplog.at_level(logging.WARNING, logger="unclip_jax"):
+        restored = restore(workdir)
+    assert bits(restored.state) == expected[2] and restored.position == {"position": 2}
+    assert "checkpoint 3 is damaged" in caplog.text
+    assert [path.name for path in (workdir / "damaged").iterdir()] == ["3-0"]
+    with Checkpoints(workdir, keep=3) as checkpoints:  # its place is free again
+        for step, state in trained(JOB, 3):
+            checkpoints.save(step, state, position={"position": step})
+    assert bits(restore(workdir).state) == expected[3]
+
+
+def test_two_damaged_ones_are_skipped_and_none_is_lost(copied):
+    workdir, expected = copied
+    for step in ("2", "3"):
+        flip(largest(workdir / "checkpoints" / step))
+    assert bits(restore(workdir).state) == expected[1]
+    assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["2-0", "3-0"]
+
+
+def test_if_all_are_damaged_the_run_stops_and_moves_nothing(copied):
+    workdir, _ = copied
+    for step in ("1", "2", "3"):
+        flip(largest(workdir / "checkpoints" / step))
+    with pytest.raises(UserError, match=r"none of the checkpoints \[3, 2, 1\] .* can be read"):
+        restore(workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]
+
+
+def test_what_a_killed_save_leaves_is_no_checkpoint(copied):
+    workdir, expected = copied
+    folder = workdir / "checkpoints"
+    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp-7")
+    restored = restore(workdir)
+    assert bits(restored.state) == expected[3]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+def test_checkpoints_of_another_model_are_refused_and_not_moved(copied):
+    workdir, _ = copied
+    with pytest.raises(UserError, match=r"/3 was made by another model: opt_state/.* is absent"):
+        restore(workdir, job(name="adamw"))
+    assert not (workdir / "damaged").exists()
+
+
+def test_a_full_disk_is_one_line_and_existing_checkpoints_are_untouched(copied, monkeypatch):
+    workdir, expected = copied
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 100))
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        state = checkpoints.restore(JOB.abstract).state
+        message = r"cannot write .*checkpoints: .* needed, 100 B free on the disk. .* untouched"
+        with pytest.raises(UserError, match=message):
+            checkpoints.save(9, state, position=0)
+    assert bits(restore(workdir).state) == expected[3]
+
+
+def save_with_little_space(workdir: pathlib.Path) -> None:
+    """Save step 9 where no file may grow beyond 1000 bytes, as on a disk that fills up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        state = checkpoints.restore(JOB.abstract).state
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            checkpoints.save(9, state, position=0)
+            checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_while_writing_destroys_nothing(copied):
+    workdir, expected = copied
+    with pytest.raises(UserError, match=r"cannot write checkpoints in .*; free space") as caught:
+        save_with_little_space(workdir)
+    assert "\n" not in str(caught.value)
+    assert bits(restore(workdir).state) == expected[3]
+    with Checkpoints(workdir, keep=3) as checkpoints:
+        assert checkpoints.steps == [1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: pathlib.Path):
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    with pytest.raises(UserError, match=r"cannot open checkpoints in .*: File exists"):
+        Checkpoints(tmp_path, keep=1)
+
+
+@pytest.mark.parametrize("position", [{"a": [1, {"b": None}]}, b"\x00\xffgrain", 7, "text", None])
+def test_positions_go_through_json(position):
+    assert decode_position(encode_position(position)) == position

@@ -1,0 +1,114 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.training.fingerprint import FILE, checksum, claim, describe_tree, digest
+
+IDENTITY = {"stage": "prior", "model": {"width": 64, "heads": [1, 2]}, "seed": 0}
+
+
+def tree():
+    rng = np.random.default_rng(0)
+    return {
+        "w": jnp.asarray(rng.standard_normal((8, 6)), jnp.float32),
+        "half": jnp.asarray(rng.standard_normal((4, 3)), jnp.bfloat16),
+        "n": jnp.int32(7),
+        "on": jnp.array([True, False]),
+        "byte": jnp.arange(5, dtype=jnp.uint8),
+    }
+
+
+def reference(tree) -> int:
+    """The checksum as its docstring says, word by word."""
+    total = 0
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        x = np.asarray(leaf).reshape(-1)
+        if x.dtype == bool:
+            words = x.astype(int)
+        else:
+            words = x.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize])
+        part = sum(int(word) * (2 * position + 1) for position, word in enumerate(words))
+        total += (2 * index + 1) * part
+    return total % 2**32
+
+
+def test_the_checksum_is_what_it_says():
+    assert int(checksum(tree())) == reference(tree())
+
+
+def test_every_single_bit_counts():
+    whole = int(checksum(tree()))
+    x = np.asarray(tree()["w"])
+    for bit in (0, 17, 31):
+        for place in (0, 20, 47):
+            words = x.copy().view(np.uint32)
+            words.reshape(-1)[place] ^= np.uint32(1 << bit)
+            changed = {**tree(), "w": jnp.asarray(words.view(np.float32))}
+            assert int(checksum(changed)) != whole
+
+
+def test_the_order_of_values_counts():
+    swapped = {**tree(), "w": tree()["w"][::-1]}
+    assert int(checksum(swapped)) != int(checksum(tree()))
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, tensor=2)])
+def test_the_checksum_does_not_depend_on_sharding(config: MeshConfig):
+    mesh = make_mesh(config)
+    split = jax.device_put(tree()["w"], NamedSharding(mesh, P("fsdp", "tensor")))
+    assert int(checksum({**tree(), "w": split})) == int(checksum(tree()))
+
+
+def test_a_tree_is_described_by_path():
+    assert describe_tree({"a": {"b": jnp.zeros((2, 3))}}) == {"a/b": "float32[2, 3]"}
+
+
+def test_a_workdir_is_claimed_and_welcomes_its_own_run(tmp_path: pathlib.Path):
+    claim(tmp_path / "new", IDENTITY)
+    stored = json.loads((tmp_path / "new" / FILE).read_text())
+    assert stored == {"hash": digest(IDENTITY), "identity": IDENTITY}
+    claim(tmp_path / "new", {**IDENTITY, "model": {"heads": (1, 2), "width": 64}})
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({**IDENTITY, "seed": 1}, r"another experiment: seed is 0 there and 1 here"),
+        (
+            {**IDENTITY, "model": {"width": 32}},
+            r"model.heads is \[1, 2\] there and \"absent\"",
+        ),
+        ({**IDENTITY, "stage": "clip"}, r"stage is \"prior\" there and \"clip\" here"),
+    ],
+)
+def test_another_experiment_is_refused_by_name(tmp_path: pathlib.Path, other: dict, message: str):
+    claim(tmp_path, IDENTITY)
+    with pytest.raises(UserError, match=message):
+        claim(tmp_path, other)
+    claim(tmp_path, IDENTITY)  # and nothing was overwritten
+
+
+def test_a_damaged_fingerprint_is_refused(tmp_path: pathlib.Path):
+    (tmp_path / FILE).write_text('{"identity": {"na')
+    with pytest.raises(UserError, match=r"fingerprint.json is damaged"):
+        claim(tmp_path, IDENTITY)
+
+
+def test_checkpoints_without_a_fingerprint_are_refused(tmp_path: pathlib.Path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints but no fingerprint.json"):
+        claim(tmp_path, IDENTITY)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path: pathlib.Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to the workdir .*: Not a directory"):
+        claim(tmp_path / "file" / "run", IDENTITY)

@@ -1,0 +1,106 @@
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import training_toy as toy
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.training.hooks import (
+    Every,
+    MetricsWriter,
+    NaNGuard,
+    Profiler,
+    ProgressBar,
+    StepDone,
+)
+
+
+def done(step: int, *, loss: float = 1.0, bad: float = 0.0) -> StepDone:
+    metrics = {"loss": loss, "grad_norm": 2.0, "bad_steps": bad}
+    return StepDone(step, metrics, toy.batch_at(step))
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def writer(workdir: pathlib.Path, *, start: int = 0, every: int = 2) -> MetricsWriter:
+    return MetricsWriter(workdir, every=every, start=start, batch_size=16)
+
+
+def test_when_hooks_are_due():
+    every = Every(4, lambda moment: None)
+    assert [step for step in range(1, 10) if every.due(step, last=step == 9)] == [4, 8, 9]
+    assert not Every(0, lambda moment: None).due(4, last=True)
+
+
+def test_metrics_are_means_over_the_window(tmp_path: pathlib.Path):
+    log = writer(tmp_path)
+    for step, loss in enumerate([1.0, 3.0, 5.0, math.nan], start=1):
+        log(done(step, loss=loss, bad=float(math.isnan(loss))))
+    log.write(4, {"val/loss": 0.5, "broken": math.inf})
+    log.close()
+    first, second, third = records(tmp_path)
+    assert (first["step"], first["loss"], first["bad_steps"]) == (2, 2.0, 0)
+    assert (second["step"], second["loss"], second["bad_steps"]) == (4, 5.0, 1)
+    assert first["examples_per_second"] > 0
+    assert third == {"step": 4, "val/loss": 0.5, "broken": None}
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_resumed_run_drops_what_a_killed_one_wrote_too_much(tmp_path: pathlib.Path):
+    log = writer(tmp_path)
+    for step in range(1, 9):
+        log(done(step))
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 10, "lo')  # killed while writing
+    log = writer(tmp_path, start=4)
+    log(done(5))
+    log(done(6, loss=7.0))
+    log.close()
+    assert [record["step"] for record in records(tmp_path)] == [2, 4, 6]
+    assert records(tmp_path)[-1]["loss"] == 4.0
+
+
+def test_the_guard_saves_the_batch_and_stops_after_enough_in_a_row(tmp_path: pathlib.Path):
+    guard = NaNGuard(tmp_path, most=3)
+    for step, bad in [(1, 0), (2, 1), (3, 0), (4, 1), (5, 2)]:
+        guard(done(step, loss=math.nan if bad else 1.0, bad=float(bad)))
+    with pytest.raises(UserError, match=r"in the 3 steps from 4 to 6; .*bad_batch_step4_process0"):
+        guard(done(6, loss=math.nan, bad=3.0))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["bad_batch_step2_process0.npz", "bad_batch_step4_process0.npz"]
+    with np.load(tmp_path / names[1], allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["x"], toy.batch_at(4)["x"])
+
+
+def test_the_bar_counts_from_where_the_run_starts(capsys):
+    bar = ProgressBar(name="toy", steps=10, start=4, batch_size=16)
+    bar(done(5, loss=2.0))
+    bar.note({"val/loss": 0.25})
+    bar(done(6, loss=math.nan))
+    bar(done(7, loss=3.0))
+    bar.close()
+    shown = capsys.readouterr().err
+    assert "toy:" in shown and "7/10" in shown
+    assert "loss=2.05" in shown and "val/loss=0.25" in shown and "examples/s=" in shown
+
+
+def test_the_profiler_records_its_window_and_only_that(tmp_path: pathlib.Path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append(("on", folder)))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append(("off", step)))
+    profiler = Profiler(tmp_path, start=3, steps=2)
+    for step in range(1, 9):
+        profiler(done(step))
+    assert calls == [("on", str(tmp_path / "profile")), ("off", 5)]
+    idle = Profiler(tmp_path, start=3, steps=0)
+    for step in range(1, 9):
+        idle(done(step))
+    interrupted = Profiler(tmp_path, start=1, steps=5)
+    interrupted(done(2))
+    interrupted.close()
+    assert len(calls) == 4

@@ -1,0 +1,150 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training_toy as toy
+from flax import linen as nn
+
+from unclip_jax.core.batch import Field
+from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.training import memory
+from unclip_jax.training.job import Job, make_job
+from unclip_jax.training.optimizer import OptimConfig
+
+SIZE = 64 * 64 * 4  # bytes of one matrix of the deep stage
+
+
+def init(key):
+    names = ("layers", "embed", "mlp")
+    return {"kernel": nn.LogicallyPartitioned(jax.random.normal(key, (5, 64, 64)), names)}
+
+
+def loss(params, batch, key, *, remat: bool = False):
+    """Five times sin(x W): the backward pass needs each layer's input and cosine."""
+
+    def layer(x, w):
+        return jnp.sin(x @ w), None
+
+    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, batch["x"], params["kernel"])
+    return jnp.sum(x), {}
+
+
+DEEP = toy.Toy(name="deep", batch_spec={"x": Field((64,), "float32")}, init=init, loss=loss)
+
+
+def job(*, name: str = "adamw", stage=DEEP, **mesh: int) -> Job:
+    rules = "fsdp" if mesh.get("fsdp", 1) > 1 else "dp"
+    return make_job(
+        stage,
+        optim=OptimConfig(name=name),
+        mesh=make_mesh(MeshConfig(**mesh)),
+        rules=rules,
+        steps=10,
+        ema_decay=0.9,
+    )
+
+
+def check(job: Job, **changes) -> str:
+    settings = {"mesh": job.mesh, "batch_size": 64, **changes}
+    return memory.check(settings.pop("stage", DEEP), job.abstract, **settings)
+
+
+def resident(job: Job) -> tuple[int, int]:
+    return memory._resident(job.abstract, job.mesh)
+
+
+def test_state_and_gradients_by_hand():
+    few = 100  # counters
+    state, gradients = resident(job())  # 8 devices of one CPU, each with a whole copy
+    assert gradients == 8 * 5 * SIZE
+    assert 0 <= state - 8 * 5 * SIZE * 4 < 8 * few  # parameters, average, two moments
+    state, gradients = resident(job(fsdp=8))
+    assert gradients == 5 * SIZE
+    assert 0 <= state - 5 * SIZE * 4 < 8 * few
+    state, _ = resident(job(fsdp=8, name="muon"))
+    assert 0 <= state - 5 * SIZE * 3 < 8 * few
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_remat():
+    params, mesh = job().abstract.params, job().mesh
+
+    def kept(stage, batch_size):
+        return memory.activations(stage, params, batch_size=batch_size, mesh=mesh)
+
+    per_layer = 64 * 4  # bytes of one example
+    assert kept(DEEP, 64) == pytest.approx(64 * per_layer * 5 * 2, rel=0.1)
+    assert kept(DEEP, 128) == pytest.approx(2 * kept(DEEP, 64), rel=0.1)
+    lean = dataclasses.replace(DEEP, loss=lambda p, b, k: loss(p, b, k, remat=True))
+    assert kept(lean, 64) <= 0.55 * kept(DEEP, 64)
+
+
+def test_the_startup_line(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda mesh: 3 * 2**30)
+    line = check(job(fsdp=4))
+    assert line.startswith("deep: 20,480 parameters on 8 x cpu (data 2, fsdp 4, tensor 1); needs ")
+    assert line.endswith("and this machine has 3 GiB free")
+    for part in ("state 640", "gradients 160 KiB", "activations about "):
+        assert part in line
+
+
+def test_a_state_that_cannot_fit_is_refused_before_anything_is_traced(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda mesh: 2**20)
+    monkeypatch.setattr(memory, "activations", lambda *a, **k: pytest.fail("traced"))
+    message = r"has 1 MiB free\. It cannot fit: .*fsdp=\d+ or more.*optim\.name='muon'"
+    with pytest.raises(UserError, match=message) as caught:
+        check(job())
+    assert "\n" not in str(caught.value)
+
+
+def test_activations_that_cannot_fit_are_refused_with_other_advice(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda mesh: 5 * 2**20)
+    job_1 = job(fsdp=8)
+    check(job_1)
+    with pytest.raises(UserError, match=r"lower config.train.batch_size or raise .*accumulate"):
+        check(job_1, batch_size=64000)
+    check(job_1, batch_size=64000, accumulate=1000)
+    counted = memory.activations(DEEP, job_1.abstract.params, batch_size=64, mesh=job_1.mesh)
+    there = sum(resident(job_1)) + int(0.8 * counted)  # XLA may manage with that
+    monkeypatch.setattr(memory, "available", lambda mesh: there)
+    check(job_1, batch_size=64)
+    assert "activations" in check(job_1, batch_size=64000, enforce=False)
+
+
+def test_a_prior_of_the_papers_size_stops_at_once_on_24_gigabytes(monkeypatch):
+    def big(key):
+        kernel = jax.random.normal(key, (24, 2048, 27_000))
+        return {"kernel": nn.LogicallyPartitioned(kernel, ("layers", "embed", "mlp"))}
+
+    monkeypatch.setattr(memory, "available", lambda mesh: 24 * 10**9)
+    stage = dataclasses.replace(DEEP, name="prior", init=big)
+    with pytest.raises(UserError, match=r"prior: 1.327 billion parameters .* 24.7\d GiB"):
+        check(job(stage=stage, fsdp=8), stage=stage)
+
+
+def test_what_is_there_is_what_the_machine_says(monkeypatch):
+    mesh = make_mesh(MeshConfig())
+    there = memory.available(mesh)
+    assert 2**28 < there < 2**50
+    monkeypatch.setattr(memory, "_control_group_limit", lambda: 12345)
+    assert memory.available(mesh) == 12345
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(136, "136"), (20480, "20,480"), (3_400_000, "3.4 million"), (1_325_000_000, "1.325 billion")],
+)
+def test_counts_for_people(number: int, text: str):
+    assert memory.count_text(number) == text
+
+
+def test_the_allowance_is_of_the_size_that_the_compiler_needs():
+    deep = job(data=8)
+    x = jax.ShapeDtypeStruct((512, 64), np.float32)
+    grad = jax.jit(jax.grad(lambda p, x: loss(p, {"x": x}, None)[0]))
+    compiled = grad.lower({"kernel": jax.ShapeDtypeStruct((5, 64, 64), np.float32)}, x).compile()
+    needed = compiled.memory_analysis().temp_size_in_bytes
+    allowed = memory.activations(DEEP, deep.abstract.params, batch_size=512, mesh=deep.mesh)
+    assert 0.7 < allowed / needed < 1.5

@@ -1,0 +1,140 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training_toy as toy
+from PIL import Image
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.training.hooks import Moment
+from unclip_jax.training.job import make_job
+from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.watch import Samples, Validation, to_uint8
+
+MESH = make_mesh(MeshConfig())
+KEY = jax.random.key(5)
+
+
+def preview(params, batch, key):
+    """Gray squares whose level is the first input, beside one of noise."""
+    level = jnp.clip(batch["x"][:, :1, None, None], -1, 1) * jnp.ones((1, 6, 6, 3))
+    noise = jax.random.uniform(key, level.shape, minval=-1.0)
+    return jnp.concatenate([level, noise], axis=2)
+
+
+STAGE = toy.Toy(preview=preview)
+JOB = make_job(STAGE, optim=OptimConfig(), mesh=MESH, rules="dp", steps=10, ema_decay=0.9)
+
+
+def moment(step: int = 3) -> Moment:
+    return Moment(step, JOB.create(jax.random.key(0)), None)
+
+
+def validation(data, *, count: int = 3, stage=STAGE):
+    reports = []
+    hook = Validation(
+        stage,
+        data,
+        count=count,
+        key=KEY,
+        mesh=MESH,
+        shardings=JOB.shardings.params,
+        report=lambda step, numbers: reports.append((step, dict(numbers))),
+    )
+    return hook, reports
+
+
+def held_out(sizes=(16, 16, 16, 16)):
+    return lambda: (toy.batch_at(100 + i, size=size) for i, size in enumerate(sizes))
+
+
+def test_validation_is_the_mean_over_the_batches_with_the_averaged_parameters():
+    hook, reports = validation(held_out())
+    now = moment()
+    hook(now)
+    kernel = np.asarray(now.state.ema_params["map"]["kernel"], np.float64)
+    errors = [toy.batch_at(i)["x"] @ kernel - toy.batch_at(i)["y"] for i in (100, 101, 102)]
+    ((step, numbers),) = reports
+    assert step == 3 and set(numbers) == {"val/loss"}
+    np.testing.assert_allclose(numbers["val/loss"], np.mean(np.square(errors)), rtol=1e-5)
+
+
+def test_validation_repeats_exactly_and_each_batch_has_its_own_key():
+    def evaluate(params, batch, key):
+        return {"loss": jax.random.normal(key)}
+
+    hook, reports = validation(held_out(), stage=toy.Toy(evaluate=evaluate), count=2)
+    hook(moment())
+    hook(moment())
+    assert reports[0] == reports[1]
+    single, alone = validation(held_out(), stage=toy.Toy(evaluate=evaluate), count=1)
+    single(moment())
+    assert alone[0] != reports[0]
+
+
+def test_a_last_smaller_batch_is_left_out():
+    short, reports = validation(held_out((16, 16, 3)))
+    exact, expected = validation(held_out((16, 16)))
+    short(moment())
+    exact(moment())
+    assert reports == expected
+
+
+def test_held_out_data_that_cannot_be_used_are_refused():
+    with pytest.raises(UserError, match=r"validation data hold no batch; set .*eval_every=0"):
+        validation(held_out(()))[0](moment())
+    with pytest.raises(UserError, match=r"has 12 examples, which the mesh's 8 batch shards do not"):
+        validation(held_out((12,)))[0](moment())
+    with pytest.raises(UserError, match=r"batch lacks \['x', 'y'\]"):
+        validation(lambda: [{"z": np.zeros(3)}])[0](moment())
+
+
+def samples(tmp_path, *, count: int, labels=None, data=None) -> Samples:
+    return Samples(
+        STAGE,
+        data or held_out((16, 16)),
+        count=count,
+        key=KEY,
+        mesh=MESH,
+        shardings=JOB.shardings.params,
+        folder=tmp_path / "samples",
+        labels=labels,
+    )
+
+
+def test_a_grid_shows_what_the_preview_draws(tmp_path):
+    seen = []
+
+    def labels(batch):
+        seen.append(batch["x"])
+        return [f"level {value:.2f}" for value in batch["x"][:, 0]]
+
+    hook = samples(tmp_path, count=20, labels=labels)
+    hook(moment())
+    hook(moment(step=12))
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step_00000003.png", "step_00000012.png"]
+    first, second = (Image.open(tmp_path / "samples" / name) for name in names)
+    assert first.tobytes() == second.tobytes()  # same keys, same parameters
+    levels = np.concatenate([toy.batch_at(100)["x"], toy.batch_at(101)["x"]])[:20, 0]
+    expected = np.round((np.clip(levels, -1, 1) + 1) * 127.5)
+    grays = {pixel[0] for _, pixel in first.convert("RGB").getcolors(1 << 20) if len({*pixel}) == 1}
+    assert {int(level) for level in expected} <= grays
+    np.testing.assert_array_equal(seen[0][:16], toy.batch_at(100)["x"])
+
+
+def test_too_few_held_out_examples_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"num_samples is 40, but .* only 32 examples here"):
+        samples(tmp_path, count=40)(moment())
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "samples").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the sample grid .*: File exists"):
+        samples(tmp_path, count=4)(moment())
+
+
+def test_images_become_bytes():
+    x = jnp.array([-2.0, -1.0, 0.0, 1.0 / 127.5, 1.0, 3.0]).reshape(1, 1, 2, 3)
+    np.testing.assert_array_equal(to_uint8(x).reshape(-1), [0, 0, 128, 128, 255, 255])

@@ -1,0 +1,41 @@
+"""Orbax's own complaints, silenced because checkpoint.py says the same in one line.
+
+When storage fails, Orbax logs stack traces and abandons asynchronous reads and writes, whose
+failures Python then reports one by one, long after the fact. Everything else is let through.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+ORBAX = ("orbax", "OCDBT", "TensorStore")
+
+
+def install() -> None:
+    """Drop Orbax's log records and the late reports about tasks that it abandoned, for good."""
+    logging.getLogger("absl").addFilter(_not_from_orbax)
+    logging.getLogger("asyncio").addFilter(_not_abandoned)
+    if not isinstance(sys.unraisablehook, _DropLate):
+        sys.unraisablehook = _DropLate(sys.unraisablehook)
+
+
+class _DropLate:
+    """An unraisablehook without answers that come too late for a closed event loop."""
+
+    def __init__(self, before: Callable[[Any], Any]):
+        self._before = before
+
+    def __call__(self, report: Any) -> None:
+        closed = "Event loop is closed" in str(report.exc_value)
+        if not (closed and isinstance(report.exc_value, RuntimeError)):
+            self._before(report)
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "/orbax/" not in record.pathname
+
+
+def _not_abandoned(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not ("never retrieved" in text and any(name in text for name in ORBAX))
