@@ -14,6 +14,7 @@ CORE = [
     "chex>=0.1.91",
     "flax>=0.12.4",
     "grain>=0.2.18",
+    "importlib_resources>=6",  # tensorflow-datasets 4.9.10 uses it without asking for it
     "jax>=0.10.2",
     "jaxtyping>=0.3.5",
     "matplotlib>=3.9",

@@ -59,15 +59,15 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     if size in ("shapes", "emoji"):
         net.embed_dim = 128
-        net.image_size, net.patch_size = 64, 8
-        net.image_width, net.image_depth, net.image_heads = 128, 4, 4
-        net.text_width, net.text_depth, net.text_heads = 128, 3, 4
+        net.image_size, net.patch_size = 64, 16
+        net.image_width, net.image_depth, net.image_heads = 96, 4, 3
+        net.text_width, net.text_depth, net.text_heads = 96, 3, 3
         net.context, net.vocab_size = 24, 1024
         net.remat, net.dtype = "none", "float32"
         data.load_size = 64
         data.path = f"runs/{size}/data"
         optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 0.1
-        train.steps, train.batch_size, train.ema_decay = 600, 256, 0.99
+        train.steps, train.batch_size, train.ema_decay = 500, 256, 0.99
         train.eval_every = 100
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
@@ -78,7 +78,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         net.image_size, net.patch_size = 32, 8
         net.image_width, net.image_depth, net.image_heads = 48, 2, 2
         net.text_width, net.text_depth, net.text_heads = 48, 2, 2
-        net.context, net.vocab_size = 24, 512
+        net.context, net.vocab_size = 24, 1024
         net.remat, net.dtype = "none", "float32"
         data.load_size = 32
         data.path = "runs/tiny/data"

@@ -93,18 +93,19 @@ def get_config(size: str = "paper") -> ConfigDict:
         net.z_dim = 128
         net.context, net.vocab_size = 24, 1024
         unet.image_size, unet.patch = 32, 2
-        unet.channels, unet.multiples, unet.depth = 64, (1, 2), 2
-        unet.attention_at, unet.head_channels, unet.norm_groups = (16, 8), 32, 16
-        sampling.steps, sampling.guidance_scale = "50", 2.0
+        unet.channels, unet.multiples, unet.depth = 32, (1, 2, 4), 1
+        unet.attention_at, unet.head_channels, unet.norm_groups = (8, 4), 32, 16
+        sampling.steps, sampling.guidance_scale = "25", 2.0
         data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
         data.load_size = 32
-        train.steps, train.batch_size, train.eval_every = 1600, 64, 400
+        train.steps, train.batch_size, train.eval_every = 1400, 64, 350
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
         unet.image_size = data.load_size = 64
+        unet.patch = 4
     if size == "tiny":
         net.z_dim = 32
-        net.context, net.vocab_size = 24, 512
+        net.context, net.vocab_size = 24, 1024
         unet.image_size = 16
         unet.channels, unet.multiples, unet.depth = 16, (1, 2), 1
         unet.attention_at, unet.head_channels, unet.norm_groups = (8,), 16, 8

@@ -66,20 +66,20 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     if size in ("shapes", "emoji"):
         net.embed_dim = 128
-        net.width, net.depth, net.heads = 192, 4, 6
+        net.width, net.depth, net.heads = 128, 3, 4
         net.context, net.vocab_size = 24, 1024
         net.remat, net.dtype = "none", "float32"
         data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
         data.load_size = 64
         optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 1e-2
-        train.steps, train.batch_size, train.ema_decay = 1000, 256, 0.995
+        train.steps, train.batch_size, train.ema_decay = 1200, 128, 0.995
         train.eval_every = 200
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
     if size == "tiny":
         net.embed_dim = 32
         net.width, net.depth, net.heads = 64, 2, 2
-        net.context, net.vocab_size = 24, 512
+        net.context, net.vocab_size = 24, 1024
         net.remat, net.dtype = "none", "float32"
         sampling.steps = "8"
         data.path, data.embeddings = "runs/tiny/data", "runs/tiny/embeddings"

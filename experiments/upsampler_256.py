@@ -82,7 +82,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         data.blur = 0.25
     if size == "shapes":
         unet.image_size = data.load_size = 64
-        unet.channels, model.crop = 32, 32
+        unet.channels, model.crop = 32, 16
         train.steps, train.batch_size, train.eval_every = 600, 64, 200
     if size == "emoji":
         unet.image_size = data.load_size = 128

@@ -119,6 +119,10 @@ class FilePlan:
         image = self._reader.read(item.image, limit=MAX_IMAGE_BYTES)
         return Raw(image, caption, item.field)
 
+    def close(self) -> None:
+        """Close the file that was read last."""
+        self._reader.close()
+
 
 class ShapesPlan:
     """Scenes of the procedural world, drawn as they are read."""
@@ -145,6 +149,9 @@ class ShapesPlan:
         self._next = index + 1
         record = next(self._stream)
         return Raw(record["image"], record["caption"], scene=record["scene"])
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def _scenes(self, start: int) -> Iterator[dict]:
         count = self._count - start

@@ -83,7 +83,10 @@ class Importer:
         Raises:
             UserError: too many bad records, no good one, or the disk refuses.
         """
-        shards = tuple(self._shard(index, advance) for index in range(self._total))
+        try:
+            shards = tuple(self._shard(index, advance) for index in range(self._total))
+        finally:
+            self._plan.close()
         if not self.tally.kept:
             why = report.reasons(self.tally)
             raise UserError(f"split {self._split!r} would be empty: {why}; check the inputs.")

@@ -2,16 +2,17 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import pathlib
-from typing import IO, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from unclip_jax.core.checks import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 2**20
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_OPENERS = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 
 
 class Skip(Exception):
@@ -74,6 +75,10 @@ class Plan(Protocol):
         """Bytes of example `index`; raises Skip. Cheapest in order."""
         ...
 
+    def close(self) -> None:
+        """Let go of open files; reading opens them again."""
+        ...
+
 
 class FileReader:
     """Reads blobs; the file of the last one stays open, because the next is in it most times."""
@@ -107,14 +112,14 @@ class FileReader:
             self._file.close()
         self._path, self._file = "", None
 
-    def _open(self, path: str) -> IO[bytes]:
+    def _open(self, path: str) -> io.BufferedIOBase:
         if self._file is None or path != self._path:
             self.close()
             self._file, self._path = open_maybe_compressed(path), path
         return self._file
 
 
-def open_maybe_compressed(path: str) -> IO[bytes]:
+def open_maybe_compressed(path: str) -> io.BufferedIOBase:
     """Open for reading; gzip, bzip2 and xz are recognised by their first bytes."""
     with pathlib.Path(path).open("rb") as file:
         start = file.read(6)

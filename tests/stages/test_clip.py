@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unclip_jax.stages.clip import contrastive
+
+
+def unit_rows(seed, shape):
+    z = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def test_the_loss_is_the_mean_of_two_cross_entropies_by_brute_force():
+    z_img, z_txt = unit_rows(0, (5, 8)), unit_rows(1, (5, 8))
+    expected = 0.0
+    for i in range(5):
+        by_image = [np.exp(7.0 * z_img[i] @ z_txt[j]) for j in range(5)]
+        by_text = [np.exp(7.0 * z_img[j] @ z_txt[i]) for j in range(5)]
+        expected -= np.log(by_image[i] / sum(by_image)) + np.log(by_text[i] / sum(by_text))
+    loss, _, _ = contrastive(jnp.array(z_img), jnp.array(z_txt), scale=jnp.float32(7.0))
+    np.testing.assert_allclose(loss, expected / 10, rtol=1e-5)
+
+
+def test_perfect_alignment_retrieves_everything_and_swapped_pairs_nothing():
+    z = jnp.array(unit_rows(0, (6, 32)))
+    loss, image, text = contrastive(z, z, scale=jnp.float32(100.0))
+    assert loss < 1e-3 and image == 1.0 and text == 1.0
+    _, image, text = contrastive(z, jnp.roll(z, 1, axis=0), scale=jnp.float32(100.0))
+    assert image == 0.0 and text == 0.0
+
+
+def test_constant_embeddings_cost_log_of_the_batch():
+    z = jnp.ones((4, 3)) / jnp.sqrt(3.0)
+    loss, _, _ = contrastive(z, z, scale=jnp.float32(10.0))
+    np.testing.assert_allclose(loss, np.log(4), rtol=1e-6)
+
+
+def test_a_sharded_batch_has_the_loss_of_the_whole_one():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    z_img, z_txt = jnp.array(unit_rows(0, (16, 8))), jnp.array(unit_rows(1, (16, 8)))
+    scale = jnp.float32(5.0)
+    whole = jax.jit(contrastive)(z_img, z_txt, scale=scale)
+    shared = jax.jit(contrastive)(
+        jax.device_put(z_img, rows), jax.device_put(z_txt, rows), scale=scale
+    )
+    np.testing.assert_allclose(shared, whole, rtol=1e-6)

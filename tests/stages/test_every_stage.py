@@ -1,0 +1,84 @@
+"""What every stage promises, whatever it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.stages import tiny
+from unclip_jax import registry
+from unclip_jax.core import batch as batches
+from unclip_jax.core.checks import UserError
+
+NAMES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def made(request):
+    stage = tiny.experiment(request.param).build_stage()
+    params = tiny.init(stage)
+    # away from the zero-initialised outputs, so that the loss depends on everything
+    noise = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(noise), p.shape), params)
+    return stage, params, tiny.random_batch(stage, 8)
+
+
+def test_the_random_batch_satisfies_the_spec(made):
+    stage, _, batch = made
+    batches.check(stage.batch_spec, batch)
+
+
+def test_the_loss_is_a_function_of_its_key(made):
+    stage, params, batch = made
+    loss = jax.jit(lambda key: stage.loss(params, batch, key)[0])
+    one, again, other = (float(loss(jax.random.key(s))) for s in (0, 0, 1))
+    assert one == again
+    assert np.isfinite(one)
+    assert stage.name == "clip" or one != other
+
+
+def test_every_parameter_gets_a_gradient(made):
+    stage, params, batch = made
+
+    def total(params):
+        return sum(stage.loss(params, batch, jax.random.key(k))[0] for k in range(6))
+
+    grads = jax.jit(jax.grad(total))(params)
+    flat, _ = jax.tree_util.tree_flatten_with_path(grads)
+    dead = [jax.tree_util.keystr(path) for path, leaf in flat if not np.any(np.asarray(leaf))]
+    # a key bias shifts every score of a query alike, which softmax cannot see
+    dead = [name for name in dead if "key" not in name.lower() or "bias" not in name]
+    assert dead == []
+
+
+def test_evaluation_has_no_dropout_and_no_drops(made):
+    stage, params, batch = made
+    run = jax.jit(lambda key: stage.evaluate(params, batch, key)["loss"])
+    assert float(run(jax.random.key(3))) == float(run(jax.random.key(3)))
+
+
+def test_the_description_is_what_the_registry_builds_from(made):
+    from unclip_jax.core.config import build
+
+    stage, _, _ = made
+    entry = registry.stage_entry(stage.name)
+    rebuilt = entry.make(build(entry.config, stage.describe["config"], where="config"))
+    assert rebuilt.batch_spec == stage.batch_spec
+    assert rebuilt.describe == stage.describe
+
+
+def test_preview_shows_the_original_beside_the_sample(made):
+    stage, params, batch = made
+    if stage.preview is None:
+        pytest.skip(f"{stage.name} draws no pictures")
+    few = jax.tree.map(lambda x: x[:2], batch)
+    shown = jax.jit(stage.preview)(params, few, jax.random.key(0))
+    side = few["image"].shape[1]
+    assert shown.shape[1] == side and shown.shape[2] % side == 0
+    np.testing.assert_allclose(shown[:, :, :side], few["image"], atol=1e-6)
+    assert jnp.abs(shown).max() <= 1.0
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(UserError, match="unknown stage 'decodr'. Did you mean 'decoder'"):
+        registry.stage_entry("decodr")

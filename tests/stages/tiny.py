@@ -1,0 +1,41 @@
+"""The `tiny` experiments as stages, and random batches that fit them."""
+
+import importlib.util
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from unclip_jax.experiment import from_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def experiment(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return from_config(module.get_config("tiny"))
+
+
+def init(stage, seed=0):
+    """Unboxed parameters of a stage."""
+    return nn.meta.unbox(jax.jit(stage.init)(jax.random.key(seed)))
+
+
+def random_batch(stage, size, seed=0):
+    """A batch of noise that satisfies the stage's spec."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, field in stage.batch_spec.items():
+        shape = (size, *field.shape)
+        if field.dtype == "int32":
+            batch[name] = rng.integers(0, field.high + 1, shape).astype(np.int32)
+        elif field.dtype == "bool":
+            batch[name] = np.arange(field.shape[0])[None] < rng.integers(
+                2, field.shape[0], (size, 1)
+            )
+        else:
+            batch[name] = np.clip(rng.normal(size=shape), -1, 1).astype(np.float32)
+    return batch

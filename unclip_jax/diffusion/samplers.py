@@ -1,0 +1,199 @@
+"""Sampling: one scan over a strided chain, and the rules that take one step of it.
+
+A rule sees x_t, a `Prediction` and the numbers of its step; it knows neither networks nor guidance
+nor thresholds. Sources: DDPM (arXiv 2006.11239), DDIM (arXiv 2010.02502), improved DDPM
+(arXiv 2102.09672) for the learned variance; ADM appendix B and F.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from unclip_jax.core import checks, rng
+from unclip_jax.core.types import Keys
+from unclip_jax.diffusion import process
+from unclip_jax.diffusion.guidance import Denoiser
+from unclip_jax.diffusion.process import Prediction
+from unclip_jax.diffusion.schedule import Schedule
+
+X = Float[Array, " b *s"]
+VARIANCES = ("small", "large", "learned_range", "table")
+
+
+class StepInputs(NamedTuple):
+    """The numbers of one step t -> s of a (strided) chain; scalars inside the scan.
+
+    Attributes:
+        t: original timestep, which the network is given.
+        index: position in the chain, T' - 1 .. 0.
+        signal_t: square root of alpha_bar at t; noise_t of 1 - alpha_bar.
+        noise_t: see signal_t.
+        signal_s: the same one step nearer to the data; 1 on the last step.
+        noise_s: 0 on the last step.
+        posterior_x_0: weight of x_0 in the posterior mean.
+        posterior_x_t: weight of x_t in the posterior mean.
+        log_beta: log of the strided beta.
+        log_beta_tilde: log of the strided beta_tilde, clipped at index 0.
+        log_table: log variance from a table (analytic variance); equals log_beta_tilde without.
+    """
+
+    t: Int[Array, "..."]
+    index: Int[Array, "..."]
+    signal_t: Float[Array, "..."]
+    noise_t: Float[Array, "..."]
+    signal_s: Float[Array, "..."]
+    noise_s: Float[Array, "..."]
+    posterior_x_0: Float[Array, "..."]
+    posterior_x_t: Float[Array, "..."]
+    log_beta: Float[Array, "..."]
+    log_beta_tilde: Float[Array, "..."]
+    log_table: Float[Array, "..."]
+
+
+StepRule = Callable[[X, Prediction, StepInputs, X], X]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ddim:
+    """x_s = signal_s x_0 + sqrt(noise_s^2 - sigma^2) eps + sigma n (DDIM equations 12 and 16).
+
+    Attributes:
+        eta: 0 is deterministic, 1 has the variance of ancestral sampling with beta_tilde.
+    """
+
+    eta: float = 0.0
+
+    def __call__(self, x_t: X, pred: Prediction, at: StepInputs, noise: X) -> X:
+        """Take one step."""
+        # beta_tilde in its own form; clipped tables would add noise to the last step
+        ratio = at.signal_t / at.signal_s
+        beta = 1.0 - ratio**2
+        variance = self.eta**2 * beta * (at.noise_s / at.noise_t) ** 2
+        rest = jnp.sqrt(jnp.maximum(at.noise_s**2 - variance, 0.0))
+        return at.signal_s * pred.x_0 + rest * pred.eps + jnp.sqrt(variance) * noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestral:
+    """x_s ~ N(posterior mean, variance) (DDPM algorithm 2); no noise on the last step.
+
+    Attributes:
+        variance: "small" beta_tilde, "large" beta, "learned_range" between them by the model, or
+            "table" from the table given to `sample`.
+    """
+
+    variance: str = "small"
+
+    def __call__(self, x_t: X, pred: Prediction, at: StepInputs, noise: X) -> X:
+        """Take one step."""
+        mean = at.posterior_x_0 * pred.x_0 + at.posterior_x_t * x_t
+        std = jnp.exp(0.5 * self._log_variance(pred, at))
+        return mean + jnp.where(at.index > 0, std, 0.0) * noise
+
+    def _log_variance(self, pred: Prediction, at: StepInputs) -> Array:
+        if self.variance == "large":
+            return at.log_beta
+        if self.variance == "table":
+            return at.log_table
+        if self.variance == "small":
+            return at.log_beta_tilde
+        if pred.var_frac is None:
+            raise checks.UserError(
+                "variance 'learned_range' needs a model with a learned variance; use 'small'."
+            )
+        return process.log_variance(
+            pred.var_frac, log_beta=at.log_beta, log_beta_tilde=at.log_beta_tilde
+        )
+
+
+def ddim(eta: float) -> StepRule:
+    """The DDIM rule.
+
+    Raises:
+        UserError: `eta` is outside [0, 1].
+    """
+    return Ddim(checks.in_range("eta", eta, 0.0, 1.0))
+
+
+def ancestral(variance: str) -> StepRule:
+    """The ancestral rule with one of `VARIANCES`.
+
+    Raises:
+        UserError: an unknown variance.
+    """
+    return Ancestral(checks.one_of("variance", variance, VARIANCES))
+
+
+def sample(
+    denoise: Denoiser,
+    x_T: X,
+    *,
+    schedule: Schedule,
+    step: StepRule,
+    keys: Keys,
+    variance_table: Float[np.ndarray, " T"] | None = None,
+) -> X:
+    """Run the chain from x_T to x_0 in one `lax.scan`.
+
+    The noise of step k of example i comes from keys[i] alone, so an example does not depend on the
+    batch it is in.
+
+    Args:
+        denoise: (x_t, original timesteps) -> Prediction.
+        x_T: where to start; standard normal for a fresh sample.
+        schedule: the chain to walk, strided or full.
+        step: `ddim(...)` or `ancestral(...)`.
+        keys: one key per example.
+        variance_table: reverse variance per position of `schedule`, for ancestral("table").
+    """
+    inputs = step_inputs(schedule, variance_table=variance_table)
+
+    def body(x_t: X, at: StepInputs) -> tuple[X, None]:
+        t = jnp.broadcast_to(at.t, x_t.shape[:1])
+        noise = rng.normal_each(rng.fold_each(keys, "step", at.index), x_t.shape[1:])
+        return step(x_t, denoise(x_t, t), at, noise), None
+
+    return jax.lax.scan(body, x_T, inputs)[0]
+
+
+def step_inputs(
+    schedule: Schedule, *, variance_table: Float[np.ndarray, " T"] | None = None
+) -> StepInputs:
+    """The numbers of every step, most noise first, in float32 from float64.
+
+    Raises:
+        UserError: the table has another length than the chain, or a value that is not positive.
+    """
+    log_table = schedule.log_beta_tilde_clipped
+    if variance_table is not None:
+        if len(variance_table) != schedule.num_timesteps or not np.all(variance_table > 0):
+            raise checks.UserError(
+                f"the variance table has {len(variance_table)} values for a chain of "
+                f"{schedule.num_timesteps} steps; it needs one positive value per step."
+            )
+        log_table = np.log(variance_table)
+    alpha_bar_prev = schedule.alpha_bar_prev
+    tables = StepInputs(
+        t=schedule.timesteps,
+        index=np.arange(schedule.num_timesteps),
+        signal_t=schedule.signal,
+        noise_t=schedule.noise,
+        signal_s=np.sqrt(alpha_bar_prev),
+        noise_s=np.sqrt(1.0 - alpha_bar_prev),
+        posterior_x_0=schedule.posterior_x_0,
+        posterior_x_t=schedule.posterior_x_t,
+        log_beta=schedule.log_beta,
+        log_beta_tilde=schedule.log_beta_tilde_clipped,
+        log_table=log_table,
+    )
+    return jax.tree.map(_reversed, tables)
+
+
+def _reversed(table: np.ndarray) -> Array:
+    whole = np.issubdtype(table.dtype, np.integer)
+    return jnp.asarray(np.flip(table), jnp.int32 if whole else jnp.float32)

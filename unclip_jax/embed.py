@@ -1,0 +1,153 @@
+r"""Run a frozen CLIP over a prepared data set once and keep its embeddings.
+
+    python -m unclip_jax.embed --clip=runs/shapes/clip/export --data=runs/shapes/data \
+        --out=runs/shapes/embeddings
+
+Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
+their statistics. What is stopped continues when the same command runs again.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from unclip_jax import entry
+from unclip_jax.core.checks import UserError, positive
+from unclip_jax.data import loader, manifest, sources, text
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.examples import ExampleConfig
+from unclip_jax.data.loader import LoaderConfig
+from unclip_jax.data.sources import Source
+from unclip_jax.handoff import load as handoff
+from unclip_jax.models.clip import Clip
+from unclip_jax.pipeline.load import load_clip
+
+SHARD_SIZE = 16_384  # rows between two points at which an interrupted run continues
+
+Encode = Callable[[Any, Any, Any, Any], tuple[jax.Array, jax.Array]]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Embed every split of a data set."""
+    args = parse(argv)
+    positive("--batch", args.batch)
+    cfg, params, card = load_clip(args.clip)
+    tokenizer = text.load(handoff.tokenizer_dir(args.clip))
+    known = manifest.read(args.data)
+    _check_tokenizer(known.tokenizer, tokenizer.hash)
+    encode = encoder(Clip(cfg.model))
+    example = ExampleConfig(
+        fields=("image", "tokens", "token_mask", "key", "caption"),
+        image_size=cfg.model.image_size,
+        length=cfg.model.context,
+    )
+    for split in args.splits or sorted(known.splits):
+        info = {
+            "clip_id": card.clip_id,
+            "tokenizer_hash": tokenizer.hash,
+            "data": split,
+            "image_size": cfg.model.image_size,
+        }
+        embed_split(
+            sources.open_prepared(args.data, split=split),
+            encode=lambda *batch: encode(params, *batch),
+            example=example,
+            tokenizer=tokenizer,
+            writer=EmbeddingWriter(args.out / split, info=info, shard_size=SHARD_SIZE),
+            batch_size=args.batch,
+            name=split,
+        )
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unclip_jax.embed", description="Embed a prepared data set with CLIP."
+    )
+    parser.add_argument("--clip", type=pathlib.Path, required=True, help="export of a CLIP")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--splits", nargs="*", help="default: all")
+    parser.add_argument("--batch", type=int, default=256, help="examples at once")
+    return parser.parse_args(argv)
+
+
+def encoder(module: Clip) -> Encode:
+    """The compiled frozen CLIP: (params, images, tokens, mask) -> unit-norm (z_img, z_txt)."""
+
+    @jax.jit
+    def encode(params, images, tokens, token_mask):
+        out: Any = module.apply({"params": params}, images, tokens, token_mask)
+        return out.z_img, out.z_txt
+
+    return encode
+
+
+def embed_split(
+    source: Source,
+    *,
+    encode: Callable[..., tuple[jax.Array, jax.Array]],
+    example: ExampleConfig,
+    tokenizer: text.Tokenizer,
+    writer: EmbeddingWriter,
+    batch_size: int,
+    name: str,
+) -> None:
+    """Embed what `writer` does not hold yet, in order, one batch ahead of the device."""
+    rest = _Rest(source, writer.written)
+    bar = tqdm(total=len(source), initial=writer.written, desc=f"embed {name}", unit="example")
+    if len(rest):
+        config = LoaderConfig(batch_size=batch_size, shuffle=False, num_epochs=1, remainder="pad")
+        batches = loader.make_loader(rest, example=example, config=config, tokenizer=tokenizer)
+        pending = None
+        for batch in batches:
+            made = encode(batch["image"], batch["tokens"], batch["token_mask"])
+            if pending is not None:
+                bar.update(_store(writer, *pending))
+            pending = (batch, made)
+        if pending is not None:
+            bar.update(_store(writer, *pending))
+    bar.close()
+    writer.finish()
+
+
+def _store(writer: EmbeddingWriter, batch: dict[str, np.ndarray], made: Any) -> int:
+    """Hand one batch to the writer, without its padding."""
+    valid = batch["valid"]
+    z_img, z_txt = (np.asarray(z)[valid] for z in made)
+    keys, captions = ([str(v) for v in batch[name][valid]] for name in ("key", "caption"))
+    writer.add(keys, captions, z_img=z_img, z_txt=z_txt)
+    return int(valid.sum())
+
+
+class _Rest:
+    """The records of a source from `start` on."""
+
+    def __init__(self, source: Source, start: int):
+        self._source, self._start = source, start
+
+    def __len__(self) -> int:
+        return len(self._source) - self._start
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._source[index + self._start]
+
+
+def _check_tokenizer(data: str, clip: str) -> None:
+    if data and data != clip:
+        raise UserError(
+            f"the data set has tokenizer {data[:12]}, the CLIP export {clip[:12]}; prepare the "
+            "data with the CLIP's tokenizer (--tokenizer=EXPORT/tokenizer)."
+        )
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""From an `Experiment` to the loaders that feed it, and the checks that they fit the model."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import examples, loader, sources, text
+from unclip_jax.data import manifest as manifests
+from unclip_jax.data.degrade import DegradeConfig
+from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.data.loader import Loader, LoaderConfig
+from unclip_jax.data.text import Tokenizer
+from unclip_jax.experiment import Experiment
+from unclip_jax.stages.base import Stage
+
+
+class Inputs(NamedTuple):
+    """What one run reads.
+
+    Attributes:
+        train: endless shuffled batches.
+        held_out: opens a finite pass over the evaluation split; None without one.
+        tokenizer: of the text fields; None for stages without text.
+        tokenizer_dir: its folder.
+        facts: what the manifest of the export records of the data: clip_id, tokenizer_hash,
+            embed_stats, data.
+    """
+
+    train: Loader
+    held_out: Any
+    tokenizer: Tokenizer | None
+    tokenizer_dir: pathlib.Path | None
+    facts: dict[str, Any]
+
+
+def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
+    """Open everything that `experiment` reads.
+
+    Raises:
+        UserError: a data set, embeddings or tokenizer that is missing, half-written or does not
+            fit the model.
+    """
+    folder = _tokenizer_dir(experiment) if "tokens" in stage.batch_spec else None
+    tokenizer = text.load(folder) if folder else None
+    if tokenizer:
+        _check_vocabulary(tokenizer, stage)
+    train = open_split(experiment, stage, experiment.data.train_split, tokenizer=tokenizer)
+    facts = _facts(experiment, stage, tokenizer)
+
+    def held_out() -> Loader:
+        split = experiment.data.eval_split
+        return open_split(experiment, stage, split, tokenizer=tokenizer, endless=False)
+
+    has_eval = bool(experiment.data.eval_split)
+    return Inputs(train, held_out if has_eval else None, tokenizer, folder, facts)
+
+
+def open_split(
+    experiment: Experiment,
+    stage: Stage,
+    split: str,
+    *,
+    tokenizer: Tokenizer | None,
+    endless: bool = True,
+) -> Loader:
+    """Batches of one split: endless and shuffled, or one pass in order."""
+    data, train = experiment.data, experiment.train
+    source = sources.open_source(
+        data.path, split=split, image_key=data.image_key, caption_key=data.caption_key
+    )
+    if "z_img" in stage.batch_spec:
+        source = sources.JoinedSource(source, open_embeddings(experiment, split))
+    size = train.batch_size if endless else min(train.batch_size, len(source))
+    config = LoaderConfig(
+        batch_size=size,
+        shuffle=endless,
+        num_epochs=None if endless else 1,
+        seed=train.seed,
+        workers=data.workers,
+        cache_mb=data.cache_mb if endless else 0,
+    )
+    return loader.make_loader(
+        source,
+        example=_example(experiment, stage, captions=not endless),
+        config=config,
+        tokenizer=tokenizer,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
+    """The embeddings of one split, of the dimension that the model takes.
+
+    Raises:
+        UserError: missing, half-written, or of another CLIP's dimension.
+    """
+    source = EmbeddingSource(pathlib.Path(experiment.data.embeddings) / split)
+    model = experiment.model.model
+    wanted = getattr(model, "embed_dim", None) or model.z_dim
+    if source.dim("z_img") != wanted:
+        raise UserError(
+            f"embeddings in {source.directory} have {source.dim('z_img')} dimensions; the model "
+            f"takes {wanted}. Embed with the CLIP of this size or change config.model."
+        )
+    return source
+
+
+def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> examples.ExampleConfig:
+    """Which fields to make and how; training crops where the stage's images are smaller."""
+    spec, data = stage.batch_spec, experiment.data
+    degrade, patch = None, None
+    if "low_res" in spec:
+        factor = spec["image"].shape[0] // spec["low_res"].shape[0]
+        blur = data.blur if not captions else 0.0
+        degrade = DegradeConfig(factor=factor, name="blur", probability=blur)
+        patch = spec["image"].shape[0]
+    length = spec["tokens"].shape[0] if "tokens" in spec else 2
+    return examples.ExampleConfig(
+        fields=(*spec, "caption") if captions else tuple(spec),
+        image_size=data.load_size,
+        flip=data.flip and not captions,
+        patch=patch,
+        length=length,
+        degrade=degrade,
+    )
+
+
+def _tokenizer_dir(experiment: Experiment) -> pathlib.Path:
+    """The configured tokenizer, or the one beside the data."""
+    if experiment.data.tokenizer:
+        return pathlib.Path(experiment.data.tokenizer)
+    if experiment.data.path.startswith("tfds:"):
+        raise UserError(
+            "config.data.tokenizer is empty, and a TFDS data set brings no tokenizer; give a "
+            "folder with one, for instance CLIP's vocabulary."
+        )
+    return pathlib.Path(experiment.data.path) / manifests.TOKENIZER
+
+
+def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
+    rows = int(stage.batch_spec["tokens"].high or 0) + 1
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model's token table {rows}; "
+            f"set config.model.model.vocab_size to {tokenizer.vocab_size} or more."
+        )
+
+
+def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"data": f"{experiment.data.path} ({experiment.data.train_split})"}
+    if tokenizer:
+        facts["tokenizer_hash"] = tokenizer.hash
+    if "z_img" in stage.batch_spec:
+        source = open_embeddings(experiment, experiment.data.train_split)
+        info, stats = source.info(), source.stats("z_img")
+        _check_origin(info, facts, source)
+        facts["clip_id"] = info.get("clip_id")
+        facts["embed_stats"] = {"mean_norm": stats.norm_mean, "count": stats.count}
+    return facts
+
+
+def _check_origin(info: dict[str, Any], facts: dict[str, Any], source: EmbeddingSource) -> None:
+    """Embeddings must come from a known CLIP that read captions as this stage does."""
+    if not info.get("clip_id"):
+        raise UserError(
+            f"embeddings in {source.directory} do not say which CLIP made them; make them with "
+            "`python -m unclip_jax.embed`."
+        )
+    ours, theirs = facts.get("tokenizer_hash"), info.get("tokenizer_hash")
+    if ours and theirs and ours != theirs:
+        raise UserError(
+            f"embeddings in {source.directory} were made with tokenizer {theirs[:12]}, the data "
+            f"has {ours[:12]}; embed again or set config.data.tokenizer."
+        )

@@ -1,0 +1,249 @@
+"""CLIP: a vision transformer and a causal text transformer into one space (arXiv 2103.00020).
+
+Layer for layer the released architecture, so that public weights need renaming only. Towers return
+raw embeddings; `__call__` normalises them. Images come in [-1, 1] and are standardised inside.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float
+
+from unclip_jax.core.checks import UserError, divisible
+from unclip_jax.core.types import Embedding, Image, Mask, Scalar, Tokens
+from unclip_jax.models.layers import LayerNorm, check_tokens, compute_dtype, dense, normal
+from unclip_jax.models.transformer import Transformer, TransformerConfig
+from unclip_jax.parallel.axes import sharded
+
+MAX_LOGIT_SCALE = 100.0  # arXiv 2103.00020, section 2.5
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Size of both towers.
+
+    Attributes:
+        embed_dim: length z of the shared embeddings.
+        image_size: side of the input image.
+        patch_size: side of a patch; must divide the image.
+        image_width: of the image tower.
+        image_depth: its blocks.
+        image_heads: its heads.
+        text_width: of the text tower.
+        text_depth: its blocks.
+        text_heads: its heads.
+        context: length of every caption, start and end tokens included.
+        vocab_size: rows of the token table.
+        activation: "gelu" (exact) or "quick_gelu" (OpenAI's weights).
+        image_mean: per channel, of pixels in [0, 1].
+        image_std: per channel, likewise.
+        remat: "none", "block" or "dots".
+        dtype: compute dtype.
+    """
+
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    image_width: int
+    image_depth: int
+    image_heads: int
+    text_width: int
+    text_depth: int
+    text_heads: int
+    context: int
+    vocab_size: int
+    activation: str = "quick_gelu"
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        divisible("clip.image_size", self.image_size, self.patch_size, "patches tile the image.")
+
+    def tower(self, *, width: int, depth: int, heads: int, causal: bool) -> TransformerConfig:
+        """One tower's stack."""
+        return TransformerConfig(
+            width=width,
+            depth=depth,
+            heads=heads,
+            causal=causal,
+            activation=self.activation,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+
+@struct.dataclass
+class TextOutput:
+    """What the text tower says of a caption.
+
+    Attributes:
+        pooled: raw embedding, of the end token.
+        sequence: features of all slots after the final norm.
+    """
+
+    pooled: Float[Array, " b z"]
+    sequence: Float[Array, " b l d"]
+
+
+@struct.dataclass
+class ClipOutput:
+    """Both sides of a batch of pairs.
+
+    Attributes:
+        z_img: L2-normalised image embeddings.
+        z_txt: L2-normalised text embeddings.
+        logit_scale: exp of the learned temperature, at most 100.
+    """
+
+    z_img: Float[Array, " b z"]
+    z_txt: Float[Array, " b z"]
+    logit_scale: Float[Array, ""]
+
+
+class Clip(nn.Module):
+    """Two towers and a temperature."""
+
+    cfg: ClipConfig
+
+    def setup(self):
+        """Name the towers; the names are the parameter paths of checkpoints."""
+        self.image = ImageTower(self.cfg)
+        self.text = TextTower(self.cfg)
+        start = math.log(1 / 0.07)
+        self.log_scale = self.param("log_scale", lambda _: jnp.float32(start))
+
+    def __call__(self, images: Image, tokens: Tokens, token_mask: Mask) -> ClipOutput:
+        """Embed pairs."""
+        z_img = _unit(self.encode_image(images))
+        z_txt = _unit(self.encode_text(tokens, token_mask).pooled)
+        return ClipOutput(z_img, z_txt, self.logit_scale())
+
+    def encode_image(self, images: Image) -> Embedding:
+        """Raw image embeddings of images in [-1, 1]."""
+        return self.image(images)
+
+    def encode_text(self, tokens: Tokens, token_mask: Mask) -> TextOutput:
+        """Raw text embeddings and per-token features."""
+        return self.text(tokens, token_mask)
+
+    def logit_scale(self) -> Scalar:
+        """Exp of the temperature, clamped (section 2.5)."""
+        return jnp.exp(_at_most(self.log_scale, math.log(MAX_LOGIT_SCALE)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _at_most(x: Scalar, bound: float) -> Scalar:
+    """min(x, bound), whose gradient may lead back below the bound but never further above it."""
+    return jnp.minimum(x, bound)
+
+
+def _at_most_forward(x: Scalar, bound: float) -> tuple[Scalar, Scalar]:
+    return jnp.minimum(x, bound), x
+
+
+def _at_most_backward(bound: float, x: Scalar, slope: Scalar) -> tuple[Scalar]:
+    return (jnp.where((x >= bound) & (slope < 0), 0.0, slope),)
+
+
+_at_most.defvjp(_at_most_forward, _at_most_backward)
+
+
+class ImageTower(nn.Module):
+    """Patches, class token, positions, norm, blocks, norm of the class token, projection."""
+
+    cfg: ClipConfig
+
+    @nn.compact
+    def __call__(self, images: Image) -> Embedding:
+        """Return raw embeddings.
+
+        Raises:
+            UserError: images of another size.
+        """
+        cfg, dtype, width = self.cfg, compute_dtype(self.cfg.dtype), self.cfg.image_width
+        if images.shape[1:] != (cfg.image_size, cfg.image_size, 3):
+            raise UserError(
+                f"images are {images.shape[1:]}; this CLIP takes "
+                f"{(cfg.image_size, cfg.image_size, 3)}. Resize them first."
+            )
+        x = _standardised(images, cfg).astype(dtype)
+        x = nn.Conv(
+            width,
+            (cfg.patch_size, cfg.patch_size),
+            strides=cfg.patch_size,
+            padding="VALID",
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=sharded(normal(width**-0.5), None, None, "conv_in", "embed"),
+            name="patches",
+        )(x)
+        x = x.reshape(len(x), -1, width)
+        first = self.param("class_token", sharded(normal(width**-0.5), "embed"), (width,))
+        first = jnp.broadcast_to(first.astype(dtype), (len(x), 1, width))
+        x = jnp.concatenate([first, x], axis=1)
+        init = sharded(normal(width**-0.5), "position", "embed")
+        x = x + self.param("positions", init, (x.shape[1], width)).astype(dtype)[None]
+        stack = cfg.tower(width=width, depth=cfg.image_depth, heads=cfg.image_heads, causal=False)
+        x = Transformer(stack, name="transformer")(LayerNorm(name="pre_norm")(x))
+        x = LayerNorm(name="post_norm")(x[:, 0])
+        return _projection(cfg, width)(x).astype(jnp.float32)
+
+
+class TextTower(nn.Module):
+    """Tokens, positions, causal blocks, norm, projection of the end token."""
+
+    cfg: ClipConfig
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, token_mask: Mask) -> TextOutput:
+        """Return the raw embedding and the features of all slots.
+
+        Slots after the end token come after it in a causal stack, so what they hold changes
+        nothing before them.
+
+        Raises:
+            UserError: captions of another length.
+        """
+        cfg, width = self.cfg, self.cfg.text_width
+        check_tokens(tokens, context=cfg.context)
+        table = self.param(
+            "tokens", sharded(normal(0.02), "vocab", "embed"), (cfg.vocab_size, width)
+        )
+        init = sharded(normal(0.01), "position", "embed")
+        x = jnp.take(table, tokens, axis=0)
+        x = x + self.param("positions", init, (cfg.context, width))[None]
+        stack = cfg.tower(width=width, depth=cfg.text_depth, heads=cfg.text_heads, causal=True)
+        x = Transformer(stack, name="transformer")(x.astype(compute_dtype(cfg.dtype)))
+        x = LayerNorm(name="final_norm")(x)
+        end = jnp.sum(token_mask, axis=1) - 1
+        pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        return TextOutput(_projection(cfg, width)(pooled).astype(jnp.float32), x)
+
+
+def _projection(cfg: ClipConfig, width: int) -> nn.Dense:
+    """To the shared space, without a bias."""
+    return dense(
+        cfg.embed_dim,
+        name="projection",
+        axes=("embed", "z"),
+        dtype=compute_dtype(cfg.dtype),
+        init=normal(width**-0.5),
+        use_bias=False,
+    )
+
+
+def _standardised(images: Image, cfg: ClipConfig) -> Image:
+    """[-1, 1] to standardised pixels."""
+    mean, std = (jnp.array(v)[None, None, None] for v in (cfg.image_mean, cfg.image_std))
+    return ((images + 1.0) / 2.0 - mean) / std
+
+
+def _unit(z: Embedding) -> Embedding:
+    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,190 @@
+"""The decoder: noised image, CLIP image embedding and caption to eps (and variance) per pixel.
+
+A GLIDE U-Net with its own text transformer, conditioned on z_img twice (unCLIP, arXiv 2204.06125,
+section 2.1): projected and added to the timestep embedding, and projected to extra context tokens
+that join the text features.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from unclip_jax.core.checks import one_of
+from unclip_jax.core.types import Embedding, Image, Mask, Steps, Tokens
+from unclip_jax.models.layers import TimeEmbedding, compute_dtype, dense, normal
+from unclip_jax.models.text import TextEncoder, TextEncoderConfig
+from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.parallel.axes import sharded
+
+NULL_Z = ("learned", "zero")
+MAP_SIDE, MAP_CHANNELS = 8, 4  # the miniature's spatial map of z_img
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Size and pathways of the decoder.
+
+    Attributes:
+        unet: the U-Net; `in_channels` counts the image's channels only.
+        z_dim: length of z_img.
+        text_width: of the caption transformer and of all context tokens.
+        text_depth: its blocks.
+        text_heads: its heads.
+        context: length of every caption.
+        vocab_size: rows of the token table.
+        num_z_tokens: context tokens made of z_img (4 in the paper).
+        null_z: what a dropped z_img becomes: "learned" vector or "zero" (the paper names both).
+        padding: of captions, "learned" or "mask".
+        z_map: also feed z_img to the stem as a small spatial map; a miniature-only option.
+        num_timesteps: length of the trained chain.
+    """
+
+    unet: UNetConfig
+    z_dim: int
+    text_width: int
+    text_depth: int
+    text_heads: int
+    context: int
+    vocab_size: int
+    num_z_tokens: int = 4
+    null_z: str = "learned"
+    padding: str = "learned"
+    z_map: bool = False
+    num_timesteps: int = 1000
+
+    def __post_init__(self):
+        one_of("null_z", self.null_z, NULL_Z)
+
+    @property
+    def text(self) -> TextEncoderConfig:
+        """The caption transformer."""
+        return TextEncoderConfig(
+            width=self.text_width,
+            depth=self.text_depth,
+            heads=self.text_heads,
+            context=self.context,
+            vocab_size=self.vocab_size,
+            padding=self.padding,
+            remat=self.unet.remat,
+            dtype=self.unet.dtype,
+        )
+
+
+@struct.dataclass
+class TextFeatures:
+    """A caption as the U-Net sees it; made once, used at every sampling step.
+
+    Attributes:
+        sequence: features of all slots.
+        last: the last slot's feature, which joins the timestep embedding (GLIDE).
+        mask: slots that attention may see.
+    """
+
+    sequence: Float[Array, " b l d"]
+    last: Float[Array, " b d"]
+    mask: Bool[Array, " b l"]
+
+
+class Decoder(nn.Module):
+    """x_t, t, z_img and caption to an image-shaped output; zero when fresh."""
+
+    cfg: DecoderConfig
+
+    def setup(self):
+        """Name every part; the names are the parameter paths of checkpoints."""
+        cfg, dtype = self.cfg, compute_dtype(self.cfg.unet.dtype)
+        emb_width, channels = cfg.unet.emb_width, cfg.unet.channels
+        self.text_encoder = TextEncoder(cfg.text)
+        self.time = TimeEmbedding(channels, emb_width, cfg.num_timesteps, dtype)
+        self.text_to_emb = dense(emb_width, name="text_to_emb", axes=("embed", "time"), dtype=dtype)
+        self.z_to_emb = dense(emb_width, name="z_to_emb", axes=("z", "time"), dtype=dtype)
+        tokens = cfg.num_z_tokens * cfg.text_width
+        self.z_to_tokens = dense(tokens, name="z_to_tokens", axes=("z", "context"), dtype=dtype)
+        if cfg.null_z == "learned":
+            init = sharded(normal(0.02), "z")
+            self.null_z = self.param("null_z", init, (cfg.z_dim,))
+        unet = cfg.unet
+        if cfg.z_map:
+            features = MAP_SIDE**2 * MAP_CHANNELS
+            self.z_to_map = dense(features, name="z_to_map", axes=("z", "out"), dtype=dtype)
+            unet = dataclasses.replace(unet, in_channels=unet.in_channels + MAP_CHANNELS)
+        self.unet = UNet(unet)
+
+    def __call__(
+        self,
+        x_t: Image,
+        t: Steps,
+        *,
+        z_img: Embedding,
+        tokens: Tokens,
+        token_mask: Mask,
+        keep_z: Bool[Array, " b"] | None = None,
+        keep_text: Bool[Array, " b"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, " b h w o"]:
+        """Raw output of the U-Net, `unet.out_channels` per pixel.
+
+        Args:
+            x_t: noised image.
+            t: timesteps of the trained chain.
+            z_img: CLIP image embeddings, scaled by the caller.
+            tokens: caption ids.
+            token_mask: True at real tokens.
+            keep_z: False replaces z_img by its null; None keeps all.
+            keep_text: False replaces the caption by padding; None keeps all.
+            deterministic: no dropout; otherwise a "dropout" key is needed.
+        """
+        text = self.encode_text(tokens, token_mask, keep_text=keep_text)
+        return self.denoise(
+            x_t, t, z_img=z_img, text=text, keep_z=keep_z, deterministic=deterministic
+        )
+
+    def encode_text(
+        self, tokens: Tokens, token_mask: Mask, *, keep_text: Bool[Array, " b"] | None = None
+    ) -> TextFeatures:
+        """Encode captions; a dropped one is all padding."""
+        if keep_text is not None:
+            token_mask = token_mask & keep_text[:, None]
+        sequence = self.text_encoder(tokens, token_mask)
+        seen = token_mask if self.cfg.padding == "mask" else jnp.ones_like(token_mask)
+        return TextFeatures(sequence, sequence[:, -1], seen)
+
+    def denoise(
+        self,
+        x_t: Image,
+        t: Steps,
+        *,
+        z_img: Embedding,
+        text: TextFeatures,
+        keep_z: Bool[Array, " b"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, " b h w o"]:
+        """One pass of the U-Net with captions that are already encoded."""
+        cfg = self.cfg
+        z_img = self._dropped(z_img, keep_z).astype(compute_dtype(cfg.unet.dtype))
+        emb = self.time(t) + self.text_to_emb(text.last) + self.z_to_emb(z_img)
+        # channel-major, as the public checkpoints have it: [b, d, n] and then transposed
+        z_tokens = self.z_to_tokens(z_img).reshape(len(z_img), cfg.text_width, -1).swapaxes(1, 2)
+        context = jnp.concatenate([z_tokens, text.sequence.astype(z_tokens.dtype)], axis=1)
+        mask = None
+        if cfg.padding == "mask":
+            mask = jnp.concatenate([jnp.ones(z_tokens.shape[:2], bool), text.mask], axis=1)
+        if cfg.z_map:
+            x_t = jnp.concatenate([x_t, self._spatial(z_img, x_t.shape[1:3])], axis=-1)
+        return self.unet(x_t, emb, context=context, context_mask=mask, deterministic=deterministic)
+
+    def _dropped(self, z_img: Embedding, keep_z: Bool[Array, " b"] | None) -> Embedding:
+        """z_img with its null where it is dropped; both pathways see the same."""
+        if keep_z is None:
+            return z_img
+        null = self.null_z if self.cfg.null_z == "learned" else jnp.zeros(self.cfg.z_dim)
+        return jnp.where(keep_z[:, None], z_img, null[None].astype(z_img.dtype))
+
+    def _spatial(self, z_img: Embedding, size: tuple[int, ...]) -> Float[Array, " b h w m"]:
+        """z_img as a coarse map, repeated to the image's size."""
+        grid = self.z_to_map(z_img).reshape(-1, MAP_SIDE, MAP_SIDE, MAP_CHANNELS)
+        rows, columns = (jnp.arange(side) * MAP_SIDE // side for side in size)
+        return grid[:, rows][:, :, columns].astype(jnp.float32)

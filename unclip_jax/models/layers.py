@@ -1,0 +1,240 @@
+"""The layers that all networks share.
+
+Linear maps and convolutions with named axes, norms, attention, timestep features.
+
+Epsilon is 1e-5 in every norm (Flax defaults to 1e-6; every public checkpoint was made with 1e-5).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from unclip_jax.core.checks import UserError, divisible, one_of
+from unclip_jax.parallel.axes import sharded
+
+EPS = 1e-5
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "block", "dots")
+
+fan_in_normal = nn.initializers.lecun_normal()
+zeros = nn.initializers.zeros
+ones = nn.initializers.ones
+normal = nn.initializers.normal
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype in which a network computes.
+
+    Raises:
+        UserError: the name is neither "float32" nor "bfloat16".
+    """
+    return jnp.dtype(one_of("dtype", name, DTYPES))
+
+
+def rematerialised(
+    block: Any, policy: str, *, scanned: bool, static_argnums: tuple[int, ...] = ()
+) -> Any:
+    """The module class `block`, its activations recomputed in the backward pass as `policy` says.
+
+    "none" keeps them all, "block" keeps only the block's inputs, "dots" keeps matrix products.
+
+    Args:
+        block: a Flax module class.
+        policy: among REMAT.
+        scanned: the block is the body of a scan (which already prevents undoing the policy).
+        static_argnums: Python arguments of `__call__`, counted from self = 0.
+
+    Raises:
+        UserError: an unknown policy.
+    """
+    if one_of("remat policy", policy, REMAT) == "none":
+        return block
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return nn.remat(block, prevent_cse=not scanned, policy=keep, static_argnums=static_argnums)
+
+
+def dense(
+    features: int,
+    *,
+    name: str,
+    axes: tuple[str, str],
+    dtype: jnp.dtype,
+    init: nn.initializers.Initializer = fan_in_normal,
+    use_bias: bool = True,
+) -> nn.Dense:
+    """A linear map whose kernel [in, out] carries the two logical `axes`."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=sharded(init, *axes),
+        bias_init=sharded(zeros, axes[1]),
+        name=name,
+    )
+
+
+def conv(
+    features: int,
+    *,
+    name: str,
+    size: int = 3,
+    dtype: jnp.dtype,
+    init: nn.initializers.Initializer = fan_in_normal,
+    out: str = "conv_out",
+) -> nn.Conv:
+    """A `size` x `size` convolution that keeps height and width; kernel [size, size, in, out]."""
+    return nn.Conv(
+        features,
+        (size, size),
+        dtype=dtype,
+        kernel_init=sharded(init, None, None, "conv_in", out),
+        bias_init=sharded(zeros, out),
+        name=name,
+    )
+
+
+class LayerNorm(nn.Module):
+    """Normalise the last axis in float32; gain and bias as usual."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Return `x` normalised, in the dtype of `x`."""
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale = self.param("scale", sharded(ones, "norm"), (x.shape[-1],))
+        bias = self.param("bias", sharded(zeros, "norm"), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        rate = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + EPS)
+        return (centred * rate * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Normalise contiguous groups of channels over space, in float32.
+
+    `modulation` gives adaptive group norm (ADM, arXiv 2105.05233, eq. 8): the normalised and
+    affinely mapped x times (1 + scale) plus shift, with [scale, shift] per example. Every factor
+    per channel is folded into one gain and one offset per example, so the image is read twice.
+
+    Raises:
+        UserError: `groups` does not divide the channels.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, " b h w c"], modulation: Float[Array, " b 2c"] | None = None
+    ) -> Float[Array, " b h w c"]:
+        """Return `x` normalised (and modulated), in the dtype of `x`."""
+        channels = x.shape[-1]
+        divisible("channels", channels, self.groups, "choose norm_groups that divides all levels.")
+        gain = self.param("scale", sharded(ones, "norm"), (channels,))[None, :]
+        offset = self.param("bias", sharded(zeros, "norm"), (channels,))[None, :]
+        if modulation is not None:
+            scale, shift = jnp.split(modulation.astype(jnp.float32), 2, axis=-1)
+            gain, offset = gain * (1.0 + scale), offset * (1.0 + scale) + shift
+        wide = x.astype(jnp.float32)
+        mean, rate = self._statistics(wide)
+        return ((wide - mean) * _image(rate * gain) + _image(offset)).astype(x.dtype)
+
+    def _statistics(self, x: Float[Array, " b h w c"]) -> tuple[Array, Array]:
+        """Mean [b 1 1 c] and reciprocal deviation [b c], each equal within a group."""
+        mean = self._group_mean(jnp.mean(x, axis=(1, 2)))
+        centred = x - _image(mean)
+        variance = self._group_mean(jnp.mean(centred * centred, axis=(1, 2)))
+        return _image(mean), jax.lax.rsqrt(variance + EPS)
+
+    def _group_mean(self, x: Float[Array, " b c"]) -> Float[Array, " b c"]:
+        b, c = x.shape
+        means = jnp.mean(x.reshape(b, self.groups, c // self.groups), axis=-1)
+        return jnp.repeat(means, c // self.groups, axis=-1)
+
+
+def _image(x: Array) -> Array:
+    return x[:, None, None, :]
+
+
+def attention(
+    q: Float[Array, " b l n k"],
+    k: Float[Array, " b m n k"],
+    v: Float[Array, " b m n k"],
+    *,
+    mask: Bool[Array, " #b #n #l m"] | None = None,
+    causal: bool = False,
+) -> Float[Array, " b l n k"]:
+    """Softmax attention with scale k^-1/2; softmax in float32; `mask` True = may be seen."""
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, implementation=_implementation(q, k, mask)
+    )
+
+
+def _implementation(q: Array, k: Array, mask: Array | None) -> str:
+    """CuDNN where it applies (half precision, head size 8..128 by 8, even lengths if masked)."""
+    even = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
+    fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
+    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """Exact (erf) GELU, or the x * sigmoid(1.702 x) of OpenAI's CLIP.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    known: dict[str, Callable[[Array], Array]] = {
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    }
+    return known[one_of("activation", name, known)]
+
+
+def timestep_features(
+    t: Int[Array, " b"], *, width: int, num_timesteps: int = 1000
+) -> Float[Array, " b width"]:
+    """Sinusoids of `t`: cosines, then sines, frequencies exp(-ln(10000) k / half) (ADM code).
+
+    A chain of other than 1000 steps is stretched to 0..1000, so that the features of a noise level
+    do not depend on how finely the chain is cut.
+
+    Raises:
+        UserError: `width` is odd.
+    """
+    half = divisible("width of the timestep features", width, 2, "make it even.") // 2
+    rates = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = (t.astype(jnp.float32) * (1000.0 / num_timesteps))[:, None] * rates[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Timestep features, Linear, SiLU, Linear (section 3.7: 4 x model channels in U-Nets)."""
+
+    features: int
+    width: int
+    num_timesteps: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, t: Int[Array, " b"]) -> Float[Array, " b e"]:
+        """Return the embedding of every step of `t`, width `width`."""
+        x = timestep_features(t, width=self.features, num_timesteps=self.num_timesteps)
+        axes = ("time", "time")
+        x = dense(self.width, name="linear_1", axes=axes, dtype=self.dtype)(x.astype(self.dtype))
+        return dense(self.width, name="linear_2", axes=axes, dtype=self.dtype)(jax.nn.silu(x))
+
+
+def check_tokens(tokens: Int[Array, " b l"], *, context: int) -> None:
+    """Token rows must have the length that the model was built for.
+
+    Raises:
+        UserError: they have not.
+    """
+    if tokens.shape[1] != context:
+        raise UserError(
+            f"captions have {tokens.shape[1]} tokens; this model was built for {context}. "
+            "Tokenize with that length."
+        )

@@ -1,0 +1,225 @@
+"""The U-Net of ADM and GLIDE (section 7.2 of the design; arXiv 2105.05233, 2112.10741).
+
+Its topology is data: `plan` lists the blocks, `UNet` runs the list. Without attention it is the
+upsamplers' network and accepts any size that its levels can halve.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from unclip_jax.core.checks import UserError, divisible, in_range, positive
+from unclip_jax.models.layers import GroupNorm, compute_dtype, conv, rematerialised, zeros
+from unclip_jax.models.unet_blocks import (
+    AttentionBlock,
+    ResBlock,
+    depth_to_space,
+    space_to_depth,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Size and topology of a U-Net.
+
+    Attributes:
+        in_channels: channels of the input image.
+        out_channels: channels of the output.
+        channels: width of the finest level; the embedding has 4 times as many.
+        multiples: width of each level over `channels`, finest first.
+        depth: residual blocks per level going down (one more going up).
+        image_size: side of the image that `attention_at` refers to.
+        attention_at: sides of the feature maps that get attention; () = none, not even in the
+            middle.
+        head_channels: channels per attention head.
+        context_width: width of the text features in attention, or None.
+        dropout: rate in the residual blocks.
+        patch: side of the squares that the stem folds into channels (a miniature-only saving).
+        norm_groups: must divide the channels of every level and of every concatenation.
+        scale_shift: adaptive group norm (paper); False adds the embedding instead.
+        remat: "none", "block" or "dots".
+        dtype: compute dtype.
+    """
+
+    in_channels: int
+    out_channels: int
+    channels: int
+    multiples: tuple[int, ...]
+    depth: int
+    image_size: int
+    attention_at: tuple[int, ...] = ()
+    head_channels: int = 64
+    context_width: int | None = None
+    dropout: float = 0.0
+    patch: int = 1
+    norm_groups: int = 32
+    scale_shift: bool = True
+    remat: str = "none"
+    dtype: str = "float32"
+
+    @property
+    def emb_width(self) -> int:
+        """Width of the conditioning embedding."""
+        return 4 * self.channels
+
+    @property
+    def stride(self) -> int:
+        """Pixels per position at the coarsest level; sides must be multiples of it."""
+        return self.patch * 2 ** (len(self.multiples) - 1)
+
+
+class Step(NamedTuple):
+    """One residual block, perhaps followed by attention.
+
+    Attributes:
+        name: of its parameters; levels count from the finest.
+        features: output channels.
+        attention: whether attention follows.
+        resample: "none", "down" or "up".
+        skip: whether a stored feature map is joined to its input.
+    """
+
+    name: str
+    features: int
+    attention: bool = False
+    resample: str = "none"
+    skip: bool = False
+
+
+class Plan(NamedTuple):
+    """What runs, in order: every output of the stem and of `down` is stored, `up` consumes them."""
+
+    down: tuple[Step, ...]
+    middle: tuple[Step, ...]
+    up: tuple[Step, ...]
+
+
+def plan(cfg: UNetConfig) -> Plan:
+    """The topology of section 7.2 for `cfg`.
+
+    Raises:
+        UserError: a size in `cfg` is not positive, or attention at a side that no level has.
+    """
+    for name in ("in_channels", "out_channels", "channels", "depth", "patch"):
+        positive(f"unet.{name}", getattr(cfg, name))
+    in_range("unet.dropout", cfg.dropout, 0.0, 1.0)
+    divisible("unet.image_size", cfg.image_size, cfg.stride, "drop a level or change the size.")
+    sides = [cfg.image_size // cfg.patch // 2**level for level in range(len(cfg.multiples))]
+    for side in cfg.attention_at:
+        if side not in sides:
+            raise UserError(f"attention_at holds {side}; the feature maps have sides {sides}.")
+    last = len(sides) - 1
+    down: list[Step] = []
+    up: list[Step] = []
+    for level, side in enumerate(sides):
+        features, seen = cfg.channels * cfg.multiples[level], side in cfg.attention_at
+        down += [Step(f"down_{level}_{i}", features, seen) for i in range(cfg.depth)]
+        if level < last:
+            down.append(Step(f"down_{level}_sample", features, resample="down"))
+        rising = [Step(f"up_{level}_{i}", features, seen, skip=True) for i in range(cfg.depth + 1)]
+        if level > 0:
+            rising.append(Step(f"up_{level}_sample", features, resample="up"))
+        up = rising + up
+    features = cfg.channels * cfg.multiples[-1]
+    middle = (Step("middle_0", features, bool(cfg.attention_at)), Step("middle_1", features))
+    return Plan(tuple(down), middle, tuple(up))
+
+
+class UNet(nn.Module):
+    """Image and embedding (and text features) to an image of the same size; starts at zero."""
+
+    cfg: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, " b h w c"],
+        emb: Float[Array, " b e"],
+        *,
+        context: Float[Array, " b m d"] | None = None,
+        context_mask: Bool[Array, " b m"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, " b h w o"]:
+        """Run the plan; float32 out.
+
+        Args:
+            x: input image.
+            emb: conditioning embedding, before the SiLU that every block gives it.
+            context: tokens that attention sees beside the image.
+            context_mask: False hides a token.
+            deterministic: no dropout; otherwise a "dropout" key is needed.
+
+        Raises:
+            UserError: sides that the levels cannot halve, or another number of channels.
+        """
+        cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
+        _check_input(x, cfg)
+        steps = plan(cfg)
+        block = rematerialised(UNetBlock, cfg.remat, scanned=False, static_argnums=(5,))
+        emb = jax.nn.silu(emb).astype(dtype)
+        context = None if context is None else context.astype(dtype)
+
+        def run(step: Step, h: Array) -> Array:
+            return block(cfg, step, name=step.name)(h, emb, context, context_mask, deterministic)
+
+        h = space_to_depth(x.astype(dtype), cfg.patch)
+        h = conv(cfg.channels * cfg.multiples[0], name="stem", dtype=dtype)(h)
+        stored = [h]
+        for step in steps.down:
+            h = run(step, h)
+            stored.append(h)
+        for step in steps.middle:
+            h = run(step, h)
+        for step in steps.up:
+            h = run(step, jnp.concatenate([h, stored.pop()], axis=-1) if step.skip else h)
+        h = jax.nn.silu(GroupNorm(cfg.norm_groups, name="head_norm")(h))
+        features = cfg.out_channels * cfg.patch**2
+        h = conv(features, name="head", dtype=dtype, init=zeros, out="out")(h)
+        return depth_to_space(h, cfg.patch).astype(jnp.float32)
+
+
+class UNetBlock(nn.Module):
+    """One step of the plan."""
+
+    cfg: UNetConfig
+    step: Step
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, " b h w c"],
+        emb: Float[Array, " b e"],
+        context: Float[Array, " b m d"] | None,
+        context_mask: Bool[Array, " b m"] | None,
+        deterministic: bool,
+    ) -> Float[Array, " b h2 w2 f"]:
+        """Residual block, then attention where the plan says so."""
+        cfg, step, dtype = self.cfg, self.step, compute_dtype(self.cfg.dtype)
+        residual = ResBlock(
+            step.features,
+            cfg.norm_groups,
+            step.resample,
+            cfg.scale_shift,
+            cfg.dropout,
+            dtype,
+            name="residual",
+        )
+        x = residual(x, emb, deterministic)
+        if not step.attention:
+            return x
+        attend = AttentionBlock(cfg.head_channels, cfg.norm_groups, dtype, name="attention")
+        return attend(x, context, context_mask)
+
+
+def _check_input(x: Array, cfg: UNetConfig) -> None:
+    for side in x.shape[1:3]:
+        why = f"pad or resize: {len(cfg.multiples)} levels and patch {cfg.patch} halve it so often."
+        divisible("image side", side, cfg.stride, why)
+    if x.shape[-1] != cfg.in_channels:
+        raise UserError(
+            f"the U-Net got {x.shape[-1]} channels; unet.in_channels is {cfg.in_channels}."
+        )

@@ -1,0 +1,139 @@
+"""The two blocks of an ADM / GLIDE U-Net, and how feature maps change their size.
+
+Residual block with adaptive group norm and resampling inside (BigGAN style); attention in which
+text keys and values join the image's own under one softmax (GLIDE, arXiv 2112.10741, section 4).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from unclip_jax.core.checks import divisible, one_of
+from unclip_jax.models.layers import GroupNorm, attention, conv, dense, zeros
+
+RESAMPLE = ("none", "down", "up")
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, [resample], conv, adaptive norm, SiLU, dropout, zero conv; plus the shortcut.
+
+    Attributes:
+        features: output channels.
+        groups: of the norms.
+        resample: "none", "down" (2x2 mean) or "up" (nearest), of both branches.
+        scale_shift: the embedding scales and shifts the second norm; else it is added before it.
+        dropout: rate before the last convolution.
+        dtype: compute dtype.
+    """
+
+    features: int
+    groups: int
+    resample: str
+    scale_shift: bool
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, " b h w c"], emb: Float[Array, " b e"], deterministic: bool
+    ) -> Float[Array, " b h2 w2 f"]:
+        """Apply the block; `emb` is the conditioning embedding after its SiLU."""
+        h = jax.nn.silu(GroupNorm(self.groups, name="norm_1")(x))
+        h, x = resample(h, self.resample), resample(x, self.resample)
+        h = conv(self.features, name="conv_1", dtype=self.dtype)(h)
+        h = jax.nn.silu(self._modulated(h, emb))
+        h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
+        h = conv(self.features, name="conv_2", dtype=self.dtype, init=zeros)(h)
+        if x.shape[-1] != self.features:
+            axes = ("conv_in", "conv_out")
+            x = dense(self.features, name="shortcut", axes=axes, dtype=self.dtype)(x)
+        return x + h
+
+    def _modulated(self, h: Array, emb: Array) -> Array:
+        width = self.features * (2 if self.scale_shift else 1)
+        condition = dense(width, name="emb", axes=("time", "conv_out"), dtype=self.dtype)(emb)
+        norm = GroupNorm(self.groups, name="norm_2")
+        if self.scale_shift:
+            return norm(h, condition)
+        return norm(h + condition[:, None, None, :])
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention of all positions, which also see the context tokens.
+
+    Keys and values are [context; image] along the sequence, under one softmax. Positions carry no
+    encoding here, so the order does not matter.
+
+    Attributes:
+        head_channels: must divide the channels.
+        groups: of the norm.
+        dtype: compute dtype.
+    """
+
+    head_channels: int
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, " b h w c"],
+        context: Float[Array, " b m d"] | None = None,
+        context_mask: Bool[Array, " b m"] | None = None,
+    ) -> Float[Array, " b h w c"]:
+        """Return x + attention(norm(x), context); a False in `context_mask` hides that token."""
+        b, h, w, c = x.shape
+        divisible("channels", c, self.head_channels, "choose head_channels that divides all.")
+        y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, c)
+        q, k, v = (self._heads(y, name, "conv_in", c) for name in ("q", "k", "v"))
+        if context is not None:
+            extra = (
+                self._heads(context, name, "context", c) for name in ("context_k", "context_v")
+            )
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(extra, (k, v), strict=True))
+        y = attention(q, k, v, mask=_key_mask(context_mask, k.shape[1])).reshape(b, h * w, c)
+        axes = ("conv_in", "conv_out")
+        y = dense(c, name="out", axes=axes, dtype=self.dtype, init=zeros)(y)
+        return x + y.reshape(x.shape)
+
+    def _heads(self, x: Array, name: str, axis: str, features: int) -> Array:
+        y = dense(features, name=name, axes=(axis, "conv_out"), dtype=self.dtype)(x)
+        return y.reshape(*x.shape[:2], -1, self.head_channels)
+
+
+def _key_mask(context_mask: Array | None, keys: int) -> Array | None:
+    """A mask over context tokens, extended by True over the image positions."""
+    if context_mask is None:
+        return None
+    image = keys - context_mask.shape[1]
+    return jnp.pad(context_mask, ((0, 0), (0, image)), constant_values=True)[:, None, None, :]
+
+
+def resample(x: Float[Array, " b h w c"], how: str) -> Float[Array, " b h2 w2 c"]:
+    """Leave `x`, halve it by 2x2 means, or double it by repeating every pixel.
+
+    Raises:
+        UserError: `how` is not among RESAMPLE.
+    """
+    b, h, w, c = x.shape
+    if one_of("resample", how, RESAMPLE) == "down":
+        return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    if how == "up":
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+        return x.reshape(b, 2 * h, 2 * w, c)
+    return x
+
+
+def space_to_depth(x: Float[Array, " b h w c"], patch: int) -> Float[Array, " b h2 w2 c2"]:
+    """Stack every `patch` x `patch` square of pixels into the channels."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x: Float[Array, " b h w c"], patch: int) -> Float[Array, " b h2 w2 c2"]:
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * patch, w * patch, c // patch**2)

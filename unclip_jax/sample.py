@@ -1,0 +1,194 @@
+"""Draw images for captions with a trained cascade.
+
+    python -m unclip_jax.sample --models=runs/shapes "a red circle above a blue square" --out=grid.png
+
+Writes a labelled grid, the single images beside it, and a JSON with everything needed to draw the
+same images again. Image i depends on (seed, i) alone.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from unclip_jax import entry
+from unclip_jax.core.checks import UserError, in_range, positive
+from unclip_jax.core.picture import labelled_grid
+from unclip_jax.data import text
+from unclip_jax.pipeline import load, text_to_image
+from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
+from unclip_jax.version import __version__
+
+MAX_IMAGES = 4096  # bounded work per request
+MAX_CAPTION = 10_000  # characters; longer ones are refused rather than silently cut
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unclip_jax.sample", description="Draw images for captions."
+    )
+    parser.add_argument("captions", nargs="+", help="one image is drawn per caption and --num")
+    parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("samples.png"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num", type=int, default=1, help="images per caption")
+    parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
+    parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
+    parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
+    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, ...")
+    parser.add_argument("--prior-steps", help="prior steps")
+    parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
+    parser.add_argument(
+        "--condition",
+        default="prior",
+        choices=("prior", "z_txt"),
+        help="where z_img comes from; z_txt skips the prior",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw, write the grid, the images and the JSON."""
+    args = parse(argv)
+    check(args)
+    loaded = load.load_cascade(args.models)
+    tokenizer = text.load(loaded.tokenizer_dir)
+    options = options_from(args, loaded.cascade)
+    captions = [caption for caption in args.captions for _ in range(args.num)]
+    images = draw(
+        loaded.cascade,
+        loaded.params,
+        tokenizer=tokenizer,
+        captions=captions,
+        seed=args.seed,
+        options=options,
+        batch_size=args.batch,
+    )
+    write(args.out, images, captions=captions, record=_record(args, options))
+    entry.say(f"wrote {args.out} ({len(captions)} images of {images.shape[1]} px)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be drawn before anything is loaded.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    positive("--num", args.num)
+    positive("--batch", args.batch)
+    in_range("number of images", args.num * len(args.captions), 1, MAX_IMAGES)
+    for caption in args.captions:
+        if len(caption) > MAX_CAPTION:
+            raise UserError(f"a caption has {len(caption)} characters; give at most {MAX_CAPTION}.")
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
+
+
+def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
+    """The exported sampling settings with what the command line changes."""
+    decoder = {"guidance_scale": args.guidance, "steps": args.steps}
+    prior = {"guidance_scale": args.prior_guidance, "steps": args.prior_steps}
+    return SampleOptions(
+        prior=_changed(cascade.prior.sampling, prior),
+        decoder=_changed(cascade.decoder.sampling, decoder),
+        num_candidates=args.candidates,
+        condition=args.condition,
+    )
+
+
+def draw(
+    cascade: Cascade,
+    params: dict[str, Any],
+    *,
+    tokenizer: text.Tokenizer,
+    captions: Sequence[str],
+    seed: int,
+    options: SampleOptions,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """Draw one uint8 image per caption with one compiled function, in batches of one shape."""
+    run = sampler(cascade, options)
+    batch_size = min(batch_size, len(captions))
+    images = []
+    bar = tqdm(total=len(captions), unit="image", desc="sampling", disable=len(captions) == 1)
+    for start in range(0, len(captions), batch_size):
+        part = list(captions[start : start + batch_size])
+        padded = part + [""] * (batch_size - len(part))  # one shape, one compilation
+        indices = jnp.arange(start, start + batch_size)
+        tokens = tokenise(cascade, tokenizer, padded)
+        drawn = run(params, tokens, text_to_image.keys_for(seed, indices))
+        images.append(np.asarray(drawn)[: len(part)])
+        bar.update(len(part))
+    bar.close()
+    return np.concatenate(images)
+
+
+def sampler(cascade: Cascade, options: SampleOptions) -> Callable[..., jax.Array]:
+    """The jit-compiled sampling function: (params, captions, keys) -> uint8 images."""
+
+    @functools.partial(jax.jit)
+    def run(params, captions, keys):
+        drawn = text_to_image.sample(cascade, params, captions, keys, options=options)
+        return text_to_image.to_uint8(drawn.images)
+
+    return run
+
+
+def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:
+    """Captions at the context length of each text model."""
+    lengths = (
+        cascade.clip.model.context,
+        cascade.prior.model.context,
+        cascade.decoder.model.context,
+    )
+    return Captions(*(tokenizer.encode(captions, length=length) for length in lengths))
+
+
+def write(
+    out: pathlib.Path, images: np.ndarray, *, captions: Sequence[str], record: dict[str, Any]
+) -> None:
+    """Write the grid, the single images in a folder of the same name, and the JSON.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    try:
+        singles = out.with_suffix("")
+        singles.mkdir(parents=True, exist_ok=True)
+        for index, image in enumerate(images):
+            PILImage.fromarray(image).save(singles / f"{index:04d}.png")
+        labelled_grid(images, labels=captions).save(out)
+        named = {**record, "images": [f"{singles.name}/{i:04d}.png" for i in range(len(images))]}
+        out.with_suffix(".json").write_text(json.dumps(named, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}; give another --out.") from None
+
+
+def _changed(sampling: Any, changes: dict[str, Any]) -> Any:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(sampling, **given)
+
+
+def _record(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
+    return {
+        "code_version": __version__,
+        "models": str(args.models),
+        "captions": args.captions,
+        "num": args.num,
+        "seed": args.seed,
+        "options": dataclasses.asdict(options),
+    }
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,112 @@
+"""Train one stage.
+
+    python -m unclip_jax.train --config=experiments/prior.py:shapes --workdir=runs/shapes/prior
+
+Any value can be overridden: --config.optim.learning_rate=3e-4. The same command continues an
+interrupted run, bit for bit. When training ends, the averaged parameters are exported to
+WORKDIR/export with a manifest; --export_only writes the export of the newest checkpoint.
+"""
+
+import logging
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from unclip_jax import entry, inputs
+from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import Experiment, from_config
+from unclip_jax.handoff import export, load
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.pipeline.load import abstract_params
+from unclip_jax.stages.base import Stage
+from unclip_jax.training import loop
+from unclip_jax.training.state import TrainState
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="experiment file, FILE.py:SIZE")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run", required=True)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", "~/.cache/unclip_jax/xla", "folder of compiled programs; empty = none"
+)
+_EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "export the newest checkpoint and stop")
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> None:
+    """Train, then export."""
+    if argv[1:]:
+        raise UserError(f"unknown argument {argv[1]!r}; options begin with --config. or --workdir.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    use_cache(_CACHE.value)
+    experiment = from_config(_CONFIG.value)
+    workdir = pathlib.Path(_WORKDIR.value)
+    state, stage, read = run(experiment, workdir)
+    write_export(experiment, stage, state, facts=read, workdir=workdir)
+
+
+def use_cache(folder: str) -> None:
+    """Keep compiled programs between runs; compilation dominates small ones."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def run(experiment: Experiment, workdir: pathlib.Path) -> tuple[TrainState, Stage, inputs.Inputs]:
+    """Train the stage of `experiment` to its last step."""
+    stage = experiment.build_stage()
+    read = inputs.open_inputs(experiment, stage)
+    state = loop.train(
+        stage,
+        config=experiment.train,
+        optim=experiment.optim,
+        mesh=experiment.mesh,
+        rules=experiment.rules,
+        train_data=read.train,
+        eval_data=read.held_out,
+        workdir=workdir,
+        identity=experiment.identity(),
+        initial=_initial(experiment, stage),
+        labels=lambda batch: [str(caption) for caption in batch["caption"]],
+    )
+    return state, stage, read
+
+
+def _initial(experiment: Experiment, stage: Stage) -> Any:
+    """Parameters to start from, when `init_from` names an export."""
+    if not experiment.init_from:
+        return None
+    return lambda: load.read_params(
+        pathlib.Path(experiment.init_from), abstract=abstract_params(stage)
+    )
+
+
+def write_export(
+    experiment: Experiment,
+    stage: Stage,
+    state: TrainState,
+    *,
+    facts: inputs.Inputs,
+    workdir: pathlib.Path,
+) -> None:
+    """Hand the averaged parameters on: WORKDIR/export."""
+    manifest = Manifest(
+        stage=experiment.stage,
+        size=experiment.size,
+        step=int(jax.device_get(state.step)),
+        **stage.describe,
+        **facts.facts,
+    )
+    target = workdir / "export"
+    written = export.write_export(
+        target, params=state.ema_params, manifest=manifest, tokenizer_dir=facts.tokenizer_dir
+    )
+    log.info("exported %s parameters to %s", f"{written.parameters:,}", target)
+
+
+if __name__ == "__main__":
+    entry.run_absl(main)
