@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import pathlib
+import zlib
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from unclip_jax.core.checks import UserError
@@ -100,7 +101,7 @@ class FileReader:
             data = file.read(blob.size)
         except FileNotFoundError as error:
             raise Skip("missing file") from error
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise Skip("unreadable file") from error
         if len(data) != blob.size:
             raise Skip("truncated file")
