@@ -66,6 +66,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         net.remat, net.dtype = "none", "float32"
         data.load_size = 64
         data.path = f"runs/{size}/data"
+        optim.name, optim.muon_learning_rate, optim.muon_weight_decay = "muon", 1e-2, 0.0
         optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 0.1
         train.steps, train.batch_size, train.ema_decay = 500, 256, 0.99
         train.eval_every = 100

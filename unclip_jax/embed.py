@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         image_size=cfg.model.image_size,
         length=cfg.model.context,
     )
-    for split in args.splits or sorted(known.splits):
+    for split in args.splits or [split.name for split in known.splits]:
         info = {
             "clip_id": card.clip_id,
             "tokenizer_hash": tokenizer.hash,

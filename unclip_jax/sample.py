@@ -1,6 +1,6 @@
 """Draw images for captions with a trained cascade.
 
-    python -m unclip_jax.sample --models=runs/shapes "a red circle above a blue square" --out=grid.png
+    python -m unclip_jax.sample --models=runs/shapes "a red circle above a blue square"
 
 Writes a labelled grid, the single images beside it, and a JSON with everything needed to draw the
 same images again. Image i depends on (seed, i) alone.
@@ -8,9 +8,9 @@ same images again. Image i depends on (seed, i) alone.
 
 import argparse
 import dataclasses
-import functools
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +25,7 @@ from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.data import text
 from unclip_jax.pipeline import load, text_to_image
+from unclip_jax.pipeline.load import Loaded
 from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
 from unclip_jax.version import __version__
 
@@ -62,20 +63,11 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     check(args)
     loaded = load.load_cascade(args.models)
-    tokenizer = text.load(loaded.tokenizer_dir)
     options = options_from(args, loaded.cascade)
     captions = [caption for caption in args.captions for _ in range(args.num)]
-    images = draw(
-        loaded.cascade,
-        loaded.params,
-        tokenizer=tokenizer,
-        captions=captions,
-        seed=args.seed,
-        options=options,
-        batch_size=args.batch,
-    )
+    images = draw(loaded, captions, seed=args.seed, options=options, batch_size=args.batch)
     write(args.out, images, captions=captions, record=_record(args, options))
-    entry.say(f"wrote {args.out} ({len(captions)} images of {images.shape[1]} px)")
+    sys.stdout.write(f"wrote {args.out}: {len(captions)} images of {images.shape[1]} px\n")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -107,38 +99,49 @@ def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
 
 
 def draw(
-    cascade: Cascade,
-    params: dict[str, Any],
-    *,
-    tokenizer: text.Tokenizer,
+    loaded: Loaded,
     captions: Sequence[str],
+    *,
     seed: int,
     options: SampleOptions,
+    z_img: np.ndarray | None = None,
     batch_size: int = 16,
+    name: str = "sampling",
 ) -> np.ndarray:
-    """Draw one uint8 image per caption with one compiled function, in batches of one shape."""
-    run = sampler(cascade, options)
+    """Draw one uint8 image per caption with one compiled function, in batches of one shape.
+
+    Args:
+        loaded: the cascade.
+        captions: one per image.
+        seed: image i depends on (seed, i) alone.
+        options: overrides of the exported settings.
+        z_img: one image embedding per caption, when `options.condition` is "z_img".
+        batch_size: images at once.
+        name: on the progress bar.
+    """
+    run = sampler(loaded.cascade, options)
+    tokenizer = text.load(loaded.tokenizer_dir)
     batch_size = min(batch_size, len(captions))
     images = []
-    bar = tqdm(total=len(captions), unit="image", desc="sampling", disable=len(captions) == 1)
+    bar = tqdm(total=len(captions), unit="image", desc=name)
     for start in range(0, len(captions), batch_size):
-        part = list(captions[start : start + batch_size])
-        padded = part + [""] * (batch_size - len(part))  # one shape, one compilation
-        indices = jnp.arange(start, start + batch_size)
-        tokens = tokenise(cascade, tokenizer, padded)
-        drawn = run(params, tokens, text_to_image.keys_for(seed, indices))
-        images.append(np.asarray(drawn)[: len(part)])
-        bar.update(len(part))
+        indices = np.arange(start, start + batch_size)
+        kept = np.minimum(indices, len(captions) - 1)  # one shape, one compilation
+        tokens = tokenise(loaded.cascade, tokenizer, [captions[i] for i in kept])
+        given = None if z_img is None else z_img[kept]
+        drawn = run(loaded.params, tokens, text_to_image.keys_for(seed, jnp.array(indices)), given)
+        images.append(np.asarray(drawn)[: len(captions) - start])
+        bar.update(len(images[-1]))
     bar.close()
     return np.concatenate(images)
 
 
 def sampler(cascade: Cascade, options: SampleOptions) -> Callable[..., jax.Array]:
-    """The jit-compiled sampling function: (params, captions, keys) -> uint8 images."""
+    """The jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images."""
 
-    @functools.partial(jax.jit)
-    def run(params, captions, keys):
-        drawn = text_to_image.sample(cascade, params, captions, keys, options=options)
+    @jax.jit
+    def run(params, captions, keys, z_img):
+        drawn = text_to_image.sample(cascade, params, captions, keys, options=options, z_img=z_img)
         return text_to_image.to_uint8(drawn.images)
 
     return run
@@ -191,4 +194,4 @@ def _record(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(lambda: main(sys.argv[1:]))

@@ -8,6 +8,7 @@ WORKDIR/export with a manifest; --export_only writes the export of the newest ch
 """
 
 import logging
+import os
 import pathlib
 import sys
 from typing import Any
@@ -40,8 +41,7 @@ def main(argv: list[str]) -> None:
     """Train, then export."""
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}; options begin with --config. or --workdir.")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    _show_our_log()
     use_cache(_CACHE.value)
     experiment = from_config(_CONFIG.value)
     workdir = pathlib.Path(_WORKDIR.value)
@@ -49,9 +49,16 @@ def main(argv: list[str]) -> None:
     write_export(experiment, stage, state, facts=read, workdir=workdir)
 
 
+def _show_our_log() -> None:
+    """Our own lines on stderr; of others only what is wrong."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("unclip_jax").setLevel(logging.INFO)
+    log.setLevel(logging.INFO)  # as a script this module is called __main__
+
+
 def use_cache(folder: str) -> None:
-    """Keep compiled programs between runs; compilation dominates small ones."""
-    if folder:
+    """Keep compiled programs between runs, where JAX_COMPILATION_CACHE_DIR says nothing else."""
+    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
@@ -59,13 +66,17 @@ def use_cache(folder: str) -> None:
 def run(experiment: Experiment, workdir: pathlib.Path) -> tuple[TrainState, Stage, inputs.Inputs]:
     """Train the stage of `experiment` to its last step."""
     stage = experiment.build_stage()
+    how = {
+        "config": experiment.train,
+        "optim": experiment.optim,
+        "mesh": experiment.mesh,
+        "rules": experiment.rules,
+    }
+    loop.check_fit(stage, **how)
     read = inputs.open_inputs(experiment, stage)
     state = loop.train(
         stage,
-        config=experiment.train,
-        optim=experiment.optim,
-        mesh=experiment.mesh,
-        rules=experiment.rules,
+        **how,
         train_data=read.train,
         eval_data=read.held_out,
         workdir=workdir,

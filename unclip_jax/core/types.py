@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 Image = Float[Array, " b h w c"]
+LowRes = Float[Array, " b h_low w_low c_low"]
 Tokens = Int[Array, " b l"]
 Mask = Bool[Array, " b l"]
 Embedding = Float[Array, " b z"]

@@ -128,7 +128,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, " b h w c"], modulation: Float[Array, " b 2c"] | None = None
+        self, x: Float[Array, " b h w c"], modulation: Float[Array, " b 2*c"] | None = None
     ) -> Float[Array, " b h w c"]:
         """Return `x` normalised (and modulated), in the dtype of `x`."""
         channels = x.shape[-1]

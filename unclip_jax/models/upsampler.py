@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from unclip_jax.core.checks import UserError, one_of, positive
-from unclip_jax.core.types import Image, Steps
+from unclip_jax.core.types import Image, LowRes, Steps
 from unclip_jax.models.layers import TimeEmbedding, compute_dtype
 from unclip_jax.models.unet import UNet, UNetConfig
 
@@ -53,7 +53,7 @@ class Upsampler(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_t: Image, t: Steps, *, low_res: Image, deterministic: bool = True
+        self, x_t: Image, t: Steps, *, low_res: LowRes, deterministic: bool = True
     ) -> Float[Array, " b h w o"]:
         """Raw output of the U-Net.
 

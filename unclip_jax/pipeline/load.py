@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import build
 from unclip_jax.handoff import load, manifest
 from unclip_jax.handoff.manifest import Manifest
@@ -68,9 +69,11 @@ def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manif
     """Load an exported CLIP alone: (config, parameters, manifest).
 
     Raises:
-        UserError: there is no complete CLIP export in `directory`.
+        UserError: there is no complete export in `directory`, or it is no CLIP.
     """
     card = load.read_manifest(directory)
+    if card.stage != "clip":
+        raise UserError(f"{directory} is a {card.stage}; give the export of a CLIP.")
     cfg, params = _stage(directory, card, clip.ClipStageConfig, clip)
     return cfg, params, card
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, one_of
-from unclip_jax.core.types import Embedding, Image, Keys, Params
+from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.models.clip import Clip, TextOutput
 from unclip_jax.stages import decoder, prior, upsampler
 from unclip_jax.stages.clip import ClipStageConfig
@@ -144,7 +144,7 @@ def sample(
 def upsample(
     cascade: Cascade,
     params: dict[str, Any],
-    images: Image,
+    images: LowRes,
     keys: Keys,
     *,
     options: SampleOptions = SampleOptions(),

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.batch import BatchSpec, abstract
 from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
 
 
@@ -37,3 +38,8 @@ class Stage:
     preview: Callable[[Params, Batch, Key], Float[Array, " b h w c"]] | None
     splittable: bool
     describe: dict[str, Any]
+
+
+def one_example(spec: BatchSpec) -> Batch:
+    """A batch of one example, all zeros, with which a network is initialised."""
+    return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in abstract(spec, 1).items()}

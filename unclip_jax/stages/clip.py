@@ -14,7 +14,7 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Metrics, Params, Scalar
 from unclip_jax.models.clip import Clip, ClipConfig
-from unclip_jax.stages.base import Stage
+from unclip_jax.stages.base import Stage, one_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def make(cfg: ClipStageConfig) -> Stage:
     }
 
     def init(key: Key) -> Params:
-        zeros = batches.zeros(spec, 1)
+        zeros = one_example(spec)
         return module.init(key, zeros["image"], zeros["tokens"], zeros["token_mask"])["params"]
 
     def metrics(params: Params, batch: Batch) -> tuple[Scalar, Metrics]:

@@ -7,7 +7,6 @@ tokens. z_img is dropped from 10 % and the caption from 50 % of the examples, in
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,7 +19,7 @@ from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Mask, Metr
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.decoder import Decoder, DecoderConfig
 from unclip_jax.stages import gaussian
-from unclip_jax.stages.base import Stage
+from unclip_jax.stages.base import Stage, one_example
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import unit
 
@@ -74,7 +73,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
     }
 
     def init(key: Key) -> Params:
-        zero = batches.zeros(spec, 1)
+        zero = one_example(spec)
         return module.init(
             key,
             zero["image"],
@@ -86,24 +85,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
 
     def loss(params: Params, batch: Batch, key: Key):
         noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
-        size = noised.t.shape[0]
-        keep_z = guidance.keep_mask(rng.fold(key, "drop_z"), batch_size=size, drop=cfg.drop_z)
-        keep_text = guidance.keep_mask(
-            rng.fold(key, "drop_text"), batch_size=size, drop=cfg.drop_text
-        )
-        out = module.apply(
-            {"params": params},
-            noised.x_t,
-            noised.t,
-            z_img=cfg.scale * unit(batch["z_img"]),
-            tokens=batch["tokens"],
-            token_mask=batch["token_mask"],
-            keep_z=keep_z,
-            keep_text=keep_text,
-            deterministic=False,
-            rngs={"dropout": rng.fold(key, "dropout")},
-        )
-        value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
+        value = jnp.mean(_training_loss(cfg, params, batch, noised, key))
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
@@ -221,6 +203,27 @@ def denoiser(
     return guidance.guided(denoise, scale=scale, schedule=cfg.diffusion.chain())
 
 
+def _training_loss(
+    cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.Noised, key: Key
+) -> Float[Array, " b"]:
+    """Per-example loss with dropout and independent drops of z_img and caption."""
+    size = noised.t.shape[0]
+    key_z, key_text = rng.fold(key, "drop_z"), rng.fold(key, "drop_text")
+    out = Decoder(cfg.model).apply(
+        {"params": params},
+        noised.x_t,
+        noised.t,
+        z_img=cfg.scale * unit(batch["z_img"]),
+        tokens=batch["tokens"],
+        token_mask=batch["token_mask"],
+        keep_z=guidance.keep_mask(key_z, batch_size=size, drop=cfg.drop_z),
+        keep_text=guidance.keep_mask(key_text, batch_size=size, drop=cfg.drop_text),
+        deterministic=False,
+        rngs={"dropout": rng.fold(key, "dropout")},
+    )
+    return gaussian.loss(cfg.diffusion, jnp.asarray(out), noised=noised)
+
+
 def _loss_with(
     cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.Noised
 ) -> Float[Array, " b"]:
@@ -233,4 +236,4 @@ def _loss_with(
         tokens=batch["tokens"],
         token_mask=batch["token_mask"],
     )
-    return gaussian.loss(cfg.diffusion, jax.lax.stop_gradient(out), noised=noised)
+    return gaussian.loss(cfg.diffusion, jnp.asarray(out), noised=noised)

@@ -20,7 +20,7 @@ from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Pa
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.stages import gaussian
-from unclip_jax.stages.base import Stage
+from unclip_jax.stages.base import Stage, one_example
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 # 17.2 / sqrt(1024): a unit vector's RMS per dimension becomes that of pixels (unCLIP, 2.2).
@@ -67,7 +67,7 @@ def make(cfg: PriorStageConfig) -> Stage:
     spec = {"z_img": z, "z_txt": z, **text}
 
     def init(key: Key) -> Params:
-        zero = batches.zeros(spec, 1)
+        zero = one_example(spec)
         return module.init(key, zero["z_img"], jnp.zeros(1, jnp.int32), **_text(cfg, zero))[
             "params"
         ]

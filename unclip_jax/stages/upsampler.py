@@ -14,10 +14,10 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, divisible
 from unclip_jax.core.config import as_dict
-from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, Steps
+from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Steps
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 from unclip_jax.stages import gaussian
-from unclip_jax.stages.base import Stage
+from unclip_jax.stages.base import Stage, one_example
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 
@@ -68,7 +68,7 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
     }
 
     def init(key: Key) -> Params:
-        zero = batches.zeros(spec, 1)
+        zero = one_example(spec)
         t = jnp.zeros(1, jnp.int32)
         return module.init(key, zero["image"], t, low_res=zero["low_res"])["params"]
 
@@ -109,7 +109,7 @@ def sample(
     cfg: UpsamplerStageConfig,
     params: Params,
     *,
-    low_res: Image,
+    low_res: LowRes,
     keys: Keys,
     sampling: SamplingConfig | None = None,
 ) -> Image:
@@ -147,7 +147,7 @@ def _apply(
     params: Params,
     x_t: Image,
     t: Steps,
-    low_res: Image,
+    low_res: LowRes,
     dropout_key: Key | None,
 ) -> Array:
     """Raw output; dropout is on when its key is given."""

@@ -106,6 +106,7 @@ def make_job(
         create=jax.jit(
             lambda key: states.create(place.unbox(stage.init(key)), optimizer.tx),
             out_shardings=shardings,
+            compiler_options=_run_once(mesh),
         ),
         step=jax.jit(
             step,
@@ -114,3 +115,9 @@ def make_job(
             out_shardings=(shardings, whole),
         ),
     )
+
+
+def _run_once(mesh: Mesh) -> dict[str, Any] | None:
+    """Compiler options for a program that runs once: on the CPU, compile time is all it costs."""
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0} if cpu else None

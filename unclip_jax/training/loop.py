@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unclip_jax.core import rng
@@ -131,21 +132,11 @@ def train(
         UserError: whatever a user can mend, before the first step where possible.
         Interrupted: after SIGTERM or ctrl-C, with the state saved; the same call continues.
     """
-    grid = make_mesh(mesh, devices=devices)
-    check_batch(grid, batch_size=config.batch_size, accumulate=config.accumulate)
-    job = make_job(
-        stage,
-        optim=optim,
-        mesh=grid,
-        rules=rules,
-        steps=config.steps,
-        ema_decay=config.ema_decay,
-        accumulate=config.accumulate,
-    )
+    job = _job(stage, config, optim, make_mesh(mesh, devices=devices), rules)
     _announce(stage, job, config)
     folder = pathlib.Path(workdir)
     fingerprint.claim(folder, identity)
-    key = jax.device_put(rng.fold(jax.random.key(config.seed), stage.name), replicated(grid))
+    key = jax.device_put(rng.fold(jax.random.key(config.seed), stage.name), replicated(job.mesh))
     with Checkpoints(folder, keep=config.keep) as checkpoints, contextlib.ExitStack() as stack:
         state = _start(job, checkpoints, train_data, key, initial)
         start = int(jax.device_get(state.step))
@@ -153,11 +144,54 @@ def train(
             log.info("%s: all %d steps are done already", stage.name, start)
             return state
         run = _Run(stage, job, config, key, folder, start)
-        feed = Feed(train_data, spec=stage.batch_spec, batch_size=config.batch_size, mesh=grid)
+        size = config.batch_size
+        feed = Feed(train_data, spec=stage.batch_spec, batch_size=size, mesh=job.mesh)
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(logging_redirect_tqdm())
         step_hooks, state_hooks = _hooks(run, stack, checkpoints, eval_data, labels)
         return _iterate(run, state, feed, step_hooks, state_hooks, checkpoints, interrupts)
+
+
+def check_fit(
+    stage: Trainable, *, config: TrainConfig, optim: OptimConfig, mesh: MeshConfig, rules: str
+) -> None:
+    """Refuse within a second or two what cannot run on these devices, before data are opened.
+
+    `train` checks the same and, besides, the memory for activations.
+
+    Raises:
+        UserError: mesh, rules or batch that do not fit, or a state too large for the memory.
+    """
+    job = _job(stage, config, optim, make_mesh(mesh), rules)
+    if config.check_memory:
+        memory.check(stage, job.abstract, mesh=job.mesh, batch_size=0)
+
+
+def newest(
+    stage: Trainable,
+    *,
+    config: TrainConfig,
+    optim: OptimConfig,
+    mesh: MeshConfig,
+    rules: str,
+    workdir: str | pathlib.Path,
+    identity: dict[str, Any],
+) -> TrainState:
+    """The state of the newest checkpoint in `workdir`, without training.
+
+    Raises:
+        UserError: there is none, or it is another experiment's.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / fingerprint.FILE).exists():
+        raise UserError(f"{folder} holds no run; train first, or give another --workdir.")
+    fingerprint.claim(folder, identity)
+    job = _job(stage, config, optim, make_mesh(mesh), rules)
+    with Checkpoints(folder, keep=config.keep) as checkpoints:
+        restored = checkpoints.restore(job.abstract)
+    if restored is None:
+        raise UserError(f"{folder} holds no checkpoint yet; train first.")
+    return restored.state
 
 
 class _Run(NamedTuple):
@@ -169,6 +203,19 @@ class _Run(NamedTuple):
     key: Key
     workdir: pathlib.Path
     start: int
+
+
+def _job(stage: Trainable, config: TrainConfig, optim: OptimConfig, mesh: Mesh, rules: str) -> Job:
+    check_batch(mesh, batch_size=config.batch_size, accumulate=config.accumulate)
+    return make_job(
+        stage,
+        optim=optim,
+        mesh=mesh,
+        rules=rules,
+        steps=config.steps,
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
+    )
 
 
 def _announce(stage: Trainable, job: Job, config: TrainConfig) -> None:

@@ -71,7 +71,7 @@ def check(
         stage: whose loss is traced.
         abstract: the state as ShapeDtypeStructs with shardings.
         mesh: the devices.
-        batch_size: of a whole step, over all devices.
+        batch_size: of a whole step, over all devices; 0 = leave activations out.
         accumulate: microbatches per step.
         enforce: False = only report.
 
@@ -83,7 +83,7 @@ def check(
     """
     there = available(mesh)
     needs = Needs(*_resident(abstract, mesh), 0)
-    if needs.least <= there or not enforce:  # else no need to trace anything
+    if batch_size and (needs.least <= there or not enforce):  # else tracing would be for nothing
         kept = activations(stage, abstract.params, batch_size=batch_size // accumulate, mesh=mesh)
         needs = needs._replace(activations=kept)
     line = _line(stage, abstract, mesh, needs, there)
@@ -169,8 +169,10 @@ def _advice(needs: Needs, there: int, mesh: Mesh) -> str:
             "remat='block', or config.train.check_memory=False to try regardless."
         )
     times = math.ceil((needs.state + needs.gradients) / there) * mesh.shape["fsdp"]
-    return (
-        "choose a smaller size (--config=FILE.py:SIZE), shard the state over more devices "
-        f"(config.mesh.fsdp={times} or more, with rules='fsdp'), or config.optim.name='muon', "
-        "which keeps one moment instead of two."
+    text = (
+        "choose a smaller size (--config=FILE.py:SIZE), or spread the state over more devices "
+        f"(config.mesh.fsdp={times} or more, config.rules='fsdp')"
     )
+    if needs.state > 3.5 * needs.gradients:
+        text += ", or config.optim.name='muon', which keeps one moment instead of two"
+    return text + "."

@@ -96,7 +96,10 @@ class Samples:
         folder: pathlib.Path,
         labels: Labels | None = None,
     ):
-        """Draw the first `count` held-out examples; `labels` gives the words under each."""
+        """Draw the first `count` held-out examples.
+
+        `labels` gives the words under each, from a batch with all fields that the data have.
+        """
         preview = stage.preview
         if preview is None:
             raise TypeError(f"stage {stage.name} has no preview")
@@ -119,7 +122,8 @@ class Samples:
         """
         if self._batch is None:
             self._batch = self._take()
-        device = global_batch(self._batch, self._mesh)
+        drawn = {name: self._batch[name] for name in self._spec}
+        device = global_batch(drawn, self._mesh)
         images = jax.device_get(self._draw(moment.state.ema_params, device, self._key))
         if jax.process_index() != 0:
             return
@@ -139,7 +143,7 @@ class Samples:
         parts: list[HostBatch] = []
         have = 0
         for host in self._data():
-            parts.append({name: host[name] for name in self._spec})
+            parts.append(host)
             have += len(next(iter(host.values())))
             if have >= needed:
                 break
@@ -148,7 +152,7 @@ class Samples:
                 f"config.train.num_samples is {self._count}, but the validation data have only "
                 f"{have} examples here; lower it."
             )
-        return {name: np.concatenate([p[name] for p in parts])[:needed] for name in self._spec}
+        return {name: np.concatenate([p[name] for p in parts])[:needed] for name in parts[0]}
 
     def _words(self, count: int) -> list[str]:
         if self._labels is None or self._batch is None:

@@ -1,0 +1,62 @@
+"""The sample command as a user calls it, on an untrained cascade."""
+
+import json
+
+import pytest
+from PIL import Image, ImageChops
+
+from tests import cascades
+from unclip_jax import sample
+from unclip_jax.core.checks import UserError
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return cascades.write(tmp_path_factory.mktemp("run"))
+
+
+def test_a_call_writes_grid_images_and_a_record_to_draw_them_again(run_dir, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    arguments = [f"--models={run_dir}", "--seed=3", "--num=2", "--steps=4", f"--out={out}"]
+    sample.main(["a red circle", "", *arguments])
+    assert "4 images of 32 px" in capsys.readouterr().out
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["seed"] == 3 and record["options"]["decoder"]["steps"] == "4"
+    assert [Image.open(tmp_path / name).size for name in record["images"]] == [(32, 32)] * 4
+    assert Image.open(out).width > 2 * 32
+    first = (tmp_path / record["images"][0]).read_bytes()
+    sample.main([*record["captions"], *arguments])
+    assert (tmp_path / record["images"][0]).read_bytes() == first
+
+
+def test_batches_do_not_change_images(run_dir, tmp_path):
+    for batch in ("1", "3"):
+        out = tmp_path / f"batch{batch}.png"
+        base = [f"--models={run_dir}", "--steps=4", f"--out={out}", f"--batch={batch}"]
+        sample.main([*cascades.CAPTIONS, *base])
+    for index in range(3):
+        one, other = (
+            Image.open(tmp_path / f"batch{batch}" / f"{index:04d}.png") for batch in ("1", "3")
+        )
+        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x", "--num=0"], "--num is 0; it must be greater than 0"),
+        (["x", "--num=5000"], r"number of images is 5000; it must lie in \[1, 4096\]"),
+        (["x" * 10_001], "a caption has 10001 characters; give at most 10000"),
+        (["x", "--out=grid.gif"], "--out is 'grid.gif'; give a name that ends in .png"),
+        (["x", "--guidance=-1"], "sampling.guidance_scale is -1.0"),
+        (["x", "--steps=ddim999"], "ddim999"),
+    ],
+)
+def test_mistakes_are_one_line(run_dir, arguments, message):
+    with pytest.raises(UserError, match=message):
+        sample.main([f"--models={run_dir}", *arguments])
+
+
+def test_a_folder_without_models_says_what_to_give(tmp_path):
+    with pytest.raises(UserError, match="clip"):
+        sample.main([f"--models={tmp_path}", "x"])

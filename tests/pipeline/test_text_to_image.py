@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cascades
+from unclip_jax import sample
+from unclip_jax.core.checks import UserError
+from unclip_jax.pipeline import load, text_to_image
+from unclip_jax.pipeline.text_to_image import SampleOptions
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load.load_cascade(cascades.write(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def run(loaded):
+    """The compiled chain, counting its traces."""
+    traces = []
+
+    @jax.jit
+    def draw(params, captions, keys):
+        traces.append(1)
+        return text_to_image.sample(loaded.cascade, params, captions, keys)
+
+    return draw, traces
+
+
+def captions(loaded, words):
+    return sample.tokenise(loaded.cascade, cascades.tokenizer(), words)
+
+
+def test_image_i_depends_on_seed_and_i_alone(loaded, run):
+    draw, _ = run
+    words = [*cascades.CAPTIONS, "a blue circle"]
+    keys = text_to_image.keys_for(5, jnp.arange(4))
+    whole = draw(loaded.params, captions(loaded, words), keys)
+    turned = draw(loaded.params, captions(loaded, words[::-1]), keys[::-1])
+    np.testing.assert_allclose(turned.images[::-1], whole.images, atol=1e-4)
+    np.testing.assert_allclose(turned.z_img[::-1], whole.z_img, atol=1e-5)
+    others = ["three pink rings", words[1], "", "a red circle"]
+    mixed = draw(loaded.params, captions(loaded, others), keys)
+    np.testing.assert_allclose(mixed.images[1], whole.images[1], atol=1e-4)
+    assert np.abs(mixed.images[0] - whole.images[0]).max() > 1e-3
+
+
+def test_many_seeds_and_captions_are_one_trace(loaded, run):
+    draw, traces = run
+    for seed in range(3):
+        keys = text_to_image.keys_for(seed, jnp.arange(4))
+        draw(loaded.params, captions(loaded, [f"a red circle {seed}"] * 4), keys)
+    assert len(traces) == 1
+
+
+def test_the_chain_ends_at_the_last_upsamplers_size_in_range(loaded, run):
+    draw, _ = run
+    keys = text_to_image.keys_for(0, jnp.arange(4))
+    drawn = draw(loaded.params, captions(loaded, cascades.CAPTIONS[:1] * 4), keys)
+    assert drawn.base.shape == (4, 16, 16, 3)
+    assert drawn.images.shape == (4, loaded.cascade.image_size, loaded.cascade.image_size, 3)
+    assert np.abs(drawn.images).max() <= 1.0
+
+
+def test_z_txt_as_z_img_is_the_caption_embedding(loaded):
+    keys = text_to_image.keys_for(0, jnp.arange(1))
+    words = captions(loaded, cascades.CAPTIONS[:1])
+    drawn = text_to_image.sample(
+        loaded.cascade, loaded.params, words, keys, options=SampleOptions(condition="z_txt")
+    )
+    z_txt = text_to_image.text_embedding(loaded.cascade, loaded.params, captions=words)
+    np.testing.assert_allclose(drawn.z_img, z_txt, atol=1e-6)
+
+
+def test_a_given_z_img_must_be_given(loaded):
+    keys = text_to_image.keys_for(0, jnp.arange(1))
+    words = captions(loaded, cascades.CAPTIONS[:1])
+    with pytest.raises(UserError, match="condition 'z_img' needs z_img"):
+        text_to_image.sample(
+            loaded.cascade, loaded.params, words, keys, options=SampleOptions(condition="z_img")
+        )
+
+
+def test_quantised_images_are_what_8_bits_hold():
+    images = jnp.linspace(-1, 1, 3 * 64).reshape(1, 8, 8, 3)
+    levels = (np.asarray(text_to_image.quantise(images)) + 1) * 127.5
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
+    np.testing.assert_array_equal(text_to_image.to_uint8(images), np.round(levels))

@@ -1,0 +1,194 @@
+"""Judge a trained cascade on a held-out split.
+
+    python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
+
+CLIP: retrieval among held-out pairs. Upsampler: PSNR against bicubic enlargement. In the shapes
+world also the exact checker, with z_img from the prior, from z_txt used as if it were z_img, and
+true. Prints a table and writes MODELS/evaluation.json.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image as PILImage
+
+from unclip_jax import entry, sample
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError, positive
+from unclip_jax.data import image as pictures
+from unclip_jax.data import sources, text
+from unclip_jax.data.degrade import area_downsample
+from unclip_jax.metrics import shapes_checker
+from unclip_jax.metrics.intervals import Rate
+from unclip_jax.pipeline import load, text_to_image
+from unclip_jax.pipeline.load import Loaded
+from unclip_jax.pipeline.text_to_image import SampleOptions
+from unclip_jax.stages import upsampler
+
+RETRIEVAL = 256  # pairs among which CLIP must find its own
+CONDITIONS = ("prior", "z_txt", "z_img")
+SHOWN = ("background", "count", "colour", "shape", "relation", "binding", "joint")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluate, print, write."""
+    args = parse(argv)
+    positive("--num", args.num)
+    loaded = load.load_cascade(args.models)
+    source = sources.open_prepared(args.data, split=args.split)
+    records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
+    result: dict[str, Any] = {"split": args.split, "num": args.num, "seed": args.seed}
+    result["retrieval"] = retrieval(loaded, records[:RETRIEVAL])
+    if loaded.cascade.upsamplers:
+        result["upsampler_psnr"] = enlargement(loaded, records[:64], seed=args.seed)
+    if all(record["scene"] for record in records[: args.num]):
+        rates = follow_captions(loaded, records[: args.num], seed=args.seed)
+        result["checker"] = {name: _plain(each) for name, each in rates.items()}
+    try:
+        (args.models / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {args.models}/evaluation.json: {error}.") from None
+    sys.stdout.write(as_text(result))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unclip_jax.evaluate", description="Judge a cascade on held-out captions."
+    )
+    parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--num", type=int, default=200, help="captions to draw")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def retrieval(loaded: Loaded, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Share of pairs that CLIP finds among all, both ways."""
+    z_img, z_txt = true_embeddings(loaded, records), text_embeddings(loaded, records)
+    scores, own = z_img @ z_txt.T, np.arange(len(records))
+    return {
+        "pairs": len(records),
+        "image_to_text@1": float(np.mean(scores.argmax(1) == own)),
+        "text_to_image@1": float(np.mean(scores.argmax(0) == own)),
+    }
+
+
+def true_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """CLIP image embeddings of the records' own pictures."""
+    size = loaded.cascade.clip.model.image_size
+    images = pictures.to_float(_square(records, size))
+    run = jax.jit(
+        lambda params, images: text_to_image.image_embedding(loaded.cascade, params, images=images)
+    )
+    return np.asarray(run(loaded.params, images))
+
+
+def text_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """CLIP text embeddings of the records' captions."""
+    tokenizer = text.load(loaded.tokenizer_dir)
+    captions = sample.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
+    run = jax.jit(
+        lambda params, captions: text_to_image.text_embedding(
+            loaded.cascade, params, captions=captions
+        )
+    )
+    return np.asarray(run(loaded.params, captions))
+
+
+def follow_captions(
+    loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int
+) -> dict[str, dict[str, Rate]]:
+    """How often the drawn pictures hold what their captions ask for, by origin of z_img."""
+    captions = [record["caption"] for record in records]
+    z_img = true_embeddings(loaded, records)
+    rates = {}
+    for condition in CONDITIONS:
+        images = sample.draw(
+            loaded,
+            captions,
+            seed=seed,
+            options=SampleOptions(condition=condition),
+            z_img=z_img if condition == "z_img" else None,
+            batch_size=50,
+            name=f"draw from {condition}",
+        )
+        rates[condition] = shapes_checker.report(shapes_checker.check(images, captions))
+    return rates
+
+
+def enlargement(
+    loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int
+) -> dict[str, float]:
+    """PSNR in dB of the first upsampler and of bicubic enlargement, on clean low-res images."""
+    cfg, params = loaded.cascade.upsamplers[0], loaded.params["upsamplers"][0]
+    true = _square(records, cfg.model.unet.image_size)
+    low = np.stack([area_downsample(image, cfg.model.factor) for image in true])
+    keys = text_to_image.keys_for(seed, jnp.arange(len(true)))
+    run = jax.jit(
+        lambda params, low, keys: upsampler.sample(
+            cfg, params, low_res=low, keys=rng.fold_each(keys, "upsampler")
+        )
+    )
+    drawn = pictures.to_uint8(np.asarray(run(params, pictures.to_float(low), keys)))
+    side = true.shape[1]
+    bicubic = np.stack(
+        [
+            np.asarray(PILImage.fromarray(x).resize((side, side), PILImage.Resampling.BICUBIC))
+            for x in low
+        ]
+    )
+    return {"upsampler": psnr(drawn, true), "bicubic": psnr(bicubic, true)}
+
+
+def psnr(images: np.ndarray, true: np.ndarray) -> float:
+    """Mean over images of the peak signal-to-noise ratio in dB, peak 255."""
+    error = np.mean((images.astype(np.float64) - true) ** 2, axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(255.0**2 / np.maximum(error, 1e-10))))
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The result as a person reads it."""
+    found = result["retrieval"]
+    lines = [
+        f"CLIP retrieval@1 of {found['pairs']} pairs: image to text "
+        f"{found['image_to_text@1']:.3f}, text to image {found['text_to_image@1']:.3f}"
+    ]
+    if "upsampler_psnr" in result:
+        ours, bicubic = (result["upsampler_psnr"][name] for name in ("upsampler", "bicubic"))
+        lines.append(f"upsampler {ours:.2f} dB, bicubic {bicubic:.2f} dB ({ours - bicubic:+.2f})")
+    if "checker" in result:
+        lines.append(f"\n{result['num']} captions, exact checker   " + "z_img from:")
+        lines.append(f"{'':12}" + "".join(f"{name:>22}" for name in CONDITIONS))
+        for name in SHOWN:
+            if not all(name in result["checker"][condition] for condition in CONDITIONS):
+                continue
+            cells = [result["checker"][condition][name] for condition in CONDITIONS]
+            shown = [f"{c['value']:.2f} [{c['low']:.2f}, {c['high']:.2f}]" for c in cells]
+            lines.append(f"{name:12}" + "".join(f"{cell:>22}" for cell in shown))
+    return "\n".join(lines) + "\n"
+
+
+def _square(records: Sequence[dict[str, Any]], size: int) -> np.ndarray:
+    """Decoded pictures as uint8 squares."""
+    decoded = (pictures.decode(record["image"]) for record in records)
+    return np.stack(
+        [pictures.center_crop(pictures.resize_short(image, size), size) for image in decoded]
+    )
+
+
+def _plain(rates: dict[str, Rate]) -> dict[str, dict[str, float]]:
+    """JSON-ready; attributes that no caption asked for are left out."""
+    return {name: dict(rate._asdict()) for name, rate in rates.items() if rate.total}
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))
