@@ -41,9 +41,7 @@ def invert(denoise: Denoiser, x_0: X, *, schedule: Schedule, skip_last: bool = T
     steps = slice(None, -1) if skip_last else slice(None)
     # the level after the last is alpha_bar = 0
     signal, noise = np.append(schedule.signal[1:], 0.0), np.append(schedule.noise[1:], 1.0)
-    levels = Level(
-        jnp.asarray(signal[steps], jnp.float32), jnp.asarray(noise[steps], jnp.float32)
-    )
+    levels = Level(jnp.asarray(signal[steps], jnp.float32), jnp.asarray(noise[steps], jnp.float32))
 
     def body(x_t: X, inputs: tuple[Int[Array, ""], Level]) -> tuple[X, None]:
         t, level = inputs

@@ -70,9 +70,11 @@ class Ddim:
 
     def __call__(self, x_t: X, pred: Prediction, at: StepInputs, noise: X) -> X:
         """Take one step."""
-        # beta_tilde in its own form; clipped tables would add noise to the last step
-        ratio = at.signal_t / at.signal_s
-        beta = 1.0 - ratio**2
+        if self.eta == 0.0:
+            return at.signal_s * pred.x_0 + at.noise_s * pred.eps
+        # beta_tilde unclipped, so that the last step adds no noise; 1 - alpha_bar_t / alpha_bar_s
+        # would keep three digits of beta in float32 near t = 0
+        beta = jnp.exp(at.log_beta)
         variance = self.eta**2 * beta * (at.noise_s / at.noise_t) ** 2
         rest = jnp.sqrt(jnp.maximum(at.noise_s**2 - variance, 0.0))
         return at.signal_s * pred.x_0 + rest * pred.eps + jnp.sqrt(variance) * noise
@@ -150,7 +152,14 @@ def sample(
         step: `ddim(...)` or `ancestral(...)`.
         keys: one key per example.
         variance_table: reverse variance per position of `schedule`, for ancestral("table").
+
+    Raises:
+        UserError: ancestral("table") without a table, or a table that does not fit the chain.
     """
+    if step == Ancestral("table") and variance_table is None:
+        raise checks.UserError(
+            "variance 'table' needs a variance_table, which is None; give one or use 'small'."
+        )
     inputs = step_inputs(schedule, variance_table=variance_table)
 
     def body(x_t: X, at: StepInputs) -> tuple[X, None]:
@@ -173,8 +182,9 @@ def step_inputs(
     if variance_table is not None:
         if len(variance_table) != schedule.num_timesteps or not np.all(variance_table > 0):
             raise checks.UserError(
-                f"the variance table has {len(variance_table)} values for a chain of "
-                f"{schedule.num_timesteps} steps; it needs one positive value per step."
+                f"the variance table has {len(variance_table)} values, the least "
+                f"{variance_table.min():g}, for a chain of {schedule.num_timesteps} steps; "
+                "it needs one value greater than 0 per step."
             )
         log_table = np.log(variance_table)
     alpha_bar_prev = schedule.alpha_bar_prev

@@ -126,7 +126,7 @@ def make_schedule(name: str, *, num_timesteps: int) -> Schedule:
         UserError: the name is unknown, or T is not positive or too small for the linear betas.
     """
     checks.positive("num_timesteps", num_timesteps)
-    beta = checks.one_of("noise schedule", name, BETAS) and BETAS[name](num_timesteps)
+    beta = BETAS[checks.one_of("noise schedule", name, BETAS)](num_timesteps)
     return Schedule(beta, np.arange(num_timesteps, dtype=np.int32))
 
 
