@@ -7,8 +7,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import training_toy as toy
 
+from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh

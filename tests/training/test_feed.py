@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 import pytest
-import training_toy as toy
 
+from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from unclip_jax.training.feed import Feed

@@ -41,30 +41,30 @@ def reference(tree) -> int:
 
 
 def test_the_checksum_is_what_it_says():
-    assert int(checksum(tree())) == reference(tree())
+    assert checksum(tree()) == reference(tree())
 
 
 def test_every_single_bit_counts():
-    whole = int(checksum(tree()))
+    whole = checksum(tree())
     x = np.asarray(tree()["w"])
     for bit in (0, 17, 31):
         for place in (0, 20, 47):
             words = x.copy().view(np.uint32)
             words.reshape(-1)[place] ^= np.uint32(1 << bit)
             changed = {**tree(), "w": jnp.asarray(words.view(np.float32))}
-            assert int(checksum(changed)) != whole
+            assert checksum(changed) != whole
 
 
 def test_the_order_of_values_counts():
     swapped = {**tree(), "w": tree()["w"][::-1]}
-    assert int(checksum(swapped)) != int(checksum(tree()))
+    assert checksum(swapped) != checksum(tree())
 
 
 @pytest.mark.parametrize("config", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, tensor=2)])
 def test_the_checksum_does_not_depend_on_sharding(config: MeshConfig):
     mesh = make_mesh(config)
     split = jax.device_put(tree()["w"], NamedSharding(mesh, P("fsdp", "tensor")))
-    assert int(checksum({**tree(), "w": split})) == int(checksum(tree()))
+    assert checksum({**tree(), "w": split}) == checksum(tree())
 
 
 def test_a_tree_is_described_by_path():

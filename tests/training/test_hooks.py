@@ -4,8 +4,8 @@ import pathlib
 
 import numpy as np
 import pytest
-import training_toy as toy
 
+from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.training.hooks import (
     Every,

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import training_toy as toy
 from jax.sharding import PartitionSpec as P
 
+from tests.training import toy
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths, num_bytes

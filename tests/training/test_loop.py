@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import os
@@ -11,17 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import training_toy as toy
 
+from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.parallel.mesh import MeshConfig
 from unclip_jax.training import memory
-from unclip_jax.training.loop import TrainConfig
+from unclip_jax.training.loop import TrainConfig, check_fit, newest
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.signals import Interrupted
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[2]
 MUON = OptimConfig(name="muon", learning_rate=1e-2, muon_learning_rate=0.02, warmup_steps=2)
 
 
@@ -111,10 +112,10 @@ def test_a_signal_saves_at_once_and_the_run_continues_bit_for_bit(
 def test_kill_9_is_continued_bit_for_bit(tmp_path: pathlib.Path, whole, at: int):
     script = f"""
 import os, signal, sys
-sys.path.insert(0, {str(HERE)!r})
+sys.path.insert(0, {str(ROOT)!r})
 import jax
 jax.config.update("jax_platforms", "cpu")
-import training_toy as toy
+from tests.training import toy
 class Dies(toy.Stream):
     def __next__(self):
         if self.position == {at}:  # right after a save has begun
@@ -265,6 +266,33 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path: pathlib.Pa
         toy.run(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     assert int(toy.run(tmp_path / "new", check_memory=False).step) == 10
+
+
+def test_a_quick_check_refuses_the_same_and_traces_no_loss(monkeypatch):
+    how = {"optim": toy.OPTIM, "mesh": MeshConfig(), "rules": "dp"}
+    stage = toy.Toy(loss=lambda *_: pytest.fail("traced"))
+    check_fit(stage, config=toy.CONFIG, **how)
+    monkeypatch.setattr(memory, "available", lambda mesh: 1000)
+    with pytest.raises(UserError, match=r"It cannot fit: choose a smaller size"):
+        check_fit(stage, config=toy.CONFIG, **how)
+    check_fit(stage, config=dataclasses.replace(toy.CONFIG, check_memory=False), **how)
+    with pytest.raises(UserError, match=r"batch_size is 12"):
+        check_fit(stage, config=dataclasses.replace(toy.CONFIG, batch_size=12), **how)
+
+
+def test_the_newest_state_can_be_had_without_training(tmp_path: pathlib.Path, whole):
+    settings = {"config": toy.CONFIG, "optim": toy.OPTIM, "mesh": MeshConfig(), "rules": "dp"}
+    settings.update(workdir=tmp_path, identity={"name": "toy"})
+    with pytest.raises(UserError, match=r"holds no run; train first"):
+        newest(toy.TOY, **settings)
+    with pytest.raises(RuntimeError, match="power cut"):
+        toy.run(tmp_path, train_data=Falters(2, crash))
+    with pytest.raises(UserError, match=r"holds no checkpoint yet; train first"):
+        newest(toy.TOY, **settings)
+    toy.run(tmp_path)
+    assert bits(newest(toy.TOY, **settings)) == whole
+    with pytest.raises(UserError, match=r"belongs to another experiment"):
+        newest(toy.TOY, **{**settings, "identity": {"name": "clip"}})
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_made(tmp_path: pathlib.Path):

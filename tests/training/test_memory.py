@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import training_toy as toy
 from flax import linen as nn
 
+from tests.training import toy
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh

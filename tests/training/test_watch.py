@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import training_toy as toy
 from PIL import Image
 
+from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.training.hooks import Moment
@@ -108,9 +108,14 @@ def test_a_grid_shows_what_the_preview_draws(tmp_path):
 
     def labels(batch):
         seen.append(batch["x"])
+        assert list(batch["caption"]) == ["0"] * 16 + ["1"] * 8
         return [f"level {value:.2f}" for value in batch["x"][:, 0]]
 
-    hook = samples(tmp_path, count=20, labels=labels)
+    def data():
+        for index, host in enumerate(held_out((16, 16))()):
+            yield {**host, "caption": np.array([f"{index}"] * 16)}
+
+    hook = samples(tmp_path, count=20, labels=labels, data=data)
     hook(moment())
     hook(moment(step=12))
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())

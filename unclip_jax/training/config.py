@@ -1,0 +1,55 @@
+"""How long a run is, how often what happens, and how much fits into a step."""
+
+import dataclasses
+
+from unclip_jax.core.checks import in_range, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Lengths, intervals (in steps; 0 = never) and sizes of one run.
+
+    Attributes:
+        steps: length of the run.
+        batch_size: examples per step, over all devices.
+        accumulate: microbatches per step.
+        ema_decay: greatest decay of the parameter average.
+        log_every: steps per record in metrics.jsonl.
+        eval_every: interval of validation; also after the last step.
+        eval_batches: batches per validation.
+        sample_every: interval of sample grids; also after the last step.
+        num_samples: pictures per grid.
+        save_every: interval of checkpoints; also after the last step.
+        keep: newest checkpoints that are kept.
+        seed: of parameters and of all randomness in steps.
+        max_bad_steps: steps in a row without finite gradients after which the run stops.
+        profile_start: first step of a profile.
+        profile_steps: length of a profile.
+        check_memory: whether a run that cannot fit is refused before it starts.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    eval_every: int = 500
+    eval_batches: int = 8
+    sample_every: int = 500
+    num_samples: int = 16
+    save_every: int = 500
+    keep: int = 3
+    seed: int = 0
+    max_bad_steps: int = 20
+    profile_start: int = 10
+    profile_steps: int = 0
+    check_memory: bool = True
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulate", "log_every", "eval_batches", "num_samples"):
+            positive(f"config.train.{name}", getattr(self, name))
+        for name in ("steps", "save_every", "keep", "max_bad_steps"):
+            positive(f"config.train.{name}", getattr(self, name))
+        for name in ("eval_every", "sample_every", "profile_start", "profile_steps", "seed"):
+            in_range(f"config.train.{name}", getattr(self, name), 0, 2**31 - 1)
+        in_range("config.train.ema_decay", self.ema_decay, 0.0, 1.0)
