@@ -71,8 +71,9 @@ def get_config(size: str = "paper") -> ConfigDict:
         net.remat, net.dtype = "none", "float32"
         data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
         data.load_size = 64
-        optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 1e-2
-        train.steps, train.batch_size, train.ema_decay = 1200, 128, 0.995
+        optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
+        optim.warmup_steps, optim.schedule, optim.weight_decay = 50, "cosine", 1e-2
+        train.steps, train.batch_size, train.ema_decay = 600, 128, 0.99
         train.eval_every = 200
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048

@@ -4,22 +4,22 @@
 
 Any value can be overridden: --config.optim.learning_rate=3e-4. The same command continues an
 interrupted run, bit for bit. When training ends, the averaged parameters are exported to
-WORKDIR/export with a manifest; --export_only writes the export of the newest checkpoint.
+WORKDIR/export with a manifest; running the command of a finished run writes it again.
 """
 
+import argparse
 import logging
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
-from unclip_jax import entry, inputs
+from unclip_jax import configs, entry, inputs
 from unclip_jax.core.checks import UserError
-from unclip_jax.experiment import Experiment, from_config
+from unclip_jax.experiment import Experiment
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.pipeline.load import abstract_params
@@ -27,26 +27,41 @@ from unclip_jax.stages.base import Stage
 from unclip_jax.training import loop
 from unclip_jax.training.state import TrainState
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="experiment file, FILE.py:SIZE")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run", required=True)
-_CACHE = flags.DEFINE_string(
-    "compilation_cache", "~/.cache/unclip_jax/xla", "folder of compiled programs; empty = none"
-)
-_EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "export the newest checkpoint and stop")
+CACHE = "~/.cache/unclip_jax/xla"
 
 log = logging.getLogger(__name__)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Train, then export."""
-    if argv[1:]:
-        raise UserError(f"unknown argument {argv[1]!r}; options begin with --config. or --workdir.")
+    args, rest = parse(argv)
     _show_our_log()
-    use_cache(_CACHE.value)
-    experiment = from_config(_CONFIG.value)
-    workdir = pathlib.Path(_WORKDIR.value)
-    state, stage, read = run(experiment, workdir)
-    write_export(experiment, stage, state, facts=read, workdir=workdir)
+    use_cache(args.compilation_cache)
+    experiment = configs.read(args.config, overrides=rest)
+    state, stage, read = run(experiment, args.workdir)
+    write_export(experiment, stage, state, facts=read, workdir=args.workdir)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Command-line arguments, and overrides of the config.
+
+    Raises:
+        UserError: an argument that is neither.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m unclip_jax.train",
+        description="Train one stage; the same command continues an interrupted run.",
+        epilog="Any value of the config can be overridden: --config.optim.learning_rate=3e-4",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of this run")
+    parser.add_argument("--compilation_cache", default=CACHE, help="folder; empty = none")
+    args, rest = parser.parse_known_args(argv)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    return args, rest
 
 
 def _show_our_log() -> None:
@@ -120,4 +135,4 @@ def write_export(
 
 
 if __name__ == "__main__":
-    entry.run_absl(main)
+    entry.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""The documented commands, in order, on the smallest size: captions and pictures in, pictures out.
+
+The commands run as a user runs them, each in its own process with one device.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from unclip_jax.core.trees import flatten_paths
+
+ROOT = pathlib.Path(__file__).parents[1]
+STAGES = ("clip", "prior", "decoder", "upsampler_256")
+pytestmark = pytest.mark.slow
+
+
+def environment():
+    env = {**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    return env
+
+
+def call(*arguments, check=True):
+    done = subprocess.run(
+        [str(a) for a in arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    if check and done.returncode:
+        pytest.fail(f"{arguments} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return done
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A trained `tiny` cascade."""
+    folder = tmp_path_factory.mktemp("cascade") / "tiny"
+    call("launch/cascade", "tiny", f"--run={folder}")
+    return folder
+
+
+def last(run_dir, stage):
+    """The last validation metrics of a stage."""
+    lines = (run_dir / stage / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [record for record in records if "val/loss" in record][-1]
+
+
+def test_every_stage_is_exported_and_fits(run_dir):
+    cards = {
+        name: json.loads((run_dir / name / "export" / "manifest.json").read_text())
+        for name in STAGES
+    }
+    assert len({cards[name]["clip_id"] for name in ("clip", "prior", "decoder")}) == 1
+    assert all(card["parameters"] > 0 and card["step"] > 0 for card in cards.values())
+
+
+def test_clip_finds_pairs_far_above_chance(run_dir):
+    metrics = last(run_dir, "clip")
+    chance = 1 / 128
+    assert metrics["val/image_to_text@1"] > 20 * chance
+    assert metrics["val/text_to_image@1"] > 20 * chance
+
+
+def test_the_prior_follows_captions(run_dir):
+    metrics = last(run_dir, "prior")
+    assert metrics["val/cosine_image"] > metrics["val/cosine_unrelated"] + 0.2
+
+
+def test_the_decoder_needs_the_right_z_img(run_dir):
+    metrics = last(run_dir, "decoder")
+    assert metrics["val/loss_wrong_z"] > 1.1 * metrics["val/loss"]
+
+
+def test_training_left_labelled_pictures(run_dir):
+    for stage in ("decoder", "upsampler_256"):
+        pictures = sorted((run_dir / stage / "samples").glob("step_*.png"))
+        assert pictures and Image.open(pictures[-1]).width > 200
+
+
+def test_a_second_call_has_nothing_left_to_do(run_dir):
+    done = call("launch/cascade", "tiny", f"--run={run_dir}")
+    for stage in STAGES:
+        assert f"{run_dir}/{stage} is finished" in done.stderr
+
+
+def test_sample_and_evaluate_speak_of_the_trained_cascade(run_dir, tmp_path):
+    out = tmp_path / "grid.png"
+    python = (sys.executable, "-m")
+    call(*python, "unclip_jax.sample", f"--models={run_dir}", "a red circle", f"--out={out}")
+    assert Image.open(out).width >= 128
+    data = f"--data={run_dir}/data"
+    done = call(*python, "unclip_jax.evaluate", f"--models={run_dir}", data, "--num=20")
+    assert "CLIP retrieval@1 of 256 pairs" in done.stdout
+    result = json.loads((run_dir / "evaluation.json").read_text())
+    assert set(result["checker"]) == {"prior", "z_txt", "z_img"}
+
+
+def training(run_dir, stage, workdir):
+    command = [sys.executable, "-m", "unclip_jax.train", f"--config=experiments/{stage}.py:tiny"]
+    command += [f"--workdir={workdir}", f"--config.data.path={run_dir}/data"]
+    if stage in ("prior", "decoder"):
+        command.append(f"--config.data.embeddings={run_dir}/embeddings")
+    short = {"steps": 12, "save_every": 3, "eval_every": 0, "sample_every": 0}
+    return command + [f"--config.train.{key}={value}" for key, value in short.items()]
+
+
+def exported(workdir):
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(workdir / "export" / "params")
+    return {
+        path: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        for path, leaf in flatten_paths(tree).items()
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_ends_in_the_same_bits(run_dir, tmp_path, stage):
+    call(*training(run_dir, stage, tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        training(run_dir, stage, killed), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if any((killed / "checkpoints").glob("[0-9]*")):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    call(*training(run_dir, stage, killed))
+    assert exported(killed) == exported(tmp_path / "whole")
+
+
+def test_an_interrupted_run_says_how_to_continue(run_dir, tmp_path):
+    command = training(run_dir, "prior", tmp_path / "run")
+    command = [part.replace("steps=12", "steps=4000") for part in command]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not any((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+    assert steps[-1] > 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--config.data.path=nowhere",), "nowhere"),
+        (("--config.data.embeddings=nowhere",), "nowhere"),
+        (("--config.optim.learning_rate=0.5",), "learning_rate"),
+        (("--config.data.tokenizer=nowhere",), "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run_dir, tmp_path_factory, change, message):
+    workdir = run_dir / "prior"  # a finished run of other settings
+    done = call(*training(run_dir, "prior", workdir), *change, check=False)
+    assert done.returncode == 2
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,115 @@
+"""From the command line to a config: an experiment file, its size, and overrides of any key.
+
+    --config=experiments/prior.py:shapes --config.optim.learning_rate=3e-4
+
+Every key that an experiment can have may be overridden, whether its file mentions it or not; the
+value is read as the type that the key has.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.experiment import Experiment, from_config
+
+
+def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that `spec` names, with overrides applied.
+
+    Args:
+        spec: FILE.py or FILE.py:SIZE.
+        overrides: arguments of the form --config.KEY.KEY=VALUE.
+
+    Raises:
+        UserError: no such file, size or key, or a value of the wrong type.
+    """
+    config = completed(from_config(load(spec)))
+    for argument in overrides:
+        _check_key(argument, config)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, sys_argv=["unclip_jax", *overrides]
+    )
+    try:
+        values(["unclip_jax", *overrides])
+    except (flags.Error, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{reason}; give a value of the key's type.") from None
+    return from_config(values.config)
+
+
+def load(spec: str) -> ConfigDict:
+    """Run the `get_config` of an experiment file.
+
+    Raises:
+        UserError: no such file, or it is no experiment.
+    """
+    name, _, size = spec.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        near = suggest(path.name, [each.name for each in path.parent.glob("*.py")])
+        raise UserError(f"there is no experiment file {name!r}.{near}")
+    found = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise UserError(f"{name} is not a Python file; give one like experiments/prior.py.")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{name} defines no get_config(size); see experiments/prior.py.")
+    return module.get_config(size) if size else module.get_config()
+
+
+def completed(experiment: Experiment) -> ConfigDict:
+    """A config with every key that the experiment can have, defaults included."""
+    return ConfigDict(_tree(experiment))
+
+
+def _tree(record: Any) -> dict[str, Any]:
+    """Fields of a dataclass as ConfigDict values; a None stays open for its type."""
+    hints = typing.get_type_hints(type(record))
+    tree = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if dataclasses.is_dataclass(value):
+            tree[field.name] = _tree(value)
+        elif value is None:
+            tree[field.name] = config_dict.placeholder(_inner(hints[field.name]))
+        elif isinstance(hints[field.name], types.UnionType):
+            reference = config_dict.placeholder(_inner(hints[field.name]))
+            reference.set(value)
+            tree[field.name] = reference
+        else:
+            tree[field.name] = value
+    return tree
+
+
+def _inner(hint: Any) -> type:
+    """The type beside None in an optional."""
+    (inner,) = [option for option in typing.get_args(hint) if option is not type(None)]
+    return inner
+
+
+def _check_key(argument: str, config: ConfigDict) -> None:
+    """Refuse a key that does not exist, with the nearest that does."""
+    path, equals, _ = argument.removeprefix("--").partition("=")
+    if not equals:
+        raise UserError(f"{argument} has no value; write {argument}=VALUE.")
+    group: Any = config
+    names = path.split(".")[1:]
+    for depth, name in enumerate(names):
+        where = ".".join(["config", *names[:depth]])
+        if not isinstance(group, Mapping | ConfigDict):
+            raise UserError(f"{where} is a value, not a group; it has no key {name!r}.")
+        if name not in group:
+            raise UserError(f"{where} has no key {name!r}.{suggest(name, list(group))}")
+        group = group[name]
+    if isinstance(group, ConfigDict):
+        raise UserError(f"{path} is a group of keys ({', '.join(group)}); override one of them.")
