@@ -21,8 +21,8 @@ def invert(denoise: Denoiser, x_0: X, *, schedule: Schedule, skip_last: bool = T
 
         x_{k+1} = signal_{k+1} x_0(x_k) + noise_{k+1} eps(x_k)
 
-    The clean sample stands for x at position 0 of the chain. With `skip_last` the result lies at the
-    last position, T' - 1, which is where `samplers.sample` starts on the same `schedule`: 249
+    The clean sample stands for x at position 0 of the chain. With `skip_last` the result lies at
+    the last position, T' - 1, which is where `samplers.sample` starts on the same `schedule`: 249
     updates on a chain of 250. Without it one more update leads to pure noise, a level that no step
     of the chain starts from; ADM saw noise in such reconstructions.
 

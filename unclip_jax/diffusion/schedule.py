@@ -40,7 +40,7 @@ class Schedule:
     """
 
     beta: Table
-    timesteps: Int[np.ndarray, " T"]
+    timesteps: Int[np.ndarray, " n"]  # n = T, which __post_init__ checks in words
 
     def __post_init__(self) -> None:
         if self.beta.shape != self.timesteps.shape or self.beta.size == 0:

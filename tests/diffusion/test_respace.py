@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion.respace import respace, timesteps
+from unclip_jax.diffusion.schedule import make_schedule
+
+COSINE = make_schedule("cosine", num_timesteps=1000)
+FAST_27 = (
+    "0,22,44,66,88,111,133,155,177,199,200,222,244,266,288,311,333,355,377,399,400,500,599,600,"
+    "799,800,997"
+)
+
+
+def grid(spec: str, num_timesteps: int = 1000) -> list[int]:
+    return timesteps(spec, num_timesteps=num_timesteps).tolist()
+
+
+@pytest.mark.parametrize(
+    ("spec", "head", "tail"),
+    [
+        ("250", [0, 4, 8, 12], [991, 995, 999]),
+        ("64", [0, 16, 32, 48], [967, 983, 999]),
+        ("2", [0], [999]),
+    ],
+)
+def test_fractional_strides_hold_both_ends(spec, head, tail):
+    kept = grid(spec)
+    assert len(kept) == int(spec)
+    assert kept[: len(head)] == head
+    assert kept[-len(tail) :] == tail
+
+
+@pytest.mark.parametrize(
+    ("count", "stride", "last"), [(27, 38, 988), (15, 67, 938), (250, 4, 996), (25, 40, 960)]
+)
+def test_integer_strides_start_at_0(count, stride, last):
+    kept = grid(f"ddim{count}")
+    assert kept == list(range(0, 1000, stride))
+    assert len(kept) == count
+    assert kept[-1] == last
+
+
+def test_glide_fast_27():
+    assert grid("fast27") == [int(index) for index in FAST_27.split(",")]
+
+
+def test_sections_are_their_own_fractional_strides():
+    kept = grid("10,10,3,2,2")
+    assert kept[:-1] == grid("fast27")[:-1]
+    assert kept[-1] == 999
+
+
+def test_sections_of_unequal_length_put_the_longer_first():
+    # 10 = 4 + 3 + 3
+    assert grid("2,2,3", 10) == [0, 3, 4, 6, 7, 8, 9]
+
+
+def test_all_steps_are_the_whole_chain():
+    assert grid("1000") == list(range(1000))
+
+
+@pytest.mark.parametrize("spec", ["64", "250", "ddim25", "fast27", "1000"])
+def test_a_short_chain_keeps_alpha_bar_and_the_original_timesteps(spec):
+    kept = timesteps(spec, num_timesteps=1000)
+    short = respace(COSINE, timesteps=kept)
+    np.testing.assert_allclose(short.alpha_bar, COSINE.alpha_bar[kept], rtol=1e-9)
+    np.testing.assert_array_equal(short.timesteps, kept)
+
+
+def test_the_beta_of_a_stride_is_that_of_its_steps_in_a_row():
+    short = respace(COSINE, timesteps=np.array([0, 10, 20]))
+    assert short.beta[2] == pytest.approx(1 - np.prod(1 - COSINE.beta[11:21]), rel=1e-9)
+
+
+def test_respacing_twice_is_respacing_once():
+    once = respace(COSINE, timesteps=np.array([0, 500, 999]))
+    between = respace(COSINE, timesteps=np.array([0, 250, 500, 999]))
+    twice = respace(between, timesteps=np.array([0, 2, 3]))
+    np.testing.assert_allclose(once.beta, twice.beta, rtol=1e-9)
+    np.testing.assert_array_equal(once.timesteps, twice.timesteps)
+
+
+def test_the_prior_s_64_steps_have_no_integer_stride():
+    with pytest.raises(UserError, match="'ddim64': no integer stride gives 64 of 1000.*rule '64'"):
+        grid("ddim64")
+
+
+@pytest.mark.parametrize("spec", ["", "many", "ddim", "ddimX", "10,", "2.5"])
+def test_nonsense_is_refused(spec):
+    with pytest.raises(UserError, match=f"sampling steps '{spec}' not understood; give a number"):
+        grid(spec)
+
+
+@pytest.mark.parametrize("spec", ["0", "-3", "1001", "10,0", "10,501"])
+def test_counts_that_do_not_fit_their_section_are_refused(spec):
+    with pytest.raises(UserError, match=r"ask for -?\d+ of a section of \d+ steps; give between 1"):
+        grid(spec)
+
+
+def test_one_step_is_refused():
+    with pytest.raises(UserError, match="'1' would keep index 0 only; give at least 2"):
+        grid("1")
+
+
+@pytest.mark.parametrize("kept", [[3, 2], [2, 2], [-1, 5], [0, 1000], []])
+def test_a_grid_that_does_not_ascend_within_the_chain_is_refused(kept):
+    with pytest.raises(UserError, match=r"must ascend strictly within \[0, 999\]"):
+        respace(COSINE, timesteps=np.array(kept, np.int32))
