@@ -117,7 +117,7 @@ class Clip(nn.Module):
         self.image = ImageTower(self.cfg)
         self.text = TextTower(self.cfg)
         start = math.log(1 / 0.07)
-        self.log_scale = self.param("log_scale", lambda _: jnp.float32(start))
+        self.log_scale = self.param("log_scale", sharded(lambda _: jnp.float32(start)))
 
     def __call__(self, images: Image, tokens: Tokens, token_mask: Mask) -> ClipOutput:
         """Embed pairs."""

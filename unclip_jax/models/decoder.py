@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from unclip_jax.core.checks import one_of
 from unclip_jax.core.types import Embedding, Image, Mask, Steps, Tokens
 from unclip_jax.models.layers import TimeEmbedding, compute_dtype, dense, normal
-from unclip_jax.models.text import TextEncoder, TextEncoderConfig
+from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
 from unclip_jax.models.unet import UNet, UNetConfig
 from unclip_jax.parallel.axes import sharded
 
@@ -57,6 +57,7 @@ class DecoderConfig:
 
     def __post_init__(self):
         one_of("null_z", self.null_z, NULL_Z)
+        one_of("padding", self.padding, PADDING)
 
     @property
     def text(self) -> TextEncoderConfig:

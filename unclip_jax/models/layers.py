@@ -7,7 +7,7 @@ Epsilon is 1e-5 in every norm (Flax defaults to 1e-6; every public checkpoint wa
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -168,12 +168,15 @@ def attention(
     causal: bool = False,
 ) -> Float[Array, " b l n k"]:
     """Softmax attention with scale k^-1/2; softmax in float32; `mask` True = may be seen."""
+    implementation = _implementation(q, k, mask)
+    if implementation == "cudnn" and mask is not None:  # which broadcasts no lengths
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, implementation=_implementation(q, k, mask)
+        q, k, v, mask=mask, is_causal=causal, implementation=implementation
     )
 
 
-def _implementation(q: Array, k: Array, mask: Array | None) -> str:
+def _implementation(q: Array, k: Array, mask: Array | None) -> Literal["cudnn", "xla"]:
     """CuDNN where it applies (half precision, head size 8..128 by 8, even lengths if masked)."""
     even = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
     fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
@@ -211,7 +214,7 @@ def timestep_features(
 
 
 class TimeEmbedding(nn.Module):
-    """Timestep features, Linear, SiLU, Linear (section 3.7: 4 x model channels in U-Nets)."""
+    """Timestep features, Linear, SiLU, Linear (ADM, arXiv 2105.05233; as in its code)."""
 
     features: int
     width: int

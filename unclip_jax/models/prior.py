@@ -96,7 +96,7 @@ class Prior(nn.Module):
             keep_text: False drops caption *and* z_txt, never x_t; None keeps all.
 
         Raises:
-            UserError: `text_seq` missing or not wanted.
+            UserError: `text_seq` missing, not wanted, or of another width than configured.
         """
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
         null = self.param("null_z_txt", sharded(normal(0.02), "z"), (cfg.embed_dim,))
@@ -128,6 +128,11 @@ class Prior(nn.Module):
             return embed(tokens, mask)
         if text_seq is None:
             raise UserError("this prior reads CLIP's token features; give text_seq.")
+        if text_seq.shape[-1] != cfg.clip_text_width:
+            raise UserError(
+                f"text_seq has width {text_seq.shape[-1]}; prior.clip_text_width is "
+                f"{cfg.clip_text_width}. Use the CLIP that this prior was built for."
+            )
         x = self._project("text_seq_in", text_seq)
         init = sharded(normal(0.01), "position", "embed")
         padding = self.param("padding", init, (cfg.context, cfg.width))

@@ -78,7 +78,7 @@ class Transformer(nn.Module):
             rematerialised(Block, cfg.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=cfg.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )

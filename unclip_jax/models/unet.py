@@ -1,4 +1,4 @@
-"""The U-Net of ADM and GLIDE (section 7.2 of the design; arXiv 2105.05233, 2112.10741).
+"""The U-Net of ADM and GLIDE (arXiv 2105.05233, 2112.10741).
 
 Its topology is data: `plan` lists the blocks, `UNet` runs the list. Without attention it is the
 upsamplers' network and accepts any size that its levels can halve.
@@ -36,7 +36,7 @@ class UNetConfig:
         attention_at: sides of the feature maps that get attention; () = none, not even in the
             middle.
         head_channels: channels per attention head.
-        context_width: width of the text features in attention, or None.
+        context_width: width that context tokens must have; None takes any.
         dropout: rate in the residual blocks.
         patch: side of the squares that the stem folds into channels (a miniature-only saving).
         norm_groups: must divide the channels of every level and of every concatenation.
@@ -99,7 +99,7 @@ class Plan(NamedTuple):
 
 
 def plan(cfg: UNetConfig) -> Plan:
-    """The topology of section 7.2 for `cfg`.
+    """The topology for `cfg`: ADM's (arXiv 2105.05233), with resampling inside residual blocks.
 
     Raises:
         UserError: a size in `cfg` is not positive, or attention at a side that no level has.
@@ -154,10 +154,11 @@ class UNet(nn.Module):
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
         Raises:
-            UserError: sides that the levels cannot halve, or another number of channels.
+            UserError: sides that the levels cannot halve, another number of channels, or context
+                of another width.
         """
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
-        _check_input(x, cfg)
+        _check_input(x, context, cfg)
         steps = plan(cfg)
         block = rematerialised(UNetBlock, cfg.remat, scanned=False, static_argnums=(5,))
         emb = jax.nn.silu(emb).astype(dtype)
@@ -215,11 +216,17 @@ class UNetBlock(nn.Module):
         return attend(x, context, context_mask)
 
 
-def _check_input(x: Array, cfg: UNetConfig) -> None:
+def _check_input(x: Array, context: Array | None, cfg: UNetConfig) -> None:
     for side in x.shape[1:3]:
         why = f"pad or resize: {len(cfg.multiples)} levels and patch {cfg.patch} halve it so often."
         divisible("image side", side, cfg.stride, why)
     if x.shape[-1] != cfg.in_channels:
         raise UserError(
             f"the U-Net got {x.shape[-1]} channels; unet.in_channels is {cfg.in_channels}."
+        )
+    width = cfg.context_width if context is None else context.shape[-1]
+    if cfg.context_width not in (None, width):
+        raise UserError(
+            f"the context tokens have width {width}; unet.context_width is "
+            f"{cfg.context_width}. Give tokens of that width or leave it unset."
         )
