@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -26,6 +27,15 @@ LEVEL = COSINE.level(T, ndim=4)
 def hybrid(out: jax.Array, var_frac: jax.Array, **changes) -> objectives.HybridLoss:
     options = {"target": Target.EPS, "x_0": X_0, "eps": EPS, "t": T, "schedule": COSINE}
     return objectives.hybrid_loss(out, var_frac, **(options | changes))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradients(part: str, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """With respect to the mean half and the variance half."""
+    return jax.grad(lambda *a: getattr(hybrid(*a, t=t), part).sum(), (0, 1))(OUT, FRAC)
+
+
+log_likelihood = jax.jit(objectives.discretised_log_likelihood)
 
 
 @pytest.mark.parametrize("target", list(Target))
@@ -65,13 +75,13 @@ def test_an_unclipped_snr_weight_of_x_0_is_the_plain_eps_loss():
 
 
 def test_only_the_variance_half_feels_the_variational_term():
-    grad_out, grad_frac = jax.grad(lambda *a: hybrid(*a).variational.sum(), (0, 1))(OUT, FRAC)
+    grad_out, grad_frac = gradients("variational", T)
     np.testing.assert_array_equal(grad_out, 0.0)
     assert np.all(np.any(grad_frac.reshape(4, -1) != 0, axis=1))
 
 
 def test_only_the_mean_half_feels_the_prediction_loss():
-    grad_out, grad_frac = jax.grad(lambda *a: hybrid(*a).prediction.sum(), (0, 1))(OUT, FRAC)
+    grad_out, grad_frac = gradients("prediction", T)
     np.testing.assert_array_equal(grad_frac, 0.0)
     np.testing.assert_allclose(grad_out, 2 * (OUT - EPS) / OUT[0].size, atol=1e-6)
 
@@ -80,7 +90,7 @@ def test_only_the_mean_half_feels_the_prediction_loss():
 def test_the_variational_term_weighs_a_thousandth_of_the_bound(num_timesteps):
     schedule = make_schedule("cosine", num_timesteps=num_timesteps)
     t = jnp.array([0, 1, 100, 249])
-    loss = hybrid(OUT, FRAC, t=t, schedule=schedule)
+    loss = jax.jit(functools.partial(hybrid, schedule=schedule))(OUT, FRAC, t=t)
     weighted = loss.prediction + 0.001 * num_timesteps * loss.variational
     np.testing.assert_allclose(loss.total, weighted, rtol=1e-6)
 
@@ -137,7 +147,7 @@ def test_at_step_0_it_is_the_code_length_of_8_bit_values():
 @pytest.mark.parametrize("std", [0.005, 0.1, 2.0])
 @pytest.mark.parametrize("mean", [-1.0, -0.3, 0.9])
 def test_the_likelihood_of_the_256_values_sums_to_one(mean, std):
-    log_mass = objectives.discretised_log_likelihood(
+    log_mass = log_likelihood(
         GREYS[None], mean=jnp.full((1, 256), mean), log_std=jnp.full((1, 256), math.log(std))
     )
     assert float(jnp.sum(jnp.exp(log_mass))) == pytest.approx(1.0, abs=1e-5)
@@ -148,13 +158,13 @@ def test_gradients_stay_finite_where_the_likelihood_vanishes():
         x = jnp.ones((1, 1))
         return objectives.discretised_log_likelihood(x, mean=mean, log_std=log_std).sum()
 
-    grads = jax.grad(value, (0, 1))(jnp.full((1, 1), -40.0), jnp.full((1, 1), -5.0))
+    grads = jax.jit(jax.grad(value, (0, 1)))(jnp.full((1, 1), -40.0), jnp.full((1, 1), -5.0))
     assert np.all(np.isfinite(np.array(grads)))
 
 
 def test_gradients_of_the_hybrid_loss_are_finite_at_every_step():
     t = jnp.array([0, 1, 998, 999])
-    grads = jax.grad(lambda *a: hybrid(*a, t=t).total.sum(), (0, 1))(OUT, FRAC)
+    grads = gradients("total", t)
     assert all(np.all(np.isfinite(grad)) for grad in grads)
 
 
@@ -166,8 +176,8 @@ def test_low_precision_outputs_are_compared_in_float32():
 
 
 def test_examples_do_not_mix():
-    whole = hybrid(OUT, FRAC)
-    alone = hybrid(OUT[2:3], FRAC[2:3], x_0=X_0[2:3], eps=EPS[2:3], t=T[2:3])
+    whole = jax.jit(hybrid)(OUT, FRAC)
+    alone = jax.jit(hybrid)(OUT[2:3], FRAC[2:3], x_0=X_0[2:3], eps=EPS[2:3], t=T[2:3])
     np.testing.assert_allclose(alone.total[0], whole.total[2], rtol=1e-6)
 
 

@@ -98,9 +98,14 @@ def test_the_exact_reverse_variance_as_a_table_needs_few_steps():
     assert np.sqrt(variance) == pytest.approx(STD, abs=1e-4)
 
 
-def walk(rule: Callable, denoise: Callable, short: Schedule, seed: int = 0) -> jax.Array:
+@functools.cache
+def compiled(rule: Callable, denoise: Callable, spec: str) -> Callable:
+    return jax.jit(functools.partial(sample, denoise, schedule=chain(spec), step=rule))
+
+
+def walk(rule: Callable, denoise: Callable, spec: str, seed: int = 0) -> jax.Array:
     x_T = jax.random.normal(jax.random.key(9), (3, 5))
-    return sample(denoise, x_T, schedule=short, step=rule, keys=keys(3, seed))
+    return compiled(rule, denoise, spec)(x_T, keys=keys(3, seed))
 
 
 def bounded(x_t: jax.Array, t: jax.Array) -> Prediction:
@@ -111,19 +116,19 @@ def bounded(x_t: jax.Array, t: jax.Array) -> Prediction:
 
 
 def test_ddim_without_noise_does_not_depend_on_the_seed():
-    one, other = (walk(ddim(0.0), bounded, chain("ddim25"), seed) for seed in (0, 1))
+    one, other = (walk(ddim(0.0), bounded, "ddim25", seed) for seed in (0, 1))
     np.testing.assert_array_equal(one, other)
 
 
 def test_ddim_with_noise_does():
-    one, other = (walk(ddim(0.2), bounded, chain("ddim25"), seed) for seed in (0, 1))
+    one, other = (walk(ddim(0.2), bounded, "ddim25", seed) for seed in (0, 1))
     assert np.all(one != other)
 
 
 @pytest.mark.parametrize("spec", ["ddim25", "1000"])
 def test_ddim_with_eta_1_is_ancestral_with_the_small_variance(spec):
-    by_ddim = walk(ddim(1.0), bounded, chain(spec))
-    by_ancestral = walk(ancestral("small"), bounded, chain(spec))
+    by_ddim = walk(ddim(1.0), bounded, spec)
+    by_ancestral = walk(ancestral("small"), bounded, spec)
     np.testing.assert_allclose(by_ddim, by_ancestral, atol=2e-5)
 
 
@@ -132,8 +137,8 @@ def test_the_ends_of_the_learned_range_are_the_fixed_variances(var_frac, name):
     def denoise(x_t, t):
         return bounded(x_t, t)._replace(var_frac=jnp.full_like(x_t, var_frac))
 
-    learned = walk(ancestral("learned_range"), denoise, chain("ddim25"))
-    fixed = walk(ancestral(name), denoise, chain("ddim25"))
+    learned = walk(ancestral("learned_range"), denoise, "ddim25")
+    fixed = walk(ancestral(name), denoise, "ddim25")
     np.testing.assert_array_equal(learned, fixed)
 
 
@@ -149,7 +154,7 @@ def test_the_last_step_returns_the_clean_sample_without_noise(name):
 @pytest.mark.parametrize("name", ["ddim 1", "learned_range"])
 def test_an_example_does_not_depend_on_its_batch(name):
     x_T = jax.random.normal(jax.random.key(2), (4, 5))
-    run = functools.partial(sample, bounded, schedule=chain("ddim25"), step=RULES[name])
+    run = compiled(RULES[name], bounded, "ddim25")
     together = run(x_T, keys=keys(4))
     alone = run(x_T[2:3], keys=keys(4)[2:3])
     np.testing.assert_allclose(alone[0], together[2], atol=1e-6)
@@ -172,20 +177,18 @@ def test_many_seeds_are_one_trace_and_one_call_of_the_network():
 
 
 def test_the_network_is_given_original_timesteps_in_descending_order():
-    seen, short = [], chain("fast27")
+    seen = []
 
     def denoise(x_t, t):
         jax.debug.callback(lambda t: seen.append(int(t[0])), t, ordered=True)
         return bounded(x_t, t)
 
-    walk(ddim(0.0), denoise, short).block_until_ready()
+    walk(ddim(0.0), denoise, "fast27").block_until_ready()
     jax.effects_barrier()
-    assert seen == short.timesteps[::-1].tolist()
+    assert seen == chain("fast27").timesteps[::-1].tolist()
 
 
 def test_steps_draw_different_noise():
-    # of a denoiser that says nothing, ancestral sampling leaves a sum of independent draws
-    silent = lambda x_t, t: Prediction(jnp.zeros_like(x_t), x_t)  # noqa: E731
     noises = []
 
     def spy(x_t, pred, at, noise):
@@ -193,7 +196,7 @@ def test_steps_draw_different_noise():
         return x_t
 
     x_T = jnp.zeros((2, 500))
-    sample(silent, x_T, schedule=chain("4"), step=spy, keys=keys(2)).block_until_ready()
+    sample(bounded, x_T, schedule=chain("4"), step=spy, keys=keys(2)).block_until_ready()
     jax.effects_barrier()
     flat = np.stack(noises).reshape(8, 500)
     np.testing.assert_allclose(np.corrcoef(flat), np.eye(8), atol=4 / np.sqrt(500))
@@ -203,7 +206,7 @@ def test_step_inputs_keep_the_digits_of_float64():
     inputs = step_inputs(FULL)
     np.testing.assert_allclose(inputs.noise_t[::-1], FULL.noise, rtol=1e-7)
     np.testing.assert_allclose(jnp.exp(inputs.log_beta)[::-1], FULL.beta, rtol=2e-6)
-    assert inputs.index.tolist() == list(range(999, -1, -1))
+    assert inputs.position.tolist() == list(range(999, -1, -1))
     assert float(inputs.signal_s[-1]) == 1.0 and float(inputs.noise_s[-1]) == 0.0
 
 
@@ -220,7 +223,7 @@ def test_an_unknown_variance_gets_a_suggestion():
 
 def test_a_learned_variance_needs_a_model_that_has_one():
     with pytest.raises(UserError, match="'learned_range' needs a model with a learned variance"):
-        walk(ancestral("learned_range"), exact_denoiser(0.0, 1.0), chain("4"))
+        walk(ancestral("learned_range"), exact_denoiser(0.0, 1.0), "4")
 
 
 @pytest.mark.parametrize("table", [np.ones(3), np.array([1.0, 1.0, 0.0, 1.0])])
@@ -232,4 +235,4 @@ def test_a_table_that_does_not_fit_is_refused(table):
 
 def test_a_table_that_is_missing_is_refused():
     with pytest.raises(UserError, match="variance 'table' needs a variance_table, which is None"):
-        walk(ancestral("table"), bounded, chain("4"))
+        walk(ancestral("table"), bounded, "4")

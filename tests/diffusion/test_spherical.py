@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.diffusion.spherical import slerp
+from unclip_jax.diffusion import spherical
 
+slerp = jax.jit(spherical.slerp)
 SHAPES = [(3, 7), (3, 4, 4, 2)]
 
 

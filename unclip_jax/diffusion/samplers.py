@@ -30,7 +30,7 @@ class StepInputs(NamedTuple):
 
     Attributes:
         t: original timestep, which the network is given.
-        index: position in the chain, T' - 1 .. 0.
+        position: in the chain, T' - 1 .. 0.
         signal_t: square root of alpha_bar at t; noise_t of 1 - alpha_bar.
         noise_t: see signal_t.
         signal_s: the same one step nearer to the data; 1 on the last step.
@@ -43,7 +43,7 @@ class StepInputs(NamedTuple):
     """
 
     t: Int[Array, "..."]
-    index: Int[Array, "..."]
+    position: Int[Array, "..."]
     signal_t: Float[Array, "..."]
     noise_t: Float[Array, "..."]
     signal_s: Float[Array, "..."]
@@ -95,7 +95,7 @@ class Ancestral:
         """Take one step."""
         mean = at.posterior_x_0 * pred.x_0 + at.posterior_x_t * x_t
         std = jnp.exp(0.5 * self._log_variance(pred, at))
-        return mean + jnp.where(at.index > 0, std, 0.0) * noise
+        return mean + jnp.where(at.position > 0, std, 0.0) * noise
 
     def _log_variance(self, pred: Prediction, at: StepInputs) -> Array:
         if self.variance == "large":
@@ -164,7 +164,7 @@ def sample(
 
     def body(x_t: X, at: StepInputs) -> tuple[X, None]:
         t = jnp.broadcast_to(at.t, x_t.shape[:1])
-        noise = rng.normal_each(rng.fold_each(keys, "step", at.index), x_t.shape[1:])
+        noise = rng.normal_each(rng.fold_each(keys, "step", at.position), x_t.shape[1:])
         return step(x_t, denoise(x_t, t), at, noise), None
 
     return jax.lax.scan(body, x_T, inputs)[0]
@@ -188,20 +188,19 @@ def step_inputs(
             )
         log_table = np.log(variance_table)
     alpha_bar_prev = schedule.alpha_bar_prev
-    tables = StepInputs(
-        t=schedule.timesteps,
-        index=np.arange(schedule.num_timesteps),
-        signal_t=schedule.signal,
-        noise_t=schedule.noise,
-        signal_s=np.sqrt(alpha_bar_prev),
-        noise_s=np.sqrt(1.0 - alpha_bar_prev),
-        posterior_x_0=schedule.posterior_x_0,
-        posterior_x_t=schedule.posterior_x_t,
-        log_beta=schedule.log_beta,
-        log_beta_tilde=schedule.log_beta_tilde_clipped,
-        log_table=log_table,
+    return StepInputs(
+        t=_reversed(schedule.timesteps),
+        position=_reversed(np.arange(schedule.num_timesteps)),
+        signal_t=_reversed(schedule.signal),
+        noise_t=_reversed(schedule.noise),
+        signal_s=_reversed(np.sqrt(alpha_bar_prev)),
+        noise_s=_reversed(np.sqrt(1.0 - alpha_bar_prev)),
+        posterior_x_0=_reversed(schedule.posterior_x_0),
+        posterior_x_t=_reversed(schedule.posterior_x_t),
+        log_beta=_reversed(schedule.log_beta),
+        log_beta_tilde=_reversed(schedule.log_beta_tilde_clipped),
+        log_table=_reversed(log_table),
     )
-    return jax.tree.map(_reversed, tables)
 
 
 def _reversed(table: np.ndarray) -> Array:
