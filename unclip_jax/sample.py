@@ -127,7 +127,7 @@ def draw(
     for start in range(0, len(captions), batch_size):
         indices = np.arange(start, start + batch_size)
         kept = np.minimum(indices, len(captions) - 1)  # one shape, one compilation
-        tokens = tokenise(loaded.cascade, tokenizer, [captions[i] for i in kept])
+        tokens = tokenise(loaded.cascade, tokenizer, [captions[int(i)] for i in kept])
         given = None if z_img is None else z_img[kept]
         drawn = run(loaded.params, tokens, text_to_image.keys_for(seed, jnp.array(indices)), given)
         images.append(np.asarray(drawn)[: len(captions) - start])
@@ -154,7 +154,8 @@ def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str
         cascade.prior.model.context,
         cascade.decoder.model.context,
     )
-    return Captions(*(tokenizer.encode(captions, length=length) for length in lengths))
+    encoded = (tokenizer.encode(captions, length=length) for length in lengths)
+    return Captions(*((jnp.asarray(ids), jnp.asarray(mask)) for ids, mask in encoded))
 
 
 def write(

@@ -18,6 +18,7 @@ from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.models.clip import Clip, TextOutput
 from unclip_jax.stages import decoder, prior, upsampler
+from unclip_jax.stages.base import apply
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
@@ -90,17 +91,15 @@ def keys_for(seed: int, indices: Int[Array, " b"]) -> Keys:
 def text_embedding(cascade: Cascade, params: Params, *, captions: Captions) -> Embedding:
     """L2-normalised CLIP text embeddings z_txt."""
     tokens, mask = captions.clip
-    out: TextOutput = Clip(cascade.clip.model).apply(
-        {"params": params["clip"]}, tokens, mask, method=Clip.encode_text
-    )  # pyright: ignore[reportAssignmentType]
+    out: TextOutput = apply(
+        Clip(cascade.clip.model), params["clip"], tokens, mask, method=Clip.encode_text
+    )
     return prior.unit(out.pooled)
 
 
 def image_embedding(cascade: Cascade, params: Params, *, images: Image) -> Embedding:
     """L2-normalised CLIP image embeddings of images in [-1, 1] at CLIP's input size."""
-    out: Any = Clip(cascade.clip.model).apply(
-        {"params": params["clip"]}, images, method=Clip.encode_image
-    )
+    out = apply(Clip(cascade.clip.model), params["clip"], images, method=Clip.encode_image)
     return prior.unit(out)
 
 

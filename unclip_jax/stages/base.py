@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -43,3 +44,8 @@ class Stage:
 def one_example(spec: BatchSpec) -> Batch:
     """A batch of one example, all zeros, with which a network is initialised."""
     return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in abstract(spec, 1).items()}
+
+
+def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
+    """Run a network on its parameters; Flax's own annotation of the result helps nobody."""
+    return module.apply({"params": params}, *inputs, **options)

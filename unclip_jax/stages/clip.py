@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from unclip_jax.core import batch as batches
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Metrics, Params, Scalar
-from unclip_jax.models.clip import Clip, ClipConfig
-from unclip_jax.stages.base import Stage, one_example
+from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput
+from unclip_jax.stages.base import Stage, apply, one_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,9 @@ def make(cfg: ClipStageConfig) -> Stage:
         return module.init(key, zeros["image"], zeros["tokens"], zeros["token_mask"])["params"]
 
     def metrics(params: Params, batch: Batch) -> tuple[Scalar, Metrics]:
-        out = module.apply({"params": params}, batch["image"], batch["tokens"], batch["token_mask"])
+        out: ClipOutput = apply(
+            module, params, batch["image"], batch["tokens"], batch["token_mask"]
+        )
         loss, top1_image, top1_text = contrastive(out.z_img, out.z_txt, scale=out.logit_scale)
         return loss, {
             "loss": loss,

@@ -19,7 +19,7 @@ from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Mask, Metr
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.decoder import Decoder, DecoderConfig
 from unclip_jax.stages import gaussian
-from unclip_jax.stages.base import Stage, one_example
+from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import unit
 
@@ -187,15 +187,11 @@ def denoiser(
     if scale != 1.0:
         keep = jnp.concatenate([keep, ~keep])
         z_img, tokens, token_mask = (jnp.concatenate([x, x]) for x in (z_img, tokens, token_mask))
-    variables = {"params": params}
-    features = module.apply(
-        variables, tokens, token_mask, keep_text=keep, method=Decoder.encode_text
-    )
+    features = apply(module, params, tokens, token_mask, keep_text=keep, method=Decoder.encode_text)
 
     def denoise(x_t, t):
-        out = module.apply(
-            variables, x_t, t, z_img=z_img, text=features, keep_z=keep, method=Decoder.denoise
-        )
+        given = {"z_img": z_img, "text": features, "keep_z": keep}
+        out = apply(module, params, x_t, t, **given, method=Decoder.denoise)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
     if scale == 1.0:
@@ -209,8 +205,9 @@ def _training_loss(
     """Per-example loss with dropout and independent drops of z_img and caption."""
     size = noised.t.shape[0]
     key_z, key_text = rng.fold(key, "drop_z"), rng.fold(key, "drop_text")
-    out = Decoder(cfg.model).apply(
-        {"params": params},
+    out = apply(
+        Decoder(cfg.model),
+        params,
         noised.x_t,
         noised.t,
         z_img=cfg.scale * unit(batch["z_img"]),
@@ -221,19 +218,20 @@ def _training_loss(
         deterministic=False,
         rngs={"dropout": rng.fold(key, "dropout")},
     )
-    return gaussian.loss(cfg.diffusion, jnp.asarray(out), noised=noised)
+    return gaussian.loss(cfg.diffusion, out, noised=noised)
 
 
 def _loss_with(
     cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.Noised
 ) -> Float[Array, " b"]:
     """Per-example loss without drops and dropout."""
-    out = Decoder(cfg.model).apply(
-        {"params": params},
+    out = apply(
+        Decoder(cfg.model),
+        params,
         noised.x_t,
         noised.t,
         z_img=cfg.scale * unit(batch["z_img"]),
         tokens=batch["tokens"],
         token_mask=batch["token_mask"],
     )
-    return gaussian.loss(cfg.diffusion, jnp.asarray(out), noised=noised)
+    return gaussian.loss(cfg.diffusion, out, noised=noised)

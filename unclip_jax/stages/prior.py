@@ -20,7 +20,7 @@ from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Pa
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.stages import gaussian
-from unclip_jax.stages.base import Stage, one_example
+from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 # 17.2 / sqrt(1024): a unit vector's RMS per dimension becomes that of pixels (unCLIP, 2.2).
@@ -72,22 +72,22 @@ def make(cfg: PriorStageConfig) -> Stage:
             "params"
         ]
 
-    def apply(params: Params, batch: Batch, noised: gaussian.Noised, keep_text: Array | None):
+    def output(params: Params, batch: Batch, noised: gaussian.Noised, keep_text: Array | None):
         text = _text(cfg, batch)
-        return module.apply({"params": params}, noised.x_t, noised.t, **text, keep_text=keep_text)
+        return apply(module, params, noised.x_t, noised.t, **text, keep_text=keep_text)
 
     def loss(params: Params, batch: Batch, key: Key):
         noised = gaussian.draw(chain, cfg.scale * unit(batch["z_img"]), key=rng.fold(key, "draw"))
         keep = guidance.keep_mask(
             rng.fold(key, "drop_text"), batch_size=noised.t.shape[0], drop=cfg.drop_text
         )
-        out = apply(params, batch, noised, keep)
+        out = output(params, batch, noised, keep)
         value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
         noised = gaussian.draw(chain, cfg.scale * unit(batch["z_img"]), key=rng.fold(key, "draw"))
-        out = apply(params, batch, noised, None)
+        out = output(params, batch, noised, None)
         value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
         return {"loss": value, **_health(cfg, params, batch, key)}
 
@@ -161,16 +161,16 @@ def denoiser(
     """The conditional, or guided, denoiser for a batch of captions."""
     module = Prior(cfg.model)
 
-    def apply(x_t, t, batch, keep_text):
-        out = module.apply({"params": params}, x_t, t, **_text(cfg, batch), keep_text=keep_text)
+    def predict(x_t, t, batch, keep_text):
+        out = apply(module, params, x_t, t, **_text(cfg, batch), keep_text=keep_text)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
     if scale == 1.0:
-        return lambda x_t, t: apply(x_t, t, batch, None)
+        return lambda x_t, t: predict(x_t, t, batch, None)
     both = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
 
     def denoise_both(x_t, t):
-        return apply(x_t, t, both, jnp.arange(x_t.shape[0]) < x_t.shape[0] // 2)
+        return predict(x_t, t, both, jnp.arange(x_t.shape[0]) < x_t.shape[0] // 2)
 
     return guidance.guided(denoise_both, scale=scale, schedule=cfg.diffusion.chain())
 

@@ -17,7 +17,7 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Steps
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 from unclip_jax.stages import gaussian
-from unclip_jax.stages.base import Stage, one_example
+from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 
@@ -151,8 +151,9 @@ def _apply(
     dropout_key: Key | None,
 ) -> Array:
     """Raw output; dropout is on when its key is given."""
-    out = Upsampler(cfg.model).apply(
-        {"params": params},
+    out = apply(
+        Upsampler(cfg.model),
+        params,
         x_t,
         t,
         low_res=low_res,
