@@ -14,7 +14,6 @@ from unclip_jax.parallel.place import unbox
 from unclip_jax.training.optimizer import (
     OptimConfig,
     decayed,
-    dimension_numbers,
     make_optimizer,
     muon_labels,
     rate,
@@ -95,12 +94,6 @@ def test_muon_takes_kernels_and_leaves_exclusions_to_adamw():
     assert {path for path, label in labels.items() if label == "muon"} == KERNELS
     labels = flatten_paths(muon_labels(BOXED, exclude=("conv/",)))
     assert {path for path, label in labels.items() if label == "muon"} == {"blocks/fc/kernel"}
-
-
-def test_dimension_numbers_by_hand():
-    assert dimension_numbers(("embed", "mlp")) == ((0,), (1,))
-    assert dimension_numbers(("layers", "embed", "mlp")) == ((1,), (2,))
-    assert dimension_numbers((None, None, "conv_in", "conv_out")) == ((0, 1, 2), (3,))
 
 
 def test_muon_updates_are_nearly_orthogonal_per_layer_and_the_rest_is_adam():

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from unclip_jax.core.checks import UserError, in_range, one_of, positive, suggest
 from unclip_jax.parallel.place import axis_names, unbox
+from unclip_jax.training.muon import scale_by_muon
 
 Rate = Callable[[Any], Any]  # step -> learning rate, both scalars
 
@@ -149,12 +149,6 @@ def muon_labels(boxed: Any, *, exclude: tuple[str, ...] = ()) -> Any:
     return _by_path(boxed, label)
 
 
-def dimension_numbers(names: tuple[str | None, ...]) -> MuonDimensionNumbers:
-    """How Muon reads a kernel as matrices: last axis out, the others in, "layers" a batch."""
-    axes = [i for i, name in enumerate(names) if name != "layers"]
-    return MuonDimensionNumbers(reduction_axis=tuple(axes[:-1]), output_axis=tuple(axes[-1:]))
-
-
 def _adamw(config: OptimConfig, mask: Any, steps: int) -> optax.GradientTransformation:
     return optax.adamw(
         rate(config, config.learning_rate, steps=steps),
@@ -171,26 +165,16 @@ def _adamw_alone(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientT
 
 
 def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) for kernels, AdamW for the rest."""
+    """Muon for kernels, AdamW for the rest."""
     labels = muon_labels(boxed, exclude=config.muon_exclude)
-    numbers = _keep("muon", labels, _by_path(boxed, lambda _, names: dimension_numbers(names)))
+    stacked = _keep("muon", labels, _by_path(boxed, lambda _, names: names[:1] == ("layers",)))
     muon = optax.chain(
-        scale_by_muon(beta=config.muon_momentum, weight_dimension_numbers=numbers),
-        optax.stateless(lambda updates, _: jax.tree.map(_scaled, updates, numbers)),
+        scale_by_muon(stacked, momentum=config.muon_momentum),
         optax.add_decayed_weights(config.muon_weight_decay),
         optax.scale_by_learning_rate(rate(config, config.muon_learning_rate, steps=steps)),
     )
     adamw = _adamw(config, _keep("adamw", labels, decayed(boxed)), steps)
     return optax.partition({"muon": muon, "adamw": adamw}, labels)
-
-
-def _scaled(update: Array, numbers: MuonDimensionNumbers) -> Array:
-    """An orthogonal update times max(1, out / in)^1/2, as in Jordan's code."""
-    fan_in, fan_out = (
-        math.prod(update.shape[axis] for axis in axes)  # pyright: ignore[reportGeneralTypeIssues]
-        for axes in numbers
-    )
-    return update * math.sqrt(max(1.0, fan_out / fan_in))
 
 
 def _is_kernel(path: str) -> bool:
