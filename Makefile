@@ -32,7 +32,7 @@ demo: setup  ## Train every stage in miniature, judge it, and draw runs/shapes/s
 		'two orange diamonds on a mint background' 'a small green cross below a blue circle'
 
 test: setup  ## Run the tests.
-	@$(PYTEST) -m 'not nightly and not parity'
+	@$(PYTEST) -n 2 --dist loadfile -m 'not nightly and not parity'
 
 lint: setup  ## Look for mistakes and for unformatted code.
 	@$(BIN)/ruff check .

@@ -102,7 +102,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
         unet.image_size = data.load_size = 64
-        unet.patch = 4
+        unet.patch = 4  # the grid of the shapes size, so the same cost
     if size == "tiny":
         net.z_dim = 32
         net.context, net.vocab_size = 24, 1024

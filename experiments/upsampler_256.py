@@ -83,11 +83,11 @@ def get_config(size: str = "paper") -> ConfigDict:
     if size == "shapes":
         unet.image_size = data.load_size = 64
         unet.channels, model.crop = 32, 16
-        train.steps, train.batch_size, train.eval_every = 600, 64, 200
+        train.steps, train.batch_size, train.eval_every = 500, 64, 250
     if size == "emoji":
         unet.image_size = data.load_size = 128
         unet.channels, model.crop = 32, 32
-        train.steps, train.batch_size, train.eval_every = 600, 64, 200
+        train.steps, train.batch_size, train.eval_every = 400, 16, 200
     if size == "tiny":
         unet.image_size = data.load_size = 32
         unet.channels, model.crop = 16, 16

@@ -26,7 +26,7 @@ EVERYTHING = [
 ]
 
 PURE = {"core", "shapes", "diffusion", "models", "stages", "parallel"}
-# Whatever a room declares, these doors stay shut (HOUSE section 2).
+# Whatever a room declares, these doors stay shut.
 NEVER = {
     "core": {*ROOMS},
     "diffusion": {"models", "stages"},

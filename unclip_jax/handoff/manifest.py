@@ -44,7 +44,7 @@ class Manifest:
         embed_dim: length z of a CLIP embedding.
         embed_stats: statistics of the embeddings trained on, such as {"mean_norm": 1.0}.
         tokenizer_hash: identity of the tokenizer whose ids the stage reads.
-        z_scale: factor on unit-norm embeddings as the prior diffuses them (SPEC: 17.2 at z=1024).
+        z_scale: factor on unit-norm embeddings as the prior diffuses them (17.2 at z = 1024).
         image_size: side of the images the stage draws, in pixels.
         low_res_size: side of the images an upsampler starts from, in pixels.
         data: what it was trained on, in words.

@@ -54,7 +54,7 @@ class SamplingConfig:
     """How a stage is sampled by default; every field can be overridden when sampling.
 
     Attributes:
-        steps: strided grid, "64", "ddim27", "fast27" or section counts (SPEC of `respace`).
+        steps: strided grid, "64", "ddim27", "fast27" or section counts (`respace.timesteps`).
         sampler: "ancestral" or "ddim".
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
         variance: ancestral variance: "small", "large" or "learned_range".

@@ -1,0 +1,96 @@
+"""The embed command on a small prepared data set and an untrained CLIP."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cascades
+from unclip_jax import embed, prepare
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import image as pictures
+from unclip_jax.data import sources, text
+from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.models.clip import Clip
+from unclip_jax.pipeline import load
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A run directory with an untrained cascade, and data with its tokenizer."""
+    folder = tmp_path_factory.mktemp("run")
+    cascades.write(folder)
+    inputs = ["shapes:train=40,validation=10", f"--out={folder}/data"]
+    prepare.main([*inputs, f"--tokenizer={folder}/tokenizer"])
+    return folder
+
+
+def arguments(place: pathlib.Path, out: pathlib.Path):
+    return [f"--clip={place}/clip/export", f"--data={place}/data", f"--out={out}", "--batch=16"]
+
+
+def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
+    embed.main(arguments(place, tmp_path))
+    made = EmbeddingSource(tmp_path / "train")
+    source = sources.open_prepared(place / "data", split="train")
+    cfg, params, card = load.load_clip(place / "clip" / "export")
+    size = cfg.model.image_size
+    picks = [0, 15, 16, 39]  # first, the seam of two batches, the last
+    records = [source[i] for i in picks]
+    images = np.stack(
+        [pictures.resize_short(pictures.decode(record["image"]), size) for record in records]
+    )
+    captions = [record["caption"] for record in records]
+    tokens, mask = text.load(place / "tokenizer").encode(captions, length=cfg.model.context)
+    out = Clip(cfg.model).apply(
+        {"params": params},
+        jnp.asarray(pictures.to_float(images)),
+        jnp.asarray(tokens),
+        jnp.asarray(mask),
+    )
+    for row, index in enumerate(picks):
+        assert made[index]["key"] == records[row]["key"]
+        np.testing.assert_allclose(made[index]["z_img"], out.z_img[row], atol=1e-5)
+        np.testing.assert_allclose(made[index]["z_txt"], out.z_txt[row], atol=1e-5)
+    assert len(made) == 40
+    assert made.info()["clip_id"] == card.clip_id
+
+
+def test_an_interrupted_embedding_continues_without_loss(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "SHARD_SIZE", 16)
+    embed.main([*arguments(place, tmp_path / "whole"), "--splits", "train"])
+    stored, calls = embed._store, []
+
+    def fails_late(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return stored(*given)
+
+    monkeypatch.setattr(embed, "_store", fails_late)
+    with pytest.raises(KeyboardInterrupt):
+        embed.main([*arguments(place, tmp_path / "cut"), "--splits", "train"])
+    with pytest.raises(UserError, match="half-written; run the same .*unclip_jax.embed"):
+        EmbeddingSource(tmp_path / "cut" / "train")
+    monkeypatch.setattr(embed, "_store", stored)
+    embed.main([*arguments(place, tmp_path / "cut"), "--splits", "train"])
+    whole, cut = (EmbeddingSource(tmp_path / name / "train") for name in ("whole", "cut"))
+    for field in ("z_img", "z_txt"):
+        np.testing.assert_allclose(
+            cut.vectors(field, 0, 40), whole.vectors(field, 0, 40), atol=1e-6
+        )
+
+
+def test_data_of_another_tokenizer_is_refused(place, tmp_path):
+    data = tmp_path / "data"
+    prepare.main(["shapes:train=30,validation=10", f"--out={data}", "--vocab_size=514"])
+    broken = [f"--clip={place}/clip/export", f"--data={data}", f"--out={tmp_path}/out"]
+    with pytest.raises(UserError, match="the data set has tokenizer .*, the CLIP export"):
+        embed.main(broken)
+
+
+def test_an_export_that_is_no_clip_is_refused(place, tmp_path):
+    wrong = [f"--clip={place}/prior/export", *arguments(place, tmp_path)[1:]]
+    with pytest.raises(UserError, match="is a prior; give the export of a CLIP"):
+        embed.main(wrong)

@@ -1,0 +1,26 @@
+import numpy as np
+
+from unclip_jax import evaluate
+
+
+def test_psnr_of_a_known_error_by_hand():
+    true = np.zeros((2, 4, 4, 3), np.uint8)
+    drawn = np.stack([np.full((4, 4, 3), 1), np.full((4, 4, 3), 10)]).astype(np.uint8)
+    expected = np.mean([20 * np.log10(255 / 1), 20 * np.log10(255 / 10)])
+    np.testing.assert_allclose(evaluate.psnr(drawn, true), expected)
+
+
+def test_the_table_names_every_origin_and_leaves_out_what_was_not_asked():
+    cell = {"hits": 9, "total": 10, "value": 0.9, "low": 0.6, "high": 0.98}
+    found = {"count": cell, "joint": cell}
+    result = {
+        "num": 10,
+        "retrieval": {"pairs": 256, "image_to_text@1": 0.5, "text_to_image@1": 0.25},
+        "upsampler_psnr": {"upsampler": 33.0, "bicubic": 31.5},
+        "checker": {"prior": found, "z_txt": found, "z_img": {**found, "binding": cell}},
+    }
+    text = evaluate.as_text(result)
+    assert "image to text 0.500, text to image 0.250" in text
+    assert "(+1.50)" in text
+    assert "0.90 [0.60, 0.98]" in text
+    assert "binding" not in text
