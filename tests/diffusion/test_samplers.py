@@ -135,6 +135,20 @@ def test_ddim_with_eta_1_is_ancestral_with_the_small_variance(spec):
     np.testing.assert_allclose(by_ddim, by_ancestral, atol=2e-5)
 
 
+@pytest.mark.parametrize("eta", [0.25, 0.6])
+def test_the_noise_of_a_step_grows_linearly_with_eta_and_its_total_stays(eta):
+    # DDIM equation 16; what is drawn and what eps carries add up to the noise level of s
+    zero, one = jnp.zeros((1, 1)), jnp.ones((1, 1))
+    inputs = jax.tree.map(lambda value: value[10], step_inputs(chain("ddim25")))
+
+    def drawn(eta: float) -> float:
+        return float(ddim(eta)(zero, Prediction(zero, zero), inputs, one)[0, 0])
+
+    assert drawn(eta) == pytest.approx(eta * drawn(1.0), rel=1e-5)
+    carried = float(ddim(eta)(zero, Prediction(zero, one), inputs, zero)[0, 0])
+    assert drawn(eta) ** 2 + carried**2 == pytest.approx(float(inputs.noise_s) ** 2, rel=1e-5)
+
+
 @pytest.mark.parametrize(("var_frac", "name"), [(1.0, "large"), (-1.0, "small")])
 def test_the_ends_of_the_learned_range_are_the_fixed_variances(var_frac, name):
     def denoise(x_t, t):
