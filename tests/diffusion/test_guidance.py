@@ -23,7 +23,7 @@ COND, UNCOND = branch(1), branch(2)
 
 
 def guide(scale, cond: Prediction = COND, uncond: Prediction = UNCOND) -> Prediction:
-    return classifier_free(cond, uncond, scale=scale, x_t=X_T, alpha_bar=LEVEL)
+    return classifier_free(cond, uncond, scale=scale)
 
 
 def test_scale_1_is_the_conditional_branch_and_scale_0_the_other():
@@ -78,7 +78,7 @@ def test_one_doubled_batch_gives_both_branches(var_frac):
         without = exact_denoiser(0.2, 0.5, var_frac=var_frac)(x_t[half:], t[half:])
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), with_it, without)
 
-    got = guided(denoise_both, scale=3.0, schedule=FULL)(X_T, T)
+    got = guided(denoise_both, scale=3.0)(X_T, T)
     expected = exact_denoiser(0.2 + 3.0 * (1.0 - 0.2), 0.5, var_frac=var_frac)(X_T, T)
     assert sizes == [6]
     np.testing.assert_allclose(got.x_0, expected.x_0, atol=1e-5)

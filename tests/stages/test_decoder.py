@@ -18,7 +18,7 @@ def made():
     params = tiny.init(stage)
     noise = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(noise), p.shape), params)
-    return cfg, params, tiny.random_batch(stage, 4)
+    return cfg, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 4))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from unclip_jax.stages import prior
 def made():
     cfg = tiny.experiment("prior").model
     stage = prior.make(cfg)
-    return cfg, tiny.init(stage), tiny.random_batch(stage, 6)
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 6))
+    return cfg, tiny.init(stage), batch
 
 
 def test_the_scale_is_17_2_at_the_papers_width():

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core import checks
 from unclip_jax.core.types import Key, Steps
-from unclip_jax.diffusion.process import AlphaBar, Prediction
-from unclip_jax.diffusion.schedule import Schedule
+from unclip_jax.diffusion.process import Prediction
 
 X = Float[Array, " b *s"]
 # x_t and original timesteps -> what the model says about x_t
@@ -26,24 +25,21 @@ def classifier_free(
     unconditional: Prediction,
     *,
     scale: float | Float[Array, ""] | Float[Array, " b"],
-    x_t: X,
-    alpha_bar: AlphaBar,
 ) -> Prediction:
-    """Guide eps; x_0 follows from it, and the variance is the conditional branch's (GLIDE).
+    """Guide eps and x_0 alike; the variance is the conditional branch's (GLIDE).
+
+    At one x_t the map from eps to x_0 is affine with equal coefficients in both branches, so the
+    two stay consistent, and neither loses the digits that deriving it from the other would cost.
 
     Args:
         conditional: prediction with the condition.
         unconditional: prediction without it.
         scale: s, one for all or one per example; 1 = no guidance.
-        x_t: the noised sample that both saw.
-        alpha_bar: its noise level.
     """
     scale = jnp.asarray(scale, jnp.float32)
     if scale.ndim:
-        scale = scale.reshape(scale.shape + (1,) * (x_t.ndim - 1))
+        scale = scale.reshape(scale.shape + (1,) * (conditional.eps.ndim - 1))
     eps = unconditional.eps + scale * (conditional.eps - unconditional.eps)
-    # near t = 0 eps loses x_0 and near t = T the other way round, so both are guided directly;
-    # the map between them is affine with equal coefficients in both branches
     x_0 = unconditional.x_0 + scale * (conditional.x_0 - unconditional.x_0)
     return Prediction(x_0, eps, conditional.var_frac)
 
@@ -52,7 +48,6 @@ def guided(
     denoise_both: Denoiser,
     *,
     scale: float | Float[Array, ""] | Float[Array, " b"],
-    schedule: Schedule,
 ) -> Denoiser:
     """A guided denoiser from one that takes a doubled batch [conditional; unconditional].
 
@@ -60,7 +55,6 @@ def guided(
         denoise_both: called once per step with x_t and t repeated; its first half must see the
             condition and its second half must not.
         scale: s; 1 = no guidance.
-        schedule: the full chain, which original timesteps index.
     """
 
     def denoise(x_t: X, t: Steps) -> Prediction:
@@ -68,8 +62,7 @@ def guided(
         size = x_t.shape[0]
         conditional = jax.tree.map(lambda x: x[:size], both)
         unconditional = jax.tree.map(lambda x: x[size:], both)
-        level = schedule.level(t, ndim=x_t.ndim)
-        return classifier_free(conditional, unconditional, scale=scale, x_t=x_t, alpha_bar=level)
+        return classifier_free(conditional, unconditional, scale=scale)
 
     return denoise
 

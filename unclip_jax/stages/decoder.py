@@ -196,7 +196,7 @@ def denoiser(
 
     if scale == 1.0:
         return denoise
-    return guidance.guided(denoise, scale=scale, schedule=cfg.diffusion.chain())
+    return guidance.guided(denoise, scale=scale)
 
 
 def _training_loss(

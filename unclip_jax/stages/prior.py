@@ -172,7 +172,7 @@ def denoiser(
     def denoise_both(x_t, t):
         return predict(x_t, t, both, jnp.arange(x_t.shape[0]) < x_t.shape[0] // 2)
 
-    return guidance.guided(denoise_both, scale=scale, schedule=cfg.diffusion.chain())
+    return guidance.guided(denoise_both, scale=scale)
 
 
 def unit(z: Float[Array, " *b z"]) -> Float[Array, " *b z"]:
