@@ -149,7 +149,7 @@ class Prior(nn.Module):
         shape = (self.cfg.context + EXTRA, self.cfg.width)
         return x + self.param("positions", init, shape)[None].astype(x.dtype)
 
-    def _visible(self, mask: Mask) -> Bool[Array, " b l"] | None:
+    def _visible(self, mask: Mask) -> Bool[Array, " b m"] | None:
         """Slots that later ones may see; None = all."""
         if self.cfg.padding == "learned":
             return None

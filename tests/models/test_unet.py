@@ -1,0 +1,298 @@
+"""The U-Net: topology, blocks by hand, resampling, what it refuses."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models import probes
+from unclip_jax.core.checks import UserError
+from unclip_jax.models.unet import UNet, UNetConfig, plan
+from unclip_jax.models.unet_blocks import (
+    AttentionBlock,
+    ResBlock,
+    depth_to_space,
+    resample,
+    space_to_depth,
+)
+
+F32 = jnp.dtype("float32")
+TINY = UNetConfig(
+    in_channels=3,
+    out_channels=2,
+    channels=4,
+    multiples=(1, 2),
+    depth=1,
+    image_size=4,
+    attention_at=(2,),
+    head_channels=4,
+    norm_groups=2,
+)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(2, 4, 4, 3)), jnp.float32)
+EMB = jnp.asarray(RNG.normal(size=(2, 16)), jnp.float32)
+CONTEXT = jnp.asarray(RNG.normal(size=(2, 3, 5)), jnp.float32)
+SEEN = jnp.array([[1, 1, 0], [1, 0, 0]], bool)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return probes.drawn(UNet(TINY), X, EMB, context=CONTEXT)
+
+
+def run(variables, x=X, emb=EMB, *, context=CONTEXT, mask=None, **changes):
+    module = UNet(dataclasses.replace(TINY, **changes))
+    return module.apply(variables, x, emb, context=context, context_mask=mask)
+
+
+def wide(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def group_norm(x, p, groups):
+    b, h, w, c = x.shape
+    y = x.reshape(b, h * w, groups, c // groups)
+    y = (y - y.mean((1, 3), keepdims=True)) / np.sqrt(y.var((1, 3), keepdims=True) + 1e-5)
+    return y.reshape(x.shape) * p["scale"] + p["bias"]
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def conv(x, p):
+    """3 x 3, zero padding."""
+    b, h, w, _ = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = np.zeros((b, h, w, p["kernel"].shape[-1])) + p["bias"]
+    for i, j in np.ndindex(3, 3):
+        out += padded[:, i : i + h, j : j + w] @ p["kernel"][i, j]
+    return out
+
+
+def halved(x):
+    return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+
+def doubled(x):
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def test_resampling_is_2x2_means_and_repetition():
+    x = np.asarray(RNG.normal(size=(2, 4, 6, 3)), np.float32)
+    np.testing.assert_allclose(resample(jnp.asarray(x), "down"), halved(x), atol=1e-6)
+    np.testing.assert_array_equal(resample(jnp.asarray(x), "up"), doubled(x))
+    np.testing.assert_array_equal(resample(jnp.asarray(x), "none"), x)
+
+
+def test_space_to_depth_stacks_squares_and_is_undone():
+    x = jnp.asarray(RNG.normal(size=(2, 4, 6, 3)), jnp.float32)
+    y = space_to_depth(x, 2)
+    assert y.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(y[1, 1, 2], np.asarray(x[1, 2:4, 4:6]).reshape(-1))
+    np.testing.assert_array_equal(depth_to_space(y, 2), x)
+    np.testing.assert_array_equal(space_to_depth(x, 1), x)
+
+
+@pytest.mark.parametrize("how", ["none", "down", "up"])
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_the_residual_block_by_hand(how, scale_shift):
+    """ADM (arXiv 2105.05233), section 3: resampling inside, of both branches."""
+    module = ResBlock(6, 2, how, scale_shift, 0.0, F32)
+    x = jnp.asarray(RNG.normal(size=(2, 4, 4, 4)), jnp.float32)
+    variables = probes.drawn(module, x, EMB, True)
+    p, size = wide(variables["params"]), {"none": lambda y: y, "down": halved, "up": doubled}[how]
+    h = conv(size(silu(group_norm(wide(x), p["norm_1"], 2))), p["conv_1"])
+    condition = (wide(EMB) @ p["emb"]["kernel"] + p["emb"]["bias"])[:, None, None]
+    if scale_shift:
+        h = group_norm(h, p["norm_2"], 2) * (1 + condition[..., :6]) + condition[..., 6:]
+    else:
+        h = group_norm(h + condition, p["norm_2"], 2)
+    shortcut = size(wide(x)) @ p["shortcut"]["kernel"] + p["shortcut"]["bias"]
+    want = shortcut + conv(silu(h), p["conv_2"])
+    np.testing.assert_allclose(module.apply(variables, x, EMB, True), want, atol=1e-4, rtol=1e-4)
+
+
+def test_equal_channels_have_no_shortcut_parameters_and_start_as_the_identity():
+    module = ResBlock(4, 2, "none", True, 0.0, F32)
+    x = jnp.asarray(RNG.normal(size=(1, 2, 2, 4)), jnp.float32)
+    variables = probes.fresh(module, x, EMB[:1], True)
+    assert set(variables["params"]) == {"norm_1", "conv_1", "emb", "norm_2", "conv_2"}
+    np.testing.assert_array_equal(module.apply(variables, x, EMB[:1], True), x)
+
+
+def test_dropout_needs_its_key_and_changes_the_output():
+    module = ResBlock(4, 2, "none", True, 0.5, F32)
+    x = jnp.asarray(RNG.normal(size=(1, 4, 4, 4)), jnp.float32)
+    variables = probes.drawn(module, x, EMB[:1], True)
+
+    def dropped(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return np.asarray(module.apply(variables, x, EMB[:1], False, rngs=rngs))
+
+    assert not np.allclose(dropped(0), dropped(1))
+    np.testing.assert_array_equal(dropped(0), dropped(0))
+    assert not np.allclose(dropped(0), module.apply(variables, x, EMB[:1], True))
+
+
+@pytest.mark.parametrize(("with_context", "masked"), [(0, 0), (1, 0), (1, 1)])
+def test_image_and_text_share_one_softmax(with_context, masked):
+    """GLIDE (arXiv 2112.10741), section 4: text keys and values are concatenated to the image's."""
+    module = AttentionBlock(4, 2, F32)
+    x = jnp.asarray(RNG.normal(size=(2, 2, 3, 8)), jnp.float32)
+    args = (x, CONTEXT) if with_context else (x,)
+    variables = probes.drawn(module, *args)
+    got = module.apply(variables, *args, SEEN) if masked else module.apply(variables, *args)
+    p = wide(variables["params"])
+    y = group_norm(wide(x), p["norm"], 2).reshape(2, 6, 8)
+    maps = {n: y @ p[n]["kernel"] + p[n]["bias"] for n in "qkv"}
+    keys, values, visible = maps["k"], maps["v"], np.ones((2, 6), bool)
+    if with_context:
+        text = wide(CONTEXT)
+        extra = {n: text @ p[f"context_{n}"]["kernel"] + p[f"context_{n}"]["bias"] for n in "kv"}
+        keys = np.concatenate([keys, extra["k"]], axis=1)
+        values = np.concatenate([values, extra["v"]], axis=1)
+        shown = np.asarray(SEEN) if masked else np.ones((2, 3), bool)
+        visible = np.concatenate([visible, shown], axis=1)
+    out = np.zeros((2, 6, 8))
+    for b, n, i in np.ndindex(2, 2, 6):
+        part = slice(4 * n, 4 * n + 4)
+        scores = keys[b, :, part] @ maps["q"][b, i, part] / math.sqrt(4)
+        weights = np.exp(scores - scores.max()) * visible[b]
+        out[b, i, part] = weights / weights.sum() @ values[b, :, part]
+    want = wide(x) + (out @ p["out"]["kernel"] + p["out"]["bias"]).reshape(x.shape)
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_the_order_of_context_tokens_does_not_matter(variables):
+    got = run(variables, context=CONTEXT[:, ::-1])
+    np.testing.assert_allclose(got, run(variables), atol=1e-5, rtol=1e-4)
+
+
+def test_a_hidden_context_token_changes_nothing(variables):
+    other = jnp.where(SEEN[..., None], CONTEXT, 9.0)
+    got = run(variables, context=other, mask=SEEN)
+    np.testing.assert_array_equal(got, run(variables, mask=SEEN))
+    assert not np.allclose(run(variables, context=other), run(variables))
+
+
+def test_the_whole_network_by_its_blocks(variables):
+    """Stem, blocks, skips and head in the order of ADM, written out for two levels."""
+    p = variables["params"]
+    emb = jax.nn.silu(EMB)
+
+    def block(name, x, features, how="none", attend=False):
+        module = ResBlock(features, 2, how, True, 0.0, F32)
+        x = module.apply({"params": p[name]["residual"]}, x, emb, True)
+        if not attend:
+            assert "attention" not in p[name]
+            return x
+        return AttentionBlock(4, 2, F32).apply({"params": p[name]["attention"]}, x, CONTEXT)
+
+    def joined(x, skip):
+        return jnp.concatenate([x, skip], axis=-1)
+
+    stem = jnp.asarray(conv(wide(X), wide(p["stem"])), jnp.float32)
+    one = block("down_0_0", stem, 4)
+    two = block("down_0_sample", one, 4, "down")
+    three = block("down_1_0", two, 8, attend=True)
+    h = block("middle_1", block("middle_0", three, 8, attend=True), 8)
+    h = block("up_1_0", joined(h, three), 8, attend=True)
+    h = block("up_1_1", joined(h, two), 8, attend=True)
+    h = block("up_1_sample", h, 8, "up")
+    h = block("up_0_0", joined(h, one), 4)
+    h = block("up_0_1", joined(h, stem), 4)
+    want = conv(silu(group_norm(wide(h), wide(p["head_norm"]), 2)), wide(p["head"]))
+    np.testing.assert_allclose(run(variables), want, atol=2e-3, rtol=1e-3)
+
+
+def test_the_plan_of_the_paper():
+    """16 stored maps, each consumed once; 22 attention layers: 9 down, 1 middle, 12 up."""
+    steps = plan(probes.paper("decoder").unet)
+    assert 1 + len(steps.down) == sum(step.skip for step in steps.up) == 16
+    counts = [sum(s.attention for s in part) for part in (steps.down, steps.middle, steps.up)]
+    assert counts == [9, 1, 12]
+    assert [s.features for s in steps.down if s.resample == "none"] == [
+        width for width in (512, 1024, 1536, 2048) for _ in range(3)
+    ]
+    assert [s.features for s in steps.middle] == [2048, 2048]
+    assert sum(s.resample == "down" for s in steps.down) == 3
+    assert sum(s.resample == "up" for s in steps.up) == 3
+
+
+def test_the_u_net_of_the_paper_has_2_24_billion_parameters():
+    """GLIDE (arXiv 2112.10741, section 4) says about 2.3 billion."""
+    cfg = probes.paper("decoder")
+    x, emb = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, cfg.unet.emb_width))
+    context = jnp.zeros((1, cfg.num_z_tokens + cfg.context, cfg.text_width))
+    made = probes.shapes(UNet(cfg.unet), x, emb, context=context)
+    assert probes.count(made) == pytest.approx(2.24e9, rel=0.01)
+
+
+def test_recomputing_changes_no_gradient(variables):
+    def loss(variables, policy):
+        return (run(variables, remat=policy) ** 2).mean()
+
+    slope = jax.jit(jax.grad(loss), static_argnums=1)
+    want = slope(variables, "none")
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want))
+    for policy in ("block", "dots"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * largest),
+            slope(variables, policy),
+            want,
+        )
+
+
+def test_half_precision_keeps_float32_parameters_and_output(variables):
+    module = UNet(dataclasses.replace(TINY, dtype="bfloat16"))
+    made = probes.shapes(module, X, EMB, context=CONTEXT)
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {F32}
+    got = jax.jit(lambda v: run(v, dtype="bfloat16"))(variables)
+    want = run(variables)
+    assert got.dtype == jnp.float32
+    assert 0 < np.abs(np.asarray(got - want)).max() < 0.05 * np.abs(np.asarray(want)).max()
+
+
+def test_a_patch_moves_pixels_into_channels():
+    cfg = dataclasses.replace(TINY, patch=2, image_size=8)
+    x = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
+    folded = dataclasses.replace(TINY, in_channels=12, out_channels=8)
+    variables = probes.drawn(UNet(cfg), x, EMB, context=CONTEXT)
+    small = UNet(folded).apply(variables, space_to_depth(x, 2), EMB, context=CONTEXT)
+    got = UNet(cfg).apply(variables, x, EMB, context=CONTEXT)
+    np.testing.assert_allclose(got, depth_to_space(small, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"channels": 0}, r"unet.channels is 0; it must be greater than 0"),
+        ({"dropout": 1.5}, r"unet.dropout is 1.5; it must lie in \[0.0, 1.0\]"),
+        ({"image_size": 5}, r"unet.image_size is 5, which 2 does not divide; drop a level"),
+        ({"attention_at": (3,)}, r"attention_at holds 3; the feature maps have sides \[4, 2\]"),
+        ({"norm_groups": 3}, r"channels is 4, which 3 does not divide; choose norm_groups"),
+        ({"head_channels": 3}, r"channels is 8, which 3 does not divide; choose head_channels"),
+        ({"dtype": "half"}, r"unknown dtype 'half'"),
+        ({"in_channels": 4}, r"the U-Net got 3 channels; unet.in_channels is 4"),
+        ({"context_width": 6}, r"context tokens have width 5; unet.context_width is 6"),
+    ],
+)
+def test_mistaken_configs_are_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        probes.shapes(UNet(dataclasses.replace(TINY, **changes)), X, EMB, context=CONTEXT)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 7)])
+def test_sides_that_the_levels_cannot_halve_are_refused(variables, shape):
+    odd = max(shape, key=lambda side: side % 2)
+    with pytest.raises(UserError, match=f"image side is {odd}, which 2 does not divide; pad or"):
+        run(variables, jnp.zeros((1, *shape, 3)), EMB[:1], context=CONTEXT[:1])
+
+
+def test_unknown_resampling_is_refused():
+    with pytest.raises(UserError, match="unknown resample 'dwn'. Did you mean 'down'"):
+        resample(X, "dwn")

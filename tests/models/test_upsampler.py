@@ -1,0 +1,134 @@
+"""The upsampler: convolutions alone, so the same parameters serve crops and whole images."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models import probes
+from unclip_jax.core.checks import UserError
+from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
+
+UNET = UNetConfig(
+    in_channels=6,
+    out_channels=3,
+    channels=4,
+    multiples=(1, 2),
+    depth=1,
+    image_size=4,
+    norm_groups=2,
+)
+TINY = UpsamplerConfig(UNET, 2)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(2, 4, 4, 3)), jnp.float32)
+LOW = jnp.asarray(RNG.uniform(-1, 1, (2, 2, 2, 3)), jnp.float32)
+T = jnp.array([5, 900])
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return probes.drawn(Upsampler(TINY), X, T, low_res=LOW)
+
+
+def run(variables, x=X, low=LOW, **changes):
+    module = Upsampler(dataclasses.replace(TINY, **changes))
+    return module.apply(variables, x, T[: len(x)], low_res=low)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "want"), [("upsampler_256", 256, 729.7e6), ("upsampler_1024", 1024, 282.1e6)]
+)
+def test_the_upsamplers_of_the_paper(name, size, want):
+    """Table 3 rounds to 700M and 300M; 0.1 % here, because nothing is left to interpretation."""
+    cfg = probes.paper(name)
+    x = jnp.zeros((1, size // 4, size // 4, 3))
+    low = x[:, :: cfg.factor, :: cfg.factor]
+    made = probes.shapes(Upsampler(cfg), x, jnp.zeros(1, jnp.int32), low_res=low)
+    assert probes.count(made) == pytest.approx(want, rel=0.001)
+    assert [path for path in probes.paths(made) if "attention" in path] == []
+    whole = jnp.zeros((1, size, size, 3))
+    low = whole[:, :: cfg.factor, :: cfg.factor]
+    assert probes.shapes(Upsampler(cfg), whole, jnp.zeros(1, jnp.int32), low_res=low) == made
+
+
+def test_parameters_of_a_crop_run_on_a_whole_image(variables):
+    whole, low = jnp.zeros((1, 16, 8, 3)), jnp.zeros((1, 8, 4, 3))
+    assert jax.eval_shape(run, variables, whole, low).shape == (1, 16, 8, 3)
+    assert jax.eval_shape(run, variables).shape == (2, 4, 4, 3)
+
+
+def test_a_fresh_upsampler_is_zero():
+    fresh = probes.fresh(Upsampler(TINY), X, T, low_res=LOW)
+    np.testing.assert_array_equal(run(fresh, 5 * X, LOW), 0.0)
+
+
+def test_the_low_res_image_is_enlarged_and_concatenated(variables, monkeypatch):
+    """Bilinear without corner alignment: pixel i looks at (i + 0.5) / 2 - 0.5, edges repeated."""
+    seen = []
+    call = UNet.__call__
+
+    def record(self, x, *args, **kwargs):
+        seen.append(np.asarray(x))
+        return call(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(UNet, "__call__", record)
+    run(variables)
+    rows = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+    want = np.einsum("hi,wj,bijc->bhwc", rows, rows, np.asarray(LOW, np.float64))
+    np.testing.assert_array_equal(seen[0][..., :3], X)
+    np.testing.assert_allclose(seen[0][..., 3:], want, atol=1e-6)
+
+
+def test_cubic_enlarging_is_a_choice(variables):
+    assert not np.allclose(run(variables, interpolation="cubic"), run(variables), atol=1e-3)
+
+
+def test_the_output_depends_on_everything(variables):
+    def out(x, low, kernel):
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: kernel if "linear_1" in str(path) and leaf.ndim == 2 else leaf,
+            variables,
+        )
+        return (run(params, x, low) ** 2).sum()
+
+    kernel = variables["params"]["time"]["linear_1"]["kernel"]
+    for slope in jax.jit(jax.grad(out, (0, 1, 2)))(X, LOW, kernel):
+        assert (np.abs(np.asarray(slope)) > 0).all()
+
+
+def test_half_precision_keeps_float32_parameters_and_output(variables):
+    unet = dataclasses.replace(UNET, dtype="bfloat16")
+    made = probes.shapes(Upsampler(UpsamplerConfig(unet, 2)), X, T, low_res=LOW)
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    got = jax.jit(lambda v: run(v, unet=unet))(variables)
+    assert got.dtype == jnp.float32
+    error = np.abs(np.asarray(got - run(variables))).max()
+    assert 0 < error < 0.05 * np.abs(np.asarray(got)).max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"factor": 0}, "upsampler.factor is 0; it must be greater than 0"),
+        ({"interpolation": "bicubic"}, "unknown upsampler.interpolation 'bicubic'. Did you mean"),
+        (
+            {"unet": dataclasses.replace(UNET, attention_at=(2,))},
+            r"upsampler.unet.attention_at is \(2,\); unCLIP's upsamplers have no attention",
+        ),
+    ],
+)
+def test_mistaken_configs_are_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_sizes_that_do_not_fit_are_refused(variables):
+    message = r"low-res image is \(4, 4\); times 2 that is \(8, 8\), not \(4, 4\)"
+    with pytest.raises(UserError, match=message):
+        run(variables, X, jnp.zeros((2, 4, 4, 3)))
+    deep = dataclasses.replace(UNET, multiples=(1, 2, 2))
+    with pytest.raises(UserError, match="image side is 6, which 4 does not divide; pad or resize"):
+        run(variables, jnp.zeros((1, 6, 4, 3)), jnp.zeros((1, 3, 2, 3)), unet=deep)
