@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from tests.training import toy
@@ -16,6 +17,7 @@ from unclip_jax.parallel.place import global_batch
 from unclip_jax.training.checkpoint import Checkpoints, decode_position, encode_position
 from unclip_jax.training.job import Job, make_job
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.state import create
 
 
 def job(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon") -> Job:
@@ -124,23 +126,30 @@ def test_from_8_to_4_to_1_device(saved, tmp_path: pathlib.Path):
     assert bits(restore(tmp_path / "b", job(1)).state) == saved[1][3]
 
 
-def largest(folder: pathlib.Path) -> pathlib.Path:
-    files = [path for path in (folder / "state").rglob("*") if path.is_file()]
+def arrays(folder: pathlib.Path) -> pathlib.Path:
+    """The file with most of the arrays, when these are large."""
+    files = [path for path in (folder / "state").rglob("d/*") if path.is_file()]
     return max(files, key=lambda path: path.stat().st_size)
 
 
-def flip(path: pathlib.Path) -> None:
+def index(folder: pathlib.Path) -> pathlib.Path:
+    """The database's index, which holds small arrays itself."""
+    (path,) = (folder / "state" / "d").iterdir()
+    return path
+
+
+def flip(path: pathlib.Path, *, place: float = 0.5) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    data[int(place * len(data))] ^= 0x10
     path.write_bytes(data)
 
 
 DAMAGES = {
-    "truncated": lambda step: os.truncate(largest(step), 100),
-    "emptied": lambda step: os.truncate(largest(step), 0),
-    "deleted": lambda step: largest(step).unlink(),
-    "one bit": lambda step: flip(largest(step)),
-    "zeroed": lambda step: largest(step).write_bytes(bytes(largest(step).stat().st_size)),
+    "truncated": lambda step: os.truncate(index(step), 100),
+    "emptied": lambda step: os.truncate(index(step), 0),
+    "deleted": lambda step: index(step).unlink(),
+    "one bit": lambda step: flip(index(step)),
+    "zeroed": lambda step: index(step).write_bytes(bytes(index(step).stat().st_size)),
     "no tree": lambda step: (step / "state" / "_METADATA").unlink(),
     "no state": lambda step: shutil.rmtree(step / "state"),
     "half meta": lambda step: os.truncate(step / "meta" / "metadata", 20),
@@ -168,10 +177,28 @@ def test_a_damaged_checkpoint_is_skipped_and_set_aside(
     assert bits(restore(workdir).state) == expected[3]
 
 
+def test_no_flipped_bit_is_taken_for_good(tmp_path, caplog: pytest.LogCaptureFixture):
+    """Arrays large enough to lie outside the database's own checksums."""
+    states = {}
+    with Checkpoints(tmp_path / "whole", keep=2) as checkpoints:
+        for step in (1, 2):
+            large = {"w": jax.random.normal(jax.random.key(step), (64, 64))}
+            states[step] = create(large, optax.sgd(0.1))
+            checkpoints.save(step, states[step], position=step)
+    for number in range(12):
+        workdir = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", workdir)
+        flip(arrays(workdir / "checkpoints" / "2"), place=(number + 0.5) / 12)
+        with Checkpoints(workdir, keep=2) as checkpoints:
+            restored = checkpoints.restore(states[2])
+        assert bits(restored.state) == bits(states[restored.position])
+    assert "its bits are not the ones that were saved" in caplog.text  # Orbax noticed nothing
+
+
 def test_two_damaged_ones_are_skipped_and_none_is_lost(copied):
     workdir, expected = copied
     for step in ("2", "3"):
-        flip(largest(workdir / "checkpoints" / step))
+        flip(index(workdir / "checkpoints" / step))
     assert bits(restore(workdir).state) == expected[1]
     assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["2-0", "3-0"]
 
@@ -179,7 +206,7 @@ def test_two_damaged_ones_are_skipped_and_none_is_lost(copied):
 def test_if_all_are_damaged_the_run_stops_and_moves_nothing(copied):
     workdir, _ = copied
     for step in ("1", "2", "3"):
-        flip(largest(workdir / "checkpoints" / step))
+        flip(index(workdir / "checkpoints" / step))
     with pytest.raises(UserError, match=r"none of the checkpoints \[3, 2, 1\] .* can be read"):
         restore(workdir)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]

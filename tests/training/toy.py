@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ OPTIM = OptimConfig(learning_rate=1e-2, weight_decay=0.1, warmup_steps=3, schedu
 
 
 # A job is a pure value, so equal runs may share one with its compiled functions.
-loop.make_job = functools.cache(loop.make_job)
+SHARED = functools.cache(loop.make_job)
 TOY = Toy()
 
 
@@ -137,4 +138,5 @@ def run(workdir, **changes):
         "identity": {"name": "toy"},
     }
     settings.update({k: v for k, v in changes.items() if k not in fields and k != "stage"})
-    return loop.train(changes.get("stage", TOY), **settings)
+    with mock.patch.object(loop, "make_job", SHARED):
+        return loop.train(changes.get("stage", TOY), **settings)

@@ -41,23 +41,20 @@ class Fed(NamedTuple):
         host: this process's part, as it came.
         device: the global batch, placed on the mesh.
         position: of the data right after this batch.
+        waited: seconds until the data gave it.
     """
 
     host: HostBatch
     device: Batch
     position: Any
+    waited: float
 
 
 class Feed:
-    """Batches for training, checked and placed.
-
-    Attributes:
-        waited: seconds spent waiting for the data, since it was last set to zero.
-    """
+    """Batches for training, checked and placed."""
 
     def __init__(self, data: Positioned, *, spec: BatchSpec, batch_size: int, mesh: Mesh):
         """Feed from `data`; every global batch must have `batch_size` examples as `spec` says."""
-        self.waited = 0.0
         self._data = data
         self._spec = spec
         self._mesh = mesh
@@ -78,7 +75,7 @@ class Feed:
                 f"the training data ended after {self._count} batches of this run; repeat them "
                 "without end, or lower config.train.steps."
             ) from None
-        self.waited += time.perf_counter() - start
+        waited = time.perf_counter() - start
         if self._count == 0:
             batches.check(self._spec, host)
         host = {name: host[name] for name in self._spec}
@@ -89,4 +86,4 @@ class Feed:
                 "Let the data source drop incomplete batches."
             )
         self._count += 1
-        return Fed(host, global_batch(host, self._mesh), self._data.get_state())
+        return Fed(host, global_batch(host, self._mesh), self._data.get_state(), waited)

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.types import HostBatch, Key, Metrics, Params
+from unclip_jax.core.types import Key, Metrics, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, replicated
 from unclip_jax.training import fingerprint, memory
@@ -251,7 +251,7 @@ def _iterate(
         state, metrics = run.job.step(state, fed.device, run.key)
         step += 1
         last = step == run.config.steps
-        before, pending = pending, (step, metrics, fed.host)
+        before, pending = pending, (step, metrics, fed)
         moment = Moment(step, state, fed.position)
         if not last:
             fed = _next(feed, moment, checkpoints)  # while the device works
@@ -269,13 +269,14 @@ def _iterate(
     return state
 
 
-def _report(done: tuple[int, Metrics, HostBatch] | None, hooks: list[StepHook]) -> None:
+def _report(done: tuple[int, Metrics, Fed] | None, hooks: list[StepHook]) -> None:
     """Wait for a step's metrics and show them to the step hooks."""
     if done is not None:
-        step, metrics, batch = done
+        step, metrics, fed = done
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        numbers["data_seconds"] = fed.waited
         for hook in hooks:
-            hook(StepDone(step, numbers, batch))
+            hook(StepDone(step, numbers, fed.host))
 
 
 def _next(feed: Feed, moment: Moment, checkpoints: Checkpoints) -> Fed:
