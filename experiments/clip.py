@@ -59,9 +59,9 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     if size in ("shapes", "emoji"):
         net.embed_dim = 128
-        net.image_size, net.patch_size = 64, 16
-        net.image_width, net.image_depth, net.image_heads = 96, 4, 3
-        net.text_width, net.text_depth, net.text_heads = 96, 3, 3
+        net.image_size, net.patch_size = 64, 8  # shapes are told apart by patches of 8, not of 16
+        net.image_width, net.image_depth, net.image_heads = 64, 4, 4
+        net.text_width, net.text_depth, net.text_heads = 96, 2, 3
         net.context, net.vocab_size = 24, 1024
         net.remat, net.dtype = "none", "float32"
         data.load_size = 64

@@ -1,4 +1,4 @@
-"""A whole cascade of untrained `tiny` stages, exported into a folder as training would do it."""
+"""A whole cascade of random `tiny` stages, exported into a folder as training would do it."""
 
 import pathlib
 
@@ -26,7 +26,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         card = Manifest(stage=stage.name, size="tiny", step=0, **stage.describe, **mine)
         written = export.write_export(
             folder / name / "export",
-            params=tiny.init(stage),
+            params=tiny.stirred(tiny.init(stage)),
             manifest=card,
             tokenizer_dir=folder / "tokenizer" if mine else None,
         )

@@ -211,7 +211,13 @@ def test_a_folder_that_cannot_be_written(tars: pathlib.Path):
 def test_ctrl_c_is_polite_and_loses_nothing(tmp_path: pathlib.Path):
     arguments = ("shapes:train=6000", f"--out={tmp_path}/out", "--shards=60", "--image_size=32")
     process = subprocess.Popen(
-        command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command(*arguments),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # whoever runs the tests in the background ignores ctrl-C, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(tmp_path.glob("out/*.array_record"))) < 2:

@@ -15,9 +15,7 @@ from unclip_jax.stages import decoder
 def made():
     cfg = tiny.experiment("decoder").model
     stage = decoder.make(cfg)
-    params = tiny.init(stage)
-    noise = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(noise), p.shape), params)
+    params = tiny.stirred(tiny.init(stage))
     return cfg, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 4))
 
 

@@ -24,6 +24,14 @@ def init(stage, seed=0):
     return nn.meta.unbox(jax.jit(stage.init)(jax.random.key(seed)))
 
 
+def stirred(params, seed=1):
+    """Parameters away from the zero-initialised outputs, so that results depend on everything."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
+
+
 def random_batch(stage, size, seed=0):
     """A batch of noise that satisfies the stage's spec."""
     rng = np.random.default_rng(seed)
