@@ -148,21 +148,28 @@ def test_a_killed_run_ends_in_the_same_bits(run_dir, tmp_path, stage):
     assert exported(killed) == exported(tmp_path / "whole")
 
 
-def test_an_interrupted_run_says_how_to_continue(run_dir, tmp_path):
+def test_an_interrupted_run_saves_the_step_it_stopped_at(run_dir, tmp_path):
     command = training(run_dir, "prior", tmp_path / "run")
     command = [part.replace("steps=12", "steps=4000") for part in command]
+    # no checkpoint is due before the signal, so any that is there was saved because of it
+    command += ["--config.train.save_every=4000", "--config.train.log_every=1"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
-    while not any((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.read_text()):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in said
-    steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-    assert steps[-1] >= 3
+    (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
+    taken = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert step == taken[-1] < 4000
+    call(*command, "--export_only")
+    card = json.loads((tmp_path / "run" / "export" / "manifest.json").read_text())
+    assert card["step"] == step
 
 
 @pytest.mark.parametrize(

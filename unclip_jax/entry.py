@@ -45,13 +45,6 @@ def run(main: Callable[[], Any]) -> NoReturn:
     sys.exit(status)
 
 
-def run_absl(main: Callable[[list[str]], Any]) -> NoReturn:
-    """`run` for a main that takes absl's leftover arguments, after absl has parsed its flags."""
-    from absl import app
-
-    run(lambda: app.run(main))
-
-
 def _is_users(error: UserError | OSError) -> bool:
     return isinstance(error, UserError) or error.errno in _REFUSALS
 

@@ -92,16 +92,11 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: all but devices, lengths and intervals."""
-        everything = as_dict(self)
-        kept = {
-            key: everything[key] for key in ("stage", "name", "model", "data", "optim", "rules")
-        }
-        kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("workers", "cache_mb")}
-        kept["train"] = {
-            key: everything["train"][key]
-            for key in ("batch_size", "accumulate", "ema_decay", "seed")
-        }
-        del kept["rules"]
+        names = ("stage", "name", "model", "optim", "init_from")
+        kept = {name: as_dict(getattr(self, name)) for name in names}
+        data, train = as_dict(self.data), as_dict(self.train)
+        kept["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb")}
+        kept["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
         return kept
 
     def digest(self) -> str:

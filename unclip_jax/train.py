@@ -4,7 +4,7 @@
 
 Any value can be overridden: --config.optim.learning_rate=3e-4. The same command continues an
 interrupted run, bit for bit. When training ends, the averaged parameters are exported to
-WORKDIR/export with a manifest; running the command of a finished run writes it again.
+WORKDIR/export with a manifest; --export_only exports the newest checkpoint of an unfinished run.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     _show_our_log()
     use_cache(args.compilation_cache)
     experiment = configs.read(args.config, overrides=rest)
-    state, stage, read = run(experiment, args.workdir)
+    state, stage, read = run(experiment, args.workdir, export_only=args.export_only)
     write_export(experiment, stage, state, facts=read, workdir=args.workdir)
 
 
@@ -57,6 +57,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of this run")
     parser.add_argument("--compilation_cache", default=CACHE, help="folder; empty = none")
+    parser.add_argument(
+        "--export_only", action="store_true", help="export the newest checkpoint, do not train"
+    )
     args, rest = parser.parse_known_args(argv)
     for argument in rest:
         if not argument.startswith("--config."):
@@ -78,8 +81,10 @@ def use_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def run(experiment: Experiment, workdir: pathlib.Path) -> tuple[TrainState, Stage, inputs.Inputs]:
-    """Train the stage of `experiment` to its last step."""
+def run(
+    experiment: Experiment, workdir: pathlib.Path, *, export_only: bool = False
+) -> tuple[TrainState, Stage, inputs.Inputs]:
+    """Train the stage of `experiment` to its last step, or take its newest checkpoint as it is."""
     stage = experiment.build_stage()
     how = {
         "config": experiment.train,
@@ -89,13 +94,15 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> tuple[TrainState, Stag
     }
     loop.check_fit(stage, **how)
     read = inputs.open_inputs(experiment, stage)
+    mine = {"workdir": workdir, "identity": experiment.identity()}
+    if export_only:
+        return loop.newest(stage, **how, **mine), stage, read
     state = loop.train(
         stage,
         **how,
+        **mine,
         train_data=read.train,
         eval_data=read.held_out,
-        workdir=workdir,
-        identity=experiment.identity(),
         initial=_initial(experiment, stage),
         labels=lambda batch: [str(caption) for caption in batch["caption"]],
     )

@@ -6,6 +6,7 @@ tokens. z_img is dropped from 10 % and the caption from 50 % of the examples, in
 
 import dataclasses
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -205,26 +206,26 @@ def _training_loss(
     """Per-example loss with dropout and independent drops of z_img and caption."""
     size = noised.t.shape[0]
     key_z, key_text = rng.fold(key, "drop_z"), rng.fold(key, "drop_text")
-    out = apply(
-        Decoder(cfg.model),
+    return _loss_with(
+        cfg,
         params,
-        noised.x_t,
-        noised.t,
-        z_img=cfg.scale * unit(batch["z_img"]),
-        tokens=batch["tokens"],
-        token_mask=batch["token_mask"],
+        batch,
+        noised,
         keep_z=guidance.keep_mask(key_z, batch_size=size, drop=cfg.drop_z),
         keep_text=guidance.keep_mask(key_text, batch_size=size, drop=cfg.drop_text),
         deterministic=False,
         rngs={"dropout": rng.fold(key, "dropout")},
     )
-    return gaussian.loss(cfg.diffusion, out, noised=noised)
 
 
 def _loss_with(
-    cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.Noised
+    cfg: DecoderStageConfig,
+    params: Params,
+    batch: Batch,
+    noised: gaussian.Noised,
+    **options: Any,
 ) -> Float[Array, " b"]:
-    """Per-example loss without drops and dropout."""
+    """Per-example loss; without options nothing is dropped."""
     out = apply(
         Decoder(cfg.model),
         params,
@@ -233,5 +234,6 @@ def _loss_with(
         z_img=cfg.scale * unit(batch["z_img"]),
         tokens=batch["tokens"],
         token_mask=batch["token_mask"],
+        **options,
     )
     return gaussian.loss(cfg.diffusion, out, noised=noised)

@@ -84,22 +84,6 @@ def script(body: str, *arguments: str, **options) -> subprocess.CompletedProcess
     )
 
 
-def test_absl_commands_end_alike():
-    body = """
-        from absl import flags
-        from unclip_jax import entry
-        from unclip_jax.core.checks import UserError
-        SIZE = flags.DEFINE_integer("size", 1, "")
-        def main(argv):
-            if SIZE.value == 2:
-                raise UserError("size is 2.")
-        entry.run_absl(main)
-    """
-    assert script(body).returncode == 0
-    done = script(body, "--size=2")
-    assert (done.returncode, done.stderr) == (2, "error: size is 2.\n")
-
-
 def test_a_reader_that_goes_away_is_no_error():
     body = """
         import sys
