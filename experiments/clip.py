@@ -59,8 +59,9 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     if size in ("shapes", "emoji"):
         net.embed_dim = 128
-        net.image_size, net.patch_size = 64, 8  # shapes are told apart by patches of 8, not of 16
-        net.image_width, net.image_depth, net.image_heads = 64, 4, 4
+        net.image_size, net.patch_size = 64, 16
+        net.stem, net.position_scale = "conv", 8.0  # else 500 steps see neither shape nor place
+        net.image_width, net.image_depth, net.image_heads = 128, 2, 4
         net.text_width, net.text_depth, net.text_heads = 96, 2, 3
         net.context, net.vocab_size = 24, 1024
         net.remat, net.dtype = "none", "float32"
@@ -70,6 +71,8 @@ def get_config(size: str = "paper") -> ConfigDict:
         optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 0.1
         train.steps, train.batch_size, train.ema_decay = 400, 256, 0.99
         train.eval_every = 100
+    if size == "shapes":
+        data.group = 4  # siblings that share colours and background: hard negatives
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
         train.steps, train.eval_every = 400, 100

@@ -83,7 +83,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     if size == "shapes":
         unet.image_size = data.load_size = 64
         unet.channels, model.crop = 32, 16
-        train.steps, train.batch_size, train.eval_every = 500, 64, 250
+        train.steps, train.batch_size, train.eval_every = 300, 64, 150
     if size == "emoji":
         unet.image_size = data.load_size = 128
         unet.channels, model.crop = 32, 32

@@ -107,22 +107,46 @@ def text_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.nda
 def follow_captions(
     loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int
 ) -> dict[str, dict[str, Rate]]:
-    """How often the drawn pictures hold what their captions ask for, by origin of z_img."""
+    """How often the drawn pictures hold what their captions ask for, by origin of z_img.
+
+    Image i starts from the same noise whatever the origin.
+    """
     captions = [record["caption"] for record in records]
-    z_img = true_embeddings(loaded, records)
+    options = SampleOptions(condition="z_img")
+    run = sample.sampler(loaded.cascade, options)
     rates = {}
-    for condition in CONDITIONS:
+    for origin in CONDITIONS:
         images = sample.draw(
             loaded,
             captions,
             seed=seed,
-            options=SampleOptions(condition=condition),
-            z_img=z_img if condition == "z_img" else None,
+            options=options,
+            z_img=embeddings_from(origin, loaded, records, seed=seed),
             batch_size=50,
-            name=f"draw from {condition}",
+            name=f"draw from {origin}",
+            run=run,
         )
-        rates[condition] = shapes_checker.report(shapes_checker.check(images, captions))
+        rates[origin] = shapes_checker.report(shapes_checker.check(images, captions))
     return rates
+
+
+def embeddings_from(
+    origin: str, loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int
+) -> np.ndarray:
+    """The image embeddings [b z] of `CONDITIONS`: the prior's, z_txt, or the true ones."""
+    if origin == "z_img":
+        return true_embeddings(loaded, records)
+    if origin == "z_txt":
+        return text_embeddings(loaded, records)
+    tokenizer = text.load(loaded.tokenizer_dir)
+    captions = sample.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
+    keys = text_to_image.keys_for(seed, jnp.arange(len(records)))
+    run = jax.jit(
+        lambda params, captions, keys: text_to_image.condition(
+            loaded.cascade, params, captions, keys
+        )
+    )
+    return np.asarray(run(loaded.params, captions, keys))
 
 
 def enlargement(

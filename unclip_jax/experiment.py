@@ -36,6 +36,7 @@ class DataConfig:
         load_size: side to which images are resized; an upsampler crops from it.
         flip: mirror half of the images; captions that name sides forbid it.
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
+        group: neighbouring records that stay together when shuffled (hard negatives for CLIP).
         workers: decoding threads.
         cache_mb: memory for decoded images, so that a small data set is decoded once.
     """
@@ -50,11 +51,13 @@ class DataConfig:
     caption_key: str = "caption"
     flip: bool = False
     blur: float = 0.5
+    group: int = 1
     workers: int = 2
     cache_mb: int = 1024
 
     def __post_init__(self):
         positive("config.data.load_size", self.load_size)
+        positive("config.data.group", self.group)
         in_range("config.data.blur", self.blur, 0.0, 1.0)
 
 

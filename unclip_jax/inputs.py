@@ -78,6 +78,7 @@ def open_split(
         shuffle=endless,
         num_epochs=None if endless else 1,
         seed=train.seed,
+        group=data.group if endless else 1,
         workers=data.workers,
         cache_mb=data.cache_mb if endless else 0,
     )

@@ -107,6 +107,7 @@ def draw(
     z_img: np.ndarray | None = None,
     batch_size: int = 16,
     name: str = "sampling",
+    run: Callable[..., jax.Array] | None = None,
 ) -> np.ndarray:
     """Draw one uint8 image per caption with one compiled function, in batches of one shape.
 
@@ -118,8 +119,9 @@ def draw(
         z_img: one image embedding per caption, when `options.condition` is "z_img".
         batch_size: images at once.
         name: on the progress bar.
+        run: a `sampler` of the same options made before, so that nothing is compiled twice.
     """
-    run = sampler(loaded.cascade, options)
+    run = run or sampler(loaded.cascade, options)
     tokenizer = text.load(loaded.tokenizer_dir)
     batch_size = min(batch_size, len(captions))
     images = []

@@ -70,6 +70,14 @@ def test_every_epoch_is_another_permutation(records):
     assert len({*epochs, in_order}) == 9
 
 
+def test_groups_stay_together_and_are_shuffled_anew_every_epoch(records):
+    numbers = [int(key[1:]) for key in keys(take(loader(records, group=2, batch_size=2), 20))]
+    pairs = [tuple(numbers[i : i + 2]) for i in range(0, 40, 2)]
+    epochs = [tuple(pairs[i : i + 5]) for i in range(0, 20, 5)]  # record 10 has no partner
+    assert all(set(epoch) == {(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)} for epoch in epochs)
+    assert len(set(epochs)) > 2  # of 120 orders
+
+
 def test_pictures_belong_to_their_keys(source, samples):
     for batch in take(loader(source, batch_size=5), 6):
         numbers = [samples.number_of(image) for image in batch["image"]]
@@ -94,14 +102,17 @@ def test_processes_take_disjoint_parts_of_the_same_batches(records, parts: int):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("stop", [0, 1, 6])
-def test_a_resumed_run_sees_the_batches_it_would_have_seen(records, stop: int, workers: int):
-    straight = take(loader(records, RANDOM), 9)
-    before = loader(records, RANDOM, workers=workers, prefetch=3)
+def test_a_resumed_run_sees_the_batches_it_would_have_seen(
+    records, stop: int, group: int, workers: int
+):
+    straight = take(loader(records, RANDOM, group=group), 9)
+    before = loader(records, RANDOM, workers=workers, group=group, prefetch=3)
     first = take(before, stop)
     position = json.loads(json.dumps(before.get_state()))
     before.close()
-    after = loader(records, RANDOM, workers=workers, prefetch=3)
+    after = loader(records, RANDOM, workers=workers, group=group, prefetch=3)
     after.set_state(position)
     assert_equal(first + take(after, 9 - stop), straight)
     after.close()

@@ -10,8 +10,9 @@ import pytest
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.clip import Clip, ClipConfig
+from unclip_jax.models.clip import Clip, ClipConfig, Stem
 from unclip_jax.models.transformer import Transformer
+from unclip_jax.parallel.place import unbox
 
 TINY = ClipConfig(
     embed_dim=6,
@@ -173,3 +174,32 @@ def test_images_of_another_size_are_refused(variables):
 def test_captions_of_another_length_are_refused(variables):
     with pytest.raises(UserError, match="captions have 4 tokens; this model was built for 5"):
         text(variables, TOKENS[:, :4], MASK[:, :4])
+
+
+def test_a_conv_stem_gives_one_token_per_patch_from_its_neighbourhood():
+    """Three strides of two: token (i, j) sees patch (i, j) and at most 7 pixels beyond it."""
+    cfg = dataclasses.replace(TINY, image_size=32, patch_size=8, stem="conv")
+    stem, images = Stem(cfg), jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    params = unbox(stem.init(jax.random.key(1), images))
+    assert stem.apply(params, images).shape == (1, 16, cfg.image_width)
+    slopes = jax.grad(lambda x: jnp.sum(stem.apply(params, x)[0, 4 * 1 + 2] ** 2))(images)
+    seen = np.argwhere(np.abs(np.asarray(slopes[0])).sum(-1) > 0)
+    assert (seen.min(0) >= (8 - 7, 16 - 7)).all() and (seen.max(0) <= (15 + 7, 23 + 7)).all()
+    assert (seen.min(0) <= (8, 16)).all() and (seen.max(0) >= (15, 23)).all()
+
+
+def test_position_scale_multiplies_the_initial_positions():
+    wide = dataclasses.replace(TINY, position_scale=8.0)
+    one, eight = (
+        unbox(Clip(cfg).init(jax.random.key(3), IMAGES, TOKENS, MASK))["params"]["image"]
+        for cfg in (TINY, wide)
+    )
+    np.testing.assert_allclose(eight["positions"], 8 * one["positions"], rtol=1e-6)
+    np.testing.assert_array_equal(eight["class_token"], one["class_token"])
+
+
+def test_impossible_stems():
+    with pytest.raises(UserError, match="clip.stem"):
+        dataclasses.replace(TINY, stem="patch")
+    with pytest.raises(UserError, match="patch_size is 12; a conv stem .* power of two"):
+        dataclasses.replace(TINY, image_size=24, patch_size=12, stem="conv")

@@ -10,6 +10,7 @@ with another number of processes, sees the batches that it would have seen.
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ class LoaderConfig:
         workers: decoding threads; 0 = decode when asked.
         processes: decoding processes, each with `workers` threads and a cache of its own; 0 =
             none.
+        group: so many neighbouring records stay together when they are shuffled, so that a
+            contrastive batch holds hard negatives; an incomplete last group is left out.
         prefetch: batches made ahead.
         cache_mb: memory for decoded and resized pictures, so that small sets are decoded once.
     """
@@ -57,12 +60,14 @@ class LoaderConfig:
     remainder: str = "drop"
     workers: int = 2
     processes: int = 0
+    group: int = 1
     prefetch: int = 4
     cache_mb: int = 0
 
     def __post_init__(self):
         positive("batch_size", self.batch_size)
         one_of("remainder", self.remainder, REMAINDERS)
+        positive("group", self.group)
         if self.num_epochs is not None:
             positive("num_epochs", self.num_epochs)
         for name in ("workers", "processes", "prefetch", "cache_mb"):
@@ -169,6 +174,7 @@ def make_loader(
         "batch_size": config.batch_size,
         "seed": config.seed,
         "shuffle": config.shuffle,
+        "group": config.group,
     }
     return Loader(batches, config=config, identity=identity)
 
@@ -176,10 +182,15 @@ def make_loader(
 def _stream(fixed: FixedExamples, example: ExampleConfig, config: LoaderConfig) -> grain.MapDataset:
     """All examples of the run in order, every epoch shuffled by itself."""
     examples: Any = _Padded(fixed, config.batch_size) if config.remainder == "pad" else fixed
-    stream = grain.MapDataset.source(examples)
-    if config.shuffle:
-        stream = stream.shuffle(seed=_derive(config.seed, "shuffle"))
-    stream = stream.repeat(config.num_epochs)
+    seed = _derive(config.seed, "shuffle")
+    if config.shuffle and config.group > 1:
+        groups = grain.MapDataset.range(len(examples) // config.group).shuffle(seed=seed)
+        groups = groups.repeat(config.num_epochs)
+        stream = grain.MapDataset.source(_Grouped(examples, groups, config.group))
+    else:
+        stream = grain.MapDataset.source(examples)
+        stream = stream.shuffle(seed=seed) if config.shuffle else stream
+        stream = stream.repeat(config.num_epochs)
     if not example.pictures:
         return stream
     return stream.random_map(RandomPart(example), seed=_derive(config.seed, "examples"))
@@ -207,6 +218,20 @@ def _split(
     if config.remainder == "drop":  # no process may have one batch more than another
         batches = batches[: total * process_count]
     return batches[process_index::process_count]
+
+
+class _Grouped:
+    """Examples of one group after the other, in the order of `groups`."""
+
+    def __init__(self, examples: Any, groups: grain.MapDataset, size: int):
+        self._examples, self._groups, self._size = examples, groups, size
+
+    def __len__(self) -> int:
+        return min(len(self._groups) * self._size, sys.maxsize)
+
+    def __getitem__(self, index: int) -> Example:
+        group = self._groups[index // self._size]
+        return self._examples[int(group) * self._size + index % self._size]
 
 
 class _Padded:

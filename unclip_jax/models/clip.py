@@ -14,9 +14,18 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
-from unclip_jax.core.checks import UserError, divisible
+from unclip_jax.core.checks import UserError, divisible, one_of
 from unclip_jax.core.types import Embedding, Image, Mask, Scalar, Tokens
-from unclip_jax.models.layers import LayerNorm, check_tokens, compute_dtype, dense, normal
+from unclip_jax.models.layers import (
+    LayerNorm,
+    activation,
+    check_tokens,
+    compute_dtype,
+    dense,
+    fan_in_normal,
+    normal,
+    zeros,
+)
 from unclip_jax.models.transformer import Transformer, TransformerConfig
 from unclip_jax.parallel.axes import sharded
 
@@ -40,6 +49,9 @@ class ClipConfig:
         context: length of every caption, start and end tokens included.
         vocab_size: rows of the token table.
         activation: "gelu" (exact) or "quick_gelu" (OpenAI's weights).
+        stem: "patches" (the paper's linear map) or "conv" (a few strided convolutions).
+        position_scale: factor on the deviation of the image positions at the start; the paper's 1
+            leaves them far below the patches, too faint for a run of a few hundred steps.
         image_mean: per channel, of pixels in [0, 1].
         image_std: per channel, likewise.
         remat: "none", "block" or "dots".
@@ -58,6 +70,8 @@ class ClipConfig:
     context: int
     vocab_size: int
     activation: str = "quick_gelu"
+    stem: str = "patches"
+    position_scale: float = 1.0
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     remat: str = "none"
@@ -65,6 +79,12 @@ class ClipConfig:
 
     def __post_init__(self):
         divisible("clip.image_size", self.image_size, self.patch_size, "patches tile the image.")
+        one_of("clip.stem", self.stem, ("patches", "conv"))
+        if self.stem == "conv" and self.patch_size.bit_count() != 1:
+            raise UserError(
+                f"clip.patch_size is {self.patch_size}; a conv stem halves the side step by step, "
+                "so take a power of two."
+            )
 
     def tower(self, *, width: int, depth: int, heads: int, causal: bool) -> TransformerConfig:
         """One tower's stack."""
@@ -174,26 +194,62 @@ class ImageTower(nn.Module):
                 f"{(cfg.image_size, cfg.image_size, 3)}. Resize them first."
             )
         x = _standardised(images, cfg).astype(dtype)
-        x = nn.Conv(
-            width,
-            (cfg.patch_size, cfg.patch_size),
-            strides=cfg.patch_size,
-            padding="VALID",
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=sharded(normal(width**-0.5), None, None, "conv_in", "embed"),
-            name="patches",
-        )(x)
+        x = Stem(cfg, name="patches")(x) if cfg.stem == "conv" else _patches(cfg)(x)
         x = x.reshape(len(x), -1, width)
         first = self.param("class_token", sharded(normal(width**-0.5), "embed"), (width,))
         first = jnp.broadcast_to(first.astype(dtype), (len(x), 1, width))
         x = jnp.concatenate([first, x], axis=1)
-        init = sharded(normal(width**-0.5), "position", "embed")
+        init = sharded(normal(cfg.position_scale * width**-0.5), "position", "embed")
         x = x + self.param("positions", init, (x.shape[1], width)).astype(dtype)[None]
         stack = cfg.tower(width=width, depth=cfg.image_depth, heads=cfg.image_heads, causal=False)
         x = Transformer(stack, name="transformer")(LayerNorm(name="pre_norm")(x))
         x = LayerNorm(name="post_norm")(x[:, 0])
         return _projection(cfg, width)(x).astype(jnp.float32)
+
+
+class Stem(nn.Module):
+    """Strided 3x3 convolutions down to one token per patch (arXiv 2106.14881, section 4).
+
+    Channels double up to the width. Such a stem needs far fewer examples than a linear map of raw
+    pixels before it tells shapes apart.
+    """
+
+    cfg: ClipConfig
+
+    @nn.compact
+    def __call__(self, x: Image) -> Float[Array, " b l d"]:
+        """Return one token per patch, row by row."""
+        cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
+        levels = int(math.log2(cfg.patch_size))
+        for level in range(levels):
+            channels = cfg.image_width // 2 ** (levels - 1 - level)
+            x = nn.Conv(
+                channels,
+                (3, 3),
+                strides=2,
+                dtype=dtype,
+                kernel_init=sharded(fan_in_normal, None, None, "conv_in", "conv_out"),
+                bias_init=sharded(zeros, "conv_out"),
+                name=f"conv_{level}",
+            )(x)
+            x = activation(cfg.activation)(x)
+        axes = ("conv_in", "embed")
+        x = dense(cfg.image_width, name="out", axes=axes, dtype=dtype)(x)
+        return x.reshape(len(x), -1, cfg.image_width)
+
+
+def _patches(cfg: ClipConfig) -> nn.Conv:
+    """The paper's stem: one linear map of every patch."""
+    return nn.Conv(
+        cfg.image_width,
+        (cfg.patch_size, cfg.patch_size),
+        strides=cfg.patch_size,
+        padding="VALID",
+        use_bias=False,
+        dtype=compute_dtype(cfg.dtype),
+        kernel_init=sharded(normal(cfg.image_width**-0.5), None, None, "conv_in", "embed"),
+        name="patches",
+    )
 
 
 class TextTower(nn.Module):

@@ -125,7 +125,7 @@ def sample(
     Raises:
         UserError: condition "z_img" without `z_img`.
     """
-    z_img = _condition(cascade, params, captions, keys, options=options, z_img=z_img)
+    z_img = condition(cascade, params, captions, keys, options=options, z_img=z_img)
     tokens, mask = captions.decoder
     base = decoder.sample(
         cascade.decoder,
@@ -170,16 +170,20 @@ def to_uint8(images: Float[Array, " b h w c"]) -> UInt8[Array, " b h w c"]:
     return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
-def _condition(
+def condition(
     cascade: Cascade,
     params: dict[str, Any],
     captions: Captions,
     keys: Keys,
     *,
-    options: SampleOptions,
-    z_img: Embedding | None,
+    options: SampleOptions = SampleOptions(),
+    z_img: Embedding | None = None,
 ) -> Embedding:
-    """The z_img that the decoder will see."""
+    """The L2-normalised z_img that the decoder will see; arguments as for `sample`.
+
+    Raises:
+        UserError: condition "z_img" without `z_img`.
+    """
     if options.condition == "z_img":
         if z_img is None:
             raise UserError("condition 'z_img' needs z_img; give image embeddings.")

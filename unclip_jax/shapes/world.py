@@ -1,7 +1,10 @@
 """Scene number `index` of a split: what it holds, and captions that are true of it.
 
 A scene depends on (split, seed, index) alone, so any range of any split can be made anywhere, in
-any order, and made again. Random streams are Python's, used through `random()` only, whose
+any order, and made again. Training scenes come in families of `SIBLINGS`: neighbours share colours,
+sizes and background and differ in shapes, relation or count. A contrastive batch that keeps
+families together cannot be solved by colours alone (hard negatives; Yuksekgonul et al. 2022,
+arXiv 2210.01936, show that CLIP otherwise learns bags of words). Random streams are Python's, used through `random()` only, whose
 sequence is guaranteed across versions.
 """
 
@@ -26,7 +29,8 @@ from unclip_jax.shapes.vocabulary import (
 T = TypeVar("T")
 
 SHARE_SINGLE, SHARE_PAIR = 0.3, 0.5  # the rest are counts
-NAMES_BACKGROUND = 2 / 3  # share of captions that name the background
+SIBLINGS = 4  # training scenes per family
+NAMES_BACKGROUND = 1 / 2  # share of captions that name the background
 PARAPHRASES = 6  # captions kept per scene, at most; the example's own comes first
 SINGLE_SIZES = ("small", "medium", "medium", "large")
 PAIR_SIZES = (
@@ -62,7 +66,12 @@ def example(split: str, *, seed: int, index: int) -> Example:
     one_of("split", split, SPLITS)
     in_range("scene index", index, 0, float("inf"))
     rng = random.Random(f"shapes {WORLD_VERSION} {seed} {split} {index}")
-    scene = _arrange(rng, _draw_request(rng, held=split == "compositional"))
+    if split == "train":
+        name = f"shapes {WORLD_VERSION} {seed} family {index // SIBLINGS}"
+        request = _family(random.Random(name))[index % SIBLINGS]
+    else:
+        request = _draw_request(rng, held=split == "compositional")
+    scene = _arrange(rng, request)
     return Example(scene, _tell(rng, scene))
 
 
@@ -94,6 +103,33 @@ def _draw_request(rng: random.Random, *, held: bool) -> Request:
     sizes = _pick(rng, PAIR_SIZES)
     wanted = tuple(Wanted(*pair, size) for pair, size in zip(both, sizes, strict=True))
     return Request(wanted, _pick(rng, RELATIONS), ground)
+
+
+def _family(rng: random.Random) -> list[Request]:
+    """`SIBLINGS` different requests with the same colours, sizes and background."""
+    family = [_draw_request(rng, held=False)]
+    while len(family) < SIBLINGS:
+        sibling = _sibling(rng, family[0])
+        kinds = {(one.colour, one.shape) for one in sibling.wanted}
+        if sibling not in family and len(kinds) == (1 if sibling.relation is None else 2):
+            family.append(sibling)
+    return family
+
+
+def _sibling(rng: random.Random, first: Request) -> Request:
+    """Other shapes, relation or count; half of the siblings of a pair differ in relation alone."""
+    if first.relation is not None:
+        same = rng.random() < 0.5
+        wanted = first.wanted if same else tuple(_reshaped(rng, one) for one in first.wanted)
+        return Request(wanted, _pick(rng, RELATIONS), first.background)
+    counts = tuple(COUNTS.values()) if len(first.wanted) > 1 else (1,)
+    wanted = (_reshaped(rng, first.wanted[0]),) * _pick(rng, counts)
+    return Request(wanted, None, first.background)
+
+
+def _reshaped(rng: random.Random, one: Wanted) -> Wanted:
+    shapes = [shape for colour, shape in seen() if colour == one.colour]
+    return Wanted(one.colour, _pick(rng, shapes), one.size)
 
 
 def _arrange(rng: random.Random, request: Request) -> Scene:
