@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Key, Keys, PerExample, Steps
-from unclip_jax.diffusion import objectives, process, respace, samplers
+from unclip_jax.diffusion import objectives, process, respace, samplers, solvers
+from unclip_jax.diffusion.samplers import Solver, StepRule
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
-SAMPLERS = ("ancestral", "ddim")
 THRESHOLDS = ("none", "static", "dynamic")
 
 
@@ -54,10 +54,11 @@ class SamplingConfig:
     """How a stage is sampled by default; every field can be overridden when sampling.
 
     Attributes:
-        steps: strided grid, "64", "ddim27", "fast27" or section counts (`respace.timesteps`).
-        sampler: "ancestral" or "ddim".
+        steps: strided grid, "64", "ddim27", "fast27", section counts or "logsnr20"
+            (`respace.strided`).
+        sampler: "ancestral" or "ddim", as in the paper; "dpmpp_2m" or "heun" (`solvers`).
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
-        variance: ancestral variance: "small", "large" or "learned_range".
+        variance: ancestral variance: "small", "large", "learned_range" or "table".
         guidance_scale: 1.0 = no guidance.
         threshold: what happens to x_0 at every step: "none", "static" or "dynamic".
         percentile: percentile of |x_0| for dynamic thresholding (Imagen, section 2.3).
@@ -73,9 +74,22 @@ class SamplingConfig:
 
     def __post_init__(self):
         one_of("sampling.sampler", self.sampler, SAMPLERS)
+        one_of("sampling.variance", self.variance, samplers.VARIANCES)
         one_of("sampling.threshold", self.threshold, THRESHOLDS)
         in_range("sampling.eta", self.eta, 0.0, 1.0)
         in_range("sampling.guidance_scale", self.guidance_scale, 0.0, 100.0)
+
+    def rule(self) -> StepRule | Solver:
+        """How one step is taken."""
+        return SAMPLERS[self.sampler](self)
+
+
+SAMPLERS: dict[str, Callable[[SamplingConfig], StepRule | Solver]] = {
+    "ancestral": lambda sampling: samplers.ancestral(sampling.variance),
+    "ddim": lambda sampling: samplers.ddim(sampling.eta),
+    "dpmpp_2m": lambda sampling: solvers.DpmSolver2M(),
+    "heun": lambda sampling: solvers.Heun(),
+}
 
 
 @functools.cache
@@ -182,17 +196,13 @@ def run(
     sampling: SamplingConfig,
 ) -> Float[Array, " b *s"]:
     """Sample x_0 of `shape` per key with one scan; example i depends on keys[i] alone."""
-    if sampling.variance == "learned_range" and not diffusion.learned_variance:
+    learned = sampling.sampler == "ancestral" and sampling.variance == "learned_range"
+    if learned and not diffusion.learned_variance:
         raise UserError(
             "sampling.variance is 'learned_range' but the model was trained without a learned "
             "variance; use 'small' or 'large'."
         )
-    grid = respace.timesteps(sampling.steps, num_timesteps=diffusion.num_timesteps)
-    chain = respace.respace(diffusion.chain(), timesteps=grid)
-    if sampling.sampler == "ddim":
-        step = samplers.ddim(sampling.eta)
-    else:
-        step = samplers.ancestral(sampling.variance)
+    chain = respace.strided(diffusion.chain(), steps=sampling.steps)
     x_T = rng.normal_each(rng.fold_each(keys, "x_T"), shape)
     denoise = thresholded(denoise, diffusion, sampling)
-    return samplers.sample(denoise, x_T, schedule=chain, step=step, keys=keys)
+    return samplers.sample(denoise, x_T, schedule=chain, step=sampling.rule(), keys=keys)
