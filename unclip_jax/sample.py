@@ -51,6 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prior-steps", help="prior steps")
     parser.add_argument("--sampler", help=f"of the decoder: {', '.join(SAMPLERS)}")
     parser.add_argument("--prior-sampler", help="of the prior")
+    parser.add_argument("--prior-variance", help="of the ancestral prior: small, large, table")
     parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
     parser.add_argument(
         "--condition",
@@ -100,6 +101,7 @@ def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
         "guidance_scale": args.prior_guidance,
         "steps": args.prior_steps,
         "sampler": args.prior_sampler,
+        "variance": args.prior_variance,
     }
     return SampleOptions(
         prior=_changed(cascade.prior.sampling, prior),
