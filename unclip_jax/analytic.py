@@ -135,7 +135,7 @@ def measure(
     for index, host in enumerate(tqdm(batches, desc="analytic", unit="batch")):
         batch = global_batch({name: host[name] for name in fields}, mesh)
         here = jax.device_put(rng.fold(key, index), replicated(mesh))
-        means.append(np.float64(jax.device_get(run(params, batch, here))))
+        means.append(np.asarray(jax.device_get(run(params, batch, here)), np.float64))
         examples += batch["z_img"].shape[0]
     return VarianceTable(
         origin=cfg.origin,
