@@ -27,6 +27,7 @@ from unclip_jax.data import text
 from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.load import Loaded
 from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
+from unclip_jax.stages.gaussian import SAMPLERS
 from unclip_jax.version import __version__
 
 MAX_IMAGES = 4096  # bounded work per request
@@ -46,8 +47,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
     parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
     parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
-    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, ...")
+    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, logsnr20, ...")
     parser.add_argument("--prior-steps", help="prior steps")
+    parser.add_argument("--sampler", help=f"of the decoder: {', '.join(SAMPLERS)}")
+    parser.add_argument("--prior-sampler", help="of the prior")
+    parser.add_argument("--prior-variance", help="of the ancestral prior: small, large, table")
     parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
     parser.add_argument(
         "--condition",
@@ -88,8 +92,17 @@ def check(args: argparse.Namespace) -> None:
 
 def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
     """The exported sampling settings with what the command line changes."""
-    decoder = {"guidance_scale": args.guidance, "steps": args.steps}
-    prior = {"guidance_scale": args.prior_guidance, "steps": args.prior_steps}
+    decoder = {
+        "guidance_scale": args.guidance,
+        "steps": args.steps,
+        "sampler": args.sampler,
+    }
+    prior = {
+        "guidance_scale": args.prior_guidance,
+        "steps": args.prior_steps,
+        "sampler": args.prior_sampler,
+        "variance": args.prior_variance,
+    }
     return SampleOptions(
         prior=_changed(cascade.prior.sampling, prior),
         decoder=_changed(cascade.decoder.sampling, decoder),

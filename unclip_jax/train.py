@@ -5,6 +5,7 @@
 Any value can be overridden: --config.optim.learning_rate=3e-4. The same command continues an
 interrupted run, bit for bit. When training ends, the averaged parameters are exported to
 WORKDIR/export with a manifest; --export_only exports the newest checkpoint of an unfinished run.
+A prior that samples with the analytic variance gets its table there too.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 import jax
 
-from unclip_jax import configs, entry, inputs
+from unclip_jax import analytic, configs, entry, inputs
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import Experiment
 from unclip_jax.handoff import export, load
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     experiment = configs.read(args.config, overrides=rest)
     state, stage, read = run(experiment, args.workdir, export_only=args.export_only)
     write_export(experiment, stage, state, facts=read, workdir=args.workdir)
+    analytic.after_training(experiment, state.ema_params, workdir=args.workdir)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.diffusion.respace import respace, timesteps
+from unclip_jax.diffusion.respace import respace, strided, timesteps
 from unclip_jax.diffusion.schedule import make_schedule
 
 COSINE = make_schedule("cosine", num_timesteps=1000)
@@ -107,3 +107,32 @@ def test_one_step_is_refused():
 def test_a_grid_that_does_not_ascend_within_the_chain_is_refused(kept):
     with pytest.raises(UserError, match=r"must ascend strictly within \[0, 999\]"):
         respace(COSINE, timesteps=np.array(kept, np.int32))
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_an_even_grid_in_log_snr_is_even_where_indices_are_dense(name):
+    full = make_schedule(name, num_timesteps=1000)
+    kept = strided(full, steps="logsnr30").timesteps
+    assert (len(kept), kept[0], kept[-1]) == (30, 0, 999)
+    log_snr = np.log(full.signal / full.noise)
+    dense = (kept > 50) & (kept < 980)  # elsewhere neighbours lie farther apart than the grid
+    lengths = np.diff(log_snr[kept[dense]])
+    np.testing.assert_allclose(lengths, lengths.mean(), rtol=0.15)
+
+
+@pytest.mark.parametrize("count", [2, 3, 500, 1000])
+def test_an_even_grid_has_as_many_steps_as_asked(count):
+    kept = strided(COSINE, steps=f"logsnr{count}").timesteps
+    assert len(np.unique(kept)) == count and kept[0] == 0 and kept[-1] == 999
+
+
+@pytest.mark.parametrize("spec", ["logsnr", "logsnr1", "logsnr1001", "logsnr-3"])
+def test_an_even_grid_that_cannot_be_is_refused(spec):
+    with pytest.raises(UserError, match=f"'{spec}' not understood; give a number from 2 to 1000"):
+        strided(COSINE, steps=spec)
+
+
+def test_other_specs_are_those_of_timesteps():
+    np.testing.assert_array_equal(
+        strided(COSINE, steps="fast27").timesteps, timesteps("fast27", num_timesteps=1000)
+    )

@@ -48,6 +48,14 @@ def test_batches_do_not_change_images(run_dir, tmp_path):
         assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
 
 
+def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
+    out = tmp_path / "grid.png"
+    arguments = [f"--models={run_dir}", f"--out={out}", "--steps=logsnr3", "--prior-steps=3"]
+    sample.main(["a red circle", *arguments, "--sampler=dpmpp_2m", "--prior-sampler=heun"])
+    options = json.loads(out.with_suffix(".json").read_text())["options"]
+    assert options["decoder"]["sampler"] == "dpmpp_2m" and options["prior"]["sampler"] == "heun"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -57,6 +65,7 @@ def test_batches_do_not_change_images(run_dir, tmp_path):
         (["x", "--out=grid.gif"], "--out is 'grid.gif'; give a name that ends in .png"),
         (["x", "--guidance=-1"], "sampling.guidance_scale is -1.0"),
         (["x", "--steps=ddim999"], "ddim999"),
+        (["x", "--sampler=dpm"], "unknown sampling.sampler 'dpm'. Known: ancestral, ddim"),
     ],
 )
 def test_mistakes_are_one_line(run_dir, arguments, message):

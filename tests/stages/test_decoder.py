@@ -86,3 +86,36 @@ def test_learned_range_sampling_needs_a_learned_variance(made):
             keys=keys,
             sampling=sampling,
         )
+
+
+def test_conditions_are_dropped_45_45_5_5(made):
+    # Ramesh et al. 2022, section 2.1; figure 8 says that 5 % see the caption alone
+    cfg, count = made[0], 40_000
+    kept = decoder.keeps(cfg, batch_size=count, key=jax.random.key(0))
+    z, text = np.asarray(kept["keep_z"]), np.asarray(kept["keep_text"])
+    shares = {"both": z & text, "z": z & ~text, "text": ~z & text, "nothing": ~z & ~text}
+    for name, share in {"both": 0.45, "z": 0.45, "text": 0.05, "nothing": 0.05}.items():
+        spread = np.sqrt(share * (1 - share) / count)
+        assert shares[name].mean() == pytest.approx(share, abs=4 * spread), name
+
+
+@pytest.mark.parametrize("name", ["drop_z", "drop_text"])
+def test_guidance_of_a_decoder_that_was_trained_without_drops_is_refused(made, name):
+    cfg, params, batch = made
+    plain = dataclasses.replace(cfg.sampling, guidance_scale=1.0)
+    whole = dataclasses.replace(cfg, sampling=plain, **{name: 0.0})
+    message = f"guidance_scale is 2.0, but decoder.{name} is 0: .* Use 1.0, or train"
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(whole, sampling=cfg.sampling)
+    z_img, tokens, mask = arguments(batch)
+    keys = rng.per_example(jax.random.key(0), jnp.arange(4))
+    given = {"z_img": z_img, "tokens": tokens, "token_mask": mask, "keys": keys}
+    with pytest.raises(UserError, match=message):
+        decoder.sample(whole, params, **given, sampling=cfg.sampling)
+
+
+def test_the_manifest_states_the_scale_of_z_img(made):
+    cfg = made[0]
+    assert decoder.make(cfg).describe["z_scale_in"] == pytest.approx(np.sqrt(cfg.model.z_dim))
+    scaled = dataclasses.replace(cfg, z_scale=17.2)
+    assert decoder.make(scaled).describe["z_scale_in"] == 17.2

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import pytest
 from tests.stages import tiny
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion import process
+from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.stages import prior
 
 
@@ -23,6 +26,17 @@ def test_the_scale_is_17_2_at_the_papers_width():
     cfg = tiny.experiment("prior").model
     wide = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, embed_dim=1024))
     np.testing.assert_allclose(wide.scale, 17.2, rtol=1e-6)
+
+
+def test_the_other_scaling_gives_every_dimension_variance_one():
+    cfg = tiny.experiment("prior").model
+    wide = dataclasses.replace(
+        cfg, scaling="unit_rms", model=dataclasses.replace(cfg.model, embed_dim=1024)
+    )
+    assert wide.scale == 32.0 and wide.origin.data_variance == 1.0
+    # at the same t, 5.4 dB less noise than with the paper's
+    gain = 20 * np.log10(wide.scale / dataclasses.replace(wide, scaling="pixel_rms").scale)
+    assert gain == pytest.approx(5.4, abs=0.05)
 
 
 def test_the_scale_gives_unit_vectors_the_rms_of_pixels():
@@ -102,9 +116,96 @@ def test_guidance_of_a_model_that_ignores_text_changes_nothing(made):
     np.testing.assert_allclose(runs[0], runs[1], atol=1e-5)
 
 
+def test_the_unconditional_branch_sees_neither_caption_nor_z_txt(made):
+    cfg, params, batch = made
+    params = tiny.stirred(params)
+    x_t, t = jnp.ones((6, cfg.model.embed_dim)), jnp.full(6, 500)
+
+    @functools.partial(jax.jit, static_argnames="scale")
+    def x_0(batch, scale):
+        return prior.denoiser(cfg, params, batch=batch, scale=scale)(x_t, t).x_0
+
+    other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch)
+    np.testing.assert_allclose(x_0(batch, 0.0), x_0(other, 0.0), atol=1e-6)
+    assert np.abs(x_0(batch, 1.0) - x_0(other, 1.0)).max() > 1e-3
+
+
+@pytest.mark.parametrize("target", ["x_0", "eps", "v"])
+def test_the_loss_of_saying_nothing_is_the_power_of_the_target(made, target):
+    cfg, params, batch = made
+    cfg = dataclasses.replace(cfg, diffusion=dataclasses.replace(cfg.diffusion, target=target))
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    many = jax.tree.map(lambda x: jnp.repeat(x, 50, axis=0), batch)
+    got = float(jax.jit(prior.make(cfg).loss)(nothing, many, jax.random.key(0))[0])
+    x_0 = cfg.scale**2 / cfg.model.embed_dim  # 0.289: unit vectors at the RMS of pixels
+    alpha_bar = cfg.diffusion.chain().alpha_bar
+    wanted = {"x_0": x_0, "eps": 1.0, "v": np.mean(alpha_bar + (1 - alpha_bar) * x_0)}[target]
+    # of 300 draws of t, and 300 x 32 of eps
+    assert got == pytest.approx(wanted, rel=1e-5 if target == "x_0" else 0.1)
+
+
+def test_the_rank_of_the_true_embedding_by_brute_force():
+    draws = np.random.default_rng(0)
+    guess, z_img = (jnp.asarray(draws.normal(size=(9, 5)), jnp.float32) for _ in range(2))
+    ranks = []
+    for row in range(9):
+        order = sorted(range(9), key=lambda other: -float(guess[row] @ z_img[other]))
+        ranks.append(1 + order.index(row))
+    assert float(prior.mean_rank(guess, z_img)) == pytest.approx(np.mean(ranks))
+    assert float(prior.mean_rank(z_img, prior.unit(z_img))) < 3  # itself is among the nearest
+    assert float(prior.mean_rank(jnp.zeros((9, 5)), z_img)) == 9  # knowing nothing is worst
+
+
+def test_health_of_a_prior_that_knows_the_truth(made, monkeypatch):
+    cfg, params, batch = made
+    chain, x_0 = cfg.diffusion.chain(), cfg.scale * prior.unit(batch["z_img"])
+
+    def knows(*_, **__):
+        return lambda x_t, t: process.from_x_0(x_0, x_t, alpha_bar=chain.level(t, ndim=2))
+
+    monkeypatch.setattr(prior, "denoiser", knows)
+    health = prior.make(cfg).evaluate(params, batch, jax.random.key(0))
+    for name in ("cosine_image", "drawn_cosine_image", "drawn_norm", "rank_image"):
+        assert float(health[name]) == pytest.approx(1.0, abs=1e-4), name
+    assert float(health["baseline_gap"]) == pytest.approx(0.0, abs=1e-4)
+    assert float(health["cosine_text"]) == pytest.approx(float(health["cosine_data"]), abs=1e-4)
+
+
+def test_guidance_of_a_prior_that_was_trained_without_drops_is_refused(made):
+    cfg, params, batch = made
+    whole = dataclasses.replace(cfg, drop_text=0.0)
+    guided = dataclasses.replace(cfg.sampling, guidance_scale=2.0)
+    message = "guidance_scale is 2.0, but prior.drop_text is 0: .* trained without drops"
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(whole, sampling=guided)
+    text = {name: batch[name] for name in ("tokens", "token_mask", "z_txt")}
+    keys = rng.per_example(jax.random.key(0), jnp.arange(6))
+    with pytest.raises(UserError, match=message):
+        prior.sample(whole, params, **text, keys=keys, sampling=guided)
+
+
+def test_the_table_variance_needs_the_priors_own_table(made):
+    cfg, params, batch = made
+    text = {name: batch[name] for name in ("tokens", "token_mask", "z_txt")}
+    keys = rng.per_example(jax.random.key(0), jnp.arange(6))
+    sampling = dataclasses.replace(cfg.sampling, variance="table")
+    with pytest.raises(UserError, match="no variance table with this model; make one"):
+        prior.sample(cfg, params, **text, keys=keys, sampling=sampling)
+    table = VarianceTable(
+        origin=dataclasses.replace(cfg.origin, target="eps"),
+        timesteps=(0,),
+        eps_power=(1.0,),
+        examples=1,
+    )
+    with pytest.raises(UserError, match="target is 'eps' in the table and 'x_0' in the model"):
+        prior.sample(cfg, params, **text, keys=keys, sampling=sampling, table=table)
+
+
 def test_settings_out_of_range_are_refused():
     cfg = tiny.experiment("prior").model
     with pytest.raises(UserError, match=r"prior.drop_text is 1.5; it must lie in \[0.0, 1.0\]"):
         dataclasses.replace(cfg, drop_text=1.5)
     with pytest.raises(UserError, match="prior.num_candidates is 0"):
         dataclasses.replace(cfg, num_candidates=0)
+    with pytest.raises(UserError, match="unknown prior.scaling 'pixel'. Did you mean 'pixel_rms'"):
+        dataclasses.replace(cfg, scaling="pixel")

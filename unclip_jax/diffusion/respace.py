@@ -1,7 +1,8 @@
 """Short chains: which of the original steps a sampler visits, and their betas.
 
 Source: improved DDPM's fractional stride and DDIM's integer stride as used by ADM (arXiv
-2105.05233, appendix I), GLIDE's sectioned 27-step list (arXiv 2112.10741, released code).
+2105.05233, appendix I), GLIDE's sectioned 27-step list (arXiv 2112.10741, released code), even
+steps in log(signal / noise) from DPM-Solver (arXiv 2206.00927, section 3.4).
 """
 
 import numpy as np
@@ -11,6 +12,24 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.schedule import Schedule
 
 FAST_27 = "10,10,3,2,2"  # GLIDE's counts per fifth of the chain, most steps near the data
+LOG_SNR = "logsnr"
+FAINTEST = -4.0  # log(signal / noise) below which an even grid spends one step: signal under 2 %
+
+
+def strided(schedule: Schedule, *, steps: str) -> Schedule:
+    """The short chain of `schedule` through the steps that `steps` names.
+
+    Args:
+        schedule: the full chain.
+        steps: what `timesteps` understands, or "logsnr20": the 20 indices that lie most evenly in
+            log(signal / noise), for solvers that are made for even steps there.
+
+    Raises:
+        UserError: the spec has no meaning or asks for more steps than there are.
+    """
+    if steps.startswith(LOG_SNR):
+        return respace(schedule, timesteps=_even_log_snr(steps, schedule))
+    return respace(schedule, timesteps=timesteps(steps, num_timesteps=schedule.num_timesteps))
 
 
 def timesteps(spec: str, *, num_timesteps: int) -> Int[np.ndarray, " n"]:
@@ -39,7 +58,7 @@ def timesteps(spec: str, *, num_timesteps: int) -> Int[np.ndarray, " n"]:
     except ValueError as error:
         raise UserError(
             f"sampling steps {spec!r} not understood; give a number such as '250', 'ddim25', "
-            "'fast27' or counts per section such as '10,10,3,2,2'."
+            "'logsnr20', 'fast27' or counts per section such as '10,10,3,2,2'."
         ) from error
     if counts == [1]:
         raise UserError("sampling steps '1' would keep index 0 only; give at least 2 steps.")
@@ -68,6 +87,27 @@ def respace(schedule: Schedule, *, timesteps: Int[np.ndarray, " n"]) -> Schedule
     alpha_bar = schedule.alpha_bar[kept]
     beta = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
     return Schedule(beta, schedule.timesteps[kept])
+
+
+def _even_log_snr(spec: str, schedule: Schedule) -> Int[np.ndarray, " n"]:
+    """The indices nearest to an even grid, each below the one before, and T - 1.
+
+    The last betas of a cosine chain are so large that an even grid would crowd into the last ten
+    indices, where x_t holds no signal; the grid ends at `FAINTEST` and one step leads there.
+    """
+    digits, length = spec.removeprefix(LOG_SNR), schedule.num_timesteps
+    if not digits.isdecimal() or not 2 <= int(digits) <= length:
+        raise UserError(
+            f"sampling steps {spec!r} not understood; give a number from 2 to {length} after "
+            f"{LOG_SNR!r}, such as 'logsnr20'."
+        )
+    log_snr = np.log(schedule.signal / schedule.noise)
+    wanted = np.linspace(log_snr[0], max(log_snr[-1], FAINTEST), int(digits))
+    kept = np.abs(log_snr - wanted[:, None]).argmin(axis=1)
+    kept[-1] = length - 1
+    for k in range(len(kept) - 2, -1, -1):
+        kept[k] = max(k, min(kept[k], kept[k + 1] - 1))
+    return kept.astype(np.int32)
 
 
 def _integer_stride(count: int, num_timesteps: int) -> Int[np.ndarray, " n"]:

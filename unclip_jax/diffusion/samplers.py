@@ -1,13 +1,14 @@
 """Sampling: one scan over a strided chain, and the rules that take one step of it.
 
 A rule sees x_t, a `Prediction` and the numbers of its step; it knows neither networks nor guidance
-nor thresholds. Sources: DDPM (arXiv 2006.11239), DDIM (arXiv 2010.02502), improved DDPM
-(arXiv 2102.09672) for the learned variance; ADM appendix B and F.
+nor thresholds. A round of the scan is one evaluation of the network, whatever the rule. Rules that
+remember earlier rounds are in solvers.py. Sources: DDPM (arXiv 2006.11239), DDIM
+(arXiv 2010.02502), improved DDPM (arXiv 2102.09672) for the learned variance; ADM appendix B and F.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,8 @@ class StepInputs(NamedTuple):
         log_beta: log of the strided beta.
         log_beta_tilde: log of the strided beta_tilde, clipped at index 0.
         log_table: log variance from a table (analytic variance); equals log_beta_tilde without.
+        extrapolate: half this step's length over the length of the step before, in log(signal /
+            noise); 0 on the first and the last step (DPM-Solver++ 2M).
     """
 
     t: Int[Array, "..."]
@@ -53,9 +56,51 @@ class StepInputs(NamedTuple):
     log_beta: Float[Array, "..."]
     log_beta_tilde: Float[Array, "..."]
     log_table: Float[Array, "..."]
+    extrapolate: Float[Array, "..."]
 
 
+# (x_t, prediction at x_t, numbers of the step, noise) -> x_s
 StepRule = Callable[[X, Prediction, StepInputs, X], X]
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A rule that remembers: what it keeps between rounds is a pytree of its own."""
+
+    def rounds(self, steps: StepInputs) -> StepInputs:
+        """One row per evaluation of the network, from one row per step; `t` is what it is given."""
+        ...
+
+    def start(self, x_T: X) -> Any:
+        """The memory before the first round."""
+        ...
+
+    def advance(
+        self, x: X, memory: Any, *, pred: Prediction, at: StepInputs, noise: X
+    ) -> tuple[X, Any]:
+        """After one evaluation at x: where to evaluate next, or x_0 at the end; and the memory."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Memoryless:
+    """A step rule as a solver: one round per step and nothing to remember."""
+
+    rule: StepRule
+
+    def rounds(self, steps: StepInputs) -> StepInputs:
+        """The steps themselves."""
+        return steps
+
+    def start(self, x_T: X) -> Any:
+        """Nothing."""
+        return ()
+
+    def advance(
+        self, x: X, memory: Any, *, pred: Prediction, at: StepInputs, noise: X
+    ) -> tuple[X, Any]:
+        """Take one step."""
+        return self.rule(x, pred, at, noise), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +181,7 @@ def sample(
     x_T: X,
     *,
     schedule: Schedule,
-    step: StepRule,
+    step: StepRule | Solver,
     keys: Keys,
     variance_table: Float[np.ndarray, " T"] | None = None,
 ) -> X:
@@ -149,7 +194,7 @@ def sample(
         denoise: (x_t, original timesteps) -> Prediction.
         x_T: where to start; standard normal for a fresh sample.
         schedule: the chain to walk, strided or full.
-        step: `ddim(...)` or `ancestral(...)`.
+        step: `ddim(...)`, `ancestral(...)`, or a solver of solvers.py.
         keys: one key per example.
         variance_table: reverse variance per position of `schedule`, for ancestral("table").
 
@@ -160,14 +205,21 @@ def sample(
         raise checks.UserError(
             "variance 'table' needs a variance_table, which is None; give one or use 'small'."
         )
-    inputs = step_inputs(schedule, variance_table=variance_table)
+    solver = _solver(step)
+    rounds = solver.rounds(step_inputs(schedule, variance_table=variance_table))
 
-    def body(x_t: X, at: StepInputs) -> tuple[X, None]:
-        t = jnp.broadcast_to(at.t, x_t.shape[:1])
-        noise = rng.normal_each(rng.fold_each(keys, "step", at.position), x_t.shape[1:])
-        return step(x_t, denoise(x_t, t), at, noise), None
+    def body(carry: tuple[X, Any], at: StepInputs) -> tuple[tuple[X, Any], None]:
+        x, memory = carry
+        pred = denoise(x, jnp.broadcast_to(at.t, x.shape[:1]))
+        noise = rng.normal_each(rng.fold_each(keys, "step", at.position), x.shape[1:])
+        return solver.advance(x, memory, pred=pred, at=at, noise=noise), None
 
-    return jax.lax.scan(body, x_T, inputs)[0]
+    return jax.lax.scan(body, (x_T, solver.start(x_T)), rounds)[0][0]
+
+
+def evaluations(step: StepRule | Solver, *, schedule: Schedule) -> int:
+    """How often `sample` evaluates the network per sample on this chain (guidance doubles it)."""
+    return len(_solver(step).rounds(step_inputs(schedule)).t)
 
 
 def step_inputs(
@@ -200,7 +252,20 @@ def step_inputs(
         log_beta=_reversed(schedule.log_beta),
         log_beta_tilde=_reversed(schedule.log_beta_tilde_clipped),
         log_table=_reversed(log_table),
+        extrapolate=_reversed(_extrapolation(schedule)),
     )
+
+
+def _extrapolation(schedule: Schedule) -> Float[np.ndarray, " T"]:
+    """Half of h over the h before, per position: h is a step's length in log(signal / noise)."""
+    lengths = -np.diff(np.log(schedule.signal / schedule.noise))  # of the step from k + 1 to k
+    weights = np.zeros(schedule.num_timesteps)
+    weights[1:-1] = lengths[:-1] / (2.0 * lengths[1:])
+    return weights
+
+
+def _solver(step: StepRule | Solver) -> Solver:
+    return step if isinstance(step, Solver) else Memoryless(step)
 
 
 def _reversed(table: np.ndarray) -> Array:

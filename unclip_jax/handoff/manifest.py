@@ -45,6 +45,8 @@ class Manifest:
         embed_stats: statistics of the embeddings trained on, such as {"mean_norm": 1.0}.
         tokenizer_hash: identity of the tokenizer whose ids the stage reads.
         z_scale: factor on unit-norm embeddings as the prior diffuses them (17.2 at z = 1024).
+        z_scale_in: factor that a decoder puts on the unit-norm z_img it is handed; its own affair,
+            so it need not be the prior's.
         image_size: side of the images the stage draws, in pixels.
         low_res_size: side of the images an upsampler starts from, in pixels.
         data: what it was trained on, in words.
@@ -64,6 +66,7 @@ class Manifest:
     embed_stats: dict[str, Any] | None = None
     tokenizer_hash: str | None = None
     z_scale: float | None = None
+    z_scale_in: float | None = None
     image_size: int | None = None
     low_res_size: int | None = None
     data: str = ""

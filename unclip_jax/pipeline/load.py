@@ -8,7 +8,8 @@ import jax
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import build
-from unclip_jax.handoff import load, manifest
+from unclip_jax.diffusion.analytic import VarianceTable
+from unclip_jax.handoff import load, manifest, parts
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.pipeline.text_to_image import Cascade
 from unclip_jax.stages import clip, decoder, prior, upsampler
@@ -61,7 +62,13 @@ def load_cascade(run_dir: pathlib.Path) -> Loaded:
         "decoder": decoder_params,
         "upsamplers": [tree for _, tree in upsamplers],
     }
-    cascade = Cascade(clip_cfg, prior_cfg, decoder_cfg, tuple(cfg for cfg, _ in upsamplers))
+    cascade = Cascade(
+        clip_cfg,
+        prior_cfg,
+        decoder_cfg,
+        tuple(cfg for cfg, _ in upsamplers),
+        load_variance_table(places["prior"]),
+    )
     return Loaded(cascade, params, manifests, load.tokenizer_dir(places["clip"]))
 
 
@@ -76,6 +83,30 @@ def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manif
         raise UserError(f"{directory} is a {card.stage}; give the export of a CLIP.")
     cfg, params = _stage(directory, card, clip.ClipStageConfig, clip)
     return cfg, params, card
+
+
+def load_prior(directory: pathlib.Path) -> tuple[prior.PriorStageConfig, Any, Manifest]:
+    """Load an exported diffusion prior alone: (config, parameters, manifest).
+
+    Raises:
+        UserError: there is no complete export in `directory`, or it is no diffusion prior.
+    """
+    card = load.read_manifest(directory)
+    if card.stage != "prior":
+        raise UserError(f"{directory} is a {card.stage}; give the export of a diffusion prior.")
+    cfg, params = _stage(directory, card, prior.PriorStageConfig, prior)
+    return cfg, params, card
+
+
+def load_variance_table(directory: pathlib.Path) -> VarianceTable | None:
+    """The variance table in the export of a prior; None if it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    stored = parts.read(directory, parts.VARIANCE)
+    where = f"{directory}/{parts.VARIANCE}"
+    return None if stored is None else build(VarianceTable, stored, where=where)
 
 
 def abstract_params(stage: Stage) -> Any:

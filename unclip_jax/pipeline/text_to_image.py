@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
+from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.clip import Clip, TextOutput
 from unclip_jax.stages import decoder, prior, upsampler
 from unclip_jax.stages.base import apply
@@ -30,12 +31,21 @@ CONDITIONS = ("prior", "z_txt", "z_img")
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """The typed configs of one fitting set of stages, from CLIP to the last upsampler."""
+    """The typed configs of one fitting set of stages, from CLIP to the last upsampler.
+
+    Attributes:
+        clip: text and image towers.
+        prior: caption to z_img.
+        decoder: z_img to the base image.
+        upsamplers: in order.
+        variance_table: the prior's, where its export has one.
+    """
 
     clip: ClipStageConfig
     prior: PriorStageConfig
     decoder: DecoderStageConfig
     upsamplers: tuple[UpsamplerStageConfig, ...] = ()
+    variance_table: VarianceTable | None = None
 
     @property
     def image_size(self) -> int:
@@ -201,4 +211,5 @@ def condition(
         keys=rng.fold_each(keys, "prior"),
         sampling=options.prior,
         num_candidates=options.num_candidates,
+        table=cascade.variance_table,
     )

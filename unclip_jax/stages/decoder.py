@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
@@ -50,6 +50,7 @@ class DecoderStageConfig:
     def __post_init__(self):
         in_range("decoder.drop_z", self.drop_z, 0.0, 1.0)
         in_range("decoder.drop_text", self.drop_text, 0.0, 1.0)
+        self.check_guidance(self.sampling)
         unet = self.model.unet
         expected = unet.in_channels * (2 if self.diffusion.learned_variance else 1)
         if unet.out_channels != expected:
@@ -62,6 +63,15 @@ class DecoderStageConfig:
     def scale(self) -> float:
         """The factor actually applied to unit-norm embeddings."""
         return math.sqrt(self.model.z_dim) if self.z_scale is None else self.z_scale
+
+    def check_guidance(self, sampling: SamplingConfig) -> None:
+        """Refuse guidance without drops; the unconditional branch drops both conditions.
+
+        Raises:
+            UserError: a drop is 0 and the scale is not 1.
+        """
+        drops = {"decoder.drop_z": self.drop_z, "decoder.drop_text": self.drop_text}
+        gaussian.check_guidance(sampling, drops=drops)
 
 
 def make(cfg: DecoderStageConfig) -> Stage:
@@ -120,6 +130,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         describe={
             "config": as_dict(dataclasses.replace(cfg, z_scale=cfg.scale)),
             "embed_dim": cfg.model.z_dim,
+            "z_scale_in": cfg.scale,
             "image_size": cfg.model.unet.image_size,
         },
     )
@@ -150,6 +161,7 @@ def sample(
         Images of the decoder's size.
     """
     sampling = sampling or cfg.sampling
+    cfg.check_guidance(sampling)
     denoise = denoiser(
         cfg,
         params,
@@ -204,18 +216,22 @@ def _training_loss(
     cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.Noised, key: Key
 ) -> Float[Array, " b"]:
     """Per-example loss with dropout and independent drops of z_img and caption."""
-    size = noised.t.shape[0]
+    kept = keeps(cfg, batch_size=noised.t.shape[0], key=key)
+    dropout = {"deterministic": False, "rngs": {"dropout": rng.fold(key, "dropout")}}
+    return _loss_with(cfg, params, batch, noised, **kept, **dropout)
+
+
+def keeps(cfg: DecoderStageConfig, *, batch_size: int, key: Key) -> dict[str, Bool[Array, " b"]]:
+    """Which examples of a training batch keep z_img and which their caption, independently.
+
+    In the paper 45 % keep both, 45 % z_img alone, 5 % the caption alone, 5 % nothing (section 2.1;
+    figure 8 counts the third).
+    """
     key_z, key_text = rng.fold(key, "drop_z"), rng.fold(key, "drop_text")
-    return _loss_with(
-        cfg,
-        params,
-        batch,
-        noised,
-        keep_z=guidance.keep_mask(key_z, batch_size=size, drop=cfg.drop_z),
-        keep_text=guidance.keep_mask(key_text, batch_size=size, drop=cfg.drop_text),
-        deterministic=False,
-        rngs={"dropout": rng.fold(key, "dropout")},
-    )
+    return {
+        "keep_z": guidance.keep_mask(key_z, batch_size=batch_size, drop=cfg.drop_z),
+        "keep_text": guidance.keep_mask(key_text, batch_size=batch_size, drop=cfg.drop_text),
+    }
 
 
 def _loss_with(

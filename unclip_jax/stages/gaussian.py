@@ -16,10 +16,11 @@ from jaxtyping import Array, Float
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Key, Keys, PerExample, Steps
-from unclip_jax.diffusion import objectives, process, respace, samplers
+from unclip_jax.diffusion import analytic, objectives, process, respace, samplers, solvers
+from unclip_jax.diffusion.analytic import Origin, VarianceTable
+from unclip_jax.diffusion.samplers import Solver, StepRule
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
-SAMPLERS = ("ancestral", "ddim")
 THRESHOLDS = ("none", "static", "dynamic")
 
 
@@ -54,10 +55,11 @@ class SamplingConfig:
     """How a stage is sampled by default; every field can be overridden when sampling.
 
     Attributes:
-        steps: strided grid, "64", "ddim27", "fast27" or section counts (`respace.timesteps`).
-        sampler: "ancestral" or "ddim".
+        steps: strided grid, "64", "ddim27", "fast27", section counts or "logsnr20"
+            (`respace.strided`).
+        sampler: "ancestral" or "ddim", as in the paper; "dpmpp_2m" or "heun" (`solvers`).
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
-        variance: ancestral variance: "small", "large" or "learned_range".
+        variance: ancestral variance: "small", "large", "learned_range" or "table".
         guidance_scale: 1.0 = no guidance.
         threshold: what happens to x_0 at every step: "none", "static" or "dynamic".
         percentile: percentile of |x_0| for dynamic thresholding (Imagen, section 2.3).
@@ -73,9 +75,27 @@ class SamplingConfig:
 
     def __post_init__(self):
         one_of("sampling.sampler", self.sampler, SAMPLERS)
+        one_of("sampling.variance", self.variance, samplers.VARIANCES)
         one_of("sampling.threshold", self.threshold, THRESHOLDS)
         in_range("sampling.eta", self.eta, 0.0, 1.0)
         in_range("sampling.guidance_scale", self.guidance_scale, 0.0, 100.0)
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether a variance table of the model has to be there."""
+        return self.sampler == "ancestral" and self.variance == "table"
+
+    def rule(self) -> StepRule | Solver:
+        """How one step is taken."""
+        return SAMPLERS[self.sampler](self)
+
+
+SAMPLERS: dict[str, Callable[[SamplingConfig], StepRule | Solver]] = {
+    "ancestral": lambda sampling: samplers.ancestral(sampling.variance),
+    "ddim": lambda sampling: samplers.ddim(sampling.eta),
+    "dpmpp_2m": lambda sampling: solvers.DpmSolver2M(),
+    "heun": lambda sampling: solvers.Heun(),
+}
 
 
 @functools.cache
@@ -180,19 +200,52 @@ def run(
     keys: Keys,
     diffusion: DiffusionConfig,
     sampling: SamplingConfig,
+    table: VarianceTable | None = None,
+    origin: Origin | None = None,
 ) -> Float[Array, " b *s"]:
-    """Sample x_0 of `shape` per key with one scan; example i depends on keys[i] alone."""
-    if sampling.variance == "learned_range" and not diffusion.learned_variance:
+    """Sample x_0 of `shape` per key with one scan; example i depends on keys[i] alone.
+
+    `table` is the one that came with the model, `origin` what it must belong to; only variance
+    "table" looks at them.
+    """
+    learned = sampling.sampler == "ancestral" and sampling.variance == "learned_range"
+    if learned and not diffusion.learned_variance:
         raise UserError(
             "sampling.variance is 'learned_range' but the model was trained without a learned "
             "variance; use 'small' or 'large'."
         )
-    grid = respace.timesteps(sampling.steps, num_timesteps=diffusion.num_timesteps)
-    chain = respace.respace(diffusion.chain(), timesteps=grid)
-    if sampling.sampler == "ddim":
-        step = samplers.ddim(sampling.eta)
-    else:
-        step = samplers.ancestral(sampling.variance)
+    chain = respace.strided(diffusion.chain(), steps=sampling.steps)
+    variances = None
+    if sampling.needs_table:
+        if table is None or origin is None:
+            raise UserError(
+                "sampling.variance is 'table', but there is no variance table with this model; "
+                f"{analytic.AGAIN}."
+            )
+        variances = table.variances(chain, origin=origin)
     x_T = rng.normal_each(rng.fold_each(keys, "x_T"), shape)
     denoise = thresholded(denoise, diffusion, sampling)
-    return samplers.sample(denoise, x_T, schedule=chain, step=step, keys=keys)
+    step = sampling.rule()
+    return samplers.sample(
+        denoise, x_T, schedule=chain, step=step, keys=keys, variance_table=variances
+    )
+
+
+def check_guidance(sampling: SamplingConfig, *, drops: dict[str, float]) -> None:
+    """Refuse guidance of a model that never saw its condition dropped: it has no null to lean on.
+
+    Args:
+        sampling: of the stage.
+        drops: config key -> share of examples without that condition, for every condition that
+            the unconditional branch leaves out.
+
+    Raises:
+        UserError: naming the drop that is 0.
+    """
+    for name, share in drops.items():
+        if sampling.guidance_scale != 1.0 and share == 0.0:
+            raise UserError(
+                f"guidance_scale is {sampling.guidance_scale}, but {name} is 0: the model was "
+                "trained without drops and knows no unconditional prediction. Use 1.0, or train "
+                f"with {name} above 0."
+            )

@@ -9,15 +9,17 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
-from unclip_jax.core.checks import in_range
+from unclip_jax.core.checks import in_range, one_of
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
-from unclip_jax.diffusion import guidance
+from unclip_jax.diffusion import analytic, guidance
+from unclip_jax.diffusion.analytic import Origin, VarianceTable
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
@@ -25,6 +27,8 @@ from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 # 17.2 / sqrt(1024): a unit vector's RMS per dimension becomes that of pixels (unCLIP, 2.2).
 PIXEL_RMS = 0.5375
+SCALINGS = {"pixel_rms": PIXEL_RMS, "unit_rms": 1.0}  # RMS per dimension of what is diffused
+HEALTH_STEPS = 8  # of the draws that are looked at while training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,10 @@ class PriorStageConfig:
         diffusion: chain and target; the paper predicts x_0 without a learned variance.
         sampling: default sampling; 64 fractional strides in the paper.
         drop_text: share of examples whose caption and z_txt are both dropped (10 % in the paper).
-        z_scale: factor on unit-norm embeddings; None = 0.5375 sqrt(d), 17.2 at d = 1024.
+        scaling: "pixel_rms": embeddings are diffused at the RMS of pixels, 0.5375 (the paper);
+            "unit_rms": at 1, which is 5.4 dB less noisy at every t (DALLE2-pytorch).
+        z_scale: factor on unit-norm embeddings; None = `scaling` times sqrt(d), in the paper 17.2
+            at d = 1024.
         num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept (2).
     """
 
@@ -44,19 +51,43 @@ class PriorStageConfig:
     diffusion: DiffusionConfig = DiffusionConfig(target="x_0")
     sampling: SamplingConfig = SamplingConfig()
     drop_text: float = 0.1
+    scaling: str = "pixel_rms"
     z_scale: float | None = None
     num_candidates: int = 2
 
     def __post_init__(self):
         in_range("prior.drop_text", self.drop_text, 0.0, 1.0)
         in_range("prior.num_candidates", self.num_candidates, 1, 64)
+        one_of("prior.scaling", self.scaling, SCALINGS)
+        self.check_guidance(self.sampling)
 
     @property
     def scale(self) -> float:
         """The factor actually applied to unit-norm embeddings."""
         if self.z_scale is not None:
             return self.z_scale
-        return PIXEL_RMS * math.sqrt(self.model.embed_dim)
+        return SCALINGS[self.scaling] * math.sqrt(self.model.embed_dim)
+
+    @property
+    def origin(self) -> Origin:
+        """What a variance table of this prior must say of itself.
+
+        x_0 has norm `scale`, so no dimension can vary by more than scale^2 / d on average.
+        """
+        return Origin(
+            schedule=self.diffusion.schedule,
+            num_timesteps=self.diffusion.num_timesteps,
+            target=self.diffusion.target,
+            data_variance=self.scale**2 / self.model.embed_dim,
+        )
+
+    def check_guidance(self, sampling: SamplingConfig) -> None:
+        """Refuse guidance without drops.
+
+        Raises:
+            UserError: `drop_text` is 0 and the scale is not 1.
+        """
+        gaussian.check_guidance(sampling, drops={"prior.drop_text": self.drop_text})
 
 
 def make(cfg: PriorStageConfig) -> Stage:
@@ -117,6 +148,7 @@ def sample(
     keys: Keys,
     sampling: SamplingConfig | None = None,
     num_candidates: int | None = None,
+    table: VarianceTable | None = None,
 ) -> Embedding:
     """Draw unit-norm z_img for captions, the best of several by z_img . z_txt (unCLIP, 2.2).
 
@@ -129,6 +161,7 @@ def sample(
         keys: one key per caption.
         sampling: overrides `cfg.sampling`.
         num_candidates: overrides `cfg.num_candidates`.
+        table: this prior's variance table, for sampling with variance "table".
 
     Returns:
         One unit-norm embedding per caption.
@@ -138,15 +171,48 @@ def sample(
     batch = {"tokens": tokens, "token_mask": token_mask, "z_txt": z_txt}
     repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
     candidate_keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
-    denoise = denoiser(cfg, params, batch=repeated, scale=sampling.guidance_scale)
-    drawn = gaussian.run(
-        denoise,
+    drawn = draw(cfg, params, batch=repeated, keys=candidate_keys, sampling=sampling, table=table)
+    return best_of(unit(drawn).reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
+
+
+def draw(
+    cfg: PriorStageConfig,
+    params: Params,
+    *,
+    batch: Batch,
+    keys: Keys,
+    sampling: SamplingConfig,
+    table: VarianceTable | None = None,
+) -> Embedding:
+    """One x_0 per caption as the prior diffuses it: scaled, and of whatever norm came out."""
+    cfg.check_guidance(sampling)
+    return gaussian.run(
+        denoiser(cfg, params, batch=batch, scale=sampling.guidance_scale),
         shape=(cfg.model.embed_dim,),
-        keys=candidate_keys,
+        keys=keys,
         diffusion=cfg.diffusion,
         sampling=sampling,
+        table=table,
+        origin=cfg.origin,
     )
-    return best_of(unit(drawn).reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
+
+
+def eps_power(
+    cfg: PriorStageConfig,
+    params: Params,
+    batch: Batch,
+    *,
+    timesteps: Int[np.ndarray, " n"],
+    key: Key,
+) -> Float[Array, " n"]:
+    """Mean eps^2 of a trained prior on one training batch, for its variance table."""
+    return analytic.eps_power(
+        denoiser(cfg, params, batch=batch, scale=1.0),
+        cfg.scale * unit(batch["z_img"]),
+        schedule=cfg.diffusion.chain(),
+        timesteps=timesteps,
+        key=key,
+    )
 
 
 def best_of(candidates: Float[Array, " b n z"], *, z_txt: Embedding) -> Embedding:
@@ -190,16 +256,46 @@ def _text(cfg: PriorStageConfig, batch: Batch) -> Batch:
 
 
 def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
-    """Cosines of the one-step prediction from pure noise, beside the data's own cosine."""
+    """What a healthy prior shows (DALLE2-pytorch's notes), all by cosine.
+
+    Of the one-step prediction from pure noise, which is the mean of z_img given the caption:
+        cosine_image to the true z_img, cosine_text to z_txt, cosine_unrelated to another z_img;
+        rank_image: mean rank of the true z_img among the batch's, 1 = nearest.
+    Of one draw per caption in a few DDIM steps:
+        drawn_cosine_image; drawn_norm: before it is normalised, 1 = as the data's;
+        baseline_gap: how much nearer draws are to their z_txt than the data are (cosine_data);
+        it should be within a hundredth of 0.
+    """
     chain = cfg.diffusion.chain()
     z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
     t = jnp.full(z_img.shape[:1], chain.num_timesteps - 1, jnp.int32)
     noised = gaussian.noise_at(chain, cfg.scale * z_img, t=t, key=rng.fold(key, "health"))
-    denoise = denoiser(cfg, params, batch=batch, scale=1.0)
-    guess = unit(denoise(noised.x_t, noised.t).x_0)
+    guess = unit(denoiser(cfg, params, batch=batch, scale=1.0)(noised.x_t, noised.t).x_0)
+    few = SamplingConfig(steps=str(min(HEALTH_STEPS, chain.num_timesteps)), sampler="ddim")
+    keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
+    x_0 = draw(cfg, params, batch=batch, keys=keys, sampling=few)
+    cosine_data = mean_cosine(z_img, z_txt)
     return {
-        "cosine_image": jnp.mean(jnp.sum(guess * z_img, -1)),
-        "cosine_text": jnp.mean(jnp.sum(guess * z_txt, -1)),
-        "cosine_unrelated": jnp.mean(jnp.sum(guess * jnp.roll(z_img, 1, axis=0), -1)),
-        "cosine_data": jnp.mean(jnp.sum(z_img * z_txt, -1)),
+        "cosine_image": mean_cosine(guess, z_img),
+        "cosine_text": mean_cosine(guess, z_txt),
+        "cosine_unrelated": mean_cosine(guess, jnp.roll(z_img, 1, axis=0)),
+        "cosine_data": cosine_data,
+        "rank_image": mean_rank(guess, z_img),
+        "drawn_cosine_image": mean_cosine(unit(x_0), z_img),
+        "drawn_norm": jnp.mean(jnp.linalg.norm(x_0, axis=-1)) / cfg.scale,
+        "baseline_gap": mean_cosine(unit(x_0), z_txt) - cosine_data,
     }
+
+
+def mean_cosine(a: Embedding, b: Embedding) -> Float[Array, ""]:
+    """Mean dot product of rows of norm 1."""
+    return jnp.mean(jnp.sum(a * b, axis=-1))
+
+
+def mean_rank(guess: Embedding, z_img: Embedding) -> Float[Array, ""]:
+    """Mean rank of row i of `z_img` by its dot product with row i of `guess`; 1 is the best.
+
+    Ties count in full, so that a guess which cannot tell rows apart has the worst rank.
+    """
+    scores = jnp.einsum("b z, m z -> b m", guess, z_img)
+    return jnp.mean(jnp.sum(scores >= jnp.diagonal(scores)[:, None], axis=1).astype(jnp.float32))

@@ -1,0 +1,133 @@
+"""The analytic command on a prior that says nothing, for which every number has a closed form."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cascades
+from tests.stages import tiny
+from unclip_jax import analytic, prepare
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import sources
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.handoff import export
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.pipeline import load
+from unclip_jax.stages import prior
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLIP = "c" * 64
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Prepared data, random unit embeddings of it, and the export of a prior that is all zeros."""
+    folder = tmp_path_factory.mktemp("run")
+    words = cascades.tokenizer()
+    words.save(folder / "tokenizer")
+    prepare.main(
+        ["shapes:train=40,validation=10", f"--out={folder}/data", f"--tokenizer={folder}/tokenizer"]
+    )
+    stage = tiny.experiment("prior").build_stage()
+    draws = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        source = sources.open_prepared(folder / "data", split=split)
+        info = {"clip_id": CLIP, "tokenizer_hash": words.hash, "data": split}
+        writer = EmbeddingWriter(folder / "embeddings" / split, info=info)
+        records = [source[i] for i in range(len(source))]
+        keys, captions = ([record[name] for record in records] for name in ("key", "caption"))
+        z_img, z_txt = draws.normal(size=(2, len(records), 32)).astype(np.float32)
+        writer.add(keys, captions, z_img=z_img, z_txt=z_txt)
+        writer.finish()
+    card = Manifest(
+        stage="prior",
+        size="tiny",
+        step=0,
+        clip_id=CLIP,
+        tokenizer_hash=words.hash,
+        **stage.describe,
+    )
+    export.write_export(
+        folder / "prior" / "export",
+        params=jax.tree.map(jnp.zeros_like, tiny.init(stage)),
+        manifest=card,
+        tokenizer_dir=folder / "tokenizer",
+    )
+    return folder
+
+
+def arguments(place, *more):
+    config = f"--config={ROOT}/experiments/prior.py:tiny"
+    data = [f"--config.data.path={place}/data", "--config.train.batch_size=32"]
+    embeddings = f"--config.data.embeddings={place}/embeddings"
+    return [config, f"--workdir={place}/prior", *data, embeddings, *more]
+
+
+def test_the_table_of_a_prior_that_says_nothing_is_the_closed_form(place, capsys):
+    analytic.main(arguments(place, "--examples=500"))
+    assert "8 steps, 512 examples" in capsys.readouterr().out
+    cfg, _, _ = load.load_prior(place / "prior" / "export")
+    table = load.load_variance_table(place / "prior" / "export")
+    assert table is not None and table.origin == cfg.origin
+    assert len(table.timesteps) == 8 and table.timesteps[-1] == 999
+    # x_0 = 0, so eps is x_t / noise: its power is 1 plus that of the data behind the noise
+    alpha_bar = cfg.diffusion.chain().alpha_bar[list(table.timesteps)]
+    power = 1 + alpha_bar / (1 - alpha_bar) * cfg.scale**2 / cfg.model.embed_dim
+    np.testing.assert_allclose(table.eps_power, power, rtol=4 * np.sqrt(4 / (512 * 32)))
+
+
+def test_a_prior_worse_than_saying_nothing_is_drawn_from_with_the_small_variance(place):
+    # eps^2 above 1 would mean a negative uncertainty of x_0; none is left, which is beta_tilde
+    analytic.main(arguments(place, "--examples=64"))
+    cfg, params, _ = load.load_prior(place / "prior" / "export")
+    table = load.load_variance_table(place / "prior" / "export")
+    z = jnp.ones((2, 32))
+    text = {"tokens": jnp.zeros((2, 24), int), "token_mask": jnp.ones((2, 24), bool), "z_txt": z}
+    keys = rng.per_example(jax.random.key(0), jnp.arange(2))
+
+    def drawn(variance):
+        sampling = dataclasses.replace(cfg.sampling, variance=variance)
+        return prior.draw(cfg, params, batch=text, keys=keys, sampling=sampling, table=table)
+
+    np.testing.assert_allclose(drawn("table"), drawn("small"), atol=1e-5)
+
+
+def test_other_strides_are_measured_on_request(place):
+    analytic.main(arguments(place, "--examples=32", "--steps=ddim5"))
+    table = load.load_variance_table(place / "prior" / "export")
+    assert table is not None and table.timesteps == (0, 200, 400, 600, 800)
+
+
+def test_embeddings_of_another_clip_are_refused(place, tmp_path):
+    source = sources.open_prepared(place / "data", split="train")
+    writer = EmbeddingWriter(tmp_path / "train", info={"clip_id": "d" * 64})
+    rows = np.ones((40, 32), np.float32)
+    writer.add([source[i]["key"] for i in range(40)], [""] * 40, z_img=rows, z_txt=rows)
+    writer.finish()
+    with pytest.raises(UserError, match=f"embeddings of CLIP {'c' * 12}; .* those of {'d' * 12}"):
+        analytic.main(arguments(place, f"--config.data.embeddings={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--examples=0", "--examples is 0; it must be greater than 0"),
+        ("--exampels=5", "unknown argument '--exampels=5'; overrides begin with --config."),
+        ("--workdir=/nowhere", "/nowhere/export is not a finished export"),
+    ],
+)
+def test_mistakes_are_one_line(place, argument, message):
+    with pytest.raises(UserError, match=message):
+        analytic.main(arguments(place, argument))
+
+
+def test_training_measures_it_only_for_a_prior_that_samples_with_it(place):
+    experiment = tiny.experiment("prior")
+    analytic.after_training(experiment, {}, workdir=place / "none")  # samples with "small"
+    analytic.after_training(tiny.experiment("decoder"), {}, workdir=place / "none")
+    assert not (place / "none").exists()

@@ -1,0 +1,48 @@
+"""Small JSON files that join an export after it was written, each whole or not at all.
+
+They describe the parameters beside them, so a new export of the same stage starts without them.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.handoff.load import locate
+
+VARIANCE = "variance.json"
+
+
+def write(directory: pathlib.Path, name: str, value: Any) -> pathlib.Path:
+    """Write `value` as JSON into the export; returns the file.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = locate(directory) / name
+    half = path.with_name(f"{name}.tmp")
+    try:
+        half.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(half, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; make room or mend it.") from None
+    return path
+
+
+def read(directory: pathlib.Path, name: str) -> dict[str, Any] | None:
+    """The object in the export's file `name`; None if there is no such file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    path = locate(directory) / name
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"could not read {path} ({error}); make it again or remove it.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, not an object; make it again.")
+    return value
