@@ -10,6 +10,7 @@ import pytest
 from unclip_jax.core import batch as batches
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion import respace
 from unclip_jax.experiment import from_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -104,3 +105,33 @@ def test_identity_ignores_what_may_change_on_resume():
     assert from_config(one).digest() == from_config(other).digest()
     other.optim.learning_rate = 0.5
     assert from_config(one).digest() != from_config(other).digest()
+
+
+def test_low_res_images_are_corrupted_in_one_way():
+    mistaken = config("upsampler_256", "tiny").to_dict()
+    mistaken["data"]["bsr"] = 1.0
+    with pytest.raises(UserError, match="data.blur is 0.25 and config.data.bsr is 1.0; .* to 0"):
+        from_config(mistaken)
+    mistaken["data"] |= {"blur": 0.0, "bsr": 1.5}
+    with pytest.raises(UserError, match="config.data.bsr is 1.5; it must lie in"):
+        from_config(mistaken)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "crop", "low_res", "schedule", "corruption"),
+    [
+        ("upsampler_256", 27, 64, 64, "cosine", (0.5, 0.0)),
+        ("upsampler_1024", 15, 256, 256, "linear", (0.0, 1.0)),
+    ],
+)
+def test_the_upsamplers_are_trained_and_sampled_as_in_table_3(
+    name, steps, crop, low_res, schedule, corruption
+):
+    experiment = from_config(config(name, "paper"))
+    model = experiment.model
+    grid = respace.timesteps(model.sampling.steps, num_timesteps=1000)
+    assert (len(grid), model.sampling.sampler, model.sampling.eta) == (steps, "ddim", 0.0)
+    assert (model.crop, model.crop * 4) == (crop, model.model.unet.image_size)
+    assert model.low_res_size == low_res
+    assert model.diffusion.schedule == schedule and model.diffusion.target == "eps"
+    assert (experiment.data.blur, experiment.data.bsr) == corruption

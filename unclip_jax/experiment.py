@@ -36,6 +36,7 @@ class DataConfig:
         load_size: side to which images are resized; an upsampler crops from it.
         flip: mirror half of the images; captions that name sides forbid it.
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
+        bsr: share of low-res images that go through the BSR degradation instead.
         workers: decoding threads.
         cache_mb: memory for decoded images, so that a small data set is decoded once.
     """
@@ -50,12 +51,19 @@ class DataConfig:
     caption_key: str = "caption"
     flip: bool = False
     blur: float = 0.5
+    bsr: float = 0.0
     workers: int = 2
     cache_mb: int = 1024
 
     def __post_init__(self):
         positive("config.data.load_size", self.load_size)
         in_range("config.data.blur", self.blur, 0.0, 1.0)
+        in_range("config.data.bsr", self.bsr, 0.0, 1.0)
+        if self.blur and self.bsr:
+            raise UserError(
+                f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
+                "images are corrupted in one way, so set one of them to 0."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,8 +114,9 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
     degrade, patch = None, None
     if "low_res" in spec:
         factor = spec["image"].shape[0] // spec["low_res"].shape[0]
-        blur = data.blur if not captions else 0.0
-        degrade = DegradeConfig(factor=factor, name="blur", probability=blur)
+        name, share = ("bsr", data.bsr) if data.bsr else ("blur", data.blur)
+        share = share if not captions else 0.0  # clean at inference (unCLIP, section 2.1)
+        degrade = DegradeConfig(factor=factor, name=name, probability=share)
         patch = spec["image"].shape[0]
     length = spec["tokens"].shape[0] if "tokens" in spec else 2
     return examples.ExampleConfig(

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -105,6 +106,26 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(records, stop: int, w
     after.set_state(position)
     assert_equal(first + take(after, 9 - stop), straight)
     after.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_so_does_one_whose_pictures_go_through_bsr(records, workers: int):
+    example = dataclasses.replace(RANDOM, degrade=DegradeConfig(2, "bsr", 0.8))
+    straight = take(loader(records, example), 9)
+    assert not np.array_equal(
+        straight[0]["low_res"], take(loader(records, RANDOM), 1)[0]["low_res"]
+    )
+    before = loader(records, example, workers=workers, prefetch=3)
+    first = take(before, 5)
+    position = json.loads(json.dumps(before.get_state()))
+    before.close()
+    after = loader(records, example, workers=workers, prefetch=3)
+    after.set_state(position)
+    assert_equal(first + take(after, 4), straight)
+    after.close()
+    halves = [loader(records, example, part=p, parts=2) for p in range(2)]
+    joined = [np.concatenate([next(half)["low_res"] for half in halves]) for _ in range(3)]
+    np.testing.assert_array_equal(joined, [batch["low_res"] for batch in straight[:3]])
 
 
 def test_a_run_can_go_on_with_other_processes(records):
