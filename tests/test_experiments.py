@@ -135,3 +135,25 @@ def test_the_upsamplers_are_trained_and_sampled_as_in_table_3(
     assert model.low_res_size == low_res
     assert model.diffusion.schedule == schedule and model.diffusion.target == "eps"
     assert (experiment.data.blur, experiment.data.bsr) == corruption
+
+
+def test_embeddings_belong_to_one_data_set():
+    mistaken = config("prior", "tiny").to_dict()
+    mistaken["data"]["mixture"] = ("elsewhere",)
+    with pytest.raises(UserError, match=r"mixture is \['elsewhere'\], but stage 'prior' reads emb"):
+        from_config(mistaken)
+
+
+def test_clip_is_trained_as_in_both_papers():
+    """unCLIP, section 3 and appendix C; Radford et al. 2021, section 2.5 and tables 18 to 20."""
+    run = from_config(config("clip", "paper"))
+    net, optim = run.model.model, run.optim
+    assert (net.image_size, net.patch_size, net.image_width, net.image_depth) == (256, 16, 1280, 32)
+    assert (net.text_width, net.text_depth, net.embed_dim, net.context) == (1024, 24, 1024, 77)
+    assert (optim.name, optim.learning_rate, optim.schedule, optim.warmup_steps) == (
+        *("adamw", 3e-4, "cosine"),
+        2000,
+    )
+    assert (optim.b1, optim.b2, optim.eps, optim.weight_decay) == (0.9, 0.98, 1e-6, 0.2)
+    assert (optim.sam, optim.sam_batch, run.train.batch_size) == (0.1, 64, 32_768)
+    assert len((run.data.path, *run.data.mixture)) == 2

@@ -27,6 +27,8 @@ class DataConfig:
 
     Attributes:
         path: a folder written by `unclip_jax.prepare`, or "tfds:NAME" for any TFDS data set.
+        mixture: further such data sets; training takes equally many examples from each, while
+            validation and the tokenizer are those of `path`.
         train_split: split to train on.
         eval_split: split for the validation loss; "" = none.
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
@@ -54,6 +56,7 @@ class DataConfig:
     bsr: float = 0.0
     workers: int = 2
     cache_mb: int = 1024
+    mixture: tuple[str, ...] = ()
 
     def __post_init__(self):
         positive("config.data.load_size", self.load_size)
@@ -152,6 +155,11 @@ def _check(experiment: Experiment) -> None:
         raise UserError(
             f"config.data.embeddings is empty, but stage {experiment.stage!r} needs "
             f"{sorted(needs)}; run `python -m unclip_jax.embed` and give its output folder."
+        )
+    if needs and experiment.data.mixture:
+        raise UserError(
+            f"config.data.mixture is {list(experiment.data.mixture)}, but stage "
+            f"{experiment.stage!r} reads embeddings, which belong to one data set; leave it empty."
         )
     if "image" in stage.batch_spec:
         _check_image(experiment, stage.batch_spec["image"].shape[0])

@@ -65,10 +65,13 @@ def open_split(
     tokenizer: Tokenizer | None,
     endless: bool = True,
 ) -> Loader:
-    """Batches of one split: endless and shuffled, or one pass in order."""
+    """Batches of one split: endless, shuffled and mixed, or one pass in order."""
     data, train = experiment.data, experiment.train
-    source = sources.open_source(
-        data.path, split=split, image_key=data.image_key, caption_key=data.caption_key
+    source, *mixed = (
+        sources.open_source(
+            path, split=split, image_key=data.image_key, caption_key=data.caption_key
+        )
+        for path in (data.path, *(data.mixture if endless else ()))
     )
     if "z_img" in stage.batch_spec:
         source = sources.JoinedSource(source, open_embeddings(experiment, split))
@@ -86,6 +89,7 @@ def open_split(
         example=_example(experiment, stage, captions=not endless),
         config=config,
         tokenizer=tokenizer,
+        mixed=mixed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -151,7 +155,8 @@ def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
 
 
 def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"data": f"{experiment.data.path} ({experiment.data.train_split})"}
+    paths = " + ".join((experiment.data.path, *experiment.data.mixture))
+    facts: dict[str, Any] = {"data": f"{paths} ({experiment.data.train_split})"}
     if tokenizer:
         facts["tokenizer_hash"] = tokenizer.hash
     if "z_img" in stage.batch_spec:
