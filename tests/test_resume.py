@@ -24,7 +24,7 @@ SETTINGS = {
     "upsampler_1024": ["data.blur=0.0", "data.bsr=0.7", "model.augment.most=0.5"],
     "upsampler_256": ["data.blur=0.5", "optim.sam=0.05", "train.accumulate=2"],
 }
-COMMON = ["steps=5", "batch_size=16", "save_every=2", "eval_every=0", "sample_every=0"]
+COMMON = ["steps=5", "batch_size=16", "save_every=2", "eval_every=0", "sample_every=0"]  # of train
 
 
 def write(folder: pathlib.Path, count: int, seed: int) -> None:
@@ -56,7 +56,7 @@ def data(tmp_path_factory) -> pathlib.Path:
 def test_a_run_with_every_option_continues_bit_for_bit(name, data, tmp_path, monkeypatch):
     keys = [each.format(data) for each in SETTINGS[name]]
     keys += [f"train.{each}" for each in COMMON]
-    keys += [f"data.path={data / 'large'}", "data.eval_split="]
+    keys += [f"data.path={data / 'large'}", "data.eval_split=", "optim.warmup_steps=2"]
     spec = f"{tiny.ROOT}/experiments/{name}.py:tiny"
     experiment = read(spec, overrides=[f"--config.{key}" for key in keys])
 
