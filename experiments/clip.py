@@ -39,6 +39,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     config.data = data = ConfigDict()
     data.path = "data/prepared"
     data.load_size = 256
+    data.mixture = ("data/prepared_clip",)  # DALL-E's and CLIP's sets, equal shares (section 3)
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"
@@ -49,6 +50,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     optim.b2 = 0.98
     optim.eps = 1e-6
     optim.weight_decay = 0.2
+    optim.sam, optim.sam_batch = 0.1, 64  # unCLIP appendix C: perturbed by replicas of 64
 
     config.train = train = ConfigDict()
     train.steps = 634_765  # 32 epochs of 650M pairs at batch 32,768
@@ -57,6 +59,9 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
+    if size != "paper":
+        data.mixture = ()
+        optim.sam, optim.sam_batch = 0.0, 0  # two passes a step; rank is not what is short here
     if size in ("shapes", "emoji"):
         net.embed_dim = 128
         net.image_size, net.patch_size = 64, 16

@@ -47,7 +47,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     config.data = data = ConfigDict()
     data.path = "data/prepared"
     data.load_size = 1024
-    data.blur = 0.5
+    data.blur, data.bsr = 0.0, 1.0  # section 2.1; always, as in latent diffusion
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"
@@ -79,6 +79,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         optim.warmup_steps, optim.schedule = 50, "cosine"
         train.ema_decay = 0.99
         data.path = f"runs/{size}/data"
+        data.blur, data.bsr = 0.5, 0.0  # BSR was made for photographs
         train.steps, train.batch_size, train.eval_every = 600, 64, 200
         model.crop = 32
     if size == "shapes":

@@ -10,6 +10,7 @@ import pytest
 from unclip_jax.core import batch as batches
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion import respace
 from unclip_jax.experiment import from_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -104,3 +105,55 @@ def test_identity_ignores_what_may_change_on_resume():
     assert from_config(one).digest() == from_config(other).digest()
     other.optim.learning_rate = 0.5
     assert from_config(one).digest() != from_config(other).digest()
+
+
+def test_low_res_images_are_corrupted_in_one_way():
+    mistaken = config("upsampler_256", "tiny").to_dict()
+    mistaken["data"]["bsr"] = 1.0
+    with pytest.raises(UserError, match="data.blur is 0.25 and config.data.bsr is 1.0; .* to 0"):
+        from_config(mistaken)
+    mistaken["data"] |= {"blur": 0.0, "bsr": 1.5}
+    with pytest.raises(UserError, match="config.data.bsr is 1.5; it must lie in"):
+        from_config(mistaken)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "crop", "low_res", "schedule", "corruption"),
+    [
+        ("upsampler_256", 27, 64, 64, "cosine", (0.5, 0.0)),
+        ("upsampler_1024", 15, 256, 256, "linear", (0.0, 1.0)),
+    ],
+)
+def test_the_upsamplers_are_trained_and_sampled_as_in_table_3(
+    name, steps, crop, low_res, schedule, corruption
+):
+    experiment = from_config(config(name, "paper"))
+    model = experiment.model
+    grid = respace.timesteps(model.sampling.steps, num_timesteps=1000)
+    assert (len(grid), model.sampling.sampler, model.sampling.eta) == (steps, "ddim", 0.0)
+    assert (model.crop, model.crop * 4) == (crop, model.model.unet.image_size)
+    assert model.low_res_size == low_res
+    assert model.diffusion.schedule == schedule and model.diffusion.target == "eps"
+    assert (experiment.data.blur, experiment.data.bsr) == corruption
+
+
+def test_embeddings_belong_to_one_data_set():
+    mistaken = config("prior", "tiny").to_dict()
+    mistaken["data"]["mixture"] = ("elsewhere",)
+    with pytest.raises(UserError, match=r"mixture is \['elsewhere'\], but stage 'prior' reads emb"):
+        from_config(mistaken)
+
+
+def test_clip_is_trained_as_in_both_papers():
+    """unCLIP, section 3 and appendix C; Radford et al. 2021, section 2.5 and tables 18 to 20."""
+    run = from_config(config("clip", "paper"))
+    net, optim = run.model.model, run.optim
+    assert (net.image_size, net.patch_size, net.image_width, net.image_depth) == (256, 16, 1280, 32)
+    assert (net.text_width, net.text_depth, net.embed_dim, net.context) == (1024, 24, 1024, 77)
+    assert (optim.name, optim.learning_rate, optim.schedule, optim.warmup_steps) == (
+        *("adamw", 3e-4, "cosine"),
+        2000,
+    )
+    assert (optim.b1, optim.b2, optim.eps, optim.weight_decay) == (0.9, 0.98, 1e-6, 0.2)
+    assert (optim.sam, optim.sam_batch, run.train.batch_size) == (0.1, 64, 32_768)
+    assert len((run.data.path, *run.data.mixture)) == 2

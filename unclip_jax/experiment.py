@@ -27,6 +27,8 @@ class DataConfig:
 
     Attributes:
         path: a folder written by `unclip_jax.prepare`, or "tfds:NAME" for any TFDS data set.
+        mixture: further such data sets; training takes equally many examples from each, while
+            validation and the tokenizer are those of `path`.
         train_split: split to train on.
         eval_split: split for the validation loss; "" = none.
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
@@ -37,6 +39,7 @@ class DataConfig:
         flip: mirror half of the images; captions that name sides forbid it.
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
         group: neighbouring records that stay together when shuffled (hard negatives for CLIP).
+        bsr: share of low-res images that go through the BSR degradation instead.
         workers: decoding threads.
         cache_mb: memory for decoded images, so that a small data set is decoded once.
     """
@@ -52,13 +55,21 @@ class DataConfig:
     flip: bool = False
     blur: float = 0.5
     group: int = 1
+    bsr: float = 0.0
     workers: int = 2
     cache_mb: int = 1024
+    mixture: tuple[str, ...] = ()
 
     def __post_init__(self):
         positive("config.data.load_size", self.load_size)
         positive("config.data.group", self.group)
         in_range("config.data.blur", self.blur, 0.0, 1.0)
+        in_range("config.data.bsr", self.bsr, 0.0, 1.0)
+        if self.blur and self.bsr:
+            raise UserError(
+                f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
+                "images are corrupted in one way, so set one of them to 0."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +158,11 @@ def _check(experiment: Experiment) -> None:
         raise UserError(
             f"config.data.embeddings is empty, but stage {experiment.stage!r} needs "
             f"{sorted(needs)}; run `python -m unclip_jax.embed` and give its output folder."
+        )
+    if needs and experiment.data.mixture:
+        raise UserError(
+            f"config.data.mixture is {list(experiment.data.mixture)}, but stage "
+            f"{experiment.stage!r} reads embeddings, which belong to one data set; leave it empty."
         )
     if "image" in stage.batch_spec:
         _check_image(experiment, stage.batch_spec["image"].shape[0])

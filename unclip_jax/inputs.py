@@ -65,10 +65,13 @@ def open_split(
     tokenizer: Tokenizer | None,
     endless: bool = True,
 ) -> Loader:
-    """Batches of one split: endless and shuffled, or one pass in order."""
+    """Batches of one split: endless, shuffled and mixed, or one pass in order."""
     data, train = experiment.data, experiment.train
-    source = sources.open_source(
-        data.path, split=split, image_key=data.image_key, caption_key=data.caption_key
+    source, *mixed = (
+        sources.open_source(
+            path, split=split, image_key=data.image_key, caption_key=data.caption_key
+        )
+        for path in (data.path, *(data.mixture if endless else ()))
     )
     if "z_img" in stage.batch_spec:
         source = sources.JoinedSource(source, open_embeddings(experiment, split))
@@ -87,6 +90,7 @@ def open_split(
         example=_example(experiment, stage, captions=not endless),
         config=config,
         tokenizer=tokenizer,
+        mixed=mixed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -115,8 +119,9 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
     degrade, patch = None, None
     if "low_res" in spec:
         factor = spec["image"].shape[0] // spec["low_res"].shape[0]
-        blur = data.blur if not captions else 0.0
-        degrade = DegradeConfig(factor=factor, name="blur", probability=blur)
+        name, share = ("bsr", data.bsr) if data.bsr else ("blur", data.blur)
+        share = share if not captions else 0.0  # clean at inference (unCLIP, section 2.1)
+        degrade = DegradeConfig(factor=factor, name=name, probability=share)
         patch = spec["image"].shape[0]
     length = spec["tokens"].shape[0] if "tokens" in spec else 2
     return examples.ExampleConfig(
@@ -151,7 +156,8 @@ def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
 
 
 def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"data": f"{experiment.data.path} ({experiment.data.train_split})"}
+    paths = " + ".join((experiment.data.path, *experiment.data.mixture))
+    facts: dict[str, Any] = {"data": f"{paths} ({experiment.data.train_split})"}
     if tokenizer:
         facts["tokenizer_hash"] = tokenizer.hash
     if "z_img" in stage.batch_spec:

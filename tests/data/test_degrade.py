@@ -70,10 +70,15 @@ def test_each_example_decides_for_itself():
     assert abs(np.mean(hits) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 600)
 
 
-def test_equal_generators_give_equal_pictures():
-    config = DegradeConfig(factor=2, name="blur")
-    first, second = (degrade(PICTURE, config=config, rng=generator(7)) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+@pytest.mark.parametrize("name", module.CORRUPTIONS)
+@pytest.mark.parametrize("factor", [2, 4])
+def test_every_corruption_has_the_size_the_range_and_one_result_per_generator(name, factor):
+    config = DegradeConfig(factor=factor, name=name, probability=1.0)
+    for seed in range(10):
+        first, second = (degrade(PICTURE, config=config, rng=generator(seed)) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert first.shape == (16 // factor, 24 // factor, 3) and first.dtype == np.float32
+        assert np.abs(first).max() <= 1
 
 
 def test_randomness_used_does_not_depend_on_the_outcome():
@@ -103,3 +108,6 @@ def test_factor_must_be_positive():
 def test_sides_must_be_multiples():
     with pytest.raises(UserError, match="16x24 image cannot be shrunk 5 times"):
         area_downsample(PICTURE, 5)
+    for name in module.CORRUPTIONS:
+        with pytest.raises(UserError, match="16x24 image cannot be shrunk 5 times"):
+            degrade(PICTURE, config=DegradeConfig(5, name, 1.0), rng=generator())

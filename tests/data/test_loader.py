@@ -1,5 +1,7 @@
+import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -35,12 +37,21 @@ def records(samples) -> list[dict]:
     return found
 
 
-def loader(source, example: ExampleConfig = PLAIN, *, part: int = 0, parts: int = 1, **config):
+def loader(
+    source,
+    example: ExampleConfig = PLAIN,
+    *,
+    mixed: Sequence = (),
+    part: int = 0,
+    parts: int = 1,
+    **config,
+):
     config = {"batch_size": 4, "seed": 3, "workers": 0, **config}
     return make_loader(
         source,
         example=example,
         config=LoaderConfig(**config),
+        mixed=mixed,
         process_index=part,
         process_count=parts,
     )
@@ -116,6 +127,86 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(
     after.set_state(position)
     assert_equal(first + take(after, 9 - stop), straight)
     after.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_so_does_one_whose_pictures_go_through_bsr(records, workers: int):
+    example = dataclasses.replace(RANDOM, degrade=DegradeConfig(2, "bsr", 0.8))
+    straight = take(loader(records, example), 9)
+    assert not np.array_equal(
+        straight[0]["low_res"], take(loader(records, RANDOM), 1)[0]["low_res"]
+    )
+    before = loader(records, example, workers=workers, prefetch=3)
+    first = take(before, 5)
+    position = json.loads(json.dumps(before.get_state()))
+    before.close()
+    after = loader(records, example, workers=workers, prefetch=3)
+    after.set_state(position)
+    assert_equal(first + take(after, 4), straight)
+    after.close()
+    halves = [loader(records, example, part=p, parts=2) for p in range(2)]
+    joined = [np.concatenate([next(half)["low_res"] for half in halves]) for _ in range(3)]
+    np.testing.assert_array_equal(joined, [batch["low_res"] for batch in straight[:3]])
+
+
+@pytest.fixture(scope="module")
+def few(samples) -> list[dict]:
+    """Three records, to be mixed with the eleven."""
+    rng = np.random.default_rng(1)
+    noise = [rng.integers(0, 256, (16, 30, 3), dtype=np.uint8) for _ in range(3)]
+    return [{**samples.record(100 + i), "image": encode_png(x)} for i, x in enumerate(noise)]
+
+
+def test_a_mixture_takes_equally_many_of_each(records, few):
+    seen = keys(take(loader(records, mixed=[few]), 33))  # 132 examples, 66 of each
+    large = [key for key in seen if key < "k0100"]
+    small = [key for key in seen if key >= "k0100"]
+    assert len(large) == len(small) == 66
+    for found, size in ((large, 11), (small, 3)):  # each in permutations of its own
+        epochs = [tuple(found[i : i + size]) for i in range(0, 66, size)]
+        assert all(len(set(epoch)) == size for epoch in epochs)
+        assert len(set(epochs)) > 3
+    for batch in take(loader(records, mixed=[few]), 5):
+        assert sum(key >= "k0100" for key in batch["key"].tolist()) == 2
+    three = keys(take(loader(records, mixed=[few, few[:1]], batch_size=3), 20))
+    assert three.count("k0100") >= 20
+
+
+def test_a_mixture_s_first_set_keeps_its_order(records, few):
+    alone = keys(take(loader(records), 11))
+    assert [key for key in keys(take(loader(records, mixed=[few]), 22)) if key < "k0100"] == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 6])
+def test_a_mixture_is_resumed_exactly(records, few, stop: int, workers: int):
+    straight = take(loader(records, RANDOM, mixed=[few]), 9)
+    before = loader(records, RANDOM, mixed=[few], workers=workers, prefetch=3)
+    first = take(before, stop)
+    position = json.loads(json.dumps(before.get_state()))
+    before.close()
+    after = loader(records, RANDOM, mixed=[few], workers=workers, prefetch=3)
+    after.set_state(position)
+    assert_equal(first + take(after, 9 - stop), straight)
+    after.close()
+    halves = [loader(records, RANDOM, mixed=[few], part=p, parts=2) for p in range(2)]
+    for half in halves:
+        half.set_state(position)
+    joined = np.concatenate([next(half)["image"] for half in halves])
+    np.testing.assert_array_equal(joined, straight[stop]["image"])
+
+
+def test_a_mixture_is_not_continued_with_other_sets(records, few):
+    position = loader(records, mixed=[few]).get_state()
+    for other in (loader(records, mixed=[few[:2]]), loader(records)):
+        with pytest.raises(UserError, match=r"saved with num_examples = \[11, 3\], now it is"):
+            other.set_state(position)
+
+
+@pytest.mark.parametrize("change", [{"num_epochs": 2}, {"shuffle": False}])
+def test_a_mixture_has_no_end(records, few, change):
+    with pytest.raises(UserError, match="2 data sets are mixed, which has no order and no end"):
+        loader(records, mixed=[few], **change)
 
 
 def test_a_run_can_go_on_with_other_processes(records):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
@@ -52,6 +53,42 @@ def test_the_upsamplers_of_the_paper(name, size, want):
     whole = jnp.zeros((1, size, size, 3))
     low = whole[:, :: cfg.factor, :: cfg.factor]
     assert probes.shapes(Upsampler(cfg), whole, jnp.zeros(1, jnp.int32), low_res=low) == made
+
+
+def products(jaxpr):
+    """The matrix products of a program, those of the programs inside it too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def attends(equation):
+    """A product of two things that both depend on the example has a batch axis on both sides."""
+    _, batch_axes = equation.params["dimension_numbers"]
+    return any(batch_axes)
+
+
+def test_no_program_of_the_paper_s_upsamplers_attends():
+    for name, size in (("upsampler_256", 64), ("upsampler_1024", 256)):
+        cfg = probes.paper(name)
+        x = jnp.zeros((1, size, size, 3))
+        low = x[:, :: cfg.factor, :: cfg.factor]
+        module, t = Upsampler(cfg), jnp.zeros(1, jnp.int32)
+        made = jax.eval_shape(lambda: module.init(jax.random.key(0), x, t, low_res=low))  # noqa: B023
+        program = jax.make_jaxpr(lambda v: module.apply(v, x, t, low_res=low))(made)  # noqa: B023
+        found = list(products(program.jaxpr))
+        assert found and not any(attends(equation) for equation in found)
+        assert {min(x.aval.ndim for x in each.invars) for each in found} == {2}  # a kernel each
+
+
+def test_attention_would_be_noticed():
+    unet = UNet(dataclasses.replace(UNET, in_channels=3, attention_at=(2,), head_channels=2))
+    emb = jnp.zeros((2, 16))
+    made = jax.eval_shape(lambda: unet.init(jax.random.key(0), X, emb))
+    program = jax.make_jaxpr(lambda v: unet.apply(v, X, emb))(made)
+    assert any(attends(equation) for equation in products(program.jaxpr))
 
 
 def test_parameters_of_a_crop_run_on_a_whole_image(variables):

@@ -1,8 +1,11 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.stages.clip import contrastive
+from tests.stages import tiny
+from unclip_jax.core import batch as batches
+from unclip_jax.stages.clip import contrastive, contrastive_share
 
 
 def unit_rows(seed, shape):
@@ -45,3 +48,23 @@ def test_a_sharded_batch_has_the_loss_of_the_whole_one():
         jax.device_put(z_img, rows), jax.device_put(z_txt, rows), scale=scale
     )
     np.testing.assert_allclose(shared, whole, rtol=1e-6)
+
+
+def test_a_replica_that_is_alone_has_the_loss_of_the_whole():
+    z_img, z_txt = jnp.array(unit_rows(0, (16, 8))), jnp.array(unit_rows(1, (16, 8)))
+    scale = jnp.float32(5.0)
+    alone = contrastive_share(z_img, z_txt, scale=scale, axes=())
+    np.testing.assert_allclose(alone, contrastive(z_img, z_txt, scale=scale), rtol=1e-6)
+
+
+def test_replicas_report_what_the_whole_reports_and_evaluation_adds_the_rank():
+    stage = tiny.experiment("clip").build_stage()
+    params = jax.eval_shape(lambda key: nn.meta.unbox(stage.init(key)), jax.random.key(0))
+    batch = batches.abstract(stage.batch_spec, 4)
+    losses = (stage.loss, stage.replica_loss(()))
+    whole, replica = (jax.eval_shape(loss, params, batch, jax.random.key(0)) for loss in losses)
+    assert whole == replica
+    added = (
+        jax.eval_shape(stage.evaluate, params, batch, jax.random.key(0)).keys() - whole[1].keys()
+    )
+    assert added == {"z_img_effective_rank", "z_img_rank", "z_img_components"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
-from unclip_jax.core import rng
+from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.stages import upsampler
 
@@ -40,6 +40,110 @@ def test_what_cannot_be_trained_is_refused(made):
         dataclasses.replace(cfg, crop=64)
     with pytest.raises(UserError, match="crop is 15, which 2 does not divide"):
         dataclasses.replace(cfg, crop=15)
+    unet = dataclasses.replace(cfg.model.unet, multiples=(1, 2, 2, 2))
+    deep = dataclasses.replace(cfg.model, unet=unet)
+    with pytest.raises(UserError, match="crop is 12, which 8 does not divide; .* drop a level"):
+        dataclasses.replace(cfg, model=deep, crop=12)
+    unet = dataclasses.replace(unet, image_size=36)
+    deep = dataclasses.replace(cfg.model, unet=unet)
+    with pytest.raises(UserError, match="image_size is 36, which 8 does not divide"):
+        dataclasses.replace(cfg, model=deep, crop=16)
     eps = dataclasses.replace(cfg.diffusion, target="eps")
     with pytest.raises(UserError, match="residual needs diffusion.target 'x_0', not 'eps'"):
         dataclasses.replace(cfg, diffusion=eps)
+
+
+def stub(monkeypatch):
+    """A network that repeats what it sees of the low-res image; returns what it was given."""
+    seen = []
+
+    def network(module, params, x_t, t, *, low_res, low_res_t, deterministic, rngs):
+        seen.append({"low_res": low_res, "low_res_t": low_res_t})
+        return jnp.repeat(jnp.repeat(low_res, 2, axis=1), 2, axis=2)
+
+    monkeypatch.setattr(upsampler, "apply", network)
+    return seen
+
+
+def test_evaluation_measures_the_consistency_of_samples(made, monkeypatch):
+    two = dataclasses.replace(made[0].sampling, steps="2")
+    cfg = dataclasses.replace(made[0], sampling=two, residual=False)
+    stub(monkeypatch)
+    low = jnp.asarray(np.random.default_rng(0).uniform(-0.8, 0.8, (12, 8, 8, 3)), jnp.float32)
+    batch = {"image": jnp.zeros((12, 16, 16, 3)), "low_res": low}
+    evaluate = upsampler.make(cfg).evaluate
+    perfect = evaluate({}, batch, jax.random.key(0))
+    assert perfect["low_res_error"] < 1e-3 and perfect["colour_shift"] < 1e-3
+    drawn = upsampler.sample
+    tinted = lambda *args, **kwargs: drawn(*args, **kwargs) + 5 / 127.5  # noqa: E731
+    monkeypatch.setattr(upsampler, "sample", tinted)
+    found = evaluate({}, batch, jax.random.key(0))
+    np.testing.assert_allclose(found["low_res_error"], 5.0, rtol=1e-4)
+    np.testing.assert_allclose(found["colour_shift"], 5.0, rtol=1e-4)
+    assert found["loss"] == perfect["loss"]
+
+
+@pytest.fixture
+def augmented(made):
+    augment = upsampler.AugmentConfig(most=0.8, level=0.3)
+    two = dataclasses.replace(made[0].sampling, steps="2")
+    return dataclasses.replace(made[0], augment=augment, sampling=two, residual=False)
+
+
+def test_only_augmentation_needs_a_second_time_embedding(made, augmented):
+    paths = [
+        trees.flatten_paths(jax.eval_shape(upsampler.make(cfg).init, jax.random.key(0))).keys()
+        for cfg in (made[0], augmented)
+    ]
+    assert paths[0] < paths[1]
+    assert {path.split("/")[0] for path in paths[1] - paths[0]} == {"low_res_time"}
+
+
+def test_augmentation_noises_to_every_level_and_tells_it(augmented, monkeypatch):
+    """Of a constant image, mean and deviation at timestep t are those of the forward process."""
+    seen = stub(monkeypatch)
+    batch = {"image": jnp.zeros((64, 16, 16, 3)), "low_res": jnp.full((64, 8, 8, 3), 0.6)}
+    upsampler.make(augmented).loss({}, batch, jax.random.key(0))
+    t, low = np.asarray(seen[0]["low_res_t"]), np.asarray(seen[0]["low_res"], np.float64)
+    assert t.min() < 80 and 720 < t.max() <= 799
+    alpha_bar = augmented.diffusion.chain().alpha_bar[t][:, None, None, None]
+    z = (low - 0.6 * np.sqrt(alpha_bar)) / np.sqrt(1 - alpha_bar)
+    assert abs(z.mean()) < 4 / np.sqrt(z.size)
+    np.testing.assert_allclose(z.std(axis=(1, 2, 3)), 1, atol=4.5 / np.sqrt(2 * 192))
+    upsampler.make(augmented).loss({}, batch, jax.random.key(0))
+    np.testing.assert_array_equal(seen[0]["low_res"], seen[1]["low_res"])  # a resumed run's too
+
+
+def test_without_augmentation_the_network_sees_the_low_res_image_itself(made, monkeypatch):
+    seen = stub(monkeypatch)
+    batch = {"image": jnp.zeros((4, 16, 16, 3)), "low_res": jnp.full((4, 8, 8, 3), 0.6)}
+    upsampler.make(made[0]).loss({}, batch, jax.random.key(0))
+    np.testing.assert_array_equal(seen[0]["low_res"], batch["low_res"])
+    assert seen[0]["low_res_t"] is None
+
+
+def test_the_level_of_sampling_is_fixed_and_its_noise_belongs_to_the_image(augmented, monkeypatch):
+    seen = stub(monkeypatch)
+    low_res = jnp.full((3, 8, 8, 3), 0.5)
+    keys = rng.per_example(jax.random.key(1), jnp.arange(3))
+    with jax.disable_jit():
+        for chosen in (keys, keys[1:]):
+            upsampler.sample(augmented, {}, low_res=low_res[: len(chosen)], keys=chosen)
+    whole, part = seen[0], seen[-1]
+    assert np.unique(whole["low_res_t"]).tolist() == [300]  # 0.3 of 0..999
+    np.testing.assert_array_equal(whole["low_res"][1:], part["low_res"])
+    assert len(np.unique(whole["low_res"])) > 500  # another noise for every image and pixel
+    np.testing.assert_array_equal(seen[0]["low_res"], seen[1]["low_res"])  # one for all steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"most": 1.5}, "upsampler.augment.most is 1.5; it must lie in"),
+        ({"most": 0.2, "level": 0.5}, "augment.level is 0.5; the network learns levels from 0 to"),
+        ({"level": 0.1}, "augment.level is 0.1; .*augment.most = 0.0"),
+    ],
+)
+def test_levels_that_are_never_learnt_are_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        upsampler.AugmentConfig(**changes)

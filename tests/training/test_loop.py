@@ -25,6 +25,9 @@ from unclip_jax.training.signals import Interrupted
 ROOT = pathlib.Path(__file__).parents[2]
 MUON = OptimConfig(name="muon", learning_rate=1e-2, muon_learning_rate=0.02, warmup_steps=2)
 
+SAM = OptimConfig(learning_rate=1e-2, sam=0.1)
+SAM_OF_ONE = OptimConfig(learning_rate=1e-2, sam=0.1, sam_batch=1)
+
 
 def bits(state) -> dict[str, bytes]:
     return {path: np.asarray(leaf).tobytes() for path, leaf in flatten_paths(state).items()}
@@ -84,8 +87,12 @@ def test_a_crash_is_continued_bit_for_bit(tmp_path: pathlib.Path, whole, at: int
     assert data.seen == list(range(4 if at < 9 else 8, 10))
 
 
-@pytest.mark.parametrize(("optim", "accumulate"), [(MUON, 1), (toy.OPTIM, 2)])
-def test_so_it_is_with_muon_and_with_microbatches(tmp_path: pathlib.Path, optim, accumulate: int):
+@pytest.mark.parametrize(
+    ("optim", "accumulate"), [(MUON, 1), (toy.OPTIM, 2), (SAM, 2), (SAM_OF_ONE, 1)]
+)
+def test_so_it_is_with_muon_and_with_microbatches_and_with_sam(
+    tmp_path: pathlib.Path, optim, accumulate: int
+):
     settings = {"optim": optim, "accumulate": accumulate}
     expected = bits(toy.run(tmp_path / "whole", **settings))
     with pytest.raises(RuntimeError, match="power cut"):

@@ -68,6 +68,22 @@ def test_state_and_gradients_by_hand():
     assert 0 <= state - 5 * SIZE * 3 < 8 * few
 
 
+def test_replicas_with_parameters_of_their_own_are_counted():
+    sharded = job(fsdp=8)
+    _, plain = resident(sharded)
+    _, gradients = memory._resident(sharded.abstract, sharded.mesh, 3)
+    assert gradients - plain == 8 * 3 * 2 * 5 * SIZE  # devices x replicas x (weights, gradients)
+
+
+def test_too_many_replicas_are_told_of(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda mesh: 100 * SIZE)
+    assert "state" in check(job(fsdp=8), batch_size=0)
+    with pytest.raises(
+        UserError, match=r"cannot fit: .*, or config.optim.sam_batch=0, which needs"
+    ):
+        check(job(fsdp=8), batch_size=0, copies=3)
+
+
 def test_activations_grow_with_the_batch_and_shrink_with_remat():
     params, mesh = job().abstract.params, job().mesh
 

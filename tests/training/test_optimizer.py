@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from tests.stages import tiny
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.parallel.place import unbox
@@ -73,6 +74,28 @@ def test_rate_in_closed_form(schedule: str, step: int, expected: float):
 def test_kernels_and_token_tables_decay_and_nothing_else():
     on = {path for path, value in flatten_paths(decayed(BOXED)).items() if value}
     assert on == KERNELS | {"tokens/embedding"}
+    on = {path for path, value in flatten_paths(decayed(BOXED, tables=False)).items() if value}
+    assert on == KERNELS
+
+
+def test_token_tables_may_be_left_out():
+    grads = jax.tree.map(jnp.zeros_like, unbox(BOXED))
+    for name in ("adamw", "muon"):
+        config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.3)
+        for tables in (True, False):
+            each = dataclasses.replace(config, decay_tables=tables)
+            moved = first_update(each, BOXED, grads)["tokens"]["embedding"]
+            assert np.any(np.asarray(moved)) == tables
+
+
+def test_of_clip_neither_gains_nor_biases_nor_positions_nor_the_temperature_decay():
+    """Radford et al. 2021, section 2.5: all weights that are not gains or biases."""
+    stage = tiny.experiment("clip").build_stage()
+    mask = flatten_paths(decayed(jax.eval_shape(stage.init, jax.random.key(0))))
+    off = {path.rsplit("/", 1)[-1] for path, value in mask.items() if not value}
+    assert off == {"bias", "scale", "log_scale", "positions", "class_token"}
+    on = {path for path, value in mask.items() if value}
+    assert {path.rsplit("/", 1)[-1] for path in on} == {"kernel", "tokens"}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

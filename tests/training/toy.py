@@ -33,6 +33,7 @@ class Toy:
     evaluate: Callable = dataclasses.field(default_factory=lambda: evaluate)
     preview: Callable | None = None
     splittable: bool = True
+    replica_loss: Callable | None = None
 
 
 def init(key):

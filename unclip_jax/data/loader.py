@@ -5,6 +5,9 @@ one epoch after the other. Batch number i is the i-th stretch of `batch_size` ex
 process makes its own contiguous part of it. What is random about an example depends on the seed and
 its place in the stream. So a position is one number, and a run that is resumed, or that goes on
 with another number of processes, sees the batches that it would have seen.
+
+Of several data sets the stream takes one example each in turn, so that every stretch holds equal
+numbers of them whatever their sizes; each is shuffled and repeated by itself.
 """
 
 import dataclasses
@@ -142,6 +145,7 @@ def make_loader(
     example: ExampleConfig,
     config: LoaderConfig,
     tokenizer: Tokenizer | None = None,
+    mixed: Sequence[Source] = (),
     process_index: int = 0,
     process_count: int = 1,
 ) -> Loader:
@@ -152,25 +156,34 @@ def make_loader(
         example: what a batch holds.
         config: how batches are made up.
         tokenizer: for fields tokens and token_mask.
+        mixed: further sources, of which as many examples are taken as of `source`.
         process_index: which contiguous part of every batch is ours.
         process_count: number of parts.
 
     Raises:
-        UserError: the source is empty, smaller than a batch or lacks a field; no tokenizer; a
-            batch size that the processes do not divide.
+        UserError: a source is empty, smaller than a batch or lacks a field; no tokenizer; a batch
+            size that the processes do not divide; a mixture that is to end.
     """
     divisible("batch_size", config.batch_size, process_count, "every process takes an equal part.")
     in_range("process_index", process_index, 0, process_count - 1)
     if config.remainder == "keep" and process_count > 1:
         raise UserError("remainder 'keep' works with one process; use 'pad' or 'drop'.")
-    fixed = FixedExamples(
-        source, config=example, tokenizer=tokenizer, cache_bytes=config.cache_mb * 2**20
-    )
+    if mixed and not (config.shuffle and config.num_epochs is None):
+        raise UserError(
+            f"{1 + len(mixed)} data sets are mixed, which has no order and no end; use one data "
+            "set, or shuffle=True and num_epochs=None."
+        )
+    sources = (source, *mixed)
+    share = config.cache_mb * 2**20 // len(sources)
+    fixed = [
+        FixedExamples(each, config=example, tokenizer=tokenizer, cache_bytes=share)
+        for each in sources
+    ]
     stream = _stream(fixed, example, config)
     fields = (*example.fields, *(("valid",) if config.remainder == "pad" else ()))
     batches = _split(stream, config, fields, process_index, process_count)
     identity = {
-        "num_examples": len(source),
+        "num_examples": [len(each) for each in sources] if mixed else len(source),
         "batch_size": config.batch_size,
         "seed": config.seed,
         "shuffle": config.shuffle,
@@ -179,21 +192,28 @@ def make_loader(
     return Loader(batches, config=config, identity=identity)
 
 
-def _stream(fixed: FixedExamples, example: ExampleConfig, config: LoaderConfig) -> grain.MapDataset:
-    """All examples of the run in order, every epoch shuffled by itself."""
-    examples: Any = _Padded(fixed, config.batch_size) if config.remainder == "pad" else fixed
-    seed = _derive(config.seed, "shuffle")
-    if config.shuffle and config.group > 1:
-        groups = grain.MapDataset.range(len(examples) // config.group).shuffle(seed=seed)
-        groups = groups.repeat(config.num_epochs)
-        stream = grain.MapDataset.source(_Grouped(examples, groups, config.group))
-    else:
-        stream = grain.MapDataset.source(examples)
-        stream = stream.shuffle(seed=seed) if config.shuffle else stream
-        stream = stream.repeat(config.num_epochs)
+def _stream(
+    fixed: Sequence[FixedExamples], example: ExampleConfig, config: LoaderConfig
+) -> grain.MapDataset:
+    """All examples of the run in order."""
+    endless = [_epochs(each, config, number) for number, each in enumerate(fixed)]
+    stream = endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless)
     if not example.pictures:
         return stream
     return stream.random_map(RandomPart(example), seed=_derive(config.seed, "examples"))
+
+
+def _epochs(fixed: FixedExamples, config: LoaderConfig, number: int) -> grain.MapDataset:
+    """Data set `number` of a mixture, every epoch shuffled by itself."""
+    examples: Any = _Padded(fixed, config.batch_size) if config.remainder == "pad" else fixed
+    seed = _derive(config.seed, f"shuffle {number}" if number else "shuffle")
+    if config.shuffle and config.group > 1:
+        groups = grain.MapDataset.range(len(examples) // config.group).shuffle(seed=seed)
+        groups = groups.repeat(config.num_epochs)
+        return grain.MapDataset.source(_Grouped(examples, groups, config.group))
+    stream = grain.MapDataset.source(examples)
+    stream = stream.shuffle(seed=seed) if config.shuffle else stream
+    return stream.repeat(config.num_epochs)
 
 
 def _split(

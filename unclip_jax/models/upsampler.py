@@ -5,6 +5,7 @@ trained on crops run at any size that the levels can halve.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,13 @@ class Upsampler(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_t: Image, t: Steps, *, low_res: LowRes, deterministic: bool = True
+        self,
+        x_t: Image,
+        t: Steps,
+        *,
+        low_res: LowRes,
+        low_res_t: Steps | None = None,
+        deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Raw output of the U-Net.
 
@@ -61,6 +68,8 @@ class Upsampler(nn.Module):
             x_t: noised image at the target size.
             t: timesteps of the trained chain.
             low_res: image `factor` times smaller, in [-1, 1].
+            low_res_t: timesteps of the noise that was added to `low_res` (Ho et al. 2021, arXiv
+                2106.15282, section 4.2); None = the network has no such input (unCLIP).
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
         Raises:
@@ -77,6 +86,11 @@ class Upsampler(nn.Module):
         enlarged = jax.image.resize(low_res, shape, cfg.interpolation, antialias=True)
         dtype = compute_dtype(cfg.unet.dtype)
         width = cfg.unet.emb_width
-        emb = TimeEmbedding(cfg.unet.channels, width, cfg.num_timesteps, dtype, name="time")(t)
+        embedding = functools.partial(
+            TimeEmbedding, cfg.unet.channels, width, cfg.num_timesteps, dtype
+        )
+        emb = embedding(name="time")(t)
+        if low_res_t is not None:
+            emb = emb + embedding(name="low_res_time")(low_res_t)
         x = jnp.concatenate([x_t, enlarged], axis=-1)
         return UNet(cfg.unet, name="unet")(x, emb, deterministic=deterministic)

@@ -29,6 +29,9 @@ class Stage:
         splittable: whether a batch may be split for gradient accumulation; a contrastive loss is a
             function of the whole batch and may not.
         describe: JSON-ready facts that the manifest of an export records.
+        replica_loss: axis names, outermost first -> the loss as one replica computes it on its
+            part of the batch, where the replicas lie along these named axes; its mean over
+            replicas is `loss`. None = a mean over examples, for which `loss` itself does.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Stage:
     preview: Callable[[Params, Batch, Key], Float[Array, " b h w c"]] | None
     splittable: bool
     describe: dict[str, Any]
+    replica_loss: Callable[[tuple[str, ...]], Callable[..., tuple[Scalar, Metrics]]] | None = None
 
 
 def one_example(spec: BatchSpec) -> Batch:

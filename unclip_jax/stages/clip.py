@@ -1,10 +1,12 @@
 """Stage `clip`: two towers and a symmetric contrastive loss (Radford et al. 2021, section 2.3).
 
 The loss is a function of the whole global batch, so it is computed on globally sharded arrays and
-the batch is never split for gradient accumulation.
+the batch is never split for gradient accumulation. Where replicas have parameters of their own
+(`training.sam`), each computes its share of the same loss.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Metrics, Params, Scalar
 from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput
 from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.spectrum import rank_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,47 +43,96 @@ def make(cfg: ClipStageConfig) -> Stage:
         zeros = one_example(spec)
         return module.init(key, zeros["image"], zeros["tokens"], zeros["token_mask"])["params"]
 
-    def metrics(params: Params, batch: Batch) -> tuple[Scalar, Metrics]:
-        out: ClipOutput = apply(
-            module, params, batch["image"], batch["tokens"], batch["token_mask"]
-        )
-        loss, top1_image, top1_text = contrastive(out.z_img, out.z_txt, scale=out.logit_scale)
-        return loss, {
-            "loss": loss,
-            "image_to_text@1": top1_image,
-            "text_to_image@1": top1_text,
-            "logit_scale": out.logit_scale,
-            "cosine_pairs": jnp.mean(jnp.sum(out.z_img * out.z_txt, -1)),
-        }
+    def embed(params: Params, batch: Batch) -> ClipOutput:
+        return apply(module, params, batch["image"], batch["tokens"], batch["token_mask"])
+
+    def loss(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        out = embed(params, batch)
+        return _reported(out, contrastive(out.z_img, out.z_txt, scale=out.logit_scale))
+
+    def replica_loss(axes: tuple[str, ...]):
+        def share(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+            out = embed(params, batch)
+            found = contrastive_share(out.z_img, out.z_txt, scale=out.logit_scale, axes=axes)
+            return _reported(out, found)
+
+        return share
+
+    def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
+        out = embed(params, batch)
+        _, metrics = _reported(out, contrastive(out.z_img, out.z_txt, scale=out.logit_scale))
+        return {**metrics, **rank_metrics(out.z_img, name="z_img")}
 
     return Stage(
         name="clip",
         batch_spec=spec,
         init=init,
-        loss=lambda params, batch, key: metrics(params, batch),
-        evaluate=lambda params, batch, key: metrics(params, batch)[1],
+        loss=loss,
+        evaluate=evaluate,
         preview=None,
         splittable=False,
         describe={"config": as_dict(cfg), "embed_dim": cfg.model.embed_dim},
+        replica_loss=replica_loss,
     )
 
 
-def contrastive(
-    z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""]
-) -> tuple[Scalar, Scalar, Scalar]:
+class Contrast(NamedTuple):
+    """Loss in nats, and retrieval@1 from images to texts and from texts to images."""
+
+    loss: Scalar
+    top1_image: Scalar
+    top1_text: Scalar
+
+
+def contrastive(z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""]) -> Contrast:
     """Symmetric cross-entropy over the batch, and retrieval@1 both ways (CLIP, figure 3).
 
     Args:
         z_img: L2-normalised image embeddings.
         z_txt: L2-normalised caption embeddings; row i belongs to image i.
         scale: exp of the learned temperature.
-
-    Returns:
-        (loss in nats, image -> text retrieval@1, text -> image retrieval@1).
     """
     logits = scale * jnp.einsum("b z, m z -> b m", z_img, z_txt)
     own = jnp.arange(logits.shape[0])
     by_image = -jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
     by_text = -jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
     loss = 0.5 * (jnp.mean(by_image) + jnp.mean(by_text))
-    return loss, jnp.mean(logits.argmax(1) == own), jnp.mean(logits.argmax(0) == own)
+    return Contrast(loss, jnp.mean(logits.argmax(1) == own), jnp.mean(logits.argmax(0) == own))
+
+
+def contrastive_share(
+    z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""], axes: tuple[str, ...]
+) -> Contrast:
+    """One replica's share of `contrastive` of the whole batch, which is the mean over replicas.
+
+    Args:
+        z_img: this replica's L2-normalised image embeddings.
+        z_txt: its caption embeddings.
+        scale: its temperature, which may differ from other replicas'.
+        axes: names of the axes along which the replicas lie, outermost first.
+    """
+    all_img, all_txt, first = z_img, z_txt, jnp.int32(0)
+    for axis in reversed(axes):
+        all_img, all_txt = (jax.lax.all_gather(z, axis, tiled=True) for z in (all_img, all_txt))
+    for axis in axes:
+        first = first * jax.lax.axis_size(axis) + jax.lax.axis_index(axis)
+    own = first * len(z_img) + jnp.arange(len(z_img))
+    by_image = scale * jnp.einsum("b z, m z -> b m", z_img, all_txt)
+    by_text = scale * jnp.einsum("b z, m z -> b m", z_txt, all_img)
+    pairs = [
+        jnp.take_along_axis(jax.nn.log_softmax(logits, axis=1), own[:, None], axis=1)
+        for logits in (by_image, by_text)
+    ]
+    loss = -0.5 * (jnp.mean(pairs[0]) + jnp.mean(pairs[1]))
+    return Contrast(loss, jnp.mean(by_image.argmax(1) == own), jnp.mean(by_text.argmax(1) == own))
+
+
+def _reported(out: ClipOutput, found: Contrast) -> tuple[Scalar, Metrics]:
+    """A loss with what is logged beside it."""
+    return found.loss, {
+        "loss": found.loss,
+        "image_to_text@1": found.top1_image,
+        "text_to_image@1": found.top1_text,
+        "logit_scale": out.logit_scale,
+        "cosine_pairs": jnp.mean(jnp.sum(out.z_img * out.z_txt, -1)),
+    }

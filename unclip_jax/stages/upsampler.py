@@ -5,6 +5,7 @@ at full size. One class serves both upsamplers; corruption (blur, BSR) is made b
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,41 @@ from jaxtyping import Array
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, divisible
+from unclip_jax.core.checks import UserError, divisible, in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Steps
+from unclip_jax.diffusion import process
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
-from unclip_jax.stages import gaussian
+from unclip_jax.stages import consistency, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+
+EXAMINED = 8  # examples of a held-out batch that are enlarged to look at consistency
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Noise on the low-res image that the network is told of; an extra that unCLIP has not.
+
+    Conditioning augmentation of cascaded diffusion (Ho et al. 2021, arXiv 2106.15282, section 4.2)
+    and Imagen (arXiv 2205.11487, section 2.4): in training the low-res image is noised to a random
+    timestep of the stage's chain, in sampling to a chosen one.
+
+    Attributes:
+        most: the latest timestep in training, as a share of the chain; 0 = off.
+        level: the timestep in sampling, likewise; at most `most`.
+    """
+
+    most: float = 0.0
+    level: float = 0.0
+
+    def __post_init__(self):
+        in_range("upsampler.augment.most", self.most, 0.0, 1.0)
+        if not 0 <= self.level <= self.most:
+            raise UserError(
+                f"upsampler.augment.level is {self.level}; the network learns levels from 0 to "
+                f"upsampler.augment.most = {self.most}, so choose one of these."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +61,7 @@ class UpsamplerStageConfig:
         sampling: default sampling; 27 and 15 DDIM steps in the paper.
         residual: x_0 target only: the network predicts the difference to the enlarged low-res
             image, a miniature-only option that learns faster.
+        augment: noise on the low-res image; off in unCLIP.
     """
 
     model: UpsamplerConfig
@@ -39,11 +69,17 @@ class UpsamplerStageConfig:
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig(steps="fast27", sampler="ddim", threshold="static")
     residual: bool = False
+    augment: AugmentConfig = AugmentConfig()
 
     def __post_init__(self):
-        size, factor = self.model.unet.image_size, self.model.factor
+        size, factor, stride = self.model.unet.image_size, self.model.factor, self.model.unet.stride
         divisible("upsampler.crop", self.crop, factor, "a crop must match whole low-res pixels.")
         divisible("upsampler image_size", size, factor, "the low-res image has whole pixels.")
+        for what, side in (("crop", self.crop), ("image_size", size)):
+            why = (
+                "the U-Net halves it at every level but the last; drop a level or change the size."
+            )
+            divisible(f"upsampler {what}", side, stride, why)
         if self.crop > size:
             raise UserError(
                 f"upsampler.crop is {self.crop}, larger than the image ({size}); make it smaller."
@@ -70,18 +106,29 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
     def init(key: Key) -> Params:
         zero = one_example(spec)
         t = jnp.zeros(1, jnp.int32)
-        return module.init(key, zero["image"], t, low_res=zero["low_res"])["params"]
+        told = t if cfg.augment.most else None
+        return module.init(key, zero["image"], t, low_res=zero["low_res"], low_res_t=told)["params"]
 
     def loss(params: Params, batch: Batch, key: Key):
         noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
-        out = _apply(cfg, params, noised.x_t, noised.t, batch["low_res"], rng.fold(key, "dropout"))
+        low = _in_training(cfg, batch["low_res"], key=rng.fold(key, "low_res"))
+        dropout = rng.fold(key, "dropout")
+        out = _apply(cfg, params, noised.x_t, noised.t, low=low, dropout_key=dropout)
         value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
         noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
-        out = _apply(cfg, params, noised.x_t, noised.t, batch["low_res"], None)
-        return {"loss": jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))}
+        keys = rng.per_example(rng.fold(key, "sample"), jnp.arange(len(batch["image"])))
+        low = _as_sampled(cfg, batch["low_res"], keys=keys)
+        out = _apply(cfg, params, noised.x_t, noised.t, low=low)
+        few = batch["low_res"][:EXAMINED]
+        images = sample(cfg, params, low_res=few, keys=keys[:EXAMINED])
+        return {
+            "loss": jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised)),
+            "low_res_error": consistency.low_res_error(images, few),
+            "colour_shift": consistency.colour_shift(images, few),
+        }
 
     def preview(params: Params, batch: Batch, key: Key) -> Image:
         keys = rng.per_example(key, jnp.arange(batch["image"].shape[0]))
@@ -127,9 +174,10 @@ def sample(
     """
     _, height, width, channels = low_res.shape
     factor = cfg.model.factor
+    low = _as_sampled(cfg, low_res, keys=keys)
 
     def denoise(x_t, t):
-        out = _apply(cfg, params, x_t, t, low_res, None)
+        out = _apply(cfg, params, x_t, t, low=low)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
     images = gaussian.run(
@@ -142,13 +190,49 @@ def sample(
     return jnp.clip(images, -1.0, 1.0)
 
 
+class _LowRes(NamedTuple):
+    """What the network sees of the low-res image, and the timestep it is told (None = nothing)."""
+
+    image: LowRes
+    t: Steps | None
+
+
+def _in_training(cfg: UpsamplerStageConfig, low_res: LowRes, *, key: Key) -> _LowRes:
+    """Noised to a random timestep where augmentation is on."""
+    if not cfg.augment.most:
+        return _LowRes(low_res, None)
+    bound = _timestep(cfg, cfg.augment.most) + 1
+    t = jax.random.randint(rng.fold(key, "t"), low_res.shape[:1], 0, bound)
+    eps = jax.random.normal(rng.fold(key, "noise"), low_res.shape)
+    return _noised(cfg, low_res, t=t, eps=eps)
+
+
+def _as_sampled(cfg: UpsamplerStageConfig, low_res: LowRes, *, keys: Keys) -> _LowRes:
+    """Noised to the timestep of sampling, each image by its own key."""
+    if not cfg.augment.most:
+        return _LowRes(low_res, None)
+    t = jnp.full(low_res.shape[:1], _timestep(cfg, cfg.augment.level), jnp.int32)
+    eps = rng.normal_each(rng.fold_each(keys, "low_res"), low_res.shape[1:])
+    return _noised(cfg, low_res, t=t, eps=eps)
+
+
+def _noised(cfg: UpsamplerStageConfig, low_res: LowRes, *, t: Steps, eps: LowRes) -> _LowRes:
+    alpha_bar = cfg.diffusion.chain().level(t, ndim=low_res.ndim)
+    return _LowRes(process.q_sample(low_res, eps, alpha_bar=alpha_bar), t)
+
+
+def _timestep(cfg: UpsamplerStageConfig, share: float) -> int:
+    return round(share * (cfg.diffusion.num_timesteps - 1))
+
+
 def _apply(
     cfg: UpsamplerStageConfig,
     params: Params,
     x_t: Image,
     t: Steps,
-    low_res: LowRes,
-    dropout_key: Key | None,
+    *,
+    low: _LowRes,
+    dropout_key: Key | None = None,
 ) -> Array:
     """Raw output; dropout is on when its key is given."""
     out = apply(
@@ -156,10 +240,11 @@ def _apply(
         params,
         x_t,
         t,
-        low_res=low_res,
+        low_res=low.image,
+        low_res_t=low.t,
         deterministic=dropout_key is None,
         rngs={} if dropout_key is None else {"dropout": dropout_key},
     )
     if cfg.residual:
-        out = out + jax.image.resize(low_res, x_t.shape, "bilinear")
+        out = out + jax.image.resize(low.image, x_t.shape, "bilinear")
     return out

@@ -16,6 +16,7 @@ from unclip_jax.core.trees import differences
 from unclip_jax.core.types import Key, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated
+from unclip_jax.training import sam
 from unclip_jax.training import state as states
 from unclip_jax.training.optimizer import OptimConfig, Optimizer, make_optimizer
 from unclip_jax.training.state import TrainState
@@ -79,7 +80,8 @@ def make_job(
         accumulate: microbatches per step.
 
     Raises:
-        UserError: the rules do not fit the mesh, the batch may not be split, or `make_optimizer`'s.
+        UserError: the rules do not fit the mesh, the batch may not be split, or `make_optimizer`'s
+            and `sam.choose`'s.
     """
     if accumulate > 1 and not stage.splittable:
         raise UserError(
@@ -90,12 +92,14 @@ def make_job(
     optimizer = make_optimizer(optim, boxed, steps=steps)
     boxed_state = jax.eval_shape(lambda p: states.create(p, optimizer.tx), boxed)
     shardings = place.shardings(boxed_state, mesh, rules=rules)
+    chosen = sam.choose(stage, optim=optim, mesh=mesh)
     step = make_train_step(
-        stage.loss,
+        chosen.loss,
         optimizer.tx,
         ema_decay=ema_decay,
         accumulate=accumulate,
         shardings=shardings.params,
+        gradient=chosen.gradient,
     )
     whole = replicated(mesh)
     return Job(

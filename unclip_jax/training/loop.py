@@ -19,7 +19,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Key, Metrics, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, replicated
-from unclip_jax.training import fingerprint, memory
+from unclip_jax.training import fingerprint, memory, sam
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.feed import Fed, Feed, Positioned
@@ -83,7 +83,7 @@ def train(
         Interrupted: after SIGTERM or ctrl-C, with the state saved; the same call continues.
     """
     job = _job(stage, config, optim, make_mesh(mesh, devices=devices), rules)
-    _announce(stage, job, config)
+    _announce(stage, job, config, optim)
     folder = pathlib.Path(workdir)
     fingerprint.claim(folder, identity)
     key = jax.device_put(rng.fold(jax.random.key(config.seed), stage.name), replicated(job.mesh))
@@ -156,7 +156,9 @@ class _Run(NamedTuple):
 
 
 def _job(stage: Trainable, config: TrainConfig, optim: OptimConfig, mesh: Mesh, rules: str) -> Job:
-    check_batch(mesh, batch_size=config.batch_size, accumulate=config.accumulate)
+    sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
+    check_batch(mesh, **sizes)
+    sam.copies(optim, mesh=mesh, **sizes)
     return make_job(
         stage,
         optim=optim,
@@ -168,14 +170,15 @@ def _job(stage: Trainable, config: TrainConfig, optim: OptimConfig, mesh: Mesh, 
     )
 
 
-def _announce(stage: Trainable, job: Job, config: TrainConfig) -> None:
+def _announce(stage: Trainable, job: Job, config: TrainConfig, optim: OptimConfig) -> None:
     """The startup line, or a refusal; then what the sharding leaves whole."""
+    sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     line = memory.check(
         stage,
         job.abstract,
         mesh=job.mesh,
-        batch_size=config.batch_size,
-        accumulate=config.accumulate,
+        **sizes,
+        copies=sam.copies(optim, mesh=job.mesh, **sizes),
         enforce=config.check_memory,
     )
     log.info("%s", line)

@@ -3,7 +3,8 @@
 What a device must hold while a step runs, from `jax.eval_shape`:
 
     state       parameters + average + optimiser, each as sharded
-    gradients   as large as the parameters, float32, sharded like them
+    gradients   as large as the parameters, float32, sharded like them; for SAM per replica also
+                whole parameters and gradients of each replica on the device
     activations what the backward pass keeps of one microbatch, counted by tracing the loss
 
 The last is an allowance: XLA may keep less (it fuses and recomputes) or need scratch space besides.
@@ -63,6 +64,7 @@ def check(
     mesh: Mesh,
     batch_size: int,
     accumulate: int = 1,
+    copies: int = 0,
     enforce: bool = True,
 ) -> str:
     """Compare what a run needs with what there is.
@@ -73,6 +75,7 @@ def check(
         mesh: the devices.
         batch_size: of a whole step, over all devices; 0 = leave activations out.
         accumulate: microbatches per step.
+        copies: parameter sets of its own that every device holds (`sam.copies`).
         enforce: False = only report.
 
     Returns:
@@ -82,13 +85,13 @@ def check(
         UserError: it cannot fit; the message names what to change.
     """
     there = available(mesh)
-    needs = Needs(*_resident(abstract, mesh), 0)
+    needs = Needs(*_resident(abstract, mesh, copies), 0)
     if batch_size and (needs.least <= there or not enforce):  # else tracing would be for nothing
         kept = activations(stage, abstract.params, batch_size=batch_size // accumulate, mesh=mesh)
         needs = needs._replace(activations=kept)
     line = _line(stage, abstract, mesh, needs, there)
     if needs.least > there and enforce:
-        raise UserError(f"{line}. It cannot fit: {_advice(needs, there, mesh)}")
+        raise UserError(f"{line}. It cannot fit: {_advice(needs, there, mesh, copies)}")
     return line
 
 
@@ -129,10 +132,11 @@ def count_text(number: int) -> str:
     return f"{number:,}"
 
 
-def _resident(abstract: TrainState, mesh: Mesh) -> tuple[int, int]:
+def _resident(abstract: TrainState, mesh: Mesh, copies: int = 0) -> tuple[int, int]:
     """State and gradients."""
     sharers = _sharers(mesh)
-    return bytes_per_device(abstract) * sharers, bytes_per_device(abstract.params) * sharers
+    gradients = bytes_per_device(abstract.params) + 2 * copies * num_bytes(abstract.params)
+    return bytes_per_device(abstract) * sharers, gradients * sharers
 
 
 def _sharers(mesh: Mesh) -> int:
@@ -162,7 +166,7 @@ def _line(stage: Trainable, abstract: TrainState, mesh: Mesh, needs: Needs, ther
     )
 
 
-def _advice(needs: Needs, there: int, mesh: Mesh) -> str:
+def _advice(needs: Needs, there: int, mesh: Mesh, copies: int) -> str:
     if needs.state + needs.gradients <= there:
         return (
             "lower config.train.batch_size or raise config.train.accumulate, set the model's "
@@ -173,6 +177,8 @@ def _advice(needs: Needs, there: int, mesh: Mesh) -> str:
         "choose a smaller size (--config=FILE.py:SIZE), or spread the state over more devices "
         f"(config.mesh.fsdp={times} or more, config.rules='fsdp')"
     )
+    if copies:
+        text += ", or config.optim.sam_batch=0, which needs one copy of the parameters"
     if needs.state > 3.5 * needs.gradients:
         text += ", or config.optim.name='muon', which keeps one moment instead of two"
     return text + "."

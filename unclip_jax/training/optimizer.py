@@ -42,6 +42,9 @@ class OptimConfig:
         muon_momentum: of Muon.
         muon_weight_decay: of kernels under Muon, times Muon's rate.
         muon_exclude: fragments of paths of kernels that stay with AdamW.
+        decay_tables: whether token tables decay too.
+        sam: rho of sharpness-aware minimisation (`training.sam`); 0 = off.
+        sam_batch: examples that share one perturbation; 0 = all of a (micro)batch.
     """
 
     name: str = "adamw"
@@ -58,6 +61,9 @@ class OptimConfig:
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.0
     muon_exclude: tuple[str, ...] = ()
+    decay_tables: bool = True
+    sam: float = 0.0
+    sam_batch: int = 0
 
     def __post_init__(self):
         one_of("config.optim.name", self.name, ("adamw", "muon"))
@@ -66,7 +72,7 @@ class OptimConfig:
             positive(f"config.optim.{name}", getattr(self, name))
         for name in ("final_scale", "b1", "b2", "muon_momentum"):
             in_range(f"config.optim.{name}", getattr(self, name), 0.0, 1.0)
-        for name in ("warmup_steps", "weight_decay", "muon_weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "muon_weight_decay", "sam", "sam_batch"):
             in_range(f"config.optim.{name}", getattr(self, name), 0, math.inf)
         if self.clip_norm is not None:
             positive("config.optim.clip_norm", self.clip_norm)
@@ -123,9 +129,9 @@ def rate(config: OptimConfig, peak: float, *, steps: int) -> Rate:
     return value
 
 
-def decayed(boxed: Any) -> Any:
-    """True where weight decay applies: kernels and token tables."""
-    return _by_path(boxed, lambda path, names: _is_kernel(path) or "vocab" in names)
+def decayed(boxed: Any, *, tables: bool = True) -> Any:
+    """True where weight decay applies: kernels and, with `tables`, token tables."""
+    return _by_path(boxed, lambda path, names: _is_kernel(path) or (tables and "vocab" in names))
 
 
 def muon_labels(boxed: Any, *, exclude: tuple[str, ...] = ()) -> Any:
@@ -161,7 +167,7 @@ def _adamw(config: OptimConfig, mask: Any, steps: int) -> optax.GradientTransfor
 
 
 def _adamw_alone(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
-    return _adamw(config, decayed(boxed), steps)
+    return _adamw(config, decayed(boxed, tables=config.decay_tables), steps)
 
 
 def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
@@ -173,7 +179,8 @@ def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransfor
         optax.add_decayed_weights(config.muon_weight_decay),
         optax.scale_by_learning_rate(rate(config, config.muon_learning_rate, steps=steps)),
     )
-    adamw = _adamw(config, _keep("adamw", labels, decayed(boxed)), steps)
+    mask = decayed(boxed, tables=config.decay_tables)
+    adamw = _adamw(config, _keep("adamw", labels, mask), steps)
     return optax.partition({"muon": muon, "adamw": adamw}, labels)
 
 

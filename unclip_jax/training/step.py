@@ -6,6 +6,7 @@ A step whose loss or gradients are not finite changes nothing but the counters, 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
 from unclip_jax.training.state import TrainState, averaged, warmed_decay
 
 Loss = Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
+Gradient = Callable[[Loss, Params, Batch, Key], tuple[Params, Metrics]]  # such as `gradients`
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 
 
@@ -62,6 +64,11 @@ class Trainable(Protocol):
         """Whether a batch may be split into microbatches."""
         ...
 
+    @property
+    def replica_loss(self) -> Callable[[tuple[str, ...]], Loss] | None:
+        """Names of axes -> the loss that one replica computes; None = as `loss`."""
+        ...
+
 
 def make_train_step(
     loss: Loss,
@@ -70,6 +77,7 @@ def make_train_step(
     ema_decay: float,
     accumulate: int = 1,
     shardings: Any = None,
+    gradient: Gradient | None = None,
 ) -> TrainStep:
     """The step of one run, to be jitted by the caller with the state donated.
 
@@ -79,6 +87,7 @@ def make_train_step(
         ema_decay: greatest decay of the parameter average; see `state.warmed_decay`.
         accumulate: microbatches per step; more than one divides the activations' memory.
         shardings: of the parameters, for the gradients that are accumulated; None = as XLA likes.
+        gradient: how a (micro)batch becomes a gradient; None = by `gradients`.
 
     Returns:
         step(state, batch, key): `key` is the run's, the same at every step; the step number is
@@ -88,14 +97,15 @@ def make_train_step(
     Raises:
         UserError: (while tracing) `accumulate` does not divide the batch.
     """
+    of_one = functools.partial(gradient or gradients, loss)
 
     def step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
         key = rng.fold(key, "train", state.step)
         if accumulate == 1:
-            grads, metrics = gradients(loss, state.params, batch, key)
+            grads, metrics = of_one(state.params, batch, key)
         else:
             parts = split(batch, accumulate)
-            grads, metrics = _accumulated(loss, state.params, parts, key, shardings)
+            grads, metrics = _accumulated(of_one, state.params, parts, key, shardings)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = _updated(state, grads, tx, ema_decay)
@@ -130,14 +140,18 @@ def split(batch: Batch, parts: int) -> Batch:
 
 
 def _accumulated(
-    loss: Loss, params: Params, parts: Batch, key: Key, shardings: Any
+    of_one: Callable[[Params, Batch, Key], tuple[Params, Metrics]],
+    params: Params,
+    parts: Batch,
+    key: Key,
+    shardings: Any,
 ) -> tuple[Params, Metrics]:
     """Mean gradients and metrics over microbatches, one at a time in a scan."""
     count = jax.tree.leaves(parts)[0].shape[0]
 
     def body(total: Params, part: tuple[jax.Array, Batch]) -> tuple[Params, Metrics]:
         index, batch = part
-        grads, metrics = gradients(loss, params, batch, rng.fold(key, index))
+        grads, metrics = of_one(params, batch, rng.fold(key, index))
         return _placed(jax.tree.map(jnp.add, total, grads), shardings), metrics
 
     zeros = _placed(jax.tree.map(jnp.zeros_like, params), shardings)

@@ -1,0 +1,241 @@
+"""Sharpness-aware gradients: closed forms on quadratics, replicas by brute force, any devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training import toy
+from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh
+from unclip_jax.stages.clip import contrastive, contrastive_share
+from unclip_jax.training import sam
+from unclip_jax.training.job import make_job
+from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.step import gradients
+
+KEY = jax.random.key(3)
+RHO = 0.3
+FLAT, DEEP = MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)
+LAYOUTS = pytest.mark.parametrize("config", [FLAT, DEEP], ids=["data8", "data2fsdp2tensor2"])
+AXES = (*BATCH_AXES, sam.REPLICA)
+
+
+def params():
+    rng = np.random.default_rng(0)
+    return {"w": jnp.asarray(rng.normal(size=(3,)), jnp.float32), "s": jnp.float32(0.4)}
+
+
+def batch(size: int = 32):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(size, 3)).astype(np.float32)
+    return {"x": x, "y": rng.normal(size=size).astype(np.float32)}
+
+
+def square(params, batch, key):
+    """Half the mean squared error of a plane: a quadratic in (w, s)."""
+    error = batch["x"] @ params["w"] + params["s"] - batch["y"]
+    return 0.5 * jnp.mean(error**2), {"error": jnp.mean(error)}
+
+
+def by_hand(x, y):
+    """(matrix, vector) with gradient = matrix @ (w, s) - vector for these examples."""
+    a = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
+    return a.T @ a / len(x), a.T @ y / len(x)
+
+
+def flat(tree) -> np.ndarray:
+    return np.append(np.asarray(tree["w"], np.float64), float(tree["s"]))
+
+
+def run(gradient, loss=square, values=None, data=None):
+    return jax.jit(lambda p, b: gradient(loss, p, b, KEY))(values or params(), data or batch())
+
+
+def test_of_a_quadratic_it_is_the_closed_form():
+    found, metrics = run(sam.whole_batch(RHO))
+    matrix, vector = by_hand(**batch())
+    start = flat(params())
+    up = matrix @ start - vector
+    moved = start + RHO * up / np.linalg.norm(up)
+    np.testing.assert_allclose(flat(found), matrix @ moved - vector, rtol=1e-5)
+
+    def value(at):
+        error = np.append(batch()["x"], np.ones((32, 1)), axis=1) @ at - batch()["y"]
+        return 0.5 * np.mean(error**2)
+
+    np.testing.assert_allclose(metrics["loss"], value(start), rtol=1e-5)
+    np.testing.assert_allclose(metrics["sharpness"], value(moved) - value(start), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("config", "examples"), [(FLAT, 1), (FLAT, 4), (DEEP, 4)])
+def test_per_replica_it_is_the_mean_of_closed_forms(config: MeshConfig, examples: int):
+    found, metrics = run(sam.per_replica(RHO, examples=examples, mesh=make_mesh(config)))
+    start, total = flat(params()), np.zeros(4)
+    data = batch()
+    for first in range(0, 32, examples):
+        matrix, vector = by_hand(*(data[name][first : first + examples] for name in ("x", "y")))
+        up = matrix @ start - vector
+        total += matrix @ (start + RHO * up / np.linalg.norm(up)) - vector
+    np.testing.assert_allclose(flat(found), total / (32 / examples), rtol=1e-5, atol=1e-6)
+    plain, expected = gradients(square, params(), data, KEY)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["error"], expected["error"], rtol=1e-4)
+    assert metrics["sharpness"] > 0
+    assert np.abs(flat(found) - flat(plain)).max() > 0.01
+
+
+def test_one_replica_is_the_whole_batch():
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    one, _ = run(sam.per_replica(RHO, examples=32, mesh=mesh))
+    whole, _ = run(sam.whole_batch(RHO))
+    np.testing.assert_allclose(flat(one), flat(whole), rtol=1e-6)
+
+
+def test_without_a_perturbation_it_is_the_plain_gradient():
+    plain, expected = gradients(square, params(), batch(), KEY)
+    per_replica = sam.per_replica(0.0, examples=2, mesh=make_mesh(MeshConfig()))
+    for gradient in (sam.whole_batch(0.0), per_replica):
+        found, metrics = run(gradient)
+        np.testing.assert_allclose(flat(found), flat(plain), rtol=1e-5)
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+        assert metrics["sharpness"] == 0
+
+
+def test_a_vanishing_gradient_is_no_trouble():
+    still, _ = run(sam.whole_batch(RHO), loss=lambda p, b, k: (0.0 * jnp.sum(p["w"]), {}))
+    np.testing.assert_array_equal(still["w"], 0.0)
+
+
+def test_replicas_and_their_keys_do_not_depend_on_the_devices():
+    def noisy(params, batch, key):
+        return square(params, {**batch, "y": batch["y"] + jax.random.normal(key, (4,))}, key)
+
+    def on(mesh):
+        return flat(run(sam.per_replica(RHO, examples=4, mesh=mesh), loss=noisy)[0])
+
+    alone = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    np.testing.assert_allclose(on(make_mesh(DEEP)), on(alone), rtol=1e-5)
+
+
+# A contrastive loss: replicas see each other's embeddings.
+
+
+def towers():
+    rng = np.random.default_rng(2)
+    return {
+        "image": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32),
+        "text": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32),
+        "log_scale": jnp.float32(1.2),
+    }
+
+
+def pairs(size: int = 16):
+    rng = np.random.default_rng(4)
+    return {
+        "image": rng.normal(size=(size, 6)).astype(np.float32),
+        "text": rng.normal(size=(size, 5)).astype(np.float32),
+    }
+
+
+def embedded(params, batch):
+    def unit(z):
+        return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+
+    sides = (unit(batch[name] @ params[name]) for name in ("image", "text"))
+    return (*sides, jnp.exp(params["log_scale"]))
+
+
+def contrast(params, batch, key):
+    z_img, z_txt, scale = embedded(params, batch)
+    return contrastive(z_img, z_txt, scale=scale).loss, {}
+
+
+def contrast_share(params, batch, key):
+    z_img, z_txt, scale = embedded(params, batch)
+    return contrastive_share(z_img, z_txt, scale=scale, axes=AXES).loss, {}
+
+
+def by_definition(own, data, examples: int):
+    """The loss of replicas with parameters of their own, written out pair by pair."""
+    out = [
+        embedded(own[i], {k: v[i * examples : (i + 1) * examples] for k, v in data.items()})
+        for i in range(len(own))
+    ]
+    z_img, z_txt = (jnp.concatenate([o[side] for o in out]) for side in (0, 1))
+    scale = jnp.concatenate([jnp.full(examples, o[2]) for o in out])
+    total = 0.0
+    for i in range(len(z_img)):
+        for mine, theirs in ((z_img, z_txt), (z_txt, z_img)):
+            logits = scale[i] * (theirs @ mine[i])
+            total += jax.scipy.special.logsumexp(logits) - logits[i]
+    return total / (2 * len(z_img))
+
+
+def test_the_shares_of_a_contrastive_loss_make_the_whole():
+    gradient = sam.per_replica(0.0, examples=2, mesh=make_mesh(DEEP))
+    found, metrics = run(gradient, contrast_share, towers(), pairs())
+    plain, expected = gradients(contrast, towers(), pairs(), KEY)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    for name, value in plain.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+@LAYOUTS
+def test_contrastive_replicas_are_perturbed_as_defined(config: MeshConfig):
+    examples, count, data = 2, 8, pairs()
+    slope = jax.jit(jax.grad(lambda own: by_definition(own, data, examples)))
+    up = slope([towers()] * count)
+    moved = [sam.perturbed(towers(), g, rho=RHO) for g in up]
+    want = jax.tree.map(lambda *parts: sum(parts), *slope(moved))
+    gradient = sam.per_replica(RHO, examples=examples, mesh=make_mesh(config))
+    found, _ = run(gradient, contrast_share, towers(), data)
+    whole, _ = run(sam.whole_batch(RHO), contrast, towers(), data)
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-6)
+    assert np.abs(found["image"] - whole["image"]).max() > 1e-3
+
+
+# As an option of a run.
+
+
+def job(optim: OptimConfig, *, stage=toy.TOY, devices=8):
+    config, rules = {8: (MeshConfig(fsdp=4, tensor=2), "fsdp_tp"), 1: (MeshConfig(), "dp")}[devices]
+    mesh = make_mesh(config, devices=jax.devices()[:devices])
+    return make_job(stage, optim=optim, mesh=mesh, rules=rules, steps=10, ema_decay=0.9)
+
+
+@pytest.mark.parametrize("examples", [0, 4])
+def test_a_sharded_step_is_that_of_one_device(examples: int):
+    optim = OptimConfig(learning_rate=0.01, sam=0.5, sam_batch=examples)
+    results = []
+    for ready in (job(optim), job(optim, devices=1)):
+        state, metrics = ready.step(ready.create(KEY), toy.batch_at(0), KEY)
+        results.append((state.params["map"]["kernel"], metrics["grad_norm"], metrics["sharpness"]))
+    for sharded, alone in zip(*results, strict=True):
+        np.testing.assert_allclose(sharded, alone, rtol=2e-4, atol=1e-6)
+
+
+def test_a_loss_of_the_whole_batch_must_know_replicas():
+    stage = dataclasses.replace(toy.TOY, splittable=False)
+    with pytest.raises(UserError, match="sam_batch is 4, but the loss of stage 'toy' .*; use 0"):
+        job(OptimConfig(sam=0.1, sam_batch=4), stage=stage)
+    job(OptimConfig(sam=0.1), stage=stage)
+    job(OptimConfig(sam_batch=4), stage=stage)  # sam is off
+
+
+def test_a_replica_must_fit_into_a_shard(tmp_path):
+    optim = OptimConfig(sam=0.1, sam_batch=4)
+    with pytest.raises(UserError, match="sam_batch is 4, which does not divide the 2 examples"):
+        toy.run(tmp_path, optim=optim)
+    mesh = make_mesh(MeshConfig(data=2, tensor=4))
+    assert sam.copies(optim, mesh=mesh, batch_size=16) == 2
+    assert sam.copies(OptimConfig(sam=0.1), mesh=mesh, batch_size=16) == 0
+
+
+@pytest.mark.parametrize("change", [{"sam": -0.1}, {"sam_batch": -1}])
+def test_settings_below_zero_are_refused(change):
+    with pytest.raises(UserError, match=r"config.optim.sam(_batch)? is -"):
+        OptimConfig(**change)

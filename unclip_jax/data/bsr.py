@@ -1,0 +1,225 @@
+"""The BSR degradation in the soft form that latent diffusion gave it ("BSR-light").
+
+unCLIP's second upsampler is trained on it (section 2.1: "a more diverse BSR degradation", citing
+Rombach et al. 2022, arXiv 2112.10752, who softened BSRGAN, Zhang et al. 2021, arXiv 2103.14006).
+The constants are those of latent diffusion's released configuration for a factor of 4:
+
+    perhaps halve -> in random order: blur | shrink ... resize | noise | JPEG -> JPEG, 8 bits
+
+Shrinking comes somewhere before resizing, which gives the final size. Two differences, both where
+the released code departs from what it means to do: a kernel narrower than a pixel is the limit of
+Gaussians instead of all zeros, and the covariance of coloured noise is a covariance (the code takes
+absolute values of its entries).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+Picture = Float32[np.ndarray, "_ _ 3"]  # [0, 1] in here
+
+HALVE_SHARE = 0.25  # of pictures for a factor of 4
+ANISOTROPIC_SHARE = 0.5  # of blurs
+RESIZE_SHARE = 0.8  # of shrinks; the others filter and take every n-th pixel
+JPEG_SHARE = 0.9  # in the random order; the last step is always JPEG
+JPEG_QUALITY = (80, 95)
+NOISE_LEVEL = (1, 2)  # standard deviation in 1/255
+INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA)
+TAPS = 25  # of the filter before every n-th pixel is taken
+
+
+class Task(NamedTuple):
+    """What one picture is to become.
+
+    Attributes:
+        scale: how many times smaller it still has to get; strengths grow with it.
+        size: height and width at the end.
+        rng: of this example.
+    """
+
+    scale: int
+    size: tuple[int, int]
+    rng: np.random.Generator
+
+
+Operation = Callable[[Picture, Task], Picture]
+
+
+def bsr_light(
+    image: Float32[np.ndarray, "_ _ 3"], *, factor: int, rng: np.random.Generator
+) -> Float32[np.ndarray, "_ _ 3"]:
+    """One picture in [-1, 1] degraded and `factor` times smaller, on 8-bit levels.
+
+    Args:
+        image: sides are multiples of `factor`.
+        factor: the strengths were chosen for 4.
+        rng: of this example; the result is a function of picture and generator.
+    """
+    height, width, _ = image.shape
+    picture = (image + np.float32(1)) / np.float32(2)
+    scale = factor
+    if factor == 4 and rng.random() < HALVE_SHARE:
+        picture, scale = _halved(picture, rng), 2
+    task = Task(scale, (height // factor, width // factor), rng)
+    for operation in order(rng):
+        picture = operation(picture, task)
+    return _jpeg(picture, rng) * np.float32(2) - np.float32(1)
+
+
+def order(rng: np.random.Generator) -> list[Operation]:
+    """The five operations shuffled; shrinking and resizing trade places if they have to."""
+    shuffled = [OPERATIONS[int(index)] for index in rng.permutation(len(OPERATIONS))]
+    first, second = shuffled.index(shrink), shuffled.index(resize)
+    if first > second:
+        shuffled[first], shuffled[second] = resize, shrink
+    return shuffled
+
+
+def blur(picture: Picture, task: Task) -> Picture:
+    """Convolve with a random Gaussian, half of the time not a round one.
+
+    Kernels of even size move the picture by half a pixel, as those of the original do.
+    """
+    rng = task.rng
+    if rng.random() < ANISOTROPIC_SHARE:
+        variances = rng.uniform(0, (4 + task.scale) / 4, 2)
+        size, angle = int(rng.integers(5, 15)), rng.uniform(0, np.pi)
+        return convolve(picture, anisotropic_gaussian(size, variances=variances, angle=angle))
+    size, sigma = int(rng.integers(5, 8)), rng.uniform(0, (2 + 0.2 * task.scale) / 4)
+    taps = gaussian_taps(centred(size), sigma=sigma)
+    return convolve(picture, np.outer(taps, taps))
+
+
+def shrink(picture: Picture, task: Task) -> Picture:
+    """Make it smaller by a random amount, or by the whole scale with a filter before."""
+    height, width, _ = picture.shape
+    rng = task.rng
+    if rng.random() < RESIZE_SHARE:
+        times = rng.uniform(1, 2 * task.scale)
+        size = (max(1, int(height / times)), max(1, int(width / times)))
+        return _resized(picture, size, rng)
+    sigma = rng.uniform(0.1, 0.6 * task.scale)
+    return filtered_stride(picture, task.scale, sigma=sigma)
+
+
+def resize(picture: Picture, task: Task) -> Picture:
+    """To the final size, whatever it is now."""
+    return _resized(picture, task.size, task.rng)
+
+
+def noise(picture: Picture, task: Task) -> Picture:
+    """Add Gaussian noise: per channel (40 %), grey (40 %) or of a random colour (20 %)."""
+    rng = task.rng
+    level = int(rng.integers(NOISE_LEVEL[0], NOISE_LEVEL[1] + 1)) / 255
+    kind = rng.random()
+    shape = picture.shape[:2]
+    if kind > 0.6:
+        drawn = level * rng.standard_normal((*shape, 3), np.float32)
+    elif kind < 0.4:
+        drawn = level * rng.standard_normal((*shape, 1), np.float32)
+    else:
+        root = NOISE_LEVEL[1] / 255 * _colour_root(rng)
+        drawn = rng.standard_normal((*shape, 3), np.float32) @ root.astype(np.float32)
+    return _clipped(picture + drawn)
+
+
+def jpeg(picture: Picture, task: Task) -> Picture:
+    """Through a JPEG file, most of the time."""
+    return _jpeg(picture, task.rng) if task.rng.random() < JPEG_SHARE else picture
+
+
+OPERATIONS: tuple[Operation, ...] = (blur, shrink, resize, noise, jpeg)
+
+
+def centred(size: int) -> Float[np.ndarray, " k"]:
+    """Positions of `size` taps about their middle; half-integers when `size` is even."""
+    return np.arange(size) - (size - 1) / 2
+
+
+def gaussian_taps(positions: Float[np.ndarray, " k"], *, sigma: float) -> Float[np.ndarray, " k"]:
+    """Weights of a Gaussian at `positions`, summing to 1.
+
+    As sigma goes to 0 the nearest positions share all the weight, which is why the largest
+    exponent is taken out before `exp` can underflow.
+    """
+    exponent = -0.5 * (positions / max(sigma, 1e-6)) ** 2
+    weights = np.exp(exponent - exponent.max())
+    return weights / weights.sum()
+
+
+def anisotropic_gaussian(
+    size: int, *, variances: Float[np.ndarray, " 2"], angle: float
+) -> Float[np.ndarray, "k k"]:
+    """Weights of a Gaussian with these variances along axes turned by `angle`, summing to 1."""
+    y, x = np.meshgrid(centred(size), centred(size), indexing="ij")
+    along = np.cos(angle) * x + np.sin(angle) * y
+    across = np.cos(angle) * y - np.sin(angle) * x
+    first, second = np.maximum(variances, 1e-12)
+    exponent = -0.5 * (along**2 / first + across**2 / second)
+    weights = np.exp(exponent - exponent.max())
+    return weights / weights.sum()
+
+
+def convolve(picture: Picture, kernel: Float[np.ndarray, "k m"]) -> Picture:
+    """What `scipy.ndimage.convolve(mode="mirror")` does to every channel."""
+    anchor = tuple((side - 1) // 2 for side in kernel.shape[::-1])
+    flipped = np.ascontiguousarray(kernel[::-1, ::-1], np.float32)
+    return cv2.filter2D(picture, -1, flipped, anchor=anchor, borderType=cv2.BORDER_REFLECT_101)
+
+
+def filtered_stride(picture: Picture, scale: int, *, sigma: float) -> Picture:
+    """Every `scale`-th pixel of a Gaussian blur that is centred on the blocks, not their corners.
+
+    The original moves the kernel by (scale - 1) / 2 pixels by interpolating it; here the Gaussian
+    is evaluated there.
+    """
+    positions = np.arange(TAPS) - TAPS // 2 - (scale - 1) / 2
+    taps = gaussian_taps(positions, sigma=sigma).astype(np.float32)
+    blurred = cv2.sepFilter2D(picture, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
+    return _clipped(blurred[::scale, ::scale])
+
+
+def cubic_half(picture: Picture) -> Picture:
+    """Half the sides with the antialiased cubic kernel (Keys 1981, a = -1/2), as MATLAB does."""
+    x = np.abs(np.arange(-3, 5) - 0.5) / 2
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    taps = np.where(x <= 1, near, far).astype(np.float32) / 2
+    anchor, border = (3, 3), cv2.BORDER_REFLECT
+    return cv2.sepFilter2D(picture, -1, taps, taps, anchor=anchor, borderType=border)[::2, ::2]
+
+
+def _halved(picture: Picture, rng: np.random.Generator) -> Picture:
+    height, width, _ = picture.shape
+    if rng.random() < 0.5:
+        return _resized(picture, (height // 2, width // 2), rng)
+    return _clipped(cubic_half(picture))
+
+
+def _resized(picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> Picture:
+    """To `size` with one of OpenCV's interpolations, which do not antialias but for area."""
+    chosen = INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))]
+    return _clipped(cv2.resize(picture, size[::-1], interpolation=chosen))
+
+
+def _colour_root(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
+    """A root R of a random covariance: R.T @ R has eigenvalues U(0, 1) and random axes."""
+    axes, _ = np.linalg.qr(rng.random((3, 3)))
+    return np.sqrt(rng.random(3))[:, None] * axes.T
+
+
+def _jpeg(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Encode and decode with a random quality; chroma has half the resolution, as is usual."""
+    quality = int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
+    levels: UInt8[np.ndarray, "_ _ 3"] = np.rint(picture * 255).astype(np.uint8)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, coded = cv2.imencode(".jpg", np.ascontiguousarray(levels[..., ::-1]), options)
+    decoded: Any = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    return decoded[..., ::-1].astype(np.float32) / np.float32(255)
+
+
+def _clipped(picture: Float32[np.ndarray, "_ _ 3"]) -> Picture:
+    return np.clip(picture, 0, 1)

@@ -1,0 +1,147 @@
+"""Sharpness-aware minimisation: step along the gradient at the worst point nearby.
+
+    up    eps = rho g / |g|, with g the gradient at w
+    down  the gradient at w + eps is what the optimiser gets     (Foret et al. 2021, eq. 2 and 3)
+
+unCLIP trains CLIP with rho = 0.1, and each replica of 64 examples perturbs by itself (arXiv
+2204.06125, appendix C): m-sharpness (arXiv 2010.01412, section 4.1). Replica r has parameters P_r
+of its own; with L(P_1, ..., P_R) the loss of the whole batch, g_r is dL/dP_r where all P are equal,
+and the optimiser gets the sum of dL/dP_r where they are w + eps_r. For a mean over examples, g_r is
+the gradient of the replica's own examples; with a contrastive loss each replica sees all
+embeddings, in both passes.
+
+How many replicas there are follows from the config, not from the devices, so a run that continues
+on other devices is the same run.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Batch, Key, Metrics, Params
+from unclip_jax.parallel.mesh import BATCH_AXES, batch_shards
+from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.step import Gradient, Loss, Trainable, gradients
+
+REPLICA = "replica"  # name of the axis along which the replicas of one device lie
+
+
+class Chosen(NamedTuple):
+    """What `make_train_step` differentiates, and how."""
+
+    loss: Loss
+    gradient: Gradient
+
+
+def choose(stage: Trainable, *, optim: OptimConfig, mesh: Mesh) -> Chosen:
+    """Plain gradients, SAM over the whole batch or SAM per replica, as `optim` says.
+
+    Raises:
+        UserError: replicas are asked of a stage whose loss cannot be computed by them.
+    """
+    if not optim.sam:
+        return Chosen(stage.loss, gradients)
+    if not optim.sam_batch:
+        return Chosen(stage.loss, whole_batch(optim.sam))
+    gradient = per_replica(optim.sam, examples=optim.sam_batch, mesh=mesh)
+    if stage.replica_loss is not None:
+        return Chosen(stage.replica_loss((*BATCH_AXES, REPLICA)), gradient)
+    if not stage.splittable:
+        raise UserError(
+            f"config.optim.sam_batch is {optim.sam_batch}, but the loss of stage {stage.name!r} is "
+            "a function of the whole batch without a form for replicas; use 0."
+        )
+    return Chosen(stage.loss, gradient)
+
+
+def copies(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int = 1) -> int:
+    """Parameter sets that every device holds for SAM per replica; 0 without it.
+
+    Args:
+        optim: with `sam` and `sam_batch`.
+        mesh: whose shards hold the replicas.
+        batch_size: of a whole step, over all devices.
+        accumulate: microbatches per step.
+
+    Raises:
+        UserError: the shards of a (micro)batch are no multiples of a replica.
+    """
+    if not (optim.sam and optim.sam_batch):
+        return 0
+    shards = batch_shards(mesh)
+    local = batch_size // (shards * accumulate)
+    if local % optim.sam_batch:
+        raise UserError(
+            f"config.optim.sam_batch is {optim.sam_batch}, which does not divide the {local} "
+            f"examples that each of the mesh's {shards} batch shards has of a microbatch; change "
+            "it, config.train.batch_size or the mesh."
+        )
+    return local // optim.sam_batch
+
+
+def whole_batch(rho: float) -> Gradient:
+    """One perturbation of length `rho`, from the gradient of the (micro)batch."""
+
+    def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
+        up, metrics = gradients(loss, params, batch, key)
+        down, worse = gradients(loss, perturbed(params, up, rho=rho), batch, key)
+        return down, {**metrics, "sharpness": worse["loss"] - metrics["loss"]}
+
+    return gradient
+
+
+def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
+    """A perturbation of length `rho` for every `examples` consecutive examples.
+
+    The loss is called once per replica, under named axes (`BATCH_AXES` and `REPLICA`), and must
+    give the replica's share: its mean over replicas is the loss of the batch. Every device holds
+    whole parameters for each of its replicas, however they are sharded outside.
+    """
+
+    def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
+        whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
+        return jax.shard_map(
+            functools.partial(_on_one_shard, loss, rho, examples),
+            mesh=mesh,
+            in_specs=(whole, split, whole),
+            out_specs=whole,
+            axis_names=frozenset(BATCH_AXES),
+            check_vma=False,  # gradients here are to stay apart until the mean at the end
+        )(params, batch, key)
+
+    return gradient
+
+
+def perturbed(params: Params, gradient: Params, *, rho: float) -> Params:
+    """`params` moved by `rho` along `gradient`, the norm taken over all leaves (eq. 2, p = 2)."""
+    scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-30)
+    return jax.tree.map(lambda w, g: w + scale * g, params, gradient)
+
+
+def _on_one_shard(
+    loss: Loss, rho: float, examples: int, params: Params, batch: Batch, key: Key
+) -> tuple[Params, Metrics]:
+    """The mean over all replicas of the second gradients, from the part of one shard."""
+    count = jax.tree.leaves(batch)[0].shape[0] // examples
+    parts = {k: v.reshape(count, examples, *v.shape[1:]) for k, v in batch.items()}
+    number = jax.lax.axis_index(BATCH_AXES) * count + jnp.arange(count)
+    keys = jax.vmap(lambda index: rng.fold(key, REPLICA, index))(number)
+    share: Callable[..., Any] = jax.vmap(loss, axis_name=REPLICA)
+
+    def total(own: Params) -> tuple[Any, Any]:
+        values, metrics = share(own, parts, keys)
+        return jnp.sum(values), (values, metrics)
+
+    slope = jax.grad(total, has_aux=True)
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), params)
+    up, (values, metrics) = slope(same)
+    down, (worse, _) = slope(jax.vmap(functools.partial(perturbed, rho=rho))(same, up))
+    found = {**metrics, "loss": values, "sharpness": worse - values}
+    return jax.tree.map(lambda x: jax.lax.pmean(jnp.mean(x, axis=0), BATCH_AXES), (down, found))
