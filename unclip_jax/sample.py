@@ -30,6 +30,12 @@ from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
 from unclip_jax.version import __version__
 
 MAX_IMAGES = 4096  # bounded work per request
+OPTIONS = {  # settings that only one of the priors has
+    "steps": "--prior-steps",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "dot_percentile": "--dot-percentile",
+}
 MAX_CAPTION = 10_000  # characters; longer ones are refused rather than silently cut
 
 
@@ -47,7 +53,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
     parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
     parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, ...")
-    parser.add_argument("--prior-steps", help="prior steps")
+    parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    parser.add_argument("--prior-steps", help="diffusion prior: steps")
+    parser.add_argument("--temperature", type=float, help="autoregressive prior; 0 = greedy")
+    parser.add_argument("--top-p", type=float, help="autoregressive prior: nucleus, 1 = all")
+    parser.add_argument(
+        "--dot-percentile",
+        type=float,
+        help="autoregressive prior: z_img . z_txt is asked to lie above this percentile",
+    )
     parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
     parser.add_argument(
         "--condition",
@@ -62,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     """Draw, write the grid, the images and the JSON."""
     args = parse(argv)
     check(args)
-    loaded = load.load_cascade(args.models)
+    loaded = load.load_cascade(args.models, prior_name=args.prior)
     options = options_from(args, loaded.cascade)
     captions = [caption for caption in args.captions for _ in range(args.num)]
     images = draw(loaded, captions, seed=args.seed, options=options, batch_size=args.batch)
@@ -87,9 +101,15 @@ def check(args: argparse.Namespace) -> None:
 
 
 def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
-    """The exported sampling settings with what the command line changes."""
+    """The exported sampling settings with what the command line changes.
+
+    Raises:
+        UserError: an option that is not this prior's.
+    """
     decoder = {"guidance_scale": args.guidance, "steps": args.steps}
     prior = {"guidance_scale": args.prior_guidance, "steps": args.prior_steps}
+    for name in ("temperature", "top_p", "dot_percentile"):
+        prior[name] = getattr(args, name)
     return SampleOptions(
         prior=_changed(cascade.prior.sampling, prior),
         decoder=_changed(cascade.decoder.sampling, decoder),
@@ -180,6 +200,12 @@ def write(
 
 def _changed(sampling: Any, changes: dict[str, Any]) -> Any:
     given = {name: value for name, value in changes.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(sampling)}
+    for name in given.keys() - known:
+        raise UserError(
+            f"{OPTIONS[name]} is {given[name]!r}, but this prior has no such setting; leave it out "
+            "or choose the other --prior."
+        )
     return dataclasses.replace(sampling, **given)
 
 
@@ -187,6 +213,7 @@ def _record(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
     return {
         "code_version": __version__,
         "models": str(args.models),
+        "prior": args.prior,
         "captions": args.captions,
         "num": args.num,
         "seed": args.seed,

@@ -95,8 +95,7 @@ class Codec(nn.Module):
 
     def decode(self, codes: Codes) -> Embedding:
         """The embedding whose coordinates are the means of the training data in these buckets."""
-        rows = jnp.arange(self.components)[None]
-        x = self.centroids[rows, codes]
+        x = jnp.take_along_axis(jnp.asarray(self.centroids).T, codes, axis=0)
         return jnp.matmul(x, self.basis, precision=EXACT) + self.mean[None]
 
     def dot_code(self, dot: PerExample) -> Int[Array, " b"]:
