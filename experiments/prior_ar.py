@@ -5,7 +5,7 @@ Run:   python -m unclip_jax.train --config=experiments/prior_ar.py:shapes \
            --workdir=runs/shapes/prior_ar
 Cost:  shapes: about 6 minutes on 2 CPU cores. paper: 1M steps at batch 4,096.
 Expect: loss starts at ln(buckets) and falls first in loss_000_..., the largest components;
-       cosine_image well above cosine_unrelated after a few hundred steps.
+       drawn_cosine_image well above drawn_cosine_unrelated after a few hundred steps.
 Needs: embeddings of the data under a trained CLIP (python -m unclip_jax.embed).
 """
 

@@ -122,7 +122,7 @@ def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, tmp_pa
     assert "16 of 32 principal components explain" in done.stderr
     metrics = last(run_dir, "prior_ar")
     assert metrics["val/loss"] < math.log(32) - 0.3  # an even guess over the buckets
-    assert metrics["val/cosine_image"] > metrics["val/cosine_unrelated"] + 0.2
+    assert metrics["val/drawn_cosine_image"] > metrics["val/drawn_cosine_unrelated"] + 0.2
     out = tmp_path / "grid.png"
     draw = ("unclip_jax.sample", f"--models={run_dir}", "a red circle", f"--out={out}")
     call(*python, *draw, "--prior=prior_ar")

@@ -30,12 +30,6 @@ from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
 from unclip_jax.version import __version__
 
 MAX_IMAGES = 4096  # bounded work per request
-OPTIONS = {  # settings that only one of the priors has
-    "steps": "--prior-steps",
-    "temperature": "--temperature",
-    "top_p": "--top-p",
-    "dot_percentile": "--dot-percentile",
-}
 MAX_CAPTION = 10_000  # characters; longer ones are refused rather than silently cut
 
 
@@ -55,10 +49,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, ...")
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument("--prior-steps", help="diffusion prior: steps")
-    parser.add_argument("--temperature", type=float, help="autoregressive prior; 0 = greedy")
-    parser.add_argument("--top-p", type=float, help="autoregressive prior: nucleus, 1 = all")
+    parser.add_argument("--prior-temperature", type=float, help="autoregressive prior; 0 = greedy")
+    parser.add_argument("--prior-top-p", type=float, help="autoregressive prior: nucleus, 1 = all")
     parser.add_argument(
-        "--dot-percentile",
+        "--prior-dot-percentile",
         type=float,
         help="autoregressive prior: z_img . z_txt is asked to lie above this percentile",
     )
@@ -109,7 +103,7 @@ def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
     decoder = {"guidance_scale": args.guidance, "steps": args.steps}
     prior = {"guidance_scale": args.prior_guidance, "steps": args.prior_steps}
     for name in ("temperature", "top_p", "dot_percentile"):
-        prior[name] = getattr(args, name)
+        prior[name] = getattr(args, f"prior_{name}")
     return SampleOptions(
         prior=_changed(cascade.prior.sampling, prior),
         decoder=_changed(cascade.decoder.sampling, decoder),
@@ -201,10 +195,10 @@ def write(
 def _changed(sampling: Any, changes: dict[str, Any]) -> Any:
     given = {name: value for name, value in changes.items() if value is not None}
     known = {field.name for field in dataclasses.fields(sampling)}
-    for name in given.keys() - known:
+    for name in sorted(given.keys() - known):
         raise UserError(
-            f"{OPTIONS[name]} is {given[name]!r}, but this prior has no such setting; leave it out "
-            "or choose the other --prior."
+            f"--prior-{name.replace('_', '-')} is {given[name]!r}, but this prior has no such "
+            "setting; leave it out or choose the other --prior."
         )
     return dataclasses.replace(sampling, **given)
 

@@ -76,7 +76,7 @@ def test_what_it_draws_is_what_the_decoder_sees(loaded):
 def test_the_command_draws_with_it_and_says_so(run_dir, tmp_path):
     out = tmp_path / "grid.png"
     arguments = [f"--models={run_dir}", f"--out={out}", "--prior=prior_ar", "--steps=2"]
-    sample.main(["a red circle", *arguments, "--temperature=0.5", "--top-p=0.9"])
+    sample.main(["a red circle", *arguments, "--prior-temperature=0.5", "--prior-top-p=0.9"])
     record = json.loads(out.with_suffix(".json").read_text())
     assert record["prior"] == "prior_ar"
     assert record["options"]["prior"]["temperature"] == 0.5
@@ -87,10 +87,13 @@ def test_the_command_draws_with_it_and_says_so(run_dir, tmp_path):
     ("arguments", "message"),
     [
         (["--prior=prior_ar", "--prior-steps=8"], "--prior-steps is '8', but this prior has no"),
-        (["--temperature=0.5"], "--temperature is 0.5, but this prior has no such setting"),
-        (["--top-p=0.5"], "--top-p is 0.5, but this prior"),
-        (["--dot-percentile=70"], "--dot-percentile is 70.0, but this prior"),
-        (["--prior=prior_ar", "--top-p=0"], "sampling.top_p is 0, which leaves no code"),
+        (
+            ["--prior-temperature=0.5"],
+            "--prior-temperature is 0.5, but this prior has no such setting",
+        ),
+        (["--prior-top-p=0.5"], "--prior-top-p is 0.5, but this prior"),
+        (["--prior-dot-percentile=70"], "--prior-dot-percentile is 70.0, but this prior"),
+        (["--prior=prior_ar", "--prior-top-p=0"], "sampling.top_p is 0, which leaves no code"),
     ],
 )
 def test_options_of_the_other_prior_are_refused(run_dir, arguments, message):

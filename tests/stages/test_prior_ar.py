@@ -9,6 +9,7 @@ from tests.stages import tiny
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.prior_ar import PriorAr
+from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.stages import prior_ar
 from unclip_jax.stages.base import apply
@@ -186,6 +187,17 @@ def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(made):
     np.testing.assert_allclose(np.mean(list(runs.values())), found["loss"], rtol=1e-5)
     z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
     np.testing.assert_allclose(found["cosine_data"], np.mean(np.sum(z_img * z_txt, -1)), rtol=1e-5)
+    drawn = prior_ar.sample(
+        cfg,
+        params,
+        **text(batch),
+        keys=rng.per_example(rng.fold(jax.random.key(0), "health"), jnp.arange(SIZE)),
+    )
+    assert found["drawn_cosine_image"] == pytest.approx(
+        np.mean(np.sum(drawn * z_img, -1)), abs=1e-4
+    )
+    gap = np.mean(np.sum((drawn - z_img) * z_txt, -1))
+    assert found["baseline_gap"] == pytest.approx(gap, abs=1e-4)
     values = np.float64(params["codec"]["eigenvalues"])
     want = values[:16].sum() / values.sum()
     np.testing.assert_allclose(found["explained_variance"], want, rtol=1e-5)
@@ -213,6 +225,24 @@ def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(made):
         jax.tree.map(np.testing.assert_array_equal, dict(tree["codec"]), dict(params["codec"]))
     moved = jax.tree.map(lambda a, b: np.any(a != np.asarray(b)), before, state.params["network"])
     assert moved["out"]["kernel"] and moved["codes"] and moved["text_encoder"]["final_norm"]["bias"]
+
+
+def test_what_the_layout_splits_and_what_every_device_holds(made):
+    """Golden shardings, by hand: Megatron's pairs over "tensor", the residual width over "fsdp"."""
+    boxed = jax.eval_shape(prior_ar.make(made[0]).init, jax.random.key(0))
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    found = place.describe(place.shardings(boxed, mesh, rules="fsdp_tp"))
+    network = {path.removeprefix("network/"): text for path, text in found.items()}
+    attention = "latents/blocks/attention"
+    for name in ("q", "k", "v", "text_k", "text_v"):
+        assert network[f"{attention}/{name}/kernel"] == "-, fsdp, tensor"
+    assert network[f"{attention}/out/kernel"] == "-, tensor, fsdp"
+    assert network["latents/blocks/mlp/fc_1/kernel"] == "-, fsdp, tensor"
+    assert network["latents/blocks/mlp/fc_2/kernel"] == "-, tensor, fsdp"
+    assert network["codes"] == network["dots"] == "tensor, fsdp"
+    assert network["positions"] == network["z_txt_in/kernel"] == "-, fsdp"
+    assert network["out/kernel"] == "fsdp, -"
+    assert not any("fsdp" in text for path, text in found.items() if path.startswith("codec/"))
 
 
 def test_fitted_parameters_must_be_the_stage_s(made):

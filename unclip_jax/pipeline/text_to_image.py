@@ -193,9 +193,20 @@ def _condition(
     if options.condition == "z_txt":
         return z_txt
     tokens, mask = captions.prior
-    autoregressive = isinstance(cascade.prior, PriorArStageConfig)
-    draw: Any = prior_ar.sample if autoregressive else prior.sample
-    return draw(
+    if isinstance(cascade.prior, PriorArStageConfig):
+        assert not isinstance(options.prior, SamplingConfig)
+        return prior_ar.sample(
+            cascade.prior,
+            params["prior"],
+            tokens=tokens,
+            token_mask=mask,
+            z_txt=z_txt,
+            keys=rng.fold_each(keys, "prior"),
+            sampling=options.prior,
+            num_candidates=options.num_candidates,
+        )
+    assert not isinstance(options.prior, CodeSamplingConfig)
+    return prior.sample(
         cascade.prior,
         params["prior"],
         tokens=tokens,
