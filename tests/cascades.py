@@ -15,12 +15,12 @@ def tokenizer():
     return text.train(CAPTIONS, vocab_size=600)
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-    """Export one untrained cascade; returns the run directory."""
+def write(folder: pathlib.Path, *, names: tuple[str, ...] = NAMES) -> pathlib.Path:
+    """Export one untrained cascade of the stages `names`; returns the run directory."""
     words = tokenizer()
     words.save(folder / "tokenizer")
     facts = {}
-    for name in NAMES:
+    for name in names:
         stage = tiny.experiment(name).build_stage()
         mine = {} if name.startswith("upsampler") else {"tokenizer_hash": words.hash, **facts}
         card = Manifest(stage=stage.name, size="tiny", step=0, **stage.describe, **mine)

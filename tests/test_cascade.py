@@ -5,6 +5,7 @@ The commands run as a user runs them, each in its own process with one device.
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -110,10 +111,31 @@ def test_sample_and_evaluate_speak_of_the_trained_cascade(run_dir, tmp_path):
     assert set(result["checker"]) == {"prior", "z_txt", "z_img"}
 
 
+def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, tmp_path):
+    python = (sys.executable, "-m")
+    places = (
+        f"--config.data.path={run_dir}/data",
+        f"--config.data.embeddings={run_dir}/embeddings",
+    )
+    config = ("--config=experiments/prior_ar.py:tiny", f"--workdir={run_dir}/prior_ar")
+    done = call(*python, "unclip_jax.train", *config, *places)
+    assert "16 of 32 principal components explain" in done.stderr
+    metrics = last(run_dir, "prior_ar")
+    assert metrics["val/loss"] < math.log(32) - 0.3  # an even guess over the buckets
+    assert metrics["val/drawn_cosine_image"] > metrics["val/drawn_cosine_unrelated"] + 0.2
+    out = tmp_path / "grid.png"
+    draw = ("unclip_jax.sample", f"--models={run_dir}", "a red circle", f"--out={out}")
+    call(*python, *draw, "--prior=prior_ar")
+    assert width(out) >= 128
+    data = (f"--models={run_dir}", f"--data={run_dir}/data", "--num=4", "--prior=prior_ar")
+    call(*python, "unclip_jax.evaluate", *data)
+    assert json.loads((run_dir / "evaluation_prior_ar.json").read_text())["prior"] == "prior_ar"
+
+
 def training(run_dir, stage, workdir):
     command = [sys.executable, "-m", "unclip_jax.train", f"--config=experiments/{stage}.py:tiny"]
     command += [f"--workdir={workdir}", f"--config.data.path={run_dir}/data"]
-    if stage in ("prior", "decoder"):
+    if stage in ("prior", "prior_ar", "decoder"):
         command.append(f"--config.data.embeddings={run_dir}/embeddings")
     short = {"steps": 12, "save_every": 3, "eval_every": 0, "sample_every": 0}
     command.append("--config.optim.warmup_steps=2")
@@ -129,7 +151,7 @@ def exported(workdir):
     }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "prior_ar"])
 def test_a_killed_run_ends_in_the_same_bits(run_dir, tmp_path, stage):
     call(*training(run_dir, stage, tmp_path / "whole"))
     killed = tmp_path / "killed"

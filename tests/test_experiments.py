@@ -84,6 +84,13 @@ def test_a_prior_without_embeddings_is_told_to_embed():
         from_config(mistaken)
 
 
+def test_components_that_no_embedding_has_are_refused():
+    mistaken = config("prior_ar", "tiny").to_dict()
+    mistaken["model"]["model"]["codec"]["components"] = 33
+    with pytest.raises(UserError, match=r"components is 33, but a CLIP embedding here has 32 dim"):
+        from_config(mistaken)
+
+
 def test_a_contrastive_batch_may_not_be_split():
     mistaken = config("clip", "tiny").to_dict()
     mistaken["train"]["accumulate"] = 2

@@ -4,7 +4,8 @@
 
 CLIP: retrieval among held-out pairs. Upsampler: PSNR against bicubic enlargement. In the shapes
 world also the exact checker, with z_img from the prior, from z_txt used as if it were z_img, and
-true. Prints a table and writes MODELS/evaluation.json.
+true. Prints a table and writes MODELS/evaluation.json (MODELS/evaluation_prior_ar.json when
+--prior=prior_ar chooses the autoregressive prior).
 """
 
 import argparse
@@ -41,20 +42,23 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate, print, write."""
     args = parse(argv)
     positive("--num", args.num)
-    loaded = load.load_cascade(args.models)
+    loaded = load.load_cascade(args.models, prior_name=args.prior)
     source = sources.open_prepared(args.data, split=args.split)
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
     result: dict[str, Any] = {"split": args.split, "num": args.num, "seed": args.seed}
+    result["prior"] = args.prior
     result["retrieval"] = retrieval(loaded, records[:RETRIEVAL])
     if loaded.cascade.upsamplers:
         result["upsampler_psnr"] = enlargement(loaded, records[:64], seed=args.seed)
     if all(record["scene"] for record in records[: args.num]):
         rates = follow_captions(loaded, records[: args.num], seed=args.seed)
         result["checker"] = {name: _plain(each) for name, each in rates.items()}
+    suffix = "" if args.prior == "prior" else f"_{args.prior}"
+    out = args.models / f"evaluation{suffix}.json"
     try:
-        (args.models / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        out.write_text(json.dumps(result, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write {args.models}/evaluation.json: {error}.") from None
+        raise UserError(f"cannot write {out}: {error}.") from None
     sys.stdout.write(as_text(result))
 
 
@@ -65,6 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
+    parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,15 @@
 """From an `Experiment` to the loaders that feed it, and the checks that they fit the model."""
 
+import dataclasses
+import logging
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.data import examples, loader, sources, text
 from unclip_jax.data import manifest as manifests
 from unclip_jax.data.degrade import DegradeConfig
@@ -13,7 +17,10 @@ from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.loader import Loader, LoaderConfig
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.experiment import Experiment
-from unclip_jax.stages.base import Stage
+from unclip_jax.registry import stage_entry
+from unclip_jax.stages.base import Rows, Stage
+
+log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -111,6 +118,43 @@ def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
             f"takes {wanted}. Embed with the CLIP of this size or change config.model."
         )
     return source
+
+
+def settled(experiment: Experiment) -> Experiment:
+    """`experiment` with what only its training data can say about the model filled in.
+
+    Raises:
+        UserError: the data are missing, or ask for more than the model can hold.
+    """
+    settle = stage_entry(experiment.stage).settle
+    if settle is None:
+        return experiment
+    return dataclasses.replace(experiment, model=settle(experiment.model, _rows(experiment)))
+
+
+def fitted(experiment: Experiment, stage: Stage) -> Callable[[], Params] | None:
+    """What computes the parameters that come from the training data; None if there are none."""
+    fit = stage.fit
+    if fit is None:
+        return None
+
+    def compute() -> Params:
+        found = fit(_rows(experiment))
+        log.info("%s: %s", stage.name, found.note)
+        return found.params
+
+    return compute
+
+
+def _rows(experiment: Experiment) -> Rows:
+    """Opens a pass over the training embeddings."""
+
+    def rows(most: int) -> Iterator[HostBatch]:
+        source = open_embeddings(experiment, experiment.data.train_split)
+        source.dim("z_txt")  # both are needed; says so if they are not there
+        return source.blocks(most)
+
+    return rows
 
 
 def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> examples.ExampleConfig:

@@ -9,21 +9,29 @@ from collections.abc import Callable
 from typing import Any
 
 from unclip_jax.core.checks import one_of
-from unclip_jax.stages import clip, decoder, prior, upsampler
-from unclip_jax.stages.base import Stage
+from unclip_jax.stages import clip, decoder, prior, prior_ar, upsampler
+from unclip_jax.stages.base import Rows, Stage
 
 
 @dataclasses.dataclass(frozen=True)
 class StageEntry:
-    """A stage by name: the dataclass that types its config, and the function that builds it."""
+    """A stage by name.
+
+    Attributes:
+        config: the dataclass that types its config.
+        make: builds it.
+        settle: fills in what only the training data can say; None = the config says it all.
+    """
 
     config: type
     make: Callable[[Any], Stage]
+    settle: Callable[[Any, Rows], Any] | None = None
 
 
 STAGES: dict[str, StageEntry] = {
     "clip": StageEntry(clip.ClipStageConfig, clip.make),
     "prior": StageEntry(prior.PriorStageConfig, prior.make),
+    "prior_ar": StageEntry(prior_ar.PriorArStageConfig, prior_ar.make, prior_ar.settle),
     "decoder": StageEntry(decoder.DecoderStageConfig, decoder.make),
     "upsampler": StageEntry(upsampler.UpsamplerStageConfig, upsampler.make),
 }

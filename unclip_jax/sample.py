@@ -48,10 +48,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
     parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
     parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, logsnr20, ...")
-    parser.add_argument("--prior-steps", help="prior steps")
+    parser.add_argument("--prior-steps", help="diffusion prior: steps")
     parser.add_argument("--sampler", help=f"of the decoder: {', '.join(SAMPLERS)}")
-    parser.add_argument("--prior-sampler", help="of the prior")
-    parser.add_argument("--prior-variance", help="of the ancestral prior: small, large, table")
+    parser.add_argument("--prior-sampler", help="diffusion prior: sampler")
+    parser.add_argument("--prior-variance", help="diffusion prior, ancestral: small, large, table")
+    parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    parser.add_argument("--prior-temperature", type=float, help="autoregressive prior; 0 = greedy")
+    parser.add_argument("--prior-top-p", type=float, help="autoregressive prior: nucleus, 1 = all")
+    parser.add_argument(
+        "--prior-dot-percentile",
+        type=float,
+        help="autoregressive prior: z_img . z_txt is asked to lie above this percentile",
+    )
     parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
     parser.add_argument(
         "--condition",
@@ -66,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     """Draw, write the grid, the images and the JSON."""
     args = parse(argv)
     check(args)
-    loaded = load.load_cascade(args.models)
+    loaded = load.load_cascade(args.models, prior_name=args.prior)
     options = options_from(args, loaded.cascade)
     captions = [caption for caption in args.captions for _ in range(args.num)]
     images = draw(loaded, captions, seed=args.seed, options=options, batch_size=args.batch)
@@ -91,18 +99,15 @@ def check(args: argparse.Namespace) -> None:
 
 
 def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
-    """The exported sampling settings with what the command line changes."""
-    decoder = {
-        "guidance_scale": args.guidance,
-        "steps": args.steps,
-        "sampler": args.sampler,
-    }
-    prior = {
-        "guidance_scale": args.prior_guidance,
-        "steps": args.prior_steps,
-        "sampler": args.prior_sampler,
-        "variance": args.prior_variance,
-    }
+    """The exported sampling settings with what the command line changes.
+
+    Raises:
+        UserError: an option that is not this prior's.
+    """
+    decoder = {"guidance_scale": args.guidance, "steps": args.steps, "sampler": args.sampler}
+    names = ("steps", "sampler", "variance", "temperature", "top_p", "dot_percentile")
+    prior = {name: getattr(args, f"prior_{name}") for name in names}
+    prior["guidance_scale"] = args.prior_guidance
     return SampleOptions(
         prior=_changed(cascade.prior.sampling, prior),
         decoder=_changed(cascade.decoder.sampling, decoder),
@@ -195,6 +200,12 @@ def write(
 
 def _changed(sampling: Any, changes: dict[str, Any]) -> Any:
     given = {name: value for name, value in changes.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(sampling)}
+    for name in sorted(given.keys() - known):
+        raise UserError(
+            f"--prior-{name.replace('_', '-')} is {given[name]!r}, but this prior has no such "
+            "setting; leave it out or choose the other --prior."
+        )
     return dataclasses.replace(sampling, **given)
 
 
@@ -202,6 +213,7 @@ def _record(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
     return {
         "code_version": __version__,
         "models": str(args.models),
+        "prior": args.prior,
         "captions": args.captions,
         "num": args.num,
         "seed": args.seed,

@@ -87,14 +87,15 @@ def run(
     experiment: Experiment, workdir: pathlib.Path, *, export_only: bool = False
 ) -> tuple[TrainState, Stage, inputs.Inputs]:
     """Train the stage of `experiment` to its last step, or take its newest checkpoint as it is."""
-    stage = experiment.build_stage()
     how = {
         "config": experiment.train,
         "optim": experiment.optim,
         "mesh": experiment.mesh,
         "rules": experiment.rules,
     }
-    loop.check_fit(stage, **how)
+    loop.check_fit(experiment.build_stage(), **how)
+    experiment = inputs.settled(experiment)
+    stage = experiment.build_stage()
     read = inputs.open_inputs(experiment, stage)
     mine = {"workdir": workdir, "identity": experiment.identity()}
     if export_only:
@@ -106,6 +107,7 @@ def run(
         train_data=read.train,
         eval_data=read.held_out,
         initial=_initial(experiment, stage),
+        fitted=inputs.fitted(experiment, stage),
         labels=lambda batch: [str(caption) for caption in batch["caption"]],
     )
     return state, stage, read

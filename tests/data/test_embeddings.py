@@ -75,6 +75,23 @@ def test_ranges_cross_shards(tmp_path: pathlib.Path, start: int, stop: int):
     np.testing.assert_array_equal(write(tmp_path).vectors("z_img", start, stop), Z_IMG[start:stop])
 
 
+@pytest.mark.parametrize("most", [10, 11, 1000])
+def test_blocks_are_all_rows_in_order(tmp_path: pathlib.Path, most: int):
+    blocks = list(write(tmp_path).blocks(most, size=3))
+    assert [len(block["z_img"]) for block in blocks] == [3, 3, 3, 1]
+    for field, rows in (("z_img", Z_IMG), ("z_txt", Z_TXT)):
+        np.testing.assert_array_equal(np.concatenate([b[field] for b in blocks]), rows)
+
+
+@pytest.mark.parametrize(("most", "starts"), [(9, [0, 3, 6]), (7, [0, 5]), (2, [0])])
+def test_some_blocks_lie_evenly_over_the_rows(tmp_path: pathlib.Path, most: int, starts: list[int]):
+    source = write(tmp_path)
+    blocks = list(source.blocks(most, size=3))
+    size = min(3, most)
+    for block, start in zip(blocks, starts, strict=True):
+        np.testing.assert_array_equal(block["z_img"], Z_IMG[start : start + size])
+
+
 def test_half_precision_is_an_option(tmp_path: pathlib.Path):
     source = write(tmp_path, dtype="float16")
     assert np.load(tmp_path / "img_emb/img_emb_0000.npy").dtype == np.float16

@@ -13,6 +13,7 @@ COMMON = {"size": "tiny", "step": 3, "config": {"model": {"width": 8, "levels": 
 TEXT = {"clip_id": "c1", "embed_dim": 16, "tokenizer_hash": "t1"}
 CLIP = Manifest(stage="clip", **TEXT, **COMMON)
 PRIOR = Manifest(stage="prior", z_scale=4.0, **TEXT, **COMMON)
+PRIOR_AR = Manifest(stage="prior_ar", **TEXT, **COMMON)
 DECODER = Manifest(stage="decoder", image_size=32, **TEXT, **COMMON)
 UP_1 = Manifest(stage="upsampler", image_size=64, low_res_size=32, **COMMON)
 UP_2 = Manifest(stage="upsampler", image_size=128, low_res_size=64, **COMMON)
@@ -34,6 +35,7 @@ def test_json_is_readable_by_field_name():
 
 def test_matching_chains_pass():
     mf.check_chain([CLIP, PRIOR, DECODER, UP_1, UP_2])
+    mf.check_chain([CLIP, PRIOR_AR, DECODER])
     mf.check_chain([CLIP, DECODER])
     mf.check_chain([])
     mf.check_pair(UP_1, UP_2)
@@ -78,7 +80,7 @@ def test_a_chain_compares_stages_that_are_not_neighbours():
 
 
 def test_a_chain_in_another_order_is_refused():
-    with pytest.raises(UserError, match="order decoder, prior; expected clip, prior, decoder"):
+    with pytest.raises(UserError, match="order decoder, prior; expected clip, prior, prior_ar, de"):
         mf.check_chain([DECODER, PRIOR])
 
 
@@ -86,7 +88,7 @@ def test_a_chain_in_another_order_is_refused():
     ("stage", "absent"), [(s, f) for s, names in mf.REQUIRED.items() for f in names]
 )
 def test_a_manifest_without_what_later_stages_need_is_refused(stage: str, absent: str):
-    whole = {"clip": CLIP, "prior": PRIOR, "decoder": DECODER, "upsampler": UP_1}[stage]
+    whole = {each.stage: each for each in (CLIP, PRIOR, PRIOR_AR, DECODER, UP_1)}[stage]
     with pytest.raises(UserError, match=f"manifest of a {stage} lacks {absent}"):
         dataclasses.replace(whole, **{absent: None})
 

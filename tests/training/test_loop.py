@@ -261,6 +261,19 @@ def test_a_run_can_start_from_given_parameters(tmp_path: pathlib.Path):
     assert losses(tmp_path)[0] < 0.5  # the noise alone: 0.01 * 16
 
 
+def test_a_fresh_run_takes_what_is_fitted_and_a_continued_one_has_it(tmp_path: pathlib.Path):
+    calls = []
+
+    def fitted():
+        calls.append(len(calls))
+        return {"map": {"kernel": toy.truth(), "bias": np.zeros(toy.OUT, np.float32)}}
+
+    toy.run(tmp_path, fitted=fitted)
+    assert losses(tmp_path)[0] < 0.5  # as above
+    toy.run(tmp_path, fitted=fitted)
+    assert calls == [0]
+
+
 def test_another_experiments_workdir_is_refused(tmp_path: pathlib.Path):
     toy.run(tmp_path)
     with pytest.raises(UserError, match=r"belongs to another experiment: name is \"toy\" there"):

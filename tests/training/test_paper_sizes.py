@@ -12,7 +12,13 @@ from unclip_jax.training import memory
 from unclip_jax.training.job import make_job
 from unclip_jax.training.loop import check_fit
 
-CASES = [("clip", "fsdp"), ("prior", "fsdp_tp"), ("decoder", "fsdp_tp"), ("upsampler_256", "fsdp")]
+CASES = [
+    ("clip", "fsdp"),
+    ("prior", "fsdp_tp"),
+    ("prior_ar", "fsdp_tp"),
+    ("decoder", "fsdp_tp"),
+    ("upsampler_256", "fsdp"),
+]
 MESHES = {"fsdp": MeshConfig(fsdp=8), "fsdp_tp": MeshConfig(fsdp=4, tensor=2)}
 
 

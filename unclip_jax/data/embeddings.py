@@ -10,6 +10,7 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,21 @@ class EmbeddingSource:
             if low < high:
                 rows.append(np.asarray(array[low:high], np.float32))
         return np.concatenate(rows) if rows else np.zeros((0, self.dim(field)), np.float32)
+
+    def blocks(self, most: int, *, size: int = 8192) -> Iterator[dict[str, Vectors]]:
+        """All fields of at most `most` rows, `size` rows at a time.
+
+        Where there are more rows, blocks lie evenly over them; the same ones every time.
+        """
+        count = len(self)
+        size = min(size, most)
+        starts = range(0, count, size)
+        if count > most:
+            number = most // size
+            starts = [i * count // number for i in range(number)]
+        for start in starts:
+            stop = min(start + size, count)
+            yield {field: self.vectors(field, start, stop) for field in self.fields}
 
     def stats(self, field: str) -> Stats:
         """Statistics of `field`, from stats.json if it fits, else taken now."""

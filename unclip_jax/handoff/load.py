@@ -17,7 +17,7 @@ from unclip_jax.handoff.manifest import Manifest, from_json
 
 # Stages of a cascade in the order in which they feed each other. The upsamplers are named after
 # the paper's resolutions in every size; what they really draw is in their manifests.
-CASCADE = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+CASCADE = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 
 
 def find_stages(

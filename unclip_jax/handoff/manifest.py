@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "clip": ("embed_dim", "tokenizer_hash"),
     "prior": ("clip_id", "embed_dim", "tokenizer_hash", "z_scale"),
+    "prior_ar": ("clip_id", "embed_dim", "tokenizer_hash"),
     "decoder": ("clip_id", "embed_dim", "tokenizer_hash", "image_size"),
     "upsampler": ("image_size", "low_res_size"),
 }
@@ -36,7 +37,7 @@ class Manifest:
     """What an export holds and what it fits.
 
     Attributes:
-        stage: kind of stage: "clip", "prior", "decoder" or "upsampler".
+        stage: kind of stage: "clip", "prior", "prior_ar", "decoder" or "upsampler".
         size: name of the experiment's size, such as "shapes" or "paper".
         step: optimiser steps behind these parameters.
         config: JSON-ready typed configs of the stage (model, diffusion, drops, sampling).

@@ -52,6 +52,11 @@ class TransformerConfig:
         """Hidden width of the MLP."""
         return round(self.width * self.mlp_ratio)
 
+    @property
+    def residual_std(self) -> float:
+        """Deviation of the maps that write to the residual stream: d^-1/2 (2 depth)^-1/2."""
+        return (self.width * 2 * self.depth) ** -0.5
+
 
 class Transformer(nn.Module):
     """`depth` blocks; no norm before the first or after the last."""
@@ -120,7 +125,7 @@ class SelfAttention(nn.Module):
             return y.reshape(*x.shape[:2], cfg.heads, -1)
 
         y = attention(heads("q"), heads("k"), heads("v"), mask=mask, causal=cfg.causal)
-        init = normal(_residual(cfg))
+        init = normal(cfg.residual_std)
         out = dense(cfg.width, name="out", axes=("heads", "embed"), dtype=dtype, init=init)
         return out(y.reshape(x.shape))
 
@@ -137,13 +142,8 @@ class MLP(nn.Module):
         init = normal((2 * cfg.width) ** -0.5)
         x = dense(cfg.hidden, name="fc_1", axes=("embed", "mlp"), dtype=dtype, init=init)(x)
         x = activation(cfg.activation)(x)
-        init = normal(_residual(cfg))
+        init = normal(cfg.residual_std)
         return dense(cfg.width, name="fc_2", axes=("mlp", "embed"), dtype=dtype, init=init)(x)
-
-
-def _residual(cfg: TransformerConfig) -> float:
-    """Deviation of the maps that write to the residual stream: d^-1/2 (2 depth)^-1/2."""
-    return (cfg.width * 2 * cfg.depth) ** -0.5
 
 
 def _visible(key_mask: Bool[Array, " b l"]) -> Bool[Array, " b 1 l l"]:

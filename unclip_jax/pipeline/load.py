@@ -6,17 +6,21 @@ from typing import Any, NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import build
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.handoff import load, manifest, parts
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.pipeline.text_to_image import Cascade
-from unclip_jax.stages import clip, decoder, prior, upsampler
+from unclip_jax.stages import clip, decoder, prior, prior_ar, upsampler
 from unclip_jax.stages.base import Stage
 
 T = TypeVar("T")
 UPSAMPLERS = ("upsampler_256", "upsampler_1024")
+PRIORS: dict[str, tuple[type, Any]] = {
+    "prior": (prior.PriorStageConfig, prior),
+    "prior_ar": (prior_ar.PriorArStageConfig, prior_ar),
+}
 
 
 class Loaded(NamedTuple):
@@ -35,19 +39,23 @@ class Loaded(NamedTuple):
     tokenizer_dir: pathlib.Path
 
 
-def load_cascade(run_dir: pathlib.Path) -> Loaded:
-    """Load every exported stage of a run directory.
+def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Loaded:
+    """Load every exported stage of a run directory, with one of its priors.
+
+    Args:
+        run_dir: one folder per stage.
+        prior_name: "prior" or "prior_ar"; the other is not looked at.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
-    places = load.find_stages(run_dir)
+    one_of("prior", prior_name, PRIORS)
+    places = load.find_stages(run_dir, required=("clip", prior_name, "decoder"))
+    places = {name: at for name, at in places.items() if name == prior_name or name not in PRIORS}
     manifests = {name: load.read_manifest(path) for name, path in places.items()}
     manifest.check_chain(list(manifests.values()))
     clip_cfg, clip_params = _stage(places["clip"], manifests["clip"], clip.ClipStageConfig, clip)
-    prior_cfg, prior_params = _stage(
-        places["prior"], manifests["prior"], prior.PriorStageConfig, prior
-    )
+    prior_cfg, prior_params = _stage(places[prior_name], manifests[prior_name], *PRIORS[prior_name])
     decoder_cfg, decoder_params = _stage(
         places["decoder"], manifests["decoder"], decoder.DecoderStageConfig, decoder
     )

@@ -18,12 +18,14 @@ from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.clip import Clip, TextOutput
-from unclip_jax.stages import decoder, prior, upsampler
+from unclip_jax.stages import decoder, prior, prior_ar, upsampler
 from unclip_jax.stages.base import apply
+from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
+from unclip_jax.stages.prior_ar import PriorArStageConfig
 from unclip_jax.stages.upsampler import UpsamplerStageConfig
 
 CONDITIONS = ("prior", "z_txt", "z_img")
@@ -32,6 +34,8 @@ CONDITIONS = ("prior", "z_txt", "z_img")
 @dataclasses.dataclass(frozen=True)
 class Cascade:
     """The typed configs of one fitting set of stages, from CLIP to the last upsampler.
+
+    Either prior will do; nothing after it knows which one drew z_img.
 
     Attributes:
         clip: text and image towers.
@@ -42,7 +46,7 @@ class Cascade:
     """
 
     clip: ClipStageConfig
-    prior: PriorStageConfig
+    prior: PriorStageConfig | PriorArStageConfig
     decoder: DecoderStageConfig
     upsamplers: tuple[UpsamplerStageConfig, ...] = ()
     variance_table: VarianceTable | None = None
@@ -59,7 +63,7 @@ class SampleOptions:
     """What a caller may change without retraining; None = as the stage was exported.
 
     Attributes:
-        prior: sampling of the prior.
+        prior: sampling of the prior, of its own kind.
         decoder: sampling of the decoder.
         upsamplers: sampling of the upsamplers, in order; () = as exported.
         num_candidates: embeddings drawn per caption.
@@ -67,7 +71,7 @@ class SampleOptions:
             were an image embedding, unCLIP section 5.1), or "z_img" (given).
     """
 
-    prior: SamplingConfig | None = None
+    prior: SamplingConfig | CodeSamplingConfig | None = None
     decoder: SamplingConfig | None = None
     upsamplers: tuple[SamplingConfig, ...] = ()
     num_candidates: int | None = None
@@ -202,6 +206,19 @@ def condition(
     if options.condition == "z_txt":
         return z_txt
     tokens, mask = captions.prior
+    if isinstance(cascade.prior, PriorArStageConfig):
+        assert not isinstance(options.prior, SamplingConfig)
+        return prior_ar.sample(
+            cascade.prior,
+            params["prior"],
+            tokens=tokens,
+            token_mask=mask,
+            z_txt=z_txt,
+            keys=rng.fold_each(keys, "prior"),
+            sampling=options.prior,
+            num_candidates=options.num_candidates,
+        )
+    assert not isinstance(options.prior, CodeSamplingConfig)
     return prior.sample(
         cascade.prior,
         params["prior"],

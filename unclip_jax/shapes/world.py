@@ -4,8 +4,8 @@ A scene depends on (split, seed, index) alone, so any range of any split can be 
 any order, and made again. Training scenes come in families of `SIBLINGS`: neighbours share colours,
 sizes and background and differ in shapes, relation or count. A contrastive batch that keeps
 families together cannot be solved by colours alone (hard negatives; Yuksekgonul et al. 2022,
-arXiv 2210.01936, show that CLIP otherwise learns bags of words). Random streams are Python's, used through `random()` only, whose
-sequence is guaranteed across versions.
+arXiv 2210.01936, show that CLIP otherwise learns bags of words). Random streams are Python's, used
+through `random()` only, whose sequence is guaranteed across versions.
 """
 
 import random

@@ -1,15 +1,31 @@
 """The `Stage` record: all that the training loop knows of what it trains."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.core.batch import BatchSpec, abstract
-from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
+from unclip_jax.core.types import Batch, HostBatch, Key, Metrics, Params, Scalar
+
+# Opens a pass over the embeddings of at most so many training examples, block by block; the same
+# rows in the same order every time.
+Rows = Callable[[int], Iterable[HostBatch]]
+
+
+class Fitted(NamedTuple):
+    """Parameters that come from statistics of the data instead of gradients.
+
+    Attributes:
+        params: whole top-level groups of a stage's parameters, unboxed host arrays.
+        note: what a person should know of the fit, in a line.
+    """
+
+    params: Params
+    note: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +33,7 @@ class Stage:
     """One independently trained part of unCLIP as pure functions.
 
     Attributes:
-        name: "clip", "prior", "decoder" or "upsampler".
+        name: "clip", "prior", "prior_ar", "decoder" or "upsampler".
         batch_spec: the fields of one training batch.
         init: key -> boxed parameters (leaves carry their logical axis names).
         loss: (params, batch, key) -> (scalar that is differentiated, metrics). With dropout and
@@ -32,6 +48,8 @@ class Stage:
         replica_loss: axis names, outermost first -> the loss as one replica computes it on its
             part of the batch, where the replicas lie along these named axes; its mean over
             replicas is `loss`. None = a mean over examples, for which `loss` itself does.
+        fit: rows of the training data -> the groups of parameters that a fresh run starts with and
+            that training leaves as they are; None where all is learned.
     """
 
     name: str
@@ -43,6 +61,7 @@ class Stage:
     splittable: bool
     describe: dict[str, Any]
     replica_loss: Callable[[tuple[str, ...]], Callable[..., tuple[Scalar, Metrics]]] | None = None
+    fit: Callable[[Rows], Fitted] | None = None
 
 
 def one_example(spec: BatchSpec) -> Batch:

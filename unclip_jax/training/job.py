@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from unclip_jax.core.checks import UserError
@@ -55,6 +56,24 @@ class Job:
         placed = jax.device_put(params, self.shardings.params)
         return jax.jit(lambda p: states.create(p, self.optimizer.tx), out_shardings=self.shardings)(
             placed
+        )
+
+    def with_fitted(self, state: TrainState, fitted: Params) -> TrainState:
+        """A fresh state whose top-level groups named in `fitted` are these, average included.
+
+        Raises:
+            UserError: they are not this stage's.
+        """
+        lines = differences({name: self.abstract.params.get(name) for name in fitted}, fitted)
+        if lines:
+            raise UserError(f"the fitted parameters do not fit the stage: {lines[0]}.")
+        where = {name: self.shardings.params[name] for name in fitted}
+        twice = jax.jit(lambda p: (p, jax.tree.map(jnp.copy, p)), out_shardings=(where, where))
+        params, average = twice(jax.device_put(fitted, where))
+        return dataclasses.replace(
+            state,
+            params={**state.params, **params},
+            ema_params={**state.ema_params, **average},
         )
 
 

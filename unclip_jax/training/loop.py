@@ -57,6 +57,7 @@ def train(
     identity: dict[str, Any],
     devices: Sequence[Any] | None = None,
     initial: Callable[[], Params] | None = None,
+    fitted: Callable[[], Params] | None = None,
     labels: Labels | None = None,
 ) -> TrainState:
     """Train `stage` from scratch, or from the newest checkpoint in `workdir`, to the end.
@@ -73,6 +74,8 @@ def train(
         identity: JSON-ready facts that make two runs the same run; see `fingerprint.claim`.
         devices: to train on; None = all.
         initial: gives the parameters of a fresh run instead of `stage.init`; not boxed.
+        fitted: gives the groups of parameters that a fresh run takes from the data; not called with
+            `initial`, which has its own.
         labels: words for the examples of a held-out batch, under their pictures.
 
     Returns:
@@ -88,7 +91,7 @@ def train(
     fingerprint.claim(folder, identity)
     key = jax.device_put(rng.fold(jax.random.key(config.seed), stage.name), replicated(job.mesh))
     with Checkpoints(folder, keep=config.keep) as checkpoints, contextlib.ExitStack() as stack:
-        state = _start(job, checkpoints, train_data, key, initial)
+        state = _start(job, checkpoints, train_data, key, initial, fitted)
         start = int(jax.device_get(state.step))
         if start >= config.steps:
             log.info("%s: all %d steps are done already", stage.name, start)
@@ -192,6 +195,7 @@ def _start(
     data: Positioned,
     key: Key,
     initial: Callable[[], Params] | None,
+    fitted: Callable[[], Params] | None,
 ) -> TrainState:
     """The newest checkpoint, with the data moved to its position, or a fresh state."""
     restored = checkpoints.restore(job.abstract)
@@ -199,7 +203,11 @@ def _start(
         data.set_state(restored.position)
         log.info("continuing from step %d", int(jax.device_get(restored.state.step)))
         return restored.state
-    return job.create(rng.fold(key, "init")) if initial is None else job.create_from(initial())
+    if initial is not None:
+        return job.create_from(initial())
+    found = None if fitted is None else fitted()  # before there is a state, which takes memory
+    state = job.create(rng.fold(key, "init"))
+    return state if found is None else job.with_fitted(state, found)
 
 
 def _hooks(

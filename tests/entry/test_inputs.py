@@ -1,0 +1,70 @@
+"""What a stage takes from its training embeddings before the first step."""
+
+import dataclasses
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.stages import tiny
+from unclip_jax import inputs
+from unclip_jax.core.checks import UserError
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Embeddings of 500 examples, the first directions holding most of the variance."""
+    path = tmp_path_factory.mktemp("embeddings")
+    draws = np.random.default_rng(0)
+    z = draws.normal(size=(2, 500, 32)) * 0.8 ** np.arange(32)
+    words = [str(i) for i in range(500)]
+    writer = EmbeddingWriter(path / "train", info={"clip_id": "c"}, shard_size=200)
+    writer.add(words, words, z_img=np.float32(z[0]), z_txt=np.float32(z[1]))
+    writer.finish()
+    return path
+
+
+def experiment(name, folder):
+    made = tiny.experiment(name)
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, embeddings=str(folder)))
+
+
+def test_a_share_of_variance_is_counted_in_the_training_split(folder):
+    mine = experiment("prior_ar", folder)
+    codec = dataclasses.replace(mine.model.model.codec, components=0, explained_variance=0.8)
+    model = dataclasses.replace(mine.model.model, codec=codec)
+    mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, model=model))
+    settled = inputs.settled(mine)
+    values = inputs.fitted(settled, settled.build_stage())()["codec"]["eigenvalues"]
+    share = np.cumsum(values) / values.sum()
+    count = settled.model.model.codec.components
+    assert share[count - 2] < 0.8 <= share[count - 1]
+    assert settled.digest() != mine.digest()  # the number of components is part of the run
+
+
+def test_what_the_config_says_alone_is_left_as_it_is(folder):
+    for name in ("prior", "prior_ar"):
+        mine = experiment(name, folder)
+        assert inputs.settled(mine).digest() == mine.digest()
+    assert inputs.fitted(mine, experiment("prior", folder).build_stage()) is None
+
+
+def test_a_fit_says_what_the_codes_keep(folder, caplog):
+    mine = experiment("prior_ar", folder)
+    with caplog.at_level(logging.INFO, logger="unclip_jax"):
+        found = inputs.fitted(mine, mine.build_stage())()
+    assert found["codec"]["basis"].shape == (16, 32)
+    assert "prior_ar: 16 of 32 principal components explain" in caplog.text
+
+
+def test_embeddings_that_are_not_there_are_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "train" / "text_emb")
+    mine = experiment("prior_ar", tmp_path / "half")
+    with pytest.raises(UserError, match=r"has no z_txt \(text_emb\); make them again"):
+        inputs.fitted(mine, mine.build_stage())()
+    mine = experiment("prior_ar", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no embeddings in .*nowhere"):
+        inputs.fitted(mine, mine.build_stage())()

@@ -1,0 +1,82 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
+from unclip_jax.stages import categorical
+from unclip_jax.stages.categorical import CodeSamplingConfig
+
+LOGITS = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32) * 2
+
+
+def shares(logits):
+    weights = np.exp(np.float64(logits) - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.9, 0.999])
+def test_the_nucleus_is_the_smallest_set_that_holds_enough_by_brute_force(top_p):
+    kept = np.isfinite(categorical.nucleus(jnp.asarray(LOGITS), top_p))
+    for row, weights in zip(kept, shares(LOGITS), strict=True):
+        held = 0.0
+        for index in np.argsort(-weights):
+            assert row[index] == (held < top_p)
+            held += weights[index]
+
+
+def test_all_is_kept_at_one_and_ties_stay_together():
+    np.testing.assert_array_equal(categorical.nucleus(jnp.asarray(LOGITS), 1.0), LOGITS)
+    tied = jnp.array([[1.0, 1.0, 1.0, 0.0]])
+    assert np.isfinite(categorical.nucleus(tied, 0.01)).tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.5, 1.0), (2.0, 0.7)])
+def test_draws_follow_the_tempered_nucleus(temperature, top_p):
+    count = 20_000
+    keys = rng.per_example(jax.random.key(0), jnp.arange(count))
+    logits = jnp.tile(LOGITS[:1], (count, 1))
+    run = jax.jit(lambda x, k: categorical.choose(x, k, temperature=temperature, top_p=top_p))
+    found = np.bincount(run(logits, keys), minlength=9)
+    want = shares(LOGITS[:1] / temperature)[0]
+    order = np.argsort(-want)
+    want[order[np.cumsum(want[order]) - want[order] >= top_p]] = 0.0
+    want /= want.sum()
+    assert (found[want == 0] == 0).all()
+    deviation = np.sqrt(count * want * (1 - want))
+    assert (np.abs(found - count * want) <= 5 * deviation + 1e-9).all()
+
+
+def test_no_temperature_takes_the_most_probable():
+    keys = rng.per_example(jax.random.key(0), jnp.arange(5))
+    chosen = categorical.choose(jnp.asarray(LOGITS), keys, temperature=0.0, top_p=0.5)
+    np.testing.assert_array_equal(chosen, LOGITS.argmax(1))
+
+
+def test_guidance_extrapolates_from_the_unconditional_half():
+    both = jnp.concatenate([jnp.asarray(LOGITS), jnp.asarray(LOGITS[::-1])])
+    np.testing.assert_allclose(categorical.guided(both, scale=1.0), LOGITS, atol=1e-6)
+    np.testing.assert_allclose(categorical.guided(both, scale=0.0), LOGITS[::-1], atol=1e-6)
+    want = 3 * LOGITS - 2 * LOGITS[::-1]
+    np.testing.assert_allclose(categorical.guided(both, scale=3.0), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"guidance_scale": -1.0},
+            r"sampling.guidance_scale is -1.0; it must lie in",
+        ),
+        ({"temperature": -0.1}, "sampling.temperature is -0.1"),
+        ({"top_p": 1.2}, r"sampling.top_p is 1.2; it must lie in \[0.0, 1.0\]"),
+        ({"top_p": 0.0}, "sampling.top_p is 0, which leaves no code; set temperature=0"),
+        ({"dot_percentile": 100.0}, "sampling.dot_percentile is 100.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(CodeSamplingConfig(), **change)

@@ -1,0 +1,286 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.stages import tiny
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
+from unclip_jax.models.prior_ar import PriorAr
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.stages import prior_ar
+from unclip_jax.stages.base import apply
+from unclip_jax.stages.prior import best_of, unit
+from unclip_jax.training.job import make_job
+from unclip_jax.training.optimizer import OptimConfig
+
+SIZE = 6
+GREEDY = prior_ar.CodeSamplingConfig(temperature=0.0)
+
+
+def rows(most):
+    """Training embeddings: random directions with falling variances."""
+    draws = np.random.default_rng(0)
+    spread = 0.9 ** np.arange(32)
+    for _ in range(4):
+        shape = (100, 32)
+        yield {"z_img": draws.normal(size=shape) * spread, "z_txt": draws.normal(size=shape)}
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Config, fitted and stirred parameters, a batch."""
+    cfg = tiny.experiment("prior_ar").model
+    stage = prior_ar.make(cfg)
+    network = tiny.stirred(tiny.init(stage)["network"])
+    params = {"network": network, **stage.fit(rows).params}
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, SIZE))
+    return cfg, params, {**batch, "z_img": jnp.asarray(next(iter(rows(6)))["z_img"][:SIZE])}
+
+
+def text(batch, rows=slice(None)):
+    return {name: batch[name][rows] for name in ("tokens", "token_mask", "z_txt")}
+
+
+def keys(seed=0):
+    return rng.per_example(jax.random.key(seed), jnp.arange(SIZE))
+
+
+@pytest.fixture(scope="module")
+def draw(made):
+    cfg, params, _ = made
+    return jax.jit(
+        lambda keys, text: prior_ar.sample_codes(
+            cfg, params, batch=text, keys=keys, sampling=cfg.sampling
+        )
+    )
+
+
+def test_a_fresh_prior_is_even_over_the_buckets(made):
+    cfg, _, batch = made
+    stage = prior_ar.make(cfg)
+    loss, _ = jax.jit(stage.loss)(tiny.init(stage), batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, np.log(cfg.model.codec.buckets), rtol=1e-6)
+
+
+def test_cross_entropy_by_brute_force():
+    draws = np.random.default_rng(0)
+    logits, codes = draws.normal(size=(2, 3, 5)), draws.integers(0, 5, (2, 3))
+    want = [
+        [-np.log(np.exp(logits[b, j, codes[b, j]]) / np.exp(logits[b, j]).sum()) for j in range(3)]
+        for b in range(2)
+    ]
+    got = prior_ar.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(codes))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_the_loss_is_that_of_the_codes_given_those_before(made):
+    """The stage's loss from the network's logits, the codec's codes and the dot's bucket."""
+    cfg, params, batch = made
+    fitted = jax.tree.map(np.float64, params["codec"])
+    z_img, z_txt = (np.float64(unit(batch[name])) for name in ("z_img", "z_txt"))
+    x = (z_img - fitted["mean"]) @ fitted["basis"].T
+    codes = [[np.sum(e <= v) for e, v in zip(fitted["edges"], row, strict=True)] for row in x]
+    dot = np.searchsorted(fitted["dot_edges"], np.sum(z_img * z_txt, 1), side="right")
+    inputs = {**text(batch), "z_txt": jnp.asarray(np.sqrt(32) * z_txt, jnp.float32)}
+
+    @jax.jit
+    def run(network, codes, dot, inputs):
+        return apply(PriorAr(cfg.model), network, codes, dot=dot, **inputs)
+
+    logits = run(params["network"], jnp.asarray(codes), jnp.asarray(dot), inputs)
+    want = np.mean(prior_ar.cross_entropy(logits, jnp.asarray(codes)))
+    never = dataclasses.replace(cfg, drop_text=0.0)
+    got, _ = jax.jit(prior_ar.make(never).loss)(params, batch, jax.random.key(0))
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_greedy_codes_are_the_uncached_network_s_own_choice(made, scale):
+    """Fed back through the network at once, every greedy code is the argmax at its place."""
+    cfg, params, batch = made
+    sampling = dataclasses.replace(GREEDY, guidance_scale=scale)
+
+    @jax.jit
+    def run(keys, batch):
+        codes = prior_ar.sample_codes(cfg, params, batch=batch, keys=keys, sampling=sampling)
+        dot = prior_ar.draw_dot(cfg, keys, percentile=50.0)
+        inputs = {**batch, "z_txt": np.sqrt(32) * unit(batch["z_txt"])}
+        logits = [
+            apply(
+                PriorAr(cfg.model),
+                params["network"],
+                codes,
+                dot=dot,
+                **inputs,
+                keep_text=jnp.full(SIZE, keep),
+            )
+            for keep in (True, False)
+        ]
+        return codes, scale * logits[0] + (1 - scale) * logits[1]
+
+    codes, logits = run(keys(), text(batch))
+    ranked = np.sort(logits, axis=-1)
+    sure = ranked[..., -1] - ranked[..., -2] > 1e-3  # elsewhere rounding may choose
+    assert sure.mean() > 0.9
+    np.testing.assert_array_equal(np.asarray(codes)[sure], np.argmax(logits, -1)[sure])
+
+
+def test_an_even_network_draws_evenly(made):
+    cfg, params, batch = made
+    even = {**params, "network": jax.tree.map(jnp.zeros_like, params["network"])}
+    run = jax.jit(
+        lambda keys, text: prior_ar.sample_codes(
+            cfg, even, batch=text, keys=keys, sampling=cfg.sampling
+        )
+    )
+    codes = np.concatenate([run(keys(seed), text(batch)) for seed in range(60)])
+    count = cfg.model.codec.buckets
+    filled = np.bincount(codes.ravel(), minlength=count)
+    deviation = np.sqrt(codes.size / count)
+    assert np.abs(filled - codes.size / count).max() < 5 * deviation
+
+
+def test_the_dot_token_is_drawn_evenly_from_the_top_half(made):
+    cfg, _, _ = made
+    many = rng.per_example(jax.random.key(1), jnp.arange(8000))
+    for percentile, least in ((50.0, 8), (70.0, 12), (0.0, 0), (99.0, 15)):
+        filled = np.bincount(prior_ar.draw_dot(cfg, many, percentile=percentile), minlength=16)
+        want = 8000 / (16 - least)
+        assert (filled[:least] == 0).all()
+        assert np.abs(filled[least:] - want).max() <= 5 * np.sqrt(want)
+
+
+def test_a_row_depends_on_its_key_and_condition_alone(made, draw):
+    _, _, batch = made
+    whole = draw(keys(), text(batch))
+    turned = draw(keys()[::-1], text(batch, slice(None, None, -1)))
+    np.testing.assert_array_equal(turned[::-1], whole)
+    other = jax.tree.map(lambda x: jnp.concatenate([x[:1], jnp.roll(x[1:], 1, 0)]), text(batch))
+    np.testing.assert_array_equal(draw(keys(), other)[0], whole[0])
+    assert np.any(np.asarray(draw(keys(1), text(batch))) != np.asarray(whole))
+
+
+def test_embeddings_have_norm_one_and_the_best_candidate_is_kept(made, draw):
+    cfg, params, batch = made
+    run = jax.jit(
+        lambda keys, text: prior_ar.sample(cfg, params, **text, keys=keys, num_candidates=4)
+    )
+    z = run(keys(), text(batch))
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
+    split = jax.vmap(lambda key: jax.random.split(key, 4))(keys()).reshape(-1)
+    four = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), text(batch))
+    codes = draw(split, four)  # the candidates themselves, each drawn as a row of its own
+    decoded = apply(cfg.model.make_codec(), params["codec"], codes, method="decode")
+    each = unit(decoded).reshape(SIZE, 4, -1)
+    np.testing.assert_allclose(z, best_of(each, z_txt=unit(batch["z_txt"])), atol=1e-5)
+
+
+def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(made):
+    cfg, params, batch = made
+    found = jax.jit(prior_ar.make(cfg).evaluate)(params, batch, jax.random.key(0))
+    runs = {name: value for name, value in found.items() if name.startswith("loss_")}
+    assert list(runs)[:2] == ["loss_000_001", "loss_002_003"] and len(runs) == 8
+    np.testing.assert_allclose(np.mean(list(runs.values())), found["loss"], rtol=1e-5)
+    z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
+    np.testing.assert_allclose(found["cosine_data"], np.mean(np.sum(z_img * z_txt, -1)), rtol=1e-5)
+    drawn = prior_ar.sample(
+        cfg,
+        params,
+        **text(batch),
+        keys=rng.per_example(rng.fold(jax.random.key(0), "health"), jnp.arange(SIZE)),
+    )
+    assert found["drawn_cosine_image"] == pytest.approx(
+        np.mean(np.sum(drawn * z_img, -1)), abs=1e-4
+    )
+    gap = np.mean(np.sum((drawn - z_img) * z_txt, -1))
+    assert found["baseline_gap"] == pytest.approx(gap, abs=1e-4)
+    values = np.float64(params["codec"]["eigenvalues"])
+    want = values[:16].sum() / values.sum()
+    np.testing.assert_allclose(found["explained_variance"], want, rtol=1e-5)
+    assert 0 < found["codec_error"] < 0.5
+
+
+def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(made):
+    cfg, params, batch = made
+    stage = prior_ar.make(cfg)
+    job = make_job(
+        stage,
+        optim=OptimConfig(learning_rate=1e-2, b2=0.91, eps=1e-10, weight_decay=0.04),
+        mesh=make_mesh(MeshConfig(), devices=jax.devices()[:1]),
+        rules="fsdp",
+        steps=10,
+        ema_decay=0.9,
+    )
+    state = job.with_fitted(job.create(jax.random.key(0)), {"codec": params["codec"]})
+    before = jax.tree.map(np.array, state.params["network"])
+    for tree in (state.params, state.ema_params):
+        jax.tree.map(np.testing.assert_array_equal, dict(tree["codec"]), dict(params["codec"]))
+    state, _ = job.step(state, batch, jax.random.key(0))
+    state, _ = job.step(state, batch, jax.random.key(0))
+    for tree in (state.params, state.ema_params):
+        jax.tree.map(np.testing.assert_array_equal, dict(tree["codec"]), dict(params["codec"]))
+    moved = jax.tree.map(lambda a, b: np.any(a != np.asarray(b)), before, state.params["network"])
+    assert moved["out"]["kernel"] and moved["codes"] and moved["text_encoder"]["final_norm"]["bias"]
+
+
+def test_what_the_layout_splits_and_what_every_device_holds(made):
+    """Golden shardings, by hand: Megatron's pairs over "tensor", the residual width over "fsdp"."""
+    boxed = jax.eval_shape(prior_ar.make(made[0]).init, jax.random.key(0))
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    found = place.describe(place.shardings(boxed, mesh, rules="fsdp_tp"))
+    network = {path.removeprefix("network/"): text for path, text in found.items()}
+    attention = "latents/blocks/attention"
+    for name in ("q", "k", "v", "text_k", "text_v"):
+        assert network[f"{attention}/{name}/kernel"] == "-, fsdp, tensor"
+    assert network[f"{attention}/out/kernel"] == "-, tensor, fsdp"
+    assert network["latents/blocks/mlp/fc_1/kernel"] == "-, fsdp, tensor"
+    assert network["latents/blocks/mlp/fc_2/kernel"] == "-, tensor, fsdp"
+    assert network["codes"] == network["dots"] == "tensor, fsdp"
+    assert network["positions"] == network["z_txt_in/kernel"] == "-, fsdp"
+    assert network["out/kernel"] == "fsdp, -"
+    assert not any("fsdp" in text for path, text in found.items() if path.startswith("codec/"))
+
+
+def test_fitted_parameters_must_be_the_stage_s(made):
+    cfg, params, _ = made
+    job = make_job(
+        prior_ar.make(cfg),
+        optim=OptimConfig(),
+        mesh=make_mesh(MeshConfig(), devices=jax.devices()[:1]),
+        rules="fsdp",
+        steps=10,
+        ema_decay=0.9,
+    )
+    short = {**params["codec"], "mean": np.zeros(7, np.float32)}
+    with pytest.raises(UserError, match=r"fitted parameters do not fit the stage: codec/mean"):
+        job.with_fitted(job.abstract, {"codec": short})
+
+
+def test_a_share_of_variance_becomes_a_number_of_components(made):
+    cfg, _, _ = made
+    codec = dataclasses.replace(cfg.model.codec, components=0, explained_variance=0.8)
+    model = dataclasses.replace(cfg.model, codec=codec, latent_context=33)
+    open_cfg = dataclasses.replace(cfg, model=model)
+    settled = prior_ar.settle(open_cfg, rows)
+    count = settled.model.codec.components
+    values = np.float64(prior_ar.make(settled).fit(rows).params["codec"]["eigenvalues"])
+    share = np.cumsum(values) / values.sum()
+    assert share[count - 2] < 0.8 <= share[count - 1]
+    assert prior_ar.settle(cfg, rows) is cfg
+    assert prior_ar.settle(settled, rows) is settled
+
+
+def test_settings_that_cannot_be_are_refused(made):
+    cfg, params, batch = made
+    with pytest.raises(UserError, match=r"prior_ar.drop_text is 1.5; it must lie in \[0.0, 1.0\]"):
+        dataclasses.replace(cfg, drop_text=1.5)
+    with pytest.raises(UserError, match="prior_ar.num_candidates is 0"):
+        dataclasses.replace(cfg, num_candidates=0)
+    never = dataclasses.replace(cfg, drop_text=0.0)
+    sampling = prior_ar.CodeSamplingConfig(guidance_scale=2.0)
+    with pytest.raises(UserError, match=r"guidance_scale is 2.0, but this prior was trained with"):
+        prior_ar.sample(never, params, **text(batch), keys=keys(), sampling=sampling)

@@ -1,0 +1,116 @@
+"""A CLIP embedding as a short row of small integers, and back (unCLIP, section 2.2).
+
+    z -> coordinates on the principal components, largest eigenvalue first -> one bucket each
+
+Everything here is fitted on training embeddings, not learned; it is kept among the parameters so
+that a checkpoint and an export decode what they drew. Mean, basis, edges and centroids are float32;
+they are computed in float64 elsewhere.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.types import Embedding, PerExample
+from unclip_jax.models.layers import zeros
+from unclip_jax.parallel.axes import sharded
+
+EXACT = jax.lax.Precision.HIGHEST  # a bucket is finer than bfloat16's digits
+
+Codes = Int[Array, " b k"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+    """How finely an embedding is cut.
+
+    Attributes:
+        components: principal components kept, hence codes per embedding (319 of 1,024 in the
+            paper); 0 = as few as explain `explained_variance`, counted before training starts.
+        explained_variance: share of the variance that the components must explain; only with
+            components = 0.
+        buckets: per component, holding equally many training embeddings each (1,024).
+        dot_buckets: of the dot product z_img . z_txt; ours, the paper gives no number.
+        fit_rows: at most so many training embeddings are read to fit all this, evenly spread.
+    """
+
+    components: int = 319
+    explained_variance: float = 0.0
+    buckets: int = 1024
+    dot_buckets: int = 1024
+    fit_rows: int = 2**20
+
+    def __post_init__(self):
+        where = "config.model.model.codec"
+        in_range(f"{where}.components", self.components, 0, 2**16)
+        in_range(f"{where}.explained_variance", self.explained_variance, 0.0, 1.0)
+        for name in ("buckets", "dot_buckets"):
+            in_range(f"{where}.{name}", getattr(self, name), 2, 2**16)
+        in_range(f"{where}.fit_rows", self.fit_rows, 2, 2**31 - 1)
+        if bool(self.components) == bool(self.explained_variance):
+            raise UserError(
+                f"{where} has components {self.components} and explained_variance "
+                f"{self.explained_variance}; give one of them and set the other to 0."
+            )
+
+
+class Codec(nn.Module):
+    """Embeddings to codes and back, by a fitted basis and fitted buckets.
+
+    Fresh parameters cut the first axes of the space evenly over [-1, 1]: a placeholder that fits
+    no data, to be replaced by a fit.
+
+    Attributes:
+        cfg: how finely.
+        components: k, number of codes.
+        dim: z, length of an embedding.
+    """
+
+    cfg: CodecConfig
+    components: int
+    dim: int
+
+    def setup(self):
+        """Declare what is fitted."""
+        k, z, n = self.components, self.dim, self.cfg.buckets
+        levels = jnp.linspace(-1.0, 1.0, n + 1)
+        self.mean = self.param("mean", sharded(zeros, "z"), (z,))
+        self.basis = self.param("basis", sharded(lambda *_: jnp.eye(k, z), None, "z"))
+        self.eigenvalues = self.param("eigenvalues", sharded(zeros, "z"), (z,))
+        edges = jnp.tile(levels[1:-1], (k, 1))
+        self.edges = self.param("edges", sharded(lambda *_: edges, None, None))
+        middles = jnp.tile((levels[1:] + levels[:-1]) / 2, (k, 1))
+        self.centroids = self.param("centroids", sharded(lambda *_: middles, None, None))
+        dots = jnp.linspace(-1.0, 1.0, self.cfg.dot_buckets + 1)[1:-1]
+        self.dot_edges = self.param("dot_edges", sharded(lambda *_: dots, None))
+
+    def __call__(self, z: Embedding) -> Codes:
+        """The bucket of each coordinate of unit-norm embeddings, 0 the lowest."""
+        x = jnp.matmul(z - self.mean[None], self.basis.T, precision=EXACT)
+        return jax.vmap(bucket, in_axes=(0, 1), out_axes=1)(self.edges, x)
+
+    def decode(self, codes: Codes) -> Embedding:
+        """The embedding whose coordinates are the means of the training data in these buckets."""
+        x = jnp.take_along_axis(jnp.asarray(self.centroids).T, codes, axis=0)
+        return jnp.matmul(x, self.basis, precision=EXACT) + self.mean[None]
+
+    def dot_code(self, dot: PerExample) -> Int[Array, " b"]:
+        """The bucket of dot products z_img . z_txt, 0 the lowest."""
+        return bucket(self.dot_edges, dot)
+
+    def explained(self) -> Float[Array, ""]:
+        """Share of the training embeddings' variance that the components hold; 0 before a fit."""
+        total = jnp.maximum(jnp.sum(self.eigenvalues), 1e-30)
+        return jnp.sum(self.eigenvalues[: self.components]) / total
+
+
+def bucket(edges: Float[Array, " e"], x: Float[Array, " b"]) -> Int[Array, " b"]:
+    """How many edges are at or below each x: its bucket among e + 1.
+
+    Counting beats a binary search on accelerators and needs no memory where it is fused.
+    """
+    return jnp.searchsorted(edges, x, side="right", method="compare_all").astype(jnp.int32)

@@ -1,0 +1,164 @@
+"""A causal transformer over few tokens that also sees a caption, with a cache for sampling.
+
+The caption's features enter every layer as further keys and values, before those of the layer's
+own tokens (as in GLIDE, arXiv 2112.10741, section 4): a prefix that costs no positions. With a
+cache, one token at a time gives what all tokens at once give.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from unclip_jax.core.checks import divisible
+from unclip_jax.models.layers import (
+    LayerNorm,
+    attention,
+    compute_dtype,
+    dense,
+    normal,
+    rematerialised,
+)
+from unclip_jax.models.transformer import MLP, TransformerConfig
+
+Features = Float[Array, " b l d"]
+Text = Float[Array, " b m e"]
+Visible = Bool[Array, " #b 1 l s"]  # s slots: the caption's, then own ones
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values: of the caption first, then one slot per own token.
+
+    One layer's are [b s n k]; those of a stack have a leading axis of layers.
+    """
+
+    k: Float[Array, " *layers b s n k"]
+    v: Float[Array, " *layers b s n k"]
+
+
+class LatentDecoder(nn.Module):
+    """`depth` causal blocks; no norm before the first or after the last."""
+
+    cfg: TransformerConfig
+
+    def __call__(
+        self, x: Features, text: Text, *, text_mask: Bool[Array, " b m"], keep: int = 0
+    ) -> tuple[Features, Cache | None]:
+        """All tokens at once.
+
+        Args:
+            x: own tokens, positions included.
+            text: caption features of any width.
+            text_mask: caption slots that may be seen.
+            keep: own slots of the cache that is returned; 0 = no cache, as in training.
+
+        Returns:
+            Features, and the cache with which `step` goes on behind these tokens.
+        """
+        length = x.shape[1]
+        own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (len(x), length, length))
+        caption = jnp.broadcast_to(text_mask[:, None, :], (len(x), length, text.shape[1]))
+        visible = jnp.concatenate([caption, own], axis=2)[:, None]
+        x, cache = self._stack(x, None, text, visible, None, keep=keep > 0)
+        if cache is None:
+            return x, None
+        empty = ((0, 0), (0, 0), (0, keep - length), (0, 0), (0, 0))
+        return x, jax.tree.map(lambda leaf: jnp.pad(leaf, empty), cache)
+
+    def step(
+        self,
+        x: Float[Array, " b 1 d"],
+        cache: Cache,
+        *,
+        position: Int[Array, ""],
+        text_mask: Bool[Array, " b m"],
+    ) -> tuple[Float[Array, " b 1 d"], Cache]:
+        """One token, whose number among the own tokens is `position`, after those before it."""
+        start = text_mask.shape[1]
+        own = jnp.arange(cache.k.shape[2] - start) <= position
+        own = jnp.broadcast_to(own[None], (len(x), len(own)))
+        visible = jnp.concatenate([text_mask, own], axis=1)[:, None, None, :]
+        x, kept = self._stack(x, cache, None, visible, start + position, keep=True)
+        assert kept is not None
+        return x, kept
+
+    @nn.compact
+    def _stack(self, x: Features, *inputs: Any, keep: bool) -> tuple[Features, Cache | None]:
+        """The scanned blocks, the same parameters for both ways in."""
+        cfg = self.cfg
+        divisible("latent decoder width", cfg.width, cfg.heads, "choose heads that divide it.")
+        shared = nn.broadcast
+        layers = nn.scan(
+            rematerialised(Block, cfg.remat, scanned=True),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, shared, shared, shared),  # pyright: ignore[reportArgumentType]
+            length=cfg.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return layers(cfg, keep, name="blocks")(x, *inputs)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); a scan body."""
+
+    cfg: TransformerConfig
+    keep: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Features,
+        cache: Cache | None,
+        text: Text | None,
+        visible: Visible,
+        slot: Int[Array, ""] | None,
+    ) -> tuple[Features, Cache | None]:
+        """Apply one layer; either `text` is given, or `cache` and `slot`."""
+        y = LayerNorm(name="norm_1")(x.astype(compute_dtype(self.cfg.dtype)))
+        y, cache = TextAttention(self.cfg, name="attention")(y, cache, text, visible, slot)
+        x = x + y
+        x = x + MLP(self.cfg, name="mlp")(LayerNorm(name="norm_2")(x))
+        return x, cache if self.keep else None
+
+
+class TextAttention(nn.Module):
+    """One softmax over the caption and the own tokens up to each; deviations as in CLIP's code."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Features,
+        cache: Cache | None,
+        text: Text | None,
+        visible: Visible,
+        slot: Int[Array, ""] | None,
+    ) -> tuple[Features, Cache]:
+        """Return the attended values at the width, and all keys and values seen."""
+        cfg = self.cfg
+        q, k, v = (self._heads(name, x) for name in "qkv")
+        if cache is None:
+            assert text is not None
+            text = text.astype(x.dtype)
+            k = jnp.concatenate([self._heads("text_k", text), k], axis=1)
+            v = jnp.concatenate([self._heads("text_v", text), v], axis=1)
+        else:
+            assert slot is not None
+            k = jax.lax.dynamic_update_slice_in_dim(cache.k, k, slot, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache.v, v, slot, axis=1)
+        y = attention(q, k, v, mask=visible).reshape(x.shape)
+        init = normal(cfg.residual_std)
+        out = dense(cfg.width, name="out", axes=("heads", "embed"), dtype=x.dtype, init=init)
+        return out(y), Cache(k, v)
+
+    def _heads(self, name: str, x: Array) -> Float[Array, " b l n k"]:
+        init = normal(x.shape[-1] ** -0.5)
+        axes = ("embed", "heads")
+        y = dense(self.cfg.width, name=name, axes=axes, dtype=x.dtype, init=init)(x)
+        return y.reshape(*x.shape[:2], self.cfg.heads, -1)

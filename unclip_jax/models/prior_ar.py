@@ -1,0 +1,236 @@
+"""The autoregressive prior's network: a text encoder, and a causal decoder of an embedding's codes.
+
+    caption (through the text encoder), z_txt, dot token, code 0, code 1, ...
+                                           |         |       |
+                                           code 0    code 1  code 2
+
+The caption is a prefix that every layer sees as keys and values, because the 384 positions of
+Table 3 cannot hold 256 caption tokens and 319 codes. The dot token tells how well image and caption
+agree, so that a good match can be asked for. Source: unCLIP (arXiv 2204.06125), section 2.2.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.types import Embedding, Mask, Tokens
+from unclip_jax.models.codec import Codec, CodecConfig, Codes
+from unclip_jax.models.latent_decoder import Cache, LatentDecoder
+from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
+from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
+from unclip_jax.models.transformer import TransformerConfig
+from unclip_jax.parallel.axes import sharded
+
+PREFIX = 2  # z_txt and the dot token; the last of them predicts code 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorArConfig:
+    """Sizes of the autoregressive prior.
+
+    Attributes:
+        embed_dim: length z of a CLIP embedding.
+        codec: how an embedding becomes codes.
+        width: of the latent decoder.
+        depth: its blocks.
+        heads: its heads.
+        latent_context: its positions, for z_txt, the dot token and all codes but the last.
+        text_width: of the text encoder.
+        text_depth: its blocks.
+        text_heads: its heads.
+        context: length of every caption.
+        vocab_size: rows of the token table.
+        padding: "learned" padding vectors, or "mask" to hide empty slots.
+        remat: "none", "block" or "dots".
+        dtype: compute dtype.
+    """
+
+    embed_dim: int
+    codec: CodecConfig
+    width: int
+    depth: int
+    heads: int
+    latent_context: int
+    text_width: int
+    text_depth: int
+    text_heads: int
+    context: int
+    vocab_size: int
+    padding: str = "learned"
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        one_of("prior_ar.padding", self.padding, PADDING)
+        wanted = self.codec.components
+        if wanted > self.embed_dim:
+            raise UserError(
+                f"config.model.model.codec.components is {wanted}, but a CLIP embedding here has "
+                f"{self.embed_dim} dimensions; keep at most {self.embed_dim}."
+            )
+        if wanted > self.most_components:
+            raise UserError(
+                f"config.model.model.latent_context is {self.latent_context}, which holds "
+                f"{self.most_components} codes after z_txt and the dot token, not {wanted}; set it "
+                f"to {wanted + PREFIX - 1} or more."
+            )
+
+    @property
+    def most_components(self) -> int:
+        """The most codes that the positions hold and the embedding has."""
+        return min(self.embed_dim, self.latent_context - PREFIX + 1)
+
+    @property
+    def components(self) -> int:
+        """Codes per embedding; the most there can be while their number is yet to be counted."""
+        return self.codec.components or self.most_components
+
+    @property
+    def text(self) -> TextEncoderConfig:
+        """The caption transformer."""
+        return TextEncoderConfig(
+            width=self.text_width,
+            depth=self.text_depth,
+            heads=self.text_heads,
+            context=self.context,
+            vocab_size=self.vocab_size,
+            padding=self.padding,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+    @property
+    def decoder(self) -> TransformerConfig:
+        """The latent decoder's stack."""
+        return TransformerConfig(
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            causal=True,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+    def make_codec(self) -> Codec:
+        """The module that turns embeddings into codes; its parameters are fitted, not learned."""
+        return Codec(self.codec, self.components, self.embed_dim)
+
+
+class PriorAr(nn.Module):
+    """Conditions and codes so far to the logits of the next code; even over buckets when fresh."""
+
+    cfg: PriorArConfig
+
+    def setup(self):
+        """Name every part; the names are the parameter paths of checkpoints."""
+        cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
+        width, table = cfg.width, sharded(normal(0.02), "vocab", "embed")
+        self.text_encoder = TextEncoder(cfg.text)
+        self.null_z_txt = self.param("null_z_txt", sharded(normal(0.02), "z"), (cfg.embed_dim,))
+        self.z_txt_in = dense(width, name="z_txt_in", axes=("z", "embed"), dtype=dtype)
+        self.dots = self.param("dots", table, (cfg.codec.dot_buckets, width))
+        self.codes = self.param("codes", table, (cfg.codec.buckets, width))
+        positions = sharded(normal(0.01), "position", "embed")
+        self.positions = self.param("positions", positions, (cfg.latent_context, width))
+        self.latents = LatentDecoder(cfg.decoder)
+        self.final_norm = LayerNorm()
+        # float32, for a cross-entropy over a thousand buckets; zero, so that a fresh loss is ln n
+        axes, exact = ("embed", "out"), jnp.dtype("float32")
+        self.out = dense(cfg.codec.buckets, name="out", axes=axes, dtype=exact, init=zeros)
+
+    def __call__(
+        self,
+        codes: Codes,
+        *,
+        dot: Int[Array, " b"],
+        tokens: Tokens,
+        token_mask: Mask,
+        z_txt: Embedding,
+        keep_text: Bool[Array, " b"] | None = None,
+    ) -> Float[Array, " b k n"]:
+        """Logits of every code given those before it.
+
+        Args:
+            codes: of the true embedding; the last is not looked at.
+            dot: bucket of z_img . z_txt.
+            tokens: caption ids.
+            token_mask: True at real tokens.
+            z_txt: text embedding, scaled by the caller.
+            keep_text: False drops caption *and* z_txt, never the dot token; None keeps all.
+        """
+        text, seen = self._caption(tokens, token_mask, keep_text)
+        prefix = self._prefix(dot, z_txt, keep_text)
+        own = jnp.concatenate([prefix, jnp.take(self.codes, codes[:, :-1], axis=0)], axis=1)
+        x, _ = self.latents(self._placed(own), text, text_mask=seen)
+        return self._logits(x[:, PREFIX - 1 :])
+
+    def start(
+        self,
+        *,
+        dot: Int[Array, " b"],
+        tokens: Tokens,
+        token_mask: Mask,
+        z_txt: Embedding,
+        keep_text: Bool[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, " b n"], Cache]:
+        """Logits of code 0, and the cache from which `step` goes on; arguments as above."""
+        text, seen = self._caption(tokens, token_mask, keep_text)
+        own = self._placed(self._prefix(dot, z_txt, keep_text))
+        slots = PREFIX + self.cfg.components - 1
+        x, cache = self.latents(own, text, text_mask=seen, keep=slots)
+        assert cache is not None
+        return self._logits(x[:, -1:])[:, 0], cache
+
+    def step(
+        self,
+        code: Int[Array, " b"],
+        cache: Cache,
+        *,
+        index: Int[Array, ""],
+        token_mask: Mask,
+        keep_text: Bool[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, " b n"], Cache]:
+        """Logits of code `index` + 1 after drawing `code` as code `index`."""
+        position = PREFIX + index
+        own = jnp.take(self.codes, code, axis=0)[:, None] + self.positions[position][None, None]
+        x, cache = self.latents.step(
+            own.astype(compute_dtype(self.cfg.dtype)),
+            cache,
+            position=position,
+            text_mask=self._seen(_kept(token_mask, keep_text)),
+        )
+        return self._logits(x)[:, 0], cache
+
+    def _caption(
+        self, tokens: Tokens, mask: Mask, keep: Bool[Array, " b"] | None
+    ) -> tuple[Float[Array, " b l e"], Mask]:
+        """Caption features and which of them may be seen; a dropped caption is all padding."""
+        mask = _kept(mask, keep)
+        return self.text_encoder(tokens, mask), self._seen(mask)
+
+    def _seen(self, mask: Mask) -> Mask:
+        return mask if self.cfg.padding == "mask" else jnp.ones_like(mask)
+
+    def _prefix(
+        self, dot: Int[Array, " b"], z_txt: Embedding, keep: Bool[Array, " b"] | None
+    ) -> Float[Array, " b l d"]:
+        """The tokens z_txt and dot."""
+        if keep is not None:
+            z_txt = jnp.where(keep[:, None], z_txt, self.null_z_txt[None].astype(z_txt.dtype))
+        text = self.z_txt_in(z_txt.astype(compute_dtype(self.cfg.dtype)))
+        return jnp.stack([text.astype(jnp.float32), jnp.take(self.dots, dot, axis=0)], axis=1)
+
+    def _placed(self, x: Float[Array, " b l d"]) -> Float[Array, " b l d"]:
+        """Add the first positions."""
+        x = x + self.positions[None, : x.shape[1]]
+        return x.astype(compute_dtype(self.cfg.dtype))
+
+    def _logits(self, x: Float[Array, " b l d"]) -> Float[Array, " b l n"]:
+        return self.out(self.final_norm(x).astype(jnp.float32))
+
+
+def _kept(mask: Mask, keep: Bool[Array, " b"] | None) -> Mask:
+    return mask if keep is None else mask & keep[:, None]

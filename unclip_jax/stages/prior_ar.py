@@ -1,0 +1,290 @@
+"""Stage `prior_ar`: the autoregressive prior, caption -> z_img by codes (unCLIP, section 2.2).
+
+z_img becomes codes (principal components by decreasing eigenvalue, one bucket each), which a causal
+transformer predicts one after another given the caption, z_txt and the bucket of z_img . z_txt.
+Trained with cross-entropy. Parameters are {"codec": fitted once, "network": learned}.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from unclip_jax.core import batch as batches
+from unclip_jax.core import rng
+from unclip_jax.core.batch import Field
+from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.config import as_dict
+from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
+from unclip_jax.diffusion import guidance
+from unclip_jax.models.codec import Codec, Codes
+from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
+from unclip_jax.stages import categorical, codec_fit
+from unclip_jax.stages.base import Rows, Stage, apply, one_example
+from unclip_jax.stages.categorical import CodeSamplingConfig
+from unclip_jax.stages.prior import best_of, unit
+
+GROUPS = 8  # runs of positions whose cross-entropy is reported
+DRAWN = 64  # rows of a held-out batch for which embeddings are drawn, one pass per code
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorArStageConfig:
+    """An autoregressive prior and how it is trained and sampled.
+
+    Attributes:
+        model: text encoder, latent decoder and codec.
+        sampling: default sampling.
+        drop_text: share of examples whose caption and z_txt are both dropped (10 % in the paper).
+        num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept. 1 here: the
+            paper asks for a large dot product by its token instead.
+    """
+
+    model: PriorArConfig
+    sampling: CodeSamplingConfig = CodeSamplingConfig()
+    drop_text: float = 0.1
+    num_candidates: int = 1
+
+    def __post_init__(self):
+        in_range("prior_ar.drop_text", self.drop_text, 0.0, 1.0)
+        in_range("prior_ar.num_candidates", self.num_candidates, 1, 64)
+
+
+class Encoded(NamedTuple):
+    """A batch as the network sees it."""
+
+    codes: Codes
+    dot: Int[Array, " b"]
+    text: Batch
+
+
+def make(cfg: PriorArStageConfig) -> Stage:
+    """The stage record for the autoregressive prior."""
+    module, codec = PriorAr(cfg.model), cfg.model.make_codec()
+    z = Field((cfg.model.embed_dim,), "float32")
+    text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
+    spec = {"z_img": z, "z_txt": z, **text}
+
+    def init(key: Key) -> Params:
+        zero = one_example(spec)
+        fitted = codec.init(rng.fold(key, "codec"), zero["z_img"])["params"]
+        given = _encoded(cfg, nn.meta.unbox(fitted), zero)
+        network = module.init(key, given.codes, dot=given.dot, **given.text)["params"]
+        return {"codec": fitted, "network": network}
+
+    def losses(params: Params, batch: Batch, keep: Bool[Array, " b"] | None):
+        given = _encoded(cfg, params["codec"], batch)
+        logits = apply(
+            module, params["network"], given.codes, dot=given.dot, **given.text, keep_text=keep
+        )
+        return cross_entropy(logits, given.codes)
+
+    def loss(params: Params, batch: Batch, key: Key):
+        key, size = rng.fold(key, "drop_text"), batch["z_img"].shape[0]
+        keep = guidance.keep_mask(key, batch_size=size, drop=cfg.drop_text)
+        value = jnp.mean(losses(params, batch, keep))
+        return value, {"loss": value}
+
+    def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
+        each = losses(params, batch, None)
+        return {"loss": jnp.mean(each), **_by_position(each), **_health(cfg, params, batch, key)}
+
+    return Stage(
+        name="prior_ar",
+        batch_spec=spec,
+        init=init,
+        loss=loss,
+        evaluate=evaluate,
+        preview=None,
+        splittable=True,
+        fit=lambda rows: codec_fit.fit(cfg.model.codec, rows, components=cfg.model.components),
+        describe={"config": as_dict(cfg), "embed_dim": cfg.model.embed_dim},
+    )
+
+
+def settle(cfg: PriorArStageConfig, rows: Rows) -> PriorArStageConfig:
+    """`cfg` with the number of components that its share of variance asks of the data.
+
+    Raises:
+        UserError: more than the model holds, or embeddings that cannot be used.
+    """
+    if cfg.model.codec.components:
+        return cfg
+    count = codec_fit.count_components(cfg.model.codec, rows, most=cfg.model.most_components)
+    codec = dataclasses.replace(cfg.model.codec, components=count, explained_variance=0.0)
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, codec=codec))
+
+
+def cross_entropy(logits: Float[Array, " b k n"], codes: Codes) -> Float[Array, " b k"]:
+    """Nats per code."""
+    picked = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def sample(
+    cfg: PriorArStageConfig,
+    params: Params,
+    *,
+    tokens: Tokens,
+    token_mask: Mask,
+    z_txt: Embedding,
+    keys: Keys,
+    sampling: CodeSamplingConfig | None = None,
+    num_candidates: int | None = None,
+) -> Embedding:
+    """Draw unit-norm z_img for captions (unCLIP, section 2.2).
+
+    Args:
+        cfg: the trained stage.
+        params: its (EMA) parameters.
+        tokens: caption ids.
+        token_mask: True at real tokens.
+        z_txt: CLIP text embeddings, of any norm.
+        keys: one key per caption.
+        sampling: overrides `cfg.sampling`.
+        num_candidates: overrides `cfg.num_candidates`.
+
+    Returns:
+        One unit-norm embedding per caption.
+
+    Raises:
+        UserError: guidance of a model that was trained without drops.
+    """
+    count = num_candidates or cfg.num_candidates
+    batch = {"tokens": tokens, "token_mask": token_mask, "z_txt": z_txt}
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
+    keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
+    codes = sample_codes(cfg, params, batch=repeated, keys=keys, sampling=sampling or cfg.sampling)
+    drawn = unit(apply(cfg.model.make_codec(), params["codec"], codes, method=Codec.decode))
+    return best_of(drawn.reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
+
+
+def sample_codes(
+    cfg: PriorArStageConfig,
+    params: Params,
+    *,
+    batch: Batch,
+    keys: Keys,
+    sampling: CodeSamplingConfig,
+) -> Codes:
+    """Draw all codes of each row, one cached step per code, in one scan.
+
+    Args:
+        cfg: the trained stage.
+        params: its parameters.
+        batch: "tokens", "token_mask" and "z_txt".
+        keys: one key per row; row i depends on its key and condition alone.
+        sampling: how codes are drawn.
+
+    Raises:
+        UserError: guidance of a model that was trained without drops.
+    """
+    scale, size = sampling.guidance_scale, len(keys)
+    if scale != 1.0 and cfg.drop_text == 0:
+        raise UserError(
+            f"sampling.guidance_scale is {scale}, but this prior was trained with drop_text=0 and "
+            "knows no empty caption; use 1, or train with config.model.drop_text=0.1."
+        )
+    module = PriorAr(cfg.model)
+    text, keep = _text(cfg, batch), None
+    dot = draw_dot(cfg, keys, percentile=sampling.dot_percentile)
+    if scale != 1.0:
+        text, dot = jax.tree.map(lambda x: jnp.concatenate([x, x]), (text, dot))
+        keep = jnp.arange(2 * size) < size
+    run = functools.partial(apply, module, params["network"])
+
+    def draw(logits: Array, index: Int[Array, ""] | int) -> Int[Array, " b"]:
+        if scale != 1.0:
+            logits = categorical.guided(logits, scale=scale)
+        return categorical.choose(
+            logits,
+            rng.fold_each(keys, "code", index),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+        )
+
+    def step(carry, index):
+        code, cache = carry
+        fed = code if scale == 1.0 else jnp.concatenate([code, code])
+        given = {"index": index, "token_mask": text["token_mask"], "keep_text": keep}
+        logits, cache = run(fed, cache, **given, method=PriorAr.step)
+        code = draw(logits, index + 1)
+        return (code, cache), code
+
+    logits, cache = run(dot=dot, **text, keep_text=keep, method=PriorAr.start)
+    first = draw(logits, 0)
+    _, rest = jax.lax.scan(step, (first, cache), jnp.arange(cfg.model.components - 1))
+    return jnp.concatenate([first[:, None], rest.T], axis=1)
+
+
+def draw_dot(cfg: PriorArStageConfig, keys: Keys, *, percentile: float) -> Int[Array, " b"]:
+    """The dot token to ask for: a training example's, among those above `percentile`.
+
+    Buckets hold equally many training examples, so this is an even draw of the upper buckets
+    (unCLIP, section 2.2: the top half).
+    """
+    count = cfg.model.codec.dot_buckets
+    least = min(math.ceil(count * percentile / 100), count - 1)
+    return jax.vmap(lambda key: jax.random.randint(rng.fold(key, "dot"), (), least, count))(keys)
+
+
+def _encoded(cfg: PriorArStageConfig, fitted: Params, batch: Batch) -> Encoded:
+    """Codes and dot bucket of a batch, through which no gradient flows."""
+    fitted = jax.lax.stop_gradient(fitted)
+    codec, z_img, z_txt = cfg.model.make_codec(), unit(batch["z_img"]), unit(batch["z_txt"])
+    codes = apply(codec, fitted, z_img)
+    dot = apply(codec, fitted, jnp.sum(z_img * z_txt, -1), method=Codec.dot_code)
+    return Encoded(codes, dot, _text(cfg, batch))
+
+
+def _text(cfg: PriorArStageConfig, batch: Batch) -> Batch:
+    """The conditioning inputs of the network; z_txt enters with unit variance per dimension."""
+    return {
+        "tokens": batch["tokens"],
+        "token_mask": batch["token_mask"],
+        "z_txt": math.sqrt(cfg.model.embed_dim) * unit(batch["z_txt"]),
+    }
+
+
+def _by_position(each: Float[Array, " b k"]) -> Metrics:
+    """Cross-entropy of runs of codes, from the largest component to the smallest."""
+    means, count = jnp.mean(each, axis=0), each.shape[1]
+    cuts = sorted({count * i // GROUPS for i in range(GROUPS + 1)})
+    runs = itertools.pairwise(cuts)
+    return {f"loss_{a:03d}_{b - 1:03d}": jnp.mean(means[a:b]) for a, b in runs}
+
+
+def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
+    """How near drawn embeddings come to the true ones, and what the codes themselves lose.
+
+    drawn_cosine_image to the true z_img, drawn_cosine_unrelated to another; baseline_gap: how much
+    nearer draws are to their z_txt than the data are (cosine_data), above 0 because the dot token
+    asks for the top half; codec_error: squared distance of z_img to what its codes decode to.
+    """
+    few = jax.tree.map(lambda x: x[:DRAWN], batch)
+    z_img, z_txt = unit(few["z_img"]), unit(few["z_txt"])
+    keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
+    text = {name: few[name] for name in ("tokens", "token_mask", "z_txt")}
+    drawn = sample(cfg, params, **text, keys=keys, num_candidates=1)
+    codec, fitted = cfg.model.make_codec(), params["codec"]
+    through = apply(codec, fitted, apply(codec, fitted, z_img), method=Codec.decode)
+    cosine_data = _cosine(z_img, z_txt)
+    return {
+        "drawn_cosine_image": _cosine(drawn, z_img),
+        "drawn_cosine_unrelated": _cosine(drawn, jnp.roll(z_img, 1, axis=0)),
+        "baseline_gap": _cosine(drawn, z_txt) - cosine_data,
+        "cosine_data": cosine_data,
+        "codec_error": jnp.mean(jnp.sum((through - z_img) ** 2, -1)),
+        "explained_variance": apply(codec, fitted, method=Codec.explained),
+    }
+
+
+def _cosine(a: Embedding, b: Embedding) -> Float[Array, ""]:
+    """Mean dot product of rows of norm 1."""
+    return jnp.mean(jnp.sum(a * b, axis=-1))
