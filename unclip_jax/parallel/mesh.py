@@ -7,17 +7,22 @@ chooses the communication.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.axes import EXAMPLES
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = EXAMPLES
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,20 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
     devices = jax.devices() if devices is None else list(devices)
     shape = _resolve(config, len(devices))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def traced_on(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, in which networks know the mesh; what is handed to `jax.jit` goes through here.
+
+    See `axes.by_example`, which is what they need it for.
+    """
+
+    @functools.wraps(function)
+    def on_mesh(*args: P.args, **options: P.kwargs) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **options)
+
+    return on_mesh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -15,7 +15,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import differences
 from unclip_jax.core.types import Key, Params
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import batch_sharding, replicated
+from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
 from unclip_jax.training import state as states
 from unclip_jax.training.optimizer import OptimConfig, Optimizer, make_optimizer
 from unclip_jax.training.state import TrainState
@@ -109,7 +109,7 @@ def make_job(
             compiler_options=_run_once(mesh),
         ),
         step=jax.jit(
-            step,
+            traced_on(mesh, step),
             donate_argnums=0,
             in_shardings=(shardings, batch_sharding(mesh), whole),
             out_shardings=(shardings, whole),

@@ -16,7 +16,7 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.core.types import HostBatch, Key
-from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated
+from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
 from unclip_jax.parallel.place import global_batch
 from unclip_jax.training.hooks import Moment, Numbers
 from unclip_jax.training.step import Trainable
@@ -53,7 +53,9 @@ class Validation:
             return stage.evaluate(params, batch, rng.fold(key, "validation", index))
 
         places = (shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh))
-        self._evaluate = jax.jit(evaluate, in_shardings=places, out_shardings=replicated(mesh))
+        self._evaluate = jax.jit(
+            traced_on(mesh, evaluate), in_shardings=places, out_shardings=replicated(mesh)
+        )
 
     def __call__(self, moment: Moment) -> None:
         """Evaluate the averaged parameters of this moment.
@@ -112,7 +114,9 @@ class Samples:
             return to_uint8(preview(params, batch, rng.fold(key, "samples")))
 
         places = (shardings, batch_sharding(mesh), replicated(mesh))
-        self._draw = jax.jit(draw, in_shardings=places, out_shardings=replicated(mesh))
+        self._draw = jax.jit(
+            traced_on(mesh, draw), in_shardings=places, out_shardings=replicated(mesh)
+        )
 
     def __call__(self, moment: Moment) -> None:
         """Draw with the averaged parameters of this moment; process 0 writes.
