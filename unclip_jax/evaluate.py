@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image as PILImage
 
-from unclip_jax import entry, sample
+from unclip_jax import distributed, entry, sample
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import image as pictures
@@ -31,6 +31,7 @@ from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.load import Loaded
 from unclip_jax.pipeline.text_to_image import SampleOptions
 from unclip_jax.stages import upsampler
+from unclip_jax.training.agreement import check_same
 
 RETRIEVAL = 256  # pairs among which CLIP must find its own
 CONDITIONS = ("prior", "z_txt", "z_img")
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate, print, write."""
     args = parse(argv)
     positive("--num", args.num)
+    distributed.start(args)
+    check_same({**sample.asked(args), **distributed.facts()})
     loaded = load.load_cascade(args.models)
     source = sources.open_prepared(args.data, split=args.split)
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
@@ -51,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
     if all(record["scene"] for record in records[: args.num]):
         rates = follow_captions(loaded, records[: args.num], seed=args.seed)
         result["checker"] = {name: _plain(each) for name, each in rates.items()}
+    if jax.process_index() > 0:  # every process has found the same; the first says so
+        return
     try:
         (args.models / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     except OSError as error:
@@ -68,6 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
     parser.add_argument("--seed", type=int, default=0)
+    distributed.add_flags(parser)
     return parser.parse_args(argv)
 
 

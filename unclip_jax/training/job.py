@@ -51,7 +51,7 @@ class Job:
         lines = differences(self.abstract.params, params)
         if lines:
             raise UserError(f"the initial parameters do not fit the stage: {lines[0]}.")
-        placed = jax.device_put(params, self.shardings.params)
+        placed = place.put(params, self.shardings.params)
         return jax.jit(lambda p: states.create(p, self.optimizer.tx), out_shardings=self.shardings)(
             placed
         )
