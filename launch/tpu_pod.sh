@@ -99,7 +99,7 @@ run() {
   local quoted
   quoted="$(printf '%q ' "${command[@]}")"
   on_all "cd unclip_jax && rm -f status && source .venv/bin/activate && \
-source launch/env.sh tpu && (setsid bash -c \
+source launch/env.sh tpu && export UNCLIP_DISTRIBUTED=1 && (setsid bash -c \
 'echo \$\$ > pid; launch/until_done \"\$@\"; echo \$? > status' run $quoted \
 >> log.txt 2>&1 < /dev/null &)"
 }

@@ -356,6 +356,70 @@ def test_a_wrong_call_of_the_pod_is_one_line(arguments: list[str], message: str)
     assert len(run.stderr.splitlines()) == 1
 
 
+def test_every_worker_of_a_pod_is_told_that_it_is_one_of_several():
+    run = pod("run", "--", "python", "-m", "unclip_jax.train")
+    assert "export UNCLIP_DISTRIBUTED=1" in shlex.split(run.stdout)[-2]
+
+
+GKE = ("launch/gke.sh", "--cluster=c", "--zone=z", "--name=n", "--type=v5p-256")
+
+
+def gke(action: str, *arguments: str) -> list[str]:
+    """The one command that a dry run prints, split up."""
+    script, *options = GKE
+    run = bash(script, action, *options, "--dry-run", *arguments)
+    assert run.returncode == 0, run.stderr
+    (line,) = run.stdout.splitlines()
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("create", ["xpk", "cluster", "create"]),
+        ("list", ["xpk", "workload", "list"]),
+        ("stop", ["xpk", "workload", "delete"]),
+        ("delete", ["xpk", "cluster", "delete"]),
+    ],
+)
+def test_gke_actions_print_xpk_commands(action: str, words: list[str]):
+    command = gke(action, "--project=p")
+    assert command[:3] == words
+    assert {"--cluster=c", "--zone=z", "--project=p"} <= set(command)
+
+
+def test_gke_runs_the_command_it_was_given_and_starts_it_again():
+    given = ["python", "-m", "unclip_jax.train", "--workdir=/mnt/a b"]
+    command = gke("run", "--slices=2", "--restarts=7", "--", *given)
+    assert command[:3] == ["xpk", "workload", "create"]
+    assert {"--workload=n", "--num-slices=2", "--max-restarts=7"} <= set(command)
+    (remote,) = [a.removeprefix("--command=") for a in command if a.startswith("--command=")]
+    assert "export UNCLIP_DISTRIBUTED=1" in remote
+    assert shlex.split(remote.split(" && exec ")[1]) == given
+    assert bash("bash", "-n", "-c", remote).returncode == 0
+    assert "job-completion-index=0" in gke("tail")[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown action 'fly'; known: create, run, list, tail, stop, delete"),
+        (["list", "--zone=z"], "give --cluster and --zone"),
+        (["create", "--cluster=c", "--zone=z"], "create needs --type"),
+        (["stop", "--cluster=c", "--zone=z"], "stop needs --name"),
+        (["run", *GKE[1:]], "run needs a command after --"),
+        (["create", *GKE[1:], "--slices=none"], "--slices is 'none'; give a count"),
+        (["tail", *GKE[1:3], "--name=A_b"], "lower-case letters, digits and dashes; it is 'A_b'"),
+        (["tail", "--nmae=n"], "unknown option '--nmae=n'"),
+    ],
+)
+def test_a_wrong_call_of_gke_is_one_line(arguments: list[str], message: str):
+    run = bash("launch/gke.sh", *arguments)
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
 def test_slurm_names_all_gpus_of_a_node():
     run = bash(
         *("bash", "launch/slurm.sbatch", "--dry-run", "python", "-m", "unclip_jax.train"),

@@ -4,7 +4,8 @@ r"""Run a frozen CLIP over a prepared data set once and keep its embeddings.
         --out=runs/shapes/embeddings
 
 Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
-their statistics. What is stopped continues when the same command runs again.
+their statistics. What is stopped continues when the same command runs again. Of several processes
+each embeds a part of every batch, and the first writes.
 """
 
 import argparse
@@ -15,9 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from unclip_jax import entry
+from unclip_jax import distributed, entry
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import loader, manifest, sources, text
 from unclip_jax.data.embedding_writer import EmbeddingWriter
@@ -26,7 +28,10 @@ from unclip_jax.data.loader import LoaderConfig
 from unclip_jax.data.sources import Source
 from unclip_jax.handoff import load as handoff
 from unclip_jax.models.clip import Clip
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
 from unclip_jax.pipeline.load import load_clip
+from unclip_jax.training.agreement import check_same, gather
 
 SHARD_SIZE = 16_384  # rows between two points at which an interrupted run continues
 
@@ -37,13 +42,18 @@ def main(argv: Sequence[str]) -> None:
     """Embed every split of a data set."""
     args = parse(argv)
     positive("--batch", args.batch)
+    distributed.start(args)
+    asked = {name: str(value) for name, value in vars(args).items() if name != "process_id"}
+    check_same({**asked, **distributed.facts()})
+    mesh, batch_size = for_drawing(args.batch)
     cfg, params, card = load_clip(args.clip)
     tokenizer = text.load(handoff.tokenizer_dir(args.clip))
     known = manifest.read(args.data)
     _check_tokenizer(known.tokenizer, tokenizer.hash)
-    encode = encoder(Clip(cfg.model))
+    encode = encoder(Clip(cfg.model), mesh=mesh)
+    params = place.copied(params, mesh)
     example = ExampleConfig(
-        fields=("image", "tokens", "token_mask", "key", "caption"),
+        fields=("image", "tokens", "token_mask"),
         image_size=cfg.model.image_size,
         length=cfg.model.context,
     )
@@ -59,8 +69,9 @@ def main(argv: Sequence[str]) -> None:
             encode=lambda *batch: encode(params, *batch),
             example=example,
             tokenizer=tokenizer,
-            writer=EmbeddingWriter(args.out / split, info=info, shard_size=SHARD_SIZE),
-            batch_size=args.batch,
+            writer=_writer(args.out / split, info),
+            batch_size=batch_size,
+            mesh=mesh,
             name=split,
         )
 
@@ -75,18 +86,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--splits", nargs="*", help="default: all")
     parser.add_argument("--batch", type=int, default=256, help="examples at once")
+    distributed.add_flags(parser)
     return parser.parse_args(argv)
 
 
-def encoder(module: Clip) -> Encode:
-    """The compiled frozen CLIP: (params, images, tokens, mask) -> unit-norm (z_img, z_txt)."""
+def encoder(module: Clip, *, mesh: Mesh) -> Encode:
+    """The compiled frozen CLIP: (params, images, tokens, mask) -> unit-norm (z_img, z_txt).
 
-    @jax.jit
+    A batch is split over `mesh`; every device gets the whole result.
+    """
+
     def encode(params, images, tokens, token_mask):
         out: Any = module.apply({"params": params}, images, tokens, token_mask)
         return out.z_img, out.z_txt
 
-    return encode
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    places = (whole, split, split, split)
+    return jax.jit(traced_on(mesh, encode), in_shardings=places, out_shardings=whole)
+
+
+def _writer(directory: pathlib.Path, info: dict[str, Any]) -> EmbeddingWriter | None:
+    """What the first process writes with; None in the others."""
+    if jax.process_index() > 0:
+        return None
+    return EmbeddingWriter(directory, info=info, shard_size=SHARD_SIZE)
 
 
 def embed_split(
@@ -95,35 +118,53 @@ def embed_split(
     encode: Callable[..., tuple[jax.Array, jax.Array]],
     example: ExampleConfig,
     tokenizer: text.Tokenizer,
-    writer: EmbeddingWriter,
+    writer: EmbeddingWriter | None,
     batch_size: int,
+    mesh: Mesh,
     name: str,
 ) -> None:
     """Embed what `writer` does not hold yet, in order, one batch ahead of the device."""
-    rest = _Rest(source, writer.written)
-    bar = tqdm(total=len(source), initial=writer.written, desc=f"embed {name}", unit="example")
+    written = gather(writer.written if writer else 0)[0]
+    rest = _Rest(source, written)
+    quiet = writer is None
+    bar = tqdm(
+        total=len(source), initial=written, desc=f"embed {name}", unit="example", disable=quiet
+    )
     if len(rest):
-        config = LoaderConfig(batch_size=batch_size, shuffle=False, num_epochs=1, remainder="pad")
-        batches = loader.make_loader(rest, example=example, config=config, tokenizer=tokenizer)
+        batches = loader.make_loader(
+            rest,
+            example=example,
+            config=LoaderConfig(
+                batch_size=batch_size, shuffle=False, num_epochs=1, remainder="pad"
+            ),
+            tokenizer=tokenizer,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
         pending = None
-        for batch in batches:
-            made = encode(batch["image"], batch["tokens"], batch["token_mask"])
+        for index, batch in enumerate(batches):
+            fields = {name: batch[name] for name in ("image", "tokens", "token_mask")}
+            made = encode(*place.global_batch(fields, mesh).values())
             if pending is not None:
                 bar.update(_store(writer, *pending))
-            pending = (batch, made)
+            start = index * batch_size
+            pending = (rest, range(start, min(start + batch_size, len(rest))), made)
         if pending is not None:
             bar.update(_store(writer, *pending))
     bar.close()
-    writer.finish()
+    if writer is not None:
+        writer.finish()
+    gather(name)  # nobody leaves before the first process has written
 
 
-def _store(writer: EmbeddingWriter, batch: dict[str, np.ndarray], made: Any) -> int:
+def _store(writer: EmbeddingWriter | None, rest: "_Rest", rows: range, made: Any) -> int:
     """Hand one batch to the writer, without its padding."""
-    valid = batch["valid"]
-    z_img, z_txt = (np.asarray(z)[valid] for z in made)
-    keys, captions = ([str(v) for v in batch[name][valid]] for name in ("key", "caption"))
-    writer.add(keys, captions, z_img=z_img, z_txt=z_txt)
-    return int(valid.sum())
+    if writer is not None:
+        z_img, z_txt = (np.asarray(z)[: len(rows)] for z in made)
+        records = [rest[row] for row in rows]
+        keys, captions = ([str(each[name]) for each in records] for name in ("key", "caption"))
+        writer.add(keys, captions, z_img=z_img, z_txt=z_txt)
+    return len(rows)
 
 
 class _Rest:

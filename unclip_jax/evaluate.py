@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image as PILImage
 
-from unclip_jax import entry, sample
+from unclip_jax import distributed, entry, sample
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import image as pictures
@@ -28,12 +28,15 @@ from unclip_jax.data import sources, text
 from unclip_jax.data.degrade import area_downsample
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.intervals import Rate
+from unclip_jax.parallel.mesh import for_drawing
 from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.load import Loaded
 from unclip_jax.pipeline.text_to_image import SampleOptions
 from unclip_jax.stages import upsampler
+from unclip_jax.training.agreement import check_same
 
 RETRIEVAL = 256  # pairs among which CLIP must find its own
+BATCH = 50  # captions drawn at once
 CONDITIONS = ("prior", "z_txt", "z_img")
 SHOWN = ("background", "count", "colour", "shape", "relation", "binding", "joint")
 
@@ -42,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate, print, write."""
     args = parse(argv)
     positive("--num", args.num)
+    distributed.start(args)
+    check_same({**sample.asked(args), **distributed.facts()})
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     source = sources.open_prepared(args.data, split=args.split)
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
@@ -53,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
     if all(record["scene"] for record in records[: args.num]):
         rates = follow_captions(loaded, records[: args.num], seed=args.seed)
         result["checker"] = {name: _plain(each) for name, each in rates.items()}
+    if jax.process_index() > 0:  # every process has found the same; the first says so
+        return
     suffix = "" if args.prior == "prior" else f"_{args.prior}"
     out = args.models / f"evaluation{suffix}.json"
     try:
@@ -73,6 +80,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
     parser.add_argument("--seed", type=int, default=0)
+    distributed.add_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -118,7 +126,8 @@ def follow_captions(
     """
     captions = [record["caption"] for record in records]
     options = SampleOptions(condition="z_img")
-    run = sample.sampler(loaded.cascade, options)
+    mesh, batch_size = for_drawing(BATCH)
+    run = sample.sampler(loaded.cascade, options, mesh=mesh)
     rates = {}
     for origin in CONDITIONS:
         images = sample.draw(
@@ -127,7 +136,7 @@ def follow_captions(
             seed=seed,
             options=options,
             z_img=embeddings_from(origin, loaded, records, seed=seed),
-            batch_size=50,
+            batch_size=batch_size,
             name=f"draw from {origin}",
             run=run,
         )

@@ -17,17 +17,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from unclip_jax import entry
+from unclip_jax import distributed, entry
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.data import text
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
 from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.load import Loaded
 from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
 from unclip_jax.stages.gaussian import SAMPLERS
+from unclip_jax.training.agreement import check_same
 from unclip_jax.version import __version__
 
 MAX_IMAGES = 4096  # bounded work per request
@@ -67,6 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=("prior", "z_txt"),
         help="where z_img comes from; z_txt skips the prior",
     )
+    distributed.add_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -74,12 +79,21 @@ def main(argv: Sequence[str]) -> None:
     """Draw, write the grid, the images and the JSON."""
     args = parse(argv)
     check(args)
+    distributed.start(args)
+    check_same({**asked(args), **distributed.facts()})
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     options = options_from(args, loaded.cascade)
     captions = [caption for caption in args.captions for _ in range(args.num)]
     images = draw(loaded, captions, seed=args.seed, options=options, batch_size=args.batch)
+    if jax.process_index() > 0:  # every process has all images; the first writes them
+        return
     write(args.out, images, captions=captions, record=_record(args, options))
     sys.stdout.write(f"wrote {args.out}: {len(captions)} images of {images.shape[1]} px\n")
+
+
+def asked(args: argparse.Namespace) -> dict[str, str]:
+    """What all processes must have been asked alike."""
+    return {name: str(value) for name, value in vars(args).items() if name != "process_id"}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -139,32 +153,39 @@ def draw(
         name: on the progress bar.
         run: a `sampler` of the same options made before, so that nothing is compiled twice.
     """
-    run = run or sampler(loaded.cascade, options)
+    mesh, batch_size = for_drawing(min(batch_size, len(captions)))
+    run = run or sampler(loaded.cascade, options, mesh=mesh)
+    params = place.copied(loaded.params, mesh)
     tokenizer = text.load(loaded.tokenizer_dir)
-    batch_size = min(batch_size, len(captions))
     images = []
-    bar = tqdm(total=len(captions), unit="image", desc=name)
+    first = jax.process_index() == 0
+    bar = tqdm(total=len(captions), unit="image", desc=name, disable=not first)
     for start in range(0, len(captions), batch_size):
         indices = np.arange(start, start + batch_size)
         kept = np.minimum(indices, len(captions) - 1)  # one shape, one compilation
         tokens = tokenise(loaded.cascade, tokenizer, [captions[int(i)] for i in kept])
         given = None if z_img is None else z_img[kept]
-        drawn = run(loaded.params, tokens, text_to_image.keys_for(seed, jnp.array(indices)), given)
+        keys = text_to_image.keys_for(seed, jnp.array(indices))
+        drawn = run(params, *place.spread((tokens, keys, given), mesh))
         images.append(np.asarray(drawn)[: len(captions) - start])
         bar.update(len(images[-1]))
     bar.close()
     return np.concatenate(images)
 
 
-def sampler(cascade: Cascade, options: SampleOptions) -> Callable[..., jax.Array]:
-    """The jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images."""
+def sampler(cascade: Cascade, options: SampleOptions, *, mesh: Mesh) -> Callable[..., jax.Array]:
+    """The jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images.
 
-    @jax.jit
+    A batch is split over `mesh`; every device gets all images.
+    """
+
     def run(params, captions, keys, z_img):
         drawn = text_to_image.sample(cascade, params, captions, keys, options=options, z_img=z_img)
         return text_to_image.to_uint8(drawn.images)
 
-    return run
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    places = (whole, split, split, split)
+    return jax.jit(traced_on(mesh, run), in_shardings=places, out_shardings=whole)
 
 
 def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:

@@ -6,6 +6,7 @@ Any value can be overridden: --config.optim.learning_rate=3e-4. The same command
 interrupted run, bit for bit. When training ends, the averaged parameters are exported to
 WORKDIR/export with a manifest; --export_only exports the newest checkpoint of an unfinished run.
 A prior that samples with the analytic variance gets its table there too.
+On several machines every process runs this command; see `unclip_jax.distributed`.
 """
 
 import argparse
@@ -18,14 +19,15 @@ from typing import Any
 
 import jax
 
-from unclip_jax import analytic, configs, entry, inputs
+from unclip_jax import analytic, configs, distributed, entry, inputs
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.config import as_dict
 from unclip_jax.experiment import Experiment
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.pipeline.load import abstract_params
 from unclip_jax.stages.base import Stage
-from unclip_jax.training import loop
+from unclip_jax.training import agreement, loop
 from unclip_jax.training.state import TrainState
 
 CACHE = "~/.cache/unclip_jax/xla"
@@ -38,7 +40,10 @@ def main(argv: Sequence[str]) -> None:
     args, rest = parse(argv)
     _show_our_log()
     use_cache(args.compilation_cache)
+    distributed.start(args)
     experiment = configs.read(args.config, overrides=rest)
+    place = {"workdir": str(args.workdir), "export_only": args.export_only}
+    agreement.check_same({"config": as_dict(experiment), **place, **distributed.facts()})
     state, stage, read = run(experiment, args.workdir, export_only=args.export_only)
     write_export(experiment, stage, state, facts=read, workdir=args.workdir)
     analytic.after_training(experiment, state.ema_params, workdir=args.workdir)
@@ -62,6 +67,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--export_only", action="store_true", help="export the newest checkpoint, do not train"
     )
+    distributed.add_flags(parser)
     args, rest = parser.parse_known_args(argv)
     for argument in rest:
         if not argument.startswith("--config."):

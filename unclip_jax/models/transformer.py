@@ -21,6 +21,7 @@ from unclip_jax.models.layers import (
     normal,
     rematerialised,
 )
+from unclip_jax.parallel.axes import by_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         mask = None if key_mask is None else _visible(key_mask)
-        x, _ = layers(cfg, name="blocks")(x.astype(compute_dtype(cfg.dtype)), mask)
+        x = by_example(x.astype(compute_dtype(cfg.dtype)))
+        x, _ = layers(cfg, name="blocks")(x, mask)
         return x
 
 
@@ -103,8 +105,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, " b l d"], None]:
         """Apply one layer; `mask` is None or already holds the diagonal."""
         x = x + SelfAttention(self.cfg, name="attention")(LayerNorm(name="norm_1")(x), mask)
-        x = x + MLP(self.cfg, name="mlp")(LayerNorm(name="norm_2")(x))
-        return x, None
+        x = x + MLP(self.cfg, name="mlp")(LayerNorm(name="norm_2")(by_example(x)))
+        return by_example(x), None
 
 
 class SelfAttention(nn.Module):

@@ -20,6 +20,7 @@ from unclip_jax.models.unet_blocks import (
     depth_to_space,
     space_to_depth,
 )
+from unclip_jax.parallel.axes import by_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,14 +162,14 @@ class UNet(nn.Module):
         _check_input(x, context, cfg)
         steps = plan(cfg)
         block = rematerialised(UNetBlock, cfg.remat, scanned=False, static_argnums=(5,))
-        emb = jax.nn.silu(emb).astype(dtype)
-        context = None if context is None else context.astype(dtype)
+        emb = by_example(jax.nn.silu(emb).astype(dtype))
+        context = None if context is None else by_example(context.astype(dtype))
 
         def run(step: Step, h: Array) -> Array:
             return block(cfg, step, name=step.name)(h, emb, context, context_mask, deterministic)
 
         h = space_to_depth(x.astype(dtype), cfg.patch)
-        h = conv(cfg.channels * cfg.multiples[0], name="stem", dtype=dtype)(h)
+        h = by_example(conv(cfg.channels * cfg.multiples[0], name="stem", dtype=dtype)(h))
         stored = [h]
         for step in steps.down:
             h = run(step, h)
@@ -209,11 +210,11 @@ class UNetBlock(nn.Module):
             dtype,
             name="residual",
         )
-        x = residual(x, emb, deterministic)
+        x = by_example(residual(x, emb, deterministic))
         if not step.attention:
             return x
         attend = AttentionBlock(cfg.head_channels, cfg.norm_groups, dtype, name="attention")
-        return attend(x, context, context_mask)
+        return by_example(attend(x, context, context_mask))
 
 
 def _check_input(x: Array, context: Array | None, cfg: UNetConfig) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.checks import divisible, one_of
 from unclip_jax.models.layers import GroupNorm, attention, conv, dense, zeros
+from unclip_jax.parallel.axes import by_example
 
 RESAMPLE = ("none", "down", "up")
 
@@ -41,7 +42,7 @@ class ResBlock(nn.Module):
         """Apply the block; `emb` is the conditioning embedding after its SiLU."""
         h = jax.nn.silu(GroupNorm(self.groups, name="norm_1")(x))
         h, x = resample(h, self.resample), resample(x, self.resample)
-        h = conv(self.features, name="conv_1", dtype=self.dtype)(h)
+        h = by_example(conv(self.features, name="conv_1", dtype=self.dtype)(h))
         h = jax.nn.silu(self._modulated(h, emb))
         h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
         h = conv(self.features, name="conv_2", dtype=self.dtype, init=zeros)(h)

@@ -1,12 +1,16 @@
-"""The closed set of logical axis names that parameters are born with.
+"""The closed set of logical axis names that parameters are born with, and the axis of examples.
 
 A layer says what each axis of a parameter *is*; one table in rules.py says where it goes. A name
 outside this set is a mistake, never a silently replicated parameter.
 """
 
+import math
 from typing import Any
 
+import jax
 from flax import linen as nn
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Shaped
 
 from unclip_jax.core.checks import UserError, suggest
 
@@ -25,6 +29,23 @@ NAMES: tuple[str, ...] = (
     "out",  # a small output: image channels, projected embedding
     "layers",  # scanned layers
 )
+
+EXAMPLES: tuple[str, ...] = ("data", "fsdp")  # mesh axes over which axis 0 of activations is split
+
+
+def by_example(x: Shaped[Array, " b *s"]) -> Shaped[Array, " b *s"]:
+    """`x`, kept where the examples are: axis 0 split like the batch, the others as XLA likes.
+
+    With parameters split over "fsdp" too, XLA has a choice: fetch them, or spread the activations'
+    width over "fsdp" and add up partial products, which at the sizes of the paper moves hundreds of
+    times as many bytes. Networks say where activations stay at the ends of every block; it has an
+    effect only in functions traced on a mesh (`mesh.traced_on`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in EXAMPLES):
+        return x
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(EXAMPLES, *free))
 
 
 def sharded(init: nn.initializers.Initializer, *names: str | None) -> Any:

@@ -7,17 +7,23 @@ chooses the communication.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.axes import EXAMPLES
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = EXAMPLES
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,38 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def for_drawing(batch_size: int) -> tuple[Mesh, int]:
+    """Devices over which a batch is drawn or embedded, and the batch size that they divide.
+
+    With several processes: all devices, in the order of the processes, and the batch size rounded
+    up. With one: as many as divide the batch; of a CPU, whose devices are pretended, one.
+    """
+    devices = sorted(jax.devices(), key=lambda each: (each.process_index, each.id))
+    count = len(devices)
+    if jax.process_count() > 1:
+        batch_size = -(-batch_size // count) * count
+    elif devices[0].platform == "cpu":
+        count = 1
+    else:
+        count = max(n for n in range(1, count + 1) if batch_size % n == 0)
+    grid = np.asarray(devices[:count]).reshape(count, 1, 1)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), batch_size
+
+
+def traced_on(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, in which networks know the mesh; what is handed to `jax.jit` goes through here.
+
+    See `axes.by_example`, which is what they need it for.
+    """
+
+    @functools.wraps(function)
+    def on_mesh(*args: P.args, **options: P.kwargs) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **options)
+
+    return on_mesh
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Axis 0 split over every axis that carries examples."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -76,6 +114,11 @@ def check_batch(mesh: Mesh, *, batch_size: int, accumulate: int = 1) -> None:
         UserError: it does not.
     """
     shards = batch_shards(mesh)
+    if shards % jax.process_count():
+        raise UserError(
+            f"the mesh splits a batch into {shards} parts, but there are {jax.process_count()} "
+            "processes, each with examples of its own; lower config.mesh.tensor."
+        )
     unit = math.lcm(shards * accumulate, jax.process_count())
     if batch_size <= 0 or batch_size % unit:
         nearest = max(unit, round(batch_size / unit) * unit)

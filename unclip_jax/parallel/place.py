@@ -19,6 +19,7 @@ from unclip_jax.core.trees import flatten_paths
 from unclip_jax.core.types import Batch
 from unclip_jax.parallel import rules as rule_tables
 from unclip_jax.parallel.mesh import batch_sharding
+from unclip_jax.parallel.mesh import replicated as whole_on
 
 NOTICEABLE = 0.02  # share of replicated bytes above which the report names the worst
 
@@ -101,8 +102,44 @@ def abstract(boxed: Any, placed: Any) -> Any:
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
     """This process's part of a batch -> global arrays, axis 0 split over the mesh."""
-    where = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
+    where, parts = batch_sharding(mesh), jax.process_count()
+
+    def placed(part: np.ndarray) -> jax.Array:
+        whole = (len(part) * parts, *part.shape[1:])
+        return jax.make_array_from_process_local_data(where, part, whole)
+
+    return {name: placed(part) for name, part in batch.items()}
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays that every process has in full -> global arrays, axis 0 split over the mesh."""
+    return put(tree, jax.tree.map(lambda _: batch_sharding(mesh), tree))
+
+
+def copied(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has in full -> global arrays, whole on every device."""
+    return put(tree, jax.tree.map(lambda _: whole_on(mesh), tree))
+
+
+def put(tree: Any, placed: Any) -> Any:
+    """Arrays that every process has in full -> arrays with the shardings of `placed`.
+
+    `jax.device_put` would have the processes compare their values first, which for parameters costs
+    as much as sending them all.
+    """
+
+    def one(x: Any, where: NamedSharding) -> jax.Array:
+        if where.is_fully_addressable:
+            return jax.device_put(x, where)
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            wrap = jax.jit(jax.random.wrap_key_data, out_shardings=where)
+            return wrap(one(jax.random.key_data(x), where))
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=where)(x)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(one, tree, placed)
 
 
 def describe(placed: Any) -> dict[str, str]:

@@ -108,19 +108,19 @@ def _compare(workdir: pathlib.Path, text: str, identity: Mapping[str, Any]) -> N
     if _canonical(found) == _canonical(identity):
         return
     ours = json.loads(_canonical(identity))
-    key, there, here = next(_differences(found, ours, ""))
+    key, there, here = next(differences(found, ours))
     raise UserError(
         f"{workdir} belongs to another experiment: {key} is {there} there and {here} here. "
         "Choose another --workdir, or use that experiment's settings."
     )
 
 
-def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, str, str]]:
+def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """(dotted path, value in a, value in b) wherever two JSON values differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in sorted(a.keys() | b.keys()):
             where = f"{path}.{key}" if path else key
-            yield from _differences(a.get(key, "absent"), b.get(key, "absent"), where)
+            yield from differences(a.get(key, "absent"), b.get(key, "absent"), where)
     elif a != b:
         yield path, json.dumps(a), json.dumps(b)
 

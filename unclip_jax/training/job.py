@@ -16,7 +16,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import differences
 from unclip_jax.core.types import Key, Params
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import batch_sharding, replicated
+from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
 from unclip_jax.training import sam
 from unclip_jax.training import state as states
 from unclip_jax.training.optimizer import OptimConfig, Optimizer, make_optimizer
@@ -53,7 +53,7 @@ class Job:
         lines = differences(self.abstract.params, params)
         if lines:
             raise UserError(f"the initial parameters do not fit the stage: {lines[0]}.")
-        placed = jax.device_put(params, self.shardings.params)
+        placed = place.put(params, self.shardings.params)
         return jax.jit(lambda p: states.create(p, self.optimizer.tx), out_shardings=self.shardings)(
             placed
         )
@@ -132,7 +132,7 @@ def make_job(
             compiler_options=_run_once(mesh),
         ),
         step=jax.jit(
-            step,
+            traced_on(mesh, step),
             donate_argnums=0,
             in_shardings=(shardings, batch_sharding(mesh), whole),
             out_shardings=(shardings, whole),

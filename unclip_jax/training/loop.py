@@ -18,8 +18,9 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Key, Metrics, Params
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, replicated
+from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
 from unclip_jax.training import fingerprint, memory, sam
+from unclip_jax.training.agreement import Agreement
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.feed import Fed, Feed, Positioned
@@ -89,7 +90,7 @@ def train(
     _announce(stage, job, config, optim)
     folder = pathlib.Path(workdir)
     fingerprint.claim(folder, identity)
-    key = jax.device_put(rng.fold(jax.random.key(config.seed), stage.name), replicated(job.mesh))
+    key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), job.mesh)
     with Checkpoints(folder, keep=config.keep) as checkpoints, contextlib.ExitStack() as stack:
         state = _start(job, checkpoints, train_data, key, initial, fitted)
         start = int(jax.device_get(state.step))
@@ -258,6 +259,7 @@ def _iterate(
 ) -> TrainState:
     """From `run.start` to the last step."""
     step, fed, pending = run.start, feed.next(), None
+    agreed = Agreement(run.job.mesh)
     while step < run.config.steps:
         state, metrics = run.job.step(state, fed.device, run.key)
         step += 1
@@ -267,16 +269,17 @@ def _iterate(
         if not last:
             fed = _next(feed, moment, checkpoints)  # while the device works
         _report(before, step_hooks)  # waits for the step before this one
+        asked = agreed(interrupts.number)
         due = [every.hook for every in state_hooks if every.due(step, last=last)]
-        if due or interrupts.number is not None:
+        if due or asked is not None:
             _report(pending, step_hooks)
             pending = None
         for hook in due:
             hook(moment)
-        if interrupts.number is not None:
+        if asked is not None:
             _save(checkpoints, moment)
             checkpoints.wait()
-            raise Interrupted(interrupts.number, step)
+            raise Interrupted(asked, step)
     return state
 
 
@@ -291,11 +294,15 @@ def _report(done: tuple[int, Metrics, Fed] | None, hooks: list[StepHook]) -> Non
 
 
 def _next(feed: Feed, moment: Moment, checkpoints: Checkpoints) -> Fed:
-    """The next batch; if there is none, what was learnt so far is saved before the error."""
+    """The next batch; if there is none, what was learnt so far is saved before the error.
+
+    One process of several cannot save alone, and does not know whether the others fail too.
+    """
     try:
         return feed.next()
     except UserError:
-        _save(checkpoints, moment)
+        if jax.process_count() == 1:
+            _save(checkpoints, moment)
         raise
 
 

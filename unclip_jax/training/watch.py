@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.core.types import HostBatch, Key
-from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated
-from unclip_jax.parallel.place import global_batch
+from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
+from unclip_jax.parallel.place import copied, global_batch
+from unclip_jax.training.agreement import gather
 from unclip_jax.training.hooks import Moment, Numbers
 from unclip_jax.training.step import Trainable
 
@@ -47,13 +48,15 @@ class Validation:
         """Evaluate `count` batches of `data()` and hand the means to `report(step, numbers)`."""
         self._spec, self._data, self._count, self._mesh = stage.batch_spec, data, count, mesh
         self._report = report
-        self._key = jax.device_put(key, replicated(mesh))
+        self._key = copied(key, mesh)
 
         def evaluate(params: Any, batch: Any, key: Key, index: Array) -> Any:
             return stage.evaluate(params, batch, rng.fold(key, "validation", index))
 
         places = (shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh))
-        self._evaluate = jax.jit(evaluate, in_shardings=places, out_shardings=replicated(mesh))
+        self._evaluate = jax.jit(
+            traced_on(mesh, evaluate), in_shardings=places, out_shardings=replicated(mesh)
+        )
 
     def __call__(self, moment: Moment) -> None:
         """Evaluate the averaged parameters of this moment.
@@ -69,7 +72,7 @@ class Validation:
             host = {name: host[name] for name in self._spec}
             if len(next(iter(host.values()))) != size:
                 continue
-            where = jax.device_put(np.int32(index), replicated(self._mesh))
+            where = copied(np.int32(index), self._mesh)
             device = global_batch(host, self._mesh)
             results.append(self._evaluate(moment.state.ema_params, device, self._key, where))
         if not results:
@@ -105,14 +108,18 @@ class Samples:
             raise TypeError(f"stage {stage.name} has no preview")
         self._name, self._spec, self._data, self._mesh = stage.name, stage.batch_spec, data, mesh
         self._count, self._folder, self._labels = count, folder, labels
-        self._key = jax.device_put(key, replicated(mesh))
+        self._key = copied(key, mesh)
         self._batch: HostBatch | None = None
 
-        def draw(params: Any, batch: Any, key: Key) -> UInt8[Array, " b h w 3"]:
-            return to_uint8(preview(params, batch, rng.fold(key, "samples")))
+        def draw(params: Any, batch: Any, rows: Array, key: Key) -> tuple[Array, Array]:
+            images = to_uint8(preview(params, batch, rng.fold(key, "samples")))
+            return images, rows["row"]
 
-        places = (shardings, batch_sharding(mesh), replicated(mesh))
-        self._draw = jax.jit(draw, in_shardings=places, out_shardings=replicated(mesh))
+        split = batch_sharding(mesh)
+        places = (shardings, split, split, replicated(mesh))
+        self._draw = jax.jit(
+            traced_on(mesh, draw), in_shardings=places, out_shardings=replicated(mesh)
+        )
 
     def __call__(self, moment: Moment) -> None:
         """Draw with the averaged parameters of this moment; process 0 writes.
@@ -124,11 +131,14 @@ class Samples:
             self._batch = self._take()
         drawn = {name: self._batch[name] for name in self._spec}
         device = global_batch(drawn, self._mesh)
-        images = jax.device_get(self._draw(moment.state.ema_params, device, self._key))
+        rows = global_batch({"row": self._rows()}, self._mesh)
+        given = moment.state.ema_params, device, rows, self._key
+        images, order = jax.device_get(self._draw(*given))
+        words = self._words()
         if jax.process_index() != 0:
             return
-        images = images[: self._count]
-        words = self._words(len(images))
+        images = images[np.argsort(order)][: self._count]  # a mesh may order processes anew
+        words = words[: self._count]
         path = self._folder / f"step_{moment.step:08d}.png"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -154,10 +164,16 @@ class Samples:
             )
         return {name: np.concatenate([p[name] for p in parts])[:needed] for name in parts[0]}
 
-    def _words(self, count: int) -> list[str]:
+    def _rows(self) -> Int32[np.ndarray, " b"]:
+        """Numbers of this process's examples among those of all."""
+        own = len(next(iter(self._batch.values()))) if self._batch else 0
+        return np.arange(own, dtype=np.int32) + np.int32(own * jax.process_index())
+
+    def _words(self) -> list[str]:
+        """Under the examples of all processes."""
         if self._labels is None or self._batch is None:
-            return [f"{self._name} {index}" for index in range(count)]
-        return list(self._labels(self._batch))[:count]
+            return [f"{self._name} {index}" for index in range(self._count)]
+        return [word for words in gather(list(self._labels(self._batch))) for word in words]
 
 
 def to_uint8(images: Float[Array, " b h w c"]) -> UInt8[Array, " b h w c"]:

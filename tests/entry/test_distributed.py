@@ -1,0 +1,100 @@
+"""Which processes there are, from flags and environment, and a bounded wait for them."""
+
+import argparse
+import pathlib
+import subprocess
+
+import pytest
+
+from tests import processes
+from unclip_jax import distributed
+from unclip_jax.core.checks import UserError
+from unclip_jax.distributed import Place
+
+
+def args(*given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    distributed.add_flags(parser)
+    return parser.parse_args(given)
+
+
+FLAGS = ("--coordinator=host:1234", "--num_processes=4", "--process_id=3")
+TOLD = {
+    "JAX_COORDINATOR_ADDRESS": "other:5",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": "0",
+}
+UNKNOWN = Place(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "place"),
+    [
+        ((), {}, None),
+        (FLAGS, {}, Place("host:1234", 4, 3)),
+        (FLAGS, TOLD, Place("host:1234", 4, 3)),
+        ((), TOLD, Place("other:5", 2, 0)),
+        ((), {"UNCLIP_DISTRIBUTED": "1"}, UNKNOWN),
+        ((), {**TOLD, "UNCLIP_DISTRIBUTED": "0"}, None),
+        ((), {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
+        ((), {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, UNKNOWN),
+        ((), {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ((), {"SLURM_NTASKS": "8"}, None),  # in the batch script, outside a step
+        ((), {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ((), {"TPU_WORKER_HOSTNAMES": "t-0,t-1"}, UNKNOWN),
+        ((), {"TPU_PROCESS_ADDRESSES": "t-0:8476,t-1:8476"}, UNKNOWN),
+        ((), {"MEGASCALE_NUM_SLICES": "2"}, UNKNOWN),
+    ],
+)
+def test_processes_are_found(flags, environ, place):
+    assert distributed.find(args(*flags), environ) == place
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        (FLAGS[:2], {}, "--process_id belong together; give all three or none"),
+        ((*FLAGS[:2], "--process_id=4"), {}, "this is process 4 of 4; processes are numbered"),
+        (("--coordinator=host", *FLAGS[1:]), {}, "the coordinator is 'host'; write HOST:PORT"),
+        ((), {"JAX_PROCESS_ID": "1"}, "JAX_NUM_PROCESSES, JAX_PROCESS_ID belong together"),
+        ((), {**TOLD, "JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID is 'one'; it must be a number"),
+        ((), {"UNCLIP_DISTRIBUTED": "yes"}, "UNCLIP_DISTRIBUTED is 'yes'; give 1, 0 or nothing"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(flags, environ, message):
+    with pytest.raises(UserError, match=message):
+        distributed.find(args(*flags), environ)
+
+
+def test_alone_nothing_is_started(monkeypatch):
+    for name in (*TOLD, "SLURM_PROCID", "TPU_WORKER_HOSTNAMES", "UNCLIP_DISTRIBUTED"):
+        monkeypatch.delenv(name, raising=False)
+    distributed.start(args())
+
+
+def test_the_digest_is_of_the_code():
+    assert distributed.code_digest() == distributed.code_digest()
+    assert len(distributed.facts()["code"].split()[1]) == 16
+
+
+def lonely(index: int) -> subprocess.Popen[str]:
+    """A process whose partner never comes."""
+    flags = [f"--coordinator=127.0.0.1:{processes.free_port()}", "--num_processes=2"]
+    flags += [f"--process_id={index}", "--connect_timeout=2"]
+    command = ["-m", "unclip_jax.train", "--config=experiments/prior.py:tiny", "--workdir=/nowhere"]
+    return processes.start([*command, *flags], devices=1)
+
+
+def test_a_coordinator_that_is_not_there_is_one_line_in_bounded_time():
+    ((status, _, printed),) = processes.outcome([lonely(1)])
+    assert status == 2
+    assert printed.splitlines()[-1].startswith("error: the coordinator 127.0.0.1:"), printed
+    assert "cannot be reached within 2 s" in printed and "Start process 0 too" in printed
+    assert not pathlib.Path("/nowhere").exists()
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_waits_in_vain_says_so():
+    ((status, _, printed),) = processes.outcome([lonely(0)])
+    assert status == 2
+    assert "the processes did not come together within 2 s" in printed

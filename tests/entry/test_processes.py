@@ -1,0 +1,131 @@
+"""Commands in several real processes do what one does: every stage, sampling, evaluation."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import cascades, processes
+from unclip_jax import prepare
+from unclip_jax.data.embeddings import EmbeddingSource
+
+WAYS = {"1 device": (1, 1), "8 devices": (1, 8), "2 x 4": (2, 4), "4 x 2": (4, 2)}
+STAGES = ("clip", "decoder", "upsampler_256", "upsampler_1024")
+TINY = (
+    "--config.train.steps=4",
+    "--config.train.batch_size=32",
+    "--config.train.log_every=1",
+    "--config.train.eval_every=4",
+    "--config.train.sample_every=4",
+    "--config.train.num_samples=6",
+    "--config.data.workers=1",
+    "--config.optim.warmup_steps=0",
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> pathlib.Path:
+    """An untrained cascade, data with its tokenizer, and embeddings made by two processes."""
+    folder = tmp_path_factory.mktemp("run")
+    cascades.write(folder)
+    given = ["shapes:train=96,validation=32", f"--out={folder}/data"]
+    prepare.main([*given, f"--tokenizer={folder}/tokenizer"])
+    embed(folder, folder / "embeddings", "2 x 4")
+    return folder
+
+
+def run(way: str, *command: str) -> list[tuple[int, str, str]]:
+    """Run a command of ours in this way, to a good end."""
+    count, devices = WAYS[way]
+    module = ["-m", *command]
+    if count == 1:
+        ended = processes.outcome([processes.start(module, devices=devices)])
+    else:
+        ended = processes.outcome(processes.start_together(module, count=count, devices=devices))
+    assert all(status == 0 for status, _, _ in ended), ended
+    return ended
+
+
+def embed(place: pathlib.Path, out: pathlib.Path, way: str) -> None:
+    given = (f"--clip={place}/clip/export", f"--data={place}/data", f"--out={out}", "--batch=24")
+    run(way, "unclip_jax.embed", *given)
+
+
+def train(place: pathlib.Path, name: str, way: str) -> tuple[list[float], pathlib.Path]:
+    """Losses of a few steps, and the workdir."""
+    workdir = place / "trained" / way / name
+    where = (f"--config.data.path={place}/data", f"--config.data.embeddings={place}/embeddings")
+    mesh = ("--config.mesh.fsdp=4",) if WAYS[way] != (1, 1) else ()
+    config = f"--config=experiments/{name}.py:tiny"
+    printed = run(way, "unclip_jax.train", config, f"--workdir={workdir}", *where, *mesh, *TINY)
+    for _, _, text in printed[1:]:  # one voice
+        assert "parameters on" not in text and "examples/s" not in text, text
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4]
+    held = [record["val/loss"] for record in records if "val/loss" in record]
+    assert len(held) == 1
+    return [record["loss"] for record in records if "loss" in record] + held, workdir
+
+
+def same_everywhere(place: pathlib.Path, name: str, ways: tuple[str, ...]) -> None:
+    """Losses agree up to the order of sums; so do the pictures, up to a level."""
+    found = {way: train(place, name, way) for way in ways}
+    (first, at), *rest = found.values()
+    for losses, workdir in rest:
+        np.testing.assert_allclose(losses, first, rtol=2e-4)
+        for path in sorted((at / "samples").glob("*.png")):
+            there = workdir / "samples" / path.name
+            pictures = [np.asarray(Image.open(p), np.int32) for p in (path, there)]
+            assert np.mean(np.abs(pictures[0] - pictures[1])) < 0.5, path
+
+
+@pytest.mark.slow
+def test_the_prior_learns_the_same_in_two_processes(place):
+    same_everywhere(place, "prior", ("8 devices", "2 x 4"))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["prior", *STAGES])
+def test_every_stage_learns_the_same_on_1_device_8_devices_and_2_and_4_processes(place, name):
+    same_everywhere(place, name, tuple(WAYS))
+
+
+@pytest.mark.nightly
+def test_embeddings_do_not_depend_on_processes(place):
+    embed(place, place / "alone", "1 device")
+    for split in ("train", "validation"):
+        one, two = (EmbeddingSource(place / n / split) for n in ("alone", "embeddings"))
+        assert len(one) == len(two)
+        for field in ("z_img", "z_txt"):
+            np.testing.assert_allclose(
+                one.vectors(field, 0, len(one)), two.vectors(field, 0, len(two)), atol=1e-5
+            )
+        assert [one[i]["key"] for i in range(len(one))] == [two[i]["key"] for i in range(len(two))]
+
+
+@pytest.mark.nightly
+def test_samples_do_not_depend_on_processes(place, tmp_path):
+    drawn = {}
+    for way in ("1 device", "2 x 4"):
+        out = tmp_path / f"{way[0]}.png"
+        given = (f"--models={place}", f"--out={out}", "--steps=4", "--num=3", "--seed=5")
+        printed = run(way, "unclip_jax.sample", *cascades.CAPTIONS, *given)
+        assert [bool(text) for _, text, _ in printed] == [True] + [False] * (len(printed) - 1)
+        drawn[way] = np.asarray(Image.open(out), np.int32)
+    assert np.max(np.abs(drawn["1 device"] - drawn["2 x 4"])) <= 1
+
+
+@pytest.mark.nightly
+def test_the_judgement_does_not_depend_on_processes(place):
+    found = []
+    for way in ("1 device", "2 x 4"):
+        given = (f"--models={place}", f"--data={place}/data", "--num=10")
+        run(way, "unclip_jax.evaluate", *given)
+        found.append(json.loads((place / "evaluation.json").read_text()))
+    one, two = found
+    assert one["retrieval"] == two["retrieval"]
+    for name, value in one["upsampler_psnr"].items():
+        assert abs(value - two["upsampler_psnr"][name]) < 0.02
+    assert one["checker"].keys() == two["checker"].keys()

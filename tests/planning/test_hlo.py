@@ -1,0 +1,255 @@
+"""What is read off compiled programs equals what the programs were written to do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from tests.training import toy
+from unclip_jax.core import batch as batches
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.planning import communication, flops, hlo, work
+from unclip_jax.training.job import make_job
+from unclip_jax.training.optimizer import OptimConfig
+
+MESH = make_mesh(MeshConfig(data=2, fsdp=4))
+TURNS = 5
+
+
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def compiled(function, *args) -> hlo.Module:
+    return hlo.parse(jax.jit(function).lower(*args).compile().as_text())
+
+
+def manual(body, *, inputs, outputs):
+    """`body` on every device by itself, its collectives written out."""
+    return jax.shard_map(body, mesh=MESH, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+
+def turns(body):
+    """`body` several times in a loop."""
+    return lambda x: lax.scan(lambda x, _: (body(x), None), x, None, length=TURNS)[0]
+
+
+ITEM = 4  # bytes of a float32; local arrays below are [8, 16]
+LOCAL = 8 * 16 * ITEM
+
+
+def gathered(x):
+    return lax.all_gather(x, "fsdp", tiled=True)[:8] + 1.0
+
+
+def scattered(x):
+    return jnp.tile(lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True), (4, 1))
+
+
+def exchanged(x):
+    return lax.all_to_all(x, "data", split_axis=0, concat_axis=0, tiled=True) + 1.0
+
+
+def passed(x):
+    return lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
+
+
+CASES = {
+    "all-gather": (gathered, 4, 3 * LOCAL),
+    "reduce-scatter": (scattered, 4, LOCAL * 3 / 4),
+    "all-reduce": (lambda x: lax.psum(x, ("data", "fsdp")) * 0.1, 8, 2 * LOCAL * 7 / 8),
+    "all-to-all": (exchanged, 2, LOCAL / 2),
+    "collective-permute": (passed, 2, LOCAL),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_collective_is_found_with_its_bytes_once_per_turn(kind: str):
+    body, group, arrived = CASES[kind]
+    spec = P(("data", "fsdp"))
+    program = manual(turns(body), inputs=spec, outputs=spec)
+    module = compiled(program, shape(64, 16))
+    (found,) = communication.collectives(module, devices=8)
+    assert (found.kind, found.group, found.times) == (kind, group, TURNS)
+    assert found.arrived == arrived
+    assert communication.bytes_by_kind([found]) == {kind: TURNS * arrived}
+    assert module.endless == ()
+
+
+def test_collectives_outside_and_inside_nested_loops_add_up():
+    def body(x):
+        x = lax.psum(x, "data")
+        x = turns(turns(lambda x: lax.psum(x, "fsdp") * 0.2))(x)
+        return lax.ppermute(x, "data", [(0, 1), (1, 0)])
+
+    spec = P(("data", "fsdp"))
+    module = compiled(manual(body, inputs=spec, outputs=spec), shape(64, 16))
+    found = {(c.kind, c.group): c.times for c in communication.collectives(module, devices=8)}
+    assert found == {
+        ("all-reduce", 2): 1,
+        ("all-reduce", 4): TURNS**2,
+        ("collective-permute", 2): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+        ("replica_groups=[2,4]<=[8]", 4),
+        ("replica_groups=[16,16]<=[16,16]T(1,0), dimensions={0}", 16),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_2'}, use", 4),
+        ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}, d={0}", 4),
+        ("replica_groups=mesh['a'=4,'b'=8] {'a','b':(2)4}", 16),
+        ("replica_groups={}", 8),
+    ],
+)
+def test_groups_in_every_form(text: str, size: int):
+    assert communication.group_size(text, devices=8) == size
+
+
+TPU = """
+HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %s = f32[]{:T(128)} add(%a, %b)
+}
+
+%all-reduce-scatter (input: bf16[64,32]) -> bf16[16,32] {
+  %input = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %sum = bf16[64,32]{1,0} all-reduce(%input), channel_id=7, replica_groups=[2,4]<=[8], to_apply=%add
+  %i = s32[]{:T(128)} constant(0)
+  ROOT %o = bf16[16,32]{1,0:S(1)} dynamic-slice(%sum, %i, %i), sizes={16,32}
+}
+
+%start (p: bf16[16,32]) -> bf16[64,32] {
+  %p = bf16[16,32]{1,0} parameter(0)
+  %g.1 = bf16[64,32]{1,0} all-gather(%p), channel_id=9, replica_groups=[2,4]<=[8]
+  ROOT %c = bf16[64,32]{1,0} custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%done (p.1: bf16[16,32]) -> bf16[64,32] {
+  %p.1 = bf16[16,32]{1,0} parameter(0)
+  ROOT %g.2 = bf16[64,32]{1,0} all-gather(%p.1), channel_id=9, replica_groups=[2,4]<=[8]
+}
+
+%body (t: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
+  %t = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
+  %n = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %x = bf16[64,32]{1,0:T(8,128)(2,1)} get-tuple-element(%t), index=1
+  %r = bf16[16,32]{1,0:S(1)} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+  %begin = bf16[64,32]{1,0} fusion(%r), kind=kCustom, calls=%start
+  %end = bf16[64,32]{1,0} fusion(%r), calls=%done, config={"estimated_cycles":"100"}
+  ROOT %out = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) tuple(%n, %end)
+}
+
+%condition (t.1: (s32[], bf16[64,32])) -> pred[] {
+  %t.1 = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
+  %n.1 = s32[]{:T(128)} get-tuple-element(%t.1), index=0
+  %limit = s32[]{:T(128)} constant(24)
+  ROOT %less = pred[]{:T(512)} compare(%n.1, %limit), direction=LT
+}
+
+ENTRY %main (p0: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
+  %p0 = (s32[]{:T(128)}, bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
+  ROOT %w = (s32[], bf16[64,32]{1,0}) while(%p0), condition=%condition, body=%body
+}
+"""
+
+
+def test_tpu_programs_hide_reduce_scatters_repeat_gathers_and_drop_trip_counts():
+    """Written by hand after the forms that libtpu prints."""
+    module = hlo.parse(TPU)
+    found = communication.collectives(module, devices=8)
+    assert {(c.kind, c.group, c.times) for c in found} == {
+        ("reduce-scatter", 4, 24),
+        ("all-gather", 4, 24),
+    }
+    assert communication.bytes_by_kind(found) == {
+        "all-gather": 24 * 3 * 16 * 32 * 2,
+        "reduce-scatter": 24 * 64 * 32 * 2 * 3 / 4,
+    }
+    assert work.measure(module).cycles == 2400
+
+
+def test_flops_of_one_device_through_loops():
+    def loss(x, w):
+        return jnp.sum(lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0])
+
+    args = shape(8, 16), shape(11, 16, 16)
+    done = work.measure(compiled(jax.grad(loss, argnums=1), *args))
+    assert done.flops == 3 * 11 * 2 * 8 * 16 * 16
+    assert done.hidden == ()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_count_as_in_the_traced_function(stride: int):
+    def loss(x, w):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        out = lax.conv_general_dilated(x, w, (stride,) * 2, "SAME", dimension_numbers=numbers)
+        return jnp.sum(out**2)
+
+    both, args = jax.grad(loss, argnums=(0, 1)), (shape(2, 8, 8, 4), shape(3, 3, 4, 8))
+    assert work.measure(compiled(both, *args)).flops == flops.count(both, *args).flops
+
+
+def test_bytes_of_a_fusion_a_loop_and_a_slice():
+    size = 64 * 128 * ITEM
+    assert work.measure(compiled(lambda x: jnp.sin(x) * 2.0, shape(64, 128))).bytes == 2 * size
+
+    def fetched(stack):
+        """Reads one row of a stack per turn, adds it to what it carries."""
+        start = jnp.zeros((64, 128)) + stack[0, 0, 0]
+        return lax.scan(lambda x, row: (jnp.sin(x + row), None), start, stack)[0]
+
+    least = 11 * 3 * size  # reads the row and the sum, writes the sum
+    found = work.measure(compiled(fetched, shape(11, 64, 128))).bytes
+    assert least <= found <= 1.5 * least  # a whole stack per turn would be 11 times as much
+
+
+def _traffic(size: int, stage) -> dict[str, float]:
+    job = make_job(
+        stage,
+        optim=OptimConfig(),
+        mesh=MESH,
+        rules="fsdp",
+        steps=10,
+        ema_decay=0.9,
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = batches.abstract(stage.batch_spec, size)
+    text = job.step.lower(job.abstract, batch, key).compile().as_text()
+    return communication.bytes_by_kind(communication.collectives(hlo.parse(text), devices=8))
+
+
+@functools.cache
+def deep():
+    """Three scanned transformer blocks as a stage."""
+    from unclip_jax.core.batch import Field
+    from unclip_jax.models.transformer import Transformer, TransformerConfig
+
+    cfg = TransformerConfig(width=32, depth=3, heads=2, causal=True)
+    module = Transformer(cfg)
+
+    def loss(params, batch, key):
+        del key
+        return jnp.mean(module.apply({"params": params}, batch["x"]) ** 2), {}
+
+    return toy.Toy(
+        name="deep",
+        batch_spec={"x": Field((4, 32), "float32")},
+        init=lambda key: module.init(key, jnp.zeros((1, 4, 32)))["params"],
+        loss=loss,
+    )
+
+
+def test_split_parameters_travel_and_examples_stay_where_they_are():
+    """Under fsdp what chips exchange depends on the parameters, not on the batch."""
+    small, large = _traffic(64, deep()), _traffic(256, deep())
+    assert small == large
+    assert small["all-gather"] > 0

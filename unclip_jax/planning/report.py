@@ -1,0 +1,242 @@
+"""A plan: everything known about one program on one set of devices, as JSON and for people."""
+
+import dataclasses
+import importlib.metadata
+from typing import Any
+
+from unclip_jax.parallel.place import size_text
+from unclip_jax.planning import communication, hlo, work
+from unclip_jax.planning.chips import Chip
+from unclip_jax.planning.estimate import LABEL, Estimate, Interval, estimate, highest, times
+from unclip_jax.planning.program import Compiled, Program, TooLarge, compile_program
+from unclip_jax.planning.topology import Target
+from unclip_jax.training import memory
+from unclip_jax.training.memory import count_text
+
+
+def make(program: Program, target: Target, *, effort: str = "default") -> dict[str, Any]:
+    """Compile `program` and report on it; JSON-ready.
+
+    Args:
+        program: on a mesh over the target's devices.
+        target: where.
+        effort: of the compiler.
+    """
+    made = compile_program(program, effort=effort)
+    chips = program.mesh.size
+    report: dict[str, Any] = {
+        "what": program.what,
+        "target": target.name,
+        "chips": chips,
+        "mesh": dict(program.mesh.shape),
+        "examples_per_step": program.examples,
+        "parameters": program.parameters,
+        "compiler": {"effort": effort, **_versions(target)},
+        "flops": {
+            "model": program.model_flops,
+            "traced": program.traced.flops,
+            "not_counted": list(program.traced.unknown),
+        },
+        "memory_per_chip": dict(program.resident),
+    }
+    if isinstance(made, TooLarge):
+        _refused(report, made, target)
+    else:
+        _measured(report, made, program, target)
+    report["advice"] = _advice(report, program)
+    return report
+
+
+def _versions(target: Target) -> dict[str, str]:
+    names = ("jax", "jaxlib") if target.real else ("jax", "jaxlib", "libtpu")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _refused(report: dict[str, Any], made: TooLarge, target: Target) -> None:
+    sizes = report["memory_per_chip"]
+    sizes["peak"], sizes["available"] = made.wanted, target.chip.hbm if target.chip else None
+    report["fits"], report["refusal"] = False, made.reason
+
+
+def _measured(report: dict[str, Any], made: Compiled, program: Program, target: Target) -> None:
+    report["compiler"]["seconds"] = round(made.seconds, 1)
+    module = hlo.parse(made.text)
+    done = work.measure(module)
+    moved = communication.bytes_by_kind(
+        communication.collectives(module, devices=program.mesh.size)
+    )
+    share = program.traced.flops / program.mesh.size
+    report["flops"] |= {
+        "compiled_per_chip": done.flops,
+        "compiled_over_even_share": done.flops / share if share else None,
+        "hidden_in_calls": list(done.hidden),
+    }
+    report["loops_of_unknown_length"] = list(module.endless)
+    report["memory_bytes_per_chip"] = done.bytes
+    report["collective_bytes_per_chip"] = {**moved, "total": sum(moved.values())}
+    peak = _sizes(report, made, program)
+    report["fits"] = peak <= _available(report, program, target)
+    if target.chip is None:
+        report["estimate"] = None
+        return
+    total = sum(moved.values())
+    roofline = times(done, traced_flops=share, collective_bytes=total, chip=target.chip)
+    slowest = None
+    if report["compiler"]["effort"] == "default":
+        slowest = highest(done, collective_bytes=total, chip=target.chip)
+    found = estimate(
+        roofline,
+        slowest,
+        model_flops=program.model_flops,
+        examples=program.examples,
+        calls=program.calls,
+        chips=program.mesh.size,
+        chip=target.chip,
+    )
+    report["estimate"] = _estimated(found, target.chip)
+
+
+def _sizes(report: dict[str, Any], made: Compiled, program: Program) -> int:
+    """Bytes per chip by kind; returns their peak."""
+    xla, sizes = made.memory, report["memory_per_chip"]
+    peak = (
+        xla.argument_size_in_bytes
+        + xla.output_size_in_bytes
+        - xla.alias_size_in_bytes
+        + xla.temp_size_in_bytes
+        + xla.generated_code_size_in_bytes
+    )
+    sizes["inputs"] = max(0, xla.argument_size_in_bytes - sum(program.resident.values()))
+    sizes["activations_and_scratch"] = xla.temp_size_in_bytes
+    sizes["code"] = xla.generated_code_size_in_bytes
+    sizes["peak"] = peak
+    return peak
+
+
+def _available(report: dict[str, Any], program: Program, target: Target) -> float:
+    """Bytes of one chip; fake devices of one CPU share what there is."""
+    there: float
+    if target.chip is not None:
+        there = target.chip.hbm
+    else:
+        there = memory.available(program.mesh) / len(program.mesh.local_devices)
+    report["memory_per_chip"]["available"] = there
+    return there
+
+
+def _estimated(found: Estimate, chip: Chip) -> dict[str, Any]:
+    seconds = dataclasses.asdict(found.times)
+    return {
+        "label": LABEL,
+        "peaks": {
+            "chip": chip.name,
+            "flops": chip.flops,
+            "hbm_bandwidth": chip.hbm_bandwidth,
+            "links_one_axis": chip.one_axis,
+            "links_all": chip.all_axes,
+            "source": chip.source,
+        },
+        "roofline_seconds": {**seconds, "binds": found.times.binds},
+        "step_seconds": list(found.step),
+        "mfu": list(found.mfu),
+        "examples_per_second": list(found.rate),
+        "days": None if found.days is None else list(found.days),
+        "chip_hours": None if found.chip_hours is None else list(found.chip_hours),
+    }
+
+
+def _advice(report: dict[str, Any], program: Program) -> list[str]:
+    """What to change, most useful first."""
+    lines = []
+    state, there = sum(program.resident.values()), report["memory_per_chip"]["available"]
+    if not report["fits"]:
+        if there is not None and program.what == "train" and state > 0.5 * there:
+            lines.append(
+                f"the state alone is {size_text(state)} per chip: raise fsdp in --mesh (with "
+                "--config.rules=fsdp) or take more chips"
+            )
+        elif program.what == "train":
+            lines.append(
+                "lower the memory of activations: --config.train.accumulate=2 or more, the "
+                "model's remat 'block', or more chips"
+            )
+        else:
+            lines.append("draw fewer images at once (--batch), or on chips with more memory")
+    wasted = report["flops"].get("compiled_over_even_share")
+    if wasted is not None and wasted > 1.1:
+        lines.append(
+            f"chips compute {wasted:.2f} times their even share: some work is repeated on several "
+            "of them; use another mesh"
+        )
+    found = report.get("estimate")
+    if found and found["roofline_seconds"]["binds"] == "interconnect":
+        lines.append(
+            "chips wait for each other: a smaller fsdp, a larger batch per chip or fewer chips"
+        )
+    return lines
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A plan as people read it."""
+    mesh = ", ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    lines = [
+        f"{report['what']} on {report['target']}: {report['chips']} chips ({mesh}), "
+        f"{report['examples_per_step']} examples per step, "
+        f"{count_text(report['parameters'])} parameters",
+        _memory_line(report),
+    ]
+    flops = report["flops"]
+    lines.append(
+        f"FLOPs per step: model {flops['model']:.4g}, with recomputation {flops['traced']:.4g}"
+        + (f"; per chip {flops['compiled_per_chip']:.4g}" if "compiled_per_chip" in flops else "")
+    )
+    if "memory_bytes_per_chip" in report:
+        moved = report["collective_bytes_per_chip"]
+        kinds = ", ".join(f"{k} {size_text(v)}" for k, v in moved.items() if k != "total")
+        lines.append(
+            f"per chip and step: memory {size_text(report['memory_bytes_per_chip'])}, collectives "
+            f"{size_text(moved['total'])}" + (f" ({kinds})" if kinds else "")
+        )
+        lines += _estimate_lines(report["estimate"])
+    lines.append("fits: yes" if report["fits"] else f"fits: no ({report.get('refusal', 'memory')})")
+    lines += [f"  change: {line}" for line in report["advice"]]
+    made = report["compiler"]
+    versions = ", ".join(f"{n} {made[n]}" for n in ("jax", "libtpu") if n in made)
+    lines.append(f"compiled with {made['effort']} effort ({versions}); nothing was run")
+    return "\n".join(lines) + "\n"
+
+
+def _memory_line(report: dict[str, Any]) -> str:
+    sizes = report["memory_per_chip"]
+    kinds = [k for k in sizes if k not in ("peak", "available")]
+    parts = ", ".join(f"{k.replace('_', ' ')} {size_text(sizes[k])}" for k in kinds)
+    peak = "unknown" if sizes["peak"] is None else size_text(sizes["peak"])
+    there = "unknown" if sizes["available"] is None else size_text(sizes["available"])
+    return f"memory per chip: peak {peak} of {there} ({parts})"
+
+
+def _estimate_lines(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["no estimate of time: the peaks of this device are not known"]
+    seconds = found["roofline_seconds"]
+    roof = ", ".join(
+        f"{n} {1e3 * seconds[n]:.4g} ms" for n in ("compute", "memory", "interconnect")
+    )
+    lines = [
+        f"roofline: {roof}; {seconds['binds']} binds",
+        f"{found['label']}: step {_range(found['step_seconds'], 1e3)} ms, "
+        f"MFU {_range(found['mfu'], 100)} %, {_range(found['examples_per_second'])} examples/s",
+    ]
+    if found["days"]:
+        lines.append(
+            f"whole run: {_range(found['days'])} days, {_range(found['chip_hours'])} chip-hours"
+        )
+    return lines
+
+
+def _range(bounds: list[float | None] | Interval, scale: float = 1.0) -> str:
+    """'26 to 82'; 'at least 59' or 'at most 83' where one end is not known."""
+    low, high = (None if each is None else f"{each * scale:.3g}" for each in bounds)
+    if low is None:
+        return f"at most {high}"
+    return f"at least {low}" if high is None else f"{low} to {high}"
