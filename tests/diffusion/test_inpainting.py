@@ -97,13 +97,13 @@ def test_nothing_known_and_no_repeats_is_ordinary_sampling():
 @pytest.mark.parametrize(("repeats", "jump"), [(1, 1), (3, 7), (2, 20)])
 def test_every_stretch_is_walked_as_often_as_asked_and_noise_goes_back_to_its_level(repeats, jump):
     plan = inpainting.visits(SHORT, repeats=repeats, jump=jump)
-    assert np.bincount(plan.index).tolist() == [repeats] * 20
+    assert np.bincount(plan.row).tolist() == [repeats] * 20
     np.testing.assert_allclose(plan.gain**2 + plan.spread**2, 1.0, atol=1e-6)
     ups = np.flatnonzero(plan.spread)
     assert len(ups) == (repeats - 1) * -(-20 // jump)
     signal = np.append(SHORT.signal[::-1], 1.0)
-    left = signal[plan.index[ups - 1] + 1]  # the level that the step before ended at
-    np.testing.assert_allclose(left * plan.gain[ups], signal[plan.index[ups]], rtol=1e-6)
+    left = signal[plan.row[ups - 1] + 1]  # the level that the step before ended at
+    np.testing.assert_allclose(left * plan.gain[ups], signal[plan.row[ups]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

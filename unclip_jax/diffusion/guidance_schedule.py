@@ -56,7 +56,7 @@ class GuidanceSchedule:
 
 
 def parse(text: str, *, scale: float) -> GuidanceSchedule:
-    """ "constant", "rising", "falling" or "interval:0.2:0.8" with the largest `scale`.
+    """Read "constant", "rising", "falling" or "interval:0.2:0.8" with the largest `scale`.
 
     Raises:
         UserError: it is none of these, or the interval is not one.

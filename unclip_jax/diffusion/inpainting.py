@@ -28,16 +28,16 @@ class Visit(NamedTuple):
     """One step of the walk, and the noise added anew before it; scalars inside the scan.
 
     Attributes:
-        index: row of `samplers.step_inputs`, 0 = most noise.
+        row: of `samplers.step_inputs`, 0 = most noise.
         gain: factor on x before the step; 1 where nothing is added.
         spread: standard deviation of what is added; 0 where nothing is.
         again: how often this step was taken before.
     """
 
-    index: Int[np.ndarray, " n"]
-    gain: Float[np.ndarray, " n"]
-    spread: Float[np.ndarray, " n"]
-    again: Int[np.ndarray, " n"]
+    row: Int[Array | np.ndarray, "..."]
+    gain: Float[Array | np.ndarray, "..."]
+    spread: Float[Array | np.ndarray, "..."]
+    again: Int[Array | np.ndarray, "..."]
 
 
 def visits(schedule: Schedule, *, repeats: int, jump: int) -> Visit:
@@ -59,7 +59,7 @@ def visits(schedule: Schedule, *, repeats: int, jump: int) -> Visit:
         for again in range(repeats):
             gain = signal[start] / reached if again else 1.0
             rows.append((start, gain, np.sqrt(1.0 - gain**2), again))
-            rows += [(index, 1.0, 0.0, again) for index in range(start + 1, stop)]
+            rows += [(row, 1.0, 0.0, again) for row in range(start + 1, stop)]
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     kinds = (np.int32, np.float32, np.float32, np.int32)
     return Visit(*(c.astype(kind) for c, kind in zip(columns, kinds, strict=True)))
@@ -102,9 +102,9 @@ def inpaint(
         return jnp.where(mask > 0.5, noised, x_t)
 
     def body(x_t: X, visit: Visit) -> tuple[X, None]:
-        at: StepInputs = jax.tree.map(lambda table: table[visit.index], inputs)
+        at: StepInputs = jax.tree.map(lambda table: table[visit.row], inputs)
         address = at.position + visit.again * total  # a first visit draws what `sample` would
-        x_t = visit.gain * x_t + visit.spread * _normal(keys, "up", address, x_t)
+        x_t = jnp.asarray(visit.gain) * x_t + visit.spread * _normal(keys, "up", address, x_t)
         level = Level(at.signal_t, at.noise_t)
         seen = process.q_sample(known, _normal(keys, "known", address, x_t), alpha_bar=level)
         x_t = mixed(x_t, seen)

@@ -79,10 +79,7 @@ def parts(inputs: StepInputs, count: int) -> list[StepInputs]:
     """Cut a chain into `count` nearly equal parts for `walk`, most noise first."""
     slots = preview_slots(len(inputs.t), count)
     edges = [*np.searchsorted(slots, np.arange(count)), len(slots)]
-    return [
-        jax.tree.map(lambda x, a=a, b=b: x[a:b], inputs)
-        for a, b in itertools.pairwise(edges)
-    ]
+    return [jax.tree.map(lambda x, a=a, b=b: x[a:b], inputs) for a, b in itertools.pairwise(edges)]
 
 
 def _step(denoise: Denoiser, x_t: X, at: StepInputs, step: StepRule, keys: Keys) -> tuple[X, X]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, one_of
@@ -83,7 +83,7 @@ class Drawn(NamedTuple):
     images: Image
 
 
-def keys_for(seed: int, indices: Int[Array, " b"]) -> Keys:
+def keys_for(seed: int | Integer[Array, ""], indices: Int[Array, " b"]) -> Keys:
     """The keys of images `indices` under `seed`: image i depends on (seed, i) alone."""
     return rng.per_example(jax.random.key(seed), indices)
 
@@ -147,9 +147,10 @@ def upsample(
     keys: Keys,
     *,
     options: SampleOptions = SampleOptions(),
+    start: int = 0,
 ) -> Image:
-    """Run the upsamplers in order on images in [-1, 1]."""
-    for index, stage in enumerate(cascade.upsamplers):
+    """Run the upsamplers from number `start` on in order on images in [-1, 1]."""
+    for index, stage in list(enumerate(cascade.upsamplers))[start:]:
         images = upsampler.sample(
             stage,
             params["upsamplers"][index],
@@ -158,6 +159,18 @@ def upsample(
             sampling=options.upsamplers[index] if options.upsamplers else None,
         )
     return images
+
+
+def draw_z_img(
+    cascade: Cascade,
+    params: dict[str, Any],
+    captions: Captions,
+    keys: Keys,
+    *,
+    options: SampleOptions = SampleOptions(),
+) -> Embedding:
+    """The first half of `sample`: unit-norm z_img for captions, as `options.condition` says."""
+    return _condition(cascade, params, captions, keys, options=options, z_img=None)
 
 
 def quantise(images: Image) -> Image:
