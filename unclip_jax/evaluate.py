@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from unclip_jax import distributed, entry, sample
+from unclip_jax.commands import studio
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import image as pictures
@@ -108,7 +109,7 @@ def true_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.nda
 def text_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.ndarray:
     """CLIP text embeddings of the records' captions."""
     tokenizer = text.load(loaded.tokenizer_dir)
-    captions = sample.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
+    captions = studio.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
     run = jax.jit(
         lambda params, captions: text_to_image.text_embedding(
             loaded.cascade, params, captions=captions
@@ -153,10 +154,10 @@ def embeddings_from(
     if origin == "z_txt":
         return text_embeddings(loaded, records)
     tokenizer = text.load(loaded.tokenizer_dir)
-    captions = sample.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
+    captions = studio.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
     keys = text_to_image.keys_for(seed, jnp.arange(len(records)))
     run = jax.jit(
-        lambda params, captions, keys: text_to_image.condition(
+        lambda params, captions, keys: text_to_image.draw_z_img(
             loaded.cascade, params, captions, keys
         )
     )

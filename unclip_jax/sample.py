@@ -1,14 +1,15 @@
-"""Draw images for captions with a trained cascade.
+"""Draw images for captions with a trained cascade, or edit pictures (see commands/).
 
     python -m unclip_jax.sample --models=runs/shapes "a red circle above a blue square"
+    python -m unclip_jax.sample interpolate --models=runs/shapes one.png other.png
 
 Writes a labelled grid, the single images beside it, and a JSON with everything needed to draw the
-same images again. Image i depends on (seed, i) alone.
+same images again. Image i depends on (seed, i) alone. The first form is the subcommand `text`,
+which also has to be named when the first caption is the name of a subcommand.
 """
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -18,30 +19,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image as PILImage
 from tqdm import tqdm
 
 from unclip_jax import distributed, entry
-from unclip_jax.core.checks import UserError, in_range, positive
-from unclip_jax.core.picture import labelled_grid
+from unclip_jax.commands import arguments, guided_text, menu
+from unclip_jax.commands.output import write
+from unclip_jax.commands.studio import tokenise
+from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import text
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
 from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.load import Loaded
-from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
+from unclip_jax.pipeline.text_to_image import Cascade, SampleOptions
 from unclip_jax.stages.gaussian import SAMPLERS
 from unclip_jax.training.agreement import check_same
 from unclip_jax.version import __version__
-
-MAX_IMAGES = 4096  # bounded work per request
-MAX_CAPTION = 10_000  # characters; longer ones are refused rather than silently cut
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.sample", description="Draw images for captions."
+        prog="python -m unclip_jax.sample",
+        description="Draw images for captions.",
+        epilog=f"subcommands (each has its own --help):\n{menu.overview()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("captions", nargs="+", help="one image is drawn per caption and --num")
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
@@ -72,18 +74,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="where z_img comes from; z_txt skips the prior",
     )
     distributed.add_flags(parser)
+    guided_text.add_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw, write the grid, the images and the JSON."""
-    args = parse(argv)
+    """Draw, write the grid, the images and the JSON; or hand over to a subcommand."""
+    if argv and argv[0] in menu.COMMANDS:
+        menu.run(argv[0], list(argv[1:]))
+        return
+    args = parse(argv[1:] if argv[:1] == ["text"] else argv)
     check(args)
     distributed.start(args)
     check_same({**asked(args), **distributed.facts()})
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     options = options_from(args, loaded.cascade)
     captions = [caption for caption in args.captions for _ in range(args.num)]
+    if guided_text.wanted(args):
+        sys.stdout.write(
+            guided_text.run(args, loaded, captions, options=options, record=_record(args, options))
+        )
+        return
     images = draw(loaded, captions, seed=args.seed, options=options, batch_size=args.batch)
     if jax.process_index() > 0:  # every process has all images; the first writes them
         return
@@ -104,10 +115,8 @@ def check(args: argparse.Namespace) -> None:
     """
     positive("--num", args.num)
     positive("--batch", args.batch)
-    in_range("number of images", args.num * len(args.captions), 1, MAX_IMAGES)
-    for caption in args.captions:
-        if len(caption) > MAX_CAPTION:
-            raise UserError(f"a caption has {len(caption)} characters; give at most {MAX_CAPTION}.")
+    arguments.check_count(args.num * len(args.captions))
+    arguments.check_captions(args.captions)
     if args.out.suffix.lower() != ".png":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
 
@@ -186,37 +195,6 @@ def sampler(cascade: Cascade, options: SampleOptions, *, mesh: Mesh) -> Callable
     whole, split = replicated(mesh), batch_sharding(mesh)
     places = (whole, split, split, split)
     return jax.jit(traced_on(mesh, run), in_shardings=places, out_shardings=whole)
-
-
-def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:
-    """Captions at the context length of each text model."""
-    lengths = (
-        cascade.clip.model.context,
-        cascade.prior.model.context,
-        cascade.decoder.model.context,
-    )
-    encoded = (tokenizer.encode(captions, length=length) for length in lengths)
-    return Captions(*((jnp.asarray(ids), jnp.asarray(mask)) for ids, mask in encoded))
-
-
-def write(
-    out: pathlib.Path, images: np.ndarray, *, captions: Sequence[str], record: dict[str, Any]
-) -> None:
-    """Write the grid, the single images in a folder of the same name, and the JSON.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    try:
-        singles = out.with_suffix("")
-        singles.mkdir(parents=True, exist_ok=True)
-        for index, image in enumerate(images):
-            PILImage.fromarray(image).save(singles / f"{index:04d}.png")
-        labelled_grid(images, labels=captions).save(out)
-        named = {**record, "images": [f"{singles.name}/{i:04d}.png" for i in range(len(images))]}
-        out.with_suffix(".json").write_text(json.dumps(named, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error}; give another --out.") from None
 
 
 def _changed(sampling: Any, changes: dict[str, Any]) -> Any:

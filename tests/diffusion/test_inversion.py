@@ -5,6 +5,7 @@ import pytest
 
 from tests.diffusion.gaussians import FULL, exact_denoiser
 from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import process
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.inversion import invert
@@ -95,3 +96,20 @@ def test_the_network_is_given_original_timesteps():
     invert(denoise, X_0, schedule=short).block_until_ready()
     jax.effects_barrier()
     assert seen == short.timesteps[:-1].tolist()
+
+
+@pytest.mark.parametrize("schedule", [FULL, LINEAR], ids=["cosine", "linear"])
+def test_refined_inversion_of_a_linear_denoiser_is_exact_on_a_short_chain(schedule):
+    short, denoise = chain("ddim25", schedule), exact_denoiser(0.3, 0.5, schedule=schedule)
+    plain = back(denoise, invert(denoise, X_0, schedule=short), short)
+    exact = back(denoise, invert(denoise, X_0, schedule=short, refinements=8), short)
+    assert float(jnp.max(jnp.abs(plain - X_0))) > 0.02
+    np.testing.assert_allclose(exact, X_0, atol=2e-5)
+
+
+def test_refinements_that_invert_nothing_are_refused():
+    short, denoise = chain("ddim25"), exact_denoiser(0.0, 1.0)
+    with pytest.raises(UserError, match="refinements is 2 with skip_last=False"):
+        invert(denoise, X_0, schedule=short, skip_last=False, refinements=2)
+    with pytest.raises(UserError, match=r"refinements is 99; it must lie in \[0, 32\]"):
+        invert(denoise, X_0, schedule=short, refinements=99)

@@ -253,3 +253,17 @@ def test_a_table_that_does_not_fit_is_refused(table):
 def test_a_table_that_is_missing_is_refused():
     with pytest.raises(UserError, match="variance 'table' needs a variance_table, which is None"):
         walk(ancestral("table"), bounded, "4")
+
+
+def test_one_eta_per_example_is_each_of_them_alone():
+    keys = rng.per_example(jax.random.key(0), jnp.arange(3))
+    x_T = rng.normal_each(keys, (4, 2))
+    etas = (0.0, 0.5, 1.0)
+    swept = samplers.sample(
+        exact_denoiser(0.3, 0.5), x_T, schedule=FULL, step=samplers.Ddim(jnp.array(etas)), keys=keys
+    )
+    for i, eta in enumerate(etas):
+        alone = samplers.sample(
+            exact_denoiser(0.3, 0.5), x_T, schedule=FULL, step=samplers.ddim(eta), keys=keys
+        )
+        np.testing.assert_allclose(swept[i], alone[i], atol=1e-5)

@@ -70,3 +70,38 @@ def test_a_small_angle_is_as_exact_as_a_large_one():
     angle = 2e-3  # the arc cosine of a float32 would be off by several percent of its square
     a, b = jnp.array([[1.0, 0.0]]), jnp.array([[np.cos(angle), np.sin(angle)]], jnp.float32)
     np.testing.assert_allclose(slerp(a, b, 0.5)[0, 1], np.sin(angle / 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_mean_of_two_is_the_point_on_their_arc(shape, weight):
+    a, b = (unit(x)[:1] for x in pair(shape))
+    both = jnp.concatenate([a, b])
+    middle = spherical.mean(both, weights=jnp.array([1.0 - weight, weight]))
+    np.testing.assert_allclose(middle, slerp(a, b, weight)[0], atol=2e-6)
+
+
+def test_the_mean_of_many_minimises_squared_angles():
+    units = unit(jnp.abs(pair((3, 7))[0]))  # in one orthant, so the mean is unique
+    weights = jnp.array([0.2, 1.0, 0.5])
+    middle = spherical.mean(units, weights=weights)
+
+    def cost(m):
+        angles = np.arccos(np.clip(np.float64(units) @ (m / np.linalg.norm(m)), -1, 1))
+        return float(np.float64(weights) @ angles**2)
+
+    best = cost(np.float64(middle))
+    for direction in np.random.default_rng(0).normal(size=(50, 7)):
+        assert cost(np.float64(middle) + 1e-2 * direction) > best
+    np.testing.assert_allclose(jnp.linalg.norm(middle), 1.0, atol=1e-6)
+
+
+def test_the_mean_does_not_know_the_order_nor_the_sum_of_weights_and_keeps_norms():
+    points, weights = 3.0 * unit(jnp.abs(pair((3, 7))[0])), jnp.array([0.2, 1.0, 0.5])
+    middle = spherical.mean(points, weights=weights)
+    turned = spherical.mean(points[::-1], weights=7.0 * weights[::-1])
+    np.testing.assert_allclose(turned, middle, atol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(middle), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        spherical.mean(points[:1], weights=weights[:1]), points[0], atol=1e-5
+    )

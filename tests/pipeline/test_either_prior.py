@@ -10,6 +10,7 @@ import pytest
 
 from tests import cascades
 from unclip_jax import evaluate, sample
+from unclip_jax.commands import studio
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
@@ -49,7 +50,7 @@ def test_one_prior_is_loaded_and_the_other_not_looked_at(run_dir, loaded):
 
 def test_what_it_draws_is_what_the_decoder_sees(loaded):
     keys = text_to_image.keys_for(3, jnp.arange(3))
-    words = sample.tokenise(loaded.cascade, cascades.tokenizer(), cascades.CAPTIONS)
+    words = studio.tokenise(loaded.cascade, cascades.tokenizer(), cascades.CAPTIONS)
     few = dataclasses.replace(loaded.cascade.decoder.sampling, steps="2")
 
     @jax.jit

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import cascades
-from unclip_jax import sample
+from unclip_jax.commands import studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.text_to_image import SampleOptions
@@ -29,7 +29,7 @@ def run(loaded):
 
 
 def captions(loaded, words):
-    return sample.tokenise(loaded.cascade, cascades.tokenizer(), words)
+    return studio.tokenise(loaded.cascade, cascades.tokenizer(), words)
 
 
 def test_image_i_depends_on_seed_and_i_alone(loaded, run):

@@ -4,11 +4,14 @@ Together with z_img it is unCLIP's bipartite latent (arXiv 2204.06125, section 3
 Source: ADM (arXiv 2105.05233, appendix F), DDIM (arXiv 2010.02502, section 4.3).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.diffusion import process
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.schedule import Level, Schedule
@@ -16,7 +19,17 @@ from unclip_jax.diffusion.schedule import Level, Schedule
 X = Float[Array, " b *s"]
 
 
-def invert(denoise: Denoiser, x_0: X, *, schedule: Schedule, skip_last: bool = True) -> X:
+MAX_REFINEMENTS = 32
+
+
+def invert(
+    denoise: Denoiser,
+    x_0: X,
+    *,
+    schedule: Schedule,
+    skip_last: bool = True,
+    refinements: int = 0,
+) -> X:
     """Run the DDIM update towards the noise.
 
         x_{k+1} = signal_{k+1} x_0(x_k) + noise_{k+1} eps(x_k)
@@ -29,24 +42,76 @@ def invert(denoise: Denoiser, x_0: X, *, schedule: Schedule, skip_last: bool = T
     For a faithful reconstruction give the same condition both ways, guide by 1, do not threshold,
     and sample with `ddim(0.0)`.
 
+    The update takes the noise at the level it leaves, while sampling takes it at the level it
+    starts from, so a round trip errs in the first order of the step. `refinements` solves for the
+    x_{k+1} from which sampling does lead to x_k, by that many fixed-point iterations per update
+    (Pan et al. 2023, arXiv 2309.04907; Garibi et al. 2024, arXiv 2403.14602), each one more call
+    of the network. The paper's recipe is 0.
+
     Args:
         denoise: (x_t, original timesteps) -> Prediction.
         x_0: what to invert; images in [-1, 1].
         schedule: the chain, strided or full, that sampling will walk back.
         skip_last: whether to stop at the level where sampling starts.
+        refinements: fixed-point iterations per update.
 
     Returns:
         x_T in float32.
+
+    Raises:
+        UserError: `refinements` out of range, or given without `skip_last`: no step of the chain
+            could be solved for.
     """
+    in_range("refinements", refinements, 0, MAX_REFINEMENTS)
+    if refinements and not skip_last:
+        raise UserError(
+            f"refinements is {refinements} with skip_last=False; the last update inverts no step "
+            "of the chain. Use skip_last=True or refinements=0."
+        )
+    x_0 = x_0.astype(jnp.float32)
+    if refinements:
+        x_0 = _first_position(denoise, x_0, schedule, refinements)
     steps = slice(None, -1) if skip_last else slice(None)
-    # the level after the last is alpha_bar = 0
+    # the level after the last is alpha_bar = 0, and no timestep belongs to it
     signal, noise = np.append(schedule.signal[1:], 0.0), np.append(schedule.noise[1:], 1.0)
-    levels = Level(jnp.asarray(signal[steps], jnp.float32), jnp.asarray(noise[steps], jnp.float32))
+    following = np.append(schedule.timesteps[1:], schedule.timesteps[-1])
 
-    def body(x_t: X, inputs: tuple[Int[Array, ""], Level]) -> tuple[X, None]:
-        t, level = inputs
-        pred = denoise(x_t, jnp.broadcast_to(t, x_t.shape[:1]))
-        return process.q_sample(pred.x_0, pred.eps, alpha_bar=level), None
+    def body(x_t: X, at: _Update) -> tuple[X, None]:
+        pred = denoise(x_t, jnp.broadcast_to(at.t, x_t.shape[:1]))
+        x_next = process.q_sample(pred.x_0, pred.eps, alpha_bar=at.level_next)
+        for _ in range(refinements):
+            eps = denoise(x_next, jnp.broadcast_to(at.t_next, x_t.shape[:1])).eps
+            clean = (x_t - at.level.noise * eps) / at.level.signal
+            x_next = process.q_sample(clean, eps, alpha_bar=at.level_next)
+        return x_next, None
 
-    timesteps = jnp.asarray(schedule.timesteps[steps], jnp.int32)
-    return jax.lax.scan(body, x_0.astype(jnp.float32), (timesteps, levels))[0]
+    updates = _Update(
+        t=jnp.asarray(schedule.timesteps[steps], jnp.int32),
+        t_next=jnp.asarray(following[steps], jnp.int32),
+        level=_level(schedule.signal[steps], schedule.noise[steps]),
+        level_next=_level(signal[steps], noise[steps]),
+    )
+    return jax.lax.scan(body, x_0, updates)[0]
+
+
+class _Update(NamedTuple):
+    """The numbers of one update, from position k to k + 1; scalars inside the scan."""
+
+    t: Int[Array, "..."]
+    t_next: Int[Array, "..."]
+    level: Level
+    level_next: Level
+
+
+def _first_position(denoise: Denoiser, x_0: X, schedule: Schedule, refinements: int) -> X:
+    """The x at position 0 whose predicted clean sample is `x_0`: sampling's last step, undone."""
+    t = jnp.full(x_0.shape[:1], int(schedule.timesteps[0]), jnp.int32)
+    level = _level(schedule.signal[:1].reshape(()), schedule.noise[:1].reshape(()))
+    x_t = x_0
+    for _ in range(refinements):
+        x_t = process.q_sample(x_0, denoise(x_t, t).eps, alpha_bar=level)
+    return x_t
+
+
+def _level(signal: np.ndarray, noise: np.ndarray) -> Level:
+    return Level(jnp.asarray(signal, jnp.float32), jnp.asarray(noise, jnp.float32))

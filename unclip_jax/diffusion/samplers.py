@@ -108,19 +108,22 @@ class Ddim:
     """x_s = signal_s x_0 + sqrt(noise_s^2 - sigma^2) eps + sigma n (DDIM equations 12 and 16).
 
     Attributes:
-        eta: 0 is deterministic, 1 has the variance of ancestral sampling with beta_tilde.
+        eta: 0 is deterministic, 1 has the variance of ancestral sampling with beta_tilde. One for
+            all, or an array of one per example, so that a sweep is one program.
     """
 
-    eta: float = 0.0
+    eta: float | Float[Array, " b"] = 0.0
 
     def __call__(self, x_t: X, pred: Prediction, at: StepInputs, noise: X) -> X:
         """Take one step."""
-        if self.eta == 0.0:
+        if isinstance(self.eta, float) and self.eta == 0.0:
             return at.signal_s * pred.x_0 + at.noise_s * pred.eps
         # beta_tilde unclipped, so that the last step adds no noise; 1 - alpha_bar_t / alpha_bar_s
         # would keep three digits of beta in float32 near t = 0
         beta = jnp.exp(at.log_beta)
-        variance = self.eta**2 * beta * (at.noise_s / at.noise_t) ** 2
+        eta = jnp.asarray(self.eta, jnp.float32)
+        eta = eta.reshape(eta.shape + (1,) * (x_t.ndim - 1)) if eta.ndim else eta
+        variance = eta**2 * beta * (at.noise_s / at.noise_t) ** 2
         rest = jnp.sqrt(jnp.maximum(at.noise_s**2 - variance, 0.0))
         return at.signal_s * pred.x_0 + rest * pred.eps + jnp.sqrt(variance) * noise
 

@@ -4,6 +4,7 @@ Source: Shoemake 1985, "Animating rotation with quaternion curves", section 3.3;
 2204.06125, sections 3.2 and 3.3) interpolates both z_img and x_T this way.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -45,3 +46,42 @@ def _angle(a: X, b: X) -> Float[Array, " b"]:
     gap = jnp.linalg.norm(a * size_b - b * size_a, axis=1)
     total = jnp.linalg.norm(a * size_b + b * size_a, axis=1)
     return 2.0 * jnp.arctan2(gap, total)
+
+
+def mean(
+    points: Float[Array, " n *s"],
+    *,
+    weights: Float[Array, " n"],
+    iterations: int = 32,
+) -> Float[Array, " *s"]:
+    """The weighted mean of several vectors on the sphere, at their weighted mean norm.
+
+    It minimises sum_i w_i angle(m, p_i)^2: from the normalised weighted sum, the weighted mean of
+    the points' logarithms is followed until it vanishes (Buss & Fillmore 2001, "Spherical averages
+    and applications to spherical splines and interpolation", algorithm A1). With two points it is
+    `slerp` at their relative weight. It is unique while all points lie in one open half-sphere.
+
+    Args:
+        points: the vectors, whole arrays taken as one each.
+        weights: not negative, at least one positive; they need not sum to 1.
+        iterations: steps of that descent; one is exact for two points.
+    """
+    flat = points.reshape(points.shape[0], -1)
+    weights = weights / jnp.sum(weights)
+    norms = jnp.linalg.norm(flat, axis=1)
+    units = flat / jnp.maximum(norms, 1e-12)[:, None]
+
+    def follow(_, m: Float[Array, " d"]) -> Float[Array, " d"]:
+        angles = _angle(jnp.broadcast_to(m[None], units.shape), units)
+        tangents = units - (units @ m)[:, None] * m[None]
+        sizes = jnp.linalg.norm(tangents, axis=1)
+        logs = tangents * (angles / jnp.maximum(sizes, 1e-12))[:, None]
+        step = weights @ logs
+        length = jnp.linalg.norm(step)
+        moved = jnp.cos(length) * m + jnp.sinc(length / jnp.pi) * step
+        return moved / jnp.linalg.norm(moved)
+
+    start = weights @ units
+    start = start / jnp.maximum(jnp.linalg.norm(start), 1e-12)
+    middle = jax.lax.fori_loop(0, iterations, follow, start)
+    return (middle * (weights @ norms)).reshape(points.shape[1:])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, one_of
@@ -97,7 +97,7 @@ class Drawn(NamedTuple):
     images: Image
 
 
-def keys_for(seed: int, indices: Int[Array, " b"]) -> Keys:
+def keys_for(seed: int | Integer[Array, ""], indices: Int[Array, " b"]) -> Keys:
     """The keys of images `indices` under `seed`: image i depends on (seed, i) alone."""
     return rng.per_example(jax.random.key(seed), indices)
 
@@ -139,7 +139,7 @@ def sample(
     Raises:
         UserError: condition "z_img" without `z_img`.
     """
-    z_img = condition(cascade, params, captions, keys, options=options, z_img=z_img)
+    z_img = draw_z_img(cascade, params, captions, keys, options=options, z_img=z_img)
     tokens, mask = captions.decoder
     base = decoder.sample(
         cascade.decoder,
@@ -161,9 +161,10 @@ def upsample(
     keys: Keys,
     *,
     options: SampleOptions = SampleOptions(),
+    start: int = 0,
 ) -> Image:
-    """Run the upsamplers in order on images in [-1, 1]."""
-    for index, stage in enumerate(cascade.upsamplers):
+    """Run the upsamplers from number `start` on in order on images in [-1, 1]."""
+    for index, stage in list(enumerate(cascade.upsamplers))[start:]:
         images = upsampler.sample(
             stage,
             params["upsamplers"][index],
@@ -184,7 +185,7 @@ def to_uint8(images: Float[Array, " b h w c"]) -> UInt8[Array, " b h w c"]:
     return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
-def condition(
+def draw_z_img(
     cascade: Cascade,
     params: dict[str, Any],
     captions: Captions,

@@ -1,0 +1,327 @@
+"""The subcommands of `sample` as a user calls them, on one untrained cascade compiled once."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import cascades
+from unclip_jax import sample
+from unclip_jax.commands import guided_text, pictures
+from unclip_jax.commands.studio import Studio
+from unclip_jax.core.checks import UserError
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.pipeline import decoding
+from unclip_jax.pipeline.text_to_image import SampleOptions
+
+SIZE = 16  # of the tiny decoder; its upsampler doubles it
+STEPS = "--steps=4"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return cascades.write(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def traces():
+    """What `decoding.decode` was traced with; running a compiled program adds nothing."""
+    seen, original = [], decoding.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            decoding, "decode", lambda *a, **k: (seen.append(k["options"]), original(*a, **k))[1]
+        )
+        yield seen
+
+
+@pytest.fixture(scope="module")
+def studio(run_dir, traces):
+    return Studio.open(run_dir, batch=2)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Two pictures, a mask and a folder of unusable files."""
+    folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    for name, shape in (("one.png", (40, 30, 3)), ("other.png", (20, 64))):
+        pixels = rng.integers(0, 256, shape).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    mask = np.zeros((40, 30), np.uint8)
+    mask[:20] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.new("L", (30, 40)).save(folder / "dark.png")
+    Image.new("L", (31, 40)).save(folder / "wide.png")
+    (folder / "words.png").write_text("not a picture")
+    (folder / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, studio, run_dir, tmp_path, capsys):
+    """Run a subcommand on the compiled studio: its record and its pictures."""
+    monkeypatch.setattr(Studio, "open", lambda models, batch: studio)
+
+    def run(name, *arguments, out="out.png"):
+        out = tmp_path / out
+        sample.main([name, *map(str, arguments), f"--models={run_dir}", f"--out={out}"])
+        assert f"wrote {out}" in capsys.readouterr().out
+        record = json.loads(out.with_suffix(".json").read_text())
+        shown = np.stack([read(tmp_path / single) for single in record["images"]])
+        assert record["command"] == name and record["models"]["clip_id"] == studio.clip_id
+        assert read(out).shape[0] > shown.shape[1]  # the labelled grid
+        return record, shown
+
+    return run
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def reconstructed(studio, run_dir, inputs, tmp_path_factory):
+    """Reconstructions of both pictures, and where their latents are."""
+    out = tmp_path_factory.mktemp("latents") / "out.png"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Studio, "open", lambda models, batch: studio)
+        paths = [str(inputs / name) for name in ("one.png", "other.png")]
+        sample.main(["reconstruct", *paths, STEPS, f"--models={run_dir}", f"--out={out}"])
+    record = json.loads(out.with_suffix(".json").read_text())
+    shown = np.stack([read(out.parent / single) for single in record["images"]])
+    return record, shown, [out.with_suffix("") / f"{i:04d}.npz" for i in (0, 1)]
+
+
+def test_reconstruct_shows_each_picture_beside_itself_and_saves_its_latent(reconstructed, inputs):
+    record, shown, latents = reconstructed
+    assert shown.shape == (4, 2 * SIZE, 2 * SIZE, 3) and len(record["psnr_db"]) == 2
+    original = pictures.square(pictures.read(inputs / "one.png"), 2 * SIZE)
+    np.testing.assert_array_equal(shown[0], original)
+    assert [entry["name"] for entry in record["inputs"]] == ["one.png", "other.png"]
+    assert record["inputs"][0]["source"] == pictures.read(inputs / "one.png").sha256
+    assert all(path.stat().st_size < 8192 for path in latents)
+
+
+def test_latents_give_the_same_pictures_as_the_pictures_did(call, reconstructed):
+    _, shown, latents = reconstructed
+    _, again = call("reconstruct", *latents, STEPS)
+    np.testing.assert_array_equal(again, shown[1::2])
+
+
+def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstructed, tmp_path):
+    _, shown, latents = reconstructed
+    record, path = call("interpolate", *latents, STEPS, "--frames=3", "--animate=gif")
+    np.testing.assert_array_equal(path[[0, -1]], shown[1::2])
+    assert record["labels"] == ["0.00", "0.50", "1.00"]
+    with Image.open(tmp_path / "out.gif") as animation:
+        assert animation.n_frames == 3
+    _, other = call("interpolate", *latents, STEPS, "--frames=3", "--noise=shared", "--seed=1")
+    assert np.any(other[0] != path[0])
+
+
+def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call, reconstructed):
+    _, shown, latents = reconstructed
+    arguments = (latents[0], "a blue square", STEPS, "--frames=2", "--animate=webp")
+    _, plain = call("text-diff", *arguments)
+    _, against = call("text-diff", *arguments, "--source=a red circle")
+    np.testing.assert_array_equal(plain[0], shown[1])
+    np.testing.assert_array_equal(against[0], shown[1])
+    assert np.any(plain[1] != plain[0]) and np.any(against[1] != plain[1])
+
+
+def test_variations_leave_the_picture_as_eta_grows(call, reconstructed):
+    _, shown, latents = reconstructed
+    arguments = ("variations", latents[0], STEPS, "--etas", 0, 1, "--num=2")
+    record, varied = call(*arguments)
+    assert record["labels"] == ["eta 0"] * 2 + ["eta 1"] * 2
+    assert np.abs(varied[0].astype(int) - shown[1]).max() <= 1
+    # the upsampler draws its own noise for every picture; the decoder's pictures tell more
+    _, small = call(*arguments, "--no-upsample")
+    apart = np.abs(small.astype(int) - small[0]).max(axis=(1, 2, 3))
+    assert apart[1] <= 1 and (apart[2:] > 10).all()
+    assert np.any(small[2] != small[3])
+
+
+def test_a_blend_of_one_heavy_picture_is_its_reconstruction(call, reconstructed):
+    _, shown, latents = reconstructed
+    weights = ("--picture", latents[0], 1, "--picture", latents[1], 0)
+    _, one = call("blend", *weights, STEPS)
+    assert np.abs(one[0].astype(int) - shown[1]).max() <= 1
+    record, mixed = call(
+        "blend", *weights, "--text", "a red circle", 0.5, "--noise=fresh", "--num=2", STEPS
+    )
+    assert record["labels"][0].startswith("0.67 ") and "0.33 a red circle" in record["labels"][0]
+    assert np.any(mixed[0] != mixed[1])
+
+
+def test_inpainting_keeps_known_pixels_exactly_and_draws_the_rest(call, inputs):
+    hole = (inputs / "one.png", inputs / "mask.png", "--num=2", "--repeats=2", "--jump=2")
+    _, filled = call("inpaint", *hole, "--caption=a red circle", STEPS)
+    original = pictures.square(pictures.read(inputs / "one.png"), 2 * SIZE)
+    known = pictures.mask_square(pictures.read(inputs / "mask.png"), 2 * SIZE) == 1
+    assert 0.3 < known.mean() < 0.7
+    for image in filled:
+        np.testing.assert_array_equal(image[known], original[known])
+        assert np.mean(image[~known] != original[~known]) > 0.5
+    assert np.any(filled[0] != filled[1])
+
+
+def test_probing_ends_in_the_embedding_itself(call, studio, inputs, tmp_path, run_dir):
+    rng = np.random.default_rng(0)
+    writer = EmbeddingWriter(
+        tmp_path / "embedded", info={"clip_id": studio.clip_id}, shard_size=100
+    )
+    z = rng.normal(size=(100, 32)).astype(np.float32)
+    writer.add([f"{i}" for i in range(100)], [""] * 100, z_img=z, z_txt=z)
+    writer.finish()
+    paths = (inputs / "one.png", inputs / "other.png", f"--embeddings={tmp_path / 'embedded'}")
+    record, shown = call("probe-pca", *paths, "--components", 2, 32, STEPS)
+    assert len(shown) == 4 and record["variance_kept"]["32"] == pytest.approx(1.0)
+    assert np.any(shown[0] != shown[1])
+    with pytest.raises(UserError, match=r"--components is 33; it must lie in \[0, 32\]"):
+        call("probe-pca", *paths, "--components", 33, STEPS)
+    stats = tmp_path / "embedded" / "stats.json"
+    stats.write_text(stats.read_text().replace(studio.clip_id, "f" * 64))
+    with pytest.raises(UserError, match="are of CLIP 'ffff"):
+        call("probe-pca", *paths, STEPS)
+
+
+def test_upscale_begins_at_the_size_that_fits(call, inputs):
+    record, shown = call("upscale", inputs / "one.png", inputs / "other.png")
+    assert record["from_size"] == SIZE and shown.shape == (4, 2 * SIZE, 2 * SIZE, 3)
+    with pytest.raises(UserError, match="--from-size is 20, but these upsamplers take 16 px"):
+        call("upscale", inputs / "one.png", "--from-size=20")
+
+
+def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_path, monkeypatch):
+    words, shared = cascades.CAPTIONS[:2], [f"--models={run_dir}", STEPS, "--seed=4", "--batch=2"]
+    sample.main(["text", *words, *shared, f"--out={tmp_path / 'plain.png'}"])
+    monkeypatch.setattr("unclip_jax.commands.guided_text.Studio", lambda loaded, batch: studio)
+    sample.main([*words, *shared, "--previews=2", f"--out={tmp_path / 'shown.png'}"])
+    plain, shown = (
+        json.loads((tmp_path / name).read_text()) for name in ("plain.json", "shown.json")
+    )
+    assert len(shown["images"]) == 6 and len(plain["images"]) == 2
+    for index in range(2):
+        one = read(tmp_path / plain["images"][index]).astype(int)
+        other = read(tmp_path / shown["images"][3 * index + 2]).astype(int)
+        assert np.abs(one - other).max() <= 1
+
+
+def test_a_negative_caption_and_a_schedule_change_guided_pictures(studio, monkeypatch):
+    sampling = dataclasses.replace(studio.cascade.decoder.sampling, steps="4", guidance_scale=3.0)
+    options = SampleOptions(decoder=sampling)
+    how = {"seed": 0, "options": options, "schedule": "rising", "negative": "a green star"}
+    images = guided_text.draw(studio, cascades.CAPTIONS[:2], **how).images
+    changed = guided_text.draw(
+        studio, cascades.CAPTIONS[:2], **{**how, "negative": "three pink rings"}
+    ).images
+    assert images.shape == changed.shape and np.any(images != changed)
+
+
+def test_one_program_serves_every_command_seed_and_caption(traces, reconstructed, call):
+    """The commands above, in whatever order, compiled decoding once per kind of decoding."""
+    before = len(traces)
+    _, _, latents = reconstructed
+    for seed, words in enumerate(("a red circle", "")):
+        call("interpolate", *latents, STEPS, "--frames=4", "--noise=shared", f"--seed={seed}")
+        call("text-diff", latents[1], f"{words} x", STEPS, "--frames=4", f"--seed={seed}")
+    assert len(traces) == before
+
+
+def test_a_record_holds_all_that_is_needed_to_draw_again(call, reconstructed, tmp_path):
+    record, first = call("interpolate", *reconstructed[2], STEPS, "--frames=2")
+    name, arguments = record["command"], record["arguments"]
+    (tmp_path / "out.json").unlink()
+    sample.main([name, *arguments])
+    again = np.stack([read(tmp_path / single) for single in record["images"]])
+    np.testing.assert_array_equal(again, first)
+
+
+def test_the_help_lists_every_subcommand(capsys):
+    with pytest.raises(SystemExit):
+        sample.main(["--help"])
+    shown = capsys.readouterr().out
+    for name in ("reconstruct", "variations", "interpolate", "text-diff", "blend", "inpaint"):
+        assert name in shown
+
+
+LONG = "x" * 10_001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("reconstruct nowhere.png", "there is no picture nowhere.png"),
+        ("reconstruct {}/words.png", "words.png: not an image: 13 bytes of no known format; give"),
+        ("reconstruct {}/drawing.svg", "not an image"),
+        ("reconstruct {}/one.png --refine=40", r"--refine is 40; it must lie in \[0, 32\]"),
+        ("reconstruct {}/one.png --batch=0", "--batch is 0"),
+        ("reconstruct {}/one.png --out=a.jpg", "--out is 'a.jpg'; give a name that ends in .png"),
+        (f"reconstruct {{}}/one.png --caption={LONG}", "a caption has 10001 characters"),
+        ("reconstruct {}/one.png --steps=ddim999", "no integer stride gives 999"),
+        ("reconstruct {}/one.png --guidance=-1", "guidance scale is -1.0"),
+        ("reconstruct {}/one.png --negative=cats", "--negative has no effect while --guidance is"),
+        ("reconstruct {}/one.png --guidance-schedule=up", "unknown guidance schedule 'up'"),
+        ("variations {}/one.png --etas 0 1.5", r"--etas is 1.5; it must lie in \[0.0, 1.0\]"),
+        ("variations {}/one.png --num=0", r"--num is 0; it must lie in \[1, 4096\]"),
+        ("variations {}/one.png --num=4000", "number of images is 20000"),
+        ("interpolate {}/one.png", "interpolation needs at least two pictures, not 1"),
+        ("interpolate {0}/one.png {0}/other.png --frames=1", "--frames is 1"),
+        ("text-diff {}/one.png blue --theta=1.5", r"--theta is 1.5; it must lie in \[0.0, 1.0\]"),
+        ("text-diff {}/one.png blue --frames=1", "--frames is 1"),
+        ("text-diff {}/one.png ", "the target caption is empty; say what"),
+        (f"text-diff {{}}/one.png {LONG}", "a caption has 10001 characters"),
+        ("blend --picture {}/one.png", "a blend needs at least two things, not 1"),
+        ("blend --text a --text b x", "--text b x: give one weight, a number such as 0.5"),
+        ("blend --text a --text b 1 2", "--text b 1 2: give one weight"),
+        ("blend --text a --text b -1", "weight of --text b is -1.0"),
+        ("blend --picture {0}/one.png --text a --num=2", "only --noise fresh differs"),
+        ("inpaint {0}/one.png {0}/wide.png", "has 30x40 pixels and .* has 31x40; give a mask"),
+        ("inpaint {0}/one.png {0}/dark.png", "is dark everywhere; paint white"),
+        ("inpaint {0}/one.png {0}/mask.png --repeats=0", r"--repeats is 0; it must lie in"),
+        ("inpaint {0}/one.png {0}/mask.png --eta=2", "sampling.eta is 2.0"),
+        ("upscale {}/one.png --no-upsample", "would do nothing"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, studio, run_dir, inputs, arguments, message):
+    monkeypatch.setattr(Studio, "open", lambda models, batch: studio)
+    given = [part.format(inputs) for part in arguments.split(" ")]
+    with pytest.raises(UserError, match=message):
+        sample.main([*given, f"--models={run_dir}"])
+
+
+def test_a_latent_of_another_chain_or_caption_is_refused(call, reconstructed, inputs, tmp_path):
+    latents = reconstructed[2]
+    with pytest.raises(UserError, match=r"was inverted with --steps 4, not ddim250"):
+        call("variations", latents[0])
+
+
+def test_models_without_upsamplers_stop_at_the_decoders_size(
+    run_dir, studio, monkeypatch, inputs, tmp_path, reconstructed
+):
+    bare = Studio.__new__(Studio)
+    bare.__dict__.update(studio.__dict__)
+    bare.cascade = dataclasses.replace(studio.cascade, upsamplers=())
+    monkeypatch.setattr(Studio, "open", lambda models, batch: bare)
+    with pytest.raises(UserError, match="these models have no upsampler, which upscale needs"):
+        sample.main(["upscale", str(inputs / "one.png"), f"--models={run_dir}"])
+    out = tmp_path / "out.png"
+    latents = map(str, reconstructed[2])
+    sample.main(["reconstruct", *latents, STEPS, f"--models={run_dir}", f"--out={out}"])
+    assert read(out.with_suffix("") / "0000.png").shape == (SIZE, SIZE, 3)
+
+
+def test_pictures_of_any_mode_and_size_become_squares(tmp_path):
+    for mode, size in (("1", (9, 40)), ("P", (300, 200)), ("RGBA", (8, 8)), ("I;16", (50, 20))):
+        path = tmp_path / f"{mode.replace(';', '')}.png"
+        Image.new(mode, size).save(path)
+        assert pictures.square(pictures.read(path), 16).shape == (16, 16, 3)
+    Image.new("RGB", (4, 4)).save(tmp_path / "small.png")
+    with pytest.raises(UserError, match="small.png: too small: 4x4 pixels"):
+        pictures.read(tmp_path / "small.png")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    with pytest.raises(UserError, match=r"huge.png: decompression bomb: .*pixels"):
+        pictures.read(tmp_path / "huge.png")

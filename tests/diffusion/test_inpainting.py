@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.diffusion.gaussians import FULL, exact_denoiser
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion import inpainting, process, samplers
+from unclip_jax.diffusion.respace import respace, timesteps
+
+LONG = respace(FULL, timesteps=timesteps("200", num_timesteps=1000))
+SHORT = respace(FULL, timesteps=timesteps("20", num_timesteps=1000))
+ANCESTRAL = samplers.ancestral("small")
+RHO = 0.9
+
+
+def keys(count):
+    return rng.per_example(jax.random.key(0), jnp.arange(count))
+
+
+def correlated(x_t, t):
+    """The exact denoiser of two standard normal pixels with correlation RHO."""
+    level = FULL.level(t, ndim=2)
+    # along (1, 1) and (1, -1) the pixels are independent, of variance 1 + RHO and 1 - RHO
+    total, difference = x_t.sum(1, keepdims=True), x_t[:, :1] - x_t[:, 1:]
+    gain_t, gain_d = (
+        level.signal * v / (level.signal**2 * v + level.noise**2) for v in (1 + RHO, 1 - RHO)
+    )
+    x_0 = jnp.concatenate(
+        [gain_t * total + gain_d * difference, gain_t * total - gain_d * difference], axis=1
+    )
+    return process.from_x_0(x_0 / 2, x_t, alpha_bar=level)
+
+
+def fill(repeats, count=4096, known=1.0):
+    x_T = rng.normal_each(keys(count), (2,))
+    return inpainting.inpaint(
+        correlated,
+        x_T,
+        known=jnp.full((count, 2), known),
+        mask=jnp.broadcast_to(jnp.array([[1.0, 0.0]]), (count, 2)),
+        schedule=LONG,
+        step=ANCESTRAL,
+        keys=keys(count),
+        repeats=repeats,
+        jump=10,
+    )
+
+
+def test_resampling_leads_to_the_conditional_distribution():
+    once, often = fill(1), fill(10)
+    np.testing.assert_array_equal(often[:, 0], 1.0)
+    # X_2 given X_1 = 1 is N(rho, 1 - rho^2); one walk alone falls far short of its mean
+    assert float(often[:, 1].mean()) == pytest.approx(RHO, abs=0.05)
+    assert float(often[:, 1].std()) == pytest.approx(np.sqrt(1 - RHO**2), abs=0.05)
+    assert float(once[:, 1].mean()) < RHO - 0.1
+
+
+def test_known_pixels_are_kept_bit_for_bit():
+    images = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3), minval=-1.0)
+    mask = jnp.zeros((2, 4, 4, 1)).at[0, :2].set(1.0).at[1, :, 1].set(1.0)
+    filled = inpainting.inpaint(
+        exact_denoiser(0.0, 0.5),
+        rng.normal_each(keys(2), (4, 4, 3)),
+        known=images,
+        mask=mask,
+        schedule=SHORT,
+        step=samplers.ddim(0.0),
+        keys=keys(2),
+        repeats=2,
+        jump=5,
+    )
+    inside = np.broadcast_to(mask > 0.5, images.shape)
+    np.testing.assert_array_equal(np.asarray(filled)[inside], np.asarray(images)[inside])
+    assert np.abs(np.asarray(filled - images)[~inside]).min() > 0
+
+
+def test_nothing_known_and_no_repeats_is_ordinary_sampling():
+    x_T = rng.normal_each(keys(3), (4,))
+    denoise = exact_denoiser(0.3, 0.5)
+    filled = inpainting.inpaint(
+        denoise,
+        x_T,
+        known=jnp.zeros((3, 4)),
+        mask=jnp.zeros((3, 4)),
+        schedule=SHORT,
+        step=ANCESTRAL,
+        keys=keys(3),
+        repeats=1,
+        jump=7,
+    )
+    plain = samplers.sample(denoise, x_T, schedule=SHORT, step=ANCESTRAL, keys=keys(3))
+    np.testing.assert_allclose(filled, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize(("repeats", "jump"), [(1, 1), (3, 7), (2, 20)])
+def test_every_stretch_is_walked_as_often_as_asked_and_noise_goes_back_to_its_level(repeats, jump):
+    plan = inpainting.visits(SHORT, repeats=repeats, jump=jump)
+    assert np.bincount(plan.row).tolist() == [repeats] * 20
+    np.testing.assert_allclose(plan.gain**2 + plan.spread**2, 1.0, atol=1e-6)
+    ups = np.flatnonzero(plan.spread)
+    assert len(ups) == (repeats - 1) * -(-20 // jump)
+    signal = np.append(SHORT.signal[::-1], 1.0)
+    left = signal[plan.row[ups - 1] + 1]  # the level that the step before ended at
+    np.testing.assert_allclose(left * plan.gain[ups], signal[plan.row[ups]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repeats": 0, "jump": 1}, r"repeats is 0; it must lie in \[1, 100\]"),
+        ({"repeats": 1, "jump": 21}, r"jump is 21; it must lie in \[1, 20\]"),
+    ],
+)
+def test_an_impossible_walk_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        inpainting.visits(SHORT, **options)

@@ -1,0 +1,319 @@
+"""A loaded cascade at work: pictures and captions in, pictures out, in batches of one shape.
+
+Each kind of work is one compiled function, made at its first use and kept; seeds, captions,
+pictures, eta and the points of a path are data to it.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
+
+from unclip_jax.commands.pictures import Picture, mask_square, square
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Tokens
+from unclip_jax.data import image as codec
+from unclip_jax.data import text
+from unclip_jax.handoff.export import params_id
+from unclip_jax.pipeline import decoding, latents, load, text_to_image
+from unclip_jax.pipeline.decoding import Condition, DecodeOptions, Hole
+from unclip_jax.pipeline.latents import Latent, Origin
+from unclip_jax.pipeline.load import Loaded
+from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What to decode; every field but `options` has one entry per image.
+
+    Attributes:
+        latent: z_img and x_T.
+        captions: for the decoder; None = no caption at all, which "" is not.
+        indices: which key of the seed an image uses; frames of a path share one.
+        seed: image i depends on (seed, index i) alone.
+        options: how to decode.
+        eta: DDIM's noise share, if it varies.
+        negative: captions that guidance leads away from; None = from nothing.
+        hole: a picture, and the mask of what is kept of it.
+        upsample: whether the upsamplers follow.
+    """
+
+    latent: Latent
+    captions: Sequence[str | None]
+    indices: Sequence[int]
+    seed: int
+    options: DecodeOptions
+    eta: Float[Array, " b"] | None = None
+    negative: Sequence[str] | None = None
+    hole: tuple[Picture, Picture] | None = None
+    upsample: bool = True
+
+
+class Drawn(NamedTuple):
+    """Finished pictures.
+
+    Attributes:
+        images: uint8, at the last upsampler's size or the decoder's.
+        previews: uint8 at the decoder's size, [b p h w 3]; None when not asked for.
+    """
+
+    images: UInt8[np.ndarray, " b h w 3"]
+    previews: UInt8[np.ndarray, " b p h w 3"] | None
+
+
+class Studio:
+    """A cascade with its tokenizer and its compiled functions."""
+
+    def __init__(self, loaded: Loaded, *, batch: int = 16):
+        """`batch`: images at once."""
+        self.loaded, self.batch = loaded, batch
+        self.cascade, self.params = loaded.cascade, loaded.params
+        self.tokenizer = text.load(loaded.tokenizer_dir)
+
+    @classmethod
+    def open(cls, models: pathlib.Path, *, batch: int = 16) -> "Studio":
+        """Load a run directory.
+
+        Raises:
+            UserError: a stage is missing, damaged, or does not fit the others.
+        """
+        return cls(load.load_cascade(models), batch=batch)
+
+    @property
+    def base_size(self) -> int:
+        """Side of the decoder's images."""
+        return self.cascade.decoder.model.unet.image_size
+
+    @functools.cached_property
+    def decoder_id(self) -> str:
+        """Identity of the decoder's parameters."""
+        return params_id(self.params["decoder"])
+
+    @property
+    def clip_id(self) -> str:
+        """Identity of the CLIP."""
+        return str(self.loaded.manifests["clip"].clip_id)
+
+    def facts(self) -> dict[str, Any]:
+        """Which models these are, for the record beside every result."""
+        shown = ("size", "step", "parameters", "image_size", "created", "code_version")
+        stages = {
+            name: {field: getattr(card, field) for field in shown}
+            for name, card in self.loaded.manifests.items()
+        }
+        return {"clip_id": self.clip_id, "decoder_id": self.decoder_id, "stages": stages}
+
+    def tokens(self, captions: Sequence[str]) -> Captions:
+        """Captions at the context length of each text model."""
+        return tokenise(self.cascade, self.tokenizer, captions)
+
+    def text_embeddings(self, captions: Sequence[str]) -> Embedding:
+        """Unit-norm z_txt, one per caption."""
+        run = lambda tokens: self._text_embedding(self.params, tokens)  # noqa: E731
+        return self._in_batches(run, self.tokens(captions), "embed captions")
+
+    def image_embeddings(self, pictures: Sequence[Picture]) -> Embedding:
+        """Unit-norm z_img, one per picture."""
+        run = lambda images: self._image_embedding(self.params, images)  # noqa: E731
+        return self._in_batches(run, self._squares(pictures, self._clip_size), "embed pictures")
+
+    def imagine(
+        self,
+        captions: Sequence[str],
+        *,
+        seed: int,
+        indices: Sequence[int],
+        options: SampleOptions | None = None,
+    ) -> Embedding:
+        """Unit-norm z_img that the prior draws for captions."""
+        asked = options or SampleOptions()
+        options = SampleOptions(  # what concerns the prior; anything else would compile it again
+            prior=asked.prior or self.cascade.prior.sampling,
+            num_candidates=asked.num_candidates,
+            condition=asked.condition,
+        )
+        keys = text_to_image.keys_for(seed, jnp.asarray(indices))
+        run = lambda batch: self._imagine(self.params, *batch, options=options)  # noqa: E731
+        return self._in_batches(run, (self.tokens(captions), keys), "prior")
+
+    def encode(
+        self, pictures: Sequence[Picture], *, caption: str | None, steps: str, refinements: int
+    ) -> Latent:
+        """The bipartite latents of pictures."""
+        tokens, mask = self._decoder_text([caption] * len(pictures))
+        images = [self._squares(pictures, size) for size in (self.base_size, self._clip_size)]
+        static = {"steps": steps, "refinements": refinements}
+        run = lambda batch: self._encode(self.params, *batch, **static)  # noqa: E731
+        return self._in_batches(run, (*images, tokens, mask), "invert")
+
+    def origin(
+        self, picture: Picture, *, caption: str | None, steps: str, refinements: int
+    ) -> Origin:
+        """The note that goes with the latent of a picture."""
+        return Origin(
+            clip_id=self.clip_id,
+            decoder_id=self.decoder_id,
+            image_size=self.base_size,
+            steps=steps,
+            refinements=refinements,
+            caption=caption or "",
+            source=picture.sha256,
+            name=picture.name,
+        )
+
+    def fresh_noise(self, *, seed: int, indices: Sequence[int]) -> Image:
+        """The x_T with which the text command begins image i of this seed."""
+        keys = text_to_image.keys_for(seed, jnp.asarray(indices))
+        return decoding.fresh_noise(self.cascade.decoder, keys)
+
+    def draw(self, order: Order) -> Drawn:
+        """Decode and enlarge."""
+        inputs, keys = self.decoding_inputs(order)
+        run = lambda batch: self._decode(  # noqa: E731
+            self.params["decoder"], **batch, options=order.options
+        )
+        base, previews = self._in_batches(run, inputs, "decode")
+        images = self.enlarge(base, keys) if order.upsample else base
+        shown = None if previews is None else codec.to_uint8(np.asarray(previews))
+        return Drawn(codec.to_uint8(np.asarray(images)), shown)
+
+    def decoding_inputs(self, order: Order) -> tuple[dict[str, Any], Keys]:
+        """The arrays that `decoding.decode` takes for an order, and the key of every image."""
+        condition = self._condition(order.latent.z_img, order.captions)
+        keys = text_to_image.keys_for(order.seed, jnp.asarray(order.indices))
+        inputs: dict[str, Any] = {"x_T": order.latent.x_T, "condition": condition, "keys": keys}
+        if order.negative is not None:
+            z = self.imagine(order.negative, seed=order.seed, indices=order.indices)
+            inputs["negative"] = self._condition(z, order.negative)
+        if order.eta is not None:
+            inputs["eta"] = order.eta
+        if order.hole is not None:
+            inputs["hole"] = self._hole(order.hole, len(order.captions))
+        return inputs, keys
+
+    def enlarge(self, images: LowRes, keys: Keys, *, start: int = 0) -> Image:
+        """Run the upsamplers from number `start` on; nothing happens without any."""
+        if not self.cascade.upsamplers[start:]:
+            return images
+        run = lambda batch: self._upsample(self.params, *batch, start=start)  # noqa: E731
+        return self._in_batches(run, (images, keys), "upsample")
+
+    @property
+    def _clip_size(self) -> int:
+        return self.cascade.clip.model.image_size
+
+    def _squares(self, pictures: Sequence[Picture], size: int) -> Image:
+        return jnp.asarray(codec.to_float(np.stack([square(p, size) for p in pictures])))
+
+    def _condition(self, z_img: Embedding, captions: Sequence[str | None]) -> Condition:
+        return Condition(z_img, *self._decoder_text(captions))
+
+    def _decoder_text(self, captions: Sequence[str | None]) -> tuple[Tokens, Mask]:
+        """Captions for the decoder; None is all padding, as in half of its training."""
+        tokens, mask = self.tokens([caption or "" for caption in captions]).decoder
+        given = jnp.array([caption is not None for caption in captions])
+        return tokens, mask & given[:, None]
+
+    def _hole(self, hole: tuple[Picture, Picture], count: int) -> Hole:
+        known = self._squares([hole[0]], self.base_size)
+        mask = jnp.asarray(mask_square(hole[1], self.base_size))[None, :, :, None]
+        return Hole(jnp.repeat(known, count, axis=0), jnp.repeat(mask, count, axis=0))
+
+    def _in_batches(self, run: Callable[[Any], T], inputs: Any, name: str) -> T:
+        """Run a function of one batch over many, all of one shape, and join what it returns."""
+        count = jax.tree.leaves(inputs)[0].shape[0]
+        size = min(self.batch, count)
+        parts = []
+        with tqdm(total=count, unit="image", desc=name, leave=False) as bar:
+            for start in range(0, count, size):
+                kept = jnp.minimum(jnp.arange(start, start + size), count - 1)
+                made = jax.block_until_ready(run(jax.tree.map(lambda x, i=kept: x[i], inputs)))
+                parts.append(made)
+                bar.update(min(size, count - start))
+        return jax.tree.map(lambda *each: jnp.concatenate(each)[:count], *parts)
+
+    @functools.cached_property
+    def _text_embedding(self) -> Callable[..., Embedding]:
+        def run(params, captions):
+            return text_to_image.text_embedding(self.cascade, params, captions=captions)
+
+        return jax.jit(run)
+
+    @functools.cached_property
+    def _image_embedding(self) -> Callable[..., Embedding]:
+        def run(params, images):
+            return text_to_image.image_embedding(self.cascade, params, images=images)
+
+        return jax.jit(run)
+
+    @functools.cached_property
+    def _imagine(self) -> Callable[..., Embedding]:
+        def run(params, captions, keys, options):
+            return text_to_image.draw_z_img(self.cascade, params, captions, keys, options=options)
+
+        return jax.jit(run, static_argnames="options")
+
+    @functools.cached_property
+    def _encode(self) -> Callable[..., Latent]:
+        def run(params, images, clip_images, tokens, token_mask, *, steps, refinements):
+            return latents.encode(
+                self.cascade,
+                params,
+                images=images,
+                clip_images=clip_images,
+                tokens=tokens,
+                token_mask=token_mask,
+                steps=steps,
+                refinements=refinements,
+            )
+
+        return jax.jit(run, static_argnames=("steps", "refinements"))
+
+    @functools.cached_property
+    def _decode(self) -> Callable[..., Any]:
+        def run(params, x_T, *, options, **given):
+            made = decoding.decode(self.cascade.decoder, params, x_T, options=options, **given)
+            previews = None if made.previews is None else jnp.swapaxes(made.previews, 0, 1)
+            return made.images, previews
+
+        return jax.jit(run, static_argnames="options")
+
+    @functools.cached_property
+    def _upsample(self) -> Callable[..., Image]:
+        def run(params, images, keys, *, start):
+            return text_to_image.upsample(self.cascade, params, images, keys, start=start)
+
+        return jax.jit(run, static_argnames="start")
+
+
+def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:
+    """Captions at the context length of each text model."""
+    lengths = (
+        cascade.clip.model.context,
+        cascade.prior.model.context,
+        cascade.decoder.model.context,
+    )
+    encoded = (tokenizer.encode(captions, length=length) for length in lengths)
+    return Captions(*((jnp.asarray(ids), jnp.asarray(mask)) for ids, mask in encoded))
+
+
+def need_upsamplers(cascade: Cascade, *, why: str) -> None:
+    """Refuse a cascade without upsamplers.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not cascade.upsamplers:
+        raise UserError(
+            f"these models have no upsampler, which {why} needs; train one with `python -m "
+            "unclip_jax.train --config=experiments/upsampler_256.py` into the run directory."
+        )

@@ -1,0 +1,74 @@
+"""Guidance that changes along the chain: how strong it is at each timestep.
+
+A constant scale does harm where there is much noise (it narrows the choice) and nothing where there
+is little (Kynkäänniemi et al. 2024, arXiv 2404.07724); a scale that grows from 1 keeps variety
+(Chang et al. 2023, arXiv 2301.00704; Wang et al. 2024, arXiv 2404.13040).
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from unclip_jax.core.checks import UserError, in_range, one_of
+
+KINDS = ("constant", "rising", "falling", "interval")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceSchedule:
+    """Guidance scale as a function of progress u, 0 = pure noise, 1 = the finished sample.
+
+    Attributes:
+        scale: the largest scale; 1.0 = no guidance.
+        kind: "constant" scale everywhere; "rising" linearly from 1 to scale; "falling" from scale
+            to 1; "interval": scale while low <= u <= high, 1 elsewhere.
+        low: begin of the interval.
+        high: end of the interval.
+    """
+
+    scale: float = 1.0
+    kind: str = "constant"
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        one_of("guidance schedule", self.kind, KINDS)
+        in_range("guidance scale", self.scale, 0.0, 100.0)
+        in_range("guidance schedule's begin", self.low, 0.0, 1.0)
+        in_range("guidance schedule's end", self.high, self.low, 1.0)
+
+    @property
+    def off(self) -> bool:
+        """Whether there is no guidance anywhere, so that one pass per step is enough."""
+        return self.scale == 1.0
+
+    def table(self, num_timesteps: int) -> Float[np.ndarray, " T"]:
+        """The scale at every original timestep, 0 = least noise."""
+        progress = 1.0 - np.arange(num_timesteps) / max(num_timesteps - 1, 1)
+        share = {
+            "constant": np.ones(num_timesteps),
+            "rising": progress,
+            "falling": 1.0 - progress,
+            "interval": (progress >= self.low) & (progress <= self.high),
+        }[self.kind]
+        return 1.0 + (self.scale - 1.0) * share
+
+
+def parse(text: str, *, scale: float) -> GuidanceSchedule:
+    """Read "constant", "rising", "falling" or "interval:0.2:0.8" with the largest `scale`.
+
+    Raises:
+        UserError: it is none of these, or the interval is not one.
+    """
+    kind, *bounds = text.split(":")
+    if not bounds:
+        return GuidanceSchedule(scale, kind)
+    try:
+        (low, high), kind = map(float, bounds), {"interval": "interval"}[kind]
+    except (ValueError, KeyError):
+        raise UserError(
+            f"guidance schedule {text!r} not understood; give constant, rising, falling or "
+            "interval:LOW:HIGH with LOW and HIGH in [0, 1], such as interval:0.2:0.8."
+        ) from None
+    return GuidanceSchedule(scale, kind, low, high)
