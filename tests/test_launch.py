@@ -191,6 +191,17 @@ def calls(folder: pathlib.Path) -> list[str]:
 ALL = ["data", "clip", "embeddings", "prior", "decoder", "upsampler_256"]
 
 
+def test_a_python_without_jax_is_one_line(tmp_path: pathlib.Path):
+    bare = tmp_path / "python"
+    bare.write_text("#!/usr/bin/env bash\nexit 1\n")
+    bare.chmod(0o755)
+    run = cascade(tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.strip().splitlines()[-1] == (
+        f"cascade: {bare} has no JAX; run 'make setup', or name another interpreter with PYTHON=..."
+    )
+
+
 def test_a_finished_cascade_does_nothing_again(fake: pathlib.Path):
     run = cascade(fake)
     assert run.returncode == 0, run.stderr
