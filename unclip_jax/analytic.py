@@ -132,7 +132,8 @@ def measure(
     key = rng.fold(jax.random.key(seed), "analytic")
     means: list[np.ndarray] = []
     examples = 0
-    for index, host in enumerate(tqdm(batches, desc="analytic", unit="batch")):
+    silent = jax.process_index() != 0
+    for index, host in enumerate(tqdm(batches, desc="analytic", unit="batch", disable=silent)):
         batch = global_batch({name: host[name] for name in fields}, mesh)
         here = jax.device_put(rng.fold(key, index), replicated(mesh))
         means.append(np.asarray(jax.device_get(run(params, batch, here)), np.float64))

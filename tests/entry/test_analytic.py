@@ -10,7 +10,7 @@ import pytest
 
 from tests import cascades
 from tests.stages import tiny
-from unclip_jax import analytic, prepare
+from unclip_jax import analytic, configs, prepare
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
@@ -124,6 +124,23 @@ def test_embeddings_of_another_clip_are_refused(place, tmp_path):
 def test_mistakes_are_one_line(place, argument, message):
     with pytest.raises(UserError, match=message):
         analytic.main(arguments(place, argument))
+
+
+def test_training_measures_the_same_on_all_its_devices(place, monkeypatch):
+    monkeypatch.setattr(analytic, "EXAMPLES", 64)
+    analytic.main(arguments(place, "--examples=64"))  # on one device
+    alone = load.load_variance_table(place / "prior" / "export")
+    data = [a for a in arguments(place) if a.startswith("--config.")]
+    table = "--config.model.sampling.variance=table"
+    config = f"{ROOT}/experiments/prior.py:tiny"
+    experiment = configs.read(config, overrides=[*data, table])
+    _, params, _ = load.load_prior(place / "prior" / "export")
+    (place / "prior" / "export" / "variance.json").unlink()
+    params = jax.tree.map(np.asarray, params)
+    analytic.after_training(experiment, params, workdir=place / "prior")
+    together = load.load_variance_table(place / "prior" / "export")
+    assert alone and together and together.timesteps == alone.timesteps
+    np.testing.assert_allclose(together.eps_power, alone.eps_power, rtol=1e-5)
 
 
 def test_training_measures_it_only_for_a_prior_that_samples_with_it(place):
