@@ -75,7 +75,7 @@ def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Loaded:
         prior_cfg,
         decoder_cfg,
         tuple(cfg for cfg, _ in upsamplers),
-        load_variance_table(places["prior"]),
+        load_variance_table(places["prior"]) if prior_name == "prior" else None,
     )
     return Loaded(cascade, params, manifests, load.tokenizer_dir(places["clip"]))
 

@@ -120,10 +120,10 @@ def _sibling(rng: random.Random, first: Request) -> Request:
     """Other shapes, relation or count; half of the siblings of a pair differ in relation alone."""
     if first.relation is not None:
         same = rng.random() < 0.5
-        wanted = first.wanted if same else tuple(_reshaped(rng, one) for one in first.wanted)
+        wanted = first.wanted if same else tuple([_reshaped(rng, one) for one in first.wanted])
         return Request(wanted, _pick(rng, RELATIONS), first.background)
-    counts = tuple(COUNTS.values()) if len(first.wanted) > 1 else (1,)
-    wanted = (_reshaped(rng, first.wanted[0]),) * _pick(rng, counts)
+    count = _pick(rng, tuple(COUNTS.values())) if len(first.wanted) > 1 else 1
+    wanted = (_reshaped(rng, next(iter(first.wanted))),) * count
     return Request(wanted, None, first.background)
 
 
