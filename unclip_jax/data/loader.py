@@ -250,7 +250,7 @@ class _Grouped:
         return min(len(self._groups) * self._size, sys.maxsize)
 
     def __getitem__(self, index: int) -> Example:
-        group = self._groups[index // self._size]
+        group: Any = self._groups[index // self._size]
         return self._examples[int(group) * self._size + index % self._size]
 
 
