@@ -19,6 +19,7 @@ CORE = [
     "jaxtyping>=0.3.5",
     "matplotlib>=3.9",
     "ml_collections>=1.1",
+    "ml_dtypes>=0.5",
     "numpy>=2.0",
     "opencv-python-headless>=4.10",
     "optax>=0.2.8",
@@ -26,6 +27,7 @@ CORE = [
     "pillow>=11",
     "psutil>=6",
     "pyarrow>=18",
+    "safetensors>=0.5",
     "scipy>=1.14",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9.9",
@@ -54,6 +56,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "dev": DEV,
+        "convert": ["torch>=2.6"],  # for weights that exist as PyTorch files only
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "wandb": ["wandb>=0.18"],

@@ -221,7 +221,8 @@ def complaints(rule: Callable[[str, str], list[str]], paths: list[pathlib.Path])
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_what_it_declares(room: str):
     allowed = room_contract(room)
-    paths = sorted((PACKAGE / room).rglob("*.py"))
+    # a room that is also a command has its entry point in __main__.py, above all rooms
+    paths = sorted(p for p in (PACKAGE / room).rglob("*.py") if p.name != "__main__.py")
     assert not [f"{p}: {line}" for p in paths for line in crossings(text(p), room, allowed)]
     assert not {name.split(".")[0] for name in allowed} & NEVER.get(room, set())
     assert {name.split(".")[0] for name in allowed} <= set(ROOMS)

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from unclip_jax import distributed, entry
+from unclip_jax import distributed, entry, weights
 from unclip_jax.commands import arguments, guided_text, menu
 from unclip_jax.commands.output import write
 from unclip_jax.commands.studio import tokenise
@@ -46,7 +46,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("captions", nargs="+", help="one image is drawn per caption and --num")
-    parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
+    parser.add_argument(
+        "--models", type=pathlib.Path, required=True, help="run directory, or Karlo's"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("samples.png"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num", type=int, default=1, help="images per caption")
@@ -87,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     check(args)
     distributed.start(args)
     check_same({**asked(args), **distributed.facts()})
-    loaded = load.load_cascade(args.models, prior_name=args.prior)
+    loaded = load.load_cascade(weights.run_of(args.models), prior_name=args.prior)
     options = options_from(args, loaded.cascade)
     captions = [caption for caption in args.captions for _ in range(args.num)]
     if guided_text.wanted(args):

@@ -44,17 +44,16 @@ class Tokenizer:
         Raises:
             UserError: it has no start or no end token, or lacks a `literal` entry.
         """
-        self._json = description
-        self._literal = literal
         self._engine = tokenizers.Tokenizer.from_str(json.dumps(description))
         self._engine.no_padding()
         self._engine.no_truncation()
-        self.start, self.end, *_ = (self._id(token) for token in (START, END, *literal))
+        self.start, self.end, *ids = (self._id(token) for token in (START, END, *literal))
         special = [tokenizers.AddedToken(t, normalized=False, special=True) for t in literal]
         self._engine.add_special_tokens(special)
+        self._json = _with_literal(description, dict(zip(literal, ids, strict=True)))
 
     def __reduce__(self):
-        return _rebuild, (self._json, self._literal)
+        return _rebuild, (self._json,)
 
     @property
     def vocab_size(self) -> int:
@@ -64,8 +63,7 @@ class Tokenizer:
     @property
     def hash(self) -> str:
         """Sha256 of the description, independent of the file's spacing and key order."""
-        what = [self._json, *self._literal] if self._literal else self._json
-        text = json.dumps(what, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self._json, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def encode(
@@ -131,6 +129,29 @@ def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tok
     )
 
 
+def declared_padding(directory: str | pathlib.Path) -> tuple[str, ...]:
+    """Padding tokens that a tokenizer's settings declare beside start and end, to be `literal`.
+
+    Karlo's files name "!", which makes transformers match it before any splitting; prompts were
+    read so when those weights were used.
+
+    Raises:
+        UserError: settings that are no JSON.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = pathlib.Path(directory) / name
+        if not path.is_file():
+            continue
+        try:
+            pad = json.loads(path.read_text("utf-8")).get("pad_token")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} cannot be read ({error}); copy it again.") from None
+        pad = pad.get("content") if isinstance(pad, dict) else pad
+        if isinstance(pad, str) and pad not in (START, END):
+            return (pad,)
+    return ()
+
+
 def train(captions: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -> Tokenizer:
     """Learn the merges of a byte-pair encoding from captions.
 
@@ -172,8 +193,19 @@ def _marked_words(captions: Iterable[str], last: dict[str, str]) -> Iterator[str
         yield " ".join(word[:-1] + last[word[-1]] for word in words)
 
 
-def _rebuild(description: dict[str, Any], literal: tuple[str, ...]) -> Tokenizer:
-    return Tokenizer(description, literal=literal)
+def _rebuild(description: dict[str, Any]) -> Tokenizer:
+    return Tokenizer(description)
+
+
+def _with_literal(description: dict[str, Any], literal: dict[str, int]) -> dict[str, Any]:
+    """The description with further entries among its added tokens, so that files keep them."""
+    if not literal:
+        return description
+    added = {token["content"]: token for token in description.get("added_tokens", [])}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for token, number in literal.items():
+        added.setdefault(token, {"id": number, "content": token, **plain, "special": True})
+    return {**description, "added_tokens": sorted(added.values(), key=lambda token: token["id"])}
 
 
 def _read(directory: pathlib.Path) -> dict[str, Any] | None:

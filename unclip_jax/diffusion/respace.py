@@ -84,9 +84,7 @@ def respace(schedule: Schedule, *, timesteps: Int[np.ndarray, " n"]) -> Schedule
             f"sampling steps {kept.tolist()} must ascend strictly within "
             f"[0, {schedule.num_timesteps - 1}]."
         )
-    alpha_bar = schedule.alpha_bar[kept]
-    beta = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
-    return Schedule(beta, schedule.timesteps[kept])
+    return schedule.keep(kept)
 
 
 def _even_log_snr(spec: str, schedule: Schedule) -> Int[np.ndarray, " n"]:

@@ -109,6 +109,12 @@ class Schedule:
         """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0), ADM appendix B."""
         return np.sqrt(1.0 - self.beta) * (1.0 - self.alpha_bar_prev) / (1.0 - self.alpha_bar)
 
+    def keep(self, positions: Int[np.ndarray, " n"]) -> "Schedule":
+        """The short chain through some positions, with the same alpha_bar at each of them."""
+        alpha_bar = self.alpha_bar[positions]
+        beta = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+        return Schedule(beta, self.timesteps[positions])
+
     def level(self, t: Steps, *, ndim: int) -> Level:
         """The exact signal and noise at positions `t`, shaped to broadcast over `ndim` axes."""
         return Level(at(self.signal, t, ndim=ndim), at(self.noise, t, ndim=ndim))

@@ -120,6 +120,20 @@ def read_params(directory: pathlib.Path, *, abstract: Any) -> Params:
         ) from error
 
 
+def stored_shapes(directory: pathlib.Path) -> Any:
+    """Names, shapes and types of the parameters as they are stored.
+
+    Raises:
+        UserError: the export is not complete or its list of arrays is damaged.
+    """
+    path = pathlib.Path(locate(directory) / PARAMS).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path).item_metadata if path.is_dir() else None
+    if metadata is None:
+        raise UserError(f"{directory} holds no readable {PARAMS}; export the stage again.")
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree)
+
+
 def _check_tree(directory: pathlib.Path, stored_tree: Any, abstract: Any) -> None:
     """Compare names and shapes; types may differ, since floating point ones are converted."""
     stored, wanted = (

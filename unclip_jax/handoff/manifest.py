@@ -27,7 +27,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "upsampler": ("image_size", "low_res_size"),
 }
 # Fields that must agree between any two stages that both state them.
-SHARED = ("clip_id", "embed_dim", "tokenizer_hash", "z_scale")
+SHARED = ("clip_id", "embed_dim", "tokenizer_hash", "z_scale", "embedding")
 # Kinds whose output is an image that an upsampler may take.
 DRAWS = ("decoder", "upsampler")
 
@@ -48,6 +48,8 @@ class Manifest:
         z_scale: factor on unit-norm embeddings as the prior diffuses them (17.2 at z = 1024).
         z_scale_in: factor that a decoder puts on the unit-norm z_img it is handed; its own affair,
             so it need not be the prior's.
+        embedding: how a prior gives z_img and a decoder takes it: "unit" (norm 1) or "raw" (as CLIP
+            gives it).
         image_size: side of the images the stage draws, in pixels.
         low_res_size: side of the images an upsampler starts from, in pixels.
         data: what it was trained on, in words.
@@ -68,6 +70,7 @@ class Manifest:
     tokenizer_hash: str | None = None
     z_scale: float | None = None
     z_scale_in: float | None = None
+    embedding: str | None = None
     image_size: int | None = None
     low_res_size: int | None = None
     data: str = ""

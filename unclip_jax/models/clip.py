@@ -29,6 +29,7 @@ from unclip_jax.models.layers import (
 from unclip_jax.models.transformer import Transformer, TransformerConfig
 from unclip_jax.parallel.axes import sharded
 
+TOWERS = ("image", "text")
 MAX_LOGIT_SCALE = 100.0  # arXiv 2103.00020, section 2.5
 
 
@@ -52,6 +53,11 @@ class ClipConfig:
         stem: "patches" (the paper's linear map) or "conv" (a few strided convolutions).
         position_scale: factor on the deviation of the image positions at the start; the paper's 1
             leaves them far below the patches, too faint for a run of a few hundred steps.
+        image_mlp: hidden width of the image tower's MLPs; None = 4 times the width.
+        text_mlp: likewise of the text tower.
+        towers: which of "image" and "text" there are; public pipelines carry one without the other.
+        temperature: the learned temperature is there; pipelines carry towers without it.
+        projection: False = embeddings are the pooled features themselves (a bare text tower).
         image_mean: per channel, of pixels in [0, 1].
         image_std: per channel, likewise.
         remat: "none", "block" or "dots".
@@ -72,6 +78,11 @@ class ClipConfig:
     activation: str = "quick_gelu"
     stem: str = "patches"
     position_scale: float = 1.0
+    image_mlp: int | None = None
+    text_mlp: int | None = None
+    towers: tuple[str, ...] = TOWERS
+    temperature: bool = True
+    projection: bool = True
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     remat: str = "none"
@@ -85,14 +96,41 @@ class ClipConfig:
                 f"clip.patch_size is {self.patch_size}; a conv stem halves the side step by step, "
                 "so take a power of two."
             )
+        for name in self.towers:
+            one_of("clip tower", name, TOWERS)
+        if self.temperature and set(self.towers) != set(TOWERS):
+            raise UserError(
+                f"clip.temperature is on, but clip.towers is {list(self.towers)}; a temperature "
+                "belongs to a pair of towers, so turn it off."
+            )
+        if not self.projection and (self.towers, self.text_width) != (("text",), self.embed_dim):
+            raise UserError(
+                "clip.projection is off, which only a text tower alone can be, with "
+                f"clip.embed_dim ({self.embed_dim}) equal to clip.text_width ({self.text_width})."
+            )
 
-    def tower(self, *, width: int, depth: int, heads: int, causal: bool) -> TransformerConfig:
+    @property
+    def image_tower(self) -> TransformerConfig:
+        """The image tower's stack."""
+        size = {"width": self.image_width, "depth": self.image_depth, "heads": self.image_heads}
+        return self.tower(**size, mlp=self.image_mlp, causal=False)
+
+    @property
+    def text_tower(self) -> TransformerConfig:
+        """The text tower's stack."""
+        size = {"width": self.text_width, "depth": self.text_depth, "heads": self.text_heads}
+        return self.tower(**size, mlp=self.text_mlp, causal=True)
+
+    def tower(
+        self, *, width: int, depth: int, heads: int, causal: bool, mlp: int | None = None
+    ) -> TransformerConfig:
         """One tower's stack."""
         return TransformerConfig(
             width=width,
             depth=depth,
             heads=heads,
             causal=causal,
+            mlp_ratio=4.0 if mlp is None else mlp / width,
             activation=self.activation,
             remat=self.remat,
             dtype=self.dtype,
@@ -134,24 +172,64 @@ class Clip(nn.Module):
 
     def setup(self):
         """Name the towers; the names are the parameter paths of checkpoints."""
-        self.image = ImageTower(self.cfg)
-        self.text = TextTower(self.cfg)
-        start = math.log(1 / 0.07)
-        self.log_scale = self.param("log_scale", sharded(lambda _: jnp.float32(start)))
+        if "image" in self.cfg.towers:
+            self.image = ImageTower(self.cfg)
+        if "text" in self.cfg.towers:
+            self.text = TextTower(self.cfg)
+        if self.cfg.temperature:
+            start = math.log(1 / 0.07)
+            self.log_scale = self.param("log_scale", sharded(lambda _: jnp.float32(start)))
 
     def __call__(self, images: Image, tokens: Tokens, token_mask: Mask) -> ClipOutput:
-        """Embed pairs."""
+        """Embed pairs.
+
+        Raises:
+            UserError: a tower or the temperature is not there.
+        """
+        self._need("image")
+        self._need("text")
+        if not self.cfg.temperature:
+            raise UserError(
+                "this CLIP has no temperature (clip.temperature is off), so its pairs cannot be "
+                "compared; convert the complete CLIP."
+            )
         z_img = _unit(self.encode_image(images))
         z_txt = _unit(self.encode_text(tokens, token_mask).pooled)
         return ClipOutput(z_img, z_txt, self.logit_scale())
 
+    def run(
+        self, images: Image | None, tokens: Tokens | None, token_mask: Mask | None
+    ) -> tuple[Embedding | None, TextOutput | None]:
+        """Raw outputs of the towers that are given something."""
+        z_img = None if images is None else self.encode_image(images)
+        if tokens is None or token_mask is None:
+            return z_img, None
+        return z_img, self.encode_text(tokens, token_mask)
+
     def encode_image(self, images: Image) -> Embedding:
-        """Raw image embeddings of images in [-1, 1]."""
+        """Raw image embeddings of images in [-1, 1].
+
+        Raises:
+            UserError: there is no image tower.
+        """
+        self._need("image")
         return self.image(images)
 
     def encode_text(self, tokens: Tokens, token_mask: Mask) -> TextOutput:
-        """Raw text embeddings and per-token features."""
+        """Raw text embeddings and per-token features.
+
+        Raises:
+            UserError: there is no text tower.
+        """
+        self._need("text")
         return self.text(tokens, token_mask)
+
+    def _need(self, tower: str) -> None:
+        if tower not in self.cfg.towers:
+            raise UserError(
+                f"this CLIP has no {tower} tower (it has {', '.join(self.cfg.towers)}); use a "
+                "complete CLIP, or convert its pipeline together with one that has it."
+            )
 
     def logit_scale(self) -> Scalar:
         """Exp of the temperature, clamped (section 2.5)."""
@@ -201,8 +279,7 @@ class ImageTower(nn.Module):
         x = jnp.concatenate([first, x], axis=1)
         init = sharded(normal(cfg.position_scale * width**-0.5), "position", "embed")
         x = x + self.param("positions", init, (x.shape[1], width)).astype(dtype)[None]
-        stack = cfg.tower(width=width, depth=cfg.image_depth, heads=cfg.image_heads, causal=False)
-        x = Transformer(stack, name="transformer")(LayerNorm(name="pre_norm")(x))
+        x = Transformer(cfg.image_tower, name="transformer")(LayerNorm(name="pre_norm")(x))
         x = LayerNorm(name="post_norm")(x[:, 0])
         return _projection(cfg, width)(x).astype(jnp.float32)
 
@@ -275,12 +352,14 @@ class TextTower(nn.Module):
         init = sharded(normal(0.01), "position", "embed")
         x = jnp.take(table, tokens, axis=0)
         x = x + self.param("positions", init, (cfg.context, width))[None]
-        stack = cfg.tower(width=width, depth=cfg.text_depth, heads=cfg.text_heads, causal=True)
-        x = Transformer(stack, name="transformer")(x.astype(compute_dtype(cfg.dtype)))
+        x = x.astype(compute_dtype(cfg.dtype))
+        x = Transformer(cfg.text_tower, name="transformer")(x)
         x = LayerNorm(name="final_norm")(x)
         end = jnp.sum(token_mask, axis=1) - 1
         pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        return TextOutput(_projection(cfg, width)(pooled).astype(jnp.float32), x)
+        if cfg.projection:
+            pooled = _projection(cfg, width)(pooled)
+        return TextOutput(pooled.astype(jnp.float32), x)
 
 
 def _projection(cfg: ClipConfig, width: int) -> nn.Dense:

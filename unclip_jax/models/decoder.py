@@ -12,14 +12,15 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from unclip_jax.core.checks import one_of
+from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Embedding, Image, Mask, Steps, Tokens
-from unclip_jax.models.layers import TimeEmbedding, compute_dtype, dense, normal
+from unclip_jax.models.layers import LayerNorm, TimeEmbedding, compute_dtype, dense, normal
 from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
 from unclip_jax.models.unet import UNet, UNetConfig
 from unclip_jax.parallel.axes import sharded
 
 NULL_Z = ("learned", "zero")
+CAPTIONS = ("own", "clip_sequence")
 MAP_SIDE, MAP_CHANNELS = 8, 4  # the miniature's spatial map of z_img
 
 
@@ -38,6 +39,10 @@ class DecoderConfig:
         num_z_tokens: context tokens made of z_img (4 in the paper).
         null_z: what a dropped z_img becomes: "learned" vector or "zero" (the paper names both).
         padding: of captions, "learned" or "mask".
+        caption: "own": a transformer of the decoder's own reads token ids (the paper);
+            "clip_sequence": projected token features and the embedding of the frozen CLIP (Karlo),
+            without text_depth and text_heads; no caption is then the empty one.
+        clip_text_width: width of those features.
         z_map: also feed z_img to the stem as a small spatial map; a miniature-only option.
         num_timesteps: length of the trained chain.
     """
@@ -52,12 +57,21 @@ class DecoderConfig:
     num_z_tokens: int = 4
     null_z: str = "learned"
     padding: str = "learned"
+    caption: str = "own"
+    clip_text_width: int | None = None
     z_map: bool = False
     num_timesteps: int = 1000
 
     def __post_init__(self):
         one_of("null_z", self.null_z, NULL_Z)
         one_of("padding", self.padding, PADDING)
+        if one_of("decoder.caption", self.caption, CAPTIONS) == "clip_sequence":
+            positive("decoder.clip_text_width", self.clip_text_width or 0)
+            if self.padding != "mask":
+                raise UserError(
+                    "decoder.caption 'clip_sequence' hides empty slots; set decoder.padding to "
+                    f"'mask', not {self.padding!r}."
+                )
 
     @property
     def text(self) -> TextEncoderConfig:
@@ -80,12 +94,12 @@ class TextFeatures:
 
     Attributes:
         sequence: features of all slots.
-        last: the last slot's feature, which joins the timestep embedding (GLIDE).
+        last: what joins the timestep embedding: the last slot's feature (GLIDE), or CLIP's z_txt.
         mask: slots that attention may see.
     """
 
     sequence: Float[Array, " b l d"]
-    last: Float[Array, " b d"]
+    last: Float[Array, " b e"]
     mask: Bool[Array, " b l"]
 
 
@@ -98,7 +112,12 @@ class Decoder(nn.Module):
         """Name every part; the names are the parameter paths of checkpoints."""
         cfg, dtype = self.cfg, compute_dtype(self.cfg.unet.dtype)
         emb_width, channels = cfg.unet.emb_width, cfg.unet.channels
-        self.text_encoder = TextEncoder(cfg.text)
+        if cfg.caption == "own":
+            self.text_encoder = TextEncoder(cfg.text)
+        else:
+            axes = ("z", "embed")
+            self.text_in = dense(cfg.text_width, name="text_in", axes=axes, dtype=dtype)
+            self.text_norm = LayerNorm()
         self.time = TimeEmbedding(channels, emb_width, cfg.num_timesteps, dtype)
         self.text_to_emb = dense(emb_width, name="text_to_emb", axes=("embed", "time"), dtype=dtype)
         self.z_to_emb = dense(emb_width, name="z_to_emb", axes=("z", "time"), dtype=dtype)
@@ -124,6 +143,8 @@ class Decoder(nn.Module):
         token_mask: Mask,
         keep_z: Bool[Array, " b"] | None = None,
         keep_text: Bool[Array, " b"] | None = None,
+        text_seq: Float[Array, " b l e"] | None = None,
+        z_txt: Embedding | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Raw output of the U-Net, `unet.out_channels` per pixel.
@@ -136,22 +157,60 @@ class Decoder(nn.Module):
             token_mask: True at real tokens.
             keep_z: False replaces z_img by its null; None keeps all.
             keep_text: False replaces the caption by padding; None keeps all.
+            text_seq: CLIP's token features, for caption "clip_sequence".
+            z_txt: CLIP's raw embedding, likewise.
             deterministic: no dropout; otherwise a "dropout" key is needed.
         """
-        text = self.encode_text(tokens, token_mask, keep_text=keep_text)
+        text = self.encode_text(
+            tokens, token_mask, keep_text=keep_text, text_seq=text_seq, z_txt=z_txt
+        )
         return self.denoise(
             x_t, t, z_img=z_img, text=text, keep_z=keep_z, deterministic=deterministic
         )
 
     def encode_text(
-        self, tokens: Tokens, token_mask: Mask, *, keep_text: Bool[Array, " b"] | None = None
+        self,
+        tokens: Tokens,
+        token_mask: Mask,
+        *,
+        keep_text: Bool[Array, " b"] | None = None,
+        text_seq: Float[Array, " b l e"] | None = None,
+        z_txt: Embedding | None = None,
     ) -> TextFeatures:
-        """Encode captions; a dropped one is all padding."""
+        """Encode captions; a dropped one is all padding.
+
+        Raises:
+            UserError: CLIP's features missing or not wanted, or `keep_text` beside them.
+        """
+        if self.cfg.caption == "clip_sequence":
+            return self._read_clip(token_mask, text_seq, z_txt, keep_text)
+        if text_seq is not None or z_txt is not None:
+            raise UserError("this decoder reads token ids; do not give text_seq and z_txt.")
         if keep_text is not None:
             token_mask = token_mask & keep_text[:, None]
         sequence = self.text_encoder(tokens, token_mask)
         seen = token_mask if self.cfg.padding == "mask" else jnp.ones_like(token_mask)
         return TextFeatures(sequence, sequence[:, -1], seen)
+
+    def _read_clip(
+        self, mask: Mask, text_seq: Array | None, z_txt: Array | None, keep_text: Array | None
+    ) -> TextFeatures:
+        """CLIP's features of a caption, projected and normalised."""
+        if text_seq is None or z_txt is None:
+            raise UserError("this decoder reads CLIP's features; give text_seq and z_txt.")
+        if keep_text is not None:
+            raise UserError(
+                "this decoder has no null caption (decoder.caption is 'clip_sequence'); instead "
+                "of dropping a caption give CLIP's features of the empty one."
+            )
+        if text_seq.shape[-1] != self.cfg.clip_text_width:
+            raise UserError(
+                f"text_seq has width {text_seq.shape[-1]}; decoder.clip_text_width is "
+                f"{self.cfg.clip_text_width}. Use the CLIP that this decoder was built for."
+            )
+        dtype = compute_dtype(self.cfg.unet.dtype)
+        sequence = self.text_norm(self.text_in(text_seq.astype(dtype)))
+        return TextFeatures(sequence, z_txt.astype(dtype), mask)
 
     def denoise(
         self,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -208,7 +209,11 @@ def timestep_features(
         UserError: `width` is odd.
     """
     half = divisible("width of the timestep features", width, 2, "make it even.") // 2
-    rates = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    # On the host: XLA's float32 exp is off by some units in the last place, times t = 999.
+    exponents = (
+        np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    )
+    rates = jnp.asarray(np.exp(exponents.astype(np.float64)), jnp.float32)
     angles = (t.astype(jnp.float32) * (1000.0 / num_timesteps))[:, None] * rates[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

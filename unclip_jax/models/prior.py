@@ -19,6 +19,7 @@ from unclip_jax.models.transformer import Transformer, TransformerConfig
 from unclip_jax.parallel.axes import sharded
 
 CAPTIONS = ("tokens", "clip_sequence")
+NULLS = ("learned", "empty")
 EXTRA = 4  # z_txt, timestep, noised z_img, query
 
 
@@ -37,6 +38,8 @@ class PriorConfig:
             "clip_sequence": projected token features of the frozen CLIP (Karlo).
         clip_text_width: width of those features.
         padding: "learned" padding vectors, or "mask" to hide empty slots.
+        null: what stands for no caption: "learned" vectors of the network, or "empty", the features
+            that CLIP gives the empty caption, which the caller provides (Karlo).
         num_timesteps: length of the trained chain.
         remat: "none", "block" or "dots".
         dtype: compute dtype.
@@ -51,6 +54,7 @@ class PriorConfig:
     caption: str = "tokens"
     clip_text_width: int | None = None
     padding: str = "learned"
+    null: str = "learned"
     num_timesteps: int = 1000
     remat: str = "none"
     dtype: str = "float32"
@@ -58,6 +62,12 @@ class PriorConfig:
     def __post_init__(self):
         one_of("prior.caption", self.caption, CAPTIONS)
         one_of("prior.padding", self.padding, PADDING)
+        one_of("prior.null", self.null, NULLS)
+        if self.null == "empty" and (self.caption, self.padding) != ("clip_sequence", "mask"):
+            raise UserError(
+                f"prior.null 'empty' needs prior.caption 'clip_sequence' and prior.padding 'mask', "
+                f"not {self.caption!r} and {self.padding!r}."
+            )
         if self.caption == "clip_sequence":
             if self.clip_text_width is None:
                 raise UserError(
@@ -96,13 +106,20 @@ class Prior(nn.Module):
             keep_text: False drops caption *and* z_txt, never x_t; None keeps all.
 
         Raises:
-            UserError: `text_seq` missing, not wanted, or of another width than configured.
+            UserError: `text_seq` missing, not wanted, or of another width than configured; a
+                `keep_text` where there is no learned null.
         """
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
-        null = self.param("null_z_txt", sharded(normal(0.02), "z"), (cfg.embed_dim,))
-        if keep_text is not None:
-            token_mask = token_mask & keep_text[:, None]
-            z_txt = jnp.where(keep_text[:, None], z_txt, null[None].astype(z_txt.dtype))
+        if cfg.null == "learned":
+            null = self.param("null_z_txt", sharded(normal(0.02), "z"), (cfg.embed_dim,))
+            if keep_text is not None:
+                token_mask = token_mask & keep_text[:, None]
+                z_txt = jnp.where(keep_text[:, None], z_txt, null[None].astype(z_txt.dtype))
+        elif keep_text is not None:
+            raise UserError(
+                "this prior has no learned null (prior.null is 'empty'); instead of dropping a "
+                "caption give CLIP's features of the empty one."
+            )
         caption = self._caption(tokens, token_mask, text_seq).astype(dtype)
         time = TimeEmbedding(cfg.width, cfg.width, cfg.num_timesteps, dtype, name="time")(t)
         text = self._project("z_txt_in", z_txt)
@@ -134,6 +151,8 @@ class Prior(nn.Module):
                 f"{cfg.clip_text_width}. Use the CLIP that this prior was built for."
             )
         x = self._project("text_seq_in", text_seq)
+        if cfg.null == "empty":  # then slots without a token are hidden and hold no padding
+            return x
         init = sharded(normal(0.01), "position", "embed")
         padding = self.param("padding", init, (cfg.context, cfg.width))
         return jnp.where(mask[..., None], x, padding[None].astype(x.dtype))

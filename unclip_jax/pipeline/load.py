@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 
+from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import build
 from unclip_jax.diffusion.analytic import VarianceTable
@@ -125,4 +126,22 @@ def abstract_params(stage: Stage) -> Any:
 def _stage(path: pathlib.Path, card: Manifest, config_type: type[T], module: Any) -> tuple[T, Any]:
     """Typed config and strictly loaded parameters of one export."""
     cfg = build(config_type, card.config, where=f"{path}/manifest.json config")
-    return cfg, load.read_params(path, abstract=abstract_params(module.make(cfg)))
+    shapes = abstract_params(module.make(cfg))
+    model = card.config["model"]
+    if model.get("unet", model).get("dtype") == "bfloat16":
+        shapes = _as_stored(shapes, load.stored_shapes(path))
+    return cfg, load.read_params(path, abstract=shapes)
+
+
+def _as_stored(shapes: Any, stored: Any) -> Any:
+    """`shapes` in the types in which they are stored.
+
+    What was written in bfloat16 and computes in it need not take double the memory. A tree that
+    does not fit is left for the reader to complain of.
+    """
+    types = {name: leaf.dtype for name, leaf in trees.flatten_paths(stored).items()}
+    if types.keys() != trees.flatten_paths(shapes).keys():
+        return shapes
+    named = trees.flatten_paths(shapes).items()  # in the order of the leaves
+    leaves = [jax.ShapeDtypeStruct(leaf.shape, types[name]) for name, leaf in named]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)

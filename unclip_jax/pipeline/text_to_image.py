@@ -20,6 +20,7 @@ from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.clip import Clip, TextOutput
 from unclip_jax.stages import decoder, prior, prior_ar, upsampler
 from unclip_jax.stages.base import apply
+from unclip_jax.stages.captions import ClipText, empty_caption
 from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import DecoderStageConfig
@@ -50,6 +51,16 @@ class Cascade:
     decoder: DecoderStageConfig
     upsamplers: tuple[UpsamplerStageConfig, ...] = ()
     variance_table: VarianceTable | None = None
+
+    @property
+    def reads_clip(self) -> bool:
+        """Whether the prior or the decoder reads CLIP's token features."""
+        own = isinstance(self.prior, PriorArStageConfig) or self.prior.model.caption == "tokens"
+        return not own or self.decoder.model.caption == "clip_sequence"
+
+    def embedding(self, z: Embedding) -> Embedding:
+        """A raw CLIP embedding as the prior and the decoder exchange it."""
+        return z if self.decoder.embedding == "raw" else prior.unit(z)
 
     @property
     def image_size(self) -> int:
@@ -102,19 +113,48 @@ def keys_for(seed: int | Integer[Array, ""], indices: Int[Array, " b"]) -> Keys:
     return rng.per_example(jax.random.key(seed), indices)
 
 
+class Read(NamedTuple):
+    """What CLIP says of the captions and of the empty one; None where nobody asks."""
+
+    text: ClipText | None
+    empty: ClipText | None
+
+
+def read_captions(
+    cascade: Cascade, params: Params, captions: Captions, *, options: SampleOptions
+) -> Read:
+    """Run CLIP's text tower as often as this cascade and these options need it."""
+    text = empty = None
+    if cascade.reads_clip or options.condition != "z_img":
+        text = clip_text(cascade, params, captions=captions.clip)
+    if cascade.reads_clip:
+        empty = clip_text(cascade, params, captions=empty_caption(*captions.clip))
+    return Read(text, empty)
+
+
 def text_embedding(cascade: Cascade, params: Params, *, captions: Captions) -> Embedding:
-    """L2-normalised CLIP text embeddings z_txt."""
-    tokens, mask = captions.clip
+    """CLIP embeddings z_txt of captions, L2-normalised or raw as the decoder takes z_img."""
+    return cascade.embedding(clip_text(cascade, params, captions=captions.clip).z_txt)
+
+
+def clip_text(
+    cascade: Cascade, params: Params, *, captions: tuple[Int[Array, " b l"], Array]
+) -> ClipText:
+    """What the frozen CLIP says of captions (ids and mask): raw embeddings and token features."""
+    tokens, mask = captions
     out: TextOutput = apply(
         Clip(cascade.clip.model), params["clip"], tokens, mask, method=Clip.encode_text
     )
-    return prior.unit(out.pooled)
+    return ClipText(out.pooled, out.sequence, mask)
 
 
 def image_embedding(cascade: Cascade, params: Params, *, images: Image) -> Embedding:
-    """L2-normalised CLIP image embeddings of images in [-1, 1] at CLIP's input size."""
+    """CLIP embeddings of images in [-1, 1] at CLIP's input size, as the decoder takes them.
+
+    That is L2-normalised, or raw where the decoder's `embedding` says so.
+    """
     out = apply(Clip(cascade.clip.model), params["clip"], images, method=Clip.encode_image)
-    return prior.unit(out)
+    return cascade.embedding(out)
 
 
 def sample(
@@ -139,7 +179,10 @@ def sample(
     Raises:
         UserError: condition "z_img" without `z_img`.
     """
-    z_img = draw_z_img(cascade, params, captions, keys, options=options, z_img=z_img)
+    text, empty = read = read_captions(cascade, params, captions, options=options)
+    z_img = draw_z_img(
+        cascade, params, captions, keys, options=options, z_img=z_img, read=read
+    )
     tokens, mask = captions.decoder
     base = decoder.sample(
         cascade.decoder,
@@ -149,6 +192,8 @@ def sample(
         token_mask=mask,
         keys=rng.fold_each(keys, "decoder"),
         sampling=options.decoder,
+        text=text,
+        empty=empty,
     )
     images = upsample(cascade, params, base, keys, options=options)
     return Drawn(z_img, base, images)
@@ -168,7 +213,7 @@ def upsample(
         images = upsampler.sample(
             stage,
             params["upsamplers"][index],
-            low_res=quantise(images),
+            low_res=quantise(images) if stage.quantise else images,
             keys=rng.fold_each(keys, "upsampler", index),
             sampling=options.upsamplers[index] if options.upsamplers else None,
         )
@@ -193,8 +238,11 @@ def draw_z_img(
     *,
     options: SampleOptions = SampleOptions(),
     z_img: Embedding | None = None,
+    read: Read | None = None,
 ) -> Embedding:
-    """The L2-normalised z_img that the decoder will see; arguments as for `sample`.
+    """The z_img that the decoder will see (norm 1, or raw); arguments as for `sample`.
+
+    `read` is what `read_captions` says of the captions, where the caller has it already.
 
     Raises:
         UserError: condition "z_img" without `z_img`.
@@ -202,8 +250,10 @@ def draw_z_img(
     if options.condition == "z_img":
         if z_img is None:
             raise UserError("condition 'z_img' needs z_img; give image embeddings.")
-        return prior.unit(z_img)
-    z_txt = text_embedding(cascade, params, captions=captions)
+        return cascade.embedding(z_img)
+    text, empty = read or read_captions(cascade, params, captions, options=options)
+    assert text is not None
+    z_txt = cascade.embedding(text.z_txt)
     if options.condition == "z_txt":
         return z_txt
     tokens, mask = captions.prior
@@ -230,4 +280,6 @@ def draw_z_img(
         sampling=options.prior,
         num_candidates=options.num_candidates,
         table=cascade.variance_table,
+        text=text,
+        empty=empty,
     )

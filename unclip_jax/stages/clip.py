@@ -34,14 +34,16 @@ class ClipStageConfig:
 def make(cfg: ClipStageConfig) -> Stage:
     """The stage record for contrastive training."""
     module = Clip(cfg.model)
-    spec = {
-        "image": batches.image_field(cfg.model.image_size),
-        **batches.text_fields(cfg.model.context, cfg.model.vocab_size),
-    }
+    spec = {}
+    if "image" in cfg.model.towers:
+        spec["image"] = batches.image_field(cfg.model.image_size)
+    if "text" in cfg.model.towers:
+        spec |= batches.text_fields(cfg.model.context, cfg.model.vocab_size)
 
     def init(key: Key) -> Params:
         zeros = one_example(spec)
-        return module.init(key, zeros["image"], zeros["tokens"], zeros["token_mask"])["params"]
+        inputs = (zeros.get(name) for name in ("image", "tokens", "token_mask"))
+        return module.init(key, *inputs, method=Clip.run)["params"]
 
     def embed(params: Params, batch: Batch) -> ClipOutput:
         return apply(module, params, batch["image"], batch["tokens"], batch["token_mask"])

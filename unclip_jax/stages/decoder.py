@@ -8,21 +8,25 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
-from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.decoder import Decoder, DecoderConfig
-from unclip_jax.stages import gaussian
+from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.captions import ClipText
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import unit
+
+EMBEDDINGS = ("unit", "raw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,8 @@ class DecoderStageConfig:
         drop_z: share of examples whose z_img is dropped (10 %).
         drop_text: share of examples whose caption is dropped (50 %), independent of `drop_z`.
         z_scale: factor on the unit-norm z_img that the network sees; None = sqrt(d).
+        embedding: "unit": z_img is normalised and scaled; "raw": it enters as CLIP gives it, and
+            nothing is scaled (Karlo).
     """
 
     model: DecoderConfig
@@ -46,8 +52,16 @@ class DecoderStageConfig:
     drop_z: float = 0.1
     drop_text: float = 0.5
     z_scale: float | None = None
+    embedding: str = "unit"
 
     def __post_init__(self):
+        one_of("decoder.embedding", self.embedding, EMBEDDINGS)
+        if self.model.caption == "clip_sequence" and self.drop_text > 0:
+            raise UserError(
+                f"decoder.drop_text is {self.drop_text}, but this decoder has no null caption "
+                "(decoder.model.caption is 'clip_sequence'): set it to 0 and give the empty "
+                "caption to a share of the examples in the data."
+            )
         in_range("decoder.drop_z", self.drop_z, 0.0, 1.0)
         in_range("decoder.drop_text", self.drop_text, 0.0, 1.0)
         self.check_guidance(self.sampling)
@@ -70,7 +84,9 @@ class DecoderStageConfig:
         Raises:
             UserError: a drop is 0 and the scale is not 1.
         """
-        drops = {"decoder.drop_z": self.drop_z, "decoder.drop_text": self.drop_text}
+        drops = {"decoder.drop_z": self.drop_z}
+        if self.model.caption == "own":  # otherwise the empty caption in the data is the drop
+            drops["decoder.drop_text"] = self.drop_text
         gaussian.check_guidance(sampling, drops=drops)
 
 
@@ -82,6 +98,10 @@ def make(cfg: DecoderStageConfig) -> Stage:
         "z_img": Field((cfg.model.z_dim,), "float32"),
         **batches.text_fields(cfg.model.context, cfg.model.vocab_size),
     }
+    if cfg.model.caption == "clip_sequence":
+        width = cfg.model.clip_text_width or 0
+        spec["text_seq"] = Field((cfg.model.context, width), "float32")
+        spec["z_txt"] = Field((cfg.model.z_dim,), "float32")
 
     def init(key: Key) -> Params:
         zero = one_example(spec)
@@ -90,8 +110,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
             zero["image"],
             jnp.zeros(1, jnp.int32),
             z_img=zero["z_img"],
-            tokens=zero["tokens"],
-            token_mask=zero["token_mask"],
+            **_caption(cfg, zero),
         )["params"]
 
     def loss(params: Params, batch: Batch, key: Key):
@@ -116,6 +135,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
             tokens=batch["tokens"],
             token_mask=batch["token_mask"],
             keys=keys,
+            text=_clip_text(cfg, batch),
         )
         return jnp.concatenate([batch["image"], images], axis=2)
 
@@ -131,6 +151,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
             "config": as_dict(dataclasses.replace(cfg, z_scale=cfg.scale)),
             "embed_dim": cfg.model.z_dim,
             "z_scale_in": cfg.scale,
+            "embedding": cfg.embedding,
             "image_size": cfg.model.unet.image_size,
         },
     )
@@ -145,20 +166,27 @@ def sample(
     token_mask: Mask,
     keys: Keys,
     sampling: SamplingConfig | None = None,
+    text: ClipText | None = None,
+    empty: ClipText | None = None,
 ) -> Image:
     """Draw images in [-1, 1] for (z_img, caption) (unCLIP, section 2.1).
 
     Args:
         cfg: the trained stage.
         params: its (EMA) parameters.
-        z_img: CLIP image embeddings, of any norm.
+        z_img: CLIP image embeddings, of any norm (raw if `cfg.embedding` is "raw").
         tokens: caption ids; all padding = no caption.
         token_mask: True at real tokens.
         keys: one key per image.
         sampling: overrides `cfg.sampling`.
+        text: what CLIP says of the captions, for decoders that read it.
+        empty: what CLIP says of the empty caption (one row), likewise, for guidance.
 
     Returns:
         Images of the decoder's size.
+
+    Raises:
+        UserError: `text` or `empty` is needed and missing.
     """
     sampling = sampling or cfg.sampling
     cfg.check_guidance(sampling)
@@ -169,6 +197,8 @@ def sample(
         tokens=tokens,
         token_mask=token_mask,
         scale=sampling.guidance_scale,
+        text=text,
+        empty=empty,
     )
     size = cfg.model.unet.image_size
     images = gaussian.run(
@@ -189,27 +219,57 @@ def denoiser(
     tokens: Tokens,
     token_mask: Mask,
     scale: float,
+    text: ClipText | None = None,
+    empty: ClipText | None = None,
 ) -> guidance.Denoiser:
     """The conditional, or guided, denoiser; the caption is encoded once, outside the scan.
 
     The unconditional branch drops z_img and the caption together (unCLIP is silent; Karlo).
     """
     module = Decoder(cfg.model)
-    count = z_img.shape[0]
-    z_img, keep = cfg.scale * unit(z_img), jnp.ones(count, bool)
-    if scale != 1.0:
+    guided = scale != 1.0
+    z_img, keep = _scaled(cfg, z_img), jnp.ones(z_img.shape[0], bool)
+    if guided:
         keep = jnp.concatenate([keep, ~keep])
         z_img, tokens, token_mask = (jnp.concatenate([x, x]) for x in (z_img, tokens, token_mask))
-    features = apply(module, params, tokens, token_mask, keep_text=keep, method=Decoder.encode_text)
+    if cfg.model.caption == "clip_sequence":
+        clip = captions.needed("the captions", text)
+        if guided:
+            nothing = captions.needed("the empty caption", empty)
+            nothing = captions.repeated(nothing, clip.mask.shape[0])
+            clip = jax.tree.map(lambda *x: jnp.concatenate(x), clip, nothing)
+        given = {"text_seq": clip.sequence, "z_txt": clip.z_txt}
+        token_mask = clip.mask
+    else:
+        given = {"keep_text": keep}
+    encode = Decoder.encode_text
+    features = apply(module, params, tokens, token_mask, **given, method=encode)
 
     def denoise(x_t, t):
         given = {"z_img": z_img, "text": features, "keep_z": keep}
         out = apply(module, params, x_t, t, **given, method=Decoder.denoise)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
-    if scale == 1.0:
-        return denoise
-    return guidance.guided(denoise, scale=scale)
+    return guidance.guided(denoise, scale=scale) if guided else denoise
+
+
+def _scaled(cfg: DecoderStageConfig, z_img: Embedding) -> Embedding:
+    """z_img as the network sees it."""
+    return z_img if cfg.embedding == "raw" else cfg.scale * unit(z_img)
+
+
+def _caption(cfg: DecoderStageConfig, batch: Batch) -> dict[str, Any]:
+    """The fields of a batch that say what the caption is."""
+    names = ["tokens", "token_mask"]
+    names += ["text_seq", "z_txt"] if cfg.model.caption == "clip_sequence" else []
+    return {name: batch[name] for name in names}
+
+
+def _clip_text(cfg: DecoderStageConfig, batch: Batch) -> ClipText | None:
+    """The same as CLIP's features, or None where the decoder reads token ids."""
+    if cfg.model.caption == "own":
+        return None
+    return ClipText(batch["z_txt"], batch["text_seq"], batch["token_mask"])
 
 
 def _training_loss(
@@ -228,10 +288,10 @@ def keeps(cfg: DecoderStageConfig, *, batch_size: int, key: Key) -> dict[str, Bo
     figure 8 counts the third).
     """
     key_z, key_text = rng.fold(key, "drop_z"), rng.fold(key, "drop_text")
-    return {
-        "keep_z": guidance.keep_mask(key_z, batch_size=batch_size, drop=cfg.drop_z),
-        "keep_text": guidance.keep_mask(key_text, batch_size=batch_size, drop=cfg.drop_text),
-    }
+    kept = {"keep_z": guidance.keep_mask(key_z, batch_size=batch_size, drop=cfg.drop_z)}
+    if cfg.model.caption == "own":
+        kept["keep_text"] = guidance.keep_mask(key_text, batch_size=batch_size, drop=cfg.drop_text)
+    return kept
 
 
 def _loss_with(
@@ -247,9 +307,8 @@ def _loss_with(
         params,
         noised.x_t,
         noised.t,
-        z_img=cfg.scale * unit(batch["z_img"]),
-        tokens=batch["tokens"],
-        token_mask=batch["token_mask"],
+        z_img=_scaled(cfg, batch["z_img"]),
+        **_caption(cfg, batch),
         **options,
     )
     return gaussian.loss(cfg.diffusion, out, noised=noised)

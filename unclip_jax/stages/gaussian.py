@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.core.checks import UserError, in_range, one_of, positive
 from unclip_jax.core.types import Key, Keys, PerExample, Steps
-from unclip_jax.diffusion import analytic, objectives, process, respace, samplers, solvers
+from unclip_jax.diffusion import analytic, objectives, process, respace, samplers, single, solvers
 from unclip_jax.diffusion.analytic import Origin, VarianceTable
 from unclip_jax.diffusion.samplers import Solver, StepRule
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
 THRESHOLDS = ("none", "static", "dynamic")
+TABLES = ("float64", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class DiffusionConfig:
         target: what the network predicts: "eps", "x_0" or "v".
         learned_variance: predict the reverse variance too, with the hybrid loss (iDDPM).
         weighting: weight of the error as a function of the signal-to-noise ratio.
+        tables: "float64" (ADM's code), or "float32" as the diffusers library has them, with which
+            public weights are used (`diffusion.single`).
     """
 
     schedule: str = "cosine"
@@ -41,13 +44,15 @@ class DiffusionConfig:
     target: str = "eps"
     learned_variance: bool = False
     weighting: objectives.Weighting = dataclasses.field(default_factory=objectives.Weighting)
+    tables: str = "float64"
 
     def __post_init__(self):
+        one_of("diffusion.tables", self.tables, TABLES)
         one_of("diffusion.target", self.target, [t.value for t in process.Target])
 
     def chain(self) -> Schedule:
         """The full trained chain."""
-        return _chain(self.schedule, self.num_timesteps)
+        return _chain(self.schedule, self.num_timesteps, self.tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,8 @@ class SamplingConfig:
         guidance_scale: 1.0 = no guidance.
         threshold: what happens to x_0 at every step: "none", "static" or "dynamic".
         percentile: percentile of |x_0| for dynamic thresholding (Imagen, section 2.3).
+        limit: static thresholding clips x_0 to [-limit, limit]; 1 for pixels, 5 for the
+            standardised embeddings of Karlo as diffusers samples them (10 in its own code).
     """
 
     steps: str = "64"
@@ -72,12 +79,14 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     threshold: str = "none"
     percentile: float = 99.5
+    limit: float = 1.0
 
     def __post_init__(self):
         one_of("sampling.sampler", self.sampler, SAMPLERS)
         one_of("sampling.variance", self.variance, samplers.VARIANCES)
         one_of("sampling.threshold", self.threshold, THRESHOLDS)
         in_range("sampling.eta", self.eta, 0.0, 1.0)
+        positive("sampling.limit", self.limit)
         in_range("sampling.guidance_scale", self.guidance_scale, 0.0, 100.0)
 
     @property
@@ -99,8 +108,9 @@ SAMPLERS: dict[str, Callable[[SamplingConfig], StepRule | Solver]] = {
 
 
 @functools.cache
-def _chain(name: str, num_timesteps: int) -> Schedule:
-    return make_schedule(name, num_timesteps=num_timesteps)
+def _chain(name: str, num_timesteps: int, tables: str) -> Schedule:
+    chain = make_schedule(name, num_timesteps=num_timesteps)
+    return single.in_single(chain) if tables == "float32" else chain
 
 
 class Noised(NamedTuple):
@@ -184,7 +194,7 @@ def thresholded(
     def wrapped(x_t, t):
         pred = denoise(x_t, t)
         if sampling.threshold == "static":
-            x_0 = process.static_threshold(pred.x_0)
+            x_0 = process.static_threshold(pred.x_0, limit=sampling.limit)
         else:
             x_0 = process.dynamic_threshold(pred.x_0, percentile=sampling.percentile)
         alpha_bar = chain.level(t, ndim=x_t.ndim)

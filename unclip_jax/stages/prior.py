@@ -15,14 +15,15 @@ from jaxtyping import Array, Float, Int
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
-from unclip_jax.core.checks import in_range, one_of
+from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import analytic, guidance
 from unclip_jax.diffusion.analytic import Origin, VarianceTable
 from unclip_jax.models.prior import Prior, PriorConfig
-from unclip_jax.stages import gaussian
+from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.captions import ClipText
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 # 17.2 / sqrt(1024): a unit vector's RMS per dimension becomes that of pixels (unCLIP, 2.2).
@@ -45,6 +46,9 @@ class PriorStageConfig:
         z_scale: factor on unit-norm embeddings; None = `scaling` times sqrt(d), in the paper 17.2
             at d = 1024.
         num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept (2).
+        z_mean: per dimension; with `z_std` the chain diffuses (z_img - z_mean) / z_std of raw
+            embeddings (Karlo) instead of scaled unit vectors, and z_txt enters raw. () = off.
+        z_std: per dimension, likewise.
     """
 
     model: PriorConfig
@@ -54,40 +58,64 @@ class PriorStageConfig:
     scaling: str = "pixel_rms"
     z_scale: float | None = None
     num_candidates: int = 2
+    z_mean: tuple[float, ...] = ()
+    z_std: tuple[float, ...] = ()
 
     def __post_init__(self):
         in_range("prior.drop_text", self.drop_text, 0.0, 1.0)
         in_range("prior.num_candidates", self.num_candidates, 1, 64)
         one_of("prior.scaling", self.scaling, SCALINGS)
+        sizes = {len(self.z_mean), len(self.z_std)}
+        if sizes != {0} and sizes != {self.model.embed_dim}:
+            raise UserError(
+                f"prior.z_mean and prior.z_std have {len(self.z_mean)} and {len(self.z_std)} "
+                f"values; give prior.model.embed_dim ({self.model.embed_dim}) each, or none."
+            )
+        if self.model.null == "empty" and self.drop_text > 0:
+            raise UserError(
+                f"prior.drop_text is {self.drop_text}, but this prior has no learned null "
+                "(prior.model.null is 'empty'): set it to 0 and give the empty caption to a share "
+                "of the examples in the data."
+            )
         self.check_guidance(self.sampling)
+
+    @property
+    def standardised(self) -> bool:
+        """Whether raw embeddings are standardised, rather than unit vectors scaled."""
+        return bool(self.z_mean)
 
     @property
     def scale(self) -> float:
         """The factor actually applied to unit-norm embeddings."""
         if self.z_scale is not None:
             return self.z_scale
+        if self.standardised:
+            return 1.0
         return SCALINGS[self.scaling] * math.sqrt(self.model.embed_dim)
 
     @property
     def origin(self) -> Origin:
         """What a variance table of this prior must say of itself.
 
-        x_0 has norm `scale`, so no dimension can vary by more than scale^2 / d on average.
+        x_0 has norm `scale`, so no dimension can vary by more than scale^2 / d on average; what is
+        standardised has variance 1.
         """
+        variance = 1.0 if self.standardised else self.scale**2 / self.model.embed_dim
         return Origin(
             schedule=self.diffusion.schedule,
             num_timesteps=self.diffusion.num_timesteps,
             target=self.diffusion.target,
-            data_variance=self.scale**2 / self.model.embed_dim,
+            data_variance=variance,
         )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuse guidance without drops.
+        """Refuse guidance without drops (where the null is the empty caption, the data drop).
 
         Raises:
             UserError: `drop_text` is 0 and the scale is not 1.
         """
-        gaussian.check_guidance(sampling, drops={"prior.drop_text": self.drop_text})
+        if self.model.null == "learned":
+            gaussian.check_guidance(sampling, drops={"prior.drop_text": self.drop_text})
 
 
 def make(cfg: PriorStageConfig) -> Stage:
@@ -96,6 +124,9 @@ def make(cfg: PriorStageConfig) -> Stage:
     z = Field((cfg.model.embed_dim,), "float32")
     text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
     spec = {"z_img": z, "z_txt": z, **text}
+    if cfg.model.caption == "clip_sequence":
+        width = cfg.model.clip_text_width or 0
+        spec["text_seq"] = Field((cfg.model.context, width), "float32")
 
     def init(key: Key) -> Params:
         zero = one_example(spec)
@@ -108,16 +139,18 @@ def make(cfg: PriorStageConfig) -> Stage:
         return apply(module, params, noised.x_t, noised.t, **text, keep_text=keep_text)
 
     def loss(params: Params, batch: Batch, key: Key):
-        noised = gaussian.draw(chain, cfg.scale * unit(batch["z_img"]), key=rng.fold(key, "draw"))
-        keep = guidance.keep_mask(
-            rng.fold(key, "drop_text"), batch_size=noised.t.shape[0], drop=cfg.drop_text
-        )
+        noised = gaussian.draw(chain, to_latent(cfg, batch["z_img"]), key=rng.fold(key, "draw"))
+        keep = None
+        if cfg.model.null == "learned":
+            keep = guidance.keep_mask(
+                rng.fold(key, "drop_text"), batch_size=noised.t.shape[0], drop=cfg.drop_text
+            )
         out = output(params, batch, noised, keep)
         value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
-        noised = gaussian.draw(chain, cfg.scale * unit(batch["z_img"]), key=rng.fold(key, "draw"))
+        noised = gaussian.draw(chain, to_latent(cfg, batch["z_img"]), key=rng.fold(key, "draw"))
         out = output(params, batch, noised, None)
         value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
         return {"loss": value, **_health(cfg, params, batch, key)}
@@ -134,6 +167,7 @@ def make(cfg: PriorStageConfig) -> Stage:
             "config": as_dict(dataclasses.replace(cfg, z_scale=cfg.scale)),
             "embed_dim": cfg.model.embed_dim,
             "z_scale": cfg.scale,
+            "embedding": "raw" if cfg.standardised else "unit",
         },
     )
 
@@ -149,8 +183,10 @@ def sample(
     sampling: SamplingConfig | None = None,
     num_candidates: int | None = None,
     table: VarianceTable | None = None,
+    text: ClipText | None = None,
+    empty: ClipText | None = None,
 ) -> Embedding:
-    """Draw unit-norm z_img for captions, the best of several by z_img . z_txt (unCLIP, 2.2).
+    """Draw z_img for captions, the best of several by z_img . z_txt (unCLIP, 2.2).
 
     Args:
         cfg: the trained stage.
@@ -162,17 +198,33 @@ def sample(
         sampling: overrides `cfg.sampling`.
         num_candidates: overrides `cfg.num_candidates`.
         table: this prior's variance table, for sampling with variance "table".
+        text: what CLIP says of the captions, for priors that read it.
+        empty: what CLIP says of the empty caption (one row), for priors whose null it is.
 
     Returns:
-        One unit-norm embedding per caption.
+        One embedding per caption: of norm 1, or raw if the stage standardises raw ones.
+
+    Raises:
+        UserError: `text` or `empty` is needed and missing.
     """
     sampling = sampling or cfg.sampling
     count = num_candidates or cfg.num_candidates
     batch = {"tokens": tokens, "token_mask": token_mask, "z_txt": z_txt}
+    if cfg.model.caption == "clip_sequence":
+        batch["text_seq"] = captions.needed("the captions", text).sequence
     repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
     candidate_keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
-    drawn = draw(cfg, params, batch=repeated, keys=candidate_keys, sampling=sampling, table=table)
-    return best_of(unit(drawn).reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
+    drawn = draw(
+        cfg,
+        params,
+        batch=repeated,
+        keys=candidate_keys,
+        sampling=sampling,
+        table=table,
+        empty=empty,
+    )
+    z_img = from_latent(cfg, drawn).reshape(-1, count, cfg.model.embed_dim)
+    return z_img[:, 0] if count == 1 else best_of(z_img, z_txt=unit(z_txt))
 
 
 def draw(
@@ -183,11 +235,12 @@ def draw(
     keys: Keys,
     sampling: SamplingConfig,
     table: VarianceTable | None = None,
+    empty: ClipText | None = None,
 ) -> Embedding:
     """One x_0 per caption as the prior diffuses it: scaled, and of whatever norm came out."""
     cfg.check_guidance(sampling)
     return gaussian.run(
-        denoiser(cfg, params, batch=batch, scale=sampling.guidance_scale),
+        denoiser(cfg, params, batch=batch, scale=sampling.guidance_scale, empty=empty),
         shape=(cfg.model.embed_dim,),
         keys=keys,
         diffusion=cfg.diffusion,
@@ -208,7 +261,7 @@ def eps_power(
     """Mean eps^2 of a trained prior on one training batch, for its variance table."""
     return analytic.eps_power(
         denoiser(cfg, params, batch=batch, scale=1.0),
-        cfg.scale * unit(batch["z_img"]),
+        to_latent(cfg, batch["z_img"]),
         schedule=cfg.diffusion.chain(),
         timesteps=timesteps,
         key=key,
@@ -216,15 +269,20 @@ def eps_power(
 
 
 def best_of(candidates: Float[Array, " b n z"], *, z_txt: Embedding) -> Embedding:
-    """Per caption, the candidate with the largest dot product with z_txt (unCLIP, section 2.2)."""
-    scores = jnp.einsum("b n z, b z -> b n", candidates, z_txt)
+    """Per caption, the candidate nearest to z_txt by angle (unCLIP, section 2.2: dot product)."""
+    scores = jnp.einsum("b n z, b z -> b n", unit(candidates), z_txt)
     return jnp.take_along_axis(candidates, scores.argmax(1)[:, None, None], axis=1)[:, 0]
 
 
 def denoiser(
-    cfg: PriorStageConfig, params: Params, *, batch: Batch, scale: float
+    cfg: PriorStageConfig,
+    params: Params,
+    *,
+    batch: Batch,
+    scale: float,
+    empty: ClipText | None = None,
 ) -> guidance.Denoiser:
-    """The conditional, or guided, denoiser for a batch of captions."""
+    """The conditional, or guided, denoiser for a batch of captions; `empty` as in `sample`."""
     module = Prior(cfg.model)
 
     def predict(x_t, t, batch, keep_text):
@@ -233,12 +291,44 @@ def denoiser(
 
     if scale == 1.0:
         return lambda x_t, t: predict(x_t, t, batch, None)
-    both = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), batch, _without(cfg, batch, empty))
 
     def denoise_both(x_t, t):
-        return predict(x_t, t, both, jnp.arange(x_t.shape[0]) < x_t.shape[0] // 2)
+        learned = cfg.model.null == "learned"
+        keep = jnp.arange(x_t.shape[0]) < x_t.shape[0] // 2 if learned else None
+        return predict(x_t, t, both, keep)
 
     return guidance.guided(denoise_both, scale=scale)
+
+
+def _without(cfg: PriorStageConfig, batch: Batch, empty: ClipText | None) -> Batch:
+    """The unconditional half: the same batch, which the network drops, or the empty caption."""
+    if cfg.model.null == "learned":
+        return batch
+    text = captions.needed("the empty caption", empty)
+    text = captions.repeated(text, batch["token_mask"].shape[0])
+    told = {"token_mask": text.mask, "z_txt": text.z_txt, "text_seq": text.sequence}
+    return {**batch, **told}
+
+
+def to_latent(cfg: PriorStageConfig, z_img: Embedding) -> Embedding:
+    """z_img, of any norm (raw if the stage standardises), as the chain diffuses it."""
+    if not cfg.standardised:
+        return cfg.scale * unit(z_img)
+    mean, std = _statistics(cfg)
+    return (z_img - mean) / std
+
+
+def from_latent(cfg: PriorStageConfig, x_0: Embedding) -> Embedding:
+    """The inverse of `to_latent`: a unit vector, or a raw embedding."""
+    if not cfg.standardised:
+        return unit(x_0)
+    mean, std = _statistics(cfg)
+    return x_0 * std + mean
+
+
+def _statistics(cfg: PriorStageConfig) -> tuple[Array, Array]:
+    return jnp.array(cfg.z_mean)[None], jnp.array(cfg.z_std)[None]
 
 
 def unit(z: Float[Array, " *b z"]) -> Float[Array, " *b z"]:
@@ -248,11 +338,11 @@ def unit(z: Float[Array, " *b z"]) -> Float[Array, " *b z"]:
 
 def _text(cfg: PriorStageConfig, batch: Batch) -> Batch:
     """The conditioning inputs of the network; CLIP embeddings enter scaled (unCLIP, 2.2)."""
-    return {
-        "tokens": batch["tokens"],
-        "token_mask": batch["token_mask"],
-        "z_txt": cfg.scale * unit(batch["z_txt"]),
-    }
+    names = ["tokens", "token_mask"]
+    names += ["text_seq"] if cfg.model.caption == "clip_sequence" else []
+    z_txt = batch["z_txt"]
+    z_txt = z_txt if cfg.standardised else cfg.scale * unit(z_txt)
+    return {**{name: batch[name] for name in names}, "z_txt": z_txt}
 
 
 def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
@@ -269,11 +359,14 @@ def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Me
     chain = cfg.diffusion.chain()
     z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
     t = jnp.full(z_img.shape[:1], chain.num_timesteps - 1, jnp.int32)
-    noised = gaussian.noise_at(chain, cfg.scale * z_img, t=t, key=rng.fold(key, "health"))
-    guess = unit(denoiser(cfg, params, batch=batch, scale=1.0)(noised.x_t, noised.t).x_0)
+    latent = to_latent(cfg, batch["z_img"])
+    noised = gaussian.noise_at(chain, latent, t=t, key=rng.fold(key, "health"))
+    guess = denoiser(cfg, params, batch=batch, scale=1.0)(noised.x_t, noised.t).x_0
+    guess = unit(from_latent(cfg, guess))
     few = SamplingConfig(steps=str(min(HEALTH_STEPS, chain.num_timesteps)), sampler="ddim")
     keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
     x_0 = draw(cfg, params, batch=batch, keys=keys, sampling=few)
+    drawn = unit(from_latent(cfg, x_0))
     cosine_data = mean_cosine(z_img, z_txt)
     return {
         "cosine_image": mean_cosine(guess, z_img),
@@ -281,15 +374,20 @@ def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Me
         "cosine_unrelated": mean_cosine(guess, jnp.roll(z_img, 1, axis=0)),
         "cosine_data": cosine_data,
         "rank_image": mean_rank(guess, z_img),
-        "drawn_cosine_image": mean_cosine(unit(x_0), z_img),
-        "drawn_norm": jnp.mean(jnp.linalg.norm(x_0, axis=-1)) / cfg.scale,
-        "baseline_gap": mean_cosine(unit(x_0), z_txt) - cosine_data,
+        "drawn_cosine_image": mean_cosine(drawn, z_img),
+        "drawn_norm": mean_norm(x_0) / mean_norm(latent),
+        "baseline_gap": mean_cosine(drawn, z_txt) - cosine_data,
     }
 
 
 def mean_cosine(a: Embedding, b: Embedding) -> Float[Array, ""]:
     """Mean dot product of rows of norm 1."""
     return jnp.mean(jnp.sum(a * b, axis=-1))
+
+
+def mean_norm(z: Embedding) -> Float[Array, ""]:
+    """Mean Euclidean norm of the rows."""
+    return jnp.mean(jnp.linalg.norm(z, axis=-1))
 
 
 def mean_rank(guess: Embedding, z_img: Embedding) -> Float[Array, ""]:

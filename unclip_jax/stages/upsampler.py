@@ -62,6 +62,10 @@ class UpsamplerStageConfig:
         residual: x_0 target only: the network predicts the difference to the enlarged low-res
             image, a miniature-only option that learns faster.
         augment: noise on the low-res image; off in unCLIP.
+        last_step: a network of its own predicts at t = 0 (Karlo); the parameters are then
+            {"first": ..., "last": ...}.
+        quantise: low-res images are rounded to 8-bit levels when sampling (GLIDE's released
+            sampler); Karlo takes them as they are.
     """
 
     model: UpsamplerConfig
@@ -70,6 +74,8 @@ class UpsamplerStageConfig:
     sampling: SamplingConfig = SamplingConfig(steps="fast27", sampler="ddim", threshold="static")
     residual: bool = False
     augment: AugmentConfig = AugmentConfig()
+    last_step: bool = False
+    quantise: bool = True
 
     def __post_init__(self):
         size, factor, stride = self.model.unet.image_size, self.model.factor, self.model.unet.stride
@@ -107,7 +113,14 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
         zero = one_example(spec)
         t = jnp.zeros(1, jnp.int32)
         told = t if cfg.augment.most else None
-        return module.init(key, zero["image"], t, low_res=zero["low_res"], low_res_t=told)["params"]
+
+        def one(key: Key) -> Params:
+            low_res = {"low_res": zero["low_res"], "low_res_t": told}
+            return module.init(key, zero["image"], t, **low_res)["params"]
+
+        if not cfg.last_step:
+            return one(key)
+        return {"first": one(rng.fold(key, "first")), "last": one(rng.fold(key, "last"))}
 
     def loss(params: Params, batch: Batch, key: Key):
         noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
@@ -177,7 +190,7 @@ def sample(
     low = _as_sampled(cfg, low_res, keys=keys)
 
     def denoise(x_t, t):
-        out = _apply(cfg, params, x_t, t, low=low)
+        out = _at_one_step(cfg, params, x_t, t, low=low)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
     images = gaussian.run(
@@ -234,7 +247,42 @@ def _apply(
     low: _LowRes,
     dropout_key: Key | None = None,
 ) -> Array:
-    """Raw output; dropout is on when its key is given."""
+    """Raw output; dropout is on when its key is given.
+
+    With a last step of its own both networks run on the whole batch, since its steps differ.
+    """
+    if not cfg.last_step:
+        return _network(cfg, params, x_t, t, low=low, dropout_key=dropout_key)
+    first, last = (
+        _network(cfg, params[name], x_t, t, low=low, dropout_key=dropout_key)
+        for name in ("first", "last")
+    )
+    return jnp.where(t[:, None, None, None] == 0, last, first)
+
+
+def _at_one_step(
+    cfg: UpsamplerStageConfig, params: Params, x_t: Image, t: Steps, *, low: _LowRes
+) -> Array:
+    """Raw output where the whole batch is at one step, as in sampling: one network runs."""
+    if not cfg.last_step:
+        return _network(cfg, params, x_t, t, low=low)
+    return jax.lax.cond(
+        t[0] == 0,
+        lambda: _network(cfg, params["last"], x_t, t, low=low),
+        lambda: _network(cfg, params["first"], x_t, t, low=low),
+    )
+
+
+def _network(
+    cfg: UpsamplerStageConfig,
+    params: Params,
+    x_t: Image,
+    t: Steps,
+    *,
+    low: _LowRes,
+    dropout_key: Key | None = None,
+) -> Array:
+    """Raw output of one network."""
     out = apply(
         Upsampler(cfg.model),
         params,

@@ -1,0 +1,242 @@
+"""Karlo as a whole: converted, sampled from recorded noise, written back, converted again."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.convert import walks
+from unclip_jax import sample, weights
+from unclip_jax.convert import __main__ as command
+from unclip_jax.convert import diffusers, source
+from unclip_jax.core import trees
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
+from unclip_jax.handoff import load as handoff
+from unclip_jax.pipeline import load, text_to_image
+from unclip_jax.pipeline.text_to_image import Captions, SampleOptions
+from unclip_jax.stages import gaussian
+
+PIXELS = {"prior": (), "decoder": (-3,), "super_res": (-3,)}
+COMPONENTS = (
+    "text_encoder",
+    "prior",
+    "text_proj",
+    "decoder",
+    "super_res_first",
+    "super_res_last",
+    "image_encoder",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(recordings):
+    return recordings.model("karlo_tiny")
+
+
+@pytest.fixture(scope="module")
+def both(recordings, tiny):
+    return [tiny, recordings.model("karlo_tiny_variation")]
+
+
+@pytest.fixture(scope="module")
+def run(both, tmp_path_factory):
+    out = tmp_path_factory.mktemp("karlo") / "run"
+    assert weights.convert(both, out) == ["clip", "prior", "decoder", "upsampler_256"]
+    return out
+
+
+def recorded_noise(case, *stages):
+    def last(x, stage):
+        return x if stage == "prior" else jnp.moveaxis(x, -3, -1)
+
+    given = [(case.given(f"{s}_latents"), case.given(f"{s}_noises")) for s in stages]
+    pairs = zip(stages, given, strict=True)
+    return walks.Recorded(*((last(x, s), last(n, s)) for s, (x, n) in pairs))
+
+
+def options(cascade, steps, **scales):
+    """The exported settings with a case's steps and guidance."""
+    *first, decoder, super_res = (str(n) for n in steps)
+    changed = dataclasses.replace
+    prior = cascade.prior.sampling
+    if first:
+        prior = changed(prior, steps=first[0], guidance_scale=scales["prior"])
+    base = changed(cascade.decoder.sampling, steps=decoder, guidance_scale=scales["decoder"])
+    last = changed(cascade.upsamplers[0].sampling, steps=super_res)
+    return SampleOptions(prior=prior, decoder=base, upsamplers=(last,))
+
+
+def draw(loaded, captions, chosen, **more):
+    count = captions.clip[0].shape[0]
+    keys = text_to_image.keys_for(0, jnp.arange(count))
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(
+            lambda params: text_to_image.sample(
+                loaded.cascade, params, captions, keys, options=chosen, **more
+            )
+        )(loaded.params)
+
+
+@pytest.mark.parametrize("name", ["pipeline_t2i", "pipeline_t2i_2per_short"])
+def test_text_to_image_agrees_with_the_pipeline_of_diffusers(recordings, run, monkeypatch, name):
+    case, loaded = recordings.case(name), load.load_cascade(run)
+    pair = (case.given("input_ids"), case.given("text_mask").astype(bool))
+    text_out = text_to_image.clip_text(loaded.cascade, loaded.params, captions=pair)
+    case.check("text_embeds", text_out.z_txt)
+    case.check("text_last_hidden", text_out.sequence)
+    each = case.config["num_images_per_prompt"]
+    captions = Captions(*[tuple(jnp.repeat(x, each, axis=0) for x in pair)] * 3)
+    noise = recorded_noise(case, "prior", "decoder", "super_res")
+    monkeypatch.setattr(gaussian.samplers, "sample", noise)
+    scales = {s: case.config[f"{s}_guidance_scale"] for s in ("prior", "decoder")}
+    drawn = draw(loaded, captions, options(loaded.cascade, case.config["steps"], **scales))
+    case.check("image_embeddings", drawn.z_img)
+    case.check("image_small", drawn.base, image=True)
+    case.check("images", jnp.clip(drawn.images * 0.5 + 0.5, 0.0, 1.0))
+
+
+def test_image_variation_agrees_with_the_pipeline_of_diffusers(recordings, run, monkeypatch):
+    case, loaded = recordings.case("pipeline_variation"), load.load_cascade(run)
+    cfg = loaded.cascade.clip.model
+    std, mean = (jnp.array(v)[None, None, None] for v in (cfg.image_std, cfg.image_mean))
+    images = (case.images("pixel_values") * std + mean) * 2.0 - 1.0
+    z_img = text_to_image.image_embedding(loaded.cascade, loaded.params, images=images)
+    case.check("image_embeds", z_img)
+    pair = (case.given("empty_ids"), case.given("empty_mask").astype(bool))
+    captions = Captions(*[tuple(jnp.repeat(x, 2, axis=0) for x in pair)] * 3)
+    monkeypatch.setattr(gaussian.samplers, "sample", recorded_noise(case, "decoder", "super_res"))
+    scale = case.config["decoder_guidance_scale"]
+    chosen = options(loaded.cascade, case.config["steps"], decoder=scale)
+    chosen = dataclasses.replace(chosen, condition="z_img")
+    drawn = draw(loaded, captions, chosen, z_img=z_img)
+    case.check("image_small", drawn.base, image=True)
+    case.check("images", jnp.clip(drawn.images * 0.5 + 0.5, 0.0, 1.0))
+
+
+def test_the_tokenizer_reads_as_karlo_read(recordings, run):
+    case = recordings.case("tokens_tiny")
+    tokenizer = text.load(handoff.tokenizer_dir(run / "clip" / "export"))
+    tokens, mask = tokenizer.encode([str(t) for t in case.arrays["in_texts"]], length=77)
+    np.testing.assert_array_equal(tokens, case.arrays["out_input_ids"])
+    np.testing.assert_array_equal(mask, case.arrays["out_attention_mask"])
+
+
+def test_import_export_import_is_exact(both, run, tmp_path):
+    out, again = tmp_path / "out", tmp_path / "again"
+    diffusers.write(run, out)
+    for name in COMPONENTS:
+        folder = next(f / name for f in both if (f / name).is_dir())
+        theirs, ours = source.open_source(folder), source.open_source(out / name)
+        assert ours.shapes == theirs.shapes, name
+        for tensor in theirs.shapes:
+            np.testing.assert_array_equal(ours.read(tensor), theirs.read(tensor), tensor)
+    weights.convert([out], again)
+    for name in ("clip", "prior", "decoder", "upsampler_256"):
+        first, second = (folder / name / "export" for folder in (run, again))
+        assert handoff.read_manifest(first).config == handoff.read_manifest(second).config, name
+        shapes = handoff.stored_shapes(first)
+        a, b = (handoff.read_params(path, abstract=shapes) for path in (first, second))
+        assert not trees.differences(a, b)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_written_pipeline_says_what_it_is(both, run, tmp_path):
+    out = tmp_path / "out"
+    command.main([str(run), f"--out={out}", "--to=diffusers"])
+    wanted, written = (
+        json.loads((folder / "model_index.json").read_text()) for folder in (both[0], out)
+    )
+    assert {**written, "_diffusers_version": wanted["_diffusers_version"]} == wanted
+    for name in ("prior", "decoder", "super_res_first", "text_proj", "prior_scheduler"):
+        file = "scheduler_config.json" if "scheduler" in name else "config.json"
+        theirs, ours = (json.loads((f / name / file).read_text()) for f in (both[0], out))
+        differing = {k: (v, theirs.get(k)) for k, v in ours.items() if theirs.get(k) != v}
+        assert not differing, name
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlicense: other\nlibrary_name: diffusers\n")
+    assert "Open RAIL-M" in card
+    with pytest.raises(UserError, match="exists and is not empty"):
+        diffusers.write(run, out)
+
+
+def test_plain_safetensors_hold_every_leaf(run, tmp_path):
+    out = tmp_path / "plain"
+    command.main([str(run), f"--out={out}", "--to=safetensors", "--dtype=bfloat16"])
+    tensors = source.open_source(out / "prior.safetensors")
+    path = run / "prior" / "export"
+    tree = handoff.read_params(path, abstract=handoff.stored_shapes(path))
+    leaves = trees.flatten_paths(tree)
+    assert tensors.shapes == {name: leaf.shape for name, leaf in leaves.items()}
+    for name, leaf in leaves.items():
+        np.testing.assert_array_equal(tensors.read(name), leaf.astype(jnp.bfloat16))
+    assert json.loads((out / "prior.json").read_text())["stage"] == "prior"
+
+
+def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path):
+    folder = tmp_path / "karlo"
+    shutil.copytree(tiny, folder, copy_function=shutil.copyfile)
+    run = weights.run_of(folder)
+    assert run == tmp_path / "karlo.unclip_jax"
+    made = (run / "source.json").stat().st_mtime_ns
+    argv = ["a red circle", f"--models={folder}", f"--out={tmp_path / 'x.png'}"]
+    sample.main([*argv, "--prior-steps=2", "--steps=2"])
+    assert (tmp_path / "x" / "0000.png").is_file()
+    assert (run / "source.json").stat().st_mtime_ns == made
+    (folder / "prior_scheduler" / "scheduler_config.json").touch()
+    assert weights.run_of(folder) == run
+    assert (run / "source.json").stat().st_mtime_ns > made
+    assert weights.run_of(run) == run
+
+
+def test_one_stage_belongs_to_its_clip(tiny, run, tmp_path):
+    argv = [str(tiny), f"--out={tmp_path / 'p'}", "--stages=prior"]
+    with pytest.raises(UserError, match="the prior comes without its CLIP"):
+        command.main(argv)
+    command.main([*argv, f"--clip={run / 'clip' / 'export'}", "--dtype=bfloat16"])
+    card = handoff.read_manifest(tmp_path / "p" / "prior" / "export")
+    assert card.clip_id == handoff.read_manifest(run / "clip" / "export").clip_id
+    assert card.embedding == "raw"
+    assert card.config["model"]["dtype"] == "bfloat16"
+
+
+def test_bfloat16_stays_so_on_the_device(tiny, tmp_path):
+    weights.convert([tiny], tmp_path, options=weights.ImportOptions(dtype="bfloat16"))
+    loaded = load.load_cascade(tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype("bfloat16")}
+    captions = Captions(*[(jnp.array([[648, 5, 649] + 74 * [0]]), jnp.arange(77)[None] < 3)] * 3)
+    with pytest.MonkeyPatch.context() as patch:  # shapes alone
+        patch.setattr(jax, "jit", lambda f: lambda *a: jax.eval_shape(f, *a))
+        drawn = draw(loaded, captions, SampleOptions())
+    assert drawn.images.shape == (1, 64, 64, 3) and drawn.images.dtype == jnp.float32
+
+
+def test_a_clip_alone_goes_there_and_back(recordings, tiny, tmp_path):
+    folder = recordings.model("clip_gelu")
+    argv = [str(folder), f"--out={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match="has no tokenizer beside it"):
+        command.main(argv)
+    command.main([*argv, f"--tokenizer={tiny / 'tokenizer'}"])
+    command.main([str(tmp_path / "run"), f"--out={tmp_path / 'back'}", "--to=diffusers"])
+    theirs, ours = source.open_source(folder), source.open_source(tmp_path / "back")
+    assert ours.shapes == theirs.shapes
+    for name in theirs.shapes:
+        np.testing.assert_array_equal(ours.read(name), theirs.read(name), name)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["/nowhere", "--out=x"], "there is no /nowhere"),
+        (["x", "--out=x", "--dtype=float16"], "unknown --dtype 'float16'"),
+        (["x", "--out=x", "--stages=prio"], "Did you mean 'prior'"),
+        (["x", "y", "--out=x", "--to=diffusers"], "takes one run directory"),
+    ],
+)
+def test_what_the_command_refuses(argv, message):
+    with pytest.raises(UserError, match=message):
+        command.main(argv)

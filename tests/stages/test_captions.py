@@ -1,0 +1,125 @@
+"""Stages that read CLIP's features: the empty caption, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
+from unclip_jax.models.clip import ClipConfig
+from unclip_jax.models.decoder import DecoderConfig
+from unclip_jax.models.prior import Prior, PriorConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.stages import captions, decoder, prior
+from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.prior import PriorStageConfig
+
+KARLO_PRIOR = PriorConfig(
+    embed_dim=4,
+    width=8,
+    depth=1,
+    heads=2,
+    context=6,
+    vocab_size=20,
+    caption="clip_sequence",
+    clip_text_width=5,
+    padding="mask",
+    null="empty",
+)
+UNET = UNetConfig(3, 6, 8, (1,), 1, 8, (8,), 4, norm_groups=4)
+KARLO_DECODER = DecoderConfig(
+    unet=UNET,
+    z_dim=4,
+    text_width=8,
+    text_depth=0,
+    text_heads=0,
+    context=6,
+    vocab_size=20,
+    padding="mask",
+    caption="clip_sequence",
+    clip_text_width=5,
+)
+
+
+def test_the_empty_caption_is_what_the_tokenizer_makes_of_nothing():
+    tokenizer = text.train(["a red circle"], vocab_size=600)
+    ids, mask = tokenizer.encode(["a red circle", "red"], length=9)
+    got = captions.empty_caption(jnp.asarray(ids), jnp.asarray(mask))
+    wanted = tokenizer.encode([""], length=9)
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_standardised_latents_come_back():
+    mean, std = (0.5, -1.0, 0.0, 2.0), (0.5, 1.0, 2.0, 4.0)
+    cfg = PriorStageConfig(KARLO_PRIOR, drop_text=0.0, z_mean=mean, z_std=std)
+    z = jnp.arange(8.0).reshape(2, 4)
+    x_0 = prior.to_latent(cfg, z)
+    np.testing.assert_allclose(x_0, (np.asarray(z) - mean) / std, rtol=1e-6)
+    np.testing.assert_allclose(prior.from_latent(cfg, x_0), z, rtol=1e-6)
+    assert prior.make(cfg).describe["embedding"] == "raw"
+    assert prior.make(cfg).batch_spec["text_seq"].shape == (6, 5)
+
+
+def test_what_clip_says_is_needed():
+    ids = jnp.zeros((1, 6), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), 1)
+    given = {"tokens": ids, "token_mask": ids == 0, "keys": keys}
+    told = "reads what CLIP says of the captions"
+    reader = PriorStageConfig(KARLO_PRIOR, drop_text=0.0)
+    with pytest.raises(UserError, match=told):
+        prior.sample(reader, {}, z_txt=jnp.ones((1, 4)), **given)
+    other = DecoderStageConfig(KARLO_DECODER, drop_text=0.0)
+    with pytest.raises(UserError, match=told):
+        decoder.sample(other, {}, z_img=jnp.ones((1, 4)), **given)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PriorStageConfig(KARLO_PRIOR), "prior.drop_text is 0.1, but"),
+        (lambda: PriorStageConfig(KARLO_PRIOR, drop_text=0.0, z_mean=(1.0,)), "have 1 and 0"),
+        (lambda: DecoderStageConfig(KARLO_DECODER), "decoder.drop_text is 0.5, but"),
+        (
+            lambda: DecoderStageConfig(KARLO_DECODER, drop_text=0.0, embedding="row"),
+            "Did you mean 'raw'",
+        ),
+        (lambda: dataclasses.replace(KARLO_PRIOR, padding="learned"), "prior.null 'empty' needs"),
+        (lambda: dataclasses.replace(KARLO_DECODER, padding="learned"), "hides empty slots"),
+        (lambda: dataclasses.replace(KARLO_DECODER, clip_text_width=None), "clip_text_width is 0"),
+    ],
+)
+def test_options_that_do_not_go_together(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_caption_cannot_be_dropped_where_there_is_no_null():
+    ids = jnp.zeros((1, 6), jnp.int32)
+    with pytest.raises(UserError, match="has no learned null"):
+        Prior(KARLO_PRIOR).init(
+            jax.random.key(0),
+            jnp.ones((1, 4)),
+            ids[:, 0],
+            tokens=ids,
+            token_mask=ids == 0,
+            z_txt=jnp.ones((1, 4)),
+            text_seq=jnp.ones((1, 6, 5)),
+            keep_text=jnp.ones(1, bool),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"towers": ("text",)}, "clip.temperature is on, but"),
+        ({"towers": ("sound",)}, "unknown clip tower 'sound'"),
+        ({"projection": False}, "clip.projection is off"),
+    ],
+)
+def test_towers_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message):
+        ClipConfig(4, 8, 4, 8, 1, 2, 8, 1, 2, 6, 20, **changes)

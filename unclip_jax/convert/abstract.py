@@ -1,0 +1,64 @@
+"""Shapes of our parameter trees, without allocating them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from unclip_jax.core.types import Params
+from unclip_jax.models.clip import Clip, ClipConfig
+from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.models.prior import Prior, PriorConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
+
+
+def clip(cfg: ClipConfig) -> Params:
+    """Of a CLIP, or of the one tower that there is."""
+    images = jnp.zeros((1, cfg.image_size, cfg.image_size, 3)) if "image" in cfg.towers else None
+    captions = _captions(cfg.context) if "text" in cfg.towers else (None, None)
+    return _shapes(Clip(cfg), images, *captions, method=Clip.run)
+
+
+def prior(cfg: PriorConfig) -> Params:
+    """Of a diffusion prior."""
+    z, (tokens, mask) = jnp.zeros((1, cfg.embed_dim)), _captions(cfg.context)
+    seq = {"text_seq": _features(cfg)} if cfg.caption == "clip_sequence" else {}
+    given = {"tokens": tokens, "token_mask": mask, "z_txt": z, **seq}
+    return _shapes(Prior(cfg), z, jnp.zeros(1, jnp.int32), **given)
+
+
+def decoder(cfg: DecoderConfig) -> Params:
+    """Of a decoder."""
+    z, (tokens, mask) = jnp.zeros((1, cfg.z_dim)), _captions(cfg.context)
+    given: dict[str, Any] = {"z_img": z, "tokens": tokens, "token_mask": mask}
+    if cfg.caption == "clip_sequence":
+        given |= {"text_seq": _features(cfg), "z_txt": z}
+    return _shapes(Decoder(cfg), _image(cfg.unet, 3), jnp.zeros(1, jnp.int32), **given)
+
+
+def upsampler(cfg: UpsamplerConfig) -> Params:
+    """Of one network of an upsampler."""
+    side = cfg.unet.image_size // cfg.factor
+    low_res = jnp.zeros((1, side, side, 3))
+    return _shapes(Upsampler(cfg), _image(cfg.unet, 3), jnp.zeros(1, jnp.int32), low_res=low_res)
+
+
+def _image(cfg: UNetConfig, channels: int) -> jax.Array:
+    return jnp.zeros((1, cfg.image_size, cfg.image_size, channels))
+
+
+def _features(cfg: PriorConfig | DecoderConfig) -> jax.Array:
+    return jnp.zeros((1, cfg.context, cfg.clip_text_width or 0))
+
+
+def _captions(context: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((1, context), jnp.int32), jnp.ones((1, context), bool)
+
+
+def _shapes(module: nn.Module, *inputs: Any, **options: Any) -> Params:
+    def init():
+        return module.init(jax.random.key(0), *inputs, **options)["params"]
+
+    return nn.meta.unbox(jax.eval_shape(init))

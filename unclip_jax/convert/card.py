@@ -1,0 +1,47 @@
+"""The model card (README with front matter) that goes with exported weights."""
+
+from collections.abc import Mapping
+
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.version import __version__
+
+# Public pipelines of this kind moved within diffusers; its loader needs to be told where.
+LOADING = """```python
+import diffusers.pipelines as pipelines
+import diffusers.pipelines.deprecated.unclip as unclip  # since 0.38; before, nothing is needed
+
+pipelines.unclip = unclip
+pipe = {pipeline_class}.from_pretrained("THIS_FOLDER")
+```"""
+
+
+def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
+    """Text of README.md.
+
+    Args:
+        cards: manifests of what was written, by name.
+        pipeline: class of the pipeline, or None for a CLIP alone.
+    """
+    licences = sorted({card.licence for card in cards.values() if card.licence})
+    terms = "; ".join(licences) or "not stated by who trained it"
+    kind = "text-to-image" if pipeline == "UnCLIPPipeline" else "image-to-image"
+    library, task = ("diffusers", kind) if pipeline else ("transformers", "feature-extraction")
+    front = {
+        "license": "other",
+        "library_name": library,
+        "pipeline_tag": task,
+        "tags": "[unclip, unclip_jax]",
+    }
+    rows = [
+        f"| {name} | {card.parameters / 1e6:.1f} M | {card.step} | {card.data or 'not stated'} |"
+        for name, card in cards.items()
+    ]
+    parts = [
+        "---\n" + "\n".join(f"{key}: {value}" for key, value in front.items()) + "\n---",
+        f"# {pipeline or 'CLIP'} from unclip_jax",
+        f"Written by unclip_jax {__version__}. Licence of the weights: {terms}.",
+        "| stage | parameters | steps trained here | data |\n|---|---|---|---|\n" + "\n".join(rows),
+    ]
+    if pipeline:
+        parts.append(LOADING.format(pipeline_class=f"unclip.{pipeline}"))
+    return "\n\n".join(parts) + "\n"

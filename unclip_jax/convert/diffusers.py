@@ -1,0 +1,282 @@
+"""A run directory as a pipeline directory of diffusers, and a CLIP as transformers keeps it.
+
+Only what those libraries have a class for can be written: stages with Karlo's options. Others are
+refused with the option that differs; `--to=safetensors` writes any stage as plain tensors.
+"""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from unclip_jax.convert import abstract, clip, karlo, layout, prior, schedulers, tokenizer, unet
+from unclip_jax.convert.card import model_card
+from unclip_jax.convert.layout import Entry
+from unclip_jax.core import config as typed
+from unclip_jax.core import trees
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Params
+from unclip_jax.handoff import load
+from unclip_jax.handoff.manifest import Manifest, to_json
+from unclip_jax.models.clip import ClipConfig
+from unclip_jax.models.decoder import DecoderConfig
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.upsampler import UpsamplerConfig
+
+WEIGHTS, OTHERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
+NETWORK = ("diffusers", "UNet2DModel")
+SCHEDULER = ("diffusers", schedulers.CLASS)
+# Options that their classes have built in: our field -> the only value they know.
+PRIOR_NEEDS = {"model.caption": "clip_sequence", "model.null": "empty"}
+DECODER_NEEDS = {
+    "model.caption": "clip_sequence",
+    "model.null_z": "learned",
+    "model.z_map": False,
+    "model.unet.patch": 1,
+    "model.unet.scale_shift": True,
+    "embedding": "raw",
+}
+UPSAMPLER_NEEDS = {
+    "model.interpolation": "cubic",
+    "model.unet.patch": 1,
+    "model.unet.scale_shift": False,
+    "last_step": True,
+    "residual": False,
+    "quantise": False,
+}
+
+
+class Stage(NamedTuple):
+    """One export: where it lies and what it says of itself."""
+
+    path: pathlib.Path
+    card: Manifest
+
+    def params(self, shapes: Params) -> Params:
+        """Its parameters as they are stored, rounded or not."""
+        return load.read_params(self.path, abstract=shapes)
+
+
+def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
+    """Write what a run directory holds: a pipeline, or a CLIP alone; the folders written.
+
+    Raises:
+        UserError: a stage that the layout has no words for, `out` exists, no space.
+    """
+    stages = _stages(run_dir)
+    for name, needs in (
+        ("prior", PRIOR_NEEDS),
+        ("decoder", DECODER_NEEDS),
+        ("upsampler_256", UPSAMPLER_NEEDS),
+    ):
+        if name in stages:
+            _check(name, stages[name].card.config, needs)
+    with _draft(out) as draft:
+        if set(stages) == {"clip"}:
+            _clip_alone(stages["clip"], draft, dtype)
+            return ["clip"]
+        if not {"decoder", "upsampler_256"} <= stages.keys():
+            raise UserError(
+                f"{run_dir} has {', '.join(stages)}; a pipeline also needs a decoder and "
+                "upsampler_256. Use --to=safetensors for single stages."
+            )
+        written = _pipeline(stages, draft, dtype)
+    return written
+
+
+def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
+    """Write every stage as OUT/STAGE.safetensors, by our own names, and OUT/STAGE.json."""
+    stages = _stages(run_dir)
+    with _draft(out) as draft:
+        for name, stage in stages.items():
+            tree = load.read_params(stage.path, abstract=load.stored_shapes(stage.path))
+            leaves = {p: _cast(leaf, dtype) for p, leaf in trees.flatten_paths(tree).items()}
+            save_file(leaves, draft / f"{name}.safetensors")
+            (draft / f"{name}.json").write_text(to_json(stage.card), encoding="utf-8")
+    return list(stages)
+
+
+def _stages(run_dir: pathlib.Path) -> dict[str, Stage]:
+    places = load.find_stages(run_dir, required=("clip",))
+    return {name: Stage(path, load.read_manifest(path)) for name, path in places.items()}
+
+
+def _check(name: str, config: Mapping[str, Any], needs: Mapping[str, Any]) -> None:
+    for path, expected in needs.items():
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key)
+        if value != expected:
+            raise UserError(
+                f"the {name} has {path} {value!r}; diffusers' classes are built for {expected!r}, "
+                "so it cannot be written in their layout. Use --to=safetensors."
+            )
+
+
+def _pipeline(stages: Mapping[str, Stage], out: pathlib.Path, dtype: str) -> list[str]:
+    """All components of a pipeline, one stage in memory at a time."""
+    index: dict[str, Any] = {"_class_name": "UnCLIPImageVariationPipeline"}
+    cfg = typed.build(ClipConfig, stages["clip"].card.config["model"], where="clip")
+    index |= _clip_towers(stages["clip"], cfg, out, dtype)
+    if "prior" in stages:
+        index["_class_name"] = "UnCLIPPipeline"
+        index |= _prior(stages["prior"], out, dtype)
+    index |= _decoder(stages["decoder"], out, dtype)
+    index |= _upsampler(stages["upsampler_256"], out, dtype)
+    tokenizer.write(load.tokenizer_dir(stages["clip"].path), out / "tokenizer")
+    index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+    if "prior" in stages:  # whose pipeline has no use for images; the folder stays for import
+        index = {k: v for k, v in index.items() if k not in ("image_encoder", "feature_extractor")}
+    _json(out / karlo.INDEX, dict(sorted(index.items())))
+    cards = {name: stage.card for name, stage in stages.items()}
+    (out / "README.md").write_text(model_card(cards, pipeline=index["_class_name"]), "utf-8")
+    return [name for name in index if not name.startswith("_")]
+
+
+def _clip_alone(stage: Stage, out: pathlib.Path, dtype: str) -> None:
+    cfg = typed.build(ClipConfig, stage.card.config["model"], where="clip")
+    folder = load.tokenizer_dir(stage.path)
+    ids = tokenizer.special_ids(folder)
+    _json(out / "config.json", clip.settings(cfg, **ids))
+    params = stage.params(abstract.clip(cfg))
+    _weights(out / WEIGHTS, params, clip.entries(cfg), dtype)
+    tokenizer.write(folder, out)
+    if "image" in cfg.towers:
+        _json(out / "preprocessor_config.json", _preprocessing(cfg))
+    (out / "README.md").write_text(model_card({"clip": stage.card}, pipeline=None), "utf-8")
+
+
+def _clip_towers(
+    stage: Stage, cfg: ClipConfig, out: pathlib.Path, dtype: str
+) -> dict[str, list[str]]:
+    """text_encoder, and image_encoder with feature_extractor where there is an image tower."""
+    ids = tokenizer.special_ids(load.tokenizer_dir(stage.path))
+    params, index = stage.params(abstract.clip(cfg)), {}
+    for tower, name in (("text", "text_encoder"), ("image", "image_encoder")):
+        if tower in cfg.towers:
+            alone = clip.tower(cfg, tower)
+            settings = clip.settings(alone, **ids)
+            _json(out / name / "config.json", settings)
+            _weights(out / name / WEIGHTS, params, clip.entries(alone), dtype)
+            index[name] = ["transformers", settings["architectures"][0]]
+    if "image" in cfg.towers:
+        _json(out / "feature_extractor" / "preprocessor_config.json", _preprocessing(cfg))
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    return index
+
+
+def _prior(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
+    config = stage.card.config
+    cfg = typed.build(PriorConfig, config["model"], where="prior")
+    statistics = zip(prior.STATISTICS, (config["z_mean"], config["z_std"]), strict=True)
+    extra = {name: np.array([values], np.float32) for name, values in statistics}
+    params = stage.params(abstract.prior(cfg))
+    _json(out / "prior" / "config.json", prior.settings(cfg))
+    _weights(out / "prior" / OTHERS, params, prior.entries(cfg), dtype, extra)
+    _scheduler(out / "prior_scheduler", config)
+    return {"prior": ("diffusers", prior.CLASS), "prior_scheduler": SCHEDULER}
+
+
+def _decoder(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
+    cfg = typed.build(DecoderConfig, stage.card.config["model"], where="decoder")
+    params, table = stage.params(abstract.decoder(cfg)), karlo.decoder_entries(cfg)
+    values = (cfg.num_z_tokens, cfg.z_dim, cfg.unet.emb_width, cfg.text_width)
+    sizes = dict(zip(karlo.TEXT_PROJ_SIZES, values, strict=True))
+    _json(out / "text_proj" / "config.json", {"_class_name": karlo.TEXT_PROJ, **sizes})
+    _json(out / "decoder" / "config.json", unet.settings(cfg.unet))
+    for name in ("text_proj", "decoder"):
+        _weights(out / name / OTHERS, params, _below(table, name), dtype)
+    _scheduler(out / "decoder_scheduler", stage.card.config)
+    return {
+        "decoder": ("diffusers", unet.CONDITIONED),
+        "text_proj": ("unclip", karlo.TEXT_PROJ),
+        "decoder_scheduler": SCHEDULER,
+    }
+
+
+def _upsampler(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
+    cfg = typed.build(UpsamplerConfig, stage.card.config["model"], where="upsampler")
+    one = abstract.upsampler(cfg)
+    params = stage.params({"first": one, "last": one})
+    for name in ("first", "last"):
+        folder = out / f"super_res_{name}"
+        _json(folder / "config.json", unet.settings(cfg.unet))
+        _weights(folder / OTHERS, params[name], unet.entries(cfg.unet), dtype)
+    _scheduler(out / "super_res_scheduler", stage.card.config)
+    networks = dict.fromkeys(("super_res_first", "super_res_last"), NETWORK)
+    return {**networks, "super_res_scheduler": SCHEDULER}
+
+
+def _below(table: list[Entry], name: str) -> list[Entry]:
+    """The entries of one component of a joined source, under its own names."""
+    prefix = f"{name}/"
+    kept = [entry for entry in table if entry.name.startswith(prefix)]
+    return [entry._replace(name=entry.name.removeprefix(prefix)) for entry in kept]
+
+
+def _preprocessing(cfg: ClipConfig) -> dict[str, Any]:
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": cfg.image_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": cfg.image_size, "width": cfg.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(cfg.image_mean),
+        "image_std": list(cfg.image_std),
+        "do_convert_rgb": True,
+    }
+
+
+def _scheduler(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+    settings = schedulers.settings(config["diffusion"], config["sampling"])
+    _json(folder / "scheduler_config.json", settings)
+
+
+def _weights(
+    path: pathlib.Path,
+    params: Params,
+    entries: list[Entry],
+    dtype: str,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: _cast(array, dtype) for name, array in layout.tensors(params, entries)}
+    save_file({**arrays, **(extra or {})}, path, metadata={"format": "pt"})
+
+
+def _cast(array: Any, dtype: str) -> np.ndarray:
+    return np.asarray(array).astype(jax.numpy.dtype(dtype), order="C")
+
+
+def _json(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `out` that takes its place when all is written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; give a new folder.")
+    draft = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if out.is_dir():
+            out.rmdir()
+        draft.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}; choose another place.") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

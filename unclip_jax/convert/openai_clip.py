@@ -1,0 +1,151 @@
+"""CLIP in OpenAI's layout, which open_clip shares.
+
+The files hold no config. Widths, depths and patches follow from shapes; heads and activation do
+not: OpenAI's class has heads of 64 and quick_gelu, open_clip's configs say otherwise for its own.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.convert.clip import BLOCK
+from unclip_jax.convert.source import Shape, Source
+from unclip_jax.core.checks import UserError, divisible, one_of
+from unclip_jax.models.clip import ClipConfig
+
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
+HEAD = 64
+# transformers' name -> name here, each with .weight and .bias
+RENAMED = {
+    "text_model.final_layer_norm": "ln_final",
+    "vision_model.pre_layrnorm": "visual.ln_pre",
+    "vision_model.post_layernorm": "visual.ln_post",
+}
+SINGLE = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "logit_scale": "logit_scale",
+}
+TRANSPOSED = {
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+}
+STACKS = {
+    "text_model.encoder.layers": "transformer.resblocks",
+    "vision_model.encoder.layers": "visual.transformer.resblocks",
+}
+IN_BLOCK = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def is_openai(source: Source) -> bool:
+    """Whether the names are OpenAI's."""
+    return "visual.conv1.weight" in source.shapes and "positional_embedding" in source.shapes
+
+
+def config(source: Source, settings: Mapping[str, Any] | None = None) -> ClipConfig:
+    """Sizes by shapes; heads and activation by open_clip's `model_cfg`, else as OpenAI has them.
+
+    Args:
+        source: the tensors.
+        settings: an `open_clip_config.json`, if there is one.
+
+    Raises:
+        UserError: tensors that the sizes follow from are missing, or a tower is of another kind.
+    """
+    shapes = source.shapes
+    for name in ("token_embedding.weight", "text_projection", "visual.proj"):
+        if name not in shapes:
+            raise UserError(
+                f"{source.where} has no {name}; only CLIPs with a vision transformer and a plain "
+                "text transformer are supported, so not its ResNets."
+            )
+    model = (settings or {}).get("model_cfg", {})
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    image_width, _, patch, _ = shapes["visual.conv1.weight"]
+    tokens, _ = shapes["visual.positional_embedding"]
+    context, text_width = shapes["positional_embedding"]
+    quick = model.get("quick_gelu", settings is None)
+    head = vision.get("head_width", HEAD)
+    divisible("the image tower's width", image_width, head, "its head width does not fit.")
+    divisible("the text tower's width", text_width, HEAD, "give open_clip_config.json beside it.")
+    return ClipConfig(
+        embed_dim=shapes["visual.proj"][1],
+        image_size=patch * round((tokens - 1) ** 0.5),
+        patch_size=patch,
+        image_width=image_width,
+        image_depth=_depth(shapes, "visual.transformer.resblocks"),
+        image_heads=image_width // head,
+        image_mlp=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
+        text_width=text_width,
+        text_depth=_depth(shapes, "transformer.resblocks"),
+        text_heads=text.get("heads", text_width // HEAD),
+        text_mlp=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        context=context,
+        vocab_size=shapes["token_embedding.weight"][0],
+        activation=one_of("activation", "quick_gelu" if quick else "gelu", ("quick_gelu", "gelu")),
+    )
+
+
+def as_transformers(source: Source) -> Source:
+    """The same tensors under transformers' names; what has no counterpart keeps its own."""
+    source = source.without(NOT_WEIGHTS)
+    views = _views(source)
+    used = {name for name, _ in views.values()}
+    shapes: dict[str, Shape] = {n: s for n, s in source.shapes.items() if n not in used}
+    for new, (old, view) in views.items():
+        if old in source.shapes:
+            shapes[new] = view(np.broadcast_to(np.int8(0), source.shapes[old])).shape
+
+    def read(name: str) -> np.ndarray:
+        if name not in views:
+            return source.read(name)
+        old, view = views[name]
+        return view(source.read(old))
+
+    return Source(source.where, shapes, read)
+
+
+View = tuple[str, Callable[[np.ndarray], np.ndarray]]
+
+
+def _views(source: Source) -> dict[str, View]:
+    """Transformers' name -> (name here, what to do with the array)."""
+    same = np.asarray
+    views: dict[str, View] = {new: (old, same) for new, old in SINGLE.items()}
+    views |= {new: (old, np.transpose) for new, old in TRANSPOSED.items()}
+    for end in ("weight", "bias"):
+        views |= {f"{new}.{end}": (f"{old}.{end}", same) for new, old in RENAMED.items()}
+        for stack, old_stack in STACKS.items():
+            for layer in range(_depth(source.shapes, old_stack)):
+                new, old = f"{stack}.{layer}", f"{old_stack}.{layer}"
+                views |= {
+                    f"{new}.{part}.{end}": (f"{old}.{theirs}.{end}", same)
+                    for part, theirs in IN_BLOCK.items()
+                }
+                views |= {
+                    f"{new}.{part}.{end}": (f"{old}.attn.in_proj_{end}", _third(index))
+                    for index, part in enumerate(FUSED)
+                }
+    assert {*IN_BLOCK, *FUSED} == set(BLOCK.values())
+    return views
+
+
+def _third(index: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Queries, keys or values out of the fused projection (not interleaved per head here)."""
+    return lambda array: np.split(array, 3)[index]
+
+
+def _depth(shapes: Mapping[str, Shape], stack: str) -> int:
+    layers = {n[len(stack) + 1 :].split(".")[0] for n in shapes if n.startswith(f"{stack}.")}
+    return len(layers)

@@ -1,0 +1,130 @@
+"""Stages found in somebody's files, and how they are written as exports of ours.
+
+All of them are checked before the first is read, and each is read, written and forgotten before
+the next, so that memory peaks at the largest.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unclip_jax.convert import layout
+from unclip_jax.convert.layout import Entry
+from unclip_jax.convert.source import Source
+from unclip_jax.core import config
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Params
+from unclip_jax.handoff.export import write_export
+from unclip_jax.handoff.manifest import Manifest
+
+READERS = ("clip", "prior", "decoder")  # stages whose export carries the tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One stage, ready to be read.
+
+    Attributes:
+        name: of its folder in a run, such as "upsampler_256".
+        stage: kind of stage.
+        config: the stage's config as plain data.
+        facts: further fields of its manifest.
+        source: its tensors.
+        entries: the table from them to our parameters.
+        abstract: shapes of our parameters.
+    """
+
+    name: str
+    stage: str
+    config: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    source: Source
+    entries: Sequence[Entry]
+    abstract: Params
+
+    def check(self) -> None:
+        """Refuse files that do not fill the stage exactly.
+
+        Raises:
+            UserError: listing every tensor that does not fit.
+        """
+        layout.check(self.source, self.entries, self.abstract)
+
+    def params(self, dtype: str = "float32") -> dict[str, Any]:
+        """Read all parameters."""
+        return layout.fill(self.source, self.entries, self.abstract, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What the manifests say of where weights came from.
+
+    Attributes:
+        data: the files, and what they were trained on if known, in words.
+        licence: terms of the weights; they stay the authors'.
+        size: name of the size.
+    """
+
+    data: str
+    licence: str
+    size: str = "imported"
+
+
+def write_run(
+    parts: Sequence[Part],
+    out: pathlib.Path,
+    *,
+    tokenizer_dir: pathlib.Path,
+    tokenizer_hash: str,
+    origin: Origin,
+    clip_id: str | None = None,
+    dtype: str = "float32",
+) -> dict[str, Manifest]:
+    """Write one export per part into a run directory: OUT/NAME/export.
+
+    Args:
+        parts: stages in the order of the cascade.
+        out: the run directory.
+        tokenizer_dir: folder with the tokenizer that all of them share.
+        tokenizer_hash: its identity.
+        origin: where the weights came from.
+        clip_id: identity of the CLIP that the stages belong to, if none of them is a CLIP.
+        dtype: "float32" or "bfloat16".
+
+    Returns:
+        The manifests by name.
+
+    Raises:
+        UserError: tensors that do not fit (before anything is written), a place that cannot be
+            written, or stages without their CLIP.
+    """
+    for part in parts:
+        part.check()
+    written: dict[str, Manifest] = {}
+    for part in parts:
+        if clip_id is None and part.stage in ("prior", "decoder"):
+            raise UserError(
+                f"the {part.stage} comes without its CLIP; give the CLIP's export with --clip."
+            )
+        text = part.stage in READERS
+        shared = {"tokenizer_hash": tokenizer_hash, "clip_id": clip_id} if text else {}
+        card = Manifest(
+            stage=part.stage,
+            size=origin.size,
+            step=0,
+            config=config.as_dict(part.config),
+            data=origin.data,
+            licence=origin.licence,
+            **{**shared, **part.facts},
+        )
+        manifest = write_export(
+            out / part.name / "export",
+            params=part.params(dtype),
+            manifest=card,
+            tokenizer_dir=tokenizer_dir if text else None,
+            dtype=dtype,
+        )
+        clip_id = manifest.clip_id if part.stage == "clip" else clip_id
+        written[part.name] = manifest
+    return written

@@ -1,0 +1,40 @@
+"""A CLIP on its own: a folder of transformers or open_clip, or a single file."""
+
+import pathlib
+
+from unclip_jax.convert import clip, openai_clip
+from unclip_jax.convert.karlo import clip_part
+from unclip_jax.convert.parts import Part
+from unclip_jax.convert.source import open_source, read_json
+from unclip_jax.core.checks import UserError
+
+CONFIG, OPEN_CLIP = "config.json", "open_clip_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+
+
+def clip_from(path: pathlib.Path) -> list[Part]:
+    """The CLIP at `path` as a stage.
+
+    Raises:
+        UserError: neither a layout of transformers nor of OpenAI, or one that does not fit.
+    """
+    folder = path if path.is_dir() else path.parent
+    tensors = open_source(path)
+    if openai_clip.is_openai(tensors):
+        settings = folder / OPEN_CLIP
+        cfg = openai_clip.config(tensors, read_json(settings) if settings.is_file() else None)
+        return [clip_part(cfg, openai_clip.as_transformers(tensors), clip.entries(cfg))]
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{path} has no {CONFIG} beside it and its tensors are not named as OpenAI's CLIP "
+            "names them; give a CLIP folder of transformers, a CLIP file of OpenAI or open_clip, "
+            "or a pipeline directory of diffusers."
+        )
+    cfg = clip.config(read_json(folder / CONFIG), where=str(folder / CONFIG))
+    return [clip_part(cfg, clip.tidy(tensors, cfg), clip.entries(cfg))]
+
+
+def tokenizer_beside(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder of `path` if it holds a tokenizer."""
+    folder = path if path.is_dir() else path.parent
+    return folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None

@@ -1,0 +1,213 @@
+"""U-Nets in the layouts of diffusers: Karlo's decoder and its super-resolution networks.
+
+`UNet2DConditionModel` with SimpleCrossAttn blocks, and `UNet2DModel` with Resnet blocks; one table
+serves both, since their names agree. Our levels count from the finest, theirs in the order of
+running, so that going up is reversed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from unclip_jax.convert import configs
+from unclip_jax.convert.layout import Entry, linear, norm
+from unclip_jax.core.checks import UserError
+from unclip_jax.models.unet import Step, UNetConfig, plan
+
+CONDITIONED, PLAIN = "UNet2DConditionModel", "UNet2DModel"
+ATTENTION = {"down": "SimpleCrossAttnDownBlock2D", "up": "SimpleCrossAttnUpBlock2D"}
+RESIDUAL = {"down": "ResnetDownsampleBlock2D", "up": "ResnetUpsampleBlock2D"}
+MID = {CONDITIONED: "UNetMidBlock2DSimpleCrossAttn", PLAIN: "UNetMidBlock2D"}
+SIZES = ("sample_size", "in_channels", "out_channels", "layers_per_block", "block_out_channels")
+FIXED = {
+    "act_fn": "silu",
+    "norm_eps": 1e-5,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "center_input_sample": False,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "dropout": 0.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+}
+FIXED_CONDITIONED = {
+    **FIXED,
+    "mid_block_type": MID[CONDITIONED],
+    "class_embed_type": "identity",
+    "resnet_time_scale_shift": "scale_shift",
+    "only_cross_attention": False,
+    "cross_attention_norm": None,
+    "mid_block_only_cross_attention": None,
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "addition_embed_type": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+    "timestep_post_act": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "dual_cross_attention": False,
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+}
+FIXED_PLAIN = {
+    **FIXED,
+    "add_attention": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+}
+
+
+def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
+    """Our config from theirs.
+
+    Raises:
+        UserError: another class, a size that is missing, an unsupported variant.
+    """
+    name = PLAIN if settings.get("_class_name") == PLAIN else CONDITIONED
+    configs.kind(settings, name, where=where)
+    side, inputs, outputs, depth, widths = configs.need(settings, SIZES, where=where)
+    configs.only(settings, FIXED_PLAIN if name == PLAIN else FIXED_CONDITIONED, where=where)
+    for width in widths:
+        if width % widths[0]:
+            raise UserError(f"{where} has block_out_channels {widths}; expected multiples of one.")
+    sides = [side // 2**level for level in range(len(widths))]
+    conditioned = {}
+    if name == CONDITIONED:
+        heads, context = configs.need(
+            settings, ("attention_head_dim", "cross_attention_dim"), where=where
+        )
+        conditioned = {
+            "attention_at": _attention(settings, sides, where),
+            "head_channels": heads,
+            "context_width": context,
+        }
+    else:
+        _blocks(settings, [False] * len(sides), where)
+    return UNetConfig(
+        in_channels=inputs,
+        out_channels=outputs,
+        channels=widths[0],
+        multiples=tuple(width // widths[0] for width in widths),
+        depth=depth,
+        image_size=side,
+        norm_groups=settings.get("norm_num_groups", 32),
+        scale_shift=name == CONDITIONED,
+        **conditioned,
+    )
+
+
+def settings(cfg: UNetConfig) -> dict[str, Any]:
+    """The inverse of `config`."""
+    conditioned = bool(cfg.attention_at)
+    sides = [cfg.image_size // 2**level for level in range(len(cfg.multiples))]
+    seen = [side in cfg.attention_at for side in sides]
+    widths = [cfg.channels * multiple for multiple in cfg.multiples]
+    sizes = (cfg.image_size, cfg.in_channels, cfg.out_channels, cfg.depth, widths)
+    written = {
+        "_class_name": CONDITIONED if conditioned else PLAIN,
+        **dict(zip(SIZES, sizes, strict=True)),
+        "norm_num_groups": cfg.norm_groups,
+        "down_block_types": _types("down", seen),
+        "up_block_types": _types("up", seen[::-1]),
+        **(FIXED_CONDITIONED if conditioned else {**FIXED_PLAIN, "mid_block_type": MID[PLAIN]}),
+    }
+    if conditioned:
+        written |= {
+            "attention_head_dim": cfg.head_channels,
+            "cross_attention_dim": cfg.context_width,
+        }
+    return written
+
+
+def entries(cfg: UNetConfig, *, unet: str = "unet", time: str = "time") -> list[Entry]:
+    """All tensors of a U-Net with its time embedding; `unet` and `time` are our paths."""
+    steps = plan(cfg)
+    table = [
+        *linear(f"{time}/linear_1", "time_embedding.linear_1"),
+        *linear(f"{time}/linear_2", "time_embedding.linear_2"),
+        *linear(f"{unet}/stem", "conv_in", form="conv"),
+        *norm(f"{unet}/head_norm", "conv_norm_out"),
+        *linear(f"{unet}/head", "conv_out", form="conv"),
+    ]
+    features = cfg.channels * cfg.multiples[0]
+    skips = [features]
+    for step in steps.down:
+        table += _step(unet, step, features, cfg)
+        features = step.features
+        skips.append(features)
+    for step in steps.middle:
+        table += _step(unet, step, features, cfg)
+    for step in steps.up:
+        features += skips.pop() if step.skip else 0
+        table += _step(unet, step, features, cfg)
+        features = step.features
+    return table
+
+
+def _step(unet: str, step: Step, features: int, cfg: UNetConfig) -> list[Entry]:
+    """One residual block that takes `features` channels, and its attention."""
+    block, attention = names(step.name, len(cfg.multiples))
+    ours = f"{unet}/{step.name}"
+    table = [
+        *norm(f"{ours}/residual/norm_1", f"{block}.norm1"),
+        *linear(f"{ours}/residual/conv_1", f"{block}.conv1", form="conv"),
+        *linear(f"{ours}/residual/emb", f"{block}.time_emb_proj"),
+        *norm(f"{ours}/residual/norm_2", f"{block}.norm2"),
+        *linear(f"{ours}/residual/conv_2", f"{block}.conv2", form="conv"),
+    ]
+    if features != step.features:
+        table += linear(f"{ours}/residual/shortcut", f"{block}.conv_shortcut", form="conv_1x1")
+    if step.attention:
+        table += norm(f"{ours}/attention/norm", f"{attention}.group_norm")
+        for part, theirs in PROJECTIONS.items():
+            table += linear(f"{ours}/attention/{part}", f"{attention}.{theirs}")
+    return table
+
+
+PROJECTIONS = {
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "context_k": "add_k_proj",
+    "context_v": "add_v_proj",
+    "out": "to_out.0",
+}
+
+
+def names(step: str, levels: int) -> tuple[str, str]:
+    """Their residual block and attention for a step of our plan, such as "up_2_0"."""
+    part, first, *rest = step.split("_")
+    if part == "middle":
+        return f"mid_block.resnets.{first}", f"mid_block.attentions.{first}"
+    level = int(first) if part == "down" else levels - 1 - int(first)
+    block = f"{part}_blocks.{level}"
+    if rest == ["sample"]:
+        return f"{block}.{part}samplers.0", ""
+    return f"{block}.resnets.{rest[0]}", f"{block}.attentions.{rest[0]}"
+
+
+def _types(part: str, seen: list[bool]) -> list[str]:
+    return [(ATTENTION if attention else RESIDUAL)[part] for attention in seen]
+
+
+def _attention(settings: Mapping[str, Any], sides: list[int], where: str) -> tuple[int, ...]:
+    """Sides of the levels whose blocks attend."""
+    types = settings.get("down_block_types", ())
+    seen = [kind == ATTENTION["down"] for kind in types]
+    if len(seen) != len(sides) or not any(seen):
+        raise UserError(
+            f"{where} has down_block_types {list(types)}; expected one per level, some of them "
+            f"{ATTENTION['down']}."
+        )
+    _blocks(settings, seen, where)
+    return tuple(side for side, attends in zip(sides, seen, strict=True) if attends)
+
+
+def _blocks(settings: Mapping[str, Any], seen: list[bool], where: str) -> None:
+    expected = {"down_block_types": tuple(_types("down", seen))}
+    expected["up_block_types"] = tuple(_types("up", seen[::-1]))
+    configs.only(settings, expected, where=where)
