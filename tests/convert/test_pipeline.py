@@ -21,7 +21,6 @@ from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.text_to_image import Captions, SampleOptions
 from unclip_jax.stages import gaussian
 
-PIXELS = {"prior": (), "decoder": (-3,), "super_res": (-3,)}
 COMPONENTS = (
     "text_encoder",
     "prior",

@@ -11,7 +11,7 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import process
 from unclip_jax.diffusion.analytic import VarianceTable
-from unclip_jax.stages import prior
+from unclip_jax.stages import prior, prior_config
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_scale_gives_unit_vectors_the_rms_of_pixels():
     z = np.random.default_rng(0).normal(size=(100, 1024))
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     rms = np.sqrt(np.mean((17.2 * z) ** 2))
-    np.testing.assert_allclose(rms, prior.PIXEL_RMS, rtol=1e-3)
+    np.testing.assert_allclose(rms, prior_config.PIXEL_RMS, rtol=1e-3)
 
 
 def test_best_of_takes_the_largest_dot_product_of_each_row_by_brute_force():

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.core.types import Params
-from unclip_jax.models.clip import Clip, ClipConfig
+from unclip_jax.models.clip import Clip
+from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import Decoder, DecoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig

@@ -12,7 +12,7 @@ from typing import Any
 from unclip_jax.convert.layout import Entry, norm, transformer
 from unclip_jax.convert.source import Source
 from unclip_jax.core.checks import UserError, one_of
-from unclip_jax.models.clip import TOWERS, ClipConfig
+from unclip_jax.models.clip_config import TOWERS, ClipConfig
 
 BLOCK = {
     "attention/q": "self_attn.q_proj",

@@ -24,7 +24,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Params
 from unclip_jax.handoff import load
 from unclip_jax.handoff.manifest import Manifest, to_json
-from unclip_jax.models.clip import ClipConfig
+from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
@@ -33,6 +33,7 @@ WEIGHTS, OTHERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 NETWORK = ("diffusers", "UNet2DModel")
 SCHEDULER = ("diffusers", schedulers.CLASS)
 # Options that their classes have built in: our field -> the only value they know.
+CLIP_NEEDS = {"model.stem": "patches"}
 PRIOR_NEEDS = {"model.caption": "clip_sequence", "model.null": "empty"}
 DECODER_NEEDS = {
     "model.caption": "clip_sequence",
@@ -71,6 +72,7 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
     """
     stages = _stages(run_dir)
     for name, needs in (
+        ("clip", CLIP_NEEDS),
         ("prior", PRIOR_NEEDS),
         ("decoder", DECODER_NEEDS),
         ("upsampler_256", UPSAMPLER_NEEDS),

@@ -20,7 +20,7 @@ from unclip_jax.convert.layout import Entry, linear, norm
 from unclip_jax.convert.parts import Part
 from unclip_jax.convert.source import Source, joined, open_source, read_json
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.clip import ClipConfig
+from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.upsampler import UpsamplerConfig

@@ -12,7 +12,7 @@ import numpy as np
 from unclip_jax.convert.clip import BLOCK
 from unclip_jax.convert.source import Shape, Source
 from unclip_jax.core.checks import UserError, divisible, one_of
-from unclip_jax.models.clip import ClipConfig
+from unclip_jax.models.clip_config import ClipConfig
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
 HEAD = 64

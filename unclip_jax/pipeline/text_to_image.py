@@ -180,9 +180,7 @@ def sample(
         UserError: condition "z_img" without `z_img`.
     """
     text, empty = read = read_captions(cascade, params, captions, options=options)
-    z_img = draw_z_img(
-        cascade, params, captions, keys, options=options, z_img=z_img, read=read
-    )
+    z_img = draw_z_img(cascade, params, captions, keys, options=options, z_img=z_img, read=read)
     tokens, mask = captions.decoder
     base = decoder.sample(
         cascade.decoder,

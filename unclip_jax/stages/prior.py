@@ -5,7 +5,6 @@ variance is that of pixels in [-1, 1] and an image schedule can be used (17.2 fo
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -15,107 +14,18 @@ from jaxtyping import Array, Float, Int
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
-from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import analytic, guidance
-from unclip_jax.diffusion.analytic import Origin, VarianceTable
-from unclip_jax.models.prior import Prior, PriorConfig
+from unclip_jax.diffusion.analytic import VarianceTable
+from unclip_jax.models.prior import Prior
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.captions import ClipText
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.stages.prior_config import PriorStageConfig
 
-# 17.2 / sqrt(1024): a unit vector's RMS per dimension becomes that of pixels (unCLIP, 2.2).
-PIXEL_RMS = 0.5375
-SCALINGS = {"pixel_rms": PIXEL_RMS, "unit_rms": 1.0}  # RMS per dimension of what is diffused
 HEALTH_STEPS = 8  # of the draws that are looked at while training
-
-
-@dataclasses.dataclass(frozen=True)
-class PriorStageConfig:
-    """A diffusion prior and how it is trained and sampled.
-
-    Attributes:
-        model: the causal transformer.
-        diffusion: chain and target; the paper predicts x_0 without a learned variance.
-        sampling: default sampling; 64 fractional strides in the paper.
-        drop_text: share of examples whose caption and z_txt are both dropped (10 % in the paper).
-        scaling: "pixel_rms": embeddings are diffused at the RMS of pixels, 0.5375 (the paper);
-            "unit_rms": at 1, which is 5.4 dB less noisy at every t (DALLE2-pytorch).
-        z_scale: factor on unit-norm embeddings; None = `scaling` times sqrt(d), in the paper 17.2
-            at d = 1024.
-        num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept (2).
-        z_mean: per dimension; with `z_std` the chain diffuses (z_img - z_mean) / z_std of raw
-            embeddings (Karlo) instead of scaled unit vectors, and z_txt enters raw. () = off.
-        z_std: per dimension, likewise.
-    """
-
-    model: PriorConfig
-    diffusion: DiffusionConfig = DiffusionConfig(target="x_0")
-    sampling: SamplingConfig = SamplingConfig()
-    drop_text: float = 0.1
-    scaling: str = "pixel_rms"
-    z_scale: float | None = None
-    num_candidates: int = 2
-    z_mean: tuple[float, ...] = ()
-    z_std: tuple[float, ...] = ()
-
-    def __post_init__(self):
-        in_range("prior.drop_text", self.drop_text, 0.0, 1.0)
-        in_range("prior.num_candidates", self.num_candidates, 1, 64)
-        one_of("prior.scaling", self.scaling, SCALINGS)
-        sizes = {len(self.z_mean), len(self.z_std)}
-        if sizes != {0} and sizes != {self.model.embed_dim}:
-            raise UserError(
-                f"prior.z_mean and prior.z_std have {len(self.z_mean)} and {len(self.z_std)} "
-                f"values; give prior.model.embed_dim ({self.model.embed_dim}) each, or none."
-            )
-        if self.model.null == "empty" and self.drop_text > 0:
-            raise UserError(
-                f"prior.drop_text is {self.drop_text}, but this prior has no learned null "
-                "(prior.model.null is 'empty'): set it to 0 and give the empty caption to a share "
-                "of the examples in the data."
-            )
-        self.check_guidance(self.sampling)
-
-    @property
-    def standardised(self) -> bool:
-        """Whether raw embeddings are standardised, rather than unit vectors scaled."""
-        return bool(self.z_mean)
-
-    @property
-    def scale(self) -> float:
-        """The factor actually applied to unit-norm embeddings."""
-        if self.z_scale is not None:
-            return self.z_scale
-        if self.standardised:
-            return 1.0
-        return SCALINGS[self.scaling] * math.sqrt(self.model.embed_dim)
-
-    @property
-    def origin(self) -> Origin:
-        """What a variance table of this prior must say of itself.
-
-        x_0 has norm `scale`, so no dimension can vary by more than scale^2 / d on average; what is
-        standardised has variance 1.
-        """
-        variance = 1.0 if self.standardised else self.scale**2 / self.model.embed_dim
-        return Origin(
-            schedule=self.diffusion.schedule,
-            num_timesteps=self.diffusion.num_timesteps,
-            target=self.diffusion.target,
-            data_variance=variance,
-        )
-
-    def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuse guidance without drops (where the null is the empty caption, the data drop).
-
-        Raises:
-            UserError: `drop_text` is 0 and the scale is not 1.
-        """
-        if self.model.null == "learned":
-            gaussian.check_guidance(sampling, drops={"prior.drop_text": self.drop_text})
 
 
 def make(cfg: PriorStageConfig) -> Stage:
