@@ -28,9 +28,9 @@ import jax
 from unclip_jax.core.checks import UserError
 from unclip_jax.version import __version__
 
-HEARTBEAT = 60  # seconds after which a silent process counts as dead and the others stop
+HEARTBEAT = 100  # seconds after which a silent process counts as dead and the others stop
 MARGIN = 30  # seconds by which our own patience ends before JAX's, whose end is an abort
-FAREWELL = 30  # seconds that a process that ends waits for the others
+FAREWELL = 120  # seconds that a process that ends waits for the others
 
 _TOGETHER = (
     "Start all of them at about the same time, with the same --coordinator and --num_processes, "

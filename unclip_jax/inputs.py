@@ -82,7 +82,9 @@ def open_split(
     )
     if "z_img" in stage.batch_spec:
         source = sources.JoinedSource(source, open_embeddings(experiment, split))
-    size = train.batch_size if endless else min(train.batch_size, len(source))
+    size = train.batch_size
+    if not endless and len(source) < size:  # as much as there is, the same for every process
+        size = max(len(source) // jax.process_count(), 1) * jax.process_count()
     config = LoaderConfig(
         batch_size=size,
         shuffle=endless,

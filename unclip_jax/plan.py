@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     experiment = configs.read(args.config, overrides=rest)
     if args.mesh:
         experiment = dataclasses.replace(experiment, mesh=read_mesh(args.mesh))
-    target = find(args.topology)
+    target = find(args.topology, slices=args.slices)
     if args.search is None:
         made = [one(experiment, target, args)]
     else:
@@ -62,6 +62,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--topology", default="", help="TPU slice such as v5p:4x4x8; default: the device at hand"
     )
+    parser.add_argument("--slices", type=int, default=1, help="so many of --topology, over DCN")
     parser.add_argument("--mesh", default="", help="data=4,fsdp=16,tensor=1; default: the config's")
     parser.add_argument("--what", default="train", choices=("train", "sample"))
     parser.add_argument("--batch", type=int, help="images at once for --what=sample; 8 per chip")
@@ -77,6 +78,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         if not argument.startswith("--config."):
             raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
     one_of("--effort", args.effort, program.EFFORTS)
+    positive("--slices", args.slices)
     if args.search is not None:
         positive("--search", args.search)
         if args.what == "sample":
@@ -102,13 +104,13 @@ def read_mesh(text: str) -> MeshConfig:
     return MeshConfig(**sizes)
 
 
-def find(name: str) -> Target:
+def find(name: str, *, slices: int = 1) -> Target:
     """The slice called `name`, or the device at hand if none is given or libtpu is missing."""
     if not name:
         return topology.at_hand()
     topology.parse(name)
     if topology.can_compile_for_tpu():
-        return topology.tpu(name)
+        return topology.tpu(name, slices=slices)
     target = topology.at_hand()
     sys.stderr.write(
         f"libtpu is not installed (pip install 'unclip_jax[tpu]'), so {name} cannot be compiled "

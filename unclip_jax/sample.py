@@ -184,11 +184,15 @@ def draw(
     return np.concatenate(images)
 
 
-def sampler(cascade: Cascade, options: SampleOptions, *, mesh: Mesh) -> Callable[..., jax.Array]:
+def sampler(
+    cascade: Cascade, options: SampleOptions, *, mesh: Mesh | None = None
+) -> Callable[..., jax.Array]:
     """The jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images.
 
-    A batch is split over `mesh`; every device gets all images.
+    A batch is split over `mesh` (default: one device, or all of several processes); every device
+    gets all images.
     """
+    mesh = mesh or for_drawing(1)[0]
 
     def run(params, captions, keys, z_img):
         drawn = text_to_image.sample(cascade, params, captions, keys, options=options, z_img=z_img)

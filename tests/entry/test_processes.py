@@ -44,7 +44,8 @@ def run(way: str, *command: str) -> list[tuple[int, str, str]]:
         ended = processes.outcome([processes.start(module, devices=devices)])
     else:
         ended = processes.outcome(processes.start_together(module, count=count, devices=devices))
-    assert all(status == 0 for status, _, _ in ended), ended
+    ends = [text[-1500:] for _, _, text in ended]
+    assert [status for status, _, _ in ended] == [0] * count, "\n\n".join(ends)
     return ended
 
 

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -6,10 +8,12 @@ from jax.sharding import AxisType
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import (
     MeshConfig,
+    across_slices,
     batch_sharding,
     batch_shards,
     check_batch,
     describe,
+    for_drawing,
     make_mesh,
     replicated,
 )
@@ -68,3 +72,35 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused():
         check_batch(mesh, batch_size=44, accumulate=3)
     with pytest.raises(UserError, match=r"batch_size is 3; .* multiple of 8 .* Try 8\."):
         check_batch(mesh, batch_size=3)
+
+
+class Chip(types.SimpleNamespace):
+    """As much of a device as a grid of several slices needs."""
+
+    def __hash__(self):
+        return hash(self.id)
+
+
+def test_the_data_axis_goes_from_slice_to_slice_and_nothing_else_does():
+    chips = [
+        Chip(id=i, slice_index=i // 8, process_index=i // 4, platform="tpu", device_kind="any")
+        for i in range(16)
+    ]
+    grid = across_slices((4, 4, 1), devices=chips, slices=2)
+    assert grid.shape == (4, 4, 1)
+    homes = np.vectorize(lambda chip: chip.slice_index)(grid)
+    assert (homes == np.array([0, 0, 1, 1])[:, None, None]).all()
+    with pytest.raises(UserError, match=r"config.mesh.data is 3, but the devices are 2 slices"):
+        across_slices((3, 4, 1), devices=chips[:12], slices=2)
+
+
+def test_a_batch_is_drawn_on_one_device_of_a_cpu():
+    mesh, size = for_drawing(13)
+    assert (mesh.size, size) == (1, 13)
+
+
+def test_every_process_has_examples_of_its_own(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    with pytest.raises(UserError, match=r"into 2 parts, but there are 4 processes.*mesh.tensor"):
+        check_batch(mesh, batch_size=16)

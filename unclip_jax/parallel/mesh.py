@@ -2,7 +2,8 @@
 
 Axes, outermost first: "data" (copies of the parameters), "fsdp" (parameters and optimiser split,
 gathered when used), "tensor" (matrices split, activations exchanged). A batch is split over the
-first two. Every array placement in this project is stated on such a mesh with Auto axes: XLA
+first two. TPU slices that only the data centre network joins lie along "data", which asks least of
+it: gradients once per step. Every array placement in this project is stated on such a mesh with Auto axes: XLA
 chooses the communication.
 """
 
@@ -14,7 +15,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.axes import EXAMPLES
@@ -53,11 +56,34 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
     """The mesh of `config` over `devices` (default: every device of every process).
 
     Raises:
-        UserError: the axis sizes do not multiply to the number of devices.
+        UserError: the axis sizes do not multiply to the number of devices, or the slices do not
+            divide the data axis.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = _resolve(config, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        grid = across_slices(shape, devices=devices, slices=slices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def across_slices(
+    shape: tuple[int, ...], *, devices: Sequence[Any], slices: int
+) -> Shaped[np.ndarray, "data fsdp tensor"]:
+    """Devices of several slices as a grid of `shape`, whose data axis goes from slice to slice.
+
+    Raises:
+        UserError: the slices do not divide the data axis.
+    """
+    data, *rest = shape
+    if data % slices:
+        raise UserError(
+            f"config.mesh.data is {data}, but the devices are {slices} slices, over which it must "
+            f"divide; make it a multiple of {slices}."
+        )
+    inner, outer = (data // slices, *rest), (slices, *(1 for _ in rest))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
 
 
 def for_drawing(batch_size: int) -> tuple[Mesh, int]:

@@ -6,7 +6,7 @@ Both are traced and compiled from shapes alone, with the functions that `train` 
 import dataclasses
 import re
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -24,14 +24,34 @@ from unclip_jax.training.optimizer import OptimConfig
 EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}
 
 
+@runtime_checkable
 class Experiment(Protocol):
     """What a plan needs of an experiment; `unclip_jax.experiment.Experiment` has it."""
 
-    stage: str
-    model: Any
-    optim: OptimConfig
-    train: TrainConfig
-    rules: str
+    @property
+    def stage(self) -> str:
+        """Its name in the registry."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """The stage's own typed config."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimiser."""
+        ...
+
+    @property
+    def train(self) -> TrainConfig:
+        """Lengths and sizes."""
+        ...
+
+    @property
+    def rules(self) -> str:
+        """The sharding table."""
+        ...
 
     def build_stage(self) -> Stage:
         """The stage record."""

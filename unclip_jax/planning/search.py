@@ -13,6 +13,7 @@ import jax
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.trees import num_bytes
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh
 from unclip_jax.planning import flops
@@ -92,11 +93,12 @@ def screen(experiment: Experiment, target: Target) -> list[Screened]:
         raise UserError("--search needs published peaks; give a --topology.")
     stage, size = experiment.build_stage(), experiment.train.batch_size
     traced = {remat: _trace(with_remat(experiment, remat), size) for remat in REMAT}
-    found, least = [], float("inf")
+    shapes = place.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+    found, least, copy = [], float("inf"), float(num_bytes(shapes))
     options = candidates(
         chips=chips, rules=experiment.rules, batch_size=size, splittable=stage.splittable
     )
-    sizes: dict[MeshConfig, tuple[float, float, int]] = {}
+    sizes: dict[MeshConfig, tuple[int, int, int]] = {}
     for each in options:
         if each.mesh not in sizes:
             sizes[each.mesh] = _state(experiment, each.mesh, target)
@@ -107,7 +109,7 @@ def screen(experiment: Experiment, target: Target) -> list[Screened]:
         if held > chip.hbm:
             continue
         compute = own.flops / chips / chip.flops
-        moved = _traffic(gradients * each.mesh.fsdp, each)
+        moved = _traffic(copy, each)
         found.append(Screened(each, held, max(compute, moved / chip.all_axes)))
     if not found:
         raise UserError(
@@ -149,7 +151,7 @@ def _trace(experiment: Experiment, batch_size: int) -> Traced:
     return Traced(kept / batch_size, flops.count(slope, params, batch, key).flops)
 
 
-def _state(experiment: Any, config: MeshConfig, target: Target) -> tuple[float, float, int]:
+def _state(experiment: Any, config: MeshConfig, target: Target) -> tuple[int, int, int]:
     """Bytes per chip of the state and of the gradients, and the parts of a batch."""
     mesh = make_mesh(config, devices=target.devices)
     job = make_job(

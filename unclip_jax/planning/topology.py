@@ -48,8 +48,8 @@ def at_hand() -> Target:
     return Target(f"{len(devices)} x {kind}", devices, chips.of_kind(kind), True)
 
 
-def tpu(name: str) -> Target:
-    """The chips of the TPU slice called `name`, such as "v5e:16x16" or "v5p:4x4x8".
+def tpu(name: str, *, slices: int = 1) -> Target:
+    """The chips of the TPU slice called `name`, such as "v5e:16x16" or "v5p:4x4x8", or of several.
 
     Touches no accelerator and initialises the CPU backend only, also on a TPU machine, whose chips
     another process may hold.
@@ -64,7 +64,9 @@ def tpu(name: str) -> Target:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     jax.config.update("jax_platforms", "cpu")
-    options = {"chip_config_name": "megacore"} if generation == "v4" else {}  # else two per chip
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if generation == "v4":  # else two devices per chip
+        options["chip_config_name"] = "megacore"
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
@@ -74,7 +76,8 @@ def tpu(name: str) -> Target:
             f"{generation}:{'x'.join('4' for _ in sizes)}."
         ) from error
     devices = found.devices
-    return Target(name, devices, chips.of_kind(devices[0].device_kind), False)
+    many = f"{slices} x {name}" if slices > 1 else name
+    return Target(many, devices, chips.of_kind(devices[0].device_kind), False)
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:

@@ -1,0 +1,138 @@
+"""The plan command as a user calls it."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from unclip_jax import plan
+from unclip_jax.core.checks import UserError
+from unclip_jax.planning import program, topology
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = ("--config.model.model.depth=1", "--config.train.batch_size=32")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[dict, pathlib.Path]:
+    """A small prior on eight pretended devices."""
+    out = tmp_path_factory.mktemp("plan") / "made" / "plan.json"
+    given = ["--config=experiments/prior.py:tiny", "--mesh=data=2,fsdp=4", f"--out={out}", *SMALL]
+    plan.main(given)
+    return json.loads(out.read_text()), out
+
+
+def test_a_plan_says_what_a_step_needs(made):
+    found, _ = made
+    assert (found["what"], found["chips"], found["fits"]) == ("train", 8, True)
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    sizes = found["memory_per_chip"]
+    assert sizes["optimiser"] == pytest.approx(2 * sizes["parameters"], rel=0.01)  # two moments
+    assert sizes["average"] == sizes["parameters"]
+    quarter = 4 * found["parameters"] / 4  # bytes; gains and biases are held whole
+    assert quarter < sizes["parameters"] < 1.4 * quarter
+    assert 0 < sizes["activations_and_scratch"] < sizes["peak"] < sizes["available"]
+    assert found["collective_bytes_per_chip"]["all-gather"] > 0
+    assert found["estimate"] is None  # nobody publishes the peaks of a pretended device
+
+
+def test_flops_as_compiled_are_an_even_share_of_those_as_written(made):
+    flops = made[0]["flops"]
+    assert flops["compiled_over_even_share"] == pytest.approx(1.0, abs=0.02)
+    assert flops["not_counted"] == flops["hidden_in_calls"] == []
+    assert 0.8 * flops["model"] < flops["traced"] <= flops["model"]  # no gradient of the inputs
+
+
+def test_without_libtpu_the_device_at_hand_is_planned_for(monkeypatch, capsys):
+    monkeypatch.setattr(topology, "can_compile_for_tpu", lambda: False)
+    target = plan.find("v5p:4x4x8")
+    assert target.real and len(target.devices) == 8
+    printed = capsys.readouterr().err
+    assert "libtpu is not installed (pip install 'unclip_jax[tpu]')" in printed
+    assert "instead" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v5p-256"], "--topology is 'v5p-256'; write GENERATION:AxB"),
+        (["--topology=v7:4x4"], "unknown TPU generation in --topology 'v7'"),
+        (["--topology=v5p:16x16"], "slices of v5p are v5p:AxBxC"),
+        (["--mesh=date=4"], "--mesh has no axis 'date'.*data"),
+        (["--mesh=data=many"], "--mesh gives data the size 'many'; give an integer"),
+        (["--mesh=data=3"], "config.mesh is data 3 .*, but there are 8 devices"),
+        (["--config.train.batch_size=30"], "config.train.batch_size is 30; it must be a multiple"),
+        (["--effort=heroic"], "--effort 'heroic'"),
+        (["--search=0"], "--search is 0; it must be greater than 0"),
+        (["--search", "--what=sample"], "--search is about training"),
+        (["--what=sample", "--batch=3"], "--batch is 3, which 8 does not divide"),
+        (["--depth=3"], "unknown argument '--depth=3'; overrides begin with --config."),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        plan.main(["--config=experiments/prior.py:tiny", *arguments])
+
+
+def test_clip_draws_nothing():
+    with pytest.raises(UserError, match="does not apply to stage 'clip', which draws nothing"):
+        plan.main(["--config=experiments/clip.py:tiny", "--what=sample"])
+
+
+def test_a_place_that_cannot_be_written_is_one_line(made):
+    with pytest.raises(UserError, match=r"cannot write .*; give another --out"):
+        plan.write(made[1] / "below_a_file" / "plan.json", {})
+
+
+def test_a_refusal_of_the_compiler_is_read():
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (128.00G) exceeds available HBM (15.75G).\nmore"
+    )
+    found = program._too_large(text)
+    assert found.wanted == 128 * 2**30
+    assert found.reason.startswith("Ran out of memory on HBM") and "\n" not in found.reason
+
+
+def planned_for_tpu(tmp_path: pathlib.Path, *arguments: str) -> dict:
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "unclip_jax.plan", *arguments, f"--out={out}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fits: " in done.stdout
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_a_tiny_stage_compiles_for_a_tpu_that_is_not_there(tmp_path):
+    given = ("--config=experiments/prior.py:tiny", "--topology=v5e:2x4", "--mesh=data=2,fsdp=4")
+    found = planned_for_tpu(tmp_path, *given, *SMALL)
+    assert (found["chips"], found["fits"]) == (8, True)
+    low, high = found["estimate"]["step_seconds"]
+    assert 0 < low < high
+    assert found["estimate"]["label"] == "compiler-model estimate, not measured"
+    assert found["flops"]["compiled_over_even_share"] == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.nightly
+def test_what_does_not_fit_is_refused_by_the_compiler_with_advice(tmp_path):
+    given = ("--config=experiments/prior.py", "--topology=v5e:2x2", "--config.mesh.fsdp=1")
+    found = planned_for_tpu(tmp_path, *given)
+    assert not found["fits"] and "exceed" in found["refusal"]
+    assert any("raise fsdp" in line for line in found["advice"])
+
+
+@pytest.mark.nightly
+def test_the_paper_s_prior_fits_256_small_chips_and_moves_parameters_not_examples(tmp_path):
+    given = ("--config=experiments/prior.py", "--topology=v5e:16x16", "--mesh=data=16,fsdp=16")
+    found = planned_for_tpu(tmp_path, *given)
+    assert found["fits"] and found["memory_per_chip"]["peak"] < 6e9
+    assert found["collective_bytes_per_chip"]["total"] < 8 * 2 * found["parameters"]
