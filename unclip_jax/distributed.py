@@ -12,6 +12,7 @@ and otherwise does nothing: one process. Waiting is bounded, and ends in a messa
 """
 
 import argparse
+import dataclasses
 import hashlib
 import logging
 import os
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -40,7 +41,8 @@ _TOGETHER = (
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """Where this process stands; None = JAX finds out by itself.
 
     Attributes:

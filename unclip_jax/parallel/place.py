@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -131,7 +132,7 @@ def put(tree: Any, placed: Any) -> Any:
     def one(x: Any, where: NamedSharding) -> jax.Array:
         if where.is_fully_addressable:
             return jax.device_put(x, where)
-        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             wrap = jax.jit(jax.random.wrap_key_data, out_shardings=where)
             return wrap(one(jax.random.key_data(x), where))
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
