@@ -157,7 +157,7 @@ def _is_cluster(environ: Mapping[str, str]) -> bool:
 def _complete(names: str, values: tuple[Any, ...]) -> Place:
     """A place whose three parts are there and fit together."""
     place = Place(*values)
-    if None in place:
+    if None in values:
         raise UserError(f"{names} belong together; give all three or none.")
     host, _, port = str(place.coordinator).rpartition(":")
     if not host or not port.isdigit():
