@@ -4,7 +4,8 @@ Paper: Radford et al. 2021 (settings), Ramesh et al. 2022, section 3 (ViT-H/16 a
 Run:   python -m unclip_jax.train --config=experiments/clip.py:shapes \
            --workdir=runs/shapes/clip
 Cost:  shapes: about 5 minutes on 2 CPU cores. paper: 32 epochs of 650M pairs on hundreds of chips.
-Expect: shapes: retrieval@1 of 256 held-out pairs near 0.88 (chance 0.004).
+Expect: shapes: retrieval@1 of 256 held-out pairs near 0.95 (chance 0.004); a linear probe reads
+    the shape of a single object from z_img in about 80 % of cases.
 Needs: a prepared data set with a tokenizer (python -m unclip_jax.prepare).
 """
 
