@@ -25,6 +25,24 @@ PRIOR = {
     "optim.eps": 1.0e-6,
     "train.ema_decay": 0.9999,
 }
+PRIOR_AR = {
+    "model.model.codec.components": 319,  # and 1,024 buckets, section 2.2
+    "model.model.codec.buckets": 1024,
+    "model.model.context": 256,
+    **{f"model.model.text_{name}": TEXT[name] for name in ("width", "depth", "heads")},
+    "model.model.latent_context": 384,
+    "model.model.width": 1664,
+    "model.model.depth": 24,
+    "model.model.heads": 26,
+    "model.drop_text": 0.1,
+    "optim.weight_decay": 4.0e-2,
+    "train.batch_size": 4096,
+    "train.steps": 1_000_000,
+    "optim.learning_rate": 1.6e-4,
+    "optim.b2": 0.91,
+    "optim.eps": 1.0e-10,
+    "train.ema_decay": 0.999,
+}
 DECODER = {
     "model.diffusion.num_timesteps": 1000,
     "model.diffusion.schedule": "cosine",
@@ -80,6 +98,7 @@ UPSAMPLER_1024 = {
 }
 COLUMNS = {
     "prior": PRIOR,
+    "prior_ar": PRIOR_AR,
     "decoder": DECODER,
     "upsampler_256": UPSAMPLER_256,
     "upsampler_1024": UPSAMPLER_1024,
