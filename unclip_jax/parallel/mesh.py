@@ -3,8 +3,8 @@
 Axes, outermost first: "data" (copies of the parameters), "fsdp" (parameters and optimiser split,
 gathered when used), "tensor" (matrices split, activations exchanged). A batch is split over the
 first two. TPU slices that only the data centre network joins lie along "data", which asks least of
-it: gradients once per step. Every array placement in this project is stated on such a mesh with Auto axes: XLA
-chooses the communication.
+it: gradients once per step. Every array placement in this project is stated on such a mesh with
+Auto axes: XLA chooses the communication.
 """
 
 import dataclasses
