@@ -3,11 +3,15 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests.stages import tiny
 from unclip_jax.core.checks import UserError
-from unclip_jax.parallel.axes import NAMES, sharded
+from unclip_jax.parallel.axes import NAMES, by_example, sharded
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh, traced_on
 
 STAGES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
 
@@ -58,3 +62,42 @@ def test_an_unknown_axis_is_refused():
 
 def test_names_are_unique():
     assert len(set(NAMES)) == len(NAMES)
+
+
+MESH = make_mesh(MeshConfig(data=2, fsdp=4))
+
+
+def product(x, w):
+    return by_example(x @ w)
+
+
+def placed_product(rows: int, function=product):
+    """The sharding XLA gives a product whose matrix is split over fsdp and whose rows are not."""
+    whole, split = NamedSharding(MESH, P()), NamedSharding(MESH, P(None, "fsdp"))
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((rows, 16), (16, 32))]
+    traced = jax.jit(traced_on(MESH, function), in_shardings=(whole, split))
+    return traced.lower(*shapes).compile().output_shardings.spec
+
+
+def test_examples_stay_on_their_devices_where_the_mesh_is_known():
+    assert placed_product(24)[0] == ("data", "fsdp")
+    assert placed_product(24, jnp.matmul) == P(None, "fsdp")  # what XLA does if nobody asks
+
+
+def test_rows_that_do_not_divide_and_functions_off_a_mesh_are_left_alone():
+    assert placed_product(12) == P(None, "fsdp")
+    x = jnp.ones((8, 4))
+    assert by_example(x) is x
+
+
+def test_where_every_device_has_its_own_part_nothing_moves():
+    """SAM's replicas run under shard_map, where a constraint would be an error."""
+    examples = P(("data", "fsdp"))
+    rows = jax.shard_map(by_example, mesh=MESH, in_specs=examples, out_specs=examples)
+    x = jnp.arange(128.0).reshape(64, 2)
+    np.testing.assert_array_equal(jax.jit(traced_on(MESH, rows))(x), x)
+    names = frozenset(("data", "fsdp"))
+    some = jax.shard_map(
+        by_example, mesh=MESH, in_specs=examples, out_specs=examples, axis_names=names
+    )
+    np.testing.assert_array_equal(jax.jit(traced_on(MESH, some))(x), x)

@@ -39,10 +39,13 @@ def by_example(x: Shaped[Array, " b *s"]) -> Shaped[Array, " b *s"]:
     With parameters split over "fsdp" too, XLA has a choice: fetch them, or spread the activations'
     width over "fsdp" and add up partial products, which at the sizes of the paper moves hundreds of
     times as many bytes. Networks say where activations stay at the ends of every block; it has an
-    effect only in functions traced on a mesh (`mesh.traced_on`).
+    effect only in functions traced on a mesh (`mesh.traced_on`), and none where each device has its
+    own part in hand (`jax.shard_map`).
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in EXAMPLES):
+    if mesh.empty or not {*EXAMPLES} <= {*mesh.auto_axes}:
+        return x
+    if x.shape[0] % math.prod(mesh.shape[axis] for axis in EXAMPLES):
         return x
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(EXAMPLES, *free))

@@ -11,7 +11,7 @@ import jax
 from unclip_jax.core import batch as batches
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.checks import UserError
-from unclip_jax.stages import decoder, prior, upsampler
+from unclip_jax.stages import decoder, prior, prior_ar, upsampler
 
 Draw = Callable[[Any, Any], Any]
 
@@ -36,8 +36,7 @@ def function(stage: str, config: Any, *, batch_size: int) -> tuple[Draw, dict[st
     return draw, {**batches.abstract(spec(config), batch_size), "keys": keys}
 
 
-def _prior(config: Any) -> BatchSpec:
-    spec = prior.make(config).batch_spec
+def _captions(spec: BatchSpec) -> BatchSpec:
     return {name: spec[name] for name in ("tokens", "token_mask", "z_txt")}
 
 
@@ -51,7 +50,8 @@ def _upsampler(config: Any) -> BatchSpec:
 
 
 DRAWN: dict[str, tuple[Callable[..., Any], Callable[[Any], BatchSpec]]] = {
-    "prior": (prior.sample, _prior),
+    "prior": (prior.sample, lambda config: _captions(prior.make(config).batch_spec)),
+    "prior_ar": (prior_ar.sample, lambda config: _captions(prior_ar.make(config).batch_spec)),
     "decoder": (decoder.sample, _decoder),
     "upsampler": (upsampler.sample, _upsampler),
 }

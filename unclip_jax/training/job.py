@@ -69,7 +69,7 @@ class Job:
             raise UserError(f"the fitted parameters do not fit the stage: {lines[0]}.")
         where = {name: self.shardings.params[name] for name in fitted}
         twice = jax.jit(lambda p: (p, jax.tree.map(jnp.copy, p)), out_shardings=(where, where))
-        params, average = twice(jax.device_put(fitted, where))
+        params, average = twice(place.put(fitted, where))
         return dataclasses.replace(
             state,
             params={**state.params, **params},
