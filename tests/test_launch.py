@@ -38,6 +38,9 @@ def printed(*arguments: str) -> list[list[str]]:
 def known_flags(module: str) -> set[str]:
     """Flags that an entry point defines: the string literals of its source that look like one."""
     source = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
+    if module == "unclip_jax.sample":  # and its subcommands
+        parts = sorted((ROOT / "unclip_jax/commands").glob("*.py"))
+        source += "".join(part.read_text("utf-8") for part in parts)
     named = re.findall(r"\"--([\w-]+)\"", source)
     return {*named, *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)}
 
@@ -141,7 +144,7 @@ def test_overrides_reach_every_training_and_nothing_else():
     ],
 )
 def test_a_wrong_call_of_the_cascade_is_one_line(arguments: list[str], message: str):
-    run = bash("launch/cascade", *arguments)
+    run = bash("launch/cascade", *arguments, PYTHON=sys.executable)
     assert run.returncode == 2
     assert message in run.stderr
     assert len(run.stderr.splitlines()) == 1

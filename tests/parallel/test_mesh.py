@@ -83,7 +83,7 @@ class Chip(types.SimpleNamespace):
 
 def test_the_data_axis_goes_from_slice_to_slice_and_nothing_else_does():
     chips = [
-        Chip(id=i, slice_index=i // 8, process_index=i // 4, platform="tpu", device_kind="any")
+        Chip(id=i, slice_index=i // 8, process_index=i // 4, platform="gpu", device_kind="any")
         for i in range(16)
     ]
     grid = across_slices((4, 4, 1), devices=chips, slices=2)

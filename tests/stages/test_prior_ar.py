@@ -194,10 +194,10 @@ def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(made):
         keys=rng.per_example(rng.fold(jax.random.key(0), "health"), jnp.arange(SIZE)),
     )
     assert float(found["drawn_cosine_image"]) == pytest.approx(
-        np.mean(np.sum(drawn * z_img, -1)), abs=1e-4
+        float(np.mean(np.sum(drawn * z_img, -1))), abs=1e-4
     )
     gap = np.mean(np.sum((drawn - z_img) * z_txt, -1))
-    assert float(found["baseline_gap"]) == pytest.approx(gap, abs=1e-4)
+    assert float(found["baseline_gap"]) == pytest.approx(float(gap), abs=1e-4)
     values = np.float64(params["codec"]["eigenvalues"])
     want = values[:16].sum() / values.sum()
     np.testing.assert_allclose(found["explained_variance"], want, rtol=1e-5)

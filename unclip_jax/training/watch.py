@@ -15,7 +15,7 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
-from unclip_jax.core.types import HostBatch, Key
+from unclip_jax.core.types import Batch, HostBatch, Key
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
 from unclip_jax.parallel.place import copied, global_batch
 from unclip_jax.training.agreement import gather
@@ -111,7 +111,7 @@ class Samples:
         self._key = copied(key, mesh)
         self._batch: HostBatch | None = None
 
-        def draw(params: Any, batch: Any, rows: Array, key: Key) -> tuple[Array, Array]:
+        def draw(params: Any, batch: Any, rows: Batch, key: Key) -> tuple[Array, Array]:
             images = to_uint8(preview(params, batch, rng.fold(key, "samples")))
             return images, rows["row"]
 
