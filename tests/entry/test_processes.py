@@ -83,6 +83,7 @@ def same_everywhere(place: pathlib.Path, name: str, ways: tuple[str, ...]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_prior_learns_the_same_in_two_processes(place):
     same_everywhere(place, "prior", ("8 devices", "2 x 4"))
 
