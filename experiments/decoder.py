@@ -80,7 +80,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         # What the miniature changes, and why: x_0 with a clipped SNR weight and Muon learn several
         # times faster in a thousand steps; a stem of patch 2 makes 32 px cost what 16 px does.
         net.text_width, net.text_depth, net.text_heads = 64, 2, 2
-        net.z_map = True
+        net.z_map = 4
         unet.out_channels, unet.dropout = 3, 0.0
         unet.remat, unet.dtype = "none", "float32"
         diffusion.target, diffusion.learned_variance = "x_0", False

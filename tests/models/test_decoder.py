@@ -10,7 +10,7 @@ import pytest
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.decoder import MAP_CHANNELS, MAP_SIDE, Decoder, DecoderConfig
+from unclip_jax.models.decoder import MAP_SIDE, Decoder, DecoderConfig
 from unclip_jax.models.text import TextEncoder
 from unclip_jax.models.unet import UNet, UNetConfig
 
@@ -190,14 +190,14 @@ def test_captions_encoded_once_serve_every_step(variables):
 
 def test_a_z_map_is_a_coarse_image_beside_x_t(seen):
     cfg = dataclasses.replace(
-        TINY, z_map=True, unet=dataclasses.replace(UNET, image_size=16, attention_at=())
+        TINY, z_map=4, unet=dataclasses.replace(UNET, image_size=16, attention_at=())
     )
     x_t = jnp.asarray(RNG.normal(size=(2, 16, 16, 3)), jnp.float32)
     params = probes.drawn(Decoder(cfg), x_t, T, **INPUTS)
-    x = seen(params=params, x_t=x_t, changes={"z_map": True, "unet": cfg.unet})[0]
+    x = seen(params=params, x_t=x_t, changes={"z_map": 4, "unet": cfg.unet})[0]
     p = wide(params["params"]["z_to_map"])
     grid = wide(INPUTS["z_img"]) @ p["kernel"] + p["bias"]
-    grid = grid.reshape(2, MAP_SIDE, MAP_SIDE, MAP_CHANNELS)
+    grid = grid.reshape(2, MAP_SIDE, MAP_SIDE, 4)
     np.testing.assert_array_equal(x[..., :3], x_t)
     np.testing.assert_allclose(x[..., 3:], grid.repeat(2, axis=1).repeat(2, axis=2), atol=1e-5)
 

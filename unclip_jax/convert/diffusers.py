@@ -38,7 +38,7 @@ PRIOR_NEEDS = {"model.caption": "clip_sequence", "model.null": "empty"}
 DECODER_NEEDS = {
     "model.caption": "clip_sequence",
     "model.null_z": "learned",
-    "model.z_map": False,
+    "model.z_map": 0,
     "model.unet.patch": 1,
     "model.unet.scale_shift": True,
     "embedding": "raw",

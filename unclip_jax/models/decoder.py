@@ -7,6 +7,7 @@ that join the text features.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -21,7 +22,7 @@ from unclip_jax.parallel.axes import sharded
 
 NULL_Z = ("learned", "zero")
 CAPTIONS = ("own", "clip_sequence")
-MAP_SIDE, MAP_CHANNELS = 8, 4  # the miniature's spatial map of z_img
+MAP_SIDE = 8  # of the miniature's spatial map of z_img
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,9 @@ class DecoderConfig:
             "clip_sequence": projected token features and the embedding of the frozen CLIP (Karlo),
             without text_depth and text_heads; no caption is then the empty one.
         clip_text_width: width of those features.
-        z_map: also feed z_img to the stem as a small spatial map; a miniature-only option.
+        z_map: channels of a small spatial map that is made of z_img and joins x_t; 0 = none, as in
+            the paper (a miniature-only option).
+        z_map_width: hidden units of the network that makes the map; 0 = it is linear.
         num_timesteps: length of the trained chain.
     """
 
@@ -59,7 +62,8 @@ class DecoderConfig:
     padding: str = "learned"
     caption: str = "own"
     clip_text_width: int | None = None
-    z_map: bool = False
+    z_map: int = 0
+    z_map_width: int = 0
     num_timesteps: int = 1000
 
     def __post_init__(self):
@@ -128,9 +132,12 @@ class Decoder(nn.Module):
             self.null_z = self.param("null_z", init, (cfg.z_dim,))
         unet = cfg.unet
         if cfg.z_map:
-            features = MAP_SIDE**2 * MAP_CHANNELS
-            self.z_to_map = dense(features, name="z_to_map", axes=("z", "out"), dtype=dtype)
-            unet = dataclasses.replace(unet, in_channels=unet.in_channels + MAP_CHANNELS)
+            if cfg.z_map_width:
+                hidden = {"axes": ("z", "time"), "dtype": dtype}
+                self.z_to_hidden = dense(cfg.z_map_width, name="z_to_hidden", **hidden)
+            features, axes = MAP_SIDE**2 * cfg.z_map, ("time" if cfg.z_map_width else "z", "out")
+            self.z_to_map = dense(features, name="z_to_map", axes=axes, dtype=dtype)
+            unet = dataclasses.replace(unet, in_channels=unet.in_channels + cfg.z_map)
         self.unet = UNet(unet)
 
     def __call__(
@@ -245,6 +252,8 @@ class Decoder(nn.Module):
 
     def _spatial(self, z_img: Embedding, size: tuple[int, ...]) -> Float[Array, " b h w m"]:
         """z_img as a coarse map, repeated to the image's size."""
-        grid = self.z_to_map(z_img).reshape(-1, MAP_SIDE, MAP_SIDE, MAP_CHANNELS)
+        if self.cfg.z_map_width:
+            z_img = jax.nn.silu(self.z_to_hidden(z_img))
+        grid = self.z_to_map(z_img).reshape(-1, MAP_SIDE, MAP_SIDE, self.cfg.z_map)
         rows, columns = (jnp.arange(side) * MAP_SIDE // side for side in size)
         return grid[:, rows][:, :, columns].astype(jnp.float32)

@@ -115,17 +115,24 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalise contiguous groups of channels over space, in float32.
+    """Normalise contiguous groups of channels, over space or at every position, in float32.
 
     `modulation` gives adaptive group norm (ADM, arXiv 2105.05233, eq. 8): the normalised and
     affinely mapped x times (1 + scale) plus shift, with [scale, shift] per example. Every factor
     per channel is folded into one gain and one offset per example, so the image is read twice.
+
+    Attributes:
+        groups: of channels.
+        over_space: one mean and deviation for all positions of a group (Wu & He, arXiv 1803.08494);
+            False takes them at every position by itself, so that what one place looks like does
+            not depend on how much of the picture looks like it.
 
     Raises:
         UserError: `groups` does not divide the channels.
     """
 
     groups: int
+    over_space: bool = True
 
     @nn.compact
     def __call__(
@@ -141,18 +148,21 @@ class GroupNorm(nn.Module):
             gain, offset = gain * (1.0 + scale), offset * (1.0 + scale) + shift
         wide = x.astype(jnp.float32)
         mean, rate = self._statistics(wide)
-        return ((wide - mean) * _image(rate * gain) + _image(offset)).astype(x.dtype)
+        return ((wide - mean) * (rate * _image(gain)) + _image(offset)).astype(x.dtype)
 
     def _statistics(self, x: Float[Array, " b h w c"]) -> tuple[Array, Array]:
-        """Mean [b 1 1 c] and reciprocal deviation [b c], each equal within a group."""
-        mean = self._group_mean(jnp.mean(x, axis=(1, 2)))
-        centred = x - _image(mean)
-        variance = self._group_mean(jnp.mean(centred * centred, axis=(1, 2)))
-        return _image(mean), jax.lax.rsqrt(variance + EPS)
+        """Mean and reciprocal deviation [b #h #w c], each equal within a group."""
+        mean = self._group_mean(self._space_mean(x))
+        centred = x - mean
+        variance = self._group_mean(self._space_mean(centred * centred))
+        return mean, jax.lax.rsqrt(variance + EPS)
 
-    def _group_mean(self, x: Float[Array, " b c"]) -> Float[Array, " b c"]:
-        b, c = x.shape
-        means = jnp.mean(x.reshape(b, self.groups, c // self.groups), axis=-1)
+    def _space_mean(self, x: Float[Array, " b h w c"]) -> Float[Array, " b #h #w c"]:
+        return jnp.mean(x, axis=(1, 2), keepdims=True) if self.over_space else x
+
+    def _group_mean(self, x: Float[Array, " b #h #w c"]) -> Float[Array, " b #h #w c"]:
+        *places, c = x.shape
+        means = jnp.mean(x.reshape(*places, self.groups, c // self.groups), axis=-1)
         return jnp.repeat(means, c // self.groups, axis=-1)
 
 

@@ -30,17 +30,19 @@ class UNetConfig:
     Attributes:
         in_channels: channels of the input image.
         out_channels: channels of the output.
-        channels: width of the finest level; the embedding has 4 times as many.
+        channels: width of the finest level.
         multiples: width of each level over `channels`, finest first.
         depth: residual blocks per level going down (one more going up).
         image_size: side of the image that `attention_at` refers to.
         attention_at: sides of the feature maps that get attention; () = none, not even in the
             middle.
         head_channels: channels per attention head.
+        emb_channels: width of the conditioning embedding; None = 4 times `channels` (ADM).
         context_width: width that context tokens must have; None takes any.
         dropout: rate in the residual blocks.
         patch: side of the squares that the stem folds into channels (a miniature-only saving).
         norm_groups: must divide the channels of every level and of every concatenation.
+        norm_over_space: group norm as in the paper; False normalises every position by itself.
         scale_shift: adaptive group norm (paper); False adds the embedding instead.
         remat: "none", "block" or "dots".
         dtype: compute dtype.
@@ -54,10 +56,12 @@ class UNetConfig:
     image_size: int
     attention_at: tuple[int, ...] = ()
     head_channels: int = 64
+    emb_channels: int | None = None
     context_width: int | None = None
     dropout: float = 0.0
     patch: int = 1
     norm_groups: int = 32
+    norm_over_space: bool = True
     scale_shift: bool = True
     remat: str = "none"
     dtype: str = "float32"
@@ -65,7 +69,7 @@ class UNetConfig:
     @property
     def emb_width(self) -> int:
         """Width of the conditioning embedding."""
-        return 4 * self.channels
+        return self.emb_channels or 4 * self.channels
 
     @property
     def stride(self) -> int:
@@ -178,7 +182,7 @@ class UNet(nn.Module):
             h = run(step, h)
         for step in steps.up:
             h = run(step, jnp.concatenate([h, stored.pop()], axis=-1) if step.skip else h)
-        h = jax.nn.silu(GroupNorm(cfg.norm_groups, name="head_norm")(h))
+        h = jax.nn.silu(GroupNorm(cfg.norm_groups, cfg.norm_over_space, name="head_norm")(h))
         features = cfg.out_channels * cfg.patch**2
         h = conv(features, name="head", dtype=dtype, init=zeros, out="out")(h)
         return depth_to_space(h, cfg.patch).astype(jnp.float32)
@@ -208,12 +212,15 @@ class UNetBlock(nn.Module):
             cfg.scale_shift,
             cfg.dropout,
             dtype,
+            cfg.norm_over_space,
             name="residual",
         )
         x = by_example(residual(x, emb, deterministic))
         if not step.attention:
             return x
-        attend = AttentionBlock(cfg.head_channels, cfg.norm_groups, dtype, name="attention")
+        attend = AttentionBlock(
+            cfg.head_channels, cfg.norm_groups, dtype, cfg.norm_over_space, name="attention"
+        )
         return by_example(attend(x, context, context_mask))
 
 

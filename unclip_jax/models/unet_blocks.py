@@ -26,6 +26,7 @@ class ResBlock(nn.Module):
         scale_shift: the embedding scales and shifts the second norm; else it is added before it.
         dropout: rate before the last convolution.
         dtype: compute dtype.
+        over_space: whether the norms average over space (`layers.GroupNorm`).
     """
 
     features: int
@@ -34,13 +35,14 @@ class ResBlock(nn.Module):
     scale_shift: bool
     dropout: float
     dtype: jnp.dtype
+    over_space: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, " b h w c"], emb: Float[Array, " b e"], deterministic: bool
     ) -> Float[Array, " b h2 w2 f"]:
         """Apply the block; `emb` is the conditioning embedding after its SiLU."""
-        h = jax.nn.silu(GroupNorm(self.groups, name="norm_1")(x))
+        h = jax.nn.silu(GroupNorm(self.groups, self.over_space, name="norm_1")(x))
         h, x = resample(h, self.resample), resample(x, self.resample)
         h = by_example(conv(self.features, name="conv_1", dtype=self.dtype)(h))
         h = jax.nn.silu(self._modulated(h, emb))
@@ -54,7 +56,7 @@ class ResBlock(nn.Module):
     def _modulated(self, h: Array, emb: Array) -> Array:
         width = self.features * (2 if self.scale_shift else 1)
         condition = dense(width, name="emb", axes=("time", "conv_out"), dtype=self.dtype)(emb)
-        norm = GroupNorm(self.groups, name="norm_2")
+        norm = GroupNorm(self.groups, self.over_space, name="norm_2")
         if self.scale_shift:
             return norm(h, condition)
         return norm(h + condition[:, None, None, :])
@@ -70,11 +72,13 @@ class AttentionBlock(nn.Module):
         head_channels: must divide the channels.
         groups: of the norm.
         dtype: compute dtype.
+        over_space: whether the norm averages over space.
     """
 
     head_channels: int
     groups: int
     dtype: jnp.dtype
+    over_space: bool = True
 
     @nn.compact
     def __call__(
@@ -86,7 +90,7 @@ class AttentionBlock(nn.Module):
         """Return x + attention(norm(x), context); a False in `context_mask` hides that token."""
         b, h, w, c = x.shape
         divisible("channels", c, self.head_channels, "choose head_channels that divides all.")
-        y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, c)
+        y = GroupNorm(self.groups, self.over_space, name="norm")(x).reshape(b, h * w, c)
         q, k, v = (self._heads(y, name, "conv_in", c) for name in ("q", "k", "v"))
         if context is not None:
             extra = (
