@@ -81,9 +81,10 @@ def get_config(size: str = "paper") -> ConfigDict:
         data.path = f"runs/{size}/data"
         data.blur = 0.25
     if size == "shapes":
+        net.factor = 4
         unet.image_size = data.load_size = 64
-        unet.channels, model.crop = 32, 16
-        train.steps, train.batch_size, train.eval_every = 300, 64, 150
+        unet.channels, unet.multiples, model.crop = 32, (1, 1, 2), 32
+        train.steps, train.batch_size, train.eval_every = 900, 16, 300
     if size == "emoji":
         unet.image_size = data.load_size = 128
         unet.channels, model.crop = 32, 32

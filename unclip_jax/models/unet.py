@@ -18,6 +18,7 @@ from unclip_jax.models.unet_blocks import (
     AttentionBlock,
     ResBlock,
     depth_to_space,
+    resample,
     space_to_depth,
 )
 from unclip_jax.parallel.axes import by_example
@@ -44,6 +45,8 @@ class UNetConfig:
         norm_groups: must divide the channels of every level and of every concatenation.
         norm_over_space: group norm as in the paper; False normalises every position by itself.
         scale_shift: adaptive group norm (paper); False adds the embedding instead.
+        resample_blocks: levels are joined by residual blocks that resample (ADM); False joins them
+            by means and repetition alone, which saves a third of the work (a miniature-only option).
         remat: "none", "block" or "dots".
         dtype: compute dtype.
     """
@@ -63,6 +66,7 @@ class UNetConfig:
     norm_groups: int = 32
     norm_over_space: bool = True
     scale_shift: bool = True
+    resample_blocks: bool = True
     remat: str = "none"
     dtype: str = "float32"
 
@@ -170,6 +174,8 @@ class UNet(nn.Module):
         context = None if context is None else by_example(context.astype(dtype))
 
         def run(step: Step, h: Array) -> Array:
+            if step.resample != "none" and not cfg.resample_blocks:
+                return resample(h, step.resample)
             return block(cfg, step, name=step.name)(h, emb, context, context_mask, deterministic)
 
         h = space_to_depth(x.astype(dtype), cfg.patch)

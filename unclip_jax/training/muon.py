@@ -56,18 +56,23 @@ def scale_by_muon(stacked: Any, *, momentum: float) -> optax.GradientTransformat
 def orthogonal(x: Float[Array, " n i o"]) -> Float[Array, " n i o"]:
     """U V' for each matrix U S V' of a stack, but for singular values of about 0.7 to 1.2.
 
-    Five Newton-Schulz rounds, with the shorter axis as rows.
+    Five Newton-Schulz rounds, with the shorter axis as rows. A round multiplies x by a polynomial of
+    the Gram matrix x x'; these commute, so all rounds are done on the small Gram matrix and x, long
+    for a convolution, is multiplied once.
     """
     a, b, c = COEFFICIENTS
     tall = x.shape[1] > x.shape[2]
     x = jnp.swapaxes(x, 1, 2) if tall else x
     x = x / (jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) + TINY)
+    one = jnp.broadcast_to(jnp.eye(x.shape[1], dtype=x.dtype), (x.shape[0],) + 2 * x.shape[1:2])
 
-    def improve(_: Any, x: Array) -> Array:
-        gram = x @ jnp.swapaxes(x, 1, 2)
-        return a * x + (b * gram + c * gram @ gram) @ x
+    def improve(_: Any, grown: tuple[Array, Array]) -> tuple[Array, Array]:
+        factor, gram = grown
+        round_ = a * one + b * gram + c * gram @ gram
+        return round_ @ factor, round_ @ gram @ round_
 
-    x = jax.lax.fori_loop(0, ROUNDS, improve, x)
+    factor, _ = jax.lax.fori_loop(0, ROUNDS, improve, (one, x @ jnp.swapaxes(x, 1, 2)))
+    x = factor @ x
     return jnp.swapaxes(x, 1, 2) if tall else x
 
 
