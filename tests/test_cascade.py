@@ -111,15 +111,20 @@ def test_sample_and_evaluate_speak_of_the_trained_cascade(run_dir, tmp_path):
     assert set(result["checker"]) == {"prior", "z_txt", "z_img"}
 
 
-def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, tmp_path):
-    python = (sys.executable, "-m")
+@pytest.fixture(scope="module")
+def both_priors(run_dir):
+    """What the training of the autoregressive prior beside the other said."""
     places = (
         f"--config.data.path={run_dir}/data",
         f"--config.data.embeddings={run_dir}/embeddings",
     )
     config = ("--config=experiments/prior_ar.py:tiny", f"--workdir={run_dir}/prior_ar")
-    done = call(*python, "unclip_jax.train", *config, *places)
-    assert "16 of 32 principal components explain" in done.stderr
+    return call(sys.executable, "-m", "unclip_jax.train", *config, *places).stderr
+
+
+def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, both_priors, tmp_path):
+    python = (sys.executable, "-m")
+    assert "16 of 32 principal components explain" in both_priors
     metrics = last(run_dir, "prior_ar")
     assert metrics["val/loss"] < math.log(32) - 0.3  # an even guess over the buckets
     assert metrics["val/drawn_cosine_image"] > metrics["val/drawn_cosine_unrelated"] + 0.2
@@ -130,6 +135,26 @@ def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, tmp_pa
     data = (f"--models={run_dir}", f"--data={run_dir}/data", "--num=4", "--prior=prior_ar")
     call(*python, "unclip_jax.evaluate", *data)
     assert json.loads((run_dir / "evaluation_prior_ar.json").read_text())["prior"] == "prior_ar"
+
+
+def test_the_comparison_of_priors_says_what_they_are_worth_and_cost(run_dir, both_priors):
+    data = (f"--models={run_dir}", f"--data={run_dir}/data", "--num=8", "--embeddings=200")
+    call(sys.executable, "-m", "benchmarks.priors", *data)
+    page = (run_dir / "priors.md").read_text()
+    assert "| diffusion, guidance 4, best of 2 |" in page and "Pictures of the first 8" in page
+    rows = {row["name"]: row for row in json.loads((run_dir / "priors.json").read_text())["rows"]}
+    assert len(rows) == 8 and all("joint" in row["checker"] for row in rows.values())
+    found = {name: row["embeddings"] for name, row in rows.items()}
+    truth, no_prior = found["true image"], found["no prior: z_txt"]
+    assert truth["cosine_image"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert no_prior["finds_caption"]["value"] == 1.0
+    for name in ("autoregressive", "diffusion, guidance 1, best of 2"):
+        assert truth["frechet"] < found[name]["frechet"] < no_prior["frechet"]
+    text = [found[f"diffusion, guidance 1, best of {n}"]["cosine_text"]["value"] for n in (1, 2, 8)]
+    assert text == sorted(text)  # what the best of several is chosen by
+    cost = [rows[f"diffusion, guidance 1, best of {n}"]["flops"] for n in (1, 2, 8)]
+    assert cost[2] - cost[1] == pytest.approx(6 * (cost[1] - cost[0]), rel=1e-6)
+    assert all(row["seconds"] > 0 for name, row in rows.items() if name != "true image")
 
 
 def training(run_dir, stage, workdir):
