@@ -167,7 +167,7 @@ def _not_exported(run_dir: pathlib.Path, name: str, found: dict[str, pathlib.Pat
 
 
 def _size(found: dict[str, pathlib.Path]) -> str:
-    """ ":shapes" as an experiment takes it, from the stages that are there; "" if none says."""
+    """What an experiment file takes, such as ":shapes", from the stages that are there."""
     for path in found.values():
         try:
             return f":{read_manifest(path).size}"
