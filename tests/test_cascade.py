@@ -111,15 +111,20 @@ def test_sample_and_evaluate_speak_of_the_trained_cascade(run_dir, tmp_path):
     assert set(result["checker"]) == {"prior", "z_txt", "z_img"}
 
 
-def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, tmp_path):
-    python = (sys.executable, "-m")
+@pytest.fixture(scope="module")
+def both_priors(run_dir):
+    """What the training of the autoregressive prior beside the other said."""
     places = (
         f"--config.data.path={run_dir}/data",
         f"--config.data.embeddings={run_dir}/embeddings",
     )
     config = ("--config=experiments/prior_ar.py:tiny", f"--workdir={run_dir}/prior_ar")
-    done = call(*python, "unclip_jax.train", *config, *places)
-    assert "16 of 32 principal components explain" in done.stderr
+    return call(sys.executable, "-m", "unclip_jax.train", *config, *places).stderr
+
+
+def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, both_priors, tmp_path):
+    python = (sys.executable, "-m")
+    assert "16 of 32 principal components explain" in both_priors
     metrics = last(run_dir, "prior_ar")
     assert metrics["val/loss"] < math.log(32) - 0.3  # an even guess over the buckets
     assert metrics["val/drawn_cosine_image"] > metrics["val/drawn_cosine_unrelated"] + 0.2
@@ -140,6 +145,45 @@ def training(run_dir, stage, workdir):
     short = {"steps": 12, "save_every": 3, "eval_every": 0, "sample_every": 0}
     command.append("--config.optim.warmup_steps=2")
     return command + [f"--config.train.{key}={value}" for key, value in short.items()]
+
+
+def test_a_prior_that_reads_clip_and_the_last_upsampler_train_and_draw(run_dir, tmp_path):
+    """What no other test here trains: the other reading of captions, and 32 -> 64 px."""
+    other = tmp_path / "run"
+    other.mkdir()
+    for name in ("clip", "decoder", "upsampler_256"):
+        (other / name).symlink_to(run_dir / name)
+    clip = ("caption=clip_sequence", "clip_text_width=48")
+    reading = [f"--config.model.model.{each}" for each in clip]
+    reading.append(f"--config.data.clip={other}/clip/export")
+    call(*training(run_dir, "prior", other / "prior"), *reading, "--config.train.eval_every=6")
+    assert math.isfinite(last(other, "prior")["val/drawn_cosine_image"])
+    call(*training(run_dir, "upsampler_1024", other / "upsampler_1024"))
+    out = tmp_path / "grid.png"
+    draw = ("unclip_jax.sample", f"--models={other}", "a red circle", f"--out={out}")
+    call(sys.executable, "-m", *draw, "--prior-guidance=2")
+    assert width(tmp_path / "grid" / "0000.png") == 64
+
+
+def test_the_comparison_of_priors_says_what_they_are_worth_and_cost(run_dir, both_priors):
+    data = (f"--models={run_dir}", f"--data={run_dir}/data", "--num=8", "--embeddings=200")
+    call(sys.executable, "-m", "benchmarks.priors", *data)
+    page = (run_dir / "priors.md").read_text()
+    assert "| diffusion, guidance 4, best of 2 |" in page and "Pictures of the first 8" in page
+    rows = {row["name"]: row for row in json.loads((run_dir / "priors.json").read_text())["rows"]}
+    assert len(rows) == 8 and all("joint" in row["checker"] for row in rows.values())
+    found = {name: row["embeddings"] for name, row in rows.items()}
+    truth, no_prior = found["true image"], found["no prior: z_txt"]
+    assert truth["cosine_image"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert no_prior["finds_caption"]["value"] == 1.0
+    for name in ("autoregressive", "diffusion, guidance 1, best of 2"):
+        assert truth["frechet"] < found[name]["frechet"] < no_prior["frechet"]
+    text = [found[f"diffusion, guidance 1, best of {n}"]["cosine_text"]["value"] for n in (1, 2, 8)]
+    assert text == sorted(text)  # what the best of several is chosen by
+    cost = [rows[f"diffusion, guidance 1, best of {n}"]["flops"] for n in (1, 2, 8)]
+    each = cost[1] - cost[0]
+    assert cost[2] - cost[1] == pytest.approx(6 * each, rel=1e-5)  # but for the dot products
+    assert all(row["seconds"] > 0 for name, row in rows.items() if name != "true image")
 
 
 def exported(workdir):

@@ -32,6 +32,7 @@ class DataConfig:
         train_split: split to train on.
         eval_split: split for the validation loss; "" = none.
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
+        clip: export of the CLIP that made the embeddings, for stages that read its token features.
         tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
         image_key: TFDS feature with the image.
         caption_key: TFDS feature with the caption.
@@ -49,6 +50,7 @@ class DataConfig:
     train_split: str = "train"
     eval_split: str = "validation"
     embeddings: str = ""
+    clip: str = ""
     tokenizer: str = ""
     image_key: str = "image"
     caption_key: str = "caption"
@@ -105,11 +107,11 @@ class Experiment:
         return stage_entry(self.stage).make(self.model)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: all but devices, lengths and intervals."""
+        """What makes two runs the same run: all but devices, lengths, intervals and places."""
         names = ("stage", "name", "model", "optim", "init_from")
         kept = {name: as_dict(getattr(self, name)) for name in names}
         data, train = as_dict(self.data), as_dict(self.train)
-        kept["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb")}
+        kept["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb", "clip")}
         kept["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
         return kept
 
@@ -158,6 +160,11 @@ def _check(experiment: Experiment) -> None:
         raise UserError(
             f"config.data.embeddings is empty, but stage {experiment.stage!r} needs "
             f"{sorted(needs)}; run `python -m unclip_jax.embed` and give its output folder."
+        )
+    if "text_seq" in stage.batch_spec and not experiment.data.clip:
+        raise UserError(
+            f"config.data.clip is empty, but this {experiment.stage} reads token features of the "
+            "frozen CLIP; give its export, such as runs/shapes/clip/export."
         )
     if needs and experiment.data.mixture:
         raise UserError(

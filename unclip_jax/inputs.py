@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from unclip_jax import clip_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.data import examples, loader, sources, text
 from unclip_jax.data import manifest as manifests
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.data.loader import Loader, LoaderConfig
+from unclip_jax.data.loader import Finish, Loader, LoaderConfig
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.experiment import Experiment
 from unclip_jax.registry import stage_entry
@@ -102,6 +103,7 @@ def open_split(
         mixed=mixed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        finish=_finish(experiment, stage),
     )
 
 
@@ -170,14 +172,23 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         degrade = DegradeConfig(factor=factor, name=name, probability=share)
         patch = spec["image"].shape[0]
     length = spec["tokens"].shape[0] if "tokens" in spec else 2
+    read = tuple(name for name in spec if name != "text_seq")  # which `_finish` adds
     return examples.ExampleConfig(
-        fields=(*spec, "caption") if captions else tuple(spec),
+        fields=(*read, "caption") if captions else read,
         image_size=data.load_size,
         flip=data.flip and not captions,
         patch=patch,
         length=length,
         degrade=degrade,
     )
+
+
+def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
+    """Joins what CLIP says of the captions, for stages that read it."""
+    if "text_seq" not in stage.batch_spec:
+        return None
+    context, width = stage.batch_spec["text_seq"].shape
+    return clip_text.reader(pathlib.Path(experiment.data.clip), context=context, width=width)
 
 
 def _tokenizer_dir(experiment: Experiment) -> pathlib.Path:
@@ -211,6 +222,8 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
         info, stats = source.info(), source.stats("z_img")
         _check_origin(info, facts, source)
         facts["clip_id"] = info.get("clip_id")
+        if "text_seq" in stage.batch_spec:
+            clip_text.check(pathlib.Path(experiment.data.clip), clip_id=facts["clip_id"])
         facts["embed_stats"] = {"mean_norm": stats.norm_mean, "count": stats.count}
     return facts
 

@@ -68,3 +68,17 @@ def test_embeddings_that_are_not_there_are_named(folder, tmp_path):
     mine = experiment("prior_ar", tmp_path / "nowhere")
     with pytest.raises(UserError, match="no embeddings in .*nowhere"):
         inputs.fitted(mine, mine.build_stage())()
+
+
+@pytest.mark.parametrize(("share", "name"), [("blur", "blur"), ("bsr", "bsr")])
+def test_held_out_low_res_images_are_only_shrunk(share, name):
+    """unCLIP, section 2.1: corrupted in training, clean at inference."""
+    mine = tiny.experiment("upsampler_256")
+    shares = {"blur": 0.0, "bsr": 0.0, share: 0.7}
+    mine = dataclasses.replace(mine, data=dataclasses.replace(mine.data, **shares))
+    training, held_out = (
+        inputs._example(mine, mine.build_stage(), captions=held_out).degrade
+        for held_out in (False, True)
+    )
+    assert (training.name, training.probability) == (name, 0.7)
+    assert held_out.probability == 0.0

@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.intervals import wilson
+from unclip_jax.metrics.intervals import bootstrap, wilson
 
 
 @pytest.mark.parametrize(("hits", "total"), [(1, 2), (90, 100), (3, 7), (500, 501)])
@@ -35,3 +36,20 @@ def test_bad_counts():
         wilson(3, 2)
     with pytest.raises(UserError, match="confidence is 1.0"):
         wilson(1, 2, confidence=1.0)
+
+
+def test_bootstrap_of_many_values_is_the_normal_interval():
+    values = np.random.default_rng(0).normal(loc=2.0, scale=3.0, size=2000)
+    found = bootstrap(values)
+    half = 1.959963985 * values.std() / math.sqrt(2000)
+    assert found.value == values.mean() and found.total == 2000
+    assert found.low == pytest.approx(found.value - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.value + half, abs=0.1 * half)
+    assert bootstrap(values) == found
+
+
+def test_bootstrap_of_equal_values_is_a_point_and_of_none_an_error():
+    found = bootstrap(np.full(5, 0.25))
+    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+    with pytest.raises(UserError, match="a mean of no values"):
+        bootstrap(np.zeros(0))

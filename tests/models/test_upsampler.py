@@ -169,3 +169,14 @@ def test_sizes_that_do_not_fit_are_refused(variables):
     deep = dataclasses.replace(UNET, multiples=(1, 2, 2))
     with pytest.raises(UserError, match="image side is 6, which 4 does not divide; pad or resize"):
         run(variables, jnp.zeros((1, 6, 4, 3)), jnp.zeros((1, 3, 2, 3)), unet=deep)
+
+
+@pytest.mark.parametrize(("name", "unit"), [("upsampler_256", 8), ("upsampler_1024", 32)])
+def test_the_papers_sides_are_multiples_of_8_and_of_32(name, unit):
+    """The whole image and its crop of a quarter alike; another side is refused."""
+    cfg = probes.paper(name)
+    assert cfg.unet.stride == unit and cfg.unet.image_size % (4 * unit) == 0
+    side = unit + cfg.factor
+    whole, low = jnp.zeros((1, side, side, 3)), jnp.zeros((1, side // 4, side // 4, 3))
+    with pytest.raises(UserError, match=f"image side is {side}, which {unit} does not divide"):
+        probes.shapes(Upsampler(cfg), whole, jnp.zeros(1, jnp.int32), low_res=low)

@@ -72,6 +72,14 @@ def test_the_papers_decoder_learns_its_variance():
         dataclasses.replace(cfg, diffusion=learned)
 
 
+def test_images_that_the_levels_cannot_halve_are_refused_at_the_door():
+    cfg = tiny.experiment("decoder").model
+    for size in (15, 17):
+        odd = dataclasses.replace(cfg.model.unet, image_size=size)
+        with pytest.raises(UserError, match=f"unet.image_size is {size}, which 2 does not divide"):
+            dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, unet=odd))
+
+
 def test_learned_range_sampling_needs_a_learned_variance(made):
     cfg, params, batch = made
     sampling = dataclasses.replace(cfg.sampling, variance="learned_range")

@@ -282,5 +282,8 @@ def test_settings_that_cannot_be_are_refused(made):
         dataclasses.replace(cfg, num_candidates=0)
     never = dataclasses.replace(cfg, drop_text=0.0)
     sampling = prior_ar.CodeSamplingConfig(guidance_scale=2.0)
-    with pytest.raises(UserError, match=r"guidance_scale is 2.0, but this prior was trained with"):
+    message = r"guidance_scale is 2.0, but this prior was trained with drop_text=0"
+    with pytest.raises(UserError, match=message):
         prior_ar.sample(never, params, **text(batch), keys=keys(), sampling=sampling)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(never, sampling=sampling)

@@ -53,6 +53,30 @@ def test_what_cannot_be_trained_is_refused(made):
         dataclasses.replace(cfg, diffusion=eps)
 
 
+def test_guidance_of_what_was_trained_without_drops_is_refused(made):
+    cfg, params = made
+    guided = dataclasses.replace(cfg.sampling, guidance_scale=2.0)
+    message = "guidance_scale is 2.0, but upsamplers see no caption and are trained without drops"
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(cfg, sampling=guided)
+    keys = rng.per_example(jax.random.key(0), jnp.arange(1))
+    with pytest.raises(UserError, match=message):
+        upsampler.sample(cfg, params, low_res=jnp.zeros((1, 8, 8, 3)), keys=keys, sampling=guided)
+
+
+def test_sampling_shows_the_network_the_low_res_image_as_it_is_given(made, monkeypatch):
+    """No corruption at inference: blur and BSR belong to the training data, noise to `augment`."""
+    seen = stub(monkeypatch)
+    low_res = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1.0)
+    with jax.disable_jit():
+        keys = rng.per_example(jax.random.key(1), jnp.arange(2))
+        upsampler.sample(made[0], {}, low_res=low_res, keys=keys)
+    assert len(seen) == 8  # steps
+    for each in seen:
+        np.testing.assert_array_equal(each["low_res"], low_res)
+        assert each["low_res_t"] is None
+
+
 def stub(monkeypatch):
     """A network that repeats what it sees of the low-res image; returns what it was given."""
     seen = []

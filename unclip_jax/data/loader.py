@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -33,6 +33,8 @@ from unclip_jax.data.sources import Source
 from unclip_jax.data.text import Tokenizer
 
 REMAINDERS = ("drop", "keep", "pad")
+
+Finish = Callable[[HostBatch], HostBatch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +84,12 @@ class LoaderConfig:
 class Loader(Iterator[HostBatch]):
     """Iterates over this process's part of every batch; see `make_loader`."""
 
-    def __init__(self, batches: Any, *, config: LoaderConfig, identity: dict[str, Any]):
-        """Wrap a Grain MapDataset of local batches."""
+    def __init__(
+        self, batches: Any, *, config: LoaderConfig, identity: dict[str, Any], finish: Finish | None
+    ):
+        """Wrap a Grain MapDataset of local batches; `finish` as in `make_loader`."""
         self._batches, self._config, self._identity = batches, config, identity
+        self._finish = finish
         self._given, self._iterator = 0, None
 
     def __next__(self) -> HostBatch:
@@ -95,7 +100,7 @@ class Loader(Iterator[HostBatch]):
         except UserError as error:  # without the lines that Grain adds about tracebacks
             raise UserError(str(error).partition("\n")[0]) from error
         self._given += 1
-        return batch
+        return self._finish(batch) if self._finish else batch
 
     def __len__(self) -> int:
         """Batches from the beginning to the end; sys.maxsize-like when there is no end."""
@@ -148,6 +153,7 @@ def make_loader(
     mixed: Sequence[Source] = (),
     process_index: int = 0,
     process_count: int = 1,
+    finish: Finish | None = None,
 ) -> Loader:
     """Batches of `source` for process `process_index` of `process_count`.
 
@@ -159,6 +165,8 @@ def make_loader(
         mixed: further sources, of which as many examples are taken as of `source`.
         process_index: which contiguous part of every batch is ours.
         process_count: number of parts.
+        finish: what is done to every batch when it is taken, such as joining fields that follow
+            from others by a network.
 
     Raises:
         UserError: a source is empty, smaller than a batch or lacks a field; no tokenizer; a batch
@@ -189,7 +197,7 @@ def make_loader(
         "shuffle": config.shuffle,
         "group": config.group,
     }
-    return Loader(batches, config=config, identity=identity)
+    return Loader(batches, config=config, identity=identity, finish=finish)
 
 
 def _stream(

@@ -158,8 +158,19 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _not_exported(run_dir: pathlib.Path, name: str, found: dict[str, pathlib.Path]) -> UserError:
     have = f"it has {', '.join(found)}" if found else "it has none"
+    config = f"experiments/{name}.py{_size(found)}"
     return UserError(
         f"{run_dir} has no export of the {name} ({have}); train it with `python -m "
-        f"unclip_jax.train --config=experiments/{name}.py --workdir={run_dir / name}` or finish "
-        "the run with launch/cascade."
+        f"unclip_jax.train --config={config} --workdir={run_dir / name}` or finish the run with "
+        "launch/cascade."
     )
+
+
+def _size(found: dict[str, pathlib.Path]) -> str:
+    """What an experiment file takes, such as ":shapes", from the stages that are there."""
+    for path in found.values():
+        try:
+            return f":{read_manifest(path).size}"
+        except UserError:
+            continue
+    return ""

@@ -1,10 +1,13 @@
-"""Confidence intervals for proportions."""
+"""Confidence intervals for proportions and means."""
 
 import math
 import statistics
 from typing import NamedTuple
 
-from unclip_jax.core.checks import in_range
+import numpy as np
+from jaxtyping import Float
+
+from unclip_jax.core.checks import UserError, in_range
 
 
 class Rate(NamedTuple):
@@ -31,6 +34,15 @@ class Rate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] of {self.total}"
 
 
+class Mean(NamedTuple):
+    """A mean of `total` values with its interval."""
+
+    total: int
+    value: float
+    low: float
+    high: float
+
+
 def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Rate:
     """Wilson's score interval for `hits` successes in `total` independent trials.
 
@@ -52,3 +64,23 @@ def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Rate:
     low = middle - half if hits else 0.0  # exact at the ends, where rounding would show
     high = middle + half if hits < total else 1.0
     return Rate(hits, total, share, low, high)
+
+
+def bootstrap(
+    values: Float[np.ndarray, " n"], *, confidence: float = 0.95, resamples: int = 2000
+) -> Mean:
+    """Percentile bootstrap interval for the mean of independent values; the same every time.
+
+    Efron (1979), Ann. Stat. 7, 1.
+
+    Raises:
+        UserError: no values, confidence outside [0, 1).
+    """
+    in_range("confidence", confidence, 0.0, 1.0 - 1e-12)
+    total = len(values)
+    if not total:
+        raise UserError("a mean of no values has no interval; give at least one.")
+    generator = np.random.default_rng(0)
+    means = [values[generator.integers(total, size=total)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Mean(total, float(np.mean(values)), float(low), float(high))

@@ -20,6 +20,7 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.models.unet import plan
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.captions import ClipText
@@ -66,6 +67,7 @@ class DecoderStageConfig:
         in_range("decoder.drop_text", self.drop_text, 0.0, 1.0)
         self.check_guidance(self.sampling)
         unet = self.model.unet
+        plan(unet)  # refuses an image that its levels cannot halve
         expected = unet.in_channels * (2 if self.diffusion.learned_variance else 1)
         if unet.out_channels != expected:
             raise UserError(

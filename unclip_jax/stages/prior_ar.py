@@ -54,6 +54,20 @@ class PriorArStageConfig:
     def __post_init__(self):
         in_range("prior_ar.drop_text", self.drop_text, 0.0, 1.0)
         in_range("prior_ar.num_candidates", self.num_candidates, 1, 64)
+        self.check_guidance(self.sampling)
+
+    def check_guidance(self, sampling: CodeSamplingConfig) -> None:
+        """Refuse guidance without drops.
+
+        Raises:
+            UserError: `drop_text` is 0 and the scale is not 1.
+        """
+        if sampling.guidance_scale != 1.0 and self.drop_text == 0:
+            raise UserError(
+                f"sampling.guidance_scale is {sampling.guidance_scale}, but this prior was trained "
+                "with drop_text=0 and knows no empty caption; use 1, or train with "
+                "config.model.drop_text=0.1."
+            )
 
 
 class Encoded(NamedTuple):
@@ -186,11 +200,7 @@ def sample_codes(
         UserError: guidance of a model that was trained without drops.
     """
     scale, size = sampling.guidance_scale, len(keys)
-    if scale != 1.0 and cfg.drop_text == 0:
-        raise UserError(
-            f"sampling.guidance_scale is {scale}, but this prior was trained with drop_text=0 and "
-            "knows no empty caption; use 1, or train with config.model.drop_text=0.1."
-        )
+    cfg.check_guidance(sampling)
     module = PriorAr(cfg.model)
     text, keep = _text(cfg, batch), None
     dot = draw_dot(cfg, keys, percentile=sampling.dot_percentile)

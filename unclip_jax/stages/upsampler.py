@@ -90,9 +90,22 @@ class UpsamplerStageConfig:
             raise UserError(
                 f"upsampler.crop is {self.crop}, larger than the image ({size}); make it smaller."
             )
+        self.check_guidance(self.sampling)
         if self.residual and self.diffusion.target != "x_0":
             raise UserError(
                 f"upsampler.residual needs diffusion.target 'x_0', not {self.diffusion.target!r}."
+            )
+
+    def check_guidance(self, sampling: SamplingConfig) -> None:
+        """Refuse guidance: an upsampler has no condition that could be dropped (unCLIP, 2.1).
+
+        Raises:
+            UserError: the scale is not 1.
+        """
+        if sampling.guidance_scale != 1.0:
+            raise UserError(
+                f"upsampler.sampling.guidance_scale is {sampling.guidance_scale}, but upsamplers "
+                "see no caption and are trained without drops; use 1.0."
             )
 
     @property
@@ -180,11 +193,16 @@ def sample(
         params: its (EMA) parameters.
         low_res: images; no corruption is applied at inference (unCLIP, section 2.1).
         keys: one key per image.
-        sampling: overrides `cfg.sampling`; guidance does not exist here.
+        sampling: overrides `cfg.sampling`.
 
     Returns:
         Images `factor` times larger.
+
+    Raises:
+        UserError: a guidance scale, which does not exist here.
     """
+    sampling = sampling or cfg.sampling
+    cfg.check_guidance(sampling)
     _, height, width, channels = low_res.shape
     factor = cfg.model.factor
     low = _as_sampled(cfg, low_res, keys=keys)
@@ -198,7 +216,7 @@ def sample(
         shape=(height * factor, width * factor, channels),
         keys=keys,
         diffusion=cfg.diffusion,
-        sampling=sampling or cfg.sampling,
+        sampling=sampling,
     )
     return jnp.clip(images, -1.0, 1.0)
 

@@ -1,0 +1,73 @@
+"""Token features of the frozen CLIP join the batches of stages that read them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cascades
+from tests.stages import tiny
+from unclip_jax import clip_text
+from unclip_jax.configs import read
+from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import load as handoff
+from unclip_jax.models.clip import Clip
+from unclip_jax.pipeline.load import load_clip
+
+CHANGES = ("caption=clip_sequence", "clip_text_width=48")  # of model.model
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return cascades.write(tmp_path_factory.mktemp("run"), names=("clip",)) / "clip" / "export"
+
+
+def settings(*more):
+    spec = f"{tiny.ROOT}/experiments/prior.py:tiny"
+    changes = [f"--config.model.model.{each}" for each in CHANGES]
+    return read(spec, overrides=[*changes, *(f"--config.{each}" for each in more)])
+
+
+def test_a_batch_gets_what_the_text_tower_says_of_its_tokens(export):
+    ids, mask = cascades.tokenizer().encode(cascades.CAPTIONS, length=24)
+    batch = {"tokens": ids, "token_mask": mask, "caption": np.array(cascades.CAPTIONS)}
+    got = clip_text.reader(export, context=24, width=48)(batch)
+    cfg, params, _ = load_clip(export)
+    tower = functools.partial(Clip(cfg.model).apply, method=Clip.encode_text)
+    wanted = jax.jit(tower)({"params": params}, jnp.asarray(ids), jnp.asarray(mask)).sequence
+    np.testing.assert_allclose(got["text_seq"], wanted, atol=1e-6)
+    assert {name: got[name] is batch[name] for name in batch} == dict.fromkeys(batch, True)
+
+
+def test_the_stage_asks_for_the_features_and_where_clip_lies_is_not_part_of_the_run(export):
+    made = settings(f"data.clip={export}")
+    assert made.build_stage().batch_spec["text_seq"].shape == (24, 48)
+    assert "text_seq" not in tiny.experiment("prior").build_stage().batch_spec
+    elsewhere = dataclasses.replace(made.data, clip="elsewhere")
+    assert dataclasses.replace(made, data=elsewhere).digest() == made.digest()
+
+
+def test_a_stage_that_reads_clip_is_told_to_name_it():
+    with pytest.raises(UserError, match="config.data.clip is empty, but this prior reads token"):
+        settings()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"context": 20, "width": 48}, "config.model.model.context is 20, but .* has context 24"),
+        ({"context": 24, "width": 50}, "clip_text_width is 50, but .* has text_width 48"),
+    ],
+)
+def test_a_clip_of_other_sizes_is_refused(export, sizes, message):
+    with pytest.raises(UserError, match=message):
+        clip_text.reader(export, **sizes)
+
+
+def test_a_clip_that_did_not_make_the_embeddings_is_refused(export):
+    clip_text.check(export, clip_id=handoff.read_manifest(export).clip_id)
+    with pytest.raises(UserError, match="but the embeddings were made by cccccccccccc; give the"):
+        clip_text.check(export, clip_id="c" * 64)
