@@ -32,7 +32,7 @@ demo: setup  ## Train every stage in miniature, judge it, and draw runs/shapes/s
 		'two orange diamonds on a mint background' 'a small green cross below a blue circle'
 
 test: setup  ## Run the tests.
-	@$(PYTEST) -n 2 --dist loadfile -m 'not nightly and not parity'
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not nightly and not parity'
 
 lint: setup  ## Look for mistakes and for unformatted code.
 	@$(BIN)/ruff check .
@@ -44,10 +44,10 @@ types: setup  ## Check types.
 check: lint types test  ## All of the above, as CI does.
 
 nightly: setup  ## Run the tests that take minutes to hours.
-	@$(PYTEST) -m nightly
+	@UNCLIP_THOROUGH=1 $(PYTEST) -m nightly
 
 parity: setup  ## Compare with the PyTorch originals (needs torch).
-	@$(PYTEST) -m parity
+	@UNCLIP_THOROUGH=1 $(PYTEST) -m parity
 
 clean:  ## Remove caches; keeps .venv and runs.
 	@rm -rf .pytest_cache .ruff_cache build dist

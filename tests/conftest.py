@@ -4,12 +4,12 @@
 import os
 import pathlib
 
+from tests import compiler
+
 ROOT = pathlib.Path(__file__).parents[1]
-DEVICES = "--xla_force_host_platform_device_count=8"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+compiler.settle()
 # Many tests compile the same program, in this process and in those they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -27,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for verb in ("reading", "writing"):
         ignore = f"ignore:Error {verb} persistent compilation cache:UserWarning"
         config.addinivalue_line("filterwarnings", ignore)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: begun last, it would leave all workers but its own idle."""
+    items.sort(key=lambda item: item.path.name != "test_cascade.py")  # else as they come
 
 
 @pytest.fixture(scope="session")

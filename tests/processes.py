@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tests import compiler
+
 ROOT = pathlib.Path(__file__).parents[1]
-DEVICES = "--xla_force_host_platform_device_count"
 PATIENCE = 600  # seconds; a busy machine needs many
 
 
@@ -26,7 +27,7 @@ def start(command: Sequence[str], *, devices: int, **environment: str) -> subpro
     """A Python process with so many pretended CPU devices."""
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{DEVICES}={devices}",
+        "XLA_FLAGS": compiler.flags(devices),
         "PYTHONPATH": str(ROOT),
         **environment,
     }

@@ -1,0 +1,46 @@
+"""How XLA compiles in tests: for several pretended devices, and quickly rather than thoroughly.
+
+Most of the tests' time is the compilation of programs that then run for milliseconds. Without
+LLVM's optimisations and XLA's MLIR emitters a program compiles in a quarter of the time (the
+gradient of the smallest U-Net in 2.0 s of CPU time instead of 8.1) and computes the same up to
+rounding.
+UNCLIP_THOROUGH=1 leaves the compiler as users have it, as `make nightly` and `make parity` do.
+
+The environment is set before JAX is imported, so nothing here may import it.
+"""
+
+import importlib.util
+import mmap
+import os
+import pathlib
+from collections.abc import Sequence
+
+DEVICES = "--xla_force_host_platform_device_count"
+QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+
+
+def known(flags: Sequence[str]) -> list[str]:
+    """Those flags whose names this jaxlib contains; XLA ends a process at one it does not know."""
+    spec = importlib.util.find_spec("jaxlib")
+    assert spec is not None and spec.origin is not None
+    library = pathlib.Path(spec.origin).with_name("libjax_common.so")
+    if not library.is_file():
+        return []
+    with (
+        library.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary,
+    ):
+        return [f for f in flags if binary.find(f[2:].partition("=")[0].encode()) >= 0]
+
+
+def flags(devices: int, given: str = "") -> str:
+    """A value of XLA_FLAGS; what is `given` comes last and so prevails."""
+    quick = [] if os.environ.get("UNCLIP_THOROUGH") == "1" else known(QUICK)
+    return " ".join([*quick, f"{DEVICES}={devices}", given]).strip()
+
+
+def settle() -> None:
+    """Set XLA_FLAGS of this process and its children: eight devices, unless told otherwise."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if DEVICES not in given:  # a worker of pytest-xdist has them from the process that began it
+        os.environ["XLA_FLAGS"] = flags(8, given)

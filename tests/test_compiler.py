@@ -1,0 +1,33 @@
+"""The settings of XLA that all other tests run under."""
+
+import os
+
+import jax
+import pytest
+
+from tests import compiler
+
+
+def test_eight_devices_are_pretended():
+    assert len(jax.devices("cpu")) == 8
+
+
+def test_a_flag_that_this_jaxlib_does_not_know_is_left_out():
+    """XLA would end every process that starts under it."""
+    flags = ("--xla_no_such_flag=1", f"{compiler.DEVICES}=2")
+    assert compiler.known(flags) == [f"{compiler.DEVICES}=2"]
+
+
+def test_what_is_given_prevails_and_quick_is_left_to_choose(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("UNCLIP_THOROUGH", "0")
+    quick = compiler.known(compiler.QUICK)
+    given = "--xla_dump_to=x"
+    assert compiler.flags(3, given).split() == [*quick, f"{compiler.DEVICES}=3", given]
+    monkeypatch.setenv("UNCLIP_THOROUGH", "1")
+    assert compiler.flags(3) == f"{compiler.DEVICES}=3"
+
+
+def test_devices_that_are_given_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{compiler.DEVICES}=4")
+    compiler.settle()
+    assert os.environ["XLA_FLAGS"] == f"{compiler.DEVICES}=4"
