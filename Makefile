@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	&& echo $$p && break; done)
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
+SHELL := bash
 PYTEST := $(BIN)/python -m pytest
 export PYTHONUNBUFFERED := 1
 
@@ -25,8 +26,8 @@ $(VENV)/.unclip_jax: setup.py pyproject.toml unclip_jax/version.py
 
 demo: setup  ## Train every stage in miniature, judge it, and draw runs/shapes/samples.png.
 	@PYTHON=$(BIN)/python launch/cascade shapes
-	@$(BIN)/python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
-	@$(BIN)/python -m unclip_jax.sample --models=runs/shapes --out=runs/shapes/samples.png --num=2 \
+	@. launch/env.sh && $(BIN)/python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
+	@. launch/env.sh && $(BIN)/python -m unclip_jax.sample --models=runs/shapes --out=runs/shapes/samples.png --num=2 \
 		'a red circle above a blue square' 'a large purple heart' 'three green stars' \
 		'a yellow triangle left of a pink ring on a navy background' \
 		'two orange diamonds on a mint background' 'a small green cross below a blue circle'

@@ -58,7 +58,15 @@ case "${1:-$(unclip_device)}" in
     # JAX takes 75 % of the memory by default; nothing else runs beside a training process.
     export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
     ;;
-  cpu) ;;
+  cpu)
+    # One device per core (a power of two of them, so that batches divide): with small programs the
+    # threads of one device wait for each other more than they help.
+    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+    devices=1
+    while ((devices < 8 && devices * 2 <= cores)); do devices=$((devices * 2)); done
+    export XLA_FLAGS="--xla_force_host_platform_device_count=$devices ${XLA_FLAGS:-}"
+    unset cores devices
+    ;;
   *)
     echo "launch/env.sh: unknown device '$1'; give tpu, gpu or cpu" >&2
     return 2

@@ -297,6 +297,18 @@ def test_tpu_flags_are_known_to_libtpu():
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 2), (3, 2), (6, 4), (64, 8)])
+def test_cpu_cores_become_devices_whose_number_divides_batches(cores, devices, tmp_path):
+    nproc = tmp_path / "nproc"
+    nproc.write_text(f"#!/bin/sh\necho {cores}\n")
+    nproc.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    env = environment("cpu", PATH=path, XLA_FLAGS="--xla_dump_to=")
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    assert env["XLA_FLAGS"] == f"{flag} --xla_dump_to="
+    assert not {"cores", "devices"} & env.keys()
+
+
 def test_an_unknown_device_is_refused():
     run = bash("bash", "-c", "source launch/env.sh abacus")
     assert run.returncode == 2
