@@ -61,6 +61,10 @@ def squared_distance(one: Moments, other: Moments) -> float:
 
 
 def root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
-    """The symmetric square root of a positive semi-definite matrix."""
+    """The symmetric square root of a positive semi-definite matrix.
+
+    Eigenvalues that rounding alone can make are 0; their roots would be half as many digits large.
+    """
     values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))[None]) @ vectors.T
+    noise = values.max() * len(values) * np.finfo(np.float64).eps
+    return (vectors * np.sqrt(np.where(values > noise, values, 0.0))[None]) @ vectors.T

@@ -9,7 +9,7 @@ Everything is float64: a covariance of 2048 dimensions from float32 sums is wron
 a Frechet distance is about.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -20,7 +20,8 @@ from unclip_jax.metrics.frechet import Moments
 Features = Float[np.ndarray, "n d"]
 
 
-class Running(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Running:
     """Count, mean and scatter; parts of a set add up to the whole, with the exact count.
 
     Attributes:
