@@ -45,6 +45,8 @@ class DecoderConfig:
         clip_text_width: width of those features.
         z_map: also feed z_img to the stem as a small spatial map; a miniature-only option.
         num_timesteps: length of the trained chain.
+        reads_z: False puts the null in place of every z_img, which makes this GLIDE: a decoder of
+            captions alone, on the same code.
     """
 
     unet: UNetConfig
@@ -61,6 +63,7 @@ class DecoderConfig:
     clip_text_width: int | None = None
     z_map: bool = False
     num_timesteps: int = 1000
+    reads_z: bool = True
 
     def __post_init__(self):
         one_of("null_z", self.null_z, NULL_Z)
@@ -238,6 +241,8 @@ class Decoder(nn.Module):
 
     def _dropped(self, z_img: Embedding, keep_z: Bool[Array, " b"] | None) -> Embedding:
         """z_img with its null where it is dropped; both pathways see the same."""
+        if not self.cfg.reads_z:
+            keep_z = jnp.zeros(z_img.shape[0], bool)
         if keep_z is None:
             return z_img
         null = self.null_z if self.cfg.null_z == "learned" else jnp.zeros(self.cfg.z_dim)
