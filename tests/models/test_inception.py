@@ -37,10 +37,13 @@ def test_parameters_are_those_of_the_published_network():
 
 def test_sizes_are_those_of_the_figure():
     image = jax.ShapeDtypeStruct((2, 299, 299, 3), "float32")
-    out = jax.eval_shape(Inception().init_with_output, jax.random.key(0), image)[0]
-    assert out.pool.shape == (2, 2048)
-    assert out.spatial.shape == (2, 17 * 17 * 7)
-    assert out.logits.shape == out.unbiased.shape == (2, 1008)
+
+    def run(key, x):
+        out, _ = Inception().init_with_output(key, x)
+        return out.pool, out.spatial, out.logits, out.unbiased
+
+    shapes = [x.shape for x in jax.eval_shape(run, jax.random.key(0), image)]
+    assert shapes == [(2, 2048), (2, 17 * 17 * 7), (2, 1008), (2, 1008)]
 
 
 def test_only_the_last_block_takes_a_maximum():
