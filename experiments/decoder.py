@@ -22,6 +22,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     config.model = model = ConfigDict()
     model.drop_z = 0.1  # section 2.1
     model.drop_text = 0.5
+    model.condition = "z_img"  # "z_txt" is the baseline of section 5.1
     model.model = net = ConfigDict()
     net.z_dim = 1024
     net.num_z_tokens = 4  # section 2.1

@@ -1,11 +1,14 @@
-"""Judge a trained cascade on a held-out split.
+"""Judge a trained cascade on a held-out split, or pictures wherever they come from.
 
     python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
+    python -m unclip_jax.evaluate images --real=DIR --fake=DIR --features=inception:FILE
+    python -m unclip_jax.evaluate sweep --models=RUN --data=DATA --guidance=1,2,4 --out=DIR
 
 CLIP: retrieval among held-out pairs. Upsampler: PSNR against bicubic enlargement. In the shapes
 world also the exact checker, with z_img from the prior, from z_txt used as if it were z_img, and
 true. Prints a table and writes MODELS/evaluation.json (MODELS/evaluation_prior_ar.json when
---prior=prior_ar chooses the autoregressive prior).
+--prior=prior_ar chooses the autoregressive prior). The subcommands images, statistics, pack, sweep
+and plot are in `evaluation`; docs/evaluation.md shows them.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import image as pictures
 from unclip_jax.data import sources, text
 from unclip_jax.data.degrade import area_downsample
+from unclip_jax.evaluation import plots, sets, sweep
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.parallel.mesh import for_drawing
@@ -39,15 +43,18 @@ from unclip_jax.training.agreement import check_same
 RETRIEVAL = 256  # pairs among which CLIP must find its own
 BATCH = 50  # captions drawn at once
 CONDITIONS = ("prior", "z_txt", "z_img")
+SUBCOMMANDS = (*sets.COMMANDS, "sweep", "plot")
 SHOWN = ("background", "count", "colour", "shape", "relation", "binding", "joint")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluate, print, write."""
+    """Evaluate, print, write; or run a subcommand."""
+    if argv and argv[0] in SUBCOMMANDS:
+        subcommand(argv[0], argv[1:])
+        return
     args = parse(argv)
     positive("--num", args.num)
-    distributed.start(args)
-    check_same({**sample.asked(args), **distributed.facts()})
+    _together(args)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     source = sources.open_prepared(args.data, split=args.split)
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
@@ -70,10 +77,27 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.write(as_text(result))
 
 
+def subcommand(name: str, argv: Sequence[str]) -> None:
+    """Run one of `SUBCOMMANDS`."""
+    made = {"sweep": sweep.parser, "plot": plots.parser}
+    parser = made[name]() if name in made else sets.parser(name)
+    distributed.add_flags(parser)
+    args = parser.parse_args(argv)
+    _together(args)
+    if name == "sweep":
+        sweep.run(args, draw=sample.draw)
+    elif name == "plot":
+        plots.run(args)
+    else:
+        sets.run(args, command=name)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.evaluate", description="Judge a cascade on held-out captions."
+        prog="python -m unclip_jax.evaluate",
+        description="Judge a cascade on held-out captions.",
+        epilog=f"subcommands (each has its own --help): {', '.join(SUBCOMMANDS)}",
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
@@ -214,6 +238,12 @@ def as_text(result: dict[str, Any]) -> str:
             shown = [f"{c['value']:.2f} [{c['low']:.2f}, {c['high']:.2f}]" for c in cells]
             lines.append(f"{name:12}" + "".join(f"{cell:>22}" for cell in shown))
     return "\n".join(lines) + "\n"
+
+
+def _together(args: argparse.Namespace) -> None:
+    """Connect the processes, if there are several, and see that they were started alike."""
+    distributed.start(args)
+    check_same({**sample.asked(args), **distributed.facts()})
 
 
 def _square(records: Sequence[dict[str, Any]], size: int) -> np.ndarray:

@@ -81,7 +81,7 @@ def open_split(
         )
         for path in (data.path, *(data.mixture if endless else ()))
     )
-    if "z_img" in stage.batch_spec:
+    if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = sources.JoinedSource(source, open_embeddings(experiment, split))
     size = train.batch_size
     if not endless and len(source) < size:  # as much as there is, the same for every process
@@ -217,7 +217,7 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
     facts: dict[str, Any] = {"data": f"{paths} ({experiment.data.train_split})"}
     if tokenizer:
         facts["tokenizer_hash"] = tokenizer.hash
-    if "z_img" in stage.batch_spec:
+    if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = open_embeddings(experiment, experiment.data.train_split)
         info, stats = source.info(), source.stats("z_img")
         _check_origin(info, facts, source)

@@ -127,3 +127,31 @@ def test_the_manifest_states_the_scale_of_z_img(made):
     assert decoder.make(cfg).describe["z_scale_in"] == pytest.approx(np.sqrt(cfg.model.z_dim))
     scaled = dataclasses.replace(cfg, z_scale=17.2)
     assert decoder.make(scaled).describe["z_scale_in"] == 17.2
+
+
+def test_a_decoder_of_captions_alone_is_blind_to_the_embedding(made):
+    cfg, params, batch = made
+    model = dataclasses.replace(cfg.model, reads_z=False)
+    blind = dataclasses.replace(cfg, model=model, drop_z=0.0)
+    key = jax.random.key(0)
+    seeing = jax.jit(decoder.make(cfg).evaluate)(params, batch, key)
+    found = jax.jit(decoder.make(blind).evaluate)(params, batch, key)
+    np.testing.assert_allclose(found["loss"], found["loss_wrong_z"], rtol=1e-6)
+    assert abs(seeing["loss"] / seeing["loss_wrong_z"] - 1) > 1e-4
+    blind.check_guidance(dataclasses.replace(cfg.sampling, guidance_scale=3.0))  # no drop of z
+
+
+def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(made):
+    cfg, params, batch = made
+    stage = decoder.make(dataclasses.replace(cfg, condition="z_txt"))
+    assert "z_img" not in stage.batch_spec
+    renamed = {"z_txt" if name == "z_img" else name: value for name, value in batch.items()}
+    key = jax.random.key(0)
+    expected = jax.jit(decoder.make(cfg).evaluate)(params, batch, key)
+    found = jax.jit(stage.evaluate)(params, renamed, key)
+    assert found["loss"] == expected["loss"] != found["loss_wrong_z"] == expected["loss_wrong_z"]
+
+
+def test_an_unknown_condition_is_refused(made):
+    with pytest.raises(UserError, match="unknown decoder.condition 'z'"):
+        dataclasses.replace(made[0], condition="z")

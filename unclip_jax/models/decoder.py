@@ -48,6 +48,8 @@ class DecoderConfig:
             the paper (a miniature-only option).
         z_map_width: hidden units of the network that makes the map; 0 = it is linear.
         num_timesteps: length of the trained chain.
+        reads_z: False puts the null in place of every z_img, which makes this GLIDE: a decoder of
+            captions alone, on the same code.
     """
 
     unet: UNetConfig
@@ -65,6 +67,7 @@ class DecoderConfig:
     z_map: int = 0
     z_map_width: int = 0
     num_timesteps: int = 1000
+    reads_z: bool = True
 
     def __post_init__(self):
         one_of("null_z", self.null_z, NULL_Z)
@@ -245,6 +248,8 @@ class Decoder(nn.Module):
 
     def _dropped(self, z_img: Embedding, keep_z: Bool[Array, " b"] | None) -> Embedding:
         """z_img with its null where it is dropped; both pathways see the same."""
+        if not self.cfg.reads_z:
+            keep_z = jnp.zeros(z_img.shape[0], bool)
         if keep_z is None:
             return z_img
         null = self.null_z if self.cfg.null_z == "learned" else jnp.zeros(self.cfg.z_dim)

@@ -28,6 +28,7 @@ from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import unit
 
 EMBEDDINGS = ("unit", "raw")
+CONDITIONS = ("z_img", "z_txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class DecoderStageConfig:
         z_scale: factor on the unit-norm z_img that the network sees; None = sqrt(d).
         embedding: "unit": z_img is normalised and scaled; "raw": it enters as CLIP gives it, and
             nothing is scaled (Karlo).
+        condition: which of CLIP's embeddings it is trained on in the place of z_img: "z_img", or
+            "z_txt" for the baseline of unCLIP's section 5.1, drawn with `--condition=z_txt`.
     """
 
     model: DecoderConfig
@@ -54,8 +57,10 @@ class DecoderStageConfig:
     drop_text: float = 0.5
     z_scale: float | None = None
     embedding: str = "unit"
+    condition: str = "z_img"
 
     def __post_init__(self):
+        one_of("decoder.condition", self.condition, CONDITIONS)
         one_of("decoder.embedding", self.embedding, EMBEDDINGS)
         if self.model.caption == "clip_sequence" and self.drop_text > 0:
             raise UserError(
@@ -86,7 +91,7 @@ class DecoderStageConfig:
         Raises:
             UserError: a drop is 0 and the scale is not 1.
         """
-        drops = {"decoder.drop_z": self.drop_z}
+        drops = {"decoder.drop_z": self.drop_z} if self.model.reads_z else {}
         if self.model.caption == "own":  # otherwise the empty caption in the data is the drop
             drops["decoder.drop_text"] = self.drop_text
         gaussian.check_guidance(sampling, drops=drops)
@@ -97,7 +102,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
     module, chain = Decoder(cfg.model), cfg.diffusion.chain()
     spec = {
         "image": batches.image_field(cfg.model.unet.image_size),
-        "z_img": Field((cfg.model.z_dim,), "float32"),
+        cfg.condition: Field((cfg.model.z_dim,), "float32"),
         **batches.text_fields(cfg.model.context, cfg.model.vocab_size),
     }
     if cfg.model.caption == "clip_sequence":
@@ -111,7 +116,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
             key,
             zero["image"],
             jnp.zeros(1, jnp.int32),
-            z_img=zero["z_img"],
+            z_img=zero[cfg.condition],
             **_caption(cfg, zero),
         )["params"]
 
@@ -124,7 +129,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         """Loss, and how much a wrong z_img hurts: the conditioning must matter."""
         noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
         right = _loss_with(cfg, params, batch, noised)
-        swapped = {**batch, "z_img": jnp.roll(batch["z_img"], 1, axis=0)}
+        swapped = {**batch, cfg.condition: jnp.roll(batch[cfg.condition], 1, axis=0)}
         wrong = _loss_with(cfg, params, swapped, noised)
         return {"loss": jnp.mean(right), "loss_wrong_z": jnp.mean(wrong)}
 
@@ -133,7 +138,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         images = sample(
             cfg,
             params,
-            z_img=batch["z_img"],
+            z_img=batch[cfg.condition],
             tokens=batch["tokens"],
             token_mask=batch["token_mask"],
             keys=keys,
@@ -309,7 +314,7 @@ def _loss_with(
         params,
         noised.x_t,
         noised.t,
-        z_img=_scaled(cfg, batch["z_img"]),
+        z_img=_scaled(cfg, batch[cfg.condition]),
         **_caption(cfg, batch),
         **options,
     )

@@ -1,0 +1,157 @@
+"""The subcommands images, statistics and pack, with the image tower of an untrained CLIP."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.convert.test_inception import TINY
+from unclip_jax import evaluate
+from unclip_jax.convert import inception as weights
+from unclip_jax.convert.layout import nested
+from unclip_jax.core import trees
+from unclip_jax.core.checks import UserError
+from unclip_jax.evaluation import extract, pictures
+from unclip_jax.metrics import extractors, kernels, neighbours, npz
+from unclip_jax.metrics.frechet import moments, squared_distance
+from unclip_jax.metrics.report import compare
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A real and a fake batch of 40 pictures of 24 pixels."""
+    folder, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
+    for name, top in (("real", 256), ("fake", 128)):
+        images = rng.integers(0, top, (40, 24, 24, 3)).astype(np.uint8)
+        npz.write(folder / f"{name}.npz", [images], count=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(run_dir):
+    return f"--features=clip:{run_dir}/clip/export"
+
+
+def run(capsys, *argv):
+    evaluate.main([str(word) for word in argv])
+    return capsys.readouterr().out
+
+
+def compared(capsys, sets, clip, *more, real="real.npz", out="scores.json"):
+    where = [f"--real={sets}/{real}", f"--fake={sets}/fake.npz", f"--out={sets}/{out}"]
+    text = run(capsys, "images", *where, clip, *more)
+    return json.loads((sets / out).read_text()), text
+
+
+def test_scores_are_those_of_the_features(capsys, sets, clip):
+    found, text = compared(capsys, sets, clip, "--batch=16", "--kid_subsets=3", "--seed=5")
+    extractor = extract.open_extractor(clip.removeprefix("--features="))
+    pools = []
+    for name in ("real", "fake"):
+        images = np.load(sets / f"{name}.npz")["arr_0"]
+        ready = jnp.asarray(extractor.prepare(images))
+        pools.append(np.asarray(extractor.apply(extractor.params, ready)["pool"]))
+    np.testing.assert_allclose(np.linalg.norm(pools[0], axis=1), 1, rtol=1e-5)
+    wanted = {
+        "frechet": squared_distance(moments(pools[0]), moments(pools[1])),
+        "kid": kernels.kid(*pools, subsets=3, seed=5).value,
+        "cmmd": kernels.cmmd(*pools),
+        **neighbours.overlap(*pools)._asdict(),
+    }
+    for name, value in wanted.items():
+        assert found["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+        assert name in text
+    assert found["protocol"]["real"]["count"] == found["protocol"]["fake"]["count"] == 40
+    assert found["protocol"]["kid"] == "3 subsets of 40, seed 5"
+    assert "L2-normalised" in text
+    assert "WARNING: real has 40 pictures, too few" not in text or found["warnings"]
+
+
+def test_batches_change_nothing(capsys, sets, clip):
+    one, _ = compared(capsys, sets, clip, "--batch=16", "--kid_subsets=3", "--seed=5")
+    other, _ = compared(capsys, sets, clip, "--batch=7", "--kid_subsets=3", "--seed=5")
+    for name, value in one["scores"].items():
+        assert other["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6)
+
+
+def test_statistics_stand_for_a_set(capsys, sets, clip):
+    said = run(
+        *(capsys, "statistics", f"--images={sets}/real.npz", clip, f"--out={sets}/stats.npz")
+    )
+    assert "40 pictures" in said
+    direct, _ = compared(capsys, sets, clip)
+    found, _ = compared(capsys, sets, clip, real="stats.npz")
+    assert found["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
+    assert found["protocol"]["real"] == direct["protocol"]["real"]
+    assert found["warnings"] == direct["warnings"]
+
+
+def test_a_reference_batch_gives_its_statistics_and_its_pictures(capsys, sets, clip):
+    with np.load(sets / "real.npz") as batch, np.load(sets / "stats.npz") as known:
+        np.savez(sets / "both.npz", arr_0=batch["arr_0"][:20], **known)
+    found, _ = compared(capsys, sets, clip, real="both.npz")
+    direct, _ = compared(capsys, sets, clip)
+    assert found["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
+    assert found["protocol"]["kid"].startswith("100 subsets of 20")
+
+
+def test_statistics_of_other_weights_are_refused(capsys, sets, clip):
+    stats = npz.read_statistics(sets / "stats.npz")
+    other = {**stats.protocol, "weights": "another"}
+    npz.write_statistics(sets / "other.npz", npz.Statistics(stats.pool, None, other))
+    with pytest.raises(UserError, match="protocols are mixed: weights is 'another' for real"):
+        compared(capsys, sets, clip, real="other.npz")
+
+
+def test_pack_writes_what_others_read(capsys, sets):
+    run(capsys, "pack", f"--images={sets}/real.npz", f"--out={sets}/small.npz", "--size=8")
+    assert np.load(sets / "small.npz")["arr_0"].shape == (40, 8, 8, 3)
+    with pytest.raises(UserError, match=r"ends in .npz"):
+        run(capsys, "pack", f"--images={sets}/real.npz", "--out=small.zip")
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ("inception", "write inception:FILE"),
+        ("dino:x", "write inception:FILE"),
+        ("inception:none.safetensors", "there is no file none.safetensors"),
+        ("inception:weights.pkl", "there is no file weights.pkl"),
+        ("clip:nowhere", "nowhere"),
+    ],
+)
+def test_extractors_that_are_not_there_are_named(capsys, sets, features, message):
+    with pytest.raises(UserError, match=message):
+        compared(capsys, sets, f"--features={features}")
+
+
+def test_an_unknown_resize_is_refused(capsys, sets, clip):
+    with pytest.raises(UserError, match="unknown --resize 'bicubic'"):
+        compared(capsys, sets, clip, "--resize=bicubic")
+
+
+def test_clip_pictures_are_cropped_and_scaled():
+    image = np.zeros((1, 8, 16, 3), np.uint8)
+    image[:, :, 4:12] = 255
+    np.testing.assert_array_equal(extractors._clip_pictures(image, 8), 1.0)
+    assert extractors._clip_pictures(image[:, :, :8], 4).shape == (1, 4, 4, 3)
+    np.testing.assert_array_equal(extractors._clip_pictures(image[:, :, :4], 4), -1.0)
+
+
+def test_inception_goes_from_pictures_to_all_scores():
+    rng = np.random.default_rng(0)
+    shapes = trees.flatten_paths(weights.abstract(TINY))
+    params = nested(
+        {p: np.float32(rng.normal(1 if "bn" in p else 0, 0.1, s.shape)) for p, s in shapes.items()}
+    )
+    extractor = extractors.inception(params, weights="random", cfg=TINY, side=75)
+    sets = [
+        pictures.in_memory(rng.integers(0, top, (12, 20, 20, 3)).astype(np.uint8), where=str(top))
+        for top in (256, 100)
+    ]
+    real, fake = (extract.collect(extractor, each, batch_size=5) for each in sets)
+    report = compare(real, fake, kind="inception")
+    assert {"fid", "sfid", "kid", "precision", "inception_score"} <= set(report.scores)
+    assert "too few for a covariance of 128 dimensions" in str(report)
+    assert "tf1: bilinear" in report.protocol["resize"]

@@ -1,0 +1,130 @@
+"""Sweeps over an untrained cascade, with pictures drawn by a stand-in that counts."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from unclip_jax import evaluate
+from unclip_jax.core.checks import UserError
+from unclip_jax.evaluation import points, sweep
+
+SIZE = 16
+
+
+class Draws:
+    """Stands in for `sample.draw`: noise that depends on what it is given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, loaded, captions, *, seed, options, z_img, batch_size, name):
+        sampling = options.decoder
+        self.seen.append((sampling.guidance_scale, sampling.steps, sampling.sampler))
+        self.z_img, self.captions = z_img, captions
+        rng = np.random.default_rng(int(10 * sampling.guidance_scale) + seed)
+        return rng.integers(0, 256, (len(captions), SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def run(run_dir, out, *more, draw=None):
+    draw = draw or Draws()
+    base = [f"--models={run_dir}", f"--data={run_dir}/data", f"--out={out}"]
+    base += ["--num=4", "--images=2", "--guidance=1,2.5", "--steps=2,4", "--sampler=ddim"]
+    sweep.run(sweep.parser().parse_args([*base, *more]), draw=draw)
+    return draw
+
+
+@pytest.fixture(scope="module")
+def swept(run_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, run(run_dir, out, "--keep")
+
+
+def test_every_combination_is_drawn_from_the_same_embeddings(swept):
+    _, draw = swept
+    assert draw.seen == [(g, s, "ddim") for g in (1.0, 2.5) for s in ("2", "4")]
+    assert len(draw.captions) == 8
+    assert draw.captions[0] == draw.captions[1] != draw.captions[2]
+    z = draw.z_img
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-4)
+    assert not np.allclose(z[0], z[1])  # two draws of the prior for one caption
+
+
+def test_tables_hold_all_points_with_protocol_and_warnings(swept):
+    out, _ = swept
+    whole = json.loads((out / "sweep.json").read_text())
+    assert [p["point"]["guidance"] for p in whole["points"]] == [1.0, 2.5, 1.0, 2.5]
+    scored = whole["points"][0]["scores"]
+    for name in ("frechet", "kid", "precision", "coverage", "clip_score", "diversity", "cmmd"):
+        assert np.isfinite(scored[name]), name
+    assert 0 <= scored["checker_joint"] <= 1
+    assert whole["protocol"]["count"] == 8
+    assert whole["protocol"]["real"]["count"] == 16
+    assert any("too few for a covariance" in line for line in whole["warnings"])
+    with (out / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["frechet"]) for r in rows] == [p["scores"]["frechet"] for p in whole["points"]]
+    assert "WARNING" in points.table(whole)
+    assert (out / "sweep.png").stat().st_size > 10_000
+    assert np.load(out / "points" / "guidance1_steps2_ddim.npz")["arr_0"].shape == (8, 16, 16, 3)
+
+
+def test_points_that_are_there_are_not_drawn_again(run_dir, swept):
+    out, _ = swept
+    (out / "points" / "guidance2.5_steps2_ddim.json").unlink()
+    again = run(run_dir, out)
+    assert again.seen == [(2.5, "2", "ddim")]
+    assert len(json.loads((out / "sweep.json").read_text())["points"]) == 4
+
+
+def test_another_protocol_is_refused(run_dir, swept):
+    with pytest.raises(UserError, match="another protocol: seed is 0 there and 1 here"):
+        run(run_dir, swept[0], "--seed=1")
+
+
+def test_true_embeddings_condition_every_picture_of_a_caption(run_dir, tmp_path):
+    few = ["--guidance=1", "--steps=2"]
+    draw = run(run_dir, tmp_path, "--condition=z_img", "--images=3", *few)
+    np.testing.assert_array_equal(draw.z_img[0], draw.z_img[2])
+    assert len(draw.z_img) == 12
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--guidance=1,x"], "--guidance is '1,x'; give numbers"),
+        (["--guidance=-1"], "--guidance holds -1"),
+        (["--guidance=nan"], "--guidance holds nan"),
+        (["--sampler=ddmi"], "unknown --sampler 'ddmi'. Did you mean 'ddim'"),
+        (["--num=17"], "has 16 examples; --num=17"),
+        (["--num=0"], "--num is 0"),
+        (["--reference=99"], "has 16 examples; --reference=99"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_drawn(run_dir, tmp_path, more, message):
+    draw = Draws()
+    with pytest.raises(UserError, match=message):
+        run(run_dir, tmp_path, *more, draw=draw)
+    assert not draw.seen
+
+
+def plot(one, other, where):
+    evaluate.main(["plot", str(one), str(other), f"--out={where}/both.png"])
+
+
+def test_sweeps_are_plotted_together_only_where_they_compare(swept, tmp_path):
+    out, _ = swept
+    plot(out, out, tmp_path)
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+    whole = json.loads((out / "sweep.json").read_text())
+    whole["protocol"]["weights"] = "another"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sweep.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="protocols are mixed: weights is .* in out and 'another'"):
+        plot(out, tmp_path / "other", tmp_path)
+    with pytest.raises(UserError, match=r"holds no sweep.json"):
+        plot(tmp_path, tmp_path, tmp_path)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match=r"sweep.json is damaged"):
+        plot(tmp_path, tmp_path, tmp_path)

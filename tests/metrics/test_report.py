@@ -1,0 +1,85 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.metrics.report import Collected, Options, compare
+from unclip_jax.metrics.running import Running
+
+PROTOCOL = {"features": "Inception-v3", "weights": "abc", "resize": "tf1"}
+FACTS = {"source": "a", "count": 30, "size": "64 x 64", "crop": "none"}
+
+
+def collected(seed=0, count=30, width=5, **changes):
+    rng = np.random.default_rng(seed)
+    pool = rng.standard_normal((count, width)).astype(np.float32)
+    spatial = Running.of(rng.standard_normal((count, 3))).moments()
+    chances = rng.dirichlet(np.ones(4), count).astype(np.float32)
+    made = Collected(
+        {**FACTS, "count": count}, PROTOCOL, Running.of(pool).moments(), spatial, pool, chances
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_identical_sets_have_ideal_values():
+    one = collected()
+    found = compare(one, one, kind="inception").scores
+    ideals = {"fid": 0, "sfid": 0, "precision": 1, "recall": 1, "coverage": 1}
+    for name, ideal in ideals.items():
+        assert found[name] == pytest.approx(ideal, abs=1e-6), name
+    assert found["kid"] < 0  # unbiased: pairs of a picture with itself count in one term alone
+    assert found["density"] == pytest.approx(1, abs=0.2)  # ties of rounding may count
+    clip = compare(one, one, kind="clip").scores
+    assert clip["cmmd"] == pytest.approx(0, abs=1e-9)
+    assert "fid" not in clip
+    assert clip["frechet"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_report_says_its_protocol_and_is_json():
+    report = compare(collected(), collected(1, 40), kind="inception", options=Options(seed=3))
+    assert report.protocol["kid"] == "100 subsets of 30, seed 3"
+    assert report.protocol["neighbours"] == {"k": 3, "k_density": 5}
+    assert report.protocol["real"]["count"] == 30
+    assert report.protocol["fake"]["count"] == 40
+    assert {**report.protocol, **PROTOCOL} == report.protocol
+    assert json.loads(json.dumps(report.plain()))["scores"] == report.scores
+    text = str(report)
+    for line in ("fid ", "resize: tf1", "kid: 100 subsets of 30, seed 3", "    count: 40"):
+        assert line in text
+    assert "WARNING" not in text
+
+
+def test_too_few_pictures_for_the_covariance_are_said_in_the_output():
+    report = compare(collected(count=20, width=25), collected(count=60, width=25), kind="clip")
+    text = str(report)
+    assert "WARNING: real has 20 pictures, too few for a covariance of 25 dimensions" in text
+    assert "fake has" not in text
+    assert report.plain()["warnings"] == report.warnings != []
+
+
+@pytest.mark.parametrize("part", ["features", "weights", "resize"])
+def test_mixed_protocols_are_refused(part):
+    other = collected(protocol={**PROTOCOL, part: "other"})
+    with pytest.raises(UserError, match=f"protocols are mixed: {part} is"):
+        compare(collected(), other, kind="inception")
+
+
+def test_what_makes_scores_doubtful_is_said():
+    real = collected(facts={**FACTS, "size": "256 x 256", "crop": "centre"}, lossy=True)
+    warned = "\n".join(compare(real, collected(), kind="inception").warnings)
+    assert "size differs, 256 x 256 for real and 64 x 64 for fake" in warned
+    assert "crop differs" in warned
+    assert "only real holds files that lose detail" in warned
+
+
+def test_statistics_of_others_give_frechet_distances_and_a_warning():
+    real = collected(
+        facts={"source": "ref.npz", "count": None}, protocol={}, pool=None, probabilities=None
+    )
+    report = compare(real, collected(1), kind="inception")
+    assert {"fid", "sfid", "inception_score"} == set(report.scores)
+    warned = "\n".join(report.warnings)
+    assert "does not say how many pictures" in warned
+    assert "ref.npz does not say how its features were made" in warned

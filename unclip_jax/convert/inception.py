@@ -1,0 +1,50 @@
+"""Inception-v3 for FID, from a file with pytorch-fid's state dict.
+
+pytorch-fid distributes it as pt_inception-2015-12-05-6726825d.pth; safetensors with the same names
+need no torch. The weights of torchvision's classifier are another network and are refused.
+"""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+
+from unclip_jax.convert import layout
+from unclip_jax.convert.layout import Entry
+from unclip_jax.convert.source import Source, open_source
+from unclip_jax.core.types import Params
+from unclip_jax.models.inception import SIDE, Inception, InceptionConfig, conv_paths
+
+COUNTER = ".num_batches_tracked"  # of training; no weight
+NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def load(path: pathlib.Path, *, cfg: InceptionConfig = InceptionConfig()) -> Params:
+    """Read the parameters of `models.inception.Inception`.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it is another network.
+    """
+    return layout.fill(tidy(open_source(path)), entries(), abstract(cfg))
+
+
+def tidy(source: Source) -> Source:
+    """Without the counters of training steps, which some files have."""
+    return source.without([name for name in source.shapes if name.endswith(COUNTER)])
+
+
+def entries() -> list[Entry]:
+    """The table of tensors."""
+    found = [Entry("fc_kernel", "fc.weight", "linear"), Entry("fc_bias", "fc.bias")]
+    for path in conv_paths():
+        name = path.replace("/", ".")
+        found.append(Entry(f"{path}/conv/kernel", f"{name}.conv.weight", "conv"))
+        found += [Entry(f"{path}/bn/{o}", f"{name}.bn.{t}") for o, t in NORM.items()]
+    return found
+
+
+def abstract(cfg: InceptionConfig) -> Params:
+    """Shapes of the parameters."""
+    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), "float32")
+    shapes = jax.eval_shape(Inception(cfg).init, jax.random.key(0), image)
+    return nn.meta.unbox(shapes["params"])

@@ -1,0 +1,78 @@
+"""Moments of features that come in batches, or in parts from several processes.
+
+    seen = Running.none(2048)
+    for batch in features:
+        seen = seen.add(batch)
+    squared_distance(seen.merge(others).moments(), reference)      # frechet.py
+
+Everything is float64: a covariance of 2048 dimensions from float32 sums is wrong in the digits that
+a Frechet distance is about.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.metrics.frechet import Moments
+
+Features = Float[np.ndarray, "n d"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """Count, mean and scatter; parts of a set add up to the whole, with the exact count.
+
+    Attributes:
+        count: number of vectors.
+        mean: [d].
+        scatter: [d d], the sum of outer products of deviations from the mean.
+    """
+
+    count: int
+    mean: Float64[np.ndarray, " d"]
+    scatter: Float64[np.ndarray, "d d"]
+
+    @classmethod
+    def none(cls, width: int) -> "Running":
+        """Of no vector at all."""
+        return cls(0, np.zeros(width), np.zeros((width, width)))
+
+    @classmethod
+    def of(cls, features: Features) -> "Running":
+        """Of the rows of one array."""
+        if not len(features):
+            return cls.none(features.shape[1])
+        wide = features.astype(np.float64)
+        mean = wide.mean(axis=0)
+        centred = wide - mean[None]
+        return cls(len(wide), mean, centred.T @ centred)
+
+    def add(self, features: Features) -> "Running":
+        """With more rows."""
+        return self.merge(Running.of(features))
+
+    def merge(self, other: "Running") -> "Running":
+        """Of both sets together (Chan, Golub, LeVeque 1983, The American Statistician 37, 242)."""
+        if not (self.count and other.count):
+            return self if self.count else other
+        count = self.count + other.count
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        between = np.outer(step, step) * (self.count * other.count / count)
+        return Running(count, mean, self.scatter + other.scatter + between)
+
+    def moments(self) -> Moments:
+        """Mean and unbiased sample covariance (N - 1), as every FID code has it.
+
+        Raises:
+            UserError: fewer than two vectors, or some that are not finite.
+        """
+        if self.count < 2:
+            raise UserError(f"{self.count} pictures have no covariance of features; give more.")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.scatter).all()):
+            raise UserError(
+                "some features are not finite; check the weights of the extractor and the pictures."
+            )
+        return Moments(self.mean, self.scatter / (self.count - 1))

@@ -1,0 +1,93 @@
+"""Scores of one set of pictures: Inception score, CLIP score, diversity within a caption."""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.metrics.kernels import unit
+
+Embeddings = Float[np.ndarray, "n z"]
+Captions = Float[np.ndarray, "m z"]
+Probabilities = Float[np.ndarray, "n classes"]
+
+SPLIT = 5000  # pictures per split of the Inception score, as in ADM's evaluator
+CLIP_SCALE = 100.0  # GLIDE: E[100 cos]; Hessel et al. have 2.5 max(cos, 0), Karlo the bare cosine
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A mean and how sure it is.
+
+    Attributes:
+        value: the mean.
+        error: its standard error; nan of a single one.
+        count: of what the mean is taken.
+    """
+
+    value: float
+    error: float
+    count: int
+
+
+def inception_score(probabilities: Probabilities, *, split: int = SPLIT) -> Score:
+    """Exp of the mean KL of p(class | picture) to its mean, over splits (arXiv 1606.03498, sec. 4).
+
+    Splits are consecutive, of `split` pictures; the last may be smaller. Between 1 and the number
+    of classes.
+    """
+    parts = np.split(probabilities.astype(np.float64), range(split, len(probabilities), split))
+    values = [math.exp(float(np.mean(_kl(part, part.mean(axis=0))))) for part in parts]
+    return _score(np.array(values))
+
+
+def clip_score(z_img: Embeddings, z_txt: Captions) -> Score:
+    """Mean of 100 cos(picture, its caption), not clipped at zero.
+
+    Raises:
+        UserError: not one caption per picture.
+    """
+    if len(z_img) != len(z_txt):
+        raise UserError(
+            f"there are {len(z_img)} pictures and {len(z_txt)} captions; give one for each."
+        )
+    return _score(CLIP_SCALE * np.sum(unit(z_img) * unit(z_txt), axis=1))
+
+
+def diversity(z_img: Embeddings, captions: Sequence[Hashable]) -> Score:
+    """1 - cos of two pictures of one caption, mean over pairs, then over captions.
+
+    What the raters of unCLIP's section 5.2 judged by eye: how much pictures of one caption differ.
+    Captions with a single picture say nothing and are left out.
+
+    Raises:
+        UserError: no caption has two pictures.
+    """
+    rows: dict[Hashable, list[int]] = {}
+    for row, caption in enumerate(captions):
+        rows.setdefault(caption, []).append(row)
+    z = unit(z_img)
+    values = [_spread(z[group]) for group in rows.values() if len(group) > 1]
+    if not values:
+        raise UserError("no caption has two pictures, so their diversity is unknown; draw more.")
+    return _score(np.array(values))
+
+
+def _spread(z: np.ndarray) -> float:
+    """Mean of 1 - cos over the pairs of unit vectors; |sum|^2 = n + sum over ordered pairs."""
+    count, total = len(z), z.sum(axis=0)
+    return 1.0 - float(total @ total - count) / (count * (count - 1))
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p > 0, p * (np.log(p) - np.log(q)[None]), 0.0).sum(axis=1)
+
+
+def _score(values: np.ndarray) -> Score:
+    count = len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Score(float(values.mean()), error, count)
