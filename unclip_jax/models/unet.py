@@ -46,7 +46,7 @@ class UNetConfig:
         norm_over_space: group norm as in the paper; False normalises every position by itself.
         scale_shift: adaptive group norm (paper); False adds the embedding instead.
         resample_blocks: levels are joined by residual blocks that resample (ADM); False joins them
-            by means and repetition alone, which saves a third of the work (a miniature-only option).
+            by means and repetition alone, a third less work (a miniature-only option).
         remat: "none", "block" or "dots".
         dtype: compute dtype.
     """

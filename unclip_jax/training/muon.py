@@ -56,9 +56,9 @@ def scale_by_muon(stacked: Any, *, momentum: float) -> optax.GradientTransformat
 def orthogonal(x: Float[Array, " n i o"]) -> Float[Array, " n i o"]:
     """U V' for each matrix U S V' of a stack, but for singular values of about 0.7 to 1.2.
 
-    Five Newton-Schulz rounds, with the shorter axis as rows. A round multiplies x by a polynomial of
-    the Gram matrix x x'; these commute, so all rounds are done on the small Gram matrix and x, long
-    for a convolution, is multiplied once.
+    Five Newton-Schulz rounds, with the shorter axis as rows. A round multiplies x by a polynomial
+    of the Gram matrix x x'; these commute, so all rounds are done on the small Gram matrix, and x,
+    long for a convolution, is multiplied once.
     """
     a, b, c = COEFFICIENTS
     tall = x.shape[1] > x.shape[2]
