@@ -214,7 +214,9 @@ def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_pat
 def test_a_sampler_that_remembers_steps_is_not_looked_into(studio, sampler):
     sampling = dataclasses.replace(studio.cascade.decoder.sampling, steps="4", sampler=sampler)
     how = {"seed": 0, "options": SampleOptions(decoder=sampling)}
-    with pytest.raises(UserError, match=f"the sampler '{sampler}' cannot be looked into on the way"):
+    with pytest.raises(
+        UserError, match=f"the sampler '{sampler}' cannot be looked into on the way"
+    ):
         guided_text.draw(studio, cascades.CAPTIONS[:2], **how, previews=2)
 
 

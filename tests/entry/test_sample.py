@@ -81,7 +81,9 @@ def test_a_folder_without_models_says_what_to_give(tmp_path):
 def test_without_models_those_of_make_demo_are_taken(run_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments in (["x"], ["upscale", "x.png"], ["interpolate", "x.png", "y.png"]):
-        with pytest.raises(UserError, match=r"no finished models in runs/shapes; `make demo` build"):
+        with pytest.raises(
+            UserError, match=r"no finished models in runs/shapes; `make demo` build"
+        ):
             sample.main(arguments)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "shapes").symlink_to(run_dir)

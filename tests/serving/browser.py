@@ -42,7 +42,10 @@ class Browser:
         scale = 2 if phone else 1
         self.send(
             "Emulation.setDeviceMetricsOverride",
-            **{"width": width, "height": height, "deviceScaleFactor": scale, "mobile": phone},
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=phone,
         )
 
     def close(self):

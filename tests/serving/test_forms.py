@@ -23,8 +23,14 @@ LEAST = {
     "inpaint": {"picture": PICTURE, "mask": PICTURE},
 }
 VALUES = {
-    **{"int": 2, "float": 1.0, "floats": [0.0, 1.0], "text": "-x", "texts": ["-x"], "bool": False},
-    **{"picture": PICTURE, "pictures": [PICTURE, PICTURE]},
+    "int": 2,
+    "float": 1.0,
+    "floats": [0.0, 1.0],
+    "text": "-x",
+    "texts": ["-x"],
+    "bool": False,
+    "picture": PICTURE,
+    "pictures": [PICTURE, PICTURE],
 }
 
 

@@ -92,7 +92,11 @@ def house_request(house, **given):
         ("text", {"captions": ["x"], "steps": "ddim999"}, "ddim999"),
         ("text", {"captions": ["x"], "negative": "y"}, "no effect while --guidance is 1.0"),
         ("text", {"captions": ["x"], "guidance_schedule": "up"}, "unknown guidance schedule 'up'"),
-        ("inpaint", {"picture": png(), "mask": png(30, 40)}, "^picture.png has 40x30 pixels and mask.png has 30x40"),
+        (
+            "inpaint",
+            {"picture": png(), "mask": png(30, 40)},
+            "^picture.png has 40x30 pixels and mask.png has 30x40",
+        ),
         ("variations", {"picture": png(8, 100)}, "absurd aspect ratio"),
     ],
 )

@@ -52,7 +52,7 @@ class Job(Generic[T]):
         """End it: at once while it waits, at the next sign of progress while it is at work."""
         self._left.set()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: int | float) -> bool:
         """Wait for its end; whether it has come."""
         return self._done.wait(seconds)
 

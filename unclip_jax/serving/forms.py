@@ -59,8 +59,8 @@ class Field:
     help: str
     required: bool = False
     flag: str = ""
-    low: float = 0
-    high: float = 0
+    low: int | float = 0
+    high: int | float = 0
     choices: tuple[str, ...] = ()
 
 
