@@ -18,6 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
+from unclip_jax.commands.progress import Progress
 from unclip_jax.core.checks import UserError
 from unclip_jax.serving import api, look
 from unclip_jax.serving.desk import Job
@@ -30,18 +31,6 @@ FILES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 READERS = 32  # pages that may look on at once
 
 Values = dict[str, Any]  # field -> component
-
-
-class Upload(gr.Image):
-    """An upload that is handed on as it is; `forms.read` looks at it before anybody decodes it."""
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the file."""
-        return None if payload is None else payload.path
-
-    def get_block_name(self) -> str:
-        """In the browser it is an ordinary image."""
-        return "image"
 
 
 def app(house: House) -> Any:
@@ -139,13 +128,18 @@ def _progress(house: House, job: Job[Result]) -> Iterator[Any]:
     """A line per look, with the pictures as they are by now."""
     seen = None
     while not job.wait(LOOK_S):
-        now, nothing = job.progress, (gr.skip(), gr.skip())
-        if now is None:
-            yield look.waiting(house.desk.ahead(job)), gr.skip(), *nothing
-        elif now is not seen:
-            pictures = gr.skip() if now.images is None else [_enlarged(x) for x in now.images]
-            yield look.working(now), pictures, *nothing
+        now = job.progress
+        if now is None or now is not seen:
+            yield *_look(house, job, now), gr.skip(), gr.skip()
         seen = now
+
+
+def _look(house: House, job: Job[Result], now: Progress | None) -> tuple[Any, Any]:
+    """The line, and the pictures if there are any."""
+    if now is None:
+        return look.waiting(house.desk.ahead(job)), gr.skip()
+    pictures = gr.skip() if now.images is None else [_enlarged(image) for image in now.images]
+    return look.working(now), pictures
 
 
 def _shown(result: Result, seconds: float) -> tuple[Any, ...]:
@@ -292,16 +286,19 @@ def _steering() -> Values:
     }
 
 
-def _upload(label: str, name: str, *, width: int = 240) -> Upload:
-    return Upload(
+def _upload(label: str, name: str, *, width: int = 240) -> gr.Image:
+    """An upload that is handed on as it is: `forms.read` looks at it before anybody decodes it."""
+    made = gr.Image(
         label=label,
         type="filepath",
-        image_mode=None,
         sources=["upload", "clipboard"],
         height=220,
         min_width=width,
         elem_id=name,
     )
+    # not a subclass: Gradio writes a stub file beside the module of every class of components
+    made.preprocess = lambda payload: None if payload is None else payload.path
+    return made
 
 
 def _seed() -> gr.Number:
