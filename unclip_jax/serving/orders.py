@@ -6,7 +6,9 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -52,16 +54,18 @@ class Result:
     grid: pathlib.Path
     record: dict[str, Any]
     animation: pathlib.Path | None
-    folder: tempfile.TemporaryDirectory
+    folder: pathlib.Path
+
+    def __post_init__(self):
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def archive(self) -> pathlib.Path:
         """Everything in one ZIP: unpacked, the record's arguments name the files that lie there."""
-        place = pathlib.Path(self.folder.name)
-        path = place / f"{self.grid.stem}.zip"
+        path = self.folder / f"{self.grid.stem}.zip"
         with zipfile.ZipFile(path, "w") as archive:
-            for file in sorted(place.rglob("*")):
+            for file in sorted(self.folder.rglob("*")):
                 if file.is_file() and file != path:
-                    archive.write(file, file.relative_to(place))
+                    archive.write(file, file.relative_to(self.folder))
         return path
 
 
@@ -115,8 +119,15 @@ class House:
         Raises:
             UserError: these models, or these pictures, cannot do it.
         """
-        folder = tempfile.TemporaryDirectory(prefix="unclip-")
-        place, name = pathlib.Path(folder.name), request.form.command
+        place = pathlib.Path(tempfile.mkdtemp(prefix="unclip-"))
+        try:
+            return self._carry_out(request, watch, place)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def _carry_out(self, request: Request, watch: Watch, place: pathlib.Path) -> Result:
+        name = request.form.command
         command, files = self.commands[name], _store(request, place)
         argv = forms.arguments(request, files=files)
         inside = {field: [str(place / file) for file in named] for field, named in files.items()}
@@ -140,7 +151,7 @@ class House:
             grid=place / f"{name}.png",
             record=record,
             animation=moving if moving.is_file() else None,
-            folder=folder,
+            folder=place,
         )
 
     def models(self) -> dict[str, Any]:
