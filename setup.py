@@ -57,6 +57,7 @@ setup(
     extras_require={
         "dev": DEV,
         "convert": ["torch>=2.6"],  # for weights that exist as PyTorch files only
+        "demo": ["gradio>=6"],  # the page, and with FastAPI the HTTP API
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "wandb": ["wandb>=0.18"],

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from unclip_jax import distributed, entry, weights
 from unclip_jax.commands import arguments, guided_text, menu
 from unclip_jax.commands.output import write
-from unclip_jax.commands.studio import tokenise
+from unclip_jax.commands.studio import Studio, tokenise
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import text
 from unclip_jax.parallel import place
@@ -46,9 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("captions", nargs="+", help="one image is drawn per caption and --num")
-    parser.add_argument(
-        "--models", type=pathlib.Path, required=True, help="run directory, or Karlo's"
-    )
+    arguments.add_models(parser)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("samples.png"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num", type=int, default=1, help="images per caption")
@@ -85,7 +83,9 @@ def main(argv: Sequence[str]) -> None:
     if argv and argv[0] in menu.COMMANDS:
         menu.run(argv[0], list(argv[1:]))
         return
-    args = parse(argv[1:] if argv[:1] == ["text"] else argv)
+    argv = list(argv[1:] if argv[:1] == ["text"] else argv)
+    args = parse(argv)
+    args.command, args.argv = "text", argv
     check(args)
     distributed.start(args)
     check_same({**asked(args), **distributed.facts()})
@@ -93,14 +93,15 @@ def main(argv: Sequence[str]) -> None:
     options = options_from(args, loaded.cascade)
     captions = [caption for caption in args.captions for _ in range(args.num)]
     if guided_text.wanted(args):
+        studio = Studio(loaded, batch=args.batch)
         sys.stdout.write(
-            guided_text.run(args, loaded, captions, options=options, record=_record(args, options))
+            guided_text.run(args, studio, captions, options=options, record=record(args, options))
         )
         return
     images = draw(loaded, captions, seed=args.seed, options=options, batch_size=args.batch)
     if jax.process_index() > 0:  # every process has all images; the first writes them
         return
-    write(args.out, images, captions=captions, record=_record(args, options))
+    write(args.out, images, captions=captions, record=record(args, options))
     sys.stdout.write(f"wrote {args.out}: {len(captions)} images of {images.shape[1]} px\n")
 
 
@@ -110,7 +111,7 @@ def asked(args: argparse.Namespace) -> dict[str, str]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be drawn before anything is loaded.
+    """Refuse what cannot be drawn before anything is loaded, and settle on the models.
 
     Raises:
         UserError: naming the argument.
@@ -121,6 +122,7 @@ def check(args: argparse.Namespace) -> None:
     arguments.check_captions(args.captions)
     if args.out.suffix.lower() != ".png":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
+    args.models = arguments.run_directory(args.models)
 
 
 def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
@@ -134,8 +136,8 @@ def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
     prior = {name: getattr(args, f"prior_{name}") for name in names}
     prior["guidance_scale"] = args.prior_guidance
     return SampleOptions(
-        prior=_changed(cascade.prior.sampling, prior),
-        decoder=_changed(cascade.decoder.sampling, decoder),
+        prior=changed(cascade.prior.sampling, prior),
+        decoder=changed(cascade.decoder.sampling, decoder),
         num_candidates=args.candidates,
         condition=args.condition,
     )
@@ -203,19 +205,11 @@ def sampler(
     return jax.jit(traced_on(mesh, run), in_shardings=places, out_shardings=whole)
 
 
-def _changed(sampling: Any, changes: dict[str, Any]) -> Any:
-    given = {name: value for name, value in changes.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(sampling)}
-    for name in sorted(given.keys() - known):
-        raise UserError(
-            f"--prior-{name.replace('_', '-')} is {given[name]!r}, but this prior has no such "
-            "setting; leave it out or choose the other --prior."
-        )
-    return dataclasses.replace(sampling, **given)
-
-
-def _record(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
+def record(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
+    """What is needed to draw the same pictures again."""
     return {
+        "command": args.command,
+        "arguments": args.argv,
         "code_version": __version__,
         "models": str(args.models),
         "prior": args.prior,
@@ -224,6 +218,22 @@ def _record(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
         "seed": args.seed,
         "options": dataclasses.asdict(options),
     }
+
+
+def changed(sampling: Any, changes: dict[str, Any]) -> Any:
+    """Sampling settings with those of `changes` that are not None.
+
+    Raises:
+        UserError: a setting that this prior has not.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(sampling)}
+    for name in sorted(given.keys() - known):
+        raise UserError(
+            f"--prior-{name.replace('_', '-')} is {given[name]!r}, but this prior has no such "
+            "setting; leave it out or choose the other --prior."
+        )
+    return dataclasses.replace(sampling, **given)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests import cascades
 from unclip_jax import sample
-from unclip_jax.commands import guided_text, pictures
+from unclip_jax.commands import guided_text, pictures, progress
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
@@ -198,7 +198,7 @@ def test_upscale_begins_at_the_size_that_fits(call, inputs):
 def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_path, monkeypatch):
     words, shared = cascades.CAPTIONS[:2], [f"--models={run_dir}", STEPS, "--seed=4", "--batch=2"]
     sample.main(["text", *words, *shared, f"--out={tmp_path / 'plain.png'}"])
-    monkeypatch.setattr("unclip_jax.commands.guided_text.Studio", lambda loaded, batch: studio)
+    monkeypatch.setattr("unclip_jax.sample.Studio", lambda loaded, batch: studio)
     sample.main([*words, *shared, "--previews=2", f"--out={tmp_path / 'shown.png'}"])
     plain, shown = (
         json.loads((tmp_path / name).read_text()) for name in ("plain.json", "shown.json")
@@ -208,6 +208,21 @@ def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_pat
         one = read(tmp_path / plain["images"][index]).astype(int)
         other = read(tmp_path / shown["images"][3 * index + 2]).astype(int)
         assert np.abs(one - other).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
+def test_a_sampler_that_remembers_steps_is_not_looked_into(studio, sampler):
+    sampling = dataclasses.replace(studio.cascade.decoder.sampling, steps="4", sampler=sampler)
+    how = {"seed": 0, "options": SampleOptions(decoder=sampling)}
+    with pytest.raises(
+        UserError, match=f"the sampler '{sampler}' cannot be looked into on the way"
+    ):
+        guided_text.draw(studio, cascades.CAPTIONS[:2], **how, previews=2)
+
+
+@pytest.mark.parametrize(("steps", "parts"), [(250, 10), (50, 10), (27, 9), (4, 4), (1000, 10)])
+def test_a_watched_chain_is_cut_into_equal_parts(steps, parts):
+    assert progress.looks(steps) == parts and steps % parts == 0
 
 
 def test_a_negative_caption_and_a_schedule_change_guided_pictures(studio, monkeypatch):

@@ -76,3 +76,16 @@ def test_mistakes_are_one_line(run_dir, arguments, message):
 def test_a_folder_without_models_says_what_to_give(tmp_path):
     with pytest.raises(UserError, match="clip"):
         sample.main([f"--models={tmp_path}", "x"])
+
+
+def test_without_models_those_of_make_demo_are_taken(run_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["x"], ["upscale", "x.png"], ["interpolate", "x.png", "y.png"]):
+        with pytest.raises(
+            UserError, match=r"no finished models in runs/shapes; `make demo` build"
+        ):
+            sample.main(arguments)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "shapes").symlink_to(run_dir)
+    sample.main(["a red circle", "--steps=4"])
+    assert json.loads((tmp_path / "samples.json").read_text())["models"] == "runs/shapes"

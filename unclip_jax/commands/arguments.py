@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
+from unclip_jax.handoff import load
+from unclip_jax.handoff.export import MANIFEST
 from unclip_jax.pipeline import decoding
 from unclip_jax.pipeline.decoding import DecodeOptions
 
+DEFAULT_MODELS = pathlib.Path("runs/shapes")  # what `make demo` builds
 MAX_IMAGES = 4096  # bounded work per request
 MAX_CAPTION = 10_000  # characters; longer ones are refused rather than silently cut
 
@@ -19,12 +22,35 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog=f"python -m unclip_jax.sample {name}", description=description
     )
-    made.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
+    add_models(made)
     made.add_argument("--out", type=pathlib.Path, default=pathlib.Path(f"{name}.png"))
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--batch", type=int, default=16, help="images at once")
     made.add_argument("--no-upsample", action="store_true", help="stop at the decoder's size")
     return made
+
+
+def add_models(made: argparse.ArgumentParser) -> None:
+    """Which models; `run_directory` says what becomes of it."""
+    made.add_argument(
+        "--models", type=pathlib.Path, help=f"run directory, or Karlo's; default: {DEFAULT_MODELS}"
+    )
+
+
+def run_directory(given: pathlib.Path | None) -> pathlib.Path:
+    """The models asked for, or those of `make demo`.
+
+    Raises:
+        UserError: none were asked for and there are none.
+    """
+    if given is not None:
+        return given
+    if not (load.locate(DEFAULT_MODELS / "decoder" / "export") / MANIFEST).is_file():
+        raise UserError(
+            f"--models was not given and there are no finished models in {DEFAULT_MODELS}; "
+            "`make demo` builds them."
+        )
+    return DEFAULT_MODELS
 
 
 def add_decoding(made: argparse.ArgumentParser) -> None:
@@ -58,7 +84,7 @@ def add_animation(made: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what no command can do, before anything is loaded.
+    """Refuse what no command can do, before anything is loaded, and settle on the models.
 
     Raises:
         UserError: naming the argument.
@@ -71,6 +97,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
     if getattr(args, "guidance", None) is not None:
         options(args)
+    args.models = run_directory(args.models)
 
 
 def check_captions(captions: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write the blend."""
     arguments.check(args)
     in_range("--num", args.num, 1, arguments.MAX_IMAGES)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> str:
     fresh = args.noise == "fresh" or not any(picture_weights)
     if args.num > 1 and not fresh:
         raise UserError(f"--num is {args.num}, but only --noise fresh differs from draw to draw.")
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     parts, encoded = [], None
     if names:
         encoded = session.encode(studio, [pathlib.Path(name) for name in names], args)

@@ -19,7 +19,6 @@ from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.pipeline.decoding import DecodeOptions
 from unclip_jax.pipeline.latents import Latent
-from unclip_jax.pipeline.load import Loaded
 from unclip_jax.pipeline.text_to_image import SampleOptions
 
 MAX_PREVIEWS = 64
@@ -77,7 +76,7 @@ def draw(
 
 def run(
     args: argparse.Namespace,
-    loaded: Loaded,
+    studio: Studio,
     captions: Sequence[str],
     *,
     options: SampleOptions,
@@ -85,7 +84,6 @@ def run(
 ) -> str:
     """Draw, write everything, and say what was written."""
     arguments.check_captions([args.negative or ""])
-    studio = Studio(loaded, batch=args.batch)
     drawn = draw(
         studio,
         captions,

@@ -32,7 +32,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write the pictures; outside the mask every pixel is the original's, upsampled or not."""
     arguments.check(args)
     arguments.check_count(args.num)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> str:
         )
     if pictures.mask_square(mask, min(mask.pixels.shape[:2])).all():
         raise UserError(f"{args.mask} is dark everywhere; paint white what is to be drawn anew.")
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     indices = list(range(args.num))
     if args.caption:
         captions = [args.caption] * args.num

@@ -29,14 +29,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write the path in one row per pair of pictures."""
     arguments.check(args)
     if len(args.pictures) < 2:
         raise UserError(f"interpolation needs at least two pictures, not {len(args.pictures)}.")
     in_range("--frames", args.frames, 2, 1000)
     arguments.check_count((len(args.pictures) - 1) * (args.frames - 1) + 1)
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     encoded = session.encode(studio, args.pictures, args)
     shared = args.noise == "shared"
     noise = studio.fresh_noise(seed=args.seed, indices=[0]) if shared else None

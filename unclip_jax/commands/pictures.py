@@ -37,14 +37,16 @@ def read(path: pathlib.Path) -> Picture:
     return from_bytes(_bytes(path), name=path.name, where=str(path))
 
 
-def from_bytes(data: bytes, *, name: str, where: str) -> Picture:
+def from_bytes(
+    data: bytes, *, name: str, where: str, limits: codec.Limits | None = None
+) -> Picture:
     """Decode the bytes of a picture file; `where` names it in messages.
 
     Raises:
         UserError: it is no picture, damaged, too small, too long or too large.
     """
     try:
-        pixels = codec.decode(data)
+        pixels = codec.decode(data, limits=limits)
     except codec.BadImage as error:
         raise UserError(
             f"{where}: {error}; give a PNG, JPEG, WebP, GIF, BMP or TIFF picture."

@@ -29,12 +29,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write one row per picture: few components to all, under one noise."""
     arguments.check(args)
     read = [pictures.read(path) for path in args.pictures]
     source = EmbeddingSource(args.embeddings)
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     dim = source.dim("z_img")
     made_by = source.info().get("clip_id", studio.clip_id)
     if made_by != studio.clip_id or dim != studio.cascade.decoder.model.z_dim:

@@ -21,11 +21,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write each picture beside its reconstruction, and OUT/NNNN.npz with its latent."""
     arguments.check(args)
     arguments.check_count(len(args.pictures))
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     encoded = session.encode(studio, args.pictures, args)
     drawn = studio.draw(
         session.order(args, encoded.latent, caption=session.caption_of(encoded))

@@ -16,11 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
+from unclip_jax.commands import progress
 from unclip_jax.commands.pictures import Picture, mask_square, square
-from unclip_jax.core.checks import UserError
-from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Tokens
+from unclip_jax.commands.progress import Progress, Watch
+from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Params, Tokens
 from unclip_jax.data import image as codec
 from unclip_jax.data import text
+from unclip_jax.diffusion import trajectory
 from unclip_jax.handoff.export import params_id
 from unclip_jax.pipeline import decoding, latents, load, text_to_image
 from unclip_jax.pipeline.decoding import Condition, DecodeOptions, Hole
@@ -78,6 +80,7 @@ class Studio:
         self.loaded, self.batch = loaded, batch
         self.cascade, self.params = loaded.cascade, loaded.params
         self.tokenizer = text.load(loaded.tokenizer_dir)
+        self.watch: Watch | None = None  # told of progress; pictures are then decoded in parts
 
     @classmethod
     def open(cls, models: pathlib.Path, *, batch: int = 16) -> "Studio":
@@ -178,10 +181,10 @@ class Studio:
     def draw(self, order: Order) -> Drawn:
         """Decode and enlarge."""
         inputs, keys = self.decoding_inputs(order)
-        run = lambda batch: self._decode(  # noqa: E731
-            self.params["decoder"], **batch, options=order.options
-        )
-        base, previews = self._in_batches(run, inputs, "decode")
+        watched = self.watch is not None and decoding.in_parts(order.options, hole=order.hole)
+        run = self._decode_watched if watched else self._decode
+        decode = functools.partial(run, self.params["decoder"], options=order.options)
+        base, previews = self._in_batches(lambda batch: decode(**batch), inputs, "decode")
         images = self.enlarge(base, keys) if order.upsample else base
         shown = None if previews is None else codec.to_uint8(np.asarray(previews))
         return Drawn(codec.to_uint8(np.asarray(images)), shown)
@@ -233,13 +236,21 @@ class Studio:
         count = jax.tree.leaves(inputs)[0].shape[0]
         size = min(self.batch, count)
         parts = []
-        with tqdm(total=count, unit="image", desc=name, leave=False) as bar:
+        quiet = self.watch is not None
+        with tqdm(total=count, unit="image", desc=name, leave=False, disable=quiet) as bar:
             for start in range(0, count, size):
+                self._tell(Progress(name, start, count))
                 kept = jnp.minimum(jnp.arange(start, start + size), count - 1)
                 made = jax.block_until_ready(run(jax.tree.map(lambda x, i=kept: x[i], inputs)))
                 parts.append(made)
                 bar.update(min(size, count - start))
+        self._tell(Progress(name, count, count))
         return jax.tree.map(lambda *each: jnp.concatenate(each)[:count], *parts)
+
+    def _tell(self, now: Progress) -> None:
+        if self.watch is not None:
+            self._now = now
+            self.watch(now)
 
     @functools.cached_property
     def _text_embedding(self) -> Callable[..., Embedding]:
@@ -287,6 +298,24 @@ class Studio:
 
         return jax.jit(run, static_argnames="options")
 
+    def _decode_watched(self, params: Params, x_T: Image, *, options: DecodeOptions, **given):
+        """What `_decode` does, telling the watcher of x_0 between parts of the chain."""
+        x_t, step = x_T, 0
+        chain = decoding.steps_of(self.cascade.decoder, options.sampling.steps)
+        for part in trajectory.parts(chain, progress.looks(len(chain.t))):
+            x_t, x_0 = self._decode_part(params, x_t, part=part, options=options, **given)
+            step += len(part.t)
+            shown = codec.to_uint8(np.asarray(x_0))[: self._now.total - self._now.done]
+            self._tell(self._now._replace(step=step, steps=len(chain.t), images=shown))
+        return jnp.clip(x_t, -1.0, 1.0), None
+
+    @functools.cached_property
+    def _decode_part(self) -> Callable[..., tuple[Image, Image]]:
+        def run(params, x_t, *, options, **given):
+            return decoding.decode_part(self.cascade.decoder, params, x_t, options=options, **given)
+
+        return jax.jit(run, static_argnames="options")
+
     @functools.cached_property
     def _upsample(self) -> Callable[..., Image]:
         def run(params, images, keys, *, start):
@@ -304,16 +333,3 @@ def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str
     )
     encoded = (tokenizer.encode(captions, length=length) for length in lengths)
     return Captions(*((jnp.asarray(ids), jnp.asarray(mask)) for ids, mask in encoded))
-
-
-def need_upsamplers(cascade: Cascade, *, why: str) -> None:
-    """Refuse a cascade without upsamplers.
-
-    Raises:
-        UserError: there are none.
-    """
-    if not cascade.upsamplers:
-        raise UserError(
-            f"these models have no upsampler, which {why} needs; train one with `python -m "
-            "unclip_jax.train --config=experiments/upsampler_256.py` into the run directory."
-        )

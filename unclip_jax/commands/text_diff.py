@@ -31,14 +31,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write the path in one row; its first picture is the reconstruction."""
     arguments.check(args)
     in_range("--theta", args.theta, 0.0, 1.0)
     in_range("--frames", args.frames, 2, 1000)
     if not args.target.strip():
         raise UserError("the target caption is empty; say what the picture should become.")
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     encoded = session.encode(studio, [args.picture], args)
     captions = [args.target] if args.source is None else [args.target, args.source]
     z_txt = studio.text_embeddings(captions)

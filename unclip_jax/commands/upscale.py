@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.commands import arguments, pictures, session
-from unclip_jax.commands.studio import Studio, need_upsamplers
+from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image as codec
 from unclip_jax.pipeline import text_to_image
+from unclip_jax.pipeline.text_to_image import Cascade
 
 DESCRIPTION = "Enlarge pictures with the upsamplers, from the size that fits them best."
 
@@ -28,14 +29,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write each picture as it went in, enlarged without a model, and as it came out."""
     arguments.check(args)
     arguments.check_count(len(args.pictures))
     if args.no_upsample:
         raise UserError("upscale --no-upsample would do nothing; leave one of the two out.")
     read = [pictures.read(path) for path in args.pictures]
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     need_upsamplers(studio.cascade, why="upscale")
     start, size = choose(studio, read, args.from_size)
     low = np.stack([pictures.square(picture, size) for picture in read])
@@ -74,3 +75,16 @@ def choose(studio: Studio, read: list[pictures.Picture], from_size: int | None) 
     short = min(min(picture.pixels.shape[:2]) for picture in read)
     fitting = [size for size in sizes if size <= short] or sizes[:1]
     return sizes.index(fitting[-1]), fitting[-1]
+
+
+def need_upsamplers(cascade: Cascade, *, why: str) -> None:
+    """Refuse a cascade without upsamplers.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not cascade.upsamplers:
+        raise UserError(
+            f"these models have no upsampler, which {why} needs; train one with `python -m "
+            "unclip_jax.train --config=experiments/upsampler_256.py` into the run directory."
+        )

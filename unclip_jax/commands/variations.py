@@ -24,14 +24,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     """Write a grid with one row per eta; a column keeps its noise from row to row."""
     arguments.check(args)
     for eta in args.etas:
         in_range("--etas", eta, 0.0, 1.0)
     in_range("--num", args.num, 1, arguments.MAX_IMAGES)
     arguments.check_count(args.num * len(args.etas))
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = studio or Studio.open(args.models, batch=args.batch)
     encoded = session.encode(studio, [args.picture], args)
     varied = edits.variations(encoded.latent, etas=args.etas, copies=args.num)
     order = session.order(

@@ -82,6 +82,15 @@ def is_lossless(data: bytes) -> bool:
     return _open(data).format in ("PNG", "GIF", "BMP", "TIFF", "PPM")
 
 
+def format_of(data: bytes) -> str:
+    """The format of a picture's bytes in lower case, "png" or "jpeg" for example.
+
+    Raises:
+        BadImage: they are of none that is read here.
+    """
+    return str(_open(data).format).lower()
+
+
 def resize_short(image: Pixels, size: int) -> Pixels:
     """Resize so that the shorter side is `size`; the aspect ratio is kept.
 

@@ -79,8 +79,18 @@ def faithful(steps: str = "ddim250") -> SamplingConfig:
 
 def chain_of(cfg: DecoderStageConfig, steps: str) -> Schedule:
     """The strided chain of a decoder."""
-    grid = respace.timesteps(steps, num_timesteps=cfg.diffusion.num_timesteps)
-    return respace.respace(cfg.diffusion.chain(), timesteps=grid)
+    return respace.strided(cfg.diffusion.chain(), steps=steps)
+
+
+def steps_of(cfg: DecoderStageConfig, steps: str) -> samplers.StepInputs:
+    """The numbers of every step of `chain_of`, most noise first."""
+    return samplers.step_inputs(chain_of(cfg, steps))
+
+
+def in_parts(options: DecodeOptions, *, hole: object = None) -> bool:
+    """Whether `decode_part` can take the place of `decode`: one walk, by a rule without memory."""
+    plain = hole is None and not options.previews
+    return plain and not isinstance(options.sampling.rule(), samplers.Solver)
 
 
 def fresh_noise(cfg: DecoderStageConfig, keys: Keys) -> Image:
@@ -118,16 +128,19 @@ def decode(
         hole: keep a part of an image.
 
     Raises:
-        UserError: previews of a picture with a hole, which is walked more than once.
+        UserError: previews of a picture with a hole, which is walked more than once; or either with
+            a sampler that remembers steps.
     """
     if hole is not None and options.previews:
         raise UserError(
             f"{options.previews} previews were asked for while filling a hole; ask for none."
         )
     denoise = _denoiser(cfg, params, condition, negative, options)
+    looked_into = hole is not None or options.previews > 0
+    rule = options.sampling.rule() if eta is None and not looked_into else None
     walk: dict[str, Any] = {
         "schedule": chain_of(cfg, options.sampling.steps),
-        "step": _rule(options.sampling, eta),
+        "step": rule or _rule(options.sampling, eta),
         "keys": rng.fold_each(keys, "decoder"),
     }
     previews = None
@@ -233,8 +246,17 @@ def _denoiser(
 
 
 def _rule(sampling: SamplingConfig, eta: PerExample | None) -> samplers.StepRule:
+    """A rule that knows nothing but its step.
+
+    Raises:
+        UserError: the sampler remembers earlier steps.
+    """
     if eta is not None:
         return samplers.Ddim(eta)
-    if sampling.sampler == "ddim":
-        return samplers.ddim(sampling.eta)
-    return samplers.ancestral(sampling.variance)
+    rule = sampling.rule()
+    if isinstance(rule, samplers.Solver):
+        raise UserError(
+            f"the sampler {sampling.sampler!r} cannot be looked into on the way or fill a hole; "
+            "use 'ddim' or 'ancestral'."
+        )
+    return rule

@@ -1,0 +1,136 @@
+"""The sampler as one file: the same bits, without the model code."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cascades
+from tests.conftest import ROOT
+from unclip_jax import bundle, sample
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
+from unclip_jax.pipeline import load, text_to_image
+from unclip_jax.serving import artefact
+
+OPTIONS = ["--steps=4", "--prior-steps=3", "--guidance=2"]
+CAPTIONS = [*cascades.CAPTIONS, "", "a green star"]
+# One program for several seeds and captions; five captions are a batch of four and one of one.
+READER = """
+    import pathlib, sys
+
+    class Gone:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in ("flax", "optax", "orbax") or name.startswith(
+                ("unclip_jax.models", "unclip_jax.stages", "unclip_jax.pipeline")
+            ):
+                raise ImportError(f"{name} is not to be imported")
+
+    sys.meta_path.insert(0, Gone())
+    try:
+        import unclip_jax.models.decoder
+    except ImportError:
+        pass
+    else:
+        sys.exit("the models are still there")
+    import numpy as np
+    from unclip_jax.serving.artefact import open_artefact
+
+    opened = open_artefact(pathlib.Path(sys.argv[1]))
+    np.save(sys.argv[2], opened.draw(sys.argv[3:], seed=5))
+"""
+
+
+@pytest.fixture(scope="module")
+def written(run_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundle") / "tiny.unclip"
+    bundle.main([f"--models={run_dir}", f"--out={out}", "--batch_sizes=4,1", *OPTIONS])
+    return out
+
+
+def test_another_process_draws_the_same_bits_without_the_models(written, run_dir, tmp_path):
+    drawn = tmp_path / "drawn.npy"
+    code = textwrap.dedent(READER)
+    command = [sys.executable, "-c", code, str(written), str(drawn), *CAPTIONS]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    loaded = load.load_cascade(run_dir)
+    args = bundle.parse(["--out=x", *OPTIONS])
+    options = bundle.options_from(args, loaded.cascade)
+    ordinary = sample.sampler(loaded.cascade, options)
+    tokenizer = text.load(loaded.tokenizer_dir)
+    parts = []
+    for indices in ([0, 1, 2, 3], [4]):
+        tokens = sample.tokenise(loaded.cascade, tokenizer, [CAPTIONS[i] for i in indices])
+        keys = text_to_image.keys_for(5, jnp.array(indices))
+        parts.append(np.asarray(ordinary(loaded.params, tokens, keys, None)))
+    np.testing.assert_array_equal(np.load(drawn), np.concatenate(parts))
+
+
+def test_a_file_says_what_it_is(written, capsys):
+    opened = artefact.open_artefact(written)
+    assert opened.card.batch_sizes == (1, 4) and opened.card.image_size == 32
+    assert opened.card.platforms == ("cpu",) and opened.card.options["decoder"]["steps"] == "4"
+    assert (opened._size_for(9), opened._size_for(3)) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("captions", "seed", "message"),
+    [([], 0, "number of captions is 0"), (["x"], -1, "seed is -1"), (["x"], 2**31, "seed is")],
+)
+def test_what_cannot_be_drawn_is_refused(written, captions, seed, message):
+    with pytest.raises(UserError, match=message):
+        artefact.open_artefact(written).draw(captions, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_sizes=a"], "--batch_sizes is 'a'; give numbers such as 1,4"),
+        (["--batch_sizes=0"], r"batch size is 0; it must lie in \[1, 1024\]"),
+        (["--platforms=gpu"], "unknown platform 'gpu'"),
+        (["--steps=ddim999"], "ddim999"),
+        (["--out=/proc/x/y"], "cannot write /proc/x/y"),
+    ],
+)
+def test_mistakes_are_one_line(run_dir, tmp_path, arguments, message):
+    out = [f"--out={tmp_path / 'x'}"]
+    with pytest.raises(UserError, match=message):
+        bundle.main([f"--models={run_dir}", "--batch_sizes=1", *OPTIONS, *out, *arguments])
+
+
+def rewritten(written, path, **changed):
+    """A copy of the file with members changed."""
+    with zipfile.ZipFile(written) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, changed.get(name.split(".")[0], old.read(name)))
+    return path
+
+
+def test_files_that_are_none_are_refused(written, tmp_path):
+    card = json.loads(zipfile.ZipFile(written).read(artefact.CARD))
+
+    def with_card(**changes):
+        return rewritten(written, tmp_path / "other", card=json.dumps({**card, **changes}))
+
+    (tmp_path / "words").write_text("hello")
+    cases = [
+        (tmp_path / "none", "is not an artefact"),
+        (tmp_path / "words", "is not an artefact"),
+        (rewritten(written, tmp_path / "hurt", weights=b"0" * 99), "weights in .* are damaged"),
+    ]
+    for path, message in cases:
+        with pytest.raises(UserError, match=message):
+            artefact.open_artefact(path)
+    for changes, message in (
+        ({"format_version": 9}, "has format_version 9, but 1 is read here"),
+        ({"more": 1}, "has a damaged card"),
+        ({"platforms": ["tpu"]}, "is for tpu, but JAX runs on cpu here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            artefact.open_artefact(with_card(**changes))

@@ -1,0 +1,101 @@
+"""A page and an HTTP API to draw and edit pictures with trained models.
+
+    python -m unclip_jax.demo --models=runs/shapes
+
+needs the extra `demo` (`pip install 'unclip_jax[demo]'`). docs/page.md describes both.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from unclip_jax import entry, sample, weights
+from unclip_jax.commands import arguments, guided_text
+from unclip_jax.commands.studio import Studio
+from unclip_jax.core.checks import UserError, in_range, positive
+from unclip_jax.pipeline import load
+from unclip_jax.serving.forms import Limits
+from unclip_jax.serving.orders import Command, House
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unclip_jax.demo", description="Serve a page and an HTTP API."
+    )
+    arguments.add_models(parser)
+    parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password"
+    )
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--batch", type=int, default=4, help="images drawn at once")
+    parser.add_argument("--max-images", type=int, default=Limits.images, help="per request")
+    parser.add_argument("--max-waiting", type=int, default=Limits.waiting, help="requests in line")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Load the models and serve until ctrl-C."""
+    args = parse(argv)
+    check(args)
+    house = open_house(args)
+    import uvicorn  # pyright: ignore[reportMissingImports]
+
+    from unclip_jax.serving import page
+
+    sys.stdout.write(f"{house.name} at http://{args.host}:{args.port} (API below /api)\n")
+    uvicorn.run(page.app(house), host=args.host, port=args.port, log_level="warning")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be served, before anything is loaded.
+
+    Raises:
+        UserError: naming the argument, or the extra that is not installed.
+    """
+    in_range("--port", args.port, 1, 65535)
+    positive("--batch", args.batch)
+    in_range("--max-images", args.max_images, 1, arguments.MAX_IMAGES)
+    in_range("--max-waiting", args.max_waiting, 0, 1000)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "the page needs Gradio, which is not installed; run `pip install 'unclip_jax[demo]'`, "
+            "in a checkout `pip install -e '.[demo]'`."
+        )
+    args.models = arguments.run_directory(args.models)
+
+
+def open_house(args: argparse.Namespace) -> House:
+    """Load the models.
+
+    Raises:
+        UserError: a stage is missing, damaged, or does not fit the others.
+    """
+    loaded = load.load_cascade(weights.run_of(args.models), prior_name=args.prior)
+    return House(
+        Studio(loaded, batch=args.batch),
+        name=args.models.resolve().name,
+        text=Command(parse_text, run_text),
+        limits=Limits(images=args.max_images, waiting=args.max_waiting),
+    )
+
+
+def parse_text(argv: list[str]) -> argparse.Namespace:
+    """The arguments of `sample text`."""
+    return sample.parse(argv)
+
+
+def run_text(args: argparse.Namespace, studio: Studio) -> Any:
+    """`sample text` with models that are open already."""
+    sample.check(args)
+    options = sample.options_from(args, studio.cascade)
+    captions = [caption for caption in args.captions for _ in range(args.num)]
+    facts = {**sample.record(args, options), "models": {"path": str(args.models), **studio.facts()}}
+    return guided_text.run(args, studio, captions, options=options, record=facts)
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))
