@@ -12,6 +12,7 @@ CORE = [
     "absl-py>=2.1",
     "array_record>=0.8",
     "chex>=0.1.91",
+    "flatbuffers>=24",  # jax.export writes with it
     "flax>=0.12.4",
     "grain>=0.2.18",
     "importlib_resources>=6",  # tensorflow-datasets 4.9.10 uses it without asking for it

@@ -79,7 +79,7 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     if size in ("shapes", "emoji", "tiny"):
         # What the miniature changes, and why: x_0 with a clipped SNR weight and Muon learn several
-        # times faster in a thousand steps; a stem of patch 2 makes 32 px cost what 16 px does.
+        # times faster in a thousand steps.
         net.text_width, net.text_depth, net.text_heads = 64, 2, 2
         net.z_map = 4
         unet.out_channels, unet.dropout = 3, 0.0

@@ -38,8 +38,10 @@ def printed(*arguments: str) -> list[list[str]]:
 def known_flags(module: str) -> set[str]:
     """Flags that an entry point defines: the string literals of its source that look like one."""
     source = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
-    if module == "unclip_jax.sample":  # and its subcommands
-        parts = sorted((ROOT / "unclip_jax/commands").glob("*.py"))
+    rooms = dict.fromkeys(("unclip_jax.sample", "unclip_jax.demo", "unclip_jax.bundle"), "commands")
+    rooms["unclip_jax.evaluate"] = "evaluation"
+    if module in rooms:  # of its subcommands and of what they share
+        parts = sorted((ROOT / "unclip_jax" / rooms[module]).glob("*.py"))
         source += "".join(part.read_text("utf-8") for part in parts)
     named = re.findall(r"\"--([\w-]+)\"", source)
     return {*named, *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)}
@@ -76,7 +78,8 @@ def test_shellcheck_is_content(script: pathlib.Path):
 def written_commands(document: str) -> list[list[str]]:
     """Commands of ours in a document or Makefile, split up, continued lines joined."""
     text = (ROOT / document).read_text("utf-8").replace("\\\n", " ")
-    found = re.findall(r"^\s*@?\S*python(?: -m )(unclip_jax\.\w.*)$", text, flags=re.MULTILINE)
+    line = r"^\s*@?(?:\. launch/env\.sh && )?\S*python(?: -m )(unclip_jax\.\w.*)$"
+    found = re.findall(line, text, flags=re.MULTILINE)
     return [["python", "-m", *shlex.split(line, comments=True)] for line in found]
 
 

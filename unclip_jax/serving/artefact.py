@@ -148,12 +148,11 @@ def _card(stored: Any, path: pathlib.Path) -> Card:
             f"{path} has format_version {version!r}, but {FORMAT_VERSION} is read here; write it "
             "again with `python -m unclip_jax.bundle`."
         )
+    lists = {name: value for name, value in stored.items() if isinstance(value, list)}
     try:
-        card = Card(**stored)
+        return Card(**{**stored, **{name: tuple(value) for name, value in lists.items()}})
     except TypeError as error:
         raise UserError(f"{path} has a damaged card ({error}); copy the file again.") from None
-    lists = {name: tuple(getattr(card, name)) for name in ("batch_sizes", "contexts", "platforms")}
-    return dataclasses.replace(card, **lists)
 
 
 def _array(blob: bytes, entry: dict[str, Any]) -> Array:
