@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiler import THOROUGH
 from tests.diffusion.gaussians import FULL, exact_denoiser
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
@@ -38,9 +39,11 @@ def test_a_preview_of_every_step_is_what_the_denoiser_said_there():
         jax.debug.callback(lambda x_0: said.append(np.asarray(x_0)), pred.x_0, ordered=True)
         return pred
 
-    _, seen = trajectory.sample_with_previews(
-        denoise, X_T, schedule=SHORT, step=RULE, keys=KEYS, count=10
-    )
+    def run(x_T):
+        options = {"schedule": SHORT, "step": RULE, "keys": KEYS, "count": 10}
+        return trajectory.sample_with_previews(denoise, x_T, **options)
+
+    _, seen = jax.jit(run, compiler_options=THOROUGH)(X_T)
     jax.block_until_ready(seen)
     jax.effects_barrier()
     np.testing.assert_array_equal(seen, np.stack(said))

@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
+from tests.compiler import THOROUGH
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel import place
 from unclip_jax.parallel.axes import sharded
@@ -64,11 +65,15 @@ def test_shardings_follow_the_table(rules: str, text: str):
 def test_parameters_are_born_sharded_and_do_not_depend_on_the_mesh():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     where = place.shardings(BOXED, mesh, rules="fsdp_tp")
-    create = jax.jit(lambda key: place.unbox(init(key)), out_shardings=where)
-    params = create(jax.random.key(3))
+
+    def create(key):
+        return place.unbox(init(key))
+
+    born = jax.jit(create, out_shardings=where, compiler_options=THOROUGH)
+    params = born(jax.random.key(3))
     kernel = params["blocks"]["up"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 2, 8)}
-    plain = place.unbox(init(jax.random.key(3)))
+    plain = jax.jit(create, compiler_options=THOROUGH)(jax.random.key(3))
     np.testing.assert_array_equal(kernel, plain["blocks"]["up"]["kernel"])
 
 
