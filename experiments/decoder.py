@@ -3,8 +3,9 @@ r"""Decoder: a 64x64 image from a CLIP image embedding and, optionally, its capt
 Paper: Ramesh et al. 2022, section 2.1 and Table 3; Nichol et al. 2021 (GLIDE) for the U-Net.
 Run:   python -m unclip_jax.train --config=experiments/decoder.py:shapes \
            --workdir=runs/shapes/decoder
-Cost:  shapes: about 15 minutes on 2 CPU cores. paper: 800K steps at batch 2,048.
-Expect: shapes: loss_wrong_z well above loss; colours right after a few hundred steps, shapes last.
+Cost:  shapes: 18 minutes on 2 CPU cores beside other work. paper: 800K steps at batch 2,048.
+Expect: shapes: loss_wrong_z well above loss; colours and counts right, a third of the shapes
+    (docs/miniature.md has what was tried).
 Needs: images, and their embeddings under a trained CLIP (python -m unclip_jax.embed).
 """
 
