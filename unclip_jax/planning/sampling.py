@@ -42,7 +42,8 @@ def _captions(spec: BatchSpec) -> BatchSpec:
 
 def _decoder(config: Any) -> BatchSpec:
     spec = decoder.make(config).batch_spec
-    return {name: spec[name] for name in ("tokens", "token_mask", "z_img")}
+    captions = {name: spec[name] for name in ("tokens", "token_mask")}
+    return {**captions, "z_img": spec[config.condition]}  # either of CLIP's takes that place
 
 
 def _upsampler(config: Any) -> BatchSpec:
