@@ -80,9 +80,9 @@ def test_what_clip_says_is_needed():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PriorStageConfig(KARLO_PRIOR), "prior.drop_text is 0.1, but"),
+        (lambda: PriorStageConfig(KARLO_PRIOR), "config.model.drop_text is 0.1, but"),
         (lambda: PriorStageConfig(KARLO_PRIOR, drop_text=0.0, z_mean=(1.0,)), "have 1 and 0"),
-        (lambda: DecoderStageConfig(KARLO_DECODER), "decoder.drop_text is 0.5, but"),
+        (lambda: DecoderStageConfig(KARLO_DECODER), "config.model.drop_text is 0.5, but"),
         (
             lambda: DecoderStageConfig(KARLO_DECODER, drop_text=0.0, embedding="row"),
             "Did you mean 'raw'",

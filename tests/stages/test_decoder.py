@@ -112,7 +112,7 @@ def test_guidance_of_a_decoder_that_was_trained_without_drops_is_refused(made, n
     cfg, params, batch = made
     plain = dataclasses.replace(cfg.sampling, guidance_scale=1.0)
     whole = dataclasses.replace(cfg, sampling=plain, **{name: 0.0})
-    message = f"guidance_scale is 2.0, but decoder.{name} is 0: .* Use 1.0, or train"
+    message = f"guidance_scale is 2.0, but config.model.{name} is 0: .* Use 1.0, or train"
     with pytest.raises(UserError, match=message):
         dataclasses.replace(whole, sampling=cfg.sampling)
     z_img, tokens, mask = arguments(batch)
@@ -153,5 +153,5 @@ def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(made):
 
 
 def test_an_unknown_condition_is_refused(made):
-    with pytest.raises(UserError, match="unknown decoder.condition 'z'"):
+    with pytest.raises(UserError, match="unknown config.model.condition 'z'"):
         dataclasses.replace(made[0], condition="z")

@@ -175,7 +175,9 @@ def test_guidance_of_a_prior_that_was_trained_without_drops_is_refused(made):
     cfg, params, batch = made
     whole = dataclasses.replace(cfg, drop_text=0.0)
     guided = dataclasses.replace(cfg.sampling, guidance_scale=2.0)
-    message = "guidance_scale is 2.0, but prior.drop_text is 0: .* trained without drops"
+    message = (
+        "guidance_scale is 2.0, but config.model.drop_text is 0: trained without drops, a model"
+    )
     with pytest.raises(UserError, match=message):
         dataclasses.replace(whole, sampling=guided)
     text = {name: batch[name] for name in ("tokens", "token_mask", "z_txt")}
@@ -203,9 +205,9 @@ def test_the_table_variance_needs_the_priors_own_table(made):
 
 def test_settings_out_of_range_are_refused():
     cfg = tiny.experiment("prior").model
-    with pytest.raises(UserError, match=r"prior.drop_text is 1.5; it must lie in \[0.0, 1.0\]"):
+    with pytest.raises(UserError, match=r"config.model.drop_text is 1.5; it must lie in \[0.0, 1"):
         dataclasses.replace(cfg, drop_text=1.5)
-    with pytest.raises(UserError, match="prior.num_candidates is 0"):
+    with pytest.raises(UserError, match="config.model.num_candidates is 0"):
         dataclasses.replace(cfg, num_candidates=0)
-    with pytest.raises(UserError, match="unknown prior.scaling 'pixel'. Did you mean 'pixel_rms'"):
+    with pytest.raises(UserError, match="unknown config.model.scaling 'pixel'. Did you mean"):
         dataclasses.replace(cfg, scaling="pixel")

@@ -278,13 +278,15 @@ def test_a_share_of_variance_becomes_a_number_of_components(made):
 
 def test_settings_that_cannot_be_are_refused(made):
     cfg, params, batch = made
-    with pytest.raises(UserError, match=r"prior_ar.drop_text is 1.5; it must lie in \[0.0, 1.0\]"):
+    with pytest.raises(UserError, match=r"config.model.drop_text is 1.5; it must lie in \[0.0, 1"):
         dataclasses.replace(cfg, drop_text=1.5)
-    with pytest.raises(UserError, match="prior_ar.num_candidates is 0"):
+    with pytest.raises(UserError, match="config.model.num_candidates is 0"):
         dataclasses.replace(cfg, num_candidates=0)
     never = dataclasses.replace(cfg, drop_text=0.0)
     sampling = prior_ar.CodeSamplingConfig(guidance_scale=2.0)
-    message = r"guidance_scale is 2.0, but this prior was trained with drop_text=0"
+    message = (
+        "guidance_scale is 2.0, but config.model.drop_text is 0: trained without drops, a model"
+    )
     with pytest.raises(UserError, match=message):
         prior_ar.sample(never, params, **text(batch), keys=keys(), sampling=sampling)
     with pytest.raises(UserError, match=message):

@@ -49,7 +49,9 @@ def test_what_cannot_be_trained_is_refused(made):
     with pytest.raises(UserError, match="image_size is 36, which 8 does not divide"):
         dataclasses.replace(cfg, model=deep, crop=16)
     eps = dataclasses.replace(cfg.diffusion, target="eps")
-    with pytest.raises(UserError, match="residual needs diffusion.target 'x_0', not 'eps'"):
+    with pytest.raises(
+        UserError, match="residual needs config.model.diffusion.target 'x_0', not 'eps'"
+    ):
         dataclasses.replace(cfg, diffusion=eps)
 
 
@@ -163,7 +165,7 @@ def test_the_level_of_sampling_is_fixed_and_its_noise_belongs_to_the_image(augme
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"most": 1.5}, "upsampler.augment.most is 1.5; it must lie in"),
+        ({"most": 1.5}, "config.model.augment.most is 1.5; it must lie in"),
         ({"most": 0.2, "level": 0.5}, "augment.level is 0.5; the network learns levels from 0 to"),
         ({"level": 0.1}, "augment.level is 0.1; .*augment.most = 0.0"),
     ],

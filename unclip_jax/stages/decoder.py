@@ -60,23 +60,23 @@ class DecoderStageConfig:
     condition: str = "z_img"
 
     def __post_init__(self):
-        one_of("decoder.condition", self.condition, CONDITIONS)
-        one_of("decoder.embedding", self.embedding, EMBEDDINGS)
+        one_of("config.model.condition", self.condition, CONDITIONS)
+        one_of("config.model.embedding", self.embedding, EMBEDDINGS)
         if self.model.caption == "clip_sequence" and self.drop_text > 0:
             raise UserError(
-                f"decoder.drop_text is {self.drop_text}, but this decoder has no null caption "
-                "(decoder.model.caption is 'clip_sequence'): set it to 0 and give the empty "
+                f"config.model.drop_text is {self.drop_text}, but this decoder has no null caption "
+                "(config.model.model.caption is 'clip_sequence'): set it to 0 and give the empty "
                 "caption to a share of the examples in the data."
             )
-        in_range("decoder.drop_z", self.drop_z, 0.0, 1.0)
-        in_range("decoder.drop_text", self.drop_text, 0.0, 1.0)
+        in_range("config.model.drop_z", self.drop_z, 0.0, 1.0)
+        in_range("config.model.drop_text", self.drop_text, 0.0, 1.0)
         self.check_guidance(self.sampling)
         unet = self.model.unet
         plan(unet)  # refuses an image that its levels cannot halve
         expected = unet.in_channels * (2 if self.diffusion.learned_variance else 1)
         if unet.out_channels != expected:
             raise UserError(
-                f"decoder.model.unet.out_channels is {unet.out_channels}; "
+                f"config.model.model.unet.out_channels is {unet.out_channels}; "
                 f"diffusion.learned_variance={self.diffusion.learned_variance} needs {expected}."
             )
 
@@ -91,10 +91,10 @@ class DecoderStageConfig:
         Raises:
             UserError: a drop is 0 and the scale is not 1.
         """
-        drops = {"decoder.drop_z": self.drop_z} if self.model.reads_z else {}
+        drops = {"config.model.drop_z": self.drop_z} if self.model.reads_z else {}
         if self.model.caption == "own":  # otherwise the empty caption in the data is the drop
-            drops["decoder.drop_text"] = self.drop_text
-        gaussian.check_guidance(sampling, drops=drops)
+            drops["config.model.drop_text"] = self.drop_text
+        gaussian.check_guidance(sampling.guidance_scale, drops=drops)
 
 
 def make(cfg: DecoderStageConfig) -> Stage:

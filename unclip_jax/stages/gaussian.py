@@ -241,11 +241,11 @@ def run(
     )
 
 
-def check_guidance(sampling: SamplingConfig, *, drops: dict[str, float]) -> None:
-    """Refuse guidance of a model that never saw its condition dropped: it has no null to lean on.
+def check_guidance(scale: float, *, drops: dict[str, float]) -> None:
+    """Refuse guidance of a model that never sees its condition dropped: it has no null to lean on.
 
     Args:
-        sampling: of the stage.
+        scale: of the guidance; 1 is off.
         drops: config key -> share of examples without that condition, for every condition that
             the unconditional branch leaves out.
 
@@ -253,9 +253,8 @@ def check_guidance(sampling: SamplingConfig, *, drops: dict[str, float]) -> None
         UserError: naming the drop that is 0.
     """
     for name, share in drops.items():
-        if sampling.guidance_scale != 1.0 and share == 0.0:
+        if scale != 1.0 and share == 0.0:
             raise UserError(
-                f"guidance_scale is {sampling.guidance_scale}, but {name} is 0: the model was "
-                "trained without drops and knows no unconditional prediction. Use 1.0, or train "
-                f"with {name} above 0."
+                f"guidance_scale is {scale}, but {name} is 0: trained without drops, a model knows "
+                f"no unconditional prediction. Use 1.0, or train with {name} above 0."
             )

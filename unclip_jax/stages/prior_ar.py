@@ -19,13 +19,13 @@ from jaxtyping import Array, Bool, Float, Int
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
-from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.checks import in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.codec import Codec, Codes
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
-from unclip_jax.stages import categorical, codec_fit
+from unclip_jax.stages import categorical, codec_fit, gaussian
 from unclip_jax.stages.base import Rows, Stage, apply, one_example
 from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.prior import best_of, unit
@@ -52,8 +52,8 @@ class PriorArStageConfig:
     num_candidates: int = 1
 
     def __post_init__(self):
-        in_range("prior_ar.drop_text", self.drop_text, 0.0, 1.0)
-        in_range("prior_ar.num_candidates", self.num_candidates, 1, 64)
+        in_range("config.model.drop_text", self.drop_text, 0.0, 1.0)
+        in_range("config.model.num_candidates", self.num_candidates, 1, 64)
         self.check_guidance(self.sampling)
 
     def check_guidance(self, sampling: CodeSamplingConfig) -> None:
@@ -62,12 +62,8 @@ class PriorArStageConfig:
         Raises:
             UserError: `drop_text` is 0 and the scale is not 1.
         """
-        if sampling.guidance_scale != 1.0 and self.drop_text == 0:
-            raise UserError(
-                f"sampling.guidance_scale is {sampling.guidance_scale}, but this prior was trained "
-                "with drop_text=0 and knows no empty caption; use 1, or train with "
-                "config.model.drop_text=0.1."
-            )
+        drops = {"config.model.drop_text": self.drop_text}
+        gaussian.check_guidance(sampling.guidance_scale, drops=drops)
 
 
 class Encoded(NamedTuple):

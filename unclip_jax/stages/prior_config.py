@@ -44,20 +44,20 @@ class PriorStageConfig:
     z_std: tuple[float, ...] = ()
 
     def __post_init__(self):
-        in_range("prior.drop_text", self.drop_text, 0.0, 1.0)
-        in_range("prior.num_candidates", self.num_candidates, 1, 64)
-        one_of("prior.scaling", self.scaling, SCALINGS)
+        in_range("config.model.drop_text", self.drop_text, 0.0, 1.0)
+        in_range("config.model.num_candidates", self.num_candidates, 1, 64)
+        one_of("config.model.scaling", self.scaling, SCALINGS)
         sizes = {len(self.z_mean), len(self.z_std)}
         if sizes != {0} and sizes != {self.model.embed_dim}:
             raise UserError(
-                f"prior.z_mean and prior.z_std have {len(self.z_mean)} and {len(self.z_std)} "
-                f"values; give prior.model.embed_dim ({self.model.embed_dim}) each, or none."
+                f"config.model.z_mean and z_std have {len(self.z_mean)} and {len(self.z_std)} "
+                f"values; give config.model.model.embed_dim ({self.model.embed_dim}) each, or none."
             )
         if self.model.null == "empty" and self.drop_text > 0:
             raise UserError(
-                f"prior.drop_text is {self.drop_text}, but this prior has no learned null "
-                "(prior.model.null is 'empty'): set it to 0 and give the empty caption to a share "
-                "of the examples in the data."
+                f"config.model.drop_text is {self.drop_text}, but this prior has no learned null "
+                "(config.model.model.null is 'empty'): set it to 0 and give the empty caption to a "
+                "share of the examples in the data."
             )
         self.check_guidance(self.sampling)
 
@@ -97,4 +97,5 @@ class PriorStageConfig:
             UserError: `drop_text` is 0 and the scale is not 1.
         """
         if self.model.null == "learned":
-            gaussian.check_guidance(sampling, drops={"prior.drop_text": self.drop_text})
+            drops = {"config.model.drop_text": self.drop_text}
+            gaussian.check_guidance(sampling.guidance_scale, drops=drops)

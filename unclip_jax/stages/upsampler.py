@@ -42,11 +42,11 @@ class AugmentConfig:
     level: float = 0.0
 
     def __post_init__(self):
-        in_range("upsampler.augment.most", self.most, 0.0, 1.0)
+        in_range("config.model.augment.most", self.most, 0.0, 1.0)
         if not 0 <= self.level <= self.most:
             raise UserError(
-                f"upsampler.augment.level is {self.level}; the network learns levels from 0 to "
-                f"upsampler.augment.most = {self.most}, so choose one of these."
+                f"config.model.augment.level is {self.level}; the network learns levels from 0 to "
+                f"config.model.augment.most = {self.most}, so choose one of these."
             )
 
 
@@ -79,7 +79,7 @@ class UpsamplerStageConfig:
 
     def __post_init__(self):
         size, factor, stride = self.model.unet.image_size, self.model.factor, self.model.unet.stride
-        divisible("upsampler.crop", self.crop, factor, "a crop must match whole low-res pixels.")
+        divisible("config.model.crop", self.crop, factor, "a crop must match whole low-res pixels.")
         divisible("upsampler image_size", size, factor, "the low-res image has whole pixels.")
         for what, side in (("crop", self.crop), ("image_size", size)):
             why = (
@@ -88,12 +88,14 @@ class UpsamplerStageConfig:
             divisible(f"upsampler {what}", side, stride, why)
         if self.crop > size:
             raise UserError(
-                f"upsampler.crop is {self.crop}, larger than the image ({size}); make it smaller."
+                f"config.model.crop is {self.crop}, larger than the image ({size}); make it "
+                "smaller."
             )
         self.check_guidance(self.sampling)
         if self.residual and self.diffusion.target != "x_0":
             raise UserError(
-                f"upsampler.residual needs diffusion.target 'x_0', not {self.diffusion.target!r}."
+                "config.model.residual needs config.model.diffusion.target 'x_0', not "
+                f"{self.diffusion.target!r}."
             )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
@@ -104,8 +106,8 @@ class UpsamplerStageConfig:
         """
         if sampling.guidance_scale != 1.0:
             raise UserError(
-                f"upsampler.sampling.guidance_scale is {sampling.guidance_scale}, but upsamplers "
-                "see no caption and are trained without drops; use 1.0."
+                f"guidance_scale is {sampling.guidance_scale}, but upsamplers see no "
+                "caption and are trained without drops; use 1.0."
             )
 
     @property
