@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.stages import tiny
+from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
 from unclip_jax.models.clip import ClipConfig
@@ -15,6 +17,7 @@ from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.stages import captions, decoder, prior
 from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
 
 KARLO_PRIOR = PriorConfig(
@@ -95,6 +98,15 @@ def test_what_clip_says_is_needed():
 def test_options_that_do_not_go_together(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_pictures_of_a_decoder_in_training_do_without_the_empty_caption():
+    guided = SamplingConfig(steps="2", guidance_scale=2.0)
+    stage = decoder.make(DecoderStageConfig(KARLO_DECODER, drop_text=0.0, sampling=guided))
+    batch = batches.abstract(stage.batch_spec, 2)
+    params = tiny.init(stage)
+    shape = jax.eval_shape(stage.preview, params, batch, jax.random.key(0)).shape
+    assert shape == (2, 8, 16, 3)  # true and drawn, side by side
 
 
 def test_a_caption_cannot_be_dropped_where_there_is_no_null():

@@ -135,6 +135,9 @@ def make(cfg: DecoderStageConfig) -> Stage:
 
     def preview(params: Params, batch: Batch, key: Key) -> Image:
         keys = rng.per_example(key, jnp.arange(batch["image"].shape[0]))
+        sampling = cfg.sampling
+        if cfg.model.caption == "clip_sequence":  # a batch does not hold the empty caption
+            sampling = dataclasses.replace(sampling, guidance_scale=1.0)
         images = sample(
             cfg,
             params,
@@ -142,6 +145,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
             tokens=batch["tokens"],
             token_mask=batch["token_mask"],
             keys=keys,
+            sampling=sampling,
             text=_clip_text(cfg, batch),
         )
         return jnp.concatenate([batch["image"], images], axis=2)
