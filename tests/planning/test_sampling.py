@@ -1,8 +1,16 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
 import pytest
 
+from tests.stages.test_captions import KARLO_DECODER, KARLO_PRIOR
 from unclip_jax import configs
 from unclip_jax.core.checks import UserError
 from unclip_jax.planning import sampling
+from unclip_jax.registry import stage_entry
+from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.prior import PriorStageConfig
 
 
 @pytest.mark.parametrize("condition", ["z_img", "z_txt"])
@@ -12,6 +20,33 @@ def test_a_decoder_draws_from_either_embedding_under_one_name(condition):
     _, inputs = sampling.function("decoder", config, batch_size=2)
     assert inputs.keys() == {"tokens", "token_mask", "z_img", "keys"}
     assert inputs["z_img"].shape == (2, config.model.z_dim)
+
+
+def drawn_shape(stage, config):
+    """What the sampling function of a plan returns, from shapes alone."""
+    boxed = jax.eval_shape(stage_entry(stage).make(config).init, jax.random.key(0))
+    params = nn.meta.unbox(boxed)
+    draw, inputs = sampling.function(stage, config, batch_size=2)
+    return jax.eval_shape(draw, params, inputs).shape
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("stage", "config", "shape"),
+    [
+        ("prior", PriorStageConfig(KARLO_PRIOR, drop_text=0.0), (2, 4)),
+        ("decoder", DecoderStageConfig(KARLO_DECODER, drop_text=0.0), (2, 8, 8, 3)),
+    ],
+)
+def test_stages_that_read_clip_s_features_are_given_them(stage, config, shape, scale):
+    few = dataclasses.replace(config.sampling, guidance_scale=scale, steps="2")
+    assert drawn_shape(stage, dataclasses.replace(config, sampling=few)) == shape
+
+
+def test_a_prior_whose_variance_table_is_measured_later_can_be_planned_for():
+    overrides = ["--config.model.sampling.variance=table"]
+    config = configs.read("experiments/prior.py:tiny", overrides=overrides).model
+    assert drawn_shape("prior", config) == (2, config.model.embed_dim)
 
 
 def test_a_stage_that_draws_nothing_is_refused():
