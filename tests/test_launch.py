@@ -143,7 +143,10 @@ def test_overrides_reach_every_training_and_nothing_else():
         (["shapes", "--runs=x"], "unknown option '--runs=x'"),
         (["shapes", "tiny"], "unexpected 'tiny'; the size is already 'shapes'"),
         (["shapes", "--until=prio"], "unknown step 'prio'; known: data clip embed prior"),
-        (["emoji", "--run=nowhere"], "no data set at nowhere/data; make one with"),
+        (
+            ["emoji", "--run=nowhere"],
+            "unclip_jax.prepare PICTURES --out=nowhere/data --vocab_size=2048`",
+        ),
     ],
 )
 def test_a_wrong_call_of_the_cascade_is_one_line(arguments: list[str], message: str):

@@ -159,7 +159,8 @@ def _check(experiment: Experiment) -> None:
     if needs and not experiment.data.embeddings:
         raise UserError(
             f"config.data.embeddings is empty, but stage {experiment.stage!r} needs "
-            f"{sorted(needs)}; run `python -m unclip_jax.embed` and give its output folder."
+            f"{sorted(needs)}; give the folder that `python -m unclip_jax.embed` wrote, such as "
+            "runs/shapes/embeddings of `launch/cascade shapes`."
         )
     if "text_seq" in stage.batch_spec and not experiment.data.clip:
         raise UserError(

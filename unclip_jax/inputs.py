@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
         UserError: a data set, embeddings or tokenizer that is missing, half-written or does not
             fit the model.
     """
-    folder = _tokenizer_dir(experiment) if "tokens" in stage.batch_spec else None
+    folder = _tokenizer_dir(experiment, stage) if "tokens" in stage.batch_spec else None
     tokenizer = text.load(folder) if folder else None
     if tokenizer:
         _check_vocabulary(tokenizer, stage)
@@ -113,7 +114,10 @@ def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
     Raises:
         UserError: missing, half-written, or of another CLIP's dimension.
     """
-    source = EmbeddingSource(pathlib.Path(experiment.data.embeddings) / split)
+    folder = pathlib.Path(experiment.data.embeddings) / split
+    if not folder.is_dir():
+        raise UserError(f"no embeddings in {folder}; make them with {how_to_embed(experiment)}.")
+    source = EmbeddingSource(folder)
     model = experiment.model.model
     wanted = getattr(model, "embed_dim", None) or model.z_dim
     if source.dim("z_img") != wanted:
@@ -122,6 +126,21 @@ def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
             f"takes {wanted}. Embed with the CLIP of this size or change config.model."
         )
     return source
+
+
+def how_to_embed(experiment: Experiment) -> str:
+    """The commands that make the embeddings which `experiment` reads, as they can be typed.
+
+    Where all lies as `launch/cascade` puts it, that makes what comes before them too.
+    """
+    data, usual = experiment.data, f"runs/{experiment.size}"
+    clip = data.clip or str(pathlib.Path(data.embeddings).parent / "clip" / "export")
+    options = {"clip": clip, "data": data.path, "out": data.embeddings}
+    words = [f"--{name}={shlex.quote(value)}" for name, value in options.items()]
+    made = f"`{' '.join(['python -m unclip_jax.embed', *words])}`"
+    if list(options.values()) == [f"{usual}/{x}" for x in ("clip/export", "data", "embeddings")]:
+        made += f" (or all before them too: `launch/cascade {experiment.size} --until=embed`)"
+    return made
 
 
 def settled(experiment: Experiment) -> Experiment:
@@ -191,8 +210,12 @@ def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
     return clip_text.reader(pathlib.Path(experiment.data.clip), context=context, width=width)
 
 
-def _tokenizer_dir(experiment: Experiment) -> pathlib.Path:
-    """The configured tokenizer, or the one beside the data."""
+def _tokenizer_dir(experiment: Experiment, stage: Stage) -> pathlib.Path:
+    """The configured tokenizer, or the one beside the data.
+
+    Raises:
+        UserError: neither; or no data, which are then what is missing.
+    """
     if experiment.data.tokenizer:
         return pathlib.Path(experiment.data.tokenizer)
     if experiment.data.path.startswith("tfds:"):
@@ -200,11 +223,24 @@ def _tokenizer_dir(experiment: Experiment) -> pathlib.Path:
             "config.data.tokenizer is empty, and a TFDS data set brings no tokenizer; give a "
             "folder with one, for instance CLIP's vocabulary."
         )
-    return pathlib.Path(experiment.data.path) / manifests.TOKENIZER
+    data = pathlib.Path(experiment.data.path)
+    folder = data / manifests.TOKENIZER
+    if not (manifests.read(data).tokenizer and folder.is_dir()):
+        raise UserError(
+            f"the data set at {data} has no tokenizer; `python -m unclip_jax.prepare "
+            f"--out={shlex.quote(str(data))} --vocab_size={_vocabulary(stage)}` adds one, or set "
+            "config.data.tokenizer to the folder of another."
+        )
+    return folder
+
+
+def _vocabulary(stage: Stage) -> int:
+    """Rows of the stage's token table."""
+    return int(stage.batch_spec["tokens"].high or 0) + 1
 
 
 def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
-    rows = int(stage.batch_spec["tokens"].high or 0) + 1
+    rows = _vocabulary(stage)
     if tokenizer.vocab_size > rows:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model's token table {rows}; "
@@ -220,7 +256,7 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = open_embeddings(experiment, experiment.data.train_split)
         info, stats = source.info(), source.stats("z_img")
-        _check_origin(info, facts, source)
+        _check_origin(experiment, info, facts, source)
         facts["clip_id"] = info.get("clip_id")
         if "text_seq" in stage.batch_spec:
             clip_text.check(pathlib.Path(experiment.data.clip), clip_id=facts["clip_id"])
@@ -228,12 +264,14 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
     return facts
 
 
-def _check_origin(info: dict[str, Any], facts: dict[str, Any], source: EmbeddingSource) -> None:
+def _check_origin(
+    experiment: Experiment, info: dict[str, Any], facts: dict[str, Any], source: EmbeddingSource
+) -> None:
     """Embeddings must come from a known CLIP that read captions as this stage does."""
     if not info.get("clip_id"):
         raise UserError(
-            f"embeddings in {source.directory} do not say which CLIP made them; make them with "
-            "`python -m unclip_jax.embed`."
+            f"embeddings in {source.directory} do not say which CLIP made them; move them away and "
+            f"make them with {how_to_embed(experiment)}."
         )
     ours, theirs = facts.get("tokenizer_hash"), info.get("tokenizer_hash")
     if ours and theirs and ours != theirs:

@@ -7,7 +7,7 @@
 An input is a folder (Hugging Face `metadata.jsonl`, or name.txt beside name.png), a WebDataset
 tar, a picture, or a quoted glob of these; SPLIT= before it says which split it belongs to. `shapes`
 is the procedural world. What is stopped, by ctrl-C or worse, continues when the same command runs
-again.
+again. Without an input, the data set in DIR gets the tokenizer that it lacks.
 """
 
 import argparse
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     limits = Limits(args.max_pixels, args.min_side, args.max_aspect)
     check = CheckConfig(limits, max_side=args.max_side, image_size=args.image_size)
     config = ImportConfig(check, args.shards, args.max_bad, args.workers)
+    if not args.inputs:
+        manifest.read(args.out)  # before the folder is made for its lock
     plans = make_plans(
         args.inputs,
         split=args.split,
@@ -167,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="[SPLIT=]INPUT", help="folder, tar, glob, or shapes[:...]")
+    add("inputs", nargs="*", metavar="[SPLIT=]INPUT", help="folder, tar, glob, or shapes[:...]")
     add("--out", required=True, type=pathlib.Path, help="folder of the data set")
     add("--split", default="train", help="split of inputs without SPLIT= (default: train)")
     add("--shards", type=int, default=0, help="files per split (default: one per 8,192 records)")

@@ -196,7 +196,7 @@ def test_empty_source():
 
 
 def test_captions_without_a_tokenizer(samples):
-    with pytest.raises(UserError, match="no tokenizer; prepare .*--tokenizer=train"):
+    with pytest.raises(UserError, match="no tokenizer; give .*which `prepare` makes"):
         FixedExamples([samples.record(0)], config=ExampleConfig(fields=("tokens",)))
 
 

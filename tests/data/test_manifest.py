@@ -44,7 +44,9 @@ def test_unknown_split():
 
 
 def test_missing_folder(tmp_path: pathlib.Path):
-    with pytest.raises(UserError, match="no data set at .*unclip_jax.prepare INPUT --out="):
+    with pytest.raises(
+        UserError, match="no data set at .*unclip_jax.prepare shapes --out=.*/nowhere`"
+    ):
         manifest.read(tmp_path / "nowhere")
 
 

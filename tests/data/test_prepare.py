@@ -156,6 +156,18 @@ def test_no_tokenizer(tars: pathlib.Path):
     assert not (tars / "out" / "tokenizer").exists()
 
 
+def test_a_tokenizer_is_added_without_naming_the_inputs_again(tars: pathlib.Path):
+    out = tars / "out"
+    run(inputs(tars)[1], f"--out={out}", "--tokenizer=none")
+    run(f"--out={out}")
+    content = manifest.read(out)
+    assert [split.count for split in content.splits] == [3]
+    assert text.load(out / "tokenizer").hash == content.tokenizer
+    with pytest.raises(UserError, match="no data set at .*nowhere"):
+        run(f"--out={tars}/nowhere")
+    assert not (tars / "nowhere").exists()
+
+
 def test_unknown_tokenizer_is_found_before_the_work(tars: pathlib.Path):
     with pytest.raises(UserError, match="no tokenizer in .*nowhere"):
         run(inputs(tars)[1], f"--out={tars}/out", f"--tokenizer={tars}/nowhere")

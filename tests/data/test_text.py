@@ -151,7 +151,7 @@ def test_tokenizers_survive_pickling(learned: text.Tokenizer):
 
 
 def test_folder_without_tokenizer(tmp_path: pathlib.Path):
-    with pytest.raises(UserError, match="no tokenizer in .*merges.txt.*--tokenizer=train"):
+    with pytest.raises(UserError, match="no tokenizer in .*merges.txt.*of a prepared data set"):
         text.load(tmp_path / "openai" / "clip-vit")
 
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import logging
+import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 
 from tests.stages import tiny
-from unclip_jax import inputs
+from unclip_jax import embed, inputs, prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 
@@ -68,6 +70,51 @@ def test_embeddings_that_are_not_there_are_named(folder, tmp_path):
     mine = experiment("prior_ar", tmp_path / "nowhere")
     with pytest.raises(UserError, match="no embeddings in .*nowhere"):
         inputs.fitted(mine, mine.build_stage())()
+
+
+def advice(text):
+    """Commands between backticks, as a shell would split them."""
+    return [shlex.split(command) for command in re.findall("`([^`]+)`", text)]
+
+
+def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = tiny.experiment("prior")
+    with pytest.raises(UserError, match="no embeddings in runs/tiny/embeddings/train") as told:
+        inputs.open_embeddings(mine, "train")
+    by_hand, cascade = advice(str(told.value))
+    args = embed.parse(by_hand[3:])
+    assert by_hand[:3] == ["python", "-m", "unclip_jax.embed"]
+    assert str(args.clip) == "runs/tiny/clip/export"
+    assert (str(args.data), str(args.out)) == (mine.data.path, mine.data.embeddings)
+    assert cascade == ["launch/cascade", "tiny", "--until=embed"]
+    given = dataclasses.replace(mine.data, embeddings="my runs/z", clip="openai/export")
+    with pytest.raises(UserError, match="no embeddings in my runs/z") as told:
+        inputs.open_embeddings(dataclasses.replace(mine, data=given), "train")
+    (by_hand,) = advice(str(told.value))  # the cascade would put them elsewhere
+    args = embed.parse(by_hand[3:])
+    assert (str(args.clip), str(args.out)) == ("openai/export", "my runs/z")
+
+
+def test_what_is_missing_is_the_data_set_not_its_tokenizer(tmp_path):
+    """Every command that is advised works as it stands."""
+    mine = tiny.experiment("clip")
+    mine = dataclasses.replace(mine, data=dataclasses.replace(mine.data, path=f"{tmp_path}/a b"))
+    with pytest.raises(UserError, match="no data set at .*a b; make one") as told:
+        inputs.open_inputs(mine, mine.build_stage())
+    words = advice(str(told.value))[0]
+    assert words[:3] == ["python", "-m", "unclip_jax.prepare"]
+    few = "shapes:train=8,validation=4"  # the whole world takes its time
+    small = [few if word == "shapes" else word for word in words[3:]]
+    prepare.main([*small, "--tokenizer=none"])
+    with pytest.raises(UserError, match="a b has no tokenizer") as told:
+        inputs.open_inputs(mine, mine.build_stage())
+    prepare.main(advice(str(told.value))[0][3:])
+    shutil.rmtree(tmp_path / "a b" / "tokenizer")
+    with pytest.raises(UserError, match="a b has no tokenizer; .* --vocab_size=1024`") as told:
+        inputs.open_inputs(mine, mine.build_stage())
+    prepare.main(advice(str(told.value))[0][3:])
+    assert inputs.open_inputs(mine, mine.build_stage()).tokenizer
 
 
 @pytest.mark.parametrize(("share", "name"), [("blur", "blur"), ("bsr", "bsr")])

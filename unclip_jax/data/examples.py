@@ -186,8 +186,8 @@ def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -
         raise UserError("the data set is empty; prepare it with more inputs.")
     if tokenizer is None and set(TEXT) & set(config.fields):
         raise UserError(
-            "captions are asked for, but there is no tokenizer; prepare the data set with "
-            "--tokenizer=train or --tokenizer=DIR."
+            "captions are asked for, but there is no tokenizer; give the one beside the data set, "
+            "which `prepare` makes unless told --tokenizer=none."
         )
     record = source[0]
     needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS)}

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shlex
 
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.core.config import as_dict, build
@@ -107,8 +108,9 @@ def read(directory: str | pathlib.Path) -> Manifest:
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise UserError(
-            f"no data set at {directory}; make one with `python -m unclip_jax.prepare INPUT "
-            f"--out={directory}`."
+            f"no data set at {directory}; make one with `python -m unclip_jax.prepare shapes "
+            f"--out={shlex.quote(str(directory))}`, or from a folder, tar or quoted glob of your "
+            "pictures in the place of `shapes`."
         )
     if not (directory / FILE).is_file():
         raise UserError(

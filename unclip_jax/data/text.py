@@ -92,8 +92,8 @@ class Tokenizer:
         number = self._engine.token_to_id(token)
         if number is None:
             raise UserError(
-                f"the tokenizer has no token {token!r}; a CLIP tokenizer is needed, for instance "
-                "one made by `python -m unclip_jax.prepare --tokenizer=train`."
+                f"the tokenizer has no token {token!r}; a CLIP tokenizer is needed, such as the "
+                "folder `tokenizer` of a prepared data set."
             )
         return number
 
@@ -125,7 +125,7 @@ def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tok
         ) from error
     raise UserError(
         f"no tokenizer in {directory}; it should hold tokenizer.json, vocab.json and merges.txt, "
-        f"or {CLIP_FILES[0]}. `python -m unclip_jax.prepare --tokenizer=train` makes one."
+        f"or {CLIP_FILES[0]}. The folder `tokenizer` of a prepared data set is one."
     )
 
 

@@ -92,7 +92,7 @@ class VarianceTable:
             raise UserError(
                 f"the variance table was made for {len(self.timesteps)} other strides: it lacks "
                 f"{len(lacking)} of the {chain.num_timesteps} timesteps, the first {lacking[0]}; "
-                "make it with `python -m unclip_jax.analytic --steps=...` for these steps."
+                "make it again with `python -m unclip_jax.analytic` and these --steps."
             )
 
 

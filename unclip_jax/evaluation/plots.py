@@ -57,8 +57,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         return json.loads((folder / "sweep.json").read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no sweep.json; run `python -m unclip_jax.evaluate sweep "
-            f"--out={folder}` first."
+            f"{folder} holds no sweep.json; give a folder that `python -m unclip_jax.evaluate "
+            "sweep` wrote with --out."
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{folder}/sweep.json is damaged ({error}); sweep again.") from None
