@@ -28,6 +28,7 @@ from unclip_jax.commands import pictures
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import sources
+from unclip_jax.data.sources import Source
 from unclip_jax.handoff import load as handoff
 from unclip_jax.metrics import embeddings, frechet, shapes_checker
 from unclip_jax.parallel.mesh import for_drawing
@@ -40,6 +41,7 @@ GUIDANCE = (1.0, 2.0, 4.0)  # of the diffusion prior
 CANDIDATES = (1, 2, 8)
 PAPERS = 2  # candidates while guidance varies (unCLIP, section 2.2)
 BATCH = 50  # captions at once, in every row, so that seconds compare
+NUM, EMBEDDINGS = 200, 500  # unless the command line says otherwise or the split is smaller
 REFERENCE = 2000  # training pictures to whose embeddings distributions are compared
 
 Record = dict[str, Any]
@@ -82,8 +84,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
     args = parse(argv)
     check(args)
-    source = sources.open_prepared(args.data, split=args.split)
-    trained = sources.open_prepared(args.data, split="train")
+    source, trained = open_data(args)
     studios = {
         name: Studio(load.load_cascade(args.models, prior_name=name), batch=BATCH)
         for name in load.PRIORS
@@ -91,8 +92,6 @@ def main(argv: Sequence[str]) -> None:
     truth = look(studios["prior"], source, trained, count=args.embeddings)
     rows = origins(studios["prior"].cascade)
     decode = decoder(studios["prior"], truth, num=args.num, seed=args.seed)
-    args.embeddings = len(truth.captions)
-    args.num = min(args.num, args.embeddings)
     result = {**facts(args, studios), "rows": []}
     with tqdm(rows, unit="row", desc="priors") as bar:
         for origin in bar:
@@ -112,8 +111,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--num", type=int, default=200, help="captions that are drawn as pictures")
-    parser.add_argument("--embeddings", type=int, default=500, help="captions in all; at least NUM")
+    parser.add_argument("--num", type=int, help=f"captions drawn as pictures [{NUM}, or all]")
+    parser.add_argument(
+        "--embeddings", type=int, help=f"captions in all, at least NUM [{EMBEDDINGS}, or all]"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="page to write [MODELS/priors.md]")
     args = parser.parse_args(argv)
@@ -127,14 +128,42 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: naming the argument, or the stage that is not trained.
     """
-    positive("--num", args.num)
-    in_range("--embeddings", args.embeddings, max(args.num, 2), 100_000)
+    for name in ("num", "embeddings"):
+        if (given := getattr(args, name)) is not None:
+            positive(f"--{name}", given)
     if args.out.suffix != ".md":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
     handoff.find_stages(args.models, required=("clip", *load.PRIORS, "decoder"))
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"--out is {str(args.out)!r}, but there is no such folder; make it first.")
     priors_page.around(args.out)
+
+
+def open_data(args: argparse.Namespace) -> tuple[Source, Source]:
+    """The split that is asked about and the training split; fills in what `args` leaves open.
+
+    Raises:
+        UserError: no such data, or fewer examples than were asked for.
+    """
+    source = sources.open_prepared(args.data, split=args.split)
+    trained = sources.open_prepared(args.data, split="train")
+    for name, split in ((args.split, source), ("train", trained)):
+        if len(split) < 2:
+            raise UserError(
+                f"split {name!r} of {args.data} has {len(split)} examples; a distribution takes at "
+                "least 2."
+            )
+    asked = {"num": args.num, "embeddings": args.embeddings}
+    for name, count in asked.items():
+        if (count or 0) > len(source):
+            raise UserError(
+                f"--{name} is {count}, but split {args.split!r} of {args.data} has {len(source)} "
+                "examples; ask for at most so many."
+            )
+    args.embeddings = args.embeddings or min(max(EMBEDDINGS, args.num or 0), len(source))
+    args.num = args.num or min(NUM, args.embeddings)
+    in_range("--embeddings", args.embeddings, max(args.num, 2), len(source))
+    return source, trained
 
 
 def origins(cascade: Cascade) -> list[Origin]:
@@ -153,13 +182,13 @@ def origins(cascade: Cascade) -> list[Origin]:
     return rows
 
 
-def look(studio: Studio, source: Any, trained: Any, *, count: int) -> Truth:
+def look(studio: Studio, source: Source, trained: Source, *, count: int) -> Truth:
     """Embed what is true with CLIP.
 
     Raises:
-        UserError: a data set without pictures that can be read, or with fewer than two.
+        UserError: a data set without pictures that can be read.
     """
-    records = [source[i] for i in range(min(count, len(source)))]
+    records = [source[i] for i in range(count)]
     captions = [str(record["caption"]) for record in records]
     known = [trained[i] for i in range(min(REFERENCE, len(trained)))]
     return Truth(
@@ -250,7 +279,6 @@ def decoder(studio: Studio, truth: Truth, *, num: int, seed: int) -> Decode | No
 
     Image i starts from the same noise in every row. None where no caption has a scene.
     """
-    num = min(num, len(truth.captions))
     if not all(record["scene"] for record in truth.records[:num]):
         return None
     captions, options = truth.captions[:num], SampleOptions(condition="z_img")

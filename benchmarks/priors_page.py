@@ -8,6 +8,9 @@ from typing import Any
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluate import SHOWN
 
+TITLE = (
+    "# Where z_img comes from\n\nMade by `python -m benchmarks.priors`: see docs/priors.md.\n\n"
+)
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
@@ -52,13 +55,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def around(out: pathlib.Path) -> tuple[str, str]:
-    """What stands before and after the tables in `out`; nothing, if it is not there yet.
+    """What stands before and after the tables in `out`; a title, if it is not there yet.
 
     Raises:
         UserError: it cannot be read, or has no marks between which the tables go.
     """
     if not out.exists():
-        return "", "\n"
+        return TITLE, "\n"
     try:
         known = out.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

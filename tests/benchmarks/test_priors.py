@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import priors, priors_page
 from tests.stages import tiny
+from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.pipeline.text_to_image import Cascade
 
@@ -79,7 +80,7 @@ def run_dir(tmp_path):
     ("arguments", "message"),
     [
         (["--num=0"], "--num is 0; it must be greater than 0"),
-        (["--embeddings=5"], r"--embeddings is 5; it must lie in \[200, 100000\]"),
+        (["--embeddings=0"], "--embeddings is 0; it must be greater than 0"),
         (["--out=page.txt"], "--out is 'page.txt'; give a name that ends in .md"),
         ([], "no export of the prior_ar .*train --config=experiments/prior_ar.py:shapes --workdir"),
     ],
@@ -87,6 +88,54 @@ def run_dir(tmp_path):
 def test_mistakes_are_said_before_anything_is_loaded(run_dir, arguments, message):
     with pytest.raises(UserError, match=message):
         priors.main([f"--models={run_dir}", f"--data={run_dir}/data", *arguments])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set of ten held-out examples."""
+    out = tmp_path_factory.mktemp("data") / "shapes"
+    prepare.main(
+        ["shapes:train=4,validation=10,compositional=1", f"--out={out}", "--image_size=16"]
+    )
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=nowhere"], "no data set at nowhere; make one with"),
+        (["--split=test"], "the data set has no split 'test'"),
+        (["--split=compositional"], "split 'compositional' of .* has 1 examples; .* at least 2"),
+        (["--num=11"], "--num is 11, but split 'validation' of .* has 10 examples"),
+        (["--embeddings=11"], "--embeddings is 11, but split 'validation' of .* has 10 examples"),
+        (["--num=6", "--embeddings=5"], r"--embeddings is 5; it must lie in \[6, 10\]"),
+    ],
+)
+def test_data_that_do_not_suffice_are_said_before_anything_is_loaded(
+    run_dir, data, arguments, message
+):
+    export(run_dir, "prior_ar")
+    with pytest.raises(UserError, match=message):
+        priors.main([f"--models={run_dir}", f"--data={data}", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num", "embeddings"),
+    [([], 10, 10), (["--num=4"], 4, 10), (["--embeddings=6"], 6, 6)],
+)
+def test_what_is_not_asked_for_is_as_much_as_there_is(run_dir, data, arguments, num, embeddings):
+    args = priors.parse([f"--models={run_dir}", f"--data={data}", *arguments])
+    source, trained = priors.open_data(args)
+    assert (args.num, args.embeddings, len(source), len(trained)) == (num, embeddings, 10, 4)
+
+
+def test_a_new_page_has_a_title(tmp_path):
+    out = tmp_path / "page.md"
+    priors_page.write(out, "tables\n", {"rows": []})
+    first = out.read_text()
+    assert first.startswith("# Where z_img comes from\n")
+    priors_page.write(out, "tables\n", {"rows": []})
+    assert out.read_text() == first
 
 
 def test_a_page_that_cannot_take_the_tables_is_refused_first(run_dir):
