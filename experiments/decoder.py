@@ -103,8 +103,10 @@ def get_config(size: str = "paper") -> ConfigDict:
         # no difference; 4 times as many steps on a quarter of the batch did.
         unet.image_size = data.load_size = 16
         unet.channels, unet.multiples, unet.depth = 48, (1, 2), 1
-        unet.resample_blocks = False
-        diffusion.weighting.snr_max = 2.0  # what is nearly clean already teaches little
+        unet.resample_blocks, unet.emb_channels = False, 96
+        # What is nearly clean already teaches little; what decides colours and places is at high
+        # noise, where these weights lower the error by 8 % in as many steps.
+        diffusion.weighting.snr_min, diffusion.weighting.snr_max = 0.3, 1.0
         train.steps, train.batch_size, train.eval_every = 2800, 32, 700
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
