@@ -6,6 +6,7 @@ Run:   python -m unclip_jax.train --config=experiments/clip.py:shapes \
 Cost:  shapes: about 5 minutes on 2 CPU cores. paper: 32 epochs of 650M pairs on hundreds of chips.
 Expect: shapes: retrieval@1 of 256 held-out pairs near 0.95 (chance 0.004); a linear probe reads
     the shape of a single object from z_img in about 80 % of cases.
+    karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: a prepared data set with a tokenizer (python -m unclip_jax.prepare).
 """
 

@@ -6,6 +6,7 @@ Run:   python -m unclip_jax.train --config=experiments/decoder.py:shapes \
 Cost:  shapes: 18 minutes on 2 CPU cores beside other work. paper: 800K steps at batch 2,048.
 Expect: shapes: loss_wrong_z well above loss; colours and counts right, a third of the shapes
     (docs/miniature.md has what was tried).
+    karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: images, and their embeddings under a trained CLIP (python -m unclip_jax.embed).
 """
 
