@@ -36,6 +36,7 @@ CORE = [
     "tqdm>=4.66",
     "transformers>=5.8",
 ]
+TORCH = ["torch>=2.6"]
 DEV = [
     "beartype>=0.22",
     "pyright>=1.1.414",
@@ -57,7 +58,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "dev": DEV,
-        "convert": ["torch>=2.6"],  # for weights that exist as PyTorch files only
+        "convert": TORCH,  # for weights that exist as PyTorch files only
+        "parity": [*TORCH, "diffusers>=0.38"],  # the originals that `make parity` compares with
         "demo": ["gradio>=6"],  # the page, and with FastAPI the HTTP API
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],

@@ -6,6 +6,7 @@ Run:   python -m unclip_jax.train --config=experiments/clip.py:shapes \
 Cost:  shapes: about 5 minutes on 2 CPU cores. paper: 32 epochs of 650M pairs on hundreds of chips.
 Expect: shapes: retrieval@1 of 256 held-out pairs near 0.95 (chance 0.004); a linear probe reads
     the shape of a single object from z_img in about 80 % of cases.
+    karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: a prepared data set with a tokenizer (python -m unclip_jax.prepare).
 """
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny")
+SIZES = ("paper", "shapes", "emoji", "tiny", "karlo")
 
 
 def get_config(size: str = "paper") -> ConfigDict:
@@ -63,7 +64,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     if size != "paper":
         data.mixture = ()
         optim.sam, optim.sam_batch = 0.0, 0  # two passes a step; rank is not what is short here
-    if size in ("shapes", "emoji"):
+    if size in ("shapes", "emoji", "karlo"):
         net.embed_dim = 128
         net.image_size, net.patch_size = 64, 16
         net.stem, net.position_scale = "conv", 8.0  # else 500 steps see neither shape nor place
@@ -77,12 +78,17 @@ def get_config(size: str = "paper") -> ConfigDict:
         optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 0.1
         train.steps, train.batch_size, train.ema_decay = 400, 256, 0.99
         train.eval_every = 100
-    if size == "shapes":
+    if size in ("shapes", "karlo"):
         data.group = 4  # siblings that share colours and background: hard negatives
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
         train.steps, train.eval_every = 400, 100
         optim.weight_decay = 0.2
+    if size == "karlo":
+        # Embeddings as wide as the text tower, and patches as transformers has them; such a stem
+        # needs more steps.
+        net.embed_dim, net.stem, net.patch_size = 96, "patches", 8
+        train.steps, train.eval_every = 1200, 300
     if size == "tiny":
         net.embed_dim = 32
         net.image_size, net.patch_size = 32, 8

@@ -6,6 +6,7 @@ Run:   python -m unclip_jax.train --config=experiments/decoder.py:shapes \
 Cost:  shapes: 18 minutes on 2 CPU cores beside other work. paper: 800K steps at batch 2,048.
 Expect: shapes: loss_wrong_z well above loss; colours and counts right, a third of the shapes
     (docs/miniature.md has what was tried).
+    karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: images, and their embeddings under a trained CLIP (python -m unclip_jax.embed).
 """
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny")
+SIZES = ("paper", "shapes", "emoji", "tiny", "karlo")
 
 
 def get_config(size: str = "paper") -> ConfigDict:
@@ -78,7 +79,7 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
-    if size in ("shapes", "emoji", "tiny"):
+    if size != "paper":
         # What the miniature changes, and why: x_0 with a clipped SNR weight and Muon learn several
         # times faster in a thousand steps.
         net.text_width, net.text_depth, net.text_heads = 64, 2, 2
@@ -91,13 +92,13 @@ def get_config(size: str = "paper") -> ConfigDict:
         optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
         optim.warmup_steps, optim.schedule = 50, "cosine"
         train.ema_decay = 0.995
-    if size in ("shapes", "emoji"):
+    if size in ("shapes", "emoji", "karlo"):
         net.z_dim = 128
         net.context, net.vocab_size = 24, 1024
         unet.attention_at, unet.head_channels, unet.norm_groups = (8,), 32, 16
         sampling.steps, sampling.guidance_scale = "25", 2.0
         data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
-    if size == "shapes":
+    if size in ("shapes", "karlo"):
         # 16 px, to be enlarged to 64: small batches and cheap levels, because what decides is the
         # number of steps. Three times Muon's rate, or 3 times the width of what carries z_img, made
         # no difference; 4 times as many steps on a quarter of the batch did.
@@ -108,6 +109,17 @@ def get_config(size: str = "paper") -> ConfigDict:
         # noise, where these weights lower the error by 8 % in as many steps.
         diffusion.weighting.snr_min, diffusion.weighting.snr_max = 0.3, 1.0
         train.steps, train.batch_size, train.eval_every = 2800, 32, 700
+    if size == "karlo":
+        # Karlo's options, which diffusers has classes for: CLIP's features are the caption, raw
+        # embeddings, blocks that resample, a learned variance, and no map of z_img.
+        net.z_dim = net.clip_text_width = 96
+        net.caption, net.padding = "clip_sequence", "mask"
+        net.text_depth, net.text_heads, net.z_map = 0, 0, 0
+        model.embedding, model.drop_text = "raw", 0.0
+        data.empty_captions, data.clip = 0.1, "runs/karlo/clip/export"
+        unet.resample_blocks, unet.emb_channels, unet.out_channels = True, None, 6
+        diffusion.learned_variance, diffusion.tables = True, "float32"
+        sampling.variance = "learned_range"
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
         unet.image_size = data.load_size = 64

@@ -5,6 +5,7 @@ Run:   python -m unclip_jax.train --config=experiments/prior.py:shapes \
            --workdir=runs/shapes/prior
 Cost:  shapes: about 3 minutes on 2 CPU cores. paper: 600K steps at batch 4,096.
 Expect: cosine_image well above cosine_unrelated within the first hundred steps, then slow growth.
+    karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: embeddings of the data under a trained CLIP (python -m unclip_jax.embed).
 """
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny")
+SIZES = ("paper", "shapes", "emoji", "tiny", "karlo")
 
 
 def get_config(size: str = "paper") -> ConfigDict:
@@ -65,7 +66,7 @@ def get_config(size: str = "paper") -> ConfigDict:
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
-    if size in ("shapes", "emoji"):
+    if size in ("shapes", "emoji", "karlo"):
         net.embed_dim = 128
         net.width, net.depth, net.heads = 128, 3, 4
         net.context, net.vocab_size = 24, 1024
@@ -78,6 +79,16 @@ def get_config(size: str = "paper") -> ConfigDict:
         train.eval_every = 200
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
+    if size == "karlo":
+        # Karlo's options: CLIP's features are the caption, the empty one is the null, raw
+        # embeddings are standardised; the chain in the arithmetic of diffusers.
+        net.embed_dim = net.clip_text_width = 96
+        net.caption, net.padding, net.null = "clip_sequence", "mask", "empty"
+        model.drop_text, model.num_candidates, model.standardise = 0.0, 1, True
+        data.empty_captions, data.clip = 0.1, "runs/karlo/clip/export"
+        diffusion.tables = "float32"
+        sampling.steps, sampling.threshold, sampling.limit = "25", "static", 5.0
+        sampling.guidance_scale = 2.0
     if size == "tiny":
         net.embed_dim = 32
         net.width, net.depth, net.heads = 64, 2, 2

@@ -16,7 +16,9 @@ from unclip_jax.experiment import from_config
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 SIZES = ("paper", "shapes", "emoji", "tiny")
+EXPORTED = ("clip", "prior", "decoder", "upsampler_256")  # what diffusers has classes for
 CASES = [(path.stem, size) for path in FILES for size in SIZES]
+CASES += [(name, "karlo") for name in EXPORTED]
 
 
 def load(name):
@@ -81,6 +83,13 @@ def test_a_prior_without_embeddings_is_told_to_embed():
     mistaken = config("prior", "tiny").to_dict()
     mistaken["data"]["embeddings"] = ""
     with pytest.raises(UserError, match="config.data.embeddings is empty.*unclip_jax.embed"):
+        from_config(mistaken)
+
+
+def test_captions_are_taken_away_only_where_clip_tells_them():
+    mistaken = config("prior", "tiny").to_dict()
+    mistaken["data"]["empty_captions"] = 0.1
+    with pytest.raises(UserError, match="empty_captions is 0.1, but this prior does not read CLIP"):
         from_config(mistaken)
 
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.is_file())
-SIZES = ("shapes", "emoji", "tiny", "paper")
+SIZES = ("shapes", "emoji", "tiny", "karlo", "paper")
 
 
 def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess:
@@ -99,7 +99,7 @@ def test_the_cascade_prints_commands_that_exist(size: str):
     assert len(commands) >= 5
     for program, dash_m, module, *arguments in commands:
         assert (program, dash_m) == (sys.executable, "-m")
-        given = {a[2:].split("=")[0]: a.split("=", 1)[1] for a in arguments if a[:2] == "--"}
+        given = {a[2:].split("=")[0]: a.partition("=")[2] for a in arguments if a[:2] == "--"}
         for flag in given:
             if flag.startswith("config."):
                 config = given["config"]
@@ -117,13 +117,22 @@ def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
     assert "upsampler_1024.py:paper" in " ".join(printed("paper", "--data=/d")[-1])
 
 
-@pytest.mark.parametrize("size", ["shapes", "tiny"])
+@pytest.mark.parametrize("size", ["shapes", "tiny", "karlo"])
 def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
     (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]
     made = int(re.findall(r"--vocab_size=(\d+)", prepare)[0])
     for stage in ("clip", "prior", "decoder"):
         config = runpy.run_path(str(ROOT / "experiments" / f"{stage}.py"))["get_config"](size)
         assert config.model.model.vocab_size >= made
+
+
+def test_stages_of_karlos_kind_get_raw_embeddings_and_the_clip():
+    commands = {" ".join(command) for command in printed("karlo")}
+    (embed,) = (c for c in commands if "unclip_jax.embed" in c)
+    assert embed.endswith("--raw")
+    told = {c for c in commands if "--config.data.clip=/r/clip/export" in c}
+    assert len(told) == 2 and all("prior.py:karlo" in c or "decoder.py:karlo" in c for c in told)
+    assert "--raw" not in " ".join(map(" ".join, printed("shapes")))
 
 
 def test_overrides_reach_every_training_and_nothing_else():
@@ -139,7 +148,7 @@ def test_overrides_reach_every_training_and_nothing_else():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["huge"], "unknown size 'huge'; known: shapes, emoji, tiny, paper"),
+        (["huge"], "unknown size 'huge'; known: shapes, emoji, tiny, karlo, paper"),
         (["shapes", "--runs=x"], "unknown option '--runs=x'"),
         (["shapes", "tiny"], "unexpected 'tiny'; the size is already 'shapes'"),
         (["shapes", "--until=prio"], "unknown step 'prio'; known: data clip embed prior"),

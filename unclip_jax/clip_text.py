@@ -1,7 +1,8 @@
 """Captions as the frozen CLIP sees them, for stages that are trained on its token features.
 
 The features follow from the tokens and are hundreds of times larger, so they are not stored: they
-join a batch when it is taken, made by this process's first device.
+join a batch when it is taken, made by this process's first device. So does the raw z_txt, which is
+what such stages see when they draw, and which is right for captions that were taken away too.
 """
 
 import functools
@@ -21,7 +22,7 @@ from unclip_jax.stages.base import apply
 
 @functools.cache
 def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
-    """What adds "text_seq" to a batch that has tokens; one for all passes over the data.
+    """What adds "text_seq" and the raw "z_txt" to a batch that has tokens; one for all passes.
 
     Args:
         directory: export of the CLIP.
@@ -46,11 +47,12 @@ def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
         out: TextOutput = apply(
             Clip(cfg.model), params, tokens, token_mask, method=Clip.encode_text
         )
-        return out.sequence
+        return out.sequence, out.pooled
 
     def add(batch: HostBatch) -> HostBatch:
         made = features(params, batch["tokens"], batch["token_mask"])
-        return {**batch, "text_seq": np.asarray(made, np.float32)}
+        text_seq, z_txt = (np.asarray(each, np.float32) for each in made)
+        return {**batch, "text_seq": text_seq, "z_txt": z_txt}
 
     return add
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = text.load(handoff.tokenizer_dir(args.clip))
     known = manifest.read(args.data)
     _check_tokenizer(known.tokenizer, tokenizer.hash)
-    encode = encoder(Clip(cfg.model), mesh=mesh)
+    encode = encoder(Clip(cfg.model), mesh=mesh, raw=args.raw)
     params = place.copied(params, mesh)
     example = ExampleConfig(
         fields=("image", "tokens", "token_mask"),
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
             "tokenizer_hash": tokenizer.hash,
             "data": split,
             "image_size": cfg.model.image_size,
+            **({"embedding": "raw"} if args.raw else {}),
         }
         embed_split(
             sources.open_prepared(args.data, split=split),
@@ -86,17 +87,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--splits", nargs="*", help="default: all")
     parser.add_argument("--batch", type=int, default=256, help="examples at once")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="as CLIP gives them, not of norm 1: for stages of Karlo's kind",
+    )
     distributed.add_flags(parser)
     return parser.parse_args(argv)
 
 
-def encoder(module: Clip, *, mesh: Mesh) -> Encode:
-    """The compiled frozen CLIP: (params, images, tokens, mask) -> unit-norm (z_img, z_txt).
+def encoder(module: Clip, *, mesh: Mesh, raw: bool = False) -> Encode:
+    """The compiled frozen CLIP: (params, images, tokens, mask) -> (z_img, z_txt), raw or of norm 1.
 
     A batch is split over `mesh`; every device gets the whole result.
     """
 
     def encode(params, images, tokens, token_mask):
+        if raw:
+            given = ({"params": params}, images, tokens, token_mask)
+            both: Any = module.apply(*given, method=Clip.run)
+            return both[0], both[1].pooled
         out: Any = module.apply({"params": params}, images, tokens, token_mask)
         return out.z_img, out.z_txt
 

@@ -38,6 +38,8 @@ class DataConfig:
         caption_key: TFDS feature with the caption.
         load_size: side to which images are resized; an upsampler crops from it.
         flip: mirror half of the images; captions that name sides forbid it.
+        empty_captions: share of training captions replaced by the empty one, for stages that read
+            CLIP's token features and have no other null.
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
         group: neighbouring records that stay together when shuffled (hard negatives for CLIP).
         bsr: share of low-res images that go through the BSR degradation instead.
@@ -61,12 +63,14 @@ class DataConfig:
     workers: int = 2
     cache_mb: int = 1024
     mixture: tuple[str, ...] = ()
+    empty_captions: float = 0.0
 
     def __post_init__(self):
         positive("config.data.load_size", self.load_size)
         positive("config.data.group", self.group)
         in_range("config.data.blur", self.blur, 0.0, 1.0)
         in_range("config.data.bsr", self.bsr, 0.0, 1.0)
+        in_range("config.data.empty_captions", self.empty_captions, 0.0, 1.0)
         if self.blur and self.bsr:
             raise UserError(
                 f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
@@ -166,6 +170,12 @@ def _check(experiment: Experiment) -> None:
         raise UserError(
             f"config.data.clip is empty, but this {experiment.stage} reads token features of the "
             "frozen CLIP; give its export, such as runs/shapes/clip/export."
+        )
+    if experiment.data.empty_captions and "text_seq" not in stage.batch_spec:
+        raise UserError(
+            f"config.data.empty_captions is {experiment.data.empty_captions}, but this "
+            f"{experiment.stage} does not read CLIP's token features, so z_txt would still tell "
+            "the caption; set it to 0 and use the stage's own config.model.drop_text."
         )
     if needs and experiment.data.mixture:
         raise UserError(

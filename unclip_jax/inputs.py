@@ -199,6 +199,7 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         patch=patch,
         length=length,
         degrade=degrade,
+        empty_captions=0.0 if captions else data.empty_captions,
     )
 
 
@@ -257,11 +258,21 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
         source = open_embeddings(experiment, experiment.data.train_split)
         info, stats = source.info(), source.stats("z_img")
         _check_origin(experiment, info, facts, source)
+        _check_norm(info, stage, source)
         facts["clip_id"] = info.get("clip_id")
         if "text_seq" in stage.batch_spec:
             clip_text.check(pathlib.Path(experiment.data.clip), clip_id=facts["clip_id"])
         facts["embed_stats"] = {"mean_norm": stats.norm_mean, "count": stats.count}
     return facts
+
+
+def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:
+    """Stages that take embeddings as CLIP gives them cannot be trained on those of norm 1."""
+    if stage.describe.get("embedding") == "raw" and info.get("embedding") != "raw":
+        raise UserError(
+            f"this {stage.name} takes embeddings as CLIP gives them, but those in "
+            f"{source.directory} have norm 1; make them with `python -m unclip_jax.embed --raw`."
+        )
 
 
 def _check_origin(

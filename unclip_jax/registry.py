@@ -30,7 +30,7 @@ class StageEntry:
 
 STAGES: dict[str, StageEntry] = {
     "clip": StageEntry(clip.ClipStageConfig, clip.make),
-    "prior": StageEntry(prior.PriorStageConfig, prior.make),
+    "prior": StageEntry(prior.PriorStageConfig, prior.make, prior.settle),
     "prior_ar": StageEntry(prior_ar.PriorArStageConfig, prior_ar.make, prior_ar.settle),
     "decoder": StageEntry(decoder.DecoderStageConfig, decoder.make),
     "upsampler": StageEntry(upsampler.UpsamplerStageConfig, upsampler.make),

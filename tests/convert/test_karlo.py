@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.convert import walks
-from unclip_jax.convert import karlo, original, source
+from unclip_jax.convert import assembly, karlo, original, source
+from unclip_jax.convert import prior as convert_prior
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import Decoder
@@ -58,17 +59,34 @@ def prior_forward(loaded, case, **changes):
     )
 
 
+@functools.cache
+def kandinsky(folder):
+    """Kandinsky's prior, whose files come without the pipeline around them."""
+    folder, where = folder / "prior", "config.json"
+    cfg = convert_prior.config(source.read_json(folder / where), vocab_size=650, where=where)
+    tensors = source.open_source(folder)
+    statistics = tuple(tensors.read(name) for name in convert_prior.STATISTICS)
+    rest = tensors.without(convert_prior.STATISTICS)
+    scheduler = {"prediction_type": "sample", "clip_sample_range": 5.0}
+    return Loaded(assembly.prior_part(cfg, rest, statistics=statistics, scheduler=scheduler))
+
+
+def prior_stage(folder):
+    return kandinsky(folder) if "kandinsky" in folder.name else stages(folder)["prior"]
+
+
 @pytest.mark.parametrize(
     ("name", "model"),
     [
         ("prior_forward", "karlo_tiny"),
+        ("kandinsky_prior_forward", "kandinsky_tiny_prior"),
         pytest.param("medium_prior_forward", "medium", marks=pytest.mark.nightly),
     ],
 )
 def test_prior_agrees_with_diffusers(recordings, name, model):
     case = recordings.case(name)
     folder = {"medium": "karlo_medium_fp16"}.get(model, model)
-    loaded = stages(recordings.model(folder))["prior"]
+    loaded = prior_stage(recordings.model(folder))
     out = prior_forward(loaded, case)
     case.check("pred", out)
     case.check("post_processed", prior.from_latent(loaded.cfg, out))
@@ -78,10 +96,17 @@ def test_prior_agrees_with_diffusers(recordings, name, model):
     case.check("pred_scalar_t500", prior_forward(loaded, case, t=half))
 
 
-@pytest.mark.parametrize("name", ["prior_sample25_cfg4", "prior_sample7_nocfg"])
-def test_prior_chain_agrees_with_diffusers(recordings, name):
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("prior_sample25_cfg4", "karlo_tiny"),
+        ("prior_sample7_nocfg", "karlo_tiny"),
+        ("kandinsky_prior_sample5_cfg4", "kandinsky_tiny_prior"),
+    ],
+)
+def test_prior_chain_agrees_with_diffusers(recordings, name, model):
     case = recordings.case(name)
-    loaded = stages(recordings.model("karlo_tiny"))["prior"]
+    loaded = prior_stage(recordings.model(model))
     scale, count = case.config["guidance_scale"], case.given("x_T").shape[0]
     text = captions.ClipText(case.given("text_emb"), case.given("text_enc"), case.given("mask"))
     batch = jax.tree.map(lambda x: x[-count:], text)
@@ -203,7 +228,9 @@ def test_statistics_must_fit(recordings):
     part = stages(recordings.model("karlo_tiny"))["prior"]
     nothing = source.in_memory("here", {})
     with pytest.raises(UserError, match=r"statistics have shapes \(3,\) and \(3,\)"):
-        karlo.prior_part(part.cfg.model, nothing, statistics=(np.ones(3), np.ones(3)), scheduler={})
+        assembly.prior_part(
+            part.cfg.model, nothing, statistics=(np.ones(3), np.ones(3)), scheduler={}
+        )
 
 
 def test_karlos_own_decoder_file_agrees_with_its_own_code(recordings):
@@ -226,6 +253,17 @@ def test_karlos_own_super_resolution_file_agrees_with_its_own_code(recordings):
         emb = walks.time_embedding(loaded, jnp.array([t]), params=params)
         got = run(UNet(loaded.cfg.model.unet), params["unet"], case.images("x"), emb)
         case.check(f"eps_{name}", got, image=True)
+
+
+def test_karlos_own_prior_file_gives_the_recorded_forward(recordings):
+    pytest.importorskip("torch")
+    folder = recordings.model("karlo_tiny_original")
+    assert original.is_original(folder)
+    (part,) = original.parts(folder, stages=("prior",), vocab_size=650)
+    case, loaded = recordings.case("prior_forward"), Loaded(part)
+    out = prior_forward(loaded, case)
+    case.check("pred", out)
+    case.check("post_processed", prior.from_latent(loaded.cfg, out))
 
 
 def test_an_original_folder_that_lacks_a_file_says_which(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import layout, source
+from unclip_jax.convert import layout, single, source
 from unclip_jax.convert.layout import FORMS, Entry, to_ours, to_theirs
 from unclip_jax.core.checks import UserError
 
@@ -120,3 +120,10 @@ def test_every_tensor_that_does_not_fit_is_listed_and_none_is_read():
     message = r"3 tensors: missing v \(2,\); extra more \(1,\); w.bias: expected \(3,\), found"
     with pytest.raises(UserError, match=message):
         layout.fill(there, table, abstract)
+
+
+def test_glides_networks_are_refused_by_name(tmp_path):
+    tensors = dict.fromkeys(single.GLIDE, np.zeros((2, 2), np.float32))
+    save_file(tensors, tmp_path / "base.safetensors")
+    with pytest.raises(UserError, match=r"base.safetensors is a network of GLIDE, which is not"):
+        single.clip_from(tmp_path / "base.safetensors")

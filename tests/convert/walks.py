@@ -30,8 +30,7 @@ class Chain:
     """The steps of a sampling config, and its thresholding."""
 
     def __init__(self, diffusion, sampling):
-        grid = respace.timesteps(sampling.steps, num_timesteps=diffusion.num_timesteps)
-        self.schedule = respace.respace(diffusion.chain(), timesteps=grid)
+        self.schedule = respace.strided(diffusion.chain(), steps=sampling.steps)
         self.rule = samplers.ancestral(sampling.variance)
         self.threshold = lambda denoise: gaussian.thresholded(denoise, diffusion, sampling)
 

@@ -8,7 +8,13 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import image as images
 from unclip_jax.data import text
 from unclip_jax.data.degrade import DegradeConfig, area_downsample
-from unclip_jax.data.examples import ExampleConfig, FixedExamples, RandomPart, collate
+from unclip_jax.data.examples import (
+    ExampleConfig,
+    FixedExamples,
+    RandomPart,
+    collate,
+    without_caption,
+)
 from unclip_jax.data.records import Record
 
 RNG = np.random.default_rng(0)
@@ -203,3 +209,20 @@ def test_captions_without_a_tokenizer(samples):
 def test_embeddings_that_the_source_lacks(samples):
     with pytest.raises(UserError, match=r"\['z_img'\] are asked for; .*unclip_jax.embed"):
         FixedExamples([samples.record(0)], config=ExampleConfig(fields=("image", "z_img")))
+
+
+def test_a_share_of_captions_is_taken_away(tokenizer):
+    fields = ("tokens", "token_mask", "key")
+    config = ExampleConfig(fields=fields, length=8, empty_captions=0.25)
+    example = FixedExamples(one(), config=config, tokenizer=tokenizer)[0]
+    empty, seen = tokenizer.encode([""], length=8)
+    draws = [RandomPart(config)(example, np.random.default_rng(seed)) for seed in range(400)]
+    gone = [np.array_equal(each["tokens"], empty[0]) for each in draws]
+    assert 60 < sum(gone) < 140
+    for each, taken in zip(draws, gone, strict=True):
+        wanted = seen[0] if taken else example["token_mask"]
+        np.testing.assert_array_equal(each["token_mask"], wanted)
+        assert taken or np.array_equal(each["tokens"], example["tokens"])
+    whole = tokenizer.encode(["picture " * 9], length=8)  # cut, its end token kept
+    cut = {"tokens": whole[0][0], "token_mask": whole[1][0]}
+    np.testing.assert_array_equal(without_caption(cut)["tokens"], empty[0])

@@ -34,11 +34,13 @@ def settings(*more):
 def test_a_batch_gets_what_the_text_tower_says_of_its_tokens(export):
     ids, mask = cascades.tokenizer().encode(cascades.CAPTIONS, length=24)
     batch = {"tokens": ids, "token_mask": mask, "caption": np.array(cascades.CAPTIONS)}
-    got = clip_text.reader(export, context=24, width=48)(batch)
+    stored = {**batch, "z_txt": np.zeros((3, 32), np.float32)}  # of norm 1, and of other words
+    got = clip_text.reader(export, context=24, width=48)(stored)
     cfg, params, _ = load_clip(export)
     tower = functools.partial(Clip(cfg.model).apply, method=Clip.encode_text)
-    wanted = jax.jit(tower)({"params": params}, jnp.asarray(ids), jnp.asarray(mask)).sequence
-    np.testing.assert_allclose(got["text_seq"], wanted, atol=1e-6)
+    wanted = jax.jit(tower)({"params": params}, jnp.asarray(ids), jnp.asarray(mask))
+    np.testing.assert_allclose(got["text_seq"], wanted.sequence, atol=1e-6)
+    np.testing.assert_allclose(got["z_txt"], wanted.pooled, atol=1e-6)  # as drawing sees it
     assert {name: got[name] is batch[name] for name in batch} == dict.fromkeys(batch, True)
 
 

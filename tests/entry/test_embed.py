@@ -57,6 +57,21 @@ def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
     assert made.info()["clip_id"] == card.clip_id
 
 
+def test_raw_embeddings_have_the_same_directions_and_say_what_they_are(place, tmp_path):
+    only = ["--splits", "validation"]
+    embed.main([*arguments(place, tmp_path / "unit"), *only])
+    embed.main([*arguments(place, tmp_path / "raw"), "--raw", *only])
+    unit, raw = (EmbeddingSource(tmp_path / name / "validation") for name in ("unit", "raw"))
+    for field in ("z_img", "z_txt"):
+        stored = raw.vectors(field, 0, 10)
+        length = np.linalg.norm(stored, axis=1, keepdims=True)
+        assert np.abs(length - 1).min() > 0.01
+        np.testing.assert_allclose(stored / length, unit.vectors(field, 0, 10), atol=1e-5)
+    assert (unit.info().get("embedding"), raw.info()["embedding"]) == (None, "raw")
+    with pytest.raises(UserError):  # the folder holds the others
+        embed.main([*arguments(place, tmp_path / "unit"), "--raw", *only])
+
+
 def test_an_interrupted_embedding_continues_without_loss(place, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "SHARD_SIZE", 16)
     embed.main([*arguments(place, tmp_path / "whole"), "--splits", "train"])

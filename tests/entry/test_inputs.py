@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,10 @@ from tests.stages import tiny
 from unclip_jax import embed, inputs, prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.stages import prior
+
+CONSTANT = np.where(np.arange(32) == 2, 1.0, np.random.default_rng(0).normal(size=(4, 32)))
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +134,27 @@ def test_held_out_low_res_images_are_only_shrunk(share, name):
     )
     assert (training.name, training.probability) == (name, 0.7)
     assert held_out.probability == 0.0
+
+
+def test_a_prior_measures_the_embeddings_that_it_standardises(folder):
+    mine = experiment("prior", folder)
+    mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, standardise=True))
+    settled = inputs.settled(mine).model
+    z_img = EmbeddingSource(folder / "train").vectors("z_img", 0, 500)
+    latent = np.asarray(prior.to_latent(settled, jnp.asarray(z_img)))
+    np.testing.assert_allclose(latent.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(latent.std(0), 1, atol=1e-5)
+    assert settled == inputs.settled(dataclasses.replace(mine, model=settled)).model
+    with pytest.raises(UserError, match="dimension 2 of z_img is the same in all 4 training"):
+        prior.settle(mine.model, lambda most: [{"z_img": CONSTANT}])
+
+
+def test_raw_embeddings_are_told_from_those_of_norm_1(folder):
+    mine = experiment("prior", folder)
+    model = dataclasses.replace(mine.model, standardise=True)
+    stage = dataclasses.replace(mine, model=model).build_stage()
+    source = EmbeddingSource(folder / "train")
+    inputs._check_norm({"embedding": "raw"}, stage, source)
+    inputs._check_norm({}, mine.build_stage(), source)
+    with pytest.raises(UserError, match=r"this prior takes embeddings as CLIP gives.*embed --raw"):
+        inputs._check_norm({}, stage, source)

@@ -5,6 +5,7 @@ refused with the option that differs; `--to=safetensors` writes any stage as pla
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -15,7 +16,18 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import abstract, clip, karlo, layout, prior, schedulers, tokenizer, unet
+from unclip_jax.convert import (
+    abstract,
+    assembly,
+    clip,
+    karlo,
+    layout,
+    needs,
+    prior,
+    schedulers,
+    tokenizer,
+    unet,
+)
 from unclip_jax.convert.card import model_card
 from unclip_jax.convert.layout import Entry
 from unclip_jax.core import config as typed
@@ -32,25 +44,6 @@ from unclip_jax.models.upsampler import UpsamplerConfig
 WEIGHTS, OTHERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 NETWORK = ("diffusers", "UNet2DModel")
 SCHEDULER = ("diffusers", schedulers.CLASS)
-# Options that their classes have built in: our field -> the only value they know.
-CLIP_NEEDS = {"model.stem": "patches"}
-PRIOR_NEEDS = {"model.caption": "clip_sequence", "model.null": "empty"}
-DECODER_NEEDS = {
-    "model.caption": "clip_sequence",
-    "model.null_z": "learned",
-    "model.z_map": 0,
-    "model.unet.patch": 1,
-    "model.unet.scale_shift": True,
-    "embedding": "raw",
-}
-UPSAMPLER_NEEDS = {
-    "model.interpolation": "cubic",
-    "model.unet.patch": 1,
-    "model.unet.scale_shift": False,
-    "last_step": True,
-    "residual": False,
-    "quantise": False,
-}
 
 
 class Stage(NamedTuple):
@@ -71,14 +64,8 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
         UserError: a stage that the layout has no words for, `out` exists, no space.
     """
     stages = _stages(run_dir)
-    for name, needs in (
-        ("clip", CLIP_NEEDS),
-        ("prior", PRIOR_NEEDS),
-        ("decoder", DECODER_NEEDS),
-        ("upsampler_256", UPSAMPLER_NEEDS),
-    ):
-        if name in stages:
-            _check(name, stages[name].card.config, needs)
+    for name in needs.NEEDS.keys() & stages.keys():
+        needs.check(name, stages[name].card.config)
     with _draft(out) as draft:
         if set(stages) == {"clip"}:
             _clip_alone(stages["clip"], draft, dtype)
@@ -109,18 +96,6 @@ def _stages(run_dir: pathlib.Path) -> dict[str, Stage]:
     return {name: Stage(path, load.read_manifest(path)) for name, path in places.items()}
 
 
-def _check(name: str, config: Mapping[str, Any], needs: Mapping[str, Any]) -> None:
-    for path, expected in needs.items():
-        value: Any = config
-        for key in path.split("."):
-            value = value.get(key)
-        if value != expected:
-            raise UserError(
-                f"the {name} has {path} {value!r}; diffusers' classes are built for {expected!r}, "
-                "so it cannot be written in their layout. Use --to=safetensors."
-            )
-
-
 def _pipeline(stages: Mapping[str, Stage], out: pathlib.Path, dtype: str) -> list[str]:
     """All components of a pipeline, one stage in memory at a time."""
     index: dict[str, Any] = {"_class_name": "UnCLIPImageVariationPipeline"}
@@ -131,7 +106,7 @@ def _pipeline(stages: Mapping[str, Stage], out: pathlib.Path, dtype: str) -> lis
         index |= _prior(stages["prior"], out, dtype)
     index |= _decoder(stages["decoder"], out, dtype)
     index |= _upsampler(stages["upsampler_256"], out, dtype)
-    tokenizer.write(load.tokenizer_dir(stages["clip"].path), out / "tokenizer")
+    tokenizer.write(load.tokenizer_dir(stages["clip"].path), out / "tokenizer", context=cfg.context)
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     if "prior" in stages:  # whose pipeline has no use for images; the folder stays for import
         index = {k: v for k, v in index.items() if k not in ("image_encoder", "feature_extractor")}
@@ -148,7 +123,7 @@ def _clip_alone(stage: Stage, out: pathlib.Path, dtype: str) -> None:
     _json(out / "config.json", clip.settings(cfg, **ids))
     params = stage.params(abstract.clip(cfg))
     _weights(out / WEIGHTS, params, clip.entries(cfg), dtype)
-    tokenizer.write(folder, out)
+    tokenizer.write(folder, out, context=cfg.context)
     if "image" in cfg.towers:
         _json(out / "preprocessor_config.json", _preprocessing(cfg))
     (out / "README.md").write_text(model_card({"clip": stage.card}, pipeline=None), "utf-8")
@@ -187,17 +162,18 @@ def _prior(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, 
 
 def _decoder(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
     cfg = typed.build(DecoderConfig, stage.card.config["model"], where="decoder")
-    params, table = stage.params(abstract.decoder(cfg)), karlo.decoder_entries(cfg)
+    params, table = stage.params(abstract.decoder(cfg)), assembly.decoder_entries(cfg)
     values = (cfg.num_z_tokens, cfg.z_dim, cfg.unet.emb_width, cfg.text_width)
-    sizes = dict(zip(karlo.TEXT_PROJ_SIZES, values, strict=True))
-    _json(out / "text_proj" / "config.json", {"_class_name": karlo.TEXT_PROJ, **sizes})
-    _json(out / "decoder" / "config.json", unet.settings(cfg.unet))
+    sizes = dict(zip(assembly.TEXT_PROJ_SIZES, values, strict=True))
+    _json(out / "text_proj" / "config.json", {"_class_name": assembly.TEXT_PROJ, **sizes})
+    network = dataclasses.replace(cfg.unet, context_width=cfg.text_width)
+    _json(out / "decoder" / "config.json", unet.settings(network))
     for name in ("text_proj", "decoder"):
         _weights(out / name / OTHERS, params, _below(table, name), dtype)
     _scheduler(out / "decoder_scheduler", stage.card.config)
     return {
         "decoder": ("diffusers", unet.CONDITIONED),
-        "text_proj": ("unclip", karlo.TEXT_PROJ),
+        "text_proj": ("unclip", assembly.TEXT_PROJ),
         "decoder_scheduler": SCHEDULER,
     }
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unclip_jax.convert import karlo, prior, schedulers, single, torch_files, unet
+from unclip_jax.convert import assembly, prior, schedulers, single, torch_files, unet
 from unclip_jax.convert.parts import Part
 from unclip_jax.convert.source import Shape, Source, joined, open_source, read_json
 from unclip_jax.core.checks import UserError
@@ -243,7 +243,7 @@ def _prior(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) ->
         null="empty",
     )
     source = open_source(path).below("model.")
-    return karlo.prior_part(
+    return assembly.prior_part(
         cfg,
         renamed(source, prior_views(cfg.depth, cfg.heads)).without(prior.STATISTICS),
         statistics=clip_statistics(_needed(folder, "stats")),
@@ -283,7 +283,7 @@ def _decoder(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) 
     null = "text_proj/learned_classifier_free_guidance_embeddings"
     views[null] = View("cf_param")
     source = open_source(_needed(folder, "decoder")).below("model.")
-    return karlo.decoder_part(cfg, renamed(source, views), scheduler=schedulers.KARLO["decoder"])
+    return assembly.decoder_part(cfg, renamed(source, views), scheduler=schedulers.KARLO["decoder"])
 
 
 def _upsampler(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> Part | None:
@@ -306,7 +306,7 @@ def _upsampler(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int
     halves = {name: renamed(whole.below(prefix), views) for name, prefix in prefixes.items()}
     cfg = UpsamplerConfig(network, factor=ENLARGED, interpolation="cubic")
     source = joined(str(path), halves)
-    return karlo.upsampler_part(cfg, source, scheduler=schedulers.KARLO["super_res"])
+    return assembly.upsampler_part(cfg, source, scheduler=schedulers.KARLO["super_res"])
 
 
 def _hparams(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

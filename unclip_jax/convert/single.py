@@ -3,13 +3,16 @@
 import pathlib
 
 from unclip_jax.convert import clip, openai_clip
-from unclip_jax.convert.karlo import clip_part
+from unclip_jax.convert.assembly import clip_part
 from unclip_jax.convert.parts import Part
 from unclip_jax.convert.source import open_source, read_json
 from unclip_jax.core.checks import UserError
 
 CONFIG, OPEN_CLIP = "config.json", "open_clip_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+
+# Names that the original U-Nets of GLIDE have and no CLIP has.
+GLIDE = {"input_blocks.0.0.weight", "transformer_proj.weight", "token_embedding.weight"}
 
 
 def clip_from(path: pathlib.Path) -> list[Part]:
@@ -20,6 +23,12 @@ def clip_from(path: pathlib.Path) -> list[Part]:
     """
     folder = path if path.is_dir() else path.parent
     tensors = open_source(path)
+    if tensors.shapes.keys() >= GLIDE:
+        raise UserError(
+            f"{path} is a network of GLIDE, which is not supported: its captions are GPT-2's "
+            "tokens and its upsampler attends to them; expected weights of CLIP, "
+            "Karlo or Kandinsky's prior."
+        )
     if openai_clip.is_openai(tensors):
         settings = folder / OPEN_CLIP
         cfg = openai_clip.config(tensors, read_json(settings) if settings.is_file() else None)

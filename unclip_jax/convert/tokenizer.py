@@ -17,8 +17,13 @@ def special_ids(folder: pathlib.Path) -> dict[str, int]:
     return {"bos": vocab[START], "eos": vocab[END]}
 
 
-def write(folder: pathlib.Path, out: pathlib.Path) -> None:
+def write(folder: pathlib.Path, out: pathlib.Path, *, context: int) -> None:
     """Write tokenizer.json, and what versions without it read, into `out`.
+
+    Args:
+        folder: the tokenizer of an export.
+        out: folder to write.
+        context: length to which captions are padded.
 
     Raises:
         UserError: no tokenizer.json in `folder`, or not one of CLIP's kind.
@@ -32,7 +37,7 @@ def write(folder: pathlib.Path, out: pathlib.Path) -> None:
     (out / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", "utf-8")
     named = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": _padding(vocab)}
     _json(out / "special_tokens_map.json", named)
-    kind = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    kind = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context}
     _json(out / "tokenizer_config.json", {**named, **kind})
 
 

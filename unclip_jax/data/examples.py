@@ -42,6 +42,7 @@ class ExampleConfig:
             upsampler trains on these.
         length: token positions.
         degrade: how low_res is made from the (cut) image; needed for that field only.
+        empty_captions: share of examples whose caption is replaced by the empty one.
     """
 
     fields: tuple[str, ...]
@@ -51,8 +52,10 @@ class ExampleConfig:
     patch: int | None = None
     length: int = 77
     degrade: DegradeConfig | None = None
+    empty_captions: float = 0.0
 
     def __post_init__(self):
+        in_range("empty_captions", self.empty_captions, 0.0, 1.0)
         for field in self.fields:
             one_of("batch field", field, FIELDS)
         if not self.fields:
@@ -139,8 +142,10 @@ class RandomPart:
     config: ExampleConfig
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Crop, flip, cut and corrupt; the picture stays uint8."""
+        """Crop, flip, cut and corrupt, or take the caption away; the picture stays uint8."""
         config = self.config
+        if config.empty_captions and rng.random() < config.empty_captions:
+            example = without_caption(example)
         if not config.pictures:
             return example
         picture = example["image"]
@@ -155,6 +160,14 @@ class RandomPart:
             whole = images.to_float(picture)
             example["low_res"] = degrade(whole, config=config.degrade, rng=rng)
         return example
+
+
+def without_caption(example: Example) -> Example:
+    """The example with the empty caption: start and end token alone."""
+    tokens, mask = np.zeros_like(example["tokens"]), np.zeros_like(example["token_mask"])
+    end = int(example["token_mask"].sum()) - 1
+    tokens[:2], mask[:2] = example["tokens"][[0, end]], True
+    return {**example, "tokens": tokens, "token_mask": mask}
 
 
 def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatch:

@@ -2,7 +2,8 @@
 
 Public weights are used with that scheduler, whose rounding shows: 1 - alpha_bar keeps three digits
 near t = 0, so that its last step returns 0.99947 x_0. The code those weights were trained with has
-float64 tables, as `schedule` has; this one reproduces what people see.
+float64 tables, as `schedule` has; this one reproduces what people see, down to the indices of its
+short chains (`respace.timesteps`).
 """
 
 import dataclasses

@@ -14,17 +14,19 @@ from jaxtyping import Array, Float, Int
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import analytic, guidance
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.prior import Prior
 from unclip_jax.stages import captions, gaussian
-from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.base import Rows, Stage, apply, one_example
 from unclip_jax.stages.captions import ClipText
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior_config import PriorStageConfig
 
+MEASURED = 1 << 18  # rows, at most, whose mean and deviation are taken
 HEALTH_STEPS = 8  # of the draws that are looked at while training
 
 
@@ -80,6 +82,24 @@ def make(cfg: PriorStageConfig) -> Stage:
             "embedding": "raw" if cfg.standardised else "unit",
         },
     )
+
+
+def settle(cfg: PriorStageConfig, rows: Rows) -> PriorStageConfig:
+    """`cfg` with the mean and deviation of raw z_img that it asks of the training data.
+
+    Raises:
+        UserError: a dimension that does not vary.
+    """
+    if not cfg.standardise or cfg.z_mean:
+        return cfg
+    z_img = np.concatenate([block["z_img"] for block in rows(MEASURED)]).astype(np.float64)
+    mean, std = (v.astype(np.float32) for v in (z_img.mean(axis=0), z_img.std(axis=0)))
+    if not np.all(std > 0):
+        raise UserError(
+            f"dimension {int(std.argmin())} of z_img is the same in all {len(z_img)} training "
+            "embeddings, so it cannot be standardised; train CLIP longer or embed more examples."
+        )
+    return dataclasses.replace(cfg, z_mean=tuple(mean.tolist()), z_std=tuple(std.tolist()))
 
 
 def sample(
@@ -238,7 +258,10 @@ def from_latent(cfg: PriorStageConfig, x_0: Embedding) -> Embedding:
 
 
 def _statistics(cfg: PriorStageConfig) -> tuple[Array, Array]:
-    return jnp.array(cfg.z_mean)[None], jnp.array(cfg.z_std)[None]
+    """Mean and deviation; 0 and 1 as long as nobody has measured them, for planning alone."""
+    size = cfg.model.embed_dim
+    mean, std = (cfg.z_mean, cfg.z_std) if cfg.z_mean else ([0.0] * size, [1.0] * size)
+    return jnp.array(mean)[None], jnp.array(std)[None]
 
 
 def unit(z: Float[Array, " *b z"]) -> Float[Array, " *b z"]:

@@ -31,6 +31,7 @@ class PriorStageConfig:
         z_mean: per dimension; with `z_std` the chain diffuses (z_img - z_mean) / z_std of raw
             embeddings (Karlo) instead of scaled unit vectors, and z_txt enters raw. () = off.
         z_std: per dimension, likewise.
+        standardise: measure z_mean and z_std on the training embeddings, where they are not given.
     """
 
     model: PriorConfig
@@ -42,6 +43,7 @@ class PriorStageConfig:
     num_candidates: int = 2
     z_mean: tuple[float, ...] = ()
     z_std: tuple[float, ...] = ()
+    standardise: bool = False
 
     def __post_init__(self):
         in_range("config.model.drop_text", self.drop_text, 0.0, 1.0)
@@ -64,7 +66,7 @@ class PriorStageConfig:
     @property
     def standardised(self) -> bool:
         """Whether raw embeddings are standardised, rather than unit vectors scaled."""
-        return bool(self.z_mean)
+        return self.standardise or bool(self.z_mean)
 
     @property
     def scale(self) -> float:

@@ -1,0 +1,172 @@
+"""Stages of Karlo's kind, made of configs and sources in the names of diffusers.
+
+Whoever reads a layout ends here, so that the options which tell Karlo from the paper are set once:
+CLIP's token features as captions, the empty caption as null, raw and standardised embeddings, a
+network of its own for the last step of super-resolution.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.convert import abstract, layout, prior, schedulers, unet
+from unclip_jax.convert.layout import Entry, linear, norm
+from unclip_jax.convert.parts import Part
+from unclip_jax.convert.source import Source
+from unclip_jax.core.checks import UserError
+from unclip_jax.models.clip_config import ClipConfig
+from unclip_jax.models.decoder import DecoderConfig
+from unclip_jax.models.prior import PriorConfig
+from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.upsampler import UpsamplerConfig
+
+TEXT_PROJ = "UnCLIPTextProjModel"
+TEXT_PROJ_SIZES = (
+    "clip_extra_context_tokens",
+    "clip_embeddings_dim",
+    "time_embed_dim",
+    "cross_attention_dim",
+)
+
+
+def clip_part(cfg: ClipConfig, source: Source, entries: Sequence[Entry]) -> Part:
+    """CLIP as a stage."""
+    return Part(
+        name="clip",
+        stage="clip",
+        config={"model": cfg},
+        facts={"embed_dim": cfg.embed_dim},
+        source=source,
+        entries=entries,
+        abstract=abstract.clip(cfg),
+    )
+
+
+def prior_part(
+    cfg: PriorConfig,
+    source: Source,
+    *,
+    statistics: tuple[np.ndarray, np.ndarray],
+    scheduler: Mapping[str, Any],
+    where: str = "the prior's scheduler",
+) -> Part:
+    """A prior of Karlo's kind as a stage; `statistics` are clip_mean and clip_std."""
+    mean, std = (np.asarray(v, np.float32).reshape(-1) for v in statistics)
+    if not mean.shape == std.shape == (cfg.embed_dim,) or not np.all(std > 0):
+        raise UserError(
+            f"the CLIP statistics have shapes {mean.shape} and {std.shape}; expected "
+            f"{(cfg.embed_dim,)} both, with positive deviations."
+        )
+    diffusion, sampling = schedulers.config(scheduler, role="prior", where=where)
+    return Part(
+        name="prior",
+        stage="prior",
+        config={
+            "model": cfg,
+            "diffusion": diffusion,
+            "sampling": sampling,
+            "drop_text": 0.0,
+            "num_candidates": 1,
+            "z_mean": mean.tolist(),
+            "z_std": std.tolist(),
+        },
+        facts={"embed_dim": cfg.embed_dim, "z_scale": 1.0, "embedding": "raw"},
+        source=source,
+        entries=prior.entries(cfg),
+        abstract=abstract.prior(cfg),
+    )
+
+
+def decoder_part(cfg: DecoderConfig, source: Source, *, scheduler: Mapping[str, Any]) -> Part:
+    """A decoder of Karlo's kind as a stage; `source` joins "text_proj" and "decoder"."""
+    where = "the decoder's scheduler"
+    diffusion, sampling = schedulers.config(scheduler, role="decoder", where=where)
+    return Part(
+        name="decoder",
+        stage="decoder",
+        config={
+            "model": cfg,
+            "diffusion": diffusion,
+            "sampling": sampling,
+            "drop_text": 0.0,
+            "embedding": "raw",
+        },
+        facts={
+            "embed_dim": cfg.z_dim,
+            "image_size": cfg.unet.image_size,
+            "embedding": "raw",
+        },
+        source=source,
+        entries=decoder_entries(cfg),
+        abstract=abstract.decoder(cfg),
+    )
+
+
+def upsampler_part(cfg: UpsamplerConfig, source: Source, *, scheduler: Mapping[str, Any]) -> Part:
+    """Super-resolution as a stage; `source` joins "super_res_first" and "super_res_last"."""
+    where = "the super-resolution's scheduler"
+    diffusion, sampling = schedulers.config(scheduler, role="super_res", where=where)
+    size, table = cfg.unet.image_size, unet.entries(cfg.unet)
+    one = abstract.upsampler(cfg)
+    return Part(
+        name="upsampler_256",
+        stage="upsampler",
+        config={
+            "model": cfg,
+            "crop": size,
+            "diffusion": diffusion,
+            "sampling": sampling,
+            "last_step": True,
+            "quantise": False,
+        },
+        facts={"image_size": size, "low_res_size": size // cfg.factor},
+        source=source,
+        entries=[
+            entry
+            for name in ("first", "last")
+            for entry in layout.under(table, leaf=f"{name}/", name=f"super_res_{name}/")
+        ],
+        abstract={"first": one, "last": one},
+    )
+
+
+def decoder_config(
+    network: UNetConfig, projection: Mapping[str, Any], text: ClipConfig
+) -> DecoderConfig:
+    """A decoder of Karlo's kind, from its U-Net, the config of its projection and its CLIP."""
+    tokens, z_dim, _, width = (projection[name] for name in TEXT_PROJ_SIZES)
+    return DecoderConfig(
+        unet=network,
+        z_dim=z_dim,
+        text_width=width,
+        text_depth=0,
+        text_heads=0,
+        context=text.context,
+        vocab_size=text.vocab_size,
+        num_z_tokens=tokens,
+        padding="mask",
+        caption="clip_sequence",
+        clip_text_width=text.text_width,
+    )
+
+
+def upsampler_config(network: UNetConfig, decoder: UNetConfig) -> UpsamplerConfig:
+    """Super-resolution from what `decoder` draws."""
+    factor = network.image_size // decoder.image_size
+    return UpsamplerConfig(network, factor=factor, interpolation="cubic")
+
+
+def decoder_entries(cfg: DecoderConfig) -> list[Entry]:
+    """Tensors of the text projection and of the U-Net."""
+    projection = [
+        Entry("null_z", "learned_classifier_free_guidance_embeddings"),
+        *linear("text_to_emb", "embedding_proj"),
+        *linear("z_to_emb", "clip_image_embeddings_project_to_time_embeddings"),
+        *linear("z_to_tokens", "clip_extra_context_tokens_proj"),
+        *linear("text_in", "encoder_hidden_states_proj"),
+        *norm("text_norm", "text_encoder_hidden_states_norm"),
+    ]
+    return layout.under(projection, name="text_proj/") + layout.under(
+        unet.entries(cfg.unet), name="decoder/"
+    )
