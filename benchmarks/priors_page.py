@@ -8,9 +8,7 @@ from typing import Any
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluate import SHOWN
 
-TITLE = (
-    "# Where z_img comes from\n\nMade by `python -m benchmarks.priors`: see docs/priors.md.\n\n"
-)
+TITLE = "# Where z_img comes from\n\nMade by `python -m benchmarks.priors`: see docs/priors.md.\n\n"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
