@@ -3,7 +3,8 @@
     --config=experiments/prior.py:shapes --config.optim.learning_rate=3e-4
 
 Every key that an experiment can have may be overridden, whether its file mentions it or not; the
-value is read as the type that the key has.
+value is read as the type that the key has. A file without a model takes the one of the export that
+`init_from` names (experiments/finetune.py).
 """
 
 import dataclasses
@@ -19,6 +20,10 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.experiment import Experiment, from_config
+from unclip_jax.handoff import load as handoff
+from unclip_jax.handoff.export import TOKENIZER
+
+INIT = "--config.init_from="
 
 
 def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
@@ -31,7 +36,10 @@ def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         UserError: no such file, size or key, or a value of the wrong type.
     """
-    config = completed(from_config(load(spec)))
+    config = load(spec)
+    if "model" not in config:
+        config = trained_on(config, _init_from(config, overrides, spec), spec=spec)
+    config = completed(from_config(config))
     for argument in overrides:
         _check_key(argument, config)
     values = flags.FlagValues()
@@ -65,6 +73,37 @@ def load(spec: str) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"{name} defines no get_config(size); see experiments/prior.py.")
     return module.get_config(size) if size else module.get_config()
+
+
+def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> ConfigDict:
+    """`config` with the stage's settings as an export has them, and the captions read as it does.
+
+    Raises:
+        UserError: no export there, or one of another kind of stage.
+    """
+    card = handoff.read_manifest(export)
+    if card.stage != config.stage:
+        raise UserError(
+            f"{export} is a {card.stage}, but {spec} trains a {config.stage}; give the export of "
+            "such a stage, or name the stage after the colon."
+        )
+    changes: dict[str, Any] = {"model": card.config, "init_from": str(export)}
+    tokenizer = handoff.locate(export) / TOKENIZER
+    if tokenizer.is_dir():
+        changes["data"] = {**config.data.to_dict(), "tokenizer": str(tokenizer)}
+    return ConfigDict({**config.to_dict(), **changes})
+
+
+def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathlib.Path:
+    """The export to train on from; the last override speaks."""
+    given = [each.removeprefix(INIT) for each in overrides if each.startswith(INIT)]
+    place = given[-1] if given else config.get("init_from", "")
+    if not place:
+        raise UserError(
+            f"{spec} has no model of its own; name the export to train on with "
+            "--config.init_from=RUN/STAGE/export."
+        )
+    return pathlib.Path(place)
 
 
 def completed(experiment: Experiment) -> ConfigDict:
