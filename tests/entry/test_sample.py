@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from PIL import Image, ImageChops
 
@@ -48,6 +49,19 @@ def test_batches_do_not_change_images(run_dir, tmp_path):
         assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
 
 
+def test_stage_by_stage_gives_the_same_images(run_dir, tmp_path, monkeypatch):
+    for name, more in (("whole", []), ("staged", ["--by-stage", "--batch=2"])):
+        base = [f"--models={run_dir}", "--steps=4", "--seed=5", f"--out={tmp_path / name}.png"]
+        sample.main([*cascades.CAPTIONS, *base, *more])
+    for index in range(3):
+        one, other = (read(tmp_path / n / f"{index:04d}.png") for n in ("whole", "staged"))
+        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sample, "check_same", lambda asked: None)
+    with pytest.raises(UserError, match="--by-stage draws on one device; run it in one process"):
+        sample.main(["x", f"--models={run_dir}", "--by-stage"])
+
+
 def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
     out = tmp_path / "grid.png"
     arguments = [f"--models={run_dir}", f"--out={out}", "--steps=logsnr3", "--prior-steps=3"]
@@ -66,6 +80,7 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
         (["x", "--guidance=-1"], "sampling.guidance_scale is -1.0"),
         (["x", "--steps=ddim999"], "ddim999"),
         (["x", "--sampler=dpm"], "unknown sampling.sampler 'dpm'. Known: ancestral, ddim"),
+        (["x", "--by-stage", "--previews=2"], "--by-stage draws whole batches, without --negative"),
     ],
 )
 def test_mistakes_are_one_line(run_dir, arguments, message):
