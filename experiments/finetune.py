@@ -13,27 +13,29 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-# Name of the stage -> its kind, and the side to which images are loaded (Karlo's).
+# Name of the stage -> its kind.
 STAGES = {
-    "clip": ("clip", 224),
-    "prior": ("prior", 64),
-    "prior_ar": ("prior_ar", 64),
-    "decoder": ("decoder", 64),
-    "upsampler_256": ("upsampler", 256),
-    "upsampler_1024": ("upsampler", 1024),
+    "clip": "clip",
+    "prior": "prior",
+    "prior_ar": "prior_ar",
+    "decoder": "decoder",
+    "upsampler_256": "upsampler",
+    "upsampler_1024": "upsampler",
 }
 
 
 def get_config(stage: str = "decoder") -> ConfigDict:
     one_of("stage of experiments/finetune.py", stage, STAGES)
-    kind, side = STAGES[stage]
+    kind = STAGES[stage]
     config = ConfigDict({"stage": kind, "name": stage, "size": "finetune", "rules": "fsdp"})
-    config.init_from = ""  # its manifest fills in config.model, which is why there is none here
+    # Its manifest fills in config.model, which is why there is none here, and of the data how
+    # pictures and captions are read.
+    config.init_from = ""
 
     config.data = data = ConfigDict()
     data.path = "data/prepared"
     data.embeddings = "data/embeddings" if kind in ("prior", "prior_ar", "decoder") else ""
-    data.load_size = side
+    data.load_size = 64
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"

@@ -19,9 +19,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.core.config import build
 from unclip_jax.experiment import Experiment, from_config
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.export import TOKENIZER
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.registry import stage_entry
 
 INIT = "--config.init_from="
 
@@ -76,7 +79,7 @@ def load(spec: str) -> ConfigDict:
 
 
 def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> ConfigDict:
-    """`config` with the stage's settings as an export has them, and the captions read as it does.
+    """`config` with the settings of an exported stage, and pictures and captions as it reads them.
 
     Raises:
         UserError: no export there, or one of another kind of stage.
@@ -87,11 +90,22 @@ def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> Config
             f"{export} is a {card.stage}, but {spec} trains a {config.stage}; give the export of "
             "such a stage, or name the stage after the colon."
         )
-    changes: dict[str, Any] = {"model": card.config, "init_from": str(export)}
-    tokenizer = handoff.locate(export) / TOKENIZER
+    data, tokenizer = config.data.to_dict(), handoff.locate(export) / TOKENIZER
     if tokenizer.is_dir():
-        changes["data"] = {**config.data.to_dict(), "tokenizer": str(tokenizer)}
+        data["tokenizer"] = str(tokenizer)
+    data["load_size"] = _side(card, where=str(export)) or data["load_size"]
+    changes = {"model": card.config, "data": data, "init_from": str(export)}
     return ConfigDict({**config.to_dict(), **changes})
+
+
+def _side(card: Manifest, *, where: str) -> int | None:
+    """Side of the images that a stage is trained on, if it is trained on images."""
+    entry = stage_entry(card.stage)
+    model = build(entry.config, card.config, where=f"{where}/manifest.json config")
+    if card.stage == "upsampler":  # which is trained on crops of them
+        return model.model.unet.image_size
+    field = entry.make(model).batch_spec.get("image")
+    return field.shape[0] if field else None
 
 
 def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathlib.Path:
