@@ -3,7 +3,8 @@
     python -m benchmarks.full_size --out=/tmp/full_size --steps=2
 
 Writes OUT/karlo in the layout of diffusers (float16, 7 GB) and OUT/run (bfloat16, 7 GB), then draws
-OUT/picture.png, each command in its own process. Prints seconds and peak memory of both.
+OUT/picture.png stage by stage, each command in its own process. Prints seconds, seconds of CPU time
+and peak memory of both.
 """
 
 import argparse
@@ -84,6 +85,7 @@ class Cost(NamedTuple):
 
     name: str
     seconds: float
+    cpu: float
     gigabytes: float
 
 
@@ -150,13 +152,14 @@ def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def measured(name: str, arguments: Sequence[str]) -> Cost:
-    """Run a command of the package; its wall time and the peak of its memory."""
+    """Run a command of the package; its wall and CPU time and the peak of its memory."""
     began = time.monotonic()
     child = subprocess.Popen([sys.executable, "-m", *arguments])
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), arguments)
-    return Cost(name, time.monotonic() - began, usage.ru_maxrss / 1024**2)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Cost(name, time.monotonic() - began, cpu, usage.ru_maxrss / 1024**2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -169,13 +172,23 @@ def main(argv: Sequence[str]) -> None:
     if not source.is_dir():
         write(source)
     convert = [str(source), f"--out={run}", "--dtype=bfloat16"]
-    sample = [CAPTION, f"--models={run}", f"--out={args.out / 'picture.png'}", "--batch=1"]
+    sample = [
+        CAPTION,
+        f"--models={run}",
+        f"--out={args.out / 'picture.png'}",
+        "--batch=1",
+        "--by-stage",
+    ]
     sample += [f"--prior-steps={args.steps}", f"--steps={args.steps}"]
-    costs = [measured("convert", ["unclip_jax.convert", *convert])]
+    if not run.is_dir():
+        _tell(measured("convert", ["unclip_jax.convert", *convert]))
     _shorten(run / "upsampler_256" / "export" / "manifest.json", args.steps)
-    costs.append(measured("sample", ["unclip_jax.sample", *sample]))
-    for cost in costs:
-        sys.stdout.write(f"{cost.name}: {cost.seconds:.0f} s, {cost.gigabytes:.1f} GB at most\n")
+    _tell(measured("sample", ["unclip_jax.sample", *sample]))
+
+
+def _tell(cost: Cost) -> None:
+    name, seconds, cpu, size = cost
+    sys.stdout.write(f"{name}: {seconds:.0f} s ({cpu:.0f} s of CPU), {size:.1f} GiB at most\n")
 
 
 def _shorten(manifest: pathlib.Path, steps: str) -> None:

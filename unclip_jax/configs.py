@@ -3,7 +3,8 @@
     --config=experiments/prior.py:shapes --config.optim.learning_rate=3e-4
 
 Every key that an experiment can have may be overridden, whether its file mentions it or not; the
-value is read as the type that the key has.
+value is read as the type that the key has. A file without a model takes the one of the export that
+`init_from` names (experiments/finetune.py).
 """
 
 import dataclasses
@@ -18,7 +19,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.core.config import build
 from unclip_jax.experiment import Experiment, from_config
+from unclip_jax.handoff import load as handoff
+from unclip_jax.handoff.export import TOKENIZER
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.registry import stage_entry
+
+INIT = "--config.init_from="
 
 
 def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
@@ -31,7 +39,10 @@ def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         UserError: no such file, size or key, or a value of the wrong type.
     """
-    config = completed(from_config(load(spec)))
+    config = load(spec)
+    if "model" not in config:
+        config = trained_on(config, _init_from(config, overrides, spec), spec=spec)
+    config = completed(from_config(config))
     for argument in overrides:
         _check_key(argument, config)
     values = flags.FlagValues()
@@ -65,6 +76,48 @@ def load(spec: str) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"{name} defines no get_config(size); see experiments/prior.py.")
     return module.get_config(size) if size else module.get_config()
+
+
+def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> ConfigDict:
+    """`config` with the settings of an exported stage, and pictures and captions as it reads them.
+
+    Raises:
+        UserError: no export there, or one of another kind of stage.
+    """
+    card = handoff.read_manifest(export)
+    if card.stage != config.stage:
+        raise UserError(
+            f"{export} is a {card.stage}, but {spec} trains a {config.stage}; give the export of "
+            "such a stage, or name the stage after the colon."
+        )
+    data, tokenizer = config.data.to_dict(), handoff.locate(export) / TOKENIZER
+    if tokenizer.is_dir():
+        data["tokenizer"] = str(tokenizer)
+    data["load_size"] = _side(card, where=str(export)) or data["load_size"]
+    changes = {"model": card.config, "data": data, "init_from": str(export)}
+    return ConfigDict({**config.to_dict(), **changes})
+
+
+def _side(card: Manifest, *, where: str) -> int | None:
+    """Side of the images that a stage is trained on, if it is trained on images."""
+    entry = stage_entry(card.stage)
+    model = build(entry.config, card.config, where=f"{where}/manifest.json config")
+    if card.stage == "upsampler":  # which is trained on crops of them
+        return model.model.unet.image_size
+    field = entry.make(model).batch_spec.get("image")
+    return field.shape[0] if field else None
+
+
+def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathlib.Path:
+    """The export to train on from; the last override speaks."""
+    given = [each.removeprefix(INIT) for each in overrides if each.startswith(INIT)]
+    place = given[-1] if given else config.get("init_from", "")
+    if not place:
+        raise UserError(
+            f"{spec} has no model of its own; name the export to train on with "
+            "--config.init_from=RUN/STAGE/export."
+        )
+    return pathlib.Path(place)
 
 
 def completed(experiment: Experiment) -> ConfigDict:

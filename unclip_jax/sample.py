@@ -29,8 +29,8 @@ from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import text
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.pipeline.load import Loaded
+from unclip_jax.pipeline import by_stage, load, text_to_image
+from unclip_jax.pipeline.load import Found, Loaded
 from unclip_jax.pipeline.text_to_image import MAX_BEST_OF, Cascade, SampleOptions
 from unclip_jax.stages.gaussian import SAMPLERS
 from unclip_jax.training.agreement import check_same
@@ -76,6 +76,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=("prior", "z_txt"),
         help="where z_img comes from; z_txt skips the prior",
     )
+    parser.add_argument(
+        "--by-stage",
+        action="store_true",
+        help="keep one stage on the device at a time, for models that fill its memory",
+    )
     distributed.add_flags(parser)
     guided_text.add_arguments(parser)
     return parser.parse_args(argv)
@@ -92,9 +97,20 @@ def main(argv: Sequence[str]) -> None:
     check(args)
     distributed.start(args)
     check_same({**asked(args), **distributed.facts()})
-    loaded = load.load_cascade(weights.run_of(args.models), prior_name=args.prior)
-    options = options_from(args, loaded.cascade)
+    run = weights.run_of(args.models)
     captions = [caption for caption in args.captions for _ in range(args.num)]
+    if args.by_stage:
+        if jax.process_count() > 1:
+            raise UserError("--by-stage draws on one device; run it in one process.")
+        found = load.find_cascade(run, prior_name=args.prior)
+        options = options_from(args, found.cascade)
+        images = draw_by_stage(
+            found, captions, seed=args.seed, options=options, batch_size=args.batch
+        )
+        finish(args, images, captions, options)
+        return
+    loaded = load.load_cascade(run, prior_name=args.prior)
+    options = options_from(args, loaded.cascade)
     if guided_text.wanted(args):
         studio = Studio(loaded, batch=args.batch)
         sys.stdout.write(
@@ -102,7 +118,14 @@ def main(argv: Sequence[str]) -> None:
         )
         return
     images = draw(loaded, captions, seed=args.seed, options=options, batch_size=args.batch)
-    if jax.process_index() > 0:  # every process has all images; the first writes them
+    finish(args, images, captions, options)
+
+
+def finish(
+    args: argparse.Namespace, images: np.ndarray, captions: list[str], options: SampleOptions
+) -> None:
+    """Write what was drawn; every process has all images, and the first writes them."""
+    if jax.process_index() > 0:
         return
     write(args.out, images, captions=captions, record=record(args, options))
     sys.stdout.write(f"wrote {args.out}: {len(captions)} images of {images.shape[1]} px\n")
@@ -132,6 +155,11 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.out.suffix.lower() != ".png":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
+    if args.by_stage and (guided_text.wanted(args) or args.best_of > 1):
+        raise UserError(
+            "--by-stage draws whole batches, without --negative, --guidance-schedule, --previews "
+            "and --best-of; leave one of them out."
+        )
     args.models = arguments.run_directory(args.models)
 
 
@@ -195,6 +223,27 @@ def draw(
         bar.update(len(images[-1]))
     bar.close()
     return np.concatenate(images)
+
+
+def draw_by_stage(
+    found: Found, captions: Sequence[str], *, seed: int, options: SampleOptions, batch_size: int
+) -> np.ndarray:
+    """What `draw` draws but for rounding, with one stage on the first device at a time."""
+    tokenizer, size = text.load(found.tokenizer_dir), min(batch_size, len(captions))
+    batches = []
+    for start in range(0, len(captions), size):
+        indices = np.arange(start, start + size)
+        kept = np.minimum(indices, len(captions) - 1)
+        tokens = tokenise(found.cascade, tokenizer, [captions[int(i)] for i in kept])
+        batches.append(by_stage.Batch(tokens, text_to_image.keys_for(seed, jnp.array(indices))))
+    with tqdm(total=len(found.readers), unit="stage", desc="sampling") as bar:
+
+        def begin(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        images = by_stage.draw(found, batches, options=options, begin=begin)
+    return np.concatenate(images)[: len(captions)]
 
 
 def sampler(

@@ -44,8 +44,10 @@ def main(argv: Sequence[str]) -> None:
     experiment = configs.read(args.config, overrides=rest)
     place = {"workdir": str(args.workdir), "export_only": args.export_only}
     agreement.check_same({"config": as_dict(experiment), **place, **distributed.facts()})
+    begun = experiment.init_from
+    licence = load.read_manifest(pathlib.Path(begun)).licence if begun else ""
     state, stage, read = run(experiment, args.workdir, export_only=args.export_only)
-    write_export(experiment, stage, state, facts=read, workdir=args.workdir)
+    write_export(experiment, stage, state, facts=read, workdir=args.workdir, licence=licence)
     analytic.after_training(experiment, state.ema_params, workdir=args.workdir)
 
 
@@ -135,12 +137,14 @@ def write_export(
     *,
     facts: inputs.Inputs,
     workdir: pathlib.Path,
+    licence: str = "",
 ) -> None:
-    """Hand the averaged parameters on: WORKDIR/export."""
+    """Hand the averaged parameters on: WORKDIR/export, under the terms of what they began as."""
     manifest = Manifest(
         stage=experiment.stage,
         size=experiment.size,
         step=int(jax.device_get(state.step)),
+        licence=licence,
         **stage.describe,
         **facts.facts,
     )

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from unclip_jax.convert import karlo, original, single
 from unclip_jax.convert.parts import Origin, Part, write_run
@@ -41,8 +42,15 @@ def convert(
     out: pathlib.Path,
     *,
     options: ImportOptions = ImportOptions(),
+    begin: Callable[[str], None] = lambda name: None,
 ) -> list[str]:
     """Public layouts to a run directory; the names of the stages written.
+
+    Args:
+        sources: folders or files; the first says which layout.
+        out: the run directory.
+        options: what to make of them.
+        begin: told the name of every stage before it is read.
 
     Raises:
         UserError: anything about the sources that does not fit; nothing is written then.
@@ -59,6 +67,7 @@ def convert(
         )
     tokenizer = text.load(folder, literal=text.declared_padding(folder))
     parts = [_typed(part, options.dtype) for part in parts]
+    clip_id = _clip_of(options.clip, parts, tokenizer) if options.clip else None
     named = ", ".join(source.resolve().name for source in sources)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(scratch)
@@ -68,10 +77,36 @@ def convert(
             tokenizer_dir=pathlib.Path(scratch),
             tokenizer_hash=tokenizer.hash,
             origin=Origin(data=f"converted from {named}", licence=options.licence),
-            clip_id=read_manifest(options.clip).clip_id if options.clip else None,
+            clip_id=clip_id,
             dtype=options.dtype,
+            begin=begin,
         )
     return list(written)
+
+
+def tell(name: str) -> None:
+    """A line on stderr for each stage, since large ones take minutes."""
+    sys.stderr.write(f"converting {name} ...\n")
+
+
+def _clip_of(export: pathlib.Path, parts: Sequence[Part], tokenizer: text.Tokenizer) -> str | None:
+    """Identity of the CLIP in `export`, if the stages can belong to it."""
+    card = read_manifest(export)
+    if card.stage != "clip":
+        raise UserError(f"--clip={export} is a {card.stage}; give the export of a CLIP.")
+    for part in parts:
+        size = part.facts.get("embed_dim", card.embed_dim)
+        if size != card.embed_dim:
+            raise UserError(
+                f"the {part.name} takes embeddings of {size} numbers, the CLIP in {export} gives "
+                f"{card.embed_dim}; give the export of the CLIP that it was trained on."
+            )
+    if tokenizer.hash != card.tokenizer_hash:
+        raise UserError(
+            f"the CLIP in {export} reads with another tokenizer than the one beside the weights; "
+            "give the export of the CLIP that they were trained on."
+        )
+    return card.clip_id
 
 
 def _typed(part: Part, dtype: str) -> Part:
@@ -100,14 +135,14 @@ def find(
 
 
 def run_of(models: pathlib.Path) -> pathlib.Path:
-    """The run directory for `models`: itself, or a pipeline directory converted once beside it.
+    """The run directory for `models`: itself, or public weights converted once beside them.
 
     The cache DIR.unclip_jax is made again when files of DIR have changed.
 
     Raises:
         UserError: the pipeline cannot be converted, or the place beside it cannot be written.
     """
-    if not karlo.is_pipeline(models):
+    if not (karlo.is_pipeline(models) or original.is_original(models)):
         return models
     models = models.resolve()
     cache = models.with_name(f"{models.name}.unclip_jax")
@@ -115,7 +150,8 @@ def run_of(models: pathlib.Path) -> pathlib.Path:
     if (cache / STAMP).is_file() and (cache / STAMP).read_text(encoding="utf-8") == stamp:
         return cache
     (cache / STAMP).unlink(missing_ok=True)
-    convert([models], cache)
+    sys.stderr.write(f"{models} is converted once, into {cache}\n")
+    convert([models], cache, begin=tell)
     (cache / STAMP).write_text(stamp, encoding="utf-8")
     return cache
 

@@ -224,3 +224,38 @@ def test_resnets_are_refused():
     shapes = openai_shapes(64, 64, image=32, patch=16, embed_dim=8)
     with pytest.raises(UserError, match="has no visual.proj; only CLIPs with a vision transformer"):
         openai_clip.config(shapes.without(["visual.proj"]))
+
+
+def open_clip_settings():
+    """An `open_clip_config.json` of a tiny CLIP with image heads of 16."""
+    vision = {"width": 64, "layers": 1, "patch_size": 16, "image_size": 32, "head_width": 16}
+    text = {"width": 128, "layers": 1, "context_length": 77, "vocab_size": 49408, "heads": 2}
+    model = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+    return {"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+
+
+def test_open_clips_config_is_taken_at_its_word():
+    shapes = openai_shapes(64, 128, image=32, patch=16, embed_dim=8)
+    cfg = openai_clip.config(shapes, open_clip_settings())
+    assert (cfg.image_heads, cfg.text_heads, cfg.activation) == (4, 2, "gelu")
+    assert cfg.image_mean == cfg.image_std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "message"),
+    [
+        ("vision_cfg", "width", 128, "has vision_cfg.width 128, the tensors 64"),
+        ("text_cfg", "layers", 12, "has text_cfg.layers 12, the tensors 1"),
+        ("vision_cfg", "pool_type", "avg", "has pool_type 'avg', an unsupported variant"),
+        ("text_cfg", "no_causal_mask", True, "has no_causal_mask True, an unsupported variant"),
+        ("text_cfg", "norm_kwargs", {"eps": 1e-6}, "has norm_kwargs .*an unsupported variant"),
+        ("vision_cfg", "new_thing", 3, "has the unknown key 'new_thing'"),
+        ("vision_cfg", "timm_model_name", "convnext", "has timm_model_name 'convnext'"),
+    ],
+)
+def test_open_clips_variants_are_refused_by_name(where, name, value, message):
+    settings = open_clip_settings()
+    settings["model_cfg"][where][name] = value
+    shapes = openai_shapes(64, 128, image=32, patch=16, embed_dim=8)
+    with pytest.raises(UserError, match=message):
+        openai_clip.config(shapes, settings)

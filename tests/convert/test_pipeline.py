@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.convert import walks
 from unclip_jax import sample, weights
@@ -174,13 +175,18 @@ def test_plain_safetensors_hold_every_leaf(run, tmp_path):
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(tensors.read(name), leaf.astype(jnp.bfloat16))
     assert json.loads((out / "prior.json").read_text())["stage"] == "prior"
+    card = (out / "README.md").read_text()
+    assert "library_name: unclip_jax\npipeline_tag: text-to-image\n" in card
+    assert "Open RAIL-M" in card and "| upsampler_256 |" in card
 
 
-def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path):
+def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path, capsys):
     folder = tmp_path / "karlo"
     shutil.copytree(tiny, folder, copy_function=shutil.copyfile)
     run = weights.run_of(folder)
     assert run == tmp_path / "karlo.unclip_jax"
+    told = capsys.readouterr().err
+    assert "karlo is converted once, into" in told and "converting upsampler_256 ..." in told
     made = (run / "source.json").stat().st_mtime_ns
     argv = ["a red circle", f"--models={folder}", f"--out={tmp_path / 'x.png'}"]
     sample.main([*argv, "--prior-steps=2", "--steps=2"])
@@ -212,6 +218,71 @@ def test_bfloat16_stays_so_on_the_device(tiny, tmp_path):
         patch.setattr(jax, "jit", lambda f: lambda *a: jax.eval_shape(f, *a))
         drawn = draw(loaded, captions, SampleOptions())
     assert drawn.images.shape == (1, 64, 64, 3) and drawn.images.dtype == jnp.float32
+
+
+def copied(folder, out):
+    shutil.copytree(folder, out, copy_function=shutil.copyfile)
+    return out
+
+
+def test_of_a_source_that_does_not_fit_everything_is_listed_and_nothing_written(tiny, tmp_path):
+    folder = copied(tiny, tmp_path / "karlo")
+    path = folder / "super_res_last" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_in.bias"] = tensors["conv_in.bias"][:-1]
+    tensors["strange"] = tensors.pop("conv_out.bias")
+    save_file(tensors, path)
+    message = "in 3 tensors: missing .*conv_out.bias.*; extra .*strange.*; .*conv_in.bias: expected"
+    with pytest.raises(UserError, match=message):
+        weights.convert([folder], tmp_path / "run")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is damaged or incomplete"):
+        weights.convert([folder], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_of_another_clip_are_not_written(run, tmp_path):
+    broken = copied(run, tmp_path / "run")
+    path = broken / "prior" / "export" / "manifest.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps({**card, "clip_id": "f" * 64}))
+    for write in (diffusers.write, diffusers.write_plain):
+        with pytest.raises(UserError, match="the clip and the prior do not fit: clip_id"):
+            write(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_is_not_given_to_a_clip_that_it_cannot_belong_to(recordings, tiny, run, tmp_path):
+    words = f"--tokenizer={tiny / 'tokenizer'}"
+    command.main([str(recordings.model("clip_gelu")), f"--out={tmp_path / 'other'}", words])
+    argv = [str(tiny), f"--out={tmp_path / 'p'}", "--stages=prior"]
+    with pytest.raises(UserError, match="the prior takes embeddings of 32 numbers, the CLIP in"):
+        command.main([*argv, f"--clip={tmp_path / 'other' / 'clip' / 'export'}"])
+    with pytest.raises(UserError, match="is a decoder; give the export of a CLIP"):
+        command.main([*argv, f"--clip={run / 'decoder' / 'export'}"])
+    text.train(["other words"], vocab_size=600).save(tmp_path / "words")
+    argv += [f"--clip={run / 'clip' / 'export'}", f"--tokenizer={tmp_path / 'words'}"]
+    with pytest.raises(UserError, match="reads with another tokenizer"):
+        command.main(argv)
+    assert not (tmp_path / "p").exists()
+
+
+def test_every_manifest_states_the_licence(tiny, run, tmp_path):
+    for name in ("clip", "prior", "decoder", "upsampler_256"):
+        assert "Open RAIL-M" in handoff.read_manifest(run / name / "export").licence
+    command.main([str(tiny), f"--out={tmp_path}", "--stages=clip", "--licence=ours alone"])
+    assert handoff.read_manifest(tmp_path / "clip" / "export").licence == "ours alone"
+
+
+def test_pixels_are_standardised_as_the_files_say(both, tmp_path):
+    folder = copied(both[1], tmp_path / "variation")
+    settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.75]}
+    path = folder / "feature_extractor" / "preprocessor_config.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(settings))
+    weights.convert([both[0], folder], tmp_path / "run")
+    model = handoff.read_manifest(tmp_path / "run" / "clip" / "export").config["model"]
+    assert {name: list(model[name]) for name in settings} == settings
 
 
 def test_a_clip_alone_goes_there_and_back(recordings, tiny, tmp_path):

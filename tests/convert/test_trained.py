@@ -35,8 +35,12 @@ def experiment(name):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """An untrained cascade of the size `karlo`, with smaller networks."""
-    folder, facts = tmp_path_factory.mktemp("run"), {}
+    return untrained(tmp_path_factory.mktemp("run"))
+
+
+def untrained(folder):
+    """A cascade of the size `karlo` in `folder`, with smaller networks."""
+    facts = {}
     words = cascades.tokenizer()
     words.save(folder / "tokenizer")
     for name in cascades.NAMES:

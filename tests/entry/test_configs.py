@@ -1,11 +1,15 @@
 """Overrides on the command line: every key works, every mistake is one line that names the fix."""
 
+import json
 import pathlib
 
 import pytest
 
+from tests import cascades
+from tests.stages import tiny
 from unclip_jax import configs
 from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import load
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRIOR = f"{ROOT}/experiments/prior.py"
@@ -75,3 +79,41 @@ def test_a_wrong_file_is_named(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match="defines no get_config"):
         configs.read(str(tmp_path / "empty.py"))
+
+
+FINETUNE = f"{ROOT}/experiments/finetune.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return cascades.write(tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.parametrize("name", cascades.NAMES)
+def test_training_on_takes_model_and_tokenizer_from_the_export(run, name):
+    export = run / name / "export"
+    made = read(f"--config.init_from={export}", spec=f"{FINETUNE}:{name}")
+    described = json.dumps(made.build_stage().describe["config"], sort_keys=True)
+    assert described == json.dumps(load.read_manifest(export).config, sort_keys=True)
+    assert (made.name, made.size, made.init_from) == (name, "finetune", str(export))
+    words = "" if name == "upsampler_256" else str(export / "tokenizer")
+    assert made.data.tokenizer == words
+    if name != "prior":
+        assert made.data.load_size == tiny.experiment(name).data.load_size
+
+
+def test_the_model_that_is_trained_on_can_still_be_overridden(run):
+    where = f"--config.init_from={run / 'prior' / 'export'}"
+    made = read(where, "--config.model.drop_text=0.25", spec=f"{FINETUNE}:prior")
+    assert made.model.drop_text == 0.25
+
+
+def test_what_cannot_be_trained_on_is_named(run, tmp_path):
+    with pytest.raises(UserError, match=r"has no model of its own; name .*--config.init_from="):
+        read(spec=f"{FINETUNE}:prior")
+    with pytest.raises(UserError, match="is a prior, but .*finetune.py:decoder trains a decoder"):
+        read(f"--config.init_from={run / 'prior' / 'export'}", spec=f"{FINETUNE}:decoder")
+    with pytest.raises(UserError, match="is not a finished export"):
+        read(f"--config.init_from={tmp_path}", spec=f"{FINETUNE}:decoder")
+    with pytest.raises(UserError, match="unknown stage of experiments/finetune.py 'priro'"):
+        read(spec=f"{FINETUNE}:priro")

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from PIL import Image, ImageChops
 
@@ -55,6 +56,19 @@ def test_the_best_of_several_pictures_is_kept_and_recorded(run_dir, tmp_path):
     assert record["options"]["best_of"] == 3 and len(record["images"]) == 1
 
 
+def test_stage_by_stage_gives_the_same_images(run_dir, tmp_path, monkeypatch):
+    for name, more in (("whole", []), ("staged", ["--by-stage", "--batch=2"])):
+        base = [f"--models={run_dir}", "--steps=4", "--seed=5", f"--out={tmp_path / name}.png"]
+        sample.main([*cascades.CAPTIONS, *base, *more])
+    for index in range(3):
+        one, other = (read(tmp_path / n / f"{index:04d}.png") for n in ("whole", "staged"))
+        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sample, "check_same", lambda asked: None)
+    with pytest.raises(UserError, match="--by-stage draws on one device; run it in one process"):
+        sample.main(["x", f"--models={run_dir}", "--by-stage"])
+
+
 def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
     out = tmp_path / "grid.png"
     arguments = [f"--models={run_dir}", f"--out={out}", "--steps=logsnr3", "--prior-steps=3"]
@@ -76,6 +90,8 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
         (["x", "--best-of=64", "--num=65"], r"number of images is 4160; it must lie in"),
         (["x", "--best-of=2", "--previews=3"], "--best-of is 2, which --negative, .* leave it"),
         (["x", "--sampler=dpm"], "unknown sampling.sampler 'dpm'. Known: ancestral, ddim"),
+        (["x", "--by-stage", "--previews=2"], "--by-stage draws whole batches, without --negative"),
+        (["x", "--by-stage", "--best-of=2"], "--by-stage draws whole batches, .* and --best-of"),
     ],
 )
 def test_mistakes_are_one_line(run_dir, arguments, message):

@@ -61,10 +61,9 @@ def stirred(module, scale=0.05):
     return module.eval()
 
 
-def pipeline(size, folder):
-    """An UnCLIPPipeline of one of SIZES; its tokenizer is written into `folder`."""
+def pipeline(sizes, folder):
+    """An UnCLIPPipeline of one of SIZES, or the like; its tokenizer is written into `folder`."""
     torch.manual_seed(0)
-    sizes = SIZES[size]
     words = _words(folder)
     parts = {
         "tokenizer": words,
@@ -124,7 +123,8 @@ def _text_encoder(sizes, words):
         intermediate_size=4 * sizes["z"],
         projection_dim=sizes["z"],
         num_hidden_layers=sizes["text_depth"],
-        num_attention_heads=4,
+        num_attention_heads=sizes.get("text_heads", 4),
+        hidden_act=sizes.get("activation", "quick_gelu"),
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=0,

@@ -1,5 +1,6 @@
 """CLIP beside transformers' class: both activations, and OpenAI's names for the same weights."""
 
+import json
 import zipfile
 
 import jax
@@ -9,9 +10,10 @@ import pytest
 
 from tests.convert.test_clip import MEAN, STD, load, run, same
 from tests.parity.originals import stirred, torch, transformers
-from unclip_jax.convert import abstract, clip, layout, openai_clip, source
+from unclip_jax.convert import abstract, clip, layout, openai_clip, single, source
 from unclip_jax.models.clip import Clip
 
+save_file = pytest.importorskip("safetensors.torch").save_file
 pytestmark = pytest.mark.filterwarnings("ignore")
 # hidden width, depth, heads of the text and of the image tower; side, patch, projection
 SIZES = {
@@ -101,8 +103,9 @@ def as_openai(theirs):
             tensor = torch.cat(three)
             new = new.replace("self_attn.q_proj.", "attn.in_proj_")
         width[new] = tensor
-    width["text_projection"] = width.pop("text_projection.weight").T.contiguous()
-    width["visual.proj"] = width.pop("visual_projection.weight").T.contiguous()
+    for name, new in (("text_projection", "text_projection"), ("visual_projection", "visual.proj")):
+        if f"{name}.weight" in width:  # which a tower alone lacks
+            width[new] = width.pop(f"{name}.weight").T.contiguous()
     return width
 
 
@@ -143,3 +146,30 @@ def test_openais_files_give_the_same_tree(name, tmp_path):
     views = openai_clip.as_transformers(tensors)
     same(layout.fill(views, clip.entries(cfg), abstract.clip(cfg)), params)
     assert jax.tree.leaves(params)
+
+
+def test_open_clips_folder_gives_the_same_tree_with_its_heads_and_activation(tmp_path):
+    theirs = model("narrow heads", "gelu")
+    theirs.save_pretrained(tmp_path / "theirs")
+    (text_width, _, text_heads), (width, _, heads), side, patch, projection = SIZES["narrow heads"]
+    settings = {
+        "embed_dim": projection,
+        "vision_cfg": {
+            "image_size": side,
+            "layers": 3,
+            "width": width,
+            "patch_size": patch,
+            "head_width": width // heads,
+            "mlp_ratio": 4.0,
+        },
+        "text_cfg": {"width": text_width, "layers": 3, "heads": text_heads, "vocab_size": 600},
+    }
+    folder = tmp_path / "open_clip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    state = {name: tensor.contiguous() for name, tensor in as_openai(theirs).items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    (part,) = single.clip_from(folder)
+    wanted, params = load(tmp_path / "theirs")
+    assert part.config["model"] == wanted and wanted.activation == "gelu"
+    same(part.params(), params)

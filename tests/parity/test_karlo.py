@@ -42,7 +42,7 @@ class Both(NamedTuple):
 @pytest.fixture(scope="module", params=list(originals.SIZES))
 def both(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
-    pipe = originals.pipeline(request.param, root)
+    pipe = originals.pipeline(originals.SIZES[request.param], root)
     pipe.save_pretrained(root / "karlo")
     weights.convert([root / "karlo"], root / "run")
     stages = {part.name: Loaded(part) for part in karlo.parts(karlo.components([root / "karlo"]))}

@@ -23,15 +23,37 @@ def test_state_dicts_of_every_precision(tmp_path):
 
 
 class Payload:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
     def __reduce__(self):
-        return os.system, ("echo executed > /tmp/unclip_payload",)
+        return os.mkdir, (str(self.folder),)
 
 
 def test_a_payload_is_refused_and_not_run(tmp_path):
-    torch.save({"a": Payload()}, tmp_path / "m.pt")
+    harm = tmp_path / "executed"
+    torch.save({"a": Payload(harm)}, tmp_path / "m.pt")
     with pytest.raises(UserError, match="its pickle holds more than tensors"):
         source.open_source(tmp_path / "m.pt")
-    assert not os.path.exists("/tmp/unclip_payload")
+    assert not harm.exists()
+    torch.load(tmp_path / "m.pt", weights_only=False)
+    assert harm.exists(), "a payload that does nothing would prove nothing"
+
+
+def test_tensors_stay_on_disk_until_they_are_read(tmp_path, monkeypatch):
+    asked, load = [], torch.load
+
+    def watched(*args, mmap, **options):
+        asked.append(mmap)
+        return load(*args, mmap=mmap, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    for new in (True, False):  # the older format cannot be mapped
+        torch.save({"a": torch.ones(3)}, tmp_path / "m.pt", _use_new_zipfile_serialization=new)
+        np.testing.assert_array_equal(source.open_source(tmp_path / "m.pt").read("a"), np.ones(3))
+    assert asked == [True, False]
 
 
 def test_damaged_files_and_other_contents(tmp_path):

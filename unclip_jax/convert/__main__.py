@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--to takes one run directory; give one source.")
         names = BACK[args.to](args.source[0], args.out, dtype=args.dtype)
     else:
-        names = weights.convert(args.source, args.out, options=_options(args))
+        names = weights.convert(args.source, args.out, options=_options(args), begin=weights.tell)
     sys.stdout.write(f"wrote {args.out}: {', '.join(names)}\n")
 
 

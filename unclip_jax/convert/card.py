@@ -22,10 +22,26 @@ def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
         cards: manifests of what was written, by name.
         pipeline: class of the pipeline, or None for a CLIP alone.
     """
-    licences = sorted({card.licence for card in cards.values() if card.licence})
-    terms = "; ".join(licences) or "not stated by who trained it"
     kind = "text-to-image" if pipeline == "UnCLIPPipeline" else "image-to-image"
     library, task = ("diffusers", kind) if pipeline else ("transformers", "feature-extraction")
+    parts = _card(cards, title=pipeline or "CLIP", library=library, task=task)
+    if pipeline:
+        parts.append(LOADING.format(pipeline_class=f"unclip.{pipeline}"))
+    return "\n\n".join(parts) + "\n"
+
+
+def plain_card(cards: Mapping[str, Manifest]) -> str:
+    """Text of README.md beside plain tensors, whatever stages there are."""
+    task = "text-to-image" if "decoder" in cards else "feature-extraction"
+    parts = _card(cards, title="Stages", library="unclip_jax", task=task)
+    told = "STAGE.safetensors has the parameters by their paths, STAGE.json the architecture."
+    return "\n\n".join([*parts, told]) + "\n"
+
+
+def _card(cards: Mapping[str, Manifest], *, title: str, library: str, task: str) -> list[str]:
+    """Front matter, title, licence and a table of what was written."""
+    licences = sorted({card.licence for card in cards.values() if card.licence})
+    terms = "; ".join(licences) or "not stated by who trained it"
     front = {
         "license": "other",
         "library_name": library,
@@ -36,12 +52,9 @@ def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
         f"| {name} | {card.parameters / 1e6:.1f} M | {card.step} | {card.data or 'not stated'} |"
         for name, card in cards.items()
     ]
-    parts = [
+    return [
         "---\n" + "\n".join(f"{key}: {value}" for key, value in front.items()) + "\n---",
-        f"# {pipeline or 'CLIP'} from unclip_jax",
+        f"# {title} from unclip_jax",
         f"Written by unclip_jax {__version__}. Licence of the weights: {terms}.",
         "| stage | parameters | steps trained here | data |\n|---|---|---|---|\n" + "\n".join(rows),
     ]
-    if pipeline:
-        parts.append(LOADING.format(pipeline_class=f"unclip.{pipeline}"))
-    return "\n\n".join(parts) + "\n"

@@ -98,8 +98,25 @@ def merged(text: ClipConfig, image: ClipConfig) -> ClipConfig:
                 f"{getattr(image, name)!r}; they are not towers of one CLIP."
             )
     names = ("image_size", "patch_size", "image_width", "image_depth", "image_heads", "image_mlp")
+    names += ("image_mean", "image_std")
     taken = {name: getattr(image, name) for name in names}
     return dataclasses.replace(text, towers=TOWERS, temperature=False, **taken)
+
+
+def normalised(
+    cfg: ClipConfig,
+    settings: Mapping[str, Any],
+    *,
+    mean: str = "image_mean",
+    std: str = "image_std",
+) -> ClipConfig:
+    """`cfg` with the mean and deviation of pixels that a preprocessor's settings give, if any.
+
+    Most public models have OpenAI's numbers, which are the default; LAION's L/14 has 0.5.
+    """
+    given = {"image_mean": settings.get(mean), "image_std": settings.get(std)}
+    taken = {name: tuple(map(float, value)) for name, value in given.items() if value}
+    return dataclasses.replace(cfg, **taken) if "image" in cfg.towers else cfg
 
 
 def tower(cfg: ClipConfig, name: str) -> ClipConfig:

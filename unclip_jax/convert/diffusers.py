@@ -28,14 +28,14 @@ from unclip_jax.convert import (
     tokenizer,
     unet,
 )
-from unclip_jax.convert.card import model_card
+from unclip_jax.convert.card import model_card, plain_card
 from unclip_jax.convert.layout import Entry
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Params
 from unclip_jax.handoff import load
-from unclip_jax.handoff.manifest import Manifest, to_json
+from unclip_jax.handoff.manifest import Manifest, check_chain, to_json
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
@@ -61,7 +61,8 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
     """Write what a run directory holds: a pipeline, or a CLIP alone; the folders written.
 
     Raises:
-        UserError: a stage that the layout has no words for, `out` exists, no space.
+        UserError: stages that do not fit each other, one that the layout has no words for, `out`
+            exists, no space.
     """
     stages = _stages(run_dir)
     for name in needs.NEEDS.keys() & stages.keys():
@@ -80,7 +81,11 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
 
 
 def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
-    """Write every stage as OUT/STAGE.safetensors, by our own names, and OUT/STAGE.json."""
+    """Write every stage as OUT/STAGE.safetensors, by our own names, and OUT/STAGE.json.
+
+    Raises:
+        UserError: stages that do not fit each other, `out` exists, no space.
+    """
     stages = _stages(run_dir)
     with _draft(out) as draft:
         for name, stage in stages.items():
@@ -88,12 +93,16 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
             leaves = {p: _cast(leaf, dtype) for p, leaf in trees.flatten_paths(tree).items()}
             save_file(leaves, draft / f"{name}.safetensors")
             (draft / f"{name}.json").write_text(to_json(stage.card), encoding="utf-8")
+        cards = {name: stage.card for name, stage in stages.items()}
+        (draft / "README.md").write_text(plain_card(cards), "utf-8")
     return list(stages)
 
 
 def _stages(run_dir: pathlib.Path) -> dict[str, Stage]:
     places = load.find_stages(run_dir, required=("clip",))
-    return {name: Stage(path, load.read_manifest(path)) for name, path in places.items()}
+    stages = {name: Stage(path, load.read_manifest(path)) for name, path in places.items()}
+    check_chain([stage.card for stage in stages.values()])
+    return stages
 
 
 def _pipeline(stages: Mapping[str, Stage], out: pathlib.Path, dtype: str) -> list[str]:

@@ -31,6 +31,7 @@ NEEDS = {
     "decoder": ("decoder", "text_proj"),
     "upsampler_256": ("super_res_first", "super_res_last", "decoder"),
 }
+PREPROCESSORS = {"feature_extractor", "image_processor"}  # Karlo's name, and Kandinsky's
 LICENCE = (
     "the weights remain under their authors' terms (Karlo: CreativeML Open RAIL-M, with "
     "use restrictions); read the licence that came with them"
@@ -120,7 +121,11 @@ def _clip_config(folders: Folders) -> ClipConfig:
     if "image_encoder" not in folders:
         return text
     settings, where = _config(folders, "image_encoder")
-    return clip.merged(text, clip.config(settings, where=where))
+    image = clip.config(settings, where=where)
+    for name in PREPROCESSORS & folders.keys():
+        path = folders[name] / "preprocessor_config.json"
+        image = clip.normalised(image, read_json(path) if path.is_file() else {})
+    return clip.merged(text, image)
 
 
 def _clip(folders: Folders, cfg: ClipConfig) -> Part:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from unclip_jax.convert import clip, configs
 from unclip_jax.convert.clip import BLOCK
 from unclip_jax.convert.source import Shape, Source
-from unclip_jax.core.checks import UserError, divisible, one_of
+from unclip_jax.core.checks import UserError, divisible
 from unclip_jax.models.clip_config import ClipConfig
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
@@ -46,6 +47,39 @@ IN_BLOCK = {
     "mlp.fc2": "mlp.c_proj",
 }
 FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# What open_clip's configs may say of a tower, beyond its sizes, and the only value that ours has.
+TOWER = {
+    "act_kwargs": None,
+    "attentional_pool": False,
+    "final_ln_after_pool": False,
+    "ls_init_value": None,
+    "norm_kwargs": None,
+    "output_tokens": False,
+}
+VISION = {
+    **TOWER,
+    "global_average_pool": False,
+    "input_patchnorm": False,
+    "no_ln_pre": False,
+    "patch_dropout": 0.0,
+    "pool_type": "tok",
+    "pos_embed_type": "learnable",
+    "timm_model_name": None,
+}
+TEXT = {
+    **TOWER,
+    "embed_cls": False,
+    "hf_model_name": None,
+    "no_causal_mask": False,
+    "pad_id": 0,
+    "pool_type": "argmax",
+    "proj_bias": False,
+    "proj_type": "linear",
+}
+VISION_SIZES = ("width", "layers", "mlp_ratio", "patch_size", "image_size", "head_width")
+TEXT_SIZES = ("width", "layers", "mlp_ratio", "context_length", "vocab_size", "heads")
+WORDS = ("hf_tokenizer_name", "tokenizer_kwargs")  # of the tokenizer, which is read elsewhere
+MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale", "custom_text")
 
 
 def is_openai(source: Source) -> bool:
@@ -71,15 +105,16 @@ def config(source: Source, settings: Mapping[str, Any] | None = None) -> ClipCon
                 "text transformer are supported, so not its ResNets."
             )
     model = (settings or {}).get("model_cfg", {})
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    vision, text = _checked(model, where=source.where)
     image_width, _, patch, _ = shapes["visual.conv1.weight"]
     tokens, _ = shapes["visual.positional_embedding"]
     context, text_width = shapes["positional_embedding"]
     quick = model.get("quick_gelu", settings is None)
     head = vision.get("head_width", HEAD)
     divisible("the image tower's width", image_width, head, "its head width does not fit.")
-    divisible("the text tower's width", text_width, HEAD, "give open_clip_config.json beside it.")
-    return ClipConfig(
+    if "heads" not in text:
+        divisible("the text tower's width", text_width, HEAD, "put open_clip_config.json beside.")
+    cfg = ClipConfig(
         embed_dim=shapes["visual.proj"][1],
         image_size=patch * round((tokens - 1) ** 0.5),
         patch_size=patch,
@@ -93,8 +128,47 @@ def config(source: Source, settings: Mapping[str, Any] | None = None) -> ClipCon
         text_mlp=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         context=context,
         vocab_size=shapes["token_embedding.weight"][0],
-        activation=one_of("activation", "quick_gelu" if quick else "gelu", ("quick_gelu", "gelu")),
+        activation="quick_gelu" if quick else "gelu",
     )
+    _agree(cfg, model, where=source.where)
+    return clip.normalised(cfg, (settings or {}).get("preprocess_cfg", {}), mean="mean", std="std")
+
+
+def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of both towers, if they are of the kind that is built here.
+
+    Raises:
+        UserError: naming the first setting that is not.
+    """
+    where = f"open_clip_config.json beside {where}"
+    configs.known(model, MODEL, where=where)
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    for tower, fixed, sizes in ((vision, VISION, VISION_SIZES), (text, TEXT, TEXT_SIZES)):
+        configs.only(tower, fixed, where=where)
+        configs.known(tower, (*fixed, *sizes, *WORDS), where=where)
+    return vision, text
+
+
+def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a config that says other sizes than the tensors have."""
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    pairs = (
+        ("embed_dim", model.get("embed_dim"), cfg.embed_dim),
+        ("vision_cfg.width", vision.get("width"), cfg.image_width),
+        ("vision_cfg.layers", vision.get("layers"), cfg.image_depth),
+        ("vision_cfg.patch_size", vision.get("patch_size"), cfg.patch_size),
+        ("vision_cfg.image_size", vision.get("image_size"), cfg.image_size),
+        ("text_cfg.width", text.get("width"), cfg.text_width),
+        ("text_cfg.layers", text.get("layers"), cfg.text_depth),
+        ("text_cfg.context_length", text.get("context_length"), cfg.context),
+        ("text_cfg.vocab_size", text.get("vocab_size"), cfg.vocab_size),
+    )
+    for name, said, found in pairs:
+        if said is not None and said != found:
+            raise UserError(
+                f"open_clip_config.json beside {where} has {name} {said}, the tensors {found}; "
+                "copy the config that came with the weights."
+            )
 
 
 def as_transformers(source: Source) -> Source:

@@ -98,13 +98,21 @@ def is_original(folder: pathlib.Path) -> bool:
     return folder.is_dir() and all(_file(folder, name) for name in ("decoder", "stats"))
 
 
-def parts(folder: pathlib.Path, *, stages: Sequence[str], vocab_size: int = 49408) -> list[Part]:
+def parts(
+    folder: pathlib.Path, *, stages: Sequence[str], vocab_size: int | None = None
+) -> list[Part]:
     """The stages in a folder of original files, in the order of the cascade.
+
+    Args:
+        folder: the files.
+        stages: which are wanted; those that the folder does not have are left out.
+        vocab_size: of the tokenizer; default: what the CLIP among the files has, or CLIP's.
 
     Raises:
         UserError: a file is missing or does not fit.
     """
     hparams = _hparams(folder)
+    vocab_size = vocab_size or _vocab_size(folder)
     made = {"clip": _clip, "prior": _prior, "decoder": _decoder, "upsampler_256": _upsampler}
     found = (made[stage](folder, hparams, vocab_size) for stage in stages)
     return [part for part in found if part is not None]
@@ -223,6 +231,12 @@ def _clip(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> 
         if (folder / name).is_file():
             return single.clip_from(folder / name)[0]
     return None
+
+
+def _vocab_size(folder: pathlib.Path) -> int:
+    files = [folder / name for name in CLIP_FILES if (folder / name).is_file()]
+    shapes = open_source(files[0]).shapes if files else {}
+    return shapes.get("token_embedding.weight", (49408,))[0]
 
 
 def _prior(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> Part | None:

@@ -6,7 +6,7 @@ the next, so that memory peaks at the largest.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unclip_jax.convert import layout
@@ -80,6 +80,7 @@ def write_run(
     origin: Origin,
     clip_id: str | None = None,
     dtype: str = "float32",
+    begin: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Manifest]:
     """Write one export per part into a run directory: OUT/NAME/export.
 
@@ -91,6 +92,7 @@ def write_run(
         origin: where the weights came from.
         clip_id: identity of the CLIP that the stages belong to, if none of them is a CLIP.
         dtype: "float32" or "bfloat16".
+        begin: told the name of every part before it is read.
 
     Returns:
         The manifests by name.
@@ -107,6 +109,7 @@ def write_run(
             raise UserError(
                 f"the {part.stage} comes without its CLIP; give the CLIP's export with --clip."
             )
+        begin(part.name)
         text = part.stage in READERS
         shared = {"tokenizer_hash": tokenizer_hash, "clip_id": clip_id} if text else {}
         card = Manifest(

@@ -9,6 +9,7 @@ from unclip_jax.convert.source import open_source, read_json
 from unclip_jax.core.checks import UserError
 
 CONFIG, OPEN_CLIP = "config.json", "open_clip_config.json"
+PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 
 # Names that the original U-Nets of GLIDE have and no CLIP has.
@@ -40,6 +41,8 @@ def clip_from(path: pathlib.Path) -> list[Part]:
             "or a pipeline directory of diffusers."
         )
     cfg = clip.config(read_json(folder / CONFIG), where=str(folder / CONFIG))
+    if (folder / PREPROCESSOR).is_file():
+        cfg = clip.normalised(cfg, read_json(folder / PREPROCESSOR))
     return [clip_part(cfg, clip.tidy(tensors, cfg), clip.entries(cfg))]
 
 

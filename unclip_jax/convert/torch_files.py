@@ -76,7 +76,8 @@ def _torch(path: pathlib.Path) -> Any:
 def _load(torch: Any, path: pathlib.Path) -> Any:
     if _is_torchscript(path):
         return torch.jit.load(str(path), map_location="cpu").state_dict()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    mapped = zipfile.is_zipfile(path)  # then tensors stay on disk until they are read
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _is_torchscript(path: pathlib.Path) -> bool:

@@ -1,6 +1,8 @@
 """From a run directory to a typed cascade and its parameters, refusing stages that do not fit."""
 
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -40,6 +42,23 @@ class Loaded(NamedTuple):
     tokenizer_dir: pathlib.Path
 
 
+class Found(NamedTuple):
+    """A cascade whose parameters are still on disk.
+
+    Attributes:
+        cascade: typed configs.
+        readers: stage ("clip", "prior", "decoder", "upsampler_256", ...) -> reads its parameters,
+            in the order in which stages draw.
+        manifests: the manifest of every stage by name.
+        tokenizer_dir: folder of the tokenizer that all text models share.
+    """
+
+    cascade: Cascade
+    readers: dict[str, Callable[[], Any]]
+    manifests: dict[str, Manifest]
+    tokenizer_dir: pathlib.Path
+
+
 def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Loaded:
     """Load every exported stage of a run directory, with one of its priors.
 
@@ -50,35 +69,45 @@ def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Loaded:
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
+    found = find_cascade(run_dir, prior_name=prior_name)
+    params = {name: read() for name, read in found.readers.items()}
+    parts = {name: params.pop(name) for name in ("clip", "prior", "decoder")}
+    parts["upsamplers"] = list(params.values())
+    return Loaded(found.cascade, parts, found.manifests, found.tokenizer_dir)
+
+
+def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Found:
+    """What `load_cascade` loads, without the parameters.
+
+    Raises:
+        UserError: a stage is missing, or does not fit the others.
+    """
     one_of("prior", prior_name, PRIORS)
     places = load.find_stages(run_dir, required=("clip", prior_name, "decoder"))
     places = {name: at for name, at in places.items() if name == prior_name or name not in PRIORS}
     manifests = {name: load.read_manifest(path) for name, path in places.items()}
     manifest.check_chain(list(manifests.values()))
-    clip_cfg, clip_params = _stage(places["clip"], manifests["clip"], clip.ClipStageConfig, clip)
-    prior_cfg, prior_params = _stage(places[prior_name], manifests[prior_name], *PRIORS[prior_name])
-    decoder_cfg, decoder_params = _stage(
-        places["decoder"], manifests["decoder"], decoder.DecoderStageConfig, decoder
-    )
-    upsamplers = [
-        _stage(places[name], manifests[name], upsampler.UpsamplerStageConfig, upsampler)
-        for name in UPSAMPLERS
-        if name in places
-    ]
-    params = {
-        "clip": clip_params,
-        "prior": prior_params,
-        "decoder": decoder_params,
-        "upsamplers": [tree for _, tree in upsamplers],
+    kinds: dict[str, tuple[type, Any]] = {
+        "clip": (clip.ClipStageConfig, clip),
+        prior_name: PRIORS[prior_name],
+        "decoder": (decoder.DecoderStageConfig, decoder),
+        **dict.fromkeys(UPSAMPLERS, (upsampler.UpsamplerStageConfig, upsampler)),
     }
+    cfgs = {name: _config(path, manifests[name], kinds[name][0]) for name, path in places.items()}
     cascade = Cascade(
-        clip_cfg,
-        prior_cfg,
-        decoder_cfg,
-        tuple(cfg for cfg, _ in upsamplers),
+        cfgs["clip"],
+        cfgs[prior_name],
+        cfgs["decoder"],
+        tuple(cfgs[name] for name in UPSAMPLERS if name in cfgs),
         load_variance_table(places["prior"]) if prior_name == "prior" else None,
     )
-    return Loaded(cascade, params, manifests, load.tokenizer_dir(places["clip"]))
+    readers = {
+        "prior" if name == prior_name else name: functools.partial(
+            _params, path, manifests[name], kinds[name][1].make(cfgs[name])
+        )
+        for name, path in places.items()
+    }
+    return Found(cascade, readers, manifests, load.tokenizer_dir(places["clip"]))
 
 
 def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manifest]:
@@ -125,12 +154,20 @@ def abstract_params(stage: Stage) -> Any:
 
 def _stage(path: pathlib.Path, card: Manifest, config_type: type[T], module: Any) -> tuple[T, Any]:
     """Typed config and strictly loaded parameters of one export."""
-    cfg = build(config_type, card.config, where=f"{path}/manifest.json config")
-    shapes = abstract_params(module.make(cfg))
-    model = card.config["model"]
+    cfg = _config(path, card, config_type)
+    return cfg, _params(path, card, module.make(cfg))
+
+
+def _config(path: pathlib.Path, card: Manifest, config_type: type[T]) -> T:
+    return build(config_type, card.config, where=f"{path}/manifest.json config")
+
+
+def _params(path: pathlib.Path, card: Manifest, stage: Stage) -> Any:
+    """Strictly loaded parameters of one export."""
+    shapes, model = abstract_params(stage), card.config["model"]
     if model.get("unet", model).get("dtype") == "bfloat16":
         shapes = _as_stored(shapes, load.stored_shapes(path))
-    return cfg, load.read_params(path, abstract=shapes)
+    return load.read_params(path, abstract=shapes)
 
 
 def _as_stored(shapes: Any, stored: Any) -> Any:

@@ -219,22 +219,38 @@ def _draw(
     z_img: Embedding | None,
 ) -> Drawn:
     """One image per caption, whatever it has become."""
-    text, empty = read = read_captions(cascade, params, captions, options=options)
+    read = read_captions(cascade, params, captions, options=options)
     z_img = draw_z_img(cascade, params, captions, keys, options=options, z_img=z_img, read=read)
+    base = draw_base(
+        cascade, params["decoder"], captions, keys, options=options, z_img=z_img, read=read
+    )
+    images = upsample(cascade, params, base, keys, options=options)
+    return Drawn(z_img, base, images)
+
+
+def draw_base(
+    cascade: Cascade,
+    params: Params,
+    captions: Captions,
+    keys: Keys,
+    *,
+    options: SampleOptions,
+    z_img: Embedding,
+    read: Read,
+) -> Image:
+    """The decoder's images for what the prior drew; `params` are the decoder's alone."""
     tokens, mask = captions.decoder
-    base = decoder.sample(
+    return decoder.sample(
         cascade.decoder,
-        params["decoder"],
+        params,
         z_img=z_img,
         tokens=tokens,
         token_mask=mask,
         keys=rng.fold_each(keys, "decoder"),
         sampling=options.decoder,
-        text=text,
-        empty=empty,
+        text=read.text,
+        empty=read.empty,
     )
-    images = upsample(cascade, params, base, keys, options=options)
-    return Drawn(z_img, base, images)
 
 
 def upsample(
@@ -247,15 +263,31 @@ def upsample(
     start: int = 0,
 ) -> Image:
     """Run the upsamplers from number `start` on in order on images in [-1, 1]."""
-    for index, stage in list(enumerate(cascade.upsamplers))[start:]:
-        images = upsampler.sample(
-            stage,
-            params["upsamplers"][index],
-            low_res=quantise(images) if stage.quantise else images,
-            keys=rng.fold_each(keys, "upsampler", index),
-            sampling=options.upsamplers[index] if options.upsamplers else None,
+    for index in range(len(cascade.upsamplers))[start:]:
+        images = upsample_once(
+            cascade, params["upsamplers"][index], images, keys, options=options, index=index
         )
     return images
+
+
+def upsample_once(
+    cascade: Cascade,
+    params: Params,
+    images: LowRes,
+    keys: Keys,
+    *,
+    options: SampleOptions,
+    index: int,
+) -> Image:
+    """Run upsampler number `index` on images in [-1, 1]; `params` are its alone."""
+    stage = cascade.upsamplers[index]
+    return upsampler.sample(
+        stage,
+        params,
+        low_res=quantise(images) if stage.quantise else images,
+        keys=rng.fold_each(keys, "upsampler", index),
+        sampling=options.upsamplers[index] if options.upsamplers else None,
+    )
 
 
 def quantise(images: Image) -> Image:
