@@ -43,11 +43,10 @@ def main(argv: Sequence[str]) -> None:
     chain = Chain(args.steps, args.refine, args.upsampler_steps)
     result: dict[str, Any] = facts(args, studio, chain)
     with tqdm(total=4, unit="part", desc="manipulations") as bar:
-        latent = measure.encode(studio, known.pictures, chain)
-        back = measure.draw(studio, latent, chain)
-        result["reconstruction"] = measure.reconstruction(
-            studio, known, latent, chain, seed=args.seed
-        )
+        encoded = measure.encode(studio, known.pictures, chain)
+        latent = encoded.latent
+        again = measure.reconstruction(studio, known, encoded, chain, seed=args.seed)
+        result["reconstruction"], back = again.rows, again.images
         bar.update()
         varied = measure.variations(studio, known, latent, chain, seed=args.seed)
         result["variations"] = varied.rows

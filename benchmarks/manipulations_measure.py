@@ -12,9 +12,11 @@ from unclip_jax.commands import pictures
 from unclip_jax.commands.pictures import Picture
 from unclip_jax.commands.studio import Order, Studio
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Image
+from unclip_jax.data import image as codec
 from unclip_jax.data.sources import Source
 from unclip_jax.metrics import intervals, shapes_checker
-from unclip_jax.pipeline import decoding, edits, latents
+from unclip_jax.pipeline import decoding, edits, latents, text_to_image
 from unclip_jax.pipeline.decoding import DecodeOptions
 from unclip_jax.pipeline.latents import Latent
 
@@ -64,22 +66,26 @@ def take(source: Source, indices: Sequence[int]) -> Known:
     )
 
 
+class Encoded(NamedTuple):
+    """Pictures as latents with details, and as the decoder gives them back in [-1, 1]."""
+
+    latent: Latent
+    base: Image
+
+
 def encode(
     studio: Studio,
     given: Sequence[Picture],
     chain: Chain,
     *,
     captions: Sequence[str | None] | None = None,
-) -> Latent:
-    """Latents with details; inverted without captions unless they are given."""
-    how = {
-        "captions": captions or [None] * len(given),
-        "steps": chain.steps,
-        "refinements": chain.refinements,
-    }
-    latent = studio.encode(given, **how)
-    found = studio.encode_details(latent, given, **how, upsampler_steps=chain.upsampler_steps)
-    return latent._replace(details=found)
+) -> Encoded:
+    """Invert decoder and upsamplers; without captions unless they are given."""
+    told, count = captions or [None] * len(given), chain.refinements
+    latent = studio.encode(given, captions=told, steps=chain.steps, refinements=count)
+    base = studio.decode(latent, captions=told, steps=chain.steps)
+    found = studio.encode_details(base, given, steps=chain.upsampler_steps, refinements=count)
+    return Encoded(latent._replace(details=found), base)
 
 
 def draw(
@@ -115,29 +121,40 @@ def psnr(one: Images, other: Images) -> np.ndarray:
     return 10 * np.log10(255.0**2 / np.maximum(error, 1e-10))
 
 
+class Reconstructed(NamedTuple):
+    """Rows of the table, and the pictures from whole latents."""
+
+    rows: list[dict[str, Any]]
+    images: Images
+
+
 def reconstruction(
-    studio: Studio, known: Known, latent: Latent, chain: Chain, *, seed: int
-) -> list[dict[str, Any]]:
+    studio: Studio, known: Known, encoded: Encoded, chain: Chain, *, seed: int
+) -> Reconstructed:
     """PSNR from whole latents, from parts of them, and from random noise; at both sizes."""
-    bare = latent._replace(details=())
-    noise = studio.fresh_noise(seed=seed, indices=range(len(known.pictures)))
+    given, count = known.pictures, len(known.pictures)
     paper = chain._replace(steps=PAPER[0], refinements=PAPER[1])
+    again, noise = encode(studio, given, paper), studio.fresh_noise(seed=seed, indices=range(count))
+    random = Latent(encoded.latent.z_img, noise)
+    lost = studio.decode(random, captions=[None] * count, steps=chain.steps)
     rows = [
-        ("z_img, x_T and details", chain, latent),
-        ("the same by the paper's recipe", paper, encode(studio, known.pictures, paper)),
-        ("z_img and x_T", chain, bare),
-        ("z_img and random noise", chain, Latent(latent.z_img, noise)),
+        ("z_img, x_T and details", chain, encoded.base, encoded.latent.details),
+        ("the same by the paper's recipe", paper, again.base, again.latent.details),
+        ("z_img and x_T", chain, encoded.base, ()),
+        ("z_img and random noise", chain, lost, ()),
     ]
-    made = []
-    for name, how, given in rows:
-        small = draw(studio, given, how, seed=seed, upsample=False)
-        large = draw(studio, given, how, seed=seed)
-        found = {"name": name, "steps": how.steps, "refinements": how.refinements}
-        for size, images in (("base", small), ("full", large)):
-            error = psnr(images, squares(known.pictures, images.shape[1]))
-            found[size] = intervals.bootstrap(error)._asdict() | {"px": images.shape[1]}
+    keys = text_to_image.keys_for(seed, jnp.arange(count))
+    made, images = [], []
+    for name, how, base, held in rows:
+        large = studio.enlarge(base, keys, held=held, steps=chain.upsampler_steps)
+        found: dict[str, Any] = {"name": name, **how._asdict()}
+        for size, drawn in (("base", base), ("full", large)):
+            shown = codec.to_uint8(np.asarray(drawn))
+            error = psnr(shown, squares(given, shown.shape[1]))
+            found[size] = intervals.bootstrap(error)._asdict() | {"px": shown.shape[1]}
+        images.append(shown)
         made.append(found)
-    return made
+    return Reconstructed(made, images[0])
 
 
 class Varied(NamedTuple):

@@ -19,7 +19,11 @@ from unclip_jax.shapes import scene as scenes
 from unclip_jax.shapes.scene import Item, Scene
 
 FROM, TO = "red", "blue"
-THETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+THETAS = {  # by what the decoder is told
+    "none": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "source": (0.0, 0.5),
+    "target": (0.0, 0.5),
+}
 NEAR = 0.1  # of the side: an object whose centre moved less stayed where it was
 JUDGED = ("colour", "shape", "place", "all three")
 
@@ -66,8 +70,8 @@ def measure(studio: Studio, reds: Known, chain: Chain) -> Diffs:
     """
     targets = [changed(caption) for caption in reds.captions]
     known = [scenes.from_json(scene) for scene in reds.scenes]
-    bare = measures.encode(studio, reds.pictures, chain)
-    told = measures.encode(studio, reds.pictures, chain, captions=reds.captions)
+    bare = measures.encode(studio, reds.pictures, chain).latent
+    told = measures.encode(studio, reds.pictures, chain, captions=reds.captions).latent
     z = {
         "z_target": studio.text_embeddings(targets),
         "z_source": studio.text_embeddings(reds.captions),
@@ -78,20 +82,21 @@ def measure(studio: Studio, reds: Known, chain: Chain) -> Diffs:
         ("source", told, reds.captions),
         ("target", told, targets),
     ):
+        thetas = THETAS[name]
         paths = [
             edits.text_diff(
                 latents.take(latent, [index]),
                 **{which: each[index : index + 1] for which, each in z.items()},
-                thetas=np.asarray(THETAS, np.float32),
+                thetas=np.asarray(thetas, np.float32),
             ).latent
             for index in range(len(known))
         ]
-        repeated = [caption for caption in captions for _ in THETAS]
+        repeated = [caption for caption in captions for _ in thetas]
         images = measures.draw(studio, latents.join(paths), chain, captions=repeated)
-        by_theta = images.reshape(len(known), len(THETAS), *images.shape[1:]).swapaxes(0, 1)
+        by_theta = images.reshape(len(known), len(thetas), *images.shape[1:]).swapaxes(0, 1)
         rows += [
             {"caption": name, "theta": theta, **rates(each, known)}
-            for theta, each in zip(THETAS, by_theta, strict=True)
+            for theta, each in zip(thetas, by_theta, strict=True)
         ]
         if name == "none":
             shown = _shown(reds, by_theta)
@@ -146,6 +151,6 @@ def _shown(reds: Known, by_theta: np.ndarray) -> list[tuple[str, np.ndarray]]:
         labelled.append((changed(reds.captions[index]), originals[index]))
         labelled += [
             (f"theta {theta:g}", images[index])
-            for theta, images in zip(THETAS, by_theta, strict=True)
+            for theta, images in zip(THETAS["none"], by_theta, strict=True)
         ]
     return labelled

@@ -83,7 +83,7 @@ def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
     assert etas == [*measure.ETAS, None]
     assert result["interpolation"]["pairs"] == 1 and result["interpolation"]["most"] <= 2
     told = [(row["caption"], row["theta"]) for row in result["text_diff"]]
-    assert told == [(c, t) for c in ("none", "source", "target") for t in text_diff.THETAS]
+    assert told == [(c, t) for c, thetas in text_diff.THETAS.items() for t in thetas]
     with Image.open(out.with_suffix(".png")) as picture:
         assert picture.width > 6 * 128
 

@@ -135,14 +135,15 @@ def _invert(
 ) -> dict[pathlib.Path, tuple[Latent, Origin]]:
     """The latent of every picture."""
     read, caption = list(fresh.values()), args.caption or None
+    captions = [caption] * len(read)
     how = {"steps": args.steps, "refinements": args.refine}
-    told = {**how, "captions": [caption] * len(read)}
-    made = studio.encode(read, **told)
+    made = studio.encode(read, captions=captions, **how)
     origins = [studio.origin(one, **how, caption=caption) for one in read]
     if details_wanted(studio, args):
-        steps = args.upsampler_steps
-        found = studio.encode_details(made, read, **told, upsampler_steps=steps)
-        made, held = made._replace(details=found), studio.detail_origins(steps)
+        grid = {"steps": args.upsampler_steps}
+        base = studio.decode(made, captions=captions, steps=args.steps)
+        found = studio.encode_details(base, read, **grid, refinements=args.refine)
+        made, held = made._replace(details=found), studio.detail_origins(**grid)
         origins = [dataclasses.replace(origin, details=held) for origin in origins]
     each = [latents.take(made, [index]) for index in range(len(read))]
     return dict(zip(fresh, zip(each, origins, strict=True), strict=True))

@@ -175,21 +175,18 @@ class Studio:
 
     def encode_details(
         self,
-        latent: Latent,
+        base: Image,
         pictures: Sequence[Picture],
         *,
-        captions: Sequence[str | None],
-        steps: str,
-        upsampler_steps: str | None,
-        refinements: int,
+        steps: str | None = None,
+        refinements: int = 0,
     ) -> Details:
-        """The upsamplers' noise for pictures whose latents `encode` found with the same options."""
+        """The upsamplers' noise for pictures of which `decode` makes `base`."""
         sizes = [cfg.model.unet.image_size for cfg in details.leading(self.cascade)]
         if not sizes:
             return ()
-        base = self.decode(latent, captions=captions, steps=steps)
         targets = tuple(self._squares(pictures, size) for size in sizes)
-        static = {"steps": upsampler_steps, "refinements": refinements}
+        static = {"steps": steps, "refinements": refinements}
         run = lambda batch: self.programs.encode_details(self.params, *batch, **static)  # noqa: E731
         return self._in_batches(run, (base, targets), "invert upsamplers")
 
@@ -226,15 +223,10 @@ class Studio:
 
     def draw(self, order: Order) -> Drawn:
         """Decode and enlarge."""
-        base, previews, keys = self._decoded(order)
-        if not order.upsample:
-            images = base
-        elif order.latent.details:
-            given = (base, keys, order.latent.details, order.eta)
-            enlarge = functools.partial(self.programs.enlarge, steps=order.upsampler_steps)
-            images = self._in_batches(lambda part: enlarge(self.params, *part), given, "upsample")
-        else:
-            images = self.enlarge(base, keys)
+        images, previews, keys = self._decoded(order)
+        if order.upsample:
+            held, steps = order.latent.details, order.upsampler_steps
+            images = self.enlarge(images, keys, held=held, steps=steps, eta=order.eta)
         shown = None if previews is None else codec.to_uint8(np.asarray(previews))
         return Drawn(codec.to_uint8(np.asarray(images)), shown)
 
@@ -267,10 +259,26 @@ class Studio:
             inputs["hole"] = self._hole(order.hole, len(order.captions))
         return inputs, keys
 
-    def enlarge(self, images: LowRes, keys: Keys, *, start: int = 0) -> Image:
-        """Run the upsamplers from number `start` on; nothing happens without any."""
+    def enlarge(
+        self,
+        images: LowRes,
+        keys: Keys,
+        *,
+        start: int = 0,
+        held: Details = (),
+        steps: str | None = None,
+        eta: Float[Array, " b"] | None = None,
+    ) -> Image:
+        """Run the upsamplers from number `start` on; nothing happens without any.
+
+        With details `held`, from the first on: they draw from these, on `steps` and with `eta`.
+        """
         if not self.cascade.upsamplers[start:]:
             return images
+        if held:
+            enlarge = functools.partial(self.programs.enlarge, self.params, steps=steps)
+            given = (images, keys, held, eta)
+            return self._in_batches(lambda batch: enlarge(*batch), given, "upsample")
         run = lambda batch: self.programs.upsample(self.params, *batch, start=start)  # noqa: E731
         return self._in_batches(run, (images, keys), "upsample")
 
