@@ -52,14 +52,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def around(out: pathlib.Path) -> tuple[str, str]:
-    """What stands before and after the tables in `out`; a title, if it is not there yet.
+def around(out: pathlib.Path, *, title: str = TITLE) -> tuple[str, str]:
+    """What stands before and after the tables in `out`; `title`, if it is not there yet.
 
     Raises:
         UserError: it cannot be read, or has no marks between which the tables go.
     """
     if not out.exists():
-        return TITLE, "\n"
+        return title, "\n"
     try:
         known = out.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -69,13 +69,13 @@ def around(out: pathlib.Path) -> tuple[str, str]:
     return known.split(BEGIN)[0], known.split(END)[1]
 
 
-def write(out: pathlib.Path, page: str, result: dict[str, Any]) -> None:
+def write(out: pathlib.Path, page: str, result: dict[str, Any], *, title: str = TITLE) -> None:
     """Write the tables between the marks of `out`, or all of it, and the JSON beside it.
 
     Raises:
         UserError: the place cannot be written, or see `around`.
     """
-    before, after = around(out)
+    before, after = around(out, title=title)
     try:
         out.write_text(f"{before}{BEGIN}\n\n{page}\n{END}{after}", encoding="utf-8")
         out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ needs the extra `demo` (`pip install 'unclip_jax[demo]'`). docs/page.md describe
 
 import argparse
 import importlib.util
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +16,12 @@ from unclip_jax import entry, sample, weights
 from unclip_jax.commands import arguments, guided_text
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, in_range, positive
+from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.pipeline import load
 from unclip_jax.serving.forms import Limits
 from unclip_jax.serving.orders import Command, House
+
+EMBEDDINGS = "embeddings/train"  # of a run directory
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,6 +38,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="images drawn at once")
     parser.add_argument("--max-images", type=int, default=Limits.images, help="per request")
     parser.add_argument("--max-waiting", type=int, default=Limits.waiting, help="requests in line")
+    parser.add_argument(
+        "--embeddings",
+        type=pathlib.Path,
+        help=f"a split that `embed` wrote, for probe-pca; default: MODELS/{EMBEDDINGS}, if there",
+    )
     return parser.parse_args(argv)
 
 
@@ -66,6 +75,10 @@ def check(args: argparse.Namespace) -> None:
             "in a checkout `pip install -e '.[demo]'`."
         )
     args.models = arguments.run_directory(args.models)
+    if args.embeddings is not None:
+        EmbeddingSource(args.embeddings)
+    elif (args.models / EMBEDDINGS).is_dir():
+        args.embeddings = args.models / EMBEDDINGS
 
 
 def open_house(args: argparse.Namespace) -> House:
@@ -80,6 +93,7 @@ def open_house(args: argparse.Namespace) -> House:
         name=args.models.resolve().name,
         text=Command(parse_text, run_text),
         limits=Limits(images=args.max_images, waiting=args.max_waiting),
+        embeddings=args.embeddings,
     )
 
 

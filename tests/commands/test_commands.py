@@ -14,10 +14,12 @@ from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.pipeline import decoding
+from unclip_jax.pipeline import latents as latent_files
 from unclip_jax.pipeline.text_to_image import SampleOptions
 
 SIZE = 16  # of the tiny decoder; its upsampler doubles it
 STEPS = "--steps=4"
+FRESH = ("--details=fresh",)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_reconstruct_shows_each_picture_beside_itself_and_saves_its_latent(recon
     np.testing.assert_array_equal(shown[0], original)
     assert [entry["name"] for entry in record["inputs"]] == ["one.png", "other.png"]
     assert record["inputs"][0]["source"] == pictures.read(inputs / "one.png").sha256
-    assert all(path.stat().st_size < 8192 for path in latents)
+    assert all(path.stat().st_size < 20_000 for path in latents)
 
 
 def test_latents_give_the_same_pictures_as_the_pictures_did(call, reconstructed):
@@ -121,6 +123,51 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstructe
     assert np.any(other[0] != path[0])
 
 
+def test_details_are_what_the_upsampler_adds(call, reconstructed, studio):
+    record, shown, latents = reconstructed
+    (held,) = record["inputs"][0]["details"]
+    assert held["image_size"] == 2 * SIZE and held["steps"] == "8"  # as it was exported
+    assert record["details_left_out"] == ""
+    same, seeds = ("reconstruct", *latents, STEPS), ("--seed=1", "--seed=2")
+    kept, fresh = ([call(*same, *how, seed)[1] for seed in seeds] for how in ((), FRESH))
+    np.testing.assert_array_equal(kept[0], shown[1::2])
+    np.testing.assert_array_equal(kept[1], shown[1::2])
+    assert np.any(fresh[0] != fresh[1]) and np.any(fresh[0] != kept[0])
+    record, small = call(*same, "--no-upsample")
+    assert record["inputs"][0]["details"] == [] and small.shape[1] == SIZE
+
+
+def test_details_of_other_upsamplers_or_steps_are_refused(call, reconstructed, inputs, tmp_path):
+    _, _, paths = reconstructed
+    found, origin = latent_files.load(paths[0])
+    other = dataclasses.replace(origin.details[0], upsampler_id="f" * 64)
+    strange, bare = tmp_path / "strange.npz", tmp_path / "bare.npz"
+    latent_files.save(strange, found, origin=dataclasses.replace(origin, details=(other,)))
+    no_details = dataclasses.replace(origin, details=())
+    latent_files.save(bare, found._replace(details=()), origin=no_details)
+    with pytest.raises(UserError, match="strange.npz holds details of other upsamplers: upsampler"):
+        call("variations", strange, STEPS)
+    with pytest.raises(UserError, match="details of --upsampler-steps 8, not 4; give the same"):
+        call("variations", paths[0], STEPS, "--upsampler-steps=4")
+    for pair in ((bare, paths[0]), (inputs / "one.png", bare)):
+        with pytest.raises(UserError, match="bare.npz holds no details for the upsamplers, as"):
+            call("interpolate", *pair, STEPS, "--frames=2")
+    for arguments in ((strange, *FRESH), (bare,), (bare, "--upsampler-steps=4")):
+        call("variations", *arguments, STEPS, "--etas", 0, "--num=1")
+    call("interpolate", bare, paths[0], STEPS, "--frames=2", *FRESH)
+    call("interpolate", bare, paths[0], STEPS, "--frames=2", "--noise=shared")
+
+
+def test_an_upsampler_that_cannot_be_inverted_is_named(call, studio, inputs, monkeypatch):
+    (last,) = studio.cascade.upsamplers
+    altered = dataclasses.replace(last, last_step=True)
+    cascade = dataclasses.replace(studio.cascade, upsamplers=(altered,))
+    monkeypatch.setattr(studio, "cascade", cascade)
+    record, _ = call("variations", inputs / "one.png", STEPS, "--etas", 0, "--num=1")
+    assert "to 32 px takes its last step with another network" in record["details_left_out"]
+    assert record["inputs"][0]["details"] == []
+
+
 def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call, reconstructed):
     _, shown, latents = reconstructed
     arguments = (latents[0], "a blue square", STEPS, "--frames=2", "--animate=webp")
@@ -136,12 +183,11 @@ def test_variations_leave_the_picture_as_eta_grows(call, reconstructed):
     arguments = ("variations", latents[0], STEPS, "--etas", 0, 1, "--num=2")
     record, varied = call(*arguments)
     assert record["labels"] == ["eta 0"] * 2 + ["eta 1"] * 2
-    assert np.abs(varied[0].astype(int) - shown[1]).max() <= 1
-    # the upsampler draws its own noise for every picture; the decoder's pictures tell more
     _, small = call(*arguments, "--no-upsample")
-    apart = np.abs(small.astype(int) - small[0]).max(axis=(1, 2, 3))
-    assert apart[1] <= 1 and (apart[2:] > 10).all()
-    assert np.any(small[2] != small[3])
+    for pictures_of, first in ((varied, shown[1]), (small, small[0])):
+        apart = np.abs(pictures_of.astype(int) - first).max(axis=(1, 2, 3))
+        assert (apart[:2] <= 1).all() and (apart[2:] > 10).all()
+        assert np.any(pictures_of[2] != pictures_of[3])
 
 
 def test_a_blend_of_one_heavy_picture_is_its_reconstruction(call, reconstructed):
@@ -154,6 +200,7 @@ def test_a_blend_of_one_heavy_picture_is_its_reconstruction(call, reconstructed)
     )
     assert record["labels"][0].startswith("0.67 ") and "0.33 a red circle" in record["labels"][0]
     assert np.any(mixed[0] != mixed[1])
+    call("blend", "--text", "", "--text", "a red circle", STEPS)  # nothing said is something too
 
 
 def test_inpainting_keeps_known_pixels_exactly_and_draws_the_rest(call, inputs):
@@ -240,7 +287,7 @@ def test_one_program_serves_every_command_seed_and_caption(traces, reconstructed
     """The commands above, in whatever order, compiled decoding once per kind of decoding."""
     before = len(traces)
     _, _, latents = reconstructed
-    for seed, words in enumerate(("a red circle", "")):
+    for seed, words in enumerate(("a red circle", "", "x" * 9998)):
         call("interpolate", *latents, STEPS, "--frames=4", "--noise=shared", f"--seed={seed}")
         call("text-diff", latents[1], f"{words} x", STEPS, "--frames=4", f"--seed={seed}")
     assert len(traces) == before

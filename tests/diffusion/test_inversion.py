@@ -107,6 +107,23 @@ def test_refined_inversion_of_a_linear_denoiser_is_exact_on_a_short_chain(schedu
     np.testing.assert_allclose(exact, X_0, atol=2e-5)
 
 
+def test_refinement_holds_where_the_signal_is_gone():
+    """Eight steps from 4e-5 of signal, where the update itself would move x by next to nothing."""
+    short, denoise = chain("8"), exact_denoiser(0.3, 0.5)
+    exact = back(denoise, invert(denoise, X_0, schedule=short, refinements=16), short)
+    np.testing.assert_allclose(exact, X_0, atol=1e-5)
+
+
+def test_a_refinement_that_leads_away_is_taken_back():
+    """Of N(0, 6^2) this long step has a slope of 3, from which plain iterations run away."""
+    short, denoise = respace(FULL, timesteps=np.array([290, 870])), exact_denoiser(0.0, 6.0)
+    errors = []
+    for count in (0, 2, 8, 16):
+        x_T = invert(denoise, X_0, schedule=short, refinements=count)
+        errors.append(float(jnp.max(jnp.abs(back(denoise, x_T, short) - X_0))))
+    assert errors[0] > 0.1 > errors[2] > errors[3] and errors[3] < 1e-4
+
+
 def test_refinements_that_invert_nothing_are_refused():
     short, denoise = chain("ddim25"), exact_denoiser(0.0, 1.0)
     with pytest.raises(UserError, match="refinements is 2 with skip_last=False"):

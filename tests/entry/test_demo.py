@@ -13,6 +13,7 @@ from unclip_jax.core.checks import UserError
         (["--batch=0"], "--batch is 0; it must be greater than 0"),
         (["--max-images=0"], "--max-images is 0"),
         (["--max-waiting=-1"], "--max-waiting is -1"),
+        (["--models=x", "--embeddings=x"], "no embeddings in x: it has no metadata"),
         ([], "no finished models in runs/shapes; `make demo` builds them"),
     ],
 )

@@ -7,13 +7,14 @@ import pytest
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import spherical
 from unclip_jax.pipeline import edits, probe
-from unclip_jax.pipeline.latents import Latent
+from unclip_jax.pipeline.latents import Latent, take
 from unclip_jax.stages.prior import unit
 
 RNG = np.random.default_rng(0)
 Z = unit(jnp.asarray(RNG.normal(size=(3, 16)), jnp.float32))
-LATENT = Latent(Z, jnp.asarray(RNG.normal(size=(3, 4, 4, 3)), jnp.float32))
-ONE = Latent(LATENT.z_img[:1], LATENT.x_T[:1])
+X_T, DETAIL = (jnp.asarray(RNG.normal(size=(3, s, s, 3)), jnp.float32) for s in (4, 8))
+LATENT = Latent(Z, X_T, (DETAIL,))
+ONE = take(LATENT, [0])
 
 
 def norms(z):
@@ -25,20 +26,23 @@ def test_a_path_passes_through_every_image_exactly():
     np.testing.assert_allclose(path.theta, np.arange(9) / 4)
     np.testing.assert_array_equal(path.latent.z_img[::4], LATENT.z_img)
     np.testing.assert_array_equal(path.latent.x_T[::4], LATENT.x_T)
+    np.testing.assert_array_equal(path.latent.details[0][::4], DETAIL)
     np.testing.assert_allclose(norms(path.latent.z_img), 1.0, atol=1e-6)
 
 
 def test_the_path_back_is_the_same_path():
     there = edits.interpolate(LATENT, frames=4).latent
-    back = edits.interpolate(Latent(*(x[::-1] for x in LATENT)), frames=4).latent
+    back = edits.interpolate(take(LATENT, [2, 1, 0]), frames=4).latent
     np.testing.assert_allclose(back.z_img[::-1], there.z_img, atol=1e-6)
     np.testing.assert_allclose(back.x_T[::-1], there.x_T, atol=1e-5)
+    np.testing.assert_allclose(back.details[0][::-1], there.details[0], atol=1e-5)
 
 
 def test_a_shared_noise_is_the_same_in_every_frame():
     noise = LATENT.x_T[2:]
     path = edits.interpolate(LATENT, frames=3, x_T=noise).latent
     np.testing.assert_array_equal(path.x_T, np.repeat(noise, 5, axis=0))
+    assert path.details == ()
     np.testing.assert_array_equal(path.z_img, edits.interpolate(LATENT, frames=3).latent.z_img)
 
 
@@ -47,6 +51,7 @@ def test_a_text_diff_starts_at_the_image_and_turns_by_theta_of_the_angle():
     path = edits.text_diff(ONE, z_target=Z[1:2], z_source=Z[2:], thetas=thetas).latent
     np.testing.assert_array_equal(path.z_img[0], ONE.z_img[0])
     np.testing.assert_array_equal(path.x_T, np.repeat(ONE.x_T, 3, axis=0))
+    np.testing.assert_array_equal(path.details[0], np.repeat(DETAIL[:1], 3, axis=0))
     z_d = np.float64(Z[1] - Z[2])
     z_d /= np.linalg.norm(z_d)
     whole = np.arccos(np.float64(Z[0]) @ z_d)
@@ -66,6 +71,7 @@ def test_variations_repeat_the_image_for_every_eta():
     varied = edits.variations(ONE, etas=[0.0, 0.5], copies=2)
     np.testing.assert_array_equal(varied.eta, [0.0, 0.0, 0.5, 0.5])
     np.testing.assert_array_equal(varied.latent.x_T, np.repeat(ONE.x_T, 4, axis=0))
+    np.testing.assert_array_equal(varied.latent.details[0], np.repeat(DETAIL[:1], 4, axis=0))
 
 
 def test_a_blend_of_two_is_a_slerp_and_of_one_is_itself():
@@ -80,6 +86,9 @@ def test_a_blended_noise_keeps_the_norm_of_noise():
     noise = edits.blend_noise(LATENT.x_T, weights=[1.0, 1.0, 2.0])
     expected = norms(LATENT.x_T) @ [0.25, 0.25, 0.5]
     np.testing.assert_allclose(norms(noise), [expected], rtol=1e-5)
+    for each in edits.blend_details((LATENT.x_T, DETAIL), weights=[1.0, 1.0, 2.0]):
+        assert each.shape[0] == 1
+    assert edits.blend_details((), weights=[1.0]) == ()
 
 
 def test_a_composite_keeps_known_pixels_bit_for_bit():

@@ -9,8 +9,9 @@ from tests.serving.conftest import png
 from unclip_jax import sample
 from unclip_jax.commands import menu
 from unclip_jax.core.checks import UserError
-from unclip_jax.serving import forms
-from unclip_jax.serving.forms import FORMS, Limits
+from unclip_jax.serving import catalogue, forms
+from unclip_jax.serving.catalogue import FORMS
+from unclip_jax.serving.forms import Limits
 
 PICTURE = png()
 LEAST = {
@@ -19,15 +20,18 @@ LEAST = {
     "variations": {"picture": PICTURE},
     "interpolate": {"pictures": [PICTURE, PICTURE]},
     "text-diff": {"picture": PICTURE, "target": "-a blue circle"},
+    "blend": {"texts": ["a", "-b"]},
+    "probe-pca": {"pictures": [PICTURE]},
     "upscale": {"pictures": [PICTURE]},
     "inpaint": {"picture": PICTURE, "mask": PICTURE},
 }
 VALUES = {
     "int": 2,
     "float": 1.0,
+    "ints": [2, 4],
     "floats": [0.0, 1.0],
     "text": "-x",
-    "texts": ["-x"],
+    "texts": ["-x", "y"],
     "bool": False,
     "picture": PICTURE,
     "pictures": [PICTURE, PICTURE],
@@ -49,17 +53,28 @@ def test_the_command_line_understands_every_field(command):
     parse = sample.parse if command == "text" else menu.COMMANDS[command].parse
     for given in (LEAST[command], full(FORMS[command])):
         request = forms.read(command, given, limits=Limits(images=1000))
-        args = vars(parse(forms.arguments(request, files=files(request))))
+        ours = ["--embeddings=x"] if command == "probe-pca" else []
+        args = vars(parse([*ours, *forms.arguments(request, files=files(request))]))
         for field in FORMS[command].fields:
-            if field.name in given and field.kind in ("int", "float", "text", "texts"):
+            if field.name in FORMS[command].weighted:
+                continue
+            if field.name in given and field.kind in ("int", "float", "ints", "text", "texts"):
                 assert args[field.name] == given[field.name]
             if field.name in given and field.kind == "bool":
                 assert args["no_upsample"] is True
         assert args["out"].name == f"{'samples' if command == 'text' else command}.png"
 
 
+def test_what_is_blended_keeps_its_weights_and_its_first_sign():
+    given = {"pictures": [PICTURE, PICTURE], "picture_weights": [1, 0.25], "texts": ["-b", "c d"]}
+    request = forms.read("blend", given)
+    args = menu.COMMANDS["blend"].parse(forms.arguments(request, files=files(request)))
+    assert args.picture == [["pictures0.png", "1"], ["pictures1.png", "0.25"]]
+    assert args.text == [[" -b", "1"], ["c d", "1"]]
+
+
 def test_the_description_is_complete():
-    told = forms.described()
+    told = catalogue.described()
     assert told.keys() == LEAST.keys()
     assert told["text-diff"]["fields"]["theta"]["range"] == [0, 1]
     assert told["interpolate"]["fields"]["noise"]["choices"] == ["inverted", "shared"]
@@ -101,6 +116,26 @@ def monster():
         ("interpolate", {"pictures": PICTURE}, "give a list of pictures"),
         ("interpolate", {"pictures": [PICTURE] * 2, "noise": "no"}, "unknown noise 'no'"),
         ("text-diff", {"picture": PICTURE, "target": " "}, "target is empty"),
+        (
+            "blend",
+            {"texts": ["a", "b"], "text_weights": [1]},
+            "text_weights has 1 numbers for 2 te",
+        ),
+        (
+            "blend",
+            {"texts": ["a"], "picture_weights": [1]},
+            "picture_weights has 1 .* for 0 pictures",
+        ),
+        (
+            "blend",
+            {"texts": ["a", "b"], "text_weights": [1, -1]},
+            "text_weights is -1; it must lie",
+        ),
+        ("blend", {"texts": ["a"] * 2, "num": 17}, "would be 17 pictures"),
+        ("probe-pca", {"pictures": [PICTURE] * 3}, "would be 24 pictures"),
+        ("probe-pca", {"pictures": [PICTURE], "components": [1.5]}, "'1.5'; give a whole number"),
+        ("probe-pca", {"pictures": [PICTURE], "embeddings": "/"}, "has no 'embeddings'"),
+        ("variations", {"picture": PICTURE, "details": "all"}, "unknown details 'all'"),
     ],
 )
 def test_what_is_wrong_is_named(command, given, message):

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.serving.conftest import png
 from unclip_jax import sample
 from unclip_jax.core.checks import UserError
+from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.serving import forms
 from unclip_jax.serving.desk import Left
 
@@ -58,6 +59,34 @@ def test_a_path_and_its_moving_picture(house):
     result = ask(house, "interpolate", **given)
     assert len(result.images) == 3 and result.animation.suffix == ".gif"
     assert result.record["arguments"][-2:] == ["pictures-0.png", "pictures-1.png"]
+
+
+def test_a_blend_of_pictures_and_captions(house):
+    given = {"pictures": [png()], "texts": ["-x"], "text_weights": [0.5], "noise": "fresh"}
+    result = ask(house, "blend", **given, num=2)
+    assert result.labels == ["0.67 pictures.png + 0.33  -x"] * 2
+    assert np.any(pictures(result.images)[0] != pictures(result.images)[1])
+    with pytest.raises(UserError, match="a blend needs at least two things, not 1"):
+        ask(house, "blend", texts=["a"])
+
+
+def test_probing_uses_the_servers_embeddings_and_hides_where_they_are(house, tmp_path, monkeypatch):
+    asked = {"pictures": [png()], "components": [2, 32]}
+    with pytest.raises(UserError, match="this server has no embeddings .*--embeddings=DIR"):
+        ask(house, "probe-pca", **asked)
+    folder = tmp_path / "embeddings" / "train"
+    writer = EmbeddingWriter(folder, info={"clip_id": house.studio.clip_id}, shard_size=40)
+    z = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    writer.add([f"{i}" for i in range(40)], [""] * 40, z_img=z, z_txt=z)
+    writer.finish()
+    monkeypatch.setattr(house, "embeddings", folder)
+    result = ask(house, "probe-pca", **asked)
+    assert len(result.images) == 2
+    assert "--embeddings=embeddings/train" in result.record["arguments"]
+    stats = folder / "stats.json"
+    stats.write_text(stats.read_text().replace(house.studio.clip_id, "f" * 64))
+    with pytest.raises(UserError, match="^the embeddings in embeddings/train .* are of CLIP 'ffff"):
+        ask(house, "probe-pca", **asked)
 
 
 def test_progress_names_stages_and_steps_and_shows_pictures(house):

@@ -98,6 +98,9 @@ def test_pictures_come_as_json_and_as_png(server):
     given = {"picture": f"data:image/png;base64,{encoded(png())}", "target": "a blue circle"}
     status, body = post(f"{server}/api/text-diff", {**given, "frames": 2, **STEPS})
     assert status == 200 and json.loads(body)["labels"] == ["theta 0.00", "theta 0.50"]
+    given = {"pictures": [encoded(png())], "picture_weights": [3], "texts": ["a star"], "num": 2}
+    status, body = post(f"{server}/api/blend", {**given, "noise": "fresh", **STEPS})
+    assert status == 200 and json.loads(body)["labels"] == ["0.75 pictures.png + 0.25 a star"] * 2
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,8 @@ def test_pictures_come_as_json_and_as_png(server):
         ("variations", {"picture": encoded(b"<svg/>")}, 400, "not an image"),
         ("variations", {"picture": encoded(b"some words")}, 400, "not an image"),
         ("variations", {"picture": "?"}, 400, "picture is no base64"),
+        ("blend", {"texts": ["a"]}, 400, "a blend needs at least two things, not 1"),
+        ("probe-pca", {"pictures": [encoded(png())]}, 400, "this server has no embeddings"),
         ("variations", {"picture": 7}, 400, "give a picture file as base64"),
     ],
 )
@@ -155,14 +160,37 @@ def browser(tmp_path):
     opened.close()
 
 
-def test_the_page_draws_varies_stops_and_refuses(server, browser, tmp_path, run_dir):
+def test_stop_ends_a_request_that_waits_and_leaves_others_alone(server, browser):
+    browser.open(server)
+    browser.wait("document.querySelector('#go-text') !== null")
+    browser.type("#captions textarea", "a red circle")
+    status = "document.querySelector('#status-text').innerText"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        given = {"captions": ["a blue square"] * 16, "steps": "1000"}
+        other = pool.submit(post, f"{server}/api/text", given)
+        while not get(f"{server}/api/queue")["running"]:
+            time.sleep(0.05)
+        browser.click("#go-text")
+        browser.wait(f"{status}.includes('1 before you')")
+        browser.click("#stop-text")
+        browser.wait(f"{status}.includes('Stopped.')")
+        assert get(f"{server}/api/queue")["waiting"] == 0
+        assert other.result()[0] == 200
+
+
+def test_the_page_draws_varies_and_refuses(server, browser, tmp_path, run_dir):
     browser.open(server)
     browser.wait("document.querySelector('#go-text') !== null")
     assert run_dir.name in browser.text()
+    browser.run(
+        "window.seen = new Set(), setInterval(() => "
+        "window.seen.add(document.querySelector('#status-text').innerText), 20)"
+    )
     browser.type("#captions textarea", "a red circle")
     browser.click("#go-text")
     browser.wait("document.querySelector('#status-text').innerText.includes('2 pictures in')")
     browser.wait("document.querySelectorAll('#gallery-text img').length >= 2")
+    assert browser.run("[...window.seen].some(said => /of 2 pictures|step [0-9]/.test(said))")
     foreign = [url for url in browser.requests if not url.startswith((server, "data:", "blob:"))]
     assert not foreign
     browser.run("[...document.querySelectorAll('button[role=tab]')]"

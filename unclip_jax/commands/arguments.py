@@ -76,6 +76,15 @@ def add_encoding(made: argparse.ArgumentParser) -> None:
         "--refine", type=int, default=0, help="fixed-point iterations per step of the inversion"
     )
     made.add_argument("--caption", help="caption of the pictures for the decoder; default: none")
+    made.add_argument(
+        "--details",
+        choices=("inverted", "fresh"),
+        default="inverted",
+        help="what upsamplers draw from: noise found by inverting them too, or any noise",
+    )
+    made.add_argument(
+        "--upsampler-steps", help="grid of their inversion; default: as each was exported"
+    )
 
 
 def add_animation(made: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from unclip_jax.commands import arguments, session
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, in_range
-from unclip_jax.pipeline import edits, latents
+from unclip_jax.pipeline import edits
 from unclip_jax.pipeline.latents import Latent
 
 DESCRIPTION = "Draw the weighted mean, on the sphere, of what CLIP sees in pictures and captions."
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     fresh = args.noise == "fresh" or not any(picture_weights)
     if args.num > 1 and not fresh:
         raise UserError(f"--num is {args.num}, but only --noise fresh differs from draw to draw.")
+    args.details = "fresh" if fresh else args.details  # what is not used need not be found
     studio = studio or Studio.open(args.models, batch=args.batch)
     parts, encoded = [], None
     if names:
@@ -58,15 +59,18 @@ def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     z_img = edits.blend(jnp.concatenate(parts), weights=picture_weights + text_weights)
     if fresh or encoded is None:
         x_T = studio.fresh_noise(seed=args.seed, indices=list(range(args.num)))
+        latent = Latent(jnp.repeat(z_img, args.num, axis=0), x_T)
     else:
         x_T = edits.blend_noise(encoded.latent.x_T, weights=picture_weights)
-    latent = latents.take(Latent(z_img, x_T[:1]), [0] * args.num)._replace(x_T=x_T)
+        found = edits.blend_details(encoded.latent.details, weights=picture_weights)
+        latent = Latent(z_img, x_T, found)
     caption = None if encoded is None else session.caption_of(encoded)
     order = session.order(args, latent, caption=caption, indices=list(range(args.num)))
+    shown = [pathlib.Path(name).name for name in names]
     total = sum(picture_weights + text_weights)
     label = " + ".join(
         f"{weight / total:.2f} {name}"
-        for name, weight in zip([*names, *captions], picture_weights + text_weights, strict=True)
+        for name, weight in zip([*shown, *captions], picture_weights + text_weights, strict=True)
     )
     return session.finish(
         args,

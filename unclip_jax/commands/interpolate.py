@@ -37,8 +37,9 @@ def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     in_range("--frames", args.frames, 2, 1000)
     arguments.check_count((len(args.pictures) - 1) * (args.frames - 1) + 1)
     studio = studio or Studio.open(args.models, batch=args.batch)
-    encoded = session.encode(studio, args.pictures, args)
     shared = args.noise == "shared"
+    args.details = "fresh" if shared else args.details  # what no frame will use need not be found
+    encoded = session.encode(studio, args.pictures, args)
     noise = studio.fresh_noise(seed=args.seed, indices=[0]) if shared else None
     path = edits.interpolate(encoded.latent, frames=args.frames, x_T=noise)
     order = session.order(args, path.latent, caption=session.caption_of(encoded))

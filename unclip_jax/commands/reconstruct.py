@@ -9,7 +9,7 @@ from unclip_jax.commands import arguments, pictures, session
 from unclip_jax.commands.studio import Studio
 from unclip_jax.pipeline import latents
 
-DESCRIPTION = "Encode pictures to (z_img, x_T), save the latents, and decode them again."
+DESCRIPTION = "Encode pictures to their latents, save these, and decode them again."
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

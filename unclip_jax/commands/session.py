@@ -1,6 +1,7 @@
 """What every command on pictures does: read or invert them, draw, and write with a record."""
 
 import argparse
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from unclip_jax.commands.pictures import Picture
 from unclip_jax.commands.studio import Order, Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
-from unclip_jax.pipeline import latents
+from unclip_jax.pipeline import details, latents
 from unclip_jax.pipeline.latents import Latent, Origin
 from unclip_jax.version import __version__
 
@@ -37,21 +38,26 @@ def encode(studio: Studio, paths: Sequence[pathlib.Path], args: argparse.Namespa
     Raises:
         UserError: a file cannot be used, or a latent is of other models or another chain.
     """
-    found: list[tuple[Latent, Origin, Picture | None]] = []
     fresh = {
         path: pictures.read(path) for path in dict.fromkeys(paths) if path.suffix.lower() != ".npz"
     }
-    how = {"caption": args.caption or None, "steps": args.steps, "refinements": args.refine}
-    made = studio.encode(list(fresh.values()), **how) if fresh else None
-    order = list(fresh)
-    for path in paths:
-        if path in fresh and made is not None:
-            one = latents.take(made, [order.index(path)])
-            found.append((one, studio.origin(fresh[path], **how), fresh[path]))
-        else:
-            found.append((*_stored(studio, path, args), None))
-    parts, origins, given = zip(*found, strict=True)
-    return Encoded(latents.join(list(parts)), list(origins), list(given))
+    found = _invert(studio, fresh, args) if fresh else {}
+    found |= {path: _stored(studio, path, args) for path in paths if path not in fresh}
+    bare = [path for path in paths if not found[path][0].details]
+    if 0 < len(bare) < len(paths):
+        raise UserError(
+            f"{bare[0]} holds no details for the upsamplers, as other inputs do; encode its "
+            "picture again, or give --details=fresh."
+        )
+    parts, origins = zip(*(found[path] for path in paths), strict=True)
+    given = [fresh.get(path) for path in paths]
+    return Encoded(latents.join(list(parts)), list(origins), given)
+
+
+def details_wanted(studio: Studio, args: argparse.Namespace) -> bool:
+    """Whether upsamplers are to draw from noise of the pictures' own."""
+    wanted = args.details == "inverted" and not args.no_upsample
+    return wanted and bool(details.leading(studio.cascade))
 
 
 def caption_of(encoded: Encoded) -> str | None:
@@ -88,6 +94,7 @@ def order(
         "options": arguments.options(args),
         "negative": negatives(args, count),
         "upsample": not args.no_upsample,
+        "upsampler_steps": getattr(args, "upsampler_steps", None),
     }
     return Order(**{**given, **changes})
 
@@ -112,13 +119,38 @@ def finish(
         "labels": list(labels),
         **(facts or {}),
     }
+    left_out = ""
+    if getattr(args, "details", None) == "inverted" and not args.no_upsample:
+        left_out = details.left_out(studio.cascade)
+        record["details_left_out"] = left_out
     output.write(args.out, images, captions=labels, record=record, columns=columns)
     if getattr(args, "animate", None):
         output.animate(args.out.with_suffix(f".{args.animate}"), images)
-    return f"wrote {args.out}: {len(images)} images of {images.shape[1]} px\n"
+    note = f" ({left_out})" if left_out else ""
+    return f"wrote {args.out}: {len(images)} images of {images.shape[1]} px{note}\n"
+
+
+def _invert(
+    studio: Studio, fresh: dict[pathlib.Path, Picture], args: argparse.Namespace
+) -> dict[pathlib.Path, tuple[Latent, Origin]]:
+    """The latent of every picture."""
+    read, caption = list(fresh.values()), args.caption or None
+    captions = [caption] * len(read)
+    how = {"steps": args.steps, "refinements": args.refine}
+    made = studio.encode(read, captions=captions, **how)
+    origins = [studio.origin(one, **how, caption=caption) for one in read]
+    if details_wanted(studio, args):
+        grid = {"steps": args.upsampler_steps}
+        base = studio.decode(made, captions=captions, steps=args.steps)
+        found = studio.encode_details(base, read, **grid, refinements=args.refine)
+        made, held = made._replace(details=found), studio.detail_origins(**grid)
+        origins = [dataclasses.replace(origin, details=held) for origin in origins]
+    each = [latents.take(made, [index]) for index in range(len(read))]
+    return dict(zip(fresh, zip(each, origins, strict=True), strict=True))
 
 
 def _stored(studio: Studio, path: pathlib.Path, args: argparse.Namespace) -> tuple[Latent, Origin]:
+    """A latent made earlier, with its details only where they are wanted."""
     latent, origin = latents.load(path)
     latents.check_fits(
         origin, clip_id=studio.clip_id, decoder_id=studio.decoder_id, where=str(path)
@@ -128,6 +160,11 @@ def _stored(studio: Studio, path: pathlib.Path, args: argparse.Namespace) -> tup
             f"{path} was inverted with --steps {origin.steps}, not {args.steps}; give the same, or "
             "the picture itself."
         )
+    if not details_wanted(studio, args):
+        return latent._replace(details=()), dataclasses.replace(origin, details=())
+    if origin.details:
+        expected = studio.detail_origins(args.upsampler_steps)
+        latents.check_details_fit(origin, expected=expected, where=str(path))
     return latent, origin
 
 

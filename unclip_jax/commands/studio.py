@@ -1,7 +1,7 @@
 """A loaded cascade at work: pictures and captions in, pictures out, in batches of one shape.
 
-Each kind of work is one compiled function, made at its first use and kept; seeds, captions,
-pictures, eta and the points of a path are data to it.
+Each kind of work is one compiled function of programs.py; seeds, captions, pictures, eta and the
+points of a path are data to it.
 """
 
 import dataclasses
@@ -18,15 +18,17 @@ from tqdm import tqdm
 
 from unclip_jax.commands import progress
 from unclip_jax.commands.pictures import Picture, mask_square, square
+from unclip_jax.commands.programs import Programs
 from unclip_jax.commands.progress import Progress, Watch
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Params, Tokens
 from unclip_jax.data import image as codec
 from unclip_jax.data import text
 from unclip_jax.diffusion import trajectory
 from unclip_jax.handoff.export import params_id
-from unclip_jax.pipeline import decoding, latents, load, text_to_image
+from unclip_jax.pipeline import decoding, details, load, text_to_image
 from unclip_jax.pipeline.decoding import Condition, DecodeOptions, Hole
-from unclip_jax.pipeline.latents import Latent, Origin
+from unclip_jax.pipeline.details import Details
+from unclip_jax.pipeline.latents import DetailOrigin, Latent, Origin
 from unclip_jax.pipeline.load import Loaded
 from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
 
@@ -38,7 +40,7 @@ class Order:
     """What to decode; every field but `options` has one entry per image.
 
     Attributes:
-        latent: z_img and x_T.
+        latent: z_img, x_T and, where the upsamplers are to draw just these, details.
         captions: for the decoder; None = no caption at all, which "" is not.
         indices: which key of the seed an image uses; frames of a path share one.
         seed: image i depends on (seed, index i) alone.
@@ -47,6 +49,8 @@ class Order:
         negative: captions that guidance leads away from; None = from nothing.
         hole: a picture, and the mask of what is kept of it.
         upsample: whether the upsamplers follow.
+        upsampler_steps: grid of the upsamplers that have details, the one of their inversion; None
+            = as exported.
     """
 
     latent: Latent
@@ -58,6 +62,7 @@ class Order:
     negative: Sequence[str] | None = None
     hole: tuple[Picture, Picture] | None = None
     upsample: bool = True
+    upsampler_steps: str | None = None
 
 
 class Drawn(NamedTuple):
@@ -79,6 +84,7 @@ class Studio:
         """`batch`: images at once."""
         self.loaded, self.batch = loaded, batch
         self.cascade, self.params = loaded.cascade, loaded.params
+        self.programs = Programs(loaded.cascade)
         self.tokenizer = text.load(loaded.tokenizer_dir)
         self.watch: Watch | None = None  # told of progress; pictures are then decoded in parts
 
@@ -101,6 +107,10 @@ class Studio:
         """Identity of the decoder's parameters."""
         return params_id(self.params["decoder"])
 
+    @functools.cached_property
+    def _upsampler_ids(self) -> tuple[str, ...]:
+        return tuple(params_id(params) for params in self.params["upsamplers"])
+
     @property
     def clip_id(self) -> str:
         """Identity of the CLIP."""
@@ -121,12 +131,12 @@ class Studio:
 
     def text_embeddings(self, captions: Sequence[str]) -> Embedding:
         """Unit-norm z_txt, one per caption."""
-        run = lambda tokens: self._text_embedding(self.params, tokens)  # noqa: E731
+        run = lambda tokens: self.programs.text_embedding(self.params, tokens)  # noqa: E731
         return self._in_batches(run, self.tokens(captions), "embed captions")
 
     def image_embeddings(self, pictures: Sequence[Picture]) -> Embedding:
         """Unit-norm z_img, one per picture."""
-        run = lambda images: self._image_embedding(self.params, images)  # noqa: E731
+        run = lambda images: self.programs.image_embedding(self.params, images)  # noqa: E731
         return self._in_batches(run, self._squares(pictures, self._clip_size), "embed pictures")
 
     def imagine(
@@ -145,23 +155,56 @@ class Studio:
             condition=asked.condition,
         )
         keys = text_to_image.keys_for(seed, jnp.asarray(indices))
-        run = lambda batch: self._imagine(self.params, *batch, options=options)  # noqa: E731
+        run = lambda batch: self.programs.imagine(self.params, *batch, options=options)  # noqa: E731
         return self._in_batches(run, (self.tokens(captions), keys), "prior")
 
     def encode(
-        self, pictures: Sequence[Picture], *, caption: str | None, steps: str, refinements: int
+        self,
+        pictures: Sequence[Picture],
+        *,
+        captions: Sequence[str | None],
+        steps: str,
+        refinements: int,
     ) -> Latent:
-        """The bipartite latents of pictures."""
-        tokens, mask = self._decoder_text([caption] * len(pictures))
+        """The bipartite latents of pictures, without details."""
+        tokens, mask = self._decoder_text(captions)
         images = [self._squares(pictures, size) for size in (self.base_size, self._clip_size)]
         static = {"steps": steps, "refinements": refinements}
-        run = lambda batch: self._encode(self.params, *batch, **static)  # noqa: E731
+        run = lambda batch: self.programs.encode(self.params, *batch, **static)  # noqa: E731
         return self._in_batches(run, (*images, tokens, mask), "invert")
+
+    def encode_details(
+        self,
+        base: Image,
+        pictures: Sequence[Picture],
+        *,
+        steps: str | None = None,
+        refinements: int = 0,
+    ) -> Details:
+        """The upsamplers' noise for pictures of which `decode` makes `base`."""
+        sizes = [cfg.model.unet.image_size for cfg in details.leading(self.cascade)]
+        if not sizes:
+            return ()
+        targets = tuple(self._squares(pictures, size) for size in sizes)
+        static = {"steps": steps, "refinements": refinements}
+        run = lambda batch: self.programs.encode_details(self.params, *batch, **static)  # noqa: E731
+        return self._in_batches(run, (base, targets), "invert upsamplers")
+
+    def detail_origins(self, steps: str | None) -> tuple[DetailOrigin, ...]:
+        """The note that goes with details: one line per upsampler that has them."""
+        return tuple(
+            DetailOrigin(
+                upsampler_id=name,
+                image_size=cfg.model.unet.image_size,
+                steps=details.grid(cfg, steps),
+            )
+            for name, cfg in zip(self._upsampler_ids, details.leading(self.cascade), strict=False)
+        )
 
     def origin(
         self, picture: Picture, *, caption: str | None, steps: str, refinements: int
     ) -> Origin:
-        """The note that goes with the latent of a picture."""
+        """The note that goes with the latent of a picture, without details."""
         return Origin(
             clip_id=self.clip_id,
             decoder_id=self.decoder_id,
@@ -180,14 +223,27 @@ class Studio:
 
     def draw(self, order: Order) -> Drawn:
         """Decode and enlarge."""
-        inputs, keys = self.decoding_inputs(order)
-        watched = self.watch is not None and decoding.in_parts(order.options, hole=order.hole)
-        run = self._decode_watched if watched else self._decode
-        decode = functools.partial(run, self.params["decoder"], options=order.options)
-        base, previews = self._in_batches(lambda batch: decode(**batch), inputs, "decode")
-        images = self.enlarge(base, keys) if order.upsample else base
+        images, previews, keys = self._decoded(order)
+        if order.upsample:
+            held, steps = order.latent.details, order.upsampler_steps
+            images = self.enlarge(images, keys, held=held, steps=steps, eta=order.eta)
         shown = None if previews is None else codec.to_uint8(np.asarray(previews))
         return Drawn(codec.to_uint8(np.asarray(images)), shown)
+
+    def decode(self, latent: Latent, *, captions: Sequence[str | None], steps: str) -> Image:
+        """Images in [-1, 1] at the decoder's size, as faithful as their latents."""
+        options = DecodeOptions(decoding.faithful(steps))
+        indices = [0] * len(captions)  # nothing is random
+        return self._decoded(Order(latent, captions, indices, 0, options))[0]
+
+    def _decoded(self, order: Order) -> tuple[Image, Float[Array, " b p h w 3"] | None, Keys]:
+        """Images of the decoder, previews of them if asked for, and the key of every image."""
+        inputs, keys = self.decoding_inputs(order)
+        watched = self.watch is not None and decoding.in_parts(order.options, hole=order.hole)
+        run = self._decode_watched if watched else self.programs.decode
+        decode = functools.partial(run, self.params["decoder"], options=order.options)
+        base, previews = self._in_batches(lambda batch: decode(**batch), inputs, "decode")
+        return base, previews, keys
 
     def decoding_inputs(self, order: Order) -> tuple[dict[str, Any], Keys]:
         """The arrays that `decoding.decode` takes for an order, and the key of every image."""
@@ -203,11 +259,27 @@ class Studio:
             inputs["hole"] = self._hole(order.hole, len(order.captions))
         return inputs, keys
 
-    def enlarge(self, images: LowRes, keys: Keys, *, start: int = 0) -> Image:
-        """Run the upsamplers from number `start` on; nothing happens without any."""
+    def enlarge(
+        self,
+        images: LowRes,
+        keys: Keys,
+        *,
+        start: int = 0,
+        held: Details = (),
+        steps: str | None = None,
+        eta: Float[Array, " b"] | None = None,
+    ) -> Image:
+        """Run the upsamplers from number `start` on; nothing happens without any.
+
+        With details `held`, from the first on: they draw from these, on `steps` and with `eta`.
+        """
         if not self.cascade.upsamplers[start:]:
             return images
-        run = lambda batch: self._upsample(self.params, *batch, start=start)  # noqa: E731
+        if held:
+            enlarge = functools.partial(self.programs.enlarge, self.params, steps=steps)
+            given = (images, keys, held, eta)
+            return self._in_batches(lambda batch: enlarge(*batch), given, "upsample")
+        run = lambda batch: self.programs.upsample(self.params, *batch, start=start)  # noqa: E731
         return self._in_batches(run, (images, keys), "upsample")
 
     @property
@@ -252,76 +324,16 @@ class Studio:
             self._now = now
             self.watch(now)
 
-    @functools.cached_property
-    def _text_embedding(self) -> Callable[..., Embedding]:
-        def run(params, captions):
-            return text_to_image.text_embedding(self.cascade, params, captions=captions)
-
-        return jax.jit(run)
-
-    @functools.cached_property
-    def _image_embedding(self) -> Callable[..., Embedding]:
-        def run(params, images):
-            return text_to_image.image_embedding(self.cascade, params, images=images)
-
-        return jax.jit(run)
-
-    @functools.cached_property
-    def _imagine(self) -> Callable[..., Embedding]:
-        def run(params, captions, keys, options):
-            return text_to_image.draw_z_img(self.cascade, params, captions, keys, options=options)
-
-        return jax.jit(run, static_argnames="options")
-
-    @functools.cached_property
-    def _encode(self) -> Callable[..., Latent]:
-        def run(params, images, clip_images, tokens, token_mask, *, steps, refinements):
-            return latents.encode(
-                self.cascade,
-                params,
-                images=images,
-                clip_images=clip_images,
-                tokens=tokens,
-                token_mask=token_mask,
-                steps=steps,
-                refinements=refinements,
-            )
-
-        return jax.jit(run, static_argnames=("steps", "refinements"))
-
-    @functools.cached_property
-    def _decode(self) -> Callable[..., Any]:
-        def run(params, x_T, *, options, **given):
-            made = decoding.decode(self.cascade.decoder, params, x_T, options=options, **given)
-            previews = None if made.previews is None else jnp.swapaxes(made.previews, 0, 1)
-            return made.images, previews
-
-        return jax.jit(run, static_argnames="options")
-
     def _decode_watched(self, params: Params, x_T: Image, *, options: DecodeOptions, **given):
         """What `_decode` does, telling the watcher of x_0 between parts of the chain."""
         x_t, step = x_T, 0
         chain = decoding.steps_of(self.cascade.decoder, options.sampling.steps)
         for part in trajectory.parts(chain, progress.looks(len(chain.t))):
-            x_t, x_0 = self._decode_part(params, x_t, part=part, options=options, **given)
+            x_t, x_0 = self.programs.decode_part(params, x_t, part=part, options=options, **given)
             step += len(part.t)
             shown = codec.to_uint8(np.asarray(x_0))[: self._now.total - self._now.done]
             self._tell(self._now._replace(step=step, steps=len(chain.t), images=shown))
         return jnp.clip(x_t, -1.0, 1.0), None
-
-    @functools.cached_property
-    def _decode_part(self) -> Callable[..., tuple[Image, Image]]:
-        def run(params, x_t, *, options, **given):
-            return decoding.decode_part(self.cascade.decoder, params, x_t, options=options, **given)
-
-        return jax.jit(run, static_argnames="options")
-
-    @functools.cached_property
-    def _upsample(self) -> Callable[..., Image]:
-        def run(params, images, keys, *, start):
-            return text_to_image.upsample(self.cascade, params, images, keys, start=start)
-
-        return jax.jit(run, static_argnames="start")
 
 
 def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:

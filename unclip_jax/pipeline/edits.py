@@ -2,6 +2,10 @@
 
 Every function is pure and cheap: it turns latents into the latents to decode. Decoding them is the
 same compiled program for all (`decoding.decode`). Source: unCLIP (arXiv 2204.06125), section 3.
+
+The paper is silent on upsamplers. Here their noise (`Latent.details`) is treated as x_T is: slerped
+where x_T is slerped, kept where it is kept, left out where x_T is drawn anew; so what gives an
+image back at the decoder's size does so at full size.
 """
 
 from typing import NamedTuple
@@ -13,6 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.types import Embedding, Image, PerExample
 from unclip_jax.diffusion import spherical
+from unclip_jax.pipeline.details import Details
 from unclip_jax.pipeline.latents import Latent, take
 from unclip_jax.stages.prior import unit
 
@@ -41,6 +46,8 @@ class Path(NamedTuple):
 def variations(latent: Latent, *, etas: list[float], copies: int) -> Varied:
     """One image `copies` times per eta; 0 reconstructs, more keeps only what CLIP sees (3.1).
 
+    The same eta holds for the details, which eta = 1 forgets too.
+
     Raises:
         UserError: an eta outside [0, 1], no copies, or several images.
     """
@@ -53,13 +60,14 @@ def variations(latent: Latent, *, etas: list[float], copies: int) -> Varied:
 
 
 def interpolate(latent: Latent, *, frames: int, x_T: Image | None = None) -> Path:
-    """Along the arcs from image to image, in both halves of the latent (section 3.2).
+    """Along the arcs from image to image, in all parts of the latent (section 3.2).
 
     Args:
         latent: two images or more, in order.
         frames: per pair, both ends counted; n images give (n - 1) (frames - 1) + 1.
         x_T: a noise [1 h w c] shared by all frames, the paper's other choice: any number of paths,
-            whose ends no longer reconstruct the images. None = slerp the images' own.
+            whose ends no longer reconstruct the images, without details. None = slerp the images'
+            own.
 
     Raises:
         UserError: fewer than two images or frames.
@@ -72,11 +80,11 @@ def interpolate(latent: Latent, *, frames: int, x_T: Image | None = None) -> Pat
     first = np.minimum(theta.astype(np.int32), count - 2)
     a, b, share = take(latent, first), take(latent, first + 1), jnp.asarray(theta - first)
     z_img = spherical.slerp(a.z_img, b.z_img, share)
-    if x_T is None:
-        noise = spherical.slerp(a.x_T, b.x_T, share)
-    else:
-        noise = jnp.repeat(x_T, len(theta), axis=0)
-    return Path(Latent(z_img, noise), theta)
+    if x_T is not None:
+        return Path(Latent(z_img, jnp.repeat(x_T, len(theta), axis=0)), theta)
+    noises = zip((a.x_T, *a.details), (b.x_T, *b.details), strict=True)
+    noise, *details = (spherical.slerp(one, other, share) for one, other in noises)
+    return Path(Latent(z_img, noise, tuple(details)), theta)
 
 
 def text_diff(
@@ -86,7 +94,7 @@ def text_diff(
     z_source: Float[Array, " 1 z"] | None,
     thetas: Float[np.ndarray, " f"],
 ) -> Path:
-    """Turn one image towards the difference of two captions, its x_T unchanged (section 3.3).
+    """Turn one image towards the difference of two captions, its noise unchanged (section 3.3).
 
         z_d = normalise(z_target - z_source),   z_theta = slerp(z_img, z_d, theta)
 
@@ -114,7 +122,7 @@ def text_diff(
     count = len(thetas)
     start = take(latent, [0] * count)
     z_img = spherical.slerp(start.z_img, jnp.repeat(towards, count, axis=0), jnp.asarray(thetas))
-    return Path(Latent(z_img, start.x_T), np.asarray(thetas, np.float32))
+    return Path(start._replace(z_img=z_img), np.asarray(thetas, np.float32))
 
 
 def blend(z: Embedding, *, weights: list[float]) -> Float[Array, " 1 z"]:
@@ -137,6 +145,13 @@ def blend(z: Embedding, *, weights: list[float]) -> Float[Array, " 1 z"]:
 def blend_noise(x_T: Image, *, weights: list[float]) -> Float[Array, " 1 h w c"]:
     """The noise of a blend of images, as `blend`, each taken as one vector; [1 h w c]."""
     return spherical.mean(x_T, weights=jnp.asarray(weights, jnp.float32))[None]
+
+
+def blend_details(
+    details: Details, *, weights: list[float]
+) -> tuple[Float[Array, " 1 _ _ c"], ...]:
+    """`blend_noise` for every upsampler."""
+    return tuple(blend_noise(x_T, weights=weights) for x_T in details)
 
 
 def composite(

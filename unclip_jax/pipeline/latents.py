@@ -1,8 +1,9 @@
 """The bipartite latent: an image as (z_img, x_T), from which the decoder gives it back.
 
 z_img is what CLIP recognises; x_T, found by DDIM inversion of the decoder under that z_img, is
-everything else (unCLIP, arXiv 2204.06125, section 3). A latent is a small file: two arrays and a
-note of the models that it belongs to.
+everything else (unCLIP, arXiv 2204.06125, section 3), up to the decoder's size. What the upsamplers
+add may come with it (`details`). A latent is a small file: arrays and a note of the models that it
+belongs to.
 """
 
 import dataclasses
@@ -22,11 +23,13 @@ from unclip_jax.core.types import Embedding, Image, Mask, Tokens
 from unclip_jax.diffusion import inversion
 from unclip_jax.pipeline import decoding, text_to_image
 from unclip_jax.pipeline.decoding import Condition, DecodeOptions
+from unclip_jax.pipeline.details import Details
 from unclip_jax.pipeline.text_to_image import Cascade
 from unclip_jax.version import __version__
 
-FORMAT_VERSION = 1
-MAX_BYTES = 64 * 2**20  # of a file once unpacked; a 64 px latent has 50 KB
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # 1 knew no details
+MAX_BYTES = 64 * 2**20  # of a file once unpacked; 64 px take 50 KB, details of 1024 px 12.6 MB
 
 
 class Latent(NamedTuple):
@@ -35,10 +38,28 @@ class Latent(NamedTuple):
     Attributes:
         z_img: unit-norm CLIP embeddings.
         x_T: the noise at the last position of the chain, at the decoder's size.
+        details: the same of the upsamplers, in order (`pipeline.details`); () = none, and they
+            draw their own.
     """
 
     z_img: Embedding
     x_T: Image
+    details: Details = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetailOrigin:
+    """What one array of the details belongs to.
+
+    Attributes:
+        upsampler_id: identity of the upsampler's parameters.
+        image_size: side of its images.
+        steps: grid of its inversion.
+    """
+
+    upsampler_id: str
+    image_size: int
+    steps: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +72,7 @@ class Origin:
         image_size: side of the decoder's images.
         steps: grid of the inversion; decode on the same.
         refinements: fixed-point iterations of the inversion.
+        details: the same of each of the latent's details.
         caption: the caption given to the decoder; "" = none.
         source: sha256 of the image file.
         name: of the image file, for people.
@@ -63,6 +85,7 @@ class Origin:
     image_size: int
     steps: str = "ddim250"
     refinements: int = 0
+    details: tuple[DetailOrigin, ...] = ()
     caption: str = ""
     source: str = ""
     name: str = ""
@@ -129,14 +152,14 @@ def decode(
 
 
 def take(latent: Latent, indices: Int[np.ndarray, " n"] | list[int]) -> Latent:
-    """The latents at `indices`, repeated where an index is."""
+    """The latents at `indices`, repeated where an index is; details too."""
     kept = np.asarray(indices, np.int32)
     return jax.tree.map(lambda x: x[kept], latent)
 
 
 def join(parts: list[Latent]) -> Latent:
-    """Several batches as one."""
-    return Latent(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    """Several batches as one; all of them with details for the same upsamplers, or none."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
 def save(path: pathlib.Path, latent: Latent, *, origin: Origin) -> None:
@@ -150,6 +173,10 @@ def save(path: pathlib.Path, latent: Latent, *, origin: Origin) -> None:
         "z_img": np.asarray(latent.z_img[0], np.float32),
         "x_T": np.asarray(latent.x_T[0], np.float32),
         "origin": np.frombuffer(note, np.uint8),
+    }
+    arrays |= {
+        _detail_name(index): np.asarray(detail[0], np.float32)
+        for index, detail in enumerate(latent.details)
     }
     try:
         with path.open("wb") as file:
@@ -167,8 +194,10 @@ def load(path: pathlib.Path) -> tuple[Latent, Origin]:
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
-            z_img, x_T = (np.asarray(file[name], np.float32) for name in ("z_img", "x_T"))
             note = json.loads(bytes(np.asarray(file["origin"], np.uint8)))
+            origin = _origin(note, path)
+            names = ["z_img", "x_T", *map(_detail_name, range(len(origin.details)))]
+            arrays = {name: np.asarray(file[name], np.float32) for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):
             raise
@@ -176,25 +205,13 @@ def load(path: pathlib.Path) -> tuple[Latent, Origin]:
             f"{path} is not a latent ({str(error) or type(error).__name__}); give an .npz that "
             "`python -m unclip_jax.sample reconstruct` wrote, or the image itself."
         ) from None
-    version = note.get("format_version") if isinstance(note, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {version!r}; this unclip_jax {__version__} reads "
-            f"{FORMAT_VERSION}. Encode the image again."
-        )
-    origin = typed.build(Origin, note, where=str(path))
-    side = origin.image_size
-    whole = z_img.ndim == 1 and x_T.shape == (side, side, 3)
-    if not whole or not (np.isfinite(z_img).all() and np.isfinite(x_T).all()):
-        raise UserError(
-            f"{path} holds z_img {list(z_img.shape)} and x_T {list(x_T.shape)}; expected finite "
-            f"values, [z] and [{side}, {side}, 3]. Encode the image again."
-        )
-    return Latent(jnp.asarray(z_img[None]), jnp.asarray(x_T[None])), origin
+    _check_arrays(arrays, origin, path)
+    z_img, x_T, *found = (jnp.asarray(array[None]) for array in arrays.values())
+    return Latent(z_img, x_T, tuple(found)), origin
 
 
 def check_fits(origin: Origin, *, clip_id: str, decoder_id: str, where: str) -> None:
-    """Refuse a latent of other models.
+    """Refuse a latent of another CLIP or decoder.
 
     Raises:
         UserError: naming the field that differs.
@@ -206,6 +223,62 @@ def check_fits(origin: Origin, *, clip_id: str, decoder_id: str, where: str) -> 
                 f"{where} was made with other models: its {name} is {theirs[:12]!r}, these models "
                 f"have {ours[:12]!r}. Encode the image again with these models."
             )
+
+
+def check_details_fit(origin: Origin, *, expected: tuple[DetailOrigin, ...], where: str) -> None:
+    """Refuse details of other upsamplers or of another grid than will draw them.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    for name, flag in (("upsampler_id", ""), ("image_size", ""), ("steps", "--upsampler-steps")):
+        theirs, ours = ([getattr(each, name) for each in of] for of in (origin.details, expected))
+        if theirs == ours:
+            continue
+        if flag:
+            raise UserError(
+                f"{where} holds details of {flag} {', '.join(theirs)}, not {', '.join(ours)}; give "
+                "the same, the picture itself, or --details=fresh."
+            )
+        short = [str(each)[:12] for each in theirs], [str(each)[:12] for each in ours]
+        raise UserError(
+            f"{where} holds details of other upsamplers: {name} {short[0]}, these models have "
+            f"{short[1]}. Encode the image again with these models, or give --details=fresh."
+        )
+
+
+def _detail_name(index: int) -> str:
+    return f"details_{index}"
+
+
+def _origin(note: Any, path: pathlib.Path) -> Origin:
+    """The note of a file.
+
+    Raises:
+        UserError: it is of another version, or not understood.
+    """
+    version = note.get("format_version") if isinstance(note, dict) else None
+    if version not in READABLE:
+        raise UserError(
+            f"{path} has format_version {version!r}; this unclip_jax {__version__} reads "
+            f"{' and '.join(map(str, READABLE))}. Encode the image again."
+        )
+    return typed.build(Origin, note, where=str(path))
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], origin: Origin, path: pathlib.Path) -> None:
+    """Refuse arrays of other shapes than the note says, or with values that are no numbers."""
+    sides = [origin.image_size, *(detail.image_size for detail in origin.details)]
+    expected = {name: (side, side, 3) for name, side in zip([*arrays][1:], sides, strict=True)}
+    whole = arrays["z_img"].ndim == 1
+    whole &= all(arrays[name].shape == shape for name, shape in expected.items())
+    if not whole or not all(np.isfinite(array).all() for array in arrays.values()):
+        held = " and ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        wanted = " and ".join(str(list(shape)) for shape in expected.values())
+        raise UserError(
+            f"{path} holds {held}; expected finite values, [z] and {wanted}. Encode the image "
+            "again."
+        )
 
 
 def _check_size(path: pathlib.Path) -> None:

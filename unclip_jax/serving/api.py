@@ -19,7 +19,7 @@ import fastapi  # pyright: ignore[reportMissingImports]
 from fastapi import responses  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.serving import forms
+from unclip_jax.serving import catalogue
 from unclip_jax.serving.desk import Full, Job
 from unclip_jax.serving.orders import House, Result
 from unclip_jax.version import __version__
@@ -59,7 +59,7 @@ def app(house: House) -> Any:
 
     @made.get("/api")
     async def _described() -> dict[str, Any]:
-        return {"version": __version__, "commands": forms.described()}
+        return {"version": __version__, "commands": catalogue.described()}
 
     @made.get("/api/models")
     async def _models() -> dict[str, Any]:
@@ -71,9 +71,9 @@ def app(house: House) -> Any:
 
     @made.post("/api/{command}")
     async def _draw(command: str, request: fastapi.Request) -> Any:
-        if command not in forms.FORMS:
+        if command not in catalogue.FORMS:
             raise Refused(404, f"there is no {command!r}; GET /api lists the commands.")
-        given = read_json(await _body(request, house.limits.body), forms.FORMS[command])
+        given = read_json(await _body(request, house.limits.body), catalogue.FORMS[command])
         job = submit(house, command, given)
         result = await _finished(job, request)
         if "image/png" in request.headers.get("accept", ""):
@@ -113,7 +113,7 @@ def submit(house: House, command: str, given: Mapping[str, Any]) -> Job[Result]:
         raise Refused(status, " ".join(str(error).split())) from None
 
 
-def read_json(body: bytes, form: forms.Form) -> dict[str, Any]:
+def read_json(body: bytes, form: catalogue.Form) -> dict[str, Any]:
     """The values of a request; pictures come as base64, plain or as data URLs.
 
     Raises:

@@ -18,7 +18,7 @@ from unclip_jax.commands.progress import Watch
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image as codec
-from unclip_jax.serving import forms
+from unclip_jax.serving import catalogue, forms
 from unclip_jax.serving.desk import Desk, Job
 from unclip_jax.serving.forms import Limits, Request
 
@@ -79,6 +79,7 @@ class House:
         name: str,
         text: Command,
         limits: Limits | None = None,
+        embeddings: pathlib.Path | None = None,
     ):
         """Open the doors.
 
@@ -87,6 +88,7 @@ class House:
             name: what they are called.
             text: the command that draws captions; the others are in `menu`.
             limits: what one request may ask for; None = the usual.
+            embeddings: a split that `embed` wrote, for `probe-pca`; None = that is refused.
 
         Raises:
             UserError: these models have no way to be decoded in parts.
@@ -97,10 +99,11 @@ class House:
                 "served yet; draw with `python -m unclip_jax.sample`."
             )
         self.studio, self.name, self.limits = studio, name, limits or Limits()
+        self.embeddings = embeddings
         self.desk = Desk(waiting=self.limits.waiting)
         self.commands: Mapping[str, Command] = {
             "text": text,
-            **{name: _from_menu(name) for name in menu.COMMANDS if name in forms.FORMS},
+            **{name: _from_menu(name) for name in menu.COMMANDS if name in catalogue.FORMS},
         }
 
     def ask(self, command: str, given: Mapping[str, Any], *, owner: str) -> Job[Result]:
@@ -111,6 +114,11 @@ class House:
             Full: too many wait.
         """
         request = forms.read(command, given, limits=self.limits)
+        if command == "probe-pca" and self.embeddings is None:
+            raise UserError(
+                "this server has no embeddings to take components of; start it with "
+                "--embeddings=DIR."
+            )
         return self.desk.submit(lambda watch: self.carry_out(request, watch), owner=owner)
 
     def carry_out(self, request: Request, watch: Watch) -> Result:
@@ -129,11 +137,12 @@ class House:
     def _carry_out(self, request: Request, watch: Watch, place: pathlib.Path) -> Result:
         name = request.form.command
         command, files = self.commands[name], _store(request, place)
-        argv = forms.arguments(request, files=files)
+        ours, shown = self._ours(name)
+        argv = [*shown, *forms.arguments(request, files=files)]
         inside = {field: [str(place / file) for file in named] for field, named in files.items()}
         with _no_exit():
             args = command.parse(
-                [f"--out={place / name}.png", *forms.arguments(request, files=inside)]
+                [f"--out={place / name}.png", *ours, *forms.arguments(request, files=inside)]
             )
         args.command, args.argv = name, argv
         args.models = pathlib.Path(self.name)  # for the record; nothing is opened again
@@ -141,7 +150,8 @@ class House:
             with self._watched(watch):
                 command.run(args, self.studio)
         except UserError as error:  # names files as the user knows them, not as they lie here
-            raise UserError(str(error).replace(f"{place}/", "")) from None
+            said = str(error).replace(f"{place}/", "")
+            raise UserError(said.replace(str(self.embeddings), self._known)) from None
         record = json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
         images = [place / file for file in record["images"]]
         moving = place / f"{name}.{getattr(args, 'animate', None)}"
@@ -153,6 +163,17 @@ class House:
             animation=moving if moving.is_file() else None,
             folder=place,
         )
+
+    def _ours(self, name: str) -> tuple[list[str], list[str]]:
+        """Arguments that no stranger gives, and the same as the record may show them."""
+        if name != "probe-pca" or self.embeddings is None:
+            return [], []
+        return [f"--embeddings={self.embeddings}"], [f"--embeddings={self._known}"]
+
+    @property
+    def _known(self) -> str:
+        """What the folder of embeddings is called without saying where it lies."""
+        return "/".join(self.embeddings.parts[-2:]) if self.embeddings else "no embeddings"
 
     def models(self) -> dict[str, Any]:
         """Which models these are, JSON-ready."""

@@ -17,6 +17,7 @@ from unclip_jax.core.checks import UserError, divisible, in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Steps
 from unclip_jax.diffusion import process
+from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 from unclip_jax.stages import consistency, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
@@ -207,20 +208,25 @@ def sample(
     cfg.check_guidance(sampling)
     _, height, width, channels = low_res.shape
     factor = cfg.model.factor
-    low = _as_sampled(cfg, low_res, keys=keys)
-
-    def denoise(x_t, t):
-        out = _at_one_step(cfg, params, x_t, t, low=low)
-        return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
-
     images = gaussian.run(
-        denoise,
+        denoiser(cfg, params, low_res=low_res, keys=keys),
         shape=(height * factor, width * factor, channels),
         keys=keys,
         diffusion=cfg.diffusion,
         sampling=sampling,
     )
     return jnp.clip(images, -1.0, 1.0)
+
+
+def denoiser(cfg: UpsamplerStageConfig, params: Params, *, low_res: LowRes, keys: Keys) -> Denoiser:
+    """The network as a function of (x_t, t) for given low-res images; arguments as for `sample`."""
+    low = _as_sampled(cfg, low_res, keys=keys)
+
+    def denoise(x_t: Image, t: Steps):
+        out = _at_one_step(cfg, params, x_t, t, low=low)
+        return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
+
+    return denoise
 
 
 class _LowRes(NamedTuple):

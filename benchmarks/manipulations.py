@@ -1,0 +1,118 @@
+"""Measure what the latent makes possible: reconstruction, variations, paths and text diffs.
+
+    python -m benchmarks.manipulations --models=runs/shapes --data=runs/shapes/data \
+        --out=docs/manipulations.md
+
+Every picture is encoded to (z_img, x_T) and the upsamplers' details, changed, and decoded again;
+the exact checker of the shapes world says what became of it. Writes the tables between the marks in
+OUT.md, or a new file without them, all figures to OUT.json and some pictures to OUT.png.
+"""
+
+import argparse
+import datetime
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from benchmarks import manipulations_measure as measure
+from benchmarks import manipulations_page, priors_page
+from benchmarks import manipulations_text_diff as text_diff
+from benchmarks.manipulations_measure import Chain
+from unclip_jax import entry
+from unclip_jax.commands import arguments
+from unclip_jax.commands.studio import Studio
+from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.data import sources
+from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
+from unclip_jax.version import __version__
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, write."""
+    args = parse(argv)
+    check(args)
+    source = sources.open_prepared(args.data, split=args.split)
+    known = measure.take(source, range(min(args.num, len(source))))
+    reds = measure.take(source, text_diff.choose(source, args.num))
+    studio = Studio.open(args.models, batch=args.batch)
+    chain = Chain(args.steps, args.refine, args.upsampler_steps)
+    result: dict[str, Any] = facts(args, studio, chain)
+    with tqdm(total=4, unit="part", desc="manipulations") as bar:
+        encoded = measure.encode(studio, known.pictures, chain)
+        latent = encoded.latent
+        again = measure.reconstruction(studio, known, encoded, chain, seed=args.seed)
+        result["reconstruction"], back = again.rows, again.images
+        bar.update()
+        varied = measure.variations(studio, known, latent, chain, seed=args.seed)
+        result["variations"] = varied.rows
+        bar.update()
+        result["interpolation"] = measure.interpolation(studio, latent, back, chain)
+        bar.update()
+        diffs = text_diff.measure(studio, reds, chain)
+        result["text_diff"] = diffs.rows
+        bar.update()
+    page = manipulations_page.tables(result)
+    sys.stdout.write(page)
+    priors_page.write(args.out, page, result, title=manipulations_page.TITLE)
+    rows = [*measure.shown(known, back, varied.images), *diffs.shown]
+    manipulations_page.draw(args.out.with_suffix(".png"), rows)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.manipulations", description="Measure manipulations of pictures."
+    )
+    parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared shapes data")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--num", type=int, default=64, help="pictures, and pictures with red")
+    parser.add_argument("--steps", default="50", help="grid of the decoder")
+    parser.add_argument("--refine", type=int, default=3, help="refinements of the inversion")
+    parser.add_argument("--upsampler-steps", help="grid of the upsamplers; default: as exported")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=32, help="pictures at once")
+    parser.add_argument("--out", type=pathlib.Path, help="page to write [MODELS/manipulations.md]")
+    args = parser.parse_args(argv)
+    args.out = args.out or args.models / "manipulations.md"
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be done before anything is loaded.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    in_range("--num", args.num, 2, arguments.MAX_IMAGES)
+    in_range("--batch", args.batch, 1, arguments.MAX_IMAGES)
+    in_range("--refine", args.refine, 0, MAX_REFINEMENTS)
+    if args.out.suffix != ".md":
+        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
+    if not args.out.absolute().parent.is_dir():
+        raise UserError(f"--out is {str(args.out)!r}, but there is no such folder; make it first.")
+    priors_page.around(args.out, title=manipulations_page.TITLE)
+
+
+def facts(args: argparse.Namespace, studio: Studio, chain: Chain) -> dict[str, Any]:
+    """What was measured, and on what."""
+    return {
+        "models": str(args.models),
+        "data": str(args.data),
+        **{name: getattr(args, name) for name in ("split", "num", "seed", "batch")},
+        **chain._asdict(),
+        "studio": studio.facts(),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "jax": jax.__version__,
+        "code_version": __version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))

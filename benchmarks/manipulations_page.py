@@ -1,0 +1,100 @@
+"""The page that `benchmarks.manipulations` fills in: tables, figures as JSON, and some pictures."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.priors_page import rate, table
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import labelled_grid
+from unclip_jax.evaluate import SHOWN
+
+TITLE = "# What the latent gives back\n\nMade by `python -m benchmarks.manipulations`.\n\n"
+COLUMNS = 6  # of the pictures: original, reconstruction, four etas; or original and five thetas
+
+
+def tables(result: dict[str, Any]) -> str:
+    """All of it as Markdown."""
+    text = (
+        f"{result['num']} pictures of `{result['split']}` ({result['date']}, {result['device']}); "
+        f"decoder on `{result['steps']}` steps with {result['refinements']} refinements unless a "
+        f"row says otherwise, upsamplers on `{result['upsampler_steps'] or 'their own'}`; 95 % "
+        "intervals.\n\n### Reconstruction\n\n"
+    )
+    return text + "\n".join(
+        (
+            reconstruction(result["reconstruction"]),
+            "### Variations\n\n" + variations(result["variations"]),
+            "### Interpolation\n\n" + interpolation(result["interpolation"]),
+            '### Text diff "red" to "blue"\n\n' + text_diff(result["text_diff"]),
+        )
+    )
+
+
+def reconstruction(rows: Sequence[dict[str, Any]]) -> str:
+    """PSNR at both sizes."""
+    sizes = [f"PSNR at {rows[0][size]['px']} px, dB" for size in ("base", "full")]
+    cells = [
+        [
+            row["name"],
+            f"{row['steps']}, {row['refinements']}",
+            *(decibels(row[size]) for size in ("base", "full")),
+        ]
+        for row in rows
+    ]
+    return table(("decoded from", "steps, refinements", *sizes), cells)
+
+
+def variations(rows: Sequence[dict[str, Any]]) -> str:
+    """Distances and the checker's rates by eta; the last row is of the originals."""
+    names = [name for name in SHOWN if all(name in row["checker"] for row in rows)]
+    cells = []
+    for row in rows:
+        far = [mean(row[name]) if name in row else "0" for name in ("clip", "pixels")]
+        told = [rate(row["checker"][name]) for name in names]
+        cells.append([f"{row['eta']:g}" if "eta" in row else "originals", *far, *told])
+    return table(("eta", "CLIP distance", "pixel distance", *names), cells)
+
+
+def interpolation(found: dict[str, Any]) -> str:
+    """One sentence."""
+    return (
+        f"Ends of {found['pairs']} paths differ from the reconstructions by at most "
+        f"{found['most']} of 255 levels; {found['equal']} of {2 * found['pairs']} are equal bit "
+        "for bit.\n"
+    )
+
+
+def text_diff(rows: Sequence[dict[str, Any]]) -> str:
+    """Rates by the decoder's caption and theta."""
+    names = [name for name in rows[0] if name not in ("caption", "theta")]
+    cells = [
+        [row["caption"], f"{row['theta']:g}", *(rate(row[name]) for name in names)] for row in rows
+    ]
+    return table(("decoder's caption", "theta", *names), cells)
+
+
+def decibels(found: dict[str, float]) -> str:
+    """A mean PSNR with its interval."""
+    return f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+
+
+def mean(found: dict[str, float]) -> str:
+    """A mean distance with its interval."""
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def draw(out: pathlib.Path, labelled: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Pictures in rows of `COLUMNS`.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    labels, images = zip(*labelled, strict=True)
+    grid = labelled_grid(np.stack(images), labels=list(labels), columns=COLUMNS)
+    try:
+        grid.quantize(128).save(out, optimize=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None

@@ -1,0 +1,121 @@
+"""The benchmark of manipulations: how it judges, its page, and all of it on untrained stages."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import manipulations, priors_page
+from benchmarks import manipulations_measure as measure
+from benchmarks import manipulations_text_diff as text_diff
+from tests import cascades
+from unclip_jax import prepare
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import sources
+from unclip_jax.metrics import shapes_detector
+from unclip_jax.shapes import render
+from unclip_jax.shapes.scene import Item, Scene
+
+
+def item(colour, shape, x, y):
+    return Item(colour, shape, "large", x, y, 0.2)
+
+
+SCENE = Scene("white", (item("red", "circle", 0.25, 0.25), item("green", "square", 0.7, 0.7)))
+
+
+def judged(*items):
+    """What is said of a picture of these things, when `SCENE` was to turn blue."""
+    (sight,) = shapes_detector.look(render.render([Scene("white", items)]))
+    return text_diff.judge(sight, SCENE)
+
+
+def test_what_became_of_a_scene():
+    green = SCENE.items[1]
+    whole = judged(item("blue", "circle", 0.25, 0.25), green)
+    assert whole == {"colour": True, "shape": True, "place": True, "all three": True}
+    assert not judged(*SCENE.items)["colour"] and judged(*SCENE.items)["shape"]
+    other = judged(item("blue", "square", 0.25, 0.25), green)
+    assert other == {"colour": True, "shape": False, "place": True, "all three": False}
+    assert not judged(item("blue", "circle", 0.25, 0.45), green)["place"]
+    assert not judged(green)["place"]  # one is gone
+    assert not judged(item("blue", "circle", 0.25, 0.25), item("blue", "circle", 0.7, 0.3))["place"]
+
+
+def test_only_captions_that_can_change_their_colour_are_taken():
+    assert text_diff.suits("a red circle, a green star")
+    assert not text_diff.suits("a red circle above a blue square")
+    assert not text_diff.suits("a reddish circle")
+    assert text_diff.changed("two red rings on red, reddish") == "two blue rings on blue, reddish"
+
+
+def test_distances_of_pictures():
+    one = np.zeros((2, 4, 4, 3), np.uint8)
+    other = one.copy()
+    other[1] += 51  # a fifth of the range: 20 log10(5)
+    np.testing.assert_allclose(measure.psnr(one, other)[1], 20 * np.log10(5))
+    assert measure.psnr(one, other)[0] > 100
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "shapes"
+    prepare.main(
+        ["shapes:train=4,validation=60,compositional=1", f"--out={out}", "--image_size=16"]
+    )
+    return out
+
+
+def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "PAPER", ("8", 0))
+    run_dir, out = cascades.write(tmp_path / "run"), tmp_path / "page.md"
+    arguments = ["--num=3", "--steps=4", "--refine=1", "--batch=4", "--upsampler-steps=4"]
+    manipulations.main([f"--models={run_dir}", f"--data={data}", f"--out={out}", *arguments])
+    page = capsys.readouterr().out
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert page in out.read_text() and out.read_text().startswith("# What the latent gives back")
+    names = [row["name"] for row in result["reconstruction"]]
+    assert names[0] == "z_img, x_T and details" and names[-1] == "z_img and random noise"
+    sizes = [result["reconstruction"][0][size]["px"] for size in ("base", "full")]
+    assert sizes == [16, 32]
+    etas = [row.get("eta") for row in result["variations"]]
+    assert etas == [*measure.ETAS, None]
+    assert result["interpolation"]["pairs"] == 1 and result["interpolation"]["most"] <= 2
+    told = [(row["caption"], row["theta"]) for row in result["text_diff"]]
+    assert told == [(c, t) for c, thetas in text_diff.THETAS.items() for t in thetas]
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.width > 6 * 128
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num=1"], r"--num is 1; it must lie in \[2, 4096\]"),
+        (["--batch=0"], "--batch is 0; it must lie in"),
+        (["--refine=99"], r"--refine is 99; it must lie in \[0, 32\]"),
+        (["--out=page.txt"], "--out is 'page.txt'; give a name that ends in .md"),
+        (["--out=nowhere/page.md"], "nowhere/page.md', but there is no such folder"),
+        (["--data=nowhere"], "no data set at nowhere; make one with"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_loaded(tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        manipulations.main([f"--models={tmp_path}", f"--data={tmp_path}", *arguments])
+
+
+def test_data_without_red_things_or_scenes_are_refused():
+    blue = [{"caption": "a blue circle", "scene": ""}]
+    with pytest.raises(UserError, match="no caption of this split speaks of something red"):
+        text_diff.choose(blue, 4)
+    with pytest.raises(UserError, match="this data set has no scenes to check pictures by"):
+        measure.take(blue, [0])
+
+
+def test_a_page_keeps_its_words(data, tmp_path):
+    out = tmp_path / "page.md"
+    out.write_text("mine\n")
+    with pytest.raises(UserError, match="page.md has no lines <!-- tables: begin -->"):
+        manipulations.main([f"--models={data}", f"--data={data}", f"--out={out}"])
+    assert priors_page.BEGIN not in out.read_text()
+    assert len(sources.open_prepared(data, split="validation")) == 60

@@ -1,0 +1,217 @@
+"""Every command that a document shows is one that works.
+
+Each bash block of README.md and docs/ is taken apart. A command of ours is started as `python -m`
+starts it and stopped as soon as its own parser has accepted its arguments; experiments are built
+with the overrides shown. What is cheap is carried out as well, in the order of its document, on
+untrained stages in an empty folder. A command that nobody here knows fails.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import cascades
+from tests.conftest import ROOT
+from tests.serving.conftest import png
+from unclip_jax import bundle, configs, sample
+from unclip_jax.commands.studio import Studio
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.serving import catalogue, forms
+
+DOCUMENTS = sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+CARRIED_OUT = {"unclip_jax.sample": sample.main, "unclip_jax.bundle": bundle.main}
+
+Words = list[str]
+
+
+class Parsed(BaseException):
+    """Raised in place of going on once the arguments have been understood."""
+
+
+def blocks(document: str) -> list[str]:
+    """The bash blocks of a document."""
+    return re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text("utf-8"), re.DOTALL)
+
+
+def commands(document: str) -> list[Words]:
+    """Every command of a document as words; loops are taken apart, redirections left out."""
+    found = []
+    for block in blocks(document):
+        for line in block.replace("\\\n", " ").splitlines():
+            # a semicolon ends a command here, as it does in a loop; none stands within quotes
+            for part in line.split("; "):
+                words = shlex.split(part, comments=True)
+                words = words[1:] if words[:1] == ["do"] else words
+                words = words[: words.index(">")] if ">" in words else words
+                if words and words != ["done"]:
+                    found.append(words)
+    return found
+
+
+def parsed(module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch) -> tuple[object, Words]:
+    """What the parser of a command makes of its arguments, and what it leaves over."""
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def once(self, *given, **named):
+        raise Parsed(*parse(self, *given, **named))
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", once)
+        patch.setattr(sys, "argv", [module, *arguments])
+        with pytest.raises(Parsed) as caught:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return caught.value.args
+
+
+def ours(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m MODULE ...` of this project."""
+    assert words[1] == "-m" and re.match(r"(unclip_jax|benchmarks)\.", words[2]), words
+    args, rest = parsed(words[2], words[3:], monkeypatch)
+    if rest or words[2] == "unclip_jax.train":
+        assert all(word.startswith("--config.") for word in rest), words
+        configs.read(getattr(args, "config"), overrides=rest)  # noqa: B009  (of whatever parser)
+
+
+def cascade(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`launch/cascade`, which knows a dry run."""
+    run = subprocess.run(
+        [*words, "--dry-run", "--data=/d"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def make(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make TARGET`, perhaps with variables."""
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert words[1] in targets and all("=" in word for word in words[2:]), words
+
+
+def pip(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install` of a checkout, with extras that there are."""
+    assert words[1:3] == ["install", "-e"] and len(words) == 4, words
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = re.fullmatch(r"\.\[(.*)\]", words[3])
+    assert extras and set(extras[1].split(",")) <= {*project["optional-dependencies"]}, words
+
+
+def curl(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request to the API, which its form accepts; pictures are put where the shell puts them."""
+    command = re.fullmatch(r"localhost:\d+/api/([\w-]+)", words[2])
+    assert words[1] == "-s" and command, words
+    given = json.loads(words[words.index("-d") + 1])
+    for field in catalogue.FORMS[command[1]].fields:
+        if field.kind == "picture" and field.name in given:
+            assert re.fullmatch(r"\$\(base64 -w0 \w+\.png\)", given[field.name]), words
+            given[field.name] = png()
+    forms.read(command[1], given)
+
+
+def of_the_shell(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders and links, which need no check of ours."""
+
+
+COVERED: dict[str, Callable[[Words, pytest.MonkeyPatch], None]] = {
+    "python": ours,
+    "launch/cascade": cascade,
+    "make": make,
+    "pip": pip,
+    "curl": curl,
+    **dict.fromkeys(("mkdir", "ln", "for"), of_the_shell),
+}
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if blocks(name)])
+def test_every_command_is_understood(document, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in commands(document):
+        assert words[0] in COVERED, f"{document} shows {words}, which no test covers"
+        COVERED[words[0]](words, monkeypatch)
+
+
+def test_a_command_that_is_wrong_or_unknown_is_found(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        ours(shlex.split("python -m unclip_jax.sample 'a cat' --sed=3"), monkeypatch)
+    assert "unrecognized arguments: --sed=3" in capsys.readouterr().err
+    for wrong in (
+        "python -m unclip_jax.train --config=experiments/clip.py:shapes --workdir=x --config.sed=3",
+        "python -m somebody.else",
+        "make tea",
+        "pip install -e .[tea]",
+        "curl -s localhost:7860/api/text -d '{\"captions\": []}'",
+        "launch/cascade nonsense",
+    ):
+        words = shlex.split(wrong)
+        with pytest.raises((AssertionError, ValueError)):
+            COVERED[words[0]](words, monkeypatch)
+    assert "rm" not in COVERED
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_that_the_words_name_exist(document):
+    for module in re.findall(r"python -m ([\w.]+\w)", (ROOT / document).read_text("utf-8")):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
+@functools.cache
+def _cheap() -> list[tuple[str, Words]]:
+    """What is carried out: (document, words)."""
+    return [
+        (document, words)
+        for document in DOCUMENTS
+        for words in commands(document)
+        if words[0] == "python" and words[2] in CARRIED_OUT
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> pathlib.Path:
+    """A folder with untrained stages, their embeddings, and the pictures that documents name."""
+    folder, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
+    run_dir = cascades.write(folder / "runs" / "shapes")
+    studio = Studio.open(run_dir)
+    info = {"clip_id": studio.clip_id}
+    writer = EmbeddingWriter(run_dir / "embeddings" / "train", info=info, shard_size=40)
+    z = rng.normal(size=(40, 32)).astype(np.float32)
+    writer.add([f"{i}" for i in range(40)], [""] * 40, z_img=z, z_txt=z)
+    writer.finish()
+    for name in ("one.png", "other.png"):
+        pixels = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    Image.fromarray(np.tri(40, dtype=np.uint8) * 255).save(folder / "mask.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_commands_that_draw_are_carried_out(place, monkeypatch, capsys):
+    """In the order of their document: later ones use what earlier ones wrote."""
+    monkeypatch.chdir(place)
+    studios: dict[str, Studio] = {}
+    original = Studio.open
+
+    def kept(models, batch):
+        if str(models) not in studios:
+            studios[str(models)] = original(models, batch=2)
+        return studios[str(models)]
+
+    monkeypatch.setattr(Studio, "open", kept)
+    for _, words in _cheap():
+        CARRIED_OUT[words[2]](words[3:])
+        assert capsys.readouterr().out.startswith("wrote "), words
+    made = {path.name for path in place.iterdir()}
+    assert {"grid.png", "back.png", "interpolate.gif", "shapes.unclip", "upscale.json"} <= made
