@@ -28,14 +28,16 @@ COARSE, FINE = ("background", "count", "colour"), ("shape", "size", "relation")
 
 def measure(shop: Workshop) -> dict[str, Any]:
     """Decode from ever more components."""
-    truth = shop.truth
+    truth = shop.look(shop.args.num, 1)
     counts = (0, *probe.default_counts(truth.z_img.shape[1]))
     pca = probe.fit(shop.known)
     rebuilt = np.stack([probe.keep_first(pca, z, counts=counts) for z in truth.z_img])
     judged = []
     for index, count in enumerate(counts):
         z = rebuilt[:, index]
-        images = shop.draw(training.MAIN, z, caption=False, label=f"{count} components")
+        images = shop.draw(
+            training.MAIN, z, truth=truth, caption=False, label=f"{count} components"
+        )
         judged.append(shop.judge(images, truth.scenes))
     share = np.cumsum(pca.variance) / pca.variance.sum()
     rows = [
