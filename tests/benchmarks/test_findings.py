@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.findings import __main__ as findings
-from benchmarks.findings import binding, judging, page, probing, steps, training, verdict
+from benchmarks.findings import binding, guidance, judging, page, probing, steps, training, verdict
 from tests import cascades
 from tests.stages import tiny
 from unclip_jax import configs, embed, prepare
@@ -322,7 +322,11 @@ def test_a_training_that_fails_is_said_with_what_to_do(run_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_command_trains_measures_and_reports_and_continues(run_dir, tmp_path, capsys):
+def test_one_command_trains_measures_and_reports_and_continues(
+    run_dir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(guidance, "SCALES", (1.0, 2.0))  # fewer programs to compile
+    monkeypatch.setattr(steps, "SHARES", (1.0, 4.0))
     for baseline in training.BASELINES:
         if baseline.name != "glide":  # the one that it has to train itself
             write_baseline(run_dir, tmp_path, baseline.name)
