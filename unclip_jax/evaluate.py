@@ -3,6 +3,7 @@
     python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
     python -m unclip_jax.evaluate images --real=DIR --fake=DIR --features=inception:FILE
     python -m unclip_jax.evaluate sweep --models=RUN --data=DATA --guidance=1,2,4 --out=DIR
+    python -m unclip_jax.evaluate prompts FILE --models=RUN --out=DIR
 
 CLIP: retrieval among held-out pairs. Upsampler: PSNR against bicubic enlargement. In the shapes
 world also the exact checker, with z_img from the prior, from z_txt used as if it were z_img, and
