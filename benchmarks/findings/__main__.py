@@ -43,6 +43,7 @@ FINDINGS: dict[str, ModuleType] = {
     "target": target,
     "steps": steps,
 }
+ORDER = ("probing", "steps", "target", "guidance", "binding", "priors", "conditioning")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     train.use_cache(train.CACHE)
     shop = Workshop(args, rest)
     points.claim(training.folder_of(args), protocol(shop), first=True)
-    names = args.only or list(FINDINGS)
+    names = args.only or ORDER  # what needs least training first
     for number, name in enumerate(names, 1):
         where = training.folder_of(args) / "points" / f"{name}.json"
         if where.is_file():
@@ -92,6 +93,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--images", type=int, default=2, help="pictures per caption")
     parser.add_argument("--decoder_steps", type=int, help="of decoders to train [the models']")
     parser.add_argument("--prior_steps", type=int, help="of priors to train [the models']")
+    parser.add_argument(
+        "--prior_ar_steps", type=int, help="of the autoregressive one [the models', or as above]"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args, rest = parser.parse_known_args(argv)
     for argument in rest:
@@ -119,8 +123,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ("num", "images"):
         positive(f"--{name}", getattr(args, name))
     found = load.find_stages(args.models)
-    for part in ("decoder", "prior"):
-        own = load.read_manifest(found[part]).step
+    for part in ("decoder", "prior", "prior_ar"):
+        own = load.read_manifest(found[part]).step if part in found else args.prior_steps
         asked = getattr(args, f"{part}_steps")
         setattr(args, f"{part}_steps", own if asked is None else asked)
         positive(f"--{part}_steps", getattr(args, f"{part}_steps"))
@@ -130,10 +134,11 @@ def check(args: argparse.Namespace) -> None:
 
 def protocol(shop: Workshop) -> dict[str, Any]:
     """What must be equal for findings to share a report."""
-    names = ("split", "num", "images", "seed", "decoder_steps", "prior_steps")
+    names = ("split", "num", "images", "seed")
+    lengths = ("decoder_steps", "prior_steps", "prior_ar_steps")
     parts = ("clip", "prior", "decoder")
     return {
-        **{name: getattr(shop.args, name) for name in names},
+        **{name: getattr(shop.args, name) for name in (*names, *lengths)},
         **{part: params_id(shop.main.params[part])[:16] for part in parts},
         "data": str(shop.args.data),
         "changes": list(shop.rest),

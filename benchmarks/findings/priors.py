@@ -13,8 +13,9 @@ CLAIM = (
     "against GLIDE people prefer its pictures more often for captions and diversity."
 )
 ABOUT = (
-    "Both priors are trained for the same number of steps; the decoder, its noise and the captions "
-    "are the same, and so is that of the rows without a prior. *cosine*: to the true z_img."
+    "How long either prior was trained is in the table above (in Table 3 of the paper 600,000 "
+    "steps, and 1,000,000 for the autoregressive one); decoder, captions and noise are the same. "
+    "*cosine*: to the true z_img."
 )
 CHART = ("bars", "frechet", "followed", "cosine")
 

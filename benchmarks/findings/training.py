@@ -72,7 +72,7 @@ def named(name: str) -> Baseline:
 
 def steps_of(baseline: Baseline, args: argparse.Namespace) -> int:
     """How long it is trained."""
-    return args.decoder_steps if baseline.part == "decoder" else args.prior_steps
+    return getattr(args, f"{baseline.part}_steps")
 
 
 def make(baseline: Baseline, args: argparse.Namespace, rest: Sequence[str]) -> pathlib.Path:
