@@ -8,6 +8,7 @@ Paper: Nichol et al. 2021 (arXiv 2112.10741), sections 4.1 and 4.2; Ramesh et al
 Run:   python -m unclip_jax.train --config=experiments/glide.py:shapes \
            --workdir=runs/shapes_glide/decoder
 Cost:  that of experiments/decoder.py. paper: 2.5M steps at batch 2,048, and a fine-tune.
+       Its two fine-tunes, for guidance and for inpainting, are in docs/evaluation.md.
 Expect: shapes: loss_wrong_z equal to loss, because nothing of z_img is read.
 Needs: images, and embeddings under a trained CLIP, which the loader reads with them.
 """
