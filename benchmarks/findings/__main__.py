@@ -43,7 +43,7 @@ FINDINGS: dict[str, ModuleType] = {
     "target": target,
     "steps": steps,
 }
-ORDER = ("probing", "steps", "target", "guidance", "binding", "priors", "conditioning")
+ORDER = ("probing", "target", "guidance", "binding", "priors", "conditioning", "steps")
 
 
 def main(argv: Sequence[str]) -> None:
