@@ -59,7 +59,8 @@ setup(
     extras_require={
         "dev": DEV,
         "convert": TORCH,  # for weights that exist as PyTorch files only
-        "parity": [*TORCH, "diffusers>=0.38"],  # the originals that `make parity` compares with
+        # the originals that `make parity` compares with
+        "parity": [*TORCH, "diffusers>=0.38", "torch-fidelity>=0.4"],
         "demo": ["gradio>=6"],  # the page, and with FastAPI the HTTP API
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],

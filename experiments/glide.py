@@ -8,6 +8,7 @@ Paper: Nichol et al. 2021 (arXiv 2112.10741), sections 4.1 and 4.2; Ramesh et al
 Run:   python -m unclip_jax.train --config=experiments/glide.py:shapes \
            --workdir=runs/shapes_glide/decoder
 Cost:  that of experiments/decoder.py. paper: 2.5M steps at batch 2,048, and a fine-tune.
+       Its two fine-tunes, for guidance and for inpainting, are in docs/evaluation.md.
 Expect: shapes: loss_wrong_z equal to loss, because nothing of z_img is read.
 Needs: images, and embeddings under a trained CLIP, which the loader reads with them.
 """
@@ -102,8 +103,8 @@ def get_config(size: str = "paper") -> ConfigDict:
     if size == "shapes":  # as experiments/decoder.py, so that the same upsampler fits
         unet.image_size = data.load_size = 16
         unet.channels, unet.multiples, unet.depth = 48, (1, 2), 1
-        unet.resample_blocks = False
-        diffusion.weighting.snr_max = 2.0
+        unet.resample_blocks, unet.emb_channels = False, 96
+        diffusion.weighting.snr_min, diffusion.weighting.snr_max = 0.3, 1.0
         train.steps, train.batch_size, train.eval_every = 2800, 32, 700
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048

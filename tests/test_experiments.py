@@ -174,3 +174,15 @@ def test_clip_is_trained_as_in_both_papers():
     assert (optim.b1, optim.b2, optim.eps, optim.weight_decay) == (0.9, 0.98, 1e-6, 0.2)
     assert (optim.sam, optim.sam_batch, run.train.batch_size) == (0.1, 64, 32_768)
     assert len((run.data.path, *run.data.mixture)) == 2
+
+
+@pytest.mark.parametrize("size", ["shapes", "emoji", "tiny"])
+def test_glide_and_the_decoder_differ_in_the_condition_alone(size):
+    glide, decoder = (config(name, size).to_dict() for name in ("glide", "decoder"))
+    own = {"drop_text": glide["model"].pop("drop_text"), "name": glide.pop("name")}
+    assert own == {"drop_text": 0.2, "name": "glide"}  # section 4.2 of GLIDE
+    assert glide["model"]["model"].pop("reads_z") is False
+    for name in ("drop_z", "drop_text", "condition"):
+        decoder["model"].pop(name)
+    decoder.pop("name")
+    assert glide == decoder

@@ -3,13 +3,14 @@
     python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
     python -m unclip_jax.evaluate images --real=DIR --fake=DIR --features=inception:FILE
     python -m unclip_jax.evaluate sweep --models=RUN --data=DATA --guidance=1,2,4 --out=DIR
+    python -m unclip_jax.evaluate prompts FILE --models=RUN --out=DIR
 
 CLIP: retrieval among held-out pairs. Upsampler: PSNR against bicubic enlargement. In the shapes
 world also the exact checker, with z_img from the prior, from z_txt used as if it were z_img, and
 true. Prints a table and writes MODELS/evaluation.json; what is chosen otherwise is in the name:
 evaluation_prior_ar.json of --prior=prior_ar, evaluation_best_of_4.json of --best-of=4. The
-subcommands images, statistics, pack, sweep and plot are in `evaluation`; docs/evaluation.md shows
-them.
+subcommands images, statistics, pack, sweep, plot, coco and prompts are in `evaluation`;
+docs/evaluation.md shows them.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -31,7 +33,7 @@ from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import image as pictures
 from unclip_jax.data import sources, text
 from unclip_jax.data.degrade import area_downsample
-from unclip_jax.evaluation import plots, sets, sweep
+from unclip_jax.evaluation import coco, plots, prompts, sets, sweep
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.parallel.mesh import for_drawing
@@ -44,7 +46,8 @@ from unclip_jax.training.agreement import check_same
 RETRIEVAL = 256  # pairs among which CLIP must find its own
 BATCH = 50  # captions drawn at once
 CONDITIONS = ("prior", "z_txt", "z_img")
-SUBCOMMANDS = (*sets.COMMANDS, "sweep", "plot")
+SUBCOMMANDS = (*sets.COMMANDS, "sweep", "plot", "coco", "prompts")
+DRAWING: dict[str, ModuleType] = {"sweep": sweep, "coco": coco, "prompts": prompts}
 SHOWN = ("background", "count", "colour", "shape", "relation", "binding", "joint")
 
 
@@ -82,13 +85,13 @@ def main(argv: Sequence[str]) -> None:
 
 def subcommand(name: str, argv: Sequence[str]) -> None:
     """Run one of `SUBCOMMANDS`."""
-    made = {"sweep": sweep.parser, "plot": plots.parser}
-    parser = made[name]() if name in made else sets.parser(name)
+    made = {**DRAWING, "plot": plots}
+    parser = made[name].parser() if name in made else sets.parser(name)
     distributed.add_flags(parser)
     args = parser.parse_args(argv)
     _together(args)
-    if name == "sweep":
-        sweep.run(args, draw=sample.draw)
+    if name in DRAWING:
+        DRAWING[name].run(args, draw=sample.draw)
     elif name == "plot":
         plots.run(args)
     else:

@@ -192,6 +192,7 @@ def draw(
     batch_size: int = 16,
     name: str = "sampling",
     run: Callable[..., jax.Array] | None = None,
+    first: int = 0,
 ) -> np.ndarray:
     """Draw one uint8 image per caption with one compiled function, in batches of one shape.
 
@@ -204,20 +205,21 @@ def draw(
         batch_size: images at once.
         name: on the progress bar.
         run: a `sampler` of the same options made before, so that nothing is compiled twice.
+        first: index of the first image, of a set that is drawn in parts.
     """
     mesh, batch_size = for_drawing(min(batch_size, len(captions)))
     run = run or sampler(loaded.cascade, options, mesh=mesh)
     params = place.copied(loaded.params, mesh)
     tokenizer = text.load(loaded.tokenizer_dir)
     images = []
-    first = jax.process_index() == 0
-    bar = tqdm(total=len(captions), unit="image", desc=name, disable=not first)
+    quiet = jax.process_index() > 0
+    bar = tqdm(total=len(captions), unit="image", desc=name, disable=quiet)
     for start in range(0, len(captions), batch_size):
         indices = np.arange(start, start + batch_size)
         kept = np.minimum(indices, len(captions) - 1)  # one shape, one compilation
         tokens = tokenise(loaded.cascade, tokenizer, [captions[int(i)] for i in kept])
         given = None if z_img is None else z_img[kept]
-        keys = text_to_image.keys_for(seed, jnp.array(indices))
+        keys = text_to_image.keys_for(seed, jnp.array(first + indices))
         drawn = run(params, *place.spread((tokens, keys, given), mesh))
         images.append(np.asarray(drawn)[: len(captions) - start])
         bar.update(len(images[-1]))

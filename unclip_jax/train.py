@@ -126,7 +126,7 @@ def _initial(experiment: Experiment, stage: Stage) -> Any:
     if not experiment.init_from:
         return None
     return lambda: load.read_params(
-        pathlib.Path(experiment.init_from), abstract=abstract_params(stage)
+        pathlib.Path(experiment.init_from), abstract=abstract_params(stage), grows=stage.grows
     )
 
 

@@ -116,3 +116,17 @@ def test_every_stretch_is_walked_as_often_as_asked_and_noise_goes_back_to_its_le
 def test_an_impossible_walk_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         inpainting.visits(SHORT, **options)
+
+
+def test_masks_to_learn_with_have_one_rectangle_or_nothing():
+    masks = np.asarray(inpainting.random_known(jax.random.key(0), count=2000, side=16))[..., 0]
+    assert set(np.unique(masks)) == {0.0, 1.0}
+    nothing = (masks == 0).all(axis=(1, 2))
+    spread = np.sqrt(inpainting.NOTHING * (1 - inpainting.NOTHING) / len(masks))
+    assert nothing.mean() == pytest.approx(inpainting.NOTHING, abs=4 * spread)
+    for mask in masks[~nothing][:200]:
+        rows, columns = ((mask == 0).any(axis=axis) for axis in (1, 0))
+        np.testing.assert_array_equal(mask == 0, rows[:, None] & columns[None])
+        for inside in (rows, columns):
+            (places,) = np.nonzero(inside)
+            assert len(places) == places[-1] - places[0] + 1 >= 4  # whole, and a quarter at least

@@ -150,3 +150,22 @@ def test_a_run_directory_that_is_not_there_is_refused(tmp_path: pathlib.Path):
         load.find_stages(tmp_path / "runs")
     with pytest.raises(UserError, match=r"no export of the clip \(it has none\)"):
         load.find_stages(tmp_path)
+
+
+def test_a_kernel_that_may_grow_reads_nothing_from_its_new_channels(tmp_path: pathlib.Path):
+    """Two groups of two inputs become two of three: y(old, anything new) = y(old)."""
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 5))
+    params = {"stem": {"kernel": kernel, "bias": jnp.arange(5.0)}}
+    export.write_export(tmp_path / "export", params=params, manifest=UPSAMPLER, tokenizer_dir=None)
+    wanted = jax.tree.map(lambda leaf: Leaf(leaf.shape, leaf.dtype), params)
+    wanted["stem"]["kernel"] = Leaf((3, 3, 6, 5), jnp.float32)
+    grown = load.read_params(tmp_path / "export", abstract=wanted, grows={"stem/kernel": 2})
+    found = np.asarray(grown["stem"]["kernel"])
+    np.testing.assert_array_equal(found[:, :, [0, 1, 3, 4]], kernel)
+    np.testing.assert_array_equal(found[:, :, [2, 5]], 0.0)
+    np.testing.assert_array_equal(grown["stem"]["bias"], params["stem"]["bias"])
+    with pytest.raises(UserError, match=r"does not fit this model in 1 parameters: stem/kernel"):
+        load.read_params(tmp_path / "export", abstract=wanted)
+    wanted["stem"]["kernel"] = Leaf((3, 3, 3, 5), jnp.float32)  # never narrower
+    with pytest.raises(UserError, match="does not fit this model in 1 parameters"):
+        load.read_params(tmp_path / "export", abstract=wanted, grows={"stem/kernel": 1})

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
-from unclip_jax.core import rng
+from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
+from unclip_jax.pipeline import decoding
 from unclip_jax.stages import decoder
 
 
@@ -155,3 +157,69 @@ def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(made):
 def test_an_unknown_condition_is_refused(made):
     with pytest.raises(UserError, match="unknown config.model.condition 'z'"):
         dataclasses.replace(made[0], condition="z")
+
+
+@pytest.fixture(scope="module")
+def inpainter(made):
+    """The decoder with channels for what is known, all its weights stirred."""
+    cfg = dataclasses.replace(made[0], model=dataclasses.replace(made[0].model, inpaints=True))
+    stage = decoder.make(cfg)
+    return cfg, stage, tiny.stirred(tiny.init(stage))
+
+
+def test_the_new_channels_join_the_stem_and_nothing_else(made, inpainter):
+    _, stage, params = inpainter
+    old, new = (trees.flatten_paths(each) for each in (made[1], params))
+    changed = {path for path in new if old[path].shape != new[path].shape}
+    assert old.keys() == new.keys()
+    assert changed == {"unet/stem/kernel"} == set(stage.grows)
+    added = new["unet/stem/kernel"].shape[2] - old["unet/stem/kernel"].shape[2]
+    assert added == 4 * stage.grows["unet/stem/kernel"]
+    assert not decoder.make(made[0]).grows
+
+
+def test_with_weights_of_zero_it_is_the_decoder_that_it_was(made, inpainter):
+    """GLIDE, section 4.3: the new channels begin at zero, so that nothing is forgotten."""
+    cfg, params, batch = made
+    wider = inpainter[0]
+    stem = params["unet"]["stem"]
+    kernel = jnp.pad(stem["kernel"], [(0, 0), (0, 0), (0, 4), (0, 0)])
+    grown = {**params, "unet": {**params["unet"], "stem": {**stem, "kernel": kernel}}}
+    key = jax.random.key(0)
+    expected = jax.jit(decoder.make(cfg).loss)(params, batch, key)[0]
+    found = jax.jit(decoder.make(wider).loss)(grown, batch, key)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_it_learns_from_what_is_known(inpainter):
+    _, stage, params = inpainter
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 4))
+    slope = jax.jit(jax.grad(lambda p: stage.loss(p, batch, jax.random.key(0))[0]))(params)
+    assert float(jnp.abs(slope["unet"]["stem"]["kernel"][:, :, -4:]).min()) > 0.0
+
+
+def test_a_hole_is_filled_by_a_decoder_that_sees_around_it(inpainter):
+    """What is predicted depends on what lies outside of the hole, and on nothing behind it."""
+    cfg, stage, params = inpainter
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 2))
+    condition = decoding.Condition(batch["z_img"], batch["tokens"], batch["token_mask"])
+    side = cfg.model.unet.image_size
+    mask = jnp.ones((2, side, side, 1)).at[:, 4:8, 4:8].set(0.0)
+    x_t, t = jax.random.normal(jax.random.key(1), batch["image"].shape), jnp.full(2, 500)
+    schedules = (GuidanceSchedule(), GuidanceSchedule(scale=3.0))
+
+    def predicted(hole, schedule):
+        told = {"condition": condition, "schedule": schedule, "hole": hole}
+        return jax.jit(lambda p: decoding.denoiser(cfg, p, **told)(x_t, t).x_0)(params)
+
+    for schedule in schedules:
+        blind = predicted(None, schedule)
+        seeing = predicted(decoding.Hole(batch["image"], mask), schedule)
+        around = jnp.where(mask > 0, 0.5, batch["image"])
+        behind = jnp.where(mask > 0, batch["image"], 0.5)
+        assert float(jnp.abs(seeing - blind).max()) > 1e-3
+        assert (
+            float(jnp.abs(predicted(decoding.Hole(around, mask), schedule) - seeing).max()) > 1e-3
+        )
+        same = predicted(decoding.Hole(behind, mask), schedule)
+        np.testing.assert_array_equal(same, seeing)

@@ -27,6 +27,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
         "model.null_z": "learned",
         "model.z_map": 0,
         "model.reads_z": True,
+        "model.inpaints": False,
         "condition": "z_img",
         "diffusion.learned_variance": True,  # which its pipeline cuts off when it guides
         **UNET,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import in_range
-from unclip_jax.core.types import Keys
+from unclip_jax.core.types import Key, Keys
 from unclip_jax.diffusion import process, samplers
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.samplers import StepInputs, StepRule
@@ -22,6 +22,8 @@ from unclip_jax.diffusion.schedule import Level, Schedule
 
 X = Float[Array, " b *s"]
 MAX_REPEATS = 100
+SMALLEST = 0.25  # side of a hole in training, of the picture's; ours, as is its shape
+NOTHING = 0.2  # share of pictures of which nothing is known, so that they are still drawn whole
 
 
 class Visit(NamedTuple):
@@ -113,6 +115,20 @@ def inpaint(
 
     plan = jax.tree.map(jnp.asarray, visits(schedule, repeats=repeats, jump=jump))
     return mixed(jax.lax.scan(body, x_T, plan)[0], known)
+
+
+def random_known(key: Key, *, count: int, side: int) -> Float[Array, " b h w 1"]:
+    """Masks to learn inpainting with: 0 in a random rectangle or everywhere, 1 elsewhere.
+
+    GLIDE (arXiv 2112.10741, section 4.3) erases "random regions" without saying which.
+    """
+    sides = jax.random.uniform(rng.fold(key, "sides"), (count, 2, 1), minval=SMALLEST)
+    start = jax.random.uniform(rng.fold(key, "start"), (count, 2, 1)) * (1.0 - sides)
+    at = ((jnp.arange(side) + 0.5) / side)[None, None]
+    within = (at >= start) & (at < start + sides)
+    hole = within[:, 0, :, None] & within[:, 1, None, :]
+    all_of_it = jax.random.bernoulli(rng.fold(key, "nothing"), NOTHING, (count, 1, 1))
+    return 1.0 - (hole | all_of_it).astype(jnp.float32)[..., None]
 
 
 def _normal(keys: Keys, purpose: str, address: Int[Array, ""], like: X) -> X:

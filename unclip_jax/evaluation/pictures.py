@@ -95,6 +95,49 @@ def in_memory(images: Pictures, *, where: str) -> PictureSet:
     return PictureSet(where, len(images), here, facts, None, batches)
 
 
+def from_parts(paths: Sequence[pathlib.Path]) -> PictureSet:
+    """Several .npz batches as one set.
+
+    Raises:
+        UserError: one of them is missing or damaged, or their pictures differ in size.
+    """
+    shapes = [npz.shape(path) for path in paths]
+    here = (shapes[0].height, shapes[0].width)
+    for path, each in zip(paths, shapes, strict=True):
+        if (each.height, each.width) != here:
+            raise UserError(
+                f"{path} holds pictures of {each.width} x {each.height}, {paths[0]} such of "
+                f"{_times(here)}; draw them anew."
+            )
+    count, where = sum(each.num for each in shapes), str(paths[0].parent)
+
+    def batches(batch_size: int, rows: slice) -> Iterator[Pictures]:
+        waiting = np.zeros((0, *here, 3), np.uint8)
+        for path in paths:
+            for piece in npz.read(path, batch_size=batch_size):
+                waiting = np.concatenate([waiting, piece])
+                while len(waiting) >= batch_size:
+                    yield waiting[:batch_size][rows]
+                    waiting = waiting[batch_size:]
+        if len(waiting):
+            yield waiting[rows]
+
+    return PictureSet(where, count, here, _facts(where, count, here, None), None, batches)
+
+
+def resized(found: PictureSet, size: int) -> PictureSet:
+    """The set resized and centre-cropped to `size` (ADM's procedure), if it is not so already."""
+    if found.size == (size, size):
+        return found
+
+    def batches(batch_size: int, rows: slice) -> Iterator[Pictures]:
+        for part in found.batches(batch_size, rows):
+            yield _cropped(part, size)
+
+    facts = _facts(found.where, found.count, (size, size), size)
+    return dataclasses.replace(found, size=(size, size), facts=facts, batches=batches)
+
+
 def pack(pictures: PictureSet, path: pathlib.Path, *, batch_size: int = 256) -> None:
     """Write a set as guided-diffusion's batch."""
     npz.write(path, pictures.batches(batch_size, slice(None)), count=pictures.count)

@@ -52,11 +52,19 @@ def of(args: argparse.Namespace) -> list[Point]:
     return list(dict.fromkeys(found))
 
 
-def claim(out: pathlib.Path, protocol: dict[str, Any], *, first: bool) -> None:
+def claim(
+    out: pathlib.Path, protocol: dict[str, Any], *, first: bool, what: str = "points"
+) -> None:
     """Mark the folder with its protocol, or compare with the one that is there.
 
+    Args:
+        out: the folder.
+        protocol: JSON-ready.
+        first: whether this is the process that writes.
+        what: what the folder holds, and the name of the folder inside it.
+
     Raises:
-        UserError: the folder holds points of another protocol.
+        UserError: the folder holds such things of another protocol.
     """
     where = out / "protocol.json"
     if where.is_file():
@@ -64,11 +72,11 @@ def claim(out: pathlib.Path, protocol: dict[str, Any], *, first: bool) -> None:
         for name in sorted(protocol.keys() | there.keys()):
             if protocol.get(name) != there.get(name):
                 raise UserError(
-                    f"{out} holds points of another protocol: {name} is {there.get(name)!r} there "
+                    f"{out} holds {what} of another protocol: {name} is {there.get(name)!r} there "
                     f"and {protocol.get(name)!r} here; give another --out."
                 )
     elif first:
-        (out / "points").mkdir(parents=True, exist_ok=True)
+        (out / what).mkdir(parents=True, exist_ok=True)
         write(where, json.dumps(protocol, indent=2) + "\n")
 
 

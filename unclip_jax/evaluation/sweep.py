@@ -14,7 +14,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -175,7 +175,7 @@ def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
         extract.collect(judge, there, batch_size=args.batch, name="real"),
         judge,
         own,
-        captions if _in_shapes_world(captions) else (),
+        captions if shapes_checker.understands(captions) else (),
     )
 
 
@@ -221,16 +221,6 @@ def protocol_of(args: argparse.Namespace, loaded: Loaded, prepared: Setting) -> 
         "clip_score": f"{scores.CLIP_SCALE:g} x cosine, mean",
         "diversity": "1 - cosine of pairs of one caption, mean over pairs, then captions",
     }
-
-
-def _in_shapes_world(captions: Sequence[str]) -> bool:
-    """Whether the exact checker understands all captions."""
-    try:
-        for caption in captions:
-            shapes_checker.as_request(caption)
-    except UserError:
-        return False
-    return True
 
 
 def _true(studio: Studio, args: argparse.Namespace) -> np.ndarray:

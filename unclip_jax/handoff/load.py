@@ -1,10 +1,11 @@
 """Find and read exports: strictly, and straight onto the devices that will use them."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
@@ -88,13 +89,16 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
         raise UserError(f"could not read {path} ({error}); export the stage again.") from None
 
 
-def read_params(directory: pathlib.Path, *, abstract: Any) -> Params:
+def read_params(
+    directory: pathlib.Path, *, abstract: Any, grows: Mapping[str, int] | None = None
+) -> Params:
     """Read the parameters of an export, all of them or none.
 
     Args:
         directory: the export.
         abstract: tree of `jax.ShapeDtypeStruct` to fill. Leaves come back in its dtypes, and
             placed by its shardings where it has them, else on this process's first device.
+        grows: `Stage.grows`, where training starts from a network that reads fewer channels.
 
     Raises:
         UserError: listing every leaf that is missing, extra or of another shape, or saying that
@@ -108,8 +112,10 @@ def read_params(directory: pathlib.Path, *, abstract: Any) -> Params:
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:  # Orbax logs why and goes on
                 raise OSError("its list of arrays is unreadable")
-            _check_tree(directory, metadata.tree, abstract)
-            return checkpointer.restore(path, jax.tree.map(_placed, abstract))
+            narrow = _narrowed(abstract, metadata.tree, grows or {})
+            _check_tree(directory, metadata.tree, narrow)
+            params = checkpointer.restore(path, jax.tree.map(_placed, narrow))
+            return _widened(params, abstract, grows or {})
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -132,6 +138,38 @@ def stored_shapes(directory: pathlib.Path) -> Any:
     if metadata is None:
         raise UserError(f"{directory} holds no readable {PARAMS}; export the stage again.")
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree)
+
+
+def _narrowed(abstract: Any, stored: Any, grows: Mapping[str, int]) -> Any:
+    """`abstract` with those kernels that may grow as narrow as they are stored."""
+    have = trees.flatten_paths(stored)
+
+    def leaf(path: str, wanted: Any) -> Any:
+        found = have.get(path)
+        if path not in grows or found is None or found.shape[-2] >= wanted.shape[-2]:
+            return wanted
+        shape = (*wanted.shape[:-2], found.shape[-2], wanted.shape[-1])
+        return jax.ShapeDtypeStruct(shape, wanted.dtype)
+
+    leaves = [leaf(*each) for each in trees.flatten_paths(abstract).items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _widened(params: Params, abstract: Any, grows: Mapping[str, int]) -> Params:
+    """The same parameters where kernels read further channels, with weights of zero for those."""
+    wanted = trees.flatten_paths(abstract)
+
+    def leaf(path: str, kernel: Any) -> Any:
+        width, groups = wanted[path].shape[-2] if path in grows else 0, grows.get(path, 1)
+        if not width or kernel.shape[-2] == width:
+            return kernel
+        *outer, old, out = kernel.shape
+        parts = kernel.reshape(*outer, groups, old // groups, out)
+        more = [(0, 0)] * (parts.ndim - 2) + [(0, (width - old) // groups), (0, 0)]
+        return jnp.pad(parts, more).reshape(*outer, width, out)
+
+    leaves = [leaf(*each) for each in trees.flatten_paths(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def _check_tree(directory: pathlib.Path, stored_tree: Any, abstract: Any) -> None:

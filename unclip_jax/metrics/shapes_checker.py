@@ -89,6 +89,16 @@ def as_request(entry: Request | Scene | str) -> Request:
     return grammar.parse(entry)
 
 
+def understands(captions: Iterable[str]) -> bool:
+    """Whether all captions are sentences of the shapes world."""
+    try:
+        for caption in captions:
+            as_request(caption)
+    except UserError:
+        return False
+    return True
+
+
 def judge(sight: Sight, request: Request) -> Verdict:
     """Compare what is seen with what was asked, attribute by attribute."""
     pairs = max(_pairings(sight, request), key=lambda pairs: _merit(pairs, request), default=())

@@ -22,6 +22,7 @@ from unclip_jax.parallel.axes import sharded
 
 NULL_Z = ("learned", "zero")
 CAPTIONS = ("own", "clip_sequence")
+KNOWN = 4  # channels that show a decoder what is known of a picture: RGB and mask
 MAP_SIDE = 8  # of the miniature's spatial map of z_img
 
 
@@ -50,6 +51,8 @@ class DecoderConfig:
         num_timesteps: length of the trained chain.
         reads_z: False puts the null in place of every z_img, which makes this GLIDE: a decoder of
             captions alone, on the same code.
+        inpaints: four further input channels, what is known of the picture and where (GLIDE,
+            arXiv 2112.10741, section 4.3); zeros where nothing is.
     """
 
     unet: UNetConfig
@@ -68,6 +71,7 @@ class DecoderConfig:
     z_map_width: int = 0
     num_timesteps: int = 1000
     reads_z: bool = True
+    inpaints: bool = False
 
     def __post_init__(self):
         one_of("null_z", self.null_z, NULL_Z)
@@ -141,6 +145,8 @@ class Decoder(nn.Module):
             features, axes = MAP_SIDE**2 * cfg.z_map, ("time" if cfg.z_map_width else "z", "out")
             self.z_to_map = dense(features, name="z_to_map", axes=axes, dtype=dtype)
             unet = dataclasses.replace(unet, in_channels=unet.in_channels + cfg.z_map)
+        if cfg.inpaints:
+            unet = dataclasses.replace(unet, in_channels=unet.in_channels + KNOWN)
         self.unet = UNet(unet)
 
     def __call__(
@@ -155,6 +161,7 @@ class Decoder(nn.Module):
         keep_text: Bool[Array, " b"] | None = None,
         text_seq: Float[Array, " b l e"] | None = None,
         z_txt: Embedding | None = None,
+        known: Float[Array, " b h w 4"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Raw output of the U-Net, `unet.out_channels` per pixel.
@@ -169,14 +176,14 @@ class Decoder(nn.Module):
             keep_text: False replaces the caption by padding; None keeps all.
             text_seq: CLIP's token features, for caption "clip_sequence".
             z_txt: CLIP's raw embedding, likewise.
+            known: for decoders that inpaint, see `known_part`; None = nothing.
             deterministic: no dropout; otherwise a "dropout" key is needed.
         """
         text = self.encode_text(
             tokens, token_mask, keep_text=keep_text, text_seq=text_seq, z_txt=z_txt
         )
-        return self.denoise(
-            x_t, t, z_img=z_img, text=text, keep_z=keep_z, deterministic=deterministic
-        )
+        seen = {"text": text, "keep_z": keep_z, "known": known}
+        return self.denoise(x_t, t, z_img=z_img, **seen, deterministic=deterministic)
 
     def encode_text(
         self,
@@ -230,10 +237,12 @@ class Decoder(nn.Module):
         z_img: Embedding,
         text: TextFeatures,
         keep_z: Bool[Array, " b"] | None = None,
+        known: Float[Array, " b h w 4"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """One pass of the U-Net with captions that are already encoded."""
         cfg = self.cfg
+        assert cfg.inpaints or known is None, "this decoder has no channels for what is known"
         z_img = self._dropped(z_img, keep_z).astype(compute_dtype(cfg.unet.dtype))
         emb = self.time(t) + self.text_to_emb(text.last) + self.z_to_emb(z_img)
         # channel-major, as the public checkpoints have it: [b, d, n] and then transposed
@@ -244,6 +253,9 @@ class Decoder(nn.Module):
             mask = jnp.concatenate([jnp.ones(z_tokens.shape[:2], bool), text.mask], axis=1)
         if cfg.z_map:
             x_t = jnp.concatenate([x_t, self._spatial(z_img, x_t.shape[1:3])], axis=-1)
+        if cfg.inpaints:  # last, so that `Stage.grows` can add them to a trained stem
+            nothing = jnp.zeros((*x_t.shape[:3], KNOWN), x_t.dtype)
+            x_t = jnp.concatenate([x_t, nothing if known is None else known], axis=-1)
         return self.unet(x_t, emb, context=context, context_mask=mask, deterministic=deterministic)
 
     def _dropped(self, z_img: Embedding, keep_z: Bool[Array, " b"] | None) -> Embedding:
@@ -262,3 +274,8 @@ class Decoder(nn.Module):
         grid = self.z_to_map(z_img).reshape(-1, MAP_SIDE, MAP_SIDE, self.cfg.z_map)
         rows, columns = (jnp.arange(side) * MAP_SIDE // side for side in size)
         return grid[:, rows][:, :, columns].astype(jnp.float32)
+
+
+def known_part(images: Image, mask: Float[Array, " b h w 1"]) -> Float[Array, " b h w 4"]:
+    """What an inpainting decoder is shown: the picture where the mask is 1, and the mask."""
+    return jnp.concatenate([images * mask, mask], axis=-1)

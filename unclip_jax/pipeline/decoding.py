@@ -18,7 +18,7 @@ from unclip_jax.diffusion import guidance, inpainting, respace, samplers, trajec
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.schedule import Schedule
-from unclip_jax.models.decoder import Decoder
+from unclip_jax.models.decoder import Decoder, known_part
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.base import apply
 from unclip_jax.stages.decoder import DecoderStageConfig
@@ -135,7 +135,7 @@ def decode(
         raise UserError(
             f"{options.previews} previews were asked for while filling a hole; ask for none."
         )
-    denoise = _denoiser(cfg, params, condition, negative, options)
+    denoise = _denoiser(cfg, params, condition, negative, options, hole)
     looked_into = hole is not None or options.previews > 0
     rule = options.sampling.rule() if eta is None and not looked_into else None
     walk: dict[str, Any] = {
@@ -199,8 +199,12 @@ def denoiser(
     condition: Condition,
     negative: Condition | None = None,
     schedule: GuidanceSchedule = GuidanceSchedule(),
+    hole: Hole | None = None,
 ) -> Denoiser:
-    """The conditional denoiser, guided along the chain; captions are encoded once."""
+    """The conditional denoiser, guided along the chain; captions are encoded once.
+
+    A decoder that was trained to inpaint sees what is known, in both branches of guidance.
+    """
     module, table = Decoder(cfg.model), schedule.table(cfg.diffusion.num_timesteps)
     given = condition._replace(z_img=cfg.scale * unit(condition.z_img))
     keep = jnp.ones(given.z_img.shape[0], bool)
@@ -218,8 +222,13 @@ def denoiser(
         method=Decoder.encode_text,
     )
 
+    seen = {}
+    if hole is not None and cfg.model.inpaints:
+        part = known_part(hole.known, jnp.broadcast_to(hole.mask, (*hole.known.shape[:3], 1)))
+        seen["known"] = part if schedule.off else jnp.concatenate([part, part])
+
     def predict(x_t: Image, t: Array):
-        inputs = {"z_img": given.z_img, "text": text, "keep_z": keep}
+        inputs = {"z_img": given.z_img, "text": text, "keep_z": keep, **seen}
         out = apply(module, params, x_t, t, **inputs, method=Decoder.denoise)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
@@ -239,9 +248,11 @@ def _denoiser(
     condition: Condition,
     negative: Condition | None,
     options: DecodeOptions,
+    hole: Hole | None = None,
 ) -> Denoiser:
     """Guided and thresholded as the options say."""
-    plain = denoiser(cfg, params, condition=condition, negative=negative, schedule=options.guidance)
+    told = {"condition": condition, "negative": negative, "hole": hole}
+    plain = denoiser(cfg, params, **told, schedule=options.guidance)
     return gaussian.thresholded(plain, cfg.diffusion, options.sampling)
 
 

@@ -1,7 +1,7 @@
 """The `Stage` record: all that the training loop knows of what it trains."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -50,6 +50,8 @@ class Stage:
             replicas is `loss`. None = a mean over examples, for which `loss` itself does.
         fit: rows of the training data -> the groups of parameters that a fresh run starts with and
             that training leaves as they are; None where all is learned.
+        grows: paths of kernels that may read more channels than in the parameters from which
+            training starts, and in how many equal groups their input lies; what is new is zero.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Stage:
     describe: dict[str, Any]
     replica_loss: Callable[[tuple[str, ...]], Callable[..., tuple[Scalar, Metrics]]] | None = None
     fit: Callable[[Rows], Fitted] | None = None
+    grows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def one_example(spec: BatchSpec) -> Batch:

@@ -18,8 +18,8 @@ from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Mask, Metrics, Params, Tokens
-from unclip_jax.diffusion import guidance
-from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.diffusion import guidance, inpainting
+from unclip_jax.models.decoder import Decoder, DecoderConfig, known_part
 from unclip_jax.models.unet import plan
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
@@ -165,6 +165,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
             "embedding": cfg.embedding,
             "image_size": cfg.model.unet.image_size,
         },
+        grows={"unet/stem/kernel": cfg.model.unet.patch**2} if cfg.model.inpaints else {},
     )
 
 
@@ -289,6 +290,10 @@ def _training_loss(
     """Per-example loss with dropout and independent drops of z_img and caption."""
     kept = keeps(cfg, batch_size=noised.t.shape[0], key=key)
     dropout = {"deterministic": False, "rngs": {"dropout": rng.fold(key, "dropout")}}
+    if cfg.model.inpaints:
+        count, side = batch["image"].shape[:2]
+        mask = inpainting.random_known(rng.fold(key, "known"), count=count, side=side)
+        dropout["known"] = known_part(batch["image"], mask)
     return _loss_with(cfg, params, batch, noised, **kept, **dropout)
 
 

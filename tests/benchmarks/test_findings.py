@@ -1,0 +1,355 @@
+"""The paper's findings: how claims are decided, the report, its mistakes, and all of it once."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from benchmarks.findings import __main__ as findings
+from benchmarks.findings import binding, guidance, judging, page, probing, steps, training, verdict
+from tests import cascades
+from tests.stages import tiny
+from unclip_jax import configs, embed, prepare
+from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import export, load
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.metrics import frechet
+from unclip_jax.stages.gaussian import SamplingConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 3
+
+
+# The rule.
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "expected"),
+    [
+        (0.1, 0.3, 0.0, "agree"),
+        (-0.3, -0.1, 0.0, "not"),
+        (-0.1, 0.3, 0.0, "undecided"),
+        (0.0, 0.3, 0.0, "undecided"),  # touching zero decides nothing
+        (-0.3, 0.0, 0.0, "undecided"),
+        (-0.04, 0.3, 0.05, "agree"),
+        (-0.06, 0.3, 0.05, "undecided"),
+        (-0.3, -0.06, 0.05, "not"),
+    ],
+)
+def test_a_claim_is_decided_by_where_its_interval_lies(low, high, margin, expected):
+    found = verdict.Interval((low + high) / 2, low, high)
+    made = verdict.inequality("one - other", found, captions=30, margin=margin)
+    assert verdict.Inequality(**made).verdict == expected
+    few = dataclasses.replace(verdict.Inequality(**made), captions=29)
+    assert few.verdict == "undecided"
+
+
+def test_nothing_asked_decides_nothing_also_once_it_was_written():
+    found = verdict.interval(lambda rows: math.nan, 40)
+    assert all(math.isnan(each) for each in found)
+    made = {"tests": [verdict.inequality("x", found, captions=40)]}
+    assert verdict.read(made) == "undecided"
+    assert verdict.read(json.loads(json.dumps(verdict.plain(made), allow_nan=False))) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (["agree", "agree"], "agree"),
+        (["agree", "undecided"], "undecided"),
+        (["agree", "not"], "not"),
+        (["undecided", "not"], "not"),
+        ([], "undecided"),
+    ],
+)
+def test_a_claim_of_parts_needs_all_and_falls_with_one(parts, expected):
+    ends = {"agree": (0.1, 0.2), "not": (-0.2, -0.1), "undecided": (-0.1, 0.1)}
+    made = [verdict.Inequality("x", 0.0, *ends[part], captions=99) for part in parts]
+    assert verdict.together(made) == expected
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Means of 40 normal numbers, 300 times: 95 % +- 4 standard errors of such a count."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        values = rng.normal(1.0, 2.0, 40)
+        found = verdict.interval(lambda rows, v=values: float(v[rows].mean()), 40, resamples=300)
+        hits += found.low < 1.0 < found.high
+    assert 0.88 < hits / 300 < 0.99
+
+
+def test_the_basic_interval_takes_off_the_bias_of_a_resampled_distance():
+    """Resampling repeats vectors, which makes every Fréchet distance larger than the one found."""
+    z = np.random.default_rng(0).normal(size=(80, 16))
+    known = frechet.moments(np.random.default_rng(1).normal(size=(500, 16)))
+
+    def distance(rows):
+        return frechet.squared_distance(frechet.moments(z[rows]), known)
+
+    plain = verdict.interval(distance, 80, resamples=100)
+    basic = verdict.interval(distance, 80, resamples=100, basic=True)
+    assert plain.low > plain.value > basic.low
+
+
+# What is measured.
+
+
+def truth(count=40, images=2):
+    z = np.random.default_rng(0).normal(size=(count * images, 8))
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    captions = tuple(f"{i}" for i in range(count) for _ in range(images))
+    return judging.Truth(captions, captions, z, z, images, frechet.moments(z))
+
+
+def test_pictures_of_one_caption_are_resampled_together():
+    known = truth(count=3)
+    assert known.rows(np.array([2, 0, 2])).tolist() == [4, 5, 0, 1, 4, 5]
+    assert known.count == 3
+
+
+def test_arms_that_differ_by_a_constant_differ_by_it_however_noisy_they_are():
+    known, noise = truth(), np.random.default_rng(1).normal(size=80) * 9
+    found = known.difference(noise + 0.5, noise)
+    assert found == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_an_arm_equal_to_the_reference_has_no_distance():
+    known = truth()
+    assert known.distance(known.z_img) == pytest.approx(0.0, abs=1e-9)
+    shifted = known.z_img + 1.0  # covariances are equal, so the distance is |shift|^2 = 8
+    assert known.distances(lambda d: d(shifted) - d(known.z_img)).value == pytest.approx(8.0)
+
+
+def test_two_equal_pictures_of_a_caption_have_no_diversity():
+    known = truth(count=2)
+    z = known.z_img.copy()
+    z[1] = z[0]
+    spread = known.diversity(z)
+    assert spread[0] == pytest.approx(0.0, abs=1e-9)
+    assert spread[1] == pytest.approx(1 - z[2] @ z[3])
+
+
+def judged(**right):
+    nothing = dict.fromkeys(judging.ATTRIBUTES, np.full(2, np.nan))
+    made = {name: np.array(values, float) for name, values in right.items()}
+    return judging.Judged(np.zeros((2, 8)), {**nothing, **made})
+
+
+def test_what_was_not_asked_is_not_counted():
+    found = judged(count=[1, 0], colour=[1, 1], relation=[math.nan, 0])
+    assert found.followed.tolist() == pytest.approx([1.0, 1 / 3])
+
+
+def test_components_are_measured_between_none_and_all():
+    arms = [judged(count=[r, r], size=[s, s]) for r, s in [(0.2, 0.5), (0.6, 0.5), (0.8, 0.9)]]
+    rows = np.arange(2)
+    assert probing.kept(arms, ("count",), rows) == pytest.approx(2 / 3)
+    assert probing.kept(arms, ("size",), rows) == pytest.approx(0.0)
+    assert math.isnan(probing.kept(arms[:1] * 3, ("size",), rows))
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a red circle above an orange star", "an orange circle above a red star"),
+        (
+            "an image of a large blue ring left of a red heart on a blue background",
+            "an image of a large red ring left of a blue heart on a blue background",
+        ),
+    ],
+)
+def test_colours_change_places_and_nothing_else_does(caption, expected):
+    if "blue background" in caption:
+        caption, expected = (
+            c.replace("blue background", "navy background") for c in (caption, expected)
+        )
+    assert binding.unlike(caption)
+    assert binding.swapped(caption) == expected
+    assert binding.swapped(expected) == caption
+
+
+@pytest.mark.parametrize(
+    "caption", ["a red circle", "two red circles", "a red circle above a red star"]
+)
+def test_captions_with_nothing_to_mix_up_are_left_out(caption):
+    assert not binding.unlike(caption)
+
+
+def test_the_ladder_of_steps_keeps_to_the_chain():
+    assert steps.ladder(SamplingConfig(steps="25"), 1000) == [
+        (0.25, 6),
+        (0.5, 12),
+        (1, 25),
+        (4, 100),
+    ]
+    assert steps.ladder(SamplingConfig(steps="4"), 10) == [(0.25, 2), (0.5, 2), (1, 4), (4, 10)]
+
+
+# The report.
+
+
+def measured(*ends, note=""):
+    found = [verdict.inequality("one - other", verdict.Interval(*e), captions=90) for e in ends]
+    row = {"name": "an arm", "followed": {"value": 0.5, "low": 0.4, "high": 0.6}, "asked": 7}
+    row["size"] = {"value": None, "low": None, "high": None}
+    return {"rows": [row, {**row, "name": "other"}], "tests": found, "minutes": 1.5, "note": note}
+
+
+def report(**found):
+    facts = {"command": "python -m benchmarks.findings", "date": "2022-04-13", "device": "cpu"}
+    facts |= {"jax": "0", "num": 9, "images": 2, "split": "validation", "seed": 0}
+    facts |= {"lengths": {"decoder": 2800, "prior": 600}}
+    trained = [{"name": "glide", "about": "GLIDE", "steps": 600, "minutes": 4.25}]
+    return {"facts": facts, "baselines": trained, "findings": found}
+
+
+def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path):
+    found = {
+        "priors": measured((0.2, 0.1, 0.3)),
+        "target": measured((0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), note="A remark."),
+    }
+    out = tmp_path / "findings.md"
+    page.write(out, report(**found), findings.FINDINGS)
+    text = out.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| Which prior |"))
+    assert "COCO FID 10.39 against 10.63" in row and "section 2.2, Tables 1 and 2" in row
+    assert row.endswith("| one - other: 0.20 [0.10, 0.30] | agrees |")
+    assert "| **does not** |" in text
+    assert "4 minutes of training, 3 of drawing" in text
+    assert "| glide | GLIDE | 600 | 4.2 |" in text
+    assert "Not measured yet: Guidance and diversity (`guidance`)" in text
+    assert "| an arm | 0.50 [0.40, 0.60] | 7 | – |" in text and "A remark." in text
+    for name in found:
+        assert f"(findings/{name}.png)" in text
+        assert (tmp_path / "findings" / f"{name}.png").stat().st_size > 5_000
+    assert set(json.loads((tmp_path / "findings.json").read_text())["findings"]) == set(found)
+
+
+def test_every_claim_names_its_place_in_the_paper():
+    for module in findings.FINDINGS.values():
+        assert "ection" in module.SOURCE or "Table" in module.SOURCE
+        assert len(module.CLAIM) > 40 and len(module.ABOUT) > 40
+
+
+# Mistakes.
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """An untrained cascade, a small shapes world, and its embeddings."""
+    folder = tmp_path_factory.mktemp("findings") / "tiny"
+    cascades.write(folder)
+    inputs = ["shapes:train=64,validation=16", f"--out={folder}/data"]
+    prepare.main([*inputs, f"--tokenizer={folder}/tokenizer"])
+    made = [f"--clip={folder}/clip/export", f"--data={folder}/data", f"--out={folder}/embeddings"]
+    embed.main([*made, "--batch=16"])
+    return folder
+
+
+LENGTHS = (f"--decoder_steps={STEPS}", f"--prior_steps={STEPS}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=prior"], "unknown --only 'prior'. Did you mean 'priors'"),
+        (["--num=0"], "--num is 0; it must be greater than 0"),
+        (["--images=0"], "--images is 0; it must be greater than 0"),
+        (["--decoder_steps=0"], "--decoder_steps is 0; it must be greater than 0"),
+        (["--prior_steps=-1"], "--prior_steps is -1; it must be greater than 0"),
+        (["--out=page.txt"], "--out is 'page.txt'; give a name that ends in .md"),
+        (["--out=nowhere/page.md"], "there is no such folder; make it first"),
+        (["--nonsense=1"], "unknown argument '--nonsense=1'; overrides begin with --config."),
+        (["--num=17"], "has 16 examples of the shapes world; --num=17"),
+        (["--split=test"], "has no split 'test'"),
+        (["--data=nowhere"], "no data set at nowhere"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_trained(run_dir, tmp_path, arguments, message):
+    base = [f"--models={run_dir}", f"--work={tmp_path}", *LENGTHS]
+    with pytest.raises(UserError, match=message):
+        findings.main([*base, *arguments])
+    assert not (tmp_path / "runs").exists()
+
+
+def arguments(run_dir, work):
+    args, _ = findings.parse([f"--models={run_dir}", f"--work={work}", *LENGTHS])
+    findings.check(args)
+    return args
+
+
+def write_baseline(run_dir, work, name):
+    """An untrained export where training would put it."""
+    baseline = training.named(name)
+    spec = f"{ROOT}/experiments/{baseline.experiment}.py:tiny"
+    stage = configs.read(spec, overrides=baseline.changes).build_stage()
+    known = load.read_manifest(run_dir / "clip" / "export")
+    facts = {"tokenizer_hash": known.tokenizer_hash, "clip_id": known.clip_id}
+    export.write_export(
+        work / "runs" / name / baseline.part / "export",
+        params=tiny.stirred(tiny.init(stage)),
+        manifest=Manifest(stage=stage.name, size="tiny", step=STEPS, **stage.describe, **facts),
+        tokenizer_dir=run_dir / "tokenizer",
+    )
+
+
+def test_a_baseline_of_the_models_own_length_is_the_models_own(run_dir, tmp_path):
+    args = arguments(run_dir, tmp_path)
+    args.decoder_steps = 0  # as long as the untrained decoder of this run
+    folder = training.make(training.named("unclip"), args, ())
+    assert (folder / "decoder").resolve() == (run_dir / "decoder").resolve()
+    assert (folder / "prior").resolve() == (run_dir / "prior").resolve()
+
+
+def test_a_baseline_of_another_length_is_refused(run_dir, tmp_path):
+    write_baseline(run_dir, tmp_path, "z_txt")
+    args = arguments(run_dir, tmp_path)
+    args.decoder_steps = 5
+    with pytest.raises(UserError, match="was trained for 3 steps, and 5 are asked for"):
+        training.make(training.named("z_txt"), args, ())
+
+
+def test_a_training_that_fails_is_said_with_what_to_do(run_dir, tmp_path):
+    args = arguments(run_dir, tmp_path)
+    args.data = tmp_path / "nowhere"
+    with pytest.raises(UserError, match="training 'eps' ended with status 2 .*same command again"):
+        training.make(training.named("eps"), args, ())
+    assert training.minutes(tmp_path)["eps"] > 0
+
+
+@pytest.mark.slow
+def test_one_command_trains_measures_and_reports_and_continues(
+    run_dir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(guidance, "SCALES", (1.0, 2.0))  # fewer programs to compile
+    monkeypatch.setattr(steps, "SHARES", (1.0, 4.0))
+    for baseline in training.BASELINES:
+        if baseline.name != "glide":  # the one that it has to train itself
+            write_baseline(run_dir, tmp_path, baseline.name)
+    out = tmp_path / "findings.md"
+    command = [f"--models={run_dir}", f"--work={tmp_path}", f"--out={out}", *LENGTHS, "--num=4"]
+    command += ["--config.train.batch_size=8", "--config.optim.warmup_steps=1"]
+    findings.main([*command, "--only=binding,steps"])
+    first = json.loads(out.with_suffix(".json").read_text())
+    assert list(first["findings"]) == ["binding", "steps"]
+    assert load.read_manifest(tmp_path / "runs/glide/decoder/export").step == STEPS
+    kept = (tmp_path / "findings" / "points" / "steps.json").stat().st_mtime_ns
+    findings.main(command)
+    assert (tmp_path / "findings" / "points" / "steps.json").stat().st_mtime_ns == kept
+    whole = json.loads(out.with_suffix(".json").read_text())
+    assert list(whole["findings"]) == list(findings.FINDINGS)
+    assert {each["name"] for each in whole["baselines"]} == {b.name for b in training.BASELINES}
+    for name, made in whole["findings"].items():
+        assert made["verdict"] == "undecided", name  # four captions decide nothing
+        assert made["tests"] and len(made["rows"]) >= 2
+    told = {row["name"]: row for row in whole["findings"]["priors"]["rows"]}
+    assert told["the true z_img"]["cosine"]["value"] == pytest.approx(1.0, abs=1e-5)
+    text = out.read_text()
+    assert "Not measured yet" not in text and "| undecided |" in text
+    assert "Which prior: undecided" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another protocol: num is 4 there and 5 here"):
+        findings.main([*command, "--num=5"])

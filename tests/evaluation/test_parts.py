@@ -1,0 +1,332 @@
+"""COCO's protocol and prompt files, drawn in parts by a stand-in that counts."""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from unclip_jax import evaluate, sample
+from unclip_jax.core.checks import UserError
+from unclip_jax.evaluation import coco, extract, parts, pictures, prompts
+from unclip_jax.metrics import frechet, npz
+from unclip_jax.metrics.report import Collected
+from unclip_jax.pipeline import load
+from unclip_jax.pipeline.text_to_image import SampleOptions
+
+SIZE = 16
+CAPTIONS = ["a red circle", "a blue square", "two green stars", "a pink ring", "a red heart"]
+
+
+class Draws:
+    """Stands in for `sample.draw`: picture i of a seed is one grey level."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, loaded, captions, *, seed, options, batch_size, name, first):
+        self.seen.append((first, list(captions)))
+        levels = (np.arange(first, first + len(captions)) + 10 * seed).astype(np.uint8)
+        return np.broadcast_to(levels[:, None, None, None], (len(captions), SIZE, SIZE, 3)).copy()
+
+
+def drawing(run_dir, out, *more):
+    made = prompts.parser()
+    base = ["x.tsv", f"--models={run_dir}", f"--out={out}", "--part=2", "--steps=2"]
+    return made.parse_args([*base, *more])
+
+
+def levels(found, batch_size=3):
+    return [batch[:, 0, 0, 0].tolist() for batch in found.batches(batch_size, slice(None))]
+
+
+@pytest.fixture(scope="module")
+def loaded(run_dir):
+    return load.load_cascade(run_dir)
+
+
+def test_what_is_there_is_not_drawn_again_and_indices_go_on(run_dir, loaded, tmp_path):
+    draw = Draws()
+    args = drawing(run_dir, tmp_path)
+    found = parts.draw_all(args, loaded, CAPTIONS, draw=draw)
+    assert draw.seen == [(0, CAPTIONS[:2]), (2, CAPTIONS[2:4]), (4, CAPTIONS[4:])]
+    assert levels(found) == [[0, 1, 2], [3, 4]]
+    assert (found.count, found.size) == (5, (SIZE, SIZE))
+    (tmp_path / "pictures" / "000002.npz").unlink()
+    again = Draws()
+    assert levels(parts.draw_all(args, loaded, CAPTIONS, draw=again)) == [[0, 1, 2], [3, 4]]
+    assert again.seen == [(2, CAPTIONS[2:4])]
+
+
+def test_pictures_of_another_protocol_are_refused(run_dir, loaded, tmp_path):
+    parts.draw_all(drawing(run_dir, tmp_path), loaded, CAPTIONS, draw=Draws())
+    for change, message in [
+        (["--seed=1"], "holds pictures of another protocol: seed is 0 there and 1 here"),
+        (["--guidance=3"], "another protocol: decoding is"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            parts.draw_all(drawing(run_dir, tmp_path, *change), loaded, CAPTIONS, draw=Draws())
+    with pytest.raises(UserError, match="another protocol: captions is"):
+        parts.draw_all(drawing(run_dir, tmp_path), loaded, CAPTIONS[::-1], draw=Draws())
+
+
+def test_parts_of_several_sizes_are_refused(tmp_path):
+    for number, side in enumerate((8, 4)):
+        images = np.zeros((1, side, side, 3), np.uint8)
+        npz.write(tmp_path / f"{number}.npz", [images], count=1)
+    with pytest.raises(UserError, match=r"1.npz holds pictures of 4 x 4, .*0.npz such of 8 x 8"):
+        pictures.from_parts([tmp_path / "0.npz", tmp_path / "1.npz"])
+
+
+def test_a_set_is_resized_by_the_same_rule_as_one_that_is_read_so(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
+    npz.write(tmp_path / "set.npz", [images], count=3)
+    here = pictures.resized(pictures.from_parts([tmp_path / "set.npz"]), 6)
+    there = pictures.open_set(tmp_path / "set.npz", size=6)
+    (one,), (other,) = (list(each.batches(3, slice(None))) for each in (here, there))
+    np.testing.assert_array_equal(one, other)
+    assert here.size == (6, 6) and here.facts["crop"] == there.facts["crop"]
+
+
+def test_pictures_drawn_in_parts_are_those_drawn_at_once(loaded):
+    """The real sampler: picture i depends on (seed, i) alone, whatever part it is in."""
+    options = SampleOptions(condition="z_txt")
+    shared = {"seed": 5, "options": options, "batch_size": 2}
+    whole = sample.draw(loaded, CAPTIONS[:4], **shared)
+    late = sample.draw(loaded, CAPTIONS[2:4], first=2, **shared)
+    np.testing.assert_array_equal(late, whole[2:])
+    assert not np.array_equal(late, sample.draw(loaded, CAPTIONS[2:4], **shared))
+
+
+# COCO
+
+
+def annotations(path, captions):
+    found = [{"image_id": i, "id": i, "caption": c} for i, c in enumerate(captions)]
+    path.write_text(json.dumps({"images": [], "annotations": found}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def copy(run_dir, tmp_path_factory):
+    """Somebody's copy of a data set of COCO's form."""
+    folder = tmp_path_factory.mktemp("coco")
+    annotations(folder / "captions.json", [f" {c}\n" for c in CAPTIONS])
+    images = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3)).astype(np.uint8)
+    npz.write(folder / "real.npz", [images], count=40)
+    return folder
+
+
+def run_coco(run_dir, copy, out, *more, draw=None):
+    base = [f"--models={run_dir}", f"--captions={copy}/captions.json", f"--out={out}"]
+    base += [f"--real={copy}/real.npz", f"--features=clip:{run_dir}/clip/export"]
+    made = coco.parser().parse_args([*base, "--num=4", "--part=3", f"--size={SIZE}", *more])
+    draw = draw or Draws()
+    coco.run(made, draw=draw)
+    return draw
+
+
+def test_coco_draws_compares_and_says_what_departs(run_dir, copy, tmp_path, capsys):
+    draw = run_coco(run_dir, copy, tmp_path)
+    drawn = [caption for _, part in draw.seen for caption in part]
+    assert len(set(drawn)) == 4 and set(drawn) <= set(CAPTIONS)
+    found = json.loads((tmp_path / "coco.json").read_text())
+    assert np.isfinite(found["scores"]["frechet"])
+    assert found["protocol"]["real"]["count"] == 40 and found["protocol"]["fake"]["count"] == 4
+    assert found["protocol"]["captions"] == "4 at random of captions.json, seed 0"
+    assert found["warnings"][0] == (
+        "this is not the COCO-30k protocol: 4 captions instead of 30,000; 40 reference pictures "
+        "instead of 40,504; features of CLIP instead of Inception-v3; compared at 16 px instead of "
+        "256."
+    )
+    assert "WARNING: this is not the COCO-30k" in capsys.readouterr().out
+    assert not run_coco(run_dir, copy, tmp_path).seen
+
+
+def test_statistics_of_the_reference_will_do(run_dir, copy, tmp_path):
+    features = f"--features=clip:{run_dir}/clip/export"
+    stats = ["statistics", f"--images={copy}/real.npz", features, f"--size={SIZE}"]
+    evaluate.main([*stats, f"--out={tmp_path}/stats.npz"])
+    run_coco(run_dir, copy, tmp_path / "one")
+    run_coco(run_dir, copy, tmp_path / "other", f"--real={tmp_path}/stats.npz")
+    one, other = (
+        json.loads((tmp_path / name / "coco.json").read_text())["scores"]["frechet"]
+        for name in ("one", "other")
+    )
+    assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_the_protocol_itself_departs_in_nothing():
+    moments = frechet.moments(np.random.default_rng(0).normal(size=(4, 2)))
+    real = Collected({"count": 40_504}, {}, moments)
+    args = argparse.Namespace(size=256)
+    asked = {"count": 30_000, "kind": "inception", "size": (256, 256), "args": args}
+    assert coco.departures(real, **asked) == []
+    small = coco.departures(real, **{**asked, "size": (64, 64)})
+    assert small == ["this is not the COCO-30k protocol: pictures of 64 px, enlarged to 256."]
+
+
+def test_captions_are_chosen_once_each_and_alike_for_a_seed():
+    many = [f"caption {i}" for i in range(50)]
+    one = coco.chosen(many, num=20, seed=3)
+    assert one == coco.chosen(many, num=20, seed=3) != coco.chosen(many, num=20, seed=4)
+    assert len(set(one)) == 20 and set(one) <= set(many)
+    assert sorted(coco.chosen(many, num=50, seed=0)) == sorted(many)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--num=6"], "there are 5 captions, and 6 are asked for; give a smaller --num"),
+        (["--num=0"], "--num is 0; it must be greater than 0"),
+        (["--part=0"], "--part is 0; it must be greater than 0"),
+        (["--captions=none.json"], "there is no file none.json; give captions_val2014.json"),
+        (["--features=dino:x"], "write inception:FILE"),
+        (["--real=nowhere"], "there is no nowhere"),
+    ],
+)
+def test_mistakes_with_coco_are_said_before_anything_is_drawn(
+    run_dir, copy, tmp_path, more, message
+):
+    draw = Draws()
+    with pytest.raises(UserError, match=message):
+        run_coco(run_dir, copy, tmp_path, *more, draw=draw)
+    assert not draw.seen
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"annotations": [{"text": "x"}]}', '{"images": []}'])
+def test_files_that_are_not_cocos_are_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match="is not of the form of COCO's captions"):
+        coco.read_captions(tmp_path / "x.json")
+
+
+# Prompts
+
+
+def test_drawbench_is_read_as_it_comes(tmp_path):
+    path = tmp_path / "bench.csv"
+    path.write_text('Prompts,Category\n"A red car, parked.",Colors\n Two dogs ,Counting\n')
+    expected = [("Colors", "A red car, parked."), ("Counting", "Two dogs")]
+    assert prompts.read(path) == expected
+    (tmp_path / "bench.tsv").write_text(
+        "category\tprompt\nColors\tA red car, parked.\nCounting\tTwo dogs\n"
+    )
+    assert prompts.read(tmp_path / "bench.tsv") == expected
+    lines = [{"category": c, "text": t} for c, t in expected]
+    (tmp_path / "bench.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    assert prompts.read(tmp_path / "bench.jsonl") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.txt", "", "x.txt is none of .tsv, .csv, .jsonl"),
+        ("x.csv", "", "x.csv holds no prompt; give a row"),
+        ("x.csv", "prompt,category\n", "holds no prompt"),
+        ("x.csv", "prompt,kind\na,b\n", r"row 2 has columns \['kind', 'prompt'\]; .* category or"),
+        (
+            "x.csv",
+            "words,category\na,b\n",
+            "one must be named prompt or prompts or caption or text",
+        ),
+        ("x.csv", "prompt,category\n ,b\n", "row 2: prompt is ' '; give a text"),
+        ("x.csv", "prompt,category\na\n", "row 2: category is None; give a text"),
+        ("x.csv", "prompt,category\na,B C\na,b-c\n", "'B C' and 'b-c' would share .* b_c.png"),
+        ("x.jsonl", "{", "row 1 is not JSON"),
+        ("x.jsonl", '{"prompt": "a", "category": "b"}\n[1]', "row 2 is no JSON object"),
+        ("x.jsonl", '{"prompt": 3, "category": "b"}', "row 1: prompt is 3; give a text"),
+    ],
+)
+def test_prompt_files_with_mistakes_are_refused_by_row(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        prompts.read(tmp_path / name)
+
+
+def test_prompt_files_that_are_not_there_or_not_text(tmp_path):
+    with pytest.raises(UserError, match="there is no file nowhere.csv"):
+        prompts.read(pathlib.Path("nowhere.csv"))
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="cannot be read .*save it as UTF-8"):
+        prompts.read(tmp_path / "x.csv")
+
+
+ROWS = [("plain", "a red circle"), ("count", "two green stars"), ("plain", "a blue square")]
+
+
+def run_prompts(run_dir, out, rows, *more, draw=None):
+    out.mkdir(exist_ok=True)
+    file = out.parent / "rows.tsv"
+    file.write_text("prompt\tcategory\n" + "".join(f"{t}\t{c}\n" for c, t in rows))
+    base = [str(file), f"--models={run_dir}", f"--out={out}", "--images=2", *more]
+    draw = draw or Draws()
+    prompts.run(prompts.parser().parse_args(base), draw=draw)
+    return draw
+
+
+def test_prompts_are_drawn_scored_and_shown_by_category(run_dir, tmp_path, capsys):
+    draw = run_prompts(run_dir, tmp_path / "out", ROWS)
+    assert draw.seen == [(0, [text for _, text in ROWS for _ in range(2)])]
+    found = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
+    assert list(found) == ["plain", "count"]
+    assert [found[c]["prompts"] for c in found] == [2, 1]
+    assert found["count"]["checker"]["count"]["total"] == 2
+    for category in found:
+        assert (tmp_path / "out" / f"{category}.png").stat().st_size > 300
+    said = capsys.readouterr().out
+    assert "CLIP score" in said and "joint" in said and "plain" in said
+
+
+def test_scores_of_a_category_are_means_over_its_prompts():
+    rows = [prompts.Prompt(category, text) for category, text in ROWS]
+    cosines = np.array([[0.1, 0.3], [0.5, 0.5], [0.4, 0.4]])
+    images = np.zeros((6, SIZE, SIZE, 3), np.uint8)
+    found = prompts.by_category(rows, cosines, images=images)
+    assert found["plain"]["clip_score"]["value"] == pytest.approx(30.0)
+    assert found["count"]["clip_score"]["value"] == pytest.approx(50.0)
+    assert found["plain"]["checker"]["count"]["value"] == 0.0  # there is nothing in black pictures
+
+
+def test_prompts_of_any_language_have_a_clip_score_alone(run_dir, tmp_path, capsys):
+    run_prompts(run_dir, tmp_path / "out", [("words", "ein Hund im Schnee")])
+    found = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
+    assert "checker" not in found["words"]
+    assert "joint" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--images=0"], "--images is 0; it must be greater than 0"),
+        (["--batch=0"], "--batch is 0; it must be greater than 0"),
+        (["--sampler=ddmi"], "unknown sampling.sampler 'ddmi'. Did you mean 'ddim'"),
+        (["--guidance=-1"], "sampling.guidance_scale is -1"),
+        (["--models=nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_mistakes_with_prompts_are_said_before_anything_is_drawn(run_dir, tmp_path, more, message):
+    draw = Draws()
+    with pytest.raises(UserError, match=message):
+        run_prompts(run_dir, tmp_path / "out", ROWS, *more, draw=draw)
+    assert not draw.seen
+
+
+def test_an_out_that_is_a_file_is_refused(run_dir, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    args = drawing(run_dir, tmp_path / "out")
+    with pytest.raises(UserError, match="which is a file; give a folder"):
+        parts.check(args)
+
+
+def test_features_of_parts_are_those_of_the_whole(run_dir, tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
+    for start in (0, 2, 4):
+        part = images[start : start + 2]
+        npz.write(tmp_path / f"{start}.npz", [part], count=len(part))
+    extractor = extract.open_extractor(f"clip:{run_dir}/clip/export")
+    split = pictures.from_parts([tmp_path / f"{start}.npz" for start in (0, 2, 4)])
+    whole = pictures.in_memory(images, where="whole")
+    pools = [extract.collect(extractor, each, batch_size=4).pool for each in (split, whole)]
+    np.testing.assert_array_equal(*pools)
