@@ -20,8 +20,9 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import manipulations_measure as measure
-from benchmarks import manipulations_page, priors_page
+from benchmarks import manipulations_page
 from benchmarks import manipulations_text_diff as text_diff
+from benchmarks import page as pages
 from benchmarks.manipulations_measure import Chain
 from unclip_jax import entry
 from unclip_jax.commands import arguments
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         bar.update()
     page = manipulations_page.tables(result)
     sys.stdout.write(page)
-    priors_page.write(args.out, page, result, title=manipulations_page.TITLE)
+    pages.write(args.out, page, result, title=manipulations_page.TITLE)
     rows = [*measure.shown(known, back, varied.images), *diffs.shown]
     manipulations_page.draw(args.out.with_suffix(".png"), rows)
 
@@ -96,7 +97,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"--out is {str(args.out)!r}, but there is no such folder; make it first.")
-    priors_page.around(args.out, title=manipulations_page.TITLE)
+    pages.around(args.out, title=manipulations_page.TITLE)
 
 
 def facts(args: argparse.Namespace, studio: Studio, chain: Chain) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.priors_page import rate, table
+from benchmarks.page import rate, table
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.evaluate import SHOWN

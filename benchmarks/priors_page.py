@@ -1,15 +1,13 @@
 """The page that `benchmarks.priors` fills in: two Markdown tables, and all figures as JSON."""
 
-import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-from unclip_jax.core.checks import UserError
+from benchmarks import page
+from benchmarks.page import rate, table
 from unclip_jax.evaluate import SHOWN
 
 TITLE = "# Where z_img comes from\n\nMade by `python -m benchmarks.priors`: see docs/priors.md.\n\n"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -41,43 +39,11 @@ def embedding_cells(row: dict[str, Any]) -> list[str]:
     return [row["name"], *rates, f"{found['frechet']:.4f}", *cost]
 
 
-def rate(found: dict[str, float]) -> str:
-    """A value with its interval."""
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def around(out: pathlib.Path) -> tuple[str, str]:
+    """`page.around`, with this page's title."""
+    return page.around(out, title=TITLE)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def around(out: pathlib.Path, *, title: str = TITLE) -> tuple[str, str]:
-    """What stands before and after the tables in `out`; `title`, if it is not there yet.
-
-    Raises:
-        UserError: it cannot be read, or has no marks between which the tables go.
-    """
-    if not out.exists():
-        return title, "\n"
-    try:
-        known = out.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {out}: {error}; give another --out.") from None
-    if BEGIN not in known or END not in known:
-        raise UserError(f"{out} has no lines {BEGIN} and {END}; add them, or name a new file.")
-    return known.split(BEGIN)[0], known.split(END)[1]
-
-
-def write(out: pathlib.Path, page: str, result: dict[str, Any], *, title: str = TITLE) -> None:
-    """Write the tables between the marks of `out`, or all of it, and the JSON beside it.
-
-    Raises:
-        UserError: the place cannot be written, or see `around`.
-    """
-    before, after = around(out, title=title)
-    try:
-        out.write_text(f"{before}{BEGIN}\n\n{page}\n{END}{after}", encoding="utf-8")
-        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
+def write(out: pathlib.Path, text: str, result: dict[str, Any]) -> None:
+    """`page.write`, with this page's title."""
+    page.write(out, text, result, title=TITLE)

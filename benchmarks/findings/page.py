@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.findings import charts, verdict
-from benchmarks.priors_page import table
+from benchmarks.page import table
 from unclip_jax.core.checks import UserError
 
 WORDS = {verdict.AGREE: "agrees", verdict.NOT: "**does not**", verdict.UNDECIDED: "undecided"}

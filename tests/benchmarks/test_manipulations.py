@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import manipulations, priors_page
+from benchmarks import manipulations, page
 from benchmarks import manipulations_measure as measure
 from benchmarks import manipulations_text_diff as text_diff
 from tests import cascades
@@ -117,5 +117,5 @@ def test_a_page_keeps_its_words(data, tmp_path):
     out.write_text("mine\n")
     with pytest.raises(UserError, match="page.md has no lines <!-- tables: begin -->"):
         manipulations.main([f"--models={data}", f"--data={data}", f"--out={out}"])
-    assert priors_page.BEGIN not in out.read_text()
+    assert page.BEGIN not in out.read_text()
     assert len(sources.open_prepared(data, split="validation")) == 60

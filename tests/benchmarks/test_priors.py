@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import page as pages
 from benchmarks import priors, priors_page
 from tests.stages import tiny
 from unclip_jax import prepare
@@ -52,10 +53,10 @@ def test_captions_without_scenes_have_no_second_table():
 
 def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
     out = tmp_path / "page.md"
-    out.write_text(f"# Priors\n\n{priors_page.BEGIN}\nold\n{priors_page.END}\n\nThe end.\n")
+    out.write_text(f"# Priors\n\n{pages.BEGIN}\nold\n{pages.END}\n\nThe end.\n")
     for page in ("first\n", "second\n"):
         priors_page.write(out, page, {"rows": []})
-    expected = f"# Priors\n\n{priors_page.BEGIN}\n\nsecond\n\n{priors_page.END}\n\nThe end.\n"
+    expected = f"# Priors\n\n{pages.BEGIN}\n\nsecond\n\n{pages.END}\n\nThe end.\n"
     assert out.read_text() == expected
     assert json.loads(out.with_suffix(".json").read_text()) == {"rows": []}
 

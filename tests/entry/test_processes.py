@@ -12,7 +12,7 @@ from unclip_jax import prepare
 from unclip_jax.data.embeddings import EmbeddingSource
 
 WAYS = {"1 device": (1, 1), "8 devices": (1, 8), "2 x 4": (2, 4), "4 x 2": (4, 2)}
-STAGES = ("clip", "decoder", "upsampler_256", "upsampler_1024")
+STAGES = ("clip", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 TINY = (
     "--config.train.steps=4",
     "--config.train.batch_size=32",
@@ -86,6 +86,27 @@ def same_everywhere(place: pathlib.Path, name: str, ways: tuple[str, ...]) -> No
 @pytest.mark.nightly
 def test_the_prior_learns_the_same_in_two_processes(place):
     same_everywhere(place, "prior", ("8 devices", "2 x 4"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "values"), [("optim.warmup_steps", (0, 1)), ("train.batch_size", (32, 64))]
+)
+def test_processes_that_were_started_differently_are_refused_by_all(tmp_path, key, values):
+    command = ["-m", "unclip_jax.train", "--config=experiments/prior.py:tiny"]
+    command += [f"--workdir={tmp_path}/run", "--connect_timeout=120", "--num_processes=2"]
+    command += [f"--coordinator=127.0.0.1:{processes.free_port()}"]
+    running = [
+        processes.start([*command, f"--process_id={i}", f"--config.{key}={value}"], devices=1)
+        for i, value in enumerate(values)
+    ]
+    for status, _, printed in processes.outcome(running):
+        assert status == 2, printed[-1500:]
+        assert printed.splitlines()[-1].startswith(
+            f"error: the processes were not started alike: config.{key} is {values[0]} in process "
+            f"0 and {values[1]} in process 1."
+        ), printed[-1500:]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.nightly

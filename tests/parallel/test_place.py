@@ -124,3 +124,25 @@ def test_the_report_names_the_worst_offenders():
 )
 def test_sizes_for_people(count: float, text: str):
     assert place.size_text(count) == text
+
+
+def test_results_come_in_order_and_few_are_in_flight():
+    taken, most = [], 0
+
+    class Result:  # what device_get asks an array for
+        def __init__(self, value):
+            self.value = value
+
+        def __array__(self, dtype=None, copy=None):
+            taken.append(self.value)
+            return np.asarray(self.value)
+
+    def dispatched():
+        nonlocal most
+        for value in range(50):
+            most = max(most, value + 1 - len(taken))
+            yield Result(value)
+
+    assert [int(x) for x in place.fetched(dispatched())] == list(range(50))
+    assert most == place.IN_FLIGHT
+    assert place.fetched([]) == []

@@ -1,8 +1,10 @@
+import contextlib
 import logging
 import os
 import pathlib
 import resource
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -14,10 +16,19 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.parallel.place import global_batch
+from unclip_jax.training import checkpoint
 from unclip_jax.training.checkpoint import Checkpoints, decode_position, encode_position
 from unclip_jax.training.job import Job, make_job
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.state import create
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch) -> list[float]:
+    """Seconds for which the storage was waited for; none pass."""
+    asked: list[float] = []
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(sleep=asked.append))
+    return asked
 
 
 def job(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon") -> Job:
@@ -260,6 +271,81 @@ def test_a_disk_that_fills_while_writing_destroys_nothing(copied):
     assert bits(restore(workdir).state) == expected[3]
     with Checkpoints(workdir, keep=3) as checkpoints:
         assert checkpoints.steps == [1, 2, 3]
+
+
+@contextlib.contextmanager
+def small_files(lifted_by=None):
+    """No file may grow beyond 1000 bytes, until the end or until `lifted_by` is told to sleep."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def lift(seconds=0.0):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    if lifted_by is not None:
+        lifted_by.setattr(checkpoint, "time", types.SimpleNamespace(sleep=lift))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        lift()
+
+
+def test_a_disk_that_is_full_for_a_while_is_tried_again(copied, monkeypatch, caplog, pauses):
+    workdir, expected = copied
+    real, answers = shutil.disk_usage, [9, 9]
+
+    def usage(path):
+        return shutil._ntuple_diskusage(9, 9, answers.pop()) if answers else real(path)
+
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        state = checkpoints.restore(JOB.abstract).state
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+        checkpoints.save(9, state, position=0)
+    assert pauses == [checkpoint.PAUSE, 3 * checkpoint.PAUSE]
+    assert caplog.text.count("9 B free on the disk") == 2 and "Trying again in" in caplog.text
+    restored = restore(workdir)
+    assert bits(restored.state) == expected[3] and restored.position == 0
+
+
+def test_a_save_that_fails_in_the_background_is_made_up_for_by_the_next(copied, caplog):
+    workdir, expected = copied
+    with Checkpoints(workdir, keep=9) as checkpoints:
+        state = checkpoints.restore(JOB.abstract).state
+        with small_files():
+            checkpoints.save(9, state, position=9)
+            with pytest.raises(UserError):
+                checkpoints.wait()
+        checkpoints.save(10, state, position=10)
+    with Checkpoints(workdir, keep=9) as checkpoints:
+        assert checkpoints.steps == [1, 2, 3, 10]
+    restored = restore(workdir)
+    assert bits(restored.state) == expected[3] and restored.position == 10
+
+
+def save_in_vain(workdir: pathlib.Path) -> None:
+    """Once more than the storage may fail in a row."""
+    with Checkpoints(workdir, keep=9) as checkpoints, small_files():
+        state = checkpoints.restore(JOB.abstract).state
+        for step in range(9, 10 + checkpoint.TRIES):
+            checkpoints.save(step, state, position=0)
+
+
+def test_failures_in_the_background_end_the_run_when_they_do_not_end(copied, caplog):
+    workdir, expected = copied
+    with pytest.raises(UserError, match="cannot write checkpoints in .*; free space"):
+        save_in_vain(workdir)
+    assert caplog.text.count("Trying again with this step's") == checkpoint.TRIES - 1
+    assert bits(restore(workdir).state) == expected[3]
+
+
+def test_what_must_be_saved_now_is_tried_again(copied, monkeypatch):
+    workdir, expected = copied
+    with Checkpoints(workdir, keep=9) as checkpoints:
+        state = checkpoints.restore(JOB.abstract).state
+        with small_files(lifted_by=monkeypatch):
+            checkpoints.save_now(9, state, position=9)
+        assert checkpoints.steps == [1, 2, 3, 9]
+    assert bits(restore(workdir).state) == expected[3]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: pathlib.Path):

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import processes
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.training.fingerprint import FILE, checksum, claim, describe_tree, digest
@@ -65,6 +66,27 @@ def test_the_checksum_does_not_depend_on_sharding(config: MeshConfig):
     mesh = make_mesh(config)
     split = jax.device_put(tree()["w"], NamedSharding(mesh, P("fsdp", "tensor")))
     assert checksum({**tree(), "w": split}) == checksum(tree())
+
+
+MANY = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.training.fingerprint import checksum
+where = NamedSharding(make_mesh(MeshConfig(data=2, fsdp=4)), P("fsdp"))
+tree = [jax.device_put(np.full((64, 512), i, np.float32), where) for i in range(200)]
+print(checksum(tree), checksum([np.asarray(x) for x in tree]))
+"""
+
+
+@pytest.mark.slow
+def test_more_split_arrays_than_programs_may_be_in_flight_do_not_stop_each_other():
+    # Eight devices of one CPU wait for each other, and 32 programs may begin on each: without a
+    # bound on both the process hangs and is aborted.
+    ((status, printed, said),) = processes.outcome([processes.start(["-c", MANY], devices=8)])
+    assert status == 0, said[-1500:]
+    split, whole = printed.split()
+    assert split == whole
 
 
 def test_a_tree_is_described_by_path():

@@ -5,8 +5,9 @@ A network's init returns parameters in boxes that carry logical axis names
 alike, so one function places a whole training state. Boxes come off before anything is computed.
 """
 
+import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,9 @@ from unclip_jax.parallel.mesh import batch_sharding
 from unclip_jax.parallel.mesh import replicated as whole_on
 
 NOTICEABLE = 0.02  # share of replicated bytes above which the report names the worst
+# XLA's CPU client lets 32 programs per device begin; the next one waits for one of them to end, on
+# a thread that they may need to meet in a collective, and the process is aborted.
+IN_FLIGHT = 16
 
 
 class Replicated(NamedTuple):
@@ -49,6 +53,23 @@ class Replicated(NamedTuple):
         if self.share <= NOTICEABLE:
             return text
         return f"{text}: " + ", ".join(f"{path} ({size_text(size)})" for path, size in self.worst)
+
+
+def fetched(results: Iterable[Any]) -> list[Any]:
+    """Results of programs on the host, in order, of which few are in flight at a time.
+
+    For programs over several devices that do not wait for each other, however many there are.
+
+    Args:
+        results: dispatches the next program whenever the next result is taken from it.
+    """
+    flying: collections.deque[Any] = collections.deque()
+    found = []
+    for result in results:
+        flying.append(result)
+        if len(flying) == IN_FLIGHT:
+            found.append(jax.device_get(flying.popleft()))
+    return found + jax.device_get(list(flying))
 
 
 def size_text(count: int | float) -> str:

@@ -4,6 +4,10 @@ One checkpoint is one folder `checkpoints/STEP` that appears by renaming when it
 killed run leaves whole checkpoints or none. It holds three items: `state` (arrays), `data` (the
 position of the data, JSON) and `meta` (what the arrays are and their checksum, JSON). A checkpoint
 that cannot be read or whose bits have changed is set aside and the one before is used.
+
+Storage that refuses, because it is full or out of reach, is tried again: at once after a pause
+where a save could not begin, with the next save where one failed in the background. Of several
+processes one cannot try alone, so there the first failure in the background ends the run.
 """
 
 import base64
@@ -11,7 +15,8 @@ import contextlib
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +28,9 @@ from unclip_jax.parallel.place import size_text
 from unclip_jax.training import quiet
 from unclip_jax.training.fingerprint import checksum, describe_tree
 from unclip_jax.training.state import TrainState
+
+TRIES = 4  # of every save, and failures in the background in a row
+PAUSE = 4.0  # seconds before the second try; three times as long before each further one
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +60,7 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
+        self._failures = 0  # in a row, in the background
         quiet.install()
         with self._storage("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -82,22 +91,70 @@ class Checkpoints:
             position: of the data after `step` batches; JSON-ready or bytes.
 
         Raises:
-            UserError: this or the previous checkpoint could not be written.
+            UserError: this checkpoint, or several before it, could not be written.
         """
-        self.wait()
-        if step in self.steps:
-            return
-        meta = {"checksum": checksum(state), "tree": describe_tree(state)}
+        self._settle()
+        if step not in self.steps:
+            meta = {"checksum": checksum(state), "tree": describe_tree(state)}
+            self._tried(lambda: self._begin(step, state, encode_position(position), meta))
+
+    def save_now(self, step: int, state: TrainState, *, position: Any) -> None:
+        """`save`, and wait until it is complete.
+
+        Raises:
+            UserError: it could not be written.
+        """
+
+        def once() -> None:
+            self.save(step, state, position=position)
+            self.wait()
+
+        self._tried(once)
+
+    def _begin(self, step: int, state: TrainState, position: Any, meta: Any) -> None:
         with self._storage("write"):
             self._check_space(num_bytes(state))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=ocp.args.JsonSave(encode_position(position)),
+                    data=ocp.args.JsonSave(position),
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
+
+    def _settle(self) -> None:
+        """Wait for the save before this one; if it failed, this one takes its place."""
+        try:
+            self.wait()
+            self._failures = 0
+        except UserError as error:
+            self._failures += 1
+            if jax.process_count() > 1 or self._failures == TRIES:
+                raise
+            log.warning("%s Trying again with this step's.", error)
+            self._reopen()
+
+    def _tried(self, once: Callable[[], None]) -> None:
+        """Do it, several times if need be; with several processes as often as all of them do."""
+        pause = PAUSE
+        for left in reversed(range(TRIES if jax.process_count() == 1 else 1)):
+            try:
+                return once()
+            except UserError as error:
+                if not left:
+                    raise
+                log.warning("%s Trying again in %g s.", error, pause)
+            time.sleep(pause)
+            pause *= 3
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """A manager that has failed remembers it; a new one sees what is there."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        with self._storage("open"):
+            self._manager = ocp.CheckpointManager(self.folder, options=self._options)
 
     def wait(self) -> None:
         """Wait until the last save is complete.

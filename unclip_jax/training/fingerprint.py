@@ -14,6 +14,7 @@ from jaxtyping import Array, UInt32
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths
+from unclip_jax.parallel.place import fetched
 
 FILE = "fingerprint.json"
 
@@ -74,7 +75,7 @@ def checksum(tree: Any) -> int:
     change of a single word changes the sum. Summed on the devices, leaf by leaf: a program for all
     leaves at once takes XLA half a minute to compile for a U-Net.
     """
-    sums = jax.device_get([_weighted_sum(leaf) for leaf in jax.tree.leaves(tree)])
+    sums = fetched(_weighted_sum(leaf) for leaf in jax.tree.leaves(tree))
     return sum((2 * index + 1) * int(value) for index, value in enumerate(sums)) % 2**32
 
 

@@ -276,9 +276,9 @@ def _iterate(
             pending = None
         for hook in due:
             hook(moment)
+        if asked is not None or (last and run.config.save_every):
+            checkpoints.save_now(step, state, position=moment.position)
         if asked is not None:
-            _save(checkpoints, moment)
-            checkpoints.wait()
             raise Interrupted(asked, step)
     return state
 

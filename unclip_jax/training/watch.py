@@ -2,7 +2,7 @@
 
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.core.types import Batch, HostBatch, Key
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
-from unclip_jax.parallel.place import copied, global_batch
+from unclip_jax.parallel.place import copied, fetched, global_batch
 from unclip_jax.training.agreement import gather
 from unclip_jax.training.hooks import Moment, Numbers
 from unclip_jax.training.step import Trainable
@@ -64,24 +64,24 @@ class Validation:
         Raises:
             UserError: the held-out data hold no batch that the mesh can take.
         """
-        results = []
+        numbers = fetched(self._results(moment.state.ema_params))
+        if not numbers:
+            raise UserError(
+                "the validation data hold no batch; set config.train.eval_every=0, or mend them."
+            )
+        means = {f"val/{k}": float(np.mean([n[k] for n in numbers])) for k in numbers[0]}
+        self._report(moment.step, means)
+
+    def _results(self, params: Any) -> Iterator[Any]:
+        """Metrics of one batch after the other, on the devices."""
         size = None
         for index, host in enumerate(itertools.islice(self._data(), self._count)):
             if index == 0:
                 size = _first(self._spec, host, self._mesh)
             host = {name: host[name] for name in self._spec}
-            if len(next(iter(host.values()))) != size:
-                continue
-            where = copied(np.int32(index), self._mesh)
-            device = global_batch(host, self._mesh)
-            results.append(self._evaluate(moment.state.ema_params, device, self._key, where))
-        if not results:
-            raise UserError(
-                "the validation data hold no batch; set config.train.eval_every=0, or mend them."
-            )
-        numbers = jax.device_get(results)
-        means = {f"val/{k}": float(np.mean([n[k] for n in numbers])) for k in numbers[0]}
-        self._report(moment.step, means)
+            if len(next(iter(host.values()))) == size:
+                where = copied(np.int32(index), self._mesh)
+                yield self._evaluate(params, global_batch(host, self._mesh), self._key, where)
 
 
 class Samples:

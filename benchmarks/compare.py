@@ -1,0 +1,162 @@
+"""What `benchmarks.train_step` and `benchmarks.sample` share: measure, compare with a peer, say it.
+
+Our program and the peer's run in processes of their own, in turns on the same cores.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import pathlib
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import page, peers, turns
+from unclip_jax import configs
+from unclip_jax.core.checks import UserError, positive
+from unclip_jax.experiment import Experiment
+from unclip_jax.parallel.place import size_text
+from unclip_jax.training.memory import count_text
+
+SIDES = {"ours": "benchmarks.ours", "diffusers": "benchmarks.diffusers_side"}
+UNITS = {"train": "step", "sample": "chain"}
+
+
+def run(what: str, argv: Sequence[str]) -> None:
+    """Measure `what` ("train" or "sample") as the command line says, print it, write it."""
+    args, overrides = parse(what, argv)
+    experiment = configs.read(args.config, overrides=overrides)
+    if args.peer:
+        peers.check(args.peer, experiment)
+    if what == "sample" and experiment.stage == "clip":
+        raise UserError("stage 'clip' draws nothing; take one of prior, decoder, upsampler.")
+    result = measure(what, experiment, args, overrides)
+    sys.stdout.write(as_text(result))
+    if args.json:
+        page.save(args.json, json.dumps(result, indent=1) + "\n")
+
+
+def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Command-line arguments, and overrides of the config.
+
+    Raises:
+        UserError: an argument that is neither, or one that means nothing.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{'train_step' if what == 'train' else 'sample'}",
+        epilog="Any value of the config can be overridden: --config.train.batch_size=8",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
+    parser.add_argument("--peer", default="", help="compare with: diffusers [none]")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side [5]")
+    parser.add_argument(
+        "--count", type=int, default=4, help=f"{UNITS[what]}s per turn, whose median counts [4]"
+    )
+    if what == "sample":
+        parser.add_argument("--batch", type=int, default=8, help="drawn at once [8]")
+    parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
+    args, rest = parser.parse_known_args(argv)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    for name in ("rounds", "count", *(["batch"] if what == "sample" else [])):
+        positive(f"--{name}", getattr(args, name))
+    return args, rest
+
+
+def measure(
+    what: str, experiment: Experiment, args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Run both sides in turns; all figures, JSON-ready."""
+    batch = experiment.train.batch_size if what == "train" else args.batch
+    tasks: dict[str, Any] = {
+        "ours": {"config": args.config, "overrides": overrides, "what": what, "batch": batch}
+    }
+    if args.peer:
+        tasks[args.peer] = peers.task(experiment, what=what, batch=batch)
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for name, task in tasks.items():
+            sides.append(turns.Side(name, SIDES[name], task))
+            stack.callback(sides[-1].kill)
+        found = turns.alternate(sides, rounds=args.rounds, count=args.count)
+        facts = {side.name: {**side.facts, "peak_memory": side.close()} for side in sides}
+    result = {
+        "what": what,
+        "experiment": experiment.name,
+        "size": experiment.size,
+        "overrides": list(overrides),
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "rounds": args.rounds,
+        "count": args.count,
+        "ours": {**facts["ours"], **rates(facts["ours"], found.seconds["ours"])},
+    }
+    if args.peer:
+        result["peer"] = {
+            "name": args.peer,
+            **facts[args.peer],
+            "seconds": turns.spread(found.seconds[args.peer]),
+            "seconds_over_ours": turns.spread(found.ratios[args.peer]),
+            "lacks": "" if same(experiment) else peers.NOT_THERE[experiment.stage],
+        }
+    return result
+
+
+def same(experiment: Experiment) -> bool:
+    """Whether the peer computes the same function: Karlo's options."""
+    return experiment.size == "karlo"
+
+
+def rates(facts: dict[str, Any], seconds: Sequence[float]) -> dict[str, Any]:
+    """Seconds per unit, examples/s, FLOP/s and shares of the measured peak."""
+    spread = turns.spread(seconds)
+    middle = spread["median"]
+    return {
+        "seconds": spread,
+        "examples_per_second": facts["examples"] / middle,
+        "flops_per_second": facts["traced_flops"] / middle,
+        "mfu": facts["model_flops"] / middle / facts["peak_flops"],
+    }
+
+
+def machine() -> str:
+    """The processor and the cores that may be used."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
+    return f"{turns.cores()} cores of {name}"
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """For people."""
+    ours, unit = result["ours"], UNITS[result["what"]]
+    took, held = ours["seconds"], ours["compiled_memory"]
+    lines = [
+        f"{result['experiment']}:{result['size']} on {ours['device']} ({result['machine']}): "
+        f"{count_text(ours['parameters'])} parameters, {ours['examples']} examples per {unit}",
+        f"{_range(took)} s per {unit}, {ours['examples_per_second']:.4g} examples/s; "
+        f"{ours['flops_per_second'] / 1e9:.4g} GFLOP/s, MFU {100 * ours['mfu']:.3g} % of the "
+        f"{ours['peak_flops'] / 1e9:.4g} GFLOP/s that {ours['dtype']} products of matrices reach",
+        f"memory: {', '.join(f'{k} {size_text(v)}' for k, v in held.items())}; the process at most "
+        f"{size_text(ours['peak_memory'])}; compiled in {ours['compile_seconds']:.3g} s",
+    ]
+    if "peer" in result:
+        peer = result["peer"]
+        lines.append(
+            f"{peer['name']} {peer['diffusers']} ({peer['class']}, {peer['memory_format']}, torch "
+            f"{peer['torch']}, {count_text(peer['parameters'])} parameters): "
+            f"{_range(peer['seconds'])} s, {_range(peer['seconds_over_ours'])} times ours; the "
+            f"process at most {size_text(peer['peak_memory'])}"
+        )
+        if peer["lacks"]:
+            lines.append(f"it lacks {peer['lacks']}")
+    return "\n".join(lines) + "\n"
+
+
+def _range(found: dict[str, float]) -> str:
+    return f"{found['median']:.3g} [{found['least']:.3g}, {found['greatest']:.3g}]"

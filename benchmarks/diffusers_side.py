@@ -1,0 +1,219 @@
+"""The PyTorch side of a comparison: a network of diffusers, trained or drawn from on random input.
+
+    (a task of `benchmarks.peers` as JSON on stdin, see `benchmarks.turns`)
+
+A unit of training is what diffusers' own scripts do: noise, forward, mean squared error, backward,
+clipping, a fused AdamW step, an average of the parameters. A unit of sampling is a whole chain,
+with both halves of guidance in one batch. Convolutions run in whichever memory format is faster
+here. No JAX in this process.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks import turns
+
+Work = Callable[[], Any]
+TRIALS = 2  # units that decide between memory formats
+NUM_TIMESTEPS = 1000
+
+
+class Prior(nn.Module):
+    """PriorTransformer, on random captions."""
+
+    def __init__(self, task: dict[str, Any]):
+        super().__init__()
+        settings = {k: v for k, v in task["settings"].items() if not k.startswith("_")}
+        self.net = diffusers.PriorTransformer(**settings)
+        self.z, self.context = settings["embedding_dim"], settings["num_embeddings"]
+
+    def noise_shape(self, batch: int, *, whole: bool) -> tuple[int, ...]:
+        """Of x_t."""
+        return (batch, self.z)
+
+    def conditions(self, batch: int) -> dict[str, torch.Tensor]:
+        """z_txt, the caption's features and which of them are real."""
+        return {
+            "proj_embedding": torch.randn(batch, self.z),
+            "encoder_hidden_states": torch.randn(batch, self.context, self.z),
+            "attention_mask": torch.ones(batch, self.context, dtype=torch.bool),
+        }
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, told: dict[str, torch.Tensor]):
+        """Its prediction of x_0."""
+        return self.net(x_t, t, **told).predicted_image_embedding
+
+
+class Decoder(nn.Module):
+    """UNet2DConditionModel behind the projections of z_img and of the caption's features."""
+
+    def __init__(self, task: dict[str, Any]):
+        super().__init__()
+        settings = {k: v for k, v in task["settings"].items() if not k.startswith("_")}
+        self.net = diffusers.UNet2DConditionModel(**settings)
+        width, emb = settings["cross_attention_dim"], 4 * settings["block_out_channels"][0]
+        self.side, self.channels = settings["sample_size"], settings["in_channels"]
+        self.sizes = (task["z_dim"], task["context"], task["text_dim"])
+        self.z_to_emb, self.text_to_emb = (nn.Linear(task["z_dim"], emb) for _ in range(2))
+        self.z_to_tokens = nn.Linear(task["z_dim"], task["z_tokens"] * width)
+        self.text_in = nn.Linear(task["text_dim"], width)
+
+    def noise_shape(self, batch: int, *, whole: bool) -> tuple[int, ...]:
+        """Of x_t."""
+        return (batch, self.channels, self.side, self.side)
+
+    def conditions(self, batch: int) -> dict[str, torch.Tensor]:
+        """z_img, z_txt and the caption's features."""
+        z, context, text = self.sizes
+        return {
+            "z_img": torch.randn(batch, z),
+            "z_txt": torch.randn(batch, z),
+            "text": torch.randn(batch, context, text),
+        }
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, told: dict[str, torch.Tensor]):
+        """Its prediction of eps; a learned variance is left out."""
+        emb = self.z_to_emb(told["z_img"]) + self.text_to_emb(told["z_txt"])
+        text = self.text_in(told["text"])
+        extra = self.z_to_tokens(told["z_img"]).unflatten(1, (-1, text.shape[-1]))
+        context = torch.cat([extra, text], dim=1)
+        out = self.net(x_t, t, encoder_hidden_states=context, class_labels=emb).sample
+        return out[:, : self.channels]
+
+
+class Upsampler(nn.Module):
+    """UNet2DModel on the noised image and the enlarged low-res one."""
+
+    def __init__(self, task: dict[str, Any]):
+        super().__init__()
+        settings = {k: v for k, v in task["settings"].items() if not k.startswith("_")}
+        self.net = diffusers.UNet2DModel(**settings)
+        self.channels = settings["out_channels"]
+        self.side = task["side"] * settings["sample_size"] // task["whole_side"]
+        self.whole = settings["sample_size"]
+
+    def noise_shape(self, batch: int, *, whole: bool) -> tuple[int, ...]:
+        """Of x_t: a crop in training, the whole image when drawn."""
+        side = self.whole if whole else self.side
+        return (batch, self.channels, side, side)
+
+    def conditions(self, batch: int) -> dict[str, torch.Tensor]:
+        """None besides the low-res image, which `forward` makes of the sizes it sees."""
+        return {}
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, told: dict[str, torch.Tensor]):
+        """Its prediction of eps."""
+        low_res = functional.interpolate(x_t[:, :, ::4, ::4], x_t.shape[2:], mode="bilinear")
+        return self.net(torch.cat([x_t, low_res], dim=1), t).sample
+
+
+CLASSES = {
+    "PriorTransformer": Prior,
+    "UNet2DConditionModel": Decoder,
+    "UNet2DModel": Upsampler,
+}
+
+
+def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
+    """Build the network; what is known of it, and one unit of work."""
+    torch.manual_seed(0)
+    torch.set_num_threads(turns.cores())
+    make = train if task["what"] == "train" else sample
+    name = task["settings"]["_class_name"]
+    formats = ["contiguous_format"]
+    if name != "PriorTransformer":
+        formats.append("channels_last")
+    works = {each: make(CLASSES[name](task), task, each) for each in formats}
+    taken = {each: _trial(work) for each, work in works.items()} if len(works) > 1 else {}
+    chosen = min(taken, key=lambda each: taken[each]) if taken else formats[0]
+    work, parameters = works[chosen]
+    facts = {
+        "class": name,
+        "parameters": parameters,
+        "memory_format": chosen,
+        "peak_flops": peak(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+    return facts, work
+
+
+def train(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
+    """One step of training, and the number of parameters."""
+    model = model.to(memory_format=getattr(torch, layout)).train()
+    average = copy.deepcopy(model)
+    ours, theirs = list(model.parameters()), list(average.parameters())
+    optimizer = torch.optim.AdamW(ours, fused=True, **task["optim"])
+    batch, alpha_bar = task["batch"], _alpha_bar()
+    x_0, told = torch.randn(model.noise_shape(batch, whole=False)), model.conditions(batch)
+
+    def step() -> float:
+        t, eps = torch.randint(0, NUM_TIMESTEPS, (batch,)), torch.randn_like(x_0)
+        level = alpha_bar[t].view(-1, *[1] * (x_0.dim() - 1))
+        x_t = level.sqrt() * x_0 + (1 - level).sqrt() * eps
+        loss = functional.mse_loss(model(x_t, t, told), eps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(ours, task["clip_norm"], foreach=True)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(theirs, ours, 1.0 - task["ema_decay"])
+        return loss.item()
+
+    return step, sum(p.numel() for p in ours)
+
+
+def sample(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
+    """One chain, and the number of parameters."""
+    model = model.to(memory_format=getattr(torch, layout)).eval()
+    batch, alpha_bar = task["batch"], _alpha_bar()
+    rows = batch * (2 if task["guided"] else 1)
+    told = model.conditions(rows)
+    indices = torch.linspace(NUM_TIMESTEPS - 1, 0, task["steps"]).long()
+
+    @torch.inference_mode()
+    def chain() -> float:
+        x_t = torch.randn(model.noise_shape(batch, whole=True))
+        for t in indices:
+            both = torch.cat([x_t, x_t]) if task["guided"] else x_t
+            eps = model(both, t.expand(rows), told)
+            if task["guided"]:
+                conditioned, free = eps.chunk(2)
+                eps = free + 2.0 * (conditioned - free)
+            level = alpha_bar[t]
+            x_0 = ((x_t - (1 - level).sqrt() * eps) / level.sqrt()).clamp(-1, 1)
+            x_t = level.sqrt() * x_0 + (1 - level).sqrt() * torch.randn_like(x_t)
+        return x_t.sum().item()
+
+    return chain, sum(p.numel() for p in model.parameters())
+
+
+def peak(side: int = 2048, times: int = 5) -> float:
+    """The most FLOP/s that a plain float32 product of matrices reached here."""
+    x = torch.ones(side, side)
+    return 2.0 * side**3 / min(turns.timed(lambda: x @ x) for _ in range(times + 1))
+
+
+def _alpha_bar() -> torch.Tensor:
+    """The cosine schedule."""
+    t = torch.arange(NUM_TIMESTEPS + 1) / NUM_TIMESTEPS
+    level = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (level[1:] / level[0]).clamp(min=1e-5)
+
+
+def _trial(made: tuple[Work, int]) -> float:
+    """Best seconds of a unit, after one that is not counted."""
+    work, _ = made
+    work()
+    return min(turns.timed(work) for _ in range(TRIALS))
+
+
+if __name__ == "__main__":
+    turns.serve(prepare)

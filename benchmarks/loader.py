@@ -1,0 +1,164 @@
+"""How fast data become batches, for every number of workers, and whether the step ever waits.
+
+    python -m benchmarks.loader --config=experiments/decoder.py:shapes --workers=0,1,2,4 \
+        [--json=OUT.json]
+
+Three figures: examples/s of the loader alone, while it decodes and while it finds pictures in its
+cache; examples/s of the train step alone, on a batch that is there; and, with the loader feeding
+the step as in training, the share of the time that the step waits for data.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from benchmarks import compare, ours, page, turns
+from unclip_jax import configs, entry, inputs
+from unclip_jax.core.checks import UserError, positive
+from unclip_jax.data.loader import Loader
+from unclip_jax.experiment import Experiment
+from unclip_jax.parallel import place
+from unclip_jax.training.feed import Feed
+
+WARM = 4  # batches that are not counted, which were made ahead
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, write."""
+    args, overrides = parse(argv)
+    experiment = inputs.settled(configs.read(args.config, overrides=overrides))
+    rows = [row(experiment, workers, seconds=args.seconds) for workers in args.workers]
+    step = ours.train(experiment)
+    step.once()
+    took = turns.spread([turns.timed(step.once) for _ in range(args.steps)])
+    result = {
+        "experiment": experiment.name,
+        "size": experiment.size,
+        "overrides": overrides,
+        "machine": compare.machine(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "batch_size": experiment.train.batch_size,
+        "step_examples_per_second": experiment.train.batch_size / took["median"],
+        "loader": rows,
+        "waiting": waiting(experiment, steps=args.steps),
+        "workers_of_the_experiment": experiment.data.workers,
+    }
+    sys.stdout.write(as_text(result))
+    if args.json:
+        page.save(args.json, json.dumps(result, indent=1) + "\n")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Command-line arguments, and overrides of the config.
+
+    Raises:
+        UserError: an argument that is neither, or one that means nothing.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
+    parser.add_argument("--workers", default="0,1,2,4", help="numbers of threads [0,1,2,4]")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per figure [3]")
+    parser.add_argument("--steps", type=int, default=10, help="of the train step [10]")
+    parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
+    args, rest = parser.parse_known_args(argv)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    positive("--seconds", args.seconds)
+    positive("--steps", args.steps)
+    counts = args.workers.split(",")
+    if not all(count.isdigit() for count in counts):
+        raise UserError(f"--workers is {args.workers!r}; give numbers such as 0,1,2,4.")
+    args.workers = [int(count) for count in counts]
+    return args, rest
+
+
+def row(experiment: Experiment, workers: int, *, seconds: float) -> dict[str, Any]:
+    """The loader alone with so many threads: decoding every picture, then from a full cache."""
+    found: dict[str, Any] = {"workers": workers}
+    found["decoding"] = rate(opened(experiment, workers, cache_mb=0), seconds)
+    if experiment.data.cache_mb:
+        loader = opened(experiment, workers, cache_mb=experiment.data.cache_mb)
+        for _ in range(epoch(loader, experiment)):
+            next(loader)
+        found["cached"] = rate(loader, seconds)
+    return found
+
+
+def opened(experiment: Experiment, workers: int, *, cache_mb: int) -> Loader:
+    """The loader that training would have with these settings."""
+    data = dataclasses.replace(experiment.data, workers=workers, cache_mb=cache_mb)
+    changed = dataclasses.replace(experiment, data=data)
+    return inputs.open_inputs(changed, changed.build_stage()).train
+
+
+def epoch(loader: Loader, experiment: Experiment) -> int:
+    """Batches until every example was seen."""
+    examples = loader.get_state()["num_examples"]
+    total = sum(examples) if isinstance(examples, list) else examples
+    return -(-total // experiment.train.batch_size)
+
+
+def rate(loader: Loader, seconds: float) -> float:
+    """Examples per second over about `seconds`; closes the loader."""
+    for _ in range(WARM):
+        next(loader)
+    began, given = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds:
+        given += len(next(iter(next(loader).values())))
+    loader.close()
+    return given / took
+
+
+def waiting(experiment: Experiment, *, steps: int) -> dict[str, float]:
+    """Train on what the loader gives, as the loop does; seconds per step, waiting and in all."""
+    made, stage = ours.training(experiment), experiment.build_stage()
+    loader = opened(experiment, experiment.data.workers, cache_mb=experiment.data.cache_mb)
+    size = experiment.train.batch_size
+    feed = Feed(loader, spec=stage.batch_spec, batch_size=size, mesh=made.job.mesh)
+    key = place.copied(jax.random.key(0), made.job.mesh)
+    state, fed = made.state, feed.next()
+    waited, began = 0.0, time.perf_counter()
+    for step in range(steps + 1):
+        state, metrics = made.job.step(state, fed.device, key)
+        fed = feed.next()  # while the device works
+        jax.block_until_ready(metrics)
+        if step == 0:  # compiles
+            waited, began = 0.0, time.perf_counter()
+        else:
+            waited += fed.waited
+    took = time.perf_counter() - began
+    loader.close()
+    return {"step_seconds": took / steps, "waited_seconds": waited / steps}
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """For people."""
+    step, wait = result["step_examples_per_second"], result["waiting"]
+    lines = [f"{result['experiment']}:{result['size']} on {result['machine']}: batches of "]
+    lines[0] += f"{result['batch_size']}; the step alone takes {step:.4g} examples/s"
+    for each in result["loader"]:
+        text = f"{each['workers']} workers: decoding {each['decoding']:.4g} examples/s "
+        text += f"({each['decoding'] / step:.3g} times the step)"
+        if "cached" in each:
+            text += f", cached {each['cached']:.4g} ({each['cached'] / step:.3g} times)"
+        lines.append(text)
+    share = wait["waited_seconds"] / wait["step_seconds"]
+    lines.append(
+        f"together, {result['workers_of_the_experiment']} workers: the step waits "
+        f"{1e3 * wait['waited_seconds']:.3g} of {1e3 * wait['step_seconds']:.4g} ms "
+        f"({100 * share:.2g} %)"
+    )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""Our side of a comparison: the real train step, or a stage's sampling function, on random input.
+
+    (a task as JSON on stdin, see `benchmarks.turns`)
+
+The programs are those that `unclip_jax.train` and `unclip_jax.sample` run, compiled for the devices
+at hand. A task is {"config": FILE.py:SIZE, "overrides": [...], "what": "train" or "sample",
+"batch": images at once when sampling}.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from benchmarks import turns
+from unclip_jax import configs
+from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.trees import count
+from unclip_jax.core.types import HostBatch
+from unclip_jax.experiment import Experiment
+from unclip_jax.models.layers import compute_dtype
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import (
+    batch_sharding,
+    batch_shards,
+    check_batch,
+    for_drawing,
+    make_mesh,
+    replicated,
+    traced_on,
+)
+from unclip_jax.planning import flops, program, sampling
+from unclip_jax.training.job import Job, make_job
+from unclip_jax.training.state import TrainState
+
+MATMUL_SIDES = (1024, 2048)
+
+Work = Callable[[], Any]
+
+
+class Prepared(NamedTuple):
+    """One program, ready to run.
+
+    Attributes:
+        compiled: for its memory analysis.
+        once: runs it to its end.
+        mesh: on which devices.
+        model_flops: of one call, recomputation left out.
+        traced_flops: as they are computed.
+        parameters: of the network.
+        examples: per call.
+    """
+
+    compiled: Any
+    once: Work
+    mesh: Mesh
+    model_flops: float
+    traced_flops: float
+    parameters: int
+    examples: int
+
+
+def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
+    """Compile what the task asks for; what is known of it, and a call of it."""
+    experiment = configs.read(task["config"], overrides=task["overrides"])
+    began = time.perf_counter()
+    if task["what"] == "train":
+        made = train(experiment)
+    else:
+        made = sample(experiment, batch_size=task["batch"])
+    seconds = time.perf_counter() - began
+    device = made.mesh.devices.flat[0]
+    facts = {
+        "examples": made.examples,
+        "parameters": made.parameters,
+        "model_flops": made.model_flops,
+        "traced_flops": made.traced_flops,
+        "compile_seconds": seconds,
+        "compiled_memory": memory(made.compiled),
+        "device": f"{made.mesh.size} x {device.device_kind}",
+        "peak_flops": peak(made.mesh, dtype=dtype_of(experiment)),
+        "dtype": dtype_of(experiment),
+        "jax": jax.__version__,
+    }
+    return facts, made.once
+
+
+class Training(NamedTuple):
+    """A stage ready to be trained: its job and a fresh state."""
+
+    job: Job
+    state: TrainState
+
+
+def training(experiment: Experiment) -> Training:
+    """What `unclip_jax.train` makes of an experiment on the devices at hand."""
+    config, mesh = experiment.train, make_mesh(experiment.mesh)
+    check_batch(mesh, batch_size=config.batch_size, accumulate=config.accumulate)
+    job = make_job(
+        experiment.build_stage(),
+        optim=experiment.optim,
+        mesh=mesh,
+        rules=experiment.rules,
+        steps=config.steps,
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
+    )
+    return Training(job, job.create(place.copied(jax.random.key(0), mesh)))
+
+
+def train(experiment: Experiment) -> Prepared:
+    """The train step on one random batch, again and again."""
+    (job, state), spec = training(experiment), experiment.build_stage().batch_spec
+    size, mesh = experiment.train.batch_size, job.mesh
+    planned = program.train(experiment, mesh=mesh)
+    key = place.copied(jax.random.key(0), mesh)
+    batch = jax.device_put(random_batch(spec, size), batch_sharding(mesh))
+    compiled = job.step.lower(state, batch, key).compile()
+
+    def once() -> None:
+        nonlocal state
+        state, metrics = compiled(state, batch, key)
+        jax.block_until_ready((state, metrics))
+
+    return Prepared(
+        compiled,
+        once,
+        mesh,
+        planned.model_flops,
+        planned.traced.flops,
+        planned.parameters,
+        size,
+    )
+
+
+def sample(experiment: Experiment, *, batch_size: int) -> Prepared:
+    """The stage's sampling function with random parameters and captions."""
+    stage = experiment.build_stage()
+    mesh, batch_size = for_drawing(batch_size)
+    draw, shapes = sampling.function(experiment.stage, experiment.model, batch_size=batch_size)
+    params = place.unbox(jax.jit(stage.init)(jax.random.key(0)))
+    inputs = {name: random_like(shape) for name, shape in shapes.items() if name != "keys"}
+    inputs["keys"] = jax.random.split(jax.random.key(1), batch_size)
+    params = jax.device_put(params, replicated(mesh))
+    inputs = jax.device_put(inputs, batch_sharding(mesh))
+    traced = jax.jit(traced_on(mesh, draw)).trace(params, inputs)
+    compiled = traced.lower().compile()
+    done = flops.of_jaxpr(traced.jaxpr.jaxpr).flops
+
+    def once() -> None:
+        jax.block_until_ready(compiled(params, inputs))
+
+    return Prepared(compiled, once, mesh, done, done, count(params), batch_size)
+
+
+def random_batch(spec: BatchSpec, size: int) -> HostBatch:
+    """A batch that satisfies `spec`; captions fill their whole length."""
+    draws = np.random.default_rng(0)
+    batch = {}
+    for name, field in spec.items():
+        shape = (size, *field.shape)
+        if field.dtype == "bool":
+            batch[name] = np.ones(shape, bool)
+        elif field.dtype == "int32":
+            batch[name] = draws.integers(0, int(field.high or 0) + 1, shape, np.int32)
+        else:
+            batch[name] = np.clip(draws.standard_normal(shape, np.float32), -1.0, 1.0)
+    return batch
+
+
+def random_like(leaf: Any) -> Any:
+    """Random values of this shape: real tokens, token 1, or normal numbers."""
+    if leaf.dtype == np.bool_:
+        return np.ones(leaf.shape, bool)
+    if np.issubdtype(leaf.dtype, np.integer):
+        return np.ones(leaf.shape, leaf.dtype)
+    values = np.random.default_rng(0).standard_normal(leaf.shape, np.float32)
+    return np.clip(values, -1.0, 1.0).astype(leaf.dtype)
+
+
+def dtype_of(experiment: Experiment) -> str:
+    """The compute dtype of its network."""
+    model = experiment.model.model
+    return getattr(model, "dtype", None) or model.unet.dtype
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """XLA's figures for one device, in bytes."""
+    found = compiled.memory_analysis()
+    return {
+        "arguments": found.argument_size_in_bytes,
+        "outputs_not_aliased": found.output_size_in_bytes - found.alias_size_in_bytes,
+        "temporary": found.temp_size_in_bytes,
+    }
+
+
+def peak(mesh: Mesh, *, dtype: str, times: int = 5) -> float:
+    """The most FLOP/s that a plain matrix product reached on all devices of `mesh` together."""
+    best = 0.0
+    for side in MATMUL_SIDES:
+        rows = side * batch_shards(mesh)
+        x = jax.device_put(jnp.ones((rows, side), compute_dtype(dtype)), batch_sharding(mesh))
+        w = jax.device_put(jnp.ones((side, side), compute_dtype(dtype)), replicated(mesh))
+        product = jax.jit(jnp.matmul, out_shardings=batch_sharding(mesh))
+        jax.block_until_ready(product(x, w))
+        seconds = min(
+            turns.timed(lambda x=x, w=w, f=product: jax.block_until_ready(f(x, w)))
+            for _ in range(times)
+        )
+        best = max(best, 2.0 * rows * side * side / seconds)
+    return best
+
+
+if __name__ == "__main__":
+    turns.serve(prepare)

@@ -1,0 +1,16 @@
+"""How fast a stage draws on the devices at hand, and beside PyTorch.
+
+    python -m benchmarks.sample --config=experiments/prior.py:shapes --batch=8 \
+        [--peer=diffusers] [--json=OUT.json]
+
+Runs the stage's whole sampling chain on random parameters and captions; figures and comparison as
+in `benchmarks.train_step`. The peer calls its network as often, on batches of the same size.
+"""
+
+import sys
+
+from benchmarks import compare
+from unclip_jax import entry
+
+if __name__ == "__main__":
+    entry.run(lambda: compare.run("sample", sys.argv[1:]))

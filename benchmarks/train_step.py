@@ -1,0 +1,17 @@
+"""How fast the train step is on the devices at hand, and beside PyTorch.
+
+    python -m benchmarks.train_step --config=experiments/decoder.py:shapes \
+        [--config.optim.name=adamw --peer=diffusers] [--json=OUT.json]
+
+Runs the real step on one random batch: examples/s, FLOP/s, MFU against the matrix product that is
+measured on the same devices, memory as compiled and as held. With --peer the network of the same
+shapes in diffusers trains on the same cores, in turns with ours.
+"""
+
+import sys
+
+from benchmarks import compare
+from unclip_jax import entry
+
+if __name__ == "__main__":
+    entry.run(lambda: compare.run("train", sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""The benchmarks of speed as a user calls them, and their mistakes."""
+
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from benchmarks import compare, loader, ours, peers
+from tests.stages import tiny
+from unclip_jax import configs, prepare
+from unclip_jax.core import batch as batches
+from unclip_jax.core.checks import UserError
+
+PRIOR = "--config=experiments/prior.py:tiny"
+ADAMW = "--config.optim.name=adamw"
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_and_its_figures_follow_from_each_other(tmp_path, capsys):
+    out = tmp_path / "step.json"
+    small = ["--config.model.model.depth=1", "--config.train.batch_size=32"]
+    compare.run("train", [PRIOR, *small, "--rounds=3", "--count=1", f"--json={out}"])
+    result = json.loads(out.read_text())
+    found = result["ours"]
+    took = found["seconds"]
+    assert 0 < took["least"] <= took["median"] <= took["greatest"]
+    assert found["examples_per_second"] == pytest.approx(32 / took["median"])
+    assert found["mfu"] == pytest.approx(
+        found["model_flops"] / took["median"] / found["peak_flops"]
+    )
+    assert 0 < found["mfu"] < 1  # no step beats the products that it is made of
+    experiment = configs.read("experiments/prior.py:tiny", overrides=small)
+    assert found["parameters"] == sum(
+        x.size for x in tiny.jax.tree.leaves(tiny.init(experiment.build_stage()))
+    )
+    sizes = found["compiled_memory"]
+    assert sizes["arguments"] > 16 * found["parameters"]  # float32: values, average, two moments
+    assert found["peak_memory"] > sizes["arguments"] + sizes["temporary"]
+    assert "peer" not in result
+    assert "examples/s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_chain_is_measured(tmp_path):
+    out = tmp_path / "chain.json"
+    small = ["--config.model.model.depth=1", "--config.model.sampling.steps=2"]
+    compare.run("sample", [PRIOR, *small, "--batch=2", "--rounds=1", "--count=1", f"--json={out}"])
+    found = json.loads(out.read_text())["ours"]
+    assert found["examples"] == 2 and found["examples_per_second"] > 0
+
+
+def test_random_batches_satisfy_the_stage():
+    for name in ("clip", "prior", "decoder", "upsampler_256"):
+        spec = tiny.experiment(name).build_stage().batch_spec
+        batches.check(spec, ours.random_batch(spec, 3))
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments", "message"),
+    [
+        ("train", [PRIOR, "--peer=keras"], "unknown --peer 'keras'. Known: diffusers"),
+        ("train", [PRIOR, "--rounds=0"], "--rounds is 0; it must be greater than 0"),
+        ("train", [PRIOR, "--depth=3"], "unknown argument '--depth=3'; overrides begin with"),
+        ("sample", [PRIOR, "--batch=0"], "--batch is 0; it must be greater than 0"),
+        ("sample", ["--config=experiments/clip.py:tiny"], "stage 'clip' draws nothing"),
+        (
+            "train",
+            ["--config=experiments/clip.py:tiny", "--peer=diffusers"],
+            "diffusers has no network like stage 'clip'; leave out --peer",
+        ),
+        (
+            "train",
+            ["--config=experiments/prior.py:shapes", "--peer=diffusers"],
+            "takes steps of AdamW, this experiment of 'muon'; add --config.optim.name=adamw",
+        ),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_measured(monkeypatch, what, arguments, message):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(UserError, match=message):
+        compare.run(what, arguments)
+
+
+def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs torch, .*pip install 'unclip_jax\[parity\]'"):
+        peers.check("diffusers", tiny.experiment("prior"))
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "settings"),
+    [
+        ("prior", "train", {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 3}),
+        ("decoder", "sample", {"block_out_channels": [48, 96], "layers_per_block": 1}),
+        ("upsampler_256", "train", {"block_out_channels": [32, 32, 64], "in_channels": 6}),
+    ],
+)
+def test_the_peer_has_the_experiment_s_shapes(name, what, settings):
+    experiment = configs.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
+    task = peers.task(experiment, what=what, batch=6)
+    assert settings.items() <= task["settings"].items()
+    twice = 2 if name == "prior" and what == "sample" else 1
+    assert task["batch"] == 6 * twice
+    assert task["steps"] == int(experiment.model.sampling.steps)
+    assert task["guided"] == (experiment.model.sampling.guidance_scale != 1.0)
+    assert json.loads(json.dumps(task))["settings"].keys() == task["settings"].keys()
+
+
+def test_a_patched_unet_has_a_peer_whose_levels_have_its_sides():
+    unet = configs.read("experiments/decoder.py:emoji").model.model.unet
+    plain = peers.plain(unet)
+    assert (unet.image_size, unet.patch) == (64, 4)
+    assert (plain.image_size, plain.patch, plain.in_channels) == (16, 1, 48)
+    assert plain.channels == unet.channels and plain.attention_at == unet.attention_at
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("data") / "shapes"
+    given = ["shapes:train=64,validation=8,compositional=8", f"--out={out}", "--image_size=32"]
+    prepare.main(given)
+    return out
+
+
+UPSAMPLER = "--config=experiments/upsampler_256.py:tiny"
+
+
+@pytest.mark.slow
+def test_the_loader_is_measured_beside_the_step(data, tmp_path, capsys):
+    out = tmp_path / "loader.json"
+    given = [UPSAMPLER, f"--config.data.path={data}", "--config.train.batch_size=16"]
+    loader.main([*given, "--workers=0,2", "--seconds=0.2", "--steps=2", f"--json={out}"])
+    found = json.loads(out.read_text())
+    assert [row["workers"] for row in found["loader"]] == [0, 2]
+    assert all(row["decoding"] > 0 and row["cached"] > 0 for row in found["loader"])
+    wait = found["waiting"]
+    assert 0 <= wait["waited_seconds"] < wait["step_seconds"]
+    assert "the step waits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--workers=many", "--workers is 'many'; give numbers such as 0,1,2,4"),
+        ("--seconds=0", "--seconds is 0.0; it must be greater than 0"),
+        ("--steps=0", "--steps is 0; it must be greater than 0"),
+        ("--worker=1", "unknown argument '--worker=1'; overrides begin with"),
+    ],
+)
+def test_mistakes_about_the_loader_are_one_line(argument, message):
+    with pytest.raises(UserError, match=message):
+        loader.main([UPSAMPLER, argument])
+
+
+def test_an_epoch_counts_every_example_once(data):
+    given = [f"--config.data.path={data}", "--config.train.batch_size=12"]
+    experiment = configs.read("experiments/upsampler_256.py:tiny", overrides=given)
+    opened = loader.opened(experiment, 0, cache_mb=0)
+    assert loader.epoch(opened, experiment) == int(np.ceil(64 / 12))
+    opened.close()

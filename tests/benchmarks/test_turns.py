@@ -1,0 +1,37 @@
+"""Two processes in turns: their order, their ratios, and one that ends too early."""
+
+import pytest
+
+from benchmarks import turns
+from unclip_jax.core.checks import UserError
+
+MODULE = "tests.benchmarks.side"
+
+
+def side(tmp_path, name, seconds=0.0, **more):
+    task = {"name": name, "seconds": seconds, "log": str(tmp_path / "log"), **more}
+    return turns.Side(name, MODULE, task)
+
+
+def test_sides_work_in_turns_and_ratios_are_between_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "REST", 0.0)
+    sides = [side(tmp_path, "a", 0.02), side(tmp_path, "b", 0.08)]
+    found = turns.alternate(sides, rounds=3, count=2)
+    peaks = [each.close() for each in sides]
+    assert (tmp_path / "log").read_text() == "ab" + 3 * "aabb"  # one each that is not counted
+    assert [each.facts for each in sides] == [{"name": "a"}, {"name": "b"}]
+    assert {name: len(seconds) for name, seconds in found.seconds.items()} == {"a": 3, "b": 3}
+    assert min(found.seconds["a"]) >= 0.02 and min(found.seconds["b"]) >= 0.08
+    pairs = zip(found.seconds["a"], found.seconds["b"], strict=True)
+    assert found.ratios == {"b": [theirs / ours for ours, theirs in pairs]}
+    assert all(2**20 < peak < 2**30 for peak in peaks)  # an interpreter, in bytes
+
+
+def test_a_side_that_ends_is_named(tmp_path):
+    with pytest.raises(UserError, match="b ended with status 3 before it answered"):
+        side(tmp_path, "b", fails=True)
+
+
+def test_the_middle_and_the_ends_of_what_was_measured():
+    found = turns.spread([3.0, 1.0, 10.0])
+    assert found == {"median": 3.0, "least": 1.0, "greatest": 10.0}

@@ -1,0 +1,66 @@
+"""The peers that benchmarks compare with: for Karlo's options they are the same networks."""
+
+import jax
+import pytest
+
+from tests.stages import tiny
+from unclip_jax import configs
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from benchmarks import diffusers_side, peers  # noqa: E402
+
+STATISTICS = 2  # rows that PriorTransformer counts among its parameters
+NAMES = ("prior", "decoder", "upsampler_256")
+
+
+def task(name, what, *more):
+    given = ["--config.optim.name=adamw", "--config.model.sampling.steps=2", *more]
+    experiment = configs.read(f"experiments/{name}.py:karlo", overrides=given)
+    return experiment, peers.task(experiment, what=what, batch=2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_sides_have_the_same_parameters(name):
+    experiment, made = task(name, "train")
+    model = diffusers_side.CLASSES[made["settings"]["_class_name"]](made)
+    theirs = sum(p.numel() for p in model.parameters())
+    params = tiny.jax.eval_shape(experiment.build_stage().init, jax.random.key(0))
+    ours = sum(x.size for x in jax.tree.leaves(params))
+    if name == "prior":
+        theirs -= STATISTICS * experiment.model.model.embed_dim
+    if name == "upsampler_256":
+        ours //= 2  # Karlo's has another network for its last step
+    if name == "decoder":
+        ours -= extras(params)
+    assert ours == theirs
+
+
+def extras(params):
+    """What stands before the decoder's network beyond its three projections: null, norm."""
+    kept = ("null_z", "text_norm")
+    return sum(x.size for name in kept for x in jax.tree.leaves(params.get(name, ())))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_trains_and_its_average_follows(name):
+    _, made = task(name, "train")
+    torch.manual_seed(0)
+    model = diffusers_side.CLASSES[made["settings"]["_class_name"]](made)
+    before = [p.detach().clone() for p in model.parameters()]
+    step, _ = diffusers_side.train(model, made, "contiguous_format")
+    assert torch.isfinite(torch.tensor([step(), step()])).all()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert sum(moved) > 0.9 * len(moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chain_calls_the_network_once_per_step(name):
+    _, made = task(name, "sample")
+    model = diffusers_side.CLASSES[made["settings"]["_class_name"]](made)
+    rows = []
+    model.net.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    chain, _ = diffusers_side.sample(model, made, "contiguous_format")
+    chain()
+    assert rows == 2 * [made["batch"] * (2 if made["guided"] else 1)]
