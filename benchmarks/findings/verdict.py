@@ -68,20 +68,22 @@ def together(tests: Sequence[Inequality]) -> str:
 
 
 def interval(
-    statistic: Statistic, count: int, *, resamples: int = RESAMPLES, basic: bool = False
+    statistic: Statistic, count: int, *, resamples: int | None = None, basic: bool = False
 ) -> Interval:
     """Bootstrap interval over `count` captions; the same every time.
 
     Args:
         statistic: of rows of captions, with repetition.
         count: number of captions.
-        resamples: how often.
+        resamples: how often; None = `RESAMPLES`.
         basic: reflect the quantiles about the value (Davison and Hinkley 1997, section 2.4), which
             takes off the bias that a resampled Fréchet distance has; else the quantiles themselves.
     """
     value = statistic(np.arange(count))
     generator = np.random.default_rng(0)
-    drawn = np.array([statistic(generator.integers(count, size=count)) for _ in range(resamples)])
+    drawn = np.array(
+        [statistic(generator.integers(count, size=count)) for _ in range(resamples or RESAMPLES)]
+    )
     drawn = drawn[np.isfinite(drawn)]
     if not math.isfinite(value) or not len(drawn):
         return Interval(math.nan, math.nan, math.nan)

@@ -327,6 +327,8 @@ def test_one_command_trains_measures_and_reports_and_continues(
 ):
     monkeypatch.setattr(guidance, "SCALES", (1.0, 2.0))  # fewer programs to compile
     monkeypatch.setattr(steps, "SHARES", (1.0, 4.0))
+    monkeypatch.setattr(verdict, "RESAMPLES", 20)
+    monkeypatch.setattr(judging, "FRECHET_RESAMPLES", 10)
     for baseline in training.BASELINES:
         if baseline.name != "glide":  # the one that it has to train itself
             write_baseline(run_dir, tmp_path, baseline.name)
