@@ -90,7 +90,7 @@ def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> Config
             f"{export} is a {card.stage}, but {spec} trains a {config.stage}; give the export of "
             "such a stage, or name the stage after the colon."
         )
-    data, tokenizer = config.data.to_dict(), handoff.locate(export) / TOKENIZER
+    data, tokenizer = ConfigDict(config.data).to_dict(), handoff.locate(export) / TOKENIZER
     if tokenizer.is_dir():
         data["tokenizer"] = str(tokenizer)
     data["load_size"] = _side(card, where=str(export)) or data["load_size"]
@@ -117,7 +117,7 @@ def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathl
             f"{spec} has no model of its own; name the export to train on with "
             "--config.init_from=RUN/STAGE/export."
         )
-    return pathlib.Path(place)
+    return pathlib.Path(str(place))
 
 
 def completed(experiment: Experiment) -> ConfigDict:
