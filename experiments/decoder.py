@@ -107,7 +107,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         unet.resample_blocks, unet.emb_channels = False, 96
         # What is nearly clean already teaches little; what decides colours and places is at high
         # noise, where these weights lower the error by 8 % in as many steps.
-        diffusion.weighting.snr_min, diffusion.weighting.snr_max = 0.3, 1.0
+        diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.3, "snr_max": 1.0})
         train.steps, train.batch_size, train.eval_every = 2800, 32, 700
     if size == "karlo":
         # Karlo's options, which diffusers has classes for: CLIP's features are the caption, raw
