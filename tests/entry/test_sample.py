@@ -62,6 +62,13 @@ def test_stage_by_stage_gives_the_same_images(run_dir, tmp_path, monkeypatch):
         sample.main(["x", f"--models={run_dir}", "--by-stage"])
 
 
+def test_the_best_of_several_pictures_is_kept_and_recorded(run_dir, tmp_path):
+    out = tmp_path / "grid.png"
+    sample.main(["a red circle", f"--models={run_dir}", f"--out={out}", "--steps=4", "--best-of=3"])
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["options"]["best_of"] == 3 and len(record["images"]) == 1
+
+
 def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
     out = tmp_path / "grid.png"
     arguments = [f"--models={run_dir}", f"--out={out}", "--steps=logsnr3", "--prior-steps=3"]
@@ -79,8 +86,12 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
         (["x", "--out=grid.gif"], "--out is 'grid.gif'; give a name that ends in .png"),
         (["x", "--guidance=-1"], "sampling.guidance_scale is -1.0"),
         (["x", "--steps=ddim999"], "ddim999"),
+        (["x", "--best-of=65"], r"--best-of is 65; it must lie in \[1, 64\]"),
+        (["x", "--best-of=64", "--num=65"], r"number of images is 4160; it must lie in"),
+        (["x", "--best-of=2", "--previews=3"], "--best-of is 2, which --negative, .* leave it"),
         (["x", "--sampler=dpm"], "unknown sampling.sampler 'dpm'. Known: ancestral, ddim"),
         (["x", "--by-stage", "--previews=2"], "--by-stage draws whole batches, without --negative"),
+        (["x", "--by-stage", "--best-of=2"], "--previews and --best-of; leave one of them out"),
     ],
 )
 def test_mistakes_are_one_line(run_dir, arguments, message):
