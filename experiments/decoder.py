@@ -106,7 +106,8 @@ def get_config(size: str = "paper") -> ConfigDict:
         unet.image_size = data.load_size = 16
         unet.channels, unet.multiples, unet.depth = 48, (1, 2), 1
         unet.resample_blocks = False
-        diffusion.weighting.snr_max = 2.0  # what is nearly clean already teaches little
+        # What is nearly clean already teaches little.
+        diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 2.0})
         train.steps, train.batch_size, train.eval_every = 2800, 32, 700
     if size == "karlo":
         # Karlo's options, which diffusers has classes for: CLIP's features are the caption, raw

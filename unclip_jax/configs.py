@@ -84,18 +84,18 @@ def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> Config
     Raises:
         UserError: no export there, or one of another kind of stage.
     """
-    card = handoff.read_manifest(export)
-    if card.stage != config.stage:
+    plain, card = config.to_dict(), handoff.read_manifest(export)
+    if card.stage != plain["stage"]:
         raise UserError(
-            f"{export} is a {card.stage}, but {spec} trains a {config.stage}; give the export of "
-            "such a stage, or name the stage after the colon."
+            f"{export} is a {card.stage}, but {spec} trains a {plain['stage']}; give the export "
+            "of such a stage, or name the stage after the colon."
         )
-    data, tokenizer = ConfigDict(config.data).to_dict(), handoff.locate(export) / TOKENIZER
+    data, tokenizer = dict(plain["data"]), handoff.locate(export) / TOKENIZER
     if tokenizer.is_dir():
         data["tokenizer"] = str(tokenizer)
     data["load_size"] = _side(card, where=str(export)) or data["load_size"]
     changes = {"model": card.config, "data": data, "init_from": str(export)}
-    return ConfigDict({**config.to_dict(), **changes})
+    return ConfigDict({**plain, **changes})
 
 
 def _side(card: Manifest, *, where: str) -> int | None:
@@ -111,7 +111,7 @@ def _side(card: Manifest, *, where: str) -> int | None:
 def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathlib.Path:
     """The export to train on from; the last override speaks."""
     given = [each.removeprefix(INIT) for each in overrides if each.startswith(INIT)]
-    place = given[-1] if given else config.get("init_from", "")
+    place = given[-1] if given else config.to_dict().get("init_from")
     if not place:
         raise UserError(
             f"{spec} has no model of its own; name the export to train on with "

@@ -241,10 +241,11 @@ def draw_by_stage(
     with tqdm(total=len(found.readers), unit="stage", desc="sampling") as bar:
 
         def begin(name: str) -> None:
+            bar.update(bool(bar.postfix))  # the stage before is done
             bar.set_postfix_str(name)
-            bar.update()
 
         images = by_stage.draw(found, batches, options=options, begin=begin)
+        bar.update()
     return np.concatenate(images)[: len(captions)]
 
 

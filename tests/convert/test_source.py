@@ -1,6 +1,7 @@
 """What is read from whom, and what is refused before anything is loaded."""
 
 import json
+import pathlib
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +12,7 @@ from unclip_jax.convert import layout, single, source
 from unclip_jax.convert.layout import FORMS, Entry, to_ours, to_theirs
 from unclip_jax.core.checks import UserError
 
+MAPS = pathlib.Path("/proc/self/maps")
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(3, np.float16)}
 
 
@@ -54,6 +56,18 @@ def test_the_plain_file_is_preferred_to_its_half_precision_copy(tmp_path):
     save_file(TENSORS, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="several files of weights"):
         source.open_source(tmp_path)
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="needs Linux's list of what is in memory")
+def test_a_file_does_not_stay_in_memory(tmp_path):
+    save_file(TENSORS, tmp_path / "weights.safetensors")
+    opened = source.open_source(tmp_path)
+    held = opened.read("a")
+    assert str(tmp_path / "weights.safetensors") not in MAPS.read_text()
+    np.testing.assert_array_equal(held, TENSORS["a"])
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match="is damaged or incomplete"):
+        opened.read("a")
 
 
 def test_a_truncated_file_is_refused(tmp_path):

@@ -4,10 +4,11 @@ A `Source` knows the names and shapes of all tensors before it reads any, and re
 time, so that a conversion can be refused cheaply and never holds a file twice.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -135,14 +136,25 @@ def _choose(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _safetensors(path: pathlib.Path) -> Source:
-    try:
-        file = safe_open(path, framework="np")
+    """Opened anew for every tensor: a file that stays open keeps all that was read in memory."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Any]:
+        try:
+            with safe_open(path, framework="np") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path} is damaged or incomplete ({error}); copy or download it again."
+            ) from None
+
+    def read(name: str) -> np.ndarray:
+        with opened() as file:
+            return file.get_tensor(name)
+
+    with opened() as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged or incomplete ({error}); copy or download it again."
-        ) from None
-    return Source(str(path), shapes, file.get_tensor)
+    return Source(str(path), shapes, read)
 
 
 def _sharded(path: pathlib.Path) -> Source:

@@ -69,9 +69,9 @@ def draw(
             cascade, params, batch.captions, batch.keys, options=options, z_img=z_img, read=read
         )
 
-    def enlarge(params, batch, images, *, index):
+    def enlarge(params, batch, images, *, at):
         return text_to_image.upsample_once(
-            cascade, params, images, batch.keys, options=options, index=index
+            cascade, params, images, batch.keys, options=options, at=at
         )
 
     reads = each("clip", clip, batches)
@@ -81,5 +81,5 @@ def draw(
         z_img = [prior(None, *both) for both in zip(batches, reads, strict=True)]
     images = each("decoder", base, batches, reads, z_img)
     for index, name in enumerate(list(found.readers)[3:]):
-        images = each(name, functools.partial(enlarge, index=index), batches, images)
+        images = each(name, functools.partial(enlarge, at=index), batches, images)
     return [np.asarray(text_to_image.to_uint8(drawn)) for drawn in images]

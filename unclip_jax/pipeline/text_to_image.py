@@ -265,28 +265,22 @@ def upsample(
     """Run the upsamplers from number `start` on in order on images in [-1, 1]."""
     for index in range(len(cascade.upsamplers))[start:]:
         images = upsample_once(
-            cascade, params["upsamplers"][index], images, keys, options=options, index=index
+            cascade, params["upsamplers"][index], images, keys, options=options, at=index
         )
     return images
 
 
 def upsample_once(
-    cascade: Cascade,
-    params: Params,
-    images: LowRes,
-    keys: Keys,
-    *,
-    options: SampleOptions,
-    index: int,
+    cascade: Cascade, params: Params, images: LowRes, keys: Keys, *, options: SampleOptions, at: int
 ) -> Image:
-    """Run upsampler number `index` on images in [-1, 1]; `params` are its alone."""
-    stage = cascade.upsamplers[index]
+    """Run upsampler number `at` on images in [-1, 1]; `params` are its alone."""
+    stage = cascade.upsamplers[at]
     return upsampler.sample(
         stage,
         params,
         low_res=quantise(images) if stage.quantise else images,
-        keys=rng.fold_each(keys, "upsampler", index),
-        sampling=options.upsamplers[index] if options.upsamplers else None,
+        keys=rng.fold_each(keys, "upsampler", at),
+        sampling=options.upsamplers[at] if options.upsamplers else None,
     )
 
 
