@@ -47,9 +47,7 @@ def invert(
     starts from, so a round trip errs in the first order of the step. `refinements` solves for the
     x_{k+1} from which sampling does lead to x_k, by that many fixed-point iterations per update
     (Pan et al. 2023, arXiv 2309.04907; Garibi et al. 2024, arXiv 2403.14602), each one more call
-    of the network: x_{k+1} moves by what its step misses x_k by. For Gaussian data of deviation s
-    the slope of a step lies in (0, max(s, 1)], so that this contracts while s < 2, however little
-    signal is left. The paper's recipe is 0.
+    of the network. The paper's recipe is 0.
 
     Args:
         denoise: (x_t, original timesteps) -> Prediction.
@@ -115,9 +113,11 @@ def _first_position(denoise: Denoiser, x_0: X, schedule: Schedule, refinements: 
 
 
 def _refine(missed: Callable[[X], X], x: X, iterations: int) -> X:
-    """Move x by what it misses its target by, again and again.
+    """Move x by what its step misses the target by, again and again.
 
-    An example whose error grew goes back to the best x so far and on by a quarter of the step.
+    For Gaussian data of deviation s the slope of a step lies in (0, max(s, 1)], so that this
+    contracts while s < 2, however little signal is left. An example whose error grew all the same
+    goes back to the best x so far and on by a quarter of the move.
     """
     if not iterations:
         return x
