@@ -77,15 +77,13 @@ def invert(
     signal, noise = np.append(schedule.signal[1:], 0.0), np.append(schedule.noise[1:], 1.0)
     following = np.append(schedule.timesteps[1:], schedule.timesteps[-1])
 
+    def step(x: X, t: Array, level: Level) -> X:
+        pred = denoise(x, jnp.broadcast_to(t, x.shape[:1]))
+        return process.q_sample(pred.x_0, pred.eps, alpha_bar=level)
+
     def body(x_t: X, at: _Update) -> tuple[X, None]:
-        pred = denoise(x_t, jnp.broadcast_to(at.t, x_t.shape[:1]))
-        x_next = process.q_sample(pred.x_0, pred.eps, alpha_bar=at.level_next)
-        t_next = jnp.broadcast_to(at.t_next, x_t.shape[:1])
-
-        def missed(x: X) -> X:
-            found = denoise(x, t_next)
-            return x_t - process.q_sample(found.x_0, found.eps, alpha_bar=at.level)
-
+        x_next = step(x_t, at.t, at.level_next)
+        missed = lambda x: x_t - step(x, at.t_next, at.level)  # noqa: E731
         return _refine(missed, x_next, refinements), None
 
     updates = _Update(
