@@ -5,11 +5,13 @@
 
 Every picture is encoded to (z_img, x_T) and the upsamplers' details, changed, and decoded again;
 the exact checker of the shapes world says what became of it. Writes the tables between the marks in
-OUT.md, or a new file without them, all figures to OUT.json and some pictures to OUT.png.
+OUT.md, or a new file without them, all figures to OUT.json and some pictures to OUT_PART.png.
 """
 
 import argparse
 import datetime
+import functools
+import json
 import os
 import pathlib
 import sys
@@ -32,9 +34,11 @@ from unclip_jax.data import sources
 from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
 from unclip_jax.version import __version__
 
+PARTS = ("reconstruction", "variations", "interpolation", "text_diff")
+
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print, write."""
+    """Measure part by part; write and print each as soon as it is known."""
     args = parse(argv)
     check(args)
     source = sources.open_prepared(args.data, split=args.split)
@@ -42,26 +46,39 @@ def main(argv: Sequence[str]) -> None:
     reds = measure.take(source, text_diff.choose(source, args.num))
     studio = Studio.open(args.models, batch=args.batch)
     chain = Chain(args.steps, args.refine, args.upsampler_steps)
-    result: dict[str, Any] = facts(args, studio, chain)
-    with tqdm(total=4, unit="part", desc="manipulations") as bar:
-        encoded = measure.encode(studio, known.pictures, chain)
-        latent = encoded.latent
-        again = measure.reconstruction(studio, known, encoded, chain, seed=args.seed)
-        result["reconstruction"], back = again.rows, again.images
-        bar.update()
-        varied = measure.variations(studio, known, latent, chain, seed=args.seed)
-        result["variations"] = varied.rows
-        bar.update()
-        result["interpolation"] = measure.interpolation(studio, latent, back, chain)
-        bar.update()
-        diffs = text_diff.measure(studio, reds, chain)
-        result["text_diff"] = diffs.rows
-        bar.update()
-    page = manipulations_page.tables(result)
-    sys.stdout.write(page)
-    pages.write(args.out, page, result, title=manipulations_page.TITLE)
-    rows = [*measure.shown(known, back, varied.images), *diffs.shown]
-    manipulations_page.draw(args.out.with_suffix(".png"), rows)
+    encoded = functools.cache(lambda: measure.encode(studio, known.pictures, chain))
+    told = facts(args, studio, chain)
+    result = {**told, **before(args.out, told)}
+    with tqdm(args.parts, unit="part", desc="manipulations") as bar:
+        for part in bar:
+            bar.set_postfix_str(part)
+            shown = None
+            if part == "reconstruction":
+                result[part] = measure.reconstruction(
+                    studio, known, encoded(), chain, seed=args.seed
+                )
+            elif part == "variations":
+                result[part], shown = measure.variations(
+                    studio, known, encoded().latent, chain, seed=args.seed
+                )
+            elif part == "interpolation":
+                result[part] = measure.interpolation(studio, encoded(), chain)
+            else:
+                result[part], shown = text_diff.measure(studio, reds, chain)
+            page = manipulations_page.tables(result, PARTS)
+            pages.write(args.out, page, result, title=manipulations_page.TITLE)
+            if shown:
+                picture = args.out.with_name(f"{args.out.stem}_{part}.png")
+                manipulations_page.draw(picture, shown)
+    sys.stdout.write(manipulations_page.tables(result, PARTS))
+
+
+def before(out: pathlib.Path, told: dict[str, Any]) -> dict[str, Any]:
+    """Parts that were measured already on the same models, pictures and chain."""
+    path = out.with_suffix(".json")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = all(known.get(name) == told[name] for name in told if name not in ("date", "device"))
+    return {part: known[part] for part in PARTS if same and part in known}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -78,6 +95,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--upsampler-steps", help="grid of the upsamplers; default: as exported")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32, help="pictures at once")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="the others stay as they were",
+    )
     parser.add_argument("--out", type=pathlib.Path, help="page to write [MODELS/manipulations.md]")
     args = parser.parse_args(argv)
     args.out = args.out or args.models / "manipulations.md"

@@ -121,16 +121,9 @@ def psnr(one: Images, other: Images) -> np.ndarray:
     return 10 * np.log10(255.0**2 / np.maximum(error, 1e-10))
 
 
-class Reconstructed(NamedTuple):
-    """Rows of the table, and the pictures from whole latents."""
-
-    rows: list[dict[str, Any]]
-    images: Images
-
-
 def reconstruction(
     studio: Studio, known: Known, encoded: Encoded, chain: Chain, *, seed: int
-) -> Reconstructed:
+) -> list[dict[str, Any]]:
     """PSNR from whole latents, from parts of them, and from random noise; at both sizes."""
     given, count = known.pictures, len(known.pictures)
     paper = chain._replace(steps=PAPER[0], refinements=PAPER[1])
@@ -144,7 +137,7 @@ def reconstruction(
         ("z_img and random noise", chain, lost, ()),
     ]
     keys = text_to_image.keys_for(seed, jnp.arange(count))
-    made, images = [], []
+    made = []
     for name, how, base, held in rows:
         large = studio.enlarge(base, keys, held=held, steps=chain.upsampler_steps)
         found: dict[str, Any] = {"name": name, **how._asdict()}
@@ -152,16 +145,15 @@ def reconstruction(
             shown = codec.to_uint8(np.asarray(drawn))
             error = psnr(shown, squares(given, shown.shape[1]))
             found[size] = intervals.bootstrap(error)._asdict() | {"px": shown.shape[1]}
-        images.append(shown)
         made.append(found)
-    return Reconstructed(made, images[0])
+    return made
 
 
 class Varied(NamedTuple):
-    """Rows of the table, and the pictures by eta."""
+    """Rows of the table, and some pictures with their labels."""
 
     rows: list[dict[str, Any]]
-    images: list[Images]
+    shown: list[tuple[str, np.ndarray]]
 
 
 def variations(studio: Studio, known: Known, latent: Latent, chain: Chain, *, seed: int) -> Varied:
@@ -189,12 +181,13 @@ def variations(studio: Studio, known: Known, latent: Latent, chain: Chain, *, se
     truth = squares(known.pictures, made[0].shape[1])
     rates = shapes_checker.report(shapes_checker.check(truth, known.captions))
     rows.append({"checker": {name: rate._asdict() for name, rate in rates.items() if rate.total}})
-    return Varied(rows, made)
+    return Varied(rows, _shown(known, made))
 
 
-def interpolation(studio: Studio, latent: Latent, back: Images, chain: Chain) -> dict[str, Any]:
+def interpolation(studio: Studio, encoded: Encoded, chain: Chain) -> dict[str, Any]:
     """How far the ends of paths between neighbours are from the reconstructions, in levels."""
-    count = len(back) // 2 * 2
+    latent, count = encoded.latent, encoded.base.shape[0] // 2 * 2
+    back = draw(studio, latent, chain)
     ends = []
     for first in range(0, count, 2):
         path = edits.interpolate(latents.take(latent, [first, first + 1]), frames=FRAMES).latent
@@ -204,11 +197,11 @@ def interpolation(studio: Studio, latent: Latent, back: Images, chain: Chain) ->
     return {"pairs": count // 2, "most": int(apart.max()), "equal": int(np.sum(apart == 0))}
 
 
-def shown(known: Known, back: Images, varied: list[Images]) -> list[tuple[str, np.ndarray]]:
-    """Originals, reconstructions and variations, picture by picture, with labels."""
-    originals = squares(known.pictures, back.shape[1])
+def _shown(known: Known, varied: list[Images]) -> list[tuple[str, np.ndarray]]:
+    """Originals and variations, picture by picture; eta = 0 is the reconstruction."""
+    originals = squares(known.pictures, varied[0].shape[1])
     labelled = []
-    for index in range(min(SHOWN, len(back))):
-        labelled += [("original", originals[index]), ("reconstructed", back[index])]
-        labelled += [(f"eta {eta:g}", varied[at][index]) for at, eta in enumerate(ETAS) if eta]
+    for index in range(min(SHOWN, len(originals))):
+        labelled.append(("original", originals[index]))
+        labelled += [(f"eta {eta:g}", varied[at][index]) for at, eta in enumerate(ETAS)]
     return labelled

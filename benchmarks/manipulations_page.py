@@ -12,24 +12,20 @@ from unclip_jax.core.picture import labelled_grid
 from unclip_jax.evaluate import SHOWN
 
 TITLE = "# What the latent gives back\n\nMade by `python -m benchmarks.manipulations`.\n\n"
-COLUMNS = 6  # of the pictures: original, reconstruction, four etas; or original and five thetas
+COLUMNS = 6  # of the pictures: the original, and five etas or thetas
 
 
-def tables(result: dict[str, Any]) -> str:
-    """All of it as Markdown."""
+def tables(result: dict[str, Any], parts: Sequence[str]) -> str:
+    """What was measured of `parts`, as Markdown."""
     text = (
         f"{result['num']} pictures of `{result['split']}` ({result['date']}, {result['device']}); "
         f"decoder on `{result['steps']}` steps with {result['refinements']} refinements unless a "
         f"row says otherwise, upsamplers on `{result['upsampler_steps'] or 'their own'}`; 95 % "
-        "intervals.\n\n### Reconstruction\n\n"
+        "intervals.\n"
     )
-    return text + "\n".join(
-        (
-            reconstruction(result["reconstruction"]),
-            "### Variations\n\n" + variations(result["variations"]),
-            "### Interpolation\n\n" + interpolation(result["interpolation"]),
-            '### Text diff "red" to "blue"\n\n' + text_diff(result["text_diff"]),
-        )
+    shown = [part for part in parts if part in result]
+    return text + "".join(
+        f"\n### {HEADS[part]}\n\n{SECTIONS[part](result[part])}" for part in shown
     )
 
 
@@ -98,3 +94,17 @@ def draw(out: pathlib.Path, labelled: Sequence[tuple[str, np.ndarray]]) -> None:
         grid.quantize(128).save(out, optimize=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
+
+
+HEADS = {
+    "reconstruction": "Reconstruction",
+    "variations": "Variations",
+    "interpolation": "Interpolation",
+    "text_diff": 'Text diff "red" to "blue"',
+}
+SECTIONS = {
+    "reconstruction": reconstruction,
+    "variations": variations,
+    "interpolation": interpolation,
+    "text_diff": text_diff,
+}

@@ -84,8 +84,17 @@ def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
     assert result["interpolation"]["pairs"] == 1 and result["interpolation"]["most"] <= 2
     told = [(row["caption"], row["theta"]) for row in result["text_diff"]]
     assert told == [(c, t) for c, thetas in text_diff.THETAS.items() for t in thetas]
-    with Image.open(out.with_suffix(".png")) as picture:
-        assert picture.width > 6 * 128
+    for part in ("variations", "text_diff"):
+        with Image.open(tmp_path / f"page_{part}.png") as picture:
+            assert picture.width > 6 * 128
+    told = result.pop("text_diff")
+    out.with_suffix(".json").write_text(json.dumps({**result, "text_diff": told[:1]}))
+    same = [f"--models={run_dir}", f"--data={data}", f"--out={out}", *arguments]
+    manipulations.main([*same, "--parts", "interpolation"])  # the others are as they were
+    again = json.loads(out.with_suffix(".json").read_text())
+    assert again == {**result, "text_diff": told[:1], "date": again["date"]}
+    manipulations.main([*same, "--seed=1", "--parts", "interpolation"])
+    assert "text_diff" not in json.loads(out.with_suffix(".json").read_text())
 
 
 @pytest.mark.parametrize(

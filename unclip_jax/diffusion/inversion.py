@@ -47,9 +47,7 @@ def invert(
     starts from, so a round trip errs in the first order of the step. `refinements` solves for the
     x_{k+1} from which sampling does lead to x_k, by that many fixed-point iterations per update
     (Pan et al. 2023, arXiv 2309.04907; Garibi et al. 2024, arXiv 2403.14602), each one more call
-    of the network: x_{k+1} moves by what its step misses x_k by. For Gaussian data of deviation s
-    the slope of a step lies in (0, max(s, 1)], so that this contracts while s < 2, however little
-    signal is left. The paper's recipe is 0.
+    of the network. The paper's recipe is 0.
 
     Args:
         denoise: (x_t, original timesteps) -> Prediction.
@@ -79,15 +77,13 @@ def invert(
     signal, noise = np.append(schedule.signal[1:], 0.0), np.append(schedule.noise[1:], 1.0)
     following = np.append(schedule.timesteps[1:], schedule.timesteps[-1])
 
+    def step(x: X, t: Array, level: Level) -> X:
+        pred = denoise(x, jnp.broadcast_to(t, x.shape[:1]))
+        return process.q_sample(pred.x_0, pred.eps, alpha_bar=level)
+
     def body(x_t: X, at: _Update) -> tuple[X, None]:
-        pred = denoise(x_t, jnp.broadcast_to(at.t, x_t.shape[:1]))
-        x_next = process.q_sample(pred.x_0, pred.eps, alpha_bar=at.level_next)
-        t_next = jnp.broadcast_to(at.t_next, x_t.shape[:1])
-
-        def missed(x: X) -> X:
-            found = denoise(x, t_next)
-            return x_t - process.q_sample(found.x_0, found.eps, alpha_bar=at.level)
-
+        x_next = step(x_t, at.t, at.level_next)
+        missed = lambda x: x_t - step(x, at.t_next, at.level)  # noqa: E731
         return _refine(missed, x_next, refinements), None
 
     updates = _Update(
@@ -115,9 +111,11 @@ def _first_position(denoise: Denoiser, x_0: X, schedule: Schedule, refinements: 
 
 
 def _refine(missed: Callable[[X], X], x: X, iterations: int) -> X:
-    """Move x by what it misses its target by, again and again.
+    """Move x by what its step misses the target by, again and again.
 
-    An example whose error grew goes back to the best x so far and on by a quarter of the step.
+    For Gaussian data of deviation s the slope of a step lies in (0, max(s, 1)], so that this
+    contracts while s < 2, however little signal is left. An example whose error grew all the same
+    goes back to the best x so far and on by a quarter of the move.
     """
     if not iterations:
         return x

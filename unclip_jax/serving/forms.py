@@ -113,7 +113,8 @@ def arguments(request: Request, *, files: Mapping[str, Sequence[str]]) -> list[s
             flags.append(f"{field.flag}={value}")
         else:
             positional += [value] if field.kind == "text" else value
-    return [*flags, "--", *positional]  # what follows is no flag, whatever it begins with
+    # what follows "--" is no flag, whatever it begins with
+    return [*flags, "--", *positional] if positional else flags
 
 
 def _value(field: Field, value: Any, limits: Limits) -> Any:
