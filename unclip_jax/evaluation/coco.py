@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, *, draw: Draw) -> None:
     captions = chosen(read_captions(args.captions), num=args.num, seed=args.seed)
     extractor = extract.open_extractor(args.features, resize=args.resize)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
-    args.split = ""  # `real` is no prepared data set
+    args.split = "validation"  # if `real` is a prepared data set
     args.num, count = None, args.num  # all of the reference
     real = sets.collected(args.real, extractor, args, name="real", statistics=True)
     drawn = parts.draw_all(args, loaded, captions, draw=draw)
