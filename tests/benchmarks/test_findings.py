@@ -157,16 +157,12 @@ def test_components_are_measured_between_none_and_all():
     [
         ("a red circle above an orange star", "an orange circle above a red star"),
         (
-            "an image of a large blue ring left of a red heart on a blue background",
-            "an image of a large red ring left of a blue heart on a blue background",
+            "an image of a large blue ring left of a red heart on a navy background",
+            "an image of a large red ring left of a blue heart on a navy background",
         ),
     ],
 )
 def test_colours_change_places_and_nothing_else_does(caption, expected):
-    if "blue background" in caption:
-        caption, expected = (
-            c.replace("blue background", "navy background") for c in (caption, expected)
-        )
     assert binding.unlike(caption)
     assert binding.swapped(caption) == expected
     assert binding.swapped(expected) == caption
