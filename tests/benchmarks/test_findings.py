@@ -197,7 +197,7 @@ def measured(*ends, note=""):
 
 def report(**found):
     facts = {"command": "python -m benchmarks.findings", "date": "2022-04-13", "device": "cpu"}
-    facts |= {"jax": "0", "num": 9, "images": 2, "split": "validation", "seed": 0}
+    facts |= {"jax": "0", "num": 9, "images": 2, "split": "validation", "seed": 0, "note": "Hot."}
     facts |= {"lengths": {"decoder": 2800, "prior": 600}}
     trained = [{"name": "glide", "about": "GLIDE", "steps": 600, "minutes": 4.25}]
     return {"facts": facts, "baselines": trained, "findings": found}
@@ -215,7 +215,7 @@ def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path)
     assert "COCO FID 10.39 against 10.63" in row and "section 2.2, Tables 1 and 2" in row
     assert row.endswith("| one - other: 0.20 [0.10, 0.30] | agrees |")
     assert "| **does not** |" in text
-    assert "4 minutes of training, 3 of drawing" in text
+    assert "4 minutes of training, 3 of drawing" in text and "\nHot.\n" in text
     assert "| glide | GLIDE | 600 | 4.2 |" in text
     assert "Not measured yet: Guidance and diversity (`guidance`)" in text
     assert "| an arm | 0.50 [0.40, 0.60] | 7 | – |" in text and "A remark." in text
