@@ -97,6 +97,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--prior_ar_steps", type=int, help="of the autoregressive one [the models', or as above]"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", default="", help="for the report, as on what the minutes mean")
     args, rest = parser.parse_known_args(argv)
     for argument in rest:
         if not argument.startswith("--config."):
@@ -166,7 +167,7 @@ def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
         "code_version": __version__,
-        **{name: getattr(args, name) for name in ("split", "num", "images", "seed")},
+        **{name: getattr(args, name) for name in ("split", "num", "images", "seed", "note")},
         "lengths": {part: load.read_manifest(cards[part]).step for part in ("decoder", "prior")},
     }
     found = {n: json.loads(path.read_text()) for n, path in places.items() if path.is_file()}

@@ -63,6 +63,8 @@ def _made(report: Mapping[str, Any]) -> str:
         [each["name"], each["about"], str(each["steps"]), _number(each["minutes"], "{:.1f}")]
         for each in trained
     ]
+    if facts["note"]:
+        text += f"\n{facts['note']}\n"
     return f"{text}\n{table(('baseline', 'what it is', 'steps', 'minutes'), rows)}"
 
 

@@ -157,16 +157,12 @@ def test_components_are_measured_between_none_and_all():
     [
         ("a red circle above an orange star", "an orange circle above a red star"),
         (
-            "an image of a large blue ring left of a red heart on a blue background",
-            "an image of a large red ring left of a blue heart on a blue background",
+            "an image of a large blue ring left of a red heart on a navy background",
+            "an image of a large red ring left of a blue heart on a navy background",
         ),
     ],
 )
 def test_colours_change_places_and_nothing_else_does(caption, expected):
-    if "blue background" in caption:
-        caption, expected = (
-            c.replace("blue background", "navy background") for c in (caption, expected)
-        )
     assert binding.unlike(caption)
     assert binding.swapped(caption) == expected
     assert binding.swapped(expected) == caption
@@ -201,7 +197,7 @@ def measured(*ends, note=""):
 
 def report(**found):
     facts = {"command": "python -m benchmarks.findings", "date": "2022-04-13", "device": "cpu"}
-    facts |= {"jax": "0", "num": 9, "images": 2, "split": "validation", "seed": 0}
+    facts |= {"jax": "0", "num": 9, "images": 2, "split": "validation", "seed": 0, "note": "Hot."}
     facts |= {"lengths": {"decoder": 2800, "prior": 600}}
     trained = [{"name": "glide", "about": "GLIDE", "steps": 600, "minutes": 4.25}]
     return {"facts": facts, "baselines": trained, "findings": found}
@@ -219,7 +215,7 @@ def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path)
     assert "COCO FID 10.39 against 10.63" in row and "section 2.2, Tables 1 and 2" in row
     assert row.endswith("| one - other: 0.20 [0.10, 0.30] | agrees |")
     assert "| **does not** |" in text
-    assert "4 minutes of training, 3 of drawing" in text
+    assert "4 minutes of training, 3 of drawing" in text and "\nHot.\n" in text
     assert "| glide | GLIDE | 600 | 4.2 |" in text
     assert "Not measured yet: Guidance and diversity (`guidance`)" in text
     assert "| an arm | 0.50 [0.40, 0.60] | 7 | – |" in text and "A remark." in text

@@ -101,6 +101,8 @@ def test_pictures_drawn_in_parts_are_those_drawn_at_once(loaded):
 
 # COCO
 
+MANY = [*CAPTIONS, "a green cross", "three pink hearts", "a large orange star"]
+
 
 def annotations(path, captions):
     found = [{"image_id": i, "id": i, "caption": c} for i, c in enumerate(captions)]
@@ -112,7 +114,7 @@ def annotations(path, captions):
 def copy(run_dir, tmp_path_factory):
     """Somebody's copy of a data set of COCO's form."""
     folder = tmp_path_factory.mktemp("coco")
-    annotations(folder / "captions.json", [f" {c}\n" for c in CAPTIONS])
+    annotations(folder / "captions.json", [f" {c}\n" for c in MANY])
     images = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3)).astype(np.uint8)
     npz.write(folder / "real.npz", [images], count=40)
     return folder
@@ -121,7 +123,7 @@ def copy(run_dir, tmp_path_factory):
 def run_coco(run_dir, copy, out, *more, draw=None):
     base = [f"--models={run_dir}", f"--captions={copy}/captions.json", f"--out={out}"]
     base += [f"--real={copy}/real.npz", f"--features=clip:{run_dir}/clip/export"]
-    made = coco.parser().parse_args([*base, "--num=4", "--part=3", f"--size={SIZE}", *more])
+    made = coco.parser().parse_args([*base, "--num=7", "--part=3", f"--size={SIZE}", *more])
     draw = draw or Draws()
     coco.run(made, draw=draw)
     return draw
@@ -130,13 +132,13 @@ def run_coco(run_dir, copy, out, *more, draw=None):
 def test_coco_draws_compares_and_says_what_departs(run_dir, copy, tmp_path, capsys):
     draw = run_coco(run_dir, copy, tmp_path)
     drawn = [caption for _, part in draw.seen for caption in part]
-    assert len(set(drawn)) == 4 and set(drawn) <= set(CAPTIONS)
+    assert len(set(drawn)) == 7 and set(drawn) <= set(MANY)
     found = json.loads((tmp_path / "coco.json").read_text())
     assert np.isfinite(found["scores"]["frechet"])
-    assert found["protocol"]["real"]["count"] == 40 and found["protocol"]["fake"]["count"] == 4
-    assert found["protocol"]["captions"] == "4 at random of captions.json, seed 0"
+    assert found["protocol"]["real"]["count"] == 40 and found["protocol"]["fake"]["count"] == 7
+    assert found["protocol"]["captions"] == "7 at random of captions.json, seed 0"
     assert found["warnings"][0] == (
-        "this is not the COCO-30k protocol: 4 captions instead of 30,000; 40 reference pictures "
+        "this is not the COCO-30k protocol: 7 captions instead of 30,000; 40 reference pictures "
         "instead of 40,504; features of CLIP instead of Inception-v3; compared at 16 px instead of "
         "256."
     )
@@ -178,8 +180,9 @@ def test_captions_are_chosen_once_each_and_alike_for_a_seed():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--num=6"], "there are 5 captions, and 6 are asked for; give a smaller --num"),
+        (["--num=9"], "there are 8 captions, and 9 are asked for; give a smaller --num"),
         (["--num=0"], "--num is 0; it must be greater than 0"),
+        (["--num=5"], "--num is 5; scores of neighbours need 6 at least"),
         (["--part=0"], "--part is 0; it must be greater than 0"),
         (["--captions=none.json"], "there is no file none.json; give captions_val2014.json"),
         (["--features=dino:x"], "write inception:FILE"),

@@ -19,7 +19,7 @@ import numpy as np
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.evaluation import extract, parts, pictures, sets
 from unclip_jax.evaluation.parts import Draw
-from unclip_jax.metrics import report
+from unclip_jax.metrics import neighbours, report
 from unclip_jax.metrics.report import Collected, Report
 from unclip_jax.pipeline import load
 
@@ -57,10 +57,12 @@ def run(args: argparse.Namespace, *, draw: Draw) -> None:
     parts.check(args)
     for name in ("num", "size"):
         positive(f"--{name}", getattr(args, name))
+    if args.num <= (least := neighbours.K_DENSITY):
+        raise UserError(f"--num is {args.num}; scores of neighbours need {least + 1} at least.")
     captions = chosen(read_captions(args.captions), num=args.num, seed=args.seed)
     extractor = extract.open_extractor(args.features, resize=args.resize)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
-    args.split = ""  # `real` is no prepared data set
+    args.split = "validation"  # if `real` is a prepared data set
     args.num, count = None, args.num  # all of the reference
     real = sets.collected(args.real, extractor, args, name="real", statistics=True)
     drawn = parts.draw_all(args, loaded, captions, draw=draw)

@@ -8,6 +8,7 @@ category and prompts.json; in the shapes world the exact checker joins in.
 
 import argparse
 import csv
+import io
 import json
 import pathlib
 import re
@@ -174,7 +175,9 @@ def _order(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _table(text: str, path: pathlib.Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(), delimiter=SEPARATORS[path.suffix.lower()])
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=SEPARATORS[path.suffix.lower()]
+    )
     return enumerate(reader, 2)
 
 
