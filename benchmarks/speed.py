@@ -100,7 +100,11 @@ def _load(name: str) -> Row:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing; write after every row."""
+    """Measure what is missing; write after every row.
+
+    Raises:
+        UserError: no such row, or rows whose commands failed, after all the others.
+    """
     args = parse(argv)
     wanted = [row for row in rows() if args.only in row.name]
     if not wanted:
@@ -109,12 +113,17 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(row.name for row in rows())}."
         )
     page.around(args.out, title=TITLE)
-    found = page.read(args.out.with_suffix(".json"))
+    found, failed = page.read(args.out.with_suffix(".json")), []
     for row in wanted:
         if args.again or row.name not in found:
             sys.stderr.write(f"{row.name} ...\n")
-            found[row.name] = {"command": row.command(), **measure(row)}
+            try:
+                found[row.name] = {"command": row.command(), **measure(row)}
+            except UserError as error:  # the others are worth having all the same
+                failed.append(str(error))
         page.write(args.out, tables(found), found, title=TITLE)
+    if failed:
+        raise UserError(f"{len(failed)} rows could not be measured: {'; '.join(failed)}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

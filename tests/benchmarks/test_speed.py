@@ -177,6 +177,25 @@ def test_the_page_shows_ratios_and_what_was_not_measured():
     assert "Not measured: train decoder karlo, " in page
 
 
+def test_a_row_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
+    def measure(row):
+        if "decoder" in row.name:
+            raise UserError("it was killed")
+        return measured()
+
+    monkeypatch.setattr(speed, "measure", measure)
+    out = tmp_path / "speed.md"
+    with pytest.raises(UserError, match="1 rows could not be measured: it was killed"):
+        speed.main([f"--out={out}", "--only=train decoder karlo"])
+    with pytest.raises(UserError, match="it was killed"):
+        speed.main([f"--out={out}", "--only=train"])
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert "train prior karlo" in found and "train upsampler_256 medium" in found
+    assert found["train prior karlo"]["command"].startswith("python -m benchmarks.train_step")
+    monkeypatch.setattr(speed, "measure", lambda row: 1 / 0)
+    speed.main([f"--out={out}", "--only=train prior karlo"])  # it is there
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
