@@ -125,12 +125,16 @@ def table(found: dict[str, Any]) -> str:
     heads += ("ms per step: compute", "memory", "links", "binds", "step, ms", "MFU, %", "days")
     there = [row for row in rows() if row.name in found]
     text = page.table(heads, [cells(row, found[row.name]) for row in there])
-    left = [row.name for row in rows() if row.name not in found]
+    left = [row for row in rows() if row.name not in found]
     if there:
         made = found[there[0].name]["compiler"]
         text += f"\njax {made['jax']}, libtpu {made.get('libtpu', '-')}; nothing was run."
         text += " All figures: plan.json.\n"
-    return text + (f"\nNot planned: {', '.join(left)}.\n" if left else "")
+    groups = {
+        name: [row.topology for row in left if row.experiment == name] for name in EXPERIMENTS
+    }
+    missing = [f"{name} on {', '.join(where)}" for name, where in groups.items() if where]
+    return text + (f"\nNot planned: {'; '.join(missing)}.\n" if missing else "")
 
 
 def cells(row: Row, made: dict[str, Any]) -> list[str]:
