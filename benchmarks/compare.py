@@ -20,7 +20,9 @@ from unclip_jax.experiment import Experiment
 from unclip_jax.parallel.place import size_text
 from unclip_jax.training.memory import count_text
 
-SIDES = {"ours": "benchmarks.ours", "diffusers": "benchmarks.diffusers_side"}
+SIDES = {"ours": "benchmarks.ours", "diffusers": "benchmarks.diffusers_side"} | {
+    "dalle2": "benchmarks.dalle2_side"
+}
 UNITS = {"train": "step", "sample": "chain"}
 
 
@@ -29,7 +31,7 @@ def run(what: str, argv: Sequence[str]) -> None:
     args, overrides = parse(what, argv)
     experiment = configs.read(args.config, overrides=overrides)
     if args.peer:
-        peers.check(args.peer, experiment)
+        peers.check(args.peer, experiment, what=what)
     if what == "sample" and experiment.stage == "clip":
         raise UserError("stage 'clip' draws nothing; take one of prior, decoder, upsampler.")
     result = measure(what, experiment, args, overrides)
@@ -50,7 +52,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
-    parser.add_argument("--peer", default="", help="compare with: diffusers [none]")
+    parser.add_argument("--peer", default="", help="compare with: diffusers, dalle2 [none]")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side [5]")
     parser.add_argument(
         "--count", type=int, default=4, help=f"{UNITS[what]}s per turn, whose median counts [4]"
@@ -76,7 +78,7 @@ def measure(
         "ours": {"config": args.config, "overrides": overrides, "what": what, "batch": batch}
     }
     if args.peer:
-        tasks[args.peer] = peers.task(experiment, what=what, batch=batch)
+        tasks[args.peer] = peers.task(args.peer, experiment, what=what, batch=batch)
     with contextlib.ExitStack() as stack:
         sides = []
         for name, task in tasks.items():
@@ -93,30 +95,36 @@ def measure(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rounds": args.rounds,
         "count": args.count,
-        "ours": {**facts["ours"], **rates(facts["ours"], found.seconds["ours"])},
+        "ours": {**facts["ours"], **rates(facts["ours"], found["ours"])},
     }
     if args.peer:
+        ratios = turns.ratios(found[args.peer], found["ours"])
         result["peer"] = {
             "name": args.peer,
             **facts[args.peer],
-            "seconds": turns.spread(found.seconds[args.peer]),
-            "seconds_over_ours": turns.spread(found.ratios[args.peer]),
-            "lacks": "" if same(experiment) else peers.NOT_THERE[experiment.stage],
+            "seconds": turns.spread([spent.wall for spent in found[args.peer]]),
+            "cpu_seconds": turns.spread([spent.cpu for spent in found[args.peer]]),
+            "over_ours": {name: turns.spread(values) for name, values in ratios.items()},
+            "lacks": lacks(args.peer, experiment),
         }
     return result
 
 
-def same(experiment: Experiment) -> bool:
-    """Whether the peer computes the same function: Karlo's options."""
-    return experiment.size == "karlo"
+def lacks(peer: str, experiment: Experiment) -> str:
+    """What the peer leaves out; nothing if it computes the same: Karlo's options, one network."""
+    twice = getattr(experiment.model, "last_step", False)
+    if peer == "diffusers" and experiment.size == "karlo" and not twice:
+        return ""
+    return peers.NOT_THERE[peer][experiment.stage]
 
 
-def rates(facts: dict[str, Any], seconds: Sequence[float]) -> dict[str, Any]:
+def rates(facts: dict[str, Any], found: Sequence[turns.Spent]) -> dict[str, Any]:
     """Seconds per unit, examples/s, FLOP/s and shares of the measured peak."""
-    spread = turns.spread(seconds)
+    spread = turns.spread([spent.wall for spent in found])
     middle = spread["median"]
     return {
         "seconds": spread,
+        "cpu_seconds": turns.spread([spent.cpu for spent in found]),
         "examples_per_second": facts["examples"] / middle,
         "flops_per_second": facts["traced_flops"] / middle,
         "mfu": facts["model_flops"] / middle / facts["peak_flops"],
@@ -146,12 +154,12 @@ def as_text(result: dict[str, Any]) -> str:
         f"{size_text(ours['peak_memory'])}; compiled in {ours['compile_seconds']:.3g} s",
     ]
     if "peer" in result:
-        peer = result["peer"]
+        peer, over = result["peer"], result["peer"]["over_ours"]
         lines.append(
-            f"{peer['name']} {peer['diffusers']} ({peer['class']}, {peer['memory_format']}, torch "
-            f"{peer['torch']}, {count_text(peer['parameters'])} parameters): "
-            f"{_range(peer['seconds'])} s, {_range(peer['seconds_over_ours'])} times ours; the "
-            f"process at most {size_text(peer['peak_memory'])}"
+            f"{peer['library']} ({peer['class']}, {peer['memory_format']}, torch {peer['torch']}, "
+            f"{count_text(peer['parameters'])} parameters): "
+            f"{_range(peer['seconds'])} s, {_range(over['wall'])} times ours, in time of the CPU "
+            f"{_range(over['cpu'])} times; the process at most {size_text(peer['peak_memory'])}"
         )
         if peer["lacks"]:
             lines.append(f"it lacks {peer['lacks']}")

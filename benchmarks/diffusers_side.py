@@ -8,7 +8,6 @@ with both halves of guidance in one batch. Convolutions run in whichever memory 
 here. No JAX in this process.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import turns
+from benchmarks import torch_step, turns
 
 Work = Callable[[], Any]
 TRIALS = 2  # units that decide between memory formats
@@ -123,8 +122,7 @@ CLASSES = {
 
 def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
     """Build the network; what is known of it, and one unit of work."""
-    torch.manual_seed(0)
-    torch.set_num_threads(turns.cores())
+    torch_step.settle()
     make = train if task["what"] == "train" else sample
     name = task["settings"]["_class_name"]
     formats = ["contiguous_format"]
@@ -138,9 +136,9 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
         "class": name,
         "parameters": parameters,
         "memory_format": chosen,
-        "peak_flops": peak(),
+        "peak_flops": torch_step.peak(),
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "library": f"diffusers {diffusers.__version__}",
     }
     return facts, work
 
@@ -148,26 +146,16 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
 def train(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
     """One step of training, and the number of parameters."""
     model = model.to(memory_format=getattr(torch, layout)).train()
-    average = copy.deepcopy(model)
-    ours, theirs = list(model.parameters()), list(average.parameters())
-    optimizer = torch.optim.AdamW(ours, fused=True, **task["optim"])
     batch, alpha_bar = task["batch"], _alpha_bar()
     x_0, told = torch.randn(model.noise_shape(batch, whole=False)), model.conditions(batch)
 
-    def step() -> float:
+    def loss() -> torch.Tensor:
         t, eps = torch.randint(0, NUM_TIMESTEPS, (batch,)), torch.randn_like(x_0)
         level = alpha_bar[t].view(-1, *[1] * (x_0.dim() - 1))
         x_t = level.sqrt() * x_0 + (1 - level).sqrt() * eps
-        loss = functional.mse_loss(model(x_t, t, told), eps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(ours, task["clip_norm"], foreach=True)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(theirs, ours, 1.0 - task["ema_decay"])
-        return loss.item()
+        return functional.mse_loss(model(x_t, t, told), eps)
 
-    return step, sum(p.numel() for p in ours)
+    return torch_step.trained(model, loss, task), torch_step.count(model)
 
 
 def sample(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
@@ -192,13 +180,7 @@ def sample(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, i
             x_t = level.sqrt() * x_0 + (1 - level).sqrt() * torch.randn_like(x_t)
         return x_t.sum().item()
 
-    return chain, sum(p.numel() for p in model.parameters())
-
-
-def peak(side: int = 2048, times: int = 5) -> float:
-    """The most FLOP/s that a plain float32 product of matrices reached here."""
-    x = torch.ones(side, side)
-    return 2.0 * side**3 / min(turns.timed(lambda: x @ x) for _ in range(times + 1))
+    return chain, torch_step.count(model)
 
 
 def _alpha_bar() -> torch.Tensor:
@@ -209,10 +191,10 @@ def _alpha_bar() -> torch.Tensor:
 
 
 def _trial(made: tuple[Work, int]) -> float:
-    """Best seconds of a unit, after one that is not counted."""
+    """Least time of the CPU for a unit, after one that is not counted."""
     work, _ = made
     work()
-    return min(turns.timed(work) for _ in range(TRIALS))
+    return min(turns.timed(work).cpu for _ in range(TRIALS))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [row(experiment, workers, seconds=args.seconds) for workers in args.workers]
     step = ours.train(experiment)
     step.once()
-    took = turns.spread([turns.timed(step.once) for _ in range(args.steps)])
+    took = turns.spread([turns.timed(step.once).wall for _ in range(args.steps)])
     result = {
         "experiment": experiment.name,
         "size": experiment.size,

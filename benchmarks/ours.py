@@ -208,7 +208,7 @@ def peak(mesh: Mesh, *, dtype: str, times: int = 5) -> float:
         product = jax.jit(jnp.matmul, out_shardings=batch_sharding(mesh))
         jax.block_until_ready(product(x, w))
         seconds = min(
-            turns.timed(lambda x=x, w=w, f=product: jax.block_until_ready(f(x, w)))
+            turns.timed(lambda x=x, w=w, f=product: jax.block_until_ready(f(x, w))).wall
             for _ in range(times)
         )
         best = max(best, 2.0 * rows * side * side / seconds)

@@ -49,6 +49,20 @@ def write(out: pathlib.Path, page: str, result: Any, *, title: str) -> None:
     save(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
 
 
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """The rows that a JSON file holds; none if there is no file.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); move it away.") from None
+
+
 def save(path: pathlib.Path, text: str) -> None:
     """Write a file.
 

@@ -1,8 +1,8 @@
-"""Which network of diffusers is the peer of an experiment: a task for `benchmarks.diffusers_side`.
+"""Which PyTorch network is the peer of an experiment: tasks for `diffusers_side`, `dalle2_side`.
 
 Sizes `karlo` have the options of Karlo, whose classes diffusers has: there both sides compute the
-same function with the same parameters. Of other sizes the peer has the same widths, depths, sides
-and numbers of tokens, and lacks what its classes have no words for; `NOT_THERE` says what.
+same function with the same parameters. Otherwise the peer has the same widths, depths, sides and
+numbers of tokens, and lacks what its classes have no words for; `NOT_THERE` says what.
 """
 
 import dataclasses
@@ -14,32 +14,41 @@ from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.experiment import Experiment
 from unclip_jax.models.unet import UNetConfig
 
-PEERS = ("diffusers",)
+PEERS = {"diffusers": ("torch", "diffusers"), "dalle2": ("torch", "dalle2_pytorch")}
+INSTALL = {"diffusers": "'unclip_jax[parity]'", "dalle2": "dalle2-pytorch"}
+# What the peer of a stage that has not Karlo's options leaves out, by peer and stage.
 NOT_THERE = {
-    "prior": "the table of tokens",
-    "decoder": "the caption's transformer, the map of z_img, patches, the width of the embedding",
-    "upsampler": "patches, the width of the embedding",
+    "diffusers": {
+        "prior": "the table of tokens",
+        "decoder": "the caption's transformer, the map of z_img, patches, the embedding's width",
+        "upsampler": "patches, the embedding's width, the network of the last step",
+    },
+    "dalle2": {
+        "prior": "the table of tokens",
+        "decoder": "the caption's transformer and the map of z_img; its blocks are its own",
+    },
 }
 
 
-def check(name: str, experiment: Experiment) -> None:
+def check(name: str, experiment: Experiment, *, what: str) -> None:
     """Refuse what cannot be compared before anything is built.
 
     Raises:
         UserError: an unknown peer, PyTorch missing, a stage or an optimiser that it has not.
     """
-    one_of("--peer", name, PEERS)
-    for module in ("torch", "diffusers"):
+    for module in PEERS[one_of("--peer", name, tuple(PEERS))]:
         if importlib.util.find_spec(module) is None:
             raise UserError(
-                f"--peer={name} needs {module}, which is not installed; "
-                "pip install 'unclip_jax[parity]' brings it."
+                f"--peer={name} needs {module}, which is not installed; pip install "
+                f"{INSTALL[name]} brings it."
             )
-    if experiment.stage not in NOT_THERE:
+    if experiment.stage not in NOT_THERE[name]:
         raise UserError(
             f"{name} has no network like stage {experiment.stage!r}; leave out --peer, or compare "
-            f"one of: {', '.join(NOT_THERE)}."
+            f"one of: {', '.join(NOT_THERE[name])}."
         )
+    if name == "dalle2":
+        _check_dalle2(experiment, what)
     optim = experiment.optim
     if optim.name != "adamw" or optim.sam:
         raise UserError(
@@ -48,10 +57,22 @@ def check(name: str, experiment: Experiment) -> None:
         )
 
 
-def task(experiment: Experiment, *, what: str, batch: int) -> dict[str, Any]:
+def _check_dalle2(experiment: Experiment, what: str) -> None:
+    if what != "train":
+        raise UserError("dalle2 is compared in training alone; draw with --peer=diffusers.")
+    net = experiment.model.model
+    if experiment.stage == "prior" and net.width != net.embed_dim:
+        raise UserError(
+            f"dalle2's prior is as wide as its embeddings, this one {net.width} with embeddings of "
+            f"{net.embed_dim}; add --config.model.model.width={net.embed_dim}."
+        )
+
+
+def task(name: str, experiment: Experiment, *, what: str, batch: int) -> dict[str, Any]:
     """What the peer's process builds and does.
 
     Args:
+        name: of the peer.
         experiment: the stage, of any size.
         what: "train" or "sample".
         batch: examples per call.
@@ -67,7 +88,7 @@ def task(experiment: Experiment, *, what: str, batch: int) -> dict[str, Any]:
         | {"weight_decay": optim.weight_decay},
         "clip_norm": optim.clip_norm,
         "ema_decay": experiment.train.ema_decay,
-        **NETWORKS[experiment.stage](model),
+        **NETWORKS[name][experiment.stage](model),
     }
 
 
@@ -97,7 +118,43 @@ def _upsampler(model: Any) -> dict[str, Any]:
     }
 
 
-NETWORKS = {"prior": _prior, "decoder": _decoder, "upsampler": _upsampler}
+def _dalle2_prior(model: Any) -> dict[str, Any]:
+    net = model.model
+    sizes = {"dim": net.embed_dim, "depth": net.depth, "heads": net.heads}
+    sizes |= {"dim_head": net.width // net.heads, "max_text_len": net.context}
+    return {"network": "prior", "settings": sizes, "timesteps": net.num_timesteps}
+
+
+def _dalle2_decoder(model: Any) -> dict[str, Any]:
+    net, unet = model.model, model.model.unet
+    sides = [unet.image_size // unet.patch // 2**level for level in range(len(unet.multiples))]
+    settings = {
+        "dim": unet.channels,
+        "dim_mults": unet.multiples,
+        "num_resnet_blocks": unet.depth,
+        "resnet_groups": unet.norm_groups,
+        "self_attn": [side in unet.attention_at for side in sides],
+        "attn_dim_head": unet.head_channels,
+        "attn_heads": max(1, unet.channels * unet.multiples[-1] // unet.head_channels),
+        "image_embed_dim": net.z_dim,
+        "text_embed_dim": net.text_width,
+        "cond_dim": net.text_width,
+        "num_image_tokens": net.num_z_tokens,
+        "max_text_len": net.context,
+        "cond_on_text_encodings": True,
+        "cond_on_image_embeds": True,
+        "channels": unet.in_channels * unet.patch**2,
+    }
+    side, timesteps = unet.image_size // unet.patch, net.num_timesteps
+    learned = {"learned_variance": model.diffusion.learned_variance}
+    told = {"side": side, "timesteps": timesteps, **learned}
+    return {"network": "decoder", "settings": settings, **told}
+
+
+NETWORKS = {
+    "diffusers": {"prior": _prior, "decoder": _decoder, "upsampler": _upsampler},
+    "dalle2": {"prior": _dalle2_prior, "decoder": _dalle2_decoder},
+}
 
 
 def plain(cfg: UNetConfig) -> UNetConfig:

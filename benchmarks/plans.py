@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(row.name for row in rows())}."
         )
     page.around(args.out, title=TITLE)
-    found = read(args.out.with_suffix(".json"))
+    found = page.read(args.out.with_suffix(".json"))
     missing = [row for row in wanted if args.again or row.name not in found]
     if missing and not topology.can_compile_for_tpu():
         raise UserError("libtpu is not installed; pip install 'unclip_jax[tpu]' brings it.")
@@ -97,20 +97,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.out.suffix != ".md":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
     return args
-
-
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """The plans that are there; none if there is no file.
-
-    Raises:
-        UserError: it is no JSON.
-    """
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); move it away.") from None
 
 
 def plan(row: Row) -> dict[str, Any]:
@@ -139,12 +125,16 @@ def table(found: dict[str, Any]) -> str:
     heads += ("ms per step: compute", "memory", "links", "binds", "step, ms", "MFU, %", "days")
     there = [row for row in rows() if row.name in found]
     text = page.table(heads, [cells(row, found[row.name]) for row in there])
-    left = [row.name for row in rows() if row.name not in found]
+    left = [row for row in rows() if row.name not in found]
     if there:
         made = found[there[0].name]["compiler"]
         text += f"\njax {made['jax']}, libtpu {made.get('libtpu', '-')}; nothing was run."
         text += " All figures: plan.json.\n"
-    return text + (f"\nNot planned: {', '.join(left)}.\n" if left else "")
+    groups = {
+        name: [row.topology for row in left if row.experiment == name] for name in EXPERIMENTS
+    }
+    missing = [f"{name} on {', '.join(where)}" for name, where in groups.items() if where]
+    return text + (f"\nNot planned: {'; '.join(missing)}.\n" if missing else "")
 
 
 def cells(row: Row, made: dict[str, Any]) -> list[str]:

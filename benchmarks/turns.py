@@ -22,6 +22,19 @@ MARK = "@@ "
 REST = 0.3  # seconds until threads of the other side that spin for work have given up
 
 
+class Spent(NamedTuple):
+    """Seconds of one unit of work.
+
+    Attributes:
+        wall: that passed.
+        cpu: that all threads of the process computed, which other programs on the machine disturb
+            less.
+    """
+
+    wall: float
+    cpu: float
+
+
 class Side:
     """The end of a side that gives the orders."""
 
@@ -40,10 +53,11 @@ class Side:
         )
         self.facts: dict[str, Any] = self._ask(task)
 
-    def work(self, count: int) -> list[float]:
-        """Seconds of each of `count` units of work."""
+    def work(self, count: int) -> Spent:
+        """Medians over `count` units of work."""
         time.sleep(REST)
-        return self._ask(count)
+        walls, cpus = zip(*self._ask(count), strict=True)
+        return Spent(statistics.median(walls), statistics.median(cpus))
 
     def close(self) -> int:
         """End it; the greatest memory it ever held, in bytes."""
@@ -92,11 +106,11 @@ def serve(prepare: Callable[[Any], tuple[dict[str, Any], Callable[[], Any]]]) ->
         _say([timed(once) for _ in range(count)])
 
 
-def timed(once: Callable[[], Any]) -> float:
+def timed(once: Callable[[], Any]) -> Spent:
     """Seconds that a call takes."""
-    began = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     once()
-    return time.perf_counter() - began
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def peak_memory() -> int:
@@ -114,35 +128,24 @@ def _say(value: Any) -> None:
     sys.stdout.flush()
 
 
-class Turns(NamedTuple):
-    """What was measured.
+def alternate(sides: Sequence[Side], *, rounds: int, count: int) -> dict[str, list[Spent]]:
+    """A, B, A, B, ...: what every side spent in `rounds` turns of `count` units each.
 
-    Attributes:
-        seconds: per side, the median of each of its turns.
-        ratios: seconds of every other side over those of the first, turn by turn.
+    One unit each goes before and is not counted.
     """
-
-    seconds: dict[str, list[float]]
-    ratios: dict[str, list[float]]
-
-
-def alternate(sides: Sequence[Side], *, rounds: int, count: int) -> Turns:
-    """A, B, A, B, ...: `rounds` turns of `count` units each, after one turn that is not counted."""
     for side in sides:
         side.work(1)
-    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    spent: dict[str, list[Spent]] = {side.name: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            seconds[side.name].append(statistics.median(side.work(count)))
-    first, *others = sides
-    ratios = {
-        other.name: [
-            theirs / ours
-            for theirs, ours in zip(seconds[other.name], seconds[first.name], strict=True)
-        ]
-        for other in others
-    }
-    return Turns(seconds, ratios)
+            spent[side.name].append(side.work(count))
+    return spent
+
+
+def ratios(theirs: Sequence[Spent], ours: Sequence[Spent]) -> dict[str, list[float]]:
+    """Turn by turn, theirs over ours: "wall" and "cpu"."""
+    pairs = list(zip(theirs, ours, strict=True))
+    return {name: [getattr(a, name) / getattr(b, name) for a, b in pairs] for name in Spent._fields}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import compare, loader, ours, peers
+from benchmarks import compare, loader, ours, peers, speed
 from tests.stages import tiny
 from unclip_jax import configs, prepare
 from unclip_jax.core import batch as batches
@@ -60,7 +60,7 @@ def test_random_batches_satisfy_the_stage():
 @pytest.mark.parametrize(
     ("what", "arguments", "message"),
     [
-        ("train", [PRIOR, "--peer=keras"], "unknown --peer 'keras'. Known: diffusers"),
+        ("train", [PRIOR, "--peer=keras"], "unknown --peer 'keras'. Known: dalle2, diffusers"),
         ("train", [PRIOR, "--rounds=0"], "--rounds is 0; it must be greater than 0"),
         ("train", [PRIOR, "--depth=3"], "unknown argument '--depth=3'; overrides begin with"),
         ("sample", [PRIOR, "--batch=0"], "--batch is 0; it must be greater than 0"),
@@ -75,6 +75,17 @@ def test_random_batches_satisfy_the_stage():
             ["--config=experiments/prior.py:shapes", "--peer=diffusers"],
             "takes steps of AdamW, this experiment of 'muon'; add --config.optim.name=adamw",
         ),
+        (
+            "train",
+            ["--config=experiments/upsampler_256.py:tiny", "--peer=dalle2"],
+            "dalle2 has no network like stage 'upsampler'; .* one of: prior, decoder",
+        ),
+        ("sample", [PRIOR, "--peer=dalle2"], "dalle2 is compared in training alone"),
+        (
+            "train",
+            [PRIOR, "--peer=dalle2"],
+            "this one 64 with embeddings of 32; add --config.model.model.width=32",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_is_measured(monkeypatch, what, arguments, message):
@@ -86,7 +97,9 @@ def test_mistakes_are_said_before_anything_is_measured(monkeypatch, what, argume
 def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs torch, .*pip install 'unclip_jax\[parity\]'"):
-        peers.check("diffusers", tiny.experiment("prior"))
+        peers.check("diffusers", tiny.experiment("prior"), what="train")
+    with pytest.raises(UserError, match="needs torch, .*pip install dalle2-pytorch brings it"):
+        peers.check("dalle2", tiny.experiment("prior"), what="train")
 
 
 @pytest.mark.parametrize(
@@ -99,13 +112,100 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
 )
 def test_the_peer_has_the_experiment_s_shapes(name, what, settings):
     experiment = configs.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
-    task = peers.task(experiment, what=what, batch=6)
+    task = peers.task("diffusers", experiment, what=what, batch=6)
     assert settings.items() <= task["settings"].items()
     twice = 2 if name == "prior" and what == "sample" else 1
     assert task["batch"] == 6 * twice
     assert task["steps"] == int(experiment.model.sampling.steps)
     assert task["guided"] == (experiment.model.sampling.guidance_scale != 1.0)
     assert json.loads(json.dumps(task))["settings"].keys() == task["settings"].keys()
+
+
+def test_dalle2_gets_the_experiment_s_shapes():
+    task = {}
+    for name in ("prior", "decoder"):
+        experiment = configs.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
+        task[name] = peers.task("dalle2", experiment, what="train", batch=6)["settings"]
+    assert task["prior"] == {
+        "dim": 128,
+        "depth": 3,
+        "heads": 4,
+        "dim_head": 32,
+        "max_text_len": 24,
+    }
+    assert (task["decoder"]["dim"], task["decoder"]["dim_mults"]) == (48, (1, 2))
+    assert task["decoder"]["self_attn"] == [False, True]  # at 8 of 16 and 8 pixels
+
+
+def test_every_row_of_the_page_is_a_command_that_is_understood(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    modules = {"benchmarks.train_step": "train", "benchmarks.sample": "sample"}
+    seen = set()
+    for row in speed.rows():
+        seen.add(row.name)
+        if row.module == "benchmarks.loader":
+            args, overrides = loader.parse(row.arguments)
+        else:
+            args, overrides = compare.parse(modules[row.module], row.arguments)
+        experiment = configs.read(args.config, overrides=overrides)
+        if getattr(args, "peer", ""):
+            peers.check(args.peer, experiment, what=modules[row.module])
+            task = peers.task(args.peer, experiment, what=modules[row.module], batch=2)
+            assert json.dumps(task)
+    assert len(seen) == len(speed.rows())
+
+
+def measured(**changes):
+    spread = {"median": 0.5, "least": 0.25, "greatest": 1.0}
+    memory = {"arguments": 2**29, "temporary": 2**29}
+    ours = {"parameters": 1234, "examples": 8, "seconds": spread, "examples_per_second": 16.0}
+    ours |= {"flops_per_second": 2e9, "mfu": 0.25, "compiled_memory": memory, "peak_memory": 2**31}
+    return {"ours": ours, **changes}
+
+
+def test_the_page_shows_ratios_and_what_was_not_measured():
+    spread = {"median": 2.0, "least": 1.5, "greatest": 3.0}
+    peer = {"peer": {"over_ours": {"wall": spread, "cpu": {**spread, "median": 1.75}}}}
+    wait = {"waited_seconds": 0.01, "step_seconds": 0.1}
+    load = {"experiment": "clip", "step_examples_per_second": 640.0, "waiting": wait}
+    load["loader"] = [{"workers": 2, "decoding": 1280.0, "cached": 9000.0}]
+    found = {"train prior karlo": measured(**peer), "train clip shapes": measured()}
+    page = speed.tables({**found, "load clip shapes": load})
+    assert "| train prior karlo | 1,234 | 8 | 0.5 [0.25, 1] | 16 | 2 | 25 | 1.00, 2.00 |" in page
+    assert "| 2 [1.5, 3] | 1.75 [1.5, 3] |" in page
+    assert "| clip | 640 | 2: 1,280 (9,000) | 10.0 % |" in page
+    assert "Not measured: train decoder karlo, " in page
+
+
+def test_a_row_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
+    def measure(row):
+        if "decoder" in row.name:
+            raise UserError("it was killed")
+        return measured()
+
+    monkeypatch.setattr(speed, "measure", measure)
+    out = tmp_path / "speed.md"
+    with pytest.raises(UserError, match="1 rows could not be measured: it was killed"):
+        speed.main([f"--out={out}", "--only=train decoder karlo"])
+    with pytest.raises(UserError, match="it was killed"):
+        speed.main([f"--out={out}", "--only=train"])
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert "train prior karlo" in found and "train upsampler_256 medium" in found
+    assert found["train prior karlo"]["command"].startswith("python -m benchmarks.train_step")
+    monkeypatch.setattr(speed, "measure", lambda row: 1 / 0)
+    speed.main([f"--out={out}", "--only=train prior karlo"])  # it is there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=paper"], "--only is 'paper'; it must be part of one of: train prior karlo"),
+        (["--out=table.txt"], "--out is 'table.txt'; give a name that ends in .md"),
+    ],
+)
+def test_mistakes_about_the_page_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        speed.main(arguments)
 
 
 def test_a_patched_unet_has_a_peer_whose_levels_have_its_sides():

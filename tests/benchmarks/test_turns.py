@@ -13,18 +13,24 @@ def side(tmp_path, name, seconds=0.0, **more):
     return turns.Side(name, MODULE, task)
 
 
-def test_sides_work_in_turns_and_ratios_are_between_neighbours(tmp_path, monkeypatch):
+def test_sides_work_in_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "REST", 0.0)
     sides = [side(tmp_path, "a", 0.02), side(tmp_path, "b", 0.08)]
     found = turns.alternate(sides, rounds=3, count=2)
     peaks = [each.close() for each in sides]
     assert (tmp_path / "log").read_text() == "ab" + 3 * "aabb"  # one each that is not counted
     assert [each.facts for each in sides] == [{"name": "a"}, {"name": "b"}]
-    assert {name: len(seconds) for name, seconds in found.seconds.items()} == {"a": 3, "b": 3}
-    assert min(found.seconds["a"]) >= 0.02 and min(found.seconds["b"]) >= 0.08
-    pairs = zip(found.seconds["a"], found.seconds["b"], strict=True)
-    assert found.ratios == {"b": [theirs / ours for ours, theirs in pairs]}
+    assert {name: len(spent) for name, spent in found.items()} == {"a": 3, "b": 3}
+    assert min(each.wall for each in found["a"]) >= 0.02
+    assert min(each.wall for each in found["b"]) >= 0.08
+    assert all(each.cpu < each.wall for each in found["b"])  # it sleeps
     assert all(2**20 < peak < 2**30 for peak in peaks)  # an interpreter, in bytes
+
+
+def test_ratios_are_between_neighbouring_turns():
+    theirs = [turns.Spent(2.0, 3.0), turns.Spent(8.0, 3.0)]
+    found = turns.ratios(theirs, [turns.Spent(1.0, 2.0), turns.Spent(2.0, 4.0)])
+    assert found == {"wall": [2.0, 4.0], "cpu": [1.5, 0.75]}
 
 
 def test_a_side_that_ends_is_named(tmp_path):

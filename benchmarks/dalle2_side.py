@@ -1,0 +1,77 @@
+"""The other PyTorch side of a comparison: the prior and the decoder of DALLE2-pytorch, trained.
+
+    (a task of `benchmarks.peers` as JSON on stdin, see `benchmarks.turns`)
+
+Its networks are its own: causal attention with rotary embeddings over the same tokens in the prior,
+residual blocks with cross attention in the decoder, at the same widths, depths and
+sides. The losses are the library's.
+"""
+
+import importlib.metadata
+from typing import Any
+
+import torch
+from dalle2_pytorch import Decoder, DiffusionPrior, DiffusionPriorNetwork, Unet
+from torch import nn
+
+from benchmarks import torch_step, turns
+from benchmarks.torch_step import Work
+
+
+def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
+    """Build the network; what is known of it, and one step of its training."""
+    torch_step.settle()
+    model, told = NETWORKS[task["network"]](task)
+    model = model.train()
+    facts = {
+        "class": type(model).__name__,
+        "parameters": torch_step.count(model),
+        "memory_format": "contiguous_format",
+        "peak_flops": torch_step.peak(),
+        "torch": torch.__version__,
+        "library": f"dalle2-pytorch {importlib.metadata.version('dalle2-pytorch')}",
+    }
+    copies = {name: value.clone() for name, value in told.items()}  # it scales embeddings in place
+
+    def loss() -> torch.Tensor:
+        for name, value in told.items():
+            copies[name].copy_(value)
+        return model(**copies)
+
+    return facts, torch_step.trained(model, loss, task)
+
+
+def prior(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """DiffusionPrior and a batch of random embeddings and captions."""
+    sizes, batch = task["settings"], task["batch"]
+    net = DiffusionPriorNetwork(**sizes, num_timesteps=task["timesteps"])
+    model = DiffusionPrior(
+        net, image_embed_dim=sizes["dim"], timesteps=task["timesteps"], cond_drop_prob=0.1
+    )
+    z, text = (batch, sizes["dim"]), (batch, sizes["max_text_len"], sizes["dim"])
+    told = {"text_embed": torch.randn(z), "image_embed": torch.randn(z)}
+    return model, {**told, "text_encodings": torch.randn(text)}
+
+
+def decoder(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Decoder around one Unet, and a batch of random images and conditions."""
+    sizes, batch, side = task["settings"], task["batch"], task["side"]
+    model = Decoder(
+        Unet(**sizes),
+        image_size=side,
+        channels=sizes["channels"],
+        timesteps=task["timesteps"],
+        learned_variance=task["learned_variance"],
+    )
+    text = (batch, sizes["max_text_len"], sizes["text_embed_dim"])
+    return model, {
+        "image": torch.rand(batch, sizes["channels"], side, side),
+        "image_embed": torch.randn(batch, sizes["image_embed_dim"]),
+        "text_encodings": torch.randn(text),
+    }
+
+
+NETWORKS = {"prior": prior, "decoder": decoder}
+
+if __name__ == "__main__":
+    turns.serve(prepare)

@@ -1,0 +1,210 @@
+"""The tables of docs/speed.md: every measurement of this folder that is about speed, once.
+
+    . launch/env.sh && python -m benchmarks.speed --out=docs/speed.md [--only=decoder] [--again]
+
+Runs `benchmarks.train_step`, `benchmarks.sample` and `benchmarks.loader` with the settings below,
+one after the other; after every row writes the tables between the marks of OUT.md and all figures
+to OUT.json. Rows that are there already are kept. The loader's need `make demo`'s runs/shapes.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import page
+from unclip_jax import entry
+from unclip_jax.core.checks import UserError
+
+TITLE = "# How fast it is\n\nMade by `python -m benchmarks.speed`.\n\n"
+GIB = 2.0**30
+UNET = "--config.model.model.unet."
+# Networks of Karlo's kind between the miniature and the real ones, which no laptop trains.
+MEDIUM = {
+    "prior": (
+        *("--config.model.model.width=512", "--config.model.model.depth=8"),
+        *("--config.model.model.heads=8", "--config.model.model.context=77"),
+        "--config.train.batch_size=16",
+    ),
+    "decoder": (
+        *(f"{UNET}image_size=32", "--config.data.load_size=32", f"{UNET}channels=96"),
+        *(f"{UNET}multiples=(1,2,3)", f"{UNET}depth=2", f"{UNET}attention_at=(16,8)"),
+        "--config.train.batch_size=4",
+    ),
+    "upsampler_256": (
+        *(f"{UNET}channels=64", f"{UNET}multiples=(1,2,3)", f"{UNET}depth=2"),
+        "--config.train.batch_size=8",
+    ),
+}
+TURNS = ("--rounds=5", "--count=2")
+COMPARED = ("--config.optim.name=adamw", "--peer=diffusers")
+# Karlo's upsampler has a second network for its last step; the peer is one network.
+ONE = {"upsampler_256": ("--config.model.last_step=False",)}
+
+
+class Row(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        name: of the row.
+        module: that measures it.
+        arguments: of that command.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+
+    def command(self) -> str:
+        """As one types it."""
+        quoted = (f"'{each}'" if "(" in each else each for each in self.arguments)
+        return " ".join(["python -m", self.module, *quoted])
+
+
+def rows() -> list[Row]:
+    """All of them, the most telling ones first."""
+    made = [_step(name, "karlo", COMPARED) for name in MEDIUM]
+    made += [_step(name, "shapes", COMPARED) for name in MEDIUM]
+    made.append(_load("decoder"))
+    made += [_step(name, "medium", COMPARED) for name in MEDIUM]
+    made += [_chain(name) for name in MEDIUM]
+    made += [_step(name, "shapes", (COMPARED[0], "--peer=dalle2")) for name in ("prior", "decoder")]
+    made.append(_step("clip", "shapes", ()))
+    return [*made, _load("clip"), _load("upsampler_256")]
+
+
+def _step(name: str, size: str, compared: tuple[str, ...]) -> Row:
+    """A train step; size "medium" is of Karlo's kind too."""
+    settings = {"medium": MEDIUM.get(name, ()), "karlo": (), "shapes": ()}[size]
+    kind = "shapes" if size == "shapes" else "karlo"
+    one = ONE.get(name, ()) if kind == "karlo" else ()
+    config = f"--config=experiments/{name}.py:{kind}"
+    beside = ", dalle2" if "--peer=dalle2" in compared else ""
+    arguments = (config, *one, *settings, *compared, *TURNS)
+    return Row(f"train {name} {size}{beside}", "benchmarks.train_step", arguments)
+
+
+def _chain(name: str) -> Row:
+    arguments = (f"--config=experiments/{name}.py:karlo", *ONE.get(name, ()), *COMPARED)
+    arguments += ("--batch=4", "--rounds=3", "--count=1")
+    return Row(f"sample {name} karlo", "benchmarks.sample", arguments)
+
+
+def _load(name: str) -> Row:
+    config = f"--config=experiments/{name}.py:shapes"
+    return Row(f"load {name} shapes", "benchmarks.loader", (config,))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing; write after every row.
+
+    Raises:
+        UserError: no such row, or rows whose commands failed, after all the others.
+    """
+    args = parse(argv)
+    wanted = [row for row in rows() if args.only in row.name]
+    if not wanted:
+        raise UserError(
+            f"--only is {args.only!r}; it must be part of one of: "
+            f"{', '.join(row.name for row in rows())}."
+        )
+    page.around(args.out, title=TITLE)
+    found, failed = page.read(args.out.with_suffix(".json")), []
+    for row in wanted:
+        if args.again or row.name not in found:
+            sys.stderr.write(f"{row.name} ...\n")
+            try:
+                found[row.name] = {"command": row.command(), **measure(row)}
+            except UserError as error:  # the others are worth having all the same
+                failed.append(str(error))
+        page.write(args.out, tables(found), found, title=TITLE)
+    if failed:
+        raise UserError(f"{len(failed)} rows could not be measured: {'; '.join(failed)}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/speed.md"))
+    parser.add_argument("--only", default="", help="part of a row's name, such as 'train prior'")
+    parser.add_argument("--again", action="store_true", help="measure what is there already too")
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".md":
+        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
+    return args
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """What the row's command writes.
+
+    Raises:
+        UserError: it failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "found.json"
+        command = [sys.executable, "-m", row.module, *row.arguments, f"--json={out}"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(f"{row.name} ended with {done.returncode}: {last}")
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Steps and chains beside the peer's, then the loader's."""
+    there = [row for row in rows() if row.name in found]
+    programs = [found[row.name] | {"row": row.name} for row in there if "ours" in found[row.name]]
+    heads = ("what", "parameters", "examples", "s", "examples/s", "GFLOP/s", "MFU, %")
+    heads += ("memory, GiB: compiled, process", "the peer takes, times ours", "in CPU time")
+    text = page.table(heads, [cells(each) for each in programs])
+    loads = [found[row.name] for row in there if "loader" in found[row.name]]
+    heads = ("loader of", "step alone, examples/s", "workers: decoding (cached), examples/s")
+    heads += ("the step waits for data",)
+    text += "\n" + page.table(heads, [load_cells(each) for each in loads])
+    left = [row.name for row in rows() if row.name not in found]
+    return text + (f"\nNot measured: {', '.join(left)}.\n" if left else "")
+
+
+def cells(found: dict[str, Any]) -> list[str]:
+    """A line of the first table."""
+    ours = found["ours"]
+    held = (sum(ours["compiled_memory"].values()) / GIB, ours["peak_memory"] / GIB)
+    line = [
+        found["row"],
+        f"{ours['parameters']:,}",
+        str(ours["examples"]),
+        span(ours["seconds"]),
+        f"{ours['examples_per_second']:.3g}",
+        f"{ours['flops_per_second'] / 1e9:.3g}",
+        f"{100 * ours['mfu']:.0f}",
+        f"{held[0]:.2f}, {held[1]:.2f}",
+    ]
+    if "peer" not in found:
+        return [*line, "", ""]
+    over = found["peer"]["over_ours"]
+    return [*line, span(over["wall"]), span(over["cpu"])]
+
+
+def load_cells(found: dict[str, Any]) -> list[str]:
+    """A line of the second table."""
+    counts = []
+    for each in found["loader"]:
+        cached = f" ({each['cached']:,.0f})" if "cached" in each else ""
+        counts.append(f"{each['workers']}: {each['decoding']:,.0f}{cached}")
+    wait = found["waiting"]
+    share = wait["waited_seconds"] / wait["step_seconds"]
+    name, alone = found["experiment"], found["step_examples_per_second"]
+    return [name, f"{alone:,.0f}", "; ".join(counts), f"{100 * share:.1f} %"]
+
+
+def span(found: dict[str, float]) -> str:
+    """A median between its extremes."""
+    return f"{found['median']:.3g} [{found['least']:.3g}, {found['greatest']:.3g}]"
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))
