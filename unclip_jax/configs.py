@@ -90,22 +90,23 @@ def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> Config
             f"{export} is a {card.stage}, but {spec} trains a {plain['stage']}; give the export "
             "of such a stage, or name the stage after the colon."
         )
-    data, tokenizer = dict(plain["data"]), handoff.locate(export) / TOKENIZER
-    if tokenizer.is_dir():
-        data["tokenizer"] = str(tokenizer)
-    data["load_size"] = _side(card, where=str(export)) or data["load_size"]
-    changes = {"model": card.config, "data": data, "init_from": str(export)}
-    return ConfigDict({**plain, **changes})
+    data = {**plain["data"], **_as_read(card, export)}
+    return ConfigDict({**plain, "model": card.config, "data": data, "init_from": str(export)})
 
 
-def _side(card: Manifest, *, where: str) -> int | None:
-    """Side of the images that a stage is trained on, if it is trained on images."""
-    entry = stage_entry(card.stage)
-    model = build(entry.config, card.config, where=f"{where}/manifest.json config")
-    if card.stage == "upsampler":  # which is trained on crops of them
-        return model.model.unet.image_size
-    field = entry.make(model).batch_spec.get("image")
-    return field.shape[0] if field else None
+def _as_read(card: Manifest, export: pathlib.Path) -> dict[str, Any]:
+    """Keys of `data` that say how an exported stage reads pictures and captions."""
+    entry, tokenizer = stage_entry(card.stage), handoff.locate(export) / TOKENIZER
+    model = build(entry.config, card.config, where=f"{export}/manifest.json config")
+    spec = entry.make(model).batch_spec
+    found: dict[str, Any] = {"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}
+    if card.stage == "upsampler":  # which is trained on crops
+        found["load_size"] = model.model.unet.image_size
+    elif "image" in spec:
+        found["load_size"] = spec["image"].shape[0]
+    if "text_seq" in spec:  # of the CLIP beside it
+        found["clip"] = str(export.parent.parent / "clip" / "export")
+    return found
 
 
 def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathlib.Path:

@@ -44,7 +44,6 @@ def trained(place, name):
     ]
     if name != "upsampler_256":
         overrides += [f"data.embeddings={place / 'raw'}", "data.empty_captions=0.1"]
-        overrides += [f"data.clip={place / 'run' / 'clip' / 'export'}"]
     config = f"--config={ROOT}/experiments/finetune.py:{name}"
     more = [f"--config.{each}" for each in overrides]
     call(
