@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
             shown = None
             if part == "reconstruction":
                 result[part] = measure.reconstruction(
-                    studio, known, encoded(), chain, seed=args.seed
+                    studio, known, encoded(), chain, seed=args.seed, paper=args.paper
                 )
             elif part == "variations":
                 result[part], shown = measure.variations(
@@ -90,9 +90,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared shapes data")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=64, help="pictures, and pictures with red")
-    parser.add_argument("--steps", default="50", help="grid of the decoder")
+    parser.add_argument("--steps", default="25", help="grid of the decoder")
     parser.add_argument("--refine", type=int, default=3, help="refinements of the inversion")
     parser.add_argument("--upsampler-steps", help="grid of the upsamplers; default: as exported")
+    parser.add_argument(
+        "--paper", action="store_true", help="reconstruct by the paper's recipe too, which is slow"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32, help="pictures at once")
     parser.add_argument(

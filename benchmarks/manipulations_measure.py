@@ -122,20 +122,25 @@ def psnr(one: Images, other: Images) -> np.ndarray:
 
 
 def reconstruction(
-    studio: Studio, known: Known, encoded: Encoded, chain: Chain, *, seed: int
+    studio: Studio, known: Known, encoded: Encoded, chain: Chain, *, seed: int, paper: bool
 ) -> list[dict[str, Any]]:
-    """PSNR from whole latents, from parts of them, and from random noise; at both sizes."""
+    """PSNR from whole latents, from parts of them, and from random noise; at both sizes.
+
+    `paper`: whole latents by the paper's recipe too, ten times as slow.
+    """
     given, count = known.pictures, len(known.pictures)
-    paper = chain._replace(steps=PAPER[0], refinements=PAPER[1])
-    again, noise = encode(studio, given, paper), studio.fresh_noise(seed=seed, indices=range(count))
+    noise = studio.fresh_noise(seed=seed, indices=range(count))
     random = Latent(encoded.latent.z_img, noise)
     lost = studio.decode(random, captions=[None] * count, steps=chain.steps)
     rows = [
         ("z_img, x_T and details", chain, encoded.base, encoded.latent.details),
-        ("the same by the paper's recipe", paper, again.base, again.latent.details),
         ("z_img and x_T", chain, encoded.base, ()),
         ("z_img and random noise", chain, lost, ()),
     ]
+    if paper:
+        slow = chain._replace(steps=PAPER[0], refinements=PAPER[1])
+        again = encode(studio, given, slow)
+        rows.append(("the first by the paper's recipe", slow, again.base, again.latent.details))
     keys = text_to_image.keys_for(seed, jnp.arange(count))
     made = []
     for name, how, base, held in rows:

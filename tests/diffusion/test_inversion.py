@@ -115,13 +115,13 @@ def test_refinement_holds_where_the_signal_is_gone():
 
 
 def test_a_refinement_that_leads_away_is_taken_back():
-    """Of N(0, 6^2) this long step has a slope of 3, from which plain iterations run away."""
+    """Of N(0, 6^2) this long step has a slope of 3, from which iterations by 1 run away."""
     short, denoise = respace(FULL, timesteps=np.array([290, 870])), exact_denoiser(0.0, 6.0)
     errors = []
-    for count in (0, 2, 8, 16):
+    for count in (0, 4, 8):
         x_T = invert(denoise, X_0, schedule=short, refinements=count)
         errors.append(float(jnp.max(jnp.abs(back(denoise, x_T, short) - X_0))))
-    assert errors[0] > 0.1 > errors[2] > errors[3] and errors[3] < 1e-4
+    assert errors[0] > 0.1 and max(errors[1:]) < 1e-5
 
 
 def test_refinements_that_invert_nothing_are_refused():

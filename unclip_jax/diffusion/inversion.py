@@ -40,8 +40,7 @@ def invert(
     updates on a chain of 250. Without it one more update leads to pure noise, a level that no step
     of the chain starts from; ADM saw noise in such reconstructions.
 
-    For a faithful reconstruction give the same condition both ways, guide by 1, do not threshold,
-    and sample with `ddim(0.0)`.
+    To come back give the same condition both ways, no guidance or threshold, and `ddim(0.0)`.
 
     The update takes the noise at the level it leaves, while sampling takes it at the level it
     starts from, so a round trip errs in the first order of the step. `refinements` solves for the
@@ -84,7 +83,8 @@ def invert(
     def body(x_t: X, at: _Update) -> tuple[X, None]:
         x_next = step(x_t, at.t, at.level_next)
         missed = lambda x: x_t - step(x, at.t_next, at.level)  # noqa: E731
-        return _refine(missed, x_next, refinements), None
+        gone = at.level_next.signal / at.level.signal
+        return _refine(missed, x_next, refinements, first=gone), None
 
     updates = _Update(
         t=jnp.asarray(schedule.timesteps[steps], jnp.int32),
@@ -107,34 +107,43 @@ class _Update(NamedTuple):
 def _first_position(denoise: Denoiser, x_0: X, schedule: Schedule, refinements: int) -> X:
     """The x at position 0 whose predicted clean sample is `x_0`: sampling's last step, undone."""
     t = jnp.full(x_0.shape[:1], int(schedule.timesteps[0]), jnp.int32)
-    return _refine(lambda x: x_0 - denoise(x, t).x_0, x_0, refinements)
+    return _refine(lambda x: x_0 - denoise(x, t).x_0, x_0, refinements, first=schedule.signal[0])
 
 
-def _refine(missed: Callable[[X], X], x: X, iterations: int) -> X:
-    """Move x by what its step misses the target by, again and again.
+def _refine(
+    missed: Callable[[X], X], x: X, iterations: int, *, first: float | Float[Array, ""]
+) -> X:
+    """Move x by a share of what its step misses the target by, again and again.
 
-    For Gaussian data of deviation s the slope of a step lies in (0, max(s, 1)], so that this
-    contracts while s < 2, however little signal is left. An example whose error grew all the same
-    goes back to the best x so far and on by a quarter of the move.
+    The `first` share is that of the plain fixed-point iteration, safe but next to nothing where the
+    signal is gone. Those that follow are one over the slope of the step as the last move has shown
+    it (Barzilai & Borwein 1988, IMA J. Numer. Anal. 8), one for each example, always from the best
+    x so far; at most 2, up to which a slope of 1, the largest of an exact denoiser of data of
+    deviation 1 or less, does not run away.
     """
     if not iterations:
         return x
     tail = (1,) * (x.ndim - 1)
 
-    def once(_, state: _Search) -> _Search:
+    def once(index: Int[Array, ""], state: _Search) -> _Search:
         error = missed(state.x)
-        size = jnp.sum(error.reshape(len(error), -1) ** 2, axis=1)
-        better = size < state.size
-        step = jnp.where(better, state.step, state.step / 4)
-        kept = better.reshape(-1, *tail)
-        best = jnp.where(kept, state.x, state.best)
-        error = jnp.where(kept, error, state.error)
-        following = best + step.reshape(-1, *tail) * error
-        return _Search(following, best, error, jnp.where(better, size, state.size), step)
+        moved, change = state.x - state.best, state.error - error
+        slope = _dot(moved, change) / jnp.maximum(_dot(moved, moved), 1e-30)
+        share = jnp.where(slope > 0.5, 1.0 / slope, jnp.where(slope > 0.0, 2.0, state.share / 4))
+        share = jnp.where(index == 0, state.share, share)
+        size = _dot(error, error)
+        kept = (size < state.size).reshape(-1, *tail)
+        best, error = jnp.where(kept, state.x, state.best), jnp.where(kept, error, state.error)
+        following = best + share.reshape(-1, *tail) * error
+        return _Search(following, best, error, jnp.minimum(size, state.size), share)
 
-    ones = jnp.ones(len(x), x.dtype)
-    start = _Search(x, x, jnp.zeros_like(x), jnp.inf * ones, ones)
+    ones = jnp.ones(x.shape[:1], x.dtype)
+    start = _Search(x, x, jnp.zeros_like(x), jnp.inf * ones, first * ones)
     return jax.lax.fori_loop(0, iterations, once, start).x
+
+
+def _dot(a: X, b: X) -> Float[Array, " b"]:
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
 
 
 class _Search(NamedTuple):
@@ -145,14 +154,14 @@ class _Search(NamedTuple):
         best: the x with the smallest error so far.
         error: what it misses.
         size: squared norm of that, per example.
-        step: share of the error to move by, per example.
+        share: of the error that x was moved by, per example.
     """
 
     x: X
     best: X
     error: X
     size: Float[Array, " b"]
-    step: Float[Array, " b"]
+    share: Float[Array, " b"]
 
 
 def _level(signal: np.ndarray, noise: np.ndarray) -> Level:
