@@ -103,8 +103,8 @@ def get_config(size: str = "paper") -> ConfigDict:
     if size == "shapes":  # as experiments/decoder.py, so that the same upsampler fits
         unet.image_size = data.load_size = 16
         unet.channels, unet.multiples, unet.depth = 48, (1, 2), 1
-        unet.resample_blocks, unet.emb_channels = False, 96
-        diffusion.weighting.snr_min, diffusion.weighting.snr_max = 0.3, 1.0
+        unet.resample_blocks = False
+        diffusion.weighting.snr_max = 2.0
         train.steps, train.batch_size, train.eval_every = 2800, 32, 700
     if size == "emoji":
         net.context, net.vocab_size = 32, 2048
@@ -112,7 +112,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         unet.patch = 4
         unet.channels, unet.multiples, unet.depth = 32, (1, 2, 4), 1
         unet.attention_at = (8, 4)
-        train.steps, train.batch_size, train.eval_every = 1400, 64, 350
+        train.steps, train.batch_size, train.eval_every = 2800, 32, 700
     if size == "tiny":
         net.z_dim = 32
         net.context, net.vocab_size = 24, 1024

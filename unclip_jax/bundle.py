@@ -34,6 +34,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prior-steps", help="diffusion prior: steps")
     parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
     parser.add_argument(
+        "--best-of", type=int, default=1, help="pictures drawn per image, CLIP keeps the nearest"
+    )
+    parser.add_argument(
         "--platforms",
         default="",
         help=f"{', '.join(bundling.PLATFORMS)}, any of them; default: the one JAX runs on",
@@ -86,6 +89,7 @@ def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
         prior=sample.changed(cascade.prior.sampling, prior),
         decoder=sample.changed(cascade.decoder.sampling, decoder),
         num_candidates=args.candidates,
+        best_of=args.best_of,
     )
 
 

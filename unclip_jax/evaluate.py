@@ -7,9 +7,10 @@
 
 CLIP: retrieval among held-out pairs. Upsampler: PSNR against bicubic enlargement. In the shapes
 world also the exact checker, with z_img from the prior, from z_txt used as if it were z_img, and
-true. Prints a table and writes MODELS/evaluation.json (MODELS/evaluation_prior_ar.json when
---prior=prior_ar chooses the autoregressive prior). The subcommands images, statistics, pack, sweep,
-plot, coco and prompts are in `evaluation`; docs/evaluation.md shows them.
+true. Prints a table and writes MODELS/evaluation.json; what is chosen otherwise is in the name:
+evaluation_prior_ar.json of --prior=prior_ar, evaluation_best_of_4.json of --best-of=4. The
+subcommands images, statistics, pack, sweep, plot, coco and prompts are in `evaluation`;
+docs/evaluation.md shows them.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from PIL import Image as PILImage
 from unclip_jax import distributed, entry, sample
 from unclip_jax.commands import studio
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import image as pictures
 from unclip_jax.data import sources, text
 from unclip_jax.data.degrade import area_downsample
@@ -57,21 +58,23 @@ def main(argv: Sequence[str]) -> None:
         return
     args = parse(argv)
     positive("--num", args.num)
+    in_range("--best-of", args.best_of, 1, text_to_image.MAX_BEST_OF)
     _together(args)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     source = sources.open_prepared(args.data, split=args.split)
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
     result: dict[str, Any] = {"split": args.split, "num": args.num, "seed": args.seed}
-    result["prior"] = args.prior
+    result["prior"], result["best_of"] = args.prior, args.best_of
     result["retrieval"] = retrieval(loaded, records[:RETRIEVAL])
     if loaded.cascade.upsamplers:
         result["upsampler_psnr"] = enlargement(loaded, records[:64], seed=args.seed)
     if all(record["scene"] for record in records[: args.num]):
-        rates = follow_captions(loaded, records[: args.num], seed=args.seed)
+        rates = follow_captions(loaded, records[: args.num], seed=args.seed, best_of=args.best_of)
         result["checker"] = {name: _plain(each) for name, each in rates.items()}
     if jax.process_index() > 0:  # every process has found the same; the first says so
         return
     suffix = "" if args.prior == "prior" else f"_{args.prior}"
+    suffix += f"_best_of_{args.best_of}" if args.best_of > 1 else ""
     out = args.models / f"evaluation{suffix}.json"
     try:
         out.write_text(json.dumps(result, indent=2) + "\n")
@@ -108,6 +111,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--best-of", type=int, default=1, help="pictures per caption, CLIP keeps the nearest"
+    )
     distributed.add_flags(parser)
     return parser.parse_args(argv)
 
@@ -146,14 +152,15 @@ def text_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.nda
 
 
 def follow_captions(
-    loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int
+    loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int, best_of: int = 1
 ) -> dict[str, dict[str, Rate]]:
     """How often the drawn pictures hold what their captions ask for, by origin of z_img.
 
-    Image i starts from the same noise whatever the origin.
+    Image i starts from the same noise whatever the origin. Of `best_of` pictures of one z_img and
+    caption the one is judged that the cascade's CLIP puts nearest to the caption.
     """
     captions = [record["caption"] for record in records]
-    options = SampleOptions(condition="z_img")
+    options = SampleOptions(condition="z_img", best_of=best_of)
     mesh, batch_size = for_drawing(BATCH)
     run = sample.sampler(loaded.cascade, options, mesh=mesh)
     rates = {}
@@ -232,7 +239,8 @@ def as_text(result: dict[str, Any]) -> str:
         ours, bicubic = (result["upsampler_psnr"][name] for name in ("upsampler", "bicubic"))
         lines.append(f"upsampler {ours:.2f} dB, bicubic {bicubic:.2f} dB ({ours - bicubic:+.2f})")
     if "checker" in result:
-        lines.append(f"\n{result['num']} captions, exact checker   " + "z_img from:")
+        chosen = f", best of {result['best_of']}" if result["best_of"] > 1 else ""
+        lines.append(f"\n{result['num']} captions{chosen}, exact checker   " + "z_img from:")
         lines.append(f"{'':12}" + "".join(f"{name:>22}" for name in CONDITIONS))
         for name in SHOWN:
             if not all(name in result["checker"][condition] for condition in CONDITIONS):

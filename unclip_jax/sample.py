@@ -25,13 +25,13 @@ from unclip_jax import distributed, entry, weights
 from unclip_jax.commands import arguments, guided_text, menu
 from unclip_jax.commands.output import write
 from unclip_jax.commands.studio import Studio, tokenise
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import text
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
 from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.load import Loaded
-from unclip_jax.pipeline.text_to_image import Cascade, SampleOptions
+from unclip_jax.pipeline.text_to_image import MAX_BEST_OF, Cascade, SampleOptions
 from unclip_jax.stages.gaussian import SAMPLERS
 from unclip_jax.training.agreement import check_same
 from unclip_jax.version import __version__
@@ -67,6 +67,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="autoregressive prior: z_img . z_txt is asked to lie above this percentile",
     )
     parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
+    parser.add_argument(
+        "--best-of", type=int, default=1, help="pictures drawn per image, CLIP keeps the nearest"
+    )
     parser.add_argument(
         "--condition",
         default="prior",
@@ -120,6 +123,13 @@ def check(args: argparse.Namespace) -> None:
     positive("--batch", args.batch)
     arguments.check_count(args.num * len(args.captions))
     arguments.check_captions(args.captions)
+    in_range("--best-of", args.best_of, 1, MAX_BEST_OF)
+    arguments.check_count(args.num * len(args.captions) * args.best_of)
+    if args.best_of > 1 and guided_text.wanted(args):
+        raise UserError(
+            f"--best-of is {args.best_of}, which --negative, --guidance-schedule and --previews "
+            "cannot be combined with; leave it or them out."
+        )
     if args.out.suffix.lower() != ".png":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
     args.models = arguments.run_directory(args.models)
@@ -140,6 +150,7 @@ def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
         decoder=changed(cascade.decoder.sampling, decoder),
         num_candidates=args.candidates,
         condition=args.condition,
+        best_of=args.best_of,
     )
 
 

@@ -15,6 +15,7 @@ def test_the_table_names_every_origin_and_leaves_out_what_was_not_asked():
     found = {"count": cell, "joint": cell}
     result = {
         "num": 10,
+        "best_of": 4,
         "retrieval": {"pairs": 256, "image_to_text@1": 0.5, "text_to_image@1": 0.25},
         "upsampler_psnr": {"upsampler": 33.0, "bicubic": 31.5},
         "checker": {"prior": found, "z_txt": found, "z_img": {**found, "binding": cell}},
@@ -22,5 +23,7 @@ def test_the_table_names_every_origin_and_leaves_out_what_was_not_asked():
     text = evaluate.as_text(result)
     assert "image to text 0.500, text to image 0.250" in text
     assert "(+1.50)" in text
+    assert "10 captions, best of 4, exact checker" in text
+    assert "best of" not in evaluate.as_text({**result, "best_of": 1})
     assert "0.90 [0.60, 0.98]" in text
     assert "binding" not in text

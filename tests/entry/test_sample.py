@@ -48,6 +48,13 @@ def test_batches_do_not_change_images(run_dir, tmp_path):
         assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
 
 
+def test_the_best_of_several_pictures_is_kept_and_recorded(run_dir, tmp_path):
+    out = tmp_path / "grid.png"
+    sample.main(["a red circle", f"--models={run_dir}", f"--out={out}", "--steps=4", "--best-of=3"])
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["options"]["best_of"] == 3 and len(record["images"]) == 1
+
+
 def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
     out = tmp_path / "grid.png"
     arguments = [f"--models={run_dir}", f"--out={out}", "--steps=logsnr3", "--prior-steps=3"]
@@ -65,6 +72,9 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
         (["x", "--out=grid.gif"], "--out is 'grid.gif'; give a name that ends in .png"),
         (["x", "--guidance=-1"], "sampling.guidance_scale is -1.0"),
         (["x", "--steps=ddim999"], "ddim999"),
+        (["x", "--best-of=65"], r"--best-of is 65; it must lie in \[1, 64\]"),
+        (["x", "--best-of=64", "--num=65"], r"number of images is 4160; it must lie in"),
+        (["x", "--best-of=2", "--previews=3"], "--best-of is 2, which --negative, .* leave it"),
         (["x", "--sampler=dpm"], "unknown sampling.sampler 'dpm'. Known: ancestral, ddim"),
     ],
 )

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from tests import cascades
 from unclip_jax.commands import studio
+from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.pipeline import load, text_to_image
 from unclip_jax.pipeline.text_to_image import SampleOptions
@@ -80,6 +83,37 @@ def test_a_given_z_img_must_be_given(loaded):
         text_to_image.sample(
             loaded.cascade, loaded.params, words, keys, options=SampleOptions(condition="z_img")
         )
+
+
+def test_the_best_of_several_is_the_one_nearest_to_its_caption(loaded):
+    """Against drawing every candidate alone and embedding what came out."""
+    words, keys = captions(loaded, cascades.CAPTIONS), text_to_image.keys_for(3, jnp.arange(3))
+    z_txt = np.asarray(text_to_image.text_embedding(loaded.cascade, loaded.params, captions=words))
+
+    @functools.partial(jax.jit, static_argnames="best_of")
+    def draw(keys, *, best_of):
+        options = SampleOptions(best_of=best_of)
+        return text_to_image.sample(loaded.cascade, loaded.params, words, keys, options=options)
+
+    tried = [keys, *(rng.fold_each(keys, "candidate", number) for number in (1, 2))]
+    drawn = [draw(own, best_of=1) for own in tried]
+    side = loaded.cascade.clip.model.image_size
+    scores = []
+    for each in drawn:
+        seen = jax.image.resize(each.images, (3, side, side, 3), "bicubic").clip(-1, 1)
+        z_img = text_to_image.image_embedding(loaded.cascade, loaded.params, images=seen)
+        scores.append(np.sum(np.asarray(z_img) * z_txt, axis=1))
+    best = np.argmax(scores, axis=0)
+    assert len(set(best)) > 1, "the case must tell the candidates apart"
+    chosen = draw(keys, best_of=3)
+    for row, number in enumerate(best):
+        np.testing.assert_allclose(chosen.images[row], drawn[number].images[row], atol=1e-4)
+        np.testing.assert_allclose(chosen.z_img[row], drawn[number].z_img[row], atol=1e-5)
+
+
+def test_a_number_of_pictures_to_choose_from_is_bounded():
+    with pytest.raises(UserError, match=r"best_of is 0; it must lie in \[1, 64\]"):
+        SampleOptions(best_of=0)
 
 
 def test_quantised_images_are_what_8_bits_hold():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.clip import Clip, TextOutput
@@ -30,6 +30,7 @@ from unclip_jax.stages.prior_ar import PriorArStageConfig
 from unclip_jax.stages.upsampler import UpsamplerStageConfig
 
 CONDITIONS = ("prior", "z_txt", "z_img")
+MAX_BEST_OF = 64  # pictures per caption to choose from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,8 @@ class SampleOptions:
         num_candidates: embeddings drawn per caption.
         condition: where z_img comes from: "prior", "z_txt" (the caption embedding used as if it
             were an image embedding, unCLIP section 5.1), or "z_img" (given).
+        best_of: pictures drawn per caption, of which the one nearest to the caption in CLIP's space
+            is kept (the reranking of DALL-E, arXiv 2102.12092, section 2.6); 1 = no choice.
     """
 
     prior: SamplingConfig | CodeSamplingConfig | None = None
@@ -87,9 +90,11 @@ class SampleOptions:
     upsamplers: tuple[SamplingConfig, ...] = ()
     num_candidates: int | None = None
     condition: str = "prior"
+    best_of: int = 1
 
     def __post_init__(self):
         one_of("condition", self.condition, CONDITIONS)
+        in_range("best_of", self.best_of, 1, MAX_BEST_OF)
 
 
 class Captions(NamedTuple):
@@ -179,6 +184,41 @@ def sample(
     Raises:
         UserError: condition "z_img" without `z_img`.
     """
+    if options.best_of == 1:
+        return _draw(cascade, params, captions, keys, options=options, z_img=z_img)
+    z_txt = prior.unit(clip_text(cascade, params, captions=captions.clip).z_txt)
+
+    def candidate(number: Int[Array, ""]) -> tuple[Drawn, Float[Array, " b"]]:
+        own = jnp.where(number == 0, keys, rng.fold_each(keys, "candidate", number))
+        drawn = _draw(cascade, params, captions, own, options=options, z_img=z_img)
+        return drawn, clip_score(cascade, params, images=drawn.images, z_txt=z_txt)
+
+    drawn, score = jax.lax.map(candidate, jnp.arange(options.best_of))
+    best, row = score.argmax(axis=0), jnp.arange(keys.shape[0])
+    return jax.tree.map(lambda each: each[best, row], drawn)
+
+
+def clip_score(
+    cascade: Cascade, params: Params, *, images: Image, z_txt: Embedding
+) -> Float[Array, " b"]:
+    """Cosine between images in [-1, 1], of any size, and unit-norm caption embeddings."""
+    side = cascade.clip.model.image_size
+    shape = (images.shape[0], side, side, images.shape[3])
+    seen = jnp.clip(jax.image.resize(images, shape, "bicubic"), -1.0, 1.0)
+    z_img = apply(Clip(cascade.clip.model), params["clip"], seen, method=Clip.encode_image)
+    return jnp.sum(prior.unit(z_img) * z_txt, axis=-1)
+
+
+def _draw(
+    cascade: Cascade,
+    params: dict[str, Any],
+    captions: Captions,
+    keys: Keys,
+    *,
+    options: SampleOptions,
+    z_img: Embedding | None,
+) -> Drawn:
+    """One image per caption, whatever it has become."""
     text, empty = read = read_captions(cascade, params, captions, options=options)
     z_img = draw_z_img(cascade, params, captions, keys, options=options, z_img=z_img, read=read)
     tokens, mask = captions.decoder
