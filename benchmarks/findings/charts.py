@@ -39,9 +39,9 @@ def draw(chart: Sequence[Any], rows: Sequence[dict[str, Any]], out: pathlib.Path
 def _bars(axis: Axes, rows: Sequence[dict[str, Any]], column: str) -> None:
     found = [row for row in rows if known(row.get(column))]
     names = [row["name"] for row in found]
-    axis.barh(names, [row[column]["value"] for row in found], color="#7fa8c9")
+    axis.barh(names, [value(row[column]) for row in found], color="#7fa8c9")
     for index, row in enumerate(found):
-        axis.plot([row[column]["low"], row[column]["high"]], [index, index], color="#22384a")
+        axis.plot(ends(row[column]), [index, index], color="#22384a")
     axis.invert_yaxis()
     axis.set_xlabel(LABELS.get(column, column))
     axis.tick_params(axis="y", labelsize=8)
@@ -53,8 +53,8 @@ def _curves(axis: Axes, rows: Sequence[dict[str, Any]], *, x: str, column: str) 
         if not found:
             continue
         at = [row[x] for row in found]
-        axis.plot(at, [row[column]["value"] for row in found], marker="o", label=line or None)
-        low, high = ([row[column][end] for row in found] for end in ("low", "high"))
+        axis.plot(at, [value(row[column]) for row in found], marker="o", label=line or None)
+        low, high = zip(*(ends(row[column]) for row in found), strict=True)
         axis.fill_between(at, low, high, alpha=0.2)
     if x in ("components", "steps"):
         axis.set_xscale("symlog" if x == "components" else "log", base=2)
@@ -66,5 +66,15 @@ def _curves(axis: Axes, rows: Sequence[dict[str, Any]], *, x: str, column: str) 
 
 
 def known(cell: Any) -> bool:
-    """Whether a cell holds a number with its interval."""
-    return isinstance(cell, dict) and None not in cell.values()
+    """Whether a cell holds a number, with an interval or without."""
+    return isinstance(cell, float) or (isinstance(cell, dict) and None not in cell.values())
+
+
+def value(cell: Any) -> float:
+    """Its number."""
+    return cell["value"] if isinstance(cell, dict) else cell
+
+
+def ends(cell: Any) -> tuple[float, float]:
+    """Its interval; none is one of no width."""
+    return (cell["low"], cell["high"]) if isinstance(cell, dict) else (cell, cell)

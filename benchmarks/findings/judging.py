@@ -108,15 +108,19 @@ class Truth:
         return np.array([scores.diversity(group, [0] * self.images).value for group in groups])
 
     def row(self, found: Judged) -> dict[str, Any]:
-        """The columns that every table of drawn pictures has; JSON-ready but for nan."""
+        """The columns that every table of drawn pictures has; JSON-ready but for nan.
+
+        A Fréchet distance has no interval: that of so few pictures is mostly due to their number,
+        which differences between arms are not (`distances`).
+        """
         shown = {"followed": found.followed}
         shown |= {name: found.right[name] for name in (*ASKED, "joint")}
         cells = {name: self.mean(v) for name, v in shown.items() if not np.isnan(v).all()}
-        cells["frechet"] = self.distances(lambda distance: distance(found.z))
         if self.images > 1:
             spread = self.diversity(found.z)
             cells["diversity"] = verdict.interval(lambda rows: mean(spread[rows]), self.count)
-        return {name: cell._asdict() for name, cell in cells.items()}
+        row: dict[str, Any] = {name: cell._asdict() for name, cell in cells.items()}
+        return {**row, "frechet": self.distance(found.z)}
 
 
 def mean(values: np.ndarray) -> float:

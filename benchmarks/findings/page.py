@@ -105,7 +105,9 @@ def _cell(value: Any) -> str:
         small = max(abs(value[n]) for n in ("value", "low", "high")) < 0.1
         shown = "{:.4f}" if small else "{:.2f}"
         return f"{shown} [{shown}, {shown}]".format(value["value"], value["low"], value["high"])
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.2f}"
+    return "" if value is None else str(value)
 
 
 def _number(value: float | None, form: str) -> str:

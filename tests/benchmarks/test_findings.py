@@ -191,7 +191,7 @@ def test_the_ladder_of_steps_keeps_to_the_chain():
 def measured(*ends, note=""):
     found = [verdict.inequality("one - other", verdict.Interval(*e), captions=90) for e in ends]
     row = {"name": "an arm", "followed": {"value": 0.5, "low": 0.4, "high": 0.6}, "asked": 7}
-    row["size"] = {"value": None, "low": None, "high": None}
+    row |= {"size": {"value": None, "low": None, "high": None}, "frechet": 0.0123}
     return {"rows": [row, {**row, "name": "other"}], "tests": found, "minutes": 1.5, "note": note}
 
 
@@ -218,7 +218,7 @@ def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path)
     assert "4 minutes of training, 3 of drawing" in text and "\nHot.\n" in text
     assert "| glide | GLIDE | 600 | 4.2 |" in text
     assert "Not measured yet: Guidance and diversity (`guidance`)" in text
-    assert "| an arm | 0.50 [0.40, 0.60] | 7 | – |" in text and "A remark." in text
+    assert "| an arm | 0.50 [0.40, 0.60] | 7 | – | 0.0123 |" in text and "A remark." in text
     for name in found:
         assert f"(findings/{name}.png)" in text
         assert (tmp_path / "findings" / f"{name}.png").stat().st_size > 5_000
