@@ -274,6 +274,13 @@ def test_every_manifest_states_the_licence(tiny, run, tmp_path):
     assert handoff.read_manifest(tmp_path / "clip" / "export").licence == "ours alone"
 
 
+def test_a_stage_that_was_not_converted_is_not_said_to_be_trained(tiny, tmp_path):
+    command.main([str(tiny), f"--out={tmp_path}", "--stages=clip,decoder"])
+    message = r"no export of the prior \(it has clip, decoder\); copy RUN/prior of the cascade that"
+    with pytest.raises(UserError, match=message):
+        handoff.find_stages(tmp_path)
+
+
 def test_pixels_are_standardised_as_the_files_say(both, tmp_path):
     folder = copied(both[1], tmp_path / "variation")
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.75]}

@@ -15,7 +15,13 @@ from unclip_jax.core import trees
 from unclip_jax.handoff import load
 
 ROOT = pathlib.Path(__file__).parents[2]
-FEW = ("train.steps=2", "train.batch_size=16", "train.eval_every=2", "train.ema_decay=0.5")
+FEW = (
+    "optim.warmup_steps=0",
+    "train.steps=2",
+    "train.batch_size=16",
+    "train.eval_every=2",
+    "train.ema_decay=0.5",
+)
 STAGES = ("prior", "decoder", "upsampler_256")
 pytestmark = pytest.mark.slow
 

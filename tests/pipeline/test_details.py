@@ -132,24 +132,20 @@ def test_eta_0_changes_nothing_and_eta_1_forgets_the_details(cascade, linear):
 
 def test_a_random_network_is_inverted_exactly(tiny_cfg, stages):
     diffusion = dataclasses.replace(tiny_cfg.diffusion, target="eps")
-    cfg = scaled(tiny_cfg, 16, residual=False, diffusion=diffusion)
+    unet = dataclasses.replace(tiny_cfg.model.unet, channels=8, multiples=(1,))
+    small = dataclasses.replace(tiny_cfg, model=dataclasses.replace(tiny_cfg.model, unet=unet))
+    cfg = scaled(small, 16, residual=False, diffusion=diffusion)
     params = {"upsamplers": [tiny.stirred(tiny.init(upsampler.make(cfg)))]}
     cascade, base, target = Cascade(**stages, upsamplers=(cfg,)), uniform(8), uniform(16)
     keys = text_to_image.keys_for(0, jnp.arange(2))
 
     @jax.jit
-    def errors(params):
-        made = []
-        for refinements in (0, 6):
-            how = {"steps": "fast27", "refinements": refinements}
-            found = details.encode(cascade, params, base, targets=(target,), **how)
-            given = {"details": found, "keys": keys, "steps": "fast27"}
-            again = details.decode(cascade, params, base, **given)
-            made.append(jnp.abs(again - target).max())
-        return made
+    def there_and_back(params):
+        steps = {"steps": "ddim50"}
+        found = details.encode(cascade, params, base, targets=(target,), refinements=16, **steps)
+        return details.decode(cascade, params, base, details=found, keys=keys, **steps)
 
-    plain, exact = errors(params)
-    assert exact < 2e-4 < plain
+    np.testing.assert_allclose(there_and_back(params), target, atol=1e-3)
 
 
 def test_what_cannot_be_inverted_ends_the_details(cascade):

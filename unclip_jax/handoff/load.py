@@ -19,6 +19,8 @@ from unclip_jax.handoff.manifest import Manifest, from_json
 # Stages of a cascade in the order in which they feed each other. The upsamplers are named after
 # the paper's resolutions in every size; what they really draw is in their manifests.
 CASCADE = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
+# Sizes, as an experiment file would take them, of stages that no experiment file describes.
+FOREIGN = (":imported", ":finetune")
 
 
 def find_stages(
@@ -196,7 +198,12 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _not_exported(run_dir: pathlib.Path, name: str, found: dict[str, pathlib.Path]) -> UserError:
     have = f"it has {', '.join(found)}" if found else "it has none"
-    config = f"experiments/{name}.py{_size(found)}"
+    if (size := _size(found)) in FOREIGN:
+        return UserError(
+            f"{run_dir} has no export of the {name} ({have}); copy RUN/{name} of the cascade that "
+            "these stages came from, or convert a source that has it."
+        )
+    config = f"experiments/{name}.py{size}"
     return UserError(
         f"{run_dir} has no export of the {name} ({have}); train it with `python -m "
         f"unclip_jax.train --config={config} --workdir={run_dir / name}` or finish the run with "
