@@ -164,7 +164,7 @@ def tables(found: dict[str, Any]) -> str:
     loads = [found[row.name] for row in there if "loader" in found[row.name]]
     heads = ("loader of", "step alone, examples/s", "workers: decoding (cached), examples/s")
     heads += ("the step waits for data",)
-    text += "\n" + page.table(heads, [load_cells(each) for each in loads])
+    text += "\n" + page.table(heads, [load_cells(each) for each in loads]) if loads else ""
     left = [row.name for row in rows() if row.name not in found]
     return text + (f"\nNot measured: {', '.join(left)}.\n" if left else "")
 
