@@ -12,9 +12,9 @@ CLAIM = "In the prior it is better to predict the unnoised z_img than the noise.
 ABOUT = (
     "Two priors of equal length that differ in nothing but the target, one draw each, pictures by "
     "the same decoder. Rates, sampler and number of steps are those of the prior that predicts "
-    "z_img; nothing was tuned for the other, but that its x_0, which errors of the noise magnify "
-    "where there is much of it, is also held within 5 standard deviations, as Karlo does. *cosine*: "
-    "to the true z_img."
+    "z_img; nothing was tuned for the other, but that its x_0, in which errors of the noise are "
+    "magnified where there is much of it, is also held within 5 standard deviations, as Karlo is "
+    "sampled. *cosine*: to the true z_img."
 )
 LIMIT = 5.0
 CHART = ("bars", "cosine", "frechet", "followed")
