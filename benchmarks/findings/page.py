@@ -56,8 +56,9 @@ def _made(report: Mapping[str, Any]) -> str:
         f"training, {drawing:.0f} of drawing and judging. {facts['num']} captions of "
         f"`{facts['split']}`, {facts['images']} pictures of each, seed {facts['seed']}. "
         f"The models' own decoder has {facts['lengths']['decoder']} steps, their prior "
-        f"{facts['lengths']['prior']}. What is compared has equal length: where a baseline is "
-        "shorter than the models' own stage, it meets a twin of its own length.\n"
+        f"{facts['lengths']['prior']}. What is compared has equal length, but for the "
+        "autoregressive prior, whose steps are in the table: a baseline that is shorter than the "
+        "models' own stage meets a twin of its own length.\n"
     )
     rows = [
         [each["name"], each["about"], str(each["steps"]), _number(each["minutes"], "{:.1f}")]

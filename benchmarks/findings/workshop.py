@@ -112,10 +112,15 @@ class Workshop:
         guidance: float | None = None,
         candidates: int | None = None,
         steps: str | None = None,
+        limit: float | None = None,
     ) -> np.ndarray:
-        """[pictures z] that the prior of a run draws for any captions."""
+        """[pictures z] that the prior of a run draws for any captions.
+
+        `limit` holds its x_0 within so many standard deviations of a coordinate.
+        """
         studio = self.studio(name)
         changes = {"guidance_scale": guidance, "steps": steps}
+        changes |= {} if limit is None else {"threshold": "static", "limit": limit}
         options = SampleOptions(
             prior=sample.changed(studio.cascade.prior.sampling, changes),
             num_candidates=candidates,
