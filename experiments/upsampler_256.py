@@ -85,7 +85,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         net.factor = 4
         unet.image_size = data.load_size = 64
         unet.channels, unet.multiples, model.crop = 32, (1, 1, 2), 32
-        train.steps, train.batch_size, train.eval_every = 700, 16, 350
+        train.steps, train.batch_size, train.eval_every = 900, 16, 300
     if size == "karlo":
         # Karlo's options: a network of its own for the last of seven ancestral steps, low-res
         # images as they are, the timestep added instead of scaling.
