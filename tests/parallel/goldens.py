@@ -18,7 +18,8 @@ from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = pathlib.Path(__file__).with_name("shardings.json")
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+FILES = (ROOT / "experiments").glob("*.py")
+NAMES = sorted(path.stem for path in FILES if path.stem != "finetune")  # whose model is given
 RULES = ("fsdp", "fsdp_tp")
 
 
