@@ -67,13 +67,19 @@ def steady(pipe, captions):
     """What `pipe` draws from the first starts that let rounding stay rounding.
 
     At t = 999 an eps network has x_0 = (x_T - eps) / 0.00005, nearly always clipped. An element
-    that is not shows every rounding error of eps 20,000 times larger, in any implementation.
+    that is not shows every rounding error of eps 20,000 times larger, in any implementation. So
+    does, less often, one at a later step: theirs must agree with itself when starts are rounded
+    otherwise, ten times better than ours is asked to agree with it.
     """
     for seed in range(30):
-        drawn = there(pipe, captions, starts(pipe, len(captions), seed))
-        if not drawn.loose:
+        began = starts(pipe, len(captions), seed)
+        drawn = there(pipe, captions, began)
+        if drawn.loose:
+            continue
+        nudged = there(pipe, captions, [x * np.float32(1 + 2**-22) for x in began])
+        if relative(nudged.images, drawn.images) <= 1e-4:
             return drawn
-    raise AssertionError("no start without an element that the first step leaves unclipped")
+    raise AssertionError("every start has an element that shows rounding errors enlarged")
 
 
 @contextlib.contextmanager
