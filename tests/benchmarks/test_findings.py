@@ -317,7 +317,7 @@ def test_a_training_that_fails_is_said_with_what_to_do(run_dir, tmp_path):
     assert training.minutes(tmp_path)["eps"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_command_trains_measures_and_reports_and_continues(
     run_dir, tmp_path, capsys, monkeypatch
 ):
