@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
         images: the pictures.
         starts: x_T of the three stages, ours in layout.
         noise: of every step, by the shape of a start.
-        loose: elements of x_0 that the first step of an eps network left unclipped.
+        loose: elements of x_0 that the first step of an eps network left unclipped, or nearly so.
     """
 
     images: np.ndarray
@@ -67,33 +67,29 @@ def steady(pipe, captions):
     """What `pipe` draws from the first starts that let rounding stay rounding.
 
     At t = 999 an eps network has x_0 = (x_T - eps) / 0.00005, nearly always clipped. An element
-    that is not shows every rounding error of eps 20,000 times larger, in any implementation. So
-    does, less often, one at a later step: theirs must agree with itself when starts are rounded
-    otherwise, ten times better than ours is asked to agree with it.
+    that is not, or hardly, shows every rounding error of eps 20,000 times larger, in any
+    implementation.
     """
     for seed in range(30):
-        began = starts(pipe, len(captions), seed)
-        drawn = there(pipe, captions, began)
-        if drawn.loose:
-            continue
-        nudged = there(pipe, captions, [x * np.float32(1 + 2**-22) for x in began])
-        if relative(nudged.images, drawn.images) <= 1e-4:
+        drawn = there(pipe, captions, starts(pipe, len(captions), seed))
+        if not drawn.loose:
             return drawn
-    raise AssertionError("every start has an element that shows rounding errors enlarged")
+    raise AssertionError("no start without an element that the first step leaves unclipped")
 
 
 @contextlib.contextmanager
 def counted(schedulers):
-    """Counts elements of x_0 within the clip at each scheduler's first step."""
+    """Counts elements of x_0 within twice the clip at each scheduler's first step."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
         for scheduler in schedulers:
 
             def step(out, t, sample=None, *, original=scheduler.step, mine=scheduler, **more):
-                made = original(out, t, sample, **more)
                 if mine.config.prediction_type == "epsilon" and t == mine.timesteps[0]:
-                    found.append(int((made.pred_original_sample.abs() < 1).sum()))
-                return made
+                    eps, alpha_bar = out[:, : sample.shape[1]], mine.alphas_cumprod[t]
+                    x_0 = (sample - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+                    found.append(int((x_0.abs() < 2).sum()))
+                return original(out, t, sample, **more)
 
             patch.setattr(scheduler, "step", step)
         yield found

@@ -173,3 +173,23 @@ def test_the_level_of_sampling_is_fixed_and_its_noise_belongs_to_the_image(augme
 def test_levels_that_are_never_learnt_are_refused(changes, match):
     with pytest.raises(UserError, match=match):
         upsampler.AugmentConfig(**changes)
+
+
+def test_a_network_of_the_last_step_learns_from_every_example(made):
+    """Of 8 examples with steps drawn from 1,000 hardly one would reach it."""
+    cfg = dataclasses.replace(made[0], last_step=True)
+    stage = upsampler.make(cfg)
+    params = tiny.stirred(tiny.init(stage))
+    side = cfg.crop
+    batch = {
+        "image": jax.random.uniform(jax.random.key(0), (8, side, side, 3), minval=-1.0),
+        "low_res": jnp.zeros((8, side // 2, side // 2, 3)),
+    }
+    grads = jax.jit(jax.grad(lambda p, b, k: stage.loss(p, b, k)[0]))
+    whole = grads(params, batch, jax.random.key(1))
+    for example in range(8):
+        dimmed = {**batch, "image": batch["image"].at[example].multiply(0.5)}
+        other = grads(params, dimmed, jax.random.key(1))
+        for name in ("first", "last"):
+            pairs = zip(*(jax.tree.leaves(each[name]) for each in (whole, other)), strict=True)
+            assert max(float(jnp.abs(a - b).max()) for a, b in pairs) > 0, (name, example)

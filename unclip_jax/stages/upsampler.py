@@ -119,7 +119,7 @@ class UpsamplerStageConfig:
 
 def make(cfg: UpsamplerStageConfig) -> Stage:
     """The stage record for an upsampler."""
-    module, chain = Upsampler(cfg.model), cfg.diffusion.chain()
+    module = Upsampler(cfg.model)
     spec = {
         "image": batches.image_field(cfg.crop),
         "low_res": batches.image_field(cfg.crop // cfg.model.factor),
@@ -139,22 +139,18 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
         return {"first": one(rng.fold(key, "first")), "last": one(rng.fold(key, "last"))}
 
     def loss(params: Params, batch: Batch, key: Key):
-        noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
         low = _in_training(cfg, batch["low_res"], key=rng.fold(key, "low_res"))
         dropout = rng.fold(key, "dropout")
-        out = _apply(cfg, params, noised.x_t, noised.t, low=low, dropout_key=dropout)
-        value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
+        value = _error(cfg, params, batch["image"], low=low, key=key, dropout_key=dropout)
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
-        noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
         keys = rng.per_example(rng.fold(key, "sample"), jnp.arange(len(batch["image"])))
         low = _as_sampled(cfg, batch["low_res"], keys=keys)
-        out = _apply(cfg, params, noised.x_t, noised.t, low=low)
         few = batch["low_res"][:EXAMINED]
         images = sample(cfg, params, low_res=few, keys=keys[:EXAMINED])
         return {
-            "loss": jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised)),
+            "loss": _error(cfg, params, batch["image"], low=low, key=key),
             "low_res_error": consistency.low_res_error(images, few),
             "colour_shift": consistency.colour_shift(images, few),
         }
@@ -264,26 +260,33 @@ def _timestep(cfg: UpsamplerStageConfig, share: float) -> int:
     return round(share * (cfg.diffusion.num_timesteps - 1))
 
 
-def _apply(
+def _error(
     cfg: UpsamplerStageConfig,
     params: Params,
-    x_t: Image,
-    t: Steps,
+    images: Image,
     *,
     low: _LowRes,
+    key: Key,
     dropout_key: Key | None = None,
 ) -> Array:
-    """Raw output; dropout is on when its key is given.
+    """Mean loss over a batch; dropout is on when its key is given.
 
-    With a last step of its own both networks run on the whole batch, since its steps differ.
+    A network of the last step's own sees every image at t = 0, and its loss is added: steps drawn
+    for both would bring it one image in a thousand.
     """
+    chain = cfg.diffusion.chain()
+
+    def mean(params: Params, noised: gaussian.Noised) -> Array:
+        out = _network(cfg, params, noised.x_t, noised.t, low=low, dropout_key=dropout_key)
+        return jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
+
+    noised = gaussian.draw(chain, images, key=rng.fold(key, "draw"))
     if not cfg.last_step:
-        return _network(cfg, params, x_t, t, low=low, dropout_key=dropout_key)
-    first, last = (
-        _network(cfg, params[name], x_t, t, low=low, dropout_key=dropout_key)
-        for name in ("first", "last")
+        return mean(params, noised)
+    final = gaussian.noise_at(
+        chain, images, t=jnp.zeros_like(noised.t), key=rng.fold(key, "last_step")
     )
-    return jnp.where(t[:, None, None, None] == 0, last, first)
+    return mean(params["first"], noised) + mean(params["last"], final)
 
 
 def _at_one_step(
