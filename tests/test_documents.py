@@ -197,7 +197,7 @@ def place(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_commands_that_draw_are_carried_out(place, monkeypatch, capsys):
     """In the order of their document: later ones use what earlier ones wrote."""
     monkeypatch.chdir(place)

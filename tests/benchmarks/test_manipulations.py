@@ -67,6 +67,7 @@ def data(tmp_path_factory):
     return out
 
 
+@pytest.mark.nightly
 def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measure, "PAPER", ("8", 0))
     # The cascade's tokenizer knows three captions: of longer ones it keeps the first words only.

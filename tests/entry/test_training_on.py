@@ -23,7 +23,7 @@ FEW = (
     "train.ema_decay=0.5",
 )
 STAGES = ("prior", "decoder", "upsampler_256")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")
