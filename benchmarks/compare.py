@@ -60,10 +60,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     if what == "sample":
         parser.add_argument("--batch", type=int, default=8, help="drawn at once [8]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
-    args, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    args, rest = configs.parse_known(parser, argv)
     for name in ("rounds", "count", *(["batch"] if what == "sample" else [])):
         positive(f"--{name}", getattr(args, name))
     return args, rest

@@ -68,10 +68,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seconds", type=float, default=3.0, help="per figure [3]")
     parser.add_argument("--steps", type=int, default=10, help="of the train step [10]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
-    args, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    args, rest = configs.parse_known(parser, argv)
     positive("--seconds", args.seconds)
     positive("--steps", args.steps)
     counts = args.workers.split(",")

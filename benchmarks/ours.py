@@ -27,14 +27,14 @@ from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import (
     batch_sharding,
     batch_shards,
-    check_batch,
     for_drawing,
     make_mesh,
     replicated,
     traced_on,
 )
 from unclip_jax.planning import flops, program, sampling
-from unclip_jax.training.job import Job, make_job
+from unclip_jax.training import loop
+from unclip_jax.training.job import Job
 from unclip_jax.training.state import TrainState
 
 MATMUL_SIDES = (1024, 2048)
@@ -98,16 +98,13 @@ class Training(NamedTuple):
 
 def training(experiment: Experiment) -> Training:
     """What `unclip_jax.train` makes of an experiment on the devices at hand."""
-    config, mesh = experiment.train, make_mesh(experiment.mesh)
-    check_batch(mesh, batch_size=config.batch_size, accumulate=config.accumulate)
-    job = make_job(
+    mesh = make_mesh(experiment.mesh)
+    job = loop.prepare(
         experiment.build_stage(),
-        optim=experiment.optim,
+        experiment.train,
+        experiment.optim,
         mesh=mesh,
         rules=experiment.rules,
-        steps=config.steps,
-        ema_decay=config.ema_decay,
-        accumulate=config.accumulate,
     )
     return Training(job, job.create(place.copied(jax.random.key(0), mesh)))
 

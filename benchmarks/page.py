@@ -1,5 +1,6 @@
 """Pages of which a benchmark writes a part: tables between two marks, all figures as JSON."""
 
+import argparse
 import json
 import pathlib
 from collections.abc import Sequence
@@ -61,6 +62,38 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); move it away.") from None
+
+
+def parse(
+    argv: Sequence[str], *, prog: str, description: str, out: str, example: str
+) -> argparse.Namespace:
+    """Arguments of a page that is made row by row: --out, --only, --again.
+
+    Raises:
+        UserError: a page of another kind.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
+    parser.add_argument("--only", default="", help=f"part of a row's name, such as '{example}'")
+    parser.add_argument("--again", action="store_true", help="make rows that are there already too")
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".md":
+        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
+    return args
+
+
+def chosen(rows: Sequence[Any], only: str) -> list[Any]:
+    """The rows, each with a name, whose names hold `only`.
+
+    Raises:
+        UserError: there are none.
+    """
+    wanted = [row for row in rows if only in row.name]
+    if not wanted:
+        raise UserError(
+            f"--only is {only!r}; it must be part of one of: {', '.join(row.name for row in rows)}."
+        )
+    return wanted
 
 
 def save(path: pathlib.Path, text: str) -> None:

@@ -7,7 +7,6 @@ and gigabytes), and after every row writes the table between the marks of OUT.md
 OUT.json. Rows that are there already are kept, so it can be stopped and goes on where it was.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -66,13 +65,14 @@ def rows() -> list[Row]:
 
 def main(argv: Sequence[str]) -> None:
     """Plan what is missing; write after every row."""
-    args = parse(argv)
-    wanted = [row for row in rows() if args.only in row.name]
-    if not wanted:
-        raise UserError(
-            f"--only is {args.only!r}; it must be part of one of: "
-            f"{', '.join(row.name for row in rows())}."
-        )
+    args = page.parse(
+        argv,
+        prog="benchmarks.plans",
+        description="Plan every stage at the paper's size.",
+        out="docs/plan.md",
+        example="decoder v5e",
+    )
+    wanted = page.chosen(rows(), args.only)
     page.around(args.out, title=TITLE)
     found = page.read(args.out.with_suffix(".json"))
     missing = [row for row in wanted if args.again or row.name not in found]
@@ -83,20 +83,6 @@ def main(argv: Sequence[str]) -> None:
         found[row.name] = plan(row)
         page.write(args.out, table(found), found, title=TITLE)
     page.write(args.out, table(found), found, title=TITLE)
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.plans", description="Plan every stage at the paper's size."
-    )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/plan.md"))
-    parser.add_argument("--only", default="", help="part of a row's name, such as 'decoder v5e'")
-    parser.add_argument("--again", action="store_true", help="plan rows that are there already too")
-    args = parser.parse_args(argv)
-    if args.out.suffix != ".md":
-        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
-    return args
 
 
 def plan(row: Row) -> dict[str, Any]:

@@ -7,7 +7,6 @@ one after the other; after every row writes the tables between the marks of OUT.
 to OUT.json. Rows that are there already are kept. The loader's need `make demo`'s runs/shapes.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -105,13 +104,14 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: no such row, or rows whose commands failed, after all the others.
     """
-    args = parse(argv)
-    wanted = [row for row in rows() if args.only in row.name]
-    if not wanted:
-        raise UserError(
-            f"--only is {args.only!r}; it must be part of one of: "
-            f"{', '.join(row.name for row in rows())}."
-        )
+    args = page.parse(
+        argv,
+        prog="benchmarks.speed",
+        description="Make the tables of docs/speed.md.",
+        out="docs/speed.md",
+        example="train prior",
+    )
+    wanted = page.chosen(rows(), args.only)
     page.around(args.out, title=TITLE)
     found, failed = page.read(args.out.with_suffix(".json")), []
     for row in wanted:
@@ -124,18 +124,6 @@ def main(argv: Sequence[str]) -> None:
         page.write(args.out, tables(found), found, title=TITLE)
     if failed:
         raise UserError(f"{len(failed)} rows could not be measured: {'; '.join(failed)}")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/speed.md"))
-    parser.add_argument("--only", default="", help="part of a row's name, such as 'train prior'")
-    parser.add_argument("--again", action="store_true", help="measure what is there already too")
-    args = parser.parse_args(argv)
-    if args.out.suffix != ".md":
-        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
-    return args
 
 
 def measure(row: Row) -> dict[str, Any]:

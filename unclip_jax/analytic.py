@@ -77,11 +77,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of its run")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="behind each number")
     parser.add_argument("--steps", help="grid, as sampling.steps; default: the export's own")
-    args, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
-    return args, rest
+    return configs.parse_known(parser, argv)
 
 
 def after_training(experiment: Experiment, params: Params, *, workdir: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ value is read as the type that the key has. A file without a model takes the one
 `init_from` names (experiments/finetune.py).
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import pathlib
@@ -27,6 +28,21 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.registry import stage_entry
 
 INIT = "--config.init_from="
+
+
+def parse_known(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own arguments, and overrides of its config.
+
+    Raises:
+        UserError: an argument that is neither.
+    """
+    args, rest = parser.parse_known_args(argv)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    return args, rest
 
 
 def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:

@@ -73,10 +73,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--search", type=int, nargs="?", const=3, help="compile the best N candidates (3)"
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("plan.json"))
-    args, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    args, rest = configs.parse_known(parser, argv)
     one_of("--effort", args.effort, program.EFFORTS)
     positive("--slices", args.slices)
     if args.search is not None:

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 
 from unclip_jax import analytic, configs, distributed, entry, inputs
-from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.experiment import Experiment
 from unclip_jax.handoff import export, load
@@ -70,11 +69,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--export_only", action="store_true", help="export the newest checkpoint, do not train"
     )
     distributed.add_flags(parser)
-    args, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
-    return args, rest
+    return configs.parse_known(parser, argv)
 
 
 def _show_our_log() -> None:

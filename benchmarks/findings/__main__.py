@@ -27,8 +27,8 @@ from benchmarks.findings import (
     verdict,
 )
 from benchmarks.findings.workshop import Workshop
-from unclip_jax import entry, train
-from unclip_jax.core.checks import UserError, one_of, positive
+from unclip_jax import configs, entry, train
+from unclip_jax.core.checks import one_of, positive
 from unclip_jax.evaluation import points
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
@@ -98,10 +98,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="for the report, as on what the minutes mean")
-    args, rest = parser.parse_known_args(argv)
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
+    args, rest = configs.parse_known(parser, argv)
     args.only = args.only.split(",") if args.only else []
     models = args.models
     args.data, args.embeddings = (

@@ -86,7 +86,7 @@ def train(
         UserError: whatever a user can mend, before the first step where possible.
         Interrupted: after SIGTERM or ctrl-C, with the state saved; the same call continues.
     """
-    job = _job(stage, config, optim, make_mesh(mesh, devices=devices), rules)
+    job = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
     _announce(stage, job, config, optim)
     folder = pathlib.Path(workdir)
     fingerprint.claim(folder, identity)
@@ -116,7 +116,7 @@ def check_fit(
     Raises:
         UserError: mesh, rules or batch that do not fit, or a state too large for the memory.
     """
-    job = _job(stage, config, optim, make_mesh(mesh), rules)
+    job = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     if config.check_memory:
         memory.check(stage, job.abstract, mesh=job.mesh, batch_size=0)
 
@@ -140,7 +140,7 @@ def newest(
     if not (folder / fingerprint.FILE).exists():
         raise UserError(f"{folder} holds no run; train first, or give another --workdir.")
     fingerprint.claim(folder, identity)
-    job = _job(stage, config, optim, make_mesh(mesh), rules)
+    job = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     with Checkpoints(folder, keep=config.keep) as checkpoints:
         restored = checkpoints.restore(job.abstract)
     if restored is None:
@@ -159,7 +159,14 @@ class _Run(NamedTuple):
     start: int
 
 
-def _job(stage: Trainable, config: TrainConfig, optim: OptimConfig, mesh: Mesh, rules: str) -> Job:
+def prepare(
+    stage: Trainable, config: TrainConfig, optim: OptimConfig, *, mesh: Mesh, rules: str
+) -> Job:
+    """The job that `config` asks for.
+
+    Raises:
+        UserError: a batch that the mesh does not divide, or what `make_job` refuses.
+    """
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     check_batch(mesh, **sizes)
     sam.copies(optim, mesh=mesh, **sizes)
