@@ -43,6 +43,7 @@ def convert(
     *,
     options: ImportOptions = ImportOptions(),
     begin: Callable[[str], None] = lambda name: None,
+    replace: bool = False,
 ) -> list[str]:
     """Public layouts to a run directory; the names of the stages written.
 
@@ -51,14 +52,22 @@ def convert(
         out: the run directory.
         options: what to make of them.
         begin: told the name of every stage before it is read.
+        replace: whether exports that are in `out` already make room.
 
     Raises:
-        UserError: anything about the sources that does not fit; nothing is written then.
+        UserError: anything about the sources that does not fit, or stages that `out` has already;
+            nothing is written then.
     """
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
     parts, tokenizer_dir = find(sources, stages=options.stages)
+    there = [part.name for part in parts if (out / part.name).exists()]
+    if there and not replace:
+        raise UserError(
+            f"{out} has {', '.join(there)} already, which other stages may have been made with; "
+            "give another --out, or remove what is to be replaced."
+        )
     folder = options.tokenizer or tokenizer_dir
     if folder is None:
         raise UserError(
@@ -151,7 +160,7 @@ def run_of(models: pathlib.Path) -> pathlib.Path:
         return cache
     (cache / STAMP).unlink(missing_ok=True)
     sys.stderr.write(f"{models} is converted once, into {cache}\n")
-    convert([models], cache, begin=tell)
+    convert([models], cache, begin=tell, replace=True)
     (cache / STAMP).write_text(stamp, encoding="utf-8")
     return cache
 

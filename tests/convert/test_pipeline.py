@@ -281,6 +281,16 @@ def test_a_stage_that_was_not_converted_is_not_said_to_be_trained(tiny, tmp_path
         handoff.find_stages(tmp_path)
 
 
+def test_stages_that_are_there_already_are_not_replaced(tiny, tmp_path):
+    command.main([str(tiny), f"--out={tmp_path}", "--stages=clip,decoder"])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=r"has clip, decoder already, .* give another --out"):
+        command.main([str(tiny), f"--out={tmp_path}", "--dtype=bfloat16"])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    clip = f"--clip={tmp_path / 'clip' / 'export'}"
+    command.main([str(tiny), f"--out={tmp_path}", "--stages=prior", clip])  # one that is not
+
+
 def test_pixels_are_standardised_as_the_files_say(both, tmp_path):
     folder = copied(both[1], tmp_path / "variation")
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.75]}

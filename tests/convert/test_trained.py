@@ -77,8 +77,18 @@ def test_it_goes_there_and_back(run, tmp_path):
 def test_every_size_but_karlo_says_what_is_in_the_way(name):
     shapes = read(f"{tiny.ROOT}/experiments/{name}.py:shapes").build_stage().describe["config"]
     with pytest.raises(UserError, match=f"the {name} has .*launch/cascade karlo"):
-        needs.check(name, shapes)
-    needs.check(name, experiment(name).build_stage().describe["config"])
+        needs.check({name: shapes})
+    needs.check({name: experiment(name).build_stage().describe["config"]})
+
+
+def test_all_stages_that_are_in_the_way_are_named_at_once():
+    shapes = {
+        name: read(f"{tiny.ROOT}/experiments/{name}.py:shapes").build_stage().describe["config"]
+        for name in cascades.NAMES
+    }
+    with pytest.raises(UserError) as caught:
+        needs.check(shapes)
+    assert all(f"the {name} has " in str(caught.value) for name in cascades.NAMES)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +103,11 @@ def test_every_size_but_karlo_says_what_is_in_the_way(name):
 def test_each_option_in_the_way_is_named(name, change, message):
     config = experiment(name).build_stage().describe["config"]
     with pytest.raises(UserError, match=message):
-        needs.check(name, {**config, **change})
+        needs.check({name: {**config, **change}})
 
 
 def test_features_of_another_width_than_embeddings_are_in_the_way():
     config = experiment("decoder").build_stage().describe["config"]
     config["model"]["clip_text_width"] = 48
     with pytest.raises(UserError, match=r"model.clip_text_width 48 \(not 96\)"):
-        needs.check("decoder", config)
+        needs.check({"decoder": config})

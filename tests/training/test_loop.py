@@ -115,6 +115,17 @@ def test_a_signal_saves_at_once_and_the_run_continues_bit_for_bit(
     assert data.seen == [6, 7, 8, 9]
 
 
+def test_a_run_that_is_asked_to_stop_looks_at_nothing_before_it_saves(
+    tmp_path: pathlib.Path, caplog
+):
+    stop = Falters(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    held_out = {"eval_data": lambda: [toy.batch_at(99)], "eval_every": 2}
+    with pytest.raises(Interrupted):
+        toy.run(tmp_path, train_data=stop, **held_out)
+    assert "saved at step 6; the same command continues" in caplog.text
+    assert [r["step"] for r in records(tmp_path) if "val/loss" in r] == [2, 4]
+
+
 @pytest.mark.parametrize("at", [1, 5, 9])
 def test_kill_9_is_continued_bit_for_bit(tmp_path: pathlib.Path, whole, at: int):
     script = f"""

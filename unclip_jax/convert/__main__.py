@@ -28,7 +28,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("source", nargs="+", type=pathlib.Path, help="folder or file of weights")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    parser.add_argument("--to", choices=("unclip_jax", *BACK), default="unclip_jax")
+    parser.add_argument(
+        "--to", choices=("unclip_jax", *BACK), default="unclip_jax", help="layout to write"
+    )
     parser.add_argument("--stages", help="comma-separated; default: all that the source has")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--tokenizer", type=pathlib.Path, help="folder, where the source has none")

@@ -65,8 +65,7 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
             exists, no space.
     """
     stages = _stages(run_dir)
-    for name in needs.NEEDS.keys() & stages.keys():
-        needs.check(name, stages[name].card.config)
+    needs.check({name: stages[name].card.config for name in needs.NEEDS if name in stages})
     with _draft(out) as draft:
         if set(stages) == {"clip"}:
             _clip_alone(stages["clip"], draft, dtype)

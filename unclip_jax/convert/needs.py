@@ -52,16 +52,27 @@ MODELS = {
 }
 
 
-def check(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a stage that they have no class for.
+def check(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse stages that they have no class for.
 
     Args:
-        name: of the stage, a key of NEEDS.
-        config: as its manifest has it.
+        configs: name of a stage, a key of NEEDS -> its config as the manifest has it.
 
     Raises:
-        UserError: naming every option that is in the way.
+        UserError: naming every option of every stage that is in the way.
     """
+    found = {name: _in_the_way(name, config) for name, config in configs.items()}
+    told = [f"the {name} has {', '.join(wrong)}" for name, wrong in found.items() if wrong]
+    if told:
+        raise UserError(
+            f"{'; '.join(told)}; diffusers has no class for that, so it cannot be "
+            "written in its layout. Use --to=safetensors, or train a size that is made for it "
+            "(launch/cascade karlo)."
+        )
+
+
+def _in_the_way(name: str, config: Mapping[str, Any]) -> list[str]:
+    """The options of one stage that they have no class for."""
     model = typed.build(MODELS[name], config["model"], where=name)
     full = {**config, "model": typed.as_dict(model)}
     wrong = [
@@ -75,12 +86,7 @@ def check(name: str, config: Mapping[str, Any]) -> None:
             wrong.append(f"model.clip_text_width {model.clip_text_width} (not {width})")
     if name == "prior" and not config.get("z_mean"):
         wrong.append("no z_mean (train with config.model.standardise)")
-    if wrong:
-        raise UserError(
-            f"the {name} has {', '.join(wrong)}; diffusers has no class for that, so it cannot be "
-            "written in its layout. Use --to=safetensors, or train a size that is made for it "
-            "(launch/cascade karlo)."
-        )
+    return wrong
 
 
 def _value(config: Mapping[str, Any], path: str, default: Any) -> Any:

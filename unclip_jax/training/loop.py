@@ -277,7 +277,8 @@ def _iterate(
             fed = _next(feed, moment, checkpoints)  # while the device works
         _report(before, step_hooks)  # waits for the step before this one
         asked = agreed(interrupts.number)
-        due = [every.hook for every in state_hooks if every.due(step, last=last)]
+        hurried = asked is not None and not last  # who is preempted has no time to draw samples
+        due = [e.hook for e in state_hooks if not hurried and e.due(step, last=last)]
         if due or asked is not None:
             _report(pending, step_hooks)
             pending = None
@@ -286,6 +287,7 @@ def _iterate(
         if asked is not None or (last and run.config.save_every):
             checkpoints.save_now(step, state, position=moment.position)
         if asked is not None:
+            log.warning("saved at step %d; the same command continues", step)
             raise Interrupted(asked, step)
     return state
 
