@@ -30,7 +30,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
     parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
-    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, logsnr20, ...")
+    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, logsnr20, 22@140, ...")
     parser.add_argument("--prior-steps", help="diffusion prior: steps")
     parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
     parser.add_argument(

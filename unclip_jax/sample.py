@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="images drawn at once")
     parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
     parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
-    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, logsnr20, ...")
+    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, logsnr20, 22@140, ...")
     parser.add_argument("--prior-steps", help="diffusion prior: steps")
     parser.add_argument("--sampler", help=f"of the decoder: {', '.join(SAMPLERS)}")
     parser.add_argument("--prior-sampler", help="diffusion prior: sampler")

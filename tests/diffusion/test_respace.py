@@ -91,6 +91,20 @@ def test_respacing_twice_is_respacing_once():
     np.testing.assert_array_equal(once.timesteps, twice.timesteps)
 
 
+@pytest.mark.parametrize("spec", ["22", "ddim20", "5,5,4"])
+def test_a_grid_that_begins_later_is_that_of_a_shorter_chain(spec):
+    kept = grid(f"{spec}@140")
+    assert kept == [140 + k for k in grid(spec, 860)]
+    assert kept[0] == 140 and (spec != "22" or kept[-1] == 999)
+    assert grid(f"{spec}@0") == grid(spec)
+
+
+@pytest.mark.parametrize("spec", ["22@", "22@x", "22@-1", "22@999"])
+def test_a_grid_that_begins_nowhere_is_refused(spec):
+    with pytest.raises(UserError, match=f"'{spec}' not understood; after '@' .* 0 to 998"):
+        grid(spec)
+
+
 def test_the_prior_s_64_steps_have_no_integer_stride():
     with pytest.raises(UserError, match="'ddim64': no integer stride gives 64 of 1000.*rule '64'"):
         grid("ddim64")

@@ -159,11 +159,13 @@ def test_the_ends_of_the_learned_range_are_the_fixed_variances(var_frac, name):
     np.testing.assert_array_equal(learned, fixed)
 
 
+@pytest.mark.parametrize("spec", ["64", "22@140"])
 @pytest.mark.parametrize("name", RULES)
-def test_the_last_step_returns_the_clean_sample_without_noise(name):
+def test_the_last_step_returns_the_clean_sample_without_noise(name, spec):
     x_t = jnp.ones((2, 3))
     pred = Prediction(jnp.full((2, 3), 0.25), x_t, jnp.zeros((2, 3)))
-    last = jax.tree.map(lambda value: value[-1], step_inputs(chain("64")))
+    last = jax.tree.map(lambda value: value[-1], step_inputs(chain(spec)))
+    assert float(last.noise_t) > (0.2 if "@" in spec else 0.0)  # and x_0 at once from there
     got = RULES[name](x_t, pred, last, 100.0 * jnp.ones((2, 3)))
     np.testing.assert_allclose(got, 0.25, atol=1e-6)
 

@@ -55,6 +55,12 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
     """
     if spec == "fast27":
         return np.append(timesteps(FAST_27, num_timesteps=num_timesteps)[:-1], num_timesteps - 3)
+    plain, at, first = spec.partition("@")
+    if at:
+        skipped = _index(first, spec, num_timesteps)
+        return timesteps(plain, num_timesteps=num_timesteps - skipped, summed=summed) + np.int32(
+            skipped
+        )
     try:
         if spec.startswith("ddim"):
             return _integer_stride(int(spec.removeprefix("ddim")), num_timesteps)
@@ -64,7 +70,7 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
     except ValueError as error:
         raise UserError(
             f"sampling steps {spec!r} not understood; give a number such as '250', 'ddim25', "
-            "'logsnr20', 'fast27' or counts per section such as '10,10,3,2,2'."
+            "'logsnr20', 'fast27', '22@140' or counts per section such as '10,10,3,2,2'."
         ) from error
     if counts == [1]:
         raise UserError("sampling steps '1' would keep index 0 only; give at least 2 steps.")
@@ -91,6 +97,15 @@ def respace(schedule: Schedule, *, timesteps: Int[np.ndarray, " n"]) -> Schedule
             f"[0, {schedule.num_timesteps - 1}]."
         )
     return schedule.keep(kept)
+
+
+def _index(digits: str, spec: str, num_timesteps: int) -> int:
+    if not digits.isdecimal() or int(digits) > num_timesteps - 2:
+        raise UserError(
+            f"sampling steps {spec!r} not understood; after '@' give the index that the last step "
+            f"leaves from, 0 to {num_timesteps - 2}."
+        )
+    return int(digits)
 
 
 def _even_log_snr(spec: str, schedule: Schedule) -> Int[np.ndarray, " n"]:

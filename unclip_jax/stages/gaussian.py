@@ -60,7 +60,7 @@ class SamplingConfig:
     """How a stage is sampled by default; every field can be overridden when sampling.
 
     Attributes:
-        steps: strided grid, "64", "ddim27", "fast27", section counts or "logsnr20"
+        steps: strided grid, "64", "ddim27", "fast27", "22@140", section counts or "logsnr20"
             (`respace.strided`).
         sampler: "ancestral" or "ddim", as in the paper; "dpmpp_2m" or "heun" (`solvers`).
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
