@@ -11,6 +11,7 @@ from typing import Any
 
 from unclip_jax.convert import prior, unet
 from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.diffusion import respace
 from unclip_jax.experiment import Experiment
 from unclip_jax.models.unet import UNetConfig
 
@@ -82,7 +83,7 @@ def task(name: str, experiment: Experiment, *, what: str, batch: int) -> dict[st
     return {
         "what": what,
         "batch": batch * (getattr(model, "num_candidates", 1) if what == "sample" else 1),
-        "steps": int("".join(filter(str.isdigit, sampling.steps))),
+        "steps": respace.strided(model.diffusion.chain(), steps=sampling.steps).num_timesteps,
         "guided": sampling.guidance_scale != 1.0,
         "optim": {"lr": optim.learning_rate, "betas": (optim.b1, optim.b2), "eps": optim.eps}
         | {"weight_decay": optim.weight_decay},

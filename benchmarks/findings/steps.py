@@ -30,13 +30,18 @@ def measure(shop: Workshop) -> dict[str, Any]:
     for share, steps in ladder(cascade.decoder.sampling, cascade.decoder.diffusion.num_timesteps):
         label = f"decoder, {steps} steps"
         found = shop.judge(
-            shop.draw(training.MAIN, shop.z_img("x_0"), steps=str(steps), label=label)
+            shop.draw(
+                training.MAIN,
+                shop.z_img("x_0"),
+                steps=grid(cascade.decoder.sampling, steps),
+                label=label,
+            )
         )
         followed[share] = found.followed
         rows.append({"name": label, "line": "decoder", "steps": steps, **truth.row(found)})
     prior = shop.studio("x_0").cascade.prior
     for share, steps in ladder(prior.sampling, prior.diffusion.num_timesteps):
-        z = shop.imagine("x_0", truth, candidates=1, steps=str(steps))
+        z = shop.imagine("x_0", truth, candidates=1, steps=grid(prior.sampling, steps))
         near[share] = cosine(z, truth.z_img)
         row = {"name": f"prior, {steps} steps", "line": "prior", "steps": steps}
         rows.append({**row, "cosine": truth.mean(near[share])._asdict()})
@@ -58,5 +63,12 @@ def measure(shop: Workshop) -> dict[str, Any]:
 
 def ladder(sampling: SamplingConfig, longest: int) -> list[tuple[float, int]]:
     """(share, number of steps) of every rung; at least two, at most the chain."""
-    exported = len(respace.timesteps(sampling.steps, num_timesteps=longest))
-    return [(share, min(max(round(share * exported), 2), longest)) for share in SHARES]
+    kept = respace.timesteps(sampling.steps, num_timesteps=longest)
+    most = longest - int(kept[0])
+    return [(share, min(max(round(share * len(kept)), 2), most)) for share in SHARES]
+
+
+def grid(sampling: SamplingConfig, steps: int) -> str:
+    """That many steps, beginning at the index where the exported grid begins."""
+    _, at, first = sampling.steps.partition("@")
+    return f"{steps}{at}{first}"

@@ -183,6 +183,9 @@ def test_the_ladder_of_steps_keeps_to_the_chain():
         (4, 100),
     ]
     assert steps.ladder(SamplingConfig(steps="4"), 10) == [(0.25, 2), (0.5, 2), (1, 4), (4, 10)]
+    later = SamplingConfig(steps="4@3")
+    assert [n for _, n in steps.ladder(later, 10)] == [2, 2, 4, 7]
+    assert steps.grid(later, 7) == "7@3" and steps.grid(SamplingConfig(steps="25"), 6) == "6"
 
 
 # The report.
