@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import manipulations_text_diff
 from benchmarks.page import rate, table
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
@@ -65,11 +66,14 @@ def interpolation(found: dict[str, Any]) -> str:
 
 def text_diff(rows: Sequence[dict[str, Any]]) -> str:
     """Rates by the decoder's caption and theta."""
-    names = [name for name in rows[0] if name not in ("caption", "theta")]
+    names = [name for name in rows[0] if name not in ("caption", "guidance", "theta")]
     cells = [
-        [row["caption"], f"{row['theta']:g}", *(rate(row[name]) for name in names)] for row in rows
+        [row["caption"], f"{row['guidance']:g}", f"{row['theta']:g}"]
+        + [rate(row[name]) for name in names]
+        for row in rows
     ]
-    return table(("decoder's caption", "theta", *names), cells)
+    lead = f"Inverted on {manipulations_text_diff.STEPS} steps without refinements.\n\n"
+    return lead + table(("decoder's caption", "guidance", "theta", *names), cells)
 
 
 def decibels(found: dict[str, float]) -> str:

@@ -12,18 +12,32 @@ from benchmarks.manipulations_measure import SHOWN, Chain, Known
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.sources import Source
+from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.metrics import intervals, shapes_detector
 from unclip_jax.metrics.shapes_detector import Found, Sight
-from unclip_jax.pipeline import edits, latents
+from unclip_jax.pipeline import decoding, edits, latents
+from unclip_jax.pipeline.decoding import DecodeOptions
 from unclip_jax.shapes import scene as scenes
 from unclip_jax.shapes.scene import Item, Scene
 
 FROM, TO = "red", "blue"
-THETAS = {  # by what the decoder is told
-    "none": (0.0, 0.25, 0.5, 0.75, 1.0),
-    "source": (0.0, 0.5),
-    "target": (0.0, 0.5),
-}
+STEPS = "50"  # refined inversions have noise so large that z_img counts for little
+
+
+class Way(NamedTuple):
+    """What the decoder is told, its guidance, and how far z_img is turned."""
+
+    caption: str
+    guidance: float
+    thetas: tuple[float, ...]
+
+
+WAYS = (
+    Way("none", 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
+    Way("none", 2.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
+    Way("source", 1.0, (0.0, 0.5)),
+    Way("target", 2.0, (0.0, 0.25, 0.5)),
+)
 NEAR = 0.1  # of the side: an object whose centre moved less stayed where it was
 JUDGED = ("colour", "shape", "place", "all three")
 
@@ -63,42 +77,42 @@ def changed(caption: str) -> str:
 
 
 def measure(studio: Studio, reds: Known, chain: Chain) -> Diffs:
-    """Rates by theta, for three ways to tell the decoder what it draws.
+    """Rates by theta, for several ways to tell the decoder what it draws.
 
     Pictures are inverted without a caption and decoded so, or inverted with their own and decoded
-    with that or with the target.
+    with that or with the target; on `STEPS` without refinements, whatever the chain says.
     """
+    chain = chain._replace(steps=STEPS, refinements=0)
     targets = [changed(caption) for caption in reds.captions]
     known = [scenes.from_json(scene) for scene in reds.scenes]
+    told = {"none": [None] * len(known), "source": reds.captions, "target": targets}
     bare = measures.encode(studio, reds.pictures, chain).latent
-    told = measures.encode(studio, reds.pictures, chain, captions=reds.captions).latent
-    z = {
-        "z_target": studio.text_embeddings(targets),
-        "z_source": studio.text_embeddings(reds.captions),
-    }
+    own = measures.encode(studio, reds.pictures, chain, captions=reds.captions).latent
+    z_target = studio.text_embeddings(targets)
+    z_source = studio.text_embeddings(reds.captions)
     rows, shown = [], []
-    for name, latent, captions in (
-        ("none", bare, [None] * len(known)),
-        ("source", told, reds.captions),
-        ("target", told, targets),
-    ):
-        thetas = THETAS[name]
+    for way in WAYS:
+        latent = bare if way.caption == "none" else own
         paths = [
             edits.text_diff(
                 latents.take(latent, [index]),
-                **{which: each[index : index + 1] for which, each in z.items()},
-                thetas=np.asarray(thetas, np.float32),
+                z_target=z_target[index : index + 1],
+                z_source=z_source[index : index + 1],
+                thetas=np.asarray(way.thetas, np.float32),
             ).latent
             for index in range(len(known))
         ]
-        repeated = [caption for caption in captions for _ in thetas]
-        images = measures.draw(studio, latents.join(paths), chain, captions=repeated)
-        by_theta = images.reshape(len(known), len(thetas), *images.shape[1:]).swapaxes(0, 1)
+        repeated = [caption for caption in told[way.caption] for _ in way.thetas]
+        guided = DecodeOptions(decoding.faithful(STEPS), GuidanceSchedule(way.guidance))
+        images = measures.draw(
+            studio, latents.join(paths), chain, captions=repeated, options=guided
+        )
+        by_theta = images.reshape(len(known), len(way.thetas), *images.shape[1:]).swapaxes(0, 1)
         rows += [
-            {"caption": name, "theta": theta, **rates(each, known)}
-            for theta, each in zip(thetas, by_theta, strict=True)
+            {"caption": way.caption, "guidance": way.guidance, "theta": theta, **rates(each, known)}
+            for theta, each in zip(way.thetas, by_theta, strict=True)
         ]
-        if name == "none":
+        if way == WAYS[1]:
             shown = _shown(reds, by_theta)
     return Diffs(rows, shown)
 
@@ -151,6 +165,6 @@ def _shown(reds: Known, by_theta: np.ndarray) -> list[tuple[str, np.ndarray]]:
         labelled.append((changed(reds.captions[index]), originals[index]))
         labelled += [
             (f"theta {theta:g}", images[index])
-            for theta, images in zip(THETAS["none"], by_theta, strict=True)
+            for theta, images in zip(WAYS[1].thetas, by_theta, strict=True)
         ]
     return labelled
