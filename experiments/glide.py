@@ -112,7 +112,7 @@ def get_config(size: str = "paper") -> ConfigDict:
         unet.patch = 4
         unet.channels, unet.multiples, unet.depth = 32, (1, 2, 4), 1
         unet.attention_at = (8, 4)
-        train.steps, train.batch_size, train.eval_every = 2800, 32, 700
+        train.steps, train.batch_size, train.eval_every = 1500, 32, 500
     if size == "tiny":
         net.z_dim = 32
         net.context, net.vocab_size = 24, 1024
