@@ -184,7 +184,8 @@ def place(tmp_path_factory) -> pathlib.Path:
     """A folder with untrained stages, their embeddings, and the pictures that documents name."""
     folder, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
     run_dir = cascades.write(folder / "runs" / "shapes")
-    (folder / "karlo-v1-alpha").symlink_to(run_dir)  # in the place of public weights
+    for name in ("karlo-v1-alpha", "runs/emoji"):  # what is not here
+        (folder / name).symlink_to(run_dir)
     studio = Studio.open(run_dir)
     info = {"clip_id": studio.clip_id}
     writer = EmbeddingWriter(run_dir / "embeddings" / "train", info=info, shard_size=40)
