@@ -37,7 +37,9 @@ def printed(*arguments: str) -> list[list[str]]:
 @functools.cache
 def known_flags(module: str) -> set[str]:
     """Flags that an entry point defines: the string literals of its source that look like one."""
-    source = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
+    place = ROOT / module.replace(".", "/")
+    file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+    source = file.read_text("utf-8")
     rooms = dict.fromkeys(("unclip_jax.sample", "unclip_jax.demo", "unclip_jax.bundle"), "commands")
     rooms["unclip_jax.evaluate"] = "evaluation"
     if module in rooms:  # of its subcommands and of what they share
