@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import manipulations_text_diff
+from benchmarks import manipulations_text_diff as text_diffs
 from benchmarks.page import rate, table
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.evaluate import SHOWN
+from unclip_jax.pipeline.noise_maps import MapOptions
 
 TITLE = "# What the latent gives back\n\nMade by `python -m benchmarks.manipulations`.\n\n"
 COLUMNS = 6  # of the pictures: the original, and five etas or thetas
@@ -65,15 +66,19 @@ def interpolation(found: dict[str, Any]) -> str:
 
 
 def text_diff(rows: Sequence[dict[str, Any]]) -> str:
-    """Rates by the decoder's caption and theta."""
-    names = [name for name in rows[0] if name not in ("caption", "guidance", "theta")]
+    """Rates by what holds the composition, what the decoder is told, and theta."""
+    told, names = ("inversion", "details", "caption"), text_diffs.JUDGED
     cells = [
-        [row["caption"], f"{row['guidance']:g}", f"{row['theta']:g}"]
+        [*(row[name] for name in told), f"{row['guidance']:g}", f"{row['theta']:g}"]
         + [rate(row[name]) for name in names]
         for row in rows
     ]
-    lead = f"Inverted on {manipulations_text_diff.STEPS} steps without refinements.\n\n"
-    return lead + table(("decoder's caption", "guidance", "theta", *names), cells)
+    maps = MapOptions()
+    lead = (
+        f"{text_diffs.STEPS} steps without refinements; DDPM inversion with eta {maps.eta:g} and "
+        f"strength {maps.strength:g}.\n\n"
+    )
+    return lead + table((*told, "guidance", "theta", *names), cells)
 
 
 def decibels(found: dict[str, float]) -> str:

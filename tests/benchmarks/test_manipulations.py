@@ -93,8 +93,8 @@ def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
     etas = [row.get("eta") for row in result["variations"]]
     assert etas == [*measure.ETAS, None]
     assert result["interpolation"]["pairs"] == 1 and result["interpolation"]["most"] <= 2
-    told = [(row["caption"], row["guidance"], row["theta"]) for row in result["text_diff"]]
-    assert told == [(way.caption, way.guidance, t) for way in text_diff.WAYS for t in way.thetas]
+    told = [(row["inversion"], row["guidance"], row["theta"]) for row in result["text_diff"]]
+    assert told == [(way.inversion, way.guidance, t) for way in text_diff.WAYS for t in way.thetas]
     for part in ("variations", "text_diff"):
         with Image.open(tmp_path / f"page_{part}.png") as picture:
             assert picture.width > 6 * 128

@@ -178,6 +178,22 @@ def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call
     assert np.any(plain[1] != plain[0]) and np.any(against[1] != plain[1])
 
 
+def test_a_text_diff_by_ddpm_starts_at_the_picture_itself(call, inputs):
+    arguments = (inputs / "one.png", "a blue square", STEPS, "--frames=2", "--inversion=ddpm")
+    original = pictures.square(pictures.read(inputs / "one.png"), SIZE)
+    for more in ((), ("--guidance=2",), ("--caption=a ring", "--eta=1", "--strength=1")):
+        record, path = call("text-diff", *arguments, *more, "--no-upsample")
+        assert np.abs(path[0].astype(int) - original).max() <= 1
+        assert np.any(path[1] != path[0])
+    again = call("text-diff", *arguments, *more, "--no-upsample", "--seed=1")[1]
+    assert np.abs(again[0].astype(int) - original).max() <= 1 and np.any(again[1] != path[1])
+    assert record["inputs"] == [{"name": "one.png", "sha256": record["inputs"][0]["sha256"]}]
+    seeds = ("--seed=0", "--seed=1")
+    for how, same in (((), True), (FRESH, False)):  # details are those of the picture
+        one, other = (call("text-diff", *arguments, *how, seed)[1][0] for seed in seeds)
+        assert (np.abs(one.astype(int) - other).max() <= 2) == same
+
+
 def test_variations_leave_the_picture_as_eta_grows(call, reconstructed):
     _, shown, latents = reconstructed
     arguments = ("variations", latents[0], STEPS, "--etas", 0, 1, "--num=2")
@@ -334,6 +350,12 @@ LONG = "x" * 10_001
         ("interpolate {0}/one.png {0}/other.png --frames=1", "--frames is 1"),
         ("text-diff {}/one.png blue --theta=1.5", r"--theta is 1.5; it must lie in \[0.0, 1.0\]"),
         ("text-diff {}/one.png blue --frames=1", "--frames is 1"),
+        ("text-diff {}/one.png blue --eta=0.5", "--eta belongs to --inversion=ddpm"),
+        ("text-diff {}/one.png blue --strength=0", "--strength belongs to --inversion=ddpm"),
+        ("text-diff {}/one.png blue --inversion=ddpm --refine=1", "--refine=1 belongs to"),
+        ("text-diff {}/one.npz blue --inversion=ddpm", "holds an x_T; --inversion=ddpm needs"),
+        ("text-diff {}/one.png blue --inversion=ddpm --eta=2", r"--eta is 2.0; it must lie in"),
+        ("text-diff {}/one.png blue --inversion=ddpm --strength=2", "--strength is 2.0; it must"),
         ("text-diff {}/one.png ", "the target caption is empty; say what"),
         (f"text-diff {{}}/one.png {LONG}", "a caption has 10001 characters"),
         ("blend --picture {}/one.png", "a blend needs at least two things, not 1"),

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.core.types import Embedding, Image
-from unclip_jax.pipeline import decoding, details, latents, text_to_image
+from unclip_jax.diffusion.noise_maps import NoiseMaps
+from unclip_jax.pipeline import decoding, details, latents, noise_maps, text_to_image
 from unclip_jax.pipeline.details import Details
 from unclip_jax.pipeline.latents import Latent
 from unclip_jax.pipeline.text_to_image import Cascade
@@ -87,6 +88,26 @@ class Programs:
 
         def run(params, x_t, *, options, **given):
             return decoding.decode_part(self.cascade.decoder, params, x_t, options=options, **given)
+
+        return jax.jit(run, static_argnames="options")
+
+    @functools.cached_property
+    def encode_maps(self) -> Callable[..., NoiseMaps]:
+        """`noise_maps.encode`."""
+
+        def run(params, images, *, options, **given):
+            return noise_maps.encode(self.cascade.decoder, params, images, options=options, **given)
+
+        return jax.jit(run, static_argnames="options")
+
+    @functools.cached_property
+    def decode_maps(self) -> Callable[..., tuple[Image, Image]]:
+        """`noise_maps.decode_part`."""
+
+        def run(params, given, *, options, **told):
+            return noise_maps.decode_part(
+                self.cascade.decoder, params, given, options=options, **told
+            )
 
         return jax.jit(run, static_argnames="options")
 

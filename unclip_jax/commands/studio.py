@@ -24,12 +24,14 @@ from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Params, 
 from unclip_jax.data import image as codec
 from unclip_jax.data import text
 from unclip_jax.diffusion import trajectory
+from unclip_jax.diffusion.noise_maps import NoiseMaps
 from unclip_jax.handoff.export import params_id
-from unclip_jax.pipeline import decoding, details, load, text_to_image
+from unclip_jax.pipeline import decoding, details, load, noise_maps, text_to_image
 from unclip_jax.pipeline.decoding import Condition, DecodeOptions, Hole
 from unclip_jax.pipeline.details import Details
 from unclip_jax.pipeline.latents import DetailOrigin, Latent, Origin
 from unclip_jax.pipeline.load import Loaded
+from unclip_jax.pipeline.noise_maps import MapOptions
 from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
 
 T = TypeVar("T")
@@ -63,6 +65,24 @@ class Order:
     hole: tuple[Picture, Picture] | None = None
     upsample: bool = True
     upsampler_steps: str | None = None
+
+
+class Told(NamedTuple):
+    """What the decoder is told of every image, apart from noise.
+
+    Attributes:
+        z_img: unit-norm embeddings.
+        captions: None = no caption at all, which "" is not.
+        indices: which key of the seed an image uses.
+        seed: see `Order`.
+        negative: captions that guidance leads away from; None = from nothing.
+    """
+
+    z_img: Embedding
+    captions: Sequence[str | None]
+    indices: Sequence[int]
+    seed: int = 0
+    negative: Sequence[str] | None = None
 
 
 class Drawn(NamedTuple):
@@ -247,17 +267,48 @@ class Studio:
 
     def decoding_inputs(self, order: Order) -> tuple[dict[str, Any], Keys]:
         """The arrays that `decoding.decode` takes for an order, and the key of every image."""
-        condition = self._condition(order.latent.z_img, order.captions)
         keys = text_to_image.keys_for(order.seed, jnp.asarray(order.indices))
-        inputs: dict[str, Any] = {"x_T": order.latent.x_T, "condition": condition, "keys": keys}
-        if order.negative is not None:
-            z = self.imagine(order.negative, seed=order.seed, indices=order.indices)
-            inputs["negative"] = self._condition(z, order.negative)
+        told = Told(order.latent.z_img, order.captions, order.indices, order.seed, order.negative)
+        inputs: dict[str, Any] = {"x_T": order.latent.x_T, "keys": keys, **self._conditions(told)}
         if order.eta is not None:
             inputs["eta"] = order.eta
         if order.hole is not None:
             inputs["hole"] = self._hole(order.hole, len(order.captions))
         return inputs, keys
+
+    def encode_maps(
+        self, pictures: Sequence[Picture], told: Told, *, options: MapOptions
+    ) -> NoiseMaps:
+        """The noise of every step of pictures, told of each what is true of it."""
+        keys = text_to_image.keys_for(told.seed, jnp.asarray(told.indices))
+        images = self._squares(pictures, self.base_size)
+        encode = functools.partial(self.programs.encode_maps, options=options)
+        run = lambda batch: encode(self.params["decoder"], **batch)  # noqa: E731
+        return self._in_batches(
+            run, {"images": images, "keys": keys, **self._conditions(told)}, "invert"
+        )
+
+    def decode_maps(
+        self, maps: NoiseMaps, told: Told, *, of: Sequence[int], options: MapOptions
+    ) -> Image:
+        """Images in [-1, 1] at the decoder's size; the i-th walks the maps of picture of[i]."""
+        chain = noise_maps.steps_of(self.cascade.decoder, options)
+        looks = 1 if self.watch is None else progress.looks(len(chain.t))
+
+        def run(batch: dict[str, Any]) -> Image:
+            given = jax.tree.map(lambda x: x[batch["of"]], maps)
+            x_t, step = given.x_t, 0
+            for part in trajectory.parts(chain, looks):
+                rest = NoiseMaps(x_t, given.maps[:, step : step + len(part.t)])
+                x_t, x_0 = self.programs.decode_maps(
+                    self.params["decoder"], rest, walk=part, options=options, **batch["told"]
+                )
+                step += len(part.t)
+                self._look(x_0, step, len(chain.t))
+            return jnp.clip(x_t, -1.0, 1.0)
+
+        inputs = {"of": jnp.asarray(of), "told": self._conditions(told)}
+        return self._in_batches(run, inputs, "decode")
 
     def enlarge(
         self,
@@ -288,6 +339,14 @@ class Studio:
 
     def _squares(self, pictures: Sequence[Picture], size: int) -> Image:
         return jnp.asarray(codec.to_float(np.stack([square(p, size) for p in pictures])))
+
+    def _conditions(self, told: Told) -> dict[str, Condition]:
+        """What the decoder is told, and what guidance leads away from if anything."""
+        given = {"condition": self._condition(told.z_img, told.captions)}
+        if told.negative is not None:
+            z = self.imagine(told.negative, seed=told.seed, indices=told.indices)
+            given["negative"] = self._condition(z, told.negative)
+        return given
 
     def _condition(self, z_img: Embedding, captions: Sequence[str | None]) -> Condition:
         return Condition(z_img, *self._decoder_text(captions))
@@ -331,9 +390,14 @@ class Studio:
         for part in trajectory.parts(chain, progress.looks(len(chain.t))):
             x_t, x_0 = self.programs.decode_part(params, x_t, part=part, options=options, **given)
             step += len(part.t)
-            shown = codec.to_uint8(np.asarray(x_0))[: self._now.total - self._now.done]
-            self._tell(self._now._replace(step=step, steps=len(chain.t), images=shown))
+            self._look(x_0, step, len(chain.t))
         return jnp.clip(x_t, -1.0, 1.0), None
+
+    def _look(self, x_0: Image, step: int, steps: int) -> None:
+        """Show the watcher, if there is one, what the batch in work looks like."""
+        if self.watch is not None:
+            shown = codec.to_uint8(np.asarray(x_0))[: self._now.total - self._now.done]
+            self._tell(self._now._replace(step=step, steps=steps, images=shown))
 
 
 def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:

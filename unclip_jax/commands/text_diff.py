@@ -2,15 +2,33 @@
 
 import argparse
 import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
-from unclip_jax.commands import arguments, session
-from unclip_jax.commands.studio import Studio
+from unclip_jax.commands import arguments, pictures, session
+from unclip_jax.commands.pictures import Picture
+from unclip_jax.commands.studio import Studio, Told
 from unclip_jax.core.checks import UserError, in_range
-from unclip_jax.pipeline import edits
+from unclip_jax.data import image as codec
+from unclip_jax.pipeline import edits, text_to_image
+from unclip_jax.pipeline.edits import Path
+from unclip_jax.pipeline.latents import Latent, Origin
+from unclip_jax.pipeline.noise_maps import MapOptions
 
+MAPS = MapOptions()
 DESCRIPTION = "Turn a picture towards a caption; its composition stays."
+
+
+class Edited(NamedTuple):
+    """A path drawn, and what it was drawn of."""
+
+    path: Path
+    images: UInt8[np.ndarray, " f h w 3"]
+    inputs: Sequence[Origin | Picture]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -25,6 +43,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--theta", type=float, default=edits.THETA_MAX, help="end of the path, usually 0.25 to 0.5"
     )
     parser.add_argument("--frames", type=int, default=7, help="both ends counted")
+    parser.add_argument(
+        "--inversion",
+        choices=("ddim", "ddpm"),
+        default="ddim",
+        help="what holds the composition: x_T, or the noise of every step, which holds more",
+    )
+    parser.add_argument(
+        "--strength", type=float, help=f"ddpm: share of the chain drawn anew [{MAPS.strength}]"
+    )
+    parser.add_argument("--eta", type=float, help=f"ddpm: noise share of its steps [{MAPS.eta}]")
     arguments.add_decoding(parser)
     arguments.add_encoding(parser)
     arguments.add_animation(parser)
@@ -38,22 +66,82 @@ def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
     in_range("--frames", args.frames, 2, 1000)
     if not args.target.strip():
         raise UserError("the target caption is empty; say what the picture should become.")
+    _check_inversion(args)
     studio = studio or Studio.open(args.models, batch=args.batch)
-    encoded = session.encode(studio, [args.picture], args)
     captions = [args.target] if args.source is None else [args.target, args.source]
     z_txt = studio.text_embeddings(captions)
-    path = edits.text_diff(
-        encoded.latent,
-        z_target=z_txt[:1],
-        z_source=None if args.source is None else z_txt[1:],
-        thetas=np.linspace(0.0, args.theta, args.frames, dtype=np.float32),
-    )
-    order = session.order(args, path.latent, caption=session.caption_of(encoded))
+    turned = {
+        "z_target": z_txt[:1],
+        "z_source": None if args.source is None else z_txt[1:],
+        "thetas": np.linspace(0.0, args.theta, args.frames, dtype=np.float32),
+    }
+    path, images, inputs = (_by_maps if args.inversion == "ddpm" else _by_x_T)(args, studio, turned)
     return session.finish(
         args,
         studio,
-        studio.draw(order).images,
+        images,
         labels=[f"theta {theta:.2f}" for theta in path.theta],
-        inputs=encoded.origins,
+        inputs=inputs,
         columns=args.frames,
     )
+
+
+def _check_inversion(args: argparse.Namespace) -> None:
+    """Refuse what one inversion knows and the other does not.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    if args.inversion == "ddim":
+        for name in ("strength", "eta"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} belongs to --inversion=ddpm; give that too.")
+        return
+    if args.refine:
+        raise UserError(f"--refine={args.refine} belongs to --inversion=ddim; leave one out.")
+    if args.picture.suffix.lower() == ".npz":
+        raise UserError(f"{args.picture} holds an x_T; --inversion=ddpm needs the picture itself.")
+    args.strength = MAPS.strength if args.strength is None else args.strength
+    args.eta = MAPS.eta if args.eta is None else args.eta
+    in_range("--strength", args.strength, 0.0, 1.0)
+    in_range("--eta", args.eta, 0.0, 1.0)
+
+
+def _by_x_T(args: argparse.Namespace, studio: Studio, turned: dict[str, Any]) -> Edited:
+    """The paper's way: x_T stays."""
+    encoded = session.encode(studio, [args.picture], args)
+    path = edits.text_diff(encoded.latent, **turned)
+    order = session.order(args, path.latent, caption=session.caption_of(encoded))
+    return Edited(path, studio.draw(order).images, encoded.origins)
+
+
+def _by_maps(args: argparse.Namespace, studio: Studio, turned: dict[str, Any]) -> Edited:
+    """By DDPM inversion: the noise of every step stays."""
+    picture = pictures.read(args.picture)
+    options = MapOptions(args.steps, args.eta, args.strength, arguments.options(args).guidance)
+    told = Told(
+        studio.image_embeddings([picture]),
+        [args.caption or None],
+        [0],
+        args.seed,
+        session.negatives(args, 1),
+    )
+    maps = studio.encode_maps([picture], told, options=options)
+    found = ()
+    if session.details_wanted(studio, args):
+        base = studio.decode_maps(maps, told, of=[0], options=options)
+        found = studio.encode_details(base, [picture], steps=args.upsampler_steps)
+    path = edits.text_diff(Latent(told.z_img, maps.x_t, found), **turned)
+    count = args.frames
+    told = Told(
+        path.latent.z_img,
+        told.captions * count,
+        told.indices * count,
+        args.seed,
+        session.negatives(args, count),
+    )
+    images = studio.decode_maps(maps, told, of=[0] * count, options=options)
+    if not args.no_upsample:
+        keys = text_to_image.keys_for(args.seed, jnp.asarray(told.indices))
+        images = studio.enlarge(images, keys, held=path.latent.details, steps=args.upsampler_steps)
+    return Edited(path, codec.to_uint8(np.asarray(images)), [picture])

@@ -147,6 +147,15 @@ FORMS: dict[str, Form] = {
             (
                 Field("source", "text", "caption of the picture, or a dummy", flag="--source"),
                 Field("theta", "float", "end of the path", flag="--theta", high=1),
+                Field(
+                    "inversion",
+                    "choice",
+                    "what holds the composition: x_T, or the noise of every step",
+                    flag="--inversion",
+                    choices=("ddim", "ddpm"),
+                ),
+                Field("strength", "float", "ddpm: share drawn anew", flag="--strength", high=1),
+                Field("eta", "float", "ddpm: noise share", flag="--eta", high=1),
                 *(_FRAMES, _ANIMATE, *_DRAWING, *_ENCODING),
                 _PICTURE,
                 Field("target", "text", "caption of what is wanted", required=True),

@@ -259,6 +259,11 @@ def _text_diff(house: House) -> Values:
         "target": gr.Textbox(label="It should become", placeholder="a blue circle"),
         "source": gr.Textbox(label="It is (may be left out)", placeholder="a red circle"),
         "theta": gr.Slider(0, 1, 0.5, step=0.05, label="How far (theta), usually 0.25 to 0.5"),
+        "inversion": gr.Radio(
+            [("most (DDPM inversion)", "ddpm"), ("as in the paper (x_T)", "ddim")],
+            value="ddpm",
+            label="How much of the picture stays",
+        ),
         "frames": _frames(house),
         "animate": _animation(),
         **_editing(house),

@@ -1,0 +1,99 @@
+"""DDPM inversion: exact under the same condition, known in closed form under another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.diffusion.gaussians import FULL, exact_denoiser, mixture_denoiser
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion import noise_maps, respace
+from unclip_jax.diffusion.guidance import Denoiser
+from unclip_jax.diffusion.noise_maps import NoiseMaps
+from unclip_jax.diffusion.process import Prediction
+
+X_0 = jnp.linspace(-1.0, 1.0, 12).reshape(2, 6)
+KEYS = rng.per_example(jax.random.key(0), jnp.arange(2))
+
+
+def walk(spec: str, strength: float = 1.0):
+    return noise_maps.steps(respace.strided(FULL, steps=spec), strength=strength)
+
+
+def there_and_back(source: Denoiser, target: Denoiser, steps, eta: float, x_0=X_0, keys=KEYS):
+    found = noise_maps.encode(source, x_0, walk=steps, eta=eta, keys=keys)
+    return noise_maps.decode(target, found, walk=steps, eta=eta)[0]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("strength", [1.0, 0.4, 0.0])
+def test_the_same_condition_gives_the_sample_back_whatever_the_model(eta, strength):
+    denoise = mixture_denoiser()  # far from linear, and X_0 far from its data
+    back = there_and_back(denoise, denoise, walk("10", strength), eta)
+    np.testing.assert_allclose(back, X_0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
+@pytest.mark.parametrize("spec", ["5", "50"])
+def test_another_mean_shifts_a_gaussian_by_what_the_first_level_hides(spec, strength):
+    # the slopes of E[x_s | x_t] telescope: the shift is (1 - alpha_bar) / Var(x_t) of the means'
+    mean, other, std = 0.3, -0.4, 0.5
+    steps = walk(spec, strength)
+    moved = there_and_back(exact_denoiser(mean, std), exact_denoiser(other, std), steps, 1.0)
+    noise, signal = float(steps.noise_t[0]), float(steps.signal_t[0])
+    share = noise**2 / (std**2 * signal**2 + noise**2)
+    np.testing.assert_allclose(moved - X_0, (other - mean) * share, atol=2e-5)
+
+
+def test_without_noise_the_shift_is_that_of_the_probability_flow():
+    mean, other, std = 0.3, -0.4, 0.5
+    steps = walk("1000", 0.6)
+    moved = there_and_back(exact_denoiser(mean, std), exact_denoiser(other, std), steps, 0.0)
+    noise, signal = float(steps.noise_t[0]), float(steps.signal_t[0])
+    share = 1.0 - signal * std / np.sqrt(std**2 * signal**2 + noise**2)
+    np.testing.assert_allclose(moved - X_0, (other - mean) * share, rtol=1e-2)
+
+
+def test_the_noises_of_all_levels_are_independent():
+    def nothing(x_t, t):
+        return Prediction(jnp.zeros_like(x_t), jnp.zeros_like(x_t))
+
+    steps, x_0 = walk("4"), jnp.full((1, 20_000), 0.5)
+    found = noise_maps.encode(nothing, x_0, walk=steps, eta=1.0, keys=KEYS[:1])
+    # a mean of zero: maps are the noisy samples themselves
+    levels = jnp.concatenate([found.x_t, found.maps[0]])
+    signal, noise = ([*a, b] for a, b in ((steps.signal_t, 1.0), (steps.noise_t, 0.0)))
+    np.testing.assert_array_equal(levels[-1], x_0[0])
+    drawn = (levels[:-1] - jnp.asarray(signal[:-1])[:, None] * 0.5) / jnp.asarray(noise[:-1])[
+        :, None
+    ]
+    np.testing.assert_allclose(np.cov(drawn), np.eye(4), atol=0.04)
+
+
+def test_a_walk_in_parts_is_the_whole_walk():
+    steps = walk("8")
+    source, target = exact_denoiser(0.3, 0.5), mixture_denoiser()
+    found = noise_maps.encode(source, X_0, walk=steps, eta=0.5, keys=KEYS)
+    whole, last = noise_maps.decode(target, found, walk=steps, eta=0.5)
+    x_t = found.x_t
+    for part in (slice(0, 3), slice(3, 8)):
+        rest = NoiseMaps(x_t, found.maps[:, part])
+        some = jax.tree.map(lambda table, part=part: table[part], steps)
+        x_t, x_0 = noise_maps.decode(target, rest, walk=some, eta=0.5)
+    np.testing.assert_array_equal(x_t, whole)
+    np.testing.assert_array_equal(x_0, last)
+
+
+def test_an_example_does_not_depend_on_its_batch():
+    denoise, steps = mixture_denoiser(), walk("6")
+    both = noise_maps.encode(denoise, X_0, walk=steps, eta=1.0, keys=KEYS)
+    one = noise_maps.encode(denoise, X_0[1:], walk=steps, eta=1.0, keys=KEYS[1:])
+    np.testing.assert_allclose(one.maps[0], both.maps[1], atol=1e-6)
+    assert np.abs(both.x_t[0] - both.x_t[1]).min() > 0
+
+
+def test_a_strength_beyond_the_chain_is_refused():
+    for strength in (-0.1, 1.1):
+        with pytest.raises(UserError, match=rf"strength is {strength}; it must lie in \[0.0, 1.0"):
+            walk("10", strength)
