@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.commands import pictures
+from unclip_jax.commands.order import Order
 from unclip_jax.commands.pictures import Picture
-from unclip_jax.commands.studio import Order, Studio
+from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Image
 from unclip_jax.data import image as codec

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from benchmarks import manipulations_measure as measures
 from benchmarks.manipulations_measure import SHOWN, Chain, Known
-from unclip_jax.commands.studio import Studio, Told
+from unclip_jax.commands.order import Told
+from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image as codec
 from unclip_jax.data.sources import Source

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from unclip_jax.commands import arguments, output
-from unclip_jax.commands.studio import Drawn, Order, Studio
+from unclip_jax.commands.order import Drawn, Order
+from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.pipeline.decoding import DecodeOptions

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unclip_jax.commands import arguments, output, pictures
+from unclip_jax.commands.order import Order
 from unclip_jax.commands.pictures import Picture
-from unclip_jax.commands.studio import Order, Studio
+from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.pipeline import details, latents

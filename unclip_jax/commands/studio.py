@@ -4,19 +4,19 @@ Each kind of work is one compiled function of programs.py; seeds, captions, pict
 points of a path are data to it.
 """
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from unclip_jax.commands import progress
+from unclip_jax.commands.order import Drawn, Order, Told
 from unclip_jax.commands.pictures import Picture, mask_square, square
 from unclip_jax.commands.programs import Programs
 from unclip_jax.commands.progress import Progress, Watch
@@ -35,66 +35,6 @@ from unclip_jax.pipeline.noise_maps import MapOptions
 from unclip_jax.pipeline.text_to_image import Captions, Cascade, SampleOptions
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """What to decode; every field but `options` has one entry per image.
-
-    Attributes:
-        latent: z_img, x_T and, where the upsamplers are to draw just these, details.
-        captions: for the decoder; None = no caption at all, which "" is not.
-        indices: which key of the seed an image uses; frames of a path share one.
-        seed: image i depends on (seed, index i) alone.
-        options: how to decode.
-        eta: DDIM's noise share, if it varies.
-        negative: captions that guidance leads away from; None = from nothing.
-        hole: a picture, and the mask of what is kept of it.
-        upsample: whether the upsamplers follow.
-        upsampler_steps: grid of the upsamplers that have details, the one of their inversion; None
-            = as exported.
-    """
-
-    latent: Latent
-    captions: Sequence[str | None]
-    indices: Sequence[int]
-    seed: int
-    options: DecodeOptions
-    eta: Float[Array, " b"] | None = None
-    negative: Sequence[str] | None = None
-    hole: tuple[Picture, Picture] | None = None
-    upsample: bool = True
-    upsampler_steps: str | None = None
-
-
-class Told(NamedTuple):
-    """What the decoder is told of every image, apart from noise.
-
-    Attributes:
-        z_img: unit-norm embeddings.
-        captions: None = no caption at all, which "" is not.
-        indices: which key of the seed an image uses.
-        seed: see `Order`.
-        negative: captions that guidance leads away from; None = from nothing.
-    """
-
-    z_img: Embedding
-    captions: Sequence[str | None]
-    indices: Sequence[int]
-    seed: int = 0
-    negative: Sequence[str] | None = None
-
-
-class Drawn(NamedTuple):
-    """Finished pictures.
-
-    Attributes:
-        images: uint8, at the last upsampler's size or the decoder's.
-        previews: uint8 at the decoder's size, [b p h w 3]; None when not asked for.
-    """
-
-    images: UInt8[np.ndarray, " b h w 3"]
-    previews: UInt8[np.ndarray, " b p h w 3"] | None
 
 
 class Studio:
@@ -268,8 +208,7 @@ class Studio:
     def decoding_inputs(self, order: Order) -> tuple[dict[str, Any], Keys]:
         """The arrays that `decoding.decode` takes for an order, and the key of every image."""
         keys = text_to_image.keys_for(order.seed, jnp.asarray(order.indices))
-        told = Told(order.latent.z_img, order.captions, order.indices, order.seed, order.negative)
-        inputs: dict[str, Any] = {"x_T": order.latent.x_T, "keys": keys, **self._conditions(told)}
+        inputs = {"x_T": order.latent.x_T, "keys": keys, **self._conditions(order.told)}
         if order.eta is not None:
             inputs["eta"] = order.eta
         if order.hole is not None:
@@ -280,13 +219,13 @@ class Studio:
         self, pictures: Sequence[Picture], told: Told, *, options: MapOptions
     ) -> NoiseMaps:
         """The noise of every step of pictures, told of each what is true of it."""
-        keys = text_to_image.keys_for(told.seed, jnp.asarray(told.indices))
-        images = self._squares(pictures, self.base_size)
-        encode = functools.partial(self.programs.encode_maps, options=options)
-        run = lambda batch: encode(self.params["decoder"], **batch)  # noqa: E731
-        return self._in_batches(
-            run, {"images": images, "keys": keys, **self._conditions(told)}, "invert"
-        )
+        inputs = {
+            "images": self._squares(pictures, self.base_size),
+            "keys": text_to_image.keys_for(told.seed, jnp.asarray(told.indices)),
+            **self._conditions(told),
+        }
+        encode = functools.partial(self.programs.encode_maps, self.params["decoder"])
+        return self._in_batches(lambda batch: encode(**batch, options=options), inputs, "invert")
 
     def decode_maps(
         self, maps: NoiseMaps, told: Told, *, of: Sequence[int], options: MapOptions

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.commands import arguments, pictures, session
+from unclip_jax.commands.order import Told
 from unclip_jax.commands.pictures import Picture
-from unclip_jax.commands.studio import Studio, Told
+from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data import image as codec
 from unclip_jax.pipeline import edits, text_to_image
