@@ -24,8 +24,14 @@ from unclip_jax.planning import topology
 TITLE = "# What the stages need and cost on TPUs\n\nMade by `python -m benchmarks.plans`.\n\n"
 EXPERIMENTS = ("prior", "clip", "decoder", "upsampler_256", "upsampler_1024")
 SLICES = ("v4:4x4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8")
-# Convolutions of fewer than eight images per chip are padded in the batch: 512 images, 64 chips.
-SMALLER = {("upsampler_1024", "v5e:16x16"): "v5e:8x8"}
+OTHERS = {
+    # Convolutions of fewer than eight images per chip are padded: 512 images, 64 chips.
+    ("upsampler_1024", "v5e:16x16"): "v5e:8x8",
+    # A replica of 64 pairs (SAM) has parameters of its own: 32,768 pairs are 512 replicas.
+    ("clip", "v4:4x4x4"): "v4:8x8x4",
+    ("clip", "v5p:4x4x4"): "v5p:4x4x8",
+    ("clip", "v6e:8x8"): "v6e:16x16",
+}
 # The prior, one scanned block, compiles in minutes as it is; a U-Net would take hours.
 EFFORT = {"prior": "default"}
 GIB = 2.0**30
@@ -60,7 +66,7 @@ class Row(NamedTuple):
 def rows() -> list[Row]:
     """All of them, in the order of the table."""
     pairs = [(name, where) for name in EXPERIMENTS for where in SLICES]
-    return [Row(name, SMALLER.get((name, where), where)) for name, where in pairs]
+    return [Row(name, OTHERS.get((name, where), where)) for name, where in pairs]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -111,9 +111,10 @@ class Experiment:
         return stage_entry(self.stage).make(self.model)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: all but devices, lengths, intervals and places."""
+        """What makes two runs the same run: all but devices, lengths, places and how it samples."""
         names = ("stage", "name", "model", "optim", "init_from")
         kept = {name: as_dict(getattr(self, name)) for name in names}
+        kept["model"].pop("sampling", None)
         data, train = as_dict(self.data), as_dict(self.train)
         kept["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb", "clip")}
         kept["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}

@@ -16,6 +16,7 @@ from unclip_jax.parallel.mesh import (
     for_drawing,
     make_mesh,
     replicated,
+    within_slice,
 )
 
 
@@ -92,6 +93,27 @@ def test_the_data_axis_goes_from_slice_to_slice_and_nothing_else_does():
     assert (homes == np.array([0, 0, 1, 1])[:, None, None]).all()
     with pytest.raises(UserError, match=r"config.mesh.data is 3, but the devices are 2 slices"):
         across_slices((3, 4, 1), devices=chips[:12], slices=2)
+
+
+def test_an_axis_may_lie_along_a_part_of_a_side_of_the_slice():
+    chips = [
+        Chip(
+            id=8 * y + x,
+            coords=(x, y, 0),
+            core_on_chip=0,
+            slice_index=0,
+            process_index=0,
+            platform="tpu",
+            device_kind="TPU v6 lite",
+        )
+        for y in range(8)
+        for x in range(8)
+    ]
+    grid = within_slice((4, 16, 1), devices=chips)  # 16 is no product of sides of 8 x 8
+    assert sorted(chip.id for chip in grid.flat) == list(range(64))
+    for row in grid[:, :, 0]:
+        places = np.array([chip.coords for chip in row])
+        assert np.ptp(places, axis=0).max() < 8  # neighbours, not chips from all over the slice
 
 
 def test_a_batch_is_drawn_on_one_device_of_a_cpu():

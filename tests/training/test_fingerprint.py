@@ -100,6 +100,12 @@ def test_a_workdir_is_claimed_and_welcomes_its_own_run(tmp_path: pathlib.Path):
     claim(tmp_path / "new", {**IDENTITY, "model": {"heads": (1, 2), "width": 64}})
 
 
+def test_runs_that_noted_how_to_sample_are_welcome(tmp_path: pathlib.Path):
+    noted = {**IDENTITY, "model": {**IDENTITY["model"], "sampling": {"steps": "25"}}}
+    claim(tmp_path, noted)
+    claim(tmp_path, IDENTITY)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -61,11 +61,23 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = _resolve(config, len(devices))
+    types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
         grid = across_slices(shape, devices=devices, slices=slices)
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        return Mesh(grid, AXES, axis_types=types)
+    return Mesh(within_slice(shape, devices=devices), AXES, axis_types=types)
+
+
+def within_slice(
+    shape: tuple[int, ...], *, devices: Sequence[Any]
+) -> Shaped[np.ndarray, "data fsdp tensor"]:
+    """Devices of one slice as a grid of `shape`, neighbours on an axis near to each other."""
+    try:
+        return jax.make_mesh(shape, AXES, devices=devices).devices
+    except NotImplementedError:
+        # no axis of the mesh is a product of whole sides of the slice, as 16 is not of 8 x 8
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def across_slices(
@@ -83,7 +95,11 @@ def across_slices(
             f"divide; make it a multiple of {slices}."
         )
     inner, outer = (data // slices, *rest), (slices, *(1 for _ in rest))
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
+    build = functools.partial(mesh_utils.create_hybrid_device_mesh, inner, outer, devices=devices)
+    try:
+        return build()
+    except NotImplementedError:  # as `within_slice`
+        return build(allow_split_physical_axes=True)
 
 
 def for_drawing(batch_size: int) -> tuple[Mesh, int]:

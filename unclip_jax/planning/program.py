@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from unclip_jax.core import batch as batches
+from unclip_jax.core.config import as_dict
 from unclip_jax.core.trees import count
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
@@ -73,6 +74,7 @@ class Program:
             for training, what is computed for sampling.
         traced: FLOPs of one call over all devices as written, recomputation included.
         lowered: ready to compile.
+        levers: what lowers the memory of activations, most useful first.
     """
 
     what: str
@@ -84,6 +86,7 @@ class Program:
     model_flops: float
     traced: flops.Count
     lowered: Any
+    levers: tuple[str, ...]
 
 
 class Compiled(NamedTuple):
@@ -147,7 +150,28 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
         * flops.count(lambda p, b, k: stage.loss(p, b, k)[0], plain, batch, key).flops,
         traced=flops.of_jaxpr(traced.jaxpr.jaxpr),
         lowered=traced.lower(),
+        levers=levers(experiment, stage),
     )
+
+
+def levers(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
+    """What lowers the memory of one training step's activations, most useful first."""
+    found = []
+    if experiment.optim.sam_batch:
+        found.append("fewer replicas of SAM per chip, each of which has parameters of its own")
+    if stage.splittable:
+        found.append(f"--config.train.accumulate={2 * experiment.train.accumulate} or more")
+    if "block" not in _values(as_dict(experiment.model), "remat"):
+        found.append("the model's remat 'block'")
+    return (*found, "more chips")
+
+
+def _values(settings: Any, name: str) -> set[Any]:
+    """What keys of that name hold, at any depth."""
+    if not isinstance(settings, dict):
+        return set()
+    below = (_values(value, name) for value in settings.values())
+    return set().union({settings[name]} if name in settings else set(), *below)
 
 
 def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
@@ -174,6 +198,7 @@ def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
         resident={"parameters": place.bytes_per_device(placed)},
         model_flops=done.flops,
         traced=done,
+        levers=("--batch with fewer images", "chips with more memory"),
         lowered=traced.lower(),
     )
 

@@ -155,13 +155,8 @@ def _advice(report: dict[str, Any], program: Program) -> list[str]:
                 f"the state alone is {size_text(state)} per chip: raise fsdp in --mesh (with "
                 "--config.rules=fsdp) or take more chips"
             )
-        elif program.what == "train":
-            lines.append(
-                "lower the memory of activations: --config.train.accumulate=2 or more, the "
-                "model's remat 'block', or more chips"
-            )
         else:
-            lines.append("draw fewer images at once (--batch), or on chips with more memory")
+            lines.append(f"lower the memory of activations: {', or '.join(program.levers)}")
     wasted = report["flops"].get("compiled_over_even_share")
     if wasted is not None and wasted > 1.1:
         lines.append(

@@ -30,6 +30,12 @@ CSS = """
 .dark .work.bad { color: #fdba74; }
 .work .dim { opacity: .7; }
 .pictures img { image-rendering: pixelated; }
+.pictures .thumbnail-lg { aspect-ratio: auto; height: auto; display: flex;
+                          flex-direction: column; }
+.pictures .thumbnail-lg > img { aspect-ratio: 1; height: auto; }
+.pictures .thumbnail-lg .caption-label { position: static; max-width: 100%; border: 0;
+                                         opacity: 1; text-align: center; line-height: 1.25;
+                                         white-space: normal; }
 footer { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }

@@ -1,0 +1,18 @@
+"""What a plan that does not fit tells people to change."""
+
+from tests.test_experiments import config
+from unclip_jax.experiment import from_config
+from unclip_jax.planning.program import levers
+
+
+def told(name: str, size: str) -> tuple[str, ...]:
+    experiment = from_config(config(name, size))
+    return levers(experiment, experiment.build_stage())
+
+
+def test_only_what_the_stage_can_do_is_advised():
+    clip = told("clip", "paper")
+    assert clip[0].startswith("fewer replicas of SAM per chip") and clip[1:] == ("more chips",)
+    assert told("clip", "tiny") == ("the model's remat 'block'", "more chips")
+    (accumulate, *rest) = told("decoder", "paper")
+    assert accumulate == "--config.train.accumulate=2 or more" and rest == ["more chips"]
