@@ -189,7 +189,10 @@ def test_a_text_diff_by_ddpm_starts_at_the_picture_itself(call, inputs):
     assert np.abs(again[0].astype(int) - original).max() <= 1 and np.any(again[1] != path[1])
     assert record["inputs"] == [{"name": "one.png", "sha256": record["inputs"][0]["sha256"]}]
     seeds = ("--seed=0", "--seed=1")
-    for how, same in (((), True), (FRESH, False)):  # details are those of the picture
+    for how, same in (
+        (("--details=inverted", "--refine=1"), True),
+        ((), False),
+    ):  # details are those of the picture
         one, other = (call("text-diff", *arguments, *how, seed)[1][0] for seed in seeds)
         assert (np.abs(one.astype(int) - other).max() <= 2) == same
 
@@ -352,7 +355,7 @@ LONG = "x" * 10_001
         ("text-diff {}/one.png blue --frames=1", "--frames is 1"),
         ("text-diff {}/one.png blue --eta=0.5", "--eta belongs to --inversion=ddpm"),
         ("text-diff {}/one.png blue --strength=0", "--strength belongs to --inversion=ddpm"),
-        ("text-diff {}/one.png blue --inversion=ddpm --refine=1", "--refine=1 belongs to"),
+        ("text-diff {}/one.png blue --inversion=ddpm --refine=1", "--refine is 1, but"),
         ("text-diff {}/one.npz blue --inversion=ddpm", "holds an x_T; --inversion=ddpm needs"),
         ("text-diff {}/one.png blue --inversion=ddpm --eta=2", r"--eta is 2.0; it must lie in"),
         ("text-diff {}/one.png blue --inversion=ddpm --strength=2", "--strength is 2.0; it must"),

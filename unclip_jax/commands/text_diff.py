@@ -56,6 +56,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--eta", type=float, help=f"ddpm: noise share of its steps [{MAPS.eta}]")
     arguments.add_decoding(parser)
     arguments.add_encoding(parser)
+    parser.set_defaults(details=None)  # by the inversion
     arguments.add_animation(parser)
     return parser.parse_args(argv)
 
@@ -93,13 +94,18 @@ def _check_inversion(args: argparse.Namespace) -> None:
     Raises:
         UserError: naming the argument.
     """
+    if args.details is None:  # details that were inverted leave rims where form has stayed
+        args.details = "inverted" if args.inversion == "ddim" else "fresh"
     if args.inversion == "ddim":
         for name in ("strength", "eta"):
             if getattr(args, name) is not None:
                 raise UserError(f"--{name} belongs to --inversion=ddpm; give that too.")
         return
-    if args.refine:
-        raise UserError(f"--refine={args.refine} belongs to --inversion=ddim; leave one out.")
+    if args.refine and args.details == "fresh":
+        raise UserError(
+            f"--refine is {args.refine}, but --inversion=ddpm has nothing to refine but details; "
+            "give --details=inverted too, or leave it out."
+        )
     if args.picture.suffix.lower() == ".npz":
         raise UserError(f"{args.picture} holds an x_T; --inversion=ddpm needs the picture itself.")
     args.strength = MAPS.strength if args.strength is None else args.strength
@@ -131,7 +137,9 @@ def _by_maps(args: argparse.Namespace, studio: Studio, turned: dict[str, Any]) -
     found = ()
     if session.details_wanted(studio, args):
         base = studio.decode_maps(maps, told, of=[0], options=options)
-        found = studio.encode_details(base, [picture], steps=args.upsampler_steps)
+        found = studio.encode_details(
+            base, [picture], steps=args.upsampler_steps, refinements=args.refine
+        )
     path = edits.text_diff(Latent(told.z_img, maps.x_t, found), **turned)
     count = args.frames
     told = Told(
