@@ -135,6 +135,7 @@ def facts(args: argparse.Namespace, studio: Studio, chain: Chain) -> dict[str, A
         **{name: getattr(args, name) for name in ("split", "num", "seed", "batch")},
         **chain._asdict(),
         "studio": studio.facts(),
+        "judged": list(text_diff.JUDGED),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
         "code_version": __version__,

@@ -11,7 +11,6 @@ from benchmarks.page import rate, table
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.evaluate import SHOWN
-from unclip_jax.pipeline.noise_maps import MapOptions
 
 TITLE = "# What the latent gives back\n\nMade by `python -m benchmarks.manipulations`.\n\n"
 COLUMNS = 6  # of the pictures: the original, and five etas or thetas
@@ -73,10 +72,16 @@ def text_diff(rows: Sequence[dict[str, Any]]) -> str:
         + [rate(row[name]) for name in names]
         for row in rows
     ]
-    maps = MapOptions()
+    maps = "".join(
+        f"; DDPM inversion with eta {row['eta']:g} and strength {row['strength']:g}"
+        for row in [row for row in rows if "eta" in row][:1]
+    )
     lead = (
-        f"{text_diffs.STEPS} steps without refinements; DDPM inversion with eta {maps.eta:g} and "
-        f"strength {maps.strength:g}.\n\n"
+        f"{rows[0]['steps']} steps without refinements{maps}. "
+        "*caption*: the decoder is told none, or the picture's own "
+        "while it is inverted and the target while it is drawn. *colour*: all that was red is "
+        "blue. *rest*: all else has its colour. *shape*: everything has its shape. *place*: as "
+        f"many things, each within {100 * text_diffs.NEAR:g} % of the side of where it was.\n\n"
     )
     return lead + table((*told, "guidance", "theta", *names), cells)
 

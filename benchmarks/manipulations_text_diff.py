@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from benchmarks import manipulations_measure as measures
@@ -62,7 +63,7 @@ WAYS = (
 )
 PICTURED = 4  # the way that the picture shows
 NEAR = 0.1  # of the side: an object whose centre moved less stayed where it was
-JUDGED = ("colour", "shape", "place", "all three")
+JUDGED = ("colour", "rest", "shape", "place", "all")
 
 
 class Diffs(NamedTuple):
@@ -110,6 +111,9 @@ def measure(studio: Studio, reds: Known, chain: Chain) -> Diffs:
     for number, way in enumerate(tqdm(WAYS, unit="way", desc="text diffs", leave=False)):
         images = [bench.draw(way, theta) for theta in way.thetas]
         told = {name: value for name, value in way._asdict().items() if name != "thetas"}
+        told |= {"steps": STEPS}
+        if way.inversion == "ddpm":
+            told |= {"eta": _maps_of(way.guidance).eta, "strength": _maps_of(way.guidance).strength}
         rows += [
             {**told, "theta": theta, **rates(each, known)}
             for theta, each in zip(way.thetas, images, strict=True)
@@ -130,17 +134,21 @@ class _Bench:
         self.after = {"none": none, "target": targets}
         self.z_target = studio.text_embeddings(targets)
         self.z_source = studio.text_embeddings(reds.captions)
+        self.z_img = studio.image_embeddings(reds.pictures)
         self.by_x_T = functools.cache(self._by_x_T)
         self.by_maps = functools.cache(self._by_maps)
+        self.encoded = functools.cache(self._encoded)
 
     def draw(self, way: Way, theta: float) -> measures.Images:
         """Every picture at one theta."""
         captions = self.after[way.caption]
         if way.inversion == "ddpm":
-            maps, latent = self.by_maps(way)
+            maps, latent = self.by_maps(way.caption, way.guidance, way.details)
             count = len(captions)
             told = Told(self.turned(latent, theta).z_img, captions, range(count))
-            base = self.studio.decode_maps(maps, told, of=range(count), options=_maps_of(way))
+            base = self.studio.decode_maps(
+                maps, told, of=range(count), options=_maps_of(way.guidance)
+            )
             keys = text_to_image.keys_for(0, jnp.asarray(told.indices))
             steps = self.chain.upsampler_steps
             large = self.studio.enlarge(base, keys, held=latent.details, steps=steps)
@@ -167,21 +175,24 @@ class _Bench:
         own = {"captions": self.before[caption]}
         return measures.encode(self.studio, self.reds.pictures, self.chain, **own).latent
 
-    def _by_maps(self, way: Way) -> tuple[NoiseMaps, Latent]:
-        given, options = self.reds.pictures, _maps_of(way)
-        z_img = self.studio.image_embeddings(given)
-        told = Told(z_img, self.before[way.caption], range(len(given)))
-        maps = self.studio.encode_maps(given, told, options=options)
-        details = ()
-        if way.details == "inverted":
+    def _by_maps(self, caption: str, guidance: float, details: str) -> tuple[NoiseMaps, Latent]:
+        given, options = self.reds.pictures, _maps_of(guidance)
+        told = Told(self.z_img, self.before[caption], range(len(given)))
+        maps = self.encoded(caption, guidance)
+        found = ()
+        if details == "inverted":
             base = self.studio.decode_maps(maps, told, of=range(len(given)), options=options)
-            steps = self.chain.upsampler_steps
-            details = self.studio.encode_details(base, given, steps=steps)
-        return maps, Latent(z_img, maps.x_t, details)
+            found = self.studio.encode_details(base, given, steps=self.chain.upsampler_steps)
+        return maps, Latent(self.z_img, maps.x_t, found)
+
+    def _encoded(self, caption: str, guidance: float) -> NoiseMaps:
+        given, options = self.reds.pictures, _maps_of(guidance)
+        told = Told(self.z_img, self.before[caption], range(len(given)))
+        return self.studio.encode_maps(given, told, options=options)
 
 
-def _maps_of(way: Way) -> MapOptions:
-    return MapOptions(steps=STEPS, guidance=GuidanceSchedule(way.guidance))
+def _maps_of(guidance: float) -> MapOptions:
+    return MapOptions(steps=STEPS, guidance=GuidanceSchedule(guidance))
 
 
 def rates(images: measures.Images, known: Sequence[Scene]) -> dict[str, Any]:
@@ -194,30 +205,34 @@ def rates(images: measures.Images, known: Sequence[Scene]) -> dict[str, Any]:
 
 
 def judge(sight: Sight, scene: Scene) -> dict[str, bool]:
-    """What became of a scene.
+    """What became of a scene, its things and those seen matched one to one by where they lie.
 
     Returns:
-        colour: whatever lies nearest to each red thing is blue. shape: and has its shape. place:
-        as many things as there were, one within `NEAR` of each.
+        colour: each red thing is blue. rest: all others have their colours. shape: all have their
+            shapes. place: as many things as there were, each within `NEAR` of where it was.
     """
-    pairs = [(item, nearest(item, sight.objects)) for item in scene.items]
-    turned = [found for item, found in pairs if item.colour == FROM]
-    kept = [(item, found) for item, found in pairs if item.colour == FROM]
-    colour = all(found is not None and found.colour == TO for found in turned)
-    shape = all(found is not None and found.shape == item.shape for item, found in kept)
-    near = all(found is not None and distance(item, found) < NEAR for item, found in pairs)
-    place = near and len(sight.objects) == len(scene.items)
-    return {
-        "colour": colour,
-        "shape": shape,
-        "place": place,
-        "all three": colour and shape and place,
+    pairs = matched(scene.items, sight.objects)
+    red = [found for item, found in pairs if item.colour == FROM]
+    rest = [(item, found) for item, found in pairs if item.colour != FROM]
+    holds = {
+        "colour": all(found is not None and found.colour == TO for found in red),
+        "rest": all(found is not None and found.colour == item.colour for item, found in rest),
+        "shape": all(found is not None and found.shape == item.shape for item, found in pairs),
+        "place": all(found is not None and distance(item, found) < NEAR for item, found in pairs),
     }
+    holds["place"] &= len(sight.objects) == len(scene.items)
+    return {**holds, "all": all(holds.values())}
 
 
-def nearest(item: Item, objects: Sequence[Found]) -> Found | None:
-    """The object whose centre is nearest to an item's."""
-    return min(objects, key=lambda found: distance(item, found), default=None)
+def matched(items: Sequence[Item], objects: Sequence[Found]) -> list[tuple[Item, Found | None]]:
+    """Every item with the object that is it, by the least sum of distances; None = none is left."""
+    apart = np.array([[distance(item, found) for found in objects] for item in items])
+    apart = apart.reshape(len(items), len(objects))
+    taken = dict(zip(*linear_sum_assignment(apart), strict=True))
+    return [
+        (item, objects[taken[index]] if index in taken else None)
+        for index, item in enumerate(items)
+    ]
 
 
 def distance(item: Item, found: Found) -> float:

@@ -33,14 +33,28 @@ def judged(*items):
 
 def test_what_became_of_a_scene():
     green = SCENE.items[1]
-    whole = judged(item("blue", "circle", 0.25, 0.25), green)
-    assert whole == {"colour": True, "shape": True, "place": True, "all three": True}
-    assert not judged(*SCENE.items)["colour"] and judged(*SCENE.items)["shape"]
+    right = dict.fromkeys(text_diff.JUDGED, True)
+    blue = item("blue", "circle", 0.25, 0.25)
+    assert judged(blue, green) == judged(green, blue) == right
+    assert judged(*SCENE.items) == {**right, "colour": False, "all": False}
     other = judged(item("blue", "square", 0.25, 0.25), green)
-    assert other == {"colour": True, "shape": False, "place": True, "all three": False}
+    assert other == {**right, "shape": False, "all": False}
+    paler = judged(blue, item("yellow", "square", 0.7, 0.7))
+    assert paler == {**right, "rest": False, "all": False}
+    assert not judged(blue, item("green", "star", 0.7, 0.7))["shape"]
     assert not judged(item("blue", "circle", 0.25, 0.45), green)["place"]
-    assert not judged(green)["place"]  # one is gone
-    assert not judged(item("blue", "circle", 0.25, 0.25), item("blue", "circle", 0.7, 0.3))["place"]
+    gone = judged(green)
+    assert not gone["place"] and not gone["colour"] and gone["rest"]
+    assert not judged(blue, item("blue", "circle", 0.7, 0.3))["place"]
+
+
+def test_no_object_is_taken_for_two_things():
+    two = (item("red", "ring", 0.4, 0.5), item("green", "star", 0.6, 0.5))
+    (sight,) = shapes_detector.look(
+        render.render([Scene("white", (item("red", "ring", 0.5, 0.5),))])
+    )
+    found = [object for _, object in text_diff.matched(two, sight.objects)]
+    assert len(sight.objects) == 1 and sorted(each is None for each in found) == [False, True]
 
 
 def test_only_captions_that_can_change_their_colour_are_taken():

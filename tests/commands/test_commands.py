@@ -356,6 +356,7 @@ LONG = "x" * 10_001
         ("text-diff {}/one.png blue --eta=0.5", "--eta belongs to --inversion=ddpm"),
         ("text-diff {}/one.png blue --strength=0", "--strength belongs to --inversion=ddpm"),
         ("text-diff {}/one.png blue --inversion=ddpm --refine=1", "--refine is 1, but"),
+        ("text-diff {}/one.png blue --inversion=ddpm --upsampler-steps=4", "but details are fresh"),
         ("text-diff {}/one.npz blue --inversion=ddpm", "holds an x_T; --inversion=ddpm needs"),
         ("text-diff {}/one.png blue --inversion=ddpm --eta=2", r"--eta is 2.0; it must lie in"),
         ("text-diff {}/one.png blue --inversion=ddpm --strength=2", "--strength is 2.0; it must"),

@@ -34,6 +34,22 @@ def test_the_same_condition_gives_the_sample_back_whatever_the_model(eta, streng
     np.testing.assert_allclose(back, X_0, atol=1e-5)
 
 
+def test_rounding_of_another_program_does_not_add_up():
+    # a network in bfloat16 whose other batch rounds otherwise
+    def rounded(denoise, noise):
+        def run(x_t, t):
+            pred = denoise(x_t.astype(jnp.bfloat16).astype(jnp.float32) * (1 + noise), t)
+            return Prediction(*(part.astype(jnp.bfloat16).astype(jnp.float32) for part in pred[:2]))
+
+        return run
+
+    exact, steps = exact_denoiser(0.3, 0.5), walk("50")
+    one, other = rounded(exact, 0.0), rounded(exact, 1e-3)
+    back = there_and_back(one, other, steps, 1.0)
+    np.testing.assert_allclose(back, X_0, atol=0.03)
+    np.testing.assert_allclose(there_and_back(one, one, steps, 1.0), X_0, atol=1e-5)
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
 @pytest.mark.parametrize("spec", ["5", "50"])
 def test_another_mean_shifts_a_gaussian_by_what_the_first_level_hides(spec, strength):

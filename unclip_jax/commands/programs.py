@@ -95,21 +95,21 @@ class Programs:
     def encode_maps(self) -> Callable[..., NoiseMaps]:
         """`noise_maps.encode`."""
 
-        def run(params, images, *, options, **given):
-            return noise_maps.encode(self.cascade.decoder, params, images, options=options, **given)
+        def run(params, images, *, guidance, **given):
+            how = {"guidance": guidance, **given}
+            return noise_maps.encode(self.cascade.decoder, params, images, **how)
 
-        return jax.jit(run, static_argnames="options")
+        return jax.jit(run, static_argnames="guidance")
 
     @functools.cached_property
     def decode_maps(self) -> Callable[..., tuple[Image, Image]]:
         """`noise_maps.decode_part`."""
 
-        def run(params, given, *, options, **told):
-            return noise_maps.decode_part(
-                self.cascade.decoder, params, given, options=options, **told
-            )
+        def run(params, maps, *, guidance, **given):
+            how = {"guidance": guidance, **given}
+            return noise_maps.decode_part(self.cascade.decoder, params, maps, **how)
 
-        return jax.jit(run, static_argnames="options")
+        return jax.jit(run, static_argnames="guidance")
 
     @functools.cached_property
     def upsample(self) -> Callable[..., Image]:

@@ -218,14 +218,15 @@ class Studio:
     def encode_maps(
         self, pictures: Sequence[Picture], told: Told, *, options: MapOptions
     ) -> NoiseMaps:
-        """The noise of every step of pictures, told of each what is true of it."""
+        """The noise of every step of pictures; `told` holds their own z_img and captions."""
         inputs = {
             "images": self._squares(pictures, self.base_size),
             "keys": text_to_image.keys_for(told.seed, jnp.asarray(told.indices)),
             **self._conditions(told),
         }
-        encode = functools.partial(self.programs.encode_maps, self.params["decoder"])
-        return self._in_batches(lambda batch: encode(**batch, options=options), inputs, "invert")
+        how = {"walk": noise_maps.steps_of(self.cascade.decoder, options), **options.arguments()}
+        encode = functools.partial(self.programs.encode_maps, self.params["decoder"], **how)
+        return self._in_batches(lambda batch: encode(**batch), inputs, "invert")
 
     def decode_maps(
         self, maps: NoiseMaps, told: Told, *, of: Sequence[int], options: MapOptions
@@ -233,15 +234,14 @@ class Studio:
         """Images in [-1, 1] at the decoder's size; the i-th walks the maps of picture of[i]."""
         chain = noise_maps.steps_of(self.cascade.decoder, options)
         looks = 1 if self.watch is None else progress.looks(len(chain.t))
+        decode = functools.partial(self.programs.decode_maps, self.params["decoder"])
 
         def run(batch: dict[str, Any]) -> Image:
             given = jax.tree.map(lambda x: x[batch["of"]], maps)
             x_t, step = given.x_t, 0
             for part in trajectory.parts(chain, looks):
                 rest = NoiseMaps(x_t, given.maps[:, step : step + len(part.t)])
-                x_t, x_0 = self.programs.decode_maps(
-                    self.params["decoder"], rest, walk=part, options=options, **batch["told"]
-                )
+                x_t, x_0 = decode(rest, walk=part, **options.arguments(), **batch["told"])
                 step += len(part.t)
                 self._look(x_0, step, len(chain.t))
             return jnp.clip(x_t, -1.0, 1.0)

@@ -35,7 +35,9 @@ class Edited(NamedTuple):
 def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments of the command."""
     parser = arguments.parser("text-diff", DESCRIPTION)
-    parser.add_argument("picture", type=pathlib.Path, help="a picture or an .npz latent")
+    parser.add_argument(
+        "picture", type=pathlib.Path, help="a picture, or an .npz latent (not for ddpm)"
+    )
     parser.add_argument("target", help="caption of what is wanted")
     parser.add_argument(
         "--source", help="caption of the picture, or a dummy such as 'a photo'; default: none"
@@ -48,7 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--inversion",
         choices=("ddim", "ddpm"),
         default="ddim",
-        help="what holds the composition: x_T, or the noise of every step, which holds more",
+        help="what holds the composition: x_T, or the noise of every step (more) [ddim]",
     )
     parser.add_argument(
         "--strength", type=float, help=f"ddpm: share of the chain drawn anew [{MAPS.strength}]"
@@ -62,7 +64,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, *, studio: Studio | None = None) -> str:
-    """Write the path in one row; its first picture is the reconstruction."""
+    """Write the path in one row; its first picture is the reconstruction, or the original."""
     arguments.check(args)
     in_range("--theta", args.theta, 0.0, 1.0)
     in_range("--frames", args.frames, 2, 1000)
@@ -96,6 +98,11 @@ def _check_inversion(args: argparse.Namespace) -> None:
     """
     if args.details is None:  # details that were inverted leave rims where form has stayed
         args.details = "inverted" if args.inversion == "ddim" else "fresh"
+    if args.details == "fresh" and args.upsampler_steps:
+        raise UserError(
+            f"--upsampler-steps is {args.upsampler_steps}, but details are fresh; give "
+            "--details=inverted too, or leave it out."
+        )
     if args.inversion == "ddim":
         for name in ("strength", "eta"):
             if getattr(args, name) is not None:

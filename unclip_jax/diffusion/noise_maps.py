@@ -3,8 +3,11 @@
 x_T of DDIM inversion is one noise for the whole chain, and an edit of the condition has the whole
 chain to move things in. Here x_t is drawn at every level by itself, and what has to be added to the
 model's mean at each step to get from one to the next is kept. Walked again under the same condition
-they give the sample back exactly, whatever the model; under another one, they hold on to it.
+they give the sample back up to rounding, whatever the model; under another one, they hold on to it.
 Source: Huberman-Spiegelglas, Kulikov & Michaeli, CVPR 2024 (arXiv 2304.06140).
+
+Two things differ from theirs: eta may be less than 1, which holds on more, and the last step has a
+map too, what the model's last x_0 misses, where they add nothing.
 """
 
 from typing import NamedTuple
@@ -18,6 +21,7 @@ from unclip_jax.core.checks import in_range
 from unclip_jax.core.types import Keys
 from unclip_jax.diffusion import samplers
 from unclip_jax.diffusion.guidance import Denoiser
+from unclip_jax.diffusion.process import Prediction
 from unclip_jax.diffusion.samplers import Ddim, StepInputs
 from unclip_jax.diffusion.schedule import Schedule
 
@@ -29,8 +33,8 @@ class NoiseMaps(NamedTuple):
 
     Attributes:
         x_t: the sample with noise at the first level of the walk.
-        maps: what is added to the model's mean, step by step, most noise first; sigma_t z_t in the
-            paper's words.
+        maps: what is added to the model's mean, step by step, most noise first; where there is
+            noise, sigma_t z_t in the paper's words.
     """
 
     x_t: X
@@ -48,7 +52,9 @@ def steps(schedule: Schedule, *, strength: float) -> StepInputs:
     return jax.tree.map(lambda table: table[-kept:], samplers.step_inputs(schedule))
 
 
-def encode(denoise: Denoiser, x_0: X, *, walk: StepInputs, eta: float, keys: Keys) -> NoiseMaps:
+def encode(
+    denoise: Denoiser, x_0: X, *, walk: StepInputs, eta: float | Float[Array, ""], keys: Keys
+) -> NoiseMaps:
     """Find the noise of every step.
 
         x_t = signal_t x_0 + noise_t n_t,   map_t = x_s - mean(x_t),   x_s = x_0 at the end
@@ -67,7 +73,8 @@ def encode(denoise: Denoiser, x_0: X, *, walk: StepInputs, eta: float, keys: Key
     def body(x_t: X, at: StepInputs) -> tuple[X, X]:
         # at the last step noise_s is 0 and signal_s is 1
         x_s = at.signal_s * x_0 + at.noise_s * _draw(keys, at.position - 1, x_0)
-        return x_s, x_s - _mean(denoise, x_t, at, eta)
+        mean = _mean(denoise(x_t, jnp.broadcast_to(at.t, x_t.shape[:1])), x_t, at, eta)
+        return mean + (x_s - mean), x_s - mean  # as `decode` will add it up, so that errors do not
 
     first = jax.tree.map(lambda table: table[0], walk)
     x_t = first.signal_t * x_0 + first.noise_t * _draw(keys, first.position, x_0)
@@ -75,7 +82,9 @@ def encode(denoise: Denoiser, x_0: X, *, walk: StepInputs, eta: float, keys: Key
     return NoiseMaps(x_t, jnp.moveaxis(maps, 0, 1))
 
 
-def decode(denoise: Denoiser, given: NoiseMaps, *, walk: StepInputs, eta: float) -> tuple[X, X]:
+def decode(
+    denoise: Denoiser, given: NoiseMaps, *, walk: StepInputs, eta: float | Float[Array, ""]
+) -> tuple[X, X]:
     """Walk again, under any condition.
 
     Args:
@@ -91,16 +100,15 @@ def decode(denoise: Denoiser, given: NoiseMaps, *, walk: StepInputs, eta: float)
     def body(carry: tuple[X, X], inputs: tuple[StepInputs, X]) -> tuple[tuple[X, X], None]:
         at, noise = inputs
         pred = denoise(carry[0], jnp.broadcast_to(at.t, carry[0].shape[:1]))
-        x_s = Ddim(eta)(carry[0], pred, at, jnp.zeros_like(carry[0])) + noise
-        return (x_s, pred.x_0), None
+        return (_mean(pred, carry[0], at, eta) + noise, pred.x_0), None
 
     start = (given.x_t, jnp.zeros_like(given.x_t))
     return jax.lax.scan(body, start, (walk, jnp.moveaxis(given.maps, 1, 0)))[0]
 
 
-def _mean(denoise: Denoiser, x_t: X, at: StepInputs, eta: float) -> X:
-    pred = denoise(x_t, jnp.broadcast_to(at.t, x_t.shape[:1]))
-    return Ddim(eta)(x_t, pred, at, jnp.zeros_like(x_t))
+def _mean(pred: Prediction, x_t: X, at: StepInputs, eta: float | Float[Array, ""]) -> X:
+    share = jnp.broadcast_to(jnp.asarray(eta, jnp.float32), x_t.shape[:1])
+    return Ddim(share)(x_t, pred, at, jnp.zeros_like(x_t))
 
 
 def _draw(keys: Keys, position: Array, like: X) -> X:

@@ -1,10 +1,14 @@
-"""Edits that hold a picture's form: the decoder's DDPM inversion in the place of (z_img, x_T).
+"""Edits that hold a picture's form: z_img with the noise of every step in the place of x_T.
 
-`diffusion.noise_maps` has the mathematics. Without guidance or a caption the unedited frame is the
-picture itself; with them too, since the same are used both ways.
+`diffusion.noise_maps` has the mathematics. The unedited frame is the picture itself, with any
+guidance and caption, since the same are used both ways.
 """
 
 import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
 from unclip_jax.core.types import Image, Keys, Params
@@ -19,7 +23,7 @@ from unclip_jax.stages.decoder import DecoderStageConfig
 
 @dataclasses.dataclass(frozen=True)
 class MapOptions:
-    """How to encode and decode; hashable, so that one value is one compiled program.
+    """How to encode and decode.
 
     Attributes:
         steps: grid of the decoder.
@@ -32,6 +36,10 @@ class MapOptions:
     eta: float = 0.5
     strength: float = 0.7
     guidance: GuidanceSchedule = GuidanceSchedule()
+
+    def arguments(self) -> dict[str, Any]:
+        """What `encode` and `decode_part` are both given, eta as data."""
+        return {"eta": jnp.float32(self.eta), "guidance": self.guidance}
 
 
 def steps_of(cfg: DecoderStageConfig, options: MapOptions) -> StepInputs:
@@ -48,9 +56,11 @@ def encode(
     params: Params,
     images: Image,
     *,
+    walk: StepInputs,
+    eta: float | Float[Array, ""],
     condition: Condition,
     keys: Keys,
-    options: MapOptions,
+    guidance: GuidanceSchedule,
     negative: Condition | None = None,
 ) -> NoiseMaps:
     """The noise of every step of images under their own z_img.
@@ -59,20 +69,17 @@ def encode(
         cfg: the trained decoder.
         params: its (EMA) parameters.
         images: in [-1, 1] at the decoder's size.
+        walk: the steps, of `steps_of`.
+        eta: DDIM's noise share.
         condition: z_img of the images, and what the decoder is told beside it.
         keys: one per image.
-        options: see there; the same for `decode`.
+        guidance: scale along the chain; the same for `decode_part`, as eta is.
         negative: what guidance leads away from.
     """
-    return noise_maps.encode(
-        decoding.denoiser(
-            cfg, params, condition=condition, negative=negative, schedule=options.guidance
-        ),
-        images,
-        walk=steps_of(cfg, options),
-        eta=options.eta,
-        keys=rng.fold_each(keys, "decoder"),
-    )
+    told = {"condition": condition, "negative": negative, "schedule": guidance}
+    denoise = decoding.denoiser(cfg, params, **told)
+    keys = rng.fold_each(keys, "decoder")
+    return noise_maps.encode(denoise, images, walk=walk, eta=eta, keys=keys)
 
 
 def decode_part(
@@ -81,8 +88,9 @@ def decode_part(
     given: NoiseMaps,
     *,
     walk: StepInputs,
+    eta: float | Float[Array, ""],
     condition: Condition,
-    options: MapOptions,
+    guidance: GuidanceSchedule,
     negative: Condition | None = None,
 ) -> tuple[Image, Image]:
     """Some steps, or all: x_t after them, and the clean image predicted at the last.
@@ -92,11 +100,11 @@ def decode_part(
         params: its parameters.
         given: x_t, and the maps of these steps.
         walk: these steps, a part of `steps_of`.
+        eta: that of `encode`.
         condition: what to draw.
-        options: those of `encode`.
-        negative: those of `encode`.
+        guidance: that of `encode`.
+        negative: that of `encode`.
     """
-    denoise = decoding.denoiser(
-        cfg, params, condition=condition, negative=negative, schedule=options.guidance
-    )
-    return noise_maps.decode(denoise, given, walk=walk, eta=options.eta)
+    told = {"condition": condition, "negative": negative, "schedule": guidance}
+    denoise = decoding.denoiser(cfg, params, **told)
+    return noise_maps.decode(denoise, given, walk=walk, eta=eta)
