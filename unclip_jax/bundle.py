@@ -24,7 +24,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m unclip_jax.bundle", description="Write the sampler as one file."
     )
-    arguments.add_models(parser)
+    arguments.add_models(parser, public=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
     parser.add_argument("--batch_sizes", "--batch-sizes", default="1,4", help="one program each")
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unclip_jax import entry, sample, weights
+from unclip_jax import entry, sample
 from unclip_jax.commands import arguments, guided_text
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, in_range, positive
@@ -87,7 +87,7 @@ def open_house(args: argparse.Namespace) -> House:
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
-    loaded = load.load_cascade(weights.run_of(args.models), prior_name=args.prior)
+    loaded = load.load_cascade(args.models, prior_name=args.prior)
     return House(
         Studio(loaded, batch=args.batch),
         name=args.models.resolve().name,

@@ -46,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("captions", nargs="+", help="one image is drawn per caption and --num")
-    arguments.add_models(parser)
+    arguments.add_models(parser, public=True)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("samples.png"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num", type=int, default=1, help="images per caption")
@@ -150,15 +150,15 @@ def check(args: argparse.Namespace) -> None:
     arguments.check_count(args.num * len(args.captions) * args.best_of)
     if args.best_of > 1 and guided_text.wanted(args):
         raise UserError(
-            f"--best-of is {args.best_of}, which --negative, --guidance-schedule and --previews "
-            "cannot be combined with; leave it or them out."
+            f"--best-of is {args.best_of}, which --negative, --guidance-schedule, --previews "
+            "and --animate cannot be combined with; leave it or them out."
         )
     if args.out.suffix.lower() != ".png":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
     if args.by_stage and (guided_text.wanted(args) or args.best_of > 1):
         raise UserError(
-            "--by-stage draws whole batches, without --negative, --guidance-schedule, --previews "
-            "and --best-of; leave one of them out."
+            "--by-stage draws whole batches, without --negative, --guidance-schedule, --previews, "
+            "--animate and --best-of; leave one of them out."
         )
     args.models = arguments.run_directory(args.models)
 

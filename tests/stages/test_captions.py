@@ -15,6 +15,7 @@ from unclip_jax.models.clip import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig
+from unclip_jax.pipeline import decoding
 from unclip_jax.stages import captions, decoder, prior
 from unclip_jax.stages.decoder import DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
@@ -65,6 +66,13 @@ def test_standardised_latents_come_back():
     np.testing.assert_allclose(prior.from_latent(cfg, x_0), z, rtol=1e-6)
     assert prior.make(cfg).describe["embedding"] == "raw"
     assert prior.make(cfg).batch_spec["text_seq"].shape == (6, 5)
+
+
+def test_a_decoder_that_reads_what_clip_says_is_not_edited_with():
+    cfg = DecoderStageConfig(KARLO_DECODER, drop_text=0.0)
+    nothing = decoding.Condition(*(jnp.zeros((1, 4)),) * 3)
+    with pytest.raises(UserError, match="cannot be inverted, edited with or looked into yet"):
+        decoding.denoiser(cfg, {}, condition=nothing)
 
 
 def test_what_clip_says_is_needed():

@@ -30,11 +30,10 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
-def add_models(made: argparse.ArgumentParser) -> None:
-    """Which models; `run_directory` says what becomes of it."""
-    made.add_argument(
-        "--models", type=pathlib.Path, help=f"run directory, or Karlo's; default: {DEFAULT_MODELS}"
-    )
+def add_models(made: argparse.ArgumentParser, *, public: bool = False) -> None:
+    """Which models, for `run_directory`; `public`: the directory of Karlo will do too."""
+    what = "run directory, or Karlo's" if public else "run directory"
+    made.add_argument("--models", type=pathlib.Path, help=f"{what}; default: {DEFAULT_MODELS}")
 
 
 def run_directory(given: pathlib.Path | None) -> pathlib.Path:

@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def wanted(args: argparse.Namespace) -> bool:
     """Whether any of them is used."""
     changed = args.guidance_schedule != "constant"
-    return changed or args.negative is not None or args.previews != 0
+    moving = args.animate is not None
+    return changed or moving or args.negative is not None or args.previews != 0
 
 
 def draw(

@@ -204,7 +204,16 @@ def denoiser(
     """The conditional denoiser, guided along the chain; captions are encoded once.
 
     A decoder that was trained to inpaint sees what is known, in both branches of guidance.
+
+    Raises:
+        UserError: the decoder reads CLIP's token features, which are not known here.
     """
+    if cfg.model.caption == "clip_sequence":
+        raise UserError(
+            "a decoder that reads CLIP's token features (Karlo's kind) cannot be inverted, edited "
+            "with or looked into yet; draw captions with `python -m unclip_jax.sample`, without "
+            "previews, negative captions or guidance schedules."
+        )
     module, table = Decoder(cfg.model), schedule.table(cfg.diffusion.num_timesteps)
     given = condition._replace(z_img=cfg.scale * unit(condition.z_img))
     keep = jnp.ones(given.z_img.shape[0], bool)
