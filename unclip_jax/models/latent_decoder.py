@@ -19,6 +19,7 @@ from unclip_jax.models.layers import (
     attention,
     compute_dtype,
     dense,
+    layers_per_turn,
     normal,
     rematerialised,
 )
@@ -98,6 +99,7 @@ class LatentDecoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, shared, shared, shared),  # pyright: ignore[reportArgumentType]
             length=cfg.depth,
+            unroll=layers_per_turn(cfg.depth, remat=cfg.remat),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return layers(cfg, keep, name="blocks")(x, *inputs)

@@ -20,6 +20,7 @@ from unclip_jax.parallel.axes import sharded
 
 EPS = 1e-5
 DTYPES = ("float32", "bfloat16")
+UNROLLED = 8  # layers, at most
 REMAT = ("none", "block", "dots")
 
 fan_in_normal = nn.initializers.lecun_normal()
@@ -57,6 +58,15 @@ def rematerialised(
         return block
     keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
     return nn.remat(block, prevent_cse=not scanned, policy=keep, static_argnums=static_argnums)
+
+
+def layers_per_turn(depth: int, *, remat: str) -> int:
+    """How many of `depth` layers one turn of their scan holds: all of a small model's, or one.
+
+    A scan copies activations into stacks and back, a sixth of the training step of the miniature's
+    prior on CPUs (docs/speed.md). Large models need it, or they would not compile in minutes.
+    """
+    return depth if remat == "none" and depth <= UNROLLED else 1
 
 
 def dense(

@@ -18,6 +18,7 @@ from unclip_jax.models.layers import (
     attention,
     compute_dtype,
     dense,
+    layers_per_turn,
     normal,
     rematerialised,
 )
@@ -86,6 +87,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=cfg.depth,
+            unroll=layers_per_turn(cfg.depth, remat=cfg.remat),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         mask = None if key_mask is None else _visible(key_mask)

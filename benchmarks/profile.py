@@ -1,0 +1,135 @@
+"""Where the time of a train step goes on CPU devices, by kind of operation.
+
+    . launch/env.sh && python -m benchmarks.profile --config=experiments/decoder.py:karlo \
+        [--steps=3] [--config.KEY=VALUE ...]
+
+Runs the step that `benchmarks.train_step` times under JAX's profiler and adds up what the threads
+of the devices did, each moment counted once, for the innermost operation. What is left of the time
+of all cores was waiting, or work of one thread while others had none. GPUs and TPUs name their
+operations otherwise; for those, look at the profile of `config.train.profile_steps`.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks import ours
+from benchmarks.page import table
+from unclip_jax import configs, entry
+from unclip_jax.core.checks import UserError, in_range
+
+# the first pattern that a name begins with or holds; XLA:CPU calls matrix products ynn_fusion
+KINDS = (
+    ("between devices", r"^(all-|reduce-scatter|collective|Rendezvous)"),
+    ("waiting", r"^(Wait|ThunkExecutor)"),
+    ("matrix products", r"^(ynn_fusion|dot|gemm)"),
+    ("convolutions", r"^conv"),
+    ("moving data", r"copy|transpose|slice|concatenate|^(wrapped_)?broadcast(\.|$)|^pad|gather"),
+    ("reductions", r"reduce"),
+    ("elementwise", r""),
+)
+
+
+class Event(NamedTuple):
+    """One operation on one thread, in nanoseconds."""
+
+    name: str
+    start: int
+    end: int
+
+
+def main(argv: Sequence[str]) -> None:
+    """Profile and print.
+
+    Raises:
+        UserError: the devices are no CPUs, or their profile shows no operations.
+    """
+    args, rest = parse(argv)
+    experiment = configs.read(args.config, overrides=rest)
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        raise UserError(
+            f"the devices are {device.device_kind}, whose operations are not told apart here; use "
+            "--config.train.profile_steps=5 of unclip_jax.train and TensorBoard."
+        )
+    made = ours.train(experiment)
+    made.once()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            began = time.perf_counter()
+            for _ in range(args.steps):
+                made.once()
+            seconds = time.perf_counter() - began
+        busy = spent(pathlib.Path(folder))
+    if not busy:
+        raise UserError("the profile shows no operations; this JAX records them otherwise.")
+    sys.stdout.write(report(busy, steps=args.steps, seconds=seconds, devices=made.mesh.size))
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Command-line arguments, and overrides of the experiment."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
+    parser.add_argument("--steps", type=int, default=3, help="steps under the profiler")
+    args, rest = configs.parse_known(parser, argv)
+    in_range("--steps", args.steps, 1, 100)
+    return args, rest
+
+
+def spent(folder: pathlib.Path) -> Counter[str]:
+    """Nanoseconds by kind, over all threads that run compiled programs."""
+    found: Counter[str] = Counter()
+    for path in folder.rglob("*.xplane.pb"):
+        profile: Any = jax.profiler.ProfileData.from_file(str(path))
+        for plane in profile.planes:
+            for line in plane.lines:
+                if line.name.startswith("tf_XLA"):
+                    events = (Event(e.name, int(e.start_ns), int(e.end_ns)) for e in line.events)
+                    found.update(own_time(events))
+    return found
+
+
+def own_time(events: Iterable[Event]) -> Counter[str]:
+    """Nanoseconds by kind of one thread; of operations inside each other, the innermost counts."""
+    found: Counter[str] = Counter()
+    open_: list[Event] = []
+    for event in sorted(events, key=lambda e: (e.start, -e.end)):
+        while open_ and open_[-1].end <= event.start:
+            open_.pop()
+        length = event.end - event.start
+        found[kind(event.name)] += length
+        if open_:
+            found[kind(open_[-1].name)] -= min(length, open_[-1].end - event.start)
+        open_.append(event)
+    return found
+
+
+def kind(name: str) -> str:
+    """Of `KINDS`, by the name of an operation."""
+    return next(each for each, pattern in KINDS if re.search(pattern, name))
+
+
+def report(busy: Counter[str], *, steps: int, seconds: float, devices: int) -> str:
+    """A table of milliseconds per step and device, and of their share of the step."""
+    step = seconds / steps
+    shares = {name: busy[name] / 1e9 / steps / devices for name, _ in KINDS if name != "waiting"}
+    shares["waiting, or one thread alone"] = max(0.0, step - sum(shares.values()))
+    rows = [
+        [name, f"{1e3 * value:.1f}", f"{100 * value / step:.0f} %"]
+        for name, value in sorted(shares.items(), key=lambda each: -each[1])
+        if value
+    ]
+    head = f"{1e3 * step:.0f} ms per step under the profiler, {devices} devices\n\n"
+    return head + table(("kind", "ms per step and device", "share"), rows)
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))
