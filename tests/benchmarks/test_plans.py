@@ -54,7 +54,7 @@ def test_a_line_shows_what_fits_what_binds_and_intervals():
     assert "| 500 | 250 | 750 | links | 750 to 1500 | 20 to 40 | 12.3 to 24.6 |" in text
     assert "| links | ≥ 750 | ≤ 40 | ≥ 12.3 |" in text
     assert "jax 1.2, libtpu 3.4" in text
-    assert "Not planned: prior on v5e:16x16, v5p:4x4x4, v6e:8x8; clip on v4:4x4x4," in text
+    assert "Not planned: prior on v5e:16x16, v5p:4x4x4, v6e:8x8; clip on v4:8x8x4," in text
 
 
 def test_what_does_not_fit_stands_out_and_has_no_times():
@@ -86,7 +86,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         plans.main([f"--out={out}", "--only=prior"])
     planned.clear()
     plans.main([f"--out={out}", "--only=clip v4"])
-    assert planned == ["clip v4:4x4x4"]
+    assert planned == ["clip v4:8x8x4"]
     planned.clear()
     plans.main([f"--out={out}", "--only=prior"])
     assert planned == ["prior v6e:8x8"]  # three were there

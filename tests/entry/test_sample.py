@@ -91,7 +91,7 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
         (["x", "--best-of=2", "--previews=3"], "--best-of is 2, which --negative, .* leave it"),
         (["x", "--sampler=dpm"], "unknown sampling.sampler 'dpm'. Known: ancestral, ddim"),
         (["x", "--by-stage", "--previews=2"], "--by-stage draws whole batches, without --negative"),
-        (["x", "--by-stage", "--best-of=2"], "--previews and --best-of; leave one of them out"),
+        (["x", "--by-stage", "--best-of=2"], "--animate and --best-of; leave one of them out"),
     ],
 )
 def test_mistakes_are_one_line(run_dir, arguments, message):
