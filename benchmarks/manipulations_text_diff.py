@@ -6,23 +6,22 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from benchmarks import manipulations_measure as measures
 from benchmarks.manipulations_measure import SHOWN, Chain, Known
+from unclip_jax.commands import held
+from unclip_jax.commands.held import Held
 from unclip_jax.commands.order import Told
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image as codec
 from unclip_jax.data.sources import Source
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
-from unclip_jax.diffusion.noise_maps import NoiseMaps
 from unclip_jax.metrics import intervals, shapes_detector
 from unclip_jax.metrics.shapes_detector import Found, Sight
-from unclip_jax.pipeline import decoding, edits, latents, text_to_image
+from unclip_jax.pipeline import decoding, edits, latents
 from unclip_jax.pipeline.decoding import DecodeOptions
 from unclip_jax.pipeline.latents import Latent
 from unclip_jax.pipeline.noise_maps import MapOptions
@@ -128,6 +127,7 @@ class _Bench:
 
     def __init__(self, studio: Studio, reds: Known, chain: Chain):
         self.studio, self.reds, self.chain = studio, reds, chain
+        self.grid = chain.upsampler_steps
         targets = [changed(caption) for caption in reds.captions]
         none = [None] * len(targets)
         self.before = {"none": none, "target": reds.captions}
@@ -137,22 +137,16 @@ class _Bench:
         self.z_img = studio.image_embeddings(reds.pictures)
         self.by_x_T = functools.cache(self._by_x_T)
         self.by_maps = functools.cache(self._by_maps)
-        self.encoded = functools.cache(self._encoded)
 
     def draw(self, way: Way, theta: float) -> measures.Images:
         """Every picture at one theta."""
         captions = self.after[way.caption]
         if way.inversion == "ddpm":
-            maps, latent = self.by_maps(way.caption, way.guidance, way.details)
-            count = len(captions)
-            told = Told(self.turned(latent, theta).z_img, captions, range(count))
-            base = self.studio.decode_maps(
-                maps, told, of=range(count), options=_maps_of(way.guidance)
-            )
-            keys = text_to_image.keys_for(0, jnp.asarray(told.indices))
-            steps = self.chain.upsampler_steps
-            large = self.studio.enlarge(base, keys, held=latent.details, steps=steps)
-            return codec.to_uint8(np.asarray(large))
+            found, count = self.by_maps(way.caption, way.guidance, way.details), len(captions)
+            latent = self.turned(Latent(self.z_img, found.maps.x_t), theta)
+            told = Told(latent.z_img, captions, range(count))
+            how = {"of": range(count), "options": _maps_of(way.guidance)}
+            return held.draw(self.studio, found, told, **how, upsampler_steps=self.grid)
         latent = self.turned(self.by_x_T(way.caption), theta)
         kept = latent if way.details == "inverted" else latent._replace(details=())
         options = DecodeOptions(decoding.faithful(STEPS), GuidanceSchedule(way.guidance))
@@ -175,20 +169,11 @@ class _Bench:
         own = {"captions": self.before[caption]}
         return measures.encode(self.studio, self.reds.pictures, self.chain, **own).latent
 
-    def _by_maps(self, caption: str, guidance: float, details: str) -> tuple[NoiseMaps, Latent]:
-        given, options = self.reds.pictures, _maps_of(guidance)
-        told = Told(self.z_img, self.before[caption], range(len(given)))
-        maps = self.encoded(caption, guidance)
-        found = ()
-        if details == "inverted":
-            base = self.studio.decode_maps(maps, told, of=range(len(given)), options=options)
-            found = self.studio.encode_details(base, given, steps=self.chain.upsampler_steps)
-        return maps, Latent(self.z_img, maps.x_t, found)
-
-    def _encoded(self, caption: str, guidance: float) -> NoiseMaps:
-        given, options = self.reds.pictures, _maps_of(guidance)
-        told = Told(self.z_img, self.before[caption], range(len(given)))
-        return self.studio.encode_maps(given, told, options=options)
+    def _by_maps(self, caption: str, guidance: float, details: str) -> Held:
+        told = Told(self.z_img, self.before[caption], range(len(self.reds.pictures)))
+        how = {"options": _maps_of(guidance), "upsampler_steps": self.grid}
+        wanted = details == "inverted"
+        return held.encode(self.studio, self.reds.pictures, told, details=wanted, **how)
 
 
 def _maps_of(guidance: float) -> MapOptions:

@@ -11,6 +11,7 @@ import pytest
 from tests.models import probes
 from tests.models.test_transformer import linear, norm
 from unclip_jax.core.checks import UserError
+from unclip_jax.models import layers
 from unclip_jax.models.latent_decoder import LatentDecoder
 from unclip_jax.models.transformer import TransformerConfig
 
@@ -52,6 +53,13 @@ def unrolled(params):
     return x
 
 
+@pytest.fixture(params=[0, 8], ids=["scanned", "unrolled"])
+def stack(request, monkeypatch):
+    """Both forms of the stack."""
+    monkeypatch.setattr(layers, "UNROLLED", request.param)
+
+
+@pytest.mark.usefixtures("stack")
 def test_all_at_once_is_the_unrolled_stack(variables):
     run = jax.jit(lambda variables: LatentDecoder(TINY).apply(variables, X, TEXT, text_mask=SEEN))
     got, cache = run(variables)
@@ -59,6 +67,7 @@ def test_all_at_once_is_the_unrolled_stack(variables):
     assert cache is None
 
 
+@pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize("first", [1, 3])
 def test_one_at_a_time_is_all_at_once(variables, first):
     module = LatentDecoder(TINY)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
+from unclip_jax.models import layers
 from unclip_jax.models.transformer import Transformer, TransformerConfig
 
 TINY = TransformerConfig(width=8, depth=3, heads=2, causal=True)
@@ -57,9 +58,28 @@ def unrolled(params, x, visible, *, heads, quick):
     return x
 
 
+def turns(function, *arguments):
+    """How often the body of the scan in a function is run."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    return scan.params["length"] // scan.params["unroll"]
+
+
+def test_small_stacks_are_unrolled_and_all_others_scanned(variables, monkeypatch):
+    def stack(remat):
+        module = Transformer(dataclasses.replace(TINY, remat=remat))
+        return turns(module.apply, variables, X)
+
+    assert [stack(remat) for remat in ("none", "block")] == [1, TINY.depth]
+    monkeypatch.setattr(layers, "UNROLLED", TINY.depth - 1)
+    assert stack("none") == TINY.depth
+
+
+@pytest.mark.parametrize("unrolled_up_to", [0, 8])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_scan_is_the_unrolled_stack(variables, causal, masked):
+def test_the_scan_is_the_unrolled_stack(variables, causal, masked, unrolled_up_to, monkeypatch):
+    monkeypatch.setattr(layers, "UNROLLED", unrolled_up_to)
     visible = np.ones((2, 5, 5), bool)
     if masked:
         visible &= KEYS[:, None, :]

@@ -5,17 +5,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from unclip_jax.commands import arguments, pictures, session
+from unclip_jax.commands import arguments, held, pictures, session
 from unclip_jax.commands.order import Told
 from unclip_jax.commands.pictures import Picture
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, in_range
-from unclip_jax.data import image as codec
-from unclip_jax.pipeline import edits, text_to_image
+from unclip_jax.pipeline import edits
 from unclip_jax.pipeline.edits import Path
 from unclip_jax.pipeline.latents import Latent, Origin
 from unclip_jax.pipeline.noise_maps import MapOptions
@@ -140,24 +138,29 @@ def _by_maps(args: argparse.Namespace, studio: Studio, turned: dict[str, Any]) -
         args.seed,
         session.negatives(args, 1),
     )
-    maps = studio.encode_maps([picture], told, options=options)
-    found = ()
-    if session.details_wanted(studio, args):
-        base = studio.decode_maps(maps, told, of=[0], options=options)
-        found = studio.encode_details(
-            base, [picture], steps=args.upsampler_steps, refinements=args.refine
-        )
-    path = edits.text_diff(Latent(told.z_img, maps.x_t, found), **turned)
-    count = args.frames
-    told = Told(
-        path.latent.z_img,
-        told.captions * count,
-        told.indices * count,
-        args.seed,
-        session.negatives(args, count),
+    found = held.encode(
+        studio,
+        [picture],
+        told,
+        options=options,
+        details=session.details_wanted(studio, args),
+        upsampler_steps=args.upsampler_steps,
+        refinements=args.refine,
     )
-    images = studio.decode_maps(maps, told, of=[0] * count, options=options)
-    if not args.no_upsample:
-        keys = text_to_image.keys_for(args.seed, jnp.asarray(told.indices))
-        images = studio.enlarge(images, keys, held=path.latent.details, steps=args.upsampler_steps)
-    return Edited(path, codec.to_uint8(np.asarray(images)), [picture])
+    path, count = edits.text_diff(Latent(told.z_img, found.maps.x_t), **turned), args.frames
+    told = told._replace(
+        z_img=path.latent.z_img,
+        captions=[*told.captions] * count,
+        indices=[0] * count,
+        negative=session.negatives(args, count),
+    )
+    images = held.draw(
+        studio,
+        found,
+        told,
+        of=[0] * count,
+        options=options,
+        upsampler_steps=args.upsampler_steps,
+        upsample=not args.no_upsample,
+    )
+    return Edited(path, images, [picture])
