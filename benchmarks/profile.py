@@ -127,7 +127,7 @@ def report(busy: Counter[str], *, steps: int, seconds: float, devices: int) -> s
         for name, value in sorted(shares.items(), key=lambda each: -each[1])
         if value
     ]
-    head = f"{1e3 * step:.0f} ms per step under the profiler, {devices} devices\n\n"
+    head = f"{1e3 * step:.0f} ms per step under the profiler, devices: {devices}\n\n"
     return head + table(("kind", "ms per step and device", "share"), rows)
 
 

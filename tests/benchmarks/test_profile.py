@@ -43,7 +43,7 @@ def test_operations_are_told_apart_by_name(name, kind):
 def test_a_step_is_profiled(capsys):
     profile.main(["--config=experiments/prior.py:tiny", "--steps=1"])
     shown = capsys.readouterr().out
-    assert f"{jax.device_count()} devices" in shown and "| matrix products |" in shown
+    assert f"devices: {jax.device_count()}\n" in shown and "| matrix products |" in shown
 
 
 def test_a_wrong_number_of_steps_is_refused():

@@ -51,7 +51,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="what holds the composition: x_T, or the noise of every step (more) [ddim]",
     )
     parser.add_argument(
-        "--strength", type=float, help=f"ddpm: share of the chain drawn anew [{MAPS.strength}]"
+        "--strength",
+        type=float,
+        help=f"ddpm: share drawn anew, one step at least [{MAPS.strength}]",
     )
     parser.add_argument("--eta", type=float, help=f"ddpm: noise share of its steps [{MAPS.eta}]")
     arguments.add_decoding(parser)
