@@ -26,7 +26,7 @@ from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data.loader import Loader
 from unclip_jax.experiment import Experiment
 from unclip_jax.parallel import place
-from unclip_jax.training.feed import Feed
+from unclip_jax.training.prefetch import DevicePrefetcher
 
 WARM = 4  # batches that are not counted, which were made ahead
 
@@ -120,18 +120,20 @@ def waiting(experiment: Experiment, *, steps: int) -> dict[str, float]:
     made, stage = ours.training(experiment), experiment.build_stage()
     loader = opened(experiment, experiment.data.workers, cache_mb=experiment.data.cache_mb)
     size = experiment.train.batch_size
-    feed = Feed(loader, spec=stage.batch_spec, batch_size=size, mesh=made.job.mesh)
-    key = place.copied(jax.random.key(0), made.job.mesh)
-    state, fed = made.state, feed.next()
+    prefetcher = DevicePrefetcher(
+        loader, spec=stage.batch_spec, batch_size=size, mesh=made.train_program.mesh
+    )
+    key = place.copied(jax.random.key(0), made.train_program.mesh)
+    state, batch = made.state, prefetcher.next()
     waited, began = 0.0, time.perf_counter()
     for step in range(steps + 1):
-        state, metrics = made.job.step(state, fed.device, key)
-        fed = feed.next()  # while the device works
+        state, metrics = made.train_program.step(state, batch.device, key)
+        batch = prefetcher.next()  # while the device works
         jax.block_until_ready(metrics)
         if step == 0:  # compiles
             waited, began = 0.0, time.perf_counter()
         else:
-            waited += fed.waited
+            waited += batch.wait_seconds
     took = time.perf_counter() - began
     loader.close()
     return {"step_seconds": took / steps, "waited_seconds": waited / steps}

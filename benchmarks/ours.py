@@ -34,8 +34,8 @@ from unclip_jax.parallel.mesh import (
 )
 from unclip_jax.planning import flops, program, sampling
 from unclip_jax.training import loop
-from unclip_jax.training.job import Job
 from unclip_jax.training.state import TrainState
+from unclip_jax.training.train_program import TrainProgram
 
 MATMUL_SIDES = (1024, 2048)
 
@@ -90,33 +90,33 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
 
 
 class Training(NamedTuple):
-    """A stage ready to be trained: its job and a fresh state."""
+    """A stage ready to be trained: its train_program and a fresh state."""
 
-    job: Job
+    train_program: TrainProgram
     state: TrainState
 
 
 def training(experiment: Experiment) -> Training:
     """What `unclip_jax.train` makes of an experiment on the devices at hand."""
     mesh = make_mesh(experiment.mesh)
-    job = loop.prepare(
+    train_program = loop.prepare(
         experiment.build_stage(),
         experiment.train,
         experiment.optim,
         mesh=mesh,
         rules=experiment.rules,
     )
-    return Training(job, job.create(place.copied(jax.random.key(0), mesh)))
+    return Training(train_program, train_program.create(place.copied(jax.random.key(0), mesh)))
 
 
 def train(experiment: Experiment) -> Prepared:
     """The train step on one random batch, again and again."""
-    (job, state), spec = training(experiment), experiment.build_stage().batch_spec
-    size, mesh = experiment.train.batch_size, job.mesh
+    (train_program, state), spec = training(experiment), experiment.build_stage().batch_spec
+    size, mesh = experiment.train.batch_size, train_program.mesh
     planned = program.train(experiment, mesh=mesh)
     key = place.copied(jax.random.key(0), mesh)
     batch = jax.device_put(random_batch(spec, size), batch_sharding(mesh))
-    compiled = job.step.lower(state, batch, key).compile()
+    compiled = train_program.step.lower(state, batch, key).compile()
 
     def once() -> None:
         nonlocal state

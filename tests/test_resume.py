@@ -65,15 +65,15 @@ def test_a_run_with_every_option_continues_bit_for_bit(name, data, tmp_path, mon
         return {path: np.asarray(x).tobytes() for path, x in flatten_paths(state).items()}
 
     expected = bits("whole")
-    ask = loop.Feed.next
+    ask = loop.DevicePrefetcher.next
 
-    def falter(feed):
-        if feed._count == 3:
+    def falter(prefetcher):
+        if prefetcher._count == 3:
             raise RuntimeError("power cut")
-        return ask(feed)
+        return ask(prefetcher)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Feed, "next", falter)
+        patch.setattr(loop.DevicePrefetcher, "next", falter)
         with pytest.raises(RuntimeError, match="power cut"):
             bits("cut")
     assert bits("cut") == expected

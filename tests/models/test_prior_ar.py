@@ -10,13 +10,13 @@ import pytest
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.codec import CodecConfig
-from unclip_jax.models.latent_decoder import LatentDecoder
+from unclip_jax.models.causal_transformer import CausalTransformer
+from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 
 TINY = PriorArConfig(
     embed_dim=6,
-    codec=CodecConfig(components=5, buckets=7, dot_buckets=4),
+    codec=PcaQuantizerConfig(components=5, buckets=7, dot_buckets=4),
     width=8,
     depth=2,
     heads=2,
@@ -60,13 +60,13 @@ def plain():
 def test_the_sequence_is_z_txt_dot_codes_beside_the_caption(plain, monkeypatch):
     """What enters the latent decoder, slot by slot, less the learned positions."""
     seen = []
-    call = LatentDecoder.__call__
+    call = CausalTransformer.__call__
 
     def record(self, x, text, **options):
         seen.append((np.asarray(x, np.float64), text.shape, np.asarray(options["text_mask"])))
         return call(self, x, text, **options)
 
-    monkeypatch.setattr(LatentDecoder, "__call__", record)
+    monkeypatch.setattr(CausalTransformer, "__call__", record)
     build(padding="mask").apply(plain, CODES, **INPUTS)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), plain["params"])
     x, shape, visible = seen[0]

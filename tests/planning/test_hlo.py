@@ -12,8 +12,8 @@ from tests.training import toy
 from unclip_jax.core import batch as batches
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.planning import communication, flops, hlo, work
-from unclip_jax.training.job import make_job
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.train_program import make_train_program
 
 MESH = make_mesh(MeshConfig(data=2, fsdp=4))
 TURNS = 5
@@ -213,7 +213,7 @@ def test_bytes_of_a_fusion_a_loop_and_a_slice():
 
 
 def _traffic(size: int, stage) -> dict[str, float]:
-    job = make_job(
+    train_program = make_train_program(
         stage,
         optim=OptimConfig(),
         mesh=MESH,
@@ -223,7 +223,7 @@ def _traffic(size: int, stage) -> dict[str, float]:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = batches.abstract(stage.batch_spec, size)
-    text = job.step.lower(job.abstract, batch, key).compile().as_text()
+    text = train_program.step.lower(train_program.abstract, batch, key).compile().as_text()
     return communication.bytes_by_kind(communication.collectives(hlo.parse(text), devices=8))
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.codec import Codec, CodecConfig
+from unclip_jax.models.pca_quantizer import PcaQuantizer, PcaQuantizerConfig
 from unclip_jax.stages import codec_fit
 
 DRAWS = np.random.default_rng(0)
-CFG = CodecConfig(components=6, buckets=16, dot_buckets=8)
+CFG = PcaQuantizerConfig(components=6, buckets=16, dot_buckets=8)
 
 
 def embeddings(count=2000, dim=24, seed=0):
@@ -100,9 +100,9 @@ def test_neighbouring_floats_are_told_apart():
 
 def fitted(cfg=CFG, **options):
     params = codec_fit.fit(cfg, rows(**options), components=cfg.components).params["codec"]
-    module = Codec(cfg, cfg.components, Z_IMG.shape[1])
+    module = PcaQuantizer(cfg, cfg.components, Z_IMG.shape[1])
     codes = np.asarray(module.apply({"params": params}, jnp.asarray(Z_IMG)))
-    back = module.apply({"params": params}, jnp.asarray(codes), method=Codec.decode)
+    back = module.apply({"params": params}, jnp.asarray(codes), method=PcaQuantizer.decode)
     return params, codes, np.asarray(back, np.float64)
 
 

@@ -15,8 +15,8 @@ from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.stages import prior_ar
 from unclip_jax.stages.base import apply
 from unclip_jax.stages.prior import best_of, unit
-from unclip_jax.training.job import make_job
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.train_program import make_train_program
 
 SIZE = 6
 GREEDY = prior_ar.CodeSamplingConfig(temperature=0.0)
@@ -176,7 +176,7 @@ def test_embeddings_have_norm_one_and_the_best_candidate_is_kept(made, draw):
     split = jax.vmap(lambda key: jax.random.split(key, 4))(keys()).reshape(-1)
     four = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), text(batch))
     codes = draw(split, four)  # the candidates themselves, each drawn as a row of its own
-    decoded = apply(cfg.model.make_codec(), params["codec"], codes, method="decode")
+    decoded = apply(cfg.model.make_quantizer(), params["codec"], codes, method="decode")
     each = unit(decoded).reshape(SIZE, 4, -1)
     np.testing.assert_allclose(z, best_of(each, z_txt=unit(batch["z_txt"])), atol=1e-5)
 
@@ -209,7 +209,7 @@ def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(made):
 def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(made):
     cfg, params, batch = made
     stage = prior_ar.make(cfg)
-    job = make_job(
+    program = make_train_program(
         stage,
         optim=OptimConfig(learning_rate=1e-2, b2=0.91, eps=1e-10, weight_decay=0.04),
         mesh=make_mesh(MeshConfig(), devices=jax.devices()[:1]),
@@ -217,12 +217,12 @@ def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(made):
         steps=10,
         ema_decay=0.9,
     )
-    state = job.with_fitted(job.create(jax.random.key(0)), {"codec": params["codec"]})
+    state = program.with_fitted(program.create(jax.random.key(0)), {"codec": params["codec"]})
     before = jax.tree.map(np.array, state.params["network"])
     for tree in (state.params, state.ema_params):
         jax.tree.map(np.testing.assert_array_equal, dict(tree["codec"]), dict(params["codec"]))
-    state, _ = job.step(state, batch, jax.random.key(0))
-    state, _ = job.step(state, batch, jax.random.key(0))
+    state, _ = program.step(state, batch, jax.random.key(0))
+    state, _ = program.step(state, batch, jax.random.key(0))
     for tree in (state.params, state.ema_params):
         jax.tree.map(np.testing.assert_array_equal, dict(tree["codec"]), dict(params["codec"]))
     moved = jax.tree.map(lambda a, b: np.any(a != np.asarray(b)), before, state.params["network"])
@@ -249,7 +249,7 @@ def test_what_the_layout_splits_and_what_every_device_holds(made):
 
 def test_fitted_parameters_must_be_the_stage_s(made):
     cfg, params, _ = made
-    job = make_job(
+    program = make_train_program(
         prior_ar.make(cfg),
         optim=OptimConfig(),
         mesh=make_mesh(MeshConfig(), devices=jax.devices()[:1]),
@@ -259,7 +259,7 @@ def test_fitted_parameters_must_be_the_stage_s(made):
     )
     short = {**params["codec"], "mean": np.zeros(7, np.float32)}
     with pytest.raises(UserError, match=r"fitted parameters do not fit the stage: codec/mean"):
-        job.with_fitted(job.abstract, {"codec": short})
+        program.with_fitted(program.abstract, {"codec": short})
 
 
 def test_a_share_of_variance_becomes_a_number_of_components(made):

@@ -18,9 +18,9 @@ from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.parallel.place import global_batch
 from unclip_jax.training import checkpoint
 from unclip_jax.training.checkpoint import Checkpoints, decode_position, encode_position
-from unclip_jax.training.job import Job, make_job
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.state import create
+from unclip_jax.training.train_program import TrainProgram, make_train_program
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,10 @@ def pauses(monkeypatch) -> list[float]:
     return asked
 
 
-def job(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon") -> Job:
+def program(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon") -> TrainProgram:
     mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), devices=jax.devices()[:count])
     rules = "dp" if fsdp == 1 else "fsdp" if tensor == 1 else "fsdp_tp"
-    return make_job(
+    return make_train_program(
         toy.Toy(),
         optim=OptimConfig(name=name),
         mesh=mesh,
@@ -44,15 +44,15 @@ def job(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon") -
     )
 
 
-JOB = job()
+PROGRAM = program()
 
 
-def trained(job: Job, steps: int):
+def trained(program: TrainProgram, steps: int):
     """States after 1, 2, ... steps; each is donated when the next is asked for."""
-    state = job.create(jax.random.key(0))
+    state = program.create(jax.random.key(0))
     for index in range(steps):
-        batch = global_batch(toy.batch_at(index), job.mesh)
-        state, _ = job.step(state, batch, jax.random.key(1))
+        batch = global_batch(toy.batch_at(index), program.mesh)
+        state, _ = program.step(state, batch, jax.random.key(1))
         yield index + 1, state
 
 
@@ -66,7 +66,7 @@ def saved(tmp_path_factory) -> tuple[pathlib.Path, dict[int, dict[str, bytes]]]:
     workdir = tmp_path_factory.mktemp("run")
     expected = {}
     with Checkpoints(workdir, keep=3) as checkpoints:
-        for step, state in trained(JOB, 3):
+        for step, state in trained(PROGRAM, 3):
             checkpoints.save(step, state, position={"position": step})
             expected[step] = bits(state)
     return workdir, expected
@@ -78,15 +78,15 @@ def copied(saved, tmp_path: pathlib.Path) -> tuple[pathlib.Path, dict]:
     return tmp_path / "run", saved[1]
 
 
-def restore(workdir: pathlib.Path, job: Job = JOB):
+def restore(workdir: pathlib.Path, program: TrainProgram = PROGRAM):
     with Checkpoints(workdir, keep=3) as checkpoints:
-        return checkpoints.restore(job.abstract)
+        return checkpoints.restore(program.abstract)
 
 
 def test_the_newest_comes_back_bit_for_bit(saved):
     restored = restore(saved[0])
     assert bits(restored.state) == saved[1][3] and restored.position == {"position": 3}
-    assert jax.tree.structure(restored.state) == jax.tree.structure(JOB.abstract)
+    assert jax.tree.structure(restored.state) == jax.tree.structure(PROGRAM.abstract)
 
 
 def test_an_empty_folder_restores_nothing(tmp_path: pathlib.Path):
@@ -95,18 +95,18 @@ def test_an_empty_folder_restores_nothing(tmp_path: pathlib.Path):
 
 def test_only_the_newest_are_kept(tmp_path: pathlib.Path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step, state in trained(JOB, 4):
+        for step, state in trained(PROGRAM, 4):
             checkpoints.save(step, state, position=step)
             checkpoints.save(step, state, position="ignored: it is there already")
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.steps == [3, 4]
-        assert checkpoints.restore(JOB.abstract).position == 4
+        assert checkpoints.restore(PROGRAM.abstract).position == 4
 
 
 def test_a_state_may_be_donated_while_it_is_written(tmp_path: pathlib.Path):
     expected = {}
     with Checkpoints(tmp_path, keep=10) as checkpoints:
-        for step, state in trained(JOB, 6):  # the generator donates at once
+        for step, state in trained(PROGRAM, 6):  # the generator donates at once
             expected[step] = bits(state)
             checkpoints.save(step, state, position=step)
     for step in reversed(expected):
@@ -120,7 +120,7 @@ def test_a_state_may_be_donated_while_it_is_written(tmp_path: pathlib.Path):
     [{"count": 8, "fsdp": 8}, {"count": 4, "fsdp": 2}, {"count": 1}, {"fsdp": 2, "tensor": 2}],
 )
 def test_other_devices_and_other_rules_get_the_same_bits(saved, other: dict):
-    there = job(**other)
+    there = program(**other)
     restored = restore(saved[0], there)
     assert bits(restored.state) == saved[1][3]
     places = jax.tree.map(lambda x: x.sharding, restored.state)
@@ -128,13 +128,13 @@ def test_other_devices_and_other_rules_get_the_same_bits(saved, other: dict):
 
 
 def test_from_8_to_4_to_1_device(saved, tmp_path: pathlib.Path):
-    first = restore(saved[0], job(8, fsdp=8)).state
+    first = restore(saved[0], program(8, fsdp=8)).state
     with Checkpoints(tmp_path / "a", keep=1) as checkpoints:
         checkpoints.save(3, first, position=0)
-    second = restore(tmp_path / "a", job(4, fsdp=4)).state
+    second = restore(tmp_path / "a", program(4, fsdp=4)).state
     with Checkpoints(tmp_path / "b", keep=1) as checkpoints:
         checkpoints.save(3, second, position=0)
-    assert bits(restore(tmp_path / "b", job(1)).state) == saved[1][3]
+    assert bits(restore(tmp_path / "b", program(1)).state) == saved[1][3]
 
 
 def arrays(folder: pathlib.Path) -> pathlib.Path:
@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_skipped_and_set_aside(
     assert "checkpoint 3 is damaged" in caplog.text
     assert [path.name for path in (workdir / "damaged").iterdir()] == ["3-0"]
     with Checkpoints(workdir, keep=3) as checkpoints:  # its place is free again
-        for step, state in trained(JOB, 3):
+        for step, state in trained(PROGRAM, 3):
             checkpoints.save(step, state, position={"position": step})
     assert bits(restore(workdir).state) == expected[3]
 
@@ -235,7 +235,7 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(copied):
 def test_checkpoints_of_another_model_are_refused_and_not_moved(copied):
     workdir, _ = copied
     with pytest.raises(UserError, match=r"/3 was made by another model: opt_state/.* is absent"):
-        restore(workdir, job(name="adamw"))
+        restore(workdir, program(name="adamw"))
     assert not (workdir / "damaged").exists()
 
 
@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_line_and_existing_checkpoints_are_untouched(copied, 
     workdir, expected = copied
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 100))
     with Checkpoints(workdir, keep=1) as checkpoints:
-        state = checkpoints.restore(JOB.abstract).state
+        state = checkpoints.restore(PROGRAM.abstract).state
         message = r"cannot write .*checkpoints: .* needed, 100 B free on the disk. .* untouched"
         with pytest.raises(UserError, match=message):
             checkpoints.save(9, state, position=0)
@@ -254,7 +254,7 @@ def save_with_little_space(workdir: pathlib.Path) -> None:
     """Save step 9 where no file may grow beyond 1000 bytes, as on a disk that fills up."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(workdir, keep=1) as checkpoints:
-        state = checkpoints.restore(JOB.abstract).state
+        state = checkpoints.restore(PROGRAM.abstract).state
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
             checkpoints.save(9, state, position=0)
@@ -298,7 +298,7 @@ def test_a_disk_that_is_full_for_a_while_is_tried_again(copied, monkeypatch, cap
         return shutil._ntuple_diskusage(9, 9, answers.pop()) if answers else real(path)
 
     with Checkpoints(workdir, keep=1) as checkpoints:
-        state = checkpoints.restore(JOB.abstract).state
+        state = checkpoints.restore(PROGRAM.abstract).state
         monkeypatch.setattr(shutil, "disk_usage", usage)
         checkpoints.save(9, state, position=0)
     assert pauses == [checkpoint.PAUSE, 3 * checkpoint.PAUSE]
@@ -310,7 +310,7 @@ def test_a_disk_that_is_full_for_a_while_is_tried_again(copied, monkeypatch, cap
 def test_a_save_that_fails_in_the_background_is_made_up_for_by_the_next(copied, caplog):
     workdir, expected = copied
     with Checkpoints(workdir, keep=9) as checkpoints:
-        state = checkpoints.restore(JOB.abstract).state
+        state = checkpoints.restore(PROGRAM.abstract).state
         with small_files():
             checkpoints.save(9, state, position=9)
             with pytest.raises(UserError):
@@ -325,7 +325,7 @@ def test_a_save_that_fails_in_the_background_is_made_up_for_by_the_next(copied, 
 def save_in_vain(workdir: pathlib.Path) -> None:
     """Once more than the storage may fail in a row."""
     with Checkpoints(workdir, keep=9) as checkpoints, small_files():
-        state = checkpoints.restore(JOB.abstract).state
+        state = checkpoints.restore(PROGRAM.abstract).state
         for step in range(9, 10 + checkpoint.TRIES):
             checkpoints.save(step, state, position=0)
 
@@ -341,7 +341,7 @@ def test_failures_in_the_background_end_the_run_when_they_do_not_end(copied, cap
 def test_what_must_be_saved_now_is_tried_again(copied, monkeypatch):
     workdir, expected = copied
     with Checkpoints(workdir, keep=9) as checkpoints:
-        state = checkpoints.restore(JOB.abstract).state
+        state = checkpoints.restore(PROGRAM.abstract).state
         with small_files(lifted_by=monkeypatch):
             checkpoints.save_now(9, state, position=9)
         assert checkpoints.steps == [1, 2, 3, 9]

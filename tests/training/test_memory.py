@@ -11,8 +11,8 @@ from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.training import memory
-from unclip_jax.training.job import Job, make_job
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.train_program import TrainProgram, make_train_program
 
 SIZE = 64 * 64 * 4  # bytes of one matrix of the deep stage
 
@@ -35,9 +35,9 @@ def loss(params, batch, key, *, remat: bool = False):
 DEEP = toy.Toy(name="deep", batch_spec={"x": Field((64,), "float32")}, init=init, loss=loss)
 
 
-def job(*, name: str = "adamw", stage=DEEP, **mesh: int) -> Job:
+def program(*, name: str = "adamw", stage=DEEP, **mesh: int) -> TrainProgram:
     rules = "fsdp" if mesh.get("fsdp", 1) > 1 else "dp"
-    return make_job(
+    return make_train_program(
         stage,
         optim=OptimConfig(name=name),
         mesh=make_mesh(MeshConfig(**mesh)),
@@ -47,29 +47,29 @@ def job(*, name: str = "adamw", stage=DEEP, **mesh: int) -> Job:
     )
 
 
-def check(job: Job, **changes) -> str:
-    settings = {"mesh": job.mesh, "batch_size": 64, **changes}
-    return memory.check(settings.pop("stage", DEEP), job.abstract, **settings)
+def check(program: TrainProgram, **changes) -> str:
+    settings = {"mesh": program.mesh, "batch_size": 64, **changes}
+    return memory.check(settings.pop("stage", DEEP), program.abstract, **settings)
 
 
-def resident(job: Job) -> tuple[int, int]:
-    return memory._resident(job.abstract, job.mesh)
+def resident(program: TrainProgram) -> tuple[int, int]:
+    return memory._resident(program.abstract, program.mesh)
 
 
 def test_state_and_gradients_by_hand():
     few = 100  # counters
-    state, gradients = resident(job())  # 8 devices of one CPU, each with a whole copy
+    state, gradients = resident(program())  # 8 devices of one CPU, each with a whole copy
     assert gradients == 8 * 5 * SIZE
     assert 0 <= state - 8 * 5 * SIZE * 4 < 8 * few  # parameters, average, two moments
-    state, gradients = resident(job(fsdp=8))
+    state, gradients = resident(program(fsdp=8))
     assert gradients == 5 * SIZE
     assert 0 <= state - 5 * SIZE * 4 < 8 * few
-    state, _ = resident(job(fsdp=8, name="muon"))
+    state, _ = resident(program(fsdp=8, name="muon"))
     assert 0 <= state - 5 * SIZE * 3 < 8 * few
 
 
 def test_replicas_with_parameters_of_their_own_are_counted():
-    sharded = job(fsdp=8)
+    sharded = program(fsdp=8)
     _, plain = resident(sharded)
     _, gradients = memory._resident(sharded.abstract, sharded.mesh, 3)
     assert gradients - plain == 8 * 3 * 2 * 5 * SIZE  # devices x replicas x (weights, gradients)
@@ -77,15 +77,15 @@ def test_replicas_with_parameters_of_their_own_are_counted():
 
 def test_too_many_replicas_are_told_of(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 100 * SIZE)
-    assert "state" in check(job(fsdp=8), batch_size=0)
+    assert "state" in check(program(fsdp=8), batch_size=0)
     with pytest.raises(
         UserError, match=r"cannot fit: .*, or config.optim.sam_batch=0, which needs"
     ):
-        check(job(fsdp=8), batch_size=0, copies=3)
+        check(program(fsdp=8), batch_size=0, copies=3)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_remat():
-    params, mesh = job().abstract.params, job().mesh
+    params, mesh = program().abstract.params, program().mesh
 
     def kept(stage, batch_size):
         return memory.activations(stage, params, batch_size=batch_size, mesh=mesh)
@@ -99,7 +99,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_remat():
 
 def test_the_startup_line(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 3 * 2**30)
-    line = check(job(fsdp=4))
+    line = check(program(fsdp=4))
     assert line.startswith("deep: 20,480 parameters on 8 x cpu (data 2, fsdp 4, tensor 1); needs ")
     assert line.endswith("and this machine has 3 GiB free")
     for part in ("state 640", "gradients 160 KiB", "activations about "):
@@ -111,22 +111,24 @@ def test_a_state_that_cannot_fit_is_refused_before_anything_is_traced(monkeypatc
     monkeypatch.setattr(memory, "activations", lambda *a, **k: pytest.fail("traced"))
     message = r"has 1 MiB free\. It cannot fit: .*fsdp=\d+ or more.*optim\.name='muon'"
     with pytest.raises(UserError, match=message) as caught:
-        check(job())
+        check(program())
     assert "\n" not in str(caught.value)
 
 
 def test_activations_that_cannot_fit_are_refused_with_other_advice(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 5 * 2**20)
-    job_1 = job(fsdp=8)
-    check(job_1)
+    program_1 = program(fsdp=8)
+    check(program_1)
     with pytest.raises(UserError, match=r"lower config.train.batch_size or raise .*accumulate"):
-        check(job_1, batch_size=64000)
-    check(job_1, batch_size=64000, accumulate=1000)
-    counted = memory.activations(DEEP, job_1.abstract.params, batch_size=64, mesh=job_1.mesh)
-    there = sum(resident(job_1)) + int(0.8 * counted)  # XLA may manage with that
+        check(program_1, batch_size=64000)
+    check(program_1, batch_size=64000, accumulate=1000)
+    counted = memory.activations(
+        DEEP, program_1.abstract.params, batch_size=64, mesh=program_1.mesh
+    )
+    there = sum(resident(program_1)) + int(0.8 * counted)  # XLA may manage with that
     monkeypatch.setattr(memory, "available", lambda mesh: there)
-    check(job_1, batch_size=64)
-    assert "activations" in check(job_1, batch_size=64000, enforce=False)
+    check(program_1, batch_size=64)
+    assert "activations" in check(program_1, batch_size=64000, enforce=False)
 
 
 def test_a_prior_of_the_papers_size_stops_at_once_on_24_gigabytes(monkeypatch):
@@ -137,7 +139,7 @@ def test_a_prior_of_the_papers_size_stops_at_once_on_24_gigabytes(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 24 * 10**9)
     stage = dataclasses.replace(DEEP, name="prior", init=big)
     with pytest.raises(UserError, match=r"prior: 1.327 billion parameters .* 24.7\d GiB"):
-        check(job(stage=stage, fsdp=8), stage=stage)
+        check(program(stage=stage, fsdp=8), stage=stage)
 
 
 def test_what_is_there_is_what_the_machine_says(monkeypatch):
@@ -157,7 +159,7 @@ def test_counts_for_people(number: int, text: str):
 
 
 def test_the_allowance_is_of_the_size_that_the_compiler_needs():
-    deep = job(data=8)
+    deep = program(data=8)
     x = jax.ShapeDtypeStruct((512, 64), np.float32)
     grad = jax.jit(jax.grad(lambda p, x: loss(p, {"x": x}, None)[0]))
     compiled = grad.lower({"kernel": jax.ShapeDtypeStruct((5, 64, 64), np.float32)}, x).compile()

@@ -9,8 +9,8 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.training import memory
-from unclip_jax.training.job import make_job
 from unclip_jax.training.loop import check_fit
+from unclip_jax.training.train_program import make_train_program
 
 CASES = [
     ("clip", "fsdp"),
@@ -30,7 +30,7 @@ def paper(name: str) -> experiment.Experiment:
 @pytest.mark.parametrize(("name", "rules"), CASES)
 def test_all_but_two_percent_of_a_state_is_split(name: str, rules: str):
     run = paper(name)
-    job = make_job(
+    program = make_train_program(
         run.build_stage(),
         optim=run.optim,
         mesh=make_mesh(MESHES[rules]),
@@ -38,9 +38,9 @@ def test_all_but_two_percent_of_a_state_is_split(name: str, rules: str):
         steps=run.train.steps,
         ema_decay=run.train.ema_decay,
     )
-    report = place.replicated(job.abstract)
+    report = place.replicated(program.abstract)
     assert report.share < 0.02, report.line()
-    share = place.bytes_per_device(job.abstract) / report.total_bytes
+    share = place.bytes_per_device(program.abstract) / report.total_bytes
     assert 1 / 8 <= share < (0.14 if rules == "fsdp" else 0.25)
 
 

@@ -12,9 +12,9 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh
 from unclip_jax.stages.clip import contrastive, contrastive_share
 from unclip_jax.training import sam
-from unclip_jax.training.job import make_job
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.step import gradients
+from unclip_jax.training.train_program import make_train_program
 
 KEY = jax.random.key(3)
 RHO = 0.3
@@ -201,17 +201,17 @@ def test_contrastive_replicas_are_perturbed_as_defined(config: MeshConfig):
 # As an option of a run.
 
 
-def job(optim: OptimConfig, *, stage=toy.TOY, devices=8):
+def program(optim: OptimConfig, *, stage=toy.TOY, devices=8):
     config, rules = {8: (MeshConfig(fsdp=4, tensor=2), "fsdp_tp"), 1: (MeshConfig(), "dp")}[devices]
     mesh = make_mesh(config, devices=jax.devices()[:devices])
-    return make_job(stage, optim=optim, mesh=mesh, rules=rules, steps=10, ema_decay=0.9)
+    return make_train_program(stage, optim=optim, mesh=mesh, rules=rules, steps=10, ema_decay=0.9)
 
 
 @pytest.mark.parametrize("examples", [0, 4])
 def test_a_sharded_step_is_that_of_one_device(examples: int):
     optim = OptimConfig(learning_rate=0.01, sam=0.5, sam_batch=examples)
     results = []
-    for ready in (job(optim), job(optim, devices=1)):
+    for ready in (program(optim), program(optim, devices=1)):
         state, metrics = ready.step(ready.create(KEY), toy.batch_at(0), KEY)
         results.append((state.params["map"]["kernel"], metrics["grad_norm"], metrics["sharpness"]))
     for sharded, alone in zip(*results, strict=True):
@@ -221,9 +221,9 @@ def test_a_sharded_step_is_that_of_one_device(examples: int):
 def test_a_loss_of_the_whole_batch_must_know_replicas():
     stage = dataclasses.replace(toy.TOY, splittable=False)
     with pytest.raises(UserError, match="sam_batch is 4, but the loss of stage 'toy' .*; use 0"):
-        job(OptimConfig(sam=0.1, sam_batch=4), stage=stage)
-    job(OptimConfig(sam=0.1), stage=stage)
-    job(OptimConfig(sam_batch=4), stage=stage)  # sam is off
+        program(OptimConfig(sam=0.1, sam_batch=4), stage=stage)
+    program(OptimConfig(sam=0.1), stage=stage)
+    program(OptimConfig(sam_batch=4), stage=stage)  # sam is off
 
 
 def test_a_replica_must_fit_into_a_shard(tmp_path):

@@ -119,8 +119,8 @@ CONFIG = TrainConfig(
 OPTIM = OptimConfig(learning_rate=1e-2, weight_decay=0.1, warmup_steps=3, schedule="cosine")
 
 
-# A job is a pure value, so equal runs may share one with its compiled functions.
-SHARED = functools.cache(loop.make_job)
+# A program is a pure value, so equal runs may share one with its compiled functions.
+SHARED = functools.cache(loop.make_train_program)
 TOY = Toy()
 
 
@@ -139,5 +139,5 @@ def run(workdir, **changes):
         "identity": {"name": "toy"},
     }
     settings.update({k: v for k, v in changes.items() if k not in fields and k != "stage"})
-    with mock.patch.object(loop, "make_job", SHARED):
+    with mock.patch.object(loop, "make_train_program", SHARED):
         return loop.train(changes.get("stage", TOY), **settings)

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.types import Embedding, Mask, Tokens
-from unclip_jax.models.codec import Codec, CodecConfig, Codes
-from unclip_jax.models.latent_decoder import Cache, LatentDecoder
+from unclip_jax.models.causal_transformer import Cache, CausalTransformer
 from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
+from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer, PcaQuantizerConfig
 from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
 from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.parallel.axes import sharded
@@ -49,7 +49,7 @@ class PriorArConfig:
     """
 
     embed_dim: int
-    codec: CodecConfig
+    codec: PcaQuantizerConfig
     width: int
     depth: int
     heads: int
@@ -114,9 +114,9 @@ class PriorArConfig:
             dtype=self.dtype,
         )
 
-    def make_codec(self) -> Codec:
+    def make_quantizer(self) -> PcaQuantizer:
         """The module that turns embeddings into codes; its parameters are fitted, not learned."""
-        return Codec(self.codec, self.components, self.embed_dim)
+        return PcaQuantizer(self.codec, self.components, self.embed_dim)
 
 
 class PriorAr(nn.Module):
@@ -135,7 +135,7 @@ class PriorAr(nn.Module):
         self.codes = self.param("codes", table, (cfg.codec.buckets, width))
         positions = sharded(normal(0.01), "position", "embed")
         self.positions = self.param("positions", positions, (cfg.latent_context, width))
-        self.latents = LatentDecoder(cfg.decoder)
+        self.latents = CausalTransformer(cfg.decoder)
         self.final_norm = LayerNorm()
         # float32, for a cross-entropy over a thousand buckets; zero, so that a fresh loss is ln n
         axes, exact = ("embed", "out"), jnp.dtype("float32")

@@ -19,8 +19,8 @@ from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
 from unclip_jax.planning import flops, sampling
 from unclip_jax.stages.base import Stage
 from unclip_jax.training.config import TrainConfig
-from unclip_jax.training.job import make_job
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.train_program import make_train_program
 
 EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}
 
@@ -119,10 +119,10 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
     """One step of training `experiment` on `mesh`.
 
     Raises:
-        UserError: what `make_job` refuses.
+        UserError: what `make_train_program` refuses.
     """
     stage, config = experiment.build_stage(), experiment.train
-    job = make_job(
+    train_program = make_train_program(
         stage,
         optim=experiment.optim,
         mesh=mesh,
@@ -133,8 +133,10 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
     )
     batch = batches.abstract(stage.batch_spec, config.batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.abstract.params)
-    traced = job.step.trace(job.abstract, batch, key)
+    plain = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train_program.abstract.params
+    )
+    traced = train_program.step.trace(train_program.abstract, batch, key)
     return Program(
         what="train",
         mesh=mesh,
@@ -142,9 +144,9 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
         calls=config.steps,
         parameters=count(plain),
         resident={
-            "parameters": place.bytes_per_device(job.abstract.params),
-            "optimiser": place.bytes_per_device(job.abstract.opt_state),
-            "average": place.bytes_per_device(job.abstract.ema_params),
+            "parameters": place.bytes_per_device(train_program.abstract.params),
+            "optimiser": place.bytes_per_device(train_program.abstract.opt_state),
+            "average": place.bytes_per_device(train_program.abstract.ema_params),
         },
         model_flops=3
         * flops.count(lambda p, b, k: stage.loss(p, b, k)[0], plain, batch, key).flops,

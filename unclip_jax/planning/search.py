@@ -20,7 +20,7 @@ from unclip_jax.planning import flops
 from unclip_jax.planning.program import Experiment
 from unclip_jax.planning.topology import Target
 from unclip_jax.training import memory
-from unclip_jax.training.job import make_job
+from unclip_jax.training.train_program import make_train_program
 
 REMAT = ("none", "dots", "block")  # from fastest to smallest
 MICROBATCHES = (1, 2, 4)
@@ -154,7 +154,7 @@ def _trace(experiment: Experiment, batch_size: int) -> Traced:
 def _state(experiment: Any, config: MeshConfig, target: Target) -> tuple[int, int, int]:
     """Bytes per chip of the state and of the gradients, and the parts of a batch."""
     mesh = make_mesh(config, devices=target.devices)
-    job = make_job(
+    train_program = make_train_program(
         experiment.build_stage(),
         optim=experiment.optim,
         mesh=mesh,
@@ -162,8 +162,8 @@ def _state(experiment: Any, config: MeshConfig, target: Target) -> tuple[int, in
         steps=experiment.train.steps,
         ema_decay=experiment.train.ema_decay,
     )
-    held = place.bytes_per_device(job.abstract)
-    return held, place.bytes_per_device(job.abstract.params), batch_shards(mesh)
+    held = place.bytes_per_device(train_program.abstract)
+    return held, place.bytes_per_device(train_program.abstract.params), batch_shards(mesh)
 
 
 def _traffic(parameters: float, candidate: Candidate) -> float:

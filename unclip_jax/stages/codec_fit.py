@@ -1,4 +1,4 @@
-"""Fit a `Codec` to training embeddings: PCA, then buckets that hold equally many of them each.
+"""Fit a `PcaQuantizer` to training embeddings: PCA, then buckets of equally many rows each.
 
 In float64 on the host, block by block, because the embeddings of a real data set fit no memory:
 one pass for mean and covariance, one for the coordinates on the components kept (float32, the only
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import HostBatch
-from unclip_jax.models.codec import CodecConfig
+from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
 from unclip_jax.stages.base import Fitted, Rows
 
 SPAN = 1e-10  # eigenvalues below this share of the largest are rounding, not data
@@ -64,8 +64,8 @@ class Buckets(NamedTuple):
     error: float
 
 
-def fit(cfg: CodecConfig, rows: Rows, *, components: int) -> Fitted:
-    """The parameters of a `Codec`, as group "codec", float32.
+def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int) -> Fitted:
+    """The parameters of a `PcaQuantizer`, as group "codec", float32.
 
     Args:
         cfg: how many buckets, from how many rows.
@@ -100,7 +100,7 @@ def fit(cfg: CodecConfig, rows: Rows, *, components: int) -> Fitted:
     return Fitted({"codec": {name: v.astype(np.float32) for name, v in found.items()}}, note)
 
 
-def count_components(cfg: CodecConfig, rows: Rows, *, most: int) -> int:
+def count_components(cfg: PcaQuantizerConfig, rows: Rows, *, most: int) -> int:
     """The fewest components that explain `cfg.explained_variance` of the training embeddings.
 
     Raises:

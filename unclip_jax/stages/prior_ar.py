@@ -23,7 +23,7 @@ from unclip_jax.core.checks import in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import guidance
-from unclip_jax.models.codec import Codec, Codes
+from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 from unclip_jax.stages import categorical, codec_fit, gaussian
 from unclip_jax.stages.base import Rows, Stage, apply, one_example
@@ -76,7 +76,7 @@ class Encoded(NamedTuple):
 
 def make(cfg: PriorArStageConfig) -> Stage:
     """The stage record for the autoregressive prior."""
-    module, codec = PriorAr(cfg.model), cfg.model.make_codec()
+    module, codec = PriorAr(cfg.model), cfg.model.make_quantizer()
     z = Field((cfg.model.embed_dim,), "float32")
     text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
     spec = {"z_img": z, "z_txt": z, **text}
@@ -171,7 +171,9 @@ def sample(
     repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
     keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
     codes = sample_codes(cfg, params, batch=repeated, keys=keys, sampling=sampling or cfg.sampling)
-    drawn = unit(apply(cfg.model.make_codec(), params["codec"], codes, method=Codec.decode))
+    drawn = unit(
+        apply(cfg.model.make_quantizer(), params["codec"], codes, method=PcaQuantizer.decode)
+    )
     return best_of(drawn.reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
 
 
@@ -243,9 +245,9 @@ def draw_dot(cfg: PriorArStageConfig, keys: Keys, *, percentile: float) -> Int[A
 def _encoded(cfg: PriorArStageConfig, fitted: Params, batch: Batch) -> Encoded:
     """Codes and dot bucket of a batch, through which no gradient flows."""
     fitted = jax.lax.stop_gradient(fitted)
-    codec, z_img, z_txt = cfg.model.make_codec(), unit(batch["z_img"]), unit(batch["z_txt"])
+    codec, z_img, z_txt = cfg.model.make_quantizer(), unit(batch["z_img"]), unit(batch["z_txt"])
     codes = apply(codec, fitted, z_img)
-    dot = apply(codec, fitted, jnp.sum(z_img * z_txt, -1), method=Codec.dot_code)
+    dot = apply(codec, fitted, jnp.sum(z_img * z_txt, -1), method=PcaQuantizer.dot_code)
     return Encoded(codes, dot, _text(cfg, batch))
 
 
@@ -278,8 +280,8 @@ def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> 
     keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
     text = {name: few[name] for name in ("tokens", "token_mask", "z_txt")}
     drawn = sample(cfg, params, **text, keys=keys, num_candidates=1)
-    codec, fitted = cfg.model.make_codec(), params["codec"]
-    through = apply(codec, fitted, apply(codec, fitted, z_img), method=Codec.decode)
+    codec, fitted = cfg.model.make_quantizer(), params["codec"]
+    through = apply(codec, fitted, apply(codec, fitted, z_img), method=PcaQuantizer.decode)
     cosine_data = _cosine(z_img, z_txt)
     return {
         "drawn_cosine_image": _cosine(drawn, z_img),
@@ -287,7 +289,7 @@ def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> 
         "baseline_gap": _cosine(drawn, z_txt) - cosine_data,
         "cosine_data": cosine_data,
         "codec_error": jnp.mean(jnp.sum((through - z_img) ** 2, -1)),
-        "explained_variance": apply(codec, fitted, method=Codec.explained),
+        "explained_variance": apply(codec, fitted, method=PcaQuantizer.explained),
     }
 
 

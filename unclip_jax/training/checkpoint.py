@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import num_bytes
 from unclip_jax.parallel.place import size_text
-from unclip_jax.training import quiet
+from unclip_jax.training import orbax_logging
 from unclip_jax.training.fingerprint import checksum, describe_tree
 from unclip_jax.training.state import TrainState
 
@@ -61,7 +61,7 @@ class Checkpoints:
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
         self._failures = 0  # in a row, in the background
-        quiet.install()
+        orbax_logging.install_filters()
         with self._storage("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=self._options)

@@ -23,7 +23,7 @@ from unclip_jax.training import fingerprint, memory, sam
 from unclip_jax.training.agreement import Agreement
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.config import TrainConfig
-from unclip_jax.training.feed import Fed, Feed, Positioned
+from unclip_jax.training.evaluators import HeldOut, Labels, PeriodicEval, SamplePreview
 from unclip_jax.training.hooks import (
     Every,
     MetricsWriter,
@@ -35,12 +35,12 @@ from unclip_jax.training.hooks import (
     StepDone,
     StepHook,
 )
-from unclip_jax.training.job import Job, make_job
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.prefetch import DevicePrefetcher, Positioned, PrefetchedBatch
 from unclip_jax.training.signals import Interrupted, Interrupts
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.step import Trainable
-from unclip_jax.training.watch import HeldOut, Labels, Samples, Validation
+from unclip_jax.training.train_program import TrainProgram, make_train_program
 
 log = logging.getLogger(__name__)
 
@@ -86,24 +86,26 @@ def train(
         UserError: whatever a user can mend, before the first step where possible.
         Interrupted: after SIGTERM or ctrl-C, with the state saved; the same call continues.
     """
-    job = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
-    _announce(stage, job, config, optim)
+    program = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
+    _announce(stage, program, config, optim)
     folder = pathlib.Path(workdir)
     fingerprint.claim(folder, identity)
-    key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), job.mesh)
+    key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
     with Checkpoints(folder, keep=config.keep) as checkpoints, contextlib.ExitStack() as stack:
-        state = _start(job, checkpoints, train_data, key, initial, fitted)
+        state = _start(program, checkpoints, train_data, key, initial, fitted)
         start = int(jax.device_get(state.step))
         if start >= config.steps:
             log.info("%s: all %d steps are done already", stage.name, start)
             return state
-        run = _Run(stage, job, config, key, folder, start)
+        run = _Run(stage, program, config, key, folder, start)
         size = config.batch_size
-        feed = Feed(train_data, spec=stage.batch_spec, batch_size=size, mesh=job.mesh)
+        prefetcher = DevicePrefetcher(
+            train_data, spec=stage.batch_spec, batch_size=size, mesh=program.mesh
+        )
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(logging_redirect_tqdm())
         step_hooks, state_hooks = _hooks(run, stack, checkpoints, eval_data, labels)
-        return _iterate(run, state, feed, step_hooks, state_hooks, checkpoints, interrupts)
+        return _iterate(run, state, prefetcher, step_hooks, state_hooks, checkpoints, interrupts)
 
 
 def check_fit(
@@ -116,9 +118,9 @@ def check_fit(
     Raises:
         UserError: mesh, rules or batch that do not fit, or a state too large for the memory.
     """
-    job = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
+    program = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     if config.check_memory:
-        memory.check(stage, job.abstract, mesh=job.mesh, batch_size=0)
+        memory.check(stage, program.abstract, mesh=program.mesh, batch_size=0)
 
 
 def newest(
@@ -140,9 +142,9 @@ def newest(
     if not (folder / fingerprint.FILE).exists():
         raise UserError(f"{folder} holds no run; train first, or give another --workdir.")
     fingerprint.claim(folder, identity)
-    job = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
+    program = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     with Checkpoints(folder, keep=config.keep) as checkpoints:
-        restored = checkpoints.restore(job.abstract)
+        restored = checkpoints.restore(program.abstract)
     if restored is None:
         raise UserError(f"{folder} holds no checkpoint yet; train first.")
     return restored.state
@@ -152,7 +154,7 @@ class _Run(NamedTuple):
     """What stays the same from the first step to the last."""
 
     stage: Trainable
-    job: Job
+    program: TrainProgram
     config: TrainConfig
     key: Key
     workdir: pathlib.Path
@@ -161,16 +163,16 @@ class _Run(NamedTuple):
 
 def prepare(
     stage: Trainable, config: TrainConfig, optim: OptimConfig, *, mesh: Mesh, rules: str
-) -> Job:
-    """The job that `config` asks for.
+) -> TrainProgram:
+    """The program that `config` asks for.
 
     Raises:
-        UserError: a batch that the mesh does not divide, or what `make_job` refuses.
+        UserError: a batch that the mesh does not divide, or what `make_train_program` refuses.
     """
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     check_batch(mesh, **sizes)
     sam.copies(optim, mesh=mesh, **sizes)
-    return make_job(
+    return make_train_program(
         stage,
         optim=optim,
         mesh=mesh,
@@ -181,24 +183,26 @@ def prepare(
     )
 
 
-def _announce(stage: Trainable, job: Job, config: TrainConfig, optim: OptimConfig) -> None:
+def _announce(
+    stage: Trainable, program: TrainProgram, config: TrainConfig, optim: OptimConfig
+) -> None:
     """The startup line, or a refusal; then what the sharding leaves whole."""
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     line = memory.check(
         stage,
-        job.abstract,
-        mesh=job.mesh,
+        program.abstract,
+        mesh=program.mesh,
         **sizes,
-        copies=sam.copies(optim, mesh=job.mesh, **sizes),
+        copies=sam.copies(optim, mesh=program.mesh, **sizes),
         enforce=config.check_memory,
     )
     log.info("%s", line)
-    if job.mesh.shape["fsdp"] * job.mesh.shape["tensor"] > 1:
-        log.info("%s: %s", stage.name, place.replicated(job.abstract).line())
+    if program.mesh.shape["fsdp"] * program.mesh.shape["tensor"] > 1:
+        log.info("%s: %s", stage.name, place.replicated(program.abstract).line())
 
 
 def _start(
-    job: Job,
+    program: TrainProgram,
     checkpoints: Checkpoints,
     data: Positioned,
     key: Key,
@@ -206,16 +210,16 @@ def _start(
     fitted: Callable[[], Params] | None,
 ) -> TrainState:
     """The newest checkpoint, with the data moved to its position, or a fresh state."""
-    restored = checkpoints.restore(job.abstract)
+    restored = checkpoints.restore(program.abstract)
     if restored is not None:
         data.set_state(restored.position)
         log.info("continuing from step %d", int(jax.device_get(restored.state.step)))
         return restored.state
     if initial is not None:
-        return job.create_from(initial())
+        return program.create_from(initial())
     found = None if fitted is None else fitted()  # before there is a state, which takes memory
-    state = job.create(rng.fold(key, "init"))
-    return state if found is None else job.with_fitted(state, found)
+    state = program.create(rng.fold(key, "init"))
+    return state if found is None else program.with_fitted(state, found)
 
 
 def _hooks(
@@ -242,13 +246,17 @@ def _hooks(
 
     state_hooks = [Every(config.save_every, lambda moment: _save(checkpoints, moment))]
     if eval_data is not None:
-        where = {"key": run.key, "mesh": run.job.mesh, "shardings": run.job.shardings.params}
+        where = {
+            "key": run.key,
+            "mesh": run.program.mesh,
+            "shardings": run.program.shardings.params,
+        }
         count = config.eval_batches
-        validation = Validation(stage, eval_data, count=count, report=report, **where)
+        validation = PeriodicEval(stage, eval_data, count=count, report=report, **where)
         state_hooks.append(Every(config.eval_every, validation))
         if stage.preview is not None:
             pictures, count = folder / "samples", config.num_samples
-            samples = Samples(
+            samples = SamplePreview(
                 stage, eval_data, count=count, folder=pictures, labels=labels, **where
             )
             state_hooks.append(Every(config.sample_every, samples))
@@ -258,23 +266,23 @@ def _hooks(
 def _iterate(
     run: _Run,
     state: TrainState,
-    feed: Feed,
+    prefetcher: DevicePrefetcher,
     step_hooks: list[StepHook],
     state_hooks: list[Every],
     checkpoints: Checkpoints,
     interrupts: Interrupts,
 ) -> TrainState:
     """From `run.start` to the last step."""
-    step, fed, pending = run.start, feed.next(), None
-    agreed = Agreement(run.job.mesh)
+    step, batch, pending = run.start, prefetcher.next(), None
+    agreed = Agreement(run.program.mesh)
     while step < run.config.steps:
-        state, metrics = run.job.step(state, fed.device, run.key)
+        state, metrics = run.program.step(state, batch.device, run.key)
         step += 1
         last = step == run.config.steps
-        before, pending = pending, (step, metrics, fed)
-        moment = Moment(step, state, fed.position)
+        before, pending = pending, (step, metrics, batch)
+        moment = Moment(step, state, batch.position)
         if not last:
-            fed = _next(feed, moment, checkpoints)  # while the device works
+            batch = _next(prefetcher, moment, checkpoints)  # while the device works
         _report(before, step_hooks)  # waits for the step before this one
         asked = agreed(interrupts.number)
         hurried = asked is not None and not last  # who is preempted has no time to draw samples
@@ -292,23 +300,25 @@ def _iterate(
     return state
 
 
-def _report(done: tuple[int, Metrics, Fed] | None, hooks: list[StepHook]) -> None:
+def _report(done: tuple[int, Metrics, PrefetchedBatch] | None, hooks: list[StepHook]) -> None:
     """Wait for a step's metrics and show them to the step hooks."""
     if done is not None:
-        step, metrics, fed = done
+        step, metrics, batch = done
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        numbers["data_seconds"] = fed.waited
+        numbers["data_seconds"] = batch.wait_seconds
         for hook in hooks:
-            hook(StepDone(step, numbers, fed.host))
+            hook(StepDone(step, numbers, batch.host))
 
 
-def _next(feed: Feed, moment: Moment, checkpoints: Checkpoints) -> Fed:
+def _next(
+    prefetcher: DevicePrefetcher, moment: Moment, checkpoints: Checkpoints
+) -> PrefetchedBatch:
     """The next batch; if there is none, what was learnt so far is saved before the error.
 
     One process of several cannot save alone, and does not know whether the others fail too.
     """
     try:
-        return feed.next()
+        return prefetcher.next()
     except UserError:
         if jax.process_count() == 1:
             _save(checkpoints, moment)

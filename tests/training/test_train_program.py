@@ -12,13 +12,13 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths, num_bytes
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.parallel.place import bytes_per_device, describe
-from unclip_jax.training.job import make_job
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.train_program import make_train_program
 
 
-def job(*, rules: str = "fsdp_tp", stage=None, accumulate: int = 1, devices: int = 8):
+def program(*, rules: str = "fsdp_tp", stage=None, accumulate: int = 1, devices: int = 8):
     mesh = MeshConfig(fsdp=4, tensor=2) if rules == "fsdp_tp" else MeshConfig()
-    return make_job(
+    return make_train_program(
         stage or toy.Toy(),
         optim=OptimConfig(),
         mesh=make_mesh(mesh, devices=jax.devices()[:devices]),
@@ -30,14 +30,14 @@ def job(*, rules: str = "fsdp_tp", stage=None, accumulate: int = 1, devices: int
 
 
 def test_optimiser_and_average_are_sharded_as_the_parameters():
-    placed = {path: text for path, text in describe(job().shardings).items() if text}
-    kernels = {path for path in describe(job().shardings) if path.endswith("kernel")}
+    placed = {path: text for path, text in describe(program().shardings).items() if text}
+    kernels = {path for path in describe(program().shardings) if path.endswith("kernel")}
     assert set(placed) == kernels and len(kernels) == 4  # parameters, average, two moments
     assert set(placed.values()) == {"fsdp, tensor"}
 
 
 def test_a_state_is_born_in_its_place():
-    ready = job()
+    ready = program()
     state = ready.create(jax.random.key(0))
     for (path, leaf), where in zip(
         flatten_paths(state).items(), jax.tree.leaves(ready.shardings), strict=True
@@ -45,14 +45,14 @@ def test_a_state_is_born_in_its_place():
         assert leaf.sharding == where, path
     kernel = state.params["map"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 4)}
-    alone = job(rules="dp", devices=1).create(jax.random.key(0))
+    alone = program(rules="dp", devices=1).create(jax.random.key(0))
     np.testing.assert_array_equal(kernel, alone.params["map"]["kernel"])
     np.testing.assert_array_equal(state.ema_params["map"]["kernel"], kernel)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_step_compiles_ahead_of_time_and_reuses_the_state_s_memory(accumulate: int):
-    ready = job(accumulate=accumulate)
+    ready = program(accumulate=accumulate)
     batch = batches.abstract(toy.SPEC, 16)
     key = jax.eval_shape(lambda: jax.random.key(0))
     compiled = ready.step.lower(ready.abstract, batch, key).compile()
@@ -62,15 +62,15 @@ def test_the_step_compiles_ahead_of_time_and_reuses_the_state_s_memory(accumulat
 
 def test_given_parameters_are_used_and_must_fit():
     given = {"map": {"kernel": jnp.ones((16, 8)), "bias": np.arange(8.0, dtype=np.float32)}}
-    state = job().create_from(given)
+    state = program().create_from(given)
     np.testing.assert_array_equal(state.params["map"]["bias"], np.arange(8.0))
     assert state.ema_params["map"]["kernel"].sharding.spec == P("fsdp", "tensor")
     with pytest.raises(UserError, match=r"do not fit the stage: missing map/bias"):
-        job().create_from({"map": {"kernel": jnp.ones((16, 8))}})
+        program().create_from({"map": {"kernel": jnp.ones((16, 8))}})
 
 
 def test_a_loss_of_the_whole_batch_is_not_split():
     stage = dataclasses.replace(toy.Toy(), splittable=False)
-    job(stage=stage)
+    program(stage=stage)
     with pytest.raises(UserError, match=r"accumulate is 2, but the loss of stage 'toy' is"):
-        job(stage=stage, accumulate=2)
+        program(stage=stage, accumulate=2)

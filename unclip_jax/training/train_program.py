@@ -1,7 +1,7 @@
 """A stage made ready for devices: optimiser, shapes, shardings and the compiled step.
 
-Nothing here allocates parameters or reads data, so a job can also be compiled ahead of time for
-devices that are not there: `job.step.lower(job.abstract, batch, key).compile()`.
+Nothing here allocates parameters or reads data, so a program can also be compiled ahead of time for
+devices that are not there: `program.step.lower(program.abstract, batch, key).compile()`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from unclip_jax.training.step import Trainable, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainProgram:
     """What is needed to create, restore, and advance a state.
 
     Attributes:
@@ -77,7 +77,7 @@ class Job:
         )
 
 
-def make_job(
+def make_train_program(
     stage: Trainable,
     *,
     optim: OptimConfig,
@@ -86,7 +86,7 @@ def make_job(
     steps: int,
     ema_decay: float,
     accumulate: int = 1,
-) -> Job:
+) -> TrainProgram:
     """Prepare `stage` for `mesh`.
 
     Args:
@@ -121,7 +121,7 @@ def make_job(
         gradient=chosen.gradient,
     )
     whole = replicated(mesh)
-    return Job(
+    return TrainProgram(
         mesh=mesh,
         optimizer=optimizer,
         shardings=shardings,

@@ -41,7 +41,7 @@ class Cache:
     v: Float[Array, " *layers b s n k"]
 
 
-class LatentDecoder(nn.Module):
+class CausalTransformer(nn.Module):
     """`depth` causal blocks; no norm before the first or after the last."""
 
     cfg: TransformerConfig

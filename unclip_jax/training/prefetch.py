@@ -34,34 +34,34 @@ class Positioned(Protocol):
         ...
 
 
-class Fed(NamedTuple):
+class PrefetchedBatch(NamedTuple):
     """One batch on its way through a step.
 
     Attributes:
         host: this process's part, as it came.
         device: the global batch, placed on the mesh.
         position: of the data right after this batch.
-        waited: seconds until the data gave it.
+        wait_seconds: seconds until the data source returned it.
     """
 
     host: HostBatch
     device: Batch
     position: Any
-    waited: float
+    wait_seconds: float
 
 
-class Feed:
+class DevicePrefetcher:
     """Batches for training, checked and placed."""
 
     def __init__(self, data: Positioned, *, spec: BatchSpec, batch_size: int, mesh: Mesh):
-        """Feed from `data`; every global batch must have `batch_size` examples as `spec` says."""
+        """Prefetch from `data`: global batches of `batch_size` examples that fit `spec`."""
         self._data = data
         self._spec = spec
         self._mesh = mesh
         self._local = batch_size // jax.process_count()
         self._count = 0
 
-    def next(self) -> Fed:
+    def next(self) -> PrefetchedBatch:
         """Fetch one batch and start its transfer.
 
         Raises:
@@ -75,7 +75,7 @@ class Feed:
                 f"the training data ended after {self._count} batches of this run; repeat them "
                 "without end, or lower config.train.steps."
             ) from None
-        waited = time.perf_counter() - start
+        wait_seconds = time.perf_counter() - start
         if self._count == 0:
             batches.check(self._spec, host)
         host = {name: host[name] for name in self._spec}
@@ -86,4 +86,6 @@ class Feed:
                 "Let the data source drop incomplete batches."
             )
         self._count += 1
-        return Fed(host, global_batch(host, self._mesh), self._data.get_state(), waited)
+        return PrefetchedBatch(
+            host, global_batch(host, self._mesh), self._data.get_state(), wait_seconds
+        )

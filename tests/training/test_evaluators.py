@@ -7,10 +7,10 @@ from PIL import Image
 from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.training.evaluators import PeriodicEval, SamplePreview, to_uint8
 from unclip_jax.training.hooks import Moment
-from unclip_jax.training.job import make_job
 from unclip_jax.training.optimizer import OptimConfig
-from unclip_jax.training.watch import Samples, Validation, to_uint8
+from unclip_jax.training.train_program import make_train_program
 
 MESH = make_mesh(MeshConfig())
 KEY = jax.random.key(5)
@@ -24,22 +24,24 @@ def preview(params, batch, key):
 
 
 STAGE = toy.Toy(preview=preview)
-JOB = make_job(STAGE, optim=OptimConfig(), mesh=MESH, rules="dp", steps=10, ema_decay=0.9)
+PROGRAM = make_train_program(
+    STAGE, optim=OptimConfig(), mesh=MESH, rules="dp", steps=10, ema_decay=0.9
+)
 
 
 def moment(step: int = 3) -> Moment:
-    return Moment(step, JOB.create(jax.random.key(0)), None)
+    return Moment(step, PROGRAM.create(jax.random.key(0)), None)
 
 
 def validation(data, *, count: int = 3, stage=STAGE):
     reports = []
-    hook = Validation(
+    hook = PeriodicEval(
         stage,
         data,
         count=count,
         key=KEY,
         mesh=MESH,
-        shardings=JOB.shardings.params,
+        shardings=PROGRAM.shardings.params,
         report=lambda step, numbers: reports.append((step, dict(numbers))),
     )
     return hook, reports
@@ -90,14 +92,14 @@ def test_held_out_data_that_cannot_be_used_are_refused():
         validation(lambda: [{"z": np.zeros(3)}])[0](moment())
 
 
-def samples(tmp_path, *, count: int, labels=None, data=None) -> Samples:
-    return Samples(
+def samples(tmp_path, *, count: int, labels=None, data=None) -> SamplePreview:
+    return SamplePreview(
         STAGE,
         data or held_out((16, 16)),
         count=count,
         key=KEY,
         mesh=MESH,
-        shardings=JOB.shardings.params,
+        shardings=PROGRAM.shardings.params,
         folder=tmp_path / "samples",
         labels=labels,
     )

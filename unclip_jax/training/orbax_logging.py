@@ -12,7 +12,7 @@ from typing import Any
 ORBAX = ("orbax", "OCDBT", "TensorStore")
 
 
-def install() -> None:
+def install_filters() -> None:
     """Drop Orbax's log records and the late reports about tasks that it abandoned, for good."""
     logging.getLogger("absl").addFilter(_not_from_orbax)
     logging.getLogger("asyncio").addFilter(_not_abandoned)

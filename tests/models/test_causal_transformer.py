@@ -12,7 +12,7 @@ from tests.models import probes
 from tests.models.test_transformer import linear, norm
 from unclip_jax.core.checks import UserError
 from unclip_jax.models import layers
-from unclip_jax.models.latent_decoder import LatentDecoder
+from unclip_jax.models.causal_transformer import CausalTransformer
 from unclip_jax.models.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=8, depth=3, heads=2, causal=True)
@@ -24,7 +24,7 @@ SEEN = jnp.array([[1, 1, 0], [0, 0, 0]], bool)
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(LatentDecoder(TINY), X, TEXT, text_mask=SEEN)
+    return probes.drawn(CausalTransformer(TINY), X, TEXT, text_mask=SEEN)
 
 
 def unrolled(params):
@@ -61,7 +61,9 @@ def stack(request, monkeypatch):
 
 @pytest.mark.usefixtures("stack")
 def test_all_at_once_is_the_unrolled_stack(variables):
-    run = jax.jit(lambda variables: LatentDecoder(TINY).apply(variables, X, TEXT, text_mask=SEEN))
+    run = jax.jit(
+        lambda variables: CausalTransformer(TINY).apply(variables, X, TEXT, text_mask=SEEN)
+    )
     got, cache = run(variables)
     np.testing.assert_allclose(got, unrolled(variables), atol=1e-5, rtol=1e-5)
     assert cache is None
@@ -70,13 +72,13 @@ def test_all_at_once_is_the_unrolled_stack(variables):
 @pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize("first", [1, 3])
 def test_one_at_a_time_is_all_at_once(variables, first):
-    module = LatentDecoder(TINY)
+    module = CausalTransformer(TINY)
 
     @jax.jit
     def cached(variables):
         def step(cache, position):
             x = jax.lax.dynamic_slice_in_dim(X, position, 1, axis=1)
-            more = {"position": position, "text_mask": SEEN, "method": LatentDecoder.step}
+            more = {"position": position, "text_mask": SEEN, "method": CausalTransformer.step}
             x, cache = module.apply(variables, x, cache, **more)
             return cache, x[:, 0]
 
@@ -92,7 +94,7 @@ def test_one_at_a_time_is_all_at_once(variables, first):
 @pytest.mark.parametrize("remat", ["block", "dots"])
 def test_recomputing_changes_no_gradient(variables, remat):
     def loss(variables, policy):
-        module = LatentDecoder(dataclasses.replace(TINY, remat=policy))
+        module = CausalTransformer(dataclasses.replace(TINY, remat=policy))
         return (module.apply(variables, X, TEXT, text_mask=SEEN)[0] ** 2).sum()
 
     slopes = jax.jit(jax.grad(loss), static_argnums=1)
@@ -101,6 +103,6 @@ def test_recomputing_changes_no_gradient(variables, remat):
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    module = LatentDecoder(dataclasses.replace(TINY, heads=3))
+    module = CausalTransformer(dataclasses.replace(TINY, heads=3))
     with pytest.raises(UserError, match="latent decoder width is 8, which 3 does not divide"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), X, TEXT, text_mask=SEEN))

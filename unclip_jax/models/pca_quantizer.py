@@ -25,7 +25,7 @@ Codes = Int[Array, " b k"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CodecConfig:
+class PcaQuantizerConfig:
     """How finely an embedding is cut.
 
     Attributes:
@@ -58,7 +58,7 @@ class CodecConfig:
             )
 
 
-class Codec(nn.Module):
+class PcaQuantizer(nn.Module):
     """Embeddings to codes and back, by a fitted basis and fitted buckets.
 
     Fresh parameters cut the first axes of the space evenly over [-1, 1]: a placeholder that fits
@@ -70,7 +70,7 @@ class Codec(nn.Module):
         dim: z, length of an embedding.
     """
 
-    cfg: CodecConfig
+    cfg: PcaQuantizerConfig
     components: int
     dim: int
 

@@ -5,23 +5,23 @@ import pytest
 from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from unclip_jax.training.feed import Feed
+from unclip_jax.training.prefetch import DevicePrefetcher
 
 MESH = make_mesh(MeshConfig())
 
 
-def feed(data, *, batch_size: int = 16) -> Feed:
-    return Feed(data, spec=toy.SPEC, batch_size=batch_size, mesh=MESH)
+def prefetcher(data, *, batch_size: int = 16) -> DevicePrefetcher:
+    return DevicePrefetcher(data, spec=toy.SPEC, batch_size=batch_size, mesh=MESH)
 
 
 def test_each_batch_travels_with_the_position_after_it():
-    source = feed(toy.Stream())
+    source = prefetcher(toy.Stream())
     for index in range(3):
-        fed = source.next()
-        assert fed.position == {"position": index + 1}
-        np.testing.assert_array_equal(fed.device["x"], toy.batch_at(index)["x"])
-        assert fed.device["x"].sharding == batch_sharding(MESH)
-        assert isinstance(fed.device["x"], jax.Array) and fed.waited > 0
+        batch = source.next()
+        assert batch.position == {"position": index + 1}
+        np.testing.assert_array_equal(batch.device["x"], toy.batch_at(index)["x"])
+        assert batch.device["x"].sharding == batch_sharding(MESH)
+        assert isinstance(batch.device["x"], jax.Array) and batch.wait_seconds > 0
 
 
 def test_fields_that_the_stage_does_not_know_stay_on_the_host():
@@ -29,11 +29,11 @@ def test_fields_that_the_stage_does_not_know_stay_on_the_host():
         def __next__(self):
             return {**super().__next__(), "caption": np.array(["a"] * 16)}
 
-    assert set(feed(Rich()).next().device) == {"x", "y"}
+    assert set(prefetcher(Rich()).next().device) == {"x", "y"}
 
 
 def test_data_that_end_are_reported():
-    source = feed(toy.Stream(limit=2))
+    source = prefetcher(toy.Stream(limit=2))
     source.next()
     source.next()
     with pytest.raises(UserError, match=r"ended after 2 batches of this run; repeat them"):
@@ -42,7 +42,7 @@ def test_data_that_end_are_reported():
 
 def test_a_batch_of_another_size_is_refused():
     with pytest.raises(UserError, match=r"has \{'x': 8, 'y': 8\} examples; expected 16"):
-        feed(toy.Stream(size=8)).next()
+        prefetcher(toy.Stream(size=8)).next()
 
 
 def test_a_batch_that_is_not_what_the_stage_expects_is_refused():
@@ -51,4 +51,4 @@ def test_a_batch_that_is_not_what_the_stage_expects_is_refused():
             return {"x": super().__next__()["x"].astype(np.float64)}
 
     with pytest.raises(UserError, match=r"batch lacks \['y'\]"):
-        feed(Wrong()).next()
+        prefetcher(Wrong()).next()

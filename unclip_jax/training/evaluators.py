@@ -26,7 +26,7 @@ HeldOut = Callable[[], Iterable[HostBatch]]
 Labels = Callable[[HostBatch], Sequence[str]]
 
 
-class Validation:
+class PeriodicEval:
     """Means of the stage's metrics over the first batches of the held-out data.
 
     The same batches with the same keys every time, so that two values differ by the parameters
@@ -84,7 +84,7 @@ class Validation:
                 yield self._evaluate(params, global_batch(host, self._mesh), self._key, where)
 
 
-class Samples:
+class SamplePreview:
     """A labelled PNG grid of what the averaged parameters draw, `samples/step_00000500.png`."""
 
     def __init__(
