@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure part by part; write and print each as soon as it is known."""
     args = parse(argv)
     check(args)
-    source = sources.open_prepared(args.data, split=args.split)
+    source = sources.open_source(args.data, split=args.split)
     known = measure.take(source, range(min(args.num, len(source))))
     reds = measure.take(source, text_diff.choose(source, args.num))
     studio = Studio.open(args.models, batch=args.batch)

@@ -145,8 +145,8 @@ def open_data(args: argparse.Namespace) -> tuple[Source, Source]:
     Raises:
         UserError: no such data, or fewer examples than were asked for.
     """
-    source = sources.open_prepared(args.data, split=args.split)
-    trained = sources.open_prepared(args.data, split="train")
+    source = sources.open_source(args.data, split=args.split)
+    trained = sources.open_source(args.data, split="train")
     for name, split in ((args.split, source), ("train", trained)):
         if len(split) < 2:
             raise UserError(

@@ -1,4 +1,4 @@
-r"""Run a frozen CLIP over a prepared data set once and keep its embeddings.
+r"""Run a frozen CLIP over a data set once and keep its embeddings.
 
     python -m unclip_jax.embed --clip=runs/shapes/clip/export --data=runs/shapes/data \
         --out=runs/shapes/embeddings
@@ -20,12 +20,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from unclip_jax import distributed, entry
+from unclip_jax.commands import arguments
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.data import loader, manifest, sources, text
+from unclip_jax.data import loader, sources, text
+from unclip_jax.data.dataset import Source
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig
-from unclip_jax.data.sources import Source
 from unclip_jax.handoff import load as handoff
 from unclip_jax.models.clip import Clip
 from unclip_jax.parallel import place
@@ -48,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
     mesh, batch_size = for_drawing(args.batch)
     cfg, params, card = load_clip(args.clip)
     tokenizer = text.load(handoff.tokenizer_dir(args.clip))
-    known = manifest.read(args.data)
-    _check_tokenizer(known.tokenizer, tokenizer.hash)
+    dataset = sources.open_dataset(args.data, keys=arguments.feature_keys(args))
+    _check_tokenizer(dataset.tokenizer_hash, tokenizer.hash)
     encode = encoder(Clip(cfg.model), mesh=mesh, raw=args.raw)
     params = place.copied(params, mesh)
     example = ExampleConfig(
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         image_size=cfg.model.image_size,
         length=cfg.model.context,
     )
-    for split in args.splits or [split.name for split in known.splits]:
+    for split in args.splits or dataset.splits:
         info = {
             "clip_id": card.clip_id,
             "tokenizer_hash": tokenizer.hash,
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
             **({"embedding": "raw"} if args.raw else {}),
         }
         embed_split(
-            sources.open_prepared(args.data, split=split),
+            dataset.open_split(split),
             encode=lambda *batch: encode(params, *batch),
             example=example,
             tokenizer=tokenizer,
@@ -80,10 +81,10 @@ def main(argv: Sequence[str]) -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.embed", description="Embed a prepared data set with CLIP."
+        prog="python -m unclip_jax.embed", description="Embed a data set with CLIP."
     )
     parser.add_argument("--clip", type=pathlib.Path, required=True, help="export of a CLIP")
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
+    arguments.add_data(parser)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--splits", nargs="*", help="default: all")
     parser.add_argument("--batch", type=int, default=256, help="examples at once")

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from unclip_jax import distributed, entry, sample
-from unclip_jax.commands import studio
+from unclip_jax.commands import arguments, studio
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import image as pictures
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     in_range("--best-of", args.best_of, 1, text_to_image.MAX_BEST_OF)
     _together(args)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
-    source = sources.open_prepared(args.data, split=args.split)
+    source = sources.open_source(args.data, split=args.split, keys=arguments.feature_keys(args))
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
     result: dict[str, Any] = {"split": args.split, "num": args.num, "seed": args.seed}
     result["prior"], result["best_of"] = args.prior, args.best_of
@@ -106,7 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=f"subcommands (each has its own --help): {', '.join(SUBCOMMANDS)}",
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
+    arguments.add_data(parser)
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def retrieval(loaded: Loaded, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+def retrieval(loaded: Loaded, records: Sequence[dict[str, Any]]) -> dict[str, int | float]:
     """Share of pairs that CLIP finds among all, both ways."""
     z_img, z_txt = true_embeddings(loaded, records), text_embeddings(loaded, records)
     scores, own = z_img @ z_txt.T, np.arange(len(records))
@@ -265,7 +265,7 @@ def _square(records: Sequence[dict[str, Any]], size: int) -> np.ndarray:
     )
 
 
-def _plain(rates: dict[str, Rate]) -> dict[str, dict[str, float]]:
+def _plain(rates: dict[str, Rate]) -> dict[str, dict[str, int | float]]:
     """JSON-ready; attributes that no caption asked for are left out."""
     return {name: dict(rate._asdict()) for name, rate in rates.items() if rate.total}
 

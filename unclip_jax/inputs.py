@@ -13,7 +13,7 @@ from unclip_jax import clip_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.data import examples, loader, sources, text
-from unclip_jax.data import manifest as manifests
+from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.loader import Finish, Loader, LoaderConfig
@@ -77,9 +77,7 @@ def open_split(
     """Batches of one split: endless, shuffled and mixed, or one pass in order."""
     data, train = experiment.data, experiment.train
     source, *mixed = (
-        sources.open_source(
-            path, split=split, image_key=data.image_key, caption_key=data.caption_key
-        )
+        sources.open_source(path, split=split, keys=_keys(experiment))
         for path in (data.path, *(data.mixture if endless else ()))
     )
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
@@ -219,20 +217,23 @@ def _tokenizer_dir(experiment: Experiment, stage: Stage) -> pathlib.Path:
     """
     if experiment.data.tokenizer:
         return pathlib.Path(experiment.data.tokenizer)
-    if experiment.data.path.startswith("tfds:"):
+    dataset = sources.open_dataset(experiment.data.path, keys=_keys(experiment))
+    if dataset.tokenizer_dir is not None:
+        return dataset.tokenizer_dir
+    if dataset.prepared_dir is None:
         raise UserError(
-            "config.data.tokenizer is empty, and a TFDS data set brings no tokenizer; give a "
-            "folder with one, for instance CLIP's vocabulary."
+            f"data set {experiment.data.path!r} has no tokenizer of its own; set "
+            "config.data.tokenizer to the folder of one, for example of CLIP's."
         )
-    data = pathlib.Path(experiment.data.path)
-    folder = data / manifests.TOKENIZER
-    if not (manifests.read(data).tokenizer and folder.is_dir()):
-        raise UserError(
-            f"the data set at {data} has no tokenizer; `python -m unclip_jax.prepare "
-            f"--out={shlex.quote(str(data))} --vocab_size={_vocabulary(stage)}` adds one, or set "
-            "config.data.tokenizer to the folder of another."
-        )
-    return folder
+    raise UserError(
+        f"the data set at {dataset.prepared_dir} has no tokenizer; `python -m unclip_jax.prepare "
+        f"--out={shlex.quote(str(dataset.prepared_dir))} --vocab_size={_vocabulary(stage)}` adds "
+        "one, or set config.data.tokenizer to the folder of another."
+    )
+
+
+def _keys(experiment: Experiment) -> FeatureKeys:
+    return FeatureKeys(experiment.data.image_key, experiment.data.caption_key)
 
 
 def _vocabulary(stage: Stage) -> int:

@@ -28,8 +28,8 @@ from unclip_jax.data.image import Limits
 from unclip_jax.data.importers import make_plans
 from unclip_jax.data.importing import ImportConfig, Importer, locked
 from unclip_jax.data.items import Plan
+from unclip_jax.data.prepared import open_split
 from unclip_jax.data.report import Tally
-from unclip_jax.data.sources import open_prepared
 from unclip_jax.data.text import Tokenizer
 
 
@@ -122,7 +122,7 @@ def _is_there(known: manifest.Split, fingerprint: str, out: pathlib.Path) -> boo
             "options; choose another --out or --split, or delete the folder."
         )
     try:
-        return len(open_prepared(out, split=known.name)) == known.count
+        return len(open_split(out, split=known.name)) == known.count
     except UserError as error:
         _say(f"making split {known.name!r} again: {error}")
         return False
@@ -151,7 +151,7 @@ def _keep_tokenizer(out: pathlib.Path, given: Tokenizer | None, *, vocab_size: i
 def _learn(out: pathlib.Path, content: manifest.Manifest, *, vocab_size: int) -> Tokenizer:
     """A tokenizer of the captions of split "train", or of the first one."""
     names = [split.name for split in content.splits]
-    source = open_prepared(out, split="train" if "train" in names else names[0])
+    source = open_split(out, split="train" if "train" in names else names[0])
     indices = tqdm(range(len(source)), desc="reading captions", delay=2, leave=False)
     return text.train((source[i]["caption"] for i in indices), vocab_size=vocab_size)
 

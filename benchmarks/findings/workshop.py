@@ -64,7 +64,7 @@ class Workshop:
         Raises:
             UserError: fewer captions than that, or none of them with a scene.
         """
-        source = sources.open_prepared(self.args.data, split=self.args.split)
+        source = sources.open_source(self.args.data, split=self.args.split)
         records = [source[i] for i in range(len(source))]
         known = [each for each in records if each["scene"]]
         if chosen is None and (len(known) < num or num < 2):
@@ -92,7 +92,7 @@ class Workshop:
     @functools.cached_property
     def known(self) -> np.ndarray:
         """[n z] embeddings of training pictures."""
-        source = sources.open_prepared(self.args.data, split="train")
+        source = sources.open_source(self.args.data, split="train")
         return self._embed_records([source[i] for i in range(min(REFERENCE, len(source)))])
 
     @functools.cached_property

@@ -152,4 +152,4 @@ def test_a_page_keeps_its_words(data, tmp_path):
     with pytest.raises(UserError, match="page.md has no lines <!-- tables: begin -->"):
         manipulations.main([f"--models={data}", f"--data={data}", f"--out={out}"])
     assert page.BEGIN not in out.read_text()
-    assert len(sources.open_prepared(data, split="validation")) == 60
+    assert len(sources.open_source(data, split="validation")) == 60

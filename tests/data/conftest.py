@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip_jax.data import manifest, records, sources
+from unclip_jax.data import manifest, prepared, records
 
 
 class Samples:
@@ -88,5 +88,5 @@ def folder(samples: type[Samples], tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def source(folder: pathlib.Path) -> sources.ShardSource:
-    return sources.open_prepared(folder, split="train")
+def source(folder: pathlib.Path) -> prepared.ShardSource:
+    return prepared.open_split(folder, split="train")

@@ -14,7 +14,7 @@ from unclip_jax.data import manifest
 from unclip_jax.data.checking import CheckConfig
 from unclip_jax.data.importing import ImportConfig, Importer, locked
 from unclip_jax.data.items import Raw, Skip
-from unclip_jax.data.sources import open_prepared
+from unclip_jax.data.prepared import open_split
 
 
 class ToyPlan:
@@ -61,7 +61,7 @@ def run(
 def test_all_good_records_in_order(samples, tmp_path: pathlib.Path, workers: int):
     plan = ToyPlan(samples, bad=(3, 19))
     split, importer = run(plan, tmp_path / "out", workers=workers)
-    source = open_prepared(tmp_path / "out", split="train")
+    source = open_split(tmp_path / "out", split="train")
     want = [samples.record(i) for i in range(20) if i not in (3, 19)]
     assert [source[i] for i in range(len(source))] == want
     assert [shard.count for shard in split.shards] == [4, 5, 5, 4]
@@ -85,7 +85,7 @@ def test_an_interrupted_import_goes_on_without_loss(samples, tmp_path: pathlib.P
     assert split == straight
     assert plan.read_indices == list(range(stop // 5 * 5, 20))  # finished shards are not read
     assert (importer.tally.kept, importer.tally.skipped) == (19, {"no image": 1})
-    source = open_prepared(tmp_path / "out", split="train")
+    source = open_split(tmp_path / "out", split="train")
     assert [source[i]["key"] for i in range(19)] == [f"k{i:04d}" for i in range(20) if i != 3]
 
 

@@ -13,7 +13,7 @@ import pytest
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import manifest, text
-from unclip_jax.data.sources import open_prepared
+from unclip_jax.data.prepared import open_split
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_tars_become_splits_with_tokenizer_and_report(
         ("train", 12),
         ("validation", 3),
     ]
-    source = open_prepared(out, split="train")
+    source = open_split(out, split="train")
     assert [source[i] for i in range(12)] == [samples.record(i) for i in range(12)]
     assert text.load(out / "tokenizer").hash == content.tokenizer
     facts = json.loads((out / "report.json").read_text())
@@ -91,7 +91,7 @@ def test_a_lost_shard_is_made_again_alike(tars: pathlib.Path):
     (out / "train-00001-of-00002.array_record").write_bytes(b"")
     run(*inputs(tars), f"--out={out}", "--shards=2")
     assert manifest.read(out).split("train") == before.split("train")
-    assert len(open_prepared(out, split="train")) == 12
+    assert len(open_split(out, split="train")) == 12
 
 
 def test_bad_records_are_reported_by_reason(
@@ -133,7 +133,7 @@ def test_a_stop_leaves_a_report_and_no_manifest(samples, tmp_path: pathlib.Path)
 
 def test_the_procedural_world(tmp_path: pathlib.Path):
     run("shapes:train=20,validation=5", f"--out={tmp_path}/out", "--image_size=32", "--seed=4")
-    source = open_prepared(tmp_path / "out", split="train")
+    source = open_split(tmp_path / "out", split="train")
     assert len(source) == 20
     assert source[0]["caption"] in json.loads(source[0]["scene"])["captions"]
     assert source[3]["key"] == "train-4-00000003"
@@ -183,7 +183,7 @@ def test_a_split_made_from_something_else(tars: pathlib.Path):
 def test_emoji_in_one_command(shared: pathlib.Path, tmp_path: pathlib.Path):
     out = tmp_path / "emoji"
     run(f"validation={shared}/data/emoji/validation-*.tar", f"--out={out}")
-    source = open_prepared(out, split="validation")
+    source = open_split(out, split="validation")
     assert len(source) == 358
     assert json.loads((out / "report.json").read_text())["validation"]["skipped"] == {}
 
@@ -244,7 +244,7 @@ def test_ctrl_c_is_polite_and_loses_nothing(tmp_path: pathlib.Path):
     done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 0
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
-    source = open_prepared(tmp_path / "out", split="train")
+    source = open_split(tmp_path / "out", split="train")
     assert [source[i]["key"] for i in (0, 5999)] == ["train-0-00000000", "train-0-00005999"]
     assert len(source) == 6000
     assert not os.path.exists(tmp_path / "out" / ".prepare")

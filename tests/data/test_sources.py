@@ -11,8 +11,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import sources
+from unclip_jax.data import manifest, prepared, sources
+from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.prepared import ShardSource
 
 
 class Toy(tfds.core.GeneratorBasedBuilder):
@@ -55,25 +57,25 @@ def toy(samples, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_records_in_the_order_of_shards(source: sources.ShardSource, samples):
+def test_records_in_the_order_of_shards(source: ShardSource, samples):
     assert len(source) == 10
     assert [source[i] for i in range(10)] == [samples.record(i) for i in range(10)]
 
 
 @pytest.mark.parametrize("index", [-1, 10])
-def test_indices_outside(source: sources.ShardSource, index: int):
+def test_indices_outside(source: ShardSource, index: int):
     with pytest.raises(IndexError):
         source[index]
 
 
-def test_many_threads_read_the_same(source: sources.ShardSource):
+def test_many_threads_read_the_same(source: ShardSource):
     order = np.random.default_rng(0).integers(0, 10, 200).tolist()
     with futures.ThreadPoolExecutor(8) as pool:
         keys = [record["key"] for record in pool.map(source.__getitem__, order)]
     assert keys == [f"k{i:04d}" for i in order]
 
 
-def test_sources_can_be_sent_to_other_processes(source: sources.ShardSource):
+def test_sources_can_be_sent_to_other_processes(source: ShardSource):
     source[3]
     again = pickle.loads(pickle.dumps(source))
     assert (len(again), again[9]["key"]) == (10, "k0009")
@@ -83,12 +85,10 @@ def test_a_shard_cut_short_is_found_at_once(folder: pathlib.Path):
     shard = folder / "train-00002-of-00003.array_record"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(UserError, match="00002-of-00003.* 0 readable records, the manifest says 6"):
-        sources.open_prepared(folder, split="train")
+        prepared.open_split(folder, split="train")
 
 
-def test_a_shard_that_breaks_later_is_found_on_reading(
-    source: sources.ShardSource, folder: pathlib.Path
-):
+def test_a_shard_that_breaks_later_is_found_on_reading(source: ShardSource, folder: pathlib.Path):
     source = pickle.loads(pickle.dumps(source))  # not opened yet
     (folder / "train-00000-of-00003.array_record").write_bytes(b"")
     with pytest.raises(UserError, match="0 readable records, the manifest says 4"):
@@ -101,7 +101,7 @@ def test_a_damaged_record_is_named(folder: pathlib.Path):
     at = content.find(b"number 2")
     content[at : at + 8] = b"NUMBER 2"
     shard.write_bytes(content)
-    source = sources.open_prepared(folder, split="train")
+    source = prepared.open_split(folder, split="train")
     assert source[1]["key"] == "k0001"
     with pytest.raises(UserError, match="record 2 of .*00000-of-00003.* is damaged"):
         source[2]
@@ -110,6 +110,41 @@ def test_a_damaged_record_is_named(folder: pathlib.Path):
 def test_an_unknown_split(folder: pathlib.Path):
     with pytest.raises(UserError, match="no split 'test'"):
         sources.open_source(str(folder), split="test")
+
+
+@pytest.mark.parametrize("path", ["tdfs:toy", pathlib.Path("tdfs:toy")])
+def test_unknown_scheme(path: str | pathlib.Path):
+    message = "data set 'tdfs:toy' has an unknown scheme 'tdfs'. Did you mean 'tfds'\\? .*prepare"
+    with pytest.raises(UserError, match=message):
+        sources.open_source(path, split="train")
+
+
+def test_folder_with_a_colon_in_its_name(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    folder.rename(folder.parent / "tfds:toy")
+    monkeypatch.chdir(folder.parent)
+    assert sources.open_dataset("tfds:toy").prepared_dir == pathlib.Path("tfds:toy")
+
+
+def test_data_sets_and_folders_of_images(folder: pathlib.Path, tmp_path: pathlib.Path):
+    assert sources.is_dataset(folder)
+    assert sources.is_dataset("tfds:shapes")
+    assert not sources.is_dataset(tmp_path)
+    assert not sources.is_dataset("images.npz")
+
+
+def test_splits_and_tokenizer_of_a_prepared_data_set(folder: pathlib.Path):
+    dataset = sources.open_dataset(folder)
+    assert (dataset.splits, dataset.tokenizer_dir, dataset.tokenizer_hash) == (("train",), None, "")
+    manifest.write(folder, manifest.read(folder).with_tokenizer("abc"))
+    assert sources.open_dataset(folder).tokenizer_dir is None  # the folder is gone
+    (folder / "tokenizer").mkdir()
+    dataset = sources.open_dataset(folder)
+    assert (dataset.tokenizer_dir, dataset.tokenizer_hash) == (folder / "tokenizer", "abc")
+
+
+def test_splits_of_a_tfds_set(toy: pathlib.Path):
+    dataset = sources.open_dataset(f"tfds:toy@{toy}")
+    assert (dataset.splits, dataset.tokenizer_dir) == (("train",), None)
 
 
 def test_tfds_sets_are_read_without_tensorflow(toy: pathlib.Path, samples):
@@ -124,15 +159,16 @@ def test_tfds_sets_are_read_without_tensorflow(toy: pathlib.Path, samples):
 
 
 def test_tfds_labels_become_words(toy: pathlib.Path):
-    source = sources.open_source(f"tfds:toy@{toy}", split="train[:2]", caption_key="label")
+    source = sources.open_source(
+        f"tfds:toy@{toy}", split="train[:2]", keys=FeatureKeys(caption="label")
+    )
     assert len(source) == 2
     assert {source[i]["caption"] for i in range(2)} <= {"red fox", "grey wolf"}
 
 
 def test_of_several_tfds_captions_the_first_is_taken(toy: pathlib.Path):
-    source = sources.open_tfds(
-        "toy", split="train", data_dir=str(toy), fields={"caption": "captions/text"}
-    )
+    keys = FeatureKeys(caption="captions/text")
+    source = sources.open_source(f"tfds:toy@{toy}", split="train", keys=keys)
     assert sorted(source[i]["caption"] for i in range(5)) == [f"first {i}" for i in range(5)]
 
 
@@ -147,8 +183,8 @@ def test_unknown_tfds_split(toy: pathlib.Path):
 
 
 def test_unknown_tfds_feature(toy: pathlib.Path):
-    with pytest.raises(UserError, match="no feature 'title'.*caption.*Set image_key"):
-        sources.open_source(f"tfds:toy@{toy}", split="train", caption_key="title")
+    with pytest.raises(UserError, match="no feature 'title'.*caption.*Set --image-key"):
+        sources.open_source(f"tfds:toy@{toy}", split="train", keys=FeatureKeys(caption="title"))
 
 
 def test_tfds_set_that_was_never_prepared(toy: pathlib.Path, tmp_path: pathlib.Path):
@@ -163,7 +199,7 @@ def embed(directory: pathlib.Path, keys: list[str]):
     return writer.finish()
 
 
-def test_joined_records_carry_their_embeddings(source: sources.ShardSource, tmp_path: pathlib.Path):
+def test_joined_records_carry_their_embeddings(source: ShardSource, tmp_path: pathlib.Path):
     keys = [f"k{i:04d}" for i in range(10)]
     joined = sources.JoinedSource(source, embed(tmp_path / "e", keys))
     assert len(joined) == 10
@@ -175,12 +211,12 @@ def test_joined_records_carry_their_embeddings(source: sources.ShardSource, tmp_
     np.testing.assert_array_equal(record["z_txt"], [-14, -15])
 
 
-def test_joining_another_number_of_embeddings(source: sources.ShardSource, tmp_path: pathlib.Path):
+def test_joining_another_number_of_embeddings(source: ShardSource, tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="holds 1 embeddings for 10 records"):
         sources.JoinedSource(source, embed(tmp_path / "e", ["k0000"]))
 
 
-def test_joining_embeddings_of_other_records(source: sources.ShardSource, tmp_path: pathlib.Path):
+def test_joining_embeddings_of_other_records(source: ShardSource, tmp_path: pathlib.Path):
     keys = [f"k{i:04d}" for i in range(9)] + ["other"]
     with pytest.raises(UserError, match="record 9 is 'k0009'.* of 'other'.*unclip_jax.embed"):
         sources.JoinedSource(source, embed(tmp_path / "e", keys))

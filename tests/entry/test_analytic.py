@@ -36,7 +36,7 @@ def place(tmp_path_factory):
     stage = tiny.experiment("prior").build_stage()
     draws = np.random.default_rng(0)
     for split in ("train", "validation"):
-        source = sources.open_prepared(folder / "data", split=split)
+        source = sources.open_source(folder / "data", split=split)
         info = {"clip_id": CLIP, "tokenizer_hash": words.hash, "data": split}
         writer = EmbeddingWriter(folder / "embeddings" / split, info=info)
         records = [source[i] for i in range(len(source))]
@@ -104,7 +104,7 @@ def test_other_strides_are_measured_on_request(place):
 
 
 def test_embeddings_of_another_clip_are_refused(place, tmp_path):
-    source = sources.open_prepared(place / "data", split="train")
+    source = sources.open_source(place / "data", split="train")
     writer = EmbeddingWriter(tmp_path / "train", info={"clip_id": "d" * 64})
     rows = np.ones((40, 32), np.float32)
     writer.add([source[i]["key"] for i in range(40)], [""] * 40, z_img=rows, z_txt=rows)

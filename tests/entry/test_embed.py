@@ -33,7 +33,7 @@ def arguments(place: pathlib.Path, out: pathlib.Path):
 def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
     embed.main(arguments(place, tmp_path))
     made = EmbeddingSource(tmp_path / "train")
-    source = sources.open_prepared(place / "data", split="train")
+    source = sources.open_source(place / "data", split="train")
     cfg, params, card = load.load_clip(place / "clip" / "export")
     size = cfg.model.image_size
     picks = [0, 15, 16, 39]  # first, the seam of two batches, the last

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Sequence
 
 from unclip_jax.core.checks import UserError, in_range, positive
+from unclip_jax.data import sources
+from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
 from unclip_jax.handoff import load
@@ -34,6 +36,26 @@ def add_models(made: argparse.ArgumentParser, *, public: bool = False) -> None:
     """Which models, for `run_directory`; `public`: the directory of Karlo will do too."""
     what = "run directory, or Karlo's" if public else "run directory"
     made.add_argument("--models", type=pathlib.Path, help=f"{what}; default: {DEFAULT_MODELS}")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds --data, and the names under which a data set of another format stores its examples."""
+    schemes = ", ".join(f"{scheme}:..." for scheme in sources.SOURCES)
+    parser.add_argument("--data", required=True, help=f"prepared data set, or {schemes}")
+    add_feature_keys(parser)
+
+
+def add_feature_keys(parser: argparse.ArgumentParser) -> None:
+    """Adds the names of image and caption in a data set of another format."""
+    keys = FeatureKeys()
+    text = "of a data set that `prepare` did not write"
+    parser.add_argument("--image-key", default=keys.image, help=f"feature with the image {text}")
+    parser.add_argument("--caption-key", default=keys.caption, help="feature with the caption")
+
+
+def feature_keys(args: argparse.Namespace) -> FeatureKeys:
+    """Returns the names that `add_feature_keys` parsed."""
+    return FeatureKeys(args.image_key, args.caption_key)
 
 
 def run_directory(given: pathlib.Path | None) -> pathlib.Path:

@@ -15,9 +15,9 @@ import numpy as np
 from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive, suggest
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data import image as images
+from unclip_jax.data.dataset import Source
 from unclip_jax.data.degrade import DegradeConfig, degrade
 from unclip_jax.data.records import Record
-from unclip_jax.data.sources import Source
 from unclip_jax.data.text import Tokenizer
 
 TEXT = ("tokens", "token_mask")

@@ -22,6 +22,7 @@ from absl import flags
 
 from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive
 from unclip_jax.core.types import HostBatch
+from unclip_jax.data.dataset import Source
 from unclip_jax.data.examples import (
     Example,
     ExampleConfig,
@@ -29,7 +30,6 @@ from unclip_jax.data.examples import (
     RandomPart,
     collate,
 )
-from unclip_jax.data.sources import Source
 from unclip_jax.data.text import Tokenizer
 
 REMAINDERS = ("drop", "keep", "pad")

@@ -16,6 +16,7 @@ import sys
 import jax
 import numpy as np
 
+from unclip_jax.commands import arguments
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.evaluation import extract, parts, pictures, sets
 from unclip_jax.evaluation.parts import Draw
@@ -36,7 +37,10 @@ def parser() -> argparse.ArgumentParser:
     parts.add_drawing(made)
     path = {"type": pathlib.Path, "required": True}
     made.add_argument("--captions", **path, help="captions_val2014.json, or one of its form")
-    made.add_argument("--real", **path, help="folder val2014, an .npz batch or .npz statistics")
+    made.add_argument(
+        "--real", required=True, help="folder val2014, an .npz batch or .npz statistics"
+    )
+    arguments.add_feature_keys(made)
     made.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
     made.add_argument("--resize", default="tf1", help="to 299: tf1, torch, clean")
     made.add_argument("--num", type=int, default=NUM, help="captions to draw")
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace, *, draw: Draw) -> None:
     captions = chosen(read_captions(args.captions), num=args.num, seed=args.seed)
     extractor = extract.open_extractor(args.features, resize=args.resize)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
-    args.split = "validation"  # if `real` is a prepared data set
+    args.split = "validation"  # if `real` is a data set
     args.num, count = None, args.num  # all of the reference
     real = sets.collected(args.real, extractor, args, name="real", statistics=True)
     drawn = parts.draw_all(args, loaded, captions, draw=draw)

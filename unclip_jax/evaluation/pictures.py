@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.data import folders, items, manifest, sources
+from unclip_jax.data import folders, items, sources
 from unclip_jax.data import image as codec
+from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.metrics import npz
 
 Pictures = UInt8[np.ndarray, "_ _ _ 3"]
@@ -47,17 +48,19 @@ class PictureSet:
 
 
 def open_set(
-    path: pathlib.Path,
+    path: str | pathlib.Path,
     *,
     split: str = "validation",
+    keys: FeatureKeys | None = None,
     size: int | None = None,
     num: int | None = None,
 ) -> PictureSet:
     """Open a set by what lies at `path`.
 
     Args:
-        path: an .npz file, a folder that `unclip_jax.prepare` made, or any folder of pictures.
-        split: of a prepared folder.
+        path: an .npz file, a data set (see `sources.open_dataset`), or any folder of pictures.
+        split: of a data set.
+        keys: names of image and caption in a data set of another format.
         size: pictures are resized and centre-cropped to this (ADM's procedure); None = as they
             are, which must then be equal.
         num: the first so many; None = all.
@@ -68,19 +71,29 @@ def open_set(
     for name, value in (("--size", size), ("--num", num)):
         if value is not None:
             positive(name, value)
+    if sources.is_dataset(path):
+        return _from_dataset(str(path), split=split, keys=keys, size=size, num=num)
+    path = pathlib.Path(path)
     if path.suffix == ".npz":
         return _from_npz(path, size=size, num=num)
     if not path.exists():
         raise UserError(f"there is no {path}; give a folder of pictures or an .npz file.")
     if not path.is_dir():
         raise UserError(f"{path} is neither a folder nor an .npz file; give one of them.")
-    if (path / manifest.FILE).is_file():
-        source = sources.open_prepared(path, split=split)
-        count = _count(len(source), num, where=f"{path} ({split})")
-        captions = tuple(str(source[i]["caption"]) for i in range(count))
-        read = lambda i: (source[i]["image"], f"picture {i} of {path}")  # noqa: E731
-        return _from_files(f"{path} ({split})", read, count=count, size=size, captions=captions)
     return _from_folder(path, size=size, num=num)
+
+
+def _from_dataset(
+    path: str, *, split: str, keys: FeatureKeys | None, size: int | None, num: int | None
+) -> PictureSet:
+    source, where = sources.open_source(path, split=split, keys=keys), f"{path} ({split})"
+    count = _count(len(source), num, where=where)
+    captions = tuple(str(source[i]["caption"]) for i in range(count))
+
+    def read(index: int) -> tuple[bytes, str]:
+        return source[index]["image"], f"picture {index} of {path}"
+
+    return _from_files(where, read, count=count, size=size, captions=captions)
 
 
 def in_memory(images: Pictures, *, where: str) -> PictureSet:

@@ -14,6 +14,7 @@ import sys
 
 import jax
 
+from unclip_jax.commands import arguments
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.evaluation import extract, pictures
 from unclip_jax.metrics import kernels, neighbours, npz, resize
@@ -28,8 +29,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"python -m unclip_jax.evaluate {name}")
     if name == "images":
         made.description = "Compare two sets of pictures."
-        made.add_argument("--real", type=pathlib.Path, required=True, help=_KINDS)
-        made.add_argument("--fake", type=pathlib.Path, required=True, help="likewise")
+        made.add_argument("--real", required=True, help=_KINDS)
+        made.add_argument("--fake", required=True, help="likewise")
         made.add_argument("--out", type=pathlib.Path, help="JSON to write")
         made.add_argument("--kid_subsets", type=int, default=kernels.SUBSETS)
         made.add_argument("--kid_size", type=int, default=kernels.SUBSET_SIZE)
@@ -37,19 +38,20 @@ def parser(name: str) -> argparse.ArgumentParser:
         made.add_argument("--k_density", type=int, default=neighbours.K_DENSITY)
         made.add_argument("--seed", type=int, default=0, help="of KID's subsets")
     else:
-        made.add_argument("--images", type=pathlib.Path, required=True, help="a set of pictures")
+        made.add_argument("--images", required=True, help="a set of pictures")
         made.add_argument("--out", type=pathlib.Path, required=True, help=".npz to write")
     if name != "pack":
         made.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
         made.add_argument("--resize", default="tf1", help=f"to 299: {', '.join(resize.RESIZES)}")
     made.add_argument("--size", type=int, help="resize and centre-crop pictures to this first")
     made.add_argument("--num", type=int, help="the first so many of each set; default: all")
-    made.add_argument("--split", default="validation", help="of prepared data sets")
+    made.add_argument("--split", default="validation", help="of data sets")
+    arguments.add_feature_keys(made)
     made.add_argument("--batch", type=int, default=64, help="pictures at once")
     return made
 
 
-_KINDS = "folder of pictures, .npz batch, .npz statistics, or prepared data set"
+_KINDS = "folder of pictures, .npz batch, .npz statistics, or data set"
 
 
 def run(args: argparse.Namespace, *, command: str) -> None:
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace, *, command: str) -> None:
 
 
 def collected(
-    path: pathlib.Path,
+    path: str,
     extractor: Extractor,
     args: argparse.Namespace,
     *,
@@ -100,10 +102,10 @@ def collected(
     Raises:
         UserError: neither is there.
     """
-    there = npz.names(path) if statistics and path.suffix == ".npz" else set()
+    there = npz.names(pathlib.Path(path)) if statistics and path.endswith(".npz") else set()
     if "mu" not in there:
         return extract.collect(extractor, _open(path, args), batch_size=args.batch, name=name)
-    known = extract.from_statistics(path)
+    known = extract.from_statistics(pathlib.Path(path))
     if npz.IMAGES not in there:
         return known
     seen = extract.collect(extractor, _open(path, args), batch_size=args.batch, name=name)
@@ -111,8 +113,9 @@ def collected(
     return Collected(**fields)
 
 
-def _open(path: pathlib.Path, args: argparse.Namespace) -> pictures.PictureSet:
-    return pictures.open_set(path, split=args.split, size=args.size, num=args.num)
+def _open(path: str, args: argparse.Namespace) -> pictures.PictureSet:
+    keys = arguments.feature_keys(args)
+    return pictures.open_set(path, split=args.split, keys=keys, size=args.size, num=args.num)
 
 
 def _npz(path: pathlib.Path) -> pathlib.Path:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from unclip_jax.commands import arguments
 from unclip_jax.commands.pictures import Picture
 from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError, positive
@@ -68,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         description="Score a cascade over guidance, steps and samplers of its decoder.",
     )
     made.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    made.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
+    arguments.add_data(made)
     made.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     made.add_argument("--guidance", default="1", help="comma-separated scales, 1 = off")
     made.add_argument("--steps", help="comma-separated, such as 10,25,ddim50; default: exported")
@@ -146,7 +147,7 @@ def options_of(point: points.Point, loaded: Loaded) -> SampleOptions:
 def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
     """Captions, their embeddings, and the reference's features."""
     size = loaded.cascade.image_size
-    asked = pictures.open_set(args.data, split=args.split, size=size)
+    asked = _examples(args, size=size)
     if asked.captions is None:
         raise UserError(f"{args.data} has no captions; give a set that `prepare` made.")
     for name in ("num", "reference"):
@@ -155,7 +156,7 @@ def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
                 f"{asked.where} has {asked.count} examples; --{name}={getattr(args, name)} asks "
                 "for more."
             )
-    there = pictures.open_set(args.data, split=args.split, size=size, num=args.reference)
+    there = _examples(args, size=size, num=args.reference)
     captions = tuple(c for c in asked.captions[: args.num] for _ in range(args.images))
     studio = Studio(loaded, batch=args.batch)
     own = clip(loaded.params["clip"], cfg=loaded.cascade.clip.model, weights=studio.clip_id[:16])
@@ -223,10 +224,17 @@ def protocol_of(args: argparse.Namespace, loaded: Loaded, prepared: Setting) -> 
     }
 
 
+def _examples(
+    args: argparse.Namespace, *, size: int, num: int | None = None
+) -> pictures.PictureSet:
+    keys = arguments.feature_keys(args)
+    return pictures.open_set(args.data, split=args.split, keys=keys, size=size, num=num)
+
+
 def _true(studio: Studio, args: argparse.Namespace) -> np.ndarray:
     """CLIP's embedding of the true picture of every caption, repeated."""
     size = studio.cascade.clip.model.image_size
-    found = pictures.open_set(args.data, split=args.split, size=size, num=args.num)
+    found = _examples(args, size=size, num=args.num)
     images = np.concatenate(list(found.batches(args.batch, slice(None))))
     z = studio.image_embeddings([Picture(image, "", "") for image in images])
     return np.repeat(np.asarray(z), args.images, axis=0)

@@ -1,0 +1,66 @@
+"""The protocol of data sets: random-access sources of records, one per split.
+
+A record is a dict with "image" (encoded bytes), "caption", "key" and "scene" (JSON or ""); a
+source that is joined with embeddings adds "z_img" and "z_txt". `key` names a record within its
+data set; `records.digest` identifies its content, wherever it is stored.
+
+Shuffling, epochs and resumption in loader.py rest on `len(source)` and `source[i]`. A source that
+can only be read in order, such as shards in cloud storage, would have `iter(position)` instead: an
+iterator over the records from `position` on, in an order that depends on the source alone. The
+loader's state is already a position (examples read so far), so such a `StreamSource` could be
+resumed like any other. It would have its own branch in the loader; `Dataset.open_split` would
+return it, and nothing else would change.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from unclip_jax.data.records import Record
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A sequence of records, read from many threads and sent to other processes by pickling."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureKeys:
+    """Names under which a data set of another format stores images and captions.
+
+    Attributes:
+        image: feature with the image.
+        caption: feature with the caption; "captions/text" is "text" inside of "captions".
+    """
+
+    image: str = "image"
+    caption: str = "caption"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set that was found and can be read.
+
+    Attributes:
+        splits: names of its splits.
+        open_split: opens one split by name; raises UserError if there is none of that name or it
+            is damaged.
+        tokenizer_dir: folder of the tokenizer that belongs to the data; None without one.
+        tokenizer_hash: hash of that tokenizer; "" without one.
+        prepared_dir: folder if `unclip_jax.prepare` wrote the data, and could add a tokenizer.
+    """
+
+    splits: tuple[str, ...]
+    open_split: Callable[[str], Source]
+    tokenizer_dir: pathlib.Path | None = None
+    tokenizer_hash: str = ""
+    prepared_dir: pathlib.Path | None = None
+
+
+# Opens the data set at a location, the part of its path after the scheme.
+Opener = Callable[[str, FeatureKeys], Dataset]

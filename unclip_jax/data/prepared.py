@@ -1,0 +1,105 @@
+"""Data sets in folders written by `unclip_jax.prepare`: a manifest beside ArrayRecord shards."""
+
+import pathlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import manifest, records
+from unclip_jax.data.dataset import Dataset
+from unclip_jax.data.records import Record
+
+
+def open_dataset(directory: str | pathlib.Path) -> Dataset:
+    """Opens a folder written by `unclip_jax.prepare`.
+
+    Raises:
+        UserError: no such folder, or an unfinished one.
+    """
+    directory = pathlib.Path(directory)
+    content = manifest.read(directory)
+    tokenizer = directory / manifest.TOKENIZER
+    return Dataset(
+        splits=tuple(split.name for split in content.splits),
+        open_split=lambda split: open_split(directory, split=split),
+        tokenizer_dir=tokenizer if content.tokenizer and tokenizer.is_dir() else None,
+        tokenizer_hash=content.tokenizer,
+        prepared_dir=directory,
+    )
+
+
+def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
+    """Opens one split of a folder written by `unclip_jax.prepare`.
+
+    Raises:
+        UserError: no folder, an unfinished one, no such split, or shards missing or cut short.
+    """
+    directory = pathlib.Path(directory)
+    entry = manifest.read(directory).split(split)
+    paths = manifest.shard_paths(directory, entry)
+    source = ShardSource(paths, [shard.count for shard in entry.shards if shard.count])
+    source.check()  # cheap, and reports a half-copied data set before training starts
+    return source
+
+
+class ShardSource:
+    """Records spread over ArrayRecord files; safe to read from many threads and to pickle."""
+
+    def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int]):
+        """Open lazily `paths`, which hold `counts` records."""
+        self._paths = [str(path) for path in paths]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        counts = np.diff(self._ends, prepend=0).tolist()
+        return ShardSource, ([pathlib.Path(p) for p in self._paths], counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[shard - 1]) if shard else 0
+        try:
+            data = self._reader(shard).read([index - start])[0]
+        except RuntimeError as error:
+            raise UserError(
+                f"record {index - start} of {self._paths[shard]} is damaged; delete the file and "
+                "run the same `prepare` command."
+            ) from error
+        return records.decode(data)
+
+    def check(self) -> None:
+        """Open every file and compare its number of records.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        for shard in range(len(self._paths)):
+            self._reader(shard)
+
+    def _reader(self, shard: int) -> Any:
+        if shard not in self._readers:
+            with self._lock:
+                if shard not in self._readers:
+                    self._readers[shard] = self._open(shard)
+        return self._readers[shard]
+
+    def _open(self, shard: int) -> Any:
+        options = ",".join(f"{k}:{v}" for k, v in records.READER_OPTIONS.items())
+        expected = int(np.diff(self._ends, prepend=0)[shard])
+        readable = records.count_records(pathlib.Path(self._paths[shard]))
+        if readable != expected:
+            raise UserError(
+                f"{self._paths[shard]} has {readable} readable records, the manifest says "
+                f"{expected}; copy it again, or run the same `prepare` command."
+            )
+        return array_record_module.ArrayRecordReader(self._paths[shard], options)
