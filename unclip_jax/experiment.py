@@ -26,8 +26,8 @@ class DataConfig:
     """Where batches come from.
 
     Attributes:
-        path: a folder written by `unclip_jax.prepare`, or SCHEME:LOCATION (data/sources.py), such as
-            "tfds:NAME" for any TFDS data set.
+        path: a folder written by `unclip_jax.prepare`, or SCHEME:LOCATION, such as "tfds:NAME"
+            for any TFDS data set; data/sources.py has the schemes.
         mixture: further such data sets; training takes equally many examples from each, while
             validation and the tokenizer are those of `path`.
         train_split: split to train on.
