@@ -20,13 +20,13 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data.sources import Source
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.metrics import intervals, shapes_detector
-from unclip_jax.metrics.shapes_detector import Found, Sight
+from unclip_jax.metrics.shapes_detector import DetectedObject, Detection
 from unclip_jax.pipeline import decoding, edits, latents
 from unclip_jax.pipeline.decoding import DecodeOptions
 from unclip_jax.pipeline.latents import Latent
 from unclip_jax.pipeline.noise_maps import MapOptions
 from unclip_jax.shapes import scene as scenes
-from unclip_jax.shapes.scene import Item, Scene
+from unclip_jax.shapes.scene import Scene, SceneObject
 
 FROM, TO = "red", "blue"
 STEPS = "50"  # refined inversions have noise so large that z_img counts for little
@@ -182,21 +182,21 @@ def _maps_of(guidance: float) -> MapOptions:
 
 def rates(images: measures.Images, known: Sequence[Scene]) -> dict[str, Any]:
     """Share of pictures that are right in each respect, with 95 % intervals."""
-    seen = [judge(*pair) for pair in zip(shapes_detector.look(images), known, strict=True)]
+    seen = [judge(*pair) for pair in zip(shapes_detector.detect(images), known, strict=True)]
     return {
         name: intervals.wilson(sum(each[name] for each in seen), len(seen))._asdict()
         for name in JUDGED
     }
 
 
-def judge(sight: Sight, scene: Scene) -> dict[str, bool]:
+def judge(detection: Detection, scene: Scene) -> dict[str, bool]:
     """What became of a scene, its things and those seen matched one to one by where they lie.
 
     Returns:
         colour: each red thing is blue. rest: all others have their colours. shape: all have their
             shapes. place: as many things as there were, each within `NEAR` of where it was.
     """
-    pairs = matched(scene.items, sight.objects)
+    pairs = matched(scene.items, detection.objects)
     red = [found for item, found in pairs if item.colour == FROM]
     rest = [(item, found) for item, found in pairs if item.colour != FROM]
     holds = {
@@ -205,11 +205,13 @@ def judge(sight: Sight, scene: Scene) -> dict[str, bool]:
         "shape": all(found is not None and found.shape == item.shape for item, found in pairs),
         "place": all(found is not None and distance(item, found) < NEAR for item, found in pairs),
     }
-    holds["place"] &= len(sight.objects) == len(scene.items)
+    holds["place"] &= len(detection.objects) == len(scene.items)
     return {**holds, "all": all(holds.values())}
 
 
-def matched(items: Sequence[Item], objects: Sequence[Found]) -> list[tuple[Item, Found | None]]:
+def matched(
+    items: Sequence[SceneObject], objects: Sequence[DetectedObject]
+) -> list[tuple[SceneObject, DetectedObject | None]]:
     """Every item with the object that is it, by the least sum of distances; None = none is left."""
     apart = np.array([[distance(item, found) for found in objects] for item in items])
     apart = apart.reshape(len(items), len(objects))
@@ -220,7 +222,7 @@ def matched(items: Sequence[Item], objects: Sequence[Found]) -> list[tuple[Item,
     ]
 
 
-def distance(item: Item, found: Found) -> float:
+def distance(item: SceneObject, found: DetectedObject) -> float:
     """Between centres, as a share of the side."""
     return float(np.hypot(item.x - found.x, item.y - found.y))
 

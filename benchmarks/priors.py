@@ -262,13 +262,15 @@ def count_flops(studio: Studio, captions: Sequence[str], options: SampleOptions)
 def judge(z_img: np.ndarray, truth: Truth) -> dict[str, Any]:
     """How near embeddings are to the true ones, pair by pair and as a distribution."""
     group = evaluate.RETRIEVAL
-    own = embeddings.first_of_each(truth.captions)
+    own = embeddings.first_occurrences(truth.captions)
     found = {
         "cosine_image": embeddings.cosine(z_img, truth.z_img)._asdict(),
         "cosine_text": embeddings.cosine(z_img, truth.z_txt)._asdict(),
-        "finds_image": embeddings.finds(z_img, truth.z_img, group=group)._asdict(),
-        "finds_caption": embeddings.finds(z_img[own], truth.z_txt[own], group=group)._asdict(),
-        "rank_image": float(np.mean(embeddings.ranks(z_img, truth.z_img, group=group))),
+        "finds_image": embeddings.retrieval_rate(z_img, truth.z_img, group=group)._asdict(),
+        "finds_caption": embeddings.retrieval_rate(
+            z_img[own], truth.z_txt[own], group=group
+        )._asdict(),
+        "rank_image": float(np.mean(embeddings.retrieval_ranks(z_img, truth.z_img, group=group))),
     }
     found["frechet"] = frechet.squared_distance(frechet.moments(z_img), truth.reference)
     return found

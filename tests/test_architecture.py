@@ -59,7 +59,7 @@ BANNED_NAMES = {
 TODO_PACKAGES = {
     *("", "cli", "commands", "convert", "data", "diffusion", "evaluation", "experiment"),
     *("handoff", "inference", "pipeline", "planning", "serving", "stages"),
-    *("core", "metrics", "models", "parallel", "shapes", "training"),
+    *("core", "models", "parallel", "training"),
 }
 
 

@@ -9,7 +9,7 @@ from benchmarks.findings import training, verdict
 from benchmarks.findings.judging import Truth, cosine
 from benchmarks.findings.workshop import Workshop
 from unclip_jax.metrics import shapes_checker
-from unclip_jax.shapes.scene import Wanted
+from unclip_jax.shapes.scene import ObjectSpec
 
 TITLE = "Binding of attributes"
 SOURCE = "sections 2.1 and 7, Figures 14 and 15"
@@ -30,14 +30,14 @@ LITTLE = 0.1
 
 def unlike(caption: str) -> bool:
     """Whether a caption names two objects that differ in colour and in shape."""
-    wanted = shapes_checker.as_request(caption).wanted
+    wanted = shapes_checker.as_spec(caption).objects
     one, other = wanted[0], wanted[-1]
     return len(wanted) == 2 and one.colour != other.colour and one.shape != other.shape
 
 
 def swapped(caption: str) -> str:
     """The caption with the colours of its two objects exchanged, word by word."""
-    one, other = shapes_checker.as_request(caption).wanted
+    one, other = shapes_checker.as_spec(caption).objects
     first, second = one.colour, other.colour
     exchange = {first: second, second: first}
     words = caption.split()
@@ -48,8 +48,8 @@ def swapped(caption: str) -> str:
         if place and words[place - 1] in ("a", "an"):
             words[place - 1] = "an" if words[place][0] in "aeiou" else "a"
     changed = " ".join(words)
-    asked = shapes_checker.as_request(changed)
-    assert asked.wanted == (_coloured(one, second), _coloured(other, first)), changed
+    asked = shapes_checker.as_spec(changed)
+    assert asked.objects == (_coloured(one, second), _coloured(other, first)), changed
     return changed
 
 
@@ -107,5 +107,5 @@ def _asked(values: np.ndarray) -> int:
     return int(np.sum(~np.isnan(values)))
 
 
-def _coloured(wanted: Wanted, colour: str) -> Wanted:
+def _coloured(wanted: ObjectSpec, colour: str) -> ObjectSpec:
     return dataclasses.replace(wanted, colour=colour)

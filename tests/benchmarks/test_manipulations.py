@@ -15,11 +15,11 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
 from unclip_jax.metrics import shapes_detector
 from unclip_jax.shapes import render
-from unclip_jax.shapes.scene import Item, Scene
+from unclip_jax.shapes.scene import Scene, SceneObject
 
 
 def item(colour, shape, x, y):
-    return Item(colour, shape, "large", x, y, 0.2)
+    return SceneObject(colour, shape, "large", x, y, 0.2)
 
 
 SCENE = Scene("white", (item("red", "circle", 0.25, 0.25), item("green", "square", 0.7, 0.7)))
@@ -27,8 +27,8 @@ SCENE = Scene("white", (item("red", "circle", 0.25, 0.25), item("green", "square
 
 def judged(*items):
     """What is said of a picture of these things, when `SCENE` was to turn blue."""
-    (sight,) = shapes_detector.look(render.render([Scene("white", items)]))
-    return text_diff.judge(sight, SCENE)
+    (detection,) = shapes_detector.detect(render.render([Scene("white", items)]))
+    return text_diff.judge(detection, SCENE)
 
 
 def test_what_became_of_a_scene():
@@ -50,11 +50,11 @@ def test_what_became_of_a_scene():
 
 def test_no_object_is_taken_for_two_things():
     two = (item("red", "ring", 0.4, 0.5), item("green", "star", 0.6, 0.5))
-    (sight,) = shapes_detector.look(
+    (detection,) = shapes_detector.detect(
         render.render([Scene("white", (item("red", "ring", 0.5, 0.5),))])
     )
-    found = [object for _, object in text_diff.matched(two, sight.objects)]
-    assert len(sight.objects) == 1 and sorted(each is None for each in found) == [False, True]
+    found = [object for _, object in text_diff.matched(two, detection.objects)]
+    assert len(detection.objects) == 1 and sorted(each is None for each in found) == [False, True]
 
 
 def test_only_captions_that_can_change_their_colour_are_taken():

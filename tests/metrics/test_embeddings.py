@@ -12,13 +12,13 @@ def unit_rows(seed, n=40, d=8):
 def test_the_truth_finds_itself_and_has_cosine_1():
     true = unit_rows(0)
     assert embeddings.cosine(true, true).value == pytest.approx(1.0)
-    assert embeddings.finds(true, true, group=40).value == 1.0
-    assert list(embeddings.ranks(true, true, group=40)) == [1] * 40
+    assert embeddings.retrieval_rate(true, true, group=40).value == 1.0
+    assert list(embeddings.retrieval_ranks(true, true, group=40)) == [1] * 40
 
 
 def test_ranks_by_brute_force_within_groups():
     drawn, true = unit_rows(1), unit_rows(2)
-    found = embeddings.ranks(drawn, true, group=12)
+    found = embeddings.retrieval_ranks(drawn, true, group=12)
     assert len(found) == 36  # the last 4 fill no group
     for i, rank in enumerate(found):
         group = range(i // 12 * 12, i // 12 * 12 + 12)
@@ -27,14 +27,14 @@ def test_ranks_by_brute_force_within_groups():
 
 def test_a_group_larger_than_the_set_is_the_set():
     drawn, true = unit_rows(1), unit_rows(2)
-    few = embeddings.ranks(drawn[:5], true[:5], group=256)
-    np.testing.assert_array_equal(few, embeddings.ranks(drawn, true, group=5)[:5])
+    few = embeddings.retrieval_ranks(drawn[:5], true[:5], group=256)
+    np.testing.assert_array_equal(few, embeddings.retrieval_ranks(drawn, true, group=5)[:5])
 
 
 def test_one_answer_to_everything_finds_nothing():
     same = np.repeat(unit_rows(3)[:1], 40, axis=0)
-    assert list(embeddings.ranks(unit_rows(4), same, group=40)) == [40] * 40
+    assert list(embeddings.retrieval_ranks(unit_rows(4), same, group=40)) == [40] * 40
 
 
 def test_equal_captions_are_asked_once():
-    assert list(embeddings.first_of_each(["b", "a", "b", "c", "a"])) == [0, 1, 3]
+    assert list(embeddings.first_occurrences(["b", "a", "b", "c", "a"])) == [0, 1, 3]

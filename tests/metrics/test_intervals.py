@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.intervals import bootstrap, wilson
+from unclip_jax.metrics.intervals import bootstrap, bootstrap_statistic, wilson
 
 
 @pytest.mark.parametrize(("hits", "total"), [(1, 2), (90, 100), (3, 7), (500, 501)])
@@ -27,7 +27,7 @@ def test_extremes_in_closed_form():
 def test_nothing_asked():
     rate = wilson(0, 0)
     assert math.isnan(rate.value) and (rate.low, rate.high) == (0, 1)
-    assert str(rate) == "not asked"
+    assert str(rate) == "not applicable"
     assert str(wilson(90, 100)) == "0.900 [0.826, 0.945] of 100"
 
 
@@ -53,3 +53,30 @@ def test_bootstrap_of_equal_values_is_a_point_and_of_none_an_error():
     assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
     with pytest.raises(UserError, match="a mean of no values"):
         bootstrap(np.zeros(0))
+
+
+def test_bootstrap_of_a_statistic_covers_its_value():
+    """A 90 % interval of a median covers the median of the population in about 90 % of samples."""
+    hits = 0
+    for seed in range(200):
+        values = np.random.default_rng(seed).normal(size=60)
+        interval = bootstrap_statistic(
+            lambda rows, v=values: float(np.median(v[rows])), 60, confidence=0.9, resamples=200
+        )
+        hits += interval.low <= 0.0 <= interval.high
+    assert 0.83 < hits / 200 < 0.97
+
+
+def test_basic_interval_reflects_the_quantiles_about_the_value():
+    values = np.random.default_rng(0).exponential(size=40)
+
+    def mean(rows):
+        return float(values[rows].mean())
+
+    plain, basic = (bootstrap_statistic(mean, 40, basic=basic) for basic in (False, True))
+    assert basic.low == pytest.approx(2 * plain.value - plain.high)
+    assert basic.high == pytest.approx(2 * plain.value - plain.low)
+
+
+def test_statistic_without_a_finite_value_has_no_interval():
+    assert all(math.isnan(x) for x in bootstrap_statistic(lambda rows: math.nan, 10))

@@ -59,7 +59,7 @@ def test_kid_says_how_it_was_found_and_depends_on_the_seed_alone():
 
 
 def test_kid_of_nothing_is_refused():
-    with pytest.raises(UserError, match="KID of 1 and 5 pictures"):
+    with pytest.raises(UserError, match="KID of 1 and 5 images"):
         kernels.kid(normal(1), normal(5))
     with pytest.raises(UserError, match="subsets is 0"):
         kernels.kid(normal(5), normal(5), subsets=0)

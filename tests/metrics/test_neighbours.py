@@ -89,5 +89,5 @@ def test_a_radius_is_that_of_the_kth_other():
 
 
 def test_too_few_for_neighbours_is_refused():
-    with pytest.raises(UserError, match="the fake set has 5 pictures; 5 neighbours need at least"):
+    with pytest.raises(UserError, match="the fake set has 5 images; 5 neighbours need at least"):
         neighbours.overlap(whole(9, 0), whole(5, 1))

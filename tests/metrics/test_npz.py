@@ -57,10 +57,10 @@ def test_what_is_no_batch_is_refused(images, tmp_path):
     (tmp_path / "words.npz").write_text("not an archive")
     for name, message in {
         "float.npz": "holds float32",
-        "grey.npz": "expected uint8 pictures",
-        "other.npz": r"holds \['mu'\]; pictures are arr_0",
+        "grey.npz": "expected uint8 images",
+        "other.npz": r"holds \['mu'\]; images are arr_0",
         "code.npz": "holds object",
-        "words.npz": "is no .npz file",
+        "words.npz": "is not an .npz file",
         "none.npz": "there is no file",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -78,16 +78,16 @@ def test_a_file_that_ends_early_is_refused(images, tmp_path):
 
 
 def test_pictures_of_several_sizes_make_no_batch(images, tmp_path):
-    with pytest.raises(UserError, match="follow such of"):
+    with pytest.raises(UserError, match="one file holds one size"):
         npz.write(tmp_path / "x.npz", [images[:3], images[3:, :3]], count=7)
-    with pytest.raises(UserError, match="no picture to write"):
+    with pytest.raises(UserError, match="no image to write"):
         npz.write(tmp_path / "x.npz", [], count=0)
     assert not (tmp_path / "x.npz").exists()
 
 
 def test_statistics_that_do_not_fit_are_refused(tmp_path):
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(4))
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="do not match"):
         npz.read_statistics(tmp_path / "bad.npz")
     np.savez(tmp_path / "half.npz", mu=np.zeros(3))
     with pytest.raises(UserError, match="statistics are mu and sigma"):

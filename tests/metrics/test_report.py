@@ -54,7 +54,7 @@ def test_a_report_says_its_protocol_and_is_json():
 def test_too_few_pictures_for_the_covariance_are_said_in_the_output():
     report = compare(collected(count=20, width=25), collected(count=60, width=25), kind="clip")
     text = str(report)
-    assert "WARNING: real has 20 pictures, too few for a covariance of 25 dimensions" in text
+    assert "WARNING: real has 20 images, too few for a covariance of 25 dimensions" in text
     assert "fake has" not in text
     assert report.plain()["warnings"] == report.warnings != []
 
@@ -71,7 +71,7 @@ def test_what_makes_scores_doubtful_is_said():
     warned = "\n".join(compare(real, collected(), kind="inception").warnings)
     assert "size differs, 256 x 256 for real and 64 x 64 for fake" in warned
     assert "crop differs" in warned
-    assert "only real holds files that lose detail" in warned
+    assert "only real holds lossy files" in warned
 
 
 def test_statistics_of_others_give_frechet_distances_and_a_warning():
@@ -81,5 +81,5 @@ def test_statistics_of_others_give_frechet_distances_and_a_warning():
     report = compare(real, collected(1), kind="inception")
     assert {"fid", "sfid", "inception_score"} == set(report.scores)
     warned = "\n".join(report.warnings)
-    assert "does not say how many pictures" in warned
-    assert "ref.npz does not say how its features were made" in warned
+    assert "do not record their number of images" in warned
+    assert "ref.npz does not record how its features were computed" in warned

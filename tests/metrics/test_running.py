@@ -70,7 +70,7 @@ def test_adding_in_batches_is_one_pass():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_sample_has_no_covariance(count):
-    with pytest.raises(UserError, match=f"{count} pictures have no covariance"):
+    with pytest.raises(UserError, match=f"{count} images have no covariance"):
         Running.of(np.zeros((count, 3), np.float32)).moments()
 
 

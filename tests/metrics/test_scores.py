@@ -37,7 +37,7 @@ def test_clip_score_is_a_hundred_times_the_cosine_of_pairs():
 
 
 def test_clip_score_needs_a_caption_per_picture():
-    with pytest.raises(UserError, match="3 pictures and 2 captions"):
+    with pytest.raises(UserError, match="3 images and 2 captions"):
         scores.clip_score(np.ones((3, 2)), np.ones((2, 2)))
 
 
@@ -59,5 +59,5 @@ def test_diversity_of_copies_is_zero_and_of_opposites_two():
 
 
 def test_diversity_of_single_pictures_is_unknown():
-    with pytest.raises(UserError, match="no caption has two pictures"):
+    with pytest.raises(UserError, match="no caption has two images"):
         scores.diversity(np.ones((2, 3)), ["a", "b"])

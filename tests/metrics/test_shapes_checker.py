@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.shapes import scenes
 from unclip_jax.core.checks import UserError
 from unclip_jax.metrics.shapes_checker import ATTRIBUTES, check, report, table
 from unclip_jax.shapes import grammar, render, scene, world
-from unclip_jax.shapes.scene import Request, Scene, Wanted
+from unclip_jax.shapes.scene import ObjectSpec, Scene, SceneSpec
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, INVERSE, SHAPES, SIZES
 
 JUDGED = ("background", "count", "colour", "shape", "size", "relation")
@@ -78,8 +79,8 @@ def test_swapped_colours_are_a_matter_of_colour_and_binding():
 def test_swapped_places_are_a_matter_of_relation():
     asked = _scenes(40, keep=_is_pair)
     drawn = [
-        world.arrange(
-            dataclasses.replace(scene.request_of(made), relation=INVERSE[str(made.relation)]),
+        scenes.arrange(
+            dataclasses.replace(scene.to_spec(made), relation=INVERSE[str(made.relation)]),
             seed=index,
         )
         for index, made in enumerate(asked)
@@ -93,7 +94,7 @@ def test_swapped_places_are_a_matter_of_relation():
 def test_beside_is_not_above(other):
     asked = _scenes(30, keep=lambda made: made.relation == "above")
     drawn = [
-        world.arrange(dataclasses.replace(scene.request_of(made), relation=other), seed=0)
+        scenes.arrange(dataclasses.replace(scene.to_spec(made), relation=other), seed=0)
         for made in asked
     ]
     _only_wrong(_rates(drawn, asked), "relation")
@@ -108,7 +109,7 @@ def test_a_missing_copy_is_a_matter_of_count():
 def test_an_extra_object_is_a_matter_of_count():
     more = grammar.parse("three green stars on a mint background")
     fewer = grammar.parse("two green stars on a mint background")
-    drawn = [world.arrange(more, seed=seed) for seed in range(20)]
+    drawn = [scenes.arrange(more, seed=seed) for seed in range(20)]
     _only_wrong(_rates(drawn, [fewer] * 20), "count")
 
 
@@ -161,7 +162,7 @@ def test_an_empty_picture_has_only_its_background():
 
 def test_nothing_is_demanded_that_the_caption_does_not_say():
     drawn = [
-        world.arrange(grammar.parse(f"a small red star on a {ground} background"), seed=0)
+        scenes.arrange(grammar.parse(f"a small red star on a {ground} background"), seed=0)
         for ground in BACKGROUNDS
     ]
     for verdict in check(render.render(drawn, size=64), ["a red star"] * len(drawn)):
@@ -170,10 +171,10 @@ def test_nothing_is_demanded_that_the_caption_does_not_say():
 
 
 def test_like_objects_in_a_relation():
-    request = grammar.parse("a red star above a red star")
-    up = world.arrange(request, seed=0)
-    beside = world.arrange(dataclasses.replace(request, relation="left of"), seed=0)
-    above, left = check(render.render([up, beside], size=64), [request, request])
+    spec = grammar.parse("a red star above a red star")
+    up = scenes.arrange(spec, seed=0)
+    beside = scenes.arrange(dataclasses.replace(spec, relation="left of"), seed=0)
+    above, left = check(render.render([up, beside], size=64), [spec, spec])
     assert above.joint and above.binding is None
     assert left.relation is False and left.objects
 
@@ -181,25 +182,25 @@ def test_like_objects_in_a_relation():
 def test_several_unlike_objects_without_relation():
     kinds = (("red", "star"), ("blue", "ring"), ("green", "heart"))
     items = tuple(
-        scene.Item(colour, shape, "small", 0.2 + 0.3 * k, 0.5, 0.12)
+        scene.SceneObject(colour, shape, "small", 0.2 + 0.3 * k, 0.5, 0.12)
         for k, (colour, shape) in enumerate(kinds)
     )
-    request = Request(tuple(Wanted(*kind) for kind in reversed(kinds)))
-    (verdict,) = check(render.render([Scene("white", items)], size=64), [request])
-    assert verdict.joint and verdict.sight.background == "white"
+    spec = SceneSpec(tuple(ObjectSpec(*kind) for kind in reversed(kinds)))
+    (verdict,) = check(render.render([Scene("white", items)], size=64), [spec])
+    assert verdict.joint and verdict.detection.background == "white"
 
 
 def test_json_caption_scene_and_request_agree():
     made = world.example("validation", seed=8, index=3)
     picture = render.render([made.scene], size=64)
     text = scene.to_json(made.scene, made.captions)
-    asked = (made.scene, text, scene.request_of(made.scene))
+    asked = (made.scene, text, scene.to_spec(made.scene))
     verdicts = [check(picture, [entry])[0] for entry in asked]
     assert verdicts[0] == verdicts[1] == verdicts[2]
 
 
 def test_report_counts_only_what_was_asked():
-    drawn = [world.arrange(grammar.parse("a red star on a navy background"), seed=0)] * 4
+    drawn = [scenes.arrange(grammar.parse("a red star on a navy background"), seed=0)] * 4
     asked = ["a red star", "a red star on a navy background", "a red star on a mint background"]
     rates = report(check(render.render(drawn, size=32), [*asked, "a blue star"]))
     assert rates["background"][:2] == (1, 2)
@@ -209,12 +210,12 @@ def test_report_counts_only_what_was_asked():
     lines = table(rates).splitlines()
     assert len(lines) == len(ATTRIBUTES)
     assert lines[0].startswith("background  0.500 [")
-    assert "relation    not asked" in lines
+    assert "relation    not applicable" in lines
 
 
 def test_bad_requests():
     picture = np.zeros((1, 32, 32, 3), np.uint8)
-    with pytest.raises(UserError, match="1 pictures but 2 captions"):
+    with pytest.raises(UserError, match="1 images but 2 captions"):
         check(picture, ["a red star", "a red star"])
     with pytest.raises(UserError, match="not in the grammar of the shapes world"):
         check(picture, ["an emoji of a cat"])

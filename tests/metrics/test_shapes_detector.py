@@ -5,26 +5,26 @@ import pytest
 from scipy import ndimage
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.shapes_detector import look
+from unclip_jax.metrics.shapes_detector import detect
 from unclip_jax.metrics.shapes_regions import MOST_OBJECTS
 from unclip_jax.shapes import render, world
-from unclip_jax.shapes.scene import Item, Scene
+from unclip_jax.shapes.scene import Scene, SceneObject
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, COLOURS, SHAPES
 
 
-def _matched(item, sight):
-    return min(sight.objects, key=lambda o: (o.x - item.x) ** 2 + (o.y - item.y) ** 2)
+def _matched(item, detection):
+    return min(detection.objects, key=lambda o: (o.x - item.x) ** 2 + (o.y - item.y) ** 2)
 
 
 @pytest.mark.parametrize("split", ["validation", "compositional"])
 @pytest.mark.parametrize(("size", "place"), [(64, 0.004), (32, 0.008)])
 def test_every_object_is_found_where_it_was_drawn(split, size, place):
     scenes = [world.example(split, seed=11, index=i).scene for i in range(60)]
-    for made, sight in zip(scenes, look(render.render(scenes, size=size)), strict=True):
-        assert sight.background == made.background
-        assert len(sight.objects) == len(made.items)
+    for made, detection in zip(scenes, detect(render.render(scenes, size=size)), strict=True):
+        assert detection.background == made.background
+        assert len(detection.objects) == len(made.items)
         for item in made.items:
-            found = _matched(item, sight)
+            found = _matched(item, detection)
             assert (found.colour, found.shape, found.size) == (item.colour, item.shape, item.size)
             assert max(abs(found.x - item.x), abs(found.y - item.y)) < place
             assert found.radius == pytest.approx(item.radius, rel=0.04)
@@ -33,15 +33,15 @@ def test_every_object_is_found_where_it_was_drawn(split, size, place):
 
 def test_every_colour_and_shape_on_every_background():
     scenes = [
-        Scene(ground, (Item(colour, shape, "medium", 0.5, 0.5, 0.17),))
+        Scene(ground, (SceneObject(colour, shape, "medium", 0.5, 0.5, 0.17),))
         for ground in BACKGROUNDS
         for colour in COLOURS
         for shape in SHAPES
     ]
-    sights = look(render.render(scenes, size=32))
-    for made, sight in zip(scenes, sights, strict=True):
-        (found,) = sight.objects
-        assert sight.background == made.background
+    detections = detect(render.render(scenes, size=32))
+    for made, detection in zip(scenes, detections, strict=True):
+        (found,) = detection.objects
+        assert detection.background == made.background
         assert (found.colour, found.shape) == (made.items[0].colour, made.items[0].shape)
 
 
@@ -49,7 +49,7 @@ def test_float_and_uint8_see_the_same():
     scenes = [world.example("train", seed=2, index=i).scene for i in range(8)]
     pictures = render.render(scenes, size=32)
     floats = pictures.astype(np.float32) / 127.5 - 1
-    for one, other in zip(look(pictures), look(floats), strict=True):
+    for one, other in zip(detect(pictures), detect(floats), strict=True):
         assert one.background == other.background
         for a, b in zip(one.objects, other.objects, strict=True):
             assert a[:3] == b[:3]
@@ -60,21 +60,21 @@ def test_touching_objects_of_two_colours_are_two():
     radius = 0.17
     half = 0.77 * radius
     items = tuple(
-        Item(colour, "square", "medium", 0.5 + side * half, 0.5, radius)
+        SceneObject(colour, "square", "medium", 0.5 + side * half, 0.5, radius)
         for colour, side in (("red", -1), ("blue", 1))
     )
-    (sight,) = look(render.render([Scene("cream", items)], size=64))
-    assert {found.colour for found in sight.objects} == {"red", "blue"}
-    assert [found.shape for found in sight.objects] == ["square", "square"]
+    (detection,) = detect(render.render([Scene("cream", items)], size=64))
+    assert {found.colour for found in detection.objects} == {"red", "blue"}
+    assert [found.shape for found in detection.objects] == ["square", "square"]
 
 
 def test_specks_are_not_objects_and_blobs_have_no_shape():
     rng = np.random.default_rng(0)
     picture = np.full((1, 64, 64, 3), 255, np.uint8)
     picture[0, rng.integers(1, 63, 40), rng.integers(1, 63, 40)] = COLOURS["red"]
-    assert look(picture) == [("white", ())]
+    assert detect(picture) == [("white", ())]
     picture[0, 30:33, 4:60] = COLOURS["green"]  # a bar
-    (found,) = look(picture)[0].objects
+    (found,) = detect(picture)[0].objects
     assert found.colour == "green" and found.shape is None
 
 
@@ -85,10 +85,10 @@ def test_soft_and_noisy_pictures_are_still_read():
     soft = ndimage.gaussian_filter(pictures, (0, 0.8, 0.8, 0))
     noisy = np.clip(soft + 0.08 * rng.standard_normal(soft.shape), -1, 1).astype(np.float32)
     right = total = 0
-    for made, sight in zip(scenes, look(noisy), strict=True):
-        assert sight.background == made.background and len(sight.objects) == len(made.items)
+    for made, detection in zip(scenes, detect(noisy), strict=True):
+        assert detection.background == made.background and len(detection.objects) == len(made.items)
         for item in made.items:
-            found = _matched(item, sight)
+            found = _matched(item, detection)
             right += (found.colour, found.shape, found.size) == (item.colour, item.shape, item.size)
             total += 1
     assert right >= 0.99 * total
@@ -96,25 +96,25 @@ def test_soft_and_noisy_pictures_are_still_read():
 
 def test_noise_is_not_a_crowd():
     noise = np.random.default_rng(0).uniform(-1, 1, (4, 64, 64, 3)).astype(np.float32)
-    assert all(len(sight.objects) <= MOST_OBJECTS for sight in look(noise))
+    assert all(len(detection.objects) <= MOST_OBJECTS for detection in detect(noise))
 
 
 def test_a_painted_background_is_named_by_its_colour():
     picture = np.empty((1, 32, 32, 3), np.uint8)
     picture[:] = COLOURS["red"]
-    assert look(picture) == [("red", ())]
+    assert detect(picture) == [("red", ())]
 
 
 def test_bad_pictures():
-    with pytest.raises(UserError, match="pictures are 32 x 16"):
-        look(np.zeros((1, 32, 16, 3), np.uint8))
+    with pytest.raises(UserError, match="images are 32 x 16"):
+        detect(np.zeros((1, 32, 16, 3), np.uint8))
     with pytest.raises(UserError, match="squares of at least 16"):
-        look(np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match="float pictures reach 255"):
-        look(np.full((1, 32, 32, 3), 255, np.float32))
-    with pytest.raises(UserError, match="float pictures reach nan"):
-        look(np.full((1, 32, 32, 3), np.nan, np.float32))
+        detect(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="float images reach 255"):
+        detect(np.full((1, 32, 32, 3), 255, np.float32))
+    with pytest.raises(UserError, match="float images reach nan"):
+        detect(np.full((1, 32, 32, 3), np.nan, np.float32))
 
 
 def test_no_pictures():
-    assert look(np.zeros((0, 32, 32, 3), np.uint8)) == []
+    assert detect(np.zeros((0, 32, 32, 3), np.uint8)) == []

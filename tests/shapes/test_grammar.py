@@ -4,7 +4,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.shapes import grammar, scene, world
-from unclip_jax.shapes.scene import Request, Scene, Wanted
+from unclip_jax.shapes.scene import ObjectSpec, Scene, SceneSpec
 from unclip_jax.shapes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
@@ -14,7 +14,7 @@ from unclip_jax.shapes.vocabulary import (
     SHAPES,
 )
 
-CIRCLE, SQUARE = Wanted("red", "circle"), Wanted("blue", "square")
+CIRCLE, SQUARE = ObjectSpec("red", "circle"), ObjectSpec("blue", "square")
 
 
 @pytest.mark.parametrize(
@@ -22,29 +22,41 @@ CIRCLE, SQUARE = Wanted("red", "circle"), Wanted("blue", "square")
     [
         (
             "a red circle above a blue square on a navy background",
-            Request((CIRCLE, SQUARE), "above", "navy"),
+            SceneSpec((CIRCLE, SQUARE), "above", "navy"),
         ),
-        ("three green stars", Request((Wanted("green", "star"),) * 3)),
-        ("a large purple heart", Request((Wanted("purple", "heart", "large"),))),
-        ("an orange cross", Request((Wanted("orange", "cross"),))),
-        ("two small pink crosses", Request((Wanted("pink", "cross", "small"),) * 2)),
-        ("a picture of a red circle under a blue square", Request((CIRCLE, SQUARE), "below")),
-        ("a red circle to the right of a blue square", Request((CIRCLE, SQUARE), "right of")),
+        ("three green stars", SceneSpec((ObjectSpec("green", "star"),) * 3)),
+        (
+            "a large purple heart",
+            SceneSpec((ObjectSpec("purple", "heart", "large"),)),
+        ),
+        ("an orange cross", SceneSpec((ObjectSpec("orange", "cross"),))),
+        (
+            "two small pink crosses",
+            SceneSpec((ObjectSpec("pink", "cross", "small"),) * 2),
+        ),
+        (
+            "a picture of a red circle under a blue square",
+            SceneSpec((CIRCLE, SQUARE), "below"),
+        ),
+        (
+            "a red circle to the right of a blue square",
+            SceneSpec((CIRCLE, SQUARE), "right of"),
+        ),
         (
             "an image of a red circle left of a blue square against a mint background",
-            Request((CIRCLE, SQUARE), "left of", "mint"),
+            SceneSpec((CIRCLE, SQUARE), "left of", "mint"),
         ),
-        ("  A Red  circle. ", Request((CIRCLE,))),
+        ("  A Red  circle. ", SceneSpec((CIRCLE,))),
     ],
 )
 def test_meaning(caption, request_):
     assert grammar.parse(caption) == request_
 
 
-def _seen_from_the_other_side(request):
-    if request.relation is None:
-        return request
-    return Request(request.wanted[::-1], INVERSE[request.relation], request.background)
+def _seen_from_the_other_side(spec):
+    if spec.relation is None:
+        return spec
+    return SceneSpec(spec.objects[::-1], INVERSE[spec.relation], spec.background)
 
 
 @pytest.mark.parametrize("split", ["train", "compositional"])
@@ -52,8 +64,8 @@ def _seen_from_the_other_side(request):
 def test_every_caption_parses_back_to_its_scene(split, background):
     for index in range(150):
         made = world.example(split, seed=7, index=index).scene
-        full = scene.request_of(made)
-        want = Request(full.wanted, full.relation, full.background if background else None)
+        full = scene.to_spec(made)
+        want = SceneSpec(full.objects, full.relation, full.background if background else None)
         told = grammar.captions(made, background=background)
         assert len(set(told)) == len(told)
         for caption in told:
@@ -62,7 +74,7 @@ def test_every_caption_parses_back_to_its_scene(split, background):
 
 def test_both_sides_of_a_relation_are_told():
     items = tuple(
-        scene.Item(w.colour, w.shape, "medium", 0.5, y, 0.17)
+        scene.SceneObject(w.colour, w.shape, "medium", 0.5, y, 0.17)
         for w, y in zip((CIRCLE, SQUARE), (0.2, 0.8), strict=True)
     )
     told = grammar.captions(Scene("white", items, "above"), background=False)
@@ -79,7 +91,7 @@ def test_every_noun_parses():
             words = [size, colour] if size else [colour]
             article = word or ("an" if words[0] == "orange" else "a")
             caption = " ".join([article, *words, shape if number == 1 else plural])
-            assert grammar.parse(caption) == Request((Wanted(colour, shape, size),) * number)
+            assert grammar.parse(caption) == SceneSpec((ObjectSpec(colour, shape, size),) * number)
 
 
 def test_vocabulary_is_what_captions_use():

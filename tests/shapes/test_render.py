@@ -5,7 +5,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.shapes import render, sdf, world
-from unclip_jax.shapes.scene import Item, Scene
+from unclip_jax.shapes.scene import Scene, SceneObject
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, COLOURS, SHAPES
 
 FINE = 16  # samples per pixel and axis of the reference
@@ -26,7 +26,7 @@ def _brute_force(scene, size):
 @pytest.mark.parametrize("radius", [0.12, 0.25])
 def test_coverage_is_that_of_a_supersampled_picture(shape, radius):
     size = 64
-    scene = Scene("black", (Item("yellow", shape, "large", 0.503, 0.471, radius),))
+    scene = Scene("black", (SceneObject("yellow", shape, "large", 0.503, 0.471, radius),))
     picture = render.render([scene], size=size)[0].astype(float)
     contrast = COLOURS["yellow"].red - BACKGROUNDS["black"].red
     error = np.abs(picture - _brute_force(scene, size))[..., 0] / contrast
@@ -39,7 +39,7 @@ def test_coverage_is_that_of_a_supersampled_picture(shape, radius):
 
 def test_axis_aligned_edges_are_exact():
     # A square whose sides cut pixels at known shares: half side 0.77 * r = 10.25 px round 32.
-    scene = Scene("white", (Item("blue", "square", "medium", 0.5, 0.5, 10.25 / 0.77 / 64),))
+    scene = Scene("white", (SceneObject("blue", "square", "medium", 0.5, 0.5, 10.25 / 0.77 / 64),))
     row = render.render([scene], size=64)[0, 32].astype(float)
     white, blue = np.array(BACKGROUNDS["white"]), np.array(COLOURS["blue"])
     np.testing.assert_allclose(row[22:42], np.broadcast_to(blue, (20, 3)), atol=1)

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
+from tests.shapes import scenes
 from unclip_jax.core.checks import UserError
 from unclip_jax.shapes import grammar, layout, scene, world
-from unclip_jax.shapes.scene import Request, Wanted
 from unclip_jax.shapes.vocabulary import (
     BOUND,
     COLOURS,
@@ -19,8 +19,8 @@ from unclip_jax.shapes.vocabulary import (
     SHAPES,
     SIZES,
     held_out,
-    seen,
     size_of,
+    training_pairs,
 )
 
 MANY = 3000
@@ -41,14 +41,16 @@ def compositional():
 
 
 def test_held_out_pairs_are_about_a_tenth_and_leave_every_word_known():
-    assert len(held_out()) == 6 and len(seen()) == 50
-    assert not held_out() & set(seen())
-    assert {c for c, _ in seen()} == set(COLOURS) and {s for _, s in seen()} == set(SHAPES)
+    assert len(held_out()) == 6 and len(training_pairs()) == 50
+    assert not held_out() & set(training_pairs())
+    assert {c for c, _ in training_pairs()} == set(COLOURS) and {
+        s for _, s in training_pairs()
+    } == set(SHAPES)
 
 
 def test_training_never_shows_a_held_out_pair(train):
     shown = set().union(*(_pairs(made.scene) for made in train))
-    assert shown == set(seen())  # every seen pair occurs, no held-out pair does
+    assert shown == set(training_pairs())  # every seen pair occurs, no held-out pair does
     validation = [world.example("validation", seed=0, index=i).scene for i in range(1000)]
     assert not held_out() & set().union(*map(_pairs, validation))
 
@@ -74,15 +76,14 @@ def test_siblings_share_what_is_easy_and_differ_in_what_is_hard(train):
         family = [made.scene for made in train[start : start + world.SIBLINGS]]
         assert len({each.background for each in family}) == 1
         assert len({frozenset((i.colour, i.size) for i in each.items) for each in family}) == 1
-        told = {scene.request_of(each) for each in family}
-        assert len({(each.wanted, each.relation) for each in told}) == world.SIBLINGS
+        specs = {scene.to_spec(sibling) for sibling in family}
+        assert len({(spec.objects, spec.relation) for spec in specs}) == world.SIBLINGS
 
 
 def test_objects_are_apart_and_inside(train, compositional):
     for made in [*train, *compositional]:
         items = made.scene.items
-        places, radii = [(i.x, i.y) for i in items], [i.radius for i in items]
-        assert layout.separation(places, radii) >= GAP - 1e-4
+        assert scenes.separation(made.scene) >= GAP - 1e-4
         for item in items:
             edge = MARGIN + BOUND * item.radius - 1e-4
             assert edge <= item.x <= 1 - edge and edge <= item.y <= 1 - edge
@@ -113,10 +114,10 @@ def test_size_words_are_the_radii(train):
 
 def test_captions_are_different_and_true(train):
     for made in train[:400]:
-        full = scene.request_of(made.scene)
+        full = scene.to_spec(made.scene)
         assert 2 <= len(set(made.captions)) == len(made.captions) <= 6
         for caption in made.captions:
-            assert set(grammar.parse(caption).wanted) == set(full.wanted)
+            assert set(grammar.parse(caption).objects) == set(full.objects)
             assert caption in (
                 *grammar.captions(made.scene, background=True),
                 *grammar.captions(made.scene, background=False),
@@ -154,47 +155,40 @@ def test_same_world_in_another_process():
     assert there.stdout == here
 
 
-def test_arrange_fulfils_requests():
+def test_arranged_scenes_fulfil_their_spec():
     for text in (
         "a large red circle above a large blue square",
         "a large red circle above a small blue square on a navy background",
         "four green stars",
         "a pink ring",
     ):
-        request = grammar.parse(text)
+        spec = grammar.parse(text)
         if text.count("large") == 2:
             with pytest.raises(UserError, match="do not fit side by side"):
-                world.arrange(request, seed=0)
+                scenes.arrange(spec, seed=0)
             continue
         for seed in range(30):
-            told = scene.request_of(world.arrange(request, seed=seed))
-            assert (told.wanted, told.relation) == (request.wanted, request.relation)
-            assert request.background in (None, told.background)
+            full = scene.to_spec(scenes.arrange(spec, seed=seed))
+            assert (full.objects, full.relation) == (spec.objects, spec.relation)
+            assert spec.background in (None, full.background)
 
 
 def test_large_beside_medium_still_fits():
-    request = grammar.parse("a large red circle right of a blue square")
+    spec = grammar.parse("a large red circle right of a blue square")
     for seed in range(50):
-        made = world.arrange(request, seed=seed)
-        items = made.items
-        assert layout.separation([(i.x, i.y) for i in items], [i.radius for i in items]) > 0.05
+        assert scenes.separation(scenes.arrange(spec, seed=seed)) > 0.05
 
 
-def test_arrange_refuses():
-    unlike = Request((Wanted("red", "circle"), Wanted("blue", "star")))
-    with pytest.raises(UserError, match="needs a relation"):
-        world.arrange(unlike, seed=0)
+def test_objects_too_large_to_scatter_are_refused():
     with pytest.raises(UserError, match="2 objects of radius .* do not fit"):
-        world.arrange(grammar.parse("two large red circles"), seed=0)
-    with pytest.raises(UserError, match="number of objects is 5"):
-        world.arrange(Request((Wanted("red", "circle"),) * 5), seed=0)
+        scenes.arrange(grammar.parse("two large red circles"), seed=0)
 
 
 def test_crowded_scatter_falls_back_to_quarters():
-    radius = 0.19  # darts for four of these seldom find room
+    radius = 0.19  # random positions for four of these seldom fit
     for seed in range(40):
         places = layout.scattered(random.Random(seed), count=4, radius=radius)
-        assert layout.separation(places, [radius] * 4) >= GAP - 1e-9
+        assert scenes.least_gap(places, [radius] * 4) >= GAP - 1e-9
 
 
 def test_bad_addresses():

@@ -137,7 +137,7 @@ def by_category(
         images: [prompts x images h w 3], likewise.
     """
     requests = [prompt.text for prompt in prompts for _ in range(cosines.shape[1])]
-    known = shapes_checker.understands(requests)
+    known = shapes_checker.all_parse(requests)
     verdicts = shapes_checker.check(images, requests) if known else []
     rows = np.arange(len(requests)).reshape(cosines.shape)
     groups = {name: [p.category == name for p in prompts] for name in _order(prompts)}

@@ -102,7 +102,7 @@ def collected(
     Raises:
         UserError: neither is there.
     """
-    there = npz.names(pathlib.Path(path)) if statistics and path.endswith(".npz") else set()
+    there = npz.array_names(pathlib.Path(path)) if statistics and path.endswith(".npz") else set()
     if "mu" not in there:
         return extract.collect(extractor, _open(path, args), batch_size=args.batch, name=name)
     known = extract.from_statistics(pathlib.Path(path))

@@ -176,7 +176,7 @@ def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
         extract.collect(judge, there, batch_size=args.batch, name="real"),
         judge,
         own,
-        captions if shapes_checker.understands(captions) else (),
+        captions if shapes_checker.all_parse(captions) else (),
     )
 
 

@@ -1,4 +1,4 @@
-"""Feature extractors: from uint8 pictures to what scores are made of, with a protocol to print.
+"""Feature extractors: uint8 images to the features of scores, with a protocol to report.
 
 An extractor is a value. `prepare` runs on the host and is part of the protocol; `apply` is pure
 and runs on the devices.
@@ -20,25 +20,25 @@ from unclip_jax.models.clip import Clip
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.inception import SIDE, Inception, InceptionConfig
 
-Pictures = UInt8[np.ndarray, " b h w 3"]
+Images = UInt8[np.ndarray, " b h w 3"]
 Features = Mapping[str, Array]  # "pool", and for Inception "spatial" and "probabilities"
 
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """What turns pictures into features.
+    """A feature network with its preprocessing.
 
     Attributes:
         kind: "inception" or "clip".
-        protocol: what a figure made with this must say of itself; JSON-ready.
-        prepare: uint8 pictures of any one size -> what the network takes.
+        protocol: facts to report beside every figure made with it; JSON-ready.
+        prepare: uint8 images of any one size -> inputs of the network.
         params: of the network.
-        apply: (params, prepared pictures) -> arrays with one row per picture.
+        apply: (params, prepared images) -> arrays with one row per image.
     """
 
     kind: str
     protocol: Mapping[str, Any]
-    prepare: Callable[[Pictures], np.ndarray]
+    prepare: Callable[[Images], np.ndarray]
     params: Params = dataclasses.field(repr=False)
     apply: Callable[[Params, Array], Features] = dataclasses.field(repr=False)
 
@@ -108,10 +108,10 @@ def clip(params: Params, *, cfg: ClipConfig, weights: str) -> Extractor:
         "weights": weights,
         "resize": f"Pillow bicubic, shorter side to {size}, centre crop {size} x {size}",
     }
-    return Extractor("clip", protocol, lambda images: _clip_pictures(images, size), params, apply)
+    return Extractor("clip", protocol, lambda images: _preprocess(images, size), params, apply)
 
 
-def _clip_pictures(images: Pictures, size: int) -> Float32[np.ndarray, " b s s 3"]:
+def _preprocess(images: Images, size: int) -> Float32[np.ndarray, " b s s 3"]:
     """CLIP's own preprocessing, to [-1, 1]; the network standardises."""
     height, width = images.shape[1:3]
     if (height, width) != (size, size):

@@ -1,10 +1,10 @@
-"""Fréchet distance between the Gaussians that fit two sets of vectors best.
+"""Fréchet distance between the Gaussians with the moments of two sets of vectors.
 
     d^2 = |m_1 - m_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
 
 Dowson and Landau (1982), J. Multivariate Anal. 12, 450; used on image features by Heusel et al.
 (2017, arXiv 1706.08500, eq. 6), where it is FID. It falls with the number of vectors, so figures
-compare only when they were made from equally many.
+are comparable only for equal numbers.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Moments(NamedTuple):
 
 
 def moments(vectors: Vectors) -> Moments:
-    """Fit a Gaussian.
+    """Computes mean and covariance.
 
     Raises:
         UserError: fewer than two vectors, or some that are not finite.
@@ -34,14 +34,14 @@ def moments(vectors: Vectors) -> Moments:
         raise UserError(f"{len(vectors)} vectors have no covariance; give at least 2.")
     vectors = np.asarray(vectors, np.float64)
     if not np.isfinite(vectors).all():
-        raise UserError("some vectors are not finite; the model that made them has diverged.")
+        raise UserError("some vectors are not finite; the model that computed them has diverged.")
     mean = vectors.mean(axis=0)
     centred = vectors - mean
     return Moments(mean, centred.T @ centred / (len(vectors) - 1))
 
 
 def squared_distance(one: Moments, other: Moments) -> float:
-    """d^2 of two Gaussians; singular covariances are fine.
+    """Computes d^2 of two Gaussians; singular covariances are allowed.
 
     Tr (S_1 S_2)^(1/2) is the sum of the singular values of S_1^(1/2) S_2^(1/2), which needs no
     square root of a matrix that is not symmetric, and loses nothing where S is singular.
@@ -61,9 +61,9 @@ def squared_distance(one: Moments, other: Moments) -> float:
 
 
 def root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
-    """The symmetric square root of a positive semi-definite matrix.
+    """Computes the symmetric square root of a positive semi-definite matrix.
 
-    Eigenvalues that rounding alone can make are 0; their roots would be half as many digits large.
+    Eigenvalues within rounding error are set to 0; their roots would be far larger than the error.
     """
     values, vectors = np.linalg.eigh(covariance)
     noise = values.max() * len(values) * np.finfo(np.float64).eps

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,13 +10,15 @@ from jaxtyping import Float
 
 from unclip_jax.core.checks import UserError, in_range
 
+Statistic = Callable[[np.ndarray], float]  # indices of units, with repetition -> a number
+
 
 class Rate(NamedTuple):
     """A proportion with its interval.
 
     Attributes:
         hits: number of successes.
-        total: number of trials; 0 means that nothing was asked.
+        total: number of trials; 0 = the question did not arise.
         value: hits / total, or nan.
         low: lower end of the interval.
         high: upper end of the interval.
@@ -30,8 +33,16 @@ class Rate(NamedTuple):
     def __str__(self) -> str:
         """'0.930 [0.886, 0.958] of 200'."""
         if not self.total:
-            return "not asked"
+            return "not applicable"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] of {self.total}"
+
+
+class Interval(NamedTuple):
+    """A number and its interval; all nan where the number is not defined."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Mean(NamedTuple):
@@ -44,7 +55,7 @@ class Mean(NamedTuple):
 
 
 def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Rate:
-    """Wilson's score interval for `hits` successes in `total` independent trials.
+    """Computes Wilson's score interval for `hits` successes in `total` independent trials.
 
     Wilson (1927), J. Am. Stat. Assoc. 22, 209. Unlike the normal interval it stays inside [0, 1]
     and keeps its coverage near 0 and 1. Without trials it is [0, 1].
@@ -69,18 +80,52 @@ def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Rate:
 def bootstrap(
     values: Float[np.ndarray, " n"], *, confidence: float = 0.95, resamples: int = 2000
 ) -> Mean:
-    """Percentile bootstrap interval for the mean of independent values; the same every time.
+    """Computes the bootstrap interval of the mean of independent values.
 
     Efron (1979), Ann. Stat. 7, 1.
 
     Raises:
         UserError: no values, confidence outside [0, 1).
     """
-    in_range("confidence", confidence, 0.0, 1.0 - 1e-12)
     total = len(values)
     if not total:
         raise UserError("a mean of no values has no interval; give at least one.")
+    options = {"confidence": confidence, "resamples": resamples}
+    return Mean(total, *bootstrap_statistic(lambda rows: values[rows].mean(), total, **options))
+
+
+def bootstrap_statistic(
+    statistic: Statistic,
+    count: int,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    basic: bool = False,
+) -> Interval:
+    """Computes a bootstrap interval over `count` independent units, the same every time.
+
+    Resamples on which the statistic is not finite are left out.
+
+    Args:
+        statistic: of the indices of units, with repetition.
+        count: number of units.
+        confidence: of the interval.
+        resamples: number of resamples.
+        basic: reflect the quantiles about the value (Davison and Hinkley 1997, section 2.4), which
+            corrects the bias of a resampled Fréchet distance; False = the quantiles themselves.
+
+    Raises:
+        UserError: confidence outside [0, 1).
+    """
+    in_range("confidence", confidence, 0.0, 1.0 - 1e-12)
+    value = float(statistic(np.arange(count)))
     generator = np.random.default_rng(0)
-    means = [values[generator.integers(total, size=total)].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Mean(total, float(np.mean(values)), float(low), float(high))
+    samples = (statistic(generator.integers(count, size=count)) for _ in range(resamples))
+    finite = [sample for sample in samples if math.isfinite(sample)]
+    if not math.isfinite(value) or not finite:
+        return Interval(math.nan, math.nan, math.nan)
+    ends = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = (float(end) for end in ends)
+    return (
+        Interval(value, 2 * value - high, 2 * value - low) if basic else Interval(value, low, high)
+    )

@@ -1,6 +1,6 @@
-"""Distances of two sets of features by kernels: KID and CMMD.
+"""Kernel distances between two sets of features: KID and CMMD.
 
-Unlike the Frechet distance they assume no Gaussian, and KID has no bias, so that small sets can be
+Unlike the Fréchet distance they assume no Gaussian, and KID has no bias, so that small sets can be
 compared. Everything is float64, in blocks of rows.
 """
 
@@ -16,21 +16,21 @@ Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-SUBSETS, SUBSET_SIZE = 100, 1000  # arXiv 1801.01401, as torch-fidelity and clean-fid have them
+SUBSETS, SUBSET_SIZE = 100, 1000  # arXiv 1801.01401, as in torch-fidelity and clean-fid
 SIGMA = 10.0  # arXiv 2401.09603, section 4
 CMMD_SCALE = 1000.0  # likewise
 BLOCK = 1024  # rows at once
 
 
 class Kid(NamedTuple):
-    """A kernel inception distance and how it was found.
+    """A kernel inception distance and its protocol.
 
     Attributes:
         value: mean over subsets.
         std: their standard deviation.
         subsets: number of subsets.
         size: vectors of each set in each of them.
-        seed: of the choice.
+        seed: of the choice of subsets.
     """
 
     value: float
@@ -48,7 +48,7 @@ def kid(
     size: int = SUBSET_SIZE,
     seed: int = 0,
 ) -> Kid:
-    """Unbiased squared MMD with the kernel (x . y / d + 1)^3 (arXiv 1801.01401, section 4).
+    """Computes the unbiased squared MMD, kernel (x . y / d + 1)^3 (arXiv 1801.01401, section 4).
 
     The mean over random subsets of `size` vectors of each set, or of all where there are fewer.
 
@@ -59,7 +59,7 @@ def kid(
     size = min(size, len(real), len(fake))
     if size < 2:
         raise UserError(
-            f"KID of {len(real)} and {len(fake)} pictures does not exist; give at least 2 of each."
+            f"KID of {len(real)} and {len(fake)} images is undefined; give at least 2 of each."
         )
     rng = np.random.default_rng(seed)
     values = [
@@ -74,9 +74,9 @@ def kid(
 
 
 def cmmd(real: Features, fake: Others, *, sigma: float = SIGMA) -> float:
-    """1000 x squared MMD, with a Gaussian kernel, of unit CLIP embeddings (arXiv 2401.09603).
+    """Computes 1000 x squared MMD of unit CLIP embeddings, Gaussian kernel (arXiv 2401.09603).
 
-    The biased estimate, as the authors have it: pairs of a vector with itself count.
+    The biased estimate, as in the paper: pairs of a vector with itself count.
     """
     kernel = gaussian(sigma)
     real, fake = unit(real), unit(fake)
@@ -85,7 +85,7 @@ def cmmd(real: Features, fake: Others, *, sigma: float = SIGMA) -> float:
 
 
 def unbiased(real: Features, fake: Others, *, kernel: Kernel) -> float:
-    """Unbiased squared MMD (Gretton et al. 2012, JMLR 13, eq. 3); it may be below zero."""
+    """Computes the unbiased squared MMD (Gretton et al. 2012, JMLR 13, eq. 3), maybe negative."""
     real, fake = real.astype(np.float64), fake.astype(np.float64)
     within = 0.0
     for one in (real, fake):
@@ -95,19 +95,19 @@ def unbiased(real: Features, fake: Others, *, kernel: Kernel) -> float:
 
 
 def mean(one: Features, other: Others, *, kernel: Kernel) -> float:
-    """Mean of the kernel over all pairs."""
+    """Computes the mean of the kernel over all pairs."""
     starts = range(0, len(one), BLOCK)
     total = sum(float(kernel(one[i : i + BLOCK], other).sum()) for i in starts)
     return total / (len(one) * len(other))
 
 
 def cubic(one: Features, other: Others) -> Float[np.ndarray, "n m"]:
-    """(x . y / d + 1)^3."""
+    """Evaluates (x . y / d + 1)^3."""
     return (one @ other.T / one.shape[1] + 1.0) ** 3
 
 
 def gaussian(sigma: float) -> Kernel:
-    """exp(-|x - y|^2 / (2 sigma^2))."""
+    """Returns the kernel exp(-|x - y|^2 / (2 sigma^2))."""
 
     def kernel(one: Features, other: Others) -> Float[np.ndarray, "n m"]:
         lengths = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None]
@@ -117,6 +117,6 @@ def gaussian(sigma: float) -> Kernel:
 
 
 def unit(features: Features) -> Features:
-    """Rows scaled to length 1, in float64."""
+    """Scales rows to length 1, in float64."""
     wide = features.astype(np.float64)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)

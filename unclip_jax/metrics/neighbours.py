@@ -1,7 +1,6 @@
-"""Fidelity and diversity apart, by balls round neighbours: precision, recall, density, coverage.
+"""Precision, recall, density and coverage: fidelity and diversity from nearest neighbours.
 
-Distances are found in blocks, so that memory grows with the number of vectors and not with its
-square; two sets of 50,000 are no problem.
+Distances are computed in blocks, so memory grows with the number of vectors, not with its square.
 """
 
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ BLOCK = 2048  # vectors at once, on both sides
 
 
 class Overlap(NamedTuple):
-    """How two sets cover each other.
+    """The mutual coverage of two sets of features.
 
     Attributes:
         precision: share of fake vectors within a ball round a real one (arXiv 1904.06991, eq. 3).
@@ -41,16 +40,16 @@ class Overlap(NamedTuple):
 def overlap(
     real: Features, fake: Others, *, k: int = K_PRECISION, k_density: int = K_DENSITY
 ) -> Overlap:
-    """All four, with balls that reach to the k-th neighbour in a vector's own set.
+    """Computes all four, with balls that reach to the k-th neighbour in a vector's own set.
 
-    Precision and recall count the surface of a ball as its inside, density and coverage do not, as
-    their authors have it; identical sets then have 1 in all four.
+    Balls are closed for precision and recall and open for density and coverage, as in the papers;
+    identical sets then have 1 in all four.
 
     Raises:
         UserError: too few vectors for `k` neighbours.
     """
     for name, features in (("real", real), ("fake", fake)):
-        _need(features, max(k, k_density), name=name)
+        _check_count(features, max(k, k_density), name=name)
     real_radii, fake_radii = radii(real, k=k), radii(fake, k=k)
     dense_radii = radii(real, k=k_density)
     precise = np.zeros(len(fake), bool)
@@ -67,12 +66,12 @@ def overlap(
 
 
 def radii(features: Features, *, k: int) -> Radii:
-    """Squared distance of every vector to its k-th nearest neighbour, itself not counted.
+    """Computes the squared distance of every vector to its k-th nearest neighbour in the set.
 
     Raises:
-        UserError: there are not k others.
+        UserError: fewer than k other vectors.
     """
-    _need(features, k, name="one")
+    _check_count(features, k, name="one")
     nearest = np.full((len(features), k + 1), np.inf)  # itself is at distance 0
     for rows, _, distance in blocks(features, features):
         joined = np.concatenate([nearest[rows], distance], axis=1)
@@ -81,7 +80,7 @@ def radii(features: Features, *, k: int) -> Radii:
 
 
 def blocks(one: Features, other: Others) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Squared distances in blocks: (rows, columns, [rows columns] float64)."""
+    """Yields squared distances in blocks: (rows, columns, [rows columns] float64)."""
     for i in range(0, len(one), BLOCK):
         rows = slice(i, min(i + BLOCK, len(one)))
         left = one[rows].astype(np.float64)
@@ -95,8 +94,8 @@ def _squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.maximum(lengths - 2 * one @ other.T, 0.0)
 
 
-def _need(features: np.ndarray, k: int, *, name: str) -> None:
+def _check_count(features: np.ndarray, k: int, *, name: str) -> None:
     if len(features) <= k:
         raise UserError(
-            f"the {name} set has {len(features)} pictures; {k} neighbours need at least {k + 1}."
+            f"the {name} set has {len(features)} images; {k} neighbours need at least {k + 1}."
         )

@@ -1,9 +1,9 @@
-"""The .npz files of guided-diffusion's evaluator, so that others can score us and we them.
+"""The .npz files of guided-diffusion's evaluator, to exchange samples and references.
 
-A batch of pictures is `arr_0`, uint8 [n h w 3]. Statistics are `mu` and `sigma` of the pooled
-features and `mu_s`, `sigma_s` of the spatial ones; a reference batch may hold both. Ours say in
-addition under `protocol` how they were made, which other readers ignore. Pictures are read and
-written in pieces: 50,000 of 256 pixels are 10 GB.
+A batch of images is `arr_0`, uint8 [n h w 3]. Statistics are `mu` and `sigma` of the pooled
+features and `mu_s`, `sigma_s` of the spatial ones; a reference batch may hold both. Files of this
+package also record their protocol under `protocol`, which other readers ignore. Images are read and
+written in batches: 50,000 of 256 pixels are 10 GB.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from jaxtyping import UInt8
 from unclip_jax.core.checks import UserError
 from unclip_jax.metrics.frechet import Moments
 
-Pictures = UInt8[np.ndarray, "_ _ _ 3"]
+Images = UInt8[np.ndarray, "_ _ _ 3"]
 IMAGES, PROTOCOL = "arr_0", "protocol"
 _DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError)
 
 
-class Shape(NamedTuple):
-    """Of a batch of pictures."""
+class ImagesShape(NamedTuple):
+    """Number and size of a batch of images."""
 
     num: int
     height: int
@@ -35,12 +35,12 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a reference file knows of a set of pictures.
+    """The contents of a reference file.
 
     Attributes:
         pool: moments of the pooled features.
-        spatial: of the spatial ones, if they are there.
-        protocol: how they were made; empty if the file does not say.
+        spatial: of the spatial ones, if stored.
+        protocol: of the features; empty if not stored.
     """
 
     pool: Moments
@@ -48,11 +48,11 @@ class Statistics:
     protocol: dict[str, Any]
 
 
-def names(path: pathlib.Path) -> set[str]:
-    """What a file holds.
+def array_names(path: pathlib.Path) -> set[str]:
+    """Returns the names of the arrays of a file.
 
     Raises:
-        UserError: there is no such file, or it is none of NumPy's.
+        UserError: no such file, or not an .npz file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -60,20 +60,20 @@ def names(path: pathlib.Path) -> set[str]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}; check the path.") from None
     except _DAMAGED as error:
-        raise UserError(f"{path} is no .npz file ({error}); make or copy it again.") from None
+        raise UserError(f"{path} is not an .npz file ({error}); write or copy it again.") from None
 
 
-def shape(path: pathlib.Path) -> Shape:
-    """Number and size of the pictures in a file.
+def shape(path: pathlib.Path) -> ImagesShape:
+    """Reads number and size of the images of a file.
 
     Raises:
-        UserError: there are none, or they are no uint8 RGB pictures.
+        UserError: no images, or not uint8 RGB.
     """
     return next(_open(path))  # pyright: ignore[reportReturnType]
 
 
-def read(path: pathlib.Path, *, batch_size: int) -> Iterator[Pictures]:
-    """The pictures of a file in order, `batch_size` at a time.
+def read(path: pathlib.Path, *, batch_size: int) -> Iterator[Images]:
+    """Reads the images of a file in order, `batch_size` at a time.
 
     Raises:
         UserError: as `shape`, or the file ends early.
@@ -83,16 +83,16 @@ def read(path: pathlib.Path, *, batch_size: int) -> Iterator[Pictures]:
     yield from pieces  # pyright: ignore[reportReturnType]
 
 
-def write(path: pathlib.Path, batches: Iterable[Pictures], *, count: int) -> None:
-    """Write pictures, `count` in all, under `arr_0`.
+def write(path: pathlib.Path, batches: Iterable[Images], *, count: int) -> None:
+    """Writes `count` images under `arr_0`.
 
     Raises:
-        UserError: their sizes differ, or there is no picture.
+        UserError: their sizes differ, or there is none.
     """
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
-        raise UserError(f"there is no picture to write to {path}.")
+        raise UserError(f"there is no image to write to {path}.")
     draft, written = path.with_name(f"{path.name}.part"), 0
     size = first.shape[1:]
     with (
@@ -103,7 +103,8 @@ def write(path: pathlib.Path, batches: Iterable[Pictures], *, count: int) -> Non
         np.lib.format.write_array_header_1_0(file, header)
         for batch in itertools.chain([first], batches):
             if batch.shape[1:] != size:
-                raise UserError(f"pictures of {batch.shape[1:]} follow such of {size}.")
+                other = batch.shape[1:]
+                raise UserError(f"images are {size} and {other}; one file holds one size.")
             file.write(np.ascontiguousarray(batch).tobytes())
             written += len(batch)
     assert written == count, (written, count)
@@ -111,29 +112,29 @@ def write(path: pathlib.Path, batches: Iterable[Pictures], *, count: int) -> Non
 
 
 def read_statistics(path: pathlib.Path) -> Statistics:
-    """Moments of a reference.
+    """Reads the moments of a reference.
 
     Raises:
-        UserError: the file lacks them, is damaged, or they do not fit together.
+        UserError: missing or inconsistent moments, or a damaged file.
     """
-    there = names(path)
-    if not {"mu", "sigma"} <= there:
-        raise UserError(f"{path} holds {sorted(there)}; statistics are mu and sigma.")
+    names = array_names(path)
+    if not {"mu", "sigma"} <= names:
+        raise UserError(f"{path} holds {sorted(names)}; statistics are mu and sigma.")
     try:
         with np.load(path, allow_pickle=False) as file:
             pool = _moments(path, file["mu"], file["sigma"])
-            both = {"mu_s", "sigma_s"} <= there
+            both = {"mu_s", "sigma_s"} <= names
             spatial = _moments(path, file["mu_s"], file["sigma_s"]) if both else None
-            protocol = json.loads(str(file[PROTOCOL])) if PROTOCOL in there else {}
+            protocol = json.loads(str(file[PROTOCOL])) if PROTOCOL in names else {}
     except UserError:
         raise
     except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read ({error}); make or copy it again.") from None
+        raise UserError(f"{path} cannot be read ({error}); write or copy it again.") from None
     return Statistics(pool, spatial, protocol)
 
 
 def write_statistics(path: pathlib.Path, statistics: Statistics) -> None:
-    """Write what `read_statistics` reads."""
+    """Writes moments in the format that `read_statistics` reads."""
     arrays: dict[str, Any] = {"mu": statistics.pool.mean, "sigma": statistics.pool.covariance}
     if statistics.spatial is not None:
         spatial = statistics.spatial
@@ -142,11 +143,11 @@ def write_statistics(path: pathlib.Path, statistics: Statistics) -> None:
         np.savez(file, **arrays, protocol=np.array(json.dumps(statistics.protocol)))
 
 
-def _open(path: pathlib.Path, *, batch_size: int = 1) -> Iterator[Shape | Pictures]:
-    """The shape, then the pictures; nothing is read before it is asked for."""
-    there = names(path)
-    if IMAGES not in there:
-        raise UserError(f"{path} holds {sorted(there)}; pictures are {IMAGES}, uint8 [n h w 3].")
+def _open(path: pathlib.Path, *, batch_size: int = 1) -> Iterator[ImagesShape | Images]:
+    """Yields the shape, then batches of images, read lazily."""
+    names = array_names(path)
+    if IMAGES not in names:
+        raise UserError(f"{path} holds {sorted(names)}; images are {IMAGES}, uint8 [n h w 3].")
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
             version = np.lib.format.read_magic(file)
@@ -156,10 +157,10 @@ def _open(path: pathlib.Path, *, batch_size: int = 1) -> Iterator[Shape | Pictur
             dims, fortran, dtype = header(file)
             if dtype != np.uint8 or len(dims) != 4 or dims[3] != 3 or fortran or not dims[0]:
                 raise UserError(
-                    f"{path} holds {dtype} {list(dims)} under {IMAGES}; expected uint8 pictures "
+                    f"{path} holds {dtype} {list(dims)} under {IMAGES}; expected uint8 images "
                     "[n h w 3]."
                 )
-            yield Shape(*dims[:3])
+            yield ImagesShape(*dims[:3])
             for start in range(0, dims[0], batch_size):
                 count = min(batch_size, dims[0] - start)
                 data = file.read(count * int(np.prod(dims[1:])))
@@ -167,13 +168,13 @@ def _open(path: pathlib.Path, *, batch_size: int = 1) -> Iterator[Shape | Pictur
     except UserError:
         raise
     except _DAMAGED as error:
-        raise UserError(f"{path} is damaged ({error}); make or copy it again.") from None
+        raise UserError(f"{path} is damaged ({error}); write or copy it again.") from None
 
 
 def _moments(path: pathlib.Path, mean: np.ndarray, covariance: np.ndarray) -> Moments:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(
             f"{path} holds a mean {list(mean.shape)} and a covariance {list(covariance.shape)}, "
-            "which do not fit; make it again."
+            "which do not match; write it again."
         )
     return Moments(mean.astype(np.float64), covariance.astype(np.float64))

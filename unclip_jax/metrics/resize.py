@@ -1,10 +1,10 @@
-"""How a picture comes to the 299 x 299 pixels of Inception: three protocols that never mix.
+"""Resizing to the 299 x 299 pixels of Inception: three protocols that must not be mixed.
 
     tf1    bilinear, source = target x in / out, no antialias, (x - 128) / 128: ADM's TF graph
     torch  bilinear between pixel centres, no antialias, x / 127.5 - 1: pytorch-fid
     clean  Pillow's bicubic in float, antialiased, (x - 128) / 128: clean-fid (arXiv 2104.11222)
 
-The first two alias when they shrink; that is what published figures were made with.
+The first two alias when shrinking; published figures use them.
 """
 
 import functools
@@ -22,35 +22,35 @@ DESCRIPTIONS = {
     "clean": "clean: Pillow bicubic in float32, antialiased; (x - 128) / 128",
 }
 
-Pictures = UInt8[np.ndarray, " b h w 3"]
+Images = UInt8[np.ndarray, " b h w 3"]
 Ready = Float32[np.ndarray, " b s s 3"]
 
 
-def resize(images: Pictures, *, name: str, size: int) -> Ready:
-    """Pictures at `size` x `size`, squeezed if they are not square, standardised as `name` says.
+def resize(images: Images, *, name: str, size: int) -> Ready:
+    """Resizes to `size` x `size`, ignoring the aspect ratio, and standardises as `name` says.
 
     Raises:
-        UserError: there is no such protocol.
+        UserError: unknown protocol.
     """
     one_of("--resize", name, RESIZES)
-    wide = images.astype(np.float32)
+    pixels = images.astype(np.float32)
     if name == "clean":
-        made = np.stack([_clean(image, size) for image in wide])
+        resized = np.stack([_clean(image, size) for image in pixels])
     else:
         rows, columns = (matrix(n, size, centred=name == "torch") for n in images.shape[1:3])
-        made = np.einsum("oh,bhwc->bowc", rows, wide, optimize=True)
-        made = np.einsum("pw,bowc->bopc", columns, made, optimize=True)
+        resized = np.einsum("oh,bhwc->bowc", rows, pixels, optimize=True)
+        resized = np.einsum("pw,bowc->bopc", columns, resized, optimize=True)
     if name == "torch":
-        return (made / np.float32(127.5) - np.float32(1)).astype(np.float32)
-    return ((made - np.float32(128)) / np.float32(128)).astype(np.float32)
+        return (resized / np.float32(127.5) - np.float32(1)).astype(np.float32)
+    return ((resized - np.float32(128)) / np.float32(128)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=16)
 def matrix(size_in: int, size_out: int, *, centred: bool) -> Float32[np.ndarray, " o i"]:
-    """Bilinear interpolation along one axis as a matrix, [out in].
+    """Builds the matrix of bilinear interpolation along one axis, [out in].
 
-    `centred`: pixels are their centres, source = (target + 1/2) in / out - 1/2; else their corners,
-    as TensorFlow 1 has it.
+    `centred`: sample at pixel centres, source = (target + 1/2) in / out - 1/2; else at corners, as
+    TensorFlow 1 does.
     """
     target = np.arange(size_out, dtype=np.float32)
     scale = np.float32(size_in) / np.float32(size_out)
@@ -58,11 +58,11 @@ def matrix(size_in: int, size_out: int, *, centred: bool) -> Float32[np.ndarray,
     source = np.maximum(source, 0)
     low = np.minimum(np.floor(source).astype(int), size_in - 1)
     high, share = np.minimum(low + 1, size_in - 1), source - low
-    made = np.zeros((size_out, size_in), np.float32)
+    weights = np.zeros((size_out, size_in), np.float32)
     every = np.arange(size_out)
-    np.add.at(made, (every, low), 1 - share)
-    np.add.at(made, (every, high), share)
-    return made
+    np.add.at(weights, (every, low), 1 - share)
+    np.add.at(weights, (every, high), share)
+    return weights
 
 
 def _clean(image: Float32[np.ndarray, " h w 3"], size: int) -> Float32[np.ndarray, " s s 3"]:

@@ -1,12 +1,12 @@
-"""Moments of features that come in batches, or in parts from several processes.
+"""Moments of features that arrive in batches, or in parts from several processes.
 
-    seen = Running.none(2048)
+    running = Running.none(2048)
     for batch in features:
-        seen = seen.add(batch)
-    squared_distance(seen.merge(others).moments(), reference)      # frechet.py
+        running = running.add(batch)
+    squared_distance(running.merge(others).moments(), reference)      # frechet.py
 
-Everything is float64: a covariance of 2048 dimensions from float32 sums is wrong in the digits that
-a Frechet distance is about.
+Everything is float64: float32 sums lose the digits of a 2048-dimensional covariance that a Fréchet
+distance depends on.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Features = Float[np.ndarray, "n d"]
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """Count, mean and scatter; parts of a set add up to the whole, with the exact count.
+    """Count, mean and scatter of a set of vectors; those of disjoint sets can be merged.
 
     Attributes:
         count: number of vectors.
@@ -36,12 +36,12 @@ class Running:
 
     @classmethod
     def none(cls, width: int) -> "Running":
-        """Of no vector at all."""
+        """Creates the statistics of the empty set."""
         return cls(0, np.zeros(width), np.zeros((width, width)))
 
     @classmethod
     def of(cls, features: Features) -> "Running":
-        """Of the rows of one array."""
+        """Computes the statistics of the rows of one array."""
         if not len(features):
             return cls.none(features.shape[1])
         wide = features.astype(np.float64)
@@ -50,11 +50,11 @@ class Running:
         return cls(len(wide), mean, centred.T @ centred)
 
     def add(self, features: Features) -> "Running":
-        """With more rows."""
+        """Returns the statistics with further rows."""
         return self.merge(Running.of(features))
 
     def merge(self, other: "Running") -> "Running":
-        """Of both sets together (Chan, Golub, LeVeque 1983, The American Statistician 37, 242)."""
+        """Merges two sets (Chan, Golub, LeVeque 1983, The American Statistician 37, 242)."""
         if not (self.count and other.count):
             return self if self.count else other
         count = self.count + other.count
@@ -64,15 +64,15 @@ class Running:
         return Running(count, mean, self.scatter + other.scatter + between)
 
     def moments(self) -> Moments:
-        """Mean and unbiased sample covariance (N - 1), as every FID code has it.
+        """Returns mean and unbiased sample covariance (N - 1), as FID implementations do.
 
         Raises:
             UserError: fewer than two vectors, or some that are not finite.
         """
         if self.count < 2:
-            raise UserError(f"{self.count} pictures have no covariance of features; give more.")
+            raise UserError(f"{self.count} images have no covariance of features; give at least 2.")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.scatter).all()):
             raise UserError(
-                "some features are not finite; check the weights of the extractor and the pictures."
+                "some features are not finite; check the weights of the extractor and the images."
             )
         return Moments(self.mean, self.scatter / (self.count - 1))

@@ -1,4 +1,4 @@
-"""Scores of one set of pictures: Inception score, CLIP score, diversity within a caption."""
+"""Scores of one set of images: Inception score, CLIP score, diversity within a caption."""
 
 import dataclasses
 import math
@@ -14,18 +14,18 @@ Embeddings = Float[np.ndarray, "n z"]
 Captions = Float[np.ndarray, "m z"]
 Probabilities = Float[np.ndarray, "n classes"]
 
-SPLIT = 5000  # pictures per split of the Inception score, as in ADM's evaluator
-CLIP_SCALE = 100.0  # GLIDE: E[100 cos]; Hessel et al. have 2.5 max(cos, 0), Karlo the bare cosine
+SPLIT = 5000  # images per split of the Inception score, as in ADM's evaluator
+CLIP_SCALE = 100.0  # GLIDE: E[100 cos]; Hessel et al. use 2.5 max(cos, 0), Karlo the plain cosine
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A mean and how sure it is.
+    """A mean with its standard error.
 
     Attributes:
         value: the mean.
-        error: its standard error; nan of a single one.
-        count: of what the mean is taken.
+        error: its standard error; nan for a single value.
+        count: number of values.
     """
 
     value: float
@@ -34,9 +34,9 @@ class Score:
 
 
 def inception_score(probabilities: Probabilities, *, split: int = SPLIT) -> Score:
-    """Exp of the mean KL of p(class | picture) to its mean, over splits (arXiv 1606.03498, sec. 4).
+    """Computes exp of the mean KL of p(class | image) to its mean (arXiv 1606.03498, sec. 4).
 
-    Splits are consecutive, of `split` pictures; the last may be smaller. Between 1 and the number
+    Splits are consecutive, of `split` images; the last may be smaller. Between 1 and the number
     of classes.
     """
     parts = np.split(probabilities.astype(np.float64), range(split, len(probabilities), split))
@@ -45,26 +45,26 @@ def inception_score(probabilities: Probabilities, *, split: int = SPLIT) -> Scor
 
 
 def clip_score(z_img: Embeddings, z_txt: Captions) -> Score:
-    """Mean of 100 cos(picture, its caption), not clipped at zero.
+    """Computes the mean of 100 cos(image, its caption), not clipped at zero.
 
     Raises:
-        UserError: not one caption per picture.
+        UserError: unequal numbers of images and captions.
     """
     if len(z_img) != len(z_txt):
         raise UserError(
-            f"there are {len(z_img)} pictures and {len(z_txt)} captions; give one for each."
+            f"there are {len(z_img)} images and {len(z_txt)} captions; give one for each."
         )
     return _score(CLIP_SCALE * np.sum(unit(z_img) * unit(z_txt), axis=1))
 
 
 def diversity(z_img: Embeddings, captions: Sequence[Hashable]) -> Score:
-    """1 - cos of two pictures of one caption, mean over pairs, then over captions.
+    """Computes 1 - cos of two images of one caption, mean over pairs, then over captions.
 
-    What the raters of unCLIP's section 5.2 judged by eye: how much pictures of one caption differ.
-    Captions with a single picture say nothing and are left out.
+    The variety of images of one caption, judged by human raters in unCLIP's section 5.2. Captions
+    with a single image are left out.
 
     Raises:
-        UserError: no caption has two pictures.
+        UserError: no caption has two images.
     """
     rows: dict[Hashable, list[int]] = {}
     for row, caption in enumerate(captions):
@@ -72,7 +72,9 @@ def diversity(z_img: Embeddings, captions: Sequence[Hashable]) -> Score:
     z = unit(z_img)
     values = [_spread(z[group]) for group in rows.values() if len(group) > 1]
     if not values:
-        raise UserError("no caption has two pictures, so their diversity is unknown; draw more.")
+        raise UserError(
+            "no caption has two images, so their diversity is undefined; sample more per caption."
+        )
     return _score(np.array(values))
 
 

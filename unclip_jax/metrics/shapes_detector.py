@@ -1,7 +1,7 @@
-"""What a picture of the shapes world holds: its background and its objects.
+"""Detection of the background and the objects of an image of the shapes world.
 
-Area and centre of mass of a region fix size and place under each hypothesis of shape; the shape is
-the one whose rendered template then overlaps best. `shapes_regions` finds the regions.
+Area and centre of mass of a region fix size and position under each hypothesis of shape; the shape
+is the one whose rendered template then overlaps best. `shapes_regions` segments the image.
 """
 
 from typing import NamedTuple
@@ -15,25 +15,25 @@ from unclip_jax.metrics.shapes_regions import PALETTE, PerObject, Pixels, Region
 from unclip_jax.shapes import render, sdf
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, COLOURS, SHAPES, size_of
 
-CHUNK = 128  # pictures looked at together, for the sake of memory
+CHUNK = 128  # images per batch, to bound memory
 LEAST_SIDE = 16  # pixels
 LEAST_OVERLAP = 0.60  # intersection over union with the best template; below, no shape at all
 
-Pictures = UInt8[np.ndarray, "b h w 3"] | Float[np.ndarray, "b h w 3"]
+Images = UInt8[np.ndarray, "b h w 3"] | Float[np.ndarray, "b h w 3"]
 
 _COLOURS = tuple(COLOURS)
 _GROUNDS = (*BACKGROUNDS, *COLOURS)
 _GROUND_PALETTE = np.concatenate([np.array(list(BACKGROUNDS.values()), np.float32), PALETTE])
 
 
-class Found(NamedTuple):
-    """One object as seen; lengths are fractions of the image side, y points down.
+class DetectedObject(NamedTuple):
+    """One detected object; lengths are fractions of the image side, y points down.
 
     Attributes:
         colour: nearest palette colour.
-        shape: best template, or None when nothing fits.
+        shape: best template, or None where none fits.
         size: nearest size word.
-        x: horizontal centre, as in `shapes.scene.Item`.
+        x: horizontal centre, as in `shapes.scene.SceneObject`.
         y: vertical centre.
         radius: unit radius of the shape's outline.
         overlap: intersection over union with the best template.
@@ -48,11 +48,11 @@ class Found(NamedTuple):
     overlap: float
 
 
-class Sight(NamedTuple):
-    """What a picture holds; `background` may also be an object colour when a model paints one."""
+class Detection(NamedTuple):
+    """The content of an image; `background` may also be an object colour if a model paints one."""
 
     background: str
-    objects: tuple[Found, ...]
+    objects: tuple[DetectedObject, ...]
 
 
 class _Fit(NamedTuple):
@@ -65,8 +65,8 @@ class _Fit(NamedTuple):
     radius: PerObject
 
 
-def look(images: Pictures) -> list[Sight]:
-    """Find background and objects of every picture.
+def detect(images: Images) -> list[Detection]:
+    """Detects background and objects of every image.
 
     Args:
         images: square RGB, uint8 or float in [-1, 1].
@@ -75,49 +75,49 @@ def look(images: Pictures) -> list[Sight]:
         UserError: not square, smaller than LEAST_SIDE, or floats outside [-1, 1].
     """
     _check(images)
-    sights: list[Sight] = []
+    detections: list[Detection] = []
     for start in range(0, len(images), CHUNK):
         pixels = images[start : start + CHUNK].astype(np.float32)
         if images.dtype != np.uint8:
             pixels = (pixels + 1) * np.float32(127.5)
-        sights += _look(pixels)
-    return sights
+        detections += _detect(pixels)
+    return detections
 
 
 def _check(images: np.ndarray) -> None:
     height, width = images.shape[1:3]
     if height != width or height < LEAST_SIDE:
         raise UserError(
-            f"pictures are {height} x {width}; the checker needs squares of at least "
+            f"images are {height} x {width}; the checker needs squares of at least "
             f"{LEAST_SIDE} pixels."
         )
     if images.dtype == np.uint8 or not images.size:
         return
     reach = np.abs(images).max()
     if not reach <= 1 + 1e-3:  # also true of nan
-        raise UserError(f"float pictures reach {reach:.4g}; expected [-1, 1]. Clip or rescale.")
+        raise UserError(f"float images reach {reach:.4g}; expected [-1, 1]; clip or rescale them.")
 
 
-def _look(pixels: Pixels) -> list[Sight]:
+def _detect(pixels: Pixels) -> list[Detection]:
     side = pixels.shape[1]
     grounds = shapes_regions.border_colour(pixels)
     distance = np.linalg.norm(grounds[:, None] - _GROUND_PALETTE, axis=-1)
     regions = shapes_regions.find_regions(pixels, grounds)
     fit = _fit(regions)
-    objects: list[list[Found]] = [[] for _ in pixels]
-    for k, owner in enumerate(regions.picture):
+    objects: list[list[DetectedObject]] = [[] for _ in pixels]
+    for k, owner in enumerate(regions.image):
         overlap = float(fit.overlap[k])
         shape = SHAPES[fit.shape[k]] if overlap >= LEAST_OVERLAP else None
         x, y, radius = (float(value[k]) / side for value in (fit.x, fit.y, fit.radius))
         colour = _COLOURS[regions.colour[k]]
-        objects[owner].append(Found(colour, shape, size_of(radius), x, y, radius, overlap))
+        objects[owner].append(DetectedObject(colour, shape, size_of(radius), x, y, radius, overlap))
     names = [_GROUNDS[k] for k in distance.argmin(-1)]
-    return [Sight(name, tuple(found)) for name, found in zip(names, objects, strict=True)]
+    return [Detection(name, tuple(group)) for name, group in zip(names, objects, strict=True)]
 
 
 def _fit(regions: Regions) -> _Fit:
-    """Overlap every object with every template of its own area and centre of mass."""
-    count = len(regions.picture)
+    """Fits every template of an object's area and centre of mass and takes the best overlap."""
+    count = len(regions.image)
     if not count:
         nothing = np.zeros(0)
         return _Fit(np.zeros(0, int), nothing, nothing, nothing, nothing)
@@ -126,11 +126,11 @@ def _fit(regions: Regions) -> _Fit:
     middle = y - radii * np.array([sdf.moments(shape).centre_y for shape in SHAPES])[:, None]
     side = render.window_side(float(radii.max()) + 1.0)
     left, top = (np.floor(value).astype(int) - side // 2 for value in (x, y))
-    seen = shapes_regions.windows(regions, left=left, top=top, side=side)
+    observed = shapes_regions.windows(regions, left=left, top=top, side=side)
     overlap = np.zeros((len(SHAPES), count))
     for k, shape in enumerate(SHAPES):
-        drawn = render.coverage(shape, x=x - left, y=middle[k] - top, radius=radii[k], side=side)
-        both, either = np.minimum(drawn, seen), np.maximum(drawn, seen)
+        template = render.coverage(shape, x=x - left, y=middle[k] - top, radius=radii[k], side=side)
+        both, either = np.minimum(template, observed), np.maximum(template, observed)
         overlap[k] = both.sum((1, 2)) / either.sum((1, 2))
     best, every = overlap.argmax(0), np.arange(count)
     return _Fit(best, overlap[best, every], x, middle[best, every], radii[best, every])

@@ -1,4 +1,4 @@
-"""From pixels of the shapes world to regions: which pixels belong to which coloured object.
+"""Segmentation of images of the shapes world into coloured objects.
 
 A soft edge is a mixture of the background and one palette colour. So a pixel belongs to the colour
 whose line from the background passes nearest, and its position on that line is the share of it
@@ -14,14 +14,14 @@ from scipy import ndimage
 from unclip_jax.shapes import sdf
 from unclip_jax.shapes.vocabulary import COLOURS, SHAPES, SIZES
 
-LEAST_AREA = 0.25  # of the smallest object of the world; less is a speck
+LEAST_AREA = 0.25  # of the smallest object of the world; smaller regions are noise
 LEAST_CONTRAST = 36.0  # RGB distance; an object colour this near to the background is invisible
 SPLIT_SHARE = 0.25  # a second colour with this share of a component makes it two objects
-MOST_OBJECTS = 8  # the largest are kept; four is the most that a caption names
+MOST_OBJECTS = 8  # per image, the largest; a caption names at most four
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 _KINDS = len(COLOURS)
-_WITHIN = np.zeros((3, 3, 3), bool)  # joins neighbours within a picture, never across the batch
+_WITHIN = np.zeros((3, 3, 3), bool)  # joins neighbours within an image, never across the batch
 _WITHIN[1] = ndimage.generate_binary_structure(2, 1)
 
 Pixels = Float[np.ndarray, "b h w 3"]
@@ -32,23 +32,23 @@ PerObject = Float[np.ndarray, " n"]
 
 
 class Regions(NamedTuple):
-    """Objects of a batch of pictures, numbered from 0.
+    """The objects of a batch of images, numbered from 0.
 
     Attributes:
         label: [b h w]; 0 off all objects, k + 1 on object k and on the pixels that touch it.
         share: [b h w]; how much of each pixel its object covers.
-        picture: [n] index of the picture that holds each object.
+        image: [n] index of the image that holds each object.
         colour: [n] index into `COLOURS` of each object's colour.
     """
 
     label: Labels
     share: Float[np.ndarray, "b h w"]
-    picture: Int[np.ndarray, " n"]
+    image: Int[np.ndarray, " n"]
     colour: Int[np.ndarray, " n"]
 
 
 class Centres(NamedTuple):
-    """Area and centre of mass per object, in pixels from the picture's upper left corner."""
+    """Area and centre of mass per object, in pixels from the image's upper left corner."""
 
     area: PerObject
     x: PerObject
@@ -56,37 +56,37 @@ class Centres(NamedTuple):
 
 
 def border_colour(pixels: Pixels) -> Grounds:
-    """Median colour of the outermost pixels of each picture, [b h w 3] -> [b 3]."""
+    """Computes the median colour of the outermost pixels of each image, [b h w 3] -> [b 3]."""
     top, bottom = pixels[:, 0], pixels[:, -1]
     left, right = pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]
     return np.median(np.concatenate([top, bottom, left, right], axis=1), axis=1)
 
 
 def find_regions(pixels: Pixels, grounds: Grounds) -> Regions:
-    """Join half-covered pixels into objects; specks go, and each object gets one colour.
+    """Joins half-covered pixels into objects of one colour each, without tiny regions.
 
     Args:
         pixels: [b h w 3], 0-255.
-        grounds: [b 3] background of each picture.
+        grounds: [b 3] background of each image.
     """
     offset, lines = pixels - grounds[:, None, None, :], PALETTE - grounds[:, None]
     colour, solid = _unmix(offset, lines)
-    colour = _settle(colour, solid)
-    label = _keep(_join(colour, solid), least=_least_area(pixels.shape[1]))
+    colour = _main_colour(colour, solid)
+    label = _drop_small(_join(colour, solid), least=_least_area(pixels.shape[1]))
     numbers, first = np.unique(label, return_index=True)
     first = first[numbers > 0]
-    picture, main = first // label[0].size, colour.ravel()[first]
+    image, main = first // label[0].size, colour.ravel()[first]
     label = np.where(label > 0, label, ndimage.maximum_filter(label, size=(1, 3, 3)))
-    line = np.concatenate([np.zeros((1, 3), np.float32), lines[picture, main]])
+    line = np.concatenate([np.zeros((1, 3), np.float32), lines[image, main]])
     length = np.maximum(np.sum(line**2, axis=-1), 1)
     share = np.sum(offset * (line / length[:, None])[label], axis=-1)
-    return Regions(label, np.clip(share, 0, 1), picture, main)
+    return Regions(label, np.clip(share, 0, 1), image, main)
 
 
 def centres(regions: Regions) -> Centres:
-    """Area and centre of mass of every object, weighted by share."""
+    """Computes area and centre of mass of every object, weighted by share."""
     rows, columns = (np.arange(n) + 0.5 for n in regions.label.shape[1:])
-    label, count = regions.label.ravel(), len(regions.picture) + 1
+    label, count = regions.label.ravel(), len(regions.image) + 1
 
     def total(weight: np.ndarray) -> PerObject:
         return np.bincount(label, weight.ravel(), minlength=count)[1:].astype(np.float64)
@@ -99,11 +99,11 @@ def centres(regions: Regions) -> Centres:
 def windows(
     regions: Regions, *, left: Int[np.ndarray, " n"], top: Int[np.ndarray, " n"], side: int
 ) -> Float[np.ndarray, "n side side"]:
-    """The share that each object covers, cut out round it, [n side side]; zero off the picture."""
+    """Crops the share of each object around it, [n side side]; zero outside the image."""
     pad = ((0, 0), (side, side), (side, side))
     label, share = np.pad(regions.label, pad), np.pad(regions.share, pad)
     cut = np.zeros((len(left), side, side), np.float32)
-    for k, owner in enumerate(regions.picture):
+    for k, owner in enumerate(regions.image):
         rows = slice(top[k] + side, top[k] + 2 * side)
         columns = slice(left[k] + side, left[k] + 2 * side)
         cut[k] = share[owner, rows, columns] * (label[owner, rows, columns] == k + 1)
@@ -111,7 +111,7 @@ def windows(
 
 
 def _unmix(offset: Pixels, lines: Float[np.ndarray, "b k 3"]) -> tuple[Labels, Marks]:
-    """Per pixel the likeliest palette colour, and whether it covers half of the pixel."""
+    """Finds per pixel the likeliest palette colour, and where it covers half of the pixel."""
     length = np.sum(lines**2, axis=-1)
     scale = (length >= LEAST_CONTRAST**2) / np.maximum(length, 1)
     share = np.clip(np.einsum("bhwc,bkc->bhwk", offset, lines * scale[..., None]), 0, 1)
@@ -122,8 +122,8 @@ def _unmix(offset: Pixels, lines: Float[np.ndarray, "b k 3"]) -> tuple[Labels, M
     return colour, np.take_along_axis(share, colour[..., None], axis=-1)[..., 0] >= 0.5
 
 
-def _settle(colour: Labels, solid: Marks) -> Labels:
-    """Give every component its main colour, unless a second one has a real part of it."""
+def _main_colour(colour: Labels, solid: Marks) -> Labels:
+    """Gives every component its main colour, unless a second one has a sizeable part of it."""
     label, count = _components(solid)
     votes = np.bincount((label * _KINDS + colour).ravel(), minlength=(count + 1) * _KINDS)
     votes = votes.reshape(count + 1, _KINDS)
@@ -133,7 +133,7 @@ def _settle(colour: Labels, solid: Marks) -> Labels:
 
 
 def _join(colour: Labels, solid: Marks) -> Labels:
-    """Number the connected parts of equal colour."""
+    """Numbers the connected parts of equal colour."""
     label, total = np.zeros(solid.shape, np.int64), 0
     for index in range(_KINDS):
         part, count = _components(solid & (colour == index))
@@ -142,8 +142,8 @@ def _join(colour: Labels, solid: Marks) -> Labels:
     return label
 
 
-def _keep(label: Labels, *, least: float) -> Labels:
-    """Drop parts smaller than `least` pixels and all but the largest few, and renumber."""
+def _drop_small(label: Labels, *, least: float) -> Labels:
+    """Drops parts smaller than `least` pixels and all but the largest few, and renumbers."""
     area = np.bincount(label.ravel())
     keep = area >= least
     keep[0] = False
@@ -161,6 +161,6 @@ def _components(mask: Marks) -> tuple[Labels, int]:
 
 
 def _least_area(side: int) -> float:
-    """In pixels."""
+    """Returns the least area of an object in pixels."""
     smallest = min(sdf.moments(shape).area for shape in SHAPES)
     return LEAST_AREA * smallest * (SIZES["small"].low * side) ** 2

@@ -22,7 +22,7 @@ from unclip_jax.parallel.axes import sharded
 
 NULL_Z = ("learned", "zero")
 CAPTIONS = ("own", "clip_sequence")
-KNOWN = 4  # channels that show a decoder what is known of a picture: RGB and mask
+KNOWN = 4  # channels that show a decoder what is known of an image: RGB and mask
 MAP_SIDE = 8  # of the miniature's spatial map of z_img
 
 
@@ -51,7 +51,7 @@ class DecoderConfig:
         num_timesteps: length of the trained chain.
         reads_z: False puts the null in place of every z_img, which makes this GLIDE: a decoder of
             captions alone, on the same code.
-        inpaints: four further input channels, what is known of the picture and where (GLIDE,
+        inpaints: four further input channels, what is known of the image and where (GLIDE,
             arXiv 2112.10741, section 4.3); zeros where nothing is.
     """
 
@@ -277,5 +277,5 @@ class Decoder(nn.Module):
 
 
 def known_part(images: Image, mask: Float[Array, " b h w 1"]) -> Float[Array, " b h w 4"]:
-    """What an inpainting decoder is shown: the picture where the mask is 1, and the mask."""
+    """What an inpainting decoder is shown: the image where the mask is 1, and the mask."""
     return jnp.concatenate([images * mask, mask], axis=-1)

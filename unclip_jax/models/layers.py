@@ -135,7 +135,7 @@ class GroupNorm(nn.Module):
         groups: of channels.
         over_space: one mean and deviation for all positions of a group (Wu & He, arXiv 1803.08494);
             False takes them at every position by itself, so that what one place looks like does
-            not depend on how much of the picture looks like it.
+            not depend on how much of the image looks like it.
 
     Raises:
         UserError: `groups` does not divide the channels.

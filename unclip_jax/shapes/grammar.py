@@ -1,6 +1,6 @@
-"""Captions of a scene, and back from a caption to what it asks for.
+"""The grammar of captions: writes captions of a scene and parses them.
 
-The grammar is finite and unambiguous: every caption that `captions` writes, `parse` reads back.
+It is finite and unambiguous: `parse` reads back every caption that `captions` writes.
 
     caption  = [opening] phrase [on a BACKGROUND background]
     phrase   = noun | noun relation noun
@@ -10,7 +10,7 @@ The grammar is finite and unambiguous: every caption that `captions` writes, `pa
 import re
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.shapes.scene import Request, Scene, Wanted
+from unclip_jax.shapes.scene import ObjectSpec, Scene, SceneSpec
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, COLOURS, COUNTS, INVERSE, SAID_SIZES, SHAPES
 
 OPENINGS: tuple[str, ...] = ("", "an image of ", "a picture of ")
@@ -27,10 +27,10 @@ _NUMBER = {number: word for word, number in COUNTS.items()}
 
 
 def captions(scene: Scene, *, background: bool) -> tuple[str, ...]:
-    """Every caption of `scene` that names its background, or every one that does not.
+    """Returns every caption of `scene` that names its background, or every one that does not.
 
-    Sizes other than medium are always named. A pair is told from either side: "X above Y" and
-    "Y below X".
+    Sizes other than medium are always named. A pair is described from either side: "X above Y"
+    and "Y below X".
     """
     endings = [" " + ground.format(scene.background) for ground in GROUNDS] if background else [""]
     return tuple(
@@ -41,8 +41,8 @@ def captions(scene: Scene, *, background: bool) -> tuple[str, ...]:
     )
 
 
-def parse(caption: str) -> Request:
-    """What `caption` asks for; case, extra spaces and a final full stop do not matter.
+def parse(caption: str) -> SceneSpec:
+    """Parses `caption`; case, extra spaces and a final full stop do not matter.
 
     Raises:
         UserError: the caption is not a sentence of this grammar.
@@ -53,17 +53,15 @@ def parse(caption: str) -> Request:
     background = match["background"]
     first = _objects(match, "1")
     if match["relation"] is None:
-        return Request(first, None, background)
+        return SceneSpec(first, None, background)
     second = _objects(match, "2")
     if len(first) + len(second) != 2:
-        raise UserError(
-            f"caption {caption!r} relates groups; a relation joins one object and one other."
-        )
-    return Request(first + second, _MEANING[match["relation"]], background)
+        raise UserError(f"caption {caption!r} relates groups; a relation joins two single objects.")
+    return SceneSpec(first + second, _MEANING[match["relation"]], background)
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a caption may hold, sorted."""
+    """Returns every word of the grammar, sorted."""
     words = {*COLOURS, *BACKGROUNDS, *SHAPES, *COUNTS, *SAID_SIZES, "a", "an", "background"}
     words |= {_plural(shape) for shape in SHAPES}
     for text in (*OPENINGS, *_MEANING, *(ground.replace("{} ", "") for ground in GROUNDS)):
@@ -76,8 +74,9 @@ def _phrases(scene: Scene) -> list[str]:
     if scene.relation is None:
         return [_noun(items[0].colour, items[0].shape, items[0].size, len(items))]
     nouns = [_noun(item.colour, item.shape, item.size, 1) for item in items]
-    told = ((nouns[0], scene.relation, nouns[1]), (nouns[1], INVERSE[scene.relation], nouns[0]))
-    return [f"{a} {word} {b}" for a, relation, b in told for word in WORDINGS[relation]]
+    first, second = nouns
+    both = ((first, scene.relation, second), (second, INVERSE[scene.relation], first))
+    return [f"{a} {word} {b}" for a, relation, b in both for word in WORDINGS[relation]]
 
 
 def _noun(colour: str, shape: str, size: str, count: int) -> str:
@@ -92,15 +91,15 @@ def _plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("s") else "s")
 
 
-def _objects(match: re.Match[str], suffix: str) -> tuple[Wanted, ...]:
+def _objects(match: re.Match[str], suffix: str) -> tuple[ObjectSpec, ...]:
     count = COUNTS.get(match["number" + suffix], 1)
     shape = match["shape" + suffix]
     name = shape if count == 1 else next(s for s in SHAPES if _plural(s) == shape)
-    return (Wanted(match["colour" + suffix], name, match["size" + suffix]),) * count
+    return (ObjectSpec(match["colour" + suffix], name, match["size" + suffix]),) * count
 
 
 def _noun_pattern(suffix: str) -> str:
-    """One noun as named groups; a number word asks for the plural."""
+    """Returns the pattern of one noun, as named groups; a number word requires the plural."""
     one, many = "|".join(SHAPES), "|".join(map(_plural, SHAPES))
     return (
         f"(?P<number{suffix}>an?|(?P<plural{suffix}>{'|'.join(COUNTS)})) "
@@ -113,9 +112,9 @@ def _noun_pattern(suffix: str) -> str:
 def _complaint(caption: str) -> str:
     words = set(re.findall(r"[a-z]+", caption.lower()))
     unknown = sorted(words - set(vocabulary()))
-    why = f" (unknown: {', '.join(unknown)})" if unknown else ""
+    reason = f" (unknown: {', '.join(unknown)})" if unknown else ""
     return (
-        f"caption {caption!r} is not in the grammar of the shapes world{why}; write for example "
+        f"caption {caption!r} is not in the grammar of the shapes world{reason}; write for example "
         '"a red circle above a blue square on a navy background" or "three small green stars".'
     )
 

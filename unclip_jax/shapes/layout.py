@@ -1,7 +1,7 @@
-"""Where the objects of a scene go: inside the picture, apart, and in a clear relation.
+"""Placement of objects: inside the image, apart from each other, in an unambiguous relation.
 
-Every function takes the scene's own random stream and uses nothing of it but `random()`, whose
-sequence Python guarantees across versions.
+Every function takes the scene's own random stream and calls only its `random()`, whose sequence
+Python guarantees across versions.
 """
 
 import math
@@ -12,14 +12,14 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.shapes.vocabulary import BOUND, GAP, MARGIN
 
 SLANT = 0.4  # |offset across| <= SLANT * distance along, so that no relation is ambiguous
-TRIES = 24  # darts before a scattered layout starts again
+TRIES = 24  # positions tried before a scattered layout starts again
 RESTARTS = 40
 
 Point = tuple[float, float]
 
 
 def related(rng: random.Random, *, relation: str, radii: tuple[float, float]) -> list[Point]:
-    """Places for two objects, of which the first stands in `relation` to the second.
+    """Samples centres of two objects, the first in `relation` to the second.
 
     The bounding discs are at least GAP apart along the relation's axis, and across it the centres
     differ by at most SLANT of their distance.
@@ -34,8 +34,8 @@ def related(rng: random.Random, *, relation: str, radii: tuple[float, float]) ->
         )
     ahead = relation in ("above", "left of")  # the first one has the smaller coordinate
     near, far = radii if ahead else radii[::-1]
-    room = _room(radii)
-    first, second = sorted((rng.random() * room, rng.random() * room))
+    free = _free_length(radii)
+    first, second = sorted((rng.random() * free, rng.random() * free))
     near_at = MARGIN + BOUND * near + first
     far_at = near_at + BOUND * (near + far) + GAP + (second - first)
     near_off = _inside(rng, near)
@@ -50,10 +50,10 @@ def related(rng: random.Random, *, relation: str, radii: tuple[float, float]) ->
 
 
 def scattered(rng: random.Random, *, count: int, radius: float) -> list[Point]:
-    """Places for `count` (1-4) equal objects whose bounding discs are at least GAP apart.
+    """Samples centres of `count` (1-4) equal objects whose bounding discs are at least GAP apart.
 
     Raises:
-        UserError: several objects too large for it.
+        UserError: the objects are too large.
     """
     if count > 1 and not fits((radius, radius)):
         raise UserError(f"{count} objects of radius {radius:.3f} do not fit; make them smaller.")
@@ -70,22 +70,12 @@ def scattered(rng: random.Random, *, count: int, radius: float) -> list[Point]:
 
 
 def fits(radii: Sequence[float]) -> bool:
-    """Whether two objects have room beside each other."""
-    return _room(radii) >= 0
+    """True if two objects fit side by side."""
+    return _free_length(radii) >= 0
 
 
-def separation(places: Sequence[Point], radii: Sequence[float]) -> float:
-    """Least distance between two bounding discs; infinite for a lone object."""
-    gaps = [
-        math.dist(places[i], places[j]) - BOUND * (radii[i] + radii[j])
-        for i in range(len(places))
-        for j in range(i)
-    ]
-    return min(gaps, default=math.inf)
-
-
-def _room(radii: Sequence[float]) -> float:
-    """What margins, gap and bounding discs leave of the picture along one axis."""
+def _free_length(radii: Sequence[float]) -> float:
+    """Length along one axis that margins, gap and bounding discs leave free."""
     return 1 - 2 * MARGIN - GAP - 2 * BOUND * sum(radii)
 
 
@@ -95,7 +85,7 @@ def _inside(rng: random.Random, radius: float) -> float:
 
 
 def _quadrants(rng: random.Random, *, count: int, radius: float) -> list[Point]:
-    """One object in each of `count` quarters, for when darts found no room."""
+    """One object in each of `count` quarters, the fallback of `scattered`."""
     near, far = MARGIN + BOUND * radius, 0.5 - GAP / 2 - BOUND * radius
     corners = [(0, 0), (1, 0), (0, 1), (1, 1)]
     del corners[: 4 - count]

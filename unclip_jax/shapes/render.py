@@ -1,7 +1,7 @@
-"""From scenes to anti-aliased pixels, many at a time.
+"""The renderer: scenes to anti-aliased pixels, many at a time.
 
 Coverage of a pixel is the mean over SUBSAMPLES^2 points of clip(0.5 - distance), distance in
-subsample pitches. Objects never overlap, so a picture is its background plus one blended window
+subsample pitches. Objects never overlap, so an image is its background plus one blended window
 per object. Results depend on the scene alone, not on the batch it is rendered in.
 """
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 
 from unclip_jax.core.checks import in_range
 from unclip_jax.shapes import sdf
-from unclip_jax.shapes.scene import Item, Scene
+from unclip_jax.shapes.scene import Scene, SceneObject
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, BOUND, COLOURS, SIZES
 
 SUBSAMPLES = 2  # per axis
@@ -23,7 +23,7 @@ PerObject = Float[np.ndarray, " n"]
 
 
 def render(scenes: Sequence[Scene], *, size: int = 64) -> UInt8[np.ndarray, "b size size 3"]:
-    """Draw `scenes` as square RGB pictures of side `size`.
+    """Renders `scenes` as square RGB images of side `size`.
 
     Raises:
         UserError: `size` outside 8..1024.
@@ -43,14 +43,14 @@ def render(scenes: Sequence[Scene], *, size: int = 64) -> UInt8[np.ndarray, "b s
 
 
 def window_side(radius: float) -> int:
-    """Side in pixels of a window that holds any shape of `radius` pixels and its soft edge."""
+    """Returns the side in pixels of a window that holds any shape of `radius` and its soft edge."""
     return 2 * math.ceil(BOUND * radius + 1.5)
 
 
 def coverage(
     shape: str, *, x: PerObject, y: PerObject, radius: PerObject, side: int
 ) -> Float[np.ndarray, "n side side"]:
-    """Share of each pixel of a `side` x `side` window that one shape covers, for n objects.
+    """Computes the share of each pixel of a `side` x `side` window that one shape covers.
 
     Args:
         shape: a member of `SHAPES`.
@@ -69,19 +69,19 @@ def coverage(
     return (rows[:, 0::SUBSAMPLES] + rows[:, 1::SUBSAMPLES]) * np.float32(1 / SUBSAMPLES**2)
 
 
-def _kind(entry: tuple[int, Item]) -> tuple[str, str]:
+def _kind(entry: tuple[int, SceneObject]) -> tuple[str, str]:
     return entry[1].shape, entry[1].size
 
 
 def _blend(
     canvas: np.ndarray,
     grounds: np.ndarray,
-    group: Sequence[tuple[int, Item]],
+    group: Sequence[tuple[int, SceneObject]],
     *,
     size: int,
     pad: int,
 ) -> None:
-    """Add objects of one shape and size class to the padded canvas, in place."""
+    """Adds objects of one shape and size class to the padded canvas, in place."""
     shape = group[0][1].shape
     x, y, radius = (
         np.array([getattr(item, name) for _, item in group]) * size for name in ("x", "y", "radius")

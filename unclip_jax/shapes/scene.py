@@ -1,7 +1,7 @@
-"""A scene (what a picture holds) and a request (what a caption asks for).
+"""Scenes (the content of an image) and specs (the content of a caption).
 
-A scene is complete: every object with its place and size, the background, and the relation that
-its captions speak of. A request holds only what was said, so a checker demands nothing more.
+A scene is complete: every object with its position and size, the background, and the relation that
+its captions name. A spec holds only what a caption says, so a checker demands nothing more.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from unclip_jax.shapes.vocabulary import BACKGROUNDS, COLOURS, INVERSE, SAID_SIZ
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class SceneObject:
     """One object of a scene; lengths are fractions of the image side, y points down.
 
     Attributes:
@@ -41,10 +41,10 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A background and one to four objects; `relation` holds of items[0] towards items[1]."""
+    """A background and one to four objects; `relation` is that of items[0] to items[1]."""
 
     background: str
-    items: tuple[Item, ...]
+    items: tuple[SceneObject, ...]
     relation: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class Scene:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """One object as a caption names it; `size` is None when it is not said."""
+class ObjectSpec:
+    """One object as a caption names it; `size` is None where the caption names none."""
 
     colour: str
     shape: str
@@ -68,67 +68,58 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What a caption asks of a picture; None means that it is not said.
+class SceneSpec:
+    """The content of a caption; None where the caption says nothing.
 
     Attributes:
-        wanted: the objects; a count of three stars is three equal entries.
-        relation: of wanted[0] towards wanted[1]; "above" means that the first one is higher.
-        background: the background's name.
+        objects: one entry per object; "three stars" is three equal entries.
+        relation: of objects[0] to objects[1]; "above" means that the first one is higher.
+        background: name of the background.
     """
 
-    wanted: tuple[Wanted, ...]
+    objects: tuple[ObjectSpec, ...]
     relation: str | None = None
     background: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.wanted:
-            raise UserError("a request names no object; give at least one.")
-        _check_relation(self.relation, len(self.wanted))
+        if not self.objects:
+            raise UserError("the caption names no object; name at least one.")
+        _check_relation(self.relation, len(self.objects))
         if self.background is not None:
             one_of("background", self.background, BACKGROUNDS)
 
 
-def request_of(scene: Scene) -> Request:
-    """Everything that a caption of `scene` can say; medium sizes stay unsaid."""
-    wanted = tuple(
-        Wanted(item.colour, item.shape, item.size if item.size in SAID_SIZES else None)
+def to_spec(scene: Scene) -> SceneSpec:
+    """Returns all that a caption of `scene` can say; medium sizes are never named."""
+    objects = tuple(
+        ObjectSpec(item.colour, item.shape, item.size if item.size in SAID_SIZES else None)
         for item in scene.items
     )
-    return Request(wanted, scene.relation, scene.background)
+    return SceneSpec(objects, scene.relation, scene.background)
 
 
 def to_json(scene: Scene, captions: Sequence[str] = ()) -> str:
-    """The scene as one line of JSON; `captions` (all true of it) travel along."""
+    """Serialises a scene, and captions that are true of it, as one line of JSON."""
     record = dataclasses.asdict(scene)
     record["captions"] = list(captions)
     return json.dumps(record, separators=(",", ":"))
 
 
 def from_json(text: str) -> Scene:
-    """The inverse of `to_json`; captions are dropped (see `captions_of`).
+    """Parses what `to_json` writes; captions are dropped.
 
     Raises:
         UserError: not JSON, a field missing, or a word outside the vocabulary.
     """
     record = _record(text)
     try:
-        items = tuple(Item(**item) for item in record["items"])
+        items = tuple(SceneObject(**item) for item in record["items"])
         return Scene(record["background"], items, record["relation"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"scene {_short(text)} lacks or misnames a field ({error}); expected background, "
             "items (colour, shape, size, x, y, radius) and relation. Write it with `prepare`."
         ) from error
-
-
-def captions_of(text: str) -> tuple[str, ...]:
-    """The captions that a scene's JSON carries; the first is the example's own.
-
-    Raises:
-        UserError: not a JSON object.
-    """
-    return tuple(_record(text).get("captions", ()))
 
 
 def _record(text: str) -> Mapping[str, Any]:

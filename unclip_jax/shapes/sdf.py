@@ -26,15 +26,15 @@ RING = (0.72, 0.24)  # radius of its middle line, half width
 CROSS = (1.00, 0.34)  # arm length, half width
 
 
-class Moments(NamedTuple):
-    """Area and centre of mass of a unit shape; all are symmetric in x, so only y is kept."""
+class AreaMoments(NamedTuple):
+    """Area and centre of mass of a unit shape; all are symmetric in x, so only y is stored."""
 
     area: float
     centre_y: float
 
 
 def distance(shape: str, x: Plane, y: Plane) -> Plane:
-    """Signed distance from (x, y) to the outline of `shape`, in unit coordinates.
+    """Computes the signed distance from (x, y) to the outline of `shape`, in unit coordinates.
 
     Raises:
         UserError: no such shape.
@@ -42,8 +42,8 @@ def distance(shape: str, x: Plane, y: Plane) -> Plane:
     return _DISTANCES[one_of("shape", shape, _DISTANCES)](x, y)
 
 
-def moments(shape: str) -> Moments:
-    """Exact area and centre of mass of a unit `shape`.
+def moments(shape: str) -> AreaMoments:
+    """Returns the exact area and centre of mass of a unit `shape`.
 
     Raises:
         UserError: no such shape.
@@ -105,12 +105,12 @@ def _cross(x: Plane, y: Plane) -> Plane:
     return np.minimum(np.maximum(x - arm, y - half), np.maximum(x - half, y - arm))
 
 
-def _heart_moments() -> Moments:
+def _heart_moments() -> AreaMoments:
     """Square plus two half discs, whose centres lie 4 r / (3 pi) beyond the upper sides."""
     side, shift = HEART
     square, discs = side**2, math.pi * side**2 / 4
     out = (side / 2 + 4 * (side / 2) / (3 * math.pi)) / math.sqrt(2)
-    return Moments(square + discs, shift - out * discs / (square + discs))
+    return AreaMoments(square + discs, shift - out * discs / (square + discs))
 
 
 _DISTANCES: dict[str, Callable[[Plane, Plane], Plane]] = {
@@ -123,13 +123,13 @@ _DISTANCES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "ring": _ring,
     "cross": _cross,
 }
-_MOMENTS: dict[str, Moments] = {
-    "circle": Moments(math.pi * CIRCLE**2, 0.0),
-    "square": Moments(4 * SQUARE**2, 0.0),
-    "triangle": Moments(3 * math.sqrt(3) / 4 * TRIANGLE**2, 0.0),
-    "diamond": Moments(2 * DIAMOND[0] * DIAMOND[1], 0.0),
-    "star": Moments(5 * STAR[0] * STAR[1] * math.sin(math.pi / 5), 0.0),
+_MOMENTS: dict[str, AreaMoments] = {
+    "circle": AreaMoments(math.pi * CIRCLE**2, 0.0),
+    "square": AreaMoments(4 * SQUARE**2, 0.0),
+    "triangle": AreaMoments(3 * math.sqrt(3) / 4 * TRIANGLE**2, 0.0),
+    "diamond": AreaMoments(2 * DIAMOND[0] * DIAMOND[1], 0.0),
+    "star": AreaMoments(5 * STAR[0] * STAR[1] * math.sin(math.pi / 5), 0.0),
     "heart": _heart_moments(),
-    "ring": Moments(4 * math.pi * RING[0] * RING[1], 0.0),
-    "cross": Moments(8 * CROSS[0] * CROSS[1] - 4 * CROSS[1] ** 2, 0.0),
+    "ring": AreaMoments(4 * math.pi * RING[0] * RING[1], 0.0),
+    "cross": AreaMoments(8 * CROSS[0] * CROSS[1] - 4 * CROSS[1] ** 2, 0.0),
 }

@@ -1,4 +1,4 @@
-"""Every word of the shapes world and what it means in pixels.
+"""The words of the shapes world and their meaning in pixels.
 
 Lengths are fractions of the image side, x to the right and y down. Changing anything here changes
 the data: raise `WORLD_VERSION` with it.
@@ -53,8 +53,8 @@ SHAPES: tuple[str, ...] = (
     "ring",
     "cross",
 )
-# Radius by size word; "medium" is never said. The gaps between the ranges are what lets a checker
-# read a size back: see `size_of`.
+# Radius by size word; "medium" is never named. The gaps between the ranges let a checker read a
+# size back: see `size_of`.
 SIZES: dict[str, Range] = {
     "small": Range(0.115, 0.130),
     "medium": Range(0.160, 0.182),
@@ -79,19 +79,19 @@ NUM_HELD_OUT = 6  # of 56 colour-shape pairs, about a tenth
 
 @functools.cache
 def held_out() -> frozenset[tuple[str, str]]:
-    """The (colour, shape) pairs that only the compositional split shows, chosen by hash."""
+    """Returns the (colour, shape) pairs of the compositional split alone, chosen by hash."""
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     return frozenset(sorted(pairs, key=_hash)[:NUM_HELD_OUT])
 
 
 @functools.cache
-def seen() -> tuple[tuple[str, str], ...]:
-    """The (colour, shape) pairs of training and validation, in a fixed order."""
+def training_pairs() -> tuple[tuple[str, str], ...]:
+    """Returns the (colour, shape) pairs of training and validation, in a fixed order."""
     return tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in held_out())
 
 
 def size_of(radius: float) -> str:
-    """The size word whose range lies nearest to `radius` (a fraction of the image side)."""
+    """Returns the size word whose range is nearest to `radius`, a fraction of the image side."""
     small, medium, large = SIZES["small"], SIZES["medium"], SIZES["large"]
     if radius < (small.high + medium.low) / 2:
         return "small"

@@ -18,7 +18,7 @@ class TrainConfig:
         eval_every: interval of validation; also after the last step.
         eval_batches: batches per validation.
         sample_every: interval of sample grids; also after the last step.
-        num_samples: pictures per grid.
+        num_samples: images per grid.
         save_every: interval of checkpoints; also after the last step.
         keep: newest checkpoints that are kept.
         seed: of parameters and of all randomness in steps.

@@ -1,4 +1,4 @@
-"""How the averaged parameters do on held-out data: a number and a picture."""
+"""How the averaged parameters do on held-out data: a number and an image."""
 
 import itertools
 import pathlib

@@ -71,13 +71,13 @@ def train(
         rules: sharding table, "dp", "fsdp" or "fsdp_tp".
         train_data: endless host batches (this process's part) with a position.
         eval_data: starts a pass over held-out batches, the same every time; None = none.
-        workdir: where checkpoints, metrics and pictures go.
+        workdir: where checkpoints, metrics and images go.
         identity: JSON-ready facts that make two runs the same run; see `fingerprint.claim`.
         devices: to train on; None = all.
         initial: gives the parameters of a fresh run instead of `stage.init`; not boxed.
         fitted: gives the groups of parameters that a fresh run takes from the data; not called with
             `initial`, which has its own.
-        labels: words for the examples of a held-out batch, under their pictures.
+        labels: words for the examples of a held-out batch, under their images.
 
     Returns:
         The state after the last step; complete checkpoints of it are in the workdir.
@@ -255,9 +255,9 @@ def _hooks(
         validation = PeriodicEval(stage, eval_data, count=count, report=report, **where)
         state_hooks.append(Every(config.eval_every, validation))
         if stage.preview is not None:
-            pictures, count = folder / "samples", config.num_samples
+            images, count = folder / "samples", config.num_samples
             samples = SamplePreview(
-                stage, eval_data, count=count, folder=pictures, labels=labels, **where
+                stage, eval_data, count=count, folder=images, labels=labels, **where
             )
             state_hooks.append(Every(config.sample_every, samples))
     return [writer, bar, profiler, guard], state_hooks

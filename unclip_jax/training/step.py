@@ -31,7 +31,7 @@ class Trainable(Protocol):
 
     @property
     def name(self) -> str:
-        """For logs and pictures."""
+        """For logs and images."""
         ...
 
     @property
