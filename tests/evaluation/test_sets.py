@@ -131,12 +131,12 @@ def test_an_unknown_resize_is_refused(capsys, sets, clip):
         compared(capsys, sets, clip, "--resize=bicubic")
 
 
-def test_clip_pictures_are_cropped_and_scaled():
+def test_preprocess_are_cropped_and_scaled():
     image = np.zeros((1, 8, 16, 3), np.uint8)
     image[:, :, 4:12] = 255
-    np.testing.assert_array_equal(extractors._clip_pictures(image, 8), 1.0)
-    assert extractors._clip_pictures(image[:, :, :8], 4).shape == (1, 4, 4, 3)
-    np.testing.assert_array_equal(extractors._clip_pictures(image[:, :, :4], 4), -1.0)
+    np.testing.assert_array_equal(extractors._preprocess(image, 8), 1.0)
+    assert extractors._preprocess(image[:, :, :8], 4).shape == (1, 4, 4, 3)
+    np.testing.assert_array_equal(extractors._preprocess(image[:, :, :4], 4), -1.0)
 
 
 def test_inception_goes_from_pictures_to_all_scores():
