@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import page, peers, turns
-from unclip_jax import configs
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.experiment import Experiment
+from unclip_jax.experiment import loading
+from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel.place import size_text
 from unclip_jax.training.memory import count_text
 
@@ -29,7 +29,7 @@ UNITS = {"train": "step", "sample": "chain"}
 def run(what: str, argv: Sequence[str]) -> None:
     """Measure `what` ("train" or "sample") as the command line says, print it, write it."""
     args, overrides = parse(what, argv)
-    experiment = configs.read(args.config, overrides=overrides)
+    experiment = loading.read(args.config, overrides=overrides)
     if args.peer:
         peers.check(args.peer, experiment, what=what)
     if what == "sample" and experiment.stage == "clip":
@@ -60,7 +60,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     if what == "sample":
         parser.add_argument("--batch", type=int, default=8, help="drawn at once [8]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
-    args, rest = configs.parse_known(parser, argv)
+    args, rest = loading.parse_known(parser, argv)
     for name in ("rounds", "count", *(["batch"] if what == "sample" else [])):
         positive(f"--{name}", getattr(args, name))
     return args, rest

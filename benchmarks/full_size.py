@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from unclip_jax import entry
+from unclip_jax.cli import entry
 from unclip_jax.convert import abstract, assembly, clip, layout, prior, schedulers, tokenizer, unet
 from unclip_jax.data import text
 

@@ -21,10 +21,11 @@ from typing import Any
 import jax
 
 from benchmarks import compare, ours, page, turns
-from unclip_jax import configs, entry, inputs
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data.loader import Loader
-from unclip_jax.experiment import Experiment
+from unclip_jax.experiment import input_pipeline, loading
+from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel import place
 from unclip_jax.training.prefetch import DevicePrefetcher
 
@@ -34,7 +35,7 @@ WARM = 4  # batches that are not counted, which were made ahead
 def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
     args, overrides = parse(argv)
-    experiment = inputs.settled(configs.read(args.config, overrides=overrides))
+    experiment = input_pipeline.settled(loading.read(args.config, overrides=overrides))
     rows = [row(experiment, workers, seconds=args.seconds) for workers in args.workers]
     step = ours.train(experiment)
     step.once()
@@ -68,7 +69,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seconds", type=float, default=3.0, help="per figure [3]")
     parser.add_argument("--steps", type=int, default=10, help="of the train step [10]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
-    args, rest = configs.parse_known(parser, argv)
+    args, rest = loading.parse_known(parser, argv)
     positive("--seconds", args.seconds)
     positive("--steps", args.steps)
     counts = args.workers.split(",")
@@ -94,7 +95,7 @@ def opened(experiment: Experiment, workers: int, *, cache_mb: int) -> Loader:
     """The loader that training would have with these settings."""
     data = dataclasses.replace(experiment.data, workers=workers, cache_mb=cache_mb)
     changed = dataclasses.replace(experiment, data=data)
-    return inputs.open_inputs(changed, changed.build_stage()).train
+    return input_pipeline.open_inputs(changed, changed.build_stage()).train
 
 
 def epoch(loader: Loader, experiment: Experiment) -> int:

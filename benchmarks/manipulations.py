@@ -26,12 +26,11 @@ from benchmarks import manipulations_page
 from benchmarks import manipulations_text_diff as text_diff
 from benchmarks import page as pages
 from benchmarks.manipulations_measure import Chain
-from unclip_jax import entry
-from unclip_jax.commands import arguments
-from unclip_jax.commands.studio import Studio
+from unclip_jax.cli import entry, flags
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data import sources
 from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
+from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.version import __version__
 
 PARTS = ("reconstruction", "variations", "interpolation", "text_diff")
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     source = sources.open_source(args.data, split=args.split)
     known = measure.take(source, range(min(args.num, len(source))))
     reds = measure.take(source, text_diff.choose(source, args.num))
-    studio = Studio.open(args.models, batch=args.batch)
+    studio = InferenceEngine.open(args.models, batch=args.batch)
     chain = Chain(args.steps, args.refine, args.upsampler_steps)
     encoded = functools.cache(lambda: measure.encode(studio, known.pictures, chain))
     told = facts(args, studio, chain)
@@ -117,8 +116,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: naming the argument.
     """
-    in_range("--num", args.num, 2, arguments.MAX_IMAGES)
-    in_range("--batch", args.batch, 1, arguments.MAX_IMAGES)
+    in_range("--num", args.num, 2, flags.MAX_IMAGES)
+    in_range("--batch", args.batch, 1, flags.MAX_IMAGES)
     in_range("--refine", args.refine, 0, MAX_REFINEMENTS)
     if args.out.suffix != ".md":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
@@ -127,7 +126,7 @@ def check(args: argparse.Namespace) -> None:
     pages.around(args.out, title=manipulations_page.TITLE)
 
 
-def facts(args: argparse.Namespace, studio: Studio, chain: Chain) -> dict[str, Any]:
+def facts(args: argparse.Namespace, studio: InferenceEngine, chain: Chain) -> dict[str, Any]:
     """What was measured, and on what."""
     return {
         "models": str(args.models),

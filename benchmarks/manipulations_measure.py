@@ -8,18 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from unclip_jax.commands import pictures
-from unclip_jax.commands.order import Order
-from unclip_jax.commands.pictures import Picture
-from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Image
 from unclip_jax.data import image as codec
 from unclip_jax.data.sources import Source
+from unclip_jax.inference import decoding, edits, image_files, latents, text_to_image
+from unclip_jax.inference.decoding import DecodeOptions
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.image_files import InputImage
+from unclip_jax.inference.latents import Latent
+from unclip_jax.inference.requests import DecodeRequest
 from unclip_jax.metrics import intervals, shapes_checker
-from unclip_jax.pipeline import decoding, edits, latents, text_to_image
-from unclip_jax.pipeline.decoding import DecodeOptions
-from unclip_jax.pipeline.latents import Latent
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FRAMES = 3  # of an interpolation; both ends and the middle
@@ -46,7 +45,7 @@ class Chain(NamedTuple):
 class Known(NamedTuple):
     """Held-out examples."""
 
-    pictures: list[Picture]
+    pictures: list[InputImage]
     captions: list[str]
     scenes: list[str]
 
@@ -61,7 +60,7 @@ def take(source: Source, indices: Sequence[int]) -> Known:
     if not all(record["scene"] for record in records):
         raise UserError("this data set has no scenes to check pictures by; give one of shapes.")
     return Known(
-        [pictures.from_bytes(r["image"], name=str(r["key"]), where=r["key"]) for r in records],
+        [image_files.from_bytes(r["image"], name=str(r["key"]), where=r["key"]) for r in records],
         [str(record["caption"]) for record in records],
         [str(record["scene"]) for record in records],
     )
@@ -75,8 +74,8 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    studio: Studio,
-    given: Sequence[Picture],
+    studio: InferenceEngine,
+    given: Sequence[InputImage],
     chain: Chain,
     *,
     captions: Sequence[str | None] | None = None,
@@ -90,7 +89,7 @@ def encode(
 
 
 def draw(
-    studio: Studio,
+    studio: InferenceEngine,
     latent: Latent,
     chain: Chain,
     *,
@@ -100,7 +99,7 @@ def draw(
 ) -> Images:
     """Pictures of latents at full size, or as `changes` of the order say."""
     count = latent.z_img.shape[0]
-    order = Order(
+    order = DecodeRequest(
         latent=latent,
         captions=captions or [None] * count,
         indices=list(range(count)),
@@ -111,9 +110,9 @@ def draw(
     return studio.draw(dataclasses.replace(order, **changes)).images
 
 
-def squares(given: Sequence[Picture], size: int) -> Images:
+def squares(given: Sequence[InputImage], size: int) -> Images:
     """Pictures at one size."""
-    return np.stack([pictures.square(picture, size) for picture in given])
+    return np.stack([image_files.square(picture, size) for picture in given])
 
 
 def psnr(one: Images, other: Images) -> np.ndarray:
@@ -123,7 +122,7 @@ def psnr(one: Images, other: Images) -> np.ndarray:
 
 
 def reconstruction(
-    studio: Studio, known: Known, encoded: Encoded, chain: Chain, *, seed: int, paper: bool
+    studio: InferenceEngine, known: Known, encoded: Encoded, chain: Chain, *, seed: int, paper: bool
 ) -> list[dict[str, Any]]:
     """PSNR from whole latents, from parts of them, and from random noise; at both sizes.
 
@@ -162,7 +161,9 @@ class Varied(NamedTuple):
     shown: list[tuple[str, np.ndarray]]
 
 
-def variations(studio: Studio, known: Known, latent: Latent, chain: Chain, *, seed: int) -> Varied:
+def variations(
+    studio: InferenceEngine, known: Known, latent: Latent, chain: Chain, *, seed: int
+) -> Varied:
     """How far pictures go from their originals as eta grows, and what of the captions stays."""
     originals = np.asarray(studio.image_embeddings(known.pictures))
     rows, made = [], []
@@ -170,7 +171,7 @@ def variations(studio: Studio, known: Known, latent: Latent, chain: Chain, *, se
         images = draw(
             studio, latent, chain, seed=seed, eta=jnp.full(len(known.pictures), eta, jnp.float32)
         )
-        again = [Picture(image, "", "") for image in images]
+        again = [InputImage(image, "", "") for image in images]
         z_img = np.asarray(studio.image_embeddings(again))
         error = images.astype(np.float64) - squares(known.pictures, images.shape[1])
         pixels = np.sqrt(np.mean(error**2, axis=(1, 2, 3)))
@@ -190,7 +191,7 @@ def variations(studio: Studio, known: Known, latent: Latent, chain: Chain, *, se
     return Varied(rows, _shown(known, made))
 
 
-def interpolation(studio: Studio, encoded: Encoded, chain: Chain) -> dict[str, Any]:
+def interpolation(studio: InferenceEngine, encoded: Encoded, chain: Chain) -> dict[str, Any]:
     """How far the ends of paths between neighbours are from the reconstructions, in levels."""
     latent, count = encoded.latent, encoded.base.shape[0] // 2 * 2
     back = draw(studio, latent, chain)

@@ -12,19 +12,18 @@ from tqdm import tqdm
 
 from benchmarks import manipulations_measure as measures
 from benchmarks.manipulations_measure import SHOWN, Chain, Known
-from unclip_jax.commands import held
-from unclip_jax.commands.held import Held
-from unclip_jax.commands.order import Told
-from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.sources import Source
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
+from unclip_jax.inference import ddpm_images, decoding, edits, latents
+from unclip_jax.inference.ddpm_images import InvertedImages
+from unclip_jax.inference.ddpm_latents import MapOptions
+from unclip_jax.inference.decoding import DecodeOptions
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.latents import Latent
+from unclip_jax.inference.requests import Conditioning
 from unclip_jax.metrics import intervals, shapes_detector
 from unclip_jax.metrics.shapes_detector import DetectedObject, Detection
-from unclip_jax.pipeline import decoding, edits, latents
-from unclip_jax.pipeline.decoding import DecodeOptions
-from unclip_jax.pipeline.latents import Latent
-from unclip_jax.pipeline.noise_maps import MapOptions
 from unclip_jax.shapes import scene as scenes
 from unclip_jax.shapes.scene import Scene, SceneObject
 
@@ -99,7 +98,7 @@ def changed(caption: str) -> str:
     return re.sub(rf"\b{FROM}\b", TO, caption)
 
 
-def measure(studio: Studio, reds: Known, chain: Chain) -> Diffs:
+def measure(studio: InferenceEngine, reds: Known, chain: Chain) -> Diffs:
     """Rates by theta, for several ways to hold on to a picture and to tell the decoder what it is.
 
     On `STEPS` without refinements, whatever the chain says.
@@ -125,7 +124,7 @@ def measure(studio: Studio, reds: Known, chain: Chain) -> Diffs:
 class _Bench:
     """Pictures with something red, encoded once for every way."""
 
-    def __init__(self, studio: Studio, reds: Known, chain: Chain):
+    def __init__(self, studio: InferenceEngine, reds: Known, chain: Chain):
         self.studio, self.reds, self.chain = studio, reds, chain
         self.grid = chain.upsampler_steps
         targets = [changed(caption) for caption in reds.captions]
@@ -144,9 +143,9 @@ class _Bench:
         if way.inversion == "ddpm":
             found, count = self.by_maps(way.caption, way.guidance, way.details), len(captions)
             latent = self.turned(Latent(self.z_img, found.maps.x_t), theta)
-            told = Told(latent.z_img, captions, range(count))
+            told = Conditioning(latent.z_img, captions, range(count))
             how = {"of": range(count), "options": _maps_of(way.guidance)}
-            return held.draw(self.studio, found, told, **how, upsampler_steps=self.grid)
+            return ddpm_images.draw(self.studio, found, told, **how, upsampler_steps=self.grid)
         latent = self.turned(self.by_x_T(way.caption), theta)
         kept = latent if way.details == "inverted" else latent._replace(details=())
         options = DecodeOptions(decoding.faithful(STEPS), GuidanceSchedule(way.guidance))
@@ -169,11 +168,11 @@ class _Bench:
         own = {"captions": self.before[caption]}
         return measures.encode(self.studio, self.reds.pictures, self.chain, **own).latent
 
-    def _by_maps(self, caption: str, guidance: float, details: str) -> Held:
-        told = Told(self.z_img, self.before[caption], range(len(self.reds.pictures)))
+    def _by_maps(self, caption: str, guidance: float, details: str) -> InvertedImages:
+        told = Conditioning(self.z_img, self.before[caption], range(len(self.reds.pictures)))
         how = {"options": _maps_of(guidance), "upsampler_steps": self.grid}
         wanted = details == "inverted"
-        return held.encode(self.studio, self.reds.pictures, told, details=wanted, **how)
+        return ddpm_images.encode(self.studio, self.reds.pictures, told, details=wanted, **how)
 
 
 def _maps_of(guidance: float) -> MapOptions:

@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import turns
-from unclip_jax import configs
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.trees import count
 from unclip_jax.core.types import HostBatch
-from unclip_jax.experiment import Experiment
+from unclip_jax.experiment import loading
+from unclip_jax.experiment.config import Experiment
 from unclip_jax.models.layers import compute_dtype
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import (
@@ -66,7 +66,7 @@ class Prepared(NamedTuple):
 
 def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
     """Compile what the task asks for; what is known of it, and a call of it."""
-    experiment = configs.read(task["config"], overrides=task["overrides"])
+    experiment = loading.read(task["config"], overrides=task["overrides"])
     began = time.perf_counter()
     if task["what"] == "train":
         made = train(experiment)

@@ -12,7 +12,7 @@ from typing import Any
 from unclip_jax.convert import prior, unet
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.diffusion import respace
-from unclip_jax.experiment import Experiment
+from unclip_jax.experiment.config import Experiment
 from unclip_jax.models.unet import UNetConfig
 
 PEERS = {"diffusers": ("torch", "diffusers"), "dalle2": ("torch", "dalle2_pytorch")}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import page
-from unclip_jax import entry
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 from unclip_jax.planning import topology
 

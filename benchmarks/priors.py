@@ -23,17 +23,17 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import priors_page
-from unclip_jax import entry, evaluate, sample
-from unclip_jax.commands import pictures
-from unclip_jax.commands.studio import Studio
+from unclip_jax import evaluate
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import sources
 from unclip_jax.data.sources import Source
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference import batched, image_files, load, text_to_image
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.text_to_image import Cascade, SampleOptions
 from unclip_jax.metrics import embeddings, frechet, shapes_checker
 from unclip_jax.parallel.mesh import for_drawing
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.pipeline.text_to_image import Cascade, SampleOptions
 from unclip_jax.planning import flops
 from unclip_jax.version import __version__
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     check(args)
     source, trained = open_data(args)
     studios = {
-        name: Studio(load.load_cascade(args.models, prior_name=name), batch=BATCH)
+        name: InferenceEngine(load.load_cascade(args.models, prior_name=name), batch=BATCH)
         for name in load.PRIORS
     }
     truth = look(studios["prior"], source, trained, count=args.embeddings)
@@ -182,7 +182,7 @@ def origins(cascade: Cascade) -> list[Origin]:
     return rows
 
 
-def look(studio: Studio, source: Source, trained: Source, *, count: int) -> Truth:
+def look(studio: InferenceEngine, source: Source, trained: Source, *, count: int) -> Truth:
     """Embed what is true with CLIP.
 
     Raises:
@@ -200,17 +200,22 @@ def look(studio: Studio, source: Source, trained: Source, *, count: int) -> Trut
     )
 
 
-def embed(studio: Studio, records: Sequence[Record]) -> np.ndarray:
+def embed(studio: InferenceEngine, records: Sequence[Record]) -> np.ndarray:
     """CLIP embeddings of the records' own pictures."""
     found = [
-        pictures.from_bytes(each["image"], name=str(each["key"]), where=f"example {each['key']}")
+        image_files.from_bytes(each["image"], name=str(each["key"]), where=f"example {each['key']}")
         for each in records
     ]
     return np.asarray(studio.image_embeddings(found))
 
 
 def measure(
-    origin: Origin, studio: Studio | None, truth: Truth, *, seed: int, decode: Decode | None
+    origin: Origin,
+    studio: InferenceEngine | None,
+    truth: Truth,
+    *,
+    seed: int,
+    decode: Decode | None,
 ) -> dict[str, Any]:
     """One row: its embeddings, what they cost, and the pictures that are drawn from them.
 
@@ -234,7 +239,7 @@ def measure(
 
 
 def draw(
-    studio: Studio, captions: Sequence[str], options: SampleOptions, *, seed: int
+    studio: InferenceEngine, captions: Sequence[str], options: SampleOptions, *, seed: int
 ) -> tuple[np.ndarray, float]:
     """One z_img per caption, and the seconds that one takes once the program is compiled."""
     indices = range(len(captions))
@@ -246,12 +251,12 @@ def draw(
     return z_img, (time.perf_counter() - began) / drawn
 
 
-def count_flops(studio: Studio, captions: Sequence[str], options: SampleOptions) -> float:
+def count_flops(studio: InferenceEngine, captions: Sequence[str], options: SampleOptions) -> float:
     """Matrix FLOPs from one tokenised caption to its z_img, CLIP's text tower included."""
 
     def run(params, tokens, keys):
         cascade = studio.cascade
-        return text_to_image.draw_z_img(cascade, params, tokens, keys, options=options)
+        return text_to_image.sample_z_img(cascade, params, tokens, keys, options=options)
 
     keys = text_to_image.keys_for(0, jnp.arange(1))
     found = flops.count(run, studio.params, studio.tokens(captions[:1]), keys)
@@ -276,7 +281,7 @@ def judge(z_img: np.ndarray, truth: Truth) -> dict[str, Any]:
     return found
 
 
-def decoder(studio: Studio, truth: Truth, *, num: int, seed: int) -> Decode | None:
+def decoder(studio: InferenceEngine, truth: Truth, *, num: int, seed: int) -> Decode | None:
     """What draws the first `num` pictures of a row and checks them: one program for all rows.
 
     Image i starts from the same noise in every row. None where no caption has a scene.
@@ -285,10 +290,10 @@ def decoder(studio: Studio, truth: Truth, *, num: int, seed: int) -> Decode | No
         return None
     captions, options = truth.captions[:num], SampleOptions(condition="z_img")
     mesh, batch_size = for_drawing(min(BATCH, num))
-    run = sample.sampler(studio.cascade, options, mesh=mesh)
+    run = batched.compile_sampler(studio.cascade, options, mesh=mesh)
 
     def decode(z_img: np.ndarray, name: str) -> dict[str, Any]:
-        images = sample.draw(
+        images = batched.sample_images(
             studio.loaded,
             captions,
             seed=seed,
@@ -296,7 +301,7 @@ def decoder(studio: Studio, truth: Truth, *, num: int, seed: int) -> Decode | No
             z_img=z_img[:num],
             batch_size=batch_size,
             name=f"draw from {name}",
-            run=run,
+            sampler=run,
         )
         rates = shapes_checker.report(shapes_checker.check(images, captions))
         return {each: rate._asdict() for each, rate in rates.items() if rate.total}
@@ -304,7 +309,7 @@ def decoder(studio: Studio, truth: Truth, *, num: int, seed: int) -> Decode | No
     return decode
 
 
-def facts(args: argparse.Namespace, studios: dict[str, Studio]) -> dict[str, Any]:
+def facts(args: argparse.Namespace, studios: dict[str, InferenceEngine]) -> dict[str, Any]:
     """What was compared, and on what."""
     return {
         "models": str(args.models),

@@ -23,8 +23,9 @@ import jax
 
 from benchmarks import ours
 from benchmarks.page import table
-from unclip_jax import configs, entry
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.experiment import loading
 
 # the first pattern that a name begins with or holds; XLA:CPU calls matrix products ynn_fusion
 KINDS = (
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         UserError: the devices are no CPUs, or their profile shows no operations.
     """
     args, rest = parse(argv)
-    experiment = configs.read(args.config, overrides=rest)
+    experiment = loading.read(args.config, overrides=rest)
     device = jax.devices()[0]
     if device.platform != "cpu":
         raise UserError(
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", allow_abbrev=False)
     parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
     parser.add_argument("--steps", type=int, default=3, help="steps under the profiler")
-    args, rest = configs.parse_known(parser, argv)
+    args, rest = loading.parse_known(parser, argv)
     in_range("--steps", args.steps, 1, 100)
     return args, rest
 

@@ -10,7 +10,7 @@ in `benchmarks.train_step`. The peer calls its network as often, on batches of t
 import sys
 
 from benchmarks import compare
-from unclip_jax import entry
+from unclip_jax.cli import entry
 
 if __name__ == "__main__":
     entry.run(lambda: compare.run("sample", sys.argv[1:]))

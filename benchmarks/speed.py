@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import page
-from unclip_jax import entry
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 
 TITLE = "# How fast it is\n\nMade by `python -m benchmarks.speed`.\n\n"

@@ -11,7 +11,7 @@ shapes in diffusers trains on the same cores, in turns with ours.
 import sys
 
 from benchmarks import compare
-from unclip_jax import entry
+from unclip_jax.cli import entry
 
 if __name__ == "__main__":
     entry.run(lambda: compare.run("train", sys.argv[1:]))

@@ -26,9 +26,10 @@ from PIL import Image
 from tests import cascades
 from tests.conftest import ROOT
 from tests.serving.conftest import png
-from unclip_jax import bundle, configs, sample
-from unclip_jax.commands.studio import Studio
+from unclip_jax import bundle, sample
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.experiment import loading
+from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.serving import catalogue, forms
 
 DOCUMENTS = sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
@@ -84,7 +85,7 @@ def ours(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     args, rest = parsed(words[2], words[3:], monkeypatch)
     if rest or words[2] == "unclip_jax.train":
         assert all(word.startswith("--config.") for word in rest), words
-        configs.read(getattr(args, "config"), overrides=rest)  # noqa: B009  (of whatever parser)
+        loading.read(getattr(args, "config"), overrides=rest)  # noqa: B009  (of whatever parser)
 
 
 def cascade(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +187,7 @@ def place(tmp_path_factory) -> pathlib.Path:
     run_dir = cascades.write(folder / "runs" / "shapes")
     for name in ("karlo-v1-alpha", "runs/emoji"):  # what is not here
         (folder / name).symlink_to(run_dir)
-    studio = Studio.open(run_dir)
+    studio = InferenceEngine.open(run_dir)
     info = {"clip_id": studio.clip_id}
     writer = EmbeddingWriter(run_dir / "embeddings" / "train", info=info, shard_size=40)
     z = rng.normal(size=(40, 32)).astype(np.float32)
@@ -203,15 +204,15 @@ def place(tmp_path_factory) -> pathlib.Path:
 def test_commands_that_draw_are_carried_out(place, monkeypatch, capsys):
     """In the order of their document: later ones use what earlier ones wrote."""
     monkeypatch.chdir(place)
-    studios: dict[str, Studio] = {}
-    original = Studio.open
+    studios: dict[str, InferenceEngine] = {}
+    original = InferenceEngine.open
 
     def kept(models, batch):
         if str(models) not in studios:
             studios[str(models)] = original(models, batch=2)
         return studios[str(models)]
 
-    monkeypatch.setattr(Studio, "open", kept)
+    monkeypatch.setattr(InferenceEngine, "open", kept)
     for _, words in _cheap():
         CARRIED_OUT[words[2]](words[3:])
         assert capsys.readouterr().out.startswith("wrote "), words

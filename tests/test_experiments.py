@@ -11,7 +11,7 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import respace
-from unclip_jax.experiment import from_config
+from unclip_jax.experiment.config import from_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTES = sorted((ROOT / "experiments").glob("*.py"))

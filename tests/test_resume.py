@@ -11,10 +11,10 @@ import pytest
 
 from tests.stages import tiny
 from unclip_jax import train
-from unclip_jax.configs import read
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.data import manifest, records, text
 from unclip_jax.data.image import encode_png
+from unclip_jax.experiment.loading import read
 from unclip_jax.training import loop
 
 pytestmark = pytest.mark.nightly

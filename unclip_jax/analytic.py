@@ -18,18 +18,19 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from unclip_jax import configs, entry, inputs
+from unclip_jax.cli import entry
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.diffusion import respace
 from unclip_jax.diffusion.analytic import VarianceTable
-from unclip_jax.experiment import Experiment
-from unclip_jax.handoff import parts
+from unclip_jax.experiment import input_pipeline, loading
+from unclip_jax.experiment.config import Experiment
+from unclip_jax.handoff import sidecar
+from unclip_jax.inference.load import load_prior
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh, replicated
 from unclip_jax.parallel.place import global_batch
-from unclip_jax.pipeline.load import load_prior
 from unclip_jax.stages import prior
 from unclip_jax.stages.prior import PriorStageConfig
 
@@ -42,10 +43,10 @@ def main(argv: Sequence[str]) -> None:
     """Measure, write."""
     args, rest = parse(argv)
     positive("--examples", args.examples)
-    experiment = configs.read(args.config, overrides=rest)
+    experiment = loading.read(args.config, overrides=rest)
     export = args.workdir / "export"
     cfg, params, card = load_prior(export)
-    read = inputs.open_inputs(experiment, prior.make(cfg))
+    read = input_pipeline.open_inputs(experiment, prior.make(cfg))
     if read.facts["clip_id"] != card.clip_id:
         raise UserError(
             f"{export} was trained on embeddings of CLIP {str(card.clip_id)[:12]}; "
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         steps=args.steps or cfg.sampling.steps,
         seed=experiment.train.seed,
     )
-    path = parts.write(export, parts.VARIANCE, as_dict(table))
+    path = sidecar.write(export, sidecar.VARIANCE, as_dict(table))
     sys.stdout.write(f"wrote {path}: {len(table.timesteps)} steps, {table.examples} examples\n")
 
 
@@ -77,7 +78,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of its run")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="behind each number")
     parser.add_argument("--steps", help="grid, as sampling.steps; default: the export's own")
-    return configs.parse_known(parser, argv)
+    return loading.parse_known(parser, argv)
 
 
 def after_training(experiment: Experiment, params: Params, *, workdir: pathlib.Path) -> None:
@@ -85,7 +86,7 @@ def after_training(experiment: Experiment, params: Params, *, workdir: pathlib.P
     cfg = experiment.model
     if not isinstance(cfg, PriorStageConfig) or not cfg.sampling.needs_table:
         return
-    read = inputs.open_inputs(experiment, prior.make(cfg))
+    read = input_pipeline.open_inputs(experiment, prior.make(cfg))
     count = _batches(experiment, EXAMPLES)
     table = measure(
         cfg,
@@ -96,7 +97,7 @@ def after_training(experiment: Experiment, params: Params, *, workdir: pathlib.P
         seed=experiment.train.seed,
     )
     if jax.process_index() == 0:
-        parts.write(workdir / "export", parts.VARIANCE, as_dict(table))
+        sidecar.write(workdir / "export", sidecar.VARIANCE, as_dict(table))
 
 
 def measure(

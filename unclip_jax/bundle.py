@@ -3,7 +3,7 @@
     python -m unclip_jax.bundle --models=runs/shapes --out=shapes.unclip --batch_sizes=1,4
 
 The file holds StableHLO per batch size, the weights and the tokenizer;
-`unclip_jax.serving.artefact` runs it with JAX and NumPy. docs/page.md has more.
+`unclip_jax.inference.exported` runs it with JAX and NumPy. docs/page.md has more.
 """
 
 import argparse
@@ -11,12 +11,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax import entry, sample, weights
-from unclip_jax.commands import arguments
+from unclip_jax.cli import entry, flags
+from unclip_jax.convert import importing
 from unclip_jax.core.checks import UserError
-from unclip_jax.pipeline import load
-from unclip_jax.pipeline.text_to_image import Cascade, SampleOptions
-from unclip_jax.serving import bundling
+from unclip_jax.inference import batched, export, load
+from unclip_jax.inference.text_to_image import Cascade, SampleOptions
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -24,7 +23,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m unclip_jax.bundle", description="Write the sampler as one file."
     )
-    arguments.add_models(parser, public=True)
+    flags.add_models(parser, public=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
     parser.add_argument("--batch_sizes", "--batch-sizes", default="1,4", help="one program each")
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
@@ -39,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--platforms",
         default="",
-        help=f"{', '.join(bundling.PLATFORMS)}, any of them; default: the one JAX runs on",
+        help=f"{', '.join(export.PLATFORMS)}, any of them; default: the one JAX runs on",
     )
     return parser.parse_args(argv)
 
@@ -48,9 +47,9 @@ def main(argv: Sequence[str]) -> None:
     """Load, trace, write, and say what was written."""
     args = parse(argv)
     sizes = batch_sizes(args.batch_sizes)
-    models = arguments.run_directory(args.models)
-    loaded = load.load_cascade(weights.run_of(models), prior_name=args.prior)
-    card = bundling.write(
+    models = flags.run_directory(args.models)
+    loaded = load.load_cascade(importing.run_of(models), prior_name=args.prior)
+    card = export.write(
         args.out,
         loaded,
         batch_sizes=sizes,
@@ -86,8 +85,8 @@ def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
     prior = {"guidance_scale": args.prior_guidance, "steps": args.prior_steps}
     decoder = {"guidance_scale": args.guidance, "steps": args.steps}
     return SampleOptions(
-        prior=sample.changed(cascade.prior.sampling, prior),
-        decoder=sample.changed(cascade.decoder.sampling, decoder),
+        prior=batched.override(cascade.prior.sampling, prior),
+        decoder=batched.override(cascade.decoder.sampling, decoder),
         num_candidates=args.candidates,
         best_of=args.best_of,
     )

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unclip_jax import entry, sample
-from unclip_jax.commands import arguments, guided_text
-from unclip_jax.commands.studio import Studio
+from unclip_jax import sample
+from unclip_jax.cli import entry, flags, guided_text
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.pipeline import load
+from unclip_jax.inference import load
+from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.serving.forms import Limits
-from unclip_jax.serving.orders import Command, House
+from unclip_jax.serving.service import Command, InferenceService
 
 EMBEDDINGS = "embeddings/train"  # of a run directory
 
@@ -29,7 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m unclip_jax.demo", description="Serve a page and an HTTP API."
     )
-    arguments.add_models(parser)
+    flags.add_models(parser)
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password"
@@ -67,29 +67,29 @@ def check(args: argparse.Namespace) -> None:
     """
     in_range("--port", args.port, 1, 65535)
     positive("--batch", args.batch)
-    in_range("--max-images", args.max_images, 1, arguments.MAX_IMAGES)
+    in_range("--max-images", args.max_images, 1, flags.MAX_IMAGES)
     in_range("--max-waiting", args.max_waiting, 0, 1000)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "the page needs Gradio, which is not installed; run `pip install 'unclip_jax[demo]'`, "
             "in a checkout `pip install -e '.[demo]'`."
         )
-    args.models = arguments.run_directory(args.models)
+    args.models = flags.run_directory(args.models)
     if args.embeddings is not None:
         EmbeddingSource(args.embeddings)
     elif (args.models / EMBEDDINGS).is_dir():
         args.embeddings = args.models / EMBEDDINGS
 
 
-def open_house(args: argparse.Namespace) -> House:
+def open_house(args: argparse.Namespace) -> InferenceService:
     """Load the models.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
     loaded = load.load_cascade(args.models, prior_name=args.prior)
-    return House(
-        Studio(loaded, batch=args.batch),
+    return InferenceService(
+        InferenceEngine(loaded, batch=args.batch),
         name=args.models.resolve().name,
         text=Command(parse_text, run_text),
         limits=Limits(images=args.max_images, waiting=args.max_waiting),
@@ -102,7 +102,7 @@ def parse_text(argv: list[str]) -> argparse.Namespace:
     return sample.parse(argv)
 
 
-def run_text(args: argparse.Namespace, studio: Studio) -> Any:
+def run_text(args: argparse.Namespace, studio: InferenceEngine) -> Any:
     """`sample text` with models that are open already."""
     sample.check(args)
     options = sample.options_from(args, studio.cascade)

@@ -19,8 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from unclip_jax import distributed, entry
-from unclip_jax.commands import arguments
+from unclip_jax.cli import entry, flags
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data import loader, sources, text
 from unclip_jax.data.dataset import Source
@@ -28,11 +27,11 @@ from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference.load import load_clip
 from unclip_jax.models.clip import Clip
-from unclip_jax.parallel import place
+from unclip_jax.parallel import cluster, place
 from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
-from unclip_jax.pipeline.load import load_clip
-from unclip_jax.training.agreement import check_same, gather
+from unclip_jax.parallel.multihost import check_same, gather
 
 SHARD_SIZE = 16_384  # rows between two points at which an interrupted run continues
 
@@ -43,13 +42,13 @@ def main(argv: Sequence[str]) -> None:
     """Embed every split of a data set."""
     args = parse(argv)
     positive("--batch", args.batch)
-    distributed.start(args)
+    flags.start_processes(args)
     asked = {name: str(value) for name, value in vars(args).items() if name != "process_id"}
-    check_same({**asked, **distributed.facts()})
+    check_same({**asked, **cluster.facts()})
     mesh, batch_size = for_drawing(args.batch)
     cfg, params, card = load_clip(args.clip)
     tokenizer = text.load(handoff.tokenizer_dir(args.clip))
-    dataset = sources.open_dataset(args.data, keys=arguments.feature_keys(args))
+    dataset = sources.open_dataset(args.data, keys=flags.feature_keys(args))
     _check_tokenizer(dataset.tokenizer_hash, tokenizer.hash)
     encode = encoder(Clip(cfg.model), mesh=mesh, raw=args.raw)
     params = place.copied(params, mesh)
@@ -79,12 +78,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
+    """Command-line flags."""
     parser = argparse.ArgumentParser(
         prog="python -m unclip_jax.embed", description="Embed a data set with CLIP."
     )
     parser.add_argument("--clip", type=pathlib.Path, required=True, help="export of a CLIP")
-    arguments.add_data(parser)
+    flags.add_data(parser)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--splits", nargs="*", help="default: all")
     parser.add_argument("--batch", type=int, default=256, help="examples at once")
@@ -93,7 +92,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="as CLIP gives them, not of norm 1: for stages of Karlo's kind",
     )
-    distributed.add_flags(parser)
+    flags.add_processes(parser)
     return parser.parse_args(argv)
 
 

@@ -26,22 +26,23 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image as PILImage
 
-from unclip_jax import distributed, entry, sample
-from unclip_jax.commands import arguments, studio
+from unclip_jax import sample
+from unclip_jax.cli import entry, flags
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import image as pictures
 from unclip_jax.data import sources, text
 from unclip_jax.data.degrade import area_downsample
 from unclip_jax.evaluation import coco, plots, prompts, sets, sweep
+from unclip_jax.inference import batched, load, text_to_image
+from unclip_jax.inference.load import LoadedCascade
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.intervals import Rate
+from unclip_jax.parallel import cluster
 from unclip_jax.parallel.mesh import for_drawing
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.pipeline.load import Loaded
-from unclip_jax.pipeline.text_to_image import SampleOptions
+from unclip_jax.parallel.multihost import check_same
 from unclip_jax.stages import upsampler
-from unclip_jax.training.agreement import check_same
 
 RETRIEVAL = 256  # pairs among which CLIP must find its own
 BATCH = 50  # captions drawn at once
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     in_range("--best-of", args.best_of, 1, text_to_image.MAX_BEST_OF)
     _together(args)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
-    source = sources.open_source(args.data, split=args.split, keys=arguments.feature_keys(args))
+    source = sources.open_source(args.data, split=args.split, keys=flags.feature_keys(args))
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
     result: dict[str, Any] = {"split": args.split, "num": args.num, "seed": args.seed}
     result["prior"], result["best_of"] = args.prior, args.best_of
@@ -87,11 +88,11 @@ def subcommand(name: str, argv: Sequence[str]) -> None:
     """Run one of `SUBCOMMANDS`."""
     made = {**DRAWING, "plot": plots}
     parser = made[name].parser() if name in made else sets.parser(name)
-    distributed.add_flags(parser)
+    flags.add_processes(parser)
     args = parser.parse_args(argv)
     _together(args)
     if name in DRAWING:
-        DRAWING[name].run(args, draw=sample.draw)
+        DRAWING[name].run(args)
     elif name == "plot":
         plots.run(args)
     else:
@@ -99,14 +100,14 @@ def subcommand(name: str, argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
+    """Command-line flags."""
     parser = argparse.ArgumentParser(
         prog="python -m unclip_jax.evaluate",
         description="Judge a cascade on held-out captions.",
         epilog=f"subcommands (each has its own --help): {', '.join(SUBCOMMANDS)}",
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    arguments.add_data(parser)
+    flags.add_data(parser)
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
@@ -114,11 +115,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--best-of", type=int, default=1, help="pictures per caption, CLIP keeps the nearest"
     )
-    distributed.add_flags(parser)
+    flags.add_processes(parser)
     return parser.parse_args(argv)
 
 
-def retrieval(loaded: Loaded, records: Sequence[dict[str, Any]]) -> dict[str, int | float]:
+def retrieval(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> dict[str, int | float]:
     """Share of pairs that CLIP finds among all, both ways."""
     z_img, z_txt = true_embeddings(loaded, records), text_embeddings(loaded, records)
     scores, own = z_img @ z_txt.T, np.arange(len(records))
@@ -129,7 +130,7 @@ def retrieval(loaded: Loaded, records: Sequence[dict[str, Any]]) -> dict[str, in
     }
 
 
-def true_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.ndarray:
+def true_embeddings(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> np.ndarray:
     """CLIP image embeddings of the records' own pictures."""
     size = loaded.cascade.clip.model.image_size
     images = pictures.to_float(_square(records, size))
@@ -139,10 +140,10 @@ def true_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.nda
     return np.asarray(run(loaded.params, images))
 
 
-def text_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.ndarray:
+def text_embeddings(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> np.ndarray:
     """CLIP text embeddings of the records' captions."""
     tokenizer = text.load(loaded.tokenizer_dir)
-    captions = studio.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
+    captions = batched.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
     run = jax.jit(
         lambda params, captions: text_to_image.text_embedding(
             loaded.cascade, params, captions=captions
@@ -152,7 +153,7 @@ def text_embeddings(loaded: Loaded, records: Sequence[dict[str, Any]]) -> np.nda
 
 
 def follow_captions(
-    loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int, best_of: int = 1
+    loaded: LoadedCascade, records: Sequence[dict[str, Any]], *, seed: int, best_of: int = 1
 ) -> dict[str, dict[str, Rate]]:
     """How often the drawn pictures hold what their captions ask for, by origin of z_img.
 
@@ -162,10 +163,10 @@ def follow_captions(
     captions = [record["caption"] for record in records]
     options = SampleOptions(condition="z_img", best_of=best_of)
     mesh, batch_size = for_drawing(BATCH)
-    run = sample.sampler(loaded.cascade, options, mesh=mesh)
+    run = batched.compile_sampler(loaded.cascade, options, mesh=mesh)
     rates = {}
     for origin in CONDITIONS:
-        images = sample.draw(
+        images = batched.sample_images(
             loaded,
             captions,
             seed=seed,
@@ -173,14 +174,14 @@ def follow_captions(
             z_img=embeddings_from(origin, loaded, records, seed=seed),
             batch_size=batch_size,
             name=f"draw from {origin}",
-            run=run,
+            sampler=run,
         )
         rates[origin] = shapes_checker.report(shapes_checker.check(images, captions))
     return rates
 
 
 def embeddings_from(
-    origin: str, loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int
+    origin: str, loaded: LoadedCascade, records: Sequence[dict[str, Any]], *, seed: int
 ) -> np.ndarray:
     """The image embeddings [b z] of `CONDITIONS`: the prior's, z_txt, or the true ones."""
     if origin == "z_img":
@@ -188,10 +189,10 @@ def embeddings_from(
     if origin == "z_txt":
         return text_embeddings(loaded, records)
     tokenizer = text.load(loaded.tokenizer_dir)
-    captions = studio.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
+    captions = batched.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
     keys = text_to_image.keys_for(seed, jnp.arange(len(records)))
     run = jax.jit(
-        lambda params, captions, keys: text_to_image.draw_z_img(
+        lambda params, captions, keys: text_to_image.sample_z_img(
             loaded.cascade, params, captions, keys
         )
     )
@@ -199,7 +200,7 @@ def embeddings_from(
 
 
 def enlargement(
-    loaded: Loaded, records: Sequence[dict[str, Any]], *, seed: int
+    loaded: LoadedCascade, records: Sequence[dict[str, Any]], *, seed: int
 ) -> dict[str, float]:
     """PSNR in dB of the first upsampler and of bicubic enlargement, on clean low-res images."""
     cfg, params = loaded.cascade.upsamplers[0], loaded.params["upsamplers"][0]
@@ -253,8 +254,8 @@ def as_text(result: dict[str, Any]) -> str:
 
 def _together(args: argparse.Namespace) -> None:
     """Connect the processes, if there are several, and see that they were started alike."""
-    distributed.start(args)
-    check_same({**sample.asked(args), **distributed.facts()})
+    flags.start_processes(args)
+    check_same({**sample.asked(args), **cluster.facts()})
 
 
 def _square(records: Sequence[dict[str, Any]], size: int) -> np.ndarray:

@@ -19,9 +19,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unclip_jax import configs, entry
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, divisible, one_of, positive, suggest
-from unclip_jax.experiment import Experiment
+from unclip_jax.experiment import loading
+from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, make_mesh
 from unclip_jax.planning import program, report, search, topology
 from unclip_jax.planning.topology import Target
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str]) -> None:
     """Plan, print, write."""
     args, rest = parse(argv)
-    experiment = configs.read(args.config, overrides=rest)
+    experiment = loading.read(args.config, overrides=rest)
     if args.mesh:
         experiment = dataclasses.replace(experiment, mesh=read_mesh(args.mesh))
     target = find(args.topology, slices=args.slices)
@@ -73,7 +74,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--search", type=int, nargs="?", const=3, help="compile the best N candidates (3)"
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("plan.json"))
-    args, rest = configs.parse_known(parser, argv)
+    args, rest = loading.parse_known(parser, argv)
     one_of("--effort", args.effort, program.EFFORTS)
     positive("--slices", args.slices)
     if args.search is not None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from PIL import Image
 from tqdm import tqdm
 
-from unclip_jax import entry
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import manifest, report, text
 from unclip_jax.data.checking import CheckConfig

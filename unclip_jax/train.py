@@ -6,7 +6,7 @@ Any value can be overridden: --config.optim.learning_rate=3e-4. The same command
 interrupted run, bit for bit. When training ends, the averaged parameters are exported to
 WORKDIR/export with a manifest; --export_only exports the newest checkpoint of an unfinished run.
 A prior that samples with the analytic variance gets its table there too.
-On several machines every process runs this command; see `unclip_jax.distributed`.
+On several machines every process runs this command; see `unclip_jax.parallel.cluster`.
 """
 
 import argparse
@@ -19,14 +19,17 @@ from typing import Any
 
 import jax
 
-from unclip_jax import analytic, configs, distributed, entry, inputs
+from unclip_jax import analytic
+from unclip_jax.cli import entry, flags
 from unclip_jax.core.config import as_dict
-from unclip_jax.experiment import Experiment
+from unclip_jax.experiment import input_pipeline, loading
+from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
-from unclip_jax.pipeline.load import abstract_params
+from unclip_jax.inference.load import abstract_params
+from unclip_jax.parallel import cluster, multihost
 from unclip_jax.stages.base import Stage
-from unclip_jax.training import agreement, loop
+from unclip_jax.training import loop
 from unclip_jax.training.state import TrainState
 
 CACHE = "~/.cache/unclip_jax/xla"
@@ -39,10 +42,10 @@ def main(argv: Sequence[str]) -> None:
     args, rest = parse(argv)
     _show_our_log()
     use_cache(args.compilation_cache)
-    distributed.start(args)
-    experiment = configs.read(args.config, overrides=rest)
+    flags.start_processes(args)
+    experiment = loading.read(args.config, overrides=rest)
     place = {"workdir": str(args.workdir), "export_only": args.export_only}
-    agreement.check_same({"config": as_dict(experiment), **place, **distributed.facts()})
+    multihost.check_same({"config": as_dict(experiment), **place, **cluster.facts()})
     begun = experiment.init_from
     licence = load.read_manifest(pathlib.Path(begun)).licence if begun else ""
     state, stage, read = run(experiment, args.workdir, export_only=args.export_only)
@@ -68,8 +71,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--export_only", action="store_true", help="export the newest checkpoint, do not train"
     )
-    distributed.add_flags(parser)
-    return configs.parse_known(parser, argv)
+    flags.add_processes(parser)
+    return loading.parse_known(parser, argv)
 
 
 def _show_our_log() -> None:
@@ -88,7 +91,7 @@ def use_cache(folder: str) -> None:
 
 def run(
     experiment: Experiment, workdir: pathlib.Path, *, export_only: bool = False
-) -> tuple[TrainState, Stage, inputs.Inputs]:
+) -> tuple[TrainState, Stage, input_pipeline.Inputs]:
     """Train the stage of `experiment` to its last step, or take its newest checkpoint as it is."""
     how = {
         "config": experiment.train,
@@ -97,9 +100,9 @@ def run(
         "rules": experiment.rules,
     }
     loop.check_fit(experiment.build_stage(), **how)
-    experiment = inputs.settled(experiment)
+    experiment = input_pipeline.settled(experiment)
     stage = experiment.build_stage()
-    read = inputs.open_inputs(experiment, stage)
+    read = input_pipeline.open_inputs(experiment, stage)
     mine = {"workdir": workdir, "identity": experiment.identity()}
     if export_only:
         return loop.newest(stage, **how, **mine), stage, read
@@ -110,7 +113,7 @@ def run(
         train_data=read.train,
         eval_data=read.held_out,
         initial=_initial(experiment, stage),
-        fitted=inputs.fitted(experiment, stage),
+        fitted=input_pipeline.fitted(experiment, stage),
         labels=lambda batch: [str(caption) for caption in batch["caption"]],
     )
     return state, stage, read
@@ -130,7 +133,7 @@ def write_export(
     stage: Stage,
     state: TrainState,
     *,
-    facts: inputs.Inputs,
+    facts: input_pipeline.Inputs,
     workdir: pathlib.Path,
     licence: str = "",
 ) -> None:

@@ -27,9 +27,11 @@ from benchmarks.findings import (
     verdict,
 )
 from benchmarks.findings.workshop import Workshop
-from unclip_jax import configs, entry, train
+from unclip_jax import train
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import one_of, positive
-from unclip_jax.evaluation import points
+from unclip_jax.evaluation import sweep_points
+from unclip_jax.experiment import loading
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
 from unclip_jax.version import __version__
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     check(args)
     train.use_cache(train.CACHE)
     shop = Workshop(args, rest)
-    points.claim(training.folder_of(args), protocol(shop), first=True)
+    sweep_points.claim(training.folder_of(args), protocol(shop), first=True)
     names = args.only or ORDER  # what needs least training first
     for number, name in enumerate(names, 1):
         where = training.folder_of(args) / "points" / f"{name}.json"
@@ -60,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
             sys.stderr.write(f"{name}: there already\n")
             continue
         sys.stderr.write(f"\n{name} ({number} of {len(names)})\n")
-        points.write(where, json.dumps(measured(FINDINGS[name], shop), indent=1) + "\n")
+        sweep_points.write(where, json.dumps(measured(FINDINGS[name], shop), indent=1) + "\n")
         page.write(args.out, report(args, argv), FINDINGS)
     made = report(args, argv)
     page.write(args.out, made, FINDINGS)
@@ -98,7 +100,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="for the report, as on what the minutes mean")
-    args, rest = configs.parse_known(parser, argv)
+    args, rest = loading.parse_known(parser, argv)
     args.only = args.only.split(",") if args.only else []
     models = args.models
     args.data, args.embeddings = (

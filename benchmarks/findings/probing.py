@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.findings import training, verdict
 from benchmarks.findings.judging import Judged, Truth, mean
 from benchmarks.findings.workshop import Workshop
-from unclip_jax.pipeline import probe
+from unclip_jax.inference import pca_probe
 
 TITLE = "Principal components"
 SOURCE = "section 4, Figure 7"
@@ -29,9 +29,9 @@ COARSE, FINE = ("background", "count", "colour"), ("shape", "size", "relation")
 def measure(shop: Workshop) -> dict[str, Any]:
     """Decode from ever more components."""
     truth = shop.look(shop.args.num, 1)
-    counts = (0, *probe.default_counts(truth.z_img.shape[1]))
-    pca = probe.fit(shop.known)
-    rebuilt = np.stack([probe.keep_first(pca, z, counts=counts) for z in truth.z_img])
+    counts = (0, *pca_probe.default_counts(truth.z_img.shape[1]))
+    pca = pca_probe.fit(shop.known)
+    rebuilt = np.stack([pca_probe.keep_first(pca, z, counts=counts) for z in truth.z_img])
     judged = []
     for index, count in enumerate(counts):
         z = rebuilt[:, index]

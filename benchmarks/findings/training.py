@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import points
+from unclip_jax.evaluation import sweep_points
 from unclip_jax.handoff import load
 from unclip_jax.handoff.manifest import Manifest
 
@@ -142,7 +142,7 @@ def _train(
     finally:  # an interrupted run counts too
         known = minutes(args.work)
         known[baseline.name] = known.get(baseline.name, 0.0) + (time.monotonic() - began) / 60
-        points.write(args.work / "minutes.json", json.dumps(known, indent=1) + "\n")
+        sweep_points.write(args.work / "minutes.json", json.dumps(known, indent=1) + "\n")
     if done.returncode:
         raise UserError(
             f"training {baseline.name!r} ended with status {done.returncode} (see above); run the "

@@ -15,17 +15,15 @@ import numpy as np
 
 from benchmarks.findings import training
 from benchmarks.findings.judging import Judged, Truth
-from unclip_jax import sample
-from unclip_jax.commands import pictures
-from unclip_jax.commands.pictures import Picture
-from unclip_jax.commands.studio import Studio
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
+from unclip_jax.inference import batched, image_files, load, text_to_image
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.image_files import InputImage
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet, shapes_checker
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.pipeline.text_to_image import SampleOptions
 from unclip_jax.stages.prior_ar import PriorArStageConfig
 
 BATCH = 50  # pictures at once
@@ -46,17 +44,17 @@ class Workshop:
         self.z_img = functools.cache(self._z_img)
         self._samplers: dict[tuple[Any, ...], Any] = {}
         self._drawn: dict[tuple[Any, ...], np.ndarray] = {}  # several findings share an arm
-        self.main: Studio = self.studio(training.MAIN)
+        self.main: InferenceEngine = self.studio(training.MAIN)
         self.truth = self.look(args.num, args.images)
 
-    def _studio(self, name: str) -> Studio:
+    def _studio(self, name: str) -> InferenceEngine:
         """The models, or one of the `training.BASELINES`, trained first where it is missing."""
         if name == training.MAIN:
-            return Studio(load.load_cascade(self.args.models), batch=BATCH)
+            return InferenceEngine(load.load_cascade(self.args.models), batch=BATCH)
         baseline = training.named(name)
         folder = training.make(baseline, self.args, self.rest)
         prior = baseline.part if baseline.part in load.PRIORS else "prior"
-        return Studio(load.load_cascade(folder, prior_name=prior), batch=BATCH)
+        return InferenceEngine(load.load_cascade(folder, prior_name=prior), batch=BATCH)
 
     def look(self, num: int, images: int, chosen: Callable[[str], bool] | None = None) -> Truth:
         """What is true of the first `num` captions, or of the first that are `chosen`.
@@ -84,7 +82,9 @@ class Workshop:
 
     def _embed_records(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
         found = [
-            pictures.from_bytes(each["image"], name=str(each["key"]), where=f"record {each['key']}")
+            image_files.from_bytes(
+                each["image"], name=str(each["key"]), where=f"record {each['key']}"
+            )
             for each in records
         ]
         return np.asarray(self.main.image_embeddings(found))
@@ -122,7 +122,7 @@ class Workshop:
         changes = {"guidance_scale": guidance, "steps": steps}
         changes |= {} if limit is None else {"threshold": "static", "limit": limit}
         options = SampleOptions(
-            prior=sample.changed(studio.cascade.prior.sampling, changes),
+            prior=batched.override(studio.cascade.prior.sampling, changes),
             num_candidates=candidates,
         )
         if isinstance(studio.cascade.prior, PriorArStageConfig):
@@ -166,7 +166,7 @@ class Workshop:
         cascade = dataclasses.replace(loaded.cascade, decoder=decoder, upsamplers=())
         changes = {"guidance_scale": guidance, "steps": steps}
         options = SampleOptions(
-            decoder=sample.changed(decoder.sampling, changes), condition="z_img"
+            decoder=batched.override(decoder.sampling, changes), condition="z_img"
         )
         mesh, size = for_drawing(_even(len(truth.captions)))
         arm = (name, options, reads_z, caption, truth.captions, z_img.tobytes())
@@ -174,9 +174,9 @@ class Workshop:
             return self._drawn[arm]
         known = (name, options, reads_z, size)
         if known not in self._samplers:
-            self._samplers[known] = sample.sampler(cascade, options, mesh=mesh)
+            self._samplers[known] = batched.compile_sampler(cascade, options, mesh=mesh)
         run = self._samplers[known]
-        base = sample.draw(
+        base = batched.sample_images(
             loaded._replace(cascade=cascade),
             truth.captions,
             seed=self.args.seed,
@@ -184,7 +184,7 @@ class Workshop:
             z_img=z_img,
             batch_size=size,
             name=f"draw {label or name}",
-            run=run if caption else _muted(run),
+            sampler=run if caption else _muted(run),
         )
         self._drawn[arm] = self._enlarge(base)
         return self._drawn[arm]
@@ -217,7 +217,7 @@ class Workshop:
     def judge(self, images: np.ndarray, asked: Sequence[str] | None = None) -> Judged:
         """Embed pictures and check each against what was asked: its caption, or a scene."""
         found = shapes_checker.check(images, list(self.truth.captions if asked is None else asked))
-        z = self.main.image_embeddings([Picture(image, "", "") for image in images])
+        z = self.main.image_embeddings([InputImage(image, "", "") for image in images])
         return Judged.of(np.asarray(z), found)
 
 

@@ -12,8 +12,9 @@ from benchmarks.findings import __main__ as findings
 from benchmarks.findings import binding, guidance, judging, page, probing, steps, training, verdict
 from tests import cascades
 from tests.stages import tiny
-from unclip_jax import configs, embed, prepare
+from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import loading
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.metrics import frechet
@@ -285,7 +286,7 @@ def write_baseline(run_dir, work, name):
     """An untrained export where training would put it."""
     baseline = training.named(name)
     spec = f"{ROOT}/experiments/{baseline.experiment}.py:tiny"
-    stage = configs.read(spec, overrides=baseline.changes).build_stage()
+    stage = loading.read(spec, overrides=baseline.changes).build_stage()
     known = load.read_manifest(run_dir / "clip" / "export")
     facts = {"tokenizer_hash": known.tokenizer_hash, "clip_id": known.clip_id}
     export.write_export(

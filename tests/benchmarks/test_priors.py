@@ -9,7 +9,7 @@ from benchmarks import priors, priors_page
 from tests.stages import tiny
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.pipeline.text_to_image import Cascade
+from unclip_jax.inference.text_to_image import Cascade
 
 
 def cell(value):

@@ -9,9 +9,10 @@ import pytest
 
 from benchmarks import compare, loader, ours, peers, speed
 from tests.stages import tiny
-from unclip_jax import configs, prepare
+from unclip_jax import prepare
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import loading
 
 PRIOR = "--config=experiments/prior.py:tiny"
 ADAMW = "--config.optim.name=adamw"
@@ -31,7 +32,7 @@ def test_a_step_is_measured_and_its_figures_follow_from_each_other(tmp_path, cap
         found["model_flops"] / took["median"] / found["peak_flops"]
     )
     assert 0 < found["mfu"] < 1  # no step beats the products that it is made of
-    experiment = configs.read("experiments/prior.py:tiny", overrides=small)
+    experiment = loading.read("experiments/prior.py:tiny", overrides=small)
     assert found["parameters"] == sum(
         x.size for x in tiny.jax.tree.leaves(tiny.init(experiment.build_stage()))
     )
@@ -111,7 +112,7 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
     ],
 )
 def test_the_peer_has_the_experiment_s_shapes(name, what, settings):
-    experiment = configs.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
+    experiment = loading.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
     task = peers.task("diffusers", experiment, what=what, batch=6)
     assert settings.items() <= task["settings"].items()
     twice = 2 if name == "prior" and what == "sample" else 1
@@ -124,7 +125,7 @@ def test_the_peer_has_the_experiment_s_shapes(name, what, settings):
 def test_dalle2_gets_the_experiment_s_shapes():
     task = {}
     for name in ("prior", "decoder"):
-        experiment = configs.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
+        experiment = loading.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
         task[name] = peers.task("dalle2", experiment, what="train", batch=6)["settings"]
     assert task["prior"] == {
         "dim": 128,
@@ -147,7 +148,7 @@ def test_every_row_of_the_page_is_a_command_that_is_understood(monkeypatch):
             args, overrides = loader.parse(row.arguments)
         else:
             args, overrides = compare.parse(modules[row.module], row.arguments)
-        experiment = configs.read(args.config, overrides=overrides)
+        experiment = loading.read(args.config, overrides=overrides)
         if getattr(args, "peer", ""):
             peers.check(args.peer, experiment, what=modules[row.module])
             task = peers.task(args.peer, experiment, what=modules[row.module], batch=2)
@@ -209,7 +210,7 @@ def test_mistakes_about_the_page_are_one_line(arguments, message):
 
 
 def test_a_patched_unet_has_a_peer_whose_levels_have_its_sides():
-    unet = configs.read("experiments/decoder.py:emoji").model.model.unet
+    unet = loading.read("experiments/decoder.py:emoji").model.model.unet
     plain = peers.plain(unet)
     assert (unet.image_size, unet.patch) == (64, 4)
     assert (plain.image_size, plain.patch, plain.in_channels) == (16, 1, 48)
@@ -256,7 +257,7 @@ def test_mistakes_about_the_loader_are_one_line(argument, message):
 
 def test_an_epoch_counts_every_example_once(data):
     given = [f"--config.data.path={data}", "--config.train.batch_size=12"]
-    experiment = configs.read("experiments/upsampler_256.py:tiny", overrides=given)
+    experiment = loading.read("experiments/upsampler_256.py:tiny", overrides=given)
     opened = loader.opened(experiment, 0, cache_mb=0)
     assert loader.epoch(opened, experiment) == int(np.ceil(64 / 12))
     opened.close()

@@ -9,13 +9,13 @@ from PIL import Image
 
 from tests import cascades
 from unclip_jax import sample
-from unclip_jax.commands import guided_text, pictures, progress
-from unclip_jax.commands.studio import Studio
+from unclip_jax.cli import guided_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
-from unclip_jax.pipeline import decoding
-from unclip_jax.pipeline import latents as latent_files
-from unclip_jax.pipeline.text_to_image import SampleOptions
+from unclip_jax.inference import decoding, image_files, progress
+from unclip_jax.inference import latents as latent_files
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.text_to_image import SampleOptions
 
 SIZE = 16  # of the tiny decoder; its upsampler doubles it
 STEPS = "--steps=4"
@@ -40,7 +40,7 @@ def traces():
 
 @pytest.fixture(scope="module")
 def studio(run_dir, traces):
-    return Studio.open(run_dir, batch=2)
+    return InferenceEngine.open(run_dir, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, studio, run_dir, tmp_path, capsys):
     """Run a subcommand on the compiled studio: its record and its pictures."""
-    monkeypatch.setattr(Studio, "open", lambda models, batch: studio)
+    monkeypatch.setattr(InferenceEngine, "open", lambda models, batch: studio)
 
     def run(name, *arguments, out="out.png"):
         out = tmp_path / out
@@ -88,7 +88,7 @@ def reconstructed(studio, run_dir, inputs, tmp_path_factory):
     """Reconstructions of both pictures, and where their latents are."""
     out = tmp_path_factory.mktemp("latents") / "out.png"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Studio, "open", lambda models, batch: studio)
+        patch.setattr(InferenceEngine, "open", lambda models, batch: studio)
         paths = [str(inputs / name) for name in ("one.png", "other.png")]
         sample.main(["reconstruct", *paths, STEPS, f"--models={run_dir}", f"--out={out}"])
     record = json.loads(out.with_suffix(".json").read_text())
@@ -99,10 +99,10 @@ def reconstructed(studio, run_dir, inputs, tmp_path_factory):
 def test_reconstruct_shows_each_picture_beside_itself_and_saves_its_latent(reconstructed, inputs):
     record, shown, latents = reconstructed
     assert shown.shape == (4, 2 * SIZE, 2 * SIZE, 3) and len(record["psnr_db"]) == 2
-    original = pictures.square(pictures.read(inputs / "one.png"), 2 * SIZE)
+    original = image_files.square(image_files.read(inputs / "one.png"), 2 * SIZE)
     np.testing.assert_array_equal(shown[0], original)
     assert [entry["name"] for entry in record["inputs"]] == ["one.png", "other.png"]
-    assert record["inputs"][0]["source"] == pictures.read(inputs / "one.png").sha256
+    assert record["inputs"][0]["source"] == image_files.read(inputs / "one.png").sha256
     assert all(path.stat().st_size < 20_000 for path in latents)
 
 
@@ -180,7 +180,7 @@ def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call
 
 def test_a_text_diff_by_ddpm_starts_at_the_picture_itself(call, inputs):
     arguments = (inputs / "one.png", "a blue square", STEPS, "--frames=2", "--inversion=ddpm")
-    original = pictures.square(pictures.read(inputs / "one.png"), SIZE)
+    original = image_files.square(image_files.read(inputs / "one.png"), SIZE)
     for more in ((), ("--guidance=2",), ("--caption=a ring", "--eta=1", "--strength=1")):
         record, path = call("text-diff", *arguments, *more, "--no-upsample")
         assert np.abs(path[0].astype(int) - original).max() <= 1
@@ -225,8 +225,8 @@ def test_a_blend_of_one_heavy_picture_is_its_reconstruction(call, reconstructed)
 def test_inpainting_keeps_known_pixels_exactly_and_draws_the_rest(call, inputs):
     hole = (inputs / "one.png", inputs / "mask.png", "--num=2", "--repeats=2", "--jump=2")
     _, filled = call("inpaint", *hole, "--caption=a red circle", STEPS)
-    original = pictures.square(pictures.read(inputs / "one.png"), 2 * SIZE)
-    known = pictures.mask_square(pictures.read(inputs / "mask.png"), 2 * SIZE) == 1
+    original = image_files.square(image_files.read(inputs / "one.png"), 2 * SIZE)
+    known = image_files.mask_square(image_files.read(inputs / "mask.png"), 2 * SIZE) == 1
     assert 0.3 < known.mean() < 0.7
     for image in filled:
         np.testing.assert_array_equal(image[known], original[known])
@@ -375,7 +375,7 @@ LONG = "x" * 10_001
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, studio, run_dir, inputs, arguments, message):
-    monkeypatch.setattr(Studio, "open", lambda models, batch: studio)
+    monkeypatch.setattr(InferenceEngine, "open", lambda models, batch: studio)
     given = [part.format(inputs) for part in arguments.split(" ")]
     with pytest.raises(UserError, match=message):
         sample.main([*given, f"--models={run_dir}"])
@@ -390,10 +390,10 @@ def test_a_latent_of_another_chain_or_caption_is_refused(call, reconstructed, in
 def test_models_without_upsamplers_stop_at_the_decoders_size(
     run_dir, studio, monkeypatch, inputs, tmp_path, reconstructed
 ):
-    bare = Studio.__new__(Studio)
+    bare = InferenceEngine.__new__(InferenceEngine)
     bare.__dict__.update(studio.__dict__)
     bare.cascade = dataclasses.replace(studio.cascade, upsamplers=())
-    monkeypatch.setattr(Studio, "open", lambda models, batch: bare)
+    monkeypatch.setattr(InferenceEngine, "open", lambda models, batch: bare)
     with pytest.raises(UserError, match="these models have no upsampler, which upscale needs"):
         sample.main(["upscale", str(inputs / "one.png"), f"--models={run_dir}"])
     out = tmp_path / "out.png"
@@ -406,10 +406,10 @@ def test_pictures_of_any_mode_and_size_become_squares(tmp_path):
     for mode, size in (("1", (9, 40)), ("P", (300, 200)), ("RGBA", (8, 8)), ("I;16", (50, 20))):
         path = tmp_path / f"{mode.replace(';', '')}.png"
         Image.new(mode, size).save(path)
-        assert pictures.square(pictures.read(path), 16).shape == (16, 16, 3)
+        assert image_files.square(image_files.read(path), 16).shape == (16, 16, 3)
     Image.new("RGB", (4, 4)).save(tmp_path / "small.png")
     with pytest.raises(UserError, match="small.png: too small: 4x4 pixels"):
-        pictures.read(tmp_path / "small.png")
+        image_files.read(tmp_path / "small.png")
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
     with pytest.raises(UserError, match=r"huge.png: decompression bomb: .*pixels"):
-        pictures.read(tmp_path / "huge.png")
+        image_files.read(tmp_path / "huge.png")

@@ -17,8 +17,8 @@ from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.prior import Prior
 from unclip_jax.models.unet import UNet
 from unclip_jax.models.upsampler import Upsampler
-from unclip_jax.registry import stage_entry
 from unclip_jax.stages import captions, prior
+from unclip_jax.stages.registry import stage_entry
 
 EXACT = jax.default_matmul_precision("highest")
 

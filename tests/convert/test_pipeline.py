@@ -11,15 +11,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.convert import walks
-from unclip_jax import sample, weights
+from unclip_jax import sample
 from unclip_jax.convert import __main__ as command
-from unclip_jax.convert import diffusers, source
+from unclip_jax.convert import diffusers, importing, source
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.pipeline.text_to_image import Captions, SampleOptions
+from unclip_jax.inference import load, text_to_image
+from unclip_jax.inference.text_to_image import Captions, SampleOptions
 from unclip_jax.stages import gaussian
 
 COMPONENTS = (
@@ -46,7 +46,7 @@ def both(recordings, tiny):
 @pytest.fixture(scope="module")
 def run(both, tmp_path_factory):
     out = tmp_path_factory.mktemp("karlo") / "run"
-    assert weights.convert(both, out) == ["clip", "prior", "decoder", "upsampler_256"]
+    assert importing.convert(both, out) == ["clip", "prior", "decoder", "upsampler_256"]
     return out
 
 
@@ -135,7 +135,7 @@ def test_import_export_import_is_exact(both, run, tmp_path):
         assert ours.shapes == theirs.shapes, name
         for tensor in theirs.shapes:
             np.testing.assert_array_equal(ours.read(tensor), theirs.read(tensor), tensor)
-    weights.convert([out], again)
+    importing.convert([out], again)
     for name in ("clip", "prior", "decoder", "upsampler_256"):
         first, second = (folder / name / "export" for folder in (run, again))
         assert handoff.read_manifest(first).config == handoff.read_manifest(second).config, name
@@ -183,7 +183,7 @@ def test_plain_safetensors_hold_every_leaf(run, tmp_path):
 def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path, capsys):
     folder = tmp_path / "karlo"
     shutil.copytree(tiny, folder, copy_function=shutil.copyfile)
-    run = weights.run_of(folder)
+    run = importing.run_of(folder)
     assert run == tmp_path / "karlo.unclip_jax"
     told = capsys.readouterr().err
     assert "karlo is converted once, into" in told and "converting upsampler_256 ..." in told
@@ -193,9 +193,9 @@ def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path, 
     assert (tmp_path / "x" / "0000.png").is_file()
     assert (run / "source.json").stat().st_mtime_ns == made
     (folder / "prior_scheduler" / "scheduler_config.json").touch()
-    assert weights.run_of(folder) == run
+    assert importing.run_of(folder) == run
     assert (run / "source.json").stat().st_mtime_ns > made
-    assert weights.run_of(run) == run
+    assert importing.run_of(run) == run
 
 
 def test_one_stage_belongs_to_its_clip(tiny, run, tmp_path):
@@ -210,7 +210,7 @@ def test_one_stage_belongs_to_its_clip(tiny, run, tmp_path):
 
 
 def test_bfloat16_stays_so_on_the_device(tiny, tmp_path):
-    weights.convert([tiny], tmp_path, options=weights.ImportOptions(dtype="bfloat16"))
+    importing.convert([tiny], tmp_path, options=importing.ImportOptions(dtype="bfloat16"))
     loaded = load.load_cascade(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype("bfloat16")}
     captions = Captions(*[(jnp.array([[648, 5, 649] + 74 * [0]]), jnp.arange(77)[None] < 3)] * 3)
@@ -234,10 +234,10 @@ def test_of_a_source_that_does_not_fit_everything_is_listed_and_nothing_written(
     save_file(tensors, path)
     message = "in 3 tensors: missing .*conv_out.bias.*; extra .*strange.*; .*conv_in.bias: expected"
     with pytest.raises(UserError, match=message):
-        weights.convert([folder], tmp_path / "run")
+        importing.convert([folder], tmp_path / "run")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="is damaged or incomplete"):
-        weights.convert([folder], tmp_path / "run")
+        importing.convert([folder], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -297,7 +297,7 @@ def test_pixels_are_standardised_as_the_files_say(both, tmp_path):
     path = folder / "feature_extractor" / "preprocessor_config.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(settings))
-    weights.convert([both[0], folder], tmp_path / "run")
+    importing.convert([both[0], folder], tmp_path / "run")
     model = handoff.read_manifest(tmp_path / "run" / "clip" / "export").config["model"]
     assert {name: list(model[name]) for name in settings} == settings
 

@@ -9,10 +9,9 @@ import pytest
 from tests import cascades
 from tests.convert.test_clip import same
 from tests.stages import tiny
-from unclip_jax import weights
-from unclip_jax.configs import read
-from unclip_jax.convert import diffusers, needs
+from unclip_jax.convert import diffusers, importing, needs
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment.loading import read
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
 
@@ -62,7 +61,7 @@ def test_it_goes_there_and_back(run, tmp_path):
     settings = json.loads((out / "tokenizer" / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 24  # to which the pipeline pads captions
     assert json.loads((out / "decoder" / "config.json").read_text())["cross_attention_dim"] == 64
-    weights.convert([out], again)
+    importing.convert([out], again)
     for name in cascades.NAMES:
         paths = [folder / name / "export" for folder in (run, again)]
         ours, theirs = (load.read_manifest(path) for path in paths)

@@ -10,14 +10,15 @@ import pytest
 
 from tests import cascades
 from tests.stages import tiny
-from unclip_jax import analytic, configs, prepare
+from unclip_jax import analytic, prepare
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.experiment import loading
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
-from unclip_jax.pipeline import load
+from unclip_jax.inference import load
 from unclip_jax.stages import prior
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -133,7 +134,7 @@ def test_training_measures_the_same_on_all_its_devices(place, monkeypatch):
     data = [a for a in arguments(place) if a.startswith("--config.")]
     table = "--config.model.sampling.variance=table"
     config = f"{ROOT}/experiments/prior.py:tiny"
-    experiment = configs.read(config, overrides=[*data, table])
+    experiment = loading.read(config, overrides=[*data, table])
     _, params, _ = load.load_prior(place / "prior" / "export")
     (place / "prior" / "export" / "variance.json").unlink()
     params = jax.tree.map(np.asarray, params)

@@ -10,12 +10,12 @@ import pytest
 
 from tests import cascades
 from tests.stages import tiny
-from unclip_jax import clip_text
-from unclip_jax.configs import read
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import frozen_clip
+from unclip_jax.experiment.loading import read
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference.load import load_clip
 from unclip_jax.models.clip import Clip
-from unclip_jax.pipeline.load import load_clip
 
 CHANGES = ("caption=clip_sequence", "clip_text_width=48")  # of model.model
 
@@ -35,7 +35,7 @@ def test_a_batch_gets_what_the_text_tower_says_of_its_tokens(export):
     ids, mask = cascades.tokenizer().encode(cascades.CAPTIONS, length=24)
     batch = {"tokens": ids, "token_mask": mask, "caption": np.array(cascades.CAPTIONS)}
     stored = {**batch, "z_txt": np.zeros((3, 32), np.float32)}  # of norm 1, and of other words
-    got = clip_text.reader(export, context=24, width=48)(stored)
+    got = frozen_clip.reader(export, context=24, width=48)(stored)
     cfg, params, _ = load_clip(export)
     tower = functools.partial(Clip(cfg.model).apply, method=Clip.encode_text)
     wanted = jax.jit(tower)({"params": params}, jnp.asarray(ids), jnp.asarray(mask))
@@ -66,10 +66,10 @@ def test_a_stage_that_reads_clip_is_told_to_name_it():
 )
 def test_a_clip_of_other_sizes_is_refused(export, sizes, message):
     with pytest.raises(UserError, match=message):
-        clip_text.reader(export, **sizes)
+        frozen_clip.reader(export, **sizes)
 
 
 def test_a_clip_that_did_not_make_the_embeddings_is_refused(export):
-    clip_text.check(export, clip_id=handoff.read_manifest(export).clip_id)
+    frozen_clip.check(export, clip_id=handoff.read_manifest(export).clip_id)
     with pytest.raises(UserError, match="but the embeddings were made by cccccccccccc; give the"):
-        clip_text.check(export, clip_id="c" * 64)
+        frozen_clip.check(export, clip_id="c" * 64)

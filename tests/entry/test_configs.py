@@ -7,8 +7,8 @@ import pytest
 
 from tests import cascades
 from tests.stages import tiny
-from unclip_jax import configs
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import loading
 from unclip_jax.handoff import load
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -16,11 +16,11 @@ PRIOR = f"{ROOT}/experiments/prior.py"
 
 
 def read(*overrides, spec=f"{PRIOR}:tiny"):
-    return configs.read(spec, overrides=overrides)
+    return loading.read(spec, overrides=overrides)
 
 
 def test_without_overrides_the_file_speaks():
-    assert configs.read(f"{PRIOR}:tiny") == configs.from_config(configs.load(f"{PRIOR}:tiny"))
+    assert loading.read(f"{PRIOR}:tiny") == loading.from_config(loading.load(f"{PRIOR}:tiny"))
 
 
 def test_keys_are_overridden_in_their_own_type():
@@ -41,7 +41,7 @@ def test_keys_that_the_file_does_not_mention_can_be_overridden():
 
 
 def test_lists_can_be_overridden():
-    made = configs.read(
+    made = loading.read(
         f"{ROOT}/experiments/decoder.py:tiny",
         overrides=["--config.model.model.unet.attention_at=(16, 8)"],
     )
@@ -49,7 +49,7 @@ def test_lists_can_be_overridden():
 
 
 def test_no_size_means_the_paper():
-    assert configs.read(PRIOR).model.model.width == 2048
+    assert loading.read(PRIOR).model.model.width == 2048
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def test_a_wrong_file_is_named(tmp_path):
     with pytest.raises(
         UserError, match=r"no experiment file '.*priro.py'. Did you mean 'prior.py'"
     ):
-        configs.read(f"{ROOT}/experiments/priro.py:tiny")
+        loading.read(f"{ROOT}/experiments/priro.py:tiny")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match="defines no get_config"):
-        configs.read(str(tmp_path / "empty.py"))
+        loading.read(str(tmp_path / "empty.py"))
 
 
 FINETUNE = f"{ROOT}/experiments/finetune.py"

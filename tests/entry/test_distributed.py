@@ -7,15 +7,17 @@ import subprocess
 import pytest
 
 from tests import processes
-from unclip_jax import distributed
+from unclip_jax.cli import flags
 from unclip_jax.core.checks import UserError
-from unclip_jax.distributed import Place
+from unclip_jax.parallel import cluster
+from unclip_jax.parallel.cluster import ProcessLayout
 
 
-def args(*given: str) -> argparse.Namespace:
+def layout(*arguments: str) -> ProcessLayout:
     parser = argparse.ArgumentParser()
-    distributed.add_flags(parser)
-    return parser.parse_args(given)
+    flags.add_processes(parser)
+    args = parser.parse_args(arguments)
+    return ProcessLayout(args.coordinator, args.num_processes, args.process_id)
 
 
 FLAGS = ("--coordinator=host:1234", "--num_processes=4", "--process_id=3")
@@ -24,16 +26,16 @@ TOLD = {
     "JAX_NUM_PROCESSES": "2",
     "JAX_PROCESS_ID": "0",
 }
-UNKNOWN = Place(None, None, None)
+UNKNOWN = ProcessLayout(None, None, None)
 
 
 @pytest.mark.parametrize(
-    ("flags", "environ", "place"),
+    ("arguments", "environ", "place"),
     [
         ((), {}, None),
-        (FLAGS, {}, Place("host:1234", 4, 3)),
-        (FLAGS, TOLD, Place("host:1234", 4, 3)),
-        ((), TOLD, Place("other:5", 2, 0)),
+        (FLAGS, {}, ProcessLayout("host:1234", 4, 3)),
+        (FLAGS, TOLD, ProcessLayout("host:1234", 4, 3)),
+        ((), TOLD, ProcessLayout("other:5", 2, 0)),
         ((), {"UNCLIP_DISTRIBUTED": "1"}, UNKNOWN),
         ((), {**TOLD, "UNCLIP_DISTRIBUTED": "0"}, None),
         ((), {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
@@ -46,14 +48,14 @@ UNKNOWN = Place(None, None, None)
         ((), {"MEGASCALE_NUM_SLICES": "2"}, UNKNOWN),
     ],
 )
-def test_processes_are_found(flags, environ, place):
-    assert distributed.find(args(*flags), environ) == place
+def test_processes_are_found(arguments, environ, place):
+    assert cluster.detect(layout(*arguments), environ) == place
 
 
 @pytest.mark.parametrize(
-    ("flags", "environ", "message"),
+    ("arguments", "environ", "message"),
     [
-        (FLAGS[:2], {}, "--process_id belong together; give all three or none"),
+        (FLAGS[:2], {}, "--process-id belong together; give all three or none"),
         ((*FLAGS[:2], "--process_id=4"), {}, "this is process 4 of 4; processes are numbered"),
         (("--coordinator=host", *FLAGS[1:]), {}, "the coordinator is 'host'; write HOST:PORT"),
         ((), {"JAX_PROCESS_ID": "1"}, "JAX_NUM_PROCESSES, JAX_PROCESS_ID belong together"),
@@ -61,20 +63,20 @@ def test_processes_are_found(flags, environ, place):
         ((), {"UNCLIP_DISTRIBUTED": "yes"}, "UNCLIP_DISTRIBUTED is 'yes'; give 1, 0 or nothing"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(flags, environ, message):
+def test_settings_that_mean_nothing_are_refused(arguments, environ, message):
     with pytest.raises(UserError, match=message):
-        distributed.find(args(*flags), environ)
+        cluster.detect(layout(*arguments), environ)
 
 
 def test_alone_nothing_is_started(monkeypatch):
     for name in (*TOLD, "SLURM_PROCID", "TPU_WORKER_HOSTNAMES", "UNCLIP_DISTRIBUTED"):
         monkeypatch.delenv(name, raising=False)
-    distributed.start(args())
+    cluster.start(layout())
 
 
 def test_the_digest_is_of_the_code():
-    assert distributed.code_digest() == distributed.code_digest()
-    assert len(distributed.facts()["code"].split()[1]) == 16
+    assert cluster.code_digest() == cluster.code_digest()
+    assert len(cluster.facts()["code"].split()[1]) == 16
 
 
 def lonely(index: int) -> subprocess.Popen[str]:
@@ -97,4 +99,4 @@ def test_a_coordinator_that_is_not_there_is_one_line_in_bounded_time():
 def test_a_coordinator_that_waits_in_vain_says_so():
     ((status, _, printed),) = processes.outcome([lonely(0)])
     assert status == 2
-    assert "the processes did not come together within 2 s" in printed
+    assert "the processes did not connect within 2 s" in printed

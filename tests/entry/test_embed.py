@@ -12,8 +12,8 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import image as pictures
 from unclip_jax.data import sources, text
 from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.inference import load
 from unclip_jax.models.clip import Clip
-from unclip_jax.pipeline import load
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from unclip_jax import entry
+from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
-from unclip_jax import embed, inputs, prepare
+from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.experiment import input_pipeline
 from unclip_jax.stages import prior
 
 CONSTANT = np.where(np.arange(32) == 2, 1.0, np.random.default_rng(0).normal(size=(4, 32)))
@@ -43,8 +44,8 @@ def test_a_share_of_variance_is_counted_in_the_training_split(folder):
     codec = dataclasses.replace(mine.model.model.codec, components=0, explained_variance=0.8)
     model = dataclasses.replace(mine.model.model, codec=codec)
     mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, model=model))
-    settled = inputs.settled(mine)
-    values = inputs.fitted(settled, settled.build_stage())()["codec"]["eigenvalues"]
+    settled = input_pipeline.settled(mine)
+    values = input_pipeline.fitted(settled, settled.build_stage())()["codec"]["eigenvalues"]
     share = np.cumsum(values) / values.sum()
     count = settled.model.model.codec.components
     assert share[count - 2] < 0.8 <= share[count - 1]
@@ -54,14 +55,14 @@ def test_a_share_of_variance_is_counted_in_the_training_split(folder):
 def test_what_the_config_says_alone_is_left_as_it_is(folder):
     for name in ("prior", "prior_ar"):
         mine = experiment(name, folder)
-        assert inputs.settled(mine).digest() == mine.digest()
-    assert inputs.fitted(mine, experiment("prior", folder).build_stage()) is None
+        assert input_pipeline.settled(mine).digest() == mine.digest()
+    assert input_pipeline.fitted(mine, experiment("prior", folder).build_stage()) is None
 
 
 def test_a_fit_says_what_the_codes_keep(folder, caplog):
     mine = experiment("prior_ar", folder)
     with caplog.at_level(logging.INFO, logger="unclip_jax"):
-        found = inputs.fitted(mine, mine.build_stage())()
+        found = input_pipeline.fitted(mine, mine.build_stage())()
     assert found["codec"]["basis"].shape == (16, 32)
     assert "prior_ar: 16 of 32 principal components explain" in caplog.text
 
@@ -71,10 +72,10 @@ def test_embeddings_that_are_not_there_are_named(folder, tmp_path):
     shutil.rmtree(tmp_path / "half" / "train" / "text_emb")
     mine = experiment("prior_ar", tmp_path / "half")
     with pytest.raises(UserError, match=r"has no z_txt \(text_emb\); make them again"):
-        inputs.fitted(mine, mine.build_stage())()
+        input_pipeline.fitted(mine, mine.build_stage())()
     mine = experiment("prior_ar", tmp_path / "nowhere")
     with pytest.raises(UserError, match="no embeddings in .*nowhere"):
-        inputs.fitted(mine, mine.build_stage())()
+        input_pipeline.fitted(mine, mine.build_stage())()
 
 
 def advice(text):
@@ -86,7 +87,7 @@ def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     mine = tiny.experiment("prior")
     with pytest.raises(UserError, match="no embeddings in runs/tiny/embeddings/train") as told:
-        inputs.open_embeddings(mine, "train")
+        input_pipeline.open_embeddings(mine, "train")
     by_hand, cascade = advice(str(told.value))
     args = embed.parse(by_hand[3:])
     assert by_hand[:3] == ["python", "-m", "unclip_jax.embed"]
@@ -95,7 +96,7 @@ def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monk
     assert cascade == ["launch/cascade", "tiny", "--until=embed"]
     given = dataclasses.replace(mine.data, embeddings="my runs/z", clip="openai/export")
     with pytest.raises(UserError, match="no embeddings in my runs/z") as told:
-        inputs.open_embeddings(dataclasses.replace(mine, data=given), "train")
+        input_pipeline.open_embeddings(dataclasses.replace(mine, data=given), "train")
     (by_hand,) = advice(str(told.value))  # the cascade would put them elsewhere
     args = embed.parse(by_hand[3:])
     assert (str(args.clip), str(args.out)) == ("openai/export", "my runs/z")
@@ -106,20 +107,20 @@ def test_what_is_missing_is_the_data_set_not_its_tokenizer(tmp_path):
     mine = tiny.experiment("clip")
     mine = dataclasses.replace(mine, data=dataclasses.replace(mine.data, path=f"{tmp_path}/a b"))
     with pytest.raises(UserError, match="no data set at .*a b; make one") as told:
-        inputs.open_inputs(mine, mine.build_stage())
+        input_pipeline.open_inputs(mine, mine.build_stage())
     words = advice(str(told.value))[0]
     assert words[:3] == ["python", "-m", "unclip_jax.prepare"]
     few = "shapes:train=8,validation=4"  # the whole world takes its time
     small = [few if word == "shapes" else word for word in words[3:]]
     prepare.main([*small, "--tokenizer=none"])
     with pytest.raises(UserError, match="a b has no tokenizer") as told:
-        inputs.open_inputs(mine, mine.build_stage())
+        input_pipeline.open_inputs(mine, mine.build_stage())
     prepare.main(advice(str(told.value))[0][3:])
     shutil.rmtree(tmp_path / "a b" / "tokenizer")
     with pytest.raises(UserError, match="a b has no tokenizer; .* --vocab_size=1024`") as told:
-        inputs.open_inputs(mine, mine.build_stage())
+        input_pipeline.open_inputs(mine, mine.build_stage())
     prepare.main(advice(str(told.value))[0][3:])
-    assert inputs.open_inputs(mine, mine.build_stage()).tokenizer
+    assert input_pipeline.open_inputs(mine, mine.build_stage()).tokenizer
 
 
 @pytest.mark.parametrize(("share", "name"), [("blur", "blur"), ("bsr", "bsr")])
@@ -129,7 +130,7 @@ def test_held_out_low_res_images_are_only_shrunk(share, name):
     shares = {"blur": 0.0, "bsr": 0.0, share: 0.7}
     mine = dataclasses.replace(mine, data=dataclasses.replace(mine.data, **shares))
     training, held_out = (
-        inputs._example(mine, mine.build_stage(), captions=held_out).degrade
+        input_pipeline._example(mine, mine.build_stage(), captions=held_out).degrade
         for held_out in (False, True)
     )
     assert (training.name, training.probability) == (name, 0.7)
@@ -139,12 +140,12 @@ def test_held_out_low_res_images_are_only_shrunk(share, name):
 def test_a_prior_measures_the_embeddings_that_it_standardises(folder):
     mine = experiment("prior", folder)
     mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, standardise=True))
-    settled = inputs.settled(mine).model
+    settled = input_pipeline.settled(mine).model
     z_img = EmbeddingSource(folder / "train").vectors("z_img", 0, 500)
     latent = np.asarray(prior.to_latent(settled, jnp.asarray(z_img)))
     np.testing.assert_allclose(latent.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(latent.std(0), 1, atol=1e-5)
-    assert settled == inputs.settled(dataclasses.replace(mine, model=settled)).model
+    assert settled == input_pipeline.settled(dataclasses.replace(mine, model=settled)).model
     with pytest.raises(UserError, match="dimension 2 of z_img is the same in all 4 training"):
         prior.settle(mine.model, lambda most: [{"z_img": CONSTANT}])
 
@@ -154,7 +155,7 @@ def test_raw_embeddings_are_told_from_those_of_norm_1(folder):
     model = dataclasses.replace(mine.model, standardise=True)
     stage = dataclasses.replace(mine, model=model).build_stage()
     source = EmbeddingSource(folder / "train")
-    inputs._check_norm({"embedding": "raw"}, stage, source)
-    inputs._check_norm({}, mine.build_stage(), source)
+    input_pipeline._check_norm({"embedding": "raw"}, stage, source)
+    input_pipeline._check_norm({}, mine.build_stage(), source)
     with pytest.raises(UserError, match=r"this prior takes embeddings as CLIP gives.*embed --raw"):
-        inputs._check_norm({}, stage, source)
+        input_pipeline._check_norm({}, stage, source)

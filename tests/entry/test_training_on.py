@@ -9,8 +9,8 @@ import pytest
 
 from tests.convert.test_trained import untrained
 from tests.test_cascade import call
-from unclip_jax import embed, prepare, sample, weights
-from unclip_jax.convert import diffusers
+from unclip_jax import embed, prepare, sample
+from unclip_jax.convert import diffusers, importing
 from unclip_jax.core import trees
 from unclip_jax.handoff import load
 
@@ -31,8 +31,8 @@ def place(tmp_path_factory):
     """A pipeline directory, converted, and data embedded as its CLIP gives embeddings."""
     folder = tmp_path_factory.mktemp("training_on")
     diffusers.write(untrained(folder / "made"), folder / "karlo")
-    terms = weights.ImportOptions(licence="theirs")
-    weights.convert([folder / "karlo"], folder / "run", options=terms)
+    terms = importing.ImportOptions(licence="theirs")
+    importing.convert([folder / "karlo"], folder / "run", options=terms)
     clip = folder / "run" / "clip" / "export"
     data = ["shapes:train=64,validation=32", f"--out={folder / 'data'}"]
     prepare.main([*data, f"--tokenizer={clip / 'tokenizer'}"])

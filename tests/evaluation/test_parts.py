@@ -1,33 +1,34 @@
 """COCO's protocol and prompt files, drawn in parts by a stand-in that counts."""
 
 import argparse
+import contextlib
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from unclip_jax import evaluate, sample
+from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import coco, extract, parts, pictures, prompts
+from unclip_jax.evaluation import coco, feature_extraction, image_sets, prompts, sampled_set
+from unclip_jax.inference import batched, load
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet, npz
 from unclip_jax.metrics.report import Collected
-from unclip_jax.pipeline import load
-from unclip_jax.pipeline.text_to_image import SampleOptions
 
 SIZE = 16
 CAPTIONS = ["a red circle", "a blue square", "two green stars", "a pink ring", "a red heart"]
 
 
 class Draws:
-    """Stands in for `sample.draw`: picture i of a seed is one grey level."""
+    """Stands in for `batched.sample_images`: picture i of a seed is one grey level."""
 
     def __init__(self):
         self.seen = []
 
-    def __call__(self, loaded, captions, *, seed, options, batch_size, name, first):
-        self.seen.append((first, list(captions)))
-        levels = (np.arange(first, first + len(captions)) + 10 * seed).astype(np.uint8)
+    def __call__(self, loaded, captions, *, seed, options, batch_size, name, first_index):
+        self.seen.append((first_index, list(captions)))
+        levels = (np.arange(first_index, first_index + len(captions)) + 10 * seed).astype(np.uint8)
         return np.broadcast_to(levels[:, None, None, None], (len(captions), SIZE, SIZE, 3)).copy()
 
 
@@ -35,6 +36,19 @@ def drawing(run_dir, out, *more):
     made = prompts.parser()
     base = ["x.tsv", f"--models={run_dir}", f"--out={out}", "--part=2", "--steps=2"]
     return made.parse_args([*base, *more])
+
+
+@contextlib.contextmanager
+def replaced(sampler):
+    """The sampler of images replaced by a stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batched, "sample_images", sampler)
+        yield
+
+
+def sample_all(args, loaded, captions, *, sampler):
+    with replaced(sampler):
+        return sampled_set.sample_all(args, loaded, captions)
 
 
 def levels(found, batch_size=3):
@@ -49,26 +63,26 @@ def loaded(run_dir):
 def test_what_is_there_is_not_drawn_again_and_indices_go_on(run_dir, loaded, tmp_path):
     draw = Draws()
     args = drawing(run_dir, tmp_path)
-    found = parts.draw_all(args, loaded, CAPTIONS, draw=draw)
+    found = sample_all(args, loaded, CAPTIONS, sampler=draw)
     assert draw.seen == [(0, CAPTIONS[:2]), (2, CAPTIONS[2:4]), (4, CAPTIONS[4:])]
     assert levels(found) == [[0, 1, 2], [3, 4]]
     assert (found.count, found.size) == (5, (SIZE, SIZE))
     (tmp_path / "pictures" / "000002.npz").unlink()
     again = Draws()
-    assert levels(parts.draw_all(args, loaded, CAPTIONS, draw=again)) == [[0, 1, 2], [3, 4]]
+    assert levels(sample_all(args, loaded, CAPTIONS, sampler=again)) == [[0, 1, 2], [3, 4]]
     assert again.seen == [(2, CAPTIONS[2:4])]
 
 
 def test_pictures_of_another_protocol_are_refused(run_dir, loaded, tmp_path):
-    parts.draw_all(drawing(run_dir, tmp_path), loaded, CAPTIONS, draw=Draws())
+    sample_all(drawing(run_dir, tmp_path), loaded, CAPTIONS, sampler=Draws())
     for change, message in [
         (["--seed=1"], "holds pictures of another protocol: seed is 0 there and 1 here"),
         (["--guidance=3"], "another protocol: decoding is"),
     ]:
         with pytest.raises(UserError, match=message):
-            parts.draw_all(drawing(run_dir, tmp_path, *change), loaded, CAPTIONS, draw=Draws())
+            sample_all(drawing(run_dir, tmp_path, *change), loaded, CAPTIONS, sampler=Draws())
     with pytest.raises(UserError, match="another protocol: captions is"):
-        parts.draw_all(drawing(run_dir, tmp_path), loaded, CAPTIONS[::-1], draw=Draws())
+        sample_all(drawing(run_dir, tmp_path), loaded, CAPTIONS[::-1], sampler=Draws())
 
 
 def test_parts_of_several_sizes_are_refused(tmp_path):
@@ -76,14 +90,14 @@ def test_parts_of_several_sizes_are_refused(tmp_path):
         images = np.zeros((1, side, side, 3), np.uint8)
         npz.write(tmp_path / f"{number}.npz", [images], count=1)
     with pytest.raises(UserError, match=r"1.npz holds pictures of 4 x 4, .*0.npz such of 8 x 8"):
-        pictures.from_parts([tmp_path / "0.npz", tmp_path / "1.npz"])
+        image_sets.from_parts([tmp_path / "0.npz", tmp_path / "1.npz"])
 
 
 def test_a_set_is_resized_by_the_same_rule_as_one_that_is_read_so(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
     npz.write(tmp_path / "set.npz", [images], count=3)
-    here = pictures.resized(pictures.from_parts([tmp_path / "set.npz"]), 6)
-    there = pictures.open_set(tmp_path / "set.npz", size=6)
+    here = image_sets.resized(image_sets.from_parts([tmp_path / "set.npz"]), 6)
+    there = image_sets.open_set(tmp_path / "set.npz", size=6)
     (one,), (other,) = (list(each.batches(3, slice(None))) for each in (here, there))
     np.testing.assert_array_equal(one, other)
     assert here.size == (6, 6) and here.facts["crop"] == there.facts["crop"]
@@ -93,10 +107,10 @@ def test_pictures_drawn_in_parts_are_those_drawn_at_once(loaded):
     """The real sampler: picture i depends on (seed, i) alone, whatever part it is in."""
     options = SampleOptions(condition="z_txt")
     shared = {"seed": 5, "options": options, "batch_size": 2}
-    whole = sample.draw(loaded, CAPTIONS[:4], **shared)
-    late = sample.draw(loaded, CAPTIONS[2:4], first=2, **shared)
+    whole = batched.sample_images(loaded, CAPTIONS[:4], **shared)
+    late = batched.sample_images(loaded, CAPTIONS[2:4], first_index=2, **shared)
     np.testing.assert_array_equal(late, whole[2:])
-    assert not np.array_equal(late, sample.draw(loaded, CAPTIONS[2:4], **shared))
+    assert not np.array_equal(late, batched.sample_images(loaded, CAPTIONS[2:4], **shared))
 
 
 # COCO
@@ -125,7 +139,8 @@ def run_coco(run_dir, copy, out, *more, draw=None):
     base += [f"--real={copy}/real.npz", f"--features=clip:{run_dir}/clip/export"]
     made = coco.parser().parse_args([*base, "--num=7", "--part=3", f"--size={SIZE}", *more])
     draw = draw or Draws()
-    coco.run(made, draw=draw)
+    with replaced(draw):
+        coco.run(made)
     return draw
 
 
@@ -265,7 +280,8 @@ def run_prompts(run_dir, out, rows, *more, draw=None):
     file.write_text("prompt\tcategory\n" + "".join(f"{t}\t{c}\n" for c, t in rows))
     base = [str(file), f"--models={run_dir}", f"--out={out}", "--images=2", *more]
     draw = draw or Draws()
-    prompts.run(prompts.parser().parse_args(base), draw=draw)
+    with replaced(draw):
+        prompts.run(prompts.parser().parse_args(base))
     return draw
 
 
@@ -320,7 +336,7 @@ def test_an_out_that_is_a_file_is_refused(run_dir, tmp_path):
     (tmp_path / "out").write_text("mine")
     args = drawing(run_dir, tmp_path / "out")
     with pytest.raises(UserError, match="which is a file; give a folder"):
-        parts.check(args)
+        sampled_set.check(args)
 
 
 def test_features_of_parts_are_those_of_the_whole(run_dir, tmp_path):
@@ -328,8 +344,10 @@ def test_features_of_parts_are_those_of_the_whole(run_dir, tmp_path):
     for start in (0, 2, 4):
         part = images[start : start + 2]
         npz.write(tmp_path / f"{start}.npz", [part], count=len(part))
-    extractor = extract.open_extractor(f"clip:{run_dir}/clip/export")
-    split = pictures.from_parts([tmp_path / f"{start}.npz" for start in (0, 2, 4)])
-    whole = pictures.in_memory(images, where="whole")
-    pools = [extract.collect(extractor, each, batch_size=4).pool for each in (split, whole)]
+    extractor = feature_extraction.open_extractor(f"clip:{run_dir}/clip/export")
+    split = image_sets.from_parts([tmp_path / f"{start}.npz" for start in (0, 2, 4)])
+    whole = image_sets.in_memory(images, where="whole")
+    pools = [
+        feature_extraction.collect(extractor, each, batch_size=4).pool for each in (split, whole)
+    ]
     np.testing.assert_array_equal(*pools)

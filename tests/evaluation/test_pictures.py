@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.data.conftest import Samples
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import pictures
+from unclip_jax.evaluation import image_sets
 from unclip_jax.metrics import npz
 
 
@@ -24,32 +24,32 @@ def numbers(found, batch_size=2, rows=slice(None)):
 
 
 def test_a_folder_is_read_in_order_with_an_exact_count(folder):
-    found = pictures.open_set(folder)
+    found = image_sets.open_set(folder)
     assert (found.count, found.size, found.captions) == (5, (16, 16), None)
     assert numbers(found) == [[0, 1], [2, 3], [4]]
     assert found.facts == {"source": str(folder), "count": 5, "size": "16 x 16", "crop": "none"}
 
 
 def test_processes_read_their_rows_of_every_batch(folder, tmp_path):
-    batch = np.concatenate(list(pictures.open_set(folder).batches(5, slice(None))))
+    batch = np.concatenate(list(image_sets.open_set(folder).batches(5, slice(None))))
     npz.write(tmp_path / "batch.npz", [batch], count=5)
     for where in (folder, tmp_path / "batch.npz"):
-        found = pictures.open_set(where)
+        found = image_sets.open_set(where)
         assert numbers(found, 4, slice(0, 2)) == [[0, 1], [4]]
         assert numbers(found, 4, slice(2, 4)) == [[2, 3], []]
         assert [b.shape[1:] for b in found.batches(4, slice(2, 4))] == [(16, 16, 3)] * 2
 
 
 def test_a_packed_folder_is_a_batch_with_the_same_pictures(folder, tmp_path):
-    pictures.pack(pictures.open_set(folder), tmp_path / "batch.npz", batch_size=2)
-    again = pictures.open_set(tmp_path / "batch.npz", num=3)
+    image_sets.pack(image_sets.open_set(folder), tmp_path / "batch.npz", batch_size=2)
+    again = image_sets.open_set(tmp_path / "batch.npz", num=3)
     assert numbers(again) == [[0, 1], [2]]
     assert again.facts["count"] == 3
 
 
 def test_a_prepared_data_set_has_captions(tmp_path):
     Samples.write_folder(tmp_path, [3, 4], split="validation")
-    found = pictures.open_set(tmp_path, num=4)
+    found = image_sets.open_set(tmp_path, num=4)
     assert numbers(found, 3) == [[0, 1, 2], [3]]
     assert found.captions == tuple(f"picture number {i}" for i in range(4))
 
@@ -57,28 +57,28 @@ def test_a_prepared_data_set_has_captions(tmp_path):
 def test_captions_lie_beside_pictures_or_in_metadata(folder):
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         path.with_suffix(".txt").write_text(f"number {number}\n")
-    assert pictures.open_set(folder).captions == tuple(f"number {i}" for i in range(5))
+    assert image_sets.open_set(folder).captions == tuple(f"number {i}" for i in range(5))
     (folder / "b.txt").unlink()
-    assert pictures.open_set(folder).captions is None
+    assert image_sets.open_set(folder).captions is None
     line = json.dumps({"file_name": "b.png", "text": "told"})
     (folder / "metadata.jsonl").write_text(line)
-    assert "told" in (pictures.open_set(folder).captions or ())
+    assert "told" in (image_sets.open_set(folder).captions or ())
 
 
 def test_pictures_of_several_sizes_are_refused_unless_cropped(folder):
     (folder / "d.png").write_bytes(Samples.png(9, height=20, width=32))
-    found = pictures.open_set(folder)
+    found = image_sets.open_set(folder)
     with pytest.raises(UserError, match=r"differ in size: .*a.png has 16 x 16, .*d.png has 32 x 2"):
         numbers(found, 6)
-    cropped = pictures.open_set(folder, size=8)
+    cropped = image_sets.open_set(folder, size=8)
     assert [b.shape for b in cropped.batches(6, slice(None))] == [(6, 8, 8, 3)]
     assert cropped.facts["crop"].startswith("shorter side to 8")
 
 
 def test_lossy_files_are_noticed(folder):
-    assert not pictures.open_set(folder).lossy
+    assert not image_sets.open_set(folder).lossy
     Image.fromarray(Samples.picture(3)).save(folder / "z.jpg")
-    assert pictures.open_set(folder).lossy
+    assert image_sets.open_set(folder).lossy
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_lossy_files_are_noticed(folder):
 def test_what_is_no_set_is_refused(tmp_path, make, options, message):
     make(tmp_path / "thing")
     with pytest.raises(UserError, match=message):
-        pictures.open_set(tmp_path / "thing", **options)
+        image_sets.open_set(tmp_path / "thing", **options)
 
 
 def test_more_than_there_are_is_refused(folder):
     with pytest.raises(UserError, match="holds 5 pictures; --num=6 asks for more"):
-        pictures.open_set(folder, num=6)
+        image_sets.open_set(folder, num=6)
 
 
 def test_a_damaged_picture_ends_the_count(folder):
     (folder / "c.png").write_bytes(Samples.png(2)[:40])
     with pytest.raises(UserError, match=r"c.png: .*remove it or replace it"):
-        numbers(pictures.open_set(folder))
+        numbers(image_sets.open_set(folder))

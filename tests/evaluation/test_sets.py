@@ -12,7 +12,7 @@ from unclip_jax.convert import inception as weights
 from unclip_jax.convert.layout import nested
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import extract, pictures
+from unclip_jax.evaluation import feature_extraction, image_sets
 from unclip_jax.metrics import extractors, kernels, neighbours, npz
 from unclip_jax.metrics.frechet import moments, squared_distance
 from unclip_jax.metrics.report import compare
@@ -46,7 +46,7 @@ def compared(capsys, sets, clip, *more, real="real.npz", out="scores.json"):
 
 def test_scores_are_those_of_the_features(capsys, sets, clip):
     found, text = compared(capsys, sets, clip, "--batch=16", "--kid_subsets=3", "--seed=5")
-    extractor = extract.open_extractor(clip.removeprefix("--features="))
+    extractor = feature_extraction.open_extractor(clip.removeprefix("--features="))
     pools = []
     for name in ("real", "fake"):
         images = np.load(sets / f"{name}.npz")["arr_0"]
@@ -147,10 +147,10 @@ def test_inception_goes_from_pictures_to_all_scores():
     )
     extractor = extractors.inception(params, weights="random", cfg=TINY, side=75)
     sets = [
-        pictures.in_memory(rng.integers(0, top, (12, 20, 20, 3)).astype(np.uint8), where=str(top))
+        image_sets.in_memory(rng.integers(0, top, (12, 20, 20, 3)).astype(np.uint8), where=str(top))
         for top in (256, 100)
     ]
-    real, fake = (extract.collect(extractor, each, batch_size=5) for each in sets)
+    real, fake = (feature_extraction.collect(extractor, each, batch_size=5) for each in sets)
     report = compare(real, fake, kind="inception")
     assert {"fid", "sfid", "kid", "precision", "inception_score"} <= set(report.scores)
     assert "too few for a covariance of 128 dimensions" in str(report)

@@ -8,13 +8,14 @@ import pytest
 
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import points, sweep
+from unclip_jax.evaluation import sweep, sweep_points
+from unclip_jax.inference import batched
 
 SIZE = 16
 
 
 class Draws:
-    """Stands in for `sample.draw`: noise that depends on what it is given."""
+    """Stands in for `batched.sample_images`: noise that depends on what it is given."""
 
     def __init__(self):
         self.seen = []
@@ -31,7 +32,9 @@ def run(run_dir, out, *more, draw=None):
     draw = draw or Draws()
     base = [f"--models={run_dir}", f"--data={run_dir}/data", f"--out={out}"]
     base += ["--num=4", "--images=2", "--guidance=1,2.5", "--steps=2,4", "--sampler=ddim"]
-    sweep.run(sweep.parser().parse_args([*base, *more]), draw=draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batched, "sample_images", draw)
+        sweep.run(sweep.parser().parse_args([*base, *more]))
     return draw
 
 
@@ -65,7 +68,7 @@ def test_tables_hold_all_points_with_protocol_and_warnings(swept):
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(r["frechet"]) for r in rows] == [p["scores"]["frechet"] for p in whole["points"]]
-    assert "WARNING" in points.table(whole)
+    assert "WARNING" in sweep_points.table(whole)
     assert (out / "sweep.png").stat().st_size > 10_000
     assert np.load(out / "points" / "guidance1_steps2_ddim.npz")["arr_0"].shape == (8, 16, 16, 3)
 

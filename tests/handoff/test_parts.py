@@ -1,29 +1,29 @@
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.handoff import parts
+from unclip_jax.handoff import sidecar
 
 
 def test_what_is_written_is_read(tmp_path):
     value = {"timesteps": [0, 16], "eps_power": [0.25, 1e-9]}
-    path = parts.write(tmp_path, parts.VARIANCE, value)
-    assert parts.read(tmp_path, parts.VARIANCE) == value
+    path = sidecar.write(tmp_path, sidecar.VARIANCE, value)
+    assert sidecar.read(tmp_path, sidecar.VARIANCE) == value
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_nothing_there_is_none(tmp_path):
-    assert parts.read(tmp_path, parts.VARIANCE) is None
+    assert sidecar.read(tmp_path, sidecar.VARIANCE) is None
 
 
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "could not read"), ("[1]", "holds list, not an object")]
 )
 def test_a_damaged_file_is_refused(tmp_path, text, message):
-    (tmp_path / parts.VARIANCE).write_text(text)
+    (tmp_path / sidecar.VARIANCE).write_text(text)
     with pytest.raises(UserError, match=message):
-        parts.read(tmp_path, parts.VARIANCE)
+        sidecar.read(tmp_path, sidecar.VARIANCE)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot write .*variance.json: No such file"):
-        parts.write(tmp_path / "absent", parts.VARIANCE, {})
+        sidecar.write(tmp_path / "absent", sidecar.VARIANCE, {})

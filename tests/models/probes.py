@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.experiment import from_config
+from unclip_jax.experiment.config import from_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -11,8 +11,8 @@ import re
 
 import jax
 
-from unclip_jax import configs
 from unclip_jax.core.trees import flatten_paths
+from unclip_jax.experiment import loading
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -25,7 +25,7 @@ RULES = ("fsdp", "fsdp_tp")
 
 def of(name: str, rules: str) -> dict[str, str]:
     """Path of a parameter, numbers as #, -> the mesh axis of each of its axes, - = none."""
-    stage = configs.read(f"{ROOT}/experiments/{name}.py").build_stage()
+    stage = loading.read(f"{ROOT}/experiments/{name}.py").build_stage()
     boxed = jax.eval_shape(stage.init, jax.random.key(0))
     mesh = make_mesh(
         MeshConfig(data=2, fsdp=2, tensor=2 if rules == "fsdp_tp" else 1), **_some(rules)

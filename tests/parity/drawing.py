@@ -14,8 +14,8 @@ from tests.parity import originals
 from tests.parity.originals import torch
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
-from unclip_jax.pipeline import load
-from unclip_jax.pipeline.text_to_image import Captions
+from unclip_jax.inference import load
+from unclip_jax.inference.text_to_image import Captions
 from unclip_jax.stages import gaussian
 
 NAMES = ("prior", "decoder", "super_res")

@@ -12,11 +12,11 @@ from tests.convert.test_clip import run
 from tests.parity import originals
 from tests.parity.drawing import random, relative, theirs
 from tests.parity.originals import CAPTIONS, diffusers, stirred, torch, transformers
-from unclip_jax import weights
+from unclip_jax.convert import importing
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference import load
 from unclip_jax.models.clip import Clip
-from unclip_jax.pipeline import load
 from unclip_jax.stages import captions, gaussian, prior
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -64,7 +64,7 @@ def pipeline(kind, folder):
 def test_a_prior_draws_the_same_embeddings(kind, tmp_path):
     pipe = pipeline(kind, tmp_path)
     pipe.save_pretrained(tmp_path / "theirs")
-    assert weights.convert([tmp_path / "theirs"], tmp_path / "run") == ["clip", "prior"]
+    assert importing.convert([tmp_path / "theirs"], tmp_path / "run") == ["clip", "prior"]
     x_T = random(len(CAPTIONS), KINDS[kind][0])
     with originals.recorded_noise() as noise:
         wanted = pipe(

@@ -16,9 +16,8 @@ from tests.convert.test_karlo import Loaded
 from tests.parity import drawing, originals
 from tests.parity.drawing import random, relative, theirs
 from tests.parity.originals import CAPTIONS, torch
-from unclip_jax import weights
 from unclip_jax.convert import diffusers as ours
-from unclip_jax.convert import karlo, unet
+from unclip_jax.convert import importing, karlo, unet
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.models.clip import Clip
@@ -44,7 +43,7 @@ def both(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     pipe = originals.pipeline(originals.SIZES[request.param], root)
     pipe.save_pretrained(root / "karlo")
-    weights.convert([root / "karlo"], root / "run")
+    importing.convert([root / "karlo"], root / "run")
     stages = {part.name: Loaded(part) for part in karlo.parts(karlo.components([root / "karlo"]))}
     return Both(pipe, root / "karlo", root / "run", stages)
 

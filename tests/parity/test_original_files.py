@@ -9,8 +9,7 @@ from tests.convert.test_clip import same
 from tests.parity import originals
 from tests.parity.originals import torch
 from tests.parity.test_clip import archive, as_openai
-from unclip_jax import weights
-from unclip_jax.convert import original, unet
+from unclip_jax.convert import importing, original, unet
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
 
@@ -161,9 +160,9 @@ def image_tower():
 
 def test_every_stage_is_the_same_tree(both, tmp_path):
     theirs, folder = both
-    run = weights.run_of(folder)  # what `sample --models` does
+    run = importing.run_of(folder)  # what `sample --models` does
     assert run == folder.with_name("original.unclip_jax")
-    weights.convert([theirs], tmp_path / "wanted")
+    importing.convert([theirs], tmp_path / "wanted")
     for name in ("clip", "prior", "decoder", "upsampler_256"):
         ours, wanted = (r / name / "export" for r in (run, tmp_path / "wanted"))
         trees = [handoff.read_params(p, abstract=handoff.stored_shapes(p)) for p in (ours, wanted)]
@@ -178,6 +177,6 @@ def test_every_stage_is_the_same_tree(both, tmp_path):
 
 def test_a_stage_without_its_clip_is_refused(both, tmp_path):
     theirs, folder = both
-    options = weights.ImportOptions(stages=("prior",), tokenizer=theirs / "tokenizer")
+    options = importing.ImportOptions(stages=("prior",), tokenizer=theirs / "tokenizer")
     with pytest.raises(UserError, match="comes without its CLIP"):
-        weights.convert([folder], tmp_path, options=options)
+        importing.convert([folder], tmp_path, options=options)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from tests.stages import tiny
-from unclip_jax import configs
+from unclip_jax.experiment import loading
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -18,7 +18,7 @@ NAMES = ("prior", "decoder", "upsampler_256")
 def task(name, what):
     given = ["--config.optim.name=adamw", "--config.model.sampling.steps=2"]
     given += ["--config.model.last_step=False"] if name == "upsampler_256" else []
-    experiment = configs.read(f"experiments/{name}.py:karlo", overrides=given)
+    experiment = loading.read(f"experiments/{name}.py:karlo", overrides=given)
     return experiment, peers.task("diffusers", experiment, what=what, batch=2)
 
 

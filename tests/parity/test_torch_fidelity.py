@@ -5,7 +5,7 @@ import pytest
 
 from tests.parity.test_inception import reference
 from unclip_jax.convert import inception as weights
-from unclip_jax.evaluation import extract, pictures
+from unclip_jax.evaluation import feature_extraction, image_sets
 from unclip_jax.metrics import extractors, frechet, kernels, neighbours, scores
 
 torch = pytest.importorskip("torch")
@@ -104,7 +104,9 @@ def test_the_same_pictures_and_weights_to_the_same_scores(tmp_path):
     pools, wanted = [], []
     for top in (256, 160):
         images = rng.integers(0, top, (8, 64, 64, 3)).astype(np.uint8)
-        found = extract.collect(ours, pictures.in_memory(images, where="x"), batch_size=8)
+        found = feature_extraction.collect(
+            ours, image_sets.in_memory(images, where="x"), batch_size=8
+        )
         with torch.no_grad():
             pool, logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)))
         pool, logits = pool.numpy(), logits.numpy()

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from tests import cascades
-from unclip_jax.commands import studio
-from unclip_jax.pipeline import by_stage, load, text_to_image
-from unclip_jax.pipeline.text_to_image import SampleOptions
+from unclip_jax.inference import batched, load, offload, text_to_image
+from unclip_jax.inference.text_to_image import SampleOptions
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +21,9 @@ def run_dir(tmp_path_factory):
 def batches(cascade, z_img=None):
     """Two batches of one caption each, as images 0 and 1 of a seed."""
     words = cascades.tokenizer()
-    told = [studio.tokenise(cascade, words, [caption]) for caption in cascades.CAPTIONS[:2]]
+    told = [batched.tokenise(cascade, words, [caption]) for caption in cascades.CAPTIONS[:2]]
     keys = text_to_image.keys_for(3, jnp.arange(2))
-    return [by_stage.Batch(t, keys[i : i + 1], z_img) for i, t in enumerate(told)]
+    return [offload.Batch(t, keys[i : i + 1], z_img) for i, t in enumerate(told)]
 
 
 @pytest.mark.parametrize("condition", text_to_image.CONDITIONS)
@@ -33,7 +32,7 @@ def test_pictures_are_those_of_the_whole_cascade(run_dir, condition):
     options = SampleOptions(condition=condition)
     z_img = jnp.ones((1, loaded.cascade.decoder.model.z_dim)) if condition == "z_img" else None
     told = batches(loaded.cascade, z_img)
-    drawn = by_stage.draw(found, told, options=options)
+    drawn = offload.draw(found, told, options=options)
     assert not np.array_equal(*drawn)
     for images, (captions, keys, given) in zip(drawn, told, strict=True):
         whole = text_to_image.sample(
@@ -59,7 +58,7 @@ def test_a_stage_is_gone_before_the_next_is_read(run_dir):
         return reading
 
     watch = {name: watched(name, read) for name, read in found.readers.items()}
-    by_stage.draw(
+    offload.draw(
         found._replace(readers=watch),
         batches(found.cascade),
         options=SampleOptions(),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
-from unclip_jax.pipeline import details, text_to_image
-from unclip_jax.pipeline.text_to_image import Cascade
+from unclip_jax.inference import text_to_image, upsampler_latents
+from unclip_jax.inference.text_to_image import Cascade
 from unclip_jax.stages import upsampler
 
 RNG = np.random.default_rng(0)
@@ -67,12 +67,16 @@ PARAMS = {"upsamplers": [{}, {}]}
 
 
 def there_and_back(cascade, base, targets, **how):
-    found = details.encode(cascade, PARAMS, base, targets=targets, **how)
+    found = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, **how)
     keys = text_to_image.keys_for(0, jnp.arange(len(base)))
     how = {"steps": how.get("steps")}
     small = dataclasses.replace(cascade, upsamplers=cascade.upsamplers[:1])
-    first = details.decode(small, PARAMS, base, details=found[:1], keys=keys, **how)
-    return found, first, details.decode(cascade, PARAMS, base, details=found, keys=keys, **how)
+    first = upsampler_latents.decode(small, PARAMS, base, details=found[:1], keys=keys, **how)
+    return (
+        found,
+        first,
+        upsampler_latents.decode(cascade, PARAMS, base, details=found, keys=keys, **how),
+    )
 
 
 def test_pictures_come_back_through_both_upsamplers_of_a_linear_denoiser(cascade, linear):
@@ -110,20 +114,20 @@ def test_each_upsampler_is_inverted_for_the_low_res_image_that_decoding_gives_it
 
 def test_upsamplers_without_details_draw_as_ever(cascade, linear):
     base, keys = uniform(8), text_to_image.keys_for(3, jnp.arange(2))
-    drawn = details.decode(cascade, PARAMS, base, details=(), keys=keys)
+    drawn = upsampler_latents.decode(cascade, PARAMS, base, details=(), keys=keys)
     expected = text_to_image.upsample(cascade, PARAMS, base, keys)
     np.testing.assert_array_equal(drawn, expected)
 
 
 def test_eta_0_changes_nothing_and_eta_1_forgets_the_details(cascade, linear):
     base, targets = uniform(8), (uniform(16), uniform(32))
-    found = details.encode(cascade, PARAMS, base, targets=targets, refinements=16)
+    found = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, refinements=16)
     drawn = []
     for seed in (0, 1):
         keys = text_to_image.keys_for(seed, jnp.arange(2))
         eta = jnp.array([0.0, 1.0])
         given = {"details": found, "keys": keys, "eta": eta}
-        drawn.append(details.decode(cascade, PARAMS, base, **given))
+        drawn.append(upsampler_latents.decode(cascade, PARAMS, base, **given))
     for images in drawn:
         np.testing.assert_allclose(images[0], targets[1][0], atol=1e-4)
     apart = np.std(drawn[0][1] - drawn[1][1])
@@ -134,7 +138,10 @@ def test_what_cannot_be_inverted_ends_the_details(cascade):
     first, second = cascade.upsamplers
     noisy = dataclasses.replace(second, augment=upsampler.AugmentConfig(most=0.5))
     other = dataclasses.replace(first, last_step=True)
-    assert details.leading(cascade) == (first, second) and details.left_out(cascade) == ""
+    assert (
+        upsampler_latents.leading(cascade) == (first, second)
+        and upsampler_latents.left_out(cascade) == ""
+    )
     for upsamplers, kept, message in (
         (
             (first, noisy),
@@ -145,5 +152,5 @@ def test_what_cannot_be_inverted_ends_the_details(cascade):
         ((), (), ""),
     ):
         altered = dataclasses.replace(cascade, upsamplers=upsamplers)
-        assert details.leading(altered) == kept
-        assert details.left_out(altered).startswith(message)
+        assert upsampler_latents.leading(altered) == kept
+        assert upsampler_latents.left_out(altered).startswith(message)

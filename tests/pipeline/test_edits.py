@@ -6,8 +6,8 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import spherical
-from unclip_jax.pipeline import edits, probe
-from unclip_jax.pipeline.latents import Latent, take
+from unclip_jax.inference import edits, pca_probe
+from unclip_jax.inference.latents import Latent, take
 from unclip_jax.stages.prior import unit
 
 RNG = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def scattered():
 
 def test_principal_components_are_the_directions_the_data_was_made_of():
     z, basis = scattered()
-    pca = probe.fit(z)
+    pca = pca_probe.fit(z)
     np.testing.assert_allclose(pca.variance[:3], [9, 4, 1], rtol=0.05)
     np.testing.assert_allclose(pca.variance[3:], 0.0, atol=1e-9)
     cosines = np.abs(np.sum(pca.components[:3] * basis[:3], axis=1))
@@ -145,21 +145,21 @@ def test_principal_components_are_the_directions_the_data_was_made_of():
 
 def test_more_components_come_nearer_and_all_of_them_give_the_embedding_back():
     z, _ = scattered()
-    pca, one = probe.fit(z), z[0] / np.linalg.norm(z[0])
-    rebuilt = probe.keep_first(pca, one, counts=(0, 1, 2, 3, 6))
+    pca, one = pca_probe.fit(z), z[0] / np.linalg.norm(z[0])
+    rebuilt = pca_probe.keep_first(pca, one, counts=(0, 1, 2, 3, 6))
     np.testing.assert_allclose(rebuilt[-1], one, atol=1e-6)
     np.testing.assert_allclose(norms(rebuilt), 1.0, atol=1e-6)
     np.testing.assert_allclose(rebuilt[0], pca.mean / np.linalg.norm(pca.mean), atol=1e-6)
 
 
 def test_figure_7s_counts_or_doubling_ones():
-    assert probe.default_counts(1024)[-1] == 320
-    assert probe.default_counts(32) == (2, 4, 8, 16, 32)
-    assert probe.default_counts(128)[-2:] == (64, 128)
+    assert pca_probe.default_counts(1024)[-1] == 320
+    assert pca_probe.default_counts(32) == (2, 4, 8, 16, 32)
+    assert pca_probe.default_counts(128)[-2:] == (64, 128)
 
 
 def test_impossible_probes_are_refused():
     with pytest.raises(UserError, match="at least 2 embeddings, not 1"):
-        probe.fit(np.zeros((1, 4)))
+        pca_probe.fit(np.zeros((1, 4)))
     with pytest.raises(UserError, match=r"number of components is 5; it must lie in \[0, 4\]"):
-        probe.keep_first(probe.fit(np.eye(4)), np.ones(4), counts=(5,))
+        pca_probe.keep_first(pca_probe.fit(np.eye(4)), np.ones(4), counts=(5,))

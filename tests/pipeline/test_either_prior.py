@@ -10,13 +10,12 @@ import pytest
 
 from tests import cascades
 from unclip_jax import evaluate, sample
-from unclip_jax.commands import studio
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.manifest import to_json
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.pipeline.text_to_image import SampleOptions
+from unclip_jax.inference import batched, load, text_to_image
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import prior_ar
 from unclip_jax.stages.prior import PriorStageConfig
 from unclip_jax.stages.prior_ar import PriorArStageConfig
@@ -50,7 +49,7 @@ def test_one_prior_is_loaded_and_the_other_not_looked_at(run_dir, loaded):
 
 def test_what_it_draws_is_what_the_decoder_sees(loaded):
     keys = text_to_image.keys_for(3, jnp.arange(3))
-    words = studio.tokenise(loaded.cascade, cascades.tokenizer(), cascades.CAPTIONS)
+    words = batched.tokenise(loaded.cascade, cascades.tokenizer(), cascades.CAPTIONS)
     few = dataclasses.replace(loaded.cascade.decoder.sampling, steps="2")
 
     @jax.jit

@@ -8,14 +8,16 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
-from unclip_jax.pipeline import latents
-from unclip_jax.pipeline.latents import DetailOrigin, Latent, Origin
+from unclip_jax.inference import latents
+from unclip_jax.inference.latents import Latent, LatentOrigin, UpsamplerLatentOrigin
 
-ORIGIN = Origin(clip_id="c" * 64, decoder_id="d" * 64, image_size=4, caption="a cat", name="x.png")
+ORIGIN = LatentOrigin(
+    clip_id="c" * 64, decoder_id="d" * 64, image_size=4, caption="a cat", name="x.png"
+)
 
 
 HELD = tuple(
-    DetailOrigin(upsampler_id=name * 64, image_size=size, steps="8")
+    UpsamplerLatentOrigin(upsampler_id=name * 64, image_size=size, steps="8")
     for name, size in (("u", 8), ("v", 16))
 )
 

@@ -6,7 +6,7 @@ from tests import cascades
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.manifest import to_json
-from unclip_jax.pipeline import load
+from unclip_jax.inference import load
 
 
 @pytest.fixture(scope="module")

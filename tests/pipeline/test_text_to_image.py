@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from tests import cascades
-from unclip_jax.commands import studio
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.pipeline.text_to_image import SampleOptions
+from unclip_jax.inference import batched, load, text_to_image
+from unclip_jax.inference.text_to_image import SampleOptions
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def run(loaded):
 
 
 def captions(loaded, words):
-    return studio.tokenise(loaded.cascade, cascades.tokenizer(), words)
+    return batched.tokenise(loaded.cascade, cascades.tokenizer(), words)
 
 
 def test_image_i_depends_on_seed_and_i_alone(loaded, run):

@@ -1,7 +1,7 @@
 """What a plan that does not fit tells people to change."""
 
 from tests.test_experiments import config
-from unclip_jax.experiment import from_config
+from unclip_jax.experiment.config import from_config
 from unclip_jax.planning.program import levers
 
 

@@ -5,18 +5,18 @@ import jax
 import pytest
 
 from tests.stages.test_captions import KARLO_DECODER, KARLO_PRIOR
-from unclip_jax import configs
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import loading
 from unclip_jax.planning import sampling
-from unclip_jax.registry import stage_entry
 from unclip_jax.stages.decoder import DecoderStageConfig
 from unclip_jax.stages.prior import PriorStageConfig
+from unclip_jax.stages.registry import stage_entry
 
 
 @pytest.mark.parametrize("condition", ["z_img", "z_txt"])
 def test_a_decoder_draws_from_either_embedding_under_one_name(condition):
     override = f"--config.model.condition={condition}"
-    config = configs.read("experiments/decoder.py:tiny", overrides=[override]).model
+    config = loading.read("experiments/decoder.py:tiny", overrides=[override]).model
     _, inputs = sampling.function("decoder", config, batch_size=2)
     assert inputs.keys() == {"tokens", "token_mask", "z_img", "keys"}
     assert inputs["z_img"].shape == (2, config.model.z_dim)
@@ -45,7 +45,7 @@ def test_stages_that_read_clip_s_features_are_given_them(stage, config, shape, s
 
 def test_a_prior_whose_variance_table_is_measured_later_can_be_planned_for():
     overrides = ["--config.model.sampling.variance=table"]
-    config = configs.read("experiments/prior.py:tiny", overrides=overrides).model
+    config = loading.read("experiments/prior.py:tiny", overrides=overrides).model
     assert drawn_shape("prior", config) == (2, config.model.embed_dim)
 
 

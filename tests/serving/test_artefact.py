@@ -12,11 +12,10 @@ import pytest
 
 from tests import cascades
 from tests.conftest import ROOT
-from unclip_jax import bundle, sample
+from unclip_jax import bundle
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
-from unclip_jax.pipeline import load, text_to_image
-from unclip_jax.serving import artefact
+from unclip_jax.inference import batched, exported, load, text_to_image
 
 OPTIONS = ["--steps=4", "--prior-steps=3", "--guidance=2"]
 CAPTIONS = [*cascades.CAPTIONS, "", "a green star"]
@@ -27,7 +26,7 @@ READER = """
     class Gone:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] in ("flax", "optax", "orbax") or name.startswith(
-                ("unclip_jax.models", "unclip_jax.stages", "unclip_jax.pipeline")
+                ("unclip_jax.models", "unclip_jax.stages", "unclip_jax.inference.text_to_image")
             ):
                 raise ImportError(f"{name} is not to be imported")
 
@@ -62,18 +61,18 @@ def test_another_process_draws_the_same_bits_without_the_models(written, run_dir
     loaded = load.load_cascade(run_dir)
     args = bundle.parse(["--out=x", *OPTIONS])
     options = bundle.options_from(args, loaded.cascade)
-    ordinary = sample.sampler(loaded.cascade, options)
+    ordinary = batched.compile_sampler(loaded.cascade, options)
     tokenizer = text.load(loaded.tokenizer_dir)
     parts = []
     for indices in ([0, 1, 2, 3], [4]):
-        tokens = sample.tokenise(loaded.cascade, tokenizer, [CAPTIONS[i] for i in indices])
+        tokens = batched.tokenise(loaded.cascade, tokenizer, [CAPTIONS[i] for i in indices])
         keys = text_to_image.keys_for(5, jnp.array(indices))
         parts.append(np.asarray(ordinary(loaded.params, tokens, keys, None)))
     np.testing.assert_array_equal(np.load(drawn), np.concatenate(parts))
 
 
 def test_a_file_says_what_it_is(written, capsys):
-    opened = artefact.open_artefact(written)
+    opened = exported.open_artefact(written)
     assert opened.card.batch_sizes == (1, 4) and opened.card.image_size == 32
     assert opened.card.platforms == ("cpu",) and opened.card.options["decoder"]["steps"] == "4"
     assert (opened._size_for(9), opened._size_for(3)) == (4, 1)
@@ -85,7 +84,7 @@ def test_a_file_says_what_it_is(written, capsys):
 )
 def test_what_cannot_be_drawn_is_refused(written, captions, seed, message):
     with pytest.raises(UserError, match=message):
-        artefact.open_artefact(written).draw(captions, seed=seed)
+        exported.open_artefact(written).draw(captions, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def rewritten(written, path, **changed):
 
 
 def test_files_that_are_none_are_refused(written, tmp_path):
-    card = json.loads(zipfile.ZipFile(written).read(artefact.CARD))
+    card = json.loads(zipfile.ZipFile(written).read(exported.CARD))
 
     def with_card(**changes):
         return rewritten(written, tmp_path / "other", card=json.dumps({**card, **changes}))
@@ -126,11 +125,11 @@ def test_files_that_are_none_are_refused(written, tmp_path):
     ]
     for path, message in cases:
         with pytest.raises(UserError, match=message):
-            artefact.open_artefact(path)
+            exported.open_artefact(path)
     for changes, message in (
         ({"format_version": 9}, "has format_version 9, but 1 is read here"),
         ({"more": 1}, "has a damaged card"),
         ({"platforms": ["tpu"]}, "is for tpu, but JAX runs on cpu here"),
     ):
         with pytest.raises(UserError, match=message):
-            artefact.open_artefact(with_card(**changes))
+            exported.open_artefact(with_card(**changes))

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from unclip_jax.commands.progress import Progress
 from unclip_jax.core.checks import UserError
-from unclip_jax.serving.desk import Desk, Full
+from unclip_jax.inference.progress import Progress
+from unclip_jax.serving.job_queue import JobQueue, QueueFull
 
 
 class Gate:
@@ -25,7 +25,7 @@ class Gate:
 @pytest.fixture
 def busy():
     """A desk with one job at work and one in line, which is all it takes."""
-    desk, gate = Desk(waiting=1), Gate()
+    desk, gate = JobQueue(waiting=1), Gate()
     first = desk.submit(gate, owner="a")
     assert gate.begun.wait(10)
     yield desk, gate, first, desk.submit(lambda watch: "second", owner="b")
@@ -45,7 +45,9 @@ def test_jobs_are_done_in_order_and_progress_can_be_seen(busy):
 def test_a_full_line_is_refused_and_takes_the_next_when_somebody_leaves(busy):
     desk, gate, _, second = busy
     for _ in range(20):
-        with pytest.raises(Full, match="1 requests are waiting already, as many as this server"):
+        with pytest.raises(
+            QueueFull, match="1 requests are waiting already, as many as this server"
+        ):
             desk.submit(gate, owner="c")
     assert desk.cancel("b") == 1
     assert second.done and second.cancelled and second.result is None
@@ -61,7 +63,7 @@ def test_work_ends_at_its_next_sign_of_progress_when_it_is_cancelled(busy):
 
 
 def test_mistakes_are_told_and_bugs_are_not(caplog):
-    desk = Desk(waiting=2)
+    desk = JobQueue(waiting=2)
 
     def mistake(watch):
         raise UserError("the seed\nis wrong.")

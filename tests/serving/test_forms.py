@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.serving.conftest import png
 from unclip_jax import sample
-from unclip_jax.commands import menu
+from unclip_jax.cli import subcommands
 from unclip_jax.core.checks import UserError
 from unclip_jax.serving import catalogue, forms
 from unclip_jax.serving.catalogue import FORMS
@@ -50,7 +50,7 @@ def files(request):
 
 @pytest.mark.parametrize("command", FORMS)
 def test_the_command_line_understands_every_field(command):
-    parse = sample.parse if command == "text" else menu.COMMANDS[command].parse
+    parse = sample.parse if command == "text" else subcommands.COMMANDS[command].parse
     for given in (LEAST[command], full(FORMS[command])):
         request = forms.read(command, given, limits=Limits(images=1000))
         ours = ["--embeddings=x"] if command == "probe-pca" else []
@@ -68,7 +68,7 @@ def test_the_command_line_understands_every_field(command):
 def test_what_is_blended_keeps_its_weights_and_its_first_sign():
     given = {"pictures": [PICTURE, PICTURE], "picture_weights": [1, 0.25], "texts": ["-b", "c d"]}
     request = forms.read("blend", given)
-    args = menu.COMMANDS["blend"].parse(forms.arguments(request, files=files(request)))
+    args = subcommands.COMMANDS["blend"].parse(forms.arguments(request, files=files(request)))
     assert args.picture == [["pictures0.png", "1"], ["pictures1.png", "0.25"]]
     assert args.text == [[" -b", "1"], ["c d", "1"]]
 

@@ -11,7 +11,7 @@ from unclip_jax import sample
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.serving import forms
-from unclip_jax.serving.desk import Left
+from unclip_jax.serving.job_queue import JobCancelled
 
 SIZE = 16  # of the tiny decoder; its upsampler doubles it
 
@@ -103,9 +103,9 @@ def test_progress_names_stages_and_steps_and_shows_pictures(house):
 def test_a_watcher_ends_the_work_and_the_next_request_is_as_ever(house, drawn):
     def leave(now):
         if now.images is not None:
-            raise Left
+            raise JobCancelled
 
-    with pytest.raises(Left):
+    with pytest.raises(JobCancelled):
         house.carry_out(house_request(house, captions=["x"]), leave)
     again = ask(house, "text", captions=["a red circle", "-x"], seed=3, num=2)
     np.testing.assert_array_equal(pictures(again.images), pictures(drawn.images))

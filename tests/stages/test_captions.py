@@ -11,11 +11,11 @@ from tests.stages import tiny
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
+from unclip_jax.inference import decoding
 from unclip_jax.models.clip import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig
-from unclip_jax.pipeline import decoding
 from unclip_jax.stages import captions, decoder, prior
 from unclip_jax.stages.decoder import DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig

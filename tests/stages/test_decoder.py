@@ -9,7 +9,7 @@ from tests.stages import tiny
 from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
-from unclip_jax.pipeline import decoding
+from unclip_jax.inference import decoding
 from unclip_jax.stages import decoder
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
-from unclip_jax import registry
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
+from unclip_jax.stages import registry
 
 NAMES = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 

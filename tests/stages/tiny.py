@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from unclip_jax.experiment import from_config
+from unclip_jax.experiment.config import from_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 

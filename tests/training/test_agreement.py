@@ -12,13 +12,13 @@ from tests.training import toy
 from tests.training.test_loop import losses, records
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
-from unclip_jax.training.agreement import Agreement, check_same, gather
+from unclip_jax.parallel.multihost import ConsensusStop, check_same, gather
 
 LIKE = {"mesh": MeshConfig(data=2, fsdp=4), "rules": "fsdp", "log_every": 1}
 
 
 def test_alone_everything_is_immediate():
-    agreed = Agreement(make_mesh(MeshConfig()))
+    agreed = ConsensusStop(make_mesh(MeshConfig()))
     assert [agreed(None), agreed(15), agreed(None)] == [None, 15, None]
     assert gather({"a": 1}) == [{"a": 1}]
     check_same({"a": 1})
@@ -60,9 +60,9 @@ def test_processes_train_as_one_stop_together_and_one_process_goes_on(
 
 
 def test_equal_facts_pass_and_different_ones_are_named(monkeypatch: pytest.MonkeyPatch):
-    from unclip_jax.training import agreement
+    from unclip_jax.parallel import multihost
 
     everyone = [{"code": "1 aa", "config": {"seed": 0}}, {"code": "1 ab", "config": {"seed": 0}}]
-    monkeypatch.setattr(agreement, "gather", lambda value: everyone)
+    monkeypatch.setattr(multihost, "gather", lambda value: everyone)
     with pytest.raises(UserError, match=r'code is "1 aa" in process 0 and "1 ab" in process 1'):
         check_same(everyone[0])

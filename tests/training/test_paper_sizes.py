@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from unclip_jax import experiment
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import config as experiments_config
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.training import memory
@@ -22,9 +22,9 @@ CASES = [
 MESHES = {"fsdp": MeshConfig(fsdp=8), "fsdp_tp": MeshConfig(fsdp=4, tensor=2)}
 
 
-def paper(name: str) -> experiment.Experiment:
+def paper(name: str) -> experiments_config.Experiment:
     config = importlib.import_module(f"experiments.{name}").get_config("paper")
-    return experiment.from_config(config)
+    return experiments_config.from_config(config)
 
 
 @pytest.mark.parametrize(("name", "rules"), CASES)

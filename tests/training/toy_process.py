@@ -13,10 +13,10 @@ import time
 import jax
 
 from tests.training import toy
-from unclip_jax import distributed
+from unclip_jax.cli import flags
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig
-from unclip_jax.training.agreement import check_same, gather
+from unclip_jax.parallel.multihost import check_same, gather
 
 HALF = 5
 
@@ -41,8 +41,8 @@ class Part(toy.Stream):
 
 def main(folder: pathlib.Path) -> None:
     parser = argparse.ArgumentParser()
-    distributed.add_flags(parser)
-    distributed.start(parser.parse_args([]))
+    flags.add_processes(parser)
+    flags.start_processes(parser.parse_args([]))
     index = jax.process_index()
     found = {"count": jax.process_count(), "devices": jax.device_count()}
     found["everyone"] = gather({"index": index, "text": "é" * index})

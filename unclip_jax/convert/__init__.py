@@ -3,10 +3,9 @@
 Reads CLIP, Karlo (unCLIP), Kandinsky's prior from local files by layout, and writes what was
 trained here back in the layouts of diffusers and transformers. Loading is strict: every tensor
 that is missing, extra or of another shape is listed, and then nothing is loaded. Torch is touched
-in torch_files.py alone, and safetensors never need it. How tensors are named is here; what they
-mean is in `models`, and how stages are sampled in `stages`, which this room does not know: it
-writes their configs as plain data.
+in torch_files.py alone, and safetensors never need it. Names of tensors are here; networks are in
+`models`. importing.py turns any of the layouts into a run directory.
 Start at layout.py, then clip.py and karlo.py; __main__.py is the command.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("core", "models", "handoff")
+MAY_IMPORT: tuple[str, ...] = ("core", "data", "models", "handoff", "stages")

@@ -13,8 +13,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax import entry, weights
-from unclip_jax.convert import diffusers, karlo
+from unclip_jax.cli import entry
+from unclip_jax.convert import diffusers, importing, karlo
 from unclip_jax.core.checks import UserError, one_of
 
 DTYPES = ("float32", "bfloat16")
@@ -48,15 +48,17 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--to takes one run directory; give one source.")
         names = BACK[args.to](args.source[0], args.out, dtype=args.dtype)
     else:
-        names = weights.convert(args.source, args.out, options=_options(args), begin=weights.tell)
+        names = importing.convert(
+            args.source, args.out, options=_options(args), begin=importing.tell
+        )
     sys.stdout.write(f"wrote {args.out}: {', '.join(names)}\n")
 
 
-def _options(args: argparse.Namespace) -> weights.ImportOptions:
+def _options(args: argparse.Namespace) -> importing.ImportOptions:
     stages = tuple(args.stages.split(",")) if args.stages else karlo.STAGES
     for stage in stages:
         one_of("stage in --stages", stage, karlo.STAGES)
-    return weights.ImportOptions(stages, args.dtype, args.tokenizer, args.clip, args.licence)
+    return importing.ImportOptions(stages, args.dtype, args.tokenizer, args.clip, args.licence)
 
 
 if __name__ == "__main__":

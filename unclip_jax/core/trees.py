@@ -1,5 +1,7 @@
 """Small questions about pytrees: what is in it, how big is it, how do two differ."""
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -33,6 +35,16 @@ def differences(expected: Any, actual: Any) -> list[str]:
         if a.shape != b.shape or a.dtype != b.dtype:
             lines.append(f"{path}: expected {a.shape} {a.dtype}, found {b.shape} {b.dtype}")
     return lines
+
+
+def json_differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yields (dotted path, value in a, value in b) wherever two JSON values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            where = f"{path}.{key}" if path else key
+            yield from json_differences(a.get(key, "absent"), b.get(key, "absent"), where)
+    elif a != b:
+        yield path, json.dumps(a), json.dumps(b)
 
 
 def _part(entry: Any) -> str:

@@ -1,19 +1,18 @@
-"""evaluation: sets of pictures scored against each other, and sweeps: subcommands of `evaluate`.
+"""evaluation: scores of image sets and of cascades.
 
-What lives here: opening sets of pictures, running a feature extractor over them, comparing two
-sets, sweeping how a cascade samples, COCO's protocol, prompts by category, plots. What doesn't: the
-formulas, which are in `metrics`, and drawing, which is handed in by `evaluate.py`. Start at
-sets.py, then sweep.py.
+Opens sets of images, extracts features, compares two sets, sweeps the sampling of a cascade, and
+runs COCO's protocol and prompt files. Formulas are in `metrics`, sampling is in `inference`. Start
+at sets.py, then cascade.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
-    "core",
-    "commands",
+    "cli",
     "convert",
+    "core",
     "data",
     "handoff",
+    "inference",
     "metrics",
     "parallel",
-    "pipeline",
     "stages",
 )

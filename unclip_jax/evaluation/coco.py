@@ -16,13 +16,12 @@ import sys
 import jax
 import numpy as np
 
-from unclip_jax.commands import arguments
+from unclip_jax.cli import flags
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.evaluation import extract, parts, pictures, sets
-from unclip_jax.evaluation.parts import Draw
+from unclip_jax.evaluation import feature_extraction, image_sets, sampled_set, sets
+from unclip_jax.inference import load
 from unclip_jax.metrics import neighbours, report
 from unclip_jax.metrics.report import Collected, Report
-from unclip_jax.pipeline import load
 
 NUM = 30_000
 REFERENCE = 40_504  # pictures of val2014
@@ -30,17 +29,17 @@ SIZE = 256
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command-line arguments."""
+    """Command-line flags."""
     made = argparse.ArgumentParser(
         prog="python -m unclip_jax.evaluate coco", description="Zero-shot FID on MS-COCO."
     )
-    parts.add_drawing(made)
+    sampled_set.add_drawing(made)
     path = {"type": pathlib.Path, "required": True}
     made.add_argument("--captions", **path, help="captions_val2014.json, or one of its form")
     made.add_argument(
         "--real", required=True, help="folder val2014, an .npz batch or .npz statistics"
     )
-    arguments.add_feature_keys(made)
+    flags.add_feature_keys(made)
     made.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
     made.add_argument("--resize", default="tf1", help="to 299: tf1, torch, clean")
     made.add_argument("--num", type=int, default=NUM, help="captions to draw")
@@ -48,30 +47,29 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace, *, draw: Draw) -> None:
+def run(args: argparse.Namespace) -> None:
     """Draw what is missing, score, print and write OUT/coco.json.
 
     Args:
         args: of `parser`.
-        draw: `sample.draw`.
 
     Raises:
         UserError: a mistake in the arguments, the captions, the models or the pictures.
     """
-    parts.check(args)
+    sampled_set.check(args)
     for name in ("num", "size"):
         positive(f"--{name}", getattr(args, name))
     if args.num <= (least := neighbours.K_DENSITY):
         raise UserError(f"--num is {args.num}; scores of neighbours need {least + 1} at least.")
     captions = chosen(read_captions(args.captions), num=args.num, seed=args.seed)
-    extractor = extract.open_extractor(args.features, resize=args.resize)
+    extractor = feature_extraction.open_extractor(args.features, resize=args.resize)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     args.split = "validation"  # if `real` is a data set
     args.num, count = None, args.num  # all of the reference
     real = sets.collected(args.real, extractor, args, name="real", statistics=True)
-    drawn = parts.draw_all(args, loaded, captions, draw=draw)
-    fake = extract.collect(
-        extractor, pictures.resized(drawn, args.size), batch_size=args.batch, name="fake"
+    drawn = sampled_set.sample_all(args, loaded, captions)
+    fake = feature_extraction.collect(
+        extractor, image_sets.resized(drawn, args.size), batch_size=args.batch, name="fake"
     )
     made = report.compare(real, fake, kind=extractor.kind, options=report.Options(seed=args.seed))
     warned = departures(real, count=count, kind=extractor.kind, size=drawn.size, args=args)

@@ -19,18 +19,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unclip_jax.commands import arguments
-from unclip_jax.commands.studio import Studio
+from unclip_jax.cli import flags
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.picture import labelled_grid
-from unclip_jax.evaluation import extract, parts, points
-from unclip_jax.evaluation.parts import Draw
-from unclip_jax.evaluation.pictures import PictureSet
+from unclip_jax.evaluation import feature_extraction, sampled_set, sweep_points
+from unclip_jax.evaluation.image_sets import PictureSet
+from unclip_jax.inference import load
+from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.metrics import scores, shapes_checker
 from unclip_jax.metrics.extractors import clip
 from unclip_jax.metrics.intervals import bootstrap
 from unclip_jax.metrics.kernels import unit
-from unclip_jax.pipeline import load
 
 PROMPT = ("prompt", "prompts", "caption", "text")  # names of the column
 CATEGORY = ("category", "categories")
@@ -53,29 +52,28 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("file", type=pathlib.Path, help="TSV, CSV or JSONL: prompt, category")
     made.add_argument("--images", type=int, default=4, help="pictures per prompt")
-    parts.add_drawing(made)
+    sampled_set.add_drawing(made)
     return made
 
 
-def run(args: argparse.Namespace, *, draw: Draw) -> None:
+def run(args: argparse.Namespace) -> None:
     """Draw what is missing, write grids and OUT/prompts.json, print a table.
 
     Args:
         args: of `parser`.
-        draw: `sample.draw`.
 
     Raises:
         UserError: a mistake in the arguments, the file or the models.
     """
-    parts.check(args)
+    sampled_set.check(args)
     positive("--images", args.images)
     prompts = read(args.file)
-    arguments.check_captions([prompt.text for prompt in prompts])
+    flags.check_captions([prompt.text for prompt in prompts])
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     captions = [prompt.text for prompt in prompts for _ in range(args.images)]
-    drawn = parts.draw_all(args, loaded, captions, draw=draw)
+    drawn = sampled_set.sample_all(args, loaded, captions)
     images = np.concatenate(list(drawn.batches(args.batch, slice(None))))
-    studio = Studio(loaded, batch=args.batch)
+    studio = InferenceEngine(loaded, batch=args.batch)
     cosines = _cosines(studio, drawn, captions, batch=args.batch)
     found = by_category(prompts, cosines.reshape(len(prompts), -1), images=images)
     if jax.process_index() > 0:
@@ -91,7 +89,7 @@ def run(args: argparse.Namespace, *, draw: Draw) -> None:
     told = "CLIP score: 100 x cosine in the cascade's own CLIP, mean over prompts, bootstrapped"
     whole = {"file": args.file.name, "images": args.images, "score": told}
     text = json.dumps({**whole, "protocol": protocol, "categories": found}, indent=2)
-    points.write(args.out / "prompts.json", text + "\n")
+    sweep_points.write(args.out / "prompts.json", text + "\n")
     sys.stdout.write(table(found))
 
 
@@ -210,12 +208,12 @@ def _cell(cells: dict[str, Any], names: Sequence[str], where: str) -> str:
 
 
 def _cosines(
-    studio: Studio, drawn: PictureSet, captions: Sequence[str], *, batch: int
+    studio: InferenceEngine, drawn: PictureSet, captions: Sequence[str], *, batch: int
 ) -> np.ndarray:
     """Of every picture and its caption, in the cascade's own CLIP."""
     cascade, params = studio.cascade, studio.params
     judge = clip(params["clip"], cfg=cascade.clip.model, weights=studio.clip_id[:16])
-    seen = extract.features(judge, drawn, batch_size=batch, name="CLIP")
+    seen = feature_extraction.features(judge, drawn, batch_size=batch, name="CLIP")
     z_img = np.concatenate([each["pool"] for each in seen])
     z_txt = np.asarray(studio.text_embeddings(captions))
     return np.sum(unit(z_img) * unit(z_txt), axis=1)

@@ -14,9 +14,9 @@ import sys
 
 import jax
 
-from unclip_jax.commands import arguments
+from unclip_jax.cli import flags
 from unclip_jax.core.checks import UserError, one_of, positive
-from unclip_jax.evaluation import extract, pictures
+from unclip_jax.evaluation import feature_extraction, image_sets
 from unclip_jax.metrics import kernels, neighbours, npz, resize
 from unclip_jax.metrics.extractors import Extractor
 from unclip_jax.metrics.report import Collected, Options, compare
@@ -46,7 +46,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--size", type=int, help="resize and centre-crop pictures to this first")
     made.add_argument("--num", type=int, help="the first so many of each set; default: all")
     made.add_argument("--split", default="validation", help="of data sets")
-    arguments.add_feature_keys(made)
+    flags.add_feature_keys(made)
     made.add_argument("--batch", type=int, default=64, help="pictures at once")
     return made
 
@@ -65,15 +65,15 @@ def run(args: argparse.Namespace, *, command: str) -> None:
     if command == "pack":
         found = _open(args.images, args)
         if jax.process_index() == 0:
-            pictures.pack(found, _npz(args.out))
+            image_sets.pack(found, _npz(args.out))
             sys.stdout.write(f"wrote {args.out}: {found.count} pictures\n")
         return
     one_of("--resize", args.resize, resize.RESIZES)
-    extractor = extract.open_extractor(args.features, resize=args.resize)
+    extractor = feature_extraction.open_extractor(args.features, resize=args.resize)
     if command == "statistics":
         made = collected(args.images, extractor, args, name="features")
         if jax.process_index() == 0:
-            npz.write_statistics(_npz(args.out), extract.statistics(made))
+            npz.write_statistics(_npz(args.out), feature_extraction.statistics(made))
             sys.stdout.write(f"wrote {args.out}: {made.facts['count']} pictures\n")
         return
     real = collected(args.real, extractor, args, name="real", statistics=True)
@@ -104,18 +104,22 @@ def collected(
     """
     there = npz.array_names(pathlib.Path(path)) if statistics and path.endswith(".npz") else set()
     if "mu" not in there:
-        return extract.collect(extractor, _open(path, args), batch_size=args.batch, name=name)
-    known = extract.from_statistics(pathlib.Path(path))
+        return feature_extraction.collect(
+            extractor, _open(path, args), batch_size=args.batch, name=name
+        )
+    known = feature_extraction.from_statistics(pathlib.Path(path))
     if npz.IMAGES not in there:
         return known
-    seen = extract.collect(extractor, _open(path, args), batch_size=args.batch, name=name)
+    seen = feature_extraction.collect(
+        extractor, _open(path, args), batch_size=args.batch, name=name
+    )
     fields = {**vars(known), "pool": seen.pool}
     return Collected(**fields)
 
 
-def _open(path: str, args: argparse.Namespace) -> pictures.PictureSet:
-    keys = arguments.feature_keys(args)
-    return pictures.open_set(path, split=args.split, keys=keys, size=args.size, num=args.num)
+def _open(path: str, args: argparse.Namespace) -> image_sets.PictureSet:
+    keys = flags.feature_keys(args)
+    return image_sets.open_set(path, split=args.split, keys=keys, size=args.size, num=args.num)
 
 
 def _npz(path: pathlib.Path) -> pathlib.Path:

@@ -14,29 +14,26 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from unclip_jax.commands import arguments
-from unclip_jax.commands.pictures import Picture
-from unclip_jax.commands.studio import Studio
+from unclip_jax.cli import flags
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.evaluation import extract, pictures, points
+from unclip_jax.evaluation import feature_extraction, image_sets, sweep_points
 from unclip_jax.handoff.export import params_id
+from unclip_jax.inference import batched, load
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.image_files import InputImage
+from unclip_jax.inference.load import LoadedCascade
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import npz, report, scores, shapes_checker
 from unclip_jax.metrics.extractors import Extractor, clip
-from unclip_jax.pipeline import load
-from unclip_jax.pipeline.load import Loaded
-from unclip_jax.pipeline.text_to_image import SampleOptions
 from unclip_jax.stages.gaussian import SAMPLERS
 
 CONDITIONS = ("prior", "z_txt", "z_img")
 CHECKED = ("background", "count", "colour", "shape", "relation", "binding", "joint")
-
-Draw = Callable[..., np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +60,13 @@ class Setting:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command-line arguments."""
+    """Command-line flags."""
     made = argparse.ArgumentParser(
         prog="python -m unclip_jax.evaluate sweep",
         description="Score a cascade over guidance, steps and samplers of its decoder.",
     )
     made.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    arguments.add_data(made)
+    flags.add_data(made)
     made.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     made.add_argument("--guidance", default="1", help="comma-separated scales, 1 = off")
     made.add_argument("--steps", help="comma-separated, such as 10,25,ddim50; default: exported")
@@ -88,17 +85,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace, *, draw: Draw) -> None:
+def run(args: argparse.Namespace) -> None:
     """Draw and score what is missing, then write the tables and plots.
 
     Args:
         args: of `parser`.
-        draw: `sample.draw`.
 
     Raises:
         UserError: a mistake in the arguments, models or data, or a folder of another protocol.
     """
-    wanted = points.of(args)
+    wanted = sweep_points.of(args)
     for name in ("num", "images", "batch"):
         positive(f"--{name}", getattr(args, name))
     loaded = load.load_cascade(args.models, prior_name=args.prior)
@@ -106,13 +102,13 @@ def run(args: argparse.Namespace, *, draw: Draw) -> None:
     prepared = prepare(args, loaded)
     protocol = protocol_of(args, loaded, prepared)
     first = jax.process_index() == 0
-    points.claim(args.out, protocol, first=first)
+    sweep_points.claim(args.out, protocol, first=first)
     for number, point in enumerate(wanted, 1):
         where = args.out / "points" / f"{point.name}.json"
         if where.is_file():
             sys.stderr.write(f"{point.name}: there already\n" if first else "")
             continue
-        images = draw(
+        images = batched.sample_images(
             loaded,
             list(prepared.captions),
             seed=args.seed,
@@ -125,13 +121,15 @@ def run(args: argparse.Namespace, *, draw: Draw) -> None:
         if first:
             if args.keep:
                 npz.write(where.with_suffix(".npz"), [images], count=len(images))
-            points.write(where, json.dumps({"point": point._asdict(), **made}, indent=2) + "\n")
+            sweep_points.write(
+                where, json.dumps({"point": point._asdict(), **made}, indent=2) + "\n"
+            )
     if first:
-        points.finish(args.out)
-        sys.stdout.write(points.table(json.loads((args.out / "sweep.json").read_text())))
+        sweep_points.finish(args.out)
+        sys.stdout.write(sweep_points.table(json.loads((args.out / "sweep.json").read_text())))
 
 
-def options_of(point: points.Point, loaded: Loaded) -> SampleOptions:
+def options_of(point: sweep_points.Point, loaded: LoadedCascade) -> SampleOptions:
     """The exported settings with the point's changes.
 
     Raises:
@@ -144,7 +142,7 @@ def options_of(point: points.Point, loaded: Loaded) -> SampleOptions:
     return SampleOptions(decoder=decoder, condition="z_img")
 
 
-def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
+def prepare(args: argparse.Namespace, loaded: LoadedCascade) -> Setting:
     """Captions, their embeddings, and the reference's features."""
     size = loaded.cascade.image_size
     asked = _examples(args, size=size)
@@ -158,9 +156,13 @@ def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
             )
     there = _examples(args, size=size, num=args.reference)
     captions = tuple(c for c in asked.captions[: args.num] for _ in range(args.images))
-    studio = Studio(loaded, batch=args.batch)
+    studio = InferenceEngine(loaded, batch=args.batch)
     own = clip(loaded.params["clip"], cfg=loaded.cascade.clip.model, weights=studio.clip_id[:16])
-    judge = extract.open_extractor(args.features, resize=args.resize) if args.features else own
+    judge = (
+        feature_extraction.open_extractor(args.features, resize=args.resize)
+        if args.features
+        else own
+    )
     indices = list(range(len(captions)))
     if args.condition == "z_img":
         z_img = _true(studio, args)
@@ -173,7 +175,7 @@ def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
         captions,
         z_img,
         np.asarray(studio.text_embeddings(captions)),
-        extract.collect(judge, there, batch_size=args.batch, name="real"),
+        feature_extraction.collect(judge, there, batch_size=args.batch, name="real"),
         judge,
         own,
         captions if shapes_checker.all_parse(captions) else (),
@@ -182,14 +184,16 @@ def prepare(args: argparse.Namespace, loaded: Loaded) -> Setting:
 
 def score(images: np.ndarray, prepared: Setting, args: argparse.Namespace) -> dict[str, Any]:
     """Scores and warnings of one point's pictures."""
-    drawn = pictures.in_memory(images, where="drawn")
-    fake = extract.collect(prepared.judge, drawn, batch_size=args.batch, name="score")
+    drawn = image_sets.in_memory(images, where="drawn")
+    fake = feature_extraction.collect(prepared.judge, drawn, batch_size=args.batch, name="score")
     options = report.Options(seed=args.seed)
     made = report.compare(prepared.real, fake, kind=prepared.judge.kind, options=options)
     found = dict(made.scores)
     z = fake.pool
     if prepared.judge is not prepared.clip:
-        z = extract.collect(prepared.clip, drawn, batch_size=args.batch, name="CLIP").pool
+        z = feature_extraction.collect(
+            prepared.clip, drawn, batch_size=args.batch, name="CLIP"
+        ).pool
     assert z is not None
     alike = scores.clip_score(z, prepared.z_txt)
     found |= {"clip_score": alike.value, "clip_score_error": alike.error}
@@ -203,7 +207,9 @@ def score(images: np.ndarray, prepared: Setting, args: argparse.Namespace) -> di
     return {"scores": plain["scores"], "warnings": plain["warnings"]}
 
 
-def protocol_of(args: argparse.Namespace, loaded: Loaded, prepared: Setting) -> dict[str, Any]:
+def protocol_of(
+    args: argparse.Namespace, loaded: LoadedCascade, prepared: Setting
+) -> dict[str, Any]:
     """What must be equal for points to lie on one curve."""
     cards = loaded.manifests
     return {
@@ -226,15 +232,15 @@ def protocol_of(args: argparse.Namespace, loaded: Loaded, prepared: Setting) -> 
 
 def _examples(
     args: argparse.Namespace, *, size: int, num: int | None = None
-) -> pictures.PictureSet:
-    keys = arguments.feature_keys(args)
-    return pictures.open_set(args.data, split=args.split, keys=keys, size=size, num=num)
+) -> image_sets.PictureSet:
+    keys = flags.feature_keys(args)
+    return image_sets.open_set(args.data, split=args.split, keys=keys, size=size, num=num)
 
 
-def _true(studio: Studio, args: argparse.Namespace) -> np.ndarray:
+def _true(studio: InferenceEngine, args: argparse.Namespace) -> np.ndarray:
     """CLIP's embedding of the true picture of every caption, repeated."""
     size = studio.cascade.clip.model.image_size
     found = _examples(args, size=size, num=args.num)
     images = np.concatenate(list(found.batches(args.batch, slice(None))))
-    z = studio.image_embeddings([Picture(image, "", "") for image in images])
+    z = studio.image_embeddings([InputImage(image, "", "") for image in images])
     return np.repeat(np.asarray(z), args.images, axis=0)

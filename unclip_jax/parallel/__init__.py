@@ -1,7 +1,8 @@
-"""parallel: which device holds which part of an array.
+"""parallel: the placement of arrays on devices, and several processes as one program.
 
-Logical axis names, meshes, the table from names to mesh axes, placement. Nothing here knows what a
-network computes; `models` imports axes.py alone. Start at axes.py (names), then rules.py.
+Holds logical axis names (axes.py), meshes, the table from names to mesh axes (rules.py), placement
+of arrays, connection of processes (cluster.py) and agreement among them (multihost.py). Nothing
+here knows a network; `models` imports axes.py alone. Start at axes.py, then rules.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = ("core",)

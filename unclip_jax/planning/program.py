@@ -27,7 +27,7 @@ EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}
 
 @runtime_checkable
 class Experiment(Protocol):
-    """What a plan needs of an experiment; `unclip_jax.experiment.Experiment` has it."""
+    """What a plan needs of an experiment; `unclip_jax.experiment.config.Experiment` has it."""
 
     @property
     def stage(self) -> str:

@@ -1,9 +1,13 @@
-"""serving: the subcommands of `sample` for people who are not at this machine.
+"""serving: an HTTP API and a web page for the requests of `inference`.
 
-What lives here: requests and their limits (forms.py), the queue (desk.py), running a command for a
-request (orders.py), the HTTP API (api.py), the page (page.py), and the sampler as one file that
-runs without the model code (artefact.py reads it, bundling.py writes it). What doesn't: drawing,
-which is in `commands` and `pipeline`. Start at forms.py, then orders.py.
+Holds a queue with one worker (job_queue.py), the service that runs requests (service.py), the
+schemas of requests, the HTTP API (api.py) and the page (page.py, style.py). Sampling itself is in
+`inference`. Start at service.py.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("commands", "core", "data", "pipeline")
+MAY_IMPORT: tuple[str, ...] = (
+    "cli",
+    "core",
+    "data",
+    "inference",
+)

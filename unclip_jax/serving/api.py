@@ -20,8 +20,8 @@ from fastapi import responses  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.serving import catalogue
-from unclip_jax.serving.desk import Full, Job
-from unclip_jax.serving.orders import House, Result
+from unclip_jax.serving.job_queue import Job, QueueFull
+from unclip_jax.serving.service import InferenceService, Result
 from unclip_jax.version import __version__
 
 RETRY_S = 30  # what a refused caller is told to wait
@@ -43,7 +43,7 @@ class Refused(Exception):
         self.status = status
 
 
-def app(house: House) -> Any:
+def app(house: InferenceService) -> Any:
     """The API as a FastAPI application."""
     made = fastapi.FastAPI(
         title="unclip_jax", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
@@ -100,7 +100,7 @@ class _WithHeaders:
         await self._app(scope, receive, adding)
 
 
-def submit(house: House, command: str, given: Mapping[str, Any]) -> Job[Result]:
+def submit(house: InferenceService, command: str, given: Mapping[str, Any]) -> Job[Result]:
     """Queue a request.
 
     Raises:
@@ -109,7 +109,7 @@ def submit(house: House, command: str, given: Mapping[str, Any]) -> Job[Result]:
     try:
         return house.ask(command, given, owner=uuid.uuid4().hex)
     except UserError as error:
-        status = 429 if isinstance(error, Full) else 400
+        status = 429 if isinstance(error, QueueFull) else 400
         raise Refused(status, " ".join(str(error).split())) from None
 
 

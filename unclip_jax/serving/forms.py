@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unclip_jax.commands import pictures
 from unclip_jax.core.checks import UserError, in_range, one_of, suggest
 from unclip_jax.data import image as codec
+from unclip_jax.inference import image_files
 from unclip_jax.serving.catalogue import FORMS, Field, Form
 
 
@@ -189,5 +189,5 @@ def _picture(name: str, value: Any, limits: Limits) -> bytes:
     if len(data) > limits.file:
         raise UserError(f"{name} has {len(data)} bytes; give a file of at most {limits.file}.")
     shape = codec.Limits(max_pixels=limits.pixels)
-    pictures.from_bytes(data, name=name, where=name, limits=shape)
+    image_files.from_bytes(data, name=name, where=name, limits=shape)
     return data

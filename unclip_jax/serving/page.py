@@ -18,11 +18,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
-from unclip_jax.commands.progress import Progress
 from unclip_jax.core.checks import UserError
-from unclip_jax.serving import api, look
-from unclip_jax.serving.desk import Job
-from unclip_jax.serving.orders import House, Result
+from unclip_jax.inference.progress import Progress
+from unclip_jax.serving import api, style
+from unclip_jax.serving.job_queue import Job
+from unclip_jax.serving.service import InferenceService, Result
 
 LOOK_S = 0.25  # how often the page is told of progress
 SHOWN = 192  # side to which smaller previews are enlarged
@@ -33,9 +33,9 @@ READERS = 32  # pages that may look on at once
 Values = dict[str, Any]  # field -> component
 
 
-def app(house: House) -> Any:
+def app(house: InferenceService) -> Any:
     """The HTTP API with the page at /."""
-    theme = gr.themes.Soft(primary_hue="indigo", font=look.FONT, font_mono=look.MONO)
+    theme = gr.themes.Soft(primary_hue="indigo", font=style.FONT, font_mono=style.MONO)
     return gr.mount_gradio_app(
         api.app(house),
         blocks(house).queue(max_size=2 * READERS, default_concurrency_limit=READERS),
@@ -48,15 +48,15 @@ def app(house: House) -> Any:
         ssr_mode=False,
         pwa=False,
         theme=theme,
-        css=look.CSS,
+        css=style.CSS,
     )
 
 
-def blocks(house: House) -> gr.Blocks:
+def blocks(house: InferenceService) -> gr.Blocks:
     """All tabs."""
     title = f"unclip_jax · {house.name}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, KEPT_S)) as made:
-        gr.HTML(look.head(house.models()), elem_id="head")
+        gr.HTML(style.head(house.models()), elem_id="head")
         for name, command, fields in (
             ("Text to image", "text", _text),
             ("Variations", "variations", _variations),
@@ -69,7 +69,9 @@ def blocks(house: House) -> gr.Blocks:
     return made
 
 
-def _tab(house: House, command: str, fields: Callable[[House], Values]) -> None:
+def _tab(
+    house: InferenceService, command: str, fields: Callable[[InferenceService], Values]
+) -> None:
     """What to ask for on the left, what comes of it on the right; on a phone below."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -78,7 +80,7 @@ def _tab(house: House, command: str, fields: Callable[[House], Values]) -> None:
                 go = gr.Button("Draw", variant="primary", elem_id=f"go-{command}", min_width=120)
                 stop = gr.Button("Stop", elem_id=f"stop-{command}", min_width=80)
         with gr.Column(scale=3, min_width=300):
-            status = gr.HTML(look.idle(), elem_id=f"status-{command}")
+            status = gr.HTML(style.idle(), elem_id=f"status-{command}")
             gallery = gr.Gallery(
                 show_label=False,
                 columns=4,
@@ -99,7 +101,7 @@ def _tab(house: House, command: str, fields: Callable[[House], Values]) -> None:
     stop.click(_canceller(house), None, None, queue=False, **hidden)
 
 
-def _asker(house: House, command: str, values: Values) -> Callable[..., Iterator[Any]]:
+def _asker(house: InferenceService, command: str, values: Values) -> Callable[..., Iterator[Any]]:
     """What the button does: ask, tell how it goes, show what came of it."""
 
     def ask(filled: dict[Any, Any], request: gr.Request) -> Iterator[Any]:
@@ -109,22 +111,22 @@ def _asker(house: House, command: str, values: Values) -> Callable[..., Iterator
             given = _gathered(given)
             job = house.ask(command, given, owner=str(request.session_hash))
         except UserError as error:
-            yield look.problem(str(error)), *(gr.skip(),) * 3
+            yield style.problem(str(error)), *(gr.skip(),) * 3
             return
         cleared = (None, gr.DownloadButton(interactive=False), None)
-        yield look.waiting(house.desk.ahead(job)), *cleared
+        yield style.waiting(house.desk.ahead(job)), *cleared
         yield from _progress(house, job)
         if job.error is not None:
-            yield look.problem(job.error), *(gr.skip(),) * 3
+            yield style.problem(job.error), *(gr.skip(),) * 3
         elif job.result is None:
-            yield look.stopped(), *(gr.skip(),) * 3
+            yield style.stopped(), *(gr.skip(),) * 3
         else:
             yield _shown(job.result, time.monotonic() - began)
 
     return ask
 
 
-def _progress(house: House, job: Job[Result]) -> Iterator[Any]:
+def _progress(house: InferenceService, job: Job[Result]) -> Iterator[Any]:
     """A line per look, with the pictures as they are by now."""
     seen = None
     while not job.wait(LOOK_S):
@@ -134,12 +136,12 @@ def _progress(house: House, job: Job[Result]) -> Iterator[Any]:
         seen = now
 
 
-def _look(house: House, job: Job[Result], now: Progress | None) -> tuple[Any, Any]:
+def _look(house: InferenceService, job: Job[Result], now: Progress | None) -> tuple[Any, Any]:
     """The line, and the pictures if there are any."""
     if now is None:
-        return look.waiting(house.desk.ahead(job)), gr.skip()
+        return style.waiting(house.desk.ahead(job)), gr.skip()
     pictures = gr.skip() if now.images is None else [_enlarged(image) for image in now.images]
-    return look.working(now), pictures
+    return style.working(now), pictures
 
 
 def _shown(result: Result, seconds: float) -> tuple[Any, ...]:
@@ -149,14 +151,14 @@ def _shown(result: Result, seconds: float) -> tuple[Any, ...]:
     if result.animation is not None:
         labelled.insert(0, (str(result.animation), "the whole path"))
     return (
-        look.finished(len(result.images), seconds),
+        style.finished(len(result.images), seconds),
         labelled,
         gr.DownloadButton(value=str(result.archive()), interactive=True),
         json.dumps(result.record, indent=2),
     )
 
 
-def _canceller(house: House) -> Callable[[gr.Request], None]:
+def _canceller(house: InferenceService) -> Callable[[gr.Request], None]:
     """What *Stop* does, and leaving the page."""
 
     def cancel(request: gr.Request) -> None:
@@ -202,7 +204,7 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 # The forms. Bounds follow `forms.FORMS`; what is left alone is not sent.
 
 
-def _text(house: House) -> Values:
+def _text(house: InferenceService) -> Values:
     sampling, most = house.studio.cascade.decoder.sampling, min(8, house.limits.images)
     values: Values = {
         "captions": gr.Textbox(
@@ -224,7 +226,7 @@ def _text(house: House) -> Values:
     return values
 
 
-def _variations(house: House) -> Values:
+def _variations(house: InferenceService) -> Values:
     most = max(1, min(5, house.limits.images // 3))  # three rows
     return {
         "picture": _upload("Picture", "variations-picture"),
@@ -234,7 +236,7 @@ def _variations(house: House) -> Values:
     }
 
 
-def _interpolation(house: House) -> Values:
+def _interpolation(house: InferenceService) -> Values:
     with gr.Row():
         pair = {
             "picture_a": _upload("From", "interpolate-from", width=140),
@@ -253,7 +255,7 @@ def _interpolation(house: House) -> Values:
     }
 
 
-def _text_diff(house: House) -> Values:
+def _text_diff(house: InferenceService) -> Values:
     return {
         "picture": _upload("Picture", "diff-picture"),
         "target": gr.Textbox(label="It should become", placeholder="a blue circle"),
@@ -270,7 +272,7 @@ def _text_diff(house: House) -> Values:
     }
 
 
-def _editing(house: House) -> Values:
+def _editing(house: InferenceService) -> Values:
     values: Values = {"seed": _seed()}
     with gr.Accordion("More", open=False):
         steps = min(100, house.studio.cascade.decoder.diffusion.num_timesteps)
@@ -314,7 +316,7 @@ def _guidance(value: float) -> gr.Slider:
     return gr.Slider(1, 10, max(1.0, value), step=0.25, label="Guidance, 1 = off")
 
 
-def _frames(house: House) -> gr.Slider:
+def _frames(house: InferenceService) -> gr.Slider:
     most = max(2, min(16, house.limits.images))
     return gr.Slider(2, most, min(7, most), step=1, label="Pictures on the way")
 
@@ -325,7 +327,7 @@ def _animation() -> gr.Radio:
     )
 
 
-def _steps(house: House, value: str) -> gr.Dropdown:
+def _steps(house: InferenceService, value: str) -> gr.Dropdown:
     most = house.studio.cascade.decoder.diffusion.num_timesteps
     known = [str(count) for count in (10, 25, 50, 100, 250) if count <= most]
     return gr.Dropdown(

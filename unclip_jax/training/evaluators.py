@@ -17,8 +17,8 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.core.types import Batch, HostBatch, Key
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
+from unclip_jax.parallel.multihost import gather
 from unclip_jax.parallel.place import copied, fetched, global_batch
-from unclip_jax.training.agreement import gather
 from unclip_jax.training.hooks import Moment, Numbers
 from unclip_jax.training.step import Trainable
 

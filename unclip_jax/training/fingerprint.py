@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.trees import flatten_paths
+from unclip_jax.core.trees import flatten_paths, json_differences
 from unclip_jax.parallel.place import fetched
 
 FILE = "fingerprint.json"
@@ -110,21 +110,11 @@ def _compare(workdir: pathlib.Path, text: str, identity: Mapping[str, Any]) -> N
     if _canonical(found) == _canonical(identity):
         return
     ours = json.loads(_canonical(identity))
-    key, there, here = next(differences(found, ours))
+    key, there, here = next(json_differences(found, ours))
     raise UserError(
         f"{workdir} belongs to another experiment: {key} is {there} there and {here} here. "
         "Choose another --workdir, or use that experiment's settings."
     )
-
-
-def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted path, value in a, value in b) wherever two JSON values differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            where = f"{path}.{key}" if path else key
-            yield from differences(a.get(key, "absent"), b.get(key, "absent"), where)
-    elif a != b:
-        yield path, json.dumps(a), json.dumps(b)
 
 
 def _canonical(identity: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Key, Metrics, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
+from unclip_jax.parallel.multihost import ConsensusStop
 from unclip_jax.training import fingerprint, memory, sam
-from unclip_jax.training.agreement import Agreement
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.evaluators import HeldOut, Labels, PeriodicEval, SamplePreview
@@ -274,7 +274,7 @@ def _iterate(
 ) -> TrainState:
     """From `run.start` to the last step."""
     step, batch, pending = run.start, prefetcher.next(), None
-    agreed = Agreement(run.program.mesh)
+    agreed = ConsensusStop(run.program.mesh)
     while step < run.config.steps:
         state, metrics = run.program.step(state, batch.device, run.key)
         step += 1

@@ -1,0 +1,1 @@
+"""Subcommands of `sample` that edit images, one module each."""

@@ -1,0 +1,191 @@
+"""Arguments that several commands share, and what they become."""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from unclip_jax.core.checks import UserError, in_range, positive
+from unclip_jax.data import sources
+from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.diffusion import guidance_schedule
+from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
+from unclip_jax.handoff import load
+from unclip_jax.handoff.export import MANIFEST
+from unclip_jax.inference import decoding
+from unclip_jax.inference.decoding import DecodeOptions
+from unclip_jax.parallel import cluster
+from unclip_jax.parallel.cluster import ProcessLayout
+
+DEFAULT_MODELS = pathlib.Path("runs/shapes")  # what `make demo` builds
+MAX_IMAGES = 4096  # bounded work per request
+MAX_CAPTION = 10_000  # characters; longer ones are refused rather than silently cut
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with what every command takes."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m unclip_jax.sample {name}", description=description
+    )
+    add_models(made)
+    made.add_argument("--out", type=pathlib.Path, default=pathlib.Path(f"{name}.png"))
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--batch", type=int, default=16, help="images at once")
+    made.add_argument("--no-upsample", action="store_true", help="stop at the decoder's size")
+    return made
+
+
+def add_models(made: argparse.ArgumentParser, *, public: bool = False) -> None:
+    """Which models, for `run_directory`; `public`: the directory of Karlo will do too."""
+    what = "run directory, or Karlo's" if public else "run directory"
+    made.add_argument("--models", type=pathlib.Path, help=f"{what}; default: {DEFAULT_MODELS}")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds --data, and the names under which a data set of another format stores its examples."""
+    schemes = ", ".join(f"{scheme}:..." for scheme in sources.SOURCES)
+    parser.add_argument("--data", required=True, help=f"prepared data set, or {schemes}")
+    add_feature_keys(parser)
+
+
+def add_feature_keys(parser: argparse.ArgumentParser) -> None:
+    """Adds the names of image and caption in a data set of another format."""
+    keys = FeatureKeys()
+    text = "of a data set that `prepare` did not write"
+    parser.add_argument("--image-key", default=keys.image, help=f"feature with the image {text}")
+    parser.add_argument("--caption-key", default=keys.caption, help="feature with the caption")
+
+
+def feature_keys(args: argparse.Namespace) -> FeatureKeys:
+    """Returns the names that `add_feature_keys` parsed."""
+    return FeatureKeys(args.image_key, args.caption_key)
+
+
+def run_directory(given: pathlib.Path | None) -> pathlib.Path:
+    """The models asked for, or those of `make demo`.
+
+    Raises:
+        UserError: none were asked for and there are none.
+    """
+    if given is not None:
+        return given
+    if not (load.locate(DEFAULT_MODELS / "decoder" / "export") / MANIFEST).is_file():
+        raise UserError(
+            f"--models was not given and there are no finished models in {DEFAULT_MODELS}; "
+            "`make demo` builds them."
+        )
+    return DEFAULT_MODELS
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of every command that can run in several processes."""
+    group = parser.add_argument_group("several processes (default: from the environment)")
+    group.add_argument("--coordinator", help="HOST:PORT at which process 0 listens")
+    group.add_argument("--num-processes", "--num_processes", type=int, help="number of processes")
+    group.add_argument("--process-id", "--process_id", type=int, help="rank of this one, from 0")
+    group.add_argument(
+        "--connect-timeout",
+        "--connect_timeout",
+        type=int,
+        default=300,
+        help="seconds to wait for the others (default: %(default)s)",
+    )
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Connects the processes that the flags of `add_processes` or the environment name.
+
+    Raises:
+        UserError: settings that contradict each other, or processes that do not answer in time.
+    """
+    layout = ProcessLayout(args.coordinator, args.num_processes, args.process_id)
+    cluster.start(layout, timeout=args.connect_timeout)
+
+
+def add_decoding(made: argparse.ArgumentParser) -> None:
+    """How to decode."""
+    made.add_argument("--steps", default="ddim250", help="grid of the decoder: ddim250, 50, ...")
+    made.add_argument("--guidance", type=float, default=1.0, help="guidance scale, 1 = off")
+    add_guidance(made)
+
+
+def add_guidance(made: argparse.ArgumentParser) -> None:
+    """How guidance acts."""
+    made.add_argument(
+        "--guidance-schedule",
+        default="constant",
+        help="constant, rising, falling, or interval:LOW:HIGH of the way from noise to picture",
+    )
+    made.add_argument("--negative", help="a caption that guidance leads away from")
+
+
+def add_encoding(made: argparse.ArgumentParser) -> None:
+    """How to invert."""
+    made.add_argument(
+        "--refine", type=int, default=0, help="fixed-point iterations per step of the inversion"
+    )
+    made.add_argument("--caption", help="caption of the pictures for the decoder; default: none")
+    made.add_argument(
+        "--details",
+        choices=("inverted", "fresh"),
+        default="inverted",
+        help="what upsamplers draw from: noise found by inverting them too, or any noise",
+    )
+    made.add_argument(
+        "--upsampler-steps", help="grid of their inversion; default: as each was exported"
+    )
+
+
+def add_animation(made: argparse.ArgumentParser) -> None:
+    """Whether to animate a path."""
+    made.add_argument("--animate", choices=("gif", "webp"), help="also write a moving picture")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what no command can do, before anything is loaded, and settle on the models.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    positive("--batch", args.batch)
+    in_range("--refine", getattr(args, "refine", 0), 0, MAX_REFINEMENTS)
+    for name in ("caption", "negative", "target", "source"):
+        check_captions([getattr(args, name, None) or ""])
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .png.")
+    if getattr(args, "guidance", None) is not None:
+        options(args)
+    args.models = run_directory(args.models)
+
+
+def check_captions(captions: Sequence[str]) -> None:
+    """Refuse captions longer than anybody means.
+
+    Raises:
+        UserError: naming the length.
+    """
+    for caption in captions:
+        if len(caption) > MAX_CAPTION:
+            raise UserError(f"a caption has {len(caption)} characters; give at most {MAX_CAPTION}.")
+
+
+def check_count(count: int) -> None:
+    """Refuse more pictures than one request may ask for.
+
+    Raises:
+        UserError: naming the number.
+    """
+    in_range("number of images", count, 1, MAX_IMAGES)
+
+
+def options(args: argparse.Namespace) -> DecodeOptions:
+    """Deterministic decoding with the guidance asked for.
+
+    Raises:
+        UserError: a guidance that has no meaning, or a negative caption without guidance.
+    """
+    guidance = guidance_schedule.parse(args.guidance_schedule, scale=args.guidance)
+    if args.negative is not None and guidance.off:
+        raise UserError(
+            "--negative has no effect while --guidance is 1.0; give a larger scale such as 3."
+        )
+    return DecodeOptions(decoding.faithful(args.steps), guidance)

@@ -1,0 +1,172 @@
+"""Public weights as run directories: what `convert` and `sample` do with somebody else's files."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+from unclip_jax.convert import karlo, original, single
+from unclip_jax.convert.parts import Origin, Part, write_run
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.config import as_dict, build
+from unclip_jax.data import text
+from unclip_jax.handoff.load import read_manifest
+from unclip_jax.stages.registry import stage_entry
+
+STAMP = "source.json"  # in a cache: which files it was made from
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportOptions:
+    """How public weights become exports.
+
+    Attributes:
+        stages: which are wanted; those that the source does not have are left out.
+        dtype: "float32" or "bfloat16", of the parameters and in which the networks compute.
+        tokenizer: folder with a tokenizer, where the source has none.
+        clip: export of the CLIP that stages belong to, where the source has none.
+        licence: terms of the weights, for the manifests.
+    """
+
+    stages: tuple[str, ...] = karlo.STAGES
+    dtype: str = "float32"
+    tokenizer: pathlib.Path | None = None
+    clip: pathlib.Path | None = None
+    licence: str = karlo.LICENCE
+
+
+def convert(
+    sources: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    *,
+    options: ImportOptions = ImportOptions(),
+    begin: Callable[[str], None] = lambda name: None,
+    replace: bool = False,
+) -> list[str]:
+    """Public layouts to a run directory; the names of the stages written.
+
+    Args:
+        sources: folders or files; the first says which layout.
+        out: the run directory.
+        options: what to make of them.
+        begin: told the name of every stage before it is read.
+        replace: whether exports that are in `out` already make room.
+
+    Raises:
+        UserError: anything about the sources that does not fit, or stages that `out` has already;
+            nothing is written then.
+    """
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"there is no {source}; give a folder or file of weights.")
+    parts, tokenizer_dir = find(sources, stages=options.stages)
+    there = [part.name for part in parts if (out / part.name).exists()]
+    if there and not replace:
+        raise UserError(
+            f"{out} has {', '.join(there)} already, which other stages may have been made with; "
+            "give another --out, or remove what is to be replaced."
+        )
+    folder = options.tokenizer or tokenizer_dir
+    if folder is None:
+        raise UserError(
+            f"{sources[0]} has no tokenizer beside it; give a folder that holds CLIP's with "
+            "--tokenizer."
+        )
+    tokenizer = text.load(folder, literal=text.declared_padding(folder))
+    parts = [_typed(part, options.dtype) for part in parts]
+    clip_id = _clip_of(options.clip, parts, tokenizer) if options.clip else None
+    named = ", ".join(source.resolve().name for source in sources)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save(scratch)
+        written = write_run(
+            parts,
+            out,
+            tokenizer_dir=pathlib.Path(scratch),
+            tokenizer_hash=tokenizer.hash,
+            origin=Origin(data=f"converted from {named}", licence=options.licence),
+            clip_id=clip_id,
+            dtype=options.dtype,
+            begin=begin,
+        )
+    return list(written)
+
+
+def tell(name: str) -> None:
+    """A line on stderr for each stage, since large ones take minutes."""
+    sys.stderr.write(f"converting {name} ...\n")
+
+
+def _clip_of(export: pathlib.Path, parts: Sequence[Part], tokenizer: text.Tokenizer) -> str | None:
+    """Identity of the CLIP in `export`, if the stages can belong to it."""
+    card = read_manifest(export)
+    if card.stage != "clip":
+        raise UserError(f"--clip={export} is a {card.stage}; give the export of a CLIP.")
+    for part in parts:
+        size = part.facts.get("embed_dim", card.embed_dim)
+        if size != card.embed_dim:
+            raise UserError(
+                f"the {part.name} takes embeddings of {size} numbers, the CLIP in {export} gives "
+                f"{card.embed_dim}; give the export of the CLIP that it was trained on."
+            )
+    if tokenizer.hash != card.tokenizer_hash:
+        raise UserError(
+            f"the CLIP in {export} reads with another tokenizer than the one beside the weights; "
+            "give the export of the CLIP that they were trained on."
+        )
+    return card.clip_id
+
+
+def _typed(part: Part, dtype: str) -> Part:
+    """The part with its config complete, computing in `dtype`, checked as the stage checks it."""
+    config = as_dict(part.config)
+    network = config["model"].get("unet", config["model"])
+    network["dtype"] = dtype
+    cfg = build(stage_entry(part.stage).config, config, where=part.name)
+    return dataclasses.replace(part, config=as_dict(cfg))
+
+
+def find(
+    sources: Sequence[pathlib.Path], *, stages: Sequence[str] = karlo.STAGES
+) -> tuple[list[Part], pathlib.Path | None]:
+    """The stages in `sources`, and the folder of a tokenizer if one lies with them.
+
+    Raises:
+        UserError: no known layout, or one that does not fit.
+    """
+    if karlo.is_pipeline(sources[0]):
+        folders = karlo.components(sources)
+        return karlo.parts(folders, stages=stages), folders.get("tokenizer")
+    if original.is_original(sources[0]):
+        return original.parts(sources[0], stages=stages), single.tokenizer_beside(sources[0])
+    return single.clip_from(sources[0]), single.tokenizer_beside(sources[0])
+
+
+def run_of(models: pathlib.Path) -> pathlib.Path:
+    """The run directory for `models`: itself, or public weights converted once beside them.
+
+    The cache DIR.unclip_jax is made again when files of DIR have changed.
+
+    Raises:
+        UserError: the pipeline cannot be converted, or the place beside it cannot be written.
+    """
+    if not (karlo.is_pipeline(models) or original.is_original(models)):
+        return models
+    models = models.resolve()
+    cache = models.with_name(f"{models.name}.unclip_jax")
+    stamp = _stamp(models)
+    if (cache / STAMP).is_file() and (cache / STAMP).read_text(encoding="utf-8") == stamp:
+        return cache
+    (cache / STAMP).unlink(missing_ok=True)
+    sys.stderr.write(f"{models} is converted once, into {cache}\n")
+    convert([models], cache, begin=tell, replace=True)
+    (cache / STAMP).write_text(stamp, encoding="utf-8")
+    return cache
+
+
+def _stamp(folder: pathlib.Path) -> str:
+    """Names, sizes and times of all files of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = {str(p.relative_to(folder)): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
+    return json.dumps(facts, indent=1)

@@ -1,0 +1,17 @@
+"""experiment: from an experiment file to a typed run and its data loaders.
+
+Reads a file and overrides of its keys (loading.py), types it and checks it across groups of keys
+(config.py), opens its data (input_pipeline.py), and adds the frozen CLIP's text features to batches
+(frozen_clip.py). Start at config.py.
+"""
+
+MAY_IMPORT: tuple[str, ...] = (
+    "core",
+    "data",
+    "handoff",
+    "inference",
+    "models",
+    "parallel",
+    "stages",
+    "training",
+)

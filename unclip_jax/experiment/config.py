@@ -1,0 +1,200 @@
+"""From a ConfigDict to one frozen, typed `Experiment`; nothing past this file sees a ConfigDict.
+
+A misspelt key raises with a suggestion. Checks that involve more than one group of keys live here
+and nowhere else.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from unclip_jax.core.checks import UserError, divisible, in_range, positive
+from unclip_jax.core.config import as_dict, build
+from unclip_jax.parallel.mesh import MeshConfig
+from unclip_jax.stages.base import Stage
+from unclip_jax.stages.registry import stage_entry
+from unclip_jax.training.loop import TrainConfig
+from unclip_jax.training.optimizer import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where batches come from.
+
+    Attributes:
+        path: a folder written by `unclip_jax.prepare`, or SCHEME:LOCATION, such as "tfds:NAME"
+            for any TFDS data set; data/sources.py has the schemes.
+        mixture: further such data sets; training takes equally many examples from each, while
+            validation and the tokenizer are those of `path`.
+        train_split: split to train on.
+        eval_split: split for the validation loss; "" = none.
+        embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
+        clip: export of the CLIP that made the embeddings, for stages that read its token features.
+        tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
+        image_key: TFDS feature with the image.
+        caption_key: TFDS feature with the caption.
+        load_size: side to which images are resized; an upsampler crops from it.
+        flip: mirror half of the images; captions that name sides forbid it.
+        empty_captions: share of training captions replaced by the empty one, for stages that read
+            CLIP's token features and have no other null.
+        blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
+        group: neighbouring records that stay together when shuffled (hard negatives for CLIP).
+        bsr: share of low-res images that go through the BSR degradation instead.
+        workers: decoding threads.
+        cache_mb: memory for decoded images, so that a small data set is decoded once.
+    """
+
+    path: str
+    load_size: int
+    train_split: str = "train"
+    eval_split: str = "validation"
+    embeddings: str = ""
+    clip: str = ""
+    tokenizer: str = ""
+    image_key: str = "image"
+    caption_key: str = "caption"
+    flip: bool = False
+    blur: float = 0.5
+    group: int = 1
+    bsr: float = 0.0
+    workers: int = 2
+    cache_mb: int = 1024
+    mixture: tuple[str, ...] = ()
+    empty_captions: float = 0.0
+
+    def __post_init__(self):
+        positive("config.data.load_size", self.load_size)
+        positive("config.data.group", self.group)
+        in_range("config.data.blur", self.blur, 0.0, 1.0)
+        in_range("config.data.bsr", self.bsr, 0.0, 1.0)
+        in_range("config.data.empty_captions", self.empty_captions, 0.0, 1.0)
+        if self.blur and self.bsr:
+            raise UserError(
+                f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
+                "images are corrupted in one way, so set one of them to 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run of one stage.
+
+    Attributes:
+        stage: name in `registry.STAGES`.
+        name: name of the run's folder and of the export ("upsampler_256").
+        size: which size of the experiment file this is.
+        model: the stage's own typed config.
+        data: where batches come from.
+        optim: the optimiser.
+        train: lengths, intervals, batch size, seed.
+        mesh: devices along each mesh axis.
+        rules: sharding table, "dp", "fsdp" or "fsdp_tp".
+        init_from: an export whose parameters training starts from; "" = from scratch.
+    """
+
+    stage: str
+    name: str
+    size: str
+    model: Any
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    rules: str = "fsdp"
+    init_from: str = ""
+
+    def build_stage(self) -> Stage:
+        """The stage record of this experiment."""
+        return stage_entry(self.stage).make(self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: all but devices, lengths, places and how it samples."""
+        names = ("stage", "name", "model", "optim", "init_from")
+        kept = {name: as_dict(getattr(self, name)) for name in names}
+        kept["model"].pop("sampling", None)
+        data, train = as_dict(self.data), as_dict(self.train)
+        kept["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb", "clip")}
+        kept["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
+        return kept
+
+    def digest(self) -> str:
+        """A short hash of the identity."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
+    """Type a whole config and check what involves more than one group of keys.
+
+    Args:
+        config: a ConfigDict or a nested mapping as an experiment file returns it.
+
+    Raises:
+        UserError: unknown, missing or mistyped keys, or values that do not fit together.
+    """
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    if "stage" not in plain:
+        raise UserError("config.stage is missing; give it in the experiment file.")
+    entry = stage_entry(plain["stage"])
+    model = build(entry.config, plain.pop("model", {}), where="config.model")
+    experiment = build(Experiment, {**plain, "model": model}, where="config")
+    _check(experiment)
+    return experiment
+
+
+def _check(experiment: Experiment) -> None:
+    """Cross-field checks."""
+    train = experiment.train
+    divisible(
+        "config.train.batch_size",
+        train.batch_size,
+        train.accumulate,
+        "config.train.accumulate must divide the batch.",
+    )
+    stage = experiment.build_stage()
+    if train.accumulate > 1 and not stage.splittable:
+        raise UserError(
+            f"config.train.accumulate is {train.accumulate}, but the loss of stage "
+            f"{experiment.stage!r} is a function of the whole batch; use 1 and more devices."
+        )
+    needs = {"z_img", "z_txt"} & stage.batch_spec.keys()
+    if needs and not experiment.data.embeddings:
+        raise UserError(
+            f"config.data.embeddings is empty, but stage {experiment.stage!r} needs "
+            f"{sorted(needs)}; give the folder that `python -m unclip_jax.embed` wrote, such as "
+            "runs/shapes/embeddings of `launch/cascade shapes`."
+        )
+    if "text_seq" in stage.batch_spec and not experiment.data.clip:
+        raise UserError(
+            f"config.data.clip is empty, but this {experiment.stage} reads token features of the "
+            "frozen CLIP; give its export, such as runs/shapes/clip/export."
+        )
+    if experiment.data.empty_captions and "text_seq" not in stage.batch_spec:
+        raise UserError(
+            f"config.data.empty_captions is {experiment.data.empty_captions}, but this "
+            f"{experiment.stage} does not read CLIP's token features, so z_txt would still tell "
+            "the caption; set it to 0 and use the stage's own config.model.drop_text."
+        )
+    if needs and experiment.data.mixture:
+        raise UserError(
+            f"config.data.mixture is {list(experiment.data.mixture)}, but stage "
+            f"{experiment.stage!r} reads embeddings, which belong to one data set; leave it empty."
+        )
+    if "image" in stage.batch_spec:
+        _check_image(experiment, stage.batch_spec["image"].shape[0])
+
+
+def _check_image(experiment: Experiment, side: int) -> None:
+    load = experiment.data.load_size
+    if experiment.stage == "upsampler":
+        target = experiment.model.model.unet.image_size
+        if load != target:
+            raise UserError(
+                f"config.data.load_size is {load}; the upsampler's target size is {target}."
+            )
+    elif load != side:
+        raise UserError(f"config.data.load_size is {load}; the model takes {side}-pixel images.")

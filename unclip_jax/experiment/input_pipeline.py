@@ -1,0 +1,293 @@
+"""From an `Experiment` to the loaders that feed it, and the checks that they fit the model."""
+
+import dataclasses
+import logging
+import pathlib
+import shlex
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import HostBatch, Params
+from unclip_jax.data import examples, loader, sources, text
+from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.data.degrade import DegradeConfig
+from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.data.loader import Finish, Loader, LoaderConfig
+from unclip_jax.data.text import Tokenizer
+from unclip_jax.experiment import frozen_clip
+from unclip_jax.experiment.config import Experiment
+from unclip_jax.stages.base import Rows, Stage
+from unclip_jax.stages.registry import stage_entry
+
+log = logging.getLogger(__name__)
+
+
+class Inputs(NamedTuple):
+    """What one run reads.
+
+    Attributes:
+        train: endless shuffled batches.
+        held_out: opens a finite pass over the evaluation split; None without one.
+        tokenizer: of the text fields; None for stages without text.
+        tokenizer_dir: its folder.
+        facts: what the manifest of the export records of the data: clip_id, tokenizer_hash,
+            embed_stats, data.
+    """
+
+    train: Loader
+    held_out: Any
+    tokenizer: Tokenizer | None
+    tokenizer_dir: pathlib.Path | None
+    facts: dict[str, Any]
+
+
+def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
+    """Open everything that `experiment` reads.
+
+    Raises:
+        UserError: a data set, embeddings or tokenizer that is missing, half-written or does not
+            fit the model.
+    """
+    folder = _tokenizer_dir(experiment, stage) if "tokens" in stage.batch_spec else None
+    tokenizer = text.load(folder) if folder else None
+    if tokenizer:
+        _check_vocabulary(tokenizer, stage)
+    train = open_split(experiment, stage, experiment.data.train_split, tokenizer=tokenizer)
+    facts = _facts(experiment, stage, tokenizer)
+
+    def held_out() -> Loader:
+        split = experiment.data.eval_split
+        return open_split(experiment, stage, split, tokenizer=tokenizer, endless=False)
+
+    has_eval = bool(experiment.data.eval_split)
+    return Inputs(train, held_out if has_eval else None, tokenizer, folder, facts)
+
+
+def open_split(
+    experiment: Experiment,
+    stage: Stage,
+    split: str,
+    *,
+    tokenizer: Tokenizer | None,
+    endless: bool = True,
+) -> Loader:
+    """Batches of one split: endless, shuffled and mixed, or one pass in order."""
+    data, train = experiment.data, experiment.train
+    source, *mixed = (
+        sources.open_source(path, split=split, keys=_keys(experiment))
+        for path in (data.path, *(data.mixture if endless else ()))
+    )
+    if stage.batch_spec.keys() & {"z_img", "z_txt"}:
+        source = sources.JoinedSource(source, open_embeddings(experiment, split))
+    size = train.batch_size
+    if not endless and len(source) < size:  # as much as there is, the same for every process
+        size = max(len(source) // jax.process_count(), 1) * jax.process_count()
+    config = LoaderConfig(
+        batch_size=size,
+        shuffle=endless,
+        num_epochs=None if endless else 1,
+        seed=train.seed,
+        group=data.group if endless else 1,
+        workers=data.workers,
+        cache_mb=data.cache_mb if endless else 0,
+    )
+    return loader.make_loader(
+        source,
+        example=_example(experiment, stage, captions=not endless),
+        config=config,
+        tokenizer=tokenizer,
+        mixed=mixed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        finish=_finish(experiment, stage),
+    )
+
+
+def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
+    """The embeddings of one split, of the dimension that the model takes.
+
+    Raises:
+        UserError: missing, half-written, or of another CLIP's dimension.
+    """
+    folder = pathlib.Path(experiment.data.embeddings) / split
+    if not folder.is_dir():
+        raise UserError(f"no embeddings in {folder}; make them with {how_to_embed(experiment)}.")
+    source = EmbeddingSource(folder)
+    model = experiment.model.model
+    wanted = getattr(model, "embed_dim", None) or model.z_dim
+    if source.dim("z_img") != wanted:
+        raise UserError(
+            f"embeddings in {source.directory} have {source.dim('z_img')} dimensions; the model "
+            f"takes {wanted}. Embed with the CLIP of this size or change config.model."
+        )
+    return source
+
+
+def how_to_embed(experiment: Experiment) -> str:
+    """The commands that make the embeddings which `experiment` reads, as they can be typed.
+
+    Where all lies as `launch/cascade` puts it, that makes what comes before them too.
+    """
+    data, usual = experiment.data, f"runs/{experiment.size}"
+    clip = data.clip or str(pathlib.Path(data.embeddings).parent / "clip" / "export")
+    options = {"clip": clip, "data": data.path, "out": data.embeddings}
+    words = [f"--{name}={shlex.quote(value)}" for name, value in options.items()]
+    made = f"`{' '.join(['python -m unclip_jax.embed', *words])}`"
+    if list(options.values()) == [f"{usual}/{x}" for x in ("clip/export", "data", "embeddings")]:
+        made += f" (or all before them too: `launch/cascade {experiment.size} --until=embed`)"
+    return made
+
+
+def settled(experiment: Experiment) -> Experiment:
+    """`experiment` with what only its training data can say about the model filled in.
+
+    Raises:
+        UserError: the data are missing, or ask for more than the model can hold.
+    """
+    settle = stage_entry(experiment.stage).settle
+    if settle is None:
+        return experiment
+    return dataclasses.replace(experiment, model=settle(experiment.model, _rows(experiment)))
+
+
+def fitted(experiment: Experiment, stage: Stage) -> Callable[[], Params] | None:
+    """What computes the parameters that come from the training data; None if there are none."""
+    fit = stage.fit
+    if fit is None:
+        return None
+
+    def compute() -> Params:
+        found = fit(_rows(experiment))
+        log.info("%s: %s", stage.name, found.note)
+        return found.params
+
+    return compute
+
+
+def _rows(experiment: Experiment) -> Rows:
+    """Opens a pass over the training embeddings."""
+
+    def rows(most: int) -> Iterator[HostBatch]:
+        source = open_embeddings(experiment, experiment.data.train_split)
+        source.dim("z_txt")  # both are needed; says so if they are not there
+        return source.blocks(most)
+
+    return rows
+
+
+def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> examples.ExampleConfig:
+    """Which fields to make and how; training crops where the stage's images are smaller."""
+    spec, data = stage.batch_spec, experiment.data
+    degrade, patch = None, None
+    if "low_res" in spec:
+        factor = spec["image"].shape[0] // spec["low_res"].shape[0]
+        name, share = ("bsr", data.bsr) if data.bsr else ("blur", data.blur)
+        share = share if not captions else 0.0  # clean at inference (unCLIP, section 2.1)
+        degrade = DegradeConfig(factor=factor, name=name, probability=share)
+        patch = spec["image"].shape[0]
+    length = spec["tokens"].shape[0] if "tokens" in spec else 2
+    read = tuple(name for name in spec if name != "text_seq")  # which `_finish` adds
+    return examples.ExampleConfig(
+        fields=(*read, "caption") if captions else read,
+        image_size=data.load_size,
+        flip=data.flip and not captions,
+        patch=patch,
+        length=length,
+        degrade=degrade,
+        empty_captions=0.0 if captions else data.empty_captions,
+    )
+
+
+def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
+    """Joins what CLIP says of the captions, for stages that read it."""
+    if "text_seq" not in stage.batch_spec:
+        return None
+    context, width = stage.batch_spec["text_seq"].shape
+    return frozen_clip.reader(pathlib.Path(experiment.data.clip), context=context, width=width)
+
+
+def _tokenizer_dir(experiment: Experiment, stage: Stage) -> pathlib.Path:
+    """The configured tokenizer, or the one beside the data.
+
+    Raises:
+        UserError: neither; or no data, which are then what is missing.
+    """
+    if experiment.data.tokenizer:
+        return pathlib.Path(experiment.data.tokenizer)
+    dataset = sources.open_dataset(experiment.data.path, keys=_keys(experiment))
+    if dataset.tokenizer_dir is not None:
+        return dataset.tokenizer_dir
+    if dataset.prepared_dir is None:
+        raise UserError(
+            f"data set {experiment.data.path!r} has no tokenizer of its own; set "
+            "config.data.tokenizer to the folder of one, for example of CLIP's."
+        )
+    raise UserError(
+        f"the data set at {dataset.prepared_dir} has no tokenizer; `python -m unclip_jax.prepare "
+        f"--out={shlex.quote(str(dataset.prepared_dir))} --vocab_size={_vocabulary(stage)}` adds "
+        "one, or set config.data.tokenizer to the folder of another."
+    )
+
+
+def _keys(experiment: Experiment) -> FeatureKeys:
+    return FeatureKeys(experiment.data.image_key, experiment.data.caption_key)
+
+
+def _vocabulary(stage: Stage) -> int:
+    """Rows of the stage's token table."""
+    return int(stage.batch_spec["tokens"].high or 0) + 1
+
+
+def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
+    rows = _vocabulary(stage)
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model's token table {rows}; "
+            f"set config.model.model.vocab_size to {tokenizer.vocab_size} or more."
+        )
+
+
+def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    paths = " + ".join((experiment.data.path, *experiment.data.mixture))
+    facts: dict[str, Any] = {"data": f"{paths} ({experiment.data.train_split})"}
+    if tokenizer:
+        facts["tokenizer_hash"] = tokenizer.hash
+    if stage.batch_spec.keys() & {"z_img", "z_txt"}:
+        source = open_embeddings(experiment, experiment.data.train_split)
+        info, stats = source.info(), source.stats("z_img")
+        _check_origin(experiment, info, facts, source)
+        _check_norm(info, stage, source)
+        facts["clip_id"] = info.get("clip_id")
+        if "text_seq" in stage.batch_spec:
+            frozen_clip.check(pathlib.Path(experiment.data.clip), clip_id=facts["clip_id"])
+        facts["embed_stats"] = {"mean_norm": stats.norm_mean, "count": stats.count}
+    return facts
+
+
+def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:
+    """Stages that take embeddings as CLIP gives them cannot be trained on those of norm 1."""
+    if stage.describe.get("embedding") == "raw" and info.get("embedding") != "raw":
+        raise UserError(
+            f"this {stage.name} takes embeddings as CLIP gives them, but those in "
+            f"{source.directory} have norm 1; make them with `python -m unclip_jax.embed --raw`."
+        )
+
+
+def _check_origin(
+    experiment: Experiment, info: dict[str, Any], facts: dict[str, Any], source: EmbeddingSource
+) -> None:
+    """Embeddings must come from a known CLIP that read captions as this stage does."""
+    if not info.get("clip_id"):
+        raise UserError(
+            f"embeddings in {source.directory} do not say which CLIP made them; move them away and "
+            f"make them with {how_to_embed(experiment)}."
+        )
+    ours, theirs = facts.get("tokenizer_hash"), info.get("tokenizer_hash")
+    if ours and theirs and ours != theirs:
+        raise UserError(
+            f"embeddings in {source.directory} were made with tokenizer {theirs[:12]}, the data "
+            f"has {ours[:12]}; embed again or set config.data.tokenizer."
+        )

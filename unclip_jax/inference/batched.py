@@ -1,0 +1,140 @@
+"""Sampling many captions in batches of one shape: one compiled function, any number of devices.
+
+Image i depends on (seed, i) alone, so batch size, devices and processes change nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
+from unclip_jax.inference import offload, text_to_image
+from unclip_jax.inference.load import CascadeFiles, LoadedCascade
+from unclip_jax.inference.text_to_image import Captions, Cascade, SampleOptions
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
+
+
+def sample_images(
+    loaded: LoadedCascade,
+    captions: Sequence[str],
+    *,
+    seed: int,
+    options: SampleOptions,
+    z_img: np.ndarray | None = None,
+    batch_size: int = 16,
+    name: str = "sampling",
+    sampler: Callable[..., jax.Array] | None = None,
+    first_index: int = 0,
+) -> UInt8[np.ndarray, " b h w c"]:
+    """Samples one uint8 image per caption, in batches of one shape.
+
+    Args:
+        loaded: the cascade.
+        captions: one per image.
+        seed: image i depends on (seed, i) alone.
+        options: overrides of the exported settings.
+        z_img: one image embedding per caption, when `options.condition` is "z_img".
+        batch_size: images at once.
+        name: label of the progress bar.
+        sampler: a `compile_sampler` of the same options, to compile nothing twice.
+        first_index: index of the first image, for a set that is sampled in parts.
+    """
+    mesh, batch_size = for_drawing(min(batch_size, len(captions)))
+    sampler = sampler or compile_sampler(loaded.cascade, options, mesh=mesh)
+    params = place.copied(loaded.params, mesh)
+    tokenizer = text.load(loaded.tokenizer_dir)
+    images = []
+    bar = tqdm(total=len(captions), unit="image", desc=name, disable=jax.process_index() > 0)
+    for start in range(0, len(captions), batch_size):
+        indices = np.arange(start, start + batch_size)
+        rows = np.minimum(indices, len(captions) - 1)  # one shape, one compilation
+        tokens = tokenise(loaded.cascade, tokenizer, [captions[int(i)] for i in rows])
+        embeddings = None if z_img is None else z_img[rows]
+        keys = text_to_image.keys_for(seed, jnp.array(first_index + indices))
+        batch = sampler(params, *place.spread((tokens, keys, embeddings), mesh))
+        images.append(np.asarray(batch)[: len(captions) - start])
+        bar.update(len(images[-1]))
+    bar.close()
+    return np.concatenate(images)
+
+
+def sample_by_stage(
+    files: CascadeFiles,
+    captions: Sequence[str],
+    *,
+    seed: int,
+    options: SampleOptions,
+    batch_size: int,
+) -> UInt8[np.ndarray, " b h w c"]:
+    """Samples with one stage on the first device at a time; `sample_images` but for rounding."""
+    tokenizer, size = text.load(files.tokenizer_dir), min(batch_size, len(captions))
+    batches = []
+    for start in range(0, len(captions), size):
+        indices = np.arange(start, start + size)
+        rows = np.minimum(indices, len(captions) - 1)
+        tokens = tokenise(files.cascade, tokenizer, [captions[int(i)] for i in rows])
+        batches.append(offload.Batch(tokens, text_to_image.keys_for(seed, jnp.array(indices))))
+    with tqdm(total=len(files.readers), unit="stage", desc="sampling") as bar:
+
+        def begin(name: str) -> None:
+            bar.update(bool(bar.postfix))  # the previous stage is complete
+            bar.set_postfix_str(name)
+
+        images = offload.draw(files, batches, options=options, begin=begin)
+        bar.update()
+    return np.concatenate(images)[: len(captions)]
+
+
+def compile_sampler(
+    cascade: Cascade, options: SampleOptions, *, mesh: Mesh | None = None
+) -> Callable[..., jax.Array]:
+    """The jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images.
+
+    A batch is split over `mesh` (default: one device, or all of several processes); every device
+    gets all images.
+    """
+    mesh = mesh or for_drawing(1)[0]
+
+    def run(params, captions, keys, z_img):
+        output = text_to_image.sample(cascade, params, captions, keys, options=options, z_img=z_img)
+        return text_to_image.to_uint8(output.images)
+
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    shardings = (whole, split, split, split)
+    return jax.jit(traced_on(mesh, run), in_shardings=shardings, out_shardings=whole)
+
+
+def override(sampling: Any, changes: dict[str, Any]) -> Any:
+    """Returns sampling settings with the values of `changes` that are not None.
+
+    Raises:
+        UserError: the settings have no such field.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    fields = {field.name for field in dataclasses.fields(sampling)}
+    for name in sorted(changes.keys() - fields):
+        raise UserError(
+            f"--prior-{name.replace('_', '-')} is {changes[name]!r}, but this prior has no such "
+            "setting; leave it out or choose the other --prior."
+        )
+    return dataclasses.replace(sampling, **changes)
+
+
+def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:
+    """Captions at the context length of each text model."""
+    lengths = (
+        cascade.clip.model.context,
+        cascade.prior.model.context,
+        cascade.decoder.model.context,
+    )
+    encoded = (tokenizer.encode(captions, length=length) for length in lengths)
+    return Captions(*((jnp.asarray(ids), jnp.asarray(mask)) for ids, mask in encoded))
