@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Image
-from unclip_jax.data import image as codec
 from unclip_jax.data.sources import Source
 from unclip_jax.inference import decoding, edits, image_files, latents, text_to_image
 from unclip_jax.inference.decoding import DecodeOptions
@@ -147,7 +147,7 @@ def reconstruction(
         large = studio.enlarge(base, keys, held=held, steps=chain.upsampler_steps)
         found: dict[str, Any] = {"name": name, **how._asdict()}
         for size, drawn in (("base", base), ("full", large)):
-            shown = codec.to_uint8(np.asarray(drawn))
+            shown = to_uint8(np.asarray(drawn))
             error = psnr(shown, squares(given, shown.shape[1]))
             found[size] = intervals.bootstrap(error)._asdict() | {"px": shown.shape[1]}
         made.append(found)

@@ -27,9 +27,9 @@ from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import (
     batch_sharding,
     batch_shards,
-    for_drawing,
     make_mesh,
     replicated,
+    sampling_mesh,
     traced_on,
 )
 from unclip_jax.planning import flops, program, sampling
@@ -137,7 +137,7 @@ def train(experiment: Experiment) -> Prepared:
 def sample(experiment: Experiment, *, batch_size: int) -> Prepared:
     """The stage's sampling function with random parameters and captions."""
     stage = experiment.build_stage()
-    mesh, batch_size = for_drawing(batch_size)
+    mesh, batch_size = sampling_mesh(batch_size)
     draw, shapes = sampling.function(experiment.stage, experiment.model, batch_size=batch_size)
     params = place.unbox(jax.jit(stage.init)(jax.random.key(0)))
     inputs = {name: random_like(shape) for name, shape in shapes.items() if name != "keys"}

@@ -33,7 +33,7 @@ from unclip_jax.inference import batched, image_files, load, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.text_to_image import Cascade, SampleOptions
 from unclip_jax.metrics import embeddings, frechet, shapes_checker
-from unclip_jax.parallel.mesh import for_drawing
+from unclip_jax.parallel.mesh import sampling_mesh
 from unclip_jax.planning import flops
 from unclip_jax.version import __version__
 
@@ -289,7 +289,7 @@ def decoder(studio: InferenceEngine, truth: Truth, *, num: int, seed: int) -> De
     if not all(record["scene"] for record in truth.records[:num]):
         return None
     captions, options = truth.captions[:num], SampleOptions(condition="z_img")
-    mesh, batch_size = for_drawing(min(BATCH, num))
+    mesh, batch_size = sampling_mesh(min(BATCH, num))
     run = batched.compile_sampler(studio.cascade, options, mesh=mesh)
 
     def decode(z_img: np.ndarray, name: str) -> dict[str, Any]:

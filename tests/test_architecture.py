@@ -45,6 +45,7 @@ IMPURE_MODULES = {
 }
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "Image.open"}
 IMPURE_ATTRIBUTES = {"jax.config", "jax.distributed"}
+ATOMIC_WRITES = "unclip_jax/core/files.py"  # the one module of a pure package that does I/O
 FORBIDDEN_IN = {"diffusion": {"flax"}, "shapes": {"flax", "jax"}}  # package -> third parties
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 VAGUE_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
@@ -59,7 +60,7 @@ BANNED_NAMES = {
 TODO_PACKAGES = {
     *("", "cli", "convert", "data", "diffusion", "evaluation", "experiment"),
     *("handoff", "inference", "planning", "serving", "stages"),
-    *("core", "models", "parallel", "training"),
+    *("models", "training"),
 }
 
 
@@ -276,7 +277,7 @@ def test_packages_import_only_what_they_declare(package: str):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_pure_packages_stay_pure(package: str):
-    paths = sorted((PACKAGE / package).rglob("*.py"))
+    paths = sorted({*(PACKAGE / package).rglob("*.py")} - {ROOT / ATOMIC_WRITES})
     assert not [f"{p}: {line}" for p in paths for line in impurities(text(p), package)]
 
 

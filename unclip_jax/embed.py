@@ -30,7 +30,7 @@ from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.load import load_clip
 from unclip_jax.models.clip import Clip
 from unclip_jax.parallel import cluster, place
-from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
+from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 from unclip_jax.parallel.multihost import check_same, gather
 
 SHARD_SIZE = 16_384  # rows between two points at which an interrupted run continues
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     flags.start_processes(args)
     asked = {name: str(value) for name, value in vars(args).items() if name != "process_id"}
     check_same({**asked, **cluster.facts()})
-    mesh, batch_size = for_drawing(args.batch)
+    mesh, batch_size = sampling_mesh(args.batch)
     cfg, params, card = load_clip(args.clip)
     tokenizer = text.load(handoff.tokenizer_dir(args.clip))
     dataset = sources.open_dataset(args.data, keys=flags.feature_keys(args))

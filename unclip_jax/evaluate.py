@@ -30,6 +30,7 @@ from unclip_jax import sample
 from unclip_jax.cli import entry, flags
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, positive
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image as pictures
 from unclip_jax.data import sources, text
 from unclip_jax.data.degrade import area_downsample
@@ -40,7 +41,7 @@ from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.parallel import cluster
-from unclip_jax.parallel.mesh import for_drawing
+from unclip_jax.parallel.mesh import sampling_mesh
 from unclip_jax.parallel.multihost import check_same
 from unclip_jax.stages import upsampler
 
@@ -162,7 +163,7 @@ def follow_captions(
     """
     captions = [record["caption"] for record in records]
     options = SampleOptions(condition="z_img", best_of=best_of)
-    mesh, batch_size = for_drawing(BATCH)
+    mesh, batch_size = sampling_mesh(BATCH)
     run = batched.compile_sampler(loaded.cascade, options, mesh=mesh)
     rates = {}
     for origin in CONDITIONS:
@@ -212,7 +213,7 @@ def enlargement(
             cfg, params, low_res=low, keys=rng.fold_each(keys, "upsampler")
         )
     )
-    drawn = pictures.to_uint8(np.asarray(run(params, pictures.to_float(low), keys)))
+    drawn = to_uint8(np.asarray(run(params, pictures.to_float(low), keys)))
     side = true.shape[1]
     bicubic = np.stack(
         [

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.findings import training
 from benchmarks.findings.judging import Judged, Truth
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import sources
 from unclip_jax.inference import batched, image_files, load, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
@@ -23,7 +24,7 @@ from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet, shapes_checker
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
+from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 from unclip_jax.stages.prior_ar import PriorArStageConfig
 
 BATCH = 50  # pictures at once
@@ -168,7 +169,7 @@ class Workshop:
         options = SampleOptions(
             decoder=batched.override(decoder.sampling, changes), condition="z_img"
         )
-        mesh, size = for_drawing(_even(len(truth.captions)))
+        mesh, size = sampling_mesh(_even(len(truth.captions)))
         arm = (name, options, reads_z, caption, truth.captions, z_img.tobytes())
         if arm in self._drawn:
             return self._drawn[arm]
@@ -194,12 +195,12 @@ class Workshop:
         cascade = self.main.cascade
         if not cascade.upsamplers:
             return base
-        mesh, size = for_drawing(_even(len(base)))
+        mesh, size = sampling_mesh(_even(len(base)))
         if ("enlarge", size) not in self._samplers:
 
             def run(params, images, keys):
                 images = images.astype(np.float32) / 127.5 - 1.0
-                return text_to_image.to_uint8(text_to_image.upsample(cascade, params, images, keys))
+                return to_uint8(text_to_image.upsample(cascade, params, images, keys))
 
             places = (replicated(mesh), batch_sharding(mesh), batch_sharding(mesh))
             self._samplers["enlarge", size] = jax.jit(

@@ -26,7 +26,7 @@ def load(folder, **changes):
 
 
 def same(a, b):
-    assert not trees.differences(a, b)
+    assert not trees.shape_differences(a, b)
     for path, leaf in trees.flatten_paths(a).items():
         np.testing.assert_array_equal(leaf, trees.flatten_paths(b)[path], path)
 

@@ -21,8 +21,8 @@ def test_abstract_leaves_count_too():
 
 def test_differences_list_missing_extra_and_misshapen_leaves():
     other = {"a": {"kernel": jnp.zeros((3, 2))}, "c": jnp.zeros(1)}
-    lines = trees.differences(TREE, other)
+    lines = trees.shape_differences(TREE, other)
     assert lines[0].startswith("missing b/0")
     assert lines[1].startswith("extra c")
     assert "a/kernel: expected (2, 3) float32, found (3, 2) float32" in lines[2]
-    assert trees.differences(TREE, TREE) == []
+    assert trees.shape_differences(TREE, TREE) == []

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image as images
 from unclip_jax.data import text
 from unclip_jax.data.degrade import DegradeConfig, area_downsample
@@ -114,7 +115,7 @@ def test_pictures_become_floats_when_they_are_stacked():
     example = FixedExamples(one(), config=config)[0]
     batch = collate([example], fields=("image",))
     assert (batch["image"].dtype, batch["image"].shape) == (np.float32, (1, 40, 40, 3))
-    np.testing.assert_array_equal(images.to_uint8(batch["image"])[0], example["image"])
+    np.testing.assert_array_equal(to_uint8(batch["image"])[0], example["image"])
 
 
 def test_cached_examples_are_read_once(samples):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image as images
 
 RNG = np.random.default_rng(0)
@@ -203,7 +204,7 @@ def test_floats_and_bytes_are_inverse_and_reach_the_ends():
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     floats = images.to_float(every)
     assert (floats.min(), floats.max()) == (-1.0, 1.0)
-    np.testing.assert_array_equal(images.to_uint8(floats), every)
+    np.testing.assert_array_equal(to_uint8(floats), every)
     np.testing.assert_array_equal(
-        images.to_uint8(np.float32([[[[-3.0, 3.0, 0.0]]]])).ravel(), [0, 255, 128]
+        to_uint8(np.float32([[[[-3.0, 3.0, 0.0]]]])).ravel(), [0, 255, 128]
     )

@@ -13,9 +13,9 @@ from unclip_jax.parallel.mesh import (
     batch_shards,
     check_batch,
     describe,
-    for_drawing,
     make_mesh,
     replicated,
+    sampling_mesh,
     within_slice,
 )
 
@@ -91,7 +91,7 @@ def test_the_data_axis_goes_from_slice_to_slice_and_nothing_else_does():
     assert grid.shape == (4, 4, 1)
     homes = np.vectorize(lambda chip: chip.slice_index)(grid)
     assert (homes == np.array([0, 0, 1, 1])[:, None, None]).all()
-    with pytest.raises(UserError, match=r"config.mesh.data is 3, but the devices are 2 slices"):
+    with pytest.raises(UserError, match=r"config.mesh.data is 3, but the devices form 2 slices"):
         across_slices((3, 4, 1), devices=chips[:12], slices=2)
 
 
@@ -117,7 +117,7 @@ def test_an_axis_may_lie_along_a_part_of_a_side_of_the_slice():
 
 
 def test_a_batch_is_drawn_on_one_device_of_a_cpu():
-    mesh, size = for_drawing(13)
+    mesh, size = sampling_mesh(13)
     assert (mesh.size, size) == (1, 13)
 
 

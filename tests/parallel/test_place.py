@@ -107,7 +107,7 @@ def test_replicated_bytes_are_counted_by_hand():
     kernel, scale = 4 * 8 * 16 * 4, 8 * 4
     assert report == (kernel + scale, scale, (("scale", scale),))
     assert place.bytes_per_device(tree) == kernel // 8 + scale
-    assert report.line() == "1.5% of 2.031 KiB is held whole by every device"
+    assert report.line() == "1.5% of 2.031 KiB is replicated on every device"
 
 
 def test_the_report_names_the_worst_offenders():
@@ -143,6 +143,6 @@ def test_results_come_in_order_and_few_are_in_flight():
             most = max(most, value + 1 - len(taken))
             yield Result(value)
 
-    assert [int(x) for x in place.fetched(dispatched())] == list(range(50))
+    assert [int(x) for x in place.fetch_all(dispatched())] == list(range(50))
     assert most == place.IN_FLIGHT
-    assert place.fetched([]) == []
+    assert place.fetch_all([]) == []

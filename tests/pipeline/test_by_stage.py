@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import cascades
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import batched, load, offload, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 
@@ -38,7 +39,7 @@ def test_pictures_are_those_of_the_whole_cascade(run_dir, condition):
         whole = text_to_image.sample(
             loaded.cascade, loaded.params, captions, keys, options=options, z_img=given
         )
-        wanted = np.asarray(text_to_image.to_uint8(whole.images))
+        wanted = np.asarray(to_uint8(whole.images))
         assert images.shape == wanted.shape == (1, 32, 32, 3)
         assert np.abs(images.astype(int) - wanted.astype(int)).max() <= 1
 

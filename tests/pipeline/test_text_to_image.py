@@ -8,6 +8,7 @@ import pytest
 from tests import cascades
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import batched, load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 
@@ -119,4 +120,4 @@ def test_quantised_images_are_what_8_bits_hold():
     images = jnp.linspace(-1, 1, 3 * 64).reshape(1, 8, 8, 3)
     levels = (np.asarray(text_to_image.quantise(images)) + 1) * 127.5
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
-    np.testing.assert_array_equal(text_to_image.to_uint8(images), np.round(levels))
+    np.testing.assert_array_equal(to_uint8(images), np.round(levels))

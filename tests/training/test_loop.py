@@ -336,7 +336,7 @@ def test_the_startup_line_is_logged(tmp_path: pathlib.Path, caplog: pytest.LogCa
     with caplog.at_level(logging.INFO, logger="unclip_jax"):
         toy.run(tmp_path, mesh=MeshConfig(fsdp=8), rules="fsdp")
     assert re.search(r"toy: 136 parameters on 8 x cpu .*; needs .* and this machine", caplog.text)
-    assert re.search(r"toy: \d+\.\d% of .* is held whole by every device", caplog.text)
+    assert re.search(r"toy: \d+\.\d% of .* is replicated on every device", caplog.text)
 
 
 @pytest.mark.parametrize(

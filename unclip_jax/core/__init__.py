@@ -1,7 +1,7 @@
-"""core: the vocabulary that every room shares.
+"""core: what all packages share.
 
-Array aliases, errors, typed configs, named randomness, trees and batches. Nothing here knows
-about diffusion, networks, files or devices. Start at checks.py and batch.py.
+Array aliases, errors, typed configs, named randomness, trees, batches and the record of a stage.
+Nothing here depends on diffusion, networks or devices. Start at checks.py and batch.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = ()

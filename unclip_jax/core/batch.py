@@ -1,6 +1,6 @@
-"""The contract between data and stages: which fields a batch holds and what is in them.
+"""Batch specifications: the contract between data and stages.
 
-`data` produces batches that satisfy a `BatchSpec`; a stage consumes them. Neither knows the other.
+`data` produces batches that satisfy a `BatchSpec`, and a stage consumes them.
 """
 
 import dataclasses
@@ -55,17 +55,17 @@ def abstract(spec: BatchSpec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct
 
 
 def zeros(spec: BatchSpec, batch_size: int) -> HostBatch:
-    """A batch of zeros that satisfies `spec` in shape and dtype."""
+    """Creates a batch of zeros that satisfies `spec` in shape and dtype."""
     return {
         name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in abstract(spec, batch_size).items()
     }
 
 
 def check(spec: BatchSpec, batch: HostBatch) -> None:
-    """Compare a host batch with its spec: names, shapes, dtypes and value ranges.
+    """Checks a host batch against its spec: names, shapes, dtypes and value ranges.
 
     Raises:
-        UserError: naming the first field that differs and how.
+        UserError: naming the first field that does not match.
     """
     missing = sorted(spec.keys() - batch.keys())
     if missing:

@@ -1,7 +1,8 @@
-"""The house style of error messages: what was wrong, its value, what was expected, what to do.
+"""User errors and checks of arguments.
 
-`UserError` is for anything a user can cause (a typo, a missing file, a wrong image). Entry points
-print it as one line without a traceback; `assert` stays for what cannot happen.
+A `UserError` is anything a user can cause (a typo, a missing file, a wrong image): one line that
+says what was wrong, the value, what was expected and what to do. Commands print it without a
+traceback; `assert` is for programming errors.
 """
 
 import difflib
@@ -13,15 +14,15 @@ class UserError(ValueError):
     """A mistake that a user can fix; the message is one line and names the fix."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean "x"?' for a near miss, else a list of what is known."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """Returns ' Did you mean "x"?' for a near miss, else a list of the choices."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(choices)}."
 
 
 def one_of(what: str, value: Any, choices: Iterable[Any]) -> Any:
-    """Return `value` if it is among `choices`.
+    """Returns `value` if it is among `choices`.
 
     Raises:
         UserError: it is not.
@@ -34,7 +35,7 @@ def one_of(what: str, value: Any, choices: Iterable[Any]) -> Any:
 
 
 def positive(what: str, value: Any) -> Any:
-    """Return `value` if it is greater than zero.
+    """Returns `value` if it is greater than zero.
 
     Raises:
         UserError: it is not.
@@ -45,7 +46,7 @@ def positive(what: str, value: Any) -> Any:
 
 
 def in_range(what: str, value: Any, low: Any, high: Any) -> Any:
-    """Return `value` if low <= value <= high.
+    """Returns `value` if low <= value <= high.
 
     Raises:
         UserError: it is outside.
@@ -55,12 +56,12 @@ def in_range(what: str, value: Any, low: Any, high: Any) -> Any:
     return value
 
 
-def divisible(what: str, value: int, by: int, why: str) -> int:
-    """Return `value` if `by` divides it; `why` ends the message.
+def divisible(what: str, value: int, by: int, advice: str) -> int:
+    """Returns `value` if `by` divides it; `advice` ends the message.
 
     Raises:
         UserError: it does not divide.
     """
     if by <= 0 or value % by:
-        raise UserError(f"{what} is {value}, which {by} does not divide; {why}")
+        raise UserError(f"{what} is {value}, which {by} does not divide; {advice}")
     return value

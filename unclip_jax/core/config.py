@@ -1,7 +1,7 @@
-"""From a nested mapping to frozen dataclasses, with no silent key.
+"""Typed configs: nested mappings to frozen dataclasses, without silent defaults.
 
-Only `experiment.py` sees a ConfigDict; everything below it receives the typed record that this
-module builds. A misspelt key raises with a suggestion instead of becoming a hidden default.
+Only the loading of experiments sees a ConfigDict; everything below receives the dataclasses built
+here. A misspelt key raises with a suggestion.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
-    """Build the dataclass `cls` from `mapping`, recursing into dataclass fields.
+    """Builds the dataclass `cls` from `mapping`, recursing into dataclass fields.
 
     Args:
         cls: a dataclass whose annotations are plain types, tuples, optionals or dataclasses.
@@ -42,7 +42,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
 
 
 def as_dict(record: Any) -> Any:
-    """The inverse of `build`: dataclasses to plain, JSON-ready dicts (tuples become lists)."""
+    """Converts dataclasses to JSON-ready dicts (tuples become lists), the inverse of `build`."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {f.name: as_dict(getattr(record, f.name)) for f in dataclasses.fields(record)}
     if isinstance(record, (list, tuple)):
@@ -53,7 +53,7 @@ def as_dict(record: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check or convert one value against one annotation."""
+    """Checks or converts one value against one annotation."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)

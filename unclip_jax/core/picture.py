@@ -1,15 +1,28 @@
-"""Images side by side with words under them: one way to draw a grid, wherever one is drawn."""
+"""8-bit images and labelled grids of them."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = 4  # pixels between tiles
-LEAST_TILE = 128  # tiles smaller than this are enlarged so that words fit under them
-LINES = 3  # lines of a label that are shown
+LEAST_TILE = 128  # smaller tiles are enlarged so that labels fit under them
+LINES = 3  # most lines of a label
+
+
+def to_uint8(images: Any) -> Any:
+    """Converts floats in [-1, 1] to uint8, rounded and clipped.
+
+    Args:
+        images: [... h w c] floating-point NumPy or JAX array; the result is of the same kind.
+    """
+    xp = jnp if isinstance(images, jax.Array) else np
+    return xp.clip(xp.round((images + 1.0) * 127.5), 0.0, 255.0).astype(xp.uint8)
 
 
 def labelled_grid(
@@ -18,12 +31,12 @@ def labelled_grid(
     labels: Sequence[str] | None = None,
     columns: int | None = None,
 ) -> Image.Image:
-    """Draw images in reading order, each with its label below.
+    """Draws a grid of images in reading order, each with its label below.
 
     Args:
         images: uint8 RGB.
-        labels: one per image; None = no words.
-        columns: tiles per row; None = as square as it gets.
+        labels: one per image; None = no labels.
+        columns: tiles per row; None = nearly square.
     """
     count, height, width, _ = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -51,7 +64,7 @@ def labelled_grid(
 
 
 def wrap(text: str, *, width: int, measure) -> str:
-    """Break `text` into at most `LINES` lines no wider than `width` by `measure`."""
+    """Breaks `text` into at most `LINES` lines no wider than `width` by `measure`."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -59,7 +72,6 @@ def wrap(text: str, *, width: int, measure) -> str:
             lines[-1] = joined
         else:
             lines.append(word)
-    kept = lines[:LINES]
     if len(lines) > LINES:
-        kept[-1] += "…"
-    return "\n".join(kept)
+        lines = [*lines[: LINES - 1], lines[LINES - 1] + "…"]
+    return "\n".join(lines)

@@ -1,7 +1,6 @@
-"""Randomness that is addressed, not threaded.
+"""Random keys by address: a key depends on (seed, step, purpose) alone, not on earlier draws.
 
-A key depends only on (seed, step, purpose), never on how many draws came before, so a resumed run
-equals an uninterrupted one and adding a draw changes no other.
+So a resumed run equals an uninterrupted one, and an additional draw changes no other.
 """
 
 import zlib
@@ -14,7 +13,7 @@ from unclip_jax.core.types import Key, Keys
 
 
 def fold(key: Key, *address: int | str | Int[Array, ""]) -> Key:
-    """The key at `address` below `key`: `fold(key, step, "noise")`."""
+    """Returns the key at `address` below `key`: `fold(key, step, "noise")`."""
     for part in address:
         data = zlib.crc32(part.encode()) if isinstance(part, str) else part
         key = jax.random.fold_in(key, data)
@@ -22,15 +21,15 @@ def fold(key: Key, *address: int | str | Int[Array, ""]) -> Key:
 
 
 def per_example(key: Key, indices: Int[Array, " b"]) -> Keys:
-    """One key per example, so that example i does not depend on its batch."""
+    """Returns one key per example, so that example i does not depend on its batch."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
 def fold_each(keys: Keys, *address: int | str | Int[Array, ""]) -> Keys:
-    """`fold` applied to every key of a batch."""
+    """Applies `fold` to every key of a batch."""
     return jax.vmap(lambda key: fold(key, *address))(keys)
 
 
 def normal_each(keys: Keys, shape: tuple[int, ...]) -> Float[Array, " b *s"]:
-    """Standard normal draws of `shape`, one per key."""
+    """Samples a standard normal array of `shape` per key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

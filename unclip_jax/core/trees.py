@@ -1,4 +1,4 @@
-"""Small questions about pytrees: what is in it, how big is it, how do two differ."""
+"""Paths, sizes and comparison of pytrees."""
 
 import json
 from collections.abc import Iterator
@@ -9,29 +9,29 @@ import numpy as np
 
 
 def flatten_paths(tree: Any) -> dict[str, Any]:
-    """Leaves by slash-separated path: {"blocks/0/kernel": leaf}."""
+    """Returns leaves by slash-separated path: {"blocks/0/kernel": leaf}."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(_part(p) for p in path): leaf for path, leaf in leaves}
 
 
 def count(tree: Any) -> int:
-    """Number of scalars in all leaves; works on arrays and on ShapeDtypeStructs."""
+    """Counts the scalars of all leaves, arrays or ShapeDtypeStructs."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: Any) -> int:
-    """Bytes of all leaves."""
+    """Counts the bytes of all leaves."""
     leaves = jax.tree.leaves(tree)
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
-def differences(expected: Any, actual: Any) -> list[str]:
-    """One line per leaf that is missing, extra or of another shape or dtype; [] when equal."""
-    want, have = flatten_paths(expected), flatten_paths(actual)
-    lines = [f"missing {path} {want[path].shape}" for path in sorted(want.keys() - have.keys())]
-    lines += [f"extra {path} {have[path].shape}" for path in sorted(have.keys() - want.keys())]
-    for path in sorted(want.keys() & have.keys()):
-        a, b = want[path], have[path]
+def shape_differences(expected: Any, actual: Any) -> list[str]:
+    """Returns a line per leaf that is missing, extra or of another shape or dtype."""
+    left, right = flatten_paths(expected), flatten_paths(actual)
+    lines = [f"missing {path} {left[path].shape}" for path in sorted(left.keys() - right.keys())]
+    lines += [f"extra {path} {right[path].shape}" for path in sorted(right.keys() - left.keys())]
+    for path in sorted(left.keys() & right.keys()):
+        a, b = left[path], right[path]
         if a.shape != b.shape or a.dtype != b.dtype:
             lines.append(f"{path}: expected {a.shape} {a.dtype}, found {b.shape} {b.dtype}")
     return lines

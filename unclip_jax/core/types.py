@@ -1,4 +1,4 @@
-"""Array aliases with the one alphabet of shapes (see WORKSPACE.md).
+"""Array aliases, in the alphabet of shapes of WORKSPACE.md.
 
 b batch, h w c image, l m query/key tokens, d model width, n heads, k head size, f hidden,
 z embedding size, T timesteps. Images are NHWC float32 in [-1, 1].
@@ -24,4 +24,4 @@ Keys = Shaped[PRNGKeyArray, " b"]  # one key per example
 Params = Mapping[str, Any]  # a Flax `params` collection
 Batch = Mapping[str, Any]  # field name -> array with a leading batch axis
 Metrics = dict[str, Any]  # name -> scalar array
-HostBatch = dict[str, np.ndarray]  # what loaders yield
+HostBatch = dict[str, np.ndarray]  # a batch as loaders yield it

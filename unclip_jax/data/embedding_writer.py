@@ -6,7 +6,6 @@ after an interruption the writer goes on behind the last such shard.
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 
 from unclip_jax.core.checks import UserError, one_of, positive
+from unclip_jax.core.files import atomic_path, write_atomically
 from unclip_jax.data.embeddings import (
     KINDS,
     STATS,
@@ -119,32 +119,15 @@ class EmbeddingWriter:
         self._pending = {name: values[self._size :] for name, values in self._pending.items()}
         for field, kind in KINDS.items():
             path = self._path(kind, self._shards, "npy")
-            with _replacing(path) as partial, partial.open("wb") as file:
+            with atomic_path(path) as partial, partial.open("wb") as file:
                 np.save(file, np.stack(rows[field]).astype(self._dtype))
         table = pyarrow.table({"key": rows["key"], "caption": rows["caption"]})
-        with _replacing(self._path("metadata", self._shards, "parquet")) as partial:
+        with atomic_path(self._path("metadata", self._shards, "parquet")) as partial:
             pyarrow.parquet.write_table(table, partial)
         self._shards, self.written = self._shards + 1, self.written + len(rows["key"])
 
     def _write_stats(self, content: dict[str, Any]) -> None:
-        with _replacing(self.directory / STATS) as partial:
-            partial.write_text(json.dumps(content))
-
-
-class _replacing:
-    """A path to write to; renamed to `path` on success, removed on failure."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path, self._partial = path, path.with_name(path.name + ".tmp")
-
-    def __enter__(self) -> pathlib.Path:
-        return self._partial
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is None:
-            os.replace(self._partial, self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        write_atomically(self.directory / STATS, json.dumps(content))
 
 
 def _to_json(stats: Stats) -> dict[str, Any]:

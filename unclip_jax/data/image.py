@@ -133,13 +133,8 @@ def flip(image: Pixels) -> Pixels:
 
 
 def to_float(images: UInt8[np.ndarray, "*b h w c"]) -> Float32[np.ndarray, "*b h w c"]:
-    """0..255 to [-1, 1], the ends exactly."""
+    """0..255 to [-1, 1], the ends exactly; `core.picture.to_uint8` is the inverse."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
-def to_uint8(images: Float32[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c"]:
-    """[-1, 1] to 0..255, rounded, clipped; the inverse of `to_float`."""
-    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def _open(data: bytes) -> Image.Image:

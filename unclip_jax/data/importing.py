@@ -19,6 +19,7 @@ from concurrent import futures
 from typing import Any
 
 from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.files import write_atomically
 from unclip_jax.data import manifest, records, report
 from unclip_jax.data.checking import CheckConfig, check
 from unclip_jax.data.items import Plan, Raw, Skip
@@ -202,6 +203,4 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, ensure_ascii=False))
-    partial.replace(path)
+    write_atomically(path, json.dumps(content, ensure_ascii=False))

@@ -8,6 +8,7 @@ import shlex
 
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.core.config import as_dict, build
+from unclip_jax.core.files import write_atomically
 from unclip_jax.version import __version__
 
 FILE = "manifest.json"
@@ -132,9 +133,8 @@ def read(directory: str | pathlib.Path) -> Manifest:
 
 def write(directory: pathlib.Path, manifest: Manifest) -> None:
     """Write the manifest, at once or not at all."""
-    partial = directory / (FILE + ".tmp")
-    partial.write_text(json.dumps(as_dict(manifest), indent=2, ensure_ascii=False))
-    partial.replace(directory / FILE)
+    content = json.dumps(as_dict(manifest), indent=2, ensure_ascii=False)
+    write_atomically(directory / FILE, content)
 
 
 def shard_paths(directory: pathlib.Path, split: Split) -> list[pathlib.Path]:

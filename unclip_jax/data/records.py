@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import atomic_path
 
 Record = dict[str, Any]
 
@@ -74,13 +75,9 @@ def write_shard(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
     Raises:
         UserError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    partial = path.with_name(path.name + ".tmp")
-    try:
+    with atomic_path(path) as partial:
         summary = _write(partial, records)
         _sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return summary
 
 

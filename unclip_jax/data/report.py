@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import write_atomically
 
 FILE = "report.json"
 _NAMED = 5  # keys remembered per reason
@@ -104,9 +105,7 @@ def write(directory: pathlib.Path, tallies: Mapping[str, Tally]) -> None:
     path = directory / FILE
     content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     content.update({split: tally.to_json() for split, tally in tallies.items()})
-    partial = path.with_name(FILE + ".tmp")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False))
-    partial.replace(path)
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def table(tallies: Mapping[str, Tally]) -> str:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int32
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.files import write_atomically
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FILES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
@@ -101,9 +102,8 @@ class Tokenizer:
         """Write `tokenizer.json` into `directory`, at once or not at all."""
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / "tokenizer.json.tmp"
-        partial.write_text(json.dumps(self._json, ensure_ascii=False))
-        partial.replace(directory / "tokenizer.json")
+        content = json.dumps(self._json, ensure_ascii=False)
+        write_atomically(directory / "tokenizer.json", content)
 
 
 def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tokenizer:

@@ -24,7 +24,7 @@ from unclip_jax.metrics.extractors import Extractor
 from unclip_jax.metrics.report import Collected
 from unclip_jax.metrics.running import Running
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
+from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 
 KINDS = ("inception", "clip")
 
@@ -82,7 +82,7 @@ def features(
     extractor: Extractor, pictures: PictureSet, *, batch_size: int, name: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """Features of a set in order, one batch at a time, without padding."""
-    mesh, batch_size = for_drawing(min(batch_size, pictures.count))
+    mesh, batch_size = sampling_mesh(min(batch_size, pictures.count))
     run = _compiled(extractor.apply, mesh)
     params = place.copied(extractor.params, mesh)
     own = batch_size // jax.process_count()

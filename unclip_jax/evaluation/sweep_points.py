@@ -11,6 +11,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.files import write_atomically
 from unclip_jax.evaluation import plots
 from unclip_jax.stages.gaussian import SAMPLERS
 
@@ -124,8 +125,6 @@ def table(whole: dict[str, Any]) -> str:
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """All or nothing, so that a point is there or is not."""
+    """Writes a file whole or not at all, so that a point is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(text)
-    draft.replace(path)
+    write_atomically(path, text)

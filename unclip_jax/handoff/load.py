@@ -180,7 +180,7 @@ def _check_tree(directory: pathlib.Path, stored_tree: Any, abstract: Any) -> Non
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), tree)
         for tree in (stored_tree, abstract)
     )
-    lines = trees.differences(wanted, stored)
+    lines = trees.shape_differences(wanted, stored)
     if lines:
         listed = "; ".join(line.replace(" float32", "") for line in lines)
         raise UserError(

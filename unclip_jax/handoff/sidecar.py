@@ -4,11 +4,11 @@ They describe the parameters beside them, so a new export of the same stage star
 """
 
 import json
-import os
 import pathlib
 from typing import Any
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import write_atomically
 from unclip_jax.handoff.load import locate
 
 VARIANCE = "variance.json"
@@ -21,10 +21,8 @@ def write(directory: pathlib.Path, name: str, value: Any) -> pathlib.Path:
         UserError: the folder cannot be written.
     """
     path = locate(directory) / name
-    half = path.with_name(f"{name}.tmp")
     try:
-        half.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(half, path)
+        write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; make room or mend it.") from None
     return path

@@ -15,12 +15,13 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import text
 from unclip_jax.inference import offload, text_to_image
 from unclip_jax.inference.load import CascadeFiles, LoadedCascade
 from unclip_jax.inference.text_to_image import Captions, Cascade, SampleOptions
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import batch_sharding, for_drawing, replicated, traced_on
+from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 
 
 def sample_images(
@@ -48,7 +49,7 @@ def sample_images(
         sampler: a `compile_sampler` of the same options, to compile nothing twice.
         first_index: index of the first image, for a set that is sampled in parts.
     """
-    mesh, batch_size = for_drawing(min(batch_size, len(captions)))
+    mesh, batch_size = sampling_mesh(min(batch_size, len(captions)))
     sampler = sampler or compile_sampler(loaded.cascade, options, mesh=mesh)
     params = place.copied(loaded.params, mesh)
     tokenizer = text.load(loaded.tokenizer_dir)
@@ -102,11 +103,11 @@ def compile_sampler(
     A batch is split over `mesh` (default: one device, or all of several processes); every device
     gets all images.
     """
-    mesh = mesh or for_drawing(1)[0]
+    mesh = mesh or sampling_mesh(1)[0]
 
     def run(params, captions, keys, z_img):
         output = text_to_image.sample(cascade, params, captions, keys, options=options, z_img=z_img)
-        return text_to_image.to_uint8(output.images)
+        return to_uint8(output.images)
 
     whole, split = replicated(mesh), batch_sharding(mesh)
     shardings = (whole, split, split, split)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from unclip_jax.data import image as codec
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.diffusion.noise_maps import NoiseMaps
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.ddpm_latents import MapOptions
@@ -75,4 +75,4 @@ def draw(
         keys = text_to_image.keys_for(told.seed, jnp.asarray(told.indices))
         details = jax.tree.map(lambda x: x[jnp.asarray(of)], held.details)
         images = studio.enlarge(images, keys, held=details, steps=upsampler_steps)
-    return codec.to_uint8(np.asarray(images))
+    return to_uint8(np.asarray(images))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Params, Tokens
 from unclip_jax.data import image as codec
 from unclip_jax.data import text
@@ -198,8 +199,8 @@ class InferenceEngine:
         if order.upsample:
             held, steps = order.latent.details, order.upsampler_steps
             images = self.enlarge(images, keys, held=held, steps=steps, eta=order.eta)
-        shown = None if previews is None else codec.to_uint8(np.asarray(previews))
-        return DecodeResult(codec.to_uint8(np.asarray(images)), shown)
+        shown = None if previews is None else to_uint8(np.asarray(previews))
+        return DecodeResult(to_uint8(np.asarray(images)), shown)
 
     def decode(self, latent: Latent, *, captions: Sequence[str | None], steps: str) -> Image:
         """Images in [-1, 1] at the decoder's size, as faithful as their latents."""
@@ -348,5 +349,5 @@ class InferenceEngine:
     def _look(self, x_0: Image, step: int, steps: int) -> None:
         """Show the watcher, if there is one, what the batch in work looks like."""
         if self.watch is not None:
-            shown = codec.to_uint8(np.asarray(x_0))[: self._now.total - self._now.done]
+            shown = to_uint8(np.asarray(x_0))[: self._now.total - self._now.done]
             self._tell(self._now._replace(step=step, steps=steps, images=shown))

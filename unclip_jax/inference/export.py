@@ -15,6 +15,8 @@ from jax import export
 
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.core.files import atomic_path
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import exported, text_to_image
 from unclip_jax.inference.exported import Card
 from unclip_jax.inference.load import LoadedCascade
@@ -96,7 +98,7 @@ def program(
         tree = jax.tree.unflatten(structure, [weights[name] for name in names])
         keys = text_to_image.keys_for(seed, indices)
         drawn = text_to_image.sample(cascade, tree, Captions(*tokens), keys, options=options)
-        return text_to_image.to_uint8(drawn.images)
+        return to_uint8(drawn.images)
 
     shaped = jax.ShapeDtypeStruct
     weights = {n: shaped(x.shape, x.dtype) for n, x in trees.flatten_paths(params).items()}
@@ -148,15 +150,13 @@ def _save(
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.tmp")
     tokenizer = (tokenizer_dir / exported.TOKENIZER).read_bytes()
     try:
-        with zipfile.ZipFile(partial, "w") as archive:
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             archive.writestr(exported.CARD, json.dumps(dataclasses.asdict(card), indent=1))
             archive.writestr(exported.WEIGHTS, blob)
             archive.writestr(exported.TOKENIZER, tokenizer)
             for size, made in programs.items():
                 archive.writestr(exported.program_name(size), bytes(made.serialize()))
-        partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; give another --out.") from None

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Embedding, Keys
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.load import CascadeFiles
@@ -82,4 +83,4 @@ def draw(
     images = each("decoder", base, batches, reads, z_img)
     for index, name in enumerate(list(found.readers)[3:]):
         images = each(name, functools.partial(enlarge, at=index), batches, images)
-    return [np.asarray(text_to_image.to_uint8(drawn)) for drawn in images]
+    return [np.asarray(to_uint8(drawn)) for drawn in images]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer, UInt8
+from jaxtyping import Array, Float, Int, Integer
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, one_of
@@ -287,11 +287,6 @@ def upsample_once(
 def quantise(images: Image) -> Image:
     """Round to the 8-bit levels that upsamplers were trained on (GLIDE's released sampler)."""
     return jnp.round((images + 1.0) * 127.5) / 127.5 - 1.0
-
-
-def to_uint8(images: Float[Array, " b h w c"]) -> UInt8[Array, " b h w c"]:
-    """[-1, 1] -> 0..255."""
-    return jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def sample_z_img(

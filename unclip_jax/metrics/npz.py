@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import atomic_path
 from unclip_jax.metrics.frechet import Moments
 
 Images = UInt8[np.ndarray, "_ _ _ 3"]
@@ -93,10 +94,10 @@ def write(path: pathlib.Path, batches: Iterable[Images], *, count: int) -> None:
     first = next(batches, None)
     if first is None:
         raise UserError(f"there is no image to write to {path}.")
-    draft, written = path.with_name(f"{path.name}.part"), 0
-    size = first.shape[1:]
+    size, written = first.shape[1:], 0
     with (
-        zipfile.ZipFile(draft, "w") as archive,
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
         archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file,
     ):
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size)}
@@ -107,8 +108,7 @@ def write(path: pathlib.Path, batches: Iterable[Images], *, count: int) -> None:
                 raise UserError(f"images are {size} and {other}; one file holds one size.")
             file.write(np.ascontiguousarray(batch).tobytes())
             written += len(batch)
-    assert written == count, (written, count)
-    draft.replace(path)
+        assert written == count, (written, count)
 
 
 def read_statistics(path: pathlib.Path) -> Statistics:

@@ -1,7 +1,7 @@
-"""The closed set of logical axis names that parameters are born with, and the axis of examples.
+"""The closed set of logical axis names of parameters, and the mesh axes of examples.
 
-A layer says what each axis of a parameter *is*; one table in rules.py says where it goes. A name
-outside this set is a mistake, never a silently replicated parameter.
+A layer names each axis of a parameter; a table in rules.py maps names to mesh axes. A name outside
+this set is an error, never a silently replicated parameter.
 """
 
 import math
@@ -34,13 +34,12 @@ EXAMPLES: tuple[str, ...] = ("data", "fsdp")  # mesh axes over which axis 0 of a
 
 
 def by_example(x: Shaped[Array, " b *s"]) -> Shaped[Array, " b *s"]:
-    """`x`, kept where the examples are: axis 0 split like the batch, the others as XLA likes.
+    """Constrains activations: axis 0 sharded like the batch, the others at XLA's choice.
 
     With parameters split over "fsdp" too, XLA has a choice: fetch them, or spread the activations'
     width over "fsdp" and add up partial products, which at the sizes of the paper moves hundreds of
-    times as many bytes. Networks say where activations stay at the ends of every block; it has an
-    effect only in functions traced on a mesh (`mesh.traced_on`), and none where each device has its
-    own part in hand (`jax.shard_map`).
+    times as many bytes. Networks call this at the end of every block. It has an effect only in
+    functions traced on a mesh (`mesh.traced_on`), and none inside `jax.shard_map`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not {*EXAMPLES} <= {*mesh.auto_axes}:
@@ -52,7 +51,7 @@ def by_example(x: Shaped[Array, " b *s"]) -> Shaped[Array, " b *s"]:
 
 
 def sharded(init: nn.initializers.Initializer, *names: str | None) -> Any:
-    """The initialiser `init` whose parameter carries one logical name per axis (None = unnamed).
+    """Wraps `init` so that its parameter carries one logical name per axis (None = unnamed).
 
     Raises:
         UserError: a name that is not in NAMES.

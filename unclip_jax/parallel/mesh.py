@@ -1,9 +1,9 @@
-"""The device mesh: three axes, one function that makes it.
+"""The device mesh and its three axes.
 
 Axes, outermost first: "data" (copies of the parameters), "fsdp" (parameters and optimiser split,
 gathered when used), "tensor" (matrices split, activations exchanged). A batch is split over the
-first two. TPU slices that only the data centre network joins lie along "data", which asks least of
-it: gradients once per step. Every array placement in this project is stated on such a mesh with
+first two. TPU slices connected by the data centre network lie along "data", whose traffic is the
+least: gradients once per step. Every array placement in this project is stated on such a mesh with
 Auto axes: XLA chooses the communication.
 """
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1 = all that are left.
+    """Devices along each mesh axis; one of them may be -1 = all remaining.
 
     Attributes:
         data: copies of the parameters; each sees its own part of the batch.
@@ -53,7 +53,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `config` over `devices` (default: every device of every process).
+    """Creates the mesh of `config` over `devices` (default: every device of every process).
 
     Raises:
         UserError: the axis sizes do not multiply to the number of devices, or the slices do not
@@ -72,7 +72,7 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
 def within_slice(
     shape: tuple[int, ...], *, devices: Sequence[Any]
 ) -> Shaped[np.ndarray, "data fsdp tensor"]:
-    """Devices of one slice as a grid of `shape`, neighbours on an axis near to each other."""
+    """Arranges the devices of one slice as a grid of `shape`, neighbours close to each other."""
     try:
         return jax.make_mesh(shape, AXES, devices=devices).devices
     except NotImplementedError:
@@ -83,18 +83,18 @@ def within_slice(
 def across_slices(
     shape: tuple[int, ...], *, devices: Sequence[Any], slices: int
 ) -> Shaped[np.ndarray, "data fsdp tensor"]:
-    """Devices of several slices as a grid of `shape`, whose data axis goes from slice to slice.
+    """Arranges devices of several slices as a grid of `shape`, its data axis across slices.
 
     Raises:
         UserError: the slices do not divide the data axis.
     """
-    data, *rest = shape
+    data, *others = shape
     if data % slices:
         raise UserError(
-            f"config.mesh.data is {data}, but the devices are {slices} slices, over which it must "
-            f"divide; make it a multiple of {slices}."
+            f"config.mesh.data is {data}, but the devices form {slices} slices; make it a "
+            f"multiple of {slices}."
         )
-    inner, outer = (data // slices, *rest), (slices, *(1 for _ in rest))
+    inner, outer = (data // slices, *others), (slices, *(1 for _ in others))
     build = functools.partial(mesh_utils.create_hybrid_device_mesh, inner, outer, devices=devices)
     try:
         return build()
@@ -102,13 +102,13 @@ def across_slices(
         return build(allow_split_physical_axes=True)
 
 
-def for_drawing(batch_size: int) -> tuple[Mesh, int]:
-    """Devices over which a batch is drawn or embedded, and the batch size that they divide.
+def sampling_mesh(batch_size: int) -> tuple[Mesh, int]:
+    """Creates a mesh to sample or embed batches on, and the batch size that it divides.
 
     With several processes: all devices, in the order of the processes, and the batch size rounded
-    up. With one: as many as divide the batch; of a CPU, whose devices are pretended, one.
+    up. With one: as many as divide the batch; one on the CPU, whose devices are simulated.
     """
-    devices = sorted(jax.devices(), key=lambda each: (each.process_index, each.id))
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     count = len(devices)
     if jax.process_count() > 1:
         batch_size = -(-batch_size // count) * count
@@ -121,10 +121,7 @@ def for_drawing(batch_size: int) -> tuple[Mesh, int]:
 
 
 def traced_on(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, in which networks know the mesh; what is handed to `jax.jit` goes through here.
-
-    See `axes.by_example`, which is what they need it for.
-    """
+    """Wraps a function for `jax.jit` so that networks in it see the mesh (`axes.by_example`)."""
 
     @functools.wraps(function)
     def on_mesh(*args: P.args, **options: P.kwargs) -> T:
@@ -135,22 +132,22 @@ def traced_on(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 split over every axis that carries examples."""
+    """Returns the sharding of a batch: axis 0 over every mesh axis of examples."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Number of parts into which a batch is split."""
+    """Returns the number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch(mesh: Mesh, *, batch_size: int, accumulate: int = 1) -> None:
-    """A global batch must split evenly over microbatches, devices and processes.
+    """Checks that a global batch splits evenly over microbatches, devices and processes.
 
     Raises:
         UserError: it does not.
@@ -171,13 +168,13 @@ def check_batch(mesh: Mesh, *, batch_size: int, accumulate: int = 1) -> None:
 
 
 def describe(mesh: Mesh) -> str:
-    """For a startup line: '8 x cpu (data 8, fsdp 1, tensor 1)'."""
+    """Formats a mesh for a log: '8 x cpu (data 8, fsdp 1, tensor 1)'."""
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})"
 
 
 def _resolve(config: MeshConfig, count: int) -> tuple[int, ...]:
-    """Axis sizes with -1 replaced."""
+    """Returns axis sizes with -1 replaced."""
     sizes = [getattr(config, name) for name in AXES]
     fixed = math.prod(size for size in sizes if size != -1)
     shape = tuple(count // fixed if size == -1 else size for size in sizes)

@@ -1,4 +1,4 @@
-"""From boxed parameters to placed arrays.
+"""Placement: boxed parameters to sharded arrays, host arrays to global ones.
 
 A network's init returns parameters in boxes that carry logical axis names
 (`flax.linen.LogicallyPartitioned`). Optimiser and averages built from boxed parameters are boxed
@@ -24,13 +24,13 @@ from unclip_jax.parallel.mesh import batch_sharding
 from unclip_jax.parallel.mesh import replicated as whole_on
 
 NOTICEABLE = 0.02  # share of replicated bytes above which the report names the worst
-# XLA's CPU client lets 32 programs per device begin; the next one waits for one of them to end, on
-# a thread that they may need to meet in a collective, and the process is aborted.
+# XLA's CPU client starts at most 32 programs per device; the next one blocks a thread that these
+# may need for a collective, and the process is aborted.
 IN_FLIGHT = 16
 
 
 class Replicated(NamedTuple):
-    """How much of a sharded state every device holds in full.
+    """The share of a sharded state that every device holds in full.
 
     Attributes:
         total_bytes: of all arrays, counted once.
@@ -48,32 +48,30 @@ class Replicated(NamedTuple):
         return self.whole_bytes / max(self.total_bytes, 1)
 
     def line(self) -> str:
-        """One line for a log; names the worst offenders where the share is noticeable."""
-        text = f"{self.share:.1%} of {size_text(self.total_bytes)} is held whole by every device"
+        """Formats a line for a log, with the largest arrays where the share is noticeable."""
+        text = f"{self.share:.1%} of {size_text(self.total_bytes)} is replicated on every device"
         if self.share <= NOTICEABLE:
             return text
         return f"{text}: " + ", ".join(f"{path} ({size_text(size)})" for path, size in self.worst)
 
 
-def fetched(results: Iterable[Any]) -> list[Any]:
-    """Results of programs on the host, in order, of which few are in flight at a time.
-
-    For programs over several devices that do not wait for each other, however many there are.
+def fetch_all(results: Iterable[Any]) -> list[Any]:
+    """Fetches the results of many programs to the host, with few of them in flight at a time.
 
     Args:
-        results: dispatches the next program whenever the next result is taken from it.
+        results: an iterator that dispatches a program for every result taken from it.
     """
-    flying: collections.deque[Any] = collections.deque()
-    found = []
+    in_flight: collections.deque[Any] = collections.deque()
+    values = []
     for result in results:
-        flying.append(result)
-        if len(flying) == IN_FLIGHT:
-            found.append(jax.device_get(flying.popleft()))
-    return found + jax.device_get(list(flying))
+        in_flight.append(result)
+        if len(in_flight) == IN_FLIGHT:
+            values.append(jax.device_get(in_flight.popleft()))
+    return values + jax.device_get(list(in_flight))
 
 
 def size_text(count: int | float) -> str:
-    """Bytes for people: '1.3 GiB'."""
+    """Formats a number of bytes: '1.3 GiB'."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"
@@ -82,17 +80,17 @@ def size_text(count: int | float) -> str:
 
 
 def unbox(tree: Any) -> Any:
-    """`tree` without its boxes; a tree without boxes comes back as it is."""
+    """Removes the boxes of `tree`; a tree without boxes is returned as it is."""
     return jax.tree.map(lambda x: x.value if _is_box(x) else x, tree, is_leaf=_is_box)
 
 
 def axis_names(boxed: Any) -> dict[str, tuple[str | None, ...]]:
-    """Logical axis names by slash-separated path; an unboxed leaf has None on every axis."""
+    """Returns logical axis names by slash-separated path, None on every axis of unboxed leaves."""
     return {path: _names(leaf) for path, leaf in _boxes(boxed)}
 
 
 def shardings(boxed: Any, mesh: Mesh, *, rules: str) -> Any:
-    """One NamedSharding per leaf of `boxed`, in the structure of `unbox(boxed)`.
+    """Computes a NamedSharding per leaf of `boxed`, in the structure of `unbox(boxed)`.
 
     Args:
         boxed: arrays or ShapeDtypeStructs, boxed with their logical axis names; unboxed leaves
@@ -101,29 +99,29 @@ def shardings(boxed: Any, mesh: Mesh, *, rules: str) -> Any:
         rules: "dp", "fsdp" or "fsdp_tp".
 
     Raises:
-        UserError: unknown rules, names that do not fit, or a mesh axis that these rules leave
-            without any work.
+        UserError: unknown rules, names that do not match, or a mesh axis over which these rules
+            split nothing.
     """
     table = rule_tables.table(rules)
     structure = jax.tree.structure(unbox(boxed))
     placed = []
     for path, leaf in _boxes(boxed):
         shape = unbox(leaf).shape
-        found = rule_tables.spec(_names(leaf), shape, table=table, mesh=mesh, path=path)
-        placed.append(NamedSharding(mesh, found))
+        spec = rule_tables.spec(_names(leaf), shape, table=table, mesh=mesh, path=path)
+        placed.append(NamedSharding(mesh, spec))
     _check_used(placed, mesh, rules)
     return jax.tree.unflatten(structure, placed)
 
 
 def abstract(boxed: Any, placed: Any) -> Any:
-    """Unboxed ShapeDtypeStructs that carry their shardings: what a restore needs to know."""
+    """Returns unboxed ShapeDtypeStructs with shardings, the target of a restore."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), unbox(boxed), placed
     )
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This process's part of a batch -> global arrays, axis 0 split over the mesh."""
+    """Creates a global batch from this process's part, axis 0 split over the mesh."""
     where, parts = batch_sharding(mesh), jax.process_count()
 
     def placed(part: np.ndarray) -> jax.Array:
@@ -134,20 +132,20 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
 
 
 def spread(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays that every process has in full -> global arrays, axis 0 split over the mesh."""
+    """Splits host arrays that every process holds in full over the mesh along axis 0."""
     return put(tree, jax.tree.map(lambda _: batch_sharding(mesh), tree))
 
 
 def copied(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that every process has in full -> global arrays, whole on every device."""
+    """Replicates arrays that every process holds in full on all devices of the mesh."""
     return put(tree, jax.tree.map(lambda _: whole_on(mesh), tree))
 
 
 def put(tree: Any, placed: Any) -> Any:
-    """Arrays that every process has in full -> arrays with the shardings of `placed`.
+    """Places arrays that every process holds in full with the shardings of `placed`.
 
-    `jax.device_put` would have the processes compare their values first, which for parameters costs
-    as much as sending them all.
+    Unlike `jax.device_put`, without comparing the values across processes, which for parameters
+    costs as much as sending them all.
     """
 
     def one(x: Any, where: NamedSharding) -> jax.Array:
@@ -165,12 +163,12 @@ def put(tree: Any, placed: Any) -> Any:
 
 
 def describe(placed: Any) -> dict[str, str]:
-    """Shardings as text by path, for goldens: {"up/kernel": "fsdp, -"}; "" = whole."""
+    """Formats shardings by path: {"up/kernel": "fsdp, -"}; "" = replicated."""
     return {path: _spec_text(leaf.spec) for path, leaf in flatten_paths(placed).items()}
 
 
 def replicated(tree: Any) -> Replicated:
-    """Which bytes of `tree` (arrays or structs with shardings) every device holds in full."""
+    """Measures the replicated bytes of `tree` (arrays or structs with shardings)."""
     sizes = {path: _bytes(leaf) for path, leaf in flatten_paths(tree).items()}
     whole = {
         path: sizes[path]
@@ -182,7 +180,7 @@ def replicated(tree: Any) -> Replicated:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes that one device holds of `tree` (arrays or structs with shardings)."""
+    """Counts the bytes of `tree` (arrays or structs with shardings) on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
@@ -194,7 +192,7 @@ def _is_box(x: Any) -> bool:
 
 
 def _boxes(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves by path, boxes unopened."""
+    """Returns leaves by path, boxes as leaves."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
@@ -204,7 +202,7 @@ def _names(leaf: Any) -> tuple[str | None, ...]:
 
 
 def _check_used(placed: list[NamedSharding], mesh: Mesh, rules: str) -> None:
-    """A mesh axis that splits no parameter is a mistake: its devices would repeat work."""
+    """Refuses a mesh axis that splits no parameter; its devices would repeat work."""
     for axis in ("fsdp", "tensor"):
         if mesh.shape[axis] > 1 and not any(axis in leaf.spec for leaf in placed):
             raise UserError(

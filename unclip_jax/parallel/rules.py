@@ -1,7 +1,7 @@
-"""The tables from logical axis names to mesh axes. To add a layout: one table here.
+"""Sharding tables: logical axis names to mesh axes. To add a layout, add a table here.
 
-A table says for every name of `axes.NAMES` over which mesh axis it is split (None = not at all).
-Three things can still keep an axis whole, each visible in the replicated-bytes report of place.py:
+A table maps every name of `axes.NAMES` to the mesh axis that splits it (None = none).
+Three things still keep an axis whole, each visible in the replicated-bytes report of place.py:
 gains and biases stay whole (gathering a few kB costs more latency than the memory it saves), an
 axis that the mesh axis does not divide stays whole, and a mesh axis of one device splits nothing.
 """
@@ -35,10 +35,10 @@ TABLES: dict[str, Table] = {"dp": _WHOLE, "fsdp": _FSDP, "fsdp_tp": _FSDP_TP}
 
 
 def table(name: str) -> Table:
-    """The table called `name`.
+    """Returns the table called `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: unknown name.
     """
     return TABLES[one_of("sharding rules", name, TABLES)]
 
@@ -51,7 +51,7 @@ def spec(
     mesh: Mesh,
     path: str = "parameter",
 ) -> PartitionSpec:
-    """Where one parameter goes.
+    """Computes the PartitionSpec of one parameter.
 
     Args:
         names: one logical name per axis; None = unnamed, never split.
@@ -61,7 +61,7 @@ def spec(
         path: of the parameter, for messages.
 
     Raises:
-        UserError: names that do not fit the shape or the table, or two axes of one parameter on
+        UserError: names that do not match the shape or the table, or two axes of one parameter on
             the same mesh axis.
     """
     if len(names) != len(shape):
@@ -79,11 +79,11 @@ def spec(
     if sum(name != "layers" for name in names) < 2:
         return PartitionSpec()
     sizes = [1 if target is None else mesh.shape[target] for target in targets]
-    kept = [
+    parts = [
         target if size > 1 and length % size == 0 else None
         for target, size, length in zip(targets, sizes, shape, strict=True)
     ]
-    return PartitionSpec(*kept)
+    return PartitionSpec(*parts)
 
 
 def _target(name: str | None, table: Table, path: str) -> str | None:

@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Int32
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.picture import labelled_grid
+from unclip_jax.core.picture import labelled_grid, to_uint8
 from unclip_jax.core.types import Batch, HostBatch, Key
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
 from unclip_jax.parallel.multihost import gather
-from unclip_jax.parallel.place import copied, fetched, global_batch
+from unclip_jax.parallel.place import copied, fetch_all, global_batch
 from unclip_jax.training.hooks import Moment, Numbers
 from unclip_jax.training.step import Trainable
 
@@ -64,7 +63,7 @@ class PeriodicEval:
         Raises:
             UserError: the held-out data hold no batch that the mesh can take.
         """
-        numbers = fetched(self._results(moment.state.ema_params))
+        numbers = fetch_all(self._results(moment.state.ema_params))
         if not numbers:
             raise UserError(
                 "the validation data hold no batch; set config.train.eval_every=0, or mend them."
@@ -174,11 +173,6 @@ class SamplePreview:
         if self._labels is None or self._batch is None:
             return [f"{self._name} {index}" for index in range(self._count)]
         return [word for words in gather(list(self._labels(self._batch))) for word in words]
-
-
-def to_uint8(images: Float[Array, " b h w c"]) -> UInt8[Array, " b h w c"]:
-    """[-1, 1] -> 0..255, rounded; values outside are clipped."""
-    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
 
 
 def _first(spec: Any, host: HostBatch, mesh: Mesh) -> int:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import write_atomically
 from unclip_jax.core.trees import flatten_paths, json_differences
-from unclip_jax.parallel.place import fetched
+from unclip_jax.parallel.place import fetch_all
 
 FILE = "fingerprint.json"
 
@@ -57,9 +57,7 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    half = path.with_name(path.name + ".tmp")
-    half.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(half, path)
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def describe_tree(tree: Any) -> dict[str, str]:
@@ -75,7 +73,7 @@ def checksum(tree: Any) -> int:
     change of a single word changes the sum. Summed on the devices, leaf by leaf: a program for all
     leaves at once takes XLA half a minute to compile for a U-Net.
     """
-    sums = fetched(_weighted_sum(leaf) for leaf in jax.tree.leaves(tree))
+    sums = fetch_all(_weighted_sum(leaf) for leaf in jax.tree.leaves(tree))
     return sum((2 * index + 1) * int(value) for index, value in enumerate(sums)) % 2**32
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import write_atomically
 from unclip_jax.core.types import HostBatch
 from unclip_jax.training.state import TrainState
 
@@ -252,6 +252,4 @@ def _forget_after(path: pathlib.Path, step: int) -> None:
             continue
         if known:
             kept.append(line + "\n")
-    half = path.with_name(path.name + ".tmp")
-    half.write_text("".join(kept), encoding="utf-8")
-    os.replace(half, path)
+    write_atomically(path, "".join(kept))

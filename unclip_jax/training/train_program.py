@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.trees import differences
+from unclip_jax.core.trees import shape_differences
 from unclip_jax.core.types import Key, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
@@ -50,7 +50,7 @@ class TrainProgram:
         Raises:
             UserError: they are not this stage's.
         """
-        lines = differences(self.abstract.params, params)
+        lines = shape_differences(self.abstract.params, params)
         if lines:
             raise UserError(f"the initial parameters do not fit the stage: {lines[0]}.")
         placed = place.put(params, self.shardings.params)
@@ -64,7 +64,7 @@ class TrainProgram:
         Raises:
             UserError: they are not this stage's.
         """
-        lines = differences({name: self.abstract.params.get(name) for name in fitted}, fitted)
+        lines = shape_differences({name: self.abstract.params.get(name) for name in fitted}, fitted)
         if lines:
             raise UserError(f"the fitted parameters do not fit the stage: {lines[0]}.")
         where = {name: self.shardings.params[name] for name in fitted}
