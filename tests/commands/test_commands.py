@@ -264,7 +264,7 @@ def test_upscale_begins_at_the_size_that_fits(call, inputs):
 def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_path, monkeypatch):
     words, shared = cascades.CAPTIONS[:2], [f"--models={run_dir}", STEPS, "--seed=4", "--batch=2"]
     sample.main(["text", *words, *shared, f"--out={tmp_path / 'plain.png'}"])
-    monkeypatch.setattr("unclip_jax.sample.Studio", lambda loaded, batch: studio)
+    monkeypatch.setattr("unclip_jax.sample.InferenceEngine", lambda loaded, batch: studio)
     sample.main([*words, *shared, "--previews=2", f"--out={tmp_path / 'shown.png'}"])
     plain, shown = (
         json.loads((tmp_path / name).read_text()) for name in ("plain.json", "shown.json")

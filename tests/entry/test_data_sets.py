@@ -11,7 +11,7 @@ import pytest
 
 from tests import cascades
 from tests.stages import tiny
-from unclip_jax import embed, evaluate, inputs, prepare
+from unclip_jax import embed, evaluate, prepare
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
@@ -19,7 +19,8 @@ from unclip_jax.data.dataset import Dataset
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.shapes import source as shapes
 from unclip_jax.data.shapes.builder import Shapes, ShapesConfig
-from unclip_jax.evaluation import pictures
+from unclip_jax.evaluation import image_sets
+from unclip_jax.experiment import input_pipeline
 
 COUNTS = {"train": 24, "validation": 8}
 
@@ -75,7 +76,7 @@ def training(data, **changes):
 def test_training_reads_batches_as_specified(data, run_dir):
     experiment = training(data, tokenizer=f"{run_dir}/tokenizer")
     stage = experiment.build_stage()
-    opened = inputs.open_inputs(experiment, stage)
+    opened = input_pipeline.open_inputs(experiment, stage)
     batches.check(stage.batch_spec, next(opened.train))
     (held_out,) = opened.held_out()
     assert held_out["caption"].tolist() == [r["caption"] for r in records("validation")]
@@ -98,7 +99,7 @@ def test_embeddings_join_their_data_set(data, run_dir, tmp_path):
     )
     mine = dataclasses.replace(mine, data=data_config)
     stage = mine.build_stage()
-    batches.check(stage.batch_spec, next(inputs.open_inputs(mine, stage).train))
+    batches.check(stage.batch_spec, next(input_pipeline.open_inputs(mine, stage).train))
 
 
 def test_a_cascade_is_evaluated(data, run_dir, tmp_path):
@@ -110,7 +111,7 @@ def test_a_cascade_is_evaluated(data, run_dir, tmp_path):
 
 
 def test_a_set_of_images_has_captions(data):
-    images = pictures.open_set(data, num=4)
+    images = image_sets.open_set(data, num=4)
     assert images.captions == tuple(record["caption"] for record in records("validation")[:4])
     assert images.size == (64, 64)
     assert sum(len(batch) for batch in images.batches(3, slice(None))) == 4
@@ -119,4 +120,4 @@ def test_a_set_of_images_has_captions(data):
 def test_a_data_set_without_a_tokenizer_names_the_key(tfds_set):
     experiment = training(tfds_set)
     with pytest.raises(UserError, match="no tokenizer of its own; set config.data.tokenizer to"):
-        inputs.open_inputs(experiment, experiment.build_stage())
+        input_pipeline.open_inputs(experiment, experiment.build_stage())

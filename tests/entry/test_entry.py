@@ -87,7 +87,7 @@ def script(body: str, *arguments: str, **options) -> subprocess.CompletedProcess
 def test_a_reader_that_goes_away_is_no_error():
     body = """
         import sys
-        from unclip_jax import entry
+        from unclip_jax.cli import entry
         def main():
             for _ in range(100000):
                 sys.stdout.write("line\\n")

@@ -38,7 +38,7 @@ READER = """
     else:
         sys.exit("the models are still there")
     import numpy as np
-    from unclip_jax.serving.artefact import open_artefact
+    from unclip_jax.inference.exported import open_artefact
 
     opened = open_artefact(pathlib.Path(sys.argv[1]))
     np.save(sys.argv[2], opened.draw(sys.argv[3:], seed=5))
