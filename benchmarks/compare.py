@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import page, peers, turns
+from benchmarks import baselines, interleaved, markdown_page
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.experiment import loading
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel.place import size_text
 from unclip_jax.training.memory import count_text
 
-SIDES = {"ours": "benchmarks.ours", "diffusers": "benchmarks.diffusers_side"} | {
+SIDES = {"ours": "benchmarks.unclip_side", "diffusers": "benchmarks.diffusers_side"} | {
     "dalle2": "benchmarks.dalle2_side"
 }
 UNITS = {"train": "step", "sample": "chain"}
@@ -31,13 +31,13 @@ def run(what: str, argv: Sequence[str]) -> None:
     args, overrides = parse(what, argv)
     experiment = loading.read(args.config, overrides=overrides)
     if args.peer:
-        peers.check(args.peer, experiment, what=what)
+        baselines.check(args.peer, experiment, what=what)
     if what == "sample" and experiment.stage == "clip":
         raise UserError("stage 'clip' draws nothing; take one of prior, decoder, upsampler.")
     result = measure(what, experiment, args, overrides)
     sys.stdout.write(as_text(result))
     if args.json:
-        page.save(args.json, json.dumps(result, indent=1) + "\n")
+        markdown_page.save(args.json, json.dumps(result, indent=1) + "\n")
 
 
 def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -75,13 +75,13 @@ def measure(
         "ours": {"config": args.config, "overrides": overrides, "what": what, "batch": batch}
     }
     if args.peer:
-        tasks[args.peer] = peers.task(args.peer, experiment, what=what, batch=batch)
+        tasks[args.peer] = baselines.task(args.peer, experiment, what=what, batch=batch)
     with contextlib.ExitStack() as stack:
         sides = []
         for name, task in tasks.items():
-            sides.append(turns.Side(name, SIDES[name], task))
+            sides.append(interleaved.Side(name, SIDES[name], task))
             stack.callback(sides[-1].kill)
-        found = turns.alternate(sides, rounds=args.rounds, count=args.count)
+        found = interleaved.alternate(sides, rounds=args.rounds, count=args.count)
         facts = {side.name: {**side.facts, "peak_memory": side.close()} for side in sides}
     result = {
         "what": what,
@@ -95,13 +95,13 @@ def measure(
         "ours": {**facts["ours"], **rates(facts["ours"], found["ours"])},
     }
     if args.peer:
-        ratios = turns.ratios(found[args.peer], found["ours"])
+        ratios = interleaved.ratios(found[args.peer], found["ours"])
         result["peer"] = {
             "name": args.peer,
             **facts[args.peer],
-            "seconds": turns.spread([spent.wall for spent in found[args.peer]]),
-            "cpu_seconds": turns.spread([spent.cpu for spent in found[args.peer]]),
-            "over_ours": {name: turns.spread(values) for name, values in ratios.items()},
+            "seconds": interleaved.spread([spent.wall for spent in found[args.peer]]),
+            "cpu_seconds": interleaved.spread([spent.cpu for spent in found[args.peer]]),
+            "over_ours": {name: interleaved.spread(values) for name, values in ratios.items()},
             "lacks": lacks(args.peer, experiment),
         }
     return result
@@ -112,16 +112,16 @@ def lacks(peer: str, experiment: Experiment) -> str:
     twice = getattr(experiment.model, "last_step", False)
     if peer == "diffusers" and experiment.size == "karlo" and not twice:
         return ""
-    return peers.NOT_THERE[peer][experiment.stage]
+    return baselines.NOT_THERE[peer][experiment.stage]
 
 
-def rates(facts: dict[str, Any], found: Sequence[turns.Spent]) -> dict[str, Any]:
+def rates(facts: dict[str, Any], found: Sequence[interleaved.Spent]) -> dict[str, Any]:
     """Seconds per unit, examples/s, FLOP/s and shares of the measured peak."""
-    spread = turns.spread([spent.wall for spent in found])
+    spread = interleaved.spread([spent.wall for spent in found])
     middle = spread["median"]
     return {
         "seconds": spread,
-        "cpu_seconds": turns.spread([spent.cpu for spent in found]),
+        "cpu_seconds": interleaved.spread([spent.cpu for spent in found]),
         "examples_per_second": facts["examples"] / middle,
         "flops_per_second": facts["traced_flops"] / middle,
         "mfu": facts["model_flops"] / middle / facts["peak_flops"],
@@ -134,7 +134,7 @@ def machine() -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
-    return f"{turns.cores()} cores of {name}"
+    return f"{interleaved.cores()} cores of {name}"
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The other PyTorch side of a comparison: the prior and the decoder of DALLE2-pytorch, trained.
 
-    (a task of `benchmarks.peers` as JSON on stdin, see `benchmarks.turns`)
+    (a task of `benchmarks.baselines` as JSON on stdin, see `benchmarks.interleaved`)
 
 Its networks are its own: causal attention with rotary embeddings over the same tokens in the prior,
 residual blocks with cross attention in the decoder, at the same widths, depths and
@@ -14,7 +14,7 @@ import torch
 from dalle2_pytorch import Decoder, DiffusionPrior, DiffusionPriorNetwork, Unet
 from torch import nn
 
-from benchmarks import torch_step, turns
+from benchmarks import interleaved, torch_step
 from benchmarks.torch_step import Work
 
 
@@ -74,4 +74,4 @@ def decoder(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
 NETWORKS = {"prior": prior, "decoder": decoder}
 
 if __name__ == "__main__":
-    turns.serve(prepare)
+    interleaved.serve(prepare)

@@ -1,6 +1,6 @@
 """The PyTorch side of a comparison: a network of diffusers, trained or drawn from on random input.
 
-    (a task of `benchmarks.peers` as JSON on stdin, see `benchmarks.turns`)
+    (a task of `benchmarks.baselines` as JSON on stdin, see `benchmarks.interleaved`)
 
 A unit of training is what diffusers' own scripts do: noise, forward, mean squared error, backward,
 clipping, a fused AdamW step, an average of the parameters. A unit of sampling is a whole chain,
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import torch_step, turns
+from benchmarks import interleaved, torch_step
 
 Work = Callable[[], Any]
 TRIALS = 2  # units that decide between memory formats
@@ -194,8 +194,8 @@ def _trial(made: tuple[Work, int]) -> float:
     """Least time of the CPU for a unit, after one that is not counted."""
     work, _ = made
     work()
-    return min(turns.timed(work).cpu for _ in range(TRIALS))
+    return min(interleaved.timed(work).cpu for _ in range(TRIALS))
 
 
 if __name__ == "__main__":
-    turns.serve(prepare)
+    interleaved.serve(prepare)

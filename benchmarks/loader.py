@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import compare, ours, page, turns
+from benchmarks import compare, interleaved, markdown_page, unclip_side
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data.loader import Loader
@@ -37,9 +37,9 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parse(argv)
     experiment = input_pipeline.settled(loading.read(args.config, overrides=overrides))
     rows = [row(experiment, workers, seconds=args.seconds) for workers in args.workers]
-    step = ours.train(experiment)
+    step = unclip_side.train(experiment)
     step.once()
-    took = turns.spread([turns.timed(step.once).wall for _ in range(args.steps)])
+    took = interleaved.spread([interleaved.timed(step.once).wall for _ in range(args.steps)])
     result = {
         "experiment": experiment.name,
         "size": experiment.size,
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     }
     sys.stdout.write(as_text(result))
     if args.json:
-        page.save(args.json, json.dumps(result, indent=1) + "\n")
+        markdown_page.save(args.json, json.dumps(result, indent=1) + "\n")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -118,7 +118,7 @@ def rate(loader: Loader, seconds: float) -> float:
 
 def waiting(experiment: Experiment, *, steps: int) -> dict[str, float]:
     """Train on what the loader gives, as the loop does; seconds per step, waiting and in all."""
-    made, stage = ours.training(experiment), experiment.build_stage()
+    made, stage = unclip_side.training(experiment), experiment.build_stage()
     loader = opened(experiment, experiment.data.workers, cache_mb=experiment.data.cache_mb)
     size = experiment.train.batch_size
     prefetcher = DevicePrefetcher(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import page
+from benchmarks import markdown_page
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 from unclip_jax.planning import topology
@@ -71,24 +71,24 @@ def rows() -> list[Row]:
 
 def main(argv: Sequence[str]) -> None:
     """Plan what is missing; write after every row."""
-    args = page.parse(
+    args = markdown_page.parse(
         argv,
         prog="benchmarks.plans",
         description="Plan every stage at the paper's size.",
         out="docs/plan.md",
         example="decoder v5e",
     )
-    wanted = page.chosen(rows(), args.only)
-    page.around(args.out, title=TITLE)
-    found = page.read(args.out.with_suffix(".json"))
+    wanted = markdown_page.chosen(rows(), args.only)
+    markdown_page.around(args.out, title=TITLE)
+    found = markdown_page.read(args.out.with_suffix(".json"))
     missing = [row for row in wanted if args.again or row.name not in found]
     if missing and not topology.can_compile_for_tpu():
         raise UserError("libtpu is not installed; pip install 'unclip_jax[tpu]' brings it.")
     for row in missing:
         sys.stderr.write(f"{row.name} ...\n")
         found[row.name] = plan(row)
-        page.write(args.out, table(found), found, title=TITLE)
-    page.write(args.out, table(found), found, title=TITLE)
+        markdown_page.write(args.out, table(found), found, title=TITLE)
+    markdown_page.write(args.out, table(found), found, title=TITLE)
 
 
 def plan(row: Row) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def table(found: dict[str, Any]) -> str:
     heads = ("stage", "slice (data x fsdp)", "batch", "fits: peak of HBM per chip, GiB")
     heads += ("ms per step: compute", "memory", "links", "binds", "step, ms", "MFU, %", "days")
     there = [row for row in rows() if row.name in found]
-    text = page.table(heads, [cells(row, found[row.name]) for row in there])
+    text = markdown_page.table(heads, [cells(row, found[row.name]) for row in there])
     left = [row for row in rows() if row.name not in found]
     if there:
         made = found[there[0].name]["compiler"]

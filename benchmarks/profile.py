@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import ours
-from benchmarks.page import table
+from benchmarks import unclip_side
+from benchmarks.markdown_page import table
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.experiment import loading
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
             f"the devices are {device.device_kind}, whose operations are not told apart here; use "
             "--config.train.profile_steps=5 of unclip_jax.train and TensorBoard."
         )
-    made = ours.train(experiment)
+    made = unclip_side.train(experiment)
     made.once()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import page
+from benchmarks import markdown_page
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 
@@ -104,16 +104,16 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: no such row, or rows whose commands failed, after all the others.
     """
-    args = page.parse(
+    args = markdown_page.parse(
         argv,
         prog="benchmarks.speed",
         description="Make the tables of docs/speed.md.",
         out="docs/speed.md",
         example="train prior",
     )
-    wanted = page.chosen(rows(), args.only)
-    page.around(args.out, title=TITLE)
-    found, failed = page.read(args.out.with_suffix(".json")), []
+    wanted = markdown_page.chosen(rows(), args.only)
+    markdown_page.around(args.out, title=TITLE)
+    found, failed = markdown_page.read(args.out.with_suffix(".json")), []
     for row in wanted:
         if args.again or row.name not in found:
             sys.stderr.write(f"{row.name} ...\n")
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
                 found[row.name] = {"command": row.command(), **measure(row)}
             except UserError as error:  # the others are worth having all the same
                 failed.append(str(error))
-        page.write(args.out, tables(found), found, title=TITLE)
+        markdown_page.write(args.out, tables(found), found, title=TITLE)
     if failed:
         raise UserError(f"{len(failed)} rows could not be measured: {'; '.join(failed)}")
 
@@ -148,11 +148,11 @@ def tables(found: dict[str, Any]) -> str:
     programs = [found[row.name] | {"row": row.name} for row in there if "ours" in found[row.name]]
     heads = ("what", "parameters", "examples", "s", "examples/s", "GFLOP/s", "MFU, %")
     heads += ("memory, GiB: compiled, process", "the peer takes, times ours", "in CPU time")
-    text = page.table(heads, [cells(each) for each in programs])
+    text = markdown_page.table(heads, [cells(each) for each in programs])
     loads = [found[row.name] for row in there if "loader" in found[row.name]]
     heads = ("loader of", "step alone, examples/s", "workers: decoding (cached), examples/s")
     heads += ("the step waits for data",)
-    text += "\n" + page.table(heads, [load_cells(each) for each in loads]) if loads else ""
+    text += "\n" + markdown_page.table(heads, [load_cells(each) for each in loads]) if loads else ""
     left = [row.name for row in rows() if row.name not in found]
     return text + (f"\nNot measured: {', '.join(left)}.\n" if left else "")
 

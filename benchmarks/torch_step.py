@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import turns
+from benchmarks import interleaved
 
 Work = Callable[[], Any]
 
@@ -18,7 +18,7 @@ Work = Callable[[], Any]
 def settle() -> None:
     """One seed, and all cores that this process may use."""
     torch.manual_seed(0)
-    torch.set_num_threads(turns.cores())
+    torch.set_num_threads(interleaved.cores())
 
 
 def trained(model: nn.Module, loss: Callable[[], torch.Tensor], task: dict[str, Any]) -> Work:
@@ -48,4 +48,4 @@ def count(model: nn.Module) -> int:
 def peak(side: int = 2048, times: int = 5) -> float:
     """The most FLOP/s that a plain float32 product of matrices reached here."""
     x = torch.ones(side, side)
-    return 2.0 * side**3 / min(turns.timed(lambda: x @ x).wall for _ in range(times + 1))
+    return 2.0 * side**3 / min(interleaved.timed(lambda: x @ x).wall for _ in range(times + 1))

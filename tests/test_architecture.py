@@ -21,7 +21,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 EVERYTHING = [
     path
-    for folder in ("unclip_jax", "experiments", "tests", "benchmarks")
+    for folder in ("unclip_jax", "experiments", "tests", "benchmarks", "studies")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 

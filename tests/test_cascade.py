@@ -167,7 +167,7 @@ def test_a_prior_that_reads_clip_and_the_last_upsampler_train_and_draw(run_dir, 
 
 def test_the_comparison_of_priors_says_what_they_are_worth_and_cost(run_dir, both_priors):
     data = (f"--models={run_dir}", f"--data={run_dir}/data", "--num=8", "--embeddings=200")
-    call(sys.executable, "-m", "benchmarks.priors", *data)
+    call(sys.executable, "-m", "studies.priors", *data)
     page = (run_dir / "priors.md").read_text()
     assert "| diffusion, guidance 4, best of 2 |" in page and "Pictures of the first 8" in page
     rows = {row["name"]: row for row in json.loads((run_dir / "priors.json").read_text())["rows"]}

@@ -81,7 +81,7 @@ def parsed(module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch) -> tu
 
 def ours(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m MODULE ...` of this project."""
-    assert words[1] == "-m" and re.match(r"(unclip_jax|benchmarks)\.", words[2]), words
+    assert words[1] == "-m" and re.match(r"(unclip_jax|benchmarks|studies)\.", words[2]), words
     args, rest = parsed(words[2], words[3:], monkeypatch)
     if rest or words[2] == "unclip_jax.train":
         assert all(word.startswith("--config.") for word in rest), words

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "paper_to_code.md"
-FOLDERS = "unclip_jax|experiments|tests|docs|benchmarks|launch"
+FOLDERS = "unclip_jax|experiments|tests|docs|benchmarks|studies|launch"
 
 
 def references(page: str) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image as pictures
 from unclip_jax.data import sources, text
 from unclip_jax.data.degrade import area_downsample
-from unclip_jax.evaluation import coco, plots, prompts, sets, sweep
+from unclip_jax.evaluation import coco, prompts, set_comparison, sweep, sweep_plots
 from unclip_jax.inference import batched, load, text_to_image
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import SampleOptions
@@ -48,7 +48,7 @@ from unclip_jax.stages import upsampler
 RETRIEVAL = 256  # pairs among which CLIP must find its own
 BATCH = 50  # captions drawn at once
 CONDITIONS = ("prior", "z_txt", "z_img")
-SUBCOMMANDS = (*sets.COMMANDS, "sweep", "plot", "coco", "prompts")
+SUBCOMMANDS = (*set_comparison.COMMANDS, "sweep", "plot", "coco", "prompts")
 DRAWING: dict[str, ModuleType] = {"sweep": sweep, "coco": coco, "prompts": prompts}
 SHOWN = ("background", "count", "colour", "shape", "relation", "binding", "joint")
 
@@ -87,17 +87,17 @@ def main(argv: Sequence[str]) -> None:
 
 def subcommand(name: str, argv: Sequence[str]) -> None:
     """Run one of `SUBCOMMANDS`."""
-    made = {**DRAWING, "plot": plots}
-    parser = made[name].parser() if name in made else sets.parser(name)
+    made = {**DRAWING, "plot": sweep_plots}
+    parser = made[name].parser() if name in made else set_comparison.parser(name)
     flags.add_processes(parser)
     args = parser.parse_args(argv)
     _together(args)
     if name in DRAWING:
         DRAWING[name].run(args)
     elif name == "plot":
-        plots.run(args)
+        sweep_plots.run(args)
     else:
-        sets.run(args, command=name)
+        set_comparison.run(args, command=name)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

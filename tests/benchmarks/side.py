@@ -4,7 +4,7 @@ import pathlib
 import sys
 import time
 
-from benchmarks import turns
+from benchmarks import interleaved
 
 
 def prepare(task):
@@ -22,4 +22,4 @@ def prepare(task):
 
 
 if __name__ == "__main__":
-    turns.serve(prepare)
+    interleaved.serve(prepare)

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import compare, loader, ours, peers, speed
+from benchmarks import baselines, compare, loader, speed, unclip_side
 from tests.stages import tiny
 from unclip_jax import prepare
 from unclip_jax.core import batch as batches
@@ -55,7 +55,7 @@ def test_a_chain_is_measured(tmp_path):
 def test_random_batches_satisfy_the_stage():
     for name in ("clip", "prior", "decoder", "upsampler_256"):
         spec = tiny.experiment(name).build_stage().batch_spec
-        batches.check(spec, ours.random_batch(spec, 3))
+        batches.check(spec, unclip_side.random_batch(spec, 3))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_mistakes_are_said_before_anything_is_measured(monkeypatch, what, argume
 def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs torch, .*pip install 'unclip_jax\[parity\]'"):
-        peers.check("diffusers", tiny.experiment("prior"), what="train")
+        baselines.check("diffusers", tiny.experiment("prior"), what="train")
     with pytest.raises(UserError, match="needs torch, .*pip install dalle2-pytorch brings it"):
-        peers.check("dalle2", tiny.experiment("prior"), what="train")
+        baselines.check("dalle2", tiny.experiment("prior"), what="train")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
 )
 def test_the_peer_has_the_experiment_s_shapes(name, what, settings):
     experiment = loading.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
-    task = peers.task("diffusers", experiment, what=what, batch=6)
+    task = baselines.task("diffusers", experiment, what=what, batch=6)
     assert settings.items() <= task["settings"].items()
     twice = 2 if name == "prior" and what == "sample" else 1
     assert task["batch"] == 6 * twice
@@ -126,7 +126,7 @@ def test_dalle2_gets_the_experiment_s_shapes():
     task = {}
     for name in ("prior", "decoder"):
         experiment = loading.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
-        task[name] = peers.task("dalle2", experiment, what="train", batch=6)["settings"]
+        task[name] = baselines.task("dalle2", experiment, what="train", batch=6)["settings"]
     assert task["prior"] == {
         "dim": 128,
         "depth": 3,
@@ -150,8 +150,8 @@ def test_every_row_of_the_page_is_a_command_that_is_understood(monkeypatch):
             args, overrides = compare.parse(modules[row.module], row.arguments)
         experiment = loading.read(args.config, overrides=overrides)
         if getattr(args, "peer", ""):
-            peers.check(args.peer, experiment, what=modules[row.module])
-            task = peers.task(args.peer, experiment, what=modules[row.module], batch=2)
+            baselines.check(args.peer, experiment, what=modules[row.module])
+            task = baselines.task(args.peer, experiment, what=modules[row.module], batch=2)
             assert json.dumps(task)
     assert len(seen) == len(speed.rows())
 
@@ -211,7 +211,7 @@ def test_mistakes_about_the_page_are_one_line(arguments, message):
 
 def test_a_patched_unet_has_a_peer_whose_levels_have_its_sides():
     unet = loading.read("experiments/decoder.py:emoji").model.model.unet
-    plain = peers.plain(unet)
+    plain = baselines.plain(unet)
     assert (unet.image_size, unet.patch) == (64, 4)
     assert (plain.image_size, plain.patch, plain.in_channels) == (16, 1, 48)
     assert plain.channels == unet.channels and plain.attention_at == unet.attention_at

@@ -9,7 +9,7 @@ from unclip_jax.experiment import loading
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from benchmarks import diffusers_side, peers  # noqa: E402
+from benchmarks import baselines, diffusers_side  # noqa: E402
 
 STATISTICS = 2  # rows that PriorTransformer counts among its parameters
 NAMES = ("prior", "decoder", "upsampler_256")
@@ -19,7 +19,7 @@ def task(name, what):
     given = ["--config.optim.name=adamw", "--config.model.sampling.steps=2"]
     given += ["--config.model.last_step=False"] if name == "upsampler_256" else []
     experiment = loading.read(f"experiments/{name}.py:karlo", overrides=given)
-    return experiment, peers.task("diffusers", experiment, what=what, batch=2)
+    return experiment, baselines.task("diffusers", experiment, what=what, batch=2)
 
 
 @pytest.mark.parametrize("name", NAMES)

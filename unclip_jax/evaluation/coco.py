@@ -18,7 +18,7 @@ import numpy as np
 
 from unclip_jax.cli import flags
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.evaluation import feature_extraction, image_sets, sampled_set, sets
+from unclip_jax.evaluation import feature_extraction, image_sets, sampled_set, set_comparison
 from unclip_jax.inference import load
 from unclip_jax.metrics import neighbours, report
 from unclip_jax.metrics.report import Collected, Report
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     loaded = load.load_cascade(args.models, prior_name=args.prior)
     args.split = "validation"  # if `real` is a data set
     args.num, count = None, args.num  # all of the reference
-    real = sets.collected(args.real, extractor, args, name="real", statistics=True)
+    real = set_comparison.collected(args.real, extractor, args, name="real", statistics=True)
     drawn = sampled_set.sample_all(args, loaded, captions)
     fake = feature_extraction.collect(
         extractor, image_sets.resized(drawn, args.size), batch_size=args.batch, name="fake"

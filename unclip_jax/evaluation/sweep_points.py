@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.files import write_atomically
-from unclip_jax.evaluation import plots
+from unclip_jax.evaluation import sweep_plots
 from unclip_jax.stages.gaussian import SAMPLERS
 
 
@@ -106,12 +106,12 @@ def finish(out: pathlib.Path) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    plots.draw([("", whole)], out / "sweep.png")
+    sweep_plots.draw([("", whole)], out / "sweep.png")
 
 
 def table(whole: dict[str, Any]) -> str:
     """The points as a person reads them."""
-    distance = plots.distance_of(whole)
+    distance = sweep_plots.distance_of(whole)
     shown = [distance, "kid", "precision", "recall", "coverage", "clip_score", "diversity"]
     if any("checker_joint" in made["scores"] for made in whole["points"]):
         shown.append("checker_joint")

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from benchmarks.findings import training, verdict
-from benchmarks.findings.judging import cosine
-from benchmarks.findings.workshop import Workshop
+from studies import statistics
+from studies.findings import baseline_runs
+from studies.findings.harness import Workshop
+from studies.scoring import cosine
 from unclip_jax.diffusion import respace
 from unclip_jax.stages.gaussian import SamplingConfig
 
@@ -31,7 +32,7 @@ def measure(shop: Workshop) -> dict[str, Any]:
         label = f"decoder, {steps} steps"
         found = shop.judge(
             shop.draw(
-                training.MAIN,
+                baseline_runs.MAIN,
                 shop.z_img("x_0"),
                 steps=grid(cascade.decoder.sampling, steps),
                 label=label,
@@ -50,7 +51,7 @@ def measure(shop: Workshop) -> dict[str, Any]:
         "cosine": ("cosine of the prior", near),
     }
     tests = [
-        verdict.inequality(
+        statistics.inequality(
             f"{name}, exported steps - four times as many",
             truth.difference(found[1.0], found[SHARES[-1]]),
             captions=truth.count,

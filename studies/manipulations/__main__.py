@@ -1,6 +1,6 @@
 """Measure what the latent makes possible: reconstruction, variations, paths and text diffs.
 
-    python -m benchmarks.manipulations --models=runs/shapes --data=runs/shapes/data \
+    python -m studies.manipulations --models=runs/shapes --data=runs/shapes/data \
         --out=docs/manipulations.md
 
 Every picture is encoded to (z_img, x_T) and the upsamplers' details, changed, and decoded again;
@@ -21,11 +21,11 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from benchmarks import manipulations_measure as measure
-from benchmarks import manipulations_page
-from benchmarks import manipulations_text_diff as text_diff
-from benchmarks import page as pages
-from benchmarks.manipulations_measure import Chain
+from benchmarks import markdown_page as pages
+from studies.manipulations import manipulation_tables
+from studies.manipulations import measurements as measure
+from studies.manipulations import red_to_blue as text_diff
+from studies.manipulations.measurements import Chain
 from unclip_jax.cli import entry, flags
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data import sources
@@ -64,12 +64,12 @@ def main(argv: Sequence[str]) -> None:
                 result[part] = measure.interpolation(studio, encoded(), chain)
             else:
                 result[part], shown = text_diff.measure(studio, reds, chain)
-            page = manipulations_page.tables(result, PARTS)
-            pages.write(args.out, page, result, title=manipulations_page.TITLE)
+            page = manipulation_tables.tables(result, PARTS)
+            pages.write(args.out, page, result, title=manipulation_tables.TITLE)
             if shown:
                 picture = args.out.with_name(f"{args.out.stem}_{part}.png")
-                manipulations_page.draw(picture, shown)
-    sys.stdout.write(manipulations_page.tables(result, PARTS))
+                manipulation_tables.draw(picture, shown)
+    sys.stdout.write(manipulation_tables.tables(result, PARTS))
 
 
 def before(out: pathlib.Path, told: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,8 @@ def before(out: pathlib.Path, told: dict[str, Any]) -> dict[str, Any]:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.manipulations", description="Measure manipulations of pictures."
+        prog="python -m studies.manipulations",
+        description="Measure manipulations of pictures.",
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared shapes data")
@@ -123,7 +124,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"--out is {str(args.out)!r}, but there is no such folder; make it first.")
-    pages.around(args.out, title=manipulations_page.TITLE)
+    pages.around(args.out, title=manipulation_tables.TITLE)
 
 
 def facts(args: argparse.Namespace, studio: InferenceEngine, chain: Chain) -> dict[str, Any]:

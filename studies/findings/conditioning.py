@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from benchmarks.findings import verdict
-from benchmarks.findings.judging import Judged, Truth
-from benchmarks.findings.workshop import Workshop
+from studies import statistics
+from studies.findings.harness import Workshop
+from studies.scoring import Judged, Truth
 
 TITLE = "What the decoder is told"
 SOURCE = "section 5.1, Figure 8"
@@ -49,7 +49,7 @@ def _tests(judged: dict[str, Judged], truth: Truth) -> list[dict[str, Any]]:
         return truth.distances(lambda d: d(judged[worse].z) - d(judged[better].z))
 
     return [
-        verdict.inequality(
+        statistics.inequality(
             f"Fréchet distance, {worse} - {better}",
             apart(worse, better),
             captions=truth.count,

@@ -8,8 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks.findings import __main__ as findings
-from benchmarks.findings import binding, guidance, judging, page, probing, steps, training, verdict
+from studies import scoring, statistics
+from studies.findings import __main__ as findings
+from studies.findings import baseline_runs, binding, guidance, probing, report_page, steps
 from tests import cascades
 from tests.stages import tiny
 from unclip_jax import embed, prepare
@@ -41,19 +42,22 @@ STEPS = 3
     ],
 )
 def test_a_claim_is_decided_by_where_its_interval_lies(low, high, margin, expected):
-    found = verdict.Interval((low + high) / 2, low, high)
-    made = verdict.inequality("one - other", found, captions=30, margin=margin)
-    assert verdict.Inequality(**made).verdict == expected
-    few = dataclasses.replace(verdict.Inequality(**made), captions=29)
+    found = statistics.Interval((low + high) / 2, low, high)
+    made = statistics.inequality("one - other", found, captions=30, margin=margin)
+    assert statistics.Inequality(**made).verdict == expected
+    few = dataclasses.replace(statistics.Inequality(**made), captions=29)
     assert few.verdict == "undecided"
 
 
 def test_nothing_asked_decides_nothing_also_once_it_was_written():
-    found = verdict.interval(lambda rows: math.nan, 40)
+    found = statistics.interval(lambda rows: math.nan, 40)
     assert all(math.isnan(each) for each in found)
-    made = {"tests": [verdict.inequality("x", found, captions=40)]}
-    assert verdict.read(made) == "undecided"
-    assert verdict.read(json.loads(json.dumps(verdict.plain(made), allow_nan=False))) == "undecided"
+    made = {"tests": [statistics.inequality("x", found, captions=40)]}
+    assert statistics.read(made) == "undecided"
+    assert (
+        statistics.read(json.loads(json.dumps(statistics.plain(made), allow_nan=False)))
+        == "undecided"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,8 +72,8 @@ def test_nothing_asked_decides_nothing_also_once_it_was_written():
 )
 def test_a_claim_of_parts_needs_all_and_falls_with_one(parts, expected):
     ends = {"agree": (0.1, 0.2), "not": (-0.2, -0.1), "undecided": (-0.1, 0.1)}
-    made = [verdict.Inequality("x", 0.0, *ends[part], captions=99) for part in parts]
-    assert verdict.together(made) == expected
+    made = [statistics.Inequality("x", 0.0, *ends[part], captions=99) for part in parts]
+    assert statistics.together(made) == expected
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -78,7 +82,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     hits = 0
     for _ in range(300):
         values = rng.normal(1.0, 2.0, 40)
-        found = verdict.interval(lambda rows, v=values: float(v[rows].mean()), 40, resamples=300)
+        found = statistics.interval(lambda rows, v=values: float(v[rows].mean()), 40, resamples=300)
         hits += found.low < 1.0 < found.high
     assert 0.88 < hits / 300 < 0.99
 
@@ -91,8 +95,8 @@ def test_the_basic_interval_takes_off_the_bias_of_a_resampled_distance():
     def distance(rows):
         return frechet.squared_distance(frechet.moments(z[rows]), known)
 
-    plain = verdict.interval(distance, 80, resamples=100)
-    basic = verdict.interval(distance, 80, resamples=100, basic=True)
+    plain = statistics.interval(distance, 80, resamples=100)
+    basic = statistics.interval(distance, 80, resamples=100, basic=True)
     assert plain.low > plain.value > basic.low
 
 
@@ -103,7 +107,7 @@ def truth(count=40, images=2):
     z = np.random.default_rng(0).normal(size=(count * images, 8))
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     captions = tuple(f"{i}" for i in range(count) for _ in range(images))
-    return judging.Truth(captions, captions, z, z, images, frechet.moments(z))
+    return scoring.Truth(captions, captions, z, z, images, frechet.moments(z))
 
 
 def test_pictures_of_one_caption_are_resampled_together():
@@ -135,9 +139,9 @@ def test_two_equal_pictures_of_a_caption_have_no_diversity():
 
 
 def judged(**right):
-    nothing = dict.fromkeys(judging.ATTRIBUTES, np.full(2, np.nan))
+    nothing = dict.fromkeys(scoring.ATTRIBUTES, np.full(2, np.nan))
     made = {name: np.array(values, float) for name, values in right.items()}
-    return judging.Judged(np.zeros((2, 8)), {**nothing, **made})
+    return scoring.Judged(np.zeros((2, 8)), {**nothing, **made})
 
 
 def test_what_was_not_asked_is_not_counted():
@@ -193,14 +197,16 @@ def test_the_ladder_of_steps_keeps_to_the_chain():
 
 
 def measured(*ends, note=""):
-    found = [verdict.inequality("one - other", verdict.Interval(*e), captions=90) for e in ends]
+    found = [
+        statistics.inequality("one - other", statistics.Interval(*e), captions=90) for e in ends
+    ]
     row = {"name": "an arm", "followed": {"value": 0.5, "low": 0.4, "high": 0.6}, "asked": 7}
     row |= {"size": {"value": None, "low": None, "high": None}, "frechet": 0.0123}
     return {"rows": [row, {**row, "name": "other"}], "tests": found, "minutes": 1.5, "note": note}
 
 
 def report(**found):
-    facts = {"command": "python -m benchmarks.findings", "date": "2022-04-13", "device": "cpu"}
+    facts = {"command": "python -m studies.findings", "date": "2022-04-13", "device": "cpu"}
     facts |= {"jax": "0", "num": 9, "images": 2, "split": "validation", "seed": 0, "note": "Hot."}
     facts |= {"lengths": {"decoder": 2800, "prior": 600}}
     trained = [{"name": "glide", "about": "GLIDE", "steps": 600, "minutes": 4.25}]
@@ -213,7 +219,7 @@ def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path)
         "target": measured((0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), note="A remark."),
     }
     out = tmp_path / "findings.md"
-    page.write(out, report(**found), findings.FINDINGS)
+    report_page.write(out, report(**found), findings.FINDINGS)
     text = out.read_text()
     row = next(line for line in text.splitlines() if line.startswith("| Which prior |"))
     assert "COCO FID 10.39 against 10.63" in row and "section 2.2, Tables 1 and 2" in row
@@ -284,7 +290,7 @@ def arguments(run_dir, work):
 
 def write_baseline(run_dir, work, name):
     """An untrained export where training would put it."""
-    baseline = training.named(name)
+    baseline = baseline_runs.named(name)
     spec = f"{ROOT}/experiments/{baseline.experiment}.py:tiny"
     stage = loading.read(spec, overrides=baseline.changes).build_stage()
     known = load.read_manifest(run_dir / "clip" / "export")
@@ -300,7 +306,7 @@ def write_baseline(run_dir, work, name):
 def test_a_baseline_of_the_models_own_length_is_the_models_own(run_dir, tmp_path):
     args = arguments(run_dir, tmp_path)
     args.decoder_steps = 0  # as long as the untrained decoder of this run
-    folder = training.make(training.named("unclip"), args, ())
+    folder = baseline_runs.make(baseline_runs.named("unclip"), args, ())
     assert (folder / "decoder").resolve() == (run_dir / "decoder").resolve()
     assert (folder / "prior").resolve() == (run_dir / "prior").resolve()
 
@@ -310,15 +316,15 @@ def test_a_baseline_of_another_length_is_refused(run_dir, tmp_path):
     args = arguments(run_dir, tmp_path)
     args.decoder_steps = 5
     with pytest.raises(UserError, match="was trained for 3 steps, and 5 are asked for"):
-        training.make(training.named("z_txt"), args, ())
+        baseline_runs.make(baseline_runs.named("z_txt"), args, ())
 
 
 def test_a_training_that_fails_is_said_with_what_to_do(run_dir, tmp_path):
     args = arguments(run_dir, tmp_path)
     args.data = tmp_path / "nowhere"
     with pytest.raises(UserError, match="training 'eps' ended with status 2 .*same command again"):
-        training.make(training.named("eps"), args, ())
-    assert training.minutes(tmp_path)["eps"] > 0
+        baseline_runs.make(baseline_runs.named("eps"), args, ())
+    assert baseline_runs.minutes(tmp_path)["eps"] > 0
 
 
 @pytest.mark.nightly
@@ -327,9 +333,9 @@ def test_one_command_trains_measures_and_reports_and_continues(
 ):
     monkeypatch.setattr(guidance, "SCALES", (1.0, 2.0))  # fewer programs to compile
     monkeypatch.setattr(steps, "SHARES", (1.0, 4.0))
-    monkeypatch.setattr(verdict, "RESAMPLES", 20)
-    monkeypatch.setattr(judging, "FRECHET_RESAMPLES", 10)
-    for baseline in training.BASELINES:
+    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    monkeypatch.setattr(scoring, "FRECHET_RESAMPLES", 10)
+    for baseline in baseline_runs.BASELINES:
         if baseline.name != "glide":  # the one that it has to train itself
             write_baseline(run_dir, tmp_path, baseline.name)
     out = tmp_path / "findings.md"
@@ -344,7 +350,9 @@ def test_one_command_trains_measures_and_reports_and_continues(
     assert (tmp_path / "findings" / "points" / "steps.json").stat().st_mtime_ns == kept
     whole = json.loads(out.with_suffix(".json").read_text())
     assert list(whole["findings"]) == list(findings.FINDINGS)
-    assert {each["name"] for each in whole["baselines"]} == {b.name for b in training.BASELINES}
+    assert {each["name"] for each in whole["baselines"]} == {
+        b.name for b in baseline_runs.BASELINES
+    }
     for name, made in whole["findings"].items():
         assert made["verdict"] == "undecided", name  # four captions decide nothing
         assert made["tests"] and len(made["rows"]) >= 2

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import manipulations, page
-from benchmarks import manipulations_measure as measure
-from benchmarks import manipulations_text_diff as text_diff
+from benchmarks import markdown_page
+from studies.manipulations import __main__ as manipulations
+from studies.manipulations import measurements as measure
+from studies.manipulations import red_to_blue as text_diff
 from tests import cascades
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
@@ -151,5 +152,5 @@ def test_a_page_keeps_its_words(data, tmp_path):
     out.write_text("mine\n")
     with pytest.raises(UserError, match="page.md has no lines <!-- tables: begin -->"):
         manipulations.main([f"--models={data}", f"--data={data}", f"--out={out}"])
-    assert page.BEGIN not in out.read_text()
+    assert markdown_page.BEGIN not in out.read_text()
     assert len(sources.open_source(data, split="validation")) == 60

@@ -1,4 +1,4 @@
-"""The page that `benchmarks.manipulations` fills in: tables, figures as JSON, and some pictures."""
+"""The page that `studies.manipulations` fills in: tables, figures as JSON, and some pictures."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import manipulations_text_diff as text_diffs
-from benchmarks.page import rate, table
+from benchmarks.markdown_page import rate, table
+from studies.manipulations import red_to_blue as text_diffs
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.evaluate import SHOWN
 
-TITLE = "# What the latent gives back\n\nMade by `python -m benchmarks.manipulations`.\n\n"
+TITLE = "# What the latent gives back\n\nMade by `python -m studies.manipulations`.\n\n"
 COLUMNS = 6  # of the pictures: the original, and five etas or thetas
 
 

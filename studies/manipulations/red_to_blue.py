@@ -1,4 +1,4 @@
-"""The part of `benchmarks.manipulations` that turns red things blue, and sees what else changes."""
+"""The part of `studies.manipulations` that turns red things blue, and sees what else changes."""
 
 import functools
 import itertools
@@ -10,8 +10,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from benchmarks import manipulations_measure as measures
-from benchmarks.manipulations_measure import SHOWN, Chain, Known
+from studies.manipulations import measurements as measures
+from studies.manipulations.measurements import SHOWN, Chain, Known
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.sources import Source
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.findings import training, verdict
-from benchmarks.findings.judging import Judged, Truth, mean
-from benchmarks.findings.workshop import Workshop
+from studies import statistics
+from studies.findings import baseline_runs
+from studies.findings.harness import Workshop
+from studies.scoring import Judged, Truth, mean
 from unclip_jax.inference import pca_probe
 
 TITLE = "Principal components"
@@ -36,7 +37,7 @@ def measure(shop: Workshop) -> dict[str, Any]:
     for index, count in enumerate(counts):
         z = rebuilt[:, index]
         images = shop.draw(
-            training.MAIN, z, truth=truth, caption=False, label=f"{count} components"
+            baseline_runs.MAIN, z, truth=truth, caption=False, label=f"{count} components"
         )
         judged.append(shop.judge(images, truth.scenes))
     share = np.cumsum(pca.variance) / pca.variance.sum()
@@ -57,8 +58,8 @@ def measure(shop: Workshop) -> dict[str, Any]:
         return kept(judged, COARSE, taken) - kept(judged, FINE, taken)
 
     name = "share kept by few components (mean over counts), coarse - fine"
-    found = verdict.interval(apart, truth.count)
-    return {"rows": rows, "tests": [verdict.inequality(name, found, captions=truth.count)]}
+    found = statistics.interval(apart, truth.count)
+    return {"rows": rows, "tests": [statistics.inequality(name, found, captions=truth.count)]}
 
 
 def kept(judged: Sequence[Judged], names: Sequence[str], rows: np.ndarray) -> float:
@@ -74,5 +75,5 @@ def group(found: Judged, names: Sequence[str], rows: np.ndarray) -> float:
 
 
 def _rate(found: Judged, names: Sequence[str], truth: Truth) -> dict[str, float]:
-    made = verdict.interval(lambda rows: group(found, names, truth.rows(rows)), truth.count)
+    made = statistics.interval(lambda rows: group(found, names, truth.rows(rows)), truth.count)
     return made._asdict()

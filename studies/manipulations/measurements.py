@@ -1,4 +1,4 @@
-"""What `benchmarks.manipulations` measures of pictures that are given back, varied and blended."""
+"""What `studies.manipulations` measures of pictures that are given back, varied and blended."""
 
 import dataclasses
 from collections.abc import Sequence

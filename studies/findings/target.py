@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from benchmarks.findings import training, verdict
-from benchmarks.findings.judging import cosine
-from benchmarks.findings.workshop import Workshop
+from studies import statistics
+from studies.findings import baseline_runs
+from studies.findings.harness import Workshop
+from studies.scoring import cosine
 
 TITLE = "What the prior predicts"
 SOURCE = "section 2.2, equation 2"
@@ -31,9 +32,9 @@ def measure(shop: Workshop) -> dict[str, Any]:
     for name, (run, limit) in arms.items():
         z = shop.imagine(run, truth, candidates=1, limit=limit)
         near[name] = cosine(z, truth.z_img)
-        found = shop.judge(shop.draw(training.MAIN, z, label=name))
+        found = shop.judge(shop.draw(baseline_runs.MAIN, z, label=name))
         row = {"name": name, "cosine": truth.mean(near[name])._asdict()}
         rows.append({**row, **truth.row(found)})
     found = truth.difference(near["predicts z_img"], near["predicts the noise, x_0 held"])
     name = "cosine to the true z_img, z_img predicted - noise predicted with x_0 held"
-    return {"rows": rows, "tests": [verdict.inequality(name, found, captions=truth.count)]}
+    return {"rows": rows, "tests": [statistics.inequality(name, found, captions=truth.count)]}

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.findings import verdict
-from benchmarks.findings.verdict import Interval
+from studies import statistics
+from studies.statistics import Interval
 from unclip_jax.metrics import frechet, scores
 from unclip_jax.metrics.shapes_checker import ATTRIBUTES, Verdict
 
@@ -75,7 +75,7 @@ class Truth:
 
     def mean(self, values: np.ndarray) -> Interval:
         """Mean of one value per picture; nan is left out."""
-        return verdict.interval(lambda chosen: mean(values[self.rows(chosen)]), self.count)
+        return statistics.interval(lambda chosen: mean(values[self.rows(chosen)]), self.count)
 
     def difference(self, one: np.ndarray, other: np.ndarray) -> Interval:
         """Difference of the means of two arms, caption by caption."""
@@ -84,7 +84,7 @@ class Truth:
             rows = self.rows(chosen)
             return mean(one[rows]) - mean(other[rows])
 
-        return verdict.interval(statistic, self.count)
+        return statistics.interval(statistic, self.count)
 
     def distance(self, z: np.ndarray) -> float:
         """Fréchet distance of embeddings to those of training pictures."""
@@ -95,7 +95,7 @@ class Truth:
 
         It is given a function from an arm's embeddings to the distance of the resampled ones.
         """
-        return verdict.interval(
+        return statistics.interval(
             lambda chosen: statistic(lambda z: self.distance(z[self.rows(chosen)])),
             self.count,
             resamples=FRECHET_RESAMPLES,
@@ -118,7 +118,7 @@ class Truth:
         cells = {name: self.mean(v) for name, v in shown.items() if not np.isnan(v).all()}
         if self.images > 1:
             spread = self.diversity(found.z)
-            cells["diversity"] = verdict.interval(lambda rows: mean(spread[rows]), self.count)
+            cells["diversity"] = statistics.interval(lambda rows: mean(spread[rows]), self.count)
         row: dict[str, Any] = {name: cell._asdict() for name, cell in cells.items()}
         return {**row, "frechet": self.distance(found.z)}
 

@@ -1,6 +1,6 @@
 """Our side of a comparison: the real train step, or a stage's sampling function, on random input.
 
-    (a task as JSON on stdin, see `benchmarks.turns`)
+    (a task as JSON on stdin, see `benchmarks.interleaved`)
 
 The programs are those that `unclip_jax.train` and `unclip_jax.sample` run, compiled for the devices
 at hand. A task is {"config": FILE.py:SIZE, "overrides": [...], "what": "train" or "sample",
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks import turns
+from benchmarks import interleaved
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.trees import count
 from unclip_jax.core.types import HostBatch
@@ -205,7 +205,7 @@ def peak(mesh: Mesh, *, dtype: str, times: int = 5) -> float:
         product = jax.jit(jnp.matmul, out_shardings=batch_sharding(mesh))
         jax.block_until_ready(product(x, w))
         seconds = min(
-            turns.timed(lambda x=x, w=w, f=product: jax.block_until_ready(f(x, w))).wall
+            interleaved.timed(lambda x=x, w=w, f=product: jax.block_until_ready(f(x, w))).wall
             for _ in range(times)
         )
         best = max(best, 2.0 * rows * side * side / seconds)
@@ -213,4 +213,4 @@ def peak(mesh: Mesh, *, dtype: str, times: int = 5) -> float:
 
 
 if __name__ == "__main__":
-    turns.serve(prepare)
+    interleaved.serve(prepare)

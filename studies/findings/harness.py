@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.findings import training
-from benchmarks.findings.judging import Judged, Truth
+from studies.findings import baseline_runs
+from studies.scoring import Judged, Truth
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import sources
@@ -45,15 +45,15 @@ class Workshop:
         self.z_img = functools.cache(self._z_img)
         self._samplers: dict[tuple[Any, ...], Any] = {}
         self._drawn: dict[tuple[Any, ...], np.ndarray] = {}  # several findings share an arm
-        self.main: InferenceEngine = self.studio(training.MAIN)
+        self.main: InferenceEngine = self.studio(baseline_runs.MAIN)
         self.truth = self.look(args.num, args.images)
 
     def _studio(self, name: str) -> InferenceEngine:
         """The models, or one of the `training.BASELINES`, trained first where it is missing."""
-        if name == training.MAIN:
+        if name == baseline_runs.MAIN:
             return InferenceEngine(load.load_cascade(self.args.models), batch=BATCH)
-        baseline = training.named(name)
-        folder = training.make(baseline, self.args, self.rest)
+        baseline = baseline_runs.named(name)
+        folder = baseline_runs.make(baseline, self.args, self.rest)
         prior = baseline.part if baseline.part in load.PRIORS else "prior"
         return InferenceEngine(load.load_cascade(folder, prior_name=prior), batch=BATCH)
 

@@ -1,6 +1,6 @@
 """Compare the places z_img can come from: no prior, either prior, guidance, the best of several.
 
-    python -m benchmarks.priors --models=runs/shapes --data=runs/shapes/data --out=docs/priors.md
+    python -m studies.priors --models=runs/shapes --data=runs/shapes/data --out=docs/priors.md
 
 For every one: how near the embeddings come to the true ones, how well pictures that the same
 decoder draws from them follow their captions (in the shapes world), and what a sample costs. Writes
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import priors_page
+from studies.priors import prior_tables
 from unclip_jax import evaluate
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, in_range, positive
@@ -98,15 +98,15 @@ def main(argv: Sequence[str]) -> None:
             bar.set_postfix_str(origin.name)
             studio = studios.get(origin.prior)
             result["rows"].append(measure(origin, studio, truth, seed=args.seed, decode=decode))
-    page = priors_page.tables(result)
+    page = prior_tables.tables(result)
     sys.stdout.write(page)
-    priors_page.write(args.out, page, result)
+    prior_tables.write(args.out, page, result)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.priors", description="Compare the priors of one cascade."
+        prog="python -m studies.priors", description="Compare the priors of one cascade."
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
@@ -136,7 +136,7 @@ def check(args: argparse.Namespace) -> None:
     handoff.find_stages(args.models, required=("clip", *load.PRIORS, "decoder"))
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"--out is {str(args.out)!r}, but there is no such folder; make it first.")
-    priors_page.around(args.out)
+    prior_tables.around(args.out)
 
 
 def open_data(args: argparse.Namespace) -> tuple[Source, Source]:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.findings import training, verdict
-from benchmarks.findings.judging import Truth, cosine
-from benchmarks.findings.workshop import Workshop
+from studies import statistics
+from studies.findings import baseline_runs
+from studies.findings.harness import Workshop
+from studies.scoring import Truth, cosine
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.shapes.scene import ObjectSpec
 
@@ -60,9 +61,9 @@ def measure(shop: Workshop) -> dict[str, Any]:
         return {"rows": [], "tests": [], "note": "No caption of two unlike objects in this split."}
     prior = shop.imagine("x_0", truth)
     arms = {
-        "unCLIP, prior and caption": (training.MAIN, prior, True),
-        "unCLIP, prior without caption": (training.MAIN, prior, False),
-        "unCLIP, true z_img without caption": (training.MAIN, truth.z_img, False),
+        "unCLIP, prior and caption": (baseline_runs.MAIN, prior, True),
+        "unCLIP, prior without caption": (baseline_runs.MAIN, prior, False),
+        "unCLIP, true z_img without caption": (baseline_runs.MAIN, truth.z_img, False),
         "unCLIP, as long as GLIDE": ("unclip", prior, True),
         "GLIDE": ("glide", truth.z_txt, True),
     }
@@ -77,10 +78,10 @@ def measure(shop: Workshop) -> dict[str, Any]:
     better = truth.difference(glide, twin)
     helped = truth.difference(untold, told)
     tests = [
-        verdict.inequality(
+        statistics.inequality(
             "binding, GLIDE - unCLIP of equal length", better, captions=_asked(glide)
         ),
-        verdict.inequality(
+        statistics.inequality(
             "binding, without the caption - with it",
             helped,
             captions=_asked(told),

@@ -14,19 +14,19 @@ from typing import Any
 
 import jax
 
-from benchmarks.findings import (
+from studies import statistics
+from studies.findings import (
+    baseline_runs,
     binding,
     conditioning,
     guidance,
-    page,
-    priors,
+    prior_types,
     probing,
+    report_page,
     steps,
     target,
-    training,
-    verdict,
 )
-from benchmarks.findings.workshop import Workshop
+from studies.findings.harness import Workshop
 from unclip_jax import train
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import one_of, positive
@@ -37,7 +37,7 @@ from unclip_jax.handoff.export import params_id
 from unclip_jax.version import __version__
 
 FINDINGS: dict[str, ModuleType] = {
-    "priors": priors,
+    "priors": prior_types,
     "guidance": guidance,
     "conditioning": conditioning,
     "probing": probing,
@@ -54,20 +54,20 @@ def main(argv: Sequence[str]) -> None:
     check(args)
     train.use_cache(train.CACHE)
     shop = Workshop(args, rest)
-    sweep_points.claim(training.folder_of(args), protocol(shop), first=True)
+    sweep_points.claim(baseline_runs.folder_of(args), protocol(shop), first=True)
     names = args.only or ORDER  # what needs least training first
     for number, name in enumerate(names, 1):
-        where = training.folder_of(args) / "points" / f"{name}.json"
+        where = baseline_runs.folder_of(args) / "points" / f"{name}.json"
         if where.is_file():
             sys.stderr.write(f"{name}: there already\n")
             continue
         sys.stderr.write(f"\n{name} ({number} of {len(names)})\n")
         sweep_points.write(where, json.dumps(measured(FINDINGS[name], shop), indent=1) + "\n")
-        page.write(args.out, report(args, argv), FINDINGS)
+        report_page.write(args.out, report(args, argv), FINDINGS)
     made = report(args, argv)
-    page.write(args.out, made, FINDINGS)
+    report_page.write(args.out, made, FINDINGS)
     for name, each in made["findings"].items():
-        sys.stdout.write(f"{FINDINGS[name].TITLE}: {verdict.read(each)}\n")
+        sys.stdout.write(f"{FINDINGS[name].TITLE}: {statistics.read(each)}\n")
     sys.stdout.write(f"wrote {args.out}\n")
 
 
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         UserError: an argument that is neither.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.findings",
+        prog="python -m studies.findings",
         description="Put the paper's claims to the test; the same command continues.",
         epilog="Overrides such as --config.optim.warmup_steps=10 go to every training run.",
         allow_abbrev=False,
@@ -129,7 +129,7 @@ def check(args: argparse.Namespace) -> None:
         setattr(args, f"{part}_steps", own if asked is None else asked)
         positive(f"--{part}_steps", getattr(args, f"{part}_steps"))
     args.work.mkdir(parents=True, exist_ok=True)
-    page.check(args.out)
+    report_page.check(args.out)
 
 
 def protocol(shop: Workshop) -> dict[str, Any]:
@@ -147,21 +147,21 @@ def protocol(shop: Workshop) -> dict[str, Any]:
 
 def measured(module: ModuleType, shop: Workshop) -> dict[str, Any]:
     """A finding's numbers, JSON-ready, with what they cost but for training."""
-    known = sum(training.minutes(shop.args.work).values())
+    known = sum(baseline_runs.minutes(shop.args.work).values())
     began = time.monotonic()
     made = module.measure(shop)
-    trained = sum(training.minutes(shop.args.work).values()) - known
+    trained = sum(baseline_runs.minutes(shop.args.work).values()) - known
     made["minutes"] = (time.monotonic() - began) / 60 - trained
     made["date"] = datetime.date.today().isoformat()
-    return verdict.plain(made)
+    return statistics.plain(made)
 
 
 def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """All that is known so far."""
-    places = {name: training.folder_of(args) / "points" / f"{name}.json" for name in FINDINGS}
+    places = {name: baseline_runs.folder_of(args) / "points" / f"{name}.json" for name in FINDINGS}
     cards = load.find_stages(args.models)
     facts = {
-        "command": f"python -m benchmarks.findings {shlex.join(argv)}",
+        "command": f"python -m studies.findings {shlex.join(argv)}",
         "date": datetime.date.today().isoformat(),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
@@ -171,8 +171,8 @@ def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     }
     found = {n: json.loads(path.read_text()) for n, path in places.items() if path.is_file()}
     for each in found.values():
-        each["verdict"] = verdict.read(each)
-    return {"facts": facts, "baselines": training.facts(args), "findings": found}
+        each["verdict"] = statistics.read(each)
+    return {"facts": facts, "baselines": baseline_runs.facts(args), "findings": found}
 
 
 if __name__ == "__main__":

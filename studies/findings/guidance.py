@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.findings import verdict
-from benchmarks.findings.workshop import Workshop
+from studies import statistics
+from studies.findings.harness import Workshop
 
 TITLE = "Guidance and diversity"
 SOURCE = "section 5.3, Figures 9 to 11"
@@ -51,10 +51,12 @@ def measure(shop: Workshop) -> dict[str, Any]:
 
     span = f"from guidance {least:g} to {most:g}, GLIDE - unCLIP"
     tests = [
-        verdict.inequality(
-            f"loss of diversity {span}", verdict.interval(lost, truth.count), captions=truth.count
+        statistics.inequality(
+            f"loss of diversity {span}",
+            statistics.interval(lost, truth.count),
+            captions=truth.count,
         ),
-        verdict.inequality(
+        statistics.inequality(
             f"rise of Fréchet distance {span}", truth.distances(farther), captions=truth.count
         ),
     ]

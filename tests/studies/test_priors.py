@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from benchmarks import page as pages
-from benchmarks import priors, priors_page
+from benchmarks import markdown_page as pages
+from studies.priors import __main__ as priors
+from studies.priors import prior_tables
 from tests.stages import tiny
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
@@ -40,7 +41,7 @@ def test_rows_are_no_prior_both_priors_guidance_1_2_4_and_the_best_of_1_2_8():
 def test_the_page_shows_every_row_and_leaves_out_what_not_every_row_was_asked():
     one = row("given", checker={"count": cell(0.25), "binding": cell(1.0)})
     other = row("drawn", checker={"count": cell(0.75)}, seconds=0.0123, flops=4.5e9)
-    page = priors_page.tables(result(one, other))
+    page = prior_tables.tables(result(one, other))
     assert f"| given |{' 0.50 [0.40, 0.60] |' * 3} 0.0100 |  |  |" in page
     assert "| 12.3 | 4.5 |" in page
     assert "| drawn | 0.75 [0.65, 0.85] |" in page
@@ -48,14 +49,14 @@ def test_the_page_shows_every_row_and_leaves_out_what_not_every_row_was_asked():
 
 
 def test_captions_without_scenes_have_no_second_table():
-    assert "checker" not in priors_page.tables(result(row("given")))
+    assert "checker" not in prior_tables.tables(result(row("given")))
 
 
 def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
     out = tmp_path / "page.md"
     out.write_text(f"# Priors\n\n{pages.BEGIN}\nold\n{pages.END}\n\nThe end.\n")
     for page in ("first\n", "second\n"):
-        priors_page.write(out, page, {"rows": []})
+        prior_tables.write(out, page, {"rows": []})
     expected = f"# Priors\n\n{pages.BEGIN}\n\nsecond\n\n{pages.END}\n\nThe end.\n"
     assert out.read_text() == expected
     assert json.loads(out.with_suffix(".json").read_text()) == {"rows": []}
@@ -132,10 +133,10 @@ def test_what_is_not_asked_for_is_as_much_as_there_is(run_dir, data, arguments, 
 
 def test_a_new_page_has_a_title(tmp_path):
     out = tmp_path / "page.md"
-    priors_page.write(out, "tables\n", {"rows": []})
+    prior_tables.write(out, "tables\n", {"rows": []})
     first = out.read_text()
     assert first.startswith("# Where z_img comes from\n")
-    priors_page.write(out, "tables\n", {"rows": []})
+    prior_tables.write(out, "tables\n", {"rows": []})
     assert out.read_text() == first
 
 

@@ -1,6 +1,6 @@
 """Plot each sampler's error against how often it evaluates the network.
 
-    python -m benchmarks.sampler_error --out=docs/samplers.png
+    python -m studies.sampler_error --out=docs/samplers.png
 
 Data are a one-dimensional mixture of two narrow Gaussians, for which both the best denoiser and the
 end of the probability flow have closed forms, so the error is the sampler's alone. It is the root

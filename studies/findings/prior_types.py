@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from benchmarks.findings import training, verdict
-from benchmarks.findings.judging import cosine
-from benchmarks.findings.workshop import Workshop
+from studies import statistics
+from studies.findings import baseline_runs
+from studies.findings.harness import Workshop
+from studies.scoring import cosine
 
 TITLE = "Which prior"
 SOURCE = "section 2.2, Tables 1 and 2"
@@ -31,7 +32,8 @@ def measure(shop: Workshop) -> dict[str, Any]:
     }
     near = {name: cosine(z, truth.z_img) for name, z in origins.items()}
     judged = {
-        name: shop.judge(shop.draw(training.MAIN, z, label=name)) for name, z in origins.items()
+        name: shop.judge(shop.draw(baseline_runs.MAIN, z, label=name))
+        for name, z in origins.items()
     }
     rows = [
         {"name": name, "cosine": truth.mean(near[name])._asdict(), **truth.row(found)}
@@ -39,17 +41,17 @@ def measure(shop: Workshop) -> dict[str, Any]:
     ]
     one, other = judged["diffusion prior"], judged["autoregressive prior"]
     tests = [
-        verdict.inequality(
+        statistics.inequality(
             "Fréchet distance, autoregressive - diffusion",
             truth.distances(lambda distance: distance(other.z) - distance(one.z)),
             captions=truth.count,
         ),
-        verdict.inequality(
+        statistics.inequality(
             "captions followed, diffusion - autoregressive",
             truth.difference(one.followed, other.followed),
             captions=truth.count,
         ),
-        verdict.inequality(
+        statistics.inequality(
             "cosine to the true z_img, diffusion - autoregressive",
             truth.difference(near["diffusion prior"], near["autoregressive prior"]),
             captions=truth.count,

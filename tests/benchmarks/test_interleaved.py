@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import turns
+from benchmarks import interleaved
 from unclip_jax.core.checks import UserError
 
 MODULE = "tests.benchmarks.side"
@@ -10,13 +10,13 @@ MODULE = "tests.benchmarks.side"
 
 def side(tmp_path, name, seconds=0.0, **more):
     task = {"name": name, "seconds": seconds, "log": str(tmp_path / "log"), **more}
-    return turns.Side(name, MODULE, task)
+    return interleaved.Side(name, MODULE, task)
 
 
 def test_sides_work_in_turns(tmp_path, monkeypatch):
-    monkeypatch.setattr(turns, "REST", 0.0)
+    monkeypatch.setattr(interleaved, "REST", 0.0)
     sides = [side(tmp_path, "a", 0.02), side(tmp_path, "b", 0.08)]
-    found = turns.alternate(sides, rounds=3, count=2)
+    found = interleaved.alternate(sides, rounds=3, count=2)
     peaks = [each.close() for each in sides]
     assert (tmp_path / "log").read_text() == "ab" + 3 * "aabb"  # one each that is not counted
     assert [each.facts for each in sides] == [{"name": "a"}, {"name": "b"}]
@@ -28,8 +28,8 @@ def test_sides_work_in_turns(tmp_path, monkeypatch):
 
 
 def test_ratios_are_between_neighbouring_turns():
-    theirs = [turns.Spent(2.0, 3.0), turns.Spent(8.0, 3.0)]
-    found = turns.ratios(theirs, [turns.Spent(1.0, 2.0), turns.Spent(2.0, 4.0)])
+    theirs = [interleaved.Spent(2.0, 3.0), interleaved.Spent(8.0, 3.0)]
+    found = interleaved.ratios(theirs, [interleaved.Spent(1.0, 2.0), interleaved.Spent(2.0, 4.0)])
     assert found == {"wall": [2.0, 4.0], "cpu": [1.5, 0.75]}
 
 
@@ -39,5 +39,5 @@ def test_a_side_that_ends_is_named(tmp_path):
 
 
 def test_the_middle_and_the_ends_of_what_was_measured():
-    found = turns.spread([3.0, 1.0, 10.0])
+    found = interleaved.spread([3.0, 1.0, 10.0])
     assert found == {"median": 3.0, "least": 1.0, "greatest": 10.0}

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from benchmarks.findings import charts, verdict
-from benchmarks.page import table
+from benchmarks.markdown_page import table
+from studies import statistics
+from studies.findings import charts
 from unclip_jax.core.checks import UserError
 
-WORDS = {verdict.AGREE: "agrees", verdict.NOT: "**does not**", verdict.UNDECIDED: "undecided"}
+WORDS = {
+    statistics.AGREE: "agrees",
+    statistics.NOT: "**does not**",
+    statistics.UNDECIDED: "undecided",
+}
 FACTS = ("name", "line", "note", "guidance", "components", "steps")  # of a row, not columns
 INTRODUCTION = """# The paper's findings in miniature
 
@@ -76,13 +81,13 @@ def _verdicts(measured: Mapping[str, Any], findings: Mapping[str, ModuleType]) -
             continue
         said = "; ".join(map(_test, measured[name]["tests"])) or measured[name].get("note", "")
         claim = f"{module.CLAIM} ({module.SOURCE})"
-        rows.append([module.TITLE, claim, said, WORDS[verdict.read(measured[name])]])
+        rows.append([module.TITLE, claim, said, WORDS[statistics.read(measured[name])]])
     return table(("finding", "the paper's claim", "ours, with 95 % intervals", "verdict"), rows)
 
 
 def _test(each: Mapping[str, Any]) -> str:
     margin = f" (agrees above −{each['margin']:g})" if each["margin"] else ""
-    few = "" if each["captions"] >= verdict.FEWEST else f", too few: {each['captions']}"
+    few = "" if each["captions"] >= statistics.FEWEST else f", too few: {each['captions']}"
     return f"{each['name']}: {_cell(each)}{margin}{few}"
 
 

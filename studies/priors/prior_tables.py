@@ -1,13 +1,13 @@
-"""The page that `benchmarks.priors` fills in: two Markdown tables, and all figures as JSON."""
+"""The page that `studies.priors` fills in: two Markdown tables, and all figures as JSON."""
 
 import pathlib
 from typing import Any
 
-from benchmarks import page
-from benchmarks.page import rate, table
+from benchmarks import markdown_page
+from benchmarks.markdown_page import rate, table
 from unclip_jax.evaluate import SHOWN
 
-TITLE = "# Where z_img comes from\n\nMade by `python -m benchmarks.priors`: see docs/priors.md.\n\n"
+TITLE = "# Where z_img comes from\n\nMade by `python -m studies.priors`: see docs/priors.md.\n\n"
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -41,9 +41,9 @@ def embedding_cells(row: dict[str, Any]) -> list[str]:
 
 def around(out: pathlib.Path) -> tuple[str, str]:
     """`page.around`, with this page's title."""
-    return page.around(out, title=TITLE)
+    return markdown_page.around(out, title=TITLE)
 
 
 def write(out: pathlib.Path, text: str, result: dict[str, Any]) -> None:
     """`page.write`, with this page's title."""
-    page.write(out, text, result, title=TITLE)
+    markdown_page.write(out, text, result, title=TITLE)
