@@ -9,7 +9,7 @@ import dataclasses
 import importlib.util
 from typing import Any
 
-from unclip_jax.convert import prior, unet
+from unclip_jax.convert import prior_tensors, unet_tensors
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.diffusion import respace
 from unclip_jax.experiment.config import Experiment
@@ -94,14 +94,14 @@ def task(name: str, experiment: Experiment, *, what: str, batch: int) -> dict[st
 
 
 def _prior(model: Any) -> dict[str, Any]:
-    return {"settings": prior.settings(model.model)}
+    return {"settings": prior_tensors.settings(model.model)}
 
 
 def _decoder(model: Any) -> dict[str, Any]:
     net = model.model
     conditioned = dataclasses.replace(plain(net.unet), context_width=net.text_width)
     return {
-        "settings": unet.settings(conditioned),
+        "settings": unet_tensors.settings(conditioned),
         "side": net.unet.image_size,
         "z_dim": net.z_dim,
         "text_dim": net.clip_text_width or net.text_width,
@@ -113,7 +113,7 @@ def _decoder(model: Any) -> dict[str, Any]:
 def _upsampler(model: Any) -> dict[str, Any]:
     net = model.model
     return {
-        "settings": unet.settings(plain(net.unet)),
+        "settings": unet_tensors.settings(plain(net.unet)),
         "side": model.crop or net.unet.image_size,
         "whole_side": net.unet.image_size,
     }

@@ -21,7 +21,16 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from unclip_jax.cli import entry
-from unclip_jax.convert import abstract, assembly, clip, layout, prior, schedulers, tokenizer, unet
+from unclip_jax.convert import (
+    abstract,
+    assembly,
+    clip_tensors,
+    prior_tensors,
+    schedulers,
+    tensor_table,
+    tokenizer,
+    unet_tensors,
+)
 from unclip_jax.data import text
 
 CAPTION = "a red bicycle"
@@ -29,11 +38,11 @@ WIDTHS = [320, 640, 960, 1280]
 CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
-    "prior": ("diffusers", prior.CLASS),
+    "prior": ("diffusers", prior_tensors.CLASS),
     "text_proj": ("unclip", assembly.TEXT_PROJ),
-    "decoder": ("diffusers", unet.CONDITIONED),
-    "super_res_first": ("diffusers", unet.PLAIN),
-    "super_res_last": ("diffusers", unet.PLAIN),
+    "decoder": ("diffusers", unet_tensors.CONDITIONED),
+    "super_res_first": ("diffusers", unet_tensors.PLAIN),
+    "super_res_last": ("diffusers", unet_tensors.PLAIN),
 }
 # Sizes of Karlo v1 alpha, as its public configs have them.
 SETTINGS: Mapping[str, dict[str, Any]] = {
@@ -63,8 +72,8 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "out_channels": 6,
         "layers_per_block": 3,
         "block_out_channels": WIDTHS,
-        "down_block_types": [unet.RESIDUAL["down"], *[unet.ATTENTION["down"]] * 3],
-        "up_block_types": [*[unet.ATTENTION["up"]] * 3, unet.RESIDUAL["up"]],
+        "down_block_types": [unet_tensors.RESIDUAL["down"], *[unet_tensors.ATTENTION["down"]] * 3],
+        "up_block_types": [*[unet_tensors.ATTENTION["up"]] * 3, unet_tensors.RESIDUAL["up"]],
         "cross_attention_dim": 1536,
         "attention_head_dim": 64,
     },
@@ -74,8 +83,8 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
         "out_channels": 3,
         "layers_per_block": 3,
         "block_out_channels": WIDTHS,
-        "down_block_types": [unet.RESIDUAL["down"]] * 4,
-        "up_block_types": [unet.RESIDUAL["up"]] * 4,
+        "down_block_types": [unet_tensors.RESIDUAL["down"]] * 4,
+        "up_block_types": [unet_tensors.RESIDUAL["up"]] * 4,
     },
 }
 
@@ -124,26 +133,31 @@ def _shapes(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, tuple[int, ..
     def read(name: str) -> dict[str, Any]:
         return json.loads((folder / name / "config.json").read_text())
 
-    words = clip.config(read("text_encoder"), where="text_encoder")
-    yield "text_encoder", layout.expected(clip.entries(words), abstract.clip(words))
-    one = prior.config(read("prior"), vocab_size=words.vocab_size, where="prior")
-    statistics = dict.fromkeys(prior.STATISTICS, (1, one.embed_dim))
-    yield "prior", layout.expected(prior.entries(one), abstract.prior(one)) | statistics
-    network = unet.config(read("decoder"), where="decoder")
+    words = clip_tensors.config(read("text_encoder"), where="text_encoder")
+    yield "text_encoder", tensor_table.expected(clip_tensors.entries(words), abstract.clip(words))
+    one = prior_tensors.config(read("prior"), vocab_size=words.vocab_size, where="prior")
+    statistics = dict.fromkeys(prior_tensors.STATISTICS, (1, one.embed_dim))
+    yield (
+        "prior",
+        tensor_table.expected(prior_tensors.entries(one), abstract.prior(one)) | statistics,
+    )
+    network = unet_tensors.config(read("decoder"), where="decoder")
     base = assembly.decoder_config(network, read("text_proj"), words)
-    joined = layout.expected(assembly.decoder_entries(base), abstract.decoder(base))
+    joined = tensor_table.expected(assembly.decoder_entries(base), abstract.decoder(base))
     for name in ("text_proj", "decoder"):
         prefix = f"{name}/"
         yield name, {n.removeprefix(prefix): s for n, s in joined.items() if n.startswith(prefix)}
-    enlarging = assembly.upsampler_config(unet.config(read("super_res_first"), where=""), network)
+    enlarging = assembly.upsampler_config(
+        unet_tensors.config(read("super_res_first"), where=""), network
+    )
     for name in ("super_res_first", "super_res_last"):
-        table = unet.entries(enlarging.unet)
-        yield name, layout.expected(table, abstract.upsampler(enlarging))
+        table = unet_tensors.entries(enlarging.unet)
+        yield name, tensor_table.expected(table, abstract.upsampler(enlarging))
 
 
 def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Gains and deviations of 1, offsets of 0, maps that keep the variance; numbers repeat."""
-    if len(shape) < 2 or name in prior.STATISTICS:
+    if len(shape) < 2 or name in prior_tensors.STATISTICS:
         ones = name == "clip_std" or (name.endswith("weight") and len(shape) == 1)
         return np.full(shape, float(ones), np.float16)
     scale = float(np.prod(shape[1:])) ** -0.5

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from benchmarks import markdown_page
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
-from unclip_jax.planning import topology
+from unclip_jax.planning import compile_target
 
 TITLE = "# What the stages need and cost on TPUs\n\nMade by `python -m benchmarks.plans`.\n\n"
 EXPERIMENTS = ("prior", "clip", "decoder", "upsampler_256", "upsampler_1024")
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     markdown_page.around(args.out, title=TITLE)
     found = markdown_page.read(args.out.with_suffix(".json"))
     missing = [row for row in wanted if args.again or row.name not in found]
-    if missing and not topology.can_compile_for_tpu():
+    if missing and not compile_target.can_compile_for_tpu():
         raise UserError("libtpu is not installed; pip install 'unclip_jax[tpu]' brings it.")
     for row in missing:
         sys.stderr.write(f"{row.name} ...\n")

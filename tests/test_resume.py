@@ -12,8 +12,8 @@ import pytest
 from tests.stages import tiny
 from unclip_jax import train
 from unclip_jax.core.trees import flatten_paths
-from unclip_jax.data import manifest, records, text
-from unclip_jax.data.image import encode_png
+from unclip_jax.data import dataset_manifest, records, text
+from unclip_jax.data.image_codec import encode_png
 from unclip_jax.experiment.loading import read
 from unclip_jax.training import loop
 
@@ -38,9 +38,9 @@ def write(folder: pathlib.Path, count: int, seed: int) -> None:
     ]
     name = records.shard_name("train", 0, 1)
     done = records.write_shard(folder / name, iter(made))
-    shards = (manifest.Shard(name, done.written, done.sha256),)
-    split = manifest.make_split("train", shards, plan="test", sources=("test",))
-    manifest.write(folder, manifest.Manifest().with_split(split))
+    shards = (dataset_manifest.Shard(name, done.written, done.sha256),)
+    split = dataset_manifest.make_split("train", shards, plan="test", sources=("test",))
+    dataset_manifest.write(folder, dataset_manifest.DatasetManifest().with_split(split))
     text.train([record["caption"] for record in made], vocab_size=600).save(folder / "tokenizer")
 
 

@@ -31,8 +31,7 @@ from unclip_jax.cli import entry, flags
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.data import image as pictures
-from unclip_jax.data import sources, text
+from unclip_jax.data import image_codec, sources, text
 from unclip_jax.data.degrade import area_downsample
 from unclip_jax.evaluation import coco, prompts, set_comparison, sweep, sweep_plots
 from unclip_jax.inference import batched, load, text_to_image
@@ -134,7 +133,7 @@ def retrieval(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> dict[
 def true_embeddings(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> np.ndarray:
     """CLIP image embeddings of the records' own pictures."""
     size = loaded.cascade.clip.model.image_size
-    images = pictures.to_float(_square(records, size))
+    images = image_codec.to_float(_square(records, size))
     run = jax.jit(
         lambda params, images: text_to_image.image_embedding(loaded.cascade, params, images=images)
     )
@@ -213,7 +212,7 @@ def enlargement(
             cfg, params, low_res=low, keys=rng.fold_each(keys, "upsampler")
         )
     )
-    drawn = to_uint8(np.asarray(run(params, pictures.to_float(low), keys)))
+    drawn = to_uint8(np.asarray(run(params, image_codec.to_float(low), keys)))
     side = true.shape[1]
     bicubic = np.stack(
         [
@@ -261,9 +260,9 @@ def _together(args: argparse.Namespace) -> None:
 
 def _square(records: Sequence[dict[str, Any]], size: int) -> np.ndarray:
     """Decoded pictures as uint8 squares."""
-    decoded = (pictures.decode(record["image"]) for record in records)
+    decoded = (image_codec.decode(record["image"]) for record in records)
     return np.stack(
-        [pictures.center_crop(pictures.resize_short(image, size), size) for image in decoded]
+        [image_codec.center_crop(image_codec.resize_short(image, size), size) for image in decoded]
     )
 
 

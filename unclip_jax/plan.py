@@ -24,8 +24,8 @@ from unclip_jax.core.checks import UserError, divisible, one_of, positive, sugge
 from unclip_jax.experiment import loading
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, make_mesh
-from unclip_jax.planning import program, report, search, topology
-from unclip_jax.planning.topology import Target
+from unclip_jax.planning import compile_target, plan_report, program, search
+from unclip_jax.planning.compile_target import CompileTarget
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         made = tried(experiment, target, args)
     for each in made:
-        sys.stdout.write(report.as_text(each) + "\n")
+        sys.stdout.write(plan_report.as_text(each) + "\n")
     write(args.out, made[0] if args.search is None else made)
     sys.stdout.write(f"wrote {args.out}\n")
 
@@ -102,14 +102,14 @@ def read_mesh(text: str) -> MeshConfig:
     return MeshConfig(**sizes)
 
 
-def find(name: str, *, slices: int = 1) -> Target:
+def find(name: str, *, slices: int = 1) -> CompileTarget:
     """The slice called `name`, or the device at hand if none is given or libtpu is missing."""
     if not name:
-        return topology.at_hand()
-    topology.parse(name)
-    if topology.can_compile_for_tpu():
-        return topology.tpu(name, slices=slices)
-    target = topology.at_hand()
+        return compile_target.at_hand()
+    compile_target.parse(name)
+    if compile_target.can_compile_for_tpu():
+        return compile_target.tpu(name, slices=slices)
+    target = compile_target.at_hand()
     sys.stderr.write(
         f"libtpu is not installed (pip install 'unclip_jax[tpu]'), so {name} cannot be compiled "
         f"for; planning for the device at hand, {target.name}, instead\n"
@@ -117,7 +117,7 @@ def find(name: str, *, slices: int = 1) -> Target:
     return target
 
 
-def one(experiment: Experiment, target: Target, args: argparse.Namespace) -> dict[str, Any]:
+def one(experiment: Experiment, target: CompileTarget, args: argparse.Namespace) -> dict[str, Any]:
     """The plan of one program.
 
     Raises:
@@ -132,12 +132,14 @@ def one(experiment: Experiment, target: Target, args: argparse.Namespace) -> dic
         batch = args.batch or 8 * batch_shards(mesh)
         divisible("--batch", positive("--batch", batch), batch_shards(mesh), "the mesh splits it.")
         made = program.sample(experiment, mesh=mesh, batch_size=batch)
-    found = report.make(made, target, effort=args.effort)
+    found = plan_report.make(made, target, effort=args.effort)
     named = {"experiment": experiment.name, "size": experiment.size, "rules": experiment.rules}
     return {**named, "accumulate": experiment.train.accumulate, **found}
 
 
-def tried(experiment: Experiment, target: Target, args: argparse.Namespace) -> list[dict[str, Any]]:
+def tried(
+    experiment: Experiment, target: CompileTarget, args: argparse.Namespace
+) -> list[dict[str, Any]]:
     """The plans of the most promising candidates, the best first: it fits, and it is fastest."""
     ranked = search.screen(experiment, target)
     log.info("%d candidates may fit; compiling %d", len(ranked), min(args.search, len(ranked)))

@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import manifest, report, text
+from unclip_jax.data import dataset_manifest, import_report, text
 from unclip_jax.data.checking import CheckConfig
-from unclip_jax.data.image import Limits
-from unclip_jax.data.importers import make_plans
-from unclip_jax.data.importing import ImportConfig, Importer, locked
+from unclip_jax.data.image_codec import Limits
+from unclip_jax.data.import_plans import make_plans
+from unclip_jax.data.import_report import Tally
+from unclip_jax.data.importer import ImportConfig, Importer, locked
 from unclip_jax.data.items import Plan
 from unclip_jax.data.prepared import open_split
-from unclip_jax.data.report import Tally
 from unclip_jax.data.text import Tokenizer
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check = CheckConfig(limits, max_side=args.max_side, image_size=args.image_size)
     config = ImportConfig(check, args.shards, args.max_bad, args.workers)
     if not args.inputs:
-        manifest.read(args.out)  # before the folder is made for its lock
+        dataset_manifest.read(args.out)  # before the folder is made for its lock
     plans = make_plans(
         args.inputs,
         split=args.split,
@@ -87,14 +87,18 @@ def prepare(
         if tokenizer != "none":
             _keep_tokenizer(out, given, vocab_size=vocab_size)
     if tallies:
-        _say(report.table(tallies))
-    _say(f"data set: {out}; report: {out / report.FILE}")
+        _say(import_report.table(tallies))
+    _say(f"data set: {out}; report: {out / import_report.FILE}")
     return tallies
 
 
 def _make_split(plan: Plan, split: str, *, out: pathlib.Path, config: ImportConfig) -> Tally | None:
     """Make one split; None if it is there already."""
-    before = manifest.read(out) if (out / manifest.FILE).is_file() else manifest.Manifest()
+    before = (
+        dataset_manifest.read(out)
+        if (out / dataset_manifest.FILE).is_file()
+        else dataset_manifest.DatasetManifest()
+    )
     importer = Importer(plan, directory=out, split=split, config=config)
     for known in before.splits:
         if known.name == split and _is_there(known, importer.fingerprint, out):
@@ -104,13 +108,13 @@ def _make_split(plan: Plan, split: str, *, out: pathlib.Path, config: ImportConf
             made = importer.run(bar.update)
         finally:
             with contextlib.suppress(OSError):  # a full disk has been complained about
-                report.write(out, {split: importer.tally})
-    manifest.write(out, before.with_split(made))
+                import_report.write(out, {split: importer.tally})
+    dataset_manifest.write(out, before.with_split(made))
     importer.forget()
     return importer.tally
 
 
-def _is_there(known: manifest.Split, fingerprint: str, out: pathlib.Path) -> bool:
+def _is_there(known: dataset_manifest.Split, fingerprint: str, out: pathlib.Path) -> bool:
     """Whether the split was made alike and is whole; if not whole, it is made again.
 
     Raises:
@@ -134,7 +138,7 @@ def _keep_tokenizer(out: pathlib.Path, given: Tokenizer | None, *, vocab_size: i
     Raises:
         UserError: another one is there.
     """
-    before, folder = manifest.read(out), out / manifest.TOKENIZER
+    before, folder = dataset_manifest.read(out), out / dataset_manifest.TOKENIZER
     if before.tokenizer and (folder / "tokenizer.json").is_file():
         if given is not None and given.hash != before.tokenizer:
             raise UserError(
@@ -144,11 +148,13 @@ def _keep_tokenizer(out: pathlib.Path, given: Tokenizer | None, *, vocab_size: i
         return
     tokenizer = given or _learn(out, before, vocab_size=vocab_size)
     tokenizer.save(folder)
-    manifest.write(out, before.with_tokenizer(tokenizer.hash))
+    dataset_manifest.write(out, before.with_tokenizer(tokenizer.hash))
     _say(f"tokenizer: {tokenizer.vocab_size} entries, hash {tokenizer.hash[:12]}")
 
 
-def _learn(out: pathlib.Path, content: manifest.Manifest, *, vocab_size: int) -> Tokenizer:
+def _learn(
+    out: pathlib.Path, content: dataset_manifest.DatasetManifest, *, vocab_size: int
+) -> Tokenizer:
     """A tokenizer of the captions of split "train", or of the first one."""
     names = [split.name for split in content.splits]
     source = open_split(out, split="train" if "train" in names else names[0])

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import plans
 from unclip_jax.core.checks import UserError
-from unclip_jax.planning import topology
+from unclip_jax.planning import compile_target
 
 GIB = 2**30
 
@@ -41,7 +41,7 @@ def test_every_stage_meets_every_chip_on_slices_of_64_to_256():
     rows = plans.rows()
     assert {row.experiment for row in rows} == set(plans.EXPERIMENTS)
     for name in plans.EXPERIMENTS:
-        parsed = [topology.parse(row.topology) for row in rows if row.experiment == name]
+        parsed = [compile_target.parse(row.topology) for row in rows if row.experiment == name]
         assert {generation for generation, _ in parsed} == {"v4", "v5e", "v5p", "v6e"}
         assert all(64 <= math.prod(sizes) <= 256 for _, sizes in parsed)
     assert len({row.name for row in rows}) == len(rows) == 20
@@ -80,7 +80,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         return made(row)
 
     monkeypatch.setattr(plans, "plan", plan)
-    monkeypatch.setattr(topology, "can_compile_for_tpu", lambda: True)
+    monkeypatch.setattr(compile_target, "can_compile_for_tpu", lambda: True)
     out = tmp_path / "plan.md"
     with pytest.raises(UserError, match="stopped"):
         plans.main([f"--out={out}", "--only=prior"])
@@ -105,7 +105,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_said_first(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(topology, "can_compile_for_tpu", lambda: False)
+    monkeypatch.setattr(compile_target, "can_compile_for_tpu", lambda: False)
     with pytest.raises(UserError, match=message):
         plans.main([f"--out={tmp_path}/plan.md", *arguments])
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.convert import abstract, clip, layout, openai_clip, source
+from unclip_jax.convert import abstract, clip_tensors, openai_clip, tensor_source, tensor_table
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip import Clip
@@ -19,10 +19,10 @@ STD = jnp.array([0.26862954, 0.26130258, 0.27577711])[None, None, None]
 
 def load(folder, **changes):
     """Config and parameters of a folder in transformers' layout."""
-    settings = {**source.read_json(folder / "config.json"), **changes}
-    cfg = clip.config(settings, where="config.json")
-    tensors = clip.tidy(source.open_source(folder), cfg)
-    return cfg, layout.fill(tensors, clip.entries(cfg), abstract.clip(cfg))
+    settings = {**tensor_source.read_json(folder / "config.json"), **changes}
+    cfg = clip_tensors.config(settings, where="config.json")
+    tensors = clip_tensors.tidy(tensor_source.open_tensors(folder), cfg)
+    return cfg, tensor_table.fill(tensors, clip_tensors.entries(cfg), abstract.clip(cfg))
 
 
 def same(a, b):
@@ -94,11 +94,11 @@ def test_a_complete_file_read_for_one_tower(recordings):
 
 
 def test_openais_layout_gives_the_same_tree_rounded_to_half(recordings):
-    openai = source.open_source(recordings.model("clip_qg_openai"))
+    openai = tensor_source.open_tensors(recordings.model("clip_qg_openai"))
     assert openai_clip.is_openai(openai)
     tensors = openai_clip.as_transformers(openai)
     cfg, params = load(recordings.model("clip_qg"))
-    got = layout.fill(tensors, clip.entries(cfg), abstract.clip(cfg))
+    got = tensor_table.fill(tensors, clip_tensors.entries(cfg), abstract.clip(cfg))
     for path, leaf in trees.flatten_paths(got).items():
         wanted = np.asarray(trees.flatten_paths(params)[path])
         np.testing.assert_allclose(leaf, wanted, atol=1e-7, rtol=2.0**-11, err_msg=path)
@@ -118,7 +118,7 @@ def openai_shapes(width, text_width, *, image, patch, embed_dim, depth=1):
     for stack, w in (("visual.transformer", width), ("transformer", text_width)):
         for i in range(depth):
             shapes[f"{stack}.resblocks.{i}.mlp.c_fc.weight"] = (4 * w, w)
-    return source.Source("x.pt", shapes, lambda name: np.zeros(shapes[name]))
+    return tensor_source.TensorSource("x.pt", shapes, lambda name: np.zeros(shapes[name]))
 
 
 # widths, heads and projection of the released models (arXiv 2103.00020, table 20)
@@ -171,29 +171,32 @@ def test_full_sizes_have_the_known_number_of_parameters(text, vision, projection
         "text_config": dict(zip(names, text, strict=True)),
         "vision_config": {**dict(zip(names, vision, strict=True)), "patch_size": 14},
     }
-    cfg = clip.config(settings, where="config.json")
+    cfg = clip_tensors.config(settings, where="config.json")
     tree = abstract.clip(cfg)
     assert round(trees.count(tree) / 1e6, 1) == millions
-    layout.expected(clip.entries(cfg), tree)  # the table covers it
+    tensor_table.expected(clip_tensors.entries(cfg), tree)  # the table covers it
 
 
 def test_tensors_go_back_as_they_came(recordings):
     folder = recordings.model("clip_gelu")
     cfg, params = load(folder)
-    original = source.open_source(folder)
-    written = dict(layout.tensors(params, clip.entries(cfg)))
+    original = tensor_source.open_tensors(folder)
+    written = dict(tensor_table.tensors(params, clip_tensors.entries(cfg)))
     assert {name: array.shape for name, array in written.items()} == original.shapes
     for name, array in written.items():
         np.testing.assert_array_equal(array, original.read(name), name)
-    again = clip.config(clip.settings(cfg, eos=649, bos=648), where="")
+    again = clip_tensors.config(clip_tensors.settings(cfg, eos=649, bos=648), where="")
     assert again == cfg
 
 
 def test_bfloat16_is_rounded_to_nearest(recordings):
     folder = recordings.model("clip_qg")
     cfg, params = load(folder)
-    half = layout.fill(
-        source.open_source(folder), clip.entries(cfg), abstract.clip(cfg), dtype="bfloat16"
+    half = tensor_table.fill(
+        tensor_source.open_tensors(folder),
+        clip_tensors.entries(cfg),
+        abstract.clip(cfg),
+        dtype="bfloat16",
     )
     same(half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
 
@@ -202,7 +205,7 @@ def test_towers_of_different_clips_do_not_make_one(recordings):
     cfg, _ = load(recordings.model("clip_qg_textonly"))
     other = dataclasses.replace(load(recordings.model("clip_gelu"))[0], embed_dim=12)
     with pytest.raises(UserError, match="embed_dim 32, the image encoder 12"):
-        clip.merged(cfg, other)
+        clip_tensors.merged(cfg, other)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_towers_of_different_clips_do_not_make_one(recordings):
 )
 def test_other_architectures_are_refused_by_name(changes, message):
     with pytest.raises(UserError, match=message):
-        clip.config({"model_type": "clip", **changes}, where="here")
+        clip_tensors.config({"model_type": "clip", **changes}, where="here")
 
 
 def test_resnets_are_refused():

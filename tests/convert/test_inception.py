@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import inception, layout
+from unclip_jax.convert import inception, tensor_table
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.inception import InceptionConfig
@@ -13,7 +13,7 @@ TINY = InceptionConfig(divide=16)
 @pytest.fixture(scope="module")
 def tensors():
     """A state dict of the narrow network."""
-    wanted = layout.expected(inception.entries(), inception.abstract(TINY))
+    wanted = tensor_table.expected(inception.entries(), inception.abstract(TINY))
     rng = np.random.default_rng(0)
     return {name: rng.random(shape, np.float32) for name, shape in wanted.items()}
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from tests.convert import walks
-from unclip_jax.convert import assembly, karlo, original, source
-from unclip_jax.convert import prior as convert_prior
+from unclip_jax.convert import assembly, karlo, original, prior_tensors, tensor_source
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import Decoder
@@ -63,10 +62,10 @@ def prior_forward(loaded, case, **changes):
 def kandinsky(folder):
     """Kandinsky's prior, whose files come without the pipeline around them."""
     folder, where = folder / "prior", "config.json"
-    cfg = convert_prior.config(source.read_json(folder / where), vocab_size=650, where=where)
-    tensors = source.open_source(folder)
-    statistics = tuple(tensors.read(name) for name in convert_prior.STATISTICS)
-    rest = tensors.without(convert_prior.STATISTICS)
+    cfg = prior_tensors.config(tensor_source.read_json(folder / where), vocab_size=650, where=where)
+    tensors = tensor_source.open_tensors(folder)
+    statistics = tuple(tensors.read(name) for name in prior_tensors.STATISTICS)
+    rest = tensors.without(prior_tensors.STATISTICS)
     scheduler = {"prediction_type": "sample", "clip_sample_range": 5.0}
     return Loaded(assembly.prior_part(cfg, rest, statistics=statistics, scheduler=scheduler))
 
@@ -226,7 +225,7 @@ def test_a_listed_component_that_is_not_there_is_named(recordings):
 
 def test_statistics_must_fit(recordings):
     part = stages(recordings.model("karlo_tiny"))["prior"]
-    nothing = source.in_memory("here", {})
+    nothing = tensor_source.in_memory("here", {})
     with pytest.raises(UserError, match=r"statistics have shapes \(3,\) and \(3,\)"):
         assembly.prior_part(
             part.cfg.model, nothing, statistics=(np.ones(3), np.ones(3)), scheduler={}

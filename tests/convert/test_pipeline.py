@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.convert import walks
 from unclip_jax import sample
 from unclip_jax.convert import __main__ as command
-from unclip_jax.convert import diffusers, importing, source
+from unclip_jax.convert import diffusers, importing, tensor_source
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
@@ -131,7 +131,7 @@ def test_import_export_import_is_exact(both, run, tmp_path):
     diffusers.write(run, out)
     for name in COMPONENTS:
         folder = next(f / name for f in both if (f / name).is_dir())
-        theirs, ours = source.open_source(folder), source.open_source(out / name)
+        theirs, ours = tensor_source.open_tensors(folder), tensor_source.open_tensors(out / name)
         assert ours.shapes == theirs.shapes, name
         for tensor in theirs.shapes:
             np.testing.assert_array_equal(ours.read(tensor), theirs.read(tensor), tensor)
@@ -167,7 +167,7 @@ def test_a_written_pipeline_says_what_it_is(both, run, tmp_path):
 def test_plain_safetensors_hold_every_leaf(run, tmp_path):
     out = tmp_path / "plain"
     command.main([str(run), f"--out={out}", "--to=safetensors", "--dtype=bfloat16"])
-    tensors = source.open_source(out / "prior.safetensors")
+    tensors = tensor_source.open_tensors(out / "prior.safetensors")
     path = run / "prior" / "export"
     tree = handoff.read_params(path, abstract=handoff.stored_shapes(path))
     leaves = trees.flatten_paths(tree)
@@ -309,7 +309,7 @@ def test_a_clip_alone_goes_there_and_back(recordings, tiny, tmp_path):
         command.main(argv)
     command.main([*argv, f"--tokenizer={tiny / 'tokenizer'}"])
     command.main([str(tmp_path / "run"), f"--out={tmp_path / 'back'}", "--to=diffusers"])
-    theirs, ours = source.open_source(folder), source.open_source(tmp_path / "back")
+    theirs, ours = tensor_source.open_tensors(folder), tensor_source.open_tensors(tmp_path / "back")
     assert ours.shapes == theirs.shapes
     for name in theirs.shapes:
         np.testing.assert_array_equal(ours.read(name), theirs.read(name), name)

@@ -9,7 +9,7 @@ import pytest
 from tests import cascades
 from tests.convert.test_clip import same
 from tests.stages import tiny
-from unclip_jax.convert import diffusers, importing, needs
+from unclip_jax.convert import diffusers, importing, requirements
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment.loading import read
 from unclip_jax.handoff import export, load
@@ -76,8 +76,8 @@ def test_it_goes_there_and_back(run, tmp_path):
 def test_every_size_but_karlo_says_what_is_in_the_way(name):
     shapes = read(f"{tiny.ROOT}/experiments/{name}.py:shapes").build_stage().describe["config"]
     with pytest.raises(UserError, match=f"the {name} has .*launch/cascade karlo"):
-        needs.check({name: shapes})
-    needs.check({name: experiment(name).build_stage().describe["config"]})
+        requirements.check({name: shapes})
+    requirements.check({name: experiment(name).build_stage().describe["config"]})
 
 
 def test_all_stages_that_are_in_the_way_are_named_at_once():
@@ -86,7 +86,7 @@ def test_all_stages_that_are_in_the_way_are_named_at_once():
         for name in cascades.NAMES
     }
     with pytest.raises(UserError) as caught:
-        needs.check(shapes)
+        requirements.check(shapes)
     assert all(f"the {name} has " in str(caught.value) for name in cascades.NAMES)
 
 
@@ -102,11 +102,11 @@ def test_all_stages_that_are_in_the_way_are_named_at_once():
 def test_each_option_in_the_way_is_named(name, change, message):
     config = experiment(name).build_stage().describe["config"]
     with pytest.raises(UserError, match=message):
-        needs.check({name: {**config, **change}})
+        requirements.check({name: {**config, **change}})
 
 
 def test_features_of_another_width_than_embeddings_are_in_the_way():
     config = experiment("decoder").build_stage().describe["config"]
     config["model"]["clip_text_width"] = 48
     with pytest.raises(UserError, match=r"model.clip_text_width 48 \(not 96\)"):
-        needs.check({"decoder": config})
+        requirements.check({"decoder": config})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip_jax.data import manifest, prepared, records
+from unclip_jax.data import dataset_manifest, prepared, records
 
 
 class Samples:
@@ -51,10 +51,10 @@ class Samples:
             name = records.shard_name(split, index, len(counts))
             numbers = range(first, first + count)
             done = records.write_shard(directory / name, (cls.record(i) for i in numbers))
-            shards.append(manifest.Shard(name, done.written, done.sha256))
+            shards.append(dataset_manifest.Shard(name, done.written, done.sha256))
             first += count
-        made = manifest.make_split(split, tuple(shards), plan="test", sources=("test",))
-        manifest.write(directory, manifest.Manifest().with_split(made))
+        made = dataset_manifest.make_split(split, tuple(shards), plan="test", sources=("test",))
+        dataset_manifest.write(directory, dataset_manifest.DatasetManifest().with_split(made))
 
     @staticmethod
     def write_tar(path: pathlib.Path, members: list[tuple[str, bytes]], mode: str = "w") -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unclip_jax.data import image as images
+from unclip_jax.data import image_codec
 from unclip_jax.data.checking import CheckConfig, check
-from unclip_jax.data.image import Limits
+from unclip_jax.data.image_codec import Limits
 from unclip_jax.data.items import Raw, Skip
 
 RNG = np.random.default_rng(0)
@@ -79,9 +79,9 @@ def test_great_pictures_are_stored_smaller():
         record = check("k", Raw(saved(kind), b"c"), config)
         with Image.open(io.BytesIO(record["image"])) as picture:
             assert (picture.format, picture.size) == (stored, (30, 20))
-    want = images.resize_short(NOISE, 20)
+    want = image_codec.resize_short(NOISE, 20)
     lossless = check("k", Raw(saved("PNG"), b"c"), config)["image"]
-    np.testing.assert_array_equal(images.decode(lossless), want)
+    np.testing.assert_array_equal(image_codec.decode(lossless), want)
 
 
 def test_smaller_pictures_are_left_alone():
@@ -91,5 +91,5 @@ def test_smaller_pictures_are_left_alone():
 
 def test_pictures_stored_as_squares():
     record = check("k", Raw(saved("PNG"), b"c"), CheckConfig(image_size=16))
-    want = images.center_crop(images.resize_short(NOISE, 16), 16)
-    np.testing.assert_array_equal(images.decode(record["image"]), want)
+    want = image_codec.center_crop(image_codec.resize_short(NOISE, 16), 16)
+    np.testing.assert_array_equal(image_codec.decode(record["image"]), want)

@@ -6,8 +6,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.data import image as images
-from unclip_jax.data import text
+from unclip_jax.data import image_codec, text
 from unclip_jax.data.degrade import DegradeConfig, area_downsample
 from unclip_jax.data.examples import (
     ExampleConfig,
@@ -43,7 +42,13 @@ class Counted:
 
 def one(pixels: np.ndarray = NOISE, **fields) -> list[Record]:
     return [
-        {"image": images.encode_png(pixels), "caption": "a b", "key": "k", "scene": "{}", **fields}
+        {
+            "image": image_codec.encode_png(pixels),
+            "caption": "a b",
+            "key": "k",
+            "scene": "{}",
+            **fields,
+        }
     ]
 
 
@@ -55,23 +60,25 @@ def random_part(config: ExampleConfig, seed: int = 0) -> dict:
 def test_centre_crop_of_the_resized_picture():
     config = ExampleConfig(fields=("image",), image_size=20)
     got = random_part(config)["image"]
-    np.testing.assert_array_equal(got, images.center_crop(images.resize_short(NOISE, 20), 20))
+    np.testing.assert_array_equal(
+        got, image_codec.center_crop(image_codec.resize_short(NOISE, 20), 20)
+    )
 
 
 def test_random_crop_moves_along_the_long_side_only():
     config = ExampleConfig(fields=("image",), image_size=40, crop="random")
     windows = {random_part(config, seed)["image"].tobytes() for seed in range(400)}
-    assert windows == {images.crop(NOISE, 40, top=0, left=x).tobytes() for x in range(25)}
+    assert windows == {image_codec.crop(NOISE, 40, top=0, left=x).tobytes() for x in range(25)}
 
 
 def test_half_of_the_pictures_are_mirrored():
     config = ExampleConfig(fields=("image",), image_size=40, flip=True)
-    plain = images.center_crop(NOISE, 40)
+    plain = image_codec.center_crop(NOISE, 40)
     mirrored = 0
     for seed in range(400):
         got = random_part(config, seed)["image"]
-        mirrored += int(np.array_equal(got, images.flip(plain)))
-        assert np.array_equal(got, plain) or np.array_equal(got, images.flip(plain))
+        mirrored += int(np.array_equal(got, image_codec.flip(plain)))
+        assert np.array_equal(got, plain) or np.array_equal(got, image_codec.flip(plain))
     assert abs(mirrored - 200) < 4 * 10
 
 
@@ -84,7 +91,7 @@ def test_low_res_belongs_to_the_patch():
     for seed in range(20):
         example = random_part(config, seed)
         assert example["image"].shape == (16, 16, 3)
-        want = area_downsample(images.to_float(example["image"]), 4)
+        want = area_downsample(image_codec.to_float(example["image"]), 4)
         np.testing.assert_array_equal(example["low_res"], want)
         seen.add(example["image"].tobytes())
     assert len(seen) > 15

@@ -11,7 +11,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.examples import ExampleConfig
-from unclip_jax.data.image import encode_png
+from unclip_jax.data.image_codec import encode_png
 from unclip_jax.data.loader import Loader, LoaderConfig, make_loader
 
 PLAIN = ExampleConfig(fields=("image", "key"), image_size=16)

@@ -12,7 +12,7 @@ import pytest
 
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import manifest, text
+from unclip_jax.data import dataset_manifest, text
 from unclip_jax.data.prepared import open_split
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_tars_become_splits_with_tokenizer_and_report(
 ):
     out = tars / "out"
     run(*inputs(tars), f"--out={out}", "--shards=2")
-    content = manifest.read(out)
+    content = dataset_manifest.read(out)
     assert [(split.name, split.count) for split in content.splits] == [
         ("train", 12),
         ("validation", 3),
@@ -76,9 +76,9 @@ def test_running_again_changes_nothing(tars: pathlib.Path, capsys: pytest.Captur
 def test_splits_can_be_added_later_and_share_the_tokenizer(tars: pathlib.Path):
     out = tars / "out"
     run(inputs(tars)[0], f"--out={out}")
-    before = manifest.read(out).tokenizer
+    before = dataset_manifest.read(out).tokenizer
     run(f"{tars}/val-0.tar", "--split=validation", f"--out={out}")
-    content = manifest.read(out)
+    content = dataset_manifest.read(out)
     assert [split.name for split in content.splits] == ["train", "validation"]
     assert content.tokenizer == before
     assert json.loads((out / "report.json").read_text()).keys() == {"train", "validation"}
@@ -87,10 +87,10 @@ def test_splits_can_be_added_later_and_share_the_tokenizer(tars: pathlib.Path):
 def test_a_lost_shard_is_made_again_alike(tars: pathlib.Path):
     out = tars / "out"
     run(*inputs(tars), f"--out={out}", "--shards=2")
-    before = manifest.read(out)
+    before = dataset_manifest.read(out)
     (out / "train-00001-of-00002.array_record").write_bytes(b"")
     run(*inputs(tars), f"--out={out}", "--shards=2")
-    assert manifest.read(out).split("train") == before.split("train")
+    assert dataset_manifest.read(out).split("train") == before.split("train")
     assert len(open_split(out, split="train")) == 12
 
 
@@ -152,7 +152,7 @@ def test_clips_own_tokenizer(shared: pathlib.Path, tars: pathlib.Path):
 
 def test_no_tokenizer(tars: pathlib.Path):
     run(inputs(tars)[1], f"--out={tars}/out", "--tokenizer=none")
-    assert manifest.read(tars / "out").tokenizer == ""
+    assert dataset_manifest.read(tars / "out").tokenizer == ""
     assert not (tars / "out" / "tokenizer").exists()
 
 
@@ -160,7 +160,7 @@ def test_a_tokenizer_is_added_without_naming_the_inputs_again(tars: pathlib.Path
     out = tars / "out"
     run(inputs(tars)[1], f"--out={out}", "--tokenizer=none")
     run(f"--out={out}")
-    content = manifest.read(out)
+    content = dataset_manifest.read(out)
     assert [split.count for split in content.splits] == [3]
     assert text.load(out / "tokenizer").hash == content.tokenizer
     with pytest.raises(UserError, match="no data set at .*nowhere"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from unclip_jax.data.shapes import source
+from unclip_jax.data.shapes import generator
 from unclip_jax.data.shapes.builder import Shapes, ShapesConfig
 from unclip_jax.shapes import render, scene
 
@@ -30,7 +30,7 @@ def builder(data_dir):
 def test_round_trip(builder, split):
     read = builder.as_data_source(split)
     assert len(read) == SIZES[split]
-    made = source.scenes(split, seed=5, start=0, count=SIZES[split], image_size=32)
+    made = generator.scenes(split, seed=5, start=0, count=SIZES[split], image_size=32)
     for index, record in enumerate(made):
         example = read[index]
         assert example["caption"].decode() == record["caption"]
@@ -43,7 +43,7 @@ def test_round_trip(builder, split):
 def test_png_bytes_are_kept_as_they_are(builder):
     skip = {"image": tfds.decode.SkipDecoding()}
     read = builder.as_data_source("train", decoders=skip)
-    (record,) = source.scenes("train", seed=5, start=13, count=1, image_size=32)
+    (record,) = generator.scenes("train", seed=5, start=13, count=1, image_size=32)
     assert read[13]["image"] == record["image"]
     assert "tensorflow" not in sys.modules
 

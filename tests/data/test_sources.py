@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import manifest, prepared, sources
+from unclip_jax.data import dataset_manifest, prepared, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.prepared import ShardSource
@@ -135,7 +135,7 @@ def test_data_sets_and_folders_of_images(folder: pathlib.Path, tmp_path: pathlib
 def test_splits_and_tokenizer_of_a_prepared_data_set(folder: pathlib.Path):
     dataset = sources.open_dataset(folder)
     assert (dataset.splits, dataset.tokenizer_dir, dataset.tokenizer_hash) == (("train",), None, "")
-    manifest.write(folder, manifest.read(folder).with_tokenizer("abc"))
+    dataset_manifest.write(folder, dataset_manifest.read(folder).with_tokenizer("abc"))
     assert sources.open_dataset(folder).tokenizer_dir is None  # the folder is gone
     (folder / "tokenizer").mkdir()
     dataset = sources.open_dataset(folder)

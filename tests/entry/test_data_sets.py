@@ -17,7 +17,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
 from unclip_jax.data.dataset import Dataset
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.data.shapes import source as shapes
+from unclip_jax.data.shapes import generator
 from unclip_jax.data.shapes.builder import Shapes, ShapesConfig
 from unclip_jax.evaluation import image_sets
 from unclip_jax.experiment import input_pipeline
@@ -48,7 +48,7 @@ def prepared_set(run_dir):
 
 
 def records(split):
-    return list(shapes.scenes(split, seed=0, start=0, count=COUNTS[split]))
+    return list(generator.scenes(split, seed=0, start=0, count=COUNTS[split]))
 
 
 def rendered(location, keys):

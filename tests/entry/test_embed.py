@@ -9,8 +9,7 @@ import pytest
 from tests import cascades
 from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image as pictures
-from unclip_jax.data import sources, text
+from unclip_jax.data import image_codec, sources, text
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.inference import load
 from unclip_jax.models.clip import Clip
@@ -39,13 +38,13 @@ def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
     picks = [0, 15, 16, 39]  # first, the seam of two batches, the last
     records = [source[i] for i in picks]
     images = np.stack(
-        [pictures.resize_short(pictures.decode(record["image"]), size) for record in records]
+        [image_codec.resize_short(image_codec.decode(record["image"]), size) for record in records]
     )
     captions = [record["caption"] for record in records]
     tokens, mask = text.load(place / "tokenizer").encode(captions, length=cfg.model.context)
     out = Clip(cfg.model).apply(
         {"params": params},
-        jnp.asarray(pictures.to_float(images)),
+        jnp.asarray(image_codec.to_float(images)),
         jnp.asarray(tokens),
         jnp.asarray(mask),
     )

@@ -11,7 +11,7 @@ import pytest
 
 from unclip_jax import plan
 from unclip_jax.core.checks import UserError
-from unclip_jax.planning import program, topology
+from unclip_jax.planning import compile_target, program
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("--config.model.model.depth=1", "--config.train.batch_size=32")
@@ -48,7 +48,7 @@ def test_flops_as_compiled_are_an_even_share_of_those_as_written(made):
 
 
 def test_without_libtpu_the_device_at_hand_is_planned_for(monkeypatch, capsys):
-    monkeypatch.setattr(topology, "can_compile_for_tpu", lambda: False)
+    monkeypatch.setattr(compile_target, "can_compile_for_tpu", lambda: False)
     target = plan.find("v5p:4x4x8")
     assert target.real and len(target.devices) == 8
     printed = capsys.readouterr().err

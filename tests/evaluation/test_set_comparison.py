@@ -9,7 +9,7 @@ import pytest
 from tests.convert.test_inception import TINY
 from unclip_jax import evaluate
 from unclip_jax.convert import inception as weights
-from unclip_jax.convert.layout import nested
+from unclip_jax.convert.tensor_table import nested
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import feature_extraction, image_sets

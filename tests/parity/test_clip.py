@@ -10,7 +10,14 @@ import pytest
 
 from tests.convert.test_clip import MEAN, STD, load, run, same
 from tests.parity.originals import stirred, torch, transformers
-from unclip_jax.convert import abstract, clip, layout, openai_clip, single, source
+from unclip_jax.convert import (
+    abstract,
+    clip_tensors,
+    openai_clip,
+    standalone_clip,
+    tensor_source,
+    tensor_table,
+)
 from unclip_jax.models.clip import Clip
 
 save_file = pytest.importorskip("safetensors.torch").save_file
@@ -139,12 +146,12 @@ def test_openais_files_give_the_same_tree(name, tmp_path):
         assert zipfile.is_zipfile(tmp_path / "clip.pt")
     else:
         torch.save(state, tmp_path / "clip.pt")
-    tensors = source.open_source(tmp_path / "clip.pt")
+    tensors = tensor_source.open_tensors(tmp_path / "clip.pt")
     cfg = openai_clip.config(tensors)
     wanted, params = load(tmp_path / "theirs")
     assert openai_clip.is_openai(tensors) and cfg == wanted
     views = openai_clip.as_transformers(tensors)
-    same(layout.fill(views, clip.entries(cfg), abstract.clip(cfg)), params)
+    same(tensor_table.fill(views, clip_tensors.entries(cfg), abstract.clip(cfg)), params)
     assert jax.tree.leaves(params)
 
 
@@ -169,7 +176,7 @@ def test_open_clips_folder_gives_the_same_tree_with_its_heads_and_activation(tmp
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
     state = {name: tensor.contiguous() for name, tensor in as_openai(theirs).items()}
     save_file(state, folder / "open_clip_model.safetensors")
-    (part,) = single.clip_from(folder)
+    (part,) = standalone_clip.clip_from(folder)
     wanted, params = load(tmp_path / "theirs")
     assert part.config["model"] == wanted and wanted.activation == "gelu"
     same(part.params(), params)

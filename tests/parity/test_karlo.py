@@ -17,7 +17,7 @@ from tests.parity import drawing, originals
 from tests.parity.drawing import random, relative, theirs
 from tests.parity.originals import CAPTIONS, torch
 from unclip_jax.convert import diffusers as ours
-from unclip_jax.convert import importing, karlo, unet
+from unclip_jax.convert import importing, karlo, unet_tensors
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.models.clip import Clip
@@ -88,7 +88,7 @@ def test_every_block_of_a_unet(both, stage):
     context = random(2, 9, cfg.context_width) if stage == "decoder" else None
     steps = plan(cfg)
     for step in (*steps.down, *steps.middle, *steps.up):
-        residual, attention = unet.names(step.name, len(cfg.multiples))
+        residual, attention = unet_tensors.names(step.name, len(cfg.multiples))
         residual = network.get_submodule(residual)
         x = random(2, 8, 8, residual.in_channels)
         given = (jnp.asarray(x), jax.nn.silu(emb), context, None, True)

@@ -9,7 +9,7 @@ from tests.convert.test_clip import same
 from tests.parity import originals
 from tests.parity.originals import torch
 from tests.parity.test_clip import archive, as_openai
-from unclip_jax.convert import importing, original, unet
+from unclip_jax.convert import importing, original, unet_tensors
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
 
@@ -121,7 +121,7 @@ def both(tmp_path_factory):
     sizes = {**originals.SIZES["tiny"], "z": 64, "text_heads": 1}
     pipe = originals.pipeline(sizes, root)
     pipe.save_pretrained(root / "theirs")
-    networks = {n: unet.config(dict(getattr(pipe, n).config), where=n) for n in NETWORKS}
+    networks = {n: unet_tensors.config(dict(getattr(pipe, n).config), where=n) for n in NETWORKS}
     folder = root / "original"
     folder.mkdir()
     (folder / "hparams.json").write_text(json.dumps(HPARAMS))

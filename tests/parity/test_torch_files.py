@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from unclip_jax.convert import source
+from unclip_jax.convert import tensor_source
 from unclip_jax.core.checks import UserError
 
 torch = pytest.importorskip("torch")
@@ -16,7 +16,7 @@ def test_state_dicts_of_every_precision(tmp_path):
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5]).bfloat16()}
     for name, value in (("bare.bin", state), ("nested.ckpt", {"state_dict": state, "epoch": 3})):
         torch.save(value, tmp_path / name)
-        tensors = source.open_source(tmp_path / name)
+        tensors = tensor_source.open_tensors(tmp_path / name)
         assert tensors.shapes == {"a": (2, 3), "b": (1,)}
         np.testing.assert_array_equal(tensors.read("a"), np.arange(6.0).reshape(2, 3))
         assert tensors.read("b").dtype == ml_dtypes.bfloat16
@@ -36,7 +36,7 @@ def test_a_payload_is_refused_and_not_run(tmp_path):
     harm = tmp_path / "executed"
     torch.save({"a": Payload(harm)}, tmp_path / "m.pt")
     with pytest.raises(UserError, match="its pickle holds more than tensors"):
-        source.open_source(tmp_path / "m.pt")
+        tensor_source.open_tensors(tmp_path / "m.pt")
     assert not harm.exists()
     torch.load(tmp_path / "m.pt", weights_only=False)
     assert harm.exists(), "a payload that does nothing would prove nothing"
@@ -52,7 +52,9 @@ def test_tensors_stay_on_disk_until_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", watched)
     for new in (True, False):  # the older format cannot be mapped
         torch.save({"a": torch.ones(3)}, tmp_path / "m.pt", _use_new_zipfile_serialization=new)
-        np.testing.assert_array_equal(source.open_source(tmp_path / "m.pt").read("a"), np.ones(3))
+        np.testing.assert_array_equal(
+            tensor_source.open_tensors(tmp_path / "m.pt").read("a"), np.ones(3)
+        )
     assert asked == [True, False]
 
 
@@ -61,10 +63,10 @@ def test_damaged_files_and_other_contents(tmp_path):
     whole = (tmp_path / "m.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is damaged or incomplete|was refused"):
-        source.open_source(tmp_path / "half.pt")
+        tensor_source.open_tensors(tmp_path / "half.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds a list; expected tensors by name"):
-        source.open_source(tmp_path / "list.pt")
+        tensor_source.open_tensors(tmp_path / "list.pt")
     torch.save({"a": torch.ones(1), "lr": 0.1}, tmp_path / "mixed.pt")
     with pytest.raises(UserError, match="entries that are not tensors: lr"):
-        source.open_source(tmp_path / "mixed.pt")
+        tensor_source.open_tensors(tmp_path / "mixed.pt")

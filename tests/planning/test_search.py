@@ -9,9 +9,9 @@ from tests.stages import tiny
 from unclip_jax.core.checks import UserError
 from unclip_jax.planning import search
 from unclip_jax.planning.chips import CHIPS
-from unclip_jax.planning.topology import Target
+from unclip_jax.planning.compile_target import CompileTarget
 
-TARGET = Target("8 pretended chips", jax.devices(), CHIPS["v5e"], False)
+TARGET = CompileTarget("8 pretended chips", jax.devices(), CHIPS["v5e"], False)
 
 
 @pytest.mark.parametrize(("rules", "tensors"), [("dp", {1}), ("fsdp", {1}), ("fsdp_tp", {1, 2, 4})])

@@ -5,7 +5,7 @@ trained here back in the layouts of diffusers and transformers. Loading is stric
 that is missing, extra or of another shape is listed, and then nothing is loaded. Torch is touched
 in torch_files.py alone, and safetensors never need it. Names of tensors are here; networks are in
 `models`. importing.py turns any of the layouts into a run directory.
-Start at layout.py, then clip.py and karlo.py; __main__.py is the command.
+Start at tensor_table.py, then clip_tensors.py and karlo.py; __main__.py is the command.
 """
 
 MAY_IMPORT: tuple[str, ...] = ("core", "data", "models", "handoff", "stages")

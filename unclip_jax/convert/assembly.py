@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.convert import abstract, layout, prior, schedulers, unet
-from unclip_jax.convert.layout import Entry, linear, norm
-from unclip_jax.convert.parts import Part
-from unclip_jax.convert.source import Source
+from unclip_jax.convert import abstract, prior_tensors, schedulers, tensor_table, unet_tensors
+from unclip_jax.convert.converted_stage import ConvertedStage
+from unclip_jax.convert.tensor_source import TensorSource
+from unclip_jax.convert.tensor_table import Entry, linear, norm
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
@@ -30,9 +30,9 @@ TEXT_PROJ_SIZES = (
 )
 
 
-def clip_part(cfg: ClipConfig, source: Source, entries: Sequence[Entry]) -> Part:
+def clip_part(cfg: ClipConfig, source: TensorSource, entries: Sequence[Entry]) -> ConvertedStage:
     """CLIP as a stage."""
-    return Part(
+    return ConvertedStage(
         name="clip",
         stage="clip",
         config={"model": cfg},
@@ -45,12 +45,12 @@ def clip_part(cfg: ClipConfig, source: Source, entries: Sequence[Entry]) -> Part
 
 def prior_part(
     cfg: PriorConfig,
-    source: Source,
+    source: TensorSource,
     *,
     statistics: tuple[np.ndarray, np.ndarray],
     scheduler: Mapping[str, Any],
     where: str = "the prior's scheduler",
-) -> Part:
+) -> ConvertedStage:
     """A prior of Karlo's kind as a stage; `statistics` are clip_mean and clip_std."""
     mean, std = (np.asarray(v, np.float32).reshape(-1) for v in statistics)
     if not mean.shape == std.shape == (cfg.embed_dim,) or not np.all(std > 0):
@@ -59,7 +59,7 @@ def prior_part(
             f"{(cfg.embed_dim,)} both, with positive deviations."
         )
     diffusion, sampling = schedulers.config(scheduler, role="prior", where=where)
-    return Part(
+    return ConvertedStage(
         name="prior",
         stage="prior",
         config={
@@ -73,16 +73,18 @@ def prior_part(
         },
         facts={"embed_dim": cfg.embed_dim, "z_scale": 1.0, "embedding": "raw"},
         source=source,
-        entries=prior.entries(cfg),
+        entries=prior_tensors.entries(cfg),
         abstract=abstract.prior(cfg),
     )
 
 
-def decoder_part(cfg: DecoderConfig, source: Source, *, scheduler: Mapping[str, Any]) -> Part:
+def decoder_part(
+    cfg: DecoderConfig, source: TensorSource, *, scheduler: Mapping[str, Any]
+) -> ConvertedStage:
     """A decoder of Karlo's kind as a stage; `source` joins "text_proj" and "decoder"."""
     where = "the decoder's scheduler"
     diffusion, sampling = schedulers.config(scheduler, role="decoder", where=where)
-    return Part(
+    return ConvertedStage(
         name="decoder",
         stage="decoder",
         config={
@@ -103,13 +105,15 @@ def decoder_part(cfg: DecoderConfig, source: Source, *, scheduler: Mapping[str, 
     )
 
 
-def upsampler_part(cfg: UpsamplerConfig, source: Source, *, scheduler: Mapping[str, Any]) -> Part:
+def upsampler_part(
+    cfg: UpsamplerConfig, source: TensorSource, *, scheduler: Mapping[str, Any]
+) -> ConvertedStage:
     """Super-resolution as a stage; `source` joins "super_res_first" and "super_res_last"."""
     where = "the super-resolution's scheduler"
     diffusion, sampling = schedulers.config(scheduler, role="super_res", where=where)
-    size, table = cfg.unet.image_size, unet.entries(cfg.unet)
+    size, table = cfg.unet.image_size, unet_tensors.entries(cfg.unet)
     one = abstract.upsampler(cfg)
-    return Part(
+    return ConvertedStage(
         name="upsampler_256",
         stage="upsampler",
         config={
@@ -125,7 +129,7 @@ def upsampler_part(cfg: UpsamplerConfig, source: Source, *, scheduler: Mapping[s
         entries=[
             entry
             for name in ("first", "last")
-            for entry in layout.under(table, leaf=f"{name}/", name=f"super_res_{name}/")
+            for entry in tensor_table.under(table, leaf=f"{name}/", name=f"super_res_{name}/")
         ],
         abstract={"first": one, "last": one},
     )
@@ -167,6 +171,6 @@ def decoder_entries(cfg: DecoderConfig) -> list[Entry]:
         *linear("text_in", "encoder_hidden_states_proj"),
         *norm("text_norm", "text_encoder_hidden_states_norm"),
     ]
-    return layout.under(projection, name="text_proj/") + layout.under(
-        unet.entries(cfg.unet), name="decoder/"
+    return tensor_table.under(projection, name="text_proj/") + tensor_table.under(
+        unet_tensors.entries(cfg.unet), name="decoder/"
     )

@@ -19,17 +19,17 @@ from safetensors.numpy import save_file
 from unclip_jax.convert import (
     abstract,
     assembly,
-    clip,
+    clip_tensors,
     karlo,
-    layout,
-    needs,
-    prior,
+    prior_tensors,
+    requirements,
     schedulers,
+    tensor_table,
     tokenizer,
-    unet,
+    unet_tensors,
 )
-from unclip_jax.convert.card import model_card, plain_card
-from unclip_jax.convert.layout import Entry
+from unclip_jax.convert.model_card import model_card, plain_card
+from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
@@ -65,7 +65,9 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
             exists, no space.
     """
     stages = _stages(run_dir)
-    needs.check({name: stages[name].card.config for name in needs.NEEDS if name in stages})
+    requirements.check(
+        {name: stages[name].card.config for name in requirements.NEEDS if name in stages}
+    )
     with _draft(out) as draft:
         if set(stages) == {"clip"}:
             _clip_alone(stages["clip"], draft, dtype)
@@ -128,9 +130,9 @@ def _clip_alone(stage: Stage, out: pathlib.Path, dtype: str) -> None:
     cfg = typed.build(ClipConfig, stage.card.config["model"], where="clip")
     folder = load.tokenizer_dir(stage.path)
     ids = tokenizer.special_ids(folder)
-    _json(out / "config.json", clip.settings(cfg, **ids))
+    _json(out / "config.json", clip_tensors.settings(cfg, **ids))
     params = stage.params(abstract.clip(cfg))
-    _weights(out / WEIGHTS, params, clip.entries(cfg), dtype)
+    _weights(out / WEIGHTS, params, clip_tensors.entries(cfg), dtype)
     tokenizer.write(folder, out, context=cfg.context)
     if "image" in cfg.towers:
         _json(out / "preprocessor_config.json", _preprocessing(cfg))
@@ -145,10 +147,10 @@ def _clip_towers(
     params, index = stage.params(abstract.clip(cfg)), {}
     for tower, name in (("text", "text_encoder"), ("image", "image_encoder")):
         if tower in cfg.towers:
-            alone = clip.tower(cfg, tower)
-            settings = clip.settings(alone, **ids)
+            alone = clip_tensors.tower(cfg, tower)
+            settings = clip_tensors.settings(alone, **ids)
             _json(out / name / "config.json", settings)
-            _weights(out / name / WEIGHTS, params, clip.entries(alone), dtype)
+            _weights(out / name / WEIGHTS, params, clip_tensors.entries(alone), dtype)
             index[name] = ["transformers", settings["architectures"][0]]
     if "image" in cfg.towers:
         _json(out / "feature_extractor" / "preprocessor_config.json", _preprocessing(cfg))
@@ -159,13 +161,13 @@ def _clip_towers(
 def _prior(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
     config = stage.card.config
     cfg = typed.build(PriorConfig, config["model"], where="prior")
-    statistics = zip(prior.STATISTICS, (config["z_mean"], config["z_std"]), strict=True)
+    statistics = zip(prior_tensors.STATISTICS, (config["z_mean"], config["z_std"]), strict=True)
     extra = {name: np.array([values], np.float32) for name, values in statistics}
     params = stage.params(abstract.prior(cfg))
-    _json(out / "prior" / "config.json", prior.settings(cfg))
-    _weights(out / "prior" / OTHERS, params, prior.entries(cfg), dtype, extra)
+    _json(out / "prior" / "config.json", prior_tensors.settings(cfg))
+    _weights(out / "prior" / OTHERS, params, prior_tensors.entries(cfg), dtype, extra)
     _scheduler(out / "prior_scheduler", config)
-    return {"prior": ("diffusers", prior.CLASS), "prior_scheduler": SCHEDULER}
+    return {"prior": ("diffusers", prior_tensors.CLASS), "prior_scheduler": SCHEDULER}
 
 
 def _decoder(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
@@ -175,12 +177,12 @@ def _decoder(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str
     sizes = dict(zip(assembly.TEXT_PROJ_SIZES, values, strict=True))
     _json(out / "text_proj" / "config.json", {"_class_name": assembly.TEXT_PROJ, **sizes})
     network = dataclasses.replace(cfg.unet, context_width=cfg.text_width)
-    _json(out / "decoder" / "config.json", unet.settings(network))
+    _json(out / "decoder" / "config.json", unet_tensors.settings(network))
     for name in ("text_proj", "decoder"):
         _weights(out / name / OTHERS, params, _below(table, name), dtype)
     _scheduler(out / "decoder_scheduler", stage.card.config)
     return {
-        "decoder": ("diffusers", unet.CONDITIONED),
+        "decoder": ("diffusers", unet_tensors.CONDITIONED),
         "text_proj": ("unclip", assembly.TEXT_PROJ),
         "decoder_scheduler": SCHEDULER,
     }
@@ -192,8 +194,8 @@ def _upsampler(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[s
     params = stage.params({"first": one, "last": one})
     for name in ("first", "last"):
         folder = out / f"super_res_{name}"
-        _json(folder / "config.json", unet.settings(cfg.unet))
-        _weights(folder / OTHERS, params[name], unet.entries(cfg.unet), dtype)
+        _json(folder / "config.json", unet_tensors.settings(cfg.unet))
+        _weights(folder / OTHERS, params[name], unet_tensors.entries(cfg.unet), dtype)
     _scheduler(out / "super_res_scheduler", stage.card.config)
     networks = dict.fromkeys(("super_res_first", "super_res_last"), NETWORK)
     return {**networks, "super_res_scheduler": SCHEDULER}
@@ -236,7 +238,7 @@ def _weights(
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: _cast(array, dtype) for name, array in layout.tensors(params, entries)}
+    arrays = {name: _cast(array, dtype) for name, array in tensor_table.tensors(params, entries)}
     save_file({**arrays, **(extra or {})}, path, metadata={"format": "pt"})
 
 

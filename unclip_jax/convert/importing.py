@@ -7,8 +7,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from unclip_jax.convert import karlo, original, single
-from unclip_jax.convert.parts import Origin, Part, write_run
+from unclip_jax.convert import karlo, original, standalone_clip
+from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict, build
 from unclip_jax.data import text
@@ -85,7 +85,7 @@ def convert(
             out,
             tokenizer_dir=pathlib.Path(scratch),
             tokenizer_hash=tokenizer.hash,
-            origin=Origin(data=f"converted from {named}", licence=options.licence),
+            origin=Provenance(data=f"converted from {named}", licence=options.licence),
             clip_id=clip_id,
             dtype=options.dtype,
             begin=begin,
@@ -98,7 +98,9 @@ def tell(name: str) -> None:
     sys.stderr.write(f"converting {name} ...\n")
 
 
-def _clip_of(export: pathlib.Path, parts: Sequence[Part], tokenizer: text.Tokenizer) -> str | None:
+def _clip_of(
+    export: pathlib.Path, parts: Sequence[ConvertedStage], tokenizer: text.Tokenizer
+) -> str | None:
     """Identity of the CLIP in `export`, if the stages can belong to it."""
     card = read_manifest(export)
     if card.stage != "clip":
@@ -118,7 +120,7 @@ def _clip_of(export: pathlib.Path, parts: Sequence[Part], tokenizer: text.Tokeni
     return card.clip_id
 
 
-def _typed(part: Part, dtype: str) -> Part:
+def _typed(part: ConvertedStage, dtype: str) -> ConvertedStage:
     """The part with its config complete, computing in `dtype`, checked as the stage checks it."""
     config = as_dict(part.config)
     network = config["model"].get("unet", config["model"])
@@ -129,7 +131,7 @@ def _typed(part: Part, dtype: str) -> Part:
 
 def find(
     sources: Sequence[pathlib.Path], *, stages: Sequence[str] = karlo.STAGES
-) -> tuple[list[Part], pathlib.Path | None]:
+) -> tuple[list[ConvertedStage], pathlib.Path | None]:
     """The stages in `sources`, and the folder of a tokenizer if one lies with them.
 
     Raises:
@@ -139,8 +141,10 @@ def find(
         folders = karlo.components(sources)
         return karlo.parts(folders, stages=stages), folders.get("tokenizer")
     if original.is_original(sources[0]):
-        return original.parts(sources[0], stages=stages), single.tokenizer_beside(sources[0])
-    return single.clip_from(sources[0]), single.tokenizer_beside(sources[0])
+        return original.parts(sources[0], stages=stages), standalone_clip.tokenizer_beside(
+            sources[0]
+        )
+    return standalone_clip.clip_from(sources[0]), standalone_clip.tokenizer_beside(sources[0])
 
 
 def run_of(models: pathlib.Path) -> pathlib.Path:

@@ -9,9 +9,9 @@ import pathlib
 import flax.linen as nn
 import jax
 
-from unclip_jax.convert import layout
-from unclip_jax.convert.layout import Entry
-from unclip_jax.convert.source import Source, open_source
+from unclip_jax.convert import tensor_table
+from unclip_jax.convert.tensor_source import TensorSource, open_tensors
+from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core.types import Params
 from unclip_jax.models.inception import SIDE, Inception, InceptionConfig, conv_paths
 
@@ -25,10 +25,10 @@ def load(path: pathlib.Path, *, cfg: InceptionConfig = InceptionConfig()) -> Par
     Raises:
         UserError: there is no such file, it is damaged, or it is another network.
     """
-    return layout.fill(tidy(open_source(path)), entries(), abstract(cfg))
+    return tensor_table.fill(tidy(open_tensors(path)), entries(), abstract(cfg))
 
 
-def tidy(source: Source) -> Source:
+def tidy(source: TensorSource) -> TensorSource:
     """Without the counters of training steps, which some files have."""
     return source.without([name for name in source.shapes if name.endswith(COUNTER)])
 

@@ -11,9 +11,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unclip_jax.convert import assembly, clip, configs, layout, prior, schedulers, unet
-from unclip_jax.convert.parts import Part
-from unclip_jax.convert.source import joined, open_source, read_json
+from unclip_jax.convert import (
+    assembly,
+    clip_tensors,
+    configs,
+    prior_tensors,
+    schedulers,
+    tensor_table,
+    unet_tensors,
+)
+from unclip_jax.convert.converted_stage import ConvertedStage
+from unclip_jax.convert.tensor_source import joined, open_tensors, read_json
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip_config import ClipConfig
 
@@ -71,7 +79,7 @@ def components(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
     return {**found, **{name: listed[name] / name for name in lost}}
 
 
-def parts(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[Part]:
+def parts(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[ConvertedStage]:
     """The stages that components make up, in the order of the cascade.
 
     Args:
@@ -117,53 +125,55 @@ def _scheduler(folders: Folders, name: str, *others: str) -> dict[str, Any]:
 
 def _clip_config(folders: Folders) -> ClipConfig:
     settings, where = _config(folders, "text_encoder")
-    text = clip.config(settings, where=where)
+    text = clip_tensors.config(settings, where=where)
     if "image_encoder" not in folders:
         return text
     settings, where = _config(folders, "image_encoder")
-    image = clip.config(settings, where=where)
+    image = clip_tensors.config(settings, where=where)
     for name in PREPROCESSORS & folders.keys():
         path = folders[name] / "preprocessor_config.json"
-        image = clip.normalised(image, read_json(path) if path.is_file() else {})
-    return clip.merged(text, image)
+        image = clip_tensors.normalised(image, read_json(path) if path.is_file() else {})
+    return clip_tensors.merged(text, image)
 
 
-def _clip(folders: Folders, cfg: ClipConfig) -> Part:
+def _clip(folders: Folders, cfg: ClipConfig) -> ConvertedStage:
     sources, table = {}, []
     for tower, name in (("text", "text_encoder"), ("image", "image_encoder")):
         if tower in cfg.towers:
-            alone = clip.tower(cfg, tower)
-            sources[name] = clip.tidy(open_source(folders[name]), alone)
-            table += layout.under(clip.entries(alone), name=f"{name}/")
+            alone = clip_tensors.tower(cfg, tower)
+            sources[name] = clip_tensors.tidy(open_tensors(folders[name]), alone)
+            table += tensor_table.under(clip_tensors.entries(alone), name=f"{name}/")
     return assembly.clip_part(cfg, joined(str(folders["text_encoder"].parent), sources), table)
 
 
-def _prior(folders: Folders, text: ClipConfig) -> Part:
+def _prior(folders: Folders, text: ClipConfig) -> ConvertedStage:
     settings, where = _config(folders, "prior")
-    cfg = prior.config(settings, vocab_size=text.vocab_size, where=where)
+    cfg = prior_tensors.config(settings, vocab_size=text.vocab_size, where=where)
     if (cfg.embed_dim, cfg.clip_text_width) != (text.embed_dim, text.text_width):
         raise UserError(
             f"{where} has embedding_dim {cfg.embed_dim}; the text encoder gives embeddings of "
             f"{text.embed_dim} and features of {text.text_width}. They do not belong together."
         )
-    source = open_source(folders["prior"])
-    lost = [name for name in prior.STATISTICS if name not in source.shapes]
+    source = open_tensors(folders["prior"])
+    lost = [name for name in prior_tensors.STATISTICS if name not in source.shapes]
     if lost:
         raise UserError(f"{source.where} lacks {', '.join(lost)}; copy the prior's files again.")
-    mean, std = (source.read(name) for name in prior.STATISTICS)
+    mean, std = (source.read(name) for name in prior_tensors.STATISTICS)
     return assembly.prior_part(
         cfg,
-        source.without(prior.STATISTICS),
+        source.without(prior_tensors.STATISTICS),
         statistics=(mean, std),
         scheduler=_scheduler(folders, "prior_scheduler", "scheduler"),
     )
 
 
-def _decoder(folders: Folders, text: ClipConfig) -> Part:
+def _decoder(folders: Folders, text: ClipConfig) -> ConvertedStage:
     settings, where = _config(folders, "text_proj")
     configs.kind(settings, assembly.TEXT_PROJ, where=where)
     _, z_dim, emb, width = configs.need(settings, assembly.TEXT_PROJ_SIZES, where=where)
-    network = unet.config(_config(folders, "decoder")[0], where=_config(folders, "decoder")[1])
+    network = unet_tensors.config(
+        _config(folders, "decoder")[0], where=_config(folders, "decoder")[1]
+    )
     pairs = {
         "clip_embeddings_dim": (z_dim, text.embed_dim),
         "time_embed_dim": (emb, network.emb_width),
@@ -176,19 +186,19 @@ def _decoder(folders: Folders, text: ClipConfig) -> Part:
                 f"{expected}. They do not belong together."
             )
     cfg = assembly.decoder_config(network, settings, text)
-    sources = {name: open_source(folders[name]) for name in ("text_proj", "decoder")}
+    sources = {name: open_tensors(folders[name]) for name in ("text_proj", "decoder")}
     source = joined(str(folders["decoder"].parent), sources)
     return assembly.decoder_part(cfg, source, scheduler=_scheduler(folders, "decoder_scheduler"))
 
 
-def _upsampler(folders: Folders, text: ClipConfig) -> Part:
+def _upsampler(folders: Folders, text: ClipConfig) -> ConvertedStage:
     (first, where), (last, _) = (
         _config(folders, f"super_res_{name}") for name in ("first", "last")
     )
-    cfg = unet.config(first, where=where)
-    if cfg != unet.config(last, where=where):
+    cfg = unet_tensors.config(first, where=where)
+    if cfg != unet_tensors.config(last, where=where):
         raise UserError(f"{where} and the one of super_res_last differ; expected equal networks.")
-    network = unet.config(*_config(folders, "decoder")[:1], where="decoder")
+    network = unet_tensors.config(*_config(folders, "decoder")[:1], where="decoder")
     base = network.image_size
     if cfg.image_size % base:
         raise UserError(
@@ -196,7 +206,7 @@ def _upsampler(folders: Folders, text: ClipConfig) -> Part:
         )
     names = ("super_res_first", "super_res_last")
     source = joined(
-        str(folders[names[0]].parent), {name: open_source(folders[name]) for name in names}
+        str(folders[names[0]].parent), {name: open_tensors(folders[name]) for name in names}
     )
     return assembly.upsampler_part(
         assembly.upsampler_config(cfg, network),

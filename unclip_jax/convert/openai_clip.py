@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.convert import clip, configs
-from unclip_jax.convert.clip import BLOCK
-from unclip_jax.convert.source import Shape, Source
+from unclip_jax.convert import clip_tensors, configs
+from unclip_jax.convert.clip_tensors import BLOCK
+from unclip_jax.convert.tensor_source import Shape, TensorSource
 from unclip_jax.core.checks import UserError, divisible
 from unclip_jax.models.clip_config import ClipConfig
 
@@ -82,12 +82,12 @@ WORDS = ("hf_tokenizer_name", "tokenizer_kwargs")  # of the tokenizer, which is 
 MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale", "custom_text")
 
 
-def is_openai(source: Source) -> bool:
+def is_openai(source: TensorSource) -> bool:
     """Whether the names are OpenAI's."""
     return "visual.conv1.weight" in source.shapes and "positional_embedding" in source.shapes
 
 
-def config(source: Source, settings: Mapping[str, Any] | None = None) -> ClipConfig:
+def config(source: TensorSource, settings: Mapping[str, Any] | None = None) -> ClipConfig:
     """Sizes by shapes; heads and activation by open_clip's `model_cfg`, else as OpenAI has them.
 
     Args:
@@ -131,7 +131,9 @@ def config(source: Source, settings: Mapping[str, Any] | None = None) -> ClipCon
         activation="quick_gelu" if quick else "gelu",
     )
     _agree(cfg, model, where=source.where)
-    return clip.normalised(cfg, (settings or {}).get("preprocess_cfg", {}), mean="mean", std="std")
+    return clip_tensors.normalised(
+        cfg, (settings or {}).get("preprocess_cfg", {}), mean="mean", std="std"
+    )
 
 
 def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -171,7 +173,7 @@ def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
             )
 
 
-def as_transformers(source: Source) -> Source:
+def as_transformers(source: TensorSource) -> TensorSource:
     """The same tensors under transformers' names; what has no counterpart keeps its own."""
     source = source.without(NOT_WEIGHTS)
     views = _views(source)
@@ -187,13 +189,13 @@ def as_transformers(source: Source) -> Source:
         old, view = views[name]
         return view(source.read(old))
 
-    return Source(source.where, shapes, read)
+    return TensorSource(source.where, shapes, read)
 
 
 View = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
 
-def _views(source: Source) -> dict[str, View]:
+def _views(source: TensorSource) -> dict[str, View]:
     """Transformers' name -> (name here, what to do with the array)."""
     same = np.asarray
     views: dict[str, View] = {new: (old, same) for new, old in SINGLE.items()}

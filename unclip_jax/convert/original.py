@@ -12,9 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unclip_jax.convert import assembly, prior, schedulers, single, torch_files, unet
-from unclip_jax.convert.parts import Part
-from unclip_jax.convert.source import Shape, Source, joined, open_source, read_json
+from unclip_jax.convert import (
+    assembly,
+    prior_tensors,
+    schedulers,
+    standalone_clip,
+    torch_files,
+    unet_tensors,
+)
+from unclip_jax.convert.converted_stage import ConvertedStage
+from unclip_jax.convert.tensor_source import Shape, TensorSource, joined, open_tensors, read_json
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
@@ -100,7 +107,7 @@ def is_original(folder: pathlib.Path) -> bool:
 
 def parts(
     folder: pathlib.Path, *, stages: Sequence[str], vocab_size: int | None = None
-) -> list[Part]:
+) -> list[ConvertedStage]:
     """The stages in a folder of original files, in the order of the cascade.
 
     Args:
@@ -131,7 +138,7 @@ def clip_statistics(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean), np.asarray(std)
 
 
-def renamed(source: Source, views: Mapping[str, View]) -> Source:
+def renamed(source: TensorSource, views: Mapping[str, View]) -> TensorSource:
     """The tensors of `source` by their names in `views`; what no view takes keeps its own."""
     used = {view.old for view in views.values()}
     shapes: dict[str, Shape] = {n: s for n, s in source.shapes.items() if n not in used}
@@ -143,7 +150,7 @@ def renamed(source: Source, views: Mapping[str, View]) -> Source:
         view = views.get(name, View(name))
         return view.change(source.read(view.old))
 
-    return Source(source.where, shapes, read)
+    return TensorSource(source.where, shapes, read)
 
 
 def prior_views(depth: int, heads: int) -> dict[str, View]:
@@ -181,7 +188,7 @@ def unet_views(cfg: UNetConfig) -> dict[str, View]:
 
 def _block(cfg: UNetConfig, step: str, residual: str, attention: str) -> dict[str, View]:
     """One residual block, and its attention if there is a place for one."""
-    block, attend = unet.names(step, len(cfg.multiples))
+    block, attend = unet_tensors.names(step, len(cfg.multiples))
     views = _pairs({f"{residual}.{old}": f"{block}.{new}" for old, new in RESIDUAL.items()})
     steps = {s.name: s for s in (*plan(cfg).down, *plan(cfg).middle, *plan(cfg).up)}
     if steps[step].attention:
@@ -225,21 +232,25 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return array.squeeze(2) if array.ndim == 3 else array
 
 
-def _clip(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> Part | None:
+def _clip(
+    folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int
+) -> ConvertedStage | None:
     """The CLIP that was published with them, which is OpenAI's."""
     for name in CLIP_FILES:
         if (folder / name).is_file():
-            return single.clip_from(folder / name)[0]
+            return standalone_clip.clip_from(folder / name)[0]
     return None
 
 
 def _vocab_size(folder: pathlib.Path) -> int:
     files = [folder / name for name in CLIP_FILES if (folder / name).is_file()]
-    shapes = open_source(files[0]).shapes if files else {}
+    shapes = open_tensors(files[0]).shapes if files else {}
     return shapes.get("token_embedding.weight", (49408,))[0]
 
 
-def _prior(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> Part | None:
+def _prior(
+    folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int
+) -> ConvertedStage | None:
     path = _file(folder, "prior")
     if path is None:
         return None
@@ -256,16 +267,16 @@ def _prior(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) ->
         padding="mask",
         null="empty",
     )
-    source = open_source(path).below("model.")
+    source = open_tensors(path).below("model.")
     return assembly.prior_part(
         cfg,
-        renamed(source, prior_views(cfg.depth, cfg.heads)).without(prior.STATISTICS),
+        renamed(source, prior_views(cfg.depth, cfg.heads)).without(prior_tensors.STATISTICS),
         statistics=clip_statistics(_needed(folder, "stats")),
         scheduler=schedulers.KARLO["prior"],
     )
 
 
-def _decoder(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> Part:
+def _decoder(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> ConvertedStage:
     size = hparams["decoder"]
     network = UNetConfig(
         in_channels=3,
@@ -296,11 +307,13 @@ def _decoder(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) 
     views |= {f"text_proj/{name}": view for name, view in _pairs(TEXT_PROJ).items()}
     null = "text_proj/learned_classifier_free_guidance_embeddings"
     views[null] = View("cf_param")
-    source = open_source(_needed(folder, "decoder")).below("model.")
+    source = open_tensors(_needed(folder, "decoder")).below("model.")
     return assembly.decoder_part(cfg, renamed(source, views), scheduler=schedulers.KARLO["decoder"])
 
 
-def _upsampler(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> Part | None:
+def _upsampler(
+    folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int
+) -> ConvertedStage | None:
     path = _file(folder, "sr")
     if path is None:
         return None
@@ -315,7 +328,7 @@ def _upsampler(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int
         norm_groups=size["group_norm_groups"],
         scale_shift=False,
     )
-    whole, views = open_source(path), unet_views(network)
+    whole, views = open_tensors(path), unet_views(network)
     prefixes = {"super_res_first": "model_first_steps.", "super_res_last": "model_last_step."}
     halves = {name: renamed(whole.below(prefix), views) for name, prefix in prefixes.items()}
     cfg = UpsamplerConfig(network, factor=ENLARGED, interpolation="cubic")

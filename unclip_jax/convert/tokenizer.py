@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from unclip_jax.convert.source import read_json
+from unclip_jax.convert.tensor_source import read_json
 from unclip_jax.core.checks import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"

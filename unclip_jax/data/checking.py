@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from unclip_jax.core.checks import positive
-from unclip_jax.data import image as images
+from unclip_jax.data import image_codec
 from unclip_jax.data.items import Raw, Skip
 from unclip_jax.data.records import Record
 
@@ -20,7 +20,7 @@ class CheckConfig:
         image_size: store every picture as a centre-cropped square of this side; None = do not.
     """
 
-    limits: images.Limits = dataclasses.field(default_factory=images.Limits)
+    limits: image_codec.Limits = dataclasses.field(default_factory=image_codec.Limits)
     max_side: int | None = None
     image_size: int | None = None
 
@@ -39,7 +39,7 @@ def check(key: str, raw: Raw, config: CheckConfig) -> Record:
     caption = _caption(raw)
     try:
         image = _image(raw.image, config)
-    except images.BadImage as error:
+    except image_codec.BadImage as error:
         raise Skip(error.reason) from error
     return {"image": image, "caption": caption, "key": key, "scene": raw.scene}
 
@@ -64,11 +64,15 @@ def _caption(raw: Raw) -> str:
 
 def _image(data: bytes, config: CheckConfig) -> bytes:
     """The bytes to store: the original ones unless the picture is to be made smaller."""
-    pixels = images.decode(data, limits=config.limits)
+    pixels = image_codec.decode(data, limits=config.limits)
     if config.image_size is not None:
-        small = images.resize_short(pixels, config.image_size)
-        return images.encode_png(images.center_crop(small, config.image_size))
+        small = image_codec.resize_short(pixels, config.image_size)
+        return image_codec.encode_png(image_codec.center_crop(small, config.image_size))
     if config.max_side is not None and min(pixels.shape[:2]) > config.max_side:
-        small = images.resize_short(pixels, config.max_side)
-        return images.encode_png(small) if images.is_lossless(data) else images.encode_jpeg(small)
+        small = image_codec.resize_short(pixels, config.max_side)
+        return (
+            image_codec.encode_png(small)
+            if image_codec.is_lossless(data)
+            else image_codec.encode_jpeg(small)
+        )
     return data

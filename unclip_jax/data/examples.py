@@ -14,7 +14,7 @@ import numpy as np
 
 from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive, suggest
 from unclip_jax.core.types import HostBatch
-from unclip_jax.data import image as images
+from unclip_jax.data import image_codec
 from unclip_jax.data.dataset import Source
 from unclip_jax.data.degrade import DegradeConfig, degrade
 from unclip_jax.data.records import Record
@@ -150,14 +150,14 @@ class RandomPart:
             return example
         picture = example["image"]
         if config.crop == "random":
-            picture = images.random_crop(picture, config.image_size, rng=rng)
+            picture = image_codec.random_crop(picture, config.image_size, rng=rng)
         if config.flip and rng.random() < 0.5:
-            picture = images.flip(picture)
+            picture = image_codec.flip(picture)
         if config.patch is not None:
-            picture = images.random_crop(picture, config.patch, rng=rng)
+            picture = image_codec.random_crop(picture, config.patch, rng=rng)
         example = {**example, "image": picture}
         if "low_res" in config.fields and config.degrade is not None:
-            whole = images.to_float(picture)
+            whole = image_codec.to_float(picture)
             example["low_res"] = degrade(whole, config=config.degrade, rng=rng)
         return example
 
@@ -177,21 +177,21 @@ def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatc
         values = [example[field] for example in examples]
         batch[field] = np.array(values) if field in STRINGS else np.stack(values)
     if "image" in batch:
-        batch["image"] = images.to_float(batch["image"])
+        batch["image"] = image_codec.to_float(batch["image"])
     return batch
 
 
-def _picture(record: Record, config: ExampleConfig) -> images.Pixels:
+def _picture(record: Record, config: ExampleConfig) -> image_codec.Pixels:
     """Decoded and resized; also cropped, unless the crop is random."""
     try:
-        pixels = images.decode(record["image"])
-    except images.BadImage as error:
+        pixels = image_codec.decode(record["image"])
+    except image_codec.BadImage as error:
         raise UserError(
             f"the image of record {record['key']!r} cannot be used: {error}. "
             "unclip_jax.prepare leaves such records out."
         ) from error
-    pixels = images.resize_short(pixels, config.image_size)
-    return pixels if config.crop == "random" else images.center_crop(pixels, config.image_size)
+    pixels = image_codec.resize_short(pixels, config.image_size)
+    return pixels if config.crop == "random" else image_codec.center_crop(pixels, config.image_size)
 
 
 def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -> None:

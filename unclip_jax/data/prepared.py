@@ -9,7 +9,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import manifest, records
+from unclip_jax.data import dataset_manifest, records
 from unclip_jax.data.dataset import Dataset
 from unclip_jax.data.records import Record
 
@@ -21,8 +21,8 @@ def open_dataset(directory: str | pathlib.Path) -> Dataset:
         UserError: no such folder, or an unfinished one.
     """
     directory = pathlib.Path(directory)
-    content = manifest.read(directory)
-    tokenizer = directory / manifest.TOKENIZER
+    content = dataset_manifest.read(directory)
+    tokenizer = directory / dataset_manifest.TOKENIZER
     return Dataset(
         splits=tuple(split.name for split in content.splits),
         open_split=lambda split: open_split(directory, split=split),
@@ -39,8 +39,8 @@ def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
         UserError: no folder, an unfinished one, no such split, or shards missing or cut short.
     """
     directory = pathlib.Path(directory)
-    entry = manifest.read(directory).split(split)
-    paths = manifest.shard_paths(directory, entry)
+    entry = dataset_manifest.read(directory).split(split)
+    paths = dataset_manifest.shard_paths(directory, entry)
     source = ShardSource(paths, [shard.count for shard in entry.shards if shard.count])
     source.check()  # cheap, and reports a half-copied data set before training starts
     return source

@@ -14,8 +14,8 @@ import numpy as np
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.data import prepared, tfds_source
 from unclip_jax.data.dataset import Dataset, FeatureKeys, Opener, Source
+from unclip_jax.data.dataset_manifest import FILE as MANIFEST
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.data.manifest import FILE as MANIFEST
 from unclip_jax.data.records import Record
 
 SOURCES: dict[str, Opener] = {"tfds": tfds_source.open_dataset}

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.data import folders, items, sources
-from unclip_jax.data import image as codec
+from unclip_jax.data import folders, image_codec, items, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.metrics import npz
 
@@ -208,8 +207,8 @@ def _from_files(
     def picture(index: int) -> UInt8[np.ndarray, "_ _ 3"]:
         data, name = read(index)
         try:
-            decoded = codec.decode(data)
-        except codec.BadImage as error:
+            decoded = image_codec.decode(data)
+        except image_codec.BadImage as error:
             raise UserError(f"{name}: {error}; remove it or replace it.") from None
         return decoded if size is None else _square(decoded, size)
 
@@ -267,7 +266,7 @@ def _facts(
 
 
 def _square(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, " s s 3"]:
-    return codec.center_crop(codec.resize_short(image, size), size)
+    return image_codec.center_crop(image_codec.resize_short(image, size), size)
 
 
 def _cropped(images: Pictures, size: int) -> Pictures:

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Params, Tokens
-from unclip_jax.data import image as codec
-from unclip_jax.data import text
+from unclip_jax.data import image_codec, text
 from unclip_jax.diffusion import trajectory
 from unclip_jax.diffusion.noise_maps import NoiseMaps
 from unclip_jax.handoff.export import params_id
@@ -291,7 +290,7 @@ class InferenceEngine:
         return self.cascade.clip.model.image_size
 
     def _squares(self, pictures: Sequence[InputImage], size: int) -> Image:
-        return jnp.asarray(codec.to_float(np.stack([square(p, size) for p in pictures])))
+        return jnp.asarray(image_codec.to_float(np.stack([square(p, size) for p in pictures])))
 
     def _conditions(self, told: Conditioning) -> dict[str, Condition]:
         """What the decoder is told, and what guidance leads away from if anything."""

@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image as PILImage
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image as codec
+from unclip_jax.data import image_codec
 
 MAX_FILE = 256 * 2**20  # bytes; 64 megapixels of uncompressed RGB have 183 MiB
 
@@ -38,7 +38,7 @@ def read(path: pathlib.Path) -> InputImage:
 
 
 def from_bytes(
-    data: bytes, *, name: str, where: str, limits: codec.Limits | None = None
+    data: bytes, *, name: str, where: str, limits: image_codec.Limits | None = None
 ) -> InputImage:
     """Decode the bytes of a picture file; `where` names it in messages.
 
@@ -46,8 +46,8 @@ def from_bytes(
         UserError: it is no picture, damaged, too small, too long or too large.
     """
     try:
-        pixels = codec.decode(data, limits=limits)
-    except codec.BadImage as error:
+        pixels = image_codec.decode(data, limits=limits)
+    except image_codec.BadImage as error:
         raise UserError(
             f"{where}: {error}; give a PNG, JPEG, WebP, GIF, BMP or TIFF picture."
         ) from None
@@ -56,7 +56,7 @@ def from_bytes(
 
 def square(picture: InputImage, size: int) -> UInt8[np.ndarray, " s s 3"]:
     """The middle square, resized so that the shorter side fits; smaller pictures are enlarged."""
-    return codec.center_crop(codec.resize_short(picture.pixels, size), size)
+    return image_codec.center_crop(image_codec.resize_short(picture.pixels, size), size)
 
 
 def mask_square(picture: InputImage, size: int) -> Float32[np.ndarray, " s s"]:

@@ -74,7 +74,7 @@ class Program:
             for training, what is computed for sampling.
         traced: FLOPs of one call over all devices as written, recomputation included.
         lowered: ready to compile.
-        levers: what lowers the memory of activations, most useful first.
+        memory_options: ways to lower the memory of activations, most useful first.
     """
 
     what: str
@@ -86,7 +86,7 @@ class Program:
     model_flops: float
     traced: flops.Count
     lowered: Any
-    levers: tuple[str, ...]
+    memory_options: tuple[str, ...]
 
 
 class Compiled(NamedTuple):
@@ -103,7 +103,7 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-class TooLarge(NamedTuple):
+class CompileRefusal(NamedTuple):
     """What the compiler said instead.
 
     Attributes:
@@ -152,11 +152,11 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
         * flops.count(lambda p, b, k: stage.loss(p, b, k)[0], plain, batch, key).flops,
         traced=flops.of_jaxpr(traced.jaxpr.jaxpr),
         lowered=traced.lower(),
-        levers=levers(experiment, stage),
+        memory_options=memory_options(experiment, stage),
     )
 
 
-def levers(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
+def memory_options(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
     """What lowers the memory of one training step's activations, most useful first."""
     found = []
     if experiment.optim.sam_batch:
@@ -200,12 +200,12 @@ def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
         resident={"parameters": place.bytes_per_device(placed)},
         model_flops=done.flops,
         traced=done,
-        levers=("--batch with fewer images", "chips with more memory"),
+        memory_options=("--batch with fewer images", "chips with more memory"),
         lowered=traced.lower(),
     )
 
 
-def compile_program(program: Program, *, effort: str = "default") -> Compiled | TooLarge:
+def compile_program(program: Program, *, effort: str = "default") -> Compiled | CompileRefusal:
     """Compile for the program's devices.
 
     Args:
@@ -224,7 +224,7 @@ def compile_program(program: Program, *, effort: str = "default") -> Compiled | 
     return Compiled(text, memory, time.perf_counter() - began)
 
 
-def _too_large(message: str) -> TooLarge:
+def _too_large(message: str) -> CompileRefusal:
     """The compiler's refusal; it gives sizes as 725.12G or 512.0M, by powers of 1024."""
     line = next(
         (part for part in message.splitlines() if "exceed" in part), message.splitlines()[0]
@@ -232,4 +232,4 @@ def _too_large(message: str) -> TooLarge:
     sizes = re.findall(r"(\d+(?:\.\d+)?)([KMGT])\b", line)
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     wanted = max((float(number) * scale[unit] for number, unit in sizes), default=None)
-    return TooLarge(line.removeprefix("RESOURCE_EXHAUSTED: ").strip(), wanted)
+    return CompileRefusal(line.removeprefix("RESOURCE_EXHAUSTED: ").strip(), wanted)

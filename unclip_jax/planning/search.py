@@ -17,8 +17,8 @@ from unclip_jax.core.trees import num_bytes
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh
 from unclip_jax.planning import flops
+from unclip_jax.planning.compile_target import CompileTarget
 from unclip_jax.planning.program import Experiment
-from unclip_jax.planning.topology import Target
 from unclip_jax.training import memory
 from unclip_jax.training.train_program import make_train_program
 
@@ -82,7 +82,7 @@ def candidates(*, chips: int, rules: str, batch_size: int, splittable: bool) -> 
                     yield from (Candidate(mesh, parts, remat) for remat in REMAT)
 
 
-def screen(experiment: Experiment, target: Target) -> list[Screened]:
+def screen(experiment: Experiment, target: CompileTarget) -> list[Screened]:
     """All candidates that may fit, the fastest first.
 
     Raises:
@@ -151,7 +151,7 @@ def _trace(experiment: Experiment, batch_size: int) -> Traced:
     return Traced(kept / batch_size, flops.count(slope, params, batch, key).flops)
 
 
-def _state(experiment: Any, config: MeshConfig, target: Target) -> tuple[int, int, int]:
+def _state(experiment: Any, config: MeshConfig, target: CompileTarget) -> tuple[int, int, int]:
     """Bytes per chip of the state and of the gradients, and the parts of a batch."""
     mesh = make_mesh(config, devices=target.devices)
     train_program = make_train_program(

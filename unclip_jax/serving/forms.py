@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unclip_jax.core.checks import UserError, in_range, one_of, suggest
-from unclip_jax.data import image as codec
+from unclip_jax.data import image_codec
 from unclip_jax.inference import image_files
 from unclip_jax.serving.catalogue import FORMS, Field, Form
 
@@ -188,6 +188,6 @@ def _picture(name: str, value: Any, limits: Limits) -> bytes:
     data = _typed(name, value, bytes, "a picture file")
     if len(data) > limits.file:
         raise UserError(f"{name} has {len(data)} bytes; give a file of at most {limits.file}.")
-    shape = codec.Limits(max_pixels=limits.pixels)
+    shape = image_codec.Limits(max_pixels=limits.pixels)
     image_files.from_bytes(data, name=name, where=name, limits=shape)
     return data

@@ -15,7 +15,7 @@ from typing import Any
 
 from unclip_jax.cli import subcommands
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image as codec
+from unclip_jax.data import image_codec
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.progress import ProgressCallback
 from unclip_jax.serving import catalogue, forms
@@ -202,7 +202,7 @@ def _store(request: Request, place: pathlib.Path) -> dict[str, list[str]]:
         stored[field] = []
         for index, data in enumerate(uploads):
             number = f"-{index}" if len(uploads) > 1 else ""
-            file = f"{field}{number}.{codec.format_of(data)}"
+            file = f"{field}{number}.{image_codec.format_of(data)}"
             (place / file).write_bytes(data)
             stored[field].append(file)
     return stored

@@ -9,7 +9,7 @@ import numpy as np
 from unclip_jax.cli import flags, session
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.data import image as codec
+from unclip_jax.data import image_codec
 from unclip_jax.inference import image_files, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.text_to_image import Cascade
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, *, studio: InferenceEngine | None = None) -> s
     start, size = choose(studio, read, args.from_size)
     low = np.stack([image_files.square(picture, size) for picture in read])
     keys = text_to_image.keys_for(args.seed, jnp.arange(len(read)))
-    drawn = studio.enlarge(jnp.asarray(codec.to_float(low)), keys, start=start)
+    drawn = studio.enlarge(jnp.asarray(image_codec.to_float(low)), keys, start=start)
     images = to_uint8(np.asarray(drawn))
     factor = images.shape[1] // size
     before = low.repeat(factor, axis=1).repeat(factor, axis=2)

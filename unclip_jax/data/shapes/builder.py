@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from unclip_jax.data.shapes import source
+from unclip_jax.data.shapes import generator
 from unclip_jax.shapes.vocabulary import WORLD_VERSION
 
 
@@ -83,7 +83,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self._config
-        records = source.scenes(
+        records = generator.scenes(
             split, seed=config.seed, start=0, count=count, image_size=config.image_size
         )
         for index, record in enumerate(records):

@@ -21,7 +21,7 @@ from unclip_jax.data.items import (
     Skip,
     check_exists,
 )
-from unclip_jax.data.shapes import source as shapes
+from unclip_jax.data.shapes import generator
 from unclip_jax.data.tars import TAR_SUFFIXES, list_tar
 
 SHAPES = "shapes"
@@ -155,7 +155,7 @@ class ShapesPlan:
 
     def _scenes(self, start: int) -> Iterator[dict]:
         count = self._count - start
-        return shapes.scenes(
+        return generator.scenes(
             self._split, seed=self._seed, start=start, count=count, image_size=self._size
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.convert import configs
-from unclip_jax.convert.layout import Entry, linear, norm, transformer
+from unclip_jax.convert.tensor_table import Entry, linear, norm, transformer
 from unclip_jax.models.prior import EXTRA, PriorConfig
 
 CLASS = "PriorTransformer"

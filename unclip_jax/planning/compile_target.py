@@ -20,7 +20,7 @@ from unclip_jax.planning.chips import Chip
 DIMENSIONS = {"v4": (3,), "v5e": (2,), "v5p": (3,), "v6e": (2,)}
 
 
-class Target(NamedTuple):
+class CompileTarget(NamedTuple):
     """What a program is compiled for.
 
     Attributes:
@@ -41,14 +41,14 @@ def can_compile_for_tpu() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def at_hand() -> Target:
+def at_hand() -> CompileTarget:
     """The devices of this machine."""
     devices = jax.devices()
     kind = devices[0].device_kind
-    return Target(f"{len(devices)} x {kind}", devices, chips.of_kind(kind), True)
+    return CompileTarget(f"{len(devices)} x {kind}", devices, chips.of_kind(kind), True)
 
 
-def tpu(name: str, *, slices: int = 1) -> Target:
+def tpu(name: str, *, slices: int = 1) -> CompileTarget:
     """The chips of the TPU slice called `name`, such as "v5e:16x16" or "v5p:4x4x8", or of several.
 
     Touches no accelerator and initialises the CPU backend only, also on a TPU machine, whose chips
@@ -77,7 +77,7 @@ def tpu(name: str, *, slices: int = 1) -> Target:
         ) from error
     devices = found.devices
     many = f"{slices} x {name}" if slices > 1 else name
-    return Target(many, devices, chips.of_kind(devices[0].device_kind), False)
+    return CompileTarget(many, devices, chips.of_kind(devices[0].device_kind), False)
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:

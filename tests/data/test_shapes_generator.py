@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.shapes import source
+from unclip_jax.data.shapes import generator
 from unclip_jax.shapes import render, scene, world
 
 
@@ -18,7 +18,7 @@ def _pixels(record):
 
 
 def test_records_hold_picture_caption_key_and_scene():
-    records = list(source.scenes("validation", seed=3, start=7, count=5))
+    records = list(generator.scenes("validation", seed=3, start=7, count=5))
     for index, record in zip(range(7, 12), records, strict=True):
         made = world.example("validation", seed=3, index=index)
         assert set(record) == {"image", "caption", "key", "scene"}
@@ -30,9 +30,9 @@ def test_records_hold_picture_caption_key_and_scene():
 
 
 def test_any_range_is_a_slice_of_the_whole():
-    whole = list(source.scenes("train", seed=0, start=0, count=150, image_size=16))
+    whole = list(generator.scenes("train", seed=0, start=0, count=150, image_size=16))
     for start, count in ((0, 1), (60, 10), (149, 1), (5, 140)):
-        part = list(source.scenes("train", seed=0, start=start, count=count, image_size=16))
+        part = list(generator.scenes("train", seed=0, start=start, count=count, image_size=16))
         assert part == whole[start : start + count]
 
 
@@ -41,21 +41,21 @@ def test_keys_never_collide():
     keys = [
         record["key"]
         for split, seed in ranges
-        for record in source.scenes(split, seed=seed, start=0, count=5, image_size=16)
+        for record in generator.scenes(split, seed=seed, start=0, count=5, image_size=16)
     ]
     assert len(set(keys)) == len(keys)
 
 
 def test_nothing_asked_nothing_made():
-    assert list(source.scenes("train", seed=0, start=3, count=0)) == []
+    assert list(generator.scenes("train", seed=0, start=3, count=0)) == []
 
 
 def test_bad_ranges():
     with pytest.raises(UserError, match="scene count is -1"):
-        list(source.scenes("train", seed=0, start=0, count=-1))
+        list(generator.scenes("train", seed=0, start=0, count=-1))
     with pytest.raises(UserError, match="scene index is -2"):
-        list(source.scenes("train", seed=0, start=-2, count=1))
+        list(generator.scenes("train", seed=0, start=-2, count=1))
     with pytest.raises(UserError, match="unknown split 'trian'"):
-        list(source.scenes("trian", seed=0, start=0, count=1))
+        list(generator.scenes("trian", seed=0, start=0, count=1))
     with pytest.raises(UserError, match="image size is 7"):
-        list(source.scenes("train", seed=0, start=0, count=1, image_size=7))
+        list(generator.scenes("train", seed=0, start=0, count=1, image_size=7))

@@ -2,10 +2,10 @@
 
 import pathlib
 
-from unclip_jax.convert import clip, openai_clip
+from unclip_jax.convert import clip_tensors, openai_clip
 from unclip_jax.convert.assembly import clip_part
-from unclip_jax.convert.parts import Part
-from unclip_jax.convert.source import open_source, read_json
+from unclip_jax.convert.converted_stage import ConvertedStage
+from unclip_jax.convert.tensor_source import open_tensors, read_json
 from unclip_jax.core.checks import UserError
 
 CONFIG, OPEN_CLIP = "config.json", "open_clip_config.json"
@@ -16,14 +16,14 @@ TOKENIZER_FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz
 GLIDE = {"input_blocks.0.0.weight", "transformer_proj.weight", "token_embedding.weight"}
 
 
-def clip_from(path: pathlib.Path) -> list[Part]:
+def clip_from(path: pathlib.Path) -> list[ConvertedStage]:
     """The CLIP at `path` as a stage.
 
     Raises:
         UserError: neither a layout of transformers nor of OpenAI, or one that does not fit.
     """
     folder = path if path.is_dir() else path.parent
-    tensors = open_source(path)
+    tensors = open_tensors(path)
     if tensors.shapes.keys() >= GLIDE:
         raise UserError(
             f"{path} is a network of GLIDE, which is not supported: its captions are GPT-2's "
@@ -33,17 +33,17 @@ def clip_from(path: pathlib.Path) -> list[Part]:
     if openai_clip.is_openai(tensors):
         settings = folder / OPEN_CLIP
         cfg = openai_clip.config(tensors, read_json(settings) if settings.is_file() else None)
-        return [clip_part(cfg, openai_clip.as_transformers(tensors), clip.entries(cfg))]
+        return [clip_part(cfg, openai_clip.as_transformers(tensors), clip_tensors.entries(cfg))]
     if not (folder / CONFIG).is_file():
         raise UserError(
             f"{path} has no {CONFIG} beside it and its tensors are not named as OpenAI's CLIP "
             "names them; give a CLIP folder of transformers, a CLIP file of OpenAI or open_clip, "
             "or a pipeline directory of diffusers."
         )
-    cfg = clip.config(read_json(folder / CONFIG), where=str(folder / CONFIG))
+    cfg = clip_tensors.config(read_json(folder / CONFIG), where=str(folder / CONFIG))
     if (folder / PREPROCESSOR).is_file():
-        cfg = clip.normalised(cfg, read_json(folder / PREPROCESSOR))
-    return [clip_part(cfg, clip.tidy(tensors, cfg), clip.entries(cfg))]
+        cfg = clip_tensors.normalised(cfg, read_json(folder / PREPROCESSOR))
+    return [clip_part(cfg, clip_tensors.tidy(tensors, cfg), clip_tensors.entries(cfg))]
 
 
 def tokenizer_beside(path: pathlib.Path) -> pathlib.Path | None:

@@ -53,7 +53,7 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class DatasetManifest:
     """A prepared folder.
 
     Attributes:
@@ -80,12 +80,12 @@ class Manifest:
         hint = suggest(name, [split.name for split in self.splits])
         raise UserError(f"the data set has no split {name!r}.{hint}")
 
-    def with_split(self, split: Split) -> "Manifest":
+    def with_split(self, split: Split) -> "DatasetManifest":
         """This manifest with `split` added or replaced."""
         others = tuple(s for s in self.splits if s.name != split.name)
         return dataclasses.replace(self, splits=(*others, split), code_version=__version__)
 
-    def with_tokenizer(self, tokenizer_hash: str) -> "Manifest":
+    def with_tokenizer(self, tokenizer_hash: str) -> "DatasetManifest":
         """This manifest with the hash of the tokenizer beside the data."""
         return dataclasses.replace(self, tokenizer=tokenizer_hash)
 
@@ -99,7 +99,7 @@ def make_split(
     return Split(name, count, digest, plan, sources, shards)
 
 
-def read(directory: str | pathlib.Path) -> Manifest:
+def read(directory: str | pathlib.Path) -> DatasetManifest:
     """Read the manifest of a prepared folder.
 
     Raises:
@@ -128,10 +128,10 @@ def read(directory: str | pathlib.Path) -> Manifest:
             f"{directory / FILE} has format {version}, this version reads {FORMAT}; prepare the "
             "data set again."
         )
-    return build(Manifest, content, where=str(directory / FILE))
+    return build(DatasetManifest, content, where=str(directory / FILE))
 
 
-def write(directory: pathlib.Path, manifest: Manifest) -> None:
+def write(directory: pathlib.Path, manifest: DatasetManifest) -> None:
     """Write the manifest, at once or not at all."""
     content = json.dumps(as_dict(manifest), indent=2, ensure_ascii=False)
     write_atomically(directory / FILE, content)

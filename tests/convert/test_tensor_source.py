@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import layout, single, source
-from unclip_jax.convert.layout import FORMS, Entry, to_ours, to_theirs
+from unclip_jax.convert import standalone_clip, tensor_source, tensor_table
+from unclip_jax.convert.tensor_table import FORMS, Entry, to_ours, to_theirs
 from unclip_jax.core.checks import UserError
 
 MAPS = pathlib.Path("/proc/self/maps")
@@ -39,29 +39,29 @@ def test_one_file_several_files_and_half_precision(tmp_path):
     places = dict.fromkeys(TENSORS, "m-00001-of-00002.safetensors")
     index = {"weight_map": {**places, "c": "m-00002-of-00002.safetensors"}}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
-    opened = source.open_source(tmp_path)
+    opened = tensor_source.open_tensors(tmp_path)
     assert opened.shapes == {"a": (2, 3), "b.bias": (3,), "c": (2,)}
     np.testing.assert_array_equal(opened.read("a"), TENSORS["a"])
     np.testing.assert_array_equal(opened.read("c").astype(np.float32), [1.5, -2.0])
     index["weight_map"]["d"] = "m-00002-of-00002.safetensors"
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="promises 1 tensors that its files lack: d"):
-        source.open_source(tmp_path)
+        tensor_source.open_tensors(tmp_path)
 
 
 def test_the_plain_file_is_preferred_to_its_half_precision_copy(tmp_path):
     save_file(TENSORS, tmp_path / "model.safetensors")
     save_file({"a": TENSORS["a"]}, tmp_path / "model.fp16.safetensors")
-    assert source.open_source(tmp_path).shapes.keys() == TENSORS.keys()
+    assert tensor_source.open_tensors(tmp_path).shapes.keys() == TENSORS.keys()
     save_file(TENSORS, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="several files of weights"):
-        source.open_source(tmp_path)
+        tensor_source.open_tensors(tmp_path)
 
 
 @pytest.mark.skipif(not MAPS.is_file(), reason="needs Linux's list of what is in memory")
 def test_a_file_does_not_stay_in_memory(tmp_path):
     save_file(TENSORS, tmp_path / "weights.safetensors")
-    opened = source.open_source(tmp_path)
+    opened = tensor_source.open_tensors(tmp_path)
     held = opened.read("a")
     assert str(tmp_path / "weights.safetensors") not in MAPS.read_text()
     np.testing.assert_array_equal(held, TENSORS["a"])
@@ -75,17 +75,17 @@ def test_a_truncated_file_is_refused(tmp_path):
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UserError, match="is damaged or incomplete"):
-        source.open_source(path)
+        tensor_source.open_tensors(path)
 
 
 def test_an_index_may_not_point_elsewhere(tmp_path):
     index = tmp_path / "m.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../m.safetensors"}}))
     with pytest.raises(UserError, match="expected a plain file name"):
-        source.open_source(tmp_path)
+        tensor_source.open_tensors(tmp_path)
     index.write_text("{}")
     with pytest.raises(UserError, match="holds no weight_map"):
-        source.open_source(tmp_path)
+        tensor_source.open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -98,29 +98,29 @@ def test_an_index_may_not_point_elsewhere(tmp_path):
 def test_other_files_are_not_opened(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        source.open_source(tmp_path / name)
+        tensor_source.open_tensors(tmp_path / name)
 
 
 def test_a_torch_file_without_torch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "m.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(UserError, match=r"unclip_jax\[convert\]"):
-        source.open_source(tmp_path)
+        tensor_source.open_tensors(tmp_path)
 
 
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="holds no weights"):
-        source.open_source(tmp_path)
+        tensor_source.open_tensors(tmp_path)
     with pytest.raises(UserError, match="there is no file"):
-        source.open_source(tmp_path / "x.safetensors")
+        tensor_source.open_tensors(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="copy it from where the weights came"):
-        source.read_json(tmp_path / "config.json")
+        tensor_source.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        source.read_json(tmp_path / "config.json")
+        tensor_source.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(UserError, match="expected an object"):
-        source.read_json(tmp_path / "config.json")
+        tensor_source.read_json(tmp_path / "config.json")
 
 
 def test_every_tensor_that_does_not_fit_is_listed_and_none_is_read():
@@ -128,16 +128,16 @@ def test_every_tensor_that_does_not_fit_is_listed_and_none_is_read():
         raise AssertionError(name)
 
     shapes = {"w.weight": (3, 2), "w.bias": (4,), "more": (1,)}
-    there = source.Source("here", shapes, read)
-    table = [*layout.linear("w", "w"), Entry("v", "v")]
+    there = tensor_source.TensorSource("here", shapes, read)
+    table = [*tensor_table.linear("w", "w"), Entry("v", "v")]
     abstract = {"w": {"kernel": np.empty((2, 3)), "bias": np.empty(3)}, "v": np.empty(2)}
     message = r"3 tensors: missing v \(2,\); extra more \(1,\); w.bias: expected \(3,\), found"
     with pytest.raises(UserError, match=message):
-        layout.fill(there, table, abstract)
+        tensor_table.fill(there, table, abstract)
 
 
 def test_glides_networks_are_refused_by_name(tmp_path):
-    tensors = dict.fromkeys(single.GLIDE, np.zeros((2, 2), np.float32))
+    tensors = dict.fromkeys(standalone_clip.GLIDE, np.zeros((2, 2), np.float32))
     save_file(tensors, tmp_path / "base.safetensors")
     with pytest.raises(UserError, match=r"base.safetensors is a network of GLIDE, which is not"):
-        single.clip_from(tmp_path / "base.safetensors")
+        standalone_clip.clip_from(tmp_path / "base.safetensors")

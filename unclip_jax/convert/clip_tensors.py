@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.convert.layout import Entry, norm, transformer
-from unclip_jax.convert.source import Source
+from unclip_jax.convert.tensor_source import TensorSource
+from unclip_jax.convert.tensor_table import Entry, norm, transformer
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.models.clip_config import TOWERS, ClipConfig
 
@@ -136,7 +136,7 @@ def entries(cfg: ClipConfig) -> list[Entry]:
     return table
 
 
-def tidy(source: Source, cfg: ClipConfig) -> Source:
+def tidy(source: TensorSource, cfg: ClipConfig) -> TensorSource:
     """Without what files of any age may hold beside the tensors, and under today's names.
 
     That is: integer position tables (transformers before 4.31); the other tower and the
@@ -148,7 +148,7 @@ def tidy(source: Source, cfg: ClipConfig) -> Source:
         prefix = "text_model."
         shapes = {prefix + name: shape for name, shape in source.shapes.items()}
         read = source.read
-        return Source(source.where, shapes, lambda name: read(name.removeprefix(prefix)))
+        return TensorSource(source.where, shapes, lambda name: read(name.removeprefix(prefix)))
     return source.without(n for n in source.shapes if _of_other_tower(n, cfg))
 
 

@@ -5,9 +5,9 @@ import weakref
 
 import numpy as np
 
-from unclip_jax.convert.layout import Entry
-from unclip_jax.convert.parts import Origin, Part, write_run
-from unclip_jax.convert.source import Source
+from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
+from unclip_jax.convert.tensor_source import TensorSource
+from unclip_jax.convert.tensor_table import Entry
 
 SIDE, TENSORS, STAGES = 512, 8, 5
 ONE = SIDE * SIDE * 4 * TENSORS  # bytes of one stage
@@ -24,12 +24,12 @@ def part(name, alive):
         assert len(alive) <= 2, "the next tensor is read while two others are held"
         return array
 
-    return Part(
+    return ConvertedStage(
         name=name,
         stage="upsampler",
         config={},
         facts={"image_size": 4, "low_res_size": 1},
-        source=Source(name, shapes, read),
+        source=TensorSource(name, shapes, read),
         entries=[Entry(f"leaf{i}", f"t{i}") for i in range(TENSORS)],
         abstract={f"leaf{i}": np.broadcast_to(np.float32(0), (SIDE, SIDE)) for i in range(TENSORS)},
     )
@@ -51,4 +51,4 @@ def test_memory_peaks_near_one_stage(tmp_path):
     assert ONE < peak < 2.5 * ONE, f"{peak / ONE:.2f} stages of {STAGES}"
 
 
-ORIGIN = Origin(data="made here", licence="none")
+ORIGIN = Provenance(data="made here", licence="none")

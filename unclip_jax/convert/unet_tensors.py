@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.convert import configs
-from unclip_jax.convert.layout import Entry, linear, norm
+from unclip_jax.convert.tensor_table import Entry, linear, norm
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.unet import Step, UNetConfig, plan
 

@@ -1,7 +1,7 @@
 """Tensors by name, wherever they lie: one safetensors file, several, a torch file, or a view.
 
-A `Source` knows the names and shapes of all tensors before it reads any, and reads them one at a
-time, so that a conversion can be refused cheaply and never holds a file twice.
+A `TensorSource` knows the names and shapes of all tensors before it reads any, and reads them one
+at a time, so that a conversion can be refused cheaply and never holds a file twice.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TensorSource:
     """Tensors by name.
 
     Attributes:
@@ -35,27 +35,27 @@ class Source:
     shapes: Mapping[str, Shape]
     read: Callable[[str], np.ndarray]
 
-    def without(self, names: Iterable[str]) -> "Source":
+    def without(self, names: Iterable[str]) -> "TensorSource":
         """The same but for `names`, which need not be there."""
         gone = set(names)
         kept = {name: shape for name, shape in self.shapes.items() if name not in gone}
         return dataclasses.replace(self, shapes=kept)
 
-    def below(self, prefix: str) -> "Source":
+    def below(self, prefix: str) -> "TensorSource":
         """The tensors whose names begin with `prefix`, under the rest of their names."""
         cut = len(prefix)
         kept = {name[cut:]: s for name, s in self.shapes.items() if name.startswith(prefix)}
         return dataclasses.replace(self, shapes=kept, read=lambda name: self.read(prefix + name))
 
 
-def in_memory(where: str, tensors: Mapping[str, np.ndarray]) -> Source:
+def in_memory(where: str, tensors: Mapping[str, np.ndarray]) -> TensorSource:
     """A source over arrays that are already there."""
-    return Source(
+    return TensorSource(
         where, {name: array.shape for name, array in tensors.items()}, tensors.__getitem__
     )
 
 
-def joined(where: str, parts: Mapping[str, Source]) -> Source:
+def joined(where: str, parts: Mapping[str, TensorSource]) -> TensorSource:
     """Several sources as one; the tensors of each go by its key and "/" before their names."""
     shapes = {
         f"{key}/{name}": shape for key, part in parts.items() for name, shape in part.shapes.items()
@@ -65,10 +65,10 @@ def joined(where: str, parts: Mapping[str, Source]) -> Source:
         key, rest = name.split("/", 1)
         return parts[key].read(rest)
 
-    return Source(where, shapes, read)
+    return TensorSource(where, shapes, read)
 
 
-def open_source(path: pathlib.Path) -> Source:
+def open_tensors(path: pathlib.Path) -> TensorSource:
     """Open weights: a file, or a folder that holds one set of them.
 
     In a folder, safetensors are preferred to torch files and an index to a single file.
@@ -135,7 +135,7 @@ def _choose(folder: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _safetensors(path: pathlib.Path) -> Source:
+def _safetensors(path: pathlib.Path) -> TensorSource:
     """Opened anew for every tensor: a file that stays open keeps all that was read in memory."""
 
     @contextlib.contextmanager
@@ -154,10 +154,10 @@ def _safetensors(path: pathlib.Path) -> Source:
 
     with opened() as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return Source(str(path), shapes, read)
+    return TensorSource(str(path), shapes, read)
 
 
-def _sharded(path: pathlib.Path) -> Source:
+def _sharded(path: pathlib.Path) -> TensorSource:
     """Several files under one index (`weight_map`: tensor -> file)."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -165,7 +165,7 @@ def _sharded(path: pathlib.Path) -> Source:
     for name in set(places.values()):
         if not isinstance(name, str) or pathlib.PurePath(name).name != name:
             raise UserError(f"{path} names the file {name!r}; expected a plain file name.")
-    parts = {name: open_source(path.parent / name) for name in sorted(set(places.values()))}
+    parts = {name: open_tensors(path.parent / name) for name in sorted(set(places.values()))}
     lost = sorted(n for n, part in places.items() if n not in parts[part].shapes)
     if lost:
         raise UserError(
@@ -174,4 +174,4 @@ def _sharded(path: pathlib.Path) -> Source:
         )
     shapes = {n: shape for part in parts.values() for n, shape in part.shapes.items()}
     owner = {n: part for part in parts.values() for n in part.shapes}
-    return Source(str(path.parent), shapes, lambda name: owner[name].read(name))
+    return TensorSource(str(path.parent), shapes, lambda name: owner[name].read(name))

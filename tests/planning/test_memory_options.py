@@ -2,12 +2,12 @@
 
 from tests.test_experiments import config
 from unclip_jax.experiment.config import from_config
-from unclip_jax.planning.program import levers
+from unclip_jax.planning.program import memory_options
 
 
 def told(name: str, size: str) -> tuple[str, ...]:
     experiment = from_config(config(name, size))
-    return levers(experiment, experiment.build_stage())
+    return memory_options(experiment, experiment.build_stage())
 
 
 def test_only_what_the_stage_can_do_is_advised():

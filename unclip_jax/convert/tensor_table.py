@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unclip_jax.convert.source import Shape, Source
+from unclip_jax.convert.tensor_source import Shape, TensorSource
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Params
@@ -118,7 +118,7 @@ def _their_shape(entry: Entry, shape: Shape) -> Shape:
     return to_theirs(entry.form, np.broadcast_to(np.int8(0), part)).shape
 
 
-def check(source: Source, entries: Sequence[Entry], abstract: Params) -> None:
+def check(source: TensorSource, entries: Sequence[Entry], abstract: Params) -> None:
     """Refuse a source that does not fill the tree exactly.
 
     Raises:
@@ -141,7 +141,7 @@ def check(source: Source, entries: Sequence[Entry], abstract: Params) -> None:
 
 
 def fill(
-    source: Source, entries: Sequence[Entry], abstract: Params, *, dtype: str = "float32"
+    source: TensorSource, entries: Sequence[Entry], abstract: Params, *, dtype: str = "float32"
 ) -> dict[str, Any]:
     """Read the tree `abstract`, one tensor at a time, after `check`.
 

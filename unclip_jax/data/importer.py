@@ -20,11 +20,11 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.files import write_atomically
-from unclip_jax.data import manifest, records, report
+from unclip_jax.data import dataset_manifest, import_report, records
 from unclip_jax.data.checking import CheckConfig, check
+from unclip_jax.data.import_report import Tally
 from unclip_jax.data.items import Plan, Raw, Skip
 from unclip_jax.data.records import Record
-from unclip_jax.data.report import Tally
 
 LOGS = ".prepare"
 RECORDS_PER_SHARD = 8192
@@ -78,7 +78,7 @@ class Importer:
                     "with other options; run that command again, or delete the folder."
                 )
 
-    def run(self, advance: Callable[[int], Any] = lambda count: None) -> manifest.Split:
+    def run(self, advance: Callable[[int], Any] = lambda count: None) -> dataset_manifest.Split:
         """Make the missing shards; `advance` is told how many records were dealt with.
 
         Raises:
@@ -89,31 +89,35 @@ class Importer:
         finally:
             self._plan.close()
         if not self.tally.kept:
-            why = report.reasons(self.tally)
+            why = import_report.reasons(self.tally)
             raise UserError(f"split {self._split!r} would be empty: {why}; check the inputs.")
         sources = self._plan.sources
-        return manifest.make_split(self._split, shards, plan=self.fingerprint, sources=sources)
+        return dataset_manifest.make_split(
+            self._split, shards, plan=self.fingerprint, sources=sources
+        )
 
     def forget(self) -> None:
         """Remove the logs, once the manifest lists the split."""
         for log in self._logs.glob(f"{self._split}-*.json"):
             log.unlink()
 
-    def _shard(self, index: int, advance: Callable[[int], Any]) -> manifest.Shard:
+    def _shard(self, index: int, advance: Callable[[int], Any]) -> dataset_manifest.Shard:
         """One shard: found finished, or made."""
         name = records.shard_name(self._split, index, self._total)
         path, log = self._directory / name, self._logs / f"{name}.json"
         first, last = (len(self._plan) * i // self._total for i in (index, index + 1))
         if path.is_file() and log.is_file():
             facts = _read_json(log)
-            self.tally.add(report.from_json(facts["tally"]))
-            report.check_share(self.tally, total=len(self._plan), max_bad=self._config.max_bad)
+            self.tally.add(import_report.from_json(facts["tally"]))
+            import_report.check_share(
+                self.tally, total=len(self._plan), max_bad=self._config.max_bad
+            )
             advance(last - first)
         else:
             facts = self._make(path, range(first, last), advance)
             log.parent.mkdir(exist_ok=True)
             _write_json(log, facts)
-        return manifest.Shard(name, facts["written"], facts["sha256"])
+        return dataset_manifest.Shard(name, facts["written"], facts["sha256"])
 
     def _make(
         self, path: pathlib.Path, indices: range, advance: Callable[[int], Any]
@@ -136,7 +140,7 @@ class Importer:
                 for each in both:
                     each.skip(self._plan.key(index), outcome)
                 limit = self._config.max_bad
-                report.check_share(self.tally, total=len(self._plan), max_bad=limit)
+                import_report.check_share(self.tally, total=len(self._plan), max_bad=limit)
             else:
                 for each in both:
                     each.kept += 1

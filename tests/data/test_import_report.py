@@ -4,8 +4,8 @@ import pathlib
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import report
-from unclip_jax.data.report import Tally
+from unclip_jax.data import import_report
+from unclip_jax.data.import_report import Tally
 
 
 def tally(kept: int, **skipped: int) -> Tally:
@@ -28,20 +28,20 @@ def test_counts_add_up():
 def test_tallies_survive_json():
     made = tally(5, cut=2, small=3)
     record = json.loads(json.dumps(made.to_json()))
-    assert report.from_json(record) == made
+    assert import_report.from_json(record) == made
     assert (record["read"], record["records_per_second"]) == (10, 5.0)
     assert list(record["skipped"]) == ["small", "cut"]  # the most frequent first
 
 
 def test_a_single_bad_record_never_stops():
-    report.check_share(tally(0, cut=1), total=1, max_bad=0.0)
-    report.check_share(tally(3, cut=1), total=4, max_bad=0.05)
+    import_report.check_share(tally(0, cut=1), total=1, max_bad=0.0)
+    import_report.check_share(tally(3, cut=1), total=4, max_bad=0.05)
 
 
 def test_the_share_is_of_all_records_that_will_be_read():
-    report.check_share(tally(0, cut=50), total=1000, max_bad=0.05)
+    import_report.check_share(tally(0, cut=50), total=1000, max_bad=0.05)
     with pytest.raises(UserError) as caught:
-        report.check_share(tally(9, cut=50, small=1), total=1000, max_bad=0.05)
+        import_report.check_share(tally(9, cut=50, small=1), total=1000, max_bad=0.05)
     message = str(caught.value)
     assert message.startswith("stopped: 51 of the first 60 records cannot be used, more than")
     assert "--max_bad=0.05 of 1000" in message
@@ -50,9 +50,9 @@ def test_the_share_is_of_all_records_that_will_be_read():
 
 
 def test_written_reports_keep_other_splits(tmp_path: pathlib.Path):
-    report.write(tmp_path, {"train": tally(5, cut=2)})
-    report.write(tmp_path, {"validation": tally(1)})
-    report.write(tmp_path, {"train": tally(6)})
+    import_report.write(tmp_path, {"train": tally(5, cut=2)})
+    import_report.write(tmp_path, {"validation": tally(1)})
+    import_report.write(tmp_path, {"train": tally(6)})
     content = json.loads((tmp_path / "report.json").read_text())
     assert {split: facts["kept"] for split, facts in content.items()} == {
         "train": 6,
@@ -62,7 +62,7 @@ def test_written_reports_keep_other_splits(tmp_path: pathlib.Path):
 
 
 def test_the_table_says_it_all():
-    lines = report.table({"train": tally(1234, cut=2), "validation": tally(5)}).splitlines()
+    lines = import_report.table({"train": tally(1234, cut=2), "validation": tally(5)}).splitlines()
     assert lines[0].split() == ["split", "read", "kept", "skipped", "per", "second"]
     assert lines[1].split() == ["train", "1,236", "1,234", "2", "618"]
     assert lines[2].split() == ["validation", "5", "5", "0", "2"]

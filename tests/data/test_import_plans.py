@@ -9,8 +9,8 @@ import tarfile
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image as images
-from unclip_jax.data.importers import FilePlan, ShapesPlan, make_plans, shapes_counts
+from unclip_jax.data import image_codec
+from unclip_jax.data.import_plans import FilePlan, ShapesPlan, make_plans, shapes_counts
 from unclip_jax.data.items import FileReader, Plan, Raw, Skip
 
 
@@ -320,7 +320,7 @@ def test_shapes_are_the_worlds_scenes_from_anywhere():
     plan = ShapesPlan("validation", count=70, image_size=32, seed=5)
     in_order = [plan.read(i) for i in range(70)]
     assert [plan.read(i) for i in (66, 67, 3)] == [in_order[i] for i in (66, 67, 3)]
-    assert images.decode(in_order[0].image).shape == (32, 32, 3)
+    assert image_codec.decode(in_order[0].image).shape == (32, 32, 3)
     scene = json.loads(in_order[0].scene)
     assert in_order[0].caption in scene["captions"]
     other = ShapesPlan("validation", count=70, image_size=32, seed=6)

@@ -9,9 +9,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unclip_jax.convert import layout
-from unclip_jax.convert.layout import Entry
-from unclip_jax.convert.source import Source
+from unclip_jax.convert import tensor_table
+from unclip_jax.convert.tensor_source import TensorSource
+from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core import config
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Params
@@ -22,7 +22,7 @@ READERS = ("clip", "prior", "decoder")  # stages whose export carries the tokeni
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ConvertedStage:
     """One stage, ready to be read.
 
     Attributes:
@@ -39,7 +39,7 @@ class Part:
     stage: str
     config: Mapping[str, Any]
     facts: Mapping[str, Any]
-    source: Source
+    source: TensorSource
     entries: Sequence[Entry]
     abstract: Params
 
@@ -49,15 +49,15 @@ class Part:
         Raises:
             UserError: listing every tensor that does not fit.
         """
-        layout.check(self.source, self.entries, self.abstract)
+        tensor_table.check(self.source, self.entries, self.abstract)
 
     def params(self, dtype: str = "float32") -> dict[str, Any]:
         """Read all parameters."""
-        return layout.fill(self.source, self.entries, self.abstract, dtype=dtype)
+        return tensor_table.fill(self.source, self.entries, self.abstract, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What the manifests say of where weights came from.
 
     Attributes:
@@ -72,12 +72,12 @@ class Origin:
 
 
 def write_run(
-    parts: Sequence[Part],
+    parts: Sequence[ConvertedStage],
     out: pathlib.Path,
     *,
     tokenizer_dir: pathlib.Path,
     tokenizer_hash: str,
-    origin: Origin,
+    origin: Provenance,
     clip_id: str | None = None,
     dtype: str = "float32",
     begin: Callable[[str], None] = lambda name: None,

@@ -4,14 +4,14 @@ import pathlib
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import manifest
-from unclip_jax.data.manifest import Manifest, Shard, make_split
+from unclip_jax.data import dataset_manifest
+from unclip_jax.data.dataset_manifest import DatasetManifest, Shard, make_split
 from unclip_jax.version import __version__
 
 SHARDS = (Shard("train-0", 3, "aa"), Shard("train-1", 4, "bb"))
 
 
-def split(name: str = "train", shards: tuple[Shard, ...] = SHARDS) -> manifest.Split:
+def split(name: str = "train", shards: tuple[Shard, ...] = SHARDS) -> dataset_manifest.Split:
     return make_split(name, shards, plan="p", sources=("x", "y"))
 
 
@@ -23,16 +23,18 @@ def test_counts_add_up_and_order_matters():
 
 
 def test_written_manifests_come_back(tmp_path: pathlib.Path):
-    made = Manifest().with_split(split()).with_split(split("validation")).with_tokenizer("abc")
-    manifest.write(tmp_path, made)
-    again = manifest.read(tmp_path)
+    made = (
+        DatasetManifest().with_split(split()).with_split(split("validation")).with_tokenizer("abc")
+    )
+    dataset_manifest.write(tmp_path, made)
+    again = dataset_manifest.read(tmp_path)
     assert again == made
     assert (again.tokenizer, again.code_version) == ("abc", __version__)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_split_is_replaced_by_name():
-    made = Manifest().with_split(split()).with_split(split("validation"))
+    made = DatasetManifest().with_split(split()).with_split(split("validation"))
     again = made.with_split(split("train", SHARDS[:1]))
     assert sorted(s.name for s in again.splits) == ["train", "validation"]
     assert again.split("train").count == 3
@@ -40,38 +42,38 @@ def test_a_split_is_replaced_by_name():
 
 def test_unknown_split():
     with pytest.raises(UserError, match="no split 'trian'.*Did you mean 'train'"):
-        Manifest().with_split(split()).split("trian")
+        DatasetManifest().with_split(split()).split("trian")
 
 
 def test_missing_folder(tmp_path: pathlib.Path):
     with pytest.raises(
         UserError, match="no data set at .*unclip_jax.prepare shapes --out=.*/nowhere`"
     ):
-        manifest.read(tmp_path / "nowhere")
+        dataset_manifest.read(tmp_path / "nowhere")
 
 
 def test_unfinished_folder(tmp_path: pathlib.Path):
     (tmp_path / "train-00000-of-00002.array_record").write_bytes(b"")
     with pytest.raises(UserError, match="has no manifest.json.*did not finish.*again"):
-        manifest.read(tmp_path)
+        dataset_manifest.read(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"text"'])
 def test_damaged_manifest(tmp_path: pathlib.Path, content: str):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="is damaged; prepare the data set again"):
-        manifest.read(tmp_path)
+        dataset_manifest.read(tmp_path)
 
 
 def test_manifest_of_another_format(tmp_path: pathlib.Path):
-    manifest.write(tmp_path, Manifest())
+    dataset_manifest.write(tmp_path, DatasetManifest())
     content = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**content, "format": 99}))
     with pytest.raises(UserError, match="has format 99, this version reads 1"):
-        manifest.read(tmp_path)
+        dataset_manifest.read(tmp_path)
 
 
 def test_missing_shard(tmp_path: pathlib.Path):
     (tmp_path / "train-0").touch()
     with pytest.raises(UserError, match="train-1 is missing, though manifest.json lists it"):
-        manifest.shard_paths(tmp_path, split())
+        dataset_manifest.shard_paths(tmp_path, split())

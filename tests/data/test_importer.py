@@ -10,9 +10,9 @@ import textwrap
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import manifest
+from unclip_jax.data import dataset_manifest
 from unclip_jax.data.checking import CheckConfig
-from unclip_jax.data.importing import ImportConfig, Importer, locked
+from unclip_jax.data.importer import ImportConfig, Importer, locked
 from unclip_jax.data.items import Raw, Skip
 from unclip_jax.data.prepared import open_split
 
@@ -48,12 +48,12 @@ class ToyPlan:
 
 def run(
     plan: ToyPlan, directory: pathlib.Path, *, shards: int = 4, max_bad: float = 0.2, workers=2
-) -> tuple[manifest.Split, Importer]:
+) -> tuple[dataset_manifest.Split, Importer]:
     config = ImportConfig(shards=shards, max_bad=max_bad, workers=workers)
     importer = Importer(plan, directory=directory, split="train", config=config)
     directory.mkdir(exist_ok=True)
     split = importer.run()
-    manifest.write(directory, manifest.Manifest().with_split(split))
+    dataset_manifest.write(directory, dataset_manifest.DatasetManifest().with_split(split))
     return split, importer
 
 
@@ -93,7 +93,7 @@ def test_a_killed_import_goes_on_without_loss(samples, tmp_path: pathlib.Path):
     script = textwrap.dedent("""
         import os, pathlib, signal, sys
         from tests.data.conftest import Samples
-        from tests.data.test_importing import ToyPlan, run
+        from tests.data.test_importer import ToyPlan, run
         class Deadly(ToyPlan):
             def read(self, index):
                 if index == 13:
@@ -142,16 +142,16 @@ def test_a_limit_lowered_later_counts_finished_shards(samples, tmp_path: pathlib
 def test_a_crash_of_the_decoder_is_a_bad_record(
     samples, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from unclip_jax.data import importing
+    from unclip_jax.data import importer
 
-    real = importing.check
+    real = importer.check
 
     def crash(key: str, raw: Raw, config: CheckConfig):
         if key == "k0002":
             raise ZeroDivisionError
         return real(key, raw, config)
 
-    monkeypatch.setattr(importing, "check", crash)
+    monkeypatch.setattr(importer, "check", crash)
     _, importer = run(ToyPlan(samples), tmp_path / "out")
     assert importer.tally.skipped == {"unexpected ZeroDivisionError": 1}
 

@@ -7,14 +7,14 @@ from typing import Any
 from unclip_jax.parallel.place import size_text
 from unclip_jax.planning import communication, hlo, work
 from unclip_jax.planning.chips import Chip
+from unclip_jax.planning.compile_target import CompileTarget
 from unclip_jax.planning.estimate import LABEL, Estimate, Interval, estimate, highest, times
-from unclip_jax.planning.program import Compiled, Program, TooLarge, compile_program
-from unclip_jax.planning.topology import Target
+from unclip_jax.planning.program import Compiled, CompileRefusal, Program, compile_program
 from unclip_jax.training import memory
 from unclip_jax.training.memory import count_text
 
 
-def make(program: Program, target: Target, *, effort: str = "default") -> dict[str, Any]:
+def make(program: Program, target: CompileTarget, *, effort: str = "default") -> dict[str, Any]:
     """Compile `program` and report on it; JSON-ready.
 
     Args:
@@ -39,7 +39,7 @@ def make(program: Program, target: Target, *, effort: str = "default") -> dict[s
         },
         "memory_per_chip": dict(program.resident),
     }
-    if isinstance(made, TooLarge):
+    if isinstance(made, CompileRefusal):
         _refused(report, made, target)
     else:
         _measured(report, made, program, target)
@@ -47,18 +47,20 @@ def make(program: Program, target: Target, *, effort: str = "default") -> dict[s
     return report
 
 
-def _versions(target: Target) -> dict[str, str]:
+def _versions(target: CompileTarget) -> dict[str, str]:
     names = ("jax", "jaxlib") if target.real else ("jax", "jaxlib", "libtpu")
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _refused(report: dict[str, Any], made: TooLarge, target: Target) -> None:
+def _refused(report: dict[str, Any], made: CompileRefusal, target: CompileTarget) -> None:
     sizes = report["memory_per_chip"]
     sizes["peak"], sizes["available"] = made.wanted, target.chip.hbm if target.chip else None
     report["fits"], report["refusal"] = False, made.reason
 
 
-def _measured(report: dict[str, Any], made: Compiled, program: Program, target: Target) -> None:
+def _measured(
+    report: dict[str, Any], made: Compiled, program: Program, target: CompileTarget
+) -> None:
     report["compiler"]["seconds"] = round(made.seconds, 1)
     module = hlo.parse(made.text)
     done = work.measure(module)
@@ -113,7 +115,7 @@ def _sizes(report: dict[str, Any], made: Compiled, program: Program) -> int:
     return peak
 
 
-def _available(report: dict[str, Any], program: Program, target: Target) -> float:
+def _available(report: dict[str, Any], program: Program, target: CompileTarget) -> float:
     """Bytes of one chip; fake devices of one CPU share what there is."""
     there: float
     if target.chip is not None:
@@ -156,7 +158,7 @@ def _advice(report: dict[str, Any], program: Program) -> list[str]:
                 "--config.rules=fsdp) or take more chips"
             )
         else:
-            lines.append(f"lower the memory of activations: {', or '.join(program.levers)}")
+            lines.append(f"lower the memory of activations: {', or '.join(program.memory_options)}")
     wasted = report["flops"].get("compiled_over_even_share")
     if wasted is not None and wasted > 1.1:
         lines.append(
