@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from studies import statistics
-from studies.statistics import Interval
 from unclip_jax.metrics import frechet, scores
-from unclip_jax.metrics.shapes_checker import ATTRIBUTES, Verdict
+from unclip_jax.metrics.intervals import IntervalEstimate
+from unclip_jax.metrics.shapes_checker import ATTRIBUTES, CRITERIA, Verdict
 
-ASKED = ("background", "count", "colour", "shape", "size", "relation")
 FRECHET_RESAMPLES = 300
 
 Distance = Callable[[np.ndarray], float]  # of an arm's embeddings
@@ -41,7 +40,7 @@ class Judged:
     @property
     def followed(self) -> np.ndarray:
         """[pictures] share of what was asked that the picture holds."""
-        return np.nanmean(np.stack([self.right[name] for name in ASKED]), axis=0)
+        return np.nanmean(np.stack([self.right[name] for name in CRITERIA]), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +72,11 @@ class Truth:
         """Rows of the pictures of the chosen captions."""
         return (chosen[:, None] * self.images + np.arange(self.images)[None]).ravel()
 
-    def mean(self, values: np.ndarray) -> Interval:
+    def mean(self, values: np.ndarray) -> IntervalEstimate:
         """Mean of one value per picture; nan is left out."""
         return statistics.interval(lambda chosen: mean(values[self.rows(chosen)]), self.count)
 
-    def difference(self, one: np.ndarray, other: np.ndarray) -> Interval:
+    def difference(self, one: np.ndarray, other: np.ndarray) -> IntervalEstimate:
         """Difference of the means of two arms, caption by caption."""
 
         def statistic(chosen: np.ndarray) -> float:
@@ -90,7 +89,7 @@ class Truth:
         """Fréchet distance of embeddings to those of training pictures."""
         return frechet.squared_distance(frechet.moments(z), self.reference)
 
-    def distances(self, statistic: Callable[[Distance], float]) -> Interval:
+    def distances(self, statistic: Callable[[Distance], float]) -> IntervalEstimate:
         """Interval of what `statistic` makes of the distances of arms.
 
         It is given a function from an arm's embeddings to the distance of the resampled ones.
@@ -114,7 +113,7 @@ class Truth:
         which differences between arms are not (`distances`).
         """
         shown = {"followed": found.followed}
-        shown |= {name: found.right[name] for name in (*ASKED, "joint")}
+        shown |= {name: found.right[name] for name in (*CRITERIA, "joint")}
         cells = {name: self.mean(v) for name, v in shown.items() if not np.isnan(v).all()}
         if self.images > 1:
             spread = self.diversity(found.z)

@@ -6,24 +6,14 @@ margin". The unit that is resampled is the caption; what is compared was drawn f
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+from unclip_jax.metrics.intervals import IntervalEstimate, Statistic, bootstrap_statistic
 
 AGREE, NOT, UNDECIDED = "agree", "not", "undecided"
 FEWEST = 30  # captions; with fewer the bootstrap's intervals are too narrow to decide anything
 RESAMPLES = 1000
-
-Statistic = Callable[[np.ndarray], float]  # rows of captions -> a number
-
-
-class Interval(NamedTuple):
-    """A number and its 95 % interval; all nan where nothing was asked."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +59,7 @@ def together(tests: Sequence[Inequality]) -> str:
 
 def interval(
     statistic: Statistic, count: int, *, resamples: int | None = None, basic: bool = False
-) -> Interval:
+) -> IntervalEstimate:
     """Bootstrap interval over `count` captions; the same every time.
 
     Args:
@@ -79,21 +69,13 @@ def interval(
         basic: reflect the quantiles about the value (Davison and Hinkley 1997, section 2.4), which
             takes off the bias that a resampled Fréchet distance has; else the quantiles themselves.
     """
-    value = statistic(np.arange(count))
-    generator = np.random.default_rng(0)
-    drawn = np.array(
-        [statistic(generator.integers(count, size=count)) for _ in range(resamples or RESAMPLES)]
-    )
-    drawn = drawn[np.isfinite(drawn)]
-    if not math.isfinite(value) or not len(drawn):
-        return Interval(math.nan, math.nan, math.nan)
-    low, high = (float(each) for each in np.quantile(drawn, [0.025, 0.975]))
-    return (
-        Interval(value, 2 * value - high, 2 * value - low) if basic else Interval(value, low, high)
-    )
+    resamples = resamples or RESAMPLES
+    return bootstrap_statistic(statistic, count, resamples=resamples, basic=basic)
 
 
-def inequality(name: str, found: Interval, *, captions: int, margin: float = 0.0) -> dict[str, Any]:
+def inequality(
+    name: str, found: IntervalEstimate, *, captions: int, margin: float = 0.0
+) -> dict[str, Any]:
     """An inequality, JSON-ready."""
     return dataclasses.asdict(Inequality(name, *found, captions=captions, margin=margin))
 

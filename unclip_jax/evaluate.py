@@ -39,6 +39,7 @@ from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.intervals import Rate
+from unclip_jax.metrics.psnr import psnr
 from unclip_jax.parallel import cluster
 from unclip_jax.parallel.mesh import sampling_mesh
 from unclip_jax.parallel.multihost import check_same
@@ -49,7 +50,6 @@ BATCH = 50  # captions drawn at once
 CONDITIONS = ("prior", "z_txt", "z_img")
 SUBCOMMANDS = (*set_comparison.COMMANDS, "sweep", "plot", "coco", "prompts")
 DRAWING: dict[str, ModuleType] = {"sweep": sweep, "coco": coco, "prompts": prompts}
-SHOWN = ("background", "count", "colour", "shape", "relation", "binding", "joint")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -220,13 +220,8 @@ def enlargement(
             for x in low
         ]
     )
-    return {"upsampler": psnr(drawn, true), "bicubic": psnr(bicubic, true)}
-
-
-def psnr(images: np.ndarray, true: np.ndarray) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, peak 255."""
-    error = np.mean((images.astype(np.float64) - true) ** 2, axis=(1, 2, 3))
-    return float(np.mean(10 * np.log10(255.0**2 / np.maximum(error, 1e-10))))
+    ratios = {"upsampler": psnr(drawn, true), "bicubic": psnr(bicubic, true)}
+    return {name: float(np.mean(values)) for name, values in ratios.items()}
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -243,7 +238,7 @@ def as_text(result: dict[str, Any]) -> str:
         chosen = f", best of {result['best_of']}" if result["best_of"] > 1 else ""
         lines.append(f"\n{result['num']} captions{chosen}, exact checker   " + "z_img from:")
         lines.append(f"{'':12}" + "".join(f"{name:>22}" for name in CONDITIONS))
-        for name in SHOWN:
+        for name in shapes_checker.SUMMARY:
             if not all(name in result["checker"][condition] for condition in CONDITIONS):
                 continue
             cells = [result["checker"][condition][name] for condition in CONDITIONS]

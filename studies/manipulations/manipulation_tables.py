@@ -10,7 +10,7 @@ from benchmarks.markdown_page import rate, table
 from studies.manipulations import red_to_blue as text_diffs
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
-from unclip_jax.evaluate import SHOWN
+from unclip_jax.metrics.shapes_checker import SUMMARY
 
 TITLE = "# What the latent gives back\n\nMade by `python -m studies.manipulations`.\n\n"
 COLUMNS = 6  # of the pictures: the original, and five etas or thetas
@@ -46,7 +46,7 @@ def reconstruction(rows: Sequence[dict[str, Any]]) -> str:
 
 def variations(rows: Sequence[dict[str, Any]]) -> str:
     """Distances and the checker's rates by eta; the last row is of the originals."""
-    names = [name for name in SHOWN if all(name in row["checker"] for row in rows)]
+    names = [name for name in SUMMARY if all(name in row["checker"] for row in rows)]
     cells = []
     for row in rows:
         far = [mean(row[name]) if name in row else "0" for name in ("clip", "pixels")]

@@ -19,6 +19,7 @@ from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.latents import Latent
 from unclip_jax.inference.requests import DecodeRequest
 from unclip_jax.metrics import intervals, shapes_checker
+from unclip_jax.metrics.psnr import psnr
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FRAMES = 3  # of an interpolation; both ends and the middle
@@ -113,12 +114,6 @@ def draw(
 def squares(given: Sequence[InputImage], size: int) -> Images:
     """Pictures at one size."""
     return np.stack([image_files.square(picture, size) for picture in given])
-
-
-def psnr(one: Images, other: Images) -> np.ndarray:
-    """Peak signal-to-noise ratios in dB, one per picture."""
-    error = np.mean((one.astype(np.float64) - other) ** 2, axis=(1, 2, 3))
-    return 10 * np.log10(255.0**2 / np.maximum(error, 1e-10))
 
 
 def reconstruction(

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks import markdown_page
 from benchmarks.markdown_page import rate, table
-from unclip_jax.evaluate import SHOWN
+from unclip_jax.metrics.shapes_checker import SUMMARY
 
 TITLE = "# Where z_img comes from\n\nMade by `python -m studies.priors`: see docs/priors.md.\n\n"
 
@@ -21,7 +21,7 @@ def tables(result: dict[str, Any]) -> str:
     heads += ("finds its caption", "Fréchet distance", "ms", "GFLOPs")
     text += table(heads, [embedding_cells(row) for row in rows])
     if "checker" in rows[0]:
-        names = [name for name in SHOWN if all(name in row["checker"] for row in rows)]
+        names = [name for name in SUMMARY if all(name in row["checker"] for row in rows)]
         cells = [[row["name"], *(rate(row["checker"][name]) for name in names)] for row in rows]
         text += f"\nPictures of the first {result['num']}, by the exact checker:\n\n"
         text += table(("z_img from", *names), cells)

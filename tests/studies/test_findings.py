@@ -19,6 +19,7 @@ from unclip_jax.experiment import loading
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.metrics import frechet
+from unclip_jax.metrics.intervals import IntervalEstimate
 from unclip_jax.stages.gaussian import SamplingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,7 +43,7 @@ STEPS = 3
     ],
 )
 def test_a_claim_is_decided_by_where_its_interval_lies(low, high, margin, expected):
-    found = statistics.Interval((low + high) / 2, low, high)
+    found = IntervalEstimate((low + high) / 2, low, high)
     made = statistics.inequality("one - other", found, captions=30, margin=margin)
     assert statistics.Inequality(**made).verdict == expected
     few = dataclasses.replace(statistics.Inequality(**made), captions=29)
@@ -197,9 +198,7 @@ def test_the_ladder_of_steps_keeps_to_the_chain():
 
 
 def measured(*ends, note=""):
-    found = [
-        statistics.inequality("one - other", statistics.Interval(*e), captions=90) for e in ends
-    ]
+    found = [statistics.inequality("one - other", IntervalEstimate(*e), captions=90) for e in ends]
     row = {"name": "an arm", "followed": {"value": 0.5, "low": 0.4, "high": 0.6}, "asked": 7}
     row |= {"size": {"value": None, "low": None, "high": None}, "frechet": 0.0123}
     return {"rows": [row, {**row, "name": "other"}], "tests": found, "minutes": 1.5, "note": note}

@@ -11,6 +11,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "diffusion",
     "handoff",
     "inference",
+    "metrics",
     "parallel",
     "stages",
 )

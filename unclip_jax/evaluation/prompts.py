@@ -33,7 +33,7 @@ from unclip_jax.metrics.kernels import unit
 
 PROMPT = ("prompt", "prompts", "caption", "text")  # names of the column
 CATEGORY = ("category", "categories")
-SHOWN = ("count", "colour", "shape", "relation", "binding", "joint")
+COLUMNS = tuple(name for name in shapes_checker.SUMMARY if name != "background")
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
@@ -152,7 +152,7 @@ def by_category(
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Categories as a person reads them."""
-    checked = [n for n in SHOWN if any(n in each.get("checker", {}) for each in found.values())]
+    checked = [n for n in COLUMNS if any(n in each.get("checker", {}) for each in found.values())]
     lines = [f"{'':28}{'prompts':>8}{'CLIP score':>24}" + "".join(f"{n:>10}" for n in checked)]
     for name, each in found.items():
         score = each["clip_score"]

@@ -33,7 +33,6 @@ from unclip_jax.metrics.extractors import Extractor, clip
 from unclip_jax.stages.gaussian import SAMPLERS
 
 CONDITIONS = ("prior", "z_txt", "z_img")
-CHECKED = ("background", "count", "colour", "shape", "relation", "binding", "joint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +201,7 @@ def score(images: np.ndarray, prepared: Setting, args: argparse.Namespace) -> di
         found |= {"diversity": spread.value, "diversity_error": spread.error}
     if prepared.requests:
         rates = shapes_checker.report(shapes_checker.check(images, prepared.requests))
-        found |= {f"checker_{n}": rates[n].value for n in CHECKED if rates[n].total}
+        found |= {f"checker_{n}": rates[n].value for n in shapes_checker.SUMMARY if rates[n].total}
     plain = dataclasses.replace(made, scores=found).plain()
     return {"scores": plain["scores"], "warnings": plain["warnings"]}
 

@@ -37,7 +37,7 @@ class Rate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] of {self.total}"
 
 
-class Interval(NamedTuple):
+class IntervalEstimate(NamedTuple):
     """A number and its interval; all nan where the number is not defined."""
 
     value: float
@@ -101,7 +101,7 @@ def bootstrap_statistic(
     confidence: float = 0.95,
     resamples: int = 2000,
     basic: bool = False,
-) -> Interval:
+) -> IntervalEstimate:
     """Computes a bootstrap interval over `count` independent units, the same every time.
 
     Resamples on which the statistic is not finite are left out.
@@ -123,9 +123,9 @@ def bootstrap_statistic(
     samples = (statistic(generator.integers(count, size=count)) for _ in range(resamples))
     finite = [sample for sample in samples if math.isfinite(sample)]
     if not math.isfinite(value) or not finite:
-        return Interval(math.nan, math.nan, math.nan)
+        return IntervalEstimate(math.nan, math.nan, math.nan)
     ends = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
     low, high = (float(end) for end in ends)
-    return (
-        Interval(value, 2 * value - high, 2 * value - low) if basic else Interval(value, low, high)
-    )
+    if basic:
+        low, high = 2 * value - high, 2 * value - low
+    return IntervalEstimate(value, low, high)

@@ -8,6 +8,7 @@ import numpy as np
 from unclip_jax.cli import flags, session
 from unclip_jax.inference import image_files, latents
 from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.metrics.psnr import psnr
 
 DESCRIPTION = "Encode pictures to their latents, save these, and decode them again."
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, *, studio: InferenceEngine | None = None) -> s
     for index, (picture, origin) in enumerate(zip(encoded.pictures, encoded.origins, strict=True)):
         if picture is not None:
             original = image_files.square(picture, drawn.shape[1])
-            errors.append(_psnr(original, drawn[index]))
+            errors.append(float(psnr(original[None], drawn[index][None])[0]))
             shown.append(original)
             labels.append(origin.name)
         shown.append(drawn[index])
@@ -53,9 +54,3 @@ def run(args: argparse.Namespace, *, studio: InferenceEngine | None = None) -> s
         path = args.out.with_suffix("") / f"{index:04d}.npz"
         latents.save(path, latents.take(encoded.latent, [index]), origin=origin)
     return said
-
-
-def _psnr(original: np.ndarray, drawn: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of one 8-bit picture."""
-    error = np.mean((original.astype(np.float64) - drawn) ** 2)
-    return float(10 * np.log10(255.0**2 / max(error, 1e-10)))
