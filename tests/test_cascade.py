@@ -234,7 +234,7 @@ def test_an_interrupted_run_saves_the_step_it_stopped_at(run_dir, tmp_path):
     taken = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert step == taken[-1] < 4000
     for grid in ("5", "3"):  # nothing that was trained depends on it
-        call(*command, "--export_only", f"--config.model.sampling.steps={grid}")
+        call(*command, "--export-only", f"--config.model.sampling.steps={grid}")
         card = json.loads((tmp_path / "run" / "export" / "manifest.json").read_text())
         assert card["step"] == step and card["config"]["sampling"]["steps"] == grid
 

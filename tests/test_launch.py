@@ -122,7 +122,7 @@ def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
 @pytest.mark.parametrize("size", ["shapes", "tiny", "karlo"])
 def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
     (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]
-    made = int(re.findall(r"--vocab_size=(\d+)", prepare)[0])
+    made = int(re.findall(r"--vocab-size=(\d+)", prepare)[0])
     for stage in ("clip", "prior", "decoder"):
         config = runpy.run_path(str(ROOT / "experiments" / f"{stage}.py"))["get_config"](size)
         assert config.model.model.vocab_size >= made
@@ -156,7 +156,7 @@ def test_overrides_reach_every_training_and_nothing_else():
         (["shapes", "--until=prio"], "unknown step 'prio'; known: data clip embed prior"),
         (
             ["emoji", "--run=nowhere"],
-            "unclip_jax.prepare PICTURES --out=nowhere/data --vocab_size=2048`",
+            "unclip_jax.prepare PICTURES --out=nowhere/data --vocab-size=2048`",
         ),
     ],
 )

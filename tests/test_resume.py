@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
-from unclip_jax import train
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.data import dataset_manifest, records, text
 from unclip_jax.data.image_codec import encode_png
+from unclip_jax.experiment import training_run
 from unclip_jax.experiment.loading import read
 from unclip_jax.training import loop
 
@@ -61,7 +61,7 @@ def test_a_run_with_every_option_continues_bit_for_bit(name, data, tmp_path, mon
     experiment = read(spec, overrides=[f"--config.{key}" for key in keys])
 
     def bits(folder: str) -> dict[str, bytes]:
-        state, _, _ = train.run(experiment, tmp_path / folder)
+        state, _, _ = training_run.train(experiment, tmp_path / folder)
         return {path: np.asarray(x).tobytes() for path, x in flatten_paths(state).items()}
 
     expected = bits("whole")

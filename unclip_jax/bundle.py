@@ -1,6 +1,6 @@
 """Write the sampler of a trained cascade as one file that runs without the model code.
 
-    python -m unclip_jax.bundle --models=runs/shapes --out=shapes.unclip --batch_sizes=1,4
+    python -m unclip_jax.bundle --models=runs/shapes --out=shapes.unclip --batch-sizes=1,4
 
 The file holds StableHLO per batch size, the weights and the tokenizer;
 `unclip_jax.inference.exported` runs it with JAX and NumPy. docs/page.md has more.
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from unclip_jax.cli import entry, flags
+from unclip_jax.cli.parser import Parser
 from unclip_jax.convert import importing
 from unclip_jax.core.checks import UserError
 from unclip_jax.inference import batched, export, load
@@ -20,12 +21,10 @@ from unclip_jax.inference.text_to_image import Cascade, SampleOptions
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.bundle", description="Write the sampler as one file."
-    )
+    parser = Parser("bundle", description="Write the sampler as one file.")
     flags.add_models(parser, public=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
-    parser.add_argument("--batch_sizes", "--batch-sizes", default="1,4", help="one program each")
+    parser.add_argument("--batch-sizes", default="1,4", help="one program each")
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
     parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
@@ -73,7 +72,7 @@ def batch_sizes(stated: str) -> list[int]:
     try:
         return [int(part) for part in stated.split(",")]
     except ValueError:
-        raise UserError(f"--batch_sizes is {stated!r}; give numbers such as 1,4.") from None
+        raise UserError(f"--batch-sizes is {stated!r}; give numbers such as 1,4.") from None
 
 
 def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:

@@ -14,6 +14,7 @@ from typing import Any
 
 from unclip_jax import sample
 from unclip_jax.cli import entry, flags, guided_text
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.inference import load
@@ -26,9 +27,7 @@ EMBEDDINGS = "embeddings/train"  # of a run directory
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.demo", description="Serve a page and an HTTP API."
-    )
+    parser = Parser("demo", description="Serve a page and an HTTP API.")
     flags.add_models(parser)
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument(

@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from unclip_jax import sample
-from unclip_jax.cli import entry, flags
+from unclip_jax.cli import data_flags, entry, process_flags
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.core.picture import to_uint8
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     in_range("--best-of", args.best_of, 1, text_to_image.MAX_BEST_OF)
     _together(args)
     loaded = load.load_cascade(args.models, prior_name=args.prior)
-    source = sources.open_source(args.data, split=args.split, keys=flags.feature_keys(args))
+    source = sources.open_source(args.data, split=args.split, keys=data_flags.keys(args))
     records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
     result: dict[str, Any] = {"split": args.split, "num": args.num, "seed": args.seed}
     result["prior"], result["best_of"] = args.prior, args.best_of
@@ -88,7 +89,7 @@ def subcommand(name: str, argv: Sequence[str]) -> None:
     """Run one of `SUBCOMMANDS`."""
     made = {**DRAWING, "plot": sweep_plots}
     parser = made[name].parser() if name in made else set_comparison.parser(name)
-    flags.add_processes(parser)
+    process_flags.add(parser)
     args = parser.parse_args(argv)
     _together(args)
     if name in DRAWING:
@@ -101,13 +102,13 @@ def subcommand(name: str, argv: Sequence[str]) -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.evaluate",
+    parser = Parser(
+        "evaluate",
         description="Judge a cascade on held-out captions.",
         epilog=f"subcommands (each has its own --help): {', '.join(SUBCOMMANDS)}",
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    flags.add_data(parser)
+    data_flags.add(parser)
     parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
@@ -115,7 +116,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--best-of", type=int, default=1, help="pictures per caption, CLIP keeps the nearest"
     )
-    flags.add_processes(parser)
+    process_flags.add(parser)
     return parser.parse_args(argv)
 
 
@@ -249,7 +250,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 def _together(args: argparse.Namespace) -> None:
     """Connect the processes, if there are several, and see that they were started alike."""
-    flags.start_processes(args)
+    process_flags.start(args)
     check_same({**sample.asked(args), **cluster.facts()})
 
 

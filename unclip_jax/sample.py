@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from unclip_jax.cli import entry, flags, guided_text, subcommands
+from unclip_jax.cli import entry, flags, guided_text, process_flags, subcommands
 from unclip_jax.cli.output import write
+from unclip_jax.cli.parser import Parser
 from unclip_jax.convert import importing
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.inference import batched, load
@@ -33,11 +34,10 @@ from unclip_jax.version import __version__
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.sample",
+    parser = Parser(
+        "sample",
         description="Draw images for captions.",
         epilog=f"subcommands (each has its own --help):\n{subcommands.overview()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("captions", nargs="+", help="one image is drawn per caption and --num")
     flags.add_models(parser, public=True)
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="keep one stage on the device at a time, for models that fill its memory",
     )
-    flags.add_processes(parser)
+    process_flags.add(parser)
     guided_text.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     args.command, args.argv = "text", argv
     check(args)
-    flags.start_processes(args)
+    process_flags.start(args)
     check_same({**asked(args), **cluster.facts()})
     run = importing.run_of(args.models)
     captions = [caption for caption in args.captions for _ in range(args.num)]

@@ -31,7 +31,7 @@ from unclip_jax import train
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.evaluation import sweep_points
-from unclip_jax.experiment import loading
+from unclip_jax.experiment import loading, training_run
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
 from unclip_jax.version import __version__
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     """Do what is missing and write the report after every finding."""
     args, rest = parse(argv)
     check(args)
-    train.use_cache(train.CACHE)
+    training_run.use_compilation_cache(train.COMPILATION_CACHE)
     shop = Workshop(args, rest)
     sweep_points.claim(baseline_runs.folder_of(args), protocol(shop), first=True)
     names = args.only or ORDER  # what needs least training first

@@ -220,7 +220,7 @@ def test_a_patched_unet_has_a_peer_whose_levels_have_its_sides():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> pathlib.Path:
     out = tmp_path_factory.mktemp("data") / "shapes"
-    given = ["shapes:train=64,validation=8,compositional=8", f"--out={out}", "--image_size=32"]
+    given = ["shapes:train=64,validation=8,compositional=8", f"--out={out}", "--image-size=32"]
     prepare.main(given)
     return out
 

@@ -44,7 +44,7 @@ def test_the_share_is_of_all_records_that_will_be_read():
         import_report.check_share(tally(9, cut=50, small=1), total=1000, max_bad=0.05)
     message = str(caught.value)
     assert message.startswith("stopped: 51 of the first 60 records cannot be used, more than")
-    assert "--max_bad=0.05 of 1000" in message
+    assert "--max-bad=0.05 of 1000" in message
     assert "50 cut (cut0, cut1, cut2, cut3, cut4); 1 small (small0)" in message
     assert "Finished shards are kept" in message
 

@@ -126,7 +126,7 @@ def test_a_shard_lost_after_an_interruption_is_made_again(samples, tmp_path: pat
 
 def test_too_many_bad_records_stop_early_and_can_be_allowed(samples, tmp_path: pathlib.Path):
     plan = ToyPlan(samples, bad=(0, 1, 2, 3, 4, 17))
-    with pytest.raises(UserError, match=r"stopped: 5 of .*--max_bad=0.2 of 20 .*k0000, k0001"):
+    with pytest.raises(UserError, match=r"stopped: 5 of .*--max-bad=0.2 of 20 .*k0000, k0001"):
         run(plan, tmp_path / "out")
     assert max(plan.read_indices) < 5  # the other shards were not begun
     split, importer = run(plan, tmp_path / "out", max_bad=0.3)

@@ -105,7 +105,7 @@ def test_bad_records_are_reported_by_reason(
     members += [("latin.png", samples.png(1)), ("latin.txt", b"caf\xe9")]
     members += [("page.png", b"<html>"), ("page.txt", b"a")]
     samples.write_tar(tmp_path / "x.tar", members)
-    run(tmp_path / "x.tar", f"--out={tmp_path}/out", "--max_bad=0.2")
+    run(tmp_path / "x.tar", f"--out={tmp_path}/out", "--max-bad=0.2")
     facts = json.loads((tmp_path / "out" / "report.json").read_text())["train"]
     assert (facts["read"], facts["kept"]) == (47, 40)
     assert facts["skipped"] == {
@@ -132,7 +132,7 @@ def test_a_stop_leaves_a_report_and_no_manifest(samples, tmp_path: pathlib.Path)
 
 
 def test_the_procedural_world(tmp_path: pathlib.Path):
-    run("shapes:train=20,validation=5", f"--out={tmp_path}/out", "--image_size=32", "--seed=4")
+    run("shapes:train=20,validation=5", f"--out={tmp_path}/out", "--image-size=32", "--seed=4")
     source = open_split(tmp_path / "out", split="train")
     assert len(source) == 20
     assert source[0]["caption"] in json.loads(source[0]["scene"])["captions"]
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written(tars: pathlib.Path):
 
 
 def test_ctrl_c_is_polite_and_loses_nothing(tmp_path: pathlib.Path):
-    arguments = ("shapes:train=6000", f"--out={tmp_path}/out", "--shards=60", "--image_size=32")
+    arguments = ("shapes:train=6000", f"--out={tmp_path}/out", "--shards=60", "--image-size=32")
     process = subprocess.Popen(
         command(*arguments),
         cwd=ROOT,

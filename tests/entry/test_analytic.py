@@ -15,7 +15,7 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
 from unclip_jax.data.embedding_writer import EmbeddingWriter
-from unclip_jax.experiment import loading
+from unclip_jax.experiment import analytic_variance, loading
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(place, argument, message):
 
 
 def test_training_measures_the_same_on_all_its_devices(place, monkeypatch):
-    monkeypatch.setattr(analytic, "EXAMPLES", 64)
+    monkeypatch.setattr(analytic_variance, "EXAMPLES", 64)
     analytic.main(arguments(place, "--examples=64"))  # on one device
     alone = load.load_variance_table(place / "prior" / "export")
     data = [a for a in arguments(place) if a.startswith("--config.")]
@@ -138,7 +138,7 @@ def test_training_measures_the_same_on_all_its_devices(place, monkeypatch):
     _, params, _ = load.load_prior(place / "prior" / "export")
     (place / "prior" / "export" / "variance.json").unlink()
     params = jax.tree.map(np.asarray, params)
-    analytic.after_training(experiment, params, workdir=place / "prior")
+    analytic_variance.after_training(experiment, params, workdir=place / "prior")
     together = load.load_variance_table(place / "prior" / "export")
     assert alone and together and together.timesteps == alone.timesteps
     np.testing.assert_allclose(together.eps_power, alone.eps_power, rtol=1e-5)
@@ -146,6 +146,6 @@ def test_training_measures_the_same_on_all_its_devices(place, monkeypatch):
 
 def test_training_measures_it_only_for_a_prior_that_samples_with_it(place):
     experiment = tiny.experiment("prior")
-    analytic.after_training(experiment, {}, workdir=place / "none")  # samples with "small"
-    analytic.after_training(tiny.experiment("decoder"), {}, workdir=place / "none")
+    analytic_variance.after_training(experiment, {}, workdir=place / "none")  # samples with "small"
+    analytic_variance.after_training(tiny.experiment("decoder"), {}, workdir=place / "none")
     assert not (place / "none").exists()

@@ -1,26 +1,26 @@
 """Which processes there are, from flags and environment, and a bounded wait for them."""
 
-import argparse
 import pathlib
 import subprocess
 
 import pytest
 
 from tests import processes
-from unclip_jax.cli import flags
+from unclip_jax.cli import process_flags
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel import cluster
 from unclip_jax.parallel.cluster import ProcessLayout
 
 
 def layout(*arguments: str) -> ProcessLayout:
-    parser = argparse.ArgumentParser()
-    flags.add_processes(parser)
+    parser = Parser("example")
+    process_flags.add(parser)
     args = parser.parse_args(arguments)
     return ProcessLayout(args.coordinator, args.num_processes, args.process_id)
 
 
-FLAGS = ("--coordinator=host:1234", "--num_processes=4", "--process_id=3")
+FLAGS = ("--coordinator=host:1234", "--num-processes=4", "--process-id=3")
 TOLD = {
     "JAX_COORDINATOR_ADDRESS": "other:5",
     "JAX_NUM_PROCESSES": "2",
@@ -56,7 +56,7 @@ def test_processes_are_found(arguments, environ, place):
     ("arguments", "environ", "message"),
     [
         (FLAGS[:2], {}, "--process-id belong together; give all three or none"),
-        ((*FLAGS[:2], "--process_id=4"), {}, "this is process 4 of 4; processes are numbered"),
+        ((*FLAGS[:2], "--process-id=4"), {}, "this is process 4 of 4; processes are numbered"),
         (("--coordinator=host", *FLAGS[1:]), {}, "the coordinator is 'host'; write HOST:PORT"),
         ((), {"JAX_PROCESS_ID": "1"}, "JAX_NUM_PROCESSES, JAX_PROCESS_ID belong together"),
         ((), {**TOLD, "JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID is 'one'; it must be a number"),
@@ -81,8 +81,8 @@ def test_the_digest_is_of_the_code():
 
 def lonely(index: int) -> subprocess.Popen[str]:
     """A process whose partner never comes."""
-    flags = [f"--coordinator=127.0.0.1:{processes.free_port()}", "--num_processes=2"]
-    flags += [f"--process_id={index}", "--connect_timeout=2"]
+    flags = [f"--coordinator=127.0.0.1:{processes.free_port()}", "--num-processes=2"]
+    flags += [f"--process-id={index}", "--connect-timeout=2"]
     command = ["-m", "unclip_jax.train", "--config=experiments/prior.py:tiny", "--workdir=/nowhere"]
     return processes.start([*command, *flags], devices=1)
 

@@ -11,7 +11,7 @@ from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec, sources, text
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.inference import load
+from unclip_jax.inference import dataset_embedding, load
 from unclip_jax.models.clip import Clip
 
 
@@ -72,9 +72,9 @@ def test_raw_embeddings_have_the_same_directions_and_say_what_they_are(place, tm
 
 
 def test_an_interrupted_embedding_continues_without_loss(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "SHARD_SIZE", 16)
+    monkeypatch.setattr(dataset_embedding, "SHARD_SIZE", 16)
     embed.main([*arguments(place, tmp_path / "whole"), "--splits", "train"])
-    stored, calls = embed._store, []
+    stored, calls = dataset_embedding._store, []
 
     def fails_late(*given):
         calls.append(1)
@@ -82,12 +82,12 @@ def test_an_interrupted_embedding_continues_without_loss(place, tmp_path, monkey
             raise KeyboardInterrupt
         return stored(*given)
 
-    monkeypatch.setattr(embed, "_store", fails_late)
+    monkeypatch.setattr(dataset_embedding, "_store", fails_late)
     with pytest.raises(KeyboardInterrupt):
         embed.main([*arguments(place, tmp_path / "cut"), "--splits", "train"])
     with pytest.raises(UserError, match="half-written; run the same .*unclip_jax.embed"):
         EmbeddingSource(tmp_path / "cut" / "train")
-    monkeypatch.setattr(embed, "_store", stored)
+    monkeypatch.setattr(dataset_embedding, "_store", stored)
     embed.main([*arguments(place, tmp_path / "cut"), "--splits", "train"])
     whole, cut = (EmbeddingSource(tmp_path / name / "train") for name in ("whole", "cut"))
     for field in ("z_img", "z_txt"):
@@ -98,7 +98,7 @@ def test_an_interrupted_embedding_continues_without_loss(place, tmp_path, monkey
 
 def test_data_of_another_tokenizer_is_refused(place, tmp_path):
     data = tmp_path / "data"
-    prepare.main(["shapes:train=30,validation=10", f"--out={data}", "--vocab_size=514"])
+    prepare.main(["shapes:train=30,validation=10", f"--out={data}", "--vocab-size=514"])
     broken = [f"--clip={place}/clip/export", f"--data={data}", f"--out={tmp_path}/out"]
     with pytest.raises(UserError, match="the data set has tokenizer .*, the CLIP export"):
         embed.main(broken)

@@ -89,7 +89,7 @@ def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monk
     with pytest.raises(UserError, match="no embeddings in runs/tiny/embeddings/train") as told:
         input_pipeline.open_embeddings(mine, "train")
     by_hand, cascade = advice(str(told.value))
-    args = embed.parse(by_hand[3:])
+    args = embed.parser().parse_args(by_hand[3:])
     assert by_hand[:3] == ["python", "-m", "unclip_jax.embed"]
     assert str(args.clip) == "runs/tiny/clip/export"
     assert (str(args.data), str(args.out)) == (mine.data.path, mine.data.embeddings)
@@ -98,7 +98,7 @@ def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monk
     with pytest.raises(UserError, match="no embeddings in my runs/z") as told:
         input_pipeline.open_embeddings(dataclasses.replace(mine, data=given), "train")
     (by_hand,) = advice(str(told.value))  # the cascade would put them elsewhere
-    args = embed.parse(by_hand[3:])
+    args = embed.parser().parse_args(by_hand[3:])
     assert (str(args.clip), str(args.out)) == ("openai/export", "my runs/z")
 
 
@@ -117,7 +117,7 @@ def test_what_is_missing_is_the_data_set_not_its_tokenizer(tmp_path):
         input_pipeline.open_inputs(mine, mine.build_stage())
     prepare.main(advice(str(told.value))[0][3:])
     shutil.rmtree(tmp_path / "a b" / "tokenizer")
-    with pytest.raises(UserError, match="a b has no tokenizer; .* --vocab_size=1024`") as told:
+    with pytest.raises(UserError, match="a b has no tokenizer; .* --vocab-size=1024`") as told:
         input_pipeline.open_inputs(mine, mine.build_stage())
     prepare.main(advice(str(told.value))[0][3:])
     assert input_pipeline.open_inputs(mine, mine.build_stage()).tokenizer

@@ -11,7 +11,7 @@ import pytest
 
 from unclip_jax import plan
 from unclip_jax.core.checks import UserError
-from unclip_jax.planning import compile_target, program
+from unclip_jax.planning import compile_target, plans, program
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("--config.model.model.depth=1", "--config.train.batch_size=32")
@@ -49,7 +49,7 @@ def test_flops_as_compiled_are_an_even_share_of_those_as_written(made):
 
 def test_without_libtpu_the_device_at_hand_is_planned_for(monkeypatch, capsys):
     monkeypatch.setattr(compile_target, "can_compile_for_tpu", lambda: False)
-    target = plan.find("v5p:4x4x8")
+    target = plans.find_target("v5p:4x4x8")
     assert target.real and len(target.devices) == 8
     printed = capsys.readouterr().err
     assert "libtpu is not installed (pip install 'unclip_jax[tpu]')" in printed
@@ -85,7 +85,7 @@ def test_clip_draws_nothing():
 
 def test_a_place_that_cannot_be_written_is_one_line(made):
     with pytest.raises(UserError, match=r"cannot write .*; give another --out"):
-        plan.write(made[1] / "below_a_file" / "plan.json", {})
+        plans.write(made[1] / "below_a_file" / "plan.json", {})
 
 
 def test_a_refusal_of_the_compiler_is_read():

@@ -94,10 +94,10 @@ def test_the_prior_learns_the_same_in_two_processes(place):
 )
 def test_processes_that_were_started_differently_are_refused_by_all(tmp_path, key, values):
     command = ["-m", "unclip_jax.train", "--config=experiments/prior.py:tiny"]
-    command += [f"--workdir={tmp_path}/run", "--connect_timeout=120", "--num_processes=2"]
+    command += [f"--workdir={tmp_path}/run", "--connect-timeout=120", "--num-processes=2"]
     command += [f"--coordinator=127.0.0.1:{processes.free_port()}"]
     running = [
-        processes.start([*command, f"--process_id={i}", f"--config.{key}={value}"], devices=1)
+        processes.start([*command, f"--process-id={i}", f"--config.{key}={value}"], devices=1)
         for i, value in enumerate(values)
     ]
     for status, _, printed in processes.outcome(running):

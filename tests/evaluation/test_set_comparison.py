@@ -45,7 +45,7 @@ def compared(capsys, sets, clip, *more, real="real.npz", out="scores.json"):
 
 
 def test_scores_are_those_of_the_features(capsys, sets, clip):
-    found, text = compared(capsys, sets, clip, "--batch=16", "--kid_subsets=3", "--seed=5")
+    found, text = compared(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
     extractor = feature_extraction.open_extractor(clip.removeprefix("--features="))
     pools = []
     for name in ("real", "fake"):
@@ -69,8 +69,8 @@ def test_scores_are_those_of_the_features(capsys, sets, clip):
 
 
 def test_batches_change_nothing(capsys, sets, clip):
-    one, _ = compared(capsys, sets, clip, "--batch=16", "--kid_subsets=3", "--seed=5")
-    other, _ = compared(capsys, sets, clip, "--batch=7", "--kid_subsets=3", "--seed=5")
+    one, _ = compared(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
+    other, _ = compared(capsys, sets, clip, "--batch=7", "--kid-subsets=3", "--seed=5")
     for name, value in one["scores"].items():
         assert other["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6)
 

@@ -48,7 +48,7 @@ READER = """
 @pytest.fixture(scope="module")
 def written(run_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "tiny.unclip"
-    bundle.main([f"--models={run_dir}", f"--out={out}", "--batch_sizes=4,1", *OPTIONS])
+    bundle.main([f"--models={run_dir}", f"--out={out}", "--batch-sizes=4,1", *OPTIONS])
     return out
 
 
@@ -90,8 +90,8 @@ def test_what_cannot_be_drawn_is_refused(written, captions, seed, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch_sizes=a"], "--batch_sizes is 'a'; give numbers such as 1,4"),
-        (["--batch_sizes=0"], r"batch size is 0; it must lie in \[1, 1024\]"),
+        (["--batch-sizes=a"], "--batch-sizes is 'a'; give numbers such as 1,4"),
+        (["--batch-sizes=0"], r"batch size is 0; it must lie in \[1, 1024\]"),
         (["--platforms=gpu"], "unknown platform 'gpu'"),
         (["--steps=ddim999"], "ddim999"),
         (["--out=/proc/x/y"], "cannot write /proc/x/y"),
@@ -100,7 +100,7 @@ def test_what_cannot_be_drawn_is_refused(written, captions, seed, message):
 def test_mistakes_are_one_line(run_dir, tmp_path, arguments, message):
     out = [f"--out={tmp_path / 'x'}"]
     with pytest.raises(UserError, match=message):
-        bundle.main([f"--models={run_dir}", "--batch_sizes=1", *OPTIONS, *out, *arguments])
+        bundle.main([f"--models={run_dir}", "--batch-sizes=1", *OPTIONS, *out, *arguments])
 
 
 def rewritten(written, path, **changed):

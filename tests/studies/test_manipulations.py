@@ -68,7 +68,7 @@ def test_only_captions_that_can_change_their_colour_are_taken():
 def data(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "shapes"
     prepare.main(
-        ["shapes:train=4,validation=60,compositional=1", f"--out={out}", "--image_size=16"]
+        ["shapes:train=4,validation=60,compositional=1", f"--out={out}", "--image-size=16"]
     )
     return out
 

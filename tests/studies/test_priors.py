@@ -97,7 +97,7 @@ def data(tmp_path_factory):
     """A data set of ten held-out examples."""
     out = tmp_path_factory.mktemp("data") / "shapes"
     prepare.main(
-        ["shapes:train=4,validation=10,compositional=1", f"--out={out}", "--image_size=16"]
+        ["shapes:train=4,validation=10,compositional=1", f"--out={out}", "--image-size=16"]
     )
     return out
 

@@ -13,7 +13,7 @@ import time
 import jax
 
 from tests.training import toy
-from unclip_jax.cli import flags
+from unclip_jax.cli import process_flags
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig
 from unclip_jax.parallel.multihost import check_same, gather
@@ -41,8 +41,8 @@ class Part(toy.Stream):
 
 def main(folder: pathlib.Path) -> None:
     parser = argparse.ArgumentParser()
-    flags.add_processes(parser)
-    flags.start_processes(parser.parse_args([]))
+    process_flags.add(parser)
+    process_flags.start(parser.parse_args([]))
     index = jax.process_index()
     found = {"count": jax.process_count(), "devices": jax.device_count()}
     found["everyone"] = gather({"index": index, "text": "é" * index})

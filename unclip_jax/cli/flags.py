@@ -4,17 +4,14 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
-from unclip_jax.data import sources
-from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import MANIFEST
 from unclip_jax.inference import decoding
 from unclip_jax.inference.decoding import DecodeOptions
-from unclip_jax.parallel import cluster
-from unclip_jax.parallel.cluster import ProcessLayout
 
 DEFAULT_MODELS = pathlib.Path("runs/shapes")  # what `make demo` builds
 MAX_IMAGES = 4096  # bounded work per request
@@ -23,9 +20,7 @@ MAX_CAPTION = 10_000  # characters; longer ones are refused rather than silently
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser with what every command takes."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m unclip_jax.sample {name}", description=description
-    )
+    made = Parser(f"sample {name}", description=description)
     add_models(made)
     made.add_argument("--out", type=pathlib.Path, default=pathlib.Path(f"{name}.png"))
     made.add_argument("--seed", type=int, default=0)
@@ -38,26 +33,6 @@ def add_models(made: argparse.ArgumentParser, *, public: bool = False) -> None:
     """Which models, for `run_directory`; `public`: the directory of Karlo will do too."""
     what = "run directory, or Karlo's" if public else "run directory"
     made.add_argument("--models", type=pathlib.Path, help=f"{what}; default: {DEFAULT_MODELS}")
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds --data, and the names under which a data set of another format stores its examples."""
-    schemes = ", ".join(f"{scheme}:..." for scheme in sources.SOURCES)
-    parser.add_argument("--data", required=True, help=f"prepared data set, or {schemes}")
-    add_feature_keys(parser)
-
-
-def add_feature_keys(parser: argparse.ArgumentParser) -> None:
-    """Adds the names of image and caption in a data set of another format."""
-    keys = FeatureKeys()
-    text = "of a data set that `prepare` did not write"
-    parser.add_argument("--image-key", default=keys.image, help=f"feature with the image {text}")
-    parser.add_argument("--caption-key", default=keys.caption, help="feature with the caption")
-
-
-def feature_keys(args: argparse.Namespace) -> FeatureKeys:
-    """Returns the names that `add_feature_keys` parsed."""
-    return FeatureKeys(args.image_key, args.caption_key)
 
 
 def run_directory(given: pathlib.Path | None) -> pathlib.Path:
@@ -74,31 +49,6 @@ def run_directory(given: pathlib.Path | None) -> pathlib.Path:
             "`make demo` builds them."
         )
     return DEFAULT_MODELS
-
-
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of every command that can run in several processes."""
-    group = parser.add_argument_group("several processes (default: from the environment)")
-    group.add_argument("--coordinator", help="HOST:PORT at which process 0 listens")
-    group.add_argument("--num-processes", "--num_processes", type=int, help="number of processes")
-    group.add_argument("--process-id", "--process_id", type=int, help="rank of this one, from 0")
-    group.add_argument(
-        "--connect-timeout",
-        "--connect_timeout",
-        type=int,
-        default=300,
-        help="seconds to wait for the others (default: %(default)s)",
-    )
-
-
-def start_processes(args: argparse.Namespace) -> None:
-    """Connects the processes that the flags of `add_processes` or the environment name.
-
-    Raises:
-        UserError: settings that contradict each other, or processes that do not answer in time.
-    """
-    layout = ProcessLayout(args.coordinator, args.num_processes, args.process_id)
-    cluster.start(layout, timeout=args.connect_timeout)
 
 
 def add_decoding(made: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-r"""Turn public weights into exports of this package, and back.
+r"""Converts public weights to exports of this package, and back.
 
     python -m unclip_jax.convert SRC [SRC2 ...] --out=RUN [--dtype=bfloat16]
     python -m unclip_jax.convert RUN --out=DIR --to=diffusers
@@ -14,39 +14,39 @@ import sys
 from collections.abc import Sequence
 
 from unclip_jax.cli import entry
-from unclip_jax.convert import diffusers, importing, karlo
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
 
 DTYPES = ("float32", "bfloat16")
-BACK = {"diffusers": diffusers.write, "safetensors": diffusers.write_plain}
+LAYOUTS = ("unclip_jax", "diffusers", "safetensors")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unclip_jax.convert", description="Public weights in, our weights out."
-    )
-    parser.add_argument("source", nargs="+", type=pathlib.Path, help="folder or file of weights")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--to", choices=("unclip_jax", *BACK), default="unclip_jax", help="layout to write"
-    )
-    parser.add_argument("--stages", help="comma-separated; default: all that the source has")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--tokenizer", type=pathlib.Path, help="folder, where the source has none")
-    parser.add_argument("--clip", type=pathlib.Path, help="export of the CLIP of a source without")
-    parser.add_argument("--licence", default=karlo.LICENCE, help="terms, for the manifests")
-    return parser.parse_args(argv)
+def parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser("convert", description="Convert public weights to exports, or exports back.")
+    add = parser.add_argument
+    add("source", nargs="+", type=pathlib.Path, help="folder or file of weights")
+    add("--out", type=pathlib.Path, required=True, help="folder to write")
+    add("--to", choices=LAYOUTS, default="unclip_jax", help=f"layout: {', '.join(LAYOUTS)}")
+    add("--stages", help="comma-separated; default: all that the source has")
+    add("--dtype", default="float32", help="float32 or bfloat16")
+    add("--tokenizer", type=pathlib.Path, help="folder, where the source has none")
+    add("--clip", type=pathlib.Path, help="export of the CLIP of a source without one")
+    add("--licence", help="terms of the weights, for the manifests; default: Karlo's")
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Convert one way or the other."""
-    args = parse(argv)
+    """Converts in one direction or the other."""
+    args = parser().parse_args(argv)
     one_of("--dtype", args.dtype, DTYPES)
-    if args.to in BACK:
+    from unclip_jax.convert import diffusers, importing
+
+    writers = {"diffusers": diffusers.write, "safetensors": diffusers.write_plain}
+    if args.to in writers:
         if len(args.source) > 1:
             raise UserError("--to takes one run directory; give one source.")
-        names = BACK[args.to](args.source[0], args.out, dtype=args.dtype)
+        names = writers[args.to](args.source[0], args.out, dtype=args.dtype)
     else:
         names = importing.convert(
             args.source, args.out, options=_options(args), begin=importing.tell
@@ -54,11 +54,14 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.write(f"wrote {args.out}: {', '.join(names)}\n")
 
 
-def _options(args: argparse.Namespace) -> importing.ImportOptions:
+def _options(args: argparse.Namespace):
+    from unclip_jax.convert import importing, karlo
+
     stages = tuple(args.stages.split(",")) if args.stages else karlo.STAGES
     for stage in stages:
         one_of("stage in --stages", stage, karlo.STAGES)
-    return importing.ImportOptions(stages, args.dtype, args.tokenizer, args.clip, args.licence)
+    licence = args.licence or karlo.LICENCE
+    return importing.ImportOptions(stages, args.dtype, args.tokenizer, args.clip, licence)
 
 
 if __name__ == "__main__":

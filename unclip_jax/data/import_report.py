@@ -89,8 +89,8 @@ def check_share(tally: Tally, *, total: int, max_bad: float) -> None:
         return
     raise UserError(
         f"stopped: {tally.bad} of the first {tally.read} records cannot be used, more than "
-        f"--max_bad={max_bad:g} of {total} allows: {reasons(tally)}. Finished shards are kept; "
-        "repair the input, or raise --max_bad and run the same command again."
+        f"--max-bad={max_bad:g} of {total} allows: {reasons(tally)}. Finished shards are kept; "
+        "repair the input, or raise --max-bad and run the same command again."
     )
 
 

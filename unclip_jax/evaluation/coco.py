@@ -16,7 +16,8 @@ import sys
 import jax
 import numpy as np
 
-from unclip_jax.cli import flags
+from unclip_jax.cli import data_flags
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.evaluation import feature_extraction, image_sets, sampled_set, set_comparison
 from unclip_jax.inference import load
@@ -28,18 +29,16 @@ REFERENCE = 40_504  # pictures of val2014
 SIZE = 256
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Command-line flags."""
-    made = argparse.ArgumentParser(
-        prog="python -m unclip_jax.evaluate coco", description="Zero-shot FID on MS-COCO."
-    )
+    made = Parser("evaluate coco", description="Zero-shot FID on MS-COCO.")
     sampled_set.add_drawing(made)
     path = {"type": pathlib.Path, "required": True}
     made.add_argument("--captions", **path, help="captions_val2014.json, or one of its form")
     made.add_argument(
         "--real", required=True, help="folder val2014, an .npz batch or .npz statistics"
     )
-    flags.add_feature_keys(made)
+    data_flags.add_keys(made)
     made.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
     made.add_argument("--resize", default="tf1", help="to 299: tf1, torch, clean")
     made.add_argument("--num", type=int, default=NUM, help="captions to draw")

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from unclip_jax.cli import flags
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.evaluation import feature_extraction, sampled_set, sweep_points
@@ -44,10 +45,10 @@ class Prompt(NamedTuple):
     text: str
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Command-line arguments."""
-    made = argparse.ArgumentParser(
-        prog="python -m unclip_jax.evaluate prompts",
+    made = Parser(
+        "evaluate prompts",
         description="Draw and score a file of prompts by category.",
     )
     made.add_argument("file", type=pathlib.Path, help="TSV, CSV or JSONL: prompt, category")

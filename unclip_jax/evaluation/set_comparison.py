@@ -14,7 +14,8 @@ import sys
 
 import jax
 
-from unclip_jax.cli import flags
+from unclip_jax.cli import data_flags
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.evaluation import feature_extraction, image_sets
 from unclip_jax.metrics import kernels, neighbours, npz, resize
@@ -24,18 +25,18 @@ from unclip_jax.metrics.report import Collected, Options, compare
 COMMANDS = ("images", "statistics", "pack")
 
 
-def parser(name: str) -> argparse.ArgumentParser:
+def parser(name: str) -> Parser:
     """Command-line arguments of one of `COMMANDS`."""
-    made = argparse.ArgumentParser(prog=f"python -m unclip_jax.evaluate {name}")
+    made = Parser(f"evaluate {name}")
     if name == "images":
         made.description = "Compare two sets of pictures."
         made.add_argument("--real", required=True, help=_KINDS)
         made.add_argument("--fake", required=True, help="likewise")
         made.add_argument("--out", type=pathlib.Path, help="JSON to write")
-        made.add_argument("--kid_subsets", type=int, default=kernels.SUBSETS)
-        made.add_argument("--kid_size", type=int, default=kernels.SUBSET_SIZE)
+        made.add_argument("--kid-subsets", type=int, default=kernels.SUBSETS)
+        made.add_argument("--kid-size", type=int, default=kernels.SUBSET_SIZE)
         made.add_argument("--k", type=int, default=neighbours.K_PRECISION)
-        made.add_argument("--k_density", type=int, default=neighbours.K_DENSITY)
+        made.add_argument("--k-density", type=int, default=neighbours.K_DENSITY)
         made.add_argument("--seed", type=int, default=0, help="of KID's subsets")
     else:
         made.add_argument("--images", required=True, help="a set of pictures")
@@ -46,7 +47,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     made.add_argument("--size", type=int, help="resize and centre-crop pictures to this first")
     made.add_argument("--num", type=int, help="the first so many of each set; default: all")
     made.add_argument("--split", default="validation", help="of data sets")
-    flags.add_feature_keys(made)
+    data_flags.add_keys(made)
     made.add_argument("--batch", type=int, default=64, help="pictures at once")
     return made
 
@@ -118,7 +119,7 @@ def collected(
 
 
 def _open(path: str, args: argparse.Namespace) -> image_sets.PictureSet:
-    keys = flags.feature_keys(args)
+    keys = data_flags.keys(args)
     return image_sets.open_set(path, split=args.split, keys=keys, size=args.size, num=args.num)
 
 

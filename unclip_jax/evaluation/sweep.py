@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from unclip_jax.cli import flags
+from unclip_jax.cli import data_flags
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.evaluation import feature_extraction, image_sets, sweep_points
 from unclip_jax.handoff.export import params_id
@@ -58,14 +59,14 @@ class Setting:
     requests: tuple[str, ...]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Command-line flags."""
-    made = argparse.ArgumentParser(
-        prog="python -m unclip_jax.evaluate sweep",
+    made = Parser(
+        "evaluate sweep",
         description="Score a cascade over guidance, steps and samplers of its decoder.",
     )
     made.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    flags.add_data(made)
+    data_flags.add(made)
     made.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     made.add_argument("--guidance", default="1", help="comma-separated scales, 1 = off")
     made.add_argument("--steps", help="comma-separated, such as 10,25,ddim50; default: exported")
@@ -232,7 +233,7 @@ def protocol_of(
 def _examples(
     args: argparse.Namespace, *, size: int, num: int | None = None
 ) -> image_sets.PictureSet:
-    keys = flags.feature_keys(args)
+    keys = data_flags.keys(args)
     return image_sets.open_set(args.data, split=args.split, keys=keys, size=size, num=num)
 
 

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 
 AGREE = ("features", "weights", "resize", "real", "clip", "captions", "images")
@@ -25,11 +26,9 @@ DISTANCES = ("fid", "frechet")
 Named = Sequence[tuple[str, dict[str, Any]]]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Command-line arguments."""
-    made = argparse.ArgumentParser(
-        prog="python -m unclip_jax.evaluate plot", description="Plot sweeps together."
-    )
+    made = Parser("evaluate plot", description="Plot sweeps together.")
     made.add_argument("sweeps", nargs="+", type=pathlib.Path, help="folders that `sweep` wrote")
     made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("sweeps.png"))
     return made

@@ -227,7 +227,7 @@ def _tokenizer_dir(experiment: Experiment, stage: Stage) -> pathlib.Path:
         )
     raise UserError(
         f"the data set at {dataset.prepared_dir} has no tokenizer; `python -m unclip_jax.prepare "
-        f"--out={shlex.quote(str(dataset.prepared_dir))} --vocab_size={_vocabulary(stage)}` adds "
+        f"--out={shlex.quote(str(dataset.prepared_dir))} --vocab-size={_vocabulary(stage)}` adds "
         "one, or set config.data.tokenizer to the folder of another."
     )
 

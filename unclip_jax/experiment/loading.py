@@ -13,7 +13,7 @@ import importlib.util
 import pathlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -55,6 +55,32 @@ def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         UserError: no such file, size or key, or a value of the wrong type.
     """
+    return from_config(read_config(spec, overrides=overrides))
+
+
+def list_keys(spec: str, *, overrides: Sequence[str] = ()) -> list[str]:
+    """Returns every key of an experiment with its value, as it would be overridden.
+
+    Raises:
+        UserError: as `read`.
+    """
+    return list(_lines(read_config(spec, overrides=overrides).to_dict(), "--config"))
+
+
+def _lines(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in sorted(tree.items()):
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}={'' if value is None else value}"
+
+
+def read_config(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of `read`, with every key that the experiment can have.
+
+    Raises:
+        UserError: as `read`.
+    """
     config = load(spec)
     if "model" not in config:
         config = trained_on(config, _init_from(config, overrides, spec), spec=spec)
@@ -70,7 +96,7 @@ def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
     except (flags.Error, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{reason}; give a value of the key's type.") from None
-    return from_config(values.config)
+    return values.config
 
 
 def load(spec: str) -> ConfigDict:

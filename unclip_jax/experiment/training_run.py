@@ -1,0 +1,111 @@
+"""A training run: from an experiment to a trained stage and its export."""
+
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from unclip_jax.experiment import analytic_variance, input_pipeline
+from unclip_jax.experiment.config import Experiment
+from unclip_jax.experiment.input_pipeline import Inputs
+from unclip_jax.handoff import export, load
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.inference.load import abstract_params
+from unclip_jax.stages.base import Stage
+from unclip_jax.training import loop
+from unclip_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in `folder`, unless JAX_COMPILATION_CACHE_DIR names another."""
+    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def train_and_export(
+    experiment: Experiment, workdir: pathlib.Path, *, export_only: bool = False
+) -> None:
+    """Trains a stage in `workdir`, or continues there, and writes WORKDIR/export.
+
+    Raises:
+        UserError: data, embeddings or an initial export that are missing or do not fit; or
+            `workdir` holds a run of another experiment.
+    """
+    initial = experiment.init_from
+    licence = load.read_manifest(pathlib.Path(initial)).licence if initial else ""
+    state, stage, inputs = train(experiment, workdir, export_only=export_only)
+    write_export(experiment, stage, state, inputs=inputs, workdir=workdir, licence=licence)
+    analytic_variance.after_training(experiment, state.ema_params, workdir=workdir)
+
+
+def train(
+    experiment: Experiment, workdir: pathlib.Path, *, export_only: bool = False
+) -> tuple[TrainState, Stage, Inputs]:
+    """Trains the stage of `experiment` to its last step; `export_only`: restores it as it is.
+
+    Raises:
+        UserError: see `train_and_export`.
+    """
+    settings = {
+        "config": experiment.train,
+        "optim": experiment.optim,
+        "mesh": experiment.mesh,
+        "rules": experiment.rules,
+    }
+    loop.check_fit(experiment.build_stage(), **settings)
+    experiment = input_pipeline.settled(experiment)
+    stage = experiment.build_stage()
+    inputs = input_pipeline.open_inputs(experiment, stage)
+    place = {"workdir": workdir, "identity": experiment.identity()}
+    if export_only:
+        return loop.newest(stage, **settings, **place), stage, inputs
+    state = loop.train(
+        stage,
+        **settings,
+        **place,
+        train_data=inputs.train,
+        eval_data=inputs.held_out,
+        initial=_initial(experiment, stage),
+        fitted=input_pipeline.fitted(experiment, stage),
+        labels=lambda batch: [str(caption) for caption in batch["caption"]],
+    )
+    return state, stage, inputs
+
+
+def _initial(experiment: Experiment, stage: Stage) -> Any:
+    """Returns a function that reads the export named by `init_from`; None without one."""
+    if not experiment.init_from:
+        return None
+    return lambda: load.read_params(
+        pathlib.Path(experiment.init_from), abstract=abstract_params(stage), grows=stage.grows
+    )
+
+
+def write_export(
+    experiment: Experiment,
+    stage: Stage,
+    state: TrainState,
+    *,
+    inputs: Inputs,
+    workdir: pathlib.Path,
+    licence: str = "",
+) -> None:
+    """Writes the averaged parameters and their manifest to WORKDIR/export."""
+    manifest = Manifest(
+        stage=experiment.stage,
+        size=experiment.size,
+        step=int(jax.device_get(state.step)),
+        licence=licence,
+        **stage.describe,
+        **inputs.facts,
+    )
+    target = workdir / "export"
+    written = export.write_export(
+        target, params=state.ema_params, manifest=manifest, tokenizer_dir=inputs.tokenizer_dir
+    )
+    log.info("exported %s parameters to %s", f"{written.parameters:,}", target)
