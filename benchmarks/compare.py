@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import baselines, interleaved, markdown_page
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import positive
 from unclip_jax.experiment import loading
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel.place import size_text
+from unclip_jax.stages import registry
 from unclip_jax.training.memory import count_text
 
 SIDES = {"ours": "benchmarks.unclip_side", "diffusers": "benchmarks.diffusers_side"} | {
@@ -32,8 +33,8 @@ def run(what: str, argv: Sequence[str]) -> None:
     experiment = loading.read(args.config, overrides=overrides)
     if args.peer:
         baselines.check(args.peer, experiment, what=what)
-    if what == "sample" and experiment.stage == "clip":
-        raise UserError("stage 'clip' draws nothing; take one of prior, decoder, upsampler.")
+    if what == "sample":
+        registry.generator_entry(experiment.stage)
     result = measure(what, experiment, args, overrides)
     sys.stdout.write(as_text(result))
     if args.json:

@@ -35,7 +35,7 @@ WARM = 4  # batches that are not counted, which were made ahead
 def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
     args, overrides = parse(argv)
-    experiment = input_pipeline.settled(loading.read(args.config, overrides=overrides))
+    experiment = input_pipeline.resolve(loading.read(args.config, overrides=overrides))
     rows = [row(experiment, workers, seconds=args.seconds) for workers in args.workers]
     step = unclip_side.train(experiment)
     step.once()

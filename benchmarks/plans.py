@@ -20,9 +20,10 @@ from benchmarks import markdown_page
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 from unclip_jax.planning import compile_target
+from unclip_jax.stages import registry
 
 TITLE = "# What the stages need and cost on TPUs\n\nMade by `python -m benchmarks.plans`.\n\n"
-EXPERIMENTS = ("prior", "clip", "decoder", "upsampler_256", "upsampler_1024")
+EXPERIMENTS = tuple(registry.default_chain())
 SLICES = ("v4:4x4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8")
 OTHERS = {
     # Convolutions of fewer than eight images per chip are padded: 512 images, 64 chips.

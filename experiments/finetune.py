@@ -11,30 +11,16 @@ Needs: the export; its model, noise and sampling become `config.model`, where ea
 
 from ml_collections import ConfigDict
 
-from unclip_jax.core.checks import one_of
-
-# Name of the stage -> its kind.
-STAGES = {
-    "clip": "clip",
-    "prior": "prior",
-    "prior_ar": "prior_ar",
-    "decoder": "decoder",
-    "upsampler_256": "upsampler",
-    "upsampler_1024": "upsampler",
-}
-
 
 def get_config(stage: str = "decoder") -> ConfigDict:
-    one_of("stage of experiments/finetune.py", stage, STAGES)
-    kind = STAGES[stage]
-    config = ConfigDict({"stage": kind, "name": stage, "size": "finetune", "rules": "fsdp"})
-    # Its manifest fills in config.model, which is why there is none here, and of the data how
-    # pictures and captions are read.
+    # The name of a stage's folder in a run. Its manifest fills in config.stage and config.model,
+    # and of the data how images, captions and embeddings are read.
+    config = ConfigDict({"name": stage, "size": "finetune", "rules": "fsdp"})
     config.init_from = ""
 
     config.data = data = ConfigDict()
     data.path = "data/prepared"
-    data.embeddings = "data/embeddings" if kind in ("prior", "prior_ar", "decoder") else ""
+    data.embeddings = "data/embeddings"
     data.load_size = 64
 
     config.optim = optim = ConfigDict()

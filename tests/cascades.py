@@ -6,6 +6,7 @@ from tests.stages import tiny
 from unclip_jax.data import text
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.stages import registry
 
 CAPTIONS = ["a red circle", "a blue square above a green star", "three pink rings"]
 NAMES = ("clip", "prior", "decoder", "upsampler_256")
@@ -19,17 +20,20 @@ def write(folder: pathlib.Path, *, names: tuple[str, ...] = NAMES) -> pathlib.Pa
     """Export one untrained cascade of the stages `names`; returns the run directory."""
     words = tokenizer()
     words.save(folder / "tokenizer")
-    facts = {}
+    facts = {"tokenizer_hash": words.hash}
     for name in names:
-        stage = tiny.experiment(name).build_stage()
-        mine = {} if name.startswith("upsampler") else {"tokenizer_hash": words.hash, **facts}
+        experiment, entry = tiny.experiment(name), registry.folder_entry(name)
+        stage = experiment.build_stage()
+        required = entry.required_fields(experiment.model)
+        mine = {field: value for field, value in facts.items() if field in required}
         card = Manifest(stage=stage.name, size="tiny", step=0, **stage.describe, **mine)
         written = export.write_export(
             folder / name / "export",
             params=tiny.stirred(tiny.init(stage)),
             manifest=card,
-            tokenizer_dir=folder / "tokenizer" if mine else None,
+            tokenizer_dir=folder / "tokenizer" if "tokenizer_hash" in required else None,
+            identity=entry.identity,
         )
-        if name == "clip":
-            facts["clip_id"] = written.clip_id
+        if entry.identity:
+            facts[entry.identity] = getattr(written, entry.identity)
     return folder

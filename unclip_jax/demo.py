@@ -29,7 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command-line arguments."""
     parser = Parser("demo", description="Serve a page and an HTTP API.")
     flags.add_models(parser)
-    parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    parser.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password"
     )

@@ -109,7 +109,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     data_flags.add(parser)
-    parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    parser.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=200, help="captions to draw")
     parser.add_argument("--seed", type=int, default=0)

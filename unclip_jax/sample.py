@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sampler", help=f"of the decoder: {', '.join(SAMPLERS)}")
     parser.add_argument("--prior-sampler", help="diffusion prior: sampler")
     parser.add_argument("--prior-variance", help="diffusion prior, ancestral: small, large, table")
-    parser.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    parser.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
     parser.add_argument("--prior-temperature", type=float, help="autoregressive prior; 0 = greedy")
     parser.add_argument("--prior-top-p", type=float, help="autoregressive prior: nucleus, 1 = all")
     parser.add_argument(

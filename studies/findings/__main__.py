@@ -34,6 +34,7 @@ from unclip_jax.evaluation import sweep_points
 from unclip_jax.experiment import loading, training_run
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
+from unclip_jax.inference.load import find_stages
 from unclip_jax.version import __version__
 
 FINDINGS: dict[str, ModuleType] = {
@@ -122,7 +123,7 @@ def check(args: argparse.Namespace) -> None:
         one_of("--only", name, FINDINGS)
     for name in ("num", "images"):
         positive(f"--{name}", getattr(args, name))
-    found = load.find_stages(args.models)
+    found = find_stages(args.models, required=("clip", "prior", "decoder"))
     for part in ("decoder", "prior", "prior_ar"):
         own = load.read_manifest(found[part]).step if part in found else args.prior_steps
         asked = getattr(args, f"{part}_steps")
@@ -159,7 +160,7 @@ def measured(module: ModuleType, shop: Workshop) -> dict[str, Any]:
 def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """All that is known so far."""
     places = {name: baseline_runs.folder_of(args) / "points" / f"{name}.json" for name in FINDINGS}
-    cards = load.find_stages(args.models)
+    cards = find_stages(args.models, required=("clip", "prior", "decoder"))
     facts = {
         "command": f"python -m studies.findings {shlex.join(argv)}",
         "date": datetime.date.today().isoformat(),

@@ -18,10 +18,10 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import sweep_points
 from unclip_jax.handoff import load
 from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.stages import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAIN = "main"  # the models as they are
-LINKED = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def make(baseline: Baseline, args: argparse.Namespace, rest: Sequence[str]) -> p
     """
     folder = args.work / "runs" / baseline.name
     folder.mkdir(parents=True, exist_ok=True)
-    for part in LINKED:
+    for part in registry.default_chain():
         if part != baseline.part and (args.models / part).is_dir():
             _link(folder / part, args.models / part)
     steps, export = steps_of(baseline, args), folder / baseline.part / "export"

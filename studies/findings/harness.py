@@ -54,7 +54,7 @@ class Workshop:
             return InferenceEngine(load.load_cascade(self.args.models), batch=BATCH)
         baseline = baseline_runs.named(name)
         folder = baseline_runs.make(baseline, self.args, self.rest)
-        prior = baseline.part if baseline.part in load.PRIORS else "prior"
+        prior = baseline.part if baseline.part in load.prior_names() else "prior"
         return InferenceEngine(load.load_cascade(folder, prior_name=prior), batch=BATCH)
 
     def look(self, num: int, images: int, chosen: Callable[[str], bool] | None = None) -> Truth:

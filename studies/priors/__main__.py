@@ -28,7 +28,6 @@ from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import sources
 from unclip_jax.data.sources import Source
-from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import batched, image_files, load, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.text_to_image import Cascade, SampleOptions
@@ -87,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     source, trained = open_data(args)
     studios = {
         name: InferenceEngine(load.load_cascade(args.models, prior_name=name), batch=BATCH)
-        for name in load.PRIORS
+        for name in load.prior_names()
     }
     truth = look(studios["prior"], source, trained, count=args.embeddings)
     rows = origins(studios["prior"].cascade)
@@ -133,7 +132,7 @@ def check(args: argparse.Namespace) -> None:
             positive(f"--{name}", given)
     if args.out.suffix != ".md":
         raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
-    handoff.find_stages(args.models, required=("clip", *load.PRIORS, "decoder"))
+    load.find_stages(args.models, required=("clip", *load.prior_names(), "decoder"))
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"--out is {str(args.out)!r}, but there is no such folder; make it first.")
     prior_tables.around(args.out)

@@ -65,7 +65,7 @@ def test_random_batches_satisfy_the_stage():
         ("train", [PRIOR, "--rounds=0"], "--rounds is 0; it must be greater than 0"),
         ("train", [PRIOR, "--depth=3"], "unknown argument '--depth=3'; overrides begin with"),
         ("sample", [PRIOR, "--batch=0"], "--batch is 0; it must be greater than 0"),
-        ("sample", ["--config=experiments/clip.py:tiny"], "stage 'clip' draws nothing"),
+        ("sample", ["--config=experiments/clip.py:tiny"], "stage 'clip' generates nothing"),
         (
             "train",
             ["--config=experiments/clip.py:tiny", "--peer=diffusers"],

@@ -278,7 +278,7 @@ def test_a_stage_that_was_not_converted_is_not_said_to_be_trained(tiny, tmp_path
     command.main([str(tiny), f"--out={tmp_path}", "--stages=clip,decoder"])
     message = r"no export of the prior \(it has clip, decoder\); copy RUN/prior of the cascade that"
     with pytest.raises(UserError, match=message):
-        handoff.find_stages(tmp_path)
+        load.find_stages(tmp_path, required=("clip", "prior", "decoder"))
 
 
 def test_stages_that_are_there_already_are_not_replaced(tiny, tmp_path):

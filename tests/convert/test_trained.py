@@ -50,6 +50,7 @@ def untrained(folder):
             params=tiny.stirred(tiny.init(stage)),
             manifest=Manifest(stage=stage.name, size="karlo", step=0, **stage.describe, **mine),
             tokenizer_dir=folder / "tokenizer" if mine else None,
+            identity="clip_id" if name == "clip" else None,
         )
         facts = {"clip_id": written.clip_id} if name == "clip" else facts
     return folder

@@ -49,7 +49,7 @@ def test_the_stage_asks_for_the_features_and_where_clip_lies_is_not_part_of_the_
     assert made.build_stage().batch_spec["text_seq"].shape == (24, 48)
     assert "text_seq" not in tiny.experiment("prior").build_stage().batch_spec
     elsewhere = dataclasses.replace(made.data, clip="elsewhere")
-    assert dataclasses.replace(made, data=elsewhere).digest() == made.digest()
+    assert dataclasses.replace(made, data=elsewhere).identity() == made.identity()
 
 
 def test_a_stage_that_reads_clip_is_told_to_name_it():
@@ -71,5 +71,7 @@ def test_a_clip_of_other_sizes_is_refused(export, sizes, message):
 
 def test_a_clip_that_did_not_make_the_embeddings_is_refused(export):
     frozen_clip.check(export, clip_id=handoff.read_manifest(export).clip_id)
-    with pytest.raises(UserError, match="but the embeddings were made by cccccccccccc; give the"):
+    with pytest.raises(
+        UserError, match="but the embeddings were computed by cccccccccccc; give the"
+    ):
         frozen_clip.check(export, clip_id="c" * 64)

@@ -115,5 +115,5 @@ def test_what_cannot_be_trained_on_is_named(run, tmp_path):
         read(f"--config.init_from={run / 'prior' / 'export'}", spec=f"{FINETUNE}:decoder")
     with pytest.raises(UserError, match="is not a finished export"):
         read(f"--config.init_from={tmp_path}", spec=f"{FINETUNE}:decoder")
-    with pytest.raises(UserError, match="unknown stage of experiments/finetune.py 'priro'"):
+    with pytest.raises(UserError, match="unknown stage 'priro'. Did you mean 'prior'"):
         read(spec=f"{FINETUNE}:priro")

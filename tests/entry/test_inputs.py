@@ -1,5 +1,6 @@
 """What a stage takes from its training embeddings before the first step."""
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -44,25 +45,25 @@ def test_a_share_of_variance_is_counted_in_the_training_split(folder):
     codec = dataclasses.replace(mine.model.model.codec, components=0, explained_variance=0.8)
     model = dataclasses.replace(mine.model.model, codec=codec)
     mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, model=model))
-    settled = input_pipeline.settled(mine)
-    values = input_pipeline.fitted(settled, settled.build_stage())()["codec"]["eigenvalues"]
+    settled = input_pipeline.resolve(mine)
+    values = input_pipeline.fit_params(settled, settled.build_stage())()["codec"]["eigenvalues"]
     share = np.cumsum(values) / values.sum()
     count = settled.model.model.codec.components
     assert share[count - 2] < 0.8 <= share[count - 1]
-    assert settled.digest() != mine.digest()  # the number of components is part of the run
+    assert settled.identity() != mine.identity()  # the number of components is part of the run
 
 
 def test_what_the_config_says_alone_is_left_as_it_is(folder):
     for name in ("prior", "prior_ar"):
         mine = experiment(name, folder)
-        assert input_pipeline.settled(mine).digest() == mine.digest()
-    assert input_pipeline.fitted(mine, experiment("prior", folder).build_stage()) is None
+        assert input_pipeline.resolve(mine).identity() == mine.identity()
+    assert input_pipeline.fit_params(mine, experiment("prior", folder).build_stage()) is None
 
 
 def test_a_fit_says_what_the_codes_keep(folder, caplog):
     mine = experiment("prior_ar", folder)
     with caplog.at_level(logging.INFO, logger="unclip_jax"):
-        found = input_pipeline.fitted(mine, mine.build_stage())()
+        found = input_pipeline.fit_params(mine, mine.build_stage())()
     assert found["codec"]["basis"].shape == (16, 32)
     assert "prior_ar: 16 of 32 principal components explain" in caplog.text
 
@@ -72,10 +73,10 @@ def test_embeddings_that_are_not_there_are_named(folder, tmp_path):
     shutil.rmtree(tmp_path / "half" / "train" / "text_emb")
     mine = experiment("prior_ar", tmp_path / "half")
     with pytest.raises(UserError, match=r"has no z_txt \(text_emb\); make them again"):
-        input_pipeline.fitted(mine, mine.build_stage())()
+        input_pipeline.fit_params(mine, mine.build_stage())()
     mine = experiment("prior_ar", tmp_path / "nowhere")
     with pytest.raises(UserError, match="no embeddings in .*nowhere"):
-        input_pipeline.fitted(mine, mine.build_stage())()
+        input_pipeline.fit_params(mine, mine.build_stage())()
 
 
 def advice(text):
@@ -140,12 +141,12 @@ def test_held_out_low_res_images_are_only_shrunk(share, name):
 def test_a_prior_measures_the_embeddings_that_it_standardises(folder):
     mine = experiment("prior", folder)
     mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, standardise=True))
-    settled = input_pipeline.settled(mine).model
+    settled = input_pipeline.resolve(mine).model
     z_img = EmbeddingSource(folder / "train").vectors("z_img", 0, 500)
     latent = np.asarray(prior.to_latent(settled, jnp.asarray(z_img)))
     np.testing.assert_allclose(latent.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(latent.std(0), 1, atol=1e-5)
-    assert settled == input_pipeline.settled(dataclasses.replace(mine, model=settled)).model
+    assert settled == input_pipeline.resolve(dataclasses.replace(mine, model=settled)).model
     with pytest.raises(UserError, match="dimension 2 of z_img is the same in all 4 training"):
         prior.settle(mine.model, lambda most: [{"z_img": CONSTANT}])
 
@@ -157,5 +158,20 @@ def test_raw_embeddings_are_told_from_those_of_norm_1(folder):
     source = EmbeddingSource(folder / "train")
     input_pipeline._check_norm({"embedding": "raw"}, stage, source)
     input_pipeline._check_norm({}, mine.build_stage(), source)
-    with pytest.raises(UserError, match=r"this prior takes embeddings as CLIP gives.*embed --raw"):
+    with pytest.raises(
+        UserError, match=r"this prior takes embeddings as CLIP computes.*embed --raw"
+    ):
         input_pipeline._check_norm({}, stage, source)
+
+
+@pytest.mark.parametrize("shares_ids", [True, False])
+def test_tokenizers_must_agree_only_where_a_stage_reads_the_ids_of_clip(folder, shares_ids):
+    source, facts = EmbeddingSource(folder / "train"), {"tokenizer_hash": "b" * 64}
+    info = {"clip_id": "c" * 64, "tokenizer_hash": "a" * 64}
+    refused = pytest.raises(
+        UserError, match="computed with tokenizer aaaaaaaaaaaa, the data has bb"
+    )
+    with refused if shares_ids else contextlib.nullcontext():
+        input_pipeline._check_origin(
+            experiment("prior", folder), info, facts, source, shares_ids=shares_ids
+        )

@@ -78,8 +78,8 @@ def test_mistakes_are_one_line(arguments, message):
         plan.main(["--config=experiments/prior.py:tiny", *arguments])
 
 
-def test_clip_draws_nothing():
-    with pytest.raises(UserError, match="does not apply to stage 'clip', which draws nothing"):
+def test_a_stage_that_generates_nothing_is_refused():
+    with pytest.raises(UserError, match="stage 'clip' generates nothing; take one of prior, "):
         plan.main(["--config=experiments/clip.py:tiny", "--what=sample"])
 
 

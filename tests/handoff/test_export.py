@@ -81,9 +81,10 @@ def test_tokenizer_files_come_along(tmp_path: pathlib.Path):
 
 
 def test_clip_id_is_the_parameters_identity(tmp_path: pathlib.Path):
-    first = write(tmp_path / "a", make_params(0), manifest=CLIP)
-    again = write(tmp_path / "b", make_params(0), manifest=CLIP)
-    other = write(tmp_path / "c", make_params(1), manifest=CLIP)
+    first, again, other = (
+        write(tmp_path / name, make_params(seed), manifest=CLIP, identity="clip_id")
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
     assert first.clip_id == again.clip_id != other.clip_id
     back = load.read_params(tmp_path / "a", abstract=abstract(make_params()))
     assert export.params_id(back) == first.clip_id

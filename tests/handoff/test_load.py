@@ -121,6 +121,14 @@ def test_an_export_without_tokenizer_says_so(exported: pathlib.Path):
         load.tokenizer_dir(exported)
 
 
+NAMES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+REQUIRED = ("clip", "prior", "decoder")
+
+
+def find(run: pathlib.Path, required: tuple[str, ...] = REQUIRED) -> dict[str, pathlib.Path]:
+    return load.find_stages(run, names=NAMES, required=required)
+
+
 def plant(run: pathlib.Path, *names: str) -> None:
     for name in names:
         (run / name / "export").mkdir(parents=True)
@@ -130,7 +138,7 @@ def plant(run: pathlib.Path, *names: str) -> None:
 def test_stages_are_found_in_cascade_order(tmp_path: pathlib.Path):
     plant(tmp_path, "upsampler_256", "decoder", "prior", "clip")
     (tmp_path / "upsampler_1024" / "checkpoints").mkdir(parents=True)
-    found = load.find_stages(tmp_path)
+    found = find(tmp_path)
     assert list(found) == ["clip", "prior", "decoder", "upsampler_256"]
     assert found["prior"] == tmp_path / "prior" / "export"
 
@@ -138,18 +146,18 @@ def test_stages_are_found_in_cascade_order(tmp_path: pathlib.Path):
 def test_a_missing_stage_is_named_with_its_command(tmp_path: pathlib.Path):
     plant(tmp_path, "clip", "prior")
     with pytest.raises(UserError, match=r"no export of the decoder \(it has clip, prior\)") as info:
-        load.find_stages(tmp_path)
+        find(tmp_path)
     assert f"--config=experiments/decoder.py --workdir={tmp_path / 'decoder'}" in str(info.value)
-    assert list(load.find_stages(tmp_path, required=("clip",))) == ["clip", "prior"]
+    assert list(find(tmp_path, required=("clip",))) == ["clip", "prior"]
     with pytest.raises(UserError, match="no export of the upsampler_256"):
-        load.find_stages(tmp_path, required=("upsampler_256",))
+        find(tmp_path, required=("upsampler_256",))
 
 
 def test_a_run_directory_that_is_not_there_is_refused(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="not a folder; give a run directory"):
-        load.find_stages(tmp_path / "runs")
+        find(tmp_path / "runs")
     with pytest.raises(UserError, match=r"no export of the clip \(it has none\)"):
-        load.find_stages(tmp_path)
+        find(tmp_path)
 
 
 def test_a_kernel_that_may_grow_reads_nothing_from_its_new_channels(tmp_path: pathlib.Path):

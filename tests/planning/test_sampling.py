@@ -14,12 +14,12 @@ from unclip_jax.stages.registry import stage_entry
 
 
 @pytest.mark.parametrize("condition", ["z_img", "z_txt"])
-def test_a_decoder_draws_from_either_embedding_under_one_name(condition):
+def test_a_decoder_samples_from_the_embedding_that_it_reads(condition):
     override = f"--config.model.condition={condition}"
     config = loading.read("experiments/decoder.py:tiny", overrides=[override]).model
     _, inputs = sampling.function("decoder", config, batch_size=2)
-    assert inputs.keys() == {"tokens", "token_mask", "z_img", "keys"}
-    assert inputs["z_img"].shape == (2, config.model.z_dim)
+    assert inputs.keys() == {"tokens", "token_mask", condition, "keys"}
+    assert inputs[condition].shape == (2, config.model.z_dim)
 
 
 def drawn_shape(stage, config):
@@ -49,6 +49,6 @@ def test_a_prior_whose_variance_table_is_measured_later_can_be_planned_for():
     assert drawn_shape("prior", config) == (2, config.model.embed_dim)
 
 
-def test_a_stage_that_draws_nothing_is_refused():
-    with pytest.raises(UserError, match="does not apply to stage 'clip', which draws nothing"):
+def test_a_stage_that_generates_nothing_is_refused():
+    with pytest.raises(UserError, match="stage 'clip' generates nothing; take one of prior, "):
         sampling.function("clip", None, batch_size=2)

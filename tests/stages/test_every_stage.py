@@ -10,10 +10,8 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.stages import registry
 
-NAMES = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
 
-
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=registry.run_folders())
 def made(request):
     stage = tiny.experiment(request.param).build_stage()
     params = tiny.stirred(tiny.init(stage))

@@ -18,8 +18,6 @@ from unclip_jax.core.types import Params
 from unclip_jax.handoff.export import write_export
 from unclip_jax.handoff.manifest import Manifest
 
-READERS = ("clip", "prior", "decoder")  # stages whose export carries the tokenizer
-
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedStage:
@@ -33,6 +31,8 @@ class ConvertedStage:
         source: its tensors.
         entries: the table from them to our parameters.
         abstract: shapes of our parameters.
+        requires: fields that its manifest must hold.
+        identity: manifest field that its parameters identify.
     """
 
     name: str
@@ -42,6 +42,8 @@ class ConvertedStage:
     source: TensorSource
     entries: Sequence[Entry]
     abstract: Params
+    requires: Sequence[str] = ()
+    identity: str | None = None
 
     def check(self) -> None:
         """Refuse files that do not fill the stage exactly.
@@ -105,12 +107,12 @@ def write_run(
         part.check()
     written: dict[str, Manifest] = {}
     for part in parts:
-        if clip_id is None and part.stage in ("prior", "decoder"):
+        if clip_id is None and "clip_id" in part.requires:
             raise UserError(
                 f"the {part.stage} comes without its CLIP; give the CLIP's export with --clip."
             )
         begin(part.name)
-        text = part.stage in READERS
+        text = "tokenizer_hash" in part.requires
         shared = {"tokenizer_hash": tokenizer_hash, "clip_id": clip_id} if text else {}
         card = Manifest(
             stage=part.stage,
@@ -126,8 +128,9 @@ def write_run(
             params=part.params(dtype),
             manifest=card,
             tokenizer_dir=tokenizer_dir if text else None,
+            identity=part.identity,
             dtype=dtype,
         )
-        clip_id = manifest.clip_id if part.stage == "clip" else clip_id
+        clip_id = manifest.clip_id or clip_id
         written[part.name] = manifest
     return written

@@ -40,6 +40,7 @@ from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
+from unclip_jax.stages.registry import run_folders
 
 WEIGHTS, OTHERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 NETWORK = ("diffusers", "UNet2DModel")
@@ -100,7 +101,7 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
 
 
 def _stages(run_dir: pathlib.Path) -> dict[str, Stage]:
-    places = load.find_stages(run_dir, required=("clip",))
+    places = load.find_stages(run_dir, names=run_folders(), required=("clip",))
     stages = {name: Stage(path, load.read_manifest(path)) for name, path in places.items()}
     check_chain([stage.card for stage in stages.values()])
     return stages

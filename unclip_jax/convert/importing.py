@@ -125,8 +125,10 @@ def _typed(part: ConvertedStage, dtype: str) -> ConvertedStage:
     config = as_dict(part.config)
     network = config["model"].get("unet", config["model"])
     network["dtype"] = dtype
-    cfg = build(stage_entry(part.stage).config, config, where=part.name)
-    return dataclasses.replace(part, config=as_dict(cfg))
+    entry = stage_entry(part.stage)
+    cfg = build(entry.config, config, where=part.name)
+    facts = {"requires": entry.required_fields(cfg), "identity": entry.identity}
+    return dataclasses.replace(part, config=as_dict(cfg), **facts)
 
 
 def find(

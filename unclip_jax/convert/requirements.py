@@ -1,14 +1,13 @@
 """What the classes of diffusers and transformers have built in, and so demand of our options."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.upsampler import UpsamplerConfig
+from unclip_jax.stages.registry import folder_entry
 
 CHAIN = {"model.num_timesteps": 1000, "diffusion.num_timesteps": 1000}
 UNET = {
@@ -44,12 +43,6 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
         "quantise": False,
     },
 }
-MODELS = {
-    "clip": ClipConfig,
-    "prior": PriorConfig,
-    "decoder": DecoderConfig,
-    "upsampler_256": UpsamplerConfig,
-}
 
 
 def check(configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -73,7 +66,8 @@ def check(configs: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _in_the_way(name: str, config: Mapping[str, Any]) -> list[str]:
     """The options of one stage that they have no class for."""
-    model = typed.build(MODELS[name], config["model"], where=name)
+    kind = get_type_hints(folder_entry(name).config)["model"]
+    model = typed.build(kind, config["model"], where=name)
     full = {**config, "model": typed.as_dict(model)}
     wrong = [
         f"{path} {value!r} (not {expected!r})"

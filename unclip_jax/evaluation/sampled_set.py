@@ -33,7 +33,7 @@ def add_drawing(made: argparse.ArgumentParser) -> None:
     """How pictures are drawn."""
     made.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     made.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    made.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    made.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
     made.add_argument("--condition", default="prior", choices=("prior", "z_txt"))
     made.add_argument("--guidance", type=float, help="of the decoder; default: exported")
     made.add_argument("--steps", help="of the decoder: 25, ddim50, ...; default: exported")

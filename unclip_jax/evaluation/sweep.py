@@ -73,7 +73,7 @@ def parser() -> Parser:
     made.add_argument("--sampler", help=f"comma-separated: {', '.join(SAMPLERS)}")
     made.add_argument("--features", help="inception:FILE or clip:EXPORT; default: the models' CLIP")
     made.add_argument("--resize", default="tf1", help="of inception: tf1, torch, clean")
-    made.add_argument("--prior", default="prior", choices=tuple(load.PRIORS), help="which prior")
+    made.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
     made.add_argument("--condition", default="prior", choices=CONDITIONS, help="origin of z_img")
     made.add_argument("--split", default="validation")
     made.add_argument("--num", type=int, default=200, help="captions")

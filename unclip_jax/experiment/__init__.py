@@ -1,4 +1,4 @@
-"""experiment: from an experiment file to a typed run and its data loaders.
+"""experiment: an experiment file as a typed run with its data loaders.
 
 Reads a file and overrides of its keys (loading.py), types it and checks it across groups of keys
 (config.py), opens its data (input_pipeline.py), and adds the frozen CLIP's text features to batches

@@ -1,12 +1,10 @@
-"""From a ConfigDict to one frozen, typed `Experiment`; nothing past this file sees a ConfigDict.
+"""A ConfigDict as one frozen, typed `Experiment`; no other module reads a ConfigDict.
 
-A misspelt key raises with a suggestion. Checks that involve more than one group of keys live here
-and nowhere else.
+A misspelt key raises with a suggestion. All checks that involve more than one group of keys are
+here.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +15,13 @@ from unclip_jax.core.config import as_dict, build
 from unclip_jax.parallel.mesh import MeshConfig
 from unclip_jax.stages.base import Stage
 from unclip_jax.stages.registry import stage_entry
-from unclip_jax.training.loop import TrainConfig
+from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.optimizer import OptimConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where batches come from.
+    """The data that batches are read from.
 
     Attributes:
         path: a folder written by `unclip_jax.prepare`, or SCHEME:LOCATION, such as "tfds:NAME"
@@ -33,12 +31,12 @@ class DataConfig:
         train_split: split to train on.
         eval_split: split for the validation loss; "" = none.
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
-        clip: export of the CLIP that made the embeddings, for stages that read its token features.
+        clip: export of the CLIP that computed them, for stages that read its token features.
         tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
         image_key: TFDS feature with the image.
         caption_key: TFDS feature with the caption.
         load_size: side to which images are resized; an upsampler crops from it.
-        flip: mirror half of the images; captions that name sides forbid it.
+        flip: mirror half of the images; wrong for captions that name sides.
         empty_captions: share of training captions replaced by the empty one, for stages that read
             CLIP's token features and have no other null.
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
@@ -86,7 +84,7 @@ class Experiment:
     Attributes:
         stage: name in `registry.STAGES`.
         name: name of the run's folder and of the export ("upsampler_256").
-        size: which size of the experiment file this is.
+        size: name of the size in the experiment file.
         model: the stage's own typed config.
         data: where batches come from.
         optim: the optimiser.
@@ -108,30 +106,28 @@ class Experiment:
     init_from: str = ""
 
     def build_stage(self) -> Stage:
-        """The stage record of this experiment."""
+        """Returns the stage record of this experiment."""
         return stage_entry(self.stage).make(self.model)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: all but devices, lengths, places and how it samples."""
-        names = ("stage", "name", "model", "optim", "init_from")
-        kept = {name: as_dict(getattr(self, name)) for name in names}
-        kept["model"].pop("sampling", None)
-        data, train = as_dict(self.data), as_dict(self.train)
-        kept["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb", "clip")}
-        kept["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
-        return kept
+        """Returns the facts that make two runs the same run.
 
-    def digest(self) -> str:
-        """A short hash of the identity."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        These are all but devices, lengths, paths and sampling.
+        """
+        names = ("stage", "name", "model", "optim", "init_from")
+        facts = {name: as_dict(getattr(self, name)) for name in names}
+        facts["model"].pop("sampling", None)
+        data, train = as_dict(self.data), as_dict(self.train)
+        facts["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb", "clip")}
+        facts["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
+        return facts
 
 
 def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
-    """Type a whole config and check what involves more than one group of keys.
+    """Types a whole config and runs the checks that involve more than one group of keys.
 
     Args:
-        config: a ConfigDict or a nested mapping as an experiment file returns it.
+        config: a ConfigDict or a nested mapping as returned by an experiment file.
 
     Raises:
         UserError: unknown, missing or mistyped keys, or values that do not fit together.
@@ -184,17 +180,9 @@ def _check(experiment: Experiment) -> None:
             f"config.data.mixture is {list(experiment.data.mixture)}, but stage "
             f"{experiment.stage!r} reads embeddings, which belong to one data set; leave it empty."
         )
-    if "image" in stage.batch_spec:
-        _check_image(experiment, stage.batch_spec["image"].shape[0])
-
-
-def _check_image(experiment: Experiment, side: int) -> None:
-    load = experiment.data.load_size
-    if experiment.stage == "upsampler":
-        target = experiment.model.model.unet.image_size
-        if load != target:
-            raise UserError(
-                f"config.data.load_size is {load}; the upsampler's target size is {target}."
-            )
-    elif load != side:
+    side, load = (
+        stage_entry(experiment.stage).training_side(experiment.model),
+        experiment.data.load_size,
+    )
+    if side is not None and load != side:
         raise UserError(f"config.data.load_size is {load}; the model takes {side}-pixel images.")

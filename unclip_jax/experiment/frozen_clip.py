@@ -1,8 +1,8 @@
-"""Captions as the frozen CLIP sees them, for stages that are trained on its token features.
+"""The frozen CLIP's features of captions, for stages that are trained on them.
 
-The features follow from the tokens and are hundreds of times larger, so they are not stored: they
-join a batch when it is taken, made by this process's first device. So does the raw z_txt, which is
-what such stages see when they draw, and which is right for captions that were taken away too.
+The features follow from the tokens and are hundreds of times larger, so they are not stored but
+computed for each batch, on this process's first device. So is the raw z_txt, which such stages read
+when they sample, and which is right for dropped captions too.
 """
 
 import functools
@@ -22,7 +22,7 @@ from unclip_jax.stages.base import apply
 
 @functools.cache
 def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
-    """What adds "text_seq" and the raw "z_txt" to a batch that has tokens; one for all passes.
+    """Returns a function that adds "text_seq" and the raw "z_txt" to a batch that has tokens.
 
     Args:
         directory: export of the CLIP.
@@ -30,16 +30,16 @@ def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
         width: of the features that it takes.
 
     Raises:
-        UserError: no export of a CLIP, or one of other sizes.
+        UserError: there is no export of a CLIP, or it has other sizes.
     """
     cfg, params, _ = load_clip(directory)
-    for name, ours in (("context", context), ("text_width", width)):
-        theirs = getattr(cfg.model, name)
-        if ours != theirs:
+    for name, value in (("context", context), ("text_width", width)):
+        expected = getattr(cfg.model, name)
+        if value != expected:
             key = {"context": "context", "text_width": "clip_text_width"}[name]
             raise UserError(
-                f"config.model.model.{key} is {ours}, but the CLIP in {directory} has {name} "
-                f"{theirs}; a stage that reads its token features must have the same."
+                f"config.model.model.{key} is {value}, but the CLIP in {directory} has {name} "
+                f"{expected}; a stage that reads its token features must have the same."
             )
 
     @jax.jit
@@ -50,22 +50,22 @@ def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
         return out.sequence, out.pooled
 
     def add(batch: HostBatch) -> HostBatch:
-        made = features(params, batch["tokens"], batch["token_mask"])
-        text_seq, z_txt = (np.asarray(each, np.float32) for each in made)
+        outputs = features(params, batch["tokens"], batch["token_mask"])
+        text_seq, z_txt = (np.asarray(output, np.float32) for output in outputs)
         return {**batch, "text_seq": text_seq, "z_txt": z_txt}
 
     return add
 
 
 def check(directory: pathlib.Path, *, clip_id: str | None) -> None:
-    """Refuse a CLIP other than the one whose embeddings the stage is trained on.
+    """Refuses a CLIP other than the one whose embeddings the stage is trained on.
 
     Raises:
-        UserError: another one, or none.
+        UserError: it is another one, or none.
     """
-    theirs = handoff.read_manifest(directory).clip_id
-    if theirs != clip_id:
+    identity = handoff.read_manifest(directory).clip_id
+    if identity != clip_id:
         raise UserError(
-            f"the CLIP in {directory} is {str(theirs)[:12]}, but the embeddings were made by "
-            f"{str(clip_id)[:12]}; give the export with which they were made."
+            f"the CLIP in {directory} is {str(identity)[:12]}, but the embeddings were computed by "
+            f"{str(clip_id)[:12]}; give the export that computed them."
         )

@@ -1,4 +1,4 @@
-"""From an `Experiment` to the loaders that feed it, and the checks that they fit the model."""
+"""The data loaders of an `Experiment`, and the checks that they fit the model."""
 
 import dataclasses
 import logging
@@ -26,15 +26,14 @@ log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
-    """What one run reads.
+    """The inputs of one run.
 
     Attributes:
         train: endless shuffled batches.
         held_out: opens a finite pass over the evaluation split; None without one.
         tokenizer: of the text fields; None for stages without text.
         tokenizer_dir: its folder.
-        facts: what the manifest of the export records of the data: clip_id, tokenizer_hash,
-            embed_stats, data.
+        facts: manifest fields about the data: clip_id, tokenizer_hash, embed_stats, data.
     """
 
     train: Loader
@@ -45,7 +44,7 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
-    """Open everything that `experiment` reads.
+    """Opens everything that `experiment` reads.
 
     Raises:
         UserError: a data set, embeddings or tokenizer that is missing, half-written or does not
@@ -74,7 +73,7 @@ def open_split(
     tokenizer: Tokenizer | None,
     endless: bool = True,
 ) -> Loader:
-    """Batches of one split: endless, shuffled and mixed, or one pass in order."""
+    """Opens batches of one split: endless, shuffled and mixed, or one pass in order."""
     data, train = experiment.data, experiment.train
     source, *mixed = (
         sources.open_source(path, split=split, keys=_keys(experiment))
@@ -83,7 +82,7 @@ def open_split(
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = sources.JoinedSource(source, open_embeddings(experiment, split))
     size = train.batch_size
-    if not endless and len(source) < size:  # as much as there is, the same for every process
+    if not endless and len(source) < size:  # all examples, equally many for every process
         size = max(len(source) // jax.process_count(), 1) * jax.process_count()
     config = LoaderConfig(
         batch_size=size,
@@ -107,79 +106,79 @@ def open_split(
 
 
 def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
-    """The embeddings of one split, of the dimension that the model takes.
+    """Opens the embeddings of one split, of the dimension that the model takes.
 
     Raises:
         UserError: missing, half-written, or of another CLIP's dimension.
     """
     folder = pathlib.Path(experiment.data.embeddings) / split
     if not folder.is_dir():
-        raise UserError(f"no embeddings in {folder}; make them with {how_to_embed(experiment)}.")
+        raise UserError(f"no embeddings in {folder}; compute them with {how_to_embed(experiment)}.")
     source = EmbeddingSource(folder)
-    model = experiment.model.model
-    wanted = getattr(model, "embed_dim", None) or model.z_dim
-    if source.dim("z_img") != wanted:
+    spec = experiment.build_stage().batch_spec
+    (size,) = next(spec[name].shape for name in ("z_img", "z_txt") if name in spec)
+    if source.dim("z_img") != size:
         raise UserError(
             f"embeddings in {source.directory} have {source.dim('z_img')} dimensions; the model "
-            f"takes {wanted}. Embed with the CLIP of this size or change config.model."
+            f"takes {size}. Embed with the CLIP of this size or change config.model."
         )
     return source
 
 
 def how_to_embed(experiment: Experiment) -> str:
-    """The commands that make the embeddings which `experiment` reads, as they can be typed.
+    """Returns the command that computes the embeddings which `experiment` reads.
 
-    Where all lies as `launch/cascade` puts it, that makes what comes before them too.
+    In the folders of `launch/cascade`, its command for all steps up to the embeddings is added.
     """
-    data, usual = experiment.data, f"runs/{experiment.size}"
+    data, run = experiment.data, f"runs/{experiment.size}"
     clip = data.clip or str(pathlib.Path(data.embeddings).parent / "clip" / "export")
     options = {"clip": clip, "data": data.path, "out": data.embeddings}
     words = [f"--{name}={shlex.quote(value)}" for name, value in options.items()]
-    made = f"`{' '.join(['python -m unclip_jax.embed', *words])}`"
-    if list(options.values()) == [f"{usual}/{x}" for x in ("clip/export", "data", "embeddings")]:
-        made += f" (or all before them too: `launch/cascade {experiment.size} --until=embed`)"
-    return made
+    command = f"`{' '.join(['python -m unclip_jax.embed', *words])}`"
+    if list(options.values()) == [f"{run}/{x}" for x in ("clip/export", "data", "embeddings")]:
+        command += f" (or all before them too: `launch/cascade {experiment.size} --until=embed`)"
+    return command
 
 
-def settled(experiment: Experiment) -> Experiment:
-    """`experiment` with what only its training data can say about the model filled in.
+def resolve(experiment: Experiment) -> Experiment:
+    """Returns `experiment` with the part of its model that follows from the training data.
 
     Raises:
-        UserError: the data are missing, or ask for more than the model can hold.
+        UserError: the data are missing, or need a larger model.
     """
-    settle = stage_entry(experiment.stage).settle
-    if settle is None:
+    resolve_model = stage_entry(experiment.stage).resolve
+    if resolve_model is None:
         return experiment
-    return dataclasses.replace(experiment, model=settle(experiment.model, _rows(experiment)))
+    return dataclasses.replace(experiment, model=resolve_model(experiment.model, _rows(experiment)))
 
 
-def fitted(experiment: Experiment, stage: Stage) -> Callable[[], Params] | None:
-    """What computes the parameters that come from the training data; None if there are none."""
+def fit_params(experiment: Experiment, stage: Stage) -> Callable[[], Params] | None:
+    """Returns a function that fits parameters to the training data; None if all are learned."""
     fit = stage.fit
     if fit is None:
         return None
 
     def compute() -> Params:
-        found = fit(_rows(experiment))
-        log.info("%s: %s", stage.name, found.note)
-        return found.params
+        result = fit(_rows(experiment))
+        log.info("%s: %s", stage.name, result.note)
+        return result.params
 
     return compute
 
 
 def _rows(experiment: Experiment) -> Rows:
-    """Opens a pass over the training embeddings."""
+    """Returns a function that opens a pass over the training embeddings."""
 
     def rows(most: int) -> Iterator[HostBatch]:
         source = open_embeddings(experiment, experiment.data.train_split)
-        source.dim("z_txt")  # both are needed; says so if they are not there
+        source.dim("z_txt")  # refuses embeddings of images alone
         return source.blocks(most)
 
     return rows
 
 
 def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> examples.ExampleConfig:
-    """Which fields to make and how; training crops where the stage's images are smaller."""
+    """Returns the fields of an example; training crops if the stage's images are smaller."""
     spec, data = stage.batch_spec, experiment.data
     degrade, patch = None, None
     if "low_res" in spec:
@@ -189,9 +188,9 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         degrade = DegradeConfig(factor=factor, name=name, probability=share)
         patch = spec["image"].shape[0]
     length = spec["tokens"].shape[0] if "tokens" in spec else 2
-    read = tuple(name for name in spec if name != "text_seq")  # which `_finish` adds
+    fields = tuple(name for name in spec if name != "text_seq")  # which `_finish` adds
     return examples.ExampleConfig(
-        fields=(*read, "caption") if captions else read,
+        fields=(*fields, "caption") if captions else fields,
         image_size=data.load_size,
         flip=data.flip and not captions,
         patch=patch,
@@ -202,7 +201,7 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
 
 
 def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
-    """Joins what CLIP says of the captions, for stages that read it."""
+    """Returns a function that adds CLIP's features of the captions, for stages that read them."""
     if "text_seq" not in stage.batch_spec:
         return None
     context, width = stage.batch_spec["text_seq"].shape
@@ -210,10 +209,10 @@ def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
 
 
 def _tokenizer_dir(experiment: Experiment, stage: Stage) -> pathlib.Path:
-    """The configured tokenizer, or the one beside the data.
+    """Returns the folder of the configured tokenizer, or of the one beside the data.
 
     Raises:
-        UserError: neither; or no data, which are then what is missing.
+        UserError: there is neither, or no data.
     """
     if experiment.data.tokenizer:
         return pathlib.Path(experiment.data.tokenizer)
@@ -237,7 +236,7 @@ def _keys(experiment: Experiment) -> FeatureKeys:
 
 
 def _vocabulary(stage: Stage) -> int:
-    """Rows of the stage's token table."""
+    """Returns the number of rows of the stage's token table."""
     return int(stage.batch_spec["tokens"].high or 0) + 1
 
 
@@ -258,7 +257,7 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = open_embeddings(experiment, experiment.data.train_split)
         info, stats = source.info(), source.stats("z_img")
-        _check_origin(experiment, info, facts, source)
+        _check_origin(experiment, info, facts, source, shares_ids="text_seq" in stage.batch_spec)
         _check_norm(info, stage, source)
         facts["clip_id"] = info.get("clip_id")
         if "text_seq" in stage.batch_spec:
@@ -268,26 +267,31 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
 
 
 def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:
-    """Stages that take embeddings as CLIP gives them cannot be trained on those of norm 1."""
+    """Refuses embeddings of norm 1 for stages that take them as CLIP computes them."""
     if stage.describe.get("embedding") == "raw" and info.get("embedding") != "raw":
         raise UserError(
-            f"this {stage.name} takes embeddings as CLIP gives them, but those in "
-            f"{source.directory} have norm 1; make them with `python -m unclip_jax.embed --raw`."
+            f"this {stage.name} takes embeddings as CLIP computes them, but those in "
+            f"{source.directory} have norm 1; compute them with `python -m unclip_jax.embed --raw`."
         )
 
 
 def _check_origin(
-    experiment: Experiment, info: dict[str, Any], facts: dict[str, Any], source: EmbeddingSource
+    experiment: Experiment,
+    info: dict[str, Any],
+    facts: dict[str, Any],
+    source: EmbeddingSource,
+    *,
+    shares_ids: bool,
 ) -> None:
-    """Embeddings must come from a known CLIP that read captions as this stage does."""
+    """Refuses embeddings of an unknown CLIP, or of other token ids than those the stage shares."""
     if not info.get("clip_id"):
         raise UserError(
-            f"embeddings in {source.directory} do not say which CLIP made them; move them away and "
-            f"make them with {how_to_embed(experiment)}."
+            f"embeddings in {source.directory} do not name their CLIP; move them away and "
+            f"compute them with {how_to_embed(experiment)}."
         )
-    ours, theirs = facts.get("tokenizer_hash"), info.get("tokenizer_hash")
-    if ours and theirs and ours != theirs:
+    own, others = facts.get("tokenizer_hash"), info.get("tokenizer_hash")
+    if shares_ids and own and others and own != others:
         raise UserError(
-            f"embeddings in {source.directory} were made with tokenizer {theirs[:12]}, the data "
-            f"has {ours[:12]}; embed again or set config.data.tokenizer."
+            f"embeddings in {source.directory} were computed with tokenizer {others[:12]}, the "
+            f"data has {own[:12]}; embed again or set config.data.tokenizer."
         )

@@ -1,10 +1,10 @@
-"""From the command line to a config: an experiment file, its size, and overrides of any key.
+"""Configs from the command line: an experiment file, its size, and overrides of any key.
 
     --config=experiments/prior.py:shapes --config.optim.learning_rate=3e-4
 
-Every key that an experiment can have may be overridden, whether its file mentions it or not; the
-value is read as the type that the key has. A file without a model takes the one of the export that
-`init_from` names (experiments/finetune.py).
+Every key that an experiment can have may be overridden, even if its file does not mention it; the
+value is read as the type that the key has. A file without a model takes that of the export that
+`init_from` names, whose stage it trains on (experiments/finetune.py).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from unclip_jax.experiment.config import Experiment, from_config
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Manifest
-from unclip_jax.stages.registry import stage_entry
+from unclip_jax.stages.registry import folder_entry, stage_entry
 
 INIT = "--config.init_from="
 
@@ -33,20 +33,20 @@ INIT = "--config.init_from="
 def parse_known(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """A command's own arguments, and overrides of its config.
+    """Parses a command's own arguments and returns overrides of its config beside them.
 
     Raises:
         UserError: an argument that is neither.
     """
-    args, rest = parser.parse_known_args(argv)
-    for argument in rest:
+    args, overrides = parser.parse_known_args(argv)
+    for argument in overrides:
         if not argument.startswith("--config."):
             raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
-    return args, rest
+    return args, overrides
 
 
 def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment that `spec` names, with overrides applied.
+    """Returns the experiment that `spec` names, with overrides applied.
 
     Args:
         spec: FILE.py or FILE.py:SIZE.
@@ -83,6 +83,7 @@ def read_config(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     config = load(spec)
     if "model" not in config:
+        folder_entry(config.to_dict().get("name", ""))
         config = trained_on(config, _init_from(config, overrides, spec), spec=spec)
     config = completed(from_config(config))
     for argument in overrides:
@@ -100,76 +101,78 @@ def read_config(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def load(spec: str) -> ConfigDict:
-    """Run the `get_config` of an experiment file.
+    """Runs the `get_config` of an experiment file.
 
     Raises:
-        UserError: no such file, or it is no experiment.
+        UserError: there is no such file, or it is not an experiment.
     """
     name, _, size = spec.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
-        near = suggest(path.name, [each.name for each in path.parent.glob("*.py")])
+        near = suggest(path.name, [file.name for file in path.parent.glob("*.py")])
         raise UserError(f"there is no experiment file {name!r}.{near}")
-    found = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if found is None or found.loader is None:
+    source = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if source is None or source.loader is None:
         raise UserError(f"{name} is not a Python file; give one like experiments/prior.py.")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    module = importlib.util.module_from_spec(source)
+    source.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{name} defines no get_config(size); see experiments/prior.py.")
     return module.get_config(size) if size else module.get_config()
 
 
 def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> ConfigDict:
-    """`config` with the settings of an exported stage, and pictures and captions as it reads them.
+    """Returns `config` with the settings of an exported stage, and the data as that stage reads it.
 
     Raises:
-        UserError: no export there, or one of another kind of stage.
+        UserError: there is no export, or it is of another stage than that of the run's folder.
     """
-    plain, card = config.to_dict(), handoff.read_manifest(export)
-    if card.stage != plain["stage"]:
+    plain, manifest = config.to_dict(), handoff.read_manifest(export)
+    entry = folder_entry(plain["name"])
+    if manifest.stage != entry.name:
         raise UserError(
-            f"{export} is a {card.stage}, but {spec} trains a {plain['stage']}; give the export "
+            f"{export} is a {manifest.stage}, but {spec} trains a {entry.name}; give the export "
             "of such a stage, or name the stage after the colon."
         )
-    data = {**plain["data"], **_as_read(card, export)}
-    return ConfigDict({**plain, "model": card.config, "data": data, "init_from": str(export)})
+    data = {**plain["data"], **_data_of(manifest, export)}
+    facts = {"stage": entry.name, "model": manifest.config, "init_from": str(export)}
+    return ConfigDict({**plain, **facts, "data": data})
 
 
-def _as_read(card: Manifest, export: pathlib.Path) -> dict[str, Any]:
-    """Keys of `data` that say how an exported stage reads pictures and captions."""
-    entry, tokenizer = stage_entry(card.stage), handoff.locate(export) / TOKENIZER
-    model = build(entry.config, card.config, where=f"{export}/manifest.json config")
+def _data_of(manifest: Manifest, export: pathlib.Path) -> dict[str, Any]:
+    """Returns the keys of `data` that follow from an exported stage."""
+    entry, tokenizer = stage_entry(manifest.stage), handoff.locate(export) / TOKENIZER
+    model = build(entry.config, manifest.config, where=f"{export}/manifest.json config")
     spec = entry.make(model).batch_spec
-    found: dict[str, Any] = {"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}
-    if card.stage == "upsampler":  # which is trained on crops
-        found["load_size"] = model.model.unet.image_size
-    elif "image" in spec:
-        found["load_size"] = spec["image"].shape[0]
-    if "text_seq" in spec:  # of the CLIP beside it
-        found["clip"] = str(export.parent.parent / "clip" / "export")
-    return found
+    keys: dict[str, Any] = {"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}
+    if (side := entry.training_side(model)) is not None:
+        keys["load_size"] = side
+    if not spec.keys() & {"z_img", "z_txt"}:
+        keys["embeddings"] = ""
+    if "text_seq" in spec:  # of the CLIP of the same run
+        keys["clip"] = str(export.parent.parent / "clip" / "export")
+    return keys
 
 
 def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathlib.Path:
-    """The export to train on from; the last override speaks."""
-    given = [each.removeprefix(INIT) for each in overrides if each.startswith(INIT)]
-    place = given[-1] if given else config.to_dict().get("init_from")
-    if not place:
+    """Returns the export to train on from; the last override counts."""
+    values = [item.removeprefix(INIT) for item in overrides if item.startswith(INIT)]
+    export = values[-1] if values else config.to_dict().get("init_from")
+    if not export:
         raise UserError(
             f"{spec} has no model of its own; name the export to train on with "
             "--config.init_from=RUN/STAGE/export."
         )
-    return pathlib.Path(str(place))
+    return pathlib.Path(str(export))
 
 
 def completed(experiment: Experiment) -> ConfigDict:
-    """A config with every key that the experiment can have, defaults included."""
+    """Returns a config with every key that the experiment can have, defaults included."""
     return ConfigDict(_tree(experiment))
 
 
 def _tree(record: Any) -> dict[str, Any]:
-    """Fields of a dataclass as ConfigDict values; a None stays open for its type."""
+    """Returns the fields of a dataclass as ConfigDict values; None becomes a typed placeholder."""
     hints = typing.get_type_hints(type(record))
     tree = {}
     for field in dataclasses.fields(record):
@@ -188,13 +191,13 @@ def _tree(record: Any) -> dict[str, Any]:
 
 
 def _inner(hint: Any) -> type:
-    """The type beside None in an optional."""
+    """Returns the type beside None in an optional."""
     (inner,) = [option for option in typing.get_args(hint) if option is not type(None)]
     return inner
 
 
 def _check_key(argument: str, config: ConfigDict) -> None:
-    """Refuse a key that does not exist, with the nearest that does."""
+    """Refuses a key that does not exist, and suggests the nearest that does."""
     path, equals, _ = argument.removeprefix("--").partition("=")
     if not equals:
         raise UserError(f"{argument} has no value; write {argument}=VALUE.")

@@ -11,9 +11,10 @@ from unclip_jax.experiment import analytic_variance, input_pipeline
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.experiment.input_pipeline import Inputs
 from unclip_jax.handoff import export, load
-from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.handoff.manifest import Manifest, require
 from unclip_jax.inference.load import abstract_params
 from unclip_jax.stages.base import Stage
+from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training import loop
 from unclip_jax.training.state import TrainState
 
@@ -58,7 +59,7 @@ def train(
         "rules": experiment.rules,
     }
     loop.check_fit(experiment.build_stage(), **settings)
-    experiment = input_pipeline.settled(experiment)
+    experiment = input_pipeline.resolve(experiment)
     stage = experiment.build_stage()
     inputs = input_pipeline.open_inputs(experiment, stage)
     place = {"workdir": workdir, "identity": experiment.identity()}
@@ -71,7 +72,7 @@ def train(
         train_data=inputs.train,
         eval_data=inputs.held_out,
         initial=_initial(experiment, stage),
-        fitted=input_pipeline.fitted(experiment, stage),
+        fitted=input_pipeline.fit_params(experiment, stage),
         labels=lambda batch: [str(caption) for caption in batch["caption"]],
     )
     return state, stage, inputs
@@ -104,8 +105,13 @@ def write_export(
         **stage.describe,
         **inputs.facts,
     )
-    target = workdir / "export"
+    target, entry = workdir / "export", stage_entry(experiment.stage)
+    require(manifest, entry.required_fields(experiment.model))
     written = export.write_export(
-        target, params=state.ema_params, manifest=manifest, tokenizer_dir=inputs.tokenizer_dir
+        target,
+        params=state.ema_params,
+        manifest=manifest,
+        tokenizer_dir=inputs.tokenizer_dir,
+        identity=entry.identity,
     )
     log.info("exported %s parameters to %s", f"{written.parameters:,}", target)

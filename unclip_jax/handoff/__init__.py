@@ -1,9 +1,9 @@
-"""handoff: what one independently trained stage gives to the next.
+"""handoff: exports, by which one independently trained stage is passed on to the next.
 
-An export is a folder: `params/` (Orbax), `manifest.json` (what they are and what they fit) and
-`tokenizer/` (for stages that read text). Here lives writing one so that it is never seen half
-done, reading one strictly, and refusing stages that do not belong together. Data only: JSON and
-arrays, no pickled code. How a stage is trained or sampled is not known here.
+An export is a folder: `params/` (Orbax), `manifest.json` (facts that other stages must match) and
+`tokenizer/` (for stages that read text). This package writes exports atomically, reads them
+strictly, and refuses stages that do not fit together. Data only: JSON and arrays, no pickled code.
+It does not depend on the stages: callers pass in the fields that a stage requires and shares.
 Start at manifest.py, then export.py and load.py.
 """
 

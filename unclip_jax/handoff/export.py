@@ -1,8 +1,8 @@
-"""Write an export so that nobody ever sees half of one.
+"""Writing an export atomically: readers see a complete one or none.
 
-Everything is written to `DIR.tmp` beside the target and renamed at the end. An export that is
-already there steps aside to `DIR.old` for the moment between two renames and goes only after the
-new one stands; `load.locate` finds it should the machine die in that moment.
+Everything is written to `DIR.tmp` beside the target and renamed at the end. An existing export is
+moved to `DIR.old` between the two renames and removed after the new one is complete; `load.locate`
+finds it if the machine dies in between.
 """
 
 import contextlib
@@ -34,32 +34,38 @@ def write_export(
     params: Params,
     manifest: Manifest,
     tokenizer_dir: pathlib.Path | None,
+    identity: str | None = None,
     dtype: str = "float32",
 ) -> Manifest:
-    """Write parameters, manifest and tokenizer to `directory`, all or nothing.
+    """Writes parameters, manifest and tokenizer to `directory`, all or nothing.
 
     With several processes every one of them calls this; the first writes the small files.
 
     Args:
-        directory: the export's folder; an export already there is replaced by the complete one.
+        directory: the export's folder; an existing export is replaced by the complete new one.
         params: unboxed arrays, on host or devices, sharded or not.
-        manifest: `parameters` is filled in here, and `clip_id` for a CLIP.
-        tokenizer_dir: folder whose files are copied along, or None.
+        manifest: `parameters` is filled in here.
+        tokenizer_dir: folder of a tokenizer to copy, or None.
+        identity: manifest field to fill with the identity of these parameters, such as "clip_id".
         dtype: "float32" or "bfloat16", the type in which floating point parameters are stored.
 
     Returns:
         The manifest as written.
 
     Raises:
-        UserError: the folder is something else, or cannot be written; nothing there is lost.
+        UserError: the folder is no export, or cannot be written; its files are untouched.
     """
     one_of("export dtype", dtype, ("float32", "bfloat16"))
     directory = pathlib.Path(os.path.abspath(directory))
     stored = _cast(params, jnp.dtype(dtype))
-    manifest = _complete(manifest, stored)
+    facts = {
+        "parameters": trees.count(stored),
+        **({identity: params_id(stored)} if identity else {}),
+    }
+    manifest = dataclasses.replace(manifest, **facts)
     text = to_json(manifest)
     with _clear_errors(directory):
-        _refuse_strangers(directory)
+        _check_replaceable(directory)
         draft = _sibling(directory, "tmp")
         _first_process(lambda: _start(draft), "export: start")
         with ocp.StandardCheckpointer() as checkpointer:
@@ -70,7 +76,7 @@ def write_export(
 
 
 def params_id(params: Params) -> str:
-    """Identity of a parameter tree: sha256 over its paths, shapes, types and little-endian bytes.
+    """Returns the sha256 over paths, shapes, types and little-endian bytes of a parameter tree.
 
     It does not depend on how the arrays are sharded nor on the order of the tree's keys.
     """
@@ -90,7 +96,7 @@ def _on_host(leaf: Any) -> np.ndarray:
 
 
 def _cast(params: Params, dtype: np.dtype) -> Params:
-    """Floating point leaves in `dtype`; others as they are."""
+    """Returns floating point leaves in `dtype`, others as they are."""
 
     def cast(leaf: Any) -> Any:
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -99,15 +105,8 @@ def _cast(params: Params, dtype: np.dtype) -> Params:
     return jax.tree.map(cast, params)
 
 
-def _complete(manifest: Manifest, params: Params) -> Manifest:
-    manifest = dataclasses.replace(manifest, parameters=trees.count(params))
-    if manifest.stage == "clip":
-        manifest = dataclasses.replace(manifest, clip_id=params_id(params))
-    return manifest
-
-
-def _refuse_strangers(directory: pathlib.Path) -> None:
-    """Never replace a folder that is not an export."""
+def _check_replaceable(directory: pathlib.Path) -> None:
+    """Refuses to replace a folder that is not an export."""
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST).exists():
         raise UserError(
             f"{directory} holds files but no {MANIFEST}, so it is not an export; "
@@ -142,7 +141,7 @@ def _finish(
 
 
 def _write_durably(path: pathlib.Path, text: str) -> None:
-    """Write and flush to the disk, so that a full one is noticed before the rename."""
+    """Writes and flushes to the disk, so that a full disk is noticed before the rename."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -154,7 +153,7 @@ def _sibling(directory: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def _first_process(action: Any, name: str) -> None:
-    """Run `action` in process 0 while the others wait."""
+    """Runs `action` in process 0 while the others wait."""
     if jax.process_index() == 0:
         action()
     if jax.process_count() > 1:
@@ -163,7 +162,7 @@ def _first_process(action: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def _clear_errors(directory: pathlib.Path) -> Iterator[None]:
-    """Turn what file systems and Orbax raise into one line, and tidy the draft away."""
+    """Turns errors of file systems and Orbax into one line, and removes the draft."""
     try:
         yield
     except UserError:
@@ -173,5 +172,5 @@ def _clear_errors(directory: pathlib.Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
             f"could not write the export {directory}: {reason}. Free some space or choose a "
-            "writable folder and run the same command again; what was there is untouched."
+            "writable folder and run the same command again; an export that was there is untouched."
         ) from error

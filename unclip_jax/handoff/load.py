@@ -1,7 +1,7 @@
-"""Find and read exports: strictly, and straight onto the devices that will use them."""
+"""Finding and reading exports: strictly, and directly onto the devices that will use them."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,49 +16,47 @@ from unclip_jax.core.types import Params
 from unclip_jax.handoff.export import MANIFEST, PARAMS, TOKENIZER
 from unclip_jax.handoff.manifest import Manifest, from_json
 
-# Stages of a cascade in the order in which they feed each other. The upsamplers are named after
-# the paper's resolutions in every size; what they really draw is in their manifests.
-CASCADE = ("clip", "prior", "prior_ar", "decoder", "upsampler_256", "upsampler_1024")
-# Sizes, as an experiment file would take them, of stages that no experiment file describes.
+# Sizes of stages that no experiment file describes.
 FOREIGN = (":imported", ":finetune")
 
 
 def find_stages(
-    run_dir: pathlib.Path, *, required: Sequence[str] = ("clip", "prior", "decoder")
+    run_dir: pathlib.Path, *, names: Iterable[str], required: Sequence[str] = ()
 ) -> dict[str, pathlib.Path]:
-    """Exports inside a run directory: {"prior": RUN/prior/export, ...} in cascade order.
+    """Returns the exports inside a run directory: {"prior": RUN/prior/export, ...}.
 
     Args:
         run_dir: the folder that `launch/cascade` fills, with one folder per stage.
-        required: stages that must be there; others are listed when they are.
+        names: folders of stages, in the order of a chain.
+        required: those of them that must hold an export.
 
     Raises:
         UserError: there is no such folder, or a required stage is not exported.
     """
     if not run_dir.is_dir():
         raise UserError(
-            f"{run_dir} is not a folder; give a run directory such as runs/shapes, made by "
+            f"{run_dir} is not a folder; give a run directory such as runs/shapes, written by "
             "`launch/cascade shapes`."
         )
-    found = {name: run_dir / name / "export" for name in CASCADE}
-    found = {name: path for name, path in found.items() if (locate(path) / MANIFEST).is_file()}
+    exports = {name: run_dir / name / "export" for name in names}
+    exports = {name: path for name, path in exports.items() if (locate(path) / MANIFEST).is_file()}
     for name in required:
-        if name not in found:
-            raise _not_exported(run_dir, name, found)
-    return found
+        if name not in exports:
+            raise not_exported(run_dir, name, exports)
+    return exports
 
 
 def locate(directory: pathlib.Path) -> pathlib.Path:
-    """Where an export really lies: in `directory`, or in `directory.old` after a crash.
+    """Returns the folder of an export: `directory`, or `directory.old` after a crash.
 
-    The latter happens only when the machine died between the two renames of `write_export`.
+    The latter happens only if the machine died between the two renames of `write_export`.
     """
     old = directory.with_name(f"{directory.name}.old")
     return old if not directory.exists() and (old / MANIFEST).is_file() else directory
 
 
 def tokenizer_dir(directory: pathlib.Path) -> pathlib.Path:
-    """The folder of the tokenizer that came with an export.
+    """Returns the folder of the tokenizer in an export.
 
     Raises:
         UserError: the export has none.
@@ -72,7 +70,7 @@ def tokenizer_dir(directory: pathlib.Path) -> pathlib.Path:
 
 
 def read_manifest(directory: pathlib.Path) -> Manifest:
-    """Read and check the manifest of an export.
+    """Reads the manifest of an export.
 
     Raises:
         UserError: there is no complete export, or its manifest cannot be read.
@@ -94,7 +92,7 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
 def read_params(
     directory: pathlib.Path, *, abstract: Any, grows: Mapping[str, int] | None = None
 ) -> Params:
-    """Read the parameters of an export, all of them or none.
+    """Reads the parameters of an export, all of them or none.
 
     Args:
         directory: the export.
@@ -129,7 +127,7 @@ def read_params(
 
 
 def stored_shapes(directory: pathlib.Path) -> Any:
-    """Names, shapes and types of the parameters as they are stored.
+    """Returns names, shapes and types of the parameters as they are stored.
 
     Raises:
         UserError: the export is not complete or its list of arrays is damaged.
@@ -143,26 +141,26 @@ def stored_shapes(directory: pathlib.Path) -> Any:
 
 
 def _narrowed(abstract: Any, stored: Any, grows: Mapping[str, int]) -> Any:
-    """`abstract` with those kernels that may grow as narrow as they are stored."""
-    have = trees.flatten_paths(stored)
+    """Returns `abstract` with the kernels that may grow as narrow as they are stored."""
+    stored_leaves = trees.flatten_paths(stored)
 
-    def leaf(path: str, wanted: Any) -> Any:
-        found = have.get(path)
-        if path not in grows or found is None or found.shape[-2] >= wanted.shape[-2]:
-            return wanted
-        shape = (*wanted.shape[:-2], found.shape[-2], wanted.shape[-1])
-        return jax.ShapeDtypeStruct(shape, wanted.dtype)
+    def leaf(path: str, kernel: Any) -> Any:
+        old = stored_leaves.get(path)
+        if path not in grows or old is None or old.shape[-2] >= kernel.shape[-2]:
+            return kernel
+        shape = (*kernel.shape[:-2], old.shape[-2], kernel.shape[-1])
+        return jax.ShapeDtypeStruct(shape, kernel.dtype)
 
-    leaves = [leaf(*each) for each in trees.flatten_paths(abstract).items()]
+    leaves = [leaf(*item) for item in trees.flatten_paths(abstract).items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 def _widened(params: Params, abstract: Any, grows: Mapping[str, int]) -> Params:
-    """The same parameters where kernels read further channels, with weights of zero for those."""
-    wanted = trees.flatten_paths(abstract)
+    """Returns the parameters with weights of zero for the channels that kernels read anew."""
+    full = trees.flatten_paths(abstract)
 
     def leaf(path: str, kernel: Any) -> Any:
-        width, groups = wanted[path].shape[-2] if path in grows else 0, grows.get(path, 1)
+        width, groups = full[path].shape[-2] if path in grows else 0, grows.get(path, 1)
         if not width or kernel.shape[-2] == width:
             return kernel
         *outer, old, out = kernel.shape
@@ -170,17 +168,17 @@ def _widened(params: Params, abstract: Any, grows: Mapping[str, int]) -> Params:
         more = [(0, 0)] * (parts.ndim - 2) + [(0, (width - old) // groups), (0, 0)]
         return jnp.pad(parts, more).reshape(*outer, width, out)
 
-    leaves = [leaf(*each) for each in trees.flatten_paths(params).items()]
+    leaves = [leaf(*item) for item in trees.flatten_paths(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def _check_tree(directory: pathlib.Path, stored_tree: Any, abstract: Any) -> None:
-    """Compare names and shapes; types may differ, since floating point ones are converted."""
-    stored, wanted = (
+    """Compares names and shapes; types may differ, since floating point ones are converted."""
+    stored, expected = (
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), tree)
         for tree in (stored_tree, abstract)
     )
-    lines = trees.shape_differences(wanted, stored)
+    lines = trees.shape_differences(expected, stored)
     if lines:
         listed = "; ".join(line.replace(" float32", "") for line in lines)
         raise UserError(
@@ -196,9 +194,12 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _not_exported(run_dir: pathlib.Path, name: str, found: dict[str, pathlib.Path]) -> UserError:
-    have = f"it has {', '.join(found)}" if found else "it has none"
-    if (size := _size(found)) in FOREIGN:
+def not_exported(
+    run_dir: pathlib.Path, name: str, exports: Mapping[str, pathlib.Path]
+) -> UserError:
+    """Returns the error for a stage that is missing from a run; `exports` are those it has."""
+    have = f"it has {', '.join(exports)}" if exports else "it has none"
+    if (size := _size(exports)) in FOREIGN:
         return UserError(
             f"{run_dir} has no export of the {name} ({have}); copy RUN/{name} of the cascade that "
             "these stages came from, or convert a source that has it."
@@ -211,9 +212,9 @@ def _not_exported(run_dir: pathlib.Path, name: str, found: dict[str, pathlib.Pat
     )
 
 
-def _size(found: dict[str, pathlib.Path]) -> str:
-    """What an experiment file takes, such as ":shapes", from the stages that are there."""
-    for path in found.values():
+def _size(exports: Mapping[str, pathlib.Path]) -> str:
+    """Returns the suffix of an experiment file, such as ":shapes", from the first manifest."""
+    for path in exports.values():
         try:
             return f":{read_manifest(path).size}"
         except UserError:

@@ -1,43 +1,30 @@
-"""The identity card of an exported stage, and the check that cards fit together.
+"""The manifest of an exported stage, and the check that the stages of a chain fit together.
 
-Stages are trained apart and may come from different people and months. A prior made for another
-CLIP would sample without any error and draw nonsense; the manifest is what turns that into a
-refusal that names the field.
+Stages are trained apart and may come from different people and months. A prior that was trained for
+another CLIP would sample nonsense without any error; its manifest makes it a refusal that names the
+field. Which fields a stage needs and shares is declared by the stage and passed in by the caller.
 """
 
 import dataclasses
 import datetime
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from unclip_jax.core import config as typed
-from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.checks import UserError
 from unclip_jax.version import __version__
 
 FORMAT_VERSION = 1
 
-# Kind of stage -> the fields its export cannot do without, because a later stage relies on them.
-REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "clip": ("embed_dim", "tokenizer_hash"),
-    "prior": ("clip_id", "embed_dim", "tokenizer_hash", "z_scale"),
-    "prior_ar": ("clip_id", "embed_dim", "tokenizer_hash"),
-    "decoder": ("clip_id", "embed_dim", "tokenizer_hash", "image_size"),
-    "upsampler": ("image_size", "low_res_size"),
-}
-# Fields that must agree between any two stages that both state them.
-SHARED = ("clip_id", "embed_dim", "tokenizer_hash", "z_scale", "embedding")
-# Kinds whose output is an image that an upsampler may take.
-DRAWS = ("decoder", "upsampler")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an export holds and what it fits.
+    """The contents of an export, and the facts that other stages must match.
 
     Attributes:
-        stage: kind of stage: "clip", "prior", "prior_ar", "decoder" or "upsampler".
+        stage: kind of stage, a name in the registry of stages.
         size: name of the experiment's size, such as "shapes" or "paper".
         step: optimiser steps behind these parameters.
         config: JSON-ready typed configs of the stage (model, diffusion, drops, sampling).
@@ -46,13 +33,12 @@ class Manifest:
         embed_stats: statistics of the embeddings trained on, such as {"mean_norm": 1.0}.
         tokenizer_hash: identity of the tokenizer whose ids the stage reads.
         z_scale: factor on unit-norm embeddings as the prior diffuses them (17.2 at z = 1024).
-        z_scale_in: factor that a decoder puts on the unit-norm z_img it is handed; its own affair,
-            so it need not be the prior's.
-        embedding: how a prior gives z_img and a decoder takes it: "unit" (norm 1) or "raw" (as CLIP
-            gives it).
-        image_size: side of the images the stage draws, in pixels.
-        low_res_size: side of the images an upsampler starts from, in pixels.
-        data: what it was trained on, in words.
+        z_scale_in: factor that a decoder applies to unit-norm z_img; independent of `z_scale`.
+        embedding: form of z_img between prior and decoder: "unit" (norm 1) or "raw" (as CLIP
+            computes it).
+        image_size: side in pixels of the images that the stage generates; None = it generates none.
+        low_res_size: side in pixels of the images that it enlarges; None = it enlarges none.
+        data: the training data, in words.
         licence: terms of these parameters, where the user states them.
         parameters: number of scalars; `write_export` fills it in.
         code_version: version of unclip_jax that wrote the export.
@@ -80,21 +66,30 @@ class Manifest:
     created: str = dataclasses.field(default_factory=lambda: datetime.date.today().isoformat())
     format_version: int = FORMAT_VERSION
 
-    def __post_init__(self) -> None:
-        one_of("stage", self.stage, REQUIRED)
-        absent = [name for name in REQUIRED[self.stage] if getattr(self, name) is None]
-        if absent:
-            raise UserError(
-                f"the manifest of a {self.stage} lacks {', '.join(absent)}; "
-                "later stages rely on it, so export the stage again with it set."
-            )
+
+def require(manifest: Manifest, fields: Sequence[str]) -> None:
+    """Refuses a manifest that leaves required fields open.
+
+    Args:
+        manifest: of an export that is written or read.
+        fields: the names that its stage requires.
+
+    Raises:
+        UserError: naming the fields that are None.
+    """
+    absent = [name for name in fields if getattr(manifest, name) is None]
+    if absent:
+        raise UserError(
+            f"the manifest of a {manifest.stage} lacks {', '.join(absent)}; "
+            "later stages rely on it, so export the stage again with it set."
+        )
 
 
 def to_json(manifest: Manifest) -> str:
-    """The manifest as indented JSON text, ending in a newline.
+    """Returns the manifest as indented JSON text, ending in a newline.
 
     Raises:
-        UserError: `config` or `embed_stats` holds something JSON cannot say.
+        UserError: `config` or `embed_stats` holds a value that JSON cannot express.
     """
     try:
         return json.dumps(typed.as_dict(manifest), indent=2, allow_nan=False) + "\n"
@@ -106,7 +101,7 @@ def to_json(manifest: Manifest) -> str:
 
 
 def from_json(text: str, *, where: str) -> Manifest:
-    """Read a manifest; `where` names the file in messages.
+    """Reads a manifest; `where` names the file in messages.
 
     Raises:
         UserError: broken JSON, another format version, an unknown or missing field.
@@ -127,55 +122,51 @@ def from_json(text: str, *, where: str) -> Manifest:
     return typed.build(Manifest, fields, where=where)
 
 
-def check_pair(upstream: Manifest, downstream: Manifest) -> None:
-    """Refuse two stages of which the first feeds the second, unless they fit.
+class Link(NamedTuple):
+    """One stage of a chain.
 
-    Fields that either of them leaves open (None) are not compared, except that image sizes are
-    compared exactly where pixels are handed over.
-
-    Raises:
-        UserError: naming the field that differs and both values.
+    Attributes:
+        manifest: of its export.
+        shared: fields that must agree with those of every other stage that shares them.
     """
-    _check_shared(upstream, downstream)
-    if upstream.stage in DRAWS and downstream.stage == "upsampler":
-        _check_sizes(upstream, downstream)
+
+    manifest: Manifest
+    shared: Sequence[str]
 
 
-def check_chain(manifests: Sequence[Manifest]) -> None:
-    """Refuse a chain of stages (in the order in which they feed each other) unless all fit.
+def check_chain(chain: Sequence[Link]) -> None:
+    """Refuses a chain of stages (in the order in which they run) unless all fit together.
 
-    Every pair is compared, not only neighbours: a CLIP and a decoder must agree even when the
-    prior between them is silent about something. Pixels pass only between drawing neighbours.
+    Every pair is compared, not only neighbours: a CLIP and a decoder must agree even if the prior
+    between them does not state a field. Fields that one of a pair leaves open (None) are not
+    compared. Images pass from each stage that generates them to the next one that enlarges them.
 
     Raises:
         UserError: naming the first field that differs and both values.
     """
-    ranks = [list(REQUIRED).index(manifest.stage) for manifest in manifests]
-    if ranks != sorted(ranks):
-        names = ", ".join(manifest.stage for manifest in manifests)
-        raise UserError(f"stages come in the order {names}; expected {', '.join(REQUIRED)}.")
-    for upstream, downstream in itertools.combinations(manifests, 2):
+    for upstream, downstream in itertools.combinations(chain, 2):
         _check_shared(upstream, downstream)
-    drawing = [manifest for manifest in manifests if manifest.stage in DRAWS]
-    for upstream, downstream in itertools.pairwise(drawing):
+    generators = [link.manifest for link in chain if link.manifest.image_size is not None]
+    for upstream, downstream in itertools.pairwise(generators):
         _check_sizes(upstream, downstream)
 
 
-def _check_shared(upstream: Manifest, downstream: Manifest) -> None:
-    for name in SHARED:
-        ours, theirs = getattr(upstream, name), getattr(downstream, name)
-        if None not in (ours, theirs) and ours != theirs:
+def _check_shared(upstream: Link, downstream: Link) -> None:
+    first, second = upstream.manifest, downstream.manifest
+    for name in upstream.shared:
+        values = getattr(first, name), getattr(second, name)
+        if name in downstream.shared and None not in values and values[0] != values[1]:
             raise UserError(
-                f"the {upstream.stage} and the {downstream.stage} do not fit: {name} is {ours!r} "
-                f"in the {upstream.stage} and {theirs!r} in the {downstream.stage}; use exports "
-                f"of one cascade or train the {downstream.stage} again on this {upstream.stage}."
+                f"the {first.stage} and the {second.stage} do not fit: {name} is {values[0]!r} "
+                f"in the {first.stage} and {values[1]!r} in the {second.stage}; use exports "
+                f"of one cascade or train the {second.stage} again on this {first.stage}."
             )
 
 
 def _check_sizes(upstream: Manifest, downstream: Manifest) -> None:
-    drawn, taken = upstream.image_size, downstream.low_res_size
-    if drawn != taken:
+    size, expected = upstream.image_size, downstream.low_res_size
+    if size != expected:
         raise UserError(
-            f"the {upstream.stage} draws image_size {drawn} but the upsampler takes low_res_size "
-            f"{taken}; use an upsampler trained from {drawn} px."
+            f"the {upstream.stage} generates image_size {size} but the {downstream.stage} takes "
+            f"low_res_size {expected}; use an upsampler trained from {size} px."
         )

@@ -1,4 +1,4 @@
-"""Small JSON files that join an export after it was written, each whole or not at all.
+"""Small JSON files that are added to an export after it was written, each atomically.
 
 They describe the parameters beside them, so a new export of the same stage starts without them.
 """
@@ -15,7 +15,7 @@ VARIANCE = "variance.json"
 
 
 def write(directory: pathlib.Path, name: str, value: Any) -> pathlib.Path:
-    """Write `value` as JSON into the export; returns the file.
+    """Writes `value` as JSON into the export and returns the file.
 
     Raises:
         UserError: the folder cannot be written.
@@ -24,15 +24,17 @@ def write(directory: pathlib.Path, name: str, value: Any) -> pathlib.Path:
     try:
         write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; make room or mend it.") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or choose a writable folder."
+        ) from None
     return path
 
 
 def read(directory: pathlib.Path, name: str) -> dict[str, Any] | None:
-    """The object in the export's file `name`; None if there is no such file.
+    """Returns the object in the export's file `name`; None if there is no such file.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it cannot be read, or holds no JSON object.
     """
     path = locate(directory) / name
     if not path.is_file():
@@ -40,7 +42,7 @@ def read(directory: pathlib.Path, name: str) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"could not read {path} ({error}); make it again or remove it.") from None
+        raise UserError(f"could not read {path} ({error}); write it again or remove it.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds {type(value).__name__}, not an object; make it again.")
+        raise UserError(f"{path} holds {type(value).__name__}, not an object; write it again.")
     return value

@@ -2,8 +2,8 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,17 +13,10 @@ from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import build
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.handoff import load, manifest, sidecar
-from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.handoff.manifest import Link, Manifest, require
 from unclip_jax.inference.text_to_image import Cascade
-from unclip_jax.stages import clip, decoder, prior, prior_ar, upsampler
+from unclip_jax.stages import clip, prior, registry
 from unclip_jax.stages.base import Stage
-
-T = TypeVar("T")
-UPSAMPLERS = ("upsampler_256", "upsampler_1024")
-PRIORS: dict[str, tuple[type, Any]] = {
-    "prior": (prior.PriorStageConfig, prior),
-    "prior_ar": (prior_ar.PriorArStageConfig, prior_ar),
-}
 
 
 class LoadedCascade(NamedTuple):
@@ -59,6 +52,20 @@ class CascadeFiles(NamedTuple):
     tokenizer_dir: pathlib.Path
 
 
+def prior_names() -> tuple[str, ...]:
+    """Returns the folders of the priors that a chain can have."""
+    return tuple(registry.run_folders("prior"))
+
+
+def find_stages(run_dir: pathlib.Path, *, required: Sequence[str]) -> dict[str, pathlib.Path]:
+    """Returns all exports of a run directory by folder, in the order of a chain.
+
+    Raises:
+        UserError: a required one is missing.
+    """
+    return load.find_stages(run_dir, names=registry.run_folders(), required=required)
+
+
 def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> LoadedCascade:
     """Load every exported stage of a run directory, with one of its priors.
 
@@ -82,28 +89,26 @@ def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Cascade
     Raises:
         UserError: a stage is missing, or does not fit the others.
     """
-    one_of("prior", prior_name, PRIORS)
-    places = load.find_stages(run_dir, required=("clip", prior_name, "decoder"))
-    places = {name: at for name, at in places.items() if name == prior_name or name not in PRIORS}
+    one_of("prior", prior_name, prior_names())
+    places = find_stages(run_dir, required=("clip", prior_name, "decoder"))
+    others = {name for name in prior_names() if name != prior_name}
+    places = {name: path for name, path in places.items() if name not in others}
     manifests = {name: load.read_manifest(path) for name, path in places.items()}
-    manifest.check_chain(list(manifests.values()))
-    kinds: dict[str, tuple[type, Any]] = {
-        "clip": (clip.ClipStageConfig, clip),
-        prior_name: PRIORS[prior_name],
-        "decoder": (decoder.DecoderStageConfig, decoder),
-        **dict.fromkeys(UPSAMPLERS, (upsampler.UpsamplerStageConfig, upsampler)),
-    }
-    cfgs = {name: _config(path, manifests[name], kinds[name][0]) for name, path in places.items()}
+    cfgs = {name: _config(path, manifests[name]) for name, path in places.items()}
+    entries = {name: registry.folder_entry(name) for name in places}
+    manifest.check_chain(
+        [Link(manifests[name], entries[name].shared_fields(cfgs[name])) for name in places]
+    )
     cascade = Cascade(
         cfgs["clip"],
         cfgs[prior_name],
         cfgs["decoder"],
-        tuple(cfgs[name] for name in UPSAMPLERS if name in cfgs),
+        tuple(cfgs[name] for name in registry.run_folders("upsampler") if name in cfgs),
         load_variance_table(places["prior"]) if prior_name == "prior" else None,
     )
     readers = {
         "prior" if name == prior_name else name: functools.partial(
-            _params, path, manifests[name], kinds[name][1].make(cfgs[name])
+            _params, path, manifests[name], entries[name].make(cfgs[name])
         )
         for name, path in places.items()
     }
@@ -119,7 +124,7 @@ def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manif
     card = load.read_manifest(directory)
     if card.stage != "clip":
         raise UserError(f"{directory} is a {card.stage}; give the export of a CLIP.")
-    cfg, params = _stage(directory, card, clip.ClipStageConfig, clip)
+    cfg, params = _stage(directory, card)
     return cfg, params, card
 
 
@@ -132,7 +137,7 @@ def load_prior(directory: pathlib.Path) -> tuple[prior.PriorStageConfig, Any, Ma
     card = load.read_manifest(directory)
     if card.stage != "prior":
         raise UserError(f"{directory} is a {card.stage}; give the export of a diffusion prior.")
-    cfg, params = _stage(directory, card, prior.PriorStageConfig, prior)
+    cfg, params = _stage(directory, card)
     return cfg, params, card
 
 
@@ -152,14 +157,18 @@ def abstract_params(stage: Stage) -> Any:
     return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
-def _stage(path: pathlib.Path, card: Manifest, config_type: type[T], module: Any) -> tuple[T, Any]:
-    """Typed config and strictly loaded parameters of one export."""
-    cfg = _config(path, card, config_type)
-    return cfg, _params(path, card, module.make(cfg))
+def _stage(path: pathlib.Path, card: Manifest) -> tuple[Any, Any]:
+    """Returns typed config and strictly loaded parameters of one export."""
+    cfg = _config(path, card)
+    return cfg, _params(path, card, registry.stage_entry(card.stage).make(cfg))
 
 
-def _config(path: pathlib.Path, card: Manifest, config_type: type[T]) -> T:
-    return build(config_type, card.config, where=f"{path}/manifest.json config")
+def _config(path: pathlib.Path, card: Manifest) -> Any:
+    """Returns the typed config of an export whose manifest holds all that its stage requires."""
+    entry = registry.stage_entry(card.stage)
+    cfg = build(entry.config, card.config, where=f"{path}/manifest.json config")
+    require(card, entry.required_fields(cfg))
+    return cfg
 
 
 def _params(path: pathlib.Path, card: Manifest, stage: Stage) -> Any:

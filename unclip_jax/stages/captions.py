@@ -4,6 +4,9 @@ Karlo's way: its prior and decoder have no text model of their own, and what sta
 caption" is what CLIP makes of the empty one.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -11,6 +14,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Mask, Tokens
+
+CAPTION_FIELDS = ("tokens", "token_mask", "text_seq")
+
+
+@struct.dataclass
+class TokenIds:
+    """Captions for a stage with a text model of its own.
+
+    Attributes:
+        tokens: ids at the stage's context length.
+        mask: True at real tokens; False everywhere is no caption.
+    """
+
+    tokens: Tokens
+    mask: Mask
 
 
 @struct.dataclass
@@ -55,3 +73,31 @@ def needed(what: str, text: ClipText | None) -> ClipText:
             "tower on it (text_to_image.clip_text does)."
         )
     return text
+
+
+@struct.dataclass
+class EncodedCaptions:
+    """CLIP's features of captions, and of the empty caption that guidance leads away from.
+
+    Attributes:
+        text: one row per caption.
+        empty: one row.
+    """
+
+    text: ClipText
+    empty: ClipText
+
+
+def conditions(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Packs batch fields into the conditions of a chain, by name.
+
+    "tokens" and "token_mask" become "caption", and with "text_seq" the features of "z_txt" become
+    "clip_text", whose first row stands for the empty caption; other fields are conditions.
+    """
+    packed = {name: x for name, x in fields.items() if name not in CAPTION_FIELDS}
+    if "tokens" in fields:
+        packed["caption"] = TokenIds(fields["tokens"], fields["token_mask"])
+    if "text_seq" in fields:
+        text = ClipText(fields["z_txt"], fields["text_seq"], fields["token_mask"])
+        packed["clip_text"] = EncodedCaptions(text, jax.tree.map(lambda x: x[:1], text))
+    return packed

@@ -6,7 +6,8 @@ the batch is never split for gradient accumulation. Where replicas have paramete
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core.config import as_dict
-from unclip_jax.core.types import Batch, Embedding, Key, Metrics, Params, Scalar
-from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput
+from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Scalar
+from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput, TextOutput
 from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds, empty_caption
+from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.spectrum import rank_metrics
 
 
@@ -76,6 +79,34 @@ def make(cfg: ClipStageConfig) -> Stage:
         describe={"config": as_dict(cfg), "embed_dim": cfg.model.embed_dim},
         replica_loss=replica_loss,
     )
+
+
+def encode_text(cfg: ClipStageConfig, params: Params, captions: TokenIds) -> ClipText:
+    """Returns the frozen CLIP's raw embeddings and token features of captions."""
+    out: TextOutput = apply(
+        Clip(cfg.model), params, captions.tokens, captions.mask, method=Clip.encode_text
+    )
+    return ClipText(out.pooled, out.sequence, captions.mask)
+
+
+def encode_image(cfg: ClipStageConfig, params: Params, images: Image) -> Embedding:
+    """Returns raw embeddings of images in [-1, 1] at CLIP's input size."""
+    return apply(Clip(cfg.model), params, images, method=Clip.encode_image)
+
+
+def sample_in_chain(
+    cfg: ClipStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    sampling: None = None,
+) -> dict[str, Any]:
+    """Encodes captions (`entry.ChainSampler`); deterministic."""
+    captions: TokenIds = conditions["caption"]
+    text = encode_text(cfg, params, captions)
+    empty = encode_text(cfg, params, TokenIds(*empty_caption(captions.tokens, captions.mask)))
+    return {"z_txt": text.z_txt, "clip_text": EncodedCaptions(text, empty)}
 
 
 class Contrast(NamedTuple):
@@ -138,3 +169,16 @@ def _reported(out: ClipOutput, found: Contrast) -> tuple[Scalar, Metrics]:
         "logit_scale": out.logit_scale,
         "cosine_pairs": jnp.mean(jnp.sum(out.z_img * out.z_txt, -1)),
     }
+
+
+ENTRY = StageEntry(
+    name="clip",
+    role="encoder",
+    config=ClipStageConfig,
+    make=make,
+    reads=lambda cfg: ("caption",),
+    yields=("z_txt", "clip_text"),
+    sample=sample_in_chain,
+    requires=("embed_dim",),
+    identity="clip_id",
+)

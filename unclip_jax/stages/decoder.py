@@ -6,6 +6,7 @@ tokens. z_img is dropped from 10 % and the caption from 50 % of the examples, in
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ from unclip_jax.models.decoder import Decoder, DecoderConfig, known_part
 from unclip_jax.models.unet import plan
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
-from unclip_jax.stages.captions import ClipText
+from unclip_jax.stages.captions import ClipText, TokenIds
+from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import unit
 
@@ -328,3 +330,51 @@ def _loss_with(
         **options,
     )
     return gaussian.loss(cfg.diffusion, out, noised=noised)
+
+
+def sample_in_chain(
+    cfg: DecoderStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    sampling: SamplingConfig | None = None,
+) -> dict[str, Any]:
+    """Samples base images (`entry.ChainSampler`)."""
+    encoded: captions.EncodedCaptions | None = conditions.get("clip_text")
+    ids: TokenIds | None = conditions.get("caption")
+    if ids is None:
+        assert encoded is not None
+        ids = TokenIds(jnp.zeros_like(encoded.text.mask, jnp.int32), encoded.text.mask)
+    z_img = conditions.get(cfg.condition)
+    z_img = jnp.zeros((len(keys), cfg.model.z_dim)) if z_img is None else z_img
+    features = {} if encoded is None else {"text": encoded.text, "empty": encoded.empty}
+    images = sample(
+        cfg,
+        params,
+        z_img=z_img,
+        tokens=ids.tokens,
+        token_mask=ids.mask,
+        keys=keys,
+        sampling=sampling,
+        **features,
+    )
+    return {"image": images}
+
+
+def _reads(cfg: DecoderStageConfig) -> tuple[str, ...]:
+    """Returns the conditions of a decoder: an embedding, unless it is GLIDE, and the caption."""
+    embedding = (cfg.condition,) if cfg.model.reads_z else ()
+    return (*embedding, "clip_text" if cfg.model.caption == "clip_sequence" else "caption")
+
+
+ENTRY = StageEntry(
+    name="decoder",
+    role="decoder",
+    config=DecoderStageConfig,
+    make=make,
+    reads=_reads,
+    yields=("image",),
+    sample=sample_in_chain,
+    requires=("image_size",),
+)

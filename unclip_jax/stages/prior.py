@@ -5,6 +5,8 @@ variance is that of pixels in [-1, 1] and an image schedule can be used (17.2 fo
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,8 @@ from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.prior import Prior
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Rows, Stage, apply, one_example
-from unclip_jax.stages.captions import ClipText
+from unclip_jax.stages.captions import ClipText, TokenIds
+from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior_config import PriorStageConfig
 
@@ -330,3 +333,50 @@ def mean_rank(guess: Embedding, z_img: Embedding) -> Float[Array, ""]:
     """
     scores = jnp.einsum("b z, m z -> b m", guess, z_img)
     return jnp.mean(jnp.sum(scores >= jnp.diagonal(scores)[:, None], axis=1).astype(jnp.float32))
+
+
+def sample_in_chain(
+    cfg: PriorStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    sampling: SamplingConfig | None = None,
+) -> dict[str, Any]:
+    """Samples z_img (`entry.ChainSampler`)."""
+    encoded: captions.EncodedCaptions | None = conditions.get("clip_text")
+    if encoded is None:
+        ids, features = conditions["caption"], {}
+    else:
+        mask = encoded.text.mask
+        ids = TokenIds(jnp.zeros_like(mask, jnp.int32), mask)  # of which the network reads the mask
+        features = {"text": encoded.text, "empty": encoded.empty}
+    z_img = sample(
+        cfg,
+        params,
+        tokens=ids.tokens,
+        token_mask=ids.mask,
+        z_txt=conditions["z_txt"],
+        keys=keys,
+        sampling=sampling,
+        table=conditions.get("variance_table"),
+        **features,
+    )
+    return {"z_img": z_img}
+
+
+ENTRY = StageEntry(
+    name="prior",
+    role="prior",
+    config=PriorStageConfig,
+    make=make,
+    reads=lambda cfg: (
+        "z_txt",
+        "clip_text" if cfg.model.caption == "clip_sequence" else "caption",
+    ),
+    yields=("z_img",),
+    sample=sample_in_chain,
+    resolve=settle,
+    requires=("z_scale",),
+    sidecars={"variance_table": ("variance.json", VarianceTable)},
+)

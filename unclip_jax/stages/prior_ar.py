@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,7 +28,9 @@ from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 from unclip_jax.stages import categorical, codec_fit, gaussian
 from unclip_jax.stages.base import Rows, Stage, apply, one_example
+from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.categorical import CodeSamplingConfig
+from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.prior import best_of, unit
 
 GROUPS = 8  # runs of positions whose cross-entropy is reported
@@ -296,3 +299,37 @@ def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> 
 def _cosine(a: Embedding, b: Embedding) -> Float[Array, ""]:
     """Mean dot product of rows of norm 1."""
     return jnp.mean(jnp.sum(a * b, axis=-1))
+
+
+def sample_in_chain(
+    cfg: PriorArStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    sampling: CodeSamplingConfig | None = None,
+) -> dict[str, Any]:
+    """Samples z_img (`entry.ChainSampler`)."""
+    caption: TokenIds = conditions["caption"]
+    z_img = sample(
+        cfg,
+        params,
+        tokens=caption.tokens,
+        token_mask=caption.mask,
+        z_txt=conditions["z_txt"],
+        keys=keys,
+        sampling=sampling,
+    )
+    return {"z_img": z_img}
+
+
+ENTRY = StageEntry(
+    name="prior_ar",
+    role="prior",
+    config=PriorArStageConfig,
+    make=make,
+    reads=lambda cfg: ("z_txt", "caption"),
+    yields=("z_img",),
+    sample=sample_in_chain,
+    resolve=settle,
+)

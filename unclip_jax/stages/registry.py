@@ -1,46 +1,66 @@
-"""The only place where a name becomes a thing: stages and experiments.
+"""The registry of stages: the only list of them.
 
-To add a stage: one file in stages/ and one line in STAGES. To add an experiment: one file in
-experiments/; the folder is the registry.
+To add a stage: one file in stages/ that ends in an `ENTRY`, and one line in STAGES.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
-from unclip_jax.core.checks import one_of
+from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.stages import clip, decoder, prior, prior_ar, upsampler
-from unclip_jax.stages.base import Rows, Stage
-
-
-@dataclasses.dataclass(frozen=True)
-class StageEntry:
-    """A stage by name.
-
-    Attributes:
-        config: the dataclass that types its config.
-        make: builds it.
-        settle: fills in what only the training data can say; None = the config says it all.
-    """
-
-    config: type
-    make: Callable[[Any], Stage]
-    settle: Callable[[Any, Rows], Any] | None = None
-
+from unclip_jax.stages.entry import ROLES, StageEntry
 
 STAGES: dict[str, StageEntry] = {
-    "clip": StageEntry(clip.ClipStageConfig, clip.make),
-    "prior": StageEntry(prior.PriorStageConfig, prior.make, prior.settle),
-    "prior_ar": StageEntry(prior_ar.PriorArStageConfig, prior_ar.make, prior_ar.settle),
-    "decoder": StageEntry(decoder.DecoderStageConfig, decoder.make),
-    "upsampler": StageEntry(upsampler.UpsamplerStageConfig, upsampler.make),
+    entry.name: entry
+    for entry in (clip.ENTRY, prior.ENTRY, prior_ar.ENTRY, decoder.ENTRY, upsampler.ENTRY)
 }
 
 
 def stage_entry(name: str) -> StageEntry:
-    """The stage called `name`.
+    """Returns the stage called `name`.
 
     Raises:
         UserError: there is none.
     """
     return STAGES[one_of("stage", name, STAGES)]
+
+
+def generator_entry(name: str) -> StageEntry:
+    """Returns the stage called `name`, which must generate samples.
+
+    Raises:
+        UserError: there is none, or it encodes captions.
+    """
+    entry = stage_entry(name)
+    if entry.role == "encoder":
+        names = ", ".join(entry.name for entry in STAGES.values() if entry.role != "encoder")
+        raise UserError(f"stage {name!r} generates nothing; take one of {names}.")
+    return entry
+
+
+def run_folders(*roles: str) -> dict[str, StageEntry]:
+    """Returns the folders of stages in a run, in the order of a chain, with their stages.
+
+    Args:
+        roles: of the stages; none = all.
+    """
+    entries = sorted(STAGES.values(), key=lambda entry: ROLES.index(entry.role))
+    return {
+        folder: entry
+        for entry in entries
+        if entry.role in (roles or ROLES)
+        for folder in entry.folders
+    }
+
+
+def default_chain() -> dict[str, StageEntry]:
+    """Returns the folders of unCLIP's chain: all of the first stage of each role."""
+    first = {entry.role: entry.name for entry in reversed(STAGES.values())}
+    return {f: entry for f, entry in run_folders().items() if entry.name == first[entry.role]}
+
+
+def folder_entry(folder: str) -> StageEntry:
+    """Returns the stage that a folder of a run holds, such as the upsampler for "upsampler_256".
+
+    Raises:
+        UserError: no stage has such a folder.
+    """
+    folders = run_folders()
+    return folders[one_of("stage", folder, folders)]

@@ -5,7 +5,8 @@ at full size. One class serves both upsamplers; corruption (blur, BSR) is made b
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 from unclip_jax.stages import consistency, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 EXAMINED = 8  # examples of a held-out batch that are enlarged to look at consistency
@@ -325,3 +327,40 @@ def _network(
     if cfg.residual:
         out = out + jax.image.resize(low.image, x_t.shape, "bilinear")
     return out
+
+
+def sample_in_chain(
+    cfg: UpsamplerStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    sampling: SamplingConfig | None = None,
+) -> dict[str, Any]:
+    """Enlarges "low_res", rounded to 8-bit levels if the stage asks for it (`entry.ChainSampler`).
+
+    GLIDE's released sampler rounds, since upsamplers are trained on 8-bit images.
+    """
+    low_res: LowRes = conditions["low_res"]
+    low_res = quantise(low_res) if cfg.quantise else low_res
+    return {"image": sample(cfg, params, low_res=low_res, keys=keys, sampling=sampling)}
+
+
+def quantise(images: Image) -> Image:
+    """Returns images in [-1, 1] rounded to 8-bit levels."""
+    return jnp.round((images + 1.0) * 127.5) / 127.5 - 1.0
+
+
+ENTRY = StageEntry(
+    name="upsampler",
+    role="upsampler",
+    config=UpsamplerStageConfig,
+    make=make,
+    reads=lambda cfg: ("low_res",),
+    yields=("image",),
+    sample=sample_in_chain,
+    sample_fields=lambda cfg: {"low_res": batches.image_field(cfg.low_res_size)},
+    load_size=lambda cfg: cfg.model.unet.image_size,  # of which it is trained on crops
+    requires=("image_size",),
+    folders=("upsampler_256", "upsampler_1024"),  # as in the paper, whatever the size
+)

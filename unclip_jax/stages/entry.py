@@ -1,0 +1,122 @@
+"""The declaration of a stage: its role, its conditions, and the functions that build and sample it.
+
+A chain is a list of stages in the order of their roles, each of which reads conditions by name and
+yields others:
+
+    caption ─► clip ─► z_txt, clip_text ─► prior ─► z_img ─► decoder ─► image ─► upsampler ─► image
+
+Everything that must know the stages (exports, loading, sampling, planning, training) reads these
+declarations; nothing else lists them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.checks import one_of
+from unclip_jax.stages.base import Rows, Stage
+
+# In the order of a chain. Stages of one role are alternatives, but for encoders (of captions) and
+# upsamplers, of which a chain may have several.
+ROLES = ("encoder", "prior", "decoder", "upsampler")
+# Condition -> the fields that the manifest of a stage that reads it must hold. "caption" is token
+# ids of the stage's own tokenizer and context length; "clip_text" is CLIP's features of a caption;
+# "low_res" is the image of the stage before. A condition without a row needs no field.
+CONDITION_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "caption": ("tokenizer_hash",),
+    "clip_text": ("clip_id", "tokenizer_hash"),
+    "z_txt": ("clip_id", "embed_dim"),
+    "z_img": ("clip_id", "embed_dim"),
+    "low_res": ("low_res_size",),
+}
+# Condition -> the batch fields that hold it, if not one of the same name.
+CONDITION_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "caption": ("tokens", "token_mask"),
+    "clip_text": ("token_mask", "z_txt", "text_seq"),
+}
+# Manifest fields that stages of one chain must agree on, if they state them. Tokenizers must agree
+# only where a stage reads the token ids of another.
+SHARED = ("clip_id", "embed_dim", "z_scale", "embedding")
+SHARED_TOKENS = ("tokenizer_hash",)
+
+
+# (config, params, conditions by name, *, keys, sampling=None) -> the conditions that it yields, by
+# name; sampling None = as the config says.
+ChainSampler = Callable[..., dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """A stage in the registry.
+
+    Attributes:
+        name: kind of the stage, as in manifests and experiment files.
+        role: place in a chain, one of `ROLES`.
+        config: dataclass that types its config.
+        make: builds the stage from its config.
+        reads: names of the conditions that a stage with this config reads when it samples.
+        yields: names of the conditions that it produces.
+        sample: runs it in a chain, on the conditions by name.
+        sample_fields: batch fields that hold these conditions, for planning; None = those of
+            training.
+        load_size: side of the images that it is trained on, as they are loaded; None = that of its
+            batches.
+        resolve: fills in the part of the config that follows from the training data.
+        requires: manifest fields that later stages rely on, beyond those of its conditions.
+        identity: manifest field for the identity of its parameters, which later stages must match.
+        sidecars: condition -> file name in the export and record type, for conditions that are
+            measured after training.
+        folders: its folders in a run, each with the experiment file of the same name; () = `name`.
+    """
+
+    name: str
+    role: str
+    config: type
+    make: Callable[[Any], Stage]
+    reads: Callable[[Any], tuple[str, ...]]
+    yields: tuple[str, ...]
+    sample: ChainSampler
+    sample_fields: Callable[[Any], BatchSpec] | None = None
+    load_size: Callable[[Any], int] | None = None
+    resolve: Callable[[Any, Rows], Any] | None = None
+    requires: tuple[str, ...] = ()
+    identity: str | None = None
+    sidecars: Mapping[str, tuple[str, type]] = dataclasses.field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        one_of("role of a stage", self.role, ROLES)
+        if not self.folders:
+            object.__setattr__(self, "folders", (self.name,))
+
+    def required_fields(self, cfg: Any) -> tuple[str, ...]:
+        """Returns the manifest fields without which an export cannot be used in a chain."""
+        fields = [field for name in self.reads(cfg) for field in CONDITION_FIELDS.get(name, ())]
+        return tuple(dict.fromkeys([*fields, *self.requires]))
+
+    def shared_fields(self, cfg: Any) -> tuple[str, ...]:
+        """Returns the manifest fields that must agree with those of the other stages of a chain."""
+        ids = self.role == "encoder" or "clip_text" in self.reads(cfg)
+        return (*SHARED, *SHARED_TOKENS) if ids else SHARED
+
+    def sample_spec(self, cfg: Any) -> BatchSpec:
+        """Returns the batch fields that hold the conditions that it reads."""
+        if self.sample_fields is not None:
+            return self.sample_fields(cfg)
+        spec = self.make(cfg).batch_spec
+        names = (field for name in self.reads(cfg) for field in CONDITION_INPUTS.get(name, (name,)))
+        return {name: spec[name] for name in names}
+
+    def context(self, cfg: Any) -> int | None:
+        """Returns the length of the captions that it reads as its own token ids, if it does."""
+        spec = self.make(cfg).batch_spec
+        reads = "caption" in self.reads(cfg) and "tokens" in spec
+        return spec["tokens"].shape[0] if reads else None
+
+    def training_side(self, cfg: Any) -> int | None:
+        """Returns the side to which training images are resized; None if it reads no images."""
+        if self.load_size is not None:
+            return self.load_size(cfg)
+        spec = self.make(cfg).batch_spec
+        return spec["image"].shape[0] if "image" in spec else None
