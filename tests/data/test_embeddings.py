@@ -164,7 +164,7 @@ def test_half_written_embeddings_are_refused(tmp_path: pathlib.Path):
 
 def test_embeddings_of_another_clip_are_not_continued(tmp_path: pathlib.Path):
     write(tmp_path)
-    with pytest.raises(UserError, match="made with clip = 'abc', now it is 'xyz'"):
+    with pytest.raises(UserError, match="embeddings with clip = 'abc', now it is 'xyz'"):
         EmbeddingWriter(tmp_path, info={"clip": "xyz"})
 
 

@@ -210,12 +210,12 @@ def test_empty_source():
 
 
 def test_captions_without_a_tokenizer(samples):
-    with pytest.raises(UserError, match="no tokenizer; give .*which `prepare` makes"):
+    with pytest.raises(UserError, match="no tokenizer; give .*which `prepare` writes"):
         FixedExamples([samples.record(0)], config=ExampleConfig(fields=("tokens",)))
 
 
 def test_embeddings_that_the_source_lacks(samples):
-    with pytest.raises(UserError, match=r"\['z_img'\] are asked for; .*unclip_jax.embed"):
+    with pytest.raises(UserError, match=r"\['z_img'\] are requested; .*unclip_jax.embed"):
         FixedExamples([samples.record(0)], config=ExampleConfig(fields=("image", "z_img")))
 
 

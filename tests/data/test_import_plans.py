@@ -282,7 +282,7 @@ def test_input_of_an_unknown_kind(tmp_path: pathlib.Path):
 
 def test_folder_without_pictures(tmp_path: pathlib.Path):
     write(tmp_path / "notes.txt", "words")
-    with pytest.raises(UserError, match="no pictures in .*metadata.jsonl"):
+    with pytest.raises(UserError, match="no images in .*metadata.jsonl"):
         listed(tmp_path)
 
 
@@ -341,5 +341,5 @@ def test_a_split_of_shapes_and_files(samples, tmp_path: pathlib.Path):
 
 def test_split_names_that_cannot_be_files(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(2)))
-    with pytest.raises(UserError, match="split 'my/train' is no name"):
+    with pytest.raises(UserError, match="split 'my/train' is not a valid name"):
         make_plans([f"{tmp_path}/a.tar"], split="my/train")

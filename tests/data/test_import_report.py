@@ -9,7 +9,7 @@ from unclip_jax.data.import_report import Tally
 
 
 def tally(kept: int, **skipped: int) -> Tally:
-    made = Tally(kept=kept, seconds=2.0)
+    made = Tally(written=kept, seconds=2.0)
     for reason, number in skipped.items():
         for i in range(number):
             made.skip(f"{reason}{i}", reason)
@@ -19,7 +19,7 @@ def tally(kept: int, **skipped: int) -> Tally:
 def test_counts_add_up():
     total = tally(5, cut=2)
     total.add(tally(3, cut=1, small=7))
-    assert (total.kept, total.bad, total.read) == (8, 10, 18)
+    assert (total.written, total.bad, total.read) == (8, 10, 18)
     assert total.skipped == {"cut": 3, "small": 7}
     assert total.named["cut"] == ["cut0", "cut1", "cut0"]
     assert len(total.named["small"]) == 5  # a few are enough to look at

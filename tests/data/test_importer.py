@@ -66,7 +66,7 @@ def test_all_good_records_in_order(samples, tmp_path: pathlib.Path, workers: int
     assert [source[i] for i in range(len(source))] == want
     assert [shard.count for shard in split.shards] == [4, 5, 5, 4]
     assert (split.count, split.sources) == (18, ("toy",))
-    assert (importer.tally.kept, importer.tally.skipped) == (18, {"no image": 2})
+    assert (importer.tally.written, importer.tally.skipped) == (18, {"no image": 2})
     assert importer.tally.named == {"no image": ["k0003", "k0019"]}
     assert plan.closed
 
@@ -84,7 +84,7 @@ def test_an_interrupted_import_goes_on_without_loss(samples, tmp_path: pathlib.P
     split, importer = run(plan, tmp_path / "out")
     assert split == straight
     assert plan.read_indices == list(range(stop // 5 * 5, 20))  # finished shards are not read
-    assert (importer.tally.kept, importer.tally.skipped) == (19, {"no image": 1})
+    assert (importer.tally.written, importer.tally.skipped) == (19, {"no image": 1})
     source = open_split(tmp_path / "out", split="train")
     assert [source[i]["key"] for i in range(19)] == [f"k{i:04d}" for i in range(20) if i != 3]
 
@@ -179,7 +179,7 @@ def test_an_unfinished_split_is_not_mixed_with_another(
         shards=5 if change == "shards" else 4,
         check=CheckConfig(image_size=8 if change == "options" else None),
     )
-    with pytest.raises(UserError, match="unfinished split 'train' made from other inputs"):
+    with pytest.raises(UserError, match="unfinished split 'train' of other inputs"):
         Importer(other, directory=tmp_path, split="train", config=config)
 
 

@@ -205,7 +205,7 @@ def test_a_mixture_is_not_continued_with_other_sets(records, few):
 
 @pytest.mark.parametrize("change", [{"num_epochs": 2}, {"shuffle": False}])
 def test_a_mixture_has_no_end(records, few, change):
-    with pytest.raises(UserError, match="2 data sets are mixed, which has no order and no end"):
+    with pytest.raises(UserError, match="2 data sets are mixed, which is random and endless"):
         loader(records, mixed=[few], **change)
 
 

@@ -7,7 +7,7 @@ from unclip_jax.core.checks import UserError, suggest
 
 
 def kind(settings: Mapping[str, Any], expected: str, *, where: str) -> None:
-    """Refuse a config of another class.
+    """Refuses a config of another class.
 
     Raises:
         UserError: `_class_name` is there and differs.
@@ -30,7 +30,7 @@ def need(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> li
 
 
 def only(settings: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str) -> None:
-    """Refuse settings that our network does not have; absent ones mean the value given.
+    """Refuses settings that our network does not have; absent ones mean the value given.
 
     Raises:
         UserError: naming the first setting that differs.
@@ -45,7 +45,7 @@ def only(settings: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str) -
 
 
 def known(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> None:
-    """Refuse keys that are unknown, unless they are private or say nothing (null).
+    """Refuses keys that are unknown, unless they are private or say nothing (null).
 
     Raises:
         UserError: naming the first.

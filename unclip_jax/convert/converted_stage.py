@@ -46,7 +46,7 @@ class ConvertedStage:
     identity: str | None = None
 
     def check(self) -> None:
-        """Refuse files that do not fill the stage exactly.
+        """Refuses files that do not fill the stage exactly.
 
         Raises:
             UserError: listing every tensor that does not fit.
@@ -54,7 +54,7 @@ class ConvertedStage:
         tensor_table.check(self.source, self.entries, self.abstract)
 
     def params(self, dtype: str = "float32") -> dict[str, Any]:
-        """Read all parameters."""
+        """Reads all parameters."""
         return tensor_table.fill(self.source, self.entries, self.abstract, dtype=dtype)
 
 
@@ -84,7 +84,7 @@ def write_run(
     dtype: str = "float32",
     begin: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Manifest]:
-    """Write one export per part into a run directory: OUT/NAME/export.
+    """Writes one export per part into a run directory: OUT/NAME/export.
 
     Args:
         parts: stages in the order of the cascade.

@@ -59,7 +59,7 @@ class Stage(NamedTuple):
 
 
 def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
-    """Write what a run directory holds: a pipeline, or a CLIP alone; the folders written.
+    """Writes what a run directory holds: a pipeline, or a CLIP alone; the folders written.
 
     Raises:
         UserError: stages that do not fit each other, one that the layout has no words for, `out`
@@ -83,7 +83,7 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
 
 
 def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
-    """Write every stage as OUT/STAGE.safetensors, by our own names, and OUT/STAGE.json.
+    """Writes every stage as OUT/STAGE.safetensors, by our own names, and OUT/STAGE.json.
 
     Raises:
         UserError: stages that do not fit each other, `out` exists, no space.

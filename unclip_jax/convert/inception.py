@@ -20,7 +20,7 @@ NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "runni
 
 
 def load(path: pathlib.Path, *, cfg: InceptionConfig = InceptionConfig()) -> Params:
-    """Read the parameters of `models.inception.Inception`.
+    """Reads the parameters of `models.inception.Inception`.
 
     Raises:
         UserError: there is no such file, it is damaged, or it is another network.

@@ -152,7 +152,7 @@ def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], d
 
 
 def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
-    """Refuse a config that says other sizes than the tensors have."""
+    """Refuses a config that says other sizes than the tensors have."""
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     pairs = (
         ("embed_dim", model.get("embed_dim"), cfg.embed_dim),

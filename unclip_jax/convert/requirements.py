@@ -46,7 +46,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
 
 
 def check(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse stages that they have no class for.
+    """Refuses stages that they have no class for.
 
     Args:
         configs: name of a stage, a key of NEEDS -> its config as the manifest has it.

@@ -69,7 +69,7 @@ def joined(where: str, parts: Mapping[str, TensorSource]) -> TensorSource:
 
 
 def open_tensors(path: pathlib.Path) -> TensorSource:
-    """Open weights: a file, or a folder that holds one set of them.
+    """Opens weights: a file, or a folder that holds one set of them.
 
     In a folder, safetensors are preferred to torch files and an index to a single file.
 

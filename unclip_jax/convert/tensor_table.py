@@ -119,7 +119,7 @@ def _their_shape(entry: Entry, shape: Shape) -> Shape:
 
 
 def check(source: TensorSource, entries: Sequence[Entry], abstract: Params) -> None:
-    """Refuse a source that does not fill the tree exactly.
+    """Refuses a source that does not fill the tree exactly.
 
     Raises:
         UserError: listing every tensor that is missing, extra or of another shape.
@@ -143,7 +143,7 @@ def check(source: TensorSource, entries: Sequence[Entry], abstract: Params) -> N
 def fill(
     source: TensorSource, entries: Sequence[Entry], abstract: Params, *, dtype: str = "float32"
 ) -> dict[str, Any]:
-    """Read the tree `abstract`, one tensor at a time, after `check`.
+    """Reads the tree `abstract`, one tensor at a time, after `check`.
 
     Args:
         source: what to read.

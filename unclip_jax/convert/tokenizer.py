@@ -18,7 +18,7 @@ def special_ids(folder: pathlib.Path) -> dict[str, int]:
 
 
 def write(folder: pathlib.Path, out: pathlib.Path, *, context: int) -> None:
-    """Write tokenizer.json, and what versions without it read, into `out`.
+    """Writes tokenizer.json, and what versions without it read, into `out`.
 
     Args:
         folder: the tokenizer of an export.

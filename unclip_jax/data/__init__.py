@@ -1,9 +1,10 @@
 """data: from files and procedural worlds to batches that satisfy a `BatchSpec`.
 
-What lives here: the record format and its sharded folders, sources (TFDS, ArrayRecord, image
-folders, tars), the loader, tokenizers, image decoding and corruption, and `data.shapes`, which
-turns the procedural world into records and a TFDS data set. uint8 lives here and only here.
-What doesn't: models, stages, anything that runs on an accelerator. Start at sources.py.
+Contains the record format and its sharded folders, sources (prepared folders, TFDS), importers
+(image folders, tars), the loader, tokenizers, image decoding and corruption, and `data.shapes`,
+which turns the procedural world into records and a TFDS data set. Images are uint8 here and only
+here. Models, stages and everything that runs on an accelerator are elsewhere. Start at sources.py,
+then dataset.py and loader.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = ("core", "shapes")

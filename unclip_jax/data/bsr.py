@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32, UInt8
 
 Picture = Float32[np.ndarray, "_ _ 3"]  # [0, 1] in here
 
-HALVE_SHARE = 0.25  # of pictures for a factor of 4
+HALVE_SHARE = 0.25  # of images for a factor of 4
 ANISOTROPIC_SHARE = 0.5  # of blurs
 RESIZE_SHARE = 0.8  # of shrinks; the others filter and take every n-th pixel
 JPEG_SHARE = 0.9  # in the random order; the last step is always JPEG
@@ -32,7 +32,7 @@ TAPS = 25  # of the filter before every n-th pixel is taken
 
 
 class Task(NamedTuple):
-    """What one picture is to become.
+    """State of one image between the operations.
 
     Attributes:
         scale: how many times smaller it still has to get; strengths grow with it.
@@ -51,12 +51,12 @@ Operation = Callable[[Picture, Task], Picture]
 def bsr_light(
     image: Float32[np.ndarray, "_ _ 3"], *, factor: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "_ _ 3"]:
-    """One picture in [-1, 1] degraded and `factor` times smaller, on 8-bit levels.
+    """Returns one image in [-1, 1], degraded and `factor` times smaller, on 8-bit levels.
 
     Args:
         image: sides are multiples of `factor`.
         factor: the strengths were chosen for 4.
-        rng: of this example; the result is a function of picture and generator.
+        rng: of this example; the result is a function of image and generator.
     """
     height, width, _ = image.shape
     picture = (image + np.float32(1)) / np.float32(2)
@@ -70,7 +70,7 @@ def bsr_light(
 
 
 def order(rng: np.random.Generator) -> list[Operation]:
-    """The five operations shuffled; shrinking and resizing trade places if they have to."""
+    """Returns the five operations shuffled, with shrinking before resizing."""
     shuffled = [OPERATIONS[int(index)] for index in rng.permutation(len(OPERATIONS))]
     first, second = shuffled.index(shrink), shuffled.index(resize)
     if first > second:
@@ -79,9 +79,9 @@ def order(rng: np.random.Generator) -> list[Operation]:
 
 
 def blur(picture: Picture, task: Task) -> Picture:
-    """Convolve with a random Gaussian, half of the time not a round one.
+    """Convolves with a random Gaussian, half of the time not a round one.
 
-    Kernels of even size move the picture by half a pixel, as those of the original do.
+    Kernels of even size move the image by half a pixel, as those of the original do.
     """
     rng = task.rng
     if rng.random() < ANISOTROPIC_SHARE:
@@ -94,7 +94,7 @@ def blur(picture: Picture, task: Task) -> Picture:
 
 
 def shrink(picture: Picture, task: Task) -> Picture:
-    """Make it smaller by a random amount, or by the whole scale with a filter before."""
+    """Shrinks by a random amount, or by the whole scale after a filter."""
     height, width, _ = picture.shape
     rng = task.rng
     if rng.random() < RESIZE_SHARE:
@@ -106,28 +106,28 @@ def shrink(picture: Picture, task: Task) -> Picture:
 
 
 def resize(picture: Picture, task: Task) -> Picture:
-    """To the final size, whatever it is now."""
+    """Resizes to the final size from any size."""
     return _resized(picture, task.size, task.rng)
 
 
 def noise(picture: Picture, task: Task) -> Picture:
-    """Add Gaussian noise: per channel (40 %), grey (40 %) or of a random colour (20 %)."""
+    """Adds Gaussian noise: per channel (40 %), grey (40 %) or of a random colour (20 %)."""
     rng = task.rng
     level = int(rng.integers(NOISE_LEVEL[0], NOISE_LEVEL[1] + 1)) / 255
     kind = rng.random()
     shape = picture.shape[:2]
     if kind > 0.6:
-        drawn = level * rng.standard_normal((*shape, 3), np.float32)
+        sample = level * rng.standard_normal((*shape, 3), np.float32)
     elif kind < 0.4:
-        drawn = level * rng.standard_normal((*shape, 1), np.float32)
+        sample = level * rng.standard_normal((*shape, 1), np.float32)
     else:
         root = NOISE_LEVEL[1] / 255 * _colour_root(rng)
-        drawn = rng.standard_normal((*shape, 3), np.float32) @ root.astype(np.float32)
-    return _clipped(picture + drawn)
+        sample = rng.standard_normal((*shape, 3), np.float32) @ root.astype(np.float32)
+    return _clipped(picture + sample)
 
 
 def jpeg(picture: Picture, task: Task) -> Picture:
-    """Through a JPEG file, most of the time."""
+    """Compresses as JPEG, most of the time."""
     return _jpeg(picture, task.rng) if task.rng.random() < JPEG_SHARE else picture
 
 
@@ -135,7 +135,7 @@ OPERATIONS: tuple[Operation, ...] = (blur, shrink, resize, noise, jpeg)
 
 
 def centred(size: int) -> Float[np.ndarray, " k"]:
-    """Positions of `size` taps about their middle; half-integers when `size` is even."""
+    """Returns the positions of `size` taps about their middle, half-integers if `size` is even."""
     return np.arange(size) - (size - 1) / 2
 
 
@@ -164,14 +164,14 @@ def anisotropic_gaussian(
 
 
 def convolve(picture: Picture, kernel: Float[np.ndarray, "k m"]) -> Picture:
-    """What `scipy.ndimage.convolve(mode="mirror")` does to every channel."""
+    """Convolves every channel as `scipy.ndimage.convolve(mode="mirror")` does."""
     anchor = tuple((side - 1) // 2 for side in kernel.shape[::-1])
     flipped = np.ascontiguousarray(kernel[::-1, ::-1], np.float32)
     return cv2.filter2D(picture, -1, flipped, anchor=anchor, borderType=cv2.BORDER_REFLECT_101)
 
 
 def filtered_stride(picture: Picture, scale: int, *, sigma: float) -> Picture:
-    """Every `scale`-th pixel of a Gaussian blur that is centred on the blocks, not their corners.
+    """Returns every `scale`-th pixel of a Gaussian blur, centred on blocks and not on corners.
 
     The original moves the kernel by (scale - 1) / 2 pixels by interpolating it; here the Gaussian
     is evaluated there.
@@ -183,7 +183,7 @@ def filtered_stride(picture: Picture, scale: int, *, sigma: float) -> Picture:
 
 
 def cubic_half(picture: Picture) -> Picture:
-    """Half the sides with the antialiased cubic kernel (Keys 1981, a = -1/2), as MATLAB does."""
+    """Halves the sides with the antialiased cubic kernel (Keys 1981, a = -1/2), as MATLAB does."""
     x = np.abs(np.arange(-3, 5) - 0.5) / 2
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
@@ -200,19 +200,19 @@ def _halved(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _resized(picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> Picture:
-    """To `size` with one of OpenCV's interpolations, which do not antialias but for area."""
+    """Resizes with an interpolation of OpenCV, of which only area antialiases."""
     chosen = INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))]
     return _clipped(cv2.resize(picture, size[::-1], interpolation=chosen))
 
 
 def _colour_root(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
-    """A root R of a random covariance: R.T @ R has eigenvalues U(0, 1) and random axes."""
+    """Samples a root R of a random covariance: R.T @ R has eigenvalues U(0, 1) and random axes."""
     axes, _ = np.linalg.qr(rng.random((3, 3)))
     return np.sqrt(rng.random(3))[:, None] * axes.T
 
 
 def _jpeg(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Encode and decode with a random quality; chroma has half the resolution, as is usual."""
+    """Encodes and decodes with a random quality and chroma at half the resolution."""
     quality = int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
     levels: UInt8[np.ndarray, "_ _ 3"] = np.rint(picture * 255).astype(np.uint8)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]

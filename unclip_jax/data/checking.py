@@ -1,4 +1,4 @@
-"""One raw example to one record that training can rely on, or a reason to leave it out."""
+"""Checks of raw examples: each becomes a record that can be trained on, or a reason to skip it."""
 
 import dataclasses
 import json
@@ -11,13 +11,13 @@ from unclip_jax.data.records import Record
 
 @dataclasses.dataclass(frozen=True)
 class CheckConfig:
-    """What is kept, and how pictures are stored.
+    """Limits on images and the form in which they are stored.
 
     Attributes:
-        limits: what counts as a usable picture.
-        max_side: pictures whose shorter side is greater are stored reduced to it; None = all
-            pictures are stored as they came, byte for byte.
-        image_size: store every picture as a centre-cropped square of this side; None = do not.
+    limits: bounds on the size of usable images.
+        max_side: images whose shorter side is greater are stored reduced to it; None = all
+            images are stored unchanged, byte for byte.
+        image_size: store every image as a centre-cropped square of this side; None = do not.
     """
 
     limits: image_codec.Limits = dataclasses.field(default_factory=image_codec.Limits)
@@ -31,10 +31,10 @@ class CheckConfig:
 
 
 def check(key: str, raw: Raw, config: CheckConfig) -> Record:
-    """The record of one example; its picture has been decoded once and is whole.
+    """Returns the record of one example after decoding its image once.
 
     Raises:
-        Skip: with the reason.
+    Skip: naming the reason.
     """
     caption = _caption(raw)
     try:
@@ -63,7 +63,7 @@ def _caption(raw: Raw) -> str:
 
 
 def _image(data: bytes, config: CheckConfig) -> bytes:
-    """The bytes to store: the original ones unless the picture is to be made smaller."""
+    """Returns the bytes to store, the original ones unless the image has to shrink."""
     pixels = image_codec.decode(data, limits=config.limits)
     if config.image_size is not None:
         small = image_codec.resize_short(pixels, config.image_size)

@@ -44,7 +44,7 @@ class FeatureKeys:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set that was found and can be read.
+    """A data set that can be read.
 
     Attributes:
         splits: names of its splits.

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a prepared folder holds, split by split, and whether it is all there."""
+"""`manifest.json` of a prepared folder: its splits, shards, record counts and content hashes."""
 
 import dataclasses
 import hashlib
@@ -39,8 +39,8 @@ class Split:
         name: "train", "validation", ...
         count: number of records in all shards.
         hash: sha256 over the shards' hashes; equal content in equal order has an equal hash.
-        plan: fingerprint of the inputs and options that it was made from.
-        sources: the inputs, as the user gave them.
+        plan: fingerprint of the inputs and options that it was prepared from.
+        sources: the inputs, as on the command line.
         shards: the files.
     """
 
@@ -69,7 +69,7 @@ class DatasetManifest:
     splits: tuple[Split, ...] = ()
 
     def split(self, name: str) -> Split:
-        """The split called `name`.
+        """Returns the split called `name`.
 
         Raises:
             UserError: there is none.
@@ -81,37 +81,37 @@ class DatasetManifest:
         raise UserError(f"the data set has no split {name!r}.{hint}")
 
     def with_split(self, split: Split) -> "DatasetManifest":
-        """This manifest with `split` added or replaced."""
+        """Returns this manifest with `split` added or replaced."""
         others = tuple(s for s in self.splits if s.name != split.name)
         return dataclasses.replace(self, splits=(*others, split), code_version=__version__)
 
     def with_tokenizer(self, tokenizer_hash: str) -> "DatasetManifest":
-        """This manifest with the hash of the tokenizer beside the data."""
+        """Returns this manifest with the hash of the tokenizer beside the data."""
         return dataclasses.replace(self, tokenizer=tokenizer_hash)
 
 
 def make_split(
     name: str, shards: tuple[Shard, ...], *, plan: str, sources: tuple[str, ...]
 ) -> Split:
-    """A split from its shards: counts and hashes added up."""
+    """Returns a split with the total count and the combined hash of its shards."""
     digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     count = sum(shard.count for shard in shards)
     return Split(name, count, digest, plan, sources, shards)
 
 
 def read(directory: str | pathlib.Path) -> DatasetManifest:
-    """Read the manifest of a prepared folder.
+    """Reads the manifest of a prepared folder.
 
     Raises:
-        UserError: no such folder, a folder that was never prepared or not to the end, or a
-            manifest of another format.
+        UserError: no such folder, one that was not prepared completely, or a manifest of another
+            format.
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise UserError(
             f"no data set at {directory}; make one with `python -m unclip_jax.prepare shapes "
-            f"--out={shlex.quote(str(directory))}`, or from a folder, tar or quoted glob of your "
-            "pictures in the place of `shapes`."
+            f"--out={shlex.quote(str(directory))}`, or from your images: give a folder, "
+            "a tar or a quoted glob instead of `shapes`."
         )
     if not (directory / FILE).is_file():
         raise UserError(
@@ -132,13 +132,13 @@ def read(directory: str | pathlib.Path) -> DatasetManifest:
 
 
 def write(directory: pathlib.Path, manifest: DatasetManifest) -> None:
-    """Write the manifest, at once or not at all."""
+    """Writes the manifest atomically."""
     content = json.dumps(as_dict(manifest), indent=2, ensure_ascii=False)
     write_atomically(directory / FILE, content)
 
 
 def shard_paths(directory: pathlib.Path, split: Split) -> list[pathlib.Path]:
-    """Paths of a split's shards that hold records.
+    """Returns the paths of a split's non-empty shards.
 
     Raises:
         UserError: one is missing.

@@ -1,4 +1,4 @@
-"""What an upsampler's conditioning image goes through in training: shrinking and slight damage.
+"""Degradations of an upsampler's conditioning image in training: downsampling and corruption.
 
 The paper (section 2.1) blurs with a Gaussian of kernel 3 and sigma 0.6 for 64 -> 256, and takes the
 BSR degradation for 256 -> 1024. Each example decides for itself whether it is corrupted, from its
@@ -22,7 +22,7 @@ BLUR_KERNEL, BLUR_SIGMA = 3, 0.6
 
 @dataclasses.dataclass(frozen=True)
 class DegradeConfig:
-    """How `low_res` is made from `image`.
+    """Settings of the degradation from `image` to `low_res`.
 
     Attributes:
         factor: how many times smaller the sides are.
@@ -41,7 +41,7 @@ class DegradeConfig:
 
 
 def degrade(image: Picture, *, config: DegradeConfig, rng: np.random.Generator) -> Picture:
-    """The conditioning image of one example, sides `config.factor` times smaller.
+    """Returns the conditioning image of one example, sides `config.factor` times smaller.
 
     Whether it is corrupted is the first draw from `rng`. The result is a function of image, config
     and generator.
@@ -68,7 +68,7 @@ def area_downsample(image: Picture, factor: int) -> Picture:
 
 
 def gaussian_blur(image: Picture, *, size: int, sigma: float) -> Picture:
-    """Convolve with a normalised Gaussian of `size` taps a side; borders are mirrored."""
+    """Convolves with a normalised Gaussian of `size` taps a side; borders are mirrored."""
     blurred = cv2.GaussianBlur(image, (size, size), sigma, borderType=cv2.BORDER_REFLECT_101)
     return blurred.reshape(image.shape)
 
@@ -79,13 +79,13 @@ def _shrink(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
 
 
 def _shrink_and_blur(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
-    """The paper's first upsampler: blur after shrinking, before the model enlarges."""
+    """Degrades as for the paper's first upsampler: downsampling, then blur."""
     del rng
     return gaussian_blur(area_downsample(image, factor), size=BLUR_KERNEL, sigma=BLUR_SIGMA)
 
 
 def _bsr(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
-    """The paper's second upsampler."""
+    """Degrades as for the paper's second upsampler, by BSR."""
     return bsr_light(image, factor=factor, rng=rng)
 
 
@@ -98,7 +98,7 @@ def _check_sides(image: Picture, factor: int) -> None:
         )
 
 
-# Each takes the full-size picture, because stronger corruptions act before and while shrinking.
+# Each takes the full-size image, because stronger corruptions act before and while shrinking.
 CORRUPTIONS: dict[str, Callable[[Picture, int, np.random.Generator], Picture]] = {
     "none": _shrink,
     "blur": _shrink_and_blur,

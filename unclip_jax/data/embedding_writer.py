@@ -1,4 +1,4 @@
-"""Writes embeddings in the layout that `embeddings` reads: shard by shard, each at once.
+"""Writer of embeddings in the layout that `embeddings` reads, one atomic shard after another.
 
 A shard counts as written when its metadata is there, because that file is renamed into place last;
 after an interruption the writer goes on behind the last such shard.
@@ -29,7 +29,7 @@ from unclip_jax.data.embeddings import (
 
 
 class EmbeddingWriter:
-    """Writes embeddings in order; `written` says with which example to go on."""
+    """Writes embeddings in order; `written` is the number of examples already on disk."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class EmbeddingWriter:
         shard_size: int = 65536,
         dtype: str = "float32",
     ):
-        """Continue in `directory`, or start there.
+        """Continues in `directory`, or starts there.
 
         Args:
             directory: made if missing.
@@ -63,7 +63,7 @@ class EmbeddingWriter:
     def add(
         self, keys: Sequence[str], captions: Sequence[str], *, z_img: Vectors, z_txt: Vectors
     ) -> None:
-        """Add rows; every full shard goes to disk at once.
+        """Adds rows and writes every shard that is full.
 
         Raises:
             UserError: the lengths differ, or a value is not finite.
@@ -85,7 +85,7 @@ class EmbeddingWriter:
             self._flush()
 
     def finish(self) -> EmbeddingSource:
-        """Write what is left, then the statistics; open the result."""
+        """Writes the last shard and the statistics, and opens the result."""
         if self._pending["key"]:
             self._flush()
         self._write_stats({"info": self._info})
@@ -95,7 +95,7 @@ class EmbeddingWriter:
         return source
 
     def _start(self) -> None:
-        """Find the shards that are complete, or mark the folder as begun."""
+        """Finds the complete shards and marks the folder as unfinished."""
         for name in (*KINDS.values(), "metadata"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         while self._path("metadata", self._shards, "parquet").is_file():
@@ -105,8 +105,8 @@ class EmbeddingWriter:
         for name in sorted(before.keys() | self._info.keys()):
             if before.get(name) != self._info.get(name):
                 raise UserError(
-                    f"{self.directory} holds embeddings made with {name} = {before.get(name)!r}, "
-                    f"now it is {self._info.get(name)!r}; choose another folder or delete it."
+                    f"{self.directory} holds embeddings with {name} = {before.get(name)!r}, now it "
+                    f"is {self._info.get(name)!r}; choose another folder or delete it."
                 )
         self._write_stats({"info": self._info, "finished": False})
 
@@ -114,7 +114,7 @@ class EmbeddingWriter:
         return self.directory / kind / f"{kind}_{index:04d}.{suffix}"
 
     def _flush(self) -> None:
-        """Write one shard; metadata last, because it makes the shard count."""
+        """Writes one shard, metadata last, because its presence makes the shard complete."""
         rows = {name: values[: self._size] for name, values in self._pending.items()}
         self._pending = {name: values[self._size :] for name, values in self._pending.items()}
         for field, kind in KINDS.items():

@@ -50,10 +50,10 @@ class EmbeddingSource:
     """Random access to embeddings: records with key, caption, and z_img and z_txt (float32)."""
 
     def __init__(self, directory: str | pathlib.Path):
-        """Open `directory`.
+        """Opens `directory`.
 
         Raises:
-            UserError: no embeddings there, not all of them, or shards whose counts or dimensions
+        UserError: no or not all embeddings in the folder, or shards whose counts or dimensions
                 disagree.
         """
         self.directory = pathlib.Path(directory)
@@ -66,7 +66,7 @@ class EmbeddingSource:
         if not tables:
             raise UserError(
                 f"no embeddings in {self.directory}: it has no metadata/metadata_0000.parquet; "
-                "make them with `python -m unclip_jax.embed`."
+                "compute them with `python -m unclip_jax.embed`."
             )
         self._tables = [read_table(path) for path in tables]
         counts = [table.num_rows for table in self._tables]
@@ -102,21 +102,23 @@ class EmbeddingSource:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Which of z_img and z_txt are there."""
+        """Names of the embeddings in the folder, out of z_img and z_txt."""
         return tuple(self._arrays)
 
     def dim(self, field: str) -> int:
-        """Embedding size of `field`.
+        """Returns the embedding size of `field`.
 
         Raises:
             UserError: the folder has no such embeddings.
         """
         if field not in self._arrays:
-            raise UserError(f"{self.directory} has no {field} ({KINDS[field]}); make them again.")
+            raise UserError(
+                f"{self.directory} has no {field} ({KINDS[field]}); embed the data again."
+            )
         return int(self._arrays[field][0].shape[1])
 
     def vectors(self, field: str, start: int, stop: int) -> Vectors:
-        """Rows start..stop of `field` as one float32 array."""
+        """Returns rows start..stop of `field` as one float32 array."""
         self.dim(field)
         rows = []
         for shard, array in enumerate(self._arrays[field]):
@@ -127,7 +129,7 @@ class EmbeddingSource:
         return np.concatenate(rows) if rows else np.zeros((0, self.dim(field)), np.float32)
 
     def blocks(self, most: int, *, size: int = 8192) -> Iterator[dict[str, Vectors]]:
-        """All fields of at most `most` rows, `size` rows at a time.
+        """Yields all fields of at most `most` rows, `size` rows at a time.
 
         Where there are more rows, blocks lie evenly over them; the same ones every time.
         """
@@ -142,7 +144,7 @@ class EmbeddingSource:
             yield {field: self.vectors(field, start, stop) for field in self.fields}
 
     def stats(self, field: str) -> Stats:
-        """Statistics of `field`, from stats.json if it fits, else taken now."""
+        """Returns the statistics of `field`, from stats.json if its count fits, else computed."""
         entry = read_stats(self.directory).get(field)
         if not entry or entry["count"] != len(self):
             return measure(self, field)
@@ -150,12 +152,12 @@ class EmbeddingSource:
         return Stats(len(self), mean, std, entry["norm_mean"], entry["norm_std"])
 
     def info(self) -> dict[str, Any]:
-        """What the writer said about their origin (CLIP, tokenizer, data set); {} if nothing."""
+        """Returns the origin of the embeddings (CLIP, tokenizer, data set); {} if unknown."""
         return read_stats(self.directory).get("info", {})
 
 
 def read_stats(directory: pathlib.Path) -> dict[str, Any]:
-    """The content of stats.json; {} when there is none.
+    """Reads stats.json; returns {} if there is none.
 
     Raises:
         UserError: it is not JSON.
@@ -164,11 +166,11 @@ def read_stats(directory: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{path} is damaged; delete it, it can be made again.") from error
+        raise UserError(f"{path} is damaged; delete it, it will be computed again.") from error
 
 
 def measure(source: EmbeddingSource, field: str) -> Stats:
-    """Two passes over all rows in float64: exact means first, deviations second."""
+    """Computes statistics in two float64 passes over all rows, means before deviations."""
     count = len(source)
     spans = [(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
     total, norms = np.zeros(source.dim(field)), np.zeros(count)
@@ -184,21 +186,21 @@ def measure(source: EmbeddingSource, field: str) -> Stats:
 
 
 def _numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
-    """Files `folder/folder_7.suffix` in the order of their numbers, with any padding.
+    """Returns the files `folder/folder_7.suffix` in the order of their numbers, padded or not.
 
     Raises:
-        UserError: a number is missing or there twice.
+        UserError: a number is missing or occurs twice.
     """
     pattern = re.compile(rf"{re.escape(folder.name)}_(\d+)\.{suffix}")
-    found = [(int(m[1]), p) for p in folder.glob("*") if (m := pattern.fullmatch(p.name))]
-    numbers = sorted(number for number, _ in found)
+    numbered = [(int(m[1]), p) for p in folder.glob("*") if (m := pattern.fullmatch(p.name))]
+    numbers = sorted(number for number, _ in numbered)
     if numbers != list(range(len(numbers))):
         raise UserError(f"{folder} holds shards {numbers}; they should count up from 0.")
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(numbered)]
 
 
 def read_table(path: pathlib.Path) -> pyarrow.Table:
-    """Columns key and caption, under either project's names.
+    """Reads the columns key and caption, named as clip-retrieval or as img2dataset names them.
 
     Raises:
         UserError: the file cannot be read or has no keys.
@@ -217,7 +219,7 @@ def read_table(path: pathlib.Path) -> pyarrow.Table:
 
 
 def _open_arrays(paths: list[pathlib.Path], counts: list[int]) -> list[np.ndarray]:
-    """Memory-map and compare with the metadata.
+    """Memory-maps arrays and compares them with the metadata.
 
     Raises:
         UserError: a file is missing, cut short, or of other rows or dimensions.

@@ -1,4 +1,4 @@
-"""One record to one example: first what is always the same, then what is random.
+"""Conversion of records to examples, in a fixed and a random part.
 
 The fixed part (decode, resize, tokenise) depends on the record alone and may be kept in memory; the
 random part (crop, flip, corruption) draws from a generator that belongs to the example's place in
@@ -30,18 +30,18 @@ Example = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ExampleConfig:
-    """What one example holds and how its picture is cut.
+    """Fields of an example and preprocessing of its image.
 
     Attributes:
-        fields: which batch fields to make: image, low_res, tokens, token_mask, z_img, z_txt, and
+        fields: batch fields to make: image, low_res, tokens, token_mask, z_img, z_txt, and
             key, caption, scene (arrays of strings, for the host).
-        image_size: side to which pictures are resized and cropped.
+        image_size: side to which images are resized and cropped.
         crop: "center", or "random" along the longer side.
-        flip: mirror half of the pictures; wrong for captions that name sides.
-        patch: side of a random window cut out of the `image_size` picture; None = all of it. An
+        flip: mirror half of the images; wrong for captions that name sides.
+        patch: side of a random window cut out of the `image_size` image; None = all of it. An
             upsampler trains on these.
         length: token positions.
-        degrade: how low_res is made from the (cut) image; needed for that field only.
+        degrade: how low_res is computed from the (cropped) image; for that field only.
         empty_captions: share of examples whose caption is replaced by the empty one.
     """
 
@@ -59,29 +59,29 @@ class ExampleConfig:
         for field in self.fields:
             one_of("batch field", field, FIELDS)
         if not self.fields:
-            raise UserError(f"no batch fields are asked for.{suggest('', FIELDS)}")
+            raise UserError(f"no batch fields are requested.{suggest('', FIELDS)}")
         one_of("crop", self.crop, ("center", "random"))
         positive("image_size", self.image_size)
         in_range("patch", self.side, 1, self.image_size)
         if "low_res" in self.fields:
             if self.degrade is None:
-                raise UserError("field 'low_res' needs a DegradeConfig that says how it is made.")
+                raise UserError("field 'low_res' needs a DegradeConfig; set `degrade`.")
             why = "low_res must be exactly that many times smaller."
             divisible("image side", self.side, self.degrade.factor, why)
 
     @property
     def side(self) -> int:
-        """Side of the pictures in a batch."""
+        """Side of the images in a batch."""
         return self.image_size if self.patch is None else self.patch
 
     @property
     def pictures(self) -> bool:
-        """Whether pictures have to be decoded."""
+        """True if images have to be decoded."""
         return "image" in self.fields or "low_res" in self.fields
 
 
 class FixedExamples:
-    """Records made into examples as far as nothing is random; kept in memory up to a limit."""
+    """The fixed part of every example, cached up to a limit of memory."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class FixedExamples:
         tokenizer: Tokenizer | None = None,
         cache_bytes: int = 0,
     ):
-        """Wrap `source`; at most `cache_bytes` of made examples are kept.
+        """Wraps `source`; at most `cache_bytes` of examples are cached.
 
         Raises:
             UserError: the source is empty or lacks a field, or there is no tokenizer.
@@ -103,8 +103,7 @@ class FixedExamples:
         _check(source, config, tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_lock", "_used")}
-        return kept
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_lock", "_used")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _cache={}, _lock=threading.Lock(), _used=0)
@@ -137,12 +136,12 @@ class FixedExamples:
 
 @dataclasses.dataclass(frozen=True)
 class RandomPart:
-    """The random part, a pure function of the example and its generator."""
+    """The random part of an example, a pure function of the fixed part and a generator."""
 
     config: ExampleConfig
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Crop, flip, cut and corrupt, or take the caption away; the picture stays uint8."""
+        """Crops, flips and corrupts the image, which stays uint8, and drops the caption."""
         config = self.config
         if config.empty_captions and rng.random() < config.empty_captions:
             example = without_caption(example)
@@ -163,7 +162,7 @@ class RandomPart:
 
 
 def without_caption(example: Example) -> Example:
-    """The example with the empty caption: start and end token alone."""
+    """Returns the example with the empty caption: start and end token alone."""
     tokens, mask = np.zeros_like(example["tokens"]), np.zeros_like(example["token_mask"])
     end = int(example["token_mask"].sum()) - 1
     tokens[:2], mask[:2] = example["tokens"][[0, end]], True
@@ -171,7 +170,7 @@ def without_caption(example: Example) -> Example:
 
 
 def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatch:
-    """Stack examples field by field; pictures become float32 in [-1, 1]."""
+    """Stacks examples field by field; images become float32 in [-1, 1]."""
     batch = {}
     for field in fields:
         values = [example[field] for example in examples]
@@ -182,7 +181,7 @@ def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatc
 
 
 def _picture(record: Record, config: ExampleConfig) -> image_codec.Pixels:
-    """Decoded and resized; also cropped, unless the crop is random."""
+    """Decodes and resizes an image; crops it too, unless the crop is random."""
     try:
         pixels = image_codec.decode(record["image"])
     except image_codec.BadImage as error:
@@ -199,8 +198,8 @@ def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -
         raise UserError("the data set is empty; prepare it with more inputs.")
     if tokenizer is None and set(TEXT) & set(config.fields):
         raise UserError(
-            "captions are asked for, but there is no tokenizer; give the one beside the data set, "
-            "which `prepare` makes unless told --tokenizer=none."
+            "captions are requested, but there is no tokenizer; give the one beside the data set, "
+            "which `prepare` writes except with --tokenizer=none."
         )
     record = source[0]
     needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS)}
@@ -208,6 +207,6 @@ def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -
     missing = sorted(needed - record.keys())
     if missing:
         raise UserError(
-            f"the data source gives {sorted(record)}, but {missing} are asked for; embeddings "
-            "come from `python -m unclip_jax.embed`, images from a prepared folder."
+            f"records of this data set have {sorted(record)}, but {missing} are requested; "
+            "embeddings come from `python -m unclip_jax.embed`, images from a prepared folder."
         )

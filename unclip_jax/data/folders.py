@@ -12,30 +12,30 @@ CAPTION_FIELDS = ("text", "caption", "prompt")  # tried in this order when none 
 
 
 def list_folder(root: pathlib.Path, *, caption_field: str = "") -> list[Item]:
-    """Items below `root`, folder by folder in the order of names.
+    """Lists the items below `root`, folder by folder in the order of names.
 
-    A `metadata.jsonl` speaks for the files it names ("file_name", relative to itself); a picture
-    that none names takes its caption from the .txt file beside it. The key is the picture's path
+    A `metadata.jsonl` captions the files it names ("file_name", relative to itself); an image
+    that none names takes its caption from the .txt file beside it. The key is the image's path
     below `root` without its suffix.
     """
     items: list[Item] = []
-    told: set[str] = set()
+    captioned: set[str] = set()
     pictures: list[pathlib.Path] = []
     for folder, subfolders, files in os.walk(root):
         subfolders.sort()
         here = pathlib.Path(folder)
         if METADATA in files:
             for item in _read_metadata(here, root, caption_field):
-                told.update([item.image.path] if item.image else [])
+                captioned.update([item.image.path] if item.image else [])
                 items.append(item)
         names = (f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and f[0] != ".")
         pictures.extend(here / name for name in names)
-    items += [list_picture(path, root=root) for path in pictures if str(path) not in told]
+    items += [list_picture(path, root=root) for path in pictures if str(path) not in captioned]
     return items
 
 
 def list_picture(path: pathlib.Path, *, root: pathlib.Path) -> Item:
-    """One picture with the .txt file beside it as caption."""
+    """Returns one image with the .txt file beside it as caption."""
     key = path.relative_to(root).with_suffix("").as_posix()
     text = path.with_suffix(".txt")
     if not text.is_file():
@@ -54,7 +54,7 @@ def _read_metadata(here: pathlib.Path, root: pathlib.Path, caption_field: str) -
 def _metadata_item(
     line: bytes, here: pathlib.Path, root: pathlib.Path, caption_field: str, where: str
 ) -> Item:
-    """One line of metadata.jsonl; `where` names lines that cannot be understood."""
+    """Parses one line of metadata.jsonl; `where` names an invalid line."""
     try:
         facts = json.loads(line.decode("utf-8-sig"))
         name = facts["file_name"]

@@ -1,6 +1,6 @@
-"""Encoded pictures to uint8 RGB arrays and back, with everything a stranger's file can be.
+"""Decoding of images of any origin to uint8 RGB arrays, and encoding.
 
-Decoding refuses before it allocates: a picture's size is read from its header and checked first.
+Decoding refuses before it allocates: an image's size is read from its header and checked first.
 All resizing is Pillow's (antialiased), because features and FID depend on it.
 """
 
@@ -24,7 +24,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What counts as a usable picture.
+    """Bounds on the size of usable images.
 
     Attributes:
         max_pixels: more are refused before decoding.
@@ -38,7 +38,7 @@ class Limits:
 
 
 class BadImage(UserError):
-    """A picture that cannot be used; `reason` is one of a few fixed phrases, for counting."""
+    """An image that cannot be used; `reason` is one of a few fixed phrases, for counting."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -46,7 +46,7 @@ class BadImage(UserError):
 
 
 def decode(data: bytes, *, limits: Limits | None = None) -> Pixels:
-    """Decode to RGB: upright, transparency over white, grey and CMYK converted, 16 bits to 8.
+    """Decodes to RGB: upright, transparency over white, grey and CMYK converted, 16 bits to 8.
 
     Raises:
         BadImage: not an image, truncated, too small, too long, a decompression bomb, or a pixel
@@ -64,37 +64,37 @@ def decode(data: bytes, *, limits: Limits | None = None) -> Pixels:
 
 
 def encode_png(image: Pixels) -> bytes:
-    """Encode as PNG."""
+    """Encodes as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def encode_jpeg(image: Pixels, *, quality: int = 95) -> bytes:
-    """Encode as JPEG without chroma subsampling."""
+    """Encodes as JPEG without chroma subsampling."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
 def is_lossless(data: bytes) -> bool:
-    """Whether the file's format keeps pixels exactly (WebP counts as lossy)."""
+    """True if the file's format stores pixels exactly (WebP counts as lossy)."""
     return _open(data).format in ("PNG", "GIF", "BMP", "TIFF", "PPM")
 
 
 def format_of(data: bytes) -> str:
-    """The format of a picture's bytes in lower case, "png" or "jpeg" for example.
+    """Returns the format of an image's bytes in lower case, "png" or "jpeg" for example.
 
     Raises:
-        BadImage: they are of none that is read here.
+        BadImage: the format is not one of FORMATS.
     """
     return str(_open(data).format).lower()
 
 
 def resize_short(image: Pixels, size: int) -> Pixels:
-    """Resize so that the shorter side is `size`; the aspect ratio is kept.
+    """Resizes so that the shorter side is `size`; the aspect ratio is kept.
 
-    Halving with a box filter while the picture is at least twice too large, then bicubic: the
+    Halving with a box filter while the image is at least twice too large, then bicubic: the
     procedure of ADM's centre crop.
     """
     height, width = image.shape[:2]
@@ -110,35 +110,35 @@ def resize_short(image: Pixels, size: int) -> Pixels:
 
 
 def crop(image: Pixels, size: int, *, top: int, left: int) -> Pixels:
-    """The `size` x `size` window whose upper left corner is (top, left)."""
+    """Returns the `size` x `size` window whose upper left corner is (top, left)."""
     return image[top : top + size, left : left + size]
 
 
 def center_crop(image: Pixels, size: int) -> Pixels:
-    """The middle `size` x `size` window; both sides must be at least `size`."""
+    """Returns the middle `size` x `size` window; both sides must be at least `size`."""
     height, width = image.shape[:2]
     return crop(image, size, top=(height - size) // 2, left=(width - size) // 2)
 
 
 def random_crop(image: Pixels, size: int, *, rng: np.random.Generator) -> Pixels:
-    """A `size` x `size` window, every position equally likely."""
+    """Returns a random `size` x `size` window, every position equally likely."""
     height, width = image.shape[:2]
     top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
     return crop(image, size, top=int(top), left=int(left))
 
 
 def flip(image: Pixels) -> Pixels:
-    """Left and right exchanged."""
+    """Mirrors left and right."""
     return image[:, ::-1]
 
 
 def to_float(images: UInt8[np.ndarray, "*b h w c"]) -> Float32[np.ndarray, "*b h w c"]:
-    """0..255 to [-1, 1], the ends exactly; `core.picture.to_uint8` is the inverse."""
+    """Maps 0..255 to [-1, 1], the ends exactly; `core.picture.to_uint8` is the inverse."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header only."""
+    """Reads the header only."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -165,7 +165,7 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF note says; an unreadable note is no reason to lose the picture."""
+    """Rotates by the EXIF orientation, and ignores one that cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
     except _DAMAGED:
@@ -173,7 +173,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any pixel format to RGB."""
+    """Converts any pixel format to RGB."""
     if image.mode.startswith("I"):  # 16-bit grey, under one of Pillow's several names
         grey = np.clip(np.asarray(image).astype(np.float64) / 257, 0, 255)
         return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")

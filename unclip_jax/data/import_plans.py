@@ -1,4 +1,4 @@
-"""From what the user names to plans: which examples there are, in which order, how to read one."""
+"""Plans of an import: the examples of every split in order, and how to read one."""
 
 import glob
 import hashlib
@@ -30,7 +30,7 @@ _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
 
 
 def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
-    """Inputs by split: "validation=GLOB" names its own, the others go to `split`.
+    """Groups inputs by split: "validation=GLOB" names its own, others go to `split`.
 
     Raises:
         UserError: the name of a split that cannot be part of a file name.
@@ -42,15 +42,15 @@ def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
         groups.setdefault(name, []).append(path)
     for name in groups:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-            raise UserError(f"split {name!r} is no name; use letters, digits and underscores.")
+            raise UserError(f"split {name!r} is not a valid name; use letters, digits and _.")
     return groups
 
 
 def shapes_counts(text: str) -> dict[str, int] | None:
-    """Scenes per split of the input "shapes" or "shapes:train=30000,validation=1000"; else None.
+    """Returns the scenes per split of "shapes" or "shapes:train=30000,validation=1000", else None.
 
     Raises:
-        UserError: something else than split=number behind the colon.
+        UserError: anything but split=number after the colon.
     """
     name, colon, counts = text.partition(":")
     if name != SHAPES:
@@ -67,31 +67,31 @@ class FilePlan:
     """Examples in folders and tars."""
 
     def __init__(self, inputs: Sequence[str], *, caption_field: str = "", prefix: bool = False):
-        """List everything that `inputs` (folders, tars, pictures, globs of them) hold.
+        """Lists everything that `inputs` (folders, tars, images, globs of them) hold.
 
         Args:
-            inputs: the sources, read in the given order; what is named twice is read once.
-            caption_field: JSON field with the caption; "" = the usual names.
+            inputs: the sources, read in this order and each once.
+            caption_field: JSON field with the caption; "" = one of CAPTION_FIELDS.
             prefix: put the input's name before every key, for tars that reuse keys.
 
         Raises:
-            UserError: an input matches nothing, is of no known kind or holds no picture.
+            UserError: an input matches nothing, has an unknown format or holds no image.
         """
         self.sources = tuple(inputs)
         self._items: list[Item] = []
         self._reader = FileReader()
-        seen: set[str] = set()
+        keys: set[str] = set()
         paths = list(_expand(inputs))
         for path in tqdm(paths, desc="listing", unit="input", delay=2, leave=False):
             for item in _list(path, caption_field):
                 key = f"{path.name}/{item.key}" if prefix else item.key
-                skip = item.skip or ("duplicate key" if key in seen else "")
-                seen.add(key)
+                skip = item.skip or ("duplicate key" if key in keys else "")
+                keys.add(key)
                 self._items.append(item._replace(key=key, skip=skip))
         if not self._items:
             raise UserError(
-                f"no pictures in {', '.join(inputs)}; expected a folder with metadata.jsonl or "
-                ".txt files beside the pictures, or a WebDataset tar."
+                f"no images in {', '.join(inputs)}; expected a folder with metadata.jsonl or "
+                ".txt files beside the images, or a WebDataset tar."
             )
         self.fingerprint = _fingerprint(repr(item) for item in self._items)
 
@@ -99,14 +99,14 @@ class FilePlan:
         return len(self._items)
 
     def key(self, index: int) -> str:
-        """Name of example `index`."""
+        """Returns the name of example `index`."""
         return self._items[index].key
 
     def read(self, index: int) -> Raw:
-        """Bytes of example `index`.
+        """Reads the bytes of example `index`.
 
         Raises:
-            Skip: it has no picture or caption, or its bytes cannot be read.
+            Skip: it has no image or caption, or its bytes cannot be read.
         """
         item = self._items[index]
         if item.skip:
@@ -120,30 +120,30 @@ class FilePlan:
         return Raw(image, caption, item.field)
 
     def close(self) -> None:
-        """Close the file that was read last."""
+        """Closes the file that was read last."""
         self._reader.close()
 
 
 class ShapesPlan:
-    """Scenes of the procedural world, drawn as they are read."""
+    """Scenes of the procedural world, rendered as they are read."""
 
     def __init__(self, split: str, *, count: int, image_size: int, seed: int):
-        """Scenes 0 to `count` of `split`."""
+        """Plans scenes 0 to `count` of `split`."""
         self.sources = (f"shapes:{split}={count}",)
         self.fingerprint = _fingerprint([f"{split} {count} {image_size} {seed}"])
         self._split, self._count, self._size, self._seed = split, count, image_size, seed
         self._next, self._stream = -1, iter(())
-        next(self._scenes(0))  # complain about a split or size now
+        next(self._scenes(0))  # reports a wrong split or size now
 
     def __len__(self) -> int:
         return self._count
 
     def key(self, index: int) -> str:
-        """Name of scene `index`."""
+        """Returns the name of scene `index`."""
         return f"{self._split}-{self._seed}-{index:08d}"
 
     def read(self, index: int) -> Raw:
-        """Draw scene `index`; in order, scenes are drawn many at a time."""
+        """Renders scene `index`; in order, many scenes are rendered at once."""
         if index != self._next:
             self._stream = self._scenes(index)
         self._next = index + 1
@@ -151,7 +151,7 @@ class ShapesPlan:
         return Raw(record["image"], record["caption"], scene=record["scene"])
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
     def _scenes(self, start: int) -> Iterator[dict]:
         count = self._count - start
@@ -161,17 +161,17 @@ class ShapesPlan:
 
 
 def _expand(inputs: Sequence[str]) -> Iterator[pathlib.Path]:
-    """Globs to paths, each real file once."""
-    seen = set()
+    """Yields the paths that match, each real file once."""
+    visited = set()
     for text in inputs:
-        found = [text] if pathlib.Path(text).exists() else sorted(glob.glob(text, recursive=True))
-        if not found and glob.has_magic(text):
+        matches = [text] if pathlib.Path(text).exists() else sorted(glob.glob(text, recursive=True))
+        if not matches and glob.has_magic(text):
             raise UserError(f"input {text} matches no file; check the pattern and quote it.")
-        for name in found or [text]:
+        for name in matches or [text]:
             path = pathlib.Path(name)
             check_exists(path)
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
+            if path.resolve() not in visited:
+                visited.add(path.resolve())
                 yield path
 
 
@@ -188,7 +188,7 @@ def _list(path: pathlib.Path, caption_field: str) -> list[Item]:
     if name.endswith(".txt"):  # a glob such as folder/* matches captions too
         return []
     kinds = ", ".join(TAR_SUFFIXES)
-    raise UserError(f"input {path} is neither a folder nor a tar ({kinds}) nor a picture.")
+    raise UserError(f"input {path} is neither a folder nor a tar ({kinds}) nor an image.")
 
 
 def _fingerprint(parts: Sequence[str] | Iterator[str]) -> str:
@@ -208,14 +208,14 @@ def make_plans(
     image_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Plan]:
-    """A plan per split, from everything the user named.
+    """Makes a plan for every split.
 
     Args:
-        inputs: folders, tars, pictures, globs, SPLIT=one of these, or "shapes[:...]".
-        split: where inputs without a split go.
+        inputs: folders, tars, images, globs, SPLIT=one of these, or "shapes[:...]".
+        split: of inputs that do not name theirs.
         caption_field: JSON field with the caption.
         prefix: see `FilePlan`.
-        image_size: of the procedural world's pictures.
+        image_size: of the procedural world's images.
         seed: of the procedural world.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What an import read, kept and left out, and why: counted, saved, printed, limited."""
+"""Reports of an import: counts of records that were read, written and skipped, with reasons."""
 
 import dataclasses
 import json
@@ -18,37 +18,37 @@ class Tally:
     """Counts of one split, or of one shard of it.
 
     Attributes:
-        kept: records written.
-        skipped: reason -> number.
-        named: reason -> keys of the first few.
+        written: number of records written to shards.
+        skipped: reason -> number of records.
+        named: reason -> keys of the first few of them.
         seconds: spent reading, checking and writing.
     """
 
-    kept: int = 0
+    written: int = 0
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     named: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def bad(self) -> int:
-        """Number of records left out."""
+        """Number of records skipped."""
         return sum(self.skipped.values())
 
     @property
     def read(self) -> int:
-        """Number of records seen."""
-        return self.kept + self.bad
+        """Number of records read."""
+        return self.written + self.bad
 
     def skip(self, key: str, reason: str) -> None:
-        """Count one record that is left out."""
+        """Counts one skipped record."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
         keys = self.named.setdefault(reason, [])
         if len(keys) < _NAMED:
             keys.append(key)
 
     def add(self, other: "Tally") -> None:
-        """Add another tally's counts to this one."""
-        self.kept += other.kept
+        """Adds another tally's counts to this one."""
+        self.written += other.written
         self.seconds += other.seconds
         for reason, number in other.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + number
@@ -56,12 +56,12 @@ class Tally:
             keys += other.named.get(reason, [])[: _NAMED - len(keys)]
 
     def to_json(self) -> dict[str, Any]:
-        """All counts, JSON-ready, most frequent reason first."""
+        """Returns all counts, JSON-ready, most frequent reason first."""
         ordered = dict(sorted(self.skipped.items(), key=lambda pair: -pair[1]))
         rate = self.read / self.seconds if self.seconds else 0.0
         return {
             "read": self.read,
-            "kept": self.kept,
+            "kept": self.written,
             "skipped": ordered,
             "named": {reason: self.named[reason] for reason in ordered},
             "seconds": round(self.seconds, 3),
@@ -70,9 +70,9 @@ class Tally:
 
 
 def from_json(record: Mapping[str, Any]) -> Tally:
-    """The inverse of `Tally.to_json`."""
+    """Inverts `Tally.to_json`."""
     return Tally(
-        kept=record["kept"],
+        written=record["kept"],
         skipped=dict(record["skipped"]),
         named={reason: list(keys) for reason, keys in record["named"].items()},
         seconds=record["seconds"],
@@ -80,10 +80,10 @@ def from_json(record: Mapping[str, Any]) -> Tally:
 
 
 def check_share(tally: Tally, *, total: int, max_bad: float) -> None:
-    """Stop when more than `max_bad` of all `total` records are bad; a single one never stops.
+    """Raises an error if more than `max_bad` of all `total` records, and more than one, are bad.
 
     Raises:
-        UserError: with the reasons and some of the keys.
+        UserError: naming the reasons and some of the keys.
     """
     if tally.bad <= max(1, int(max_bad * total)):
         return
@@ -95,13 +95,13 @@ def check_share(tally: Tally, *, total: int, max_bad: float) -> None:
 
 
 def reasons(tally: Tally) -> str:
-    """Why records were left out, in one line."""
+    """Returns the reasons of skipped records in one line."""
     counts = tally.to_json()["skipped"].items()
     return "; ".join(f"{number} {why} ({', '.join(tally.named[why])})" for why, number in counts)
 
 
 def write(directory: pathlib.Path, tallies: Mapping[str, Tally]) -> None:
-    """Update the splits named in `tallies` in report.json, leaving the others."""
+    """Updates the splits of `tallies` in report.json and leaves the others."""
     path = directory / FILE
     content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     content.update({split: tally.to_json() for split, tally in tallies.items()})
@@ -109,7 +109,7 @@ def write(directory: pathlib.Path, tallies: Mapping[str, Tally]) -> None:
 
 
 def table(tallies: Mapping[str, Tally]) -> str:
-    """The report as text: one row per split, then one per reason."""
+    """Formats the report: one row per split, then one per reason."""
     rows: list[tuple[str, ...]] = [("split", "read", "kept", "skipped", "per second")]
     for split, tally in tallies.items():
         facts = tally.to_json()

@@ -1,8 +1,7 @@
-"""From a plan to the shards of one split: checked in threads, written whole, continued anywhere.
+"""Importer of one split: executes a plan, checks in threads, and writes resumable shards.
 
-The plan is cut into equal stretches, one per shard. A shard that exists is finished; beside it, in
-`.prepare/`, lies what was counted while it was made. So whatever stops a run, the next one makes
-the shards that are missing and nothing twice.
+The plan is cut into equal ranges, one per shard. A shard that exists is finished; its counts are in
+a log in `.prepare/`. So a run that was stopped continues with the shards that are missing.
 """
 
 import collections
@@ -35,12 +34,12 @@ Outcome = Record | str  # a record, or the reason why there is none
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig:
-    """How a split is made.
+    """Settings of an import.
 
     Attributes:
-        check: what is kept and how it is stored.
+        check: limits on records and the form in which they are stored.
         shards: number of files; 0 = one per 8,192 records.
-        max_bad: share of records that may be left out before the run stops.
+        max_bad: share of records that may be skipped before the run stops.
         workers: checking threads; 0 = none.
     """
 
@@ -56,39 +55,39 @@ class ImportConfig:
 
 
 class Importer:
-    """Makes one split of one folder."""
+    """Writes one split of one folder."""
 
     def __init__(self, plan: Plan, *, directory: pathlib.Path, split: str, config: ImportConfig):
-        """Prepare to write `split` into `directory`.
+        """Prepares to write `split` into `directory`.
 
         Raises:
             UserError: the folder holds the beginning of another version of this split.
         """
         self._plan, self._directory, self._split = plan, directory, split
         self._config, self._logs = config, directory / LOGS
-        wanted = config.shards or -(-len(plan) // RECORDS_PER_SHARD)
-        self._total = min(wanted, len(plan))
+        shards = config.shards or -(-len(plan) // RECORDS_PER_SHARD)
+        self._total = min(shards, len(plan))
         options = f"{plan.fingerprint} {config.check} {self._total}"
         self.fingerprint: str = hashlib.sha256(options.encode()).hexdigest()
         self.tally: Tally = Tally()
         for log in self._logs.glob(f"{split}-*.json"):
             if _read_json(log)["plan"] != self.fingerprint:
                 raise UserError(
-                    f"{directory} holds an unfinished split {split!r} made from other inputs or "
-                    "with other options; run that command again, or delete the folder."
+                    f"{directory} holds an unfinished split {split!r} of other inputs or "
+                    "options; run that command again, or delete the folder."
                 )
 
     def run(self, advance: Callable[[int], Any] = lambda count: None) -> dataset_manifest.Split:
-        """Make the missing shards; `advance` is told how many records were dealt with.
+        """Writes the missing shards; calls `advance` with numbers of records that are done.
 
         Raises:
-            UserError: too many bad records, no good one, or the disk refuses.
+            UserError: too many bad records, no good one, or a disk that is full or read-only.
         """
         try:
             shards = tuple(self._shard(index, advance) for index in range(self._total))
         finally:
             self._plan.close()
-        if not self.tally.kept:
+        if not self.tally.written:
             why = import_report.reasons(self.tally)
             raise UserError(f"split {self._split!r} would be empty: {why}; check the inputs.")
         sources = self._plan.sources
@@ -97,12 +96,12 @@ class Importer:
         )
 
     def forget(self) -> None:
-        """Remove the logs, once the manifest lists the split."""
+        """Removes the logs, once the manifest lists the split."""
         for log in self._logs.glob(f"{self._split}-*.json"):
             log.unlink()
 
     def _shard(self, index: int, advance: Callable[[int], Any]) -> dataset_manifest.Shard:
-        """One shard: found finished, or made."""
+        """Returns one shard, which is written unless it exists."""
         name = records.shard_name(self._split, index, self._total)
         path, log = self._directory / name, self._logs / f"{name}.json"
         first, last = (len(self._plan) * i // self._total for i in (index, index + 1))
@@ -114,15 +113,15 @@ class Importer:
             )
             advance(last - first)
         else:
-            facts = self._make(path, range(first, last), advance)
+            facts = self._write(path, range(first, last), advance)
             log.parent.mkdir(exist_ok=True)
             _write_json(log, facts)
         return dataset_manifest.Shard(name, facts["written"], facts["sha256"])
 
-    def _make(
+    def _write(
         self, path: pathlib.Path, indices: range, advance: Callable[[int], Any]
     ) -> dict[str, Any]:
-        """Write one shard; returns what its log says."""
+        """Writes one shard; returns the content of its log."""
         tally, started = Tally(), time.monotonic()
         summary = records.write_shard(path, self._good(indices, tally, advance))
         tally.seconds = time.monotonic() - started
@@ -132,7 +131,7 @@ class Importer:
     def _good(
         self, indices: range, tally: Tally, advance: Callable[[int], Any]
     ) -> Iterator[Record]:
-        """The records that can be used; the others are counted."""
+        """Yields the records that can be used; counts the others."""
         both = (tally, self.tally)
         for index, outcome in zip(indices, self._outcomes(indices), strict=True):
             advance(1)
@@ -143,11 +142,11 @@ class Importer:
                 import_report.check_share(self.tally, total=len(self._plan), max_bad=limit)
             else:
                 for each in both:
-                    each.kept += 1
+                    each.written += 1
                 yield outcome
 
     def _outcomes(self, indices: range) -> Iterator[Outcome]:
-        """Read in order here, check in threads, give back in order."""
+        """Reads in this thread, checks in others, and yields in order."""
         if not self._config.workers:
             for index in indices:
                 yield self._check(index, self._read(index))
@@ -183,10 +182,10 @@ class Importer:
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path) -> Iterator[None]:
-    """Keep other imports out of `directory`, and clear what a killed one left behind.
+    """Keeps other imports out of `directory`, and removes leftovers of one that was killed.
 
     Raises:
-        UserError: another one is at work there.
+        UserError: another import is running there.
     """
     logs = directory / LOGS
     logs.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What an importer lists and reads before anything is checked: items, byte ranges, raw records."""
+"""Unchecked inputs of an import: items, byte ranges and raw examples."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ _OPENERS = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.L
 
 
 class Skip(Exception):
-    """A record that is left out; the reason is one of a few fixed phrases, for counting."""
+    """A record to skip; the reason is one of a few fixed phrases, for counting."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -25,7 +25,7 @@ class Skip(Exception):
 
 
 class Blob(NamedTuple):
-    """A stretch of bytes in a file; a whole file has offset 0 and its size."""
+    """A range of bytes in a file; a whole file has offset 0 and its size."""
 
     path: str
     offset: int
@@ -37,10 +37,10 @@ class Item(NamedTuple):
 
     Attributes:
         key: unique name.
-        image: where the picture is, or None.
-        caption: the text itself, where it is, or None.
+        image: location of the image, or None.
+        caption: the text, its location, or None.
         field: if the caption is JSON, the field with the text; "" = plain text.
-        skip: why it is known already that this item cannot be used; "" = it may be good.
+        skip: reason why this item cannot be used; "" = none so far.
     """
 
     key: str
@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """An example as found: nothing is decoded yet."""
+    """An example before decoding."""
 
     image: bytes
     caption: bytes | str
@@ -61,7 +61,7 @@ class Raw(NamedTuple):
 
 @runtime_checkable
 class Plan(Protocol):
-    """Everything that will be read for one split, in order, countable and addressable."""
+    """The examples of one split in order, with random access."""
 
     sources: tuple[str, ...]
     fingerprint: str
@@ -69,26 +69,26 @@ class Plan(Protocol):
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """Name of example `index`."""
+        """Returns the name of example `index`."""
         ...
 
     def read(self, index: int) -> Raw:
-        """Bytes of example `index`; raises Skip. Cheapest in order."""
+        """Reads the bytes of example `index`, fastest in order; raises Skip."""
         ...
 
     def close(self) -> None:
-        """Let go of open files; reading opens them again."""
+        """Closes open files; reading opens them again."""
         ...
 
 
 class FileReader:
-    """Reads blobs; the file of the last one stays open, because the next is in it most times."""
+    """Reads blobs; keeps the last file open, because the next blob is mostly in it."""
 
     def __init__(self):
         self._path, self._file = "", None
 
     def read(self, blob: Blob, *, limit: int) -> bytes:
-        """The bytes of `blob`.
+        """Reads the bytes of `blob`.
 
         Raises:
             Skip: more than `limit` bytes, a missing file, or fewer bytes than there should be.
@@ -108,7 +108,7 @@ class FileReader:
         return data
 
     def close(self) -> None:
-        """Close the open file, if any."""
+        """Closes the open file, if any."""
         if self._file is not None:
             self._file.close()
         self._path, self._file = "", None
@@ -121,7 +121,7 @@ class FileReader:
 
 
 def open_maybe_compressed(path: str) -> io.BufferedIOBase:
-    """Open for reading; gzip, bzip2 and xz are recognised by their first bytes."""
+    """Opens for reading; gzip, bzip2 and xz are recognised by their first bytes."""
     with pathlib.Path(path).open("rb") as file:
         start = file.read(6)
     for magic, opener in _OPENERS.items():
@@ -131,7 +131,7 @@ def open_maybe_compressed(path: str) -> io.BufferedIOBase:
 
 
 def check_exists(path: pathlib.Path) -> None:
-    """Complain about an input that is not there.
+    """Checks that an input exists.
 
     Raises:
         UserError: neither file nor folder.

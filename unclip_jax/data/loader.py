@@ -1,12 +1,12 @@
-"""Batches for one process out of many, in a fixed global order that can be continued anywhere.
+"""Loader of batches for one of several processes, in a fixed and resumable global order.
 
 The order is one stream of examples for the whole run: the data set shuffled anew for every epoch,
-one epoch after the other. Batch number i is the i-th stretch of `batch_size` examples, and every
-process makes its own contiguous part of it. What is random about an example depends on the seed and
-its place in the stream. So a position is one number, and a run that is resumed, or that goes on
-with another number of processes, sees the batches that it would have seen.
+one epoch after the other. Batch i is the i-th range of `batch_size` examples, and every process
+makes its own contiguous part of it. The randomness of an example depends on the seed and its place
+in the stream. So a position is one number, and a run that is resumed, even with another number of
+processes, reads the same batches as one that was not interrupted.
 
-Of several data sets the stream takes one example each in turn, so that every stretch holds equal
+Of several data sets the stream takes one example each in turn, so that every batch holds equal
 numbers of them whatever their sizes; each is shuffled and repeated by itself.
 """
 
@@ -39,23 +39,23 @@ Finish = Callable[[HostBatch], HostBatch]
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """How examples become batches.
+    """Settings of the loader.
 
     Attributes:
         batch_size: examples per batch over all processes.
         shuffle: a new order for every epoch; False = the order of the source.
-        num_epochs: None = without end.
+        num_epochs: None = endless.
         seed: of the order and of everything random in an example.
         remainder: examples after the last full batch. "drop" leaves them out; "keep" gives a
             smaller last batch (one process only); "pad" fills the last batch with copies of the
             last example and adds a bool field "valid" (one unshuffled epoch only).
-        workers: decoding threads; 0 = decode when asked.
+        workers: decoding threads; 0 = decode in the calling thread.
         processes: decoding processes, each with `workers` threads and a cache of its own; 0 =
             none.
-        group: so many neighbouring records stay together when they are shuffled, so that a
+        group: number of neighbouring records that stay together in shuffling, so that a
             contrastive batch holds hard negatives; an incomplete last group is left out.
-        prefetch: batches made ahead.
-        cache_mb: memory for decoded and resized pictures, so that small sets are decoded once.
+        prefetch: number of batches made ahead.
+        cache_mb: memory for decoded and resized images, so that small sets are decoded once.
     """
 
     batch_size: int
@@ -87,31 +87,31 @@ class Loader(Iterator[HostBatch]):
     def __init__(
         self, batches: Any, *, config: LoaderConfig, identity: dict[str, Any], finish: Finish | None
     ):
-        """Wrap a Grain MapDataset of local batches; `finish` as in `make_loader`."""
+        """Wraps a Grain MapDataset of local batches; `finish` as in `make_loader`."""
         self._batches, self._config, self._identity = batches, config, identity
         self._finish = finish
-        self._given, self._iterator = 0, None
+        self._position, self._iterator = 0, None
 
     def __next__(self) -> HostBatch:
         if self._iterator is None:
-            self._iterator = iter(self._dataset(self._given))
+            self._iterator = iter(self._dataset(self._position))
         try:
             batch = next(self._iterator)
         except UserError as error:  # without the lines that Grain adds about tracebacks
             raise UserError(str(error).partition("\n")[0]) from error
-        self._given += 1
+        self._position += 1
         return self._finish(batch) if self._finish else batch
 
     def __len__(self) -> int:
-        """Batches from the beginning to the end; sys.maxsize-like when there is no end."""
+        """Returns the number of batches from the beginning; sys.maxsize or so if endless."""
         return len(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        """The position, JSON-ready: batches given so far and what they depend on."""
-        return {**self._identity, "batches": self._given}
+        """Returns the position, JSON-ready: number of batches so far and their settings."""
+        return {**self._identity, "batches": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue behind a saved position.
+        """Continues from a saved position.
 
         Raises:
             UserError: it was saved with other data, seed or batch size.
@@ -123,10 +123,10 @@ class Loader(Iterator[HostBatch]):
                     f"{value!r}; use the same setting or start a new workdir."
                 )
         self.close()
-        self._given = int(state["batches"])
+        self._position = int(state["batches"])
 
     def close(self) -> None:
-        """Stop the workers; the next batch starts them again."""
+        """Stops the workers; the next batch starts them again."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -155,22 +155,22 @@ def make_loader(
     process_count: int = 1,
     finish: Finish | None = None,
 ) -> Loader:
-    """Batches of `source` for process `process_index` of `process_count`.
+    """Makes the loader of process `process_index` of `process_count`.
 
     Args:
         source: records by index.
-        example: what a batch holds.
-        config: how batches are made up.
+        example: fields of a batch and their preprocessing.
+        config: batch size, order and workers.
         tokenizer: for fields tokens and token_mask.
         mixed: further sources, of which as many examples are taken as of `source`.
-        process_index: which contiguous part of every batch is ours.
+        process_index: contiguous part of every batch to load.
         process_count: number of parts.
-        finish: what is done to every batch when it is taken, such as joining fields that follow
-            from others by a network.
+        finish: applied to every batch as it is taken, for example to add fields that a network
+            computes from others.
 
     Raises:
         UserError: a source is empty, smaller than a batch or lacks a field; no tokenizer; a batch
-            size that the processes do not divide; a mixture that is to end.
+            size that the processes do not divide; a finite mixture.
     """
     divisible("batch_size", config.batch_size, process_count, "every process takes an equal part.")
     in_range("process_index", process_index, 0, process_count - 1)
@@ -178,20 +178,20 @@ def make_loader(
         raise UserError("remainder 'keep' works with one process; use 'pad' or 'drop'.")
     if mixed and not (config.shuffle and config.num_epochs is None):
         raise UserError(
-            f"{1 + len(mixed)} data sets are mixed, which has no order and no end; use one data "
+            f"{1 + len(mixed)} data sets are mixed, which is random and endless; use one data "
             "set, or shuffle=True and num_epochs=None."
         )
     sources = (source, *mixed)
     share = config.cache_mb * 2**20 // len(sources)
     fixed = [
-        FixedExamples(each, config=example, tokenizer=tokenizer, cache_bytes=share)
-        for each in sources
+        FixedExamples(part, config=example, tokenizer=tokenizer, cache_bytes=share)
+        for part in sources
     ]
     stream = _stream(fixed, example, config)
     fields = (*example.fields, *(("valid",) if config.remainder == "pad" else ()))
     batches = _split(stream, config, fields, process_index, process_count)
     identity = {
-        "num_examples": [len(each) for each in sources] if mixed else len(source),
+        "num_examples": [len(part) for part in sources] if mixed else len(source),
         "batch_size": config.batch_size,
         "seed": config.seed,
         "shuffle": config.shuffle,
@@ -203,16 +203,16 @@ def make_loader(
 def _stream(
     fixed: Sequence[FixedExamples], example: ExampleConfig, config: LoaderConfig
 ) -> grain.MapDataset:
-    """All examples of the run in order."""
-    endless = [_epochs(each, config, number) for number, each in enumerate(fixed)]
-    stream = endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless)
+    """Returns all examples of the run in order."""
+    streams = [_epochs(part, config, number) for number, part in enumerate(fixed)]
+    stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams)
     if not example.pictures:
         return stream
     return stream.random_map(RandomPart(example), seed=_derive(config.seed, "examples"))
 
 
 def _epochs(fixed: FixedExamples, config: LoaderConfig, number: int) -> grain.MapDataset:
-    """Data set `number` of a mixture, every epoch shuffled by itself."""
+    """Returns data set `number` of a mixture, every epoch shuffled by itself."""
     examples: Any = _Padded(fixed, config.batch_size) if config.remainder == "pad" else fixed
     seed = _derive(config.seed, f"shuffle {number}" if number else "shuffle")
     if config.shuffle and config.group > 1:
@@ -231,7 +231,7 @@ def _split(
     process_index: int,
     process_count: int,
 ) -> grain.MapDataset:
-    """Our part of every batch: with n processes, small batch j belongs to process j mod n."""
+    """Returns one process's part of every batch: of n processes, j mod n reads part j."""
     total = len(stream) // config.batch_size
     if total == 0 and config.remainder == "drop":
         raise UserError(
@@ -249,7 +249,7 @@ def _split(
 
 
 class _Grouped:
-    """Examples of one group after the other, in the order of `groups`."""
+    """Examples group by group, in the order of `groups`."""
 
     def __init__(self, examples: Any, groups: grain.MapDataset, size: int):
         self._examples, self._groups, self._size = examples, groups, size
@@ -263,7 +263,7 @@ class _Grouped:
 
 
 class _Padded:
-    """A source filled up to whole batches with its last example, saying which are real."""
+    """A source padded to whole batches with its last example; "valid" marks the others."""
 
     def __init__(self, examples: Sequence[Example] | FixedExamples, batch_size: int):
         self._examples, self._real = examples, len(examples)
@@ -278,6 +278,6 @@ class _Padded:
 
 
 def _derive(seed: int, purpose: str) -> int:
-    """A 32-bit seed; neighbouring seeds give unrelated streams."""
+    """Derives a 32-bit seed, unrelated to those of other seeds and purposes."""
     digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
     return int.from_bytes(digest[:4], "little")

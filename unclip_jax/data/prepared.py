@@ -50,7 +50,7 @@ class ShardSource:
     """Records spread over ArrayRecord files; safe to read from many threads and to pickle."""
 
     def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int]):
-        """Open lazily `paths`, which hold `counts` records."""
+        """Wraps `paths`, which hold `counts` records and are opened when first read."""
         self._paths = [str(path) for path in paths]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._readers: dict[int, Any] = {}
@@ -78,7 +78,7 @@ class ShardSource:
         return records.decode(data)
 
     def check(self) -> None:
-        """Open every file and compare its number of records.
+        """Opens every file and compares its number of records.
 
         Raises:
             UserError: a file is damaged.

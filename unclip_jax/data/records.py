@@ -1,9 +1,9 @@
-"""One captioned picture as bytes, and many of them as ArrayRecord shards.
+"""The record format: captioned images as bytes, and ArrayRecord shards of them.
 
-A record is a dict: "image" (the encoded picture, bytes) and strings: "caption", "key", "scene"
-(JSON or ""). As bytes it is a magic word, the length of a JSON header with the strings, the header,
-the picture: readable by anything, no pickle. A shard is written under a `.tmp` name and renamed
-when it is complete, so a shard that exists is whole.
+A record is a dict: "image" (encoded bytes) and strings: "caption", "key", "scene" (JSON or "").
+As bytes it is a magic word, the length of a JSON header with the strings, the header and the
+image; there is no pickle. A shard is written under a `.tmp` name and renamed when it is complete,
+so a shard that exists is complete.
 """
 
 import contextlib
@@ -24,23 +24,23 @@ Record = dict[str, Any]
 
 _MAGIC = b"UCJ1"
 _PREFIX = struct.Struct("<4sI")
-# One record per chunk makes random access fast; pictures are compressed already.
+# One record per chunk makes random access fast; images are compressed already.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = {"readahead_buffer_size": "0", "max_parallelism": "0"}
 
 
 def encode(record: Record) -> bytes:
-    """The bytes of a record; every value but "image" must be a string."""
+    """Returns the bytes of a record, in which every value but "image" is a string."""
     strings = {name: value for name, value in record.items() if name != "image"}
     header = json.dumps(strings, ensure_ascii=False, sort_keys=True).encode()
     return _PREFIX.pack(_MAGIC, len(header)) + header + record["image"]
 
 
 def decode(data: bytes) -> Record:
-    """The inverse of `encode`.
+    """Inverts `encode`.
 
     Raises:
-        UserError: the bytes are something else.
+        UserError: the bytes have another format.
     """
     try:
         magic, size = _PREFIX.unpack_from(data)
@@ -51,29 +51,29 @@ def decode(data: bytes) -> Record:
     except (struct.error, ValueError) as error:
         raise UserError(
             "a stored record is not in this project's format; run unclip_jax.prepare on the "
-            "original pictures."
+            "original images."
         ) from error
     record["image"] = data[start + size :]
     return record
 
 
 def shard_name(split: str, index: int, total: int) -> str:
-    """`train-00000-of-00004.array_record`."""
+    """Returns a file name such as `train-00000-of-00004.array_record`."""
     return f"{split}-{index:05d}-of-{total:05d}.array_record"
 
 
 class ShardSummary(NamedTuple):
-    """What was written: number of records, and the sha256 over their bytes in order."""
+    """The number of records written, and the sha256 over their bytes in order."""
 
     written: int
     sha256: str
 
 
 def write_shard(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
-    """Write all `records` to `path`; until the last one is safely on disk, `path` does not exist.
+    """Writes all `records` to `path`, which does not exist until the last one is on disk.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; nothing is left behind.
+        UserError: the disk is full or the folder read-only; no partial file remains.
     """
     with atomic_path(path) as partial:
         summary = _write(partial, records)
@@ -82,12 +82,12 @@ def write_shard(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
 
 
 def count_records(path: pathlib.Path) -> int:
-    """Number of records that can be read from the shard at `path`; 0 when it is damaged."""
+    """Counts the records that can be read from the shard at `path`; 0 if it is damaged."""
     reader = None
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
         return reader.num_records()
-    except RuntimeError:  # the end of the file, where the index is, is not what it should be
+    except RuntimeError:  # the index at the end of the file is damaged
         return 0
     finally:
         if reader is not None:
@@ -96,18 +96,18 @@ def count_records(path: pathlib.Path) -> int:
 
 def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
     digest, count = hashlib.sha256(), 0
-    with _refusals(path):
+    with _writer_errors(path):
         writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     try:
         for record in records:
             data = encode(record)
-            with _refusals(path):
+            with _writer_errors(path):
                 writer.write(data)
             digest.update(struct.pack("<Q", len(data)))
             digest.update(data)
             count += 1
     finally:
-        with _refusals(path):
+        with _writer_errors(path):
             writer.close()
     readable = count_records(path)
     if readable != count:
@@ -119,12 +119,12 @@ def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
 
 
 def _close(reader: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # a damaged file is complained about once
+    with contextlib.suppress(RuntimeError):  # a damaged file is reported once
         reader.close()
 
 
-class _refusals:
-    """The writer's RuntimeError (disk full, not writable) as one line with the fix."""
+class _writer_errors:
+    """Turns the writer's RuntimeError (disk full, not writable) into a UserError."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -142,7 +142,7 @@ class _refusals:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Wait until the file is on disk, so that a rename never precedes its content."""
+    """Flushes the file to disk, so that a rename never precedes its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

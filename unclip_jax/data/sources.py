@@ -1,4 +1,4 @@
-"""All kinds of data sets, and the one way to open them.
+"""The registry of data sets and the functions that open them.
 
 A data set is named by the path of a folder that `unclip_jax.prepare` wrote, or by SCHEME:LOCATION.
 To add a kind, write a function from the location to a `Dataset` (see dataset.py) and register it

@@ -18,7 +18,7 @@ _DAMAGED = (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 def list_tar(path: str, *, caption_field: str) -> list[Item]:
-    """Items of one tar in the order in which their keys appear.
+    """Lists the items of one tar in the order in which their keys appear.
 
     The caption is the member .txt (or .caption, .text), else the field `caption_field` of the
     member .json, as img2dataset writes it. A tar that ends early gives what it holds, and one item
@@ -46,7 +46,7 @@ def list_tar(path: str, *, caption_field: str) -> list[Item]:
 
 
 def _members(path: str) -> Iterator[tuple[str, Blob]]:
-    """Regular files with a name that matters: not hidden, not a resource fork."""
+    """Yields the regular files that are neither hidden nor resource forks."""
     with open_maybe_compressed(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             name = member.name.rsplit("/", 1)[-1]
@@ -56,20 +56,20 @@ def _members(path: str) -> Iterator[tuple[str, Blob]]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """`a/b.c.png` is key `a/b`, suffix `.c.png`."""
+    """Splits `a/b.c.png` into key `a/b` and suffix `.c.png`."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, "." + suffix.lower()
 
 
 def _item(key: str, sample: dict[str, Blob], caption_field: str) -> Item | None:
-    """One sample as an item; None if nothing in it is a picture, a caption or JSON."""
+    """Returns one sample as an item; None if it has no image, caption or JSON."""
     image = next((sample[s] for s in IMAGE_SUFFIXES if s in sample), None)
     text = next((sample[s] for s in TEXT_SUFFIXES if s in sample), None)
     facts = sample.get(".json")
     if image is None:
-        known = text is not None or facts is not None
-        return Item(key, None, None, skip="no image") if known else None
+        described = text is not None or facts is not None
+        return Item(key, None, None, skip="no image") if described else None
     if text is not None:
         return Item(key, image, text)
     if facts is not None:

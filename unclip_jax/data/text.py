@@ -1,4 +1,4 @@
-"""Captions to fixed-length token ids: CLIP's byte-pair encoding, given or trained.
+"""CLIP's byte-pair encoding of captions to fixed-length token ids, loaded or trained.
 
 A tokenizer is a folder. It may hold `tokenizer.json`, or `vocab.json` with `merges.txt`, or the
 file that came with CLIP, `bpe_simple_vocab_16e6.txt.gz`; we always write `tokenizer.json`. The text
@@ -35,7 +35,7 @@ class Tokenizer:
     """Encodes captions; two tokenizers with the same `hash` encode alike."""
 
     def __init__(self, description: dict[str, Any], *, literal: tuple[str, ...] = ()):
-        """Wrap a parsed `tokenizer.json`.
+        """Wraps a parsed `tokenizer.json`.
 
         Args:
             description: the parsed file.
@@ -70,10 +70,10 @@ class Tokenizer:
     def encode(
         self, captions: Sequence[str], *, length: int
     ) -> tuple[Int32[np.ndarray, " b l"], Bool[np.ndarray, " b l"]]:
-        """Token ids and their mask (True from the start token to the end token).
+        """Returns token ids and their mask (True from the start token to the end token).
 
         An over-long caption loses its tail, never its end token. An empty one is start, end.
-        Positions after the end hold id 0 and mask False, as in CLIP.
+        Positions after the end have id 0 and mask False, as in CLIP.
 
         Raises:
             UserError: `length` has no room for start and end.
@@ -99,7 +99,7 @@ class Tokenizer:
         return number
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """Write `tokenizer.json` into `directory`, at once or not at all."""
+        """Writes `tokenizer.json` into `directory` atomically."""
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         content = json.dumps(self._json, ensure_ascii=False)
@@ -107,7 +107,7 @@ class Tokenizer:
 
 
 def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tokenizer:
-    """Load the tokenizer in `directory`; see the module docstring for what it may hold.
+    """Loads the tokenizer in `directory`; see the module docstring for what it may hold.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -130,13 +130,13 @@ def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tok
 
 
 def declared_padding(directory: str | pathlib.Path) -> tuple[str, ...]:
-    """Padding tokens that a tokenizer's settings declare beside start and end, to be `literal`.
+    """Reads the padding tokens beside start and end from a tokenizer's settings, for `literal`.
 
     Karlo's files name "!", which makes transformers match it before any splitting; prompts were
     read so when those weights were used.
 
     Raises:
-        UserError: settings that are no JSON.
+        UserError: settings that are not JSON.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = pathlib.Path(directory) / name
@@ -153,7 +153,7 @@ def declared_padding(directory: str | pathlib.Path) -> tuple[str, ...]:
 
 
 def train(captions: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -> Tokenizer:
-    """Learn the merges of a byte-pair encoding from captions.
+    """Learns the merges of a byte-pair encoding from captions.
 
     Args:
         captions: the text; read once.
@@ -185,7 +185,7 @@ def train(captions: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -
 
 
 def _marked_words(captions: Iterable[str], last: dict[str, str]) -> Iterator[str]:
-    """Captions as words of byte symbols between spaces, the last symbol of each word replaced."""
+    """Yields captions as words of byte symbols, the last symbol of each word replaced."""
     engine = _assemble([])
     for caption in captions:
         normal = engine.normalizer.normalize_str(caption)
@@ -198,7 +198,7 @@ def _rebuild(description: dict[str, Any]) -> Tokenizer:
 
 
 def _with_literal(description: dict[str, Any], literal: dict[str, int]) -> dict[str, Any]:
-    """The description with further entries among its added tokens, so that files keep them."""
+    """Returns the description with further entries among its added tokens."""
     if not literal:
         return description
     added = {token["content"]: token for token in description.get("added_tokens", [])}
@@ -209,7 +209,7 @@ def _with_literal(description: dict[str, Any], literal: dict[str, int]) -> dict[
 
 
 def _read(directory: pathlib.Path) -> dict[str, Any] | None:
-    """The description of whatever `directory` holds, or None."""
+    """Reads the description of the tokenizer in `directory`; None without one."""
     if (directory / "tokenizer.json").is_file():
         return json.loads((directory / "tokenizer.json").read_text("utf-8"))
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
@@ -225,14 +225,14 @@ def _read(directory: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _parse_merges(text: str) -> list[tuple[str, str]]:
-    """One merge per line, two symbols; the first line is a version comment."""
+    """Parses lines of one merge of two symbols; the first line is a version comment."""
     lines = text.split("\n")
     pairs = [tuple(line.split()) for line in lines[1:] if line.strip()]
     return [(a, b) for a, b in pairs]
 
 
 def _byte_symbols() -> list[str]:
-    """The printable character that stands for each byte, in CLIP's (GPT-2's) order.
+    """Returns the printable character for every byte, in CLIP's (GPT-2's) order.
 
     Bytes that print as themselves in Latin-1 come first; the others are moved above 255.
     """
@@ -244,7 +244,7 @@ def _byte_symbols() -> list[str]:
 def _assemble(
     merges: list[tuple[str, str]], vocab: dict[str, int] | None = None
 ) -> tokenizers.Tokenizer:
-    """CLIP's tokenizer over `merges`; without `vocab`, ids are numbered as CLIP numbers them."""
+    """Builds CLIP's tokenizer over `merges`, with CLIP's numbering of ids without `vocab`."""
     if vocab is None:
         symbols = _byte_symbols()
         symbols += [s + "</w>" for s in symbols] + [a + b for a, b in merges] + [START, END]

@@ -127,7 +127,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Read the text of an optimised module (`compiled.as_text()`)."""
+    """Reads the text of an optimised module (`compiled.as_text()`)."""
     computations, entry, current, name = {}, "", None, ""
     for line in text.splitlines():
         if current is None:
@@ -166,7 +166,7 @@ def _integers(computation: Computation, computations: dict[str, Computation]) ->
 
 
 def _counted(computations: dict[str, Computation], entry: str) -> Module:
-    """Run counts, callers before callees (XLA prints callees first)."""
+    """Runs counts, callers before callees (XLA prints callees first)."""
     times = dict.fromkeys(computations, 0.0)
     times[entry] = 1.0
     fused, endless = set(), []

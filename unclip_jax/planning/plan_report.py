@@ -15,7 +15,7 @@ from unclip_jax.training.memory import count_text
 
 
 def make(program: Program, target: CompileTarget, *, effort: str = "default") -> dict[str, Any]:
-    """Compile `program` and report on it; JSON-ready.
+    """Compiles `program` and report on it; JSON-ready.
 
     Args:
         program: on a mesh over the target's devices.

@@ -206,7 +206,7 @@ def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
 
 
 def compile_program(program: Program, *, effort: str = "default") -> Compiled | CompileRefusal:
-    """Compile for the program's devices.
+    """Compiles for the program's devices.
 
     Args:
         program: what.

@@ -42,7 +42,7 @@ class Work(NamedTuple):
 
 
 def measure(module: Module) -> Work:
-    """Count a whole program."""
+    """Counts a whole program."""
     flops = moved = cycles = 0.0
     hidden: set[str] = set()
     for computation, times in module.running():

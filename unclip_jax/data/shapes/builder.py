@@ -4,7 +4,7 @@
 
     builder = Shapes(data_dir=..., config="64px", file_format="array_record")
     builder.download_and_prepare()
-    source = builder.as_data_source("train")   # random access; pictures as uint8 arrays
+    source = builder.as_data_source("train")   # random access; images as uint8 arrays
 
 Importing this module also registers the name, so that `tfds.builder("shapes/64px", ...)` and
 `tfds.data_source("shapes/64px", ...)` work. To read the PNG bytes themselves pass
@@ -27,7 +27,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
     """One size of the data set.
 
     Attributes:
-        image_size: side of the pictures in pixels.
+        image_size: side of the images in pixels.
         train: number of training scenes, of seen colour-shape pairs.
         validation: number of validation scenes, of seen pairs.
         compositional: number of scenes with at least one pair that training never shows.

@@ -1,4 +1,4 @@
-"""Records of the shapes world: any range of any split, made on the spot."""
+"""Generator of records of the shapes world, for any range of any split."""
 
 import io
 from collections.abc import Iterator
@@ -8,24 +8,24 @@ from PIL import Image
 from unclip_jax.core.checks import in_range
 from unclip_jax.shapes import render, scene, world
 
-CHUNK = 64  # scenes drawn together; the pictures do not depend on it
+CHUNK = 64  # scenes rendered together; the images do not depend on it
 PNG_LEVEL = 3  # of zlib; as fast as level 1 on flat colours, and smaller
 
 
 def scenes(
     split: str, *, seed: int, start: int, count: int, image_size: int = 64
 ) -> Iterator[dict[str, bytes | str]]:
-    """Records `start` to `start + count` of `split`, in order.
+    """Yields records `start` to `start + count` of `split`, in order.
 
     Record i depends on (split, seed, i, image_size) alone, so work can be split into shards and
-    taken up again anywhere.
+    resumed anywhere.
 
     Args:
         split: a member of `unclip_jax.shapes.vocabulary.SPLITS`.
         seed: of the whole data set.
         start: index of the first record.
-        count: how many.
-        image_size: side of the square picture in pixels.
+        count: number of records.
+        image_size: side of the square image in pixels.
 
     Yields:
         "image" (PNG bytes), "caption", "key" (unique across splits and seeds) and "scene" (JSON of
