@@ -1,270 +1,341 @@
-"""Judge a trained cascade on a held-out split, or pictures wherever they come from.
+r"""Evaluates a trained cascade on a held-out split, or scores sets of images.
 
     python -m unclip_jax.evaluate --models=runs/shapes --data=runs/shapes/data
     python -m unclip_jax.evaluate images --real=DIR --fake=DIR --features=inception:FILE
+    python -m unclip_jax.evaluate statistics --images=DIR --features=clip:EXPORT --out=real.npz
+    python -m unclip_jax.evaluate pack --images=DIR --out=batch.npz
     python -m unclip_jax.evaluate sweep --models=RUN --data=DATA --guidance=1,2,4 --out=DIR
+    python -m unclip_jax.evaluate plot sweeps/unclip sweeps/glide --out=both.png
+    python -m unclip_jax.evaluate coco --models=RUN --captions=FILE --real=val2014 \
+        --features=inception:FILE --out=DIR
     python -m unclip_jax.evaluate prompts FILE --models=RUN --out=DIR
 
-CLIP: retrieval among held-out pairs. Upsampler: PSNR against bicubic enlargement. In the shapes
-world also the exact checker, with z_img from the prior, from z_txt used as if it were z_img, and
-true. Prints a table and writes MODELS/evaluation.json; what is chosen otherwise is in the name:
-evaluation_prior_ar.json of --prior=prior_ar, evaluation_best_of_4.json of --best-of=4. The
-subcommands images, statistics, pack, sweep, plot, coco and prompts are in `evaluation`;
-docs/evaluation.md shows them.
+The first form scores retrieval by CLIP and the PSNR of the upsampler against bicubic enlargement;
+in the shapes world the exact checker judges images with z_img from the prior, from z_txt used as if
+it were z_img, and true. It prints a table and writes MODELS/evaluation.json; other settings are in
+the name: evaluation_prior_ar.json of --prior=prior_ar, evaluation_best_of_4.json of --best-of=4.
+docs/evaluation.md describes the subcommands.
 """
 
 import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from PIL import Image as PILImage
-
-from unclip_jax import sample
-from unclip_jax.cli import data_flags, entry, process_flags
+from unclip_jax.cli import data_flags, entry, flags, process_flags
 from unclip_jax.cli.parser import Parser
-from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, in_range, positive
-from unclip_jax.core.picture import to_uint8
-from unclip_jax.data import image_codec, sources, text
-from unclip_jax.data.degrade import area_downsample
-from unclip_jax.evaluation import coco, prompts, set_comparison, sweep, sweep_plots
-from unclip_jax.inference import batched, load, text_to_image
-from unclip_jax.inference.load import LoadedCascade
-from unclip_jax.inference.text_to_image import SampleOptions
-from unclip_jax.metrics import shapes_checker
-from unclip_jax.metrics.intervals import Rate
-from unclip_jax.metrics.psnr import psnr
-from unclip_jax.parallel import cluster
-from unclip_jax.parallel.mesh import sampling_mesh
-from unclip_jax.parallel.multihost import check_same
-from unclip_jax.stages import upsampler
-
-RETRIEVAL = 256  # pairs among which CLIP must find its own
-BATCH = 50  # captions drawn at once
-CONDITIONS = ("prior", "z_txt", "z_img")
-SUBCOMMANDS = (*set_comparison.COMMANDS, "sweep", "plot", "coco", "prompts")
-DRAWING: dict[str, ModuleType] = {"sweep": sweep, "coco": coco, "prompts": prompts}
+from unclip_jax.core.checks import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluate, print, write; or run a subcommand."""
+    """Evaluates, prints and writes; or runs a subcommand."""
     if argv and argv[0] in SUBCOMMANDS:
-        subcommand(argv[0], argv[1:])
-        return
-    args = parse(argv)
-    positive("--num", args.num)
-    in_range("--best-of", args.best_of, 1, text_to_image.MAX_BEST_OF)
-    _together(args)
-    loaded = load.load_cascade(args.models, prior_name=args.prior)
-    source = sources.open_source(args.data, split=args.split, keys=data_flags.keys(args))
-    records = [source[i] for i in range(min(max(args.num, RETRIEVAL), len(source)))]
-    result: dict[str, Any] = {"split": args.split, "num": args.num, "seed": args.seed}
-    result["prior"], result["best_of"] = args.prior, args.best_of
-    result["retrieval"] = retrieval(loaded, records[:RETRIEVAL])
-    if loaded.cascade.upsamplers:
-        result["upsampler_psnr"] = enlargement(loaded, records[:64], seed=args.seed)
-    if all(record["scene"] for record in records[: args.num]):
-        rates = follow_captions(loaded, records[: args.num], seed=args.seed, best_of=args.best_of)
-        result["checker"] = {name: _plain(each) for name, each in rates.items()}
-    if jax.process_index() > 0:  # every process has found the same; the first says so
-        return
-    suffix = "" if args.prior == "prior" else f"_{args.prior}"
-    suffix += f"_best_of_{args.best_of}" if args.best_of > 1 else ""
-    out = args.models / f"evaluation{suffix}.json"
-    try:
-        out.write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error}.") from None
-    sys.stdout.write(as_text(result))
-
-
-def subcommand(name: str, argv: Sequence[str]) -> None:
-    """Run one of `SUBCOMMANDS`."""
-    made = {**DRAWING, "plot": sweep_plots}
-    parser = made[name].parser() if name in made else set_comparison.parser(name)
-    process_flags.add(parser)
-    args = parser.parse_args(argv)
-    _together(args)
-    if name in DRAWING:
-        DRAWING[name].run(args)
-    elif name == "plot":
-        sweep_plots.run(args)
+        make_parser, run = SUBCOMMANDS[argv[0]]
+        args = with_processes(make_parser()).parse_args(argv[1:])
     else:
-        set_comparison.run(args, command=name)
+        args, run = with_processes(parser()).parse_args(argv), run_cascade
+    process_flags.start_alike(args)
+    text = run(args)
+    if _is_first():
+        sys.stdout.write(text)
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line flags."""
+def with_processes(parser: Parser) -> Parser:
+    """Adds the flags of several processes to a parser and returns it."""
+    process_flags.add(parser)
+    return parser
+
+
+def parser() -> Parser:
+    """Returns the parser of the command without a subcommand."""
     parser = Parser(
         "evaluate",
-        description="Judge a cascade on held-out captions.",
+        description="Evaluate a cascade on held-out captions.",
         epilog=f"subcommands (each has its own --help): {', '.join(SUBCOMMANDS)}",
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     data_flags.add(parser)
-    parser.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--num", type=int, default=200, help="captions to draw")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
+    parser.add_argument("--split", default="validation", help="of the data set")
+    parser.add_argument("--num", type=int, default=200, help="captions to sample")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument(
-        "--best-of", type=int, default=1, help="pictures per caption, CLIP keeps the nearest"
+        "--best-of", type=int, default=1, help="images per caption, of which CLIP keeps the nearest"
     )
-    process_flags.add(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
-def retrieval(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> dict[str, int | float]:
-    """Share of pairs that CLIP finds among all, both ways."""
-    z_img, z_txt = true_embeddings(loaded, records), text_embeddings(loaded, records)
-    scores, own = z_img @ z_txt.T, np.arange(len(records))
-    return {
-        "pairs": len(records),
-        "image_to_text@1": float(np.mean(scores.argmax(1) == own)),
-        "text_to_image@1": float(np.mean(scores.argmax(0) == own)),
-    }
+def run_cascade(args: argparse.Namespace) -> str:
+    """Evaluates a cascade and writes the result beside its models; returns the table."""
+    from unclip_jax.evaluation import cascade
+
+    names = ("models", "data", "prior", "split", "num", "seed", "best_of")
+    values = {name: getattr(args, name) for name in names}
+    result = cascade.evaluate_cascade(cascade.CascadeConfig(**values, keys=data_flags.keys(args)))
+    suffix = "" if args.prior == "prior" else f"_{args.prior}"
+    suffix += f"_best_of_{args.best_of}" if args.best_of > 1 else ""
+    out = args.models / f"evaluation{suffix}.json"
+    if _is_first():
+        try:
+            out.write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error}.") from None
+    return cascade.table(result)
 
 
-def true_embeddings(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """CLIP image embeddings of the records' own pictures."""
-    size = loaded.cascade.clip.model.image_size
-    images = image_codec.to_float(_square(records, size))
-    run = jax.jit(
-        lambda params, images: text_to_image.image_embedding(loaded.cascade, params, images=images)
+def images_parser() -> Parser:
+    """Returns the parser of `images`."""
+    from unclip_jax.metrics.report import Options
+
+    parser = Parser("evaluate images", description="Compare two sets of images.")
+    kinds = "folder of images, .npz batch, .npz statistics, or data set"
+    parser.add_argument("--real", required=True, help=kinds)
+    parser.add_argument("--fake", required=True, help="likewise")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON to write")
+    default = Options()
+    parser.add_argument("--kid-subsets", type=int, default=default.kid_subsets, help="of KID")
+    parser.add_argument("--kid-size", type=int, default=default.kid_size, help="images in each")
+    parser.add_argument("--k", type=int, default=default.k, help="neighbours of precision, recall")
+    parser.add_argument(
+        "--k-density", type=int, default=default.k_density, help="neighbours of density, coverage"
     )
-    return np.asarray(run(loaded.params, images))
+    parser.add_argument("--seed", type=int, default=0, help="of KID's subsets")
+    return _add_set(_add_features(parser))
 
 
-def text_embeddings(loaded: LoadedCascade, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """CLIP text embeddings of the records' captions."""
-    tokenizer = text.load(loaded.tokenizer_dir)
-    captions = batched.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
-    run = jax.jit(
-        lambda params, captions: text_to_image.text_embedding(
-            loaded.cascade, params, captions=captions
-        )
+def run_images(args: argparse.Namespace) -> str:
+    """Compares two sets of images; returns the report."""
+    from unclip_jax.evaluation import set_comparison
+    from unclip_jax.metrics.report import Options
+
+    options = Options(args.kid_subsets, args.kid_size, args.k, args.k_density, args.seed)
+    config = _feature_config(args)
+    report = set_comparison.compare_sets(
+        args.real, args.fake, config=config, options=options, out=args.out
     )
-    return np.asarray(run(loaded.params, captions))
+    return str(report)
 
 
-def follow_captions(
-    loaded: LoadedCascade, records: Sequence[dict[str, Any]], *, seed: int, best_of: int = 1
-) -> dict[str, dict[str, Rate]]:
-    """How often the drawn pictures hold what their captions ask for, by origin of z_img.
-
-    Image i starts from the same noise whatever the origin. Of `best_of` pictures of one z_img and
-    caption the one is judged that the cascade's CLIP puts nearest to the caption.
-    """
-    captions = [record["caption"] for record in records]
-    options = SampleOptions(condition="z_img", best_of=best_of)
-    mesh, batch_size = sampling_mesh(BATCH)
-    run = batched.compile_sampler(loaded.cascade, options, mesh=mesh)
-    rates = {}
-    for origin in CONDITIONS:
-        images = batched.sample_images(
-            loaded,
-            captions,
-            seed=seed,
-            options=options,
-            z_img=embeddings_from(origin, loaded, records, seed=seed),
-            batch_size=batch_size,
-            name=f"draw from {origin}",
-            sampler=run,
-        )
-        rates[origin] = shapes_checker.report(shapes_checker.check(images, captions))
-    return rates
+def statistics_parser() -> Parser:
+    """Returns the parser of `statistics`."""
+    parser = Parser("evaluate statistics", description="Write the statistics of a set of images.")
+    return _add_set(_add_features(_add_images(parser)))
 
 
-def embeddings_from(
-    origin: str, loaded: LoadedCascade, records: Sequence[dict[str, Any]], *, seed: int
-) -> np.ndarray:
-    """The image embeddings [b z] of `CONDITIONS`: the prior's, z_txt, or the true ones."""
-    if origin == "z_img":
-        return true_embeddings(loaded, records)
-    if origin == "z_txt":
-        return text_embeddings(loaded, records)
-    tokenizer = text.load(loaded.tokenizer_dir)
-    captions = batched.tokenise(loaded.cascade, tokenizer, [r["caption"] for r in records])
-    keys = text_to_image.keys_for(seed, jnp.arange(len(records)))
-    run = jax.jit(
-        lambda params, captions, keys: text_to_image.sample_z_img(
-            loaded.cascade, params, captions, keys
-        )
+def run_statistics(args: argparse.Namespace) -> str:
+    """Writes the statistics of a set of images; returns a line about them."""
+    from unclip_jax.evaluation import set_comparison
+
+    count = set_comparison.write_statistics(
+        args.images, _npz(args.out), config=_feature_config(args)
     )
-    return np.asarray(run(loaded.params, captions, keys))
+    return f"wrote {args.out}: {count} images\n"
 
 
-def enlargement(
-    loaded: LoadedCascade, records: Sequence[dict[str, Any]], *, seed: int
-) -> dict[str, float]:
-    """PSNR in dB of the first upsampler and of bicubic enlargement, on clean low-res images."""
-    cfg, params = loaded.cascade.upsamplers[0], loaded.params["upsamplers"][0]
-    true = _square(records, cfg.model.unet.image_size)
-    low = np.stack([area_downsample(image, cfg.model.factor) for image in true])
-    keys = text_to_image.keys_for(seed, jnp.arange(len(true)))
-    run = jax.jit(
-        lambda params, low, keys: upsampler.sample(
-            cfg, params, low_res=low, keys=rng.fold_each(keys, "upsampler")
-        )
+def pack_parser() -> Parser:
+    """Returns the parser of `pack`."""
+    parser = Parser("evaluate pack", description="Write a set of images as an .npz batch.")
+    return _add_set(_add_images(parser))
+
+
+def run_pack(args: argparse.Namespace) -> str:
+    """Writes a set of images as a batch of guided-diffusion; returns a line about it."""
+    from unclip_jax.evaluation import image_sets
+
+    image_set = image_sets.open_set(args.images, _read_options(args))
+    if _is_first():
+        image_sets.pack(image_set, _npz(args.out))
+    return f"wrote {args.out}: {image_set.count} images\n"
+
+
+def sweep_parser() -> Parser:
+    """Returns the parser of `sweep`."""
+    parser = Parser(
+        "evaluate sweep",
+        description="Score a cascade over guidance, steps and samplers of its decoder.",
     )
-    drawn = to_uint8(np.asarray(run(params, image_codec.to_float(low), keys)))
-    side = true.shape[1]
-    bicubic = np.stack(
-        [
-            np.asarray(PILImage.fromarray(x).resize((side, side), PILImage.Resampling.BICUBIC))
-            for x in low
-        ]
+    add = parser.add_argument
+    add("--models", type=pathlib.Path, required=True, help="run directory")
+    data_flags.add(parser)
+    add("--out", type=pathlib.Path, required=True, help="folder to write")
+    add("--guidance", default="1", help="comma-separated scales, 1 = off")
+    add("--steps", help="comma-separated, such as 10,25,ddim50; default: exported")
+    add("--sampler", help="comma-separated, such as ddim,dpmpp_2m; default: exported")
+    add("--features", help="inception:FILE or clip:EXPORT; default: the models' CLIP")
+    add("--resize", default="tf1", help="of inception: tf1, torch, clean")
+    add("--prior", default="prior", help="which prior: prior or prior_ar")
+    add("--condition", default="prior", help="source of z_img: prior, z_txt or z_img")
+    add("--split", default="validation", help="of the data set")
+    add("--num", type=int, default=200, help="captions")
+    add("--images", type=int, default=2, help="images per caption")
+    add("--reference", type=int, help="real images; default: all of the split")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--batch", type=int, default=50, help="images at once")
+    add("--keep", action="store_true", help="keep the images, as .npz batches")
+    return parser
+
+
+def run_sweep(args: argparse.Namespace) -> str:
+    """Samples and scores the points that are missing; returns the table."""
+    from unclip_jax.evaluation import sweep, sweep_points
+
+    try:
+        guidance = tuple(float(word) for word in args.guidance.split(","))
+    except ValueError:
+        raise UserError(f"--guidance is {args.guidance!r}; give numbers such as 1,2,4.") from None
+    names = ("models", "data", "out", "features", "resize", "prior", "condition", "split")
+    names += ("num", "images", "reference", "seed", "batch")
+    config = sweep.SweepConfig(
+        **{name: getattr(args, name) for name in names},
+        guidance=guidance,
+        steps=tuple(args.steps.split(",")) if args.steps else (None,),
+        samplers=tuple(args.sampler.split(",")) if args.sampler else (None,),
+        keys=data_flags.keys(args),
+        keep_images=args.keep,
     )
-    ratios = {"upsampler": psnr(drawn, true), "bicubic": psnr(bicubic, true)}
-    return {name: float(np.mean(values)) for name, values in ratios.items()}
+    result = sweep.run(config)
+    return sweep_points.table(result) if result else ""
 
 
-def as_text(result: dict[str, Any]) -> str:
-    """The result as a person reads it."""
-    found = result["retrieval"]
-    lines = [
-        f"CLIP retrieval@1 of {found['pairs']} pairs: image to text "
-        f"{found['image_to_text@1']:.3f}, text to image {found['text_to_image@1']:.3f}"
-    ]
-    if "upsampler_psnr" in result:
-        ours, bicubic = (result["upsampler_psnr"][name] for name in ("upsampler", "bicubic"))
-        lines.append(f"upsampler {ours:.2f} dB, bicubic {bicubic:.2f} dB ({ours - bicubic:+.2f})")
-    if "checker" in result:
-        chosen = f", best of {result['best_of']}" if result["best_of"] > 1 else ""
-        lines.append(f"\n{result['num']} captions{chosen}, exact checker   " + "z_img from:")
-        lines.append(f"{'':12}" + "".join(f"{name:>22}" for name in CONDITIONS))
-        for name in shapes_checker.SUMMARY:
-            if not all(name in result["checker"][condition] for condition in CONDITIONS):
-                continue
-            cells = [result["checker"][condition][name] for condition in CONDITIONS]
-            shown = [f"{c['value']:.2f} [{c['low']:.2f}, {c['high']:.2f}]" for c in cells]
-            lines.append(f"{name:12}" + "".join(f"{cell:>22}" for cell in shown))
-    return "\n".join(lines) + "\n"
-
-
-def _together(args: argparse.Namespace) -> None:
-    """Connect the processes, if there are several, and see that they were started alike."""
-    process_flags.start(args)
-    check_same({**sample.asked(args), **cluster.facts()})
-
-
-def _square(records: Sequence[dict[str, Any]], size: int) -> np.ndarray:
-    """Decoded pictures as uint8 squares."""
-    decoded = (image_codec.decode(record["image"]) for record in records)
-    return np.stack(
-        [image_codec.center_crop(image_codec.resize_short(image, size), size) for image in decoded]
+def plot_parser() -> Parser:
+    """Returns the parser of `plot`."""
+    parser = Parser("evaluate plot", description="Plot sweeps together.")
+    parser.add_argument("sweeps", nargs="+", type=pathlib.Path, help="folders that `sweep` wrote")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("sweeps.png"), help="PNG to write"
     )
+    return parser
 
 
-def _plain(rates: dict[str, Rate]) -> dict[str, dict[str, int | float]]:
-    """JSON-ready; attributes that no caption asked for are left out."""
-    return {name: dict(rate._asdict()) for name, rate in rates.items() if rate.total}
+def run_plot(args: argparse.Namespace) -> str:
+    """Plots sweeps together; returns a line about the figure."""
+    from unclip_jax.evaluation import sweep_plots
+
+    sweep_plots.plot_sweeps(args.sweeps, out=args.out)
+    return f"wrote {args.out}\n"
+
+
+def coco_parser() -> Parser:
+    """Returns the parser of `coco`."""
+    parser = _add_sampling(Parser("evaluate coco", description="Zero-shot FID on MS-COCO."))
+    add = parser.add_argument
+    add("--captions", type=pathlib.Path, required=True, help="captions_val2014.json, or alike")
+    add("--real", required=True, help="folder val2014, an .npz batch or .npz statistics")
+    data_flags.add_keys(parser)
+    add("--features", required=True, help="inception:FILE or clip:EXPORT")
+    add("--resize", default="tf1", help="to 299: tf1, torch, clean")
+    add("--num", type=int, default=30_000, help="captions to sample")
+    add("--size", type=int, default=256, help="side at which images are compared")
+    return parser
+
+
+def run_coco(args: argparse.Namespace) -> str:
+    """Evaluates a cascade on MS-COCO; returns the report."""
+    from unclip_jax.evaluation import coco
+
+    names = ("captions", "real", "features", "resize", "num", "size")
+    values = {name: getattr(args, name) for name in names}
+    config = coco.CocoConfig(_sampling(args), **values, keys=data_flags.keys(args))
+    return str(coco.evaluate_coco(config))
+
+
+def prompts_parser() -> Parser:
+    """Returns the parser of `prompts`."""
+    parser = Parser("evaluate prompts", description="Sample and score prompts by category.")
+    parser.add_argument("file", type=pathlib.Path, help="TSV, CSV or JSONL: prompt, category")
+    parser.add_argument("--images", type=int, default=4, help="images per prompt")
+    return _add_sampling(parser)
+
+
+def run_prompts(args: argparse.Namespace) -> str:
+    """Evaluates a cascade on a file of prompts; returns the table."""
+    from unclip_jax.evaluation import prompts
+
+    rows = tuple(prompts.read(args.file))
+    flags.check_captions([prompt.text for prompt in rows])
+    config = prompts.PromptsConfig(rows, args.file.name, _sampling(args), args.images)
+    return prompts.table(prompts.evaluate_prompts(config))
+
+
+SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], str]]] = {
+    "images": (images_parser, run_images),
+    "statistics": (statistics_parser, run_statistics),
+    "pack": (pack_parser, run_pack),
+    "sweep": (sweep_parser, run_sweep),
+    "plot": (plot_parser, run_plot),
+    "coco": (coco_parser, run_coco),
+    "prompts": (prompts_parser, run_prompts),
+}
+
+
+def _add_images(parser: Parser) -> Parser:
+    parser.add_argument("--images", required=True, help="a set of images")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help=".npz to write")
+    return parser
+
+
+def _add_features(parser: Parser) -> Parser:
+    parser.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
+    parser.add_argument("--resize", default="tf1", help="to 299: tf1, torch, clean")
+    return parser
+
+
+def _add_set(parser: Parser) -> Parser:
+    parser.add_argument("--size", type=int, help="resize and centre-crop images to this first")
+    parser.add_argument("--num", type=int, help="images of each set, from the first; default: all")
+    parser.add_argument("--split", default="validation", help="of data sets")
+    data_flags.add_keys(parser)
+    parser.add_argument("--batch", type=int, default=64, help="images at once")
+    return parser
+
+
+def _add_sampling(parser: Parser) -> Parser:
+    add = parser.add_argument
+    add("--models", type=pathlib.Path, required=True, help="run directory")
+    add("--out", type=pathlib.Path, required=True, help="folder to write")
+    add("--prior", default="prior", help="which prior: prior or prior_ar")
+    add("--condition", default="prior", help="source of z_img: prior or z_txt")
+    add("--guidance", type=float, help="of the decoder; default: exported")
+    add("--steps", help="of the decoder: 25, ddim50, ...; default: exported")
+    add("--sampler", help="of the decoder: ddim, dpmpp_2m, ...; default: exported")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--batch", type=int, default=50, help="images at once")
+    add("--part", type=int, default=500, help="images per file")
+    return parser
+
+
+def _sampling(args: argparse.Namespace) -> Any:
+    from unclip_jax.evaluation.sampled_set import SampledSetConfig
+
+    names = ("models", "out", "prior", "condition", "guidance", "steps", "sampler")
+    return SampledSetConfig(**{n: getattr(args, n) for n in (*names, "seed", "batch", "part")})
+
+
+def _read_options(args: argparse.Namespace) -> Any:
+    from unclip_jax.evaluation.image_sets import ReadOptions
+
+    return ReadOptions(args.size, args.num, args.split, data_flags.keys(args))
+
+
+def _feature_config(args: argparse.Namespace) -> Any:
+    from unclip_jax.evaluation.set_comparison import FeatureConfig
+
+    return FeatureConfig(args.features, args.resize, _read_options(args), args.batch)
+
+
+def _is_first() -> bool:
+    """True in the process that writes, once all are connected."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _npz(path: pathlib.Path) -> pathlib.Path:
+    if path.suffix != ".npz":
+        raise UserError(f"--out is {str(path)!r}; give a name that ends in .npz.")
+    return path
 
 
 if __name__ == "__main__":

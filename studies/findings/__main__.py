@@ -30,7 +30,7 @@ from studies.findings.harness import Workshop
 from unclip_jax import train
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import one_of, positive
-from unclip_jax.evaluation import sweep_points
+from unclip_jax.evaluation import protocol_folder
 from unclip_jax.experiment import loading, training_run
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     check(args)
     training_run.use_compilation_cache(train.COMPILATION_CACHE)
     shop = Workshop(args, rest)
-    sweep_points.claim(baseline_runs.folder_of(args), protocol(shop), first=True)
+    protocol_folder.claim(baseline_runs.folder_of(args), protocol(shop), first=True)
     names = args.only or ORDER  # what needs least training first
     for number, name in enumerate(names, 1):
         where = baseline_runs.folder_of(args) / "points" / f"{name}.json"
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
             sys.stderr.write(f"{name}: there already\n")
             continue
         sys.stderr.write(f"\n{name} ({number} of {len(names)})\n")
-        sweep_points.write(where, json.dumps(measured(FINDINGS[name], shop), indent=1) + "\n")
+        protocol_folder.write(where, json.dumps(measured(FINDINGS[name], shop), indent=1) + "\n")
         report_page.write(args.out, report(args, argv), FINDINGS)
     made = report(args, argv)
     report_page.write(args.out, made, FINDINGS)

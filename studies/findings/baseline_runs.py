@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import sweep_points
+from unclip_jax.evaluation import protocol_folder
 from unclip_jax.handoff import load
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.stages import registry
@@ -142,7 +142,7 @@ def _train(
     finally:  # an interrupted run counts too
         known = minutes(args.work)
         known[baseline.name] = known.get(baseline.name, 0.0) + (time.monotonic() - began) / 60
-        sweep_points.write(args.work / "minutes.json", json.dumps(known, indent=1) + "\n")
+        protocol_folder.write(args.work / "minutes.json", json.dumps(known, indent=1) + "\n")
     if done.returncode:
         raise UserError(
             f"training {baseline.name!r} ended with status {done.returncode} (see above); run the "

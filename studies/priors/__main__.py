@@ -23,11 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from studies.priors import prior_tables
-from unclip_jax import evaluate
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import sources
 from unclip_jax.data.sources import Source
+from unclip_jax.evaluation import cascade
 from unclip_jax.inference import batched, image_files, load, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.text_to_image import Cascade, SampleOptions
@@ -265,7 +265,7 @@ def count_flops(studio: InferenceEngine, captions: Sequence[str], options: Sampl
 
 def judge(z_img: np.ndarray, truth: Truth) -> dict[str, Any]:
     """How near embeddings are to the true ones, pair by pair and as a distribution."""
-    group = evaluate.RETRIEVAL
+    group = cascade.RETRIEVAL
     own = embeddings.first_occurrences(truth.captions)
     found = {
         "cosine_image": embeddings.cosine(z_img, truth.z_img)._asdict(),
@@ -314,7 +314,7 @@ def facts(args: argparse.Namespace, studios: dict[str, InferenceEngine]) -> dict
         "models": str(args.models),
         "data": str(args.data),
         **{name: getattr(args, name) for name in ("split", "num", "embeddings", "seed")},
-        "group": min(evaluate.RETRIEVAL, args.embeddings),
+        "group": min(cascade.RETRIEVAL, args.embeddings),
         "batch": BATCH,
         "stages": {name: studio.facts() for name, studio in studios.items()},
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",

@@ -1,7 +1,9 @@
-from unclip_jax import evaluate
+"""The table of `evaluate`."""
+
+from unclip_jax.evaluation import cascade
 
 
-def test_the_table_names_every_origin_and_leaves_out_what_was_not_asked():
+def test_the_table_names_every_condition_and_leaves_out_unasked_attributes():
     cell = {"hits": 9, "total": 10, "value": 0.9, "low": 0.6, "high": 0.98}
     found = {"count": cell, "joint": cell}
     result = {
@@ -11,10 +13,10 @@ def test_the_table_names_every_origin_and_leaves_out_what_was_not_asked():
         "upsampler_psnr": {"upsampler": 33.0, "bicubic": 31.5},
         "checker": {"prior": found, "z_txt": found, "z_img": {**found, "binding": cell}},
     }
-    text = evaluate.as_text(result)
+    text = cascade.table(result)
     assert "image to text 0.500, text to image 0.250" in text
     assert "(+1.50)" in text
     assert "10 captions, best of 4, exact checker" in text
-    assert "best of" not in evaluate.as_text({**result, "best_of": 1})
+    assert "best of" not in cascade.table({**result, "best_of": 1})
     assert "0.90 [0.60, 0.98]" in text
     assert "binding" not in text

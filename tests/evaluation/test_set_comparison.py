@@ -79,7 +79,7 @@ def test_statistics_stand_for_a_set(capsys, sets, clip):
     said = run(
         *(capsys, "statistics", f"--images={sets}/real.npz", clip, f"--out={sets}/stats.npz")
     )
-    assert "40 pictures" in said
+    assert "40 images" in said
     direct, _ = compared(capsys, sets, clip)
     found, _ = compared(capsys, sets, clip, real="stats.npz")
     assert found["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)

@@ -1,4 +1,4 @@
-"""Sweeps over an untrained cascade, with pictures drawn by a stand-in that counts."""
+"""Sweeps over an untrained cascade, with images from a stand-in that counts."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import sweep, sweep_points
+from unclip_jax.evaluation import sweep_points
 from unclip_jax.inference import batched
 
 SIZE = 16
@@ -34,7 +34,7 @@ def run(run_dir, out, *more, draw=None):
     base += ["--num=4", "--images=2", "--guidance=1,2.5", "--steps=2,4", "--sampler=ddim"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batched, "sample_images", draw)
-        sweep.run(sweep.parser().parse_args([*base, *more]))
+        evaluate.main(["sweep", *base, *more])
     return draw
 
 
@@ -44,14 +44,14 @@ def swept(run_dir, tmp_path_factory):
     return out, run(run_dir, out, "--keep")
 
 
-def test_every_combination_is_drawn_from_the_same_embeddings(swept):
+def test_every_combination_is_sampled_from_the_same_embeddings(swept):
     _, draw = swept
     assert draw.seen == [(g, s, "ddim") for g in (1.0, 2.5) for s in ("2", "4")]
     assert len(draw.captions) == 8
     assert draw.captions[0] == draw.captions[1] != draw.captions[2]
     z = draw.z_img
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-4)
-    assert not np.allclose(z[0], z[1])  # two draws of the prior for one caption
+    assert not np.allclose(z[0], z[1])  # two samples of the prior for one caption
 
 
 def test_tables_hold_all_points_with_protocol_and_warnings(swept):
@@ -73,7 +73,7 @@ def test_tables_hold_all_points_with_protocol_and_warnings(swept):
     assert np.load(out / "points" / "guidance1_steps2_ddim.npz")["arr_0"].shape == (8, 16, 16, 3)
 
 
-def test_points_that_are_there_are_not_drawn_again(run_dir, swept):
+def test_existing_points_are_not_sampled_again(run_dir, swept):
     out, _ = swept
     (out / "points" / "guidance2.5_steps2_ddim.json").unlink()
     again = run(run_dir, out)
@@ -86,7 +86,7 @@ def test_another_protocol_is_refused(run_dir, swept):
         run(run_dir, swept[0], "--seed=1")
 
 
-def test_true_embeddings_condition_every_picture_of_a_caption(run_dir, tmp_path):
+def test_true_embeddings_condition_every_image_of_a_caption(run_dir, tmp_path):
     few = ["--guidance=1", "--steps=2"]
     draw = run(run_dir, tmp_path, "--condition=z_img", "--images=3", *few)
     np.testing.assert_array_equal(draw.z_img[0], draw.z_img[2])
@@ -99,13 +99,14 @@ def test_true_embeddings_condition_every_picture_of_a_caption(run_dir, tmp_path)
         (["--guidance=1,x"], "--guidance is '1,x'; give numbers"),
         (["--guidance=-1"], "--guidance holds -1"),
         (["--guidance=nan"], "--guidance holds nan"),
+        (["--condition=z_ing"], "unknown --condition 'z_ing'. Did you mean 'z_img'"),
         (["--sampler=ddmi"], "unknown --sampler 'ddmi'. Did you mean 'ddim'"),
         (["--num=17"], "has 16 examples; --num=17"),
         (["--num=0"], "--num is 0"),
         (["--reference=99"], "has 16 examples; --reference=99"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_drawn(run_dir, tmp_path, more, message):
+def test_mistakes_are_named_before_anything_is_sampled(run_dir, tmp_path, more, message):
     draw = Draws()
     with pytest.raises(UserError, match=message):
         run(run_dir, tmp_path, *more, draw=draw)
@@ -116,7 +117,7 @@ def plot(one, other, where):
     evaluate.main(["plot", str(one), str(other), f"--out={where}/both.png"])
 
 
-def test_sweeps_are_plotted_together_only_where_they_compare(swept, tmp_path):
+def test_only_comparable_sweeps_are_plotted_together(swept, tmp_path):
     out, _ = swept
     plot(out, out, tmp_path)
     assert (tmp_path / "both.png").stat().st_size > 10_000

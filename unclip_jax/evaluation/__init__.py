@@ -1,12 +1,12 @@
-"""evaluation: scores of image sets and of cascades.
+"""evaluation: scores of image sets and of cascades, as a library.
 
-Opens sets of images, extracts features, compares two sets, sweeps the sampling of a cascade, and
-runs COCO's protocol and prompt files. Formulas are in `metrics`, sampling is in `inference`. Start
-at sets.py, then cascade.py.
+Opens sets of images, extracts features, compares two sets, samples large sets, sweeps the sampling
+of a decoder, and runs COCO's protocol and prompt files. Every evaluation is a function of a frozen
+config; flags are parsed in `evaluate.py`. Formulas are in `metrics`, sampling is in `inference`.
+Start at cascade.py, then image_sets.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
-    "cli",
     "convert",
     "core",
     "data",

@@ -1,8 +1,7 @@
-"""Sets of pictures wherever they lie: a folder, a guided-diffusion batch, a prepared data set.
+"""Sets of images: a folder, a guided-diffusion batch, or a data set, read in order and in batches.
 
-A set has one size and an exact count; it is read in order and in pieces. Nothing is skipped: a
-picture that cannot be read ends the command, because a score of fewer pictures than it says is
-wrong.
+A set has one image size and an exact count. Nothing is skipped: an image that cannot be read is an
+error, because a score over fewer images than it states would be wrong.
 """
 
 import dataclasses
@@ -18,23 +17,23 @@ from unclip_jax.data import folders, image_codec, items, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.metrics import npz
 
-Pictures = UInt8[np.ndarray, "_ _ _ 3"]
+Images = UInt8[np.ndarray, "_ _ _ 3"]
 LOSSY = (".jpg", ".jpeg", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSet:
-    """Pictures of one size, in order.
+class ImageSet:
+    """Images of one size, in order.
 
     Attributes:
         where: path, for messages.
-        count: how many there are.
+        count: number of images.
         size: height and width as they are scored.
         facts: for the protocol: source, count, size, crop.
-        captions: one per picture, or None where the set has none.
-        batches: (batch size, rows of it) -> those rows of each batch in order; the last batch may
-            be short, and then rows too.
-        lossy: some of the files are compressed with loss.
+        captions: one per image, or None if the set has none.
+        batches: (batch size, rows) -> those rows of each batch in order; the last batch may be
+            short, and then its rows too.
+        lossy: True if some of the files are compressed with loss.
     """
 
     where: str
@@ -42,156 +41,164 @@ class PictureSet:
     size: tuple[int, int]
     facts: dict[str, Any]
     captions: tuple[str, ...] | None
-    batches: Callable[[int, slice], Iterator[Pictures]]
+    batches: Callable[[int, slice], Iterator[Images]]
     lossy: bool = False
 
 
-def open_set(
-    path: str | pathlib.Path,
-    *,
-    split: str = "validation",
-    keys: FeatureKeys | None = None,
-    size: int | None = None,
-    num: int | None = None,
-) -> PictureSet:
-    """Open a set by what lies at `path`.
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How a set of images is read.
 
-    Args:
-        path: an .npz file, a data set (see `sources.open_dataset`), or any folder of pictures.
+    Attributes:
+        size: images are resized and centre-cropped to this (ADM's procedure); None = as they are,
+            which must then be equal.
+        num: number of images, from the first; None = all.
         split: of a data set.
         keys: names of image and caption in a data set of another format.
-        size: pictures are resized and centre-cropped to this (ADM's procedure); None = as they
-            are, which must then be equal.
-        num: the first so many; None = all.
+    """
+
+    size: int | None = None
+    num: int | None = None
+    split: str = "validation"
+    keys: FeatureKeys = dataclasses.field(default_factory=FeatureKeys)
+
+    def __post_init__(self):
+        """Checks the bounds."""
+        for name, value in (("--size", self.size), ("--num", self.num)):
+            if value is not None:
+                positive(name, value)
+
+
+AS_STORED = ReadOptions()
+
+
+def open_set(path: str | pathlib.Path, options: ReadOptions = AS_STORED) -> ImageSet:
+    """Opens the set at `path`: an .npz file, a data set, or any folder of images.
 
     Raises:
-        UserError: there is nothing, no picture, fewer than `num`, or pictures of several sizes.
+        UserError: nothing is there, or no image, fewer than `num`, or images of several sizes.
     """
-    for name, value in (("--size", size), ("--num", num)):
-        if value is not None:
-            positive(name, value)
     if sources.is_dataset(path):
-        return _from_dataset(str(path), split=split, keys=keys, size=size, num=num)
+        return _from_dataset(str(path), options)
     path = pathlib.Path(path)
     if path.suffix == ".npz":
-        return _from_npz(path, size=size, num=num)
+        return _from_npz(path, size=options.size, num=options.num)
     if not path.exists():
-        raise UserError(f"there is no {path}; give a folder of pictures or an .npz file.")
+        raise UserError(f"there is no {path}; give a folder of images or an .npz file.")
     if not path.is_dir():
         raise UserError(f"{path} is neither a folder nor an .npz file; give one of them.")
-    return _from_folder(path, size=size, num=num)
+    return _from_folder(path, size=options.size, num=options.num)
 
 
-def _from_dataset(
-    path: str, *, split: str, keys: FeatureKeys | None, size: int | None, num: int | None
-) -> PictureSet:
-    source, where = sources.open_source(path, split=split, keys=keys), f"{path} ({split})"
-    count = _count(len(source), num, where=where)
-    captions = tuple(str(source[i]["caption"]) for i in range(count))
+def in_memory(images: Images, *, where: str) -> ImageSet:
+    """Returns a set of images that are in memory."""
 
-    def read(index: int) -> tuple[bytes, str]:
-        return source[index]["image"], f"picture {index} of {path}"
-
-    return _from_files(where, read, count=count, size=size, captions=captions)
-
-
-def in_memory(images: Pictures, *, where: str) -> PictureSet:
-    """A set that is there already."""
-
-    def batches(batch_size: int, rows: slice) -> Iterator[Pictures]:
+    def batches(batch_size: int, rows: slice) -> Iterator[Images]:
         for start in range(0, len(images), batch_size):
             yield images[start : start + batch_size][rows]
 
-    here = (images.shape[1], images.shape[2])
-    facts = {"source": where, "count": len(images), "size": _times(here)}
-    return PictureSet(where, len(images), here, facts, None, batches)
+    shape = (images.shape[1], images.shape[2])
+    facts = {"source": where, "count": len(images), "size": _times(shape)}
+    return ImageSet(where, len(images), shape, facts, None, batches)
 
 
-def from_parts(paths: Sequence[pathlib.Path]) -> PictureSet:
-    """Several .npz batches as one set.
+def from_parts(paths: Sequence[pathlib.Path]) -> ImageSet:
+    """Returns several .npz batches as one set.
 
     Raises:
-        UserError: one of them is missing or damaged, or their pictures differ in size.
+        UserError: one of them is missing or damaged, or their images differ in size.
     """
     shapes = [npz.shape(path) for path in paths]
-    here = (shapes[0].height, shapes[0].width)
-    for path, each in zip(paths, shapes, strict=True):
-        if (each.height, each.width) != here:
+    first = (shapes[0].height, shapes[0].width)
+    for path, shape in zip(paths, shapes, strict=True):
+        if (shape.height, shape.width) != first:
             raise UserError(
-                f"{path} holds pictures of {each.width} x {each.height}, {paths[0]} such of "
-                f"{_times(here)}; draw them anew."
+                f"{path} holds images of {shape.width} x {shape.height}, {paths[0]} images of "
+                f"{_times(first)}; delete the folder and sample again."
             )
-    count, where = sum(each.num for each in shapes), str(paths[0].parent)
+    count, where = sum(shape.num for shape in shapes), str(paths[0].parent)
 
-    def batches(batch_size: int, rows: slice) -> Iterator[Pictures]:
-        waiting = np.zeros((0, *here, 3), np.uint8)
+    def batches(batch_size: int, rows: slice) -> Iterator[Images]:
+        buffer = np.zeros((0, *first, 3), np.uint8)
         for path in paths:
-            for piece in npz.read(path, batch_size=batch_size):
-                waiting = np.concatenate([waiting, piece])
-                while len(waiting) >= batch_size:
-                    yield waiting[:batch_size][rows]
-                    waiting = waiting[batch_size:]
-        if len(waiting):
-            yield waiting[rows]
+            for batch in npz.read(path, batch_size=batch_size):
+                buffer = np.concatenate([buffer, batch])
+                while len(buffer) >= batch_size:
+                    yield buffer[:batch_size][rows]
+                    buffer = buffer[batch_size:]
+        if len(buffer):
+            yield buffer[rows]
 
-    return PictureSet(where, count, here, _facts(where, count, here, None), None, batches)
-
-
-def resized(found: PictureSet, size: int) -> PictureSet:
-    """The set resized and centre-cropped to `size` (ADM's procedure), if it is not so already."""
-    if found.size == (size, size):
-        return found
-
-    def batches(batch_size: int, rows: slice) -> Iterator[Pictures]:
-        for part in found.batches(batch_size, rows):
-            yield _cropped(part, size)
-
-    facts = _facts(found.where, found.count, (size, size), size)
-    return dataclasses.replace(found, size=(size, size), facts=facts, batches=batches)
+    return ImageSet(where, count, first, _facts(where, count, first, None), None, batches)
 
 
-def pack(pictures: PictureSet, path: pathlib.Path, *, batch_size: int = 256) -> None:
-    """Write a set as guided-diffusion's batch."""
-    npz.write(path, pictures.batches(batch_size, slice(None)), count=pictures.count)
+def resized(images: ImageSet, size: int) -> ImageSet:
+    """Returns the set resized and centre-cropped to `size` (ADM's procedure), if it differs."""
+    if images.size == (size, size):
+        return images
+
+    def batches(batch_size: int, rows: slice) -> Iterator[Images]:
+        for batch in images.batches(batch_size, rows):
+            yield _cropped(batch, size)
+
+    facts = _facts(images.where, images.count, (size, size), size)
+    return dataclasses.replace(images, size=(size, size), facts=facts, batches=batches)
 
 
-def _from_npz(path: pathlib.Path, *, size: int | None, num: int | None) -> PictureSet:
-    shape = npz.shape(path)
-    count = _count(shape.num, num, where=str(path))
+def pack(images: ImageSet, path: pathlib.Path, *, batch_size: int = 256) -> None:
+    """Writes a set as a guided-diffusion batch."""
+    npz.write(path, images.batches(batch_size, slice(None)), count=images.count)
 
-    def batches(batch_size: int, rows: slice) -> Iterator[Pictures]:
+
+def _from_dataset(path: str, options: ReadOptions) -> ImageSet:
+    source = sources.open_source(path, split=options.split, keys=options.keys)
+    where = f"{path} ({options.split})"
+    count = _count(len(source), options.num, where=where)
+    captions = tuple(str(source[i]["caption"]) for i in range(count))
+
+    def read(index: int) -> tuple[bytes, str]:
+        return source[index]["image"], f"image {index} of {path}"
+
+    return _from_files(where, read, count=count, size=options.size, captions=captions)
+
+
+def _from_npz(path: pathlib.Path, *, size: int | None, num: int | None) -> ImageSet:
+    stored = npz.shape(path)
+    count = _count(stored.num, num, where=str(path))
+
+    def batches(batch_size: int, rows: slice) -> Iterator[Images]:
         left = count
         for batch in npz.read(path, batch_size=batch_size):
-            part = batch[:left][rows]
-            yield part if size is None else _cropped(part, size)
+            images = batch[:left][rows]
+            yield images if size is None else _cropped(images, size)
             left -= len(batch)
             if left <= 0:
                 return
 
-    here = (shape.height, shape.width) if size is None else (size, size)
-    return PictureSet(str(path), count, here, _facts(path, count, here, size), None, batches)
+    shape = (stored.height, stored.width) if size is None else (size, size)
+    return ImageSet(str(path), count, shape, _facts(path, count, shape, size), None, batches)
 
 
-def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> PictureSet:
-    found = [item for item in folders.list_folder(path) if item.image is not None]
-    if not found:
+def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> ImageSet:
+    entries = [item for item in folders.list_folder(path) if item.image is not None]
+    if not entries:
         kinds = ", ".join(items.IMAGE_SUFFIXES)
-        raise UserError(f"{path} holds no picture ({kinds}); give another folder.")
-    found = found[: _count(len(found), num, where=str(path))]
+        raise UserError(f"{path} holds no image ({kinds}); give another folder.")
+    entries = entries[: _count(len(entries), num, where=str(path))]
 
     def read(index: int) -> tuple[bytes, str]:
-        blob = found[index].image
+        blob = entries[index].image
         assert blob is not None
         try:
             return _bytes(blob, limit=items.MAX_IMAGE_BYTES), blob.path
         except items.Skip as error:
             raise UserError(f"{blob.path}: {error.reason}; copy it again or remove it.") from None
 
-    captions = [_caption(item) for item in found]
-    told = None if None in captions else tuple(str(caption) for caption in captions)
-    suffixes = {pathlib.PurePath(item.image.path).suffix.lower() for item in found if item.image}
-    made = _from_files(str(path), read, count=len(found), size=size, captions=told)
-    return dataclasses.replace(made, lossy=bool(suffixes & set(LOSSY)))
+    captions = [_caption(item) for item in entries]
+    complete = None if None in captions else tuple(str(caption) for caption in captions)
+    suffixes = {pathlib.PurePath(item.image.path).suffix.lower() for item in entries if item.image}
+    images = _from_files(str(path), read, count=len(entries), size=size, captions=complete)
+    return dataclasses.replace(images, lossy=bool(suffixes & set(LOSSY)))
 
 
 def _from_files(
@@ -201,10 +208,10 @@ def _from_files(
     count: int,
     size: int | None,
     captions: Sequence[str] | None,
-) -> PictureSet:
-    """A set of encoded pictures; `read` gives the bytes and the name of picture i."""
+) -> ImageSet:
+    """Returns a set of encoded images; `read` returns the bytes and the name of image i."""
 
-    def picture(index: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    def decode(index: int) -> UInt8[np.ndarray, "_ _ 3"]:
         data, name = read(index)
         try:
             decoded = image_codec.decode(data)
@@ -212,24 +219,24 @@ def _from_files(
             raise UserError(f"{name}: {error}; remove it or replace it.") from None
         return decoded if size is None else _square(decoded, size)
 
-    first = picture(0)
-    here, name = (first.shape[0], first.shape[1]), read(0)[1]
+    first = decode(0)
+    shape, name = (first.shape[0], first.shape[1]), read(0)[1]
 
-    def batches(batch_size: int, rows: slice) -> Iterator[Pictures]:
+    def batches(batch_size: int, rows: slice) -> Iterator[Images]:
         for start in range(0, count, batch_size):
-            wanted = range(start, min(start + batch_size, count))[rows]
-            made = [picture(index) for index in wanted]
-            for index, image in zip(wanted, made, strict=True):
-                if image.shape[:2] != here:
+            indices = range(start, min(start + batch_size, count))[rows]
+            images = [decode(index) for index in indices]
+            for index, image in zip(indices, images, strict=True):
+                if image.shape[:2] != shape:
                     raise UserError(
-                        f"pictures of {where} differ in size: {name} has {_times(here)}, "
+                        f"images of {where} differ in size: {name} has {_times(shape)}, "
                         f"{read(index)[1]} has {_times(image.shape)}; give --size=N to resize and "
                         "centre-crop all to N x N."
                     )
-            yield np.stack(made) if made else np.zeros((0, *here, 3), np.uint8)
+            yield np.stack(images) if images else np.zeros((0, *shape, 3), np.uint8)
 
-    told = None if captions is None else tuple(captions)
-    return PictureSet(where, count, here, _facts(where, count, here, size), told, batches)
+    texts = None if captions is None else tuple(captions)
+    return ImageSet(where, count, shape, _facts(where, count, shape, size), texts, batches)
 
 
 def _bytes(blob: items.Blob, *, limit: int) -> bytes:
@@ -252,24 +259,24 @@ def _caption(item: items.Item) -> str | None:
     return data.decode("utf-8-sig", errors="replace").strip()
 
 
-def _count(there: int, num: int | None, *, where: str) -> int:
-    if num is not None and num > there:
-        raise UserError(f"{where} holds {there} pictures; --num={num} asks for more.")
-    return there if num is None else num
+def _count(available: int, num: int | None, *, where: str) -> int:
+    if num is not None and num > available:
+        raise UserError(f"{where} holds {available} images; --num={num} asks for more.")
+    return available if num is None else num
 
 
 def _facts(
-    where: pathlib.Path | str, count: int, here: tuple[int, int], size: int | None
+    where: pathlib.Path | str, count: int, shape: tuple[int, int], size: int | None
 ) -> dict[str, Any]:
     crop = "none" if size is None else f"shorter side to {size} (box, bicubic), centre crop"
-    return {"source": str(where), "count": count, "size": _times(here), "crop": crop}
+    return {"source": str(where), "count": count, "size": _times(shape), "crop": crop}
 
 
 def _square(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, " s s 3"]:
     return image_codec.center_crop(image_codec.resize_short(image, size), size)
 
 
-def _cropped(images: Pictures, size: int) -> Pictures:
+def _cropped(images: Images, size: int) -> Images:
     squares = [_square(image, size) for image in images]
     return np.stack(squares) if squares else np.zeros((0, size, size, 3), np.uint8)
 

@@ -1,31 +1,26 @@
-"""Prompt files by category, as DrawBench's: draw every prompt, look at them, score by category.
+"""Prompt files by category, as DrawBench's: samples every prompt and scores by category.
 
-    python -m unclip_jax.evaluate prompts drawbench.tsv --models=RUN --out=DIR --images=4
-
-FILE is a TSV, CSV or JSONL with a prompt and a category per row. OUT gets a labelled grid per
-category and prompts.json; in the shapes world the exact checker joins in.
+A file is a TSV, CSV or JSONL with a prompt and a category per row. OUT receives a labelled grid per
+category and prompts.json; captions of the shapes world are judged by the exact checker as well.
 """
 
-import argparse
 import csv
+import dataclasses
 import io
 import json
 import pathlib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from unclip_jax.cli import flags
-from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.picture import labelled_grid
-from unclip_jax.evaluation import feature_extraction, sampled_set, sweep_points
-from unclip_jax.evaluation.image_sets import PictureSet
-from unclip_jax.inference import load
+from unclip_jax.evaluation import feature_extraction, protocol_folder, sampled_set
+from unclip_jax.evaluation.image_sets import ImageSet
+from unclip_jax.evaluation.sampled_set import SampledSetConfig
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.metrics import scores, shapes_checker
 from unclip_jax.metrics.extractors import clip
@@ -35,6 +30,7 @@ from unclip_jax.metrics.kernels import unit
 PROMPT = ("prompt", "prompts", "caption", "text")  # names of the column
 CATEGORY = ("category", "categories")
 COLUMNS = tuple(name for name in shapes_checker.SUMMARY if name != "background")
+SCORE = "CLIP score: 100 x cosine in the cascade's own CLIP, mean over prompts, bootstrapped"
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
@@ -45,65 +41,72 @@ class Prompt(NamedTuple):
     text: str
 
 
-def parser() -> Parser:
-    """Command-line arguments."""
-    made = Parser(
-        "evaluate prompts",
-        description="Draw and score a file of prompts by category.",
-    )
-    made.add_argument("file", type=pathlib.Path, help="TSV, CSV or JSONL: prompt, category")
-    made.add_argument("--images", type=int, default=4, help="pictures per prompt")
-    sampled_set.add_drawing(made)
-    return made
+@dataclasses.dataclass(frozen=True)
+class PromptsConfig:
+    """An evaluation on categorised prompts.
+
+    Attributes:
+        prompts: in order; see `read`.
+        source: name of their file, for the record.
+        sampling: how the images are sampled.
+        images: images per prompt.
+    """
+
+    prompts: tuple[Prompt, ...]
+    source: str
+    sampling: SampledSetConfig
+    images: int = 4
+
+    def __post_init__(self):
+        """Checks the number of images."""
+        positive("--images", self.images)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Draw what is missing, write grids and OUT/prompts.json, print a table.
-
-    Args:
-        args: of `parser`.
+def evaluate_prompts(config: PromptsConfig) -> dict[str, dict[str, Any]]:
+    """Samples the images that are missing, writes grids and OUT/prompts.json; returns the scores.
 
     Raises:
-        UserError: a mistake in the arguments, the file or the models.
+        UserError: a mistake in the models or the settings.
     """
-    sampled_set.check(args)
-    positive("--images", args.images)
-    prompts = read(args.file)
-    flags.check_captions([prompt.text for prompt in prompts])
-    loaded = load.load_cascade(args.models, prior_name=args.prior)
-    captions = [prompt.text for prompt in prompts for _ in range(args.images)]
-    drawn = sampled_set.sample_all(args, loaded, captions)
-    images = np.concatenate(list(drawn.batches(args.batch, slice(None))))
-    studio = InferenceEngine(loaded, batch=args.batch)
-    cosines = _cosines(studio, drawn, captions, batch=args.batch)
-    found = by_category(prompts, cosines.reshape(len(prompts), -1), images=images)
+    out, batch, prompts = config.sampling.out, config.sampling.batch, config.prompts
+    loaded = config.sampling.load()
+    captions = [prompt.text for prompt in prompts for _ in range(config.images)]
+    image_set = sampled_set.sample_all(config.sampling, loaded, captions)
+    images = np.concatenate(list(image_set.batches(batch, slice(None))))
+    cosines = _cosines(InferenceEngine(loaded, batch=batch), image_set, captions, batch=batch)
+    categories = by_category(prompts, cosines.reshape(len(prompts), -1), images=images)
     if jax.process_index() > 0:
-        return
+        return categories
     rows = np.arange(len(captions)).reshape(len(prompts), -1)
-    for category in found:
-        mine = [index for index, prompt in enumerate(prompts) if prompt.category == category]
-        taken = rows[mine].ravel()
-        labels = [captions[int(i)] for i in taken]
-        grid = labelled_grid(images[taken], labels=labels, columns=args.images)
-        grid.save(args.out / f"{slug(category)}.png")
-    protocol = json.loads((args.out / "protocol.json").read_text())
-    told = "CLIP score: 100 x cosine in the cascade's own CLIP, mean over prompts, bootstrapped"
-    whole = {"file": args.file.name, "images": args.images, "score": told}
-    text = json.dumps({**whole, "protocol": protocol, "categories": found}, indent=2)
-    sweep_points.write(args.out / "prompts.json", text + "\n")
-    sys.stdout.write(table(found))
+    for category in categories:
+        members = [index for index, prompt in enumerate(prompts) if prompt.category == category]
+        selected = rows[members].ravel()
+        labels = [captions[int(i)] for i in selected]
+        grid = labelled_grid(images[selected], labels=labels, columns=config.images)
+        grid.save(out / f"{slug(category)}.png")
+    result = {
+        "file": config.source,
+        "images": config.images,
+        "score": SCORE,
+        "protocol": json.loads((out / protocol_folder.PROTOCOL).read_text()),
+        "categories": categories,
+    }
+    protocol_folder.write(out / "prompts.json", json.dumps(result, indent=2) + "\n")
+    return categories
 
 
 def read(path: pathlib.Path) -> list[Prompt]:
-    """The rows of a prompt file in order.
+    """Reads the rows of a prompt file in order.
 
     Raises:
-        UserError: no such file, another kind of file, a column that is missing, an empty cell, or
-            two categories with one file name.
+        UserError: no such file, another kind of file, a missing column, an empty cell, or two
+            categories with one file name.
     """
-    known = (*SEPARATORS, ".jsonl")
-    if path.suffix.lower() not in known:
-        raise UserError(f"{path} is none of {', '.join(known)}; save the prompts as one of them.")
+    suffixes = (*SEPARATORS, ".jsonl")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(
+            f"{path} is none of {', '.join(suffixes)}; save the prompts as one of them."
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -111,66 +114,63 @@ def read(path: pathlib.Path) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); save it as UTF-8.") from None
     rows = _jsonl(text, path) if path.suffix.lower() == ".jsonl" else _table(text, path)
-    found = [_prompt(row, where=f"{path}, row {number}") for number, row in rows]
-    if not found:
-        raise UserError(f"{path} holds no prompt; give a row per prompt below the names.")
+    prompts = [_prompt(row, where=f"{path}, row {number}") for number, row in rows]
+    if not prompts:
+        raise UserError(f"{path} holds no prompt; give a row per prompt below the column names.")
     names: dict[str, str] = {}
-    for prompt in found:
+    for prompt in prompts:
         other = names.setdefault(slug(prompt.category), prompt.category)
         if other != prompt.category:
             raise UserError(
                 f"{path}: categories {other!r} and {prompt.category!r} would share the file "
                 f"{slug(other)}.png; rename one."
             )
-    return found
+    return prompts
 
 
 def by_category(
     prompts: Sequence[Prompt], cosines: np.ndarray, *, images: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """Scores of every category, in the order of the file, and of all together; JSON-ready.
+    """Computes the scores of every category, in the order of the file; JSON-ready.
 
     Args:
         prompts: in order.
-        cosines: [prompts images] of a picture and its prompt.
+        cosines: [prompts images] of an image and its prompt.
         images: [prompts x images h w 3], likewise.
     """
-    requests = [prompt.text for prompt in prompts for _ in range(cosines.shape[1])]
-    known = shapes_checker.all_parse(requests)
-    verdicts = shapes_checker.check(images, requests) if known else []
-    rows = np.arange(len(requests)).reshape(cosines.shape)
-    groups = {name: [p.category == name for p in prompts] for name in _order(prompts)}
-    found = {}
-    for name, chosen in groups.items():
-        taken = np.flatnonzero(chosen)
-        score = bootstrap(scores.CLIP_SCALE * cosines[taken].mean(axis=1))
-        found[name] = {"prompts": len(taken), "clip_score": score._asdict()}
+    captions = [prompt.text for prompt in prompts for _ in range(cosines.shape[1])]
+    parsed = shapes_checker.all_parse(captions)
+    verdicts = shapes_checker.check(images, captions) if parsed else []
+    rows = np.arange(len(captions)).reshape(cosines.shape)
+    results: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(prompt.category for prompt in prompts):
+        members = np.flatnonzero([prompt.category == name for prompt in prompts])
+        score = bootstrap(scores.CLIP_SCALE * cosines[members].mean(axis=1))
+        results[name] = {"prompts": len(members), "clip_score": score._asdict()}
         if verdicts:
-            rates = shapes_checker.report([verdicts[int(i)] for i in rows[taken].ravel()])
-            found[name]["checker"] = {n: r._asdict() for n, r in rates.items() if r.total}
-    return found
+            rates = shapes_checker.report([verdicts[int(i)] for i in rows[members].ravel()])
+            results[name]["checker"] = shapes_checker.as_json(rates)
+    return results
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Categories as a person reads them."""
-    checked = [n for n in COLUMNS if any(n in each.get("checker", {}) for each in found.values())]
-    lines = [f"{'':28}{'prompts':>8}{'CLIP score':>24}" + "".join(f"{n:>10}" for n in checked)]
-    for name, each in found.items():
-        score = each["clip_score"]
-        shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
-        cells = [each.get("checker", {}).get(n) for n in checked]
+def table(categories: dict[str, dict[str, Any]]) -> str:
+    """Formats the scores as text, with a line per category."""
+    columns = [
+        n for n in COLUMNS if any(n in entry.get("checker", {}) for entry in categories.values())
+    ]
+    lines = [f"{'':28}{'prompts':>8}{'CLIP score':>24}" + "".join(f"{n:>10}" for n in columns)]
+    for name, entry in categories.items():
+        score = entry["clip_score"]
+        interval = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+        cells = [entry.get("checker", {}).get(n) for n in columns]
         rates = "".join(f"{'-' if c is None else format(c['value'], '.2f'):>10}" for c in cells)
-        lines.append(f"{name[:27]:28}{each['prompts']:>8}{shown:>24}{rates}")
+        lines.append(f"{name[:27]:28}{entry['prompts']:>8}{interval:>24}{rates}")
     return "\n".join(lines) + "\n"
 
 
 def slug(category: str) -> str:
-    """A category as a file name."""
+    """Returns a category as a file name."""
     return re.sub(r"[^a-z0-9]+", "_", category.lower()).strip("_") or "category"
-
-
-def _order(prompts: Sequence[Prompt]) -> list[str]:
-    return list(dict.fromkeys(prompt.category for prompt in prompts))
 
 
 def _table(text: str, path: pathlib.Path) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -209,12 +209,13 @@ def _cell(cells: dict[str, Any], names: Sequence[str], where: str) -> str:
 
 
 def _cosines(
-    studio: InferenceEngine, drawn: PictureSet, captions: Sequence[str], *, batch: int
+    engine: InferenceEngine, images: ImageSet, captions: Sequence[str], *, batch: int
 ) -> np.ndarray:
-    """Of every picture and its caption, in the cascade's own CLIP."""
-    cascade, params = studio.cascade, studio.params
-    judge = clip(params["clip"], cfg=cascade.clip.model, weights=studio.clip_id[:16])
-    seen = feature_extraction.features(judge, drawn, batch_size=batch, name="CLIP")
-    z_img = np.concatenate([each["pool"] for each in seen])
-    z_txt = np.asarray(studio.text_embeddings(captions))
+    """Computes the cosine of every image and its caption in the cascade's own CLIP."""
+    extractor = clip(
+        engine.params["clip"], cfg=engine.cascade.clip.model, weights=engine.clip_id[:16]
+    )
+    batches = feature_extraction.features(extractor, images, batch_size=batch, name="CLIP")
+    z_img = np.concatenate([features["pool"] for features in batches])
+    z_txt = np.asarray(engine.text_embeddings(captions))
     return np.sum(unit(z_img) * unit(z_txt), axis=1)

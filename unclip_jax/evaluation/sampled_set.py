@@ -1,10 +1,9 @@
-"""Pictures for many captions, drawn in parts: an interrupted run continues where it stopped.
+"""Images for many captions, sampled in parts: an interrupted run continues where it stopped.
 
-OUT/pictures/ has one guided-diffusion batch per part, so others can score them too. A part is there
-or it is not, and a folder belongs to one protocol: models, captions, settings and seed.
+OUT/pictures/ has one guided-diffusion batch per part, which other evaluators read too. A folder
+belongs to one protocol: models, captions, settings and seed.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -15,112 +14,146 @@ from typing import Any
 
 import jax
 
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.config import as_dict
-from unclip_jax.evaluation import image_sets, sweep_points
-from unclip_jax.evaluation.image_sets import PictureSet
+from unclip_jax.evaluation import image_sets, protocol_folder
+from unclip_jax.evaluation.image_sets import ImageSet
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference import batched, load
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import npz
-from unclip_jax.stages.gaussian import SAMPLERS
 
 FOLDER = "pictures"
+CONDITIONS = ("prior", "z_txt")
 
 
-def add_drawing(made: argparse.ArgumentParser) -> None:
-    """How pictures are drawn."""
-    made.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    made.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    made.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
-    made.add_argument("--condition", default="prior", choices=("prior", "z_txt"))
-    made.add_argument("--guidance", type=float, help="of the decoder; default: exported")
-    made.add_argument("--steps", help="of the decoder: 25, ddim50, ...; default: exported")
-    made.add_argument("--sampler", help=f"of the decoder: {', '.join(SAMPLERS)}")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--batch", type=int, default=50, help="pictures at once")
-    made.add_argument("--part", type=int, default=500, help="pictures per file")
+@dataclasses.dataclass(frozen=True)
+class SampledSetConfig:
+    """A set of images to sample from a cascade.
+
+    Attributes:
+        models: run directory.
+        out: folder to write.
+        prior: name of the prior.
+        condition: source of z_img, one of `CONDITIONS`.
+        guidance: scale of the decoder; None = as exported.
+        steps: grid of the decoder; None = as exported.
+        sampler: of the decoder; None = as exported.
+        seed: image i depends on (seed, i) and its caption alone.
+        batch: images at once.
+        part: images per file.
+    """
+
+    models: pathlib.Path
+    out: pathlib.Path
+    prior: str = "prior"
+    condition: str = "prior"
+    guidance: float | None = None
+    steps: str | None = None
+    sampler: str | None = None
+    seed: int = 0
+    batch: int = 50
+    part: int = 500
+
+    def __post_init__(self):
+        """Checks the sizes, the condition, and that `out` can be a folder."""
+        positive("--batch", self.batch)
+        positive("--part", self.part)
+        one_of("--condition", self.condition, CONDITIONS)
+        if self.out.is_file():
+            raise UserError(f"--out is {str(self.out)!r}, which is a file; give a folder.")
+
+    def load(self) -> LoadedCascade:
+        """Loads the cascade.
+
+        Raises:
+            UserError: see `load.load_cascade`.
+        """
+        return load.load_cascade(self.models, prior_name=self.prior)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse sizes of nothing, and an --out that is a file.
+def sample_options(
+    loaded: LoadedCascade,
+    *,
+    condition: str,
+    guidance: float | None,
+    steps: str | None,
+    sampler: str | None,
+) -> SampleOptions:
+    """Returns the exported settings of a cascade with overrides; None = as exported.
 
     Raises:
-        UserError: naming the argument.
+        UserError: settings that are invalid or do not go together.
     """
-    for name in ("batch", "part"):
-        positive(f"--{name}", getattr(args, name))
-    if args.out.is_file():
-        raise UserError(f"--out is {str(args.out)!r}, which is a file; give a folder.")
-
-
-def options_of(args: argparse.Namespace, loaded: LoadedCascade) -> SampleOptions:
-    """The exported settings with what the command line changes.
-
-    Raises:
-        UserError: settings that do not go together.
-    """
-    given = {"guidance_scale": args.guidance, "steps": args.steps, "sampler": args.sampler}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    decoder = dataclasses.replace(loaded.cascade.decoder.sampling, **changes)
+    overrides = {"guidance_scale": guidance, "steps": steps, "sampler": sampler}
+    decoder = batched.override(loaded.cascade.decoder.sampling, overrides)
     loaded.cascade.decoder.check_guidance(decoder)
-    return SampleOptions(decoder=decoder, condition=args.condition)
+    return SampleOptions(decoder=decoder, condition=condition)
 
 
 def sample_all(
-    args: argparse.Namespace, loaded: LoadedCascade, captions: Sequence[str]
-) -> PictureSet:
-    """One picture per caption, drawing the parts that are missing.
+    config: SampledSetConfig, loaded: LoadedCascade, captions: Sequence[str]
+) -> ImageSet:
+    """Samples one image per caption, in those parts that are missing.
 
     Args:
-        args: of `add_drawing`.
-        loaded: the cascade.
-        captions: in order; picture i depends on (seed, i) and its caption alone.
+        config: settings and folder.
+        loaded: the cascade of `config`.
+        captions: in order; image i depends on (seed, i) and its caption alone.
 
     Raises:
-        UserError: the folder holds pictures of another protocol.
+        UserError: the folder holds images of another protocol.
     """
-    options = options_of(args, loaded)
-    first = jax.process_index() == 0
-    sweep_points.claim(
-        args.out, protocol_of(args, loaded, captions, options), first=first, what=FOLDER
+    options = sample_options(
+        loaded,
+        condition=config.condition,
+        guidance=config.guidance,
+        steps=config.steps,
+        sampler=config.sampler,
     )
-    starts = range(0, len(captions), args.part)
-    places = [args.out / FOLDER / f"{start:06d}.npz" for start in starts]
-    for number, (start, where) in enumerate(zip(starts, places, strict=True), 1):
-        if where.is_file():
+    first = jax.process_index() == 0
+    protocol = protocol_of(config, loaded, captions, options=options)
+    protocol_folder.claim(config.out, protocol, first=first, contents=FOLDER)
+    starts = range(0, len(captions), config.part)
+    paths = [config.out / FOLDER / f"{start:06d}.npz" for start in starts]
+    for number, (start, path) in enumerate(zip(starts, paths, strict=True), 1):
+        if path.is_file():
             continue
         images = batched.sample_images(
             loaded,
-            list(captions[start : start + args.part]),
-            seed=args.seed,
+            list(captions[start : start + config.part]),
+            seed=config.seed,
             options=options,
-            batch_size=args.batch,
-            name=f"part {number} of {len(places)}",
+            batch_size=config.batch,
+            name=f"part {number} of {len(paths)}",
             first_index=start,
         )
         if first:
-            npz.write(where, [images], count=len(images))
+            npz.write(path, [images], count=len(images))
     if first:
-        sys.stderr.write(f"{len(captions)} pictures in {args.out / FOLDER}\n")
-    return image_sets.from_parts(places)
+        sys.stderr.write(f"{len(captions)} images in {config.out / FOLDER}\n")
+    return image_sets.from_parts(paths)
 
 
 def protocol_of(
-    args: argparse.Namespace, loaded: LoadedCascade, captions: Sequence[str], options: SampleOptions
+    config: SampledSetConfig,
+    loaded: LoadedCascade,
+    captions: Sequence[str],
+    *,
+    options: SampleOptions,
 ) -> dict[str, Any]:
-    """What must be equal for parts to belong together; JSON-ready."""
-    told = json.dumps(list(captions), ensure_ascii=False)
+    """Returns what must be equal for parts to belong together; JSON-ready."""
+    text = json.dumps(list(captions), ensure_ascii=False)
     params = loaded.params
-    used = {name: params[name] for name in ("clip", "prior", "decoder")}
+    stages = {name: params[name] for name in ("clip", "prior", "decoder")}
     return {
-        **{name: params_id(tree)[:16] for name, tree in used.items()},
+        **{name: params_id(tree)[:16] for name, tree in stages.items()},
         "upsamplers": [params_id(tree)[:16] for tree in params["upsamplers"]],
         "decoding": json.loads(json.dumps(as_dict(options.decoder))),
-        "condition": args.condition,
-        "captions": hashlib.sha256(told.encode()).hexdigest()[:16],
+        "condition": config.condition,
+        "captions": hashlib.sha256(text.encode()).hexdigest()[:16],
         "count": len(captions),
-        "seed": args.seed,
-        "part": args.part,
+        "seed": config.seed,
+        "part": config.part,
     }

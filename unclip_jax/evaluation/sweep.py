@@ -1,16 +1,13 @@
-r"""How pictures change with guidance, steps and sampler of the decoder.
+"""Scores of a cascade over guidance, steps and sampler of its decoder.
 
-    python -m unclip_jax.evaluate sweep --models=runs/shapes --data=runs/shapes/data \
-        --guidance=1,2,4 --steps=10,25 --sampler=ddim --out=sweeps/shapes
-
-Every point draws the same captions from the same z_img and the same noise, as in figures 9 and 11
-of unCLIP: what differs is the decoder's sampling alone. OUT/points/ has one JSON per point; points
-that are there are not drawn again, and a folder of another protocol is refused. OUT/sweep.json and
+Every point samples the same captions from the same z_img and the same noise, as in figures 9 and 11
+of unCLIP: only the sampling of the decoder differs. OUT/points/ has one JSON file per point; points
+that exist are not sampled again, and a folder of another protocol is refused. OUT/sweep.json and
 sweep.csv hold all points, OUT/sweep.png the curves.
 """
 
-import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -19,10 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from unclip_jax.cli import data_flags
-from unclip_jax.cli.parser import Parser
-from unclip_jax.core.checks import UserError, positive
-from unclip_jax.evaluation import feature_extraction, image_sets, sweep_points
+from unclip_jax.core.checks import UserError, one_of, positive
+from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.evaluation import feature_extraction, image_sets, protocol_folder, sweep_points
+from unclip_jax.evaluation.image_sets import ImageSet, ReadOptions
+from unclip_jax.evaluation.sampled_set import sample_options
+from unclip_jax.evaluation.sweep_points import Point
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference import batched, load
 from unclip_jax.inference.engine import InferenceEngine
@@ -37,210 +36,228 @@ CONDITIONS = ("prior", "z_txt", "z_img")
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """What all points share.
+class SweepConfig:
+    """A sweep over the sampling of a decoder.
 
     Attributes:
-        captions: one per picture, repeated for several pictures of one.
-        z_img: [b z] of every picture.
+        models: run directory.
+        data: data set with captions.
+        out: folder to write.
+        guidance: scales of the decoder; 1 = off.
+        steps: grids of the decoder; None = as exported.
+        samplers: of the decoder; None = as exported.
+        features: "inception:FILE" or "clip:EXPORT"; None = the CLIP of the models.
+        resize: how Inception's input is resized.
+        prior: name of the prior.
+        condition: source of z_img, one of `CONDITIONS`.
+        split: of the data set.
+        keys: names of image and caption in a data set of another format.
+        num: captions.
+        images: images per caption.
+        reference: real images; None = all of the split.
+        seed: image i depends on (seed, i) and its caption alone.
+        batch: images at once.
+        keep_images: True to write the images of every point as an .npz batch.
+    """
+
+    models: pathlib.Path
+    data: str
+    out: pathlib.Path
+    guidance: tuple[float, ...] = (1.0,)
+    steps: tuple[str | None, ...] = (None,)
+    samplers: tuple[str | None, ...] = (None,)
+    features: str | None = None
+    resize: str = "tf1"
+    prior: str = "prior"
+    condition: str = "prior"
+    split: str = "validation"
+    keys: FeatureKeys = dataclasses.field(default_factory=FeatureKeys)
+    num: int = 200
+    images: int = 2
+    reference: int | None = None
+    seed: int = 0
+    batch: int = 50
+    keep_images: bool = False
+
+    def __post_init__(self):
+        """Checks the bounds, and the names of condition and samplers."""
+        for scale in self.guidance:
+            if not 0 <= scale < float("inf"):
+                raise UserError(f"--guidance holds {scale:g}; scales are 0 or more, 1 = off.")
+        for name in self.samplers:
+            if name is not None:
+                one_of("--sampler", name, SAMPLERS)
+        one_of("--condition", self.condition, CONDITIONS)
+        for name in ("num", "images", "batch"):
+            positive(f"--{name}", getattr(self, name))
+
+    @property
+    def points(self) -> list[Point]:
+        """Every combination of guidance, steps and sampler, without repetitions."""
+        grid = itertools.product(self.guidance, self.steps, self.samplers)
+        return list(dict.fromkeys(Point(*entry) for entry in grid))
+
+    def open_images(self, *, size: int, num: int | None = None) -> ImageSet:
+        """Opens the images of the split at one size; `num`: from the first, None = all.
+
+        Raises:
+            UserError: see `image_sets.open_set`.
+        """
+        return image_sets.open_set(self.data, ReadOptions(size, num, self.split, self.keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedInputs:
+    """The inputs that all points of a sweep share.
+
+    Attributes:
+        captions: one per image, repeated for several images of one.
+        z_img: [b z] of every image.
         z_txt: [b z] of every caption.
         real: features of the reference.
-        judge: the extractor that made them.
+        extractor: of the features.
         clip: the cascade's own CLIP, for CLIP score and diversity.
-        requests: what the checker asks of every picture; () outside the shapes world.
+        checked_captions: for the exact checker; () outside the shapes world.
     """
 
     captions: tuple[str, ...]
     z_img: np.ndarray
     z_txt: np.ndarray
     real: report.Collected
-    judge: Extractor
+    extractor: Extractor
     clip: Extractor
-    requests: tuple[str, ...]
+    checked_captions: tuple[str, ...]
 
 
-def parser() -> Parser:
-    """Command-line flags."""
-    made = Parser(
-        "evaluate sweep",
-        description="Score a cascade over guidance, steps and samplers of its decoder.",
-    )
-    made.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
-    data_flags.add(made)
-    made.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    made.add_argument("--guidance", default="1", help="comma-separated scales, 1 = off")
-    made.add_argument("--steps", help="comma-separated, such as 10,25,ddim50; default: exported")
-    made.add_argument("--sampler", help=f"comma-separated: {', '.join(SAMPLERS)}")
-    made.add_argument("--features", help="inception:FILE or clip:EXPORT; default: the models' CLIP")
-    made.add_argument("--resize", default="tf1", help="of inception: tf1, torch, clean")
-    made.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
-    made.add_argument("--condition", default="prior", choices=CONDITIONS, help="origin of z_img")
-    made.add_argument("--split", default="validation")
-    made.add_argument("--num", type=int, default=200, help="captions")
-    made.add_argument("--images", type=int, default=2, help="pictures per caption")
-    made.add_argument("--reference", type=int, help="real pictures; default: all of the split")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--batch", type=int, default=50, help="pictures at once")
-    made.add_argument("--keep", action="store_true", help="keep pictures, as .npz batches")
-    return made
-
-
-def run(args: argparse.Namespace) -> None:
-    """Draw and score what is missing, then write the tables and plots.
-
-    Args:
-        args: of `parser`.
+def run(config: SweepConfig) -> dict[str, Any]:
+    """Samples and scores the points that are missing, writes tables and plots; returns the sweep.
 
     Raises:
-        UserError: a mistake in the arguments, models or data, or a folder of another protocol.
+        UserError: a mistake in models or data, or a folder of another protocol.
     """
-    wanted = sweep_points.of(args)
-    for name in ("num", "images", "batch"):
-        positive(f"--{name}", getattr(args, name))
-    loaded = load.load_cascade(args.models, prior_name=args.prior)
-    options = {point: options_of(point, loaded) for point in wanted}
-    prepared = prepare(args, loaded)
-    protocol = protocol_of(args, loaded, prepared)
+    points = config.points
+    loaded = load.load_cascade(config.models, prior_name=config.prior)
+    options = {
+        point: sample_options(loaded, condition="z_img", **point._asdict()) for point in points
+    }
+    inputs = prepare(config, loaded)
     first = jax.process_index() == 0
-    sweep_points.claim(args.out, protocol, first=first)
-    for number, point in enumerate(wanted, 1):
-        where = args.out / "points" / f"{point.name}.json"
-        if where.is_file():
-            sys.stderr.write(f"{point.name}: there already\n" if first else "")
+    protocol_folder.claim(config.out, protocol_of(config, loaded, inputs), first=first)
+    for number, point in enumerate(points, 1):
+        path = config.out / "points" / f"{point.name}.json"
+        if path.is_file():
+            sys.stderr.write(f"{point.name}: exists already\n" if first else "")
             continue
         images = batched.sample_images(
             loaded,
-            list(prepared.captions),
-            seed=args.seed,
+            list(inputs.captions),
+            seed=config.seed,
             options=options[point],
-            z_img=prepared.z_img,
-            batch_size=args.batch,
-            name=f"{point.name} ({number} of {len(wanted)})",
+            z_img=inputs.z_img,
+            batch_size=config.batch,
+            name=f"{point.name} ({number} of {len(points)})",
         )
-        made = score(images, prepared, args)
+        scored = {"point": point._asdict(), **score(images, inputs, config)}
         if first:
-            if args.keep:
-                npz.write(where.with_suffix(".npz"), [images], count=len(images))
-            sweep_points.write(
-                where, json.dumps({"point": point._asdict(), **made}, indent=2) + "\n"
-            )
-    if first:
-        sweep_points.finish(args.out)
-        sys.stdout.write(sweep_points.table(json.loads((args.out / "sweep.json").read_text())))
+            if config.keep_images:
+                npz.write(path.with_suffix(".npz"), [images], count=len(images))
+            protocol_folder.write(path, json.dumps(scored, indent=2) + "\n")
+    return sweep_points.summarise(config.out) if first else {}
 
 
-def options_of(point: sweep_points.Point, loaded: LoadedCascade) -> SampleOptions:
-    """The exported settings with the point's changes.
+def prepare(config: SweepConfig, loaded: LoadedCascade) -> SharedInputs:
+    """Reads captions, and computes their embeddings and the features of the reference.
 
     Raises:
-        UserError: settings that do not go together.
+        UserError: data without captions, or too few examples.
     """
-    given = {"guidance_scale": point.guidance, "steps": point.steps, "sampler": point.sampler}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    decoder = dataclasses.replace(loaded.cascade.decoder.sampling, **changes)
-    loaded.cascade.decoder.check_guidance(decoder)
-    return SampleOptions(decoder=decoder, condition="z_img")
-
-
-def prepare(args: argparse.Namespace, loaded: LoadedCascade) -> Setting:
-    """Captions, their embeddings, and the reference's features."""
     size = loaded.cascade.image_size
-    asked = _examples(args, size=size)
-    if asked.captions is None:
-        raise UserError(f"{args.data} has no captions; give a set that `prepare` made.")
+    examples = config.open_images(size=size)
+    if examples.captions is None:
+        raise UserError(f"{config.data} has no captions; give a set that `prepare` made.")
     for name in ("num", "reference"):
-        if (getattr(args, name) or 0) > asked.count:
+        if (getattr(config, name) or 0) > examples.count:
             raise UserError(
-                f"{asked.where} has {asked.count} examples; --{name}={getattr(args, name)} asks "
-                "for more."
+                f"{examples.where} has {examples.count} examples; "
+                f"--{name}={getattr(config, name)} asks for more."
             )
-    there = _examples(args, size=size, num=args.reference)
-    captions = tuple(c for c in asked.captions[: args.num] for _ in range(args.images))
-    studio = InferenceEngine(loaded, batch=args.batch)
-    own = clip(loaded.params["clip"], cfg=loaded.cascade.clip.model, weights=studio.clip_id[:16])
-    judge = (
-        feature_extraction.open_extractor(args.features, resize=args.resize)
-        if args.features
+    captions = tuple(c for c in examples.captions[: config.num] for _ in range(config.images))
+    engine = InferenceEngine(loaded, batch=config.batch)
+    own = clip(loaded.params["clip"], cfg=loaded.cascade.clip.model, weights=engine.clip_id[:16])
+    extractor = (
+        feature_extraction.open_extractor(config.features, resize=config.resize)
+        if config.features
         else own
     )
-    indices = list(range(len(captions)))
-    if args.condition == "z_img":
-        z_img = _true(studio, args)
-    else:
-        options = SampleOptions(condition=args.condition)
-        z_img = np.asarray(
-            studio.imagine(captions, seed=args.seed, indices=indices, options=options)
-        )
-    return Setting(
+    real = config.open_images(size=size, num=config.reference)
+    return SharedInputs(
         captions,
-        z_img,
-        np.asarray(studio.text_embeddings(captions)),
-        feature_extraction.collect(judge, there, batch_size=args.batch, name="real"),
-        judge,
+        _embeddings(engine, config, captions),
+        np.asarray(engine.text_embeddings(captions)),
+        feature_extraction.collect(extractor, real, batch_size=config.batch, name="real"),
+        extractor,
         own,
         captions if shapes_checker.all_parse(captions) else (),
     )
 
 
-def score(images: np.ndarray, prepared: Setting, args: argparse.Namespace) -> dict[str, Any]:
-    """Scores and warnings of one point's pictures."""
-    drawn = image_sets.in_memory(images, where="drawn")
-    fake = feature_extraction.collect(prepared.judge, drawn, batch_size=args.batch, name="score")
-    options = report.Options(seed=args.seed)
-    made = report.compare(prepared.real, fake, kind=prepared.judge.kind, options=options)
-    found = dict(made.scores)
+def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict[str, Any]:
+    """Computes scores and warnings of the images of one point."""
+    image_set = image_sets.in_memory(images, where="drawn")
+    fake = feature_extraction.collect(
+        inputs.extractor, image_set, batch_size=config.batch, name="score"
+    )
+    options = report.Options(seed=config.seed)
+    result = report.compare(inputs.real, fake, kind=inputs.extractor.kind, options=options)
+    values = dict(result.scores)
     z = fake.pool
-    if prepared.judge is not prepared.clip:
+    if inputs.extractor is not inputs.clip:
         z = feature_extraction.collect(
-            prepared.clip, drawn, batch_size=args.batch, name="CLIP"
+            inputs.clip, image_set, batch_size=config.batch, name="CLIP"
         ).pool
     assert z is not None
-    alike = scores.clip_score(z, prepared.z_txt)
-    found |= {"clip_score": alike.value, "clip_score_error": alike.error}
-    if args.images > 1:
-        spread = scores.diversity(z, prepared.captions)
-        found |= {"diversity": spread.value, "diversity_error": spread.error}
-    if prepared.requests:
-        rates = shapes_checker.report(shapes_checker.check(images, prepared.requests))
-        found |= {f"checker_{n}": rates[n].value for n in shapes_checker.SUMMARY if rates[n].total}
-    plain = dataclasses.replace(made, scores=found).plain()
+    similarity = scores.clip_score(z, inputs.z_txt)
+    values |= {"clip_score": similarity.value, "clip_score_error": similarity.error}
+    if config.images > 1:
+        spread = scores.diversity(z, inputs.captions)
+        values |= {"diversity": spread.value, "diversity_error": spread.error}
+    if inputs.checked_captions:
+        rates = shapes_checker.report(shapes_checker.check(images, inputs.checked_captions))
+        values |= {f"checker_{n}": rates[n].value for n in shapes_checker.SUMMARY if rates[n].total}
+    plain = dataclasses.replace(result, scores=values).plain()
     return {"scores": plain["scores"], "warnings": plain["warnings"]}
 
 
-def protocol_of(
-    args: argparse.Namespace, loaded: LoadedCascade, prepared: Setting
-) -> dict[str, Any]:
-    """What must be equal for points to lie on one curve."""
-    cards = loaded.manifests
+def protocol_of(config: SweepConfig, loaded: LoadedCascade, inputs: SharedInputs) -> dict[str, Any]:
+    """Returns what must be equal for points to lie on one curve; JSON-ready."""
     return {
-        **prepared.judge.protocol,
-        "real": dict(prepared.real.facts),
-        "clip": prepared.clip.protocol["weights"],
-        "prior": params_id(loaded.params["prior"])[:16] if args.condition == "prior" else None,
+        **inputs.extractor.protocol,
+        "real": dict(inputs.real.facts),
+        "clip": inputs.clip.protocol["weights"],
+        "prior": params_id(loaded.params["prior"])[:16] if config.condition == "prior" else None,
         "decoder": params_id(loaded.params["decoder"])[:16],
         "upsamplers": [params_id(p)[:16] for p in loaded.params["upsamplers"]],
-        "decoder_step": cards["decoder"].step,
-        "condition": args.condition,
-        "captions": f"the first {args.num} of {args.data} ({args.split})",
-        "images": args.images,
-        "count": len(prepared.captions),
-        "seed": args.seed,
+        "decoder_step": loaded.manifests["decoder"].step,
+        "condition": config.condition,
+        "captions": f"the first {config.num} of {config.data} ({config.split})",
+        "images": config.images,
+        "count": len(inputs.captions),
+        "seed": config.seed,
         "clip_score": f"{scores.CLIP_SCALE:g} x cosine, mean",
         "diversity": "1 - cosine of pairs of one caption, mean over pairs, then captions",
     }
 
 
-def _examples(
-    args: argparse.Namespace, *, size: int, num: int | None = None
-) -> image_sets.PictureSet:
-    keys = data_flags.keys(args)
-    return image_sets.open_set(args.data, split=args.split, keys=keys, size=size, num=num)
-
-
-def _true(studio: InferenceEngine, args: argparse.Namespace) -> np.ndarray:
-    """CLIP's embedding of the true picture of every caption, repeated."""
-    size = studio.cascade.clip.model.image_size
-    found = _examples(args, size=size, num=args.num)
-    images = np.concatenate(list(found.batches(args.batch, slice(None))))
-    z = studio.image_embeddings([InputImage(image, "", "") for image in images])
-    return np.repeat(np.asarray(z), args.images, axis=0)
+def _embeddings(
+    engine: InferenceEngine, config: SweepConfig, captions: tuple[str, ...]
+) -> np.ndarray:
+    """Returns the z_img [b z] of every image from the source that `config.condition` names."""
+    if config.condition == "z_img":
+        size = engine.cascade.clip.model.image_size
+        examples = config.open_images(size=size, num=config.num)
+        images = np.concatenate(list(examples.batches(config.batch, slice(None))))
+        z_img = engine.image_embeddings([InputImage(image, "", "") for image in images])
+        return np.repeat(np.asarray(z_img), config.images, axis=0)
+    options = SampleOptions(condition=config.condition)
+    indices = range(len(captions))
+    return np.asarray(engine.imagine(captions, seed=config.seed, indices=indices, options=options))

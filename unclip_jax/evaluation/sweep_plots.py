@@ -1,15 +1,11 @@
-"""Curves of a sweep: distance against guidance, against CLIP score; diversity against guidance.
+"""Curves of a sweep: distance against guidance and CLIP score, diversity against guidance.
 
-    python -m unclip_jax.evaluate plot sweeps/unclip sweeps/glide --out=both.png
-
-These are figures 10 and 11 of unCLIP without raters. Several sweeps share a picture only where
+These are figures 10 and 11 of unCLIP without human raters. Several sweeps share a figure only if
 their features and their reference agree.
 """
 
-import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,40 +13,30 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 
 AGREE = ("features", "weights", "resize", "real", "clip", "captions", "images")
 DISTANCES = ("fid", "frechet")
 
-Named = Sequence[tuple[str, dict[str, Any]]]
+NamedSweeps = Sequence[tuple[str, dict[str, Any]]]
 
 
-def parser() -> Parser:
-    """Command-line arguments."""
-    made = Parser("evaluate plot", description="Plot sweeps together.")
-    made.add_argument("sweeps", nargs="+", type=pathlib.Path, help="folders that `sweep` wrote")
-    made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("sweeps.png"))
-    return made
-
-
-def run(args: argparse.Namespace) -> None:
-    """Plot sweeps together.
+def plot_sweeps(folders: Sequence[pathlib.Path], *, out: pathlib.Path) -> None:
+    """Plots several sweeps together.
 
     Raises:
-        UserError: a folder without a sweep, or sweeps that do not compare.
+        UserError: a folder without a sweep, or sweeps that cannot be compared.
     """
-    named = [(path.name, read(path)) for path in args.sweeps]
-    check_same(named)
-    draw(named, args.out)
-    sys.stdout.write(f"wrote {args.out}\n")
+    sweeps = [(folder.name, read(folder)) for folder in folders]
+    check_comparable(sweeps)
+    plot(sweeps, out)
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The result of a sweep.
+    """Reads the result of a sweep.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
     try:
         return json.loads((folder / "sweep.json").read_text())
@@ -63,37 +49,37 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{folder}/sweep.json is damaged ({error}); sweep again.") from None
 
 
-def check_same(named: Named) -> None:
-    """Refuse to draw together what does not compare.
+def check_comparable(sweeps: NamedSweeps) -> None:
+    """Checks that all sweeps share what their scores depend on.
 
     Raises:
         UserError: naming the part of the protocol that differs.
     """
-    first, one = named[0]
-    for name, other in named[1:]:
+    first, reference = sweeps[0]
+    for name, sweep in sweeps[1:]:
         for part in AGREE:
-            here, there = one["protocol"].get(part), other["protocol"].get(part)
-            if here != there:
+            expected, value = reference["protocol"].get(part), sweep["protocol"].get(part)
+            if expected != value:
                 raise UserError(
-                    f"protocols are mixed: {part} is {here!r} in {first} and {there!r} in {name}; "
-                    "plot them apart or sweep again alike."
+                    f"protocols are mixed: {part} is {expected!r} in {first} and {value!r} in "
+                    f"{name}; plot them separately, or sweep again with equal settings."
                 )
 
 
-def distance_of(whole: dict[str, Any]) -> str:
-    """The name of the distance that a sweep has."""
-    return next(n for n in DISTANCES if all(n in p["scores"] for p in whole["points"]))
+def distance_of(sweep: dict[str, Any]) -> str:
+    """Returns the name of the distance that a sweep has."""
+    return next(n for n in DISTANCES if all(n in p["scores"] for p in sweep["points"]))
 
 
-def draw(named: Named, out: pathlib.Path) -> None:
-    """Three panels; one line per sweep, sampler and number of steps."""
+def plot(sweeps: NamedSweeps, out: pathlib.Path) -> None:
+    """Plots three panels, with one line per sweep, sampler and number of steps."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
-    distance = distance_of(named[0][1])
+    distance = distance_of(sweeps[0][1])
     label = "FID" if distance == "fid" else "Fréchet distance in CLIP space"
-    for name, whole in named:
-        for line, points in lines(whole).items():
+    for name, sweep in sweeps:
+        for line, points in lines(sweep).items():
             legend = " ".join(word for word in (name, line) if word)
             _curve(axes[0], points, "guidance", distance, legend)
             _curve(axes[1], points, "clip_score", distance, legend)
@@ -112,15 +98,15 @@ def draw(named: Named, out: pathlib.Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def lines(whole: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Points by what does not change along a curve, in the order of guidance."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for made in sorted(whole["points"], key=lambda made: made["point"]["guidance"]):
-        point = made["point"]
+def lines(sweep: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Groups points by what is constant along a curve, in order of guidance."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for entry in sorted(sweep["points"], key=lambda entry: entry["point"]["guidance"]):
+        point = entry["point"]
         words = [point["sampler"], point["steps"] and f"{point['steps']} steps"]
         name = " ".join(word for word in words if word)
-        found.setdefault(name, []).append({**point, **made["scores"]})
-    return found
+        curves.setdefault(name, []).append({**point, **entry["scores"]})
+    return curves
 
 
 def _curve(axis: Axes, points: list[dict[str, Any]], x: str, y: str, label: str) -> None:

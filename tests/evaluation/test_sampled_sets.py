@@ -1,6 +1,5 @@
-"""COCO's protocol and prompt files, drawn in parts by a stand-in that counts."""
+"""Sets sampled in parts, COCO's protocol and prompt files, with a sampler that counts."""
 
-import argparse
 import contextlib
 import json
 import pathlib
@@ -11,6 +10,8 @@ import pytest
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import coco, feature_extraction, image_sets, prompts, sampled_set
+from unclip_jax.evaluation.image_sets import ReadOptions
+from unclip_jax.evaluation.sampled_set import SampledSetConfig
 from unclip_jax.inference import batched, load
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet, npz
@@ -21,7 +22,7 @@ CAPTIONS = ["a red circle", "a blue square", "two green stars", "a pink ring", "
 
 
 class Draws:
-    """Stands in for `batched.sample_images`: picture i of a seed is one grey level."""
+    """Stands in for `batched.sample_images`: image i of a seed is one grey level."""
 
     def __init__(self):
         self.seen = []
@@ -32,10 +33,8 @@ class Draws:
         return np.broadcast_to(levels[:, None, None, None], (len(captions), SIZE, SIZE, 3)).copy()
 
 
-def drawing(run_dir, out, *more):
-    made = prompts.parser()
-    base = ["x.tsv", f"--models={run_dir}", f"--out={out}", "--part=2", "--steps=2"]
-    return made.parse_args([*base, *more])
+def sampling(run_dir, out, **changes):
+    return SampledSetConfig(run_dir, out, part=2, steps="2", **changes)
 
 
 @contextlib.contextmanager
@@ -46,9 +45,9 @@ def replaced(sampler):
         yield
 
 
-def sample_all(args, loaded, captions, *, sampler):
+def sample_all(config, loaded, captions, *, sampler):
     with replaced(sampler):
-        return sampled_set.sample_all(args, loaded, captions)
+        return sampled_set.sample_all(config, loaded, captions)
 
 
 def levels(found, batch_size=3):
@@ -60,36 +59,36 @@ def loaded(run_dir):
     return load.load_cascade(run_dir)
 
 
-def test_what_is_there_is_not_drawn_again_and_indices_go_on(run_dir, loaded, tmp_path):
+def test_existing_parts_are_not_sampled_again_and_indices_continue(run_dir, loaded, tmp_path):
     draw = Draws()
-    args = drawing(run_dir, tmp_path)
-    found = sample_all(args, loaded, CAPTIONS, sampler=draw)
+    config = sampling(run_dir, tmp_path)
+    found = sample_all(config, loaded, CAPTIONS, sampler=draw)
     assert draw.seen == [(0, CAPTIONS[:2]), (2, CAPTIONS[2:4]), (4, CAPTIONS[4:])]
     assert levels(found) == [[0, 1, 2], [3, 4]]
     assert (found.count, found.size) == (5, (SIZE, SIZE))
     (tmp_path / "pictures" / "000002.npz").unlink()
     again = Draws()
-    assert levels(sample_all(args, loaded, CAPTIONS, sampler=again)) == [[0, 1, 2], [3, 4]]
+    assert levels(sample_all(config, loaded, CAPTIONS, sampler=again)) == [[0, 1, 2], [3, 4]]
     assert again.seen == [(2, CAPTIONS[2:4])]
 
 
-def test_pictures_of_another_protocol_are_refused(run_dir, loaded, tmp_path):
-    sample_all(drawing(run_dir, tmp_path), loaded, CAPTIONS, sampler=Draws())
+def test_images_of_another_protocol_are_refused(run_dir, loaded, tmp_path):
+    sample_all(sampling(run_dir, tmp_path), loaded, CAPTIONS, sampler=Draws())
     for change, message in [
-        (["--seed=1"], "holds pictures of another protocol: seed is 0 there and 1 here"),
-        (["--guidance=3"], "another protocol: decoding is"),
+        ({"seed": 1}, "holds pictures of another protocol: seed is 0 there and 1 here"),
+        ({"guidance": 3.0}, "another protocol: decoding is"),
     ]:
         with pytest.raises(UserError, match=message):
-            sample_all(drawing(run_dir, tmp_path, *change), loaded, CAPTIONS, sampler=Draws())
+            sample_all(sampling(run_dir, tmp_path, **change), loaded, CAPTIONS, sampler=Draws())
     with pytest.raises(UserError, match="another protocol: captions is"):
-        sample_all(drawing(run_dir, tmp_path), loaded, CAPTIONS[::-1], sampler=Draws())
+        sample_all(sampling(run_dir, tmp_path), loaded, CAPTIONS[::-1], sampler=Draws())
 
 
 def test_parts_of_several_sizes_are_refused(tmp_path):
     for number, side in enumerate((8, 4)):
         images = np.zeros((1, side, side, 3), np.uint8)
         npz.write(tmp_path / f"{number}.npz", [images], count=1)
-    with pytest.raises(UserError, match=r"1.npz holds pictures of 4 x 4, .*0.npz such of 8 x 8"):
+    with pytest.raises(UserError, match=r"1.npz holds images of 4 x 4, .*0.npz images of 8 x 8"):
         image_sets.from_parts([tmp_path / "0.npz", tmp_path / "1.npz"])
 
 
@@ -97,14 +96,14 @@ def test_a_set_is_resized_by_the_same_rule_as_one_that_is_read_so(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
     npz.write(tmp_path / "set.npz", [images], count=3)
     here = image_sets.resized(image_sets.from_parts([tmp_path / "set.npz"]), 6)
-    there = image_sets.open_set(tmp_path / "set.npz", size=6)
+    there = image_sets.open_set(tmp_path / "set.npz", ReadOptions(size=6))
     (one,), (other,) = (list(each.batches(3, slice(None))) for each in (here, there))
     np.testing.assert_array_equal(one, other)
     assert here.size == (6, 6) and here.facts["crop"] == there.facts["crop"]
 
 
-def test_pictures_drawn_in_parts_are_those_drawn_at_once(loaded):
-    """The real sampler: picture i depends on (seed, i) alone, whatever part it is in."""
+def test_images_sampled_in_parts_are_those_sampled_at_once(loaded):
+    """The real sampler: image i depends on (seed, i) alone, whatever part it is in."""
     options = SampleOptions(condition="z_txt")
     shared = {"seed": 5, "options": options, "batch_size": 2}
     whole = batched.sample_images(loaded, CAPTIONS[:4], **shared)
@@ -137,14 +136,13 @@ def copy(run_dir, tmp_path_factory):
 def run_coco(run_dir, copy, out, *more, draw=None):
     base = [f"--models={run_dir}", f"--captions={copy}/captions.json", f"--out={out}"]
     base += [f"--real={copy}/real.npz", f"--features=clip:{run_dir}/clip/export"]
-    made = coco.parser().parse_args([*base, "--num=7", "--part=3", f"--size={SIZE}", *more])
     draw = draw or Draws()
     with replaced(draw):
-        coco.run(made)
+        evaluate.main(["coco", *base, "--num=7", "--part=3", f"--size={SIZE}", *more])
     return draw
 
 
-def test_coco_draws_compares_and_says_what_departs(run_dir, copy, tmp_path, capsys):
+def test_coco_samples_compares_and_names_departures(run_dir, copy, tmp_path, capsys):
     draw = run_coco(run_dir, copy, tmp_path)
     drawn = [caption for _, part in draw.seen for caption in part]
     assert len(set(drawn)) == 7 and set(drawn) <= set(MANY)
@@ -153,7 +151,7 @@ def test_coco_draws_compares_and_says_what_departs(run_dir, copy, tmp_path, caps
     assert found["protocol"]["real"]["count"] == 40 and found["protocol"]["fake"]["count"] == 7
     assert found["protocol"]["captions"] == "7 at random of captions.json, seed 0"
     assert found["warnings"][0] == (
-        "this is not the COCO-30k protocol: 7 captions instead of 30,000; 40 reference pictures "
+        "this is not the COCO-30k protocol: 7 captions instead of 30,000; 40 reference images "
         "instead of 40,504; features of CLIP instead of Inception-v3; compared at 16 px instead of "
         "256."
     )
@@ -161,7 +159,7 @@ def test_coco_draws_compares_and_says_what_departs(run_dir, copy, tmp_path, caps
     assert not run_coco(run_dir, copy, tmp_path).seen
 
 
-def test_statistics_of_the_reference_will_do(run_dir, copy, tmp_path):
+def test_statistics_may_stand_for_the_reference(run_dir, copy, tmp_path):
     features = f"--features=clip:{run_dir}/clip/export"
     stats = ["statistics", f"--images={copy}/real.npz", features, f"--size={SIZE}"]
     evaluate.main([*stats, f"--out={tmp_path}/stats.npz"])
@@ -174,22 +172,23 @@ def test_statistics_of_the_reference_will_do(run_dir, copy, tmp_path):
     assert one == pytest.approx(other, rel=1e-9)
 
 
-def test_the_protocol_itself_departs_in_nothing():
+def test_the_protocol_itself_has_no_departures():
     moments = frechet.moments(np.random.default_rng(0).normal(size=(4, 2)))
     real = Collected({"count": 40_504}, {}, moments)
-    args = argparse.Namespace(size=256)
-    asked = {"count": 30_000, "kind": "inception", "size": (256, 256), "args": args}
-    assert coco.departures(real, **asked) == []
-    small = coco.departures(real, **{**asked, "size": (64, 64)})
-    assert small == ["this is not the COCO-30k protocol: pictures of 64 px, enlarged to 256."]
+    config = coco.CocoConfig(
+        sampling(pathlib.Path("run"), pathlib.Path("out")), pathlib.Path("x.json"), "real", "clip:x"
+    )
+    assert coco.departures(config, real, kind="inception", size=(256, 256)) == []
+    small = coco.departures(config, real, kind="inception", size=(64, 64))
+    assert small == ["this is not the COCO-30k protocol: images of 64 px, enlarged to 256."]
 
 
 def test_captions_are_chosen_once_each_and_alike_for_a_seed():
     many = [f"caption {i}" for i in range(50)]
-    one = coco.chosen(many, num=20, seed=3)
-    assert one == coco.chosen(many, num=20, seed=3) != coco.chosen(many, num=20, seed=4)
+    one = coco.choose(many, num=20, seed=3)
+    assert one == coco.choose(many, num=20, seed=3) != coco.choose(many, num=20, seed=4)
     assert len(set(one)) == 20 and set(one) <= set(many)
-    assert sorted(coco.chosen(many, num=50, seed=0)) == sorted(many)
+    assert sorted(coco.choose(many, num=50, seed=0)) == sorted(many)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +203,7 @@ def test_captions_are_chosen_once_each_and_alike_for_a_seed():
         (["--real=nowhere"], "there is no nowhere"),
     ],
 )
-def test_mistakes_with_coco_are_said_before_anything_is_drawn(
-    run_dir, copy, tmp_path, more, message
-):
+def test_mistakes_with_coco_are_reported_before_sampling(run_dir, copy, tmp_path, more, message):
     draw = Draws()
     with pytest.raises(UserError, match=message):
         run_coco(run_dir, copy, tmp_path, *more, draw=draw)
@@ -214,7 +211,7 @@ def test_mistakes_with_coco_are_said_before_anything_is_drawn(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"annotations": [{"text": "x"}]}', '{"images": []}'])
-def test_files_that_are_not_cocos_are_refused(tmp_path, text):
+def test_files_of_another_format_than_coco_are_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match="is not of the form of COCO's captions"):
         coco.read_captions(tmp_path / "x.json")
@@ -223,7 +220,7 @@ def test_files_that_are_not_cocos_are_refused(tmp_path, text):
 # Prompts
 
 
-def test_drawbench_is_read_as_it_comes(tmp_path):
+def test_drawbench_is_read_as_published(tmp_path):
     path = tmp_path / "bench.csv"
     path.write_text('Prompts,Category\n"A red car, parked.",Colors\n Two dogs ,Counting\n')
     expected = [("Colors", "A red car, parked."), ("Counting", "Two dogs")]
@@ -281,11 +278,11 @@ def run_prompts(run_dir, out, rows, *more, draw=None):
     base = [str(file), f"--models={run_dir}", f"--out={out}", "--images=2", *more]
     draw = draw or Draws()
     with replaced(draw):
-        prompts.run(prompts.parser().parse_args(base))
+        evaluate.main(["prompts", *base])
     return draw
 
 
-def test_prompts_are_drawn_scored_and_shown_by_category(run_dir, tmp_path, capsys):
+def test_prompts_are_sampled_scored_and_arranged_by_category(run_dir, tmp_path, capsys):
     draw = run_prompts(run_dir, tmp_path / "out", ROWS)
     assert draw.seen == [(0, [text for _, text in ROWS for _ in range(2)])]
     found = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
@@ -305,7 +302,7 @@ def test_scores_of_a_category_are_means_over_its_prompts():
     found = prompts.by_category(rows, cosines, images=images)
     assert found["plain"]["clip_score"]["value"] == pytest.approx(30.0)
     assert found["count"]["clip_score"]["value"] == pytest.approx(50.0)
-    assert found["plain"]["checker"]["count"]["value"] == 0.0  # there is nothing in black pictures
+    assert found["plain"]["checker"]["count"]["value"] == 0.0  # there is nothing in black images
 
 
 def test_prompts_of_any_language_have_a_clip_score_alone(run_dir, tmp_path, capsys):
@@ -319,13 +316,14 @@ def test_prompts_of_any_language_have_a_clip_score_alone(run_dir, tmp_path, caps
     ("more", "message"),
     [
         (["--images=0"], "--images is 0; it must be greater than 0"),
+        (["--condition=z_img"], "unknown --condition 'z_img'"),
         (["--batch=0"], "--batch is 0; it must be greater than 0"),
         (["--sampler=ddmi"], "unknown sampling.sampler 'ddmi'. Did you mean 'ddim'"),
         (["--guidance=-1"], "sampling.guidance_scale is -1"),
         (["--models=nowhere"], "nowhere is not a folder"),
     ],
 )
-def test_mistakes_with_prompts_are_said_before_anything_is_drawn(run_dir, tmp_path, more, message):
+def test_mistakes_with_prompts_are_reported_before_sampling(run_dir, tmp_path, more, message):
     draw = Draws()
     with pytest.raises(UserError, match=message):
         run_prompts(run_dir, tmp_path / "out", ROWS, *more, draw=draw)
@@ -334,9 +332,8 @@ def test_mistakes_with_prompts_are_said_before_anything_is_drawn(run_dir, tmp_pa
 
 def test_an_out_that_is_a_file_is_refused(run_dir, tmp_path):
     (tmp_path / "out").write_text("mine")
-    args = drawing(run_dir, tmp_path / "out")
     with pytest.raises(UserError, match="which is a file; give a folder"):
-        sampled_set.check(args)
+        sampling(run_dir, tmp_path / "out")
 
 
 def test_features_of_parts_are_those_of_the_whole(run_dir, tmp_path):

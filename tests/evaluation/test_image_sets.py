@@ -7,6 +7,7 @@ from PIL import Image
 from tests.data.conftest import Samples
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import image_sets
+from unclip_jax.evaluation.image_sets import ReadOptions
 from unclip_jax.metrics import npz
 
 
@@ -40,21 +41,21 @@ def test_processes_read_their_rows_of_every_batch(folder, tmp_path):
         assert [b.shape[1:] for b in found.batches(4, slice(2, 4))] == [(16, 16, 3)] * 2
 
 
-def test_a_packed_folder_is_a_batch_with_the_same_pictures(folder, tmp_path):
+def test_a_packed_folder_is_a_batch_with_the_same_images(folder, tmp_path):
     image_sets.pack(image_sets.open_set(folder), tmp_path / "batch.npz", batch_size=2)
-    again = image_sets.open_set(tmp_path / "batch.npz", num=3)
+    again = image_sets.open_set(tmp_path / "batch.npz", ReadOptions(num=3))
     assert numbers(again) == [[0, 1], [2]]
     assert again.facts["count"] == 3
 
 
 def test_a_prepared_data_set_has_captions(tmp_path):
     Samples.write_folder(tmp_path, [3, 4], split="validation")
-    found = image_sets.open_set(tmp_path, num=4)
+    found = image_sets.open_set(tmp_path, ReadOptions(num=4))
     assert numbers(found, 3) == [[0, 1, 2], [3]]
     assert found.captions == tuple(f"picture number {i}" for i in range(4))
 
 
-def test_captions_lie_beside_pictures_or_in_metadata(folder):
+def test_captions_lie_beside_images_or_in_metadata(folder):
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         path.with_suffix(".txt").write_text(f"number {number}\n")
     assert image_sets.open_set(folder).captions == tuple(f"number {i}" for i in range(5))
@@ -65,17 +66,17 @@ def test_captions_lie_beside_pictures_or_in_metadata(folder):
     assert "told" in (image_sets.open_set(folder).captions or ())
 
 
-def test_pictures_of_several_sizes_are_refused_unless_cropped(folder):
+def test_images_of_several_sizes_are_refused_unless_cropped(folder):
     (folder / "d.png").write_bytes(Samples.png(9, height=20, width=32))
     found = image_sets.open_set(folder)
     with pytest.raises(UserError, match=r"differ in size: .*a.png has 16 x 16, .*d.png has 32 x 2"):
         numbers(found, 6)
-    cropped = image_sets.open_set(folder, size=8)
+    cropped = image_sets.open_set(folder, ReadOptions(size=8))
     assert [b.shape for b in cropped.batches(6, slice(None))] == [(6, 8, 8, 3)]
     assert cropped.facts["crop"].startswith("shorter side to 8")
 
 
-def test_lossy_files_are_noticed(folder):
+def test_lossy_files_are_reported(folder):
     assert not image_sets.open_set(folder).lossy
     Image.fromarray(Samples.picture(3)).save(folder / "z.jpg")
     assert image_sets.open_set(folder).lossy
@@ -84,25 +85,25 @@ def test_lossy_files_are_noticed(folder):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda p: None, {}, "there is no .*thing; give a folder of pictures or an .npz"),
-        (lambda p: p.mkdir(), {}, "thing holds no picture"),
+        (lambda p: None, {}, "there is no .*thing; give a folder of images or an .npz"),
+        (lambda p: p.mkdir(), {}, "thing holds no image"),
         (lambda p: p.write_text("x"), {}, "neither a folder nor an .npz"),
         (lambda p: p.mkdir(), {"num": 0}, "--num is 0"),
         (lambda p: p.mkdir(), {"size": -1}, "--size is -1"),
     ],
 )
-def test_what_is_no_set_is_refused(tmp_path, make, options, message):
+def test_paths_without_a_set_are_refused(tmp_path, make, options, message):
     make(tmp_path / "thing")
     with pytest.raises(UserError, match=message):
-        image_sets.open_set(tmp_path / "thing", **options)
+        image_sets.open_set(tmp_path / "thing", ReadOptions(**options))
 
 
-def test_more_than_there_are_is_refused(folder):
-    with pytest.raises(UserError, match="holds 5 pictures; --num=6 asks for more"):
-        image_sets.open_set(folder, num=6)
+def test_more_images_than_available_are_refused(folder):
+    with pytest.raises(UserError, match="holds 5 images; --num=6 asks for more"):
+        image_sets.open_set(folder, ReadOptions(num=6))
 
 
-def test_a_damaged_picture_ends_the_count(folder):
+def test_a_damaged_image_is_an_error(folder):
     (folder / "c.png").write_bytes(Samples.png(2)[:40])
     with pytest.raises(UserError, match=r"c.png: .*remove it or replace it"):
         numbers(image_sets.open_set(folder))
