@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unclip_jax.cli import data_flags, entry, flags, process_flags
+from unclip_jax.cli import data_flags, entry, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 
@@ -195,7 +195,7 @@ def run_sweep(args: argparse.Namespace) -> str:
         keys=data_flags.keys(args),
         keep_images=args.keep,
     )
-    result = sweep.run(config)
+    result = sweep.run_sweep(config)
     return sweep_points.table(result) if result else ""
 
 
@@ -251,10 +251,11 @@ def prompts_parser() -> Parser:
 
 def run_prompts(args: argparse.Namespace) -> str:
     """Evaluates a cascade on a file of prompts; returns the table."""
+    from unclip_jax.cli.flags import check_captions
     from unclip_jax.evaluation import prompts
 
     rows = tuple(prompts.read(args.file))
-    flags.check_captions([prompt.text for prompt in rows])
+    check_captions([prompt.text for prompt in rows])
     config = prompts.PromptsConfig(rows, args.file.name, _sampling(args), args.images)
     return prompts.table(prompts.evaluate_prompts(config))
 

@@ -47,7 +47,7 @@ class ImageSet:
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How a set of images is read.
+    """Options of reading a set of images.
 
     Attributes:
         size: images are resized and centre-cropped to this (ADM's procedure); None = as they are,

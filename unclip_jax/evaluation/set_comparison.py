@@ -16,7 +16,7 @@ from unclip_jax.metrics.report import Collected, Report
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig:
-    """How features of sets of images are extracted.
+    """Settings of the features of sets of images.
 
     Attributes:
         features: "inception:FILE" or "clip:EXPORT".

@@ -129,7 +129,7 @@ class SharedInputs:
     checked_captions: tuple[str, ...]
 
 
-def run(config: SweepConfig) -> dict[str, Any]:
+def run_sweep(config: SweepConfig) -> dict[str, Any]:
     """Samples and scores the points that are missing, writes tables and plots; returns the sweep.
 
     Raises:
