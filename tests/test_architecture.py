@@ -59,7 +59,7 @@ BANNED_NAMES = {
 # Packages whose language is still to be revised ("" = modules directly under unclip_jax).
 TODO_PACKAGES = {
     *("", "cli", "convert", "diffusion", "experiment"),
-    *("handoff", "inference", "planning", "serving", "stages"),
+    *("handoff", "inference", "serving", "stages"),
     *("models", "training"),
 }
 

@@ -94,7 +94,7 @@ def test_a_refusal_of_the_compiler_is_read():
         "temporaries (128.00G) exceeds available HBM (15.75G).\nmore"
     )
     found = program._too_large(text)
-    assert found.wanted == 128 * 2**30
+    assert found.required == 128 * 2**30
     assert found.reason.startswith("Ran out of memory on HBM") and "\n" not in found.reason
 
 

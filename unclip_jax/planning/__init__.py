@@ -1,8 +1,8 @@
-"""planning: what a program would need and cost on devices that need not be there.
+"""planning: estimates of memory, FLOPs, traffic and time on devices that need not be present.
 
-Compiles the real train step or sampling function ahead of time, reads the compiled text, and sets
-what it finds against the published peaks of a chip. Nothing here runs a program, so every time is a
-model and says so. Start at plan_report.py, then hlo.py.
+Compiles the real train step or sampling function ahead of time, reads the compiled text, and
+compares its work with the published peaks of a chip. Nothing here runs a program, so every time is
+an estimate and is labelled as one. Start at plan_report.py, then hlo.py.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("core", "parallel", "stages", "training")
+MAY_IMPORT: tuple[str, ...] = ("core", "experiment", "parallel", "stages", "training")

@@ -1,6 +1,6 @@
-"""Published peaks of the chips that a plan can be made for. To add a chip: one line in CHIPS.
+"""Published peaks of the chips that plans support. To add a chip, add one line to CHIPS.
 
-Every figure is the vendor's and is reached by no program; times made from them are lower bounds.
+Every figure is the vendor's and no program reaches it; times computed from them are lower bounds.
 """
 
 import dataclasses
@@ -130,6 +130,6 @@ CHIPS: dict[str, Chip] = {
 
 
 def of_kind(device_kind: str) -> Chip | None:
-    """The chip whose devices JAX calls `device_kind`; None if its peaks are not known here."""
+    """Returns the chip whose devices JAX calls `device_kind`; None if its peaks are unknown."""
     fitting = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
     return max(fitting, key=lambda chip: len(chip.kind), default=None)

@@ -1,4 +1,4 @@
-"""What every device sends around in one step, by kind of collective.
+"""Traffic of every device in one step, by kind of collective.
 
 Bytes are those that arrive at one device under a ring algorithm (Patarasuk & Yuan 2009), with g the
 size of a group:
@@ -39,43 +39,45 @@ class Collective:
 
     @property
     def bytes(self) -> float:
-        """That arrive at one device per step."""
+        """Bytes that arrive at one device per step."""
         return self.arrived * self.times
 
 
 def collectives(module: Module, *, devices: int) -> list[Collective]:
-    """Every collective of a program, each once.
+    """Lists every collective of a program, each once.
 
     The TPU compiler repeats an asynchronous collective in the fusions that carry it along; all its
-    copies have one channel. Outside fusions a channel means nothing: JAX's manual collectives all
-    have the same.
+    copies have one channel. Outside fusions the channel says nothing: JAX's manual collectives all
+    have the same one.
 
     Args:
         module: the program.
         devices: that run it, where groups are not written out.
     """
-    found: dict[str, Collective] = {}
+    by_identity: dict[str, Collective] = {}
     for computation, times in module.running():
         for each in computation.instructions.values():
             kind = each.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
             fused = computation.name in module.fused
-            made = _collective(kind, each, computation, fused=fused, times=times, devices=devices)
-            before = found.get(made.identity)
-            if before is None or before.times < made.times:
-                found[made.identity] = made
-    return [each for each in found.values() if each.group > 1]
+            collective = _collective(
+                kind, each, computation, fused=fused, times=times, devices=devices
+            )
+            previous = by_identity.get(collective.identity)
+            if previous is None or previous.times < collective.times:
+                by_identity[collective.identity] = collective
+    return [each for each in by_identity.values() if each.group > 1]
 
 
-def bytes_by_kind(found: list[Collective]) -> dict[str, float]:
-    """Bytes that arrive at one device per step, by kind; kinds that do not occur are left out."""
-    totals = {kind: sum(c.bytes for c in found if c.kind == kind) for kind in KINDS}
+def bytes_by_kind(collectives: list[Collective]) -> dict[str, float]:
+    """Returns the bytes that arrive at one device per step, by the kinds that occur."""
+    totals = {kind: sum(c.bytes for c in collectives if c.kind == kind) for kind in KINDS}
     return {kind: total for kind, total in totals.items() if total}
 
 
 def group_size(attributes: str, *, devices: int) -> int:
-    """Devices per group of a collective's `replica_groups`, in any of the forms XLA prints.
+    """Returns the devices per group of a collective's `replica_groups`, in any form of XLA's.
 
     Lists {{0,1},{2,3}}, iota [groups,size]<=[...], and meshes mesh['a'=2,'b'=4] {'b'}, whose axes
     may be cut: 'b':(2)2 is two devices of b.
@@ -102,27 +104,27 @@ def _collective(
 ) -> Collective:
     group = group_size(line.attributes, devices=devices)
     operands = [computation.instructions[name] for name in line.operands]
-    given = float(sum(array.bytes for each in operands for array in each.arrays))
+    operand_bytes = float(sum(array.bytes for each in operands for array in each.arrays))
     if kind == "all-reduce" and _scatters(line, computation):
         kind = "reduce-scatter"
     share = (group - 1) / group
     if kind == "all-gather":
-        arrived = given * (group - 1)  # the result of an asynchronous start holds its input too
+        arrived = operand_bytes * (group - 1)  # a start returns its input too
     elif kind == "all-reduce":
-        arrived = 2 * given * share
+        arrived = 2 * operand_bytes * share
     elif kind == "collective-permute":
-        arrived, group = given, 2
+        arrived, group = operand_bytes, 2
     else:
-        arrived = given * share
+        arrived = operand_bytes * share
     channel = re.search(r"channel_id=(\d+)", line.attributes)
     identity = f"{computation.name}/{line.name}"
     if fused and channel:
-        identity = f"{kind} {channel[1]} over {group} of {given}"
+        identity = f"{kind} {channel[1]} over {group} of {operand_bytes}"
     return Collective(kind, group, arrived, times, identity)
 
 
 def _scatters(line: Instruction, computation: Computation) -> bool:
-    """Whether only a slice of the sum is kept: how the TPU compiler writes a reduce-scatter."""
+    """True for a slice of an all-reduce, the TPU compiler's form of a reduce-scatter."""
     users = computation.users[line.name]
     return (
         computation.name.startswith("all-reduce-scatter")

@@ -1,7 +1,7 @@
-"""Devices to compile for: a TPU slice that is not there, or what is at hand.
+"""Devices to compile for: a TPU slice that need not be present, or the devices of this machine.
 
 libtpu compiles for any slice on any machine. It is an optional dependency (`pip install
-'unclip_jax[tpu]'`); without it a plan is made for the device at hand.
+'unclip_jax[tpu]'`); without it plans are for the devices of this machine.
 """
 
 import importlib.util
@@ -21,13 +21,13 @@ DIMENSIONS = {"v4": (3,), "v5e": (2,), "v5p": (3,), "v6e": (2,)}
 
 
 class CompileTarget(NamedTuple):
-    """What a program is compiled for.
+    """The devices that a program is compiled for.
 
     Attributes:
-        name: "v5p:4x4x8", or "8 x cpu" for what is at hand.
+        name: "v5p:4x4x8", or "8 x cpu" for the devices of this machine.
         devices: one per chip, real or compile-only.
         chip: peaks, or None where they are not known.
-        real: whether the devices are at hand.
+        real: True if the devices are present.
     """
 
     name: str
@@ -37,22 +37,22 @@ class CompileTarget(NamedTuple):
 
 
 def can_compile_for_tpu() -> bool:
-    """Whether libtpu is installed."""
+    """True if libtpu is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 
-def at_hand() -> CompileTarget:
-    """The devices of this machine."""
+def local_devices() -> CompileTarget:
+    """Returns the devices of this machine."""
     devices = jax.devices()
     kind = devices[0].device_kind
     return CompileTarget(f"{len(devices)} x {kind}", devices, chips.of_kind(kind), True)
 
 
 def tpu(name: str, *, slices: int = 1) -> CompileTarget:
-    """The chips of the TPU slice called `name`, such as "v5e:16x16" or "v5p:4x4x8", or of several.
+    """Returns the chips of the TPU slice `name`, such as "v5e:16x16", or of several such slices.
 
     Touches no accelerator and initialises the CPU backend only, also on a TPU machine, whose chips
-    another process may hold.
+    another process may use.
 
     Raises:
         UserError: no such topology, or libtpu does not know it.
@@ -68,23 +68,23 @@ def tpu(name: str, *, slices: int = 1) -> CompileTarget:
     if generation == "v4":  # else two devices per chip
         options["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"libtpu knows no topology {name!r} ({reason}); sides of a slice are even, such as "
             f"{generation}:{'x'.join('4' for _ in sizes)}."
         ) from error
-    devices = found.devices
+    devices = topology.devices
     many = f"{slices} x {name}" if slices > 1 else name
     return CompileTarget(many, devices, chips.of_kind(devices[0].device_kind), False)
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """("v5p", (4, 4, 8)) of "v5p:4x4x8".
+    """Parses "v5p:4x4x8" to ("v5p", (4, 4, 8)).
 
     Raises:
-        UserError: it is not of that form, or the generation is not known.
+        UserError: another form, or an unknown generation.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match:
@@ -95,8 +95,6 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
     generation = one_of("TPU generation in --topology", match[1], DIMENSIONS)
     sizes = tuple(int(size) for size in match[2].split("x"))
     if len(sizes) not in DIMENSIONS[generation]:
-        wanted = "x".join("ABC"[: DIMENSIONS[generation][0]])
-        raise UserError(
-            f"--topology is {name!r}; slices of {generation} are {generation}:{wanted}."
-        )
+        form = "x".join("ABC"[: DIMENSIONS[generation][0]])
+        raise UserError(f"--topology is {name!r}; slices of {generation} are {generation}:{form}.")
     return generation, sizes

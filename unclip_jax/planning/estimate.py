@@ -1,4 +1,4 @@
-"""From counted work to times: a bound below that no program beats, and a pessimistic one above.
+"""Estimates of time from counted work: a lower bound for any program and a pessimistic upper one.
 
     lowest   max(FLOPs / peak, memory bytes / bandwidth, collective bytes / all links)
     highest  the compiler's cycle estimates / clock + collective bytes / the links of one dimension,
@@ -35,19 +35,19 @@ class Times:
 
     @property
     def binds(self) -> str:
-        """Which of them is the longest."""
+        """Name of the longest of the times."""
         times = dataclasses.asdict(self)
         return max(times, key=lambda name: times[name])
 
     @property
     def lowest(self) -> float:
-        """Seconds below which no step can be."""
+        """Lower bound of the seconds per step."""
         return max(self.compute, self.memory, self.interconnect)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a step takes, and what follows.
+    """Bounds on the time of a step and on quantities that follow from it.
 
     Attributes:
         times: by resource.
@@ -67,13 +67,13 @@ class Estimate:
 
 
 def times(work: Work, *, traced_flops: float, collective_bytes: float, chip: Chip) -> Times:
-    """The roofline of one device.
+    """Computes the roofline of one device.
 
     Args:
-        work: what the compiled program does on it.
-        traced_flops: its even share of the traced function's FLOPs, which counts where the
-            compiler hides products in calls of its own.
-        collective_bytes: that arrive at it.
+        work: of the compiled program on it.
+        traced_flops: its even share of the traced function's FLOPs, a lower bound where the
+            compiler hides products in library calls.
+        collective_bytes: bytes that arrive at it.
         chip: peaks.
     """
     return Times(
@@ -84,14 +84,14 @@ def times(work: Work, *, traced_flops: float, collective_bytes: float, chip: Chi
 
 
 def highest(work: Work, *, collective_bytes: float, chip: Chip) -> float | None:
-    """Seconds of a step in which nothing overlaps; None where the compiler has no cycles."""
+    """Returns the seconds of a step without any overlap; None without the compiler's cycles."""
     if work.cycles is None or chip.clock is None:
         return None
     return work.cycles / chip.clock + collective_bytes / chip.one_axis
 
 
 def estimate(
-    found: Times,
+    roofline: Times,
     slowest: float | None,
     *,
     model_flops: float,
@@ -100,18 +100,18 @@ def estimate(
     chips: int,
     chip: Chip,
 ) -> Estimate:
-    """What follows from the bounds on a step.
+    """Derives an estimate from the bounds on a step.
 
     Args:
-        found: the roofline.
-        slowest: seconds above; None = unknown.
+        roofline: lower bounds.
+        slowest: upper bound in seconds; None = unknown.
         model_flops: of one step over all chips, without recomputation.
         examples: per step.
         calls: steps of the run.
-        chips: that run it.
+        chips: number of chips.
         chip: peaks.
     """
-    low = found.lowest
+    low = roofline.lowest
     high = None if slowest is None else max(slowest, low)
     need = model_flops / chips / chip.flops
 
@@ -124,7 +124,7 @@ def estimate(
         return Interval(calls * low * unit, None if high is None else calls * high * unit)
 
     return Estimate(
-        times=found,
+        times=roofline,
         step=Interval(low, high),
         mfu=per(need),
         rate=per(float(examples)),

@@ -1,4 +1,4 @@
-"""Matrix FLOPs of a traced function: through scans, branches and recomputation, before compiling.
+"""Matrix FLOPs of a traced function, including scans, branches and recomputation.
 
 A multiplication and an addition count two. Only products count (dot_general and convolutions), as
 is usual for MFU; everything else of these networks is below a hundredth of them.
@@ -24,12 +24,12 @@ class Count(NamedTuple):
 
 
 def count(function: Callable[..., Any], *args: Any) -> Count:
-    """FLOPs of `function(*args)`; args may be ShapeDtypeStructs."""
+    """Counts the FLOPs of `function(*args)`; args may be ShapeDtypeStructs."""
     return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def of_jaxpr(jaxpr: Any) -> Count:
-    """FLOPs of one run of a jaxpr."""
+    """Counts the FLOPs of one run of a jaxpr."""
     total, unknown = 0.0, set()
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -47,7 +47,7 @@ def of_jaxpr(jaxpr: Any) -> Count:
 
 
 def _inner(equation: Any) -> Count:
-    """What an equation that holds other jaxprs does."""
+    """Counts the FLOPs of an equation that contains other jaxprs."""
     parts = [of_jaxpr(jaxpr) for jaxpr in _jaxprs(equation.params)]
     name, times = equation.primitive.name, 1
     unknown = {each for part in parts for each in part.unknown}
@@ -63,7 +63,7 @@ def _inner(equation: Any) -> Count:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """Jaxprs among the parameters of an equation; closed ones are opened."""
+    """Returns the jaxprs among the parameters of an equation, without their constants."""
     for name, value in params.items():
         if name in ("jvp_jaxpr_fun", "jvp_jaxpr_thunk", "fwd_jaxpr_thunk"):
             continue
@@ -74,14 +74,14 @@ def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def _dot(equation: Any) -> float:
-    """2 x outputs x contracted length."""
+    """Returns 2 x outputs x contracted length."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2.0 * _size(equation.outvars[0]) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: Any) -> float:
-    """2 x products; window positions on padding or between dilated rows make none."""
+    """Returns 2 x products, of which padding and the gaps of dilation have none."""
     params = equation.params
     numbers = params["dimension_numbers"]
     left, kernel = (v.aval.shape for v in equation.invars)
@@ -113,7 +113,7 @@ def valid_pairs(
     base_dilation: int = 1,
     window_dilation: int = 1,
 ) -> int:
-    """How many (output, window) positions of one spatial axis meet an element of the input.
+    """Counts the (output, window) positions of one spatial axis that meet an element of the input.
 
     Args:
         size: of the input along the axis.
@@ -124,14 +124,14 @@ def valid_pairs(
         base_dilation: elements of the input are this far apart.
         window_dilation: elements of the window are this far apart.
     """
-    found = 0
+    pairs = 0
     for offset in range(window):
         first = offset * window_dilation - low  # where the window's element lies at output 0
         for output in range(outputs):
             place = first + output * stride
             if 0 <= place < (size - 1) * base_dilation + 1 and place % base_dilation == 0:
-                found += 1
-    return found
+                pairs += 1
+    return pairs
 
 
 def _size(variable: Any) -> int:

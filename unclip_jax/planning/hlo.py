@@ -1,4 +1,4 @@
-"""Compiled HLO text as data: computations, instructions, and how often each runs per step.
+"""Parser of compiled HLO text: computations, instructions, and their number of runs per step.
 
 XLA's own cost analysis counts the body of a loop once; here every computation has a count, the
 product of the trip counts of the loops around it. Trip counts come from the loop's annotation or,
@@ -37,12 +37,12 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Without padding."""
+        """Size in bytes without padding."""
         return math.ceil(math.prod(self.shape) * _bits(self.dtype) / 8)
 
     @property
     def in_hbm(self) -> bool:
-        """Whether it lives in the device's main memory (S(n) names another one)."""
+        """True if it is in the device's main memory (S(n) names another one)."""
         return "S(" not in self.layout
 
 
@@ -57,7 +57,7 @@ class Instruction:
         operands: names of instructions of the same computation.
         attributes: the rest of the line.
         argument: the text between the parentheses (a constant's value, a parameter's number).
-        root: whether it is the computation's result.
+        root: True for the computation's result.
     """
 
     name: str
@@ -71,11 +71,11 @@ class Instruction:
     @functools.cached_property
     def called(self) -> dict[str, str]:
         """Computations that this one calls, by attribute ("body", "calls", ...)."""
-        found = dict(_CALLED.findall(self.attributes))
+        names = dict(_CALLED.findall(self.attributes))
         for text in _BRANCHES.findall(self.attributes):
             for index, name in enumerate(re.findall(r"%([\w.\-]+)", text)):
-                found[f"branch {index}"] = name
-        return found
+                names[f"branch {index}"] = name
+        return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +92,13 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who uses an instruction's result."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        """The instructions that use each instruction's result."""
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for each in self.instructions.values():
             for name in dict.fromkeys(each.operands):
-                if name in found:
-                    found[name].append(each)
-        return found
+                if name in users:
+                    users[name].append(each)
+        return users
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Module:
     endless: tuple[str, ...]
 
     def running(self) -> Iterator[tuple[Computation, float]]:
-        """Computations that run, with how often."""
+        """Yields the computations that run, with their number of runs."""
         for name, computation in self.computations.items():
             if self.times[name]:
                 yield computation, self.times[name]
@@ -138,16 +138,16 @@ def parse(text: str) -> Module:
         elif line.strip() == "}":
             computations[name] = Computation(name, current)
             current = None
-        elif found := _instruction(line):
-            current[found.name] = found
+        elif instruction := _instruction(line):
+            current[instruction.name] = instruction
     return _counted(computations, entry)
 
 
 def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int | None:
-    """How often the body of a while instruction runs; None if the text does not say."""
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
-        return int(known[1])
+    """Returns the number of runs of a while instruction's body; None if the text does not say."""
+    annotation = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if annotation:
+        return int(annotation[1])
     condition = computations.get(loop.called.get("condition", ""))
     if condition is None:
         return None
@@ -156,7 +156,7 @@ def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int |
 
 
 def _integers(computation: Computation, computations: dict[str, Computation]) -> Iterator[int]:
-    """Integer constants of a computation and of those it calls."""
+    """Returns the integer constants of a computation and of those it calls."""
     for each in computation.instructions.values():
         if each.opcode == "constant" and re.fullmatch(r"\d+", each.argument):
             yield int(each.argument)
@@ -212,7 +212,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`."""
+    """Returns the index of the parenthesis that closes the one at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[index], 0)

@@ -1,4 +1,4 @@
-"""A plan: everything known about one program on one set of devices, as JSON and for people."""
+"""Reports on one program on one set of devices, as JSON and as text."""
 
 import dataclasses
 import importlib.metadata
@@ -15,14 +15,14 @@ from unclip_jax.training.memory import count_text
 
 
 def make(program: Program, target: CompileTarget, *, effort: str = "default") -> dict[str, Any]:
-    """Compiles `program` and report on it; JSON-ready.
+    """Compiles `program` and returns a report on it, JSON-ready.
 
     Args:
         program: on a mesh over the target's devices.
-        target: where.
+        target: devices to compile for.
         effort: of the compiler.
     """
-    made = compile_program(program, effort=effort)
+    result = compile_program(program, effort=effort)
     chips = program.mesh.size
     report: dict[str, Any] = {
         "what": program.what,
@@ -39,10 +39,10 @@ def make(program: Program, target: CompileTarget, *, effort: str = "default") ->
         },
         "memory_per_chip": dict(program.resident),
     }
-    if isinstance(made, CompileRefusal):
-        _refused(report, made, target)
+    if isinstance(result, CompileRefusal):
+        _add_refusal(report, result, target)
     else:
-        _measured(report, made, program, target)
+        _add_measures(report, result, program, target)
     report["advice"] = _advice(report, program)
     return report
 
@@ -52,17 +52,17 @@ def _versions(target: CompileTarget) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _refused(report: dict[str, Any], made: CompileRefusal, target: CompileTarget) -> None:
+def _add_refusal(report: dict[str, Any], refusal: CompileRefusal, target: CompileTarget) -> None:
     sizes = report["memory_per_chip"]
-    sizes["peak"], sizes["available"] = made.wanted, target.chip.hbm if target.chip else None
-    report["fits"], report["refusal"] = False, made.reason
+    sizes["peak"], sizes["available"] = refusal.required, target.chip.hbm if target.chip else None
+    report["fits"], report["refusal"] = False, refusal.reason
 
 
-def _measured(
-    report: dict[str, Any], made: Compiled, program: Program, target: CompileTarget
+def _add_measures(
+    report: dict[str, Any], compiled: Compiled, program: Program, target: CompileTarget
 ) -> None:
-    report["compiler"]["seconds"] = round(made.seconds, 1)
-    module = hlo.parse(made.text)
+    report["compiler"]["seconds"] = round(compiled.seconds, 1)
+    module = hlo.parse(compiled.text)
     done = work.measure(module)
     moved = communication.bytes_by_kind(
         communication.collectives(module, devices=program.mesh.size)
@@ -76,7 +76,7 @@ def _measured(
     report["loops_of_unknown_length"] = list(module.endless)
     report["memory_bytes_per_chip"] = done.bytes
     report["collective_bytes_per_chip"] = {**moved, "total": sum(moved.values())}
-    peak = _sizes(report, made, program)
+    peak = _sizes(report, compiled, program)
     report["fits"] = peak <= _available(report, program, target)
     if target.chip is None:
         report["estimate"] = None
@@ -86,7 +86,7 @@ def _measured(
     slowest = None
     if report["compiler"]["effort"] == "default":
         slowest = highest(done, collective_bytes=total, chip=target.chip)
-    found = estimate(
+    estimated = estimate(
         roofline,
         slowest,
         model_flops=program.model_flops,
@@ -95,12 +95,12 @@ def _measured(
         chips=program.mesh.size,
         chip=target.chip,
     )
-    report["estimate"] = _estimated(found, target.chip)
+    report["estimate"] = _estimate_json(estimated, target.chip)
 
 
-def _sizes(report: dict[str, Any], made: Compiled, program: Program) -> int:
-    """Bytes per chip by kind; returns their peak."""
-    xla, sizes = made.memory, report["memory_per_chip"]
+def _sizes(report: dict[str, Any], compiled: Compiled, program: Program) -> int:
+    """Adds the bytes per chip by kind; returns their peak."""
+    xla, sizes = compiled.memory, report["memory_per_chip"]
     peak = (
         xla.argument_size_in_bytes
         + xla.output_size_in_bytes
@@ -116,18 +116,18 @@ def _sizes(report: dict[str, Any], made: Compiled, program: Program) -> int:
 
 
 def _available(report: dict[str, Any], program: Program, target: CompileTarget) -> float:
-    """Bytes of one chip; fake devices of one CPU share what there is."""
-    there: float
+    """Returns the bytes of one chip; simulated devices of one CPU share its memory."""
+    available: float
     if target.chip is not None:
-        there = target.chip.hbm
+        available = target.chip.hbm
     else:
-        there = memory.available(program.mesh) / len(program.mesh.local_devices)
-    report["memory_per_chip"]["available"] = there
-    return there
+        available = memory.available(program.mesh) / len(program.mesh.local_devices)
+    report["memory_per_chip"]["available"] = available
+    return available
 
 
-def _estimated(found: Estimate, chip: Chip) -> dict[str, Any]:
-    seconds = dataclasses.asdict(found.times)
+def _estimate_json(result: Estimate, chip: Chip) -> dict[str, Any]:
+    seconds = dataclasses.asdict(result.times)
     return {
         "label": LABEL,
         "peaks": {
@@ -138,21 +138,21 @@ def _estimated(found: Estimate, chip: Chip) -> dict[str, Any]:
             "links_all": chip.all_axes,
             "source": chip.source,
         },
-        "roofline_seconds": {**seconds, "binds": found.times.binds},
-        "step_seconds": list(found.step),
-        "mfu": list(found.mfu),
-        "examples_per_second": list(found.rate),
-        "days": None if found.days is None else list(found.days),
-        "chip_hours": None if found.chip_hours is None else list(found.chip_hours),
+        "roofline_seconds": {**seconds, "binds": result.times.binds},
+        "step_seconds": list(result.step),
+        "mfu": list(result.mfu),
+        "examples_per_second": list(result.rate),
+        "days": None if result.days is None else list(result.days),
+        "chip_hours": None if result.chip_hours is None else list(result.chip_hours),
     }
 
 
 def _advice(report: dict[str, Any], program: Program) -> list[str]:
-    """What to change, most useful first."""
+    """Returns advice, most useful first."""
     lines = []
-    state, there = sum(program.resident.values()), report["memory_per_chip"]["available"]
+    state, available = sum(program.resident.values()), report["memory_per_chip"]["available"]
     if not report["fits"]:
-        if there is not None and program.what == "train" and state > 0.5 * there:
+        if available is not None and program.what == "train" and state > 0.5 * available:
             lines.append(
                 f"the state alone is {size_text(state)} per chip: raise fsdp in --mesh (with "
                 "--config.rules=fsdp) or take more chips"
@@ -165,8 +165,8 @@ def _advice(report: dict[str, Any], program: Program) -> list[str]:
             f"chips compute {wasted:.2f} times their even share: some work is repeated on several "
             "of them; use another mesh"
         )
-    found = report.get("estimate")
-    if found and found["roofline_seconds"]["binds"] == "interconnect":
+    result = report.get("estimate")
+    if result and result["roofline_seconds"]["binds"] == "interconnect":
         lines.append(
             "chips wait for each other: a smaller fsdp, a larger batch per chip or fewer chips"
         )
@@ -174,7 +174,7 @@ def _advice(report: dict[str, Any], program: Program) -> list[str]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """A plan as people read it."""
+    """Formats a report as text."""
     mesh = ", ".join(f"{name} {size}" for name, size in report["mesh"].items())
     lines = [
         f"{report['what']} on {report['target']}: {report['chips']} chips ({mesh}), "
@@ -197,9 +197,9 @@ def as_text(report: dict[str, Any]) -> str:
         lines += _estimate_lines(report["estimate"])
     lines.append("fits: yes" if report["fits"] else f"fits: no ({report.get('refusal', 'memory')})")
     lines += [f"  change: {line}" for line in report["advice"]]
-    made = report["compiler"]
-    versions = ", ".join(f"{n} {made[n]}" for n in ("jax", "libtpu") if n in made)
-    lines.append(f"compiled with {made['effort']} effort ({versions}); nothing was run")
+    compiler = report["compiler"]
+    versions = ", ".join(f"{n} {compiler[n]}" for n in ("jax", "libtpu") if n in compiler)
+    lines.append(f"compiled with {compiler['effort']} effort ({versions}); nothing was run")
     return "\n".join(lines) + "\n"
 
 
@@ -208,31 +208,31 @@ def _memory_line(report: dict[str, Any]) -> str:
     kinds = [k for k in sizes if k not in ("peak", "available")]
     parts = ", ".join(f"{k.replace('_', ' ')} {size_text(sizes[k])}" for k in kinds)
     peak = "unknown" if sizes["peak"] is None else size_text(sizes["peak"])
-    there = "unknown" if sizes["available"] is None else size_text(sizes["available"])
-    return f"memory per chip: peak {peak} of {there} ({parts})"
+    available = "unknown" if sizes["available"] is None else size_text(sizes["available"])
+    return f"memory per chip: peak {peak} of {available} ({parts})"
 
 
-def _estimate_lines(found: dict[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["no estimate of time: the peaks of this device are not known"]
-    seconds = found["roofline_seconds"]
+def _estimate_lines(result: dict[str, Any] | None) -> list[str]:
+    if result is None:
+        return ["no estimate of time: the peaks of this device are unknown"]
+    seconds = result["roofline_seconds"]
     roof = ", ".join(
         f"{n} {1e3 * seconds[n]:.4g} ms" for n in ("compute", "memory", "interconnect")
     )
     lines = [
         f"roofline: {roof}; {seconds['binds']} binds",
-        f"{found['label']}: step {_range(found['step_seconds'], 1e3)} ms, "
-        f"MFU {_range(found['mfu'], 100)} %, {_range(found['examples_per_second'])} examples/s",
+        f"{result['label']}: step {_range(result['step_seconds'], 1e3)} ms, "
+        f"MFU {_range(result['mfu'], 100)} %, {_range(result['examples_per_second'])} examples/s",
     ]
-    if found["days"]:
+    if result["days"]:
         lines.append(
-            f"whole run: {_range(found['days'])} days, {_range(found['chip_hours'])} chip-hours"
+            f"whole run: {_range(result['days'])} days, {_range(result['chip_hours'])} chip-hours"
         )
     return lines
 
 
 def _range(bounds: list[float | None] | Interval, scale: float = 1.0) -> str:
-    """'26 to 82'; 'at least 59' or 'at most 83' where one end is not known."""
+    """Formats bounds as '26 to 82', or 'at least 59' or 'at most 83' with one of them unknown."""
     low, high = (None if each is None else f"{each * scale:.3g}" for each in bounds)
     if low is None:
         return f"at most {high}"

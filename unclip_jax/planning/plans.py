@@ -59,11 +59,11 @@ def find_target(name: str, *, slices: int = 1) -> CompileTarget:
         UserError: no such slice.
     """
     if not name:
-        return compile_target.at_hand()
+        return compile_target.local_devices()
     compile_target.parse(name)
     if compile_target.can_compile_for_tpu():
         return compile_target.tpu(name, slices=slices)
-    target = compile_target.at_hand()
+    target = compile_target.local_devices()
     sys.stderr.write(
         f"libtpu is not installed (pip install 'unclip_jax[tpu]'), so {name} cannot be compiled "
         f"for; planning for the device at hand, {target.name}, instead\n"
@@ -110,7 +110,7 @@ def plan_candidates(
     plans = []
     for screened in ranked[:count]:
         candidate = screened.candidate
-        result = plan(search.chosen(experiment, candidate), target, options)
+        result = plan(search.with_candidate(experiment, candidate), target, options)
         plans.append({**result, "candidate": candidate.line()})
     return sorted(plans, key=lambda each: (not each["fits"], _step_seconds(each)))
 

@@ -1,4 +1,4 @@
-"""The programs that a plan is about: one train step, or one call of a stage's sampling function.
+"""Programs to plan: one train step, or one call of a stage's sampling function.
 
 Both are traced and compiled from shapes alone, with the functions that `train` and `sample` run.
 """
@@ -6,7 +6,7 @@ Both are traced and compiled from shapes alone, with the functions that `train` 
 import dataclasses
 import re
 import time
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -14,64 +14,29 @@ from jax.sharding import Mesh
 from unclip_jax.core import batch as batches
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.trees import count
+from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
 from unclip_jax.planning import flops, sampling
 from unclip_jax.stages.base import Stage
-from unclip_jax.training.config import TrainConfig
-from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.train_program import make_train_program
 
 EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}
 
 
-@runtime_checkable
-class Experiment(Protocol):
-    """What a plan needs of an experiment; `unclip_jax.experiment.config.Experiment` has it."""
-
-    @property
-    def stage(self) -> str:
-        """Its name in the registry."""
-        ...
-
-    @property
-    def model(self) -> Any:
-        """The stage's own typed config."""
-        ...
-
-    @property
-    def optim(self) -> OptimConfig:
-        """The optimiser."""
-        ...
-
-    @property
-    def train(self) -> TrainConfig:
-        """Lengths and sizes."""
-        ...
-
-    @property
-    def rules(self) -> str:
-        """The sharding table."""
-        ...
-
-    def build_stage(self) -> Stage:
-        """The stage record."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A traced program and what is known of it before it is compiled.
+    """A traced program with its properties before compilation.
 
     Attributes:
         what: "train" or "sample".
-        mesh: it is for.
+        mesh: of the devices it is for.
         examples: per call.
         calls: of a whole training run; None for sampling.
         parameters: of the stage.
-        resident: bytes per device that live between calls, by kind.
+        resident: bytes per device that stay allocated between calls, by kind.
         model_flops: of one call over all devices, without recomputation: 3 times the forward pass
-            for training, what is computed for sampling.
+            for training, all FLOPs for sampling.
         traced: FLOPs of one call over all devices as written, recomputation included.
         lowered: ready to compile.
         memory_options: ways to lower the memory of activations, most useful first.
@@ -90,12 +55,12 @@ class Program:
 
 
 class Compiled(NamedTuple):
-    """What the compiler made.
+    """Output of the compiler.
 
     Attributes:
         text: of the program for one device.
-        memory: XLA's figures.
-        seconds: it took.
+        memory: XLA's memory analysis.
+        seconds: time of compilation.
     """
 
     text: str
@@ -104,22 +69,22 @@ class Compiled(NamedTuple):
 
 
 class CompileRefusal(NamedTuple):
-    """What the compiler said instead.
+    """Refusal of the compiler, for lack of memory.
 
     Attributes:
-        reason: its first line.
-        wanted: bytes that it needed, where it said so.
+        reason: first line of its message.
+        required: bytes that the program needs, if the message says so.
     """
 
     reason: str
-    wanted: float | None
+    required: float | None
 
 
 def train(experiment: Experiment, *, mesh: Mesh) -> Program:
-    """One step of training `experiment` on `mesh`.
+    """Traces one step of training `experiment` on `mesh`.
 
     Raises:
-        UserError: what `make_train_program` refuses.
+        UserError: see `make_train_program`.
     """
     stage, config = experiment.build_stage(), experiment.train
     train_program = make_train_program(
@@ -157,19 +122,19 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
 
 
 def memory_options(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
-    """What lowers the memory of one training step's activations, most useful first."""
-    found = []
+    """Returns ways to lower the memory of activations in training, most useful first."""
+    options = []
     if experiment.optim.sam_batch:
-        found.append("fewer replicas of SAM per chip, each of which has parameters of its own")
+        options.append("fewer replicas of SAM per chip, each of which has parameters of its own")
     if stage.splittable:
-        found.append(f"--config.train.accumulate={2 * experiment.train.accumulate} or more")
+        options.append(f"--config.train.accumulate={2 * experiment.train.accumulate} or more")
     if "block" not in _values(as_dict(experiment.model), "remat"):
-        found.append("the model's remat 'block'")
-    return (*found, "more chips")
+        options.append("the model's remat 'block'")
+    return (*options, "more chips")
 
 
 def _values(settings: Any, name: str) -> set[Any]:
-    """What keys of that name hold, at any depth."""
+    """Returns the values of all keys called `name`, at any depth."""
     if not isinstance(settings, dict):
         return set()
     below = (_values(value, name) for value in settings.values())
@@ -177,7 +142,7 @@ def _values(settings: Any, name: str) -> set[Any]:
 
 
 def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
-    """One call of the stage's sampling function, parameters whole on every device.
+    """Traces one call of the stage's sampling function, with all parameters on every device.
 
     Raises:
         UserError: a stage that is not sampled.
@@ -189,7 +154,7 @@ def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
     whole, split = replicated(mesh), batch_sharding(mesh)
     jitted = jax.jit(traced_on(mesh, draw), in_shardings=(whole, split), out_shardings=split)
     traced = jitted.trace(params, inputs)
-    done = flops.of_jaxpr(traced.jaxpr.jaxpr)
+    counted = flops.of_jaxpr(traced.jaxpr.jaxpr)
     placed = place.abstract(params, jax.tree.map(lambda _: whole, params))
     return Program(
         what="sample",
@@ -198,8 +163,8 @@ def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
         calls=None,
         parameters=count(params),
         resident={"parameters": place.bytes_per_device(placed)},
-        model_flops=done.flops,
-        traced=done,
+        model_flops=counted.flops,
+        traced=counted,
         memory_options=("--batch with fewer images", "chips with more memory"),
         lowered=traced.lower(),
     )
@@ -209,7 +174,7 @@ def compile_program(program: Program, *, effort: str = "default") -> Compiled | 
     """Compiles for the program's devices.
 
     Args:
-        program: what.
+        program: to compile.
         effort: "default", or "low", which finds slower code in a tenth of the time (TPU only).
     """
     began = time.perf_counter()
@@ -225,11 +190,11 @@ def compile_program(program: Program, *, effort: str = "default") -> Compiled | 
 
 
 def _too_large(message: str) -> CompileRefusal:
-    """The compiler's refusal; it gives sizes as 725.12G or 512.0M, by powers of 1024."""
+    """Parses the compiler's message, with sizes such as 725.12G or 512.0M in powers of 1024."""
     line = next(
         (part for part in message.splitlines() if "exceed" in part), message.splitlines()[0]
     )
     sizes = re.findall(r"(\d+(?:\.\d+)?)([KMGT])\b", line)
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    wanted = max((float(number) * scale[unit] for number, unit in sizes), default=None)
-    return CompileRefusal(line.removeprefix("RESOURCE_EXHAUSTED: ").strip(), wanted)
+    required = max((float(number) * scale[unit] for number, unit in sizes), default=None)
+    return CompileRefusal(line.removeprefix("RESOURCE_EXHAUSTED: ").strip(), required)

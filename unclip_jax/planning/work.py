@@ -1,4 +1,4 @@
-"""What one device computes and moves in one step, read off the compiled program.
+"""Work of one device in one step, counted in the compiled program.
 
 Unlike a count of the traced function this sees what the compiler added: work that it repeats on
 several devices, padding, layouts. Loops count as often as they run.
@@ -26,7 +26,7 @@ _PRODUCTS = re.compile(r"gemm|matmul|conv|attention|fmha|tpu_custom_call|mosaic"
 
 
 class Work(NamedTuple):
-    """One device, one step.
+    """Work of one device in one step.
 
     Attributes:
         flops: of matrix products and convolutions.
@@ -42,7 +42,7 @@ class Work(NamedTuple):
 
 
 def measure(module: Module) -> Work:
-    """Counts a whole program."""
+    """Counts the work of a whole program."""
     flops = moved = cycles = 0.0
     hidden: set[str] = set()
     for computation, times in module.running():
@@ -56,9 +56,9 @@ def measure(module: Module) -> Work:
 
 
 def _cycles(line: Instruction) -> float:
-    """What the compiler thinks that an instruction takes; its placeholders count nothing."""
-    found = re.search(r'"estimated_cycles":"(\d+)"', line.attributes)
-    return float(found[1]) if found and float(found[1]) < _NO_ESTIMATE else 0.0
+    """Returns the compiler's estimate of an instruction; its placeholders count as 0."""
+    match = re.search(r'"estimated_cycles":"(\d+)"', line.attributes)
+    return float(match[1]) if match and float(match[1]) < _NO_ESTIMATE else 0.0
 
 
 def _hidden(line: Instruction) -> set[str]:
@@ -79,7 +79,7 @@ def _flops(line: Instruction, computation: Computation) -> float:
 
 
 def _convolution(line: Instruction, computation: Computation) -> float:
-    """As `flops._convolution`; the TPU compiler writes every matrix product as one."""
+    """Counts as `flops._convolution`; the TPU compiler writes every matrix product as one."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
     if not labels:
         return 0.0
@@ -104,7 +104,7 @@ def _convolution(line: Instruction, computation: Computation) -> float:
 
 
 def _window(attributes: str) -> dict[str, list[int]]:
-    """Per spatial axis; of a padding the part before the first element."""
+    """Parses the window per spatial axis, with the padding before the first element."""
     text = re.search(r"window=\{([^}]*)\}", attributes)
     fields = re.findall(r"(\w+)=([\d_x\-]+)", text[1]) if text else []
     return {name: [int(p.split("_")[0]) for p in value.split("x")] for name, value in fields}
@@ -115,7 +115,7 @@ def _shape(name: str, computation: Computation) -> tuple[int, ...]:
 
 
 def _bytes(line: Instruction, computation: Computation, module: Module) -> float:
-    """Main memory that an instruction outside a fusion reads and writes."""
+    """Counts the bytes of main memory that an instruction outside a fusion reads and writes."""
     if line.opcode in _FREE or line.opcode.endswith("-done"):
         return 0.0
     operands = [computation.instructions[name] for name in line.operands]
@@ -134,7 +134,7 @@ def _bytes(line: Instruction, computation: Computation, module: Module) -> float
 
 
 def _fusion(line: Instruction, operands: list[Instruction], fusion: Computation) -> float:
-    """Operands as far as the fusion uses them, results as far as it makes them."""
+    """Counts the bytes of operands that the fusion uses and of results that it computes."""
     inner = {each.argument: each for each in fusion.instructions.values()}
     total = 0.0
     for index, operand in enumerate(operands):
@@ -144,16 +144,18 @@ def _fusion(line: Instruction, operands: list[Instruction], fusion: Computation)
         elif any(array.in_hbm for array in operand.arrays):
             total += min(_used(parameter, fusion), _hbm(operand.arrays))
     root = fusion.root
-    made = [fusion.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
-    if len(made) != len(line.arrays):
+    results = [fusion.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
+    if len(results) != len(line.arrays):
         return total + _hbm(line.arrays)
     return total + sum(
-        _made(each, fusion) for each, array in zip(made, line.arrays, strict=True) if array.in_hbm
+        _written(result, fusion)
+        for result, array in zip(results, line.arrays, strict=True)
+        if array.in_hbm
     )
 
 
 def _used(parameter: Instruction, fusion: Computation) -> float:
-    """Bytes of a parameter that the fusion reads."""
+    """Counts the bytes of a parameter that the fusion reads."""
     total = 0.0
     for user in fusion.users[parameter.name]:
         if user.opcode in ("tuple", "parameter"):  # handed through
@@ -171,8 +173,8 @@ def _used(parameter: Instruction, fusion: Computation) -> float:
     return total
 
 
-def _made(result: Instruction, fusion: Computation) -> float:
-    """Bytes of a result that the fusion writes."""
+def _written(result: Instruction, fusion: Computation) -> float:
+    """Counts the bytes of a result that the fusion writes."""
     while result.opcode == "bitcast":
         result = fusion.instructions[result.operands[0]]
     if result.opcode == "parameter":
