@@ -97,7 +97,7 @@ def test_captions_are_taken_away_only_where_clip_tells_them():
 def test_components_that_no_embedding_has_are_refused():
     mistaken = config("prior_ar", "tiny").to_dict()
     mistaken["model"]["model"]["codec"]["components"] = 33
-    with pytest.raises(UserError, match=r"components is 33, but a CLIP embedding here has 32 dim"):
+    with pytest.raises(UserError, match=r"components is 33, but CLIP embeddings have 32 dim"):
         from_config(mistaken)
 
 

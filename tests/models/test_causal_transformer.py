@@ -104,5 +104,5 @@ def test_recomputing_changes_no_gradient(variables, remat):
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     module = CausalTransformer(dataclasses.replace(TINY, heads=3))
-    with pytest.raises(UserError, match="latent decoder width is 8, which 3 does not divide"):
+    with pytest.raises(UserError, match="causal transformer width is 8, which 3 does not divide"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), X, TEXT, text_mask=SEEN))

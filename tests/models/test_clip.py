@@ -172,7 +172,7 @@ def test_images_of_another_size_are_refused(variables):
 
 
 def test_captions_of_another_length_are_refused(variables):
-    with pytest.raises(UserError, match="captions have 4 tokens; this model was built for 5"):
+    with pytest.raises(UserError, match="captions have 4 tokens; this model takes 5"):
         text(variables, TOKENS[:, :4], MASK[:, :4])
 
 

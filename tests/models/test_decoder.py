@@ -243,5 +243,5 @@ def test_mistaken_configs_are_refused(changes, match):
 
 
 def test_captions_of_another_length_are_refused(variables):
-    with pytest.raises(UserError, match="captions have 3 tokens; this model was built for 4"):
+    with pytest.raises(UserError, match="captions have 3 tokens; this model takes 4"):
         run(variables, tokens=INPUTS["tokens"][:, :3], token_mask=INPUTS["token_mask"][:, :3])

@@ -207,7 +207,7 @@ def test_unknown_names_are_refused():
 
 def test_captions_of_another_length_are_refused():
     layers.check_tokens(jnp.zeros((2, 8), jnp.int32), context=8)
-    with pytest.raises(UserError, match="captions have 7 tokens; this model was built for 8"):
+    with pytest.raises(UserError, match="captions have 7 tokens; this model takes 8"):
         layers.check_tokens(jnp.zeros((2, 7), jnp.int32), context=8)
 
 

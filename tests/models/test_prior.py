@@ -195,11 +195,11 @@ def test_mistaken_configs_are_refused():
 
 
 def test_mistaken_inputs_are_refused(plain):
-    with pytest.raises(UserError, match="reads token ids; do not give text_seq"):
+    with pytest.raises(UserError, match="reads token ids; do not pass text_seq"):
         run(plain, {}, SEQUENCE)
-    with pytest.raises(UserError, match="reads CLIP's token features; give text_seq"):
+    with pytest.raises(UserError, match="reads CLIP's token features; pass text_seq"):
         run(plain, KARLO, {})
     with pytest.raises(UserError, match=r"text_seq has width 5; prior.clip_text_width is 7"):
         run(plain, {**KARLO, "clip_text_width": 7}, SEQUENCE)
-    with pytest.raises(UserError, match="captions have 3 tokens; this model was built for 4"):
+    with pytest.raises(UserError, match="captions have 3 tokens; this model takes 4"):
         run(plain, {}, {}, tokens=INPUTS["tokens"][:, :3], token_mask=INPUTS["token_mask"][:, :3])

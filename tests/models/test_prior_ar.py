@@ -202,12 +202,12 @@ def test_mistaken_configs_are_refused():
     with pytest.raises(UserError, match=r"unknown prior_ar.padding 'masked'. Did you mean 'mask'"):
         build(padding="masked")
     many = dataclasses.replace(TINY.codec, components=7)
-    with pytest.raises(UserError, match=r"components is 7, but a CLIP embedding here has 6 dim"):
+    with pytest.raises(UserError, match=r"components is 7, but CLIP embeddings have 6 dim"):
         build(codec=many)
     with pytest.raises(UserError, match=r"latent_context is 5, which holds 4 codes .*set it to 6"):
         build(latent_context=5)
     short = {**INPUTS, **{name: INPUTS[name][:, :3] for name in ("tokens", "token_mask")}}
-    with pytest.raises(UserError, match="captions have 3 tokens; this model was built for 4"):
+    with pytest.raises(UserError, match="captions have 3 tokens; this model takes 4"):
         probes.shapes(build(), CODES, **short)
 
 

@@ -120,5 +120,5 @@ def test_unknown_padding_is_refused():
 
 
 def test_captions_of_another_length_are_refused():
-    with pytest.raises(UserError, match="captions have 4 tokens; this model was built for 5"):
+    with pytest.raises(UserError, match="captions have 4 tokens; this model takes 5"):
         probes.shapes(TextEncoder(TINY), TOKENS[:, :4], MASK[:, :4])

@@ -203,7 +203,9 @@ def test_no_flipped_bit_is_taken_for_good(tmp_path, caplog: pytest.LogCaptureFix
         with Checkpoints(workdir, keep=2) as checkpoints:
             restored = checkpoints.restore(states[2])
         assert bits(restored.state) == bits(states[restored.position])
-    assert "its bits are not the ones that were saved" in caplog.text  # Orbax noticed nothing
+    assert (
+        "its checksum differs from the one that was saved" in caplog.text
+    )  # Orbax noticed nothing
 
 
 def test_two_damaged_ones_are_skipped_and_none_is_lost(copied):
@@ -234,7 +236,7 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(copied):
 
 def test_checkpoints_of_another_model_are_refused_and_not_moved(copied):
     workdir, _ = copied
-    with pytest.raises(UserError, match=r"/3 was made by another model: opt_state/.* is absent"):
+    with pytest.raises(UserError, match=r"/3 belongs to another model: its opt_state/.* is absent"):
         restore(workdir, program(name="adamw"))
     assert not (workdir / "damaged").exists()
 

@@ -109,12 +109,12 @@ def test_runs_that_noted_how_to_sample_are_welcome(tmp_path: pathlib.Path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({**IDENTITY, "seed": 1}, r"another experiment: seed is 0 there and 1 here"),
+        ({**IDENTITY, "seed": 1}, r"another experiment: its seed is 0, this one.s 1"),
         (
             {**IDENTITY, "model": {"width": 32}},
-            r"model.heads is \[1, 2\] there and \"absent\"",
+            r"its model.heads is \[1, 2\], this one.s \"absent\"",
         ),
-        ({**IDENTITY, "stage": "clip"}, r"stage is \"prior\" there and \"clip\" here"),
+        ({**IDENTITY, "stage": "clip"}, r"its stage is \"prior\", this one.s \"clip\""),
     ],
 )
 def test_another_experiment_is_refused_by_name(tmp_path: pathlib.Path, other: dict, message: str):

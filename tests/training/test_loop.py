@@ -287,7 +287,7 @@ def test_a_fresh_run_takes_what_is_fitted_and_a_continued_one_has_it(tmp_path: p
 
 def test_another_experiments_workdir_is_refused(tmp_path: pathlib.Path):
     toy.run(tmp_path)
-    with pytest.raises(UserError, match=r"belongs to another experiment: name is \"toy\" there"):
+    with pytest.raises(UserError, match=r"belongs to another experiment: its name is \"toy\""):
         toy.run(tmp_path, identity={"name": "prior"})
 
 

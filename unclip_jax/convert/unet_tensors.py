@@ -11,7 +11,7 @@ from typing import Any
 from unclip_jax.convert import configs
 from unclip_jax.convert.tensor_table import Entry, linear, norm
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.unet import Step, UNetConfig, plan
+from unclip_jax.models.unet import BlockSpec, UNetConfig, plan
 
 CONDITIONED, PLAIN = "UNet2DConditionModel", "UNet2DModel"
 ATTENTION = {"down": "SimpleCrossAttnDownBlock2D", "up": "SimpleCrossAttnUpBlock2D"}
@@ -148,7 +148,7 @@ def entries(cfg: UNetConfig, *, unet: str = "unet", time: str = "time") -> list[
     return table
 
 
-def _step(unet: str, step: Step, features: int, cfg: UNetConfig) -> list[Entry]:
+def _step(unet: str, step: BlockSpec, features: int, cfg: UNetConfig) -> list[Entry]:
     """One residual block that takes `features` channels, and its attention."""
     block, attention = names(step.name, len(cfg.multiples))
     ours = f"{unet}/{step.name}"

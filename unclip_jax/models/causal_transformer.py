@@ -1,8 +1,8 @@
-"""A causal transformer over few tokens that also sees a caption, with a cache for sampling.
+"""A causal transformer that also attends to a caption, with a key-value cache for sampling.
 
 The caption's features enter every layer as further keys and values, before those of the layer's
-own tokens (as in GLIDE, arXiv 2112.10741, section 4): a prefix that costs no positions. With a
-cache, one token at a time gives what all tokens at once give.
+own tokens (as in GLIDE, arXiv 2112.10741, section 4): a prefix that costs no positions. Decoding
+token by token with the cache equals one pass over all tokens.
 """
 
 from typing import Any
@@ -19,15 +19,15 @@ from unclip_jax.models.layers import (
     attention,
     compute_dtype,
     dense,
-    layers_per_turn,
     normal,
     rematerialised,
+    scan_unroll,
 )
 from unclip_jax.models.transformer import MLP, TransformerConfig
 
 Features = Float[Array, " b l d"]
 Text = Float[Array, " b m e"]
-Visible = Bool[Array, " #b 1 l s"]  # s slots: the caption's, then own ones
+Visible = Bool[Array, " #b 1 l s"]  # s slots: the caption's, then those of own tokens
 
 
 @struct.dataclass
@@ -49,16 +49,16 @@ class CausalTransformer(nn.Module):
     def __call__(
         self, x: Features, text: Text, *, text_mask: Bool[Array, " b m"], keep: int = 0
     ) -> tuple[Features, Cache | None]:
-        """All tokens at once.
+        """Processes all tokens in one pass.
 
         Args:
             x: own tokens, positions included.
             text: caption features of any width.
-            text_mask: caption slots that may be seen.
-            keep: own slots of the cache that is returned; 0 = no cache, as in training.
+            text_mask: True at caption slots to attend to.
+            keep: slots for own tokens in the returned cache; 0 = no cache, as in training.
 
         Returns:
-            Features, and the cache with which `step` goes on behind these tokens.
+            Features, and the cache with which `step` continues after these tokens.
         """
         length = x.shape[1]
         own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (len(x), length, length))
@@ -78,20 +78,20 @@ class CausalTransformer(nn.Module):
         position: Int[Array, ""],
         text_mask: Bool[Array, " b m"],
     ) -> tuple[Float[Array, " b 1 d"], Cache]:
-        """One token, whose number among the own tokens is `position`, after those before it."""
+        """Processes the own token at `position`, after those before it."""
         start = text_mask.shape[1]
         own = jnp.arange(cache.k.shape[2] - start) <= position
         own = jnp.broadcast_to(own[None], (len(x), len(own)))
         visible = jnp.concatenate([text_mask, own], axis=1)[:, None, None, :]
-        x, kept = self._stack(x, cache, None, visible, start + position, keep=True)
-        assert kept is not None
-        return x, kept
+        x, updated = self._stack(x, cache, None, visible, start + position, keep=True)
+        assert updated is not None
+        return x, updated
 
     @nn.compact
     def _stack(self, x: Features, *inputs: Any, keep: bool) -> tuple[Features, Cache | None]:
-        """The scanned blocks, the same parameters for both ways in."""
+        """Runs the scanned blocks, whose parameters both entry points share."""
         cfg = self.cfg
-        divisible("latent decoder width", cfg.width, cfg.heads, "choose heads that divide it.")
+        divisible("causal transformer width", cfg.width, cfg.heads, "choose heads that divide it.")
         shared = nn.broadcast
         layers = nn.scan(
             rematerialised(Block, cfg.remat, scanned=True),
@@ -99,7 +99,7 @@ class CausalTransformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, shared, shared, shared),  # pyright: ignore[reportArgumentType]
             length=cfg.depth,
-            unroll=layers_per_turn(cfg.depth, remat=cfg.remat),
+            unroll=scan_unroll(cfg.depth, remat=cfg.remat),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return layers(cfg, keep, name="blocks")(x, *inputs)
@@ -120,7 +120,7 @@ class Block(nn.Module):
         visible: Visible,
         slot: Int[Array, ""] | None,
     ) -> tuple[Features, Cache | None]:
-        """Apply one layer; either `text` is given, or `cache` and `slot`."""
+        """Applies one layer, with either `text` or `cache` and `slot`."""
         y = LayerNorm(name="norm_1")(x.astype(compute_dtype(self.cfg.dtype)))
         y, cache = TextAttention(self.cfg, name="attention")(y, cache, text, visible, slot)
         x = x + y
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """One softmax over the caption and the own tokens up to each; deviations as in CLIP's code."""
+    """Attention to the caption and to earlier own tokens; initial deviations as in CLIP's code."""
 
     cfg: TransformerConfig
 
@@ -142,7 +142,7 @@ class TextAttention(nn.Module):
         visible: Visible,
         slot: Int[Array, ""] | None,
     ) -> tuple[Features, Cache]:
-        """Return the attended values at the width, and all keys and values seen."""
+        """Returns the attended values, projected to the width, and all keys and values."""
         cfg = self.cfg
         q, k, v = (self._heads(name, x) for name in "qkv")
         if cache is None:

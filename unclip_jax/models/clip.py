@@ -34,7 +34,7 @@ MAX_LOGIT_SCALE = 100.0  # arXiv 2103.00020, section 2.5
 
 @struct.dataclass
 class TextOutput:
-    """What the text tower says of a caption.
+    """The output of the text tower.
 
     Attributes:
         pooled: raw embedding, of the end token.
@@ -47,7 +47,7 @@ class TextOutput:
 
 @struct.dataclass
 class ClipOutput:
-    """Both sides of a batch of pairs.
+    """The embeddings of a batch of pairs.
 
     Attributes:
         z_img: L2-normalised image embeddings.
@@ -61,12 +61,12 @@ class ClipOutput:
 
 
 class Clip(nn.Module):
-    """Two towers and a temperature."""
+    """CLIP: an image tower, a text tower and a temperature."""
 
     cfg: ClipConfig
 
     def setup(self):
-        """Name the towers; the names are the parameter paths of checkpoints."""
+        """Creates the towers; their names are the parameter paths of checkpoints."""
         if "image" in self.cfg.towers:
             self.image = ImageTower(self.cfg)
         if "text" in self.cfg.towers:
@@ -76,13 +76,13 @@ class Clip(nn.Module):
             self.log_scale = self.param("log_scale", sharded(lambda _: jnp.float32(start)))
 
     def __call__(self, images: Image, tokens: Tokens, token_mask: Mask) -> ClipOutput:
-        """Embed pairs.
+        """Embeds pairs.
 
         Raises:
-            UserError: a tower or the temperature is not there.
+            UserError: a tower or the temperature is missing.
         """
-        self._need("image")
-        self._need("text")
+        self._require("image")
+        self._require("text")
         if not self.cfg.temperature:
             raise UserError(
                 "this CLIP has no temperature (clip.temperature is off), so its pairs cannot be "
@@ -95,31 +95,31 @@ class Clip(nn.Module):
     def run(
         self, images: Image | None, tokens: Tokens | None, token_mask: Mask | None
     ) -> tuple[Embedding | None, TextOutput | None]:
-        """Raw outputs of the towers that are given something."""
+        """Returns the raw outputs of the towers that have an input."""
         z_img = None if images is None else self.encode_image(images)
         if tokens is None or token_mask is None:
             return z_img, None
         return z_img, self.encode_text(tokens, token_mask)
 
     def encode_image(self, images: Image) -> Embedding:
-        """Raw image embeddings of images in [-1, 1].
+        """Returns the raw embeddings of images in [-1, 1].
 
         Raises:
-            UserError: there is no image tower.
+            UserError: no image tower.
         """
-        self._need("image")
+        self._require("image")
         return self.image(images)
 
     def encode_text(self, tokens: Tokens, token_mask: Mask) -> TextOutput:
-        """Raw text embeddings and per-token features.
+        """Returns raw text embeddings and per-token features.
 
         Raises:
-            UserError: there is no text tower.
+            UserError: no text tower.
         """
-        self._need("text")
+        self._require("text")
         return self.text(tokens, token_mask)
 
-    def _need(self, tower: str) -> None:
+    def _require(self, tower: str) -> None:
         if tower not in self.cfg.towers:
             raise UserError(
                 f"this CLIP has no {tower} tower (it has {', '.join(self.cfg.towers)}); use a "
@@ -127,25 +127,25 @@ class Clip(nn.Module):
             )
 
     def logit_scale(self) -> Scalar:
-        """Exp of the temperature, clamped (section 2.5)."""
-        return jnp.exp(_at_most(self.log_scale, math.log(MAX_LOGIT_SCALE)))
+        """Returns exp of the temperature, clamped (section 2.5)."""
+        return jnp.exp(_clamp_above(self.log_scale, math.log(MAX_LOGIT_SCALE)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _at_most(x: Scalar, bound: float) -> Scalar:
-    """min(x, bound), whose gradient may lead back below the bound but never further above it."""
+def _clamp_above(x: Scalar, bound: float) -> Scalar:
+    """Computes min(x, bound), with gradients that lead below the bound but not further above it."""
     return jnp.minimum(x, bound)
 
 
-def _at_most_forward(x: Scalar, bound: float) -> tuple[Scalar, Scalar]:
+def _clamp_above_forward(x: Scalar, bound: float) -> tuple[Scalar, Scalar]:
     return jnp.minimum(x, bound), x
 
 
-def _at_most_backward(bound: float, x: Scalar, slope: Scalar) -> tuple[Scalar]:
+def _clamp_above_backward(bound: float, x: Scalar, slope: Scalar) -> tuple[Scalar]:
     return (jnp.where((x >= bound) & (slope < 0), 0.0, slope),)
 
 
-_at_most.defvjp(_at_most_forward, _at_most_backward)
+_clamp_above.defvjp(_clamp_above_forward, _clamp_above_backward)
 
 
 class ImageTower(nn.Module):
@@ -155,7 +155,7 @@ class ImageTower(nn.Module):
 
     @nn.compact
     def __call__(self, images: Image) -> Embedding:
-        """Return raw embeddings.
+        """Returns raw embeddings.
 
         Raises:
             UserError: images of another size.
@@ -182,15 +182,15 @@ class ImageTower(nn.Module):
 class Stem(nn.Module):
     """Strided 3x3 convolutions down to one token per patch (arXiv 2106.14881, section 4).
 
-    Channels double up to the width. Such a stem needs far fewer examples than a linear map of raw
-    pixels before it tells shapes apart.
+    Channels double up to the width. Such a stem learns to distinguish shapes from far fewer
+    examples than a linear map of raw pixels.
     """
 
     cfg: ClipConfig
 
     @nn.compact
     def __call__(self, x: Image) -> Float[Array, " b l d"]:
-        """Return one token per patch, row by row."""
+        """Returns one token per patch, row by row."""
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
         levels = int(math.log2(cfg.patch_size))
         for level in range(levels):
@@ -211,7 +211,7 @@ class Stem(nn.Module):
 
 
 def _patches(cfg: ClipConfig) -> nn.Conv:
-    """The paper's stem: one linear map of every patch."""
+    """The stem of the paper: one linear map of every patch."""
     return nn.Conv(
         cfg.image_width,
         (cfg.patch_size, cfg.patch_size),
@@ -231,10 +231,9 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, token_mask: Mask) -> TextOutput:
-        """Return the raw embedding and the features of all slots.
+        """Returns the raw embedding and the features of all slots.
 
-        Slots after the end token come after it in a causal stack, so what they hold changes
-        nothing before them.
+        The stack is causal, so slots after the end token do not affect it.
 
         Raises:
             UserError: captions of another length.
@@ -258,7 +257,7 @@ class TextTower(nn.Module):
 
 
 def _projection(cfg: ClipConfig, width: int) -> nn.Dense:
-    """To the shared space, without a bias."""
+    """The linear map to the shared space, without a bias."""
     return dense(
         cfg.embed_dim,
         name="projection",
@@ -270,7 +269,7 @@ def _projection(cfg: ClipConfig, width: int) -> nn.Dense:
 
 
 def _standardised(images: Image, cfg: ClipConfig) -> Image:
-    """[-1, 1] to standardised pixels."""
+    """Converts [-1, 1] to standardised pixels."""
     mean, std = (jnp.array(v)[None, None, None] for v in (cfg.image_mean, cfg.image_std))
     return ((images + 1.0) / 2.0 - mean) / std
 

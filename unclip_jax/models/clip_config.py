@@ -1,4 +1,4 @@
-"""The size of a CLIP, and which of its parts there are."""
+"""The size and the parts of a CLIP."""
 
 import dataclasses
 
@@ -30,8 +30,8 @@ class ClipConfig:
             leaves them far below the patches, too faint for a run of a few hundred steps.
         image_mlp: hidden width of the image tower's MLPs; None = 4 times the width.
         text_mlp: likewise of the text tower.
-        towers: which of "image" and "text" there are; public pipelines carry one without the other.
-        temperature: the learned temperature is there; pipelines carry towers without it.
+        towers: "image", "text" or both; public pipelines may have only one.
+        temperature: with the learned temperature; pipelines have towers without it.
         projection: False = embeddings are the pooled features themselves (a bare text tower).
         image_mean: per channel, of pixels in [0, 1].
         image_std: per channel, likewise.
@@ -69,7 +69,7 @@ class ClipConfig:
         if self.stem == "conv" and self.patch_size.bit_count() != 1:
             raise UserError(
                 f"clip.patch_size is {self.patch_size}; a conv stem halves the side step by step, "
-                "so take a power of two."
+                "so use a power of two."
             )
         for name in self.towers:
             one_of("clip tower", name, TOWERS)

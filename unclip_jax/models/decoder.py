@@ -22,7 +22,7 @@ from unclip_jax.parallel.axes import sharded
 
 NULL_Z = ("learned", "zero")
 CAPTIONS = ("own", "clip_sequence")
-KNOWN = 4  # channels that show a decoder what is known of an image: RGB and mask
+INPAINT_CHANNELS = 4  # known pixels (RGB) and their mask
 MAP_SIDE = 8  # of the miniature's spatial map of z_img
 
 
@@ -38,21 +38,21 @@ class DecoderConfig:
         text_heads: its heads.
         context: length of every caption.
         vocab_size: rows of the token table.
-        num_z_tokens: context tokens made of z_img (4 in the paper).
-        null_z: what a dropped z_img becomes: "learned" vector or "zero" (the paper names both).
+        num_z_tokens: context tokens projected from z_img (4 in the paper).
+        null_z: replacement of a dropped z_img: a "learned" vector or "zero" (the paper names both).
         padding: of captions, "learned" or "mask".
         caption: "own": a transformer of the decoder's own reads token ids (the paper);
             "clip_sequence": projected token features and the embedding of the frozen CLIP (Karlo),
             without text_depth and text_heads; no caption is then the empty one.
         clip_text_width: width of those features.
-        z_map: channels of a small spatial map that is made of z_img and joins x_t; 0 = none, as in
-            the paper (a miniature-only option).
-        z_map_width: hidden units of the network that makes the map; 0 = it is linear.
+        z_map: channels of a small spatial map of z_img, concatenated to x_t; 0 = none, as in the
+            paper (a miniature-only option).
+        z_map_width: hidden units of the map's network; 0 = a linear map.
         num_timesteps: length of the trained chain.
-        reads_z: False puts the null in place of every z_img, which makes this GLIDE: a decoder of
-            captions alone, on the same code.
-        inpaints: four further input channels, what is known of the image and where (GLIDE,
-            arXiv 2112.10741, section 4.3); zeros where nothing is.
+        reads_z: False replaces every z_img by the null, which makes this GLIDE, a decoder of
+            captions alone.
+        inpaints: four further input channels, the known pixels and their mask (GLIDE,
+            arXiv 2112.10741, section 4.3), all zero without inpainting.
     """
 
     unet: UNetConfig
@@ -86,7 +86,7 @@ class DecoderConfig:
 
     @property
     def text(self) -> TextEncoderConfig:
-        """The caption transformer."""
+        """Config of the caption transformer."""
         return TextEncoderConfig(
             width=self.text_width,
             depth=self.text_depth,
@@ -101,12 +101,12 @@ class DecoderConfig:
 
 @struct.dataclass
 class TextFeatures:
-    """A caption as the U-Net sees it; made once, used at every sampling step.
+    """An encoded caption, computed once for all sampling steps.
 
     Attributes:
         sequence: features of all slots.
-        last: what joins the timestep embedding: the last slot's feature (GLIDE), or CLIP's z_txt.
-        mask: slots that attention may see.
+        last: added to the timestep embedding: the last slot's feature (GLIDE), or CLIP's z_txt.
+        mask: True at slots to attend to.
     """
 
     sequence: Float[Array, " b l d"]
@@ -115,12 +115,12 @@ class TextFeatures:
 
 
 class Decoder(nn.Module):
-    """x_t, t, z_img and caption to an image-shaped output; zero when fresh."""
+    """Maps x_t, t, z_img and caption to an image-shaped output; zero when fresh."""
 
     cfg: DecoderConfig
 
     def setup(self):
-        """Name every part; the names are the parameter paths of checkpoints."""
+        """Creates the submodules; their names are the parameter paths of checkpoints."""
         cfg, dtype = self.cfg, compute_dtype(self.cfg.unet.dtype)
         emb_width, channels = cfg.unet.emb_width, cfg.unet.channels
         if cfg.caption == "own":
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
             self.z_to_map = dense(features, name="z_to_map", axes=axes, dtype=dtype)
             unet = dataclasses.replace(unet, in_channels=unet.in_channels + cfg.z_map)
         if cfg.inpaints:
-            unet = dataclasses.replace(unet, in_channels=unet.in_channels + KNOWN)
+            unet = dataclasses.replace(unet, in_channels=unet.in_channels + INPAINT_CHANNELS)
         self.unet = UNet(unet)
 
     def __call__(
@@ -164,7 +164,7 @@ class Decoder(nn.Module):
         known: Float[Array, " b h w 4"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
-        """Raw output of the U-Net, `unet.out_channels` per pixel.
+        """Computes the raw output of the U-Net, `unet.out_channels` per pixel.
 
         Args:
             x_t: noised image.
@@ -182,8 +182,8 @@ class Decoder(nn.Module):
         text = self.encode_text(
             tokens, token_mask, keep_text=keep_text, text_seq=text_seq, z_txt=z_txt
         )
-        seen = {"text": text, "keep_z": keep_z, "known": known}
-        return self.denoise(x_t, t, z_img=z_img, **seen, deterministic=deterministic)
+        options = {"keep_z": keep_z, "known": known, "deterministic": deterministic}
+        return self.denoise(x_t, t, z_img=z_img, text=text, **options)
 
     def encode_text(
         self,
@@ -194,36 +194,36 @@ class Decoder(nn.Module):
         text_seq: Float[Array, " b l e"] | None = None,
         z_txt: Embedding | None = None,
     ) -> TextFeatures:
-        """Encode captions; a dropped one is all padding.
+        """Encodes captions; a dropped one is all padding.
 
         Raises:
-            UserError: CLIP's features missing or not wanted, or `keep_text` beside them.
+            UserError: CLIP's features missing or unexpected, or `keep_text` with them.
         """
         if self.cfg.caption == "clip_sequence":
-            return self._read_clip(token_mask, text_seq, z_txt, keep_text)
+            return self._project_clip(token_mask, text_seq, z_txt, keep_text)
         if text_seq is not None or z_txt is not None:
-            raise UserError("this decoder reads token ids; do not give text_seq and z_txt.")
+            raise UserError("this decoder reads token ids; do not pass text_seq and z_txt.")
         if keep_text is not None:
             token_mask = token_mask & keep_text[:, None]
         sequence = self.text_encoder(tokens, token_mask)
-        seen = token_mask if self.cfg.padding == "mask" else jnp.ones_like(token_mask)
-        return TextFeatures(sequence, sequence[:, -1], seen)
+        mask = token_mask if self.cfg.padding == "mask" else jnp.ones_like(token_mask)
+        return TextFeatures(sequence, sequence[:, -1], mask)
 
-    def _read_clip(
+    def _project_clip(
         self, mask: Mask, text_seq: Array | None, z_txt: Array | None, keep_text: Array | None
     ) -> TextFeatures:
-        """CLIP's features of a caption, projected and normalised."""
+        """Projects and normalises CLIP's features of a caption."""
         if text_seq is None or z_txt is None:
-            raise UserError("this decoder reads CLIP's features; give text_seq and z_txt.")
+            raise UserError("this decoder reads CLIP's features; pass text_seq and z_txt.")
         if keep_text is not None:
             raise UserError(
                 "this decoder has no null caption (decoder.caption is 'clip_sequence'); instead "
-                "of dropping a caption give CLIP's features of the empty one."
+                "of dropping a caption pass CLIP's features of the empty one."
             )
         if text_seq.shape[-1] != self.cfg.clip_text_width:
             raise UserError(
                 f"text_seq has width {text_seq.shape[-1]}; decoder.clip_text_width is "
-                f"{self.cfg.clip_text_width}. Use the CLIP that this decoder was built for."
+                f"{self.cfg.clip_text_width}. Use the CLIP of this decoder."
             )
         dtype = compute_dtype(self.cfg.unet.dtype)
         sequence = self.text_norm(self.text_in(text_seq.astype(dtype)))
@@ -240,12 +240,12 @@ class Decoder(nn.Module):
         known: Float[Array, " b h w 4"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
-        """One pass of the U-Net with captions that are already encoded."""
+        """Runs the U-Net with encoded captions."""
         cfg = self.cfg
-        assert cfg.inpaints or known is None, "this decoder has no channels for what is known"
+        assert cfg.inpaints or known is None, "this decoder has no channels for inpainting"
         z_img = self._dropped(z_img, keep_z).astype(compute_dtype(cfg.unet.dtype))
         emb = self.time(t) + self.text_to_emb(text.last) + self.z_to_emb(z_img)
-        # channel-major, as the public checkpoints have it: [b, d, n] and then transposed
+        # channel-major, as in the public checkpoints: [b, d, n] and then transposed
         z_tokens = self.z_to_tokens(z_img).reshape(len(z_img), cfg.text_width, -1).swapaxes(1, 2)
         context = jnp.concatenate([z_tokens, text.sequence.astype(z_tokens.dtype)], axis=1)
         mask = None
@@ -254,12 +254,12 @@ class Decoder(nn.Module):
         if cfg.z_map:
             x_t = jnp.concatenate([x_t, self._spatial(z_img, x_t.shape[1:3])], axis=-1)
         if cfg.inpaints:  # last, so that `Stage.grows` can add them to a trained stem
-            nothing = jnp.zeros((*x_t.shape[:3], KNOWN), x_t.dtype)
-            x_t = jnp.concatenate([x_t, nothing if known is None else known], axis=-1)
+            empty = jnp.zeros((*x_t.shape[:3], INPAINT_CHANNELS), x_t.dtype)
+            x_t = jnp.concatenate([x_t, empty if known is None else known], axis=-1)
         return self.unet(x_t, emb, context=context, context_mask=mask, deterministic=deterministic)
 
     def _dropped(self, z_img: Embedding, keep_z: Bool[Array, " b"] | None) -> Embedding:
-        """z_img with its null where it is dropped; both pathways see the same."""
+        """Replaces dropped z_img by the null, for both pathways."""
         if not self.cfg.reads_z:
             keep_z = jnp.zeros(z_img.shape[0], bool)
         if keep_z is None:
@@ -268,7 +268,7 @@ class Decoder(nn.Module):
         return jnp.where(keep_z[:, None], z_img, null[None].astype(z_img.dtype))
 
     def _spatial(self, z_img: Embedding, size: tuple[int, ...]) -> Float[Array, " b h w m"]:
-        """z_img as a coarse map, repeated to the image's size."""
+        """Maps z_img to a coarse grid, repeated to the image's size."""
         if self.cfg.z_map_width:
             z_img = jax.nn.silu(self.z_to_hidden(z_img))
         grid = self.z_to_map(z_img).reshape(-1, MAP_SIDE, MAP_SIDE, self.cfg.z_map)
@@ -277,5 +277,5 @@ class Decoder(nn.Module):
 
 
 def known_part(images: Image, mask: Float[Array, " b h w 1"]) -> Float[Array, " b h w 4"]:
-    """What an inpainting decoder is shown: the image where the mask is 1, and the mask."""
+    """Returns the input of inpainting: the image where the mask is 1, and the mask."""
     return jnp.concatenate([images * mask, mask], axis=-1)

@@ -1,9 +1,9 @@
-"""Inception-v3 as FID has it: the network of 2015-12-05, whose features every FID is made of.
+"""The Inception-v3 of FID: the network of 2015-12-05, whose features define FID.
 
 The architecture is that of arXiv 1512.00567, table 1, without the auxiliary head. It differs from
-today's classifiers of the same name in what pytorch-fid found when it carried the weights over:
+current classifiers of the same name, as pytorch-fid documents:
 1008 classes; averages at the border that do not count the padding; a maximum instead of the
-average in the last block. Blocks and layers carry the names of the public weights.
+average in the last block. Blocks and layers have the names of the public weights.
 
 The network is data: `BLOCKS` holds branches of steps, and a step is a convolution, a pooling, or
 several convolutions side by side.
@@ -20,9 +20,9 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core.types import Image
 
-SIDE = 299  # pixels; the network itself takes any size from 75 on
+SIDE = 299  # pixels; the network accepts any size from 75 on
 CLASSES = 1008
-EPS = 1e-3  # of batch normalisation, there
+EPS = 1e-3  # of batch normalisation
 SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7  # "mixed_6/conv" of the TensorFlow graph; sFID
 
 
@@ -68,13 +68,13 @@ class InceptionConfig:
 
 @struct.dataclass
 class InceptionOutput:
-    """What the scores are made of.
+    """Features and logits.
 
     Attributes:
-        pool: pooled features ("pool_3"), for FID and all that looks at neighbours.
+        pool: pooled features ("pool_3"), for FID and scores of nearest neighbours.
         spatial: seven channels of the 17 x 17 map before the last third, flat, for sFID.
         logits: of the classes.
-        unbiased: the same without the bias of the last layer, as ADM's Inception score takes them.
+        unbiased: the same without the bias of the last layer, for ADM's Inception score.
     """
 
     pool: Float[Array, " b d"]
@@ -171,7 +171,7 @@ BLOCKS: tuple[tuple[str, tuple[Branch, ...]], ...] = (
 
 
 def conv_paths() -> Iterator[str]:
-    """Slash-separated paths of all convolutions."""
+    """Yields slash-separated paths of all convolutions."""
     for prefix, branch in (("", STEM), *((f"{n}/", b) for n, branches in BLOCKS for b in branches)):
         for step in branch:
             if not isinstance(step, str):
@@ -180,13 +180,13 @@ def conv_paths() -> Iterator[str]:
 
 
 class Inception(nn.Module):
-    """Images in [-1, 1] of `SIDE` pixels to features and logits."""
+    """Maps images in [-1, 1] of `SIDE` pixels to features and logits."""
 
     cfg: InceptionConfig = InceptionConfig()
 
     @nn.compact
     def __call__(self, images: Image) -> InceptionOutput:
-        """Run the network; how images come to this size is the caller's protocol."""
+        """Runs the network; resizing to this size is the caller's protocol."""
         divide, spatial = self.cfg.divide, None
         x = _run(STEM, images, divide)
         for name, branches in BLOCKS:
@@ -203,7 +203,7 @@ class Inception(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches side by side; returns what each of them gives."""
+    """Parallel branches; returns their outputs."""
 
     branches: tuple[Branch, ...]
     divide: int
@@ -214,7 +214,7 @@ class _Block(nn.Module):
 
 
 class _ConvNorm(nn.Module):
-    """One `Conv`."""
+    """The module of one `Conv`."""
 
     conv: Conv
     divide: int
@@ -246,7 +246,7 @@ class _Norm(nn.Module):
 
 
 def _run(branch: Branch, x: Map, divide: int) -> Map:
-    """The steps of a branch in order, within the module that calls this."""
+    """Runs the steps of a branch in order, within the calling module."""
     for step in branch:
         if isinstance(step, str):
             x = _POOLINGS[step](x)

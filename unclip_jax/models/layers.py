@@ -1,8 +1,8 @@
-"""The layers that all networks share.
+"""Layers that all networks share.
 
 Linear maps and convolutions with named axes, norms, attention, timestep features.
 
-Epsilon is 1e-5 in every norm (Flax defaults to 1e-6; every public checkpoint was made with 1e-5).
+Epsilon is 1e-5 in every norm (Flax defaults to 1e-6; all public checkpoints use 1e-5).
 """
 
 import math
@@ -30,7 +30,7 @@ normal = nn.initializers.normal
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype in which a network computes.
+    """Returns the compute dtype called `name`.
 
     Raises:
         UserError: the name is neither "float32" nor "bfloat16".
@@ -41,9 +41,9 @@ def compute_dtype(name: str) -> jnp.dtype:
 def rematerialised(
     block: Any, policy: str, *, scanned: bool, static_argnums: tuple[int, ...] = ()
 ) -> Any:
-    """The module class `block`, its activations recomputed in the backward pass as `policy` says.
+    """Wraps the module class `block` to recompute activations in the backward pass.
 
-    "none" keeps them all, "block" keeps only the block's inputs, "dots" keeps matrix products.
+    "none" stores them all, "block" stores only the block's inputs, "dots" stores matrix products.
 
     Args:
         block: a Flax module class.
@@ -60,11 +60,11 @@ def rematerialised(
     return nn.remat(block, prevent_cse=not scanned, policy=keep, static_argnums=static_argnums)
 
 
-def layers_per_turn(depth: int, *, remat: str) -> int:
-    """How many of `depth` layers one turn of their scan holds: all of a small model's, or one.
+def scan_unroll(depth: int, *, remat: str) -> int:
+    """Returns the unroll factor of a scan over `depth` layers: all of a small model's, or one.
 
     A scan copies activations into stacks and back, a sixth of the training step of the miniature's
-    prior on CPUs (docs/speed.md). Large models need it, or they would not compile in minutes.
+    prior on CPUs (docs/speed.md). Large models need it to compile within minutes.
     """
     return depth if remat == "none" and depth <= UNROLLED else 1
 
@@ -78,7 +78,7 @@ def dense(
     init: nn.initializers.Initializer = fan_in_normal,
     use_bias: bool = True,
 ) -> nn.Dense:
-    """A linear map whose kernel [in, out] carries the two logical `axes`."""
+    """Creates a linear map whose kernel [in, out] carries the two logical `axes`."""
     return nn.Dense(
         features,
         use_bias=use_bias,
@@ -98,7 +98,7 @@ def conv(
     init: nn.initializers.Initializer = fan_in_normal,
     out: str = "conv_out",
 ) -> nn.Conv:
-    """A `size` x `size` convolution that keeps height and width; kernel [size, size, in, out]."""
+    """Creates a `size` x `size` convolution with padding; kernel [size, size, in, out]."""
     return nn.Conv(
         features,
         (size, size),
@@ -110,11 +110,11 @@ def conv(
 
 
 class LayerNorm(nn.Module):
-    """Normalise the last axis in float32; gain and bias as usual."""
+    """Layer normalisation of the last axis in float32, with gain and bias."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Return `x` normalised, in the dtype of `x`."""
+        """Returns `x` normalised, in the dtype of `x`."""
         shape = (1,) * (x.ndim - 1) + (-1,)
         scale = self.param("scale", sharded(ones, "norm"), (x.shape[-1],))
         bias = self.param("bias", sharded(zeros, "norm"), (x.shape[-1],))
@@ -125,7 +125,7 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalise contiguous groups of channels, over space or at every position, in float32.
+    """Group normalisation, over space or at every position, in float32.
 
     `modulation` gives adaptive group norm (ADM, arXiv 2105.05233, eq. 8): the normalised and
     affinely mapped x times (1 + scale) plus shift, with [scale, shift] per example. Every factor
@@ -134,8 +134,8 @@ class GroupNorm(nn.Module):
     Attributes:
         groups: of channels.
         over_space: one mean and deviation for all positions of a group (Wu & He, arXiv 1803.08494);
-            False takes them at every position by itself, so that what one place looks like does
-            not depend on how much of the image looks like it.
+            False takes them at every position separately, so that one region of the image
+            does not depend on the others.
 
     Raises:
         UserError: `groups` does not divide the channels.
@@ -148,7 +148,7 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: Float[Array, " b h w c"], modulation: Float[Array, " b 2*c"] | None = None
     ) -> Float[Array, " b h w c"]:
-        """Return `x` normalised (and modulated), in the dtype of `x`."""
+        """Returns `x` normalised (and modulated), in the dtype of `x`."""
         channels = x.shape[-1]
         divisible("channels", channels, self.groups, "choose norm_groups that divides all levels.")
         gain = self.param("scale", sharded(ones, "norm"), (channels,))[None, :]
@@ -161,7 +161,7 @@ class GroupNorm(nn.Module):
         return ((wide - mean) * (rate * _image(gain)) + _image(offset)).astype(x.dtype)
 
     def _statistics(self, x: Float[Array, " b h w c"]) -> tuple[Array, Array]:
-        """Mean and reciprocal deviation [b #h #w c], each equal within a group."""
+        """Computes mean and reciprocal deviation [b #h #w c], each equal within a group."""
         mean = self._group_mean(self._space_mean(x))
         centred = x - mean
         variance = self._group_mean(self._space_mean(centred * centred))
@@ -188,9 +188,9 @@ def attention(
     mask: Bool[Array, " #b #n #l m"] | None = None,
     causal: bool = False,
 ) -> Float[Array, " b l n k"]:
-    """Softmax attention with scale k^-1/2; softmax in float32; `mask` True = may be seen."""
+    """Computes attention with scale k^-1/2, softmax in float32; `mask` True = attend."""
     implementation = _implementation(q, k, mask)
-    if implementation == "cudnn" and mask is not None:  # which broadcasts no lengths
+    if implementation == "cudnn" and mask is not None:  # which does not broadcast lengths
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=causal, implementation=implementation
@@ -198,32 +198,32 @@ def attention(
 
 
 def _implementation(q: Array, k: Array, mask: Array | None) -> Literal["cudnn", "xla"]:
-    """CuDNN where it applies (half precision, head size 8..128 by 8, even lengths if masked)."""
+    """Selects cuDNN where it applies (bfloat16, head size 8..128 by 8, even lengths if masked)."""
     even = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
     fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
     return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Exact (erf) GELU, or the x * sigmoid(1.702 x) of OpenAI's CLIP.
+    """Returns the exact (erf) GELU, or the x * sigmoid(1.702 x) of OpenAI's CLIP.
 
     Raises:
         UserError: an unknown name.
     """
-    known: dict[str, Callable[[Array], Array]] = {
+    functions: dict[str, Callable[[Array], Array]] = {
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
         "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     }
-    return known[one_of("activation", name, known)]
+    return functions[one_of("activation", name, functions)]
 
 
 def timestep_features(
     t: Int[Array, " b"], *, width: int, num_timesteps: int = 1000
 ) -> Float[Array, " b width"]:
-    """Sinusoids of `t`: cosines, then sines, frequencies exp(-ln(10000) k / half) (ADM code).
+    """Computes cosines, then sines of `t`, frequencies exp(-ln(10000) k / half) (ADM code).
 
-    A chain of other than 1000 steps is stretched to 0..1000, so that the features of a noise level
-    do not depend on how finely the chain is cut.
+    A chain of another length is stretched to 0..1000, so that the features of a noise level do not
+    depend on the number of steps.
 
     Raises:
         UserError: `width` is odd.
@@ -248,7 +248,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Int[Array, " b"]) -> Float[Array, " b e"]:
-        """Return the embedding of every step of `t`, width `width`."""
+        """Returns the embedding of every timestep, of width `width`."""
         x = timestep_features(t, width=self.features, num_timesteps=self.num_timesteps)
         axes = ("time", "time")
         x = dense(self.width, name="linear_1", axes=axes, dtype=self.dtype)(x.astype(self.dtype))
@@ -256,13 +256,13 @@ class TimeEmbedding(nn.Module):
 
 
 def check_tokens(tokens: Int[Array, " b l"], *, context: int) -> None:
-    """Token rows must have the length that the model was built for.
+    """Checks that captions have the length of the model.
 
     Raises:
-        UserError: they have not.
+        UserError: they do not.
     """
     if tokens.shape[1] != context:
         raise UserError(
-            f"captions have {tokens.shape[1]} tokens; this model was built for {context}. "
+            f"captions have {tokens.shape[1]} tokens; this model takes {context}. "
             "Tokenize with that length."
         )

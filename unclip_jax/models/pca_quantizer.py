@@ -1,10 +1,10 @@
-"""A CLIP embedding as a short row of small integers, and back (unCLIP, section 2.2).
+"""PCA and quantization of CLIP embeddings to a sequence of integers (unCLIP, section 2.2).
 
     z -> coordinates on the principal components, largest eigenvalue first -> one bucket each
 
-Everything here is fitted on training embeddings, not learned; it is kept among the parameters so
-that a checkpoint and an export decode what they drew. Mean, basis, edges and centroids are float32;
-they are computed in float64 elsewhere.
+All parameters are fitted to training embeddings, not learned; they are stored with the learned ones
+so that checkpoints and exports can decode their samples. Mean, basis, edges and centroids are
+float32, computed in float64 by the fit.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ Codes = Int[Array, " b k"]
 
 @dataclasses.dataclass(frozen=True)
 class PcaQuantizerConfig:
-    """How finely an embedding is cut.
+    """Number of components and buckets.
 
     Attributes:
         components: principal components kept, hence codes per embedding (319 of 1,024 in the
             paper); 0 = as few as explain `explained_variance`, counted before training starts.
         explained_variance: share of the variance that the components must explain; only with
             components = 0.
-        buckets: per component, holding equally many training embeddings each (1,024).
-        dot_buckets: of the dot product z_img . z_txt; ours, the paper gives no number.
-        fit_rows: at most so many training embeddings are read to fit all this, evenly spread.
+        buckets: per component, with equal numbers of training embeddings (1,024).
+        dot_buckets: of the dot product z_img . z_txt; the paper gives no number.
+        fit_rows: most training embeddings that the fit reads, evenly spread.
     """
 
     components: int = 319
@@ -59,13 +59,13 @@ class PcaQuantizerConfig:
 
 
 class PcaQuantizer(nn.Module):
-    """Embeddings to codes and back, by a fitted basis and fitted buckets.
+    """Maps embeddings to codes and back, by a fitted basis and fitted buckets.
 
-    Fresh parameters cut the first axes of the space evenly over [-1, 1]: a placeholder that fits
-    no data, to be replaced by a fit.
+    Fresh parameters divide the first axes of the space evenly over [-1, 1], a placeholder for a
+    fit.
 
     Attributes:
-        cfg: how finely.
+        cfg: number of components and buckets.
         components: k, number of codes.
         dim: z, length of an embedding.
     """
@@ -75,7 +75,7 @@ class PcaQuantizer(nn.Module):
     dim: int
 
     def setup(self):
-        """Declare what is fitted."""
+        """Declares the fitted parameters."""
         k, z, n = self.components, self.dim, self.cfg.buckets
         levels = jnp.linspace(-1.0, 1.0, n + 1)
         self.mean = self.param("mean", sharded(zeros, "z"), (z,))
@@ -89,28 +89,28 @@ class PcaQuantizer(nn.Module):
         self.dot_edges = self.param("dot_edges", sharded(lambda *_: dots, None))
 
     def __call__(self, z: Embedding) -> Codes:
-        """The bucket of each coordinate of unit-norm embeddings, 0 the lowest."""
+        """Returns the bucket of each coordinate of unit-norm embeddings, 0 the lowest."""
         x = jnp.matmul(z - self.mean[None], self.basis.T, precision=EXACT)
         return jax.vmap(bucket, in_axes=(0, 1), out_axes=1)(self.edges, x)
 
     def decode(self, codes: Codes) -> Embedding:
-        """The embedding whose coordinates are the means of the training data in these buckets."""
+        """Returns the embedding whose coordinates are the training means of these buckets."""
         x = jnp.take_along_axis(jnp.asarray(self.centroids).T, codes, axis=0)
         return jnp.matmul(x, self.basis, precision=EXACT) + self.mean[None]
 
     def dot_code(self, dot: PerExample) -> Int[Array, " b"]:
-        """The bucket of dot products z_img . z_txt, 0 the lowest."""
+        """Returns the bucket of dot products z_img . z_txt, 0 the lowest."""
         return bucket(self.dot_edges, dot)
 
     def explained(self) -> Float[Array, ""]:
-        """Share of the training embeddings' variance that the components hold; 0 before a fit."""
+        """Computes the share of variance that the components explain; 0 before a fit."""
         total = jnp.maximum(jnp.sum(self.eigenvalues), 1e-30)
         return jnp.sum(self.eigenvalues[: self.components]) / total
 
 
 def bucket(edges: Float[Array, " e"], x: Float[Array, " b"]) -> Int[Array, " b"]:
-    """How many edges are at or below each x: its bucket among e + 1.
+    """Counts the edges at or below each x: its bucket among e + 1.
 
-    Counting beats a binary search on accelerators and needs no memory where it is fused.
+    Counting is faster than a binary search on accelerators and needs no memory where it is fused.
     """
     return jnp.searchsorted(edges, x, side="right", method="compare_all").astype(jnp.int32)

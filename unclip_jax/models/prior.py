@@ -25,7 +25,7 @@ EXTRA = 4  # z_txt, timestep, noised z_img, query
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig:
-    """Size of the prior and how it reads captions.
+    """Size of the prior and its form of captions.
 
     Attributes:
         embed_dim: length z of a CLIP embedding.
@@ -38,8 +38,8 @@ class PriorConfig:
             "clip_sequence": projected token features of the frozen CLIP (Karlo).
         clip_text_width: width of those features.
         padding: "learned" padding vectors, or "mask" to hide empty slots.
-        null: what stands for no caption: "learned" vectors of the network, or "empty", the features
-            that CLIP gives the empty caption, which the caller provides (Karlo).
+        null: the null caption: "learned" vectors of the network, or "empty", CLIP's features of the
+            empty caption, provided by the caller (Karlo).
         num_timesteps: length of the trained chain.
         remat: "none", "block" or "dots".
         dtype: compute dtype.
@@ -78,7 +78,7 @@ class PriorConfig:
 
 
 class Prior(nn.Module):
-    """Noised z_img and its conditions to the target (x_0 in the paper)."""
+    """Predicts the target (x_0 in the paper) from noised z_img and its conditions."""
 
     cfg: PriorConfig
 
@@ -94,7 +94,7 @@ class Prior(nn.Module):
         text_seq: Float[Array, " b l e"] | None = None,
         keep_text: Bool[Array, " b"] | None = None,
     ) -> Embedding:
-        """Raw output, one embedding per row.
+        """Computes the raw output, one embedding per row.
 
         Args:
             x_t: noised image embedding, scaled.
@@ -106,8 +106,8 @@ class Prior(nn.Module):
             keep_text: False drops caption *and* z_txt, never x_t; None keeps all.
 
         Raises:
-            UserError: `text_seq` missing, not wanted, or of another width than configured; a
-                `keep_text` where there is no learned null.
+            UserError: `text_seq` missing, unexpected, or of another width than configured; a
+                `keep_text` without a learned null.
         """
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
         if cfg.null == "learned":
@@ -118,7 +118,7 @@ class Prior(nn.Module):
         elif keep_text is not None:
             raise UserError(
                 "this prior has no learned null (prior.null is 'empty'); instead of dropping a "
-                "caption give CLIP's features of the empty one."
+                "caption pass CLIP's features of the empty one."
             )
         caption = self._caption(tokens, token_mask, text_seq).astype(dtype)
         time = TimeEmbedding(cfg.width, cfg.width, cfg.num_timesteps, dtype, name="time")(t)
@@ -138,38 +138,38 @@ class Prior(nn.Module):
         cfg = self.cfg
         if cfg.caption == "tokens":
             if text_seq is not None:
-                raise UserError("this prior reads token ids; do not give text_seq.")
+                raise UserError("this prior reads token ids; do not pass text_seq.")
             embed = CaptionEmbedding(
                 cfg.vocab_size, cfg.context, cfg.width, positions=False, name="captions"
             )
             return embed(tokens, mask)
         if text_seq is None:
-            raise UserError("this prior reads CLIP's token features; give text_seq.")
+            raise UserError("this prior reads CLIP's token features; pass text_seq.")
         if text_seq.shape[-1] != cfg.clip_text_width:
             raise UserError(
                 f"text_seq has width {text_seq.shape[-1]}; prior.clip_text_width is "
-                f"{cfg.clip_text_width}. Use the CLIP that this prior was built for."
+                f"{cfg.clip_text_width}. Use the CLIP of this prior."
             )
         x = self._project("text_seq_in", text_seq)
-        if cfg.null == "empty":  # then slots without a token are hidden and hold no padding
+        if cfg.null == "empty":  # slots without a token are hidden then
             return x
         init = sharded(normal(0.01), "position", "embed")
         padding = self.param("padding", init, (cfg.context, cfg.width))
         return jnp.where(mask[..., None], x, padding[None].astype(x.dtype))
 
     def _project(self, name: str, x: Array) -> Array:
-        """A linear map of embeddings or features to the width."""
+        """Projects embeddings or features to the width."""
         dtype = compute_dtype(self.cfg.dtype)
         return dense(self.cfg.width, name=name, axes=("z", "embed"), dtype=dtype)(x.astype(dtype))
 
     def _positioned(self, x: Array) -> Array:
-        """Add a learned position to all slots (init deviation 0.01)."""
+        """Adds a learned position to all slots (initial deviation 0.01)."""
         init = sharded(normal(0.01), "position", "embed")
         shape = (self.cfg.context + EXTRA, self.cfg.width)
         return x + self.param("positions", init, shape)[None].astype(x.dtype)
 
     def _visible(self, mask: Mask) -> Bool[Array, " b m"] | None:
-        """Slots that later ones may see; None = all."""
+        """Returns the mask of slots that later ones attend to; None = all."""
         if self.cfg.padding == "learned":
             return None
         return jnp.concatenate([mask, jnp.ones((len(mask), EXTRA), bool)], axis=1)

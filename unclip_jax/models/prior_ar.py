@@ -1,12 +1,12 @@
-"""The autoregressive prior's network: a text encoder, and a causal decoder of an embedding's codes.
+"""The autoregressive prior's network: a text encoder and a causal transformer over codes.
 
     caption (through the text encoder), z_txt, dot token, code 0, code 1, ...
                                            |         |       |
                                            code 0    code 1  code 2
 
-The caption is a prefix that every layer sees as keys and values, because the 384 positions of
-Table 3 cannot hold 256 caption tokens and 319 codes. The dot token tells how well image and caption
-agree, so that a good match can be asked for. Source: unCLIP (arXiv 2204.06125), section 2.2.
+The caption is a prefix that every layer sees as keys and values, because the 384 positions of Table
+3 cannot hold 256 caption tokens and 319 codes. The dot token is the bucket of z_img . z_txt, so
+that sampling can request a close match. Source: unCLIP (arXiv 2204.06125), section 2.2.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class PriorArConfig:
 
     Attributes:
         embed_dim: length z of a CLIP embedding.
-        codec: how an embedding becomes codes.
-        width: of the latent decoder.
+        codec: the quantizer of embeddings.
+        width: of the causal transformer.
         depth: its blocks.
         heads: its heads.
         latent_context: its positions, for z_txt, the dot token and all codes but the last.
@@ -65,32 +65,32 @@ class PriorArConfig:
 
     def __post_init__(self):
         one_of("prior_ar.padding", self.padding, PADDING)
-        wanted = self.codec.components
-        if wanted > self.embed_dim:
+        components = self.codec.components
+        if components > self.embed_dim:
             raise UserError(
-                f"config.model.model.codec.components is {wanted}, but a CLIP embedding here has "
+                f"config.model.model.codec.components is {components}, but CLIP embeddings have "
                 f"{self.embed_dim} dimensions; keep at most {self.embed_dim}."
             )
-        if wanted > self.most_components:
+        if components > self.most_components:
             raise UserError(
                 f"config.model.model.latent_context is {self.latent_context}, which holds "
-                f"{self.most_components} codes after z_txt and the dot token, not {wanted}; set it "
-                f"to {wanted + PREFIX - 1} or more."
+                f"{self.most_components} codes after z_txt and the dot token, not {components}; "
+                f"set it to {components + PREFIX - 1} or more."
             )
 
     @property
     def most_components(self) -> int:
-        """The most codes that the positions hold and the embedding has."""
+        """The largest number of codes that positions and embedding allow."""
         return min(self.embed_dim, self.latent_context - PREFIX + 1)
 
     @property
     def components(self) -> int:
-        """Codes per embedding; the most there can be while their number is yet to be counted."""
+        """Codes per embedding; the largest possible number until the fit has counted them."""
         return self.codec.components or self.most_components
 
     @property
     def text(self) -> TextEncoderConfig:
-        """The caption transformer."""
+        """Config of the caption transformer."""
         return TextEncoderConfig(
             width=self.text_width,
             depth=self.text_depth,
@@ -104,7 +104,7 @@ class PriorArConfig:
 
     @property
     def decoder(self) -> TransformerConfig:
-        """The latent decoder's stack."""
+        """Config of the causal transformer."""
         return TransformerConfig(
             width=self.width,
             depth=self.depth,
@@ -115,17 +115,17 @@ class PriorArConfig:
         )
 
     def make_quantizer(self) -> PcaQuantizer:
-        """The module that turns embeddings into codes; its parameters are fitted, not learned."""
+        """Creates the module of the codes; its parameters are fitted, not learned."""
         return PcaQuantizer(self.codec, self.components, self.embed_dim)
 
 
 class PriorAr(nn.Module):
-    """Conditions and codes so far to the logits of the next code; even over buckets when fresh."""
+    """Predicts logits of the next code from conditions and earlier codes; uniform when fresh."""
 
     cfg: PriorArConfig
 
     def setup(self):
-        """Name every part; the names are the parameter paths of checkpoints."""
+        """Creates the submodules; their names are the parameter paths of checkpoints."""
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
         width, table = cfg.width, sharded(normal(0.02), "vocab", "embed")
         self.text_encoder = TextEncoder(cfg.text)
@@ -151,20 +151,20 @@ class PriorAr(nn.Module):
         z_txt: Embedding,
         keep_text: Bool[Array, " b"] | None = None,
     ) -> Float[Array, " b k n"]:
-        """Logits of every code given those before it.
+        """Computes the logits of every code, conditioned on those before it.
 
         Args:
-            codes: of the true embedding; the last is not looked at.
+            codes: of the true embedding; the last is ignored.
             dot: bucket of z_img . z_txt.
             tokens: caption ids.
             token_mask: True at real tokens.
             z_txt: text embedding, scaled by the caller.
             keep_text: False drops caption *and* z_txt, never the dot token; None keeps all.
         """
-        text, seen = self._caption(tokens, token_mask, keep_text)
+        text, text_mask = self._caption(tokens, token_mask, keep_text)
         prefix = self._prefix(dot, z_txt, keep_text)
         own = jnp.concatenate([prefix, jnp.take(self.codes, codes[:, :-1], axis=0)], axis=1)
-        x, _ = self.latents(self._placed(own), text, text_mask=seen)
+        x, _ = self.latents(self._positioned(own), text, text_mask=text_mask)
         return self._logits(x[:, PREFIX - 1 :])
 
     def start(
@@ -176,11 +176,11 @@ class PriorAr(nn.Module):
         z_txt: Embedding,
         keep_text: Bool[Array, " b"] | None = None,
     ) -> tuple[Float[Array, " b n"], Cache]:
-        """Logits of code 0, and the cache from which `step` goes on; arguments as above."""
-        text, seen = self._caption(tokens, token_mask, keep_text)
-        own = self._placed(self._prefix(dot, z_txt, keep_text))
+        """Computes the logits of code 0 and the cache for `step`; arguments as above."""
+        text, text_mask = self._caption(tokens, token_mask, keep_text)
+        own = self._positioned(self._prefix(dot, z_txt, keep_text))
         slots = PREFIX + self.cfg.components - 1
-        x, cache = self.latents(own, text, text_mask=seen, keep=slots)
+        x, cache = self.latents(own, text, text_mask=text_mask, keep=slots)
         assert cache is not None
         return self._logits(x[:, -1:])[:, 0], cache
 
@@ -193,38 +193,38 @@ class PriorAr(nn.Module):
         token_mask: Mask,
         keep_text: Bool[Array, " b"] | None = None,
     ) -> tuple[Float[Array, " b n"], Cache]:
-        """Logits of code `index` + 1 after drawing `code` as code `index`."""
+        """Computes the logits of code `index` + 1 after sampling `code` as code `index`."""
         position = PREFIX + index
         own = jnp.take(self.codes, code, axis=0)[:, None] + self.positions[position][None, None]
         x, cache = self.latents.step(
             own.astype(compute_dtype(self.cfg.dtype)),
             cache,
             position=position,
-            text_mask=self._seen(_kept(token_mask, keep_text)),
+            text_mask=self._visible(_drop(token_mask, keep_text)),
         )
         return self._logits(x)[:, 0], cache
 
     def _caption(
         self, tokens: Tokens, mask: Mask, keep: Bool[Array, " b"] | None
     ) -> tuple[Float[Array, " b l e"], Mask]:
-        """Caption features and which of them may be seen; a dropped caption is all padding."""
-        mask = _kept(mask, keep)
-        return self.text_encoder(tokens, mask), self._seen(mask)
+        """Returns caption features and their attention mask; a dropped caption is all padding."""
+        mask = _drop(mask, keep)
+        return self.text_encoder(tokens, mask), self._visible(mask)
 
-    def _seen(self, mask: Mask) -> Mask:
+    def _visible(self, mask: Mask) -> Mask:
         return mask if self.cfg.padding == "mask" else jnp.ones_like(mask)
 
     def _prefix(
         self, dot: Int[Array, " b"], z_txt: Embedding, keep: Bool[Array, " b"] | None
     ) -> Float[Array, " b l d"]:
-        """The tokens z_txt and dot."""
+        """Returns the tokens z_txt and dot."""
         if keep is not None:
             z_txt = jnp.where(keep[:, None], z_txt, self.null_z_txt[None].astype(z_txt.dtype))
         text = self.z_txt_in(z_txt.astype(compute_dtype(self.cfg.dtype)))
         return jnp.stack([text.astype(jnp.float32), jnp.take(self.dots, dot, axis=0)], axis=1)
 
-    def _placed(self, x: Float[Array, " b l d"]) -> Float[Array, " b l d"]:
-        """Add the first positions."""
+    def _positioned(self, x: Float[Array, " b l d"]) -> Float[Array, " b l d"]:
+        """Adds the first positions."""
         x = x + self.positions[None, : x.shape[1]]
         return x.astype(compute_dtype(self.cfg.dtype))
 
@@ -232,5 +232,5 @@ class PriorAr(nn.Module):
         return self.out(self.final_norm(x).astype(jnp.float32))
 
 
-def _kept(mask: Mask, keep: Bool[Array, " b"] | None) -> Mask:
+def _drop(mask: Mask, keep: Bool[Array, " b"] | None) -> Mask:
     return mask if keep is None else mask & keep[:, None]

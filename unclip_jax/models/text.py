@@ -1,6 +1,6 @@
-"""Captions as token features: embeddings with learned padding, and the decoder's text encoder.
+"""Token features of captions: embeddings with learned padding, and the decoder's text encoder.
 
-A slot without a token holds a vector that is learned for its position and is seen like any other
+A slot without a token holds a learned vector of its position and is attended to like any other
 (DALL-E 1, GLIDE); a caption that is all padding is the null condition. `padding="mask"` hides such
 slots from attention instead, as Karlo does.
 """
@@ -21,13 +21,13 @@ PADDING = ("learned", "mask")
 
 
 class CaptionEmbedding(nn.Module):
-    """Token ids to features, with learned padding and, if asked, positions.
+    """Embeds token ids, with learned padding and optional positions.
 
     Attributes:
         vocab_size: rows of the token table.
         context: length of every caption.
         width: of the features.
-        positions: add a learned position to every token; off where the caller adds its own.
+        positions: add a learned position to every token; False where the caller adds its own.
     """
 
     vocab_size: int
@@ -37,7 +37,7 @@ class CaptionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, token_mask: Mask) -> Float[Array, " b l d"]:
-        """Return features; slots whose mask is False hold their position's padding vector.
+        """Returns features; slots whose mask is False hold their position's padding vector.
 
         Raises:
             UserError: captions of another length than `context`.
@@ -83,13 +83,13 @@ class TextEncoderConfig:
 
 
 class TextEncoder(nn.Module):
-    """Captions to features: embeddings, a bidirectional transformer, a final norm."""
+    """Encodes captions: embeddings, a bidirectional transformer, a final norm."""
 
     cfg: TextEncoderConfig
 
     @nn.compact
     def __call__(self, tokens: Tokens, token_mask: Bool[Array, " b l"]) -> Float[Array, " b l d"]:
-        """Return features of all slots, padding included."""
+        """Returns features of all slots, padding included."""
         cfg = self.cfg
         embed = CaptionEmbedding(cfg.vocab_size, cfg.context, cfg.width, name="captions")
         stack = TransformerConfig(
@@ -101,6 +101,6 @@ class TextEncoder(nn.Module):
             dtype=cfg.dtype,
         )
         x = embed(tokens, token_mask).astype(compute_dtype(cfg.dtype))
-        hidden = token_mask if cfg.padding == "mask" else None
-        x = Transformer(stack, name="transformer")(x, hidden)
+        key_mask = token_mask if cfg.padding == "mask" else None
+        x = Transformer(stack, name="transformer")(x, key_mask)
         return LayerNorm(name="final_norm")(x)

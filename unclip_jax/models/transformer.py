@@ -2,7 +2,7 @@
 
 Parameters of all layers are stacked along a leading "layers" axis, so compile time does not grow
 with depth. Queries, keys and values have separate kernels because every public checkpoint can be
-brought to that form.
+converted to that form.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from unclip_jax.models.layers import (
     attention,
     compute_dtype,
     dense,
-    layers_per_turn,
     normal,
     rematerialised,
+    scan_unroll,
 )
 from unclip_jax.parallel.axes import by_example
 
@@ -33,7 +33,7 @@ class TransformerConfig:
         width: of the residual stream.
         depth: number of blocks.
         heads: must divide the width.
-        causal: token i sees tokens 0..i only.
+        causal: token i attends to tokens 0..i only.
         mlp_ratio: hidden width of the MLP over width (rounded to an integer).
         activation: "gelu" (exact) or "quick_gelu".
         remat: "none", "block" or "dots"; see `layers.rematerialised`.
@@ -69,12 +69,12 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Float[Array, " b l d"], key_mask: Bool[Array, " b l"] | None = None
     ) -> Float[Array, " b l d"]:
-        """Run the stack.
+        """Runs the stack.
 
         Args:
             x: token features, converted to the compute dtype.
-            key_mask: True where a token may be seen by others. Every token sees itself, so a row
-                whose keys are all hidden stays finite.
+            key_mask: True at tokens to attend to. Every token attends to itself, so a row whose
+                keys are all masked stays finite.
 
         Raises:
             UserError: the heads do not divide the width.
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=cfg.depth,
-            unroll=layers_per_turn(cfg.depth, remat=cfg.remat),
+            unroll=scan_unroll(cfg.depth, remat=cfg.remat),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         mask = None if key_mask is None else _visible(key_mask)
@@ -105,7 +105,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, " b l d"], mask: Bool[Array, " b 1 l l"] | None
     ) -> tuple[Float[Array, " b l d"], None]:
-        """Apply one layer; `mask` is None or already holds the diagonal."""
+        """Applies one layer; `mask` is None or includes the diagonal."""
         x = x + SelfAttention(self.cfg, name="attention")(LayerNorm(name="norm_1")(x), mask)
         x = x + MLP(self.cfg, name="mlp")(LayerNorm(name="norm_2")(by_example(x)))
         return by_example(x), None
@@ -120,7 +120,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self, x: Float[Array, " b l d"], mask: Bool[Array, " b 1 l l"] | None
     ) -> Float[Array, " b l d"]:
-        """Return the attended values, projected back to the width."""
+        """Returns the attended values, projected to the width."""
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
         init = normal(cfg.width**-0.5)
 
@@ -141,7 +141,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, " b l d"]) -> Float[Array, " b l d"]:
-        """Apply the two maps to every token."""
+        """Applies both maps to every token."""
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
         init = normal((2 * cfg.width) ** -0.5)
         x = dense(cfg.hidden, name="fc_1", axes=("embed", "mlp"), dtype=dtype, init=init)(x)
@@ -151,6 +151,6 @@ class MLP(nn.Module):
 
 
 def _visible(key_mask: Bool[Array, " b l"]) -> Bool[Array, " b 1 l l"]:
-    """The key mask with the diagonal always on."""
+    """Returns the key mask with the diagonal set."""
     diagonal = jnp.eye(key_mask.shape[1], dtype=bool)[None, None]
     return key_mask[:, None, None, :] | diagonal

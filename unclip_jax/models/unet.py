@@ -39,14 +39,14 @@ class UNetConfig:
             middle.
         head_channels: channels per attention head.
         emb_channels: width of the conditioning embedding; None = 4 times `channels` (ADM).
-        context_width: width that context tokens must have; None takes any.
+        context_width: width of context tokens; None = any.
         dropout: rate in the residual blocks.
         patch: side of the squares that the stem folds into channels (a miniature-only saving).
         norm_groups: must divide the channels of every level and of every concatenation.
         norm_over_space: group norm as in the paper; False normalises every position by itself.
         scale_shift: adaptive group norm (paper); False adds the embedding instead.
-        resample_blocks: levels are joined by residual blocks that resample (ADM); False joins them
-            by means and repetition alone, a third less work (a miniature-only option).
+        resample_blocks: residual blocks that resample between levels (ADM); False resamples by
+            means and repetition alone, a third less work (a miniature-only option).
         remat: "none", "block" or "dots".
         dtype: compute dtype.
     """
@@ -81,15 +81,15 @@ class UNetConfig:
         return self.patch * 2 ** (len(self.multiples) - 1)
 
 
-class Step(NamedTuple):
-    """One residual block, perhaps followed by attention.
+class BlockSpec(NamedTuple):
+    """One residual block, optionally followed by attention.
 
     Attributes:
         name: of its parameters; levels count from the finest.
         features: output channels.
-        attention: whether attention follows.
+        attention: True if attention follows.
         resample: "none", "down" or "up".
-        skip: whether a stored feature map is joined to its input.
+        skip: True if a stored feature map is concatenated to its input.
     """
 
     name: str
@@ -99,19 +99,19 @@ class Step(NamedTuple):
     skip: bool = False
 
 
-class Plan(NamedTuple):
-    """What runs, in order: every output of the stem and of `down` is stored, `up` consumes them."""
+class UNetPlan(NamedTuple):
+    """The blocks in order; outputs of the stem and of `down` are stored, `up` consumes them."""
 
-    down: tuple[Step, ...]
-    middle: tuple[Step, ...]
-    up: tuple[Step, ...]
+    down: tuple[BlockSpec, ...]
+    middle: tuple[BlockSpec, ...]
+    up: tuple[BlockSpec, ...]
 
 
-def plan(cfg: UNetConfig) -> Plan:
-    """The topology for `cfg`: ADM's (arXiv 2105.05233), with resampling inside residual blocks.
+def plan(cfg: UNetConfig) -> UNetPlan:
+    """Lists the blocks of `cfg`, as in ADM (arXiv 2105.05233), resampling inside residual blocks.
 
     Raises:
-        UserError: a size in `cfg` is not positive, or attention at a side that no level has.
+        UserError: a size that is not positive, or attention at a side of no level.
     """
     for name in ("in_channels", "out_channels", "channels", "depth", "patch"):
         positive(f"unet.{name}", getattr(cfg, name))
@@ -122,24 +122,30 @@ def plan(cfg: UNetConfig) -> Plan:
         if side not in sides:
             raise UserError(f"attention_at holds {side}; the feature maps have sides {sides}.")
     last = len(sides) - 1
-    down: list[Step] = []
-    up: list[Step] = []
+    down: list[BlockSpec] = []
+    up: list[BlockSpec] = []
     for level, side in enumerate(sides):
-        features, seen = cfg.channels * cfg.multiples[level], side in cfg.attention_at
-        down += [Step(f"down_{level}_{i}", features, seen) for i in range(cfg.depth)]
+        features, attention = cfg.channels * cfg.multiples[level], side in cfg.attention_at
+        down += [BlockSpec(f"down_{level}_{i}", features, attention) for i in range(cfg.depth)]
         if level < last:
-            down.append(Step(f"down_{level}_sample", features, resample="down"))
-        rising = [Step(f"up_{level}_{i}", features, seen, skip=True) for i in range(cfg.depth + 1)]
+            down.append(BlockSpec(f"down_{level}_sample", features, resample="down"))
+        rising = [
+            BlockSpec(f"up_{level}_{i}", features, attention, skip=True)
+            for i in range(cfg.depth + 1)
+        ]
         if level > 0:
-            rising.append(Step(f"up_{level}_sample", features, resample="up"))
+            rising.append(BlockSpec(f"up_{level}_sample", features, resample="up"))
         up = rising + up
     features = cfg.channels * cfg.multiples[-1]
-    middle = (Step("middle_0", features, bool(cfg.attention_at)), Step("middle_1", features))
-    return Plan(tuple(down), middle, tuple(up))
+    middle = (
+        BlockSpec("middle_0", features, bool(cfg.attention_at)),
+        BlockSpec("middle_1", features),
+    )
+    return UNetPlan(tuple(down), middle, tuple(up))
 
 
 class UNet(nn.Module):
-    """Image and embedding (and text features) to an image of the same size; starts at zero."""
+    """Maps image, embedding and text features to an image of the same size; zero when fresh."""
 
     cfg: UNetConfig
 
@@ -153,12 +159,12 @@ class UNet(nn.Module):
         context_mask: Bool[Array, " b m"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
-        """Run the plan; float32 out.
+        """Runs the plan; float32 out.
 
         Args:
             x: input image.
             emb: conditioning embedding, before the SiLU that every block gives it.
-            context: tokens that attention sees beside the image.
+            context: tokens that attention sees besides the image.
             context_mask: False hides a token.
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
@@ -173,7 +179,7 @@ class UNet(nn.Module):
         emb = by_example(jax.nn.silu(emb).astype(dtype))
         context = None if context is None else by_example(context.astype(dtype))
 
-        def run(step: Step, h: Array) -> Array:
+        def run(step: BlockSpec, h: Array) -> Array:
             if step.resample != "none" and not cfg.resample_blocks:
                 return resample(h, step.resample)
             return block(cfg, step, name=step.name)(h, emb, context, context_mask, deterministic)
@@ -195,10 +201,10 @@ class UNet(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """One step of the plan."""
+    """One block of the plan."""
 
     cfg: UNetConfig
-    step: Step
+    step: BlockSpec
 
     @nn.compact
     def __call__(
@@ -209,7 +215,7 @@ class UNetBlock(nn.Module):
         context_mask: Bool[Array, " b m"] | None,
         deterministic: bool,
     ) -> Float[Array, " b h2 w2 f"]:
-        """Residual block, then attention where the plan says so."""
+        """Applies the residual block, then attention if planned."""
         cfg, step, dtype = self.cfg, self.step, compute_dtype(self.cfg.dtype)
         residual = ResBlock(
             step.features,

@@ -1,4 +1,4 @@
-"""The two blocks of an ADM / GLIDE U-Net, and how feature maps change their size.
+"""The two blocks of an ADM / GLIDE U-Net, and resampling of feature maps.
 
 Residual block with adaptive group norm and resampling inside (BigGAN style); attention in which
 text keys and values join the image's own under one softmax (GLIDE, arXiv 2112.10741, section 4).
@@ -26,7 +26,7 @@ class ResBlock(nn.Module):
         scale_shift: the embedding scales and shifts the second norm; else it is added before it.
         dropout: rate before the last convolution.
         dtype: compute dtype.
-        over_space: whether the norms average over space (`layers.GroupNorm`).
+        over_space: the norms average over space (`layers.GroupNorm`).
     """
 
     features: int
@@ -41,7 +41,7 @@ class ResBlock(nn.Module):
     def __call__(
         self, x: Float[Array, " b h w c"], emb: Float[Array, " b e"], deterministic: bool
     ) -> Float[Array, " b h2 w2 f"]:
-        """Apply the block; `emb` is the conditioning embedding after its SiLU."""
+        """Applies the block; `emb` is the conditioning embedding after its SiLU."""
         h = jax.nn.silu(GroupNorm(self.groups, self.over_space, name="norm_1")(x))
         h, x = resample(h, self.resample), resample(x, self.resample)
         h = by_example(conv(self.features, name="conv_1", dtype=self.dtype)(h))
@@ -63,7 +63,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention of all positions, which also see the context tokens.
+    """Self-attention over positions and context tokens.
 
     Keys and values are [context; image] along the sequence, under one softmax. Positions carry no
     encoding here, so the order does not matter.
@@ -72,7 +72,7 @@ class AttentionBlock(nn.Module):
         head_channels: must divide the channels.
         groups: of the norm.
         dtype: compute dtype.
-        over_space: whether the norm averages over space.
+        over_space: the norm averages over space.
     """
 
     head_channels: int
@@ -87,7 +87,7 @@ class AttentionBlock(nn.Module):
         context: Float[Array, " b m d"] | None = None,
         context_mask: Bool[Array, " b m"] | None = None,
     ) -> Float[Array, " b h w c"]:
-        """Return x + attention(norm(x), context); a False in `context_mask` hides that token."""
+        """Returns x + attention(norm(x), context); False in `context_mask` hides a token."""
         b, h, w, c = x.shape
         divisible("channels", c, self.head_channels, "choose head_channels that divides all.")
         y = GroupNorm(self.groups, self.over_space, name="norm")(x).reshape(b, h * w, c)
@@ -108,37 +108,37 @@ class AttentionBlock(nn.Module):
 
 
 def _key_mask(context_mask: Array | None, keys: int) -> Array | None:
-    """A mask over context tokens, extended by True over the image positions."""
+    """Extends a mask over context tokens by True over the image positions."""
     if context_mask is None:
         return None
     image = keys - context_mask.shape[1]
     return jnp.pad(context_mask, ((0, 0), (0, image)), constant_values=True)[:, None, None, :]
 
 
-def resample(x: Float[Array, " b h w c"], how: str) -> Float[Array, " b h2 w2 c"]:
-    """Leave `x`, halve it by 2x2 means, or double it by repeating every pixel.
+def resample(x: Float[Array, " b h w c"], mode: str) -> Float[Array, " b h2 w2 c"]:
+    """Returns `x`, halved by 2x2 means, or doubled by repeating every pixel.
 
     Raises:
-        UserError: `how` is not among RESAMPLE.
+        UserError: `mode` is not among RESAMPLE.
     """
     b, h, w, c = x.shape
-    if one_of("resample", how, RESAMPLE) == "down":
+    if one_of("resample", mode, RESAMPLE) == "down":
         return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-    if how == "up":
+    if mode == "up":
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
         return x.reshape(b, 2 * h, 2 * w, c)
     return x
 
 
 def space_to_depth(x: Float[Array, " b h w c"], patch: int) -> Float[Array, " b h2 w2 c2"]:
-    """Stack every `patch` x `patch` square of pixels into the channels."""
+    """Stacks every `patch` x `patch` square of pixels into the channels."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // patch, w // patch, patch * patch * c)
 
 
 def depth_to_space(x: Float[Array, " b h w c"], patch: int) -> Float[Array, " b h2 w2 c2"]:
-    """The inverse of `space_to_depth`."""
+    """Inverts `space_to_depth`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h * patch, w * patch, c // patch**2)

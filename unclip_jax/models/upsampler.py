@@ -1,6 +1,6 @@
 """The upsampler: a U-Net of convolutions alone, on the noised image and the enlarged low-res one.
 
-No attention, no caption, no class (unCLIP, arXiv 2204.06125, section 2.1), so parameters that were
+No attention, no caption, no class (unCLIP, arXiv 2204.06125, section 2.1), so parameters
 trained on crops run at any size that the levels can halve.
 """
 
@@ -17,7 +17,7 @@ from unclip_jax.core.types import Image, LowRes, Steps
 from unclip_jax.models.layers import TimeEmbedding, compute_dtype
 from unclip_jax.models.unet import UNet, UNetConfig
 
-# ADM's code enlarges bilinearly, Karlo with the antialiased cubic kernel; unCLIP is silent.
+# ADM's code enlarges bilinearly, Karlo with the antialiased cubic kernel; unCLIP does not say.
 INTERPOLATIONS = ("bilinear", "cubic")
 
 
@@ -28,7 +28,7 @@ class UpsamplerConfig:
     Attributes:
         unet: without attention; `in_channels` counts noised and low-res channels together.
         factor: sides of the output over sides of the low-res image.
-        interpolation: how the low-res image is enlarged before it enters.
+        interpolation: enlargement of the low-res input, of INTERPOLATIONS.
         num_timesteps: length of the trained chain.
     """
 
@@ -48,7 +48,7 @@ class UpsamplerConfig:
 
 
 class Upsampler(nn.Module):
-    """x_t, t and the low-res image to an image-shaped output; zero when fresh."""
+    """Maps x_t, t and the low-res image to an image-shaped output; zero when fresh."""
 
     cfg: UpsamplerConfig
 
@@ -62,7 +62,7 @@ class Upsampler(nn.Module):
         low_res_t: Steps | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
-        """Raw output of the U-Net.
+        """Computes the raw output of the U-Net.
 
         Args:
             x_t: noised image at the target size.
@@ -80,7 +80,7 @@ class Upsampler(nn.Module):
         if x_t.shape[1:3] != expected:
             raise UserError(
                 f"the low-res image is {low_res.shape[1:3]}; times {cfg.factor} that is "
-                f"{expected}, not {x_t.shape[1:3]}. Give images that fit."
+                f"{expected}, not {x_t.shape[1:3]}. Pass images whose sizes match."
             )
         shape = (*x_t.shape[:3], low_res.shape[-1])
         enlarged = jax.image.resize(low_res, shape, cfg.interpolation, antialias=True)

@@ -1,13 +1,13 @@
-"""Checkpoints: the whole state and the data position, written in the background.
+"""Checkpoints: the training state and the data position, written in the background.
 
-One checkpoint is one folder `checkpoints/STEP` that appears by renaming when it is complete, so a
-killed run leaves whole checkpoints or none. It holds three items: `state` (arrays), `data` (the
-position of the data, JSON) and `meta` (what the arrays are and their checksum, JSON). A checkpoint
-that cannot be read or whose bits have changed is set aside and the one before is used.
+A checkpoint is a folder `checkpoints/STEP` that is renamed into place when complete, so a killed
+run leaves whole checkpoints or none. It holds `state` (arrays), `data` (the data position, JSON)
+and `meta` (shapes, dtypes and checksum of the arrays, JSON). A checkpoint that cannot be read or
+whose checksum differs is set aside and the previous one is used.
 
-Storage that refuses, because it is full or out of reach, is tried again: at once after a pause
-where a save could not begin, with the next save where one failed in the background. Of several
-processes one cannot try alone, so there the first failure in the background ends the run.
+Failures of the storage are retried: after a pause where a save could not start, with the next save
+where one failed in the background. One of several processes cannot retry alone, so there the first
+failure in the background ends the run.
 """
 
 import base64
@@ -36,24 +36,24 @@ log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
-    """A state, and the position from which its data continue."""
+    """A restored state and the position of its data."""
 
     state: TrainState
     position: Any
 
 
 class Damaged(Exception):
-    """A checkpoint that is there but cannot be used; never leaves this module."""
+    """A checkpoint that exists but cannot be used; internal to this module."""
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int):
-        """Open (or make) `workdir/checkpoints`; the newest `keep` checkpoints are kept.
+        """Opens or creates `workdir/checkpoints`, which keeps the newest `keep` checkpoints.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be created.
         """
         self.folder = workdir.absolute() / "checkpoints"
         self._aside = workdir.absolute() / "damaged"
@@ -83,33 +83,33 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, *, position: Any) -> None:
-        """Copy `state` to the host, then write it in the background.
+        """Copies `state` to the host and writes it in the background.
 
         Args:
-            step: names the checkpoint; nothing happens if it is there already.
+            step: name of the checkpoint; an existing one is left as it is.
             state: may be donated as soon as this returns.
             position: of the data after `step` batches; JSON-ready or bytes.
 
         Raises:
             UserError: this checkpoint, or several before it, could not be written.
         """
-        self._settle()
+        self._finish_previous()
         if step not in self.steps:
             meta = {"checksum": checksum(state), "tree": describe_tree(state)}
-            self._tried(lambda: self._begin(step, state, encode_position(position), meta))
+            self._retry(lambda: self._begin(step, state, encode_position(position), meta))
 
     def save_now(self, step: int, state: TrainState, *, position: Any) -> None:
-        """`save`, and wait until it is complete.
+        """Saves and waits for completion.
 
         Raises:
             UserError: it could not be written.
         """
 
-        def once() -> None:
+        def attempt() -> None:
             self.save(step, state, position=position)
             self.wait()
 
-        self._tried(once)
+        self._retry(attempt)
 
     def _begin(self, step: int, state: TrainState, position: Any, meta: Any) -> None:
         with self._storage("write"):
@@ -123,8 +123,8 @@ class Checkpoints:
                 ),
             )
 
-    def _settle(self) -> None:
-        """Wait for the save before this one; if it failed, this one takes its place."""
+    def _finish_previous(self) -> None:
+        """Waits for the previous save; if it failed, this one takes its place."""
         try:
             self.wait()
             self._failures = 0
@@ -135,12 +135,12 @@ class Checkpoints:
             log.warning("%s Trying again with this step's.", error)
             self._reopen()
 
-    def _tried(self, once: Callable[[], None]) -> None:
-        """Do it, several times if need be; with several processes as often as all of them do."""
+    def _retry(self, attempt: Callable[[], None]) -> None:
+        """Calls `attempt` until it succeeds, `TRIES` times at most; once with several processes."""
         pause = PAUSE
         for left in reversed(range(TRIES if jax.process_count() == 1 else 1)):
             try:
-                return once()
+                return attempt()
             except UserError as error:
                 if not left:
                     raise
@@ -150,14 +150,14 @@ class Checkpoints:
             self._reopen()
 
     def _reopen(self) -> None:
-        """A manager that has failed remembers it; a new one sees what is there."""
+        """Replaces the manager, since one that failed keeps its error."""
         with contextlib.suppress(Exception):
             self._manager.close()
         with self._storage("open"):
             self._manager = ocp.CheckpointManager(self.folder, options=self._options)
 
     def wait(self) -> None:
-        """Wait until the last save is complete.
+        """Waits until the last save is complete.
 
         Raises:
             UserError: it failed.
@@ -167,14 +167,14 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def restore(self, abstract: TrainState) -> Restored | None:
-        """The newest checkpoint that can be read, or None where there is none at all.
+        """Restores the newest readable checkpoint; None if there is no checkpoint.
 
         Args:
-            abstract: ShapeDtypeStructs with the shardings on which arrays shall arrive; these may
-                differ from the ones that were saved.
+            abstract: ShapeDtypeStructs with the shardings of the result, which may differ from
+                those at the time of saving.
 
         Raises:
-            UserError: checkpoints of another model, or none that can be read.
+            UserError: checkpoints of another model, or none that is readable.
         """
         broken: list[int] = []
         for step in reversed(self.steps):
@@ -194,7 +194,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: TrainState) -> Restored:
-        """One checkpoint, verified."""
+        """Reads one checkpoint and verifies it."""
         with _damage():
             items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
             small = self._manager.restore(step, args=items)
@@ -205,20 +205,20 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=items)["state"]
         if checksum(state) != expected:
-            raise Damaged("its bits are not the ones that were saved")
+            raise Damaged("its checksum differs from the one that was saved")
         return Restored(state, position)
 
-    def _check_tree(self, step: int, there: dict[str, str], here: dict[str, str]) -> None:
-        for path in sorted(there.keys() | here.keys()):
-            a, b = there.get(path, "absent"), here.get(path, "absent")
+    def _check_tree(self, step: int, stored: dict[str, str], expected: dict[str, str]) -> None:
+        for path in sorted(stored.keys() | expected.keys()):
+            a, b = stored.get(path, "absent"), expected.get(path, "absent")
             if a != b:
                 raise UserError(
-                    f"{self.folder / str(step)} was made by another model: {path} is {a} there and "
-                    f"{b} here. Use the code and config that made it, or another --workdir."
+                    f"{self.folder / str(step)} belongs to another model: its {path} is {a}, this "
+                    f"model's {b}. Use the code and config that wrote it, or another --workdir."
                 )
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Move damaged checkpoints out of the way of new ones of the same step; delete nothing."""
+        """Moves damaged checkpoints away, so that their steps can be saved again."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -236,26 +236,26 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _storage(self, verb: str) -> Iterator[None]:
-        """Any failure in here is the storage's: one line, and what to do."""
+        """Turns any failure of the storage into a UserError."""
         try:
             yield
         except Exception as error:
             raise UserError(
                 f"cannot {verb} checkpoints in {self.folder}: {_reason(error)}. Existing "
-                "checkpoints are untouched; free space or mend the folder, then run the same "
+                "checkpoints are untouched; free space or repair the folder, then run the same "
                 "command again."
             ) from error
 
 
 def encode_position(position: Any) -> dict[str, Any]:
-    """A data position as JSON; bytes become base64."""
+    """Encodes a data position as JSON; bytes become base64."""
     if isinstance(position, bytes):
         return {"base64": base64.b64encode(position).decode("ascii")}
     return {"json": position}
 
 
 def decode_position(stored: dict[str, Any]) -> Any:
-    """The inverse of `encode_position`."""
+    """Decodes what `encode_position` returns."""
     if "base64" in stored:
         return base64.b64decode(stored["base64"])
     return stored["json"]
@@ -270,7 +270,7 @@ def _damage() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, short enough for one line of ours."""
+    """Returns the first line of an error, shortened."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""How long a run is, how often what happens, and how much fits into a step."""
+"""Lengths, intervals and sizes of a training run."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ class TrainConfig:
         max_bad_steps: steps in a row without finite gradients after which the run stops.
         profile_start: first step of a profile.
         profile_steps: length of a profile.
-        check_memory: whether a run that cannot fit is refused before it starts.
+        check_memory: refuse a run that cannot fit before it starts.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""How the averaged parameters do on held-out data: a number and an image."""
+"""Evaluation of the averaged parameters on held-out data: metrics and sample grids."""
 
 import itertools
 import pathlib
@@ -26,11 +26,10 @@ Labels = Callable[[HostBatch], Sequence[str]]
 
 
 class PeriodicEval:
-    """Means of the stage's metrics over the first batches of the held-out data.
+    """Averages the stage's metrics over the first batches of the held-out data.
 
-    The same batches with the same keys every time, so that two values differ by the parameters
-    alone. Batches smaller than the first are left out; with several processes, each must give the
-    same number of batches.
+    Batches and keys are the same every time, so that two values differ by the parameters alone.
+    Batches smaller than the first are left out; all processes must have the same number.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class PeriodicEval:
         shardings: Any,
         report: Callable[[int, Numbers], None],
     ):
-        """Evaluate `count` batches of `data()` and hand the means to `report(step, numbers)`."""
+        """Evaluates `count` batches of `data()` and passes the means to `report(step, numbers)`."""
         self._spec, self._data, self._count, self._mesh = stage.batch_spec, data, count, mesh
         self._report = report
         self._key = copied(key, mesh)
@@ -58,25 +57,26 @@ class PeriodicEval:
         )
 
     def __call__(self, moment: Moment) -> None:
-        """Evaluate the averaged parameters of this moment.
+        """Evaluates the averaged parameters.
 
         Raises:
-            UserError: the held-out data hold no batch that the mesh can take.
+            UserError: the held-out data hold no batch that fits the mesh.
         """
         numbers = fetch_all(self._results(moment.state.ema_params))
         if not numbers:
             raise UserError(
-                "the validation data hold no batch; set config.train.eval_every=0, or mend them."
+                "the validation data hold no batch; set config.train.eval_every=0, or give a split "
+                "with examples."
             )
         means = {f"val/{k}": float(np.mean([n[k] for n in numbers])) for k in numbers[0]}
         self._report(moment.step, means)
 
     def _results(self, params: Any) -> Iterator[Any]:
-        """Metrics of one batch after the other, on the devices."""
+        """Yields the metrics of each batch, on the devices."""
         size = None
         for index, host in enumerate(itertools.islice(self._data(), self._count)):
             if index == 0:
-                size = _first(self._spec, host, self._mesh)
+                size = _first_size(self._spec, host, self._mesh)
             host = {name: host[name] for name in self._spec}
             if len(next(iter(host.values()))) == size:
                 where = copied(np.int32(index), self._mesh)
@@ -84,7 +84,7 @@ class PeriodicEval:
 
 
 class SamplePreview:
-    """A labelled PNG grid of what the averaged parameters draw, `samples/step_00000500.png`."""
+    """Writes labelled grids of samples of the averaged parameters, `samples/step_00000500.png`."""
 
     def __init__(
         self,
@@ -98,9 +98,9 @@ class SamplePreview:
         folder: pathlib.Path,
         labels: Labels | None = None,
     ):
-        """Draw the first `count` held-out examples.
+        """Previews the first `count` held-out examples.
 
-        `labels` gives the words under each, from a batch with all fields that the data have.
+        `labels` returns the label of each, from a batch with all fields of the data.
         """
         preview = stage.preview
         if preview is None:
@@ -110,73 +110,72 @@ class SamplePreview:
         self._key = copied(key, mesh)
         self._batch: HostBatch | None = None
 
-        def draw(params: Any, batch: Any, rows: Batch, key: Key) -> tuple[Array, Array]:
+        def sample(params: Any, batch: Any, rows: Batch, key: Key) -> tuple[Array, Array]:
             images = to_uint8(preview(params, batch, rng.fold(key, "samples")))
             return images, rows["row"]
 
         split = batch_sharding(mesh)
         places = (shardings, split, split, replicated(mesh))
-        self._draw = jax.jit(
-            traced_on(mesh, draw), in_shardings=places, out_shardings=replicated(mesh)
+        self._sample = jax.jit(
+            traced_on(mesh, sample), in_shardings=places, out_shardings=replicated(mesh)
         )
 
     def __call__(self, moment: Moment) -> None:
-        """Draw with the averaged parameters of this moment; process 0 writes.
+        """Samples with the averaged parameters; process 0 writes the grid.
 
         Raises:
             UserError: the held-out data have too few examples, or the folder cannot be written.
         """
         if self._batch is None:
-            self._batch = self._take()
-        drawn = {name: self._batch[name] for name in self._spec}
-        device = global_batch(drawn, self._mesh)
+            self._batch = self._first_examples()
+        batch = global_batch({name: self._batch[name] for name in self._spec}, self._mesh)
         rows = global_batch({"row": self._rows()}, self._mesh)
-        given = moment.state.ema_params, device, rows, self._key
-        images, order = jax.device_get(self._draw(*given))
-        words = self._words()
+        params = moment.state.ema_params
+        images, order = jax.device_get(self._sample(params, batch, rows, self._key))
+        labels = self._all_labels()
         if jax.process_index() != 0:
             return
-        images = images[np.argsort(order)][: self._count]  # a mesh may order processes anew
-        words = words[: self._count]
+        images = images[np.argsort(order)][: self._count]  # a mesh may order processes differently
+        labels = labels[: self._count]
         path = self._folder / f"step_{moment.step:08d}.png"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            labelled_grid(images, labels=words).save(path)
+            labelled_grid(images, labels=labels).save(path)
         except OSError as error:
             raise UserError(f"cannot write the sample grid {path}: {error.strerror}.") from error
 
-    def _take(self) -> HostBatch:
-        """This process's share of the fewest examples that hold `count` and fit the mesh."""
+    def _first_examples(self) -> HostBatch:
+        """Returns this process's share of at least `count` examples that fit the mesh."""
         shards = batch_shards(self._mesh)
         needed = -(-self._count // shards) * shards // jax.process_count()
         parts: list[HostBatch] = []
-        have = 0
+        available = 0
         for host in self._data():
             parts.append(host)
-            have += len(next(iter(host.values())))
-            if have >= needed:
+            available += len(next(iter(host.values())))
+            if available >= needed:
                 break
-        if have < needed:
+        if available < needed:
             raise UserError(
                 f"config.train.num_samples is {self._count}, but the validation data have only "
-                f"{have} examples here; lower it."
+                f"{available} examples here; lower it."
             )
         return {name: np.concatenate([p[name] for p in parts])[:needed] for name in parts[0]}
 
     def _rows(self) -> Int32[np.ndarray, " b"]:
-        """Numbers of this process's examples among those of all."""
+        """Returns the indices of this process's examples among those of all."""
         own = len(next(iter(self._batch.values()))) if self._batch else 0
         return np.arange(own, dtype=np.int32) + np.int32(own * jax.process_index())
 
-    def _words(self) -> list[str]:
-        """Under the examples of all processes."""
+    def _all_labels(self) -> list[str]:
+        """Returns the labels of the examples of all processes."""
         if self._labels is None or self._batch is None:
             return [f"{self._name} {index}" for index in range(self._count)]
-        return [word for words in gather(list(self._labels(self._batch))) for word in words]
+        return [label for part in gather(list(self._labels(self._batch))) for label in part]
 
 
-def _first(spec: Any, host: HostBatch, mesh: Mesh) -> int:
-    """Check the first held-out batch and return its size."""
+def _first_size(spec: Any, host: HostBatch, mesh: Mesh) -> int:
+    """Checks the first held-out batch and returns its size."""
     batches.check(spec, host)
     size = len(next(iter(host.values())))
     if size * jax.process_count() % batch_shards(mesh):

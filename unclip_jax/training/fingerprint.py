@@ -1,4 +1,4 @@
-"""Whose run lives in a workdir, and whether a stored state is bit for bit what was saved."""
+"""The identity of the run in a workdir, and checksums of stored states."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ FILE = "fingerprint.json"
 
 
 def claim(workdir: pathlib.Path, identity: Mapping[str, Any]) -> None:
-    """Make `workdir` the home of the run with this identity, or refuse.
+    """Reserves `workdir` for the run with this identity, or refuses.
 
     The first call writes `fingerprint.json` (process 0 alone); later ones compare with it.
 
     Args:
-        workdir: made if absent.
-        identity: JSON-ready facts that make two runs the same run, for people to read.
+        workdir: created if absent.
+        identity: JSON-ready, readable facts that make two runs the same run.
 
     Raises:
         UserError: the folder belongs to another experiment (naming the first key that differs),
@@ -39,8 +39,8 @@ def claim(workdir: pathlib.Path, identity: Mapping[str, Any]) -> None:
             _compare(workdir, path.read_text(encoding="utf-8"), identity)
         elif (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
             raise UserError(
-                f"{workdir} holds checkpoints but no {FILE}; it is not known which experiment "
-                "made them. Choose another --workdir."
+                f"{workdir} holds checkpoints but no {FILE}; the experiment that "
+                "wrote them is unknown. Choose another --workdir."
             )
         elif jax.process_index() == 0:
             write_json(path, {"hash": digest(identity), "identity": identity})
@@ -51,27 +51,27 @@ def claim(workdir: pathlib.Path, identity: Mapping[str, Any]) -> None:
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    """Returns 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
     return hashlib.sha256(_canonical(identity).encode()).hexdigest()[:16]
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Writes a JSON file atomically."""
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def describe_tree(tree: Any) -> dict[str, str]:
-    """Path -> "float32[3, 4]" of every leaf: what a checkpoint must hold to be restored."""
+    """Returns path -> "float32[3, 4]" for every leaf."""
     return {path: f"{x.dtype}{list(x.shape)}" for path, x in flatten_paths(tree).items()}
 
 
 def checksum(tree: Any) -> int:
-    """A 32-bit sum of all bits of all leaves, the same however they are sharded.
+    """Computes a 32-bit checksum of all leaves, independent of their sharding.
 
-    Bits are read as words, each times an odd number made from its position, and added modulo
-    2^32. Addition commutes, so no device order matters; an odd factor is invertible, so every
-    change of a single word changes the sum. Summed on the devices, leaf by leaf: a program for all
-    leaves at once takes XLA half a minute to compile for a U-Net.
+    Bits are read as words, multiplied by an odd number made of their position and added modulo
+    2^32. Addition commutes, so the order of devices does not matter; an odd factor is invertible,
+    so every change of a single word changes the sum. One program per leaf: XLA takes half a minute
+    to compile one for all leaves of a U-Net.
     """
     sums = fetch_all(_weighted_sum(leaf) for leaf in jax.tree.leaves(tree))
     return sum((2 * index + 1) * int(value) for index, value in enumerate(sums)) % 2**32
@@ -79,7 +79,7 @@ def checksum(tree: Any) -> int:
 
 @jax.jit
 def _weighted_sum(x: Array) -> UInt32[Array, ""]:
-    """Words of `x` times 2 * position + 1, summed; indexed by axis so that sharding is kept."""
+    """Sums words of `x` times 2 * position + 1; indexed by axis so that sharding is preserved."""
     words = _words(x)
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(words.ndim):
@@ -98,19 +98,19 @@ def _words(x: Array) -> Array:
 
 def _compare(workdir: pathlib.Path, text: str, identity: Mapping[str, Any]) -> None:
     try:
-        found = json.loads(text)["identity"]
-        found.get("model", {}).pop("sampling", None)  # runs noted it once
+        stored = json.loads(text)["identity"]
+        stored.get("model", {}).pop("sampling", None)  # written by earlier versions
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{workdir / FILE} is damaged, so it is not known whose run this is; restore the file "
-            "or choose another --workdir."
+            f"{workdir / FILE} is damaged, so the identity of this run is unknown; restore the "
+            "file or choose another --workdir."
         ) from error
-    if _canonical(found) == _canonical(identity):
+    if _canonical(stored) == _canonical(identity):
         return
-    ours = json.loads(_canonical(identity))
-    key, there, here = next(json_differences(found, ours))
+    current = json.loads(_canonical(identity))
+    key, theirs, ours = next(json_differences(stored, current))
     raise UserError(
-        f"{workdir} belongs to another experiment: {key} is {there} there and {here} here. "
+        f"{workdir} belongs to another experiment: its {key} is {theirs}, this one's {ours}. "
         "Choose another --workdir, or use that experiment's settings."
     )
 

@@ -1,8 +1,8 @@
-"""What happens beside the step: small callables that the loop calls in order.
+"""Hooks: callables for logging, evaluation and checkpoints beside the step.
 
-Two kinds. *Step hooks* see every step's metrics as plain numbers, one step late, so that the
-device never waits. *State hooks* see the state itself, every so many steps; before them the loop
-catches up.
+*Step hooks* receive every step's metrics as plain numbers, one step late, so that the device never
+waits. *State hooks* receive the state at an interval; the loop finishes all earlier step hooks
+before them.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ class Moment(NamedTuple):
 
     Attributes:
         step: number of steps taken.
-        state: after them; a hook must not keep it, the next step reuses its memory.
-        position: of the data after them.
+        state: after these steps; donated to the next step, so hooks must not hold on to it.
+        position: of the data after these steps.
     """
 
     step: int
@@ -63,13 +63,13 @@ StateHook = Callable[[Moment], None]
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """A state hook and when it is due: every so many steps (0 = never) and after the last one."""
+    """A state hook with its interval in steps (0 = never); it also runs after the last step."""
 
     steps: int
     hook: StateHook
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether the hook runs after `step` steps."""
+        """True if the hook runs after `step` steps."""
         return self.steps > 0 and (last or step % self.steps == 0)
 
 
@@ -77,7 +77,7 @@ class ProgressBar:
     """A tqdm bar with steps/s, ETA, examples/s and the running loss; process 0 alone."""
 
     def __init__(self, *, name: str, steps: int, start: int, batch_size: int):
-        """Open the bar at `start` of `steps`."""
+        """Opens the bar at `start` of `steps`."""
         self._batch_size = batch_size
         self._begin: tuple[int, float] | None = None  # after the first step, which compiles
         self._loss = math.nan
@@ -92,7 +92,7 @@ class ProgressBar:
         )
 
     def __call__(self, done: StepDone) -> None:
-        """Advance to this step."""
+        """Advances to this step."""
         loss = done.metrics["loss"]
         if math.isfinite(loss):
             self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
@@ -100,28 +100,28 @@ class ProgressBar:
         self._begin = self._begin or (done.step, now)
         steps, seconds = done.step - self._begin[0], now - self._begin[1]
         rate = steps * self._batch_size / max(seconds, 1e-9)
-        shown = {"loss": f"{self._loss:.4g}", "examples/s": f"{rate:.3g}", **self._notes}
-        self._bar.set_postfix(shown, refresh=False)
+        postfix = {"loss": f"{self._loss:.4g}", "examples/s": f"{rate:.3g}", **self._notes}
+        self._bar.set_postfix(postfix, refresh=False)
         self._bar.update(done.step - self._bar.n)
 
     def note(self, values: Numbers) -> None:
-        """Show these numbers from now on."""
+        """Adds numbers to the bar."""
         self._notes.update({name: f"{value:.4g}" for name, value in values.items()})
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Closes the bar."""
         self._bar.close()
 
 
 class MetricsWriter:
-    """`metrics.jsonl` and TensorBoard events in the workdir, by process 0.
+    """Writes `metrics.jsonl` and TensorBoard events in the workdir, on process 0.
 
-    A step hook that writes the mean of each metric over every `every` steps; `write` takes numbers
-    from elsewhere. Records of steps after `start`, which a killed run may have left, are dropped.
+    A step hook that writes the mean of each metric over `every` steps; `write` takes other numbers.
+    Records of steps after `start`, which a killed run may have left, are dropped.
     """
 
     def __init__(self, workdir: pathlib.Path, *, every: int, start: int, batch_size: int):
-        """Continue the files of `workdir` after step `start`."""
+        """Continues the files of `workdir` after step `start`."""
         self._every = every
         self._batch_size = batch_size
         self._window: list[Numbers] = []
@@ -137,7 +137,7 @@ class MetricsWriter:
             )
 
     def __call__(self, done: StepDone) -> None:
-        """Add a step to the window; write the window when it is full."""
+        """Adds a step to the window; writes the window when it is full."""
         now = time.perf_counter()
         self._window.append(done.metrics)
         self._timed += self._since is not None
@@ -152,7 +152,7 @@ class MetricsWriter:
         self._window, self._since, self._timed = [], now, 0
 
     def write(self, step: int, values: Numbers) -> None:
-        """Write one record; a number that is not finite becomes null in JSON."""
+        """Writes one record; a number that is not finite becomes null in JSON."""
         if not self._open:
             return
         record = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
@@ -162,30 +162,30 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close both files."""
+        """Flushes and closes both files."""
         if self._open:
             self._lines.close()
             self._board.close()
 
 
 class NaNGuard:
-    """Watches for steps that were skipped because their loss or gradients were not finite.
+    """Saves batches whose loss or gradients were not finite, and stops the run if there are many.
 
-    The first batch of every such window is saved; after `most` skipped steps in a row the run
-    stops. Parameters are as before the window, because a skipped step changes nothing.
+    The first batch of every sequence of skipped steps is saved; after `most` in a row the run
+    stops. A skipped step changes no parameters.
     """
 
     def __init__(self, workdir: pathlib.Path, *, most: int):
-        """Save offending batches in `workdir`; stop after `most` in a row."""
+        """Saves batches in `workdir`; stops after `most` skipped steps in a row."""
         self._workdir = workdir
         self._most = most
         self._saved: pathlib.Path | None = None
 
     def __call__(self, done: StepDone) -> None:
-        """Look at one step.
+        """Checks one step.
 
         Raises:
-            UserError: too many in a row, naming the steps and the saved batch.
+            UserError: too many skipped steps in a row, with the saved batch.
         """
         bad = int(done.metrics["bad_steps"])
         if bad == 0:
@@ -198,7 +198,7 @@ class NaNGuard:
             raise UserError(
                 f"loss or gradients were not finite in the {bad} steps from {done.step - bad + 1} "
                 f"to {done.step}; the first batch of these is in {self._saved}. Parameters are "
-                "unharmed. Lower config.optim.learning_rate, or look at that batch."
+                "unchanged. Lower config.optim.learning_rate, or inspect that batch."
             )
 
     def _save(self, done: StepDone) -> pathlib.Path:
@@ -212,13 +212,13 @@ class Profiler:
     """Records a JAX profile of `steps` steps from step `start` on, for TensorBoard."""
 
     def __init__(self, workdir: pathlib.Path, *, start: int, steps: int):
-        """Write to `workdir/profile`; steps = 0 records nothing."""
+        """Writes to `workdir/profile`; steps = 0 records nothing."""
         self._folder = str(workdir / "profile")
         self._window = (start, start + steps)
         self._running = False
 
     def __call__(self, done: StepDone) -> None:
-        """Start or stop where the window says so."""
+        """Starts or stops the recording."""
         begin, end = self._window
         if begin <= done.step < end and not self._running:
             jax.profiler.start_trace(self._folder)
@@ -227,7 +227,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Stop a recording that is under way."""
+        """Stops the recording, if one is running."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
@@ -235,21 +235,21 @@ class Profiler:
 
 
 def _mean(values: Iterator[float]) -> float:
-    """Mean of the finite ones; NaN if there is none."""
+    """Computes the mean of finite values; NaN if there is none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:
-    """Drop records of later steps and a half-written last line, whole or not at all."""
+    """Drops records of later steps and an incomplete last line, atomically."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            known = json.loads(line)["step"] <= step
+            current = json.loads(line)["step"] <= step
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-        if known:
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+        if current:
+            lines.append(line + "\n")
+    write_atomically(path, "".join(lines))

@@ -1,7 +1,7 @@
-"""The loop: dispatch a step, fetch the next batch, look at the step before.
+"""The training loop: dispatch a step, fetch the next batch, report the previous step.
 
-It knows a stage only as functions. Everything that is not "take a step" is a hook. A run is a
-function of (stage, configs, data, seed): interrupted and continued it ends in the same bits.
+It knows a stage only as functions; all else is a hook. A run is a function of (stage, configs,
+data, seed): interrupted and continued, it ends bit for bit the same.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from unclip_jax.training.hooks import (
     StepHook,
 )
 from unclip_jax.training.optimizer import OptimConfig
-from unclip_jax.training.prefetch import DevicePrefetcher, Positioned, PrefetchedBatch
+from unclip_jax.training.prefetch import CheckpointableIterator, DevicePrefetcher, PrefetchedBatch
 from unclip_jax.training.signals import Interrupted, Interrupts
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.step import Trainable
@@ -52,7 +52,7 @@ def train(
     optim: OptimConfig,
     mesh: MeshConfig,
     rules: str,
-    train_data: Positioned,
+    train_data: CheckpointableIterator,
     eval_data: HeldOut | None,
     workdir: str | pathlib.Path,
     identity: dict[str, Any],
@@ -61,29 +61,29 @@ def train(
     fitted: Callable[[], Params] | None = None,
     labels: Labels | None = None,
 ) -> TrainState:
-    """Train `stage` from scratch, or from the newest checkpoint in `workdir`, to the end.
+    """Trains `stage` from scratch, or from the newest checkpoint in `workdir`, to the end.
 
     Args:
-        stage: what is trained.
+        stage: the stage to train.
         config: lengths, intervals, sizes.
         optim: the optimiser.
         mesh: devices along each mesh axis.
         rules: sharding table, "dp", "fsdp" or "fsdp_tp".
         train_data: endless host batches (this process's part) with a position.
-        eval_data: starts a pass over held-out batches, the same every time; None = none.
-        workdir: where checkpoints, metrics and images go.
+        eval_data: starts a pass over held-out batches, the same every time; None = no evaluation.
+        workdir: folder of checkpoints, metrics and images.
         identity: JSON-ready facts that make two runs the same run; see `fingerprint.claim`.
         devices: to train on; None = all.
-        initial: gives the parameters of a fresh run instead of `stage.init`; not boxed.
-        fitted: gives the groups of parameters that a fresh run takes from the data; not called with
-            `initial`, which has its own.
-        labels: words for the examples of a held-out batch, under their images.
+        initial: returns the parameters of a fresh run instead of `stage.init`; not boxed.
+        fitted: returns the groups of parameters that a fresh run fits to the data; not called with
+            `initial`, which includes them.
+        labels: returns captions of the sample grid for a held-out batch.
 
     Returns:
         The state after the last step; complete checkpoints of it are in the workdir.
 
     Raises:
-        UserError: whatever a user can mend, before the first step where possible.
+        UserError: any mistake of the user, before the first step where possible.
         Interrupted: after SIGTERM or ctrl-C, with the state saved; the same call continues.
     """
     program = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
@@ -95,7 +95,7 @@ def train(
         state = _start(program, checkpoints, train_data, key, initial, fitted)
         start = int(jax.device_get(state.step))
         if start >= config.steps:
-            log.info("%s: all %d steps are done already", stage.name, start)
+            log.info("%s: all %d steps are done", stage.name, start)
             return state
         run = _Run(stage, program, config, key, folder, start)
         size = config.batch_size
@@ -111,12 +111,12 @@ def train(
 def check_fit(
     stage: Trainable, *, config: TrainConfig, optim: OptimConfig, mesh: MeshConfig, rules: str
 ) -> None:
-    """Refuse within a second or two what cannot run on these devices, before data are opened.
+    """Checks within seconds that a run fits these devices, before data are opened.
 
-    `train` checks the same and, besides, the memory for activations.
+    `train` also checks the memory for activations.
 
     Raises:
-        UserError: mesh, rules or batch that do not fit, or a state too large for the memory.
+        UserError: mesh, rules or batch that do not match, or a state too large for the memory.
     """
     program = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     if config.check_memory:
@@ -133,10 +133,10 @@ def newest(
     workdir: str | pathlib.Path,
     identity: dict[str, Any],
 ) -> TrainState:
-    """The state of the newest checkpoint in `workdir`, without training.
+    """Restores the newest checkpoint in `workdir`, without training.
 
     Raises:
-        UserError: there is none, or it is another experiment's.
+        UserError: no checkpoint, or one of another experiment.
     """
     folder = pathlib.Path(workdir)
     if not (folder / fingerprint.FILE).exists():
@@ -151,7 +151,7 @@ def newest(
 
 
 class _Run(NamedTuple):
-    """What stays the same from the first step to the last."""
+    """The constants of a run."""
 
     stage: Trainable
     program: TrainProgram
@@ -164,10 +164,10 @@ class _Run(NamedTuple):
 def prepare(
     stage: Trainable, config: TrainConfig, optim: OptimConfig, *, mesh: Mesh, rules: str
 ) -> TrainProgram:
-    """The program that `config` asks for.
+    """Prepares the program of a run.
 
     Raises:
-        UserError: a batch that the mesh does not divide, or what `make_train_program` refuses.
+        UserError: a batch that the mesh does not divide, or as `make_train_program`.
     """
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     check_batch(mesh, **sizes)
@@ -186,7 +186,7 @@ def prepare(
 def _announce(
     stage: Trainable, program: TrainProgram, config: TrainConfig, optim: OptimConfig
 ) -> None:
-    """The startup line, or a refusal; then what the sharding leaves whole."""
+    """Logs memory and replicated bytes, or refuses a run that does not fit."""
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     line = memory.check(
         stage,
@@ -204,12 +204,12 @@ def _announce(
 def _start(
     program: TrainProgram,
     checkpoints: Checkpoints,
-    data: Positioned,
+    data: CheckpointableIterator,
     key: Key,
     initial: Callable[[], Params] | None,
     fitted: Callable[[], Params] | None,
 ) -> TrainState:
-    """The newest checkpoint, with the data moved to its position, or a fresh state."""
+    """Restores the newest checkpoint and the data position, or creates a fresh state."""
     restored = checkpoints.restore(program.abstract)
     if restored is not None:
         data.set_state(restored.position)
@@ -217,9 +217,9 @@ def _start(
         return restored.state
     if initial is not None:
         return program.create_from(initial())
-    found = None if fitted is None else fitted()  # before there is a state, which takes memory
+    groups = None if fitted is None else fitted()  # before the state takes memory
     state = program.create(rng.fold(key, "init"))
-    return state if found is None else program.with_fitted(state, found)
+    return state if groups is None else program.with_fitted(state, groups)
 
 
 def _hooks(
@@ -229,7 +229,7 @@ def _hooks(
     eval_data: HeldOut | None,
     labels: Labels | None,
 ) -> tuple[list[StepHook], list[Every]]:
-    """The hooks of a run in their order; `stack` closes them."""
+    """Creates the hooks of a run in their order; `stack` closes them."""
     stage, config, folder, start = run.stage, run.config, run.workdir, run.start
     size = config.batch_size
     bar = ProgressBar(name=stage.name, steps=config.steps, start=start, batch_size=size)
@@ -255,9 +255,9 @@ def _hooks(
         validation = PeriodicEval(stage, eval_data, count=count, report=report, **where)
         state_hooks.append(Every(config.eval_every, validation))
         if stage.preview is not None:
-            images, count = folder / "samples", config.num_samples
+            count = config.num_samples
             samples = SamplePreview(
-                stage, eval_data, count=count, folder=images, labels=labels, **where
+                stage, eval_data, count=count, folder=folder / "samples", labels=labels, **where
             )
             state_hooks.append(Every(config.sample_every, samples))
     return [writer, bar, profiler, guard], state_hooks
@@ -272,9 +272,9 @@ def _iterate(
     checkpoints: Checkpoints,
     interrupts: Interrupts,
 ) -> TrainState:
-    """From `run.start` to the last step."""
+    """Runs the steps from `run.start` to the last."""
     step, batch, pending = run.start, prefetcher.next(), None
-    agreed = ConsensusStop(run.program.mesh)
+    consensus = ConsensusStop(run.program.mesh)
     while step < run.config.steps:
         state, metrics = run.program.step(state, batch.device, run.key)
         step += 1
@@ -284,24 +284,24 @@ def _iterate(
         if not last:
             batch = _next(prefetcher, moment, checkpoints)  # while the device works
         _report(before, step_hooks)  # waits for the step before this one
-        asked = agreed(interrupts.number)
-        hurried = asked is not None and not last  # who is preempted has no time to draw samples
+        signal = consensus(interrupts.number)
+        hurried = signal is not None and not last  # a preempted run has no time for samples
         due = [e.hook for e in state_hooks if not hurried and e.due(step, last=last)]
-        if due or asked is not None:
+        if due or signal is not None:
             _report(pending, step_hooks)
             pending = None
         for hook in due:
             hook(moment)
-        if asked is not None or (last and run.config.save_every):
+        if signal is not None or (last and run.config.save_every):
             checkpoints.save_now(step, state, position=moment.position)
-        if asked is not None:
+        if signal is not None:
             log.warning("saved at step %d; the same command continues", step)
-            raise Interrupted(asked, step)
+            raise Interrupted(signal, step)
     return state
 
 
 def _report(done: tuple[int, Metrics, PrefetchedBatch] | None, hooks: list[StepHook]) -> None:
-    """Wait for a step's metrics and show them to the step hooks."""
+    """Waits for a step's metrics and passes them to the step hooks."""
     if done is not None:
         step, metrics, batch = done
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -313,9 +313,9 @@ def _report(done: tuple[int, Metrics, PrefetchedBatch] | None, hooks: list[StepH
 def _next(
     prefetcher: DevicePrefetcher, moment: Moment, checkpoints: Checkpoints
 ) -> PrefetchedBatch:
-    """The next batch; if there is none, what was learnt so far is saved before the error.
+    """Fetches the next batch; if that fails, saves a checkpoint before raising the error.
 
-    One process of several cannot save alone, and does not know whether the others fail too.
+    With several processes nothing is saved: one cannot save alone, nor know that others fail.
     """
     try:
         return prefetcher.next()

@@ -1,16 +1,16 @@
-"""Will it fit? Asked of shapes alone, before anything is allocated.
+"""The memory estimate of a training step, from shapes alone, before anything is allocated.
 
-What a device must hold while a step runs, from `jax.eval_shape`:
+A device holds while a step runs, by `jax.eval_shape`:
 
     state       parameters + average + optimiser, each as sharded
     gradients   as large as the parameters, float32, sharded like them; for SAM per replica also
                 whole parameters and gradients of each replica on the device
-    activations what the backward pass keeps of one microbatch, counted by tracing the loss
+    activations residuals of the backward pass for one microbatch, counted by tracing the loss
 
-The last is an allowance: XLA may keep less (it fuses and recomputes) or need scratch space besides.
-Compared with XLA's own figure on the CPU it was 0.8 to 1.0 of it for transformers and the decoder,
-1.4 for a purely convolutional network; a run is refused only if 0.7 of it would not fit either.
-Fake devices of one CPU share its memory, so there the sum over devices counts.
+The last is an estimate: XLA may store less (it fuses and recomputes) or need scratch space besides.
+It was 0.8 to 1.0 times XLA's own figure on the CPU for transformers and the decoder, and 1.4 times
+for a purely convolutional network; a run is refused only if 0.7 of it would not fit either.
+Simulated devices of one CPU share its memory, so there the sum over devices counts.
 """
 
 import math
@@ -34,12 +34,12 @@ SURE = 0.7  # share of the counted activations that XLA needs in any case
 
 
 class Needs(NamedTuple):
-    """Bytes of one memory (a device's, or a CPU's for all its fake devices).
+    """Bytes needed of one memory (a device's, or a CPU's for all its simulated devices).
 
     Attributes:
         state: parameters, average, optimiser.
         gradients: of the parameters.
-        activations: allowance for one microbatch.
+        activations: estimate for one microbatch.
     """
 
     state: int
@@ -48,12 +48,12 @@ class Needs(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All together."""
+        """The sum of all three."""
         return self.state + self.gradients + self.activations
 
     @property
     def least(self) -> int:
-        """What is needed however well XLA does."""
+        """The least that XLA can need."""
         return self.state + self.gradients + math.ceil(SURE * self.activations)
 
 
@@ -67,36 +67,38 @@ def check(
     copies: int = 0,
     enforce: bool = True,
 ) -> str:
-    """Compare what a run needs with what there is.
+    """Checks that a run fits the memory of its devices.
 
     Args:
-        stage: whose loss is traced.
+        stage: its loss is traced.
         abstract: the state as ShapeDtypeStructs with shardings.
         mesh: the devices.
         batch_size: of a whole step, over all devices; 0 = leave activations out.
         accumulate: microbatches per step.
-        copies: parameter sets of its own that every device holds (`sam.copies`).
-        enforce: False = only report.
+        copies: additional parameter sets on every device (`sam.copies`).
+        enforce: False = report only.
 
     Returns:
-        The startup line: parameters, devices, memory needed against memory there.
+        A line for the log: parameters, devices, memory needed and available.
 
     Raises:
-        UserError: it cannot fit; the message names what to change.
+        UserError: the run cannot fit.
     """
-    there = available(mesh)
+    free = available(mesh)
     needs = Needs(*_resident(abstract, mesh, copies), 0)
-    if batch_size and (needs.least <= there or not enforce):  # else tracing would be for nothing
-        kept = activations(stage, abstract.params, batch_size=batch_size // accumulate, mesh=mesh)
-        needs = needs._replace(activations=kept)
-    line = _line(stage, abstract, mesh, needs, there)
-    if needs.least > there and enforce:
-        raise UserError(f"{line}. It cannot fit: {_advice(needs, there, mesh, copies)}")
+    if batch_size and (needs.least <= free or not enforce):  # else tracing would be useless
+        residuals = activations(
+            stage, abstract.params, batch_size=batch_size // accumulate, mesh=mesh
+        )
+        needs = needs._replace(activations=residuals)
+    line = _line(stage, abstract, mesh, needs, free)
+    if needs.least > free and enforce:
+        raise UserError(f"{line}. It cannot fit: {_advice(needs, free, mesh, copies)}")
     return line
 
 
 def available(mesh: Mesh) -> int:
-    """Bytes that are free for a run on one device of `mesh`, or on the CPU for all of them."""
+    """Returns the free bytes of one device of `mesh`, or of the CPU for all its devices."""
     local = mesh.local_devices
     if local[0].platform == "cpu":
         return min(psutil.virtual_memory().available, _control_group_limit())
@@ -106,10 +108,10 @@ def available(mesh: Mesh) -> int:
 
 
 def activations(stage: Trainable, params: Any, *, batch_size: int, mesh: Mesh) -> int:
-    """Bytes that the backward pass keeps of one microbatch, in one memory.
+    """Counts the bytes of residuals of one microbatch, in one memory.
 
-    Counted as what `jax.vjp` of the loss holds beyond the parameters themselves, so remat policies
-    and compute dtypes are seen.
+    These are what `jax.vjp` of the loss holds beyond the parameters, so remat policies and compute
+    dtypes are accounted for.
     """
     plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     batch = batches.abstract(stage.batch_spec, batch_size)
@@ -118,14 +120,16 @@ def activations(stage: Trainable, params: Any, *, batch_size: int, mesh: Mesh) -
     def backward(params: Any, batch: Any, key: Any) -> Any:
         return jax.vjp(lambda p: stage.loss(p, batch, key), params, has_aux=True)[1]
 
-    kept = jax.eval_shape(backward, plain, batch, key)
-    arrays = [x for x in jax.tree.leaves(kept) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)]
+    residuals = jax.eval_shape(backward, plain, batch, key)
+    arrays = [
+        x for x in jax.tree.leaves(residuals) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    ]
     whole = max(0, num_bytes(arrays) - num_bytes(plain))
     return math.ceil(whole / meshes.batch_shards(mesh)) * _sharers(mesh)
 
 
 def count_text(number: int) -> str:
-    """A count for people: '1.325 billion', '3.4 million', '136'."""
+    """Formats a count: '1.325 billion', '3.4 million', '136'."""
     for size, word in ((10**9, "billion"), (10**6, "million")):
         if number >= size:
             return f"{number / size:.4g} {word}"
@@ -133,20 +137,20 @@ def count_text(number: int) -> str:
 
 
 def _resident(abstract: TrainState, mesh: Mesh, copies: int = 0) -> tuple[int, int]:
-    """State and gradients."""
+    """Returns the bytes of state and gradients."""
     sharers = _sharers(mesh)
     gradients = bytes_per_device(abstract.params) + 2 * copies * num_bytes(abstract.params)
     return bytes_per_device(abstract) * sharers, gradients * sharers
 
 
 def _sharers(mesh: Mesh) -> int:
-    """Devices that live in one memory."""
+    """Returns the number of devices that share one memory."""
     local = mesh.local_devices
     return len(local) if local[0].platform == "cpu" else 1
 
 
 def _control_group_limit() -> int:
-    """What a container may use in all, where one is imposed."""
+    """Returns the memory limit of the container, if one is set."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         path = pathlib.Path("/sys/fs/cgroup") / name
         if path.is_file() and (text := path.read_text().strip()).isdigit():
@@ -154,7 +158,7 @@ def _control_group_limit() -> int:
     return 2**63 - 1
 
 
-def _line(stage: Trainable, abstract: TrainState, mesh: Mesh, needs: Needs, there: int) -> str:
+def _line(stage: Trainable, abstract: TrainState, mesh: Mesh, needs: Needs, free: int) -> str:
     where = "this machine" if _sharers(mesh) == len(mesh.local_devices) else "each device"
     parts = [f"state {size_text(needs.state)}", f"gradients {size_text(needs.gradients)}"]
     if needs.activations:
@@ -162,17 +166,17 @@ def _line(stage: Trainable, abstract: TrainState, mesh: Mesh, needs: Needs, ther
     return (
         f"{stage.name}: {count_text(count(abstract.params))} parameters on "
         f"{meshes.describe(mesh)}; needs {size_text(needs.total)} ({', '.join(parts)}) and {where} "
-        f"has {size_text(there)} free"
+        f"has {size_text(free)} free"
     )
 
 
-def _advice(needs: Needs, there: int, mesh: Mesh, copies: int) -> str:
-    if needs.state + needs.gradients <= there:
+def _advice(needs: Needs, free: int, mesh: Mesh, copies: int) -> str:
+    if needs.state + needs.gradients <= free:
         return (
             "lower config.train.batch_size or raise config.train.accumulate, set the model's "
             "remat='block', or config.train.check_memory=False to try regardless."
         )
-    times = math.ceil((needs.state + needs.gradients) / there) * mesh.shape["fsdp"]
+    times = math.ceil((needs.state + needs.gradients) / free) * mesh.shape["fsdp"]
     text = (
         "choose a smaller size (--config=FILE.py:SIZE), or spread the state over more devices "
         f"(config.mesh.fsdp={times} or more, config.rules='fsdp')"
@@ -180,5 +184,5 @@ def _advice(needs: Needs, there: int, mesh: Mesh, copies: int) -> str:
     if copies:
         text += ", or config.optim.sam_batch=0, which needs one copy of the parameters"
     if needs.state > 3.5 * needs.gradients:
-        text += ", or config.optim.name='muon', which keeps one moment instead of two"
+        text += ", or config.optim.name='muon', which stores one moment instead of two"
     return text + "."

@@ -1,11 +1,11 @@
-"""Muon: momentum whose matrices are made nearly orthogonal (Jordan et al. 2024).
+"""Muon: momentum with nearly orthogonalised matrices (Jordan et al. 2024).
 
     m <- beta m + (1 - beta) g
     u = orthogonal(beta m + (1 - beta) g) max(1, out / in)^1/2
 
 with both terms of u corrected for their start at zero. Source: github.com/KellerJordan/Muon and
 Liu et al., arXiv 2502.16982. Computes what `optax.contrib.muon` does (tested); written here because
-its Newton-Schulz iterations, unrolled, take XLA on the CPU twice as long to compile and to run.
+the latter's unrolled Newton-Schulz iterations take XLA on the CPU twice as long to compile and run.
 """
 
 import math
@@ -23,14 +23,14 @@ TINY = 1e-8  # keeps a zero gradient finite
 
 
 class MuonState(NamedTuple):
-    """Steps taken, and the momentum of every matrix."""
+    """Number of steps, and the momentum of every matrix."""
 
     count: Any
     momentum: Any
 
 
 def scale_by_muon(stacked: Any, *, momentum: float) -> optax.GradientTransformation:
-    """Gradients -> updates with singular values near max(1, out / in)^1/2.
+    """Transforms gradients to updates with singular values near max(1, out / in)^1/2.
 
     Args:
         stacked: a tree like the parameters; True where axis 0 counts scanned layers, each of which
@@ -54,10 +54,10 @@ def scale_by_muon(stacked: Any, *, momentum: float) -> optax.GradientTransformat
 
 
 def orthogonal(x: Float[Array, " n i o"]) -> Float[Array, " n i o"]:
-    """U V' for each matrix U S V' of a stack, but for singular values of about 0.7 to 1.2.
+    """Approximates U V' for each matrix U S V' of a stack; singular values become 0.7 to 1.2.
 
     Five Newton-Schulz rounds, with the shorter axis as rows. A round multiplies x by a polynomial
-    of the Gram matrix x x'; these commute, so all rounds are done on the small Gram matrix, and x,
+    of the Gram matrix x x'; these commute, so all rounds run on the small Gram matrix, and x,
     long for a convolution, is multiplied once.
     """
     a, b, c = COEFFICIENTS
@@ -66,8 +66,8 @@ def orthogonal(x: Float[Array, " n i o"]) -> Float[Array, " n i o"]:
     x = x / (jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) + TINY)
     one = jnp.broadcast_to(jnp.eye(x.shape[1], dtype=x.dtype), (x.shape[0],) + 2 * x.shape[1:2])
 
-    def improve(_: Any, grown: tuple[Array, Array]) -> tuple[Array, Array]:
-        factor, gram = grown
+    def improve(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        factor, gram = carry
         round_ = a * one + b * gram + c * gram @ gram
         return round_ @ factor, round_ @ gram @ round_
 
@@ -77,7 +77,7 @@ def orthogonal(x: Float[Array, " n i o"]) -> Float[Array, " n i o"]:
 
 
 def _updated(x: Array, stacked: bool) -> Array:
-    """A kernel read as matrices: the last axis is out, all others (but the layers) are in."""
+    """Updates a kernel as matrices: the last axis is out, all others (but the layers) are in."""
     count = x.shape[0] if stacked else 1
     matrices = x.reshape(count, -1, x.shape[-1])
     scale = math.sqrt(max(1.0, matrices.shape[2] / matrices.shape[1]))

@@ -1,6 +1,6 @@
-"""Optimisers: AdamW for everything, or Muon for matrices and AdamW for the rest.
+"""Optimisers: AdamW for everything, or Muon for matrices and AdamW for the others.
 
-Which parameter gets what follows from its logical axis names and its path, never from its size:
+The treatment of a parameter follows from its logical axis names and its path, never from its size:
 *weights* (leaves called "kernel", and tables with a "vocab" axis) decay; gains, biases, position
 tables and learned tokens do not. Muon takes the kernels.
 """
@@ -27,7 +27,7 @@ class OptimConfig:
     """The optimiser of one run.
 
     Attributes:
-        name: "adamw" or "muon" (Muon for kernels, AdamW for the rest).
+        name: "adamw" or "muon" (Muon for kernels, AdamW for the others).
         learning_rate: peak rate of AdamW.
         warmup_steps: the rate rises linearly over this many steps.
         schedule: after the warm-up, "constant", "cosine" or "linear" fall to the end of the run.
@@ -42,7 +42,7 @@ class OptimConfig:
         muon_momentum: of Muon.
         muon_weight_decay: of kernels under Muon, times Muon's rate.
         muon_exclude: fragments of paths of kernels that stay with AdamW.
-        decay_tables: whether token tables decay too.
+        decay_tables: weight decay of token tables too.
         sam: rho of sharpness-aware minimisation (`training.sam`); 0 = off.
         sam_batch: examples that share one perturbation; 0 = all of a (micro)batch.
     """
@@ -86,10 +86,10 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(config: OptimConfig, boxed: Any, *, steps: int) -> Optimizer:
-    """The optimiser of a run.
+    """Creates the optimiser of a run.
 
     Args:
-        config: which and how.
+        config: of the optimiser.
         boxed: parameters (or their ShapeDtypeStructs) in boxes that carry logical axis names.
         steps: length of the run, at whose end the schedule ends.
 
@@ -109,9 +109,9 @@ def make_optimizer(config: OptimConfig, boxed: Any, *, steps: int) -> Optimizer:
 
 
 def rate(config: OptimConfig, peak: float, *, steps: int) -> Rate:
-    """Learning rate by step: linear warm-up to `peak`, then the schedule of `config`.
+    """Returns the learning rate by step: linear warm-up to `peak`, then the schedule of `config`.
 
-    Step k (from 0) of a warm-up of n has peak * (k + 1) / n, so that no step is wasted at zero.
+    Step k (from 0) of a warm-up of n has peak * (k + 1) / n, so that no step has rate zero.
     """
 
     def value(step: ArrayLike) -> Float[Array, ""]:
@@ -130,12 +130,12 @@ def rate(config: OptimConfig, peak: float, *, steps: int) -> Rate:
 
 
 def decayed(boxed: Any, *, tables: bool = True) -> Any:
-    """True where weight decay applies: kernels and, with `tables`, token tables."""
+    """Returns a tree that is True where weight decay applies: kernels and, optionally, tables."""
     return _by_path(boxed, lambda path, names: _is_kernel(path) or (tables and "vocab" in names))
 
 
 def muon_labels(boxed: Any, *, exclude: tuple[str, ...] = ()) -> Any:
-    """The word "muon" for kernels whose path holds none of `exclude`, "adamw" for all else.
+    """Labels every leaf "muon" (kernels whose path holds none of `exclude`) or "adamw".
 
     Raises:
         UserError: a fragment of `exclude` that no kernel's path holds.
@@ -171,16 +171,16 @@ def _adamw_alone(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientT
 
 
 def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
-    """Muon for kernels, AdamW for the rest."""
+    """Muon for kernels, AdamW for the others."""
     labels = muon_labels(boxed, exclude=config.muon_exclude)
-    stacked = _keep("muon", labels, _by_path(boxed, lambda _, names: names[:1] == ("layers",)))
+    stacked = _masked("muon", labels, _by_path(boxed, lambda _, names: names[:1] == ("layers",)))
     muon = optax.chain(
         scale_by_muon(stacked, momentum=config.muon_momentum),
         optax.add_decayed_weights(config.muon_weight_decay),
         optax.scale_by_learning_rate(rate(config, config.muon_learning_rate, steps=steps)),
     )
     mask = decayed(boxed, tables=config.decay_tables)
-    adamw = _adamw(config, _keep("adamw", labels, mask), steps)
+    adamw = _adamw(config, _masked("adamw", labels, mask), steps)
     return optax.partition({"muon": muon, "adamw": adamw}, labels)
 
 
@@ -188,14 +188,14 @@ def _is_kernel(path: str) -> bool:
     return path.rsplit("/", 1)[-1] == "kernel"
 
 
-def _keep(label: str, labels: Any, tree: Any) -> Any:
-    """`tree` with optax's placeholder wherever `labels` says something else than `label`."""
+def _masked(label: str, labels: Any, tree: Any) -> Any:
+    """Replaces leaves whose label is not `label` by optax's placeholder."""
     return jax.tree.map(
         lambda own, value: value if own == label else optax.MaskedNode(), labels, tree
     )
 
 
-def _by_path(boxed: Any, what: Callable[[str, tuple[str | None, ...]], Any]) -> Any:
-    """A tree like `unbox(boxed)` whose leaves are what(path, logical axis names)."""
-    leaves = [what(path, names) for path, names in axis_names(boxed).items()]
+def _by_path(boxed: Any, function: Callable[[str, tuple[str | None, ...]], Any]) -> Any:
+    """Returns a tree like `unbox(boxed)` of function(path, logical axis names)."""
+    leaves = [function(path, names) for path, names in axis_names(boxed).items()]
     return jax.tree.unflatten(jax.tree.structure(unbox(boxed)), leaves)

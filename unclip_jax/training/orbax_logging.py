@@ -1,7 +1,7 @@
-"""Orbax's own complaints, silenced because checkpoint.py says the same in one line.
+"""Filters for Orbax's log records, since checkpoint.py reports the same failures in one line.
 
 When storage fails, Orbax logs stack traces and abandons asynchronous reads and writes, whose
-failures Python then reports one by one, long after the fact. Everything else is let through.
+failures Python reports later one by one. All other records pass.
 """
 
 import logging
@@ -13,7 +13,7 @@ ORBAX = ("orbax", "OCDBT", "TensorStore")
 
 
 def install_filters() -> None:
-    """Drop Orbax's log records and the late reports about tasks that it abandoned, for good."""
+    """Installs the filters for Orbax's log records and for late reports of abandoned tasks."""
     logging.getLogger("absl").addFilter(_not_from_orbax)
     logging.getLogger("asyncio").addFilter(_not_abandoned)
     if not isinstance(sys.unraisablehook, _DropLate):
@@ -21,7 +21,7 @@ def install_filters() -> None:
 
 
 class _DropLate:
-    """An unraisablehook without answers that come too late for a closed event loop."""
+    """An unraisablehook that drops errors raised after the event loop was closed."""
 
     def __init__(self, before: Callable[[Any], Any]):
         self._before = before

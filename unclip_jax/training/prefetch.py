@@ -1,7 +1,7 @@
-"""From an iterator of host batches to batches on the device, one ahead of the step.
+"""Prefetching: host batches to global batches on the devices, one ahead of the step.
 
-Each batch travels with the position of the data right after it, so that a checkpoint taken after
-its step continues with the next batch, whatever has been fetched ahead by then.
+Each batch carries the position of the data right after it, so that a checkpoint taken after its
+step continues with the next batch, regardless of what has been fetched ahead.
 """
 
 import time
@@ -18,27 +18,27 @@ from unclip_jax.parallel.place import global_batch
 
 
 @runtime_checkable
-class Positioned(Protocol):
-    """An iterator of host batches that knows where it is; Grain's DatasetIterator is one."""
+class CheckpointableIterator(Protocol):
+    """An iterator of host batches with a position, such as Grain's DatasetIterator."""
 
     def __next__(self) -> HostBatch:
-        """Return the next batch: this process's part of it."""
+        """Returns this process's part of the next batch."""
         ...
 
     def get_state(self) -> Any:
-        """Return the position after the last batch; JSON-ready or bytes."""
+        """Returns the position after the last batch; JSON-ready or bytes."""
         ...
 
     def set_state(self, state: Any) -> None:
-        """Continue from a position that `get_state` gave."""
+        """Continues from a position of `get_state`."""
         ...
 
 
 class PrefetchedBatch(NamedTuple):
-    """One batch on its way through a step.
+    """A batch on the devices.
 
     Attributes:
-        host: this process's part, as it came.
+        host: this process's part, on the host.
         device: the global batch, placed on the mesh.
         position: of the data right after this batch.
         wait_seconds: seconds until the data source returned it.
@@ -51,9 +51,11 @@ class PrefetchedBatch(NamedTuple):
 
 
 class DevicePrefetcher:
-    """Batches for training, checked and placed."""
+    """Fetches batches for training, checks them and starts their transfer."""
 
-    def __init__(self, data: Positioned, *, spec: BatchSpec, batch_size: int, mesh: Mesh):
+    def __init__(
+        self, data: CheckpointableIterator, *, spec: BatchSpec, batch_size: int, mesh: Mesh
+    ):
         """Prefetch from `data`: global batches of `batch_size` examples that fit `spec`."""
         self._data = data
         self._spec = spec
@@ -62,10 +64,10 @@ class DevicePrefetcher:
         self._count = 0
 
     def next(self) -> PrefetchedBatch:
-        """Fetch one batch and start its transfer.
+        """Fetches one batch and starts its transfer.
 
         Raises:
-            UserError: the data have ended, or the batch is not what the stage expects.
+            UserError: the data have ended, or the batch does not match the spec.
         """
         start = time.perf_counter()
         try:
@@ -73,7 +75,7 @@ class DevicePrefetcher:
         except StopIteration:
             raise UserError(
                 f"the training data ended after {self._count} batches of this run; repeat them "
-                "without end, or lower config.train.steps."
+                "endlessly, or lower config.train.steps."
             ) from None
         wait_seconds = time.perf_counter() - start
         if self._count == 0:

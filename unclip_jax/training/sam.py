@@ -1,7 +1,7 @@
 """Sharpness-aware minimisation: step along the gradient at the worst point nearby.
 
     up    eps = rho g / |g|, with g the gradient at w
-    down  the gradient at w + eps is what the optimiser gets     (Foret et al. 2021, eq. 2 and 3)
+    down  the gradient at w + eps goes to the optimiser          (Foret et al. 2021, eq. 2 and 3)
 
 unCLIP trains CLIP with rho = 0.1, and each replica of 64 examples perturbs by itself (arXiv
 2204.06125, appendix C): m-sharpness (arXiv 2010.01412, section 4.1). Replica r has parameters P_r
@@ -10,8 +10,8 @@ and the optimiser gets the sum of dL/dP_r where they are w + eps_r. For a mean o
 the gradient of the replica's own examples; with a contrastive loss each replica sees all
 embeddings, in both passes.
 
-How many replicas there are follows from the config, not from the devices, so a run that continues
-on other devices is the same run.
+The number of replicas follows from the config, not from the devices, so a run that continues on
+other devices is the same run.
 """
 
 import functools
@@ -33,45 +33,45 @@ from unclip_jax.training.step import Gradient, Loss, Trainable, gradients
 REPLICA = "replica"  # name of the axis along which the replicas of one device lie
 
 
-class Chosen(NamedTuple):
-    """What `make_train_step` differentiates, and how."""
+class Differentiation(NamedTuple):
+    """The loss that `make_train_step` differentiates, and the way to do so."""
 
     loss: Loss
     gradient: Gradient
 
 
-def choose(stage: Trainable, *, optim: OptimConfig, mesh: Mesh) -> Chosen:
-    """Plain gradients, SAM over the whole batch or SAM per replica, as `optim` says.
+def choose(stage: Trainable, *, optim: OptimConfig, mesh: Mesh) -> Differentiation:
+    """Selects plain gradients, SAM over the whole batch or SAM per replica, by `optim`.
 
     Raises:
-        UserError: replicas are asked of a stage whose loss cannot be computed by them.
+        UserError: replicas for a stage whose loss has no form for them.
     """
     if not optim.sam:
-        return Chosen(stage.loss, gradients)
+        return Differentiation(stage.loss, gradients)
     if not optim.sam_batch:
-        return Chosen(stage.loss, whole_batch(optim.sam))
+        return Differentiation(stage.loss, whole_batch(optim.sam))
     gradient = per_replica(optim.sam, examples=optim.sam_batch, mesh=mesh)
     if stage.replica_loss is not None:
-        return Chosen(stage.replica_loss((*BATCH_AXES, REPLICA)), gradient)
+        return Differentiation(stage.replica_loss((*BATCH_AXES, REPLICA)), gradient)
     if not stage.splittable:
         raise UserError(
             f"config.optim.sam_batch is {optim.sam_batch}, but the loss of stage {stage.name!r} is "
             "a function of the whole batch without a form for replicas; use 0."
         )
-    return Chosen(stage.loss, gradient)
+    return Differentiation(stage.loss, gradient)
 
 
 def copies(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int = 1) -> int:
-    """Parameter sets that every device holds for SAM per replica; 0 without it.
+    """Counts the parameter sets that every device holds for SAM per replica; 0 without it.
 
     Args:
         optim: with `sam` and `sam_batch`.
-        mesh: whose shards hold the replicas.
+        mesh: its shards hold the replicas.
         batch_size: of a whole step, over all devices.
         accumulate: microbatches per step.
 
     Raises:
-        UserError: the shards of a (micro)batch are no multiples of a replica.
+        UserError: the shards of a (micro)batch are not multiples of a replica.
     """
     if not (optim.sam and optim.sam_batch):
         return 0
@@ -87,7 +87,7 @@ def copies(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int =
 
 
 def whole_batch(rho: float) -> Gradient:
-    """One perturbation of length `rho`, from the gradient of the (micro)batch."""
+    """Returns the gradient with one perturbation of length `rho` per (micro)batch."""
 
     def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
         up, metrics = gradients(loss, params, batch, key)
@@ -98,10 +98,10 @@ def whole_batch(rho: float) -> Gradient:
 
 
 def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
-    """A perturbation of length `rho` for every `examples` consecutive examples.
+    """Returns the gradient with a perturbation of length `rho` per `examples` consecutive examples.
 
     The loss is called once per replica, under named axes (`BATCH_AXES` and `REPLICA`), and must
-    give the replica's share: its mean over replicas is the loss of the batch. Every device holds
+    return the replica's share: its mean over replicas is the loss of the batch. Every device holds
     whole parameters for each of its replicas, however they are sharded outside.
     """
 
@@ -113,14 +113,14 @@ def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
             in_specs=(whole, split, whole),
             out_specs=whole,
             axis_names=frozenset(BATCH_AXES),
-            check_vma=False,  # gradients here are to stay apart until the mean at the end
+            check_vma=False,  # gradients stay separate until the mean at the end
         )(params, batch, key)
 
     return gradient
 
 
 def perturbed(params: Params, gradient: Params, *, rho: float) -> Params:
-    """`params` moved by `rho` along `gradient`, the norm taken over all leaves (eq. 2, p = 2)."""
+    """Moves `params` by `rho` along `gradient`, normed over all leaves (eq. 2, p = 2)."""
     scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-30)
     return jax.tree.map(lambda w, g: w + scale * g, params, gradient)
 
@@ -128,7 +128,7 @@ def perturbed(params: Params, gradient: Params, *, rho: float) -> Params:
 def _on_one_shard(
     loss: Loss, rho: float, examples: int, params: Params, batch: Batch, key: Key
 ) -> tuple[Params, Metrics]:
-    """The mean over all replicas of the second gradients, from the part of one shard."""
+    """Computes the mean over all replicas of the second gradients, on one shard."""
     count = jax.tree.leaves(batch)[0].shape[0] // examples
     parts = {k: v.reshape(count, examples, *v.shape[1:]) for k, v in batch.items()}
     number = jax.lax.axis_index(BATCH_AXES) * count + jnp.arange(count)
@@ -143,5 +143,5 @@ def _on_one_shard(
     same = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), params)
     up, (values, metrics) = slope(same)
     down, (worse, _) = slope(jax.vmap(functools.partial(perturbed, rho=rho))(same, up))
-    found = {**metrics, "loss": values, "sharpness": worse - values}
-    return jax.tree.map(lambda x: jax.lax.pmean(jnp.mean(x, axis=0), BATCH_AXES), (down, found))
+    metrics = {**metrics, "loss": values, "sharpness": worse - values}
+    return jax.tree.map(lambda x: jax.lax.pmean(jnp.mean(x, axis=0), BATCH_AXES), (down, metrics))

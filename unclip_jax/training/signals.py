@@ -1,4 +1,4 @@
-"""SIGTERM and ctrl-C as a request that the loop honours between two steps."""
+"""SIGTERM and ctrl-C as requests to stop between two steps."""
 
 import logging
 import signal
@@ -8,26 +8,26 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-WATCHED = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop and has saved its state; the exit code is 128 + signal number."""
+    """A run that was stopped by a signal after saving; the exit code is 128 + signal number."""
 
     def __init__(self, number: int, step: int):
-        """Stop after `step` steps because of signal `number`."""
+        """Records the signal `number` and the number of steps taken."""
         super().__init__(128 + number)
         self.number = number
         self.step = step
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM is only noted; the second does what it always did.
+    """A context manager that records the first SIGINT or SIGTERM; the second acts as usual.
 
-    Outside the main thread, where Python delivers no signals, it notes nothing.
+    Outside the main thread, where Python delivers no signals, it records nothing.
 
     Attributes:
-        number: of the signal that came, or None.
+        number: of the signal received, or None.
     """
 
     def __init__(self):
@@ -36,7 +36,7 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in WATCHED}
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a training run must remember between two steps, and nothing else."""
+"""The training state: parameters, their average, optimiser state and counters."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from unclip_jax.core.types import Params
 
 @struct.dataclass
 class TrainState:
-    """The whole state of a run on the device; together with the data position it is the run.
+    """The state of a run on the devices; with the data position it determines the run.
 
     Fields are Any because the same structure also carries shardings, shapes and boxes.
 
@@ -33,7 +33,7 @@ class TrainState:
 
 
 def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the average starts at the parameters."""
+    """Creates the state before the first step; the average starts at the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -44,7 +44,7 @@ def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
 
 def warmed_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
-    """min(decay, (1 + step) / (10 + step)), so that the average forgets its random start.
+    """Computes min(decay, (1 + step) / (10 + step)), so that the average forgets its random start.
 
     The form of TensorFlow's ExponentialMovingAverage with `num_updates`; without it a short run
     averages mostly noise.
@@ -54,5 +54,5 @@ def warmed_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
 
 
 def averaged(average: Params, params: Params, *, decay: Float[Array, ""]) -> Params:
-    """Leaf by leaf, decay * average + (1 - decay) * params."""
+    """Computes decay * average + (1 - decay) * params, leaf by leaf."""
     return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

@@ -2,7 +2,7 @@
 
     gradients (mean over microbatches, float32) -> finite? -> clip, update -> average
 
-A step whose loss or gradients are not finite changes nothing but the counters, bit for bit.
+A step whose loss or gradients are not finite changes only the counters, bit for bit.
 """
 
 import dataclasses
@@ -79,15 +79,15 @@ def make_train_step(
     shardings: Any = None,
     gradient: Gradient | None = None,
 ) -> TrainStep:
-    """The step of one run, to be jitted by the caller with the state donated.
+    """Creates the step of a run, to be jitted by the caller with the state donated.
 
     Args:
         loss: (params, batch, key) -> (scalar, metrics); its randomness comes from the key alone.
         tx: the optimiser, clipping included.
         ema_decay: greatest decay of the parameter average; see `state.warmed_decay`.
         accumulate: microbatches per step; more than one divides the activations' memory.
-        shardings: of the parameters, for the gradients that are accumulated; None = as XLA likes.
-        gradient: how a (micro)batch becomes a gradient; None = by `gradients`.
+        shardings: of the parameters, for accumulated gradients; None = XLA's choice.
+        gradient: computes the gradient of a (micro)batch; None = `gradients`.
 
     Returns:
         step(state, batch, key): `key` is the run's, the same at every step; the step number is
@@ -107,10 +107,10 @@ def make_train_step(
             parts = split(batch, accumulate)
             grads, metrics = _accumulated(of_one, state.params, parts, key, shardings)
         norm = optax.tree.norm(grads)
-        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = _updated(state, grads, tx, ema_decay)
         old = dataclasses.replace(state, bad_steps=state.bad_steps + 1)
-        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         new = dataclasses.replace(new, step=state.step + 1)
         return new, {**metrics, "grad_norm": norm, "bad_steps": new.bad_steps}
 
@@ -118,15 +118,16 @@ def make_train_step(
 
 
 def gradients(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-    """Gradients of `loss` in the parameters' float32, and its metrics with "loss" among them."""
+    """Computes float32 gradients of `loss`, and its metrics with "loss" among them."""
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
     return grads, {**metrics, "loss": value}
 
 
 def split(batch: Batch, parts: int) -> Batch:
-    """[b ...] -> [parts b/parts ...]: microbatch j holds the examples j, j + parts, j + 2 parts...
+    """Splits [b ...] to [parts b/parts ...].
 
-    With this stride every device splits its own examples and none moves between devices.
+    Microbatch j holds the examples j, j + parts, j + 2 parts...; with this stride every device
+    splits its own examples and none moves between devices.
 
     Raises:
         UserError: `parts` does not divide the batch.
@@ -146,7 +147,7 @@ def _accumulated(
     key: Key,
     shardings: Any,
 ) -> tuple[Params, Metrics]:
-    """Mean gradients and metrics over microbatches, one at a time in a scan."""
+    """Averages gradients and metrics over microbatches, one at a time in a scan."""
     count = jax.tree.leaves(parts)[0].shape[0]
 
     def body(total: Params, part: tuple[jax.Array, Batch]) -> tuple[Params, Metrics]:
@@ -167,7 +168,7 @@ def _placed(tree: Params, shardings: Any) -> Params:
 def _updated(
     state: TrainState, grads: Params, tx: optax.GradientTransformation, ema_decay: float
 ) -> TrainState:
-    """The state after a good step, but for its step counter."""
+    """Returns the state after a finite step, except for the step counter."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     ema = averaged(state.ema_params, params, decay=warmed_decay(state.step, ema_decay))

@@ -1,7 +1,7 @@
-"""A stage made ready for devices: optimiser, shapes, shardings and the compiled step.
+"""The training program of a stage: optimiser, shapes, shardings and the jitted step.
 
 Nothing here allocates parameters or reads data, so a program can also be compiled ahead of time for
-devices that are not there: `program.step.lower(program.abstract, batch, key).compile()`.
+absent devices: `program.step.lower(program.abstract, batch, key).compile()`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from unclip_jax.training.step import Trainable, make_train_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainProgram:
-    """What is needed to create, restore, and advance a state.
+    """The functions and shapes to create, restore, and advance a state.
 
     Attributes:
         mesh: the devices.
@@ -45,10 +45,10 @@ class TrainProgram:
     step: Any
 
     def create_from(self, params: Params) -> TrainState:
-        """The state before the first step with given parameters (not boxed).
+        """Creates the state before the first step from `params` (not boxed).
 
         Raises:
-            UserError: they are not this stage's.
+            UserError: they do not fit this stage.
         """
         lines = shape_differences(self.abstract.params, params)
         if lines:
@@ -59,10 +59,10 @@ class TrainProgram:
         )
 
     def with_fitted(self, state: TrainState, fitted: Params) -> TrainState:
-        """A fresh state whose top-level groups named in `fitted` are these, average included.
+        """Replaces the top-level groups of `fitted` in a fresh state, average included.
 
         Raises:
-            UserError: they are not this stage's.
+            UserError: they do not fit this stage.
         """
         lines = shape_differences({name: self.abstract.params.get(name) for name in fitted}, fitted)
         if lines:
@@ -87,20 +87,20 @@ def make_train_program(
     ema_decay: float,
     accumulate: int = 1,
 ) -> TrainProgram:
-    """Prepare `stage` for `mesh`.
+    """Creates the training program of `stage` on `mesh`.
 
     Args:
-        stage: what is trained.
-        optim: with which optimiser.
-        mesh: on which devices.
+        stage: the stage to train.
+        optim: the optimiser.
+        mesh: the devices.
         rules: "dp", "fsdp" or "fsdp_tp".
-        steps: length of the run, which the learning rate's schedule needs.
+        steps: length of the run, for the learning-rate schedule.
         ema_decay: of the parameter average.
         accumulate: microbatches per step.
 
     Raises:
-        UserError: the rules do not fit the mesh, the batch may not be split, or `make_optimizer`'s
-            and `sam.choose`'s.
+        UserError: the rules do not match the mesh, the batch may not be split, or as
+            `make_optimizer` and `sam.choose`.
     """
     if accumulate > 1 and not stage.splittable:
         raise UserError(
@@ -111,14 +111,14 @@ def make_train_program(
     optimizer = make_optimizer(optim, boxed, steps=steps)
     boxed_state = jax.eval_shape(lambda p: states.create(p, optimizer.tx), boxed)
     shardings = place.shardings(boxed_state, mesh, rules=rules)
-    chosen = sam.choose(stage, optim=optim, mesh=mesh)
+    differentiation = sam.choose(stage, optim=optim, mesh=mesh)
     step = make_train_step(
-        chosen.loss,
+        differentiation.loss,
         optimizer.tx,
         ema_decay=ema_decay,
         accumulate=accumulate,
         shardings=shardings.params,
-        gradient=chosen.gradient,
+        gradient=differentiation.gradient,
     )
     whole = replicated(mesh)
     return TrainProgram(
@@ -141,6 +141,6 @@ def make_train_program(
 
 
 def _run_once(mesh: Mesh) -> dict[str, Any] | None:
-    """Compiler options for a program that runs once: on the CPU, compile time is all it costs."""
+    """Returns compiler options for a program that runs once: on the CPU, minimal compile time."""
     cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 0} if cpu else None
