@@ -32,6 +32,6 @@ def changed(**fields):
         (changed(image=np.full((2, 4, 4, 3), -2, np.float32)), "holds -2.0, below its least -1"),
     ],
 )
-def test_what_does_not_fit_is_named(broken, message):
+def test_first_field_that_differs_is_named(broken, message):
     with pytest.raises(UserError, match=message):
         batch.check(SPEC, broken)

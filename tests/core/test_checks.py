@@ -28,7 +28,7 @@ def test_nan_is_never_in_range_or_positive():
         checks.positive("rate", float("nan"))
 
 
-def test_divisible_says_why():
+def test_divisible_ends_with_its_advice():
     with pytest.raises(UserError, match="batch is 10, which 4 does not divide; give 8 or 12"):
         checks.divisible("batch", 10, 4, "give 8 or 12")
     assert checks.divisible("batch", 12, 4, "") == 12

@@ -9,7 +9,7 @@ def unit_rows(seed, n=40, d=8):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_the_truth_finds_itself_and_has_cosine_1():
+def test_true_embeddings_have_rank_1_and_cosine_1():
     true = unit_rows(0)
     assert embeddings.cosine(true, true).value == pytest.approx(1.0)
     assert embeddings.retrieval_rate(true, true, group=40).value == 1.0
@@ -31,10 +31,10 @@ def test_a_group_larger_than_the_set_is_the_set():
     np.testing.assert_array_equal(few, embeddings.retrieval_ranks(drawn, true, group=5)[:5])
 
 
-def test_one_answer_to_everything_finds_nothing():
+def test_constant_embeddings_have_the_worst_rank():
     same = np.repeat(unit_rows(3)[:1], 40, axis=0)
     assert list(embeddings.retrieval_ranks(unit_rows(4), same, group=40)) == [40] * 40
 
 
-def test_equal_captions_are_asked_once():
+def test_equal_captions_count_once():
     assert list(embeddings.first_occurrences(["b", "a", "b", "c", "a"])) == [0, 1, 3]

@@ -24,7 +24,7 @@ def test_extremes_in_closed_form():
     assert all_.high == 1 and all_.low == pytest.approx(20 / (20 + z2))
 
 
-def test_nothing_asked():
+def test_no_trials_give_the_whole_interval():
     rate = wilson(0, 0)
     assert math.isnan(rate.value) and (rate.low, rate.high) == (0, 1)
     assert str(rate) == "not applicable"

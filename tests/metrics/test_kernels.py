@@ -49,7 +49,7 @@ def test_kid_expectation_is_the_closed_form_of_a_shift():
     assert abs(np.mean(found) - 22.0) < 4 * np.std(found) / np.sqrt(len(found))
 
 
-def test_kid_says_how_it_was_found_and_depends_on_the_seed_alone():
+def test_kid_records_its_protocol_and_depends_on_the_seed_alone():
     real, fake = normal(30, seed=1), normal(20, seed=2)
     one = kernels.kid(real, fake, subsets=5, size=1000, seed=3)
     assert one == kernels.kid(real, fake, subsets=5, size=1000, seed=3)
@@ -58,7 +58,7 @@ def test_kid_says_how_it_was_found_and_depends_on_the_seed_alone():
     assert small[0] != small[1]
 
 
-def test_kid_of_nothing_is_refused():
+def test_kid_of_too_few_images_is_refused():
     with pytest.raises(UserError, match="KID of 1 and 5 images"):
         kernels.kid(normal(1), normal(5))
     with pytest.raises(UserError, match="subsets is 0"):

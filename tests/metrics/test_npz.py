@@ -21,7 +21,7 @@ def test_a_batch_is_what_numpy_reads_under_arr_0(images, tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_batch_of_others_is_read_in_pieces(save, images, tmp_path):
+def test_a_batch_of_guided_diffusion_is_read_in_parts(save, images, tmp_path):
     save(tmp_path / "batch.npz", images, np.arange(7))  # arr_1: their labels
     assert npz.shape(tmp_path / "batch.npz") == (7, 4, 5)
     pieces = list(npz.read(tmp_path / "batch.npz", batch_size=3))
@@ -30,7 +30,7 @@ def test_a_batch_of_others_is_read_in_pieces(save, images, tmp_path):
 
 
 @pytest.mark.parametrize("spatial", [True, False])
-def test_statistics_come_back(spatial, tmp_path):
+def test_statistics_round_trip(spatial, tmp_path):
     rng = np.random.default_rng(1)
     pool, other = (Moments(rng.standard_normal(n), np.eye(n) * 2) for n in (4, 3))
     made = npz.Statistics(pool, other if spatial else None, {"resize": "tf1"})
@@ -44,12 +44,12 @@ def test_statistics_come_back(spatial, tmp_path):
         assert ({"mu_s", "sigma_s"} <= set(file.files)) == spatial
 
 
-def test_statistics_of_others_say_nothing_of_their_protocol(tmp_path):
+def test_statistics_of_guided_diffusion_have_no_protocol(tmp_path):
     np.savez(tmp_path / "ref.npz", mu=np.zeros(3), sigma=np.eye(3))
     assert npz.read_statistics(tmp_path / "ref.npz").protocol == {}
 
 
-def test_what_is_no_batch_is_refused(images, tmp_path):
+def test_files_without_images_are_refused(images, tmp_path):
     np.savez(tmp_path / "float.npz", images.astype(np.float32))
     np.savez(tmp_path / "grey.npz", images[..., 0])
     np.savez(tmp_path / "other.npz", mu=np.zeros(3))
@@ -77,7 +77,7 @@ def test_a_file_that_ends_early_is_refused(images, tmp_path):
         list(npz.read(tmp_path / "cut.npz", batch_size=5))
 
 
-def test_pictures_of_several_sizes_make_no_batch(images, tmp_path):
+def test_images_of_several_sizes_are_refused(images, tmp_path):
     with pytest.raises(UserError, match="one file holds one size"):
         npz.write(tmp_path / "x.npz", [images[:3], images[3:, :3]], count=7)
     with pytest.raises(UserError, match="no image to write"):
@@ -85,7 +85,7 @@ def test_pictures_of_several_sizes_make_no_batch(images, tmp_path):
     assert not (tmp_path / "x.npz").exists()
 
 
-def test_statistics_that_do_not_fit_are_refused(tmp_path):
+def test_inconsistent_statistics_are_refused(tmp_path):
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(4))
     with pytest.raises(UserError, match="do not match"):
         npz.read_statistics(tmp_path / "bad.npz")

@@ -37,7 +37,7 @@ def test_identical_sets_have_ideal_values():
     assert clip["frechet"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_report_says_its_protocol_and_is_json():
+def test_a_report_holds_its_protocol_and_is_json():
     report = compare(collected(), collected(1, 40), kind="inception", options=Options(seed=3))
     assert report.protocol["kid"] == "100 subsets of 30, seed 3"
     assert report.protocol["neighbours"] == {"k": 3, "k_density": 5}
@@ -51,7 +51,7 @@ def test_a_report_says_its_protocol_and_is_json():
     assert "WARNING" not in text
 
 
-def test_too_few_pictures_for_the_covariance_are_said_in_the_output():
+def test_too_few_images_for_the_covariance_are_a_warning():
     report = compare(collected(count=20, width=25), collected(count=60, width=25), kind="clip")
     text = str(report)
     assert "WARNING: real has 20 images, too few for a covariance of 25 dimensions" in text
@@ -66,7 +66,7 @@ def test_mixed_protocols_are_refused(part):
         compare(collected(), other, kind="inception")
 
 
-def test_what_makes_scores_doubtful_is_said():
+def test_doubtful_scores_have_warnings():
     real = collected(facts={**FACTS, "size": "256 x 256", "crop": "centre"}, lossy=True)
     warned = "\n".join(compare(real, collected(), kind="inception").warnings)
     assert "size differs, 256 x 256 for real and 64 x 64 for fake" in warned

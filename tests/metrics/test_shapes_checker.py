@@ -113,7 +113,7 @@ def test_an_extra_object_is_a_matter_of_count():
     _only_wrong(_rates(drawn, [fewer] * 20), "count")
 
 
-def test_a_missing_kind_is_everyones_fault():
+def test_a_missing_kind_fails_colour_shape_and_count():
     asked = _scenes(40, keep=_unlike_pair)
     drawn = [Scene(made.background, made.items[1:]) for made in asked]
     rates = _rates(drawn, asked)
@@ -160,7 +160,7 @@ def test_an_empty_picture_has_only_its_background():
             assert rates[name].value == 0 or not rates[name].total
 
 
-def test_nothing_is_demanded_that_the_caption_does_not_say():
+def test_only_what_the_caption_names_is_judged():
     drawn = [
         scenes.arrange(grammar.parse(f"a small red star on a {ground} background"), seed=0)
         for ground in BACKGROUNDS
@@ -190,7 +190,7 @@ def test_several_unlike_objects_without_relation():
     assert verdict.joint and verdict.detection.background == "white"
 
 
-def test_json_caption_scene_and_request_agree():
+def test_json_caption_scene_and_spec_agree():
     made = world.example("validation", seed=8, index=3)
     picture = render.render([made.scene], size=64)
     text = scene.to_json(made.scene, made.captions)
@@ -199,7 +199,7 @@ def test_json_caption_scene_and_request_agree():
     assert verdicts[0] == verdicts[1] == verdicts[2]
 
 
-def test_report_counts_only_what_was_asked():
+def test_report_counts_only_applicable_attributes():
     drawn = [scenes.arrange(grammar.parse("a red star on a navy background"), seed=0)] * 4
     asked = ["a red star", "a red star on a navy background", "a red star on a mint background"]
     rates = report(check(render.render(drawn, size=32), [*asked, "a blue star"]))
@@ -213,7 +213,7 @@ def test_report_counts_only_what_was_asked():
     assert "relation    not applicable" in lines
 
 
-def test_bad_requests():
+def test_invalid_captions_are_refused():
     picture = np.zeros((1, 32, 32, 3), np.uint8)
     with pytest.raises(UserError, match="1 images but 2 captions"):
         check(picture, ["a red star", "a red star"])

@@ -45,7 +45,7 @@ def test_every_colour_and_shape_on_every_background():
         assert (found.colour, found.shape) == (made.items[0].colour, made.items[0].shape)
 
 
-def test_float_and_uint8_see_the_same():
+def test_float_and_uint8_images_give_the_same_detections():
     scenes = [world.example("train", seed=2, index=i).scene for i in range(8)]
     pictures = render.render(scenes, size=32)
     floats = pictures.astype(np.float32) / 127.5 - 1
@@ -94,7 +94,7 @@ def test_soft_and_noisy_pictures_are_still_read():
     assert right >= 0.99 * total
 
 
-def test_noise_is_not_a_crowd():
+def test_noise_has_few_objects():
     noise = np.random.default_rng(0).uniform(-1, 1, (4, 64, 64, 3)).astype(np.float32)
     assert all(len(detection.objects) <= MOST_OBJECTS for detection in detect(noise))
 
@@ -105,7 +105,7 @@ def test_a_painted_background_is_named_by_its_colour():
     assert detect(picture) == [("red", ())]
 
 
-def test_bad_pictures():
+def test_invalid_images_are_refused():
     with pytest.raises(UserError, match="images are 32 x 16"):
         detect(np.zeros((1, 32, 16, 3), np.uint8))
     with pytest.raises(UserError, match="squares of at least 16"):
@@ -116,5 +116,5 @@ def test_bad_pictures():
         detect(np.full((1, 32, 32, 3), np.nan, np.float32))
 
 
-def test_no_pictures():
+def test_no_images_give_no_detections():
     assert detect(np.zeros((0, 32, 32, 3), np.uint8)) == []

@@ -60,7 +60,7 @@ def stack(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("stack")
-def test_all_at_once_is_the_unrolled_stack(variables):
+def test_full_pass_equals_the_unrolled_stack(variables):
     run = jax.jit(
         lambda variables: CausalTransformer(TINY).apply(variables, X, TEXT, text_mask=SEEN)
     )
@@ -71,7 +71,7 @@ def test_all_at_once_is_the_unrolled_stack(variables):
 
 @pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize("first", [1, 3])
-def test_one_at_a_time_is_all_at_once(variables, first):
+def test_cached_decoding_equals_the_full_pass(variables, first):
     module = CausalTransformer(TINY)
 
     @jax.jit
@@ -92,7 +92,7 @@ def test_one_at_a_time_is_all_at_once(variables, first):
 
 
 @pytest.mark.parametrize("remat", ["block", "dots"])
-def test_recomputing_changes_no_gradient(variables, remat):
+def test_remat_changes_no_gradient(variables, remat):
     def loss(variables, policy):
         module = CausalTransformer(dataclasses.replace(TINY, remat=policy))
         return (module.apply(variables, X, TEXT, text_mask=SEEN)[0] ** 2).sum()

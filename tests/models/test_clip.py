@@ -60,7 +60,7 @@ def test_captions_are_pooled_at_their_end_token(variables):
         np.testing.assert_allclose(out.pooled[row], want, rtol=1e-5, atol=1e-6)
 
 
-def test_what_follows_the_end_token_changes_nothing_up_to_it(variables):
+def test_tokens_after_the_end_token_do_not_affect_earlier_ones(variables):
     out, other = text(variables), text(variables, jnp.where(MASK, TOKENS, 7))
     np.testing.assert_array_equal(other.pooled, out.pooled)
     np.testing.assert_array_equal(
@@ -74,7 +74,7 @@ def test_the_text_tower_is_causal(variables):
     np.testing.assert_array_equal(same, [True, True, False, False, False])
 
 
-def test_pairs_come_back_on_the_unit_sphere(variables):
+def test_embeddings_of_pairs_have_norm_1(variables):
     out = Clip(TINY).apply(variables, IMAGES, TOKENS, MASK)
     for unit, raw in ((out.z_img, image(variables)), (out.z_txt, text(variables).pooled)):
         raw = np.asarray(raw, np.float64)
@@ -198,7 +198,7 @@ def test_position_scale_multiplies_the_initial_positions():
     np.testing.assert_array_equal(eight["class_token"], one["class_token"])
 
 
-def test_impossible_stems():
+def test_unsupported_stems_are_refused():
     with pytest.raises(UserError, match="clip.stem"):
         dataclasses.replace(TINY, stem="patch")
     with pytest.raises(UserError, match="patch_size is 12; a conv stem .* power of two"):

@@ -166,7 +166,7 @@ def test_the_two_drops_are_independent_and_per_row(variables):
 
 
 @pytest.mark.parametrize("padding", ["learned", "mask"])
-def test_ids_where_there_is_no_token_change_nothing(variables, padding):
+def test_ids_at_padding_change_nothing(variables, padding):
     changes = {"padding": padding}
     other = jnp.where(INPUTS["token_mask"], INPUTS["tokens"], 7)
     got, want = run(variables, changes=changes, tokens=other), run(variables, changes=changes)

@@ -59,7 +59,7 @@ def test_averages_at_the_border_do_not_count_padding():
     np.testing.assert_allclose([got[0, 0], got[0, 1], got[1, 1]], [corner, edge, 4.0])
 
 
-def test_pictures_do_not_see_each_other(tiny):
+def test_images_of_a_batch_are_independent(tiny):
     params, run = tiny
     images = np.random.default_rng(1).uniform(-1, 1, (2, 75, 75, 3)).astype(np.float32)
     both, turned = run(params, images), run(params, images[::-1].copy())

@@ -75,7 +75,7 @@ def test_group_norm_is_the_formula(offset, modulated):
     np.testing.assert_allclose(got, want, atol=1e-5 + 2e-6 * offset, rtol=1e-5)
 
 
-def test_norms_compute_in_float32_and_return_what_they_got():
+def test_norms_compute_in_float32_and_return_their_input_dtype():
     x = draw(2, 4, 4, 8) + np.float32(20)
     half = jnp.asarray(x, jnp.bfloat16)
     for module, exact in (

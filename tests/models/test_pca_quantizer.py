@@ -56,13 +56,13 @@ def test_codes_grow_with_their_coordinate(codec):
     assert (np.diff(codes[:, 2]) >= 0).all() and set(codes[:, 2]) == set(range(8))
 
 
-def test_what_is_decoded_encodes_to_the_same_codes(codec):
+def test_decoded_embeddings_encode_to_the_same_codes(codec):
     codes = jnp.asarray(RNG.integers(0, 8, (100, 6)), jnp.int32)
     z = run(codec, codes, method=PcaQuantizer.decode)
     np.testing.assert_array_equal(run(codec, z), codes)
 
 
-def test_a_full_basis_loses_what_the_buckets_lose_and_each_less_than_its_width(codec):
+def test_error_with_a_full_basis_is_below_the_bucket_widths(codec):
     p = {name: np.asarray(value, np.float64) for name, value in codec[1].items()}
     codes = run(codec, Z)
     back = run(codec, codes, method=PcaQuantizer.decode)
@@ -89,7 +89,7 @@ def test_explained_variance_is_that_of_the_components_kept(codec):
     assert run((few, kept), method=PcaQuantizer.explained) == pytest.approx(11 / 21)
 
 
-def test_fresh_parameters_cut_the_range_evenly():
+def test_fresh_buckets_divide_the_range_evenly():
     module = PcaQuantizer(CFG, 3, 6)
     params = probes.fresh(module, jnp.zeros((1, 6)))["params"]
     z = jnp.asarray(RNG.uniform(-1, 1, (40, 6)), jnp.float32)

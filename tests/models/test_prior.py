@@ -94,7 +94,7 @@ def test_causality_and_the_query_sees_everything(plain):
 
 
 @READING
-def test_ids_where_there_is_no_token_change_nothing(changes, extra):
+def test_ids_at_padding_change_nothing(changes, extra):
     variables = drawn(changes, extra)
     mask = INPUTS["token_mask"]
     other = {"tokens": jnp.where(mask, INPUTS["tokens"], 7)}
@@ -139,7 +139,7 @@ def test_each_row_drops_for_itself(plain):
     np.testing.assert_array_equal(run(plain, {}, {}, keep_text=jnp.ones(2, bool)), kept)
 
 
-def test_hidden_padding_reaches_nobody():
+def test_masked_padding_affects_no_output():
     changes = {"padding": "mask"}
     variables = drawn(changes, {})
     slopes = jax.grad(lambda v: (run(v, changes, {}) ** 2).sum())(variables)
@@ -147,7 +147,7 @@ def test_hidden_padding_reaches_nobody():
 
 
 @pytest.mark.parametrize("remat", ["block", "dots"])
-def test_recomputing_changes_no_gradient(plain, remat):
+def test_remat_changes_no_gradient(plain, remat):
     def loss(variables, policy):
         return (run(variables, {"remat": policy}, {}) ** 2).sum()
 

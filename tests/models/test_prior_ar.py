@@ -133,7 +133,7 @@ def test_cached_logits_are_the_uncached_ones(plain, padding, keep):
 
 
 @PADDING
-def test_ids_where_there_is_no_token_change_nothing(plain, padding):
+def test_ids_at_padding_change_nothing(plain, padding):
     other = jnp.where(INPUTS["token_mask"], INPUTS["tokens"], 7)
     np.testing.assert_array_equal(
         run(plain, padding=padding, tokens=other), run(plain, padding=padding)

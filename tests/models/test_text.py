@@ -53,7 +53,7 @@ def test_a_slot_holds_its_token_or_its_own_padding(positions):
 
 
 @pytest.mark.parametrize("padding", ["learned", "mask"])
-def test_ids_where_there_is_no_token_change_nothing(variables, padding):
+def test_ids_at_padding_change_nothing(variables, padding):
     got = encode(variables, OTHER, padding=padding)
     np.testing.assert_array_equal(got, encode(variables, padding=padding))
 
@@ -63,7 +63,7 @@ def test_learned_padding_is_seen_by_every_slot(variables):
     np.testing.assert_array_equal(np.abs(slopes).sum(-1) > 0, ~np.asarray(MASK[0]))
 
 
-def test_hidden_padding_reaches_no_token(variables):
+def test_masked_padding_affects_no_token(variables):
     np.testing.assert_array_equal(captions_slopes(variables, "mask")["padding"], 0.0)
     # and a hidden caption is as good as a short one
     full = encode(variables, padding="mask")[0, :3]
@@ -73,13 +73,13 @@ def test_hidden_padding_reaches_no_token(variables):
     )
 
 
-def test_a_caption_sees_both_ways(variables):
+def test_text_encoder_is_bidirectional(variables):
     """Not causal: the first slot depends on the last token."""
     table = captions_slopes(variables, "learned")["tokens"]
     assert set(np.flatnonzero(np.abs(table).sum(-1))) == {3, 9, 10}
 
 
-def test_an_empty_caption_is_the_same_whatever_it_said(variables):
+def test_fully_masked_captions_are_equal_whatever_their_ids(variables):
     nothing = jnp.zeros_like(MASK)
     one, two = encode(variables, TOKENS, nothing)
     np.testing.assert_array_equal(one, two)

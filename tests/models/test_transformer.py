@@ -91,7 +91,7 @@ def test_the_scan_is_the_unrolled_stack(variables, causal, masked, unrolled_up_t
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_quick_gelu_is_a_choice(variables):
+def test_quick_gelu_can_be_selected(variables):
     visible = np.tril(np.ones((2, 5, 5), bool))
     want = unrolled(variables, X, visible, heads=2, quick=True)
     np.testing.assert_allclose(run(variables, activation="quick_gelu"), want, atol=1e-5, rtol=1e-5)
@@ -103,14 +103,14 @@ def test_causal_token_i_depends_on_0_to_i_exactly(variables):
     np.testing.assert_array_equal(depends, np.tril(np.ones((5, 5), bool)))
 
 
-def test_hidden_tokens_reach_nobody_else(variables):
+def test_masked_tokens_affect_only_themselves(variables):
     slopes = jax.jacobian(lambda x: run(variables, x, KEYS, causal=False).sum(-1)[0])
     depends = np.abs(np.asarray(slopes(jnp.asarray(X))[:, 0])).sum(-1) > 0
     np.testing.assert_array_equal(depends, KEYS[:1] | np.eye(5, dtype=bool))
 
 
 @pytest.mark.parametrize("remat", ["block", "dots"])
-def test_recomputing_changes_no_gradient(variables, remat):
+def test_remat_changes_no_gradient(variables, remat):
     def loss(params, policy):
         return (run(params, remat=policy) ** 2).sum()
 
@@ -119,7 +119,7 @@ def test_recomputing_changes_no_gradient(variables, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, want)
 
 
-def test_recomputing_stores_less(variables):
+def test_remat_stores_less(variables):
     """What the backward pass keeps: more without remat than with "dots", least with "block"."""
     stored = {}
     for policy in ("none", "dots", "block"):

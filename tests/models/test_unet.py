@@ -232,7 +232,7 @@ def test_the_u_net_of_the_paper_has_2_24_billion_parameters():
     assert probes.count(made) == pytest.approx(2.24e9, rel=0.01)
 
 
-def test_recomputing_changes_no_gradient(variables):
+def test_remat_changes_no_gradient(variables):
     def loss(variables, policy):
         return (run(variables, remat=policy) ** 2).mean()
 

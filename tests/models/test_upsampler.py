@@ -83,7 +83,7 @@ def test_no_program_of_the_paper_s_upsamplers_attends():
         assert {min(x.aval.ndim for x in each.invars) for each in found} == {2}  # a kernel each
 
 
-def test_attention_would_be_noticed():
+def test_attention_in_a_program_is_detected():
     unet = UNet(dataclasses.replace(UNET, in_channels=3, attention_at=(2,), head_channels=2))
     emb = jnp.zeros((2, 16))
     made = jax.eval_shape(lambda: unet.init(jax.random.key(0), X, emb))
@@ -119,7 +119,7 @@ def test_the_low_res_image_is_enlarged_and_concatenated(variables, monkeypatch):
     np.testing.assert_allclose(seen[0][..., 3:], want, atol=1e-6)
 
 
-def test_cubic_enlarging_is_a_choice(variables):
+def test_cubic_interpolation_can_be_selected(variables):
     assert not np.allclose(run(variables, interpolation="cubic"), run(variables), atol=1e-3)
 
 

@@ -40,7 +40,7 @@ def test_every_axis_of_every_parameter_is_named(boxed):
         assert set(space) <= {None, "layers"}, path
 
 
-def test_scanned_parameters_say_so(boxed):
+def test_scanned_parameters_have_the_layers_axis(boxed):
     for path, leaf in boxed.items():
         assert (leaf.names[:1] == ("layers",)) == ("['blocks']" in path), path
 
@@ -90,7 +90,7 @@ def test_rows_that_do_not_divide_and_functions_off_a_mesh_are_left_alone():
     assert by_example(x) is x
 
 
-def test_where_every_device_has_its_own_part_nothing_moves():
+def test_by_example_does_nothing_inside_shard_map():
     """SAM's replicas run under shard_map, where a constraint would be an error."""
     examples = P(("data", "fsdp"))
     rows = jax.shard_map(by_example, mesh=MESH, in_specs=examples, out_specs=examples)

@@ -57,7 +57,7 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused(config: MeshConfig):
         make_mesh(config)
 
 
-def test_sizes_that_mean_nothing_are_refused():
+def test_invalid_axis_sizes_are_refused():
     with pytest.raises(UserError, match=r"config.mesh.fsdp is 0; give a count, or -1"):
         MeshConfig(fsdp=0)
     with pytest.raises(UserError, match=r"config.mesh.tensor is -2"):
@@ -82,7 +82,7 @@ class Chip(types.SimpleNamespace):
         return hash(self.id)
 
 
-def test_the_data_axis_goes_from_slice_to_slice_and_nothing_else_does():
+def test_only_the_data_axis_crosses_slices():
     chips = [
         Chip(id=i, slice_index=i // 8, process_index=i // 4, platform="gpu", device_kind="any")
         for i in range(16)
@@ -116,7 +116,7 @@ def test_an_axis_may_lie_along_a_part_of_a_side_of_the_slice():
         assert np.ptp(places, axis=0).max() < 8  # neighbours, not chips from all over the slice
 
 
-def test_a_batch_is_drawn_on_one_device_of_a_cpu():
+def test_sampling_on_a_cpu_uses_one_device():
     mesh, size = sampling_mesh(13)
     assert (mesh.size, size) == (1, 13)
 

@@ -62,7 +62,7 @@ def test_shardings_follow_the_table(rules: str, text: str):
     assert place.describe(found) == {"blocks/up/kernel": text, "scale": ""}
 
 
-def test_parameters_are_born_sharded_and_do_not_depend_on_the_mesh():
+def test_parameters_are_created_sharded_and_do_not_depend_on_the_mesh():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     where = place.shardings(BOXED, mesh, rules="fsdp_tp")
 
@@ -122,7 +122,7 @@ def test_the_report_names_the_worst_offenders():
     ("count", "text"),
     [(512, "512 B"), (2048, "2 KiB"), (3 * 2**20, "3 MiB"), (26.5 * 2**30, "26.5 GiB")],
 )
-def test_sizes_for_people(count: float, text: str):
+def test_byte_counts_are_formatted(count: float, text: str):
     assert place.size_text(count) == text
 
 

@@ -65,7 +65,7 @@ def test_golden_specs(rules: str, what: str):
 
 
 @pytest.mark.parametrize("rules", TABLES)
-def test_every_table_speaks_of_every_name_and_of_no_other(rules: str):
+def test_every_table_maps_exactly_the_logical_axis_names(rules: str):
     assert set(TABLES[rules]) == set(NAMES)
     assert set(TABLES[rules].values()) <= {None, *AXES[1:]}
 

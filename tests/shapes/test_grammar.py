@@ -49,7 +49,7 @@ CIRCLE, SQUARE = ObjectSpec("red", "circle"), ObjectSpec("blue", "square")
         ("  A Red  circle. ", SceneSpec((CIRCLE,))),
     ],
 )
-def test_meaning(caption, request_):
+def test_captions_parse_to_their_spec(caption, request_):
     assert grammar.parse(caption) == request_
 
 
@@ -72,7 +72,7 @@ def test_every_caption_parses_back_to_its_scene(split, background):
             assert grammar.parse(caption) in (want, _seen_from_the_other_side(want))
 
 
-def test_both_sides_of_a_relation_are_told():
+def test_captions_describe_a_relation_from_both_sides():
     items = tuple(
         scene.SceneObject(w.colour, w.shape, "medium", 0.5, y, 0.17)
         for w, y in zip((CIRCLE, SQUARE), (0.2, 0.8), strict=True)
@@ -117,6 +117,6 @@ def test_vocabulary_is_what_captions_use():
         ("two red circles above a blue square", "relates groups"),
     ],
 )
-def test_not_a_caption(caption, message):
+def test_sentences_outside_the_grammar_are_refused(caption, message):
     with pytest.raises(UserError, match=message):
         grammar.parse(caption)

@@ -78,6 +78,6 @@ def test_no_scenes_no_pictures():
 
 
 @pytest.mark.parametrize("size", [4, 5000])
-def test_absurd_size(size):
+def test_image_size_outside_the_range_is_refused(size):
     with pytest.raises(UserError, match="image size is .*must lie in"):
         render.render([], size=size)

@@ -31,7 +31,7 @@ def test_json_is_readable_without_this_package():
     }
 
 
-def test_request_of_a_scene_leaves_medium_sizes_unsaid():
+def test_spec_of_a_scene_leaves_out_medium_sizes():
     medium = dataclasses.replace(STAR, size="medium", radius=0.17)
     spec = scene.to_spec(Scene("mint", (STAR, medium), "above"))
     wanted = (ObjectSpec("red", "star", "small"), ObjectSpec("red", "star"))
@@ -72,6 +72,6 @@ def test_relation_needs_two():
         Scene("white", (STAR,), "above")
 
 
-def test_empty_request():
+def test_empty_spec_is_refused():
     with pytest.raises(UserError, match="names no object"):
         SceneSpec(())

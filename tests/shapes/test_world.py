@@ -60,7 +60,7 @@ def test_every_compositional_scene_shows_one(compositional):
     assert set().union(*(_pairs(made.scene) for made in compositional)) >= held_out()
 
 
-def test_mix(train):
+def test_shares_of_single_pair_and_count_scenes(train):
     kinds = Counter(
         "pair" if made.scene.relation else "single" if len(made.scene.items) == 1 else "count"
         for made in train[:: world.SIBLINGS]  # siblings are of one kind
@@ -126,7 +126,7 @@ def test_captions_are_different_and_true(train):
     assert abs(named - 1 / 2) < 0.04
 
 
-def test_address_decides_everything():
+def test_scene_depends_on_split_seed_and_index_alone():
     first = world.example("train", seed=4, index=9)
     assert world.example("train", seed=4, index=9) == first
     others = [("train", 4, 10), ("train", 5, 9), ("validation", 4, 9)]
@@ -191,7 +191,7 @@ def test_crowded_scatter_falls_back_to_quarters():
         assert scenes.least_gap(places, [radius] * 4) >= GAP - 1e-9
 
 
-def test_bad_addresses():
+def test_unknown_split_and_negative_index_are_refused():
     with pytest.raises(UserError, match="unknown split 'test'"):
         world.example("test", seed=0, index=0)
     with pytest.raises(UserError, match="scene index is -1"):

@@ -17,7 +17,7 @@ from unclip_jax.parallel.multihost import ConsensusStop, check_same, gather
 LIKE = {"mesh": MeshConfig(data=2, fsdp=4), "rules": "fsdp", "log_every": 1}
 
 
-def test_alone_everything_is_immediate():
+def test_with_one_process_everything_returns_at_once():
     agreed = ConsensusStop(make_mesh(MeshConfig()))
     assert [agreed(None), agreed(15), agreed(None)] == [None, 15, None]
     assert gather({"a": 1}) == [{"a": 1}]

@@ -83,7 +83,7 @@ def restore(workdir: pathlib.Path, program: TrainProgram = PROGRAM):
         return checkpoints.restore(program.abstract)
 
 
-def test_the_newest_comes_back_bit_for_bit(saved):
+def test_newest_checkpoint_is_restored_bit_for_bit(saved):
     restored = restore(saved[0])
     assert bits(restored.state) == saved[1][3] and restored.position == {"position": 3}
     assert jax.tree.structure(restored.state) == jax.tree.structure(PROGRAM.abstract)
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_skipped_and_set_aside(
     assert bits(restore(workdir).state) == expected[3]
 
 
-def test_no_flipped_bit_is_taken_for_good(tmp_path, caplog: pytest.LogCaptureFixture):
+def test_every_flipped_bit_is_detected(tmp_path, caplog: pytest.LogCaptureFixture):
     """Arrays large enough to lie outside the database's own checksums."""
     states = {}
     with Checkpoints(tmp_path / "whole", keep=2) as checkpoints:
@@ -208,7 +208,7 @@ def test_no_flipped_bit_is_taken_for_good(tmp_path, caplog: pytest.LogCaptureFix
     )  # Orbax noticed nothing
 
 
-def test_two_damaged_ones_are_skipped_and_none_is_lost(copied):
+def test_two_damaged_checkpoints_are_skipped_and_set_aside(copied):
     workdir, expected = copied
     for step in ("2", "3"):
         flip(index(workdir / "checkpoints" / step))
@@ -225,7 +225,7 @@ def test_if_all_are_damaged_the_run_stops_and_moves_nothing(copied):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]
 
 
-def test_what_a_killed_save_leaves_is_no_checkpoint(copied):
+def test_remains_of_a_killed_save_are_not_a_checkpoint(copied):
     workdir, expected = copied
     folder = workdir / "checkpoints"
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp-7")
@@ -292,7 +292,7 @@ def small_files(lifted_by=None):
         lift()
 
 
-def test_a_disk_that_is_full_for_a_while_is_tried_again(copied, monkeypatch, caplog, pauses):
+def test_saves_are_retried_while_the_disk_is_full(copied, monkeypatch, caplog, pauses):
     workdir, expected = copied
     real, answers = shutil.disk_usage, [9, 9]
 
@@ -309,7 +309,7 @@ def test_a_disk_that_is_full_for_a_while_is_tried_again(copied, monkeypatch, cap
     assert bits(restored.state) == expected[3] and restored.position == 0
 
 
-def test_a_save_that_fails_in_the_background_is_made_up_for_by_the_next(copied, caplog):
+def test_next_save_replaces_one_that_failed_in_the_background(copied, caplog):
     workdir, expected = copied
     with Checkpoints(workdir, keep=9) as checkpoints:
         state = checkpoints.restore(PROGRAM.abstract).state
@@ -332,7 +332,7 @@ def save_in_vain(workdir: pathlib.Path) -> None:
             checkpoints.save(step, state, position=0)
 
 
-def test_failures_in_the_background_end_the_run_when_they_do_not_end(copied, caplog):
+def test_repeated_background_failures_end_the_run(copied, caplog):
     workdir, expected = copied
     with pytest.raises(UserError, match="cannot write checkpoints in .*; free space"):
         save_in_vain(workdir)
@@ -340,7 +340,7 @@ def test_failures_in_the_background_end_the_run_when_they_do_not_end(copied, cap
     assert bits(restore(workdir).state) == expected[3]
 
 
-def test_what_must_be_saved_now_is_tried_again(copied, monkeypatch):
+def test_immediate_saves_are_retried(copied, monkeypatch):
     workdir, expected = copied
     with Checkpoints(workdir, keep=9) as checkpoints:
         state = checkpoints.restore(PROGRAM.abstract).state

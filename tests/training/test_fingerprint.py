@@ -41,7 +41,7 @@ def reference(tree) -> int:
     return total % 2**32
 
 
-def test_the_checksum_is_what_it_says():
+def test_checksum_is_its_definition():
     assert checksum(tree()) == reference(tree())
 
 
@@ -93,14 +93,14 @@ def test_a_tree_is_described_by_path():
     assert describe_tree({"a": {"b": jnp.zeros((2, 3))}}) == {"a/b": "float32[2, 3]"}
 
 
-def test_a_workdir_is_claimed_and_welcomes_its_own_run(tmp_path: pathlib.Path):
+def test_a_claimed_workdir_accepts_the_same_run(tmp_path: pathlib.Path):
     claim(tmp_path / "new", IDENTITY)
     stored = json.loads((tmp_path / "new" / FILE).read_text())
     assert stored == {"hash": digest(IDENTITY), "identity": IDENTITY}
     claim(tmp_path / "new", {**IDENTITY, "model": {"heads": (1, 2), "width": 64}})
 
 
-def test_runs_that_noted_how_to_sample_are_welcome(tmp_path: pathlib.Path):
+def test_fingerprints_with_sampling_options_are_accepted(tmp_path: pathlib.Path):
     noted = {**IDENTITY, "model": {**IDENTITY["model"], "sampling": {"steps": "25"}}}
     claim(tmp_path, noted)
     claim(tmp_path, IDENTITY)

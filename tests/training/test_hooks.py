@@ -30,7 +30,7 @@ def writer(workdir: pathlib.Path, *, start: int = 0, every: int = 2) -> MetricsW
     return MetricsWriter(workdir, every=every, start=start, batch_size=16)
 
 
-def test_when_hooks_are_due():
+def test_hooks_are_due_at_their_interval():
     every = Every(4, lambda moment: None)
     assert [step for step in range(1, 10) if every.due(step, last=step == 9)] == [4, 8, 9]
     assert not Every(0, lambda moment: None).due(4, last=True)
@@ -50,7 +50,7 @@ def test_metrics_are_means_over_the_window(tmp_path: pathlib.Path):
     assert any((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_resumed_run_drops_what_a_killed_one_wrote_too_much(tmp_path: pathlib.Path):
+def test_a_resumed_run_drops_later_records_of_a_killed_one(tmp_path: pathlib.Path):
     log = writer(tmp_path)
     for step in range(1, 9):
         log(done(step))

@@ -90,7 +90,7 @@ def test_a_crash_is_continued_bit_for_bit(tmp_path: pathlib.Path, whole, at: int
 @pytest.mark.parametrize(
     ("optim", "accumulate"), [(MUON, 1), (toy.OPTIM, 2), (SAM, 2), (SAM_OF_ONE, 1)]
 )
-def test_so_it_is_with_muon_and_with_microbatches_and_with_sam(
+def test_a_crash_is_continued_bit_for_bit_with_muon_microbatches_and_sam(
     tmp_path: pathlib.Path, optim, accumulate: int
 ):
     settings = {"optim": optim, "accumulate": accumulate}
@@ -115,9 +115,7 @@ def test_a_signal_saves_at_once_and_the_run_continues_bit_for_bit(
     assert data.seen == [6, 7, 8, 9]
 
 
-def test_a_run_that_is_asked_to_stop_looks_at_nothing_before_it_saves(
-    tmp_path: pathlib.Path, caplog
-):
+def test_an_interrupted_run_saves_without_evaluating(tmp_path: pathlib.Path, caplog):
     stop = Falters(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     held_out = {"eval_data": lambda: [toy.batch_at(99)], "eval_every": 2}
     with pytest.raises(Interrupted):
@@ -148,12 +146,14 @@ toy.run({str(tmp_path)!r}, train_data=Dies())
     assert data.seen[-1] == 9 and data.seen[0] in ({1: (0,), 5: (0, 4), 9: (4, 8)}[at])
 
 
-def test_a_run_that_is_done_returns_its_state_without_reading_data(tmp_path: pathlib.Path, whole):
+def test_a_finished_run_returns_its_state_without_reading_data(tmp_path: pathlib.Path, whole):
     toy.run(tmp_path)
     assert bits(toy.run(tmp_path, train_data=Falters(10, crash))) == whole
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(tmp_path: pathlib.Path, whole):
+def test_a_damaged_checkpoint_costs_only_the_steps_after_the_previous_one(
+    tmp_path: pathlib.Path, whole
+):
     toy.run(tmp_path)
     for path in (tmp_path / "checkpoints" / "10" / "state").rglob("*"):
         if path.is_file():
@@ -219,7 +219,7 @@ def test_the_step_is_traced_once_and_no_hidden_transfer_slows_it(tmp_path: pathl
     assert len(traces) == 2  # the memory check's and the step's
 
 
-def test_validation_and_pictures_come_when_they_are_due(tmp_path: pathlib.Path):
+def test_validation_and_sample_grids_run_at_their_intervals(tmp_path: pathlib.Path):
     def preview(params, batch, key):
         return jnp.zeros((batch["x"].shape[0], 4, 4, 3)) + params["map"]["bias"][0]
 
@@ -238,7 +238,7 @@ def test_validation_and_pictures_come_when_they_are_due(tmp_path: pathlib.Path):
     assert names == ["step_00000005.png", "step_00000010.png"]
 
 
-def test_one_spoilt_batch_is_skipped_and_the_run_goes_on(
+def test_a_batch_with_nans_is_skipped_and_the_run_continues(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ):
     with caplog.at_level(logging.WARNING):
@@ -250,7 +250,7 @@ def test_one_spoilt_batch_is_skipped_and_the_run_goes_on(
         assert np.isnan(saved["y"]).all()
 
 
-def test_too_many_in_a_row_stop_the_run_by_name(tmp_path: pathlib.Path):
+def test_too_many_skipped_steps_stop_the_run(tmp_path: pathlib.Path):
     message = r"not finite in the 3 steps from 6 to 8; .*bad_batch_step6_process0.npz"
     with pytest.raises(UserError, match=message):
         toy.run(tmp_path, train_data=toy.Stream(spoil=(5, 6, 7, 8)), max_bad_steps=3)
@@ -258,7 +258,7 @@ def test_too_many_in_a_row_stop_the_run_by_name(tmp_path: pathlib.Path):
     assert int(state.step) == 10
 
 
-def test_when_the_data_end_what_was_learnt_is_saved(tmp_path: pathlib.Path, whole):
+def test_a_checkpoint_is_saved_when_the_data_end(tmp_path: pathlib.Path, whole):
     with pytest.raises(UserError, match=r"the training data ended after 7 batches"):
         toy.run(tmp_path, train_data=toy.Stream(limit=7))
     data = toy.Stream()
@@ -272,7 +272,7 @@ def test_a_run_can_start_from_given_parameters(tmp_path: pathlib.Path):
     assert losses(tmp_path)[0] < 0.5  # the noise alone: 0.01 * 16
 
 
-def test_a_fresh_run_takes_what_is_fitted_and_a_continued_one_has_it(tmp_path: pathlib.Path):
+def test_fitted_parameters_enter_fresh_runs_only(tmp_path: pathlib.Path):
     calls = []
 
     def fitted():
@@ -291,7 +291,9 @@ def test_another_experiments_workdir_is_refused(tmp_path: pathlib.Path):
         toy.run(tmp_path, identity={"name": "prior"})
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path: pathlib.Path, monkeypatch):
+def test_a_run_that_cannot_fit_is_refused_before_any_file_is_written(
+    tmp_path: pathlib.Path, monkeypatch
+):
     monkeypatch.setattr(memory, "available", lambda mesh: 1000)
     with pytest.raises(UserError, match=r"toy: 136 parameters on 8 x cpu .* It cannot fit"):
         toy.run(tmp_path / "new")
@@ -299,7 +301,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path: pathlib.Pa
     assert int(toy.run(tmp_path / "new", check_memory=False).step) == 10
 
 
-def test_a_quick_check_refuses_the_same_and_traces_no_loss(monkeypatch):
+def test_check_fit_refuses_the_same_without_tracing_the_loss(monkeypatch):
     how = {"optim": toy.OPTIM, "mesh": MeshConfig(), "rules": "dp"}
     stage = toy.Toy(loss=lambda *_: pytest.fail("traced"))
     check_fit(stage, config=toy.CONFIG, **how)
@@ -311,7 +313,7 @@ def test_a_quick_check_refuses_the_same_and_traces_no_loss(monkeypatch):
         check_fit(stage, config=dataclasses.replace(toy.CONFIG, batch_size=12), **how)
 
 
-def test_the_newest_state_can_be_had_without_training(tmp_path: pathlib.Path, whole):
+def test_newest_state_is_restored_without_training(tmp_path: pathlib.Path, whole):
     settings = {"config": toy.CONFIG, "optim": toy.OPTIM, "mesh": MeshConfig(), "rules": "dp"}
     settings.update(workdir=tmp_path, identity={"name": "toy"})
     with pytest.raises(UserError, match=r"holds no run; train first"):
@@ -349,6 +351,6 @@ def test_the_startup_line_is_logged(tmp_path: pathlib.Path, caplog: pytest.LogCa
         ({"ema_decay": 1.5}, r"config.train.ema_decay is 1.5; it must lie in \[0.0, 1.0\]"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(change: dict, message: str):
+def test_invalid_settings_are_refused(change: dict, message: str):
     with pytest.raises(UserError, match=message):
         TrainConfig(**{"steps": 10, "batch_size": 16, **change})

@@ -75,7 +75,7 @@ def test_replicas_with_parameters_of_their_own_are_counted():
     assert gradients - plain == 8 * 3 * 2 * 5 * SIZE  # devices x replicas x (weights, gradients)
 
 
-def test_too_many_replicas_are_told_of(monkeypatch):
+def test_memory_of_too_many_replicas_is_reported(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 100 * SIZE)
     assert "state" in check(program(fsdp=8), batch_size=0)
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_a_prior_of_the_papers_size_stops_at_once_on_24_gigabytes(monkeypatch):
         check(program(stage=stage, fsdp=8), stage=stage)
 
 
-def test_what_is_there_is_what_the_machine_says(monkeypatch):
+def test_available_memory_is_that_of_the_machine(monkeypatch):
     mesh = make_mesh(MeshConfig())
     there = memory.available(mesh)
     assert 2**28 < there < 2**50
@@ -154,11 +154,11 @@ def test_what_is_there_is_what_the_machine_says(monkeypatch):
     ("number", "text"),
     [(136, "136"), (20480, "20,480"), (3_400_000, "3.4 million"), (1_325_000_000, "1.325 billion")],
 )
-def test_counts_for_people(number: int, text: str):
+def test_counts_are_formatted(number: int, text: str):
     assert memory.count_text(number) == text
 
 
-def test_the_allowance_is_of_the_size_that_the_compiler_needs():
+def test_activation_estimate_is_close_to_the_compilers():
     deep = program(data=8)
     x = jax.ShapeDtypeStruct((512, 64), np.float32)
     grad = jax.jit(jax.grad(lambda p, x: loss(p, {"x": x}, None)[0]))

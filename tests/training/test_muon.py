@@ -22,7 +22,7 @@ def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int
         np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-4)
 
 
-def test_size_does_not_matter_and_zero_stays_zero():
+def test_orthogonalisation_ignores_scale_and_keeps_zero():
     x = matrix(1, 5, 7)
     np.testing.assert_allclose(orthogonal(x), orthogonal(1e-3 * x), atol=1e-4)
     np.testing.assert_array_equal(orthogonal(jnp.zeros((1, 5, 7))), jnp.zeros((1, 5, 7)))
@@ -36,7 +36,7 @@ PARAMS = {
 }
 
 
-def test_it_computes_what_optax_does_over_several_steps():
+def test_muon_equals_optax_over_several_steps():
     numbers = {
         "wide": MuonDimensionNumbers((0,), (1,)),
         "tall": MuonDimensionNumbers((0,), (1,)),

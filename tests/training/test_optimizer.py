@@ -196,7 +196,7 @@ def test_adamw_is_optax_adamw():
         ({"clip_norm": 0.0}, r"config.optim.clip_norm is 0.0"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(change: dict, message: str):
+def test_invalid_settings_are_refused(change: dict, message: str):
     with pytest.raises(UserError, match=message):
         OptimConfig(**change)
 

@@ -9,7 +9,7 @@ def record(path: str, text: str) -> logging.LogRecord:
     return logging.LogRecord("absl", logging.ERROR, path, 1, text, (), None)
 
 
-def test_only_orbax_is_silenced():
+def test_only_records_of_orbax_are_dropped():
     assert not orbax_logging._not_from_orbax(record("/site-packages/orbax/checkpoint/a.py", "boom"))
     assert orbax_logging._not_from_orbax(record("/site-packages/grain/a.py", "boom"))
     assert not orbax_logging._not_abandoned(
@@ -21,7 +21,7 @@ def test_only_orbax_is_silenced():
     assert orbax_logging._not_abandoned(record("", "orbax is slow"))
 
 
-def test_only_late_answers_are_dropped(monkeypatch):
+def test_only_late_reports_are_dropped(monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     orbax_logging.install_filters()

@@ -28,7 +28,7 @@ def paper(name: str) -> experiments_config.Experiment:
 
 
 @pytest.mark.parametrize(("name", "rules"), CASES)
-def test_all_but_two_percent_of_a_state_is_split(name: str, rules: str):
+def test_at_most_two_percent_of_a_state_is_replicated(name: str, rules: str):
     run = paper(name)
     program = make_train_program(
         run.build_stage(),

@@ -24,7 +24,7 @@ def test_each_batch_travels_with_the_position_after_it():
         assert isinstance(batch.device["x"], jax.Array) and batch.wait_seconds > 0
 
 
-def test_fields_that_the_stage_does_not_know_stay_on_the_host():
+def test_fields_outside_the_batch_spec_stay_on_the_host():
     class Rich(toy.Stream):
         def __next__(self):
             return {**super().__next__(), "caption": np.array(["a"] * 16)}

@@ -54,7 +54,7 @@ def run(gradient, loss=square, values=None, data=None):
     return jax.jit(lambda p, b: gradient(loss, p, b, KEY))(values or params(), data or batch())
 
 
-def test_of_a_quadratic_it_is_the_closed_form():
+def test_sam_on_a_quadratic_is_the_closed_form():
     found, metrics = run(sam.whole_batch(RHO))
     matrix, vector = by_hand(**batch())
     start = flat(params())
@@ -71,7 +71,7 @@ def test_of_a_quadratic_it_is_the_closed_form():
 
 
 @pytest.mark.parametrize(("config", "examples"), [(FLAT, 1), (FLAT, 4), (DEEP, 4)])
-def test_per_replica_it_is_the_mean_of_closed_forms(config: MeshConfig, examples: int):
+def test_sam_per_replica_is_the_mean_of_closed_forms(config: MeshConfig, examples: int):
     found, metrics = run(sam.per_replica(RHO, examples=examples, mesh=make_mesh(config)))
     start, total = flat(params()), np.zeros(4)
     data = batch()
@@ -94,7 +94,7 @@ def test_one_replica_is_the_whole_batch():
     np.testing.assert_allclose(flat(one), flat(whole), rtol=1e-6)
 
 
-def test_without_a_perturbation_it_is_the_plain_gradient():
+def test_sam_without_perturbation_is_the_plain_gradient():
     plain, expected = gradients(square, params(), batch(), KEY)
     per_replica = sam.per_replica(0.0, examples=2, mesh=make_mesh(MeshConfig()))
     for gradient in (sam.whole_batch(0.0), per_replica):
@@ -104,7 +104,7 @@ def test_without_a_perturbation_it_is_the_plain_gradient():
         assert metrics["sharpness"] == 0
 
 
-def test_a_vanishing_gradient_is_no_trouble():
+def test_sam_of_a_vanishing_gradient_is_finite():
     still, _ = run(sam.whole_batch(RHO), loss=lambda p, b, k: (0.0 * jnp.sum(p["w"]), {}))
     np.testing.assert_array_equal(still["w"], 0.0)
 

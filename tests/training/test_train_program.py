@@ -36,7 +36,7 @@ def test_optimiser_and_average_are_sharded_as_the_parameters():
     assert set(placed.values()) == {"fsdp, tensor"}
 
 
-def test_a_state_is_born_in_its_place():
+def test_a_state_is_created_sharded():
     ready = program()
     state = ready.create(jax.random.key(0))
     for (path, leaf), where in zip(
