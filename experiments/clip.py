@@ -15,12 +15,9 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny", "karlo")
 
-
-def get_config(size: str = "paper") -> ConfigDict:
-    one_of("size of experiments/clip.py", size, SIZES)
-    config = ConfigDict({"stage": "clip", "name": "clip", "size": size, "rules": "fsdp"})
+def paper() -> ConfigDict:
+    config = ConfigDict({"stage": "clip", "name": "clip", "size": "paper", "rules": "fsdp"})
 
     config.model = model = ConfigDict()
     model.model = net = ConfigDict()
@@ -61,50 +58,84 @@ def get_config(size: str = "paper") -> ConfigDict:
     train.ema_decay = 0.9999  # ours; the paper names no average for CLIP
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-    if size != "paper":
-        data.mixture = ()
-        optim.sam, optim.sam_batch = 0.0, 0  # two passes a step; rank is not what is short here
-    if size in ("shapes", "emoji", "karlo"):
-        net.embed_dim = 128
-        net.image_size, net.patch_size = 64, 16
-        net.stem, net.position_scale = "conv", 8.0  # else 500 steps see neither shape nor place
-        net.image_width, net.image_depth, net.image_heads = 128, 2, 4
-        net.text_width, net.text_depth, net.text_heads = 96, 2, 3
-        net.context, net.vocab_size = 24, 1024
-        net.remat, net.dtype = "none", "float32"
-        data.load_size = 64
-        data.path = f"runs/{size}/data"
-        optim.name, optim.muon_learning_rate, optim.muon_weight_decay = "muon", 2e-2, 0.0
-        optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 0.1
-        train.steps, train.batch_size, train.ema_decay = 400, 256, 0.99
-        train.eval_every = 100
-    if size in ("shapes", "karlo"):
-        data.group = 4  # siblings that share colours and background: hard negatives
-    if size == "shapes":
-        # Retrieval is good long before relations are seen, which the decoder lives on: 400 steps at
-        # 64 px told 43 % of them apart, twice as many at 32 px cost little more.
-        net.image_size, net.patch_size, data.load_size = 32, 8, 32
-        train.steps, train.eval_every = 800, 200
-    if size == "emoji":
-        net.context, net.vocab_size = 32, 2048
-        train.steps, train.eval_every = 400, 100
-        optim.weight_decay = 0.2
-    if size == "karlo":
-        # Embeddings as wide as the text tower, and patches as transformers has them; such a stem
-        # needs more steps.
-        net.embed_dim, net.stem, net.patch_size = 96, "patches", 8
-        train.steps, train.eval_every = 1200, 300
-    if size == "tiny":
-        net.embed_dim = 32
-        net.image_size, net.patch_size = 32, 8
-        net.image_width, net.image_depth, net.image_heads = 48, 2, 2
-        net.text_width, net.text_depth, net.text_heads = 48, 2, 2
-        net.context, net.vocab_size = 24, 1024
-        net.remat, net.dtype = "none", "float32"
-        data.load_size = 32
-        data.path = "runs/tiny/data"
-        optim.learning_rate, optim.warmup_steps = 2e-3, 10
-        train.steps, train.batch_size, train.ema_decay = 150, 128, 0.98
-        train.eval_every = 50
     return config
+
+
+def shapes() -> ConfigDict:
+    config = _miniature("shapes")
+    net, data, train = config.model.model, config.data, config.train
+    data.group = 4  # siblings that share colours and background: hard negatives
+    # Retrieval is good long before relations are seen, which the decoder lives on: 400 steps at
+    # 64 px told 43 % of them apart, twice as many at 32 px cost little more.
+    net.image_size, net.patch_size, data.load_size = 32, 8, 32
+    train.steps, train.eval_every = 800, 200
+    return config
+
+
+def emoji() -> ConfigDict:
+    config = _miniature("emoji")
+    net = config.model.model
+    net.context, net.vocab_size = 32, 2048
+    config.optim.weight_decay = 0.2
+    return config
+
+
+def karlo() -> ConfigDict:
+    config = _miniature("karlo")
+    net, train = config.model.model, config.train
+    config.data.group = 4
+    # Embeddings as wide as the text tower, and patches as transformers has them; such a stem
+    # needs more steps.
+    net.embed_dim, net.stem, net.patch_size = 96, "patches", 8
+    train.steps, train.eval_every = 1200, 300
+    return config
+
+
+def tiny() -> ConfigDict:
+    config = _single_data_set("tiny")
+    net, data, optim, train = config.model.model, config.data, config.optim, config.train
+    net.embed_dim = 32
+    net.image_size, net.patch_size = 32, 8
+    net.image_width, net.image_depth, net.image_heads = 48, 2, 2
+    net.text_width, net.text_depth, net.text_heads = 48, 2, 2
+    net.context, net.vocab_size = 24, 1024
+    net.remat, net.dtype = "none", "float32"
+    data.load_size = 32
+    optim.learning_rate, optim.warmup_steps = 2e-3, 10
+    train.steps, train.batch_size, train.ema_decay = 150, 128, 0.98
+    train.eval_every = 50
+    return config
+
+
+def _miniature(size: str) -> ConfigDict:
+    config = _single_data_set(size)
+    net, data, optim, train = config.model.model, config.data, config.optim, config.train
+    net.embed_dim = 128
+    net.image_size, net.patch_size = 64, 16
+    net.stem, net.position_scale = "conv", 8.0  # else 500 steps see neither shape nor place
+    net.image_width, net.image_depth, net.image_heads = 128, 2, 4
+    net.text_width, net.text_depth, net.text_heads = 96, 2, 3
+    net.context, net.vocab_size = 24, 1024
+    net.remat, net.dtype = "none", "float32"
+    data.load_size = 64
+    optim.name, optim.muon_learning_rate, optim.muon_weight_decay = "muon", 2e-2, 0.0
+    optim.learning_rate, optim.warmup_steps, optim.weight_decay = 1e-3, 50, 0.1
+    train.steps, train.batch_size, train.ema_decay = 400, 256, 0.99
+    train.eval_every = 100
+    return config
+
+
+def _single_data_set(size: str) -> ConfigDict:
+    config = paper()
+    config.size = size
+    config.data.path, config.data.mixture = f"runs/{size}/data", ()
+    # Two passes a step; rank is not what is short here.
+    config.optim.sam, config.optim.sam_batch = 0.0, 0
+    return config
+
+
+SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny, "karlo": karlo}
+
+
+def get_config(size: str = "paper") -> ConfigDict:
+    return SIZES[one_of("size of experiments/clip.py", size, SIZES)]()

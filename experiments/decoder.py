@@ -14,12 +14,9 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny", "karlo")
 
-
-def get_config(size: str = "paper") -> ConfigDict:
-    one_of("size of experiments/decoder.py", size, SIZES)
-    config = ConfigDict({"stage": "decoder", "name": "decoder", "size": size, "rules": "fsdp"})
+def paper() -> ConfigDict:
+    config = ConfigDict({"stage": "decoder", "name": "decoder", "size": "paper", "rules": "fsdp"})
 
     config.model = model = ConfigDict()
     model.drop_z = 0.1  # section 2.1
@@ -78,63 +75,104 @@ def get_config(size: str = "paper") -> ConfigDict:
     train.ema_decay = 0.9999
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-    if size != "paper":
-        # What the miniature changes, and why: x_0 with a clipped SNR weight and Muon learn several
-        # times faster in a thousand steps.
-        net.text_width, net.text_depth, net.text_heads = 64, 2, 2
-        net.z_map = 4
-        unet.out_channels, unet.dropout = 3, 0.0
-        unet.remat, unet.dtype = "none", "float32"
-        diffusion.target, diffusion.learned_variance = "x_0", False
-        diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 5.0})
-        sampling.variance = "small"
-        optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
-        optim.warmup_steps, optim.schedule = 50, "cosine"
-        train.ema_decay = 0.995
-    if size in ("shapes", "emoji", "karlo"):
-        net.z_dim = 128
-        net.context, net.vocab_size = 24, 1024
-        unet.attention_at, unet.head_channels, unet.norm_groups = (8,), 32, 16
-        sampling.steps, sampling.guidance_scale = "25", 2.0
-        data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
-    if size in ("shapes", "karlo"):
-        # 16 px, to be enlarged to 64: small batches and cheap levels, because what decides is the
-        # number of steps. Three times Muon's rate, or 3 times the width of what carries z_img, made
-        # no difference; 4 times as many steps on a quarter of the batch did. Weights of 0.3 to 1
-        # lower the error at high noise by 8 %, and cost a third of the shapes.
-        unet.image_size = data.load_size = 16
-        unet.channels, unet.multiples, unet.depth = 48, (1, 2), 1
-        unet.resample_blocks = False
-        # What is nearly clean already teaches little.
-        diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 2.0})
-        train.steps, train.batch_size, train.eval_every = 2800, 32, 700
-    if size == "karlo":
-        # Karlo's options, which diffusers has classes for: CLIP's features are the caption, raw
-        # embeddings, blocks that resample, a learned variance, and no map of z_img.
-        net.z_dim = net.clip_text_width = 96
-        net.caption, net.padding = "clip_sequence", "mask"
-        net.text_depth, net.text_heads, net.z_map = 0, 0, 0
-        model.embedding, model.drop_text = "raw", 0.0
-        data.empty_captions, data.clip = 0.1, "runs/karlo/clip/export"
-        unet.resample_blocks, unet.out_channels = True, 6
-        diffusion.learned_variance, diffusion.tables = True, "float32"
-        sampling.variance = "learned_range"
-    if size == "emoji":
-        net.context, net.vocab_size = 32, 2048
-        unet.image_size = data.load_size = 64
-        unet.patch = 4
-        unet.channels, unet.multiples, unet.depth = 32, (1, 2, 4), 1
-        unet.attention_at = (8, 4)
-        train.steps, train.batch_size, train.eval_every = 1500, 32, 500
-    if size == "tiny":
-        net.z_dim = 32
-        net.context, net.vocab_size = 24, 1024
-        unet.image_size = 16
-        unet.channels, unet.multiples, unet.depth = 16, (1, 2), 1
-        unet.attention_at, unet.head_channels, unet.norm_groups = (8,), 16, 8
-        sampling.steps, sampling.guidance_scale = "8", 2.0
-        data.path, data.embeddings = "runs/tiny/data", "runs/tiny/embeddings"
-        data.load_size = 16
-        train.steps, train.batch_size, train.eval_every = 200, 64, 100
     return config
+
+
+def shapes() -> ConfigDict:
+    return _pixels_16("shapes")
+
+
+def emoji() -> ConfigDict:
+    config = _miniature("emoji")
+    net, data, train = config.model.model, config.data, config.train
+    unet = net.unet
+    net.context, net.vocab_size = 32, 2048
+    unet.image_size = data.load_size = 64
+    unet.patch = 4
+    unet.channels, unet.multiples, unet.depth = 32, (1, 2, 4), 1
+    unet.attention_at = (8, 4)
+    train.steps, train.batch_size, train.eval_every = 1500, 32, 500
+    return config
+
+
+def karlo() -> ConfigDict:
+    # Karlo's options, which diffusers has classes for: CLIP's features are the caption, raw
+    # embeddings, blocks that resample, a learned variance, and no map of z_img.
+    config = _pixels_16("karlo")
+    model, data = config.model, config.data
+    net, diffusion = model.model, model.diffusion
+    net.z_dim = net.clip_text_width = 96
+    net.caption, net.padding = "clip_sequence", "mask"
+    net.text_depth, net.text_heads, net.z_map = 0, 0, 0
+    model.embedding, model.drop_text = "raw", 0.0
+    data.empty_captions, data.clip = 0.1, "runs/karlo/clip/export"
+    net.unet.resample_blocks, net.unet.out_channels = True, 6
+    diffusion.learned_variance, diffusion.tables = True, "float32"
+    model.sampling.variance = "learned_range"
+    return config
+
+
+def tiny() -> ConfigDict:
+    config = _small("tiny")
+    net, data, train = config.model.model, config.data, config.train
+    unet, sampling = net.unet, config.model.sampling
+    net.z_dim = 32
+    unet.image_size = data.load_size = 16
+    unet.channels, unet.multiples, unet.depth = 16, (1, 2), 1
+    unet.attention_at, unet.head_channels, unet.norm_groups = (8,), 16, 8
+    sampling.steps, sampling.guidance_scale = "8", 2.0
+    train.steps, train.batch_size, train.eval_every = 200, 64, 100
+    return config
+
+
+def _pixels_16(size: str) -> ConfigDict:
+    # To be enlarged to 64 px: small batches and cheap levels, because the number of steps decides.
+    # Three times Muon's rate, or 3 times the width of the path of z_img, made no difference; four
+    # times as many steps on a quarter of the batch did. Weights of 0.3 to 1 lower the error at high
+    # noise by 8 %, and cost a third of the shapes.
+    config = _miniature(size)
+    unet, data, train = config.model.model.unet, config.data, config.train
+    unet.image_size = data.load_size = 16
+    unet.channels, unet.multiples, unet.depth = 48, (1, 2), 1
+    unet.resample_blocks = False
+    config.model.diffusion.weighting.snr_max = 2.0  # what is nearly clean already teaches little
+    train.steps, train.batch_size, train.eval_every = 2800, 32, 700
+    return config
+
+
+def _miniature(size: str) -> ConfigDict:
+    config = _small(size)
+    net, sampling = config.model.model, config.model.sampling
+    unet = net.unet
+    net.z_dim = 128
+    unet.attention_at, unet.head_channels, unet.norm_groups = (8,), 32, 16
+    sampling.steps, sampling.guidance_scale = "25", 2.0
+    return config
+
+
+def _small(size: str) -> ConfigDict:
+    # x_0 with a clipped SNR weight and Muon learn several times faster in a thousand steps.
+    config = paper()
+    config.size = size
+    net, data, optim = config.model.model, config.data, config.optim
+    unet, diffusion = net.unet, config.model.diffusion
+    net.text_width, net.text_depth, net.text_heads = 64, 2, 2
+    net.context, net.vocab_size = 24, 1024
+    net.z_map = 4
+    unet.out_channels, unet.dropout = 3, 0.0
+    unet.remat, unet.dtype = "none", "float32"
+    diffusion.target, diffusion.learned_variance = "x_0", False
+    diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 5.0})
+    config.model.sampling.variance = "small"
+    data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
+    optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
+    optim.warmup_steps, optim.schedule = 50, "cosine"
+    config.train.ema_decay = 0.995
+    return config
+
+
+SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny, "karlo": karlo}
+
+
+def get_config(size: str = "paper") -> ConfigDict:
+    return SIZES[one_of("size of experiments/decoder.py", size, SIZES)]()

@@ -13,12 +13,9 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny", "karlo")
 
-
-def get_config(size: str = "paper") -> ConfigDict:
-    one_of("size of experiments/prior.py", size, SIZES)
-    config = ConfigDict({"stage": "prior", "name": "prior", "size": size, "rules": "fsdp"})
+def paper() -> ConfigDict:
+    config = ConfigDict({"stage": "prior", "name": "prior", "size": "paper", "rules": "fsdp"})
 
     config.model = model = ConfigDict()
     model.drop_text = 0.1  # section 2.2
@@ -40,7 +37,7 @@ def get_config(size: str = "paper") -> ConfigDict:
     sampling.steps = "64"  # Table 3
     sampling.sampler = "ancestral"
     # Table 3 says analytic; training measures it at its end (python -m unclip_jax.analytic)
-    sampling.variance = "table" if size == "paper" else "small"
+    sampling.variance = "table"
     sampling.guidance_scale = 1.0  # the paper gives no value
 
     config.data = data = ConfigDict()
@@ -65,39 +62,75 @@ def get_config(size: str = "paper") -> ConfigDict:
     train.ema_decay = 0.9999
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-    if size in ("shapes", "emoji", "karlo"):
-        net.embed_dim = 128
-        net.width, net.depth, net.heads = 128, 3, 4
-        net.context, net.vocab_size = 24, 1024
-        net.remat, net.dtype = "none", "float32"
-        data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
-        data.load_size = 64
-        optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
-        optim.warmup_steps, optim.schedule, optim.weight_decay = 50, "cosine", 1e-2
-        train.steps, train.batch_size, train.ema_decay = 600, 128, 0.99
-        train.eval_every = 200
-    if size == "emoji":
-        net.context, net.vocab_size = 32, 2048
-    if size == "karlo":
-        # Karlo's options: CLIP's features are the caption, the empty one is the null, raw
-        # embeddings are standardised; the chain in the arithmetic of diffusers.
-        net.embed_dim = net.clip_text_width = 96
-        net.caption, net.padding, net.null = "clip_sequence", "mask", "empty"
-        model.drop_text, model.num_candidates, model.standardise = 0.0, 1, True
-        data.empty_captions, data.clip = 0.1, "runs/karlo/clip/export"
-        diffusion.tables = "float32"
-        sampling.steps, sampling.threshold, sampling.limit = "25", "static", 5.0
-        sampling.guidance_scale = 2.0
-    if size == "tiny":
-        net.embed_dim = 32
-        net.width, net.depth, net.heads = 64, 2, 2
-        net.context, net.vocab_size = 24, 1024
-        net.remat, net.dtype = "none", "float32"
-        sampling.steps = "8"
-        data.path, data.embeddings = "runs/tiny/data", "runs/tiny/embeddings"
-        data.load_size = 32
-        optim.learning_rate, optim.warmup_steps = 2e-3, 10
-        train.steps, train.batch_size, train.ema_decay = 200, 128, 0.98
-        train.eval_every = 100
     return config
+
+
+def shapes() -> ConfigDict:
+    return _miniature("shapes")
+
+
+def emoji() -> ConfigDict:
+    config = _miniature("emoji")
+    net = config.model.model
+    net.context, net.vocab_size = 32, 2048
+    return config
+
+
+def karlo() -> ConfigDict:
+    # Karlo's options: CLIP's features are the caption, the empty one is the null, raw embeddings
+    # are standardised; the chain in the arithmetic of diffusers.
+    config = _miniature("karlo")
+    model, data, sampling = config.model, config.data, config.model.sampling
+    net = model.model
+    net.embed_dim = net.clip_text_width = 96
+    net.caption, net.padding, net.null = "clip_sequence", "mask", "empty"
+    model.drop_text, model.num_candidates, model.standardise = 0.0, 1, True
+    data.empty_captions, data.clip = 0.1, "runs/karlo/clip/export"
+    model.diffusion.tables = "float32"
+    sampling.steps, sampling.threshold, sampling.limit = "25", "static", 5.0
+    sampling.guidance_scale = 2.0
+    return config
+
+
+def tiny() -> ConfigDict:
+    config = _small("tiny")
+    net, optim, train = config.model.model, config.optim, config.train
+    net.embed_dim = 32
+    net.width, net.depth, net.heads = 64, 2, 2
+    config.model.sampling.steps = "8"
+    config.data.load_size = 32
+    optim.learning_rate, optim.warmup_steps = 2e-3, 10
+    train.steps, train.batch_size, train.ema_decay = 200, 128, 0.98
+    train.eval_every = 100
+    return config
+
+
+def _miniature(size: str) -> ConfigDict:
+    config = _small(size)
+    net, optim, train = config.model.model, config.optim, config.train
+    net.embed_dim = 128
+    net.width, net.depth, net.heads = 128, 3, 4
+    config.data.load_size = 64
+    optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
+    optim.warmup_steps, optim.schedule, optim.weight_decay = 50, "cosine", 1e-2
+    train.steps, train.batch_size, train.ema_decay = 600, 128, 0.99
+    train.eval_every = 200
+    return config
+
+
+def _small(size: str) -> ConfigDict:
+    config = paper()
+    config.size = size
+    net, data = config.model.model, config.data
+    net.context, net.vocab_size = 24, 1024
+    net.remat, net.dtype = "none", "float32"
+    config.model.sampling.variance = "small"
+    data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
+    return config
+
+
+SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny, "karlo": karlo}
+
+
+def get_config(size: str = "paper") -> ConfigDict:
+    return SIZES[one_of("size of experiments/prior.py", size, SIZES)]()

@@ -13,12 +13,9 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny")
 
-
-def get_config(size: str = "paper") -> ConfigDict:
-    one_of("size of experiments/prior_ar.py", size, SIZES)
-    config = ConfigDict({"stage": "prior_ar", "name": "prior_ar", "size": size, "rules": "fsdp"})
+def paper() -> ConfigDict:
+    config = ConfigDict({"stage": "prior_ar", "name": "prior_ar", "size": "paper", "rules": "fsdp"})
 
     config.model = model = ConfigDict()
     model.drop_text = 0.1  # section 2.2
@@ -69,35 +66,65 @@ def get_config(size: str = "paper") -> ConfigDict:
     train.ema_decay = 0.999
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-    if size in ("shapes", "emoji"):
-        net.embed_dim = 128
-        net.width, net.depth, net.heads, net.latent_context = 128, 3, 4, 129
-        net.text_width, net.text_depth, net.text_heads = 128, 2, 4
-        net.context, net.vocab_size = 24, 1024
-        net.remat, net.dtype = "none", "float32"
-        codec.components, codec.explained_variance = 0, 0.995  # 24 of 128
-        codec.buckets, codec.dot_buckets = 256, 256  # about a hundred examples each
-        data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
-        data.load_size = 64
-        optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
-        optim.warmup_steps, optim.schedule, optim.weight_decay = 50, "cosine", 1e-2
-        optim.b2, optim.eps = 0.96, 1e-8  # b2 = 0.91 is for a million steps
-        train.steps, train.batch_size, train.ema_decay = 1000, 128, 0.99
-        train.eval_every = 200
-    if size == "emoji":
-        net.context, net.vocab_size = 32, 2048
-    if size == "tiny":
-        net.embed_dim = 32
-        net.width, net.depth, net.heads, net.latent_context = 64, 2, 2, 17
-        net.text_width, net.text_depth, net.text_heads = 64, 1, 2
-        net.context, net.vocab_size = 24, 1024
-        net.remat, net.dtype = "none", "float32"
-        codec.components, codec.buckets, codec.dot_buckets = 16, 32, 16
-        data.path, data.embeddings = "runs/tiny/data", "runs/tiny/embeddings"
-        data.load_size = 32
-        optim.learning_rate, optim.warmup_steps = 2e-3, 10
-        optim.b2, optim.eps = 0.96, 1e-8
-        train.steps, train.batch_size, train.ema_decay = 200, 128, 0.98
-        train.eval_every = 100
     return config
+
+
+def shapes() -> ConfigDict:
+    return _miniature("shapes")
+
+
+def emoji() -> ConfigDict:
+    config = _miniature("emoji")
+    net = config.model.model
+    net.context, net.vocab_size = 32, 2048
+    return config
+
+
+def tiny() -> ConfigDict:
+    config = _small("tiny")
+    net, optim, train = config.model.model, config.optim, config.train
+    codec = net.codec
+    net.embed_dim = 32
+    net.width, net.depth, net.heads, net.latent_context = 64, 2, 2, 17
+    net.text_width, net.text_depth, net.text_heads = 64, 1, 2
+    codec.components, codec.buckets, codec.dot_buckets = 16, 32, 16
+    config.data.load_size = 32
+    optim.learning_rate, optim.warmup_steps = 2e-3, 10
+    train.steps, train.batch_size, train.ema_decay = 200, 128, 0.98
+    train.eval_every = 100
+    return config
+
+
+def _miniature(size: str) -> ConfigDict:
+    config = _small(size)
+    net, optim, train = config.model.model, config.optim, config.train
+    codec = net.codec
+    net.embed_dim = 128
+    net.width, net.depth, net.heads, net.latent_context = 128, 3, 4, 129
+    net.text_width, net.text_depth, net.text_heads = 128, 2, 4
+    codec.components, codec.explained_variance = 0, 0.995  # 24 of 128
+    codec.buckets, codec.dot_buckets = 256, 256  # about a hundred examples each
+    config.data.load_size = 64
+    optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
+    optim.warmup_steps, optim.schedule, optim.weight_decay = 50, "cosine", 1e-2
+    train.steps, train.batch_size, train.ema_decay = 1000, 128, 0.99
+    train.eval_every = 200
+    return config
+
+
+def _small(size: str) -> ConfigDict:
+    config = paper()
+    config.size = size
+    net, data, optim = config.model.model, config.data, config.optim
+    net.context, net.vocab_size = 24, 1024
+    net.remat, net.dtype = "none", "float32"
+    data.path, data.embeddings = f"runs/{size}/data", f"runs/{size}/embeddings"
+    optim.b2, optim.eps = 0.96, 1e-8  # b2 = 0.91 is for a million steps
+    return config
+
+
+SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny}
+
+
+def get_config(size: str = "paper") -> ConfigDict:
+    return SIZES[one_of("size of experiments/prior_ar.py", size, SIZES)]()

@@ -12,13 +12,10 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny")
 
-
-def get_config(size: str = "paper") -> ConfigDict:
-    one_of("size of experiments/upsampler_1024.py", size, SIZES)
+def paper() -> ConfigDict:
     config = ConfigDict(
-        {"stage": "upsampler", "name": "upsampler_1024", "size": size, "rules": "fsdp"}
+        {"stage": "upsampler", "name": "upsampler_1024", "size": "paper", "rules": "fsdp"}
     )
 
     config.model = model = ConfigDict()
@@ -66,28 +63,51 @@ def get_config(size: str = "paper") -> ConfigDict:
     train.ema_decay = 0.9999
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-    if size in ("shapes", "emoji", "tiny"):
-        model.residual = True
-        net.factor = 2
-        unet.multiples, unet.depth, unet.norm_groups = (1, 2), 1, 8
-        unet.channels, unet.remat, unet.dtype = 32, "none", "float32"
-        diffusion.target = "x_0"
-        diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 5.0})
-        sampling.steps = "8"
-        optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
-        optim.warmup_steps, optim.schedule = 50, "cosine"
-        train.ema_decay = 0.99
-        data.path = f"runs/{size}/data"
-        data.blur, data.bsr = 0.5, 0.0  # BSR was made for photographs
-        train.steps, train.batch_size, train.eval_every = 600, 64, 200
-        model.crop = 32
-    if size == "shapes":
-        unet.image_size = data.load_size = 128
-    if size == "emoji":
-        unet.image_size = data.load_size = 128
-    if size == "tiny":
-        unet.image_size = data.load_size = 64
-        unet.channels, model.crop = 16, 16
-        train.steps, train.batch_size, train.eval_every = 100, 32, 50
     return config
+
+
+def shapes() -> ConfigDict:
+    return _small("shapes")
+
+
+def emoji() -> ConfigDict:
+    return _small("emoji")
+
+
+def tiny() -> ConfigDict:
+    config = _small("tiny")
+    unet, train = config.model.model.unet, config.train
+    unet.image_size = config.data.load_size = 64
+    unet.channels, config.model.crop = 16, 16
+    train.steps, train.batch_size, train.eval_every = 100, 32, 50
+    return config
+
+
+def _small(size: str) -> ConfigDict:
+    config = paper()
+    config.size = size
+    model, net, data = config.model, config.model.model, config.data
+    unet, diffusion = net.unet, model.diffusion
+    optim, train = config.optim, config.train
+    model.residual, model.crop = True, 32
+    net.factor = 2
+    unet.image_size = data.load_size = 128
+    unet.multiples, unet.depth, unet.norm_groups = (1, 2), 1, 8
+    unet.channels, unet.remat, unet.dtype = 32, "none", "float32"
+    diffusion.target = "x_0"
+    diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 5.0})
+    model.sampling.steps = "8"
+    data.path = f"runs/{size}/data"
+    data.blur, data.bsr = 0.5, 0.0  # BSR was made for photographs
+    optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
+    optim.warmup_steps, optim.schedule = 50, "cosine"
+    train.steps, train.batch_size, train.eval_every = 600, 64, 200
+    train.ema_decay = 0.99
+    return config
+
+
+SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny}
+
+
+def get_config(size: str = "paper") -> ConfigDict:
+    return SIZES[one_of("size of experiments/upsampler_1024.py", size, SIZES)]()

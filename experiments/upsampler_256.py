@@ -13,13 +13,10 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
 
-SIZES = ("paper", "shapes", "emoji", "tiny", "karlo")
 
-
-def get_config(size: str = "paper") -> ConfigDict:
-    one_of("size of experiments/upsampler_256.py", size, SIZES)
+def paper() -> ConfigDict:
     config = ConfigDict(
-        {"stage": "upsampler", "name": "upsampler_256", "size": size, "rules": "fsdp"}
+        {"stage": "upsampler", "name": "upsampler_256", "size": "paper", "rules": "fsdp"}
     )
 
     config.model = model = ConfigDict()
@@ -67,38 +64,75 @@ def get_config(size: str = "paper") -> ConfigDict:
     train.ema_decay = 0.9999
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-
-    if size != "paper":
-        model.residual = True
-        net.factor = 2
-        unet.multiples, unet.depth, unet.norm_groups = (1, 2), 1, 8
-        unet.dropout, unet.remat, unet.dtype = 0.0, "none", "float32"
-        diffusion.target = "x_0"
-        diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 5.0})
-        sampling.steps = "8"
-        optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
-        optim.warmup_steps, optim.schedule = 50, "cosine"
-        train.ema_decay = 0.99
-        data.path = f"runs/{size}/data"
-        data.blur = 0.25
-    if size in ("shapes", "karlo"):
-        net.factor = 4
-        unet.image_size = data.load_size = 64
-        unet.channels, unet.multiples, model.crop = 32, (1, 1, 2), 32
-        train.steps, train.batch_size, train.eval_every = 900, 16, 300
-    if size == "karlo":
-        # Karlo's options: a network of its own for the last of seven ancestral steps, low-res
-        # images as they are, the timestep added instead of scaling.
-        model.residual, model.last_step, model.quantise = False, True, False
-        net.interpolation, unet.scale_shift = "cubic", False
-        diffusion.tables = "float32"
-        sampling.steps, sampling.sampler = "7", "ancestral"
-    if size == "emoji":
-        unet.image_size = data.load_size = 128
-        unet.channels, model.crop = 32, 32
-        train.steps, train.batch_size, train.eval_every = 400, 16, 200
-    if size == "tiny":
-        unet.image_size = data.load_size = 32
-        unet.channels, model.crop = 16, 16
-        train.steps, train.batch_size, train.eval_every = 100, 32, 50
     return config
+
+
+def shapes() -> ConfigDict:
+    return _pixels_64("shapes")
+
+
+def emoji() -> ConfigDict:
+    config = _small("emoji")
+    unet, train = config.model.model.unet, config.train
+    unet.image_size = config.data.load_size = 128
+    unet.channels, config.model.crop = 32, 32
+    train.steps, train.batch_size, train.eval_every = 400, 16, 200
+    return config
+
+
+def karlo() -> ConfigDict:
+    # Karlo's options: a network of its own for the last of seven ancestral steps, low-res images as
+    # they are, the timestep added instead of scaling.
+    config = _pixels_64("karlo")
+    model, net, sampling = config.model, config.model.model, config.model.sampling
+    model.residual, model.last_step, model.quantise = False, True, False
+    net.interpolation, net.unet.scale_shift = "cubic", False
+    model.diffusion.tables = "float32"
+    sampling.steps, sampling.sampler = "7", "ancestral"
+    return config
+
+
+def tiny() -> ConfigDict:
+    config = _small("tiny")
+    unet, train = config.model.model.unet, config.train
+    unet.image_size = config.data.load_size = 32
+    unet.channels, config.model.crop = 16, 16
+    train.steps, train.batch_size, train.eval_every = 100, 32, 50
+    return config
+
+
+def _pixels_64(size: str) -> ConfigDict:
+    config = _small(size)
+    model, net, train = config.model, config.model.model, config.train
+    net.factor = 4
+    net.unet.image_size = config.data.load_size = 64
+    net.unet.channels, net.unet.multiples, model.crop = 32, (1, 1, 2), 32
+    train.steps, train.batch_size, train.eval_every = 900, 16, 300
+    return config
+
+
+def _small(size: str) -> ConfigDict:
+    config = paper()
+    config.size = size
+    model, net, optim = config.model, config.model.model, config.optim
+    unet, diffusion = net.unet, model.diffusion
+    model.residual = True
+    net.factor = 2
+    unet.multiples, unet.depth, unet.norm_groups = (1, 2), 1, 8
+    unet.dropout, unet.remat, unet.dtype = 0.0, "none", "float32"
+    diffusion.target = "x_0"
+    diffusion.weighting = ConfigDict({"name": "snr_clip", "snr_min": 0.1, "snr_max": 5.0})
+    model.sampling.steps = "8"
+    config.data.path = f"runs/{size}/data"
+    config.data.blur = 0.25
+    optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
+    optim.warmup_steps, optim.schedule = 50, "cosine"
+    config.train.ema_decay = 0.99
+    return config
+
+
+SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny, "karlo": karlo}
+
+
+def get_config(size: str = "paper") -> ConfigDict:
+    return SIZES[one_of("size of experiments/upsampler_256.py", size, SIZES)]()

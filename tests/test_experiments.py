@@ -1,7 +1,6 @@
 """Every experiment in every size parses, builds, and says what a lab note should say."""
 
 import ast
-import importlib.util
 import pathlib
 
 import jax
@@ -11,6 +10,7 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import respace
+from unclip_jax.experiment import files
 from unclip_jax.experiment.config import from_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,15 +22,8 @@ CASES = [(path.stem, size) for path in FILES for size in SIZES]
 CASES += [(name, "karlo") for name in EXPORTED]
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def config(name, size):
-    return load(name).get_config(size)
+    return files.get_config(f"{name}:{size}")
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)

@@ -31,7 +31,7 @@ def parser() -> ExperimentParser:
     add("--mesh", default="", help="data=4,fsdp=16,tensor=1; default: the config's")
     add("--what", default="train", choices=("train", "sample"), help="program to compile")
     add("--batch", type=int, help="images at once for --what=sample; default: 8 per chip")
-    add("--effort", default="default", help="of the compiler: default, or low (much faster)")
+    add("--effort", default="default", help="of the compiler; low is much faster")
     add("--search", type=int, nargs="?", const=3, help="compile the best 3 candidates, or SEARCH")
     add("--out", type=pathlib.Path, default=pathlib.Path("plan.json"), help="JSON to write")
     return parser

@@ -8,7 +8,7 @@ import pytest
 from tests import cascades
 from tests.stages import tiny
 from unclip_jax.core.checks import UserError
-from unclip_jax.experiment import loading
+from unclip_jax.experiment import files, loading
 from unclip_jax.handoff import load
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,7 +20,7 @@ def read(*overrides, spec=f"{PRIOR}:tiny"):
 
 
 def test_without_overrides_the_file_speaks():
-    assert loading.read(f"{PRIOR}:tiny") == loading.from_config(loading.load(f"{PRIOR}:tiny"))
+    assert loading.read(f"{PRIOR}:tiny") == loading.from_config(files.get_config(f"{PRIOR}:tiny"))
 
 
 def test_keys_are_overridden_in_their_own_type():

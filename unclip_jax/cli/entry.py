@@ -1,4 +1,4 @@
-"""How every command ends: one line for a mistake, a hint after ctrl-C, a traceback for a bug."""
+"""Runs the main function of a command: one line for a mistake, a traceback for a bug."""
 
 import errno
 import os
@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from unclip_jax.core.checks import UserError
 
-# What the file system can refuse without any fault of ours, and what to do about it.
-_REFUSALS = {
+# Errors of the file system that a user can fix, and how.
+_ADVICE = {
     errno.ENOSPC: "free space and run the same command again",
     errno.EDQUOT: "your quota is used up; free space and run the same command again",
     errno.EFBIG: "the file system takes no larger file; choose another folder",
@@ -24,37 +24,37 @@ _REFUSALS = {
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Call `main()` and leave the process: the last line of every entry point.
+    """Calls `main()` and exits: the last line of every entry point.
 
-    Exit status: what `main` returns (None = 0), 2 after a `UserError` or a refusal of the file
-    system, 130 after ctrl-C. Set UNCLIP_TRACEBACK=1 to see where an error came from.
+    The exit status is the result of `main` (None = 0), 2 after a `UserError` or an error of the
+    file system that a user can fix, 130 after ctrl-C. UNCLIP_TRACEBACK=1 shows tracebacks.
     """
     try:
         status = main()
     except KeyboardInterrupt:
         _say("interrupted: run the same command again to continue.")
         status = 130
-    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+    except BrokenPipeError:  # the reader of stdout has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except (UserError, OSError) as error:
-        if os.environ.get("UNCLIP_TRACEBACK") or not _is_users(error):
+        if os.environ.get("UNCLIP_TRACEBACK") or not _can_be_fixed(error):
             raise
         _say(f"error: {_one_line(error)}")
         status = 2
     sys.exit(status)
 
 
-def _is_users(error: UserError | OSError) -> bool:
-    return isinstance(error, UserError) or error.errno in _REFUSALS
+def _can_be_fixed(error: UserError | OSError) -> bool:
+    return isinstance(error, UserError) or error.errno in _ADVICE
 
 
 def _one_line(error: UserError | OSError) -> str:
-    """The message without line breaks; for the file system's refusals, with what to do."""
+    """Returns the message without line breaks; for errors of the file system, with advice."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     where = f": {error.filename}" if error.filename else ""
-    return f"{error.strerror}{where}; {_REFUSALS[error.errno or 0]}."
+    return f"{error.strerror}{where}; {_ADVICE[error.errno or 0]}."
 
 
 def _say(line: str) -> None:

@@ -36,6 +36,9 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Adds one argument as argparse does; flags are spelled with hyphens."""
         assert not any(name.startswith("-") and "_" in name for name in names)
+        silent = options.get("default") in (None, False, "", argparse.SUPPRESS)
+        if "help" not in options and not silent:
+            options["help"] = "default: %(default)s"
         return super().add_argument(*names, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -111,6 +114,11 @@ class Parser(argparse.ArgumentParser):
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Keeps line breaks of descriptions and states every default that is a value."""
 
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        """Returns the usage with required arguments; the list of flags follows anyway."""
+        required = [each for each in actions if each.required or not each.option_strings]
+        return f"{super()._format_usage(usage, required, groups, prefix).rstrip()} [flags]\n\n"
+
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         silent = action.default in (None, False, "", argparse.SUPPRESS) or "default" in text
@@ -119,9 +127,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)"
 
 
+def is_script() -> bool:
+    """True if this process was started with the script `unclip`, not as a Python module."""
+    return pathlib.Path(sys.argv[0]).stem == "unclip"
+
+
 def program(command: str) -> str:
-    """Returns how `command` was started: with the script `unclip` or as a Python module."""
-    if pathlib.Path(sys.argv[0]).stem == "unclip":
+    """Returns how to start `command` in the way in which this process was started."""
+    if is_script():
         return f"unclip {command}"
     module, *subcommand = command.split(" ")
     return " ".join([f"python -m unclip_jax.{module}", *subcommand])

@@ -1,6 +1,6 @@
 """Configs from the command line: an experiment file, its size, and overrides of any key.
 
-    --config=experiments/prior.py:shapes --config.optim.learning_rate=3e-4
+    --config=prior:shapes --config.optim.learning_rate=3e-4
 
 Every key that an experiment can have may be overridden, even if its file does not mention it; the
 value is read as the type that the key has. A file without a model takes that of the export that
@@ -9,7 +9,6 @@ value is read as the type that the key has. A file without a model takes that of
 
 import argparse
 import dataclasses
-import importlib.util
 import pathlib
 import types
 import typing
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.core.config import build
+from unclip_jax.experiment import files
 from unclip_jax.experiment.config import Experiment, from_config
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.export import TOKENIZER
@@ -49,7 +49,7 @@ def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
     """Returns the experiment that `spec` names, with overrides applied.
 
     Args:
-        spec: FILE.py or FILE.py:SIZE.
+        spec: NAME, FILE.py, NAME:SIZE or FILE.py:SIZE (see files.py).
         overrides: arguments of the form --config.KEY.KEY=VALUE.
 
     Raises:
@@ -81,7 +81,7 @@ def read_config(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         UserError: as `read`.
     """
-    config = load(spec)
+    config = files.get_config(spec)
     if "model" not in config:
         folder_entry(config.to_dict().get("name", ""))
         config = trained_on(config, _init_from(config, overrides, spec), spec=spec)
@@ -98,27 +98,6 @@ def read_config(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
         reason = str(error).splitlines()[0]
         raise UserError(f"{reason}; give a value of the key's type.") from None
     return values.config
-
-
-def load(spec: str) -> ConfigDict:
-    """Runs the `get_config` of an experiment file.
-
-    Raises:
-        UserError: there is no such file, or it is not an experiment.
-    """
-    name, _, size = spec.partition(":")
-    path = pathlib.Path(name)
-    if not path.is_file():
-        near = suggest(path.name, [file.name for file in path.parent.glob("*.py")])
-        raise UserError(f"there is no experiment file {name!r}.{near}")
-    source = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if source is None or source.loader is None:
-        raise UserError(f"{name} is not a Python file; give one like experiments/prior.py.")
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{name} defines no get_config(size); see experiments/prior.py.")
-    return module.get_config(size) if size else module.get_config()
 
 
 def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> ConfigDict:

@@ -1,0 +1,138 @@
+"""The list of commands, their help, and completion in shells."""
+
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import unclip_jax
+from unclip_jax import __main__ as command_line
+from unclip_jax.cli import shell_completion
+from unclip_jax.core.checks import UserError
+
+PACKAGE = pathlib.Path(unclip_jax.__file__).parent
+SHELLS = ("bash", "zsh", "fish")
+LIGHT = ("prepare", "train", "embed", "convert", "plan", "analytic")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_command_is_listed():
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    modules |= {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
+    assert modules - {"__init__", "__main__", "version"} == set(command_line.COMMANDS)
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_the_list_has_one_line_per_command(capsys, argv):
+    command_line.run(argv)
+    lines = capsys.readouterr().out.splitlines()
+    for name, summary in command_line.COMMANDS.items():
+        assert [line for line in lines if line.split()[:1] == [name]] == [f"  {name:10}  {summary}"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_version_is_printed(capsys):
+    command_line.run(["--version"])
+    assert capsys.readouterr().out == f"unclip_jax {unclip_jax.__version__}\n"
+
+
+def test_a_misspelt_command_is_one_line_with_a_suggestion():
+    done = python("-m", "unclip_jax", "trian", "--config=prior:tiny")
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown command 'trian'. Did you mean 'train'?\n"
+
+
+def test_a_command_gets_its_arguments(tmp_path):
+    done = python("-m", "unclip_jax", "train", "--config=priro:tiny", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "no experiment 'priro'. Did you mean 'prior'?" in done.stderr
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_help_starts_no_jax(name):
+    code = (
+        "import sys; from unclip_jax import __main__ as m\n"
+        "try: m.run([sys.argv[1], '--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "sys.stderr.write(str('jax' in sys.modules))"
+    )
+    done = python("-c", code, name)
+    assert (done.returncode, done.stderr) == (0, "False")
+    assert done.stdout.startswith("usage: python -m unclip_jax")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_help_describes_every_argument_and_states_its_default(name):
+    parser = command_line.module(name).parser()
+    text = " ".join(parser.format_help().split())
+    assert parser.description
+    for action in parser._actions:
+        assert action.help, action.dest
+        silent = action.nargs == 0 or action.default in (None, False, "") or action.required
+        assert silent or not action.option_strings or f"default: {action.default}" in text
+
+
+def test_the_default_of_analytic_is_that_of_training():
+    from unclip_jax.experiment import analytic_variance
+
+    parser = command_line.module("analytic").parser()
+    assert parser.get_default("examples") == analytic_variance.EXAMPLES
+
+
+def completions(shell: str, line: str, tmp_path: pathlib.Path) -> list[str]:
+    """Words that a shell offers at the end of a command line."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    parsers = {name: command_line.module(name).parser() for name in ("train", "plan")}
+    summaries = {name: command_line.COMMANDS[name] for name in parsers}
+    script = tmp_path / "script"
+    script.write_text(shell_completion.script(shell, parsers, summaries=summaries))
+    if shell == "bash":
+        words = [shlex.quote(word) for word in line.split(" ")]
+        code = f"source {script}; COMP_WORDS=({' '.join(words)}); "
+        code += f'COMP_CWORD={len(words) - 1}; _unclip; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    else:
+        code = f"source {script}; complete -C '{line}'"
+    done = subprocess.run([shell, "-c", code], capture_output=True, text=True, check=True)
+    return [word.split("\t")[0] for word in done.stdout.splitlines() if word]
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("unclip tr", ["train"]),
+        ("unclip plan --wh", ["--what"]),
+        ("unclip plan --what ", ["train", "sample"]),
+        ("unclip train --what", []),
+        ("unclip completion z", ["zsh"]),
+    ],
+)
+def test_commands_flags_and_choices_are_completed(shell, line, words, tmp_path):
+    offered = completions(shell, line, tmp_path)
+    assert sorted(offered) == sorted(words) if words else "--what" not in offered
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_completion_script_is_valid(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    parsers = {name: command_line.module(name).parser() for name in ("train", "plan", "prepare")}
+    script = tmp_path / "script"
+    summaries = {name: command_line.COMMANDS[name] for name in parsers}
+    script.write_text(shell_completion.script(shell, parsers, summaries=summaries))
+    done = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["csh"]])
+def test_an_unknown_shell_is_one_line(arguments):
+    with pytest.raises(UserError, match="unknown shell for `completion`"):
+        command_line.completion(arguments)
