@@ -4,7 +4,7 @@
 
 Data are a one-dimensional mixture of two narrow Gaussians, for which both the best denoiser and the
 end of the probability flow have closed forms, so the error is the sampler's alone. It is the root
-mean square distance between quantiles: of what is drawn and of what the exact flow ends in.
+mean square distance between quantiles: of the samples and of the end of the exact flow.
 """
 
 import argparse
@@ -20,20 +20,20 @@ from scipy.stats import norm
 
 from tests.diffusion.gaussians import mixture_denoiser, mixture_flow
 from unclip_jax.core import rng
-from unclip_jax.diffusion.respace import strided
-from unclip_jax.diffusion.samplers import Ancestral, ancestral, ddim, evaluations, sample
+from unclip_jax.diffusion.samplers import Ancestral, Ddim, evaluations, sample
 from unclip_jax.diffusion.schedule import make_schedule
-from unclip_jax.diffusion.solvers import DpmSolver2M, Heun
+from unclip_jax.diffusion.solvers import DpmSolver2M, Edm, Heun
 
 COUNTS = (5, 8, 12, 18, 27, 50, 100, 250)
 LEVELS, DRAWS = 200, 20_000
-CURVES = {  # name: rule, grid, style
-    "ancestral, small variance": (ancestral("small"), "{}", "C7-"),
-    "ddim": (ddim(0.0), "{}", "C0-"),
+CURVES = {  # name: solver, grid, style
+    "ancestral, small variance": (Ancestral("small"), "{}", "C7-"),
+    "ddim": (Ddim(), "{}", "C0-"),
     "dpmpp_2m": (DpmSolver2M(), "{}", "C1--"),
     "dpmpp_2m, logsnr steps": (DpmSolver2M(), "logsnr{}", "C1-"),
     "heun": (Heun(), "{}", "C2-"),
     "heun, logsnr steps": (Heun(), "logsnr{}", "C2--"),
+    "edm": (Edm(), "{}", "C3-"),
 }
 
 
@@ -46,8 +46,8 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, name in zip(axes, ("cosine", "linear"), strict=True):
         schedule = make_schedule(name, num_timesteps=1000)
-        for label, (rule, grid, style) in CURVES.items():
-            axis.loglog(*curve(rule, grid, schedule), style, marker=".", label=label)
+        for label, (solver, grid, style) in CURVES.items():
+            axis.loglog(*curve(solver, grid, schedule), style, marker=".", label=label)
         axis.set(title=f"{name} schedule", xlabel="evaluations of the network")
         axis.grid(which="both", alpha=0.2)
     axes[0].set_ylabel("error of quantiles (root mean square)")
@@ -55,22 +55,22 @@ def main() -> None:
     figure.savefig(out, dpi=110)
 
 
-def curve(rule, grid, schedule):
+def curve(solver, grid, schedule):
     """(evaluations, errors) over the step counts."""
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
     x_T = norm.ppf(levels)
     exact = mixture_flow(x_T, schedule=schedule)
-    if isinstance(rule, Ancestral):  # no path to follow: compare what many draws end in
+    if isinstance(solver, Ancestral):  # no path to follow: compare what many draws end in
         x_T = np.random.default_rng(0).normal(size=DRAWS)
     keys = rng.per_example(jax.random.key(0), jnp.arange(len(x_T)))
     costs, errors = [], []
     for count in COUNTS:
-        chain = strided(schedule, steps=grid.format(count))
+        chain = {"schedule": schedule, "steps": grid.format(count)}
         denoise = mixture_denoiser(schedule=schedule)
-        run = jax.jit(functools.partial(sample, denoise, schedule=chain, step=rule))
-        drawn = np.float64(run(jnp.float32(x_T[:, None]), keys=keys)[:, 0])
-        costs.append(evaluations(rule, schedule=chain))
-        errors.append(np.sqrt(np.mean((np.quantile(drawn, levels, method="hazen") - exact) ** 2)))
+        run = jax.jit(functools.partial(sample, denoise, solver=solver, **chain))
+        x_0 = np.float64(run(jnp.float32(x_T[:, None]), keys=keys)[:, 0])
+        costs.append(evaluations(solver, **chain))
+        errors.append(np.sqrt(np.mean((np.quantile(x_0, levels, method="hazen") - exact) ** 2)))
     return costs, errors
 
 

@@ -1,6 +1,8 @@
 """A whole cascade of random `tiny` stages, exported into a folder as training would do it."""
 
+import dataclasses
 import pathlib
+from typing import Any
 
 from tests.stages import tiny
 from unclip_jax.data import text
@@ -16,13 +18,20 @@ def tokenizer():
     return text.train(CAPTIONS, vocab_size=600)
 
 
-def write(folder: pathlib.Path, *, names: tuple[str, ...] = NAMES) -> pathlib.Path:
-    """Export one untrained cascade of the stages `names`; returns the run directory."""
+def write(
+    folder: pathlib.Path, *, names: tuple[str, ...] = NAMES, reads_clip: bool = False
+) -> pathlib.Path:
+    """Export one untrained cascade of the stages `names`; returns the run directory.
+
+    With `reads_clip` its prior and decoder read CLIP's features and raw embeddings, as Karlo's do.
+    """
     words = tokenizer()
     words.save(folder / "tokenizer")
     facts = {"tokenizer_hash": words.hash}
     for name in names:
         experiment, entry = tiny.experiment(name), registry.folder_entry(name)
+        if reads_clip and name in ("prior", "decoder"):
+            experiment = dataclasses.replace(experiment, model=karlo_kind(experiment.model))
         stage = experiment.build_stage()
         required = entry.required_fields(experiment.model)
         mine = {field: value for field, value in facts.items() if field in required}
@@ -37,3 +46,15 @@ def write(folder: pathlib.Path, *, names: tuple[str, ...] = NAMES) -> pathlib.Pa
         if entry.identity:
             facts[entry.identity] = getattr(written, entry.identity)
     return folder
+
+
+def karlo_kind(cfg: Any) -> Any:
+    """The config of a prior or a decoder, changed to read CLIP's features and raw embeddings."""
+    width = tiny.experiment("clip").model.model.text_width
+    reads = {"caption": "clip_sequence", "clip_text_width": width, "padding": "mask"}
+    if hasattr(cfg, "embedding"):
+        model = dataclasses.replace(cfg.model, **reads)
+        return dataclasses.replace(cfg, model=model, drop_text=0.0, embedding="raw")
+    model = dataclasses.replace(cfg.model, **reads, null="empty")
+    z_mean, z_std = (0.5,) * model.embed_dim, (2.0,) * model.embed_dim
+    return dataclasses.replace(cfg, model=model, drop_text=0.0, z_mean=z_mean, z_std=z_std)

@@ -58,8 +58,8 @@ BANNED_NAMES = {
 }
 # Packages whose language is still to be revised ("" = modules directly under unclip_jax).
 TODO_PACKAGES = {
-    *("", "cli", "convert", "diffusion", "experiment"),
-    *("handoff", "inference", "serving", "stages"),
+    *("", "cli", "convert", "experiment"),
+    *("handoff", "inference", "serving"),
     *("models", "training"),
 }
 

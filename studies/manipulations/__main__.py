@@ -29,7 +29,7 @@ from studies.manipulations.measurements import Chain
 from unclip_jax.cli import entry, flags
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data import sources
-from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
+from unclip_jax.diffusion.ddim_inversion import MAX_REFINEMENTS
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.version import __version__
 

@@ -92,7 +92,7 @@ def test_text_to_image_agrees_with_the_pipeline_of_diffusers(recordings, run, mo
     each = case.config["num_images_per_prompt"]
     captions = Captions(*[tuple(jnp.repeat(x, each, axis=0) for x in pair)] * 3)
     noise = recorded_noise(case, "prior", "decoder", "super_res")
-    monkeypatch.setattr(gaussian.samplers, "sample", noise)
+    monkeypatch.setattr(gaussian.samplers, "run", noise)
     scales = {s: case.config[f"{s}_guidance_scale"] for s in ("prior", "decoder")}
     drawn = draw(loaded, captions, options(loaded.cascade, case.config["steps"], **scales))
     case.check("image_embeddings", drawn.z_img)
@@ -109,7 +109,7 @@ def test_image_variation_agrees_with_the_pipeline_of_diffusers(recordings, run, 
     case.check("image_embeds", z_img)
     pair = (case.given("empty_ids"), case.given("empty_mask").astype(bool))
     captions = Captions(*[tuple(jnp.repeat(x, 2, axis=0) for x in pair)] * 3)
-    monkeypatch.setattr(gaussian.samplers, "sample", recorded_noise(case, "decoder", "super_res"))
+    monkeypatch.setattr(gaussian.samplers, "run", recorded_noise(case, "decoder", "super_res"))
     scale = case.config["decoder_guidance_scale"]
     chosen = options(loaded.cascade, case.config["steps"], decoder=scale)
     chosen = dataclasses.replace(chosen, condition="z_img")

@@ -9,11 +9,11 @@ import pytest
 from tests.diffusion.gaussians import FULL, exact_denoiser
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import analytic
-from unclip_jax.diffusion.analytic import Origin, VarianceTable, reverse_variance
+from unclip_jax.diffusion.analytic import ChainSignature, VarianceTable, reverse_variance
 from unclip_jax.diffusion.respace import strided
 
 STD = 0.5
-ORIGIN = Origin(schedule="cosine", num_timesteps=1000, target="x_0", data_variance=STD**2)
+ORIGIN = ChainSignature(schedule="cosine", num_timesteps=1000, target="x_0", data_variance=STD**2)
 CHAINS = [strided(FULL, steps=steps) for steps in ("64", "7", "ddim25", "fast27", "logsnr20")]
 
 

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,3 +42,13 @@ def test_scale_one_is_no_guidance_whatever_the_kind(kind):
 def test_mistakes_are_refused(text, scale, message):
     with pytest.raises(UserError, match=message):
         guidance_schedule.parse(text, scale=scale)
+
+
+@pytest.mark.parametrize("kind", ["constant", "rising", "falling"])
+def test_scale_at_timesteps_is_that_of_the_table_and_between_two_of_them_linear(kind):
+    schedule = GuidanceSchedule(3.0, kind)
+    t, table = jnp.array([0, 100, 999]), schedule.table(1000)
+    scale = jnp.broadcast_to(jnp.asarray(schedule.at(t, num_timesteps=1000)), (3,))
+    np.testing.assert_allclose(scale, table[t], rtol=1e-6)
+    halfway = schedule.at(jnp.array([100.5]), num_timesteps=1000)
+    np.testing.assert_allclose(halfway, (table[100] + table[101]) / 2, rtol=1e-6)

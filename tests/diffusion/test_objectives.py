@@ -109,11 +109,7 @@ def test_the_divergence_is_that_of_two_gaussians_by_quadrature():
     pred = process.Prediction(jnp.full((1, 1), guess), jnp.zeros((1, 1)), jnp.full((1, 1), frac))
     steps = jnp.array([t])
     got = bound(pred, x_0=jnp.full((1, 1), x_0), t=steps)
-    means = [
-        float(process.posterior_mean(jnp.full((1, 1), x), jnp.full((1, 1), x_t), t=steps,
-                                     schedule=COSINE)[0, 0])
-        for x in (x_0, guess)
-    ]  # fmt: skip
+    means = [COSINE.posterior_x_0[t] * x + COSINE.posterior_x_t[t] * x_t for x in (x_0, guess)]
     share = (frac + 1) / 2
     variances = [
         COSINE.beta_tilde[t],

@@ -14,25 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.diffusion import process
+from unclip_jax.diffusion import process, samplers
+from unclip_jax.diffusion.ddim_inversion import invert
 from unclip_jax.diffusion.guidance import Denoiser
-from unclip_jax.diffusion.inversion import invert
 from unclip_jax.diffusion.process import Target
 from unclip_jax.diffusion.respace import respace, timesteps
-from unclip_jax.diffusion.samplers import StepRule, ancestral, ddim, step_inputs
+from unclip_jax.diffusion.samplers import Ancestral, Ddim, Solver
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
 NAMES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}
-RULES = {
-    "fixed_small": ancestral("small"),
-    "fixed_large": ancestral("large"),
-    "learned_range": ancestral("learned_range"),
+VARIANCES = {
+    "fixed_small": Ancestral("small"),
+    "fixed_large": Ancestral("large"),
+    "learned_range": Ancestral("learned_range"),
 }
 SPECS = ["25", "50", "7", "100", "250", "fast27", "ddim25", "ddim50", "10,10,3,2,2", "20,10,5"]
 STEPS = [
     f"gd_{schedule}_{variance}_{mean}_{spec}"
     for schedule in NAMES
-    for variance in RULES
+    for variance in VARIANCES
     for mean in ("eps", "x0")
     for spec in ("25", "fast27")
 ]
@@ -84,10 +84,12 @@ def recorded(shared: pathlib.Path):
     return load
 
 
-def rows(chain: Schedule, positions: np.ndarray) -> Any:
-    """Step inputs at positions of the chain, shaped to broadcast against [steps b h w c]."""
-    tables = jax.tree.map(lambda table: table[::-1][positions], step_inputs(chain))
-    return jax.tree.map(lambda table: table.reshape(-1, 1, 1, 1, 1), tables)
+def step(solver: Solver, x_t, pred, noise, *, chain: Schedule, positions: np.ndarray) -> np.ndarray:
+    """x after the rows at positions of the chain, for [steps b h w c]; NCHW like the recordings."""
+    rows = samplers.take(samplers.on_device(solver.plan(chain)), -1 - positions)
+    at = jax.tree.map(lambda column: column.reshape(-1, 1, 1, 1, 1), rows)
+    x_s, _ = solver.advance(x_t, (), pred=pred, at=at, noise=noise)
+    return np.moveaxis(np.asarray(x_s), -1, 2)
 
 
 def predictions(case: Case, full: Schedule) -> process.Prediction:
@@ -111,15 +113,15 @@ def test_single_steps_of_the_adm_code(recorded, name):
     chain, positions = respace(full, timesteps=grid), case.arrays["in_index"]
     np.testing.assert_array_equal(chain.timesteps[positions], case.arrays["in_t"])
 
-    pred, at = predictions(case, full), rows(chain, positions)
+    pred = predictions(case, full)
     x_t, noise = jnp.asarray(case.images("in_x")), jnp.asarray(case.images("in_noise"))
     case.check("pred_xstart", np.moveaxis(np.asarray(pred.x_0), -1, 2))
-    rule: StepRule = RULES[case.config["variance"]]
-    case.check("p_sample", np.moveaxis(np.asarray(rule(x_t, pred, at, noise)), -1, 2))
+    ancestral: Solver = VARIANCES[case.config["variance"]]
+    x_s = step(ancestral, x_t, pred, noise, chain=chain, positions=positions)
+    case.check("p_sample", x_s)
     chain = rounded(chain)
-    at = rows(chain, positions)
-    for output, rule in {"ddim_eta0": ddim(0.0), "ddim_eta0_6": ddim(0.6)}.items():
-        case.check(output, np.moveaxis(np.asarray(rule(x_t, pred, at, noise)), -1, 2))
+    for output, ddim in {"ddim_eta0": Ddim(0.0), "ddim_eta0_6": Ddim(0.6)}.items():
+        case.check(output, step(ddim, x_t, pred, noise, chain=chain, positions=positions))
     if case.config["variance"] == "fixed_small":  # the others repeat it with other numbers
         case.check("ddim_reverse", np.moveaxis(reversed_steps(case, pred, chain), -1, 2))
 
@@ -181,13 +183,12 @@ def test_single_steps_of_the_diffusers_ddim(recorded, eta):
     full = FULL["squaredcos_cap_v2"]
     chain = respace(full, timesteps=np.sort(case.arrays["in_timesteps"]))
     positions = np.searchsorted(chain.timesteps, case.arrays["in_t"])
-    at = rows(chain, positions)
     x_t, out, noise = (
         jnp.asarray(case.images(f"in_{name}")) for name in ("sample", "model_output", "noise")
     )
-    level = process.Level(at.signal_t, at.noise_t)
+    level = chain.level(jnp.asarray(positions), ndim=5)
     pred = process.to_prediction(out, x_t, target=Target.EPS, alpha_bar=level)
     # x_0 is clipped there and eps, unlike ADM's, is left as it was
     clipped = process.Prediction(process.static_threshold(pred.x_0), pred.eps)
-    got = ddim(eta)(x_t, clipped, at, noise)
-    case.check("prev_sample", np.moveaxis(np.asarray(got), -1, 2))
+    x_s = step(Ddim(eta), x_t, clipped, noise, chain=chain, positions=positions)
+    case.check("prev_sample", x_s)

@@ -86,7 +86,10 @@ def test_with_x_0_keeps_x_t_and_the_variance():
 def test_posterior_mean_in_terms_of_eps():
     # DDPM equation 11 is the same mean written with the noise
     pred = process.from_eps(EPS, X_T, alpha_bar=LEVEL)
-    got = process.posterior_mean(pred.x_0, X_T, t=T, schedule=COSINE)
+    weight_0, weight_t = (
+        table[T].reshape(-1, 1, 1, 1) for table in (COSINE.posterior_x_0, COSINE.posterior_x_t)
+    )
+    got = weight_0 * np.float64(pred.x_0) + weight_t * np.float64(X_T)
     beta = COSINE.beta[T].reshape(-1, 1, 1, 1)
     noise = COSINE.noise[T].reshape(-1, 1, 1, 1)
     expected = (np.float64(X_T) - beta / noise * np.float64(EPS)) / np.sqrt(1 - beta)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion.float32_schedule import to_float32
 from unclip_jax.diffusion.respace import respace, strided, timesteps
 from unclip_jax.diffusion.schedule import make_schedule
-from unclip_jax.diffusion.single import in_single
 
 COSINE = make_schedule("cosine", num_timesteps=1000)
 FAST_27 = (
@@ -45,7 +45,7 @@ def test_integer_strides_start_at_0(count, stride, last):
 @pytest.mark.parametrize("count", [2, 7, 21, 23, 25, 31, 35, 250, 1000])
 def test_a_chain_in_single_precision_has_the_indices_of_its_scheduler(count):
     """numpy's even grid, rounded (half to even): what the class of diffusers visits."""
-    kept = strided(in_single(COSINE), steps=str(count)).timesteps
+    kept = strided(to_float32(COSINE), steps=str(count)).timesteps
     np.testing.assert_array_equal(kept, np.linspace(0, 999, count).round())
     differs = {21, 23, 31, 35}
     assert np.array_equal(kept, strided(COSINE, steps=str(count)).timesteps) or count in differs

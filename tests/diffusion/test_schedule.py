@@ -160,3 +160,30 @@ def test_a_linear_chain_too_short_for_its_betas_is_refused():
 def test_tables_of_different_lengths_are_refused(betas, steps):
     with pytest.raises(UserError, match=f"{betas} betas and {steps} timesteps; give one timestep"):
         Schedule(np.full(betas, 0.1), np.arange(steps, dtype=np.int32))
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_fractional_levels_lie_between_those_of_the_chain_and_are_found_again(name):
+    schedule = make_schedule(name, num_timesteps=1000)
+    sigma = np.exp(np.linspace(schedule.log_sigma[0], schedule.log_sigma[-1], 50))
+    t = schedule.timesteps_at(sigma)
+    assert (np.diff(t) > 0).all() and t[0] == 0.0 and t[-1] == 999.0
+    level = schedule.level(jnp.asarray(t, jnp.float32), ndim=1)
+    np.testing.assert_allclose(level.noise / level.signal, sigma, rtol=2e-3)
+    np.testing.assert_allclose(level.signal**2 + level.noise**2, 1.0, atol=1e-6)
+
+
+def test_whole_timesteps_as_fractions_have_the_levels_of_the_chain():
+    schedule = make_schedule("cosine", num_timesteps=1000)
+    t = jnp.arange(0, 1000, 37)
+    exact, fractional = (schedule.level(x, ndim=3) for x in (t, t.astype(jnp.float32)))
+    assert fractional.noise.shape == (28, 1, 1)
+    np.testing.assert_allclose(fractional.noise, exact.noise, rtol=1e-5)
+    np.testing.assert_allclose(fractional.signal, exact.signal, rtol=1e-4)
+
+
+def test_timesteps_of_a_short_chain_are_interpolated_in_the_original_ones():
+    schedule = make_schedule("cosine", num_timesteps=1000)
+    short = schedule.keep(np.array([100, 500, 900]))
+    sigma = np.exp((short.log_sigma[:-1] + short.log_sigma[1:]) / 2)
+    np.testing.assert_allclose(short.timesteps_at(sigma), [300.0, 700.0])

@@ -93,7 +93,8 @@ def test_a_prior_worse_than_saying_nothing_is_drawn_from_with_the_small_variance
 
     def drawn(variance):
         sampling = dataclasses.replace(cfg.sampling, variance=variance)
-        return prior.draw(cfg, params, batch=text, keys=keys, sampling=sampling, table=table)
+        options = {"keys": keys, "sampling": sampling, "table": table}
+        return prior.sample_latent(cfg, params, batch=text, **options)
 
     np.testing.assert_allclose(drawn("table"), drawn("small"), atol=1e-5)
 

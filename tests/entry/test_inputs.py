@@ -148,7 +148,7 @@ def test_a_prior_measures_the_embeddings_that_it_standardises(folder):
     np.testing.assert_allclose(latent.std(0), 1, atol=1e-5)
     assert settled == input_pipeline.resolve(dataclasses.replace(mine, model=settled)).model
     with pytest.raises(UserError, match="dimension 2 of z_img is the same in all 4 training"):
-        prior.settle(mine.model, lambda most: [{"z_img": CONSTANT}])
+        prior.resolve_from_data(mine.model, lambda most: [{"z_img": CONSTANT}])
 
 
 def test_raw_embeddings_are_told_from_those_of_norm_1(folder):

@@ -239,3 +239,9 @@ def test_conv_keeps_the_sides_and_pads_with_zeros():
         want[row, column] = np.einsum("ijc,ijco->o", window, kernel)
     got = module.apply({"params": nn.meta.unbox(boxed)}, jnp.asarray(x))
     np.testing.assert_allclose(got[0], want, atol=1e-5)
+
+
+def test_fractional_timesteps_have_the_same_features_at_whole_ones():
+    t = jnp.arange(0, 1000, 7)
+    whole, fractional = (layers.timestep_features(x, width=16) for x in (t, t.astype(jnp.float32)))
+    np.testing.assert_array_equal(fractional, whole)

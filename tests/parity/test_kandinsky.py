@@ -85,7 +85,7 @@ def test_a_prior_draws_the_same_embeddings(kind, tmp_path):
     (ids, said), (_, empty) = read(CAPTIONS), read([""])
     recorded = walks.Recorded((jnp.asarray(x_T), jnp.asarray(noises)))
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
-        patch.setattr(gaussian.samplers, "sample", recorded)
+        patch.setattr(gaussian.samplers, "run", recorded)
         got = prior.sample(
             cfg,
             params,

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import spherical
 from unclip_jax.inference import edits, pca_probe
 from unclip_jax.inference.latents import Latent, take
-from unclip_jax.stages.prior import unit
 
 RNG = np.random.default_rng(0)
 Z = unit(jnp.asarray(RNG.normal(size=(3, 16)), jnp.float32))

@@ -11,13 +11,14 @@ from tests.stages import tiny
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
-from unclip_jax.inference import decoding
+from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.models.clip import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.stages import captions, decoder, prior
-from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.captions import ClipText, TokenIds
+from unclip_jax.stages.decoder import Condition, DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
 
@@ -68,24 +69,31 @@ def test_standardised_latents_come_back():
     assert prior.make(cfg).batch_spec["text_seq"].shape == (6, 5)
 
 
-def test_a_decoder_that_reads_what_clip_says_is_not_edited_with():
-    cfg = DecoderStageConfig(KARLO_DECODER, drop_text=0.0)
-    nothing = decoding.Condition(*(jnp.zeros((1, 4)),) * 3)
-    with pytest.raises(UserError, match="cannot be inverted, edited with or looked into yet"):
-        decoding.denoiser(cfg, {}, condition=nothing)
-
-
-def test_what_clip_says_is_needed():
+def test_clip_features_are_required_of_captions():
     ids = jnp.zeros((1, 6), jnp.int32)
     keys = jax.random.split(jax.random.key(0), 1)
-    given = {"tokens": ids, "token_mask": ids == 0, "keys": keys}
-    told = "reads what CLIP says of the captions"
+    message = "reads CLIP's features of the captions"
     reader = PriorStageConfig(KARLO_PRIOR, drop_text=0.0)
-    with pytest.raises(UserError, match=told):
-        prior.sample(reader, {}, z_txt=jnp.ones((1, 4)), **given)
+    with pytest.raises(UserError, match=message):
+        prior.sample(reader, {}, z_txt=jnp.ones((1, 4)), tokens=ids, token_mask=ids == 0, keys=keys)
     other = DecoderStageConfig(KARLO_DECODER, drop_text=0.0)
-    with pytest.raises(UserError, match=told):
-        decoder.sample(other, {}, z_img=jnp.ones((1, 4)), **given)
+    for caption in (None, TokenIds(ids, ids == 0)):
+        with pytest.raises(UserError, match=message):
+            decoder.sample(other, {}, Condition(jnp.ones((1, 4)), caption), keys=keys)
+
+
+def test_guidance_without_a_null_caption_needs_the_empty_one():
+    cfg = DecoderStageConfig(KARLO_DECODER, drop_text=0.0)
+    text = ClipText(jnp.ones((1, 4)), jnp.ones((1, 6, 5)), jnp.ones((1, 6), bool))
+    with pytest.raises(UserError, match="CLIP's features of the empty caption"):
+        decoder.denoiser(cfg, {}, Condition(jnp.ones((1, 4)), text), schedule=GuidanceSchedule(2.0))
+
+
+def test_a_decoder_of_token_ids_refuses_clip_features():
+    cfg = tiny.experiment("decoder").model
+    text = ClipText(jnp.ones((1, 4)), jnp.ones((1, 6, 5)), jnp.ones((1, 6), bool))
+    with pytest.raises(UserError, match="this decoder reads token ids, not CLIP's features"):
+        decoder.denoiser(cfg, {}, Condition(jnp.ones((1, cfg.model.z_dim)), text))
 
 
 @pytest.mark.parametrize(

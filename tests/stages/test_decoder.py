@@ -9,8 +9,9 @@ from tests.stages import tiny
 from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
-from unclip_jax.inference import decoding
 from unclip_jax.stages import decoder
+from unclip_jax.stages.captions import TokenIds
+from unclip_jax.stages.decoder import Condition, InpaintTarget
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,15 @@ def run(made):
     @jax.jit
     def sample(keys, z_img, tokens, token_mask):
         traces.append(1)
-        return decoder.sample(
-            cfg, params, z_img=z_img, tokens=tokens, token_mask=token_mask, keys=keys
-        )
+        condition = Condition(z_img, TokenIds(tokens, token_mask))
+        return decoder.sample(cfg, params, condition, keys=keys)
 
     sample.traces = traces
     return sample
+
+
+def condition_of(batch):
+    return Condition(batch["z_img"], TokenIds(batch["tokens"], batch["token_mask"]))
 
 
 def arguments(batch):
@@ -87,21 +91,13 @@ def test_learned_range_sampling_needs_a_learned_variance(made):
     sampling = dataclasses.replace(cfg.sampling, variance="learned_range")
     keys = rng.per_example(jax.random.key(0), jnp.arange(4))
     with pytest.raises(UserError, match="trained without a learned variance; use 'small'"):
-        decoder.sample(
-            cfg,
-            params,
-            z_img=batch["z_img"],
-            tokens=batch["tokens"],
-            token_mask=batch["token_mask"],
-            keys=keys,
-            sampling=sampling,
-        )
+        decoder.sample(cfg, params, condition_of(batch), keys=keys, sampling=sampling)
 
 
 def test_conditions_are_dropped_45_45_5_5(made):
     # Ramesh et al. 2022, section 2.1; figure 8 says that 5 % see the caption alone
     cfg, count = made[0], 40_000
-    kept = decoder.keeps(cfg, batch_size=count, key=jax.random.key(0))
+    kept = decoder.keep_masks(cfg, batch_size=count, key=jax.random.key(0))
     z, text = np.asarray(kept["keep_z"]), np.asarray(kept["keep_text"])
     shares = {"both": z & text, "z": z & ~text, "text": ~z & text, "nothing": ~z & ~text}
     for name, share in {"both": 0.45, "z": 0.45, "text": 0.05, "nothing": 0.05}.items():
@@ -117,11 +113,9 @@ def test_guidance_of_a_decoder_that_was_trained_without_drops_is_refused(made, n
     message = f"guidance_scale is 2.0, but config.model.{name} is 0: .* Use 1.0, or train"
     with pytest.raises(UserError, match=message):
         dataclasses.replace(whole, sampling=cfg.sampling)
-    z_img, tokens, mask = arguments(batch)
     keys = rng.per_example(jax.random.key(0), jnp.arange(4))
-    given = {"z_img": z_img, "tokens": tokens, "token_mask": mask, "keys": keys}
     with pytest.raises(UserError, match=message):
-        decoder.sample(whole, params, **given, sampling=cfg.sampling)
+        decoder.sample(whole, params, condition_of(batch), keys=keys, sampling=cfg.sampling)
 
 
 def test_the_manifest_states_the_scale_of_z_img(made):
@@ -202,24 +196,24 @@ def test_a_hole_is_filled_by_a_decoder_that_sees_around_it(inpainter):
     """What is predicted depends on what lies outside of the hole, and on nothing behind it."""
     cfg, stage, params = inpainter
     batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 2))
-    condition = decoding.Condition(batch["z_img"], batch["tokens"], batch["token_mask"])
+    condition = condition_of(batch)
     side = cfg.model.unet.image_size
     mask = jnp.ones((2, side, side, 1)).at[:, 4:8, 4:8].set(0.0)
     x_t, t = jax.random.normal(jax.random.key(1), batch["image"].shape), jnp.full(2, 500)
     schedules = (GuidanceSchedule(), GuidanceSchedule(scale=3.0))
 
-    def predicted(hole, schedule):
-        told = {"condition": condition, "schedule": schedule, "hole": hole}
-        return jax.jit(lambda p: decoding.denoiser(cfg, p, **told)(x_t, t).x_0)(params)
+    def predicted(inpaint, schedule):
+        options = {"schedule": schedule, "inpaint": inpaint}
+        return jax.jit(lambda p: decoder.denoiser(cfg, p, condition, **options)(x_t, t).x_0)(params)
 
     for schedule in schedules:
         blind = predicted(None, schedule)
-        seeing = predicted(decoding.Hole(batch["image"], mask), schedule)
+        seeing = predicted(InpaintTarget(batch["image"], mask), schedule)
         around = jnp.where(mask > 0, 0.5, batch["image"])
         behind = jnp.where(mask > 0, batch["image"], 0.5)
         assert float(jnp.abs(seeing - blind).max()) > 1e-3
         assert (
-            float(jnp.abs(predicted(decoding.Hole(around, mask), schedule) - seeing).max()) > 1e-3
+            float(jnp.abs(predicted(InpaintTarget(around, mask), schedule) - seeing).max()) > 1e-3
         )
-        same = predicted(decoding.Hole(behind, mask), schedule)
+        same = predicted(InpaintTarget(behind, mask), schedule)
         np.testing.assert_array_equal(same, seeing)

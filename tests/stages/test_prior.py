@@ -8,6 +8,7 @@ import pytest
 
 from tests.stages import tiny
 from unclip_jax.core import rng
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import process
 from unclip_jax.diffusion.analytic import VarianceTable
@@ -67,7 +68,7 @@ def draw(made, *, count, keys, rows=slice(None)):
 
 def test_more_candidates_never_lower_the_dot_product(made):
     keys = rng.per_example(jax.random.key(0), jnp.arange(6))
-    z_txt = prior.unit(made[2]["z_txt"])
+    z_txt = unit(made[2]["z_txt"])
     many = jnp.sum(draw(made, count=8, keys=keys) * z_txt, -1)
     cfg, params, batch = made
     text = {name: jnp.repeat(batch[name], 8, 0) for name in ("tokens", "token_mask", "z_txt")}
@@ -80,7 +81,7 @@ def test_more_candidates_never_lower_the_dot_product(made):
         diffusion=cfg.diffusion,
         sampling=cfg.sampling,
     )
-    scores = jnp.sum(prior.unit(singles).reshape(6, 8, -1) * z_txt[:, None], -1)
+    scores = jnp.sum(unit(singles).reshape(6, 8, -1) * z_txt[:, None], -1)
     np.testing.assert_allclose(many, scores.max(1), atol=1e-4)
 
 
@@ -152,13 +153,13 @@ def test_the_rank_of_the_true_embedding_by_brute_force():
         order = sorted(range(9), key=lambda other: -float(guess[row] @ z_img[other]))
         ranks.append(1 + order.index(row))
     assert float(prior.mean_rank(guess, z_img)) == pytest.approx(np.mean(ranks))
-    assert float(prior.mean_rank(z_img, prior.unit(z_img))) < 3  # itself is among the nearest
+    assert float(prior.mean_rank(z_img, unit(z_img))) < 3  # itself is among the nearest
     assert float(prior.mean_rank(jnp.zeros((9, 5)), z_img)) == 9  # knowing nothing is worst
 
 
 def test_health_of_a_prior_that_knows_the_truth(made, monkeypatch):
     cfg, params, batch = made
-    chain, x_0 = cfg.diffusion.chain(), cfg.scale * prior.unit(batch["z_img"])
+    chain, x_0 = cfg.diffusion.chain(), cfg.scale * unit(batch["z_img"])
 
     def knows(*_, **__):
         return lambda x_t, t: process.from_x_0(x_0, x_t, alpha_bar=chain.level(t, ndim=2))

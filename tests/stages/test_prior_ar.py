@@ -109,7 +109,7 @@ def test_greedy_codes_are_the_uncached_network_s_own_choice(made, scale):
     @jax.jit
     def run(keys, batch):
         codes = prior_ar.sample_codes(cfg, params, batch=batch, keys=keys, sampling=sampling)
-        dot = prior_ar.draw_dot(cfg, keys, percentile=50.0)
+        dot = prior_ar.sample_dot(cfg, keys, percentile=50.0)
         inputs = {**batch, "z_txt": np.sqrt(32) * unit(batch["z_txt"])}
         logits = [
             apply(
@@ -150,7 +150,7 @@ def test_the_dot_token_is_drawn_evenly_from_the_top_half(made):
     cfg, _, _ = made
     many = rng.per_example(jax.random.key(1), jnp.arange(8000))
     for percentile, least in ((50.0, 8), (70.0, 12), (0.0, 0), (99.0, 15)):
-        filled = np.bincount(prior_ar.draw_dot(cfg, many, percentile=percentile), minlength=16)
+        filled = np.bincount(prior_ar.sample_dot(cfg, many, percentile=percentile), minlength=16)
         want = 8000 / (16 - least)
         assert (filled[:least] == 0).all()
         assert np.abs(filled[least:] - want).max() <= 5 * np.sqrt(want)
@@ -267,13 +267,13 @@ def test_a_share_of_variance_becomes_a_number_of_components(made):
     codec = dataclasses.replace(cfg.model.codec, components=0, explained_variance=0.8)
     model = dataclasses.replace(cfg.model, codec=codec, latent_context=33)
     open_cfg = dataclasses.replace(cfg, model=model)
-    settled = prior_ar.settle(open_cfg, rows)
+    settled = prior_ar.resolve_from_data(open_cfg, rows)
     count = settled.model.codec.components
     values = np.float64(prior_ar.make(settled).fit(rows).params["codec"]["eigenvalues"])
     share = np.cumsum(values) / values.sum()
     assert share[count - 2] < 0.8 <= share[count - 1]
-    assert prior_ar.settle(cfg, rows) is cfg
-    assert prior_ar.settle(settled, rows) is settled
+    assert prior_ar.resolve_from_data(cfg, rows) is cfg
+    assert prior_ar.resolve_from_data(settled, rows) is settled
 
 
 def test_settings_that_cannot_be_are_refused(made):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.diffusion import guidance_schedule
-from unclip_jax.diffusion.inversion import MAX_REFINEMENTS
+from unclip_jax.diffusion.ddim_inversion import MAX_REFINEMENTS
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import MANIFEST
 from unclip_jax.inference import decoding

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real, Shaped
 
 Image = Float[Array, " b h w c"]
 LowRes = Float[Array, " b h_low w_low c_low"]
@@ -16,7 +16,7 @@ Tokens = Int[Array, " b l"]
 Mask = Bool[Array, " b l"]
 Embedding = Float[Array, " b z"]
 PerExample = Float[Array, " b"]
-Steps = Int[Array, " b"]
+Steps = Real[Array, " b"]  # timesteps of a trained chain; fractional ones lie between two of them
 Scalar = Float[Array, ""]
 Key = PRNGKeyArray  # a new-style jax.random.key, scalar unless a docstring says otherwise
 Keys = Shaped[PRNGKeyArray, " b"]  # one key per example

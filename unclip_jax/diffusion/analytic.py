@@ -1,4 +1,4 @@
-"""Analytic-DPM: the best reverse variance of every step, from how large a model's eps are.
+"""Analytic-DPM: the best reverse variance of every step, from the mean square of a model's eps.
 
 A step of ancestral sampling has the mean that the model predicts; the variance that fits it best is
 
@@ -25,12 +25,12 @@ from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.schedule import Schedule
 
 X = Float[Array, " b *s"]
-AGAIN = "make one for this model with `python -m unclip_jax.analytic`, or use variance 'small'"
+REMEDY = "make one for this model with `python -m unclip_jax.analytic`, or use variance 'small'"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What a table belongs to; every field must agree with the model that uses it.
+class ChainSignature:
+    """The diffusion that a variance table was measured on; every field must match at its use.
 
     Attributes:
         schedule: name of the trained chain's schedule.
@@ -47,16 +47,16 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VarianceTable:
-    """How large one model's eps are at some timesteps.
+    """The mean square of one model's eps at some timesteps.
 
     Attributes:
-        origin: of which model.
+        origin: the model's diffusion.
         timesteps: of the trained chain, ascending.
         eps_power: mean over data and dimensions of eps^2 at each of them.
-        examples: behind each mean.
+        examples: number of examples in each mean.
     """
 
-    origin: Origin
+    origin: ChainSignature
     timesteps: tuple[int, ...]
     eps_power: tuple[float, ...]
     examples: int
@@ -65,27 +65,27 @@ class VarianceTable:
         if len(self.timesteps) != len(self.eps_power) or not np.all(np.isfinite(self.eps_power)):
             raise UserError(
                 f"the variance table has {len(self.eps_power)} values for {len(self.timesteps)} "
-                f"timesteps, or one that is not finite; {AGAIN}."
+                f"timesteps, or one that is not finite; {REMEDY}."
             )
 
-    def variances(self, chain: Schedule, *, origin: Origin) -> Float[np.ndarray, " n"]:
-        """The reverse variance of every step of a strided `chain` of the model `origin`.
+    def variances(self, chain: Schedule, *, origin: ChainSignature) -> Float[np.ndarray, " n"]:
+        """Returns the reverse variance of every step of a strided `chain` of the model of `origin`.
 
         Raises:
             UserError: the table is another model's, or lacks a timestep of the chain.
         """
         self._check(chain, origin)
-        known = dict(zip(self.timesteps, self.eps_power, strict=True))
-        eps_power = np.array([known[int(t)] for t in chain.timesteps])
+        by_timestep = dict(zip(self.timesteps, self.eps_power, strict=True))
+        eps_power = np.array([by_timestep[int(t)] for t in chain.timesteps])
         return reverse_variance(chain, eps_power, data_variance=origin.data_variance)
 
-    def _check(self, chain: Schedule, origin: Origin) -> None:
-        for field in dataclasses.fields(Origin):
+    def _check(self, chain: Schedule, origin: ChainSignature) -> None:
+        for field in dataclasses.fields(ChainSignature):
             ours, theirs = getattr(self.origin, field.name), getattr(origin, field.name)
             if ours != theirs:
                 raise UserError(
                     f"the variance table does not fit the model: {field.name} is {ours!r} in the "
-                    f"table and {theirs!r} in the model; {AGAIN}."
+                    f"table and {theirs!r} in the model; {REMEDY}."
                 )
         lacking = sorted({int(t) for t in chain.timesteps} - set(self.timesteps))
         if lacking:
@@ -99,12 +99,12 @@ class VarianceTable:
 def reverse_variance(
     chain: Schedule, eps_power: Float[np.ndarray, " n"], *, data_variance: float
 ) -> Float[np.ndarray, " n"]:
-    """sigma^2 per position of `chain`, between beta_tilde and that plus a share of the data's.
+    """Returns sigma^2 per position of `chain`: beta_tilde plus a share of the data's variance.
 
     Args:
         chain: the strided chain.
         eps_power: E[eps^2] per dimension at each position.
-        data_variance: upper bound of C; also takes off what an estimate overshoots.
+        data_variance: upper bound of C; also bounds an overestimate.
     """
     ratio = (1.0 - chain.alpha_bar) / chain.alpha_bar
     uncertainty = np.clip(ratio * (1.0 - eps_power), 0.0, data_variance)
@@ -119,7 +119,7 @@ def eps_power(
     timesteps: Int[np.ndarray, " n"],
     key: Key,
 ) -> Float[Array, " n"]:
-    """Mean of eps^2 over a batch and its dimensions, at each of `timesteps`.
+    """Returns the mean of eps^2 over a batch and its dimensions, at each of `timesteps`.
 
     Args:
         denoise: conditional, without guidance.

@@ -16,7 +16,7 @@ from unclip_jax.core.types import Key, Steps
 from unclip_jax.diffusion.process import Prediction
 
 X = Float[Array, " b *s"]
-# x_t and original timesteps -> what the model says about x_t
+# x_t and timesteps of the trained chain -> prediction at x_t
 Denoiser = Callable[[X, Steps], Prediction]
 
 
@@ -26,7 +26,7 @@ def classifier_free(
     *,
     scale: float | Float[Array, ""] | Float[Array, " b"],
 ) -> Prediction:
-    """Guide eps and x_0 alike; the variance is the conditional branch's (GLIDE).
+    """Guides eps and x_0 alike; the variance is the conditional branch's (GLIDE).
 
     At one x_t the map from eps to x_0 is affine with equal coefficients in both branches, so the
     two stay consistent, and neither loses the digits that deriving it from the other would cost.
@@ -49,7 +49,7 @@ def guided(
     *,
     scale: float | Float[Array, ""] | Float[Array, " b"],
 ) -> Denoiser:
-    """A guided denoiser from one that takes a doubled batch [conditional; unconditional].
+    """Returns a guided denoiser from one that takes a doubled batch [conditional; unconditional].
 
     Args:
         denoise_both: called once per step with x_t and t repeated; its first half must see the
@@ -68,7 +68,7 @@ def guided(
 
 
 def keep_mask(key: Key, *, batch_size: int, drop: float) -> Bool[Array, " b"]:
-    """True where a condition is kept; each example drops it with probability `drop`.
+    """Returns True where a condition is kept; each example drops it with probability `drop`.
 
     Raises:
         UserError: `drop` is outside [0, 1].

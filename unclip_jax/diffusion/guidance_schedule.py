@@ -1,4 +1,4 @@
-"""Guidance that changes along the chain: how strong it is at each timestep.
+"""Guidance that changes along the chain: its scale at each timestep.
 
 A constant scale does harm where there is much noise (it narrows the choice) and nothing where there
 is little (Kynkäänniemi et al. 2024, arXiv 2404.07724); a scale that grows from 1 keeps variety
@@ -8,9 +8,11 @@ is little (Kynkäänniemi et al. 2024, arXiv 2404.07724); a scale that grows fro
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.core.types import Steps
+from unclip_jax.diffusion import schedule
 
 KINDS = ("constant", "rising", "falling", "interval")
 
@@ -40,11 +42,11 @@ class GuidanceSchedule:
 
     @property
     def off(self) -> bool:
-        """Whether there is no guidance anywhere, so that one pass per step is enough."""
+        """True if there is no guidance anywhere, so that one pass per step is enough."""
         return self.scale == 1.0
 
     def table(self, num_timesteps: int) -> Float[np.ndarray, " T"]:
-        """The scale at every original timestep, 0 = least noise."""
+        """Returns the scale at every timestep of the trained chain, 0 = least noise."""
         progress = 1.0 - np.arange(num_timesteps) / max(num_timesteps - 1, 1)
         share = {
             "constant": np.ones(num_timesteps),
@@ -54,12 +56,18 @@ class GuidanceSchedule:
         }[self.kind]
         return 1.0 + (self.scale - 1.0) * share
 
+    def at(self, t: Steps, *, num_timesteps: int) -> float | Float[Array, " b"]:
+        """Returns the scale at timesteps `t` of a chain of `num_timesteps`."""
+        if self.kind == "constant":
+            return self.scale
+        return schedule.at(self.table(num_timesteps), t, ndim=1)
+
 
 def parse(text: str, *, scale: float) -> GuidanceSchedule:
-    """Read "constant", "rising", "falling" or "interval:0.2:0.8" with the largest `scale`.
+    """Reads "constant", "rising", "falling" or "interval:0.2:0.8" with the largest `scale`.
 
     Raises:
-        UserError: it is none of these, or the interval is not one.
+        UserError: the text is none of these, or the interval is empty or outside [0, 1].
     """
     kind, *bounds = text.split(":")
     if not bounds:

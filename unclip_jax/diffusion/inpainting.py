@@ -1,135 +1,168 @@
-"""Filling a hole with an unconditional sampler: RePaint.
+"""Inpainting with an unconditional sampler: RePaint.
 
-At every step the known region is replaced by the known image noised to that level, and stretches
-of the chain are walked again after adding their noise anew, so that the filling can adapt to what
-surrounds it. Source: Lugmayr et al. 2022 (arXiv 2201.09865), algorithm 1 and section 4.2.
+At every step the known region is replaced by the known image noised to that level, and segments
+of the chain are resampled: noise is added back and the segment is run again, so that the rest can
+adapt to its surroundings. Source: Lugmayr et al. 2022 (arXiv 2201.09865), algorithm 1 and section
+4.2.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import in_range
 from unclip_jax.core.types import Key, Keys
 from unclip_jax.diffusion import process, samplers
 from unclip_jax.diffusion.guidance import Denoiser
-from unclip_jax.diffusion.samplers import StepInputs, StepRule
+from unclip_jax.diffusion.samplers import Before, Solver, StepTable
 from unclip_jax.diffusion.schedule import Level, Schedule
 
 X = Float[Array, " b *s"]
 MAX_REPEATS = 100
-SMALLEST = 0.25  # side of a hole in training, of the picture's; ours, as is its shape
-NOTHING = 0.2  # share of pictures of which nothing is known, so that they are still drawn whole
+MIN_SIDE = 0.25  # side of the unknown rectangle in training, of the image's; ours, as is its shape
+UNKNOWN_SHARE = 0.2  # share of images of which nothing is known, so that whole ones stay learned
 
 
-class Visit(NamedTuple):
-    """One step of the walk, and the noise added anew before it; scalars inside the scan.
+class Resampling(NamedTuple):
+    """The noise added back before a row; scalars inside the scan.
 
     Attributes:
-        row: of `samplers.step_inputs`, 0 = most noise.
-        gain: factor on x before the step; 1 where nothing is added.
-        spread: standard deviation of what is added; 0 where nothing is.
-        again: how often this step was taken before.
+        gain: factor on x; 1 where nothing is added.
+        spread: standard deviation of the noise; 0 where nothing is added.
+        restarts: True where noise is added and the solver's memory is void.
     """
 
-    row: Int[Array | np.ndarray, "..."]
     gain: Float[Array | np.ndarray, "..."]
     spread: Float[Array | np.ndarray, "..."]
-    again: Int[Array | np.ndarray, "..."]
+    restarts: Bool[Array | np.ndarray, "..."]
 
 
-def visits(schedule: Schedule, *, repeats: int, jump: int) -> Visit:
-    """The walk down the chain in stretches of `jump` steps, each walked `repeats` times.
+def resampled(table: StepTable, *, repeats: int, jump: int) -> StepTable:
+    """Returns a table in which every segment of `jump` steps occurs `repeats` times.
 
-    Going back up over a stretch is one draw: q(x_t | x_s) = N(g x_s, 1 - g^2) with
+    Going back up over a segment takes one draw: q(x_t | x_s) = N(g x_s, 1 - g^2) with
     g = signal_t / signal_s.
+
+    Args:
+        table: a solver's plan for the whole chain.
+        repeats: number of times that each segment is run.
+        jump: steps in a segment.
 
     Raises:
         UserError: repeats or jump out of range.
     """
+    begins = np.flatnonzero(table.begins)
     in_range("repeats", repeats, 1, MAX_REPEATS)
-    in_range("jump", jump, 1, schedule.num_timesteps)
-    signal = schedule.signal[::-1]
-    rows = []
-    for start in range(0, len(signal), jump):
-        stop = min(start + jump, len(signal))
-        reached = signal[stop] if stop < len(signal) else 1.0
-        for again in range(repeats):
-            gain = signal[start] / reached if again else 1.0
-            rows.append((start, gain, np.sqrt(1.0 - gain**2), again))
-            rows += [(row, 1.0, 0.0, again) for row in range(start + 1, stop)]
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
-    kinds = (np.int32, np.float32, np.float32, np.int32)
-    return Visit(*(c.astype(kind) for c, kind in zip(columns, kinds, strict=True)))
+    in_range("jump", jump, 1, len(begins))
+    rows, positions, gains = [], [], []
+    edges = np.append(begins[::jump], len(table.t))
+    for start, stop in itertools.pairwise(edges.tolist()):
+        segment = np.arange(start, stop)
+        for repeat in range(repeats):
+            gain = np.ones(len(segment))
+            if repeat:
+                gain[0] = table.signal_t[start] / table.signal_s[stop - 1]
+            rows.append(segment)
+            gains.append(gain)
+            # a first pass has the noise of the plain chain, every other its own
+            positions.append(table.position[segment] + repeat * len(begins))
+    gain = np.concatenate(gains)
+    resampling = Resampling(gain, np.sqrt(1.0 - gain**2), gain < 1.0)
+    table = samplers.take(table, np.concatenate(rows))
+    position = np.concatenate(positions).astype(np.int32)
+    return table._replace(position=position, resampling=resampling)
+
+
+def keep_known(image: X, mask: Float[Array, " b *m"], *, solver: Solver, keys: Keys) -> Before:
+    """Returns the `before` of `samplers.run` that goes with a table of `resampled`.
+
+    Args:
+        image: its values where the mask is 0 do not matter.
+        mask: 1 = known, 0 = unknown; the rank of x, broadcast against it.
+        solver: whose memory is void where noise is added back.
+        keys: one key per example.
+    """
+
+    def before(x: X, memory: object, at: StepTable) -> tuple[X, object]:
+        resampling: Resampling = at.resampling
+        added = resampling.spread * _normal(keys, "up", at.position, x)
+        x = jnp.asarray(resampling.gain) * x + added
+        memory = jax.tree.map(
+            lambda fresh, old: jnp.where(resampling.restarts, fresh, old), solver.start(x), memory
+        )
+        level = Level(jnp.asarray(at.signal_t), jnp.asarray(at.noise_t))
+        noised = process.q_sample(image, _normal(keys, "known", at.position, x), alpha_bar=level)
+        return jnp.where(at.begins, combine(x, noised, mask=mask), x), memory
+
+    return before
+
+
+def combine(x: X, image: X, *, mask: Float[Array, " b *m"]) -> X:
+    """Returns `image` where the mask is 1 and `x` where it is 0."""
+    return jnp.where(mask > 0.5, image, x)
 
 
 def inpaint(
     denoise: Denoiser,
     x_T: X,
     *,
-    known: X,
+    image: X,
     mask: Float[Array, " b *m"],
     schedule: Schedule,
-    step: StepRule,
+    solver: Solver,
     keys: Keys,
+    steps: str | None = None,
     repeats: int = 10,
     jump: int = 10,
 ) -> X:
-    """Sample x_0 that equals `known` where `mask` is 1.
+    """Samples x_0 that equals `image` where `mask` is 1.
 
     With an empty mask and no repeats this is `samplers.sample` with the same keys.
 
     Args:
-        denoise: (x_t, original timesteps) -> Prediction; need not know of the hole.
+        denoise: (x_t, timesteps) -> Prediction; need not know of the mask.
         x_T: where to start.
-        known: the image; its values in the hole do not matter.
-        mask: 1 = known, 0 = to be filled; the rank of x, broadcast against it.
-        schedule: the chain to walk.
-        step: a stochastic rule gives repeats something to change; DDIM with eta 0 works too.
+        image: its values where the mask is 0 do not matter.
+        mask: 1 = known, 0 = unknown; the rank of x, broadcast against it.
+        schedule: the trained chain.
+        solver: a stochastic one gives repeats something to change; others work too.
         keys: one key per example.
-        repeats: times that every stretch is walked; 1 = no resampling (10 in the paper).
-        jump: steps in a stretch (10 in the paper).
+        steps: grid on the chain; None = all of it.
+        repeats: number of times that each segment is run; 1 = no resampling (10 in the paper).
+        jump: steps in a segment (10 in the paper).
 
     Returns:
-        x_0, with the known region copied from `known`.
+        x_0, with the known region copied from `image`.
     """
-    inputs = samplers.step_inputs(schedule)
-    total = schedule.num_timesteps
-
-    def mixed(x_t: X, noised: X) -> X:
-        return jnp.where(mask > 0.5, noised, x_t)
-
-    def body(x_t: X, visit: Visit) -> tuple[X, None]:
-        at: StepInputs = jax.tree.map(lambda table: table[visit.row], inputs)
-        address = at.position + visit.again * total  # a first visit draws what `sample` would
-        x_t = jnp.asarray(visit.gain) * x_t + visit.spread * _normal(keys, "up", address, x_t)
-        level = Level(at.signal_t, at.noise_t)
-        seen = process.q_sample(known, _normal(keys, "known", address, x_t), alpha_bar=level)
-        x_t = mixed(x_t, seen)
-        pred = denoise(x_t, jnp.broadcast_to(at.t, x_t.shape[:1]))
-        return step(x_t, pred, at, _normal(keys, "step", address, x_t)), None
-
-    plan = jax.tree.map(jnp.asarray, visits(schedule, repeats=repeats, jump=jump))
-    return mixed(jax.lax.scan(body, x_T, plan)[0], known)
+    x_0 = samplers.run(
+        denoise,
+        x_T,
+        table=resampled(solver.plan(schedule, steps=steps), repeats=repeats, jump=jump),
+        solver=solver,
+        keys=keys,
+        before=keep_known(image, mask, solver=solver, keys=keys),
+    ).x
+    return combine(x_0, image, mask=mask)
 
 
 def random_known(key: Key, *, count: int, side: int) -> Float[Array, " b h w 1"]:
-    """Masks to learn inpainting with: 0 in a random rectangle or everywhere, 1 elsewhere.
+    """Returns masks to learn inpainting with: 0 in a random rectangle or everywhere, 1 elsewhere.
 
     GLIDE (arXiv 2112.10741, section 4.3) erases "random regions" without saying which.
     """
-    sides = jax.random.uniform(rng.fold(key, "sides"), (count, 2, 1), minval=SMALLEST)
+    sides = jax.random.uniform(rng.fold(key, "sides"), (count, 2, 1), minval=MIN_SIDE)
     start = jax.random.uniform(rng.fold(key, "start"), (count, 2, 1)) * (1.0 - sides)
-    at = ((jnp.arange(side) + 0.5) / side)[None, None]
-    within = (at >= start) & (at < start + sides)
-    hole = within[:, 0, :, None] & within[:, 1, None, :]
-    all_of_it = jax.random.bernoulli(rng.fold(key, "nothing"), NOTHING, (count, 1, 1))
-    return 1.0 - (hole | all_of_it).astype(jnp.float32)[..., None]
+    centres = ((jnp.arange(side) + 0.5) / side)[None, None]
+    within = (centres >= start) & (centres < start + sides)
+    rectangle = within[:, 0, :, None] & within[:, 1, None, :]
+    everything = jax.random.bernoulli(rng.fold(key, "nothing"), UNKNOWN_SHARE, (count, 1, 1))
+    return 1.0 - (rectangle | everything).astype(jnp.float32)[..., None]
 
 
-def _normal(keys: Keys, purpose: str, address: Int[Array, ""], like: X) -> X:
-    return rng.normal_each(rng.fold_each(keys, purpose, address), like.shape[1:])
+def _normal(keys: Keys, purpose: str, position: Int[Array | np.ndarray, ""], like: X) -> X:
+    return rng.normal_each(rng.fold_each(keys, purpose, jnp.asarray(position)), like.shape[1:])

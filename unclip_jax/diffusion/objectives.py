@@ -1,4 +1,4 @@
-"""What networks are trained on: prediction error and the variational term of learned variances.
+"""Training losses: prediction error and the variational term of learned variances.
 
 Source: DDPM (arXiv 2006.11239) section 3, improved DDPM (arXiv 2102.09672) equations 15 and 16.
 All losses are per example, means over every other axis, so that a batch mean is the objective.
@@ -24,7 +24,7 @@ HALF_BIN = 1.0 / 255.0  # 256 grey levels on [-1, 1]
 
 @dataclasses.dataclass(frozen=True)
 class Weighting:
-    """How much each noise level counts.
+    """The weight of each noise level.
 
     Attributes:
         name: "uniform" (plain mean squared error of the target, the papers' choice) or "snr_clip"
@@ -50,7 +50,7 @@ class HybridLoss(NamedTuple):
     """The training loss of a learned-variance model and its parts, per example.
 
     Attributes:
-        total: what is differentiated.
+        total: the sum that is differentiated.
         prediction: the prediction loss.
         variational: the variational term in bits per dimension, before its weight.
     """
@@ -69,9 +69,9 @@ def prediction_loss(
     alpha_bar: AlphaBar,
     weighting: Weighting = Weighting(),
 ) -> PerExample:
-    """Mean squared error of a network's output, computed in float32."""
-    wanted = process.target_value(target, x_0=x_0, eps=eps, alpha_bar=alpha_bar)
-    error = jnp.square(out.astype(jnp.float32) - wanted)
+    """Returns the mean squared error of a network's output, computed in float32."""
+    ideal = process.target_value(target, x_0=x_0, eps=eps, alpha_bar=alpha_bar)
+    error = jnp.square(out.astype(jnp.float32) - ideal)
     if weighting.name == "snr_clip":
         error = error * _snr_weight(target, alpha_bar, weighting)
     return _mean(error)
@@ -88,7 +88,7 @@ def hybrid_loss(
     schedule: Schedule,
     weighting: Weighting = Weighting(),
 ) -> HybridLoss:
-    """Prediction loss plus the variational term that trains the variance only.
+    """Returns the prediction loss plus the variational term that trains the variance only.
 
     The mean of the variational term is held constant (improved DDPM section 3.1). Its weight is
     0.001 T: 1 at the usual T = 1000.
@@ -96,7 +96,7 @@ def hybrid_loss(
     Args:
         out: the half of the network's output that predicts `target`.
         var_frac: the half that interpolates the variance.
-        target: what `out` predicts.
+        target: the quantity that `out` predicts.
         x_0: the clean sample, in [-1, 1]. Not clipped here, nor is the prediction.
         eps: the noise; x_t is made from it as in training.
         t: positions in `schedule`, which here is the full chain.
@@ -119,7 +119,7 @@ def hybrid_loss(
 
 
 def variational_bound_term(pred: Prediction, *, x_0: X, t: Steps, schedule: Schedule) -> PerExample:
-    """One term of the variational bound, in bits per dimension (improved DDPM equations 4 to 7).
+    """Returns a term of the variational bound in bits per dimension (iDDPM equations 4 to 7).
 
     For t > 0 the divergence of the true posterior from the model's Gaussian; at t = 0 the negative
     log-likelihood of 8-bit values. Both means share x_t, so they differ by the x_0 part alone.
@@ -142,7 +142,7 @@ def variational_bound_term(pred: Prediction, *, x_0: X, t: Steps, schedule: Sche
 
 
 def discretised_log_likelihood(x: X, *, mean: X, log_std: X) -> X:
-    """Log-probability of 8-bit values under a Gaussian cut into 256 bins (DDPM equation 13).
+    """Returns the log-probability of 8-bit values under a Gaussian in 256 bins (DDPM equation 13).
 
     `x` lies on the grid of bin centres in [-1, 1]; the two outer bins extend to infinity. Values
     are in nats, floored at log(1e-12).
@@ -159,13 +159,13 @@ def discretised_log_likelihood(x: X, *, mean: X, log_std: X) -> X:
 
 
 def _gaussian_divergence(mean_gap: X, *, log_var_p: Float[Array, " b *ones"], log_var_q: X) -> X:
-    """KL(p || q) of two diagonal Gaussians, per dimension, in nats."""
+    """Returns KL(p || q) of two diagonal Gaussians, per dimension, in nats."""
     ratio = log_var_p - log_var_q
     return 0.5 * (jnp.exp(ratio) - 1.0 - ratio + jnp.square(mean_gap) * jnp.exp(-log_var_q))
 
 
 def _snr_weight(target: Target, alpha_bar: AlphaBar, weighting: Weighting) -> Array:
-    """clip(snr), divided by what turns an x_0 error into an error of `target`."""
+    """Returns clip(snr) over the factor from a squared x_0 error to that of `target`."""
     signal, noise = process.as_level(alpha_bar)
     snr = jnp.square(signal / noise)
     per_x_0 = {Target.X_0: 1.0, Target.EPS: snr, Target.V: 1.0 / jnp.square(noise)}[target]

@@ -12,15 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.core import checks
-from unclip_jax.core.types import Steps
-from unclip_jax.diffusion.schedule import Level, Schedule, at
+from unclip_jax.diffusion.schedule import Level
 
 X = Float[Array, " b *s"]
 AlphaBar = Float[Array, "..."] | Level
 
 
 class Target(enum.Enum):
-    """What a network is trained to output."""
+    """The quantity that a network is trained to output."""
 
     X_0 = "x_0"
     EPS = "eps"
@@ -28,16 +27,16 @@ class Target(enum.Enum):
 
     @classmethod
     def parse(cls, name: str) -> "Target":
-        """The target called `name` in configs.
+        """Returns the target called `name` in configs.
 
         Raises:
-            UserError: there is none.
+            UserError: no target has this name.
         """
         return cls(checks.one_of("prediction target", name, [target.value for target in cls]))
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says about x_t, in both forms, consistent with each other.
+    """A denoiser's prediction at x_t, in both forms, consistent with each other.
 
     Attributes:
         x_0: the clean sample.
@@ -52,13 +51,13 @@ class Prediction(NamedTuple):
 
 
 def q_sample(x_0: X, eps: X, *, alpha_bar: AlphaBar) -> X:
-    """x_t from the clean sample and the noise (DDPM equation 4)."""
+    """Returns x_t from the clean sample and the noise (DDPM equation 4)."""
     signal, noise = as_level(alpha_bar)
     return signal * x_0 + noise * eps
 
 
 def target_value(target: Target, *, x_0: X, eps: X, alpha_bar: AlphaBar) -> X:
-    """What a network with this target should output; v is signal eps - noise x_0."""
+    """Returns the ideal output of a network with this target; v is signal eps - noise x_0."""
     if target is Target.X_0:
         return x_0
     if target is Target.EPS:
@@ -70,7 +69,7 @@ def target_value(target: Target, *, x_0: X, eps: X, alpha_bar: AlphaBar) -> X:
 def to_prediction(
     out: X, x_t: X, *, target: Target, alpha_bar: AlphaBar, var_frac: X | None = None
 ) -> Prediction:
-    """A network's raw output, in any float type, as a float32 `Prediction`."""
+    """Returns a network's raw output, in any float type, as a float32 `Prediction`."""
     out, x_t = out.astype(jnp.float32), x_t.astype(jnp.float32)
     var_frac = None if var_frac is None else var_frac.astype(jnp.float32)
     if target is Target.X_0:
@@ -82,42 +81,35 @@ def to_prediction(
 
 
 def from_x_0(x_0: X, x_t: X, *, alpha_bar: AlphaBar, var_frac: X | None = None) -> Prediction:
-    """The prediction whose clean sample is `x_0`."""
+    """Returns the prediction whose clean sample is `x_0`."""
     signal, noise = as_level(alpha_bar)
     return Prediction(x_0, (x_t - signal * x_0) / noise, var_frac)
 
 
 def from_eps(eps: X, x_t: X, *, alpha_bar: AlphaBar, var_frac: X | None = None) -> Prediction:
-    """The prediction whose noise is `eps`."""
+    """Returns the prediction whose noise is `eps`."""
     signal, noise = as_level(alpha_bar)
     return Prediction((x_t - noise * eps) / signal, eps, var_frac)
 
 
 def with_x_0(pred: Prediction, x_0: X, x_t: X, *, alpha_bar: AlphaBar) -> Prediction:
-    """`pred` with another clean sample (say a clipped one) and the noise that goes with it."""
+    """Returns `pred` with another clean sample, such as a clipped one, and the noise to match."""
     return from_x_0(x_0, x_t, alpha_bar=alpha_bar, var_frac=pred.var_frac)
 
 
-def posterior_mean(x_0: X, x_t: X, *, t: Steps, schedule: Schedule) -> X:
-    """Mean of q(x_{t-1} | x_t, x_0) (DDPM equation 7); `t` counts positions in `schedule`."""
-    weight_0 = at(schedule.posterior_x_0, t, ndim=x_t.ndim)
-    weight_t = at(schedule.posterior_x_t, t, ndim=x_t.ndim)
-    return weight_0 * x_0 + weight_t * x_t
-
-
 def log_variance(var_frac: X, *, log_beta: Array, log_beta_tilde: Array) -> X:
-    """Log of the learned reverse variance: linear between the bounds, not squashed (ADM eq. 1)."""
+    """Returns the log of the learned reverse variance, linear in its bounds (ADM equation 1)."""
     frac = (var_frac + 1.0) / 2.0
     return frac * log_beta + (1.0 - frac) * log_beta_tilde
 
 
 def static_threshold(x_0: X, *, limit: float = 1.0) -> X:
-    """`x_0` clipped to [-limit, limit]; images use 1."""
+    """Returns `x_0` clipped to [-limit, limit]; images use 1."""
     return jnp.clip(x_0, -limit, limit)
 
 
 def dynamic_threshold(x_0: X, *, percentile: float = 99.5) -> X:
-    """Imagen's dynamic threshold (arXiv 2205.11487, section 2.3).
+    """Applies Imagen's dynamic threshold (arXiv 2205.11487, section 2.3).
 
     Each image is clipped at the given percentile of its own |x_0| and divided by it, unless that
     percentile is below 1, in which case it is clipped to [-1, 1].
@@ -133,7 +125,7 @@ def dynamic_threshold(x_0: X, *, percentile: float = 99.5) -> X:
 
 
 def as_level(alpha_bar: AlphaBar) -> Level:
-    """Signal and noise of either form of alpha_bar."""
+    """Returns signal and noise of either form of alpha_bar."""
     if isinstance(alpha_bar, Level):
         return alpha_bar
     return Level(jnp.sqrt(alpha_bar), jnp.sqrt(1.0 - alpha_bar))

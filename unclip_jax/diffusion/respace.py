@@ -1,4 +1,4 @@
-"""Short chains: which of the original steps a sampler visits, and their betas.
+"""Short chains: the timesteps that a sampler visits, and their betas.
 
 Source: improved DDPM's fractional stride and DDIM's integer stride as used by ADM (arXiv
 2105.05233, appendix I), GLIDE's sectioned 27-step list (arXiv 2112.10741, released code), even
@@ -9,49 +9,50 @@ import numpy as np
 from jaxtyping import Int
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion.float32_schedule import Float32Schedule
 from unclip_jax.diffusion.schedule import Schedule
-from unclip_jax.diffusion.single import SingleSchedule
 
 FAST_27 = "10,10,3,2,2"  # GLIDE's counts per fifth of the chain, most steps near the data
 LOG_SNR = "logsnr"
-FAINTEST = -4.0  # log(signal / noise) below which an even grid spends one step: signal under 2 %
+MIN_LOG_SNR = -4.0  # log(signal / noise) below which an even grid spends one step: signal < 2 %
 
 
 def strided(schedule: Schedule, *, steps: str) -> Schedule:
-    """The short chain of `schedule` through the steps that `steps` names.
+    """Returns the short chain of `schedule` through the timesteps of a grid.
 
     Args:
         schedule: the full chain.
-        steps: what `timesteps` understands, or "logsnr20": the 20 indices that lie most evenly in
+        steps: a grid of `timesteps`, or "logsnr20": the 20 indices that lie most evenly in
             log(signal / noise), for solvers that are made for even steps there.
 
     Raises:
-        UserError: the spec has no meaning or asks for more steps than there are.
+        UserError: the grid has no meaning or more steps than the chain.
     """
     if steps.startswith(LOG_SNR):
         return respace(schedule, timesteps=_even_log_snr(steps, schedule))
-    summed = not isinstance(schedule, SingleSchedule)
-    kept = timesteps(steps, num_timesteps=schedule.num_timesteps, summed=summed)
-    return respace(schedule, timesteps=kept)
+    summed = not isinstance(schedule, Float32Schedule)
+    grid = timesteps(steps, num_timesteps=schedule.num_timesteps, summed=summed)
+    return respace(schedule, timesteps=grid)
 
 
 def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.ndarray, " n"]:
-    """The original indices to keep, ascending.
+    """Returns the indices of a grid on a chain, ascending.
 
     Args:
         spec: one of
-            "250": that many at a rounded fractional stride; holds 0 and T - 1;
+            "250": that many at a rounded fractional stride, from 0 to T - 1;
             "ddim25": that many at the smallest integer stride that gives exactly 25 from 0;
-            "10,10,3,2,2": so many from each of equal sections, fractional stride within each;
+            "10,10,3,2,2": that many in each of equal sections, at fractional strides;
             "fast27": "10,10,3,2,2" with the last index T - 1 replaced by T - 3 (GLIDE: fewer
-            artefacts with DDIM).
+            artefacts with DDIM);
+            "22@140": a grid of 22 on the indices from 140.
         num_timesteps: T, the length of the original chain.
         summed: fractional strides are added up one after another before they are rounded, as ADM's
             code does; False multiplies them instead, as diffusers does. For some counts, 31 of
             1000 among them, a few indices differ by one.
 
     Raises:
-        UserError: the spec has no meaning or asks for more steps than there are.
+        UserError: the grid has no meaning or more steps than the chain.
     """
     if spec == "fast27":
         return np.append(timesteps(FAST_27, num_timesteps=num_timesteps)[:-1], num_timesteps - 3)
@@ -78,9 +79,9 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
 
 
 def respace(schedule: Schedule, *, timesteps: Int[np.ndarray, " n"]) -> Schedule:
-    """The short chain through `timesteps`, with the original alpha_bar at each of them.
+    """Returns the short chain through `timesteps`, with the original alpha_bar at each of them.
 
-    The network is still given the original indices: they become the new chain's `timesteps`.
+    The network still takes the original indices: they become the new chain's `timesteps`.
 
     Args:
         schedule: the chain to shorten.
@@ -89,14 +90,14 @@ def respace(schedule: Schedule, *, timesteps: Int[np.ndarray, " n"]) -> Schedule
     Raises:
         UserError: the positions do not ascend or leave the chain.
     """
-    kept = np.asarray(timesteps)
-    inside = kept.size and kept[0] >= 0 and kept[-1] < schedule.num_timesteps
-    if not inside or np.any(np.diff(kept) <= 0):
+    positions = np.asarray(timesteps)
+    inside = positions.size and positions[0] >= 0 and positions[-1] < schedule.num_timesteps
+    if not inside or np.any(np.diff(positions) <= 0):
         raise UserError(
-            f"sampling steps {kept.tolist()} must ascend strictly within "
+            f"sampling steps {positions.tolist()} must ascend strictly within "
             f"[0, {schedule.num_timesteps - 1}]."
         )
-    return schedule.keep(kept)
+    return schedule.keep(positions)
 
 
 def _index(digits: str, spec: str, num_timesteps: int) -> int:
@@ -109,10 +110,10 @@ def _index(digits: str, spec: str, num_timesteps: int) -> int:
 
 
 def _even_log_snr(spec: str, schedule: Schedule) -> Int[np.ndarray, " n"]:
-    """The indices nearest to an even grid, each below the one before, and T - 1.
+    """Returns the indices nearest to an even grid, distinct, the last one T - 1.
 
     The last betas of a cosine chain are so large that an even grid would crowd into the last ten
-    indices, where x_t holds no signal; the grid ends at `FAINTEST` and one step leads there.
+    indices, where x_t holds no signal; the grid ends at `MIN_LOG_SNR` and one step leads there.
     """
     digits, length = spec.removeprefix(LOG_SNR), schedule.num_timesteps
     if not digits.isdecimal() or not 2 <= int(digits) <= length:
@@ -121,12 +122,12 @@ def _even_log_snr(spec: str, schedule: Schedule) -> Int[np.ndarray, " n"]:
             f"{LOG_SNR!r}, such as 'logsnr20'."
         )
     log_snr = np.log(schedule.signal / schedule.noise)
-    wanted = np.linspace(log_snr[0], max(log_snr[-1], FAINTEST), int(digits))
-    kept = np.abs(log_snr - wanted[:, None]).argmin(axis=1)
-    kept[-1] = length - 1
-    for k in range(len(kept) - 2, -1, -1):
-        kept[k] = max(k, min(kept[k], kept[k + 1] - 1))
-    return kept.astype(np.int32)
+    even = np.linspace(log_snr[0], max(log_snr[-1], MIN_LOG_SNR), int(digits))
+    nearest = np.abs(log_snr - even[:, None]).argmin(axis=1)
+    nearest[-1] = length - 1
+    for k in range(len(nearest) - 2, -1, -1):
+        nearest[k] = max(k, min(nearest[k], nearest[k + 1] - 1))
+    return nearest.astype(np.int32)
 
 
 def _integer_stride(count: int, num_timesteps: int) -> Int[np.ndarray, " n"]:
@@ -140,8 +141,8 @@ def _integer_stride(count: int, num_timesteps: int) -> Int[np.ndarray, " n"]:
 
 
 def _sections(counts: list[int], num_timesteps: int, summed: bool) -> Int[np.ndarray, " n"]:
-    """Fractional strides within sections whose lengths differ by at most one, longer ones first."""
-    kept = []
+    """Returns fractional strides in sections whose lengths differ by at most 1, longer first."""
+    indices = []
     for section, count in zip(
         np.array_split(np.arange(num_timesteps), len(counts)), counts, strict=True
     ):
@@ -152,5 +153,5 @@ def _sections(counts: list[int], num_timesteps: int, summed: bool) -> Int[np.nda
             )
         stride = (len(section) - 1) / max(count - 1, 1)
         offsets = np.cumsum([0.0] + [stride] * (count - 1)) if summed else np.arange(count) * stride
-        kept.append(section[0] + np.round(offsets))
-    return np.concatenate(kept).astype(np.int32)
+        indices.append(section[0] + np.round(offsets))
+    return np.concatenate(indices).astype(np.int32)

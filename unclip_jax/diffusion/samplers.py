@@ -1,23 +1,26 @@
-"""Sampling: one scan over a strided chain, and the rules that take one step of it.
+"""Sampling: one scan over the steps of a chain, and the rules of DDPM and DDIM.
 
-A rule sees x_t, a `Prediction` and the numbers of its step; it knows neither networks nor guidance
-nor thresholds. A round of the scan is one evaluation of the network, whatever the rule. Rules that
-remember earlier rounds are in solvers.py. Sources: DDPM (arXiv 2006.11239), DDIM
-(arXiv 2010.02502), improved DDPM (arXiv 2102.09672) for the learned variance; ADM appendix B and F.
+A `Solver` turns predictions into the next x. It sees x_t, a `Prediction` and the numbers of its
+step; it knows neither networks nor guidance nor thresholds. One iteration of the scan is one
+evaluation of the network. Second-order solvers are in solvers.py. Sources: DDPM (arXiv 2006.11239),
+DDIM (arXiv 2010.02502), improved DDPM (arXiv 2102.09672) for the learned variance; ADM appendix B
+and F.
 """
 
+import abc
 import dataclasses
+import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from unclip_jax.core import checks, rng
 from unclip_jax.core.types import Keys
-from unclip_jax.diffusion import process
+from unclip_jax.diffusion import process, respace
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.process import Prediction
 from unclip_jax.diffusion.schedule import Schedule
@@ -26,85 +29,118 @@ X = Float[Array, " b *s"]
 VARIANCES = ("small", "large", "learned_range", "table")
 
 
-class StepInputs(NamedTuple):
-    """The numbers of one step t -> s of a (strided) chain; scalars inside the scan.
+class StepTable(NamedTuple):
+    """The numbers of a chain: one row per evaluation of the network, most noise first.
+
+    A table holds NumPy arrays; inside the scan the same record holds the scalars of one row. x
+    enters a row at the level (signal_t, noise_t), where the network is evaluated, and leaves it at
+    (signal_s, noise_s), which is where the next row begins.
 
     Attributes:
-        t: original timestep, which the network is given.
-        position: in the chain, T' - 1 .. 0.
-        signal_t: square root of alpha_bar at t; noise_t of 1 - alpha_bar.
-        noise_t: see signal_t.
-        signal_s: the same one step nearer to the data; 1 on the last step.
-        noise_s: 0 on the last step.
-        posterior_x_0: weight of x_0 in the posterior mean.
-        posterior_x_t: weight of x_t in the posterior mean.
-        log_beta: log of the strided beta.
-        log_beta_tilde: log of the strided beta_tilde, clipped at index 0.
-        log_table: log variance from a table (analytic variance); equals log_beta_tilde without.
-        extrapolate: half this step's length over the length of the step before, in log(signal /
-            noise); 0 on the first and the last step (DPM-Solver++ 2M).
+        t: timestep of the trained chain, as the network takes it; fractional for a level between
+            two of the chain's.
+        position: address of the step's random numbers, distinct for distinct steps; counts down to
+            0 in a plain chain.
+        signal_t: factor of x_0 on entry.
+        noise_t: factor of eps on entry.
+        signal_s: factor of x_0 on exit; 1 in the last row.
+        noise_s: factor of eps on exit; 0 in the last row.
+        begins: True at the first evaluation of a step; False where a solver evaluates the network
+            again before the step is complete.
+        columns: further columns, of the solver's own.
+        resampling: further columns for `before` in `run`.
     """
 
-    t: Int[Array, "..."]
-    position: Int[Array, "..."]
-    signal_t: Float[Array, "..."]
-    noise_t: Float[Array, "..."]
-    signal_s: Float[Array, "..."]
-    noise_s: Float[Array, "..."]
-    posterior_x_0: Float[Array, "..."]
-    posterior_x_t: Float[Array, "..."]
-    log_beta: Float[Array, "..."]
-    log_beta_tilde: Float[Array, "..."]
-    log_table: Float[Array, "..."]
-    extrapolate: Float[Array, "..."]
+    t: Real[Array | np.ndarray, "..."]
+    position: Int[Array | np.ndarray, "..."]
+    signal_t: Float[Array | np.ndarray, "..."]
+    noise_t: Float[Array | np.ndarray, "..."]
+    signal_s: Float[Array | np.ndarray, "..."]
+    noise_s: Float[Array | np.ndarray, "..."]
+    begins: Bool[Array | np.ndarray, "..."]
+    columns: Any = ()
+    resampling: Any = ()
 
 
-# (x_t, prediction at x_t, numbers of the step, noise) -> x_s
-StepRule = Callable[[X, Prediction, StepInputs, X], X]
+def step_table(schedule: Schedule, *, columns: Any = ()) -> StepTable:
+    """Returns the table with one row per step of `schedule`, in float64 or the schedule's type.
 
-
-@runtime_checkable
-class Solver(Protocol):
-    """A rule that remembers: what it keeps between rounds is a pytree of its own."""
-
-    def rounds(self, steps: StepInputs) -> StepInputs:
-        """One row per evaluation of the network, from one row per step; `t` is what it is given."""
-        ...
-
-    def start(self, x_T: X) -> Any:
-        """The memory before the first round."""
-        ...
-
-    def advance(
-        self, x: X, memory: Any, *, pred: Prediction, at: StepInputs, noise: X
-    ) -> tuple[X, Any]:
-        """After one evaluation at x: where to evaluate next, or x_0 at the end; and the memory."""
-        ...
+    Args:
+        schedule: the chain, strided or full.
+        columns: the solver's own, most noise first.
+    """
+    alpha_bar_prev, count = schedule.alpha_bar_prev, schedule.num_timesteps
+    return StepTable(
+        t=np.flip(schedule.timesteps),
+        position=np.arange(count, dtype=np.int32)[::-1],
+        signal_t=np.flip(schedule.signal),
+        noise_t=np.flip(schedule.noise),
+        signal_s=np.flip(np.sqrt(alpha_bar_prev)),
+        noise_s=np.flip(np.sqrt(1.0 - alpha_bar_prev)),
+        begins=np.ones(count, bool),
+        columns=columns,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Memoryless:
-    """A step rule as a solver: one round per step and nothing to remember."""
+class Solver(abc.ABC):
+    """Discretises a chain and moves x from one evaluation of the network to the next.
 
-    rule: StepRule
+    Subclasses are frozen dataclasses whose fields are their options. What a solver remembers
+    between evaluations is a pytree of its own, the memory, so that a chain can be cut anywhere.
 
-    def rounds(self, steps: StepInputs) -> StepInputs:
-        """The steps themselves."""
-        return steps
+    Attributes:
+        order: power of the step size with which the error of the mean path falls.
+    """
 
-    def start(self, x_T: X) -> Any:
-        """Nothing."""
+    order: ClassVar[int] = 1
+
+    @property
+    def stochastic(self) -> bool:
+        """True if steps add random noise."""
+        return False
+
+    def plan(self, schedule: Schedule, *, steps: str | None = None) -> StepTable:
+        """Returns the evaluations that take pure noise to x_0.
+
+        Args:
+            schedule: the trained chain.
+            steps: grid on it (`respace.strided`); None = every step of `schedule`.
+
+        Raises:
+            UserError: the grid has no meaning on this chain.
+        """
+        short = schedule if steps is None else respace.strided(schedule, steps=steps)
+        return step_table(short, columns=self.columns(short))
+
+    def columns(self, schedule: Schedule) -> Any:
+        """Returns the solver's own columns for a strided chain, most noise first."""
         return ()
 
+    def start(self, x_T: X) -> Any:
+        """Returns the memory before the first evaluation, and after x was moved by others."""
+        return ()
+
+    @abc.abstractmethod
     def advance(
-        self, x: X, memory: Any, *, pred: Prediction, at: StepInputs, noise: X
+        self, x: X, memory: Any, *, pred: Prediction, at: StepTable, noise: X
     ) -> tuple[X, Any]:
-        """Take one step."""
-        return self.rule(x, pred, at, noise), memory
+        """Moves x after the evaluation of one row.
+
+        Args:
+            x: where the network was evaluated.
+            memory: of the row before.
+            pred: the network's prediction at x.
+            at: the row.
+            noise: standard normal.
+
+        Returns:
+            x on exit from the row, and the memory.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class Ddim:
+class Ddim(Solver):
     """x_s = signal_s x_0 + sqrt(noise_s^2 - sigma^2) eps + sigma n (DDIM equations 12 and 16).
 
     Attributes:
@@ -112,71 +148,199 @@ class Ddim:
             all, or an array of one per example, so that a sweep is one program.
     """
 
-    eta: float | Float[Array, " b"] = 0.0
+    eta: float | Float[Array, ""] | Float[Array, " b"] = 0.0
 
-    def __call__(self, x_t: X, pred: Prediction, at: StepInputs, noise: X) -> X:
-        """Take one step."""
-        if isinstance(self.eta, float) and self.eta == 0.0:
-            return at.signal_s * pred.x_0 + at.noise_s * pred.eps
+    def __post_init__(self) -> None:
+        if isinstance(self.eta, float):
+            checks.in_range("eta", self.eta, 0.0, 1.0)
+
+    @property
+    def stochastic(self) -> bool:
+        """True unless eta is 0."""
+        return not (isinstance(self.eta, float) and self.eta == 0.0)
+
+    def columns(self, schedule: Schedule) -> Float[np.ndarray, " n"]:
+        """Returns the log of the strided beta."""
+        return np.flip(schedule.log_beta)
+
+    def advance(
+        self, x: X, memory: Any, *, pred: Prediction, at: StepTable, noise: X
+    ) -> tuple[X, Any]:
+        """Takes one step."""
+        if not self.stochastic:
+            return jnp.asarray(at.signal_s) * pred.x_0 + at.noise_s * pred.eps, memory
         # beta_tilde unclipped, so that the last step adds no noise; 1 - alpha_bar_t / alpha_bar_s
         # would keep three digits of beta in float32 near t = 0
-        beta = jnp.exp(at.log_beta)
+        beta = jnp.exp(at.columns)
         eta = jnp.asarray(self.eta, jnp.float32)
-        eta = eta.reshape(eta.shape + (1,) * (x_t.ndim - 1)) if eta.ndim else eta
+        eta = eta.reshape(eta.shape + (1,) * (x.ndim - 1)) if eta.ndim else eta
         variance = eta**2 * beta * (at.noise_s / at.noise_t) ** 2
-        rest = jnp.sqrt(jnp.maximum(at.noise_s**2 - variance, 0.0))
-        return at.signal_s * pred.x_0 + rest * pred.eps + jnp.sqrt(variance) * noise
+        remainder = jnp.sqrt(jnp.maximum(at.noise_s**2 - variance, 0.0))
+        mean = jnp.asarray(at.signal_s) * pred.x_0 + remainder * pred.eps
+        return mean + jnp.sqrt(variance) * noise, memory
+
+
+class AncestralColumns(NamedTuple):
+    """The columns of `Ancestral`.
+
+    Attributes:
+        posterior_x_0: weight of x_0 in the posterior mean.
+        posterior_x_t: weight of x_t in the posterior mean.
+        low: log of the variance, or of its lower bound.
+        high: log of its upper bound.
+    """
+
+    posterior_x_0: Float[Array | np.ndarray, "..."]
+    posterior_x_t: Float[Array | np.ndarray, "..."]
+    low: Float[Array | np.ndarray, "..."]
+    high: Float[Array | np.ndarray, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Solver):
     """x_s ~ N(posterior mean, variance) (DDPM algorithm 2); no noise on the last step.
 
     Attributes:
         variance: "small" beta_tilde, "large" beta, "learned_range" between them by the model, or
-            "table" from the table given to `sample`.
+            "table".
+        table: the reverse variance per position of the strided chain, least noise first, for
+            variance "table" (`analytic`).
     """
 
     variance: str = "small"
+    table: tuple[float, ...] | None = None
 
-    def __call__(self, x_t: X, pred: Prediction, at: StepInputs, noise: X) -> X:
-        """Take one step."""
-        mean = at.posterior_x_0 * pred.x_0 + at.posterior_x_t * x_t
-        std = jnp.exp(0.5 * self._log_variance(pred, at))
-        return mean + jnp.where(at.position > 0, std, 0.0) * noise
+    def __post_init__(self) -> None:
+        checks.one_of("variance", self.variance, VARIANCES)
 
-    def _log_variance(self, pred: Prediction, at: StepInputs) -> Array:
-        if self.variance == "large":
-            return at.log_beta
-        if self.variance == "table":
-            return at.log_table
-        if self.variance == "small":
-            return at.log_beta_tilde
+    @property
+    def stochastic(self) -> bool:
+        """True."""
+        return True
+
+    def columns(self, schedule: Schedule) -> AncestralColumns:
+        """Returns weights of the posterior mean, and log variances.
+
+        Raises:
+            UserError: the variance table is missing, has another length than the chain, or a value
+                that is not positive.
+        """
+        small, large = schedule.log_beta_tilde_clipped, schedule.log_beta
+        bounds = {
+            "small": lambda: (small, small),
+            "large": lambda: (large, large),
+            "learned_range": lambda: (small, large),
+            "table": lambda: 2 * (self._log_table(schedule),),
+        }[self.variance]()
+        tables = (schedule.posterior_x_0, schedule.posterior_x_t, *bounds)
+        return AncestralColumns(*map(np.flip, tables))
+
+    def _log_table(self, schedule: Schedule) -> Float[np.ndarray, " n"]:
+        if self.table is None:
+            raise checks.UserError(
+                "variance 'table' needs a variance table, which is None; give one or use 'small'."
+            )
+        table = np.asarray(self.table)
+        if len(table) != schedule.num_timesteps or not np.all(table > 0):
+            raise checks.UserError(
+                f"the variance table has {len(table)} values, the least {table.min():g}, for a "
+                f"chain of {schedule.num_timesteps} steps; it needs one value greater than 0 per "
+                "step."
+            )
+        return np.log(table)
+
+    def advance(
+        self, x: X, memory: Any, *, pred: Prediction, at: StepTable, noise: X
+    ) -> tuple[X, Any]:
+        """Takes one step."""
+        mean = at.columns.posterior_x_0 * pred.x_0 + at.columns.posterior_x_t * x
+        std = jnp.exp(0.5 * self._log_variance(pred, at.columns))
+        return mean + jnp.where(at.noise_s > 0, std, 0.0) * noise, memory
+
+    def _log_variance(self, pred: Prediction, columns: AncestralColumns) -> Array:
+        if self.variance != "learned_range":
+            return jnp.asarray(columns.low)
         if pred.var_frac is None:
             raise checks.UserError(
                 "variance 'learned_range' needs a model with a learned variance; use 'small'."
             )
-        return process.log_variance(
-            pred.var_frac, log_beta=at.log_beta, log_beta_tilde=at.log_beta_tilde
-        )
+        low, high = jnp.asarray(columns.low), jnp.asarray(columns.high)
+        return process.log_variance(pred.var_frac, log_beta=high, log_beta_tilde=low)
 
 
-def ddim(eta: float) -> StepRule:
-    """The DDIM rule.
+# (x, memory, row) -> x and memory before the network is evaluated
+Before = Callable[[X, Any, StepTable], tuple[X, Any]]
+
+
+class Sampled(NamedTuple):
+    """The state of a chain after some of its rows.
+
+    Attributes:
+        x: on exit from the last row; x_0 after all of them.
+        memory: the solver's.
+        previews: clean samples predicted on the way, the last one at the last row.
+    """
+
+    x: X
+    memory: Any
+    previews: Float[Array, " p b *s"]
+
+
+def run(
+    denoise: Denoiser,
+    x: X,
+    *,
+    table: StepTable,
+    solver: Solver,
+    keys: Keys | None = None,
+    memory: Any = None,
+    before: Before | None = None,
+    noise: Float[Array, " n b *s"] | None = None,
+    previews: int = 0,
+) -> Sampled:
+    """Runs a chain, or a part of one, in a single `lax.scan`.
+
+    The noise of step k of example i comes from keys[i] alone, so an example does not depend on the
+    batch it is in. All parts one after the other, each with the x and memory of the one before, are
+    the whole chain.
+
+    Args:
+        denoise: (x_t, timesteps) -> Prediction.
+        x: where to start.
+        table: the solver's plan, or a slice of its rows.
+        solver: moves x.
+        keys: one key per example; None if `noise` is not.
+        memory: the solver's, of the part before; None at the start of a chain.
+        before: changes x and the memory before each evaluation, as inpainting does.
+        noise: the noise given to the solver at each row; None = drawn from `keys`.
+        previews: number of predicted clean samples to return, evenly spaced.
 
     Raises:
-        UserError: `eta` is outside [0, 1].
+        UserError: there are fewer rows than previews.
     """
-    return Ddim(checks.in_range("eta", eta, 0.0, 1.0))
+    rows = len(table.t)
+    checks.in_range("number of previews", previews, 0, rows)
+    table = on_device(table)
+    slots = jnp.asarray(preview_slots(rows, previews)) if previews else None
+    x_0s = jnp.zeros((previews, *x.shape), x.dtype)
 
+    def body(carry: Sampled, inputs: tuple[StepTable, X | None, Array | None]):
+        (x, memory, x_0s), (at, noise, slot) = carry, inputs
+        if before is not None:
+            x, memory = before(x, memory, at)
+        pred = denoise(x, jnp.broadcast_to(jnp.asarray(at.t), x.shape[:1]))
+        if noise is None:
+            assert keys is not None
+            noise = rng.normal_each(
+                rng.fold_each(keys, "step", jnp.asarray(at.position)), x.shape[1:]
+            )
+        x, memory = solver.advance(x, memory, pred=pred, at=at, noise=noise)
+        if slot is not None:
+            x_0s = x_0s.at[slot].set(pred.x_0)  # the last row of a slot is what stays in it
+        return Sampled(x, memory, x_0s), None
 
-def ancestral(variance: str) -> StepRule:
-    """The ancestral rule with one of `VARIANCES`.
-
-    Raises:
-        UserError: an unknown variance.
-    """
-    return Ancestral(checks.one_of("variance", variance, VARIANCES))
+    start = Sampled(x, solver.start(x) if memory is None else memory, x_0s)
+    return jax.lax.scan(body, start, (table, noise, slots))[0]
 
 
 def sample(
@@ -184,93 +348,44 @@ def sample(
     x_T: X,
     *,
     schedule: Schedule,
-    step: StepRule | Solver,
+    solver: Solver,
     keys: Keys,
-    variance_table: Float[np.ndarray, " T"] | None = None,
+    steps: str | None = None,
 ) -> X:
-    """Run the chain from x_T to x_0 in one `lax.scan`.
-
-    The noise of step k of example i comes from keys[i] alone, so an example does not depend on the
-    batch it is in.
-
-    Args:
-        denoise: (x_t, original timesteps) -> Prediction.
-        x_T: where to start; standard normal for a fresh sample.
-        schedule: the chain to walk, strided or full.
-        step: `ddim(...)`, `ancestral(...)`, or a solver of solvers.py.
-        keys: one key per example.
-        variance_table: reverse variance per position of `schedule`, for ancestral("table").
+    """Samples x_0 from x_T; arguments as for `run` and `Solver.plan`.
 
     Raises:
-        UserError: ancestral("table") without a table, or a table that does not fit the chain.
+        UserError: the solver cannot plan these steps.
     """
-    if step == Ancestral("table") and variance_table is None:
-        raise checks.UserError(
-            "variance 'table' needs a variance_table, which is None; give one or use 'small'."
-        )
-    solver = _solver(step)
-    rounds = solver.rounds(step_inputs(schedule, variance_table=variance_table))
-
-    def body(carry: tuple[X, Any], at: StepInputs) -> tuple[tuple[X, Any], None]:
-        x, memory = carry
-        pred = denoise(x, jnp.broadcast_to(at.t, x.shape[:1]))
-        noise = rng.normal_each(rng.fold_each(keys, "step", at.position), x.shape[1:])
-        return solver.advance(x, memory, pred=pred, at=at, noise=noise), None
-
-    return jax.lax.scan(body, (x_T, solver.start(x_T)), rounds)[0][0]
+    table = solver.plan(schedule, steps=steps)
+    return run(denoise, x_T, table=table, solver=solver, keys=keys).x
 
 
-def evaluations(step: StepRule | Solver, *, schedule: Schedule) -> int:
-    """How often `sample` evaluates the network per sample on this chain (guidance doubles it)."""
-    return len(_solver(step).rounds(step_inputs(schedule)).t)
+def evaluations(solver: Solver, *, schedule: Schedule, steps: str | None = None) -> int:
+    """Returns how often `sample` evaluates the network per sample (guidance doubles it)."""
+    return len(solver.plan(schedule, steps=steps).t)
 
 
-def step_inputs(
-    schedule: Schedule, *, variance_table: Float[np.ndarray, " T"] | None = None
-) -> StepInputs:
-    """The numbers of every step, most noise first, in float32 from float64.
+def preview_slots(rows: int, count: int) -> Int[np.ndarray, " n"]:
+    """Returns the number of the part of `count` nearly equal ones that each row lies in.
 
-    Raises:
-        UserError: the table has another length than the chain, or a value that is not positive.
+    Five rows in two parts are [0, 0, 0, 1, 1].
     """
-    log_table = schedule.log_beta_tilde_clipped
-    if variance_table is not None:
-        if len(variance_table) != schedule.num_timesteps or not np.all(variance_table > 0):
-            raise checks.UserError(
-                f"the variance table has {len(variance_table)} values, the least "
-                f"{variance_table.min():g}, for a chain of {schedule.num_timesteps} steps; "
-                "it needs one value greater than 0 per step."
-            )
-        log_table = np.log(variance_table)
-    alpha_bar_prev = schedule.alpha_bar_prev
-    return StepInputs(
-        t=_reversed(schedule.timesteps),
-        position=_reversed(np.arange(schedule.num_timesteps)),
-        signal_t=_reversed(schedule.signal),
-        noise_t=_reversed(schedule.noise),
-        signal_s=_reversed(np.sqrt(alpha_bar_prev)),
-        noise_s=_reversed(np.sqrt(1.0 - alpha_bar_prev)),
-        posterior_x_0=_reversed(schedule.posterior_x_0),
-        posterior_x_t=_reversed(schedule.posterior_x_t),
-        log_beta=_reversed(schedule.log_beta),
-        log_beta_tilde=_reversed(schedule.log_beta_tilde_clipped),
-        log_table=_reversed(log_table),
-        extrapolate=_reversed(_extrapolation(schedule)),
-    )
+    return (np.arange(rows) * count // rows).astype(np.int32)
 
 
-def _extrapolation(schedule: Schedule) -> Float[np.ndarray, " T"]:
-    """Half of h over the h before, per position: h is a step's length in log(signal / noise)."""
-    lengths = -np.diff(np.log(schedule.signal / schedule.noise))  # of the step from k + 1 to k
-    weights = np.zeros(schedule.num_timesteps)
-    weights[1:-1] = lengths[:-1] / (2.0 * lengths[1:])
-    return weights
+def parts(table: StepTable, count: int) -> list[StepTable]:
+    """Cuts a table into `count` parts of nearly equal length for `run`, most noise first."""
+    slots = preview_slots(len(table.t), count)
+    edges = [*np.searchsorted(slots, np.arange(count)), len(slots)]
+    return [take(table, slice(a, b)) for a, b in itertools.pairwise(edges)]
 
 
-def _solver(step: StepRule | Solver) -> Solver:
-    return step if isinstance(step, Solver) else Memoryless(step)
+def take(table: StepTable, rows: int | slice | Int[np.ndarray, " n"]) -> StepTable:
+    """Returns one row of a table, or several."""
+    return jax.tree.map(lambda column: column[rows], table)
 
 
-def _reversed(table: np.ndarray) -> Array:
-    whole = np.issubdtype(table.dtype, np.integer)
-    return jnp.asarray(np.flip(table), jnp.int32 if whole else jnp.float32)
+def on_device(table: StepTable) -> StepTable:
+    """Returns a table as JAX arrays: float32, int32 and bool."""
+    return jax.tree.map(jnp.asarray, table)

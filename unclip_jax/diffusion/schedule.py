@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -19,7 +20,7 @@ Table = Float[np.ndarray, " T"]
 
 
 class Level(NamedTuple):
-    """How much signal and noise x_t holds: x_t = signal x_0 + noise eps.
+    """The shares of signal and noise in x_t: x_t = signal x_0 + noise eps.
 
     The exact form of alpha_bar: near t = 0 a float32 alpha_bar is so close to 1 that
     1 - alpha_bar keeps three digits only, while `noise` here keeps them all.
@@ -35,8 +36,8 @@ class Schedule:
 
     Attributes:
         beta: variance added by each step, float64.
-        timesteps: the index that the network is given at each step; `arange(T)` for a full chain,
-            the kept original indices for a respaced one.
+        timesteps: the network's timestep at each step; `arange(T)` for a full chain,
+            the original indices for a respaced one.
     """
 
     beta: Table
@@ -110,18 +111,35 @@ class Schedule:
         return np.sqrt(1.0 - self.beta) * (1.0 - self.alpha_bar_prev) / (1.0 - self.alpha_bar)
 
     def keep(self, positions: Int[np.ndarray, " n"]) -> "Schedule":
-        """The short chain through some positions, with the same alpha_bar at each of them."""
+        """Returns the short chain through some positions, with the same alpha_bar at each."""
         alpha_bar = self.alpha_bar[positions]
         beta = 1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1])
         return Schedule(beta, self.timesteps[positions])
 
+    @functools.cached_property
+    def log_sigma(self) -> Table:
+        """Log of sigma = noise / signal, EDM's noise level; ascending."""
+        return np.log(self.noise / self.signal)
+
     def level(self, t: Steps, *, ndim: int) -> Level:
-        """The exact signal and noise at positions `t`, shaped to broadcast over `ndim` axes."""
-        return Level(at(self.signal, t, ndim=ndim), at(self.noise, t, ndim=ndim))
+        """Returns signal and noise at positions `t`, shaped to broadcast over `ndim` axes.
+
+        At integers they are exact; fractional positions interpolate log(noise / signal) linearly,
+        which `timesteps_at` inverts.
+        """
+        if jnp.issubdtype(t.dtype, jnp.integer):
+            return Level(at(self.signal, t, ndim=ndim), at(self.noise, t, ndim=ndim))
+        sigma = jnp.exp(at(self.log_sigma, t, ndim=ndim))
+        signal = jax.lax.rsqrt(1.0 + sigma**2)
+        return Level(signal, sigma * signal)
+
+    def timesteps_at(self, sigma: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Returns the fractional timesteps at which noise / signal is `sigma`, within the chain."""
+        return np.interp(np.log(sigma), self.log_sigma, self.timesteps)
 
 
 def make_schedule(name: str, *, num_timesteps: int) -> Schedule:
-    """A full chain.
+    """Makes a full chain.
 
     Args:
         name: "cosine" (improved DDPM, betas capped at 0.999) or "linear" (DDPM's 1e-4 to 0.02 for
@@ -137,8 +155,15 @@ def make_schedule(name: str, *, num_timesteps: int) -> Schedule:
 
 
 def at(table: Table, t: Steps, *, ndim: int) -> Float[Array, " b *ones"]:
-    """`table[t]` in float32, shaped [b, 1, ...] to broadcast against an array of `ndim` axes."""
-    values = jnp.asarray(table, jnp.float32)[t]
+    """Returns `table[t]` in float32, shaped [b, 1, ...] to broadcast against `ndim` axes.
+
+    A fractional t interpolates linearly between its neighbours.
+    """
+    entries = jnp.asarray(table, jnp.float32)
+    if jnp.issubdtype(t.dtype, jnp.integer):
+        values = entries[t]
+    else:
+        values = jnp.interp(t, jnp.arange(len(table), dtype=jnp.float32), entries)
     return values.reshape(values.shape + (1,) * (ndim - 1))
 
 

@@ -12,7 +12,7 @@ X = Float[Array, " b *s"]
 
 
 def slerp(a: X, b: X, theta: float | Float[Array, ""] | Float[Array, " b"]) -> X:
-    """The point at fraction `theta` of the arc from `a` to `b`, one angle per example.
+    """Returns the point at fraction `theta` of the arc from `a` to `b`, one angle per example.
 
         [sin((1 - theta) w) a + sin(theta w) b] / sin w,   w the angle between a and b
 
@@ -38,7 +38,7 @@ def slerp(a: X, b: X, theta: float | Float[Array, ""] | Float[Array, " b"]) -> X
 
 
 def _angle(a: X, b: X) -> Float[Array, " b"]:
-    """The angle between two vectors, accurate for small ones too (unlike the arc cosine)."""
+    """Returns the angle between two vectors, accurate for small ones too (unlike arccos)."""
     a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
     size_a = jnp.linalg.norm(a, axis=1, keepdims=True)
     size_b = jnp.linalg.norm(b, axis=1, keepdims=True)
@@ -54,7 +54,7 @@ def mean(
     weights: Float[Array, " n"],
     iterations: int = 32,
 ) -> Float[Array, " *s"]:
-    """The weighted mean of several vectors on the sphere, at their weighted mean norm.
+    """Returns the weighted mean of several vectors on the sphere, at their weighted mean norm.
 
     It minimises sum_i w_i angle(m, p_i)^2: from the normalised weighted sum, the weighted mean of
     the points' logarithms is followed until it vanishes (Buss & Fillmore 2001, "Spherical averages

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.evaluation import feature_extraction, protocol_folder, sampled_set
@@ -25,7 +26,6 @@ from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.metrics import scores, shapes_checker
 from unclip_jax.metrics.extractors import clip
 from unclip_jax.metrics.intervals import bootstrap
-from unclip_jax.metrics.kernels import unit
 
 PROMPT = ("prompt", "prompts", "caption", "text")  # names of the column
 CATEGORY = ("category", "categories")
@@ -218,4 +218,4 @@ def _cosines(
     batches = feature_extraction.features(extractor, images, batch_size=batch, name="CLIP")
     z_img = np.concatenate([features["pool"] for features in batches])
     z_txt = np.asarray(engine.text_embeddings(captions))
-    return np.sum(unit(z_img) * unit(z_txt), axis=1)
+    return np.sum(unit(z_img.astype(np.float64)) * unit(z_txt.astype(np.float64)), axis=1)

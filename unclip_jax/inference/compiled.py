@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from unclip_jax.core.types import Embedding, Image
-from unclip_jax.diffusion.noise_maps import NoiseMaps
+from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
+from unclip_jax.diffusion.samplers import Sampled
 from unclip_jax.inference import ddpm_latents, decoding, latents, text_to_image, upsampler_latents
 from unclip_jax.inference.latents import Latent
 from unclip_jax.inference.text_to_image import Cascade
 from unclip_jax.inference.upsampler_latents import UpsamplerLatents
+from unclip_jax.stages.captions import ClipText
 
 
 class CompiledFunctions:
@@ -32,6 +34,15 @@ class CompiledFunctions:
 
         def run(params, captions):
             return text_to_image.text_embedding(self.cascade, params, captions=captions)
+
+        return jax.jit(run)
+
+    @functools.cached_property
+    def clip_text(self) -> Callable[..., ClipText]:
+        """`text_to_image.clip_text`."""
+
+        def run(params, captions):
+            return text_to_image.clip_text(self.cascade, params, captions=captions)
 
         return jax.jit(run)
 
@@ -57,14 +68,13 @@ class CompiledFunctions:
     def encode(self) -> Callable[..., Latent]:
         """`latents.encode`."""
 
-        def run(params, images, clip_images, tokens, token_mask, *, steps, refinements):
+        def run(params, images, clip_images, caption, *, steps, refinements):
             return latents.encode(
                 self.cascade,
                 params,
                 images=images,
                 clip_images=clip_images,
-                tokens=tokens,
-                token_mask=token_mask,
+                caption=caption,
                 steps=steps,
                 refinements=refinements,
             )
@@ -75,39 +85,40 @@ class CompiledFunctions:
     def decode(self) -> Callable[..., Any]:
         """`decoding.decode`, with previews beside each image."""
 
-        def run(params, x_T, *, options, **given):
-            made = decoding.decode(self.cascade.decoder, params, x_T, options=options, **given)
-            previews = None if made.previews is None else jnp.swapaxes(made.previews, 0, 1)
-            return made.images, previews
+        def run(params, x_T, *, options, **inputs):
+            decoded = decoding.decode(self.cascade.decoder, params, x_T, options=options, **inputs)
+            previews = None if decoded.previews is None else jnp.swapaxes(decoded.previews, 0, 1)
+            return decoded.images, previews
 
         return jax.jit(run, static_argnames="options")
 
     @functools.cached_property
-    def decode_part(self) -> Callable[..., tuple[Image, Image]]:
+    def decode_part(self) -> Callable[..., Sampled]:
         """`decoding.decode_part`."""
 
-        def run(params, x_t, *, options, **given):
-            return decoding.decode_part(self.cascade.decoder, params, x_t, options=options, **given)
+        def run(params, x_t, *, options, **inputs):
+            cfg = self.cascade.decoder
+            return decoding.decode_part(cfg, params, x_t, options=options, **inputs)
 
         return jax.jit(run, static_argnames="options")
 
     @functools.cached_property
     def encode_maps(self) -> Callable[..., NoiseMaps]:
-        """`noise_maps.encode`."""
+        """`ddpm_latents.encode`."""
 
-        def run(params, images, *, guidance, **given):
-            how = {"guidance": guidance, **given}
-            return ddpm_latents.encode(self.cascade.decoder, params, images, **how)
+        def run(params, images, *, guidance, **inputs):
+            inputs["guidance"] = guidance
+            return ddpm_latents.encode(self.cascade.decoder, params, images, **inputs)
 
         return jax.jit(run, static_argnames="guidance")
 
     @functools.cached_property
-    def decode_maps(self) -> Callable[..., tuple[Image, Image]]:
-        """`noise_maps.decode_part`."""
+    def decode_maps(self) -> Callable[..., Sampled]:
+        """`ddpm_latents.decode_part`."""
 
-        def run(params, maps, *, guidance, **given):
-            how = {"guidance": guidance, **given}
-            return ddpm_latents.decode_part(self.cascade.decoder, params, maps, **how)
+        def run(params, maps, *, guidance, **inputs):
+            inputs["guidance"] = guidance
+            return ddpm_latents.decode_part(self.cascade.decoder, params, maps, **inputs)
 
         return jax.jit(run, static_argnames="guidance")
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.diffusion.noise_maps import NoiseMaps
+from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.ddpm_latents import MapOptions
 from unclip_jax.inference.engine import InferenceEngine
@@ -49,7 +49,7 @@ def encode(
         options: see there; the same for `draw`.
         details: whether upsamplers are inverted too.
         upsampler_steps: grid of that.
-        refinements: of that, `diffusion.inversion.invert`.
+        refinements: of that, `diffusion.ddim_inversion.invert`.
     """
     maps = studio.encode_maps(given, told, options=options)
     if not details:

@@ -1,7 +1,7 @@
-"""Edits that hold a picture's form: z_img with the noise of every step in the place of x_T.
+"""Edits that preserve an image's form: z_img with the noise of every step in place of x_T.
 
-`diffusion.noise_maps` has the mathematics. The unedited frame is the picture itself, with any
-guidance and caption, since the same are used both ways.
+`diffusion.ddpm_inversion` has the mathematics. The unedited frame is the image itself, with any
+guidance and caption, since encoding and decoding use the same.
 """
 
 import dataclasses
@@ -12,23 +12,22 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
 from unclip_jax.core.types import Image, Keys, Params
-from unclip_jax.diffusion import noise_maps
+from unclip_jax.diffusion import ddpm_inversion
+from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
-from unclip_jax.diffusion.noise_maps import NoiseMaps
-from unclip_jax.diffusion.samplers import StepInputs
-from unclip_jax.inference import decoding
-from unclip_jax.inference.decoding import Condition
-from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.diffusion.samplers import Ddim, Sampled, StepTable
+from unclip_jax.stages import decoder
+from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class MapOptions:
-    """How to encode and decode.
+    """Settings of encoding and decoding.
 
     Attributes:
         steps: grid of the decoder.
         eta: DDIM's noise share.
-        strength: share of the chain that is walked; what earlier steps settle cannot change.
+        strength: share of the chain that is run; the content of earlier steps cannot change.
         guidance: scale along the chain.
     """
 
@@ -38,17 +37,18 @@ class MapOptions:
     guidance: GuidanceSchedule = GuidanceSchedule()
 
     def arguments(self) -> dict[str, Any]:
-        """What `encode` and `decode_part` are both given, eta as data."""
+        """Returns the arguments that `encode` and `decode_part` share, eta as data."""
         return {"eta": jnp.float32(self.eta), "guidance": self.guidance}
 
 
-def steps_of(cfg: DecoderStageConfig, options: MapOptions) -> StepInputs:
-    """The steps that are walked, most noise first.
+def plan(cfg: DecoderStageConfig, options: MapOptions) -> StepTable:
+    """Returns the rows that are run, most noise first.
 
     Raises:
-        UserError: a strength outside [0, 1].
+        UserError: a strength outside [0, 1], or a grid without a meaning.
     """
-    return noise_maps.steps(decoding.chain_of(cfg, options.steps), strength=options.strength)
+    table = Ddim(options.eta).plan(cfg.diffusion.chain(), steps=options.steps)
+    return ddpm_inversion.last_steps(table, strength=options.strength)
 
 
 def encode(
@@ -56,55 +56,53 @@ def encode(
     params: Params,
     images: Image,
     *,
-    walk: StepInputs,
-    eta: float | Float[Array, ""],
+    table: StepTable,
+    eta: Float[Array, ""],
     condition: Condition,
     keys: Keys,
     guidance: GuidanceSchedule,
-    negative: Condition | None = None,
+    negative: Condition = NULL,
 ) -> NoiseMaps:
-    """The noise of every step of images under their own z_img.
+    """Finds the noise maps of images under their own z_img.
 
     Args:
         cfg: the trained decoder.
         params: its (EMA) parameters.
         images: in [-1, 1] at the decoder's size.
-        walk: the steps, of `steps_of`.
+        table: of `plan`.
         eta: DDIM's noise share.
-        condition: z_img of the images, and what the decoder is told beside it.
+        condition: z_img of the images, and their captions.
         keys: one per image.
         guidance: scale along the chain; the same for `decode_part`, as eta is.
-        negative: what guidance leads away from.
+        negative: the condition that guidance leads away from.
     """
-    told = {"condition": condition, "negative": negative, "schedule": guidance}
-    denoise = decoding.denoiser(cfg, params, **told)
+    denoise = decoder.denoiser(cfg, params, condition, negative=negative, schedule=guidance)
     keys = rng.fold_each(keys, "decoder")
-    return noise_maps.encode(denoise, images, walk=walk, eta=eta, keys=keys)
+    return ddpm_inversion.encode(denoise, images, table=table, solver=Ddim(eta), keys=keys)
 
 
 def decode_part(
     cfg: DecoderStageConfig,
     params: Params,
-    given: NoiseMaps,
+    noise: NoiseMaps,
     *,
-    walk: StepInputs,
-    eta: float | Float[Array, ""],
+    table: StepTable,
+    eta: Float[Array, ""],
     condition: Condition,
     guidance: GuidanceSchedule,
-    negative: Condition | None = None,
-) -> tuple[Image, Image]:
-    """Some steps, or all: x_t after them, and the clean image predicted at the last.
+    negative: Condition = NULL,
+) -> Sampled:
+    """Runs some rows, or all; its one preview is the clean image predicted at the last.
 
     Args:
         cfg: the trained decoder.
         params: its parameters.
-        given: x_t, and the maps of these steps.
-        walk: these steps, a part of `steps_of`.
+        noise: x_t, and the maps of these rows.
+        table: these rows, a part of `plan`.
         eta: that of `encode`.
-        condition: what to draw.
+        condition: of the result.
         guidance: that of `encode`.
         negative: that of `encode`.
     """
-    told = {"condition": condition, "negative": negative, "schedule": guidance}
-    denoise = decoding.denoiser(cfg, params, **told)
-    return noise_maps.decode(denoise, given, walk=walk, eta=eta)
+    denoise = decoder.denoiser(cfg, params, condition, negative=negative, schedule=guidance)
+    return ddpm_inversion.decode(denoise, noise, table=table, solver=Ddim(eta))

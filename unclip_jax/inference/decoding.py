@@ -1,8 +1,9 @@
-"""The decoder run from any (z_img, x_T): what every manipulation of images ends in.
+"""Decoding from any (z_img, x_T): the last step of every manipulation of images.
 
-`text_to_image.sample` draws fresh noise and nothing else; here the noise is given, DDIM's eta may
-differ per image, guidance may change along the chain and lead away from a negative caption, a part
-of the picture may be kept, and the picture may be looked at on the way.
+`text_to_image.sample` begins with fresh noise; here x_T is an argument, DDIM's eta may differ per
+image, guidance may change along the chain and lead away from a negative condition, a part of the
+image may be kept, the chain may be cut into parts, and predicted images may be returned on the way.
+All of it holds for every sampler and every kind of decoder.
 """
 
 import dataclasses
@@ -12,41 +13,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError
-from unclip_jax.core.types import Embedding, Image, Keys, Mask, Params, PerExample, Tokens
-from unclip_jax.diffusion import guidance, inpainting, respace, samplers, trajectory
-from unclip_jax.diffusion.guidance import Denoiser
+from unclip_jax.core.types import Image, Keys, Params, PerExample
+from unclip_jax.diffusion import inpainting, respace, samplers
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
+from unclip_jax.diffusion.samplers import Ddim, Sampled, Solver, StepTable
 from unclip_jax.diffusion.schedule import Schedule
-from unclip_jax.models.decoder import Decoder, known_part
-from unclip_jax.stages import gaussian
-from unclip_jax.stages.base import apply
-from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages import decoder, gaussian
+from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig, InpaintTarget
 from unclip_jax.stages.gaussian import SamplingConfig
-from unclip_jax.stages.prior import unit
-
-
-class Condition(NamedTuple):
-    """What the decoder is told: z_img of any norm, and a caption that may be all padding."""
-
-    z_img: Embedding
-    tokens: Tokens
-    token_mask: Mask
-
-
-class Hole(NamedTuple):
-    """An image of which a part is kept: 1 = known, 0 = to be drawn."""
-
-    known: Image
-    mask: Float[Array, " b h w 1"]
 
 
 class Decoded(NamedTuple):
     """Images in [-1, 1] at the decoder's size.
 
     Attributes:
-        images: what was drawn.
-        previews: the clean image predicted along the way, [p b h w c]; None when not asked for.
+        images: the samples.
+        previews: the clean images predicted along the way, [p b h w c]; None if none were asked
+            for.
     """
 
     images: Image
@@ -55,14 +38,14 @@ class Decoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
-    """How to decode; hashable, so that one value is one compiled program.
+    """Settings of decoding; hashable, so that one value is one compiled program.
 
     Attributes:
-        sampling: grid, rule and threshold; its `guidance_scale` is not used here.
+        sampling: grid, sampler and threshold; its `guidance_scale` is not used here.
         guidance: scale along the chain.
-        previews: intermediate images to return, 0 = none.
-        repeats: how often a stretch is walked when a hole is filled (RePaint).
-        jump: steps in a stretch.
+        previews: number of intermediate images to return.
+        repeats: number of times that each segment is run when inpainting (RePaint).
+        jump: steps in a segment.
     """
 
     sampling: SamplingConfig
@@ -73,31 +56,49 @@ class DecodeOptions:
 
 
 def faithful(steps: str = "ddim250") -> SamplingConfig:
-    """Sampling that undoes an inversion: deterministic, unguided, nothing clipped (ADM, app. F)."""
+    """Returns sampling that inverts DDIM inversion: deterministic, no clipping (ADM, app. F)."""
     return SamplingConfig(steps=steps, sampler="ddim", eta=0.0, threshold="none")
 
 
 def chain_of(cfg: DecoderStageConfig, steps: str) -> Schedule:
-    """The strided chain of a decoder."""
+    """Returns the strided chain of a decoder."""
     return respace.strided(cfg.diffusion.chain(), steps=steps)
 
 
-def steps_of(cfg: DecoderStageConfig, steps: str) -> samplers.StepInputs:
-    """The numbers of every step of `chain_of`, most noise first."""
-    return samplers.step_inputs(chain_of(cfg, steps))
-
-
-def in_parts(options: DecodeOptions, *, hole: object = None) -> bool:
-    """Whether `decode_part` can take the place of `decode`: one walk, by a rule without memory."""
-    plain = hole is None and not options.previews
-    return plain and not isinstance(options.sampling.rule(), samplers.Solver)
-
-
 def fresh_noise(cfg: DecoderStageConfig, keys: Keys) -> Image:
-    """The x_T with which `text_to_image.sample` begins under these keys."""
-    unet = cfg.model.unet
-    shape = (unet.image_size, unet.image_size, unet.in_channels)
-    return rng.normal_each(rng.fold_each(rng.fold_each(keys, "decoder"), "x_T"), shape)
+    """Returns the x_T with which `text_to_image.sample` begins under these keys."""
+    return gaussian.x_T(rng.fold_each(keys, "decoder"), decoder.image_shape(cfg))
+
+
+def plan(
+    cfg: DecoderStageConfig,
+    options: DecodeOptions,
+    *,
+    eta: PerExample | None = None,
+    inpaints: bool = False,
+) -> StepTable:
+    """Returns the evaluations of the decoder, which `samplers.parts` may cut into parts.
+
+    Args:
+        cfg: the trained decoder.
+        options: the settings.
+        eta: not None if DDIM with this eta replaces the sampler.
+        inpaints: True if a part of the image is kept.
+
+    Raises:
+        UserError: the decoder cannot be sampled so.
+    """
+    _, table = _planned(cfg, options, eta)
+    if not inpaints:
+        return table
+    return inpainting.resampled(table, repeats=options.repeats, jump=options.jump)
+
+
+def initial_memory(
+    cfg: DecoderStageConfig, options: DecodeOptions, x_T: Image, *, eta: PerExample | None = None
+) -> Any:
+    """Returns the solver's memory at the beginning, for the first of several `decode_part`."""
+    return _planned(cfg, options, eta)[0].start(x_T)
 
 
 def decode(
@@ -108,54 +109,44 @@ def decode(
     condition: Condition,
     keys: Keys,
     options: DecodeOptions,
-    negative: Condition | None = None,
+    negative: Condition = NULL,
     eta: PerExample | None = None,
-    hole: Hole | None = None,
+    inpaint: InpaintTarget | None = None,
 ) -> Decoded:
-    """Draw images from given noise; pure, one program per `options`.
+    """Samples images from x_T; pure, one program per `options`.
 
-    With `fresh_noise(cfg, keys)` and the stage's own sampling this is what `decoder.sample` draws.
+    With `fresh_noise(cfg, keys)` and the stage's own sampling these are the images of
+    `stages.decoder.sample`.
 
     Args:
         cfg: the trained decoder.
         params: its (EMA) parameters.
         x_T: the noise.
-        condition: what to draw.
-        keys: one key per image; used where a step is stochastic.
-        options: see there.
-        negative: what guidance leads away from; None = from nothing (both conditions dropped).
-        eta: DDIM's noise share, one per image; overrides the rule of `options.sampling`.
-        hole: keep a part of an image.
+        condition: of each image.
+        keys: one key per image; used by stochastic steps.
+        options: the settings.
+        negative: the condition that guidance leads away from; NULL = both inputs dropped.
+        eta: DDIM's noise share, one per image; DDIM then replaces the sampler of the options.
+        inpaint: images of which a part is kept.
 
     Raises:
-        UserError: previews of a picture with a hole, which is walked more than once; or either with
-            a sampler that remembers steps.
+        UserError: the condition or the options do not fit the decoder.
     """
-    if hole is not None and options.previews:
-        raise UserError(
-            f"{options.previews} previews were asked for while filling a hole; ask for none."
-        )
-    denoise = _denoiser(cfg, params, condition, negative, options, hole)
-    looked_into = hole is not None or options.previews > 0
-    rule = options.sampling.rule() if eta is None and not looked_into else None
-    walk: dict[str, Any] = {
-        "schedule": chain_of(cfg, options.sampling.steps),
-        "step": rule or _rule(options.sampling, eta),
-        "keys": rng.fold_each(keys, "decoder"),
-    }
-    previews = None
-    if hole is not None:
-        walk |= {"repeats": options.repeats, "jump": options.jump}
-        mask = jnp.broadcast_to(hole.mask, x_T.shape)
-        images = inpainting.inpaint(denoise, x_T, known=hole.known, mask=mask, **walk)
-    elif options.previews:
-        images, previews = trajectory.sample_with_previews(
-            denoise, x_T, **walk, count=options.previews
-        )
-        previews = jnp.clip(previews, -1.0, 1.0)
-    else:
-        images = samplers.sample(denoise, x_T, **walk)
-    return Decoded(jnp.clip(images, -1.0, 1.0), previews)
+    sampled = decode_part(
+        cfg,
+        params,
+        x_T,
+        table=plan(cfg, options, eta=eta, inpaints=inpaint is not None),
+        condition=condition,
+        keys=keys,
+        options=options,
+        negative=negative,
+        eta=eta,
+        inpaint=inpaint,
+        previews=options.previews,
+    )
+    previews = finish(sampled.previews, inpaint) if options.previews else None
+    return Decoded(finish(sampled.x, inpaint), previews)
 
 
 def decode_part(
@@ -163,120 +154,62 @@ def decode_part(
     params: Params,
     x_t: Image,
     *,
-    part: samplers.StepInputs,
+    table: StepTable,
     condition: Condition,
     keys: Keys,
     options: DecodeOptions,
-    negative: Condition | None = None,
+    negative: Condition = NULL,
     eta: PerExample | None = None,
-) -> tuple[Image, Image]:
-    """Some steps of `decode`: x_t after them, and the clean image predicted at the last.
+    inpaint: InpaintTarget | None = None,
+    memory: Any = None,
+    previews: int = 1,
+) -> Sampled:
+    """Runs some rows of `decode`; what follows all of them is `finish`.
 
     Args:
         cfg: the trained decoder.
         params: its parameters.
-        x_t: where the steps begin.
-        part: one of `trajectory.parts` of the chain.
-        condition: as for `decode`, like all that follows.
+        x_t: where the rows begin.
+        table: rows of `plan`.
+        condition: as for `decode`, like all up to `inpaint`.
         keys: see there.
         options: see there.
         negative: see there.
         eta: see there.
+        inpaint: see there.
+        memory: the solver's, after the part before; None at the beginning.
+        previews: number of predicted clean images to return, the last one at the last row.
     """
-    return trajectory.walk(
-        _denoiser(cfg, params, condition, negative, options),
+    (solver, _), keys = _planned(cfg, options, eta), rng.fold_each(keys, "decoder")
+    denoise = decoder.denoiser(
+        cfg, params, condition, negative=negative, schedule=options.guidance, inpaint=inpaint
+    )
+    before = None
+    if inpaint is not None:
+        before = inpainting.keep_known(inpaint.image, inpaint.mask, solver=solver, keys=keys)
+    return samplers.run(
+        gaussian.thresholded(denoise, cfg.diffusion, options.sampling),
         x_t,
-        inputs=part,
-        step=_rule(options.sampling, eta),
-        keys=rng.fold_each(keys, "decoder"),
+        table=table,
+        solver=solver,
+        keys=keys,
+        memory=memory,
+        before=before,
+        previews=previews,
     )
 
 
-def denoiser(
-    cfg: DecoderStageConfig,
-    params: Params,
-    *,
-    condition: Condition,
-    negative: Condition | None = None,
-    schedule: GuidanceSchedule = GuidanceSchedule(),
-    hole: Hole | None = None,
-) -> Denoiser:
-    """The conditional denoiser, guided along the chain; captions are encoded once.
-
-    A decoder that was trained to inpaint sees what is known, in both branches of guidance.
-
-    Raises:
-        UserError: the decoder reads CLIP's token features, which are not known here.
-    """
-    if cfg.model.caption == "clip_sequence":
-        raise UserError(
-            "a decoder that reads CLIP's token features (Karlo's kind) cannot be inverted, edited "
-            "with or looked into yet; draw captions with `python -m unclip_jax.sample`, without "
-            "previews, negative captions or guidance schedules."
-        )
-    module, table = Decoder(cfg.model), schedule.table(cfg.diffusion.num_timesteps)
-    given = condition._replace(z_img=cfg.scale * unit(condition.z_img))
-    keep = jnp.ones(given.z_img.shape[0], bool)
-    if not schedule.off:
-        other = given if negative is None else negative
-        other = other._replace(z_img=cfg.scale * unit(other.z_img))
-        given = Condition(*(jnp.concatenate(pair) for pair in zip(given, other, strict=True)))
-        keep = jnp.concatenate([keep, keep if negative is not None else ~keep])
-    text = apply(
-        module,
-        params,
-        given.tokens,
-        given.token_mask,
-        keep_text=keep,
-        method=Decoder.encode_text,
-    )
-
-    seen = {}
-    if hole is not None and cfg.model.inpaints:
-        part = known_part(hole.known, jnp.broadcast_to(hole.mask, (*hole.known.shape[:3], 1)))
-        seen["known"] = part if schedule.off else jnp.concatenate([part, part])
-
-    def predict(x_t: Image, t: Array):
-        inputs = {"z_img": given.z_img, "text": text, "keep_z": keep, **seen}
-        out = apply(module, params, x_t, t, **inputs, method=Decoder.denoise)
-        return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
-
-    if schedule.off:
-        return predict
-
-    def guided(x_t: Image, t: Array):
-        scale = jnp.asarray(table, jnp.float32)[t]
-        return guidance.guided(predict, scale=scale)(x_t, t)
-
-    return guided
+def finish(images: Float[Array, "... h w c"], inpaint: InpaintTarget | None) -> Array:
+    """Returns images in [-1, 1] with the known part of `inpaint`."""
+    if inpaint is not None:
+        images = inpainting.combine(images, inpaint.image, mask=inpaint.mask)
+    return jnp.clip(images, -1.0, 1.0)
 
 
-def _denoiser(
-    cfg: DecoderStageConfig,
-    params: Params,
-    condition: Condition,
-    negative: Condition | None,
-    options: DecodeOptions,
-    hole: Hole | None = None,
-) -> Denoiser:
-    """Guided and thresholded as the options say."""
-    told = {"condition": condition, "negative": negative, "hole": hole}
-    plain = denoiser(cfg, params, **told, schedule=options.guidance)
-    return gaussian.thresholded(plain, cfg.diffusion, options.sampling)
-
-
-def _rule(sampling: SamplingConfig, eta: PerExample | None) -> samplers.StepRule:
-    """A rule that knows nothing but its step.
-
-    Raises:
-        UserError: the sampler remembers earlier steps.
-    """
-    if eta is not None:
-        return samplers.Ddim(eta)
-    rule = sampling.rule()
-    if isinstance(rule, samplers.Solver):
-        raise UserError(
-            f"the sampler {sampling.sampler!r} cannot be looked into on the way or fill a hole; "
-            "use 'ddim' or 'ancestral'."
-        )
-    return rule
+def _planned(
+    cfg: DecoderStageConfig, options: DecodeOptions, eta: PerExample | None
+) -> tuple[Solver, StepTable]:
+    if eta is None:
+        return gaussian.planned(cfg.diffusion, options.sampling)
+    solver = Ddim(eta)
+    return solver, solver.plan(cfg.diffusion.chain(), steps=options.sampling.steps)

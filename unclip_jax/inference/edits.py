@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.types import Embedding, Image, PerExample
 from unclip_jax.diffusion import spherical
 from unclip_jax.inference.latents import Latent, take
 from unclip_jax.inference.upsampler_latents import UpsamplerLatents
-from unclip_jax.stages.prior import unit
 
 THETA_MAX = 0.5  # usual end of a text diff: 0.25 to 0.50 (section 3.3)
 
@@ -98,6 +98,8 @@ def text_diff(
 
         z_d = normalise(z_target - z_source),   z_theta = slerp(z_img, z_d, theta)
 
+    Raw embeddings keep their norm: z_d is scaled to that of z_img.
+
     Args:
         latent: one image; theta = 0 reconstructs it.
         z_target: embedding of the caption wanted.
@@ -119,6 +121,7 @@ def text_diff(
                 "that differ, or leave the source out."
             )
         towards = unit(difference)
+    towards = towards * jnp.linalg.norm(latent.z_img, axis=1, keepdims=True)
     count = len(thetas)
     start = take(latent, [0] * count)
     z_img = spherical.slerp(start.z_img, jnp.repeat(towards, count, axis=0), jnp.asarray(thetas))
@@ -126,7 +129,9 @@ def text_diff(
 
 
 def blend(z: Embedding, *, weights: list[float]) -> Float[Array, " 1 z"]:
-    """The weighted mean on the sphere of embeddings of images and texts; two are a slerp.
+    """Returns the weighted mean on the sphere of embeddings; of two it is their slerp.
+
+    Its norm is the weighted mean of theirs.
 
     Raises:
         UserError: weights that are negative, all zero or too few, or vectors that cancel out.
@@ -139,7 +144,7 @@ def blend(z: Embedding, *, weights: list[float]) -> Float[Array, " 1 z"]:
     share = jnp.asarray(weights, jnp.float32)
     if float(jnp.linalg.norm(share @ unit(z))) < 1e-4 * float(share.sum()):
         raise UserError("what is to be blended cancels out; change the weights.")
-    return unit(spherical.mean(unit(z), weights=share))[None]
+    return spherical.mean(z, weights=share)[None]
 
 
 def blend_noise(x_T: Image, *, weights: list[float]) -> Float[Array, " 1 h w c"]:

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Mask, Params, Tokens
+from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.data import image_codec, text
-from unclip_jax.diffusion import trajectory
-from unclip_jax.diffusion.noise_maps import NoiseMaps
+from unclip_jax.diffusion import samplers
+from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference import (
     batched,
@@ -32,7 +32,7 @@ from unclip_jax.inference import (
 )
 from unclip_jax.inference.compiled import CompiledFunctions
 from unclip_jax.inference.ddpm_latents import MapOptions
-from unclip_jax.inference.decoding import Condition, DecodeOptions, Hole
+from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.image_files import InputImage, mask_square, square
 from unclip_jax.inference.latents import Latent, LatentOrigin, UpsamplerLatentOrigin
 from unclip_jax.inference.load import LoadedCascade
@@ -40,6 +40,8 @@ from unclip_jax.inference.progress import Progress, ProgressCallback
 from unclip_jax.inference.requests import Conditioning, DecodeRequest, DecodeResult
 from unclip_jax.inference.text_to_image import Captions, SampleOptions
 from unclip_jax.inference.upsampler_latents import UpsamplerLatents
+from unclip_jax.stages.captions import Caption, TokenIds
+from unclip_jax.stages.decoder import Condition, InpaintTarget
 
 T = TypeVar("T")
 
@@ -136,11 +138,10 @@ class InferenceEngine:
         refinements: int,
     ) -> Latent:
         """The bipartite latents of pictures, without details."""
-        tokens, mask = self._decoder_text(captions)
         images = [self._squares(pictures, size) for size in (self.base_size, self._clip_size)]
         static = {"steps": steps, "refinements": refinements}
         run = lambda batch: self.programs.encode(self.params, *batch, **static)  # noqa: E731
-        return self._in_batches(run, (*images, tokens, mask), "invert")
+        return self._in_batches(run, (*images, self._captions(captions)), "invert")
 
     def encode_details(
         self,
@@ -212,7 +213,7 @@ class InferenceEngine:
     ) -> tuple[Image, Float[Array, " b p h w 3"] | None, Keys]:
         """Images of the decoder, previews of them if asked for, and the key of every image."""
         inputs, keys = self.decoding_inputs(order)
-        watched = self.watch is not None and decoding.in_parts(order.options, hole=order.hole)
+        watched = self.watch is not None and not order.options.previews
         run = self._decode_watched if watched else self.programs.decode
         decode = functools.partial(run, self.params["decoder"], options=order.options)
         base, previews = self._in_batches(lambda batch: decode(**batch), inputs, "decode")
@@ -221,11 +222,13 @@ class InferenceEngine:
     def decoding_inputs(self, order: DecodeRequest) -> tuple[dict[str, Any], Keys]:
         """The arrays that `decoding.decode` takes for an order, and the key of every image."""
         keys = text_to_image.keys_for(order.seed, jnp.asarray(order.indices))
-        inputs = {"x_T": order.latent.x_T, "keys": keys, **self._conditions(order.told)}
+        guided = not order.options.guidance.off
+        conditions = self._conditions(order.told, guided=guided)
+        inputs = {"x_T": order.latent.x_T, "keys": keys, **conditions}
         if order.eta is not None:
             inputs["eta"] = order.eta
         if order.hole is not None:
-            inputs["hole"] = self._hole(order.hole, len(order.captions))
+            inputs["inpaint"] = self._inpaint_target(order.hole, len(order.captions))
         return inputs, keys
 
     def encode_maps(
@@ -235,9 +238,9 @@ class InferenceEngine:
         inputs = {
             "images": self._squares(pictures, self.base_size),
             "keys": text_to_image.keys_for(told.seed, jnp.asarray(told.indices)),
-            **self._conditions(told),
+            **self._conditions(told, guided=not options.guidance.off),
         }
-        how = {"walk": ddpm_latents.steps_of(self.cascade.decoder, options), **options.arguments()}
+        how = {"table": ddpm_latents.plan(self.cascade.decoder, options), **options.arguments()}
         encode = functools.partial(self.programs.encode_maps, self.params["decoder"], **how)
         return self._in_batches(lambda batch: encode(**batch), inputs, "invert")
 
@@ -245,21 +248,22 @@ class InferenceEngine:
         self, maps: NoiseMaps, told: Conditioning, *, of: Sequence[int], options: MapOptions
     ) -> Image:
         """Images in [-1, 1] at the decoder's size; the i-th walks the maps of picture of[i]."""
-        chain = ddpm_latents.steps_of(self.cascade.decoder, options)
-        looks = 1 if self.watch is None else progress.looks(len(chain.t))
+        table = ddpm_latents.plan(self.cascade.decoder, options)
+        looks = 1 if self.watch is None else progress.looks(len(table.t))
         decode = functools.partial(self.programs.decode_maps, self.params["decoder"])
 
         def run(batch: dict[str, Any]) -> Image:
-            given = jax.tree.map(lambda x: x[batch["of"]], maps)
-            x_t, step = given.x_t, 0
-            for part in trajectory.parts(chain, looks):
-                rest = NoiseMaps(x_t, given.maps[:, step : step + len(part.t)])
-                x_t, x_0 = decode(rest, walk=part, **options.arguments(), **batch["told"])
-                step += len(part.t)
-                self._look(x_0, step, len(chain.t))
+            noise = jax.tree.map(lambda x: x[batch["of"]], maps)
+            x_t, step = noise.x_t, 0
+            for part in samplers.parts(table, looks):
+                left = NoiseMaps(x_t, noise.maps[:, step : step + len(part.t)])
+                state = decode(left, table=part, **options.arguments(), **batch["conditions"])
+                x_t, step = state.x, step + len(part.t)
+                self._look(state.previews[-1], step, len(table.t))
             return jnp.clip(x_t, -1.0, 1.0)
 
-        inputs = {"of": jnp.asarray(of), "told": self._conditions(told)}
+        guided = not options.guidance.off
+        inputs = {"of": jnp.asarray(of), "conditions": self._conditions(told, guided=guided)}
         return self._in_batches(run, inputs, "decode")
 
     def enlarge(
@@ -292,27 +296,34 @@ class InferenceEngine:
     def _squares(self, pictures: Sequence[InputImage], size: int) -> Image:
         return jnp.asarray(image_codec.to_float(np.stack([square(p, size) for p in pictures])))
 
-    def _conditions(self, told: Conditioning) -> dict[str, Condition]:
-        """What the decoder is told, and what guidance leads away from if anything."""
-        given = {"condition": self._condition(told.z_img, told.captions)}
+    def _conditions(self, told: Conditioning, *, guided: bool) -> dict[str, Condition]:
+        """Returns the condition of every image, and the one that guidance leads away from."""
+        conditions = {"condition": Condition(told.z_img, self._captions(told.captions))}
         if told.negative is not None:
             z = self.imagine(told.negative, seed=told.seed, indices=told.indices)
-            given["negative"] = self._condition(z, told.negative)
-        return given
+            conditions["negative"] = Condition(z, self._captions(told.negative))
+        elif guided and self.cascade.decoder_reads_clip:  # it has no null caption but the empty one
+            empty = self._captions([""] * len(told.captions))
+            conditions["negative"] = Condition(None, empty)
+        return conditions
 
-    def _condition(self, z_img: Embedding, captions: Sequence[str | None]) -> Condition:
-        return Condition(z_img, *self._decoder_text(captions))
+    def _captions(self, captions: Sequence[str | None]) -> Caption:
+        """Returns captions as the decoder reads them.
 
-    def _decoder_text(self, captions: Sequence[str | None]) -> tuple[Tokens, Mask]:
-        """Captions for the decoder; None is all padding, as in half of its training."""
-        tokens, mask = self.tokens([caption or "" for caption in captions]).decoder
-        given = jnp.array([caption is not None for caption in captions])
-        return tokens, mask & given[:, None]
+        None is no caption: all padding for a decoder that reads token ids, as in half of its
+        training, and the empty caption for one that reads CLIP's features.
+        """
+        tokens = self.tokens([caption or "" for caption in captions])
+        if self.cascade.decoder_reads_clip:
+            run = functools.partial(self.programs.clip_text, self.params)
+            return self._in_batches(run, tokens.clip, "embed captions")
+        present = jnp.array([caption is not None for caption in captions])
+        return TokenIds(tokens.decoder[0], tokens.decoder[1] & present[:, None])
 
-    def _hole(self, hole: tuple[InputImage, InputImage], count: int) -> Hole:
-        known = self._squares([hole[0]], self.base_size)
+    def _inpaint_target(self, hole: tuple[InputImage, InputImage], count: int) -> InpaintTarget:
+        image = self._squares([hole[0]], self.base_size)
         mask = jnp.asarray(mask_square(hole[1], self.base_size))[None, :, :, None]
-        return Hole(jnp.repeat(known, count, axis=0), jnp.repeat(mask, count, axis=0))
+        return InpaintTarget(jnp.repeat(image, count, axis=0), jnp.repeat(mask, count, axis=0))
 
     def _in_batches(self, run: Callable[[Any], T], inputs: Any, name: str) -> T:
         """Run a function of one batch over many, all of one shape, and join what it returns."""
@@ -335,15 +346,19 @@ class InferenceEngine:
             self._now = now
             self.watch(now)
 
-    def _decode_watched(self, params: Params, x_T: Image, *, options: DecodeOptions, **given):
-        """What `_decode` does, telling the watcher of x_0 between parts of the chain."""
+    def _decode_watched(self, params: Params, x_T: Image, *, options: DecodeOptions, **inputs):
+        """Decodes like `CompiledFunctions.decode`, with a preview after each part of the chain."""
+        cfg, inpaint = self.cascade.decoder, inputs.get("inpaint")
+        table = decoding.plan(cfg, options, eta=inputs.get("eta"), inpaints=inpaint is not None)
         x_t, step = x_T, 0
-        chain = decoding.steps_of(self.cascade.decoder, options.sampling.steps)
-        for part in trajectory.parts(chain, progress.looks(len(chain.t))):
-            x_t, x_0 = self.programs.decode_part(params, x_t, part=part, options=options, **given)
-            step += len(part.t)
-            self._look(x_0, step, len(chain.t))
-        return jnp.clip(x_t, -1.0, 1.0), None
+        memory = decoding.initial_memory(cfg, options, x_T, eta=inputs.get("eta"))
+        for part in samplers.parts(table, progress.looks(len(table.t))):
+            state = self.programs.decode_part(
+                params, x_t, table=part, options=options, memory=memory, **inputs
+            )
+            x_t, memory, step = state.x, state.memory, step + len(part.t)
+            self._look(state.previews[-1], step, len(table.t))
+        return decoding.finish(x_t, inpaint), None
 
     def _look(self, x_0: Image, step: int, steps: int) -> None:
         """Show the watcher, if there is one, what the batch in work looks like."""

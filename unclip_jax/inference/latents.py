@@ -19,12 +19,15 @@ from jaxtyping import Array, Float, Int
 
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError, in_range
-from unclip_jax.core.types import Embedding, Image, Mask, Tokens
-from unclip_jax.diffusion import inversion
+from unclip_jax.core.types import Embedding, Image
+from unclip_jax.diffusion import ddim_inversion
 from unclip_jax.inference import decoding, text_to_image
-from unclip_jax.inference.decoding import Condition, DecodeOptions
+from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.text_to_image import Cascade
 from unclip_jax.inference.upsampler_latents import UpsamplerLatents
+from unclip_jax.stages import decoder
+from unclip_jax.stages.captions import Caption
+from unclip_jax.stages.decoder import Condition
 from unclip_jax.version import __version__
 
 FORMAT_VERSION = 2
@@ -99,12 +102,11 @@ def encode(
     *,
     images: Image,
     clip_images: Float[Array, " b hc wc c"],
-    tokens: Tokens,
-    token_mask: Mask,
+    caption: Caption | None = None,
     steps: str = "ddim250",
     refinements: int = 0,
 ) -> Latent:
-    """Find (z_img, x_T): CLIP, then DDIM inversion without guidance or clipping (ADM, appendix F).
+    """Finds (z_img, x_T): CLIP, then DDIM inversion without guidance or clipping (ADM, appendix F).
 
     Of a chain of 250 steps 249 are inverted, since inverting all of them leaves noise.
 
@@ -113,16 +115,14 @@ def encode(
         params: parameter trees as `text_to_image.sample` takes them.
         images: in [-1, 1] at the decoder's size.
         clip_images: the same at CLIP's size.
-        tokens: captions for the decoder; all padding = none, the usual choice.
-        token_mask: True at real tokens.
+        caption: captions as the decoder reads them; None = dropped, the usual choice.
         steps: the chain; decode on the same one.
-        refinements: `inversion.invert`.
+        refinements: `ddim_inversion.invert`.
     """
     cfg = cascade.decoder
     z_img = text_to_image.image_embedding(cascade, params, images=clip_images)
-    condition = Condition(z_img, tokens, token_mask)
-    x_T = inversion.invert(
-        decoding.denoiser(cfg, params["decoder"], condition=condition),
+    x_T = ddim_inversion.invert(
+        decoder.denoiser(cfg, params["decoder"], Condition(z_img, caption)),
         images,
         schedule=decoding.chain_of(cfg, steps),
         refinements=refinements,
@@ -135,17 +135,16 @@ def decode(
     params: dict[str, Any],
     latent: Latent,
     *,
-    tokens: Tokens,
-    token_mask: Mask,
+    caption: Caption | None = None,
     steps: str = "ddim250",
 ) -> Image:
-    """The images back at the decoder's size; the inverse of `encode` with the same caption."""
+    """Returns the images at the decoder's size; the inverse of `encode` with the same caption."""
     batch = latent.z_img.shape[0]
     return decoding.decode(
         cascade.decoder,
         params["decoder"],
         latent.x_T,
-        condition=Condition(latent.z_img, tokens, token_mask),
+        condition=Condition(latent.z_img, caption),
         keys=text_to_image.keys_for(0, jnp.arange(batch)),  # unused: nothing here is random
         options=DecodeOptions(decoding.faithful(steps)),
     ).images

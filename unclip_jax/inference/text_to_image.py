@@ -14,16 +14,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from unclip_jax.core import rng
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.clip import Clip, TextOutput
 from unclip_jax.stages import decoder, prior, prior_ar, upsampler
 from unclip_jax.stages.base import apply
-from unclip_jax.stages.captions import ClipText, empty_caption
+from unclip_jax.stages.captions import ClipText, TokenIds, empty_caption
 from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.clip import ClipStageConfig
-from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
 from unclip_jax.stages.prior_ar import PriorArStageConfig
@@ -55,13 +56,18 @@ class Cascade:
 
     @property
     def reads_clip(self) -> bool:
-        """Whether the prior or the decoder reads CLIP's token features."""
+        """True if the prior or the decoder reads CLIP's token features."""
         own = isinstance(self.prior, PriorArStageConfig) or self.prior.model.caption == "tokens"
-        return not own or self.decoder.model.caption == "clip_sequence"
+        return not own or self.decoder_reads_clip
+
+    @property
+    def decoder_reads_clip(self) -> bool:
+        """True if the decoder reads CLIP's token features."""
+        return self.decoder.model.caption == "clip_sequence"
 
     def embedding(self, z: Embedding) -> Embedding:
-        """A raw CLIP embedding as the prior and the decoder exchange it."""
-        return z if self.decoder.embedding == "raw" else prior.unit(z)
+        """Returns a raw CLIP embedding as the prior and the decoder exchange it."""
+        return z if self.decoder.embedding == "raw" else unit(z)
 
     @property
     def image_size(self) -> int:
@@ -119,7 +125,7 @@ def keys_for(seed: int | Integer[Array, ""], indices: Int[Array, " b"]) -> Keys:
 
 
 class Read(NamedTuple):
-    """What CLIP says of the captions and of the empty one; None where nobody asks."""
+    """CLIP's features of the captions and of the empty one; None if no stage reads them."""
 
     text: ClipText | None
     empty: ClipText | None
@@ -128,7 +134,7 @@ class Read(NamedTuple):
 def read_captions(
     cascade: Cascade, params: Params, captions: Captions, *, options: SampleOptions
 ) -> Read:
-    """Run CLIP's text tower as often as this cascade and these options need it."""
+    """Runs CLIP's text tower as often as this cascade and these options need it."""
     text = empty = None
     if cascade.reads_clip or options.condition != "z_img":
         text = clip_text(cascade, params, captions=captions.clip)
@@ -138,14 +144,14 @@ def read_captions(
 
 
 def text_embedding(cascade: Cascade, params: Params, *, captions: Captions) -> Embedding:
-    """CLIP embeddings z_txt of captions, L2-normalised or raw as the decoder takes z_img."""
+    """Returns CLIP embeddings z_txt, L2-normalised or raw as the decoder takes z_img."""
     return cascade.embedding(clip_text(cascade, params, captions=captions.clip).z_txt)
 
 
 def clip_text(
     cascade: Cascade, params: Params, *, captions: tuple[Int[Array, " b l"], Array]
 ) -> ClipText:
-    """What the frozen CLIP says of captions (ids and mask): raw embeddings and token features."""
+    """Returns the frozen CLIP's raw embeddings and token features of captions (ids and mask)."""
     tokens, mask = captions
     out: TextOutput = apply(
         Clip(cascade.clip.model), params["clip"], tokens, mask, method=Clip.encode_text
@@ -154,7 +160,7 @@ def clip_text(
 
 
 def image_embedding(cascade: Cascade, params: Params, *, images: Image) -> Embedding:
-    """CLIP embeddings of images in [-1, 1] at CLIP's input size, as the decoder takes them.
+    """Returns CLIP embeddings of images in [-1, 1] at CLIP's input size, as the decoder takes them.
 
     That is L2-normalised, or raw where the decoder's `embedding` says so.
     """
@@ -185,17 +191,27 @@ def sample(
         UserError: condition "z_img" without `z_img`.
     """
     if options.best_of == 1:
-        return _draw(cascade, params, captions, keys, options=options, z_img=z_img)
-    z_txt = prior.unit(clip_text(cascade, params, captions=captions.clip).z_txt)
+        return _sample(cascade, params, captions, keys, options=options, z_img=z_img)
+    z_txt = unit(clip_text(cascade, params, captions=captions.clip).z_txt)
 
     def candidate(number: Int[Array, ""]) -> tuple[CascadeOutput, Float[Array, " b"]]:
         own = jnp.where(number == 0, keys, rng.fold_each(keys, "candidate", number))
-        drawn = _draw(cascade, params, captions, own, options=options, z_img=z_img)
-        return drawn, clip_score(cascade, params, images=drawn.images, z_txt=z_txt)
+        output = _sample(cascade, params, captions, own, options=options, z_img=z_img)
+        return output, clip_score(cascade, params, images=output.images, z_txt=z_txt)
 
-    drawn, score = jax.lax.map(candidate, jnp.arange(options.best_of))
-    best, row = score.argmax(axis=0), jnp.arange(keys.shape[0])
-    return jax.tree.map(lambda each: each[best, row], drawn)
+    def keep_better(best: tuple[CascadeOutput, Float[Array, " b"]], number: Int[Array, ""]):
+        output, score = candidate(number)
+        better = ~(score <= best[1])  # the first of equal ones stays
+
+        def choose(new: Array, old: Array) -> Array:
+            return jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(choose, (output, score), best), None
+
+    output, score = jax.eval_shape(candidate, jnp.int32(0))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), output)
+    numbers = jnp.arange(options.best_of)
+    return jax.lax.scan(keep_better, (start, jnp.full(score.shape, -jnp.inf)), numbers)[0][0]
 
 
 def clip_score(
@@ -206,10 +222,10 @@ def clip_score(
     shape = (images.shape[0], side, side, images.shape[3])
     seen = jnp.clip(jax.image.resize(images, shape, "bicubic"), -1.0, 1.0)
     z_img = apply(Clip(cascade.clip.model), params["clip"], seen, method=Clip.encode_image)
-    return jnp.sum(prior.unit(z_img) * z_txt, axis=-1)
+    return jnp.sum(unit(z_img) * z_txt, axis=-1)
 
 
-def _draw(
+def _sample(
     cascade: Cascade,
     params: dict[str, Any],
     captions: Captions,
@@ -238,18 +254,15 @@ def sample_base(
     z_img: Embedding,
     read: Read,
 ) -> Image:
-    """The decoder's images for what the prior drew; `params` are the decoder's alone."""
-    tokens, mask = captions.decoder
+    """Samples the decoder's images for z_img; `params` are the decoder's alone."""
+    text = read.text if cascade.decoder_reads_clip else TokenIds(*captions.decoder)
     return decoder.sample(
         cascade.decoder,
         params,
-        z_img=z_img,
-        tokens=tokens,
-        token_mask=mask,
+        Condition(z_img, text),
         keys=rng.fold_each(keys, "decoder"),
         sampling=options.decoder,
-        text=read.text,
-        empty=read.empty,
+        negative=Condition(None, read.empty) if cascade.decoder_reads_clip else NULL,
     )
 
 

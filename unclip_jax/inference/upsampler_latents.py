@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
 from unclip_jax.core.types import Image, Keys, LowRes, Params, PerExample
-from unclip_jax.diffusion import inversion, respace, samplers
+from unclip_jax.diffusion import ddim_inversion, respace, samplers
 from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.text_to_image import Cascade
@@ -75,12 +75,13 @@ def encode(
         base: images in [-1, 1] as the decoder gives them back.
         targets: the same images at the size of each of the leading upsamplers.
         steps: grid of their chains; decode on the same one.
-        refinements: `inversion.invert`.
+        refinements: `ddim_inversion.invert`.
     """
     low, found = base, []
     for index, (cfg, target) in enumerate(zip(leading(cascade), targets, strict=True)):
         walk = _Walk(cfg, params["upsamplers"][index], low, steps)
-        x_T = inversion.invert(walk.denoise, target, schedule=walk.chain, refinements=refinements)
+        chain = {"schedule": walk.chain, "refinements": refinements}
+        x_T = ddim_inversion.invert(walk.denoise, target, **chain)
         found.append(x_T)
         low = walk.back(x_T)
     return tuple(found)
@@ -132,7 +133,7 @@ class _Walk:
             self.denoise,
             x_T,
             schedule=self.chain,
-            step=samplers.Ddim(0.0 if eta is None else eta),
+            solver=samplers.Ddim(0.0 if eta is None else eta),
             keys=self._unused if keys is None else keys,
         )
         return jnp.clip(images, -1.0, 1.0)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range
 
 Features = Float[np.ndarray, "n d"]
@@ -79,7 +80,7 @@ def cmmd(real: Features, fake: Others, *, sigma: float = SIGMA) -> float:
     The biased estimate, as in the paper: pairs of a vector with itself count.
     """
     kernel = gaussian(sigma)
-    real, fake = unit(real), unit(fake)
+    real, fake = (unit(z.astype(np.float64)) for z in (real, fake))
     within = mean(real, real, kernel=kernel) + mean(fake, fake, kernel=kernel)
     return CMMD_SCALE * (within - 2 * mean(real, fake, kernel=kernel))
 
@@ -114,9 +115,3 @@ def gaussian(sigma: float) -> Kernel:
         return np.exp(-np.maximum(lengths - 2 * one @ other.T, 0.0) / (2 * sigma**2))
 
     return kernel
-
-
-def unit(features: Features) -> Features:
-    """Scales rows to length 1, in float64."""
-    wide = features.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)

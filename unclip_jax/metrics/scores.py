@@ -7,8 +7,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.kernels import unit
 
 Embeddings = Float[np.ndarray, "n z"]
 Captions = Float[np.ndarray, "m z"]
@@ -54,7 +54,8 @@ def clip_score(z_img: Embeddings, z_txt: Captions) -> Score:
         raise UserError(
             f"there are {len(z_img)} images and {len(z_txt)} captions; give one for each."
         )
-    return _score(CLIP_SCALE * np.sum(unit(z_img) * unit(z_txt), axis=1))
+    cosines = np.sum(unit(z_img.astype(np.float64)) * unit(z_txt.astype(np.float64)), axis=1)
+    return _score(CLIP_SCALE * cosines)
 
 
 def diversity(z_img: Embeddings, captions: Sequence[Hashable]) -> Score:
@@ -69,7 +70,7 @@ def diversity(z_img: Embeddings, captions: Sequence[Hashable]) -> Score:
     rows: dict[Hashable, list[int]] = {}
     for row, caption in enumerate(captions):
         rows.setdefault(caption, []).append(row)
-    z = unit(z_img)
+    z = unit(z_img.astype(np.float64))
     values = [_spread(z[group]) for group in rows.values() if len(group) > 1]
     if not values:
         raise UserError(

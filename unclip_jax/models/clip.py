@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Image, Mask, Scalar, Tokens
 from unclip_jax.models.clip_config import ClipConfig
@@ -88,8 +89,8 @@ class Clip(nn.Module):
                 "this CLIP has no temperature (clip.temperature is off), so its pairs cannot be "
                 "compared; convert the complete CLIP."
             )
-        z_img = _unit(self.encode_image(images))
-        z_txt = _unit(self.encode_text(tokens, token_mask).pooled)
+        z_img = unit(self.encode_image(images))
+        z_txt = unit(self.encode_text(tokens, token_mask).pooled)
         return ClipOutput(z_img, z_txt, self.logit_scale())
 
     def run(
@@ -272,7 +273,3 @@ def _standardised(images: Image, cfg: ClipConfig) -> Image:
     """Converts [-1, 1] to standardised pixels."""
     mean, std = (jnp.array(v)[None, None, None] for v in (cfg.image_mean, cfg.image_std))
     return ((images + 1.0) / 2.0 - mean) / std
-
-
-def _unit(z: Embedding) -> Embedding:
-    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.core.checks import UserError, divisible, one_of
+from unclip_jax.core.types import Steps
 from unclip_jax.parallel.axes import sharded
 
 EPS = 1e-5
@@ -218,7 +219,7 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def timestep_features(
-    t: Int[Array, " b"], *, width: int, num_timesteps: int = 1000
+    t: Steps, *, width: int, num_timesteps: int = 1000
 ) -> Float[Array, " b width"]:
     """Computes cosines, then sines of `t`, frequencies exp(-ln(10000) k / half) (ADM code).
 
@@ -247,7 +248,7 @@ class TimeEmbedding(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, t: Int[Array, " b"]) -> Float[Array, " b e"]:
+    def __call__(self, t: Steps) -> Float[Array, " b e"]:
         """Returns the embedding of every timestep, of width `width`."""
         x = timestep_features(t, width=self.features, num_timesteps=self.num_timesteps)
         axes = ("time", "time")

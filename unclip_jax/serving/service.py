@@ -89,15 +89,7 @@ class InferenceService:
             text: the command that draws captions; the others are in `menu`.
             limits: what one request may ask for; None = the usual.
             embeddings: a split that `embed` wrote, for `probe-pca`; None = that is refused.
-
-        Raises:
-            UserError: these models have no way to be decoded in parts.
         """
-        if studio.cascade.decoder.model.caption == "clip_sequence":
-            raise UserError(
-                f"{name} has a decoder that reads CLIP's token features (Karlo), which cannot be "
-                "served yet; draw with `python -m unclip_jax.sample`."
-            )
         self.studio, self.name, self.limits = studio, name, limits or Limits()
         self.embeddings = embeddings
         self.desk = JobQueue(waiting=self.limits.waiting)

@@ -1,4 +1,4 @@
-"""The `Stage` record: all that the training loop knows of what it trains."""
+"""The `Stage` record: the interface between the training loop and the stages."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ class Fitted(NamedTuple):
 
     Attributes:
         params: whole top-level groups of a stage's parameters, unboxed host arrays.
-        note: what a person should know of the fit, in a line.
+        note: one line about the fit for a person.
     """
 
     params: Params
@@ -33,7 +33,7 @@ class Stage:
     """One independently trained part of unCLIP as pure functions.
 
     Attributes:
-        name: "clip", "prior", "prior_ar", "decoder" or "upsampler".
+        name: name in the registry.
         batch_spec: the fields of one training batch.
         init: key -> boxed parameters (leaves carry their logical axis names).
         loss: (params, batch, key) -> (scalar that is differentiated, metrics). With dropout and
@@ -41,17 +41,17 @@ class Stage:
         evaluate: (params, batch, key) -> metrics averaged over the batch, without dropout and
             condition drops; always holds "loss".
         preview: (params, batch, key) -> images in [-1, 1], the original left and the sample right;
-            None where there is nothing to look at.
-        splittable: whether a batch may be split for gradient accumulation; a contrastive loss is a
-            function of the whole batch and may not.
+            None for stages without images.
+        splittable: True if a batch may be split for gradient accumulation; the batch of a
+            contrastive loss may not, being its one argument.
         describe: JSON-ready facts that the manifest of an export records.
         replica_loss: axis names, outermost first -> the loss as one replica computes it on its
             part of the batch, where the replicas lie along these named axes; its mean over
             replicas is `loss`. None = a mean over examples, for which `loss` itself does.
         fit: rows of the training data -> the groups of parameters that a fresh run starts with and
-            that training leaves as they are; None where all is learned.
+            that training leaves as they are; None if all parameters are learned.
         grows: paths of kernels that may read more channels than in the parameters from which
-            training starts, and in how many equal groups their input lies; what is new is zero.
+            training starts, and the number of equal groups in their input; new weights are zero.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Stage:
 
 
 def one_example(spec: BatchSpec) -> Batch:
-    """A batch of one example, all zeros, with which a network is initialised."""
+    """Returns a batch of one example, all zeros, to initialise a network with."""
     return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in abstract(spec, 1).items()}
 
 
 def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
-    """Run a network on its parameters; Flax's own annotation of the result helps nobody."""
+    """Runs a network on its parameters; without the union in Flax's own annotation."""
     return module.apply({"params": params}, *inputs, **options)

@@ -1,11 +1,11 @@
-"""A caption as a frozen CLIP sees it, for stages that read CLIP's features instead of token ids.
+"""Captions as stages read them: token ids, or the features of a frozen CLIP.
 
-Karlo's way: its prior and decoder have no text model of their own, and what stands for "no
-caption" is what CLIP makes of the empty one.
+Karlo's prior and decoder have no text model of their own and read CLIP's features. In place of a
+learned null they have CLIP's features of the empty caption.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class TokenIds:
 
 @struct.dataclass
 class ClipText:
-    """What CLIP's text tower says of captions.
+    """Captions as the output of CLIP's text tower.
 
     Attributes:
         z_txt: raw embeddings, not normalised.
@@ -46,33 +46,42 @@ class ClipText:
     mask: Mask
 
 
-def empty_caption(tokens: Tokens, mask: Mask) -> tuple[Int[Array, " 1 l"], Bool[Array, " 1 l"]]:
-    """The empty caption, start and end token alone, as one row, out of any batch of captions.
+Caption = TokenIds | ClipText
+T = TypeVar("T", TokenIds, ClipText)
 
-    Every caption begins with the start token and ends, where its mask does, with the end token.
+
+def empty_caption(tokens: Tokens, mask: Mask) -> tuple[Int[Array, " 1 l"], Bool[Array, " 1 l"]]:
+    """Returns the empty caption, start and end token alone, as one row.
+
+    It is read off any batch of captions: each begins with the start token and ends, where its mask
+    does, with the end token.
     """
     last = jnp.sum(mask[0]) - 1
     ids = jnp.zeros_like(tokens[:1]).at[0, :2].set(jnp.stack([tokens[0, 0], tokens[0, last]]))
     return ids, (jnp.arange(tokens.shape[1]) < 2)[None]
 
 
-def repeated(empty: ClipText, count: int) -> ClipText:
-    """One row repeated `count` times; `count` rows as they are."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), empty)
+def repeated(caption: T, count: int) -> T:
+    """Returns one row repeated `count` times; `count` rows as they are."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), caption)
 
 
-def needed(what: str, text: ClipText | None) -> ClipText:
-    """The features of `what`.
+def clip_features(caption: Caption | None, *, of: str) -> ClipText:
+    """Returns a caption that must be CLIP's features.
+
+    Args:
+        caption: the caption.
+        of: its name in the message.
 
     Raises:
-        UserError: they were not given.
+        UserError: it is missing, or token ids.
     """
-    if text is None:
+    if not isinstance(caption, ClipText):
         raise UserError(
-            f"this stage reads what CLIP says of {what}, which was not given; run CLIP's text "
+            f"this stage reads CLIP's features of {of}, which were not passed; run CLIP's text "
             "tower on it (text_to_image.clip_text does)."
         )
-    return text
+    return caption
 
 
 @struct.dataclass

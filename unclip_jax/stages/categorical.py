@@ -1,9 +1,9 @@
-"""Draws from logits: guidance, temperature and the nucleus.
+"""Sampling from logits: guidance, temperature and the nucleus.
 
     logits = nothing + s (condition - nothing),   s = 1: no guidance
 
 unCLIP trains its autoregressive prior for guidance but gives no formula; this one is that of
-Make-A-Scene (arXiv 2203.13131, section 3.4), in the scale convention of the rest of the house.
+Make-A-Scene (arXiv 2203.13131, section 3.4), in the scale convention of `diffusion.guidance`.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ Logits = Float[Array, " b n"]
 
 @dataclasses.dataclass(frozen=True)
 class CodeSamplingConfig:
-    """How codes are drawn.
+    """The settings of sampling codes.
 
     Attributes:
         guidance_scale: 1.0 = no guidance.
         temperature: divides the logits; 0 = always the most probable code.
         top_p: codes outside the smallest set with this probability are never drawn; 1 = all
             (Holtzman et al. 2020, arXiv 1904.09751).
-        dot_percentile: the dot product z_img . z_txt that is asked for is drawn from the training
+        dot_percentile: the dot product z_img . z_txt to condition on is drawn from the training
             data's own distribution above this percentile; 50 in the paper, which also tried 70, 85
             and 95.
     """
@@ -47,7 +47,7 @@ class CodeSamplingConfig:
 
 
 def choose(logits: Logits, keys: Keys, *, temperature: float, top_p: float) -> Int[Array, " b"]:
-    """One index per row, drawn with the row's key."""
+    """Samples one index per row with the row's key."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = nucleus(logits / temperature, top_p)
@@ -55,7 +55,7 @@ def choose(logits: Logits, keys: Keys, *, temperature: float, top_p: float) -> I
 
 
 def nucleus(logits: Logits, top_p: float) -> Logits:
-    """-inf outside the fewest most probable entries that hold `top_p`; ties stay in together."""
+    """Sets all but the fewest most probable entries that hold `top_p` to -inf; ties are kept."""
     if top_p >= 1:
         return logits
     ordered = jnp.sort(logits, axis=-1, descending=True)
@@ -66,6 +66,6 @@ def nucleus(logits: Logits, top_p: float) -> Logits:
 
 
 def guided(both: Float[Array, " both n"], *, scale: float) -> Logits:
-    """From rows [conditional; unconditional] to guided logits."""
+    """Combines rows [conditional; unconditional] into guided logits."""
     conditional, unconditional = jnp.split(both, 2)
     return unconditional + scale * (conditional - unconditional)

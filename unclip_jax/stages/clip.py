@@ -19,8 +19,8 @@ from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, P
 from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput, TextOutput
 from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds, empty_caption
+from unclip_jax.stages.embedding_rank import rank_metrics
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.spectrum import rank_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ClipStageConfig:
 
 
 def make(cfg: ClipStageConfig) -> Stage:
-    """The stage record for contrastive training."""
+    """Makes the stage record for contrastive training."""
     module = Clip(cfg.model)
     spec = {}
     if "image" in cfg.model.towers:
@@ -58,8 +58,8 @@ def make(cfg: ClipStageConfig) -> Stage:
     def replica_loss(axes: tuple[str, ...]):
         def share(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
             out = embed(params, batch)
-            found = contrastive_share(out.z_img, out.z_txt, scale=out.logit_scale, axes=axes)
-            return _reported(out, found)
+            contrast = contrastive_share(out.z_img, out.z_txt, scale=out.logit_scale, axes=axes)
+            return _reported(out, contrast)
 
         return share
 
@@ -118,7 +118,7 @@ class Contrast(NamedTuple):
 
 
 def contrastive(z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""]) -> Contrast:
-    """Symmetric cross-entropy over the batch, and retrieval@1 both ways (CLIP, figure 3).
+    """Computes symmetric cross-entropy over the batch, and retrieval@1 both ways (CLIP, figure 3).
 
     Args:
         z_img: L2-normalised image embeddings.
@@ -136,7 +136,7 @@ def contrastive(z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""]) 
 def contrastive_share(
     z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""], axes: tuple[str, ...]
 ) -> Contrast:
-    """One replica's share of `contrastive` of the whole batch, which is the mean over replicas.
+    """Computes one replica's share of `contrastive`, which is the mean over replicas.
 
     Args:
         z_img: this replica's L2-normalised image embeddings.
@@ -160,12 +160,12 @@ def contrastive_share(
     return Contrast(loss, jnp.mean(by_image.argmax(1) == own), jnp.mean(by_text.argmax(1) == own))
 
 
-def _reported(out: ClipOutput, found: Contrast) -> tuple[Scalar, Metrics]:
-    """A loss with what is logged beside it."""
-    return found.loss, {
-        "loss": found.loss,
-        "image_to_text@1": found.top1_image,
-        "text_to_image@1": found.top1_text,
+def _reported(out: ClipOutput, contrast: Contrast) -> tuple[Scalar, Metrics]:
+    """Returns a loss with its metrics."""
+    return contrast.loss, {
+        "loss": contrast.loss,
+        "image_to_text@1": contrast.top1_image,
+        "text_to_image@1": contrast.top1_text,
         "logit_scale": out.logit_scale,
         "cosine_pairs": jnp.mean(jnp.sum(out.z_img * out.z_txt, -1)),
     }

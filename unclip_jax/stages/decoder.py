@@ -7,7 +7,7 @@ tokens. z_img is dropped from 10 % and the caption from 50 % of the examples, in
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,53 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.config import as_dict
-from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Mask, Metrics, Params, Tokens
+from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Steps
 from unclip_jax.diffusion import guidance, inpainting
+from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
+from unclip_jax.diffusion.process import Prediction
 from unclip_jax.models.decoder import Decoder, DecoderConfig, known_part
 from unclip_jax.models.unet import plan
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import Stage, apply, one_example
-from unclip_jax.stages.captions import ClipText, TokenIds
+from unclip_jax.stages.captions import Caption, ClipText, TokenIds
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
-from unclip_jax.stages.prior import unit
 
 EMBEDDINGS = ("unit", "raw")
 CONDITIONS = ("z_img", "z_txt")
+NO_GUIDANCE = GuidanceSchedule()
+
+
+class Condition(NamedTuple):
+    """The condition of a batch of images.
+
+    Attributes:
+        z_img: CLIP image embeddings, of any norm (raw if the decoder's `embedding` is "raw"); None
+            = dropped.
+        caption: of the kind that the decoder reads, `TokenIds` or `ClipText`; None = dropped.
+    """
+
+    z_img: Embedding | None
+    caption: Caption | None
+
+
+NULL = Condition(None, None)
+
+
+class InpaintTarget(NamedTuple):
+    """Images of which a part is kept, and the mask: 1 = known, 0 = to be generated."""
+
+    image: Image
+    mask: Float[Array, " b h w 1"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderStageConfig:
-    """A decoder and how it is trained and sampled.
+    """A decoder and the settings of its training and sampling.
 
     Attributes:
         model: U-Net, caption transformer and the pathways of z_img.
@@ -44,10 +70,9 @@ class DecoderStageConfig:
         drop_z: share of examples whose z_img is dropped (10 %).
         drop_text: share of examples whose caption is dropped (50 %), independent of `drop_z`.
         z_scale: factor on the unit-norm z_img that the network sees; None = sqrt(d).
-        embedding: "unit": z_img is normalised and scaled; "raw": it enters as CLIP gives it, and
-            nothing is scaled (Karlo).
-        condition: which of CLIP's embeddings it is trained on in the place of z_img: "z_img", or
-            "z_txt" for the baseline of unCLIP's section 5.1, drawn with `--condition=z_txt`.
+        embedding: "unit": z_img is normalised and scaled; "raw": it is neither (Karlo).
+        condition: the CLIP embedding that it is trained on: "z_img", or "z_txt" for the baseline of
+            unCLIP's section 5.1, sampled with `--condition=z_txt`.
     """
 
     model: DecoderConfig
@@ -84,23 +109,39 @@ class DecoderStageConfig:
 
     @property
     def scale(self) -> float:
-        """The factor actually applied to unit-norm embeddings."""
+        """Factor applied to unit-norm embeddings."""
         return math.sqrt(self.model.z_dim) if self.z_scale is None else self.z_scale
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuse guidance without drops; the unconditional branch drops both conditions.
+        """Refuses guidance away from the null without drops.
 
         Raises:
-            UserError: a drop is 0 and the scale is not 1.
+            UserError: the scale is not 1, and `drop_z` or, with a caption of its own, `drop_text`
+                is 0.
         """
-        drops = {"config.model.drop_z": self.drop_z} if self.model.reads_z else {}
-        if self.model.caption == "own":  # otherwise the empty caption in the data is the drop
+        self.check_null(sampling.guidance_scale, text=self.model.caption == "own")
+
+    def check_null(self, scale: float, *, z_img: bool = True, text: bool = True) -> None:
+        """Refuses guidance away from inputs that are dropped but were not in training.
+
+        Args:
+            scale: of the guidance.
+            z_img: True if z_img is dropped.
+            text: True if the caption is dropped.
+
+        Raises:
+            UserError: naming the drop that is 0.
+        """
+        drops = {}
+        if z_img and self.model.reads_z:
+            drops["config.model.drop_z"] = self.drop_z
+        if text and self.model.caption == "own":
             drops["config.model.drop_text"] = self.drop_text
-        gaussian.check_guidance(sampling.guidance_scale, drops=drops)
+        gaussian.check_guidance(scale, drops=drops)
 
 
 def make(cfg: DecoderStageConfig) -> Stage:
-    """The stage record for the decoder."""
+    """Makes the stage record for the decoder."""
     module, chain = Decoder(cfg.model), cfg.diffusion.chain()
     spec = {
         "image": batches.image_field(cfg.model.unet.image_size),
@@ -123,13 +164,13 @@ def make(cfg: DecoderStageConfig) -> Stage:
         )["params"]
 
     def loss(params: Params, batch: Batch, key: Key):
-        noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
+        noised = gaussian.noise_batch(chain, batch["image"], key=rng.fold(key, "draw"))
         value = jnp.mean(_training_loss(cfg, params, batch, noised, key))
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
-        """Loss, and how much a wrong z_img hurts: the conditioning must matter."""
-        noised = gaussian.draw(chain, batch["image"], key=rng.fold(key, "draw"))
+        """Returns the loss with the right z_img and with that of another example."""
+        noised = gaussian.noise_batch(chain, batch["image"], key=rng.fold(key, "draw"))
         right = _loss_with(cfg, params, batch, noised)
         swapped = {**batch, cfg.condition: jnp.roll(batch[cfg.condition], 1, axis=0)}
         wrong = _loss_with(cfg, params, swapped, noised)
@@ -140,16 +181,8 @@ def make(cfg: DecoderStageConfig) -> Stage:
         sampling = cfg.sampling
         if cfg.model.caption == "clip_sequence":  # a batch does not hold the empty caption
             sampling = dataclasses.replace(sampling, guidance_scale=1.0)
-        images = sample(
-            cfg,
-            params,
-            z_img=batch[cfg.condition],
-            tokens=batch["tokens"],
-            token_mask=batch["token_mask"],
-            keys=keys,
-            sampling=sampling,
-            text=_clip_text(cfg, batch),
-        )
+        condition = Condition(batch[cfg.condition], _caption_of(cfg, batch))
+        images = sample(cfg, params, condition, keys=keys, sampling=sampling)
         return jnp.concatenate([batch["image"], images], axis=2)
 
     return Stage(
@@ -174,50 +207,33 @@ def make(cfg: DecoderStageConfig) -> Stage:
 def sample(
     cfg: DecoderStageConfig,
     params: Params,
+    condition: Condition,
     *,
-    z_img: Embedding,
-    tokens: Tokens,
-    token_mask: Mask,
     keys: Keys,
     sampling: SamplingConfig | None = None,
-    text: ClipText | None = None,
-    empty: ClipText | None = None,
+    negative: Condition = NULL,
 ) -> Image:
-    """Draw images in [-1, 1] for (z_img, caption) (unCLIP, section 2.1).
+    """Samples images in [-1, 1] for (z_img, caption) (unCLIP, section 2.1).
 
     Args:
         cfg: the trained stage.
         params: its (EMA) parameters.
-        z_img: CLIP image embeddings, of any norm (raw if `cfg.embedding` is "raw").
-        tokens: caption ids; all padding = no caption.
-        token_mask: True at real tokens.
+        condition: of each image.
         keys: one key per image.
         sampling: overrides `cfg.sampling`.
-        text: what CLIP says of the captions, for decoders that read it.
-        empty: what CLIP says of the empty caption (one row), likewise, for guidance.
+        negative: the condition that guidance leads away from, as for `denoiser`.
 
     Returns:
         Images of the decoder's size.
 
     Raises:
-        UserError: `text` or `empty` is needed and missing.
+        UserError: the condition, or the guidance, is not one of this decoder.
     """
     sampling = sampling or cfg.sampling
-    cfg.check_guidance(sampling)
-    denoise = denoiser(
-        cfg,
-        params,
-        z_img=z_img,
-        tokens=tokens,
-        token_mask=token_mask,
-        scale=sampling.guidance_scale,
-        text=text,
-        empty=empty,
-    )
-    size = cfg.model.unet.image_size
+    schedule = GuidanceSchedule(sampling.guidance_scale)
     images = gaussian.run(
-        denoise,
-        shape=(size, size, cfg.model.unet.in_channels),
+        denoiser(cfg, params, condition, negative=negative, schedule=schedule),
+        shape=image_shape(cfg),
         keys=keys,
         diffusion=cfg.diffusion,
         sampling=sampling,
@@ -225,101 +241,160 @@ def sample(
     return jnp.clip(images, -1.0, 1.0)
 
 
+def image_shape(cfg: DecoderStageConfig) -> tuple[int, int, int]:
+    """Returns height, width and channels of the decoder's images."""
+    unet = cfg.model.unet
+    return unet.image_size, unet.image_size, unet.in_channels
+
+
 def denoiser(
     cfg: DecoderStageConfig,
     params: Params,
+    condition: Condition,
     *,
-    z_img: Embedding,
-    tokens: Tokens,
-    token_mask: Mask,
-    scale: float,
-    text: ClipText | None = None,
-    empty: ClipText | None = None,
+    negative: Condition = NULL,
+    schedule: GuidanceSchedule = NO_GUIDANCE,
+    inpaint: InpaintTarget | None = None,
 ) -> guidance.Denoiser:
-    """The conditional, or guided, denoiser; the caption is encoded once, outside the scan.
+    """Returns the conditional denoiser, guided along the chain; captions are encoded once.
 
-    The unconditional branch drops z_img and the caption together (unCLIP is silent; Karlo).
+    By default guidance leads away from the null, where z_img and the caption are dropped together
+    (unCLIP is silent; Karlo). A decoder that reads CLIP's features has no null caption: give
+    `Condition(None, features of the empty caption)` as `negative`.
+
+    Args:
+        cfg: the trained stage.
+        params: its (EMA) parameters.
+        condition: of each image.
+        negative: the condition that guidance leads away from; one row stands for all.
+        schedule: guidance scale along the chain.
+        inpaint: shown to a decoder that was trained to inpaint, in both branches of guidance;
+            ignored by others.
+
+    Raises:
+        UserError: the caption is not of the kind that this decoder reads, or guidance leads away
+            from a null that it was not trained with.
     """
+    branches = [condition]
+    if not schedule.off:
+        cfg.check_null(schedule.scale, z_img=negative.z_img is None, text=negative.caption is None)
+        branches.append(negative)
+    size = len(jax.tree.leaves(condition)[0])
+    parts = [_inputs(cfg, branch, default=condition, size=size) for branch in branches]
+    inputs: _Inputs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     module = Decoder(cfg.model)
-    guided = scale != 1.0
-    z_img, keep = _scaled(cfg, z_img), jnp.ones(z_img.shape[0], bool)
-    if guided:
-        keep = jnp.concatenate([keep, ~keep])
-        z_img, tokens, token_mask = (jnp.concatenate([x, x]) for x in (z_img, tokens, token_mask))
-    if cfg.model.caption == "clip_sequence":
-        clip = captions.needed("the captions", text)
-        if guided:
-            nothing = captions.needed("the empty caption", empty)
-            nothing = captions.repeated(nothing, clip.mask.shape[0])
-            clip = jax.tree.map(lambda *x: jnp.concatenate(x), clip, nothing)
-        given = {"text_seq": clip.sequence, "z_txt": clip.z_txt}
-        token_mask = clip.mask
-    else:
-        given = {"keep_text": keep}
-    encode = Decoder.encode_text
-    features = apply(module, params, tokens, token_mask, **given, method=encode)
+    text = apply(module, params, **inputs.caption, method=Decoder.encode_text)
+    fixed: dict[str, Any] = {"z_img": inputs.z_img, "keep_z": inputs.keep_z, "text": text}
+    if inpaint is not None and cfg.model.inpaints:
+        mask = jnp.broadcast_to(inpaint.mask, (*inpaint.image.shape[:3], 1))
+        fixed["known"] = jnp.concatenate([known_part(inpaint.image, mask)] * len(branches))
 
-    def denoise(x_t, t):
-        given = {"z_img": z_img, "text": features, "keep_z": keep}
-        out = apply(module, params, x_t, t, **given, method=Decoder.denoise)
+    def predict(x_t: Image, t: Steps) -> Prediction:
+        out = apply(module, params, x_t, t, **fixed, method=Decoder.denoise)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
-    return guidance.guided(denoise, scale=scale) if guided else denoise
+    def guided(x_t: Image, t: Steps) -> Prediction:
+        scale = schedule.at(t, num_timesteps=cfg.diffusion.num_timesteps)
+        return guidance.guided(predict, scale=scale)(x_t, t)
+
+    return predict if schedule.off else guided
+
+
+class _Inputs(NamedTuple):
+    """One branch of guidance as the network's arguments.
+
+    Attributes:
+        z_img: scaled.
+        keep_z: False where z_img is dropped.
+        caption: arguments of `Decoder.encode_text`.
+    """
+
+    z_img: Embedding
+    keep_z: Bool[Array, " b"]
+    caption: dict[str, Array]
+
+
+def _inputs(
+    cfg: DecoderStageConfig, branch: Condition, *, default: Condition, size: int
+) -> _Inputs:
+    """Returns the arguments for `size` rows; values of what is dropped come from `default`."""
+    z_img = default.z_img if branch.z_img is None else branch.z_img
+    z_img = jnp.zeros((1, cfg.model.z_dim)) if z_img is None else z_img
+    z_img = jnp.broadcast_to(_scaled(cfg, z_img), (size, z_img.shape[1]))
+    keep_z = jnp.full(size, branch.z_img is not None)
+    if cfg.model.caption == "clip_sequence":
+        of = "the captions" if branch is default else "the empty caption, or of a negative one,"
+        clip = captions.repeated(captions.clip_features(branch.caption, of=of), size)
+        features = {"text_seq": clip.sequence, "z_txt": clip.z_txt}
+        ids = jnp.zeros_like(clip.mask, jnp.int32)  # not read
+        return _Inputs(z_img, keep_z, {"tokens": ids, "token_mask": clip.mask, **features})
+    caption = default.caption if branch.caption is None else branch.caption
+    if caption is None:
+        blank = jnp.zeros((1, cfg.model.context), jnp.int32)
+        caption = TokenIds(blank, blank > 0)
+    if not isinstance(caption, TokenIds):
+        raise UserError("this decoder reads token ids, not CLIP's features; pass TokenIds.")
+    ids = captions.repeated(caption, size)
+    keep_text = jnp.full(size, branch.caption is not None)
+    text = {"tokens": ids.tokens, "token_mask": ids.mask, "keep_text": keep_text}
+    return _Inputs(z_img, keep_z, text)
 
 
 def _scaled(cfg: DecoderStageConfig, z_img: Embedding) -> Embedding:
-    """z_img as the network sees it."""
+    """Returns z_img as the network sees it."""
     return z_img if cfg.embedding == "raw" else cfg.scale * unit(z_img)
 
 
 def _caption(cfg: DecoderStageConfig, batch: Batch) -> dict[str, Any]:
-    """The fields of a batch that say what the caption is."""
+    """Returns the fields of a batch that hold the caption."""
     names = ["tokens", "token_mask"]
     names += ["text_seq", "z_txt"] if cfg.model.caption == "clip_sequence" else []
     return {name: batch[name] for name in names}
 
 
-def _clip_text(cfg: DecoderStageConfig, batch: Batch) -> ClipText | None:
-    """The same as CLIP's features, or None where the decoder reads token ids."""
+def _caption_of(cfg: DecoderStageConfig, batch: Batch) -> Caption:
+    """Returns the captions of a batch as the decoder reads them."""
     if cfg.model.caption == "own":
-        return None
+        return TokenIds(batch["tokens"], batch["token_mask"])
     return ClipText(batch["z_txt"], batch["text_seq"], batch["token_mask"])
 
 
 def _training_loss(
-    cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.Noised, key: Key
+    cfg: DecoderStageConfig, params: Params, batch: Batch, noised: gaussian.NoisedBatch, key: Key
 ) -> Float[Array, " b"]:
-    """Per-example loss with dropout and independent drops of z_img and caption."""
-    kept = keeps(cfg, batch_size=noised.t.shape[0], key=key)
-    dropout = {"deterministic": False, "rngs": {"dropout": rng.fold(key, "dropout")}}
+    """Returns the per-example loss with dropout and independent drops of z_img and caption."""
+    options: dict[str, Any] = keep_masks(cfg, batch_size=noised.t.shape[0], key=key)
+    options |= {"deterministic": False, "rngs": {"dropout": rng.fold(key, "dropout")}}
     if cfg.model.inpaints:
         count, side = batch["image"].shape[:2]
         mask = inpainting.random_known(rng.fold(key, "known"), count=count, side=side)
-        dropout["known"] = known_part(batch["image"], mask)
-    return _loss_with(cfg, params, batch, noised, **kept, **dropout)
+        options["known"] = known_part(batch["image"], mask)
+    return _loss_with(cfg, params, batch, noised, **options)
 
 
-def keeps(cfg: DecoderStageConfig, *, batch_size: int, key: Key) -> dict[str, Bool[Array, " b"]]:
-    """Which examples of a training batch keep z_img and which their caption, independently.
+def keep_masks(
+    cfg: DecoderStageConfig, *, batch_size: int, key: Key
+) -> dict[str, Bool[Array, " b"]]:
+    """Draws the examples of a training batch that keep z_img, and those that keep the caption.
 
     In the paper 45 % keep both, 45 % z_img alone, 5 % the caption alone, 5 % nothing (section 2.1;
     figure 8 counts the third).
     """
     key_z, key_text = rng.fold(key, "drop_z"), rng.fold(key, "drop_text")
-    kept = {"keep_z": guidance.keep_mask(key_z, batch_size=batch_size, drop=cfg.drop_z)}
+    masks = {"keep_z": guidance.keep_mask(key_z, batch_size=batch_size, drop=cfg.drop_z)}
     if cfg.model.caption == "own":
-        kept["keep_text"] = guidance.keep_mask(key_text, batch_size=batch_size, drop=cfg.drop_text)
-    return kept
+        masks["keep_text"] = guidance.keep_mask(key_text, batch_size=batch_size, drop=cfg.drop_text)
+    return masks
 
 
 def _loss_with(
     cfg: DecoderStageConfig,
     params: Params,
     batch: Batch,
-    noised: gaussian.Noised,
+    noised: gaussian.NoisedBatch,
     **options: Any,
 ) -> Float[Array, " b"]:
-    """Per-example loss; without options nothing is dropped."""
+    """Returns the per-example loss; without options nothing is dropped."""
     out = apply(
         Decoder(cfg.model),
         params,
@@ -342,23 +417,10 @@ def sample_in_chain(
 ) -> dict[str, Any]:
     """Samples base images (`entry.ChainSampler`)."""
     encoded: captions.EncodedCaptions | None = conditions.get("clip_text")
-    ids: TokenIds | None = conditions.get("caption")
-    if ids is None:
-        assert encoded is not None
-        ids = TokenIds(jnp.zeros_like(encoded.text.mask, jnp.int32), encoded.text.mask)
-    z_img = conditions.get(cfg.condition)
-    z_img = jnp.zeros((len(keys), cfg.model.z_dim)) if z_img is None else z_img
-    features = {} if encoded is None else {"text": encoded.text, "empty": encoded.empty}
-    images = sample(
-        cfg,
-        params,
-        z_img=z_img,
-        tokens=ids.tokens,
-        token_mask=ids.mask,
-        keys=keys,
-        sampling=sampling,
-        **features,
-    )
+    caption = conditions.get("caption") if encoded is None else encoded.text
+    negative = NULL if encoded is None else Condition(None, encoded.empty)
+    condition = Condition(conditions.get(cfg.condition), caption)
+    images = sample(cfg, params, condition, keys=keys, sampling=sampling, negative=negative)
     return {"image": images}
 
 

@@ -1,4 +1,4 @@
-"""What the three diffusion stages share: one noised training draw, one loss, one sampling run.
+"""The parts shared by the diffusion stages: noised batches, the loss, and sampling.
 
 The network's raw output becomes a `Prediction` here, at the border; everything later (guidance,
 thresholding, step rules) is written once on predictions.
@@ -6,7 +6,6 @@ thresholding, step rules) is written once on predictions.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,11 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, in_range, one_of, positive
+from unclip_jax.core.checks import UserError, in_range, one_of, positive, suggest
 from unclip_jax.core.types import Key, Keys, PerExample, Steps
-from unclip_jax.diffusion import analytic, objectives, process, respace, samplers, single, solvers
-from unclip_jax.diffusion.analytic import Origin, VarianceTable
-from unclip_jax.diffusion.samplers import Solver, StepRule
+from unclip_jax.diffusion import analytic, objectives, process, respace, samplers, solvers
+from unclip_jax.diffusion.analytic import ChainSignature, VarianceTable
+from unclip_jax.diffusion.float32_schedule import to_float32
+from unclip_jax.diffusion.guidance import Denoiser
+from unclip_jax.diffusion.samplers import Ancestral, Ddim, Solver, StepTable
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
 THRESHOLDS = ("none", "static", "dynamic")
@@ -27,16 +28,16 @@ TABLES = ("float64", "float32")
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """How a stage is trained: its chain, what the network predicts, how errors are weighted.
+    """The diffusion that a stage is trained with: chain, prediction target, weighting.
 
     Attributes:
         schedule: "cosine" or "linear" (unCLIP Table 3).
         num_timesteps: length T of the trained chain.
-        target: what the network predicts: "eps", "x_0" or "v".
+        target: the quantity that the network predicts: "eps", "x_0" or "v".
         learned_variance: predict the reverse variance too, with the hybrid loss (iDDPM).
         weighting: weight of the error as a function of the signal-to-noise ratio.
         tables: "float64" (ADM's code), or "float32" as the diffusers library has them, with which
-            public weights are used (`diffusion.single`).
+            public weights are used (`diffusion.float32_schedule`).
     """
 
     schedule: str = "cosine"
@@ -51,22 +52,24 @@ class DiffusionConfig:
         one_of("diffusion.target", self.target, [t.value for t in process.Target])
 
     def chain(self) -> Schedule:
-        """The full trained chain."""
+        """Returns the full trained chain."""
         return _chain(self.schedule, self.num_timesteps, self.tables)
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a stage is sampled by default; every field can be overridden when sampling.
+    """The default settings of sampling; every field can be overridden when sampling.
 
     Attributes:
         steps: strided grid, "64", "ddim27", "fast27", "22@140", section counts or "logsnr20"
             (`respace.strided`).
-        sampler: "ancestral" or "ddim", as in the paper; "dpmpp_2m" or "heun" (`solvers`).
+        sampler: one of `SAMPLERS`: "ancestral" or "ddim", as in the paper; "dpmpp_2m", "heun" or
+            "edm". Options of the sampler that are no fields here follow it:
+            "edm:s_churn=40,s_noise=1.003".
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
         variance: ancestral variance: "small", "large", "learned_range" or "table".
         guidance_scale: 1.0 = no guidance.
-        threshold: what happens to x_0 at every step: "none", "static" or "dynamic".
+        threshold: applied to x_0 at every step: "none", "static" or "dynamic".
         percentile: percentile of |x_0| for dynamic thresholding (Imagen, section 2.3).
         limit: static thresholding clips x_0 to [-limit, limit]; 1 for pixels, 5 for the
             standardised embeddings of Karlo as diffusers samples them (10 in its own code).
@@ -82,39 +85,73 @@ class SamplingConfig:
     limit: float = 1.0
 
     def __post_init__(self):
-        one_of("sampling.sampler", self.sampler, SAMPLERS)
         one_of("sampling.variance", self.variance, samplers.VARIANCES)
         one_of("sampling.threshold", self.threshold, THRESHOLDS)
         in_range("sampling.eta", self.eta, 0.0, 1.0)
         positive("sampling.limit", self.limit)
         in_range("sampling.guidance_scale", self.guidance_scale, 0.0, 100.0)
+        self.solver()
 
     @property
     def needs_table(self) -> bool:
-        """Whether a variance table of the model has to be there."""
-        return self.sampler == "ancestral" and self.variance == "table"
+        """True if the model's variance table is needed."""
+        solver = self.solver()
+        return isinstance(solver, Ancestral) and solver.variance == "table"
 
-    def rule(self) -> StepRule | Solver:
-        """How one step is taken."""
-        return SAMPLERS[self.sampler](self)
+    def solver(self) -> Solver:
+        """Returns the sampler with its options.
+
+        Raises:
+            UserError: the sampler or one of its options is unknown, or has a value that is not
+                allowed.
+        """
+        name, _, text = self.sampler.partition(":")
+        cls = SAMPLERS[one_of("sampling.sampler", name, SAMPLERS)]
+        own = {field.name for field in dataclasses.fields(self)}
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(cls) if f.name in own}
+        return cls(**shared, **_options(cls, text, name=name, shared=own))
 
 
-SAMPLERS: dict[str, Callable[[SamplingConfig], StepRule | Solver]] = {
-    "ancestral": lambda sampling: samplers.ancestral(sampling.variance),
-    "ddim": lambda sampling: samplers.ddim(sampling.eta),
-    "dpmpp_2m": lambda sampling: solvers.DpmSolver2M(),
-    "heun": lambda sampling: solvers.Heun(),
+SAMPLERS: dict[str, type[Solver]] = {
+    "ancestral": Ancestral,
+    "ddim": Ddim,
+    "dpmpp_2m": solvers.DpmSolver2M,
+    "heun": solvers.Heun,
+    "edm": solvers.Edm,
 }
+
+
+def _options(cls: type[Solver], text: str, *, name: str, shared: set[str]) -> dict[str, float]:
+    """Parses "s_churn=40,s_noise=1.003" as numbers for fields of a solver.
+
+    Raises:
+        UserError: a part is no NAME=NUMBER, or the solver has no such field.
+    """
+    fields = [f.name for f in dataclasses.fields(cls) if f.type is float and f.name not in shared]
+    options = {}
+    for part in filter(None, text.split(",")):
+        option, _, number = part.partition("=")
+        if option not in fields:
+            hint = suggest(option, fields) if fields else " It has no options of its own."
+            raise UserError(f"the sampler {name!r} has no option {option!r}.{hint}")
+        try:
+            options[option] = float(number)
+        except ValueError:
+            raise UserError(
+                f"the option {option!r} of the sampler {name!r} is {number!r}; give a number, as "
+                f"in {name}:{option}=1."
+            ) from None
+    return options
 
 
 @functools.cache
 def _chain(name: str, num_timesteps: int, tables: str) -> Schedule:
     chain = make_schedule(name, num_timesteps=num_timesteps)
-    return single.in_single(chain) if tables == "float32" else chain
+    return to_float32(chain) if tables == "float32" else chain
 
 
-class Noised(NamedTuple):
-    """One training draw: the noised input and what made it."""
+class NoisedBatch(NamedTuple):
+    """A noised training batch, its timesteps, and the clean samples and noise it consists of."""
 
     x_t: Float[Array, " b *s"]
     t: Steps
@@ -122,31 +159,31 @@ class Noised(NamedTuple):
     eps: Float[Array, " b *s"]
 
 
-def draw(chain: Schedule, x_0: Float[Array, " b *s"], *, key: Key) -> Noised:
-    """Noise `x_0` at timesteps drawn uniformly from the chain (Ho et al. 2020, algorithm 1)."""
+def noise_batch(chain: Schedule, x_0: Float[Array, " b *s"], *, key: Key) -> NoisedBatch:
+    """Noises `x_0` at timesteps drawn uniformly from the chain (Ho et al. 2020, algorithm 1)."""
     t = jax.random.randint(rng.fold(key, "t"), x_0.shape[:1], 0, chain.num_timesteps)
     return noise_at(chain, x_0, t=t, key=key)
 
 
-def noise_at(chain: Schedule, x_0: Float[Array, " b *s"], *, t: Steps, key: Key) -> Noised:
-    """Noise `x_0` at given timesteps."""
+def noise_at(chain: Schedule, x_0: Float[Array, " b *s"], *, t: Steps, key: Key) -> NoisedBatch:
+    """Noises `x_0` at timesteps `t`."""
     eps = jax.random.normal(rng.fold(key, "noise"), x_0.shape, x_0.dtype)
     x_t = process.q_sample(x_0, eps, alpha_bar=chain.level(t, ndim=x_0.ndim))
-    return Noised(x_t, t, x_0, eps)
+    return NoisedBatch(x_t, t, x_0, eps)
 
 
 def split_output(
     out: Float[Array, " b *s"], *, learned_variance: bool
 ) -> tuple[Float[Array, " b *r"], Float[Array, " b *r"] | None]:
-    """Split raw output into the mean half and the variance half (None if there is none)."""
+    """Splits raw output into the mean half and the variance half (None if there is none)."""
     if not learned_variance:
         return out, None
     mean, var_frac = jnp.split(out, 2, axis=-1)
     return mean, var_frac
 
 
-def loss(cfg: DiffusionConfig, out: Float[Array, " b *s"], *, noised: Noised) -> PerExample:
-    """Per-example training loss of the raw output: plain, or hybrid with a learned variance."""
+def loss(cfg: DiffusionConfig, out: Float[Array, " b *s"], *, noised: NoisedBatch) -> PerExample:
+    """Returns the per-example loss of the raw output: plain, or hybrid with a learned variance."""
     chain = cfg.chain()
     mean, var_frac = split_output(out, learned_variance=cfg.learned_variance)
     target = process.Target(cfg.target)
@@ -175,7 +212,7 @@ def loss(cfg: DiffusionConfig, out: Float[Array, " b *s"], *, noised: Noised) ->
 def predict(
     cfg: DiffusionConfig, out: Float[Array, " b *s"], *, x_t: Float[Array, " b *r"], t: Steps
 ) -> process.Prediction:
-    """Turn raw output at original timesteps `t` into a `Prediction`."""
+    """Turns raw output at timesteps `t` into a `Prediction`."""
     mean, var_frac = split_output(out, learned_variance=cfg.learned_variance)
     alpha_bar = cfg.chain().level(t, ndim=x_t.ndim)
     return process.to_prediction(
@@ -183,10 +220,8 @@ def predict(
     )
 
 
-def thresholded(
-    denoise: Callable, cfg: DiffusionConfig, sampling: SamplingConfig
-) -> Callable[[Array, Steps], process.Prediction]:
-    """Wrap a denoiser so that its x_0 stays in range and eps stays consistent with it."""
+def thresholded(denoise: Denoiser, cfg: DiffusionConfig, sampling: SamplingConfig) -> Denoiser:
+    """Wraps a denoiser so that its x_0 stays in range and eps stays consistent with it."""
     if sampling.threshold == "none":
         return denoise
     chain = cfg.chain()
@@ -203,51 +238,75 @@ def thresholded(
     return wrapped
 
 
+def planned(
+    diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
+    *,
+    table: VarianceTable | None = None,
+    origin: ChainSignature | None = None,
+) -> tuple[Solver, StepTable]:
+    """Returns the solver of `sampling` and its plan on the trained chain.
+
+    Args:
+        diffusion: of the trained model.
+        sampling: grid, sampler and its options.
+        table: the model's variance table, for variance "table".
+        origin: the signature that the table must have.
+
+    Raises:
+        UserError: the model has no learned variance or no variance table, but `sampling` asks for
+            it; or the sampler cannot plan these steps.
+    """
+    chain, solver = diffusion.chain(), sampling.solver()
+    if isinstance(solver, Ancestral):
+        if solver.variance == "learned_range" and not diffusion.learned_variance:
+            raise UserError(
+                "sampling.variance is 'learned_range' but the model was trained without a learned "
+                "variance; use 'small' or 'large'."
+            )
+        if solver.variance == "table":
+            if table is None or origin is None:
+                raise UserError(
+                    "sampling.variance is 'table', but there is no variance table with this model; "
+                    f"{analytic.REMEDY}."
+                )
+            short = respace.strided(chain, steps=sampling.steps)
+            variances = table.variances(short, origin=origin)
+            solver = dataclasses.replace(solver, table=tuple(variances.tolist()))
+    return solver, solver.plan(chain, steps=sampling.steps)
+
+
 def run(
-    denoise: Callable,
+    denoise: Denoiser,
     *,
     shape: tuple[int, ...],
     keys: Keys,
     diffusion: DiffusionConfig,
     sampling: SamplingConfig,
     table: VarianceTable | None = None,
-    origin: Origin | None = None,
+    origin: ChainSignature | None = None,
 ) -> Float[Array, " b *s"]:
-    """Sample x_0 of `shape` per key with one scan; example i depends on keys[i] alone.
+    """Samples x_0 of `shape` per key in one scan; example i depends on keys[i] alone.
 
-    `table` is the one that came with the model, `origin` what it must belong to; only variance
-    "table" looks at them.
+    `table` and `origin` are those of `planned`.
     """
-    learned = sampling.sampler == "ancestral" and sampling.variance == "learned_range"
-    if learned and not diffusion.learned_variance:
-        raise UserError(
-            "sampling.variance is 'learned_range' but the model was trained without a learned "
-            "variance; use 'small' or 'large'."
-        )
-    chain = respace.strided(diffusion.chain(), steps=sampling.steps)
-    variances = None
-    if sampling.needs_table:
-        if table is None or origin is None:
-            raise UserError(
-                "sampling.variance is 'table', but there is no variance table with this model; "
-                f"{analytic.AGAIN}."
-            )
-        variances = table.variances(chain, origin=origin)
-    x_T = rng.normal_each(rng.fold_each(keys, "x_T"), shape)
+    solver, rows = planned(diffusion, sampling, table=table, origin=origin)
     denoise = thresholded(denoise, diffusion, sampling)
-    step = sampling.rule()
-    return samplers.sample(
-        denoise, x_T, schedule=chain, step=step, keys=keys, variance_table=variances
-    )
+    return samplers.run(denoise, x_T(keys, shape), table=rows, solver=solver, keys=keys).x
+
+
+def x_T(keys: Keys, shape: tuple[int, ...]) -> Float[Array, " b *s"]:
+    """Draws the pure noise with which sampling begins, one array of `shape` per key."""
+    return rng.normal_each(rng.fold_each(keys, "x_T"), shape)
 
 
 def check_guidance(scale: float, *, drops: dict[str, float]) -> None:
-    """Refuse guidance of a model that never sees its condition dropped: it has no null to lean on.
+    """Refuses guidance of a model that never sees its condition dropped.
 
     Args:
         scale: of the guidance; 1 is off.
         drops: config key -> share of examples without that condition, for every condition that
-            the unconditional branch leaves out.
+            the unconditional branch lacks.
 
     Raises:
         UserError: naming the drop that is 0.

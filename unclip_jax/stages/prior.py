@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
@@ -29,12 +30,12 @@ from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior_config import PriorStageConfig
 
-MEASURED = 1 << 18  # rows, at most, whose mean and deviation are taken
-HEALTH_STEPS = 8  # of the draws that are looked at while training
+MAX_ROWS = 1 << 18  # of the training embeddings whose mean and deviation are measured
+HEALTH_STEPS = 8  # of the samples that are evaluated while training
 
 
 def make(cfg: PriorStageConfig) -> Stage:
-    """The stage record for the diffusion prior."""
+    """Makes the stage record for the diffusion prior."""
     module, chain = Prior(cfg.model), cfg.diffusion.chain()
     z = Field((cfg.model.embed_dim,), "float32")
     text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
@@ -49,12 +50,14 @@ def make(cfg: PriorStageConfig) -> Stage:
             "params"
         ]
 
-    def output(params: Params, batch: Batch, noised: gaussian.Noised, keep_text: Array | None):
+    def output(params: Params, batch: Batch, noised: gaussian.NoisedBatch, keep_text: Array | None):
         text = _text(cfg, batch)
         return apply(module, params, noised.x_t, noised.t, **text, keep_text=keep_text)
 
     def loss(params: Params, batch: Batch, key: Key):
-        noised = gaussian.draw(chain, to_latent(cfg, batch["z_img"]), key=rng.fold(key, "draw"))
+        noised = gaussian.noise_batch(
+            chain, to_latent(cfg, batch["z_img"]), key=rng.fold(key, "draw")
+        )
         keep = None
         if cfg.model.null == "learned":
             keep = guidance.keep_mask(
@@ -65,7 +68,9 @@ def make(cfg: PriorStageConfig) -> Stage:
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
-        noised = gaussian.draw(chain, to_latent(cfg, batch["z_img"]), key=rng.fold(key, "draw"))
+        noised = gaussian.noise_batch(
+            chain, to_latent(cfg, batch["z_img"]), key=rng.fold(key, "draw")
+        )
         out = output(params, batch, noised, None)
         value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
         return {"loss": value, **_health(cfg, params, batch, key)}
@@ -87,15 +92,15 @@ def make(cfg: PriorStageConfig) -> Stage:
     )
 
 
-def settle(cfg: PriorStageConfig, rows: Rows) -> PriorStageConfig:
-    """`cfg` with the mean and deviation of raw z_img that it asks of the training data.
+def resolve_from_data(cfg: PriorStageConfig, rows: Rows) -> PriorStageConfig:
+    """Returns `cfg` with the mean and deviation of the training data's raw z_img, if needed.
 
     Raises:
         UserError: a dimension that does not vary.
     """
     if not cfg.standardise or cfg.z_mean:
         return cfg
-    z_img = np.concatenate([block["z_img"] for block in rows(MEASURED)]).astype(np.float64)
+    z_img = np.concatenate([block["z_img"] for block in rows(MAX_ROWS)]).astype(np.float64)
     mean, std = (v.astype(np.float32) for v in (z_img.mean(axis=0), z_img.std(axis=0)))
     if not np.all(std > 0):
         raise UserError(
@@ -119,7 +124,7 @@ def sample(
     text: ClipText | None = None,
     empty: ClipText | None = None,
 ) -> Embedding:
-    """Draw z_img for captions, the best of several by z_img . z_txt (unCLIP, 2.2).
+    """Samples z_img for captions, the best of several by z_img . z_txt (unCLIP, 2.2).
 
     Args:
         cfg: the trained stage.
@@ -131,8 +136,8 @@ def sample(
         sampling: overrides `cfg.sampling`.
         num_candidates: overrides `cfg.num_candidates`.
         table: this prior's variance table, for sampling with variance "table".
-        text: what CLIP says of the captions, for priors that read it.
-        empty: what CLIP says of the empty caption (one row), for priors whose null it is.
+        text: CLIP's features of the captions, for priors that read them.
+        empty: CLIP's features of the empty caption (one row), for priors whose null it is.
 
     Returns:
         One embedding per caption: of norm 1, or raw if the stage standardises raw ones.
@@ -144,10 +149,10 @@ def sample(
     count = num_candidates or cfg.num_candidates
     batch = {"tokens": tokens, "token_mask": token_mask, "z_txt": z_txt}
     if cfg.model.caption == "clip_sequence":
-        batch["text_seq"] = captions.needed("the captions", text).sequence
+        batch["text_seq"] = captions.clip_features(text, of="the captions").sequence
     repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
     candidate_keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
-    drawn = draw(
+    x_0 = sample_latent(
         cfg,
         params,
         batch=repeated,
@@ -156,11 +161,11 @@ def sample(
         table=table,
         empty=empty,
     )
-    z_img = from_latent(cfg, drawn).reshape(-1, count, cfg.model.embed_dim)
+    z_img = from_latent(cfg, x_0).reshape(-1, count, cfg.model.embed_dim)
     return z_img[:, 0] if count == 1 else best_of(z_img, z_txt=unit(z_txt))
 
 
-def draw(
+def sample_latent(
     cfg: PriorStageConfig,
     params: Params,
     *,
@@ -170,7 +175,7 @@ def draw(
     table: VarianceTable | None = None,
     empty: ClipText | None = None,
 ) -> Embedding:
-    """One x_0 per caption as the prior diffuses it: scaled, and of whatever norm came out."""
+    """Samples one x_0 per caption as the prior diffuses it: scaled, and of any norm."""
     cfg.check_guidance(sampling)
     return gaussian.run(
         denoiser(cfg, params, batch=batch, scale=sampling.guidance_scale, empty=empty),
@@ -191,7 +196,7 @@ def eps_power(
     timesteps: Int[np.ndarray, " n"],
     key: Key,
 ) -> Float[Array, " n"]:
-    """Mean eps^2 of a trained prior on one training batch, for its variance table."""
+    """Returns the mean eps^2 of a trained prior on one training batch, for its variance table."""
     return analytic.eps_power(
         denoiser(cfg, params, batch=batch, scale=1.0),
         to_latent(cfg, batch["z_img"]),
@@ -202,7 +207,7 @@ def eps_power(
 
 
 def best_of(candidates: Float[Array, " b n z"], *, z_txt: Embedding) -> Embedding:
-    """Per caption, the candidate nearest to z_txt by angle (unCLIP, section 2.2: dot product)."""
+    """Returns the candidate nearest to z_txt by angle for each caption (unCLIP, section 2.2)."""
     scores = jnp.einsum("b n z, b z -> b n", unit(candidates), z_txt)
     return jnp.take_along_axis(candidates, scores.argmax(1)[:, None, None], axis=1)[:, 0]
 
@@ -215,7 +220,7 @@ def denoiser(
     scale: float,
     empty: ClipText | None = None,
 ) -> guidance.Denoiser:
-    """The conditional, or guided, denoiser for a batch of captions; `empty` as in `sample`."""
+    """Returns the conditional, or guided, denoiser for captions; `empty` as in `sample`."""
     module = Prior(cfg.model)
 
     def predict(x_t, t, batch, keep_text):
@@ -235,17 +240,17 @@ def denoiser(
 
 
 def _without(cfg: PriorStageConfig, batch: Batch, empty: ClipText | None) -> Batch:
-    """The unconditional half: the same batch, which the network drops, or the empty caption."""
+    """Returns the unconditional half: the same batch, dropped by the network, or empty captions."""
     if cfg.model.null == "learned":
         return batch
-    text = captions.needed("the empty caption", empty)
+    text = captions.clip_features(empty, of="the empty caption")
     text = captions.repeated(text, batch["token_mask"].shape[0])
-    told = {"token_mask": text.mask, "z_txt": text.z_txt, "text_seq": text.sequence}
-    return {**batch, **told}
+    features = {"token_mask": text.mask, "z_txt": text.z_txt, "text_seq": text.sequence}
+    return {**batch, **features}
 
 
 def to_latent(cfg: PriorStageConfig, z_img: Embedding) -> Embedding:
-    """z_img, of any norm (raw if the stage standardises), as the chain diffuses it."""
+    """Returns z_img, of any norm (raw if the stage standardises), as the chain diffuses it."""
     if not cfg.standardised:
         return cfg.scale * unit(z_img)
     mean, std = _statistics(cfg)
@@ -253,7 +258,7 @@ def to_latent(cfg: PriorStageConfig, z_img: Embedding) -> Embedding:
 
 
 def from_latent(cfg: PriorStageConfig, x_0: Embedding) -> Embedding:
-    """The inverse of `to_latent`: a unit vector, or a raw embedding."""
+    """Inverts `to_latent`: returns unit vectors, or raw embeddings."""
     if not cfg.standardised:
         return unit(x_0)
     mean, std = _statistics(cfg)
@@ -261,19 +266,14 @@ def from_latent(cfg: PriorStageConfig, x_0: Embedding) -> Embedding:
 
 
 def _statistics(cfg: PriorStageConfig) -> tuple[Array, Array]:
-    """Mean and deviation; 0 and 1 as long as nobody has measured them, for planning alone."""
+    """Returns mean and deviation; 0 and 1 before they are measured, for planning alone."""
     size = cfg.model.embed_dim
     mean, std = (cfg.z_mean, cfg.z_std) if cfg.z_mean else ([0.0] * size, [1.0] * size)
     return jnp.array(mean)[None], jnp.array(std)[None]
 
 
-def unit(z: Float[Array, " *b z"]) -> Float[Array, " *b z"]:
-    """Rows scaled to norm 1."""
-    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
-
-
 def _text(cfg: PriorStageConfig, batch: Batch) -> Batch:
-    """The conditioning inputs of the network; CLIP embeddings enter scaled (unCLIP, 2.2)."""
+    """Returns the conditioning inputs; CLIP embeddings enter scaled (unCLIP, 2.2)."""
     names = ["tokens", "token_mask"]
     names += ["text_seq"] if cfg.model.caption == "clip_sequence" else []
     z_txt = batch["z_txt"]
@@ -282,15 +282,15 @@ def _text(cfg: PriorStageConfig, batch: Batch) -> Batch:
 
 
 def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
-    """What a healthy prior shows (DALLE2-pytorch's notes), all by cosine.
+    """Computes metrics of a prior's health (DALLE2-pytorch's notes), all by cosine.
 
     Of the one-step prediction from pure noise, which is the mean of z_img given the caption:
         cosine_image to the true z_img, cosine_text to z_txt, cosine_unrelated to another z_img;
         rank_image: mean rank of the true z_img among the batch's, 1 = nearest.
-    Of one draw per caption in a few DDIM steps:
+    Of one sample per caption in a few DDIM steps:
         drawn_cosine_image; drawn_norm: before it is normalised, 1 = as the data's;
-        baseline_gap: how much nearer draws are to their z_txt than the data are (cosine_data);
-        it should be within a hundredth of 0.
+        baseline_gap: cosine of samples to their z_txt minus that of the data (cosine_data); it
+        should be within a hundredth of 0.
     """
     chain = cfg.diffusion.chain()
     z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
@@ -301,8 +301,8 @@ def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Me
     guess = unit(from_latent(cfg, guess))
     few = SamplingConfig(steps=str(min(HEALTH_STEPS, chain.num_timesteps)), sampler="ddim")
     keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
-    x_0 = draw(cfg, params, batch=batch, keys=keys, sampling=few)
-    drawn = unit(from_latent(cfg, x_0))
+    x_0 = sample_latent(cfg, params, batch=batch, keys=keys, sampling=few)
+    samples = unit(from_latent(cfg, x_0))
     cosine_data = mean_cosine(z_img, z_txt)
     return {
         "cosine_image": mean_cosine(guess, z_img),
@@ -310,24 +310,24 @@ def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Me
         "cosine_unrelated": mean_cosine(guess, jnp.roll(z_img, 1, axis=0)),
         "cosine_data": cosine_data,
         "rank_image": mean_rank(guess, z_img),
-        "drawn_cosine_image": mean_cosine(drawn, z_img),
+        "drawn_cosine_image": mean_cosine(samples, z_img),
         "drawn_norm": mean_norm(x_0) / mean_norm(latent),
-        "baseline_gap": mean_cosine(drawn, z_txt) - cosine_data,
+        "baseline_gap": mean_cosine(samples, z_txt) - cosine_data,
     }
 
 
 def mean_cosine(a: Embedding, b: Embedding) -> Float[Array, ""]:
-    """Mean dot product of rows of norm 1."""
+    """Returns the mean dot product of rows of norm 1."""
     return jnp.mean(jnp.sum(a * b, axis=-1))
 
 
 def mean_norm(z: Embedding) -> Float[Array, ""]:
-    """Mean Euclidean norm of the rows."""
+    """Returns the mean Euclidean norm of the rows."""
     return jnp.mean(jnp.linalg.norm(z, axis=-1))
 
 
 def mean_rank(guess: Embedding, z_img: Embedding) -> Float[Array, ""]:
-    """Mean rank of row i of `z_img` by its dot product with row i of `guess`; 1 is the best.
+    """Returns the mean rank of row i of `z_img` by dot product with row i of `guess`; 1 is best.
 
     Ties count in full, so that a guess which cannot tell rows apart has the worst rank.
     """
@@ -376,7 +376,7 @@ ENTRY = StageEntry(
     ),
     yields=("z_img",),
     sample=sample_in_chain,
-    resolve=settle,
+    resolve=resolve_from_data,
     requires=("z_scale",),
     sidecars={"variance_table": ("variance.json", VarianceTable)},
 )

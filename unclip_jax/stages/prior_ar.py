@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import in_range
 from unclip_jax.core.config import as_dict
@@ -26,23 +27,23 @@ from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Pa
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
-from unclip_jax.stages import categorical, codec_fit, gaussian
+from unclip_jax.stages import categorical, gaussian, quantizer_fit
 from unclip_jax.stages.base import Rows, Stage, apply, one_example
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.prior import best_of, unit
+from unclip_jax.stages.prior import best_of
 
-GROUPS = 8  # runs of positions whose cross-entropy is reported
-DRAWN = 64  # rows of a held-out batch for which embeddings are drawn, one pass per code
+POSITION_GROUPS = 8  # runs of positions whose cross-entropy is reported
+HEALTH_ROWS = 64  # of a held-out batch for which embeddings are sampled, one pass per code
 
 
 @dataclasses.dataclass(frozen=True)
 class PriorArStageConfig:
-    """An autoregressive prior and how it is trained and sampled.
+    """An autoregressive prior and the settings of its training and sampling.
 
     Attributes:
-        model: text encoder, latent decoder and codec.
+        model: text encoder, transformer over codes and quantizer.
         sampling: default sampling.
         drop_text: share of examples whose caption and z_txt are both dropped (10 % in the paper).
         num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept. 1 here: the
@@ -60,7 +61,7 @@ class PriorArStageConfig:
         self.check_guidance(self.sampling)
 
     def check_guidance(self, sampling: CodeSamplingConfig) -> None:
-        """Refuse guidance without drops.
+        """Refuses guidance without drops.
 
         Raises:
             UserError: `drop_text` is 0 and the scale is not 1.
@@ -78,7 +79,7 @@ class Encoded(NamedTuple):
 
 
 def make(cfg: PriorArStageConfig) -> Stage:
-    """The stage record for the autoregressive prior."""
+    """Makes the stage record for the autoregressive prior."""
     module, codec = PriorAr(cfg.model), cfg.model.make_quantizer()
     z = Field((cfg.model.embed_dim,), "float32")
     text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
@@ -87,16 +88,14 @@ def make(cfg: PriorArStageConfig) -> Stage:
     def init(key: Key) -> Params:
         zero = one_example(spec)
         fitted = codec.init(rng.fold(key, "codec"), zero["z_img"])["params"]
-        given = _encoded(cfg, nn.meta.unbox(fitted), zero)
-        network = module.init(key, given.codes, dot=given.dot, **given.text)["params"]
+        encoded = _encoded(cfg, nn.meta.unbox(fitted), zero)
+        network = module.init(key, encoded.codes, dot=encoded.dot, **encoded.text)["params"]
         return {"codec": fitted, "network": network}
 
     def losses(params: Params, batch: Batch, keep: Bool[Array, " b"] | None):
-        given = _encoded(cfg, params["codec"], batch)
-        logits = apply(
-            module, params["network"], given.codes, dot=given.dot, **given.text, keep_text=keep
-        )
-        return cross_entropy(logits, given.codes)
+        codes, dot, text = _encoded(cfg, params["codec"], batch)
+        logits = apply(module, params["network"], codes, dot=dot, **text, keep_text=keep)
+        return cross_entropy(logits, codes)
 
     def loss(params: Params, batch: Batch, key: Key):
         key, size = rng.fold(key, "drop_text"), batch["z_img"].shape[0]
@@ -105,8 +104,8 @@ def make(cfg: PriorArStageConfig) -> Stage:
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
-        each = losses(params, batch, None)
-        return {"loss": jnp.mean(each), **_by_position(each), **_health(cfg, params, batch, key)}
+        nats = losses(params, batch, None)
+        return {"loss": jnp.mean(nats), **_by_position(nats), **_health(cfg, params, batch, key)}
 
     return Stage(
         name="prior_ar",
@@ -116,26 +115,26 @@ def make(cfg: PriorArStageConfig) -> Stage:
         evaluate=evaluate,
         preview=None,
         splittable=True,
-        fit=lambda rows: codec_fit.fit(cfg.model.codec, rows, components=cfg.model.components),
+        fit=lambda rows: quantizer_fit.fit(cfg.model.codec, rows, components=cfg.model.components),
         describe={"config": as_dict(cfg), "embed_dim": cfg.model.embed_dim},
     )
 
 
-def settle(cfg: PriorArStageConfig, rows: Rows) -> PriorArStageConfig:
-    """`cfg` with the number of components that its share of variance asks of the data.
+def resolve_from_data(cfg: PriorArStageConfig, rows: Rows) -> PriorArStageConfig:
+    """Returns `cfg` with the number of components that explain its share of the data's variance.
 
     Raises:
         UserError: more than the model holds, or embeddings that cannot be used.
     """
     if cfg.model.codec.components:
         return cfg
-    count = codec_fit.count_components(cfg.model.codec, rows, most=cfg.model.most_components)
+    count = quantizer_fit.count_components(cfg.model.codec, rows, most=cfg.model.most_components)
     codec = dataclasses.replace(cfg.model.codec, components=count, explained_variance=0.0)
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, codec=codec))
 
 
 def cross_entropy(logits: Float[Array, " b k n"], codes: Codes) -> Float[Array, " b k"]:
-    """Nats per code."""
+    """Returns the nats of each code."""
     picked = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
@@ -151,7 +150,7 @@ def sample(
     sampling: CodeSamplingConfig | None = None,
     num_candidates: int | None = None,
 ) -> Embedding:
-    """Draw unit-norm z_img for captions (unCLIP, section 2.2).
+    """Samples unit-norm z_img for captions (unCLIP, section 2.2).
 
     Args:
         cfg: the trained stage.
@@ -174,10 +173,10 @@ def sample(
     repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
     keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
     codes = sample_codes(cfg, params, batch=repeated, keys=keys, sampling=sampling or cfg.sampling)
-    drawn = unit(
+    z_img = unit(
         apply(cfg.model.make_quantizer(), params["codec"], codes, method=PcaQuantizer.decode)
     )
-    return best_of(drawn.reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
+    return best_of(z_img.reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
 
 
 def sample_codes(
@@ -188,14 +187,14 @@ def sample_codes(
     keys: Keys,
     sampling: CodeSamplingConfig,
 ) -> Codes:
-    """Draw all codes of each row, one cached step per code, in one scan.
+    """Samples all codes of each row, one cached step per code, in one scan.
 
     Args:
         cfg: the trained stage.
         params: its parameters.
         batch: "tokens", "token_mask" and "z_txt".
         keys: one key per row; row i depends on its key and condition alone.
-        sampling: how codes are drawn.
+        sampling: settings.
 
     Raises:
         UserError: guidance of a model that was trained without drops.
@@ -204,13 +203,13 @@ def sample_codes(
     cfg.check_guidance(sampling)
     module = PriorAr(cfg.model)
     text, keep = _text(cfg, batch), None
-    dot = draw_dot(cfg, keys, percentile=sampling.dot_percentile)
+    dot = sample_dot(cfg, keys, percentile=sampling.dot_percentile)
     if scale != 1.0:
         text, dot = jax.tree.map(lambda x: jnp.concatenate([x, x]), (text, dot))
         keep = jnp.arange(2 * size) < size
     run = functools.partial(apply, module, params["network"])
 
-    def draw(logits: Array, index: Int[Array, ""] | int) -> Int[Array, " b"]:
+    def choose(logits: Array, index: Int[Array, ""] | int) -> Int[Array, " b"]:
         if scale != 1.0:
             logits = categorical.guided(logits, scale=scale)
         return categorical.choose(
@@ -222,22 +221,22 @@ def sample_codes(
 
     def step(carry, index):
         code, cache = carry
-        fed = code if scale == 1.0 else jnp.concatenate([code, code])
-        given = {"index": index, "token_mask": text["token_mask"], "keep_text": keep}
-        logits, cache = run(fed, cache, **given, method=PriorAr.step)
-        code = draw(logits, index + 1)
+        inputs = code if scale == 1.0 else jnp.concatenate([code, code])
+        options = {"index": index, "token_mask": text["token_mask"], "keep_text": keep}
+        logits, cache = run(inputs, cache, **options, method=PriorAr.step)
+        code = choose(logits, index + 1)
         return (code, cache), code
 
     logits, cache = run(dot=dot, **text, keep_text=keep, method=PriorAr.start)
-    first = draw(logits, 0)
-    _, rest = jax.lax.scan(step, (first, cache), jnp.arange(cfg.model.components - 1))
-    return jnp.concatenate([first[:, None], rest.T], axis=1)
+    first = choose(logits, 0)
+    _, others = jax.lax.scan(step, (first, cache), jnp.arange(cfg.model.components - 1))
+    return jnp.concatenate([first[:, None], others.T], axis=1)
 
 
-def draw_dot(cfg: PriorArStageConfig, keys: Keys, *, percentile: float) -> Int[Array, " b"]:
-    """The dot token to ask for: a training example's, among those above `percentile`.
+def sample_dot(cfg: PriorArStageConfig, keys: Keys, *, percentile: float) -> Int[Array, " b"]:
+    """Samples the dot token to condition on: a training example's above `percentile`.
 
-    Buckets hold equally many training examples, so this is an even draw of the upper buckets
+    Buckets hold equally many training examples, so this draws uniformly from the upper buckets
     (unCLIP, section 2.2: the top half).
     """
     count = cfg.model.codec.dot_buckets
@@ -246,7 +245,7 @@ def draw_dot(cfg: PriorArStageConfig, keys: Keys, *, percentile: float) -> Int[A
 
 
 def _encoded(cfg: PriorArStageConfig, fitted: Params, batch: Batch) -> Encoded:
-    """Codes and dot bucket of a batch, through which no gradient flows."""
+    """Returns codes and dot bucket of a batch, through which no gradient flows."""
     fitted = jax.lax.stop_gradient(fitted)
     codec, z_img, z_txt = cfg.model.make_quantizer(), unit(batch["z_img"]), unit(batch["z_txt"])
     codes = apply(codec, fitted, z_img)
@@ -255,7 +254,7 @@ def _encoded(cfg: PriorArStageConfig, fitted: Params, batch: Batch) -> Encoded:
 
 
 def _text(cfg: PriorArStageConfig, batch: Batch) -> Batch:
-    """The conditioning inputs of the network; z_txt enters with unit variance per dimension."""
+    """Returns the conditioning inputs; z_txt enters with unit variance per dimension."""
     return {
         "tokens": batch["tokens"],
         "token_mask": batch["token_mask"],
@@ -263,33 +262,33 @@ def _text(cfg: PriorArStageConfig, batch: Batch) -> Batch:
     }
 
 
-def _by_position(each: Float[Array, " b k"]) -> Metrics:
-    """Cross-entropy of runs of codes, from the largest component to the smallest."""
-    means, count = jnp.mean(each, axis=0), each.shape[1]
-    cuts = sorted({count * i // GROUPS for i in range(GROUPS + 1)})
+def _by_position(nats: Float[Array, " b k"]) -> Metrics:
+    """Returns the cross-entropy of runs of codes, from the largest component to the smallest."""
+    means, count = jnp.mean(nats, axis=0), nats.shape[1]
+    cuts = sorted({count * i // POSITION_GROUPS for i in range(POSITION_GROUPS + 1)})
     runs = itertools.pairwise(cuts)
     return {f"loss_{a:03d}_{b - 1:03d}": jnp.mean(means[a:b]) for a, b in runs}
 
 
 def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
-    """How near drawn embeddings come to the true ones, and what the codes themselves lose.
+    """Computes cosines of sampled embeddings to the true ones, and the error of the codes.
 
-    drawn_cosine_image to the true z_img, drawn_cosine_unrelated to another; baseline_gap: how much
-    nearer draws are to their z_txt than the data are (cosine_data), above 0 because the dot token
-    asks for the top half; codec_error: squared distance of z_img to what its codes decode to.
+    drawn_cosine_image to the true z_img, drawn_cosine_unrelated to another; baseline_gap: cosine
+    of samples to their z_txt minus that of the data (cosine_data), above 0 because the dot token
+    comes from the top half; codec_error: squared distance of z_img to its decoded codes.
     """
-    few = jax.tree.map(lambda x: x[:DRAWN], batch)
+    few = jax.tree.map(lambda x: x[:HEALTH_ROWS], batch)
     z_img, z_txt = unit(few["z_img"]), unit(few["z_txt"])
     keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
     text = {name: few[name] for name in ("tokens", "token_mask", "z_txt")}
-    drawn = sample(cfg, params, **text, keys=keys, num_candidates=1)
+    samples = sample(cfg, params, **text, keys=keys, num_candidates=1)
     codec, fitted = cfg.model.make_quantizer(), params["codec"]
     through = apply(codec, fitted, apply(codec, fitted, z_img), method=PcaQuantizer.decode)
     cosine_data = _cosine(z_img, z_txt)
     return {
-        "drawn_cosine_image": _cosine(drawn, z_img),
-        "drawn_cosine_unrelated": _cosine(drawn, jnp.roll(z_img, 1, axis=0)),
-        "baseline_gap": _cosine(drawn, z_txt) - cosine_data,
+        "drawn_cosine_image": _cosine(samples, z_img),
+        "drawn_cosine_unrelated": _cosine(samples, jnp.roll(z_img, 1, axis=0)),
+        "baseline_gap": _cosine(samples, z_txt) - cosine_data,
         "cosine_data": cosine_data,
         "codec_error": jnp.mean(jnp.sum((through - z_img) ** 2, -1)),
         "explained_variance": apply(codec, fitted, method=PcaQuantizer.explained),
@@ -297,7 +296,7 @@ def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> 
 
 
 def _cosine(a: Embedding, b: Embedding) -> Float[Array, ""]:
-    """Mean dot product of rows of norm 1."""
+    """Returns the mean dot product of rows of norm 1."""
     return jnp.mean(jnp.sum(a * b, axis=-1))
 
 
@@ -331,5 +330,5 @@ ENTRY = StageEntry(
     reads=lambda cfg: ("z_txt", "caption"),
     yields=("z_img",),
     sample=sample_in_chain,
-    resolve=settle,
+    resolve=resolve_from_data,
 )

@@ -1,10 +1,10 @@
-"""What a diffusion prior is, how it is trained and sampled, and which options go together."""
+"""The configuration of the diffusion prior, and the checks of its options."""
 
 import dataclasses
 import math
 
 from unclip_jax.core.checks import UserError, in_range, one_of
-from unclip_jax.diffusion.analytic import Origin
+from unclip_jax.diffusion.analytic import ChainSignature
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
@@ -16,7 +16,7 @@ SCALINGS = {"pixel_rms": PIXEL_RMS, "unit_rms": 1.0}  # RMS per dimension of wha
 
 @dataclasses.dataclass(frozen=True)
 class PriorStageConfig:
-    """A diffusion prior and how it is trained and sampled.
+    """A diffusion prior and the settings of its training and sampling.
 
     Attributes:
         model: the causal transformer.
@@ -31,7 +31,7 @@ class PriorStageConfig:
         z_mean: per dimension; with `z_std` the chain diffuses (z_img - z_mean) / z_std of raw
             embeddings (Karlo) instead of scaled unit vectors, and z_txt enters raw. () = off.
         z_std: per dimension, likewise.
-        standardise: measure z_mean and z_std on the training embeddings, where they are not given.
+        standardise: measure z_mean and z_std on the training embeddings if they are ().
     """
 
     model: PriorConfig
@@ -65,12 +65,12 @@ class PriorStageConfig:
 
     @property
     def standardised(self) -> bool:
-        """Whether raw embeddings are standardised, rather than unit vectors scaled."""
+        """True if raw embeddings are standardised; False if unit vectors are scaled."""
         return self.standardise or bool(self.z_mean)
 
     @property
     def scale(self) -> float:
-        """The factor actually applied to unit-norm embeddings."""
+        """Factor applied to unit-norm embeddings."""
         if self.z_scale is not None:
             return self.z_scale
         if self.standardised:
@@ -78,14 +78,14 @@ class PriorStageConfig:
         return SCALINGS[self.scaling] * math.sqrt(self.model.embed_dim)
 
     @property
-    def origin(self) -> Origin:
-        """What a variance table of this prior must say of itself.
+    def origin(self) -> ChainSignature:
+        """Signature that a variance table of this prior must have.
 
-        x_0 has norm `scale`, so no dimension can vary by more than scale^2 / d on average; what is
-        standardised has variance 1.
+        x_0 has norm `scale`, so no dimension can vary by more than scale^2 / d on average;
+        standardised embeddings have variance 1.
         """
         variance = 1.0 if self.standardised else self.scale**2 / self.model.embed_dim
-        return Origin(
+        return ChainSignature(
             schedule=self.diffusion.schedule,
             num_timesteps=self.diffusion.num_timesteps,
             target=self.diffusion.target,
@@ -93,7 +93,7 @@ class PriorStageConfig:
         )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuse guidance without drops (where the null is the empty caption, the data drop).
+        """Refuses guidance without drops, unless the null is the empty caption in the data.
 
         Raises:
             UserError: `drop_text` is 0 and the scale is not 1.

@@ -20,17 +20,17 @@ from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Para
 from unclip_jax.diffusion import process
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
-from unclip_jax.stages import consistency, gaussian
+from unclip_jax.stages import gaussian, low_res_fidelity
 from unclip_jax.stages.base import Stage, apply, one_example
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
-EXAMINED = 8  # examples of a held-out batch that are enlarged to look at consistency
+EXAMINED = 8  # examples of a held-out batch that are enlarged to measure fidelity
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Noise on the low-res image that the network is told of; an extra that unCLIP has not.
+    """Noise on the low-res image, whose level the network sees; not part of unCLIP.
 
     Conditioning augmentation of cascaded diffusion (Ho et al. 2021, arXiv 2106.15282, section 4.2)
     and Imagen (arXiv 2205.11487, section 2.4): in training the low-res image is noised to a random
@@ -55,7 +55,7 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class UpsamplerStageConfig:
-    """An upsampler and how it is trained and sampled.
+    """An upsampler and the settings of its training and sampling.
 
     Attributes:
         model: the convolutional U-Net; `model.unet.image_size` is the full target size.
@@ -102,7 +102,7 @@ class UpsamplerStageConfig:
             )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuse guidance: an upsampler has no condition that could be dropped (unCLIP, 2.1).
+        """Refuses guidance: an upsampler has no condition that could be dropped (unCLIP, 2.1).
 
         Raises:
             UserError: the scale is not 1.
@@ -120,7 +120,7 @@ class UpsamplerStageConfig:
 
 
 def make(cfg: UpsamplerStageConfig) -> Stage:
-    """The stage record for an upsampler."""
+    """Makes the stage record for an upsampler."""
     module = Upsampler(cfg.model)
     spec = {
         "image": batches.image_field(cfg.crop),
@@ -130,10 +130,10 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
     def init(key: Key) -> Params:
         zero = one_example(spec)
         t = jnp.zeros(1, jnp.int32)
-        told = t if cfg.augment.most else None
+        low_res_t = t if cfg.augment.most else None
 
         def one(key: Key) -> Params:
-            low_res = {"low_res": zero["low_res"], "low_res_t": told}
+            low_res = {"low_res": zero["low_res"], "low_res_t": low_res_t}
             return module.init(key, zero["image"], t, **low_res)["params"]
 
         if not cfg.last_step:
@@ -153,8 +153,8 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
         images = sample(cfg, params, low_res=few, keys=keys[:EXAMINED])
         return {
             "loss": _error(cfg, params, batch["image"], low=low, key=key),
-            "low_res_error": consistency.low_res_error(images, few),
-            "colour_shift": consistency.colour_shift(images, few),
+            "low_res_error": low_res_fidelity.low_res_error(images, few),
+            "colour_shift": low_res_fidelity.colour_shift(images, few),
         }
 
     def preview(params: Params, batch: Batch, key: Key) -> Image:
@@ -187,7 +187,7 @@ def sample(
     keys: Keys,
     sampling: SamplingConfig | None = None,
 ) -> Image:
-    """Enlarge clean low-res images in [-1, 1] by the stage's factor, at any size that fits.
+    """Enlarges clean low-res images in [-1, 1] by the stage's factor, at any size that fits.
 
     Args:
         cfg: the trained stage.
@@ -200,7 +200,7 @@ def sample(
         Images `factor` times larger.
 
     Raises:
-        UserError: a guidance scale, which does not exist here.
+        UserError: a guidance scale other than 1.
     """
     sampling = sampling or cfg.sampling
     cfg.check_guidance(sampling)
@@ -217,7 +217,7 @@ def sample(
 
 
 def denoiser(cfg: UpsamplerStageConfig, params: Params, *, low_res: LowRes, keys: Keys) -> Denoiser:
-    """The network as a function of (x_t, t) for given low-res images; arguments as for `sample`."""
+    """Returns the denoiser conditioned on low-res images; arguments as for `sample`."""
     low = _as_sampled(cfg, low_res, keys=keys)
 
     def denoise(x_t: Image, t: Steps):
@@ -228,14 +228,14 @@ def denoiser(cfg: UpsamplerStageConfig, params: Params, *, low_res: LowRes, keys
 
 
 class _LowRes(NamedTuple):
-    """What the network sees of the low-res image, and the timestep it is told (None = nothing)."""
+    """The low-res image as the network sees it, and the timestep of its noise (None = no noise)."""
 
     image: LowRes
     t: Steps | None
 
 
 def _in_training(cfg: UpsamplerStageConfig, low_res: LowRes, *, key: Key) -> _LowRes:
-    """Noised to a random timestep where augmentation is on."""
+    """Noises low-res images to a random timestep if augmentation is on."""
     if not cfg.augment.most:
         return _LowRes(low_res, None)
     bound = _timestep(cfg, cfg.augment.most) + 1
@@ -245,7 +245,7 @@ def _in_training(cfg: UpsamplerStageConfig, low_res: LowRes, *, key: Key) -> _Lo
 
 
 def _as_sampled(cfg: UpsamplerStageConfig, low_res: LowRes, *, keys: Keys) -> _LowRes:
-    """Noised to the timestep of sampling, each image by its own key."""
+    """Noises low-res images to the timestep of sampling, each with its own key."""
     if not cfg.augment.most:
         return _LowRes(low_res, None)
     t = jnp.full(low_res.shape[:1], _timestep(cfg, cfg.augment.level), jnp.int32)
@@ -271,18 +271,18 @@ def _error(
     key: Key,
     dropout_key: Key | None = None,
 ) -> Array:
-    """Mean loss over a batch; dropout is on when its key is given.
+    """Returns the mean loss over a batch; dropout is on if it has a key.
 
-    A network of the last step's own sees every image at t = 0, and its loss is added: steps drawn
-    for both would bring it one image in a thousand.
+    A separate network of the last step sees every image at t = 0, and its loss is added: timesteps
+    drawn for both would give it one image in a thousand.
     """
     chain = cfg.diffusion.chain()
 
-    def mean(params: Params, noised: gaussian.Noised) -> Array:
+    def mean(params: Params, noised: gaussian.NoisedBatch) -> Array:
         out = _network(cfg, params, noised.x_t, noised.t, low=low, dropout_key=dropout_key)
         return jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
 
-    noised = gaussian.draw(chain, images, key=rng.fold(key, "draw"))
+    noised = gaussian.noise_batch(chain, images, key=rng.fold(key, "draw"))
     if not cfg.last_step:
         return mean(params, noised)
     final = gaussian.noise_at(
@@ -294,11 +294,11 @@ def _error(
 def _at_one_step(
     cfg: UpsamplerStageConfig, params: Params, x_t: Image, t: Steps, *, low: _LowRes
 ) -> Array:
-    """Raw output where the whole batch is at one step, as in sampling: one network runs."""
+    """Returns raw output for a batch at one timestep, as in sampling: one network runs."""
     if not cfg.last_step:
         return _network(cfg, params, x_t, t, low=low)
     return jax.lax.cond(
-        t[0] == 0,
+        t[0] < 0.5,  # t is 0 exactly unless a solver has levels of its own
         lambda: _network(cfg, params["last"], x_t, t, low=low),
         lambda: _network(cfg, params["first"], x_t, t, low=low),
     )
@@ -313,7 +313,7 @@ def _network(
     low: _LowRes,
     dropout_key: Key | None = None,
 ) -> Array:
-    """Raw output of one network."""
+    """Returns the raw output of one network."""
     out = apply(
         Upsampler(cfg.model),
         params,

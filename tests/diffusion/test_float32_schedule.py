@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.diffusion.test_oracles import FULL, index, recorded  # noqa: F401 (a fixture)
-from unclip_jax.diffusion import process
+from unclip_jax.diffusion import process, samplers
+from unclip_jax.diffusion.float32_schedule import ONE, to_float32
 from unclip_jax.diffusion.process import Target
-from unclip_jax.diffusion.samplers import ancestral, step_inputs
+from unclip_jax.diffusion.samplers import Ancestral
 from unclip_jax.diffusion.schedule import Schedule
-from unclip_jax.diffusion.single import ONE, in_single
 
-SINGLE = in_single(FULL["squaredcos_cap_v2"])
+FLOAT32 = to_float32(FULL["squaredcos_cap_v2"])
 VARIANCES = {
     "fixed_small": "small",
     "fixed_small_log": "small",
@@ -26,37 +26,39 @@ TARGETS = {"epsilon": Target.EPS, "sample": Target.X_0, "v_prediction": Target.V
 
 def test_tables_are_those_of_the_unclip_scheduler_bit_for_bit(recorded):  # noqa: F811
     case = recorded("sched_tables")
-    np.testing.assert_array_equal(SINGLE.beta, case.arrays["out_unclip_betas"])
-    np.testing.assert_array_equal(SINGLE.alpha_bar, case.arrays["out_unclip_alphas_cumprod"])
+    np.testing.assert_array_equal(FLOAT32.beta, case.arrays["out_unclip_betas"])
+    np.testing.assert_array_equal(FLOAT32.alpha_bar, case.arrays["out_unclip_alphas_cumprod"])
 
 
 def test_every_table_is_float32():
     tables = ("alpha_bar", "alpha_bar_prev", "signal", "noise", "posterior_x_0", "posterior_x_t")
-    short = SINGLE.keep(np.array([0, 1, 500, 999]))
-    for chain in (SINGLE, short):
+    short = FLOAT32.keep(np.array([0, 1, 500, 999]))
+    for chain in (FLOAT32, short):
         assert {getattr(chain, name).dtype for name in tables} == {np.dtype(np.float32)}
-    np.testing.assert_array_equal(short.beta[:2], SINGLE.beta[:2])  # neighbours keep their beta
-    np.testing.assert_array_equal(short.alpha_bar, SINGLE.alpha_bar[[0, 1, 500, 999]])
+    np.testing.assert_array_equal(short.beta[:2], FLOAT32.beta[:2])  # neighbours keep their beta
+    np.testing.assert_array_equal(short.alpha_bar, FLOAT32.alpha_bar[[0, 1, 500, 999]])
 
 
 def test_the_last_step_loses_what_float32_loses():
     # 1 - alpha_bar_0 keeps three digits; exact tables give 1
-    assert abs(float(SINGLE.posterior_x_0[0]) - 0.99947) < 1e-5
+    assert abs(float(FLOAT32.posterior_x_0[0]) - 0.99947) < 1e-5
     assert FULL["squaredcos_cap_v2"].posterior_x_0[0] == 1.0
 
 
-def at_pairs(pairs, keep):
-    """Step inputs of (t, next) pairs, next -1 = the data, stacked to broadcast over images."""
+def at_pairs(pairs, keep, solver):
+    """The solver's rows of (t, next) pairs, -1 = the data, stacked to broadcast over images."""
     rows = []
     for t, s in pairs:
         chain = keep(np.array([s, t] if s >= 0 else [t]))
-        rows.append(jax.tree.map(lambda table: table[0], step_inputs(chain)))
+        rows.append(samplers.take(samplers.on_device(solver.plan(chain)), 0))
     return jax.tree.map(lambda *x: jnp.stack(x).reshape(-1, 1, 1, 1, 1), *rows)
 
 
-def step(case, at):
+def step(case, pairs, keep):
     """(x_s, clipped x_0) of the recorded inputs."""
     config = case.config
+    solver = Ancestral(VARIANCES[config["variance_type"]])
+    at = at_pairs(pairs, keep, solver)
     out, x_t, noise = (
         jnp.asarray(case.images(f"in_{n}")) for n in ("model_output", "sample", "noise")
     )
@@ -68,7 +70,7 @@ def step(case, at):
     if config.get("clip_sample", True):
         x_0 = process.static_threshold(pred.x_0, limit=config["clip_sample_range"])
         pred = pred._replace(x_0=x_0)
-    return ancestral(VARIANCES[config["variance_type"]])(x_t, pred, at, noise), pred.x_0
+    return solver.advance(x_t, (), pred=pred, at=at, noise=noise)[0], pred.x_0
 
 
 @pytest.mark.parametrize("clip", ["1.0", "5.0", "off"])
@@ -78,7 +80,7 @@ def test_single_steps_of_the_unclip_scheduler(recorded, variance, predicted, cli
     case = recorded(f"sched_unclip_{variance}_{predicted}_clip{clip}")
     times, nexts = case.arrays["in_t"], case.arrays["in_prev_t"]
     pairs = [(t, s if s >= 0 else t - 1) for t, s in zip(times, nexts, strict=True)]
-    x_s, x_0 = step(case, at_pairs(pairs, SINGLE.keep))
+    x_s, x_0 = step(case, pairs, FLOAT32.keep)
     case.check("prev_sample", np.moveaxis(np.asarray(x_s), -1, 2))
     case.check("pred_original_sample", np.moveaxis(np.asarray(x_0), -1, 2))
 
@@ -94,13 +96,12 @@ def test_single_steps_of_the_ddpm_scheduler(recorded, variance, schedule, predic
         full = Schedule(np.linspace(*ends, 1000), full.timesteps)
     stride = 1000 // len(case.arrays["in_timesteps"])
     pairs = [(t, t - stride) for t in case.arrays["in_t"]]
-    single = in_single(full)
+    chain_32 = to_float32(full)
 
     def keep(positions):
-        """As `single` does, but that this scheduler never takes beta itself, not even at t = 0."""
-        chain = single.keep(positions)
+        """As `Float32Schedule.keep`, but without the betas of neighbours, even at t = 0."""
+        chain = chain_32.keep(positions)
         beta = ONE - chain.product / np.append(ONE, chain.product[:-1])
         return dataclasses.replace(chain, beta=beta)
 
-    at = at_pairs(pairs, keep)
-    case.check("prev_sample", np.moveaxis(np.asarray(step(case, at)[0]), -1, 2))
+    case.check("prev_sample", np.moveaxis(np.asarray(step(case, pairs, keep)[0]), -1, 2))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.stages.spectrum import rank_metrics, singular_values
+from unclip_jax.stages.embedding_rank import rank_metrics, singular_values
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +48,7 @@ def test_a_collapsed_space_has_one_dimension_at_most():
     assert all(np.isfinite(value) for value in found.values())
 
 
-def test_a_sharper_spectrum_has_a_lower_rank():
+def test_a_sharper_embedding_rank_has_a_lower_rank():
     falls = [np.exp(-rate * np.arange(12)) for rate in (0.0, 0.3, 1.0)]
     ranks = [rank_metrics(with_values(fall), name="z")["z_effective_rank"] for fall in falls]
     assert ranks[0] > ranks[1] > ranks[2] > 1

@@ -1,8 +1,8 @@
-"""Fit a `PcaQuantizer` to training embeddings: PCA, then buckets of equally many rows each.
+"""Fits a `PcaQuantizer` to training embeddings: PCA, then buckets of equally many rows each.
 
 In float64 on the host, block by block, because the embeddings of a real data set fit no memory:
 one pass for mean and covariance, one for the coordinates on the components kept (float32, the only
-thing that is held for every row). Source: unCLIP (arXiv 2204.06125), section 2.2; where buckets lie
+array with every row). Source: unCLIP (arXiv 2204.06125), section 2.2; where buckets lie
 is our choice, the paper is silent.
 """
 
@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import HostBatch
 from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
 from unclip_jax.stages.base import Fitted, Rows
 
-SPAN = 1e-10  # eigenvalues below this share of the largest are rounding, not data
+MIN_EIGENVALUE = 1e-10  # eigenvalues below this share of the largest are rounding, not data
 
 Vectors = Float[np.ndarray, " n z"]
 
@@ -34,7 +35,7 @@ class Components(NamedTuple):
     """A principal component analysis.
 
     Attributes:
-        rows: how many are behind it.
+        rows: number of rows.
         mean: of the rows.
         basis: orthonormal rows, by decreasing eigenvalue; the largest entry of each is positive.
         eigenvalues: of the covariance (over rows), decreasing, none negative.
@@ -46,12 +47,12 @@ class Components(NamedTuple):
     eigenvalues: Float[np.ndarray, " z"]
 
     def explained(self) -> Float[np.ndarray, " z"]:
-        """Share of the variance that the first 1, 2, ... components hold."""
+        """Returns the share of the variance that the first 1, 2, ... components hold."""
         return np.cumsum(self.eigenvalues) / max(self.eigenvalues.sum(), 1e-300)
 
 
 class Buckets(NamedTuple):
-    """Where values are cut.
+    """Edges and means of the buckets of one coordinate.
 
     Attributes:
         edges: increasing, float32; a value at an edge lies above it.
@@ -65,7 +66,7 @@ class Buckets(NamedTuple):
 
 
 def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int) -> Fitted:
-    """The parameters of a `PcaQuantizer`, as group "codec", float32.
+    """Fits the parameters of a `PcaQuantizer`, as group "codec", float32.
 
     Args:
         cfg: how many buckets, from how many rows.
@@ -82,7 +83,7 @@ def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int) -> Fitted:
     x, dots = _coordinates(pca, basis, rows(cfg.fit_rows))
     cut = [buckets(x[:, i], count=cfg.buckets, where=f"component {i}") for i in range(components)]
     dot = buckets(dots, count=cfg.dot_buckets, where="z_img . z_txt", key="dot_buckets")
-    found = {
+    groups = {
         "mean": pca.mean,
         "basis": basis,
         "eigenvalues": pca.eigenvalues,
@@ -97,11 +98,11 @@ def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int) -> Fitted:
         f"lose {sum(lost):.3%} of their squared norm (components {lost[0]:.3%}, "
         f"{cfg.buckets} buckets {lost[1]:.3%})"
     )
-    return Fitted({"codec": {name: v.astype(np.float32) for name, v in found.items()}}, note)
+    return Fitted({"codec": {name: v.astype(np.float32) for name, v in groups.items()}}, note)
 
 
 def count_components(cfg: PcaQuantizerConfig, rows: Rows, *, most: int) -> int:
-    """The fewest components that explain `cfg.explained_variance` of the training embeddings.
+    """Returns the fewest components that explain `cfg.explained_variance` of the embeddings.
 
     Raises:
         UserError: as `fit`, or they are more than `most`, which the model can hold.
@@ -120,7 +121,7 @@ def count_components(cfg: PcaQuantizerConfig, rows: Rows, *, most: int) -> int:
 
 
 def principal(blocks: Iterable[HostBatch]) -> Components:
-    """Principal components of the unit-norm z_img of all blocks, in float64.
+    """Computes principal components of the unit-norm z_img of all blocks, in float64.
 
     Raises:
         UserError: there is no row, or one is not finite.
@@ -133,7 +134,7 @@ def principal(blocks: Iterable[HostBatch]) -> Components:
 
 
 def moments(blocks: Iterable[Vectors]) -> Moments:
-    """Moments of the normalised rows of all blocks (pairwise update of Chan et al. 1979).
+    """Computes moments of the normalised rows of all blocks (pairwise update of Chan et al. 1979).
 
     Raises:
         UserError: there is no row, or one is not finite.
@@ -151,12 +152,12 @@ def moments(blocks: Iterable[Vectors]) -> Moments:
 
 
 def buckets(x: Float[np.ndarray, " n"], *, count: int, where: str, key: str = "buckets") -> Buckets:
-    """Cut values into `count` buckets of equally many, to within one.
+    """Cuts values into `count` buckets of equally many, to within one.
 
     Args:
         x: values, float32.
         count: number of buckets.
-        where: what the values are, for messages.
+        where: name of the values, for messages.
         key: of the config that sets `count`, for messages.
 
     Raises:
@@ -180,7 +181,7 @@ def buckets(x: Float[np.ndarray, " n"], *, count: int, where: str, key: str = "b
 
 
 def unit_rows(z: Vectors) -> Vectors:
-    """Rows in float64, scaled to norm 1.
+    """Returns rows in float64, scaled to norm 1.
 
     Raises:
         UserError: one is not finite or has no length.
@@ -192,13 +193,13 @@ def unit_rows(z: Vectors) -> Vectors:
             "a training embedding is zero or not finite; make the embeddings again with "
             "`python -m unclip_jax.embed`."
         )
-    return z / norm
+    return unit(z)
 
 
 def _coordinates(
     pca: Components, basis: Float[np.ndarray, " k z"], blocks: Iterable[HostBatch]
 ) -> tuple[Float[np.ndarray, " n k"], Float[np.ndarray, " n"]]:
-    """Coordinates on `basis` and dot products z_img . z_txt of all rows, float32."""
+    """Returns coordinates on `basis` and dot products z_img . z_txt of all rows, float32."""
     x = np.empty((pca.rows, len(basis)), np.float32)
     dots, start = np.empty(pca.rows, np.float32), 0
     for block in blocks:
@@ -217,7 +218,7 @@ def _merged(a: Moments, b: Moments) -> Moments:
 
 
 def _check_span(pca: Components, components: int) -> None:
-    spanned = int(np.sum(pca.eigenvalues > SPAN * pca.eigenvalues[0]))
+    spanned = int(np.sum(pca.eigenvalues > MIN_EIGENVALUE * pca.eigenvalues[0]))
     if components > spanned:
         raise UserError(
             f"config.model.model.codec.components is {components}, but the {pca.rows} training "

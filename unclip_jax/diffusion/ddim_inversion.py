@@ -31,16 +31,16 @@ def invert(
     skip_last: bool = True,
     refinements: int = 0,
 ) -> X:
-    """Run the DDIM update towards the noise.
+    """Runs the DDIM update towards the noise.
 
         x_{k+1} = signal_{k+1} x_0(x_k) + noise_{k+1} eps(x_k)
 
     The clean sample stands for x at position 0 of the chain. With `skip_last` the result lies at
-    the last position, T' - 1, which is where `samplers.sample` starts on the same `schedule`: 249
+    the last position, T' - 1, where `samplers.sample` starts on the same `schedule`: 249
     updates on a chain of 250. Without it one more update leads to pure noise, a level that no step
     of the chain starts from; ADM saw noise in such reconstructions.
 
-    To come back give the same condition both ways, no guidance or threshold, and `ddim(0.0)`.
+    For a round trip give the same condition both ways, no guidance or threshold, and `Ddim(0.0)`.
 
     The update takes the noise at the level it leaves, while sampling takes it at the level it
     starts from, so a round trip errs in the first order of the step. `refinements` solves for the
@@ -50,9 +50,9 @@ def invert(
 
     Args:
         denoise: (x_t, original timesteps) -> Prediction.
-        x_0: what to invert; images in [-1, 1].
+        x_0: the samples to invert; images in [-1, 1].
         schedule: the chain, strided or full, that sampling will walk back.
-        skip_last: whether to stop at the level where sampling starts.
+        skip_last: stop at the level where sampling starts.
         refinements: fixed-point iterations per update.
 
     Returns:
@@ -82,9 +82,9 @@ def invert(
 
     def body(x_t: X, at: _Update) -> tuple[X, None]:
         x_next = step(x_t, at.t, at.level_next)
-        missed = lambda x: x_t - step(x, at.t_next, at.level)  # noqa: E731
-        gone = at.level_next.signal / at.level.signal
-        return _refine(missed, x_next, refinements, first=gone), None
+        residual = lambda x: x_t - step(x, at.t_next, at.level)  # noqa: E731
+        lost = at.level_next.signal / at.level.signal
+        return _refine(residual, x_next, refinements, first=lost), None
 
     updates = _Update(
         t=jnp.asarray(schedule.timesteps[steps], jnp.int32),
@@ -105,15 +105,15 @@ class _Update(NamedTuple):
 
 
 def _first_position(denoise: Denoiser, x_0: X, schedule: Schedule, refinements: int) -> X:
-    """The x at position 0 whose predicted clean sample is `x_0`: sampling's last step, undone."""
+    """Returns the x at position 0 whose predicted clean sample is `x_0`."""
     t = jnp.full(x_0.shape[:1], int(schedule.timesteps[0]), jnp.int32)
     return _refine(lambda x: x_0 - denoise(x, t).x_0, x_0, refinements, first=schedule.signal[0])
 
 
 def _refine(
-    missed: Callable[[X], X], x: X, iterations: int, *, first: float | Float[Array, ""]
+    residual: Callable[[X], X], x: X, iterations: int, *, first: float | Float[Array, ""]
 ) -> X:
-    """Move x by a share of what its step misses the target by, again and again.
+    """Moves x by a share of its residual, the error of its step, `iterations` times.
 
     The `first` share is that of the plain fixed-point iteration, safe but next to nothing where the
     signal is gone. Those that follow are one over the slope of the step as the last move has shown
@@ -125,21 +125,24 @@ def _refine(
         return x
     tail = (1,) * (x.ndim - 1)
 
-    def once(index: Int[Array, ""], state: _Search) -> _Search:
-        error = missed(state.x)
+    def iterate(index: Int[Array, ""], state: _Search) -> _Search:
+        error = residual(state.x)
         moved, change = state.x - state.best, state.error - error
         slope = _dot(moved, change) / jnp.maximum(_dot(moved, moved), 1e-30)
         share = jnp.where(slope > 0.5, 1.0 / slope, jnp.where(slope > 0.0, 2.0, state.share / 4))
         share = jnp.where(index == 0, state.share, share)
         size = _dot(error, error)
-        kept = (size < state.size).reshape(-1, *tail)
-        best, error = jnp.where(kept, state.x, state.best), jnp.where(kept, error, state.error)
+        improved = (size < state.size).reshape(-1, *tail)
+        best, error = (
+            jnp.where(improved, state.x, state.best),
+            jnp.where(improved, error, state.error),
+        )
         following = best + share.reshape(-1, *tail) * error
         return _Search(following, best, error, jnp.minimum(size, state.size), share)
 
     ones = jnp.ones(x.shape[:1], x.dtype)
     start = _Search(x, x, jnp.zeros_like(x), jnp.inf * ones, first * ones)
-    return jax.lax.fori_loop(0, iterations, once, start).x
+    return jax.lax.fori_loop(0, iterations, iterate, start).x
 
 
 def _dot(a: X, b: X) -> Float[Array, " b"]:
@@ -147,13 +150,13 @@ def _dot(a: X, b: X) -> Float[Array, " b"]:
 
 
 class _Search(NamedTuple):
-    """Where a fixed-point iteration is.
+    """The state of a fixed-point iteration.
 
     Attributes:
-        x: to be looked at next.
+        x: the next to be evaluated.
         best: the x with the smallest error so far.
-        error: what it misses.
-        size: squared norm of that, per example.
+        error: the residual of `best`.
+        size: its squared norm, per example.
         share: of the error that x was moved by, per example.
     """
 

@@ -1,7 +1,7 @@
-"""Does an enlarged picture still show what was enlarged?
+"""Fidelity of upsampled images to their low-res images.
 
-Shrunk again, a sample should be the low-res image it was made from, and its colours should not have
-drifted: diffusion upsamplers are known for both. Distances are in 8-bit levels, 0 is perfect.
+Downsampled, a sample should equal its low-res image, and its mean colours should not have shifted;
+diffusion upsamplers are prone to both errors. Distances are in 8-bit levels, 0 is perfect.
 """
 
 import jax.numpy as jnp
@@ -13,19 +13,19 @@ LEVELS = 127.5  # 8-bit levels per unit of [-1, 1]
 
 
 def block_means(images: Image, *, factor: int) -> Float[Array, " b h_low w_low c"]:
-    """The mean of every `factor` x `factor` block, which is how low-res images are made."""
+    """Returns the mean of every `factor` x `factor` block, as low-res images are made."""
     b, h, w, c = images.shape
     blocks = images.reshape(b, h // factor, factor, w // factor, factor, c)
     return jnp.mean(blocks, axis=(2, 4))
 
 
 def low_res_error(images: Image, low_res: LowRes) -> Scalar:
-    """Root mean square of the shrunk images minus the low-res ones, in 8-bit levels."""
+    """Returns the RMS of the downsampled images minus the low-res ones, in 8-bit levels."""
     factor = images.shape[1] // low_res.shape[1]
     return LEVELS * jnp.sqrt(jnp.mean((block_means(images, factor=factor) - low_res) ** 2))
 
 
 def colour_shift(images: Image, low_res: LowRes) -> Scalar:
-    """Root mean square, over images and channels, of the change of a mean, in 8-bit levels."""
+    """Returns the RMS over images and channels of the change of the mean, in 8-bit levels."""
     change = jnp.mean(images, axis=(1, 2)) - jnp.mean(low_res, axis=(1, 2))
     return LEVELS * jnp.sqrt(jnp.mean(change**2))

@@ -7,10 +7,10 @@ from tests.diffusion.gaussians import FULL, exact_denoiser
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import process
+from unclip_jax.diffusion.ddim_inversion import invert
 from unclip_jax.diffusion.guidance import Denoiser
-from unclip_jax.diffusion.inversion import invert
 from unclip_jax.diffusion.respace import respace, timesteps
-from unclip_jax.diffusion.samplers import ddim, sample
+from unclip_jax.diffusion.samplers import Ddim, sample
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
 LINEAR = make_schedule("linear", num_timesteps=1000)
@@ -32,7 +32,7 @@ def constant_noise(eps: jax.Array, schedule: Schedule = FULL) -> Denoiser:
 
 
 def back(denoise: Denoiser, x_T: jax.Array, schedule: Schedule) -> jax.Array:
-    return sample(denoise, x_T, schedule=schedule, step=ddim(0.0), keys=KEYS)
+    return sample(denoise, x_T, schedule=schedule, solver=Ddim(0.0), keys=KEYS)
 
 
 def test_known_noise_leads_to_the_level_where_sampling_starts():

@@ -8,7 +8,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.pca_quantizer import PcaQuantizer, PcaQuantizerConfig
-from unclip_jax.stages import codec_fit
+from unclip_jax.stages import quantizer_fit
 
 DRAWS = np.random.default_rng(0)
 CFG = PcaQuantizerConfig(components=6, buckets=16, dot_buckets=8)
@@ -44,7 +44,7 @@ def unit(z):
 @pytest.mark.parametrize("size", [1, 7, 2000])
 def test_moments_do_not_depend_on_blocks_and_are_numpys(size):
     blocks = (Z_IMG[i : i + size] for i in range(0, 2000, size))
-    count, mean, scatter = codec_fit.moments(blocks)
+    count, mean, scatter = quantizer_fit.moments(blocks)
     assert count == 2000
     np.testing.assert_allclose(mean, unit(Z_IMG).mean(0), rtol=0, atol=1e-15)
     want = np.cov(unit(Z_IMG), rowvar=False, bias=True)
@@ -54,12 +54,12 @@ def test_moments_do_not_depend_on_blocks_and_are_numpys(size):
 def test_a_mean_far_larger_than_the_deviations_costs_no_digits():
     z = np.zeros((1000, 3))
     z[:, 0], z[:, 1] = 1.0, 1e-6 * DRAWS.normal(size=1000)
-    found = codec_fit.moments(z[i : i + 10] for i in range(0, 1000, 10))
+    found = quantizer_fit.moments(z[i : i + 10] for i in range(0, 1000, 10))
     np.testing.assert_allclose(found.scatter[1, 1] / 1000, unit(z)[:, 1].var(), rtol=1e-9)
 
 
 def test_components_are_those_of_numpys_svd_by_decreasing_eigenvalue():
-    pca = codec_fit.principal(rows()(10**6))
+    pca = quantizer_fit.principal(rows()(10**6))
     centred = unit(Z_IMG) - unit(Z_IMG).mean(0)
     _, singular, right = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(pca.eigenvalues, singular**2 / 2000, rtol=1e-6, atol=1e-16)
@@ -72,7 +72,7 @@ def test_components_are_those_of_numpys_svd_by_decreasing_eigenvalue():
 
 
 def test_eigenvalues_are_numpys_eigh():
-    pca = codec_fit.principal(rows()(10**6))
+    pca = quantizer_fit.principal(rows()(10**6))
     want = np.linalg.eigh(np.cov(unit(Z_IMG), rowvar=False, bias=True))[0][::-1]
     np.testing.assert_allclose(pca.eigenvalues, want, rtol=1e-9, atol=1e-16)
     np.testing.assert_allclose(pca.explained(), np.cumsum(want) / want.sum(), rtol=1e-9)
@@ -81,7 +81,7 @@ def test_eigenvalues_are_numpys_eigh():
 @pytest.mark.parametrize(("values", "count"), [(100, 7), (16, 16), (33, 16), (5000, 1024)])
 def test_buckets_hold_equally_many_and_know_their_means(values, count):
     x = np.sinh(DRAWS.permutation(np.linspace(-3, 4, values))).astype(np.float32)  # all different
-    found = codec_fit.buckets(x, count=count, where="x")
+    found = quantizer_fit.buckets(x, count=count, where="x")
     codes = np.array([np.sum(found.edges <= each) for each in x])
     filled = np.bincount(codes, minlength=count)
     assert filled.min() >= values // count and filled.max() <= -(-values // count)
@@ -94,12 +94,12 @@ def test_buckets_hold_equally_many_and_know_their_means(values, count):
 
 def test_neighbouring_floats_are_told_apart():
     x = np.array([1.0, np.nextafter(np.float32(1), np.float32(2))], np.float32)
-    found = codec_fit.buckets(x, count=2, where="x")
+    found = quantizer_fit.buckets(x, count=2, where="x")
     assert [np.sum(found.edges <= each) for each in x] == [0, 1]
 
 
 def fitted(cfg=CFG, **options):
-    params = codec_fit.fit(cfg, rows(**options), components=cfg.components).params["codec"]
+    params = quantizer_fit.fit(cfg, rows(**options), components=cfg.components).params["codec"]
     module = PcaQuantizer(cfg, cfg.components, Z_IMG.shape[1])
     codes = np.asarray(module.apply({"params": params}, jnp.asarray(Z_IMG)))
     back = module.apply({"params": params}, jnp.asarray(codes), method=PcaQuantizer.decode)
@@ -118,10 +118,11 @@ def test_codes_of_the_training_data_use_every_bucket_alike():
 
 def test_what_is_lost_is_the_left_out_variance_and_the_buckets_error():
     """Pythagoras: components left out are orthogonal to what the buckets round."""
-    pca = codec_fit.principal(rows()(10**6))
+    pca = quantizer_fit.principal(rows()(10**6))
     coordinates = (unit(Z_IMG) - pca.mean) @ pca.basis[:6].T
     rounding = sum(
-        codec_fit.buckets(x.astype(np.float32), count=16, where="x").error for x in coordinates.T
+        quantizer_fit.buckets(x.astype(np.float32), count=16, where="x").error
+        for x in coordinates.T
     )
     _, _, back = fitted()
     lost = np.mean(np.sum((back - unit(Z_IMG)) ** 2, axis=1))
@@ -137,46 +138,46 @@ def test_more_components_lose_less_down_to_one_percent():
 
 
 def test_the_note_says_what_a_reader_of_the_paper_asks():
-    note = codec_fit.fit(CFG, rows(), components=6).note
-    share = codec_fit.principal(rows()(10**6)).explained()[5]
+    note = quantizer_fit.fit(CFG, rows(), components=6).note
+    share = quantizer_fit.principal(rows()(10**6)).explained()[5]
     assert note.startswith(f"6 of 24 principal components explain {share:.3%} of the variance of")
     assert "2,000 embeddings" in note and "16 buckets" in note
 
 
 def test_the_fewest_components_that_explain_enough_are_counted():
-    share = codec_fit.principal(rows()(10**6)).explained()
+    share = quantizer_fit.principal(rows()(10**6)).explained()
     cfg = dataclasses.replace(CFG, components=0, explained_variance=0.9)
-    count = codec_fit.count_components(cfg, rows(), most=24)
+    count = quantizer_fit.count_components(cfg, rows(), most=24)
     assert share[count - 2] < 0.9 <= share[count - 1]
     every = dataclasses.replace(cfg, explained_variance=1.0)
-    assert codec_fit.count_components(every, rows(), most=24) == 24
+    assert quantizer_fit.count_components(every, rows(), most=24) == 24
     with pytest.raises(UserError, match=r"components are needed to explain 90.000% .* holds 2,"):
-        codec_fit.count_components(cfg, rows(), most=2)
+        quantizer_fit.count_components(cfg, rows(), most=2)
 
 
 def test_embeddings_that_cannot_be_used_are_refused():
     with pytest.raises(UserError, match="there are no training embeddings"):
-        codec_fit.principal([])
+        quantizer_fit.principal([])
     for value in (np.nan, 0.0):
         broken = np.full((3, 4), value)
         with pytest.raises(UserError, match="a training embedding is zero or not finite"):
-            codec_fit.moments([broken])
+            quantizer_fit.moments([broken])
 
 
 def test_buckets_without_data_are_refused():
     few = rows(Z_IMG[:10], Z_TXT[:10])
     with pytest.raises(UserError, match=r"6 of 16 buckets of component 0 hold none of the 10 tra"):
-        codec_fit.fit(CFG, few, components=6)
+        quantizer_fit.fit(CFG, few, components=6)
     same = rows(Z_IMG[np.arange(2000) % 9], Z_TXT[:2000])
     with pytest.raises(UserError, match=r"buckets of component 0 .*\(9 different values\)"):
-        codec_fit.fit(CFG, same, components=6)
+        quantizer_fit.fit(CFG, same, components=6)
     alike = rows(Z_IMG, Z_IMG)  # z_img . z_txt is 1 everywhere, but for rounding
     with pytest.raises(UserError, match=r"buckets of z_img . z_txt .* lower .*codec.dot_buckets"):
-        codec_fit.fit(dataclasses.replace(CFG, dot_buckets=256), alike, components=6)
+        quantizer_fit.fit(dataclasses.replace(CFG, dot_buckets=256), alike, components=6)
 
 
 def test_more_components_than_the_data_span_are_refused():
     flat = Z_IMG.copy()
     flat[:, 4:] = 0.0
     with pytest.raises(UserError, match=r"components is 6, but the 2000 .* vary in only 4 dimens"):
-        codec_fit.fit(CFG, rows(flat), components=6)
+        quantizer_fit.fit(CFG, rows(flat), components=6)

@@ -1,7 +1,7 @@
-"""How many dimensions of an embedding space are in use.
+"""Metrics of the number of dimensions of an embedding space that are in use.
 
 unCLIP finds that sharpness-aware training of CLIP drastically lowers the rank of its space, so that
-319 of 1,024 principal components keep almost everything (section 2.2). These numbers show it while
+319 of 1,024 principal components keep almost everything (section 2.2). These metrics show it while
 CLIP trains. A batch of b embeddings cannot show more than b - 1 dimensions.
 """
 
@@ -10,20 +10,20 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core.types import Embedding, Metrics
 
-NOTICEABLE = 0.01  # singular values above this share of the greatest are counted
-KEPT = 0.99  # share of the variance that the principal components are to keep
+MIN_SHARE = 0.01  # singular values above this share of the greatest are counted
+VARIANCE_SHARE = 0.99  # share of the variance that the counted components keep
 
 
 def rank_metrics(z: Embedding, *, name: str) -> Metrics:
-    """Three answers, each at most the dimension of the space.
+    """Computes three ranks, each at most the dimension of the space.
 
     "effective_rank": exp of the entropy of the singular values as shares of their sum (Roy and
     Vetterli 2007); "rank": how many of them exceed 1 % of the greatest; "components": how many
     principal components keep 99 % of the variance (319 in unCLIP, by a like criterion).
 
     Args:
-        z: embeddings, one a row; their mean is taken off first.
-        name: of the embedding, which begins the names of the metrics.
+        z: embeddings, one a row; their mean is subtracted first.
+        name: of the embedding; a prefix of the metrics' names.
     """
     values = singular_values(z)
     shares = values / jnp.maximum(jnp.sum(values), 1e-30)
@@ -31,13 +31,13 @@ def rank_metrics(z: Embedding, *, name: str) -> Metrics:
     variance = jnp.cumsum(values**2) / jnp.maximum(jnp.sum(values**2), 1e-30)
     return {
         f"{name}_effective_rank": jnp.exp(entropy),
-        f"{name}_rank": jnp.sum(values > NOTICEABLE * values[0]).astype(jnp.float32),
-        f"{name}_components": (1 + jnp.sum(variance < KEPT)).astype(jnp.float32),
+        f"{name}_rank": jnp.sum(values > MIN_SHARE * values[0]).astype(jnp.float32),
+        f"{name}_components": (1 + jnp.sum(variance < VARIANCE_SHARE)).astype(jnp.float32),
     }
 
 
 def singular_values(z: Embedding) -> Float[Array, " z"]:
-    """Singular values of the centred embeddings, descending; zeros where there are fewer.
+    """Returns the singular values of the centred embeddings, descending, padded with zeros.
 
     By way of the covariance, whose size does not grow with the batch: in float32 exact to about
     3e-4 of the greatest, far below what is counted.
