@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
             options["help"] = "default: %(default)s"
         return super().add_argument(*names, **options)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Returns the parsed arguments.
 
         Raises:
@@ -52,7 +52,9 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"unexpected argument {unknown[0]!r}; {self._see_help()}")
         return parsed
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
         """Returns the parsed arguments, and those that are neither flags nor expected.
 
         Raises:
