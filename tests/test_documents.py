@@ -26,8 +26,8 @@ from PIL import Image
 from tests import cascades
 from tests.conftest import ROOT
 from tests.serving.conftest import png
-from unclip_jax import __main__ as command_line
 from unclip_jax import bundle, sample
+from unclip_jax.cli import shell_completion
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.experiment import loading
 from unclip_jax.inference.engine import InferenceEngine
@@ -93,7 +93,7 @@ def ours(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
 def script(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     """`unclip COMMAND ...`, which is `python -m unclip_jax.COMMAND ...`."""
     if words[1:2] == ["completion"]:
-        assert words[2:] and set(words[2:]) <= set(command_line.SHELLS), words
+        assert words[2:] and set(words[2:]) <= set(shell_completion.SHELLS), words
     elif words[1:]:
         ours(["python", "-m", f"unclip_jax.{words[1]}", *words[2:]], monkeypatch)
 

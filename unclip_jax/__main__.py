@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from unclip_jax.cli import entry, parser
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of
 from unclip_jax.version import __version__
 
@@ -22,7 +23,6 @@ COMMANDS = {
     "plan": "estimate memory and time of a stage on given devices",
     "analytic": "estimate the reverse variance of a trained prior",
 }
-SHELLS = ("bash", "zsh", "fish")
 HELP = """usage: {program} COMMAND [arguments]
 
 commands (each has its own --help):
@@ -68,6 +68,17 @@ def module(command: str) -> ModuleType:
     return importlib.import_module(f"unclip_jax.{command}{suffix}")
 
 
+def parsers() -> dict[str, Parser]:
+    """Returns the parsers of all commands and subcommands ("evaluate images")."""
+    result: dict[str, Parser] = {}
+    for name in COMMANDS:
+        command = module(name)
+        result[name] = command.parser()
+        subparsers = command.subparsers() if hasattr(command, "subparsers") else {}
+        result |= {f"{name} {subcommand}": parser for subcommand, parser in subparsers.items()}
+    return result
+
+
 def completion(arguments: Sequence[str]) -> str:
     """Returns the script that completes command lines in a shell.
 
@@ -76,9 +87,8 @@ def completion(arguments: Sequence[str]) -> str:
     """
     from unclip_jax.cli import shell_completion
 
-    shell = one_of("shell for `completion`", " ".join(arguments), SHELLS)
-    parsers = {name: module(name).parser() for name in COMMANDS if hasattr(module(name), "parser")}
-    return shell_completion.script(shell, parsers, summaries=COMMANDS)
+    shell = one_of("shell for `completion`", " ".join(arguments), shell_completion.SHELLS)
+    return shell_completion.script(shell, parsers(), summaries=COMMANDS)
 
 
 if __name__ == "__main__":

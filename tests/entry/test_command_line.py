@@ -11,10 +11,10 @@ import pytest
 import unclip_jax
 from unclip_jax import __main__ as command_line
 from unclip_jax.cli import shell_completion
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 
 PACKAGE = pathlib.Path(unclip_jax.__file__).parent
-SHELLS = ("bash", "zsh", "fish")
 LIGHT = ("prepare", "train", "embed", "convert", "plan", "analytic")
 
 
@@ -86,14 +86,21 @@ def test_the_default_of_analytic_is_that_of_training():
     assert parser.get_default("examples") == analytic_variance.EXAMPLES
 
 
-def completions(shell: str, line: str, tmp_path: pathlib.Path) -> list[str]:
-    """Words that a shell offers at the end of a command line."""
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, str]:
+    """The completion script of every shell, for two commands and a subcommand."""
     parsers = {name: command_line.module(name).parser() for name in ("train", "plan")}
-    summaries = {name: command_line.COMMANDS[name] for name in parsers}
-    script = tmp_path / "script"
-    script.write_text(shell_completion.script(shell, parsers, summaries=summaries))
+    parsers["plan report"] = Parser("plan report")
+    parsers["plan report"].add_argument("--format", choices=("text", "json"), help="it's [one]: %")
+    summaries = {name: command_line.COMMANDS[name] for name in ("train", "plan")}
+    return {
+        shell: shell_completion.script(shell, parsers, summaries=summaries)
+        for shell in shell_completion.SHELLS
+    }
+
+
+def offered(shell: str, script: pathlib.Path, line: str) -> list[str]:
+    """Words that a shell offers at the end of a command line."""
     if shell == "bash":
         words = [shlex.quote(word) for word in line.split(" ")]
         code = f"source {script}; COMP_WORDS=({' '.join(words)}); "
@@ -112,23 +119,28 @@ def completions(shell: str, line: str, tmp_path: pathlib.Path) -> list[str]:
         ("unclip plan --wh", ["--what"]),
         ("unclip plan --what ", ["train", "sample"]),
         ("unclip train --what", []),
+        ("unclip plan re", ["report"]),
+        ("unclip plan report --form", ["--format"]),
+        ("unclip plan report --wh", []),
+        ("unclip plan --form", []),
         ("unclip completion z", ["zsh"]),
     ],
 )
-def test_commands_flags_and_choices_are_completed(shell, line, words, tmp_path):
-    offered = completions(shell, line, tmp_path)
-    assert sorted(offered) == sorted(words) if words else "--what" not in offered
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_a_completion_script_is_valid(shell, tmp_path):
+def test_commands_flags_and_choices_are_completed(shell, line, words, scripts, tmp_path):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    parsers = {name: command_line.module(name).parser() for name in ("train", "plan", "prepare")}
-    script = tmp_path / "script"
-    summaries = {name: command_line.COMMANDS[name] for name in parsers}
-    script.write_text(shell_completion.script(shell, parsers, summaries=summaries))
-    done = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=False)
+    (tmp_path / "script").write_text(scripts[shell])
+    files = {path.name for path in pathlib.Path().iterdir()}
+    assert sorted({*offered(shell, tmp_path / "script", line)} - files) == sorted(words)
+
+
+@pytest.mark.parametrize("shell", shell_completion.SHELLS)
+def test_a_completion_script_is_valid(shell, scripts, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "script").write_text(scripts[shell])
+    command = [shell, "-n", tmp_path / "script"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

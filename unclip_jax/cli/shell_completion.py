@@ -1,13 +1,15 @@
 """Scripts that complete commands, flags and choices of `unclip` in bash, zsh and fish.
 
-The words are taken from the parsers when the script is printed, so completing starts no Python.
+Words are taken from the parsers when the script is printed, so completing starts no Python.
 Everything else completes to file names.
 """
 
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+
+SHELLS = ("bash", "zsh", "fish")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,12 @@ def script(
 
     Args:
         shell: "bash", "zsh" or "fish".
-        parsers: command -> its parser.
+        parsers: command, or command and subcommand ("evaluate images") -> its parser.
         summaries: command -> one line about it.
     """
-    commands = {name: list(flags(parser)) for name, parser in parsers.items()}
-    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](commands, summaries)
+    listed = {name: list(flags(parser)) for name, parser in parsers.items()}
+    summaries = {**summaries, "completion": "print a script like this one"}
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](listed, summaries)
 
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[Flag]:
@@ -51,57 +54,83 @@ def flags(parser: argparse.ArgumentParser) -> Iterator[Flag]:
                 yield Flag(name, summary, action.nargs != 0, choices)
 
 
-def _bash(commands: Mapping[str, list[Flag]], summaries: Mapping[str, str]) -> str:
-    cases = "\n".join(
-        f"        {name}) words={shlex.quote(' '.join(flag.name for flag in listed))} ;;"
-        for name, listed in commands.items()
+def subcommands(names: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the subcommands of every command among names such as "evaluate images"."""
+    result: dict[str, list[str]] = {"completion": list(SHELLS)}
+    for name in names:
+        command, _, subcommand = name.partition(" ")
+        if subcommand:
+            result.setdefault(command, []).append(subcommand)
+    return result
+
+
+def _bash(listed: Mapping[str, list[Flag]], summaries: Mapping[str, str]) -> str:
+    def case(name: str, words: Iterable[str]) -> str:
+        return f"        '{name}') words='{' '.join(words)}' ;;"
+
+    second = "\n".join(case(name, words) for name, words in subcommands(listed).items())
+    flag_names = "\n".join(
+        case(name, [flag.name for flag in offered]) for name, offered in listed.items()
     )
     choices = "\n".join(
-        f"        '{name} {flag.name}') words={shlex.quote(' '.join(flag.choices))} ;;"
-        for name, listed in commands.items()
-        for flag in listed
+        case(f"{name} {flag.name}", flag.choices)
+        for name, offered in listed.items()
+        for flag in offered
         if flag.choices
     )
+    pairs = "|".join(f"'{name}'" for name in listed if " " in name) or "' '"
     return f"""# eval "$(unclip completion bash)"
 _unclip() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} flag=${{COMP_WORDS[COMP_CWORD-1]}} words=
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W '{" ".join(commands)} completion' -- "$word"))
-        return
-    fi
+    local command=${{COMP_WORDS[1]}}
     [ "$flag" = = ] && flag=${{COMP_WORDS[COMP_CWORD-2]}}
     [ "$word" = = ] && word=
-    case "${{COMP_WORDS[1]}}" in
-        completion) words='bash zsh fish' ;;
-{cases}
-    esac
-    case "$word" in -*) ;; *) [ "${{COMP_WORDS[1]}}" = completion ] || words= ;; esac
-    case "${{COMP_WORDS[1]}} $flag" in
+    if [ "$COMP_CWORD" -gt 2 ]; then
+        case "$command ${{COMP_WORDS[2]}}" in {pairs}) command="$command ${{COMP_WORDS[2]}}" ;; esac
+    fi
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words='{" ".join(summaries)}'
+    elif [[ "$word" == -* ]]; then
+        case "$command" in
+{flag_names}
+        esac
+    else
+        [ "$COMP_CWORD" -eq 2 ] && case "$command" in
+{second}
+        esac
+        case "$command $flag" in
 {choices}
-    esac
+        esac
+    fi
     COMPREPLY=($(compgen -W "$words" -- "$word"))
 }}
 complete -o default -F _unclip unclip
 """
 
 
-def _zsh(commands: Mapping[str, list[Flag]], summaries: Mapping[str, str]) -> str:
+def _zsh(listed: Mapping[str, list[Flag]], summaries: Mapping[str, str]) -> str:
     def argument(flag: Flag) -> str:
         summary = flag.summary.translate({ord(c): f"\\{c}" for c in r"[]\:"})
         values = f"({' '.join(flag.choices)})" if flag.choices else "_files"
         value = f":value:{values}" if flag.takes_value else ""
         return shlex.quote(f"{flag.name}{'=' if flag.takes_value else ''}[{summary}]{value}")
 
-    cases = "\n".join(
-        f"        {name}) _arguments {' '.join(map(argument, listed))} '*:file:_files' ;;"
-        for name, listed in commands.items()
-    )
-    names = " ".join(shlex.quote(f"{name}:{summaries[name]}") for name in commands)
+    nested = subcommands(listed)
+
+    def case(name: str, offered: list[Flag]) -> str:
+        words = " ".join(nested.get(name, []))
+        first = f"'1:argument:_alternative \"c:command:({words})\" f:file:_files' " if words else ""
+        arguments = " ".join(map(argument, offered))
+        return f"        '{name}') _arguments {arguments} {first}'*:file:_files' ;;"
+
+    cases = "\n".join(case(name, offered) for name, offered in listed.items())
+    pairs = "|".join(f"'{name}'" for name in listed if " " in name) or "' '"
+    names = " ".join(shlex.quote(f"{name}:{summary}") for name, summary in summaries.items())
     return f"""#compdef unclip
 # eval "$(unclip completion zsh)", after compinit
 _unclip() {{
     local -a commands
-    commands=({names} 'completion:print a script like this one')
+    commands=({names})
     if (( CURRENT == 2 )); then
         _describe command commands
         return
@@ -109,8 +138,13 @@ _unclip() {{
     local command=$words[2]
     shift words
     (( CURRENT-- ))
+    if (( CURRENT > 2 )); then
+        case "$command $words[2]" in
+            {pairs}) command="$command $words[2]"; shift words; (( CURRENT-- )) ;;
+        esac
+    fi
     case $command in
-        completion) _values shell bash zsh fish ;;
+        completion) _values shell {" ".join(SHELLS)} ;;
 {cases}
     esac
 }}
@@ -118,23 +152,32 @@ compdef _unclip unclip
 """
 
 
-def _fish(commands: Mapping[str, list[Flag]], summaries: Mapping[str, str]) -> str:
+def _fish(listed: Mapping[str, list[Flag]], summaries: Mapping[str, str]) -> str:
+    nested = subcommands(listed)
+
+    def condition(name: str) -> str:
+        command, _, subcommand = name.partition(" ")
+        text = f"__fish_seen_subcommand_from {command}"
+        if subcommand:
+            return f"'{text}; and __fish_seen_subcommand_from {subcommand}'"
+        others = " ".join(nested.get(command, []))
+        return f"'{text}; and not __fish_seen_subcommand_from {others}'" if others else f"'{text}'"
+
     def line(name: str, flag: Flag) -> str:
-        value = f" -x -a {shlex.quote(' '.join(flag.choices))}" if flag.choices else " -r"
+        value = f" -x -a '{' '.join(flag.choices)}'" if flag.choices else " -r"
         return (
-            f"complete -c unclip -n '__fish_seen_subcommand_from {name}' "
-            f"-l {flag.name.removeprefix('--')}{value if flag.takes_value else ''} "
-            f"-d {_fish_quoted(flag.summary)}"
+            f"complete -c unclip -n {condition(name)} -l {flag.name.removeprefix('--')}"
+            f"{value if flag.takes_value else ''} -d {_fish_quoted(flag.summary)}"
         )
 
     lines = ["# unclip completion fish | source"]
-    for name, summary in {**summaries, "completion": "print a script like this one"}.items():
+    for name, summary in summaries.items():
         lines.append(
             f"complete -c unclip -f -n __fish_use_subcommand -a {name} -d {_fish_quoted(summary)}"
         )
-    shells = "-n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'"
-    lines.append(f"complete -c unclip -f {shells}")
-    lines += [line(name, flag) for name, listed in commands.items() for flag in listed]
+    for name, words in nested.items():
+        lines.append(f"complete -c unclip -n {condition(name)} -a '{' '.join(words)}'")
+    lines += [line(name, flag) for name, offered in listed.items() for flag in offered]
     return "\n".join(lines) + "\n"
 
 
