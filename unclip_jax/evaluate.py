@@ -67,6 +67,11 @@ def parser() -> Parser:
     return parser
 
 
+def subparsers() -> dict[str, Parser]:
+    """Returns the parsers of the subcommands."""
+    return {name: with_processes(make()) for name, (make, _) in SUBCOMMANDS.items()}
+
+
 def run_cascade(args: argparse.Namespace) -> str:
     """Evaluates a cascade and writes the result beside its models; returns the table."""
     from unclip_jax.evaluation import cascade

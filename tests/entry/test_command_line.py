@@ -15,7 +15,7 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 
 PACKAGE = pathlib.Path(unclip_jax.__file__).parent
-LIGHT = ("prepare", "train", "embed", "convert", "plan", "analytic")
+LIGHT = ("prepare", "train", "embed", "convert", "plan", "analytic", "evaluate")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

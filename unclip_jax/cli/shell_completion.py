@@ -119,7 +119,7 @@ def _zsh(listed: Mapping[str, list[Flag]], summaries: Mapping[str, str]) -> str:
 
     def case(name: str, offered: list[Flag]) -> str:
         words = " ".join(nested.get(name, []))
-        first = f"'1:argument:_alternative \"c:command:({words})\" f:file:_files' " if words else ""
+        first = f"'1:command:({words})' " if words else ""
         arguments = " ".join(map(argument, offered))
         return f"        '{name}') _arguments {arguments} {first}'*:file:_files' ;;"
 
