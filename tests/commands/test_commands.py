@@ -276,14 +276,20 @@ def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_pat
         assert np.abs(one - other).max() <= 1
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
-def test_a_sampler_that_remembers_steps_is_not_looked_into(studio, sampler):
-    sampling = dataclasses.replace(studio.cascade.decoder.sampling, steps="4", sampler=sampler)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "edm:s_churn=4"])
+def test_samplers_with_memory_are_previewed_and_watched(studio, monkeypatch, sampler):
+    sampling = dataclasses.replace(studio.cascade.decoder.sampling, steps="8", sampler=sampler)
     how = {"seed": 0, "options": SampleOptions(decoder=sampling)}
-    with pytest.raises(
-        UserError, match=f"the sampler '{sampler}' cannot be looked into on the way"
-    ):
-        guided_text.draw(studio, cascades.CAPTIONS[:2], **how, previews=2)
+    words, reports = cascades.CAPTIONS[:2], []
+    plain = guided_text.draw(studio, words, **how).images
+    previewed = guided_text.draw(studio, words, **how, previews=2)
+    monkeypatch.setattr(studio, "watch", reports.append)
+    watched = guided_text.draw(studio, words, **how).images
+    for images in (previewed.images, watched):
+        assert np.abs(images.astype(int) - plain).max() <= 1
+    steps = [report.step for report in reports if report.images is not None]
+    rows = 8 if sampler == "dpmpp_2m" else 15
+    assert steps == sorted(steps) and steps[-1] == rows and len(steps) >= 6
 
 
 @pytest.mark.parametrize(("steps", "parts"), [(250, 10), (50, 10), (27, 9), (4, 4), (1000, 10)])
