@@ -59,8 +59,7 @@ BANNED_NAMES = {
 # Packages whose language is still to be revised ("" = modules directly under unclip_jax).
 TODO_PACKAGES = {
     *("", "cli", "convert", "experiment"),
-    *("handoff", "inference", "serving"),
-    *("models", "training"),
+    *("handoff", "inference", "models", "serving"),
 }
 
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
+from unclip_jax.core.stage import Stage
 from unclip_jax.parallel.mesh import MeshConfig
 from unclip_jax.training import loop
 from unclip_jax.training.loop import TrainConfig
@@ -23,8 +24,10 @@ SPEC = {"x": Field((WIDTH,), "float32"), "y": Field((OUT,), "float32")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Toy:
-    """Has what training.step.Trainable asks for."""
+class Toy(Stage):
+    """A linear map as a stage, compared and hashed by identity."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
     name: str = "toy"
     batch_spec: Any = dataclasses.field(default_factory=lambda: dict(SPEC))
@@ -33,7 +36,7 @@ class Toy:
     evaluate: Callable = dataclasses.field(default_factory=lambda: evaluate)
     preview: Callable | None = None
     splittable: bool = True
-    replica_loss: Callable | None = None
+    describe: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def init(key):

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import UserError, divisible, in_range, positive
 from unclip_jax.core.config import as_dict, build
+from unclip_jax.core.stage import Stage
 from unclip_jax.parallel.mesh import MeshConfig
-from unclip_jax.stages.base import Stage
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.optimizer import OptimConfig

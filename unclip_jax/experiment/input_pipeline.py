@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.data import examples, loader, sources, text
 from unclip_jax.data.dataset import FeatureKeys
@@ -19,7 +20,6 @@ from unclip_jax.data.loader import Finish, Loader, LoaderConfig
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.experiment import frozen_clip
 from unclip_jax.experiment.config import Experiment
-from unclip_jax.stages.base import Rows, Stage
 from unclip_jax.stages.registry import stage_entry
 
 log = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
+from unclip_jax.core.stage import Stage
 from unclip_jax.experiment import analytic_variance, input_pipeline
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.experiment.input_pipeline import Inputs
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest, require
 from unclip_jax.inference.load import abstract_params
-from unclip_jax.stages.base import Stage
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training import loop
 from unclip_jax.training.state import TrainState

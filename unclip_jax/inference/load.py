@@ -11,12 +11,12 @@ import jax
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import build
+from unclip_jax.core.stage import Stage
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.handoff import load, manifest, sidecar
 from unclip_jax.handoff.manifest import Link, Manifest, require
 from unclip_jax.inference.text_to_image import Cascade
 from unclip_jax.stages import clip, prior, registry
-from unclip_jax.stages.base import Stage
 
 
 class LoadedCascade(NamedTuple):

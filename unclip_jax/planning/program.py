@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core.config import as_dict
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.trees import count
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
 from unclip_jax.planning import flops, sampling
-from unclip_jax.stages.base import Stage
 from unclip_jax.training.train_program import make_train_program
 
 EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}

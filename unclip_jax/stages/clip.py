@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core.config import as_dict
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Scalar
 from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput, TextOutput
-from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds, empty_caption
 from unclip_jax.stages.embedding_rank import rank_metrics
 from unclip_jax.stages.entry import StageEntry

@@ -19,6 +19,7 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.config import as_dict
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Steps
 from unclip_jax.diffusion import guidance, inpainting
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
@@ -26,7 +27,7 @@ from unclip_jax.diffusion.process import Prediction
 from unclip_jax.models.decoder import Decoder, DecoderConfig, known_part
 from unclip_jax.models.unet import plan
 from unclip_jax.stages import captions, gaussian
-from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import Caption, ClipText, TokenIds
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig

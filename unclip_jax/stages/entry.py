@@ -15,7 +15,7 @@ from typing import Any
 
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.checks import one_of
-from unclip_jax.stages.base import Rows, Stage
+from unclip_jax.core.stage import Rows, Stage
 
 # In the order of a chain. Stages of one role are alternatives, but for encoders (of captions) and
 # upsamplers, of which a chain may have several.

@@ -19,12 +19,13 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
+from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import analytic, guidance
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.prior import Prior
 from unclip_jax.stages import captions, gaussian
-from unclip_jax.stages.base import Rows, Stage, apply, one_example
+from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import SamplingConfig

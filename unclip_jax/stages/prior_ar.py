@@ -23,12 +23,13 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import in_range
 from unclip_jax.core.config import as_dict
+from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 from unclip_jax.stages import categorical, gaussian, quantizer_fit
-from unclip_jax.stages.base import Rows, Stage, apply, one_example
+from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.entry import StageEntry

@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.stage import Fitted, Rows
 from unclip_jax.core.types import HostBatch
 from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
-from unclip_jax.stages.base import Fitted, Rows
 
 MIN_EIGENVALUE = 1e-10  # eigenvalues below this share of the largest are rounding, not data
 

@@ -16,12 +16,13 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, divisible, in_range
 from unclip_jax.core.config import as_dict
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Steps
 from unclip_jax.diffusion import process
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 from unclip_jax.stages import gaussian, low_res_fidelity
-from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 

@@ -14,12 +14,12 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid, to_uint8
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, HostBatch, Key
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
 from unclip_jax.parallel.multihost import gather
 from unclip_jax.parallel.place import copied, fetch_all, global_batch
 from unclip_jax.training.hooks import Moment, Numbers
-from unclip_jax.training.step import Trainable
 
 HeldOut = Callable[[], Iterable[HostBatch]]
 Labels = Callable[[HostBatch], Sequence[str]]
@@ -34,7 +34,7 @@ class PeriodicEval:
 
     def __init__(
         self,
-        stage: Trainable,
+        stage: Stage,
         data: HeldOut,
         *,
         count: int,
@@ -88,7 +88,7 @@ class SamplePreview:
 
     def __init__(
         self,
-        stage: Trainable,
+        stage: Stage,
         data: HeldOut,
         *,
         count: int,

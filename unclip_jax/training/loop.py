@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Key, Metrics, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
@@ -39,14 +40,13 @@ from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.prefetch import CheckpointableIterator, DevicePrefetcher, PrefetchedBatch
 from unclip_jax.training.signals import Interrupted, Interrupts
 from unclip_jax.training.state import TrainState
-from unclip_jax.training.step import Trainable
 from unclip_jax.training.train_program import TrainProgram, make_train_program
 
 log = logging.getLogger(__name__)
 
 
 def train(
-    stage: Trainable,
+    stage: Stage,
     *,
     config: TrainConfig,
     optim: OptimConfig,
@@ -109,7 +109,7 @@ def train(
 
 
 def check_fit(
-    stage: Trainable, *, config: TrainConfig, optim: OptimConfig, mesh: MeshConfig, rules: str
+    stage: Stage, *, config: TrainConfig, optim: OptimConfig, mesh: MeshConfig, rules: str
 ) -> None:
     """Checks within seconds that a run fits these devices, before data are opened.
 
@@ -124,7 +124,7 @@ def check_fit(
 
 
 def newest(
-    stage: Trainable,
+    stage: Stage,
     *,
     config: TrainConfig,
     optim: OptimConfig,
@@ -153,7 +153,7 @@ def newest(
 class _Run(NamedTuple):
     """The constants of a run."""
 
-    stage: Trainable
+    stage: Stage
     program: TrainProgram
     config: TrainConfig
     key: Key
@@ -162,7 +162,7 @@ class _Run(NamedTuple):
 
 
 def prepare(
-    stage: Trainable, config: TrainConfig, optim: OptimConfig, *, mesh: Mesh, rules: str
+    stage: Stage, config: TrainConfig, optim: OptimConfig, *, mesh: Mesh, rules: str
 ) -> TrainProgram:
     """Prepares the program of a run.
 
@@ -183,9 +183,7 @@ def prepare(
     )
 
 
-def _announce(
-    stage: Trainable, program: TrainProgram, config: TrainConfig, optim: OptimConfig
-) -> None:
+def _announce(stage: Stage, program: TrainProgram, config: TrainConfig, optim: OptimConfig) -> None:
     """Logs memory and replicated bytes, or refuses a run that does not fit."""
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     line = memory.check(

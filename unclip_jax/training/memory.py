@@ -24,11 +24,11 @@ from jax.sharding import Mesh
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.trees import count, num_bytes
 from unclip_jax.parallel import mesh as meshes
 from unclip_jax.parallel.place import bytes_per_device, size_text
 from unclip_jax.training.state import TrainState
-from unclip_jax.training.step import Trainable
 
 SURE = 0.7  # share of the counted activations that XLA needs in any case
 
@@ -58,7 +58,7 @@ class Needs(NamedTuple):
 
 
 def check(
-    stage: Trainable,
+    stage: Stage,
     abstract: TrainState,
     *,
     mesh: Mesh,
@@ -107,7 +107,7 @@ def available(mesh: Mesh) -> int:
     return min(free, default=2**63 - 1)
 
 
-def activations(stage: Trainable, params: Any, *, batch_size: int, mesh: Mesh) -> int:
+def activations(stage: Stage, params: Any, *, batch_size: int, mesh: Mesh) -> int:
     """Counts the bytes of residuals of one microbatch, in one memory.
 
     These are what `jax.vjp` of the loss holds beyond the parameters, so remat policies and compute
@@ -158,7 +158,7 @@ def _control_group_limit() -> int:
     return 2**63 - 1
 
 
-def _line(stage: Trainable, abstract: TrainState, mesh: Mesh, needs: Needs, free: int) -> str:
+def _line(stage: Stage, abstract: TrainState, mesh: Mesh, needs: Needs, free: int) -> str:
     where = "this machine" if _sharers(mesh) == len(mesh.local_devices) else "each device"
     parts = [f"state {size_text(needs.state)}", f"gradients {size_text(needs.gradients)}"]
     if needs.activations:

@@ -25,10 +25,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Metrics, Params
 from unclip_jax.parallel.mesh import BATCH_AXES, batch_shards
 from unclip_jax.training.optimizer import OptimConfig
-from unclip_jax.training.step import Gradient, Loss, Trainable, gradients
+from unclip_jax.training.step import Gradient, Loss, gradients
 
 REPLICA = "replica"  # name of the axis along which the replicas of one device lie
 
@@ -40,7 +41,7 @@ class Differentiation(NamedTuple):
     gradient: Gradient
 
 
-def choose(stage: Trainable, *, optim: OptimConfig, mesh: Mesh) -> Differentiation:
+def choose(stage: Stage, *, optim: OptimConfig, mesh: Mesh) -> Differentiation:
     """Selects plain gradients, SAM over the whole batch or SAM per replica, by `optim`.
 
     Raises:

@@ -8,14 +8,13 @@ A step whose loss or gradients are not finite changes only the counters, bit for
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from unclip_jax.core import rng
-from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.checks import divisible
 from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
 from unclip_jax.training.state import TrainState, averaged, warmed_decay
@@ -23,51 +22,6 @@ from unclip_jax.training.state import TrainState, averaged, warmed_decay
 Loss = Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
 Gradient = Callable[[Loss, Params, Batch, Key], tuple[Params, Metrics]]  # such as `gradients`
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
-
-
-@runtime_checkable
-class Trainable(Protocol):
-    """What the loop needs of a stage; `stages.base.Stage` has it."""
-
-    @property
-    def name(self) -> str:
-        """For logs and images."""
-        ...
-
-    @property
-    def batch_spec(self) -> BatchSpec:
-        """The fields of one training batch."""
-        ...
-
-    @property
-    def init(self) -> Callable[[Key], Params]:
-        """Key -> parameters, boxed with their logical axis names."""
-        ...
-
-    @property
-    def loss(self) -> Loss:
-        """What is differentiated."""
-        ...
-
-    @property
-    def evaluate(self) -> Callable[[Params, Batch, Key], Metrics]:
-        """Means over a batch, "loss" among them, without dropout."""
-        ...
-
-    @property
-    def preview(self) -> Callable[[Params, Batch, Key], Any] | None:
-        """Images in [-1, 1] to look at while training, or None."""
-        ...
-
-    @property
-    def splittable(self) -> bool:
-        """Whether a batch may be split into microbatches."""
-        ...
-
-    @property
-    def replica_loss(self) -> Callable[[tuple[str, ...]], Loss] | None:
-        """Names of axes -> the loss that one replica computes; None = as `loss`."""
-        ...
 
 
 def make_train_step(

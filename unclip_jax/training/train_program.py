@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.trees import shape_differences
 from unclip_jax.core.types import Key, Params
 from unclip_jax.parallel import place
@@ -21,7 +22,7 @@ from unclip_jax.training import sam
 from unclip_jax.training import state as states
 from unclip_jax.training.optimizer import OptimConfig, Optimizer, make_optimizer
 from unclip_jax.training.state import TrainState
-from unclip_jax.training.step import Trainable, make_train_step
+from unclip_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class TrainProgram:
 
 
 def make_train_program(
-    stage: Trainable,
+    stage: Stage,
     *,
     optim: OptimConfig,
     mesh: Mesh,

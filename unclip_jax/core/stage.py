@@ -1,0 +1,65 @@
+"""The `Stage` record: the interface between the training loop and the stages."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.types import Batch, HostBatch, Key, Metrics, Params, Scalar
+
+# Opens a pass over the embeddings of a number of training examples at most, block by block, in the
+# same order every time.
+Rows = Callable[[int], Iterable[HostBatch]]
+
+
+class Fitted(NamedTuple):
+    """Parameters that come from statistics of the data instead of gradients.
+
+    Attributes:
+        params: whole top-level groups of a stage's parameters, unboxed host arrays.
+        note: one line about the fit for a person.
+    """
+
+    params: Params
+    note: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One independently trained part of unCLIP as pure functions.
+
+    Attributes:
+        name: name in the registry.
+        batch_spec: the fields of one training batch.
+        init: key -> boxed parameters (leaves carry their logical axis names).
+        loss: (params, batch, key) -> (scalar that is differentiated, metrics). With dropout and
+            condition drops; all randomness comes from `key`.
+        evaluate: (params, batch, key) -> metrics averaged over the batch, without dropout and
+            condition drops; always holds "loss".
+        preview: (params, batch, key) -> images in [-1, 1], the original left and the sample right;
+            None for stages without images.
+        splittable: True if a batch may be split for gradient accumulation; the batch of a
+            contrastive loss may not, being its one argument.
+        describe: JSON-ready facts that the manifest of an export records.
+        replica_loss: axis names, outermost first -> the loss as one replica computes it on its
+            part of the batch, where the replicas lie along these named axes; its mean over
+            replicas is `loss`. None = a mean over examples, for which `loss` itself does.
+        fit: rows of the training data -> the groups of parameters that a fresh run starts with and
+            that training leaves as they are; None if all parameters are learned.
+        grows: paths of kernels that may read more channels than in the parameters from which
+            training starts, and the number of equal groups in their input; new weights are zero.
+    """
+
+    name: str
+    batch_spec: BatchSpec
+    init: Callable[[Key], Params]
+    loss: Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
+    evaluate: Callable[[Params, Batch, Key], Metrics]
+    preview: Callable[[Params, Batch, Key], Float[Array, " b h w c"]] | None
+    splittable: bool
+    describe: dict[str, Any]
+    replica_loss: Callable[[tuple[str, ...]], Callable[..., tuple[Scalar, Metrics]]] | None = None
+    fit: Callable[[Rows], Fitted] | None = None
+    grows: Mapping[str, int] = dataclasses.field(default_factory=dict)
