@@ -85,7 +85,17 @@ def test_help_states_defaults_once():
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0, always)")
     text = parser.format_help()
     assert "longest side (default: 8)" in text
+    assert "seed (default: 0, always)" in text
     assert text.count("default") == 2
+
+
+def test_zero_is_a_default_and_an_empty_text_is_none():
+    parser = Parser("example")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--field", default="", help="name")
+    parser.add_argument("--raw", action="store_true", help="raw")
+    text = parser.format_help()
+    assert "default: 0" in text and text.count("default") == 1
 
 
 @pytest.mark.parametrize(

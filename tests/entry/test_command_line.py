@@ -75,7 +75,7 @@ def test_help_describes_every_argument_and_states_its_default(name):
     assert parser.description
     for action in parser._actions:
         assert action.help, action.dest
-        silent = action.nargs == 0 or action.default in (None, False, "") or action.required
+        silent = action.nargs == 0 or action.default in (None, "") or action.required
         assert silent or not action.option_strings or f"default: {action.default}" in text
 
 

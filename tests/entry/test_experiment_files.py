@@ -24,6 +24,8 @@ def test_a_name_and_a_path_give_the_same_config(name, tmp_path, monkeypatch):
 
 def test_a_file_of_the_working_directory_is_not_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "prior.py").write_text("")
     (tmp_path / "prior").mkdir()
     assert files.find("prior") == ROOT / "experiments" / "prior.py"
 

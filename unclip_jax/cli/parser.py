@@ -36,8 +36,7 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Adds one argument as argparse does; flags are spelled with hyphens."""
         assert not any(name.startswith("-") and "_" in name for name in names)
-        silent = options.get("default") in (None, False, "", argparse.SUPPRESS)
-        if "help" not in options and not silent:
+        if "help" not in options and _is_value(options.get("default")):
             options["help"] = "default: %(default)s"
         return super().add_argument(*names, **options)
 
@@ -123,10 +122,15 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        silent = action.default in (None, False, "", argparse.SUPPRESS) or "default" in text
-        if silent or action.nargs == 0 or not (action.option_strings or action.nargs == "?"):
+        silent = "default" in text or action.nargs == 0 or action.required
+        if silent or not _is_value(action.default):
             return text
         return f"{text} (default: %(default)s)"
+
+
+def _is_value(default: Any) -> bool:
+    """True if a default says something that its absence would not."""
+    return not (default is None or default is False or default in ("", argparse.SUPPRESS))
 
 
 def is_script() -> bool:
