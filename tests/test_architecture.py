@@ -59,7 +59,7 @@ BANNED_NAMES = {
 # Packages whose language is still to be revised ("" = modules directly under unclip_jax).
 TODO_PACKAGES = {
     *("", "cli", "convert", "experiment"),
-    *("handoff", "inference", "models", "serving"),
+    *("handoff", "inference", "serving"),
 }
 
 

@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         keep_text: Bool[Array, " b"] | None = None,
         text_seq: Float[Array, " b l e"] | None = None,
         z_txt: Embedding | None = None,
-        known: Float[Array, " b h w 4"] | None = None,
+        inpaint: Float[Array, " b h w 4"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Computes the raw output of the U-Net, `unet.out_channels` per pixel.
@@ -176,13 +176,13 @@ class Decoder(nn.Module):
             keep_text: False replaces the caption by padding; None keeps all.
             text_seq: CLIP's token features, for caption "clip_sequence".
             z_txt: CLIP's raw embedding, likewise.
-            known: for decoders that inpaint, see `known_part`; None = nothing.
+            inpaint: for decoders that inpaint, see `inpaint_input`; None = nothing.
             deterministic: no dropout; otherwise a "dropout" key is needed.
         """
         text = self.encode_text(
             tokens, token_mask, keep_text=keep_text, text_seq=text_seq, z_txt=z_txt
         )
-        options = {"keep_z": keep_z, "known": known, "deterministic": deterministic}
+        options = {"keep_z": keep_z, "inpaint": inpaint, "deterministic": deterministic}
         return self.denoise(x_t, t, z_img=z_img, text=text, **options)
 
     def encode_text(
@@ -237,12 +237,12 @@ class Decoder(nn.Module):
         z_img: Embedding,
         text: TextFeatures,
         keep_z: Bool[Array, " b"] | None = None,
-        known: Float[Array, " b h w 4"] | None = None,
+        inpaint: Float[Array, " b h w 4"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Runs the U-Net with encoded captions."""
         cfg = self.cfg
-        assert cfg.inpaints or known is None, "this decoder has no channels for inpainting"
+        assert cfg.inpaints or inpaint is None, "this decoder has no channels for inpainting"
         z_img = self._dropped(z_img, keep_z).astype(compute_dtype(cfg.unet.dtype))
         emb = self.time(t) + self.text_to_emb(text.last) + self.z_to_emb(z_img)
         # channel-major, as in the public checkpoints: [b, d, n] and then transposed
@@ -255,7 +255,7 @@ class Decoder(nn.Module):
             x_t = jnp.concatenate([x_t, self._spatial(z_img, x_t.shape[1:3])], axis=-1)
         if cfg.inpaints:  # last, so that `Stage.grows` can add them to a trained stem
             empty = jnp.zeros((*x_t.shape[:3], INPAINT_CHANNELS), x_t.dtype)
-            x_t = jnp.concatenate([x_t, empty if known is None else known], axis=-1)
+            x_t = jnp.concatenate([x_t, empty if inpaint is None else inpaint], axis=-1)
         return self.unet(x_t, emb, context=context, context_mask=mask, deterministic=deterministic)
 
     def _dropped(self, z_img: Embedding, keep_z: Bool[Array, " b"] | None) -> Embedding:
@@ -276,6 +276,6 @@ class Decoder(nn.Module):
         return grid[:, rows][:, :, columns].astype(jnp.float32)
 
 
-def known_part(images: Image, mask: Float[Array, " b h w 1"]) -> Float[Array, " b h w 4"]:
+def inpaint_input(images: Image, mask: Float[Array, " b h w 1"]) -> Float[Array, " b h w 4"]:
     """Returns the input of inpainting: the image where the mask is 1, and the mask."""
     return jnp.concatenate([images * mask, mask], axis=-1)

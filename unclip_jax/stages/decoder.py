@@ -24,7 +24,7 @@ from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, P
 from unclip_jax.diffusion import guidance, inpainting
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.process import Prediction
-from unclip_jax.models.decoder import Decoder, DecoderConfig, known_part
+from unclip_jax.models.decoder import Decoder, DecoderConfig, inpaint_input
 from unclip_jax.models.unet import plan
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.base import apply, one_example
@@ -288,7 +288,7 @@ def denoiser(
     fixed: dict[str, Any] = {"z_img": inputs.z_img, "keep_z": inputs.keep_z, "text": text}
     if inpaint is not None and cfg.model.inpaints:
         mask = jnp.broadcast_to(inpaint.mask, (*inpaint.image.shape[:3], 1))
-        fixed["known"] = jnp.concatenate([known_part(inpaint.image, mask)] * len(branches))
+        fixed["inpaint"] = jnp.concatenate([inpaint_input(inpaint.image, mask)] * len(branches))
 
     def predict(x_t: Image, t: Steps) -> Prediction:
         out = apply(module, params, x_t, t, **fixed, method=Decoder.denoise)
@@ -369,7 +369,7 @@ def _training_loss(
     if cfg.model.inpaints:
         count, side = batch["image"].shape[:2]
         mask = inpainting.random_known(rng.fold(key, "known"), count=count, side=side)
-        options["known"] = known_part(batch["image"], mask)
+        options["inpaint"] = inpaint_input(batch["image"], mask)
     return _loss_with(cfg, params, batch, noised, **options)
 
 
