@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
+NO_CACHES = shutil.ignore_patterns("__pycache__")
 VERSION = {}
 exec((HERE / "unclip_jax" / "version.py").read_text(), VERSION)
 
@@ -58,9 +59,7 @@ class BuildWithExperiments(build_py):
         super().run()
         if not self.editable_mode:
             target = pathlib.Path(self.build_lib) / "unclip_jax" / "experiments"
-            target.mkdir(parents=True, exist_ok=True)
-            for path in sorted((HERE / "experiments").glob("*.py")):
-                shutil.copyfile(path, target / path.name)
+            shutil.copytree(HERE / "experiments", target, ignore=NO_CACHES, dirs_exist_ok=True)
 
 
 setup(

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from unclip_jax.cli import entry, process_flags
 from unclip_jax.cli.experiment_flags import ExperimentParser
 
-COMPILATION_CACHE = "~/.cache/unclip_jax/xla"
-
 
 def parser() -> ExperimentParser:
     """Returns the parser of the command line."""
@@ -28,7 +26,7 @@ def parser() -> ExperimentParser:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of this run")
     parser.add_argument(
         "--compilation-cache",
-        default=COMPILATION_CACHE,
+        default="~/.cache/unclip_jax/xla",
         help="folder of compiled programs; empty = none",
     )
     parser.add_argument(

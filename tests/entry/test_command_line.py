@@ -79,11 +79,12 @@ def test_help_describes_every_argument_and_states_its_default(name):
         assert silent or not action.option_strings or f"default: {action.default}" in text
 
 
-def test_the_default_of_analytic_is_that_of_training():
-    from unclip_jax.experiment import analytic_variance
+def test_parsers_repeat_the_defaults_of_modules_that_need_jax():
+    from unclip_jax.experiment import analytic_variance, training_run
 
-    parser = command_line.module("analytic").parser()
-    assert parser.get_default("examples") == analytic_variance.EXAMPLES
+    analytic, train = (command_line.module(name).parser() for name in ("analytic", "train"))
+    assert analytic.get_default("examples") == analytic_variance.EXAMPLES
+    assert train.get_default("compilation_cache") == training_run.COMPILATION_CACHE
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,11 @@ import sysconfig
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SOURCES = ("unclip_jax", "experiments", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (
+    *("unclip_jax", "experiments", "setup.py", "pyproject.toml"),
+    *("MANIFEST.in", "README.md", "LICENSE"),
+)
+SDIST = "import setuptools.build_meta as backend; backend.build_sdist('..')"
 
 
 def run(*command: str | pathlib.Path, cwd: pathlib.Path) -> str:
@@ -31,11 +35,13 @@ def installed(tmp_path_factory) -> pathlib.Path:
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, source / name)
+    run(sys.executable, "-c", SDIST, cwd=source)  # a wheel of the sdist, as of a release
+    shutil.rmtree(source)
+    (sdist,) = place.glob("*.tar.gz")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    build = ("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={place}", source)
+    build = ("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={place}", sdist)
     run(*pip, *build, cwd=place)
     (wheel,) = place.glob("*.whl")
-    shutil.rmtree(source)
     run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=place)
     python = place / "venv" / "bin" / "python"
     run(*pip, "--python", python, "install", "--no-deps", wheel, cwd=place)

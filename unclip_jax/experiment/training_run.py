@@ -18,10 +18,12 @@ from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training import loop
 from unclip_jax.training.state import TrainState
 
+COMPILATION_CACHE = "~/.cache/unclip_jax/xla"
+
 log = logging.getLogger(__name__)
 
 
-def use_compilation_cache(folder: str) -> None:
+def use_compilation_cache(folder: str = COMPILATION_CACHE) -> None:
     """Keeps compiled programs in `folder`, unless JAX_COMPILATION_CACHE_DIR names another."""
     if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
