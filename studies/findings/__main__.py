@@ -27,7 +27,6 @@ from studies.findings import (
     target,
 )
 from studies.findings.harness import Workshop
-from unclip_jax import train
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.evaluation import protocol_folder
@@ -53,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     """Do what is missing and write the report after every finding."""
     args, rest = parse(argv)
     check(args)
-    training_run.use_compilation_cache(train.COMPILATION_CACHE)
+    training_run.use_compilation_cache()
     shop = Workshop(args, rest)
     protocol_folder.claim(baseline_runs.folder_of(args), protocol(shop), first=True)
     names = args.only or ORDER  # what needs least training first
