@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import baselines, interleaved, markdown_page
+from unclip_jax.cli.experiment_flags import ExperimentParser
 from unclip_jax.core.checks import positive
 from unclip_jax.experiment import loading
 from unclip_jax.experiment.config import Experiment
@@ -47,12 +48,9 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     Raises:
         UserError: an argument that is neither, or one that means nothing.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{'train_step' if what == 'train' else 'sample'}",
-        epilog="Any value of the config can be overridden: --config.train.batch_size=8",
-        allow_abbrev=False,
+    parser = ExperimentParser(
+        "compare", prog=f"python -m benchmarks.{'train_step' if what == 'train' else 'sample'}"
     )
-    parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
     parser.add_argument("--peer", default="", help="compare with: diffusers, dalle2 [none]")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side [5]")
     parser.add_argument(
@@ -61,7 +59,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     if what == "sample":
         parser.add_argument("--batch", type=int, default=8, help="drawn at once [8]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
-    args, rest = loading.parse_known(parser, argv)
+    args, rest = parser.parse(argv)
     for name in ("rounds", "count", *(["batch"] if what == "sample" else [])):
         positive(f"--{name}", getattr(args, name))
     return args, rest

@@ -22,6 +22,7 @@ import jax
 
 from benchmarks import compare, interleaved, markdown_page, unclip_side
 from unclip_jax.cli import entry
+from unclip_jax.cli.experiment_flags import ExperimentParser
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data.loader import Loader
 from unclip_jax.experiment import input_pipeline, loading
@@ -63,13 +64,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         UserError: an argument that is neither, or one that means nothing.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
+    parser = ExperimentParser("loader", prog="python -m benchmarks.loader")
     parser.add_argument("--workers", default="0,1,2,4", help="numbers of threads [0,1,2,4]")
     parser.add_argument("--seconds", type=float, default=3.0, help="per figure [3]")
     parser.add_argument("--steps", type=int, default=10, help="of the train step [10]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
-    args, rest = loading.parse_known(parser, argv)
+    args, rest = parser.parse(argv)
     positive("--seconds", args.seconds)
     positive("--steps", args.steps)
     counts = args.workers.split(",")

@@ -24,6 +24,7 @@ import jax
 from benchmarks import unclip_side
 from benchmarks.markdown_page import table
 from unclip_jax.cli import entry
+from unclip_jax.cli.experiment_flags import ExperimentParser
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.experiment import loading
 
@@ -77,10 +78,9 @@ def main(argv: Sequence[str]) -> None:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Command-line arguments, and overrides of the experiment."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="experiment, FILE.py:SIZE")
+    parser = ExperimentParser("profile", prog="python -m benchmarks.profile")
     parser.add_argument("--steps", type=int, default=3, help="steps under the profiler")
-    args, rest = loading.parse_known(parser, argv)
+    args, rest = parser.parse(argv)
     in_range("--steps", args.steps, 1, 100)
     return args, rest
 
