@@ -160,6 +160,17 @@ def test_a_run_directory_that_is_not_there_is_refused(tmp_path: pathlib.Path):
         find(tmp_path)
 
 
+def test_run_directories_near_a_folder_that_is_none_are_suggested(tmp_path: pathlib.Path):
+    plant(tmp_path / "runs" / "shapes", "clip", "decoder")
+    with pytest.raises(UserError, match=r"/runs is no run directory. Did you mean '.*/shapes'\?$"):
+        find(tmp_path / "runs")
+    with pytest.raises(UserError, match=r"/decoder is no run .* Did you mean '.*/runs/shapes'\?$"):
+        find(tmp_path / "runs" / "shapes" / "decoder")
+    plant(tmp_path / "runs" / "emoji", "clip")
+    with pytest.raises(UserError, match=r"Did you mean '.*/emoji'\? Others: .*/shapes\.$"):
+        find(tmp_path / "runs")
+
+
 def test_a_kernel_that_may_grow_reads_nothing_from_its_new_channels(tmp_path: pathlib.Path):
     """Two groups of two inputs become two of three: y(old, anything new) = y(old)."""
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 5))

@@ -198,6 +198,9 @@ def not_exported(
     run_dir: pathlib.Path, name: str, exports: Mapping[str, pathlib.Path]
 ) -> UserError:
     """Returns the error for a stage that is missing from a run; `exports` are those it has."""
+    if not exports and (runs := _runs_near(run_dir)):
+        others = f" Others: {', '.join(runs[1:])}." if runs[1:] else ""
+        return UserError(f"{run_dir} is no run directory. Did you mean {runs[0]!r}?{others}")
     have = f"it has {', '.join(exports)}" if exports else "it has none"
     if (size := _size(exports)) in FOREIGN:
         return UserError(
@@ -210,6 +213,14 @@ def not_exported(
         f"unclip_jax.train --config={config} --workdir={run_dir / name}` or finish the run with "
         "launch/cascade."
     )
+
+
+def _runs_near(folder: pathlib.Path) -> list[str]:
+    """Returns the run directories in `folder`, or the one that it is a stage of."""
+    if (folder / "export" / MANIFEST).is_file():
+        return [str(folder.parent)]
+    manifests = folder.glob(f"*/*/export/{MANIFEST}")
+    return sorted({str(manifest.parents[2]) for manifest in manifests})
 
 
 def _size(exports: Mapping[str, pathlib.Path]) -> str:
