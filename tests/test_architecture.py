@@ -58,7 +58,7 @@ BANNED_NAMES = {
 }
 # Packages whose language is still to be revised ("" = modules directly under unclip_jax).
 TODO_PACKAGES = {
-    *("", "cli", "convert", "experiment"),
+    *("", "cli", "experiment"),
     *("handoff", "inference", "serving"),
 }
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     sizes = batch_sizes(args.batch_sizes)
     models = flags.run_directory(args.models)
-    loaded = load.load_cascade(importing.run_of(models), prior_name=args.prior)
+    loaded = load.load_cascade(importing.run_directory(models), prior_name=args.prior)
     card = export.write(
         args.out,
         loaded,

@@ -3,11 +3,12 @@
     python -m unclip_jax.prepare 'train=emoji/train-*.tar' 'validation=emoji/val*.tar' --out=DIR
     python -m unclip_jax.prepare photos/ --split=train --max-side=512 --out=DIR
     python -m unclip_jax.prepare shapes:train=30000,validation=1000 --out=DIR
+    python -m unclip_jax.prepare train=tfds:coco_captions --caption-field=captions/text --out=DIR
 
 An input is a folder (Hugging Face `metadata.jsonl`, or name.txt beside name.png), a WebDataset
-tar, an image, or a quoted glob of these; SPLIT= before it says which split it belongs to. `shapes`
-is the procedural world. An interrupted run continues when the same command runs again. Without an
-input, the data set in DIR gets the tokenizer that it lacks.
+tar, an image, a quoted glob of these, or a data set such as tfds:NAME; SPLIT= before it says which
+split it belongs to. `shapes` is the procedural world. An interrupted run continues when the same
+command runs again. Without an input, the data set in DIR gets the tokenizer that it lacks.
 """
 
 import pathlib
@@ -30,13 +31,18 @@ def parser() -> Parser:
     epilog = (__doc__ or "").removeprefix(description)
     parser = Parser("prepare", description=description, epilog=epilog)
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="[SPLIT=]INPUT", help="folder, tar, glob, or shapes[:...]")
+    add(
+        "inputs",
+        nargs="*",
+        metavar="[SPLIT=]INPUT",
+        help="folder, tar, glob, tfds:NAME or shapes[:...]",
+    )
     add("--out", required=True, type=pathlib.Path, help="folder of the data set")
     add("--split", default="train", help="split of inputs without SPLIT=")
     add("--shards", type=int, default=0, help="files per split; default: one per 8,192 records")
     add("--tokenizer", default="train", help="folder with one, 'train' or 'none'")
     add("--vocab-size", type=int, default=8192, help="of a trained tokenizer, at most")
-    add("--caption-field", default="", help="JSON field with the caption; default: usual names")
+    add("--caption-field", default="", help="JSON field or feature with the caption")
     add("--prefix-keys", action="store_true", help="for tars that use the same keys again")
     add("--image-size", type=int, help="store square images of this side; default of shapes: 64")
     add("--max-side", type=int, help="reduce images to this shorter side; default: as they are")

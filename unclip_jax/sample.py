@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     check(args)
     process_flags.start(args)
     check_same({**asked(args), **cluster.facts()})
-    run = importing.run_of(args.models)
+    run = importing.run_directory(args.models)
     captions = [caption for caption in args.captions for _ in range(args.num)]
     if args.by_stage:
         if jax.process_count() > 1:

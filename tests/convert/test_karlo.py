@@ -35,7 +35,7 @@ class Loaded:
 def stages(folder):
     folders = karlo.components([folder])
     wanted = [s for s in karlo.STAGES if s != "upsampler_256" or "medium" not in folder.name]
-    return {part.name: Loaded(part) for part in karlo.parts(folders, stages=wanted)}
+    return {part.name: Loaded(part) for part in karlo.read_stages(folders, stages=wanted)}
 
 
 def run(module, params, *inputs, **options):
@@ -67,7 +67,7 @@ def kandinsky(folder):
     statistics = tuple(tensors.read(name) for name in prior_tensors.STATISTICS)
     rest = tensors.without(prior_tensors.STATISTICS)
     scheduler = {"prediction_type": "sample", "clip_sample_range": 5.0}
-    return Loaded(assembly.prior_part(cfg, rest, statistics=statistics, scheduler=scheduler))
+    return Loaded(assembly.prior_stage(cfg, rest, statistics=statistics, scheduler=scheduler))
 
 
 def prior_stage(folder):
@@ -220,21 +220,21 @@ def test_unknown_pipelines_are_refused_by_name(tmp_path):
 def test_a_listed_component_that_is_not_there_is_named(recordings):
     folders = karlo.components([recordings.model("karlo_medium_fp16")])
     with pytest.raises(UserError, match="component super_res_first is missing"):
-        karlo.parts(folders)
+        karlo.read_stages(folders)
 
 
 def test_statistics_must_fit(recordings):
     part = stages(recordings.model("karlo_tiny"))["prior"]
     nothing = tensor_source.in_memory("here", {})
     with pytest.raises(UserError, match=r"statistics have shapes \(3,\) and \(3,\)"):
-        assembly.prior_part(
+        assembly.prior_stage(
             part.cfg.model, nothing, statistics=(np.ones(3), np.ones(3)), scheduler={}
         )
 
 
 def test_karlos_own_decoder_file_agrees_with_its_own_code(recordings):
     folder = recordings.model("karlo_tiny_original")
-    (part,) = original.parts(folder, stages=("decoder",), vocab_size=650)
+    (part,) = original.read_stages(folder, stages=("decoder",), vocab_size=650)
     loaded, case = Loaded(part), recordings.case("orig_decoder_fp16weights")
     emb = walks.time_embedding(loaded, case.given("t")) + case.given("additive_time")
     network = UNet(loaded.cfg.model.unet)
@@ -245,7 +245,7 @@ def test_karlos_own_decoder_file_agrees_with_its_own_code(recordings):
 
 def test_karlos_own_super_resolution_file_agrees_with_its_own_code(recordings):
     folder = recordings.model("karlo_tiny_original")
-    (part,) = original.parts(folder, stages=("upsampler_256",), vocab_size=650)
+    (part,) = original.read_stages(folder, stages=("upsampler_256",), vocab_size=650)
     loaded, case = Loaded(part), recordings.case("orig_super_res_fp16weights")
     for name, t in (("first", 333), ("last", 0)):
         params = loaded.params[name]
@@ -258,7 +258,7 @@ def test_karlos_own_prior_file_gives_the_recorded_forward(recordings):
     pytest.importorskip("torch")
     folder = recordings.model("karlo_tiny_original")
     assert original.is_original(folder)
-    (part,) = original.parts(folder, stages=("prior",), vocab_size=650)
+    (part,) = original.read_stages(folder, stages=("prior",), vocab_size=650)
     case, loaded = recordings.case("prior_forward"), Loaded(part)
     out = prior_forward(loaded, case)
     case.check("pred", out)
@@ -267,4 +267,4 @@ def test_karlos_own_prior_file_gives_the_recorded_forward(recordings):
 
 def test_an_original_folder_that_lacks_a_file_says_which(tmp_path):
     with pytest.raises(UserError, match=r"has no file decoder\*"):
-        original.parts(tmp_path, stages=("decoder",))
+        original.read_stages(tmp_path, stages=("decoder",))

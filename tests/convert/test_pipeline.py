@@ -183,7 +183,7 @@ def test_plain_safetensors_hold_every_leaf(run, tmp_path):
 def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path, capsys):
     folder = tmp_path / "karlo"
     shutil.copytree(tiny, folder, copy_function=shutil.copyfile)
-    run = importing.run_of(folder)
+    run = importing.run_directory(folder)
     assert run == tmp_path / "karlo.unclip_jax"
     told = capsys.readouterr().err
     assert "karlo is converted once, into" in told and "converting upsampler_256 ..." in told
@@ -193,9 +193,9 @@ def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path, 
     assert (tmp_path / "x" / "0000.png").is_file()
     assert (run / "source.json").stat().st_mtime_ns == made
     (folder / "prior_scheduler" / "scheduler_config.json").touch()
-    assert importing.run_of(folder) == run
+    assert importing.run_directory(folder) == run
     assert (run / "source.json").stat().st_mtime_ns > made
-    assert importing.run_of(run) == run
+    assert importing.run_directory(run) == run
 
 
 def test_one_stage_belongs_to_its_clip(tiny, run, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from unclip_jax.convert import standalone_clip, tensor_source, tensor_table
-from unclip_jax.convert.tensor_table import FORMS, Entry, to_ours, to_theirs
+from unclip_jax.convert.tensor_table import FORMS, Entry, from_external, to_external
 from unclip_jax.core.checks import UserError
 
 MAPS = pathlib.Path("/proc/self/maps")
@@ -20,16 +20,16 @@ TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(
 def test_every_form_is_undone_exactly(form):
     rank = len(FORMS[form].axes or (0,))
     array = np.arange(2 * 3 * 4 * 5)[: np.prod((2, 3, 4, 5)[:rank])].reshape((2, 3, 4, 5)[:rank])
-    np.testing.assert_array_equal(to_ours(form, to_theirs(form, array)), array)
+    np.testing.assert_array_equal(from_external(form, to_external(form, array)), array)
 
 
 def test_a_linear_map_is_the_transposed_one_and_a_convolution_moves_its_channels():
     kernel = np.arange(6).reshape(2, 3)
-    assert to_theirs("linear", kernel)[2, 1] == kernel[1, 2]
+    assert to_external("linear", kernel)[2, 1] == kernel[1, 2]
     conv = np.arange(120).reshape(2, 3, 4, 5)
-    assert to_theirs("conv", conv)[4, 3, 1, 2] == conv[1, 2, 3, 4]
-    assert to_theirs("conv_1x1", kernel).shape == (3, 2, 1, 1)
-    assert to_theirs("row_of_row", kernel[0]).shape == (1, 1, 3)
+    assert to_external("conv", conv)[4, 3, 1, 2] == conv[1, 2, 3, 4]
+    assert to_external("conv_1x1", kernel).shape == (3, 2, 1, 1)
+    assert to_external("row_of_row", kernel[0]).shape == (1, 1, 3)
 
 
 def test_one_file_several_files_and_half_precision(tmp_path):

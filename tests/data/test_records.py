@@ -10,6 +10,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import records
+from unclip_jax.data.prepared import ShardSource
 
 
 def test_records_come_back_exactly():
@@ -41,9 +42,23 @@ def test_shards_hold_their_records_in_order(samples, tmp_path: pathlib.Path):
     path = tmp_path / "train-00000-of-00001.array_record"
     examples = [samples.record(i) for i in range(5)]
     summary = records.write_shard(path, iter(examples))
-    assert list(records.read_shard(path)) == examples
+    source = ShardSource([path], [5])
+    assert [source[i] for i in range(5)] == examples
     assert summary.written == records.count_records(path) == 5
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("field", records.FIELDS)
+def test_digest_covers_every_field(samples, field: str):
+    record = samples.record(0)
+    changed = {**record, field: b"other" if field == "image" else "other"}
+    assert records.digest(changed) != records.digest(record)
+
+
+def test_digest_is_of_content_alone(samples):
+    record = samples.record(3)
+    expected = hashlib.sha256(records.encode(record)).hexdigest()
+    assert records.digest({**record, "z_img": [1.0]}) == records.digest(record) == expected
 
 
 def test_hash_covers_every_byte_and_the_order(samples, tmp_path: pathlib.Path):

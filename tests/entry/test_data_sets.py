@@ -111,10 +111,23 @@ def test_a_cascade_is_evaluated(data, run_dir, tmp_path):
 
 
 def test_a_set_of_images_has_captions(data):
-    images = image_sets.open_set(data, num=4)
+    images = image_sets.open_set(data, image_sets.ReadOptions(num=4))
     assert images.captions == tuple(record["caption"] for record in records("validation")[:4])
     assert images.size == (64, 64)
     assert sum(len(batch) for batch in images.batches(3, slice(None))) == 4
+
+
+def test_a_data_set_is_prepared_with_a_tokenizer(data, tmp_path, prepared_set):
+    if data == prepared_set:
+        pytest.skip("a prepared folder is not an input")
+    prepare.main([f"validation={data}", f"--out={tmp_path}/data", "--vocab-size=520"])
+    dataset = sources.open_dataset(tmp_path / "data")
+    assert dataset.splits == ("validation",)
+    source = dataset.open_split("validation")
+    assert [source[i] for i in range(len(source))] == records("validation")
+    assert dataset.tokenizer_dir is not None
+    with pytest.raises(UserError, match="'train' would mix .* with other inputs; give it a split"):
+        prepare.main([data, str(tmp_path), f"--out={tmp_path}/other"])
 
 
 def test_a_data_set_without_a_tokenizer_names_the_key(tfds_set):

@@ -44,7 +44,9 @@ def both(request, tmp_path_factory):
     pipe = originals.pipeline(originals.SIZES[request.param], root)
     pipe.save_pretrained(root / "karlo")
     importing.convert([root / "karlo"], root / "run")
-    stages = {part.name: Loaded(part) for part in karlo.parts(karlo.components([root / "karlo"]))}
+    stages = {
+        part.name: Loaded(part) for part in karlo.read_stages(karlo.components([root / "karlo"]))
+    }
     return Both(pipe, root / "karlo", root / "run", stages)
 
 

@@ -160,7 +160,7 @@ def image_tower():
 
 def test_every_stage_is_the_same_tree(both, tmp_path):
     theirs, folder = both
-    run = importing.run_of(folder)  # what `sample --models` does
+    run = importing.run_directory(folder)  # what `sample --models` does
     assert run == folder.with_name("original.unclip_jax")
     importing.convert([theirs], tmp_path / "wanted")
     for name in ("clip", "prior", "decoder", "upsampler_256"):

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         names = writers[args.to](args.source[0], args.out, dtype=args.dtype)
     else:
         names = importing.convert(
-            args.source, args.out, options=_options(args), begin=importing.tell
+            args.source, args.out, options=_options(args), begin=importing.report_stage
         )
     sys.stdout.write(f"wrote {args.out}: {', '.join(names)}\n")
 

@@ -16,31 +16,31 @@ from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 
 
 def clip(cfg: ClipConfig) -> Params:
-    """Of a CLIP, or of the one tower that there is."""
+    """Returns the shapes of a CLIP, or of its only tower."""
     images = jnp.zeros((1, cfg.image_size, cfg.image_size, 3)) if "image" in cfg.towers else None
     captions = _captions(cfg.context) if "text" in cfg.towers else (None, None)
     return _shapes(Clip(cfg), images, *captions, method=Clip.run)
 
 
 def prior(cfg: PriorConfig) -> Params:
-    """Of a diffusion prior."""
+    """Returns the shapes of a diffusion prior."""
     z, (tokens, mask) = jnp.zeros((1, cfg.embed_dim)), _captions(cfg.context)
     seq = {"text_seq": _features(cfg)} if cfg.caption == "clip_sequence" else {}
-    given = {"tokens": tokens, "token_mask": mask, "z_txt": z, **seq}
-    return _shapes(Prior(cfg), z, jnp.zeros(1, jnp.int32), **given)
+    conditions = {"tokens": tokens, "token_mask": mask, "z_txt": z, **seq}
+    return _shapes(Prior(cfg), z, jnp.zeros(1, jnp.int32), **conditions)
 
 
 def decoder(cfg: DecoderConfig) -> Params:
-    """Of a decoder."""
+    """Returns the shapes of a decoder."""
     z, (tokens, mask) = jnp.zeros((1, cfg.z_dim)), _captions(cfg.context)
-    given: dict[str, Any] = {"z_img": z, "tokens": tokens, "token_mask": mask}
+    conditions: dict[str, Any] = {"z_img": z, "tokens": tokens, "token_mask": mask}
     if cfg.caption == "clip_sequence":
-        given |= {"text_seq": _features(cfg), "z_txt": z}
-    return _shapes(Decoder(cfg), _image(cfg.unet, 3), jnp.zeros(1, jnp.int32), **given)
+        conditions |= {"text_seq": _features(cfg), "z_txt": z}
+    return _shapes(Decoder(cfg), _image(cfg.unet, 3), jnp.zeros(1, jnp.int32), **conditions)
 
 
 def upsampler(cfg: UpsamplerConfig) -> Params:
-    """Of one network of an upsampler."""
+    """Returns the shapes of one network of an upsampler."""
     side = cfg.unet.image_size // cfg.factor
     low_res = jnp.zeros((1, side, side, 3))
     return _shapes(Upsampler(cfg), _image(cfg.unet, 3), jnp.zeros(1, jnp.int32), low_res=low_res)

@@ -1,8 +1,8 @@
-"""Stages of Karlo's kind, made of configs and sources in the names of diffusers.
+"""Assembly of stages like Karlo's from configs and tensors in the names of diffusers.
 
-Whoever reads a layout ends here, so that the options which tell Karlo from the paper are set once:
-CLIP's token features as captions, the empty caption as null, raw and standardised embeddings, a
-network of its own for the last step of super-resolution.
+All readers of layouts use it, so that the options in which Karlo differs from the paper are set
+once: CLIP's token features as captions, the empty caption as null, raw and standardised embeddings,
+a network of its own for the last step of super-resolution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,8 @@ TEXT_PROJ_SIZES = (
 )
 
 
-def clip_part(cfg: ClipConfig, source: TensorSource, entries: Sequence[Entry]) -> ConvertedStage:
-    """CLIP as a stage."""
+def clip_stage(cfg: ClipConfig, source: TensorSource, entries: Sequence[Entry]) -> ConvertedStage:
+    """Returns a CLIP as a stage."""
     return ConvertedStage(
         name="clip",
         stage="clip",
@@ -43,7 +43,7 @@ def clip_part(cfg: ClipConfig, source: TensorSource, entries: Sequence[Entry]) -
     )
 
 
-def prior_part(
+def prior_stage(
     cfg: PriorConfig,
     source: TensorSource,
     *,
@@ -51,7 +51,7 @@ def prior_part(
     scheduler: Mapping[str, Any],
     where: str = "the prior's scheduler",
 ) -> ConvertedStage:
-    """A prior of Karlo's kind as a stage; `statistics` are clip_mean and clip_std."""
+    """Returns a prior like Karlo's as a stage; `statistics` are clip_mean and clip_std."""
     mean, std = (np.asarray(v, np.float32).reshape(-1) for v in statistics)
     if not mean.shape == std.shape == (cfg.embed_dim,) or not np.all(std > 0):
         raise UserError(
@@ -78,10 +78,10 @@ def prior_part(
     )
 
 
-def decoder_part(
+def decoder_stage(
     cfg: DecoderConfig, source: TensorSource, *, scheduler: Mapping[str, Any]
 ) -> ConvertedStage:
-    """A decoder of Karlo's kind as a stage; `source` joins "text_proj" and "decoder"."""
+    """Returns a decoder like Karlo's as a stage; `source` joins "text_proj" and "decoder"."""
     where = "the decoder's scheduler"
     diffusion, sampling = schedulers.config(scheduler, role="decoder", where=where)
     return ConvertedStage(
@@ -105,10 +105,10 @@ def decoder_part(
     )
 
 
-def upsampler_part(
+def upsampler_stage(
     cfg: UpsamplerConfig, source: TensorSource, *, scheduler: Mapping[str, Any]
 ) -> ConvertedStage:
-    """Super-resolution as a stage; `source` joins "super_res_first" and "super_res_last"."""
+    """Returns super-resolution as a stage; `source` joins its first and its last network."""
     where = "the super-resolution's scheduler"
     diffusion, sampling = schedulers.config(scheduler, role="super_res", where=where)
     size, table = cfg.unet.image_size, unet_tensors.entries(cfg.unet)
@@ -138,7 +138,7 @@ def upsampler_part(
 def decoder_config(
     network: UNetConfig, projection: Mapping[str, Any], text: ClipConfig
 ) -> DecoderConfig:
-    """A decoder of Karlo's kind, from its U-Net, the config of its projection and its CLIP."""
+    """Returns a decoder config from its U-Net, the config of its projection and its CLIP."""
     tokens, z_dim, _, width = (projection[name] for name in TEXT_PROJ_SIZES)
     return DecoderConfig(
         unet=network,
@@ -156,13 +156,13 @@ def decoder_config(
 
 
 def upsampler_config(network: UNetConfig, decoder: UNetConfig) -> UpsamplerConfig:
-    """Super-resolution from what `decoder` draws."""
+    """Returns the config of super-resolution of the decoder's images."""
     factor = network.image_size // decoder.image_size
     return UpsamplerConfig(network, factor=factor, interpolation="cubic")
 
 
 def decoder_entries(cfg: DecoderConfig) -> list[Entry]:
-    """Tensors of the text projection and of the U-Net."""
+    """Returns the table of the text projection and of the U-Net."""
     projection = [
         Entry("null_z", "learned_classifier_free_guidance_embeddings"),
         *linear("text_to_emb", "embedding_proj"),

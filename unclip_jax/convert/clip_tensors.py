@@ -53,7 +53,7 @@ POSITIONS = [f"{tower}_model.embeddings.position_ids" for tower in ("text", "vis
 
 
 def config(settings: Mapping[str, Any], *, where: str) -> ClipConfig:
-    """Our config from a config.json of transformers.
+    """Returns our config of a config.json of transformers.
 
     Args:
         settings: of a CLIPModel or of one of its towers.
@@ -86,7 +86,7 @@ def config(settings: Mapping[str, Any], *, where: str) -> ClipConfig:
 
 
 def merged(text: ClipConfig, image: ClipConfig) -> ClipConfig:
-    """One CLIP of two towers that came apart, as pipelines carry them: without temperature.
+    """Joins two towers to one CLIP without temperature, as in pipelines.
 
     Raises:
         UserError: their embeddings have different lengths, or their activations differ.
@@ -110,22 +110,22 @@ def normalised(
     mean: str = "image_mean",
     std: str = "image_std",
 ) -> ClipConfig:
-    """`cfg` with the mean and deviation of pixels that a preprocessor's settings give, if any.
+    """Returns `cfg` with the mean and deviation of pixels in a preprocessor's settings, if any.
 
     Most public models have OpenAI's numbers, which are the default; LAION's L/14 has 0.5.
     """
-    given = {"image_mean": settings.get(mean), "image_std": settings.get(std)}
-    taken = {name: tuple(map(float, value)) for name, value in given.items() if value}
+    pixels = {"image_mean": settings.get(mean), "image_std": settings.get(std)}
+    taken = {name: tuple(map(float, value)) for name, value in pixels.items() if value}
     return dataclasses.replace(cfg, **taken) if "image" in cfg.towers else cfg
 
 
 def tower(cfg: ClipConfig, name: str) -> ClipConfig:
-    """The config of one tower alone."""
+    """Returns the config of one tower."""
     return dataclasses.replace(cfg, towers=(name,), temperature=False)
 
 
 def entries(cfg: ClipConfig) -> list[Entry]:
-    """The tensors of `CLIPModel`, or of the tower with projection that `cfg` has."""
+    """Returns the table of `CLIPModel`, or of the tower with projection that `cfg` describes."""
     table = []
     if "text" in cfg.towers:
         table += _text(cfg)
@@ -137,7 +137,7 @@ def entries(cfg: ClipConfig) -> list[Entry]:
 
 
 def tidy(source: TensorSource, cfg: ClipConfig) -> TensorSource:
-    """Without what files of any age may hold beside the tensors, and under today's names.
+    """Removes tensors that files of any age may hold in addition, and updates old names.
 
     That is: integer position tables (transformers before 4.31); the other tower and the
     temperature of a complete file that is read for one tower; a bare text tower's missing prefix
@@ -153,7 +153,7 @@ def tidy(source: TensorSource, cfg: ClipConfig) -> TensorSource:
 
 
 def settings(cfg: ClipConfig, *, eos: int, bos: int) -> dict[str, Any]:
-    """The inverse of `config`: a config.json that transformers reads.
+    """Inverts `config`: returns a config.json for transformers.
 
     Args:
         cfg: ours.
@@ -202,9 +202,9 @@ def _sizes(width: int, depth: int, heads: int, mlp: int | None, cfg: ClipConfig)
 
 
 def _section(settings: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """One tower's settings: a section of a CLIPModel's config, or the whole of a tower's."""
-    given = settings.get(name, {}) if settings.get("model_type") == "clip" else settings
-    return {key: given.get(key, default) for key, default in defaults.items()}
+    """Returns one tower's settings: a section of a CLIPModel's config, or a tower's config."""
+    section = settings.get(name, {}) if settings.get("model_type") == "clip" else settings
+    return {key: section.get(key, default) for key, default in defaults.items()}
 
 
 def _refuse(section: Mapping[str, Any], where: str) -> None:

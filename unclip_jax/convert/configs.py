@@ -1,4 +1,4 @@
-"""Reading a component's config.json: what may differ, and what must be as our networks have it."""
+"""Checks of a component's config.json: values that may vary and values that are fixed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from unclip_jax.core.checks import UserError, suggest
 
 
-def kind(settings: Mapping[str, Any], expected: str, *, where: str) -> None:
+def check_class(settings: Mapping[str, Any], expected: str, *, where: str) -> None:
     """Refuses a config of another class.
 
     Raises:
-        UserError: `_class_name` is there and differs.
+        UserError: `_class_name` is set and differs.
     """
-    found = settings.get("_class_name", expected)
-    if found != expected:
-        raise UserError(f"{where} is of a {found}; expected a {expected}.")
+    name = settings.get("_class_name", expected)
+    if name != expected:
+        raise UserError(f"{where} is of a {name}; expected a {expected}.")
 
 
-def need(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> list[Any]:
-    """The values of `names`.
+def required_values(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> list[Any]:
+    """Returns the values of `names`.
 
     Raises:
         UserError: one is missing.
@@ -29,23 +29,23 @@ def need(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> li
     return [settings[name] for name in names]
 
 
-def only(settings: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str) -> None:
-    """Refuses settings that our network does not have; absent ones mean the value given.
+def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str) -> None:
+    """Refuses settings that differ from `fixed`; absent ones do not.
 
     Raises:
         UserError: naming the first setting that differs.
     """
-    for name, value in fixed.items():
-        found = settings.get(name, value)
-        found = tuple(found) if isinstance(found, list) else found
-        if found != value:
+    for name, expected in fixed.items():
+        value = settings.get(name, expected)
+        value = tuple(value) if isinstance(value, list) else value
+        if value != expected:
             raise UserError(
-                f"{where} has {name} {found!r}, an unsupported variant; expected {value!r}."
+                f"{where} has {name} {value!r}, an unsupported variant; expected {expected!r}."
             )
 
 
-def known(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> None:
-    """Refuses keys that are unknown, unless they are private or say nothing (null).
+def check_known(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> None:
+    """Refuses unknown keys, except for private ones and nulls.
 
     Raises:
         UserError: naming the first.

@@ -1,6 +1,6 @@
-"""Stages found in somebody's files, and how they are written as exports of ours.
+"""Stages in files of another layout, and their conversion to exports.
 
-All of them are checked before the first is read, and each is read, written and forgotten before
+All of them are checked before the first is read, and each is read, written and released before
 the next, so that memory peaks at the largest.
 """
 
@@ -29,8 +29,8 @@ class ConvertedStage:
         config: the stage's config as plain data.
         facts: further fields of its manifest.
         source: its tensors.
-        entries: the table from them to our parameters.
-        abstract: shapes of our parameters.
+        entries: the table from tensors to parameters.
+        abstract: shapes of the parameters.
         requires: fields that its manifest must hold.
         identity: manifest field that its parameters identify.
     """
@@ -60,7 +60,7 @@ class ConvertedStage:
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What the manifests say of where weights came from.
+    """Origin and terms of weights, for the manifests.
 
     Attributes:
         data: the files, and what they were trained on if known, in words.
@@ -84,7 +84,7 @@ def write_run(
     dtype: str = "float32",
     begin: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Manifest]:
-    """Writes one export per part into a run directory: OUT/NAME/export.
+    """Writes one export per stage into a run directory: OUT/NAME/export.
 
     Args:
         parts: stages in the order of the cascade.
@@ -94,13 +94,13 @@ def write_run(
         origin: where the weights came from.
         clip_id: identity of the CLIP that the stages belong to, if none of them is a CLIP.
         dtype: "float32" or "bfloat16".
-        begin: told the name of every part before it is read.
+        begin: called with the name of every stage before it is read.
 
     Returns:
         The manifests by name.
 
     Raises:
-        UserError: tensors that do not fit (before anything is written), a place that cannot be
+        UserError: tensors that do not fit (before anything is written), a folder that cannot be
             written, or stages without their CLIP.
     """
     for part in parts:

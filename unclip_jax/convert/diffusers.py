@@ -1,7 +1,8 @@
-"""A run directory as a pipeline directory of diffusers, and a CLIP as transformers keeps it.
+"""Writer of run directories as pipeline directories of diffusers, or as a CLIP of transformers.
 
-Only what those libraries have a class for can be written: stages with Karlo's options. Others are
-refused with the option that differs; `--to=safetensors` writes any stage as plain tensors.
+Only stages for which those libraries have a class can be written: those with Karlo's options.
+Others are refused with the option that differs; `--to=safetensors` writes any stage as plain
+tensors.
 """
 
 import contextlib
@@ -47,27 +48,27 @@ NETWORK = ("diffusers", "UNet2DModel")
 SCHEDULER = ("diffusers", schedulers.CLASS)
 
 
-class Stage(NamedTuple):
-    """One export: where it lies and what it says of itself."""
+class ExportedStage(NamedTuple):
+    """One export: its path and its manifest."""
 
     path: pathlib.Path
     card: Manifest
 
     def params(self, shapes: Params) -> Params:
-        """Its parameters as they are stored, rounded or not."""
+        """Reads its parameters as they are stored, rounded or not."""
         return load.read_params(self.path, abstract=shapes)
 
 
 def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
-    """Writes what a run directory holds: a pipeline, or a CLIP alone; the folders written.
+    """Writes a run directory as a pipeline, or as a CLIP alone; returns the folders written.
 
     Raises:
-        UserError: stages that do not fit each other, one that the layout has no words for, `out`
+        UserError: stages that do not fit each other, one that the layout cannot express, `out`
             exists, no space.
     """
     stages = _stages(run_dir)
     requirements.check(
-        {name: stages[name].card.config for name in requirements.NEEDS if name in stages}
+        {name: stages[name].card.config for name in requirements.REQUIRED if name in stages}
     )
     with _draft(out) as draft:
         if set(stages) == {"clip"}:
@@ -83,7 +84,7 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
 
 
 def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
-    """Writes every stage as OUT/STAGE.safetensors, by our own names, and OUT/STAGE.json.
+    """Writes every stage as OUT/STAGE.safetensors, under its own names, and OUT/STAGE.json.
 
     Raises:
         UserError: stages that do not fit each other, `out` exists, no space.
@@ -100,15 +101,15 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
     return list(stages)
 
 
-def _stages(run_dir: pathlib.Path) -> dict[str, Stage]:
+def _stages(run_dir: pathlib.Path) -> dict[str, ExportedStage]:
     places = load.find_stages(run_dir, names=run_folders(), required=("clip",))
-    stages = {name: Stage(path, load.read_manifest(path)) for name, path in places.items()}
+    stages = {name: ExportedStage(path, load.read_manifest(path)) for name, path in places.items()}
     check_chain([stage.card for stage in stages.values()])
     return stages
 
 
-def _pipeline(stages: Mapping[str, Stage], out: pathlib.Path, dtype: str) -> list[str]:
-    """All components of a pipeline, one stage in memory at a time."""
+def _pipeline(stages: Mapping[str, ExportedStage], out: pathlib.Path, dtype: str) -> list[str]:
+    """Writes all components of a pipeline, with one stage in memory at a time."""
     index: dict[str, Any] = {"_class_name": "UnCLIPImageVariationPipeline"}
     cfg = typed.build(ClipConfig, stages["clip"].card.config["model"], where="clip")
     index |= _clip_towers(stages["clip"], cfg, out, dtype)
@@ -127,7 +128,7 @@ def _pipeline(stages: Mapping[str, Stage], out: pathlib.Path, dtype: str) -> lis
     return [name for name in index if not name.startswith("_")]
 
 
-def _clip_alone(stage: Stage, out: pathlib.Path, dtype: str) -> None:
+def _clip_alone(stage: ExportedStage, out: pathlib.Path, dtype: str) -> None:
     cfg = typed.build(ClipConfig, stage.card.config["model"], where="clip")
     folder = load.tokenizer_dir(stage.path)
     ids = tokenizer.special_ids(folder)
@@ -141,9 +142,9 @@ def _clip_alone(stage: Stage, out: pathlib.Path, dtype: str) -> None:
 
 
 def _clip_towers(
-    stage: Stage, cfg: ClipConfig, out: pathlib.Path, dtype: str
+    stage: ExportedStage, cfg: ClipConfig, out: pathlib.Path, dtype: str
 ) -> dict[str, list[str]]:
-    """text_encoder, and image_encoder with feature_extractor where there is an image tower."""
+    """Writes text_encoder, and image_encoder with feature_extractor if there is an image tower."""
     ids = tokenizer.special_ids(load.tokenizer_dir(stage.path))
     params, index = stage.params(abstract.clip(cfg)), {}
     for tower, name in (("text", "text_encoder"), ("image", "image_encoder")):
@@ -159,7 +160,7 @@ def _clip_towers(
     return index
 
 
-def _prior(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
+def _prior(stage: ExportedStage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
     config = stage.card.config
     cfg = typed.build(PriorConfig, config["model"], where="prior")
     statistics = zip(prior_tensors.STATISTICS, (config["z_mean"], config["z_std"]), strict=True)
@@ -171,7 +172,7 @@ def _prior(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, 
     return {"prior": ("diffusers", prior_tensors.CLASS), "prior_scheduler": SCHEDULER}
 
 
-def _decoder(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
+def _decoder(stage: ExportedStage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
     cfg = typed.build(DecoderConfig, stage.card.config["model"], where="decoder")
     params, table = stage.params(abstract.decoder(cfg)), assembly.decoder_entries(cfg)
     values = (cfg.num_z_tokens, cfg.z_dim, cfg.unet.emb_width, cfg.text_width)
@@ -189,7 +190,7 @@ def _decoder(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str
     }
 
 
-def _upsampler(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
+def _upsampler(stage: ExportedStage, out: pathlib.Path, dtype: str) -> dict[str, tuple[str, str]]:
     cfg = typed.build(UpsamplerConfig, stage.card.config["model"], where="upsampler")
     one = abstract.upsampler(cfg)
     params = stage.params({"first": one, "last": one})
@@ -203,10 +204,13 @@ def _upsampler(stage: Stage, out: pathlib.Path, dtype: str) -> dict[str, tuple[s
 
 
 def _below(table: list[Entry], name: str) -> list[Entry]:
-    """The entries of one component of a joined source, under its own names."""
+    """Returns the entries of one component of a joined source, under its own names."""
     prefix = f"{name}/"
-    kept = [entry for entry in table if entry.name.startswith(prefix)]
-    return [entry._replace(name=entry.name.removeprefix(prefix)) for entry in kept]
+    return [
+        entry._replace(name=entry.name.removeprefix(prefix))
+        for entry in table
+        if entry.name.startswith(prefix)
+    ]
 
 
 def _preprocessing(cfg: ClipConfig) -> dict[str, Any]:
@@ -254,7 +258,7 @@ def _json(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `out` that takes its place when all is written."""
+    """Yields a folder beside `out` that is renamed to it when all is written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; give a new folder.")
     draft = out.with_name(f"{out.name}.tmp")

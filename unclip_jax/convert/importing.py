@@ -1,4 +1,4 @@
-"""Public weights as run directories: what `convert` and `sample` do with somebody else's files."""
+"""Conversion of public weights to run directories, for `convert` and `sample`."""
 
 import dataclasses
 import json
@@ -15,16 +15,16 @@ from unclip_jax.data import text
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.stages.registry import stage_entry
 
-STAMP = "source.json"  # in a cache: which files it was made from
+STAMP = "source.json"  # in a cache: the files that it was converted from
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportOptions:
-    """How public weights become exports.
+    """Settings of a conversion.
 
     Attributes:
-        stages: which are wanted; those that the source does not have are left out.
-        dtype: "float32" or "bfloat16", of the parameters and in which the networks compute.
+        stages: to convert; those that the source does not have are left out.
+        dtype: "float32" or "bfloat16", of parameters and computation.
         tokenizer: folder with a tokenizer, where the source has none.
         clip: export of the CLIP that stages belong to, where the source has none.
         licence: terms of the weights, for the manifests.
@@ -45,28 +45,28 @@ def convert(
     begin: Callable[[str], None] = lambda name: None,
     replace: bool = False,
 ) -> list[str]:
-    """Public layouts to a run directory; the names of the stages written.
+    """Converts public layouts to a run directory; returns the names of the stages written.
 
     Args:
-        sources: folders or files; the first says which layout.
+        sources: folders or files; the first determines the layout.
         out: the run directory.
-        options: what to make of them.
-        begin: told the name of every stage before it is read.
-        replace: whether exports that are in `out` already make room.
+        options: settings of the conversion.
+        begin: called with the name of every stage before it is read.
+        replace: True replaces exports that are in `out` already.
 
     Raises:
-        UserError: anything about the sources that does not fit, or stages that `out` has already;
-            nothing is written then.
+        UserError: sources that do not fit, or stages that `out` has already; nothing is written
+            then.
     """
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
-    parts, tokenizer_dir = find(sources, stages=options.stages)
-    there = [part.name for part in parts if (out / part.name).exists()]
-    if there and not replace:
+    parts, tokenizer_dir = find_stages(sources, stages=options.stages)
+    existing = [part.name for part in parts if (out / part.name).exists()]
+    if existing and not replace:
         raise UserError(
-            f"{out} has {', '.join(there)} already, which other stages may have been made with; "
-            "give another --out, or remove what is to be replaced."
+            f"{out} has {', '.join(existing)} already, on which other stages may depend; give "
+            "another --out, or remove the stages to replace."
         )
     folder = options.tokenizer or tokenizer_dir
     if folder is None:
@@ -93,15 +93,15 @@ def convert(
     return list(written)
 
 
-def tell(name: str) -> None:
-    """A line on stderr for each stage, since large ones take minutes."""
+def report_stage(name: str) -> None:
+    """Writes a line to stderr for a stage, since large ones take minutes."""
     sys.stderr.write(f"converting {name} ...\n")
 
 
 def _clip_of(
     export: pathlib.Path, parts: Sequence[ConvertedStage], tokenizer: text.Tokenizer
 ) -> str | None:
-    """Identity of the CLIP in `export`, if the stages can belong to it."""
+    """Returns the identity of the CLIP in `export`, if the stages can belong to it."""
     card = read_manifest(export)
     if card.stage != "clip":
         raise UserError(f"--clip={export} is a {card.stage}; give the export of a CLIP.")
@@ -121,7 +121,7 @@ def _clip_of(
 
 
 def _typed(part: ConvertedStage, dtype: str) -> ConvertedStage:
-    """The part with its config complete, computing in `dtype`, checked as the stage checks it."""
+    """Returns the stage with its complete and checked config, computing in `dtype`."""
     config = as_dict(part.config)
     network = config["model"].get("unet", config["model"])
     network["dtype"] = dtype
@@ -131,31 +131,31 @@ def _typed(part: ConvertedStage, dtype: str) -> ConvertedStage:
     return dataclasses.replace(part, config=as_dict(cfg), **facts)
 
 
-def find(
+def find_stages(
     sources: Sequence[pathlib.Path], *, stages: Sequence[str] = karlo.STAGES
 ) -> tuple[list[ConvertedStage], pathlib.Path | None]:
-    """The stages in `sources`, and the folder of a tokenizer if one lies with them.
+    """Finds the stages in `sources`, and the folder of a tokenizer if they have one.
 
     Raises:
         UserError: no known layout, or one that does not fit.
     """
     if karlo.is_pipeline(sources[0]):
         folders = karlo.components(sources)
-        return karlo.parts(folders, stages=stages), folders.get("tokenizer")
+        return karlo.read_stages(folders, stages=stages), folders.get("tokenizer")
     if original.is_original(sources[0]):
-        return original.parts(sources[0], stages=stages), standalone_clip.tokenizer_beside(
+        return original.read_stages(sources[0], stages=stages), standalone_clip.tokenizer_beside(
             sources[0]
         )
     return standalone_clip.clip_from(sources[0]), standalone_clip.tokenizer_beside(sources[0])
 
 
-def run_of(models: pathlib.Path) -> pathlib.Path:
-    """The run directory for `models`: itself, or public weights converted once beside them.
+def run_directory(models: pathlib.Path) -> pathlib.Path:
+    """Returns the run directory for `models`: itself, or public weights converted once beside them.
 
-    The cache DIR.unclip_jax is made again when files of DIR have changed.
+    The cache DIR.unclip_jax is converted again when files of DIR have changed.
 
     Raises:
-        UserError: the pipeline cannot be converted, or the place beside it cannot be written.
+        UserError: the pipeline cannot be converted, or the folder beside it cannot be written.
     """
     if not (karlo.is_pipeline(models) or original.is_original(models)):
         return models
@@ -166,13 +166,13 @@ def run_of(models: pathlib.Path) -> pathlib.Path:
         return cache
     (cache / STAMP).unlink(missing_ok=True)
     sys.stderr.write(f"{models} is converted once, into {cache}\n")
-    convert([models], cache, begin=tell, replace=True)
+    convert([models], cache, begin=report_stage, replace=True)
     (cache / STAMP).write_text(stamp, encoding="utf-8")
     return cache
 
 
 def _stamp(folder: pathlib.Path) -> str:
-    """Names, sizes and times of all files of a folder."""
+    """Returns the names, sizes and times of all files of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = {str(p.relative_to(folder)): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
     return json.dumps(facts, indent=1)

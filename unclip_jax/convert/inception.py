@@ -29,22 +29,22 @@ def load(path: pathlib.Path, *, cfg: InceptionConfig = InceptionConfig()) -> Par
 
 
 def tidy(source: TensorSource) -> TensorSource:
-    """Without the counters of training steps, which some files have."""
+    """Removes the counters of training steps, which some files have."""
     return source.without([name for name in source.shapes if name.endswith(COUNTER)])
 
 
 def entries() -> list[Entry]:
-    """The table of tensors."""
-    found = [Entry("fc_kernel", "fc.weight", "linear"), Entry("fc_bias", "fc.bias")]
+    """Returns the table of tensors."""
+    table = [Entry("fc_kernel", "fc.weight", "linear"), Entry("fc_bias", "fc.bias")]
     for path in conv_paths():
         name = path.replace("/", ".")
-        found.append(Entry(f"{path}/conv/kernel", f"{name}.conv.weight", "conv"))
-        found += [Entry(f"{path}/bn/{o}", f"{name}.bn.{t}") for o, t in NORM.items()]
-    return found
+        table.append(Entry(f"{path}/conv/kernel", f"{name}.conv.weight", "conv"))
+        table += [Entry(f"{path}/bn/{o}", f"{name}.bn.{t}") for o, t in NORM.items()]
+    return table
 
 
 def abstract(cfg: InceptionConfig) -> Params:
-    """Shapes of the parameters."""
+    """Returns the shapes of the parameters."""
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), "float32")
     shapes = jax.eval_shape(Inception(cfg).init, jax.random.key(0), image)
     return nn.meta.unbox(shapes["params"])

@@ -1,10 +1,10 @@
-"""Karlo and its relatives as diffusers keeps them: one folder per component.
+"""Reader of Karlo and related pipelines in the layout of diffusers, one folder per component.
 
     UnCLIPPipeline                 text_encoder, prior, text_proj, decoder, super_res_{first,last}
     UnCLIPImageVariationPipeline   the same without prior, with image_encoder
     Kandinsky(V22)PriorPipeline    text_encoder, image_encoder, prior
 
-Several folders may complete each other. What stages they make is in assembly.py.
+Several folders may complete each other. assembly.py makes stages of them.
 """
 
 import pathlib
@@ -33,8 +33,8 @@ PIPELINES = (
     "KandinskyV22PriorPipeline",
 )
 STAGES = ("clip", "prior", "decoder", "upsampler_256")
-# Stage -> the components that it is made of; the first one's absence means there is no such stage.
-NEEDS = {
+# Stage -> its components; without the first one there is no such stage.
+COMPONENTS = {
     "prior": ("prior",),
     "decoder": ("decoder", "text_proj"),
     "upsampler_256": ("super_res_first", "super_res_last", "decoder"),
@@ -49,17 +49,17 @@ Folders = Mapping[str, pathlib.Path]
 
 
 def is_pipeline(folder: pathlib.Path) -> bool:
-    """Whether `folder` is a pipeline directory."""
+    """True if `folder` is a pipeline directory."""
     return (folder / INDEX).is_file()
 
 
 def components(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """Component -> its folder, in the first of `folders` that has it.
+    """Returns component -> its folder, in the first of `folders` that has it.
 
     Raises:
-        UserError: a pipeline of another kind, or one that lists a component nobody has.
+        UserError: a pipeline of another kind, or one with a component that no folder has.
     """
-    found: dict[str, pathlib.Path] = {}
+    present: dict[str, pathlib.Path] = {}
     listed: dict[str, pathlib.Path] = {}
     for folder in folders:
         index = read_json(folder / INDEX)
@@ -72,15 +72,15 @@ def components(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
             if not component.startswith("_") and isinstance(what, list) and what[0] is not None:
                 listed.setdefault(component, folder)
                 if (folder / component).is_dir():
-                    found.setdefault(component, folder / component)
+                    present.setdefault(component, folder / component)
         if (folder / "image_encoder").is_dir():  # which a text-to-image pipeline does not list
-            found.setdefault("image_encoder", folder / "image_encoder")
-    lost = sorted(listed.keys() - found.keys() - {"safety_checker"})
-    return {**found, **{name: listed[name] / name for name in lost}}
+            present.setdefault("image_encoder", folder / "image_encoder")
+    lost = sorted(listed.keys() - present.keys() - {"safety_checker"})
+    return {**present, **{name: listed[name] / name for name in lost}}
 
 
-def parts(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[ConvertedStage]:
-    """The stages that components make up, in the order of the cascade.
+def read_stages(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[ConvertedStage]:
+    """Returns the stages that the components form, in the order of the cascade.
 
     Args:
         folders: from `components`.
@@ -89,20 +89,20 @@ def parts(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[Converted
     Raises:
         UserError: a component is missing, a config is of another architecture.
     """
-    made = []
+    converted = []
     text = _clip_config(folders)
     for stage in stages:
         if stage == "clip":
-            made.append(_clip(folders, text))
-        elif NEEDS[stage][0] in folders:
-            for name in NEEDS[stage]:
+            converted.append(_clip(folders, text))
+        elif COMPONENTS[stage][0] in folders:
+            for name in COMPONENTS[stage]:
                 _config(folders, name)  # missing ones are refused by name
-            made.append(MAKERS[stage](folders, text))
-    return made
+            converted.append(MAKERS[stage](folders, text))
+    return converted
 
 
 def _config(folders: Folders, name: str) -> tuple[dict[str, Any], str]:
-    """A component's config and where it lies.
+    """Reads a component's config; returns it with its path.
 
     Raises:
         UserError: the component is not there.
@@ -143,7 +143,7 @@ def _clip(folders: Folders, cfg: ClipConfig) -> ConvertedStage:
             alone = clip_tensors.tower(cfg, tower)
             sources[name] = clip_tensors.tidy(open_tensors(folders[name]), alone)
             table += tensor_table.under(clip_tensors.entries(alone), name=f"{name}/")
-    return assembly.clip_part(cfg, joined(str(folders["text_encoder"].parent), sources), table)
+    return assembly.clip_stage(cfg, joined(str(folders["text_encoder"].parent), sources), table)
 
 
 def _prior(folders: Folders, text: ClipConfig) -> ConvertedStage:
@@ -159,7 +159,7 @@ def _prior(folders: Folders, text: ClipConfig) -> ConvertedStage:
     if lost:
         raise UserError(f"{source.where} lacks {', '.join(lost)}; copy the prior's files again.")
     mean, std = (source.read(name) for name in prior_tensors.STATISTICS)
-    return assembly.prior_part(
+    return assembly.prior_stage(
         cfg,
         source.without(prior_tensors.STATISTICS),
         statistics=(mean, std),
@@ -169,8 +169,8 @@ def _prior(folders: Folders, text: ClipConfig) -> ConvertedStage:
 
 def _decoder(folders: Folders, text: ClipConfig) -> ConvertedStage:
     settings, where = _config(folders, "text_proj")
-    configs.kind(settings, assembly.TEXT_PROJ, where=where)
-    _, z_dim, emb, width = configs.need(settings, assembly.TEXT_PROJ_SIZES, where=where)
+    configs.check_class(settings, assembly.TEXT_PROJ, where=where)
+    _, z_dim, emb, width = configs.required_values(settings, assembly.TEXT_PROJ_SIZES, where=where)
     network = unet_tensors.config(
         _config(folders, "decoder")[0], where=_config(folders, "decoder")[1]
     )
@@ -188,7 +188,7 @@ def _decoder(folders: Folders, text: ClipConfig) -> ConvertedStage:
     cfg = assembly.decoder_config(network, settings, text)
     sources = {name: open_tensors(folders[name]) for name in ("text_proj", "decoder")}
     source = joined(str(folders["decoder"].parent), sources)
-    return assembly.decoder_part(cfg, source, scheduler=_scheduler(folders, "decoder_scheduler"))
+    return assembly.decoder_stage(cfg, source, scheduler=_scheduler(folders, "decoder_scheduler"))
 
 
 def _upsampler(folders: Folders, text: ClipConfig) -> ConvertedStage:
@@ -208,7 +208,7 @@ def _upsampler(folders: Folders, text: ClipConfig) -> ConvertedStage:
     source = joined(
         str(folders[names[0]].parent), {name: open_tensors(folders[name]) for name in names}
     )
-    return assembly.upsampler_part(
+    return assembly.upsampler_stage(
         assembly.upsampler_config(cfg, network),
         source,
         scheduler=_scheduler(folders, "super_res_scheduler"),

@@ -16,7 +16,7 @@ pipe = {pipeline_class}.from_pretrained("THIS_FOLDER")
 
 
 def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
-    """Text of README.md.
+    """Returns the text of README.md.
 
     Args:
         cards: manifests of what was written, by name.
@@ -31,17 +31,17 @@ def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
 
 
 def plain_card(cards: Mapping[str, Manifest]) -> str:
-    """Text of README.md beside plain tensors, whatever stages there are."""
+    """Returns the text of README.md beside plain tensors."""
     task = "text-to-image" if "decoder" in cards else "feature-extraction"
     parts = _card(cards, title="Stages", library="unclip_jax", task=task)
-    told = "STAGE.safetensors has the parameters by their paths, STAGE.json the architecture."
-    return "\n\n".join([*parts, told]) + "\n"
+    note = "STAGE.safetensors has the parameters by their paths, STAGE.json the architecture."
+    return "\n\n".join([*parts, note]) + "\n"
 
 
 def _card(cards: Mapping[str, Manifest], *, title: str, library: str, task: str) -> list[str]:
-    """Front matter, title, licence and a table of what was written."""
+    """Returns front matter, title, licence and a table of the stages."""
     licences = sorted({card.licence for card in cards.values() if card.licence})
-    terms = "; ".join(licences) or "not stated by who trained it"
+    terms = "; ".join(licences) or "not stated"
     front = {
         "license": "other",
         "library_name": library,

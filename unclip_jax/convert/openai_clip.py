@@ -1,4 +1,4 @@
-"""CLIP in OpenAI's layout, which open_clip shares.
+"""CLIP in the layout of OpenAI and open_clip.
 
 The files hold no config. Widths, depths and patches follow from shapes; heads and activation do
 not: OpenAI's class has heads of 64 and quick_gelu, open_clip's configs say otherwise for its own.
@@ -83,12 +83,12 @@ MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale"
 
 
 def is_openai(source: TensorSource) -> bool:
-    """Whether the names are OpenAI's."""
+    """True if the tensors have OpenAI's names."""
     return "visual.conv1.weight" in source.shapes and "positional_embedding" in source.shapes
 
 
 def config(source: TensorSource, settings: Mapping[str, Any] | None = None) -> ClipConfig:
-    """Sizes by shapes; heads and activation by open_clip's `model_cfg`, else as OpenAI has them.
+    """Derives sizes from shapes, heads and activation from open_clip's `model_cfg` or OpenAI's.
 
     Args:
         source: the tensors.
@@ -137,22 +137,22 @@ def config(source: TensorSource, settings: Mapping[str, Any] | None = None) -> C
 
 
 def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of both towers, if they are of the kind that is built here.
+    """Returns the settings of both towers, if they are supported.
 
     Raises:
         UserError: naming the first setting that is not.
     """
     where = f"open_clip_config.json beside {where}"
-    configs.known(model, MODEL, where=where)
+    configs.check_known(model, MODEL, where=where)
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     for tower, fixed, sizes in ((vision, VISION, VISION_SIZES), (text, TEXT, TEXT_SIZES)):
-        configs.only(tower, fixed, where=where)
-        configs.known(tower, (*fixed, *sizes, *WORDS), where=where)
+        configs.check_fixed(tower, fixed, where=where)
+        configs.check_known(tower, (*fixed, *sizes, *WORDS), where=where)
     return vision, text
 
 
 def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
-    """Refuses a config that says other sizes than the tensors have."""
+    """Refuses a config whose sizes differ from the tensors'."""
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     pairs = (
         ("embed_dim", model.get("embed_dim"), cfg.embed_dim),
@@ -165,16 +165,16 @@ def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
         ("text_cfg.context_length", text.get("context_length"), cfg.context),
         ("text_cfg.vocab_size", text.get("vocab_size"), cfg.vocab_size),
     )
-    for name, said, found in pairs:
-        if said is not None and said != found:
+    for name, configured, actual in pairs:
+        if configured is not None and configured != actual:
             raise UserError(
-                f"open_clip_config.json beside {where} has {name} {said}, the tensors {found}; "
-                "copy the config that came with the weights."
+                f"open_clip_config.json beside {where} has {name} {configured}, the tensors "
+                f"{actual}; copy the config that came with the weights."
             )
 
 
 def as_transformers(source: TensorSource) -> TensorSource:
-    """The same tensors under transformers' names; what has no counterpart keeps its own."""
+    """Returns the tensors under transformers' names; those without a counterpart keep theirs."""
     source = source.without(NOT_WEIGHTS)
     views = _views(source)
     used = {name for name, _ in views.values()}
@@ -196,7 +196,7 @@ View = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def _views(source: TensorSource) -> dict[str, View]:
-    """Transformers' name -> (name here, what to do with the array)."""
+    """Returns transformers' name -> (name here, function of the array)."""
     same = np.asarray
     views: dict[str, View] = {new: (old, same) for new, old in SINGLE.items()}
     views |= {new: (old, np.transpose) for new, old in TRANSPOSED.items()}
@@ -218,7 +218,7 @@ def _views(source: TensorSource) -> dict[str, View]:
 
 
 def _third(index: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Queries, keys or values out of the fused projection (not interleaved per head here)."""
+    """Slices queries, keys or values out of the fused projection (not interleaved per head)."""
     return lambda array: np.split(array, 3)[index]
 
 

@@ -1,4 +1,4 @@
-"""Karlo's own checkpoint files, seen as diffusers would name their tensors.
+"""Reader of Karlo's own checkpoint files, with their tensors renamed as in diffusers.
 
 One file each for prior, decoder (with its text projection) and super-resolution (both networks),
 and one with CLIP's statistics. Attention is fused there and interleaved per head: the rows of one
@@ -94,21 +94,21 @@ FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_pr
 
 
 class View(NamedTuple):
-    """One tensor there, or a part of it, as one here."""
+    """A tensor of the files, or a part of it, as one tensor here."""
 
     old: str
     change: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 def is_original(folder: pathlib.Path) -> bool:
-    """Whether `folder` holds Karlo's own files."""
+    """True if `folder` holds Karlo's own files."""
     return folder.is_dir() and all(_file(folder, name) for name in ("decoder", "stats"))
 
 
-def parts(
+def read_stages(
     folder: pathlib.Path, *, stages: Sequence[str], vocab_size: int | None = None
 ) -> list[ConvertedStage]:
-    """The stages in a folder of original files, in the order of the cascade.
+    """Returns the stages in a folder of original files, in the order of the cascade.
 
     Args:
         folder: the files.
@@ -120,13 +120,13 @@ def parts(
     """
     hparams = _hparams(folder)
     vocab_size = vocab_size or _vocab_size(folder)
-    made = {"clip": _clip, "prior": _prior, "decoder": _decoder, "upsampler_256": _upsampler}
-    found = (made[stage](folder, hparams, vocab_size) for stage in stages)
-    return [part for part in found if part is not None]
+    readers = {"clip": _clip, "prior": _prior, "decoder": _decoder, "upsampler_256": _upsampler}
+    converted = (readers[stage](folder, hparams, vocab_size) for stage in stages)
+    return [part for part in converted if part is not None]
 
 
 def clip_statistics(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, deviation) of raw embeddings from `ViT-L-14_stats.th`.
+    """Reads the (mean, deviation) of raw embeddings from `ViT-L-14_stats.th`.
 
     Raises:
         UserError: the file holds something else.
@@ -139,7 +139,7 @@ def clip_statistics(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def renamed(source: TensorSource, views: Mapping[str, View]) -> TensorSource:
-    """The tensors of `source` by their names in `views`; what no view takes keeps its own."""
+    """Renames the tensors of `source` by `views`; those without a view keep their names."""
     used = {view.old for view in views.values()}
     shapes: dict[str, Shape] = {n: s for n, s in source.shapes.items() if n not in used}
     for new, view in views.items():
@@ -154,7 +154,7 @@ def renamed(source: TensorSource, views: Mapping[str, View]) -> TensorSource:
 
 
 def prior_views(depth: int, heads: int) -> dict[str, View]:
-    """The prior's tensors."""
+    """Returns views of the prior's tensors."""
     views = {
         "positional_embedding": View("positional_embedding"),
         "prd_embedding": View("prd_emb"),
@@ -169,7 +169,7 @@ def prior_views(depth: int, heads: int) -> dict[str, View]:
 
 
 def unet_views(cfg: UNetConfig) -> dict[str, View]:
-    """A U-Net's tensors; blocks are counted as they run, whatever their level."""
+    """Returns views of a U-Net's tensors; blocks are counted as they run, whatever their level."""
     steps, views = plan(cfg), _pairs(UNET)
     for index, step in enumerate(steps.down, start=1):
         views |= _block(cfg, step.name, f"input_blocks.{index}.0", f"input_blocks.{index}.1")
@@ -187,7 +187,7 @@ def unet_views(cfg: UNetConfig) -> dict[str, View]:
 
 
 def _block(cfg: UNetConfig, step: str, residual: str, attention: str) -> dict[str, View]:
-    """One residual block, and its attention if there is a place for one."""
+    """Returns views of one residual block, and of its attention if it has one."""
     block, attend = unet_tensors.names(step, len(cfg.multiples))
     views = _pairs({f"{residual}.{old}": f"{block}.{new}" for old, new in RESIDUAL.items()})
     steps = {s.name: s for s in (*plan(cfg).down, *plan(cfg).middle, *plan(cfg).up)}
@@ -204,13 +204,13 @@ def _block(cfg: UNetConfig, step: str, residual: str, attention: str) -> dict[st
 def _pairs(
     names: Mapping[str, str], change: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> dict[str, View]:
-    """Weight and bias of every module in {old: new}."""
+    """Returns views of weight and bias of every module in {old: new}."""
     ends = ("weight", "bias")
     return {f"{n}.{end}": View(f"{o}.{end}", change) for o, n in names.items() for end in ends}
 
 
 def _unfused(old: str, new: Sequence[str], *, heads: int) -> dict[str, View]:
-    """The maps that one fused, per-head interleaved projection holds."""
+    """Returns views of the maps in one fused, per-head interleaved projection."""
     return {
         f"{name}.{end}": View(f"{old}.{end}", _share(index, len(new), heads))
         for index, name in enumerate(new)
@@ -228,14 +228,14 @@ def _share(index: int, count: int, heads: int) -> Callable[[np.ndarray], np.ndar
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
-    """A 1-d convolution of length 1 as a linear map; biases as they are."""
+    """Returns a 1-d convolution of length 1 as a linear map, and biases unchanged."""
     return array.squeeze(2) if array.ndim == 3 else array
 
 
 def _clip(
     folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int
 ) -> ConvertedStage | None:
-    """The CLIP that was published with them, which is OpenAI's."""
+    """Reads the CLIP that was published with them, which is OpenAI's."""
     for name in CLIP_FILES:
         if (folder / name).is_file():
             return standalone_clip.clip_from(folder / name)[0]
@@ -268,7 +268,7 @@ def _prior(
         null="empty",
     )
     source = open_tensors(path).below("model.")
-    return assembly.prior_part(
+    return assembly.prior_stage(
         cfg,
         renamed(source, prior_views(cfg.depth, cfg.heads)).without(prior_tensors.STATISTICS),
         statistics=clip_statistics(_needed(folder, "stats")),
@@ -308,7 +308,9 @@ def _decoder(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) 
     null = "text_proj/learned_classifier_free_guidance_embeddings"
     views[null] = View("cf_param")
     source = open_tensors(_needed(folder, "decoder")).below("model.")
-    return assembly.decoder_part(cfg, renamed(source, views), scheduler=schedulers.KARLO["decoder"])
+    return assembly.decoder_stage(
+        cfg, renamed(source, views), scheduler=schedulers.KARLO["decoder"]
+    )
 
 
 def _upsampler(
@@ -333,12 +335,12 @@ def _upsampler(
     halves = {name: renamed(whole.below(prefix), views) for name, prefix in prefixes.items()}
     cfg = UpsamplerConfig(network, factor=ENLARGED, interpolation="cubic")
     source = joined(str(path), halves)
-    return assembly.upsampler_part(cfg, source, scheduler=schedulers.KARLO["super_res"])
+    return assembly.upsampler_stage(cfg, source, scheduler=schedulers.KARLO["super_res"])
 
 
 def _hparams(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    given = read_json(folder / HPARAMS) if (folder / HPARAMS).is_file() else {}
-    return {part: {**sizes, **given.get(part, {})} for part, sizes in SIZES.items()}
+    overrides = read_json(folder / HPARAMS) if (folder / HPARAMS).is_file() else {}
+    return {part: {**sizes, **overrides.get(part, {})} for part, sizes in SIZES.items()}
 
 
 def _numbers(value: str | Sequence[int]) -> tuple[int, ...]:
@@ -347,8 +349,8 @@ def _numbers(value: str | Sequence[int]) -> tuple[int, ...]:
 
 def _file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     suffixes = (".safetensors", *torch_files.SUFFIXES)
-    found = sorted(p for p in folder.glob(f"{FILES[name]}*") if p.suffix in suffixes)
-    return found[0] if found else None
+    files = sorted(p for p in folder.glob(f"{FILES[name]}*") if p.suffix in suffixes)
+    return files[0] if files else None
 
 
 def _needed(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -41,7 +41,7 @@ SIZES = (
 
 
 def config(settings: Mapping[str, Any], *, vocab_size: int, where: str) -> PriorConfig:
-    """Our config from theirs.
+    """Returns our config of a `PriorTransformer`'s config.
 
     Args:
         settings: the component's config.json.
@@ -51,9 +51,9 @@ def config(settings: Mapping[str, Any], *, vocab_size: int, where: str) -> Prior
     Raises:
         UserError: another class, a size that is missing, an unsupported variant.
     """
-    configs.kind(settings, CLASS, where=where)
-    heads, head, depth, z, context = configs.need(settings, SIZES, where=where)
-    configs.only(settings, FIXED, where=where)
+    configs.check_class(settings, CLASS, where=where)
+    heads, head, depth, z, context = configs.required_values(settings, SIZES, where=where)
+    configs.check_fixed(settings, FIXED, where=where)
     return PriorConfig(
         embed_dim=z,
         width=heads * head,
@@ -69,13 +69,13 @@ def config(settings: Mapping[str, Any], *, vocab_size: int, where: str) -> Prior
 
 
 def settings(cfg: PriorConfig) -> dict[str, Any]:
-    """The inverse of `config`."""
+    """Inverts `config`."""
     values = (cfg.heads, cfg.width // cfg.heads, cfg.depth, cfg.embed_dim, cfg.context)
     return {"_class_name": CLASS, **dict(zip(SIZES, values, strict=True)), **FIXED}
 
 
 def entries(cfg: PriorConfig) -> list[Entry]:
-    """Its tensors, but for the statistics."""
+    """Returns the table of its tensors, without the statistics."""
     return [
         Entry("positions", "positional_embedding", "row"),
         Entry("query", "prd_embedding", "row_of_row"),

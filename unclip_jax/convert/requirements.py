@@ -1,4 +1,4 @@
-"""What the classes of diffusers and transformers have built in, and so demand of our options."""
+"""Option values that are fixed in the classes of diffusers and transformers."""
 
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -17,8 +17,8 @@ UNET = {
     "model.unet.norm_over_space": True,
     "model.unet.emb_channels": None,
 }
-# Stage -> our option -> the only value that they know.
-NEEDS: Mapping[str, Mapping[str, Any]] = {
+# Stage -> option -> the only supported value.
+REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "clip": {"model.stem": "patches"},
     "prior": {"model.caption": "clip_sequence", "model.null": "empty", **CHAIN},
     "decoder": {
@@ -28,7 +28,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
         "model.reads_z": True,
         "model.inpaints": False,
         "condition": "z_img",
-        "diffusion.learned_variance": True,  # which its pipeline cuts off when it guides
+        "diffusion.learned_variance": True,  # its pipeline removes the variance under guidance
         **UNET,
         "model.unet.scale_shift": True,
         "embedding": "raw",
@@ -46,32 +46,32 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
 
 
 def check(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses stages that they have no class for.
+    """Refuses stages without a class in those libraries.
 
     Args:
-        configs: name of a stage, a key of NEEDS -> its config as the manifest has it.
+        configs: name of a stage, a key of REQUIRED -> its config as the manifest has it.
 
     Raises:
-        UserError: naming every option of every stage that is in the way.
+        UserError: naming every unsupported option of every stage.
     """
-    found = {name: _in_the_way(name, config) for name, config in configs.items()}
-    told = [f"the {name} has {', '.join(wrong)}" for name, wrong in found.items() if wrong]
-    if told:
+    unsupported = {name: _unsupported(name, config) for name, config in configs.items()}
+    complaints = [f"the {name} has {', '.join(x)}" for name, x in unsupported.items() if x]
+    if complaints:
         raise UserError(
-            f"{'; '.join(told)}; diffusers has no class for that, so it cannot be "
+            f"{'; '.join(complaints)}; diffusers has no class for that, so it cannot be "
             "written in its layout. Use --to=safetensors, or train a size that is made for it "
             "(launch/cascade karlo)."
         )
 
 
-def _in_the_way(name: str, config: Mapping[str, Any]) -> list[str]:
-    """The options of one stage that they have no class for."""
+def _unsupported(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Returns the unsupported options of one stage."""
     kind = get_type_hints(folder_entry(name).config)["model"]
     model = typed.build(kind, config["model"], where=name)
     full = {**config, "model": typed.as_dict(model)}
     wrong = [
         f"{path} {value!r} (not {expected!r})"
-        for path, expected in NEEDS[name].items()
+        for path, expected in REQUIRED[name].items()
         if (value := _value(full, path, expected)) != expected
     ]
     if isinstance(model, PriorConfig | DecoderConfig):
@@ -84,7 +84,7 @@ def _in_the_way(name: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def _value(config: Mapping[str, Any], path: str, default: Any) -> Any:
-    """What an export says under a dotted path; one older than the option has its default."""
+    """Returns an export's value under a dotted path; without the option, its default."""
     *groups, last = path.split(".")
     for group in groups:
         config = config.get(group, {})

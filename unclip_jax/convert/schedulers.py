@@ -1,4 +1,4 @@
-"""Scheduler settings of diffusers as our diffusion and sampling configs, in plain data."""
+"""Conversion of diffusers' scheduler settings to our diffusion and sampling configs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,14 +24,14 @@ KARLO = {
     "decoder": {"variance_type": "learned_range"},
     "super_res": {},
 }
-# Steps and guidance that Karlo's pipeline uses unless told otherwise.
+# Steps and guidance that Karlo's pipeline uses by default.
 USUAL = {"prior": ("25", 4.0), "decoder": ("25", 8.0), "super_res": ("7", 1.0)}
 
 
 def config(
     settings: Mapping[str, Any], *, role: str, where: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(diffusion, sampling), as the stages of this package have them.
+    """Returns (diffusion, sampling), as the stages of this package have them.
 
     The arithmetic is the scheduler's own, float32.
 
@@ -43,18 +43,18 @@ def config(
     Raises:
         UserError: another scheduler or an unsupported variant.
     """
-    configs.kind(settings, CLASS, where=where)
-    configs.known(settings, list(DEFAULTS), where=where)
-    configs.only(settings, {"beta_schedule": DEFAULTS["beta_schedule"]}, where=where)
-    given = {**DEFAULTS, **settings}
-    if not given["clip_sample"]:
+    configs.check_class(settings, CLASS, where=where)
+    configs.check_known(settings, list(DEFAULTS), where=where)
+    configs.check_fixed(settings, {"beta_schedule": DEFAULTS["beta_schedule"]}, where=where)
+    values = {**DEFAULTS, **settings}
+    if not values["clip_sample"]:
         raise UserError(f"{where} does not clip samples, which Karlo's scheduler always does.")
-    variance = one_of(f"variance_type in {where}", given["variance_type"], VARIANCES)
-    target = one_of(f"prediction_type in {where}", given["prediction_type"], TARGETS)
+    variance = one_of(f"variance_type in {where}", values["variance_type"], VARIANCES)
+    target = one_of(f"prediction_type in {where}", values["prediction_type"], TARGETS)
     steps, guidance = USUAL[role]
     diffusion = {
         "schedule": "cosine",
-        "num_timesteps": given["num_train_timesteps"],
+        "num_timesteps": values["num_train_timesteps"],
         "target": TARGETS[target],
         "learned_variance": variance == "learned_range",
         "tables": "float32",
@@ -65,23 +65,23 @@ def config(
         "variance": VARIANCES[variance],
         "guidance_scale": guidance,
         "threshold": "static",
-        "limit": float(given["clip_sample_range"]),
+        "limit": float(values["clip_sample_range"]),
     }
     return diffusion, sampling
 
 
 def settings(diffusion: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`, for stages that such a scheduler can run.
+    """Inverts `config`, for stages that such a scheduler can run.
 
     Raises:
         UserError: naming the first setting that it has no word for.
     """
-    wanted = {
+    fixed = {
         "diffusion.schedule": (diffusion["schedule"], "cosine"),
         "sampling.sampler": (sampling["sampler"], "ancestral"),
         "sampling.threshold": (sampling["threshold"], "static"),
     }
-    for name, (value, expected) in wanted.items():
+    for name, (value, expected) in fixed.items():
         if value != expected:
             raise UserError(
                 f"{name} is {value!r}; {CLASS} knows {expected!r} alone, so this stage cannot be "

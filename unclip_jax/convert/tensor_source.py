@@ -1,4 +1,4 @@
-"""Tensors by name, wherever they lie: one safetensors file, several, a torch file, or a view.
+"""Tensors by name, in one safetensors file, several, a torch file or a view.
 
 A `TensorSource` knows the names and shapes of all tensors before it reads any, and reads them one
 at a time, so that a conversion can be refused cheaply and never holds a file twice.
@@ -28,7 +28,7 @@ class TensorSource:
     Attributes:
         where: the file or folder, for messages.
         shapes: shape of every tensor.
-        read: name -> array, read when asked for.
+        read: name -> array, read on each call.
     """
 
     where: str
@@ -36,27 +36,27 @@ class TensorSource:
     read: Callable[[str], np.ndarray]
 
     def without(self, names: Iterable[str]) -> "TensorSource":
-        """The same but for `names`, which need not be there."""
-        gone = set(names)
-        kept = {name: shape for name, shape in self.shapes.items() if name not in gone}
-        return dataclasses.replace(self, shapes=kept)
+        """Returns the source without `names`, which may be absent."""
+        removed = set(names)
+        shapes = {name: shape for name, shape in self.shapes.items() if name not in removed}
+        return dataclasses.replace(self, shapes=shapes)
 
     def below(self, prefix: str) -> "TensorSource":
-        """The tensors whose names begin with `prefix`, under the rest of their names."""
+        """Returns the tensors whose names begin with `prefix`, without the prefix."""
         cut = len(prefix)
-        kept = {name[cut:]: s for name, s in self.shapes.items() if name.startswith(prefix)}
-        return dataclasses.replace(self, shapes=kept, read=lambda name: self.read(prefix + name))
+        shapes = {name[cut:]: s for name, s in self.shapes.items() if name.startswith(prefix)}
+        return dataclasses.replace(self, shapes=shapes, read=lambda name: self.read(prefix + name))
 
 
 def in_memory(where: str, tensors: Mapping[str, np.ndarray]) -> TensorSource:
-    """A source over arrays that are already there."""
+    """Returns a source over arrays in memory."""
     return TensorSource(
         where, {name: array.shape for name, array in tensors.items()}, tensors.__getitem__
     )
 
 
 def joined(where: str, parts: Mapping[str, TensorSource]) -> TensorSource:
-    """Several sources as one; the tensors of each go by its key and "/" before their names."""
+    """Joins several sources; key and "/" precede the names of each one's tensors."""
     shapes = {
         f"{key}/{name}": shape for key, part in parts.items() for name, shape in part.shapes.items()
     }
@@ -93,16 +93,11 @@ def open_tensors(path: pathlib.Path) -> TensorSource:
     )
 
 
-def holds_weights(folder: pathlib.Path) -> bool:
-    """Whether `folder` holds any file of weights."""
-    return folder.is_dir() and any(_files(folder, s) for s in (SAFE, *torch_files.SUFFIXES))
-
-
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Raises:
-        UserError: no such file, broken JSON, or something else than an object.
+        UserError: no such file, broken JSON, or another value than an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -120,11 +115,11 @@ def _files(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
 
 
 def _choose(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder, or the index of several."""
+    """Returns the file of weights in a folder, or the index of several."""
     for suffix in (SAFE, *torch_files.SUFFIXES):
-        for found in (_files(folder, suffix + INDEX), _files(folder, suffix)):
+        for files in (_files(folder, suffix + INDEX), _files(folder, suffix)):
             # "model.fp16.safetensors" beside "model.safetensors" is a copy in another precision
-            plain = [path for path in found if path.name.split(suffix)[0].count(".") == 0] or found
+            plain = [path for path in files if path.name.split(suffix)[0].count(".") == 0] or files
             if len(plain) > 1:
                 names = ", ".join(path.name for path in plain)
                 raise UserError(f"{folder} holds several files of weights ({names}); name one.")
@@ -136,7 +131,7 @@ def _choose(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _safetensors(path: pathlib.Path) -> TensorSource:
-    """Opened anew for every tensor: a file that stays open keeps all that was read in memory."""
+    """Opens the file for every tensor, because an open file keeps all tensors in memory."""
 
     @contextlib.contextmanager
     def opened() -> Iterator[Any]:
@@ -158,7 +153,7 @@ def _safetensors(path: pathlib.Path) -> TensorSource:
 
 
 def _sharded(path: pathlib.Path) -> TensorSource:
-    """Several files under one index (`weight_map`: tensor -> file)."""
+    """Opens several files with one index (`weight_map`: tensor -> file)."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} holds no weight_map; copy it again.")
@@ -169,7 +164,7 @@ def _sharded(path: pathlib.Path) -> TensorSource:
     lost = sorted(n for n, part in places.items() if n not in parts[part].shapes)
     if lost:
         raise UserError(
-            f"{path} promises {len(lost)} tensors that its files lack: {'; '.join(lost)}. "
+            f"{path} lists {len(lost)} tensors that its files lack: {'; '.join(lost)}. "
             "Copy all files again."
         )
     shapes = {n: shape for part in parts.values() for n, shape in part.shapes.items()}

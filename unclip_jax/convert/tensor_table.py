@@ -1,7 +1,7 @@
-"""A layout is a table: this parameter of ours is that tensor of theirs, in this form.
+"""Tables between parameters of this package and tensors of another layout.
 
-The same table reads and writes, so that import, export and import again are exact. Layers that we
-stack along a leading axis are one tensor per layer there.
+The same table reads and writes, so that import, export and import again are exact. Layers that are
+stacked along a leading axis here are one tensor per layer there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ from unclip_jax.core.types import Params
 
 
 class Entry(NamedTuple):
-    """One tensor.
+    """One row of a table.
 
     Attributes:
-        leaf: path of our parameter.
-        name: of their tensor.
-        form: how it is laid out there, a key of FORMS.
-        layer: index along our leading axis of stacked layers, or None.
+        leaf: path of the parameter.
+        name: of the external tensor.
+        form: layout of the external tensor, a key of FORMS.
+        layer: index along the leading axis of stacked layers, or None.
     """
 
     leaf: str
@@ -33,11 +33,11 @@ class Entry(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A permutation of axes, and axes of length 1 that theirs has beside ours.
+    """A permutation of axes, and axes of length 1 that the external tensor has in addition.
 
     Attributes:
-        axes: our axes in the order in which theirs come.
-        ones: positions of axes of length 1 in their shape.
+        axes: axes of the parameter in the order of the external tensor.
+        ones: positions of axes of length 1 in the external shape.
     """
 
     axes: tuple[int, ...] | None = None
@@ -55,21 +55,21 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-def to_theirs(form: str, array: np.ndarray) -> np.ndarray:
-    """One of our parameters (of one layer) as their tensor; a view where possible."""
+def to_external(form: str, array: np.ndarray) -> np.ndarray:
+    """Returns a parameter (of one layer) as external tensor, as a view where possible."""
     axes, ones = FORMS[form]
     return np.expand_dims(array if axes is None else array.transpose(axes), ones)
 
 
-def to_ours(form: str, array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_theirs`."""
+def from_external(form: str, array: np.ndarray) -> np.ndarray:
+    """Inverts `to_external`."""
     axes, ones = FORMS[form]
     array = array.squeeze(ones) if ones else array
     return array if axes is None else array.transpose(np.argsort(axes))
 
 
 def linear(leaf: str, name: str, *, layer: int | None = None, form: str = "linear") -> list[Entry]:
-    """A linear map (or another kernel of the given form) with its bias."""
+    """Returns the rows of a linear map (or another kernel of this form) with its bias."""
     return [
         Entry(f"{leaf}/kernel", f"{name}.weight", form, layer),
         Entry(f"{leaf}/bias", f"{name}.bias", "same", layer),
@@ -77,7 +77,7 @@ def linear(leaf: str, name: str, *, layer: int | None = None, form: str = "linea
 
 
 def norm(leaf: str, name: str, *, layer: int | None = None) -> list[Entry]:
-    """Gain and offset of a norm."""
+    """Returns the rows of gain and offset of a norm."""
     return [
         Entry(f"{leaf}/scale", f"{name}.weight", "same", layer),
         Entry(f"{leaf}/bias", f"{name}.bias", "same", layer),
@@ -85,7 +85,7 @@ def norm(leaf: str, name: str, *, layer: int | None = None) -> list[Entry]:
 
 
 def transformer(leaf: str, name: str, *, depth: int, parts: Mapping[str, str]) -> list[Entry]:
-    """A stack of blocks; `parts` maps the parts of our block to theirs."""
+    """Returns the rows of a stack of blocks; `parts` maps the parts of a block to external ones."""
     entries = []
     for layer in range(depth):
         for ours, theirs in parts.items():
@@ -95,12 +95,12 @@ def transformer(leaf: str, name: str, *, depth: int, parts: Mapping[str, str]) -
 
 
 def under(entries: Sequence[Entry], *, leaf: str = "", name: str = "") -> list[Entry]:
-    """The same table one level down: `leaf` and `name` go before our paths and their names."""
+    """Returns the table one level down, with `leaf` and `name` before paths and names."""
     return [e._replace(leaf=leaf + e.leaf, name=name + e.name) for e in entries]
 
 
 def expected(entries: Sequence[Entry], abstract: Params) -> dict[str, Shape]:
-    """Names and shapes of the tensors that fill the tree `abstract`.
+    """Returns names and shapes of the tensors that fill the tree `abstract`.
 
     The table and the tree must cover each other; that they do not is a bug, not a user's mistake.
     """
@@ -115,7 +115,7 @@ def expected(entries: Sequence[Entry], abstract: Params) -> dict[str, Shape]:
 
 def _their_shape(entry: Entry, shape: Shape) -> Shape:
     part = shape if entry.layer is None else shape[1:]
-    return to_theirs(entry.form, np.broadcast_to(np.int8(0), part)).shape
+    return to_external(entry.form, np.broadcast_to(np.int8(0), part)).shape
 
 
 def check(source: TensorSource, entries: Sequence[Entry], abstract: Params) -> None:
@@ -124,13 +124,14 @@ def check(source: TensorSource, entries: Sequence[Entry], abstract: Params) -> N
     Raises:
         UserError: listing every tensor that is missing, extra or of another shape.
     """
-    wanted, there = expected(entries, abstract), source.shapes
-    lines = [f"missing {name} {wanted[name]}" for name in sorted(wanted.keys() - there.keys())]
-    lines += [f"extra {name} {there[name]}" for name in sorted(there.keys() - wanted.keys())]
+    required, shapes = expected(entries, abstract), source.shapes
+    missing, extra = required.keys() - shapes.keys(), shapes.keys() - required.keys()
+    lines = [f"missing {name} {required[name]}" for name in sorted(missing)]
+    lines += [f"extra {name} {shapes[name]}" for name in sorted(extra)]
     lines += [
-        f"{name}: expected {wanted[name]}, found {there[name]}"
-        for name in sorted(wanted.keys() & there.keys())
-        if wanted[name] != there[name]
+        f"{name}: expected {required[name]}, found {shapes[name]}"
+        for name in sorted(required.keys() & shapes.keys())
+        if required[name] != shapes[name]
     ]
     if lines:
         raise UserError(
@@ -159,21 +160,21 @@ def fill(
     for entry in entries:
         place = leaves[entry.leaf]
         part = (place if entry.layer is None else place[entry.layer])[...]
-        part[...] = to_ours(entry.form, source.read(entry.name))
+        part[...] = from_external(entry.form, source.read(entry.name))
     return nested(leaves)
 
 
 def tensors(params: Params, entries: Sequence[Entry]) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors from our tree, in the table's order, contiguous."""
+    """Yields the external tensors of a tree, in the table's order, contiguous."""
     leaves = trees.flatten_paths(params)
     for entry in entries:
         leaf = np.asarray(leaves[entry.leaf])
         part = leaf if entry.layer is None else leaf[entry.layer]
-        yield entry.name, np.asarray(to_theirs(entry.form, part), order="C")
+        yield entry.name, np.asarray(to_external(entry.form, part), order="C")
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict from leaves by slash-separated path."""
+    """Nests leaves by slash-separated path into a dict."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *folders, last = path.split("/")

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer as the files that transformers of any version reads."""
+"""Writer of CLIP's tokenizer as files for any version of transformers."""
 
 import json
 import pathlib
@@ -12,13 +12,13 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def special_ids(folder: pathlib.Path) -> dict[str, int]:
-    """Ids of the start and end token: {"bos": ..., "eos": ...}."""
+    """Returns the ids of the start and end token: {"bos": ..., "eos": ...}."""
     vocab = _vocabulary(read_json(folder / "tokenizer.json"), folder)
     return {"bos": vocab[START], "eos": vocab[END]}
 
 
 def write(folder: pathlib.Path, out: pathlib.Path, *, context: int) -> None:
-    """Writes tokenizer.json, and what versions without it read, into `out`.
+    """Writes tokenizer.json into `out`, and the files for versions that do not read it.
 
     Args:
         folder: the tokenizer of an export.
@@ -54,7 +54,7 @@ def _merges(description: dict[str, Any]) -> list[Any]:
 
 
 def _padding(vocab: dict[str, int]) -> str:
-    """The token of id 0, with which captions are padded here and in Karlo."""
+    """Returns the token of id 0, with which captions are padded here and in Karlo."""
     return next(token for token, number in vocab.items() if number == 0)
 
 

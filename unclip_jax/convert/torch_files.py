@@ -1,4 +1,4 @@
-"""Tensors out of PyTorch's own files, with PyTorch, which nothing else here needs.
+"""Reader of PyTorch's own files, the only module that needs PyTorch.
 
 Such files are pickles. They are opened with `weights_only`, which rebuilds tensors and plain
 containers and refuses everything else; OpenAI's CLIP files are TorchScript archives, which PyTorch
@@ -20,7 +20,7 @@ STATE = "state_dict"
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a state dict by name; one under the key "state_dict" is unwrapped.
+    """Reads all tensors of a state dict by name; one under the key "state_dict" is unwrapped.
 
     Raises:
         UserError: torch is not installed, the file is damaged, or it holds more than tensors.
@@ -42,7 +42,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_value(path: pathlib.Path) -> Any:
-    """What a torch file holds, with arrays for tensors.
+    """Reads the value in a torch file, with arrays for tensors.
 
     Raises:
         UserError: as `read_tensors`.
@@ -88,7 +88,7 @@ def _is_torchscript(path: pathlib.Path) -> bool:
 
 
 def _arrays(torch: Any, value: Any) -> Any:
-    """Tensors to arrays, within dicts, lists and tuples."""
+    """Converts tensors to arrays, within dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().contiguous()
         if value.dtype == torch.bfloat16:  # which NumPy lacks and ml_dtypes has

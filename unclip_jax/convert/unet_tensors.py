@@ -62,22 +62,22 @@ FIXED_PLAIN = {
 
 
 def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
-    """Our config from theirs.
+    """Returns our config of a U-Net's config in diffusers.
 
     Raises:
         UserError: another class, a size that is missing, an unsupported variant.
     """
     name = PLAIN if settings.get("_class_name") == PLAIN else CONDITIONED
-    configs.kind(settings, name, where=where)
-    side, inputs, outputs, depth, widths = configs.need(settings, SIZES, where=where)
-    configs.only(settings, FIXED_PLAIN if name == PLAIN else FIXED_CONDITIONED, where=where)
+    configs.check_class(settings, name, where=where)
+    side, inputs, outputs, depth, widths = configs.required_values(settings, SIZES, where=where)
+    configs.check_fixed(settings, FIXED_PLAIN if name == PLAIN else FIXED_CONDITIONED, where=where)
     for width in widths:
         if width % widths[0]:
             raise UserError(f"{where} has block_out_channels {widths}; expected multiples of one.")
     sides = [side // 2**level for level in range(len(widths))]
     conditioned = {}
     if name == CONDITIONED:
-        heads, context = configs.need(
+        heads, context = configs.required_values(
             settings, ("attention_head_dim", "cross_attention_dim"), where=where
         )
         conditioned = {
@@ -101,18 +101,18 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
 
 
 def settings(cfg: UNetConfig) -> dict[str, Any]:
-    """The inverse of `config`."""
+    """Inverts `config`."""
     conditioned = bool(cfg.attention_at)
     sides = [cfg.image_size // 2**level for level in range(len(cfg.multiples))]
-    seen = [side in cfg.attention_at for side in sides]
+    attends = [side in cfg.attention_at for side in sides]
     widths = [cfg.channels * multiple for multiple in cfg.multiples]
     sizes = (cfg.image_size, cfg.in_channels, cfg.out_channels, cfg.depth, widths)
     written = {
         "_class_name": CONDITIONED if conditioned else PLAIN,
         **dict(zip(SIZES, sizes, strict=True)),
         "norm_num_groups": cfg.norm_groups,
-        "down_block_types": _types("down", seen),
-        "up_block_types": _types("up", seen[::-1]),
+        "down_block_types": _types("down", attends),
+        "up_block_types": _types("up", attends[::-1]),
         **(FIXED_CONDITIONED if conditioned else {**FIXED_PLAIN, "mid_block_type": MID[PLAIN]}),
     }
     if conditioned:
@@ -124,7 +124,7 @@ def settings(cfg: UNetConfig) -> dict[str, Any]:
 
 
 def entries(cfg: UNetConfig, *, unet: str = "unet", time: str = "time") -> list[Entry]:
-    """All tensors of a U-Net with its time embedding; `unet` and `time` are our paths."""
+    """Returns the table of a U-Net with its time embedding; `unet` and `time` are paths."""
     steps = plan(cfg)
     table = [
         *linear(f"{time}/linear_1", "time_embedding.linear_1"),
@@ -149,7 +149,7 @@ def entries(cfg: UNetConfig, *, unet: str = "unet", time: str = "time") -> list[
 
 
 def _step(unet: str, step: BlockSpec, features: int, cfg: UNetConfig) -> list[Entry]:
-    """One residual block that takes `features` channels, and its attention."""
+    """Returns the rows of one residual block of `features` input channels, and its attention."""
     block, attention = names(step.name, len(cfg.multiples))
     ours = f"{unet}/{step.name}"
     table = [
@@ -179,7 +179,7 @@ PROJECTIONS = {
 
 
 def names(step: str, levels: int) -> tuple[str, str]:
-    """Their residual block and attention for a step of our plan, such as "up_2_0"."""
+    """Returns the external residual block and attention of a step such as "up_2_0"."""
     part, first, *rest = step.split("_")
     if part == "middle":
         return f"mid_block.resnets.{first}", f"mid_block.attentions.{first}"
@@ -190,24 +190,24 @@ def names(step: str, levels: int) -> tuple[str, str]:
     return f"{block}.resnets.{rest[0]}", f"{block}.attentions.{rest[0]}"
 
 
-def _types(part: str, seen: list[bool]) -> list[str]:
-    return [(ATTENTION if attention else RESIDUAL)[part] for attention in seen]
+def _types(part: str, attends: list[bool]) -> list[str]:
+    return [(ATTENTION if attention else RESIDUAL)[part] for attention in attends]
 
 
 def _attention(settings: Mapping[str, Any], sides: list[int], where: str) -> tuple[int, ...]:
-    """Sides of the levels whose blocks attend."""
+    """Returns the sides of the levels whose blocks attend."""
     types = settings.get("down_block_types", ())
-    seen = [kind == ATTENTION["down"] for kind in types]
-    if len(seen) != len(sides) or not any(seen):
+    attends = [kind == ATTENTION["down"] for kind in types]
+    if len(attends) != len(sides) or not any(attends):
         raise UserError(
             f"{where} has down_block_types {list(types)}; expected one per level, some of them "
             f"{ATTENTION['down']}."
         )
-    _blocks(settings, seen, where)
-    return tuple(side for side, attends in zip(sides, seen, strict=True) if attends)
+    _blocks(settings, attends, where)
+    return tuple(side for side, attention in zip(sides, attends, strict=True) if attention)
 
 
-def _blocks(settings: Mapping[str, Any], seen: list[bool], where: str) -> None:
-    expected = {"down_block_types": tuple(_types("down", seen))}
-    expected["up_block_types"] = tuple(_types("up", seen[::-1]))
-    configs.only(settings, expected, where=where)
+def _blocks(settings: Mapping[str, Any], attends: list[bool], where: str) -> None:
+    expected = {"down_block_types": tuple(_types("down", attends))}
+    expected["up_block_types"] = tuple(_types("up", attends[::-1]))
+    configs.check_fixed(settings, expected, where=where)

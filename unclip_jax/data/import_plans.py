@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError, positive
+from unclip_jax.data import sources
+from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.folders import METADATA, list_folder, list_picture
 from unclip_jax.data.items import (
     IMAGE_SUFFIXES,
@@ -124,6 +126,41 @@ class FilePlan:
         self._reader.close()
 
 
+class SourcePlan:
+    """Records of one split of a data set with a scheme of `sources.SOURCES`."""
+
+    def __init__(self, path: str, *, split: str, caption_field: str = ""):
+        """Opens a split.
+
+        Args:
+            path: SCHEME:LOCATION.
+            split: of that data set.
+            caption_field: name under which it stores captions; "" = the default one.
+
+        Raises:
+            UserError: no such data set or split.
+        """
+        keys = FeatureKeys(caption=caption_field) if caption_field else FeatureKeys()
+        self._source = sources.open_source(path, split=split, keys=keys)
+        self.sources = (path,)
+        self.fingerprint = _fingerprint([path, split, caption_field, str(len(self._source))])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def key(self, index: int) -> str:
+        """Returns the name of example `index`."""
+        return str(self._source[index]["key"])
+
+    def read(self, index: int) -> Raw:
+        """Reads the bytes of example `index`."""
+        record = self._source[index]
+        return Raw(record["image"], record["caption"], scene=record["scene"])
+
+    def close(self) -> None:
+        """Does nothing: the source manages its files."""
+
+
 class ShapesPlan:
     """Scenes of the procedural world, rendered as they are read."""
 
@@ -211,15 +248,16 @@ def make_plans(
     """Makes a plan for every split.
 
     Args:
-        inputs: folders, tars, images, globs, SPLIT=one of these, or "shapes[:...]".
+        inputs: folders, tars, images, globs, data sets such as "tfds:NAME", SPLIT=one of these,
+            or "shapes[:...]".
         split: of inputs that do not name theirs.
-        caption_field: JSON field with the caption.
+        caption_field: JSON field, or feature of a data set, with the caption.
         prefix: see `FilePlan`.
         image_size: of the procedural world's images.
         seed: of the procedural world.
 
     Raises:
-        UserError: an input that cannot be used, or one split from files and from shapes.
+        UserError: an input that cannot be used, or one split of inputs that cannot be mixed.
     """
     plans: dict[str, Plan] = {}
     files: list[str] = []
@@ -232,5 +270,14 @@ def make_plans(
     for name, group in group_inputs(files, split=split).items():
         if name in plans:
             raise UserError(f"split {name!r} would mix shapes and files; use --split or SPLIT=.")
-        plans[name] = FilePlan(group, caption_field=caption_field, prefix=prefix)
+        named = [path for path in group if sources.parse_path(path)[0] and not glob.has_magic(path)]
+        if named and len(group) > 1:
+            raise UserError(
+                f"split {name!r} would mix {named[0]} with other inputs; give it a split of its "
+                "own with --split or SPLIT=."
+            )
+        if named:
+            plans[name] = SourcePlan(named[0], split=name, caption_field=caption_field)
+        else:
+            plans[name] = FilePlan(group, caption_field=caption_field, prefix=prefix)
     return plans

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -22,6 +22,7 @@ from unclip_jax.core.files import atomic_path
 
 Record = dict[str, Any]
 
+FIELDS = ("image", "caption", "key", "scene")
 _MAGIC = b"UCJ1"
 _PREFIX = struct.Struct("<4sI")
 # One record per chunk makes random access fast; images are compressed already.
@@ -55,6 +56,11 @@ def decode(data: bytes) -> Record:
         ) from error
     record["image"] = data[start + size :]
     return record
+
+
+def digest(record: Record) -> str:
+    """Returns the sha256 of a record's image and strings; embeddings joined to it do not count."""
+    return hashlib.sha256(encode({name: record[name] for name in FIELDS})).hexdigest()
 
 
 def shard_name(split: str, index: int, total: int) -> str:
@@ -148,13 +154,3 @@ def _sync(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_shard(path: pathlib.Path) -> Iterator[Record]:
-    """All records of one shard in order."""
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-        for index in range(reader.num_records()):
-            yield decode(reader.read([index])[0])
-    finally:
-        reader.close()
