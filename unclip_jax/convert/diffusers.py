@@ -36,12 +36,12 @@ from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Params
 from unclip_jax.handoff import load
-from unclip_jax.handoff.manifest import Manifest, check_chain, to_json
+from unclip_jax.handoff.manifest import Link, Manifest, check_chain, to_json
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
-from unclip_jax.stages.registry import run_folders
+from unclip_jax.stages.registry import folder_entry, run_folders
 
 WEIGHTS, OTHERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 NETWORK = ("diffusers", "UNet2DModel")
@@ -104,8 +104,13 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
 def _stages(run_dir: pathlib.Path) -> dict[str, ExportedStage]:
     places = load.find_stages(run_dir, names=run_folders(), required=("clip",))
     stages = {name: ExportedStage(path, load.read_manifest(path)) for name, path in places.items()}
-    check_chain([stage.card for stage in stages.values()])
+    check_chain([_link(name, stage.card) for name, stage in stages.items()])
     return stages
+
+
+def _link(name: str, card: Manifest) -> Link:
+    entry = folder_entry(name)
+    return Link(card, entry.shared_fields(typed.build(entry.config, card.config, where=name)))
 
 
 def _pipeline(stages: Mapping[str, ExportedStage], out: pathlib.Path, dtype: str) -> list[str]:
