@@ -45,7 +45,7 @@ def test_one_file_several_files_and_half_precision(tmp_path):
     np.testing.assert_array_equal(opened.read("c").astype(np.float32), [1.5, -2.0])
     index["weight_map"]["d"] = "m-00002-of-00002.safetensors"
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="promises 1 tensors that its files lack: d"):
+    with pytest.raises(UserError, match="lists 1 tensors that its files lack: d"):
         tensor_source.open_tensors(tmp_path)
 
 
