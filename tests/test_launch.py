@@ -1,17 +1,19 @@
 """Launch scripts parse, print commands that exist, and continue where they stopped."""
 
 import functools
+import importlib
 import importlib.util
 import os
 import pathlib
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
+
+from unclip_jax.experiment import files
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -36,24 +38,22 @@ def printed(*arguments: str) -> list[list[str]]:
 
 @functools.cache
 def known_flags(module: str) -> set[str]:
-    """Flags that an entry point defines: the string literals of its source that look like one."""
-    place = ROOT / module.replace(".", "/")
-    file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
-    source = file.read_text("utf-8")
-    rooms = dict.fromkeys(("unclip_jax.sample", "unclip_jax.demo", "unclip_jax.bundle"), "commands")
-    rooms["unclip_jax.evaluate"] = "evaluation"
-    if module in rooms:  # of its subcommands and of what they share
-        parts = sorted((ROOT / "unclip_jax" / rooms[module]).glob("*.py"))
-        source += "".join(part.read_text("utf-8") for part in parts)
-    named = re.findall(r"\"--([\w-]+)\"", source)
-    return {*named, *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)}
+    """Flags that a command and its subcommands take."""
+    main = importlib.import_module(f"{module}.__main__" if module.endswith("convert") else module)
+    if not hasattr(main, "parser"):
+        paths = [
+            ROOT / f"{module.replace('.', '/')}.py",
+            *(ROOT / "unclip_jax" / "cli").rglob("*.py"),
+        ]
+        return {flag for path in paths for flag in re.findall(r'"--([\w-]+)"', path.read_text())}
+    parsers = [main.parser(), *getattr(main, "subparsers", dict)().values()]
+    return {flag.removeprefix("--") for parser in parsers for flag in parser.flags()}
 
 
 @functools.cache
 def has_config_key(config: str, key: str) -> bool:
     """Whether the experiment "path.py:size" has the dotted key."""
-    path, _, size = config.partition(":")
-    group = runpy.run_path(str(ROOT / path))["get_config"](size)
+    group = files.get_config(config)
     for part in key.split("."):
         if part not in group:
             return False
@@ -124,7 +124,7 @@ def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
     (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]
     made = int(re.findall(r"--vocab-size=(\d+)", prepare)[0])
     for stage in ("clip", "prior", "decoder"):
-        config = runpy.run_path(str(ROOT / "experiments" / f"{stage}.py"))["get_config"](size)
+        config = files.get_config(f"{stage}:{size}")
         assert config.model.model.vocab_size >= made
 
 
