@@ -1,8 +1,8 @@
-"""Which PyTorch network is the peer of an experiment: tasks for `diffusers_side`, `dalle2_side`.
+"""The PyTorch peers of experiments: tasks for `diffusers_side` and `dalle2_side`.
 
 Sizes `karlo` have the options of Karlo, whose classes diffusers has: there both sides compute the
 same function with the same parameters. Otherwise the peer has the same widths, depths, sides and
-numbers of tokens, and lacks what its classes have no words for; `NOT_THERE` says what.
+numbers of tokens, and lacks what its classes have no options for (`LACKING`).
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from unclip_jax.models.unet import UNetConfig
 
 PEERS = {"diffusers": ("torch", "diffusers"), "dalle2": ("torch", "dalle2_pytorch")}
 INSTALL = {"diffusers": "'unclip_jax[parity]'", "dalle2": "dalle2-pytorch"}
-# What the peer of a stage that has not Karlo's options leaves out, by peer and stage.
-NOT_THERE = {
+# Parts that the peer of a stage without Karlo's options lacks, by peer and stage.
+LACKING = {
     "diffusers": {
         "prior": "the table of tokens",
         "decoder": "the caption's transformer, the map of z_img, patches, the embedding's width",
@@ -32,10 +32,10 @@ NOT_THERE = {
 
 
 def check(name: str, experiment: Experiment, *, what: str) -> None:
-    """Refuse what cannot be compared before anything is built.
+    """Checks that an experiment can be compared, before anything is built.
 
     Raises:
-        UserError: an unknown peer, PyTorch missing, a stage or an optimiser that it has not.
+        UserError: an unknown peer, PyTorch missing, or a stage or optimiser that the peer lacks.
     """
     for module in PEERS[one_of("--peer", name, tuple(PEERS))]:
         if importlib.util.find_spec(module) is None:
@@ -43,10 +43,10 @@ def check(name: str, experiment: Experiment, *, what: str) -> None:
                 f"--peer={name} needs {module}, which is not installed; pip install "
                 f"{INSTALL[name]} brings it."
             )
-    if experiment.stage not in NOT_THERE[name]:
+    if experiment.stage not in LACKING[name]:
         raise UserError(
             f"{name} has no network like stage {experiment.stage!r}; leave out --peer, or compare "
-            f"one of: {', '.join(NOT_THERE[name])}."
+            f"one of: {', '.join(LACKING[name])}."
         )
     if name == "dalle2":
         _check_dalle2(experiment, what)
@@ -60,7 +60,7 @@ def check(name: str, experiment: Experiment, *, what: str) -> None:
 
 def _check_dalle2(experiment: Experiment, what: str) -> None:
     if what != "train":
-        raise UserError("dalle2 is compared in training alone; draw with --peer=diffusers.")
+        raise UserError("dalle2 is compared in training alone; for sampling give --peer=diffusers.")
     net = experiment.model.model
     if experiment.stage == "prior" and net.width != net.embed_dim:
         raise UserError(
@@ -70,7 +70,7 @@ def _check_dalle2(experiment: Experiment, what: str) -> None:
 
 
 def task(name: str, experiment: Experiment, *, what: str, batch: int) -> dict[str, Any]:
-    """What the peer's process builds and does.
+    """Returns the task of the peer's process.
 
     Args:
         name: of the peer.
@@ -148,8 +148,8 @@ def _dalle2_decoder(model: Any) -> dict[str, Any]:
     }
     side, timesteps = unet.image_size // unet.patch, net.num_timesteps
     learned = {"learned_variance": model.diffusion.learned_variance}
-    told = {"side": side, "timesteps": timesteps, **learned}
-    return {"network": "decoder", "settings": settings, **told}
+    sizes = {"side": side, "timesteps": timesteps, **learned}
+    return {"network": "decoder", "settings": settings, **sizes}
 
 
 NETWORKS = {
@@ -159,7 +159,7 @@ NETWORKS = {
 
 
 def plain(cfg: UNetConfig) -> UNetConfig:
-    """Without patches: levels of the same sides and channels behind a wider stem."""
+    """Returns a U-Net without patches: the same levels and channels behind a wider stem."""
     if cfg.patch == 1:
         return cfg
     channels = {"in_channels": cfg.in_channels * cfg.patch**2}

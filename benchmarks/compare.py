@@ -1,6 +1,6 @@
-"""What `benchmarks.train_step` and `benchmarks.sample` share: measure, compare with a peer, say it.
+"""Measures a program and a peer's in turns: shared by `benchmarks.train_step` and `.sample`.
 
-Our program and the peer's run in processes of their own, in turns on the same cores.
+Our program and the peer's run in processes of their own on the same cores.
 """
 
 import argparse
@@ -29,7 +29,7 @@ UNITS = {"train": "step", "sample": "chain"}
 
 
 def run(what: str, argv: Sequence[str]) -> None:
-    """Measure `what` ("train" or "sample") as the command line says, print it, write it."""
+    """Measures `what`, "train" or "sample", with the arguments `argv`; prints and writes it."""
     args, overrides = parse(what, argv)
     experiment = loading.read(args.config, overrides=overrides)
     if args.peer:
@@ -43,10 +43,10 @@ def run(what: str, argv: Sequence[str]) -> None:
 
 
 def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Command-line arguments, and overrides of the config.
+    """Parses the command line; returns its arguments and overrides of the config.
 
     Raises:
-        UserError: an argument that is neither, or one that means nothing.
+        UserError: an argument that is neither, or a number that is not positive.
     """
     parser = ExperimentParser(
         "compare", prog=f"python -m benchmarks.{'train_step' if what == 'train' else 'sample'}"
@@ -57,7 +57,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
         "--count", type=int, default=4, help=f"{UNITS[what]}s per turn, whose median counts [4]"
     )
     if what == "sample":
-        parser.add_argument("--batch", type=int, default=8, help="drawn at once [8]")
+        parser.add_argument("--batch", type=int, default=8, help="images at once [8]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
     args, rest = parser.parse(argv)
     for name in ("rounds", "count", *(["batch"] if what == "sample" else [])):
@@ -68,7 +68,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
 def measure(
     what: str, experiment: Experiment, args: argparse.Namespace, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Run both sides in turns; all figures, JSON-ready."""
+    """Runs both sides in turns; returns all figures, JSON-ready."""
     batch = experiment.train.batch_size if what == "train" else args.batch
     tasks: dict[str, Any] = {
         "ours": {"config": args.config, "overrides": overrides, "what": what, "batch": batch}
@@ -80,7 +80,7 @@ def measure(
         for name, task in tasks.items():
             sides.append(interleaved.Side(name, SIDES[name], task))
             stack.callback(sides[-1].kill)
-        found = interleaved.alternate(sides, rounds=args.rounds, count=args.count)
+        durations = interleaved.alternate(sides, rounds=args.rounds, count=args.count)
         facts = {side.name: {**side.facts, "peak_memory": side.close()} for side in sides}
     result = {
         "what": what,
@@ -91,15 +91,15 @@ def measure(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rounds": args.rounds,
         "count": args.count,
-        "ours": {**facts["ours"], **rates(facts["ours"], found["ours"])},
+        "ours": {**facts["ours"], **rates(facts["ours"], durations["ours"])},
     }
     if args.peer:
-        ratios = interleaved.ratios(found[args.peer], found["ours"])
+        ratios = interleaved.ratios(durations[args.peer], durations["ours"])
         result["peer"] = {
             "name": args.peer,
             **facts[args.peer],
-            "seconds": interleaved.spread([spent.wall for spent in found[args.peer]]),
-            "cpu_seconds": interleaved.spread([spent.cpu for spent in found[args.peer]]),
+            "seconds": interleaved.spread([duration.wall for duration in durations[args.peer]]),
+            "cpu_seconds": interleaved.spread([duration.cpu for duration in durations[args.peer]]),
             "over_ours": {name: interleaved.spread(values) for name, values in ratios.items()},
             "lacks": lacks(args.peer, experiment),
         }
@@ -107,20 +107,20 @@ def measure(
 
 
 def lacks(peer: str, experiment: Experiment) -> str:
-    """What the peer leaves out; nothing if it computes the same: Karlo's options, one network."""
+    """Names what the peer lacks; "" if it computes the same: Karlo's options, one network."""
     twice = getattr(experiment.model, "last_step", False)
     if peer == "diffusers" and experiment.size == "karlo" and not twice:
         return ""
-    return baselines.NOT_THERE[peer][experiment.stage]
+    return baselines.LACKING[peer][experiment.stage]
 
 
-def rates(facts: dict[str, Any], found: Sequence[interleaved.Spent]) -> dict[str, Any]:
-    """Seconds per unit, examples/s, FLOP/s and shares of the measured peak."""
-    spread = interleaved.spread([spent.wall for spent in found])
+def rates(facts: dict[str, Any], durations: Sequence[interleaved.Duration]) -> dict[str, Any]:
+    """Computes seconds per unit, examples/s, FLOP/s and the share of the measured peak."""
+    spread = interleaved.spread([duration.wall for duration in durations])
     middle = spread["median"]
     return {
         "seconds": spread,
-        "cpu_seconds": interleaved.spread([spent.cpu for spent in found]),
+        "cpu_seconds": interleaved.spread([duration.cpu for duration in durations]),
         "examples_per_second": facts["examples"] / middle,
         "flops_per_second": facts["traced_flops"] / middle,
         "mfu": facts["model_flops"] / middle / facts["peak_flops"],
@@ -128,7 +128,7 @@ def rates(facts: dict[str, Any], found: Sequence[interleaved.Spent]) -> dict[str
 
 
 def machine() -> str:
-    """The processor and the cores that may be used."""
+    """Returns the processor and the number of usable cores."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -137,17 +137,17 @@ def machine() -> str:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """For people."""
+    """Formats the result as text."""
     ours, unit = result["ours"], UNITS[result["what"]]
-    took, held = ours["seconds"], ours["compiled_memory"]
+    seconds, memory = ours["seconds"], ours["compiled_memory"]
     lines = [
         f"{result['experiment']}:{result['size']} on {ours['device']} ({result['machine']}): "
         f"{count_text(ours['parameters'])} parameters, {ours['examples']} examples per {unit}",
-        f"{_range(took)} s per {unit}, {ours['examples_per_second']:.4g} examples/s; "
+        f"{_range(seconds)} s per {unit}, {ours['examples_per_second']:.4g} examples/s; "
         f"{ours['flops_per_second'] / 1e9:.4g} GFLOP/s, MFU {100 * ours['mfu']:.3g} % of the "
         f"{ours['peak_flops'] / 1e9:.4g} GFLOP/s that {ours['dtype']} products of matrices reach",
-        f"memory: {', '.join(f'{k} {size_text(v)}' for k, v in held.items())}; the process at most "
-        f"{size_text(ours['peak_memory'])}; compiled in {ours['compile_seconds']:.3g} s",
+        f"memory: {', '.join(f'{k} {size_text(v)}' for k, v in memory.items())}; the process at "
+        f"most {size_text(ours['peak_memory'])}; compiled in {ours['compile_seconds']:.3g} s",
     ]
     if "peer" in result:
         peer, over = result["peer"], result["peer"]["over_ours"]
@@ -162,5 +162,5 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _range(found: dict[str, float]) -> str:
-    return f"{found['median']:.3g} [{found['least']:.3g}, {found['greatest']:.3g}]"
+def _range(values: dict[str, float]) -> str:
+    return f"{values['median']:.3g} [{values['least']:.3g}, {values['greatest']:.3g}]"

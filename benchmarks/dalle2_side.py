@@ -19,9 +19,9 @@ from benchmarks.torch_step import Work
 
 
 def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
-    """Build the network; what is known of it, and one step of its training."""
-    torch_step.settle()
-    model, told = NETWORKS[task["network"]](task)
+    """Builds the network; returns facts about it and one step of its training."""
+    torch_step.configure()
+    model, inputs = NETWORKS[task["network"]](task)
     model = model.train()
     facts = {
         "class": type(model).__name__,
@@ -31,30 +31,31 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
         "torch": torch.__version__,
         "library": f"dalle2-pytorch {importlib.metadata.version('dalle2-pytorch')}",
     }
-    copies = {name: value.clone() for name, value in told.items()}  # it scales embeddings in place
+    # the model scales embeddings in place
+    copies = {name: value.clone() for name, value in inputs.items()}
 
     def loss() -> torch.Tensor:
-        for name, value in told.items():
+        for name, value in inputs.items():
             copies[name].copy_(value)
         return model(**copies)
 
-    return facts, torch_step.trained(model, loss, task)
+    return facts, torch_step.train_step(model, loss, task)
 
 
 def prior(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """DiffusionPrior and a batch of random embeddings and captions."""
+    """Builds a DiffusionPrior and a batch of random embeddings and captions."""
     sizes, batch = task["settings"], task["batch"]
     net = DiffusionPriorNetwork(**sizes, num_timesteps=task["timesteps"])
     model = DiffusionPrior(
         net, image_embed_dim=sizes["dim"], timesteps=task["timesteps"], cond_drop_prob=0.1
     )
     z, text = (batch, sizes["dim"]), (batch, sizes["max_text_len"], sizes["dim"])
-    told = {"text_embed": torch.randn(z), "image_embed": torch.randn(z)}
-    return model, {**told, "text_encodings": torch.randn(text)}
+    inputs = {"text_embed": torch.randn(z), "image_embed": torch.randn(z)}
+    return model, {**inputs, "text_encodings": torch.randn(text)}
 
 
 def decoder(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """Decoder around one Unet, and a batch of random images and conditions."""
+    """Builds a Decoder around one Unet, and a batch of random images and conditions."""
     sizes, batch, side = task["settings"], task["batch"], task["side"]
     model = Decoder(
         Unet(**sizes),

@@ -1,4 +1,4 @@
-"""The PyTorch side of a comparison: a network of diffusers, trained or drawn from on random input.
+"""The PyTorch side of a comparison: a network of diffusers, trained or sampled on random input.
 
     (a task of `benchmarks.baselines` as JSON on stdin, see `benchmarks.interleaved`)
 
@@ -34,20 +34,20 @@ class Prior(nn.Module):
         self.z, self.context = settings["embedding_dim"], settings["num_embeddings"]
 
     def noise_shape(self, batch: int, *, whole: bool) -> tuple[int, ...]:
-        """Of x_t."""
+        """Returns the shape of x_t."""
         return (batch, self.z)
 
     def conditions(self, batch: int) -> dict[str, torch.Tensor]:
-        """z_txt, the caption's features and which of them are real."""
+        """Returns z_txt, the caption's features and their mask."""
         return {
             "proj_embedding": torch.randn(batch, self.z),
             "encoder_hidden_states": torch.randn(batch, self.context, self.z),
             "attention_mask": torch.ones(batch, self.context, dtype=torch.bool),
         }
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, told: dict[str, torch.Tensor]):
-        """Its prediction of x_0."""
-        return self.net(x_t, t, **told).predicted_image_embedding
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, conditions: dict[str, torch.Tensor]):
+        """Predicts x_0."""
+        return self.net(x_t, t, **conditions).predicted_image_embedding
 
 
 class Decoder(nn.Module):
@@ -65,11 +65,11 @@ class Decoder(nn.Module):
         self.text_in = nn.Linear(task["text_dim"], width)
 
     def noise_shape(self, batch: int, *, whole: bool) -> tuple[int, ...]:
-        """Of x_t."""
+        """Returns the shape of x_t."""
         return (batch, self.channels, self.side, self.side)
 
     def conditions(self, batch: int) -> dict[str, torch.Tensor]:
-        """z_img, z_txt and the caption's features."""
+        """Returns z_img, z_txt and the caption's features."""
         z, context, text = self.sizes
         return {
             "z_img": torch.randn(batch, z),
@@ -77,11 +77,11 @@ class Decoder(nn.Module):
             "text": torch.randn(batch, context, text),
         }
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, told: dict[str, torch.Tensor]):
-        """Its prediction of eps; a learned variance is left out."""
-        emb = self.z_to_emb(told["z_img"]) + self.text_to_emb(told["z_txt"])
-        text = self.text_in(told["text"])
-        extra = self.z_to_tokens(told["z_img"]).unflatten(1, (-1, text.shape[-1]))
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, conditions: dict[str, torch.Tensor]):
+        """Predicts eps, without a learned variance."""
+        emb = self.z_to_emb(conditions["z_img"]) + self.text_to_emb(conditions["z_txt"])
+        text = self.text_in(conditions["text"])
+        extra = self.z_to_tokens(conditions["z_img"]).unflatten(1, (-1, text.shape[-1]))
         context = torch.cat([extra, text], dim=1)
         out = self.net(x_t, t, encoder_hidden_states=context, class_labels=emb).sample
         return out[:, : self.channels]
@@ -99,16 +99,16 @@ class Upsampler(nn.Module):
         self.whole = settings["sample_size"]
 
     def noise_shape(self, batch: int, *, whole: bool) -> tuple[int, ...]:
-        """Of x_t: a crop in training, the whole image when drawn."""
+        """Returns the shape of x_t: a crop in training, the whole image in sampling."""
         side = self.whole if whole else self.side
         return (batch, self.channels, side, side)
 
     def conditions(self, batch: int) -> dict[str, torch.Tensor]:
-        """None besides the low-res image, which `forward` makes of the sizes it sees."""
+        """Returns nothing: `forward` makes the low-res image itself."""
         return {}
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, told: dict[str, torch.Tensor]):
-        """Its prediction of eps."""
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, conditions: dict[str, torch.Tensor]):
+        """Predicts eps."""
         low_res = functional.interpolate(x_t[:, :, ::4, ::4], x_t.shape[2:], mode="bilinear")
         return self.net(torch.cat([x_t, low_res], dim=1), t).sample
 
@@ -121,21 +121,21 @@ CLASSES = {
 
 
 def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
-    """Build the network; what is known of it, and one unit of work."""
-    torch_step.settle()
+    """Builds the network; returns facts about it and one unit of work."""
+    torch_step.configure()
     make = train if task["what"] == "train" else sample
     name = task["settings"]["_class_name"]
     formats = ["contiguous_format"]
     if name != "PriorTransformer":
         formats.append("channels_last")
-    works = {each: make(CLASSES[name](task), task, each) for each in formats}
-    taken = {each: _trial(work) for each, work in works.items()} if len(works) > 1 else {}
-    chosen = min(taken, key=lambda each: taken[each]) if taken else formats[0]
-    work, parameters = works[chosen]
+    works = {layout: make(CLASSES[name](task), task, layout) for layout in formats}
+    seconds = {layout: _trial(work) for layout, work in works.items()} if len(works) > 1 else {}
+    fastest = min(seconds, key=lambda layout: seconds[layout]) if seconds else formats[0]
+    work, parameters = works[fastest]
     facts = {
         "class": name,
         "parameters": parameters,
-        "memory_format": chosen,
+        "memory_format": fastest,
         "peak_flops": torch_step.peak(),
         "torch": torch.__version__,
         "library": f"diffusers {diffusers.__version__}",
@@ -144,26 +144,27 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
 
 
 def train(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
-    """One step of training, and the number of parameters."""
+    """Returns one step of training, and the number of parameters."""
     model = model.to(memory_format=getattr(torch, layout)).train()
     batch, alpha_bar = task["batch"], _alpha_bar()
-    x_0, told = torch.randn(model.noise_shape(batch, whole=False)), model.conditions(batch)
+    x_0 = torch.randn(model.noise_shape(batch, whole=False))
+    conditions = model.conditions(batch)
 
     def loss() -> torch.Tensor:
         t, eps = torch.randint(0, NUM_TIMESTEPS, (batch,)), torch.randn_like(x_0)
         level = alpha_bar[t].view(-1, *[1] * (x_0.dim() - 1))
         x_t = level.sqrt() * x_0 + (1 - level).sqrt() * eps
-        return functional.mse_loss(model(x_t, t, told), eps)
+        return functional.mse_loss(model(x_t, t, conditions), eps)
 
-    return torch_step.trained(model, loss, task), torch_step.count(model)
+    return torch_step.train_step(model, loss, task), torch_step.count(model)
 
 
 def sample(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
-    """One chain, and the number of parameters."""
+    """Returns one sampling chain, and the number of parameters."""
     model = model.to(memory_format=getattr(torch, layout)).eval()
     batch, alpha_bar = task["batch"], _alpha_bar()
     rows = batch * (2 if task["guided"] else 1)
-    told = model.conditions(rows)
+    conditions = model.conditions(rows)
     indices = torch.linspace(NUM_TIMESTEPS - 1, 0, task["steps"]).long()
 
     @torch.inference_mode()
@@ -171,7 +172,7 @@ def sample(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, i
         x_t = torch.randn(model.noise_shape(batch, whole=True))
         for t in indices:
             both = torch.cat([x_t, x_t]) if task["guided"] else x_t
-            eps = model(both, t.expand(rows), told)
+            eps = model(both, t.expand(rows), conditions)
             if task["guided"]:
                 conditioned, free = eps.chunk(2)
                 eps = free + 2.0 * (conditioned - free)
@@ -184,15 +185,15 @@ def sample(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, i
 
 
 def _alpha_bar() -> torch.Tensor:
-    """The cosine schedule."""
+    """Returns alpha_bar of the cosine schedule."""
     t = torch.arange(NUM_TIMESTEPS + 1) / NUM_TIMESTEPS
     level = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
     return (level[1:] / level[0]).clamp(min=1e-5)
 
 
-def _trial(made: tuple[Work, int]) -> float:
-    """Least time of the CPU for a unit, after one that is not counted."""
-    work, _ = made
+def _trial(candidate: tuple[Work, int]) -> float:
+    """Measures the least CPU time of a unit, after one that is not counted."""
+    work, _ = candidate
     work()
     return min(interleaved.timed(work).cpu for _ in range(TRIALS))
 

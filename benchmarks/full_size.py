@@ -1,10 +1,10 @@
-"""Karlo at its full size with random weights: convert it and draw one picture, and what that takes.
+"""The cost of Karlo at its full size: converts random weights and samples one image.
 
     python -m benchmarks.full_size --out=/tmp/full_size --steps=2
 
-Writes OUT/karlo in the layout of diffusers (float16, 7 GB) and OUT/run (bfloat16, 7 GB), then draws
-OUT/picture.png stage by stage, each command in its own process. Prints seconds, seconds of CPU time
-and peak memory of both.
+Writes OUT/karlo in the layout of diffusers (float16, 7 GB) and OUT/run (bfloat16, 7 GB), then
+samples OUT/picture.png stage by stage, each command in its own process. Prints seconds, seconds of
+CPU time and peak memory of both.
 """
 
 import argparse
@@ -90,7 +90,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 
 
 class Cost(NamedTuple):
-    """What one command took."""
+    """Seconds, CPU seconds and peak memory of one command."""
 
     name: str
     seconds: float
@@ -99,7 +99,7 @@ class Cost(NamedTuple):
 
 
 def write(folder: pathlib.Path) -> None:
-    """Write a pipeline directory of Karlo's size, one component in memory at a time."""
+    """Writes a pipeline directory of Karlo's size, one component in memory at a time."""
     words = text.train([CAPTION], vocab_size=text.MIN_VOCAB + 16)
     words.save(folder / "words")
     tokenizer.write(folder / "words", folder / "tokenizer", context=77)
@@ -123,12 +123,12 @@ def _index() -> dict[str, tuple[str, str]]:
 def _settings(words: text.Tokenizer) -> dict[str, dict[str, Any]]:
     both = {"super_res_last": SETTINGS["super_res_first"]}
     ids = {"bos_token_id": words.start, "eos_token_id": words.end}
-    made = {n: {"_class_name": CLASSES[n][1], **s} for n, s in {**SETTINGS, **both}.items()}
-    return {**made, "text_encoder": {**SETTINGS["text_encoder"], **ids}}
+    settings = {n: {"_class_name": CLASSES[n][1], **s} for n, s in {**SETTINGS, **both}.items()}
+    return {**settings, "text_encoder": {**SETTINGS["text_encoder"], **ids}}
 
 
 def _shapes(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
-    """Names and shapes of every component's tensors, from the tables that read them."""
+    """Yields names and shapes of every component's tensors, from the tables that read them."""
 
     def read(name: str) -> dict[str, Any]:
         return json.loads((folder / name / "config.json").read_text())
@@ -156,28 +156,28 @@ def _shapes(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, tuple[int, ..
 
 
 def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Gains and deviations of 1, offsets of 0, maps that keep the variance; numbers repeat."""
+    """Returns gains and deviations of 1, offsets of 0, and random maps that keep the variance."""
     if len(shape) < 2 or name in prior_tensors.STATISTICS:
         ones = name == "clip_std" or (name.endswith("weight") and len(shape) == 1)
         return np.full(shape, float(ones), np.float16)
     scale = float(np.prod(shape[1:])) ** -0.5
-    draws = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
-    return np.resize((draws * scale).astype(np.float16), shape)
+    values = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+    return np.resize((values * scale).astype(np.float16), shape)
 
 
-def measured(name: str, arguments: Sequence[str]) -> Cost:
-    """Run a command of the package; its wall and CPU time and the peak of its memory."""
-    began = time.monotonic()
+def measure(name: str, arguments: Sequence[str]) -> Cost:
+    """Runs a command of the package; returns its wall and CPU time and its peak memory."""
+    started = time.monotonic()
     child = subprocess.Popen([sys.executable, "-m", *arguments])
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), arguments)
     cpu = usage.ru_utime + usage.ru_stime
-    return Cost(name, time.monotonic() - began, cpu, usage.ru_maxrss / 1024**2)
+    return Cost(name, time.monotonic() - started, cpu, usage.ru_maxrss / 1024**2)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the directory unless it is there, convert it, draw from it."""
+    """Writes the directory unless it exists, converts it, and samples from it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--steps", default="2", help="of every stage; 25, 25 and 7 are usual")
@@ -195,18 +195,18 @@ def main(argv: Sequence[str]) -> None:
     ]
     sample += [f"--prior-steps={args.steps}", f"--steps={args.steps}"]
     if not run.is_dir():
-        _tell(measured("convert", ["unclip_jax.convert", *convert]))
+        _report(measure("convert", ["unclip_jax.convert", *convert]))
     _shorten(run / "upsampler_256" / "export" / "manifest.json", args.steps)
-    _tell(measured("sample", ["unclip_jax.sample", *sample]))
+    _report(measure("sample", ["unclip_jax.sample", *sample]))
 
 
-def _tell(cost: Cost) -> None:
+def _report(cost: Cost) -> None:
     name, seconds, cpu, size = cost
     sys.stdout.write(f"{name}: {seconds:.0f} s ({cpu:.0f} s of CPU), {size:.1f} GiB at most\n")
 
 
 def _shorten(manifest: pathlib.Path, steps: str) -> None:
-    """Super-resolution in `steps` steps, for which `sample` has no flag."""
+    """Sets the steps of super-resolution, for which `sample` has no flag."""
     card = json.loads(manifest.read_text())
     card["config"]["sampling"]["steps"] = steps
     _json(manifest, card)

@@ -1,9 +1,9 @@
 """Two programs measured in turns on the same cores, each in a process of its own.
 
-A side is a process that says what it is, then does as many units of work as it is told and how long
-each took, as lines of JSON behind a mark. While one works the other waits for its next line, so
-both meet the same machine; ratios are taken between neighbouring turns. Imports neither JAX nor
-PyTorch.
+A side is a process that reports facts about its program, then runs as many units of work as it is
+asked to and reports their durations, as lines of JSON behind a mark. While one works the other
+waits for its next line, so both meet the same machine; ratios are taken between neighbouring turns.
+Imports neither JAX nor PyTorch.
 """
 
 import json
@@ -23,13 +23,12 @@ MARK = "@@ "
 REST = 0.3  # seconds until threads of the other side that spin for work have given up
 
 
-class Spent(NamedTuple):
+class Duration(NamedTuple):
     """Seconds of one unit of work.
 
     Attributes:
-        wall: that passed.
-        cpu: that all threads of the process computed, which other programs on the machine disturb
-            less.
+        wall: elapsed time.
+        cpu: time of all threads of the process, which other programs on the machine disturb less.
     """
 
     wall: float
@@ -37,13 +36,13 @@ class Spent(NamedTuple):
 
 
 class Side:
-    """The end of a side that gives the orders."""
+    """The controlling end of a side: a child process that works on request."""
 
     def __init__(self, name: str, module: str, task: Any):
-        """Start `python -m module`, hand it `task` as JSON, and wait until it is ready.
+        """Starts `python -m module` with `task` as JSON, and waits until it is ready.
 
         Raises:
-            UserError: it ended instead.
+            UserError: the process ended instead.
         """
         self.name = name
         self._process = subprocess.Popen(
@@ -54,32 +53,32 @@ class Side:
         )
         self.facts: dict[str, Any] = self._ask(task)
 
-    def work(self, count: int) -> Spent:
-        """Medians over `count` units of work."""
+    def work(self, count: int) -> Duration:
+        """Runs `count` units of work; returns the medians of their durations."""
         time.sleep(REST)
         walls, cpus = zip(*self._ask(count), strict=True)
-        return Spent(statistics.median(walls), statistics.median(cpus))
+        return Duration(statistics.median(walls), statistics.median(cpus))
 
     def close(self) -> int:
-        """End it; the greatest memory it ever held, in bytes."""
+        """Ends the process; returns its peak memory in bytes."""
         peak = self._ask(None)
         self._process.communicate()
         return peak
 
     def kill(self) -> None:
-        """End it, whatever it is doing."""
+        """Kills the process if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.communicate()
 
-    def _ask(self, order: Any) -> Any:
+    def _ask(self, request: Any) -> Any:
         to, back = self._process.stdin, self._process.stdout
         assert to is not None and back is not None
         try:
-            to.write(json.dumps(order) + "\n")
+            to.write(json.dumps(request) + "\n")
             to.flush()
         except BrokenPipeError:
-            pass  # why it ended is said below
+            pass  # the error below reports it
         for line in back:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
@@ -92,32 +91,32 @@ class Side:
 
 
 def serve(prepare: Callable[[Any], tuple[dict[str, Any], Callable[[], Any]]]) -> None:
-    """The end of a side that obeys, until its input ends.
+    """Serves requests on standard input until it ends: the working end of a side.
 
     Args:
-        prepare: the task -> facts about it, and one unit of work, which returns when it is done.
+        prepare: task -> (facts about it, function that runs one unit of work to its end).
     """
     facts, once = prepare(json.loads(sys.stdin.readline()))
-    _say(facts)
+    _reply(facts)
     for line in sys.stdin:
         count = json.loads(line)
         if count is None:
-            _say(peak_memory())
+            _reply(peak_memory())
             return
-        _say([timed(once) for _ in range(count)])
+        _reply([timed(once) for _ in range(count)])
 
 
-def timed(once: Callable[[], Any]) -> Spent:
-    """Seconds that a call takes."""
+def timed(once: Callable[[], Any]) -> Duration:
+    """Measures the duration of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     once()
-    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+    return Duration(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def peak_memory() -> int:
-    """Greatest resident memory of this process so far, in bytes."""
+    """Returns the peak resident memory of this process in bytes."""
     status = pathlib.Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss of Linux begins with what the parent process held
+    if status.is_file():  # ru_maxrss of Linux begins with that of the parent process
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -125,35 +124,37 @@ def peak_memory() -> int:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def _say(value: Any) -> None:
+def _reply(value: Any) -> None:
     sys.stdout.write(f"{MARK}{json.dumps(value)}\n")
     sys.stdout.flush()
 
 
-def alternate(sides: Sequence[Side], *, rounds: int, count: int) -> dict[str, list[Spent]]:
-    """A, B, A, B, ...: what every side spent in `rounds` turns of `count` units each.
+def alternate(sides: Sequence[Side], *, rounds: int, count: int) -> dict[str, list[Duration]]:
+    """Runs sides in the order A, B, A, B, ...; returns the durations of `rounds` turns of each.
 
-    One unit each goes before and is not counted.
+    A turn is `count` units of work. One unit of each side runs before and is not counted.
     """
     for side in sides:
         side.work(1)
-    spent: dict[str, list[Spent]] = {side.name: [] for side in sides}
+    durations: dict[str, list[Duration]] = {side.name: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            spent[side.name].append(side.work(count))
-    return spent
+            durations[side.name].append(side.work(count))
+    return durations
 
 
-def ratios(theirs: Sequence[Spent], ours: Sequence[Spent]) -> dict[str, list[float]]:
-    """Turn by turn, theirs over ours: "wall" and "cpu"."""
+def ratios(theirs: Sequence[Duration], ours: Sequence[Duration]) -> dict[str, list[float]]:
+    """Computes theirs over ours turn by turn, of "wall" and "cpu" time."""
     pairs = list(zip(theirs, ours, strict=True))
-    return {name: [getattr(a, name) / getattr(b, name) for a, b in pairs] for name in Spent._fields}
+    return {
+        name: [getattr(a, name) / getattr(b, name) for a, b in pairs] for name in Duration._fields
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Returns median, least and greatest of the values."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}

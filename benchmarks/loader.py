@@ -1,11 +1,11 @@
-"""How fast data become batches, for every number of workers, and whether the step ever waits.
+"""Speed of the data loader by number of workers, and the share of time that the step waits.
 
     python -m benchmarks.loader --config=experiments/decoder.py:shapes --workers=0,1,2,4 \
         [--json=OUT.json]
 
-Three figures: examples/s of the loader alone, while it decodes and while it finds pictures in its
-cache; examples/s of the train step alone, on a batch that is there; and, with the loader feeding
-the step as in training, the share of the time that the step waits for data.
+Three figures: examples/s of the loader alone, while it decodes and while it reads images from its
+cache; examples/s of the train step alone, on one batch; and, with the loader feeding the step as in
+training, the share of the time that the step waits for data.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel import place
 from unclip_jax.training.prefetch import DevicePrefetcher
 
-WARM = 4  # batches that are not counted, which were made ahead
+WARM = 4  # batches that are not counted: they are prefetched
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print, write."""
+    """Measures, prints and writes."""
     args, overrides = parse(argv)
     experiment = input_pipeline.resolve(loading.read(args.config, overrides=overrides))
     rows = [row(experiment, workers, seconds=args.seconds) for workers in args.workers]
     step = unclip_side.train(experiment)
     step.once()
-    took = interleaved.spread([interleaved.timed(step.once).wall for _ in range(args.steps)])
+    seconds = interleaved.spread([interleaved.timed(step.once).wall for _ in range(args.steps)])
     result = {
         "experiment": experiment.name,
         "size": experiment.size,
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         "machine": compare.machine(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "batch_size": experiment.train.batch_size,
-        "step_examples_per_second": experiment.train.batch_size / took["median"],
+        "step_examples_per_second": experiment.train.batch_size / seconds["median"],
         "loader": rows,
         "waiting": waiting(experiment, steps=args.steps),
         "workers_of_the_experiment": experiment.data.workers,
@@ -59,10 +59,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Command-line arguments, and overrides of the config.
+    """Parses the command line; returns its arguments and overrides of the config.
 
     Raises:
-        UserError: an argument that is neither, or one that means nothing.
+        UserError: an argument that is neither, or a number that is not positive.
     """
     parser = ExperimentParser("loader", prog="python -m benchmarks.loader")
     parser.add_argument("--workers", default="0,1,2,4", help="numbers of threads [0,1,2,4]")
@@ -80,68 +80,68 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def row(experiment: Experiment, workers: int, *, seconds: float) -> dict[str, Any]:
-    """The loader alone with so many threads: decoding every picture, then from a full cache."""
-    found: dict[str, Any] = {"workers": workers}
-    found["decoding"] = rate(opened(experiment, workers, cache_mb=0), seconds)
+    """Measures the loader alone: decoding every image, then from a full cache."""
+    figures: dict[str, Any] = {"workers": workers}
+    figures["decoding"] = rate(open_loader(experiment, workers, cache_mb=0), seconds)
     if experiment.data.cache_mb:
-        loader = opened(experiment, workers, cache_mb=experiment.data.cache_mb)
+        loader = open_loader(experiment, workers, cache_mb=experiment.data.cache_mb)
         for _ in range(epoch(loader, experiment)):
             next(loader)
-        found["cached"] = rate(loader, seconds)
-    return found
+        figures["cached"] = rate(loader, seconds)
+    return figures
 
 
-def opened(experiment: Experiment, workers: int, *, cache_mb: int) -> Loader:
-    """The loader that training would have with these settings."""
+def open_loader(experiment: Experiment, workers: int, *, cache_mb: int) -> Loader:
+    """Opens the loader that training would use with these settings."""
     data = dataclasses.replace(experiment.data, workers=workers, cache_mb=cache_mb)
     changed = dataclasses.replace(experiment, data=data)
     return input_pipeline.open_inputs(changed, changed.build_stage()).train
 
 
 def epoch(loader: Loader, experiment: Experiment) -> int:
-    """Batches until every example was seen."""
+    """Returns the number of batches of one epoch."""
     examples = loader.get_state()["num_examples"]
     total = sum(examples) if isinstance(examples, list) else examples
     return -(-total // experiment.train.batch_size)
 
 
 def rate(loader: Loader, seconds: float) -> float:
-    """Examples per second over about `seconds`; closes the loader."""
+    """Measures examples per second over about `seconds`; closes the loader."""
     for _ in range(WARM):
         next(loader)
-    began, given = time.perf_counter(), 0
-    while (took := time.perf_counter() - began) < seconds:
-        given += len(next(iter(next(loader).values())))
+    started, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < seconds:
+        count += len(next(iter(next(loader).values())))
     loader.close()
-    return given / took
+    return count / elapsed
 
 
 def waiting(experiment: Experiment, *, steps: int) -> dict[str, float]:
-    """Train on what the loader gives, as the loop does; seconds per step, waiting and in all."""
-    made, stage = unclip_side.training(experiment), experiment.build_stage()
-    loader = opened(experiment, experiment.data.workers, cache_mb=experiment.data.cache_mb)
+    """Trains on the loader's batches, as the loop does; returns seconds per step and of waiting."""
+    training, stage = unclip_side.training(experiment), experiment.build_stage()
+    loader = open_loader(experiment, experiment.data.workers, cache_mb=experiment.data.cache_mb)
     size = experiment.train.batch_size
     prefetcher = DevicePrefetcher(
-        loader, spec=stage.batch_spec, batch_size=size, mesh=made.train_program.mesh
+        loader, spec=stage.batch_spec, batch_size=size, mesh=training.train_program.mesh
     )
-    key = place.copied(jax.random.key(0), made.train_program.mesh)
-    state, batch = made.state, prefetcher.next()
-    waited, began = 0.0, time.perf_counter()
+    key = place.copied(jax.random.key(0), training.train_program.mesh)
+    state, batch = training.state, prefetcher.next()
+    waited, started = 0.0, time.perf_counter()
     for step in range(steps + 1):
-        state, metrics = made.train_program.step(state, batch.device, key)
+        state, metrics = training.train_program.step(state, batch.device, key)
         batch = prefetcher.next()  # while the device works
         jax.block_until_ready(metrics)
         if step == 0:  # compiles
-            waited, began = 0.0, time.perf_counter()
+            waited, started = 0.0, time.perf_counter()
         else:
             waited += batch.wait_seconds
-    took = time.perf_counter() - began
+    elapsed = time.perf_counter() - started
     loader.close()
-    return {"step_seconds": took / steps, "waited_seconds": waited / steps}
+    return {"step_seconds": elapsed / steps, "waited_seconds": waited / steps}
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """For people."""
+    """Formats the result as text."""
     step, wait = result["step_examples_per_second"], result["waiting"]
     lines = [f"{result['experiment']}:{result['size']} on {result['machine']}: batches of "]
     lines[0] += f"{result['batch_size']}; the step alone takes {step:.4g} examples/s"

@@ -1,9 +1,8 @@
-"""Pages of which a benchmark writes a part: tables between two marks, all figures as JSON."""
+"""Pages of which a program writes a part: tables between two marks, all figures as JSON."""
 
-import argparse
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unclip_jax.core.checks import UserError
@@ -12,18 +11,31 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Formats a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def rate(found: dict[str, float]) -> str:
-    """A value with its interval."""
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def interval(estimate: Mapping[str, float], *, digits: int = 2) -> str:
+    """Formats a value with its interval."""
+    value, low, high = (f"{estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
-def around(out: pathlib.Path, *, title: str) -> tuple[str, str]:
-    """What stands before and after the tables in `out`; the title, if it is not there yet.
+def check_path(out: pathlib.Path) -> None:
+    """Checks that `out` can be the path of a page.
+
+    Raises:
+        UserError: it does not end in .md, or its folder does not exist.
+    """
+    if out.suffix != ".md":
+        raise UserError(f"--out is {str(out)!r}; give a name that ends in .md.")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out is {str(out)!r}, but there is no such folder; make it first.")
+
+
+def split(out: pathlib.Path, *, title: str) -> tuple[str, str]:
+    """Returns the text before and after the tables of a page; the title, if there is no page.
 
     Raises:
         UserError: it cannot be read, or has no marks between which the tables go.
@@ -31,30 +43,30 @@ def around(out: pathlib.Path, *, title: str) -> tuple[str, str]:
     if not out.exists():
         return title, "\n"
     try:
-        known = out.read_text(encoding="utf-8")
+        text = out.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {out}: {error}; give another --out.") from None
-    if BEGIN not in known or END not in known:
+    if BEGIN not in text or END not in text:
         raise UserError(f"{out} has no lines {BEGIN} and {END}; add them, or name a new file.")
-    return known.split(BEGIN)[0], known.split(END)[1]
+    return text.split(BEGIN)[0], text.split(END)[1]
 
 
-def write(out: pathlib.Path, page: str, result: Any, *, title: str) -> None:
-    """Write the tables between the marks of `out`, or all of it, and the JSON beside it.
+def write(out: pathlib.Path, tables: str, result: Any, *, title: str) -> None:
+    """Writes the tables between the marks of `out`, or a new page, and the JSON beside it.
 
     Raises:
-        UserError: the place cannot be written, or see `around`.
+        UserError: a file cannot be written, or see `split`.
     """
-    before, after = around(out, title=title)
-    save(out, f"{before}{BEGIN}\n\n{page}\n{END}{after}")
+    before, after = split(out, title=title)
+    save(out, f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
     save(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """The rows that a JSON file holds; none if there is no file.
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads the results beside a page; {} if there is no file.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: it is not JSON.
     """
     if not path.exists():
         return {}
@@ -64,40 +76,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({error}); move it away.") from None
 
 
-def parse(
-    argv: Sequence[str], *, prog: str, description: str, out: str, example: str
-) -> argparse.Namespace:
-    """Arguments of a page that is made row by row: --out, --only, --again.
-
-    Raises:
-        UserError: a page of another kind.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
-    parser.add_argument("--only", default="", help=f"part of a row's name, such as '{example}'")
-    parser.add_argument("--again", action="store_true", help="make rows that are there already too")
-    args = parser.parse_args(argv)
-    if args.out.suffix != ".md":
-        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
-    return args
-
-
-def chosen(rows: Sequence[Any], only: str) -> list[Any]:
-    """The rows, each with a name, whose names hold `only`.
-
-    Raises:
-        UserError: there are none.
-    """
-    wanted = [row for row in rows if only in row.name]
-    if not wanted:
-        raise UserError(
-            f"--only is {only!r}; it must be part of one of: {', '.join(row.name for row in rows)}."
-        )
-    return wanted
-
-
 def save(path: pathlib.Path, text: str) -> None:
-    """Write a file.
+    """Writes a file.
 
     Raises:
         UserError: it cannot be written.

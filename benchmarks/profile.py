@@ -1,11 +1,11 @@
-"""Where the time of a train step goes on CPU devices, by kind of operation.
+"""The time of a train step on CPU devices, by kind of operation.
 
     . launch/env.sh && python -m benchmarks.profile --config=experiments/decoder.py:karlo \
         [--steps=3] [--config.KEY=VALUE ...]
 
-Runs the step that `benchmarks.train_step` times under JAX's profiler and adds up what the threads
-of the devices did, each moment counted once, for the innermost operation. What is left of the time
-of all cores was waiting, or work of one thread while others had none. GPUs and TPUs name their
+Runs the step that `benchmarks.train_step` times under JAX's profiler and adds up the operations of
+the devices' threads, each moment counted once, for the innermost operation. The difference to the
+time of all cores is waiting, or work of one thread while others had none. GPUs and TPUs name their
 operations otherwise; for those, look at the profile of `config.train.profile_steps`.
 """
 
@@ -49,35 +49,35 @@ class Event(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Profile and print.
+    """Profiles and prints.
 
     Raises:
-        UserError: the devices are no CPUs, or their profile shows no operations.
+        UserError: the devices are not CPUs, or their profile shows no operations.
     """
     args, rest = parse(argv)
     experiment = loading.read(args.config, overrides=rest)
     device = jax.devices()[0]
     if device.platform != "cpu":
         raise UserError(
-            f"the devices are {device.device_kind}, whose operations are not told apart here; use "
-            "--config.train.profile_steps=5 of unclip_jax.train and TensorBoard."
+            f"the devices are {device.device_kind}, whose operations are not distinguished here; "
+            "use --config.train.profile_steps=5 of unclip_jax.train and TensorBoard."
         )
-    made = unclip_side.train(experiment)
-    made.once()
+    program = unclip_side.train(experiment)
+    program.once()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            began = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(args.steps):
-                made.once()
-            seconds = time.perf_counter() - began
-        busy = spent(pathlib.Path(folder))
+                program.once()
+            seconds = time.perf_counter() - started
+        busy = busy_time(pathlib.Path(folder))
     if not busy:
         raise UserError("the profile shows no operations; this JAX records them otherwise.")
-    sys.stdout.write(report(busy, steps=args.steps, seconds=seconds, devices=made.mesh.size))
+    sys.stdout.write(report(busy, steps=args.steps, seconds=seconds, devices=program.mesh.size))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Command-line arguments, and overrides of the experiment."""
+    """Parses the command line; returns its arguments and overrides of the experiment."""
     parser = ExperimentParser("profile", prog="python -m benchmarks.profile")
     parser.add_argument("--steps", type=int, default=3, help="steps under the profiler")
     args, rest = parser.parse(argv)
@@ -85,47 +85,47 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, rest
 
 
-def spent(folder: pathlib.Path) -> Counter[str]:
-    """Nanoseconds by kind, over all threads that run compiled programs."""
-    found: Counter[str] = Counter()
+def busy_time(folder: pathlib.Path) -> Counter[str]:
+    """Adds up nanoseconds by kind, over all threads that run compiled programs."""
+    nanoseconds: Counter[str] = Counter()
     for path in folder.rglob("*.xplane.pb"):
         profile: Any = jax.profiler.ProfileData.from_file(str(path))
         for plane in profile.planes:
             for line in plane.lines:
                 if line.name.startswith("tf_XLA"):
                     events = (Event(e.name, int(e.start_ns), int(e.end_ns)) for e in line.events)
-                    found.update(own_time(events))
-    return found
+                    nanoseconds.update(own_time(events))
+    return nanoseconds
 
 
 def own_time(events: Iterable[Event]) -> Counter[str]:
-    """Nanoseconds by kind of one thread; of operations inside each other, the innermost counts."""
-    found: Counter[str] = Counter()
+    """Adds up nanoseconds by kind of one thread; of nested operations the innermost counts."""
+    nanoseconds: Counter[str] = Counter()
     open_: list[Event] = []
     for event in sorted(events, key=lambda e: (e.start, -e.end)):
         while open_ and open_[-1].end <= event.start:
             open_.pop()
         length = event.end - event.start
-        found[kind(event.name)] += length
+        nanoseconds[kind(event.name)] += length
         if open_:
-            found[kind(open_[-1].name)] -= min(length, open_[-1].end - event.start)
+            nanoseconds[kind(open_[-1].name)] -= min(length, open_[-1].end - event.start)
         open_.append(event)
-    return found
+    return nanoseconds
 
 
 def kind(name: str) -> str:
-    """Of `KINDS`, by the name of an operation."""
-    return next(each for each, pattern in KINDS if re.search(pattern, name))
+    """Returns the one of `KINDS` that an operation's name belongs to."""
+    return next(label for label, pattern in KINDS if re.search(pattern, name))
 
 
 def report(busy: Counter[str], *, steps: int, seconds: float, devices: int) -> str:
-    """A table of milliseconds per step and device, and of their share of the step."""
+    """Formats a table of milliseconds per step and device, and of their share of the step."""
     step = seconds / steps
     shares = {name: busy[name] / 1e9 / steps / devices for name, _ in KINDS if name != "waiting"}
     shares["waiting, or one thread alone"] = max(0.0, step - sum(shares.values()))
     rows = [
         [name, f"{1e3 * value:.1f}", f"{100 * value / step:.0f} %"]
-        for name, value in sorted(shares.items(), key=lambda each: -each[1])
+        for name, value in sorted(shares.items(), key=lambda share: -share[1])
         if value
     ]
     head = f"{1e3 * step:.0f} ms per step under the profiler, devices: {devices}\n\n"

@@ -1,4 +1,4 @@
-"""How fast a stage draws on the devices at hand, and beside PyTorch.
+"""Speed of sampling from a stage on the devices at hand, and beside PyTorch.
 
     python -m benchmarks.sample --config=experiments/prior.py:shapes --batch=8 \
         [--peer=diffusers] [--json=OUT.json]

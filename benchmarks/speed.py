@@ -1,10 +1,10 @@
-"""The tables of docs/speed.md: every measurement of this folder that is about speed, once.
+"""The tables of docs/speed.md: all measurements of speed.
 
     . launch/env.sh && python -m benchmarks.speed --out=docs/speed.md [--only=decoder] [--again]
 
 Runs `benchmarks.train_step`, `benchmarks.sample` and `benchmarks.loader` with the settings below,
 one after the other; after every row writes the tables between the marks of OUT.md and all figures
-to OUT.json. Rows that are there already are kept. The loader's need `make demo`'s runs/shapes.
+to OUT.json. Existing rows are kept. Those of the loader need runs/shapes of `make demo`.
 """
 
 import json
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import markdown_page
+from benchmarks import markdown_page, row_page
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 
@@ -59,25 +59,27 @@ class Row(NamedTuple):
     arguments: tuple[str, ...]
 
     def command(self) -> str:
-        """As one types it."""
-        quoted = (f"'{each}'" if "(" in each else each for each in self.arguments)
+        """Returns the command as a user types it."""
+        quoted = (f"'{word}'" if "(" in word else word for word in self.arguments)
         return " ".join(["python -m", self.module, *quoted])
 
 
 def rows() -> list[Row]:
-    """All of them, the most telling ones first."""
-    made = [_step(name, "karlo", COMPARED) for name in MEDIUM]
-    made += [_step(name, "shapes", COMPARED) for name in MEDIUM]
-    made.append(_load("decoder"))
-    made += [_step(name, "medium", COMPARED) for name in MEDIUM]
-    made += [_chain(name) for name in MEDIUM]
-    made += [_step(name, "shapes", (COMPARED[0], "--peer=dalle2")) for name in ("prior", "decoder")]
-    made.append(_step("clip", "shapes", ()))
-    return [*made, _load("clip"), _load("upsampler_256")]
+    """Returns all rows, the most informative ones first."""
+    all_rows = [_step(name, "karlo", COMPARED) for name in MEDIUM]
+    all_rows += [_step(name, "shapes", COMPARED) for name in MEDIUM]
+    all_rows.append(_load("decoder"))
+    all_rows += [_step(name, "medium", COMPARED) for name in MEDIUM]
+    all_rows += [_chain(name) for name in MEDIUM]
+    all_rows += [
+        _step(name, "shapes", (COMPARED[0], "--peer=dalle2")) for name in ("prior", "decoder")
+    ]
+    all_rows.append(_step("clip", "shapes", ()))
+    return [*all_rows, _load("clip"), _load("upsampler_256")]
 
 
 def _step(name: str, size: str, compared: tuple[str, ...]) -> Row:
-    """A train step; size "medium" is of Karlo's kind too."""
+    """Returns the row of a train step; size "medium" is of Karlo's kind too."""
     settings = {"medium": MEDIUM.get(name, ()), "karlo": (), "shapes": ()}[size]
     kind = "shapes" if size == "shapes" else "karlo"
     one = ONE.get(name, ()) if kind == "karlo" else ()
@@ -99,41 +101,41 @@ def _load(name: str) -> Row:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing; write after every row.
+    """Measures the rows that are missing, and writes the page after each.
 
     Raises:
         UserError: no such row, or rows whose commands failed, after all the others.
     """
-    args = markdown_page.parse(
+    args = row_page.parse(
         argv,
         prog="benchmarks.speed",
         description="Make the tables of docs/speed.md.",
         out="docs/speed.md",
         example="train prior",
     )
-    wanted = markdown_page.chosen(rows(), args.only)
-    markdown_page.around(args.out, title=TITLE)
-    found, failed = markdown_page.read(args.out.with_suffix(".json")), []
-    for row in wanted:
-        if args.again or row.name not in found:
+    selected = row_page.select(rows(), args.only)
+    markdown_page.split(args.out, title=TITLE)
+    results, failed = markdown_page.read_json(args.out.with_suffix(".json")), []
+    for row in selected:
+        if args.again or row.name not in results:
             sys.stderr.write(f"{row.name} ...\n")
             try:
-                found[row.name] = {"command": row.command(), **measure(row)}
-            except UserError as error:  # the others are worth having all the same
+                results[row.name] = {"command": row.command(), **measure(row)}
+            except UserError as error:  # measure the others nevertheless
                 failed.append(str(error))
-        markdown_page.write(args.out, tables(found), found, title=TITLE)
+        markdown_page.write(args.out, tables(results), results, title=TITLE)
     if failed:
         raise UserError(f"{len(failed)} rows could not be measured: {'; '.join(failed)}")
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """What the row's command writes.
+    """Runs the command of a row; returns the JSON it writes.
 
     Raises:
         UserError: it failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "found.json"
+        out = pathlib.Path(folder) / "result.json"
         command = [sys.executable, "-m", row.module, *row.arguments, f"--json={out}"]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -142,56 +144,58 @@ def measure(row: Row) -> dict[str, Any]:
         return json.loads(out.read_text(encoding="utf-8"))
 
 
-def tables(found: dict[str, Any]) -> str:
-    """Steps and chains beside the peer's, then the loader's."""
-    there = [row for row in rows() if row.name in found]
-    programs = [found[row.name] | {"row": row.name} for row in there if "ours" in found[row.name]]
+def tables(results: dict[str, Any]) -> str:
+    """Formats steps and chains beside the peer's, then the loader's."""
+    measured = [row for row in rows() if row.name in results]
+    programs = [
+        results[row.name] | {"row": row.name} for row in measured if "ours" in results[row.name]
+    ]
     heads = ("what", "parameters", "examples", "s", "examples/s", "GFLOP/s", "MFU, %")
     heads += ("memory, GiB: compiled, process", "the peer takes, times ours", "in CPU time")
     text = markdown_page.table(heads, [cells(each) for each in programs])
-    loads = [found[row.name] for row in there if "loader" in found[row.name]]
+    loads = [results[row.name] for row in measured if "loader" in results[row.name]]
     heads = ("loader of", "step alone, examples/s", "workers: decoding (cached), examples/s")
     heads += ("the step waits for data",)
     text += "\n" + markdown_page.table(heads, [load_cells(each) for each in loads]) if loads else ""
-    left = [row.name for row in rows() if row.name not in found]
+    left = [row.name for row in rows() if row.name not in results]
     return text + (f"\nNot measured: {', '.join(left)}.\n" if left else "")
 
 
-def cells(found: dict[str, Any]) -> list[str]:
-    """A line of the first table."""
-    ours = found["ours"]
-    held = (sum(ours["compiled_memory"].values()) / GIB, ours["peak_memory"] / GIB)
+def cells(result: dict[str, Any]) -> list[str]:
+    """Formats a line of the first table."""
+    ours = result["ours"]
+    memory = (sum(ours["compiled_memory"].values()) / GIB, ours["peak_memory"] / GIB)
     line = [
-        found["row"],
+        result["row"],
         f"{ours['parameters']:,}",
         str(ours["examples"]),
         span(ours["seconds"]),
         f"{ours['examples_per_second']:.3g}",
         f"{ours['flops_per_second'] / 1e9:.3g}",
         f"{100 * ours['mfu']:.0f}",
-        f"{held[0]:.2f}, {held[1]:.2f}",
+        f"{memory[0]:.2f}, {memory[1]:.2f}",
     ]
-    if "peer" not in found:
+    if "peer" not in result:
         return [*line, "", ""]
-    over = found["peer"]["over_ours"]
+    over = result["peer"]["over_ours"]
     return [*line, span(over["wall"]), span(over["cpu"])]
 
 
-def load_cells(found: dict[str, Any]) -> list[str]:
-    """A line of the second table."""
+def load_cells(result: dict[str, Any]) -> list[str]:
+    """Formats a line of the second table."""
     counts = []
-    for each in found["loader"]:
-        cached = f" ({each['cached']:,.0f})" if "cached" in each else ""
-        counts.append(f"{each['workers']}: {each['decoding']:,.0f}{cached}")
-    wait = found["waiting"]
+    for row in result["loader"]:
+        cached = f" ({row['cached']:,.0f})" if "cached" in row else ""
+        counts.append(f"{row['workers']}: {row['decoding']:,.0f}{cached}")
+    wait = result["waiting"]
     share = wait["waited_seconds"] / wait["step_seconds"]
-    name, alone = found["experiment"], found["step_examples_per_second"]
+    name, alone = result["experiment"], result["step_examples_per_second"]
     return [name, f"{alone:,.0f}", "; ".join(counts), f"{100 * share:.1f} %"]
 
 
-def span(found: dict[str, float]) -> str:
-    """A median between its extremes."""
-    return f"{found['median']:.3g} [{found['least']:.3g}, {found['greatest']:.3g}]"
+def span(values: dict[str, float]) -> str:
+    """Formats a median and its extremes."""
+    return f"{values['median']:.3g} [{values['least']:.3g}, {values['greatest']:.3g}]"
 
 
 if __name__ == "__main__":

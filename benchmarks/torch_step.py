@@ -1,4 +1,4 @@
-"""A step of training in PyTorch as its users write it, whatever the network; no JAX in here.
+"""A step of training in PyTorch as its users write it, for any network; imports no JAX.
 
 Forward, backward, clipping, a fused AdamW step, an average of the parameters.
 """
@@ -15,14 +15,14 @@ from benchmarks import interleaved
 Work = Callable[[], Any]
 
 
-def settle() -> None:
-    """One seed, and all cores that this process may use."""
+def configure() -> None:
+    """Sets the seed, and the threads to all usable cores."""
     torch.manual_seed(0)
     torch.set_num_threads(interleaved.cores())
 
 
-def trained(model: nn.Module, loss: Callable[[], torch.Tensor], task: dict[str, Any]) -> Work:
-    """One step on the parameters of `model`, whose `loss()` is a scalar; returns its value."""
+def train_step(model: nn.Module, loss: Callable[[], torch.Tensor], task: dict[str, Any]) -> Work:
+    """Returns a function that takes one step on the parameters of `model` and returns the loss."""
     average = copy.deepcopy(model)
     ours, theirs = list(model.parameters()), list(average.parameters())
     optimizer = torch.optim.AdamW(ours, fused=True, **task["optim"])
@@ -41,11 +41,11 @@ def trained(model: nn.Module, loss: Callable[[], torch.Tensor], task: dict[str, 
 
 
 def count(model: nn.Module) -> int:
-    """Its parameters."""
+    """Counts the parameters of a model."""
     return sum(p.numel() for p in model.parameters())
 
 
 def peak(side: int = 2048, times: int = 5) -> float:
-    """The most FLOP/s that a plain float32 product of matrices reached here."""
+    """Measures the peak FLOP/s of a plain float32 matrix product."""
     x = torch.ones(side, side)
     return 2.0 * side**3 / min(interleaved.timed(lambda: x @ x).wall for _ in range(times + 1))

@@ -47,10 +47,10 @@ class Prepared(NamedTuple):
 
     Attributes:
         compiled: for its memory analysis.
-        once: runs it to its end.
-        mesh: on which devices.
-        model_flops: of one call, recomputation left out.
-        traced_flops: as they are computed.
+        once: runs it to completion.
+        mesh: its devices.
+        model_flops: of one call, without recomputation.
+        traced_flops: of one call, as computed.
         parameters: of the network.
         examples: per call.
     """
@@ -65,39 +65,39 @@ class Prepared(NamedTuple):
 
 
 def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
-    """Compile what the task asks for; what is known of it, and a call of it."""
+    """Compiles the program of a task; returns facts about it and a function that runs it."""
     experiment = loading.read(task["config"], overrides=task["overrides"])
-    began = time.perf_counter()
+    started = time.perf_counter()
     if task["what"] == "train":
-        made = train(experiment)
+        prepared = train(experiment)
     else:
-        made = sample(experiment, batch_size=task["batch"])
-    seconds = time.perf_counter() - began
-    device = made.mesh.devices.flat[0]
+        prepared = sample(experiment, batch_size=task["batch"])
+    seconds = time.perf_counter() - started
+    device = prepared.mesh.devices.flat[0]
     facts = {
-        "examples": made.examples,
-        "parameters": made.parameters,
-        "model_flops": made.model_flops,
-        "traced_flops": made.traced_flops,
+        "examples": prepared.examples,
+        "parameters": prepared.parameters,
+        "model_flops": prepared.model_flops,
+        "traced_flops": prepared.traced_flops,
         "compile_seconds": seconds,
-        "compiled_memory": memory(made.compiled),
-        "device": f"{made.mesh.size} x {device.device_kind}",
-        "peak_flops": peak(made.mesh, dtype=dtype_of(experiment)),
+        "compiled_memory": memory(prepared.compiled),
+        "device": f"{prepared.mesh.size} x {device.device_kind}",
+        "peak_flops": peak(prepared.mesh, dtype=dtype_of(experiment)),
         "dtype": dtype_of(experiment),
         "jax": jax.__version__,
     }
-    return facts, made.once
+    return facts, prepared.once
 
 
 class Training(NamedTuple):
-    """A stage ready to be trained: its train_program and a fresh state."""
+    """A stage ready to be trained: its compiled step and a fresh state."""
 
     train_program: TrainProgram
     state: TrainState
 
 
 def training(experiment: Experiment) -> Training:
-    """What `unclip_jax.train` makes of an experiment on the devices at hand."""
+    """Prepares the training of an experiment as `unclip_jax.train` does, on the devices at hand."""
     mesh = make_mesh(experiment.mesh)
     train_program = loop.prepare(
         experiment.build_stage(),
@@ -110,7 +110,7 @@ def training(experiment: Experiment) -> Training:
 
 
 def train(experiment: Experiment) -> Prepared:
-    """The train step on one random batch, again and again."""
+    """Prepares the train step on one random batch."""
     (train_program, state), spec = training(experiment), experiment.build_stage().batch_spec
     size, mesh = experiment.train.batch_size, train_program.mesh
     planned = program.train(experiment, mesh=mesh)
@@ -135,7 +135,7 @@ def train(experiment: Experiment) -> Prepared:
 
 
 def sample(experiment: Experiment, *, batch_size: int) -> Prepared:
-    """The stage's sampling function with random parameters and captions."""
+    """Prepares the stage's sampling function with random parameters and captions."""
     stage = experiment.build_stage()
     mesh, batch_size = sampling_mesh(batch_size)
     draw, shapes = sampling.function(experiment.stage, experiment.model, batch_size=batch_size)
@@ -146,31 +146,31 @@ def sample(experiment: Experiment, *, batch_size: int) -> Prepared:
     inputs = jax.device_put(inputs, batch_sharding(mesh))
     traced = jax.jit(traced_on(mesh, draw)).trace(params, inputs)
     compiled = traced.lower().compile()
-    done = flops.of_jaxpr(traced.jaxpr.jaxpr).flops
+    total = flops.of_jaxpr(traced.jaxpr.jaxpr).flops
 
     def once() -> None:
         jax.block_until_ready(compiled(params, inputs))
 
-    return Prepared(compiled, once, mesh, done, done, count(params), batch_size)
+    return Prepared(compiled, once, mesh, total, total, count(params), batch_size)
 
 
 def random_batch(spec: BatchSpec, size: int) -> HostBatch:
-    """A batch that satisfies `spec`; captions fill their whole length."""
-    draws = np.random.default_rng(0)
+    """Returns a random batch that satisfies `spec`; captions fill their whole length."""
+    generator = np.random.default_rng(0)
     batch = {}
     for name, field in spec.items():
         shape = (size, *field.shape)
         if field.dtype == "bool":
             batch[name] = np.ones(shape, bool)
         elif field.dtype == "int32":
-            batch[name] = draws.integers(0, int(field.high or 0) + 1, shape, np.int32)
+            batch[name] = generator.integers(0, int(field.high or 0) + 1, shape, np.int32)
         else:
-            batch[name] = np.clip(draws.standard_normal(shape, np.float32), -1.0, 1.0)
+            batch[name] = np.clip(generator.standard_normal(shape, np.float32), -1.0, 1.0)
     return batch
 
 
 def random_like(leaf: Any) -> Any:
-    """Random values of this shape: real tokens, token 1, or normal numbers."""
+    """Returns values of this shape: True, token 1, or normal random numbers."""
     if leaf.dtype == np.bool_:
         return np.ones(leaf.shape, bool)
     if np.issubdtype(leaf.dtype, np.integer):
@@ -180,23 +180,23 @@ def random_like(leaf: Any) -> Any:
 
 
 def dtype_of(experiment: Experiment) -> str:
-    """The compute dtype of its network."""
+    """Returns the compute dtype of an experiment's network."""
     model = experiment.model.model
     return getattr(model, "dtype", None) or model.unet.dtype
 
 
 def memory(compiled: Any) -> dict[str, int]:
-    """XLA's figures for one device, in bytes."""
-    found = compiled.memory_analysis()
+    """Returns XLA's memory analysis for one device, in bytes."""
+    analysis = compiled.memory_analysis()
     return {
-        "arguments": found.argument_size_in_bytes,
-        "outputs_not_aliased": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "temporary": found.temp_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs_not_aliased": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
     }
 
 
 def peak(mesh: Mesh, *, dtype: str, times: int = 5) -> float:
-    """The most FLOP/s that a plain matrix product reached on all devices of `mesh` together."""
+    """Measures the peak FLOP/s of a plain matrix product on all devices of `mesh` together."""
     best = 0.0
     for side in MATMUL_SIDES:
         rows = side * batch_shards(mesh)

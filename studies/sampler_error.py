@@ -1,10 +1,10 @@
-"""Plot each sampler's error against how often it evaluates the network.
+"""Plots each sampler's error against its evaluations of the network.
 
     python -m studies.sampler_error --out=docs/samplers.png
 
 Data are a one-dimensional mixture of two narrow Gaussians, for which both the best denoiser and the
 end of the probability flow have closed forms, so the error is the sampler's alone. It is the root
-mean square distance between quantiles: of the samples and of the end of the exact flow.
+mean square distance between quantiles of the samples and of the end of the exact flow.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from unclip_jax.diffusion.schedule import make_schedule
 from unclip_jax.diffusion.solvers import DpmSolver2M, Edm, Heun
 
 COUNTS = (5, 8, 12, 18, 27, 50, 100, 250)
-LEVELS, DRAWS = 200, 20_000
+LEVELS, SAMPLES = 200, 20_000
 CURVES = {  # name: solver, grid, style
     "ancestral, small variance": (Ancestral("small"), "{}", "C7-"),
     "ddim": (Ddim(), "{}", "C0-"),
@@ -38,7 +38,7 @@ CURVES = {  # name: solver, grid, style
 
 
 def main() -> None:
-    """Compute and plot both schedules."""
+    """Computes and plots both schedules."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/samplers.png"))
     out = parser.parse_args().out
@@ -56,12 +56,12 @@ def main() -> None:
 
 
 def curve(solver, grid, schedule):
-    """(evaluations, errors) over the step counts."""
+    """Computes (evaluations, errors) over the step counts."""
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
     x_T = norm.ppf(levels)
     exact = mixture_flow(x_T, schedule=schedule)
-    if isinstance(solver, Ancestral):  # no path to follow: compare what many draws end in
-        x_T = np.random.default_rng(0).normal(size=DRAWS)
+    if isinstance(solver, Ancestral):  # no path to follow: compare the ends of many samples
+        x_T = np.random.default_rng(0).normal(size=SAMPLES)
     keys = rng.per_example(jax.random.key(0), jnp.arange(len(x_T)))
     costs, errors = [], []
     for count in COUNTS:

@@ -1,13 +1,15 @@
-"""Whether a claim holds, decided by intervals.
+"""Decides claims by confidence intervals.
 
 A claim is one or more inequalities, each about one number with a 95 % interval: "at least minus its
-margin". The unit that is resampled is the caption; what is compared was drawn for the same ones.
+margin". Captions are the units of the bootstrap; what is compared was sampled for the same ones.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from unclip_jax.metrics.intervals import IntervalEstimate, Statistic, bootstrap_statistic
 
@@ -21,12 +23,12 @@ class Inequality:
     """One inequality of a claim: `value` > -`margin`.
 
     Attributes:
-        name: what the number is, as the page shows it; a difference is "left - right".
-        value: what was measured.
+        name: of the number, as the page shows it; a difference is "left - right".
+        value: the number.
         low: lower end of its interval.
         high: upper end.
-        captions: number of independent units behind it.
-        margin: how far below zero still agrees; 0 for "better", more for "as good".
+        captions: number of independent units.
+        margin: distance below zero that still agrees; 0 for "better", more for "as good".
     """
 
     name: str
@@ -38,7 +40,7 @@ class Inequality:
 
     @property
     def verdict(self) -> str:
-        """Agree where the whole interval lies above -margin, not where all of it lies below."""
+        """`AGREE` if the whole interval lies above -margin, `NOT` if all of it lies below."""
         if self.captions < FEWEST or not math.isfinite(self.value):
             return UNDECIDED
         if self.low > -self.margin:
@@ -46,56 +48,58 @@ class Inequality:
         return NOT if self.high < -self.margin else UNDECIDED
 
 
-def together(tests: Sequence[Inequality]) -> str:
-    """A claim of several parts: false if one part is, true if all are (intersection-union test).
+def conjunction(tests: Sequence[Inequality]) -> str:
+    """Returns the verdict of a claim of several parts (intersection-union test).
 
-    At 95 % each part keeps the whole at 95 %: Berger (1982), Technometrics 24, 295.
+    It is false if one part is, and true if all are. At 95 % each part keeps the whole at 95 %:
+    Berger (1982), Technometrics 24, 295.
     """
-    found = [test.verdict for test in tests]
-    if NOT in found:
+    verdicts = [test.verdict for test in tests]
+    if NOT in verdicts:
         return NOT
-    return AGREE if found and all(each == AGREE for each in found) else UNDECIDED
+    return AGREE if verdicts and all(entry == AGREE for entry in verdicts) else UNDECIDED
 
 
 def interval(
     statistic: Statistic, count: int, *, resamples: int | None = None, basic: bool = False
 ) -> IntervalEstimate:
-    """Bootstrap interval over `count` captions; the same every time.
+    """Computes a bootstrap interval over `count` captions; see `intervals.bootstrap_statistic`.
 
-    Args:
-        statistic: of rows of captions, with repetition.
-        count: number of captions.
-        resamples: how often; None = `RESAMPLES`.
-        basic: reflect the quantiles about the value (Davison and Hinkley 1997, section 2.4), which
-            takes off the bias that a resampled Fréchet distance has; else the quantiles themselves.
+    `resamples`: number of resamples; None = `RESAMPLES`.
     """
     resamples = resamples or RESAMPLES
     return bootstrap_statistic(statistic, count, resamples=resamples, basic=basic)
 
 
+def nan_mean(values: np.ndarray) -> float:
+    """Computes the mean of the values that are not nan; nan if there are none."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if len(numbers) else float("nan")
+
+
 def inequality(
-    name: str, found: IntervalEstimate, *, captions: int, margin: float = 0.0
+    name: str, estimate: IntervalEstimate, *, captions: int, margin: float = 0.0
 ) -> dict[str, Any]:
-    """An inequality, JSON-ready."""
-    return dataclasses.asdict(Inequality(name, *found, captions=captions, margin=margin))
+    """Returns an `Inequality` as a dictionary."""
+    return dataclasses.asdict(Inequality(name, *estimate, captions=captions, margin=margin))
 
 
-def read(finding: dict[str, Any]) -> str:
-    """The verdict of a finding as it was measured."""
-    return together([Inequality(**_numbers(each)) for each in finding["tests"]])
+def verdict_of(finding: dict[str, Any]) -> str:
+    """Returns the verdict of a finding from its `tests`, as measured or as read from JSON."""
+    return conjunction([Inequality(**_with_nan(test)) for test in finding["tests"]])
 
 
-def _numbers(each: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no nan; it is null there."""
-    return {name: math.nan if value is None else value for name, value in each.items()}
-
-
-def plain(tree: Any) -> Any:
-    """JSON-ready: what is not a number is null."""
+def as_json(tree: Any) -> Any:
+    """Returns a tree with null for every number that is not finite."""
     if isinstance(tree, dict):
-        return {name: plain(each) for name, each in tree.items()}
+        return {name: as_json(entry) for name, entry in tree.items()}
     if isinstance(tree, list | tuple):
-        return [plain(each) for each in tree]
+        return [as_json(entry) for entry in tree]
     if isinstance(tree, float) and not math.isfinite(tree):
         return None
     return tree
+
+
+def _with_nan(test: dict[str, Any]) -> dict[str, Any]:
+    """Reverses `as_json` for one inequality."""
+    return {name: math.nan if value is None else value for name, value in test.items()}

@@ -19,6 +19,9 @@ PACKAGE = ROOT / "unclip_jax"
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+PROGRAMS = [  # beside the package
+    path for folder in ("benchmarks", "studies") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 EVERYTHING = [
     path
     for folder in ("unclip_jax", "experiments", "tests", "benchmarks", "studies")
@@ -292,12 +295,12 @@ def test_folders_with_code_are_packages():
 
 @pytest.mark.parametrize("rule", [oversized, undocumented])
 def test_sizes_and_docstrings(rule: Callable):
-    assert not apply_rule(rule, SOURCES)
+    assert not apply_rule(rule, [*SOURCES, *PROGRAMS])
 
 
 def test_headlines_and_names_are_idiomatic():
     paths = [path for path in SOURCES if package_of(relative(path)) not in TODO_PACKAGES]
-    assert not apply_rule(unidiomatic, paths)
+    assert not apply_rule(unidiomatic, [*paths, *PROGRAMS])
 
 
 def test_no_forbidden_imports():

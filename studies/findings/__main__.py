@@ -1,9 +1,7 @@
-"""Train what is missing, measure what is missing, write the report: see the package."""
+"""Trains missing baselines, measures missing findings, writes the report; see the package."""
 
-import argparse
 import datetime
 import json
-import os
 import pathlib
 import shlex
 import sys
@@ -12,9 +10,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-import jax
-
-from studies import statistics
+from benchmarks import markdown_page
+from studies import provenance, statistics
 from studies.findings import (
     baseline_runs,
     binding,
@@ -26,15 +23,16 @@ from studies.findings import (
     steps,
     target,
 )
-from studies.findings.harness import Workshop
+from studies.findings.config import FindingsConfig
+from studies.findings.harness import Harness
 from unclip_jax.cli import entry
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.evaluation import protocol_folder
-from unclip_jax.experiment import loading, training_run
+from unclip_jax.experiment import training_run
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference.load import find_stages
-from unclip_jax.version import __version__
 
 FINDINGS: dict[str, ModuleType] = {
     "priors": prior_types,
@@ -46,133 +44,142 @@ FINDINGS: dict[str, ModuleType] = {
     "steps": steps,
 }
 ORDER = ("probing", "target", "guidance", "binding", "priors", "conditioning", "steps")
+REQUIRED = ("clip", "prior", "decoder")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what is missing and write the report after every finding."""
-    args, rest = parse(argv)
-    check(args)
+    """Measures what is missing, and writes the report after every finding."""
+    config = parse(argv)
     training_run.use_compilation_cache()
-    shop = Workshop(args, rest)
-    protocol_folder.claim(baseline_runs.folder_of(args), protocol(shop), first=True)
-    names = args.only or ORDER  # what needs least training first
+    harness = Harness(config)
+    protocol_folder.claim(config.results, protocol_of(harness), first=True)
+    names = config.only or ORDER  # in order of the training that they need
     for number, name in enumerate(names, 1):
-        where = baseline_runs.folder_of(args) / "points" / f"{name}.json"
-        if where.is_file():
-            sys.stderr.write(f"{name}: there already\n")
+        path = config.result_file(name)
+        if path.is_file():
+            sys.stderr.write(f"{name}: measured already\n")
             continue
         sys.stderr.write(f"\n{name} ({number} of {len(names)})\n")
-        protocol_folder.write(where, json.dumps(measured(FINDINGS[name], shop), indent=1) + "\n")
-        report_page.write(args.out, report(args, argv), FINDINGS)
-    made = report(args, argv)
-    report_page.write(args.out, made, FINDINGS)
-    for name, each in made["findings"].items():
-        sys.stdout.write(f"{FINDINGS[name].TITLE}: {statistics.read(each)}\n")
-    sys.stdout.write(f"wrote {args.out}\n")
+        finding = measure(FINDINGS[name], harness)
+        protocol_folder.write(path, json.dumps(finding, indent=1) + "\n")
+        report_page.write(config.out, report(config, argv), FINDINGS)
+    final = report(config, argv)
+    report_page.write(config.out, final, FINDINGS)
+    for name, finding in final["findings"].items():
+        sys.stdout.write(f"{FINDINGS[name].TITLE}: {finding['verdict']}\n")
+    sys.stdout.write(f"wrote {config.out}\n")
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Command-line arguments, and overrides for every training run.
+def parse(argv: Sequence[str]) -> FindingsConfig:
+    """Parses and checks the command line before anything is trained.
 
     Raises:
-        UserError: an argument that is neither.
+        UserError: an argument that cannot be, or a stage that is missing.
     """
-    parser = argparse.ArgumentParser(
+    args, overrides = parser().parse_with_overrides(argv)
+    only = tuple(args.only.split(",")) if args.only else ()
+    for name in only:
+        one_of("--only", name, FINDINGS)
+    models = args.models
+    work = args.work or models.with_name(f"{models.resolve().name}_findings")
+    config = FindingsConfig(
+        models=models,
+        data=args.data or models / "data",
+        embeddings=args.embeddings or models / "embeddings",
+        work=work,
+        out=args.out or work / "findings.md",
+        only=only,
+        overrides=tuple(overrides),
+        **training_steps(args),
+        **{name: getattr(args, name) for name in ("split", "num", "images", "seed", "note")},
+    )
+    for name in ("decoder_steps", "prior_steps", "prior_ar_steps"):
+        positive(f"--{name.replace('_', '-')}", getattr(config, name))
+    config.work.mkdir(parents=True, exist_ok=True)
+    markdown_page.check_path(config.out)
+    return config
+
+
+def parser() -> Parser:
+    """Returns the parser of the command line; other arguments are overrides."""
+    parser = Parser(
+        "findings",
         prog="python -m studies.findings",
         description="Put the paper's claims to the test; the same command continues.",
         epilog="Overrides such as --config.optim.warmup_steps=10 go to every training run.",
-        allow_abbrev=False,
     )
-    path = {"type": pathlib.Path}
-    parser.add_argument("--models", **path, required=True, help="run directory")
-    parser.add_argument("--data", **path, help="prepared shapes [MODELS/data]")
-    parser.add_argument("--embeddings", **path, help="what `embed` wrote [MODELS/embeddings]")
-    parser.add_argument("--work", **path, help="baselines and numbers [MODELS_findings]")
-    parser.add_argument("--out", **path, help="report [WORK/findings.md]")
-    parser.add_argument("--only", help=f"comma-separated: {', '.join(FINDINGS)}")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--num", type=int, default=100, help="captions")
-    parser.add_argument("--images", type=int, default=2, help="pictures per caption")
-    parser.add_argument("--decoder_steps", type=int, help="of decoders to train [the models']")
-    parser.add_argument("--prior_steps", type=int, help="of priors to train [the models']")
-    parser.add_argument(
-        "--prior_ar_steps", type=int, help="of the autoregressive one [the models', or as above]"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--note", default="", help="for the report, as on what the minutes mean")
-    args, rest = loading.parse_known(parser, argv)
-    args.only = args.only.split(",") if args.only else []
-    models = args.models
-    args.data, args.embeddings = (
-        args.data or models / "data",
-        args.embeddings or models / "embeddings",
-    )
-    args.work = args.work or models.with_name(f"{models.resolve().name}_findings")
-    args.out = args.out or args.work / "findings.md"
-    return args, rest
+    add = parser.add_argument
+    add("--models", type=pathlib.Path, required=True, help="run directory")
+    add("--data", type=pathlib.Path, help="prepared shapes [MODELS/data]")
+    add("--embeddings", type=pathlib.Path, help="embeddings of `embed` [MODELS/embeddings]")
+    add("--work", type=pathlib.Path, help="folder of baselines and results [MODELS_findings]")
+    add("--out", type=pathlib.Path, help="report [WORK/findings.md]")
+    add("--only", help=f"comma-separated: {', '.join(FINDINGS)}")
+    add("--split", default="validation", help="of the data set")
+    add("--num", type=int, default=100, help="captions")
+    add("--images", type=int, default=2, help="images per caption")
+    add("--decoder-steps", type=int, help="of decoders to train [the models']")
+    add("--prior-steps", type=int, help="of priors to train [the models']")
+    add("--prior-ar-steps", type=int, help="of the autoregressive one [the models', or as above]")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--note", default="", help="for the report, such as on what the minutes mean")
+    return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is trained, and settle on lengths.
+def training_steps(args: Any) -> dict[str, int]:
+    """Returns the training steps of the baselines of each stage; default: those of the models.
 
     Raises:
-        UserError: naming the argument, or the stage that is not there.
+        UserError: a stage of the models is missing.
     """
-    for name in args.only:
-        one_of("--only", name, FINDINGS)
-    for name in ("num", "images"):
-        positive(f"--{name}", getattr(args, name))
-    found = find_stages(args.models, required=("clip", "prior", "decoder"))
-    for part in ("decoder", "prior", "prior_ar"):
-        own = load.read_manifest(found[part]).step if part in found else args.prior_steps
-        asked = getattr(args, f"{part}_steps")
-        setattr(args, f"{part}_steps", own if asked is None else asked)
-        positive(f"--{part}_steps", getattr(args, f"{part}_steps"))
-    args.work.mkdir(parents=True, exist_ok=True)
-    report_page.check(args.out)
+    stages = find_stages(args.models, required=REQUIRED)
+    steps: dict[str, int] = {}
+    for stage in ("decoder", "prior", "prior_ar"):
+        value = getattr(args, f"{stage}_steps")
+        if value is None and stage in stages:
+            value = load.read_manifest(stages[stage]).step
+        steps[f"{stage}_steps"] = steps["prior_steps"] if value is None else value
+    return steps
 
 
-def protocol(shop: Workshop) -> dict[str, Any]:
-    """What must be equal for findings to share a report."""
-    names = ("split", "num", "images", "seed")
-    lengths = ("decoder_steps", "prior_steps", "prior_ar_steps")
-    parts = ("clip", "prior", "decoder")
+def protocol_of(harness: Harness) -> dict[str, Any]:
+    """Returns what must be equal for findings to share a report; JSON-ready."""
+    config, params = harness.config, harness.main.params
+    names = ("split", "num", "images", "seed", "decoder_steps", "prior_steps", "prior_ar_steps")
     return {
-        **{name: getattr(shop.args, name) for name in (*names, *lengths)},
-        **{part: params_id(shop.main.params[part])[:16] for part in parts},
-        "data": str(shop.args.data),
-        "changes": list(shop.rest),
+        **{name: getattr(config, name) for name in names},
+        **{stage: params_id(params[stage])[:16] for stage in ("clip", "prior", "decoder")},
+        "data": str(config.data),
+        "changes": list(config.overrides),
     }
 
 
-def measured(module: ModuleType, shop: Workshop) -> dict[str, Any]:
-    """A finding's numbers, JSON-ready, with what they cost but for training."""
-    known = sum(baseline_runs.minutes(shop.args.work).values())
-    began = time.monotonic()
-    made = module.measure(shop)
-    trained = sum(baseline_runs.minutes(shop.args.work).values()) - known
-    made["minutes"] = (time.monotonic() - began) / 60 - trained
-    made["date"] = datetime.date.today().isoformat()
-    return statistics.plain(made)
+def measure(module: ModuleType, harness: Harness) -> dict[str, Any]:
+    """Measures a finding; JSON-ready, with its date and its minutes without training."""
+    work = harness.config.work
+    trained_before = sum(baseline_runs.minutes(work).values())
+    started = time.monotonic()
+    finding = module.measure(harness)
+    trained = sum(baseline_runs.minutes(work).values()) - trained_before
+    finding["minutes"] = (time.monotonic() - started) / 60 - trained
+    finding["date"] = datetime.date.today().isoformat()
+    return statistics.as_json(finding)
 
 
-def report(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """All that is known so far."""
-    places = {name: baseline_runs.folder_of(args) / "points" / f"{name}.json" for name in FINDINGS}
-    cards = find_stages(args.models, required=("clip", "prior", "decoder"))
+def report(config: FindingsConfig, argv: Sequence[str]) -> dict[str, Any]:
+    """Returns all results so far; JSON-ready."""
+    stages = find_stages(config.models, required=REQUIRED)
     facts = {
         "command": f"python -m studies.findings {shlex.join(argv)}",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "jax": jax.__version__,
-        "code_version": __version__,
-        **{name: getattr(args, name) for name in ("split", "num", "images", "seed", "note")},
-        "lengths": {part: load.read_manifest(cards[part]).step for part in ("decoder", "prior")},
+        **provenance.environment(),
+        **{name: getattr(config, name) for name in ("split", "num", "images", "seed", "note")},
+        "lengths": {name: load.read_manifest(stages[name]).step for name in ("decoder", "prior")},
     }
-    found = {n: json.loads(path.read_text()) for n, path in places.items() if path.is_file()}
-    for each in found.values():
-        each["verdict"] = statistics.read(each)
-    return {"facts": facts, "baselines": baseline_runs.facts(args), "findings": found}
+    paths = {name: config.result_file(name) for name in FINDINGS}
+    findings = {name: json.loads(p.read_text()) for name, p in paths.items() if p.is_file()}
+    for finding in findings.values():
+        finding["verdict"] = statistics.verdict_of(finding)
+    return {"facts": facts, "baselines": baseline_runs.facts(config), "findings": findings}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One picture per finding: bars with intervals, or curves."""
+"""One figure per finding: bars with intervals, or curves."""
 
 import pathlib
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ LABELS = {
 }
 
 
-def draw(chart: Sequence[Any], rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
-    """Draw the `CHART` of a finding: ("bars", column, ...) or ("curves", x, (column, ...))."""
-    kind, *what = chart
-    columns = what if kind == "bars" else what[1]
+def plot(chart: Sequence[Any], rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
+    """Plots the `CHART` of a finding: ("bars", column, ...) or ("curves", x, (column, ...))."""
+    kind, *layout = chart
+    columns = layout if kind == "bars" else layout[1]
     figure = Figure(figsize=(4.2 * len(columns), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, column in zip(
@@ -32,15 +32,15 @@ def draw(chart: Sequence[Any], rows: Sequence[dict[str, Any]], out: pathlib.Path
         if kind == "bars":
             _bars(axis, rows, column)
         else:
-            _curves(axis, rows, x=what[0], column=column)
+            _curves(axis, rows, x=layout[0], column=column)
     figure.savefig(out, dpi=100)
 
 
 def _bars(axis: Axes, rows: Sequence[dict[str, Any]], column: str) -> None:
-    found = [row for row in rows if known(row.get(column))]
-    names = [row["name"] for row in found]
-    axis.barh(names, [value(row[column]) for row in found], color="#7fa8c9")
-    for index, row in enumerate(found):
+    measured = [row for row in rows if is_number(row.get(column))]
+    names = [row["name"] for row in measured]
+    axis.barh(names, [value(row[column]) for row in measured], color="#7fa8c9")
+    for index, row in enumerate(measured):
         axis.plot(ends(row[column]), [index, index], color="#22384a")
     axis.invert_yaxis()
     axis.set_xlabel(LABELS.get(column, column))
@@ -49,12 +49,13 @@ def _bars(axis: Axes, rows: Sequence[dict[str, Any]], column: str) -> None:
 
 def _curves(axis: Axes, rows: Sequence[dict[str, Any]], *, x: str, column: str) -> None:
     for line in dict.fromkeys(row.get("line", "") for row in rows):
-        found = [row for row in rows if row.get("line", "") == line and known(row.get(column))]
-        if not found:
+        of_line = [row for row in rows if row.get("line", "") == line]
+        points = [row for row in of_line if is_number(row.get(column))]
+        if not points:
             continue
-        at = [row[x] for row in found]
-        axis.plot(at, [value(row[column]) for row in found], marker="o", label=line or None)
-        low, high = zip(*(ends(row[column]) for row in found), strict=True)
+        at = [row[x] for row in points]
+        axis.plot(at, [value(row[column]) for row in points], marker="o", label=line or None)
+        low, high = zip(*(ends(row[column]) for row in points), strict=True)
         axis.fill_between(at, low, high, alpha=0.2)
     if x in ("components", "steps"):
         axis.set_xscale("symlog" if x == "components" else "log", base=2)
@@ -65,16 +66,16 @@ def _curves(axis: Axes, rows: Sequence[dict[str, Any]], *, x: str, column: str) 
         axis.legend(fontsize=8)
 
 
-def known(cell: Any) -> bool:
-    """Whether a cell holds a number, with an interval or without."""
+def is_number(cell: Any) -> bool:
+    """True if a cell holds a number, with an interval or without."""
     return isinstance(cell, float) or (isinstance(cell, dict) and None not in cell.values())
 
 
 def value(cell: Any) -> float:
-    """Its number."""
+    """Returns the number of a cell."""
     return cell["value"] if isinstance(cell, dict) else cell
 
 
 def ends(cell: Any) -> tuple[float, float]:
-    """Its interval; none is one of no width."""
+    """Returns the interval of a cell, of no width where it has none."""
     return (cell["low"], cell["high"]) if isinstance(cell, dict) else (cell, cell)

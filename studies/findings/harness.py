@@ -1,242 +1,233 @@
-"""What all findings share: captions, what is true of them, and pictures drawn and judged alike.
+"""The harness of all findings: models and baselines that sample and score the same captions.
 
-Picture i of every arm starts from the same noise, so that arms are compared picture by picture.
+Image i of every system starts from the same noise, so that systems are compared image by image.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from studies import evaluation_set, scoring
+from studies.evaluation_set import BATCH, EvaluationSet
 from studies.findings import baseline_runs
-from studies.scoring import Judged, Truth
+from studies.findings.config import FindingsConfig
+from studies.scoring import ScoredImages
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import sources
-from unclip_jax.inference import batched, image_files, load, text_to_image
+from unclip_jax.inference import batched, load, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.text_to_image import SampleOptions
-from unclip_jax.metrics import frechet, shapes_checker
+from unclip_jax.metrics import frechet
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 from unclip_jax.stages.prior_ar import PriorArStageConfig
 
-BATCH = 50  # pictures at once
-REFERENCE = 2000  # training pictures to which distributions are compared
 
+class Harness:
+    """The models under study, their baselines, and the held-out captions.
 
-class Workshop:
-    """The models and their baselines at work."""
+    Attributes:
+        config: of the study.
+        engine: name of a run -> its engine; baselines are trained on first use.
+        z_img: name of a run -> [images z] that its prior samples for `examples`.
+        main: engine of the models under study.
+        examples: the captions of all findings that do not select their own.
+    """
 
-    def __init__(self, args: argparse.Namespace, rest: Sequence[str]):
-        """Open the models and the captions.
+    def __init__(self, config: FindingsConfig):
+        """Loads the models and embeds the captions.
 
         Raises:
             UserError: no such models or data, or too few examples.
         """
-        self.args, self.rest = args, rest
-        self.studio = functools.cache(self._studio)
-        self.z_img = functools.cache(self._z_img)
-        self._samplers: dict[tuple[Any, ...], Any] = {}
-        self._drawn: dict[tuple[Any, ...], np.ndarray] = {}  # several findings share an arm
-        self.main: InferenceEngine = self.studio(baseline_runs.MAIN)
-        self.truth = self.look(args.num, args.images)
+        self.config = config
+        self.engine = functools.cache(self._open_engine)
+        self.z_img = functools.cache(lambda run: self.sample_prior(run, self.examples))
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._sampled: dict[tuple[Any, ...], np.ndarray] = {}  # findings share some systems
+        self.main: InferenceEngine = self.engine(baseline_runs.MAIN)
+        self.examples = self.select(num=config.num, images=config.images)
 
-    def _studio(self, name: str) -> InferenceEngine:
-        """The models, or one of the `training.BASELINES`, trained first where it is missing."""
-        if name == baseline_runs.MAIN:
-            return InferenceEngine(load.load_cascade(self.args.models), batch=BATCH)
-        baseline = baseline_runs.named(name)
-        folder = baseline_runs.make(baseline, self.args, self.rest)
-        prior = baseline.part if baseline.part in load.prior_names() else "prior"
+    def _open_engine(self, run: str) -> InferenceEngine:
+        """Loads the models or one of the `BASELINES`, which is trained if it is missing."""
+        if run == baseline_runs.MAIN:
+            return InferenceEngine(load.load_cascade(self.config.models), batch=BATCH)
+        baseline = baseline_runs.by_name(run)
+        folder = baseline_runs.prepare(baseline, self.config)
+        prior = baseline.stage if baseline.stage in load.prior_names() else "prior"
         return InferenceEngine(load.load_cascade(folder, prior_name=prior), batch=BATCH)
 
-    def look(self, num: int, images: int, chosen: Callable[[str], bool] | None = None) -> Truth:
-        """What is true of the first `num` captions, or of the first that are `chosen`.
+    def select(
+        self, *, num: int, images: int, accept: Callable[[str], bool] | None = None
+    ) -> EvaluationSet:
+        """Embeds the first `num` captions with a scene, or the first that `accept` accepts.
+
+        Args:
+            num: captions; at most, with `accept`.
+            images: images per caption.
+            accept: predicate on captions.
 
         Raises:
-            UserError: fewer captions than that, or none of them with a scene.
+            UserError: fewer captions than `num`, without `accept`.
         """
-        source = sources.open_source(self.args.data, split=self.args.split)
-        records = [source[i] for i in range(len(source))]
-        known = [each for each in records if each["scene"]]
-        if chosen is None and (len(known) < num or num < 2):
+        data, split = self.config.data, self.config.split
+        source = sources.open_source(data, split=split)
+        records = [r for r in (source[i] for i in range(len(source))) if r["scene"]]
+        if accept is None and (len(records) < num or num < 2):
             raise UserError(
-                f"split {self.args.split!r} of {self.args.data} has {len(known)} examples of the "
-                f"shapes world; --num={num} asks for others. Give 2 to {len(known)}."
+                f"split {split!r} of {data} has {len(records)} examples of the shapes world; "
+                f"--num={num} asks for others. Give 2 to {len(records)}."
             )
-        known = [each for each in known if chosen is None or chosen(str(each["caption"]))][:num]
-        captions = tuple(str(each["caption"]) for each in known for _ in range(images))
-        scenes = tuple(_scene(each) for each in known for _ in range(images))
-        if not known:
-            empty = np.zeros((0, self.main.cascade.decoder.model.z_dim), np.float32)
-            return Truth((), (), empty, empty, images, self.reference)
-        z_img = np.repeat(self._embed_records(known), images, axis=0)
-        z_txt = np.asarray(self.main.text_embeddings(captions))
-        return Truth(captions, scenes, z_img, z_txt, images, self.reference)
-
-    def _embed_records(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
-        found = [
-            image_files.from_bytes(
-                each["image"], name=str(each["key"]), where=f"record {each['key']}"
-            )
-            for each in records
-        ]
-        return np.asarray(self.main.image_embeddings(found))
+        records = [r for r in records if accept is None or accept(str(r["caption"]))][:num]
+        return evaluation_set.build(
+            self.main, records, reference=self.reference, images_per_caption=images
+        )
 
     @functools.cached_property
-    def known(self) -> np.ndarray:
-        """[n z] embeddings of training pictures."""
-        source = sources.open_source(self.args.data, split="train")
-        return self._embed_records([source[i] for i in range(min(REFERENCE, len(source)))])
+    def training_embeddings(self) -> np.ndarray:
+        """Embeddings [n z] of training images."""
+        source = sources.open_source(self.config.data, split="train")
+        return evaluation_set.embed_training_images(self.main, source)
 
     @functools.cached_property
     def reference(self) -> frechet.Moments:
-        """Moments of `known`."""
-        return frechet.moments(self.known)
+        """Moments of `training_embeddings`."""
+        return frechet.moments(self.training_embeddings)
 
-    def _z_img(self, name: str, guidance: float | None = None) -> np.ndarray:
-        """[pictures z] that the prior of a run draws for `truth`."""
-        return self.imagine(name, self.truth, guidance=guidance)
-
-    def imagine(
+    def sample_prior(
         self,
-        name: str,
-        truth: Truth,
+        run: str,
+        examples: EvaluationSet,
         *,
-        guidance: float | None = None,
         candidates: int | None = None,
         steps: str | None = None,
         limit: float | None = None,
     ) -> np.ndarray:
-        """[pictures z] that the prior of a run draws for any captions.
+        """Samples z_img [images z] for captions from the prior of a run.
 
-        `limit` holds its x_0 within so many standard deviations of a coordinate.
+        Args:
+            run: the models or a baseline.
+            examples: the captions.
+            candidates: samples per image, of which the best is taken; None = as exported.
+            steps: grid of the prior; None = as exported.
+            limit: bound on x_0, in standard deviations of a coordinate; None = as exported.
         """
-        studio = self.studio(name)
-        changes = {"guidance_scale": guidance, "steps": steps}
-        changes |= {} if limit is None else {"threshold": "static", "limit": limit}
+        engine = self.engine(run)
+        overrides: dict[str, Any] = {"steps": steps}
+        overrides |= {} if limit is None else {"threshold": "static", "limit": limit}
         options = SampleOptions(
-            prior=batched.override(studio.cascade.prior.sampling, changes),
+            prior=batched.override(engine.cascade.prior.sampling, overrides),
             num_candidates=candidates,
         )
-        if isinstance(studio.cascade.prior, PriorArStageConfig):
+        if isinstance(engine.cascade.prior, PriorArStageConfig):
             options = dataclasses.replace(options, num_candidates=1)
-        indices = range(len(truth.captions))
-        return np.asarray(
-            studio.imagine(truth.captions, seed=self.args.seed, indices=indices, options=options)
-        )
+        captions, seed = examples.captions, self.config.seed
+        indices = range(len(captions))
+        return np.asarray(engine.imagine(captions, seed=seed, indices=indices, options=options))
 
-    def draw(
+    def sample_images(
         self,
-        name: str,
+        run: str,
         z_img: np.ndarray,
         *,
-        truth: Truth | None = None,
+        examples: EvaluationSet | None = None,
         guidance: float | None = None,
         steps: str | None = None,
         caption: bool = True,
         reads_z: bool = True,
         label: str = "",
     ) -> np.ndarray:
-        """uint8 pictures by the decoder of a run.
+        """Samples uint8 images from the decoder of a run, enlarged by the models' upsamplers.
 
         Args:
-            name: of the run.
-            z_img: one per picture.
-            truth: whose captions; default: everybody's.
-            guidance: of the decoder; None = as exported.
-            steps: likewise.
-            caption: False = the decoder is told no caption.
-            reads_z: False = it is told no z_img.
-            label: on the progress bar.
+            run: the models or a baseline.
+            z_img: one per image.
+            examples: the captions; None = those of all findings.
+            guidance: scale of the decoder; None = as exported.
+            steps: grid of the decoder; None = as exported.
+            caption: False = the decoder receives no caption.
+            reads_z: False = the decoder receives the null in place of z_img.
+            label: for the progress bar.
         """
-        truth = truth or self.truth
-        loaded = self.studio(name).loaded
+        examples = examples or self.examples
+        loaded = self.engine(run).loaded
         decoder = loaded.cascade.decoder
-        if not reads_z:  # the null in place of z_img, with the same parameters
+        if not reads_z:  # the same parameters
             decoder = dataclasses.replace(
                 decoder, model=dataclasses.replace(decoder.model, reads_z=False)
             )
         cascade = dataclasses.replace(loaded.cascade, decoder=decoder, upsamplers=())
-        changes = {"guidance_scale": guidance, "steps": steps}
+        overrides = {"guidance_scale": guidance, "steps": steps}
         options = SampleOptions(
-            decoder=batched.override(decoder.sampling, changes), condition="z_img"
+            decoder=batched.override(decoder.sampling, overrides), condition="z_img"
         )
-        mesh, size = sampling_mesh(_even(len(truth.captions)))
-        arm = (name, options, reads_z, caption, truth.captions, z_img.tobytes())
-        if arm in self._drawn:
-            return self._drawn[arm]
-        known = (name, options, reads_z, size)
-        if known not in self._samplers:
-            self._samplers[known] = batched.compile_sampler(cascade, options, mesh=mesh)
-        run = self._samplers[known]
+        system = (run, options, reads_z, caption, examples.captions, z_img.tobytes())
+        if system in self._sampled:
+            return self._sampled[system]
+        mesh, size = sampling_mesh(_even_batch(len(examples.captions)))
+        program = (run, options, reads_z, size)
+        if program not in self._compiled:
+            self._compiled[program] = batched.compile_sampler(cascade, options, mesh=mesh)
+        sampler = self._compiled[program]
         base = batched.sample_images(
             loaded._replace(cascade=cascade),
-            truth.captions,
-            seed=self.args.seed,
+            examples.captions,
+            seed=self.config.seed,
             options=options,
             z_img=z_img,
             batch_size=size,
-            name=f"draw {label or name}",
-            sampler=run if caption else _muted(run),
+            name=f"sample {label or run}",
+            sampler=sampler if caption else _without_caption(sampler),
         )
-        self._drawn[arm] = self._enlarge(base)
-        return self._drawn[arm]
+        self._sampled[system] = self._enlarge(base)
+        return self._sampled[system]
+
+    def score(self, images: np.ndarray, targets: Sequence[str] | None = None) -> ScoredImages:
+        """Scores images against captions or scenes; default: the captions of all findings."""
+        targets = self.examples.captions if targets is None else targets
+        return scoring.score_images(self.main, images, targets)
 
     def _enlarge(self, base: np.ndarray) -> np.ndarray:
-        """The upsamplers of the models, one program for all arms."""
+        """Enlarges images by the models' upsamplers, one program for all systems."""
         cascade = self.main.cascade
         if not cascade.upsamplers:
             return base
-        mesh, size = sampling_mesh(_even(len(base)))
-        if ("enlarge", size) not in self._samplers:
+        mesh, size = sampling_mesh(_even_batch(len(base)))
+        if ("enlarge", size) not in self._compiled:
 
             def run(params, images, keys):
                 images = images.astype(np.float32) / 127.5 - 1.0
                 return to_uint8(text_to_image.upsample(cascade, params, images, keys))
 
-            places = (replicated(mesh), batch_sharding(mesh), batch_sharding(mesh))
-            self._samplers["enlarge", size] = jax.jit(
-                traced_on(mesh, run), in_shardings=places, out_shardings=replicated(mesh)
+            shardings = (replicated(mesh), batch_sharding(mesh), batch_sharding(mesh))
+            self._compiled["enlarge", size] = jax.jit(
+                traced_on(mesh, run), in_shardings=shardings, out_shardings=replicated(mesh)
             )
-        made = []
+        enlarge = self._compiled["enlarge", size]
         params = place.copied(self.main.params, mesh)
+        batches = []
         for start in range(0, len(base), size):
-            kept = np.minimum(np.arange(start, start + size), len(base) - 1)
-            keys = text_to_image.keys_for(self.args.seed, jax.numpy.asarray(kept))
-            given = place.spread((base[kept], keys), mesh)
-            made.append(np.asarray(self._samplers["enlarge", size](params, *given)))
-        return np.concatenate(made)[: len(base)]
-
-    def judge(self, images: np.ndarray, asked: Sequence[str] | None = None) -> Judged:
-        """Embed pictures and check each against what was asked: its caption, or a scene."""
-        found = shapes_checker.check(images, list(self.truth.captions if asked is None else asked))
-        z = self.main.image_embeddings([InputImage(image, "", "") for image in images])
-        return Judged.of(np.asarray(z), found)
+            rows = np.minimum(np.arange(start, start + size), len(base) - 1)
+            keys = text_to_image.keys_for(self.config.seed, jax.numpy.asarray(rows))
+            batches.append(np.asarray(enlarge(params, *place.spread((base[rows], keys), mesh))))
+        return np.concatenate(batches)[: len(base)]
 
 
-def _scene(record: dict[str, Any]) -> str:
-    scene = record["scene"]
-    return scene if isinstance(scene, str) else json.dumps(scene)
-
-
-def _even(count: int) -> int:
-    """Batches of about one size, of at most `BATCH`, so that little is drawn for nothing."""
+def _even_batch(count: int) -> int:
+    """Returns a batch size of at most `BATCH` with little padding in the last batch."""
     return -(-count // -(-count // BATCH))
 
 
-def _muted(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A sampler whose decoder sees no caption: all padding, as in half of its training."""
+def _without_caption(sampler: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a sampler whose decoder sees padding only, as in half of its training."""
 
-    def muted(params, captions, keys, z_img):
+    def sample(params, captions, keys, z_img):
         tokens, mask = captions.decoder
-        return run(params, captions._replace(decoder=(tokens, mask & False)), keys, z_img)
+        return sampler(params, captions._replace(decoder=(tokens, mask & False)), keys, z_img)
 
-    return muted
+    return sample

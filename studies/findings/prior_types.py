@@ -1,11 +1,11 @@
-"""The diffusion prior against the autoregressive one, drawn by the same decoder."""
+"""The diffusion prior against the autoregressive one, with the same decoder."""
 
 from typing import Any
 
 from studies import statistics
 from studies.findings import baseline_runs
-from studies.findings.harness import Workshop
-from studies.scoring import cosine
+from studies.findings.harness import Harness
+from studies.scoring import cosine, table_row
 
 TITLE = "Which prior"
 SOURCE = "section 2.2, Tables 1 and 2"
@@ -21,40 +21,44 @@ ABOUT = (
 CHART = ("bars", "frechet", "followed", "cosine")
 
 
-def measure(shop: Workshop) -> dict[str, Any]:
-    """Draw from either prior, from z_txt and from the true z_img."""
-    truth = shop.truth
-    origins = {
-        "diffusion prior": shop.z_img("x_0"),
-        "autoregressive prior": shop.z_img("autoregressive"),
-        "no prior: z_txt as z_img": truth.z_txt,
-        "the true z_img": truth.z_img,
+def measure(harness: Harness) -> dict[str, Any]:
+    """Samples images from either prior, from z_txt and from the true z_img."""
+    examples = harness.examples
+    sources = {
+        "diffusion prior": harness.z_img("x_0"),
+        "autoregressive prior": harness.z_img("autoregressive"),
+        "no prior: z_txt as z_img": examples.z_txt,
+        "the true z_img": examples.z_img,
     }
-    near = {name: cosine(z, truth.z_img) for name, z in origins.items()}
-    judged = {
-        name: shop.judge(shop.draw(baseline_runs.MAIN, z, label=name))
-        for name, z in origins.items()
+    cosines = {name: cosine(z, examples.z_img) for name, z in sources.items()}
+    scored = {
+        name: harness.score(harness.sample_images(baseline_runs.MAIN, z, label=name))
+        for name, z in sources.items()
     }
     rows = [
-        {"name": name, "cosine": truth.mean(near[name])._asdict(), **truth.row(found)}
-        for name, found in judged.items()
+        {
+            "name": name,
+            "cosine": examples.mean(cosines[name])._asdict(),
+            **table_row(examples, entry),
+        }
+        for name, entry in scored.items()
     ]
-    one, other = judged["diffusion prior"], judged["autoregressive prior"]
+    diffusion, autoregressive = scored["diffusion prior"], scored["autoregressive prior"]
     tests = [
         statistics.inequality(
             "Fréchet distance, autoregressive - diffusion",
-            truth.distances(lambda distance: distance(other.z) - distance(one.z)),
-            captions=truth.count,
+            examples.distances(lambda distance: distance(autoregressive.z) - distance(diffusion.z)),
+            captions=examples.count,
         ),
         statistics.inequality(
             "captions followed, diffusion - autoregressive",
-            truth.difference(one.followed, other.followed),
-            captions=truth.count,
+            examples.difference(diffusion.followed, autoregressive.followed),
+            captions=examples.count,
         ),
         statistics.inequality(
             "cosine to the true z_img, diffusion - autoregressive",
-            truth.difference(near["diffusion prior"], near["autoregressive prior"]),
-            captions=truth.count,
+            examples.difference(cosines["diffusion prior"], cosines["autoregressive prior"]),
+            captions=examples.count,
         ),
     ]
     return {"rows": rows, "tests": tests}

@@ -1,4 +1,4 @@
-"""The report: one row per finding with its verdict, then a table and a picture of each."""
+"""The report: one row per finding with its verdict, then a table and a figure of each."""
 
 import json
 import pathlib
@@ -20,54 +20,73 @@ FACTS = ("name", "line", "note", "guidance", "components", "steps")  # of a row,
 INTRODUCTION = """# The paper's findings in miniature
 
 Claims of *Hierarchical Text-Conditional Image Generation with CLIP Latents* put to the test in the
-procedural world of `shapes`, where the exact checker says what a picture holds. They were made of
+procedural world of `shapes`, where the exact checker judges every image. They were made about
 models some thousand times as large, trained on photographs; what does not show here may well hold
 there.
 
 A claim *agrees* if the 95 % interval of every difference that it speaks of lies on its side of zero
 (or of the margin that is given), *does not* if one lies wholly on the other, and is *undecided*
-otherwise. Intervals are bootstrapped over captions; all arms draw the same captions from the same
-noise. Every stage was trained once: the intervals say nothing of another seed.
+otherwise. Intervals are bootstrapped over captions; all systems sample the same captions from the
+same noise. Every stage was trained once: the intervals say nothing of another seed.
 """
 
 
 def markdown(report: Mapping[str, Any], findings: Mapping[str, ModuleType], *, plots: str) -> str:
-    """The whole page.
+    """Formats the whole page.
 
     Args:
-        report: facts, baselines and what was measured, by name.
+        report: facts, baselines and results, by name.
         findings: all modules, by name.
-        plots: folder of the pictures, relative to the page.
+        plots: folder of the figures, relative to the page.
     """
     measured = report["findings"]
-    parts = [INTRODUCTION, _made(report), "## Verdicts\n", _verdicts(measured, findings)]
+    parts = [INTRODUCTION, _protocol(report), "## Verdicts\n", _verdicts(measured, findings)]
     missing = [f"{module.TITLE} (`{n}`)" for n, module in findings.items() if n not in measured]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}. The same command adds them.\n")
     for name, module in findings.items():
         if name in measured:
-            parts.append(_finding(measured[name], module, picture=f"{plots}/{name}.png"))
+            parts.append(_finding(measured[name], module, figure=f"{plots}/{name}.png"))
     return "\n".join(parts)
 
 
-def _made(report: Mapping[str, Any]) -> str:
-    """Command, date, cost and protocol."""
-    facts, trained = report["facts"], report["baselines"]
-    minutes = sum(each["minutes"] or 0.0 for each in trained)
-    drawing = sum(each["minutes"] for each in report["findings"].values())
+def write(out: pathlib.Path, report: dict[str, Any], findings: Mapping[str, ModuleType]) -> None:
+    """Writes the page, its JSON beside it, and a folder of figures.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    folder = out.with_suffix("")
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, finding in report["findings"].items():
+            if finding["rows"]:
+                charts.plot(findings[name].CHART, finding["rows"], folder / f"{name}.png")
+        out.write_text(markdown(report, findings, plots=folder.name), encoding="utf-8")
+        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        out.with_suffix(".json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
+
+
+def _protocol(report: Mapping[str, Any]) -> str:
+    """Formats command, date, cost and protocol."""
+    facts, baselines = report["facts"], report["baselines"]
+    training = sum(entry["minutes"] or 0.0 for entry in baselines)
+    measuring = sum(entry["minutes"] for entry in report["findings"].values())
     text = (
         f"```bash\n{facts['command']}\n```\n\n"
-        f"{facts['date']}, {facts['device']}, JAX {facts['jax']}: {minutes:.0f} minutes of "
-        f"training, {drawing:.0f} of drawing and judging. {facts['num']} captions of "
-        f"`{facts['split']}`, {facts['images']} pictures of each, seed {facts['seed']}. "
+        f"{facts['date']}, {facts['device']}, JAX {facts['jax']}: {training:.0f} minutes of "
+        f"training, {measuring:.0f} of sampling and scoring. {facts['num']} captions of "
+        f"`{facts['split']}`, {facts['images']} images of each, seed {facts['seed']}. "
         f"The models' own decoder has {facts['lengths']['decoder']} steps, their prior "
         f"{facts['lengths']['prior']}. What is compared has equal length, but for the "
         "autoregressive prior, whose steps are in the table: a baseline that is shorter than the "
         "models' own stage meets a twin of its own length.\n"
     )
     rows = [
-        [each["name"], each["about"], str(each["steps"]), _number(each["minutes"], "{:.1f}")]
-        for each in trained
+        [entry["name"], entry["about"], str(entry["steps"]), _minutes(entry["minutes"])]
+        for entry in baselines
     ]
     if facts["note"]:
         text += f"\n{facts['note']}\n"
@@ -79,25 +98,25 @@ def _verdicts(measured: Mapping[str, Any], findings: Mapping[str, ModuleType]) -
     for name, module in findings.items():
         if name not in measured:
             continue
-        said = "; ".join(map(_test, measured[name]["tests"])) or measured[name].get("note", "")
+        result = "; ".join(map(_test, measured[name]["tests"])) or measured[name].get("note", "")
         claim = f"{module.CLAIM} ({module.SOURCE})"
-        rows.append([module.TITLE, claim, said, WORDS[statistics.read(measured[name])]])
+        rows.append([module.TITLE, claim, result, WORDS[statistics.verdict_of(measured[name])]])
     return table(("finding", "the paper's claim", "ours, with 95 % intervals", "verdict"), rows)
 
 
-def _test(each: Mapping[str, Any]) -> str:
-    margin = f" (agrees above −{each['margin']:g})" if each["margin"] else ""
-    few = "" if each["captions"] >= statistics.FEWEST else f", too few: {each['captions']}"
-    return f"{each['name']}: {_cell(each)}{margin}{few}"
+def _test(test: Mapping[str, Any]) -> str:
+    margin = f" (agrees above −{test['margin']:g})" if test["margin"] else ""
+    few = "" if test["captions"] >= statistics.FEWEST else f", too few: {test['captions']}"
+    return f"{test['name']}: {_cell(test)}{margin}{few}"
 
 
-def _finding(made: Mapping[str, Any], module: ModuleType, *, picture: str) -> str:
-    lines = [f"## {module.TITLE}\n", f"{module.ABOUT} {made['minutes']:.1f} minutes.\n"]
-    if made.get("note"):
-        lines.append(f"{made['note']}\n")
-    rows = made["rows"]
+def _finding(finding: Mapping[str, Any], module: ModuleType, *, figure: str) -> str:
+    lines = [f"## {module.TITLE}\n", f"{module.ABOUT} {finding['minutes']:.1f} minutes.\n"]
+    if finding.get("note"):
+        lines.append(f"{finding['note']}\n")
+    rows = finding["rows"]
     if rows:
-        lines.append(f"![{module.TITLE}]({picture})\n")
+        lines.append(f"![{module.TITLE}]({figure})\n")
         names = dict.fromkeys(n for row in rows for n in row if n not in FACTS)
         cells = [[row["name"], *(_cell(row.get(n)) for n in names)] for row in rows]
         lines.append(table(("", *names), cells))
@@ -109,43 +128,12 @@ def _cell(value: Any) -> str:
         if value["value"] is None:
             return "–"
         small = max(abs(value[n]) for n in ("value", "low", "high")) < 0.1
-        shown = "{:.4f}" if small else "{:.2f}"
-        return f"{shown} [{shown}, {shown}]".format(value["value"], value["low"], value["high"])
+        form = "{:.4f}" if small else "{:.2f}"
+        return f"{form} [{form}, {form}]".format(value["value"], value["low"], value["high"])
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.2f}"
     return "" if value is None else str(value)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def check(out: pathlib.Path) -> None:
-    """Refuse a place that cannot take the report, before anything is measured.
-
-    Raises:
-        UserError: no Markdown file, or no such folder.
-    """
-    if out.suffix != ".md":
-        raise UserError(f"--out is {str(out)!r}; give a name that ends in .md.")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out is {str(out)!r}, but there is no such folder; make it first.")
-
-
-def write(out: pathlib.Path, report: dict[str, Any], findings: Mapping[str, ModuleType]) -> None:
-    """Write the page, its JSON beside it, and a folder of pictures.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    folder = out.with_suffix("")
-    try:
-        folder.mkdir(exist_ok=True)
-        for name, made in report["findings"].items():
-            if made["rows"]:
-                charts.draw(findings[name].CHART, made["rows"], folder / f"{name}.png")
-        out.write_text(markdown(report, findings, plots=folder.name), encoding="utf-8")
-        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-        out.with_suffix(".json").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
+def _minutes(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

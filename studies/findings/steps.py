@@ -1,11 +1,11 @@
-"""How many steps sampling takes: as exported, fewer, and four times as many."""
+"""The number of sampling steps: as exported, fewer, and four times as many."""
 
 from typing import Any
 
 from studies import statistics
 from studies.findings import baseline_runs
-from studies.findings.harness import Workshop
-from studies.scoring import cosine
+from studies.findings.harness import Harness
+from studies.scoring import cosine, table_row
 from unclip_jax.diffusion import respace
 from unclip_jax.stages.gaussian import SamplingConfig
 
@@ -16,7 +16,7 @@ CLAIM = (
     "as: four times the exported number of steps changes little."
 )
 ABOUT = (
-    "The decoder draws from one z_img per picture with few to many steps; the prior's rows give "
+    "The decoder samples from one z_img per image with few to many steps; the prior's rows give "
     "cosines to the true z_img. Little: at most 0.05 of what captions ask for, 0.02 of the cosine."
 )
 CHART = ("curves", "steps", ("followed", "frechet", "cosine"))
@@ -24,52 +24,52 @@ LITTLE = {"followed": 0.05, "cosine": 0.02}
 SHARES = (0.25, 0.5, 1.0, 4.0)  # of the exported number
 
 
-def measure(shop: Workshop) -> dict[str, Any]:
-    """Draw with every number of steps, from the decoder and from the prior."""
-    truth, cascade = shop.truth, shop.main.cascade
-    rows, followed, near = [], {}, {}
+def measure(harness: Harness) -> dict[str, Any]:
+    """Samples with every number of steps, from the decoder and from the prior."""
+    examples, cascade = harness.examples, harness.main.cascade
+    rows, followed, cosines = [], {}, {}
     for share, steps in ladder(cascade.decoder.sampling, cascade.decoder.diffusion.num_timesteps):
         label = f"decoder, {steps} steps"
-        found = shop.judge(
-            shop.draw(
-                baseline_runs.MAIN,
-                shop.z_img("x_0"),
-                steps=grid(cascade.decoder.sampling, steps),
-                label=label,
-            )
+        images = harness.sample_images(
+            baseline_runs.MAIN,
+            harness.z_img("x_0"),
+            steps=grid(cascade.decoder.sampling, steps),
+            label=label,
         )
-        followed[share] = found.followed
-        rows.append({"name": label, "line": "decoder", "steps": steps, **truth.row(found)})
-    prior = shop.studio("x_0").cascade.prior
+        scored = harness.score(images)
+        followed[share] = scored.followed
+        row = {"name": label, "line": "decoder", "steps": steps}
+        rows.append({**row, **table_row(examples, scored)})
+    prior = harness.engine("x_0").cascade.prior
     for share, steps in ladder(prior.sampling, prior.diffusion.num_timesteps):
-        z = shop.imagine("x_0", truth, candidates=1, steps=grid(prior.sampling, steps))
-        near[share] = cosine(z, truth.z_img)
+        z = harness.sample_prior("x_0", examples, candidates=1, steps=grid(prior.sampling, steps))
+        cosines[share] = cosine(z, examples.z_img)
         row = {"name": f"prior, {steps} steps", "line": "prior", "steps": steps}
-        rows.append({**row, "cosine": truth.mean(near[share])._asdict()})
+        rows.append({**row, "cosine": examples.mean(cosines[share])._asdict()})
     measured = {
         "followed": ("captions followed by the decoder", followed),
-        "cosine": ("cosine of the prior", near),
+        "cosine": ("cosine of the prior", cosines),
     }
     tests = [
         statistics.inequality(
             f"{name}, exported steps - four times as many",
-            truth.difference(found[1.0], found[SHARES[-1]]),
-            captions=truth.count,
-            margin=LITTLE[what],
+            examples.difference(values[1.0], values[SHARES[-1]]),
+            captions=examples.count,
+            margin=LITTLE[column],
         )
-        for what, (name, found) in measured.items()
+        for column, (name, values) in measured.items()
     ]
     return {"rows": rows, "tests": tests}
 
 
 def ladder(sampling: SamplingConfig, longest: int) -> list[tuple[float, int]]:
-    """(share, number of steps) of every rung; at least two, at most the chain."""
-    kept = respace.timesteps(sampling.steps, num_timesteps=longest)
-    most = longest - int(kept[0])
-    return [(share, min(max(round(share * len(kept)), 2), most)) for share in SHARES]
+    """Returns (share, number of steps) of every rung; at least two, at most the whole chain."""
+    exported = respace.timesteps(sampling.steps, num_timesteps=longest)
+    most = longest - int(exported[0])
+    return [(share, min(max(round(share * len(exported)), 2), most)) for share in SHARES]
 
 
 def grid(sampling: SamplingConfig, steps: int) -> str:
-    """That many steps, beginning at the index where the exported grid begins."""
+    """Returns a grid of that many steps from the index at which the exported grid begins."""
     _, at, first = sampling.steps.partition("@")
     return f"{steps}{at}{first}"

@@ -1,17 +1,17 @@
-"""What the prior predicts: the embedding itself, or the noise in it."""
+"""The target of the prior: the embedding itself, or the noise in it."""
 
 from typing import Any
 
 from studies import statistics
 from studies.findings import baseline_runs
-from studies.findings.harness import Workshop
-from studies.scoring import cosine
+from studies.findings.harness import Harness
+from studies.scoring import cosine, table_row
 
-TITLE = "What the prior predicts"
+TITLE = "Target of the prior"
 SOURCE = "section 2.2, equation 2"
 CLAIM = "In the prior it is better to predict the unnoised z_img than the noise."
 ABOUT = (
-    "Two priors of equal length that differ in nothing but the target, one draw each, pictures by "
+    "Two priors of equal length that differ in nothing but the target, one sample each, images by "
     "the same decoder. Rates, sampler and number of steps are those of the prior that predicts "
     "z_img; nothing was tuned for the other, but that its x_0, in which errors of the noise are "
     "magnified where there is much of it, is also held within 5 standard deviations, as Karlo is "
@@ -21,20 +21,25 @@ LIMIT = 5.0
 CHART = ("bars", "cosine", "frechet", "followed")
 
 
-def measure(shop: Workshop) -> dict[str, Any]:
-    """Draw from both."""
-    truth, near, rows = shop.truth, {}, []
-    arms = {
+def measure(harness: Harness) -> dict[str, Any]:
+    """Samples from priors with either target."""
+    examples, cosines, rows = harness.examples, {}, []
+    systems = {
         "predicts z_img": ("x_0", None),
         "predicts the noise": ("eps", None),
         "predicts the noise, x_0 held": ("eps", LIMIT),
     }
-    for name, (run, limit) in arms.items():
-        z = shop.imagine(run, truth, candidates=1, limit=limit)
-        near[name] = cosine(z, truth.z_img)
-        found = shop.judge(shop.draw(baseline_runs.MAIN, z, label=name))
-        row = {"name": name, "cosine": truth.mean(near[name])._asdict()}
-        rows.append({**row, **truth.row(found)})
-    found = truth.difference(near["predicts z_img"], near["predicts the noise, x_0 held"])
+    for name, (run, limit) in systems.items():
+        z = harness.sample_prior(run, examples, candidates=1, limit=limit)
+        cosines[name] = cosine(z, examples.z_img)
+        scored = harness.score(harness.sample_images(baseline_runs.MAIN, z, label=name))
+        row = {"name": name, "cosine": examples.mean(cosines[name])._asdict()}
+        rows.append({**row, **table_row(examples, scored)})
+    estimate = examples.difference(
+        cosines["predicts z_img"], cosines["predicts the noise, x_0 held"]
+    )
     name = "cosine to the true z_img, z_img predicted - noise predicted with x_0 held"
-    return {"rows": rows, "tests": [statistics.inequality(name, found, captions=truth.count)]}
+    return {
+        "rows": rows,
+        "tests": [statistics.inequality(name, estimate, captions=examples.count)],
+    }

@@ -1,109 +1,100 @@
-"""Measure what the latent makes possible: reconstruction, variations, paths and text diffs.
+"""Measures manipulations part by part and writes the page; see the package.
 
-    python -m studies.manipulations --models=runs/shapes --data=runs/shapes/data \
-        --out=docs/manipulations.md
-
-Every picture is encoded to (z_img, x_T) and the upsamplers' details, changed, and decoded again;
-the exact checker of the shapes world says what became of it. Writes the tables between the marks in
-OUT.md, or a new file without them, all figures to OUT.json and some pictures to OUT_PART.png.
+Every image is encoded to (z_img, x_T) and the upsamplers' latents, changed, and decoded again; the
+exact checker of the shapes world judges the result. Writes the tables between the marks of OUT.md,
+or a new file without them, all figures to OUT.json and example images to OUT_PART.png.
 """
 
 import argparse
-import datetime
 import functools
-import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
-from benchmarks import markdown_page as pages
-from studies.manipulations import manipulation_tables
-from studies.manipulations import measurements as measure
-from studies.manipulations import red_to_blue as text_diff
-from studies.manipulations.measurements import Chain
-from unclip_jax.cli import entry, flags
-from unclip_jax.core.checks import UserError, in_range
+from benchmarks import markdown_page
+from studies import provenance
+from studies.manipulations import manipulation_tables, measurements, red_to_blue
+from studies.manipulations.measurements import InversionChain
+from unclip_jax.cli import entry
+from unclip_jax.core.checks import in_range
 from unclip_jax.data import sources
 from unclip_jax.diffusion.ddim_inversion import MAX_REFINEMENTS
 from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.version import __version__
 
 PARTS = ("reconstruction", "variations", "interpolation", "text_diff")
+MAX_IMAGES = 4096
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure part by part; write and print each as soon as it is known."""
+    """Measures part by part, and writes the page after each."""
     args = parse(argv)
     check(args)
     source = sources.open_source(args.data, split=args.split)
-    known = measure.take(source, range(min(args.num, len(source))))
-    reds = measure.take(source, text_diff.choose(source, args.num))
-    studio = InferenceEngine.open(args.models, batch=args.batch)
-    chain = Chain(args.steps, args.refine, args.upsampler_steps)
-    encoded = functools.cache(lambda: measure.encode(studio, known.pictures, chain))
-    told = facts(args, studio, chain)
-    result = {**told, **before(args.out, told)}
-    with tqdm(args.parts, unit="part", desc="manipulations") as bar:
-        for part in bar:
-            bar.set_postfix_str(part)
-            shown = None
+    examples = measurements.read_examples(source, range(min(args.num, len(source))))
+    reds = measurements.read_examples(source, red_to_blue.select(source, args.num))
+    engine = InferenceEngine.open(args.models, batch=args.batch)
+    chain = InversionChain(args.steps, args.refine, args.upsampler_steps)
+    encoded = functools.cache(lambda: measurements.encode(engine, examples.images, chain))
+    protocol = protocol_of(args, engine, chain)
+    result = {**protocol, **earlier_parts(args.out, protocol)}
+    with tqdm(args.parts, unit="part", desc="manipulations") as progress_bar:
+        for part in progress_bar:
+            progress_bar.set_postfix_str(part)
+            labelled = None
             if part == "reconstruction":
-                result[part] = measure.reconstruction(
-                    studio, known, encoded(), chain, seed=args.seed, paper=args.paper
+                result[part] = measurements.reconstruction(
+                    engine, examples, encoded(), chain, seed=args.seed, paper=args.paper
                 )
             elif part == "variations":
-                result[part], shown = measure.variations(
-                    studio, known, encoded().latent, chain, seed=args.seed
+                result[part], labelled = measurements.variations(
+                    engine, examples, encoded().latent, chain, seed=args.seed
                 )
             elif part == "interpolation":
-                result[part] = measure.interpolation(studio, encoded(), chain)
+                result[part] = measurements.interpolation(engine, encoded(), chain)
             else:
-                result[part], shown = text_diff.measure(studio, reds, chain)
-            page = manipulation_tables.tables(result, PARTS)
-            pages.write(args.out, page, result, title=manipulation_tables.TITLE)
-            if shown:
-                picture = args.out.with_name(f"{args.out.stem}_{part}.png")
-                manipulation_tables.draw(picture, shown)
+                result[part], labelled = red_to_blue.measure(engine, reds, chain)
+            tables = manipulation_tables.tables(result, PARTS)
+            markdown_page.write(args.out, tables, result, title=manipulation_tables.TITLE)
+            if labelled:
+                path = args.out.with_name(f"{args.out.stem}_{part}.png")
+                manipulation_tables.write_grid(path, labelled)
     sys.stdout.write(manipulation_tables.tables(result, PARTS))
 
 
-def before(out: pathlib.Path, told: dict[str, Any]) -> dict[str, Any]:
-    """Parts that were measured already on the same models, pictures and chain."""
-    path = out.with_suffix(".json")
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    same = all(known.get(name) == told[name] for name in told if name not in ("date", "device"))
-    return {part: known[part] for part in PARTS if same and part in known}
+def earlier_parts(out: pathlib.Path, protocol: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parts that were measured before under the same protocol."""
+    stored = markdown_page.read_json(out.with_suffix(".json"))
+    names = [name for name in protocol if name not in ("date", "device")]
+    same = all(stored.get(name) == protocol[name] for name in names)
+    return {part: stored[part] for part in PARTS if same and part in stored}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m studies.manipulations",
-        description="Measure manipulations of pictures.",
+        prog="python -m studies.manipulations", description="Measure manipulations of images."
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared shapes data")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--num", type=int, default=64, help="pictures, and pictures with red")
+    parser.add_argument("--num", type=int, default=64, help="images, and images with red")
     parser.add_argument("--steps", default="25", help="grid of the decoder")
     parser.add_argument("--refine", type=int, default=3, help="refinements of the inversion")
     parser.add_argument("--upsampler-steps", help="grid of the upsamplers; default: as exported")
     parser.add_argument(
-        "--paper", action="store_true", help="reconstruct by the paper's recipe too, which is slow"
+        "--paper", action="store_true", help="also reconstruct by the paper's recipe, which is slow"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=32, help="pictures at once")
+    parser.add_argument("--batch", type=int, default=32, help="images at once")
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         default=list(PARTS),
-        help="the others stay as they were",
+        help="the others keep their earlier results",
     )
     parser.add_argument("--out", type=pathlib.Path, help="page to write [MODELS/manipulations.md]")
     args = parser.parse_args(argv)
@@ -112,34 +103,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is loaded.
+    """Checks the arguments before anything is loaded.
 
     Raises:
-        UserError: naming the argument.
+        UserError: a number or page that cannot be.
     """
-    in_range("--num", args.num, 2, flags.MAX_IMAGES)
-    in_range("--batch", args.batch, 1, flags.MAX_IMAGES)
+    in_range("--num", args.num, 2, MAX_IMAGES)
+    in_range("--batch", args.batch, 1, MAX_IMAGES)
     in_range("--refine", args.refine, 0, MAX_REFINEMENTS)
-    if args.out.suffix != ".md":
-        raise UserError(f"--out is {str(args.out)!r}; give a name that ends in .md.")
-    if not args.out.absolute().parent.is_dir():
-        raise UserError(f"--out is {str(args.out)!r}, but there is no such folder; make it first.")
-    pages.around(args.out, title=manipulation_tables.TITLE)
+    markdown_page.check_path(args.out)
+    markdown_page.split(args.out, title=manipulation_tables.TITLE)
 
 
-def facts(args: argparse.Namespace, studio: InferenceEngine, chain: Chain) -> dict[str, Any]:
-    """What was measured, and on what."""
+def protocol_of(
+    args: argparse.Namespace, engine: InferenceEngine, chain: InversionChain
+) -> dict[str, Any]:
+    """Returns what is measured, and on what; JSON-ready."""
     return {
         "models": str(args.models),
         "data": str(args.data),
         **{name: getattr(args, name) for name in ("split", "num", "seed", "batch")},
         **chain._asdict(),
-        "studio": studio.facts(),
-        "judged": list(text_diff.JUDGED),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "jax": jax.__version__,
-        "code_version": __version__,
-        "date": datetime.date.today().isoformat(),
+        "engine": engine.facts(),
+        "criteria": list(red_to_blue.CRITERIA),
+        **provenance.environment(),
     }
 
 

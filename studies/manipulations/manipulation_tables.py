@@ -1,4 +1,4 @@
-"""The page that `studies.manipulations` fills in: tables, figures as JSON, and some pictures."""
+"""The page of the manipulations: tables as Markdown, and example images."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,38 +6,38 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown_page import rate, table
-from studies.manipulations import red_to_blue as text_diffs
+from benchmarks.markdown_page import interval, table
+from studies.manipulations import red_to_blue
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.metrics.shapes_checker import SUMMARY
 
 TITLE = "# What the latent gives back\n\nMade by `python -m studies.manipulations`.\n\n"
-COLUMNS = 6  # of the pictures: the original, and five etas or thetas
+COLUMNS = 6  # of the example images: the original, and five etas or thetas
 
 
 def tables(result: dict[str, Any], parts: Sequence[str]) -> str:
-    """What was measured of `parts`, as Markdown."""
+    """Formats the measured ones of `parts` as Markdown."""
     text = (
-        f"{result['num']} pictures of `{result['split']}` ({result['date']}, {result['device']}); "
+        f"{result['num']} images of `{result['split']}` ({result['date']}, {result['device']}); "
         f"decoder on `{result['steps']}` steps with {result['refinements']} refinements unless a "
         f"row says otherwise, upsamplers on `{result['upsampler_steps'] or 'their own'}`; 95 % "
         "intervals.\n"
     )
-    shown = [part for part in parts if part in result]
-    return text + "".join(
-        f"\n### {HEADS[part]}\n\n{SECTIONS[part](result[part])}" for part in shown
-    )
+    sections = [
+        f"\n### {HEADS[part]}\n\n{SECTIONS[part](result[part])}" for part in parts if part in result
+    ]
+    return text + "".join(sections)
 
 
 def reconstruction(rows: Sequence[dict[str, Any]]) -> str:
-    """PSNR at both sizes."""
+    """Formats the PSNR at both sizes."""
     sizes = [f"PSNR at {rows[0][size]['px']} px, dB" for size in ("base", "full")]
     cells = [
         [
             row["name"],
             f"{row['steps']}, {row['refinements']}",
-            *(decibels(row[size]) for size in ("base", "full")),
+            *(interval(row[size], digits=1) for size in ("base", "full")),
         ]
         for row in rows
     ]
@@ -45,62 +45,54 @@ def reconstruction(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def variations(rows: Sequence[dict[str, Any]]) -> str:
-    """Distances and the checker's rates by eta; the last row is of the originals."""
+    """Formats distances and the checker's rates by eta; the last row is of the originals."""
     names = [name for name in SUMMARY if all(name in row["checker"] for row in rows)]
     cells = []
     for row in rows:
-        far = [mean(row[name]) if name in row else "0" for name in ("clip", "pixels")]
-        told = [rate(row["checker"][name]) for name in names]
-        cells.append([f"{row['eta']:g}" if "eta" in row else "originals", *far, *told])
+        distances = [
+            interval(row[name], digits=3) if name in row else "0" for name in ("clip", "pixels")
+        ]
+        rates = [interval(row["checker"][name]) for name in names]
+        cells.append([f"{row['eta']:g}" if "eta" in row else "originals", *distances, *rates])
     return table(("eta", "CLIP distance", "pixel distance", *names), cells)
 
 
-def interpolation(found: dict[str, Any]) -> str:
-    """One sentence."""
+def interpolation(result: dict[str, Any]) -> str:
+    """Formats one sentence."""
     return (
-        f"Ends of {found['pairs']} paths differ from the reconstructions by at most "
-        f"{found['most']} of 255 levels; {found['equal']} of {2 * found['pairs']} are equal bit "
+        f"Ends of {result['pairs']} paths differ from the reconstructions by at most "
+        f"{result['most']} of 255 levels; {result['equal']} of {2 * result['pairs']} are equal bit "
         "for bit.\n"
     )
 
 
 def text_diff(rows: Sequence[dict[str, Any]]) -> str:
-    """Rates by what holds the composition, what the decoder is told, and theta."""
-    told, names = ("inversion", "details", "caption"), text_diffs.JUDGED
+    """Formats rates by inversion, the decoder's caption, and theta."""
+    settings, names = ("inversion", "details", "caption"), red_to_blue.CRITERIA
     cells = [
-        [*(row[name] for name in told), f"{row['guidance']:g}", f"{row['theta']:g}"]
-        + [rate(row[name]) for name in names]
+        [*(row[name] for name in settings), f"{row['guidance']:g}", f"{row['theta']:g}"]
+        + [interval(row[name]) for name in names]
         for row in rows
     ]
     maps = "".join(
         f"; DDPM inversion with eta {row['eta']:g} and strength {row['strength']:g}"
         for row in [row for row in rows if "eta" in row][:1]
     )
-    lead = (
+    legend = (
         f"{rows[0]['steps']} steps without refinements{maps}. "
-        "*caption*: the decoder is told none, or the picture's own "
-        "while it is inverted and the target while it is drawn. *colour*: all that was red is "
+        "*caption*: the decoder receives none, or the image's own for the inversion and the target "
+        "for decoding. *colour*: all that was red is "
         "blue. *rest*: all else has its colour. *shape*: everything has its shape. *place*: as "
-        f"many things, each within {100 * text_diffs.NEAR:g} % of the side of where it was.\n\n"
+        f"many things, each within {100 * red_to_blue.NEAR:g} % of the side of where it was.\n\n"
     )
-    return lead + table((*told, "guidance", "theta", *names), cells)
+    return legend + table((*settings, "guidance", "theta", *names), cells)
 
 
-def decibels(found: dict[str, float]) -> str:
-    """A mean PSNR with its interval."""
-    return f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
-
-
-def mean(found: dict[str, float]) -> str:
-    """A mean distance with its interval."""
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def draw(out: pathlib.Path, labelled: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Pictures in rows of `COLUMNS`.
+def write_grid(out: pathlib.Path, labelled: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Writes images in rows of `COLUMNS`.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: the file cannot be written.
     """
     labels, images = zip(*labelled, strict=True)
     grid = labelled_grid(np.stack(images), labels=list(labels), columns=COLUMNS)

@@ -1,4 +1,4 @@
-"""What `studies.manipulations` measures of pictures that are given back, varied and blended."""
+"""Measurements of images that are reconstructed, varied and interpolated."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,15 +22,16 @@ from unclip_jax.metrics import intervals, shapes_checker
 from unclip_jax.metrics.psnr import psnr
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FRAMES = 3  # of an interpolation; both ends and the middle
-SHOWN = 4  # rows of the picture
+FRAMES = 3  # of an interpolation: both ends and the middle
+EXAMPLES = 4  # rows of the example images
 PAPER = ("ddim250", 0)  # chain and refinements of unCLIP's reconstructions
 
 Images = UInt8[np.ndarray, " n h w 3"]
+LabelledImages = list[tuple[str, np.ndarray]]
 
 
-class Chain(NamedTuple):
-    """How pictures are inverted and decoded.
+class InversionChain(NamedTuple):
+    """Settings of the inversion of images and of their decoding.
 
     Attributes:
         steps: grid of the decoder.
@@ -43,64 +44,66 @@ class Chain(NamedTuple):
     upsampler_steps: str | None
 
 
-class Known(NamedTuple):
+class Examples(NamedTuple):
     """Held-out examples."""
 
-    pictures: list[InputImage]
+    images: list[InputImage]
     captions: list[str]
     scenes: list[str]
 
 
-def take(source: Source, indices: Sequence[int]) -> Known:
-    """Examples of a split.
+class EncodedImages(NamedTuple):
+    """Images as latents with upsampler latents, and as decoded from them in [-1, 1]."""
+
+    latent: Latent
+    base: Image
+
+
+def read_examples(source: Source, indices: Sequence[int]) -> Examples:
+    """Reads examples of a split.
 
     Raises:
         UserError: they are not of the shapes world.
     """
     records = [source[index] for index in indices]
     if not all(record["scene"] for record in records):
-        raise UserError("this data set has no scenes to check pictures by; give one of shapes.")
-    return Known(
+        raise UserError("this data set has no scenes to check images by; give one of shapes.")
+    return Examples(
         [image_files.from_bytes(r["image"], name=str(r["key"]), where=r["key"]) for r in records],
         [str(record["caption"]) for record in records],
         [str(record["scene"]) for record in records],
     )
 
 
-class Encoded(NamedTuple):
-    """Pictures as latents with details, and as the decoder gives them back in [-1, 1]."""
-
-    latent: Latent
-    base: Image
-
-
 def encode(
-    studio: InferenceEngine,
-    given: Sequence[InputImage],
-    chain: Chain,
+    engine: InferenceEngine,
+    images: Sequence[InputImage],
+    chain: InversionChain,
     *,
     captions: Sequence[str | None] | None = None,
-) -> Encoded:
-    """Invert decoder and upsamplers; without captions unless they are given."""
-    told, count = captions or [None] * len(given), chain.refinements
-    latent = studio.encode(given, captions=told, steps=chain.steps, refinements=count)
-    base = studio.decode(latent, captions=told, steps=chain.steps)
-    found = studio.encode_details(base, given, steps=chain.upsampler_steps, refinements=count)
-    return Encoded(latent._replace(details=found), base)
+) -> EncodedImages:
+    """Inverts decoder and upsamplers; without captions by default."""
+    texts, refinements = captions or [None] * len(images), chain.refinements
+    latent = engine.encode(images, captions=texts, steps=chain.steps, refinements=refinements)
+    base = engine.decode(latent, captions=texts, steps=chain.steps)
+    details = engine.encode_details(
+        base, images, steps=chain.upsampler_steps, refinements=refinements
+    )
+    return EncodedImages(latent._replace(details=details), base)
 
 
-def draw(
-    studio: InferenceEngine,
+def decode(
+    engine: InferenceEngine,
     latent: Latent,
-    chain: Chain,
+    chain: InversionChain,
     *,
     captions: Sequence[str | None] | None = None,
     seed: int = 0,
     **changes: Any,
 ) -> Images:
-    """Pictures of latents at full size, or as `changes` of the order say."""
+    """Decodes latents at full size; `changes` are fields of the `DecodeRequest`."""
     count = latent.z_img.shape[0]
-    order = DecodeRequest(
+    request = DecodeRequest(
         latent=latent,
         captions=captions or [None] * count,
         indices=list(range(count)),
@@ -108,102 +111,120 @@ def draw(
         options=DecodeOptions(decoding.faithful(chain.steps)),
         upsampler_steps=chain.upsampler_steps,
     )
-    return studio.draw(dataclasses.replace(order, **changes)).images
+    return engine.draw(dataclasses.replace(request, **changes)).images
 
 
-def squares(given: Sequence[InputImage], size: int) -> Images:
-    """Pictures at one size."""
-    return np.stack([image_files.square(picture, size) for picture in given])
+def squares(images: Sequence[InputImage], size: int) -> Images:
+    """Returns images as squares of one size."""
+    return np.stack([image_files.square(image, size) for image in images])
 
 
 def reconstruction(
-    studio: InferenceEngine, known: Known, encoded: Encoded, chain: Chain, *, seed: int, paper: bool
+    engine: InferenceEngine,
+    examples: Examples,
+    encoded: EncodedImages,
+    chain: InversionChain,
+    *,
+    seed: int,
+    paper: bool,
 ) -> list[dict[str, Any]]:
-    """PSNR from whole latents, from parts of them, and from random noise; at both sizes.
+    """Computes the PSNR from whole latents, parts of them, and random noise, at both sizes.
 
-    `paper`: whole latents by the paper's recipe too, ten times as slow.
+    `paper`: also from whole latents by the paper's recipe, ten times as slow.
     """
-    given, count = known.pictures, len(known.pictures)
-    noise = studio.fresh_noise(seed=seed, indices=range(count))
+    images, count = examples.images, len(examples.images)
+    noise = engine.fresh_noise(seed=seed, indices=range(count))
     random = Latent(encoded.latent.z_img, noise)
-    lost = studio.decode(random, captions=[None] * count, steps=chain.steps)
-    rows = [
+    unrelated = engine.decode(random, captions=[None] * count, steps=chain.steps)
+    variants = [
         ("z_img, x_T and details", chain, encoded.base, encoded.latent.details),
         ("z_img and x_T", chain, encoded.base, ()),
-        ("z_img and random noise", chain, lost, ()),
+        ("z_img and random noise", chain, unrelated, ()),
     ]
     if paper:
         slow = chain._replace(steps=PAPER[0], refinements=PAPER[1])
-        again = encode(studio, given, slow)
-        rows.append(("the first by the paper's recipe", slow, again.base, again.latent.details))
+        again = encode(engine, images, slow)
+        variants.append(("the first by the paper's recipe", slow, again.base, again.latent.details))
     keys = text_to_image.keys_for(seed, jnp.arange(count))
-    made = []
-    for name, how, base, held in rows:
-        large = studio.enlarge(base, keys, held=held, steps=chain.upsampler_steps)
-        found: dict[str, Any] = {"name": name, **how._asdict()}
-        for size, drawn in (("base", base), ("full", large)):
-            shown = to_uint8(np.asarray(drawn))
-            error = psnr(shown, squares(given, shown.shape[1]))
-            found[size] = intervals.bootstrap(error)._asdict() | {"px": shown.shape[1]}
-        made.append(found)
-    return made
+    rows = []
+    for name, settings, base, details in variants:
+        full = engine.enlarge(base, keys, held=details, steps=chain.upsampler_steps)
+        row: dict[str, Any] = {"name": name, **settings._asdict()}
+        for size, decoded in (("base", base), ("full", full)):
+            levels = to_uint8(np.asarray(decoded))
+            ratios = psnr(levels, squares(images, levels.shape[1]))
+            row[size] = intervals.bootstrap(ratios)._asdict() | {"px": levels.shape[1]}
+        rows.append(row)
+    return rows
 
 
-class Varied(NamedTuple):
-    """Rows of the table, and some pictures with their labels."""
+class Variations(NamedTuple):
+    """Rows of the table, and example images with their labels."""
 
     rows: list[dict[str, Any]]
-    shown: list[tuple[str, np.ndarray]]
+    labelled: LabelledImages
 
 
 def variations(
-    studio: InferenceEngine, known: Known, latent: Latent, chain: Chain, *, seed: int
-) -> Varied:
-    """How far pictures go from their originals as eta grows, and what of the captions stays."""
-    originals = np.asarray(studio.image_embeddings(known.pictures))
-    rows, made = [], []
+    engine: InferenceEngine,
+    examples: Examples,
+    latent: Latent,
+    chain: InversionChain,
+    *,
+    seed: int,
+) -> Variations:
+    """Computes distances from the originals and the checker's rates as eta grows."""
+    originals = np.asarray(engine.image_embeddings(examples.images))
+    rows, by_eta = [], []
     for eta in ETAS:
-        images = draw(
-            studio, latent, chain, seed=seed, eta=jnp.full(len(known.pictures), eta, jnp.float32)
+        images = decode(
+            engine, latent, chain, seed=seed, eta=jnp.full(len(examples.images), eta, jnp.float32)
         )
-        again = [InputImage(image, "", "") for image in images]
-        z_img = np.asarray(studio.image_embeddings(again))
-        error = images.astype(np.float64) - squares(known.pictures, images.shape[1])
+        z_img = np.asarray(engine.image_embeddings([InputImage(image, "", "") for image in images]))
+        error = images.astype(np.float64) - squares(examples.images, images.shape[1])
         pixels = np.sqrt(np.mean(error**2, axis=(1, 2, 3)))
-        rates = shapes_checker.report(shapes_checker.check(images, known.captions))
         rows.append(
             {
                 "eta": eta,
                 "clip": intervals.bootstrap(1.0 - np.sum(z_img * originals, axis=1))._asdict(),
                 "pixels": intervals.bootstrap(pixels)._asdict(),
-                "checker": {name: rate._asdict() for name, rate in rates.items() if rate.total},
+                "checker": _rates(images, examples.captions),
             }
         )
-        made.append(images)
-    truth = squares(known.pictures, made[0].shape[1])
-    rates = shapes_checker.report(shapes_checker.check(truth, known.captions))
-    rows.append({"checker": {name: rate._asdict() for name, rate in rates.items() if rate.total}})
-    return Varied(rows, _shown(known, made))
+        by_eta.append(images)
+    true = squares(examples.images, by_eta[0].shape[1])
+    rows.append({"checker": _rates(true, examples.captions)})
+    return Variations(rows, _label(true, by_eta))
 
 
-def interpolation(studio: InferenceEngine, encoded: Encoded, chain: Chain) -> dict[str, Any]:
-    """How far the ends of paths between neighbours are from the reconstructions, in levels."""
+def interpolation(
+    engine: InferenceEngine, encoded: EncodedImages, chain: InversionChain
+) -> dict[str, Any]:
+    """Compares the ends of paths between neighbours with the reconstructions, in levels."""
     latent, count = encoded.latent, encoded.base.shape[0] // 2 * 2
-    back = draw(studio, latent, chain)
+    reconstructed = decode(engine, latent, chain)
     ends = []
     for first in range(0, count, 2):
         path = edits.interpolate(latents.take(latent, [first, first + 1]), frames=FRAMES).latent
         ends.append(latents.take(path, [0, FRAMES - 1]))
-    drawn = draw(studio, latents.join(ends), chain)
-    apart = np.abs(drawn.astype(int) - back[:count]).max(axis=(1, 2, 3))
-    return {"pairs": count // 2, "most": int(apart.max()), "equal": int(np.sum(apart == 0))}
+    decoded = decode(engine, latents.join(ends), chain)
+    difference = np.abs(decoded.astype(int) - reconstructed[:count]).max(axis=(1, 2, 3))
+    return {
+        "pairs": count // 2,
+        "most": int(difference.max()),
+        "equal": int(np.sum(difference == 0)),
+    }
 
 
-def _shown(known: Known, varied: list[Images]) -> list[tuple[str, np.ndarray]]:
-    """Originals and variations, picture by picture; eta = 0 is the reconstruction."""
-    originals = squares(known.pictures, varied[0].shape[1])
+def _rates(images: Images, captions: Sequence[str]) -> dict[str, Any]:
+    """Computes the checker's rates, JSON-ready."""
+    return shapes_checker.as_json(shapes_checker.report(shapes_checker.check(images, captions)))
+
+
+def _label(originals: Images, by_eta: Sequence[Images]) -> LabelledImages:
+    """Labels originals and variations, image by image; eta = 0 is the reconstruction."""
     labelled = []
-    for index in range(min(SHOWN, len(originals))):
+    for index in range(min(EXAMPLES, len(originals))):
         labelled.append(("original", originals[index]))
-        labelled += [(f"eta {eta:g}", varied[at][index]) for at, eta in enumerate(ETAS)]
+        labelled += [(f"eta {eta:g}", by_eta[at][index]) for at, eta in enumerate(ETAS)]
     return labelled

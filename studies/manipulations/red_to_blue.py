@@ -1,4 +1,4 @@
-"""The part of `studies.manipulations` that turns red things blue, and sees what else changes."""
+"""Text diffs that turn red objects blue, and what else changes in the image."""
 
 import functools
 import itertools
@@ -10,8 +10,16 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from studies.manipulations import measurements as measures
-from studies.manipulations.measurements import SHOWN, Chain, Known
+from studies.manipulations.measurements import (
+    EXAMPLES,
+    Examples,
+    Images,
+    InversionChain,
+    LabelledImages,
+    decode,
+    encode,
+    squares,
+)
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.sources import Source
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
@@ -24,20 +32,20 @@ from unclip_jax.inference.latents import Latent
 from unclip_jax.inference.requests import Conditioning
 from unclip_jax.metrics import intervals, shapes_detector
 from unclip_jax.metrics.shapes_detector import DetectedObject, Detection
-from unclip_jax.shapes import scene as scenes
+from unclip_jax.shapes import scene as scene_module
 from unclip_jax.shapes.scene import Scene, SceneObject
 
 FROM, TO = "red", "blue"
 STEPS = "50"  # refined inversions have noise so large that z_img counts for little
 
 
-class Way(NamedTuple):
-    """What holds the composition, what the decoder is told, and how far z_img is turned.
+class Setting(NamedTuple):
+    """One way to preserve the composition, to condition the decoder, and to rotate z_img.
 
     Attributes:
         inversion: "ddim" (x_T, the paper's) or "ddpm" (the noise of every step).
         details: "inverted" or "fresh" noise of the upsamplers.
-        caption: for the decoder: "none", or "target" when it draws and the picture's own before.
+        caption: of the decoder: "none", or "target" for decoding and the image's own for inversion.
         guidance: scale.
         thetas: shares of the arc.
     """
@@ -50,109 +58,114 @@ class Way(NamedTuple):
 
 
 ALL = (0.0, 0.25, 0.5, 0.75, 1.0)
-WAYS = (
-    Way("ddim", "inverted", "none", 1.0, ALL),
-    Way("ddim", "inverted", "none", 2.0, ALL),
-    Way("ddim", "inverted", "target", 2.0, (0.0, 0.25, 0.5)),
-    Way("ddim", "fresh", "none", 2.0, (0.5,)),
-    Way("ddpm", "fresh", "none", 1.0, ALL),
-    Way("ddpm", "fresh", "none", 2.0, (0.0, 0.5)),
-    Way("ddpm", "inverted", "none", 1.0, (0.0, 0.5)),
+SETTINGS = (
+    Setting("ddim", "inverted", "none", 1.0, ALL),
+    Setting("ddim", "inverted", "none", 2.0, ALL),
+    Setting("ddim", "inverted", "target", 2.0, (0.0, 0.25, 0.5)),
+    Setting("ddim", "fresh", "none", 2.0, (0.5,)),
+    Setting("ddpm", "fresh", "none", 1.0, ALL),
+    Setting("ddpm", "fresh", "none", 2.0, (0.0, 0.5)),
+    Setting("ddpm", "inverted", "none", 1.0, (0.0, 0.5)),
 )
-PICTURED = 4  # the way that the picture shows
-NEAR = 0.1  # of the side: an object whose centre moved less stayed where it was
-JUDGED = ("colour", "rest", "shape", "place", "all")
+ILLUSTRATED = 4  # index of the setting of the example images
+NEAR = 0.1  # of the side: an object whose centre moved less is in its place
+CRITERIA = ("colour", "rest", "shape", "place", "all")
 
 
-class Diffs(NamedTuple):
-    """Rows of the table, and some pictures with their labels."""
+class TextDiffs(NamedTuple):
+    """Rows of the table, and example images with their labels."""
 
     rows: list[dict[str, Any]]
-    shown: list[tuple[str, np.ndarray]]
+    labelled: LabelledImages
 
 
-def choose(source: Source, num: int) -> list[int]:
-    """The first `num` examples whose caption speaks of a red thing and of no blue one.
+def select(source: Source, num: int) -> list[int]:
+    """Returns the first `num` examples whose caption names something red and nothing blue.
 
     Raises:
         UserError: there is none.
     """
-    found = (i for i in range(len(source)) if suits(str(source[i]["caption"])))
-    chosen = list(itertools.islice(found, num))
-    if not chosen:
+    matching = (i for i in range(len(source)) if is_suitable(str(source[i]["caption"])))
+    selected = list(itertools.islice(matching, num))
+    if not selected:
         raise UserError(
             f"no caption of this split speaks of something {FROM} and of nothing {TO}; give a "
             "larger one."
         )
-    return chosen
+    return selected
 
 
-def suits(caption: str) -> bool:
-    """Whether the colour can be changed in a caption, and the change be seen."""
+def is_suitable(caption: str) -> bool:
+    """True if the caption names the first colour, and the second nowhere."""
     words = re.findall(r"\w+", caption)
     return FROM in words and TO not in words
 
 
-def changed(caption: str) -> str:
-    """What the caption should become."""
+def recolour(caption: str) -> str:
+    """Returns the target caption."""
     return re.sub(rf"\b{FROM}\b", TO, caption)
 
 
-def measure(studio: InferenceEngine, reds: Known, chain: Chain) -> Diffs:
-    """Rates by theta, for several ways to hold on to a picture and to tell the decoder what it is.
-
-    On `STEPS` without refinements, whatever the chain says.
-    """
-    bench = _Bench(studio, reds, chain._replace(steps=STEPS, refinements=0))
-    known = [scenes.from_json(scene) for scene in reds.scenes]
-    rows, shown = [], []
-    for number, way in enumerate(tqdm(WAYS, unit="way", desc="text diffs", leave=False)):
-        images = [bench.draw(way, theta) for theta in way.thetas]
-        told = {name: value for name, value in way._asdict().items() if name != "thetas"}
-        told |= {"steps": STEPS}
-        if way.inversion == "ddpm":
-            told |= {"eta": _maps_of(way.guidance).eta, "strength": _maps_of(way.guidance).strength}
+def measure(engine: InferenceEngine, reds: Examples, chain: InversionChain) -> TextDiffs:
+    """Computes rates by theta for all `SETTINGS`, on `STEPS` without refinements."""
+    editor = _Editor(engine, reds, chain._replace(steps=STEPS, refinements=0))
+    scenes = [scene_module.from_json(scene) for scene in reds.scenes]
+    rows, labelled = [], []
+    for number, setting in enumerate(tqdm(SETTINGS, desc="text diffs", leave=False)):
+        images = [editor.edit(setting, theta) for theta in setting.thetas]
+        facts = {name: value for name, value in setting._asdict().items() if name != "thetas"}
+        facts |= {"steps": STEPS}
+        if setting.inversion == "ddpm":
+            options = _map_options(setting.guidance)
+            facts |= {"eta": options.eta, "strength": options.strength}
         rows += [
-            {**told, "theta": theta, **rates(each, known)}
-            for theta, each in zip(way.thetas, images, strict=True)
+            {**facts, "theta": theta, **rates(batch, scenes)}
+            for theta, batch in zip(setting.thetas, images, strict=True)
         ]
-        if number == PICTURED:
-            shown = _shown(reds, images)
-    return Diffs(rows, shown)
+        if number == ILLUSTRATED:
+            labelled = _label(reds, images)
+    return TextDiffs(rows, labelled)
 
 
-class _Bench:
-    """Pictures with something red, encoded once for every way."""
+class _Editor:
+    """Images with something red, inverted once for every kind of inversion."""
 
-    def __init__(self, studio: InferenceEngine, reds: Known, chain: Chain):
-        self.studio, self.reds, self.chain = studio, reds, chain
+    def __init__(self, engine: InferenceEngine, reds: Examples, chain: InversionChain):
+        self.engine, self.reds, self.chain = engine, reds, chain
         self.grid = chain.upsampler_steps
-        targets = [changed(caption) for caption in reds.captions]
+        targets = [recolour(caption) for caption in reds.captions]
         none = [None] * len(targets)
         self.before = {"none": none, "target": reds.captions}
         self.after = {"none": none, "target": targets}
-        self.z_target = studio.text_embeddings(targets)
-        self.z_source = studio.text_embeddings(reds.captions)
-        self.z_img = studio.image_embeddings(reds.pictures)
-        self.by_x_T = functools.cache(self._by_x_T)
-        self.by_maps = functools.cache(self._by_maps)
+        self.z_target = engine.text_embeddings(targets)
+        self.z_source = engine.text_embeddings(reds.captions)
+        self.z_img = engine.image_embeddings(reds.images)
+        self.ddim_latents = functools.cache(self._ddim_latents)
+        self.ddpm_latents = functools.cache(self._ddpm_latents)
 
-    def draw(self, way: Way, theta: float) -> measures.Images:
-        """Every picture at one theta."""
-        captions = self.after[way.caption]
-        if way.inversion == "ddpm":
-            found, count = self.by_maps(way.caption, way.guidance, way.details), len(captions)
-            latent = self.turned(Latent(self.z_img, found.maps.x_t), theta)
-            told = Conditioning(latent.z_img, captions, range(count))
-            how = {"of": range(count), "options": _maps_of(way.guidance)}
-            return ddpm_images.draw(self.studio, found, told, **how, upsampler_steps=self.grid)
-        latent = self.turned(self.by_x_T(way.caption), theta)
-        kept = latent if way.details == "inverted" else latent._replace(details=())
-        options = DecodeOptions(decoding.faithful(STEPS), GuidanceSchedule(way.guidance))
-        return measures.draw(self.studio, kept, self.chain, captions=captions, options=options)
+    def edit(self, setting: Setting, theta: float) -> Images:
+        """Edits every image at one theta."""
+        captions = self.after[setting.caption]
+        if setting.inversion == "ddpm":
+            inverted = self.ddpm_latents(setting.caption, setting.guidance, setting.details)
+            indices = range(len(captions))
+            latent = self.rotate(Latent(self.z_img, inverted.maps.x_t), theta)
+            return ddpm_images.draw(
+                self.engine,
+                inverted,
+                Conditioning(latent.z_img, captions, indices),
+                of=indices,
+                options=_map_options(setting.guidance),
+                upsampler_steps=self.grid,
+            )
+        latent = self.rotate(self.ddim_latents(setting.caption), theta)
+        if setting.details == "fresh":
+            latent = latent._replace(details=())
+        options = DecodeOptions(decoding.faithful(STEPS), GuidanceSchedule(setting.guidance))
+        return decode(self.engine, latent, self.chain, captions=captions, options=options)
 
-    def turned(self, latent: Latent, theta: float) -> Latent:
-        """Every picture's latent, turned towards the difference of its captions."""
+    def rotate(self, latent: Latent, theta: float) -> Latent:
+        """Rotates every image's z_img towards the difference of its captions."""
         paths = [
             edits.text_diff(
                 latents.take(latent, [index]),
@@ -164,75 +177,84 @@ class _Bench:
         ]
         return latents.join(paths)
 
-    def _by_x_T(self, caption: str) -> Latent:
-        own = {"captions": self.before[caption]}
-        return measures.encode(self.studio, self.reds.pictures, self.chain, **own).latent
+    def _ddim_latents(self, caption: str) -> Latent:
+        captions = self.before[caption]
+        return encode(self.engine, self.reds.images, self.chain, captions=captions).latent
 
-    def _by_maps(self, caption: str, guidance: float, details: str) -> InvertedImages:
-        told = Conditioning(self.z_img, self.before[caption], range(len(self.reds.pictures)))
-        how = {"options": _maps_of(guidance), "upsampler_steps": self.grid}
-        wanted = details == "inverted"
-        return ddpm_images.encode(self.studio, self.reds.pictures, told, details=wanted, **how)
+    def _ddpm_latents(self, caption: str, guidance: float, details: str) -> InvertedImages:
+        images = self.reds.images
+        return ddpm_images.encode(
+            self.engine,
+            images,
+            Conditioning(self.z_img, self.before[caption], range(len(images))),
+            options=_map_options(guidance),
+            details=details == "inverted",
+            upsampler_steps=self.grid,
+        )
 
 
-def _maps_of(guidance: float) -> MapOptions:
+def _map_options(guidance: float) -> MapOptions:
     return MapOptions(steps=STEPS, guidance=GuidanceSchedule(guidance))
 
 
-def rates(images: measures.Images, known: Sequence[Scene]) -> dict[str, Any]:
-    """Share of pictures that are right in each respect, with 95 % intervals."""
-    seen = [judge(*pair) for pair in zip(shapes_detector.detect(images), known, strict=True)]
+def rates(images: Images, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Computes the share of images that meet each criterion, with 95 % intervals."""
+    detections = shapes_detector.detect(images)
+    verdicts = [judge(*pair) for pair in zip(detections, scenes, strict=True)]
     return {
-        name: intervals.wilson(sum(each[name] for each in seen), len(seen))._asdict()
-        for name in JUDGED
+        name: intervals.wilson(sum(v[name] for v in verdicts), len(verdicts))._asdict()
+        for name in CRITERIA
     }
 
 
 def judge(detection: Detection, scene: Scene) -> dict[str, bool]:
-    """What became of a scene, its things and those seen matched one to one by where they lie.
+    """Compares detected objects with a scene, matched one to one by their positions.
 
     Returns:
-        colour: each red thing is blue. rest: all others have their colours. shape: all have their
-            shapes. place: as many things as there were, each within `NEAR` of where it was.
+        colour: each red item is blue. rest: all others have their colours. shape: all have their
+            shapes. place: as many objects as items, each within `NEAR` of its item.
     """
-    pairs = matched(scene.items, detection.objects)
-    red = [found for item, found in pairs if item.colour == FROM]
-    rest = [(item, found) for item, found in pairs if item.colour != FROM]
-    holds = {
-        "colour": all(found is not None and found.colour == TO for found in red),
-        "rest": all(found is not None and found.colour == item.colour for item, found in rest),
-        "shape": all(found is not None and found.shape == item.shape for item, found in pairs),
-        "place": all(found is not None and distance(item, found) < NEAR for item, found in pairs),
+    pairs = match(scene.items, detection.objects)
+    red = [actual for item, actual in pairs if item.colour == FROM]
+    others = [(item, actual) for item, actual in pairs if item.colour != FROM]
+    verdict = {
+        "colour": all(actual is not None and actual.colour == TO for actual in red),
+        "rest": all(actual is not None and actual.colour == item.colour for item, actual in others),
+        "shape": all(actual is not None and actual.shape == item.shape for item, actual in pairs),
+        "place": all(
+            actual is not None and distance(item, actual) < NEAR for item, actual in pairs
+        ),
     }
-    holds["place"] &= len(detection.objects) == len(scene.items)
-    return {**holds, "all": all(holds.values())}
+    verdict["place"] &= len(detection.objects) == len(scene.items)
+    return {**verdict, "all": all(verdict.values())}
 
 
-def matched(
+def match(
     items: Sequence[SceneObject], objects: Sequence[DetectedObject]
 ) -> list[tuple[SceneObject, DetectedObject | None]]:
-    """Every item with the object that is it, by the least sum of distances; None = none is left."""
-    apart = np.array([[distance(item, found) for found in objects] for item in items])
-    apart = apart.reshape(len(items), len(objects))
-    taken = dict(zip(*linear_sum_assignment(apart), strict=True))
+    """Matches items with objects by the least sum of distances; None = no object is left."""
+    distances = np.array([[distance(item, actual) for actual in objects] for item in items])
+    distances = distances.reshape(len(items), len(objects))
+    assignment = dict(zip(*linear_sum_assignment(distances), strict=True))
     return [
-        (item, objects[taken[index]] if index in taken else None)
+        (item, objects[assignment[index]] if index in assignment else None)
         for index, item in enumerate(items)
     ]
 
 
-def distance(item: SceneObject, found: DetectedObject) -> float:
-    """Between centres, as a share of the side."""
-    return float(np.hypot(item.x - found.x, item.y - found.y))
+def distance(item: SceneObject, actual: DetectedObject) -> float:
+    """Computes the distance of centres as a share of the side."""
+    return float(np.hypot(item.x - actual.x, item.y - actual.y))
 
 
-def _shown(reds: Known, by_theta: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    originals, thetas = measures.squares(reds.pictures, by_theta[0].shape[1]), WAYS[PICTURED].thetas
+def _label(reds: Examples, by_theta: Sequence[Images]) -> LabelledImages:
+    """Labels originals and edits, image by image."""
+    originals = squares(reds.images, by_theta[0].shape[1])
     labelled = []
-    for index in range(min(SHOWN, len(originals))):
-        labelled.append((changed(reds.captions[index]), originals[index]))
+    for index in range(min(EXAMPLES, len(originals))):
+        labelled.append((recolour(reds.captions[index]), originals[index]))
         labelled += [
             (f"theta {theta:g}", images[index])
-            for theta, images in zip(thetas, by_theta, strict=True)
+            for theta, images in zip(SETTINGS[ILLUSTRATED].thetas, by_theta, strict=True)
         ]
     return labelled

@@ -28,8 +28,10 @@ def test_sides_work_in_turns(tmp_path, monkeypatch):
 
 
 def test_ratios_are_between_neighbouring_turns():
-    theirs = [interleaved.Spent(2.0, 3.0), interleaved.Spent(8.0, 3.0)]
-    found = interleaved.ratios(theirs, [interleaved.Spent(1.0, 2.0), interleaved.Spent(2.0, 4.0)])
+    theirs = [interleaved.Duration(2.0, 3.0), interleaved.Duration(8.0, 3.0)]
+    found = interleaved.ratios(
+        theirs, [interleaved.Duration(1.0, 2.0), interleaved.Duration(2.0, 4.0)]
+    )
     assert found == {"wall": [2.0, 4.0], "cpu": [1.5, 0.75]}
 
 

@@ -258,6 +258,6 @@ def test_mistakes_about_the_loader_are_one_line(argument, message):
 def test_an_epoch_counts_every_example_once(data):
     given = [f"--config.data.path={data}", "--config.train.batch_size=12"]
     experiment = loading.read("experiments/upsampler_256.py:tiny", overrides=given)
-    opened = loader.opened(experiment, 0, cache_mb=0)
+    opened = loader.open_loader(experiment, 0, cache_mb=0)
     assert loader.epoch(opened, experiment) == int(np.ceil(64 / 12))
     opened.close()

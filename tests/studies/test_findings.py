@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from studies import scoring, statistics
+from studies import evaluation_set, scoring, statistics
 from studies.findings import __main__ as findings
 from studies.findings import baseline_runs, binding, guidance, probing, report_page, steps
 from tests import cascades
@@ -20,6 +20,7 @@ from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.metrics import frechet
 from unclip_jax.metrics.intervals import IntervalEstimate
+from unclip_jax.metrics.shapes_checker import ATTRIBUTES
 from unclip_jax.stages.gaussian import SamplingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,13 +51,13 @@ def test_a_claim_is_decided_by_where_its_interval_lies(low, high, margin, expect
     assert few.verdict == "undecided"
 
 
-def test_nothing_asked_decides_nothing_also_once_it_was_written():
+def test_a_statistic_without_values_decides_nothing_before_and_after_json():
     found = statistics.interval(lambda rows: math.nan, 40)
     assert all(math.isnan(each) for each in found)
     made = {"tests": [statistics.inequality("x", found, captions=40)]}
-    assert statistics.read(made) == "undecided"
+    assert statistics.verdict_of(made) == "undecided"
     assert (
-        statistics.read(json.loads(json.dumps(statistics.plain(made), allow_nan=False)))
+        statistics.verdict_of(json.loads(json.dumps(statistics.as_json(made), allow_nan=False)))
         == "undecided"
     )
 
@@ -71,13 +72,13 @@ def test_nothing_asked_decides_nothing_also_once_it_was_written():
         ([], "undecided"),
     ],
 )
-def test_a_claim_of_parts_needs_all_and_falls_with_one(parts, expected):
+def test_a_claim_of_parts_needs_all_and_fails_with_one(parts, expected):
     ends = {"agree": (0.1, 0.2), "not": (-0.2, -0.1), "undecided": (-0.1, 0.1)}
     made = [statistics.Inequality("x", 0.0, *ends[part], captions=99) for part in parts]
-    assert statistics.together(made) == expected
+    assert statistics.conjunction(made) == expected
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     """Means of 40 normal numbers, 300 times: 95 % +- 4 standard errors of such a count."""
     rng = np.random.default_rng(0)
     hits = 0
@@ -88,7 +89,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.88 < hits / 300 < 0.99
 
 
-def test_the_basic_interval_takes_off_the_bias_of_a_resampled_distance():
+def test_the_basic_interval_corrects_the_bias_of_a_resampled_distance():
     """Resampling repeats vectors, which makes every Fréchet distance larger than the one found."""
     z = np.random.default_rng(0).normal(size=(80, 16))
     known = frechet.moments(np.random.default_rng(1).normal(size=(500, 16)))
@@ -104,34 +105,34 @@ def test_the_basic_interval_takes_off_the_bias_of_a_resampled_distance():
 # What is measured.
 
 
-def truth(count=40, images=2):
+def evaluation_examples(count=40, images=2):
     z = np.random.default_rng(0).normal(size=(count * images, 8))
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     captions = tuple(f"{i}" for i in range(count) for _ in range(images))
-    return scoring.Truth(captions, captions, z, z, images, frechet.moments(z))
+    return evaluation_set.EvaluationSet(captions, captions, z, z, images, frechet.moments(z))
 
 
-def test_pictures_of_one_caption_are_resampled_together():
-    known = truth(count=3)
+def test_images_of_one_caption_are_resampled_together():
+    known = evaluation_examples(count=3)
     assert known.rows(np.array([2, 0, 2])).tolist() == [4, 5, 0, 1, 4, 5]
     assert known.count == 3
 
 
-def test_arms_that_differ_by_a_constant_differ_by_it_however_noisy_they_are():
-    known, noise = truth(), np.random.default_rng(1).normal(size=80) * 9
+def test_a_constant_difference_is_exact_however_noisy_the_values():
+    known, noise = evaluation_examples(), np.random.default_rng(1).normal(size=80) * 9
     found = known.difference(noise + 0.5, noise)
     assert found == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_an_arm_equal_to_the_reference_has_no_distance():
-    known = truth()
+def test_embeddings_equal_to_the_reference_have_no_distance():
+    known = evaluation_examples()
     assert known.distance(known.z_img) == pytest.approx(0.0, abs=1e-9)
     shifted = known.z_img + 1.0  # covariances are equal, so the distance is |shift|^2 = 8
     assert known.distances(lambda d: d(shifted) - d(known.z_img)).value == pytest.approx(8.0)
 
 
-def test_two_equal_pictures_of_a_caption_have_no_diversity():
-    known = truth(count=2)
+def test_two_equal_images_of_a_caption_have_no_diversity():
+    known = evaluation_examples(count=2)
     z = known.z_img.copy()
     z[1] = z[0]
     spread = known.diversity(z)
@@ -139,23 +140,25 @@ def test_two_equal_pictures_of_a_caption_have_no_diversity():
     assert spread[1] == pytest.approx(1 - z[2] @ z[3])
 
 
-def judged(**right):
-    nothing = dict.fromkeys(scoring.ATTRIBUTES, np.full(2, np.nan))
-    made = {name: np.array(values, float) for name, values in right.items()}
-    return scoring.Judged(np.zeros((2, 8)), {**nothing, **made})
+def scored_images(**correct):
+    nothing = dict.fromkeys(ATTRIBUTES, np.full(2, np.nan))
+    made = {name: np.array(values, float) for name, values in correct.items()}
+    return scoring.ScoredImages(np.zeros((2, 8)), {**nothing, **made})
 
 
-def test_what_was_not_asked_is_not_counted():
-    found = judged(count=[1, 0], colour=[1, 1], relation=[math.nan, 0])
+def test_attributes_that_the_caption_does_not_name_are_not_counted():
+    found = scored_images(count=[1, 0], colour=[1, 1], relation=[math.nan, 0])
     assert found.followed.tolist() == pytest.approx([1.0, 1 / 3])
 
 
 def test_components_are_measured_between_none_and_all():
-    arms = [judged(count=[r, r], size=[s, s]) for r, s in [(0.2, 0.5), (0.6, 0.5), (0.8, 0.9)]]
+    arms = [
+        scored_images(count=[r, r], size=[s, s]) for r, s in [(0.2, 0.5), (0.6, 0.5), (0.8, 0.9)]
+    ]
     rows = np.arange(2)
-    assert probing.kept(arms, ("count",), rows) == pytest.approx(2 / 3)
-    assert probing.kept(arms, ("size",), rows) == pytest.approx(0.0)
-    assert math.isnan(probing.kept(arms[:1] * 3, ("size",), rows))
+    assert probing.retained(arms, ("count",), rows) == pytest.approx(2 / 3)
+    assert probing.retained(arms, ("size",), rows) == pytest.approx(0.0)
+    assert math.isnan(probing.retained(arms[:1] * 3, ("size",), rows))
 
 
 @pytest.mark.parametrize(
@@ -168,16 +171,16 @@ def test_components_are_measured_between_none_and_all():
         ),
     ],
 )
-def test_colours_change_places_and_nothing_else_does(caption, expected):
+def test_colours_are_swapped_and_nothing_else(caption, expected):
     assert binding.unlike(caption)
-    assert binding.swapped(caption) == expected
-    assert binding.swapped(expected) == caption
+    assert binding.swap_colours(caption) == expected
+    assert binding.swap_colours(expected) == caption
 
 
 @pytest.mark.parametrize(
     "caption", ["a red circle", "two red circles", "a red circle above a red star"]
 )
-def test_captions_with_nothing_to_mix_up_are_left_out(caption):
+def test_captions_without_two_unlike_objects_are_left_out(caption):
     assert not binding.unlike(caption)
 
 
@@ -224,7 +227,7 @@ def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path)
     assert "COCO FID 10.39 against 10.63" in row and "section 2.2, Tables 1 and 2" in row
     assert row.endswith("| one - other: 0.20 [0.10, 0.30] | agrees |")
     assert "| **does not** |" in text
-    assert "4 minutes of training, 3 of drawing" in text and "\nHot.\n" in text
+    assert "4 minutes of training, 3 of sampling" in text and "\nHot.\n" in text
     assert "| glide | GLIDE | 600 | 4.2 |" in text
     assert "Not measured yet: Guidance and diversity (`guidance`)" in text
     assert "| an arm | 0.50 [0.40, 0.60] | 7 | – | 0.0123 |" in text and "A remark." in text
@@ -255,7 +258,7 @@ def run_dir(tmp_path_factory):
     return folder
 
 
-LENGTHS = (f"--decoder_steps={STEPS}", f"--prior_steps={STEPS}")
+LENGTHS = (f"--decoder-steps={STEPS}", f"--prior-steps={STEPS}")
 
 
 @pytest.mark.parametrize(
@@ -264,8 +267,8 @@ LENGTHS = (f"--decoder_steps={STEPS}", f"--prior_steps={STEPS}")
         (["--only=prior"], "unknown --only 'prior'. Did you mean 'priors'"),
         (["--num=0"], "--num is 0; it must be greater than 0"),
         (["--images=0"], "--images is 0; it must be greater than 0"),
-        (["--decoder_steps=0"], "--decoder_steps is 0; it must be greater than 0"),
-        (["--prior_steps=-1"], "--prior_steps is -1; it must be greater than 0"),
+        (["--decoder-steps=0"], "--decoder-steps is 0; it must be greater than 0"),
+        (["--prior-steps=-1"], "--prior-steps is -1; it must be greater than 0"),
         (["--out=page.txt"], "--out is 'page.txt'; give a name that ends in .md"),
         (["--out=nowhere/page.md"], "there is no such folder; make it first"),
         (["--nonsense=1"], "unknown argument '--nonsense=1'; overrides begin with --config."),
@@ -274,28 +277,26 @@ LENGTHS = (f"--decoder_steps={STEPS}", f"--prior_steps={STEPS}")
         (["--data=nowhere"], "no data set at nowhere"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_trained(run_dir, tmp_path, arguments, message):
+def test_mistakes_are_reported_before_anything_is_trained(run_dir, tmp_path, arguments, message):
     base = [f"--models={run_dir}", f"--work={tmp_path}", *LENGTHS]
     with pytest.raises(UserError, match=message):
         findings.main([*base, *arguments])
     assert not (tmp_path / "runs").exists()
 
 
-def arguments(run_dir, work):
-    args, _ = findings.parse([f"--models={run_dir}", f"--work={work}", *LENGTHS])
-    findings.check(args)
-    return args
+def parse(run_dir, work):
+    return findings.parse([f"--models={run_dir}", f"--work={work}", *LENGTHS])
 
 
 def write_baseline(run_dir, work, name):
     """An untrained export where training would put it."""
-    baseline = baseline_runs.named(name)
+    baseline = baseline_runs.by_name(name)
     spec = f"{ROOT}/experiments/{baseline.experiment}.py:tiny"
-    stage = loading.read(spec, overrides=baseline.changes).build_stage()
+    stage = loading.read(spec, overrides=baseline.overrides).build_stage()
     known = load.read_manifest(run_dir / "clip" / "export")
     facts = {"tokenizer_hash": known.tokenizer_hash, "clip_id": known.clip_id}
     export.write_export(
-        work / "runs" / name / baseline.part / "export",
+        work / "runs" / name / baseline.stage / "export",
         params=tiny.stirred(tiny.init(stage)),
         manifest=Manifest(stage=stage.name, size="tiny", step=STEPS, **stage.describe, **facts),
         tokenizer_dir=run_dir / "tokenizer",
@@ -303,26 +304,23 @@ def write_baseline(run_dir, work, name):
 
 
 def test_a_baseline_of_the_models_own_length_is_the_models_own(run_dir, tmp_path):
-    args = arguments(run_dir, tmp_path)
-    args.decoder_steps = 0  # as long as the untrained decoder of this run
-    folder = baseline_runs.make(baseline_runs.named("unclip"), args, ())
+    config = dataclasses.replace(parse(run_dir, tmp_path), decoder_steps=0)  # untrained
+    folder = baseline_runs.prepare(baseline_runs.by_name("unclip"), config)
     assert (folder / "decoder").resolve() == (run_dir / "decoder").resolve()
     assert (folder / "prior").resolve() == (run_dir / "prior").resolve()
 
 
 def test_a_baseline_of_another_length_is_refused(run_dir, tmp_path):
     write_baseline(run_dir, tmp_path, "z_txt")
-    args = arguments(run_dir, tmp_path)
-    args.decoder_steps = 5
+    config = dataclasses.replace(parse(run_dir, tmp_path), decoder_steps=5)
     with pytest.raises(UserError, match="was trained for 3 steps, and 5 are asked for"):
-        baseline_runs.make(baseline_runs.named("z_txt"), args, ())
+        baseline_runs.prepare(baseline_runs.by_name("z_txt"), config)
 
 
-def test_a_training_that_fails_is_said_with_what_to_do(run_dir, tmp_path):
-    args = arguments(run_dir, tmp_path)
-    args.data = tmp_path / "nowhere"
+def test_a_failed_training_is_reported_with_a_remedy(run_dir, tmp_path):
+    config = dataclasses.replace(parse(run_dir, tmp_path), data=tmp_path / "nowhere")
     with pytest.raises(UserError, match="training 'eps' ended with status 2 .*same command again"):
-        baseline_runs.make(baseline_runs.named("eps"), args, ())
+        baseline_runs.prepare(baseline_runs.by_name("eps"), config)
     assert baseline_runs.minutes(tmp_path)["eps"] > 0
 
 
@@ -333,7 +331,7 @@ def test_one_command_trains_measures_and_reports_and_continues(
     monkeypatch.setattr(guidance, "SCALES", (1.0, 2.0))  # fewer programs to compile
     monkeypatch.setattr(steps, "SHARES", (1.0, 4.0))
     monkeypatch.setattr(statistics, "RESAMPLES", 20)
-    monkeypatch.setattr(scoring, "FRECHET_RESAMPLES", 10)
+    monkeypatch.setattr(evaluation_set, "FRECHET_RESAMPLES", 10)
     for baseline in baseline_runs.BASELINES:
         if baseline.name != "glide":  # the one that it has to train itself
             write_baseline(run_dir, tmp_path, baseline.name)

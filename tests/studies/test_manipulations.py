@@ -1,4 +1,4 @@
-"""The benchmark of manipulations: how it judges, its page, and all of it on untrained stages."""
+"""The study of manipulations: its criteria, its page, and all of it on untrained stages."""
 
 import json
 
@@ -7,8 +7,7 @@ from PIL import Image
 
 from benchmarks import markdown_page
 from studies.manipulations import __main__ as manipulations
-from studies.manipulations import measurements as measure
-from studies.manipulations import red_to_blue as text_diff
+from studies.manipulations import measurements, red_to_blue
 from tests import cascades
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
@@ -25,43 +24,45 @@ def item(colour, shape, x, y):
 SCENE = Scene("white", (item("red", "circle", 0.25, 0.25), item("green", "square", 0.7, 0.7)))
 
 
-def judged(*items):
-    """What is said of a picture of these things, when `SCENE` was to turn blue."""
+def judge(*items):
+    """Judges an image of these items, where `SCENE` should have turned blue."""
     (detection,) = shapes_detector.detect(render.render([Scene("white", items)]))
-    return text_diff.judge(detection, SCENE)
+    return red_to_blue.judge(detection, SCENE)
 
 
-def test_what_became_of_a_scene():
+def test_every_criterion_fails_alone():
     green = SCENE.items[1]
-    right = dict.fromkeys(text_diff.JUDGED, True)
+    right = dict.fromkeys(red_to_blue.CRITERIA, True)
     blue = item("blue", "circle", 0.25, 0.25)
-    assert judged(blue, green) == judged(green, blue) == right
-    assert judged(*SCENE.items) == {**right, "colour": False, "all": False}
-    other = judged(item("blue", "square", 0.25, 0.25), green)
+    assert judge(blue, green) == judge(green, blue) == right
+    assert judge(*SCENE.items) == {**right, "colour": False, "all": False}
+    other = judge(item("blue", "square", 0.25, 0.25), green)
     assert other == {**right, "shape": False, "all": False}
-    paler = judged(blue, item("yellow", "square", 0.7, 0.7))
+    paler = judge(blue, item("yellow", "square", 0.7, 0.7))
     assert paler == {**right, "rest": False, "all": False}
-    assert not judged(blue, item("green", "star", 0.7, 0.7))["shape"]
-    assert not judged(item("blue", "circle", 0.25, 0.45), green)["place"]
-    gone = judged(green)
+    assert not judge(blue, item("green", "star", 0.7, 0.7))["shape"]
+    assert not judge(item("blue", "circle", 0.25, 0.45), green)["place"]
+    gone = judge(green)
     assert not gone["place"] and not gone["colour"] and gone["rest"]
-    assert not judged(blue, item("blue", "circle", 0.7, 0.3))["place"]
+    assert not judge(blue, item("blue", "circle", 0.7, 0.3))["place"]
 
 
-def test_no_object_is_taken_for_two_things():
+def test_no_object_is_matched_with_two_items():
     two = (item("red", "ring", 0.4, 0.5), item("green", "star", 0.6, 0.5))
     (detection,) = shapes_detector.detect(
         render.render([Scene("white", (item("red", "ring", 0.5, 0.5),))])
     )
-    found = [object for _, object in text_diff.matched(two, detection.objects)]
+    found = [object for _, object in red_to_blue.match(two, detection.objects)]
     assert len(detection.objects) == 1 and sorted(each is None for each in found) == [False, True]
 
 
-def test_only_captions_that_can_change_their_colour_are_taken():
-    assert text_diff.suits("a red circle, a green star")
-    assert not text_diff.suits("a red circle above a blue square")
-    assert not text_diff.suits("a reddish circle")
-    assert text_diff.changed("two red rings on red, reddish") == "two blue rings on blue, reddish"
+def test_only_captions_with_red_and_without_blue_are_suitable():
+    assert red_to_blue.is_suitable("a red circle, a green star")
+    assert not red_to_blue.is_suitable("a red circle above a blue square")
+    assert not red_to_blue.is_suitable("a reddish circle")
+    assert (
+        red_to_blue.recolour("two red rings on red, reddish") == "two blue rings on blue, reddish"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,10 @@ def data(tmp_path_factory):
 
 @pytest.mark.nightly
 def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(measure, "PAPER", ("8", 0))
+    monkeypatch.setattr(measurements, "PAPER", ("8", 0))
     # The cascade's tokenizer knows three captions: of longer ones it keeps the first words only.
-    suits = text_diff.suits
-    monkeypatch.setattr(text_diff, "suits", lambda caption: suits(caption[:14]))
+    is_suitable = red_to_blue.is_suitable
+    monkeypatch.setattr(red_to_blue, "is_suitable", lambda caption: is_suitable(caption[:14]))
     run_dir, out = cascades.write(tmp_path / "run"), tmp_path / "page.md"
     arguments = [
         "--paper",
@@ -97,10 +98,12 @@ def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
     sizes = [result["reconstruction"][0][size]["px"] for size in ("base", "full")]
     assert sizes == [16, 32]
     etas = [row.get("eta") for row in result["variations"]]
-    assert etas == [*measure.ETAS, None]
+    assert etas == [*measurements.ETAS, None]
     assert result["interpolation"]["pairs"] == 1 and result["interpolation"]["most"] <= 2
     told = [(row["inversion"], row["guidance"], row["theta"]) for row in result["text_diff"]]
-    assert told == [(way.inversion, way.guidance, t) for way in text_diff.WAYS for t in way.thetas]
+    assert told == [
+        (way.inversion, way.guidance, t) for way in red_to_blue.SETTINGS for t in way.thetas
+    ]
     for part in ("variations", "text_diff"):
         with Image.open(tmp_path / f"page_{part}.png") as picture:
             assert picture.width > 6 * 128
@@ -125,7 +128,7 @@ def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
         (["--data=nowhere"], "no data set at nowhere; make one with"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_loaded(tmp_path, arguments, message):
+def test_mistakes_are_reported_before_anything_is_loaded(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         manipulations.main([f"--models={tmp_path}", f"--data={tmp_path}", *arguments])
 
@@ -133,12 +136,12 @@ def test_mistakes_are_said_before_anything_is_loaded(tmp_path, arguments, messag
 def test_data_without_red_things_or_scenes_are_refused():
     blue = [{"caption": "a blue circle", "scene": ""}]
     with pytest.raises(UserError, match="no caption of this split speaks of something red"):
-        text_diff.choose(blue, 4)
-    with pytest.raises(UserError, match="this data set has no scenes to check pictures by"):
-        measure.take(blue, [0])
+        red_to_blue.select(blue, 4)
+    with pytest.raises(UserError, match="this data set has no scenes to check images by"):
+        measurements.read_examples(blue, [0])
 
 
-def test_a_page_keeps_its_words(data, tmp_path):
+def test_a_page_without_marks_is_not_overwritten(data, tmp_path):
     out = tmp_path / "page.md"
     out.write_text("mine\n")
     with pytest.raises(UserError, match="page.md has no lines <!-- tables: begin -->"):

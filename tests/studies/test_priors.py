@@ -1,4 +1,4 @@
-"""The comparison of priors: its rows, its page and its mistakes; test_cascade.py runs all of it."""
+"""The comparison of priors: its rows, page and errors; test_cascade.py runs all of it."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import markdown_page as pages
 from studies.priors import __main__ as priors
-from studies.priors import prior_tables
+from studies.priors import comparison, prior_tables
 from tests.stages import tiny
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
@@ -30,15 +30,15 @@ def result(*rows):
 
 def test_rows_are_no_prior_both_priors_guidance_1_2_4_and_the_best_of_1_2_8():
     parts = {name: tiny.experiment(name).model for name in ("clip", "prior", "decoder")}
-    rows = priors.origins(Cascade(**parts))
-    assert [origin.prior for origin in rows] == ["", "prior", "prior_ar", *["prior"] * 5]
-    assert [origin.options.condition for origin in rows[:3]] == ["z_img", "z_txt", "prior"]
+    rows = comparison.sources_of(Cascade(**parts))
+    assert [source.prior for source in rows] == ["", "prior", "prior_ar", *["prior"] * 5]
+    assert [source.options.condition for source in rows[:3]] == ["z_img", "z_txt", "prior"]
     pairs = [(o.options.prior.guidance_scale, o.options.num_candidates) for o in rows[3:]]
     assert pairs == [(1, 1), (1, 2), (1, 8), (2, 2), (4, 2)]
-    assert len({origin.name for origin in rows}) == len(rows)
+    assert len({source.name for source in rows}) == len(rows)
 
 
-def test_the_page_shows_every_row_and_leaves_out_what_not_every_row_was_asked():
+def test_the_page_has_every_row_and_the_attributes_of_all_rows():
     one = row("given", checker={"count": cell(0.25), "binding": cell(1.0)})
     other = row("drawn", checker={"count": cell(0.75)}, seconds=0.0123, flops=4.5e9)
     page = prior_tables.tables(result(one, other))
@@ -52,11 +52,11 @@ def test_captions_without_scenes_have_no_second_table():
     assert "checker" not in prior_tables.tables(result(row("given")))
 
 
-def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
+def test_only_the_text_between_the_marks_is_replaced(tmp_path):
     out = tmp_path / "page.md"
     out.write_text(f"# Priors\n\n{pages.BEGIN}\nold\n{pages.END}\n\nThe end.\n")
     for page in ("first\n", "second\n"):
-        prior_tables.write(out, page, {"rows": []})
+        pages.write(out, page, {"rows": []}, title=prior_tables.TITLE)
     expected = f"# Priors\n\n{pages.BEGIN}\n\nsecond\n\n{pages.END}\n\nThe end.\n"
     assert out.read_text() == expected
     assert json.loads(out.with_suffix(".json").read_text()) == {"rows": []}
@@ -87,7 +87,7 @@ def run_dir(tmp_path):
         ([], "no export of the prior_ar .*train --config=experiments/prior_ar.py:shapes --workdir"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_loaded(run_dir, arguments, message):
+def test_mistakes_are_reported_before_anything_is_loaded(run_dir, arguments, message):
     with pytest.raises(UserError, match=message):
         priors.main([f"--models={run_dir}", f"--data={run_dir}/data", *arguments])
 
@@ -113,7 +113,7 @@ def data(tmp_path_factory):
         (["--num=6", "--embeddings=5"], r"--embeddings is 5; it must lie in \[6, 10\]"),
     ],
 )
-def test_data_that_do_not_suffice_are_said_before_anything_is_loaded(
+def test_insufficient_data_are_reported_before_anything_is_loaded(
     run_dir, data, arguments, message
 ):
     export(run_dir, "prior_ar")
@@ -125,7 +125,7 @@ def test_data_that_do_not_suffice_are_said_before_anything_is_loaded(
     ("arguments", "num", "embeddings"),
     [([], 10, 10), (["--num=4"], 4, 10), (["--embeddings=6"], 6, 6)],
 )
-def test_what_is_not_asked_for_is_as_much_as_there_is(run_dir, data, arguments, num, embeddings):
+def test_default_numbers_are_bounded_by_the_split(run_dir, data, arguments, num, embeddings):
     args = priors.parse([f"--models={run_dir}", f"--data={data}", *arguments])
     source, trained = priors.open_data(args)
     assert (args.num, args.embeddings, len(source), len(trained)) == (num, embeddings, 10, 4)
@@ -133,10 +133,10 @@ def test_what_is_not_asked_for_is_as_much_as_there_is(run_dir, data, arguments, 
 
 def test_a_new_page_has_a_title(tmp_path):
     out = tmp_path / "page.md"
-    prior_tables.write(out, "tables\n", {"rows": []})
+    pages.write(out, "tables\n", {"rows": []}, title=prior_tables.TITLE)
     first = out.read_text()
     assert first.startswith("# Where z_img comes from\n")
-    prior_tables.write(out, "tables\n", {"rows": []})
+    pages.write(out, "tables\n", {"rows": []}, title=prior_tables.TITLE)
     assert out.read_text() == first
 
 

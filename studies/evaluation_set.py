@@ -1,0 +1,149 @@
+"""Held-out examples with their CLIP embeddings: what every study compares samples with."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from studies import statistics
+from unclip_jax.data.sources import Source
+from unclip_jax.inference import image_files
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.metrics import frechet, scores
+from unclip_jax.metrics.intervals import IntervalEstimate
+
+BATCH = 50  # captions at once
+REFERENCE = 2000  # training images to whose embeddings distributions are compared
+FRECHET_RESAMPLES = 300
+
+Record = dict[str, Any]
+Distance = Callable[[np.ndarray], float]  # from embeddings to their Fréchet distance
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """Held-out captions, the truth about their images, and statistics that resample captions.
+
+    Images of one caption stay together in every resample.
+
+    Attributes:
+        captions: one per image, equal ones adjacent.
+        scenes: the scene of the true image of each caption, as JSON; "" outside the shapes world.
+        z_img: [images z] of the true images.
+        z_txt: [images z] of the captions.
+        images_per_caption: number of images of each caption.
+        reference: moments of the embeddings of training images.
+    """
+
+    captions: tuple[str, ...]
+    scenes: tuple[str, ...]
+    z_img: np.ndarray
+    z_txt: np.ndarray
+    images_per_caption: int
+    reference: frechet.Moments
+
+    @property
+    def count(self) -> int:
+        """Number of captions."""
+        return len(self.captions) // self.images_per_caption
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the rows of the images of the captions with these indices."""
+        return (
+            indices[:, None] * self.images_per_caption + np.arange(self.images_per_caption)[None]
+        ).ravel()
+
+    def mean(self, values: np.ndarray) -> IntervalEstimate:
+        """Computes the mean of one value per image; nan is left out."""
+        return statistics.interval(
+            lambda indices: statistics.nan_mean(values[self.rows(indices)]), self.count
+        )
+
+    def difference(self, left: np.ndarray, right: np.ndarray) -> IntervalEstimate:
+        """Computes the difference of two means, each over one value per image; nan is left out."""
+
+        def statistic(indices: np.ndarray) -> float:
+            rows = self.rows(indices)
+            return statistics.nan_mean(left[rows]) - statistics.nan_mean(right[rows])
+
+        return statistics.interval(statistic, self.count)
+
+    def distance(self, z: np.ndarray) -> float:
+        """Computes the Fréchet distance of embeddings to those of training images."""
+        return frechet.squared_distance(frechet.moments(z), self.reference)
+
+    def distances(self, statistic: Callable[[Distance], float]) -> IntervalEstimate:
+        """Computes the interval of a function of several Fréchet distances.
+
+        `statistic` receives a function from embeddings [images z] to the distance of the resampled
+        ones.
+        """
+        return statistics.interval(
+            lambda indices: statistic(lambda z: self.distance(z[self.rows(indices)])),
+            self.count,
+            resamples=FRECHET_RESAMPLES,
+            basic=True,
+        )
+
+    def diversity(self, z: np.ndarray) -> np.ndarray:
+        """Computes 1 - cosine between images of one caption, per caption (unCLIP, section 5.2)."""
+        groups = z.reshape(self.count, self.images_per_caption, -1)
+        labels = [0] * self.images_per_caption
+        return np.array([scores.diversity(group, labels).value for group in groups])
+
+
+def build(
+    engine: InferenceEngine,
+    records: Sequence[Record],
+    *,
+    reference: frechet.Moments,
+    images_per_caption: int = 1,
+) -> EvaluationSet:
+    """Embeds records with CLIP.
+
+    Args:
+        engine: the models.
+        records: of a held-out split; may be empty.
+        reference: moments of the embeddings of training images.
+        images_per_caption: how often every record is repeated.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    captions = tuple(str(r["caption"]) for r in records for _ in range(images_per_caption))
+    scenes = tuple(_scene(r) for r in records for _ in range(images_per_caption))
+    if not records:
+        empty = np.zeros((0, engine.cascade.decoder.model.z_dim), np.float32)
+        return EvaluationSet((), (), empty, empty, images_per_caption, reference)
+    z_img = np.repeat(embed_records(engine, records), images_per_caption, axis=0)
+    z_txt = np.asarray(engine.text_embeddings(captions))
+    return EvaluationSet(captions, scenes, z_img, z_txt, images_per_caption, reference)
+
+
+def embed_records(engine: InferenceEngine, records: Sequence[Record]) -> np.ndarray:
+    """Computes the CLIP embeddings [n z] of the records' own images.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    images = [
+        image_files.from_bytes(r["image"], name=str(r["key"]), where=f"record {r['key']}")
+        for r in records
+    ]
+    return np.asarray(engine.image_embeddings(images))
+
+
+def embed_training_images(engine: InferenceEngine, source: Source) -> np.ndarray:
+    """Computes the CLIP embeddings [n z] of the first `REFERENCE` images of a training split.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    return embed_records(engine, [source[i] for i in range(min(REFERENCE, len(source)))])
+
+
+def _scene(record: Record) -> str:
+    scene = record["scene"]
+    return scene if isinstance(scene, str) else json.dumps(scene)

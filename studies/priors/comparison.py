@@ -1,0 +1,137 @@
+"""Measures one source of z_img: its embeddings, their cost, and the images sampled from them."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from studies.evaluation_set import BATCH, EvaluationSet
+from unclip_jax.evaluation import cascade
+from unclip_jax.inference import text_to_image
+from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.text_to_image import Cascade, SampleOptions
+from unclip_jax.metrics import embeddings, frechet, shapes_checker
+from unclip_jax.planning import flops
+
+GUIDANCE = (1.0, 2.0, 4.0)  # of the diffusion prior
+CANDIDATES = (1, 2, 8)
+PAPERS = 2  # candidates while guidance varies (unCLIP, section 2.2)
+
+
+class EmbeddingSource(NamedTuple):
+    """A source of z_img, one row of the table.
+
+    Attributes:
+        name: on the page.
+        prior: name of the prior of the run that samples; "" = the true embeddings.
+        options: how it samples.
+    """
+
+    name: str
+    prior: str
+    options: SampleOptions
+
+
+def sources_of(cascade: Cascade) -> list[EmbeddingSource]:
+    """Returns all sources in order; `cascade` has the diffusion prior."""
+    sampling = cascade.prior.sampling
+    rows = [
+        EmbeddingSource("true image", "", SampleOptions(condition="z_img")),
+        EmbeddingSource("no prior: z_txt", "prior", SampleOptions(condition="z_txt")),
+        EmbeddingSource("autoregressive", "prior_ar", SampleOptions(num_candidates=1)),
+    ]
+    pairs = {*((1.0, n) for n in CANDIDATES), *((scale, PAPERS) for scale in GUIDANCE)}
+    for scale, count in sorted(pairs):
+        name = f"diffusion, guidance {scale:g}, best of {count}"
+        options = SampleOptions(
+            prior=dataclasses.replace(sampling, guidance_scale=scale), num_candidates=count
+        )
+        rows.append(EmbeddingSource(name, "prior", options))
+    return rows
+
+
+class Comparison:
+    """The models, examples and seed that all sources share."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, InferenceEngine],
+        examples: EvaluationSet,
+        *,
+        num: int,
+        seed: int,
+    ):
+        """Compiles the decoder.
+
+        Args:
+            engines: the cascade with each of its priors, by name.
+            examples: captions with their true embeddings.
+            num: captions, from the first, that are sampled as images.
+            seed: image and embedding i depend on (seed, i) alone.
+        """
+        self.engines, self.examples, self.num, self.seed = engines, examples, num, seed
+        self._rates = None
+        if all(examples.scenes[:num]):  # else the checker cannot judge images of these captions
+            self._rates = cascade.caption_rates(
+                engines["prior"].loaded,
+                list(examples.captions[:num]),
+                seed=seed,
+                batch_size=min(BATCH, num),
+            )
+
+    def measure(self, source: EmbeddingSource) -> dict[str, Any]:
+        """Returns the row of one source; JSON-ready."""
+        row: dict[str, Any] = {"name": source.name, "prior": source.prior}
+        z_img = self.examples.z_img
+        if source.prior:
+            engine = self.engines[source.prior]
+            row["options"] = dataclasses.asdict(source.options)
+            z_img, row["seconds"] = self.sample(engine, source.options)
+            row["flops"] = count_flops(engine, self.examples.captions[0], source.options)
+        row["embeddings"] = score_embeddings(z_img, self.examples)
+        if self._rates:
+            row["checker"] = shapes_checker.as_json(self._rates(z_img[: self.num], source.name))
+        return row
+
+    def sample(self, engine: InferenceEngine, options: SampleOptions) -> tuple[np.ndarray, float]:
+        """Samples one z_img per caption; returns them and the seconds per sample, compiled."""
+        captions, indices = self.examples.captions, range(len(self.examples.captions))
+        fixed: dict[str, Any] = {"seed": self.seed, "options": options}
+        engine.imagine(captions[:BATCH], indices=indices[:BATCH], **fixed)
+        started = time.perf_counter()
+        z_img = np.asarray(engine.imagine(captions, indices=indices, **fixed))
+        size = min(BATCH, len(captions))
+        padded = -(-len(captions) // size) * size  # the last batch is filled up
+        return z_img, (time.perf_counter() - started) / padded
+
+
+def count_flops(engine: InferenceEngine, caption: str, options: SampleOptions) -> float:
+    """Counts the matrix FLOPs from one tokenised caption to its z_img, with CLIP's text tower."""
+
+    def run(params, tokens, keys):
+        return text_to_image.sample_z_img(engine.cascade, params, tokens, keys, options=options)
+
+    keys = text_to_image.keys_for(0, jnp.arange(1))
+    count = flops.count(run, engine.params, engine.tokens([caption]), keys)
+    assert not count.unknown, count.unknown
+    return count.flops
+
+
+def score_embeddings(z_img: np.ndarray, examples: EvaluationSet) -> dict[str, Any]:
+    """Compares embeddings with the true ones, pair by pair and as a distribution; JSON-ready."""
+    group = cascade.RETRIEVAL
+    own = embeddings.first_occurrences(examples.captions)
+    retrieved = embeddings.retrieval_rate(z_img[own], examples.z_txt[own], group=group)
+    return {
+        "cosine_image": embeddings.cosine(z_img, examples.z_img)._asdict(),
+        "cosine_text": embeddings.cosine(z_img, examples.z_txt)._asdict(),
+        "finds_image": embeddings.retrieval_rate(z_img, examples.z_img, group=group)._asdict(),
+        "finds_caption": retrieved._asdict(),
+        "rank_image": float(
+            np.mean(embeddings.retrieval_ranks(z_img, examples.z_img, group=group))
+        ),
+        "frechet": frechet.squared_distance(frechet.moments(z_img), examples.reference),
+    }
