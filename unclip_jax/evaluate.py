@@ -26,13 +26,17 @@ from typing import Any
 
 from unclip_jax.cli import data_flags, entry, process_flags
 from unclip_jax.cli.parser import Parser
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, one_of
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluates, prints and writes; or runs a subcommand."""
-    if argv and argv[0] in SUBCOMMANDS:
-        make_parser, run = SUBCOMMANDS[argv[0]]
+    """Evaluates, prints and writes; or runs a subcommand.
+
+    Raises:
+        UserError: an unknown subcommand, or any mistake in its arguments.
+    """
+    if argv and not argv[0].startswith("-"):
+        make_parser, run = SUBCOMMANDS[one_of("subcommand", argv[0], SUBCOMMANDS)]
         args = with_processes(make_parser()).parse_args(argv[1:])
     else:
         args, run = with_processes(parser()).parse_args(argv), run_cascade

@@ -1,5 +1,9 @@
 """The table of `evaluate`."""
 
+import pytest
+
+from unclip_jax import evaluate
+from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import cascade
 
 
@@ -20,3 +24,8 @@ def test_the_table_names_every_condition_and_leaves_out_unasked_attributes():
     assert "best of" not in cascade.table({**result, "best_of": 1})
     assert "0.90 [0.60, 0.98]" in text
     assert "binding" not in text
+
+
+def test_a_misspelt_subcommand_is_an_error_with_a_suggestion():
+    with pytest.raises(UserError, match="unknown subcommand 'imagse'. Did you mean 'images'"):
+        evaluate.main(["imagse", "--real=a"])

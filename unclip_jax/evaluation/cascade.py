@@ -22,7 +22,7 @@ from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.degrade import area_downsample
 from unclip_jax.inference import batched, load, text_to_image
 from unclip_jax.inference.load import LoadedCascade
-from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.metrics.psnr import psnr
@@ -32,7 +32,6 @@ from unclip_jax.stages import upsampler
 RETRIEVAL = 256  # pairs among which CLIP must find the right one
 ENLARGED = 64  # images that the upsampler enlarges
 BATCH = 50  # captions at once
-CONDITIONS = ("prior", "z_txt", "z_img")
 
 Record = dict[str, Any]
 

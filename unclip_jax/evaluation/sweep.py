@@ -27,12 +27,10 @@ from unclip_jax.inference import batched, load
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.load import LoadedCascade
-from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import npz, report, scores, shapes_checker
 from unclip_jax.metrics.extractors import Extractor, clip
 from unclip_jax.stages.gaussian import SAMPLERS
-
-CONDITIONS = ("prior", "z_txt", "z_img")
 
 
 @dataclasses.dataclass(frozen=True)
