@@ -19,6 +19,19 @@ def keys(count):
     return rng.per_example(jax.random.key(0), jnp.arange(count))
 
 
+def inpaint(denoise, x_T, *, image, mask, schedule, solver, keys, repeats, jump, steps=None):
+    """x_0 that equals `image` where the mask is 1."""
+    x_0 = samplers.run(
+        denoise,
+        x_T,
+        table=inpainting.resampled(solver.plan(schedule, steps=steps), repeats=repeats, jump=jump),
+        solver=solver,
+        keys=keys,
+        before=inpainting.keep_known(image, mask, solver=solver, keys=keys),
+    ).x
+    return inpainting.combine(x_0, image, mask=mask)
+
+
 def correlated(x_t, t):
     """The exact denoiser of two standard normal pixels with correlation RHO."""
     level = FULL.level(t, ndim=2)
@@ -35,7 +48,7 @@ def correlated(x_t, t):
 
 def fill(repeats, *, solver=ANCESTRAL, count=4096, known=1.0, steps="200", jump=10):
     x_T = rng.normal_each(keys(count), (2,))
-    return inpainting.inpaint(
+    return inpaint(
         correlated,
         x_T,
         image=jnp.full((count, 2), known),
@@ -69,7 +82,7 @@ def test_every_solver_fills_in_the_conditional_mean_better_with_resampling(name)
 def test_known_pixels_are_kept_bit_for_bit():
     images = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3), minval=-1.0)
     mask = jnp.zeros((2, 4, 4, 1)).at[0, :2].set(1.0).at[1, :, 1].set(1.0)
-    filled = inpainting.inpaint(
+    filled = inpaint(
         exact_denoiser(0.0, 0.5),
         rng.normal_each(keys(2), (4, 4, 3)),
         image=images,
@@ -90,7 +103,7 @@ def test_nothing_known_and_no_repeats_is_ordinary_sampling(name):
     solver = VARIANTS[name]
     x_T = rng.normal_each(keys(3), (4,))
     denoise = exact_denoiser(0.3, 0.5, var_frac=0.0)
-    filled = inpainting.inpaint(
+    filled = inpaint(
         denoise,
         x_T,
         image=jnp.zeros((3, 4)),

@@ -212,7 +212,7 @@ def test_every_sampler_works_with_previews_parts_and_inpainting(sampling):
 
 
 def test_options_of_a_sampler_follow_its_name():
-    solver = SamplingConfig(sampler="edm:s_churn=40,s_noise=1.003").solver()
+    solver = SamplingConfig(sampler="edm:s_churn=40:s_noise=1.003").solver()
     assert (solver.s_churn, solver.s_noise, solver.rho) == (40.0, 1.003, 7.0)
     assert SamplingConfig(sampler="ddim", eta=0.5).solver() == Ddim(0.5)
 

@@ -18,9 +18,8 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import in_range
 from unclip_jax.core.types import Key, Keys
 from unclip_jax.diffusion import process, samplers
-from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.samplers import Before, Solver, StepTable
-from unclip_jax.diffusion.schedule import Level, Schedule
+from unclip_jax.diffusion.schedule import Level
 
 X = Float[Array, " b *s"]
 MAX_REPEATS = 100
@@ -79,7 +78,9 @@ def resampled(table: StepTable, *, repeats: int, jump: int) -> StepTable:
 
 
 def keep_known(image: X, mask: Float[Array, " b *m"], *, solver: Solver, keys: Keys) -> Before:
-    """Returns the `before` of `samplers.run` that goes with a table of `resampled`.
+    """Returns the `before` of `samplers.run` for a table of `resampled`; afterwards `combine`.
+
+    With an empty mask and no repeats the chain runs as it does without.
 
     Args:
         image: its values where the mask is 0 do not matter.
@@ -105,49 +106,6 @@ def keep_known(image: X, mask: Float[Array, " b *m"], *, solver: Solver, keys: K
 def combine(x: X, image: X, *, mask: Float[Array, " b *m"]) -> X:
     """Returns `image` where the mask is 1 and `x` where it is 0."""
     return jnp.where(mask > 0.5, image, x)
-
-
-def inpaint(
-    denoise: Denoiser,
-    x_T: X,
-    *,
-    image: X,
-    mask: Float[Array, " b *m"],
-    schedule: Schedule,
-    solver: Solver,
-    keys: Keys,
-    steps: str | None = None,
-    repeats: int = 10,
-    jump: int = 10,
-) -> X:
-    """Samples x_0 that equals `image` where `mask` is 1.
-
-    With an empty mask and no repeats this is `samplers.sample` with the same keys.
-
-    Args:
-        denoise: (x_t, timesteps) -> Prediction; need not know of the mask.
-        x_T: where to start.
-        image: its values where the mask is 0 do not matter.
-        mask: 1 = known, 0 = unknown; the rank of x, broadcast against it.
-        schedule: the trained chain.
-        solver: a stochastic one gives repeats something to change; others work too.
-        keys: one key per example.
-        steps: grid on the chain; None = all of it.
-        repeats: number of times that each segment is run; 1 = no resampling (10 in the paper).
-        jump: steps in a segment (10 in the paper).
-
-    Returns:
-        x_0, with the known region copied from `image`.
-    """
-    x_0 = samplers.run(
-        denoise,
-        x_T,
-        table=resampled(solver.plan(schedule, steps=steps), repeats=repeats, jump=jump),
-        solver=solver,
-        keys=keys,
-        before=keep_known(image, mask, solver=solver, keys=keys),
-    ).x
-    return combine(x_0, image, mask=mask)
 
 
 def random_known(key: Key, *, count: int, side: int) -> Float[Array, " b h w 1"]:

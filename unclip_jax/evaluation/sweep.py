@@ -30,7 +30,7 @@ from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import npz, report, scores, shapes_checker
 from unclip_jax.metrics.extractors import Extractor, clip
-from unclip_jax.stages.gaussian import SAMPLERS
+from unclip_jax.stages.gaussian import SAMPLERS, SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,8 @@ class SweepConfig:
                 raise UserError(f"--guidance holds {scale:g}; scales are 0 or more, 1 = off.")
         for name in self.samplers:
             if name is not None:
-                one_of("--sampler", name, SAMPLERS)
+                one_of("--sampler", name.partition(":")[0], SAMPLERS)
+                SamplingConfig(sampler=name)  # refuses options that the sampler does not have
         one_of("--condition", self.condition, CONDITIONS)
         for name in ("num", "images", "batch"):
             positive(f"--{name}", getattr(self, name))

@@ -20,7 +20,8 @@ class Point(NamedTuple):
         """Name for files and legends."""
         parts = [f"guidance{self.guidance:g}"]
         parts += [] if self.steps is None else [f"steps{self.steps}".replace(",", "-")]
-        return "_".join([*parts, *([] if self.sampler is None else [self.sampler])])
+        parts += [] if self.sampler is None else [self.sampler.replace(":", "-")]
+        return "_".join(parts)
 
 
 def read(out: pathlib.Path) -> list[dict[str, Any]]:

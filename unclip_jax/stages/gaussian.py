@@ -65,7 +65,7 @@ class SamplingConfig:
             (`respace.strided`).
         sampler: one of `SAMPLERS`: "ancestral" or "ddim", as in the paper; "dpmpp_2m", "heun" or
             "edm". Options of the sampler that are no fields here follow it:
-            "edm:s_churn=40,s_noise=1.003".
+            "edm:s_churn=40:s_noise=1.003".
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
         variance: ancestral variance: "small", "large", "learned_range" or "table".
         guidance_scale: 1.0 = no guidance.
@@ -122,14 +122,14 @@ SAMPLERS: dict[str, type[Solver]] = {
 
 
 def _options(cls: type[Solver], text: str, *, name: str, shared: set[str]) -> dict[str, float]:
-    """Parses "s_churn=40,s_noise=1.003" as numbers for fields of a solver.
+    """Parses "s_churn=40:s_noise=1.003" as numbers for fields of a solver.
 
     Raises:
         UserError: a part is no NAME=NUMBER, or the solver has no such field.
     """
     fields = [f.name for f in dataclasses.fields(cls) if f.type is float and f.name not in shared]
     options = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, text.split(":")):
         option, _, number = part.partition("=")
         if option not in fields:
             hint = suggest(option, fields) if fields else " It has no options of its own."
