@@ -103,8 +103,10 @@ def keep_known(image: X, mask: Float[Array, " b *m"], *, solver: Solver, keys: K
     return before
 
 
-def combine(x: X, image: X, *, mask: Float[Array, " b *m"]) -> X:
-    """Returns `image` where the mask is 1 and `x` where it is 0."""
+def combine(
+    x: Float[Array, "..."], image: Float[Array, "..."], *, mask: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Returns `image` where the mask is 1 and `x` where it is 0, broadcast to `x`."""
     return jnp.where(mask > 0.5, image, x)
 
 
