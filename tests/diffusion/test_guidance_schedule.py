@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.diffusion import guidance_schedule
+from unclip_jax.diffusion import guidance, guidance_schedule
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 
 
@@ -48,7 +48,7 @@ def test_mistakes_are_refused(text, scale, message):
 def test_scale_at_timesteps_is_that_of_the_table_and_between_two_of_them_linear(kind):
     schedule = GuidanceSchedule(3.0, kind)
     t, table = jnp.array([0, 100, 999]), schedule.table(1000)
-    scale = jnp.broadcast_to(jnp.asarray(schedule.at(t, num_timesteps=1000)), (3,))
+    scale = jnp.broadcast_to(jnp.asarray(guidance.scale_at(schedule, t, num_timesteps=1000)), (3,))
     np.testing.assert_allclose(scale, table[t], rtol=1e-6)
-    halfway = schedule.at(jnp.array([100.5]), num_timesteps=1000)
+    halfway = guidance.scale_at(schedule, jnp.array([100.5]), num_timesteps=1000)
     np.testing.assert_allclose(halfway, (table[100] + table[101]) / 2, rtol=1e-6)

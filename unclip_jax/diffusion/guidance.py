@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core import checks
 from unclip_jax.core.types import Key, Steps
+from unclip_jax.diffusion import schedule
+from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.process import Prediction
 
 X = Float[Array, " b *s"]
@@ -42,6 +44,15 @@ def classifier_free(
     eps = unconditional.eps + scale * (conditional.eps - unconditional.eps)
     x_0 = unconditional.x_0 + scale * (conditional.x_0 - unconditional.x_0)
     return Prediction(x_0, eps, conditional.var_frac)
+
+
+def scale_at(
+    guidance: GuidanceSchedule, t: Steps, *, num_timesteps: int
+) -> float | Float[Array, " b"]:
+    """Returns the scale at timesteps `t` of a chain of `num_timesteps`."""
+    if guidance.kind == "constant":
+        return guidance.scale
+    return schedule.at(guidance.table(num_timesteps), t, ndim=1)
 
 
 def guided(

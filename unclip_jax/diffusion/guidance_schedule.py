@@ -3,16 +3,15 @@
 A constant scale does harm where there is much noise (it narrows the choice) and nothing where there
 is little (Kynkäänniemi et al. 2024, arXiv 2404.07724); a scale that grows from 1 keeps variety
 (Chang et al. 2023, arXiv 2301.00704; Wang et al. 2024, arXiv 2404.13040).
+Command lines are parsed with it, so importing it imports no JAX.
 """
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from unclip_jax.core.checks import UserError, in_range, one_of
-from unclip_jax.core.types import Steps
-from unclip_jax.diffusion import schedule
 
 KINDS = ("constant", "rising", "falling", "interval")
 
@@ -55,12 +54,6 @@ class GuidanceSchedule:
             "interval": (progress >= self.low) & (progress <= self.high),
         }[self.kind]
         return 1.0 + (self.scale - 1.0) * share
-
-    def at(self, t: Steps, *, num_timesteps: int) -> float | Float[Array, " b"]:
-        """Returns the scale at timesteps `t` of a chain of `num_timesteps`."""
-        if self.kind == "constant":
-            return self.scale
-        return schedule.at(self.table(num_timesteps), t, ndim=1)
 
 
 def parse(text: str, *, scale: float) -> GuidanceSchedule:

@@ -295,7 +295,7 @@ def denoiser(
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
     def guided(x_t: Image, t: Steps) -> Prediction:
-        scale = schedule.at(t, num_timesteps=cfg.diffusion.num_timesteps)
+        scale = guidance.scale_at(schedule, t, num_timesteps=cfg.diffusion.num_timesteps)
         return guidance.guided(predict, scale=scale)(x_t, t)
 
     return predict if schedule.off else guided
