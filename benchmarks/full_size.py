@@ -7,7 +7,6 @@ samples OUT/picture.png stage by stage, each command in its own process. Prints 
 CPU time and peak memory of both.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from unclip_jax.cli import entry
+from unclip_jax.cli.parser import Parser
 from unclip_jax.convert import (
     abstract,
     assembly,
@@ -178,7 +178,7 @@ def measure(name: str, arguments: Sequence[str]) -> Cost:
 
 def main(argv: Sequence[str]) -> None:
     """Writes the directory unless it exists, converts it, and samples from it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size")
+    parser = Parser("full_size", prog="python -m benchmarks.full_size")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--steps", default="2", help="of every stage; 25, 25 and 7 are usual")
     args = parser.parse_args(argv)

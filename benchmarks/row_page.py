@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 
 
@@ -16,7 +17,7 @@ def parse(
     Raises:
         UserError: a page of another kind.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser = Parser(prog, prog=f"python -m {prog}", description=description)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
     parser.add_argument("--only", default="", help=f"part of a row's name, such as '{example}'")
     parser.add_argument("--again", action="store_true", help="measure rows that exist again")

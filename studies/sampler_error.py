@@ -7,7 +7,6 @@ end of the probability flow have closed forms, so the error is the sampler's alo
 mean square distance between quantiles of the samples and of the end of the exact flow.
 """
 
-import argparse
 import functools
 import pathlib
 
@@ -19,6 +18,8 @@ from matplotlib import pyplot as plt
 from scipy.stats import norm
 
 from tests.diffusion.gaussians import mixture_denoiser, mixture_flow
+from unclip_jax.cli import entry
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core import rng
 from unclip_jax.diffusion.samplers import Ancestral, Ddim, evaluations, sample
 from unclip_jax.diffusion.schedule import make_schedule
@@ -39,7 +40,7 @@ CURVES = {  # name: solver, grid, style
 
 def main() -> None:
     """Computes and plots both schedules."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("sampler_error", prog="python -m studies.sampler_error", description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/samplers.png"))
     out = parser.parse_args().out
     matplotlib.use("Agg")
@@ -75,4 +76,4 @@ def curve(solver, grid, schedule):
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -19,6 +19,7 @@ from studies import provenance
 from studies.manipulations import manipulation_tables, measurements, red_to_blue
 from studies.manipulations.measurements import InversionChain
 from unclip_jax.cli import entry
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import in_range
 from unclip_jax.data import sources
 from unclip_jax.diffusion.ddim_inversion import MAX_REFINEMENTS
@@ -74,8 +75,10 @@ def earlier_parts(out: pathlib.Path, protocol: dict[str, Any]) -> dict[str, Any]
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.manipulations", description="Measure manipulations of images."
+    parser = Parser(
+        "manipulations",
+        prog="python -m studies.manipulations",
+        description="Measure manipulations of images.",
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared shapes data")

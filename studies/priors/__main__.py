@@ -13,6 +13,7 @@ from studies.evaluation_set import BATCH, EvaluationSet
 from studies.priors import prior_tables
 from studies.priors.comparison import Comparison, sources_of
 from unclip_jax.cli import entry
+from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import sources
 from unclip_jax.data.sources import Source
@@ -57,8 +58,8 @@ def main(argv: Sequence[str]) -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.priors", description="Compare the priors of one cascade."
+    parser = Parser(
+        "priors", prog="python -m studies.priors", description="Compare the priors of one cascade."
     )
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared data set")
