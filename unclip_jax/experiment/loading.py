@@ -7,7 +7,6 @@ value is read as the type that the key has. A file without a model takes that of
 `init_from` names, whose stage it trains on (experiments/finetune.py).
 """
 
-import argparse
 import dataclasses
 import pathlib
 import types
@@ -28,21 +27,6 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.stages.registry import folder_entry, stage_entry
 
 INIT = "--config.init_from="
-
-
-def parse_known(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """Parses a command's own arguments and returns overrides of its config beside them.
-
-    Raises:
-        UserError: an argument that is neither.
-    """
-    args, overrides = parser.parse_known_args(argv)
-    for argument in overrides:
-        if not argument.startswith("--config."):
-            raise UserError(f"unknown argument {argument!r}; overrides begin with --config.")
-    return args, overrides
 
 
 def read(spec: str, *, overrides: Sequence[str] = ()) -> Experiment:
