@@ -40,7 +40,9 @@ class Parser(argparse.ArgumentParser):
             options["help"] = "default: %(default)s"
         return super().add_argument(*names, **options)
 
-    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
         """Returns the parsed arguments.
 
         Raises:
