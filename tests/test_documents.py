@@ -31,7 +31,7 @@ from unclip_jax.cli import shell_completion
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.experiment import loading
 from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.serving import catalogue, forms
+from unclip_jax.serving import schemas
 
 DOCUMENTS = sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 CARRIED_OUT = {"unclip_jax.sample": sample.main, "unclip_jax.bundle": bundle.main}
@@ -122,15 +122,15 @@ def pip(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def curl(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request to the API, which its form accepts; pictures are put where the shell puts them."""
+    """A request to the API that is accepted; images are put where the shell puts them."""
     command = re.fullmatch(r"localhost:\d+/api/([\w-]+)", words[2])
     assert words[1] == "-s" and command, words
-    given = json.loads(words[words.index("-d") + 1])
-    for field in catalogue.FORMS[command[1]].fields:
-        if field.kind == "picture" and field.name in given:
-            assert re.fullmatch(r"\$\(base64 -w0 \w+\.png\)", given[field.name]), words
-            given[field.name] = png()
-    forms.read(command[1], given)
+    values = json.loads(words[words.index("-d") + 1])
+    for field in schemas.served_fields(command[1]).values():
+        if field.scalar == "image" and field.name in values:
+            assert re.fullmatch(r"\$\(base64 -w0 \w+\.png\)", values[field.name]), words
+            values[field.name] = png()
+    schemas.read(command[1], values)
 
 
 def of_the_shell(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +200,8 @@ def place(tmp_path_factory) -> pathlib.Path:
     run_dir = cascades.write(folder / "runs" / "shapes")
     for name in ("karlo-v1-alpha", "runs/emoji"):  # what is not here
         (folder / name).symlink_to(run_dir)
-    studio = InferenceEngine.open(run_dir)
-    info = {"clip_id": studio.clip_id}
+    engine = InferenceEngine.open(run_dir)
+    info = {"clip_id": engine.clip_id}
     writer = EmbeddingWriter(run_dir / "embeddings" / "train", info=info, shard_size=40)
     z = rng.normal(size=(40, 32)).astype(np.float32)
     writer.add([f"{i}" for i in range(40)], [""] * 40, z_img=z, z_txt=z)
@@ -217,15 +217,15 @@ def place(tmp_path_factory) -> pathlib.Path:
 def test_commands_that_draw_are_carried_out(place, monkeypatch, capsys):
     """In the order of their document: later ones use what earlier ones wrote."""
     monkeypatch.chdir(place)
-    studios: dict[str, InferenceEngine] = {}
+    engines: dict[str, InferenceEngine] = {}
     original = InferenceEngine.open
 
-    def kept(models, batch):
-        if str(models) not in studios:
-            studios[str(models)] = original(models, batch=2)
-        return studios[str(models)]
+    def cached(path, prior, batch):
+        if str(path) not in engines:
+            engines[str(path)] = original(path, prior=prior, batch=2)
+        return engines[str(path)]
 
-    monkeypatch.setattr(InferenceEngine, "open", kept)
+    monkeypatch.setattr(InferenceEngine, "open", cached)
     for _, words in _cheap():
         CARRIED_OUT[words[2]](words[3:])
         assert capsys.readouterr().out.startswith("wrote "), words

@@ -1,8 +1,34 @@
 """unclip_jax: train, run and study DALL-E 2 (unCLIP) in JAX.
 
-Start with WORKSPACE.md. Importing the package imports nothing else; import the module you need.
+    engine = unclip_jax.open("runs/shapes")
+    engine.sample("a red circle", num=4).save("circles.png")
+
+Start with WORKSPACE.md. Importing the package imports nothing else; `open` and `InferenceEngine`
+are loaded when they are used.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from unclip_jax.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    import pathlib
+
+    from unclip_jax.inference.engine import InferenceEngine
+
+__all__ = ["InferenceEngine", "__version__", "open"]
+
+
+def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine":
+    """Opens trained models; see `inference.engine.InferenceEngine.open`."""
+    from unclip_jax.inference.engine import InferenceEngine
+
+    return InferenceEngine.open(path, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "InferenceEngine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from unclip_jax.inference.engine import InferenceEngine
+
+    return InferenceEngine

@@ -1,4 +1,4 @@
-"""Write the sampler of a trained cascade as one file that runs without the model code.
+"""Writes the sampler of a trained cascade as one file that runs without the model code.
 
     python -m unclip_jax.bundle --models=runs/shapes --out=shapes.unclip --batch-sizes=1,4
 
@@ -11,40 +11,37 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.cli import entry, flags
+from unclip_jax.cli import entry, flags, request_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.convert import importing
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference import batched, export, load
-from unclip_jax.inference.text_to_image import Cascade, SampleOptions
+from unclip_jax.inference import export, fields, load
+from unclip_jax.inference.requests import TextRequest
+from unclip_jax.inference.runs import text
+
+# Fields of a text request that the file fixes.
+FIXED = ("guidance", "steps", "prior_guidance", "prior_steps", "candidates", "best_of")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
+def parser() -> Parser:
+    """Returns the parser of the command."""
     parser = Parser("bundle", description="Write the sampler as one file.")
     flags.add_models(parser, public=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
     parser.add_argument("--batch-sizes", default="1,4", help="one program each")
     parser.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
-    parser.add_argument("--guidance", type=float, help="decoder guidance scale, 1 = off")
-    parser.add_argument("--prior-guidance", type=float, help="prior guidance scale, 1 = off")
-    parser.add_argument("--steps", help="decoder steps: 50, ddim25, fast27, logsnr20, 22@140, ...")
-    parser.add_argument("--prior-steps", help="diffusion prior: steps")
-    parser.add_argument("--candidates", type=int, help="embeddings drawn per caption, best kept")
-    parser.add_argument(
-        "--best-of", type=int, default=1, help="pictures drawn per image, CLIP keeps the nearest"
-    )
+    request_flags.add_fields(parser, TextRequest, only=FIXED)
     parser.add_argument(
         "--platforms",
         default="",
         help=f"{', '.join(export.PLATFORMS)}, any of them; default: the one JAX runs on",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Load, trace, write, and say what was written."""
-    args = parse(argv)
+    """Loads the models, traces the sampler, writes the file, and prints a summary."""
+    args = parser().parse_args(argv)
     sizes = batch_sizes(args.batch_sizes)
     models = flags.run_directory(args.models)
     loaded = load.load_cascade(importing.run_directory(models), prior_name=args.prior)
@@ -52,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         args.out,
         loaded,
         batch_sizes=sizes,
-        options=options_from(args, loaded.cascade),
+        options=text.sample_options(request_of(args), loaded.cascade),
         platforms=[name for name in args.platforms.split(",") if name],
         name=models.resolve().name,
     )
@@ -63,32 +60,26 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def batch_sizes(stated: str) -> list[int]:
-    """Read "1,4".
+def request_of(args: argparse.Namespace) -> TextRequest:
+    """The request whose settings the file fixes.
+
+    Raises:
+        UserError: a value that cannot be used.
+    """
+    values = {"captions": ("",), **request_flags.values(args, TextRequest)}
+    return fields.build(TextRequest, values, name="bundle")
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Reads "1,4".
 
     Raises:
         UserError: it is no list of whole numbers.
     """
     try:
-        return [int(part) for part in stated.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--batch-sizes is {stated!r}; give numbers such as 1,4.") from None
-
-
-def options_from(args: argparse.Namespace, cascade: Cascade) -> SampleOptions:
-    """The exported sampling settings with what the command line changes.
-
-    Raises:
-        UserError: a setting that this prior has not, or a value without a meaning.
-    """
-    prior = {"guidance_scale": args.prior_guidance, "steps": args.prior_steps}
-    decoder = {"guidance_scale": args.guidance, "steps": args.steps}
-    return SampleOptions(
-        prior=batched.override(cascade.prior.sampling, prior),
-        decoder=batched.override(cascade.decoder.sampling, decoder),
-        num_candidates=args.candidates,
-        best_of=args.best_of,
-    )
+        raise UserError(f"--batch-sizes is {text!r}; give numbers such as 1,4.") from None
 
 
 if __name__ == "__main__":

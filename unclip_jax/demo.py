@@ -1,4 +1,4 @@
-"""A page and an HTTP API to draw and edit pictures with trained models.
+"""Serves a page and an HTTP API that sample and edit images with trained models.
 
     python -m unclip_jax.demo --models=runs/shapes
 
@@ -10,31 +10,29 @@ import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from unclip_jax import sample
-from unclip_jax.cli import entry, flags, guided_text
+from unclip_jax.cli import entry, flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.inference import load
 from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.serving.forms import Limits
-from unclip_jax.serving.service import Command, InferenceService
+from unclip_jax.inference.request_parts import MAX_IMAGES
+from unclip_jax.serving.schemas import Limits
+from unclip_jax.serving.service import InferenceService
 
 EMBEDDINGS = "embeddings/train"  # of a run directory
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments."""
+def parser() -> Parser:
+    """Returns the parser of the command."""
     parser = Parser("demo", description="Serve a page and an HTTP API.")
     flags.add_models(parser)
-    parser.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
+    parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password"
     )
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--batch", type=int, default=4, help="images drawn at once")
+    parser.add_argument("--batch", type=int, default=4, help="images at once")
     parser.add_argument("--max-images", type=int, default=Limits.images, help="per request")
     parser.add_argument("--max-waiting", type=int, default=Limits.waiting, help="requests in line")
     parser.add_argument(
@@ -42,31 +40,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=pathlib.Path,
         help=f"a split that `embed` wrote, for probe-pca; default: MODELS/{EMBEDDINGS}, if there",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Load the models and serve until ctrl-C."""
-    args = parse(argv)
+    """Loads the models and serves until ctrl-C."""
+    args = parser().parse_args(argv)
     check(args)
-    house = open_house(args)
+    service = open_service(args)
     import uvicorn  # pyright: ignore[reportMissingImports]
 
     from unclip_jax.serving import page
 
-    sys.stdout.write(f"{house.name} at http://{args.host}:{args.port} (API below /api)\n")
-    uvicorn.run(page.app(house), host=args.host, port=args.port, log_level="warning")
+    sys.stdout.write(f"{service.name} at http://{args.host}:{args.port} (API below /api)\n")
+    uvicorn.run(page.app(service), host=args.host, port=args.port, log_level="warning")
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be served, before anything is loaded.
+    """Refuses what cannot be served, before anything is loaded.
 
     Raises:
         UserError: naming the argument, or the extra that is not installed.
     """
     in_range("--port", args.port, 1, 65535)
     positive("--batch", args.batch)
-    in_range("--max-images", args.max_images, 1, flags.MAX_IMAGES)
+    in_range("--max-images", args.max_images, 1, MAX_IMAGES)
     in_range("--max-waiting", args.max_waiting, 0, 1000)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
@@ -80,34 +78,18 @@ def check(args: argparse.Namespace) -> None:
         args.embeddings = args.models / EMBEDDINGS
 
 
-def open_house(args: argparse.Namespace) -> InferenceService:
-    """Load the models.
+def open_service(args: argparse.Namespace) -> InferenceService:
+    """Loads the models.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
-    loaded = load.load_cascade(args.models, prior_name=args.prior)
     return InferenceService(
-        InferenceEngine(loaded, batch=args.batch),
+        InferenceEngine.open(args.models, prior=args.prior, batch=args.batch),
         name=args.models.resolve().name,
-        text=Command(parse_text, run_text),
         limits=Limits(images=args.max_images, waiting=args.max_waiting),
         embeddings=args.embeddings,
     )
-
-
-def parse_text(argv: list[str]) -> argparse.Namespace:
-    """The arguments of `sample text`."""
-    return sample.parse(argv)
-
-
-def run_text(args: argparse.Namespace, studio: InferenceEngine) -> Any:
-    """`sample text` with models that are open already."""
-    sample.check(args)
-    options = sample.options_from(args, studio.cascade)
-    captions = [caption for caption in args.captions for _ in range(args.num)]
-    facts = {**sample.record(args, options), "models": {"path": str(args.models), **studio.facts()}}
-    return guided_text.run(args, studio, captions, options=options, record=facts)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ class Harness:
             options = dataclasses.replace(options, num_candidates=1)
         captions, seed = examples.captions, self.config.seed
         indices = range(len(captions))
-        return np.asarray(engine.imagine(captions, seed=seed, indices=indices, options=options))
+        return np.asarray(
+            engine.sample_prior(captions, seed=seed, indices=indices, options=options)
+        )
 
     def sample_images(
         self,

@@ -127,7 +127,7 @@ def protocol_of(
         "data": str(args.data),
         **{name: getattr(args, name) for name in ("split", "num", "seed", "batch")},
         **chain._asdict(),
-        "engine": engine.facts(),
+        "engine": engine.describe(),
         "criteria": list(red_to_blue.CRITERIA),
         **provenance.environment(),
     }

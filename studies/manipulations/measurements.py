@@ -13,11 +13,11 @@ from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Image
 from unclip_jax.data.sources import Source
 from unclip_jax.inference import decoding, edits, image_files, latents, text_to_image
+from unclip_jax.inference.decode_batch import DecodeBatch
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.latents import Latent
-from unclip_jax.inference.requests import DecodeRequest
 from unclip_jax.metrics import intervals, shapes_checker
 from unclip_jax.metrics.psnr import psnr
 
@@ -84,9 +84,9 @@ def encode(
 ) -> EncodedImages:
     """Inverts decoder and upsamplers; without captions by default."""
     texts, refinements = captions or [None] * len(images), chain.refinements
-    latent = engine.encode(images, captions=texts, steps=chain.steps, refinements=refinements)
-    base = engine.decode(latent, captions=texts, steps=chain.steps)
-    details = engine.encode_details(
+    latent = engine.invert(images, captions=texts, steps=chain.steps, refinements=refinements)
+    base = engine.decode_base(latent, captions=texts, steps=chain.steps)
+    details = engine.invert_upsamplers(
         base, images, steps=chain.upsampler_steps, refinements=refinements
     )
     return EncodedImages(latent._replace(details=details), base)
@@ -101,9 +101,9 @@ def decode(
     seed: int = 0,
     **changes: Any,
 ) -> Images:
-    """Decodes latents at full size; `changes` are fields of the `DecodeRequest`."""
+    """Decodes latents at full size; `changes` are fields of the `DecodeBatch`."""
     count = latent.z_img.shape[0]
-    request = DecodeRequest(
+    request = DecodeBatch(
         latent=latent,
         captions=captions or [None] * count,
         indices=list(range(count)),
@@ -111,7 +111,7 @@ def decode(
         options=DecodeOptions(decoding.faithful(chain.steps)),
         upsampler_steps=chain.upsampler_steps,
     )
-    return engine.draw(dataclasses.replace(request, **changes)).images
+    return engine.decode(dataclasses.replace(request, **changes)).images
 
 
 def squares(images: Sequence[InputImage], size: int) -> Images:
@@ -133,9 +133,9 @@ def reconstruction(
     `paper`: also from whole latents by the paper's recipe, ten times as slow.
     """
     images, count = examples.images, len(examples.images)
-    noise = engine.fresh_noise(seed=seed, indices=range(count))
+    noise = engine.initial_noise(seed=seed, indices=range(count))
     random = Latent(encoded.latent.z_img, noise)
-    unrelated = engine.decode(random, captions=[None] * count, steps=chain.steps)
+    unrelated = engine.decode_base(random, captions=[None] * count, steps=chain.steps)
     variants = [
         ("z_img, x_T and details", chain, encoded.base, encoded.latent.details),
         ("z_img and x_T", chain, encoded.base, ()),
@@ -148,7 +148,7 @@ def reconstruction(
     keys = text_to_image.keys_for(seed, jnp.arange(count))
     rows = []
     for name, settings, base, details in variants:
-        full = engine.enlarge(base, keys, held=details, steps=chain.upsampler_steps)
+        full = engine.upsample(base, keys, details=details, steps=chain.upsampler_steps)
         row: dict[str, Any] = {"name": name, **settings._asdict()}
         for size, decoded in (("base", base), ("full", full)):
             levels = to_uint8(np.asarray(decoded))

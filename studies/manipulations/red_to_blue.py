@@ -26,10 +26,10 @@ from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.inference import ddpm_images, decoding, edits, latents
 from unclip_jax.inference.ddpm_images import InvertedImages
 from unclip_jax.inference.ddpm_latents import MapOptions
+from unclip_jax.inference.decode_batch import Conditioning
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.latents import Latent
-from unclip_jax.inference.requests import Conditioning
 from unclip_jax.metrics import intervals, shapes_detector
 from unclip_jax.metrics.shapes_detector import DetectedObject, Detection
 from unclip_jax.shapes import scene as scene_module
@@ -150,7 +150,7 @@ class _Editor:
             inverted = self.ddpm_latents(setting.caption, setting.guidance, setting.details)
             indices = range(len(captions))
             latent = self.rotate(Latent(self.z_img, inverted.maps.x_t), theta)
-            return ddpm_images.draw(
+            return ddpm_images.decode(
                 self.engine,
                 inverted,
                 Conditioning(latent.z_img, captions, indices),
@@ -183,7 +183,7 @@ class _Editor:
 
     def _ddpm_latents(self, caption: str, guidance: float, details: str) -> InvertedImages:
         images = self.reds.images
-        return ddpm_images.encode(
+        return ddpm_images.invert(
             self.engine,
             images,
             Conditioning(self.z_img, self.before[caption], range(len(images))),

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         **{name: getattr(args, name) for name in ("split", "num", "embeddings", "seed")},
         "group": min(RETRIEVAL, args.embeddings),
         "batch": BATCH,
-        "stages": {name: engine.facts() for name, engine in engines.items()},
+        "stages": {name: engine.describe() for name, engine in engines.items()},
         **provenance.environment(),
         "rows": rows,
     }

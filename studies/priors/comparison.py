@@ -100,9 +100,9 @@ class Comparison:
         """Samples one z_img per caption; returns them and the seconds per sample, compiled."""
         captions, indices = self.examples.captions, range(len(self.examples.captions))
         fixed: dict[str, Any] = {"seed": self.seed, "options": options}
-        engine.imagine(captions[:BATCH], indices=indices[:BATCH], **fixed)
+        engine.sample_prior(captions[:BATCH], indices=indices[:BATCH], **fixed)
         started = time.perf_counter()
-        z_img = np.asarray(engine.imagine(captions, indices=indices, **fixed))
+        z_img = np.asarray(engine.sample_prior(captions, indices=indices, **fixed))
         size = min(BATCH, len(captions))
         padded = -(-len(captions) // size) * size  # the last batch is filled up
         return z_img, (time.perf_counter() - started) / padded

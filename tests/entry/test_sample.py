@@ -8,6 +8,7 @@ from PIL import Image, ImageChops
 
 from tests import cascades
 from unclip_jax import sample
+from unclip_jax.cli import process_flags
 from unclip_jax.core.checks import UserError
 
 
@@ -31,11 +32,11 @@ def test_a_call_writes_grid_images_and_a_record_to_draw_them_again(run_dir, tmp_
     sample.main(["a red circle", "", *arguments])
     assert "4 images of 32 px" in capsys.readouterr().out
     record = json.loads(out.with_suffix(".json").read_text())
-    assert record["seed"] == 3 and record["options"]["decoder"]["steps"] == "4"
+    assert record["request"]["seed"] == 3 and record["options"]["decoder"]["steps"] == "4"
     assert [size(tmp_path / name) for name in record["images"]] == [(32, 32)] * 4
     assert size(out)[0] > 2 * 32
     first = (tmp_path / record["images"][0]).read_bytes()
-    sample.main([*record["captions"], *arguments])
+    sample.main([*record["request"]["captions"], *arguments])
     assert (tmp_path / record["images"][0]).read_bytes() == first
 
 
@@ -57,8 +58,8 @@ def test_stage_by_stage_gives_the_same_images(run_dir, tmp_path, monkeypatch):
         one, other = (read(tmp_path / n / f"{index:04d}.png") for n in ("whole", "staged"))
         assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(sample, "check_same", lambda asked: None)
-    with pytest.raises(UserError, match="--by-stage draws on one device; run it in one process"):
+    monkeypatch.setattr(process_flags, "start_alike", lambda args: None)
+    with pytest.raises(UserError, match="by-stage samples on one device; run it in one process"):
         sample.main(["x", f"--models={run_dir}", "--by-stage"])
 
 
@@ -80,18 +81,18 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--num=0"], "--num is 0; it must be greater than 0"),
-        (["x", "--num=5000"], r"number of images is 5000; it must lie in \[1, 4096\]"),
-        (["x" * 10_001], "a caption has 10001 characters; give at most 10000"),
-        (["x", "--out=grid.gif"], "--out is 'grid.gif'; give a name that ends in .png"),
-        (["x", "--guidance=-1"], "sampling.guidance_scale is -1.0"),
+        (["x", "--num=0"], r"num is 0; it must lie in \[1, 4096\]"),
+        (["x", "--num=5000"], r"num is 5000; it must lie in \[1, 4096\]"),
+        (["x" * 10_001], "captions has 10001 characters; give at most 10000"),
+        (["x", "--out=grid.gif"], "out is 'grid.gif'; give a name that ends in .png"),
+        (["x", "--guidance=-1"], "guidance is -1.0; it must lie in"),
         (["x", "--steps=ddim999"], "ddim999"),
-        (["x", "--best-of=65"], r"--best-of is 65; it must lie in \[1, 64\]"),
+        (["x", "--best-of=65"], r"best_of is 65; it must lie in \[1, 64\]"),
         (["x", "--best-of=64", "--num=65"], r"number of images is 4160; it must lie in"),
-        (["x", "--best-of=2", "--previews=3"], "--best-of is 2, which --negative, .* leave it"),
-        (["x", "--sampler=dpm"], "unknown sampling.sampler 'dpm'. Known: ancestral, ddim"),
-        (["x", "--by-stage", "--previews=2"], "--by-stage draws whole batches, without --negative"),
-        (["x", "--by-stage", "--best-of=2"], "--animate and --best-of; leave one of them out"),
+        (["x", "--best-of=2", "--previews=3"], "best_of is 2, which negative, .* leave it"),
+        (["x", "--sampler=quick"], "unknown sampling.sampler 'quick'. Known: ancestral, ddim"),
+        (["x", "--by-stage", "--previews=2"], "by-stage samples whole batches, without negative"),
+        (["x", "--by-stage", "--best-of=2"], "previews and best_of; leave one of them out"),
     ],
 )
 def test_mistakes_are_one_line(run_dir, arguments, message):
@@ -114,4 +115,4 @@ def test_without_models_those_of_make_demo_are_taken(run_dir, tmp_path, monkeypa
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "shapes").symlink_to(run_dir)
     sample.main(["a red circle", "--steps=4"])
-    assert json.loads((tmp_path / "samples.json").read_text())["models"] == "runs/shapes"
+    assert json.loads((tmp_path / "samples.json").read_text())["models"]["path"] == "runs/shapes"

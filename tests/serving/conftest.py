@@ -16,12 +16,12 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def house(run_dir):
+def service(run_dir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo.importlib.util, "find_spec", lambda name: name)
-        args = demo.parse([f"--models={run_dir}", "--batch=2", "--max-images=6"])
+        args = demo.parser().parse_args([f"--models={run_dir}", "--batch=2", "--max-images=6"])
         demo.check(args)
-    return demo.open_house(args)
+    return demo.open_service(args)
 
 
 def png(width=40, height=30, *, seed=0):

@@ -16,6 +16,7 @@ from unclip_jax import bundle
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
 from unclip_jax.inference import batched, exported, load, text_to_image
+from unclip_jax.inference.runs import text as text_requests
 
 OPTIONS = ["--steps=4", "--prior-steps=3", "--guidance=2"]
 CAPTIONS = [*cascades.CAPTIONS, "", "a green star"]
@@ -59,8 +60,8 @@ def test_another_process_draws_the_same_bits_without_the_models(written, run_dir
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     loaded = load.load_cascade(run_dir)
-    args = bundle.parse(["--out=x", *OPTIONS])
-    options = bundle.options_from(args, loaded.cascade)
+    args = bundle.parser().parse_args(["--out=x", *OPTIONS])
+    options = text_requests.sample_options(bundle.request_of(args), loaded.cascade)
     ordinary = batched.compile_sampler(loaded.cascade, options)
     tokenizer = text.load(loaded.tokenizer_dir)
     parts = []

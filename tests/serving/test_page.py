@@ -21,7 +21,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.serving.browser import Browser, program
 from tests.serving.conftest import png
-from tests.serving.test_forms import monster
+from tests.serving.test_schemas import monster
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,24 +83,25 @@ def encoded(data):
 def test_the_api_says_what_it_takes_and_runs(server, run_dir):
     assert get(f"{server}/api")["commands"]["text"]["fields"]["captions"]["required"] is True
     assert get(f"{server}/api/models")["name"] == run_dir.name
+    assert get(f"{server}/api/openapi.json")["paths"].keys() > {"/api/text", "/api/blend"}
     assert get(f"{server}/api/queue") == {"running": 0, "waiting": 0, "limit": 3}
 
 
-def test_pictures_come_as_json_and_as_png(server):
+def test_images_come_as_json_and_as_png(server):
     given = {"captions": ["a red circle"], "seed": 3, **STEPS}
     status, body = post(f"{server}/api/text", given)
     assert status == 200, body
     answer = json.loads(body)
-    assert answer["record"]["arguments"][-2:] == ["--", "a red circle"]
+    assert answer["record"]["request"]["captions"] == ["a red circle"]
     status, shown = post(f"{server}/api/text", given, accept="image/png")
     assert status == 200 and encoded(shown) == answer["images"][0]
     assert Image.open(io.BytesIO(shown)).size == (32, 32)
-    given = {"picture": f"data:image/png;base64,{encoded(png())}", "target": "a blue circle"}
+    given = {"image": f"data:image/png;base64,{encoded(png())}", "target": "a blue circle"}
     status, body = post(f"{server}/api/text-diff", {**given, "frames": 2, **STEPS})
     assert status == 200 and json.loads(body)["labels"] == ["theta 0.00", "theta 0.50"]
-    given = {"pictures": [encoded(png())], "picture_weights": [3], "texts": ["a star"], "num": 2}
+    given = {"images": [encoded(png())], "image_weights": [3], "texts": ["a star"], "num": 2}
     status, body = post(f"{server}/api/blend", {**given, "noise": "fresh", **STEPS})
-    assert status == 200 and json.loads(body)["labels"] == ["0.75 pictures.png + 0.25 a star"] * 2
+    assert status == 200 and json.loads(body)["labels"] == ["0.75 images.png + 0.25 a star"] * 2
 
 
 @pytest.mark.parametrize(
@@ -111,13 +112,13 @@ def test_pictures_come_as_json_and_as_png(server):
         ("text", [], 400, "the body is no JSON object"),
         ("text", {"captions": [""]}, 400, "captions is empty"),
         ("text", {"captions": ["x" * 10_000]}, 400, "captions has 10000 characters"),
-        ("variations", {"picture": encoded(monster())}, 400, "10000x10000 pixels"),
-        ("variations", {"picture": encoded(b"<svg/>")}, 400, "not an image"),
-        ("variations", {"picture": encoded(b"some words")}, 400, "not an image"),
-        ("variations", {"picture": "?"}, 400, "picture is no base64"),
+        ("variations", {"image": encoded(monster())}, 400, "10000x10000 pixels"),
+        ("variations", {"image": encoded(b"<svg/>")}, 400, "not an image"),
+        ("variations", {"image": encoded(b"some words")}, 400, "not an image"),
+        ("variations", {"image": "?"}, 400, "image is no base64"),
         ("blend", {"texts": ["a"]}, 400, "a blend needs at least two things, not 1"),
-        ("probe-pca", {"pictures": [encoded(png())]}, 400, "this server has no embeddings"),
-        ("variations", {"picture": 7}, 400, "give a picture file as base64"),
+        ("probe-pca", {"images": [encoded(png())]}, 400, "this server has no embeddings"),
+        ("variations", {"image": 7}, 400, "give an image file as base64"),
     ],
 )
 def test_bad_requests_are_answered_in_one_line(server, command, given, status, message):
@@ -188,9 +189,9 @@ def test_the_page_draws_varies_and_refuses(server, browser, tmp_path, run_dir):
     )
     browser.type("#captions textarea", "a red circle")
     browser.click("#go-text")
-    browser.wait("document.querySelector('#status-text').innerText.includes('2 pictures in')")
+    browser.wait("document.querySelector('#status-text').innerText.includes('2 images in')")
     browser.wait("document.querySelectorAll('#gallery-text img').length >= 2")
-    assert browser.run("[...window.seen].some(said => /of 2 pictures|step [0-9]/.test(said))")
+    assert browser.run("[...window.seen].some(said => /of 2 images|step [0-9]/.test(said))")
     foreign = [url for url in browser.requests if not url.startswith((server, "data:", "blob:"))]
     assert not foreign
     browser.run("[...document.querySelectorAll('button[role=tab]')]"
@@ -206,22 +207,22 @@ def test_the_page_draws_varies_and_refuses(server, browser, tmp_path, run_dir):
         browser.wait(f"{status}.includes('{message}')")
     _upload(browser, tmp_path / "good.png", png())
     browser.click("#go-variations")
-    browser.wait(f"{status}.includes('pictures in')")
+    browser.wait(f"{status}.includes('images in')")
 
 
 def _upload(browser, path, data):
     path.write_bytes(data)
-    browser.run("document.querySelector('#variations-picture button[aria-label=Clear]')?.click()")
-    browser.wait("document.querySelector('#variations-picture input[type=file]') !== null")
-    browser.upload("#variations-picture input[type=file]", path)
-    browser.wait("document.querySelector('#variations-picture img') !== null")
+    browser.run("document.querySelector('#variations-image button[aria-label=Clear]')?.click()")
+    browser.wait("document.querySelector('#variations-image input[type=file]') !== null")
+    browser.upload("#variations-image input[type=file]", path)
+    browser.wait("document.querySelector('#variations-image img') !== null")
 
 
-def test_pixels_are_the_commands(server, house):
-    """The server's pictures are those of the same request carried out here."""
+def test_pixels_are_the_commands(server, service):
+    """The server's images are those of the same request run here."""
     given = {"captions": ["a red circle"], "seed": 3, **STEPS}
-    job = house.ask("text", given, owner="me")
+    job = service.submit("text", given, owner="me")
     assert job.wait(120) and job.result is not None
-    here = np.asarray(Image.open(job.result.images[0])).astype(int)
+    here = job.result.result.images[0].astype(int)
     _, shown = post(f"{server}/api/text", given, accept="image/png")
     assert np.abs(np.asarray(Image.open(io.BytesIO(shown))) - here).max() <= 1

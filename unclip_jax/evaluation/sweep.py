@@ -259,4 +259,6 @@ def _embeddings(
         return np.repeat(np.asarray(z_img), config.images, axis=0)
     options = SampleOptions(condition=config.condition)
     indices = range(len(captions))
-    return np.asarray(engine.imagine(captions, seed=config.seed, indices=indices, options=options))
+    return np.asarray(
+        engine.sample_prior(captions, seed=config.seed, indices=indices, options=options)
+    )

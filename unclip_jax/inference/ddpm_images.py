@@ -1,4 +1,4 @@
-"""Pictures held by the noise of every step (DDPM inversion): encoded, drawn again, enlarged."""
+"""Images kept by the noise of every step (DDPM inversion): inverted, decoded again, enlarged."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,67 +12,67 @@ from unclip_jax.core.picture import to_uint8
 from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.ddpm_latents import MapOptions
+from unclip_jax.inference.decode_batch import Conditioning
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.image_files import InputImage
-from unclip_jax.inference.requests import Conditioning
 from unclip_jax.inference.upsampler_latents import UpsamplerLatents
 
 
 class InvertedImages(NamedTuple):
-    """Pictures as their noise.
+    """Images as their noise.
 
     Attributes:
         maps: of the decoder, step by step.
-        details: x_T of the upsamplers; () = they draw their own.
+        details: x_T of the upsamplers; () = they sample their own.
     """
 
     maps: NoiseMaps
     details: UpsamplerLatents = ()
 
 
-def encode(
-    studio: InferenceEngine,
-    given: Sequence[InputImage],
-    told: Conditioning,
+def invert(
+    engine: InferenceEngine,
+    images: Sequence[InputImage],
+    conditioning: Conditioning,
     *,
     options: MapOptions,
     details: bool,
     upsampler_steps: str | None = None,
     refinements: int = 0,
 ) -> InvertedImages:
-    """Find the noise of pictures.
+    """Computes the noise of images.
 
     Args:
-        studio: the models.
-        given: the pictures.
-        told: their own z_img and captions.
-        options: see there; the same for `draw`.
-        details: whether upsamplers are inverted too.
+        engine: the models.
+        images: the images.
+        conditioning: their own z_img and captions.
+        options: steps, eta, strength and guidance; the same for `decode`.
+        details: True if upsamplers are inverted too.
         upsampler_steps: grid of that.
-        refinements: of that, `diffusion.ddim_inversion.invert`.
+        refinements: fixed-point iterations per step of that.
     """
-    maps = studio.encode_maps(given, told, options=options)
+    maps = engine.invert_ddpm(images, conditioning, options=options)
     if not details:
         return InvertedImages(maps)
-    base = studio.decode_maps(maps, told, of=range(len(given)), options=options)
-    how = {"steps": upsampler_steps, "refinements": refinements}
-    return InvertedImages(maps, studio.encode_details(base, given, **how))
+    base = engine.decode_ddpm(maps, conditioning, of=range(len(images)), options=options)
+    noise = engine.invert_upsamplers(base, images, steps=upsampler_steps, refinements=refinements)
+    return InvertedImages(maps, noise)
 
 
-def draw(
-    studio: InferenceEngine,
-    held: InvertedImages,
-    told: Conditioning,
+def decode(
+    engine: InferenceEngine,
+    inverted: InvertedImages,
+    conditioning: Conditioning,
     *,
     of: Sequence[int],
     options: MapOptions,
     upsampler_steps: str | None = None,
     upsample: bool = True,
 ) -> UInt8[np.ndarray, " b h w 3"]:
-    """Draw from the noise of pictures of[0], of[1], ... what the decoder is told of each."""
-    images = studio.decode_maps(held.maps, told, of=of, options=options)
+    """Decodes under new conditions from the noise of images of[0], of[1], ..."""
+    images = engine.decode_ddpm(inverted.maps, conditioning, of=of, options=options)
     if upsample:
-        keys = text_to_image.keys_for(told.seed, jnp.asarray(told.indices))
-        details = jax.tree.map(lambda x: x[jnp.asarray(of)], held.details)
-        images = studio.enlarge(images, keys, held=details, steps=upsampler_steps)
+        keys = text_to_image.keys_for(conditioning.seed, jnp.asarray(conditioning.indices))
+        details = jax.tree.map(lambda x: x[jnp.asarray(of)], inverted.details)
+        images = engine.upsample(images, keys, details=details, steps=upsampler_steps)
     return to_uint8(np.asarray(images))

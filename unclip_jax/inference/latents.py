@@ -232,19 +232,19 @@ def check_details_fit(
     Raises:
         UserError: naming what differs.
     """
-    for name, flag in (("upsampler_id", ""), ("image_size", ""), ("steps", "--upsampler-steps")):
+    for name, flag in (("upsampler_id", ""), ("image_size", ""), ("steps", "upsampler_steps")):
         theirs, ours = ([getattr(each, name) for each in of] for of in (origin.details, expected))
         if theirs == ours:
             continue
         if flag:
             raise UserError(
                 f"{where} holds details of {flag} {', '.join(theirs)}, not {', '.join(ours)}; give "
-                "the same, the picture itself, or --details=fresh."
+                "the same, the picture itself, or details=fresh."
             )
         short = [str(each)[:12] for each in theirs], [str(each)[:12] for each in ours]
         raise UserError(
             f"{where} holds details of other upsamplers: {name} {short[0]}, these models have "
-            f"{short[1]}. Encode the image again with these models, or give --details=fresh."
+            f"{short[1]}. Encode the image again with these models, or give details=fresh."
         )
 
 

@@ -1,6 +1,6 @@
-"""Looking on while a studio works: which stage, how far, what the pictures look like by now.
+"""Progress of a request: the stage, the step of its chain, and the images predicted there.
 
-A watcher may also end the work by raising; nothing is kept of what was half done.
+A callback may end the work by raising; nothing of it is kept then.
 """
 
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-LOOKS = 12  # at most so many previews of one chain
-FEWEST = 6
+MAX_PREVIEWS = 12  # of one chain
+MIN_PREVIEWS = 6
 
 
 class Progress(NamedTuple):
-    """How far the work is.
+    """State of the work.
 
     Attributes:
         stage: "prior", "invert", "decode", "upsample", or what else is done in batches.
         done: images finished by this stage.
-        total: images that it will do.
-        step: of the chain of the batch in work.
-        steps: of that chain; 1 where the chain is not looked into.
-        images: the clean pictures predicted at this step; None where there are none.
+        total: images that it will process.
+        step: of the chain of the current batch.
+        steps: of that chain; 1 where the chain is run as a whole.
+        images: the clean images predicted at this step; None where there are none.
     """
 
     stage: str
@@ -34,7 +34,7 @@ class Progress(NamedTuple):
 
     @property
     def share(self) -> float:
-        """How much of this stage is done, 0 to 1."""
+        """Finished share of this stage, 0 to 1."""
         batch = 0 if self.images is None else len(self.images)
         return min(1.0, (self.done + batch * self.step / self.steps) / max(self.total, 1))
 
@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 ProgressCallback = Callable[[Progress], None]
 
 
-def looks(steps: int) -> int:
-    """Into how many parts a chain is cut: so that they are equal, which compiles one program."""
-    even = [count for count in range(FEWEST, LOOKS + 1) if steps % count == 0]
-    return even[-1] if even else min(LOOKS, steps)
+def preview_count(steps: int) -> int:
+    """Number of parts of a chain; of equal length if possible, which compiles one program."""
+    even = [count for count in range(MIN_PREVIEWS, MAX_PREVIEWS + 1) if steps % count == 0]
+    return even[-1] if even else min(MAX_PREVIEWS, steps)

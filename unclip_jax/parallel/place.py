@@ -133,12 +133,12 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
 
 def spread(tree: Any, mesh: Mesh) -> Any:
     """Splits host arrays that every process holds in full over the mesh along axis 0."""
-    return put(tree, jax.tree.map(lambda _: batch_sharding(mesh), tree))
+    return jax.tree.map(lambda x: _put(x, batch_sharding(mesh)), tree)
 
 
 def copied(tree: Any, mesh: Mesh) -> Any:
     """Replicates arrays that every process holds in full on all devices of the mesh."""
-    return put(tree, jax.tree.map(lambda _: whole_on(mesh), tree))
+    return jax.tree.map(lambda x: _put(x, whole_on(mesh)), tree)
 
 
 def put(tree: Any, placed: Any) -> Any:
@@ -147,19 +147,7 @@ def put(tree: Any, placed: Any) -> Any:
     Unlike `jax.device_put`, without comparing the values across processes, which for parameters
     costs as much as sending them all.
     """
-
-    def one(x: Any, where: NamedSharding) -> jax.Array:
-        if where.is_fully_addressable:
-            return jax.device_put(x, where)
-        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            wrap = jax.jit(jax.random.wrap_key_data, out_shardings=where)
-            return wrap(one(jax.random.key_data(x), where))
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return jax.jit(lambda x: x, out_shardings=where)(x)
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
-
-    return jax.tree.map(one, tree, placed)
+    return jax.tree.map(_put, tree, placed)
 
 
 def describe(placed: Any) -> dict[str, str]:
@@ -185,6 +173,19 @@ def bytes_per_device(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _put(x: Any, where: NamedSharding) -> jax.Array:
+    """Places one array; see `put`."""
+    if where.is_fully_addressable:
+        return jax.device_put(x, where)
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        wrap = jax.jit(jax.random.wrap_key_data, out_shardings=where)
+        return wrap(_put(jax.random.key_data(x), where))
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=where)(x)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 def _is_box(x: Any) -> bool:

@@ -1,12 +1,11 @@
 """serving: an HTTP API and a web page for the requests of `inference`.
 
-Holds a queue with one worker (job_queue.py), the service that runs requests (service.py), the
-schemas of requests, the HTTP API (api.py) and the page (page.py, style.py). Sampling itself is in
-`inference`. Start at service.py.
+Holds a queue with one worker (job_queue.py), the service that runs requests (service.py), their
+limits and schemas (schemas.py), the HTTP API (api.py) and the page (page.py, style.py). Sampling
+itself is in `inference`. Start at service.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
-    "cli",
     "core",
     "data",
     "inference",

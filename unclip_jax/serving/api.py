@@ -1,16 +1,16 @@
 """The HTTP API: JSON in, JSON or PNG out. docs/page.md describes it for its users.
 
-GET  /api           the commands and what they take
-GET  /api/models    which models these are
-GET  /api/queue     how long the line is
-POST /api/COMMAND   one request; answered when it is done, cancelled when the caller hangs up
+GET  /api               the commands and their fields
+GET  /api/openapi.json  the same as an OpenAPI document, from which clients can be generated
+GET  /api/models        the models
+GET  /api/queue         the length of the queue
+POST /api/COMMAND       one request; answered when it is done, cancelled when the caller hangs up
 """
 
 import asyncio
 import base64
 import binascii
 import json
-import pathlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -19,14 +19,18 @@ import fastapi  # pyright: ignore[reportMissingImports]
 from fastapi import responses  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.serving import catalogue
+from unclip_jax.data import image_codec
+from unclip_jax.inference.fields import Field
+from unclip_jax.inference.requests import REQUESTS
+from unclip_jax.inference.result import Result
+from unclip_jax.serving import schemas
 from unclip_jax.serving.job_queue import Job, QueueFull
-from unclip_jax.serving.service import InferenceService, Result
+from unclip_jax.serving.service import InferenceService, ServedResult
 from unclip_jax.version import __version__
 
-RETRY_S = 30  # what a refused caller is told to wait
-LOOK_S = 0.2  # how often a waiting request looks whether its caller is still there
-# Nothing that this server sends may make a browser ask anybody else.
+RETRY_S = 30  # seconds after which a refused caller may try again
+POLL_S = 0.2  # seconds between two checks that the caller is still connected
+# Nothing that this server sends may make a browser ask another host.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' "
     "'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'",
@@ -43,45 +47,50 @@ class Refused(Exception):
         self.status = status
 
 
-def app(house: InferenceService) -> Any:
+def app(service: InferenceService) -> Any:
     """The API as a FastAPI application."""
-    made = fastapi.FastAPI(
+    application = fastapi.FastAPI(
         title="unclip_jax", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
     )
 
-    made.add_middleware(_WithHeaders)
+    application.add_middleware(_WithHeaders)
 
-    @made.exception_handler(Refused)
+    @application.exception_handler(Refused)
     async def _refuse(_: fastapi.Request, refusal: Refused) -> Any:
         headers = {"Retry-After": str(RETRY_S)} if refusal.status == 429 else None
         body = {"error": str(refusal)}
         return responses.JSONResponse(body, refusal.status, headers=headers)
 
-    @made.get("/api")
-    async def _described() -> dict[str, Any]:
-        return {"version": __version__, "commands": catalogue.described()}
+    @application.get("/api")
+    async def _describe() -> dict[str, Any]:
+        return {"version": __version__, "commands": schemas.describe()}
 
-    @made.get("/api/models")
+    @application.get("/api/openapi.json")
+    async def _openapi() -> dict[str, Any]:
+        return schemas.openapi(service.limits)
+
+    @application.get("/api/models")
     async def _models() -> dict[str, Any]:
-        return house.models()
+        return service.models()
 
-    @made.get("/api/queue")
+    @application.get("/api/queue")
     async def _queue() -> dict[str, int]:
-        return house.desk.state()
+        return service.queue.state()
 
-    @made.post("/api/{command}")
-    async def _draw(command: str, request: fastapi.Request) -> Any:
-        if command not in catalogue.FORMS:
+    @application.post("/api/{command}")
+    async def _run(command: str, request: fastapi.Request) -> Any:
+        if command not in REQUESTS:
             raise Refused(404, f"there is no {command!r}; GET /api lists the commands.")
-        given = read_json(await _body(request, house.limits.body), catalogue.FORMS[command])
-        job = submit(house, command, given)
-        result = await _finished(job, request)
+        body = await _body(request, service.limits.body)
+        job = submit(service, command, read_json(body, schemas.served_fields(command)))
+        result = (await _finished(job, request)).result
         if "image/png" in request.headers.get("accept", ""):
-            shown = result.images[0] if len(result.images) == 1 else result.grid
-            return responses.Response(shown.read_bytes(), media_type="image/png")
+            single = len(result.display) == 1
+            content = image_codec.encode_png(result.display[0]) if single else result.png()
+            return responses.Response(content, media_type="image/png")
         return responses.JSONResponse(as_json(result))
 
-    return made
+    return application
 
 
 class _WithHeaders:
@@ -100,50 +109,53 @@ class _WithHeaders:
         await self._app(scope, receive, adding)
 
 
-def submit(house: InferenceService, command: str, given: Mapping[str, Any]) -> Job[Result]:
-    """Queue a request.
+def submit(service: InferenceService, command: str, values: Mapping[str, Any]) -> Job[ServedResult]:
+    """Queues a request.
 
     Raises:
-        Refused: 429 when the line is full, 400 for any other mistake.
+        Refused: 429 when the queue is full, 400 for any other mistake.
     """
     try:
-        return house.ask(command, given, owner=uuid.uuid4().hex)
+        return service.submit(command, values, owner=uuid.uuid4().hex)
     except UserError as error:
         status = 429 if isinstance(error, QueueFull) else 400
         raise Refused(status, " ".join(str(error).split())) from None
 
 
-def read_json(body: bytes, form: catalogue.Form) -> dict[str, Any]:
-    """The values of a request; pictures come as base64, plain or as data URLs.
+def read_json(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """The values of a request; images come as base64, plain or as data URLs.
 
     Raises:
-        Refused: it is no JSON object, or a picture is no base64.
+        Refused: it is no JSON object, or an image is no base64.
     """
     try:
-        given = json.loads(body)
+        values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON ({type(error).__name__}).") from None
-    if not isinstance(given, dict):
+    if not isinstance(values, dict):
         raise Refused(400, "the body is no JSON object; give one such as {}.")
-    for field in form.fields:
-        if field.kind == "picture" and given.get(field.name) is not None:
-            given[field.name] = _bytes_of(field.name, given[field.name])
-        elif field.kind == "pictures" and isinstance(given.get(field.name), list):
-            given[field.name] = [_bytes_of(field.name, each) for each in given[field.name]]
-    return given
+    for field in fields.values():
+        value = values.get(field.name)
+        if field.scalar != "image" or value is None:
+            continue
+        if not field.many:
+            values[field.name] = _bytes_of(field.name, value)
+        elif isinstance(value, list):
+            values[field.name] = [_bytes_of(field.name, item) for item in value]
+    return values
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """A result with its pictures as base64."""
-    made: dict[str, Any] = {
-        "images": [_base64(path) for path in result.images],
-        "labels": result.labels,
-        "grid": _base64(result.grid),
+    """A result with its images as base64."""
+    answer: dict[str, Any] = {
+        "images": [_base64(image_codec.encode_png(image)) for image in result.display],
+        "labels": list(result.labels),
+        "grid": _base64(result.png()),
         "record": result.record,
     }
-    if result.animation is not None:
-        made["animation"] = _base64(result.animation)
-    return made
+    if (animation := result.animation()) is not None:
+        answer["animation"] = _base64(animation)
+    return answer
 
 
 async def _body(request: fastapi.Request, limit: int) -> bytes:
@@ -160,15 +172,15 @@ async def _body(request: fastapi.Request, limit: int) -> bytes:
             if size > limit:
                 break
     if size > limit:
-        raise Refused(413, f"the request has more than {limit} bytes; give smaller pictures.")
+        raise Refused(413, f"the request has more than {limit} bytes; give smaller images.")
     return bytes(body)
 
 
-async def _finished(job: Job[Result], request: fastapi.Request) -> Result:
-    """Wait for a job; cancel it when its caller is gone."""
+async def _finished(job: Job[ServedResult], request: fastapi.Request) -> ServedResult:
+    """Waits for a job; cancels it when its caller has gone."""
     try:
         while not job.done:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             if await request.is_disconnected():
                 job.cancel()
     except asyncio.CancelledError:
@@ -183,14 +195,14 @@ async def _finished(job: Job[Result], request: fastapi.Request) -> Result:
 
 def _bytes_of(name: str, value: Any) -> bytes:
     if not isinstance(value, str):
-        raise Refused(400, f"{name} is {str(value)[:40]!r}; give a picture file as base64.")
-    head, comma, rest = value.partition(",")
-    text = rest if comma and head.startswith("data:") else value
+        raise Refused(400, f"{name} is {str(value)[:40]!r}; give an image file as base64.")
+    head, comma, encoded = value.partition(",")
+    text = encoded if comma and head.startswith("data:") else value
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(400, f"{name} is no base64; give the bytes of a picture file so.") from None
+        raise Refused(400, f"{name} is no base64; give the bytes of an image file so.") from None
 
 
-def _base64(path: pathlib.Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,7 +1,7 @@
-"""The desk: requests wait in one bounded line and are served one at a time.
+"""A bounded queue of jobs with one worker.
 
-One thread works, because one accelerator does. Whoever asked can look on, wait, or leave; a full
-line is refused at once rather than made to wait for ever.
+One thread works, because one accelerator does. The owner of a job can follow its progress, wait for
+it, or cancel it; a job that finds the queue full is refused at once.
 """
 
 import collections
@@ -18,53 +18,53 @@ Work = Callable[[ProgressCallback], T]
 
 
 class QueueFull(UserError):
-    """The line is full; come back later."""
+    """The queue is full; the caller may try again later."""
 
 
 class JobCancelled(Exception):
-    """Raised inside work that nobody waits for any more."""
+    """Raised inside the work of a cancelled job."""
 
 
 class Job(Generic[T]):
-    """One request at the desk."""
+    """One piece of work in the queue."""
 
     def __init__(self, work: Work[T], owner: str):
         """`owner`: who may cancel it."""
         self.owner = owner
         self.progress: Progress | None = None
         self.result: T | None = None
-        self.error: str | None = None  # for whoever asked, one line
-        self.bug = False  # the error is ours
+        self.error: str | None = None  # one line for the owner
+        self.bug = False  # True if the error is not the owner's mistake
         self._work: Work[T] | None = work
-        self._left, self._done = threading.Event(), threading.Event()
+        self._cancelled, self._done = threading.Event(), threading.Event()
 
     @property
     def done(self) -> bool:
-        """Whether there is a result, an error, or nobody who waits."""
+        """True if there is a result or an error, or the job was cancelled."""
         return self._done.is_set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody cancelled it."""
-        return self._left.is_set()
+        """True if its owner cancelled it."""
+        return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """End it: at once while it waits, at the next sign of progress while it is at work."""
-        self._left.set()
+        """Ends it: at once while it waits, at the next report of progress while it runs."""
+        self._cancelled.set()
 
     def wait(self, seconds: int | float) -> bool:
-        """Wait for its end; whether it has come."""
+        """Waits for its end; returns True if it came in time."""
         return self._done.wait(seconds)
 
-    def _watch(self, now: Progress) -> None:
+    def _report(self, state: Progress) -> None:
         if self.cancelled:
             raise JobCancelled
-        self.progress = now
+        self.progress = state
 
     def _run(self) -> None:
         try:
             if not self.cancelled and self._work is not None:
-                self.result = self._work(self._watch)
+                self.result = self._work(self._report)
         except JobCancelled:
             pass
         except UserError as error:
@@ -73,73 +73,73 @@ class Job(Generic[T]):
             logging.exception("a request failed")
             self.bug, self.error = True, f"the server failed ({type(error).__name__}); see its log."
         finally:
-            self._work = None  # and the uploads it holds
+            self._work = None  # frees the uploads
             self._done.set()
 
 
 class JobQueue:
-    """A worker and the line before it."""
+    """Jobs in order of arrival, and the thread that runs them."""
 
     def __init__(self, *, waiting: int):
-        """`waiting`: jobs that may stand in line behind the one at work."""
+        """`waiting`: jobs that may wait behind the running one."""
         self.limit = waiting
-        self._line: collections.deque[Job[Any]] = collections.deque()
-        self._at_work: Job[Any] | None = None
+        self._queue: collections.deque[Job[Any]] = collections.deque()
+        self._running: Job[Any] | None = None
         self._changed = threading.Condition()
-        threading.Thread(target=self._serve, daemon=True, name="desk").start()
+        threading.Thread(target=self._serve, daemon=True, name="jobs").start()
 
     def submit(self, work: Work[T], *, owner: str) -> Job[T]:
-        """Stand in line.
+        """Adds a job.
 
         Raises:
-            Full: the line is as long as it may be.
+            QueueFull: as many jobs wait as may.
         """
         job = Job(work, owner)
         with self._changed:
             self._drop_cancelled()
-            if len(self._line) >= self.limit + (self._at_work is None):
+            if len(self._queue) >= self.limit + (self._running is None):
                 raise QueueFull(
-                    f"{len(self._line)} requests are waiting already, as many as this server "
+                    f"{len(self._queue)} requests are waiting already, as many as this server "
                     "takes; try again in a minute."
                 )
-            self._line.append(job)
+            self._queue.append(job)
             self._changed.notify()
         return job
 
     def ahead(self, job: Job[Any]) -> int:
-        """How many jobs come before this one; 0 = it is at work or done."""
+        """Number of jobs before this one; 0 = it runs or is done."""
         with self._changed:
             self._drop_cancelled()
-            at_work = self._at_work is not None
-            return self._line.index(job) + at_work if job in self._line else 0
+            running = self._running is not None
+            return self._queue.index(job) + running if job in self._queue else 0
 
     def cancel(self, owner: str) -> int:
-        """End all jobs of one owner; how many there were."""
+        """Ends all jobs of one owner; returns their number."""
         with self._changed:
-            mine = [job for job in (self._at_work, *self._line) if job and job.owner == owner]
-            for job in mine:
+            owned = [job for job in (self._running, *self._queue) if job and job.owner == owner]
+            for job in owned:
                 job.cancel()
             self._drop_cancelled()
-        return len(mine)
+        return len(owned)
 
     def state(self) -> dict[str, int]:
-        """The line in numbers."""
+        """The length of the queue."""
         with self._changed:
             self._drop_cancelled()
-            running = int(self._at_work is not None)
-            return {"running": running, "waiting": len(self._line), "limit": self.limit}
+            running = int(self._running is not None)
+            return {"running": running, "waiting": len(self._queue), "limit": self.limit}
 
     def _drop_cancelled(self) -> None:
-        for job in [job for job in self._line if job.cancelled]:
-            self._line.remove(job)
-            job._run()  # which does nothing but end it
+        for job in [job for job in self._queue if job.cancelled]:
+            self._queue.remove(job)
+            job._run()  # which only ends it
 
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._line:
+                while not self._queue:
                     self._changed.wait()
-                self._at_work = self._line.popleft()
-            self._at_work._run()
+                self._running = self._queue.popleft()
+            self._running._run()
             with self._changed:
-                self._at_work = None
+                self._running = None

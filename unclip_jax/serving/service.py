@@ -1,223 +1,121 @@
-"""A request carried out: the command of `sample` that it names, in a folder of its own."""
+"""The service behind the HTTP API and the page: open models, a queue, and limits."""
 
-import argparse
-import contextlib
 import dataclasses
 import io
-import json
 import pathlib
-import shutil
-import tempfile
-import weakref
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.cli import subcommands
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image_codec
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.progress import ProgressCallback
-from unclip_jax.serving import catalogue, forms
-from unclip_jax.serving.forms import Limits, Request
+from unclip_jax.inference.requests import PcaProbeRequest
+from unclip_jax.inference.result import Result
+from unclip_jax.serving import schemas
 from unclip_jax.serving.job_queue import Job, JobQueue
+from unclip_jax.serving.schemas import Limits, Submission
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """What a subcommand of `sample` is made of.
+class ServedResult:
+    """A result with the uploads that it was made from.
 
     Attributes:
-        parse: from its arguments to a namespace.
-        run: does the work with an open studio and writes what `--out` says.
+        result: the images and their record.
+        uploads: files by name.
     """
 
-    parse: Callable[[list[str]], argparse.Namespace]
-    run: Callable[[argparse.Namespace, InferenceEngine], Any]
+    result: Result
+    uploads: Mapping[str, bytes]
 
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a command wrote.
-
-    Attributes:
-        images: the single pictures, in order.
-        labels: one per picture.
-        grid: all of them with their labels.
-        record: how to make them again.
-        animation: a moving picture, if one was asked for.
-        folder: where all of it lies, with the uploads; goes when this record goes.
-    """
-
-    images: list[pathlib.Path]
-    labels: list[str]
-    grid: pathlib.Path
-    record: dict[str, Any]
-    animation: pathlib.Path | None
-    folder: pathlib.Path
-
-    def __post_init__(self):
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-
-    def archive(self) -> pathlib.Path:
-        """Everything in one ZIP: unpacked, the record's arguments name the files that lie there."""
-        path = self.folder / f"{self.grid.stem}.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            for file in sorted(self.folder.rglob("*")):
-                if file.is_file() and file != path:
-                    archive.write(file, file.relative_to(self.folder))
-        return path
+    def archive(self) -> bytes:
+        """A ZIP of everything; `sample repeat` runs the record in it again."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            files = {**self.uploads, **self.result.files(self.result.record["command"])}
+            for name, content in sorted(files.items()):
+                archive.writestr(name, content)
+        return buffer.getvalue()
 
 
 class InferenceService:
-    """Everything that serves: open models, their commands, the desk and its limits."""
+    """Open models, the queue of requests for them, and the limits of these."""
 
     def __init__(
         self,
-        studio: InferenceEngine,
+        engine: InferenceEngine,
         *,
         name: str,
-        text: Command,
         limits: Limits | None = None,
         embeddings: pathlib.Path | None = None,
     ):
-        """Open the doors.
+        """Starts the queue.
 
         Args:
-            studio: the models.
-            name: what they are called.
-            text: the command that draws captions; the others are in `menu`.
-            limits: what one request may ask for; None = the usual.
+            engine: the models.
+            name: of the models, as records show it.
+            limits: of one request; None = the default ones.
             embeddings: a split that `embed` wrote, for `probe-pca`; None = that is refused.
         """
-        self.studio, self.name, self.limits = studio, name, limits or Limits()
+        self.engine, self.name, self.limits = engine, name, limits or Limits()
+        engine.name = name
         self.embeddings = embeddings
-        self.desk = JobQueue(waiting=self.limits.waiting)
-        self.commands: Mapping[str, Command] = {
-            "text": text,
-            **{name: _from_menu(name) for name in subcommands.COMMANDS if name in catalogue.FORMS},
-        }
+        self.queue = JobQueue(waiting=self.limits.waiting)
 
-    def ask(self, command: str, given: Mapping[str, Any], *, owner: str) -> Job[Result]:
-        """Check a request and queue it.
+    def submit(self, command: str, values: Mapping[str, Any], *, owner: str) -> Job[ServedResult]:
+        """Checks a request and queues it.
+
+        Args:
+            command: one of `requests.REQUESTS`.
+            values: of its fields; images are the bytes of files.
+            owner: who may cancel it.
 
         Raises:
             UserError: something is wrong with it.
-            Full: too many wait.
+            QueueFull: too many wait.
         """
-        request = forms.read(command, given, limits=self.limits)
-        if command == "probe-pca" and self.embeddings is None:
-            raise UserError(
-                "this server has no embeddings to take components of; start it with "
-                "--embeddings=DIR."
-            )
-        return self.desk.submit(lambda watch: self.carry_out(request, watch), owner=owner)
+        submission = self.read(command, values)
+        return self.queue.submit(lambda progress: self.run(submission, progress), owner=owner)
 
-    def carry_out(self, request: Request, watch: ProgressCallback) -> Result:
-        """Run the command of a request; `watch` may end it by raising.
+    def read(self, command: str, values: Mapping[str, Any]) -> Submission:
+        """Checks a request.
 
         Raises:
-            UserError: these models, or these pictures, cannot do it.
+            UserError: something is wrong with it.
         """
-        place = pathlib.Path(tempfile.mkdtemp(prefix="unclip-"))
+        of_server = {}
+        if command == PcaProbeRequest.name:
+            if self.embeddings is None:
+                raise UserError(
+                    "this server has no embeddings to take components of; start it with "
+                    "--embeddings=DIR."
+                )
+            of_server["embeddings"] = str(self.embeddings)
+        return schemas.read(command, values, limits=self.limits, of_server=of_server)
+
+    def run(self, submission: Submission, progress: ProgressCallback) -> ServedResult:
+        """Runs a request; `progress` may end it by raising.
+
+        Raises:
+            UserError: these models cannot do it with these images.
+        """
         try:
-            return self._carry_out(request, watch, place)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
-
-    def _carry_out(self, request: Request, watch: ProgressCallback, place: pathlib.Path) -> Result:
-        name = request.form.command
-        command, files = self.commands[name], _store(request, place)
-        ours, shown = self._ours(name)
-        argv = [*shown, *forms.arguments(request, files=files)]
-        inside = {field: [str(place / file) for file in named] for field, named in files.items()}
-        with _no_exit():
-            args = command.parse(
-                [f"--out={place / name}.png", *ours, *forms.arguments(request, files=inside)]
-            )
-        args.command, args.argv = name, argv
-        args.models = pathlib.Path(self.name)  # for the record; nothing is opened again
-        try:
-            with self._watched(watch):
-                command.run(args, self.studio)
-        except UserError as error:  # names files as the user knows them, not as they lie here
-            said = str(error).replace(f"{place}/", "")
-            raise UserError(said.replace(str(self.embeddings), self._known)) from None
-        record = json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
-        images = [place / file for file in record["images"]]
-        moving = place / f"{name}.{getattr(args, 'animate', None)}"
-        return Result(
-            images=images,
-            labels=_labels(record, len(images)),
-            grid=place / f"{name}.png",
-            record=record,
-            animation=moving if moving.is_file() else None,
-            folder=place,
-        )
-
-    def _ours(self, name: str) -> tuple[list[str], list[str]]:
-        """Arguments that no stranger gives, and the same as the record may show them."""
-        if name != "probe-pca" or self.embeddings is None:
-            return [], []
-        return [f"--embeddings={self.embeddings}"], [f"--embeddings={self._known}"]
-
-    @property
-    def _known(self) -> str:
-        """What the folder of embeddings is called without saying where it lies."""
-        return "/".join(self.embeddings.parts[-2:]) if self.embeddings else "no embeddings"
+            result = self.engine.run(submission.request, progress=progress)
+        except UserError as error:  # says nothing of where files lie on this machine
+            raise UserError(self._without_paths(str(error))) from None
+        asked = result.record["request"]
+        if "embeddings" in asked:
+            asked["embeddings"] = self._without_paths(asked["embeddings"])
+        return ServedResult(result, submission.files)
 
     def models(self) -> dict[str, Any]:
-        """Which models these are, JSON-ready."""
-        cascade = self.studio.cascade
-        sizes = [self.studio.base_size, *(u.model.unet.image_size for u in cascade.upsamplers)]
-        return {"name": self.name, "sizes": sizes, **self.studio.facts()}
+        """Names, sizes and identities of the models, JSON-ready."""
+        upsamplers = self.engine.cascade.upsamplers
+        sizes = [self.engine.base_size, *(each.model.unet.image_size for each in upsamplers)]
+        return {"name": self.name, "sizes": sizes, **self.engine.describe()}
 
-    @contextlib.contextmanager
-    def _watched(self, watch: ProgressCallback) -> Iterator[None]:
-        self.studio.watch = watch
-        try:
-            yield
-        finally:
-            self.studio.watch = None
-
-
-def _from_menu(name: str) -> Command:
-    module = subcommands.COMMANDS[name]
-    return Command(module.parse, lambda args, studio: module.run(args, studio=studio))
-
-
-def _store(request: Request, place: pathlib.Path) -> dict[str, list[str]]:
-    """Write the uploads under names of ours; what they are called, by field."""
-    stored: dict[str, list[str]] = {}
-    for field, uploads in request.uploads().items():
-        stored[field] = []
-        for index, data in enumerate(uploads):
-            number = f"-{index}" if len(uploads) > 1 else ""
-            file = f"{field}{number}.{image_codec.format_of(data)}"
-            (place / file).write_bytes(data)
-            stored[field].append(file)
-    return stored
-
-
-def _labels(record: Mapping[str, Any], count: int) -> list[str]:
-    """Of the pictures; `text` has captions in their place."""
-    if "labels" in record:
-        return list(record["labels"])
-    each = count // max(len(record["captions"]), 1)
-    return [caption for caption in record["captions"] for _ in range(each)]
-
-
-@contextlib.contextmanager
-def _no_exit() -> Iterator[None]:
-    """The parser leaves the process when arguments are wrong; here that is the user's mistake.
-
-    Raises:
-        UserError: with what the parser said.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            yield
-    except SystemExit:
-        raise UserError(said.getvalue().strip().rpartition("error: ")[2] + ".") from None
+    def _without_paths(self, text: str) -> str:
+        if self.embeddings is None:
+            return text
+        return text.replace(str(self.embeddings), "/".join(self.embeddings.parts[-2:]))

@@ -1,4 +1,4 @@
-"""How the page looks: its style sheet and the little HTML that Gradio has no component for."""
+"""The style sheet of the page, and the HTML for which Gradio has no component."""
 
 import html
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # of 
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 WORDS = {
     "embed captions": "captions",
-    "embed pictures": "pictures",
+    "embed images": "images",
     "invert": "inversion",
     "decode": "decoder",
     "upsample": "upsampler",
@@ -29,23 +29,23 @@ CSS = """
 .work.bad { border-color: #c2410c; color: #c2410c; }
 .dark .work.bad { color: #fdba74; }
 .work .dim { opacity: .7; }
-.pictures img { image-rendering: pixelated; }
-.pictures .thumbnail-lg { aspect-ratio: auto; height: auto; display: flex;
+.images img { image-rendering: pixelated; }
+.images .thumbnail-lg { aspect-ratio: auto; height: auto; display: flex;
                           flex-direction: column; }
-.pictures .thumbnail-lg > img { aspect-ratio: 1; height: auto; }
-.pictures .thumbnail-lg .caption-label { position: static; max-width: 100%; border: 0;
+.images .thumbnail-lg > img { aspect-ratio: 1; height: auto; }
+.images .thumbnail-lg .caption-label { position: static; max-width: 100%; border: 0;
                                          opacity: 1; text-align: center; line-height: 1.25;
                                          white-space: normal; }
 footer { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
-  .pictures .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+  .images .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
 
 
 def head(models: Mapping[str, Any]) -> str:
-    """The first lines: what this is and which models it runs."""
+    """The heading, with the models that the page runs."""
     sizes = " → ".join(str(size) for size in models["sizes"])
     stages = " · ".join(
         f"{html.escape(name)} {_millions(card['parameters'])} (step {card['step']})"
@@ -55,44 +55,44 @@ def head(models: Mapping[str, Any]) -> str:
     return (
         "<h1>unclip_jax</h1>"
         f"<p>Models <b>{name}</b>, {sizes} px: {stages}.<br>"
-        f"CLIP {html.escape(models['clip_id'][:12])} · JSON in, pictures out at "
+        f"CLIP {html.escape(models['clip_id'][:12])} · JSON in, images out at "
         '<a href="/api">/api</a></p>'
     )
 
 
 def idle() -> str:
-    """Nothing has been asked for."""
+    """The status before the first request."""
     return _box('<span class="dim">Progress and messages appear here.</span>')
 
 
 def waiting(ahead: int) -> str:
-    """In line."""
+    """The status of a job that waits."""
     what = "starting" if not ahead else f"waiting: {ahead} before you"
     return _box(_line(f"{what} …", ""), share=0.0)
 
 
-def working(now: Progress) -> str:
-    """At work on a stage."""
-    words = WORDS.get(now.stage, now.stage)
-    steps = f"step {now.step} of {now.steps}" if now.steps > 1 else ""
-    done = f"{now.done} of {now.total} pictures" if now.total > 1 else ""
+def working(state: Progress) -> str:
+    """The status of a job that runs."""
+    words = WORDS.get(state.stage, state.stage)
+    steps = f"step {state.step} of {state.steps}" if state.steps > 1 else ""
+    done = f"{state.done} of {state.total} images" if state.total > 1 else ""
     right = " · ".join(part for part in (steps, done) if part)
-    return _box(_line(f"<b>{html.escape(words)}</b>", right or "…"), share=now.share)
+    return _box(_line(f"<b>{html.escape(words)}</b>", right or "…"), share=state.share)
 
 
 def finished(count: int, seconds: float) -> str:
-    """Done."""
-    what = "one picture" if count == 1 else f"{count} pictures"
+    """The status of a job that is done."""
+    what = "one image" if count == 1 else f"{count} images"
     return _box(_line(f"{what} in {seconds:.1f} s", "done"), share=1.0)
 
 
 def stopped() -> str:
-    """Cancelled."""
+    """The status of a cancelled job."""
     return _box(_line("Stopped.", ""))
 
 
 def problem(message: str) -> str:
-    """Something the reader can change."""
+    """An error that the reader can mend."""
     return _box(html.escape(message), kind=" bad")
 
 

@@ -1,4 +1,4 @@
-"""The line before the desk."""
+"""The queue of jobs."""
 
 import threading
 
@@ -10,68 +10,68 @@ from unclip_jax.serving.job_queue import JobQueue, QueueFull
 
 
 class Gate:
-    """Work that says when it has begun and goes on when it is let."""
+    """Work that reports its start and waits for a signal to go on."""
 
     def __init__(self):
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def __call__(self, watch):
+    def __call__(self, report):
         self.begun.set()
         assert self.go.wait(10)
-        watch(Progress("decode", 1, 2))
+        report(Progress("decode", 1, 2))
         return "done"
 
 
 @pytest.fixture
 def busy():
-    """A desk with one job at work and one in line, which is all it takes."""
-    desk, gate = JobQueue(waiting=1), Gate()
-    first = desk.submit(gate, owner="a")
+    """A queue with one job running and one waiting, which fill it."""
+    queue, gate = JobQueue(waiting=1), Gate()
+    first = queue.submit(gate, owner="a")
     assert gate.begun.wait(10)
-    yield desk, gate, first, desk.submit(lambda watch: "second", owner="b")
+    yield queue, gate, first, queue.submit(lambda report: "second", owner="b")
     gate.go.set()
 
 
 def test_jobs_are_done_in_order_and_progress_can_be_seen(busy):
-    desk, gate, first, second = busy
-    assert (desk.ahead(first), desk.ahead(second)) == (0, 1)
-    assert desk.state() == {"running": 1, "waiting": 1, "limit": 1}
+    queue, gate, first, second = busy
+    assert (queue.ahead(first), queue.ahead(second)) == (0, 1)
+    assert queue.state() == {"running": 1, "waiting": 1, "limit": 1}
     gate.go.set()
     assert second.wait(10) and first.done
     assert (first.result, second.result) == ("done", "second")
     assert first.progress is not None and first.progress.stage == "decode"
 
 
-def test_a_full_line_is_refused_and_takes_the_next_when_somebody_leaves(busy):
-    desk, gate, _, second = busy
+def test_a_full_queue_refuses_jobs_until_one_is_cancelled(busy):
+    queue, gate, _, second = busy
     for _ in range(20):
         with pytest.raises(
             QueueFull, match="1 requests are waiting already, as many as this server"
         ):
-            desk.submit(gate, owner="c")
-    assert desk.cancel("b") == 1
+            queue.submit(gate, owner="c")
+    assert queue.cancel("b") == 1
     assert second.done and second.cancelled and second.result is None
-    assert desk.ahead(desk.submit(gate, owner="c")) == 1
+    assert queue.ahead(queue.submit(gate, owner="c")) == 1
 
 
-def test_work_ends_at_its_next_sign_of_progress_when_it_is_cancelled(busy):
-    desk, gate, first, second = busy
-    assert desk.cancel("a") == 1
+def test_a_cancelled_job_ends_at_its_next_report_of_progress(busy):
+    queue, gate, first, second = busy
+    assert queue.cancel("a") == 1
     gate.go.set()
     assert first.wait(10) and second.wait(10)
     assert first.result is None and first.error is None and second.result == "second"
 
 
-def test_mistakes_are_told_and_bugs_are_not(caplog):
-    desk = JobQueue(waiting=2)
+def test_user_errors_are_passed_on_and_bugs_are_logged(caplog):
+    queue = JobQueue(waiting=2)
 
-    def mistake(watch):
+    def mistake(report):
         raise UserError("the seed\nis wrong.")
 
-    def bug(watch):
+    def bug(report):
         raise KeyError("secret")
 
-    jobs = [desk.submit(work, owner="a") for work in (mistake, bug)]
+    jobs = [queue.submit(work, owner="a") for work in (mistake, bug)]
     assert all(job.wait(10) for job in jobs)
     assert (jobs[0].error, jobs[0].bug) == ("the seed is wrong.", False)
     assert jobs[1].error == "the server failed (KeyError); see its log." and jobs[1].bug

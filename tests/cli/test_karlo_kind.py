@@ -1,4 +1,4 @@
-"""The subcommands of `sample` on an untrained cascade that reads CLIP's features, as Karlo does."""
+"""The commands of `sample` on an untrained cascade that reads CLIP's features, as Karlo does."""
 
 import json
 
@@ -10,12 +10,11 @@ from PIL import Image
 
 from tests import cascades
 from unclip_jax import sample
-from unclip_jax.cli import guided_text
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import edits, image_files, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.latents import Latent
-from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.inference.requests import TextRequest
 
 SIZE, STEPS = 16, "--steps=4"
 
@@ -42,8 +41,8 @@ def picture(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, engine, run_dir, tmp_path):
-    """Run a subcommand on the compiled engine; returns its images."""
-    monkeypatch.setattr(InferenceEngine, "open", lambda models, batch: engine)
+    """Runs a command on the compiled engine; returns its images."""
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
 
     def run(name, *arguments):
         out = tmp_path / "out.png"
@@ -110,10 +109,10 @@ def test_a_text_diff_keeps_the_norm_of_a_raw_embedding(engine, picture):
 
 def test_previews_negative_captions_and_schedules_of_guidance(engine):
     words = cascades.CAPTIONS[:2]
-    options = SampleOptions()
-    plain = guided_text.draw(engine, words, seed=0, options=options)
-    seen = guided_text.draw(engine, words, seed=0, options=options, previews=2)
-    assert apart(seen.images, plain.images) <= 1 and seen.previews.shape[1] == 2
+    plain = engine.sample(words, seed=0)
+    request = TextRequest(captions=tuple(words), previews=2)
+    previewed = engine.run(request)
+    assert apart(previewed.images, plain.images) <= 1 and previewed.previews.shape[1] == 2
     whole = text_to_image.sample(
         engine.cascade,
         engine.params,
@@ -123,5 +122,5 @@ def test_previews_negative_captions_and_schedules_of_guidance(engine):
     assert apart(np.asarray(to_uint8(whole.images)), plain.images) <= 1
     guided = engine.cascade.decoder.sampling.guidance_scale != 1.0
     if guided:
-        other = guided_text.draw(engine, words, seed=0, options=options, negative="a ring")
+        other = engine.sample(words, seed=0, negative="a ring")
         assert apart(other.images, plain.images) > 1

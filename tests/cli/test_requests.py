@@ -1,21 +1,22 @@
-"""The subcommands of `sample` as a user calls them, on one untrained cascade compiled once."""
+"""The commands of `sample` as a user calls them, on one untrained cascade compiled once."""
 
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import cascades
 from unclip_jax import sample
-from unclip_jax.cli import guided_text
+from unclip_jax.cli import request_command
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.inference import decoding, image_files, progress
 from unclip_jax.inference import latents as latent_files
 from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.inference.requests import REQUESTS, TextRequest
 
 SIZE = 16  # of the tiny decoder; its upsampler doubles it
 STEPS = "--steps=4"
@@ -39,7 +40,7 @@ def traces():
 
 
 @pytest.fixture(scope="module")
-def studio(run_dir, traces):
+def engine(run_dir, traces):
     return InferenceEngine.open(run_dir, batch=2)
 
 
@@ -61,9 +62,9 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, studio, run_dir, tmp_path, capsys):
-    """Run a subcommand on the compiled studio: its record and its pictures."""
-    monkeypatch.setattr(InferenceEngine, "open", lambda models, batch: studio)
+def call(monkeypatch, engine, run_dir, tmp_path, capsys):
+    """Run a command on the compiled engine: its record and its images."""
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
 
     def run(name, *arguments, out="out.png"):
         out = tmp_path / out
@@ -71,7 +72,7 @@ def call(monkeypatch, studio, run_dir, tmp_path, capsys):
         assert f"wrote {out}" in capsys.readouterr().out
         record = json.loads(out.with_suffix(".json").read_text())
         shown = np.stack([read(tmp_path / single) for single in record["images"]])
-        assert record["command"] == name and record["models"]["clip_id"] == studio.clip_id
+        assert record["command"] == name and record["models"]["clip_id"] == engine.clip_id
         assert read(out).shape[0] > shown.shape[1]  # the labelled grid
         return record, shown
 
@@ -84,11 +85,11 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def reconstructed(studio, run_dir, inputs, tmp_path_factory):
+def reconstructed(engine, run_dir, inputs, tmp_path_factory):
     """Reconstructions of both pictures, and where their latents are."""
     out = tmp_path_factory.mktemp("latents") / "out.png"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InferenceEngine, "open", lambda models, batch: studio)
+        patch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
         paths = [str(inputs / name) for name in ("one.png", "other.png")]
         sample.main(["reconstruct", *paths, STEPS, f"--models={run_dir}", f"--out={out}"])
     record = json.loads(out.with_suffix(".json").read_text())
@@ -123,7 +124,7 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstructe
     assert np.any(other[0] != path[0])
 
 
-def test_details_are_what_the_upsampler_adds(call, reconstructed, studio):
+def test_details_are_what_the_upsampler_adds(call, reconstructed, engine):
     record, shown, latents = reconstructed
     (held,) = record["inputs"][0]["details"]
     assert held["image_size"] == 2 * SIZE and held["steps"] == "8"  # as it was exported
@@ -147,7 +148,7 @@ def test_details_of_other_upsamplers_or_steps_are_refused(call, reconstructed, i
     latent_files.save(bare, found._replace(details=()), origin=no_details)
     with pytest.raises(UserError, match="strange.npz holds details of other upsamplers: upsampler"):
         call("variations", strange, STEPS)
-    with pytest.raises(UserError, match="details of --upsampler-steps 8, not 4; give the same"):
+    with pytest.raises(UserError, match="details of upsampler_steps 8, not 4; give the same"):
         call("variations", paths[0], STEPS, "--upsampler-steps=4")
     for pair in ((bare, paths[0]), (inputs / "one.png", bare)):
         with pytest.raises(UserError, match="bare.npz holds no details for the upsamplers, as"):
@@ -158,11 +159,11 @@ def test_details_of_other_upsamplers_or_steps_are_refused(call, reconstructed, i
     call("interpolate", bare, paths[0], STEPS, "--frames=2", "--noise=shared")
 
 
-def test_an_upsampler_that_cannot_be_inverted_is_named(call, studio, inputs, monkeypatch):
-    (last,) = studio.cascade.upsamplers
+def test_an_upsampler_that_cannot_be_inverted_is_named(call, engine, inputs, monkeypatch):
+    (last,) = engine.cascade.upsamplers
     altered = dataclasses.replace(last, last_step=True)
-    cascade = dataclasses.replace(studio.cascade, upsamplers=(altered,))
-    monkeypatch.setattr(studio, "cascade", cascade)
+    cascade = dataclasses.replace(engine.cascade, upsamplers=(altered,))
+    monkeypatch.setattr(engine, "cascade", cascade)
     record, _ = call("variations", inputs / "one.png", STEPS, "--etas", 0, "--num=1")
     assert "to 32 px takes its last step with another network" in record["details_left_out"]
     assert record["inputs"][0]["details"] == []
@@ -211,7 +212,7 @@ def test_variations_leave_the_picture_as_eta_grows(call, reconstructed):
 
 def test_a_blend_of_one_heavy_picture_is_its_reconstruction(call, reconstructed):
     _, shown, latents = reconstructed
-    weights = ("--picture", latents[0], 1, "--picture", latents[1], 0)
+    weights = ("--image", latents[0], 1, "--image", latents[1], 0)
     _, one = call("blend", *weights, STEPS)
     assert np.abs(one[0].astype(int) - shown[1]).max() <= 1
     record, mixed = call(
@@ -234,10 +235,10 @@ def test_inpainting_keeps_known_pixels_exactly_and_draws_the_rest(call, inputs):
     assert np.any(filled[0] != filled[1])
 
 
-def test_probing_ends_in_the_embedding_itself(call, studio, inputs, tmp_path, run_dir):
+def test_probing_ends_in_the_embedding_itself(call, engine, inputs, tmp_path, run_dir):
     rng = np.random.default_rng(0)
     writer = EmbeddingWriter(
-        tmp_path / "embedded", info={"clip_id": studio.clip_id}, shard_size=100
+        tmp_path / "embedded", info={"clip_id": engine.clip_id}, shard_size=100
     )
     z = rng.normal(size=(100, 32)).astype(np.float32)
     writer.add([f"{i}" for i in range(100)], [""] * 100, z_img=z, z_txt=z)
@@ -246,10 +247,10 @@ def test_probing_ends_in_the_embedding_itself(call, studio, inputs, tmp_path, ru
     record, shown = call("probe-pca", *paths, "--components", 2, 32, STEPS)
     assert len(shown) == 4 and record["variance_kept"]["32"] == pytest.approx(1.0)
     assert np.any(shown[0] != shown[1])
-    with pytest.raises(UserError, match=r"--components is 33; it must lie in \[0, 32\]"):
+    with pytest.raises(UserError, match=r"components is 33; it must lie in \[0, 32\]"):
         call("probe-pca", *paths, "--components", 33, STEPS)
     stats = tmp_path / "embedded" / "stats.json"
-    stats.write_text(stats.read_text().replace(studio.clip_id, "f" * 64))
+    stats.write_text(stats.read_text().replace(engine.clip_id, "f" * 64))
     with pytest.raises(UserError, match="are of CLIP 'ffff"):
         call("probe-pca", *paths, STEPS)
 
@@ -257,14 +258,14 @@ def test_probing_ends_in_the_embedding_itself(call, studio, inputs, tmp_path, ru
 def test_upscale_begins_at_the_size_that_fits(call, inputs):
     record, shown = call("upscale", inputs / "one.png", inputs / "other.png")
     assert record["from_size"] == SIZE and shown.shape == (4, 2 * SIZE, 2 * SIZE, 3)
-    with pytest.raises(UserError, match="--from-size is 20, but these upsamplers take 16 px"):
+    with pytest.raises(UserError, match="from_size is 20, but these upsamplers take 16 px"):
         call("upscale", inputs / "one.png", "--from-size=20")
 
 
-def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_path, monkeypatch):
+def test_text_with_previews_draws_what_text_alone_draws(engine, run_dir, tmp_path, monkeypatch):
     words, shared = cascades.CAPTIONS[:2], [f"--models={run_dir}", STEPS, "--seed=4", "--batch=2"]
     sample.main(["text", *words, *shared, f"--out={tmp_path / 'plain.png'}"])
-    monkeypatch.setattr("unclip_jax.sample.InferenceEngine", lambda loaded, batch: studio)
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
     sample.main([*words, *shared, "--previews=2", f"--out={tmp_path / 'shown.png'}"])
     plain, shown = (
         json.loads((tmp_path / name).read_text()) for name in ("plain.json", "shown.json")
@@ -277,15 +278,12 @@ def test_text_with_previews_draws_what_text_alone_draws(studio, run_dir, tmp_pat
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "edm:s_churn=4"])
-def test_samplers_with_memory_are_previewed_and_watched(studio, monkeypatch, sampler):
-    sampling = dataclasses.replace(studio.cascade.decoder.sampling, steps="8", sampler=sampler)
-    how = {"seed": 0, "options": SampleOptions(decoder=sampling)}
-    words, reports = cascades.CAPTIONS[:2], []
-    plain = guided_text.draw(studio, words, **how).images
-    previewed = guided_text.draw(studio, words, **how, previews=2)
-    monkeypatch.setattr(studio, "watch", reports.append)
-    watched = guided_text.draw(studio, words, **how).images
-    for images in (previewed.images, watched):
+def test_samplers_with_memory_are_previewed_and_watched(engine, sampler):
+    request = TextRequest(captions=tuple(cascades.CAPTIONS[:2]), steps="8", sampler=sampler)
+    plain, reports = engine.run(request).images, []
+    previewed = engine.run(dataclasses.replace(request, previews=2)).images
+    watched = engine.run(request, progress=reports.append).images
+    for images in (previewed, watched):
         assert np.abs(images.astype(int) - plain).max() <= 1
     steps = [report.step for report in reports if report.images is not None]
     rows = 8 if sampler == "dpmpp_2m" else 15
@@ -294,18 +292,16 @@ def test_samplers_with_memory_are_previewed_and_watched(studio, monkeypatch, sam
 
 @pytest.mark.parametrize(("steps", "parts"), [(250, 10), (50, 10), (27, 9), (4, 4), (1000, 10)])
 def test_a_watched_chain_is_cut_into_equal_parts(steps, parts):
-    assert progress.looks(steps) == parts and steps % parts == 0
+    assert progress.preview_count(steps) == parts and steps % parts == 0
 
 
-def test_a_negative_caption_and_a_schedule_change_guided_pictures(studio, monkeypatch):
-    sampling = dataclasses.replace(studio.cascade.decoder.sampling, steps="4", guidance_scale=3.0)
-    options = SampleOptions(decoder=sampling)
-    how = {"seed": 0, "options": options, "schedule": "rising", "negative": "a green star"}
-    images = guided_text.draw(studio, cascades.CAPTIONS[:2], **how).images
-    changed = guided_text.draw(
-        studio, cascades.CAPTIONS[:2], **{**how, "negative": "three pink rings"}
-    ).images
-    assert images.shape == changed.shape and np.any(images != changed)
+def test_a_negative_caption_and_a_schedule_change_guided_images(engine):
+    options = {"steps": "4", "guidance": 3.0, "guidance_schedule": "rising"}
+    images = [
+        engine.sample(cascades.CAPTIONS[:2], **options, negative=negative).images
+        for negative in ("a green star", "three pink rings")
+    ]
+    assert images[0].shape == images[1].shape and np.any(images[0] != images[1])
 
 
 def test_one_program_serves_every_command_seed_and_caption(traces, reconstructed, call):
@@ -318,20 +314,84 @@ def test_one_program_serves_every_command_seed_and_caption(traces, reconstructed
     assert len(traces) == before
 
 
-def test_a_record_holds_all_that_is_needed_to_draw_again(call, reconstructed, tmp_path):
-    record, first = call("interpolate", *reconstructed[2], STEPS, "--frames=2")
-    name, arguments = record["command"], record["arguments"]
-    (tmp_path / "out.json").unlink()
-    sample.main([name, *arguments])
-    again = np.stack([read(tmp_path / single) for single in record["images"]])
-    np.testing.assert_array_equal(again, first)
+def test_a_record_repeats_its_request(call, reconstructed, run_dir, tmp_path, engine):
+    record, first = call("interpolate", *reconstructed[2], STEPS, "--frames=2", "--seed=3")
+    assert record["request"]["seed"] == 3 and record["request"]["steps"] == "4"
+    again = tmp_path / "again.png"
+    how = [f"--models={run_dir}", f"--out={again}"]
+    sample.main(["repeat", str(tmp_path / "out.json"), *how])
+    repeated = json.loads(again.with_suffix(".json").read_text())
+    assert repeated["request"] == record["request"]
+    images = np.stack([read(tmp_path / single) for single in repeated["images"]])
+    np.testing.assert_array_equal(images, first)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read .*no.json: No such file"),
+        ("{", "no.json is no record of a request"),
+        ('{"command": "text"}', "no.json is no record of a request"),
+        ('{"command": "text", "request": {"sed": 1}}', "text has no 'sed'. Did you mean 'seed'"),
+    ],
+)
+def test_files_that_are_no_records_are_refused(run_dir, tmp_path, content, message):
+    path = tmp_path / "no.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        sample.main(["repeat", str(path), f"--models={run_dir}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["interpolat", "one.png"], "unknown command 'interpolat'. Did you mean 'interpolate'"),
+        (["varitions"], "Did you mean 'variations'.* write `text` before it"),
+        (["diff", "one.png"], "Did you mean 'text-diff'"),
+        (["blended"], "Did you mean 'blend'"),
+    ],
+)
+def test_a_misspelt_command_is_an_error_with_a_suggestion(run_dir, arguments, message):
+    with pytest.raises(UserError, match=message):
+        sample.main([*arguments, f"--models={run_dir}"])
+
+
+@pytest.mark.parametrize("caption", ["a blend of colors", "cat", "circle", "interpolate two cats"])
+def test_captions_are_not_taken_for_commands(caption):
+    assert request_command.choose([caption, "one"]) == ("text", [caption, "one"])
+    assert request_command.choose(["text", "blend"]) == ("text", ["blend"])
+    assert request_command.choose(["text_diff", "a", "b"]) == ("text-diff", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("text", "a red circle", "--previews=2", "--animate=gif"),
+        ("text", "a red circle", "--negative=a star", "--guidance=2"),
+        ("variations", "{}/one.png", "--etas", "0", "--num=1"),
+        ("reconstruct", "{}/one.png"),
+    ],
+)
+def test_only_the_first_of_several_processes_writes(
+    monkeypatch, engine, run_dir, inputs, tmp_path, capsys, arguments
+):
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
+    given = [part.format(inputs) for part in arguments]
+    for index, files in ((1, 0), (0, 3)):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        sample.main([*given, STEPS, f"--models={run_dir}", f"--out={tmp_path / 'out.png'}"])
+        assert len(list(tmp_path.iterdir())) >= files and (
+            index == 0 or not any(tmp_path.iterdir())
+        )
+        assert bool(capsys.readouterr().out) == (index == 0)
 
 
 def test_the_help_lists_every_subcommand(capsys):
     with pytest.raises(SystemExit):
         sample.main(["--help"])
     shown = capsys.readouterr().out
-    for name in ("reconstruct", "variations", "interpolate", "text-diff", "blend", "inpaint"):
+    for name in (*REQUESTS, "repeat"):
         assert name in shown
 
 
@@ -341,47 +401,50 @@ LONG = "x" * 10_001
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("reconstruct nowhere.png", "there is no picture nowhere.png"),
+        ("reconstruct nowhere.png", "there is no image nowhere.png"),
         ("reconstruct {}/words.png", "words.png: not an image: 13 bytes of no known format; give"),
         ("reconstruct {}/drawing.svg", "not an image"),
-        ("reconstruct {}/one.png --refine=40", r"--refine is 40; it must lie in \[0, 32\]"),
-        ("reconstruct {}/one.png --batch=0", "--batch is 0"),
-        ("reconstruct {}/one.png --out=a.jpg", "--out is 'a.jpg'; give a name that ends in .png"),
-        (f"reconstruct {{}}/one.png --caption={LONG}", "a caption has 10001 characters"),
+        ("reconstruct {}/one.png --refine=40", r"refine is 40; it must lie in \[0, 32\]"),
+        ("reconstruct {}/one.png --batch=0", "batch is 0"),
+        ("reconstruct {}/one.png --out=a.jpg", "out is 'a.jpg'; give a name that ends in .png"),
+        (f"reconstruct {{}}/one.png --caption={LONG}", "caption has 10001 characters"),
         ("reconstruct {}/one.png --steps=ddim999", "no integer stride gives 999"),
-        ("reconstruct {}/one.png --guidance=-1", "guidance scale is -1.0"),
-        ("reconstruct {}/one.png --negative=cats", "--negative has no effect while --guidance is"),
+        ("reconstruct {}/one.png --guidance=-1", "guidance is -1.0; it must lie in"),
+        ("reconstruct {}/one.png --negative=cats", "negative has no effect while guidance is"),
         ("reconstruct {}/one.png --guidance-schedule=up", "unknown guidance schedule 'up'"),
-        ("variations {}/one.png --etas 0 1.5", r"--etas is 1.5; it must lie in \[0.0, 1.0\]"),
-        ("variations {}/one.png --num=0", r"--num is 0; it must lie in \[1, 4096\]"),
+        ("variations {}/one.png --etas 0 1.5", r"etas is 1.5; it must lie in \[0, 1\]"),
+        ("variations {}/one.png --num=0", r"num is 0; it must lie in \[1, 4096\]"),
         ("variations {}/one.png --num=4000", "number of images is 20000"),
-        ("interpolate {}/one.png", "interpolation needs at least two pictures, not 1"),
-        ("interpolate {0}/one.png {0}/other.png --frames=1", "--frames is 1"),
-        ("text-diff {}/one.png blue --theta=1.5", r"--theta is 1.5; it must lie in \[0.0, 1.0\]"),
-        ("text-diff {}/one.png blue --frames=1", "--frames is 1"),
-        ("text-diff {}/one.png blue --eta=0.5", "--eta belongs to --inversion=ddpm"),
-        ("text-diff {}/one.png blue --strength=0", "--strength belongs to --inversion=ddpm"),
-        ("text-diff {}/one.png blue --inversion=ddpm --refine=1", "--refine is 1, but"),
+        ("interpolate {}/one.png", r"number of images is 1; it must lie in \[2, 4096\]"),
+        ("interpolate {0}/one.png {0}/other.png --frames=1", "frames is 1"),
+        ("text-diff {}/one.png blue --theta=1.5", r"theta is 1.5; it must lie in \[0, 1\]"),
+        ("text-diff {}/one.png blue --frames=1", "frames is 1"),
+        ("text-diff {}/one.png blue --eta=0.5", "eta belongs to inversion=ddpm"),
+        ("text-diff {}/one.png blue --strength=0", "strength belongs to inversion=ddpm"),
+        ("text-diff {}/one.png blue --inversion=ddpm --refine=1", "refine is 1, but"),
         ("text-diff {}/one.png blue --inversion=ddpm --upsampler-steps=4", "but details are fresh"),
-        ("text-diff {}/one.npz blue --inversion=ddpm", "holds an x_T; --inversion=ddpm needs"),
-        ("text-diff {}/one.png blue --inversion=ddpm --eta=2", r"--eta is 2.0; it must lie in"),
-        ("text-diff {}/one.png blue --inversion=ddpm --strength=2", "--strength is 2.0; it must"),
-        ("text-diff {}/one.png ", "the target caption is empty; say what"),
-        (f"text-diff {{}}/one.png {LONG}", "a caption has 10001 characters"),
-        ("blend --picture {}/one.png", "a blend needs at least two things, not 1"),
+        ("text-diff {}/one.png blue --inversion=ddpm --eta=2", r"eta is 2.0; it must lie in"),
+        ("text-diff {}/one.png blue --inversion=ddpm --strength=2", "strength is 2.0; it must"),
+        ("text-diff {}/one.png ", "target is empty; say what"),
+        (f"text-diff {{}}/one.png {LONG}", "target has 10001 characters"),
+        ("blend --image {}/one.png", "a blend needs at least two things, not 1"),
         ("blend --text a --text b x", "--text b x: give one weight, a number such as 0.5"),
         ("blend --text a --text b 1 2", "--text b 1 2: give one weight"),
-        ("blend --text a --text b -1", "weight of --text b is -1.0"),
-        ("blend --picture {0}/one.png --text a --num=2", "only --noise fresh differs"),
+        ("blend --text a --text b -1", "text_weights is -1.0; it must lie in"),
+        ("blend --image {0}/one.png --text a --num=2", "images differ only with noise=fresh"),
         ("inpaint {0}/one.png {0}/wide.png", "has 30x40 pixels and .* has 31x40; give a mask"),
         ("inpaint {0}/one.png {0}/dark.png", "is dark everywhere; paint white"),
-        ("inpaint {0}/one.png {0}/mask.png --repeats=0", r"--repeats is 0; it must lie in"),
-        ("inpaint {0}/one.png {0}/mask.png --eta=2", "sampling.eta is 2.0"),
-        ("upscale {}/one.png --no-upsample", "would do nothing"),
+        ("inpaint {0}/one.png {0}/mask.png --repeats=0", r"repeats is 0; it must lie in"),
+        ("inpaint {0}/one.png {0}/mask.png --eta=2", "eta is 2.0; it must lie in"),
+        ("upscale {}/one.png --no-upsample", "unknown flag '--no-upsample'"),
+        ("variations {}/one.png --etas x", "etas is 'x'; give a number"),
+        ("variations {}/one.png --num=1.5", "num is '1.5'; give a whole number"),
+        ("variations {}/one.png --etaz 1", "unknown flag '--etaz'. Did you mean '--etas'"),
+        ("interpolate {0}/one.png {0}/other.png --noise=own", "unknown noise 'own'. Known: inv"),
     ],
 )
-def test_mistakes_are_one_line(monkeypatch, studio, run_dir, inputs, arguments, message):
-    monkeypatch.setattr(InferenceEngine, "open", lambda models, batch: studio)
+def test_mistakes_are_one_line(monkeypatch, engine, run_dir, inputs, arguments, message):
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
     given = [part.format(inputs) for part in arguments.split(" ")]
     with pytest.raises(UserError, match=message):
         sample.main([*given, f"--models={run_dir}"])
@@ -389,17 +452,19 @@ def test_mistakes_are_one_line(monkeypatch, studio, run_dir, inputs, arguments, 
 
 def test_a_latent_of_another_chain_or_caption_is_refused(call, reconstructed, inputs, tmp_path):
     latents = reconstructed[2]
-    with pytest.raises(UserError, match=r"was inverted with --steps 4, not ddim250"):
+    with pytest.raises(UserError, match=r"was inverted with steps 4, not ddim250"):
         call("variations", latents[0])
+    with pytest.raises(UserError, match="0000.npz holds an x_T; inversion=ddpm needs the image"):
+        call("text-diff", latents[0], "blue", "--inversion=ddpm", STEPS)
 
 
 def test_models_without_upsamplers_stop_at_the_decoders_size(
-    run_dir, studio, monkeypatch, inputs, tmp_path, reconstructed
+    run_dir, engine, monkeypatch, inputs, tmp_path, reconstructed
 ):
     bare = InferenceEngine.__new__(InferenceEngine)
-    bare.__dict__.update(studio.__dict__)
-    bare.cascade = dataclasses.replace(studio.cascade, upsamplers=())
-    monkeypatch.setattr(InferenceEngine, "open", lambda models, batch: bare)
+    bare.__dict__.update(engine.__dict__)
+    bare.cascade = dataclasses.replace(engine.cascade, upsamplers=())
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: bare)
     with pytest.raises(UserError, match="these models have no upsampler, which upscale needs"):
         sample.main(["upscale", str(inputs / "one.png"), f"--models={run_dir}"])
     out = tmp_path / "out.png"

@@ -1,0 +1,150 @@
+"""Requests to the service, on an untrained cascade: the same images as from the command line."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.serving.conftest import png
+from unclip_jax import sample
+from unclip_jax.core.checks import UserError
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.serving.job_queue import JobCancelled
+
+SIZE = 16  # of the tiny decoder; its upsampler doubles it
+
+
+def pixels(served):
+    return served.result.display.astype(int)
+
+
+def ask(service, command, **given):
+    job = service.submit(command, {"steps": "4", **given}, owner="me")
+    assert job.wait(120)
+    if job.error:
+        raise UserError(job.error)
+    return job.result
+
+
+@pytest.fixture(scope="module")
+def drawn(service):
+    return ask(service, "text", captions=["a red circle", "-x"], seed=3, num=2)
+
+
+def test_captions_give_the_images_of_the_command_line(drawn, run_dir, tmp_path):
+    result = drawn.result
+    assert result.labels == ("a red circle",) * 2 + ("-x",) * 2
+    assert result.record["models"]["path"] == run_dir.name  # and no more of the server's paths
+    assert result.record["command"] == "text"
+    with zipfile.ZipFile(io.BytesIO(drawn.archive())) as archive:
+        archive.extractall(tmp_path)
+    out = tmp_path / "again.png"
+    sample.main(["repeat", str(tmp_path / "text.json"), f"--models={run_dir}", f"--out={out}"])
+    paths = sorted(out.with_suffix("").glob("*.png"))
+    again = np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
+    assert again.shape == (4, 2 * SIZE, 2 * SIZE, 3)
+    # in parts or as a whole, the compiler may round otherwise
+    assert np.abs(pixels(drawn) - again).max() <= 1
+
+
+def test_the_archive_holds_all_that_is_needed_to_repeat_the_request(service, run_dir, tmp_path):
+    served = ask(service, "variations", image=png(), etas=[0, 1], num=1)
+    with zipfile.ZipFile(io.BytesIO(served.archive())) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)
+    singles = ["variations/0000.png", "variations/0001.png"]
+    assert set(names) == {"image.png", "variations.json", "variations.png", *singles}
+    out = tmp_path / "again.png"
+    record = str(tmp_path / "variations.json")
+    sample.main(["repeat", record, f"--models={run_dir}", f"--out={out}"])
+    again = np.stack([np.asarray(Image.open(tmp_path / f"again/000{i}.png")) for i in (0, 1)])
+    assert np.abs(again.astype(int) - pixels(served)).max() <= 1
+
+
+def test_a_path_and_its_animation(service):
+    served = ask(service, "interpolate", images=[png(), png(seed=1)], frames=3, animate="gif")
+    assert len(served.result.images) == 3 and served.result.animation().startswith(b"GIF89a")
+    assert served.result.record["request"]["images"] == ["images-0.png", "images-1.png"]
+
+
+def test_a_blend_of_images_and_captions(service):
+    values = {"images": [png()], "texts": ["-x"], "text_weights": [0.5], "noise": "fresh"}
+    served = ask(service, "blend", **values, num=2)
+    assert served.result.labels == ("0.67 images.png + 0.33 -x",) * 2
+    assert np.any(pixels(served)[0] != pixels(served)[1])
+    with pytest.raises(UserError, match="a blend needs at least two things, not 1"):
+        ask(service, "blend", texts=["a"])
+
+
+def test_probing_uses_the_servers_embeddings_and_hides_where_they_are(
+    service, tmp_path, monkeypatch
+):
+    values = {"images": [png()], "components": [2, 32]}
+    with pytest.raises(UserError, match="this server has no embeddings .*--embeddings=DIR"):
+        ask(service, "probe-pca", **values)
+    folder = tmp_path / "embeddings" / "train"
+    writer = EmbeddingWriter(folder, info={"clip_id": service.engine.clip_id}, shard_size=40)
+    z = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    writer.add([f"{i}" for i in range(40)], [""] * 40, z_img=z, z_txt=z)
+    writer.finish()
+    monkeypatch.setattr(service, "embeddings", folder)
+    result = ask(service, "probe-pca", **values).result
+    assert len(result.images) == 2
+    assert result.record["request"]["embeddings"] == "embeddings/train"
+    stats = folder / "stats.json"
+    stats.write_text(stats.read_text().replace(service.engine.clip_id, "f" * 64))
+    with pytest.raises(UserError, match="^the embeddings in embeddings/train .* are of CLIP 'ffff"):
+        ask(service, "probe-pca", **values)
+
+
+def test_progress_names_stages_and_steps_and_shows_pictures(service):
+    seen = []
+    service.run(submission(service, captions=["x"]), seen.append)
+    assert list(dict.fromkeys(state.stage for state in seen)) == ["prior", "decode", "upsample"]
+    previews = [state for state in seen if state.images is not None]
+    assert previews[-1].step == previews[-1].steps == 4
+    assert previews[0].images.shape == (1, SIZE, SIZE, 3)
+    assert [state.share for state in previews] == sorted(state.share for state in previews)
+    assert not service.engine.watched
+
+
+def test_a_watcher_ends_the_work_and_the_next_request_is_as_ever(service, drawn):
+    def leave(state):
+        if state.images is not None:
+            raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        service.run(submission(service, captions=["x"]), leave)
+    again = ask(service, "text", captions=["a red circle", "-x"], seed=3, num=2)
+    np.testing.assert_array_equal(pixels(again), pixels(drawn))
+
+
+def submission(service, **given):
+    return service.read("text", {"steps": "4", **given})
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "message"),
+    [
+        ("text", {"captions": ["x"], "steps": "ddim999"}, "ddim999"),
+        ("text", {"captions": ["x"], "negative": "y"}, "no effect while guidance is 1.0"),
+        ("text", {"captions": ["x"], "guidance_schedule": "up"}, "unknown guidance schedule 'up'"),
+        (
+            "inpaint",
+            {"image": png(), "mask": png(30, 40)},
+            "^image.png has 40x30 pixels and mask.png has 30x40",
+        ),
+        ("variations", {"image": png(8, 100)}, "absurd aspect ratio"),
+    ],
+)
+def test_what_the_command_refuses_is_told(service, command, given, message):
+    with pytest.raises(UserError, match=message):
+        ask(service, command, **{"guidance": 1.0, **given})
+
+
+def test_models_say_what_they_are(service, run_dir):
+    told = service.models()
+    assert told["name"] == run_dir.name and told["sizes"] == [SIZE, 2 * SIZE]
+    assert {"clip", "prior", "decoder"} <= told["stages"].keys()

@@ -1,1 +1,0 @@
-"""Subcommands of `sample` that edit images, one module each."""

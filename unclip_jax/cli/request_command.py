@@ -1,0 +1,143 @@
+"""A request from the command line: choosing its kind, parsing its flags, running it, saving it."""
+
+import argparse
+import dataclasses
+import difflib
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from unclip_jax.cli import flags, process_flags, request_flags
+from unclip_jax.cli.parser import Parser
+from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.data.image_codec import SUFFIXES
+from unclip_jax.inference import fields
+from unclip_jax.inference.request_parts import Request
+from unclip_jax.inference.requests import REQUESTS, TextRequest
+
+REPEAT = "repeat"
+MAX_BATCH = 4096
+NEAR, VERY_NEAR = 0.6, 0.8  # similarity of a misspelt command to the command
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything about a run but its request.
+
+    Attributes:
+        models: a run directory, or Karlo's.
+        prior: which of its priors.
+        out: labelled grid to write.
+        batch: images at once.
+        by_stage: True to keep one stage on the device at a time.
+    """
+
+    models: pathlib.Path
+    prior: str
+    out: pathlib.Path
+    batch: int
+    by_stage: bool = False
+
+
+def choose(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Splits arguments into the command and its own; without a command they are captions.
+
+    Raises:
+        UserError: the first argument is a misspelt command.
+    """
+    names = [*REQUESTS, REPEAT]
+    if not argv or argv[0].startswith("-"):
+        return TextRequest.name, list(argv)
+    first = argv[0].replace("_", "-")
+    if first in names:
+        return first, list(argv[1:])
+    names_image = len(argv) > 1 and pathlib.Path(argv[1]).suffix.lower() in (*SUFFIXES, ".npz")
+    cutoff = NEAR if names_image else VERY_NEAR
+    if near := difflib.get_close_matches(first, names, n=1, cutoff=cutoff):
+        raise UserError(
+            f"unknown command {argv[0]!r}. Did you mean {near[0]!r}? To sample images of that "
+            "caption, write `text` before it."
+        )
+    return TextRequest.name, list(argv)
+
+
+def parsers() -> dict[str, Parser]:
+    """The parsers of all commands but the default one."""
+    return {name: parser(name) for name in (*REQUESTS, REPEAT)}
+
+
+def parser(command: str = TextRequest.name) -> Parser:
+    """The parser of a command."""
+    if command == REPEAT:
+        parser = Parser(f"sample {REPEAT}", description="Repeat the request of a record.")
+        parser.add_argument("record", type=pathlib.Path, help="the JSON beside earlier images")
+    else:
+        request, is_text = REQUESTS[command], command == TextRequest.name
+        others = "\n".join(f"  {name:12} {each.summary}" for name, each in REQUESTS.items())
+        others += f"\n  {REPEAT:12} Repeat the request of a record."
+        listed = {"epilog": f"commands (each has its own --help):\n{others}"} if is_text else {}
+        name = "sample" if is_text else f"sample {command}"
+        parser = Parser(name, description=request.summary, **listed)
+        request_flags.add_fields(parser, request)
+    flags.add_models(parser, public=True)
+    parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
+    out = "samples.png" if command == TextRequest.name else f"{command}.png"
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="file to write")
+    parser.add_argument("--batch", type=int, default=16, help="images at once")
+    if command == TextRequest.name:
+        parser.add_argument(
+            "--by-stage",
+            action="store_true",
+            help="keep one stage on the device at a time, for models that fill its memory",
+        )
+    process_flags.add(parser)
+    return parser
+
+
+def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
+    """The request and the setting that arguments ask for.
+
+    Raises:
+        UserError: a value that cannot be used, or there are no models.
+    """
+    in_range("batch", args.batch, 1, MAX_BATCH)
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"out is {str(args.out)!r}; give a name that ends in .png.")
+    setting = Setting(
+        models=flags.run_directory(args.models),
+        prior=args.prior,
+        out=args.out,
+        batch=args.batch,
+        by_stage=getattr(args, "by_stage", False),
+    )
+    if command == REPEAT:
+        return request_flags.from_record(args.record), setting
+    values = request_flags.values(args, REQUESTS[command])
+    return fields.build(REQUESTS[command], values, name=command), setting
+
+
+def run(request: Request, setting: Setting) -> None:
+    """Runs a request, saves its result, and says in the first process what was written.
+
+    Raises:
+        UserError: these models cannot do it with these inputs, or files cannot be written.
+    """
+    import jax
+
+    from unclip_jax.convert import importing
+    from unclip_jax.inference import load
+    from unclip_jax.inference.engine import InferenceEngine
+    from unclip_jax.inference.runs import text
+
+    if setting.by_stage:
+        assert isinstance(request, TextRequest)
+        files = load.find_cascade(importing.run_directory(setting.models), prior_name=setting.prior)
+        result = text.run_by_stage(files, request, batch=setting.batch, name=str(setting.models))
+    else:
+        engine = InferenceEngine.open(setting.models, prior=setting.prior, batch=setting.batch)
+        result = engine.run(request)
+    result.save(setting.out)
+    if jax.process_index() == 0:
+        note = f" ({result.note})" if result.note else ""
+        size = result.images.shape[1]
+        sys.stdout.write(f"wrote {setting.out}: {len(result.images)} images of {size} px{note}\n")

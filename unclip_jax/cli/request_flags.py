@@ -1,0 +1,153 @@
+"""Flags of a request, derived from its fields, and the request that they ask for.
+
+Importing it imports no JAX, so that --help is quick.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from unclip_jax.cli.parser import Parser
+from unclip_jax.core.checks import UserError
+from unclip_jax.inference import fields
+from unclip_jax.inference.fields import Field
+from unclip_jax.inference.request_parts import Request
+from unclip_jax.inference.requests import REQUESTS
+
+_METAVARS = {"integer": "N", "number": "X", "text": "TEXT", "image": "FILE"}
+
+
+def add_fields(
+    parser: Parser, request: type[Request], *, only: Collection[str] | None = None
+) -> None:
+    """Adds one argument per field of a request, or per field in `only`."""
+    known = fields.fields(request)
+    joint = {field.option.weights for field in known.values()}  # given with the items they weigh
+    for field in known.values():
+        if field.name not in joint and (only is None or field.name in only):
+            _add(parser, field)
+
+
+def values(args: argparse.Namespace, request: type[Request]) -> dict[str, Any]:
+    """Returns the values that were given by field; numbers are read where they can be.
+
+    Raises:
+        UserError: an item has more than one weight, or one that is no number.
+    """
+    given: dict[str, Any] = {}
+    for field in fields.fields(request).values():
+        value = getattr(args, field.name, None)
+        if value is None:
+            continue
+        if field.option.weights:
+            items, weights = _weighted(field, value)
+            given |= {field.name: items, field.option.weights: weights}
+        else:
+            given[field.name] = (
+                [_read(field, v) for v in value] if field.many else _read(field, value)
+            )
+    return given
+
+
+def from_record(path: pathlib.Path) -> Request:
+    """Reads the request of a record that an earlier result wrote.
+
+    Images that the record names are looked for beside it, then in the current directory.
+
+    Raises:
+        UserError: it is no record, or what it names is not there.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        name, stored = record["command"], record["request"]
+        request = REQUESTS[name]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no record of a request ({type(error).__name__}: {error}); give the JSON "
+            "that was written beside the images."
+        ) from None
+    found = dict(stored)
+    for field in fields.fields(request).values():
+        if field.scalar == "image" and found.get(field.name):
+            names = found[field.name]
+            found[field.name] = (
+                [_beside(path, name) for name in names] if field.many else _beside(path, names)
+            )
+    return fields.build(request, found, name=name)
+
+
+def _add(parser: Parser, field: Field) -> None:
+    """Adds the argument of one field."""
+    option, flag = field.option, f"--{(field.option.flag or field.name).replace('_', '-')}"
+    if field.scalar == "boolean":
+        assert field.default is True
+        parser.add_argument(
+            f"--no-{flag[2:]}",
+            dest=field.name,
+            action="store_false",
+            default=None,
+            help=_help(field),
+        )
+        return
+    shape: dict[str, Any] = {"help": _help(field), "metavar": _METAVARS[field.scalar]}
+    if option.choices:
+        shape["metavar"] = "|".join(option.choices)
+    if option.weights:
+        shape |= {"action": "append", "nargs": "+", "metavar": (shape["metavar"], "WEIGHT")}
+    elif field.many:
+        shape["nargs"] = "+"
+    if option.positional:
+        parser.add_argument(field.name, **{**shape, "metavar": field.name.upper()})
+    else:
+        parser.add_argument(flag, dest=field.name, required=field.required, **shape)
+
+
+def _help(field: Field) -> str:
+    """The help of a field with its range and its default."""
+    notes = [fields.range_text(field)]
+    default = field.default
+    if field.scalar != "boolean" and default not in (None, ()):
+        shown = " ".join(f"{x:g}" for x in default) if field.many else default
+        notes.append(f"default: {shown}")
+    text = "; ".join(note for note in notes if note)
+    return f"{field.option.help} ({text})" if text else field.option.help
+
+
+def _read(field: Field, value: Any) -> Any:
+    """The number that a flag holds; what is no number is left for the request to refuse."""
+    kind = {"integer": int, "number": float}.get(field.scalar)
+    if kind is None or not isinstance(value, str):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _weighted(field: Field, given: Sequence[Sequence[str]]) -> tuple[list[str], list[float]]:
+    """Items and their weights.
+
+    Raises:
+        UserError: a weight that is no number, or more than one.
+    """
+    items, weights = [], []
+    for item, *rest in given:
+        try:
+            (weight,) = rest or ["1"]
+            weights.append(float(weight))
+        except ValueError:
+            raise UserError(
+                f"--{field.option.flag} {item} {' '.join(rest)}: give one weight, a number such as "
+                "0.5."
+            ) from None
+        items.append(item)
+    return items, weights
+
+
+def _beside(record: pathlib.Path, name: str) -> str:
+    path = record.parent / name
+    return str(path) if path.is_file() else name

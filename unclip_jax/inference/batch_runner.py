@@ -1,0 +1,105 @@
+"""Functions of one batch run over any number of images: compiled once, split over all devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from unclip_jax.core.picture import to_uint8
+from unclip_jax.core.types import Image
+from unclip_jax.inference.progress import Progress, ProgressCallback
+from unclip_jax.parallel import place
+from unclip_jax.parallel.mesh import replicated, sampling_mesh, traced_on
+
+T = TypeVar("T")
+
+
+class BatchRunner:
+    """Compiled functions of a model, and batches of one shape for them.
+
+    Attributes:
+        mesh: the devices, of all processes.
+        batch: images at once.
+        progress: called with the state of the work; None = nobody follows it.
+    """
+
+    def __init__(self, config: Any, *, batch: int):
+        """Chooses the devices.
+
+        Args:
+            config: first argument of every function.
+            batch: images at once; rounded up to a multiple of the devices of all processes.
+        """
+        self.config = config
+        self.mesh, self.batch = sampling_mesh(batch)
+        self.progress: ProgressCallback | None = None
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def place(self, params: T) -> T:
+        """Copies parameters to every device."""
+        return place.copied(params, self.mesh)
+
+    def compiled(
+        self, function: Callable[..., T], *static: str, config: Any = None
+    ) -> Callable[..., T]:
+        """Returns `function(config, params, ...)` compiled for these models, made once.
+
+        Args:
+            function: a pure function.
+            static: names of arguments that are not arrays.
+            config: first argument; None = the config of this runner.
+        """
+        if function not in self._compiled:
+            run = functools.partial(function, self.config if config is None else config)
+            self._compiled[function] = jax.jit(
+                traced_on(self.mesh, run),
+                static_argnames=static,
+                out_shardings=replicated(self.mesh),
+            )
+        return self._compiled[function]
+
+    def run(self, function: Callable[[Any], T], inputs: Any, name: str) -> T:
+        """Runs a function of one batch on all rows of `inputs` and joins its results.
+
+        All batches have one shape; each is split over the devices.
+
+        Args:
+            function: from a part of `inputs` to arrays with as many rows.
+            inputs: a tree of arrays with one row per image.
+            name: of the stage, for progress.
+        """
+        count, devices = jax.tree.leaves(inputs)[0].shape[0], self.mesh.size
+        size = -(-min(self.batch, count) // devices) * devices
+        results = []
+        quiet = self.progress is not None or jax.process_index() > 0
+        with tqdm(total=count, unit="image", desc=name, leave=False, disable=quiet) as bar:
+            for start in range(0, count, size):
+                self.report(Progress(name, start, count))
+                rows = jnp.minimum(jnp.arange(start, start + size), count - 1)
+                batch = jax.tree.map(lambda x, rows=rows: x[rows], inputs)
+                result = jax.block_until_ready(function(place.spread(batch, self.mesh)))
+                results.append(jax.tree.map(_local, result))
+                bar.update(min(size, count - start))
+        self.report(Progress(name, count, count))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:count], *results)
+
+    def report(self, state: Progress) -> None:
+        """Tells whoever follows the progress."""
+        if self.progress is not None:
+            self._state = state
+            self.progress(state)
+
+    def preview(self, x_0: Image, step: int, steps: int) -> None:
+        """Reports the predicted images of the current batch."""
+        if self.progress is not None:
+            images = to_uint8(np.asarray(x_0))[: self._state.total - self._state.done]
+            self.report(self._state._replace(step=step, steps=steps, images=images))
+
+
+def _local(array: jax.Array) -> jax.Array:
+    """An array that every process has in full, as one of this process."""
+    return array if jax.process_count() == 1 else jnp.asarray(np.asarray(array))

@@ -1,0 +1,284 @@
+"""Requests over HTTP: the limits of a server, reading values, and the schema of every request.
+
+Everything is derived from the fields of the requests in `inference/requests.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.data import image_codec
+from unclip_jax.inference import fields, image_files
+from unclip_jax.inference.fields import Field
+from unclip_jax.inference.request_parts import Request
+from unclip_jax.inference.requests import REQUESTS
+from unclip_jax.version import __version__
+
+# Set by the server, not by its callers.
+OF_SERVER = {"embeddings"}
+_JSON_TYPES = {
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "text": {"type": "string"},
+    "image": {"type": "string", "contentEncoding": "base64"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of one request.
+
+    Attributes:
+        images: images that a request generates.
+        captions: characters per caption.
+        uploads: images that a request brings.
+        pixels: of one upload; more are refused before decoding.
+        file: bytes of one upload.
+        body: bytes of one HTTP request.
+        waiting: requests in the queue behind the running one.
+        values: greatest values of fields that cost time, where the request itself allows more.
+    """
+
+    images: int = 16
+    captions: int = 1000
+    uploads: int = 6
+    pixels: int = 25_000_000
+    file: int = 16 * 2**20
+    body: int = 48 * 2**20
+    waiting: int = 8
+    values: Mapping[str, int] = dataclasses.field(
+        default_factory=lambda: {"candidates": 8, "refine": 5, "repeats": 10}
+    )
+
+
+class Submission(NamedTuple):
+    """A checked request and the files that came with it.
+
+    Attributes:
+        request: the request.
+        files: uploads by the names under which the request's record refers to them.
+    """
+
+    request: Request
+    files: dict[str, bytes]
+
+
+def served_fields(name: str) -> dict[str, Field]:
+    """The fields of a request that a caller may give."""
+    known = fields.fields(REQUESTS[name])
+    return {key: field for key, field in known.items() if key not in OF_SERVER}
+
+
+def read(
+    name: str,
+    values: Mapping[str, Any],
+    *,
+    limits: Limits | None = None,
+    of_server: Mapping[str, Any] | None = None,
+) -> Submission:
+    """Reads a request; images are the bytes of files, and paths are never opened.
+
+    Args:
+        name: one of `REQUESTS`.
+        values: by field; None counts as left out.
+        limits: of this server.
+        of_server: values of fields that the server sets.
+
+    Raises:
+        UserError: naming the value that is wrong.
+    """
+    cls, limits = REQUESTS[one_of("command", name, REQUESTS)], limits or Limits()
+    known = served_fields(name)
+    files: dict[str, bytes] = {}
+    checked = {
+        key: _read(known[key], value, limits, files) if key in known else value
+        for key, value in values.items()
+        if value is not None
+    }
+    for key in checked.keys() & OF_SERVER:
+        raise UserError(f"{name} has no {key!r}.")
+    request = fields.build(cls, {**checked, **(of_server or {})}, name=name)
+    if request.image_count > limits.images:
+        raise UserError(
+            f"that would be {request.image_count} images; this server generates at most "
+            f"{limits.images} at once."
+        )
+    return Submission(request, files)
+
+
+def describe() -> dict[str, Any]:
+    """All requests with their fields, JSON-ready, for readers of the API."""
+    return {
+        name: {
+            "does": request.summary,
+            "fields": {key: _described(field) for key, field in served_fields(name).items()},
+        }
+        for name, request in REQUESTS.items()
+    }
+
+
+def openapi(limits: Limits) -> dict[str, Any]:
+    """The OpenAPI document of the API."""
+    error = {
+        "description": "The reason, in one line.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    result = {
+        "description": "The images.",
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/Result"}},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+    paths = {
+        f"/api/{name}": {
+            "post": {
+                "operationId": name,
+                "summary": request.summary,
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}
+                    },
+                },
+                "responses": {"200": result, **dict.fromkeys(("400", "413", "415", "429"), error)},
+            }
+        }
+        for name, request in REQUESTS.items()
+    }
+    for path, summary in (("models", "The models."), ("queue", "The length of the queue.")):
+        answer = {"200": {"description": summary, "content": {"application/json": {}}}}
+        paths[f"/api/{path}"] = {
+            "get": {"operationId": path, "summary": summary, "responses": answer}
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "unclip_jax", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": _schemas(limits)},
+    }
+
+
+def _schemas(limits: Limits) -> dict[str, Any]:
+    """The JSON schema of every request, of the result, and of an error."""
+    text, image = _JSON_TYPES["text"], _JSON_TYPES["image"]
+    schemas: dict[str, Any] = {
+        name: {
+            "type": "object",
+            "additionalProperties": False,
+            "required": [key for key, field in served_fields(name).items() if field.required],
+            "properties": {
+                key: _schema(field, limits) for key, field in served_fields(name).items()
+            },
+        }
+        for name in REQUESTS
+    }
+    schemas["Error"] = {"type": "object", "properties": {"error": text}, "required": ["error"]}
+    schemas["Result"] = {
+        "type": "object",
+        "properties": {
+            "images": {"type": "array", "items": image},
+            "labels": {"type": "array", "items": text},
+            "grid": image,
+            "record": {"type": "object"},
+            "animation": image,
+        },
+        "required": ["images", "labels", "grid", "record"],
+    }
+    return schemas
+
+
+def _schema(field: Field, limits: Limits) -> dict[str, Any]:
+    """The JSON schema of one field."""
+    option = field.option
+    schema: dict[str, Any] = dict(_JSON_TYPES[field.scalar])
+    if option.low is not None:
+        schema["minimum"] = option.low
+    if option.high is not None:
+        schema["maximum"] = min(option.high, limits.values.get(field.name, option.high))
+    if option.choices:
+        schema["enum"] = list(option.choices)
+    if field.scalar == "text" and not option.choices:
+        schema["maxLength"] = limits.captions
+    if field.many:
+        low, high = _count(field, limits)
+        schema = {"type": "array", "items": schema, "minItems": low, "maxItems": high}
+    if field.default not in (None, ()):
+        schema["default"] = list(field.default) if field.many else field.default
+    return {**schema, "description": option.help}
+
+
+def _described(field: Field) -> dict[str, Any]:
+    """One field as `GET /api` shows it."""
+    option = field.option
+    kind = f"list of {field.scalar}" if field.many else field.scalar
+    described: dict[str, Any] = {"type": kind, "help": option.help, "required": field.required}
+    if field.default not in (None, ()):
+        described["default"] = list(field.default) if field.many else field.default
+    if option.low is not None:
+        described["range"] = [option.low, option.high]
+    if option.choices:
+        described["choices"] = list(option.choices)
+    return described
+
+
+def _count(field: Field, limits: Limits) -> tuple[int, int]:
+    """Least and greatest number of items of a list."""
+    low, high = field.option.count
+    return low, min(high, limits.uploads if field.scalar == "image" else 64)
+
+
+def _read(field: Field, value: Any, limits: Limits, files: dict[str, bytes]) -> Any:
+    """One value within the limits of a server; images become pixels, their bytes go to `files`.
+
+    Raises:
+        UserError: it is of another type, or beyond a limit.
+    """
+    name = field.name
+    if field.many:
+        if not isinstance(value, list):
+            return fields.checked(field, value)  # which refuses it
+        in_range(f"number of {name}", len(value), *_count(field, limits))
+    if field.scalar == "image":
+        if not field.many:
+            return _image(name, name, value, limits, files)
+        numbered = (f"-{index}" if len(value) > 1 else "" for index in range(len(value)))
+        return [
+            _image(f"{name}[{index}]", f"{name}{number}", item, limits, files)
+            for index, (number, item) in enumerate(zip(numbered, value, strict=True))
+        ]
+    value = fields.checked(field, value)
+    for item in value if field.many else [value]:
+        if isinstance(item, str):
+            _check_text(field, item, limits)
+        elif name in limits.values:
+            in_range(name, item, field.option.low, limits.values[name])
+    return value
+
+
+def _check_text(field: Field, text: str, limits: Limits) -> None:
+    if len(text) > limits.captions:
+        raise UserError(f"{field.name} has {len(text)} characters; give at most {limits.captions}.")
+    if field.many and not text.strip():
+        raise UserError(f"{field.name} is empty; say what the image should show.")
+
+
+def _image(
+    where: str, stem: str, data: Any, limits: Limits, files: dict[str, bytes]
+) -> image_files.InputImage:
+    """An upload, decoded within the limits.
+
+    Raises:
+        UserError: it is not the bytes of an image file, or too large.
+    """
+    if not isinstance(data, bytes):
+        raise UserError(f"{where} is {str(data)[:40]!r}; give an image file.")
+    if len(data) > limits.file:
+        raise UserError(f"{where} has {len(data)} bytes; give a file of at most {limits.file}.")
+    most = image_codec.Limits(max_pixels=limits.pixels)
+    image = image_files.from_bytes(data, name=stem, where=where, limits=most)
+    name = f"{stem}.{image_codec.format_of(data)}"
+    files[name] = data
+    return image._replace(name=name, path=name)
