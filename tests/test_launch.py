@@ -40,12 +40,6 @@ def printed(*arguments: str) -> list[list[str]]:
 def known_flags(module: str) -> set[str]:
     """Flags that a command and its subcommands take."""
     main = importlib.import_module(f"{module}.__main__" if module.endswith("convert") else module)
-    if not hasattr(main, "parser"):
-        paths = [
-            ROOT / f"{module.replace('.', '/')}.py",
-            *(ROOT / "unclip_jax" / "cli").rglob("*.py"),
-        ]
-        return {flag for path in paths for flag in re.findall(r'"--([\w-]+)"', path.read_text())}
     parsers = [main.parser(), *getattr(main, "subparsers", dict)().values()]
     return {flag.removeprefix("--") for parser in parsers for flag in parser.flags()}
 

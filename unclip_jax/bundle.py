@@ -13,11 +13,9 @@ from collections.abc import Sequence
 
 from unclip_jax.cli import entry, flags, request_flags
 from unclip_jax.cli.parser import Parser
-from unclip_jax.convert import importing
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference import export, fields, load
+from unclip_jax.inference import fields
 from unclip_jax.inference.requests import TextRequest
-from unclip_jax.inference.runs import text
 
 # Fields of a text request that the file fixes.
 FIXED = ("guidance", "steps", "prior_guidance", "prior_steps", "candidates", "best_of")
@@ -29,12 +27,12 @@ def parser() -> Parser:
     flags.add_models(parser, public=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
     parser.add_argument("--batch-sizes", default="1,4", help="one program each")
-    parser.add_argument("--prior", default="prior", choices=load.prior_names(), help="which prior")
+    parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
     request_flags.add_fields(parser, TextRequest, only=FIXED)
     parser.add_argument(
         "--platforms",
         default="",
-        help=f"{', '.join(export.PLATFORMS)}, any of them; default: the one JAX runs on",
+        help="comma-separated: cpu, cuda, rocm, tpu; default: the one JAX runs on",
     )
     return parser
 
@@ -44,6 +42,10 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     sizes = batch_sizes(args.batch_sizes)
     models = flags.run_directory(args.models)
+    from unclip_jax.convert import importing
+    from unclip_jax.inference import export, load
+    from unclip_jax.inference.runs import text
+
     loaded = load.load_cascade(importing.run_directory(models), prior_name=args.prior)
     card = export.write(
         args.out,

@@ -10,15 +10,14 @@ import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from unclip_jax.cli import entry, flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.request_parts import MAX_IMAGES
 from unclip_jax.serving.schemas import Limits
-from unclip_jax.serving.service import InferenceService
 
 EMBEDDINGS = "embeddings/train"  # of a run directory
 
@@ -78,12 +77,15 @@ def check(args: argparse.Namespace) -> None:
         args.embeddings = args.models / EMBEDDINGS
 
 
-def open_service(args: argparse.Namespace) -> InferenceService:
-    """Loads the models.
+def open_service(args: argparse.Namespace) -> Any:
+    """Loads the models; returns the `InferenceService`.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
+    from unclip_jax.inference.engine import InferenceEngine
+    from unclip_jax.serving.service import InferenceService
+
     return InferenceService(
         InferenceEngine.open(args.models, prior=args.prior, batch=args.batch),
         name=args.models.resolve().name,

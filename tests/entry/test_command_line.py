@@ -15,7 +15,6 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 
 PACKAGE = pathlib.Path(unclip_jax.__file__).parent
-LIGHT = ("prepare", "train", "embed", "convert", "plan", "analytic", "evaluate")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +54,7 @@ def test_a_command_gets_its_arguments(tmp_path):
     assert "no experiment 'priro'. Did you mean 'prior'?" in done.stderr
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", command_line.COMMANDS)
 def test_help_starts_no_jax(name):
     code = (
         "import sys; from unclip_jax import __main__ as m\n"
@@ -68,7 +67,7 @@ def test_help_starts_no_jax(name):
     assert done.stdout.startswith("usage: python -m unclip_jax")
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", command_line.COMMANDS)
 def test_help_describes_every_argument_and_states_its_default(name):
     parser = command_line.module(name).parser()
     text = " ".join(parser.format_help().split())
