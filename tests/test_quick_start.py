@@ -44,7 +44,8 @@ def test_the_readme_begins_with_python_that_runs(folder, monkeypatch):
     assert result.images.shape == (4, 32, 32, 3) and result.z_img.shape == (4, 32)
     assert result.record["request"]["captions"] == ["a red circle"]
     assert latent.latent.x_T.shape == (1, 16, 16, 3)
-    assert Image.open(folder / "circles.png").width > 2 * 32
+    with Image.open(folder / "circles.png") as grid:
+        assert grid.width > 2 * 32
     assert json.loads((folder / "circles.json").read_text())["request"]["seed"] == 0
 
 
@@ -84,7 +85,8 @@ def test_importing_the_package_imports_nothing_else():
 def test_images_are_taken_as_paths_bytes_arrays_and_pillow_images(folder):
     engine = unclip_jax.open(folder / "runs" / "shapes", batch=2)
     path = folder / "one.png"
-    image = Image.open(path)
+    with Image.open(path) as file:
+        image = file.copy()
     same = [path, str(path), path.read_bytes(), image, np.asarray(image)]
     first, *others = [engine.encode(each, steps="4") for each in same]
     for other in others:

@@ -23,9 +23,9 @@ def add_fields(
     parser: Parser, request: type[Request], *, only: Collection[str] | None = None
 ) -> None:
     """Adds one argument per field of a request, or per field in `only`."""
-    known = fields.fields(request)
-    joint = {field.option.weights for field in known.values()}  # given with the items they weigh
-    for field in known.values():
+    declared = fields.fields(request)
+    joint = {field.option.weights for field in declared.values()}  # given with the items they weigh
+    for field in declared.values():
         if field.name not in joint and (only is None or field.name in only):
             _add(parser, field)
 
@@ -36,19 +36,19 @@ def values(args: argparse.Namespace, request: type[Request]) -> dict[str, Any]:
     Raises:
         UserError: an item has more than one weight, or one that is no number.
     """
-    given: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for field in fields.fields(request).values():
         value = getattr(args, field.name, None)
         if value is None:
             continue
         if field.option.weights:
             items, weights = _weighted(field, value)
-            given |= {field.name: items, field.option.weights: weights}
+            result |= {field.name: items, field.option.weights: weights}
         else:
-            given[field.name] = (
+            result[field.name] = (
                 [_read(field, v) for v in value] if field.many else _read(field, value)
             )
-    return given
+    return result
 
 
 def from_record(path: pathlib.Path) -> Request:
@@ -70,14 +70,14 @@ def from_record(path: pathlib.Path) -> Request:
             f"{path} is no record of a request ({type(error).__name__}: {error}); give the JSON "
             "that was written beside the images."
         ) from None
-    found = dict(stored)
+    values = dict(stored)
     for field in fields.fields(request).values():
-        if field.scalar == "image" and found.get(field.name):
-            names = found[field.name]
-            found[field.name] = (
+        if field.scalar == "image" and values.get(field.name):
+            names = values[field.name]
+            values[field.name] = (
                 [_beside(path, name) for name in names] if field.many else _beside(path, names)
             )
-    return fields.build(request, found, name=name)
+    return fields.build(request, values, name=name)
 
 
 def _add(parser: Parser, field: Field) -> None:
@@ -111,8 +111,8 @@ def _help(field: Field) -> str:
     notes = [fields.range_text(field)]
     default = field.default
     if field.scalar != "boolean" and default not in (None, ()):
-        shown = " ".join(f"{x:g}" for x in default) if field.many else default
-        notes.append(f"default: {shown}")
+        value = " ".join(f"{x:g}" for x in default) if field.many else default
+        notes.append(f"default: {value}")
     text = "; ".join(note for note in notes if note)
     return f"{field.option.help} ({text})" if text else field.option.help
 
@@ -128,14 +128,14 @@ def _read(field: Field, value: Any) -> Any:
         return value
 
 
-def _weighted(field: Field, given: Sequence[Sequence[str]]) -> tuple[list[str], list[float]]:
+def _weighted(field: Field, pairs: Sequence[Sequence[str]]) -> tuple[list[str], list[float]]:
     """Items and their weights.
 
     Raises:
         UserError: a weight that is no number, or more than one.
     """
     items, weights = [], []
-    for item, *rest in given:
+    for item, *rest in pairs:
         try:
             (weight,) = rest or ["1"]
             weights.append(float(weight))

@@ -1,10 +1,10 @@
-"""What the bipartite latent makes possible: paths and neighbourhoods of (z_img, x_T).
+"""Edits of the bipartite latent: paths and neighbourhoods of (z_img, x_T).
 
 Every function is pure and cheap: it turns latents into the latents to decode. Decoding them is the
 same compiled program for all (`decoding.decode`). Source: unCLIP (arXiv 2204.06125), section 3.
 
 The paper is silent on upsamplers. Here their noise (`Latent.details`) is treated as x_T is: slerped
-where x_T is slerped, kept where it is kept, left out where x_T is drawn anew; so what gives an
+where x_T is slerped, kept where it is kept, left out where x_T is sampled anew; so what gives an
 image back at the decoder's size does so at full size.
 """
 
@@ -160,13 +160,13 @@ def blend_details(
 
 
 def composite(
-    drawn: UInt8[np.ndarray, " b h w c"],
-    kept: UInt8[np.ndarray, " h w c"],
+    images: UInt8[np.ndarray, " b h w c"],
+    original: UInt8[np.ndarray, " h w c"],
     *,
     mask: Float[np.ndarray, " h w"],
 ) -> UInt8[np.ndarray, " b h w c"]:
-    """`drawn` where `mask` is 0 and `kept`, bit for bit, where it is 1 (8-bit images)."""
-    return np.where(mask[None, :, :, None] > 0.5, kept[None], drawn)
+    """`images` where `mask` is 0 and `original`, bit for bit, where it is 1 (8-bit images)."""
+    return np.where(mask[None, :, :, None] > 0.5, original[None], images)
 
 
 def _one(latent: Latent, what: str) -> None:

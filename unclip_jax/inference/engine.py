@@ -262,8 +262,8 @@ class InferenceEngine:
                 steps=batch.upsampler_steps,
                 eta=batch.eta,
             )
-        shown = None if previews is None else to_uint8(np.asarray(previews))
-        return DecodedImages(to_uint8(np.asarray(images)), shown)
+        previews = None if previews is None else to_uint8(np.asarray(previews))
+        return DecodedImages(to_uint8(np.asarray(images)), previews)
 
     def decode_base(self, latent: Latent, *, captions: Sequence[str | None], steps: str) -> Image:
         """Decodes to images in [-1, 1] at the decoder's size, as faithful as their latents."""

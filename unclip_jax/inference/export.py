@@ -78,7 +78,7 @@ def write(
 
 
 def contexts(cascade: Cascade) -> tuple[int, ...]:
-    """How many tokens CLIP, prior and decoder read."""
+    """Numbers of tokens that CLIP, prior and decoder read."""
     parts = (cascade.clip, cascade.prior, cascade.decoder)
     return tuple(part.model.context for part in parts)
 
@@ -97,8 +97,8 @@ def program(
     def run(weights, tokens, seed, indices):
         tree = jax.tree.unflatten(structure, [weights[name] for name in names])
         keys = text_to_image.keys_for(seed, indices)
-        drawn = text_to_image.sample(cascade, tree, Captions(*tokens), keys, options=options)
-        return to_uint8(drawn.images)
+        output = text_to_image.sample(cascade, tree, Captions(*tokens), keys, options=options)
+        return to_uint8(output.images)
 
     shaped = jax.ShapeDtypeStruct
     weights = {n: shaped(x.shape, x.dtype) for n, x in trees.flatten_paths(params).items()}
@@ -156,7 +156,7 @@ def _save(
             archive.writestr(exported.CARD, json.dumps(dataclasses.asdict(card), indent=1))
             archive.writestr(exported.WEIGHTS, blob)
             archive.writestr(exported.TOKENIZER, tokenizer)
-            for size, made in programs.items():
-                archive.writestr(exported.program_name(size), bytes(made.serialize()))
+            for size, exported_program in programs.items():
+                archive.writestr(exported.program_name(size), bytes(exported_program.serialize()))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; give another --out.") from None

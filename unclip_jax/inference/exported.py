@@ -32,12 +32,12 @@ CARD, WEIGHTS, TOKENIZER = "card.json", "weights.bin", "tokenizer.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """What an artefact says of itself.
+    """The description of an artefact.
 
     Attributes:
         batch_sizes: for which there is a program, ascending.
         contexts: tokens that the text models read, in the order of the program's arguments.
-        image_size: side of the pictures.
+        image_size: side of the images.
         platforms: that the programs were compiled for: cpu, cuda, tpu.
         weights: name, type, shape and offset in the file of every array, by name.
         sha256: of all weights.
@@ -78,7 +78,7 @@ class Artefact:
         self._run = {size: jax.jit(program.call) for size, program in programs.items()}
 
     def draw(self, captions: Sequence[str], *, seed: int = 0) -> UInt8[np.ndarray, " b h w 3"]:
-        """Draw one picture per caption; picture i depends on (seed, i) alone.
+        """Samples one image per caption; image i depends on (seed, i) alone.
 
         Raises:
             UserError: no captions, or a seed that is none.
@@ -99,8 +99,8 @@ class Artefact:
 
     def _batch(self, captions: Sequence[str], start: int, size: int, seed: int) -> np.ndarray:
         indices = np.arange(start, start + size, dtype=np.int32)
-        given = [captions[min(i, len(captions) - 1)] for i in indices.tolist()]
-        tokens = tuple(self._tokenizer.encode(given, length=n) for n in self.card.contexts)
+        padded = [captions[min(i, len(captions) - 1)] for i in indices.tolist()]
+        tokens = tuple(self._tokenizer.encode(padded, length=n) for n in self.card.contexts)
         return np.asarray(self._run[size](self._weights, tokens, np.int32(seed), indices))
 
 

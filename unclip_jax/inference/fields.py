@@ -117,17 +117,17 @@ def build(cls: type[T], values: Mapping[str, Any], *, name: str) -> T:
     Raises:
         UserError: an unknown or missing field, or a value that `check` refuses.
     """
-    known = fields(cls)
+    declared = fields(cls)
     for key in values:
-        if key in RENAMED and RENAMED[key] in known:
+        if key in RENAMED and RENAMED[key] in declared:
             raise UserError(f"{name} has no {key!r}; it is called {RENAMED[key]!r} now.")
-        if key not in known:
-            raise UserError(f"{name} has no {key!r}.{suggest(key, known)}")
+        if key not in declared:
+            raise UserError(f"{name} has no {key!r}.{suggest(key, declared)}")
     present = {key: value for key, value in values.items() if value is not None}
-    for field in known.values():
+    for field in declared.values():
         if field.required and field.name not in present:
             raise UserError(f"{name} needs {field.name!r}: {field.option.help}.")
-    return cls(**{key: checked(known[key], value) for key, value in present.items()})
+    return cls(**{key: checked(declared[key], value) for key, value in present.items()})
 
 
 def check(request: Any) -> None:

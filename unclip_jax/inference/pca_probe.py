@@ -1,4 +1,4 @@
-"""What the principal components of CLIP's image embeddings mean, seen through the decoder.
+"""The principal components of CLIP's image embeddings, made visible by the decoder.
 
 An embedding is rebuilt from its first components only and decoded with the noise held fixed: early
 ones carry what kind of things there are, later ones their shape and exact form (unCLIP, section 4,

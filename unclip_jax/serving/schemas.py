@@ -67,8 +67,8 @@ class Submission(NamedTuple):
 
 def served_fields(name: str) -> dict[str, Field]:
     """The fields of a request that a caller may give."""
-    known = fields.fields(REQUESTS[name])
-    return {key: field for key, field in known.items() if key not in OF_SERVER}
+    declared = fields.fields(REQUESTS[name])
+    return {key: field for key, field in declared.items() if key not in OF_SERVER}
 
 
 def read(
@@ -90,10 +90,10 @@ def read(
         UserError: naming the value that is wrong.
     """
     cls, limits = REQUESTS[one_of("command", name, REQUESTS)], limits or Limits()
-    known = served_fields(name)
+    declared = served_fields(name)
     files: dict[str, bytes] = {}
     checked = {
-        key: _read(known[key], value, limits, files) if key in known else value
+        key: _read(declared[key], value, limits, files) if key in declared else value
         for key, value in values.items()
         if value is not None
     }

@@ -104,9 +104,9 @@ class InferenceService:
             result = self.engine.run(submission.request, progress=progress)
         except UserError as error:  # says nothing of where files lie on this machine
             raise UserError(self._without_paths(str(error))) from None
-        asked = result.record["request"]
-        if "embeddings" in asked:
-            asked["embeddings"] = self._without_paths(asked["embeddings"])
+        values = result.record["request"]
+        if "embeddings" in values:
+            values["embeddings"] = self._without_paths(values["embeddings"])
         return ServedResult(result, submission.files)
 
     def models(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How requests are run: a module per kind, with `run(engine, request) -> Result`.
+"""The runs of requests: a module per kind, with `run(engine, request) -> Result`.
 
 A module is named like its request in `inference/requests.py`, which finds it by that name.
 """

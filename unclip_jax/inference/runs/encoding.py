@@ -58,18 +58,20 @@ def encode(
     new = {image.sha256: image for image in inputs if isinstance(image, InputImage)}
     inverted = {}
     if new:
-        found = list(new.values())
+        pending = list(new.values())
         how = {"steps": steps, "refinements": refine}
-        captions = [caption or None] * len(found)
-        latent = engine.invert(found, captions=captions, **how)
-        origins = [_origin(engine, image, **how, caption=caption) for image in found]
+        captions = [caption or None] * len(pending)
+        latent = engine.invert(pending, captions=captions, **how)
+        origins = [_origin(engine, image, **how, caption=caption) for image in pending]
         if details:
             base = engine.decode_base(latent, captions=captions, steps=steps)
-            noise = engine.invert_upsamplers(base, found, steps=upsampler_steps, refinements=refine)
+            noise = engine.invert_upsamplers(
+                base, pending, steps=upsampler_steps, refinements=refine
+            )
             latent = latent._replace(details=noise)
             of_details = detail_origins(engine, upsampler_steps)
             origins = [dataclasses.replace(origin, details=of_details) for origin in origins]
-        for index, (image, origin) in enumerate(zip(found, origins, strict=True)):
+        for index, (image, origin) in enumerate(zip(pending, origins, strict=True)):
             one = latents.take(latent, [index])
             inverted[image.sha256] = EncodedImage(one, origin, image.path)
     encoded = [
