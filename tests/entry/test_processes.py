@@ -141,6 +141,29 @@ def test_samples_do_not_depend_on_processes(place, tmp_path):
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a red circle", "a star", "--previews=2"),
+        ("variations", "{}/one.png", "--etas", "0", "1", "--num=1"),
+        ("text-diff", "{}/one.png", "blue", "--inversion=ddpm", "--frames=2"),
+    ],
+)
+def test_edits_do_not_depend_on_processes_and_one_of_them_writes(place, tmp_path, arguments):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    words, grids = [word.format(tmp_path) for word in arguments], []
+    for way in ("1 device", "2 x 4"):
+        out = tmp_path / f"{way[0]}.png"
+        printed = run(
+            way, "unclip_jax.sample", *words, f"--models={place}", f"--out={out}", "--steps=4"
+        )
+        assert ["wrote" in text for _, text, _ in printed] == [True] + [False] * (len(printed) - 1)
+        grids.append(np.asarray(Image.open(out), np.int32))
+    assert np.max(np.abs(grids[0] - grids[1])) <= 1
+
+
+@pytest.mark.nightly
 def test_the_judgement_does_not_depend_on_processes(place):
     found = []
     for way in ("1 device", "2 x 4"):
