@@ -18,6 +18,12 @@ def tokenizer():
     return text.train(CAPTIONS, vocab_size=600)
 
 
+def tokenizers(cascade):
+    """One tokenizer for all stages of a cascade."""
+    words = tokenizer()
+    return {stage.name: words for stage in cascade.stages}
+
+
 def write(
     folder: pathlib.Path, *, names: tuple[str, ...] = NAMES, reads_clip: bool = False
 ) -> pathlib.Path:

@@ -25,6 +25,7 @@ from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
+from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.prior_ar import PriorArStageConfig
 
 
@@ -229,7 +230,8 @@ def _without_caption(sampler: Callable[..., jax.Array]) -> Callable[..., jax.Arr
     """Returns a sampler whose decoder sees padding only, as in half of its training."""
 
     def sample(params, captions, keys, z_img):
-        tokens, mask = captions.decoder
-        return sampler(params, captions._replace(decoder=(tokens, mask & False)), keys, z_img)
+        ids = captions["decoder"]
+        empty = {**captions, "decoder": TokenIds(ids.tokens, ids.mask & False)}
+        return sampler(params, empty, keys, z_img)
 
     return sample

@@ -19,8 +19,9 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import load, text_to_image
-from unclip_jax.inference.text_to_image import Captions, SampleOptions
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import gaussian
+from unclip_jax.stages.captions import TokenIds
 
 COMPONENTS = (
     "text_encoder",
@@ -71,8 +72,13 @@ def options(cascade, steps, **scales):
     return SampleOptions(prior=prior, decoder=base, upsamplers=(last,))
 
 
+def for_all(pair):
+    """The same ids and mask for every stage."""
+    return dict.fromkeys(("clip", "prior", "decoder"), TokenIds(*pair))
+
+
 def draw(loaded, captions, chosen, **more):
-    count = captions.clip[0].shape[0]
+    count = captions["clip"].tokens.shape[0]
     keys = text_to_image.keys_for(0, jnp.arange(count))
     with jax.default_matmul_precision("highest"):
         return jax.jit(
@@ -86,11 +92,11 @@ def draw(loaded, captions, chosen, **more):
 def test_text_to_image_agrees_with_the_pipeline_of_diffusers(recordings, run, monkeypatch, name):
     case, loaded = recordings.case(name), load.load_cascade(run)
     pair = (case.given("input_ids"), case.given("text_mask").astype(bool))
-    text_out = text_to_image.clip_text(loaded.cascade, loaded.params, captions=pair)
+    text_out = text_to_image.clip_text(loaded.cascade, loaded.params, captions=TokenIds(*pair))
     case.check("text_embeds", text_out.z_txt)
     case.check("text_last_hidden", text_out.sequence)
     each = case.config["num_images_per_prompt"]
-    captions = Captions(*[tuple(jnp.repeat(x, each, axis=0) for x in pair)] * 3)
+    captions = for_all(jnp.repeat(x, each, axis=0) for x in pair)
     noise = recorded_noise(case, "prior", "decoder", "super_res")
     monkeypatch.setattr(gaussian.samplers, "run", noise)
     scales = {s: case.config[f"{s}_guidance_scale"] for s in ("prior", "decoder")}
@@ -108,7 +114,7 @@ def test_image_variation_agrees_with_the_pipeline_of_diffusers(recordings, run, 
     z_img = text_to_image.image_embedding(loaded.cascade, loaded.params, images=images)
     case.check("image_embeds", z_img)
     pair = (case.given("empty_ids"), case.given("empty_mask").astype(bool))
-    captions = Captions(*[tuple(jnp.repeat(x, 2, axis=0) for x in pair)] * 3)
+    captions = for_all(jnp.repeat(x, 2, axis=0) for x in pair)
     monkeypatch.setattr(gaussian.samplers, "run", recorded_noise(case, "decoder", "super_res"))
     scale = case.config["decoder_guidance_scale"]
     chosen = options(loaded.cascade, case.config["steps"], decoder=scale)
@@ -213,7 +219,7 @@ def test_bfloat16_stays_so_on_the_device(tiny, tmp_path):
     importing.convert([tiny], tmp_path, options=importing.ImportOptions(dtype="bfloat16"))
     loaded = load.load_cascade(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype("bfloat16")}
-    captions = Captions(*[(jnp.array([[648, 5, 649] + 74 * [0]]), jnp.arange(77)[None] < 3)] * 3)
+    captions = for_all((jnp.array([[648, 5, 649] + 74 * [0]]), jnp.arange(77)[None] < 3))
     with pytest.MonkeyPatch.context() as patch:  # shapes alone
         patch.setattr(jax, "jit", lambda f: lambda *a: jax.eval_shape(f, *a))
         drawn = draw(loaded, captions, SampleOptions())

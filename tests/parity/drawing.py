@@ -15,8 +15,8 @@ from tests.parity.originals import torch
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import load
-from unclip_jax.inference.text_to_image import Captions
 from unclip_jax.stages import gaussian
+from unclip_jax.stages.captions import TokenIds
 
 NAMES = ("prior", "decoder", "super_res")
 STEPS, SCALES = (4, 5, 3), {"prior": 2.0, "decoder": 3.0}
@@ -116,7 +116,8 @@ def here(run_dir, captions, drawn):
     loaded = load.load_cascade(run_dir)
     length = loaded.cascade.clip.model.context
     words = text.load(handoff.tokenizer_dir(run_dir / "clip" / "export"))
-    told = Captions(*[tuple(map(jnp.asarray, words.encode(captions, length=length)))] * 3)
+    ids = TokenIds(*map(jnp.asarray, words.encode(captions, length=length)))
+    told = dict.fromkeys(("clip", "prior", "decoder"), ids)
     chosen = options(loaded.cascade, STEPS, **SCALES)
     chosen = dataclasses.replace(chosen, num_candidates=1)
     recorded = walks.Recorded(*((jnp.asarray(x), steps(x)) for x in drawn.starts))

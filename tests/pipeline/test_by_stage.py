@@ -10,7 +10,8 @@ import pytest
 
 from tests import cascades
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.inference import batched, load, offload, text_to_image
+from unclip_jax.inference import load, offload, text_to_image
+from unclip_jax.inference.cascade import tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
 
 
@@ -21,8 +22,8 @@ def run_dir(tmp_path_factory):
 
 def batches(cascade, z_img=None):
     """Two batches of one caption each, as images 0 and 1 of a seed."""
-    words = cascades.tokenizer()
-    told = [batched.tokenise(cascade, words, [caption]) for caption in cascades.CAPTIONS[:2]]
+    words = cascades.tokenizers(cascade)
+    told = [tokenise(cascade, words, [caption]) for caption in cascades.CAPTIONS[:2]]
     keys = text_to_image.keys_for(3, jnp.arange(2))
     return [offload.Batch(t, keys[i : i + 1], z_img) for i, t in enumerate(told)]
 
@@ -33,7 +34,7 @@ def test_pictures_are_those_of_the_whole_cascade(run_dir, condition):
     options = SampleOptions(condition=condition)
     z_img = jnp.ones((1, loaded.cascade.decoder.model.z_dim)) if condition == "z_img" else None
     told = batches(loaded.cascade, z_img)
-    drawn = offload.draw(found, told, options=options)
+    drawn = offload.sample(found, told, options=options)
     assert not np.array_equal(*drawn)
     for images, (captions, keys, given) in zip(drawn, told, strict=True):
         whole = text_to_image.sample(
@@ -59,7 +60,7 @@ def test_a_stage_is_gone_before_the_next_is_read(run_dir):
         return reading
 
     watch = {name: watched(name, read) for name, read in found.readers.items()}
-    offload.draw(
+    offload.sample(
         found._replace(readers=watch),
         batches(found.cascade),
         options=SampleOptions(),

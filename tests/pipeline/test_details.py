@@ -9,7 +9,7 @@ import pytest
 
 from tests.stages import tiny
 from unclip_jax.inference import text_to_image, upsampler_latents
-from unclip_jax.inference.text_to_image import Cascade
+from unclip_jax.inference.cascade import Cascade
 from unclip_jax.stages import upsampler
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def cascade(tiny_cfg, stages):
     """Two upsamplers, 8 -> 16 -> 32; the second takes low-res images as they are."""
     plain = {"residual": False}
     two = (scaled(tiny_cfg, 16, **plain), scaled(tiny_cfg, 32, quantise=False, **plain))
-    return Cascade(**stages, upsamplers=two)
+    return Cascade.of(**stages, upsampler_256=two[0], upsampler_1024=two[1])
 
 
 @pytest.fixture
@@ -63,14 +63,14 @@ def linear(monkeypatch, cascade):
     return seen
 
 
-PARAMS = {"upsamplers": [{}, {}]}
+PARAMS = {"upsampler_256": {}, "upsampler_1024": {}}
 
 
 def there_and_back(cascade, base, targets, **how):
     found = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, **how)
     keys = text_to_image.keys_for(0, jnp.arange(len(base)))
     how = {"steps": how.get("steps")}
-    small = dataclasses.replace(cascade, upsamplers=cascade.upsamplers[:1])
+    small = Cascade(cascade.stages[:-1])
     first = upsampler_latents.decode(small, PARAMS, base, details=found[:1], keys=keys, **how)
     return (
         found,
@@ -105,7 +105,7 @@ def test_each_upsampler_is_inverted_for_the_low_res_image_that_decoding_gives_it
     small = [low for low in linear if low.shape[1] == 8]
     large = [low for low in linear if low.shape[1] == 16]
     for low in small:
-        np.testing.assert_allclose(low, text_to_image.quantise(base), atol=EPS)
+        np.testing.assert_allclose(low, upsampler.quantise(base), atol=EPS)
     assert np.abs(small[0] - base).max() > 1e-4
     for low in large:
         np.testing.assert_allclose(low, first, atol=1e-5)

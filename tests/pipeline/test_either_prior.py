@@ -14,7 +14,8 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.manifest import to_json
-from unclip_jax.inference import batched, load, text_to_image
+from unclip_jax.inference import load, text_to_image
+from unclip_jax.inference.cascade import tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import prior_ar
 from unclip_jax.stages.prior import PriorStageConfig
@@ -49,7 +50,7 @@ def test_one_prior_is_loaded_and_the_other_not_looked_at(run_dir, loaded):
 
 def test_what_it_draws_is_what_the_decoder_sees(loaded):
     keys = text_to_image.keys_for(3, jnp.arange(3))
-    words = batched.tokenise(loaded.cascade, cascades.tokenizer(), cascades.CAPTIONS)
+    words = tokenise(loaded.cascade, cascades.tokenizers(loaded.cascade), cascades.CAPTIONS)
     few = dataclasses.replace(loaded.cascade.decoder.sampling, steps="2")
 
     @jax.jit
@@ -58,9 +59,9 @@ def test_what_it_draws_is_what_the_decoder_sees(loaded):
         drawn = text_to_image.sample(loaded.cascade, params, words, keys, options=options)
         alone = prior_ar.sample(
             loaded.cascade.prior,
-            params["prior"],
-            tokens=words.prior[0],
-            token_mask=words.prior[1],
+            params["prior_ar"],
+            tokens=words["prior_ar"].tokens,
+            token_mask=words["prior_ar"].mask,
             z_txt=text_to_image.text_embedding(loaded.cascade, params, captions=words),
             keys=rng.fold_each(keys, "prior"),
             num_candidates=2,

@@ -9,8 +9,10 @@ from tests import cascades
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.inference import batched, load, text_to_image
+from unclip_jax.inference import load, text_to_image
+from unclip_jax.inference.cascade import tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.stages import upsampler
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def run(loaded):
 
 
 def captions(loaded, words):
-    return batched.tokenise(loaded.cascade, cascades.tokenizer(), words)
+    return tokenise(loaded.cascade, cascades.tokenizers(loaded.cascade), words)
 
 
 def test_image_i_depends_on_seed_and_i_alone(loaded, run):
@@ -118,6 +120,6 @@ def test_a_number_of_pictures_to_choose_from_is_bounded():
 
 def test_quantised_images_are_what_8_bits_hold():
     images = jnp.linspace(-1, 1, 3 * 64).reshape(1, 8, 8, 3)
-    levels = (np.asarray(text_to_image.quantise(images)) + 1) * 127.5
+    levels = (np.asarray(upsampler.quantise(images)) + 1) * 127.5
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
     np.testing.assert_array_equal(to_uint8(images), np.round(levels))

@@ -14,8 +14,8 @@ from tests import cascades
 from tests.conftest import ROOT
 from unclip_jax import bundle
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.inference import batched, exported, load, text_to_image
+from unclip_jax.inference.cascade import tokenise
 from unclip_jax.inference.runs import text as text_requests
 
 OPTIONS = ["--steps=4", "--prior-steps=3", "--guidance=2"]
@@ -63,10 +63,10 @@ def test_another_process_draws_the_same_bits_without_the_models(written, run_dir
     args = bundle.parser().parse_args(["--out=x", *OPTIONS])
     options = text_requests.sample_options(bundle.request_of(args), loaded.cascade)
     ordinary = batched.compile_sampler(loaded.cascade, options)
-    tokenizer = text.load(loaded.tokenizer_dir)
+    tokenizers = load.load_tokenizers(loaded.tokenizer_dirs)
     parts = []
     for indices in ([0, 1, 2, 3], [4]):
-        tokens = batched.tokenise(loaded.cascade, tokenizer, [CAPTIONS[i] for i in indices])
+        tokens = tokenise(loaded.cascade, tokenizers, [CAPTIONS[i] for i in indices])
         keys = text_to_image.keys_for(5, jnp.array(indices))
         parts.append(np.asarray(ordinary(loaded.params, tokens, keys, None)))
     np.testing.assert_array_equal(np.load(drawn), np.concatenate(parts))

@@ -10,7 +10,7 @@ from studies.priors import comparison, prior_tables
 from tests.stages import tiny
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference.text_to_image import Cascade
+from unclip_jax.inference.cascade import Cascade
 
 
 def cell(value):
@@ -30,7 +30,7 @@ def result(*rows):
 
 def test_rows_are_no_prior_both_priors_guidance_1_2_4_and_the_best_of_1_2_8():
     parts = {name: tiny.experiment(name).model for name in ("clip", "prior", "decoder")}
-    rows = comparison.sources_of(Cascade(**parts))
+    rows = comparison.sources_of(Cascade.of(**parts))
     assert [source.prior for source in rows] == ["", "prior", "prior_ar", *["prior"] * 5]
     assert [source.options.condition for source in rows[:3]] == ["z_img", "z_txt", "prior"]
     pairs = [(o.options.prior.guidance_scale, o.options.num_candidates) for o in rows[3:]]

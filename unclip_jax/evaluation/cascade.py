@@ -17,10 +17,11 @@ from PIL import Image as PILImage
 from unclip_jax.core import rng
 from unclip_jax.core.checks import in_range, positive
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.data import image_codec, sources, text
+from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.degrade import area_downsample
 from unclip_jax.inference import batched, load, text_to_image
+from unclip_jax.inference.cascade import Captions, tokenise
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import shapes_checker
@@ -196,7 +197,7 @@ def enlargement(loaded: LoadedCascade, records: Sequence[Record], *, seed: int) 
 
     Both enlarge clean low-resolution images.
     """
-    cfg, params = loaded.cascade.upsamplers[0], loaded.params["upsamplers"][0]
+    cfg, params = loaded.cascade.upsamplers[0], loaded.cascade.upsampler_params(loaded.params)[0]
     true = _squares(records, cfg.model.unet.image_size)
     low = np.stack([area_downsample(image, cfg.model.factor) for image in true])
     keys = text_to_image.keys_for(seed, jnp.arange(len(true)))
@@ -242,9 +243,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tokenise(loaded: LoadedCascade, records: Sequence[Record]) -> text_to_image.Captions:
+def _tokenise(loaded: LoadedCascade, records: Sequence[Record]) -> Captions:
     captions = [record["caption"] for record in records]
-    return batched.tokenise(loaded.cascade, text.load(loaded.tokenizer_dir), captions)
+    return tokenise(loaded.cascade, load.load_tokenizers(loaded.tokenizer_dirs), captions)
 
 
 def _squares(records: Sequence[Record], size: int) -> np.ndarray:

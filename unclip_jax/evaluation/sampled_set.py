@@ -145,11 +145,11 @@ def protocol_of(
 ) -> dict[str, Any]:
     """Returns what must be equal for parts to belong together; JSON-ready."""
     text = json.dumps(list(captions), ensure_ascii=False)
-    params = loaded.params
-    stages = {name: params[name] for name in ("clip", "prior", "decoder")}
+    params, cascade = loaded.params, loaded.cascade
+    roles = [role for role in ("clip", "prior", "decoder") if cascade.has(role)]
     return {
-        **{name: params_id(tree)[:16] for name, tree in stages.items()},
-        "upsamplers": [params_id(tree)[:16] for tree in params["upsamplers"]],
+        **{role: params_id(params[cascade.stage(role).name])[:16] for role in roles},
+        "upsamplers": [params_id(tree)[:16] for tree in cascade.upsampler_params(params)],
         "decoding": json.loads(json.dumps(as_dict(options.decoder))),
         "condition": config.condition,
         "captions": hashlib.sha256(text.encode()).hexdigest()[:16],

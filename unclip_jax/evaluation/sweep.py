@@ -229,13 +229,15 @@ def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict
 
 def protocol_of(config: SweepConfig, loaded: LoadedCascade, inputs: SharedInputs) -> dict[str, Any]:
     """Returns what must be equal for points to lie on one curve; JSON-ready."""
+    params, cascade = loaded.params, loaded.cascade
+    prior = cascade.stage("prior").name if config.condition == "prior" else None
     return {
         **inputs.extractor.protocol,
         "real": dict(inputs.real.facts),
         "clip": inputs.clip.protocol["weights"],
-        "prior": params_id(loaded.params["prior"])[:16] if config.condition == "prior" else None,
-        "decoder": params_id(loaded.params["decoder"])[:16],
-        "upsamplers": [params_id(p)[:16] for p in loaded.params["upsamplers"]],
+        "prior": params_id(params[prior])[:16] if prior else None,
+        "decoder": params_id(params["decoder"])[:16],
+        "upsamplers": [params_id(tree)[:16] for tree in cascade.upsampler_params(params)],
         "decoder_step": loaded.manifests["decoder"].step,
         "condition": config.condition,
         "captions": f"the first {config.num} of {config.data} ({config.split})",

@@ -1,6 +1,6 @@
 """Sampling many captions in batches of one shape: one compiled function, any number of devices.
 
-Image i depends on (seed, i) alone, so batch size, devices and processes change nothing.
+Image i depends on (seed, i) alone, not on batch size, devices or processes.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.data import text
 from unclip_jax.inference import offload, text_to_image
-from unclip_jax.inference.load import CascadeFiles, LoadedCascade
-from unclip_jax.inference.text_to_image import Captions, Cascade, SampleOptions
+from unclip_jax.inference.cascade import Cascade, plan, tokenise
+from unclip_jax.inference.load import CascadeFiles, LoadedCascade, load_tokenizers
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 
@@ -52,13 +52,13 @@ def sample_images(
     mesh, batch_size = sampling_mesh(min(batch_size, len(captions)))
     sampler = sampler or compile_sampler(loaded.cascade, options, mesh=mesh)
     params = place.copied(loaded.params, mesh)
-    tokenizer = text.load(loaded.tokenizer_dir)
+    tokenizers = load_tokenizers(loaded.tokenizer_dirs)
     images = []
     bar = tqdm(total=len(captions), unit="image", desc=name, disable=jax.process_index() > 0)
     for start in range(0, len(captions), batch_size):
         indices = np.arange(start, start + batch_size)
         rows = np.minimum(indices, len(captions) - 1)  # one shape, one compilation
-        tokens = tokenise(loaded.cascade, tokenizer, [captions[int(i)] for i in rows])
+        tokens = tokenise(loaded.cascade, tokenizers, [captions[int(i)] for i in rows])
         embeddings = None if z_img is None else z_img[rows]
         keys = text_to_image.keys_for(seed, jnp.array(first_index + indices))
         batch = sampler(params, *place.spread((tokens, keys, embeddings), mesh))
@@ -76,21 +76,22 @@ def sample_by_stage(
     options: SampleOptions,
     batch_size: int,
 ) -> UInt8[np.ndarray, " b h w c"]:
-    """Samples with one stage on the first device at a time; `sample_images` but for rounding."""
-    tokenizer, size = text.load(files.tokenizer_dir), min(batch_size, len(captions))
+    """Samples with one stage on the device at a time; equals `sample_images` but for rounding."""
+    tokenizers, size = load_tokenizers(files.tokenizer_dirs), min(batch_size, len(captions))
     batches = []
     for start in range(0, len(captions), size):
         indices = np.arange(start, start + size)
         rows = np.minimum(indices, len(captions) - 1)
-        tokens = tokenise(files.cascade, tokenizer, [captions[int(i)] for i in rows])
+        tokens = tokenise(files.cascade, tokenizers, [captions[int(i)] for i in rows])
         batches.append(offload.Batch(tokens, text_to_image.keys_for(seed, jnp.array(indices))))
-    with tqdm(total=len(files.readers), unit="stage", desc="sampling") as bar:
+    steps = plan(files.cascade, condition=options.condition)
+    with tqdm(total=len(steps), unit="stage", desc="sampling") as bar:
 
         def begin(name: str) -> None:
             bar.update(bool(bar.postfix))  # the previous stage is complete
             bar.set_postfix_str(name)
 
-        images = offload.draw(files, batches, options=options, begin=begin)
+        images = offload.sample(files, batches, options=options, begin=begin)
         bar.update()
     return np.concatenate(images)[: len(captions)]
 
@@ -98,10 +99,10 @@ def sample_by_stage(
 def compile_sampler(
     cascade: Cascade, options: SampleOptions, *, mesh: Mesh | None = None
 ) -> Callable[..., jax.Array]:
-    """The jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images.
+    """Returns the jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images.
 
     A batch is split over `mesh` (default: one device, or all of several processes); every device
-    gets all images.
+    receives all images.
     """
     mesh = mesh or sampling_mesh(1)[0]
 
@@ -128,14 +129,3 @@ def override(sampling: Any, changes: dict[str, Any]) -> Any:
             "setting; leave it out or choose the other --prior."
         )
     return dataclasses.replace(sampling, **changes)
-
-
-def tokenise(cascade: Cascade, tokenizer: text.Tokenizer, captions: Sequence[str]) -> Captions:
-    """Captions at the context length of each text model."""
-    lengths = (
-        cascade.clip.model.context,
-        cascade.prior.model.context,
-        cascade.decoder.model.context,
-    )
-    encoded = (tokenizer.encode(captions, length=length) for length in lengths)
-    return Captions(*((jnp.asarray(ids), jnp.asarray(mask)) for ids, mask in encoded))

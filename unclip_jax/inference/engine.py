@@ -22,12 +22,11 @@ from jaxtyping import Array, Float
 from unclip_jax.convert import importing
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes
-from unclip_jax.data import image_codec, text
+from unclip_jax.data import image_codec
 from unclip_jax.diffusion import samplers
 from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference import (
-    batched,
     ddpm_latents,
     decoding,
     fields,
@@ -38,6 +37,7 @@ from unclip_jax.inference import (
     upsampler_latents,
 )
 from unclip_jax.inference.batch_runner import BatchRunner
+from unclip_jax.inference.cascade import Captions, tokenise
 from unclip_jax.inference.ddpm_latents import MapOptions
 from unclip_jax.inference.decode_batch import Conditioning, DecodeBatch, DecodedImages
 from unclip_jax.inference.decoding import DecodeOptions
@@ -54,7 +54,7 @@ from unclip_jax.inference.progress import ProgressCallback
 from unclip_jax.inference.request_parts import Request
 from unclip_jax.inference.requests import TextRequest
 from unclip_jax.inference.result import Result
-from unclip_jax.inference.text_to_image import Captions, CascadeOutput, SampleOptions
+from unclip_jax.inference.text_to_image import CascadeOutput, SampleOptions
 from unclip_jax.inference.upsampler_latents import UpsamplerLatents
 from unclip_jax.stages.captions import Caption, TokenIds
 from unclip_jax.stages.decoder import Condition, InpaintTarget
@@ -75,7 +75,7 @@ class InferenceEngine:
         self.cascade = loaded.cascade
         self.runner = BatchRunner(loaded.cascade, batch=batch)
         self.params = self.runner.place(loaded.params)
-        self.tokenizer = text.load(loaded.tokenizer_dir)
+        self.tokenizers = load.load_tokenizers(loaded.tokenizer_dirs)
 
     @classmethod
     def open(
@@ -140,7 +140,7 @@ class InferenceEngine:
     @property
     def clip_id(self) -> str:
         """Identity of the CLIP."""
-        return str(self.loaded.manifests["clip"].clip_id)
+        return str(self.loaded.clip_id)
 
     @functools.cached_property
     def decoder_id(self) -> str:
@@ -150,7 +150,7 @@ class InferenceEngine:
     @functools.cached_property
     def upsampler_ids(self) -> tuple[str, ...]:
         """Identities of the upsamplers' parameters."""
-        return tuple(params_id(params) for params in self.loaded.params["upsamplers"])
+        return tuple(map(params_id, self.cascade.upsampler_params(self.loaded.params)))
 
     def describe(self) -> dict[str, Any]:
         """Identities and sizes of the models, JSON-ready, for the record of every result."""
@@ -165,7 +165,7 @@ class InferenceEngine:
 
     def tokens(self, captions: Sequence[str]) -> Captions:
         """Tokenises captions at the context length of each text model."""
-        return batched.tokenise(self.cascade, self.tokenizer, captions)
+        return tokenise(self.cascade, self.tokenizers, captions)
 
     def text_embeddings(self, captions: Sequence[str]) -> Embedding:
         """Computes z_txt, one per caption."""
@@ -415,9 +415,10 @@ class InferenceEngine:
         if self.cascade.decoder_reads_clip:
             encode = self.runner.compiled(text_to_image.clip_text)
             run = lambda batch: encode(self.params, captions=batch)  # noqa: E731
-            return self.runner.run(run, tokens.clip, "embed captions")
+            return self.runner.run(run, tokens["clip"], "embed captions")
         present = jnp.array([caption is not None for caption in captions])
-        return TokenIds(tokens.decoder[0], tokens.decoder[1] & present[:, None])
+        ids = tokens["decoder"]
+        return TokenIds(ids.tokens, ids.mask & present[:, None])
 
     def _inpaint_target(self, hole: tuple[InputImage, InputImage], count: int) -> InpaintTarget:
         image = self._squares([hole[0]], self.base_size)

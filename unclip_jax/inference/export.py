@@ -1,12 +1,12 @@
-"""Writing the sampler as one file that artefact.py runs: StableHLO, weights, tokenizer."""
+"""Writing the sampler as one file that exported.py runs: StableHLO, weights, tokenizers."""
 
 import dataclasses
 import hashlib
 import json
 import pathlib
 import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,13 @@ from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.files import atomic_path
 from unclip_jax.core.picture import to_uint8
+from unclip_jax.data.text import Tokenizer
 from unclip_jax.inference import exported, text_to_image
+from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.exported import Card
-from unclip_jax.inference.load import LoadedCascade
-from unclip_jax.inference.text_to_image import Captions, Cascade, SampleOptions
+from unclip_jax.inference.load import LoadedCascade, load_tokenizers
+from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.stages.captions import TokenIds
 from unclip_jax.version import __version__
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -36,7 +39,7 @@ def write(
     platforms: Sequence[str] = (),
     name: str = "",
 ) -> Card:
-    """Write an artefact.
+    """Writes an artefact.
 
     Args:
         path: the file.
@@ -44,17 +47,19 @@ def write(
         batch_sizes: one program each.
         options: overrides of the exported sampling settings; None = as exported.
         platforms: of `PLATFORMS`; () = the one JAX runs on.
-        name: what the models are called.
+        name: of the models.
 
     Raises:
-        UserError: batch sizes or platforms without a meaning, or a place that cannot be written.
+        UserError: batch sizes or platforms that do not exist, or a place that cannot be written.
     """
     sizes, options = _checked(batch_sizes), options or SampleOptions()
     for platform in platforms:
         one_of("platform", platform, PLATFORMS)
-    _make_room(path)
+    _make_folder(path)
     here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
     cascade, targets = loaded.cascade, tuple(platforms) or (here,)
+    readers = contexts(cascade)
+    tokenizers = _distinct(load_tokenizers(loaded.tokenizer_dirs))
     weights = trees.flatten_paths(loaded.params)
     entries, blob = _packed(weights)
     programs = {
@@ -63,24 +68,45 @@ def write(
     }
     card = Card(
         batch_sizes=sizes,
-        contexts=contexts(cascade),
+        contexts=tuple(readers.values()),
+        tokenizers=tuple(tokenizers.numbers[reader] for reader in readers),
         image_size=cascade.image_size,
         platforms=targets,
         weights=entries,
         sha256=hashlib.sha256(blob).hexdigest(),
-        models={"name": name, "clip_id": str(loaded.manifests["clip"].clip_id)},
+        models={"name": name, "clip_id": str(loaded.clip_id)},
         options=dataclasses.asdict(options),
         code_version=__version__,
         jax_version=jax.__version__,
     )
-    _save(path, card, blob, programs, loaded.tokenizer_dir)
+    folders = [loaded.tokenizer_dirs[reader] for reader in tokenizers.first]
+    _save(path, card, blob, programs, folders)
     return card
 
 
-def contexts(cascade: Cascade) -> tuple[int, ...]:
-    """Numbers of tokens that CLIP, prior and decoder read."""
-    parts = (cascade.clip, cascade.prior, cascade.decoder)
-    return tuple(part.model.context for part in parts)
+def contexts(cascade: Cascade) -> dict[str, int]:
+    """Returns the context length of every stage that reads token ids, in sampling order."""
+    lengths = {stage.name: stage.entry.context(stage.config) for stage in cascade.stages}
+    return {name: length for name, length in lengths.items() if length is not None}
+
+
+class _Tokenizers(NamedTuple):
+    """The different tokenizers of a cascade.
+
+    Attributes:
+        first: for each of them, the first stage that uses it.
+        numbers: stage -> number of its tokenizer.
+    """
+
+    first: list[str]
+    numbers: dict[str, int]
+
+
+def _distinct(tokenizers: Mapping[str, Tokenizer]) -> _Tokenizers:
+    hashes = list(dict.fromkeys(tokenizer.hash for tokenizer in tokenizers.values()))
+    numbers = {name: hashes.index(tokenizer.hash) for name, tokenizer in tokenizers.items()}
+    first = [next(n for n, i in numbers.items() if i == number) for number in range(len(hashes))]
+    return _Tokenizers(first, numbers)
 
 
 def program(
@@ -91,20 +117,22 @@ def program(
     options: SampleOptions,
     platforms: Sequence[str],
 ) -> export.Exported:
-    """The sampler for one batch size: (weights by name, tokens, seed, indices) -> uint8 images."""
+    """Exports the sampler of one batch size: (weights, tokens, seed, indices) -> uint8 images."""
     structure, names = jax.tree.structure(params), list(trees.flatten_paths(params))
+    lengths = contexts(cascade)
 
     def run(weights, tokens, seed, indices):
         tree = jax.tree.unflatten(structure, [weights[name] for name in names])
         keys = text_to_image.keys_for(seed, indices)
-        output = text_to_image.sample(cascade, tree, Captions(*tokens), keys, options=options)
+        captions = {name: TokenIds(*pair) for name, pair in zip(lengths, tokens, strict=True)}
+        output = text_to_image.sample(cascade, tree, captions, keys, options=options)
         return to_uint8(output.images)
 
     shaped = jax.ShapeDtypeStruct
     weights = {n: shaped(x.shape, x.dtype) for n, x in trees.flatten_paths(params).items()}
     tokens = tuple(
         (shaped((batch_size, n), jnp.int32), shaped((batch_size, n), jnp.bool_))
-        for n in contexts(cascade)
+        for n in lengths.values()
     )
     indices = shaped((batch_size,), jnp.int32)
     exporting = export.export(jax.jit(run), platforms=list(platforms))
@@ -113,14 +141,14 @@ def program(
 
 def _checked(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     if not batch_sizes:
-        raise UserError("no batch sizes were given; give some such as 1,4.")
+        raise UserError("there are no batch sizes; give some such as 1,4.")
     for size in batch_sizes:
         in_range("batch size", size, 1, MAX_BATCH)
     return tuple(sorted(set(batch_sizes)))
 
 
-def _make_room(path: pathlib.Path) -> None:
-    """Find out before the work whether the folder can be there."""
+def _make_folder(path: pathlib.Path) -> None:
+    """Creates the folder of the file before the work begins."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -128,7 +156,7 @@ def _make_room(path: pathlib.Path) -> None:
 
 
 def _packed(weights: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """All arrays one after the other, and where each is."""
+    """Returns the place of every array, and all arrays one after the other."""
     entries, blob = {}, bytearray()
     for name, leaf in weights.items():
         array = np.asarray(leaf)
@@ -143,19 +171,20 @@ def _save(
     card: Card,
     blob: bytes,
     programs: dict[int, export.Exported],
-    tokenizer_dir: pathlib.Path,
+    tokenizer_dirs: Sequence[pathlib.Path],
 ) -> None:
-    """Write the file at once or not at all.
+    """Writes the file atomically.
 
     Raises:
         UserError: it cannot be written.
     """
-    tokenizer = (tokenizer_dir / exported.TOKENIZER).read_bytes()
+    tokenizers = [(folder / exported.TOKENIZER).read_bytes() for folder in tokenizer_dirs]
     try:
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             archive.writestr(exported.CARD, json.dumps(dataclasses.asdict(card), indent=1))
             archive.writestr(exported.WEIGHTS, blob)
-            archive.writestr(exported.TOKENIZER, tokenizer)
+            for number, content in enumerate(tokenizers):
+                archive.writestr(exported.tokenizer_name(number), content)
             for size, exported_program in programs.items():
                 archive.writestr(exported.program_name(size), bytes(exported_program.serialize()))
     except OSError as error:

@@ -4,8 +4,8 @@
     images = artefact.draw(["a red circle"], seed=0)        # uint8 [1, h, w, 3]
 
 A file holds StableHLO of the whole way from tokens to pixels once per batch size, the weights,
-and the tokenizer. This module reads it with JAX, NumPy and the tokenizer alone: whatever wrote the
-file, Flax and `unclip_jax.models` are not needed to run it. StableHLO written by one version of JAX
+and the tokenizers. This module reads it with JAX, NumPy and the tokenizers alone: Flax and
+`unclip_jax.models` are not needed to run it. StableHLO written by one version of JAX
 can be read for at least six months of later ones (JAX's promise for `jax.export`).
 """
 
@@ -35,16 +35,18 @@ class Card:
     """The description of an artefact.
 
     Attributes:
-        batch_sizes: for which there is a program, ascending.
-        contexts: tokens that the text models read, in the order of the program's arguments.
+        batch_sizes: of the programs, ascending.
+        contexts: context lengths of the stages that read token ids, in the order of the program's
+            arguments.
         image_size: side of the images.
         platforms: that the programs were compiled for: cpu, cuda, tpu.
         weights: name, type, shape and offset in the file of every array, by name.
         sha256: of all weights.
-        models: which models these were.
-        options: how they sample.
+        models: name and CLIP of the models.
+        options: sampling settings.
         code_version: version of unclip_jax that wrote the file.
         jax_version: of JAX, likewise.
+        tokenizers: number of the tokenizer of each of these stages; () = one for all.
         format_version: of this record.
     """
 
@@ -58,11 +60,12 @@ class Card:
     options: dict[str, Any]
     code_version: str
     jax_version: str
+    tokenizers: tuple[int, ...] = ()
     format_version: int = FORMAT_VERSION
 
 
 class Artefact:
-    """A file that is open: draws captions."""
+    """An open file, which samples images of captions."""
 
     def __init__(
         self,
@@ -70,18 +73,18 @@ class Artefact:
         *,
         weights: dict[str, Array],
         programs: dict[int, export.Exported],
-        tokenizer: text.Tokenizer,
+        tokenizers: Sequence[text.Tokenizer],
     ):
-        """Use `open_artefact`."""
+        """Use `open_artefact`; `tokenizers` are those of the stages that read token ids."""
         self.card = card
-        self._weights, self._tokenizer = weights, tokenizer
+        self._weights, self._tokenizers = weights, tokenizers
         self._run = {size: jax.jit(program.call) for size, program in programs.items()}
 
     def draw(self, captions: Sequence[str], *, seed: int = 0) -> UInt8[np.ndarray, " b h w 3"]:
         """Samples one image per caption; image i depends on (seed, i) alone.
 
         Raises:
-            UserError: no captions, or a seed that is none.
+            UserError: there are no captions, or the seed is out of range.
         """
         in_range("number of captions", len(captions), 1, 100_000)
         in_range("seed", seed, 0, 2**31 - 1)
@@ -93,29 +96,32 @@ class Artefact:
         return np.concatenate(parts)[: len(captions)]
 
     def _size_for(self, left: int) -> int:
-        """The largest program that is filled, or the smallest there is."""
+        """Returns the batch size of the largest program that is filled, or the smallest."""
         fitting = [size for size in self.card.batch_sizes if size <= left]
         return fitting[-1] if fitting else self.card.batch_sizes[0]
 
     def _batch(self, captions: Sequence[str], start: int, size: int, seed: int) -> np.ndarray:
         indices = np.arange(start, start + size, dtype=np.int32)
-        padded = [captions[min(i, len(captions) - 1)] for i in indices.tolist()]
-        tokens = tuple(self._tokenizer.encode(padded, length=n) for n in self.card.contexts)
+        batch = [captions[min(i, len(captions) - 1)] for i in indices.tolist()]
+        readers = zip(self._tokenizers, self.card.contexts, strict=True)
+        tokens = tuple(tokenizer.encode(batch, length=length) for tokenizer, length in readers)
         return np.asarray(self._run[size](self._weights, tokens, np.int32(seed), indices))
 
 
 def open_artefact(path: pathlib.Path) -> Artefact:
-    """Read a file of `python -m unclip_jax.bundle`.
+    """Opens a file of `python -m unclip_jax.bundle`.
 
     Raises:
-        UserError: it is no such file, damaged, of another version, or for other devices.
+        UserError: it is another file, damaged, of another version, or for other devices.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             card = _card(json.loads(archive.read(CARD)), path)
             blob = archive.read(WEIGHTS)
             programs = {size: archive.read(program_name(size)) for size in card.batch_sizes}
-            tokenizer = text.Tokenizer(json.loads(archive.read(TOKENIZER)))
+            numbers = card.tokenizers or (0,) * len(card.contexts)
+            files = {number: archive.read(tokenizer_name(number)) for number in set(numbers)}
+            stored = {number: text.Tokenizer(json.loads(file)) for number, file in files.items()}
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):
             raise
@@ -133,12 +139,18 @@ def open_artefact(path: pathlib.Path) -> Artefact:
         )
     weights = {name: _array(blob, entry) for name, entry in card.weights.items()}
     loaded = {size: export.deserialize(bytearray(data)) for size, data in programs.items()}
-    return Artefact(card, weights=weights, programs=loaded, tokenizer=tokenizer)
+    tokenizers = [stored[number] for number in numbers]
+    return Artefact(card, weights=weights, programs=loaded, tokenizers=tokenizers)
 
 
 def program_name(batch_size: int) -> str:
-    """The file of one program inside the artefact."""
+    """Returns the name of one program inside the file."""
     return f"batch{batch_size}.stablehlo"
+
+
+def tokenizer_name(number: int) -> str:
+    """Returns the name of one tokenizer inside the file."""
+    return f"tokenizer{number}.json" if number else TOKENIZER
 
 
 def _card(stored: Any, path: pathlib.Path) -> Card:

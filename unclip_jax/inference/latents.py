@@ -22,8 +22,8 @@ from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.types import Embedding, Image
 from unclip_jax.diffusion import ddim_inversion
 from unclip_jax.inference import decoding, text_to_image
+from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.decoding import DecodeOptions
-from unclip_jax.inference.text_to_image import Cascade
 from unclip_jax.inference.upsampler_latents import UpsamplerLatents
 from unclip_jax.stages import decoder
 from unclip_jax.stages.captions import Caption

@@ -1,8 +1,8 @@
-"""From a run directory to a typed cascade and its parameters, refusing stages that do not fit."""
+"""Loading a cascade from a run directory, and refusing stages that do not fit together."""
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,10 +12,14 @@ from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import build
 from unclip_jax.core.stage import Stage
+from unclip_jax.core.types import Params
+from unclip_jax.data import text
+from unclip_jax.data.text import Tokenizer
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.handoff import load, manifest, sidecar
+from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
-from unclip_jax.inference.text_to_image import Cascade
+from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage
 from unclip_jax.stages import clip, prior, registry
 
 
@@ -23,33 +27,38 @@ class LoadedCascade(NamedTuple):
     """A cascade ready to sample.
 
     Attributes:
-        cascade: typed configs.
-        params: parameter trees as `text_to_image.sample` takes them.
-        manifests: the manifest of every stage by name.
-        tokenizer_dir: folder of the tokenizer that all text models share.
+        cascade: its stages.
+        params: parameters by name of the stage.
+        manifests: by name of the stage.
+        tokenizer_dirs: folder of a tokenizer for every stage that reads token ids, by its name.
     """
 
     cascade: Cascade
-    params: dict[str, Any]
+    params: dict[str, Params]
     manifests: dict[str, Manifest]
-    tokenizer_dir: pathlib.Path
+    tokenizer_dirs: dict[str, pathlib.Path]
+
+    @property
+    def clip_id(self) -> str | None:
+        """Identity of the CLIP that the stages share; None if no stage uses one."""
+        ids = (manifest.clip_id for manifest in self.manifests.values())
+        return next((clip_id for clip_id in ids if clip_id), None)
 
 
 class CascadeFiles(NamedTuple):
     """A cascade whose parameters are still on disk.
 
     Attributes:
-        cascade: typed configs.
-        readers: stage ("clip", "prior", "decoder", "upsampler_256", ...) -> reads its parameters,
-            in the order in which stages draw.
-        manifests: the manifest of every stage by name.
-        tokenizer_dir: folder of the tokenizer that all text models share.
+        cascade: its stages.
+        readers: name of the stage -> reads its parameters, in sampling order.
+        manifests: by name of the stage.
+        tokenizer_dirs: folder of a tokenizer for every stage that reads token ids, by its name.
     """
 
     cascade: Cascade
-    readers: dict[str, Callable[[], Any]]
+    readers: dict[str, Callable[[], Params]]
     manifests: dict[str, Manifest]
-    tokenizer_dir: pathlib.Path
+    tokenizer_dirs: dict[str, pathlib.Path]
 
 
 def prior_names() -> tuple[str, ...]:
@@ -67,112 +76,193 @@ def find_stages(run_dir: pathlib.Path, *, required: Sequence[str]) -> dict[str, 
 
 
 def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> LoadedCascade:
-    """Load every exported stage of a run directory, with one of its priors.
+    """Loads the exported stages of a run directory that form a chain.
 
     Args:
         run_dir: one folder per stage.
-        prior_name: "prior" or "prior_ar"; the other is not looked at.
+        prior_name: the prior to use of those that the run has; it need have none if no stage reads
+            z_img.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
-    found = find_cascade(run_dir, prior_name=prior_name)
-    params = {name: read() for name, read in found.readers.items()}
-    parts = {name: params.pop(name) for name in ("clip", "prior", "decoder")}
-    parts["upsamplers"] = list(params.values())
-    return LoadedCascade(found.cascade, parts, found.manifests, found.tokenizer_dir)
+    files = find_cascade(run_dir, prior_name=prior_name)
+    params = {name: read() for name, read in files.readers.items()}
+    return LoadedCascade(files.cascade, params, files.manifests, files.tokenizer_dirs)
 
 
 def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> CascadeFiles:
-    """What `load_cascade` loads, without the parameters.
+    """Reads all that `load_cascade` reads but the parameters.
 
     Raises:
         UserError: a stage is missing, or does not fit the others.
     """
-    one_of("prior", prior_name, prior_names())
-    places = find_stages(run_dir, required=("clip", prior_name, "decoder"))
-    others = {name for name in prior_names() if name != prior_name}
-    places = {name: path for name, path in places.items() if name not in others}
-    manifests = {name: load.read_manifest(path) for name, path in places.items()}
-    cfgs = {name: _config(path, manifests[name]) for name, path in places.items()}
-    entries = {name: registry.folder_entry(name) for name in places}
+    exports = _chain_exports(run_dir, prior_name)
+    manifests = {name: load.read_manifest(path) for name, path in exports.items()}
+    configs = {name: _config(path, manifests[name], name) for name, path in exports.items()}
+    entries = {name: registry.folder_entry(name) for name in exports}
+    _check_complete(run_dir, exports, configs, prior_name)
     manifest.check_chain(
-        [Link(manifests[name], entries[name].shared_fields(cfgs[name])) for name in places]
+        [Link(manifests[name], entries[name].shared_fields(configs[name])) for name in exports]
     )
-    cascade = Cascade(
-        cfgs["clip"],
-        cfgs[prior_name],
-        cfgs["decoder"],
-        tuple(cfgs[name] for name in registry.run_folders("upsampler") if name in cfgs),
-        load_variance_table(places["prior"]) if prior_name == "prior" else None,
+    stages = tuple(
+        CascadeStage(name, configs[name], _measurements(path, entries[name].sidecars))
+        for name, path in exports.items()
     )
     readers = {
-        "prior" if name == prior_name else name: functools.partial(
-            _params, path, manifests[name], entries[name].make(cfgs[name])
-        )
-        for name, path in places.items()
+        name: functools.partial(_params, path, manifests[name], entries[name].make(configs[name]))
+        for name, path in exports.items()
     }
-    return CascadeFiles(cascade, readers, manifests, load.tokenizer_dir(places["clip"]))
+    cascade = Cascade(stages)
+    return CascadeFiles(cascade, readers, manifests, _tokenizer_dirs(cascade, exports, manifests))
+
+
+def load_tokenizers(folders: Mapping[str, pathlib.Path]) -> dict[str, Tokenizer]:
+    """Returns the tokenizer of each stage."""
+    return {name: text.load(folder) for name, folder in folders.items()}
+
+
+def _chain_exports(run_dir: pathlib.Path, prior_name: str) -> dict[str, pathlib.Path]:
+    """Returns the exports that may form a chain: one prior, one decoder, and all others."""
+    one_of("prior", prior_name, prior_names())
+    exports = find_stages(run_dir, required=())
+    explicit = prior_name != prior_names()[0]
+    if (explicit and prior_name not in exports) or not decoders(exports):
+        find_stages(run_dir, required=("clip", prior_name, "decoder"))
+    if len(decoders(exports)) > 1:
+        raise UserError(
+            f"{run_dir} has several decoders ({', '.join(decoders(exports))}); move all but one "
+            "to run directories of their own."
+        )
+    others = {name for name in prior_names() if name != prior_name}
+    return {name: path for name, path in exports.items() if name not in others}
+
+
+def decoders(exports: Mapping[str, pathlib.Path]) -> list[str]:
+    """Returns the names of those exports that are decoders."""
+    return [name for name in registry.run_folders("decoder") if name in exports]
+
+
+def _check_complete(
+    run_dir: pathlib.Path,
+    exports: Mapping[str, pathlib.Path],
+    configs: Mapping[str, Any],
+    prior_name: str,
+) -> None:
+    """Refuses a chain without a stage that another one of it needs, the first missing by name."""
+    folders = registry.run_folders()
+    needed, missing = {"image"}, []
+    for name, entry in reversed(folders.items()):
+        if not needed & set(entry.yields) or (entry.role == "prior" and name != prior_name):
+            continue
+        if name in configs:
+            reads = {VALUES.get(condition, condition) for condition in entry.reads(configs[name])}
+            needed = needed - set(entry.yields) | reads
+        elif entry.role in ("encoder", "prior"):
+            missing.append(name)
+            needed |= {"z_txt"} if entry.role == "prior" else set()
+    if missing:
+        raise load.not_exported(run_dir, missing[-1], exports)
+
+
+def _measurements(
+    path: pathlib.Path, sidecars: Mapping[str, tuple[str, type]]
+) -> tuple[tuple[str, Any], ...]:
+    """Returns the conditions in files beside the parameters of an export, where they exist."""
+    records = {name: read_sidecar(path, file, kind=kind) for name, (file, kind) in sidecars.items()}
+    return tuple((name, record) for name, record in records.items() if record is not None)
+
+
+def _tokenizer_dirs(
+    cascade: Cascade, exports: Mapping[str, pathlib.Path], manifests: Mapping[str, Manifest]
+) -> dict[str, pathlib.Path]:
+    """Returns the tokenizer of every stage that reads token ids: its own, or an equal one.
+
+    Raises:
+        UserError: a stage whose tokenizer no export of the run holds.
+    """
+    stored = {
+        manifests[name].tokenizer_hash: load.locate(path) / TOKENIZER
+        for name, path in reversed(exports.items())
+        if (load.locate(path) / TOKENIZER).is_dir()
+    }
+    return {
+        stage.name: stored.get(manifests[stage.name].tokenizer_hash)
+        or load.tokenizer_dir(exports[stage.name])
+        for stage in cascade.stages
+        if stage.entry.context(stage.config) is not None
+    }
 
 
 def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manifest]:
-    """Load an exported CLIP alone: (config, parameters, manifest).
+    """Loads an exported CLIP alone: (config, parameters, manifest).
 
     Raises:
         UserError: there is no complete export in `directory`, or it is no CLIP.
     """
-    card = load.read_manifest(directory)
-    if card.stage != "clip":
-        raise UserError(f"{directory} is a {card.stage}; give the export of a CLIP.")
-    cfg, params = _stage(directory, card)
-    return cfg, params, card
+    return _load_stage(directory, "clip", article="a CLIP")
 
 
 def load_prior(directory: pathlib.Path) -> tuple[prior.PriorStageConfig, Any, Manifest]:
-    """Load an exported diffusion prior alone: (config, parameters, manifest).
+    """Loads an exported diffusion prior alone: (config, parameters, manifest).
 
     Raises:
         UserError: there is no complete export in `directory`, or it is no diffusion prior.
     """
+    return _load_stage(directory, "prior", article="a diffusion prior")
+
+
+def _load_stage(directory: pathlib.Path, stage: str, *, article: str) -> tuple[Any, Any, Manifest]:
+    """Loads the export of one stage."""
     card = load.read_manifest(directory)
-    if card.stage != "prior":
-        raise UserError(f"{directory} is a {card.stage}; give the export of a diffusion prior.")
-    cfg, params = _stage(directory, card)
-    return cfg, params, card
+    if card.stage != stage:
+        raise UserError(f"{directory} is a {card.stage}; give the export of {article}.")
+    cfg = _config(directory, card, stage)
+    return cfg, _params(directory, card, registry.stage_entry(stage).make(cfg)), card
 
 
 def load_variance_table(directory: pathlib.Path) -> VarianceTable | None:
-    """The variance table in the export of a prior; None if it has none.
+    """Returns the variance table in the export of a prior; None if it has none.
 
     Raises:
         UserError: it is damaged.
     """
-    stored = sidecar.read(directory, sidecar.VARIANCE)
-    where = f"{directory}/{sidecar.VARIANCE}"
-    return None if stored is None else build(VarianceTable, stored, where=where)
+    return read_sidecar(directory, sidecar.VARIANCE, kind=VarianceTable)
+
+
+def read_sidecar(directory: pathlib.Path, name: str, *, kind: type) -> Any:
+    """Returns the record in a file beside the parameters of an export; None without the file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    stored = sidecar.read(directory, name)
+    return None if stored is None else build(kind, stored, where=f"{directory}/{name}")
 
 
 def abstract_params(stage: Stage) -> Any:
-    """Shapes and types of a stage's parameters, unboxed, without allocating them."""
+    """Returns shapes and types of a stage's parameters, unboxed, without allocating them."""
     return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
-def _stage(path: pathlib.Path, card: Manifest) -> tuple[Any, Any]:
-    """Returns typed config and strictly loaded parameters of one export."""
-    cfg = _config(path, card)
-    return cfg, _params(path, card, registry.stage_entry(card.stage).make(cfg))
+def _config(path: pathlib.Path, card: Manifest, folder: str) -> Any:
+    """Returns the typed config of the stage that a folder must hold, with a complete manifest.
 
-
-def _config(path: pathlib.Path, card: Manifest) -> Any:
-    """Returns the typed config of an export whose manifest holds all that its stage requires."""
-    entry = registry.stage_entry(card.stage)
+    Raises:
+        UserError: it holds another stage, or its manifest lacks a field.
+    """
+    entry = registry.folder_entry(folder)
+    if card.stage != entry.name:
+        raise UserError(
+            f"{path} is a {card.stage}; the folder {folder} of a run must hold a {entry.name}."
+        )
     cfg = build(entry.config, card.config, where=f"{path}/manifest.json config")
     require(card, entry.required_fields(cfg))
     return cfg
 
 
 def _params(path: pathlib.Path, card: Manifest, stage: Stage) -> Any:
-    """Strictly loaded parameters of one export."""
+    """Loads the parameters of one export strictly."""
     shapes, model = abstract_params(stage), card.config["model"]
     if model.get("unet", model).get("dtype") == "bfloat16":
         shapes = _as_stored(shapes, load.stored_shapes(path))
@@ -180,10 +270,10 @@ def _params(path: pathlib.Path, card: Manifest, stage: Stage) -> Any:
 
 
 def _as_stored(shapes: Any, stored: Any) -> Any:
-    """`shapes` in the types in which they are stored.
+    """Returns `shapes` in the types in which they are stored.
 
-    What was written in bfloat16 and computes in it need not take double the memory. A tree that
-    does not fit is left for the reader to complain of.
+    Parameters that were written in bfloat16 and compute in it need not take double the memory. A
+    tree that does not fit is returned as it is, and refused when it is read.
     """
     types = {name: leaf.dtype for name, leaf in trees.flatten_paths(stored).items()}
     if types.keys() != trees.flatten_paths(shapes).keys():

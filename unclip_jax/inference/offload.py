@@ -1,10 +1,9 @@
 """The cascade with one stage on the device at a time, for devices that cannot hold all of them.
 
-Every stage is read, draws all batches and is forgotten before the next is read. Pictures are those
-of `text_to_image.sample` but for rounding: they come from the same functions and keys.
+Every stage is read, run on all batches and released before the next is read. Images are those of
+`text_to_image.sample` but for rounding: both run the same functions on the same keys.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,75 +11,86 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.core.types import Embedding, Keys
+from unclip_jax.core.types import Embedding, Keys, Params
 from unclip_jax.inference import text_to_image
+from unclip_jax.inference.cascade import Captions, Step, plan
 from unclip_jax.inference.load import CascadeFiles
-from unclip_jax.inference.text_to_image import Captions, SampleOptions
+from unclip_jax.inference.text_to_image import SampleOptions
 
 
 class Batch(NamedTuple):
-    """What to draw: captions, one key per image, and z_img where the options say it is given."""
+    """A batch to sample.
+
+    Attributes:
+        captions: token ids by name of the stage that reads them.
+        keys: one key per image.
+        z_img: image embeddings, for condition "z_img".
+    """
 
     captions: Captions
     keys: Keys
     z_img: Embedding | None = None
 
 
-def draw(
-    found: CascadeFiles,
+def sample(
+    files: CascadeFiles,
     batches: Sequence[Batch],
     *,
     options: SampleOptions,
     begin: Callable[[str], None] = lambda name: None,
 ) -> list[UInt8[np.ndarray, " b h w 3"]]:
-    """Draw one image per caption; batches of one shape are compiled once.
+    """Samples one image per caption; batches of one shape are compiled once.
 
     Args:
-        found: the cascade, not yet loaded; it draws on this process's first device.
-        batches: what to draw.
-        options: overrides of the exported settings.
-        begin: told the name of every stage before it is read.
+        files: the cascade, not yet loaded; it runs on this process's first device.
+        batches: captions and keys.
+        options: overrides of the exported sampling settings.
+        begin: called with the name of every stage before it is read.
+
+    Raises:
+        UserError: a best of several, for which CLIP would be needed beside the other stages.
     """
-    cascade = found.cascade
+    if options.best_of > 1:
+        raise UserError(
+            f"best_of is {options.best_of}, but one stage at a time samples one image per caption; "
+            "use 1, or load the whole cascade."
+        )
+    steps = plan(files.cascade, condition=options.condition)
+    values = [
+        text_to_image.first_values(files.cascade, options, z_img=batch.z_img) for batch in batches
+    ]
+    for number, step in enumerate(steps):
+        begin(step.stage.name)
+        later = {value for other in steps[number:] for value in other.inputs.values()}
+        outputs = _run(files, step, batches, values, options=options)
+        values = [
+            {name: value for name, value in {**old, **new}.items() if name in later | set(new)}
+            for old, new in zip(values, outputs, strict=True)
+        ]
+    return [np.asarray(to_uint8(value["image"])) for value in values]
 
-    def each(name: str, run: Callable[..., Any], *inputs: Sequence[Any]) -> list[Any]:
-        """`run` on every batch, with the parameters of stage `name`, which are then forgotten."""
-        begin(name)
-        params, compiled = found.readers[name](), jax.jit(run)
-        return jax.block_until_ready([compiled(params, *b) for b in zip(*inputs, strict=True)])
 
-    def clip(params, batch):
-        told = {"clip": params}
-        return text_to_image.read_captions(cascade, told, batch.captions, options=options)
+def _run(
+    files: CascadeFiles,
+    step: Step,
+    batches: Sequence[Batch],
+    values: Sequence[dict[str, Any]],
+    *,
+    options: SampleOptions,
+) -> list[dict[str, Any]]:
+    """Runs one stage on all batches; its parameters are released on return."""
 
-    def prior(params, batch, read):
-        return text_to_image.sample_z_img(
-            cascade,
-            {"prior": params},
-            batch.captions,
-            batch.keys,
-            options=options,
-            z_img=batch.z_img,
-            read=read,
+    def run(params: Params, inputs: dict[str, Any], captions: Captions, keys: Keys):
+        return text_to_image.run(
+            files.cascade, params, step, inputs, captions, keys, options=options
         )
 
-    def base(params, batch, read, z_img):
-        return text_to_image.sample_base(
-            cascade, params, batch.captions, batch.keys, options=options, z_img=z_img, read=read
-        )
-
-    def enlarge(params, batch, images, *, at):
-        return text_to_image.upsample_once(
-            cascade, params, images, batch.keys, options=options, at=at
-        )
-
-    reads = each("clip", clip, batches)
-    if options.condition == "prior":
-        z_img = each("prior", prior, batches, reads)
-    else:
-        z_img = [prior(None, *both) for both in zip(batches, reads, strict=True)]
-    images = each("decoder", base, batches, reads, z_img)
-    for index, name in enumerate(list(found.readers)[3:]):
-        images = each(name, functools.partial(enlarge, at=index), batches, images)
-    return [np.asarray(to_uint8(drawn)) for drawn in images]
+    params, compiled, name = files.readers[step.stage.name](), jax.jit(run), step.stage.name
+    outputs = []
+    for batch, before in zip(batches, values, strict=True):
+        inputs = {value: before[value] for value in step.inputs.values()}
+        captions = {key: ids for key, ids in batch.captions.items() if key == name}
+        outputs.append(compiled(params, inputs, captions, batch.keys))
+    return jax.block_until_ready(outputs)

@@ -1,12 +1,14 @@
 """Caption -> z_img -> base image -> upsampled image, as one pure function (unCLIP, section 2).
 
-    P(x | y) = P(x | z_img, y) P(z_img | y): the prior draws z_img, the decoder draws the image.
+    P(x | y) = P(x | z_img, y) P(z_img | y): the prior samples z_img, the decoder samples the image.
 
-Image i depends on (seed, i) alone: every draw comes from the key of its image, so neither the batch
-it is in nor the number of devices changes it.
+The stages of the cascade run in order, each on the conditions that it reads. Image i depends on
+(seed, i) alone: all randomness comes from the key of its image, so neither the batch it is in nor
+the number of devices changes it.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,78 +19,29 @@ from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
-from unclip_jax.diffusion.analytic import VarianceTable
-from unclip_jax.models.clip import Clip, TextOutput
-from unclip_jax.stages import decoder, prior, prior_ar, upsampler
-from unclip_jax.stages.base import apply
-from unclip_jax.stages.captions import ClipText, TokenIds, empty_caption
+from unclip_jax.inference.cascade import Captions, Cascade, Step, plan
+from unclip_jax.stages import clip
+from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.categorical import CodeSamplingConfig
-from unclip_jax.stages.clip import ClipStageConfig
-from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
-from unclip_jax.stages.prior import PriorStageConfig
-from unclip_jax.stages.prior_ar import PriorArStageConfig
-from unclip_jax.stages.upsampler import UpsamplerStageConfig
 
 CONDITIONS = ("prior", "z_txt", "z_img")
-MAX_BEST_OF = 64  # pictures per caption to choose from
-
-
-@dataclasses.dataclass(frozen=True)
-class Cascade:
-    """The typed configs of one fitting set of stages, from CLIP to the last upsampler.
-
-    Either prior will do; nothing after it knows which one drew z_img.
-
-    Attributes:
-        clip: text and image towers.
-        prior: caption to z_img.
-        decoder: z_img to the base image.
-        upsamplers: in order.
-        variance_table: the prior's, where its export has one.
-    """
-
-    clip: ClipStageConfig
-    prior: PriorStageConfig | PriorArStageConfig
-    decoder: DecoderStageConfig
-    upsamplers: tuple[UpsamplerStageConfig, ...] = ()
-    variance_table: VarianceTable | None = None
-
-    @property
-    def reads_clip(self) -> bool:
-        """True if the prior or the decoder reads CLIP's token features."""
-        own = isinstance(self.prior, PriorArStageConfig) or self.prior.model.caption == "tokens"
-        return not own or self.decoder_reads_clip
-
-    @property
-    def decoder_reads_clip(self) -> bool:
-        """True if the decoder reads CLIP's token features."""
-        return self.decoder.model.caption == "clip_sequence"
-
-    def embedding(self, z: Embedding) -> Embedding:
-        """Returns a raw CLIP embedding as the prior and the decoder exchange it."""
-        return z if self.decoder.embedding == "raw" else unit(z)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the final image in pixels."""
-        last = self.upsamplers[-1].model.unet if self.upsamplers else self.decoder.model.unet
-        return last.image_size
+MAX_BEST_OF = 64  # images per caption to choose from
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions:
-    """What a caller may change without retraining; None = as the stage was exported.
+    """Sampling settings that need no retraining; None = as the stage was exported.
 
     Attributes:
         prior: sampling of the prior, of its own kind.
         decoder: sampling of the decoder.
         upsamplers: sampling of the upsamplers, in order; () = as exported.
-        num_candidates: embeddings drawn per caption.
-        condition: where z_img comes from: "prior", "z_txt" (the caption embedding used as if it
-            were an image embedding, unCLIP section 5.1), or "z_img" (given).
-        best_of: pictures drawn per caption, of which the one nearest to the caption in CLIP's space
-            is kept (the reranking of DALL-E, arXiv 2102.12092, section 2.6); 1 = no choice.
+        num_candidates: embeddings sampled per caption.
+        condition: origin of z_img: "prior", "z_txt" (the caption embedding used as if it were an
+            image embedding, unCLIP section 5.1), or "z_img" (an argument).
+        best_of: images sampled per caption, of which the one nearest to the caption in CLIP's space
+            is returned (the reranking of DALL-E, arXiv 2102.12092, section 2.6); 1 = no choice.
     """
 
     prior: SamplingConfig | CodeSamplingConfig | None = None
@@ -102,97 +55,62 @@ class SampleOptions:
         one_of("condition", self.condition, CONDITIONS)
         in_range("best_of", self.best_of, 1, MAX_BEST_OF)
 
-
-class Captions(NamedTuple):
-    """One batch of captions, tokenised at the context length of each text model."""
-
-    clip: tuple[Int[Array, " b l"], Array]
-    prior: tuple[Int[Array, " b l"], Array]
-    decoder: tuple[Int[Array, " b l"], Array]
+    def of(self, step: Step) -> Any:
+        """Returns the sampling settings of one stage; None = as exported."""
+        match step.address:
+            case ("prior",):
+                return self.prior
+            case ("decoder",):
+                return self.decoder
+            case ("upsampler", int(number)) if self.upsamplers:
+                return self.upsamplers[number]
+        return None
 
 
 class CascadeOutput(NamedTuple):
-    """What one run made."""
+    """The samples of one batch.
 
-    z_img: Embedding
+    Attributes:
+        z_img: image embeddings; None if no stage of the cascade reads them.
+        base: images of the decoder.
+        images: images of the last stage.
+    """
+
+    z_img: Embedding | None
     base: Image
     images: Image
 
 
 def keys_for(seed: int | Integer[Array, ""], indices: Int[Array, " b"]) -> Keys:
-    """The keys of images `indices` under `seed`: image i depends on (seed, i) alone."""
+    """Returns the keys of images `indices` under `seed`: image i depends on (seed, i) alone."""
     return rng.per_example(jax.random.key(seed), indices)
-
-
-class Read(NamedTuple):
-    """CLIP's features of the captions and of the empty one; None if no stage reads them."""
-
-    text: ClipText | None
-    empty: ClipText | None
-
-
-def read_captions(
-    cascade: Cascade, params: Params, captions: Captions, *, options: SampleOptions
-) -> Read:
-    """Runs CLIP's text tower as often as this cascade and these options need it."""
-    text = empty = None
-    if cascade.reads_clip or options.condition != "z_img":
-        text = clip_text(cascade, params, captions=captions.clip)
-    if cascade.reads_clip:
-        empty = clip_text(cascade, params, captions=empty_caption(*captions.clip))
-    return Read(text, empty)
-
-
-def text_embedding(cascade: Cascade, params: Params, *, captions: Captions) -> Embedding:
-    """Returns CLIP embeddings z_txt, L2-normalised or raw as the decoder takes z_img."""
-    return cascade.embedding(clip_text(cascade, params, captions=captions.clip).z_txt)
-
-
-def clip_text(
-    cascade: Cascade, params: Params, *, captions: tuple[Int[Array, " b l"], Array]
-) -> ClipText:
-    """Returns the frozen CLIP's raw embeddings and token features of captions (ids and mask)."""
-    tokens, mask = captions
-    out: TextOutput = apply(
-        Clip(cascade.clip.model), params["clip"], tokens, mask, method=Clip.encode_text
-    )
-    return ClipText(out.pooled, out.sequence, mask)
-
-
-def image_embedding(cascade: Cascade, params: Params, *, images: Image) -> Embedding:
-    """Returns CLIP embeddings of images in [-1, 1] at CLIP's input size, as the decoder takes them.
-
-    That is L2-normalised, or raw where the decoder's `embedding` says so.
-    """
-    out = apply(Clip(cascade.clip.model), params["clip"], images, method=Clip.encode_image)
-    return cascade.embedding(out)
 
 
 def sample(
     cascade: Cascade,
-    params: dict[str, Any],
+    params: Mapping[str, Params],
     captions: Captions,
     keys: Keys,
     *,
     options: SampleOptions = SampleOptions(),
     z_img: Embedding | None = None,
 ) -> CascadeOutput:
-    """Draw one image per caption; pure, so `jax.jit` compiles it as a whole.
+    """Samples one image per caption; pure, so `jax.jit` compiles it as a whole.
 
     Args:
-        cascade: configs of the stages.
-        params: {"clip", "prior", "decoder", "upsamplers": [...]} parameter trees.
-        captions: tokenised captions.
+        cascade: the stages.
+        params: parameters by name of the stage.
+        captions: token ids by name of the stage that reads them.
         keys: one key per image (`keys_for`).
         options: overrides of the exported sampling settings.
         z_img: the image embeddings when `options.condition` is "z_img".
 
     Raises:
-        UserError: condition "z_img" without `z_img`.
+        UserError: condition "z_img" without `z_img`, or a best of several without a CLIP.
     """
     if options.best_of == 1:
         return _sample(cascade, params, captions, keys, options=options, z_img=z_img)
-    z_txt = unit(clip_text(cascade, params, captions=captions.clip).z_txt)
+    z_txt = unit(clip_text(cascade, params, captions=captions).z_txt)
 
     def candidate(number: Int[Array, ""]) -> tuple[CascadeOutput, Float[Array, " b"]]:
         own = jnp.where(number == 0, keys, rng.fold_each(keys, "candidate", number))
@@ -214,144 +132,164 @@ def sample(
     return jax.lax.scan(keep_better, (start, jnp.full(score.shape, -jnp.inf)), numbers)[0][0]
 
 
-def clip_score(
-    cascade: Cascade, params: Params, *, images: Image, z_txt: Embedding
-) -> Float[Array, " b"]:
-    """Cosine between images in [-1, 1], of any size, and unit-norm caption embeddings."""
-    side = cascade.clip.model.image_size
-    shape = (images.shape[0], side, side, images.shape[3])
-    seen = jnp.clip(jax.image.resize(images, shape, "bicubic"), -1.0, 1.0)
-    z_img = apply(Clip(cascade.clip.model), params["clip"], seen, method=Clip.encode_image)
-    return jnp.sum(unit(z_img) * z_txt, axis=-1)
-
-
 def _sample(
     cascade: Cascade,
-    params: dict[str, Any],
+    params: Mapping[str, Params],
     captions: Captions,
     keys: Keys,
     *,
     options: SampleOptions,
     z_img: Embedding | None,
 ) -> CascadeOutput:
-    """One image per caption, whatever it has become."""
-    read = read_captions(cascade, params, captions, options=options)
-    z_img = sample_z_img(cascade, params, captions, keys, options=options, z_img=z_img, read=read)
-    base = sample_base(
-        cascade, params["decoder"], captions, keys, options=options, z_img=z_img, read=read
-    )
-    images = upsample(cascade, params, base, keys, options=options)
-    return CascadeOutput(z_img, base, images)
+    """Samples one image per caption without a choice."""
+    values = first_values(cascade, options, z_img=z_img)
+    base = None
+    for step in plan(cascade, condition=options.condition):
+        values |= run(
+            cascade, params[step.stage.name], step, values, captions, keys, options=options
+        )
+        base = values["image"] if step.address == ("decoder",) else base
+    assert base is not None
+    embedding = values.get("z_txt" if options.condition == "z_txt" else "z_img")
+    return CascadeOutput(embedding, base, values["image"])
 
 
-def sample_base(
+def first_values(
+    cascade: Cascade, options: SampleOptions, *, z_img: Embedding | None
+) -> dict[str, Any]:
+    """Returns the values of a chain before its first stage runs.
+
+    Raises:
+        UserError: condition "z_img" without `z_img`.
+    """
+    if options.condition != "z_img":
+        return {}
+    if z_img is None:
+        raise UserError("condition 'z_img' needs z_img; pass image embeddings.")
+    return {"z_img": cascade.embedding(z_img)}
+
+
+def run(
     cascade: Cascade,
     params: Params,
+    step: Step,
+    values: Mapping[str, Any],
     captions: Captions,
     keys: Keys,
     *,
     options: SampleOptions,
-    z_img: Embedding,
-    read: Read,
-) -> Image:
-    """Samples the decoder's images for z_img; `params` are the decoder's alone."""
-    text = read.text if cascade.decoder_reads_clip else TokenIds(*captions.decoder)
-    return decoder.sample(
-        cascade.decoder,
+) -> dict[str, Any]:
+    """Runs one stage of a chain on the values before it; returns those that it adds.
+
+    Args:
+        cascade: the stages.
+        params: parameters of this stage alone.
+        step: the stage, from `plan`.
+        values: of the chain so far.
+        captions: token ids by name of the stage that reads them.
+        keys: one key per image.
+        options: overrides of the exported sampling settings.
+    """
+    stage, cfg = step.stage, step.stage.config
+    conditions = {name: values[value] for name, value in step.inputs.items()}
+    if "caption" in stage.reads:
+        conditions["caption"] = captions[stage.name]
+    if stage.entry.role == "prior" and options.num_candidates is not None:
+        cfg = dataclasses.replace(cfg, num_candidates=options.num_candidates)
+    outputs = stage.entry.sample(
+        cfg,
         params,
-        Condition(z_img, text),
-        keys=rng.fold_each(keys, "decoder"),
-        sampling=options.decoder,
-        negative=Condition(None, read.empty) if cascade.decoder_reads_clip else NULL,
+        {**conditions, **dict(stage.measurements)},
+        keys=rng.fold_each(keys, *step.address),
+        sampling=options.of(step),
     )
+    if "z_txt" in outputs:
+        outputs["z_txt"] = cascade.embedding(outputs["z_txt"])
+    return {name: outputs[name] for name in step.outputs}
+
+
+def sample_z_img(
+    cascade: Cascade,
+    params: Mapping[str, Params],
+    captions: Captions,
+    keys: Keys,
+    *,
+    options: SampleOptions = SampleOptions(),
+    z_img: Embedding | None = None,
+) -> Embedding:
+    """Samples the z_img that the decoder reads (norm 1, or raw); arguments as for `sample`.
+
+    Raises:
+        UserError: condition "z_img" without `z_img`, or a cascade without a prior.
+    """
+    values = first_values(cascade, options, z_img=z_img)
+    goal = "z_txt" if options.condition == "z_txt" else "z_img"
+    if options.condition == "prior":
+        cascade.stage("prior")
+    for step in plan(cascade, condition=options.condition, goal=goal):
+        values |= run(
+            cascade, params[step.stage.name], step, values, captions, keys, options=options
+        )
+    return values[goal]
+
+
+def text_embedding(
+    cascade: Cascade, params: Mapping[str, Params], *, captions: Captions
+) -> Embedding:
+    """Returns CLIP embeddings z_txt, L2-normalised or raw as the decoder takes z_img."""
+    return cascade.embedding(clip_text(cascade, params, captions=captions).z_txt)
+
+
+def clip_text(
+    cascade: Cascade, params: Mapping[str, Params], *, captions: Captions | TokenIds
+) -> ClipText:
+    """Returns the frozen CLIP's raw embeddings and token features of captions."""
+    ids = captions if isinstance(captions, TokenIds) else captions["clip"]
+    return clip.encode_text(cascade.clip, params["clip"], ids)
+
+
+def image_embedding(cascade: Cascade, params: Mapping[str, Params], *, images: Image) -> Embedding:
+    """Returns CLIP embeddings of images in [-1, 1] at CLIP's input size, as the decoder takes them.
+
+    That is L2-normalised, or raw if the decoder's `embedding` says so.
+    """
+    return cascade.embedding(clip.encode_image(cascade.clip, params["clip"], images))
+
+
+def clip_score(
+    cascade: Cascade, params: Mapping[str, Params], *, images: Image, z_txt: Embedding
+) -> Float[Array, " b"]:
+    """Returns the cosine between images in [-1, 1], of any size, and unit-norm z_txt."""
+    side = cascade.clip.model.image_size
+    shape = (images.shape[0], side, side, images.shape[3])
+    resized = jnp.clip(jax.image.resize(images, shape, "bicubic"), -1.0, 1.0)
+    z_img = clip.encode_image(cascade.clip, params["clip"], resized)
+    return jnp.sum(unit(z_img) * z_txt, axis=-1)
 
 
 def upsample(
     cascade: Cascade,
-    params: dict[str, Any],
+    params: Mapping[str, Params],
     images: LowRes,
     keys: Keys,
     *,
     options: SampleOptions = SampleOptions(),
     start: int = 0,
 ) -> Image:
-    """Run the upsamplers from number `start` on in order on images in [-1, 1]."""
-    for index in range(len(cascade.upsamplers))[start:]:
-        images = upsample_once(
-            cascade, params["upsamplers"][index], images, keys, options=options, at=index
-        )
-    return images
-
-
-def upsample_once(
-    cascade: Cascade, params: Params, images: LowRes, keys: Keys, *, options: SampleOptions, at: int
-) -> Image:
-    """Run upsampler number `at` on images in [-1, 1]; `params` are its alone."""
-    stage = cascade.upsamplers[at]
-    return upsampler.sample(
-        stage,
-        params,
-        low_res=quantise(images) if stage.quantise else images,
-        keys=rng.fold_each(keys, "upsampler", at),
-        sampling=options.upsamplers[at] if options.upsamplers else None,
-    )
-
-
-def quantise(images: Image) -> Image:
-    """Round to the 8-bit levels that upsamplers were trained on (GLIDE's released sampler)."""
-    return jnp.round((images + 1.0) * 127.5) / 127.5 - 1.0
-
-
-def sample_z_img(
-    cascade: Cascade,
-    params: dict[str, Any],
-    captions: Captions,
-    keys: Keys,
-    *,
-    options: SampleOptions = SampleOptions(),
-    z_img: Embedding | None = None,
-    read: Read | None = None,
-) -> Embedding:
-    """The z_img that the decoder will see (norm 1, or raw); arguments as for `sample`.
-
-    `read` is what `read_captions` says of the captions, where the caller has it already.
+    """Runs the upsamplers from number `start` on in order on images in [-1, 1].
 
     Raises:
-        UserError: condition "z_img" without `z_img`.
+        UserError: an upsampler that reads more than images.
     """
-    if options.condition == "z_img":
-        if z_img is None:
-            raise UserError("condition 'z_img' needs z_img; give image embeddings.")
-        return cascade.embedding(z_img)
-    text, empty = read or read_captions(cascade, params, captions, options=options)
-    assert text is not None
-    z_txt = cascade.embedding(text.z_txt)
-    if options.condition == "z_txt":
-        return z_txt
-    tokens, mask = captions.prior
-    if isinstance(cascade.prior, PriorArStageConfig):
-        assert not isinstance(options.prior, SamplingConfig)
-        return prior_ar.sample(
-            cascade.prior,
-            params["prior"],
-            tokens=tokens,
-            token_mask=mask,
-            z_txt=z_txt,
-            keys=rng.fold_each(keys, "prior"),
-            sampling=options.prior,
-            num_candidates=options.num_candidates,
-        )
-    assert not isinstance(options.prior, CodeSamplingConfig)
-    return prior.sample(
-        cascade.prior,
-        params["prior"],
-        tokens=tokens,
-        token_mask=mask,
-        z_txt=z_txt,
-        keys=rng.fold_each(keys, "prior"),
-        sampling=options.prior,
-        num_candidates=options.num_candidates,
-        table=cascade.variance_table,
-        text=text,
-        empty=empty,
-    )
+    for step in plan(cascade)[-len(cascade.upsamplers) :] if cascade.upsamplers else []:
+        if step.address[1] < start:
+            continue
+        if step.inputs.keys() != {"low_res"}:
+            raise UserError(
+                f"the {step.stage.name} reads {', '.join(step.stage.reads)}, so it cannot enlarge "
+                "images without captions; sample captions with the whole cascade."
+            )
+        values = {"image": images}
+        outputs = run(cascade, params[step.stage.name], step, values, {}, keys, options=options)
+        images = outputs["image"]
+    return images

@@ -16,9 +16,9 @@ from unclip_jax.core.types import Image, Keys, LowRes, Params, PerExample
 from unclip_jax.diffusion import ddim_inversion, respace, samplers
 from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.inference import text_to_image
-from unclip_jax.inference.text_to_image import Cascade
+from unclip_jax.inference.cascade import Cascade
 from unclip_jax.stages import upsampler
-from unclip_jax.stages.upsampler import UpsamplerStageConfig
+from unclip_jax.stages.upsampler import UpsamplerStageConfig, quantise
 
 UpsamplerLatents = tuple[
     Float[Array, " b _ _ c"], ...
@@ -79,7 +79,7 @@ def encode(
     """
     low, found = base, []
     for index, (cfg, target) in enumerate(zip(leading(cascade), targets, strict=True)):
-        walk = _Walk(cfg, params["upsamplers"][index], low, steps)
+        walk = _Walk(cfg, cascade.upsampler_params(params)[index], low, steps)
         chain = {"schedule": walk.chain, "refinements": refinements}
         x_T = ddim_inversion.invert(walk.denoise, target, **chain)
         found.append(x_T)
@@ -110,7 +110,7 @@ def decode(
     """
     low = base
     for index, x_T in enumerate(details):
-        walk = _Walk(cascade.upsamplers[index], params["upsamplers"][index], low, steps)
+        walk = _Walk(cascade.upsamplers[index], cascade.upsampler_params(params)[index], low, steps)
         low = walk.back(x_T, keys=rng.fold_each(keys, "upsampler", index), eta=eta)
     return text_to_image.upsample(cascade, params, low, keys, start=len(details))
 
@@ -122,7 +122,7 @@ class _Walk:
     """
 
     def __init__(self, cfg: UpsamplerStageConfig, params: Params, low: LowRes, steps: str | None):
-        low = text_to_image.quantise(low) if cfg.quantise else low
+        low = quantise(low) if cfg.quantise else low
         self._unused = text_to_image.keys_for(0, jnp.arange(low.shape[0]))
         self.denoise = upsampler.denoiser(cfg, params, low_res=low, keys=self._unused)
         self.chain: Schedule = respace.strided(cfg.diffusion.chain(), steps=grid(cfg, steps))

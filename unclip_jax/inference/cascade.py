@@ -1,0 +1,204 @@
+"""A cascade as data: the stages of one chain in sampling order, each with its typed config.
+
+    caption ─► clip ─► z_txt, clip_text ─► prior ─► z_img ─► decoder ─► image ─► upsampler ─► image
+
+Every stage names the conditions that it reads and yields (`stages.entry`), so a chain may have any
+encoders, or none: GLIDE is a decoder of captions with upsamplers. A caption is a condition of each
+stage that reads token ids, tokenised by that stage's own tokenizer.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from unclip_jax.core.arrays import unit
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Embedding, Params
+from unclip_jax.data.text import Tokenizer
+from unclip_jax.stages import registry
+from unclip_jax.stages.captions import TokenIds
+from unclip_jax.stages.clip import ClipStageConfig
+from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.entry import StageEntry
+from unclip_jax.stages.upsampler import UpsamplerStageConfig
+
+# Condition -> the value of a chain that it is, if not the one of the same name.
+VALUES = {"low_res": "image"}
+# Stage -> its captions, for the stages that read token ids.
+Captions = dict[str, TokenIds]
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeStage:
+    """One stage of a cascade.
+
+    Attributes:
+        name: its folder in a run, which also names its parameters and captions.
+        config: its typed config.
+        measurements: conditions from files beside its parameters, such as a variance table.
+    """
+
+    name: str
+    config: Any
+    measurements: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def entry(self) -> StageEntry:
+        """Its declaration in the registry."""
+        return registry.folder_entry(self.name)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the conditions that it reads."""
+        return self.entry.reads(self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """The stages of one chain, in the order in which they sample.
+
+    Raises:
+        UserError: a stage reads a condition that no stage before it yields.
+    """
+
+    stages: tuple[CascadeStage, ...]
+
+    def __post_init__(self):
+        values = {"caption"}
+        for stage in self.stages:
+            for name in stage.reads:
+                if VALUES.get(name, name) not in values:
+                    raise UserError(
+                        f"the {stage.name} reads {name}, which no stage before it yields (stages: "
+                        f"{', '.join(other.name for other in self.stages)}); add the stage that "
+                        "does, or use the order of the cascade."
+                    )
+            values |= set(stage.entry.yields)
+
+    @classmethod
+    def of(cls, **configs: Any) -> "Cascade":
+        """Returns the cascade of these configs by name, in sampling order."""
+        return cls(tuple(CascadeStage(name, config) for name, config in configs.items()))
+
+    def of_role(self, role: str) -> tuple[CascadeStage, ...]:
+        """Returns the stages of one role, in order."""
+        return tuple(stage for stage in self.stages if stage.entry.role == role)
+
+    def stage(self, role: str) -> CascadeStage:
+        """Returns the first stage of a role, or the stage of that name.
+
+        Raises:
+            UserError: the cascade has none.
+        """
+        for stage in self.stages:
+            if role in (stage.entry.role, stage.name):
+                return stage
+        raise UserError(
+            f"this cascade has no {role}, which is needed here; its stages are "
+            f"{', '.join(stage.name for stage in self.stages)}."
+        )
+
+    def has(self, role: str) -> bool:
+        """Returns True if a stage has this role or name."""
+        return any(role in (stage.entry.role, stage.name) for stage in self.stages)
+
+    @property
+    def clip(self) -> ClipStageConfig:
+        """Config of the CLIP."""
+        return self.stage("clip").config
+
+    @property
+    def prior(self) -> Any:
+        """Config of the prior, of its own kind."""
+        return self.stage("prior").config
+
+    @property
+    def decoder(self) -> DecoderStageConfig:
+        """Config of the decoder."""
+        return self.stage("decoder").config
+
+    @property
+    def upsamplers(self) -> tuple[UpsamplerStageConfig, ...]:
+        """Configs of the upsamplers, in order."""
+        return tuple(stage.config for stage in self.of_role("upsampler"))
+
+    @property
+    def decoder_reads_clip(self) -> bool:
+        """True if the decoder reads CLIP's token features."""
+        return "clip_text" in self.stage("decoder").reads
+
+    @property
+    def image_size(self) -> int:
+        """Side of the final image in pixels."""
+        return self.stages[-1].config.model.unet.image_size
+
+    def embedding(self, z: Embedding) -> Embedding:
+        """Returns a raw CLIP embedding in the form in which prior and decoder exchange it."""
+        raw = getattr(self.stage("decoder").config, "embedding", "unit") == "raw"
+        return z if raw else unit(z)
+
+    def upsampler_params(self, params: Mapping[str, Params]) -> list[Params]:
+        """Returns the parameters of the upsamplers, in order."""
+        return [params[stage.name] for stage in self.of_role("upsampler")]
+
+
+class Step(NamedTuple):
+    """One stage of a chain that runs, as part of `plan`.
+
+    Attributes:
+        stage: the stage.
+        address: of its random keys: its role, and its number if it is an upsampler.
+        inputs: condition that it reads -> value of the chain.
+        outputs: the values that later stages, or the caller, read.
+    """
+
+    stage: CascadeStage
+    address: tuple[str | int, ...]
+    inputs: Mapping[str, str]
+    outputs: tuple[str, ...]
+
+
+def plan(cascade: Cascade, *, condition: str = "prior", goal: str = "image") -> list[Step]:
+    """Returns the stages that must run to compute a value of the chain, in order.
+
+    Args:
+        cascade: the stages.
+        condition: origin of the decoder's embedding, as in `SampleOptions`.
+        goal: name of the value.
+    """
+    needed, steps = {goal}, []
+    numbers = {stage.name: i for i, stage in enumerate(cascade.of_role("upsampler"))}
+    for stage in reversed(cascade.stages):
+        if condition == "z_img":
+            needed -= {"z_img"}  # the caller has it
+        outputs = tuple(name for name in stage.entry.yields if name in needed)
+        if not outputs:
+            continue
+        inputs = {name: VALUES.get(name, name) for name in stage.reads if name != "caption"}
+        if stage.entry.role == "decoder" and condition != "prior":
+            embeddings = {"z_img", "z_txt"} & inputs.keys()
+            inputs |= dict.fromkeys(embeddings, condition)
+        needed = needed - set(outputs) | set(inputs.values())
+        number = (numbers[stage.name],) if stage.name in numbers else ()
+        steps.append(Step(stage, (stage.entry.role, *number), inputs, outputs))
+    return steps[::-1]
+
+
+def tokenise(
+    cascade: Cascade, tokenizers: Mapping[str, Tokenizer], captions: Sequence[str]
+) -> Captions:
+    """Returns captions as each stage that reads token ids reads them.
+
+    Args:
+        cascade: the stages, with their context lengths.
+        tokenizers: of each such stage, by its name.
+        captions: the texts.
+    """
+    tokens: Captions = {}
+    for stage in cascade.stages:
+        if (length := stage.entry.context(stage.config)) is not None:
+            ids, mask = tokenizers[stage.name].encode(captions, length=length)
+            tokens[stage.name] = TokenIds(jnp.asarray(ids), jnp.asarray(mask))
+    return tokens
