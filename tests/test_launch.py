@@ -164,6 +164,8 @@ def test_a_wrong_call_of_the_cascade_is_one_line(arguments: list[str], message: 
 FAKE = """#!/usr/bin/env bash
 # Stands in for Python: notes the call, makes its result, and ends as the file "fail" tells.
 [[ "$1" == -c ]] && echo 1024 && exit
+[[ "$2" == unclip_jax.experiment ]] &&
+  printf '%s\n' clip "prior embeddings" "decoder embeddings" upsampler_256 && exit
 shift
 echo "$*" >> calls
 for argument in "$@"; do

@@ -1,0 +1,48 @@
+"""Lists the stages of a cascade in training order, with what each needs beside the data set.
+
+    python -m unclip_jax.experiment SIZE [--upsamplers=N] [--experiments=FOLDER]
+
+One line per stage, for launch/cascade: the name of its run folder and experiment file, then
+"embeddings" if it is trained on CLIP embeddings, "raw" if on those that are not normalised, and
+"clip" if it reads features of the frozen CLIP.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from unclip_jax.cli import entry
+from unclip_jax.experiment import loading
+from unclip_jax.stages import registry
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the list."""
+    parser = argparse.ArgumentParser(prog="python -m unclip_jax.experiment", description=__doc__)
+    parser.add_argument("size", help="a size that the experiment files know")
+    parser.add_argument("--upsamplers", type=int, default=1, help="number of upsamplers")
+    parser.add_argument(
+        "--experiments", type=pathlib.Path, default=pathlib.Path("experiments"), help="folder"
+    )
+    args = parser.parse_args(argv)
+    upsamplers = list(registry.run_folders("upsampler"))[args.upsamplers :]
+    for name in registry.default_chain():
+        if name not in upsamplers:
+            spec = f"{args.experiments / name}.py:{args.size}"
+            sys.stdout.write(f"{' '.join([name, *needs(spec)])}\n")
+
+
+def needs(spec: str) -> list[str]:
+    """Returns what the training of an experiment needs beside its data set."""
+    stage = loading.read(spec).build_stage()
+    answers = {
+        "embeddings": bool(stage.batch_spec.keys() & {"z_img", "z_txt"}),
+        "raw": stage.describe.get("embedding") == "raw",
+        "clip": "text_seq" in stage.batch_spec,
+    }
+    return [name for name, answer in answers.items() if answer]
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))
