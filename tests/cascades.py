@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from tests.stages import tiny
@@ -25,17 +26,23 @@ def tokenizers(cascade):
 
 
 def write(
-    folder: pathlib.Path, *, names: tuple[str, ...] = NAMES, reads_clip: bool = False
+    folder: pathlib.Path,
+    *,
+    names: tuple[str, ...] = NAMES,
+    files: Mapping[str, str] | None = None,
+    reads_clip: bool = False,
 ) -> pathlib.Path:
     """Export one untrained cascade of the stages `names`; returns the run directory.
 
-    With `reads_clip` its prior and decoder read CLIP's features and raw embeddings, as Karlo's do.
+    `files` names the experiment of a stage whose file is not called like its folder. With
+    `reads_clip` prior and decoder read CLIP's features and raw embeddings, as Karlo's do.
     """
     words = tokenizer()
     words.save(folder / "tokenizer")
     facts = {"tokenizer_hash": words.hash}
     for name in names:
-        experiment, entry = tiny.experiment(name), registry.folder_entry(name)
+        experiment = tiny.experiment((files or {}).get(name, name))
+        entry = registry.folder_entry(name)
         if reads_clip and name in ("prior", "decoder"):
             experiment = dataclasses.replace(experiment, model=karlo_kind(experiment.model))
         stage = experiment.build_stage()

@@ -230,7 +230,8 @@ def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict
 def protocol_of(config: SweepConfig, loaded: LoadedCascade, inputs: SharedInputs) -> dict[str, Any]:
     """Returns what must be equal for points to lie on one curve; JSON-ready."""
     params, cascade = loaded.params, loaded.cascade
-    prior = cascade.stage("prior").name if config.condition == "prior" else None
+    named = config.condition == "prior" and cascade.has("prior")
+    prior = cascade.stage("prior").name if named else None
     return {
         **inputs.extractor.protocol,
         "real": dict(inputs.real.facts),

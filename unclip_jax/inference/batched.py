@@ -115,6 +115,23 @@ def compile_sampler(
     return jax.jit(traced_on(mesh, run), in_shardings=shardings, out_shardings=whole)
 
 
+def prior_sampling(cascade: Cascade, changes: dict[str, Any]) -> Any:
+    """Returns the prior's exported settings with `changes`; None for a cascade without a prior.
+
+    Raises:
+        UserError: the prior has no such setting, or the cascade no prior.
+    """
+    if cascade.has("prior"):
+        return override(cascade.prior.sampling, changes)
+    for name, value in changes.items():
+        if value is not None:
+            raise UserError(
+                f"--prior-{name.replace('_', '-')} is {value!r}, but these models have no prior; "
+                "leave it out."
+            )
+    return None
+
+
 def override(sampling: Any, changes: dict[str, Any]) -> Any:
     """Returns sampling settings with the values of `changes` that are not None.
 

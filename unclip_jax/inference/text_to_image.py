@@ -117,19 +117,9 @@ def sample(
         output = _sample(cascade, params, captions, own, options=options, z_img=z_img)
         return output, clip_score(cascade, params, images=output.images, z_txt=z_txt)
 
-    def keep_better(best: tuple[CascadeOutput, Float[Array, " b"]], number: Int[Array, ""]):
-        output, score = candidate(number)
-        better = ~(score <= best[1])  # the first of equal ones stays
-
-        def choose(new: Array, old: Array) -> Array:
-            return jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-        return jax.tree.map(choose, (output, score), best), None
-
-    output, score = jax.eval_shape(candidate, jnp.int32(0))
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), output)
-    numbers = jnp.arange(options.best_of)
-    return jax.lax.scan(keep_better, (start, jnp.full(score.shape, -jnp.inf)), numbers)[0][0]
+    output, score = jax.lax.map(candidate, jnp.arange(options.best_of))
+    best, row = score.argmax(axis=0), jnp.arange(keys.shape[0])
+    return jax.tree.map(lambda x: x[best, row], output)
 
 
 def _sample(
