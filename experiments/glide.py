@@ -1,16 +1,16 @@
 r"""GLIDE: a 64x64 image from its caption alone, the baseline that unCLIP is compared with.
 
 The decoder with the null in place of every z_img; all else is as in experiments/decoder.py, so
-that the two differ in the condition alone. In a folder of its own beside links to RUN/clip and
-RUN/prior it is sampled, judged and swept like any cascade.
+that the two differ in the condition alone. A run that holds it and an upsampler is sampled like any
+cascade; to be judged it needs a link to RUN/clip.
 
 Paper: Nichol et al. 2021 (arXiv 2112.10741), sections 4.1 and 4.2; Ramesh et al. 2022, section 5.
 Run:   python -m unclip_jax.train --config=experiments/glide.py:shapes \
            --workdir=runs/shapes_glide/decoder
 Cost:  that of experiments/decoder.py. paper: 2.5M steps at batch 2,048, and a fine-tune.
        Its two fine-tunes, for guidance and for inpainting, are in docs/evaluation.md.
-Expect: shapes: loss_wrong_z equal to loss, because nothing of z_img is read.
-Needs: images, and embeddings under a trained CLIP, which the loader reads with them.
+Expect: shapes: a loss above that of experiments/decoder.py, which is told z_img too.
+Needs: images with captions; neither a CLIP nor embeddings.
 """
 
 from collections.abc import Callable
@@ -47,6 +47,7 @@ def _without_z(size: Callable[[], ConfigDict]) -> ConfigDict:
     config = size()
     config.name = "glide"
     config.model.model.reads_z = False  # the one difference
+    config.data.embeddings = ""
     config.model.drop_text = 0.2  # section 4.2 of GLIDE, which fine-tunes with it
     del config.model.drop_z, config.model.condition
     return config

@@ -179,4 +179,5 @@ def test_glide_and_the_decoder_differ_in_the_condition_alone(size):
     for name in ("drop_z", "drop_text", "condition"):
         decoder["model"].pop(name)
     decoder.pop("name")
+    assert glide["data"].pop("embeddings") == "" != decoder["data"].pop("embeddings")
     assert glide == decoder

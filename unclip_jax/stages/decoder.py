@@ -146,7 +146,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
     module, chain = Decoder(cfg.model), cfg.diffusion.chain()
     spec = {
         "image": batches.image_field(cfg.model.unet.image_size),
-        cfg.condition: Field((cfg.model.z_dim,), "float32"),
+        **({cfg.condition: Field((cfg.model.z_dim,), "float32")} if cfg.model.reads_z else {}),
         **batches.text_fields(cfg.model.context, cfg.model.vocab_size),
     }
     if cfg.model.caption == "clip_sequence":
@@ -160,7 +160,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
             key,
             zero["image"],
             jnp.zeros(1, jnp.int32),
-            z_img=zero[cfg.condition],
+            z_img=_embedding(cfg, zero),
             **_caption(cfg, zero),
         )["params"]
 
@@ -170,9 +170,11 @@ def make(cfg: DecoderStageConfig) -> Stage:
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
-        """Returns the loss with the right z_img and with that of another example."""
+        """Returns the loss with the right z_img and, if it is read, with that of another example."""
         noised = gaussian.noise_batch(chain, batch["image"], key=rng.fold(key, "draw"))
         right = _loss_with(cfg, params, batch, noised)
+        if not cfg.model.reads_z:
+            return {"loss": jnp.mean(right)}
         swapped = {**batch, cfg.condition: jnp.roll(batch[cfg.condition], 1, axis=0)}
         wrong = _loss_with(cfg, params, swapped, noised)
         return {"loss": jnp.mean(right), "loss_wrong_z": jnp.mean(wrong)}
@@ -182,7 +184,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         sampling = cfg.sampling
         if cfg.model.caption == "clip_sequence":  # a batch does not hold the empty caption
             sampling = dataclasses.replace(sampling, guidance_scale=1.0)
-        condition = Condition(batch[cfg.condition], _caption_of(cfg, batch))
+        condition = Condition(batch.get(cfg.condition), _caption_of(cfg, batch))
         images = sample(cfg, params, condition, keys=keys, sampling=sampling)
         return jnp.concatenate([batch["image"], images], axis=2)
 
@@ -196,9 +198,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         splittable=True,
         describe={
             "config": as_dict(dataclasses.replace(cfg, z_scale=cfg.scale)),
-            "embed_dim": cfg.model.z_dim,
-            "z_scale_in": cfg.scale,
-            "embedding": cfg.embedding,
+            **(_embedding_facts(cfg) if cfg.model.reads_z else {}),
             "image_size": cfg.model.unet.image_size,
         },
         grows={"unet/stem/kernel": cfg.model.unet.patch**2} if cfg.model.inpaints else {},
@@ -346,6 +346,18 @@ def _scaled(cfg: DecoderStageConfig, z_img: Embedding) -> Embedding:
     return z_img if cfg.embedding == "raw" else cfg.scale * unit(z_img)
 
 
+def _embedding_facts(cfg: DecoderStageConfig) -> dict[str, Any]:
+    """Returns the manifest fields of a decoder that reads an embedding."""
+    return {"embed_dim": cfg.model.z_dim, "z_scale_in": cfg.scale, "embedding": cfg.embedding}
+
+
+def _embedding(cfg: DecoderStageConfig, batch: Batch) -> Embedding:
+    """Returns the embedding of a batch as the network sees it; zeros, not read, for GLIDE."""
+    if not cfg.model.reads_z:
+        return jnp.zeros((batch["image"].shape[0], cfg.model.z_dim))
+    return _scaled(cfg, batch[cfg.condition])
+
+
 def _caption(cfg: DecoderStageConfig, batch: Batch) -> dict[str, Any]:
     """Returns the fields of a batch that hold the caption."""
     names = ["tokens", "token_mask"]
@@ -401,7 +413,7 @@ def _loss_with(
         params,
         noised.x_t,
         noised.t,
-        z_img=_scaled(cfg, batch[cfg.condition]),
+        z_img=_embedding(cfg, batch),
         **_caption(cfg, batch),
         **options,
     )
