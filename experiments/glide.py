@@ -1,8 +1,8 @@
 r"""GLIDE: a 64x64 image from its caption alone, the baseline that unCLIP is compared with.
 
 The decoder with the null in place of every z_img; all else is as in experiments/decoder.py, so
-that the two differ in the condition alone. A run that holds it and an upsampler is sampled like any
-cascade; to be judged it needs a link to RUN/clip.
+that the two differ in the condition alone. A run that holds it and an upsampler is sampled like
+any cascade; to be judged it needs a link to RUN/clip.
 
 Paper: Nichol et al. 2021 (arXiv 2112.10741), sections 4.1 and 4.2; Ramesh et al. 2022, section 5.
 Run:   python -m unclip_jax.train --config=experiments/glide.py:shapes \

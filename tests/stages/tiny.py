@@ -1,22 +1,19 @@
 """The `tiny` experiments as stages, and random batches that fit them."""
 
-import importlib.util
 import pathlib
 
 import flax.linen as nn
 import jax
 import numpy as np
 
+from unclip_jax.experiment import files
 from unclip_jax.experiment.config import from_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def experiment(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return from_config(module.get_config("tiny"))
+    return from_config(files.get_config(f"{name}:tiny"))
 
 
 def init(stage, seed=0):

@@ -5,7 +5,7 @@ learned null they have CLIP's features of the empty caption.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,7 @@ from unclip_jax.core.types import Embedding, Mask, Tokens
 CAPTION_FIELDS = ("tokens", "token_mask", "text_seq")
 
 
-@struct.dataclass
-class TokenIds:
+class TokenIds(NamedTuple):
     """Captions for a stage with a text model of its own.
 
     Attributes:

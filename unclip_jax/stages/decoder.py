@@ -170,7 +170,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
-        """Returns the loss with the right z_img and, if it is read, with that of another example."""
+        """Returns the loss with the right z_img and, if it is read, with another example's."""
         noised = gaussian.noise_batch(chain, batch["image"], key=rng.fold(key, "draw"))
         right = _loss_with(cfg, params, batch, noised)
         if not cfg.model.reads_z:
