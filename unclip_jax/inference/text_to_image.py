@@ -234,8 +234,9 @@ def clip_text(
     cascade: Cascade, params: Mapping[str, Params], *, captions: Captions | TokenIds
 ) -> ClipText:
     """Returns the frozen CLIP's raw embeddings and token features of captions."""
+    cfg = cascade.clip
     ids = captions if isinstance(captions, TokenIds) else captions["clip"]
-    return clip.encode_text(cascade.clip, params["clip"], ids)
+    return clip.encode_text(cfg, params["clip"], ids)
 
 
 def image_embedding(cascade: Cascade, params: Mapping[str, Params], *, images: Image) -> Embedding:
