@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.config import as_dict
-from unclip_jax.stages.base import Stage, apply, one_example
+from unclip_jax.core.stage import Stage
+from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import SamplingConfig
 

@@ -188,6 +188,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         images = sample(cfg, params, condition, keys=keys, sampling=sampling)
         return jnp.concatenate([batch["image"], images], axis=2)
 
+    embedding = {"embed_dim": cfg.model.z_dim, "embedding": cfg.embedding, "z_scale_in": cfg.scale}
     return Stage(
         name="decoder",
         batch_spec=spec,
@@ -198,7 +199,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
         splittable=True,
         describe={
             "config": as_dict(dataclasses.replace(cfg, z_scale=cfg.scale)),
-            **(_embedding_facts(cfg) if cfg.model.reads_z else {}),
+            **(embedding if cfg.model.reads_z else {}),
             "image_size": cfg.model.unet.image_size,
         },
         grows={"unet/stem/kernel": cfg.model.unet.patch**2} if cfg.model.inpaints else {},
@@ -346,11 +347,6 @@ def _scaled(cfg: DecoderStageConfig, z_img: Embedding) -> Embedding:
     return z_img if cfg.embedding == "raw" else cfg.scale * unit(z_img)
 
 
-def _embedding_facts(cfg: DecoderStageConfig) -> dict[str, Any]:
-    """Returns the manifest fields of a decoder that reads an embedding."""
-    return {"embed_dim": cfg.model.z_dim, "z_scale_in": cfg.scale, "embedding": cfg.embedding}
-
-
 def _embedding(cfg: DecoderStageConfig, batch: Batch) -> Embedding:
     """Returns the embedding of a batch as the network sees it; zeros, not read, for GLIDE."""
     if not cfg.model.reads_z:
@@ -437,18 +433,15 @@ def sample_in_chain(
     return {"image": images}
 
 
-def _reads(cfg: DecoderStageConfig) -> tuple[str, ...]:
-    """Returns the conditions of a decoder: an embedding, unless it is GLIDE, and the caption."""
-    embedding = (cfg.condition,) if cfg.model.reads_z else ()
-    return (*embedding, "clip_text" if cfg.model.caption == "clip_sequence" else "caption")
-
-
 ENTRY = StageEntry(
     name="decoder",
     role="decoder",
     config=DecoderStageConfig,
     make=make,
-    reads=_reads,
+    reads=lambda cfg: (
+        *((cfg.condition,) if cfg.model.reads_z else ()),  # GLIDE reads no embedding
+        "clip_text" if cfg.model.caption == "clip_sequence" else "caption",
+    ),
     yields=("image",),
     sample=sample_in_chain,
     requires=("image_size",),
