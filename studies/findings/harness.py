@@ -164,7 +164,7 @@ class Harness:
             decoder = dataclasses.replace(
                 decoder, model=dataclasses.replace(decoder.model, reads_z=False)
             )
-        cascade = dataclasses.replace(loaded.cascade, decoder=decoder, upsamplers=())
+        cascade = loaded.cascade.without_upsamplers().replace(decoder=decoder)
         overrides = {"guidance_scale": guidance, "steps": steps}
         options = SampleOptions(
             decoder=batched.override(decoder.sampling, overrides), condition="z_img"

@@ -162,7 +162,7 @@ def test_details_of_other_upsamplers_or_steps_are_refused(call, reconstructed, i
 def test_an_upsampler_that_cannot_be_inverted_is_named(call, engine, inputs, monkeypatch):
     (last,) = engine.cascade.upsamplers
     altered = dataclasses.replace(last, last_step=True)
-    cascade = dataclasses.replace(engine.cascade, upsamplers=(altered,))
+    cascade = engine.cascade.replace(upsampler_256=altered)
     monkeypatch.setattr(engine, "cascade", cascade)
     record, _ = call("variations", inputs / "one.png", STEPS, "--etas", 0, "--num=1")
     assert "to 32 px takes its last step with another network" in record["details_left_out"]
@@ -463,7 +463,7 @@ def test_models_without_upsamplers_stop_at_the_decoders_size(
 ):
     bare = InferenceEngine.__new__(InferenceEngine)
     bare.__dict__.update(engine.__dict__)
-    bare.cascade = dataclasses.replace(engine.cascade, upsamplers=())
+    bare.cascade = engine.cascade.without_upsamplers()
     monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: bare)
     with pytest.raises(UserError, match="these models have no upsampler, which upscale needs"):
         sample.main(["upscale", str(inputs / "one.png"), f"--models={run_dir}"])

@@ -151,6 +151,7 @@ def test_what_cannot_be_inverted_ends_the_details(cascade):
         ((other, second), (), "the upsampler to 16 px takes its last step with another network"),
         ((), (), ""),
     ):
-        altered = dataclasses.replace(cascade, upsamplers=upsamplers)
+        pair = dict(zip(PARAMS, (*upsamplers, None, None), strict=False))
+        altered = cascade.replace(**pair)
         assert upsampler_latents.leading(altered) == kept
         assert upsampler_latents.left_out(altered).startswith(message)

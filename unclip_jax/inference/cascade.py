@@ -82,6 +82,18 @@ class Cascade:
         """Returns the cascade of these configs by name, in sampling order."""
         return cls(tuple(CascadeStage(name, config) for name, config in configs.items()))
 
+    def replace(self, **configs: Any) -> "Cascade":
+        """Returns the cascade with other configs of stages by name; None leaves a stage out."""
+        stages = (
+            dataclasses.replace(stage, config=configs.get(stage.name, stage.config))
+            for stage in self.stages
+        )
+        return Cascade(tuple(stage for stage in stages if stage.config is not None))
+
+    def without_upsamplers(self) -> "Cascade":
+        """Returns the cascade up to the decoder."""
+        return self.replace(**{stage.name: None for stage in self.of_role("upsampler")})
+
     def of_role(self, role: str) -> tuple[CascadeStage, ...]:
         """Returns the stages of one role, in order."""
         return tuple(stage for stage in self.stages if stage.entry.role == role)
