@@ -63,7 +63,7 @@ BANNED_NAMES = {
     *("known", "made", "seen", "shown", "told", "wanted"),
 }
 # Packages whose language is still to be revised ("" = modules directly under unclip_jax).
-TODO_PACKAGES = {"handoff", "inference"}
+TODO_PACKAGES = {"inference"}
 
 
 # The rules.

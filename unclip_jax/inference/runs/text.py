@@ -16,6 +16,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.inference import batched, fields
+from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.decode_batch import DecodeBatch, DecodedImages
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.engine import InferenceEngine
@@ -24,7 +25,7 @@ from unclip_jax.inference.load import CascadeFiles
 from unclip_jax.inference.requests import TextRequest
 from unclip_jax.inference.result import Result
 from unclip_jax.inference.runs import records
-from unclip_jax.inference.text_to_image import Cascade, SampleOptions
+from unclip_jax.inference.text_to_image import SampleOptions
 
 
 def run(engine: InferenceEngine, request: TextRequest) -> Result:
@@ -102,7 +103,7 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
     prior = {name: getattr(request, f"prior_{name}") for name in names}
     prior["guidance_scale"] = request.prior_guidance
     return SampleOptions(
-        prior=batched.override(cascade.prior.sampling, prior),
+        prior=batched.prior_sampling(cascade, prior),
         decoder=batched.override(cascade.decoder.sampling, decoder),
         num_candidates=request.candidates,
         condition=request.condition,
