@@ -175,9 +175,9 @@ def plain(request: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+    if type(value) is tuple:
         return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else value.path
+    return str(value.path) if hasattr(value, "path") else value
 
 
 def _field(field: dataclasses.Field, hint: Any) -> Field:
@@ -203,7 +203,7 @@ def _item(field: Field, name: str, value: Any) -> Any:
     wrong_bool = isinstance(value, bool) and field.scalar != "boolean"
     if wrong_bool or not isinstance(value, types_of[field.scalar]):
         raise _wrong(name, value, _EXPECTED[field.scalar])
-    if field.scalar == "text":
+    if isinstance(value, str):
         if len(value) > MAX_TEXT:
             raise UserError(f"{name} has {len(value)} characters; give at most {MAX_TEXT}.")
         if not option.blank and not value.strip():

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +90,11 @@ def read(value: Any, *, where: str = "image", latent: bool = False) -> InputImag
     if not isinstance(value, bytes):
         raise UserError(f"{where} is {str(value)[:40]!r}; give an image file.")
     return from_bytes(value, name=f"{where}.png", where=where)
+
+
+def decoded(images: Iterable[ImageInput]) -> list[InputImage]:
+    """Narrows the images of a request, which has read them, to their type."""
+    return [image for image in images if isinstance(image, InputImage)]
 
 
 def from_bytes(

@@ -347,11 +347,11 @@ def sample_in_chain(
     """Samples z_img (`entry.ChainSampler`)."""
     encoded: captions.EncodedCaptions | None = conditions.get("clip_text")
     if encoded is None:
-        ids, features = conditions["caption"], {}
+        ids, text, empty = conditions["caption"], None, None
     else:
         mask = encoded.text.mask
         ids = TokenIds(jnp.zeros_like(mask, jnp.int32), mask)  # of which the network reads the mask
-        features = {"text": encoded.text, "empty": encoded.empty}
+        text, empty = encoded.text, encoded.empty
     z_img = sample(
         cfg,
         params,
@@ -361,7 +361,8 @@ def sample_in_chain(
         keys=keys,
         sampling=sampling,
         table=conditions.get("variance_table"),
-        **features,
+        text=text,
+        empty=empty,
     )
     return {"z_img": z_img}
 

@@ -33,7 +33,7 @@ def run(engine: InferenceEngine, request: BlendRequest) -> Result:
         )
     caption = encoding.caption_of(encoded) if encoded else None
     batch = encoding.decode_batch(request, latent, caption=caption, indices=indices)
-    names = [*(image.name for image in request.images), *request.texts]
+    names = [*(image.name for image in encoded), *request.texts]
     label = " + ".join(
         f"{weight / sum(weights):.2f} {name}" for weight, name in zip(weights, names, strict=True)
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.inference import pca_probe
+from unclip_jax.inference import image_files, pca_probe
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.latents import Latent
 from unclip_jax.inference.requests import PcaProbeRequest
@@ -31,7 +31,8 @@ def run(engine: InferenceEngine, request: PcaProbeRequest) -> Result:
     for count in counts:
         in_range("components", count, 0, dim)
     pca = pca_probe.fit(source.vectors("z_img", 0, min(len(source), MAX_EMBEDDINGS)))
-    z_img = np.asarray(engine.image_embeddings(request.images))
+    inputs = image_files.decoded(request.images)
+    z_img = np.asarray(engine.image_embeddings(inputs))
     rows = np.concatenate([pca_probe.keep_first(pca, z, counts=counts) for z in z_img])
     noise = engine.initial_noise(seed=request.seed, indices=[0])
     latent = Latent(jnp.asarray(rows), jnp.repeat(noise, len(rows), axis=0))
@@ -40,8 +41,8 @@ def run(engine: InferenceEngine, request: PcaProbeRequest) -> Result:
         engine,
         request,
         engine.decode(encoding.decode_batch(request, latent, caption=None)).images,
-        labels=[f"{image.name}: {count}" for image in request.images for count in counts],
-        inputs=request.images,
+        labels=[f"{image.name}: {count}" for image in inputs for count in counts],
+        inputs=inputs,
         columns=len(counts),
         facts={"variance_kept": {str(n): float(share[n - 1]) if n else 0.0 for n in counts}},
         z_img=rows,

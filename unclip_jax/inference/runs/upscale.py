@@ -1,5 +1,7 @@
 """Runs `UpscaleRequest`: any image through the upsamplers."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -8,6 +10,7 @@ from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec
 from unclip_jax.inference import image_files, text_to_image
 from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.requests import UpscaleRequest
 from unclip_jax.inference.result import Result
 from unclip_jax.inference.runs import records
@@ -15,8 +18,9 @@ from unclip_jax.inference.runs import records
 
 def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
     """Shows each image as it went in, enlarged without a model, and as it came out."""
-    start, size = first_upsampler(engine, request)
-    low = np.stack([image_files.square(image, size) for image in request.images])
+    inputs = image_files.decoded(request.images)
+    start, size = first_upsampler(engine, request, inputs=inputs)
+    low = np.stack([image_files.square(image, size) for image in inputs])
     keys = text_to_image.keys_for(request.seed, jnp.arange(len(low)))
     large = engine.upsample(jnp.asarray(image_codec.to_float(low)), keys, start=start)
     images = to_uint8(np.asarray(large))
@@ -24,7 +28,7 @@ def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
     before = low.repeat(factor, axis=1).repeat(factor, axis=2)
     labels = [
         label
-        for image in request.images
+        for image in inputs
         for label in (f"{image.name} at {size} px", f"at {images.shape[1]} px")
     ]
     return records.result(
@@ -32,14 +36,16 @@ def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
         request,
         images,
         labels=labels,
-        inputs=request.images,
+        inputs=inputs,
         facts={"from_size": size, "first_upsampler": start},
         panels=np.stack([before, images], axis=1).reshape(-1, *images.shape[1:]),
         columns=2,
     )
 
 
-def first_upsampler(engine: InferenceEngine, request: UpscaleRequest) -> tuple[int, int]:
+def first_upsampler(
+    engine: InferenceEngine, request: UpscaleRequest, *, inputs: Sequence[InputImage]
+) -> tuple[int, int]:
     """The upsampler to begin with and the side of the images that it takes.
 
     Raises:
@@ -58,6 +64,6 @@ def first_upsampler(engine: InferenceEngine, request: UpscaleRequest) -> tuple[i
                 f"{' and '.join(map(str, sizes))} px; give one of them."
             )
         return sizes.index(request.from_size), request.from_size
-    short = min(min(image.pixels.shape[:2]) for image in request.images)
+    short = min(min(image.pixels.shape[:2]) for image in inputs)
     fitting = [size for size in sizes if size <= short] or sizes[:1]
     return sizes.index(fitting[-1]), fitting[-1]
