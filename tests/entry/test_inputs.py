@@ -45,12 +45,12 @@ def test_a_share_of_variance_is_counted_in_the_training_split(folder):
     codec = dataclasses.replace(mine.model.model.codec, components=0, explained_variance=0.8)
     model = dataclasses.replace(mine.model.model, codec=codec)
     mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, model=model))
-    settled = input_pipeline.resolve(mine)
-    values = input_pipeline.fit_params(settled, settled.build_stage())()["codec"]["eigenvalues"]
+    resolved = input_pipeline.resolve(mine)
+    values = input_pipeline.fit_params(resolved, resolved.build_stage())()["codec"]["eigenvalues"]
     share = np.cumsum(values) / values.sum()
-    count = settled.model.model.codec.components
+    count = resolved.model.model.codec.components
     assert share[count - 2] < 0.8 <= share[count - 1]
-    assert settled.identity() != mine.identity()  # the number of components is part of the run
+    assert resolved.identity() != mine.identity()  # the number of components is part of the run
 
 
 def test_what_the_config_says_alone_is_left_as_it_is(folder):
@@ -141,12 +141,12 @@ def test_held_out_low_res_images_are_only_shrunk(share, name):
 def test_a_prior_measures_the_embeddings_that_it_standardises(folder):
     mine = experiment("prior", folder)
     mine = dataclasses.replace(mine, model=dataclasses.replace(mine.model, standardise=True))
-    settled = input_pipeline.resolve(mine).model
+    resolved = input_pipeline.resolve(mine).model
     z_img = EmbeddingSource(folder / "train").vectors("z_img", 0, 500)
-    latent = np.asarray(prior.to_latent(settled, jnp.asarray(z_img)))
+    latent = np.asarray(prior.to_latent(resolved, jnp.asarray(z_img)))
     np.testing.assert_allclose(latent.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(latent.std(0), 1, atol=1e-5)
-    assert settled == input_pipeline.resolve(dataclasses.replace(mine, model=settled)).model
+    assert resolved == input_pipeline.resolve(dataclasses.replace(mine, model=resolved)).model
     with pytest.raises(UserError, match="dimension 2 of z_img is the same in all 4 training"):
         prior.resolve_from_data(mine.model, lambda most: [{"z_img": CONSTANT}])
 

@@ -146,7 +146,7 @@ def test_what_cannot_be_inverted_ends_the_details(cascade):
         (
             (first, noisy),
             (first,),
-            "the upsampler to 32 px sees its low-res picture through random",
+            "the upsampler to 32 px reads its low-res image through random",
         ),
         ((other, second), (), "the upsampler to 16 px takes its last step with another network"),
         ((), (), ""),

@@ -267,13 +267,13 @@ def test_a_share_of_variance_becomes_a_number_of_components(made):
     codec = dataclasses.replace(cfg.model.codec, components=0, explained_variance=0.8)
     model = dataclasses.replace(cfg.model, codec=codec, latent_context=33)
     open_cfg = dataclasses.replace(cfg, model=model)
-    settled = prior_ar.resolve_from_data(open_cfg, rows)
-    count = settled.model.codec.components
-    values = np.float64(prior_ar.make(settled).fit(rows).params["codec"]["eigenvalues"])
+    resolved = prior_ar.resolve_from_data(open_cfg, rows)
+    count = resolved.model.codec.components
+    values = np.float64(prior_ar.make(resolved).fit(rows).params["codec"]["eigenvalues"])
     share = np.cumsum(values) / values.sum()
     assert share[count - 2] < 0.8 <= share[count - 1]
     assert prior_ar.resolve_from_data(cfg, rows) is cfg
-    assert prior_ar.resolve_from_data(settled, rows) is settled
+    assert prior_ar.resolve_from_data(resolved, rows) is resolved
 
 
 def test_settings_that_cannot_be_are_refused(made):

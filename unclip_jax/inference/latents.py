@@ -1,9 +1,9 @@
-"""The bipartite latent: an image as (z_img, x_T), from which the decoder gives it back.
+"""The bipartite latent (z_img, x_T) of an image, from which the decoder reconstructs it.
 
-z_img is what CLIP recognises; x_T, found by DDIM inversion of the decoder under that z_img, is
-everything else (unCLIP, arXiv 2204.06125, section 3), up to the decoder's size. What the upsamplers
-add may come with it (`details`). A latent is a small file: arrays and a note of the models that it
-belongs to.
+z_img holds the content that CLIP recognises; x_T, the DDIM inversion of the decoder under that
+z_img, holds everything else at the decoder's size (unCLIP, arXiv 2204.06125, section 3). The noise
+of the upsamplers may come with it (`details`). A latent file holds the arrays and the identity of
+the models that they belong to.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from unclip_jax.stages.decoder import Condition
 from unclip_jax.version import __version__
 
 FORMAT_VERSION = 2
-READABLE = (1, 2)  # 1 knew no details
+READABLE = (1, 2)  # version 1 had no details
 MAX_BYTES = 64 * 2**20  # of a file once unpacked; 64 px take 50 KB, details of 1024 px 12.6 MB
 
 
@@ -41,8 +41,8 @@ class Latent(NamedTuple):
     Attributes:
         z_img: unit-norm CLIP embeddings.
         x_T: the noise at the last position of the chain, at the decoder's size.
-        details: the same of the upsamplers, in order (`pipeline.details`); () = none, and they
-            draw their own.
+        details: the same of the upsamplers, in order (`upsampler_latents`); () = none, and
+            they start from fresh noise.
     """
 
     z_img: Embedding
@@ -52,7 +52,7 @@ class Latent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpsamplerLatentOrigin:
-    """What one array of the details belongs to.
+    """The upsampler and the chain of one array of the details.
 
     Attributes:
         upsampler_id: identity of the upsampler's parameters.
@@ -67,16 +67,16 @@ class UpsamplerLatentOrigin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentOrigin:
-    """What a latent belongs to and how it was found.
+    """The models and the inversion behind a latent.
 
     Attributes:
-        clip_id: identity of the CLIP that made z_img.
+        clip_id: identity of the CLIP of z_img.
         decoder_id: identity of the decoder's parameters; x_T means nothing to another one.
         image_size: side of the decoder's images.
         steps: grid of the inversion; decode on the same.
         refinements: fixed-point iterations of the inversion.
         details: the same of each of the latent's details.
-        caption: the caption given to the decoder; "" = none.
+        caption: the decoder's caption; "" = none.
         source: sha256 of the image file.
         name: of the image file, for people.
         code_version: version of unclip_jax that wrote the file.
@@ -151,21 +151,21 @@ def decode(
 
 
 def take(latent: Latent, indices: Int[np.ndarray, " n"] | list[int]) -> Latent:
-    """The latents at `indices`, repeated where an index is; details too."""
-    kept = np.asarray(indices, np.int32)
-    return jax.tree.map(lambda x: x[kept], latent)
+    """Returns the latents at `indices`, which may repeat; details too."""
+    rows = np.asarray(indices, np.int32)
+    return jax.tree.map(lambda x: x[rows], latent)
 
 
 def join(parts: list[Latent]) -> Latent:
-    """Several batches as one; all of them with details for the same upsamplers, or none."""
+    """Concatenates batches; all of them with details of the same upsamplers, or none."""
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
 def save(path: pathlib.Path, latent: Latent, *, origin: LatentOrigin) -> None:
-    """Write one latent (a batch of one) as an .npz that holds arrays and JSON, no code.
+    """Writes one latent (a batch of one) as an .npz that holds arrays and JSON, no code.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: the file cannot be written.
     """
     note = json.dumps(typed.as_dict(origin), indent=2).encode()
     arrays = {
@@ -181,11 +181,11 @@ def save(path: pathlib.Path, latent: Latent, *, origin: LatentOrigin) -> None:
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}; choose another place.") from None
+        raise UserError(f"cannot write {path}: {error}; choose another path.") from None
 
 
 def load(path: pathlib.Path) -> tuple[Latent, LatentOrigin]:
-    """Read a file of `save`: a batch of one, and what it belongs to.
+    """Reads a file of `save`: a batch of one, and its origin.
 
     Raises:
         UserError: it is no such file, or damaged, or of another version.
@@ -205,43 +205,43 @@ def load(path: pathlib.Path) -> tuple[Latent, LatentOrigin]:
             "`python -m unclip_jax.sample reconstruct` wrote, or the image itself."
         ) from None
     _check_arrays(arrays, origin, path)
-    z_img, x_T, *found = (jnp.asarray(array[None]) for array in arrays.values())
-    return Latent(z_img, x_T, tuple(found)), origin
+    z_img, x_T, *details = (jnp.asarray(array[None]) for array in arrays.values())
+    return Latent(z_img, x_T, tuple(details)), origin
 
 
 def check_fits(origin: LatentOrigin, *, clip_id: str, decoder_id: str, where: str) -> None:
-    """Refuse a latent of another CLIP or decoder.
+    """Refuses a latent of another CLIP or decoder.
 
     Raises:
         UserError: naming the field that differs.
     """
-    for name, ours in (("clip_id", clip_id), ("decoder_id", decoder_id)):
-        theirs = getattr(origin, name)
-        if theirs != ours:
+    for name, expected in (("clip_id", clip_id), ("decoder_id", decoder_id)):
+        stored = getattr(origin, name)
+        if stored != expected:
             raise UserError(
-                f"{where} was made with other models: its {name} is {theirs[:12]!r}, these models "
-                f"have {ours[:12]!r}. Encode the image again with these models."
+                f"{where} was made with other models: its {name} is {stored[:12]!r}, these models "
+                f"have {expected[:12]!r}. Encode the image again with these models."
             )
 
 
 def check_details_fit(
     origin: LatentOrigin, *, expected: tuple[UpsamplerLatentOrigin, ...], where: str
 ) -> None:
-    """Refuse details of other upsamplers or of another grid than will draw them.
+    """Refuses details of other upsamplers or of another grid than decoding will use.
 
     Raises:
         UserError: naming what differs.
     """
     for name, flag in (("upsampler_id", ""), ("image_size", ""), ("steps", "upsampler_steps")):
-        theirs, ours = ([getattr(each, name) for each in of] for of in (origin.details, expected))
-        if theirs == ours:
+        stored, needed = ([getattr(d, name) for d in of] for of in (origin.details, expected))
+        if stored == needed:
             continue
         if flag:
             raise UserError(
-                f"{where} holds details of {flag} {', '.join(theirs)}, not {', '.join(ours)}; give "
-                "the same, the picture itself, or details=fresh."
+                f"{where} holds details of {flag} {', '.join(stored)}, not {', '.join(needed)}; "
+                "give the same, the image itself, or details=fresh."
             )
-        short = [str(each)[:12] for each in theirs], [str(each)[:12] for each in ours]
+        short = [str(d)[:12] for d in stored], [str(d)[:12] for d in needed]
         raise UserError(
             f"{where} holds details of other upsamplers: {name} {short[0]}, these models have "
             f"{short[1]}. Encode the image again with these models, or give details=fresh."
@@ -253,7 +253,7 @@ def _detail_name(index: int) -> str:
 
 
 def _origin(note: Any, path: pathlib.Path) -> LatentOrigin:
-    """The note of a file.
+    """Returns the origin that a file states.
 
     Raises:
         UserError: it is of another version, or not understood.
@@ -268,22 +268,22 @@ def _origin(note: Any, path: pathlib.Path) -> LatentOrigin:
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], origin: LatentOrigin, path: pathlib.Path) -> None:
-    """Refuse arrays of other shapes than the note says, or with values that are no numbers."""
+    """Refuses arrays of other shapes than the origin states, or with values that are not finite."""
     sides = [origin.image_size, *(detail.image_size for detail in origin.details)]
     expected = {name: (side, side, 3) for name, side in zip([*arrays][1:], sides, strict=True)}
-    whole = arrays["z_img"].ndim == 1
-    whole &= all(arrays[name].shape == shape for name, shape in expected.items())
-    if not whole or not all(np.isfinite(array).all() for array in arrays.values()):
-        held = " and ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-        wanted = " and ".join(str(list(shape)) for shape in expected.values())
+    valid = arrays["z_img"].ndim == 1
+    valid &= all(arrays[name].shape == shape for name, shape in expected.items())
+    if not valid or not all(np.isfinite(array).all() for array in arrays.values()):
+        shapes = " and ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        needed = " and ".join(str(list(shape)) for shape in expected.values())
         raise UserError(
-            f"{path} holds {held}; expected finite values, [z] and {wanted}. Encode the image "
+            f"{path} holds {shapes}; expected finite values, [z] and {needed}. Encode the image "
             "again."
         )
 
 
 def _check_size(path: pathlib.Path) -> None:
-    """Refuse what would unpack to more than any latent, before unpacking it."""
+    """Refuses a file that would unpack to more than any latent, before unpacking it."""
     with zipfile.ZipFile(path) as archive:
         total = sum(member.file_size for member in archive.infolist())
     in_range(f"bytes in {path}", total, 1, MAX_BYTES)

@@ -1,9 +1,9 @@
-"""The noise of the upsamplers: what a larger picture holds beyond the decoder's.
+"""Latents of the upsamplers: the detail of an image beyond the decoder's size.
 
-(z_img, x_T) give an image back at the decoder's size. What upsamplers add to it depends on noise of
-their own, which inverting them finds, as inverting the decoder finds x_T: the x_T from which each
-upsampler draws the picture, given the low-res image that decoding will hand it. The paper inverts
-its decoder only (unCLIP, arXiv 2204.06125, section 3); this is ours, by the same DDIM inversion.
+(z_img, x_T) reconstruct an image at the decoder's size. The detail that upsamplers add depends on
+noise of their own. DDIM inversion of each upsampler, given the low-res image that decoding will
+produce, finds the x_T under which it reconstructs the image. The paper inverts its decoder only
+(unCLIP, arXiv 2204.06125, section 3); the extension to upsamplers is ours.
 """
 
 from typing import Any
@@ -20,28 +20,27 @@ from unclip_jax.inference.cascade import Cascade
 from unclip_jax.stages import upsampler
 from unclip_jax.stages.upsampler import UpsamplerStageConfig, quantise
 
-UpsamplerLatents = tuple[
-    Float[Array, " b _ _ c"], ...
-]  # one x_T per upsampler, in order; sizes differ
+# one x_T per upsampler, in order; sizes differ
+UpsamplerLatents = tuple[Float[Array, " b _ _ c"], ...]
 
 
 def obstacle(cfg: UpsamplerStageConfig) -> str:
-    """Why an upsampler cannot be inverted; "" if it can."""
+    """Returns the reason why an upsampler cannot be inverted; "" if it can."""
     if cfg.augment.most:
-        return "sees its low-res picture through random noise (config.model.augment)"
+        return "reads its low-res image through random noise (config.model.augment)"
     if cfg.last_step:
         return "takes its last step with another network (config.model.last_step)"
     return ""
 
 
 def leading(cascade: Cascade) -> tuple[UpsamplerStageConfig, ...]:
-    """The upsamplers that hold details: all before the first that cannot be inverted."""
+    """Returns the upsamplers that have latents: all before the first that cannot be inverted."""
     obstacles = [bool(obstacle(cfg)) for cfg in cascade.upsamplers]
     return cascade.upsamplers[: (*obstacles, True).index(True)]
 
 
 def left_out(cascade: Cascade) -> str:
-    """Which upsamplers draw fresh details however a picture was encoded, and why; "" if none."""
+    """Returns from which upsampler on details are always fresh, and why; "" if from none."""
     first = len(leading(cascade))
     if first == len(cascade.upsamplers):
         return ""
@@ -51,7 +50,7 @@ def left_out(cascade: Cascade) -> str:
 
 
 def grid(cfg: UpsamplerStageConfig, steps: str | None) -> str:
-    """The grid asked for; None = the one that the upsampler was exported with."""
+    """Returns the grid of a chain; None = the one that the upsampler was exported with."""
     return steps or cfg.sampling.steps
 
 
@@ -64,27 +63,28 @@ def encode(
     steps: str | None = None,
     refinements: int = 0,
 ) -> UpsamplerLatents:
-    """The x_T under which upsamplers turn `base` into `targets`.
+    """Finds the x_T under which upsamplers turn `base` into `targets`.
 
-    Every upsampler is inverted for what the one before makes of its own x_T, not for a perfect
-    low-res picture, so that errors do not add up on the way.
+    Every upsampler is inverted given the output of the one before, not a perfect low-res image, so
+    that errors do not accumulate.
 
     Args:
         cascade: configs of the stages.
         params: parameter trees as `text_to_image.sample` takes them.
-        base: images in [-1, 1] as the decoder gives them back.
+        base: images in [-1, 1] as the decoder reconstructs them.
         targets: the same images at the size of each of the leading upsamplers.
         steps: grid of their chains; decode on the same one.
         refinements: `ddim_inversion.invert`.
     """
-    low, found = base, []
+    low, noises = base, []
     for index, (cfg, target) in enumerate(zip(leading(cascade), targets, strict=True)):
-        walk = _Walk(cfg, cascade.upsampler_params(params)[index], low, steps)
-        chain = {"schedule": walk.chain, "refinements": refinements}
-        x_T = ddim_inversion.invert(walk.denoise, target, **chain)
-        found.append(x_T)
-        low = walk.back(x_T)
-    return tuple(found)
+        chain = _Chain(cfg, cascade.upsampler_params(params)[index], low, steps)
+        x_T = ddim_inversion.invert(
+            chain.denoise, target, schedule=chain.schedule, refinements=refinements
+        )
+        noises.append(x_T)
+        low = chain.sample(x_T)
+    return tuple(noises)
 
 
 def decode(
@@ -97,7 +97,7 @@ def decode(
     steps: str | None = None,
     eta: PerExample | None = None,
 ) -> Image:
-    """Enlarge `base` with given noise, then by the upsamplers without any as ever.
+    """Enlarges `base` from the noise in `details`, then by the further upsamplers from fresh noise.
 
     Args:
         cascade: configs of the stages.
@@ -110,29 +110,33 @@ def decode(
     """
     low = base
     for index, x_T in enumerate(details):
-        walk = _Walk(cascade.upsamplers[index], cascade.upsampler_params(params)[index], low, steps)
-        low = walk.back(x_T, keys=rng.fold_each(keys, "upsampler", index), eta=eta)
+        chain = _Chain(
+            cascade.upsamplers[index], cascade.upsampler_params(params)[index], low, steps
+        )
+        low = chain.sample(x_T, keys=rng.fold_each(keys, "upsampler", index), eta=eta)
     return text_to_image.upsample(cascade, params, low, keys, start=len(details))
 
 
-class _Walk:
-    """One upsampler's chain for given low-res images, walked either way.
+class _Chain:
+    """One upsampler's chain under fixed low-res images, for inversion and for sampling.
 
-    As for the decoder nothing is clipped at the steps, or the way there would not be the way back.
+    x_0 is not clipped at the steps, or sampling would not undo inversion.
     """
 
     def __init__(self, cfg: UpsamplerStageConfig, params: Params, low: LowRes, steps: str | None):
         low = quantise(low) if cfg.quantise else low
         self._unused = text_to_image.keys_for(0, jnp.arange(low.shape[0]))
         self.denoise = upsampler.denoiser(cfg, params, low_res=low, keys=self._unused)
-        self.chain: Schedule = respace.strided(cfg.diffusion.chain(), steps=grid(cfg, steps))
+        self.schedule: Schedule = respace.strided(cfg.diffusion.chain(), steps=grid(cfg, steps))
 
-    def back(self, x_T: Image, *, keys: Keys | None = None, eta: PerExample | None = None) -> Image:
-        """From noise to images in [-1, 1]."""
+    def sample(
+        self, x_T: Image, *, keys: Keys | None = None, eta: PerExample | None = None
+    ) -> Image:
+        """Returns images in [-1, 1]."""
         images = samplers.sample(
             self.denoise,
             x_T,
-            schedule=self.chain,
+            schedule=self.schedule,
             solver=samplers.Ddim(0.0 if eta is None else eta),
             keys=self._unused if keys is None else keys,
         )
