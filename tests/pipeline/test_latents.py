@@ -76,7 +76,7 @@ def test_details_of_other_upsamplers_are_refused_by_the_field():
     for changes, message in (
         ({"upsampler_id": "w" * 64}, "other upsamplers: upsampler_id .*'vvvvvvvvvvvv'.* 'wwww"),
         ({"image_size": 32}, r"other upsamplers: image_size \['8', '16'\], .* \['8', '32'\]"),
-        ({"steps": "27"}, "details of --upsampler-steps 8, 8, not 8, 27; .* --details=fresh"),
+        ({"steps": "27"}, "details of upsampler_steps 8, 8, not 8, 27; .* details=fresh"),
     ):
         expected = (HELD[0], dataclasses.replace(HELD[1], **changes))
         with pytest.raises(UserError, match=message):
