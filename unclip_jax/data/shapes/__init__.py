@@ -1,4 +1,4 @@
-"""The shapes world as data: PNG records (generator.py) and a TFDS data set (builder.py).
+"""The shapes world as data: PNG records (source.py) and a TFDS data set (builder.py).
 
-What a scene is, how it is drawn and how it is told live in the pure room `unclip_jax.shapes`.
+Scenes, renderer and grammar are in the pure package `unclip_jax.shapes`.
 """
