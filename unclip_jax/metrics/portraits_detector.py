@@ -145,7 +145,7 @@ def _coarse(pixels: Pixels) -> Values:
         "clothes_colour": _likely(pixels, CHEST, CLOTHES_COLOURS),
     }
     values = _guess(pixels) | {name: colours[0] for name, colours in likely.items()}
-    for names in (*JOINT, *JOINT[1:]):
+    for names in JOINT:
         values |= _compare(pixels, values, _options(names, values, likely), blur=0.0).best
     return values
 

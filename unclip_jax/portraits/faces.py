@@ -89,7 +89,7 @@ def mouth(pen: Pen, kind: str) -> list[Layer]:
         teeth = open_mouth & pen.polygon([(40, 57), (60, 57), (60, 59.4), (40, 59.4)])
         return [pen.layer(open_mouth, inside), pen.layer(teeth, WHITE)]
     if kind == "sad":
-        return [pen.layer(pen.stroke([(44, 62.4), (50, 58.6), (56, 62.4)], 2.2), LIPS)]
+        return [pen.layer(pen.stroke([(43.4, 63.6), (50, 58.4), (56.6, 63.6)], 2.4), LIPS)]
     if kind == "serious":
         return [pen.layer(pen.stroke([(44.5, 60), (55.5, 60)], 2.1), LIPS)]
     round_mouth = pen.ellipse((50, 60.6), (4.6, 5.2))

@@ -1,0 +1,54 @@
+"""The procedural worlds whose images can be checked, and the choice of one by its captions.
+
+To add a world, write its checker (`shapes_checker` is the example) and register it in `WORLDS`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from unclip_jax.metrics import portraits_checker, shapes_checker
+from unclip_jax.metrics.intervals import Rate
+from unclip_jax.metrics.portraits_detector import Images
+
+
+class World(NamedTuple):
+    """A procedural world as evaluation sees it.
+
+    Attributes:
+        name: as in `python -m unclip_jax.prepare NAME`.
+        all_parse: true if every one of some captions belongs to the world.
+        check: a verdict per image of its caption or scene.
+        report: pass rates of many verdicts, per attribute.
+        summary: attributes shown in tables.
+    """
+
+    name: str
+    all_parse: Callable[[Sequence[str]], bool]
+    check: Callable[[Images, Sequence[Any]], list[Any]]
+    report: Callable[[Sequence[Any]], dict[str, Rate]]
+    summary: tuple[str, ...]
+
+
+WORLDS: tuple[World, ...] = tuple(
+    World(name, checker.all_parse, checker.check, checker.report, checker.SUMMARY)
+    for name, checker in (("shapes", shapes_checker), ("portraits", portraits_checker))
+)
+# Columns of a table that may hold several worlds, each once.
+SUMMARY: tuple[str, ...] = tuple(dict.fromkeys(name for world in WORLDS for name in world.summary))
+
+
+def world_of(captions: Sequence[str]) -> World | None:
+    """Returns the world to which all captions (or scenes as JSON) belong; None if there is none."""
+    if not captions:
+        return None
+    return next((world for world in WORLDS if world.all_parse(captions)), None)
+
+
+def check(images: Images, captions: Sequence[str]) -> dict[str, Rate]:
+    """Computes pass rates per attribute of images by their captions; empty outside all worlds.
+
+    Raises:
+        UserError: unequal numbers of images and captions, or images that the checker refuses.
+    """
+    world = world_of(captions)
+    return world.report(world.check(images, captions)) if world else {}
