@@ -31,7 +31,7 @@ EVERYTHING = [
 COMMANDS = {f"unclip_jax.{path.stem}" for path in PACKAGE.glob("*.py")}
 COMMANDS -= {"unclip_jax.__init__", "unclip_jax.version"}
 
-PURE = {"core", "shapes", "diffusion", "models", "stages"}
+PURE = {"core", "shapes", "portraits", "diffusion", "models", "stages"}
 # Imports that no package may declare.
 NEVER = {
     "core": {*PACKAGES},
@@ -52,7 +52,11 @@ IMPURE_MODULES = {
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "Image.open"}
 IMPURE_ATTRIBUTES = {"jax.config", "jax.distributed"}
 ATOMIC_WRITES = "unclip_jax/core/files.py"  # the one module of a pure package that does I/O
-FORBIDDEN_IN = {"diffusion": {"flax"}, "shapes": {"flax", "jax"}}  # package -> third parties
+FORBIDDEN_IN = {
+    "diffusion": {"flax"},
+    "shapes": {"flax", "jax"},
+    "portraits": {"flax", "jax"},
+}  # package -> third parties
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 VAGUE_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
 MAX_MODULE, MAX_FUNCTION = 450, 70

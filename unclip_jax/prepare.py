@@ -7,8 +7,9 @@
 
 An input is a folder (Hugging Face `metadata.jsonl`, or name.txt beside name.png), a WebDataset
 tar, an image, a quoted glob of these, or a data set such as tfds:NAME; SPLIT= before it says which
-split it belongs to. `shapes` is the procedural world. An interrupted run continues when the same
-command runs again. Without an input, the data set in DIR gets the tokenizer that it lacks.
+split it belongs to. `shapes` and `portraits` are procedural worlds. An interrupted run continues
+when the same command runs again. Without an input, the data set in DIR gets the tokenizer that it
+lacks.
 """
 
 import pathlib
@@ -35,7 +36,7 @@ def parser() -> Parser:
         "inputs",
         nargs="*",
         metavar="[SPLIT=]INPUT",
-        help="folder, tar, glob, tfds:NAME or shapes[:...]",
+        help="folder, tar, glob, tfds:NAME, shapes[:...] or portraits[:...]",
     )
     add("--out", required=True, type=pathlib.Path, help="folder of the data set")
     add("--split", default="train", help="split of inputs without SPLIT=")
@@ -44,14 +45,14 @@ def parser() -> Parser:
     add("--vocab-size", type=int, default=8192, help="of a trained tokenizer, at most")
     add("--caption-field", default="", help="JSON field or feature with the caption")
     add("--prefix-keys", action="store_true", help="for tars that use the same keys again")
-    add("--image-size", type=int, help="store square images of this side; default of shapes: 64")
+    add("--image-size", type=int, help="store square images of this side; default of a world: 64")
     add("--max-side", type=int, help="reduce images to this shorter side; default: as they are")
     add("--min-side", type=int, default=Limits.min_side, help="skip smaller images")
     add("--max-aspect", type=float, default=Limits.max_aspect, help="skip longer images")
     add("--max-pixels", type=int, default=Limits.max_pixels, help="skip larger images")
     add("--max-bad", type=float, default=0.05, help="stop if a larger share is skipped")
     add("--workers", type=int, default=2, help="checking threads")
-    add("--seed", type=int, default=0, help="of the procedural world")
+    add("--seed", type=int, default=0, help="of a procedural world")
     return parser
 
 

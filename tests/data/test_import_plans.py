@@ -10,7 +10,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
-from unclip_jax.data.import_plans import FilePlan, ShapesPlan, make_plans, shapes_counts
+from unclip_jax.data.import_plans import FilePlan, WorldPlan, make_plans, world_counts
 from unclip_jax.data.items import FileReader, Plan, Raw, Skip
 
 
@@ -307,23 +307,23 @@ def test_readers_close_their_file(samples, tmp_path: pathlib.Path):
 
 
 def test_shapes_by_split():
-    assert shapes_counts("shapes:train=30,validation=2") == {"train": 30, "validation": 2}
-    assert shapes_counts("shapes") == {"train": 30_000, "validation": 1_000, "compositional": 1_000}
-    assert shapes_counts("./shapes") is None
+    assert world_counts("shapes:train=30,validation=2") == {"train": 30, "validation": 2}
+    assert world_counts("shapes") == {"train": 30_000, "validation": 1_000, "compositional": 1_000}
+    assert world_counts("./shapes") is None
     with pytest.raises(UserError, match="not of the form shapes:train=30000"):
-        shapes_counts("shapes:train=x")
+        world_counts("shapes:train=x")
     with pytest.raises(UserError, match="train of .* is 0"):
-        shapes_counts("shapes:train=0")
+        world_counts("shapes:train=0")
 
 
 def test_shapes_are_the_worlds_scenes_from_anywhere():
-    plan = ShapesPlan("validation", count=70, image_size=32, seed=5)
+    plan = WorldPlan("shapes", "validation", count=70, image_size=32, seed=5)
     in_order = [plan.read(i) for i in range(70)]
     assert [plan.read(i) for i in (66, 67, 3)] == [in_order[i] for i in (66, 67, 3)]
     assert image_codec.decode(in_order[0].image).shape == (32, 32, 3)
     scene = json.loads(in_order[0].scene)
     assert in_order[0].caption in scene["captions"]
-    other = ShapesPlan("validation", count=70, image_size=32, seed=6)
+    other = WorldPlan("shapes", "validation", count=70, image_size=32, seed=6)
     assert other.read(0) != in_order[0]
     assert other.fingerprint != plan.fingerprint
 

@@ -7,7 +7,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from unclip_jax.data.shapes import generator
-from unclip_jax.data.shapes.builder import Shapes, ShapesConfig
+from unclip_jax.data.shapes.builder import Shapes
+from unclip_jax.data.world_builder import WorldConfig
 from unclip_jax.shapes import render, scene
 
 SIZES = {"train": 40, "validation": 7, "compositional": 9}
@@ -20,7 +21,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def builder(data_dir):
-    config = ShapesConfig(name="test", image_size=32, seed=5, **SIZES)
+    config = WorldConfig(name="test", image_size=32, seed=5, **SIZES)
     builder = Shapes(data_dir=data_dir, config=config, file_format="array_record")
     builder.download_and_prepare()
     return builder

@@ -18,7 +18,8 @@ from unclip_jax.data import sources
 from unclip_jax.data.dataset import Dataset
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.shapes import generator
-from unclip_jax.data.shapes.builder import Shapes, ShapesConfig
+from unclip_jax.data.shapes.builder import Shapes
+from unclip_jax.data.world_builder import WorldConfig
 from unclip_jax.evaluation import image_sets
 from unclip_jax.experiment import input_pipeline
 
@@ -35,7 +36,7 @@ def run_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tfds_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    config = ShapesConfig(name="few", **COUNTS, compositional=1)
+    config = WorldConfig(name="few", **COUNTS, compositional=1)
     Shapes(data_dir=folder, config=config, file_format="array_record").download_and_prepare()
     return f"tfds:shapes/few@{folder}"
 

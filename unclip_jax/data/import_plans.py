@@ -23,11 +23,12 @@ from unclip_jax.data.items import (
     Skip,
     check_exists,
 )
-from unclip_jax.data.shapes import generator
+from unclip_jax.data.portraits import generator as portraits
+from unclip_jax.data.shapes import generator as shapes
 from unclip_jax.data.tars import TAR_SUFFIXES, list_tar
 
-SHAPES = "shapes"
-SHAPES_COUNTS = {"train": 30_000, "validation": 1_000, "compositional": 1_000}
+WORLDS = {"shapes": shapes.scenes, "portraits": portraits.scenes}
+WORLD_COUNTS = {"train": 30_000, "validation": 1_000, "compositional": 1_000}
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
 
 
@@ -48,20 +49,23 @@ def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
     return groups
 
 
-def shapes_counts(text: str) -> dict[str, int] | None:
-    """Returns the scenes per split of "shapes" or "shapes:train=30000,validation=1000", else None.
+def world_counts(text: str) -> dict[str, int] | None:
+    """Returns the scenes per split of an input that names a world of `WORLDS`, else None.
+
+    Args:
+        text: such as "shapes" or "portraits:train=30000,validation=1000".
 
     Raises:
         UserError: anything but split=number after the colon.
     """
     name, colon, counts = text.partition(":")
-    if name != SHAPES:
+    if name not in WORLDS:
         return None
     if not colon:
-        return dict(SHAPES_COUNTS)
+        return dict(WORLD_COUNTS)
     pairs = [re.fullmatch(r"(\w+)=(\d+)", part) for part in counts.split(",")]
     if not all(pairs):
-        raise UserError(f"input {text!r} is not of the form shapes:train=30000,validation=1000.")
+        raise UserError(f"input {text!r} is not of the form {name}:train=30000,validation=1000.")
     return {pair[1]: positive(f"{pair[1]} of {text!r}", int(pair[2])) for pair in pairs if pair}
 
 
@@ -161,13 +165,15 @@ class SourcePlan:
         """Does nothing: the source manages its files."""
 
 
-class ShapesPlan:
-    """Scenes of the procedural world, rendered as they are read."""
+class WorldPlan:
+    """Scenes of a procedural world, rendered as they are read."""
 
-    def __init__(self, split: str, *, count: int, image_size: int, seed: int):
-        """Plans scenes 0 to `count` of `split`."""
-        self.sources = (f"shapes:{split}={count}",)
-        self.fingerprint = _fingerprint([f"{split} {count} {image_size} {seed}"])
+    def __init__(self, world: str, split: str, *, count: int, image_size: int, seed: int):
+        """Plans scenes 0 to `count` of `split` of a member of `WORLDS`."""
+        self.sources = (f"{world}:{split}={count}",)
+        plan = f"{split} {count} {image_size} {seed}"
+        self.fingerprint = _fingerprint([plan] if world == "shapes" else [world, plan])
+        self._generate = WORLDS[world]
         self._split, self._count, self._size, self._seed = split, count, image_size, seed
         self._next, self._stream = -1, iter(())
         next(self._scenes(0))  # reports a wrong split or size now
@@ -192,7 +198,7 @@ class ShapesPlan:
 
     def _scenes(self, start: int) -> Iterator[dict]:
         count = self._count - start
-        return generator.scenes(
+        return self._generate(
             self._split, seed=self._seed, start=start, count=count, image_size=self._size
         )
 
@@ -249,12 +255,12 @@ def make_plans(
 
     Args:
         inputs: folders, tars, images, globs, data sets such as "tfds:NAME", SPLIT=one of these,
-            or "shapes[:...]".
+            or a world, "shapes[:...]".
         split: of inputs that do not name theirs.
         caption_field: JSON field, or feature of a data set, with the caption.
         prefix: see `FilePlan`.
-        image_size: of the procedural world's images.
-        seed: of the procedural world.
+        image_size: of a world's images.
+        seed: of a world.
 
     Raises:
         UserError: an input that cannot be used, or one split of inputs that cannot be mixed.
@@ -262,14 +268,18 @@ def make_plans(
     plans: dict[str, Plan] = {}
     files: list[str] = []
     for text in inputs:
-        counts = shapes_counts(text)
+        counts = world_counts(text)
         if counts is None:
             files.append(text)
         for name, count in (counts or {}).items():
-            plans[name] = ShapesPlan(name, count=count, image_size=image_size, seed=seed)
+            if name in plans:
+                raise UserError(f"split {name!r} would mix two worlds; give each its own folder.")
+            world = text.partition(":")[0]
+            plans[name] = WorldPlan(world, name, count=count, image_size=image_size, seed=seed)
     for name, group in group_inputs(files, split=split).items():
         if name in plans:
-            raise UserError(f"split {name!r} would mix shapes and files; use --split or SPLIT=.")
+            world = plans[name].sources[0].partition(":")[0]
+            raise UserError(f"split {name!r} would mix {world} and files; use --split or SPLIT=.")
         named = [path for path in group if sources.parse_path(path)[0] and not glob.has_magic(path)]
         if named and len(group) > 1:
             raise UserError(

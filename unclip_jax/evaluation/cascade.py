@@ -24,7 +24,7 @@ from unclip_jax.inference import batched, load, text_to_image
 from unclip_jax.inference.cascade import Captions, tokenise
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
-from unclip_jax.metrics import shapes_checker
+from unclip_jax.metrics import shapes_checker, worlds
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.metrics.psnr import psnr
 from unclip_jax.parallel.mesh import sampling_mesh
@@ -187,7 +187,7 @@ def caption_rates(
             name=f"sample from {label}",
             sampler=sampler,
         )
-        return shapes_checker.report(shapes_checker.check(images, captions))
+        return worlds.check(images, captions)
 
     return rates
 
@@ -233,13 +233,13 @@ def table(result: dict[str, Any]) -> str:
     if "checker" in result:
         selection = f", best of {result['best_of']}" if result["best_of"] > 1 else ""
         lines.append(f"\n{result['num']} captions{selection}, exact checker   " + "z_img from:")
-        lines.append(f"{'':12}" + "".join(f"{name:>22}" for name in CONDITIONS))
-        for name in shapes_checker.SUMMARY:
+        lines.append(f"{'':15}" + "".join(f"{name:>22}" for name in CONDITIONS))
+        for name in worlds.SUMMARY:
             if not all(name in result["checker"][condition] for condition in CONDITIONS):
                 continue
             rates = [result["checker"][condition][name] for condition in CONDITIONS]
             cells = [f"{c['value']:.2f} [{c['low']:.2f}, {c['high']:.2f}]" for c in rates]
-            lines.append(f"{name:12}" + "".join(f"{cell:>22}" for cell in cells))
+            lines.append(f"{name:15}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines) + "\n"
 
 

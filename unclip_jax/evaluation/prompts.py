@@ -23,13 +23,13 @@ from unclip_jax.evaluation import feature_extraction, protocol_folder, sampled_s
 from unclip_jax.evaluation.image_sets import ImageSet
 from unclip_jax.evaluation.sampled_set import SampledSetConfig
 from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.metrics import scores, shapes_checker
+from unclip_jax.metrics import scores, shapes_checker, worlds
 from unclip_jax.metrics.extractors import clip
 from unclip_jax.metrics.intervals import bootstrap
 
 PROMPT = ("prompt", "prompts", "caption", "text")  # names of the column
 CATEGORY = ("category", "categories")
-COLUMNS = tuple(name for name in shapes_checker.SUMMARY if name != "background")
+COLUMNS = tuple(name for name in worlds.SUMMARY if name != "background")
 SCORE = "CLIP score: 100 x cosine in the cascade's own CLIP, mean over prompts, bootstrapped"
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 
@@ -139,16 +139,16 @@ def by_category(
         images: [prompts x images h w 3], likewise.
     """
     captions = [prompt.text for prompt in prompts for _ in range(cosines.shape[1])]
-    parsed = shapes_checker.all_parse(captions)
-    verdicts = shapes_checker.check(images, captions) if parsed else []
+    world = worlds.world_of(captions)
+    verdicts = world.check(images, captions) if world else []
     rows = np.arange(len(captions)).reshape(cosines.shape)
     results: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(prompt.category for prompt in prompts):
         members = np.flatnonzero([prompt.category == name for prompt in prompts])
         score = bootstrap(scores.CLIP_SCALE * cosines[members].mean(axis=1))
         results[name] = {"prompts": len(members), "clip_score": score._asdict()}
-        if verdicts:
-            rates = shapes_checker.report([verdicts[int(i)] for i in rows[members].ravel()])
+        if world:
+            rates = world.report([verdicts[int(i)] for i in rows[members].ravel()])
             results[name]["checker"] = shapes_checker.as_json(rates)
     return results
 

@@ -28,7 +28,7 @@ from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
-from unclip_jax.metrics import npz, report, scores, shapes_checker
+from unclip_jax.metrics import npz, report, scores, worlds
 from unclip_jax.metrics.extractors import Extractor, clip
 from unclip_jax.stages.gaussian import SAMPLERS, SamplingConfig
 
@@ -116,7 +116,7 @@ class SharedInputs:
         real: features of the reference.
         extractor: of the features.
         clip: the cascade's own CLIP, for CLIP score and diversity.
-        checked_captions: for the exact checker; () outside the shapes world.
+        checked_captions: for the exact checker; () outside the procedural worlds.
     """
 
     captions: tuple[str, ...]
@@ -196,7 +196,7 @@ def prepare(config: SweepConfig, loaded: LoadedCascade) -> SharedInputs:
         feature_extraction.collect(extractor, real, batch_size=config.batch, name="real"),
         extractor,
         own,
-        captions if shapes_checker.all_parse(captions) else (),
+        captions if worlds.world_of(captions) else (),
     )
 
 
@@ -221,8 +221,10 @@ def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict
         spread = scores.diversity(z, inputs.captions)
         values |= {"diversity": spread.value, "diversity_error": spread.error}
     if inputs.checked_captions:
-        rates = shapes_checker.report(shapes_checker.check(images, inputs.checked_captions))
-        values |= {f"checker_{n}": rates[n].value for n in shapes_checker.SUMMARY if rates[n].total}
+        rates = worlds.check(images, inputs.checked_captions)
+        values |= {
+            f"checker_{n}": rates[n].value for n in worlds.SUMMARY if n in rates and rates[n].total
+        }
     plain = dataclasses.replace(result, scores=values).plain()
     return {"scores": plain["scores"], "warnings": plain["warnings"]}
 

@@ -296,9 +296,7 @@ def _tile_of(index: int, values: Values, size: int, window: Window) -> render.Ti
 
 
 @functools.lru_cache(maxsize=16384)
-def _clipped(
-    index: int, kind: str, colour: str, size: int, window: Window
-) -> render.Tile | None:
+def _clipped(index: int, kind: str, colour: str, size: int, window: Window) -> render.Tile | None:
     """Clips a tile of the renderer to a window, in the window's coordinates."""
     tile = render.tile(index, kind, colour, size)
     if tile is None:

@@ -33,8 +33,11 @@ WORLDS: tuple[World, ...] = tuple(
     World(name, checker.all_parse, checker.check, checker.report, checker.SUMMARY)
     for name, checker in (("shapes", shapes_checker), ("portraits", portraits_checker))
 )
-# Columns of a table that may hold several worlds, each once.
-SUMMARY: tuple[str, ...] = tuple(dict.fromkeys(name for world in WORLDS for name in world.summary))
+# Columns of a table for any world, each once; what depends on all others comes last.
+_LAST = ("binding", "joint")
+SUMMARY: tuple[str, ...] = (
+    tuple(dict.fromkeys(n for world in WORLDS for n in world.summary if n not in _LAST)) + _LAST
+)
 
 
 def world_of(captions: Sequence[str]) -> World | None:

@@ -1,10 +1,10 @@
 """portraits: the second procedural world, flat cartoon portraits, as pure functions.
 
-Holds the vocabulary (parts, palettes, held-out pairs), the records of portraits and of what captions
-say, the grammar of captions in both directions, the artwork and the NumPy renderer. All of it
-depends on (split, seed, index) alone, without files and JAX. PNG encoding and data sets are in
-`data.portraits`, the checker is `metrics.portraits_checker`.
-Start at vocabulary.py, then scene.py, then world.py.
+Holds the vocabulary (parts, palettes, held-out pairs), the records of portraits and of the content
+of captions, the grammar of captions in both directions, the artwork, which is this project's own
+and drawn by code, and the NumPy renderer. All of it depends on (split, seed, index) alone, without
+files and JAX. PNG encoding and data sets are in `data.portraits`, the checker is
+`metrics.portraits_checker`. Start at vocabulary.py, then scene.py, then world.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = ("core",)

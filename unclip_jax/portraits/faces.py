@@ -21,7 +21,9 @@ def skull(pen: Pen) -> Mask:
 
 def neck(pen: Pen) -> list[Layer]:
     """Draws neck and shoulders of bare skin, with the shadow of the chin."""
-    column = pen.symmetric([(50, 56), (57, 58), (57.5, 72), (62, 78), (74, 83), (80, 101), (50, 104)])
+    column = pen.symmetric(
+        [(50, 56), (57, 58), (57.5, 72), (62, 78), (74, 83), (80, 101), (50, 104)]
+    )
     shadow = column & pen.symmetric([(50, 58), (60, 60), (64, 64), (58, 71), (50, 74)])
     return [pen.layer(column, SKIN), pen.layer(shadow, SHADOW)]
 
@@ -75,7 +77,12 @@ def _heart(pen: Pen) -> Mask:
     lobes = pen.ellipse((EYE_X - 2.2, EYE_Y - 1.6), (2.7, 2.7))
     lobes |= pen.ellipse((EYE_X + 2.2, EYE_Y - 1.6), (2.7, 2.7))
     point = pen.polygon(
-        [(EYE_X - 4.6, EYE_Y - 0.4), (EYE_X, EYE_Y - 2), (EYE_X + 4.6, EYE_Y - 0.4), (EYE_X, EYE_Y + 5)]
+        [
+            (EYE_X - 4.6, EYE_Y - 0.4),
+            (EYE_X, EYE_Y - 2),
+            (EYE_X + 4.6, EYE_Y - 0.4),
+            (EYE_X, EYE_Y + 5),
+        ]
     )
     return lobes | point
 
@@ -132,7 +139,9 @@ def glasses(pen: Pen, kind: str) -> list[Layer]:
         hoop = _box(pen, (33.2, 38.6), (48.9, 51.6))
         lens = _box(pen, (35.0, 40.8), (47.1, 49.8))
     else:
-        hoop = pen.blob([(33, 40), (41, 39), (49, 40), (48.6, 47), (43, 51.6), (37, 50.6), (33.4, 46)])
+        hoop = pen.blob(
+            [(33, 40), (41, 39), (49, 40), (48.6, 47), (43, 51.6), (37, 50.6), (33.4, 46)]
+        )
         lens = pen.nothing()
     bridge = pen.stroke([(48.4, 43.6), (50, 42.8), (51.6, 43.6)], 1.8)
     rims = (hoop & ~lens) | arm

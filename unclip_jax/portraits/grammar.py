@@ -4,7 +4,8 @@ It is finite and unambiguous: `parse` reads back every caption that `write` writ
 clauses in any order.
 
     caption = [opening] a person {clause}
-    clause  = with HAIR, FACIAL HAIR and GLASSES | MOUTH | EYES | in CLOTHES | on a COLOUR background
+    clause  = with HAIR, FACIAL HAIR and GLASSES | MOUTH | EYES | in CLOTHES
+            | on a COLOUR background
 """
 
 import re
@@ -16,7 +17,7 @@ from unclip_jax.portraits.vocabulary import BACKGROUNDS, CLOTHES_COLOURS, HAIR_C
 
 OPENINGS: tuple[str, ...] = ("", "a portrait of ", "a picture of ")
 SUBJECT = "a person"
-# Nouns by value; {} is the colour with a space before the next word, and may be empty.
+# Nouns by value; {} stands for the colour and a space, or for nothing.
 HAIR_NOUNS: dict[str, str] = {
     "bald": "no hair",
     "short": "short {}hair",
@@ -223,9 +224,7 @@ _EXPRESSIONS = {
     for value, texts in wordings.items()
     for wording in texts
 }
-_GROUNDS = {
-    _articles(f"a {colour} background"): {"background": colour} for colour in BACKGROUNDS
-}
+_GROUNDS = {_articles(f"a {colour} background"): {"background": colour} for colour in BACKGROUNDS}
 _MEANING = {**_FACE_NOUNS, **_CLOTHES, **_EXPRESSIONS, **_GROUNDS}
 
 _SUBJECT = re.compile(f"(?:{_alternatives(OPENINGS)}){SUBJECT}(?![a-z])")

@@ -1,0 +1,21 @@
+"""Generator of records of the portraits world, for any range of any split."""
+
+from collections.abc import Iterator
+
+from unclip_jax.data import procedural
+from unclip_jax.portraits import render, scene, world
+
+WORLD = procedural.World(world.example, render.render, scene.to_json)
+
+
+def scenes(
+    split: str, *, seed: int, start: int, count: int, image_size: int = 64
+) -> Iterator[dict[str, bytes | str]]:
+    """Yields records of `unclip_jax.portraits.scene.Portrait`; see `procedural.records`.
+
+    Raises:
+        UserError: unknown split, negative start or count, image size outside 16..512.
+    """
+    return procedural.records(
+        WORLD, split, seed=seed, start=start, count=count, image_size=image_size
+    )
