@@ -328,6 +328,30 @@ def test_shapes_are_the_worlds_scenes_from_anywhere():
     assert other.fingerprint != plan.fingerprint
 
 
+def test_portraits_by_split():
+    assert world_counts("portraits:train=30") == {"train": 30}
+    assert world_counts("portraits") == world_counts("shapes")
+    with pytest.raises(UserError, match="not of the form portraits:train=30000"):
+        world_counts("portraits:30")
+
+
+def test_plans_of_the_worlds_differ():
+    plans = [
+        WorldPlan(world, "train", count=2, image_size=32, seed=0)
+        for world in ("shapes", "portraits")
+    ]
+    assert plans[0].fingerprint != plans[1].fingerprint
+    assert [plan.sources for plan in plans] == [("shapes:train=2",), ("portraits:train=2",)]
+    assert "hair_colour" in json.loads(plans[1].read(1).scene)
+
+
+def test_a_split_of_two_worlds():
+    plans = make_plans(["shapes:train=3", "portraits:validation=2"], split="train")
+    assert [len(plans[name]) for name in ("train", "validation")] == [3, 2]
+    with pytest.raises(UserError, match="split 'train' would mix two worlds; give each its own"):
+        make_plans(["shapes:train=3", "portraits:train=2"], split="train")
+
+
 def test_unknown_split_of_shapes():
     with pytest.raises(UserError, match="unknown split 'trian'"):
         make_plans(["shapes:trian=3"], split="train")

@@ -1,12 +1,13 @@
 """Detection of the attributes of an image of the portraits world, by analysis by synthesis.
 
-Starting from a guess by colour, attributes are replaced one group at a time by the value whose
+Starting from a guess by colours, attributes are replaced one group at a time by the value whose
 rendering is nearest to the image (least squares within the window that the group can change),
 until nothing changes. So whatever a part hides of another is accounted for by the renderer itself.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,15 +28,17 @@ from unclip_jax.portraits.vocabulary import (
 )
 
 SIDE = 64  # larger images are reduced to it where it divides their side
-LEAST_SIDE = 64  # pixels
+LEAST_SIDE = 32  # pixels
 ROUNDS = 4  # of improvement, at most
 BLURS = (0.0, 0.4, 0.6, 0.8, 1.0, 1.3)  # standard deviations in pixels, of renderings
 MARGIN = 2  # pixels around a window that blur carries into
+SKIN_GUESSES = 3  # starts of the search, at most
+GOOD = 6.0  # root mean square error below which the first start will do
 LIKELY = 4  # colours tried jointly with every style
 SPREAD = 30.0  # RGB distance at which a pixel still speaks for a colour
 # Regions of the first guess in percent of the side: low x, high x, low y, high y.
 CORNERS = ((0, 14, 0, 20), (86, 100, 0, 20))
-NOSE = (47, 53, 44, 57)
+FACE = (36, 64, 36, 66)
 HEAD = (15, 85, 0, 74)
 CHEST = (12, 88, 80, 100)
 JOINT = (
@@ -110,7 +113,7 @@ def _to_pixels(image: np.ndarray) -> Pixels:
     return _reduce(pixels, factor) if factor > 1 and side % SIDE == 0 else pixels
 
 
-def _reduce(pixels: Pixels, factor: int) -> Pixels:
+def _reduce(pixels: Pixels, factor: int) -> Float[np.ndarray, "H W 3"]:
     """Averages blocks of `factor` x `factor` pixels."""
     side = len(pixels) // factor
     return pixels.reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
@@ -139,15 +142,29 @@ def _detect(pixels: Pixels) -> Detection:
 
 
 def _coarse(pixels: Pixels) -> Values:
-    """Finds the values of all attributes, nearly always, from a guess by colour."""
+    """Finds the values of all attributes, nearly always, from a guess of the skin."""
+    best: tuple[float, Values] = (math.inf, {})
+    for skin in _likely(pixels, FACE, SKINS)[:SKIN_GUESSES]:
+        values = _from_skin(pixels, skin)
+        best = min(best, (_error(pixels, values, 0.0), values), key=lambda pair: pair[0])
+        if best[0] < GOOD:
+            break
+    return best[1]
+
+
+def _from_skin(pixels: Pixels, skin: str) -> Values:
     likely = {
         "hair_colour": _likely(pixels, HEAD, HAIR_COLOURS),
         "clothes_colour": _likely(pixels, CHEST, CLOTHES_COLOURS),
     }
-    values = _guess(pixels) | {name: colours[0] for name, colours in likely.items()}
+    corners = np.concatenate([_region(pixels, corner) for corner in CORNERS])
+    values = {name: choices[0] for name, choices in ATTRIBUTES.items()} | {"skin": skin}
+    values["background"] = _nearest(np.median(corners, axis=0), BACKGROUNDS)
+    values |= {name: colours[0] for name, colours in likely.items()}
     for names in JOINT:
         values |= _compare(pixels, values, _options(names, values, likely), blur=0.0).best
-    return values
+    # colours that are too rare to be likely, such as those of striped shirts under long hair
+    return values | _compare(pixels, values, _options(JOINT[0], values, {}), blur=0.0).best
 
 
 def _blur(pixels: Pixels, values: Values) -> float:
@@ -221,15 +238,6 @@ def _squares(differences: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n
     return np.einsum("np,np->n", flat, flat)
 
 
-def _guess(pixels: Pixels) -> Values:
-    """Guesses background and skin by their colour where nothing else can be."""
-    values = {name: choices[0] for name, choices in ATTRIBUTES.items()}
-    corners = np.concatenate([_region(pixels, corner) for corner in CORNERS])
-    values["background"] = _nearest(np.median(corners, axis=0), BACKGROUNDS)
-    values["skin"] = _nearest(np.median(_region(pixels, NOSE), axis=0), SKINS)
-    return values
-
-
 def _region(pixels: Pixels, bounds: tuple[int, int, int, int]) -> Float[np.ndarray, "n 3"]:
     low_x, high_x, low_y, high_y = (round(bound * len(pixels) / 100) for bound in bounds)
     return pixels[low_y:high_y, low_x:high_x].reshape(-1, 3)
@@ -258,24 +266,34 @@ def _renderings(
     Neighbouring parts that no option changes are combined first, so that they are blended once.
     """
     names = set(options[0])
+    choosers = [(part.kind, part.colour) for part in render.PARTS]
     height, width = window.bottom - window.top, window.right - window.left
     steps: list[int | render.Tile] = []
     for index, part in enumerate(render.PARTS):
         if {part.kind, part.colour} & names:
             steps.append(index)
-        elif (tile := _tile_of(index, values, size, window)) is not None:
-            if not steps or isinstance(steps[-1], int):
-                steps.append(_blank(height, width))
-            render.blend(steps[-1].keep, tile._replace(colour=0))
-            render.blend(steps[-1].colour, tile)
+            continue
+        tile = _clipped(index, values.get(part.kind, ""), values.get(part.colour, ""), size, window)
+        if tile is not None:
+            run = steps[-1] if steps else 0
+            if isinstance(run, int):
+                run = _blank(height, width)
+                steps.append(run)
+            run.keep[tile.rows, tile.columns] *= tile.keep
+            render.blend(run.colour, tile)
     images = np.empty((len(options), height, width, 3), np.float32)
     for image, option in zip(images, options, strict=True):
         altered = values | option
         image[:] = BACKGROUNDS[altered["background"]]
         for step in steps:
-            tile = _tile_of(step, altered, size, window) if isinstance(step, int) else step
-            if tile is not None:
-                render.blend(image, tile)
+            tile = step
+            if isinstance(step, int):
+                kind, colour = (altered.get(name, "") for name in choosers[step])
+                tile = _clipped(step, kind, colour, size, window)
+            if tile is not None:  # `blend`, in place: this is the innermost loop
+                region = image[tile.rows, tile.columns]
+                region *= tile.keep
+                region += tile.colour
     if not blur:
         return images
     return ndimage.gaussian_filter(images, (0, blur, blur, 0), mode="nearest", truncate=3.0)
@@ -287,12 +305,6 @@ def _blank(height: int, width: int) -> render.Tile:
     return render.Tile(
         slice(0, height), slice(0, width), np.ones(shape, np.float32), np.zeros(shape, np.float32)
     )
-
-
-def _tile_of(index: int, values: Values, size: int, window: Window) -> render.Tile | None:
-    part = render.PARTS[index]
-    kind, colour = (values.get(name, "") for name in (part.kind, part.colour))
-    return _clipped(index, kind, colour, size, window)
 
 
 @functools.lru_cache(maxsize=16384)

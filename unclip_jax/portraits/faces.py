@@ -1,6 +1,6 @@
 """Artwork of heads: skin, eyes, mouths, facial hair and glasses."""
 
-from unclip_jax.portraits.pen import Layer, Mask, Paint, Pen, mirror
+from unclip_jax.portraits.pen import Layer, Mask, Paint, Pen, Point, mirror
 
 SKIN = Paint()
 DARK = Paint(rgb=(44, 36, 40))
@@ -156,5 +156,5 @@ def glasses(pen: Pen, kind: str) -> list[Layer]:
     return layers
 
 
-def _box(pen: Pen, low: tuple[float, float], high: tuple[float, float]) -> Mask:
+def _box(pen: Pen, low: Point, high: Point) -> Mask:
     return pen.polygon([low, (high[0], low[1]), high, (low[0], high[1])])

@@ -3,7 +3,7 @@
 import math
 
 from unclip_jax.portraits.faces import skull
-from unclip_jax.portraits.pen import Layer, Mask, Paint, Pen, Point, mirror
+from unclip_jax.portraits.pen import Layer, Mask, Number, Paint, Pen, Point, mirror
 
 HAIR = Paint()
 SHADE = Paint(shade=-0.22)
@@ -27,14 +27,14 @@ def _cap(pen: Pen) -> Mask:
     )
 
 
-def _circles(pen: Pen, centres: list[Point], radius: float) -> Mask:
+def _circles(pen: Pen, centres: list[Point], radius: Number) -> Mask:
     mask = pen.nothing()
     for centre in centres:
         mask |= pen.ellipse(centre, (radius, radius))
     return mask
 
 
-def _arc(centre: Point, radius: float, *, start: float, stop: float, count: int) -> list[Point]:
+def _arc(centre: Point, radius: Number, *, start: Number, stop: Number, count: int) -> list[Point]:
     """Returns `count` points on a circle; angles in degrees, clockwise from the right."""
     angles = [math.radians(start + (stop - start) * k / (count - 1)) for k in range(count)]
     return [(centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in angles]

@@ -16,7 +16,8 @@ LEAST_SUBSAMPLES = 4  # fine pixels per pixel and axis
 CURVE_STEPS = 12  # straight pieces between two points of a smooth outline
 
 Mask = Bool[np.ndarray, "s s"]
-Point = tuple[float, float]
+Number = int | float
+Point = tuple[Number, Number]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +78,11 @@ class Pen:
         Args:
             points: the right half of the outline, from the top to the bottom.
         """
-        return self.blob([*points, *[(100 - x, y) for x, y in reversed(points) if x != 50]])
+        left = [(100 - x, y) for x, y in reversed(points) if x != 50]
+        mask = self.blob([*points, *left])
+        return mask | mirror(mask)  # the edges of polygons are not exactly symmetric
 
-    def stroke(self, points: Sequence[Point], width: float) -> Mask:
+    def stroke(self, points: Sequence[Point], width: Number) -> Mask:
         """Draws the smooth open curve through `points` with round ends."""
         curve = smooth(points, closed=False) if len(points) > 2 else list(points)
         image = Image.new("L", (self.side, self.side))
