@@ -16,6 +16,9 @@ from unclip_jax.inference import batched, load
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet, npz
 from unclip_jax.metrics.report import Collected
+from unclip_jax.portraits import grammar, render
+from unclip_jax.portraits import world as portraits
+from unclip_jax.portraits.scene import to_spec
 
 SIZE = 16
 CAPTIONS = ["a red circle", "a blue square", "two green stars", "a pink ring", "a red heart"]
@@ -303,6 +306,17 @@ def test_scores_of_a_category_are_means_over_its_prompts():
     assert found["plain"]["clip_score"]["value"] == pytest.approx(30.0)
     assert found["count"]["clip_score"]["value"] == pytest.approx(50.0)
     assert found["plain"]["checker"]["count"]["value"] == 0.0  # there is nothing in black images
+
+
+def test_prompts_of_portraits_are_checked_as_portraits():
+    examples = [portraits.example("validation", seed=0, index=index) for index in range(2)]
+    captions = [grammar.write(to_spec(example.portrait)) for example in examples]
+    rows = [prompts.Prompt("faces", caption) for caption in captions]
+    images = render.render([example.portrait for example in examples])
+    found = prompts.by_category(rows, np.full((2, 1), 0.4), images=images)
+    checker = found["faces"]["checker"]
+    assert checker["joint"]["value"] == 1.0 and "shape" not in checker
+    assert "joint" in prompts.table(found) and "  clothes_colour" in prompts.table(found)
 
 
 def test_prompts_of_any_language_have_a_clip_score_alone(run_dir, tmp_path, capsys):

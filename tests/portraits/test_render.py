@@ -84,6 +84,7 @@ def test_symmetric_portraits_are_symmetric():
 def test_outlines_of_faces_hold_their_features():
     pen = Pen(64)
     skull = faces.skull(pen)
+    np.testing.assert_array_equal(skull, mirror(skull))
     for x, y in ((faces.EYE_X, faces.EYE_Y), (50, 60), (50, 52)):
         assert skull[int(y * pen.side / 100), int(x * pen.side / 100)]
     assert not skull[: int(0.15 * pen.side)].any()

@@ -158,12 +158,15 @@ def table(categories: dict[str, dict[str, Any]]) -> str:
     columns = [
         n for n in COLUMNS if any(n in entry.get("checker", {}) for entry in categories.values())
     ]
-    lines = [f"{'':28}{'prompts':>8}{'CLIP score':>24}" + "".join(f"{n:>10}" for n in columns)]
+    widths = [max(10, len(name) + 2) for name in columns]
+    names = "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))
+    lines = [f"{'':28}{'prompts':>8}{'CLIP score':>24}{names}"]
     for name, entry in categories.items():
         score = entry["clip_score"]
         interval = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
         cells = [entry.get("checker", {}).get(n) for n in columns]
-        rates = "".join(f"{'-' if c is None else format(c['value'], '.2f'):>10}" for c in cells)
+        texts = ["-" if cell is None else format(cell["value"], ".2f") for cell in cells]
+        rates = "".join(f"{t:>{width}}" for t, width in zip(texts, widths, strict=True))
         lines.append(f"{name[:27]:28}{entry['prompts']:>8}{interval:>24}{rates}")
     return "\n".join(lines) + "\n"
 
