@@ -115,6 +115,15 @@ def test_confidence_is_the_place_between_two_renderings():
     assert detection.portrait.glasses == "square"
 
 
+def test_without_hair_any_colour_of_a_moustache_is_an_alternative():
+    portrait = dataclasses.replace(_portraits(1)[0], hair="bald", facial_hair="none", skin="pale")
+    other = dataclasses.replace(portrait, facial_hair="moustache", hair_colour="pink")
+    none, pink = render.render([portrait, other]).astype(np.float32)
+    (detection,) = detect((none + 0.4 * (pink - none) + 0.5).astype(np.uint8)[None])
+    assert detection.portrait.facial_hair == "none"
+    assert detection.confidence["facial_hair"] == pytest.approx(0.2, abs=0.05)
+
+
 def test_error_is_the_distance_from_the_rendering():
     portraits = _portraits(3)
     images = render.render(portraits)
