@@ -7,6 +7,7 @@ Cost:  shapes: 5 minutes on 2 CPU cores. paper: 32 epochs of 650M pairs on hundr
 Expect: shapes: retrieval@1 of 256 held-out pairs of 0.96 (chance 0.004); of captions that
     differ in the relation alone the right one is nearest in 78 % of cases (of four), in the shape
     of one object of a pair in 94 % (of eight).
+    portraits: the miniature's CLIP at 64 px on docs/portraits.md; not tuned, cost not measured.
     karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: a prepared data set with a tokenizer (python -m unclip_jax.prepare).
 """
@@ -72,6 +73,12 @@ def shapes() -> ConfigDict:
     return config
 
 
+def portraits() -> ConfigDict:
+    config = _miniature("portraits")
+    config.model.model.context = 48  # captions have about 25 tokens, up to 40
+    return config
+
+
 def emoji() -> ConfigDict:
     config = _miniature("emoji")
     net = config.model.model
@@ -134,7 +141,14 @@ def _single_data_set(size: str) -> ConfigDict:
     return config
 
 
-SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny, "karlo": karlo}
+SIZES = {
+    "paper": paper,
+    "shapes": shapes,
+    "portraits": portraits,
+    "emoji": emoji,
+    "tiny": tiny,
+    "karlo": karlo,
+}
 
 
 def get_config(size: str = "paper") -> ConfigDict:

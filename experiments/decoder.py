@@ -6,6 +6,7 @@ Run:   python -m unclip_jax.train --config=experiments/decoder.py:shapes \
 Cost:  shapes: 13 minutes on 2 CPU cores. paper: 800K steps at batch 2,048.
 Expect: shapes: val/loss 0.0067, loss_wrong_z 0.17; colours, counts and relations right, four shapes
     in ten (docs/miniature.md has what was tried).
+    portraits: the decoder of emoji on docs/portraits.md; not tuned, cost not measured.
     karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: images, and their embeddings under a trained CLIP (python -m unclip_jax.embed).
 """
@@ -82,16 +83,15 @@ def shapes() -> ConfigDict:
     return _pixels_16("shapes")
 
 
+def portraits() -> ConfigDict:
+    config = _pixels_64("portraits")
+    config.model.model.context = 48
+    return config
+
+
 def emoji() -> ConfigDict:
-    config = _miniature("emoji")
-    net, data, train = config.model.model, config.data, config.train
-    unet = net.unet
-    net.context, net.vocab_size = 32, 2048
-    unet.image_size = data.load_size = 64
-    unet.patch = 4
-    unet.channels, unet.multiples, unet.depth = 32, (1, 2, 4), 1
-    unet.attention_at = (8, 4)
-    train.steps, train.batch_size, train.eval_every = 1500, 32, 500
+    config = _pixels_64("emoji")
+    config.model.model.context, config.model.model.vocab_size = 32, 2048
     return config
 
 
@@ -140,6 +140,17 @@ def _pixels_16(size: str) -> ConfigDict:
     return config
 
 
+def _pixels_64(size: str) -> ConfigDict:
+    config = _miniature(size)
+    unet, data, train = config.model.model.unet, config.data, config.train
+    unet.image_size = data.load_size = 64
+    unet.patch = 4
+    unet.channels, unet.multiples, unet.depth = 32, (1, 2, 4), 1
+    unet.attention_at = (8, 4)
+    train.steps, train.batch_size, train.eval_every = 1500, 32, 500
+    return config
+
+
 def _miniature(size: str) -> ConfigDict:
     config = _small(size)
     net, sampling = config.model.model, config.model.sampling
@@ -171,7 +182,14 @@ def _small(size: str) -> ConfigDict:
     return config
 
 
-SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny, "karlo": karlo}
+SIZES = {
+    "paper": paper,
+    "shapes": shapes,
+    "portraits": portraits,
+    "emoji": emoji,
+    "tiny": tiny,
+    "karlo": karlo,
+}
 
 
 def get_config(size: str = "paper") -> ConfigDict:

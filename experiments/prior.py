@@ -5,6 +5,7 @@ Run:   python -m unclip_jax.train --config=experiments/prior.py:shapes \
            --workdir=runs/shapes/prior
 Cost:  shapes: about 3 minutes on 2 CPU cores. paper: 600K steps at batch 4,096.
 Expect: cosine_image well above cosine_unrelated within the first hundred steps, then slow growth.
+    portraits: the miniature's prior on docs/portraits.md; not tuned, cost not measured.
     karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: embeddings of the data under a trained CLIP (python -m unclip_jax.embed).
 """
@@ -69,6 +70,12 @@ def shapes() -> ConfigDict:
     return _miniature("shapes")
 
 
+def portraits() -> ConfigDict:
+    config = _miniature("portraits")
+    config.model.model.context = 48
+    return config
+
+
 def emoji() -> ConfigDict:
     config = _miniature("emoji")
     net = config.model.model
@@ -129,7 +136,14 @@ def _small(size: str) -> ConfigDict:
     return config
 
 
-SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny, "karlo": karlo}
+SIZES = {
+    "paper": paper,
+    "shapes": shapes,
+    "portraits": portraits,
+    "emoji": emoji,
+    "tiny": tiny,
+    "karlo": karlo,
+}
 
 
 def get_config(size: str = "paper") -> ConfigDict:

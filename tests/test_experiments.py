@@ -19,7 +19,7 @@ FILES = [path for path in NOTES if path.stem != "finetune"]  # whose model is th
 SIZES = ("paper", "shapes", "emoji", "tiny")
 EXPORTED = ("clip", "prior", "decoder", "upsampler_256")  # what diffusers has classes for
 CASES = [(path.stem, size) for path in FILES for size in SIZES]
-CASES += [(name, "karlo") for name in EXPORTED]
+CASES += [(name, size) for name in EXPORTED for size in ("portraits", "karlo")]
 
 
 def config(name, size):

@@ -18,7 +18,7 @@ from unclip_jax.experiment import files
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.is_file())
-SIZES = ("shapes", "emoji", "tiny", "karlo", "paper")
+SIZES = ("shapes", "portraits", "emoji", "tiny", "karlo", "paper")
 
 
 def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess:
@@ -113,7 +113,7 @@ def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
     assert "upsampler_1024.py:paper" in " ".join(printed("paper", "--data=/d")[-1])
 
 
-@pytest.mark.parametrize("size", ["shapes", "tiny", "karlo"])
+@pytest.mark.parametrize("size", ["shapes", "portraits", "tiny", "karlo"])
 def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
     (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]
     made = int(re.findall(r"--vocab-size=(\d+)", prepare)[0])
@@ -144,7 +144,7 @@ def test_overrides_reach_every_training_and_nothing_else():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["huge"], "unknown size 'huge'; known: shapes, emoji, tiny, karlo, paper"),
+        (["huge"], "unknown size 'huge'; known: shapes, portraits, emoji, tiny, karlo, paper"),
         (["shapes", "--runs=x"], "unknown option '--runs=x'"),
         (["shapes", "tiny"], "unexpected 'tiny'; the size is already 'shapes'"),
         (["shapes", "--until=prio"], "unknown step 'prio'; known: data clip embed prior"),

@@ -286,10 +286,11 @@ def _renderings(
         altered = values | option
         image[:] = BACKGROUNDS[altered["background"]]
         for step in steps:
-            tile = step
             if isinstance(step, int):
                 kind, colour = (altered.get(name, "") for name in choosers[step])
                 tile = _clipped(step, kind, colour, size, window)
+            else:
+                tile = step
             if tile is not None:  # `blend`, in place: this is the innermost loop
                 region = image[tile.rows, tile.columns]
                 region *= tile.keep
