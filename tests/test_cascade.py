@@ -169,7 +169,7 @@ def test_the_comparison_of_priors_says_what_they_are_worth_and_cost(run_dir, bot
     data = (f"--models={run_dir}", f"--data={run_dir}/data", "--num=8", "--embeddings=200")
     call(sys.executable, "-m", "studies.priors", *data)
     page = (run_dir / "priors.md").read_text()
-    assert "| diffusion, guidance 4, best of 2 |" in page and "Pictures of the first 8" in page
+    assert "| diffusion, guidance 4, best of 2 |" in page and "Images of the first 8" in page
     rows = {row["name"]: row for row in json.loads((run_dir / "priors.json").read_text())["rows"]}
     assert len(rows) == 8 and all("joint" in row["checker"] for row in rows.values())
     found = {name: row["embeddings"] for name, row in rows.items()}

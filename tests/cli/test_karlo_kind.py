@@ -59,7 +59,7 @@ def apart(one, other) -> int:
 
 def test_conditions_are_raw_embeddings_and_features_of_clip(engine):
     words = cascades.CAPTIONS[:2]
-    clip_tokens = engine.tokens(words).clip
+    clip_tokens = engine.tokens(words)["clip"]
     expected = text_to_image.clip_text(engine.cascade, engine.params, captions=clip_tokens)
     got = engine._captions(words)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):

@@ -232,14 +232,16 @@ def test_ctrl_c_is_polite_and_loses_nothing(tmp_path: pathlib.Path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(list(tmp_path.glob("out/*.array_record"))) < 2:
+    logs = tmp_path / "out" / ".prepare"  # a shard is complete once its log is written
+    while time.monotonic() < deadline and len(list(logs.glob("*.json"))) < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted: run the same command again to continue."
     assert "Traceback" not in errors
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.array_record")}
+    complete = [tmp_path / "out" / path.stem for path in logs.glob("*.json")]
+    finished = {path: path.stat().st_mtime_ns for path in complete}
     assert 2 <= len(finished) < 60
     done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 0
