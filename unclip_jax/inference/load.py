@@ -183,7 +183,7 @@ def _tokenizer_dirs(
     """
     stored = {
         manifests[name].tokenizer_hash: load.locate(path) / TOKENIZER
-        for name, path in reversed(exports.items())
+        for name, path in reversed(list(exports.items()))
         if (load.locate(path) / TOKENIZER).is_dir()
     }
     return {

@@ -273,7 +273,7 @@ def upsample(
         UserError: an upsampler that reads more than images.
     """
     for step in plan(cascade)[-len(cascade.upsamplers) :] if cascade.upsamplers else []:
-        if step.address[1] < start:
+        if int(step.address[1]) < start:
             continue
         if step.inputs.keys() != {"low_res"}:
             raise UserError(
