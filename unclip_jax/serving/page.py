@@ -102,7 +102,7 @@ def _tab(
             with gr.Accordion("JSON that repeats this request", open=False):
                 record = gr.Code(language="json", show_label=False, interactive=False)
     outputs = [status, gallery, download, record]
-    hidden = {"api_visibility": "private", "show_progress": "hidden"}
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     go.click(_submitter(service, command, values), set(values.values()), outputs, **hidden)
     stop.click(_canceller(service), None, None, queue=False, **hidden)
 
