@@ -75,8 +75,10 @@ def test_variations_repeat_the_image_for_every_eta():
 
 
 def test_a_blend_of_two_is_a_slerp_and_of_one_is_itself():
-    two = edits.blend(3.0 * Z[:2], weights=[3.0, 1.0])
+    two = edits.blend(Z[:2], weights=[3.0, 1.0])
     np.testing.assert_allclose(two, spherical.slerp(Z[:1], Z[1:2], 0.25), atol=2e-6)
+    raw = edits.blend(3.0 * Z[:2], weights=[3.0, 1.0])  # decoders of raw embeddings read the norm
+    np.testing.assert_allclose(raw, 3.0 * two, atol=6e-6)
     np.testing.assert_allclose(edits.blend(Z, weights=[0.0, 2.0, 0.0])[0], Z[1], atol=2e-6)
     many = edits.blend(jnp.abs(Z), weights=[0.2, 0.3, 0.5])
     np.testing.assert_allclose(norms(many), 1.0, atol=1e-6)
