@@ -79,9 +79,14 @@ def test_the_command_draws_with_it_and_says_so(run_dir, tmp_path):
     arguments = [f"--models={run_dir}", f"--out={out}", "--prior=prior_ar", "--steps=2"]
     sample.main(["a red circle", *arguments, "--prior-temperature=0.5", "--prior-top-p=0.9"])
     record = json.loads(out.with_suffix(".json").read_text())
+    single = tmp_path / "grid" / "0000.png"
     assert record["prior"] == "prior_ar"
     assert record["options"]["prior"]["temperature"] == 0.5
     assert record["options"]["prior"]["top_p"] == 0.9
+    again = tmp_path / "again.png"
+    sample.main(["repeat", str(out.with_suffix(".json")), f"--models={run_dir}", f"--out={again}"])
+    assert json.loads(again.with_suffix(".json").read_text())["prior"] == "prior_ar"
+    assert (tmp_path / "again" / "0000.png").read_bytes() == single.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,9 @@ def parser(command: str = TextRequest.name) -> Parser:
         parser = Parser(name, description=request.summary, **listed)
         request_flags.add_fields(parser, request)
     flags.add_models(parser, public=True)
-    parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
+    default = None if command == REPEAT else "prior"
+    origin = "; default: that of the record" if command == REPEAT else ""
+    parser.add_argument("--prior", default=default, help=f"which prior: prior or prior_ar{origin}")
     out = "samples.png" if command == TextRequest.name else f"{command}.png"
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="file to write")
     parser.add_argument("--batch", type=int, default=16, help="images at once")
@@ -105,13 +107,14 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
         raise UserError(f"out is {str(args.out)!r}; give a name that ends in .png.")
     setting = Setting(
         models=flags.run_directory(args.models),
-        prior=args.prior,
+        prior=args.prior or "prior",
         out=args.out,
         batch=args.batch,
         by_stage=getattr(args, "by_stage", False),
     )
     if command == REPEAT:
-        return request_flags.from_record(args.record), setting
+        request, prior = request_flags.from_record(args.record)
+        return request, dataclasses.replace(setting, prior=args.prior or prior or "prior")
     values = request_flags.values(args, REQUESTS[command])
     return fields.build(REQUESTS[command], values, name=command), setting
 

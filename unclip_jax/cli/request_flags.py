@@ -7,7 +7,7 @@ import argparse
 import json
 import pathlib
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
@@ -51,7 +51,14 @@ def values(args: argparse.Namespace, request: type[Request]) -> dict[str, Any]:
     return result
 
 
-def from_record(path: pathlib.Path) -> Request:
+class Recorded(NamedTuple):
+    """A request read from a record, and the prior that ran it (None in a chain without one)."""
+
+    request: Request
+    prior: str | None
+
+
+def from_record(path: pathlib.Path) -> Recorded:
     """Reads the request of a record that an earlier result wrote.
 
     Images that the record names are looked for beside it, then in the current directory.
@@ -77,7 +84,7 @@ def from_record(path: pathlib.Path) -> Request:
             values[field.name] = (
                 [_beside(path, name) for name in names] if field.many else _beside(path, names)
             )
-    return fields.build(request, values, name=name)
+    return Recorded(fields.build(request, values, name=name), record.get("prior"))
 
 
 def _add(parser: Parser, field: Field) -> None:

@@ -117,6 +117,11 @@ class Cascade:
         return any(role in (stage.entry.role, stage.name) for stage in self.stages)
 
     @property
+    def prior_name(self) -> str | None:
+        """Name of the prior ("prior" or "prior_ar"); None in a chain without one."""
+        return self.stage("prior").name if self.has("prior") else None
+
+    @property
     def clip(self) -> ClipStageConfig:
         """Config of the CLIP."""
         return self.stage("clip").config

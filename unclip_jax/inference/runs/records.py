@@ -38,6 +38,7 @@ def result(
     record = {
         "command": request.name,
         "request": fields.plain(request),
+        "prior": engine.cascade.prior_name,
         "code_version": __version__,
         "models": {"path": engine.name, **engine.describe()},
         "inputs": [_input(each) for each in inputs],

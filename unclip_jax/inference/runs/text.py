@@ -77,6 +77,7 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
     record = {
         "command": request.name,
         "request": fields.plain(request),
+        "prior": files.cascade.prior_name,
         "models": {"path": name},
         "options": dataclasses.asdict(options),
     }
