@@ -122,7 +122,7 @@ def here(run_dir, captions, drawn):
     chosen = dataclasses.replace(chosen, num_candidates=1)
     recorded = walks.Recorded(*((jnp.asarray(x), steps(x)) for x in drawn.starts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gaussian.samplers, "sample", recorded)
+        patch.setattr(gaussian.samplers, "run", recorded)
         images = np.asarray(draw(loaded, told, chosen).images)
     return np.clip(images * 0.5 + 0.5, 0, 1)
 
