@@ -39,7 +39,7 @@ Values = dict[str, Any]  # field -> component
 
 def app(service: InferenceService) -> Any:
     """The HTTP API with the page at /."""
-    theme = gr.themes.Soft(primary_hue="indigo", font=style.FONT, font_mono=style.MONO)
+    theme = gr.themes.Soft(primary_hue="indigo", font=style.FONT, font_mono=style.MONO)  # pyright: ignore[reportPrivateImportUsage]
     return gr.mount_gradio_app(
         api.app(service),
         blocks(service).queue(max_size=2 * READERS, default_concurrency_limit=READERS),
