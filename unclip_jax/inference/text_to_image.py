@@ -117,9 +117,17 @@ def sample(
         output = _sample(cascade, params, captions, own, options=options, z_img=z_img)
         return output, clip_score(cascade, params, images=output.images, z_txt=z_txt)
 
-    output, score = jax.lax.map(candidate, jnp.arange(options.best_of))
-    best, row = score.argmax(axis=0), jnp.arange(keys.shape[0])
-    return jax.tree.map(lambda x: x[best, row], output)
+    def choose(best: tuple, number: Int[Array, ""]) -> tuple[tuple, None]:
+        """Keeps the better of two candidates per row, so that memory holds one."""
+        new = candidate(number)
+        better = new[1] > best[1]
+        rows = lambda x: better.reshape(-1, *(1,) * (x.ndim - 1))  # noqa: E731
+        return jax.tree.map(lambda x, old: jnp.where(rows(x), x, old), new, best), None
+
+    shapes, _ = jax.eval_shape(candidate, jnp.zeros((), jnp.int32))
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    start = (empty, jnp.full(keys.shape[0], -jnp.inf))
+    return jax.lax.scan(choose, start, jnp.arange(options.best_of))[0][0]
 
 
 def _sample(
