@@ -93,16 +93,6 @@ def as_spec(entry: PortraitSpec | Portrait | str) -> PortraitSpec:
     return grammar.parse(entry)
 
 
-def all_parse(captions: Iterable[str]) -> bool:
-    """True if all captions are sentences of the portraits world."""
-    try:
-        for caption in captions:
-            as_spec(caption)
-    except UserError:
-        return False
-    return True
-
-
 def judge(detection: Detection, spec: PortraitSpec) -> Verdict:
     """Compares the detected attributes with the named ones."""
     named, omitted = spec.named(), hidden(detection.portrait)

@@ -93,16 +93,6 @@ def as_spec(entry: SceneSpec | Scene | str) -> SceneSpec:
     return grammar.parse(entry)
 
 
-def all_parse(captions: Iterable[str]) -> bool:
-    """True if all captions are sentences of the shapes world."""
-    try:
-        for caption in captions:
-            as_spec(caption)
-    except UserError:
-        return False
-    return True
-
-
 def judge(detection: Detection, spec: SceneSpec) -> Verdict:
     """Compares the detected objects with the specified ones, attribute by attribute."""
     pairs = max(_pairings(detection, spec), key=lambda pairs: _merit(pairs, spec), default=())

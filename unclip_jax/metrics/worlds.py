@@ -6,6 +6,7 @@ To add a world, write its checker (`shapes_checker` is the example) and register
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from unclip_jax.core.checks import UserError
 from unclip_jax.metrics import portraits_checker, shapes_checker
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.metrics.portraits_detector import Images
@@ -16,21 +17,21 @@ class World(NamedTuple):
 
     Attributes:
         name: as in `python -m unclip_jax.prepare NAME`.
-        all_parse: true if every one of some captions belongs to the world.
+        as_spec: reads a caption, or a scene as JSON; raises `UserError` for those of other worlds.
         check: a verdict per image of its caption or scene.
         report: pass rates of many verdicts, per attribute.
         summary: attributes shown in tables.
     """
 
     name: str
-    all_parse: Callable[[Sequence[str]], bool]
+    as_spec: Callable[[str], Any]
     check: Callable[[Images, Sequence[Any]], list[Any]]
     report: Callable[[Sequence[Any]], dict[str, Rate]]
     summary: tuple[str, ...]
 
 
 WORLDS: tuple[World, ...] = tuple(
-    World(name, checker.all_parse, checker.check, checker.report, checker.SUMMARY)
+    World(name, checker.as_spec, checker.check, checker.report, checker.SUMMARY)
     for name, checker in (("shapes", shapes_checker), ("portraits", portraits_checker))
 )
 # Columns of a table for any world, each once; what depends on all others comes last.
@@ -44,7 +45,17 @@ def world_of(captions: Sequence[str]) -> World | None:
     """Returns the world to which all captions (or scenes as JSON) belong; None if there is none."""
     if not captions:
         return None
-    return next((world for world in WORLDS if world.all_parse(captions)), None)
+    return next((world for world in WORLDS if _all_parse(world, captions)), None)
+
+
+def _all_parse(world: World, captions: Sequence[str]) -> bool:
+    """Returns True if every caption belongs to the world."""
+    try:
+        for caption in captions:
+            world.as_spec(caption)
+    except UserError:
+        return False
+    return True
 
 
 def check(images: Images, captions: Sequence[str]) -> dict[str, Rate]:
