@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests import cascades
 from unclip_jax import sample
-from unclip_jax.cli import request_command
+from unclip_jax.cli import request_command, request_flags
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.inference import decoding, image_files, progress
@@ -324,6 +324,19 @@ def test_a_record_repeats_its_request(call, reconstructed, run_dir, tmp_path, en
     assert repeated["request"] == record["request"]
     images = np.stack([read(tmp_path / single) for single in repeated["images"]])
     np.testing.assert_array_equal(images, first)
+
+
+@pytest.mark.parametrize("key", ["sha256", "source"])  # of an image, of an inverted image
+def test_a_record_is_repeated_with_the_images_it_was_made_with(tmp_path, key):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "one.png")
+    digest = image_files.read(tmp_path / "one.png").sha256
+    record = {"command": "upscale", "request": {"images": ["one.png"]}, "inputs": [{key: digest}]}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    assert request_flags.from_record(path).request.images[0].sha256 == digest
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "one.png")
+    with pytest.raises(UserError, match=r"one.png is not the image that .*record.json was made"):
+        request_flags.from_record(path)
 
 
 @pytest.mark.parametrize(

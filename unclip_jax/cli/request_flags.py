@@ -13,6 +13,7 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 from unclip_jax.inference import fields
 from unclip_jax.inference.fields import Field
+from unclip_jax.inference.image_files import InputImage
 from unclip_jax.inference.request_parts import Request
 from unclip_jax.inference.requests import REQUESTS
 
@@ -84,7 +85,26 @@ def from_record(path: pathlib.Path) -> Recorded:
             values[field.name] = (
                 [_beside(path, name) for name in names] if field.many else _beside(path, names)
             )
-    return Recorded(fields.build(request, values, name=name), record.get("prior"))
+    built = fields.build(request, values, name=name)
+    _check_inputs(built, record, path)
+    return Recorded(built, record.get("prior"))
+
+
+def _check_inputs(request: Request, record: dict[str, Any], path: pathlib.Path) -> None:
+    """Refuses images that are not those of the record, whatever they are called.
+
+    Raises:
+        UserError: naming the image.
+    """
+    recorded = {entry.get("sha256", entry.get("source")) for entry in record.get("inputs", ())}
+    for field in fields.fields(request).values():
+        value = getattr(request, field.name) if field.scalar == "image" else None
+        for image in value if field.many and value else (value,):
+            if isinstance(image, InputImage) and image.sha256 not in recorded:
+                raise UserError(
+                    f"{image.path} is not the image that {path} was made with; put that one beside "
+                    "the record, or run the command anew."
+                )
 
 
 def _add(parser: Parser, field: Field) -> None:
@@ -97,7 +117,7 @@ def _add(parser: Parser, field: Field) -> None:
             dest=field.name,
             action="store_false",
             default=None,
-            help=_help(field),
+            help=f"do not {_help(field)}",
         )
         return
     shape: dict[str, Any] = {"help": _help(field), "metavar": _METAVARS[field.scalar]}

@@ -37,7 +37,7 @@ class BatchRunner:
         self.config = config
         self.mesh, self.batch = sampling_mesh(batch)
         self.progress: ProgressCallback | None = None
-        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._compiled: dict[tuple[Callable[..., Any], int], Callable[..., Any]] = {}
 
     def place(self, params: T) -> T:
         """Copies parameters to every device."""
@@ -53,14 +53,16 @@ class BatchRunner:
             static: names of arguments that are not arrays.
             config: first argument; None = the config of this runner.
         """
-        if function not in self._compiled:
-            run = functools.partial(function, self.config if config is None else config)
-            self._compiled[function] = jax.jit(
+        config = self.config if config is None else config
+        key = (function, id(config))  # the partial keeps the config alive, so its id stays its own
+        if key not in self._compiled:
+            run = functools.partial(function, config)
+            self._compiled[key] = jax.jit(
                 traced_on(self.mesh, run),
                 static_argnames=static,
                 out_shardings=replicated(self.mesh),
             )
-        return self._compiled[function]
+        return self._compiled[key]
 
     def run(self, function: Callable[[Any], T], inputs: Any, name: str) -> T:
         """Runs a function of one batch on all rows of `inputs` and joins its results.

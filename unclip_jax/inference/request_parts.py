@@ -70,7 +70,9 @@ class Seeded(Request):
 class DecodingRequest(Seeded):
     """A request that decodes latents."""
 
-    upsample: bool = option(True, help="stop at the decoder's size")
+    upsample: bool = option(
+        True, help="run the upsamplers; without them images have the decoder's size"
+    )
     steps: str = option("ddim250", help="steps of the decoder: ddim250, 50, ...")
     guidance: float = option(1.0, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
     guidance_schedule: str = option("constant", help=SCHEDULES)

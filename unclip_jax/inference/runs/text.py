@@ -22,6 +22,7 @@ from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.latents import Latent
 from unclip_jax.inference.load import CascadeFiles
+from unclip_jax.inference.request_parts import check_negative
 from unclip_jax.inference.requests import TextRequest
 from unclip_jax.inference.result import Result
 from unclip_jax.inference.runs import records
@@ -118,10 +119,7 @@ def _stepwise(
     """z_img from the prior, then images from the decoder and the upsamplers."""
     sampling = options.decoder or engine.cascade.decoder.sampling
     guidance = guidance_schedule.parse(request.guidance_schedule, scale=sampling.guidance_scale)
-    if request.negative is not None and guidance.off:
-        raise UserError(
-            "negative has no effect while guidance is 1.0; give a larger guidance such as 3."
-        )
+    check_negative(request.negative, guidance)
     indices = list(range(len(captions)))
     z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
     noise = engine.initial_noise(seed=request.seed, indices=indices)
