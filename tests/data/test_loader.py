@@ -44,6 +44,7 @@ def loader(
     mixed: Sequence = (),
     part: int = 0,
     parts: int = 1,
+    origin: dict[str, str] | None = None,
     **config,
 ):
     config = {"batch_size": 4, "seed": 3, "workers": 0, **config}
@@ -54,6 +55,7 @@ def loader(
         mixed=mixed,
         process_index=part,
         process_count=parts,
+        origin=origin,
     )
 
 
@@ -333,6 +335,24 @@ def test_a_bad_picture_stops_training_with_its_name(samples):
 def test_positions_of_another_run(records, change: dict, message: str):
     with pytest.raises(UserError, match=message):
         loader(records, **change).set_state(loader(records).get_state())
+
+
+ORIGIN = {"data": "d" * 64, "tokenizer": "t" * 64, "embeddings": "c" * 64}
+
+
+@pytest.mark.parametrize("name", ORIGIN)
+def test_positions_in_data_of_another_origin(records, name: str):
+    position = loader(records, origin=ORIGIN).get_state()
+    other = loader(records, origin={**ORIGIN, name: "x" * 64})
+    with pytest.raises(UserError, match=f"saved with {name} = '{ORIGIN[name]}', now it is 'xxx"):
+        other.set_state(position)
+
+
+def test_positions_of_versions_that_did_not_state_the_origin(records):
+    position = {**loader(records).get_state(), "batches": 2}
+    now = loader(records, origin=ORIGIN)
+    now.set_state(position)
+    assert now.get_state() == {**position, **ORIGIN}
 
 
 def test_positions_of_another_data_set(records):

@@ -1,5 +1,6 @@
 """The embed command on a small prepared data set and an untrained CLIP."""
 
+import json
 import pathlib
 
 import jax.numpy as jnp
@@ -94,6 +95,72 @@ def test_an_interrupted_embedding_continues_without_loss(place, tmp_path, monkey
         np.testing.assert_allclose(
             cut.vectors(field, 0, 40), whole.vectors(field, 0, 40), atol=1e-6
         )
+
+
+def prepared(place: pathlib.Path, out: pathlib.Path, what: str) -> None:
+    prepare.main([what, f"--out={out}", f"--tokenizer={place}/tokenizer"])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "shapes:train=21",
+        "shapes:train=19",
+        "shapes:train=20 --seed=1",
+        "shapes:train=20 --image-size=32",
+        "portraits:train=20",
+    ],
+)
+def test_embeddings_of_data_made_anew_are_refused(place, tmp_path, other, monkeypatch):
+    monkeypatch.setattr(dataset_embedding, "compile_encoder", _constant)
+    prepared(place, tmp_path / "data", "shapes:train=20")
+    again = [
+        f"--clip={place}/clip/export",
+        f"--data={tmp_path}/data",
+        f"--out={tmp_path}/e",
+        "--batch=16",
+    ]
+    embed.main(again)
+    before = (tmp_path / "e/train/img_emb/img_emb_0000.npy").stat().st_mtime_ns
+    (tmp_path / "data").rename(tmp_path / "moved")
+    embed.main([*again, f"--data={tmp_path}/moved"])  # the same data elsewhere
+    what, *options = other.split()
+    prepare.main([what, *options, f"--out={tmp_path}/data", f"--tokenizer={place}/tokenizer"])
+    with pytest.raises(UserError, match="holds embeddings with data_digest = .*, now it is"):
+        embed.main(again)
+    assert (tmp_path / "e/train/img_emb/img_emb_0000.npy").stat().st_mtime_ns == before
+
+
+def _constant(module, **options):
+    """An encoder that is not compiled."""
+
+    def encode(params, images, tokens, mask):
+        return (jnp.ones((len(images), 4)),) * 2
+
+    return encode
+
+
+def test_embeddings_of_version_0_1_0_are_continued_on_their_own_data_alone(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dataset_embedding, "compile_encoder", _constant)
+    out = [*arguments(place, tmp_path / "e"), "--splits", "validation"]
+    embed.main(out)
+    stats = tmp_path / "e" / "validation" / "stats.json"
+    content = json.loads(stats.read_text())
+    del content["info"]["data_digest"]
+    stats.write_text(json.dumps(content))
+    embed.main(out)
+    prepare.main(
+        [
+            "shapes:validation=10",
+            f"--out={tmp_path}/data",
+            f"--tokenizer={place}/tokenizer",
+            "--seed=5",
+        ]
+    )
+    with pytest.raises(UserError, match="holds embeddings with data_digest = None, now it is"):
+        embed.main([*out, f"--data={tmp_path}/data"])
 
 
 def test_data_of_another_tokenizer_is_refused(place, tmp_path):

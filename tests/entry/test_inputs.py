@@ -14,9 +14,10 @@ import pytest
 from tests.stages import tiny
 from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.experiment import input_pipeline
+from unclip_jax.experiment import input_pipeline, training_run
 from unclip_jax.stages import prior
 
 CONSTANT = np.where(np.arange(32) == 2, 1.0, np.random.default_rng(0).normal(size=(4, 32)))
@@ -122,6 +123,40 @@ def test_what_is_missing_is_the_data_set_not_its_tokenizer(tmp_path):
         input_pipeline.open_inputs(mine, mine.build_stage())
     prepare.main(advice(str(told.value))[0][3:])
     assert input_pipeline.open_inputs(mine, mine.build_stage()).tokenizer
+
+
+def clip_run(path):
+    mine = tiny.experiment("clip")
+    return dataclasses.replace(mine, data=dataclasses.replace(mine.data, path=str(path)))
+
+
+def identity(path):
+    mine = clip_run(path)
+    return training_run.identity(mine, input_pipeline.open_inputs(mine, mine.build_stage()))
+
+
+def test_a_run_knows_its_data_by_content(tmp_path):
+    prepare.main(["shapes:train=40", f"--out={tmp_path}/data"])
+    before = identity(tmp_path / "data")
+    assert identity(f"{tmp_path}/data/") == before
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere" / "data")
+    assert identity(tmp_path / "elsewhere" / "data") == before
+    words = ["shapes:train=40", "--vocab-size=520"]
+    for seed, same in ((0, {"data"}), (1, set())):
+        shutil.rmtree(tmp_path / "data")
+        prepare.main([*words, f"--seed={seed}", f"--out={tmp_path}/data"])
+        other = identity(tmp_path / "data")
+        assert {
+            name for name, value in other["inputs"].items() if value == before["inputs"][name]
+        } == same
+        assert {**other, "inputs": {}} == {**before, "inputs": {}}
+
+
+def test_a_tokenizer_that_is_not_the_one_of_the_data_is_refused(tmp_path):
+    prepare.main(["shapes:train=40", f"--out={tmp_path}/data"])
+    text.train(["a red fox"] * 3, vocab_size=530).save(tmp_path / "data" / "tokenizer")
+    with pytest.raises(UserError, match="the tokenizer beside .* has hash .* manifest of the data"):
+        identity(tmp_path / "data")
 
 
 @pytest.mark.parametrize(("share", "name"), [("blur", "blur"), ("bsr", "bsr")])

@@ -124,6 +124,40 @@ def test_another_experiment_is_refused_by_name(tmp_path: pathlib.Path, other: di
     claim(tmp_path, IDENTITY)  # and nothing was overwritten
 
 
+INPUTS = {"data": "d" * 64, "tokenizer": "t" * 64, "embeddings": "c" * 64, "init_from": "i" * 64}
+WORDS = {
+    "data": "the digest of the training records",
+    "tokenizer": "the hash of the tokenizer",
+    "embeddings": "the CLIP that computed the embeddings",
+    "init_from": "the digest of the export named by config.init_from",
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_other_inputs_are_refused_in_words(tmp_path: pathlib.Path, name: str):
+    claim(tmp_path, {**IDENTITY, "inputs": INPUTS})
+    with pytest.raises(
+        UserError, match=f"run on other inputs: {WORDS[name]} is .* xxxxxxxxxxxx no"
+    ):
+        claim(tmp_path, {**IDENTITY, "inputs": {**INPUTS, name: "x" * 64}})
+    claim(tmp_path, {**IDENTITY, "inputs": INPUTS})
+
+
+def test_a_run_that_knew_its_inputs_by_paths_is_continued_and_then_knows_their_content(
+    tmp_path: pathlib.Path,
+):
+    earlier = {**IDENTITY, "data": {"path": "runs/data"}}
+    now = {**IDENTITY, "inputs": INPUTS}
+    claim(tmp_path, earlier)
+    moved = {**earlier, "data": {"path": "elsewhere"}}
+    with pytest.raises(UserError, match="its data.path is .*runs/data.*, this one's .*elsewhere"):
+        claim(tmp_path, now, earlier=moved)
+    claim(tmp_path, now, earlier=earlier)
+    claim(tmp_path, now, earlier=moved)  # from now on, content counts
+    with pytest.raises(UserError, match="run on other inputs"):
+        claim(tmp_path, {**now, "inputs": {**INPUTS, "data": "x" * 64}}, earlier=earlier)
+
+
 def test_a_damaged_fingerprint_is_refused(tmp_path: pathlib.Path):
     (tmp_path / FILE).write_text('{"identity": {"na')
     with pytest.raises(UserError, match=r"fingerprint.json is damaged"):

@@ -13,11 +13,17 @@ return it, and nothing else would change.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
+from unclip_jax.data import records
 from unclip_jax.data.records import Record
+
+_SAMPLES = 256  # records that stand for a source without a digest of its own
 
 
 @runtime_checkable
@@ -60,6 +66,22 @@ class Dataset:
     tokenizer_dir: pathlib.Path | None = None
     tokenizer_hash: str = ""
     prepared_dir: pathlib.Path | None = None
+
+
+def content_digest(source: Source) -> str:
+    """Returns the identity of the records of a source, wherever they are stored.
+
+    Prepared splits have a `digest` of all their records; of other sources the number of records
+    and the content of up to 256 of them, evenly spaced, are hashed.
+    """
+    stored = getattr(source, "digest", "")
+    if stored:
+        return stored
+    count = len(source)
+    digest = hashlib.sha256(f"{count} records".encode())
+    for index in np.linspace(0, count - 1, min(_SAMPLES, count), dtype=int):
+        digest.update(records.digest(source[int(index)]).encode())
+    return digest.hexdigest()
 
 
 # Opens the data set at a location, the part of its path after the scheme.

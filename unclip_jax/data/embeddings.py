@@ -62,13 +62,12 @@ class EmbeddingSource:
                 f"{self.directory} is half-written; run the same `python -m unclip_jax.embed` "
                 "command again."
             )
-        tables = _numbered(self.directory / "metadata", "parquet")
-        if not tables:
+        self._tables = stored_tables(self.directory)
+        if not self._tables:
             raise UserError(
                 f"no embeddings in {self.directory}: it has no metadata/metadata_0000.parquet; "
                 "compute them with `python -m unclip_jax.embed`."
             )
-        self._tables = [read_table(path) for path in tables]
         counts = [table.num_rows for table in self._tables]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._arrays: dict[str, list[np.ndarray]] = {}
@@ -197,6 +196,11 @@ def _numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
     if numbers != list(range(len(numbers))):
         raise UserError(f"{folder} holds shards {numbers}; they should count up from 0.")
     return [path for _, path in sorted(numbered)]
+
+
+def stored_tables(directory: pathlib.Path) -> list[pyarrow.Table]:
+    """Reads the columns key and caption of every shard in order; see `read_table`."""
+    return [read_table(path) for path in _numbered(directory / "metadata", "parquet")]
 
 
 def read_table(path: pathlib.Path) -> pyarrow.Table:

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -85,10 +85,18 @@ class Loader(Iterator[HostBatch]):
     """Iterates over this process's part of every batch; see `make_loader`."""
 
     def __init__(
-        self, batches: Any, *, config: LoaderConfig, identity: dict[str, Any], finish: Finish | None
+        self,
+        batches: Any,
+        *,
+        config: LoaderConfig,
+        identity: dict[str, Any],
+        origin: Mapping[str, str],
+        finish: Finish | None,
     ):
-        """Wraps a Grain MapDataset of local batches; `finish` as in `make_loader`."""
-        self._batches, self._config, self._identity = batches, config, identity
+        """Wraps a Grain MapDataset of local batches; `origin`, `finish` as in `make_loader`."""
+        self._batches, self._config = batches, config
+        self.origin = dict(origin)
+        self._identity = {**identity, **origin}
         self._finish = finish
         self._position, self._iterator = 0, None
 
@@ -113,10 +121,14 @@ class Loader(Iterator[HostBatch]):
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a saved position.
 
+        Positions of earlier versions do not state the origin of the data.
+
         Raises:
             UserError: it was saved with other data, seed or batch size.
         """
         for name, value in self._identity.items():
+            if name in self.origin and name not in state:
+                continue
             if state.get(name) != value:
                 raise UserError(
                     f"the data position was saved with {name} = {state.get(name)!r}, now it is "
@@ -154,6 +166,7 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     finish: Finish | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Loader:
     """Makes the loader of process `process_index` of `process_count`.
 
@@ -167,6 +180,8 @@ def make_loader(
         process_count: number of parts.
         finish: applied to every batch as it is taken, for example to add fields that a network
             computes from others.
+        origin: digests of what is read, such as {"data": ..., "tokenizer": ...}; a saved position
+            is refused where they differ.
 
     Raises:
         UserError: a source is empty, smaller than a batch or lacks a field; no tokenizer; a batch
@@ -197,7 +212,7 @@ def make_loader(
         "shuffle": config.shuffle,
         "group": config.group,
     }
-    return Loader(batches, config=config, identity=identity, finish=finish)
+    return Loader(batches, config=config, identity=identity, origin=origin or {}, finish=finish)
 
 
 def _stream(

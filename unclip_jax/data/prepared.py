@@ -41,7 +41,8 @@ def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
     directory = pathlib.Path(directory)
     entry = dataset_manifest.read(directory).split(split)
     paths = dataset_manifest.shard_paths(directory, entry)
-    source = ShardSource(paths, [shard.count for shard in entry.shards if shard.count])
+    counts = [shard.count for shard in entry.shards if shard.count]
+    source = ShardSource(paths, counts, digest=entry.hash)
     source.check()  # cheap, and reports a half-copied data set before training starts
     return source
 
@@ -49,8 +50,12 @@ def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
 class ShardSource:
     """Records spread over ArrayRecord files; safe to read from many threads and to pickle."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int]):
-        """Wraps `paths`, which hold `counts` records and are opened when first read."""
+    def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int], digest: str = ""):
+        """Wraps `paths`, which hold `counts` records and are opened when first read.
+
+        `digest` is the hash of all records that the manifest states.
+        """
+        self.digest = digest
         self._paths = [str(path) for path in paths]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._readers: dict[int, Any] = {}
@@ -58,7 +63,7 @@ class ShardSource:
 
     def __reduce__(self):
         counts = np.diff(self._ends, prepend=0).tolist()
-        return ShardSource, ([pathlib.Path(p) for p in self._paths], counts)
+        return ShardSource, ([pathlib.Path(p) for p in self._paths], counts, self.digest)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

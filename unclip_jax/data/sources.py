@@ -13,7 +13,7 @@ import numpy as np
 
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.data import prepared, tfds_source
-from unclip_jax.data.dataset import Dataset, FeatureKeys, Opener, Source
+from unclip_jax.data.dataset import Dataset, FeatureKeys, Opener, Source, content_digest
 from unclip_jax.data.dataset_manifest import FILE as MANIFEST
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.records import Record
@@ -81,9 +81,17 @@ class JoinedSource:
         """Joins two sources of the same examples in the same order.
 
         Raises:
-            UserError: the counts differ, or the keys do.
+            UserError: the embeddings are of other records: by the digest that they state, by their
+                number, or by their keys.
         """
         self._source, self._embeddings = source, embeddings
+        stated = embeddings.info().get("data_digest")
+        if stated and stated != content_digest(source):
+            raise UserError(
+                f"the embeddings in {embeddings.directory} were computed on other records: they "
+                f"state data_digest {stated[:12]}, this data set has "
+                f"{content_digest(source)[:12]}; run `python -m unclip_jax.embed` on it."
+            )
         if len(source) != len(embeddings):
             raise UserError(
                 f"{embeddings.directory} holds {len(embeddings)} embeddings for {len(source)} "

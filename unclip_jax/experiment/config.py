@@ -18,6 +18,8 @@ from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.optimizer import OptimConfig
 
+_PATHS = ("path", "mixture", "embeddings", "tokenizer")  # fields of DataConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -110,17 +112,24 @@ class Experiment:
         return stage_entry(self.stage).make(self.model)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the facts that make two runs the same run.
+        """Returns the facts of the settings that make two runs the same run.
 
-        These are all but devices, lengths, paths and sampling.
+        These are all but devices, lengths, paths and sampling; what lies at the paths belongs to
+        the identity by its content, which `training_run.identity` adds.
         """
-        names = ("stage", "name", "model", "optim", "init_from")
-        facts = {name: as_dict(getattr(self, name)) for name in names}
+        facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
         facts["model"].pop("sampling", None)
         data, train = as_dict(self.data), as_dict(self.train)
-        facts["data"] = {k: v for k, v in data.items() if k not in ("workers", "cache_mb", "clip")}
+        free = ("workers", "cache_mb", "clip", *_PATHS)
+        facts["data"] = {name: value for name, value in data.items() if name not in free}
         facts["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
         return facts
+
+    def identity_by_paths(self) -> dict[str, Any]:
+        """Returns the identity that version 0.1.0 wrote, in which inputs are named by paths."""
+        facts, data = self.identity(), as_dict(self.data)
+        paths = {name: data[name] for name in _PATHS}
+        return {**facts, "init_from": self.init_from, "data": {**facts["data"], **paths}}
 
 
 def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.data import examples, loader, sources, text
-from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.loader import Finish, Loader, LoaderConfig
@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
         held_out: opens a finite pass over the evaluation split; None without one.
         tokenizer: of the text fields; None for stages without text.
         tokenizer_dir: its folder.
-        facts: manifest fields about the data: clip_id, tokenizer_hash, embed_stats, data.
+        facts: manifest fields about the data: clip_id, tokenizer_hash, embed_stats, data, inputs.
     """
 
     train: Loader
@@ -53,9 +53,10 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
     folder = _tokenizer_dir(experiment, stage) if "tokens" in stage.batch_spec else None
     tokenizer = text.load(folder) if folder else None
     if tokenizer:
+        _check_tokenizer(experiment, tokenizer)
         _check_vocabulary(tokenizer, stage)
     train = open_split(experiment, stage, experiment.data.train_split, tokenizer=tokenizer)
-    facts = _facts(experiment, stage, tokenizer)
+    facts = {**_facts(experiment, stage, tokenizer), "inputs": train.origin}
 
     def held_out() -> Loader:
         split = experiment.data.eval_split
@@ -79,8 +80,11 @@ def open_split(
         sources.open_source(path, split=split, keys=_keys(experiment))
         for path in (data.path, *(data.mixture if endless else ()))
     )
+    origin = _origin((source, *mixed), tokenizer)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
-        source = sources.JoinedSource(source, open_embeddings(experiment, split))
+        embeddings = open_embeddings(experiment, split)
+        origin["embeddings"] = _describe(embeddings)
+        source = sources.JoinedSource(source, embeddings)
     size = train.batch_size
     if not endless and len(source) < size:  # all examples, equally many for every process
         size = max(len(source) // jax.process_count(), 1) * jax.process_count()
@@ -102,7 +106,20 @@ def open_split(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         finish=_finish(experiment, stage),
+        origin=origin,
     )
+
+
+def _origin(parts: Sequence[Source], tokenizer: Tokenizer | None) -> dict[str, str]:
+    """Returns the digests of the records and of the tokenizer that a run reads."""
+    digests = {"data": " + ".join(content_digest(part) for part in parts)}
+    return {**digests, "tokenizer": tokenizer.hash} if tokenizer else digests
+
+
+def _describe(embeddings: EmbeddingSource) -> str:
+    """Returns the CLIP that computed embeddings, and their form where it is not of norm 1."""
+    info = embeddings.info()
+    return " ".join(str(info[name]) for name in ("clip_id", "embedding") if info.get(name))
 
 
 def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
@@ -229,6 +246,19 @@ def _tokenizer_dir(experiment: Experiment, stage: Stage) -> pathlib.Path:
         f"--out={shlex.quote(str(dataset.prepared_dir))} --vocab-size={_vocabulary(stage)}` adds "
         "one, or set config.data.tokenizer to the folder of another."
     )
+
+
+def _check_tokenizer(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer beside the data that is not the one stated in their manifest."""
+    if experiment.data.tokenizer:
+        return
+    stated = sources.open_dataset(experiment.data.path, keys=_keys(experiment)).tokenizer_hash
+    if stated and stated != tokenizer.hash:
+        raise UserError(
+            f"the tokenizer beside {experiment.data.path} has hash {tokenizer.hash[:12]}, the "
+            f"manifest of the data states {stated[:12]}; restore it, or set config.data.tokenizer "
+            "to the folder of the one to use."
+        )
 
 
 def _keys(experiment: Experiment) -> FeatureKeys:

@@ -64,7 +64,11 @@ def train(
     experiment = input_pipeline.resolve(experiment)
     stage = experiment.build_stage()
     inputs = input_pipeline.open_inputs(experiment, stage)
-    place = {"workdir": workdir, "identity": experiment.identity()}
+    place = {
+        "workdir": workdir,
+        "identity": identity(experiment, inputs),
+        "earlier": experiment.identity_by_paths(),
+    }
     if export_only:
         return loop.newest(stage, **settings, **place), stage, inputs
     state = loop.train(
@@ -78,6 +82,18 @@ def train(
         labels=lambda batch: [str(caption) for caption in batch["caption"]],
     )
     return state, stage, inputs
+
+
+def identity(experiment: Experiment, inputs: Inputs) -> dict[str, Any]:
+    """Returns the facts that make two runs the same run: settings, and inputs by content.
+
+    Raises:
+        UserError: there is no export at `init_from`.
+    """
+    contents = dict(inputs.train.origin)
+    if experiment.init_from:
+        contents["init_from"] = load.content_digest(pathlib.Path(experiment.init_from))
+    return {**experiment.identity(), "inputs": contents}
 
 
 def _initial(experiment: Experiment, stage: Stage) -> Any:

@@ -1,5 +1,6 @@
 """Finding and reading exports: strictly, and directly onto the devices that will use them."""
 
+import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -87,6 +88,21 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
         return from_json(path.read_text(encoding="utf-8"), where=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"could not read {path} ({error}); export the stage again.") from None
+
+
+def content_digest(directory: pathlib.Path) -> str:
+    """Returns a sha256 over the names and bytes of all files of an export, wherever it lies.
+
+    Raises:
+        UserError: there is no complete export.
+    """
+    read_manifest(directory)
+    folder, digest = locate(directory), hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_params(

@@ -39,6 +39,8 @@ class Manifest:
         image_size: side in pixels of the images that the stage generates; None = it generates none.
         low_res_size: side in pixels of the images that it enlarges; None = it enlarges none.
         data: the training data, in words.
+        inputs: digests of what the stage was trained on: the records ("data"), the tokenizer, the
+            CLIP behind the embeddings.
         licence: terms of these parameters, where the user states them.
         parameters: number of scalars; `write_export` fills it in.
         code_version: version of unclip_jax that wrote the export.
@@ -60,6 +62,7 @@ class Manifest:
     image_size: int | None = None
     low_res_size: int | None = None
     data: str = ""
+    inputs: dict[str, Any] | None = None
     licence: str = ""
     parameters: int = 0
     code_version: str = __version__

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import loader, sources, text
-from unclip_jax.data.dataset import FeatureKeys, Source
+from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.embeddings import read_stats, stored_tables
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig
 from unclip_jax.data.text import Tokenizer
@@ -87,16 +88,16 @@ def embed_dataset(
         lambda *fields: encode(params, *fields), example, tokenizer, batch_size, mesh
     )
     for split in splits or dataset.splits:
+        source = dataset.open_split(split)
         info = {
             "clip_id": manifest.clip_id,
             "tokenizer_hash": tokenizer.hash,
             "data": split,
+            "data_digest": content_digest(source),
             "image_size": cfg.model.image_size,
             **({"embedding": "raw"} if raw else {}),
         }
-        embed_split(
-            dataset.open_split(split), encoder, writer=_writer(out / split, info), name=split
-        )
+        embed_split(source, encoder, writer=_writer(out / split, info, source), name=split)
 
 
 def compile_encoder(module: Clip, *, mesh: Mesh, raw: bool = False) -> Encode:
@@ -167,11 +168,29 @@ def _batches(records: "_Tail", encoder: BatchEncoder) -> Any:
     )
 
 
-def _writer(directory: pathlib.Path, info: dict[str, Any]) -> EmbeddingWriter | None:
-    """Returns the writer of the first process; None in the others."""
+def _writer(
+    directory: pathlib.Path, info: dict[str, Any], source: Source
+) -> EmbeddingWriter | None:
+    """Returns the writer of the first process; None in the others.
+
+    Embeddings of version 0.1.0 do not state the digest of their records; those whose keys and
+    captions are the source's are continued.
+    """
     if jax.process_index() > 0:
         return None
+    stored = read_stats(directory).get("info", {})
+    if stored and "data_digest" not in stored and _has_rows_of(directory, source):
+        info = {name: value for name, value in info.items() if name != "data_digest"}
     return EmbeddingWriter(directory, info=info, shard_size=SHARD_SIZE)
+
+
+def _has_rows_of(directory: pathlib.Path, source: Source) -> bool:
+    """True if the rows on disk have the keys and captions of the first records of `source`."""
+    rows = [row for table in stored_tables(directory) for row in table.to_pylist()]
+    return len(rows) <= len(source) and all(
+        (row["key"], row["caption"]) == (source[index]["key"], source[index]["caption"])
+        for index, row in enumerate(rows)
+    )
 
 
 def _store(writer: EmbeddingWriter | None, records: "_Tail", rows: range, vectors: Any) -> int:

@@ -17,16 +17,30 @@ from unclip_jax.core.trees import flatten_paths, json_differences
 from unclip_jax.parallel.place import fetch_all
 
 FILE = "fingerprint.json"
+_INPUTS = {  # digests that an identity states, in words
+    "data": "the digest of the training records",
+    "tokenizer": "the hash of the tokenizer",
+    "embeddings": "the CLIP that computed the embeddings",
+    "init_from": "the digest of the export named by config.init_from",
+}
 
 
-def claim(workdir: pathlib.Path, identity: Mapping[str, Any]) -> None:
+def claim(
+    workdir: pathlib.Path,
+    identity: Mapping[str, Any],
+    *,
+    earlier: Mapping[str, Any] | None = None,
+) -> None:
     """Reserves `workdir` for the run with this identity, or refuses.
 
     The first call writes `fingerprint.json` (process 0 alone); later ones compare with it.
 
     Args:
         workdir: created if absent.
-        identity: JSON-ready, readable facts that make two runs the same run.
+        identity: JSON-ready, readable facts that make two runs the same run; below "inputs", the
+            digests of what the run reads.
+        earlier: the identity as versions wrote it that knew inputs by their paths; compared with
+            files of those versions, which are then written anew.
 
     Raises:
         UserError: the folder belongs to another experiment (naming the first key that differs),
@@ -36,7 +50,11 @@ def claim(workdir: pathlib.Path, identity: Mapping[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _compare(workdir, path.read_text(encoding="utf-8"), identity)
+            stored = _read(workdir, path.read_text(encoding="utf-8"))
+            by_paths = earlier is not None and "inputs" not in stored
+            _compare(workdir, stored, earlier if by_paths else identity)
+            if by_paths and jax.process_index() == 0:
+                write_json(path, {"hash": digest(identity), "identity": identity})
         elif (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
             raise UserError(
                 f"{workdir} holds checkpoints but no {FILE}; the experiment that "
@@ -96,7 +114,8 @@ def _words(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 
-def _compare(workdir: pathlib.Path, text: str, identity: Mapping[str, Any]) -> None:
+def _read(workdir: pathlib.Path, text: str) -> dict[str, Any]:
+    """Returns the identity that a fingerprint file states."""
     try:
         stored = json.loads(text)["identity"]
         stored.get("model", {}).pop("sampling", None)  # written by earlier versions
@@ -105,10 +124,26 @@ def _compare(workdir: pathlib.Path, text: str, identity: Mapping[str, Any]) -> N
             f"{workdir / FILE} is damaged, so the identity of this run is unknown; restore the "
             "file or choose another --workdir."
         ) from error
+    return stored
+
+
+def _compare(
+    workdir: pathlib.Path, stored: Mapping[str, Any], identity: Mapping[str, Any] | None
+) -> None:
+    identity = identity or {}
     if _canonical(stored) == _canonical(identity):
         return
     current = json.loads(_canonical(identity))
-    key, theirs, ours = next(json_differences(stored, current))
+    differences = list(json_differences(stored, current))
+    key, theirs, ours = differences[0]
+    for name, what in _INPUTS.items():
+        digests = stored.get("inputs", {}).get(name), current.get("inputs", {}).get(name)
+        if len(differences) == 1 and key == f"inputs.{name}" and None not in digests:
+            raise UserError(
+                f"{workdir} belongs to a run on other inputs: {what} is {digests[0][:12]} there, "
+                f"{digests[1][:12]} now. Give the inputs of that run, wherever they lie now, or "
+                "choose another --workdir."
+            )
     raise UserError(
         f"{workdir} belongs to another experiment: its {key} is {theirs}, this one's {ours}. "
         "Choose another --workdir, or use that experiment's settings."

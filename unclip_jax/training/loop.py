@@ -56,6 +56,7 @@ def train(
     eval_data: HeldOut | None,
     workdir: str | pathlib.Path,
     identity: dict[str, Any],
+    earlier: dict[str, Any] | None = None,
     devices: Sequence[Any] | None = None,
     initial: Callable[[], Params] | None = None,
     fitted: Callable[[], Params] | None = None,
@@ -73,6 +74,7 @@ def train(
         eval_data: starts a pass over held-out batches, the same every time; None = no evaluation.
         workdir: folder of checkpoints, metrics and images.
         identity: JSON-ready facts that make two runs the same run; see `fingerprint.claim`.
+        earlier: the identity as an earlier version wrote it; likewise.
         devices: to train on; None = all.
         initial: returns the parameters of a fresh run instead of `stage.init`; not boxed.
         fitted: returns the groups of parameters that a fresh run fits to the data; not called with
@@ -89,7 +91,7 @@ def train(
     program = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
     _announce(stage, program, config, optim)
     folder = pathlib.Path(workdir)
-    fingerprint.claim(folder, identity)
+    fingerprint.claim(folder, identity, earlier=earlier)
     key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
     with Checkpoints(folder, keep=config.keep) as checkpoints, contextlib.ExitStack() as stack:
         state = _start(program, checkpoints, train_data, key, initial, fitted)
@@ -132,6 +134,7 @@ def newest(
     rules: str,
     workdir: str | pathlib.Path,
     identity: dict[str, Any],
+    earlier: dict[str, Any] | None = None,
 ) -> TrainState:
     """Restores the newest checkpoint in `workdir`, without training.
 
@@ -141,7 +144,7 @@ def newest(
     folder = pathlib.Path(workdir)
     if not (folder / fingerprint.FILE).exists():
         raise UserError(f"{folder} holds no run; train first, or give another --workdir.")
-    fingerprint.claim(folder, identity)
+    fingerprint.claim(folder, identity, earlier=earlier)
     program = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     with Checkpoints(folder, keep=config.keep) as checkpoints:
         restored = checkpoints.restore(program.abstract)
