@@ -32,6 +32,8 @@ from unclip_jax.convert import (
     unet_tensors,
 )
 from unclip_jax.data import text
+from unclip_jax.handoff.export import replace_manifest
+from unclip_jax.handoff.load import read_manifest
 
 CAPTION = "a red bicycle"
 WIDTHS = [320, 640, 960, 1280]
@@ -196,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
     sample += [f"--prior-steps={args.steps}", f"--steps={args.steps}"]
     if not run.is_dir():
         _report(measure("convert", ["unclip_jax.convert", *convert]))
-    _shorten(run / "upsampler_256" / "export" / "manifest.json", args.steps)
+    _shorten(run / "upsampler_256" / "export", args.steps)
     _report(measure("sample", ["unclip_jax.sample", *sample]))
 
 
@@ -205,11 +207,11 @@ def _report(cost: Cost) -> None:
     sys.stdout.write(f"{name}: {seconds:.0f} s ({cpu:.0f} s of CPU), {size:.1f} GiB at most\n")
 
 
-def _shorten(manifest: pathlib.Path, steps: str) -> None:
+def _shorten(export: pathlib.Path, steps: str) -> None:
     """Sets the steps of super-resolution, for which `sample` has no flag."""
-    card = json.loads(manifest.read_text())
-    card["config"]["sampling"]["steps"] = steps
-    _json(manifest, card)
+    manifest = read_manifest(export)
+    manifest.config["sampling"]["steps"] = steps
+    replace_manifest(export, manifest)
 
 
 def _json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

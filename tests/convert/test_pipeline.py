@@ -18,6 +18,7 @@ from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
+from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.inference import load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import gaussian
@@ -249,9 +250,8 @@ def test_of_a_source_that_does_not_fit_everything_is_listed_and_nothing_written(
 
 def test_stages_of_another_clip_are_not_written(run, tmp_path):
     broken = copied(run, tmp_path / "run")
-    path = broken / "prior" / "export" / "manifest.json"
-    card = json.loads(path.read_text())
-    path.write_text(json.dumps({**card, "clip_id": "f" * 64}))
+    path = broken / "prior" / "export"
+    replace_manifest(path, dataclasses.replace(handoff.read_manifest(path), clip_id="f" * 64))
     for write in (diffusers.write, diffusers.write_plain):
         with pytest.raises(UserError, match="the clip and the prior do not fit: clip_id"):
             write(broken, tmp_path / "out")

@@ -1,5 +1,7 @@
 """Loading is strict and places leaves; what is missing is named with what to do about it."""
 
+import json
+import os
 import pathlib
 import shutil
 
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
-from unclip_jax.handoff import export, load
+from unclip_jax.handoff import export, load, manifest
 from unclip_jax.handoff.manifest import Manifest
 
 UPSAMPLER = Manifest(
@@ -70,8 +73,99 @@ def lone(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "export"
 
 
-def test_damaged_parameters_are_refused(lone: pathlib.Path):
-    data = sorted((lone / "params").rglob("d/*"))
+def as_released(export: pathlib.Path) -> pathlib.Path:
+    """The export as version 0.1.0 would have written it: without digests."""
+    path = export / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields["files"], fields["digest"]
+    path.write_text(json.dumps({**fields, "format_version": 1}))
+    return export
+
+
+def change_one_bit(path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def parameter_files(export: pathlib.Path) -> list[str]:
+    stored = manifest.file_digests((export / "manifest.json").read_bytes(), where="")
+    assert stored
+    return sorted(stored)
+
+
+def test_a_changed_bit_in_any_file_is_refused_by_name(lone: pathlib.Path):
+    names = parameter_files(lone)
+    assert {"params/manifest.ocdbt", "params/_METADATA"} < set(names)
+    for name in names:
+        content = (lone / name).read_bytes()
+        change_one_bit(lone / name)
+        with pytest.raises(UserError, match=rf"the digest of {name} differs from the stored one"):
+            load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
+        (lone / name).write_bytes(content)
+
+
+def test_a_changed_bit_in_the_tokenizer_is_refused(tmp_path: pathlib.Path):
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok" / "tokenizer.json").write_text("{}")
+    here = tmp_path / "export"
+    tokenizer = tmp_path / "tok"
+    export.write_export(here, params=PARAMS, manifest=UPSAMPLER, tokenizer_dir=tokenizer)
+    change_one_bit(here / "tokenizer" / "tokenizer.json")
+    with pytest.raises(UserError, match="the digest of tokenizer/tokenizer.json differs"):
+        load.tokenizer_dir(here)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"step": 1', '"step": 2'),
+        ('"image_size": 8', '"image_size": 9'),
+        ('"digest": "', '"digest": "0'),
+        ('"format_version": 2', '"format_version": 1'),
+        ('"params/_METADATA"', '"params/_METADATB"'),
+    ],
+)
+def test_a_changed_manifest_is_refused(lone: pathlib.Path, old: str, new: str):
+    path = lone / "manifest.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match="manifest.json is damaged or was changed"):
+        load.read_manifest(lone)
+
+
+def test_digests_can_be_skipped(lone: pathlib.Path, monkeypatch):
+    path = lone / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 1', '"step": 2'))
+    monkeypatch.setenv(digests.SKIP, "1")
+    assert load.read_manifest(lone).step == 2
+    load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
+
+
+def test_an_export_of_version_0_1_0_loads_without_digests(lone: pathlib.Path):
+    as_released(lone)
+    assert load.read_manifest(lone).stage == "upsampler"
+    params = load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
+    np.testing.assert_array_equal(params["kernel"], PARAMS["dense"]["kernel"])
+    export.replace_manifest(lone, load.read_manifest(lone))
+    assert len(parameter_files(lone)) > 5
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_named_pipe_in_an_export_stops_nobody(lone: pathlib.Path, released: bool):
+    if released:
+        as_released(lone)
+    path = lone / "params" / "_METADATA"
+    path.unlink()
+    os.mkfifo(path)
+    for read in (lambda: load.read_params(lone, abstract={}), lambda: load.stored_shapes(lone)):
+        with pytest.raises(UserError, match="_METADATA is a named pipe; expected a regular file"):
+            read()
+
+
+def test_damaged_parameters_are_refused_without_digests_too(lone: pathlib.Path):
+    data = sorted((as_released(lone) / "params").rglob("d/*"))
     assert data
     for path in data:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -79,9 +173,12 @@ def test_damaged_parameters_are_refused(lone: pathlib.Path):
         load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
 
 
-@pytest.mark.parametrize("gone", ["_METADATA", "manifest.ocdbt"])
-def test_missing_files_are_refused(lone: pathlib.Path, gone: str):
-    (lone / "params" / gone).unlink()
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt"])
+def test_missing_files_are_refused(lone: pathlib.Path, name: str):
+    (lone / "params" / name).unlink()
+    with pytest.raises(UserError, match=rf"export is incomplete: it lacks params/{name}; copy"):
+        load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
+    as_released(lone)
     with pytest.raises(UserError, match=r"cannot be read .*damaged or incomplete"):
         load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
 
@@ -101,7 +198,7 @@ def test_a_half_written_export_is_refused_as_such(tmp_path: pathlib.Path):
 
 def test_a_manifest_that_is_not_text_is_refused(tmp_path: pathlib.Path):
     (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(UserError, match=r"could not read .*manifest.json"):
+    with pytest.raises(UserError, match=r"manifest.json cannot be read as JSON"):
         load.read_manifest(tmp_path)
 
 

@@ -100,23 +100,60 @@ def test_a_manifest_without_a_required_field_is_refused(absent: str):
         mf.require(incomplete, ["embed_dim", absent])
 
 
+def released(manifest: Manifest, **changes: object) -> str:
+    """The manifest as version 0.1.0 wrote it, without digests."""
+    fields = dataclasses.asdict(manifest) | {"format_version": 1} | changes
+    return json.dumps(fields)
+
+
 def test_broken_json_is_refused():
-    with pytest.raises(UserError, match=r"m.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"m.json cannot be read as JSON"):
         mf.from_json(mf.to_json(CLIP)[:-5], where="m.json")
-    with pytest.raises(UserError, match=r"m.json holds list; expected an object"):
+    with pytest.raises(UserError, match=r"m.json holds a list, not an object"):
         mf.from_json("[]", where="m.json")
 
 
-def test_another_format_version_is_refused():
-    newer = json.dumps(json.loads(mf.to_json(CLIP)) | {"format_version": 99})
-    with pytest.raises(UserError, match=r"format_version 99; this unclip_jax .* reads 1"):
+@pytest.mark.parametrize("version", [99, 0, True, "1", None])
+def test_another_format_version_is_refused(version):
+    newer = json.dumps(json.loads(mf.to_json(CLIP)) | {"format_version": version})
+    message = rf"format_version {version!r}; this unclip_jax .* reads 1 and 2"
+    with pytest.raises(UserError, match=message):
         mf.from_json(newer, where="m.json")
 
 
+def test_a_manifest_of_version_0_1_0_has_no_digests():
+    assert mf.from_json(released(CLIP), where="m") == dataclasses.replace(CLIP, format_version=1)
+    assert mf.file_digests(released(CLIP), where="m") is None
+
+
+def test_digests_of_files_are_read_back():
+    files = {"params/a": "0" * 64, "tokenizer/b": "1" * 64}
+    assert mf.file_digests(mf.to_json(CLIP, files), where="m") == files
+    assert mf.from_json(mf.to_json(CLIP, files), where="m") == CLIP
+
+
+@pytest.mark.parametrize("change", [{"embed_dim": 17}, {"extra": 1}, {"files": {"a": "b"}}])
+def test_every_change_of_an_entry_is_seen(change):
+    text = json.dumps(json.loads(mf.to_json(CLIP)) | change)
+    for read in (mf.from_json, mf.file_digests):
+        with pytest.raises(UserError, match="m is damaged or was changed: its digest does not"):
+            read(text, where="m")
+
+
+@pytest.mark.parametrize("entry", [*json.loads(mf.to_json(CLIP))])
+def test_no_entry_can_be_removed(entry):
+    fields = json.loads(mf.to_json(CLIP))
+    del fields[entry]
+    with pytest.raises(UserError, match="is damaged or was changed|has format_version None"):
+        mf.from_json(json.dumps(fields), where="m")
+
+
 def test_an_unknown_field_is_refused():
-    odd = json.dumps(json.loads(mf.to_json(CLIP)) | {"embed_dims": 3})
+    odd = released(CLIP, embed_dims=3)
     with pytest.raises(UserError, match=r"m.json has no key 'embed_dims'. Did you mean 'embed_di"):
         mf.from_json(odd, where="m.json")
+    with pytest.raises(UserError, match=r"m.json.config is 5 .int.; expected a group of keys"):
+        mf.from_json(released(CLIP, config=5), where="m.json")
 
 
 @pytest.mark.parametrize("value", [object(), float("nan")])

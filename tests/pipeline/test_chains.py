@@ -16,7 +16,8 @@ from unclip_jax.data import text
 from unclip_jax.experiment import loading
 from unclip_jax.handoff import export
 from unclip_jax.handoff import load as handoff
-from unclip_jax.handoff.manifest import Manifest, to_json
+from unclip_jax.handoff.export import replace_manifest
+from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import batched, load, offload, text_to_image
 from unclip_jax.inference.cascade import Cascade, CascadeStage, plan, tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
@@ -89,7 +90,7 @@ def test_each_stage_reads_captions_through_its_own_tokenizer(tmp_path):
     shutil.rmtree(path / "tokenizer")
     other.save(path / "tokenizer")
     card = dataclasses.replace(handoff.read_manifest(path), tokenizer_hash=other.hash)
-    (path / "manifest.json").write_text(to_json(card))
+    replace_manifest(path, card)
     loaded = load.load_cascade(run)
     tokenizers = load.load_tokenizers(loaded.tokenizer_dirs)
     tokens = tokenise(loaded.cascade, tokenizers, CAPTIONS)
@@ -173,7 +174,7 @@ def test_the_manifest_of_a_new_stage_must_hold_what_it_declares(toy, tmp_path):
     run = write_toy(toy, tmp_path / "run")
     path = run / "toy" / "export"
     card = dataclasses.replace(handoff.read_manifest(path), tokenizer_hash=None)
-    (path / "manifest.json").write_text(to_json(card))
+    replace_manifest(path, card)
     with pytest.raises(UserError, match="the manifest of a toy lacks tokenizer_hash"):
         load.load_cascade(run)
 

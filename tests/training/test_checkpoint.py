@@ -1,4 +1,5 @@
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -155,6 +156,19 @@ def flip(path: pathlib.Path, *, place: float = 0.5) -> None:
     path.write_bytes(data)
 
 
+def edit(folder: pathlib.Path, old: str, new: str) -> None:
+    """Changes the JSON of a part of a checkpoint."""
+    path = folder / "metadata"
+    compact = json.dumps(json.loads(path.read_text()), separators=(",", ":"))
+    assert old in compact
+    path.write_text(compact.replace(old, new))
+
+
+def replace_by_pipe(path: pathlib.Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
     "truncated": lambda step: os.truncate(index(step), 100),
     "emptied": lambda step: os.truncate(index(step), 0),
@@ -167,6 +181,13 @@ DAMAGES = {
     "no meta": lambda step: shutil.rmtree(step / "meta"),
     "no position": lambda step: (step / "data" / "metadata").unlink(),
     "no database": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+    "another position": lambda step: edit(step / "data", '"position":3', '"position":4'),
+    "another tree": lambda step: edit(step / "meta", "float32", "float16"),
+    "another checksum": lambda step: edit(step / "meta", '"checksum":', '"checksum":1'),
+    "another digest": lambda step: edit(step / "meta", '"digest":"', '"digest":"0'),
+    "no digest": lambda step: edit(step / "meta", '"digest"', '"digets"'),
+    "named pipe": lambda step: replace_by_pipe(step / "data" / "metadata"),
+    "named pipe among arrays": lambda step: replace_by_pipe(step / "state" / "_METADATA"),
     "nothing": lambda step: [shutil.rmtree(p) for p in step.iterdir() if p.is_dir()],
 }
 
@@ -186,6 +207,23 @@ def test_a_damaged_checkpoint_is_skipped_and_set_aside(
         for step, state in trained(PROGRAM, 3):
             checkpoints.save(step, state, position={"position": step})
     assert bits(restore(workdir).state) == expected[3]
+
+
+def test_a_checkpoint_under_another_step_is_damaged(copied, caplog: pytest.LogCaptureFixture):
+    workdir, expected = copied
+    (workdir / "checkpoints" / "3").rename(workdir / "checkpoints" / "7")
+    restored = restore(workdir)
+    assert bits(restored.state) == expected[2] and restored.position == {"position": 2}
+    assert "checkpoint 7 is damaged (it was saved as the checkpoint of step 3)" in caplog.text
+
+
+def test_a_checkpoint_of_version_0_1_0_has_no_digests(copied):
+    workdir, expected = copied
+    path = workdir / "checkpoints" / "3" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({name: meta[name] for name in ("checksum", "tree")}))
+    restored = restore(workdir)
+    assert bits(restored.state) == expected[3] and restored.position == {"position": 3}
 
 
 def test_every_flipped_bit_is_detected(tmp_path, caplog: pytest.LogCaptureFixture):

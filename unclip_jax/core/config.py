@@ -5,14 +5,20 @@ here. A misspelt key raises with a suggestion.
 """
 
 import dataclasses
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.core.checks import UserError, in_range, suggest
 
 T = TypeVar("T")
+MAX_NUMBER = 10**300  # of an integer that stands for a float
+# Largest integers in configs by the end of their names; what exceeds them is damage or a slip.
+LARGEST = {"depth": 256, "image_size": 2**14, "patch_size": 2**14, "crop": 2**14, "": 2**24}
+MAX_INTEGERS = 64  # in a list
 
 
 def build(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
@@ -52,6 +58,33 @@ def as_dict(record: Any) -> Any:
     return record
 
 
+def check_limits(record: Any, *, where: str) -> Any:
+    """Refuses a config with sizes that no network has, before anything is built from it.
+
+    Args:
+        record: a dataclass of configs.
+        where: dotted path of the record, for messages.
+
+    Raises:
+        UserError: naming an integer that is negative or beyond `LARGEST`, a number that is not
+            finite, or a list of too many integers.
+    """
+    for field in dataclasses.fields(record):
+        value, path = getattr(record, field.name), f"{where}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_limits(value, where=path)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise _wrong(path, number, "a finite number")
+            if isinstance(number, int):
+                most = next(most for end, most in LARGEST.items() if field.name.endswith(end))
+                in_range(path, number, 0, most)
+        if len(numbers) > MAX_INTEGERS and isinstance(numbers[0], int):
+            raise UserError(f"{path} has {len(numbers)} numbers; expected at most {MAX_INTEGERS}.")
+    return record
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Checks or converts one value against one annotation."""
     origin = typing.get_origin(hint)
@@ -67,9 +100,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise _wrong(where, value, "a group of keys")
         return build(typing.cast(type, hint), value, where=where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _wrong(where, value, "a group of keys")
+        return value
     if origin is tuple:
         return _convert_tuple(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > MAX_NUMBER:
+            raise _wrong(where, value, f"a number of at most {MAX_NUMBER:g}")
         return float(value)
     if isinstance(hint, type) and hint is not Any:
         wrong_bool = isinstance(value, bool) and hint is not bool
@@ -90,4 +129,5 @@ def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _wrong(where: str, value: Any, expected: str) -> UserError:
-    return UserError(f"{where} is {value!r} ({type(value).__name__}); expected {expected}.")
+    value_text = reprlib.repr(value)
+    return UserError(f"{where} is {value_text} ({type(value).__name__}); expected {expected}.")

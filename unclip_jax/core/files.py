@@ -1,9 +1,12 @@
-"""Atomic writes: a file appears complete under its name, or not at all."""
+"""Files: atomic writes, after which a file is complete or absent, and checks before reading."""
 
 import contextlib
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
+
+from unclip_jax.core.checks import UserError
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
@@ -25,3 +28,64 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_regular(path: pathlib.Path) -> None:
+    """Refuses a path that is no regular file nor a link to one.
+
+    Opening a named pipe waits for a writer, and reading a device may never end.
+
+    Raises:
+        UserError: it is a folder, a pipe, a socket or a device.
+        OSError: it does not exist or cannot be reached.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is {_kind(mode)}; expected a regular file. Replace or remove it.")
+
+
+def read_small(path: pathlib.Path, *, most: int = 256 * 2**20) -> bytes:
+    """Reads a whole file of a kind that is never large, such as JSON.
+
+    Raises:
+        UserError: it is no regular file, or longer than `most` bytes.
+        OSError: it cannot be read.
+    """
+    check_regular(path)
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(f"{path} has {size} bytes; a file of its kind has at most {most}.")
+    return path.read_bytes()
+
+
+def regular_files(folder: pathlib.Path) -> list[str]:
+    """Returns the paths of all files below `folder`, relative to it and sorted; [] without it.
+
+    Raises:
+        UserError: it holds something that is neither a regular file nor a folder.
+        OSError: a folder cannot be read.
+    """
+    paths = []
+    if not folder.exists():
+        return paths
+    for parent, _, names in os.walk(folder, onerror=_reraise):
+        for name in names:
+            path = pathlib.Path(parent, name)
+            check_regular(path)
+            paths.append(path.relative_to(folder).as_posix())
+    return sorted(paths)
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no file")
+
+
+def _reraise(error: OSError) -> None:
+    raise error

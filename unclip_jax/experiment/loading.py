@@ -18,12 +18,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from unclip_jax.core.checks import UserError, suggest
-from unclip_jax.core.config import build
 from unclip_jax.experiment import files
 from unclip_jax.experiment.config import Experiment, from_config
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.inference.load import stage_config
 from unclip_jax.stages.registry import folder_entry, stage_entry
 
 INIT = "--config.init_from="
@@ -105,7 +105,9 @@ def trained_on(config: ConfigDict, export: pathlib.Path, *, spec: str) -> Config
 def _data_of(manifest: Manifest, export: pathlib.Path) -> dict[str, Any]:
     """Returns the keys of `data` that follow from an exported stage."""
     entry, tokenizer = stage_entry(manifest.stage), handoff.locate(export) / TOKENIZER
-    model = build(entry.config, manifest.config, where=f"{export}/manifest.json config")
+    if tokenizer.is_dir():
+        handoff.tokenizer_dir(export)  # compares its digests
+    model = stage_config(export, manifest, entry)
     spec = entry.make(model).batch_spec
     keys: dict[str, Any] = {"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}
     if (side := entry.training_side(model)) is not None:

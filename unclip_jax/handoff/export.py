@@ -1,6 +1,7 @@
 """Writing an export atomically: readers see a complete one or none.
 
-Everything is written to `DIR.tmp` beside the target and renamed at the end. An existing export is
+The manifest holds the SHA-256 digest of every other file, and its own. Everything is written to
+`DIR.tmp` beside the target and renamed at the end. An existing export is
 moved to `DIR.old` between the two renames and removed after the new one is complete; `load.locate`
 finds it if the machine dies in between.
 """
@@ -20,8 +21,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from unclip_jax.core import trees
+from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.files import regular_files, write_atomically
 from unclip_jax.core.types import Params
 from unclip_jax.handoff.manifest import Manifest, to_json
 
@@ -63,7 +65,7 @@ def write_export(
         **({identity: params_id(stored)} if identity else {}),
     }
     manifest = dataclasses.replace(manifest, **facts)
-    text = to_json(manifest)
+    to_json(manifest)  # refuses what JSON cannot express, before the parameters are written
     with _clear_errors(directory):
         _check_replaceable(directory)
         draft = _sibling(directory, "tmp")
@@ -71,8 +73,25 @@ def write_export(
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(draft / PARAMS, dict(stored))
             checkpointer.wait_until_finished()
-        _first_process(lambda: _finish(draft, directory, text, tokenizer_dir), "export: finish")
+        _first_process(lambda: _finish(draft, directory, manifest, tokenizer_dir), "export: finish")
     return manifest
+
+
+def replace_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
+    """Gives an export another manifest, with the digests of the files that it has now.
+
+    Raises:
+        UserError: `config` or `embed_stats` holds a value that JSON cannot express.
+        OSError: the folder cannot be read or written.
+    """
+    write_atomically(directory / MANIFEST, to_json(manifest, _digests(directory)))
+
+
+def _digests(directory: pathlib.Path) -> dict[str, str]:
+    """Returns the digests of parameters and tokenizer by their paths."""
+    parts = (PARAMS, TOKENIZER)
+    names = [f"{part}/{name}" for part in parts for name in regular_files(directory / part)]
+    return digests.of_files(directory, names)
 
 
 def params_id(params: Params) -> str:
@@ -124,12 +143,13 @@ def _start(draft: pathlib.Path) -> None:
 def _finish(
     draft: pathlib.Path,
     directory: pathlib.Path,
-    text: str,
+    manifest: Manifest,
     tokenizer_dir: pathlib.Path | None,
 ) -> None:
+    """Adds tokenizer and manifest, with the digests of all files, and renames the draft."""
     if tokenizer_dir is not None:
         shutil.copytree(tokenizer_dir, draft / TOKENIZER)
-    _write_durably(draft / MANIFEST, text)
+    _write_durably(draft / MANIFEST, to_json(manifest, _digests(draft)))
     old = _sibling(directory, "old")
     if directory.exists():
         if old.exists():

@@ -1,6 +1,6 @@
 """Finding and reading exports: strictly, and directly onto the devices that will use them."""
 
-import hashlib
+import contextlib
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,12 +11,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from unclip_jax.core import trees
+from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import read_small, regular_files
 from unclip_jax.core.types import Params
 from unclip_jax.handoff.export import MANIFEST, PARAMS, TOKENIZER
-from unclip_jax.handoff.manifest import Manifest, from_json
+from unclip_jax.handoff.manifest import ADVICE, Manifest, file_digests, from_json
 
+# What Orbax raises on files that are damaged.
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 # Sizes of stages that no experiment file describes.
 FOREIGN = (":imported", ":finetune")
 
@@ -60,13 +63,14 @@ def tokenizer_dir(directory: pathlib.Path) -> pathlib.Path:
     """Returns the folder of the tokenizer in an export.
 
     Raises:
-        UserError: the export has none.
+        UserError: the export has none, or its files are not those that were exported.
     """
     folder = locate(directory) / TOKENIZER
     if not folder.is_dir():
         raise UserError(
             f"{directory} holds no tokenizer; use the export of a stage that reads text."
         )
+    _verify(directory, TOKENIZER)
     return folder
 
 
@@ -76,6 +80,12 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
     Raises:
         UserError: there is no complete export, or its manifest cannot be read.
     """
+    text, where = _manifest_text(directory)
+    return from_json(text, where=where)
+
+
+def _manifest_text(directory: pathlib.Path) -> tuple[bytes, str]:
+    """Returns the text of an export's manifest and its path."""
     path = locate(directory) / MANIFEST
     if not path.is_file():
         half = directory.with_name(f"{directory.name}.tmp").exists()
@@ -85,24 +95,52 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
             "or give the folder that holds manifest.json."
         )
     try:
-        return from_json(path.read_text(encoding="utf-8"), where=str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        return read_small(path), str(path)
+    except OSError as error:
         raise UserError(f"could not read {path} ({error}); export the stage again.") from None
 
 
 def content_digest(directory: pathlib.Path) -> str:
-    """Returns a sha256 over the names and bytes of all files of an export, wherever it lies.
+    """Returns a digest of the parameters and the tokenizer of an export, wherever it lies.
 
     Raises:
-        UserError: there is no complete export.
+        UserError: there is no complete export, or its files are not those that were exported.
     """
-    read_manifest(directory)
-    folder, digest = locate(directory), hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    text, where = _manifest_text(directory)
+    stored = file_digests(text, where=where)
+    if stored is None:  # of version 0.1.0
+        stored = digests.of_files(locate(directory), _names(directory, PARAMS, TOKENIZER))
+    return digests.of_json(stored)
+
+
+def _verify(directory: pathlib.Path, part: str) -> None:
+    """Compares the files in one folder of an export with the digests in its manifest.
+
+    Raises:
+        UserError: files that are missing, changed or not regular, by name.
+    """
+    text, where = _manifest_text(directory)
+    stored = file_digests(text, where=where)
+    _names(directory, part)
+    if stored is None:
+        return
+    mine = {name: digest for name, digest in stored.items() if name.startswith(f"{part}/")}
+    if not mine:
+        raise UserError(f"{where} lists no files in {part}; {ADVICE}")
+    digests.check_files(locate(directory), mine, advice=ADVICE)
+
+
+def _names(directory: pathlib.Path, *parts: str) -> list[str]:
+    """Returns the paths of all files in folders of an export.
+
+    Raises:
+        UserError: they hold anything but files, such as a named pipe, which stops its readers.
+    """
+    export = locate(directory)
+    try:
+        return [f"{part}/{name}" for part in parts for name in regular_files(export / part)]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); {ADVICE}") from None
 
 
 def read_params(
@@ -123,6 +161,7 @@ def read_params(
     path = pathlib.Path(locate(directory) / PARAMS).absolute()
     if not path.is_dir():
         raise UserError(f"{directory} holds no {PARAMS} folder; it is not a finished export.")
+    _verify(directory, PARAMS)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
@@ -134,7 +173,7 @@ def read_params(
             return _widened(params, abstract, grows or {})
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except DAMAGE as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
             f"the parameters in {directory} cannot be read ({reason}); the files are damaged or "
@@ -148,9 +187,11 @@ def stored_shapes(directory: pathlib.Path) -> Any:
     Raises:
         UserError: the export is not complete or its list of arrays is damaged.
     """
-    path = pathlib.Path(locate(directory) / PARAMS).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(path).item_metadata if path.is_dir() else None
+    path, metadata = pathlib.Path(locate(directory) / PARAMS).absolute(), None
+    if path.is_dir():
+        _names(directory, PARAMS)
+        with contextlib.suppress(*DAMAGE), ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata
     if metadata is None:
         raise UserError(f"{directory} holds no readable {PARAMS}; export the stage again.")
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree)

@@ -9,14 +9,20 @@ import dataclasses
 import datetime
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unclip_jax.core import config as typed
+from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # version 1 had no digests
+# Entries of the file beside the fields of `Manifest`: the digest of every other file of the export
+# by its path, and the digest of all entries of the manifest but itself.
+FILES, DIGEST = "files", "digest"
+ADVICE = "copy the export again, or export the stage again."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,14 +94,21 @@ def require(manifest: Manifest, fields: Sequence[str]) -> None:
         )
 
 
-def to_json(manifest: Manifest) -> str:
-    """Returns the manifest as indented JSON text, ending in a newline.
+def to_json(manifest: Manifest, files: Mapping[str, str] | None = None) -> str:
+    """Returns the manifest as indented JSON text with its digest, ending in a newline.
+
+    Args:
+        manifest: the record.
+        files: digest of every other file of the export, by its path.
 
     Raises:
         UserError: `config` or `embed_stats` holds a value that JSON cannot express.
     """
+    fields = {**typed.as_dict(manifest), FILES: dict(files or {})}
+    fields["format_version"] = FORMAT_VERSION
     try:
-        return json.dumps(typed.as_dict(manifest), indent=2, allow_nan=False) + "\n"
+        sealed = {**fields, DIGEST: digests.of_json(fields)}
+        return json.dumps(sealed, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the manifest of this {manifest.stage} is not plain JSON ({error}); "
@@ -103,26 +116,50 @@ def to_json(manifest: Manifest) -> str:
         ) from None
 
 
-def from_json(text: str, *, where: str) -> Manifest:
+def from_json(text: str | bytes, *, where: str) -> Manifest:
     """Reads a manifest; `where` names the file in messages.
 
     Raises:
-        UserError: broken JSON, another format version, an unknown or missing field.
+        UserError: broken JSON, another format version, an unknown or missing field, or entries
+            that were changed after the export.
     """
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON ({error}); export the stage again.") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{where} holds {type(fields).__name__}; expected an object of fields.")
+    fields = _entries(text, where=where)
+    facts = {name: value for name, value in fields.items() if name not in (FILES, DIGEST)}
+    return typed.build(Manifest, facts, where=where)
+
+
+def file_digests(text: str | bytes, *, where: str) -> dict[str, str] | None:
+    """Returns the digest of every file that a manifest lists; None for version 1, which has none.
+
+    Raises:
+        UserError: as `from_json`, or the list is damaged.
+    """
+    fields = _entries(text, where=where)
+    if FILES not in fields and fields["format_version"] == 1:
+        return None
+    files = fields.get(FILES)
+    if not isinstance(files, dict) or not all(isinstance(x, str) for x in files.values()):
+        raise UserError(f"{where} has no digests of its files; {ADVICE}")
+    return files
+
+
+def _entries(text: str | bytes, *, where: str) -> dict[str, Any]:
+    """Parses a manifest and compares its digest."""
+    fields = json_text.parse_object(text, where=where, advice=ADVICE)
     version = fields.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version not in READABLE:
         raise UserError(
             f"{where} has format_version {version!r}; this unclip_jax {__version__} reads "
-            f"{FORMAT_VERSION}. Use the version that wrote it ({fields.get('code_version')!r}) "
-            "or export the stage again."
+            f"{' and '.join(map(str, READABLE))}. Use the version that wrote it "
+            f"({fields.get('code_version')!r}) or export the stage again."
         )
-    return typed.build(Manifest, fields, where=where)
+    if DIGEST in fields or version > 1:
+        covered = {name: value for name, value in fields.items() if name != DIGEST}
+        if not digests.skipped() and fields.get(DIGEST) != digests.of_json(covered):
+            raise UserError(
+                f"{where} is damaged or was changed: its digest does not fit its entries; {ADVICE}"
+            )
+    return fields
 
 
 class Link(NamedTuple):

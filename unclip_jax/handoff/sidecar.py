@@ -7,22 +7,26 @@ import json
 import pathlib
 from typing import Any
 
+from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import write_atomically
+from unclip_jax.core.files import read_small, write_atomically
 from unclip_jax.handoff.load import locate
+from unclip_jax.handoff.manifest import DIGEST
 
 VARIANCE = "variance.json"
+ADVICE = "write it again or remove it."
 
 
-def write(directory: pathlib.Path, name: str, value: Any) -> pathlib.Path:
-    """Writes `value` as JSON into the export and returns the file.
+def write(directory: pathlib.Path, name: str, value: dict[str, Any]) -> pathlib.Path:
+    """Writes `value` as JSON with its digest into the export and returns the file.
 
     Raises:
         UserError: the folder cannot be written.
     """
     path = locate(directory) / name
     try:
-        write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+        sealed = {**value, DIGEST: digests.of_json(value)}
+        write_atomically(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space or choose a writable folder."
@@ -34,15 +38,17 @@ def read(directory: pathlib.Path, name: str) -> dict[str, Any] | None:
     """Returns the object in the export's file `name`; None if there is no such file.
 
     Raises:
-        UserError: it cannot be read, or holds no JSON object.
+        UserError: it cannot be read, holds no JSON object, or was changed.
     """
     path = locate(directory) / name
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"could not read {path} ({error}); write it again or remove it.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds {type(value).__name__}, not an object; write it again.")
+        text = read_small(path)
+    except OSError as error:
+        raise UserError(f"could not read {path} ({error}); {ADVICE}") from None
+    value = json_text.parse_object(text, where=str(path), advice=ADVICE)
+    stored = value.pop(DIGEST, None)  # none in files of version 0.1.0
+    if stored is not None and not digests.skipped() and stored != digests.of_json(value):
+        raise UserError(f"{path} is damaged or was changed: its digest does not fit; {ADVICE}")
     return value

@@ -10,7 +10,7 @@ import jax
 
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, one_of
-from unclip_jax.core.config import build
+from unclip_jax.core.config import build, check_limits
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Params
 from unclip_jax.data import text
@@ -21,6 +21,7 @@ from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
 from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage
 from unclip_jax.stages import clip, prior, registry
+from unclip_jax.stages.entry import StageEntry
 
 
 class LoadedCascade(NamedTuple):
@@ -110,7 +111,7 @@ def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Cascade
         for name, path in exports.items()
     )
     readers = {
-        name: functools.partial(_params, path, manifests[name], entries[name].make(configs[name]))
+        name: functools.partial(_params, path, manifests[name], entries[name], configs[name])
         for name, path in exports.items()
     }
     cascade = Cascade(stages)
@@ -182,7 +183,7 @@ def _tokenizer_dirs(
         UserError: a stage whose tokenizer no export of the run holds.
     """
     stored = {
-        manifests[name].tokenizer_hash: load.locate(path) / TOKENIZER
+        manifests[name].tokenizer_hash: load.tokenizer_dir(path)
         for name, path in reversed(list(exports.items()))
         if (load.locate(path) / TOKENIZER).is_dir()
     }
@@ -218,7 +219,7 @@ def _load_stage(directory: pathlib.Path, stage: str, *, article: str) -> tuple[A
     if card.stage != stage:
         raise UserError(f"{directory} is a {card.stage}; give the export of {article}.")
     cfg = _config(directory, card, stage)
-    return cfg, _params(directory, card, registry.stage_entry(stage).make(cfg)), card
+    return cfg, _params(directory, card, registry.stage_entry(stage), cfg), card
 
 
 def load_variance_table(directory: pathlib.Path) -> VarianceTable | None:
@@ -245,6 +246,32 @@ def abstract_params(stage: Stage) -> Any:
     return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
+@functools.lru_cache(maxsize=16)
+def _shapes(make: Callable[[Any], Stage], cfg: Any) -> Any:
+    """Returns `abstract_params` of the stage of a config; tracing a large network takes seconds."""
+    return abstract_params(make(cfg))
+
+
+def stage_config(path: pathlib.Path, card: Manifest, entry: StageEntry) -> Any:
+    """Returns the typed config of an exported stage, from which a network can be built.
+
+    Raises:
+        UserError: an unknown, missing or mistyped key, or sizes of which no network can be built.
+    """
+    where = f"{path}/manifest.json config"
+    cfg = check_limits(build(entry.config, card.config, where=where), where=where)
+    try:
+        _shapes(entry.make, cfg)
+    except UserError:
+        raise
+    except Exception as error:  # from any layer: sizes that do not divide, shapes that do not fit
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"{where} describes no network ({reason}); export the stage again."
+        ) from None
+    return cfg
+
+
 def _config(path: pathlib.Path, card: Manifest, folder: str) -> Any:
     """Returns the typed config of the stage that a folder must hold, with a complete manifest.
 
@@ -256,14 +283,14 @@ def _config(path: pathlib.Path, card: Manifest, folder: str) -> Any:
         raise UserError(
             f"{path} is a {card.stage}; the folder {folder} of a run must hold a {entry.name}."
         )
-    cfg = build(entry.config, card.config, where=f"{path}/manifest.json config")
+    cfg = stage_config(path, card, entry)
     require(card, entry.required_fields(cfg))
     return cfg
 
 
-def _params(path: pathlib.Path, card: Manifest, stage: Stage) -> Any:
+def _params(path: pathlib.Path, card: Manifest, entry: StageEntry, cfg: Any) -> Any:
     """Loads the parameters of one export strictly."""
-    shapes, model = abstract_params(stage), card.config["model"]
+    shapes, model = _shapes(entry.make, cfg), card.config["model"]
     if model.get("unet", model).get("dtype") == "bfloat16":
         shapes = _as_stored(shapes, load.stored_shapes(path))
     return load.read_params(path, abstract=shapes)

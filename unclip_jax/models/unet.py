@@ -115,6 +115,7 @@ def plan(cfg: UNetConfig) -> UNetPlan:
     """
     for name in ("in_channels", "out_channels", "channels", "depth", "patch"):
         positive(f"unet.{name}", getattr(cfg, name))
+    in_range("unet.depth", cfg.depth, 1, 32)  # each block is traced by itself
     in_range("unet.dropout", cfg.dropout, 0.0, 1.0)
     divisible("unet.image_size", cfg.image_size, cfg.stride, "drop a level or change the size.")
     sides = [cfg.image_size // cfg.patch // 2**level for level in range(len(cfg.multiples))]

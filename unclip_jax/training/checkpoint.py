@@ -2,8 +2,9 @@
 
 A checkpoint is a folder `checkpoints/STEP` that is renamed into place when complete, so a killed
 run leaves whole checkpoints or none. It holds `state` (arrays), `data` (the data position, JSON)
-and `meta` (shapes, dtypes and checksum of the arrays, JSON). A checkpoint that cannot be read or
-whose checksum differs is set aside and the previous one is used.
+and `meta` (shapes, dtypes and checksum of the arrays, digest of the data position, step, and a
+digest of all of that, JSON). A checkpoint that cannot be read, or of which any of them differs, is
+set aside and the previous one is used.
 
 Failures of the storage are retried: after a pause where a save could not start, with the next save
 where one failed in the background. One of several processes cannot retry alone, so there the first
@@ -22,7 +23,9 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import regular_files
 from unclip_jax.core.trees import num_bytes
 from unclip_jax.parallel.place import size_text
 from unclip_jax.training import orbax_logging
@@ -95,8 +98,9 @@ class Checkpoints:
         """
         self._finish_previous()
         if step not in self.steps:
-            meta = {"checksum": checksum(state), "tree": describe_tree(state)}
-            self._retry(lambda: self._begin(step, state, encode_position(position), meta))
+            stored = encode_position(position)
+            meta = describe(step, state, stored)
+            self._retry(lambda: self._begin(step, state, stored, meta))
 
     def save_now(self, step: int, state: TrainState, *, position: Any) -> None:
         """Saves and waits for completion.
@@ -196,8 +200,10 @@ class Checkpoints:
     def _read(self, step: int, abstract: TrainState) -> Restored:
         """Reads one checkpoint and verifies it."""
         with _damage():
+            regular_files(self.folder / str(step))  # a named pipe would stop the reader
             items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
             small = self._manager.restore(step, args=items)
+            _check_meta(small["meta"], step, small["data"])
             position = decode_position(small["data"])
             expected, tree = small["meta"]["checksum"], small["meta"]["tree"]
         self._check_tree(step, tree, describe_tree(abstract))
@@ -247,6 +253,34 @@ class Checkpoints:
             ) from error
 
 
+def describe(step: int, state: TrainState, position: Any) -> dict[str, Any]:
+    """Returns the `meta` of a checkpoint with the encoded `position`."""
+    meta = {
+        "checksum": checksum(state),
+        "tree": describe_tree(state),
+        "step": step,
+        "position": digests.of_json(position),
+    }
+    return {**meta, "digest": digests.of_json(meta)}
+
+
+def _check_meta(meta: dict[str, Any], step: int, position: Any) -> None:
+    """Compares step, position and meta itself with the digests that were saved.
+
+    Raises:
+        Damaged: one of them differs.
+    """
+    if meta.keys() == {"checksum", "tree"}:  # of version 0.1.0, which had no digests
+        return
+    covered = {name: value for name, value in meta.items() if name != "digest"}
+    if meta["digest"] != digests.of_json(covered):
+        raise Damaged("its description differs from the one that was saved")
+    if meta["step"] != step:
+        raise Damaged(f"it was saved as the checkpoint of step {meta['step']}")
+    if meta["position"] != digests.of_json(position):
+        raise Damaged("its data position differs from the one that was saved")
+
+
 def encode_position(position: Any) -> dict[str, Any]:
     """Encodes a data position as JSON; bytes become base64."""
     if isinstance(position, bytes):
@@ -265,6 +299,8 @@ def decode_position(stored: dict[str, Any]) -> Any:
 def _damage() -> Iterator[None]:
     try:
         yield
+    except Damaged:
+        raise
     except Exception as error:
         raise Damaged(_reason(error)) from error
 

@@ -1,0 +1,93 @@
+"""SHA-256 digests of files and JSON values, by which damaged or exchanged files are recognised.
+
+Files are hashed in parallel: hashlib releases the interpreter's lock. UNCLIP_SKIP_DIGESTS=1 skips
+the comparison of stored digests, for very large files on slow storage.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import check_regular
+
+SKIP = "UNCLIP_SKIP_DIGESTS"
+LISTED = 3  # names in a message
+
+
+def skipped() -> bool:
+    """True if the environment asks not to compare digests."""
+    return os.environ.get(SKIP, "") not in ("", "0")
+
+
+def of_json(value: Any) -> str:
+    """Returns the digest of a JSON value, independent of spacing and of the order of keys.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_file(path: pathlib.Path) -> str:
+    """Returns the digest of a file.
+
+    Raises:
+        UserError: it is no regular file.
+        OSError: it cannot be read.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def of_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+    """Returns the digest of every file, by its path relative to `folder`.
+
+    Raises:
+        UserError: one is no regular file.
+        OSError: one cannot be read.
+    """
+    names = sorted(names)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(lambda name: of_file(folder / name), names), strict=True))
+
+
+def check_files(folder: pathlib.Path, stored: Mapping[str, str], *, advice: str) -> None:
+    """Compares the files of a folder with their stored digests.
+
+    Args:
+        folder: of the files.
+        stored: digest of every file, by its path relative to `folder`.
+        advice: ends the message.
+
+    Raises:
+        UserError: files that are missing, not regular, unreadable or of other content, by name.
+    """
+    missing = [name for name in sorted(stored) if not (folder / name).exists()]
+    if missing:
+        raise UserError(f"{folder} is incomplete: it lacks {_listed(missing)}; {advice}")
+    if skipped():
+        return
+    try:
+        actual = of_files(folder, stored)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{error.filename} cannot be read ({reason}); {advice}") from None
+    changed = [name for name in actual if actual[name] != stored[name]]
+    if changed:
+        raise UserError(
+            f"{folder} is damaged or was changed: the digest of {_listed(changed)} differs from "
+            f"the stored one; {advice}"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    """Returns the first few names and the number of the others."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
