@@ -9,8 +9,8 @@ import numpy as np
 
 from studies import statistics
 from unclip_jax.data.sources import Source
-from unclip_jax.inference import image_files
-from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.engine import image_inputs
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.metrics import frechet, scores
 from unclip_jax.metrics.intervals import IntervalEstimate
 
@@ -129,7 +129,7 @@ def embed_records(engine: InferenceEngine, records: Sequence[Record]) -> np.ndar
         UserError: an image cannot be read.
     """
     images = [
-        image_files.from_bytes(r["image"], name=str(r["key"]), where=f"record {r['key']}")
+        image_inputs.from_bytes(r["image"], name=str(r["key"]), where=f"record {r['key']}")
         for r in records
     ]
     return np.asarray(engine.image_embeddings(images))

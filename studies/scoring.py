@@ -8,8 +8,8 @@ import numpy as np
 
 from studies import statistics
 from studies.evaluation_set import EvaluationSet
-from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.image_files import InputImage
+from unclip_jax.engine.image_inputs import InputImage
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.metrics import shapes_checker
 from unclip_jax.metrics.shapes_checker import ATTRIBUTES, CRITERIA, Verdict
 

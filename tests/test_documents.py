@@ -29,8 +29,8 @@ from tests.serving.conftest import png
 from unclip_jax import bundle, sample
 from unclip_jax.cli import shell_completion
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.experiment import loading
-from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.serving import schemas
 
 DOCUMENTS = sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

@@ -14,14 +14,14 @@ from unclip_jax.version import __version__
 if TYPE_CHECKING:
     import pathlib
 
-    from unclip_jax.inference.engine import InferenceEngine
+    from unclip_jax.engine.inference_engine import InferenceEngine
 
 __all__ = ["InferenceEngine", "__version__", "open"]
 
 
 def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine":
-    """Opens trained models; see `inference.engine.InferenceEngine.open`."""
-    from unclip_jax.inference.engine import InferenceEngine
+    """Opens trained models; see `engine.inference_engine.InferenceEngine.open`."""
+    from unclip_jax.engine.inference_engine import InferenceEngine
 
     return InferenceEngine.open(path, **options)
 
@@ -29,6 +29,6 @@ def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine":
 def __getattr__(name: str) -> Any:
     if name != "InferenceEngine":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from unclip_jax.inference.engine import InferenceEngine
+    from unclip_jax.engine.inference_engine import InferenceEngine
 
     return InferenceEngine

@@ -3,7 +3,7 @@
     python -m unclip_jax.bundle --models=runs/shapes --out=shapes.unclip --batch-sizes=1,4
 
 The file holds StableHLO per batch size, the weights and the tokenizer;
-`unclip_jax.inference.exported` runs it with JAX and NumPy. docs/page.md has more.
+`unclip_jax.inference.exported_sampler` runs it with JAX and NumPy. docs/page.md has more.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from unclip_jax.cli import entry, flags, request_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference import fields
-from unclip_jax.inference.requests import TextRequest
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.requests import TextRequest
 
 # Fields of a text request that the file fixes.
 FIXED = ("guidance", "steps", "prior_guidance", "prior_steps", "candidates", "best_of")
@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> None:
     sizes = batch_sizes(args.batch_sizes)
     models = flags.run_directory(args.models)
     from unclip_jax.convert import importing
-    from unclip_jax.inference import export, load
-    from unclip_jax.inference.runs import text
+    from unclip_jax.engine.handlers import text
+    from unclip_jax.inference import load, sampler_export
 
     loaded = load.load_cascade(importing.run_directory(models), prior_name=args.prior)
-    card = export.write(
+    card = sampler_export.write(
         args.out,
         loaded,
         batch_sizes=sizes,
@@ -69,7 +69,7 @@ def request_of(args: argparse.Namespace) -> TextRequest:
         UserError: a value that cannot be used.
     """
     values = {"captions": ("",), **request_flags.values(args, TextRequest)}
-    return fields.build(TextRequest, values, name="bundle")
+    return request_fields.build(TextRequest, values, name="bundle")
 
 
 def batch_sizes(text: str) -> list[int]:

@@ -16,7 +16,7 @@ from unclip_jax.cli import entry, flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.inference.request_parts import MAX_IMAGES
+from unclip_jax.engine.request_base import MAX_IMAGES
 from unclip_jax.serving.schemas import Limits
 
 EMBEDDINGS = "embeddings/train"  # of a run directory
@@ -83,7 +83,7 @@ def open_service(args: argparse.Namespace) -> Any:
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
-    from unclip_jax.inference.engine import InferenceEngine
+    from unclip_jax.engine.inference_engine import InferenceEngine
     from unclip_jax.serving.service import InferenceService
 
     return InferenceService(

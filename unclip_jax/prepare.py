@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from unclip_jax.cli import entry
 from unclip_jax.cli.parser import Parser
 from unclip_jax.data import dataset_manifest
-from unclip_jax.data.checking import CheckConfig
 from unclip_jax.data.image_codec import Limits
-from unclip_jax.data.import_plans import make_plans
-from unclip_jax.data.importer import ImportConfig
-from unclip_jax.data.preparation import prepare
+from unclip_jax.preparation.checking import CheckConfig
+from unclip_jax.preparation.import_plans import make_plans
+from unclip_jax.preparation.importer import ImportConfig
+from unclip_jax.preparation.pipeline import prepare
 
 
 def parser() -> Parser:

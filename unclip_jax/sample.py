@@ -6,7 +6,7 @@
 Writes a labelled grid, the single images beside it, and a JSON with everything needed to repeat the
 request (`python -m unclip_jax.sample repeat NAME.json`). Image i depends on (seed, i) alone. The
 first form is the command `text`, which has to be named when the first caption is the name of a
-command. Flags are the fields of the requests in `inference/requests.py`.
+command. Flags are the fields of the requests in `engine/requests.py`.
 """
 
 import sys

@@ -19,8 +19,8 @@ from studies.scoring import ScoredImages
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import sources
-from unclip_jax.inference import batched, load, text_to_image
-from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet
 from unclip_jax.parallel import place
@@ -122,7 +122,7 @@ class Harness:
         overrides: dict[str, Any] = {"steps": steps}
         overrides |= {} if limit is None else {"threshold": "static", "limit": limit}
         options = SampleOptions(
-            prior=batched.override(engine.cascade.prior.sampling, overrides),
+            prior=batch_sampling.override(engine.cascade.prior.sampling, overrides),
             num_candidates=candidates,
         )
         if isinstance(engine.cascade.prior, PriorArStageConfig):
@@ -167,7 +167,7 @@ class Harness:
         cascade = loaded.cascade.without_upsamplers().replace(decoder=decoder)
         overrides = {"guidance_scale": guidance, "steps": steps}
         options = SampleOptions(
-            decoder=batched.override(decoder.sampling, overrides), condition="z_img"
+            decoder=batch_sampling.override(decoder.sampling, overrides), condition="z_img"
         )
         system = (run, options, reads_z, caption, examples.captions, z_img.tobytes())
         if system in self._sampled:
@@ -175,9 +175,9 @@ class Harness:
         mesh, size = sampling_mesh(_even_batch(len(examples.captions)))
         program = (run, options, reads_z, size)
         if program not in self._compiled:
-            self._compiled[program] = batched.compile_sampler(cascade, options, mesh=mesh)
+            self._compiled[program] = batch_sampling.compile_sampler(cascade, options, mesh=mesh)
         sampler = self._compiled[program]
-        base = batched.sample_images(
+        base = batch_sampling.sample_images(
             loaded._replace(cascade=cascade),
             examples.captions,
             seed=self.config.seed,

@@ -10,7 +10,7 @@ from studies.evaluation_set import EvaluationSet
 from studies.findings import baseline_runs
 from studies.findings.harness import Harness
 from studies.scoring import ScoredImages
-from unclip_jax.inference import pca_probe
+from unclip_jax.editing import pca_probe
 
 TITLE = "Principal components"
 SOURCE = "section 4, Figure 7"

@@ -23,7 +23,7 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import in_range
 from unclip_jax.data import sources
 from unclip_jax.diffusion.ddim_inversion import MAX_REFINEMENTS
-from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.engine.inference_engine import InferenceEngine
 
 PARTS = ("reconstruction", "variations", "interpolation", "text_diff")
 MAX_IMAGES = 4096

@@ -12,12 +12,14 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Image
 from unclip_jax.data.sources import Source
-from unclip_jax.inference import decoding, edits, image_files, latents, text_to_image
-from unclip_jax.inference.decode_batch import DecodeBatch
+from unclip_jax.editing import edits, latents
+from unclip_jax.editing.latents import Latent
+from unclip_jax.engine import image_inputs
+from unclip_jax.engine.decode_batch import DecodeBatch
+from unclip_jax.engine.image_inputs import InputImage
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.inference import decoding, text_to_image
 from unclip_jax.inference.decoding import DecodeOptions
-from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.image_files import InputImage
-from unclip_jax.inference.latents import Latent
 from unclip_jax.metrics import intervals, shapes_checker
 from unclip_jax.metrics.psnr import psnr
 
@@ -69,7 +71,7 @@ def read_examples(source: Source, indices: Sequence[int]) -> Examples:
     if not all(record["scene"] for record in records):
         raise UserError("this data set has no scenes to check images by; give one of shapes.")
     return Examples(
-        [image_files.from_bytes(r["image"], name=str(r["key"]), where=r["key"]) for r in records],
+        [image_inputs.from_bytes(r["image"], name=str(r["key"]), where=r["key"]) for r in records],
         [str(record["caption"]) for record in records],
         [str(record["scene"]) for record in records],
     )
@@ -116,7 +118,7 @@ def decode(
 
 def squares(images: Sequence[InputImage], size: int) -> Images:
     """Returns images as squares of one size."""
-    return np.stack([image_files.square(image, size) for image in images])
+    return np.stack([image_inputs.square(image, size) for image in images])
 
 
 def reconstruction(

@@ -23,13 +23,15 @@ from studies.manipulations.measurements import (
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.sources import Source
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
-from unclip_jax.inference import ddpm_images, decoding, edits, latents
-from unclip_jax.inference.ddpm_images import InvertedImages
-from unclip_jax.inference.ddpm_latents import MapOptions
-from unclip_jax.inference.decode_batch import Conditioning
+from unclip_jax.editing import edits, latents
+from unclip_jax.editing.ddpm_latents import MapOptions
+from unclip_jax.editing.latents import Latent
+from unclip_jax.engine import inverted_images
+from unclip_jax.engine.decode_batch import Conditioning
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.inverted_images import InvertedImages
+from unclip_jax.inference import decoding
 from unclip_jax.inference.decoding import DecodeOptions
-from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.latents import Latent
 from unclip_jax.metrics import intervals, shapes_detector
 from unclip_jax.metrics.shapes_detector import DetectedObject, Detection
 from unclip_jax.shapes import scene as scene_module
@@ -150,7 +152,7 @@ class _Editor:
             inverted = self.ddpm_latents(setting.caption, setting.guidance, setting.details)
             indices = range(len(captions))
             latent = self.rotate(Latent(self.z_img, inverted.maps.x_t), theta)
-            return ddpm_images.decode(
+            return inverted_images.decode(
                 self.engine,
                 inverted,
                 Conditioning(latent.z_img, captions, indices),
@@ -183,7 +185,7 @@ class _Editor:
 
     def _ddpm_latents(self, caption: str, guidance: float, details: str) -> InvertedImages:
         images = self.reds.images
-        return ddpm_images.invert(
+        return inverted_images.invert(
             self.engine,
             images,
             Conditioning(self.z_img, self.before[caption], range(len(images))),

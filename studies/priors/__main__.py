@@ -17,9 +17,9 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data import sources
 from unclip_jax.data.sources import Source
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation.cascade import RETRIEVAL
 from unclip_jax.inference import load
-from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.metrics import frechet
 
 NUM, EMBEDDINGS = 200, 500  # unless the command line says otherwise or the split is smaller

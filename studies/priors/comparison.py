@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from studies.evaluation_set import BATCH, EvaluationSet
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import cascade
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Cascade
-from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import embeddings, frechet, shapes_checker
 from unclip_jax.planning import flops

@@ -11,10 +11,12 @@ from PIL import Image
 from tests import cascades
 from unclip_jax import sample
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.inference import edits, image_files, text_to_image
-from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.latents import Latent
-from unclip_jax.inference.requests import TextRequest
+from unclip_jax.editing import edits
+from unclip_jax.editing.latents import Latent
+from unclip_jax.engine import image_inputs
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.requests import TextRequest
+from unclip_jax.inference import text_to_image
 
 SIZE, STEPS = 16, "--steps=4"
 
@@ -98,7 +100,7 @@ def test_text_diffs_begin_at_the_image(call, picture, inversion):
 
 
 def test_a_text_diff_keeps_the_norm_of_a_raw_embedding(engine, picture):
-    z = engine.image_embeddings([image_files.read(picture)])
+    z = engine.image_embeddings([image_inputs.read(picture)])
     target = engine.text_embeddings(["a blue square"])
     thetas = np.linspace(0, 1, 3, dtype=np.float32)
     latent = Latent(z, jnp.zeros((1, 2, 2, 3)))

@@ -13,10 +13,11 @@ from unclip_jax import sample
 from unclip_jax.cli import request_command, request_flags
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
-from unclip_jax.inference import decoding, image_files, progress
-from unclip_jax.inference import latents as latent_files
-from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.requests import REQUESTS, TextRequest
+from unclip_jax.editing import latents as latent_files
+from unclip_jax.engine import image_inputs
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.requests import REQUESTS, TextRequest
+from unclip_jax.inference import decoding, progress
 
 SIZE = 16  # of the tiny decoder; its upsampler doubles it
 STEPS = "--steps=4"
@@ -100,10 +101,10 @@ def reconstructed(engine, run_dir, inputs, tmp_path_factory):
 def test_reconstruct_shows_each_picture_beside_itself_and_saves_its_latent(reconstructed, inputs):
     record, shown, latents = reconstructed
     assert shown.shape == (4, 2 * SIZE, 2 * SIZE, 3) and len(record["psnr_db"]) == 2
-    original = image_files.square(image_files.read(inputs / "one.png"), 2 * SIZE)
+    original = image_inputs.square(image_inputs.read(inputs / "one.png"), 2 * SIZE)
     np.testing.assert_array_equal(shown[0], original)
     assert [entry["name"] for entry in record["inputs"]] == ["one.png", "other.png"]
-    assert record["inputs"][0]["source"] == image_files.read(inputs / "one.png").sha256
+    assert record["inputs"][0]["source"] == image_inputs.read(inputs / "one.png").sha256
     assert all(path.stat().st_size < 20_000 for path in latents)
 
 
@@ -181,7 +182,7 @@ def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call
 
 def test_a_text_diff_by_ddpm_starts_at_the_picture_itself(call, inputs):
     arguments = (inputs / "one.png", "a blue square", STEPS, "--frames=2", "--inversion=ddpm")
-    original = image_files.square(image_files.read(inputs / "one.png"), SIZE)
+    original = image_inputs.square(image_inputs.read(inputs / "one.png"), SIZE)
     for more in ((), ("--guidance=2",), ("--caption=a ring", "--eta=1", "--strength=1")):
         record, path = call("text-diff", *arguments, *more, "--no-upsample")
         assert np.abs(path[0].astype(int) - original).max() <= 1
@@ -226,8 +227,8 @@ def test_a_blend_of_one_heavy_picture_is_its_reconstruction(call, reconstructed)
 def test_inpainting_keeps_known_pixels_exactly_and_draws_the_rest(call, inputs):
     hole = (inputs / "one.png", inputs / "mask.png", "--num=2", "--repeats=2", "--jump=2")
     _, filled = call("inpaint", *hole, "--caption=a red circle", STEPS)
-    original = image_files.square(image_files.read(inputs / "one.png"), 2 * SIZE)
-    known = image_files.mask_square(image_files.read(inputs / "mask.png"), 2 * SIZE) == 1
+    original = image_inputs.square(image_inputs.read(inputs / "one.png"), 2 * SIZE)
+    known = image_inputs.mask_square(image_inputs.read(inputs / "mask.png"), 2 * SIZE) == 1
     assert 0.3 < known.mean() < 0.7
     for image in filled:
         np.testing.assert_array_equal(image[known], original[known])
@@ -329,7 +330,7 @@ def test_a_record_repeats_its_request(call, reconstructed, run_dir, tmp_path, en
 @pytest.mark.parametrize("key", ["sha256", "source"])  # of an image, of an inverted image
 def test_a_record_is_repeated_with_the_images_it_was_made_with(tmp_path, key):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "one.png")
-    digest = image_files.read(tmp_path / "one.png").sha256
+    digest = image_inputs.read(tmp_path / "one.png").sha256
     record = {"command": "upscale", "request": {"images": ["one.png"]}, "inputs": [{key: digest}]}
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record))
@@ -490,10 +491,10 @@ def test_pictures_of_any_mode_and_size_become_squares(tmp_path):
     for mode, size in (("1", (9, 40)), ("P", (300, 200)), ("RGBA", (8, 8)), ("I;16", (50, 20))):
         path = tmp_path / f"{mode.replace(';', '')}.png"
         Image.new(mode, size).save(path)
-        assert image_files.square(image_files.read(path), 16).shape == (16, 16, 3)
+        assert image_inputs.square(image_inputs.read(path), 16).shape == (16, 16, 3)
     Image.new("RGB", (4, 4)).save(tmp_path / "small.png")
     with pytest.raises(UserError, match="small.png: too small: 4x4 pixels"):
-        image_files.read(tmp_path / "small.png")
+        image_inputs.read(tmp_path / "small.png")
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
     with pytest.raises(UserError, match=r"huge.png: decompression bomb: .*pixels"):
-        image_files.read(tmp_path / "huge.png")
+        image_inputs.read(tmp_path / "huge.png")

@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import coco, feature_extraction, image_sets, prompts, sampled_set
 from unclip_jax.evaluation.image_sets import ReadOptions
 from unclip_jax.evaluation.sampled_set import SampledSetConfig
-from unclip_jax.inference import batched, load
+from unclip_jax.inference import batch_sampling, load
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet, npz
 from unclip_jax.metrics.report import Collected
@@ -44,7 +44,7 @@ def sampling(run_dir, out, **changes):
 def replaced(sampler):
     """The sampler of images replaced by a stand-in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched, "sample_images", sampler)
+        patch.setattr(batch_sampling, "sample_images", sampler)
         yield
 
 
@@ -109,10 +109,10 @@ def test_images_sampled_in_parts_are_those_sampled_at_once(loaded):
     """The real sampler: image i depends on (seed, i) alone, whatever part it is in."""
     options = SampleOptions(condition="z_txt")
     shared = {"seed": 5, "options": options, "batch_size": 2}
-    whole = batched.sample_images(loaded, CAPTIONS[:4], **shared)
-    late = batched.sample_images(loaded, CAPTIONS[2:4], first_index=2, **shared)
+    whole = batch_sampling.sample_images(loaded, CAPTIONS[:4], **shared)
+    late = batch_sampling.sample_images(loaded, CAPTIONS[2:4], first_index=2, **shared)
     np.testing.assert_array_equal(late, whole[2:])
-    assert not np.array_equal(late, batched.sample_images(loaded, CAPTIONS[2:4], **shared))
+    assert not np.array_equal(late, batch_sampling.sample_images(loaded, CAPTIONS[2:4], **shared))
 
 
 # COCO

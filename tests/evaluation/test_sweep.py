@@ -9,7 +9,7 @@ import pytest
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import sweep_points
-from unclip_jax.inference import batched
+from unclip_jax.inference import batch_sampling
 
 SIZE = 16
 
@@ -33,7 +33,7 @@ def run(run_dir, out, *more, draw=None):
     base = [f"--models={run_dir}", f"--data={run_dir}/data", f"--out={out}"]
     base += ["--num=4", "--images=2", "--guidance=1,2.5", "--steps=2,4", "--sampler=ddim"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched, "sample_images", draw)
+        patch.setattr(batch_sampling, "sample_images", draw)
         evaluate.main(["sweep", *base, *more])
     return draw
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.import_plans import WORLDS as GENERATORS
 from unclip_jax.metrics import worlds
 from unclip_jax.portraits import render as portraits_render
 from unclip_jax.portraits import world as portraits_world
+from unclip_jax.preparation.import_plans import WORLDS as GENERATORS
 from unclip_jax.shapes import render as shapes_render
 from unclip_jax.shapes import world as shapes_world
 

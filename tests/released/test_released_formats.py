@@ -13,8 +13,8 @@ import pytest
 
 from unclip_jax.core import trees
 from unclip_jax.core.config import build
+from unclip_jax.editing import latents
 from unclip_jax.handoff import manifest
-from unclip_jax.inference import latents
 from unclip_jax.inference.load import abstract_params
 from unclip_jax.stages.registry import stage_entry
 

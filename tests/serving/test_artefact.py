@@ -14,9 +14,9 @@ from tests import cascades
 from tests.conftest import ROOT
 from unclip_jax import bundle
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference import batched, exported, load, text_to_image
+from unclip_jax.engine.handlers import text as text_requests
+from unclip_jax.inference import batch_sampling, exported_sampler, load, text_to_image
 from unclip_jax.inference.cascade import tokenise
-from unclip_jax.inference.runs import text as text_requests
 
 OPTIONS = ["--steps=4", "--prior-steps=3", "--guidance=2"]
 CAPTIONS = [*cascades.CAPTIONS, "", "a green star"]
@@ -39,7 +39,7 @@ READER = """
     else:
         sys.exit("the models are still there")
     import numpy as np
-    from unclip_jax.inference.exported import open_artefact
+    from unclip_jax.inference.exported_sampler import open_artefact
 
     opened = open_artefact(pathlib.Path(sys.argv[1]))
     np.save(sys.argv[2], opened.draw(sys.argv[3:], seed=5))
@@ -62,7 +62,7 @@ def test_another_process_draws_the_same_bits_without_the_models(written, run_dir
     loaded = load.load_cascade(run_dir)
     args = bundle.parser().parse_args(["--out=x", *OPTIONS])
     options = text_requests.sample_options(bundle.request_of(args), loaded.cascade)
-    ordinary = batched.compile_sampler(loaded.cascade, options)
+    ordinary = batch_sampling.compile_sampler(loaded.cascade, options)
     tokenizers = load.load_tokenizers(loaded.tokenizer_dirs)
     parts = []
     for indices in ([0, 1, 2, 3], [4]):
@@ -73,7 +73,7 @@ def test_another_process_draws_the_same_bits_without_the_models(written, run_dir
 
 
 def test_a_file_says_what_it_is(written, capsys):
-    opened = exported.open_artefact(written)
+    opened = exported_sampler.open_artefact(written)
     assert opened.card.batch_sizes == (1, 4) and opened.card.image_size == 32
     assert opened.card.platforms == ("cpu",) and opened.card.options["decoder"]["steps"] == "4"
     assert (opened._size_for(9), opened._size_for(3)) == (4, 1)
@@ -85,7 +85,7 @@ def test_a_file_says_what_it_is(written, capsys):
 )
 def test_what_cannot_be_drawn_is_refused(written, captions, seed, message):
     with pytest.raises(UserError, match=message):
-        exported.open_artefact(written).draw(captions, seed=seed)
+        exported_sampler.open_artefact(written).draw(captions, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def rewritten(written, path, **changed):
 
 
 def test_files_that_are_none_are_refused(written, tmp_path):
-    card = json.loads(zipfile.ZipFile(written).read(exported.CARD))
+    card = json.loads(zipfile.ZipFile(written).read(exported_sampler.CARD))
 
     def with_card(**changes):
         return rewritten(written, tmp_path / "other", card=json.dumps({**card, **changes}))
@@ -126,11 +126,11 @@ def test_files_that_are_none_are_refused(written, tmp_path):
     ]
     for path, message in cases:
         with pytest.raises(UserError, match=message):
-            exported.open_artefact(path)
+            exported_sampler.open_artefact(path)
     for changes, message in (
         ({"format_version": 9}, "has format_version 9, but 1 is read here"),
         ({"more": 1}, "has a damaged card"),
         ({"platforms": ["tpu"]}, "is for tpu, but JAX runs on cpu here"),
     ):
         with pytest.raises(UserError, match=message):
-            exported.open_artefact(with_card(**changes))
+            exported_sampler.open_artefact(with_card(**changes))

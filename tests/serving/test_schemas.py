@@ -9,8 +9,8 @@ from PIL import Image
 from tests.serving.conftest import png
 from unclip_jax.cli import request_command, request_flags
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference import fields
-from unclip_jax.inference.requests import REQUESTS
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.serving import schemas
 from unclip_jax.serving.schemas import Limits
 
@@ -62,7 +62,7 @@ def test_flags_and_json_give_the_same_request(command, tmp_path):
         by_json = read(command, values, limits=Limits(images=1000)).request
         by_flags = parse(command, values, tmp_path / str(index))
         assert getattr(by_json, "weights", None) == getattr(by_flags, "weights", None)
-        for name in fields.fields(by_json).keys() - {"image_weights", "text_weights"}:
+        for name in request_fields.fields(by_json).keys() - {"image_weights", "text_weights"}:
             one, other = (comparable(getattr(r, name)) for r in (by_json, by_flags))
             assert one == other, name
             assert name not in values or one not in (None, ()), name
@@ -73,7 +73,7 @@ def parse(command, values, folder):
     folder.mkdir()
     arguments, positional = [], []
     for name, value in {**values, **OF_SERVER.get(command, {})}.items():
-        field = fields.fields(REQUESTS[command])[name]
+        field = request_fields.fields(REQUESTS[command])[name]
         items = value if field.many else [value]
         if field.scalar == "image":
             paths = [folder / f"{name}{index}.png" for index in range(len(items))]
@@ -96,7 +96,7 @@ def parse(command, values, folder):
             arguments += [flag, *map(str, items)] if field.many else [f"{flag}={value}"]
     positional = ["--", *positional] if positional else []
     args = request_command.parser(command).parse_args([*arguments, *positional])
-    return fields.build(
+    return request_fields.build(
         REQUESTS[command], request_flags.values(args, REQUESTS[command]), name=command
     )
 
@@ -113,7 +113,7 @@ def comparable(value):
 def test_uploads_are_files_of_the_archive():
     request, files = read("blend", {"images": [IMAGE, OTHER], "texts": ["b"], "noise": "fresh"})
     assert files == {"images-0.png": IMAGE, "images-1.png": OTHER}
-    assert fields.plain(request)["images"] == ["images-0.png", "images-1.png"]
+    assert request_fields.plain(request)["images"] == ["images-0.png", "images-1.png"]
 
 
 def test_the_description_is_complete():
@@ -132,7 +132,7 @@ def test_the_openapi_document_describes_every_request():
         body = document["paths"][f"/api/{name}"]["post"]["requestBody"]["content"]
         reference = body["application/json"]["schema"]["$ref"]
         schema = components[reference.rpartition("/")[2]]
-        properties = {*fields.fields(request)} - {"embeddings"}
+        properties = {*request_fields.fields(request)} - {"embeddings"}
         assert schema["properties"].keys() == properties and {*schema["required"]} <= properties
     etas = components["variations"]["properties"]["etas"]
     assert etas["items"]["maximum"] == 1 and etas["default"] == [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -148,7 +148,7 @@ class Toy(REQUESTS["upscale"]):
     name = "toy"
     summary = "Do nothing."
 
-    size: int = fields.option(4, help="of nothing", low=1, high=9)
+    size: int = request_fields.option(4, help="of nothing", low=1, high=9)
 
     @property
     def image_count(self):
@@ -174,7 +174,7 @@ def test_a_request_is_added_in_one_place(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=message):
         read("toy", {"images": [IMAGE], "size": 10})
     with pytest.raises(UserError, match=message):
-        fields.build(Toy, {"images": [IMAGE], "size": 10}, name="toy")
+        request_fields.build(Toy, {"images": [IMAGE], "size": 10}, name="toy")
     args = request_command.parser("toy").parse_args(
         [f"{tmp_path}/one.png", "--size=10", f"--models={tmp_path}"]
     )

@@ -2,7 +2,7 @@
 
 Holds the argument parser (parser.py), flags that several commands share, the flags of requests,
 which are derived from their fields (request_flags.py, request_command.py), and the exit of a
-command (entry.py). Sampling itself is in `inference`, which knows no flags. Start at
+command (entry.py). Sampling itself is in `engine`, which knows no flags. Start at
 request_command.py.
 """
 
@@ -10,6 +10,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "convert",
     "core",
     "data",
+    "engine",
     "experiment",
     "handoff",
     "inference",

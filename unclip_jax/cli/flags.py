@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference.fields import MAX_TEXT
+from unclip_jax.engine.request_fields import MAX_TEXT
 
 DEFAULT_MODELS = pathlib.Path("runs/shapes")  # what `make demo` builds
 

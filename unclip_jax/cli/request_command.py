@@ -11,9 +11,9 @@ from unclip_jax.cli import flags, process_flags, request_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data.image_codec import SUFFIXES
-from unclip_jax.inference import fields
-from unclip_jax.inference.request_parts import Request
-from unclip_jax.inference.requests import REQUESTS, TextRequest
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.request_base import Request
+from unclip_jax.engine.requests import REQUESTS, TextRequest
 
 REPEAT = "repeat"
 MAX_BATCH = 4096
@@ -116,7 +116,7 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
         request, prior = request_flags.from_record(args.record)
         return request, dataclasses.replace(setting, prior=args.prior or prior or "prior")
     values = request_flags.values(args, REQUESTS[command])
-    return fields.build(REQUESTS[command], values, name=command), setting
+    return request_fields.build(REQUESTS[command], values, name=command), setting
 
 
 def run(request: Request, setting: Setting) -> None:
@@ -128,9 +128,9 @@ def run(request: Request, setting: Setting) -> None:
     import jax
 
     from unclip_jax.convert import importing
+    from unclip_jax.engine.handlers import text
+    from unclip_jax.engine.inference_engine import InferenceEngine
     from unclip_jax.inference import load
-    from unclip_jax.inference.engine import InferenceEngine
-    from unclip_jax.inference.runs import text
 
     if setting.by_stage:
         assert isinstance(request, TextRequest)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference import fields
-from unclip_jax.inference.fields import Field
-from unclip_jax.inference.image_files import InputImage
-from unclip_jax.inference.request_parts import Request
-from unclip_jax.inference.requests import REQUESTS
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.image_inputs import InputImage
+from unclip_jax.engine.request_base import Request
+from unclip_jax.engine.request_fields import Field
+from unclip_jax.engine.requests import REQUESTS
 
 _METAVARS = {"integer": "N", "number": "X", "text": "TEXT", "image": "FILE"}
 
@@ -24,7 +24,7 @@ def add_fields(
     parser: Parser, request: type[Request], *, only: Collection[str] | None = None
 ) -> None:
     """Adds one argument per field of a request, or per field in `only`."""
-    declared = fields.fields(request)
+    declared = request_fields.fields(request)
     joint = {field.option.weights for field in declared.values()}  # given with the items they weigh
     for field in declared.values():
         if field.name not in joint and (only is None or field.name in only):
@@ -38,7 +38,7 @@ def values(args: argparse.Namespace, request: type[Request]) -> dict[str, Any]:
         UserError: an item has more than one weight, or one that is no number.
     """
     result: dict[str, Any] = {}
-    for field in fields.fields(request).values():
+    for field in request_fields.fields(request).values():
         value = getattr(args, field.name, None)
         if value is None:
             continue
@@ -79,13 +79,13 @@ def from_record(path: pathlib.Path) -> Recorded:
             "that was written beside the images."
         ) from None
     values = dict(stored)
-    for field in fields.fields(request).values():
+    for field in request_fields.fields(request).values():
         if field.scalar == "image" and values.get(field.name):
             names = values[field.name]
             values[field.name] = (
                 [_beside(path, name) for name in names] if field.many else _beside(path, names)
             )
-    built = fields.build(request, values, name=name)
+    built = request_fields.build(request, values, name=name)
     _check_inputs(built, record, path)
     return Recorded(built, record.get("prior"))
 
@@ -97,7 +97,7 @@ def _check_inputs(request: Request, record: dict[str, Any], path: pathlib.Path) 
         UserError: naming the image.
     """
     recorded = {entry.get("sha256", entry.get("source")) for entry in record.get("inputs", ())}
-    for field in fields.fields(request).values():
+    for field in request_fields.fields(request).values():
         value = getattr(request, field.name) if field.scalar == "image" else None
         for image in value if field.many and value else (value,):
             if isinstance(image, InputImage) and image.sha256 not in recorded:
@@ -135,7 +135,7 @@ def _add(parser: Parser, field: Field) -> None:
 
 def _help(field: Field) -> str:
     """The help of a field with its range and its default."""
-    notes = [fields.range_text(field)]
+    notes = [request_fields.range_text(field)]
     default = field.default
     if field.scalar != "boolean" and default not in (None, ()):
         value = " ".join(f"{x:g}" for x in default) if field.many else default

@@ -20,7 +20,7 @@ from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.degrade import area_downsample
-from unclip_jax.inference import batched, load, text_to_image
+from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.cascade import Captions, tokenise
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
@@ -174,10 +174,10 @@ def caption_rates(
     """
     options = SampleOptions(condition="z_img", best_of=best_of)
     mesh, batch_size = sampling_mesh(batch_size)
-    sampler = batched.compile_sampler(loaded.cascade, options, mesh=mesh)
+    sampler = batch_sampling.compile_sampler(loaded.cascade, options, mesh=mesh)
 
     def rates(z_img: np.ndarray, label: str) -> dict[str, Rate]:
-        images = batched.sample_images(
+        images = batch_sampling.sample_images(
             loaded,
             captions,
             seed=seed,

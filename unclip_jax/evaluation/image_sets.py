@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.checks import UserError, positive
-from unclip_jax.data import folders, image_codec, items, sources
+from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.metrics import npz
+from unclip_jax.preparation import folders, items
 
 Images = UInt8[np.ndarray, "_ _ _ 3"]
 LOSSY = (".jpg", ".jpeg", ".webp")

@@ -19,10 +19,10 @@ import numpy as np
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.picture import labelled_grid
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import feature_extraction, protocol_folder, sampled_set
 from unclip_jax.evaluation.image_sets import ImageSet
 from unclip_jax.evaluation.sampled_set import SampledSetConfig
-from unclip_jax.inference.engine import InferenceEngine
 from unclip_jax.metrics import scores, shapes_checker, worlds
 from unclip_jax.metrics.extractors import clip
 from unclip_jax.metrics.intervals import bootstrap

@@ -19,7 +19,7 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.evaluation import image_sets, protocol_folder
 from unclip_jax.evaluation.image_sets import ImageSet
 from unclip_jax.handoff.export import params_id
-from unclip_jax.inference import batched, load
+from unclip_jax.inference import batch_sampling, load
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import npz
@@ -87,7 +87,7 @@ def sample_options(
         UserError: settings that are invalid or do not go together.
     """
     overrides = {"guidance_scale": guidance, "steps": steps, "sampler": sampler}
-    decoder = batched.override(loaded.cascade.decoder.sampling, overrides)
+    decoder = batch_sampling.override(loaded.cascade.decoder.sampling, overrides)
     loaded.cascade.decoder.check_guidance(decoder)
     return SampleOptions(decoder=decoder, condition=condition)
 
@@ -120,7 +120,7 @@ def sample_all(
     for number, (start, path) in enumerate(zip(starts, paths, strict=True), 1):
         if path.is_file():
             continue
-        images = batched.sample_images(
+        images = batch_sampling.sample_images(
             loaded,
             list(captions[start : start + config.part]),
             seed=config.seed,

@@ -18,14 +18,14 @@ import numpy as np
 
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.engine.image_inputs import InputImage
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import feature_extraction, image_sets, protocol_folder, sweep_points
 from unclip_jax.evaluation.image_sets import ImageSet, ReadOptions
 from unclip_jax.evaluation.sampled_set import sample_options
 from unclip_jax.evaluation.sweep_points import Point
 from unclip_jax.handoff.export import params_id
-from unclip_jax.inference import batched, load
-from unclip_jax.inference.engine import InferenceEngine
-from unclip_jax.inference.image_files import InputImage
+from unclip_jax.inference import batch_sampling, load
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import npz, report, scores, worlds
@@ -147,7 +147,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         if path.is_file():
             sys.stderr.write(f"{point.name}: exists already\n" if first else "")
             continue
-        images = batched.sample_images(
+        images = batch_sampling.sample_images(
             loaded,
             list(inputs.captions),
             seed=config.seed,

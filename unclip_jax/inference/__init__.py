@@ -1,20 +1,16 @@
-"""inference: trained stages composed to sample and edit images; a library without flags.
+"""inference: a trained cascade loaded, sampled, embedded with and exported; no flags, no requests.
 
-Everything that one can ask for is a dataclass (requests.py, whose fields fields.py describes); the
-engine (engine.py, batch_runner.py) loads a cascade and runs it (runs/) to a result (result.py).
-Below lie loading (load.py), the cascade as one pure function (text_to_image.py) in batches
-(batched.py) or one stage at a time (offload.py), latents and their edits (latents.py, edits.py),
-and single-file exports of the sampler (export.py, exported.py). Start at requests.py, then
-text_to_image.py and engine.py.
+A cascade is data (cascade.py), read from a run directory (load.py) and sampled as one pure function
+(text_to_image.py): in batches over all devices (batch_sampling.py) or one stage at a time
+(offload.py). decoding.py is the decoder alone, from any (z_img, x_T). sampler_export.py writes the
+sampler as one file, which exported_sampler.py runs. Start at cascade.py, then text_to_image.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
-    "convert",
     "core",
     "data",
     "diffusion",
     "handoff",
-    "metrics",
     "models",
     "parallel",
     "stages",

@@ -1,12 +1,13 @@
-"""serving: an HTTP API and a web page for the requests of `inference`.
+"""serving: an HTTP API and a web page for the requests of `engine`.
 
 Holds a queue with one worker (job_queue.py), the service that runs requests (service.py), their
 limits and schemas (schemas.py), the HTTP API (api.py) and the page (page.py, style.py). Sampling
-itself is in `inference`. Start at service.py.
+itself is in `engine`. Start at service.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
     "core",
     "data",
+    "engine",
     "inference",
 )

@@ -20,9 +20,9 @@ from fastapi import responses  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
-from unclip_jax.inference.fields import Field
-from unclip_jax.inference.requests import REQUESTS
-from unclip_jax.inference.result import Result
+from unclip_jax.engine.request_fields import Field
+from unclip_jax.engine.requests import REQUESTS
+from unclip_jax.engine.result import Result
 from unclip_jax.serving import schemas
 from unclip_jax.serving.job_queue import Job, QueueFull
 from unclip_jax.serving.service import InferenceService, ServedResult

@@ -20,10 +20,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference import fields
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.request_base import MAX_SEED
+from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.inference.progress import Progress
-from unclip_jax.inference.request_parts import MAX_SEED
-from unclip_jax.inference.requests import REQUESTS
 from unclip_jax.serving import api, style
 from unclip_jax.serving.job_queue import Job
 from unclip_jax.serving.service import InferenceService, ServedResult
@@ -334,7 +334,7 @@ def _upload(label: str, name: str, *, width: int = 240) -> gr.Image:
 
 def _default(command: str, name: str) -> Any:
     """The default of a field."""
-    return fields.fields(REQUESTS[command])[name].default
+    return request_fields.fields(REQUESTS[command])[name].default
 
 
 def _seed() -> gr.Number:

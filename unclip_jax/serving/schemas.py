@@ -1,6 +1,6 @@
 """Requests over HTTP: the limits of a server, reading values, and the schema of every request.
 
-Everything is derived from the fields of the requests in `inference/requests.py`.
+Everything is derived from the fields of the requests in `engine/requests.py`.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.data import image_codec
-from unclip_jax.inference import fields, image_files
-from unclip_jax.inference.fields import Field
-from unclip_jax.inference.request_parts import Request
-from unclip_jax.inference.requests import REQUESTS
+from unclip_jax.engine import image_inputs, request_fields
+from unclip_jax.engine.request_base import Request
+from unclip_jax.engine.request_fields import Field
+from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.version import __version__
 
 # Set by the server, not by its callers.
@@ -67,7 +67,7 @@ class Submission(NamedTuple):
 
 def served_fields(name: str) -> dict[str, Field]:
     """The fields of a request that a caller may give."""
-    declared = fields.fields(REQUESTS[name])
+    declared = request_fields.fields(REQUESTS[name])
     return {key: field for key, field in declared.items() if key not in OF_SERVER}
 
 
@@ -99,7 +99,7 @@ def read(
     }
     for key in checked.keys() & OF_SERVER:
         raise UserError(f"{name} has no {key!r}.")
-    request = fields.build(cls, {**checked, **(of_server or {})}, name=name)
+    request = request_fields.build(cls, {**checked, **(of_server or {})}, name=name)
     if request.image_count > limits.images:
         raise UserError(
             f"that would be {request.image_count} images; this server generates at most "
@@ -239,7 +239,7 @@ def _read(field: Field, value: Any, limits: Limits, files: dict[str, bytes]) -> 
     name = field.name
     if field.many:
         if not isinstance(value, list):
-            return fields.checked(field, value)  # which refuses it
+            return request_fields.checked(field, value)  # which refuses it
         in_range(f"number of {name}", len(value), *_count(field, limits))
     if field.scalar == "image":
         if not field.many:
@@ -249,7 +249,7 @@ def _read(field: Field, value: Any, limits: Limits, files: dict[str, bytes]) -> 
             _image(f"{name}[{index}]", f"{name}{number}", item, limits, files)
             for index, (number, item) in enumerate(zip(numbered, value, strict=True))
         ]
-    value = fields.checked(field, value)
+    value = request_fields.checked(field, value)
     for item in value if field.many else [value]:
         if isinstance(item, str):
             _check_text(field, item, limits)
@@ -267,7 +267,7 @@ def _check_text(field: Field, text: str, limits: Limits) -> None:
 
 def _image(
     where: str, stem: str, data: Any, limits: Limits, files: dict[str, bytes]
-) -> image_files.InputImage:
+) -> image_inputs.InputImage:
     """An upload, decoded within the limits.
 
     Raises:
@@ -278,7 +278,7 @@ def _image(
     if len(data) > limits.file:
         raise UserError(f"{where} has {len(data)} bytes; give a file of at most {limits.file}.")
     most = image_codec.Limits(max_pixels=limits.pixels)
-    image = image_files.from_bytes(data, name=stem, where=where, limits=most)
+    image = image_inputs.from_bytes(data, name=stem, where=where, limits=most)
     name = f"{stem}.{image_codec.format_of(data)}"
     files[name] = data
     return image._replace(name=name, path=name)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.inference.engine import InferenceEngine
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.requests import PcaProbeRequest
+from unclip_jax.engine.result import Result
 from unclip_jax.inference.progress import ProgressCallback
-from unclip_jax.inference.requests import PcaProbeRequest
-from unclip_jax.inference.result import Result
 from unclip_jax.serving import schemas
 from unclip_jax.serving.job_queue import Job, JobQueue
 from unclip_jax.serving.schemas import Limits, Submission

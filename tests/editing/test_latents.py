@@ -1,0 +1,161 @@
+import dataclasses
+import json
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.config import as_dict
+from unclip_jax.editing import latents
+from unclip_jax.editing.latents import Latent, LatentOrigin, UpsamplerLatentOrigin
+
+ORIGIN = LatentOrigin(
+    clip_id="c" * 64, decoder_id="d" * 64, image_size=4, caption="a cat", name="x.png"
+)
+
+
+HELD = tuple(
+    UpsamplerLatentOrigin(upsampler_id=name * 64, image_size=size, steps="8")
+    for name, size in (("u", 8), ("v", 16))
+)
+
+
+def latent(count=1, sizes=()):
+    rng = np.random.default_rng(0)
+
+    def noise(*shape):
+        return jnp.asarray(rng.normal(size=(count, *shape)), jnp.float32)
+
+    return Latent(noise(8), noise(4, 4, 3), tuple(noise(size, size, 3) for size in sizes))
+
+
+def test_a_latent_comes_back_bit_for_bit_with_its_origin(tmp_path):
+    path = tmp_path / "x.npz"
+    latents.save(path, latent(), origin=ORIGIN)
+    again, origin = latents.load(path)
+    np.testing.assert_array_equal(again.z_img, latent().z_img)
+    np.testing.assert_array_equal(again.x_T, latent().x_T)
+    assert origin == ORIGIN
+    assert path.stat().st_size < 4096
+
+
+def test_the_file_is_arrays_and_json_for_anybody(tmp_path):
+    path = tmp_path / "x.npz"
+    latents.save(path, latent(), origin=ORIGIN)
+    with np.load(path, allow_pickle=False) as file:
+        assert set(file) == {"z_img", "x_T", "origin"}
+        note = json.loads(bytes(file["origin"]))
+    assert note["caption"] == "a cat" and note["steps"] == "ddim250"
+
+
+def test_details_come_back_too_in_order(tmp_path):
+    path, whole = tmp_path / "x.npz", latent(sizes=(8, 16))
+    latents.save(path, whole, origin=dataclasses.replace(ORIGIN, details=HELD))
+    again, origin = latents.load(path)
+    assert origin.details == HELD and len(again.details) == 2
+    for one, other in zip(again.details, whole.details, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with np.load(path, allow_pickle=False) as file:
+        assert set(file) == {"z_img", "x_T", "details_0", "details_1", "origin"}
+
+
+def test_a_file_from_before_there_were_details_is_read(tmp_path):
+    path = tmp_path / "old.npz"
+    old = dataclasses.asdict(ORIGIN) | {"format_version": 1}
+    del old["details"]
+    written(path, origin=np.frombuffer(json.dumps(old).encode(), np.uint8))
+    found, origin = latents.load(path)
+    assert found.details == () and origin.details == () and origin.format_version == 1
+
+
+def test_details_of_other_upsamplers_are_refused_by_the_field():
+    origin = dataclasses.replace(ORIGIN, details=HELD)
+    latents.check_details_fit(origin, expected=HELD, where="x.npz")
+    for changes, message in (
+        ({"upsampler_id": "w" * 64}, "other upsamplers: upsampler_id .*'vvvvvvvvvvvv'.* 'wwww"),
+        ({"image_size": 32}, r"other upsamplers: image_size \['8', '16'\], .* \['8', '32'\]"),
+        ({"steps": "27"}, "details of upsampler_steps 8, 8, not 8, 27; .* details=fresh"),
+    ):
+        expected = (HELD[0], dataclasses.replace(HELD[1], **changes))
+        with pytest.raises(UserError, match=message):
+            latents.check_details_fit(origin, expected=expected, where="x.npz")
+    with pytest.raises(UserError, match="of other upsamplers"):
+        latents.check_details_fit(origin, expected=HELD[:1], where="x.npz")
+
+
+def test_a_latent_of_other_models_is_refused_by_the_field():
+    latents.check_fits(ORIGIN, clip_id="c" * 64, decoder_id="d" * 64, where="x.npz")
+    with pytest.raises(UserError, match="x.npz was made with other models: its decoder_id is 'dd"):
+        latents.check_fits(ORIGIN, clip_id="c" * 64, decoder_id="e" * 64, where="x.npz")
+    with pytest.raises(UserError, match="its clip_id is 'cc"):
+        latents.check_fits(ORIGIN, clip_id="e" * 64, decoder_id="d" * 64, where="x.npz")
+
+
+def written(path, **changes):
+    note = json.dumps(dataclasses.asdict(ORIGIN)).encode()
+    arrays = {
+        "z_img": np.zeros(8, np.float32),
+        "x_T": np.zeros((4, 4, 3), np.float32),
+        "origin": np.frombuffer(note, np.uint8),
+    }
+    np.savez(path, **{**arrays, **changes})
+
+
+def note(**changes):
+    record = as_dict({**dataclasses.asdict(ORIGIN), **changes})
+    return np.frombuffer(json.dumps(record).encode(), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_T": np.zeros((4, 5, 3))}, r"x_T \[4, 5, 3\]; expected finite values"),
+        ({"z_img": np.full(8, np.nan)}, "expected finite values"),
+        ({"origin": note(format_version=9)}, "format_version 9; this unclip_jax"),
+        ({"origin": note(colour="red")}, "has no key 'colour'"),
+        ({"origin": np.frombuffer(b"[]", np.uint8)}, "format_version None"),
+        ({"origin": np.frombuffer(b"{", np.uint8)}, "is not a latent"),
+        ({"z_img": np.array(["x"], object)}, "is not a latent"),
+        ({"origin": note(details=HELD)}, "is not a latent .*details_0"),
+        ({"origin": note(details=[{"steps": "8"}])}, r"details\[0\].upsampler_id is missing"),
+        (
+            {
+                "origin": note(details=HELD[:1]),
+                "details_0": np.zeros((8, 9, 3), np.float32),
+            },
+            r"details_0 \[8, 9, 3\]; expected finite values, \[z\] and \[4, 4, 3\] and \[8, 8, 3\]",
+        ),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path, changes, message):
+    path = tmp_path / "x.npz"
+    if changes.get("z_img", np.zeros(1)).dtype == object:
+        np.savez(path, **{"x_T": np.zeros(1), "origin": note(), **changes})
+    else:
+        written(path, **changes)
+    with pytest.raises(UserError, match=message):
+        latents.load(path)
+
+
+def test_what_is_no_archive_or_too_large_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    path.write_text("hello")
+    with pytest.raises(UserError, match="x.npz is not a latent"):
+        latents.load(path)
+    with pytest.raises(UserError, match="nowhere.npz is not a latent"):
+        latents.load(tmp_path / "nowhere.npz")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_T.npy", bytes(latents.MAX_BYTES + 1))
+    with pytest.raises(UserError, match="bytes in .* it must lie in"):
+        latents.load(path)
+    with pytest.raises(UserError, match="cannot write"):
+        latents.save(tmp_path / "no" / "x.npz", latent(), origin=ORIGIN)
+
+
+def test_taking_and_joining_are_inverse():
+    both = latent(2, sizes=(8,))
+    again = latents.join([latents.take(both, [i]) for i in (0, 1)])
+    np.testing.assert_array_equal(again.x_T, both.x_T)
+    np.testing.assert_array_equal(again.details[0], both.details[0])

@@ -1,0 +1,95 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unclip_jax.data import image_codec
+from unclip_jax.data.image_codec import Limits
+from unclip_jax.preparation.checking import CheckConfig, check
+from unclip_jax.preparation.items import Raw, Skip
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def saved(kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(NOISE).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def reason(raw: Raw, config: CheckConfig | None = None) -> str:
+    with pytest.raises(Skip) as caught:
+        check("k", raw, config or CheckConfig())
+    return caught.value.reason
+
+
+def test_good_examples_are_kept_byte_for_byte():
+    data = saved("JPEG")
+    record = check("k", Raw(data, "  ein Bär\n".encode(), scene="{}"), CheckConfig())
+    assert record == {"image": data, "caption": "ein Bär", "key": "k", "scene": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "field", "want"),
+    [
+        (b"\xef\xbb\xbfwith a mark", "", "with a mark"),
+        ("a text", "", "a text"),
+        (b'{"caption": "in JSON", "x": 1}', "caption", "in JSON"),
+        (b"zero\0byte", "", "zerobyte"),
+    ],
+)
+def test_captions_in_many_forms(caption: bytes | str, field: str, want: str):
+    assert check("k", Raw(saved("PNG"), caption, field), CheckConfig())["caption"] == want
+
+
+@pytest.mark.parametrize(
+    ("caption", "field", "want"),
+    [
+        (b"caf\xe9", "", "bad UTF-8"),
+        (b'{"caption": "\\ud800"}', "caption", "bad UTF-8"),
+        (b"", "", "empty caption"),
+        (b" \n\t", "", "empty caption"),
+        (b'{"caption": "a"}', "title", "no caption"),
+        (b'{"caption": null}', "caption", "no caption"),
+        (b'{"caption": ["a", "b"]}', "caption", "no caption"),
+        (b'["caption"]', "caption", "no caption"),
+        (b"{", "caption", "no caption"),
+    ],
+)
+def test_captions_that_cannot_be_used(caption: bytes, field: str, want: str):
+    assert reason(Raw(saved("PNG"), caption, field)) == want
+
+
+def test_pictures_that_cannot_be_used():
+    assert reason(Raw(saved("PNG")[:100], b"c")) == "truncated image"
+    assert reason(Raw(b"hello", b"c")) == "not an image"
+    tight = CheckConfig(Limits(max_pixels=1000))
+    assert reason(Raw(saved("PNG"), b"c"), tight) == "decompression bomb"
+    assert reason(Raw(saved("PNG"), b"c"), CheckConfig(Limits(min_side=41))) == "too small"
+    assert reason(Raw(saved("PNG"), b"c"), CheckConfig(Limits(max_aspect=1.4))) == (
+        "absurd aspect ratio"
+    )
+
+
+def test_great_pictures_are_stored_smaller():
+    config = CheckConfig(max_side=20)
+    for kind, stored in (("PNG", "PNG"), ("BMP", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")):
+        record = check("k", Raw(saved(kind), b"c"), config)
+        with Image.open(io.BytesIO(record["image"])) as picture:
+            assert (picture.format, picture.size) == (stored, (30, 20))
+    want = image_codec.resize_short(NOISE, 20)
+    lossless = check("k", Raw(saved("PNG"), b"c"), config)["image"]
+    np.testing.assert_array_equal(image_codec.decode(lossless), want)
+
+
+def test_smaller_pictures_are_left_alone():
+    data = saved("JPEG")
+    assert check("k", Raw(data, b"c"), CheckConfig(max_side=40))["image"] == data
+
+
+def test_pictures_stored_as_squares():
+    record = check("k", Raw(saved("PNG"), b"c"), CheckConfig(image_size=16))
+    want = image_codec.center_crop(image_codec.resize_short(NOISE, 16), 16)
+    np.testing.assert_array_equal(image_codec.decode(record["image"]), want)

@@ -1,0 +1,80 @@
+"""Inputs of the decoder for a batch of images of any size, as `InferenceEngine` takes them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from unclip_jax.core.types import Embedding
+from unclip_jax.editing.latents import Latent
+from unclip_jax.engine.image_inputs import InputImage
+from unclip_jax.inference.decoding import DecodeOptions
+
+
+class Conditioning(NamedTuple):
+    """Conditions of the decoder, one entry per image.
+
+    Attributes:
+        z_img: image embeddings.
+        captions: None = no caption at all, which "" is not.
+        indices: which key of the seed an image uses.
+        seed: image i depends on (seed, index i) alone.
+        negative: captions that guidance leads away from; None = from the dropped condition.
+    """
+
+    z_img: Embedding
+    captions: Sequence[str | None]
+    indices: Sequence[int]
+    seed: int = 0
+    negative: Sequence[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeBatch:
+    """Latents to decode, one entry per image in every field but `options`.
+
+    Attributes:
+        latent: z_img, x_T and, where the upsamplers are to start from them, details.
+        captions: for the decoder; None = no caption at all, which "" is not.
+        indices: which key of the seed an image uses; frames of a path share one.
+        seed: image i depends on (seed, index i) alone.
+        options: sampling, guidance and previews.
+        eta: DDIM's noise share, if it varies.
+        negative: captions that guidance leads away from; None = from the dropped condition.
+        hole: an image, and the mask of what is kept of it.
+        upsample: True if the upsamplers follow.
+        upsampler_steps: grid of the upsamplers that have details, the one of their inversion; None
+            = as exported.
+    """
+
+    latent: Latent
+    captions: Sequence[str | None]
+    indices: Sequence[int]
+    seed: int
+    options: DecodeOptions
+    eta: Float[Array, " b"] | None = None
+    negative: Sequence[str] | None = None
+    hole: tuple[InputImage, InputImage] | None = None
+    upsample: bool = True
+    upsampler_steps: str | None = None
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """The conditions of the decoder."""
+        return Conditioning(
+            self.latent.z_img, self.captions, self.indices, self.seed, self.negative
+        )
+
+
+class DecodedImages(NamedTuple):
+    """Finished images.
+
+    Attributes:
+        images: uint8, at the last upsampler's size or the decoder's.
+        previews: uint8 at the decoder's size; None when not asked for.
+    """
+
+    images: UInt8[np.ndarray, " b h w 3"]
+    previews: UInt8[np.ndarray, " b p h2 w2 3"] | None

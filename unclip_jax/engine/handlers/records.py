@@ -1,0 +1,61 @@
+"""Results with the record of what was asked of which models with which inputs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.core.config import as_dict
+from unclip_jax.editing import upsampler_latents
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.image_inputs import EncodedImage, InputImage
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.request_base import Request
+from unclip_jax.engine.result import Result
+from unclip_jax.version import __version__
+
+
+def result(
+    engine: InferenceEngine,
+    request: Request,
+    images: np.ndarray,
+    *,
+    labels: Sequence[str],
+    inputs: Sequence[InputImage | EncodedImage] = (),
+    facts: dict[str, Any] | None = None,
+    **display: Any,
+) -> Result:
+    """Returns the result of a request with its record.
+
+    Args:
+        engine: the models.
+        request: what was asked.
+        images: uint8, in order.
+        labels: one per panel.
+        inputs: the images that were read, as they were used.
+        facts: further entries of the record.
+        display: further fields of `Result`.
+    """
+    record = {
+        "command": request.name,
+        "request": request_fields.plain(request),
+        "prior": engine.cascade.prior_name,
+        "code_version": __version__,
+        "models": {"path": engine.name, **engine.describe()},
+        "inputs": [_input(each) for each in inputs],
+        "labels": list(labels),
+        **(facts or {}),
+    }
+    note = ""
+    if getattr(request, "inverts_details", False):
+        note = upsampler_latents.left_out(engine.cascade)
+        record["details_left_out"] = note
+    if "animate" in record["request"]:
+        display["animate"] = record["request"]["animate"]
+    return Result(images=images, labels=tuple(labels), record=record, note=note, **display)
+
+
+def _input(image: InputImage | EncodedImage) -> dict[str, Any]:
+    if isinstance(image, InputImage):
+        return {"name": image.name, "sha256": image.sha256}
+    return as_dict(image.origin)

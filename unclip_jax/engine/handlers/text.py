@@ -1,0 +1,156 @@
+"""Runs `TextRequest`: images for captions.
+
+The cascade is compiled as one program. Where the decoder needs more (negative captions, guidance
+schedules, previews) or somebody follows the progress, the stages run one after the other from the
+same noise, and give the same images up to rounding.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image as PILImage
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
+from unclip_jax.diffusion import guidance_schedule
+from unclip_jax.editing.latents import Latent
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.decode_batch import DecodeBatch, DecodedImages
+from unclip_jax.engine.handlers import records
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.request_base import check_negative
+from unclip_jax.engine.requests import TextRequest
+from unclip_jax.engine.result import Result
+from unclip_jax.inference import batch_sampling
+from unclip_jax.inference.cascade import Cascade
+from unclip_jax.inference.decoding import DecodeOptions
+from unclip_jax.inference.load import CascadeFiles
+from unclip_jax.inference.text_to_image import SampleOptions
+
+
+def run(engine: InferenceEngine, request: TextRequest) -> Result:
+    """Generates `num` images per caption."""
+    options = sample_options(request, engine.cascade)
+    captions = captions_of(request)
+    display: dict[str, Any] = {"labels": captions}
+    if request.stepwise or (engine.watched and request.best_of == 1):
+        z_img, decoded = _stepwise(engine, request, captions, options)
+        images = decoded.images
+        if decoded.previews is not None:
+            display = _with_previews(decoded, captions)
+    else:
+        output = engine.sample_cascade(captions, seed=request.seed, options=options)
+        z_img, images = output.z_img, to_uint8(np.asarray(output.images))
+    return records.result(
+        engine,
+        request,
+        images,
+        facts={"options": dataclasses.asdict(options)},
+        z_img=np.asarray(z_img),
+        **display,
+    )
+
+
+def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name: str) -> Result:
+    """Runs a request with one stage at a time on the device, for models that fill its memory.
+
+    Args:
+        files: the models, not yet loaded.
+        request: without `best_of` and without anything that `TextRequest.stepwise` names.
+        batch: images at once.
+        name: of the models, for the record.
+
+    Raises:
+        UserError: the request has one of these, or there are several processes.
+    """
+    if request.stepwise or request.best_of > 1:
+        raise UserError(
+            "by-stage samples whole batches, without negative, guidance_schedule, previews and "
+            "best_of; leave one of them out."
+        )
+    if jax.process_count() > 1:
+        raise UserError("by-stage samples on one device; run it in one process.")
+    options, captions = sample_options(request, files.cascade), captions_of(request)
+    images = batch_sampling.sample_by_stage(
+        files, captions, seed=request.seed, options=options, batch_size=batch
+    )
+    record = {
+        "command": request.name,
+        "request": request_fields.plain(request),
+        "prior": files.cascade.prior_name,
+        "models": {"path": name},
+        "options": dataclasses.asdict(options),
+    }
+    return Result(images=images, labels=tuple(captions), record=record, animate=request.animate)
+
+
+def captions_of(request: TextRequest) -> list[str]:
+    """The caption of every image."""
+    return [caption for caption in request.captions for _ in range(request.num)]
+
+
+def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
+    """The exported sampling settings with the changes of a request.
+
+    Raises:
+        UserError: a setting that this prior does not have, or a value that has no meaning.
+    """
+    decoder = {
+        "guidance_scale": request.guidance,
+        "steps": request.steps,
+        "sampler": request.sampler,
+    }
+    names = ("steps", "sampler", "variance", "temperature", "top_p", "dot_percentile")
+    prior = {name: getattr(request, f"prior_{name}") for name in names}
+    prior["guidance_scale"] = request.prior_guidance
+    return SampleOptions(
+        prior=batch_sampling.prior_sampling(cascade, prior),
+        decoder=batch_sampling.override(cascade.decoder.sampling, decoder),
+        num_candidates=request.candidates,
+        condition=request.condition,
+        best_of=request.best_of,
+    )
+
+
+def _stepwise(
+    engine: InferenceEngine, request: TextRequest, captions: list[str], options: SampleOptions
+) -> tuple[Any, DecodedImages]:
+    """z_img from the prior, then images from the decoder and the upsamplers."""
+    sampling = options.decoder or engine.cascade.decoder.sampling
+    guidance = guidance_schedule.parse(request.guidance_schedule, scale=sampling.guidance_scale)
+    check_negative(request.negative, guidance)
+    indices = list(range(len(captions)))
+    z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
+    noise = engine.initial_noise(seed=request.seed, indices=indices)
+    sampling = dataclasses.replace(sampling, guidance_scale=1.0)  # `guidance` has it
+    batch = DecodeBatch(
+        latent=Latent(z_img, noise),
+        captions=captions,
+        indices=indices,
+        seed=request.seed,
+        options=DecodeOptions(sampling, guidance, previews=request.previews),
+        negative=None if request.negative is None else [request.negative] * len(captions),
+    )
+    return z_img, engine.decode(batch)
+
+
+def _with_previews(decoded: DecodedImages, captions: list[str]) -> dict[str, Any]:
+    """Panels with every image after its previews, all at one size."""
+    previews, size = decoded.previews, decoded.images.shape[1]
+    assert previews is not None
+    count, labels, panels = previews.shape[1], [], []
+    for image, stages, caption in zip(decoded.images, previews, captions, strict=True):
+        for number, stage in enumerate(stages, start=1):
+            large = PILImage.fromarray(stage).resize((size, size), PILImage.Resampling.NEAREST)
+            panels.append(np.asarray(large))
+            labels.append(f"after {100 * number // count} % of the steps")
+        panels.append(image)
+        labels.append(caption)
+    return {
+        "labels": labels,
+        "panels": np.stack(panels),
+        "columns": count + 1,
+        "previews": previews,
+    }

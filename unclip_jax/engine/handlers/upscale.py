@@ -1,0 +1,70 @@
+"""Runs `UpscaleRequest`: any image through the upsamplers."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
+from unclip_jax.data import image_codec
+from unclip_jax.engine import image_inputs
+from unclip_jax.engine.handlers import records
+from unclip_jax.engine.image_inputs import InputImage
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.requests import UpscaleRequest
+from unclip_jax.engine.result import Result
+from unclip_jax.inference import text_to_image
+
+
+def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
+    """Shows each image as it went in, enlarged without a model, and as it came out."""
+    inputs = image_inputs.decoded(request.images)
+    start, size = first_upsampler(engine, request, inputs=inputs)
+    low = np.stack([image_inputs.square(image, size) for image in inputs])
+    keys = text_to_image.keys_for(request.seed, jnp.arange(len(low)))
+    large = engine.upsample(jnp.asarray(image_codec.to_float(low)), keys, start=start)
+    images = to_uint8(np.asarray(large))
+    factor = images.shape[1] // size
+    before = low.repeat(factor, axis=1).repeat(factor, axis=2)
+    labels = [
+        label
+        for image in inputs
+        for label in (f"{image.name} at {size} px", f"at {images.shape[1]} px")
+    ]
+    return records.result(
+        engine,
+        request,
+        images,
+        labels=labels,
+        inputs=inputs,
+        facts={"from_size": size, "first_upsampler": start},
+        panels=np.stack([before, images], axis=1).reshape(-1, *images.shape[1:]),
+        columns=2,
+    )
+
+
+def first_upsampler(
+    engine: InferenceEngine, request: UpscaleRequest, *, inputs: Sequence[InputImage]
+) -> tuple[int, int]:
+    """The upsampler to begin with and the side of the images that it takes.
+
+    Raises:
+        UserError: no upsampler takes `from_size`, or there are none.
+    """
+    sizes = [stage.low_res_size for stage in engine.cascade.upsamplers]
+    if not sizes:
+        raise UserError(
+            "these models have no upsampler, which upscale needs; train one with `python -m "
+            "unclip_jax.train --config=experiments/upsampler_256.py` into the run directory."
+        )
+    if request.from_size is not None:
+        if request.from_size not in sizes:
+            raise UserError(
+                f"from_size is {request.from_size}, but these upsamplers take "
+                f"{' and '.join(map(str, sizes))} px; give one of them."
+            )
+        return sizes.index(request.from_size), request.from_size
+    short = min(min(image.pixels.shape[:2]) for image in inputs)
+    fitting = [size for size in sizes if size <= short] or sizes[:1]
+    return sizes.index(fitting[-1]), fitting[-1]

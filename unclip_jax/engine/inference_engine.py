@@ -1,0 +1,432 @@
+"""A loaded cascade that runs requests: captions and images in, images out.
+
+    engine = InferenceEngine.open("runs/shapes")
+    result = engine.sample("a red circle", num=4, seed=0)
+    latent = engine.encode("one.png")
+
+Images are processed in batches of one shape over all devices, of one process or of several. Every
+step is compiled once and kept: seeds, captions, images, eta and the points of a path are data to
+it; chains and options are not.
+"""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from unclip_jax.convert import importing
+from unclip_jax.core.picture import to_uint8
+from unclip_jax.core.types import Embedding, Image, Keys, LowRes
+from unclip_jax.data import image_codec
+from unclip_jax.diffusion import samplers
+from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
+from unclip_jax.editing import ddpm_latents, latents, upsampler_latents
+from unclip_jax.editing.ddpm_latents import MapOptions
+from unclip_jax.editing.latents import Latent
+from unclip_jax.editing.upsampler_latents import UpsamplerLatents
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.decode_batch import Conditioning, DecodeBatch, DecodedImages
+from unclip_jax.engine.image_inputs import (
+    EncodedImage,
+    ImageInput,
+    InputImage,
+    mask_square,
+    square,
+)
+from unclip_jax.engine.request_base import Request
+from unclip_jax.engine.requests import TextRequest
+from unclip_jax.engine.result import Result
+from unclip_jax.handoff.export import params_id
+from unclip_jax.inference import decoding, load, progress, text_to_image
+from unclip_jax.inference.batch_runner import BatchRunner
+from unclip_jax.inference.cascade import Captions, tokenise
+from unclip_jax.inference.decoding import DecodeOptions
+from unclip_jax.inference.load import LoadedCascade
+from unclip_jax.inference.progress import ProgressCallback
+from unclip_jax.inference.text_to_image import CascadeOutput, SampleOptions
+from unclip_jax.stages.captions import Caption, TokenIds
+from unclip_jax.stages.decoder import Condition, InpaintTarget
+
+
+class InferenceEngine:
+    """A cascade with its tokenizer and its compiled functions."""
+
+    def __init__(self, loaded: LoadedCascade, *, batch: int = 16, name: str = ""):
+        """Places the parameters on the devices.
+
+        Args:
+            loaded: the models.
+            batch: images at once.
+            name: of the models, for records.
+        """
+        self.loaded, self.name = loaded, name
+        self.cascade = loaded.cascade
+        self.runner = BatchRunner(loaded.cascade, batch=batch)
+        self.params = self.runner.place(loaded.params)
+        self.tokenizers = load.load_tokenizers(loaded.tokenizer_dirs)
+
+    @classmethod
+    def open(
+        cls, path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16
+    ) -> "InferenceEngine":
+        """Loads a run directory, or Karlo's folder, which is converted beside itself once.
+
+        Args:
+            path: the folder.
+            prior: "prior" or "prior_ar".
+            batch: images at once.
+
+        Raises:
+            UserError: a stage is missing, damaged, or does not fit the others.
+        """
+        run = importing.run_directory(pathlib.Path(path))
+        return cls(load.load_cascade(run, prior_name=prior), batch=batch, name=str(path))
+
+    # Requests.
+
+    def run(self, request: Request, *, progress: ProgressCallback | None = None) -> Result:
+        """Runs a request.
+
+        Args:
+            request: one of `requests.REQUESTS`.
+            progress: called with the state of the work several times per batch; it may end the
+                work by raising. The decoder then runs in parts, with an image after each.
+
+        Raises:
+            UserError: these models cannot do it with these inputs.
+        """
+        self.runner.progress = progress
+        try:
+            return request.run(self)
+        finally:
+            self.runner.progress = None
+
+    def sample(self, captions: str | Sequence[str], **options: Any) -> Result:
+        """Generates images for one caption or several; `options` are fields of `TextRequest`."""
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        values = {"captions": captions, **options}
+        return self.run(request_fields.build(TextRequest, values, name=TextRequest.name))
+
+    def encode(self, image: ImageInput, **options: Any) -> EncodedImage:
+        """Encodes an image to its bipartite latent; `options`: see `runs.encoding.encode`."""
+        from unclip_jax.engine.handlers import encoding  # which imports this module
+
+        return encoding.encode(self, [image], **options)[0]
+
+    @property
+    def watched(self) -> bool:
+        """True if somebody follows the progress, so that the decoder runs in parts."""
+        return self.runner.progress is not None
+
+    # The models.
+
+    @property
+    def base_size(self) -> int:
+        """Side of the decoder's images."""
+        return self.cascade.decoder.model.unet.image_size
+
+    @property
+    def clip_id(self) -> str:
+        """Identity of the CLIP."""
+        return str(self.loaded.clip_id)
+
+    @functools.cached_property
+    def decoder_id(self) -> str:
+        """Identity of the decoder's parameters."""
+        return params_id(self.loaded.params["decoder"])
+
+    @functools.cached_property
+    def upsampler_ids(self) -> tuple[str, ...]:
+        """Identities of the upsamplers' parameters."""
+        return tuple(map(params_id, self.cascade.upsampler_params(self.loaded.params)))
+
+    def describe(self) -> dict[str, Any]:
+        """Identities and sizes of the models, JSON-ready, for the record of every result."""
+        names = ("size", "step", "parameters", "image_size", "created", "code_version")
+        stages = {
+            stage: {name: getattr(manifest, name) for name in names}
+            for stage, manifest in self.loaded.manifests.items()
+        }
+        return {"clip_id": self.clip_id, "decoder_id": self.decoder_id, "stages": stages}
+
+    # Captions, embeddings, whole cascades.
+
+    def tokens(self, captions: Sequence[str]) -> Captions:
+        """Tokenises captions at the context length of each text model."""
+        return tokenise(self.cascade, self.tokenizers, captions)
+
+    def text_embeddings(self, captions: Sequence[str]) -> Embedding:
+        """Computes z_txt, one per caption."""
+        embed = self.runner.compiled(text_to_image.text_embedding)
+        run = lambda tokens: embed(self.params, captions=tokens)  # noqa: E731
+        return self.runner.run(run, self.tokens(captions), "embed captions")
+
+    def image_embeddings(self, images: Sequence[InputImage]) -> Embedding:
+        """Computes z_img, one per image."""
+        embed = self.runner.compiled(text_to_image.image_embedding)
+        run = lambda batch: embed(self.params, images=batch)  # noqa: E731
+        return self.runner.run(run, self._squares(images, self._clip_size), "embed images")
+
+    def sample_prior(
+        self,
+        captions: Sequence[str],
+        *,
+        seed: int,
+        indices: Sequence[int],
+        options: SampleOptions | None = None,
+    ) -> Embedding:
+        """Samples a z_img per caption from the prior."""
+        options = options or SampleOptions()
+        options = SampleOptions(  # of the prior only; anything else would compile it again
+            prior=options.prior or self.cascade.prior.sampling,
+            num_candidates=options.num_candidates,
+            condition=options.condition,
+        )
+        sample = self.runner.compiled(text_to_image.sample_z_img, "options")
+        run = lambda batch: sample(self.params, *batch, options=options)  # noqa: E731
+        return self.runner.run(run, (self.tokens(captions), _keys(seed, indices)), "prior")
+
+    def sample_cascade(
+        self, captions: Sequence[str], *, seed: int, options: SampleOptions
+    ) -> CascadeOutput:
+        """Samples an image per caption by all stages, compiled as one program."""
+        sample = self.runner.compiled(text_to_image.sample, "options")
+        run = lambda batch: sample(self.params, *batch, options=options)  # noqa: E731
+        keys = _keys(seed, range(len(captions)))
+        return self.runner.run(run, (self.tokens(captions), keys), "sample")
+
+    # Latents.
+
+    def invert(
+        self,
+        images: Sequence[InputImage],
+        *,
+        captions: Sequence[str | None],
+        steps: str,
+        refinements: int,
+    ) -> Latent:
+        """Computes the bipartite latents of images, without details."""
+        inputs = {
+            "images": self._squares(images, self.base_size),
+            "clip_images": self._squares(images, self._clip_size),
+            "caption": self._captions(captions),
+        }
+        encode = self.runner.compiled(latents.encode, "steps", "refinements")
+        encode = functools.partial(encode, self.params, steps=steps, refinements=refinements)
+        return self.runner.run(lambda batch: encode(**batch), inputs, "invert")
+
+    def invert_upsamplers(
+        self,
+        base: Image,
+        images: Sequence[InputImage],
+        *,
+        steps: str | None = None,
+        refinements: int = 0,
+    ) -> UpsamplerLatents:
+        """Computes the upsamplers' noise for images of which decoding makes `base`."""
+        sizes = [cfg.model.unet.image_size for cfg in upsampler_latents.leading(self.cascade)]
+        if not sizes:
+            return ()
+        targets = tuple(self._squares(images, size) for size in sizes)
+        encode = self.runner.compiled(upsampler_latents.encode, "steps", "refinements")
+        static = {"steps": steps, "refinements": refinements}
+        run = lambda batch: encode(self.params, batch[0], targets=batch[1], **static)  # noqa: E731
+        return self.runner.run(run, (base, targets), "invert upsamplers")
+
+    def initial_noise(self, *, seed: int, indices: Sequence[int]) -> Image:
+        """The x_T with which sampling begins image i of this seed."""
+        return decoding.fresh_noise(self.cascade.decoder, _keys(seed, indices))
+
+    # Decoding.
+
+    def decode(self, batch: DecodeBatch) -> DecodedImages:
+        """Decodes and enlarges."""
+        images, previews, keys = self._decode(batch)
+        if batch.upsample:
+            images = self.upsample(
+                images,
+                keys,
+                details=batch.latent.details,
+                steps=batch.upsampler_steps,
+                eta=batch.eta,
+            )
+        previews = None if previews is None else to_uint8(np.asarray(previews))
+        return DecodedImages(to_uint8(np.asarray(images)), previews)
+
+    def decode_base(self, latent: Latent, *, captions: Sequence[str | None], steps: str) -> Image:
+        """Decodes to images in [-1, 1] at the decoder's size, as faithful as their latents."""
+        options = DecodeOptions(decoding.faithful(steps))
+        indices = [0] * len(captions)  # nothing is random
+        return self._decode(DecodeBatch(latent, captions, indices, 0, options))[0]
+
+    def upsample(
+        self,
+        images: LowRes,
+        keys: Keys,
+        *,
+        start: int = 0,
+        details: UpsamplerLatents = (),
+        steps: str | None = None,
+        eta: Float[Array, " b"] | None = None,
+    ) -> Image:
+        """Runs the upsamplers from number `start` on, if there are any.
+
+        With `details` they run from the first on and begin with these, on `steps` and with `eta`.
+        """
+        if not self.cascade.upsamplers[start:]:
+            return images
+        if details:
+            decode = self.runner.compiled(upsampler_latents.decode, "steps")
+            inputs = {"base": images, "keys": keys, "details": details, "eta": eta}
+            run = lambda batch: decode(self.params, **batch, steps=steps)  # noqa: E731
+            return self.runner.run(run, inputs, "upsample")
+        enlarge = self.runner.compiled(text_to_image.upsample, "start")
+        run = lambda batch: enlarge(self.params, *batch, start=start)  # noqa: E731
+        return self.runner.run(run, (images, keys), "upsample")
+
+    def invert_ddpm(
+        self, images: Sequence[InputImage], conditioning: Conditioning, *, options: MapOptions
+    ) -> NoiseMaps:
+        """Computes the noise of every step; `conditioning` is of the images themselves."""
+        inputs = {
+            "images": self._squares(images, self.base_size),
+            "keys": _keys(conditioning.seed, conditioning.indices),
+            **self._conditions(conditioning, guided=not options.guidance.off),
+        }
+        static = {
+            "table": ddpm_latents.plan(self.cascade.decoder, options),
+            **options.arguments(),
+        }
+        encode = self.runner.compiled(ddpm_latents.encode, "guidance", config=self.cascade.decoder)
+        encode = functools.partial(encode, self.params["decoder"], **static)
+        return self.runner.run(lambda batch: encode(**batch), inputs, "invert")
+
+    def decode_ddpm(
+        self,
+        maps: NoiseMaps,
+        conditioning: Conditioning,
+        *,
+        of: Sequence[int],
+        options: MapOptions,
+    ) -> Image:
+        """Decodes to images in [-1, 1] at the decoder's size; the i-th uses the maps of[i]."""
+        table = ddpm_latents.plan(self.cascade.decoder, options)
+        parts = progress.preview_count(len(table.t)) if self.watched else 1
+        decode = self.runner.compiled(
+            ddpm_latents.decode_part, "guidance", config=self.cascade.decoder
+        )
+        decode = functools.partial(decode, self.params["decoder"])
+
+        def run(batch: dict[str, Any]) -> Image:
+            x_t, noises, step = batch["maps"].x_t, batch["maps"].maps, 0
+            for part in samplers.parts(table, parts):
+                left = NoiseMaps(x_t, noises[:, step : step + len(part.t)])
+                state = decode(left, table=part, **options.arguments(), **batch["conditions"])
+                x_t, step = state.x, step + len(part.t)
+                self.runner.preview(state.previews[-1], step, len(table.t))
+            return jnp.clip(x_t, -1.0, 1.0)
+
+        rows = jnp.asarray(of)
+        inputs = {
+            "maps": jax.tree.map(lambda x: x[rows], maps),
+            "conditions": self._conditions(conditioning, guided=not options.guidance.off),
+        }
+        return self.runner.run(run, inputs, "decode")
+
+    # Batches of the decoder.
+
+    def _decode(self, batch: DecodeBatch) -> tuple[Image, Float[Array, " b p h w 3"] | None, Keys]:
+        """The decoder's images, previews of them if asked for, and the key of every image."""
+        keys = _keys(batch.seed, batch.indices)
+        inputs = {
+            "x_T": batch.latent.x_T,
+            "keys": keys,
+            **self._conditions(batch.conditioning, guided=not batch.options.guidance.off),
+        }
+        if batch.eta is not None:
+            inputs["eta"] = batch.eta
+        if batch.hole is not None:
+            inputs["inpaint"] = self._inpaint_target(batch.hole, len(batch.captions))
+        in_parts = self.watched and not batch.options.previews
+        run = self._decode_in_parts if in_parts else self._decode_whole
+        decode = functools.partial(run, options=batch.options)
+        images, previews = self.runner.run(lambda rows: decode(**rows), inputs, "decode")
+        return images, previews, keys
+
+    def _decode_whole(self, **inputs: Any) -> tuple[Image, Float[Array, " b p h w 3"] | None]:
+        decode = self.runner.compiled(_decode, "options", config=self.cascade.decoder)
+        return decode(self.params["decoder"], **inputs)
+
+    def _decode_in_parts(
+        self, x_T: Image, *, options: DecodeOptions, **inputs: Any
+    ) -> tuple[Image, None]:
+        """As `_decode_whole`, reporting the predicted x_0 between parts of the chain."""
+        cfg, inpaint, eta = self.cascade.decoder, inputs.get("inpaint"), inputs.get("eta")
+        decode = self.runner.compiled(decoding.decode_part, "options", config=cfg)
+        table = decoding.plan(cfg, options, eta=eta, inpaints=inpaint is not None)
+        memory, x_t, step = decoding.initial_memory(cfg, options, x_T, eta=eta), x_T, 0
+        for part in samplers.parts(table, progress.preview_count(len(table.t))):
+            state = decode(
+                self.params["decoder"], x_t, table=part, options=options, memory=memory, **inputs
+            )
+            x_t, memory, step = state.x, state.memory, step + len(part.t)
+            self.runner.preview(state.previews[-1], step, len(table.t))
+        return decoding.finish(x_t, inpaint), None
+
+    @property
+    def _clip_size(self) -> int:
+        return self.cascade.clip.model.image_size
+
+    def _squares(self, images: Sequence[InputImage], size: int) -> Image:
+        return jnp.asarray(
+            image_codec.to_float(np.stack([square(image, size) for image in images]))
+        )
+
+    def _conditions(self, conditioning: Conditioning, *, guided: bool) -> dict[str, Condition]:
+        """The condition of every image, and the one that guidance leads away from."""
+        captions, negative = conditioning.captions, conditioning.negative
+        conditions = {"condition": Condition(conditioning.z_img, self._captions(captions))}
+        if negative is not None:
+            z = self.sample_prior(negative, seed=conditioning.seed, indices=conditioning.indices)
+            conditions["negative"] = Condition(z, self._captions(negative))
+        elif guided and self.cascade.decoder_reads_clip:  # it has no null caption but the empty one
+            conditions["negative"] = Condition(None, self._captions([""] * len(captions)))
+        return conditions
+
+    def _captions(self, captions: Sequence[str | None]) -> Caption:
+        """Captions as the decoder reads them.
+
+        None is no caption: all padding for a decoder that reads token ids, as in half of its
+        training, and the empty caption for one that reads CLIP's features.
+        """
+        tokens = self.tokens([caption or "" for caption in captions])
+        if self.cascade.decoder_reads_clip:
+            encode = self.runner.compiled(text_to_image.clip_text)
+            run = lambda batch: encode(self.params, captions=batch)  # noqa: E731
+            return self.runner.run(run, tokens["clip"], "embed captions")
+        present = jnp.array([caption is not None for caption in captions])
+        ids = tokens["decoder"]
+        return TokenIds(ids.tokens, ids.mask & present[:, None])
+
+    def _inpaint_target(self, hole: tuple[InputImage, InputImage], count: int) -> InpaintTarget:
+        image = self._squares([hole[0]], self.base_size)
+        mask = jnp.asarray(mask_square(hole[1], self.base_size))[None, :, :, None]
+        return InpaintTarget(jnp.repeat(image, count, axis=0), jnp.repeat(mask, count, axis=0))
+
+
+def _keys(seed: int, indices: Sequence[int]) -> Keys:
+    return text_to_image.keys_for(seed, jnp.asarray(indices))
+
+
+def _decode(
+    cfg: Any, params: Any, x_T: Image, *, options: DecodeOptions, **inputs: Any
+) -> tuple[Image, Float[Array, " b p h w 3"] | None]:
+    """`decoding.decode` with the previews beside each image."""
+    decoded = decoding.decode(cfg, params, x_T, options=options, **inputs)
+    previews = decoded.previews
+    return decoded.images, None if previews is None else jnp.swapaxes(previews, 0, 1)

@@ -1,0 +1,109 @@
+"""The common class of requests, and the fields of decoding and of inversion that they share."""
+
+import dataclasses
+import importlib
+from typing import Any, ClassVar
+
+from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.diffusion import guidance_schedule
+from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.request_fields import option
+
+MAX_IMAGES = 4096  # of one request
+MAX_SEED = 2**31 - 1
+MAX_GUIDANCE = 100
+SCHEDULES = "constant, rising, falling, or interval:LOW:HIGH of the way from noise to image"
+ANIMATIONS = ("gif", "webp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """A request; subclasses declare their fields with `option`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def __post_init__(self):
+        request_fields.check(self)
+        self.validate()
+        in_range("number of images", self.image_count, 1, MAX_IMAGES)
+
+    def validate(self) -> None:
+        """Checks what fields must agree on.
+
+        Raises:
+            UserError: naming the fields.
+        """
+
+    @property
+    def image_count(self) -> int:
+        """Number of images that the models generate for this request: its cost."""
+        return 1
+
+    def run(self, engine: Any) -> Any:
+        """Runs the request on an `InferenceEngine` and returns a `Result`; see `engine.run`."""
+        module = f"unclip_jax.engine.handlers.{self.name.replace('-', '_')}"
+        return importlib.import_module(module).run(engine, self)
+
+
+def check_negative(negative: str | None, guidance: GuidanceSchedule) -> None:
+    """Refuses a negative caption that nothing would lead away from.
+
+    Raises:
+        UserError: guidance is off.
+    """
+    if negative is not None and guidance.off:
+        raise UserError(
+            "negative has no effect while guidance is 1.0; give a larger guidance such as 3."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seeded(Request):
+    """A request with random draws."""
+
+    seed: int = option(0, help="image i depends on the seed and i alone", low=0, high=MAX_SEED)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingRequest(Seeded):
+    """A request that decodes latents."""
+
+    upsample: bool = option(
+        True, help="run the upsamplers; without them images have the decoder's size"
+    )
+    steps: str = option("ddim250", help="steps of the decoder: ddim250, 50, ...")
+    guidance: float = option(1.0, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
+    guidance_schedule: str = option("constant", help=SCHEDULES)
+    negative: str | None = option(None, help="a caption that guidance leads away from")
+
+    @property
+    def schedule(self) -> GuidanceSchedule:
+        """Guidance along the chain."""
+        return guidance_schedule.parse(self.guidance_schedule, scale=self.guidance)
+
+    def validate(self) -> None:
+        """Checks what fields must agree on."""
+        check_negative(self.negative, self.schedule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodingRequest(DecodingRequest):
+    """A request that inverts images."""
+
+    caption: str | None = option(None, help="caption of the images for the decoder")
+    refine: int = option(0, help="fixed-point iterations per step of the inversion", low=0, high=32)
+    details: str | None = option(
+        None,
+        help="noise of the upsamplers: found by inverting them too, or fresh [inverted]",
+        choices=("inverted", "fresh"),
+    )
+    upsampler_steps: str | None = option(
+        None, help="steps of the upsamplers' inversion [as exported]"
+    )
+
+    @property
+    def inverts_details(self) -> bool:
+        """True if the upsamplers are to be inverted as well."""
+        return self.upsample and (self.details or "inverted") == "inverted"

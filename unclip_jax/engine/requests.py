@@ -1,0 +1,415 @@
+"""Everything that one can ask of trained models: a frozen dataclass per kind of request.
+
+    request = VariationsRequest(image="one.png", etas=(0.0, 1.0), seed=3)
+    result = engine.run(request)
+
+A request is checked when it is built: types, bounds, and what its fields must agree on. The command
+line reads its flags from these classes, the HTTP API its schema. To add one: a class here, its line
+in `REQUESTS`, and a module of its name in `engine/handlers` with `run(engine, request)`. Building a
+request does not import JAX.
+"""
+
+import dataclasses
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion import guidance_schedule
+from unclip_jax.engine import image_inputs
+from unclip_jax.engine.image_inputs import EncodedImage, ImageInput, InputImage
+from unclip_jax.engine.request_base import (
+    ANIMATIONS,
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    SCHEDULES,
+    DecodingRequest,
+    EncodingRequest,
+    Request,
+    Seeded,
+    check_negative,
+)
+from unclip_jax.engine.request_fields import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRequest(Seeded):
+    """Images for captions."""
+
+    name = "text"
+    summary = "Generate images for captions."
+
+    captions: tuple[str, ...] = option(help="captions", positional=True)
+    num: int = option(1, help="images per caption", low=1, high=MAX_IMAGES)
+    guidance: float | None = option(
+        None, help="guidance scale of the decoder, 1 = off", low=0, high=MAX_GUIDANCE
+    )
+    steps: str | None = option(
+        None, help="steps of the decoder: 50, ddim25, fast27, logsnr20, 22@140, ..."
+    )
+    sampler: str | None = option(
+        None, help="sampler of the decoder: ancestral, ddim, dpmpp_2m, heun"
+    )
+    prior_guidance: float | None = option(
+        None, help="guidance scale of the prior, 1 = off", low=0, high=MAX_GUIDANCE
+    )
+    prior_steps: str | None = option(None, help="diffusion prior: steps")
+    prior_sampler: str | None = option(None, help="diffusion prior: sampler")
+    prior_variance: str | None = option(
+        None, help="diffusion prior, ancestral sampler: small, large or table"
+    )
+    prior_temperature: float | None = option(
+        None, help="autoregressive prior: temperature, 0 = greedy", low=0, high=100
+    )
+    prior_top_p: float | None = option(
+        None, help="autoregressive prior: nucleus, 1 = all", low=0, high=1
+    )
+    prior_dot_percentile: float | None = option(
+        None,
+        help="autoregressive prior: z_img . z_txt is to lie above this percentile",
+        low=0,
+        high=99.9,
+    )
+    candidates: int | None = option(
+        None, help="embeddings per caption, of which the nearest is used", low=1, high=64
+    )
+    best_of: int = option(
+        1, help="images per image asked for, of which CLIP keeps the nearest", low=1, high=64
+    )
+    condition: str = option(
+        "prior",
+        help="source of z_img; z_txt skips the prior",
+        choices=("prior", "z_txt"),
+    )
+    guidance_schedule: str = option("constant", help=SCHEDULES)
+    negative: str | None = option(None, help="a caption that guidance leads away from")
+    previews: int = option(
+        0, help="predictions of each image on the way to show as well", low=0, high=64
+    )
+    animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
+
+    @property
+    def image_count(self) -> int:
+        """Every caption `num` times, and as often as `best_of` says."""
+        return len(self.captions) * self.num * self.best_of
+
+    @property
+    def stepwise(self) -> bool:
+        """True if the decoder has to run apart from the other stages."""
+        schedule = self.guidance_schedule != "constant"
+        return schedule or self.negative is not None or self.previews > 0
+
+    def validate(self) -> None:
+        """Checks what fields must agree on."""
+        schedule = guidance_schedule.parse(self.guidance_schedule, scale=self.guidance or 2.0)
+        if self.guidance is not None:
+            check_negative(self.negative, schedule)
+        if self.best_of > 1 and self.stepwise:
+            raise UserError(
+                f"best_of is {self.best_of}, which negative, guidance_schedule and previews cannot "
+                "be combined with; leave it or them out."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReconstructRequest(EncodingRequest):
+    """Images through their latents and back."""
+
+    name = "reconstruct"
+    summary = "Encode images to their latents, save these, and decode them again."
+
+    images: tuple[ImageInput, ...] = option(
+        help="images or .npz latents", positional=True, latent=True
+    )
+
+    @property
+    def image_count(self) -> int:
+        """One per image."""
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VariationsRequest(EncodingRequest):
+    """Images like one image, the freer the larger eta (unCLIP, section 3.1)."""
+
+    name = "variations"
+    summary = "Decode the latent of one image with growing noise: 0 reconstructs it."
+
+    image: ImageInput = option(help="an image or an .npz latent", positional=True, latent=True)
+    etas: tuple[float, ...] = option(
+        (0.0, 0.25, 0.5, 0.75, 1.0), help="noise shares", low=0, high=1, count=(1, 64)
+    )
+    num: int = option(3, help="images per eta", low=1, high=MAX_IMAGES)
+
+    @property
+    def image_count(self) -> int:
+        """`num` per eta."""
+        return len(self.etas) * self.num
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InterpolateRequest(EncodingRequest):
+    """A path through two images or more (unCLIP, section 3.2)."""
+
+    name = "interpolate"
+    summary = "Blend images step by step, in what CLIP sees and in everything else."
+
+    images: tuple[ImageInput, ...] = option(
+        help="two or more images or .npz latents, in order",
+        positional=True,
+        latent=True,
+        count=(2, 4096),
+    )
+    frames: int = option(7, help="images per pair, both ends counted", low=2, high=1000)
+    noise: str = option(
+        "inverted",
+        help="x_T between the images' own, so that the ends are the images; or one random x_T for "
+        "the whole path, another for every seed",
+        choices=("inverted", "shared"),
+    )
+    animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
+
+    @property
+    def image_count(self) -> int:
+        """Frames of the path; neighbouring pairs share one."""
+        return (len(self.images) - 1) * (self.frames - 1) + 1
+
+    @property
+    def inverts_details(self) -> bool:
+        """False for shared noise, where no frame would use them."""
+        return self.noise == "inverted" and super().inverts_details
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextDiffRequest(EncodingRequest):
+    """One image changed as one caption differs from another (unCLIP, section 3.3)."""
+
+    name = "text-diff"
+    summary = "Turn an image towards a caption; its composition stays."
+
+    image: ImageInput = option(
+        help="an image, or an .npz latent (not for ddpm)", positional=True, latent=True
+    )
+    target: str = option(
+        help="caption of the image that it should become", positional=True, blank=False
+    )
+    source: str | None = option(
+        None, help="caption of the image, or a dummy such as 'a photo' [none]"
+    )
+    theta: float = option(0.5, help="end of the path, usually 0.25 to 0.5", low=0, high=1)
+    frames: int = option(7, help="images of the path, both ends counted", low=2, high=1000)
+    inversion: str = option(
+        "ddim",
+        help="noise that keeps the composition: x_T, or that of every step (stronger)",
+        choices=("ddim", "ddpm"),
+    )
+    strength: float | None = option(
+        None, help="ddpm: share of the chain that is sampled again [0.7]", low=0, high=1
+    )
+    eta: float | None = option(None, help="ddpm: noise share of its steps [0.5]", low=0, high=1)
+    animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
+
+    @property
+    def image_count(self) -> int:
+        """One per frame."""
+        return self.frames
+
+    @property
+    def inverts_details(self) -> bool:
+        """Fresh by default under ddpm, where inverted details leave rims of the old colour."""
+        return (self.details or self.inversion) != "ddpm" and super().inverts_details
+
+    def validate(self) -> None:
+        """Checks what fields must agree on."""
+        super().validate()
+        fresh = (self.details or {"ddim": "inverted", "ddpm": "fresh"}[self.inversion]) == "fresh"
+        if fresh and self.upsampler_steps:
+            raise UserError(
+                f"upsampler_steps is {self.upsampler_steps}, but details are fresh; give "
+                "details=inverted too, or leave it out."
+            )
+        if self.inversion == "ddim":
+            for name in ("strength", "eta"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"{name} belongs to inversion=ddpm; give that too.")
+            return
+        if self.refine and fresh:
+            raise UserError(
+                f"refine is {self.refine}, but inversion=ddpm has nothing to refine but details; "
+                "give details=inverted too, or leave it out."
+            )
+        if isinstance(self.image, EncodedImage):
+            raise UserError(
+                f"{self.image.path} holds an x_T; inversion=ddpm needs the image itself."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlendRequest(EncodingRequest):
+    """The weighted mean on the sphere of images and captions as CLIP sees them."""
+
+    name = "blend"
+    summary = "Generate the weighted mean, on the sphere, of images and captions."
+
+    images: tuple[ImageInput, ...] = option(
+        (),
+        help="an image or .npz latent, and its weight [1]",
+        count=(0, 64),
+        flag="image",
+        weights="image_weights",
+        latent=True,
+    )
+    image_weights: tuple[float, ...] = option(
+        (), help="one weight per image [1 each]", low=0, high=1e6, count=(0, 64)
+    )
+    texts: tuple[str, ...] = option(
+        (), help="a caption, and its weight [1]", count=(0, 64), flag="text", weights="text_weights"
+    )
+    text_weights: tuple[float, ...] = option(
+        (), help="one weight per caption [1 each]", low=0, high=1e6, count=(0, 64)
+    )
+    noise: str = option(
+        "inverted",
+        help="x_T of the images, by weight; or fresh noise, different for each image",
+        choices=("inverted", "fresh"),
+    )
+    num: int = option(1, help="images, with fresh noise", low=1, high=MAX_IMAGES)
+
+    @property
+    def image_count(self) -> int:
+        """`num`."""
+        return self.num
+
+    @property
+    def weights(self) -> tuple[list[float], list[float]]:
+        """Weights of the images and of the texts."""
+        one, other = self.image_weights, self.text_weights
+        return list(one or [1.0] * len(self.images)), list(other or [1.0] * len(self.texts))
+
+    @property
+    def fresh(self) -> bool:
+        """True if x_T is random: asked for, or no image has weight."""
+        return self.noise == "fresh" or not any(self.weights[0])
+
+    @property
+    def inverts_details(self) -> bool:
+        """False for fresh noise, which has no use for them."""
+        return not self.fresh and super().inverts_details
+
+    def validate(self) -> None:
+        """Checks what fields must agree on."""
+        super().validate()
+        count = len(self.images) + len(self.texts)
+        for items, name in (("images", "image_weights"), ("texts", "text_weights")):
+            weights, number = getattr(self, name), len(getattr(self, items))
+            if weights and len(weights) != number:
+                raise UserError(
+                    f"{name} has {len(weights)} numbers for {number} {items}; give one each, or "
+                    "none at all."
+                )
+        if count < 2:
+            raise UserError(
+                f"a blend needs at least two things, not {count}; give images and texts."
+            )
+        if self.num > 1 and not self.fresh:
+            raise UserError(f"num is {self.num}, but images differ only with noise=fresh.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PcaProbeRequest(DecodingRequest):
+    """The first components of an embedding, decoded (unCLIP, section 4, figure 7)."""
+
+    name = "probe-pca"
+    summary = "Decode images from the first principal components of their z_img."
+
+    images: tuple[ImageInput, ...] = option(help="images", positional=True)
+    embeddings: str = option(help="folder of one split that `embed` wrote")
+    components: tuple[int, ...] = option(
+        (),
+        help="numbers of components [20 to 320, figure 7]",
+        low=0,
+        high=4096,
+        count=(0, 64),
+    )
+
+    @property
+    def image_count(self) -> int:
+        """One per image and number of components, of which eight are usual."""
+        return len(self.images) * (len(self.components) or 8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpscaleRequest(Seeded):
+    """Any image through the upsamplers."""
+
+    name = "upscale"
+    summary = "Enlarge images with the upsamplers, from the size that fits them best."
+
+    images: tuple[ImageInput, ...] = option(help="images", positional=True)
+    from_size: int | None = option(
+        None,
+        help="side to start from, one that an upsampler takes [the largest that no image is "
+        "smaller than]",
+        low=1,
+        high=4096,
+    )
+
+    @property
+    def image_count(self) -> int:
+        """One per image."""
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InpaintRequest(DecodingRequest):
+    """A part of an image filled, the rest kept bit for bit (RePaint)."""
+
+    name = "inpaint"
+    summary = "Fill the light part of a mask, for a caption or in the manner of the image."
+
+    image: ImageInput = option(help="an image", positional=True)
+    mask: ImageInput = option(
+        help="an image of the same size: white is filled, black is kept", positional=True
+    )
+    caption: str | None = option(None, help="caption of the whole image [none]")
+    num: int = option(4, help="images", low=1, high=MAX_IMAGES)
+    repeats: int = option(5, help="times that each stretch of steps is walked", low=1, high=100)
+    jump: int = option(10, help="steps in a stretch", low=1, high=1000)
+    eta: float = option(1.0, help="noise share of DDIM", low=0, high=1)
+    steps: str = option("50", help="steps of the decoder: ddim250, 50, ...")
+
+    @property
+    def image_count(self) -> int:
+        """`num`."""
+        return self.num
+
+    def validate(self) -> None:
+        """Checks what fields must agree on."""
+        super().validate()
+        image, mask = self.image, self.mask
+        assert isinstance(image, InputImage) and isinstance(mask, InputImage)
+        if image.pixels.shape != mask.pixels.shape:
+            raise UserError(
+                f"{image.path} has {_size(image)} pixels and {mask.path} has {_size(mask)}; give a "
+                "mask of the image's size."
+            )
+        if image_inputs.mask_square(mask, min(mask.pixels.shape[:2])).all():
+            raise UserError(f"{mask.path} is dark everywhere; paint white what is to be filled.")
+
+
+REQUESTS: dict[str, type[Request]] = {
+    request.name: request
+    for request in (
+        TextRequest,
+        ReconstructRequest,
+        VariationsRequest,
+        InterpolateRequest,
+        TextDiffRequest,
+        BlendRequest,
+        PcaProbeRequest,
+        UpscaleRequest,
+        InpaintRequest,
+    )
+}
+
+
+def _size(image: InputImage) -> str:
+    height, width = image.pixels.shape[:2]
+    return f"{width}x{height}"

@@ -1,4 +1,0 @@
-"""The runs of requests: a module per kind, with `run(engine, request) -> Result`.
-
-A module is named like its request in `inference/requests.py`, which finds it by that name.
-"""

@@ -1,0 +1,78 @@
+"""Checks of raw examples: each becomes a record that can be trained on, or a reason to skip it."""
+
+import dataclasses
+import json
+
+from unclip_jax.core.checks import positive
+from unclip_jax.data import image_codec
+from unclip_jax.data.records import Record
+from unclip_jax.preparation.items import Raw, Skip
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckConfig:
+    """Limits on images and the form in which they are stored.
+
+    Attributes:
+    limits: bounds on the size of usable images.
+        max_side: images whose shorter side is greater are stored reduced to it; None = all
+            images are stored unchanged, byte for byte.
+        image_size: store every image as a centre-cropped square of this side; None = do not.
+    """
+
+    limits: image_codec.Limits = dataclasses.field(default_factory=image_codec.Limits)
+    max_side: int | None = None
+    image_size: int | None = None
+
+    def __post_init__(self):
+        for name in ("max_side", "image_size"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+
+
+def check(key: str, raw: Raw, config: CheckConfig) -> Record:
+    """Returns the record of one example after decoding its image once.
+
+    Raises:
+    Skip: naming the reason.
+    """
+    caption = _caption(raw)
+    try:
+        image = _image(raw.image, config)
+    except image_codec.BadImage as error:
+        raise Skip(error.reason) from error
+    return {"image": image, "caption": caption, "key": key, "scene": raw.scene}
+
+
+def _caption(raw: Raw) -> str:
+    try:
+        text = raw.caption
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        if raw.field:
+            text = json.loads(text)[raw.field]
+        text.encode("utf-8")  # JSON escapes can smuggle in half a surrogate pair
+    except UnicodeError as error:
+        raise Skip("bad UTF-8") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Skip("no caption") from error
+    text = text.replace("\0", "").strip()
+    if not text:
+        raise Skip("empty caption")
+    return text
+
+
+def _image(data: bytes, config: CheckConfig) -> bytes:
+    """Returns the bytes to store, the original ones unless the image has to shrink."""
+    pixels = image_codec.decode(data, limits=config.limits)
+    if config.image_size is not None:
+        small = image_codec.resize_short(pixels, config.image_size)
+        return image_codec.encode_png(image_codec.center_crop(small, config.image_size))
+    if config.max_side is not None and min(pixels.shape[:2]) > config.max_side:
+        small = image_codec.resize_short(pixels, config.max_side)
+        return (
+            image_codec.encode_png(small)
+            if image_codec.is_lossless(data)
+            else image_codec.encode_jpeg(small)
+        )
+    return data
