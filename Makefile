@@ -11,7 +11,7 @@ SIZE ?= shapes
 PYTEST := $(BIN)/python -m pytest
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test lint types check nightly parity clean
+.PHONY: help setup demo test lint types check nightly parity mutants clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*##/  make \1 \t/p' Makefile
@@ -56,6 +56,12 @@ $(VENV)/.unclip_jax_parity: $(VENV)/.unclip_jax
 	@echo 'Installing the PyTorch originals into $(VENV) ...'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,parity]'
 	@touch $@
+
+# NUM mutants drawn with SEED; PACKAGES="stages data" mutates these alone, LISTED=1 takes the list.
+NUM ?= 60
+SEED ?= 0
+mutants: setup  ## Change lines of the code and count the changes that no test notices.
+	@$(BIN)/python -m tests.mutation --num=$(NUM) --seed=$(SEED) $(PACKAGES:%=--package=%) $(if $(LISTED),--listed)
 
 clean:  ## Remove caches; keeps .venv and runs.
 	@rm -rf .pytest_cache .ruff_cache build dist

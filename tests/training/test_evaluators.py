@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,10 @@ PROGRAM = make_train_program(
 
 
 def moment(step: int = 3) -> Moment:
-    return Moment(step, PROGRAM.create(jax.random.key(0)), None)
+    """A state whose averaged parameters are not the raw ones."""
+    state = PROGRAM.create(jax.random.key(0))
+    raw = jax.tree.map(lambda x: -2 * x - 1, state.params)
+    return Moment(step, dataclasses.replace(state, params=raw), None)
 
 
 def validation(data, *, count: int = 3, stage=STAGE):
@@ -92,9 +97,9 @@ def test_held_out_data_that_cannot_be_used_are_refused():
         validation(lambda: [{"z": np.zeros(3)}])[0](moment())
 
 
-def samples(tmp_path, *, count: int, labels=None, data=None) -> SamplePreview:
+def samples(tmp_path, *, count: int, labels=None, data=None, stage=STAGE) -> SamplePreview:
     return SamplePreview(
-        STAGE,
+        stage,
         data or held_out((16, 16)),
         count=count,
         key=KEY,
@@ -129,6 +134,22 @@ def test_a_grid_shows_what_the_preview_draws(tmp_path):
     grays = {pixel[0] for _, pixel in first.convert("RGB").getcolors(1 << 20) if len({*pixel}) == 1}
     assert {int(level) for level in expected} <= grays
     np.testing.assert_array_equal(seen[0][:16], toy.batch_at(100)["x"])
+
+
+def test_a_grid_shows_samples_of_the_averaged_parameters(tmp_path):
+    def level(params):
+        return jnp.clip(jnp.mean(jnp.abs(params["map"]["kernel"])), -1, 1)
+
+    stage = toy.Toy(preview=lambda params, batch, key: jnp.full((16, 6, 6, 3), level(params)))
+    now = moment()
+    samples(tmp_path, count=4, stage=stage)(now)
+    image = Image.open(tmp_path / "samples" / "step_00000003.png").convert("RGB")
+    counts = {pixel: count for count, pixel in image.getcolors(1 << 20)}
+    averaged, raw = (
+        counts.get((round(float((level(params) + 1) * 127.5)),) * 3, 0)
+        for params in (now.state.ema_params, now.state.params)
+    )
+    assert averaged >= 4 * 6 * 6 > raw  # labels have some of every grey
 
 
 def test_too_few_held_out_examples_are_refused(tmp_path):

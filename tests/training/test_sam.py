@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training import toy
+from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh
 from unclip_jax.stages.clip import contrastive, contrastive_share
@@ -118,6 +119,42 @@ def test_replicas_and_their_keys_do_not_depend_on_the_devices():
 
     alone = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     np.testing.assert_allclose(on(make_mesh(DEEP)), on(alone), rtol=1e-5)
+
+
+def noisy(params, batch, key):
+    return square(params, {**batch, "y": batch["y"] + jax.random.normal(key, (32,))}, key)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_both_passes_see_the_same_noise(count: int):
+    """The second gradient is of the loss that was perturbed, with its drops and timesteps."""
+    size = 32 // count
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    replicas = sam.per_replica(RHO, examples=size, mesh=mesh)
+
+    def own(params, batch, key):
+        return square(params, {**batch, "y": batch["y"] + jax.random.normal(key, (size,))}, key)
+
+    data = batch()
+    parts = [{k: v[i * size :][:size] for k, v in data.items()} for i in range(count)]
+    keys = [rng.fold(KEY, sam.REPLICA, i) for i in range(count)]
+    total = np.zeros(4)
+    for part, key in zip(parts, keys, strict=True):
+        y = part["y"] + np.asarray(jax.random.normal(key, (size,)), np.float64)
+        matrix, vector = by_hand(part["x"], y)
+        up = matrix @ flat(params()) - vector
+        total += matrix @ (flat(params()) + RHO * up / np.linalg.norm(up)) - vector
+    found, _ = run(replicas, loss=own)
+    np.testing.assert_allclose(flat(found), total / count, rtol=1e-4, atol=1e-6)
+
+
+def test_both_passes_over_the_whole_batch_see_the_same_noise():
+    y = batch()["y"] + np.asarray(jax.random.normal(KEY, (32,)), np.float64)
+    matrix, vector = by_hand(batch()["x"], y)
+    up = matrix @ flat(params()) - vector
+    wanted = matrix @ (flat(params()) + RHO * up / np.linalg.norm(up)) - vector
+    found, _ = run(sam.whole_batch(RHO), loss=noisy)
+    np.testing.assert_allclose(flat(found), wanted, rtol=1e-4, atol=1e-6)
 
 
 # A contrastive loss: replicas see each other's embeddings.

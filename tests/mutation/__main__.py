@@ -1,0 +1,113 @@
+"""Mutation testing: changes one line at a time and counts the changes that no test notices.
+
+    python -m tests.mutation --num=60 --seed=0
+    python -m tests.mutation --listed
+    python -m tests.mutation --num=40 --package=stages
+
+Works in a copy of the tree. Writes one line of JSON per mutant to .mutants/results.jsonl.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import pathlib
+import random
+import sys
+import tempfile
+
+from tests.mutation import runner
+from tests.mutation.operators import is_valid
+from tests.mutation.runner import Outcome
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    result = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    result.add_argument("--num", type=int, default=60, help="number of mutants")
+    result.add_argument("--seed", type=int, default=0, help="of the sample")
+    names = [name for name in runner.PACKAGES if name not in runner.LISTED_ONLY]
+    result.add_argument("--package", action="append", choices=names, help="repeat for several")
+    result.add_argument("--file", default="", help="part of the paths to mutate")
+    result.add_argument("--listed", action="store_true", help="the list in listed.toml")
+    result.add_argument("--least", type=float, default=0.0, help="fail below this score")
+    result.add_argument("--out", default=".mutants/results.jsonl", help="where results go")
+    return result
+
+
+def choose(args: argparse.Namespace, root: pathlib.Path) -> list[runner.Mutant]:
+    """Returns the mutants that are asked for, without those known to change nothing."""
+    if args.listed:
+        return [m for m in runner.listed(root) if args.file in m.path]
+    names = args.package or parser()._option_string_actions["--package"].choices
+    mutants = [m for m in runner.generated(root, names) if args.file in m.path]
+    mutants = random.Random(args.seed).sample(mutants, len(mutants))
+    same = runner.equivalents(root)
+    chosen = []
+    for mutant in mutants:
+        if len(chosen) >= args.num:
+            break
+        source = (root / mutant.path).read_text()
+        if is_valid(mutant.apply(source)) and runner.identity(mutant, root) not in same:
+            chosen.append(mutant)
+    return chosen
+
+
+def report(outcomes: list[Outcome], root: pathlib.Path) -> str:
+    """Returns survivors with their diffs, and the score of each package and of all."""
+    lines = []
+    for each in outcomes:
+        if not each.caught:
+            mutant = each.mutant
+            diff = mutant.diff((root / mutant.path).read_text())
+            lines.append(f"survived ({each.status}): {mutant.path}:{mutant.line}\n{diff}\n")
+    counts = collections.defaultdict(list)
+    for each in outcomes:
+        counts[runner.package(each.mutant.path)].append(each.caught)
+        counts["all"].append(each.caught)
+    lines.append(f"{'package':<12} {'caught':>7} {'of':>5} {'score':>6}")
+    order = [name for name in (*runner.PACKAGES, "all") if name in counts]
+    for name in order:
+        caught, number = sum(counts[name]), len(counts[name])
+        lines.append(f"{name:<12} {caught:>7} {number:>5} {caught / number:>6.2f}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> int:
+    """Runs a sample of mutants; returns 1 if the score is below `--least`."""
+    args = parser().parse_args(argv)
+    mutants = choose(args, root)
+    store = root / args.out
+    store.parent.mkdir(parents=True, exist_ok=True)
+    reach = runner.Reach(root, root / ".mutants" / "reach.json")
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as folder, store.open("a") as file:
+        copy = pathlib.Path(folder, "tree")
+        server = runner.Server(root, copy, preload=runner.PRELOADED)
+        names = dict.fromkeys(runner.package(m.path) for m in mutants) or args.package or ()
+        files = [test for name in names for test in runner.tests_of(root, name)]
+        for test, seconds in reach.record(server, files):
+            _say(f"recorded {test} in {seconds:.0f} s")
+        for number, mutant in enumerate(mutants, 1):
+            each = runner.outcome(server, reach, mutant, root=root)
+            outcomes.append(each)
+            path, diff = runner.identity(mutant, root)
+            entry = {**dataclasses.asdict(each), "diff": diff}
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            state = each.test or each.status
+            line = f"[{number}/{len(mutants)}] {path}:{mutant.line} {each.seconds:.0f} s {state}"
+            _say(line)
+        server.close()
+    sys.stdout.write(report(outcomes, root) + "\n")
+    score = sum(each.caught for each in outcomes) / max(len(outcomes), 1)
+    return int(score < args.least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

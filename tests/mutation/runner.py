@@ -1,0 +1,283 @@
+"""Runs mutants: which tests reach a line, and whether one of them fails."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from tests.mutation import operators
+from tests.mutation.operators import Mutant
+
+ROOT = pathlib.Path(__file__).parents[2]
+HERE = pathlib.Path(__file__).parent
+# Folder of source -> folders and files of its own tests.
+PACKAGES = {
+    "diffusion": ("tests/diffusion",),
+    "models": ("tests/models",),
+    "stages": ("tests/stages",),
+    "training": ("tests/training",),
+    "inference": ("tests/pipeline", "tests/inference"),
+    "experiment": ("tests/experiment",),
+    "data": ("tests/data",),
+    "metrics": ("tests/metrics",),
+    "handoff": ("tests/handoff",),
+    "experiments": ("tests/test_paper_presets.py",),
+}
+LISTED_ONLY = ("experiment",)  # mutated by the list alone
+# Imported once, before the forks; none of them may start threads.
+PRELOADED = ("numpy", "scipy.stats", "jax", "jax.numpy", "flax.linen", "optax", "PIL.Image")
+PRELOADED += ("beartype", "tqdm", "_pytest.assertion.rewrite")
+LEFT_OUT = {".git", ".venv", "runs", "data", "build", "dist", ".mutants"}  # of the root
+MEMORY = 6 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the tests showed of a mutant.
+
+    Attributes:
+        mutant: the change.
+        status: "failed", "crashed", "timeout" and "memory" are caught, "passed" and "unreached"
+            survived.
+        test: the first that failed.
+        reason: last line of its report.
+        seconds: until then.
+    """
+
+    mutant: Mutant
+    status: str
+    test: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def caught(self) -> bool:
+        """True if a test failed or the mutant did not end."""
+        return self.status not in ("passed", "unreached")
+
+
+def package(path: str) -> str:
+    """Returns the package of a source file, or "experiments"."""
+    parts = pathlib.PurePath(path).parts
+    return parts[0] if parts[0] == "experiments" else parts[1]
+
+
+def sources(root: pathlib.Path, names: Iterable[str]) -> Iterator[pathlib.Path]:
+    """Yields the modules of packages that are mutated."""
+    for name in names:
+        folder = root / name if name == "experiments" else root / "unclip_jax" / name
+        paths = sorted(folder.rglob("*.py"))
+        yield from (p for p in paths if p.name not in ("__init__.py", "finetune.py"))
+
+
+def generated(root: pathlib.Path, names: Iterable[str]) -> list[Mutant]:
+    """Returns every mutant of the packages `names`; of experiments those of `paper` alone."""
+    result = []
+    for path in sources(root, names):
+        relative = str(path.relative_to(root))
+        function = "paper" if relative.startswith("experiments/") else ""
+        result += operators.mutants(path.read_text(), relative, function=function)
+    return result
+
+
+def listed(root: pathlib.Path, file: pathlib.Path = HERE / "listed.toml") -> list[Mutant]:
+    """Returns the mutants written by hand.
+
+    Raises:
+        ValueError: one that does not fit the code as it is.
+    """
+    result = []
+    for entry in tomllib.loads(file.read_text())["mutant"]:
+        source = (root / entry["file"]).read_text()
+        if source.count(entry["before"]) != 1:
+            raise ValueError(f"{entry['file']} has {source.count(entry['before'])} times {entry}")
+        offset = source.index(entry["before"])
+        line = source.count("\n", 0, offset) + 1
+        mutant = Mutant(entry["file"], line, "listed", entry["before"], entry["after"], offset)
+        result.append(mutant)
+    return result
+
+
+def equivalents(root: pathlib.Path) -> dict[tuple[str, str], str]:
+    """Returns the reasons of mutants that change nothing, by file and diff."""
+    entries = tomllib.loads((HERE / "equivalent.toml").read_text()).get("mutant", [])
+    return {(entry["file"], entry["diff"].strip()): entry["reason"] for entry in entries}
+
+
+def identity(mutant: Mutant, root: pathlib.Path) -> tuple[str, str]:
+    """Returns the file and the diff of a mutant without indentation, its name in lists."""
+    diff = mutant.diff((root / mutant.path).read_text())
+    lines = [line[0] + line[1:].strip() for line in diff.splitlines()]
+    return mutant.path, "\n".join(lines)
+
+
+class Server:
+    """A copy of a tree, and a process that runs its tests there."""
+
+    def __init__(self, root: pathlib.Path, copy: pathlib.Path, *, preload: Sequence[str]):
+        """Copies `root` to `copy` and starts the process."""
+        caches = shutil.ignore_patterns("__pycache__", ".*_cache")
+
+        def ignore(folder: str, names: list[str]) -> set[str]:
+            top = LEFT_OUT if pathlib.Path(folder) == root else set()
+            return caches(folder, names) | (top & set(names))
+
+        shutil.copytree(root, copy, ignore=ignore)
+        self.folder = copy
+        self._clock = 1_000_000_000  # of mutated files, so that no cached bytecode fits two
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "server.py"), *preload],
+            cwd=copy,
+            env=_environment(root),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdin and self._process.stdout
+        self._in, self._out = self._process.stdin, self._process.stdout
+        if self._out.readline() != "ready\n":
+            raise RuntimeError("the test server did not start; run server.py by hand")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._in.close()
+        self._process.wait()
+        self._out.close()
+
+    def run(
+        self,
+        tests: Sequence[str],
+        *,
+        timeout: float,
+        first: Sequence[str] = (),
+        trace: bool = False,
+        memory: int = MEMORY,
+        options: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Runs test files up to the first failure."""
+        job = {"tests": list(tests), "first": list(first), "trace": trace, "timeout": timeout}
+        self._in.write(json.dumps({**job, "memory": memory, "options": list(options)}) + "\n")
+        self._in.flush()
+        return json.loads(self._out.readline())
+
+    def mutate(self, mutant: Mutant) -> None:
+        """Writes a mutated module into the copy."""
+        path = self.folder / mutant.path
+        self._write(path, mutant.apply(path.read_text()))
+
+    def restore(self, mutant: Mutant, root: pathlib.Path) -> None:
+        """Writes the original back."""
+        self._write(self.folder / mutant.path, (root / mutant.path).read_text())
+
+    def _write(self, path: pathlib.Path, text: str) -> None:
+        path.write_text(text)
+        self._clock += 10
+        os.utime(path, (self._clock, self._clock))
+
+
+def _environment(root: pathlib.Path) -> dict[str, str]:
+    """Returns the environment of tests, with compiled programs and reference data at one place.
+
+    XLA's flags are left to `tests/conftest.py`, which compiles quickly, in nightly tests as well.
+    """
+    defaults = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(root / ".mutants" / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "UNCLIP_SHARED": str(root.parent / "shared"),
+    }
+    own = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "UNCLIP_THOROUGH")}
+    return {**defaults, **own, "PYTHONPATH": ""}
+
+
+class Reach:
+    """The tests that reach each line: recorded once per test file, in a file of JSON."""
+
+    def __init__(self, root: pathlib.Path, store: pathlib.Path):
+        """Reads what was recorded before."""
+        self._root, self._store = root, store
+        self._records = json.loads(store.read_text()) if store.exists() else {}
+
+    def record(self, server: Server, files: Iterable[str]) -> Iterator[tuple[str, float]]:
+        """Runs test files that are new or changed; yields them with their seconds.
+
+        Raises:
+            RuntimeError: a test that fails without a mutant.
+        """
+        for file in files:
+            digest = _digest(self._root / file)
+            if self._records.get(file, {}).get("digest") == digest:
+                continue
+            found = server.run([file], timeout=3600, trace=True)
+            if found["status"] != "passed" and found["test"] != "exit 5":  # 5: all are nightly
+                raise RuntimeError(f"{file} fails without a mutant: {found}")
+            lines: dict[str, dict[str, list[str]]] = {}
+            for test, places in found["lines"].items():
+                for path, line in places:
+                    lines.setdefault(path, {}).setdefault(str(line), []).append(test)
+            digests = {path: _digest(self._root / path) for path in lines}
+            seconds = sum(found["durations"].values())
+            record = {"digest": digest, "seconds": seconds, "digests": digests, "lines": lines}
+            self._records[file] = record
+            self._store.parent.mkdir(exist_ok=True)
+            self._store.write_text(json.dumps(self._records))
+            yield file, seconds
+
+    def select(self, mutant: Mutant, files: Iterable[str]) -> tuple[list[str], list[str], float]:
+        """Returns the test files that reach a mutant, best first, their tests that do, seconds.
+
+        A file whose record is of an older version of the module counts as reaching all of it. A
+        file is run whole: what a test compiles, later tests call without reaching the line.
+        """
+        chosen: list[tuple[bool, float, str]] = []
+        first: list[str] = []
+        newlines = mutant.before.count("\n")
+        for file in files:
+            record = self._records.get(file)
+            if record is None or mutant.path not in record["lines"]:
+                continue
+            reached = record["lines"][mutant.path]
+            span = range(mutant.line, mutant.line + newlines + 1)
+            tests = [test for line in span for test in reached.get(str(line), [])]
+            old = record["digests"][mutant.path] != _digest(self._root / mutant.path)
+            if tests or old:
+                stem = pathlib.PurePath(mutant.path).stem
+                named = pathlib.PurePath(file).stem == f"test_{stem}"
+                chosen.append((not named, record["seconds"], file))
+                first += tests
+        chosen.sort()
+        return [file for *_, file in chosen], first, sum(seconds for _, seconds, _ in chosen)
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def tests_of(root: pathlib.Path, name: str) -> list[str]:
+    """Returns the test files of a package."""
+    files: list[pathlib.Path] = []
+    for place in PACKAGES[name]:
+        path = root / place
+        files += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+    return [str(path.relative_to(root)) for path in files if path.exists()]
+
+
+def outcome(server: Server, reach: Reach, mutant: Mutant, *, root: pathlib.Path) -> Outcome:
+    """Runs the tests that reach a mutant, in the copy, up to the first failure."""
+    files, first, seconds = reach.select(mutant, tests_of(root, package(mutant.path)))
+    if not files:
+        return Outcome(mutant, "unreached")
+    server.mutate(mutant)
+    try:
+        found = server.run(files, first=first, timeout=120 + 5 * seconds)
+    finally:
+        server.restore(mutant, root)
+    return Outcome(mutant, *(found[name] for name in ("status", "test", "reason", "seconds")))

@@ -1,0 +1,109 @@
+"""The tier on a project of two lines: what counts as caught, and that the tree stays as it is."""
+
+import pytest
+
+from tests.mutation import __main__ as command
+from tests.mutation import runner
+from tests.mutation.operators import Mutant
+
+SOURCE = """
+def half(x):
+    return x / 2
+
+
+def unused(x):
+    return x * 3
+"""
+TEST = """
+from unclip_jax.data import numbers
+
+
+def test_other():
+    assert numbers.half(0) == 0
+
+
+def test_half():
+    assert numbers.half(4) == 2
+"""
+CHANGES = {  # replacement of "x / 2" -> status
+    "x / 2.0": "passed",
+    "x": "failed",
+    "(": "failed",
+    "sum(iter(int, 1))": "timeout",
+    "[b'x' * (300 << 20), sum(iter(int, 1))]": "memory",
+    "__import__('os').abort()": "crashed",
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("project")
+    for folder in ("unclip_jax/data", "tests/data", "experiments"):
+        (root / folder).mkdir(parents=True)
+    (root / "unclip_jax/data/numbers.py").write_text(SOURCE)
+    (root / "tests/data/test_numbers.py").write_text(TEST)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tree, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy") / "tree"
+    server = runner.Server(tree, copy, preload=())
+    yield server
+    server.close()
+
+
+def mutant(after: str, before: str = "x / 2") -> Mutant:
+    offset = SOURCE.index(before)
+    line = SOURCE.count("\n", 0, offset) + 1
+    return Mutant("unclip_jax/data/numbers.py", line, "listed", before, after, offset)
+
+
+@pytest.fixture(scope="module")
+def reach(tree, server):
+    reach = runner.Reach(tree, tree / ".mutants" / "reach.json")
+    assert [file for file, _ in reach.record(server, runner.tests_of(tree, "data"))]
+    assert not list(reach.record(server, runner.tests_of(tree, "data")))  # nothing has changed
+    return reach
+
+
+@pytest.mark.parametrize(("after", "status"), CHANGES.items())
+def test_what_counts_as_caught(tree, server, after, status):
+    server.mutate(mutant(after))
+    try:
+        limits = {"timeout": 2.0 if status == "timeout" else 30.0, "memory": 250 << 20}
+        found = server.run(["tests/data/test_numbers.py"], **limits)
+    finally:
+        server.restore(mutant(after), tree)
+    assert found["status"] == status, found
+    assert runner.Outcome(mutant(after), found["status"]).caught == (status != "passed")
+
+
+def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree, server, reach):
+    found = runner.outcome(server, reach, mutant("x"), root=tree)
+    assert (found.status, found.test) == ("failed", "tests/data/test_numbers.py::test_half")
+    assert "assert 4 == 2" in found.reason or "AssertionError" in found.reason
+    files, first, _ = reach.select(mutant("x"), runner.tests_of(tree, "data"))
+    assert files == ["tests/data/test_numbers.py"]
+    assert first == [f"{files[0]}::test_other", f"{files[0]}::test_half"]
+
+
+def test_a_line_that_no_test_reaches_survives_without_a_run(tree, server, reach):
+    found = runner.outcome(server, reach, mutant("x * 4", "x * 3"), root=tree)
+    assert found.status == "unreached" and not found.caught
+
+
+def test_the_tree_stays_as_it_is_and_the_report_has_every_survivor(
+    tree, reach, capsys, monkeypatch
+):
+    before = {path: path.read_bytes() for path in tree.rglob("*.py")}
+    monkeypatch.setattr(runner, "PRELOADED", ())
+    arguments = ["--num=100", "--package=data", "--least=0.99"]
+    assert command.main(arguments, root=tree) == 1
+    assert before == {path: path.read_bytes() for path in tree.rglob("*.py")}
+    report = capsys.readouterr().out
+    assert "survived (unreached): unclip_jax/data/numbers.py:7\n-    return x * 3" in report
+    assert "-    return x / 2" not in report  # by a factor, a sign or a constant: all caught
+    assert command.main(["--num=0", "--package=data"], root=tree) == 0
+    results = (tree / ".mutants" / "results.jsonl").read_text().splitlines()
+    assert len(results) == len(runner.generated(tree, ["data"]))
