@@ -73,13 +73,14 @@ setup(
     cmdclass={"build_py": BuildWithExperiments},
     entry_points={"console_scripts": ["unclip = unclip_jax.__main__:main"]},
     packages=find_packages(include=["unclip_jax", "unclip_jax.*"]),
+    package_data={"unclip_jax.serving": ["static/*"]},
     install_requires=CORE,
     extras_require={
         "dev": DEV,
         "convert": TORCH,  # for weights that exist as PyTorch files only
         # the originals that `make parity` compares with
         "parity": [*TORCH, "diffusers>=0.38", "torch-fidelity>=0.4"],
-        "demo": ["gradio>=6"],  # the page, and with FastAPI the HTTP API
+        "demo": ["starlette>=0.40", "uvicorn>=0.30"],  # the page and the HTTP API
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "wandb": ["wandb>=0.18"],

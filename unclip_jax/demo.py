@@ -7,6 +7,7 @@ needs the extra `demo` (`pip install 'unclip_jax[demo]'`). docs/page.md describe
 
 import argparse
 import importlib.util
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from unclip_jax.engine.request_base import MAX_IMAGES
 from unclip_jax.serving.schemas import Limits
 
 EMBEDDINGS = "embeddings/train"  # of a run directory
+TOKEN = "UNCLIP_TOKEN"  # the variable that may hold the token
+LIBRARIES = ("starlette", "uvicorn")  # of the extra
 
 
 def parser() -> Parser:
@@ -27,13 +30,29 @@ def parser() -> Parser:
     parser = Parser("demo", description="Serve a page and an HTTP API.")
     flags.add_models(parser)
     parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; there is no password"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument(
+        "--token",
+        help=f"callers must bring it; the variable {TOKEN} hides it from lists of processes",
+    )
+    parser.add_argument(
+        "--root-path", default="", help="path below which a proxy serves the page, such as /unclip"
+    )
+    parser.add_argument(
+        "--allow-host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names of this server beside localhost, such as the proxy's; on other hosts than "
+        "127.0.0.1 any name is allowed unless some are given",
+    )
     parser.add_argument("--batch", type=int, default=4, help="images at once")
     parser.add_argument("--max-images", type=int, default=Limits.images, help="per request")
     parser.add_argument("--max-waiting", type=int, default=Limits.waiting, help="requests in line")
+    parser.add_argument(
+        "--max-seconds", type=float, default=Limits.seconds, help="running time of a request"
+    )
     parser.add_argument(
         "--embeddings",
         type=pathlib.Path,
@@ -43,16 +62,21 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Loads the models and serves until ctrl-C."""
+    """Takes the address, loads the models and serves until ctrl-C."""
     args = parser().parse_args(argv)
     check(args)
-    service = open_service(args)
-    import uvicorn  # pyright: ignore[reportMissingImports]
+    from unclip_jax.serving import api, server
 
-    from unclip_jax.serving import page
-
-    sys.stdout.write(f"{service.name} at http://{args.host}:{args.port} (API below /api)\n")
-    uvicorn.run(page.app(service), host=args.host, port=args.port, log_level="warning")
+    access = access_of(args)
+    with server.take_address(args.host, args.port) as listener:
+        service = open_service(args)
+        lines = [f"{service.name} at {server.url(args.host, args.port, args.root_path)}"]
+        lines.append("(API below /api)\n")
+        sys.stdout.write(" ".join(lines))
+        if not access.token and not server.is_local(args.host):
+            sys.stdout.write("anyone who reaches this port can use it; --token asks for one.\n")
+        sys.stdout.flush()
+        server.serve(api.app(service, access), listener)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -65,16 +89,36 @@ def check(args: argparse.Namespace) -> None:
     positive("--batch", args.batch)
     in_range("--max-images", args.max_images, 1, MAX_IMAGES)
     in_range("--max-waiting", args.max_waiting, 0, 1000)
-    if importlib.util.find_spec("gradio") is None:
+    in_range("--max-seconds", args.max_seconds, 1, 1e6)
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
         raise UserError(
-            "the page needs Gradio, which is not installed; run `pip install 'unclip_jax[demo]'`, "
-            "in a checkout `pip install -e '.[demo]'`."
+            f"the page needs {' and '.join(missing)}, not installed here; run `pip install "
+            "'unclip_jax[demo]'`, in a checkout `pip install -e '.[demo]'`."
         )
     args.models = flags.run_directory(args.models)
     if args.embeddings is not None:
         EmbeddingSource(args.embeddings)
     elif (args.models / EMBEDDINGS).is_dir():
         args.embeddings = args.models / EMBEDDINGS
+
+
+def access_of(args: argparse.Namespace) -> Any:
+    """Returns the `Access` that the arguments describe.
+
+    Raises:
+        UserError: a token or a path that HTTP could not carry.
+    """
+    from unclip_jax.serving import server
+    from unclip_jax.serving.access import LOCAL_HOSTS, Access
+
+    names = tuple(name.lower() for name in args.allow_host)
+    if names or server.is_local(args.host):
+        names = (*LOCAL_HOSTS, *names)
+    if args.token == "":
+        raise UserError("--token is empty; give one, or leave the flag out.")
+    token = args.token or os.environ.get(TOKEN, "")
+    return Access(token=token, hosts=names, root_path=args.root_path)
 
 
 def open_service(args: argparse.Namespace) -> Any:
@@ -86,10 +130,12 @@ def open_service(args: argparse.Namespace) -> Any:
     from unclip_jax.engine.inference_engine import InferenceEngine
     from unclip_jax.serving.service import InferenceService
 
+    limits = Limits(images=args.max_images, waiting=args.max_waiting, seconds=args.max_seconds)
     return InferenceService(
         InferenceEngine.open(args.models, prior=args.prior, batch=args.batch),
         name=args.models.resolve().name,
-        limits=Limits(images=args.max_images, waiting=args.max_waiting),
+        limits=limits,
+        folder=args.models,
         embeddings=args.embeddings,
     )
 

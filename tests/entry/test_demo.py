@@ -1,5 +1,7 @@
 """What the demo command refuses before it loads anything."""
 
+import socket
+
 import pytest
 
 from unclip_jax import demo
@@ -24,7 +26,40 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
         demo.main(arguments)
 
 
-def test_without_gradio_it_says_what_to_install(monkeypatch, tmp_path):
+def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs Gradio.*pip install 'unclip_jax\[demo\]'"):
+    with pytest.raises(UserError, match=r"needs starlette and uvicorn.*'unclip_jax\[demo\]'"):
         demo.main([f"--models={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--token="], "--token is empty; give one, or leave the flag out"),
+        (["--token=a b"], "the token has spaces or characters outside ASCII"),
+        (["--root-path=unclip"], "root_path is 'unclip'; give a path such as /unclip"),
+        (["--host=no.such.host.invalid"], "no name or address of this machine; try 127.0.0.1"),
+        (["--port={port}"], r"cannot listen on port \d+ of 127.0.0.1: .*; give another --port"),
+    ],
+)
+def test_an_address_is_checked_before_anything_is_loaded(arguments, message, monkeypatch, tmp_path):
+    pytest.importorskip("starlette", reason="needs the extra demo")
+    monkeypatch.setattr(demo, "open_service", lambda args: pytest.fail("models were loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        arguments = [argument.format(port=port) for argument in arguments]
+        with pytest.raises(UserError, match=message):
+            demo.main([f"--models={tmp_path}", *arguments])
+
+
+def test_names_of_hosts_are_checked_on_this_machine_alone_or_if_given(monkeypatch):
+    pytest.importorskip("starlette", reason="needs the extra demo")
+    monkeypatch.setenv(demo.TOKEN, "from-the-environment")
+
+    def access(*arguments):
+        return demo.access_of(demo.parser().parse_args(arguments))
+
+    assert access().hosts == ("localhost", "127.0.0.1", "::1")
+    assert access("--host=0.0.0.0").hosts == ()
+    assert access("--host=0.0.0.0", "--allow-host", "A.example").hosts[-1] == "a.example"
+    assert access().token == "from-the-environment" and access("--token=flag").token == "flag"

@@ -1,6 +1,12 @@
-"""One untrained cascade for all tests of serving."""
+"""One untrained cascade for all tests of serving, and servers of it in this process."""
 
+import base64
+import contextlib
+import http.client
 import io
+import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -19,9 +25,63 @@ def run_dir(tmp_path_factory):
 def service(run_dir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo.importlib.util, "find_spec", lambda name: name)
-        args = demo.parser().parse_args([f"--models={run_dir}", "--batch=2", "--max-images=6"])
+        arguments = ["--batch=2", "--max-images=6", "--max-waiting=3"]
+        args = demo.parser().parse_args([f"--models={run_dir}", *arguments])
         demo.check(args)
     return demo.open_service(args)
+
+
+class Client:
+    """Calls a server as sent, without a library that would correct the path or the headers."""
+
+    def __init__(self, port):
+        self.port, self.url = port, f"http://127.0.0.1:{port}"
+
+    def call(self, method, path, body=None, *, headers=None):
+        """Status, headers and content of one answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        with contextlib.closing(connection):
+            if body is not None and not isinstance(body, bytes):
+                body = json.dumps(body).encode()
+            sent = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, body, {**sent, **(headers or {})})
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+
+    def get(self, path, **options):
+        status, _, content = self.call("GET", path, **options)
+        assert status == 200, content
+        return json.loads(content)
+
+    def post(self, path, body, **options):
+        """Status and JSON of one answer."""
+        status, _, content = self.call("POST", path, body, **options)
+        return status, json.loads(content)
+
+
+@contextlib.contextmanager
+def serving(service, access=None):
+    """A server in a thread of this process; yields a `Client` of it."""
+    from unclip_jax.serving import api, server
+
+    with server.take_address("127.0.0.1", 0) as listener:
+        running = server.build(api.app(service, access))
+        running.install_signal_handlers = lambda: None
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not running.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Client(listener.getsockname()[1])
+        running.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="session")
+def client(service):
+    pytest.importorskip("starlette", reason="needs the extra demo")
+    with serving(service) as opened:
+        yield opened
 
 
 def png(width=40, height=30, *, seed=0):
@@ -29,3 +89,7 @@ def png(width=40, height=30, *, seed=0):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def encoded(data):
+    return base64.b64encode(data).decode()

@@ -6,7 +6,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.inference.progress import Progress
-from unclip_jax.serving.job_queue import JobQueue, QueueFull
+from unclip_jax.serving.job_queue import Job, JobQueue, QueueFull
 
 
 class Gate:
@@ -26,9 +26,9 @@ class Gate:
 def busy():
     """A queue with one job running and one waiting, which fill it."""
     queue, gate = JobQueue(waiting=1), Gate()
-    first = queue.submit(gate, owner="a")
+    first = queue.submit(Job(gate))
     assert gate.begun.wait(10)
-    yield queue, gate, first, queue.submit(lambda report: "second", owner="b")
+    yield queue, gate, first, queue.submit(Job(lambda report: "second"))
     gate.go.set()
 
 
@@ -48,15 +48,16 @@ def test_a_full_queue_refuses_jobs_until_one_is_cancelled(busy):
         with pytest.raises(
             QueueFull, match="1 requests are waiting already, as many as this server"
         ):
-            queue.submit(gate, owner="c")
-    assert queue.cancel("b") == 1
+            queue.submit(Job(gate))
+    second.cancel()
+    assert queue.state()["waiting"] == 0
     assert second.done and second.cancelled and second.result is None
-    assert queue.ahead(queue.submit(gate, owner="c")) == 1
+    assert queue.ahead(queue.submit(Job(gate))) == 1
 
 
 def test_a_cancelled_job_ends_at_its_next_report_of_progress(busy):
-    queue, gate, first, second = busy
-    assert queue.cancel("a") == 1
+    _, gate, first, second = busy
+    first.cancel()
     gate.go.set()
     assert first.wait(10) and second.wait(10)
     assert first.result is None and first.error is None and second.result == "second"
@@ -71,8 +72,39 @@ def test_user_errors_are_passed_on_and_bugs_are_logged(caplog):
     def bug(report):
         raise KeyError("secret")
 
-    jobs = [queue.submit(work, owner="a") for work in (mistake, bug)]
+    jobs = [queue.submit(Job(work)) for work in (mistake, bug)]
     assert all(job.wait(10) for job in jobs)
     assert (jobs[0].error, jobs[0].bug) == ("the seed is wrong.", False)
     assert jobs[1].error == "the server failed (KeyError); see its log." and jobs[1].bug
     assert "secret" in caplog.text
+
+
+def test_a_job_that_nobody_asks_about_is_cancelled(busy):
+    queue, gate, _, second = busy
+    second._lease_s = 0.0
+    assert second.cancelled and queue.state()["waiting"] == 0
+    leased = Job(gate, lease_s=3600)
+    leased._renewed -= 3599
+    leased.renew()
+    leased._renewed -= 3599
+    assert not leased.cancelled
+
+
+def test_a_job_that_runs_too_long_ends_with_advice():
+    queue = JobQueue(waiting=2)
+    job = queue.submit(Job(lambda report: report(Progress("decode", 1, 2)), limit_s=0.0))
+    assert job.wait(10)
+    assert "ran for more than 0 seconds" in job.error and "fewer images or steps" in job.error
+    assert not job.bug
+
+
+def test_the_remaining_time_follows_from_earlier_jobs_of_a_kind(busy):
+    queue, gate, first, second = busy
+    assert queue.remaining_s(second) is None  # nothing of its kind has run
+    queue._rates[""] = [2.0, 4.0, 100.0]
+    first.cost, second.cost = 1000, 3
+    expected = 4 * 1000 - first.seconds + 4 * 3
+    assert queue.remaining_s(second) == pytest.approx(expected, abs=1)
+    assert queue.remaining_s(first) == pytest.approx(expected - 12, abs=1)
+    gate.go.set()
+    assert second.wait(10) and queue.remaining_s(second) is None

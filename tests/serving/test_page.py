@@ -1,228 +1,188 @@
-"""The server as it runs: the HTTP API by hand, the page in a headless browser."""
+"""The page in a headless browser, on a server in this process."""
 
-import base64
-import concurrent.futures
-import http.client
-import importlib.util
-import io
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
+import threading
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.conftest import ROOT
 from tests.serving.browser import Browser, program
-from tests.serving.conftest import png
+from tests.serving.conftest import png, serving
 from tests.serving.test_schemas import monster
+
+pytest.importorskip("starlette", reason="needs the extra demo")
+from unclip_jax.serving.access import LOCAL_HOSTS, Access
+from unclip_jax.serving.job_queue import Job
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("gradio") is None, reason="needs the extra demo (Gradio)"
-    ),
+    pytest.mark.skipif(program() is None, reason="needs Chromium"),
 ]
-STEPS = {"steps": "4"}
+HOSTILE = "<img src=x onerror=document.title='run'>"
 
 
 @pytest.fixture(scope="module")
-def server(run_dir, tmp_path_factory):
-    """Where it listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "unclip_jax.demo", f"--models={run_dir}", f"--port={port}"]
-    env = {**os.environ, "XLA_FLAGS": "", "GRADIO_TEMP_DIR": str(log.parent / "gradio")}
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, "--max-waiting=3"], cwd=ROOT, env=env, stdout=out, stderr=out
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(900):
-            try:
-                get(f"{url}/api/queue")
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def get(url):
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        return json.load(answer)
-
-
-def post(url, given, *, accept="application/json", kind="application/json"):
-    """Status and body of an answer."""
-    body = given if isinstance(given, bytes) else json.dumps(given).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": kind, "Accept": accept})
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
-def encoded(data):
-    return base64.b64encode(data).decode()
-
-
-def test_the_api_says_what_it_takes_and_runs(server, run_dir):
-    assert get(f"{server}/api")["commands"]["text"]["fields"]["captions"]["required"] is True
-    assert get(f"{server}/api/models")["name"] == run_dir.name
-    assert get(f"{server}/api/openapi.json")["paths"].keys() > {"/api/text", "/api/blend"}
-    assert get(f"{server}/api/queue") == {"running": 0, "waiting": 0, "limit": 3}
-
-
-def test_images_come_as_json_and_as_png(server):
-    given = {"captions": ["a red circle"], "seed": 3, **STEPS}
-    status, body = post(f"{server}/api/text", given)
-    assert status == 200, body
-    answer = json.loads(body)
-    assert answer["record"]["request"]["captions"] == ["a red circle"]
-    status, shown = post(f"{server}/api/text", given, accept="image/png")
-    assert status == 200 and encoded(shown) == answer["images"][0]
-    assert Image.open(io.BytesIO(shown)).size == (32, 32)
-    given = {"image": f"data:image/png;base64,{encoded(png())}", "target": "a blue circle"}
-    status, body = post(f"{server}/api/text-diff", {**given, "frames": 2, **STEPS})
-    assert status == 200 and json.loads(body)["labels"] == ["theta 0.00", "theta 0.50"]
-    given = {"images": [encoded(png())], "image_weights": [3], "texts": ["a star"], "num": 2}
-    status, body = post(f"{server}/api/blend", {**given, "noise": "fresh", **STEPS})
-    assert status == 200 and json.loads(body)["labels"] == ["0.75 images.png + 0.25 a star"] * 2
-
-
-@pytest.mark.parametrize(
-    ("command", "given", "status", "message"),
-    [
-        ("paint", {}, 404, "there is no 'paint'"),
-        ("text", b"{", 400, "the body is no JSON"),
-        ("text", [], 400, "the body is no JSON object"),
-        ("text", {"captions": [""]}, 400, "captions is empty"),
-        ("text", {"captions": ["x" * 10_000]}, 400, "captions has 10000 characters"),
-        ("variations", {"image": encoded(monster())}, 400, "10000x10000 pixels"),
-        ("variations", {"image": encoded(b"<svg/>")}, 400, "not an image"),
-        ("variations", {"image": encoded(b"some words")}, 400, "not an image"),
-        ("variations", {"image": "?"}, 400, "image is no base64"),
-        ("blend", {"texts": ["a"]}, 400, "a blend needs at least two things, not 1"),
-        ("probe-pca", {"images": [encoded(png())]}, 400, "this server has no embeddings"),
-        ("variations", {"image": 7}, 400, "give an image file as base64"),
-    ],
-)
-def test_bad_requests_are_answered_in_one_line(server, command, given, status, message):
-    got, body = post(f"{server}/api/{command}", given)
-    assert got == status and message in json.loads(body)["error"]
-
-
-def test_too_long_a_body_is_refused_before_it_is_read(server):
-    connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=60)
-    connection.putrequest("POST", "/api/text")
-    connection.putheader("Content-Type", "application/json")
-    connection.putheader("Content-Length", str(49 * 2**20))
-    connection.endheaders()
-    answer = connection.getresponse()
-    assert answer.status == 413 and b"the request has more than" in answer.read()
-    connection.close()
-
-
-def test_only_json_is_read(server):
-    status, body = post(f"{server}/api/text", b"captions=x", kind="text/plain")
-    assert status == 415 and "Content-Type: application/json" in json.loads(body)["error"]
-
-
-def test_twenty_at_once_are_served_or_politely_refused(server):
-    given = {"captions": ["a red circle"], "num": 2, **STEPS}
-    with concurrent.futures.ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: post(f"{server}/api/text", given), range(20)))
-    statuses = [status for status, _ in answers]
-    assert set(statuses) == {200, 429} and statuses.count(200) >= 4
-    refused = next(json.loads(body)["error"] for status, body in answers if status == 429)
-    assert "requests are waiting already" in refused
-
-
-@pytest.fixture
-def browser(tmp_path):
-    if program() is None:
-        pytest.skip("needs Chromium")
-    opened = Browser(tmp_path / "profile")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("browser") / "profile")
     yield opened
     opened.close()
 
 
-def test_stop_ends_a_request_that_waits_and_leaves_others_alone(server, browser):
-    browser.open(server)
+@pytest.fixture
+def page(browser, client):
+    """The page, freshly opened."""
+    browser.open("about:blank")
+    browser.open(f"{client.url}/")
     browser.wait("document.querySelector('#go-text') !== null")
-    browser.type("#captions textarea", "a red circle")
-    status = "document.querySelector('#status-text').innerText"
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        given = {"captions": ["a blue square"] * 16, "steps": "1000"}
-        other = pool.submit(post, f"{server}/api/text", given)
-        while not get(f"{server}/api/queue")["running"]:
-            time.sleep(0.05)
-        browser.click("#go-text")
-        browser.wait(f"{status}.includes('1 before you')")
-        browser.click("#stop-text")
-        browser.wait(f"{status}.includes('Stopped.')")
-        assert get(f"{server}/api/queue")["waiting"] == 0
-        assert other.result()[0] == 200
+    browser.run("document.querySelectorAll('input[id$=-steps]').forEach(i => i.value = '4')")
+    return browser
 
 
-def test_the_page_draws_varies_and_refuses(server, browser, tmp_path, run_dir):
-    browser.open(server)
-    browser.wait("document.querySelector('#go-text') !== null")
-    assert run_dir.name in browser.text()
-    browser.run(
+def status(command):
+    return f"document.querySelector('#status-{command}').innerText"
+
+
+def images(command):
+    return f"document.querySelectorAll('#gallery-{command} img').length"
+
+
+def test_captions_become_images_that_enlarge_and_go_on_to_other_tabs(page, client, run_dir):
+    assert run_dir.name in page.text()
+    page.run(
         "window.seen = new Set(), setInterval(() => "
-        "window.seen.add(document.querySelector('#status-text').innerText), 20)"
+        f"window.seen.add({status('text')} + {images('text')}), 5)"
     )
-    browser.type("#captions textarea", "a red circle")
-    browser.click("#go-text")
-    browser.wait("document.querySelector('#status-text').innerText.includes('2 images in')")
-    browser.wait("document.querySelectorAll('#gallery-text img').length >= 2")
-    assert browser.run("[...window.seen].some(said => /of 2 images|step [0-9]/.test(said))")
-    foreign = [url for url in browser.requests if not url.startswith((server, "data:", "blob:"))]
-    assert not foreign
-    browser.run("[...document.querySelectorAll('button[role=tab]')]"
-                ".find(b => b.innerText.trim() == 'Variations').click()")  # fmt: skip
-    status = "document.querySelector('#status-variations').innerText"
+    page.type("#text-captions", f"a red circle {HOSTILE} 一只黑猫")
+    page.click("#go-text")
+    page.wait(f"{status('text')}.includes('2 images in')")
+    assert page.run("[...window.seen].some(line => /of 2 images|step [0-9]/.test(line))")
+    assert HOSTILE in page.text() and page.run("document.title").startswith("unclip_jax")
+    assert page.run("location.hash").startswith("#/text?captions=a+red+circle")
+    page.click("#gallery-text .tile")
+    page.wait("document.querySelector('#viewer').open")
+    page.run("[...document.querySelectorAll('#viewer-actions button')]"
+             ".find(b => b.innerText.includes('Variations')).click()")  # fmt: skip
+    page.wait("document.querySelector('#panel-variations .thumbnails img') !== null")
+    page.run("document.querySelector('#variations-num').value = 1")
+    page.click("#go-variations")
+    page.wait(f"{status('variations')}.includes('3 images in')")
+    assert page.run("document.querySelectorAll('#entries button').length") == 2  # the session
+    page.run("document.querySelector('#entries button:last-child').click()")
+    assert page.run("!document.querySelector('#panel-text').hidden")
+    foreign = [url for url in page.requests if not url.startswith((client.url, "data:", "blob:"))]
+    assert [url for url in foreign if url != "about:blank"] == []
+
+
+def test_what_cannot_be_used_is_said(page, tmp_path):
+    page.click("#tab-variations")
     for name, data, message in (
-        ("monster.png", monster(), "10000x10000 pixels"),
+        ("monster.png", monster(), "decompression bomb"),
         ("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         ("words.png", b"some words", "not an image"),
     ):
-        _upload(browser, tmp_path / name, data)
-        browser.click("#go-variations")
-        browser.wait(f"{status}.includes('{message}')")
-    _upload(browser, tmp_path / "good.png", png())
-    browser.click("#go-variations")
-    browser.wait(f"{status}.includes('images in')")
+        (tmp_path / name).write_bytes(data)
+        page.upload("#variations-image", tmp_path / name)
+        page.wait("document.querySelector('#panel-variations .thumbnails figure') !== null")
+        page.click("#go-variations")
+        page.wait(f"{status('variations')}.includes('{message}')")
 
 
-def _upload(browser, path, data):
-    path.write_bytes(data)
-    browser.run("document.querySelector('#variations-image button[aria-label=Clear]')?.click()")
-    browser.wait("document.querySelector('#variations-image input[type=file]') !== null")
-    browser.upload("#variations-image input[type=file]", path)
-    browser.wait("document.querySelector('#variations-image img') !== null")
+def test_a_mask_is_painted_over_the_image(page, tmp_path):
+    (tmp_path / "good.png").write_bytes(png())
+    page.click("#tab-inpaint")
+    page.upload("#inpaint-image", tmp_path / "good.png")
+    page.wait("document.querySelector('#panel-inpaint canvas').width === 40")
+    page.run("""(() => {
+        const canvas = document.querySelector('#panel-inpaint canvas');
+        const box = canvas.getBoundingClientRect();
+        const event = new PointerEvent('pointerdown',
+            {clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, pointerId: 1});
+        canvas.setPointerCapture = () => {};
+        canvas.dispatchEvent(event);
+        document.querySelector('#inpaint-num').value = 1;
+        document.querySelector('#inpaint-repeats').value = 1;
+        document.querySelector('#inpaint-jump').value = 2;
+    })()""")
+    page.click("#go-inpaint")
+    page.wait(f"/one image in|Error|;/.test({status('inpaint')})")
+    assert "one image in" in page.run(status("inpaint"))
 
 
-def test_pixels_are_the_commands(server, service):
-    """The server's images are those of the same request run here."""
-    given = {"captions": ["a red circle"], "seed": 3, **STEPS}
-    job = service.submit("text", given, owner="me")
-    assert job.wait(120) and job.result is not None
-    here = job.result.result.images[0].astype(int)
-    _, shown = post(f"{server}/api/text", given, accept="image/png")
-    assert np.abs(np.asarray(Image.open(io.BytesIO(shown))) - here).max() <= 1
+def test_stop_ends_a_request_that_waits(page, client, service):
+    begun, release = threading.Event(), threading.Event()
+
+    def work(report):
+        begun.set()
+        assert release.wait(60)
+
+    job = service.queue.submit(Job(work))
+    assert begun.wait(60)
+    try:
+        page.type("#text-captions", "a red circle")
+        page.click("#go-text")
+        page.wait(f"{status('text')}.includes('1 before you')")
+        page.click("#stop-text")
+        page.wait(f"{status('text')}.includes('Stopped.')")
+        assert client.get("/api/queue")["waiting"] == 0
+        page.click("#go-text")
+        page.wait(f"{status('text')}.includes('1 before you')")
+        page.open("about:blank")  # leaving the page ends its requests, too
+        page.wait("document.body.innerText === ''")
+        for _ in range(100):
+            if client.get("/api/queue")["waiting"] == 0:
+                break
+            threading.Event().wait(0.1)
+        assert client.get("/api/queue")["waiting"] == 0
+    finally:
+        release.set()
+        assert job.wait(10)
+
+
+def test_a_link_fills_the_form_and_runs_nothing(page, client):
+    hostile = f"captions={HOSTILE}%0Aa%20blue%20square&seed=7&__proto__=x&image=/etc/passwd"
+    page.open("about:blank")
+    page.open(f"{client.url}/#/text?{hostile}")
+    page.wait("document.querySelector('#text-captions')?.value.includes('blue')")
+    value = page.run("document.querySelector('#text-captions').value")
+    assert value == f"{HOSTILE}\na blue square"
+    assert page.run("document.querySelector('#text-seed').value") == "7"
+    assert page.run("document.title").startswith("unclip_jax")
+    assert client.get("/api/queue") == {"running": 0, "waiting": 0, "limit": 3}
+
+
+def test_the_page_asks_for_the_token_and_works_below_a_path(browser, service):
+    access = Access(token="s3cret", hosts=LOCAL_HOSTS, root_path="/unclip")
+    with serving(service, access) as guarded:
+        browser.open(f"{guarded.url}/unclip")
+        browser.wait("document.querySelector('#token')?.open")
+        browser.type("#token-value", "wrong")
+        browser.click("#token button")
+        browser.wait("document.querySelector('#token').open")
+        browser.run("document.querySelector('#token-value').value = 's3cret'")
+        browser.click("#token button")
+        browser.wait("document.querySelector('#go-text') !== null")
+        browser.open("about:blank")
+        browser.open(f"{guarded.url}/unclip/#token=s3cret")
+        browser.wait("document.querySelector('#go-text') !== null")
+        assert "s3cret" not in browser.run("location.href")
+
+
+def test_the_theme_is_kept_and_a_phone_shows_one_column(page, client):
+    before = page.run("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    after = page.run("getComputedStyle(document.body).backgroundColor")
+    assert before != after
+    page.send("Emulation.setDeviceMetricsOverride",
+              width=390, height=800, deviceScaleFactor=2, mobile=True)  # fmt: skip
+    try:
+        page.open("about:blank")
+        page.open(f"{client.url}/")
+        page.wait("document.querySelector('#go-text') !== null")
+        assert page.run("getComputedStyle(document.body).backgroundColor") == after
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        columns = page.run(
+            "getComputedStyle(document.querySelector('#panel-text')).gridTemplateColumns"
+        )
+        assert len(columns.split()) == 1, json.dumps(columns)
+    finally:
+        page.send("Emulation.setDeviceMetricsOverride",
+                  width=1200, height=900, deviceScaleFactor=1, mobile=False)  # fmt: skip

@@ -117,7 +117,7 @@ def test_uploads_are_files_of_the_archive():
 
 
 def test_the_description_is_complete():
-    described = schemas.describe()
+    described = schemas.describe(Limits())
     assert described.keys() == LEAST.keys()
     assert described["text-diff"]["fields"]["theta"]["range"] == [0, 1]
     assert described["interpolate"]["fields"]["noise"]["choices"] == ["inverted", "shared"]
@@ -160,7 +160,7 @@ class Toy(REQUESTS["upscale"]):
 
 def test_a_request_is_added_in_one_place(monkeypatch, tmp_path):
     monkeypatch.setitem(REQUESTS, "toy", Toy)
-    assert schemas.describe()["toy"]["fields"]["size"]["range"] == [1, 9]
+    assert schemas.describe(Limits())["toy"]["fields"]["size"]["range"] == [1, 9]
     assert "/api/toy" in schemas.openapi(Limits())["paths"]
     assert read("toy", {"images": [IMAGE], "size": 3}).request.run("engine") == "engine 3"
     with pytest.raises(UserError, match="that would be 18 images; this server generates at most"):

@@ -21,7 +21,7 @@ def pixels(served):
 
 
 def ask(service, command, **given):
-    job = service.submit(command, {"steps": "4", **given}, owner="me")
+    job = service.submit(command, {"steps": "4", **given})
     assert job.wait(120)
     if job.error:
         raise UserError(job.error)

@@ -65,3 +65,19 @@ def divisible(what: str, value: int, by: int, advice: str) -> int:
     if by <= 0 or value % by:
         raise UserError(f"{what} is {value}, which {by} does not divide; {advice}")
     return value
+
+
+def check_unicode(what: str, text: str) -> str:
+    """Returns `text` if it can be written as UTF-8.
+
+    Raises:
+        UserError: it holds half of a surrogate pair, or bytes of another encoding.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} holds {text[error.start]!r} at character {error.start}, which is no text; "
+            "give it as UTF-8."
+        ) from None
+    return text

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from unclip_jax.core.checks import UserError, in_range, one_of, suggest
+from unclip_jax.core.checks import UserError, check_unicode, in_range, one_of, suggest
 from unclip_jax.engine import image_inputs
 from unclip_jax.engine.image_inputs import ImageInput
 
@@ -206,6 +206,7 @@ def _item(field: Field, name: str, value: Any) -> Any:
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             raise UserError(f"{name} has {len(value)} characters; give at most {MAX_TEXT}.")
+        check_unicode(name, value)
         if not option.blank and not value.strip():
             raise UserError(f"{name} is empty; say what the image should show.")
     if option.low is not None:

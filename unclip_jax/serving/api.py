@@ -1,182 +1,209 @@
 """The HTTP API: JSON in, JSON or PNG out. docs/page.md describes it for its users.
 
-GET  /api               the commands and their fields
-GET  /api/openapi.json  the same as an OpenAPI document, from which clients can be generated
-GET  /api/models        the models
-GET  /api/queue         the length of the queue
-POST /api/COMMAND       one request; answered when it is done, cancelled when the caller hangs up
+GET    /api                    the commands and their fields
+GET    /api/openapi.json       the same as an OpenAPI document, from which clients can be generated
+GET    /api/models             the models
+GET    /api/queue              the length of the queue
+POST   /api/COMMAND            one request; answered when it is done, cancelled when the caller
+                               hangs up
+POST   /api/jobs/COMMAND       one request; answered at once with the identifier of its job
+GET    /api/jobs/ID            the state of a job; with ?revision=N it waits for a later one
+GET    /api/jobs/ID/result     its images
+GET    /api/jobs/ID/archive    a ZIP of everything
+DELETE /api/jobs/ID            cancels and forgets it
+
+Every other path but those of the page (page.py) is answered with 404. Nothing in a request names a
+file or an address that the server would open.
 """
 
 import asyncio
-import base64
-import binascii
-import json
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import fastapi  # pyright: ignore[reportMissingImports]
-from fastapi import responses  # pyright: ignore[reportMissingImports]
+import anyio.to_thread  # pyright: ignore[reportMissingImports]
+from starlette.applications import Starlette  # pyright: ignore[reportMissingImports]
+from starlette.exceptions import HTTPException  # pyright: ignore[reportMissingImports]
+from starlette.requests import ClientDisconnect, Request  # pyright: ignore[reportMissingImports]
+from starlette.responses import Response  # pyright: ignore[reportMissingImports]
+from starlette.routing import BaseRoute, Route  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
-from unclip_jax.engine.request_fields import Field
 from unclip_jax.engine.requests import REQUESTS
-from unclip_jax.engine.result import Result
-from unclip_jax.serving import schemas
+from unclip_jax.serving import answers, page, schemas
+from unclip_jax.serving.access import Access, Gate
+from unclip_jax.serving.bodies import BodyReader, read_json
+from unclip_jax.serving.errors import Refused, error_answer, json_answer
 from unclip_jax.serving.job_queue import Job, QueueFull
+from unclip_jax.serving.job_store import LEASE_S, JobStore, StoredJob
 from unclip_jax.serving.service import InferenceService, ServedResult
 from unclip_jax.version import __version__
 
 RETRY_S = 30  # seconds after which a refused caller may try again
-POLL_S = 0.2  # seconds between two checks that the caller is still connected
-# Nothing that this server sends may make a browser ask another host.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' "
-    "'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+POLL_S = 0.1  # seconds between two looks at a job
+NEWS_S = 15  # longest time for which a question about a job waits for news
 
 
-class Refused(Exception):
-    """A request that ends with a status and one line."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-
-
-def app(service: InferenceService) -> Any:
-    """The API as a FastAPI application."""
-    application = fastapi.FastAPI(
-        title="unclip_jax", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
+def app(service: InferenceService, access: Access | None = None) -> Any:
+    """The API and the page as an ASGI application."""
+    access = access or Access()
+    inner = Starlette(
+        routes=[*Api(service, access).routes(), *page.routes(access.root_path)],
+        exception_handlers={
+            Refused: _refuse,
+            HTTPException: _refuse_http,
+            ClientDisconnect: _hung_up,
+            Exception: _fail,
+        },
     )
+    inner.router.redirect_slashes = False
+    return Gate(inner, access)
 
-    application.add_middleware(_WithHeaders)
 
-    @application.exception_handler(Refused)
-    async def _refuse(_: fastapi.Request, refusal: Refused) -> Any:
-        headers = {"Retry-After": str(RETRY_S)} if refusal.status == 429 else None
-        body = {"error": str(refusal)}
-        return responses.JSONResponse(body, refusal.status, headers=headers)
+class Api:
+    """The handlers of the API."""
 
-    @application.get("/api")
-    async def _describe() -> dict[str, Any]:
-        return {"version": __version__, "commands": schemas.describe()}
+    def __init__(self, service: InferenceService, access: Access):
+        self._service, self._access = service, access
+        self._jobs = JobStore()
+        self._bodies = BodyReader(limit=service.limits.body)
+        self._decoding = anyio.CapacityLimiter(1)  # uploads of one request at a time
 
-    @application.get("/api/openapi.json")
-    async def _openapi() -> dict[str, Any]:
-        return schemas.openapi(service.limits)
+    def routes(self) -> list[BaseRoute]:
+        """Every path with its method and its handler."""
+        return [
+            Route(path, handler, methods=[method])
+            for method, path, handler in (
+                ("GET", "/api", self.describe),
+                ("GET", "/api/openapi.json", self.openapi),
+                ("GET", "/api/models", self.models),
+                ("GET", "/api/queue", self.queue),
+                ("POST", "/api/jobs/{command}", self.start),
+                ("GET", "/api/jobs/{job}", self.state),
+                ("GET", "/api/jobs/{job}/result", self.result),
+                ("GET", "/api/jobs/{job}/archive", self.archive),
+                ("DELETE", "/api/jobs/{job}", self.cancel),
+                ("POST", "/api/{command}", self.run),
+            )
+        ]
 
-    @application.get("/api/models")
-    async def _models() -> dict[str, Any]:
-        return service.models()
+    async def describe(self, _: Request) -> Response:
+        """The commands, their fields, and the limits of this server."""
+        limits = self._service.limits
+        return json_answer(
+            {
+                "version": __version__,
+                "commands": schemas.describe(limits),
+                "limits": schemas.describe_limits(limits),
+            }
+        )
 
-    @application.get("/api/queue")
-    async def _queue() -> dict[str, int]:
-        return service.queue.state()
+    async def openapi(self, _: Request) -> Response:
+        """The OpenAPI document."""
+        document = schemas.openapi(self._service.limits, root_path=self._access.root_path)
+        return json_answer(document)
 
-    @application.post("/api/{command}")
-    async def _run(command: str, request: fastapi.Request) -> Any:
-        if command not in REQUESTS:
-            raise Refused(404, f"there is no {command!r}; GET /api lists the commands.")
-        body = await _body(request, service.limits.body)
-        job = submit(service, command, read_json(body, schemas.served_fields(command)))
+    async def models(self, _: Request) -> Response:
+        """The models."""
+        return json_answer(self._service.models())
+
+    async def queue(self, _: Request) -> Response:
+        """The length of the queue."""
+        return json_answer(self._service.queue.state())
+
+    async def run(self, request: Request) -> Response:
+        """Runs a request and answers with its images."""
+        job = await self._submit(request, lease_s=None)
         result = (await _finished(job, request)).result
         if "image/png" in request.headers.get("accept", ""):
             single = len(result.display) == 1
-            content = image_codec.encode_png(result.display[0]) if single else result.png()
-            return responses.Response(content, media_type="image/png")
-        return responses.JSONResponse(as_json(result))
+            encode = (lambda: image_codec.encode_png(result.display[0])) if single else result.png
+            return Response(await anyio.to_thread.run_sync(encode), media_type="image/png")
+        return json_answer(await anyio.to_thread.run_sync(answers.of_result, result))
 
-    return application
+    async def start(self, request: Request) -> Response:
+        """Queues a request and answers with the identifier of its job."""
+        job = await self._submit(request, lease_s=LEASE_S)
+        return json_answer({"job": self._jobs.add(job)}, 202)
+
+    async def state(self, request: Request) -> Response:
+        """The state of a job, as soon as it is newer than the caller's."""
+        stored = self._stored(request)
+        job, text = stored.job, request.query_params.get("revision", "-1")
+        revision = int(text) if text.isdecimal() and len(text) < 10 else -1
+        for _ in range(int(NEWS_S / POLL_S) if revision >= 0 else 0):
+            if job.done or job.cancelled or job.revision != revision:
+                break
+            if await request.is_disconnected():
+                break
+            await asyncio.sleep(POLL_S)
+        job.renew()
+        queue = self._service.queue
+        state = await anyio.to_thread.run_sync(
+            lambda: answers.of_job(job, queue, revision=revision)
+        )
+        return json_answer(state)
+
+    async def result(self, request: Request) -> Response:
+        """The images of a job that is done."""
+        stored = self._finished(request)
+        return json_answer(await anyio.to_thread.run_sync(lambda: stored.answer))
+
+    async def archive(self, request: Request) -> Response:
+        """A ZIP of the images, the uploads and the record."""
+        stored = self._finished(request)
+        content = await anyio.to_thread.run_sync(lambda: stored.archive)
+        return Response(content, media_type="application/zip")
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancels and forgets a job."""
+        if not self._jobs.remove(request.path_params["job"]):
+            raise _no_job()
+        return json_answer({"state": "cancelled"})
+
+    async def _submit(self, request: Request, *, lease_s: int | float | None) -> Job[ServedResult]:
+        """Reads, checks and queues a request; decoding its images does not block others."""
+        command = request.path_params["command"]
+        if command not in REQUESTS:
+            raise Refused(404, f"there is no {command[:40]!r}; GET /api lists the commands.")
+        body = await self._bodies.read(request)
+        return await anyio.to_thread.run_sync(
+            lambda: submit(self._service, command, body, lease_s=lease_s), limiter=self._decoding
+        )
+
+    def _stored(self, request: Request) -> StoredJob:
+        stored = self._jobs.get(request.path_params["job"])
+        if stored is None:
+            raise _no_job()
+        return stored
+
+    def _finished(self, request: Request) -> StoredJob:
+        stored = self._stored(request)
+        if stored.job.error is not None:
+            raise Refused(500 if stored.job.bug else 400, stored.job.error)
+        if stored.job.result is None:
+            raise Refused(409, "the job has no result; ask for its state.")
+        return stored
 
 
-class _WithHeaders:
-    """Adds `HEADERS` to every answer, the page's too."""
-
-    def __init__(self, app: Any):
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def adding(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                added = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", []), *added]}
-            await send(message)
-
-        await self._app(scope, receive, adding)
-
-
-def submit(service: InferenceService, command: str, values: Mapping[str, Any]) -> Job[ServedResult]:
+def submit(
+    service: InferenceService, command: str, body: bytes, *, lease_s: int | float | None
+) -> Job[ServedResult]:
     """Queues a request.
 
     Raises:
         Refused: 429 when the queue is full, 400 for any other mistake.
     """
+    values: Mapping[str, Any] = read_json(body, schemas.served_fields(command))
     try:
-        return service.submit(command, values, owner=uuid.uuid4().hex)
+        return service.submit(command, values, lease_s=lease_s)
+    except QueueFull as error:
+        raise Refused(429, str(error), headers={"Retry-After": str(RETRY_S)}) from None
     except UserError as error:
-        status = 429 if isinstance(error, QueueFull) else 400
-        raise Refused(status, " ".join(str(error).split())) from None
+        raise Refused(400, str(error)) from None
 
 
-def read_json(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The values of a request; images come as base64, plain or as data URLs.
-
-    Raises:
-        Refused: it is no JSON object, or an image is no base64.
-    """
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON ({type(error).__name__}).") from None
-    if not isinstance(values, dict):
-        raise Refused(400, "the body is no JSON object; give one such as {}.")
-    for field in fields.values():
-        value = values.get(field.name)
-        if field.scalar != "image" or value is None:
-            continue
-        if not field.many:
-            values[field.name] = _bytes_of(field.name, value)
-        elif isinstance(value, list):
-            values[field.name] = [_bytes_of(field.name, item) for item in value]
-    return values
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """A result with its images as base64."""
-    answer: dict[str, Any] = {
-        "images": [_base64(image_codec.encode_png(image)) for image in result.display],
-        "labels": list(result.labels),
-        "grid": _base64(result.png()),
-        "record": result.record,
-    }
-    if (animation := result.animation()) is not None:
-        answer["animation"] = _base64(animation)
-    return answer
-
-
-async def _body(request: fastapi.Request, limit: int) -> bytes:
-    """The body of a request, refused as soon as it is too long."""
-    if "json" not in request.headers.get("content-type", ""):
-        raise Refused(415, "give JSON, with Content-Type: application/json.")
-    body = bytearray()
-    stated = request.headers.get("content-length", "0")
-    size = int(stated) if stated.isdecimal() else 0
-    if size <= limit:
-        async for chunk in request.stream():
-            body += chunk
-            size = len(body)
-            if size > limit:
-                break
-    if size > limit:
-        raise Refused(413, f"the request has more than {limit} bytes; give smaller images.")
-    return bytes(body)
-
-
-async def _finished(job: Job[ServedResult], request: fastapi.Request) -> ServedResult:
+async def _finished(job: Job[ServedResult], request: Request) -> ServedResult:
     """Waits for a job; cancels it when its caller has gone."""
     try:
         while not job.done:
@@ -193,16 +220,32 @@ async def _finished(job: Job[ServedResult], request: fastapi.Request) -> ServedR
     return job.result
 
 
-def _bytes_of(name: str, value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise Refused(400, f"{name} is {str(value)[:40]!r}; give an image file as base64.")
-    head, comma, encoded = value.partition(",")
-    text = encoded if comma and head.startswith("data:") else value
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(400, f"{name} is no base64; give the bytes of an image file so.") from None
+def _no_job() -> Refused:
+    return Refused(404, "there is no such job; results are kept for an hour at most.")
 
 
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return error_answer(error)
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    """Errors of the routing, as JSON: no such path, or another method."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        line = f"{request.method[:20]} is not possible here; Allow says what is."
+    elif error.status_code == 404:
+        line = f"there is no {request.scope['path'][:60]!r}; GET /api lists the commands."
+    else:
+        line = f"{error.detail}."
+    return error_answer(Refused(error.status_code, line, headers=headers))
+
+
+async def _hung_up(_: Request, __: Exception) -> Response:
+    return error_answer(Refused(499, "the caller has gone."))
+
+
+async def _fail(_: Request, error: Exception) -> Response:
+    """A bug, which the gate logs."""
+    return error_answer(Refused(500, f"the server failed ({type(error).__name__}); see its log."))

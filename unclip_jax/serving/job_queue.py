@@ -6,7 +6,9 @@ it, or cancel it; a job that finds the queue full is refused at once.
 
 import collections
 import logging
+import statistics
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +17,8 @@ from unclip_jax.inference.progress import Progress, ProgressCallback
 
 T = TypeVar("T")
 Work = Callable[[ProgressCallback], T]
+
+RATES = 5  # finished jobs of a kind that its estimated time is the median of
 
 
 class QueueFull(UserError):
@@ -28,14 +32,35 @@ class JobCancelled(Exception):
 class Job(Generic[T]):
     """One piece of work in the queue."""
 
-    def __init__(self, work: Work[T], owner: str):
-        """`owner`: who may cancel it."""
-        self.owner = owner
+    def __init__(
+        self,
+        work: Work[T],
+        *,
+        kind: str = "",
+        cost: int = 1,
+        lease_s: int | float | None = None,
+        limit_s: int | float | None = None,
+    ):
+        """Creates a job that waits.
+
+        Args:
+            work: the function to run; it is called with a callback for its progress.
+            kind: jobs of one kind take time in proportion to their cost.
+            cost: such as the number of images.
+            lease_s: the job is cancelled when nobody calls `renew` for so long; None = never.
+            limit_s: longest running time; None = no limit.
+        """
+        self.kind, self.cost = kind, cost
         self.progress: Progress | None = None
         self.result: T | None = None
         self.error: str | None = None  # one line for the owner
         self.bug = False  # True if the error is not the owner's mistake
+        self.revision = 0  # increases with every report of progress
         self._work: Work[T] | None = work
+        self._lease_s, self._limit_s = lease_s, limit_s
+        self._renewed = time.monotonic()
+        self._began: float | None = None
+        self._ended: float | None = None
         self._cancelled, self._done = threading.Event(), threading.Event()
 
     @property
@@ -45,8 +70,26 @@ class Job(Generic[T]):
 
     @property
     def cancelled(self) -> bool:
-        """True if its owner cancelled it."""
+        """True if it was cancelled, or its lease ran out before it was done."""
+        expired = (
+            self._lease_s is not None
+            and not self.done
+            and time.monotonic() - self._renewed > self._lease_s
+        )
+        if expired:
+            self._cancelled.set()
         return self._cancelled.is_set()
+
+    @property
+    def seconds(self) -> float:
+        """Time for which it has run, or ran."""
+        if self._began is None:
+            return 0.0
+        return (self._ended or time.monotonic()) - self._began
+
+    def renew(self) -> None:
+        """Starts the lease anew."""
+        self._renewed = time.monotonic()
 
     def cancel(self) -> None:
         """Ends it: at once while it waits, at the next report of progress while it runs."""
@@ -59,9 +102,16 @@ class Job(Generic[T]):
     def _report(self, state: Progress) -> None:
         if self.cancelled:
             raise JobCancelled
+        if self._limit_s is not None and self.seconds > self._limit_s:
+            raise UserError(
+                f"the request ran for more than {self._limit_s:g} seconds, as long as this server "
+                "allows; ask for fewer images or steps."
+            )
         self.progress = state
+        self.revision += 1
 
     def _run(self) -> None:
+        self._began = time.monotonic()
         try:
             if not self.cancelled and self._work is not None:
                 self.result = self._work(self._report)
@@ -73,6 +123,7 @@ class Job(Generic[T]):
             logging.exception("a request failed")
             self.bug, self.error = True, f"the server failed ({type(error).__name__}); see its log."
         finally:
+            self._ended = time.monotonic()
             self._work = None  # frees the uploads
             self._done.set()
 
@@ -86,15 +137,15 @@ class JobQueue:
         self._queue: collections.deque[Job[Any]] = collections.deque()
         self._running: Job[Any] | None = None
         self._changed = threading.Condition()
+        self._rates: dict[str, collections.deque[float]] = {}  # seconds per unit of cost, by kind
         threading.Thread(target=self._serve, daemon=True, name="jobs").start()
 
-    def submit(self, work: Work[T], *, owner: str) -> Job[T]:
-        """Adds a job.
+    def submit(self, job: Job[T]) -> Job[T]:
+        """Adds a job and returns it.
 
         Raises:
             QueueFull: as many jobs wait as may.
         """
-        job = Job(work, owner)
         with self._changed:
             self._drop_cancelled()
             if len(self._queue) >= self.limit + (self._running is None):
@@ -113,14 +164,17 @@ class JobQueue:
             running = self._running is not None
             return self._queue.index(job) + running if job in self._queue else 0
 
-    def cancel(self, owner: str) -> int:
-        """Ends all jobs of one owner; returns their number."""
+    def remaining_s(self, job: Job[Any]) -> float | None:
+        """Estimates the seconds until a job is done, from earlier ones; None = unknown yet."""
         with self._changed:
-            owned = [job for job in (self._running, *self._queue) if job and job.owner == owner]
-            for job in owned:
-                job.cancel()
             self._drop_cancelled()
-        return len(owned)
+            line = list(self._queue)
+            before = line[: line.index(job) + 1] if job in line else []
+            jobs = [self._running, *before] if self._running else before
+            if job not in jobs:
+                return None
+            times = [self._expected(each) for each in jobs]
+        return sum(each for each in times if each is not None) if None not in times else None
 
     def state(self) -> dict[str, int]:
         """The length of the queue."""
@@ -128,6 +182,12 @@ class JobQueue:
             self._drop_cancelled()
             running = int(self._running is not None)
             return {"running": running, "waiting": len(self._queue), "limit": self.limit}
+
+    def _expected(self, job: Job[Any]) -> float | None:
+        """Seconds that a job still needs, by the median rate of its kind."""
+        if not (rates := self._rates.get(job.kind)):
+            return None
+        return max(0.0, statistics.median(rates) * job.cost - job.seconds)
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._queue if job.cancelled]:
@@ -139,7 +199,11 @@ class JobQueue:
             with self._changed:
                 while not self._queue:
                     self._changed.wait()
-                self._running = self._queue.popleft()
-            self._running._run()
+                job = self._running = self._queue.popleft()
+            job._run()
             with self._changed:
+                if job.result is not None:
+                    rates = self._rates.setdefault(job.kind, collections.deque(maxlen=RATES))
+                    rates.append(job.seconds / job.cost)
                 self._running = None
+            del job  # nothing here holds its result

@@ -17,6 +17,7 @@ from unclip_jax.version import __version__
 
 # Set by the server, not by its callers.
 OF_SERVER = {"embeddings"}
+MAX_NAME = 60  # characters of a field's name
 _JSON_TYPES = {
     "integer": {"type": "integer"},
     "number": {"type": "number"},
@@ -24,6 +25,15 @@ _JSON_TYPES = {
     "text": {"type": "string"},
     "image": {"type": "string", "contentEncoding": "base64"},
 }
+_CONTENT = {"content": {"application/json": {}}}
+_OTHER_PATHS = (
+    ("models", "get", "The models."),
+    ("queue", "get", "The length of the queue."),
+    ("jobs/{job}", "get", "The state of a job."),
+    ("jobs/{job}", "delete", "Cancel a job and forget it."),
+    ("jobs/{job}/result", "get", "The images of a job that is done."),
+    ("jobs/{job}/archive", "get", "A ZIP of the images, the uploads and the record."),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Limits:
         file: bytes of one upload.
         body: bytes of one HTTP request.
         waiting: requests in the queue behind the running one.
+        seconds: longest running time of a request.
         values: greatest values of fields that cost time, where the request itself allows more.
     """
 
@@ -48,6 +59,7 @@ class Limits:
     file: int = 16 * 2**20
     body: int = 48 * 2**20
     waiting: int = 8
+    seconds: float = 3600.0
     values: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"candidates": 8, "refine": 5, "repeats": 10}
     )
@@ -91,6 +103,9 @@ def read(
     """
     cls, limits = REQUESTS[one_of("command", name, REQUESTS)], limits or Limits()
     declared = served_fields(name)
+    for key in values:
+        if len(key) > MAX_NAME:
+            raise UserError(f"{name} has no {key[:MAX_NAME]!r}...; see GET /api.")
     files: dict[str, bytes] = {}
     checked = {
         key: _read(declared[key], value, limits, files) if key in declared else value
@@ -108,23 +123,27 @@ def read(
     return Submission(request, files)
 
 
-def describe() -> dict[str, Any]:
-    """All requests with their fields, JSON-ready, for readers of the API."""
+def describe(limits: Limits) -> dict[str, Any]:
+    """All requests with their fields, JSON-ready, for readers of the API and for the page."""
     return {
         name: {
             "does": request.summary,
-            "fields": {key: _described(field) for key, field in served_fields(name).items()},
+            "fields": {
+                key: _described(field, limits) for key, field in served_fields(name).items()
+            },
         }
         for name, request in REQUESTS.items()
     }
 
 
-def openapi(limits: Limits) -> dict[str, Any]:
-    """The OpenAPI document of the API."""
-    error = {
-        "description": "The reason, in one line.",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
+def describe_limits(limits: Limits) -> dict[str, Any]:
+    """The limits of one request, JSON-ready."""
+    names = ("images", "captions", "uploads", "pixels", "file", "body", "waiting", "seconds")
+    return {name: getattr(limits, name) for name in names}
+
+
+def openapi(limits: Limits, *, root_path: str = "") -> dict[str, Any]:
+    """The OpenAPI document of the API below `root_path`."""
     result = {
         "description": "The images.",
         "content": {
@@ -132,32 +151,54 @@ def openapi(limits: Limits) -> dict[str, Any]:
             "image/png": {"schema": {"type": "string", "format": "binary"}},
         },
     }
-    paths = {
-        f"/api/{name}": {
-            "post": {
-                "operationId": name,
-                "summary": request.summary,
-                "requestBody": {
-                    "required": True,
-                    "content": {
-                        "application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}
-                    },
-                },
-                "responses": {"200": result, **dict.fromkeys(("400", "413", "415", "429"), error)},
-            }
+    paths: dict[str, Any] = {
+        f"/api/{name}": {"post": _operation(name, request.summary, {"200": result})}
+        for name, request in REQUESTS.items()
+    }
+    paths |= {
+        f"/api/jobs/{name}": {
+            "post": _operation(
+                name, f"{request.summary} Answered at once with a job.", {"202": _CONTENT}
+            )
         }
         for name, request in REQUESTS.items()
     }
-    for path, summary in (("models", "The models."), ("queue", "The length of the queue.")):
-        answer = {"200": {"description": summary, "content": {"application/json": {}}}}
-        paths[f"/api/{path}"] = {
-            "get": {"operationId": path, "summary": summary, "responses": answer}
+    for path, method, summary in _OTHER_PATHS:
+        operation = {
+            "operationId": f"{method}-{path.replace('/', '-')}",
+            "summary": summary,
+            "responses": {"200": {"description": summary, **_CONTENT}},
         }
+        if "{job}" in path:
+            schema = {"type": "string"}
+            operation["parameters"] = [
+                {"name": "job", "in": "path", "required": True, "schema": schema}
+            ]
+        paths.setdefault(f"/api/{path}", {})[method] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "unclip_jax", "version": __version__},
+        "servers": [{"url": root_path or "/"}],
         "paths": paths,
         "components": {"schemas": _schemas(limits)},
+    }
+
+
+def _operation(name: str, summary: str, responses: Mapping[str, Any]) -> dict[str, Any]:
+    """A POST of one request."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    error = {
+        "description": "The reason, in one line.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    return {
+        "operationId": name if "200" in responses else f"job-{name}",
+        "summary": summary,
+        "requestBody": {"required": True, "content": content},
+        "responses": {
+            **{status: {"description": summary, **each} for status, each in responses.items()},
+            **dict.fromkeys(("400", "401", "413", "415", "429"), error),
+        },
     }
 
 
@@ -197,7 +238,7 @@ def _schema(field: Field, limits: Limits) -> dict[str, Any]:
     if option.low is not None:
         schema["minimum"] = option.low
     if option.high is not None:
-        schema["maximum"] = min(option.high, limits.values.get(field.name, option.high))
+        schema["maximum"] = _greatest(field, limits)
     if option.choices:
         schema["enum"] = list(option.choices)
     if field.scalar == "text" and not option.choices:
@@ -210,7 +251,15 @@ def _schema(field: Field, limits: Limits) -> dict[str, Any]:
     return {**schema, "description": option.help}
 
 
-def _described(field: Field) -> dict[str, Any]:
+def _greatest(field: Field, limits: Limits) -> Any:
+    """Greatest value of a number on this server; None = unbounded."""
+    high = field.option.high
+    counts = dict.fromkeys(("num", "frames", "best_of"), limits.images)
+    most = {**counts, **limits.values}.get(field.name, high)
+    return high if high is None or most is None else min(high, most)
+
+
+def _described(field: Field, limits: Limits) -> dict[str, Any]:
     """One field as `GET /api` shows it."""
     option = field.option
     kind = f"list of {field.scalar}" if field.many else field.scalar
@@ -218,9 +267,11 @@ def _described(field: Field) -> dict[str, Any]:
     if field.default not in (None, ()):
         described["default"] = list(field.default) if field.many else field.default
     if option.low is not None:
-        described["range"] = [option.low, option.high]
+        described["range"] = [option.low, _greatest(field, limits)]
     if option.choices:
         described["choices"] = list(option.choices)
+    if field.many:
+        described["count"] = list(_count(field, limits))
     return described
 
 
@@ -249,11 +300,12 @@ def _read(field: Field, value: Any, limits: Limits, files: dict[str, bytes]) -> 
             _image(f"{name}[{index}]", f"{name}{number}", item, limits, files)
             for index, (number, item) in enumerate(zip(numbered, value, strict=True))
         ]
+    for item in value if field.many else [value]:
+        if isinstance(item, str):  # before a long text is compared with anything
+            _check_text(field, item, limits)
     value = request_fields.checked(field, value)
     for item in value if field.many else [value]:
-        if isinstance(item, str):
-            _check_text(field, item, limits)
-        elif name in limits.values:
+        if name in limits.values:
             in_range(name, item, field.option.low, limits.values[name])
     return value
 

@@ -48,6 +48,7 @@ class InferenceService:
         *,
         name: str,
         limits: Limits | None = None,
+        folder: pathlib.Path | None = None,
         embeddings: pathlib.Path | None = None,
     ):
         """Starts the queue.
@@ -56,27 +57,38 @@ class InferenceService:
             engine: the models.
             name: of the models, as records show it.
             limits: of one request; None = the default ones.
+            folder: of the models, which no answer may name; None = not known.
             embeddings: a split that `embed` wrote, for `probe-pca`; None = that is refused.
         """
         self.engine, self.name, self.limits = engine, name, limits or Limits()
         engine.name = name
-        self.embeddings = embeddings
+        self.folder, self.embeddings = folder, embeddings
         self.queue = JobQueue(waiting=self.limits.waiting)
 
-    def submit(self, command: str, values: Mapping[str, Any], *, owner: str) -> Job[ServedResult]:
+    def submit(
+        self, command: str, values: Mapping[str, Any], *, lease_s: int | float | None = None
+    ) -> Job[ServedResult]:
         """Checks a request and queues it.
 
         Args:
             command: one of `requests.REQUESTS`.
             values: of its fields; images are the bytes of files.
-            owner: who may cancel it.
+            lease_s: cancels the job when nobody renews it for so long; None = never.
 
         Raises:
             UserError: something is wrong with it.
             QueueFull: too many wait.
         """
         submission = self.read(command, values)
-        return self.queue.submit(lambda progress: self.run(submission, progress), owner=owner)
+        return self.queue.submit(
+            Job(
+                lambda progress: self.run(submission, progress),
+                kind=command,
+                cost=submission.request.image_count,
+                lease_s=lease_s,
+                limit_s=self.limits.seconds,
+            )
+        )
 
     def read(self, command: str, values: Mapping[str, Any]) -> Submission:
         """Checks a request.
@@ -110,12 +122,23 @@ class InferenceService:
         return ServedResult(result, submission.files)
 
     def models(self) -> dict[str, Any]:
-        """Names, sizes and identities of the models, JSON-ready."""
-        upsamplers = self.engine.cascade.upsamplers
-        sizes = [self.engine.base_size, *(each.model.unet.image_size for each in upsamplers)]
-        return {"name": self.name, "sizes": sizes, **self.engine.describe()}
+        """Names, sizes, defaults and identities of the models, JSON-ready."""
+        cascade = self.engine.cascade
+        sizes = [
+            self.engine.base_size,
+            *(each.model.unet.image_size for each in cascade.upsamplers),
+        ]
+        decoder = {
+            "guidance": cascade.decoder.sampling.guidance_scale,
+            "steps": str(cascade.decoder.sampling.steps),
+            "timesteps": cascade.decoder.diffusion.num_timesteps,
+        }
+        return {"name": self.name, "sizes": sizes, "decoder": decoder, **self.engine.describe()}
 
     def _without_paths(self, text: str) -> str:
-        if self.embeddings is None:
-            return text
-        return text.replace(str(self.embeddings), "/".join(self.embeddings.parts[-2:]))
+        """`text` with the server's folders by their last names only."""
+        for path, parts in ((self.embeddings, 2), (self.folder, 1)):
+            for spelling in (path.resolve(), path) if path else ():
+                if len(spelling.parts) > 1:  # not "." or "/"
+                    text = text.replace(str(spelling), "/".join(path.resolve().parts[-parts:]))
+        return text

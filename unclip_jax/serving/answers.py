@@ -1,0 +1,69 @@
+"""Answers of the HTTP API: results and states of jobs as JSON, images as base64 PNGs."""
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.data import image_codec
+from unclip_jax.engine.result import Result
+from unclip_jax.serving.job_queue import Job, JobQueue
+
+
+def of_result(result: Result) -> dict[str, Any]:
+    """A result with its images."""
+    answer: dict[str, Any] = {
+        "images": _pngs(result.display),
+        "labels": list(result.labels),
+        "columns": result.columns,
+        "grid": _base64(result.png()),
+        "record": result.record,
+    }
+    if result.note:
+        answer["note"] = result.note
+    if (animation := result.animation()) is not None:
+        answer["animation"] = _base64(animation)
+    return answer
+
+
+def of_job(job: Job[Any], queue: JobQueue, *, revision: int) -> dict[str, Any]:
+    """The state of a job.
+
+    Args:
+        job: of `queue`.
+        queue: where it waits or runs.
+        revision: that the caller knows; previews come only with a later one.
+    """
+    answer: dict[str, Any] = {"state": _state(job), "revision": job.revision}
+    answer["seconds"] = round(job.seconds, 2)
+    if job.error is not None:
+        answer["error"] = job.error
+    if answer["state"] not in ("waiting", "running"):
+        return answer
+    answer["ahead"] = queue.ahead(job)
+    remaining = queue.remaining_s(job)
+    answer["remaining_s"] = None if remaining is None else round(remaining, 1)
+    if (progress := job.progress) is not None:
+        names = ("stage", "done", "total", "step", "steps", "share")
+        answer["progress"] = {name: getattr(progress, name) for name in names}
+        if progress.images is not None and job.revision != revision:
+            answer["previews"] = _pngs(progress.images)
+    return answer
+
+
+def _state(job: Job[Any]) -> str:
+    if job.cancelled and job.result is None:
+        return "cancelled"
+    if not job.done:
+        return "waiting" if job.progress is None else "running"
+    if job.error is not None:
+        return "failed"
+    return "done"
+
+
+def _pngs(images: np.ndarray) -> list[str]:
+    return [_base64(image_codec.encode_png(image)) for image in images]
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

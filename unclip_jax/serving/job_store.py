@@ -1,0 +1,100 @@
+"""Jobs of the page by identifiers that cannot be guessed, and their results for a while.
+
+An identifier is all that gives access to a job: there is no list of them.
+"""
+
+import collections
+import dataclasses
+import functools
+import secrets
+import threading
+import time
+from typing import Any
+
+from unclip_jax.serving import answers
+from unclip_jax.serving.job_queue import Job
+from unclip_jax.serving.service import ServedResult
+
+LEASE_S = 180  # seconds without a question after which a job is cancelled: its page has gone
+KEEP_S = 3600  # seconds for which results can be fetched
+MAX_BYTES = 512 * 2**20  # of all results
+MAX_JOBS = 256
+
+
+@dataclasses.dataclass(eq=False)
+class StoredJob:
+    """A job with its result as it is sent."""
+
+    job: Job[ServedResult]
+    created: float = dataclasses.field(default_factory=time.monotonic)
+
+    @functools.cached_property
+    def archive(self) -> bytes:
+        """The ZIP of the result."""
+        assert self.job.result is not None
+        return self.job.result.archive()
+
+    @functools.cached_property
+    def answer(self) -> dict[str, Any]:
+        """The result as JSON."""
+        assert self.job.result is not None
+        return answers.of_result(self.job.result.result)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result in memory, about."""
+        served = self.job.result
+        if served is None:
+            return 0
+        uploads = sum(map(len, served.uploads.values()))
+        return 3 * served.result.display.nbytes + uploads  # pixels, JSON and ZIP
+
+
+class JobStore:
+    """Jobs by identifier; the oldest go when there are too many or too large results."""
+
+    def __init__(self, *, keep_s: int | float = KEEP_S, max_bytes: int = MAX_BYTES):
+        """Creates an empty store.
+
+        Args:
+            keep_s: seconds after which a job goes.
+            max_bytes: of all results.
+        """
+        self._keep_s, self._max_bytes = keep_s, max_bytes
+        self._jobs: collections.OrderedDict[str, StoredJob] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, job: Job[ServedResult]) -> str:
+        """Stores a job; returns its identifier."""
+        name = secrets.token_urlsafe(24)
+        with self._lock:
+            self._jobs[name] = StoredJob(job)
+            self._expire()
+        return name
+
+    def get(self, name: str) -> StoredJob | None:
+        """The job of an identifier, whose lease is renewed; None = there is none."""
+        with self._lock:
+            self._expire()
+            stored = self._jobs.get(name)
+        if stored is not None:
+            stored.job.renew()
+        return stored
+
+    def remove(self, name: str) -> bool:
+        """Cancels and forgets a job; False = there is none."""
+        with self._lock:
+            stored = self._jobs.pop(name, None)
+        if stored is not None:
+            stored.job.cancel()
+        return stored is not None
+
+    def _expire(self) -> None:
+        """Forgets finished jobs: old ones, and the oldest beyond the limits, but not the newest."""
+        oldest = time.monotonic() - self._keep_s
+        total = sum(stored.size for stored in self._jobs.values())
+        for name, stored in list(self._jobs.items())[:-1]:
+            too_many = total > self._max_bytes or len(self._jobs) > MAX_JOBS
+            if stored.job.done and (too_many or stored.created < oldest):
+                del self._jobs[name]
+                total -= stored.size

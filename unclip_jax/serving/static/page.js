@@ -1,0 +1,265 @@
+// The page: a tab per request, its progress and result, and the history of the session.
+
+import { call, follow } from "./client.js";
+import { make, png, save } from "./dom.js";
+import { buildForm } from "./forms.js";
+import { gallery, openViewer, panels } from "./results.js";
+
+const TITLES = {
+  text: "Text to image", variations: "Variations", interpolate: "Interpolation", "text-diff": "Text diff",
+  inpaint: "Inpainting", blend: "Blend", upscale: "Upscale", reconstruct: "Reconstruction",
+  "probe-pca": "Components",
+};
+const STAGES = {
+  "embed captions": "captions", "embed images": "images", invert: "inversion", decode: "decoder",
+  upsample: "upsampler",
+};
+const MOST_ENTRIES = 40; // of the history
+const tabs = {}; // command -> { button, panel, form, ... }
+
+async function start() {
+  theme();
+  takeToken();
+  try {
+    const [description, models] = await Promise.all([call(""), call("/models")]);
+    document.title = `unclip_jax · ${models.name}`;
+    heading(models);
+    const names = Object.keys(description.commands);
+    const order = [...Object.keys(TITLES), ...names].filter((name, index, all) =>
+      names.includes(name) && all.indexOf(name) === index);
+    for (const name of order) addTab(name, description.commands[name], { limits: description.limits, models });
+    openLink();
+    window.addEventListener("hashchange", openLink);
+  } catch (error) {
+    document.getElementById("models").textContent = error.message;
+  }
+}
+
+/** A token that came in the address (#token=...) is kept for this tab, not shown. */
+function takeToken() {
+  const found = location.hash.match(/^#token=(.+)$/);
+  if (!found) return;
+  sessionStorage.setItem("unclip-token", decodeURIComponent(found[1]));
+  setHash("");
+}
+
+function heading(models) {
+  const stages = Object.entries(models.stages).map(([name, card]) =>
+    `${name} ${(card.parameters / 1e6).toFixed(1)} M (step ${card.step})`);
+  document.getElementById("models").replaceChildren(
+    "Models ", make("b", {}, models.name), `, ${models.sizes.join(" → ")} px: ${stages.join(" · ")}. `,
+    `CLIP ${models.clip_id.slice(0, 12)} · JSON in, images out at `,
+    make("a", { href: new URL("api", document.baseURI).href }, "/api"));
+}
+
+function addTab(command, { does, fields }, context) {
+  const title = TITLES[command] ?? command;
+  const button = make("button", { type: "button", role: "tab", id: `tab-${command}`,
+    "aria-controls": `panel-${command}` }, title);
+  button.onclick = () => select(command);
+  button.onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const names = Object.keys(tabs);
+    select(names[(names.indexOf(command) + step + names.length) % names.length], true);
+  };
+  const form = buildForm(command, fields, context);
+  const go = make("button", { id: `go-${command}`, className: "primary" }, "Generate");
+  const stop = make("button", { type: "button", id: `stop-${command}`, disabled: true }, "Stop");
+  const share = make("button", { type: "button" }, "Copy link");
+  form.element.append(make("div", { className: "row actions" }, go, stop, share));
+  const status = make("div", { id: `status-${command}`, className: "status", role: "status" });
+  const output = make("div", { id: `gallery-${command}`, className: "output" });
+  const extras = make("div", {});
+  const panel = make("section", { id: `panel-${command}`, role: "tabpanel", hidden: true,
+    "aria-labelledby": `tab-${command}` },
+    make("div", { className: "left" }, make("p", { className: "dim" }, does), form.element),
+    make("div", { className: "right" }, status, output, extras));
+  const tab = { command, title, button, panel, form, fields, go, stop, status, output, extras, job: null };
+  tabs[command] = tab;
+  say(tab, "Progress and messages appear here.");
+  form.element.onsubmit = (event) => { event.preventDefault(); submit(tab); };
+  form.element.onkeydown = (event) => {
+    if (event.key === "Enter" && !event.shiftKey && event.target.tagName === "TEXTAREA") {
+      event.preventDefault();
+      form.element.requestSubmit();
+    }
+  };
+  stop.onclick = () => cancel(tab);
+  share.onclick = async () => {
+    setHash(link(tab, await form.values()));
+    await navigator.clipboard?.writeText(location.href).catch(() => {});
+    share.textContent = "Copied";
+    setTimeout(() => { share.textContent = "Copy link"; }, 1500);
+  };
+  document.getElementById("tabs").append(button);
+  document.getElementById("panels").append(panel);
+}
+
+function select(command, focus = false) {
+  for (const tab of Object.values(tabs)) {
+    const chosen = tab.command === command;
+    tab.panel.hidden = !chosen;
+    tab.button.setAttribute("aria-selected", chosen);
+    tab.button.tabIndex = chosen ? 0 : -1;
+    if (chosen && focus) tab.button.focus();
+  }
+}
+
+async function submit(tab) {
+  if (tab.job !== null) return;
+  tab.job = "";
+  tab.go.disabled = true;
+  try {
+    const values = await tab.form.values();
+    setHash(link(tab, values));
+    say(tab, "sending …", { share: 0 });
+    tab.job = (await call(`/jobs/${tab.command}`, { method: "POST", body: values })).job;
+    tab.stop.disabled = false;
+    tab.output.replaceChildren();
+    tab.extras.replaceChildren();
+    const state = await follow(tab.job, (news) => report(tab, news));
+    if (state.state === "done") await finish(tab, tab.job, state, values);
+    else if (state.state === "failed") say(tab, state.error, { bad: true });
+    else say(tab, "Stopped.");
+  } catch (error) {
+    if (error.status === 404 && tab.job === null) say(tab, "Stopped.");
+    else say(tab, error.message, { bad: true });
+  }
+  tab.job = null;
+  tab.go.disabled = false;
+  tab.stop.disabled = true;
+}
+
+function cancel(tab) {
+  const job = tab.job;
+  if (!job) return;
+  tab.job = null;
+  call(`/jobs/${job}`, { method: "DELETE" }).catch(() => {});
+}
+
+/** Status and previews of a job that is not done. */
+function report(tab, { state, ahead, remaining_s: remaining, progress, previews }) {
+  const rest = remaining === null || remaining === undefined ? "" : `about ${Math.ceil(remaining)} s left`;
+  if (state === "waiting") {
+    say(tab, ahead ? `waiting: ${ahead} before you …` : "starting …", { right: rest, share: 0 });
+  } else if (state === "running") {
+    const right = [
+      progress.steps > 1 ? `step ${progress.step} of ${progress.steps}` : "",
+      progress.total > 1 ? `${progress.done} of ${progress.total} images` : "", rest,
+    ];
+    const stage = STAGES[progress.stage] ?? progress.stage;
+    say(tab, stage, { right: right.filter(Boolean).join(" · ") || "…", share: progress.share });
+  }
+  if (previews) tab.output.replaceChildren(gallery(previews.map(png)));
+}
+
+async function finish(tab, job, state, values) {
+  const answer = await call(`/jobs/${job}/result`);
+  const count = answer.images.length;
+  const line = `${count === 1 ? "one image" : `${count} images`} in ${state.seconds.toFixed(1)} s`;
+  say(tab, line, { right: "done", share: 1 });
+  showResult(tab, answer, job);
+  remember(tab, answer, job, values, line);
+}
+
+function showResult(tab, answer, job) {
+  const { urls, labels } = panels(answer);
+  const uses = Object.values(tabs).filter((other) => other.form.add && other.command !== "probe-pca")
+    .map((other) => ({ title: other.title, use: (file) => { other.form.add(file); select(other.command); } }));
+  const open = (index) => openViewer(urls, { labels, index, uses, name: tab.command });
+  const columns = answer.animation ? null : answer.columns;
+  tab.output.replaceChildren(gallery(urls, { labels, columns, open }));
+  const download = make("button", { type: "button" }, "Download all, with the JSON");
+  download.onclick = async () => {
+    try {
+      save(await call(`/jobs/${job}/archive`, { blob: true }), `${tab.command}.zip`);
+    } catch (error) {
+      say(tab, error.message, { bad: true });
+    }
+  };
+  const record = make("pre", {}, JSON.stringify(answer.record, null, 2));
+  tab.extras.replaceChildren(
+    ...(answer.note ? [make("p", { className: "dim" }, answer.note)] : []),
+    make("div", { className: "row" }, download),
+    make("details", {}, make("summary", {}, "JSON that repeats this request"), record));
+}
+
+/** Adds a result to the history; a click shows it again and fills the form. */
+function remember(tab, answer, job, values, line) {
+  const image = make("img", { src: png(answer.images[answer.images.length - 1]), alt: "" });
+  const entry = make("button", { type: "button", title: `${tab.title}: ${(answer.labels[0] ?? "")}` }, image,
+    make("span", {}, tab.title));
+  entry.onclick = () => {
+    fill(tab, values);
+    select(tab.command);
+    showResult(tab, answer, job);
+    say(tab, line, { right: "earlier", share: 1 });
+  };
+  const entries = document.getElementById("entries");
+  entries.prepend(entry);
+  while (entries.children.length > MOST_ENTRIES) entries.lastChild.remove();
+  document.getElementById("history").hidden = false;
+}
+
+function fill(tab, values) {
+  for (const [name, field] of Object.entries(tab.fields)) {
+    if (!field.type.includes("image") && values[name] !== undefined) tab.form.set(name, values[name]);
+  }
+}
+
+/** The part of the address after # that fills this form; images are not in it. */
+function link(tab, values) {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(values)) {
+    const field = tab.fields[name];
+    if (field.type.includes("image") || String(value) === String(field.default)) continue;
+    query.set(name, Array.isArray(value) ? value.join("\n") : value);
+  }
+  return `#/${tab.command}?${query}`;
+}
+
+function openLink() {
+  const [, command, query] = location.hash.match(/^#\/([a-z-]+)\??(.*)$/) ?? [];
+  const tab = Object.hasOwn(tabs, command ?? "") ? tabs[command] : Object.values(tabs)[0];
+  for (const [name, value] of new URLSearchParams(query ?? "")) {
+    if (!Object.hasOwn(tab.fields, name) || tab.fields[name].type.includes("image")) continue;
+    const list = tab.fields[name].type.startsWith("list");
+    tab.form.set(name, list ? value.split("\n") : value);
+  }
+  select(tab.command);
+}
+
+function setHash(hash) {
+  history.replaceState(null, "", location.href.split("#")[0] + hash);
+}
+
+/** One line of status; an error stays until the next request. */
+function say(tab, left, { right = "", share = null, bad = false } = {}) {
+  tab.status.classList.toggle("bad", bad);
+  const bar = share === null ? null : make("progress", { max: 1, value: share });
+  tab.status.replaceChildren(
+    make("div", { className: "line" }, make("span", {}, left), make("span", { className: "dim" }, right)),
+    ...(bar ? [bar] : []));
+}
+
+function theme() {
+  const root = document.documentElement;
+  const saved = localStorage.getItem("unclip-theme");
+  if (saved) root.dataset.theme = saved;
+  document.getElementById("theme").onclick = () => {
+    const dark = root.dataset.theme
+      ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+    localStorage.setItem("unclip-theme", root.dataset.theme);
+  };
+}
+
+// Leaving the page ends what it asked for.
+window.addEventListener("pagehide", () => {
+  for (const { job } of Object.values(tabs)) {
+    if (job) call(`/jobs/${job}`, { method: "DELETE", keepalive: true }).catch(() => {});
+  }
+});
+
+start();
