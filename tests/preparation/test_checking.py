@@ -34,14 +34,37 @@ def test_good_examples_are_kept_byte_for_byte():
 @pytest.mark.parametrize(
     ("caption", "field", "want"),
     [
-        (b"\xef\xbb\xbfwith a mark", "", "with a mark"),
-        ("a text", "", "a text"),
-        (b'{"caption": "in JSON", "x": 1}', "caption", "in JSON"),
-        (b"zero\0byte", "", "zerobyte"),
+        (b"\xef\xbb\xbfwith a mark", "text", "with a mark"),
+        ("in UTF-16 \u00e4".encode("utf-16"), "text", "in UTF-16 \u00e4"),
+        ("a text", "text", "a text"),
+        (b'{"caption": "in JSON", "x": 1}', "json", "in JSON"),
+        (b'{"prompt": "in JSON", "caption": null}', "json", "in JSON"),
+        (b'"a JSON string"', "json", "a JSON string"),
+        (b"zero\0byte", "text", "zerobyte"),
+        (b"red_fox\n", "class", "red fox"),
+        (b"1", "class", "grey wolf"),
     ],
 )
 def test_captions_in_many_forms(caption: bytes | str, field: str, want: str):
-    assert check("k", Raw(saved("PNG"), caption, field), CheckConfig())["caption"] == want
+    raw = Raw(saved("PNG"), caption, field, classes=("red_fox", "grey_wolf"))
+    record = check("k", raw, CheckConfig())
+    assert record["caption"] == want
+    assert "captions" not in record
+
+
+@pytest.mark.parametrize(
+    ("caption", "form", "want"),
+    [
+        (("a", "b "), "text", ["a", "b"]),
+        (("a", "a", "", "b"), "text", ["a", "b"]),
+        (b'{"captions": ["a", "b"]}', "json", ["a", "b"]),
+        (b'["a", "b"]', "json", ["a", "b"]),
+        (b'{"sentences": [{"raw": "a"}, {"raw": "b", "tokens": []}]}', "json", ["a", "b"]),
+    ],
+)
+def test_several_captions_are_stored_and_the_first_is_the_caption(caption, form: str, want: list):
+    record = check("k", Raw(saved("PNG"), caption, form), CheckConfig())
+    assert (record["caption"], record["captions"]) == (want[0], want)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +76,24 @@ def test_captions_in_many_forms(caption: bytes | str, field: str, want: str):
         (b" \n\t", "", "empty caption"),
         (b'{"caption": "a"}', "title", "no caption"),
         (b'{"caption": null}', "caption", "no caption"),
-        (b'{"caption": ["a", "b"]}', "caption", "no caption"),
-        (b'["caption"]', "caption", "no caption"),
-        (b"{", "caption", "no caption"),
+        (b'{"caption": 5}', "caption", "no caption"),
+        (b'{"caption": ["", " "]}', "caption", "empty caption"),
+        (b"5", "caption", "no caption"),
+        (b"{", "caption", "caption is not JSON"),
+        (b"[" * 5000, "caption", "caption is not JSON"),
     ],
 )
 def test_captions_that_cannot_be_used(caption: bytes, field: str, want: str):
-    assert reason(Raw(saved("PNG"), caption, field)) == want
+    assert reason(Raw(saved("PNG"), caption, "json" if field else "text", field)) == want
+
+
+@pytest.mark.parametrize("number", [b"2", b"-1", b"99999999999999999999"])
+def test_classes_without_a_name(number: bytes):
+    raw = Raw(saved("PNG"), number, "class", classes=("red_fox", "grey_wolf"))
+    if number == b"-1":
+        assert check("k", raw, CheckConfig())["caption"] == "-1"  # no number of a class
+    else:
+        assert reason(raw) == "class number without a name in classes.txt"
 
 
 def test_pictures_that_cannot_be_used():

@@ -22,7 +22,7 @@ def test_counts_add_up():
     assert (total.written, total.bad, total.read) == (8, 10, 18)
     assert total.skipped == {"cut": 3, "small": 7}
     assert total.named["cut"] == ["cut0", "cut1", "cut0"]
-    assert len(total.named["small"]) == 5  # a few are enough to look at
+    assert len(total.named["small"]) == 7
 
 
 def test_tallies_survive_json():
@@ -45,7 +45,7 @@ def test_the_share_is_of_all_records_that_will_be_read():
     message = str(caught.value)
     assert message.startswith("stopped: 51 of the first 60 records cannot be used, more than")
     assert "--max-bad=0.05 of 1000" in message
-    assert "50 cut (cut0, cut1, cut2, cut3, cut4); 1 small (small0)" in message
+    assert "50 cut (cut0, cut1, cut2, cut3, cut4, ...); 1 small (small0)" in message
     assert "Finished shards are kept" in message
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 
 import pytest
 
@@ -21,9 +22,12 @@ class ToyPlan:
     """Numbered pictures; some are bad, and one may interrupt."""
 
     sources: tuple[str, ...] = ("toy",)
+    others: Mapping[str, int] = {}
+    note = ""
 
     def __init__(self, samples, *, bad: tuple[int, ...] = (), count: int = 20, name: str = "toy"):
         self.samples, self.bad, self.count, self.fingerprint = samples, bad, count, name
+        self.signature: str | None = ""
         self.read_indices: list[int] = []
         self.interrupt_at = -1
         self.closed = False

@@ -1,8 +1,10 @@
 """Runs the main function of a command: one line for a mistake, a traceback for a bug."""
 
 import errno
+import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -29,6 +31,10 @@ def run(main: Callable[[], Any]) -> NoReturn:
     The exit status is the result of `main` (None = 0), 2 after a `UserError` or an error of the
     file system that a user can fix, 130 after ctrl-C. UNCLIP_TRACEBACK=1 shows tracebacks.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about notes in images; see image_codec
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except KeyboardInterrupt:

@@ -19,6 +19,11 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def printable(text: str) -> str:
+    """Returns `text` with escapes in the place of bytes of a file name that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on failure."""

@@ -24,11 +24,13 @@ class Shard:
         file: its name inside the folder.
         count: number of records.
         sha256: over the records' bytes in order.
+        inputs: sha256 over the inputs that it was prepared from; "" = not recorded.
     """
 
     file: str
     count: int
     sha256: str
+    inputs: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Split:
         plan: fingerprint of the inputs and options that it was prepared from.
         sources: the inputs, as on the command line.
         shards: the files.
+        signature: of the inputs' files as the file system stated it (`items.Plan`); "" = none.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Split:
     plan: str
     sources: tuple[str, ...]
     shards: tuple[Shard, ...]
+    signature: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +95,17 @@ class DatasetManifest:
 
 
 def make_split(
-    name: str, shards: tuple[Shard, ...], *, plan: str, sources: tuple[str, ...]
+    name: str,
+    shards: tuple[Shard, ...],
+    *,
+    plan: str,
+    sources: tuple[str, ...],
+    signature: str = "",
 ) -> Split:
     """Returns a split with the total count and the combined hash of its shards."""
     digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     count = sum(shard.count for shard in shards)
-    return Split(name, count, digest, plan, sources, shards)
+    return Split(name, count, digest, plan, sources, shards, signature)
 
 
 def read(directory: str | pathlib.Path) -> DatasetManifest:

@@ -10,16 +10,27 @@ import struct
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, features
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.data import image_formats
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 # Only raster formats whose decoders are plain code; never EPS and its like, which run programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, MemoryError)
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM")
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError)
+_TURNS = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PERHAPS_NOTES = ("not an image", "truncated image", "unreadable image")  # reasons to try again
+_RANGE_TAGS = ((340, 341), (280, 281))  # TIFF: smallest and largest value, of any or integer type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +59,33 @@ class BadImage(UserError):
 def decode(data: bytes, *, limits: Limits | None = None) -> Pixels:
     """Decodes to RGB: upright, transparency over white, grey and CMYK converted, 16 bits to 8.
 
+    Notes beside the pixels (text, profiles, EXIF) never cost an image.
+
     Raises:
         BadImage: not an image, truncated, too small, too long, a decompression bomb, or a pixel
             format without a meaning as colour.
     """
-    image = _open(data)
-    _check_size(image, limits or Limits())
+    limits = limits or Limits()
     try:
-        image.load()
-        return np.asarray(_to_rgb(_upright(image)))
+        image = _load(data, limits)
+        turn = _orientation(image)
+    except BadImage as error:
+        without_notes = image_formats.essential(data)
+        if error.reason not in _PERHAPS_NOTES or without_notes == data:
+            raise
+        try:
+            image = _load(without_notes, limits)
+        except BadImage:
+            raise error from None
+        turn = image_formats.orientation(data)
+    if turn in _TURNS:
+        image = image.transpose(_TURNS[turn])
+    try:
+        return np.asarray(_to_rgb(image))
     except BadImage:
         raise
-    except _DAMAGED as error:
-        raise BadImage("truncated image", str(error)) from error
+    except Exception as error:
+        raise BadImage("unsupported pixels", f"{image.mode}: {error}") from error
 
 
 def encode_png(image: Pixels) -> bytes:
@@ -77,9 +102,14 @@ def encode_jpeg(image: Pixels, *, quality: int = 95) -> bytes:
     return buffer.getvalue()
 
 
+def is_image(start: bytes) -> bool:
+    """True if a file that begins with these bytes is an image, of a format that is read or not."""
+    return bool(image_formats.name(start))
+
+
 def is_lossless(data: bytes) -> bool:
     """True if the file's format stores pixels exactly (WebP counts as lossy)."""
-    return _open(data).format in ("PNG", "GIF", "BMP", "TIFF", "PPM")
+    return _open(data).format in ("PNG", "GIF", "BMP", "DIB", "TIFF", "PPM")
 
 
 def format_of(data: bytes) -> str:
@@ -88,7 +118,8 @@ def format_of(data: bytes) -> str:
     Raises:
         BadImage: the format is not one of FORMATS.
     """
-    return str(_open(data).format).lower()
+    kind = str(_open(data).format)
+    return "jpeg" if kind == "MPO" else kind.lower()  # several JPEGs in one file
 
 
 def resize_short(image: Pixels, size: int) -> Pixels:
@@ -143,10 +174,13 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("decompression bomb", str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image", f"{len(data)} bytes of no known format") from error
-    except _DAMAGED as error:
-        raise BadImage("truncated image", str(error)) from error
+    except Exception as error:  # whatever a damaged header makes a decoder stumble over
+        kind = image_formats.name(data)
+        if not kind:
+            raise BadImage("not an image", f"{len(data)} bytes of no known format") from error
+        if not _reads(kind):
+            raise BadImage(f"unsupported format {kind}", "convert it to PNG or JPEG") from error
+        raise BadImage("truncated image", f"its {kind} header cannot be read") from error
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
@@ -164,23 +198,73 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Rotates by the EXIF orientation, and ignores one that cannot be read."""
+def _load(data: bytes, limits: Limits) -> Image.Image:
+    """Reads the header, checks the size and then decodes the pixels."""
+    image = _open(data)
+    _check_size(image, limits)
     try:
-        return ImageOps.exif_transpose(image)
-    except _DAMAGED:
-        return image
+        image.load()
+    except MemoryError as error:
+        raise BadImage("too large for the memory", str(image.size)) from error
+    except _DAMAGED as error:
+        raise BadImage("truncated image", str(error)) from error
+    except Exception as error:
+        raise BadImage("unreadable image", f"{type(error).__name__}: {error}") from error
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of a decoded image; 1 if it cannot be read."""
+    if image.format == "TIFF":  # Pillow has turned it
+        return 1
+    note = image.info.get("exif")
+    if isinstance(note, bytes):
+        return image_formats.from_exif(note)
+    try:
+        return int(image.getexif().get(0x0112, 1))  # stated elsewhere, in XMP for example
+    except Exception:  # a note that cannot be read is no reason to lose the image
+        return 1
+
+
+def _reads(kind: str) -> bool:
+    """True if images of this format can be read here."""
+    return kind in FORMATS and (kind != "AVIF" or bool(features.check("avif")))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Converts any pixel format to RGB."""
-    if image.mode.startswith("I"):  # 16-bit grey, under one of Pillow's several names
-        grey = np.clip(np.asarray(image).astype(np.float64) / 257, 0, 255)
-        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadImage("unsupported pixels", "floating point values without a known range")
+    if image.mode.startswith(("I", "F")):
+        low, high = _value_range(image)
+        grey = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
+        if not np.isfinite(grey).all():
+            raise BadImage("unsupported pixels", "values that are not finite")
+        return Image.fromarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _value_range(image: Image.Image) -> tuple[float, float]:
+    """Returns the values of black and white in grey of more than 8 bits.
+
+    Raises:
+        BadImage: integers of 32 bits or floating point values whose range the file does not state.
+    """
+    tags = getattr(image, "tag_v2", {})
+    for first, last in _RANGE_TAGS:
+        low, high = (_number(tags.get(tag)) for tag in (first, last))
+        if high is not None and high > (low or 0.0):
+            return low or 0.0, high
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM", "JPEG2000"):
+        return 0.0, 65535.0
+    kind = "floating point values" if image.mode == "F" else "integers of 32 bits"
+    raise BadImage("unsupported pixels", f"{kind} without a known range")
+
+
+def _number(value: object) -> float | None:
+    """Returns the number in a TIFF tag, which may be a tuple of one per channel."""
+    if isinstance(value, tuple):
+        value = value[0] if value else None
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,8 +1,9 @@
 """The record format: captioned images as bytes, and ArrayRecord shards of them.
 
-A record is a dict: "image" (encoded bytes) and strings: "caption", "key", "scene" (JSON or "").
-As bytes it is a magic word, the length of a JSON header with the strings, the header and the
-image; there is no pickle. A shard is written under a `.tmp` name and renamed when it is complete,
+A record is a dict: "image" (encoded bytes) and strings: "caption", "key", "scene" (JSON or "");
+if an image has several captions, "captions" is the list of them, the first included. As bytes it is
+a magic word, the length of a JSON header with all but the image, the header and the image; there is
+no pickle. A shard is written under a `.tmp` name and renamed when it is complete,
 so a shard that exists is complete.
 """
 
@@ -31,7 +32,7 @@ READER_OPTIONS = {"readahead_buffer_size": "0", "max_parallelism": "0"}
 
 
 def encode(record: Record) -> bytes:
-    """Returns the bytes of a record, in which every value but "image" is a string."""
+    """Returns the bytes of a record; "image" is bytes, the other values are JSON-ready."""
     strings = {name: value for name, value in record.items() if name != "image"}
     header = json.dumps(strings, ensure_ascii=False, sort_keys=True).encode()
     return _PREFIX.pack(_MAGIC, len(header)) + header + record["image"]
@@ -60,7 +61,8 @@ def decode(data: bytes) -> Record:
 
 def digest(record: Record) -> str:
     """Returns the sha256 of a record's image and strings; embeddings joined to it do not count."""
-    return hashlib.sha256(encode({name: record[name] for name in FIELDS})).hexdigest()
+    present = (*FIELDS, "captions") if "captions" in record else FIELDS
+    return hashlib.sha256(encode({name: record[name] for name in present})).hexdigest()
 
 
 def shard_name(split: str, index: int, total: int) -> str:

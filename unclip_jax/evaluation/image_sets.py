@@ -13,13 +13,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.files import printable
 from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.metrics import npz
 from unclip_jax.preparation import folders, items
+from unclip_jax.preparation.captions import captions_of
 
 Images = UInt8[np.ndarray, "_ _ _ 3"]
-LOSSY = (".jpg", ".jpeg", ".webp")
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".webp", ".avif", ".jp2", ".j2k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,15 +183,19 @@ def _from_npz(path: pathlib.Path, *, size: int | None, num: int | None) -> Image
 
 
 def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> ImageSet:
-    entries = [item for item in folders.list_folder(path) if item.image is not None]
+    listing = folders.list_folder(path)
+    for item in listing.items:
+        if item.image is None:
+            raise UserError(f"{path}: {printable(item.key)}: {item.skip}; repair or remove it.")
+    entries = [item for item in listing.items if isinstance(item.image, items.Blob)]
     if not entries:
-        kinds = ", ".join(items.IMAGE_SUFFIXES)
+        kinds = ", ".join(image_codec.FORMATS)
         raise UserError(f"{path} holds no image ({kinds}); give another folder.")
     entries = entries[: _count(len(entries), num, where=str(path))]
 
     def read(index: int) -> tuple[bytes, str]:
         blob = entries[index].image
-        assert blob is not None
+        assert isinstance(blob, items.Blob)
         try:
             return _bytes(blob, limit=items.MAX_IMAGE_BYTES), blob.path
         except items.Skip as error:
@@ -197,7 +203,8 @@ def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> Im
 
     captions = [_caption(item) for item in entries]
     complete = None if None in captions else tuple(str(caption) for caption in captions)
-    suffixes = {pathlib.PurePath(item.image.path).suffix.lower() for item in entries if item.image}
+    names = [item.image.path for item in entries if isinstance(item.image, items.Blob)]
+    suffixes = {pathlib.PurePath(name).suffix.lower() for name in names}
     images = _from_files(str(path), read, count=len(entries), size=size, captions=complete)
     return dataclasses.replace(images, lossy=bool(suffixes & set(LOSSY)))
 
@@ -249,15 +256,16 @@ def _bytes(blob: items.Blob, *, limit: int) -> bytes:
 
 
 def _caption(item: items.Item) -> str | None:
-    if item.caption is None or item.field:
-        return None
-    if isinstance(item.caption, str):
-        return item.caption
     try:
-        data = _bytes(item.caption, limit=items.MAX_TEXT_BYTES)
+        caption = item.caption
+        if isinstance(caption, items.Blob):
+            caption = _bytes(caption, limit=items.MAX_TEXT_BYTES)
+        if caption is None or isinstance(caption, items.Cell):
+            return None
+        first, *_ = captions_of(items.Raw(b"", caption, item.form, item.field))
     except items.Skip:
         return None
-    return data.decode("utf-8-sig", errors="replace").strip()
+    return first
 
 
 def _count(available: int, num: int | None, *, where: str) -> int:

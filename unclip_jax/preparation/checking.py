@@ -1,11 +1,11 @@
 """Checks of raw examples: each becomes a record that can be trained on, or a reason to skip it."""
 
 import dataclasses
-import json
 
 from unclip_jax.core.checks import positive
 from unclip_jax.data import image_codec
 from unclip_jax.data.records import Record
+from unclip_jax.preparation.captions import captions_of
 from unclip_jax.preparation.items import Raw, Skip
 
 
@@ -36,30 +36,13 @@ def check(key: str, raw: Raw, config: CheckConfig) -> Record:
     Raises:
     Skip: naming the reason.
     """
-    caption = _caption(raw)
+    captions = captions_of(raw)
     try:
         image = _image(raw.image, config)
     except image_codec.BadImage as error:
         raise Skip(error.reason) from error
-    return {"image": image, "caption": caption, "key": key, "scene": raw.scene}
-
-
-def _caption(raw: Raw) -> str:
-    try:
-        text = raw.caption
-        if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
-        if raw.field:
-            text = json.loads(text)[raw.field]
-        text.encode("utf-8")  # JSON escapes can smuggle in half a surrogate pair
-    except UnicodeError as error:
-        raise Skip("bad UTF-8") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Skip("no caption") from error
-    text = text.replace("\0", "").strip()
-    if not text:
-        raise Skip("empty caption")
-    return text
+    record = {"image": image, "caption": captions[0], "key": key, "scene": raw.scene}
+    return {**record, "captions": list(captions)} if len(captions) > 1 else record
 
 
 def _image(data: bytes, config: CheckConfig) -> bytes:

@@ -1,79 +1,242 @@
-"""Image folders with captions: Hugging Face's `metadata.jsonl`, or `name.txt` beside `name.png`."""
+"""Image folders: captions from tables (metadata.jsonl, CSV, COCO) or from files beside the images.
 
-import json
+Nothing in a folder is lost: a file is an image, a caption, a table, an archive, or counted among
+the others.
+"""
+
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from unclip_jax.preparation.items import IMAGE_SUFFIXES, MAX_TEXT_BYTES, Blob, Item
+from unclip_jax.data import image_codec
+from unclip_jax.preparation import parquet_images, tables
+from unclip_jax.preparation.items import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    TAR_SUFFIXES,
+    Blob,
+    Item,
+    Listing,
+    whole_file,
+)
+from unclip_jax.preparation.tables import TableRow
 
-METADATA = "metadata.jsonl"
-CAPTION_FIELDS = ("text", "caption", "prompt")  # tried in this order when none is named
+CLASSES = "classes.txt"  # a name per line, for captions that are numbers of classes
+_HEADER = 32  # bytes by which an image without a known suffix is recognised
+_FORMS = {".json": "json", ".cls": "class"}
 
 
-def list_folder(root: pathlib.Path, *, caption_field: str = "") -> list[Item]:
-    """Lists the items below `root`, folder by folder in the order of names.
+class Folder(NamedTuple):
+    """One folder below a root.
 
-    A `metadata.jsonl` captions the files it names ("file_name", relative to itself); an image
-    that none names takes its caption from the .txt file beside it. The key is the image's path
-    below `root` without its suffix.
+    Attributes:
+        path: of the folder.
+        files: names of its files, sorted.
+        images: names of its images, with and without their suffixes.
     """
-    items: list[Item] = []
-    captioned: set[str] = set()
-    pictures: list[pathlib.Path] = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        here = pathlib.Path(folder)
-        if METADATA in files:
-            for item in _read_metadata(here, root, caption_field):
-                captioned.update([item.image.path] if item.image else [])
-                items.append(item)
-        names = (f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and f[0] != ".")
-        pictures.extend(here / name for name in names)
-    items += [list_picture(path, root=root) for path in pictures if str(path) not in captioned]
-    return items
+
+    path: pathlib.Path
+    files: dict[str, None]
+    images: set[str]
 
 
-def list_picture(path: pathlib.Path, *, root: pathlib.Path) -> Item:
-    """Returns one image with the .txt file beside it as caption."""
-    key = path.relative_to(root).with_suffix("").as_posix()
-    text = path.with_suffix(".txt")
-    if not text.is_file():
-        return Item(key, _whole(path), None, skip="no caption")
-    return Item(key, _whole(path), _whole(text))
+def list_folder(root: pathlib.Path, *, caption_field: str = "") -> Listing:
+    """Lists the examples below `root`, folder by folder in the order of names.
+
+    A table captions the files that it names, relative to itself; an image that none names takes
+    its caption from a file beside it (`CAPTION_SUFFIXES`). The key is the image's path below
+    `root` without its suffix. Links are followed, and every folder is read once.
+    """
+    listing = Listing()
+    captioned: dict[pathlib.Path, int] = {}
+    images: list[tuple[Folder, str]] = []
+    for folder in _walk(root, listing):
+        for name in folder.files:
+            path = folder.path / name
+            kind = _kind(path, folder)
+            if kind == "image":
+                images.append((folder, name))
+            elif kind == "archive":
+                listing.archives.append(path)
+            elif kind == "table":
+                rows = _read_table(path, caption_field)
+                if rows is None:
+                    listing.set_aside(name)
+                else:
+                    _add_rows(rows, path, root, listing, captioned)
+            elif kind == "other":
+                listing.set_aside(name)
+    for folder, name in images:
+        path, exists = folder.path / name, folder.files.__contains__
+        if path not in captioned:
+            item = list_image(path, root=root, field=caption_field, exists=exists)
+            listing.items.append(item)
+    return listing
 
 
-def _read_metadata(here: pathlib.Path, root: pathlib.Path, caption_field: str) -> Iterator[Item]:
-    with (here / METADATA).open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                name = (here / METADATA).relative_to(root).as_posix()
-                yield _metadata_item(line, here, root, caption_field, f"{name}:{number}")
+def list_table(path: pathlib.Path, *, caption_field: str = "") -> Listing | None:
+    """Lists the images that a table names; None if the file is no table of captions."""
+    rows = _read_table(path, caption_field)
+    if rows is None:
+        return None
+    listing = Listing()
+    _add_rows(rows, path, path.parent, listing, {})
+    return listing
 
 
-def _metadata_item(
-    line: bytes, here: pathlib.Path, root: pathlib.Path, caption_field: str, where: str
-) -> Item:
-    """Parses one line of metadata.jsonl; `where` names an invalid line."""
+def _read_table(path: pathlib.Path, field: str) -> list[TableRow] | None:
+    """Reads a table of captions; None if the file is not one."""
+    if path.suffix.lower() != ".parquet":
+        return tables.read_table(path, field=field)
     try:
-        facts = json.loads(line.decode("utf-8-sig"))
-        name = facts["file_name"]
-        path = here / name
-    except UnicodeDecodeError:
-        return Item(where, None, None, skip="bad UTF-8")
-    except (ValueError, KeyError, TypeError):
-        return Item(where, None, None, skip="bad metadata line")
-    if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts:
-        return Item(where, None, None, skip="path outside the folder")
-    key = path.relative_to(root).with_suffix("").as_posix()
-    if not path.is_file():
-        return Item(key, None, None, skip="missing file")
-    fields = (caption_field,) if caption_field else CAPTION_FIELDS
-    caption = next((facts[field] for field in fields if facts.get(field) is not None), None)
-    if not isinstance(caption, str) or len(caption) > MAX_TEXT_BYTES:
-        return Item(key, _whole(path), None, skip="no caption")
-    return Item(key, _whole(path), caption)
+        return tables.checked(enumerate(parquet_images.read_rows(path), 1), field, strict=False)
+    except OSError:
+        return None
 
 
-def _whole(path: pathlib.Path) -> Blob:
-    return Blob(str(path), 0, path.stat().st_size)
+def list_image(
+    path: pathlib.Path,
+    *,
+    root: pathlib.Path,
+    field: str = "",
+    exists: Callable[[str], bool] | None = None,
+) -> Item:
+    """Returns one image with the caption in the file beside it.
+
+    Args:
+        path: of the image.
+        root: folder to which the key is relative.
+        field: of captions in JSON.
+        exists: True for the names of files beside the image; None = asks the file system.
+    """
+    key = _key(path, root)
+    image = whole_file(path)
+    if isinstance(image, str):
+        return Item(key, None, None, skip=image)
+    beside = exists or (lambda name: (path.parent / name).is_file())
+    for suffix in CAPTION_SUFFIXES:
+        for stem in (path.stem, path.name):
+            for name in (stem + suffix, stem + suffix.upper()):
+                if not beside(name):
+                    continue
+                text = whole_file(path.parent / name)
+                if not isinstance(text, str):
+                    return _captioned(key, image, text, suffix, field)
+    return Item(key, image, None, skip="no caption")
+
+
+def _captioned(key: str, image: Blob, text: Blob, suffix: str, field: str) -> Item:
+    classes = pathlib.Path(text.path).with_name(CLASSES) if suffix == ".cls" else None
+    return Item(
+        key,
+        image,
+        text,
+        form=_FORMS.get(suffix, "text"),
+        field=field,
+        classes=str(classes) if classes else "",
+    )
+
+
+def _walk(root: pathlib.Path, listing: Listing) -> Iterator[Folder]:
+    """Yields folders top down, those behind links last; each real folder once.
+
+    A folder that cannot be read becomes a skipped item, and hidden files are set aside.
+    """
+    visited: set[tuple[int, int]] = set()
+    pending, linked = [root], []
+    while pending or linked:
+        here = pending.pop() if pending else linked.pop(0)
+        folders: list[pathlib.Path] = []
+        files: list[str] = []
+        try:
+            facts = here.stat()
+            if (facts.st_dev, facts.st_ino) in visited:
+                continue
+            visited.add((facts.st_dev, facts.st_ino))
+            with os.scandir(here) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(here / entry.name)
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        linked.append(here / entry.name)
+                    elif entry.name.startswith("."):
+                        listing.set_aside(entry.name)
+                    else:
+                        files.append(entry.name)
+        except OSError:
+            listing.items.append(Item(_key(here, root), None, None, skip="unreadable folder"))
+        pending.extend(reversed(folders))
+        images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES)}
+        stems = {name.rpartition(".")[0] for name in images}
+        yield Folder(here, dict.fromkeys(files), images | stems)
+
+
+def _kind(path: pathlib.Path, folder: Folder) -> str:
+    """Returns how a file is read: "image", "caption", "table", "archive" or "other"."""
+    name = path.name.lower()
+    if name.endswith(IMAGE_SUFFIXES):
+        return "image"
+    if name.endswith(TAR_SUFFIXES):
+        return "archive"
+    if name.endswith(".parquet"):
+        return "archive" if parquet_images.image_column(path) else "table"
+    if name == CLASSES or (name.endswith(CAPTION_SUFFIXES) and path.stem in folder.images):
+        return "caption"
+    if name.endswith(tables.SUFFIXES):
+        return "table"
+    return "image" if _looks_like_image(path) else "other"
+
+
+def _looks_like_image(path: pathlib.Path) -> bool:
+    """True if a file without a known suffix begins as an image does."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return image_codec.is_image(file.read(_HEADER))
+    except OSError:
+        return False
+
+
+def _add_rows(
+    rows: list[TableRow],
+    table: pathlib.Path,
+    root: pathlib.Path,
+    listing: Listing,
+    captioned: dict[pathlib.Path, int],
+) -> None:
+    """Adds a table's images; further rows of an image add captions to it."""
+    where, metadata = table.relative_to(root).as_posix(), tables.is_metadata(table)
+    for row in rows:
+        if row.problem:
+            item = Item(f"{where}:{row.line}", None, None, skip=row.problem)
+            listing.items.append(item)
+            continue
+        path = tables.resolve(table, row.name)
+        index = captioned.get(path)
+        if not metadata and index is None and list_image(path, root=root).caption is not None:
+            continue  # the file beside the image says it
+        if index is None:
+            captioned[path] = len(listing.items)
+            listing.items.append(_row_item(path, root, row))
+            continue
+        item = listing.items[index]
+        texts = item.caption if isinstance(item.caption, tuple) else ()
+        skip = "" if item.image is not None and (texts or row.texts) else item.skip
+        both = tuple(dict.fromkeys((*texts, *row.texts)))
+        listing.items[index] = item._replace(caption=both or None, skip=skip)
+
+
+def _row_item(path: pathlib.Path, root: pathlib.Path, row: TableRow) -> Item:
+    image = whole_file(path)
+    key = _key(path, root)
+    if isinstance(image, str):
+        return Item(key, None, None, skip=image)
+    return Item(key, image, row.texts or None, skip="" if row.texts else "no caption")
+
+
+def _key(path: pathlib.Path, root: pathlib.Path) -> str:
+    """Returns the path below `root`, without the suffix of an image."""
+    below = pathlib.PurePath(os.path.relpath(path, root))
+    return (below.with_suffix("") if below.suffix.lower() in IMAGE_SUFFIXES else below).as_posix()

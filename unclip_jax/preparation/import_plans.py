@@ -1,5 +1,6 @@
 """Plans of an import: the examples of every split in order, and how to read one."""
 
+import collections
 import glob
 import hashlib
 import pathlib
@@ -9,27 +10,30 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.files import printable
 from unclip_jax.data import sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.portraits import generator as portraits
 from unclip_jax.data.shapes import generator as shapes
-from unclip_jax.preparation.folders import METADATA, list_folder, list_picture
+from unclip_jax.preparation import import_inputs
 from unclip_jax.preparation.items import (
-    IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
+    Blob,
+    Cell,
     FileReader,
     Item,
+    Listing,
     Plan,
     Raw,
     Skip,
-    check_exists,
 )
-from unclip_jax.preparation.tars import TAR_SUFFIXES, list_tar
+from unclip_jax.preparation.parquet_images import ParquetReader
 
 WORLDS = {"shapes": shapes.scenes, "portraits": portraits.scenes}
 WORLD_COUNTS = {"train": 30_000, "validation": 1_000, "compositional": 1_000}
-_NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
+_SPLIT = re.compile(r"([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
+_NAMED = 5  # kinds of other files that a message names
 
 
 def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
@@ -40,7 +44,7 @@ def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
     """
     groups: dict[str, list[str]] = {}
     for text in inputs:
-        match = None if pathlib.Path(text).exists() else _NAMED.fullmatch(text)
+        match = None if pathlib.Path(text).exists() else _SPLIT.fullmatch(text)
         name, path = match.groups() if match else (split, text)
         groups.setdefault(name, []).append(path)
     for name in groups:
@@ -70,36 +74,48 @@ def world_counts(text: str) -> dict[str, int] | None:
 
 
 class FilePlan:
-    """Examples in folders and tars."""
+    """Examples in folders, tars, Parquet files and tables."""
 
     def __init__(self, inputs: Sequence[str], *, caption_field: str = "", prefix: bool = False):
-        """Lists everything that `inputs` (folders, tars, images, globs of them) hold.
+        """Lists everything that `inputs` (see `import_inputs`) hold.
 
         Args:
             inputs: the sources, read in this order and each once.
-            caption_field: JSON field with the caption; "" = one of CAPTION_FIELDS.
+            caption_field: field or column with the caption; "" = one of the usual names.
             prefix: put the input's name before every key, for tars that reuse keys.
 
         Raises:
             UserError: an input matches nothing, has an unknown format or holds no image.
         """
-        self.sources = tuple(inputs)
+        self.sources = tuple(printable(text) for text in inputs)
         self._items: list[Item] = []
-        self._reader = FileReader()
+        self._files, self._cells = FileReader(), ParquetReader()
+        self._classes: dict[str, tuple[str, ...]] = {}
+        others: list[Listing] = []
         keys: set[str] = set()
-        paths = list(_expand(inputs))
-        for path in tqdm(paths, desc="listing", unit="input", delay=2, leave=False):
-            for item in _list(path, caption_field):
-                key = f"{path.name}/{item.key}" if prefix else item.key
-                skip = item.skip or ("duplicate key" if key in keys else "")
+        for path, listing in tqdm(
+            import_inputs.listings(inputs, caption_field=caption_field),
+            desc="listing",
+            unit="input",
+            delay=2,
+            leave=False,
+        ):
+            others.append(listing)
+            for item in listing.items:
+                key = printable(f"{path.name}/{item.key}" if prefix else item.key)
+                skip = item.skip or _key_problem(item.key) or ("duplicate key" * (key in keys))
                 keys.add(key)
                 self._items.append(item._replace(key=key, skip=skip))
+        self.others, self.note = _others(others)
         if not self._items:
             raise UserError(
-                f"no images in {', '.join(inputs)}; expected a folder with metadata.jsonl or "
-                ".txt files beside the images, or a WebDataset tar."
+                f"no images in {', '.join(self.sources)}{self.note}; expected a folder of images "
+                "with captions in a table or beside them, a WebDataset tar, or Parquet with images."
             )
-        self.fingerprint = _fingerprint(repr(item) for item in self._items)
+        self.fingerprint = _fingerprint(_content(item) for item in self._items)
+        self.signature = _fingerprint(
+            repr(place) for item in self._items for place in (item.image, item.caption)
+        )
 
     def __len__(self) -> int:
         return len(self._items)
@@ -120,14 +136,60 @@ class FilePlan:
         if item.image is None or item.caption is None:
             raise Skip("no image" if item.image is None else "no caption")
         caption = item.caption
-        if not isinstance(caption, str):
-            caption = self._reader.read(caption, limit=MAX_TEXT_BYTES)
-        image = self._reader.read(item.image, limit=MAX_IMAGE_BYTES)
-        return Raw(image, caption, item.field)
+        if isinstance(caption, Blob):
+            caption = self._files.read(caption, limit=MAX_TEXT_BYTES)
+        elif isinstance(caption, Cell):
+            caption = self._cells.captions(caption)
+        if isinstance(item.image, Cell):
+            image = self._cells.image(item.image)
+        else:
+            image = self._files.read(item.image, limit=MAX_IMAGE_BYTES)
+        return Raw(image, caption, item.form, item.field, classes=self._names(item.classes))
 
     def close(self) -> None:
-        """Closes the file that was read last."""
-        self._reader.close()
+        """Closes the files that were read last."""
+        self._files.close()
+        self._cells.close()
+
+    def _names(self, path: str) -> tuple[str, ...]:
+        """Returns the lines of a file with the names of classes; () without one."""
+        if path and path not in self._classes:
+            try:
+                text = pathlib.Path(path).read_text("utf-8-sig", errors="replace")
+            except OSError:
+                text = ""
+            self._classes[path] = tuple(line.strip() for line in text.splitlines())
+        return self._classes.get(path, ())
+
+
+def _key_problem(key: str) -> str:
+    """Returns the reason why a key cannot be stored; "" if it can."""
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:
+        return "name is not UTF-8"
+    return ""
+
+
+def _content(item: Item) -> str:
+    """Returns an item without the places and times of its files."""
+    sizes = [
+        place.size if isinstance(place, Blob) else place.row if isinstance(place, Cell) else place
+        for place in (item.image, item.caption)
+    ]
+    return repr((item.key, sizes, item.form, item.field, bool(item.classes), item.skip))
+
+
+def _others(listings: Sequence[Listing]) -> tuple[dict[str, int], str]:
+    """Returns the number of files of each kind that are no part of an example, and a note."""
+    counts: collections.Counter[str] = collections.Counter()
+    examples: dict[str, str] = {}
+    for listing in listings:
+        counts.update(listing.others)
+        examples = {**listing.examples, **examples}
+    common = counts.most_common(_NAMED)
+    words = [f"{count} {kind} ({printable(examples[kind])})" for kind, count in common]
+    return dict(counts), f" (other files there: {', '.join(words)})" if words else ""
 
 
 class SourcePlan:
@@ -148,6 +210,7 @@ class SourcePlan:
         self._source = sources.open_source(path, split=split, keys=keys)
         self.sources = (path,)
         self.fingerprint = _fingerprint([path, split, caption_field, str(len(self._source))])
+        self.signature, self.others, self.note = None, {}, ""
 
     def __len__(self) -> int:
         return len(self._source)
@@ -159,7 +222,8 @@ class SourcePlan:
     def read(self, index: int) -> Raw:
         """Reads the bytes of example `index`."""
         record = self._source[index]
-        return Raw(record["image"], record["caption"], scene=record["scene"])
+        caption = tuple(record.get("captions", ())) or record["caption"]
+        return Raw(record["image"], caption, scene=record["scene"])
 
     def close(self) -> None:
         """Does nothing: the source manages its files."""
@@ -173,6 +237,7 @@ class WorldPlan:
         self.sources = (f"{world}:{split}={count}",)
         plan = f"{split} {count} {image_size} {seed}"
         self.fingerprint = _fingerprint([plan] if world == "shapes" else [world, plan])
+        self.signature, self.others, self.note = "", {}, ""
         self._generate = WORLDS[world]
         self._split, self._count, self._size, self._seed = split, count, image_size, seed
         self._next, self._stream = -1, iter(())
@@ -203,41 +268,10 @@ class WorldPlan:
         )
 
 
-def _expand(inputs: Sequence[str]) -> Iterator[pathlib.Path]:
-    """Yields the paths that match, each real file once."""
-    visited = set()
-    for text in inputs:
-        matches = [text] if pathlib.Path(text).exists() else sorted(glob.glob(text, recursive=True))
-        if not matches and glob.has_magic(text):
-            raise UserError(f"input {text} matches no file; check the pattern and quote it.")
-        for name in matches or [text]:
-            path = pathlib.Path(name)
-            check_exists(path)
-            if path.resolve() not in visited:
-                visited.add(path.resolve())
-                yield path
-
-
-def _list(path: pathlib.Path, caption_field: str) -> list[Item]:
-    name = path.name.lower()
-    if path.is_dir():
-        return list_folder(path, caption_field=caption_field)
-    if name == METADATA:
-        return list_folder(path.parent, caption_field=caption_field)
-    if name.endswith(TAR_SUFFIXES):
-        return list_tar(str(path), caption_field=caption_field or "caption")
-    if name.endswith(IMAGE_SUFFIXES):
-        return [list_picture(path, root=path.parent)]
-    if name.endswith(".txt"):  # a glob such as folder/* matches captions too
-        return []
-    kinds = ", ".join(TAR_SUFFIXES)
-    raise UserError(f"input {path} is neither a folder nor a tar ({kinds}) nor an image.")
-
-
 def _fingerprint(parts: Sequence[str] | Iterator[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.encode("utf-8", "surrogateescape"))
+        digest.update(part.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
 

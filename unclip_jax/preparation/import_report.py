@@ -10,7 +10,9 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import write_atomically
 
 FILE = "report.json"
-_NAMED = 5  # keys remembered per reason
+_NAMED = 100_000  # keys remembered per reason
+_EXAMPLES = 5  # of these in messages
+_WIDTH = 80  # characters of a key in messages
 
 
 @dataclasses.dataclass
@@ -20,13 +22,15 @@ class Tally:
     Attributes:
         written: number of records written to shards.
         skipped: reason -> number of records.
-        named: reason -> keys of the first few of them.
+        named: reason -> their keys, of the first 100,000.
+        others: kind -> number of files in the inputs that are no part of an example.
         seconds: spent reading, checking and writing.
     """
 
     written: int = 0
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     named: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    others: dict[str, int] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -64,6 +68,7 @@ class Tally:
             "kept": self.written,
             "skipped": ordered,
             "named": {reason: self.named[reason] for reason in ordered},
+            "other_files": self.others,
             "seconds": round(self.seconds, 3),
             "records_per_second": round(rate, 1),
         }
@@ -75,29 +80,38 @@ def from_json(record: Mapping[str, Any]) -> Tally:
         written=record["kept"],
         skipped=dict(record["skipped"]),
         named={reason: list(keys) for reason, keys in record["named"].items()},
+        others=dict(record.get("other_files", {})),
         seconds=record["seconds"],
     )
 
 
-def check_share(tally: Tally, *, total: int, max_bad: float) -> None:
+def check_share(tally: Tally, *, total: int, max_bad: float, note: str = "") -> None:
     """Raises an error if more than `max_bad` of all `total` records, and more than one, are bad.
 
     Raises:
-        UserError: naming the reasons and some of the keys.
+        UserError: naming the reasons and some of the keys; `note` says what else lies there.
     """
     if tally.bad <= max(1, int(max_bad * total)):
         return
     raise UserError(
         f"stopped: {tally.bad} of the first {tally.read} records cannot be used, more than "
-        f"--max-bad={max_bad:g} of {total} allows: {reasons(tally)}. Finished shards are kept; "
-        "repair the input, or raise --max-bad and run the same command again."
+        f"--max-bad={max_bad:g} of {total} allows: {reasons(tally)}{note}. "
+        "Finished shards are kept; repair the input, or raise --max-bad and run the same command "
+        "again."
     )
 
 
 def reasons(tally: Tally) -> str:
     """Returns the reasons of skipped records in one line."""
     counts = tally.to_json()["skipped"].items()
-    return "; ".join(f"{number} {why} ({', '.join(tally.named[why])})" for why, number in counts)
+    return "; ".join(f"{number} {why} ({_some(tally.named[why])})" for why, number in counts)
+
+
+def _some(keys: list[str]) -> str:
+    """Returns the first keys, shortened and on one line."""
+    lines = (" ".join(key.split()) for key in keys[:_EXAMPLES])
+    short = [line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..." for line in lines]
+    return ", ".join(short + ["..."] * (len(keys) > _EXAMPLES))
 
 
 def write(directory: pathlib.Path, tallies: Mapping[str, Tally]) -> None:
@@ -122,6 +136,8 @@ def table(tallies: Mapping[str, Tally]) -> str:
     ]
     for split, tally in tallies.items():
         for reason, number in tally.to_json()["skipped"].items():
-            keys = ", ".join(tally.named[reason])
-            lines.append(f"  {split}: {number:,} skipped, {reason}: {keys}")
+            lines.append(f"  {split}: {number:,} skipped, {reason}: {_some(tally.named[reason])}")
+        if tally.others:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.others.items())
+            lines.append(f"  {split}: other files there: {kinds}")
     return "\n".join(lines)

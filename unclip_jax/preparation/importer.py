@@ -70,7 +70,7 @@ class Importer:
         self._total = min(shards, len(plan))
         options = f"{plan.fingerprint} {config.check} {self._total}"
         self.fingerprint: str = hashlib.sha256(options.encode()).hexdigest()
-        self.tally: Tally = Tally()
+        self.tally: Tally = Tally(others=dict(plan.others))
         for log in self._logs.glob(f"{split}-*.json"):
             if _read_json(log)["plan"] != self.fingerprint:
                 raise UserError(
@@ -90,11 +90,32 @@ class Importer:
             self._plan.close()
         if not self.tally.written:
             why = import_report.reasons(self.tally)
+            why += self._plan.note
             raise UserError(f"split {self._split!r} would be empty: {why}; check the inputs.")
-        sources = self._plan.sources
         return dataset_manifest.make_split(
-            self._split, shards, plan=self.fingerprint, sources=sources
+            self._split,
+            shards,
+            plan=self.fingerprint,
+            sources=self._plan.sources,
+            signature=self._plan.signature or "",
         )
+
+    def differing_inputs(self, entry: dataset_manifest.Split) -> str:
+        """Returns the keys between which the inputs differ from those of a split; "" = nowhere.
+
+        The inputs are read where the file system does not tell that they are unchanged.
+        """
+        if self._plan.signature == entry.signature or not any(s.inputs for s in entry.shards):
+            return ""
+        try:
+            for index, shard in enumerate(entry.shards):
+                indices = self._range(index)
+                if self._digest(indices) != shard.inputs:
+                    keys = [self._plan.key(i) for i in (indices[0], indices[-1])]
+                    return f"{keys[0]} .. {keys[1]}"
+        finally:
+            self._plan.close()
+        return ""
 
     def forget(self) -> None:
         """Removes the logs, once the manifest lists the split."""
@@ -105,58 +126,89 @@ class Importer:
         """Returns one shard, which is written unless it exists."""
         name = records.shard_name(self._split, index, self._total)
         path, log = self._directory / name, self._logs / f"{name}.json"
-        first, last = (len(self._plan) * i // self._total for i in (index, index + 1))
-        if path.is_file() and log.is_file():
-            facts = _read_json(log)
+        indices = self._range(index)
+        facts = _read_json(log) if path.is_file() and log.is_file() else None
+        if facts is not None and self._is_current(facts, indices):
             self.tally.add(import_report.from_json(facts["tally"]))
-            import_report.check_share(
-                self.tally, total=len(self._plan), max_bad=self._config.max_bad
-            )
-            advance(last - first)
+            self._check_share()
+            advance(len(indices))
         else:
-            facts = self._write(path, range(first, last), advance)
+            facts = self._write(path, indices, advance)
             log.parent.mkdir(exist_ok=True)
             _write_json(log, facts)
-        return dataset_manifest.Shard(name, facts["written"], facts["sha256"])
+        return dataset_manifest.Shard(
+            name, facts["written"], facts["sha256"], facts.get("inputs", "")
+        )
+
+    def _range(self, index: int) -> range:
+        """Returns the indices of a shard's examples."""
+        return range(*(len(self._plan) * i // self._total for i in (index, index + 1)))
+
+    def _is_current(self, facts: dict[str, Any], indices: range) -> bool:
+        """True if a finished shard was written from the inputs as they are now."""
+        if facts.get("signature") == self._plan.signature or "inputs" not in facts:
+            return True
+        return self._digest(indices) == facts["inputs"]
+
+    def _digest(self, indices: range) -> str:
+        """Reads examples and returns their digest as `_write` records it."""
+        digest = hashlib.sha256()
+        for index in indices:
+            self._read(index, digest)
+        return digest.hexdigest()
+
+    def _check_share(self) -> None:
+        import_report.check_share(
+            self.tally,
+            total=len(self._plan),
+            max_bad=self._config.max_bad,
+            note=self._plan.note,
+        )
 
     def _write(
         self, path: pathlib.Path, indices: range, advance: Callable[[int], Any]
     ) -> dict[str, Any]:
         """Writes one shard; returns the content of its log."""
-        tally, started = Tally(), time.monotonic()
-        summary = records.write_shard(path, self._good(indices, tally, advance))
+        tally, started, digest = Tally(), time.monotonic(), hashlib.sha256()
+        summary = records.write_shard(path, self._good(indices, tally, advance, digest))
         tally.seconds = time.monotonic() - started
         self.tally.seconds += tally.seconds
-        return {"plan": self.fingerprint, "tally": tally.to_json(), **summary._asdict()}
+        return {
+            "plan": self.fingerprint,
+            "signature": self._plan.signature,
+            "inputs": digest.hexdigest(),
+            "tally": tally.to_json(),
+            **summary._asdict(),
+        }
 
     def _good(
-        self, indices: range, tally: Tally, advance: Callable[[int], Any]
+        self, indices: range, tally: Tally, advance: Callable[[int], Any], digest: Any
     ) -> Iterator[Record]:
         """Yields the records that can be used; counts the others."""
         both = (tally, self.tally)
-        for index, outcome in zip(indices, self._outcomes(indices), strict=True):
+        for index, outcome in zip(indices, self._outcomes(indices, digest), strict=True):
             advance(1)
             if isinstance(outcome, str):
                 for each in both:
                     each.skip(self._plan.key(index), outcome)
-                limit = self._config.max_bad
-                import_report.check_share(self.tally, total=len(self._plan), max_bad=limit)
+                self._check_share()
             else:
                 for each in both:
                     each.written += 1
                 yield outcome
 
-    def _outcomes(self, indices: range) -> Iterator[Outcome]:
+    def _outcomes(self, indices: range, digest: Any) -> Iterator[Outcome]:
         """Reads in this thread, checks in others, and yields in order."""
         if not self._config.workers:
             for index in indices:
-                yield self._check(index, self._read(index))
+                yield self._check(index, self._read(index, digest))
             return
         with futures.ThreadPoolExecutor(self._config.workers) as pool:
             queue: collections.deque[futures.Future[Outcome]] = collections.deque()
             try:
                 for index in indices:
-                    queue.append(pool.submit(self._check, index, self._read(index)))
+                    raw = self._read(index, digest)
+                    queue.append(pool.submit(self._check, index, raw))
                     if len(queue) >= _AHEAD * self._config.workers:
                         yield queue.popleft().result()
                 while queue:
@@ -164,11 +216,17 @@ class Importer:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, index: int) -> Raw | str:
+    def _read(self, index: int, digest: Any) -> Raw | str:
+        """Reads one example, or the reason why it cannot be; adds what was read to `digest`."""
         try:
-            return self._plan.read(index)
+            raw = self._plan.read(index)
         except Skip as skip:
+            digest.update(repr((self._plan.key(index), skip.reason)).encode())
             return skip.reason
+        facts = (self._plan.key(index), *raw[1:])
+        digest.update(f"{len(raw.image)} {facts!r}".encode())
+        digest.update(raw.image)
+        return raw
 
     def _check(self, index: int, raw: Raw | str) -> Outcome:
         if isinstance(raw, str):

@@ -1,18 +1,34 @@
 """Unchecked inputs of an import: items, byte ranges and raw examples."""
 
 import bz2
+import collections
+import dataclasses
+import errno
 import gzip
 import io
 import lzma
+import os
 import pathlib
+import stat
 import zlib
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from unclip_jax.core.checks import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Suffixes of images, readable or not: the content of a file decides how it is read.
+IMAGE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".webp", ".avif", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".exr", ".dng", ".cr2", ".nef", ".arw"),
+    *(".ico", ".tga", ".qoi", ".eps"),
+)
+TEXT_SUFFIXES = (".txt", ".caption", ".text")
+CAPTION_SUFFIXES = (*TEXT_SUFFIXES, ".json", ".cls")  # in the order of preference
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 2**20
+_NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG)
 _OPENERS = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 
 
@@ -25,11 +41,25 @@ class Skip(Exception):
 
 
 class Blob(NamedTuple):
-    """A range of bytes in a file; a whole file has offset 0 and its size."""
+    """A range of bytes in a file; a whole file has offset 0 and its size.
+
+    `stamp` is the time of the file's last change in nanoseconds: while it is the same, so is the
+    content.
+    """
 
     path: str
     offset: int
     size: int
+    stamp: int = 0
+
+
+class Cell(NamedTuple):
+    """A value in a Parquet file; `column` may be a struct with the fields bytes and path."""
+
+    path: str
+    column: str
+    row: int
+    stamp: int = 0
 
 
 class Item(NamedTuple):
@@ -38,33 +68,74 @@ class Item(NamedTuple):
     Attributes:
         key: unique name.
         image: location of the image, or None.
-        caption: the text, its location, or None.
-        field: if the caption is JSON, the field with the text; "" = plain text.
+        caption: the captions, their location, or None.
+        form: of a caption that is located: "text", "json" or "class".
+        field: if the caption is JSON, the field with the text; "" = one of the usual names.
+        classes: file with a name per line, for captions that are numbers of classes; "" = none.
         skip: reason why this item cannot be used; "" = none so far.
     """
 
     key: str
-    image: Blob | None
-    caption: Blob | str | None
+    image: Blob | Cell | None
+    caption: Blob | Cell | tuple[str, ...] | None
+    form: str = "text"
     field: str = ""
+    classes: str = ""
     skip: str = ""
 
 
+@dataclasses.dataclass
+class Listing:
+    """The content of one input.
+
+    Attributes:
+        items: the examples, in order.
+        others: suffix -> number of files that are no part of an example.
+        examples: suffix -> name of the first such file.
+        archives: tars and Parquet files that lie in a folder.
+    """
+
+    items: list[Item] = dataclasses.field(default_factory=list)
+    others: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    examples: dict[str, str] = dataclasses.field(default_factory=dict)
+    archives: list[pathlib.Path] = dataclasses.field(default_factory=list)
+
+    def set_aside(self, name: str) -> None:
+        """Counts a file that is no part of an example."""
+        kind = pathlib.PurePath(name).suffix.lower() or "no suffix"
+        self.others[kind] += 1
+        self.examples.setdefault(kind, name)
+
+
 class Raw(NamedTuple):
-    """An example before decoding."""
+    """An example before decoding; `form`, `field` as in `Item`, `classes` the names of classes."""
 
     image: bytes
-    caption: bytes | str
+    caption: bytes | str | tuple[str, ...]
+    form: str = "text"
     field: str = ""
     scene: str = ""
+    classes: tuple[str, ...] = ()
 
 
 @runtime_checkable
 class Plan(Protocol):
-    """The examples of one split in order, with random access."""
+    """The examples of one split in order, with random access.
+
+    Attributes:
+        sources: the inputs, as on the command line.
+        fingerprint: identity of the list of examples and of how they are read; no paths.
+        signature: identity of the files as the file system states it (paths, sizes, times): if it
+            is the same, so is the content. "" if the fingerprint says it all; None if unknown.
+        others: kind -> number of files that are no part of an example.
+        note: these in words, for messages; "" = none.
+    """
 
     sources: tuple[str, ...]
     fingerprint: str
+    signature: str | None
+    others: Mapping[str, int]
+    note: str
 
     def __len__(self) -> int: ...
 
@@ -116,18 +187,49 @@ class FileReader:
     def _open(self, path: str) -> io.BufferedIOBase:
         if self._file is None or path != self._path:
             self.close()
-            self._file, self._path = open_maybe_compressed(path), path
+            packed = path.lower().endswith(TAR_SUFFIXES)
+            self._file, self._path = (open_packed if packed else _open_regular)(path), path
         return self._file
 
 
-def open_maybe_compressed(path: str) -> io.BufferedIOBase:
-    """Opens for reading; gzip, bzip2 and xz are recognised by their first bytes."""
-    with pathlib.Path(path).open("rb") as file:
+def open_packed(path: str) -> io.BufferedIOBase:
+    """Opens a tar for reading; gzip, bzip2 and xz are recognised by their first bytes."""
+    with _open_regular(path) as file:
         start = file.read(6)
     for magic, opener in _OPENERS.items():
         if start.startswith(magic):
             return opener(path, "rb")
+    return _open_regular(path)
+
+
+def _open_regular(path: str) -> io.BufferedIOBase:
+    """Opens a regular file for reading; opening a pipe would wait for its writer."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path} is not a regular file")
     return pathlib.Path(path).open("rb")
+
+
+def whole_file(path: pathlib.Path) -> Blob | str:
+    """Returns all bytes of a regular file as a blob, or the reason why it cannot be read."""
+    try:
+        facts = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing file"
+    except OSError as error:
+        return "missing file" if error.errno in _NOWHERE else "unreadable file"
+    except ValueError:  # a NUL byte
+        return "missing file"
+    if not stat.S_ISREG(facts.st_mode):
+        return "not a regular file"
+    return Blob(str(path), 0, facts.st_size, facts.st_ctime_ns)
+
+
+def stamp(path: pathlib.Path | str) -> int:
+    """Returns the time of a file's last change in nanoseconds, or 0 if it cannot be read."""
+    try:
+        return os.stat(path).st_ctime_ns
+    except OSError:
+        return 0
 
 
 def check_exists(path: pathlib.Path) -> None:
@@ -136,5 +238,5 @@ def check_exists(path: pathlib.Path) -> None:
     Raises:
         UserError: neither file nor folder.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UserError(f"input {path} does not exist; give a folder, a tar or a glob of them.")

@@ -1,6 +1,7 @@
 """Turns plans of what to read into a prepared data set: splits, tokenizer and import_report."""
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 import warnings
@@ -70,7 +71,11 @@ def _write_split(
     )
     importer = Importer(plan, directory=out, split=split, config=config)
     for entry in before.splits:
-        if entry.name == split and _is_complete(entry, importer.fingerprint, out):
+        if entry.name == split and _is_complete(entry, importer, out):
+            signature = plan.signature or ""
+            if entry.signature != signature:  # the same inputs elsewhere
+                moved = dataclasses.replace(entry, signature=signature, sources=plan.sources)
+                dataset_manifest.write(out, before.with_split(moved))
             return None
     with tqdm(total=len(plan), desc=split, unit="record", mininterval=0.5) as bar:
         try:
@@ -83,16 +88,23 @@ def _write_split(
     return importer.tally
 
 
-def _is_complete(entry: dataset_manifest.Split, fingerprint: str, out: pathlib.Path) -> bool:
+def _is_complete(entry: dataset_manifest.Split, importer: Importer, out: pathlib.Path) -> bool:
     """True if the split was written alike and is whole; if it is not whole, it is written again.
 
     Raises:
         UserError: it was made from other inputs or with other options.
     """
-    if entry.plan != fingerprint:
+    advice = "choose another --out or --split, or delete the folder."
+    if entry.plan != importer.fingerprint:
         raise UserError(
             f"{out} already holds a split {entry.name!r} made from other inputs or with other "
-            "options; choose another --out or --split, or delete the folder."
+            f"options; {advice}"
+        )
+    keys = importer.differing_inputs(entry)
+    if keys:
+        raise UserError(
+            f"{out} already holds a split {entry.name!r}, whose inputs have changed since (an "
+            f"image or caption of {keys}); {advice}"
         )
     try:
         return len(open_split(out, split=entry.name)) == entry.count
@@ -128,7 +140,9 @@ def _train_tokenizer(
     names = [split.name for split in content.splits]
     source = open_split(out, split="train" if "train" in names else names[0])
     indices = tqdm(range(len(source)), desc="reading captions", delay=2, leave=False)
-    return text.train((source[i]["caption"] for i in indices), vocab_size=vocab_size)
+    records = (source[i] for i in indices)
+    captions = (one for each in records for one in each.get("captions", [each["caption"]]))
+    return text.train(captions, vocab_size=vocab_size)
 
 
 def _say(line: str) -> None:

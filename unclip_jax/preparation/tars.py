@@ -1,77 +1,184 @@
 """WebDataset tars: members that share a name up to its first dot are one example.
 
 Members are listed and then read by offset. Nothing is ever extracted, and links, devices and
-folders in the archive are ignored, so an archive cannot touch the disk.
+folders in the archive are not followed, so an archive cannot touch the disk.
 """
 
+import contextlib
 import lzma
+import pathlib
 import tarfile
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.preparation.items import IMAGE_SUFFIXES, Blob, Item, open_maybe_compressed
+from unclip_jax.preparation.folders import CLASSES
+from unclip_jax.preparation.items import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
+    Blob,
+    Item,
+    Listing,
+    open_packed,
+    stamp,
+)
 
-TEXT_SUFFIXES = (".txt", ".caption", ".text")
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_DAMAGED = (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error)
+_UNREADABLE = (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError)
+_FIELDS = (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES)
+
+Sample = dict[str, Blob]  # the rest of a member's name -> its bytes
 
 
-def list_tar(path: str, *, caption_field: str) -> list[Item]:
-    """Lists the items of one tar in the order in which their keys appear.
+def list_tar(path: str, *, caption_field: str = "") -> Listing:
+    """Lists the examples of one tar in the order in which their keys appear.
 
-    The caption is the member .txt (or .caption, .text), else the field `caption_field` of the
-    member .json, as img2dataset writes it. A tar that ends early gives what it holds, and one item
-    that is skipped as "truncated tar".
+    The caption is the member .txt (or .caption, .text), else a field of the member .json, as
+    img2dataset writes it, else the class .cls. Where the name of an image has further dots
+    (photo_2021.05.01.jpg), the key ends before the last one. A tar that ends early or is damaged
+    gives what can be read, and an item that is skipped for the rest.
 
     Raises:
         UserError: the file is not a tar at all.
     """
-    samples: dict[str, dict[str, Blob]] = {}
-    extra: list[Item] = []
+    samples: dict[str, Sample] = {}
+    listing, extra = Listing(), []
     try:
-        for name, blob in _members(path):
+        for name, content in _members(path):
             key, suffix = _split_name(name)
+            if isinstance(content, str):
+                if name.lower().endswith(_FIELDS):
+                    extra.append(Item(name, None, None, skip=content))
+                continue
+            if not suffix or name.rpartition("/")[2].startswith("."):
+                listing.set_aside(name)
+                continue
             sample = samples.setdefault(key, {})
             if suffix in sample:
                 extra.append(Item(key, None, None, skip="duplicate key"))
             else:
-                sample[suffix] = blob
-    except _DAMAGED as error:
+                sample[suffix] = content
+    except _UNREADABLE as error:
         if not samples:
             raise UserError(f"{path} is not a tar that can be read: {error}.") from error
-        extra.append(Item(f"end of {path}", None, None, skip="truncated tar"))
-    items = [_item(key, sample, caption_field) for key, sample in samples.items()]
-    return [item for item in items if item is not None] + extra
+        reason = "damaged tar" if isinstance(error, _Damaged) else "truncated tar"
+        extra.append(Item(f"end of {path}", None, None, skip=reason))
+    for key, sample in samples.items():
+        listing.items += _examples(key, sample, listing, field=caption_field, path=path)
+    listing.items += extra
+    return listing
 
 
-def _members(path: str) -> Iterator[tuple[str, Blob]]:
-    """Yields the regular files that are neither hidden nor resource forks."""
-    with open_maybe_compressed(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+class _Damaged(tarfile.ReadError):
+    """Some headers of a tar cannot be read."""
+
+
+class _Members(tarfile.TarFile):
+    """A tar of which headers that cannot be read are counted and passed over."""
+
+    damaged = 0
+
+
+class _Header(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        try:
+            return super().fromtarfile(tarfile)
+        except _INVALID:
+            tarfile.damaged += 1
+            raise
+
+
+_INVALID = (
+    tarfile.InvalidHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
+    tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
+)
+
+
+def _members(path: str) -> Iterator[tuple[str, Blob | str]]:
+    """Yields the name and content of every member but folders, or why it has no content."""
+    changed = stamp(path)
+    with open_packed(path) as file, contextlib.closing(_opened(file)) as tar:
         for member in tar:
-            name = member.name.rsplit("/", 1)[-1]
-            if member.isreg() and not member.issparse() and "." in name[1:] and name[0] != ".":
-                yield member.name, Blob(path, member.offset_data, member.size)
+            if member.isreg() and not member.issparse():
+                yield member.name, Blob(path, member.offset_data, member.size, changed)
+            elif member.issparse():
+                yield member.name, "sparse member"
+            elif not member.isdir():
+                yield member.name, "no file but a link or device"
             vars(tar)["members"] = []  # tarfile would keep them all
+        if tar.damaged:
+            raise _Damaged("its headers are damaged")
+
+
+def _opened(file: Any) -> _Members:
+    """Opens a tar whose first header is whole; several in one file are read one after another."""
+    tar = _Members.open(fileobj=file, mode="r:", tarinfo=_Header)
+    tar.ignore_zeros = True
+    return tar
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Splits `a/b.c.png` into key `a/b` and suffix `.c.png`."""
+    """Splits `a/b.C.PNG` into key `a/b` and suffix `.C.png`; "" is the suffix of `a/b`."""
     folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return folder + slash + stem, "." + suffix.lower()
+    stem, dot, suffix = base.partition(".")
+    inner, last_dot, last = (dot + suffix).rpartition(".")
+    return folder + slash + stem, inner + last_dot + last.lower()
 
 
-def _item(key: str, sample: dict[str, Blob], caption_field: str) -> Item | None:
-    """Returns one sample as an item; None if it has no image, caption or JSON."""
-    image = next((sample[s] for s in IMAGE_SUFFIXES if s in sample), None)
-    text = next((sample[s] for s in TEXT_SUFFIXES if s in sample), None)
-    facts = sample.get(".json")
+def _examples(
+    key: str, sample: Sample, listing: Listing, *, field: str, path: str
+) -> Iterator[Item]:
+    """Yields the examples among the members that share a name up to its first dot.
+
+    A suffix that is a field (`.jpg`, `.txt`) belongs to the example `key`. Longer ones, such as
+    `.05.01.jpg`, are examples of their own if they have an image and a caption, or if `key` has no
+    image; otherwise they are further fields of it, such as `.mask.png`, and set aside.
+    """
+    plain = {suffix: blob for suffix, blob in sample.items() if suffix in _FIELDS}
+    parts: dict[str, Sample] = {}
+    for suffix, blob in sample.items():
+        if suffix in plain:
+            continue
+        stem, _, last = suffix.rpartition(".")
+        if f".{last}" in _FIELDS:
+            parts.setdefault(stem, {})[f".{last}"] = blob
+        else:
+            listing.set_aside(key + suffix)
+    has_image = _first(plain, IMAGE_SUFFIXES) is not None
+    caption = {s: blob for s, blob in plain.items() if s in CAPTION_SUFFIXES}
+    shared, complete = not has_image and bool(caption), False
+    if has_image or (plain and not any(_first(p, IMAGE_SUFFIXES) for p in parts.values())):
+        yield _item(key, plain, field, path)
+        complete = True
+    for stem, part in parts.items():
+        image, own = _first(part, IMAGE_SUFFIXES), _first(part, CAPTION_SUFFIXES)
+        if image and (own or not complete):
+            both = part if own or not shared else {**part, **caption}
+            yield _item(key + stem, both, field, path)
+        elif complete:
+            for suffix in part:
+                listing.set_aside(key + stem + suffix)
+        else:
+            yield _item(key + stem, part, field, path)
+
+
+def _first(sample: Sample, suffixes: tuple[str, ...]) -> Blob | None:
+    return next((sample[suffix] for suffix in suffixes if suffix in sample), None)
+
+
+def _item(key: str, sample: Sample, field: str, path: str) -> Item:
+    """Returns one example; without an image or a caption it is skipped for that reason."""
+    image = _first(sample, IMAGE_SUFFIXES)
     if image is None:
-        described = text is not None or facts is not None
-        return Item(key, None, None, skip="no image") if described else None
+        return Item(key, None, None, skip="no image")
+    text = _first(sample, TEXT_SUFFIXES)
     if text is not None:
         return Item(key, image, text)
-    if facts is not None:
-        return Item(key, image, facts, field=caption_field)
+    if ".json" in sample:
+        return Item(key, image, sample[".json"], form="json", field=field)
+    if ".cls" in sample:
+        classes = str(pathlib.Path(path).with_name(CLASSES))
+        return Item(key, image, sample[".cls"], form="class", classes=classes)
     return Item(key, image, None, skip="no caption")

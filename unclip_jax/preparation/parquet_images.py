@@ -1,0 +1,211 @@
+"""Parquet files with images in them, as Hugging Face's data sets are published."""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from unclip_jax.preparation import captions, tables
+from unclip_jax.preparation.items import (
+    MAX_IMAGE_BYTES,
+    Cell,
+    FileReader,
+    Item,
+    Listing,
+    Skip,
+    stamp,
+    whole_file,
+)
+
+_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+_LABELS = ("label", "labels", "class")
+_BATCH = 64  # rows decoded together
+_ERRORS = (pyarrow.ArrowException, OSError, ValueError)
+
+
+class Columns(NamedTuple):
+    """The columns of a file that hold images and their captions; "" = there is none."""
+
+    image: str
+    caption: str
+
+
+def image_column(path: pathlib.Path) -> str:
+    """Returns the column of images; "" if the file holds none or cannot be read."""
+    try:
+        return _columns(_schema(path), "").image
+    except _ERRORS:
+        return ""
+
+
+def list_parquet(path: pathlib.Path, *, caption_field: str = "") -> Listing | None:
+    """Lists the rows of a file with a column of images; None if it has none.
+
+    The image is a struct of bytes and path or binary, the caption a text, a list of them, or a
+    class label whose names the file states. The key is the file's name and the number of the row.
+    """
+    try:
+        _schema(path)
+        file = pyarrow.parquet.ParquetFile(path)
+    except _ERRORS:
+        return None
+    with file:
+        columns, count = _columns(file.schema_arrow, caption_field), file.metadata.num_rows
+    if not columns.image:
+        return None
+    listing, changed = Listing(), stamp(path)
+    for row in range(count):
+        image = Cell(str(path), columns.image, row, changed)
+        caption = Cell(str(path), columns.caption, row, changed) if columns.caption else None
+        skip = "" if caption else "no caption"
+        listing.items.append(Item(f"{path.stem}/{row:06d}", image, caption, skip=skip))
+    return listing
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of a table of file names and captions, without its other columns.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        names = _schema(path).names
+        used = [name for name in names if name in (*tables.FILE_FIELDS, *captions.FIELDS)]
+        return pyarrow.parquet.read_table(path, columns=used).to_pylist()
+    except _ERRORS as error:
+        raise OSError(f"{path} is no Parquet file") from error
+
+
+class ParquetReader:
+    """Reads cells, fastest in order; keeps a position in the columns of the file read last."""
+
+    def __init__(self):
+        self._path = ""
+        self._columns: dict[str, _Column] = {}
+
+    def image(self, cell: Cell) -> bytes:
+        """Returns the encoded image of a row.
+
+        Raises:
+            Skip: there is none, or it lies in a file that cannot be read.
+        """
+        value = self._value(cell)
+        if isinstance(value, dict):
+            data, name = value.get("bytes"), value.get("path")
+            if data is None and name:
+                return _beside(pathlib.Path(cell.path), name)
+            value = data
+        if not isinstance(value, bytes):
+            raise Skip("no image")
+        if len(value) > MAX_IMAGE_BYTES:
+            raise Skip("too many bytes")
+        return value
+
+    def captions(self, cell: Cell) -> tuple[str, ...]:
+        """Returns the captions of a row; of a class label its name."""
+        value = self._value(cell)
+        if isinstance(value, int):
+            names = self._columns[cell.column].names
+            if not 0 <= value < len(names):
+                raise Skip("class number without a name")
+            return (names[value].replace("_", " "),)
+        return captions.texts_of(value)
+
+    def close(self) -> None:
+        """Closes the file read last."""
+        for column in self._columns.values():
+            column.close()
+        self._path, self._columns = "", {}
+
+    def _value(self, cell: Cell) -> Any:
+        if cell.path != self._path:
+            self.close()
+        try:
+            if cell.column not in self._columns:
+                self._columns[cell.column] = _Column(cell.path, cell.column)
+            self._path = cell.path
+            return self._columns[cell.column].value(cell.row)
+        except FileNotFoundError as error:
+            raise Skip("missing file") from error
+        except _ERRORS as error:
+            raise Skip("unreadable file") from error
+
+
+class _Column:
+    """One column of a file, decoded a few rows at a time."""
+
+    def __init__(self, path: str, name: str):
+        self._file, self._name = pyarrow.parquet.ParquetFile(path), name
+        self.names = _class_names(self._file.schema_arrow, name)
+        self._batches: Iterator[Any] = iter(())
+        self._rows: list[Any] = []
+        self._first, self._next = 0, 0  # rows of the current batch
+
+    def value(self, row: int) -> Any:
+        """Returns the value in `row` as Python has it."""
+        if row < self._first or not self._next:
+            self._batches = self._file.iter_batches(_BATCH, columns=[self._name])
+            self._first, self._next, self._rows = 0, 0, []
+        while row >= self._next:
+            batch = next(self._batches, None)
+            if batch is None:
+                raise OSError(f"the file has no row {row}")
+            self._rows = batch.column(0).to_pylist()
+            self._first, self._next = self._next, self._next + len(self._rows)
+        return self._rows[row - self._first]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _schema(path: pathlib.Path) -> pyarrow.Schema:
+    """Reads the schema of a regular file; opening a pipe would wait for its writer."""
+    if not path.is_file():
+        raise OSError(f"{path} is not a regular file")
+    return pyarrow.parquet.read_schema(path)
+
+
+def _columns(schema: pyarrow.Schema, caption_field: str) -> Columns:
+    """Finds the columns of images and captions by their types and names."""
+    images = [field.name for field in schema if _is_image(field)]
+    texts = (caption_field,) if caption_field else (*captions.FIELDS, *_LABELS)
+    caption = next((name for name in texts if name in schema.names), "")
+    if caption in _LABELS and not _class_names(schema, caption):
+        caption = ""
+    return Columns(images[0] if images else "", caption)
+
+
+def _is_image(field: pyarrow.Field) -> bool:
+    if pyarrow.types.is_struct(field.type):
+        return any(inner.name == "bytes" and _is_binary(inner.type) for inner in field.type)
+    return _is_binary(field.type) and field.name.lower() in _IMAGE_NAMES
+
+
+def _is_binary(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def _class_names(schema: pyarrow.Schema, name: str) -> list[str]:
+    """Returns the names of the classes of a column, from Hugging Face's description of it."""
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = described["info"]["features"][name]["names"]
+        return [str(each) for each in names]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _beside(parquet: pathlib.Path, name: str) -> bytes:
+    """Reads an image that a row names instead of holding it."""
+    problem = tables.name_problem(name)
+    blob = problem or whole_file(parquet.parent / name)
+    if isinstance(blob, str):
+        raise Skip(blob)
+    reader = FileReader()
+    try:
+        return reader.read(blob, limit=MAX_IMAGE_BYTES)
+    finally:
+        reader.close()
