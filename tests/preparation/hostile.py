@@ -6,7 +6,8 @@ import os
 import pathlib
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -27,7 +28,7 @@ def image(number: int = 0, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def write(folder: pathlib.Path, files: dict[str | bytes, bytes | str]) -> pathlib.Path:
+def write(folder: pathlib.Path, files: Mapping[Any, bytes | str]) -> pathlib.Path:
     """Writes files below `folder`; names may be bytes."""
     for name, content in files.items():
         path = os.path.join(os.fsencode(folder), os.fsencode(name))

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_edits_in_tars_are_noticed(samples, tmp_path: pathlib.Path, edit: str):
         prepared(path, out=tmp_path / "out")
 
 
-MOVES: dict[str, Callable[[pathlib.Path], pathlib.Path]] = {
+MOVES: dict[str, Callable[[pathlib.Path], Any]] = {
     "nothing": lambda folder: folder,
     "touched": lambda folder: [os.utime(path) for path in folder.iterdir()] and folder,
     "moved": lambda folder: folder.rename(folder.with_name("elsewhere")),

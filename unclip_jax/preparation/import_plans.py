@@ -5,7 +5,7 @@ import glob
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -106,6 +106,7 @@ class FilePlan:
                 skip = item.skip or _key_problem(item.key) or ("duplicate key" * (key in keys))
                 keys.add(key)
                 self._items.append(item._replace(key=key, skip=skip))
+        self.others: Mapping[str, int]
         self.others, self.note = _others(others)
         if not self._items:
             raise UserError(
@@ -113,7 +114,7 @@ class FilePlan:
                 "with captions in a table or beside them, a WebDataset tar, or Parquet with images."
             )
         self.fingerprint = _fingerprint(_content(item) for item in self._items)
-        self.signature = _fingerprint(
+        self.signature: str | None = _fingerprint(
             repr(place) for item in self._items for place in (item.image, item.caption)
         )
 
@@ -210,7 +211,9 @@ class SourcePlan:
         self._source = sources.open_source(path, split=split, keys=keys)
         self.sources = (path,)
         self.fingerprint = _fingerprint([path, split, caption_field, str(len(self._source))])
-        self.signature, self.others, self.note = None, {}, ""
+        self.signature: str | None = None
+        self.others: Mapping[str, int] = {}
+        self.note = ""
 
     def __len__(self) -> int:
         return len(self._source)
@@ -237,7 +240,9 @@ class WorldPlan:
         self.sources = (f"{world}:{split}={count}",)
         plan = f"{split} {count} {image_size} {seed}"
         self.fingerprint = _fingerprint([plan] if world == "shapes" else [world, plan])
-        self.signature, self.others, self.note = "", {}, ""
+        self.signature: str | None = ""
+        self.others: Mapping[str, int] = {}
+        self.note = ""
         self._generate = WORLDS[world]
         self._split, self._count, self._size, self._seed = split, count, image_size, seed
         self._next, self._stream = -1, iter(())
