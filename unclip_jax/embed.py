@@ -30,6 +30,11 @@ def parser() -> Parser:
         action="store_true",
         help="as CLIP computes them, not of norm 1: for stages of Karlo's kind",
     )
+    parser.add_argument(
+        "--all-captions",
+        action="store_true",
+        help="of several captions of an image embed all, not the first alone",
+    )
     process_flags.add(parser)
     return parser
 
@@ -49,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
         keys=data_flags.keys(args),
         batch_size=args.batch,
         raw=args.raw,
+        all_captions=args.all_captions,
     )
 
 

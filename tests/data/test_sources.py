@@ -187,6 +187,13 @@ def test_unknown_tfds_feature(toy: pathlib.Path):
         sources.open_source(f"tfds:toy@{toy}", split="train", keys=FeatureKeys(caption="title"))
 
 
+def test_tfds_records_have_all_captions(toy: pathlib.Path):
+    keys = FeatureKeys(caption="captions/text")
+    record = sources.open_source(f"tfds:toy@{toy}", split="train", keys=keys)[2]
+    assert record["captions"] == [record["caption"], "second"]
+    assert "captions" not in sources.open_source(f"tfds:toy@{toy}", split="train")[2]
+
+
 def test_tfds_set_that_was_never_prepared(toy: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="must be prepared on this machine"):
         sources.open_source(f"tfds:toy@{tmp_path}", split="train")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import cascades
+from tests.preparation.hostile import image, write
 from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec, sources, text
@@ -138,6 +139,30 @@ def _constant(module, **options):
         return (jnp.ones((len(images), 4)),) * 2
 
     return encode
+
+
+def test_all_captions_are_embedded_on_request(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_embedding, "compile_encoder", _constant)
+    write(
+        tmp_path / "in",
+        {
+            **{f"{i}.png": image(i) for i in range(3)},
+            "0.txt": "a fox",
+            "1.json": '["a wolf", "two wolves"]',
+            "2.json": '["a bear", "two bears", "bears"]',
+        },
+    )
+    prepared(place, tmp_path / "data", str(tmp_path / "in"))
+    again = [f"--clip={place}/clip/export", f"--data={tmp_path}/data", f"--out={tmp_path}/e"]
+    embed.main([*again, "--all-captions", "--batch=8"])
+    rows = list(EmbeddingSource(tmp_path / "e" / "train"))
+    assert [row["key"] for row in rows] == ["0", "1", "1", "2", "2", "2"]
+    assert [row["caption"] for row in rows[3:]] == ["a bear", "two bears", "bears"]
+    source = sources.open_source(tmp_path / "data", split="train")
+    joined = sources.JoinedSource(source, EmbeddingSource(tmp_path / "e" / "train"))
+    assert [joined[i]["z_txt"].shape for i in range(3)] == [(1, 4), (2, 4), (3, 4)]
+    with pytest.raises(UserError, match="holds embeddings with captions = 'all', now it is None"):
+        embed.main(again)
 
 
 def test_embeddings_of_version_0_1_0_are_continued_on_their_own_data_alone(

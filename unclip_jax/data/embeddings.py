@@ -150,6 +150,12 @@ class EmbeddingSource:
         mean, std = (np.array(entry[name], np.float64) for name in ("mean", "std"))
         return Stats(len(self), mean, std, entry["norm_mean"], entry["norm_std"])
 
+    def groups(self) -> np.ndarray:
+        """Returns the first row of every record, and the end: rows of one record have one key."""
+        keys = np.concatenate([table["key"].to_numpy() for table in self._tables])
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        return np.append(starts, len(self))
+
     def info(self) -> dict[str, Any]:
         """Returns the origin of the embeddings (CLIP, tokenizer, data set); {} if unknown."""
         return read_stats(self.directory).get("info", {})

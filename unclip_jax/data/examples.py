@@ -25,6 +25,8 @@ EMBEDDINGS = ("z_img", "z_txt")
 STRINGS = ("key", "caption", "scene")  # stay on the host
 FIELDS = ("image", "low_res", *TEXT, *EMBEDDINGS, *STRINGS)
 
+CHOICES = "captions"  # of an example: the number of its captions, of which one is chosen
+
 Example = dict[str, Any]
 
 
@@ -43,6 +45,7 @@ class ExampleConfig:
         length: token positions.
         degrade: how low_res is computed from the (cropped) image; for that field only.
         empty_captions: share of examples whose caption is replaced by the empty one.
+        captions: of several captions of an image, "first" or "any" (another one in every epoch).
     """
 
     fields: tuple[str, ...]
@@ -53,8 +56,10 @@ class ExampleConfig:
     length: int = 77
     degrade: DegradeConfig | None = None
     empty_captions: float = 0.0
+    captions: str = "first"
 
     def __post_init__(self):
+        one_of("captions", self.captions, ("first", "any"))
         in_range("empty_captions", self.empty_captions, 0.0, 1.0)
         for field in self.fields:
             one_of("batch field", field, FIELDS)
@@ -78,6 +83,11 @@ class ExampleConfig:
     def pictures(self) -> bool:
         """True if images have to be decoded."""
         return "image" in self.fields or "low_res" in self.fields
+
+    @property
+    def random(self) -> bool:
+        """True if examples have a random part."""
+        return self.pictures or self.empty_captions > 0 or self.captions == "any"
 
 
 class FixedExamples:
@@ -123,15 +133,24 @@ class FixedExamples:
         return example
 
     def _make(self, record: Record) -> Example:
+        """Returns the fixed part; fields of captions are stacked where one of several is chosen."""
         config = self._config
         names = [f for f in (*EMBEDDINGS, *STRINGS) if f in config.fields]
         example: Example = {name: record[name] for name in names}
         if config.pictures:
             example["image"] = _picture(record, config)
+        captions = _captions(record, config)
+        fields: Example = {}
+        if "z_txt" in example:
+            fields["z_txt"] = np.atleast_2d(example["z_txt"])[: len(captions)]
+        if "caption" in example:
+            fields["caption"] = captions
         if self._tokenizer is not None and set(TEXT) & set(config.fields):
-            tokens, mask = self._tokenizer.encode([record["caption"]], length=config.length)
-            example |= {"tokens": tokens[0], "token_mask": mask[0]}
-        return example
+            tokens, mask = self._tokenizer.encode(captions, length=config.length)
+            fields |= {"tokens": tokens, "token_mask": mask}
+        if len(captions) == 1:
+            return example | {name: values[0] for name, values in fields.items()}
+        return example | fields | {CHOICES: len(captions)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +160,10 @@ class RandomPart:
     config: ExampleConfig
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Crops, flips and corrupts the image, which stays uint8, and drops the caption."""
+        """Crops, flips and corrupts the image, which stays uint8; chooses or drops the caption."""
         config = self.config
+        if CHOICES in example:
+            example = _with_caption(example, int(rng.integers(example[CHOICES])))
         if config.empty_captions and rng.random() < config.empty_captions:
             example = without_caption(example)
         if not config.pictures:
@@ -159,6 +180,20 @@ class RandomPart:
             whole = image_codec.to_float(picture)
             example["low_res"] = degrade(whole, config=config.degrade, rng=rng)
         return example
+
+
+def _captions(record: Record, config: ExampleConfig) -> list[str]:
+    """Returns the captions to choose from; the first alone if z_txt is of that one."""
+    if config.captions == "first" or ("z_txt" in config.fields and record["z_txt"].ndim == 1):
+        return [record["caption"]]
+    return record.get("captions", [record["caption"]])
+
+
+def _with_caption(example: Example, index: int) -> Example:
+    """Returns the example with one of its captions."""
+    single = {name: example[name][index] for name in ("caption", "z_txt", *TEXT) if name in example}
+    others = {name: value for name, value in example.items() if name != CHOICES}
+    return {**others, **single}
 
 
 def without_caption(example: Example) -> Example:

@@ -221,7 +221,7 @@ def _stream(
     """Returns all examples of the run in order."""
     streams = [_epochs(part, config, number) for number, part in enumerate(fixed)]
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams)
-    if not example.pictures:
+    if not example.random:
         return stream
     return stream.random_map(RandomPart(example), seed=_derive(config.seed, "examples"))
 

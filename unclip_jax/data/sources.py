@@ -75,7 +75,10 @@ def parse_path(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 class JoinedSource:
-    """Records with their embeddings, matched by position and checked by key."""
+    """Records with their embeddings, matched by position and checked by key.
+
+    If all captions of every image are embedded, z_txt is [captions z].
+    """
 
     def __init__(self, source: Source, embeddings: EmbeddingSource):
         """Joins two sources of the same examples in the same order.
@@ -85,6 +88,8 @@ class JoinedSource:
                 number, or by their keys.
         """
         self._source, self._embeddings = source, embeddings
+        self._groups = embeddings.groups() if embeddings.info().get("captions") == "all" else None
+        count = len(embeddings) if self._groups is None else len(self._groups) - 1
         stated = embeddings.info().get("data_digest")
         if stated and stated != content_digest(source):
             raise UserError(
@@ -92,9 +97,9 @@ class JoinedSource:
                 f"state data_digest {stated[:12]}, this data set has "
                 f"{content_digest(source)[:12]}; run `python -m unclip_jax.embed` on it."
             )
-        if len(source) != len(embeddings):
+        if len(source) != count:
             raise UserError(
-                f"{embeddings.directory} holds {len(embeddings)} embeddings for {len(source)} "
+                f"{embeddings.directory} holds {count} embeddings for {len(source)} "
                 "records; run `python -m unclip_jax.embed` on this very data set."
             )
         for index in np.linspace(0, len(source) - 1, min(_PROBES, len(source)), dtype=int):
@@ -104,7 +109,8 @@ class JoinedSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        record, row = self._source[index], self._embeddings[index]
+        first = index if self._groups is None else int(self._groups[index])
+        record, row = self._source[index], self._embeddings[first]
         if record["key"] != row["key"]:
             raise UserError(
                 f"record {index} is {record['key']!r}, but embedding {index} in "
@@ -112,4 +118,7 @@ class JoinedSource:
                 "unclip_jax.embed` on this very data set."
             )
         vectors = {name: row[name] for name in ("z_img", "z_txt") if name in row}
+        if self._groups is not None and "z_txt" in vectors:
+            last = int(self._groups[index + 1])
+            vectors["z_txt"] = self._embeddings.vectors("z_txt", first, last)
         return {**record, **vectors}

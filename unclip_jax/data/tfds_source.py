@@ -17,8 +17,8 @@ def open_dataset(location: str, keys: FeatureKeys) -> Dataset:
 
     Args:
         location: NAME or NAME@DATA_DIR; NAME as in TFDS, with config and version if needed.
-        keys: features with the image and the caption. Of several captions the first is taken; a
-            class label becomes its name. "key" and "scene" are read where the data set has them.
+        keys: features with the image and the caption, or several captions; a class label becomes
+            its name. "key" and "scene" are read where the data set has them.
 
     Raises:
         UserError: no such data set or feature, or one that was not prepared.
@@ -75,16 +75,25 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Record:
         example = self._data[index]
         record = {field: _follow(example, path) for field, path in self._paths.items()}
-        texts = {field: self._text(value) for field, value in record.items() if field != "image"}
-        return {"key": f"{self._split}-{index:08d}", "scene": "", **record, **texts}
+        texts = {
+            field: [self._text(each) for each in _several(value)]
+            for field, value in record.items()
+            if field != "image"
+        }
+        firsts = {field: (values or [""])[0] for field, values in texts.items()}
+        several = {"captions": texts["caption"]} if len(texts["caption"]) > 1 else {}
+        return {"key": f"{self._split}-{index:08d}", "scene": "", **record, **firsts, **several}
 
     def _text(self, value: Any) -> str:
-        if isinstance(value, (list, tuple, np.ndarray)) and not isinstance(value, (bytes, str)):
-            value = value[0] if len(value) else ""
         if isinstance(value, (int, np.integer)):
             label = self._labels.int2str(int(value)) if self._labels else value
             return str(label).replace("_", " ")
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """Returns a feature's values: those of a sequence, else the only one."""
+    return value if isinstance(value, (list, tuple, np.ndarray)) else [value]
 
 
 def _follow(example: Any, path: str) -> Any:

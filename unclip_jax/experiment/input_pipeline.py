@@ -214,6 +214,7 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         length=length,
         degrade=degrade,
         empty_captions=0.0 if captions else data.empty_captions,
+        captions="first" if captions else "any",
     )
 
 

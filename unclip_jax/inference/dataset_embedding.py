@@ -56,6 +56,7 @@ def embed_dataset(
     keys: FeatureKeys | None = None,
     batch_size: int = 256,
     raw: bool = False,
+    all_captions: bool = False,
 ) -> None:
     """Writes OUT/SPLIT for every split of a data set, or continues there.
 
@@ -67,6 +68,7 @@ def embed_dataset(
         keys: names of image and caption in data sets of other formats.
         batch_size: examples at once, rounded up to a multiple of the devices.
         raw: as CLIP computes them, not of norm 1.
+        all_captions: a row for every caption of an image, not for the first alone.
 
     Raises:
         UserError: no such data set, split or export; tokenised for another CLIP; or `out` holds
@@ -96,7 +98,9 @@ def embed_dataset(
             "data_digest": content_digest(source),
             "image_size": cfg.model.image_size,
             **({"embedding": "raw"} if raw else {}),
+            **({"captions": "all"} if all_captions else {}),
         }
+        source = _EveryCaption(source) if all_captions else source
         embed_split(source, encoder, writer=_writer(out / split, info, source), name=split)
 
 
@@ -201,6 +205,25 @@ def _store(writer: EmbeddingWriter | None, records: "_Tail", rows: range, vector
         keys, captions = ([str(each[name]) for each in batch] for name in ("key", "caption"))
         writer.add(keys, captions, z_img=z_img, z_txt=z_txt)
     return len(rows)
+
+
+class _EveryCaption:
+    """The records of a source once for every caption of theirs."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        records = tqdm(range(len(source)), desc="counting captions", delay=2, leave=False)
+        counts = [len(source[index].get("captions", [""])) for index in records]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        record = self._source[number]
+        captions = record.get("captions", [record["caption"]])
+        return {**record, "caption": captions[index - int(self._starts[number])]}
 
 
 class _Tail:
