@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from unclip_jax.cli import data_flags, entry, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import positive
+from unclip_jax.core.files import check_writable
 
 
 def parser() -> Parser:
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
     """Embeds every split of the data set."""
     args = parser().parse_args(argv)
     positive("--batch", args.batch)
+    check_writable(args.out)
     process_flags.start_alike(args)
     from unclip_jax.inference.dataset_embedding import embed_dataset
 

@@ -1,5 +1,6 @@
 """A training run: from an experiment to a trained stage and its export."""
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -15,7 +16,7 @@ from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest, require
 from unclip_jax.inference.load import abstract_params
 from unclip_jax.stages.registry import stage_entry
-from unclip_jax.training import loop
+from unclip_jax.training import loop, workdir_lock
 from unclip_jax.training.state import TrainState
 
 COMPILATION_CACHE = "~/.cache/unclip_jax/xla"
@@ -37,13 +38,15 @@ def train_and_export(
 
     Raises:
         UserError: data, embeddings or an initial export that are missing or do not fit; or
-            `workdir` holds a run of another experiment.
+            `workdir` holds a run of another experiment, or another trainer is at work there.
     """
     initial = experiment.init_from
     licence = load.read_manifest(pathlib.Path(initial)).licence if initial else ""
-    state, stage, inputs = train(experiment, workdir, export_only=export_only)
-    write_export(experiment, stage, state, inputs=inputs, workdir=workdir, licence=licence)
-    analytic_variance.after_training(experiment, state.ema_params, workdir=workdir)
+    nothing_there = export_only and not workdir.exists()  # `train` says so
+    with contextlib.nullcontext() if nothing_there else workdir_lock.locked(workdir):
+        state, stage, inputs = train(experiment, workdir, export_only=export_only)
+        write_export(experiment, stage, state, inputs=inputs, workdir=workdir, licence=licence)
+        analytic_variance.after_training(experiment, state.ema_params, workdir=workdir)
 
 
 def train(

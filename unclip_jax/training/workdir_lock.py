@@ -1,0 +1,176 @@
+"""One trainer per workdir, also of several hosts on shared storage.
+
+The lock is a file that names its process and whose time of modification is a heartbeat. A lock is
+stale if its process is on this host and gone, or if its heart has stopped: then the next trainer
+takes it over. Times are compared as the storage states them, so that clocks may differ.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.multihost import gather
+
+FILE = "trainer.lock"
+BEAT = 5.0  # seconds between two heartbeats
+STALE = 30.0  # seconds without one, after which a trainer on another host counts as dead
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainers out of `workdir`; of several processes the first holds the lock.
+
+    Raises:
+        UserError: another trainer is at work there, or the folder cannot be written.
+    """
+    lock, problem = None, ""
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = _acquire(workdir / FILE)
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = (
+                f"cannot write to the workdir {workdir}: {error.strerror}. Choose another "
+                "--workdir."
+            )
+    problem = gather(problem)[0]  # all processes end, not the first alone
+    if problem:
+        raise UserError(problem)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class _Lock:
+    """A lock that this process holds, with its heartbeat."""
+
+    def __init__(self, path: pathlib.Path, token: str):
+        self._path, self._token = path, token
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Stops the heartbeat and removes the file, if it is still this process's."""
+        self._stopped.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if _read(self._path).get("token") == self._token:
+                self._path.unlink()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(BEAT):
+            with contextlib.suppress(OSError):  # of the storage; the next one may succeed
+                os.utime(self._path)
+
+
+def _acquire(path: pathlib.Path) -> _Lock:
+    """Creates the lock, or takes over a stale one.
+
+    Raises:
+        UserError: another trainer holds it.
+    """
+    token = uuid.uuid4().hex
+    for _ in range(3):
+        try:
+            with path.open("x") as file:  # fails if it exists; so on NFS too
+                file.write(json.dumps({"token": token, **_own_process()}))
+            return _Lock(path, token)
+        except FileExistsError:
+            holder = _read(path)
+            if not _is_stale(path, holder):
+                break
+            _remove(path, holder)
+    raise UserError(
+        f"another trainer is at work in {path.parent}: process {holder.get('pid', '?')} on "
+        f"{holder.get('name', '?')}; wait for it, stop it, or give another --workdir."
+    )
+
+
+def _is_stale(path: pathlib.Path, holder: dict[str, Any]) -> bool:
+    """True if the holder of a lock is gone; waits for a heartbeat if it is on another host."""
+    if holder.get("host") == _own_process()["host"]:
+        return _started(holder.get("pid")) != holder.get("started")
+    first = _modified(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{FILE}.") as probe:
+        while (beat := _modified(path)) == first and beat is not None:
+            os.utime(probe.name)  # now, as the storage states the time
+            if (_modified(pathlib.Path(probe.name)) or beat) - beat > STALE:
+                return True
+            time.sleep(STALE / 30)
+    return beat is None  # released, or alive
+
+
+def _remove(path: pathlib.Path, holder: dict[str, Any]) -> None:
+    """Removes a stale lock, but not one that another trainer has created in the meantime."""
+    aside = path.with_name(f"{FILE}.stale.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if _read(aside).get("token") != holder.get("token") and not path.exists():
+            aside.rename(path)
+        aside.unlink(missing_ok=True)
+
+
+def _own_process() -> dict[str, Any]:
+    """Returns what identifies this process: host (with its boot and namespace), number, start."""
+    parts = [socket.gethostname()]
+    for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):
+            link = os.path.islink(name)
+            parts.append(os.readlink(name) if link else pathlib.Path(name).read_text().strip())
+    pid = os.getpid()
+    return {
+        "host": " ".join(parts),
+        "name": socket.gethostname(),
+        "pid": pid,
+        "started": _started(pid),
+    }
+
+
+def _started(pid: Any) -> str:
+    """Returns the start time of a process on this host; "" if it is not running."""
+    if not isinstance(pid, int):
+        return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass  # another user's
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "running"
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of a lock; {} if it is not there or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _modified(path: pathlib.Path) -> float | None:
+    """Returns the time of modification as the storage states it; None without the file."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
