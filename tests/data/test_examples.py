@@ -234,3 +234,43 @@ def test_a_share_of_captions_is_taken_away(tokenizer):
     whole = tokenizer.encode(["picture " * 9], length=8)  # cut, its end token kept
     cut = {"tokens": whole[0][0], "token_mask": whole[1][0]}
     np.testing.assert_array_equal(without_caption(cut)["tokens"], empty[0])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fits"),
+    [(32, 32, True), (32, 90, True), (31, 32, False), (32, 31, False), (16, 200, False)],
+)
+def test_an_upsampler_does_not_train_on_enlarged_images(samples, height, width, fits):
+    records = [samples.record(0, height=height, width=width)]
+    config = ExampleConfig(
+        fields=("image", "low_res"), image_size=32, degrade=DegradeConfig(factor=4)
+    )
+    fixed = FixedExamples(records, config=config)
+    if fits:
+        assert fixed[0]["image"].shape == (32, 32, 3)
+        return
+    side = min(height, width)
+    with pytest.raises(UserError, match=f"'k0000' has a shorter side of {side} .*--min-side=32"):
+        fixed[0]
+    plain = FixedExamples(records, config=ExampleConfig(fields=("image",), image_size=32))
+    assert plain[0]["image"].shape == (32, 32, 3)  # other stages may enlarge
+
+
+def test_data_with_images_too_small_for_an_upsampler_are_refused_when_opened(samples):
+    class Stated(list):
+        min_side = 31
+
+    config = ExampleConfig(
+        fields=("image", "low_res"), image_size=32, degrade=DegradeConfig(factor=4)
+    )
+    records = Stated(samples.record(i, height=32, width=32) for i in range(2))
+    with pytest.raises(UserError, match="the smallest record has a shorter side of 31 pixels"):
+        FixedExamples(records, config=config)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 200), (4, 5), (300, 20), (1, 1), (7, 100)])
+def test_images_that_prepare_was_told_to_take_are_trained_on(samples, height: int, width: int):
+    """Its limits on sides and aspect can be changed; they are not checked a second time."""
+    records = [samples.record(0, height=height, width=width)]
+    config = ExampleConfig(fields=("image",), image_size=16)
+    assert FixedExamples(records, config=config)[0]["image"].shape == (16, 16, 3)

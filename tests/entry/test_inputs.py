@@ -159,6 +159,55 @@ def test_a_tokenizer_that_is_not_the_one_of_the_data_is_refused(tmp_path):
         identity(tmp_path / "data")
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Splits of several sizes."""
+    folder = tmp_path_factory.mktemp("uneven")
+    prepare.main(["shapes:train=40,validation=3,compositional=21", f"--out={folder}/data"])
+    return folder / "data"
+
+
+def held_out(path, split, **changes):
+    """What training checks before its first step."""
+    mine = clip_run(path)
+    train = dataclasses.replace(mine.train, **changes)
+    data = dataclasses.replace(mine.data, eval_split=split)
+    mine = dataclasses.replace(mine, data=data, train=train)
+    inputs = input_pipeline.open_inputs(mine, mine.build_stage())
+    input_pipeline.check_held_out(mine, inputs)
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (
+            "validation",
+            "has 3 examples, but a batch is split over 8 devices; .*eval_split is 'vali",
+        ),
+        (
+            "vali",
+            "no split 'vali'. Known: .*name another split, or none to train",
+        ),
+        ("test", "evaluation split cannot be used: the data set has no split 'test'"),
+        ("TRAIN", "no split 'TRAIN'"),
+        ("train ", "no split 'train '. Did you mean 'train'"),
+    ],
+)
+def test_evaluation_splits_that_cannot_be_used_are_refused_before_the_first_step(
+    uneven, split, message
+):
+    with pytest.raises(UserError, match=message):
+        held_out(uneven, split)
+    held_out(uneven, split, eval_every=0, sample_every=0)
+
+
+def test_a_small_evaluation_split_is_rounded_down_to_the_mesh(uneven):
+    (batch,) = held_out(uneven, "compositional", batch_size=64).held_out()
+    assert len(batch["image"]) == 16  # of 21, on eight devices
+    assert held_out(uneven, "").held_out is None
+
+
 @pytest.mark.parametrize(("share", "name"), [("blur", "blur"), ("bsr", "bsr")])
 def test_held_out_low_res_images_are_only_shrunk(share, name):
     """unCLIP, section 2.1: corrupted in training, clean at inference."""

@@ -20,7 +20,8 @@ from PIL import Image
 from tests.preparation import hostile
 from tests.preparation.hostile import TURNED, captions, exif, image, prepared, write
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image_codec
+from unclip_jax.data import dataset_manifest, image_codec
+from unclip_jax.data.prepared import open_split as prepared_split
 
 GOOD = {"good.png": image(), "good.txt": "a good one"}
 
@@ -601,3 +602,20 @@ VAGUE = {
 def test_deep_pixels_without_a_range_are_refused_for_that_reason(kind: str):
     with pytest.raises(image_codec.BadImage, match="unsupported pixels: .*(range|not finite)"):
         image_codec.decode(VAGUE[kind])
+
+
+def test_the_smallest_side_of_an_image_is_stated(tmp_path: pathlib.Path):
+    sizes = {"a": (40, 30), "b": (90, 25), "c": (26, 90), "tiny": (20, 9)}
+    files: dict[str, bytes | str] = {}
+    for name, size in sizes.items():
+        buffer = io.BytesIO()
+        Image.new("RGB", size).save(buffer, "PNG")
+        files |= {f"{name}.png": buffer.getvalue(), f"{name}.txt": name}
+    write(tmp_path / "in", files)
+    _, report = prepared(tmp_path / "in", out=tmp_path / "out", options=("--min-side=10",))
+    assert (report["min_side"], report["named"]) == (25, {"too small": ["tiny"]})
+    assert dataset_manifest.read(tmp_path / "out").split("train").min_side == 25
+    assert prepared_split(tmp_path / "out", split="train").min_side == 25
+    small = ("--min-side=10", "--max-side=12")
+    _, report = prepared(tmp_path / "in", out=tmp_path / "small", options=small)
+    assert report["min_side"] == 12

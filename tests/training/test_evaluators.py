@@ -152,9 +152,22 @@ def test_a_grid_shows_samples_of_the_averaged_parameters(tmp_path):
     assert averaged >= 4 * 6 * 6 > raw  # labels have some of every grey
 
 
-def test_too_few_held_out_examples_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"num_samples is 40, but .* only 32 examples here"):
-        samples(tmp_path, count=40)(moment())
+@pytest.mark.parametrize(
+    ("sizes", "count"), [((16, 16), 32), ((16, 12), 24), ((8,), 8), ((15,), 8)]
+)
+def test_a_grid_has_as_many_samples_as_there_are_held_out_examples(tmp_path, sizes, count):
+    """Rounded down to a multiple of the mesh's eight batch shards."""
+    hook = samples(tmp_path, count=40, data=held_out(sizes))
+    hook(moment())
+    hook(moment(step=4))
+    assert hook._count == count
+    assert len(hook._batch["x"]) == count
+
+
+@pytest.mark.parametrize("sizes", [(), (7,), (3, 4)])
+def test_too_few_held_out_examples_for_the_mesh_are_refused(tmp_path, sizes):
+    with pytest.raises(UserError, match=r"have \d examples here, but a batch is split over 8 dev"):
+        samples(tmp_path, count=4, data=held_out(sizes))(moment())
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -45,6 +45,7 @@ class Split:
         sources: the inputs, as on the command line.
         shards: the files.
         signature: of the inputs' files as the file system stated it (`items.Plan`); "" = none.
+        min_side: the smallest shorter side of an image, in pixels; 0 = unknown.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Split:
     sources: tuple[str, ...]
     shards: tuple[Shard, ...]
     signature: str = ""
+    min_side: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +103,12 @@ def make_split(
     plan: str,
     sources: tuple[str, ...],
     signature: str = "",
+    min_side: int = 0,
 ) -> Split:
     """Returns a split with the total count and the combined hash of its shards."""
     digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     count = sum(shard.count for shard in shards)
-    return Split(name, count, digest, plan, sources, shards, signature)
+    return Split(name, count, digest, plan, sources, shards, signature, min_side)
 
 
 def read(directory: str | pathlib.Path) -> DatasetManifest:

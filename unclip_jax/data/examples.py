@@ -218,14 +218,30 @@ def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatc
 def _picture(record: Record, config: ExampleConfig) -> image_codec.Pixels:
     """Decodes and resizes an image; crops it too, unless the crop is random."""
     try:
-        pixels = image_codec.decode(record["image"])
+        pixels = image_codec.decode(record["image"], limits=image_codec.ANY_SIZE)
     except image_codec.BadImage as error:
         raise UserError(
             f"the image of record {record['key']!r} cannot be used: {error}. "
             "unclip_jax.prepare leaves such records out."
         ) from error
+    if "low_res" in config.fields:
+        check_side(min(pixels.shape[:2]), config.image_size, f"record {record['key']!r}")
     pixels = image_codec.resize_short(pixels, config.image_size)
     return pixels if config.crop == "random" else image_codec.center_crop(pixels, config.image_size)
+
+
+def check_side(side: int, needed: int, what: str) -> None:
+    """Refuses an image that would be enlarged to become the ground truth of an upsampler.
+
+    Raises:
+        UserError: its shorter side is below `needed`.
+    """
+    if side < needed:
+        raise UserError(
+            f"the image of {what} has a shorter side of {side} pixels; the upsampler trains on "
+            f"images of {needed}, and enlarged ones would teach it blur. Prepare the data with "
+            f"--min-side={needed}, which skips and counts smaller images."
+        )
 
 
 def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -> None:
@@ -236,6 +252,8 @@ def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -
             "captions are requested, but there is no tokenizer; give the one beside the data set, "
             "which `prepare` writes except with --tokenizer=none."
         )
+    if "low_res" in config.fields and (smallest := getattr(source, "min_side", 0)):
+        check_side(smallest, config.image_size, "the smallest record")
     record = source[0]
     needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS)}
     needed |= {"image"} if config.pictures else set()

@@ -48,6 +48,9 @@ class Limits:
     max_aspect: float = 8.0
 
 
+ANY_SIZE = Limits(max_pixels=2**31, min_side=1, max_aspect=float("inf"))  # of checked records
+
+
 class BadImage(UserError):
     """An image that cannot be used; `reason` is one of a few fixed phrases, for counting."""
 
@@ -120,6 +123,18 @@ def format_of(data: bytes) -> str:
     """
     kind = str(_open(data).format)
     return "jpeg" if kind == "MPO" else kind.lower()  # several JPEGs in one file
+
+
+def short_side(data: bytes) -> int:
+    """Returns the shorter side of an encoded image in pixels, from its header.
+
+    Raises:
+        BadImage: the header cannot be read.
+    """
+    try:
+        return min(_open(data).size)
+    except BadImage:
+        return min(_open(image_formats.essential(data)).size)
 
 
 def resize_short(image: Pixels, size: int) -> Pixels:

@@ -42,7 +42,7 @@ def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
     entry = dataset_manifest.read(directory).split(split)
     paths = dataset_manifest.shard_paths(directory, entry)
     counts = [shard.count for shard in entry.shards if shard.count]
-    source = ShardSource(paths, counts, digest=entry.hash)
+    source = ShardSource(paths, counts, digest=entry.hash, min_side=entry.min_side)
     source.check()  # cheap, and reports a half-copied data set before training starts
     return source
 
@@ -50,12 +50,19 @@ def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
 class ShardSource:
     """Records spread over ArrayRecord files; safe to read from many threads and to pickle."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], counts: Sequence[int], digest: str = ""):
+    def __init__(
+        self,
+        paths: Sequence[pathlib.Path],
+        counts: Sequence[int],
+        digest: str = "",
+        min_side: int = 0,
+    ):
         """Wraps `paths`, which hold `counts` records and are opened when first read.
 
-        `digest` is the hash of all records that the manifest states.
+        `digest` is the hash of all records, `min_side` the smallest shorter side of their images,
+        as the manifest states them.
         """
-        self.digest = digest
+        self.digest, self.min_side = digest, min_side
         self._paths = [str(path) for path in paths]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._readers: dict[int, Any] = {}
@@ -63,7 +70,8 @@ class ShardSource:
 
     def __reduce__(self):
         counts = np.diff(self._ends, prepend=0).tolist()
-        return ShardSource, ([pathlib.Path(p) for p in self._paths], counts, self.digest)
+        paths = [pathlib.Path(path) for path in self._paths]
+        return ShardSource, (paths, counts, self.digest, self.min_side)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import pathlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from unclip_jax.data.loader import Finish, Loader, LoaderConfig
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.experiment import frozen_clip
 from unclip_jax.experiment.config import Experiment
+from unclip_jax.parallel.mesh import batch_shards, make_mesh
 from unclip_jax.stages.registry import stage_entry
 
 log = logging.getLogger(__name__)
@@ -86,8 +88,14 @@ def open_split(
         origin["embeddings"] = _describe(embeddings)
         source = sources.JoinedSource(source, embeddings)
     size = train.batch_size
-    if not endless and len(source) < size:  # all examples, equally many for every process
-        size = max(len(source) // jax.process_count(), 1) * jax.process_count()
+    if not endless and len(source) < size:  # all examples, equally many for every device
+        unit = math.lcm(batch_shards(make_mesh(experiment.mesh)), jax.process_count())
+        size = len(source) // unit * unit
+        if not size:
+            raise UserError(
+                f"split {split!r} has {len(source)} examples, but a batch is split over {unit} "
+                "devices; give it at least as many."
+            )
     config = LoaderConfig(
         batch_size=size,
         shuffle=endless,
@@ -120,6 +128,24 @@ def _describe(embeddings: EmbeddingSource) -> str:
     """Returns the CLIP that computed embeddings, and their form where it is not of norm 1."""
     info = embeddings.info()
     return " ".join(str(info[name]) for name in ("clip_id", "embedding") if info.get(name))
+
+
+def check_held_out(experiment: Experiment, inputs: Inputs) -> None:
+    """Checks before the first step that the evaluation split can be read and fills a batch.
+
+    Raises:
+        UserError: it cannot, or does not.
+    """
+    train, split = experiment.train, experiment.data.eval_split
+    if inputs.held_out is None or not (train.eval_every or train.sample_every):
+        return
+    try:
+        inputs.held_out()
+    except UserError as error:
+        raise UserError(
+            f"the evaluation split cannot be used: {error} config.data.eval_split is {split!r}; "
+            "name another split, or none to train without evaluation (--config.data.eval_split=)."
+        ) from error
 
 
 def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:

@@ -72,7 +72,9 @@ def train(
         "identity": identity(experiment, inputs),
         "earlier": experiment.identity_by_paths(),
     }
-    if export_only:
+    if not export_only:
+        input_pipeline.check_held_out(experiment, inputs)
+    else:
         return loop.newest(stage, **settings, **place), stage, inputs
     state = loop.train(
         stage,

@@ -24,6 +24,7 @@ class Tally:
         skipped: reason -> number of records.
         named: reason -> their keys, of the first 100,000.
         others: kind -> number of files in the inputs that are no part of an example.
+        min_side: the smallest shorter side of an image that was written, in pixels; 0 = unknown.
         seconds: spent reading, checking and writing.
     """
 
@@ -31,6 +32,7 @@ class Tally:
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     named: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     others: dict[str, int] = dataclasses.field(default_factory=dict)
+    min_side: int = 0
     seconds: float = 0.0
 
     @property
@@ -43,6 +45,11 @@ class Tally:
         """Number of records read."""
         return self.written + self.bad
 
+    def write(self, side: int) -> None:
+        """Counts one record whose image has this shorter side."""
+        self.written += 1
+        self.min_side = min(self.min_side or side, side)
+
     def skip(self, key: str, reason: str) -> None:
         """Counts one skipped record."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
@@ -53,6 +60,7 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Adds another tally's counts to this one."""
         self.written += other.written
+        self.min_side = min(filter(None, (self.min_side, other.min_side)), default=0)
         self.seconds += other.seconds
         for reason, number in other.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + number
@@ -69,6 +77,7 @@ class Tally:
             "skipped": ordered,
             "named": {reason: self.named[reason] for reason in ordered},
             "other_files": self.others,
+            "min_side": self.min_side,
             "seconds": round(self.seconds, 3),
             "records_per_second": round(rate, 1),
         }
@@ -81,6 +90,7 @@ def from_json(record: Mapping[str, Any]) -> Tally:
         skipped=dict(record["skipped"]),
         named={reason: list(keys) for reason, keys in record["named"].items()},
         others=dict(record.get("other_files", {})),
+        min_side=record.get("min_side", 0),
         seconds=record["seconds"],
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.files import write_atomically
-from unclip_jax.data import dataset_manifest, records
+from unclip_jax.data import dataset_manifest, image_codec, records
 from unclip_jax.data.records import Record
 from unclip_jax.preparation import import_report
 from unclip_jax.preparation.checking import CheckConfig, check
@@ -98,6 +98,7 @@ class Importer:
             plan=self.fingerprint,
             sources=self._plan.sources,
             signature=self._plan.signature or "",
+            min_side=self.tally.min_side,
         )
 
     def differing_inputs(self, entry: dataset_manifest.Split) -> str:
@@ -193,8 +194,9 @@ class Importer:
                     each.skip(self._plan.key(index), outcome)
                 self._check_share()
             else:
+                side = image_codec.short_side(outcome["image"])
                 for each in both:
-                    each.written += 1
+                    each.write(side)
                 yield outcome
 
     def _outcomes(self, indices: range, digest: Any) -> Iterator[Outcome]:

@@ -1,6 +1,7 @@
 """Evaluation of the averaged parameters on held-out data: metrics and sample grids."""
 
 import itertools
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, t
 from unclip_jax.parallel.multihost import gather
 from unclip_jax.parallel.place import copied, fetch_all, global_batch
 from unclip_jax.training.hooks import Moment, Numbers
+
+log = logging.getLogger(__name__)
 
 HeldOut = Callable[[], Iterable[HostBatch]]
 Labels = Callable[[HostBatch], Sequence[str]]
@@ -124,7 +127,7 @@ class SamplePreview:
         """Samples with the averaged parameters; process 0 writes the grid.
 
         Raises:
-            UserError: the held-out data have too few examples, or the folder cannot be written.
+            UserError: the held-out data have no example, or the folder cannot be written.
         """
         if self._batch is None:
             self._batch = self._first_examples()
@@ -145,9 +148,13 @@ class SamplePreview:
             raise UserError(f"cannot write the sample grid {path}: {error.strerror}.") from error
 
     def _first_examples(self) -> HostBatch:
-        """Returns this process's share of at least `count` examples that fit the mesh."""
+        """Returns this process's share of `count` examples, or of as many as there are.
+
+        Their number is rounded to the batch shards of the mesh: up, or down if there are too few.
+        """
         shards = batch_shards(self._mesh)
-        needed = -(-self._count // shards) * shards // jax.process_count()
+        unit = shards // jax.process_count()
+        needed = -(-self._count // shards) * unit
         parts: list[HostBatch] = []
         available = 0
         for host in self._data():
@@ -155,11 +162,16 @@ class SamplePreview:
             available += len(next(iter(host.values())))
             if available >= needed:
                 break
-        if available < needed:
+        usable = min(needed, available // unit * unit)
+        if not usable:
             raise UserError(
-                f"config.train.num_samples is {self._count}, but the validation data have only "
-                f"{available} examples here; lower it."
+                f"the validation data have {available} examples here, but a batch is split over "
+                f"{unit} devices; give more, or set config.train.sample_every=0."
             )
+        if usable < needed:
+            self._count = min(self._count, usable * jax.process_count())
+            log.info("%s: %d samples per grid, as there are no more", self._name, self._count)
+        needed = usable
         return {name: np.concatenate([p[name] for p in parts])[:needed] for name in parts[0]}
 
     def _rows(self) -> Int32[np.ndarray, " b"]:
