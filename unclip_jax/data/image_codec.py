@@ -19,6 +19,10 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 # Only raster formats whose decoders are plain code; never EPS and its like, which run programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM")
+SUFFIXES = (  # of these formats
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".webp", ".avif", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError)
 _TURNS = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.data import image_codec
 
 # Suffixes of images, readable or not: the content of a file decides how it is read.
 IMAGE_SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".webp", ".avif", ".gif"),
-    *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *image_codec.SUFFIXES,
     *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".exr", ".dng", ".cr2", ".nef", ".arw"),
     *(".ico", ".tga", ".qoi", ".eps"),
 )
