@@ -119,7 +119,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="cannot be read as JSON"):
         tensor_source.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match="expected an object"):
+    with pytest.raises(UserError, match="holds a list, not an object"):
         tensor_source.read_json(tmp_path / "config.json")
 
 

@@ -97,13 +97,22 @@ def test_all_stages_that_are_in_the_way_are_named_at_once():
         ("prior", {"z_mean": []}, r"no z_mean \(train with config.model.standardise\)"),
         ("decoder", {"condition": "z_txt"}, r"condition 'z_txt' \(not 'z_img'\)"),
         ("upsampler_256", {"augment": {"most": 0.5}}, "augment.most 0.5"),
-        ("decoder", {"diffusion": {"num_timesteps": 500}}, "diffusion.num_timesteps 500"),
+        ("decoder", {"embedding": "unit"}, r"embedding 'unit' \(not 'raw'\)"),
     ],
 )
 def test_each_option_in_the_way_is_named(name, change, message):
     config = experiment(name).build_stage().describe["config"]
     with pytest.raises(UserError, match=message):
         requirements.check({name: {**config, **change}})
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder", "upsampler_256"])
+def test_a_chain_of_another_length_goes_back(name):
+    config = experiment(name).build_stage().describe["config"]
+    requirements.check({name: {**config, "diffusion": {"num_timesteps": 500}}})
+    config["model"]["num_timesteps"] = 500  # the network would scale t
+    with pytest.raises(UserError, match=r"model.num_timesteps 500 \(not 1000\)"):
+        requirements.check({name: config})
 
 
 def test_features_of_another_width_than_embeddings_are_in_the_way():

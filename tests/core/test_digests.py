@@ -47,7 +47,7 @@ def test_changed_and_missing_files_are_named(folder, monkeypatch):
     digests.check_files(folder, stored, advice="copy.")
     for path in (folder / "sub").iterdir():
         path.unlink()
-    message = r"lacks sub/0.bin, sub/1.bin, sub/2.bin and 2 more; copy"
+    message = r"lacks sub/0.bin, sub/1.bin, sub/2.bin, and 2 more; copy"
     with pytest.raises(UserError, match=message):
         digests.check_files(folder, stored, advice="copy.")
 

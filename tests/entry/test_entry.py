@@ -57,6 +57,57 @@ def test_refusals_of_the_file_system(number: int, fix: str, capsys: pytest.Captu
     assert printed.startswith(f"error: {os.strerror(number)}: /some/file; {fix}")
 
 
+def raised_by_jax(error: str, wrap: type[Exception] | None = None) -> None:
+    """Raises as JAX does where it starts its devices, perhaps under an error of ours."""
+    place = "/somewhere/jax/_src/xla_bridge.py"
+    code = compile(f"def backends():\n    {error}", place, "exec")
+    space: dict = {}
+    exec(code, space)
+    try:
+        space["backends"]()
+    except Exception as cause:
+        if wrap is None:
+            raise
+        raise wrap("the parameters cannot be read") from cause
+
+
+@pytest.mark.parametrize("wrap", [None, UserError, RuntimeError])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("assert None is not None", "no such device"),
+        ("raise RuntimeError('No GPU. (set JAX_PLATFORMS=... )')", "No GPU"),
+        ("raise RuntimeError('backend\\n  tpu is busy.')", "backend tpu is busy"),
+    ],
+)
+def test_a_missing_device_is_one_line(error, reason, wrap, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "rocket")
+    monkeypatch.setattr(entry, "_platforms", lambda: "cpu")
+    with pytest.raises(SystemExit) as caught:
+        entry.run(lambda: raised_by_jax(error, wrap))
+    printed = capsys.readouterr().err
+    assert (caught.value.code, printed.count("\n")) == (2, 1)
+    expected = f"error: JAX cannot use the platform rocket (JAX_PLATFORMS): {reason}. On this mach"
+    assert printed.startswith(expected) and "it finds cpu. Unset JAX_PLATFORMS" in printed
+
+
+@pytest.mark.parametrize("platform", ["cuda", "no_such_platform"])
+def test_jax_raises_there_where_it_has_no_such_device(platform):
+    script = "import jax; from unclip_jax.cli import entry; entry.run(lambda: print(jax.devices()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        pytest.skip(f"this machine has {platform}")
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert line.startswith(f"error: JAX cannot use the platform {platform} (JAX_PLATFORMS): ")
+    assert "On this machine it finds cpu." in line
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         entry.run(lambda: 1 / 0)

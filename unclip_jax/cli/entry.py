@@ -4,12 +4,14 @@ import errno
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from unclip_jax.core.checks import UserError
 
+_BACKENDS = os.path.join("jax", "_src", "xla_bridge.py")  # where JAX starts its devices
 # Errors of the file system that a user can fix, and how.
 _ADVICE = {
     errno.ENOSPC: "free space and run the same command again",
@@ -43,22 +45,62 @@ def run(main: Callable[[], Any]) -> NoReturn:
     except BrokenPipeError:  # the reader of stdout has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except (UserError, OSError) as error:
-        if os.environ.get("UNCLIP_TRACEBACK") or not _can_be_fixed(error):
+    except Exception as error:
+        line = _platform_line(error) or _one_line(error)
+        if os.environ.get("UNCLIP_TRACEBACK") or line is None:
             raise
-        _say(f"error: {_one_line(error)}")
+        _say(f"error: {line}")
         status = 2
     sys.exit(status)
 
 
-def _can_be_fixed(error: UserError | OSError) -> bool:
-    return isinstance(error, UserError) or error.errno in _ADVICE
+def _platform_line(error: BaseException) -> str | None:
+    """Returns the message of an error that comes from JAX finding no device; None = another one.
+
+    It may lie under a `UserError` of what needed the device.
+    """
+    causes = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    for cause in causes:
+        frames = traceback.extract_tb(cause.__traceback__)
+        if frames and frames[-1].filename.endswith(_BACKENDS):
+            return _no_device(cause)
+    return None
 
 
-def _one_line(error: UserError | OSError) -> str:
-    """Returns the message without line breaks; for errors of the file system, with advice."""
+def _no_device(cause: BaseException) -> str:
+    """Returns which platform JAX was to use, what it finds instead, and what to do."""
+    platform = os.environ.get("JAX_PLATFORMS") or "its own choice"
+    reason = " ".join(str(cause).split(" (set JAX_PLATFORMS")[0].split()).rstrip(".")
+    return (
+        f"JAX cannot use the platform {platform} (JAX_PLATFORMS): {reason or 'no such device'}. "
+        f"On this machine it finds {_platforms()}. Unset JAX_PLATFORMS, set it to one of these, or "
+        "install the driver and the extra for that device (tpu or cuda13)."
+    )
+
+
+def _platforms() -> str:
+    """Returns the platform of the devices that JAX finds if it may choose."""
+    import jax
+
+    try:
+        jax.config.update("jax_platforms", "")
+        return ", ".join(sorted({device.platform for device in jax.devices()}))
+    except Exception:  # nor any other
+        return "none"
+
+
+def _one_line(error: Exception) -> str | None:
+    """Returns the message of an error that a user can fix, without line breaks; else None.
+
+    Errors of the file system come with advice.
+    """
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if not isinstance(error, OSError) or error.errno not in _ADVICE:
+        return None
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror}{where}; {_ADVICE[error.errno or 0]}."
 

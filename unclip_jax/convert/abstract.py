@@ -14,52 +14,60 @@ from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 
+Shaped = jax.ShapeDtypeStruct
+STEP = Shaped((1,), jnp.int32)
+
 
 def clip(cfg: ClipConfig) -> Params:
     """Returns the shapes of a CLIP, or of its only tower."""
-    images = jnp.zeros((1, cfg.image_size, cfg.image_size, 3)) if "image" in cfg.towers else None
+    images = _floats(1, cfg.image_size, cfg.image_size, 3) if "image" in cfg.towers else None
     captions = _captions(cfg.context) if "text" in cfg.towers else (None, None)
     return _shapes(Clip(cfg), images, *captions, method=Clip.run)
 
 
 def prior(cfg: PriorConfig) -> Params:
     """Returns the shapes of a diffusion prior."""
-    z, (tokens, mask) = jnp.zeros((1, cfg.embed_dim)), _captions(cfg.context)
+    z, (tokens, mask) = _floats(1, cfg.embed_dim), _captions(cfg.context)
     seq = {"text_seq": _features(cfg)} if cfg.caption == "clip_sequence" else {}
     conditions = {"tokens": tokens, "token_mask": mask, "z_txt": z, **seq}
-    return _shapes(Prior(cfg), z, jnp.zeros(1, jnp.int32), **conditions)
+    return _shapes(Prior(cfg), z, STEP, **conditions)
 
 
 def decoder(cfg: DecoderConfig) -> Params:
     """Returns the shapes of a decoder."""
-    z, (tokens, mask) = jnp.zeros((1, cfg.z_dim)), _captions(cfg.context)
+    z, (tokens, mask) = _floats(1, cfg.z_dim), _captions(cfg.context)
     conditions: dict[str, Any] = {"z_img": z, "tokens": tokens, "token_mask": mask}
     if cfg.caption == "clip_sequence":
         conditions |= {"text_seq": _features(cfg), "z_txt": z}
-    return _shapes(Decoder(cfg), _image(cfg.unet, 3), jnp.zeros(1, jnp.int32), **conditions)
+    return _shapes(Decoder(cfg), _image(cfg.unet, 3), STEP, **conditions)
 
 
 def upsampler(cfg: UpsamplerConfig) -> Params:
     """Returns the shapes of one network of an upsampler."""
     side = cfg.unet.image_size // cfg.factor
-    low_res = jnp.zeros((1, side, side, 3))
-    return _shapes(Upsampler(cfg), _image(cfg.unet, 3), jnp.zeros(1, jnp.int32), low_res=low_res)
+    low_res = _floats(1, side, side, 3)
+    return _shapes(Upsampler(cfg), _image(cfg.unet, 3), STEP, low_res=low_res)
 
 
-def _image(cfg: UNetConfig, channels: int) -> jax.Array:
-    return jnp.zeros((1, cfg.image_size, cfg.image_size, channels))
+def _image(cfg: UNetConfig, channels: int) -> Shaped:
+    return _floats(1, cfg.image_size, cfg.image_size, channels)
 
 
-def _features(cfg: PriorConfig | DecoderConfig) -> jax.Array:
-    return jnp.zeros((1, cfg.context, cfg.clip_text_width or 0))
+def _features(cfg: PriorConfig | DecoderConfig) -> Shaped:
+    return _floats(1, cfg.context, cfg.clip_text_width or 0)
 
 
-def _captions(context: int) -> tuple[jax.Array, jax.Array]:
-    return jnp.zeros((1, context), jnp.int32), jnp.ones((1, context), bool)
+def _floats(*shape: int) -> Shaped:
+    return Shaped(shape, jnp.float32)
 
 
-def _shapes(module: nn.Module, *inputs: Any, **options: Any) -> Params:
-    def init():
-        return module.init(jax.random.key(0), *inputs, **options)["params"]
+def _captions(context: int) -> tuple[Shaped, Shaped]:
+    return Shaped((1, context), jnp.int32), Shaped((1, context), jnp.bool_)
 
-    return nn.meta.unbox(jax.eval_shape(init))
+
+def _shapes(module: nn.Module, *inputs: Any, method: Any = None, **conditions: Any) -> Params:
+    def init(inputs: tuple[Any, ...], conditions: dict[str, Any]):
+        key = jax.random.key(0)
+        return module.init(key, *inputs, method=method, **conditions)["params"]
+
+    return nn.meta.unbox(jax.eval_shape(init, inputs, conditions))

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.convert import abstract, prior_tensors, schedulers, tensor_table, unet_tensors
+from unclip_jax.convert import (
+    abstract,
+    configs,
+    prior_tensors,
+    schedulers,
+    tensor_table,
+    unet_tensors,
+)
 from unclip_jax.convert.converted_stage import ConvertedStage
 from unclip_jax.convert.tensor_source import TensorSource
 from unclip_jax.convert.tensor_table import Entry, linear, norm
@@ -39,7 +46,7 @@ def clip_stage(cfg: ClipConfig, source: TensorSource, entries: Sequence[Entry]) 
         facts={"embed_dim": cfg.embed_dim},
         source=source,
         entries=entries,
-        abstract=abstract.clip(cfg),
+        abstract=configs.described(lambda: abstract.clip(cfg), where=source.where),
     )
 
 
@@ -74,7 +81,7 @@ def prior_stage(
         facts={"embed_dim": cfg.embed_dim, "z_scale": 1.0, "embedding": "raw"},
         source=source,
         entries=prior_tensors.entries(cfg),
-        abstract=abstract.prior(cfg),
+        abstract=configs.described(lambda: abstract.prior(cfg), where=source.where),
     )
 
 
@@ -101,7 +108,7 @@ def decoder_stage(
         },
         source=source,
         entries=decoder_entries(cfg),
-        abstract=abstract.decoder(cfg),
+        abstract=configs.described(lambda: abstract.decoder(cfg), where=source.where),
     )
 
 
@@ -112,7 +119,7 @@ def upsampler_stage(
     where = "the super-resolution's scheduler"
     diffusion, sampling = schedulers.config(scheduler, role="super_res", where=where)
     size, table = cfg.unet.image_size, unet_tensors.entries(cfg.unet)
-    one = abstract.upsampler(cfg)
+    one = configs.described(lambda: abstract.upsampler(cfg), where=source.where)
     return ConvertedStage(
         name="upsampler_256",
         stage="upsampler",

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from unclip_jax.convert import configs
 from unclip_jax.convert.tensor_source import TensorSource
 from unclip_jax.convert.tensor_table import Entry, norm, transformer
 from unclip_jax.core.checks import UserError, one_of
@@ -49,6 +50,12 @@ VISION_DEFAULTS = {
 }
 PROJECTION = 512
 KINDS = {"clip": TOWERS, "clip_text_model": ("text",), "clip_vision_model": ("image",)}
+CLASSES = {
+    "CLIPModel": "clip",
+    "CLIPTextModel": "clip_text_model",
+    "CLIPTextModelWithProjection": "clip_text_model",
+    "CLIPVisionModelWithProjection": "clip_vision_model",
+}
 POSITIONS = [f"{tower}_model.embeddings.position_ids" for tower in ("text", "vision")]
 
 
@@ -62,27 +69,38 @@ def config(settings: Mapping[str, Any], *, where: str) -> ClipConfig:
     Raises:
         UserError: another kind of model, or a setting that our CLIP does not have.
     """
-    kind = one_of(f"model_type in {where}", settings.get("model_type"), KINDS)
-    towers = KINDS[kind]
-    text = _section(settings, "text_config", TEXT_DEFAULTS) if "text" in towers else None
-    image = _section(settings, "vision_config", VISION_DEFAULTS) if "image" in towers else None
+    towers = KINDS[_kind(settings, where)]
+    text = _section(settings, "text", TEXT_DEFAULTS, where) if "text" in towers else None
+    image = _section(settings, "vision", VISION_DEFAULTS, where) if "image" in towers else None
     for section in (text, image):
         if section is not None:
             _refuse(section, where)
-    bare = (settings.get("architectures") or [""])[0] == "CLIPTextModel"
+    bare = _architecture(settings) == "CLIPTextModel"
     acts = {section["hidden_act"] for section in (text, image) if section is not None}
     if len(acts) > 1:
         raise UserError(f"{where} gives the towers different activations; expected one for both.")
     width = text["hidden_size"] if text is not None and bare else None
-    return ClipConfig(
-        embed_dim=width or settings.get("projection_dim", PROJECTION),
-        activation=acts.pop(),
-        towers=towers,
-        temperature=towers == TOWERS,
-        projection=not bare,
+    values = {
+        "embed_dim": width or settings.get("projection_dim", PROJECTION),
+        "activation": acts.pop(),
+        "towers": towers,
+        "temperature": towers == TOWERS,
+        "projection": not bare,
         **_image_size(image),
         **_text_size(text),
-    )
+    }
+    return configs.sized(ClipConfig, values, where=where)
+
+
+def _kind(settings: Mapping[str, Any], where: str) -> str:
+    """Returns the model_type, which files of some age state by their class alone."""
+    kind = settings.get("model_type") or CLASSES.get(_architecture(settings))
+    return one_of(f"model_type in {where}", kind, KINDS)
+
+
+def _architecture(settings: Mapping[str, Any]) -> str:
+    names = settings.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def merged(text: ClipConfig, image: ClipConfig) -> ClipConfig:
@@ -101,22 +119,6 @@ def merged(text: ClipConfig, image: ClipConfig) -> ClipConfig:
     names += ("image_mean", "image_std")
     taken = {name: getattr(image, name) for name in names}
     return dataclasses.replace(text, towers=TOWERS, temperature=False, **taken)
-
-
-def normalised(
-    cfg: ClipConfig,
-    settings: Mapping[str, Any],
-    *,
-    mean: str = "image_mean",
-    std: str = "image_std",
-) -> ClipConfig:
-    """Returns `cfg` with the mean and deviation of pixels in a preprocessor's settings, if any.
-
-    Most public models have OpenAI's numbers, which are the default; LAION's L/14 has 0.5.
-    """
-    pixels = {"image_mean": settings.get(mean), "image_std": settings.get(std)}
-    taken = {name: tuple(map(float, value)) for name, value in pixels.items() if value}
-    return dataclasses.replace(cfg, **taken) if "image" in cfg.towers else cfg
 
 
 def tower(cfg: ClipConfig, name: str) -> ClipConfig:
@@ -201,10 +203,21 @@ def _sizes(width: int, depth: int, heads: int, mlp: int | None, cfg: ClipConfig)
     }
 
 
-def _section(settings: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns one tower's settings: a section of a CLIPModel's config, or a tower's config."""
-    section = settings.get(name, {}) if settings.get("model_type") == "clip" else settings
-    return {key: section.get(key, default) for key, default in defaults.items()}
+def _section(
+    settings: Mapping[str, Any], tower: str, defaults: dict[str, Any], where: str
+) -> dict[str, Any]:
+    """Returns one tower's settings: a section of a CLIPModel's config, or a tower's config.
+
+    Files of before transformers 4.27 state them under `text_config_dict`, which counts wherever it
+    is there, with the defaults for what it leaves out, as in transformers.
+    """
+    section = settings
+    if tuple(KINDS[_kind(settings, where)]) == TOWERS:
+        section = configs.group(settings, f"{tower}_config", where=where)
+        if older := configs.group(settings, f"{tower}_config_dict", where=where):
+            section = {**section, **defaults, **older}
+    values = {key: section.get(key) for key in defaults}
+    return {key: defaults[key] if value is None else value for key, value in values.items()}
 
 
 def _refuse(section: Mapping[str, Any], where: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from unclip_jax.convert import karlo, original, standalone_clip
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.config import as_dict, build
+from unclip_jax.core.config import as_dict, build, check_limits
 from unclip_jax.data import text
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.stages.registry import stage_entry
@@ -61,7 +61,7 @@ def convert(
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
-    parts, tokenizer_dir = find_stages(sources, stages=options.stages)
+    parts, tokenizer_dir = _found(sources, options.stages)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
         raise UserError(
@@ -76,6 +76,7 @@ def convert(
         )
     tokenizer = text.load(folder, literal=text.declared_padding(folder))
     parts = [_typed(part, options.dtype) for part in parts]
+    _check_vocabulary(parts, tokenizer, folder)
     clip_id = _clip_of(options.clip, parts, tokenizer) if options.clip else None
     named = ", ".join(source.resolve().name for source in sources)
     with tempfile.TemporaryDirectory() as scratch:
@@ -93,9 +94,45 @@ def convert(
     return list(written)
 
 
+def _check_vocabulary(
+    parts: Sequence[ConvertedStage], tokenizer: text.Tokenizer, folder: pathlib.Path
+) -> None:
+    """Refuses a tokenizer with ids for which a CLIP has no embedding."""
+    for part in parts:
+        rows = part.config["model"].get("vocab_size") if part.stage == "clip" else None
+        if rows and tokenizer.vocab_size > rows:
+            raise UserError(
+                f"the tokenizer in {folder} has {tokenizer.vocab_size} entries, the CLIP "
+                f"embeddings of {rows}; give the tokenizer that it was trained with (--tokenizer)."
+            )
+
+
 def report_stage(name: str) -> None:
     """Writes a line to stderr for a stage, since large ones take minutes."""
     sys.stderr.write(f"converting {name} ...\n")
+
+
+# What reading files of others can end in where they are of another form than they seem.
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+
+def _found(
+    sources: Sequence[pathlib.Path], stages: Sequence[str]
+) -> tuple[list[ConvertedStage], pathlib.Path | None]:
+    """Returns `find_stages`.
+
+    Raises:
+        UserError: as `find_stages`, also where configs are of another form than they seem.
+    """
+    try:
+        return find_stages(sources, stages=stages)
+    except UserError:
+        raise
+    except MALFORMED as error:
+        raise UserError(
+            f"{sources[0]} is not of the form that its files suggest ({error!r}); copy its configs "
+            "and weights again."
+        ) from error
 
 
 def _clip_of(
@@ -126,7 +163,7 @@ def _typed(part: ConvertedStage, dtype: str) -> ConvertedStage:
     network = config["model"].get("unet", config["model"])
     network["dtype"] = dtype
     entry = stage_entry(part.stage)
-    cfg = build(entry.config, config, where=part.name)
+    cfg = check_limits(build(entry.config, config, where=part.name), where=part.name)
     facts = {"requires": entry.required_fields(cfg), "identity": entry.identity}
     return dataclasses.replace(part, config=as_dict(cfg), **facts)
 

@@ -15,6 +15,7 @@ from unclip_jax.convert import (
     assembly,
     clip_tensors,
     configs,
+    preprocessing,
     prior_tensors,
     schedulers,
     tensor_table,
@@ -64,12 +65,13 @@ def components(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
     for folder in folders:
         index = read_json(folder / INDEX)
         name = index.get("_class_name")
-        if name not in PIPELINES:
+        if not isinstance(name, str) or name not in PIPELINES:
             raise UserError(
                 f"{folder} is a {name}; supported pipelines are {', '.join(PIPELINES)}."
             )
         for component, what in index.items():
-            if not component.startswith("_") and isinstance(what, list) and what[0] is not None:
+            filled = isinstance(what, list) and what[:1] not in ([], [None])
+            if filled and not component.startswith("_"):
                 listed.setdefault(component, folder)
                 if (folder / component).is_dir():
                     present.setdefault(component, folder / component)
@@ -132,7 +134,8 @@ def _clip_config(folders: Folders) -> ClipConfig:
     image = clip_tensors.config(settings, where=where)
     for name in PREPROCESSORS & folders.keys():
         path = folders[name] / "preprocessor_config.json"
-        image = clip_tensors.normalised(image, read_json(path) if path.is_file() else {})
+        if path.is_file():
+            image = preprocessing.of_transformers(image, read_json(path), where=str(path))
     return clip_tensors.merged(text, image)
 
 
@@ -170,7 +173,7 @@ def _prior(folders: Folders, text: ClipConfig) -> ConvertedStage:
 def _decoder(folders: Folders, text: ClipConfig) -> ConvertedStage:
     settings, where = _config(folders, "text_proj")
     configs.check_class(settings, assembly.TEXT_PROJ, where=where)
-    _, z_dim, emb, width = configs.required_values(settings, assembly.TEXT_PROJ_SIZES, where=where)
+    _, z_dim, emb, width = configs.required_sizes(settings, assembly.TEXT_PROJ_SIZES, where=where)
     network = unet_tensors.config(
         _config(folders, "decoder")[0], where=_config(folders, "decoder")[1]
     )

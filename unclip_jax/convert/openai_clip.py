@@ -9,14 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.convert import clip_tensors, configs
+from unclip_jax.convert import configs, preprocessing
 from unclip_jax.convert.clip_tensors import BLOCK
 from unclip_jax.convert.tensor_source import Shape, TensorSource
 from unclip_jax.core.checks import UserError, divisible
 from unclip_jax.models.clip_config import ClipConfig
 
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
-HEAD = 64
+# Integers in OpenAI's archives, and the mask that older classes of open_clip kept.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+HEAD = 64  # width of OpenAI's heads
+TEXT_HEADS = 8  # of open_clip's text towers whose config does not say
+OPEN_CLIP = "open_clip_config.json"
+TOKENS = "token_embedding.weight"
+# Tensors from whose shapes sizes follow -> number of axes.
+RANKS = {
+    TOKENS: 2,
+    "text_projection": 2,
+    "visual.proj": 2,
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "positional_embedding": 2,
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2,
+}
 # transformers' name -> name here, each with .weight and .bias
 RENAMED = {
     "text_model.final_layer_norm": "ln_final",
@@ -82,58 +97,94 @@ WORDS = ("hf_tokenizer_name", "tokenizer_kwargs")  # of the tokenizer, which is 
 MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale", "custom_text")
 
 
+def own_names(source: TensorSource) -> TensorSource:
+    """Returns the tensors without the prefix of open_clip's class with a text tower of its own.
+
+    `CustomTextCLIP` with a plain text tower is the same network; its tower's names begin with
+    "text.".
+    """
+    if f"text.{TOKENS}" not in source.shapes:
+        return source
+    prefix = "text."
+    text = {name for name in source.shapes if name.startswith(prefix)}
+    places = {name.removeprefix(prefix) if name in text else name: name for name in source.shapes}
+    if len(places) < len(source.shapes):
+        raise UserError(f"{source.where} has two text towers, with and without {prefix}*.")
+    shapes = {new: source.shapes[old] for new, old in places.items()}
+    return TensorSource(source.where, shapes, lambda name: source.read(places[name]))
+
+
 def is_openai(source: TensorSource) -> bool:
     """True if the tensors have OpenAI's names."""
     return "visual.conv1.weight" in source.shapes and "positional_embedding" in source.shapes
 
 
-def config(source: TensorSource, settings: Mapping[str, Any] | None = None) -> ClipConfig:
+def config(
+    source: TensorSource, settings: Mapping[str, Any] | None = None, *, where: str = OPEN_CLIP
+) -> ClipConfig:
     """Derives sizes from shapes, heads and activation from open_clip's `model_cfg` or OpenAI's.
 
     Args:
         source: the tensors.
         settings: an `open_clip_config.json`, if there is one.
+        where: names its file in messages.
 
     Raises:
         UserError: tensors that the sizes follow from are missing, or a tower is of another kind.
     """
-    shapes = source.shapes
-    for name in ("token_embedding.weight", "text_projection", "visual.proj"):
-        if name not in shapes:
-            raise UserError(
-                f"{source.where} has no {name}; only CLIPs with a vision transformer and a plain "
-                "text transformer are supported, so not its ResNets."
-            )
-    model = (settings or {}).get("model_cfg", {})
-    vision, text = _checked(model, where=source.where)
+    shapes = _shapes(source)
+    model = configs.group(settings or {}, "model_cfg", where=where)
+    vision, text = _checked(model, where=where)
     image_width, _, patch, _ = shapes["visual.conv1.weight"]
     tokens, _ = shapes["visual.positional_embedding"]
     context, text_width = shapes["positional_embedding"]
     quick = model.get("quick_gelu", settings is None)
-    head = vision.get("head_width", HEAD)
+    heads = {"image_heads": vision.get("head_width") or HEAD, "text_heads": text.get("heads")}
+    if heads["text_heads"] is None:  # open_clip's default, or OpenAI's heads of 64
+        divisible("the text tower's width", text_width, HEAD, f"put {OPEN_CLIP} beside.")
+        heads["text_heads"] = text_width // HEAD if settings is None else TEXT_HEADS
+    head = configs.integer(heads["image_heads"], f"vision_cfg.head_width in {where}")
     divisible("the image tower's width", image_width, head, "its head width does not fit.")
-    if "heads" not in text:
-        divisible("the text tower's width", text_width, HEAD, "put open_clip_config.json beside.")
-    cfg = ClipConfig(
-        embed_dim=shapes["visual.proj"][1],
-        image_size=patch * round((tokens - 1) ** 0.5),
-        patch_size=patch,
-        image_width=image_width,
-        image_depth=_depth(shapes, "visual.transformer.resblocks"),
-        image_heads=image_width // head,
-        image_mlp=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-        text_width=text_width,
-        text_depth=_depth(shapes, "transformer.resblocks"),
-        text_heads=text.get("heads", text_width // HEAD),
-        text_mlp=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-        context=context,
-        vocab_size=shapes["token_embedding.weight"][0],
-        activation="quick_gelu" if quick else "gelu",
-    )
-    _agree(cfg, model, where=source.where)
-    return clip_tensors.normalised(
-        cfg, (settings or {}).get("preprocess_cfg", {}), mean="mean", std="std"
-    )
+    values = {
+        "embed_dim": shapes["visual.proj"][1],
+        "image_size": patch * round((tokens - 1) ** 0.5),
+        "patch_size": patch,
+        "image_width": image_width,
+        "image_depth": _depth(shapes, "visual.transformer.resblocks"),
+        "image_heads": image_width // head,
+        "image_mlp": shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "text_width": text_width,
+        "text_depth": _depth(shapes, "transformer.resblocks"),
+        "text_heads": heads["text_heads"],
+        "text_mlp": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "context": context,
+        "vocab_size": shapes[TOKENS][0],
+        "activation": "quick_gelu" if quick else "gelu",
+    }
+    cfg = configs.sized(ClipConfig, values, where=source.where)
+    _agree(cfg, model, where=where)
+    preprocessing_cfg = configs.group(settings or {}, "preprocess_cfg", where=where)
+    return preprocessing.of_open_clip(cfg, preprocessing_cfg, where=where)
+
+
+def _shapes(source: TensorSource) -> Mapping[str, Shape]:
+    """Returns the shapes from which sizes follow, and all others.
+
+    Raises:
+        UserError: one is missing or of another rank.
+    """
+    for name, rank in RANKS.items():
+        if name not in source.shapes:
+            raise UserError(
+                f"{source.where} has no {name}; only CLIPs with a vision transformer and a plain "
+                "text transformer are supported, so not its ResNets."
+            )
+        if len(source.shapes[name]) != rank or 0 in source.shapes[name]:
+            raise UserError(
+                f"{source.where} has {name} {source.shapes[name]}; expected {rank} axes. Copy the "
+                "weights again."
+            )
+    return source.shapes
 
 
 def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -142,9 +193,8 @@ def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], d
     Raises:
         UserError: naming the first setting that is not.
     """
-    where = f"open_clip_config.json beside {where}"
     configs.check_known(model, MODEL, where=where)
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    vision, text = (configs.group(model, name, where=where) for name in ("vision_cfg", "text_cfg"))
     for tower, fixed, sizes in ((vision, VISION, VISION_SIZES), (text, TEXT, TEXT_SIZES)):
         configs.check_fixed(tower, fixed, where=where)
         configs.check_known(tower, (*fixed, *sizes, *WORDS), where=where)
@@ -153,7 +203,7 @@ def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], d
 
 def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
     """Refuses a config whose sizes differ from the tensors'."""
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    vision, text = (configs.group(model, name, where=where) for name in ("vision_cfg", "text_cfg"))
     pairs = (
         ("embed_dim", model.get("embed_dim"), cfg.embed_dim),
         ("vision_cfg.width", vision.get("width"), cfg.image_width),
@@ -168,8 +218,8 @@ def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
     for name, configured, actual in pairs:
         if configured is not None and configured != actual:
             raise UserError(
-                f"open_clip_config.json beside {where} has {name} {configured}, the tensors "
-                f"{actual}; copy the config that came with the weights."
+                f"{where} has {name} {configured!r}, the tensors {actual}; copy the config that "
+                "came with the weights."
             )
 
 

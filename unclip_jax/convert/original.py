@@ -14,6 +14,8 @@ import numpy as np
 
 from unclip_jax.convert import (
     assembly,
+    configs,
+    prefixes,
     prior_tensors,
     schedulers,
     standalone_clip,
@@ -48,6 +50,9 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "sr": {"channels": 320, "depth": 3, "channels_multiple": [1, 2, 3, 4], "group_norm_groups": 32},
 }
 ENLARGED = 4
+# A tensor that each file has, whatever prefix its trainer gave it.
+PRIOR_ANCHOR, DECODER_ANCHOR = "prd_emb", "cf_param"
+SR_ANCHOR = "model_first_steps.time_embed.0.weight"
 # Beginnings of file names, as they were published.
 FILES = {"prior": "prior", "decoder": "decoder", "sr": "improved_sr", "stats": "ViT-L-14_stats"}
 CLIP_FILES = ("ViT-L-14.pt", "ViT-L-14.safetensors")
@@ -255,19 +260,20 @@ def _prior(
     if path is None:
         return None
     size = hparams["prior"]
-    cfg = PriorConfig(
-        embed_dim=size["clip_dim"],
-        width=size["xf_width"],
-        depth=size["xf_layers"],
-        heads=size["xf_heads"],
-        context=size["text_ctx"],
-        vocab_size=vocab_size,
-        caption="clip_sequence",
-        clip_text_width=size["clip_dim"],
-        padding="mask",
-        null="empty",
-    )
-    source = open_tensors(path).below("model.")
+    values = {
+        "embed_dim": size["clip_dim"],
+        "width": size["xf_width"],
+        "depth": size["xf_layers"],
+        "heads": size["xf_heads"],
+        "context": size["text_ctx"],
+        "vocab_size": vocab_size,
+        "caption": "clip_sequence",
+        "clip_text_width": size["clip_dim"],
+        "padding": "mask",
+        "null": "empty",
+    }
+    cfg = configs.sized(PriorConfig, values, where=f"{folder / HPARAMS} prior")
+    source = prefixes.stripped(open_tensors(path), (PRIOR_ANCHOR,))
     return assembly.prior_stage(
         cfg,
         renamed(source, prior_views(cfg.depth, cfg.heads)).without(prior_tensors.STATISTICS),
@@ -278,36 +284,38 @@ def _prior(
 
 def _decoder(folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int) -> ConvertedStage:
     size = hparams["decoder"]
-    network = UNetConfig(
-        in_channels=3,
-        out_channels=6,
-        channels=size["num_channels"],
-        multiples=_numbers(size["channel_mult"]),
-        depth=size["num_res_blocks"],
-        image_size=size["image_size"],
-        attention_at=_numbers(size["attention_resolutions"]),
-        head_channels=size["num_head_channels"],
-        context_width=size["xf_width"],
-        norm_groups=size["group_norm_groups"],
-    )
-    cfg = DecoderConfig(
-        unet=network,
-        z_dim=size["clip_dim"],
-        text_width=size["xf_width"],
-        text_depth=0,
-        text_heads=0,
-        context=size["text_ctx"],
-        vocab_size=vocab_size,
-        num_z_tokens=size["clip_emb_mult"],
-        padding="mask",
-        caption="clip_sequence",
-        clip_text_width=size["clip_dim"],
-    )
+    unet = {
+        "in_channels": 3,
+        "out_channels": 6,
+        "channels": size["num_channels"],
+        "multiples": _numbers(size["channel_mult"]),
+        "depth": size["num_res_blocks"],
+        "image_size": size["image_size"],
+        "attention_at": _numbers(size["attention_resolutions"]),
+        "head_channels": size["num_head_channels"],
+        "context_width": size["xf_width"],
+        "norm_groups": size["group_norm_groups"],
+    }
+    values = {
+        "unet": unet,
+        "z_dim": size["clip_dim"],
+        "text_width": size["xf_width"],
+        "text_depth": 0,
+        "text_heads": 0,
+        "context": size["text_ctx"],
+        "vocab_size": vocab_size,
+        "num_z_tokens": size["clip_emb_mult"],
+        "padding": "mask",
+        "caption": "clip_sequence",
+        "clip_text_width": size["clip_dim"],
+    }
+    cfg = configs.sized(DecoderConfig, values, where=f"{folder / HPARAMS} decoder")
+    network = cfg.unet
     views = {f"decoder/{name}": view for name, view in unet_views(network).items()}
     views |= {f"text_proj/{name}": view for name, view in _pairs(TEXT_PROJ).items()}
     null = "text_proj/learned_classifier_free_guidance_embeddings"
     views[null] = View("cf_param")
-    source = open_tensors(_needed(folder, "decoder")).below("model.")
+    source = prefixes.stripped(open_tensors(_needed(folder, "decoder")), (DECODER_ANCHOR,))
     return assembly.decoder_stage(
         cfg, renamed(source, views), scheduler=schedulers.KARLO["decoder"]
     )
@@ -320,19 +328,20 @@ def _upsampler(
     if path is None:
         return None
     size = hparams["sr"]
-    network = UNetConfig(
-        in_channels=6,
-        out_channels=3,
-        channels=size["channels"],
-        multiples=_numbers(size["channels_multiple"]),
-        depth=size["depth"],
-        image_size=ENLARGED * hparams["decoder"]["image_size"],
-        norm_groups=size["group_norm_groups"],
-        scale_shift=False,
-    )
-    whole, views = open_tensors(path), unet_views(network)
-    prefixes = {"super_res_first": "model_first_steps.", "super_res_last": "model_last_step."}
-    halves = {name: renamed(whole.below(prefix), views) for name, prefix in prefixes.items()}
+    values = {
+        "in_channels": 6,
+        "out_channels": 3,
+        "channels": size["channels"],
+        "multiples": _numbers(size["channels_multiple"]),
+        "depth": size["depth"],
+        "image_size": ENLARGED * hparams["decoder"]["image_size"],
+        "norm_groups": size["group_norm_groups"],
+        "scale_shift": False,
+    }
+    network = configs.sized(UNetConfig, values, where=f"{folder / HPARAMS} sr")
+    whole, views = prefixes.stripped(open_tensors(path), (SR_ANCHOR,)), unet_views(network)
+    halves_at = {"super_res_first": "model_first_steps.", "super_res_last": "model_last_step."}
+    halves = {name: renamed(whole.below(prefix), views) for name, prefix in halves_at.items()}
     cfg = UpsamplerConfig(network, factor=ENLARGED, interpolation="cubic")
     source = joined(str(path), halves)
     return assembly.upsampler_stage(cfg, source, scheduler=schedulers.KARLO["super_res"])
@@ -340,7 +349,11 @@ def _upsampler(
 
 def _hparams(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     overrides = read_json(folder / HPARAMS) if (folder / HPARAMS).is_file() else {}
-    return {part: {**sizes, **overrides.get(part, {})} for part, sizes in SIZES.items()}
+    where = str(folder / HPARAMS)
+    return {
+        part: {**sizes, **configs.group(overrides, part, where=where)}
+        for part, sizes in SIZES.items()
+    }
 
 
 def _numbers(value: str | Sequence[int]) -> tuple[int, ...]:

@@ -52,20 +52,21 @@ def config(settings: Mapping[str, Any], *, vocab_size: int, where: str) -> Prior
         UserError: another class, a size that is missing, an unsupported variant.
     """
     configs.check_class(settings, CLASS, where=where)
-    heads, head, depth, z, context = configs.required_values(settings, SIZES, where=where)
+    heads, head, depth, z, context = configs.required_sizes(settings, SIZES, where=where)
     configs.check_fixed(settings, FIXED, where=where)
-    return PriorConfig(
-        embed_dim=z,
-        width=heads * head,
-        depth=depth,
-        heads=heads,
-        context=context,
-        vocab_size=vocab_size,
-        caption="clip_sequence",
-        clip_text_width=z,
-        padding="mask",
-        null="empty",
-    )
+    values = {
+        "embed_dim": z,
+        "width": heads * head,
+        "depth": depth,
+        "heads": heads,
+        "context": context,
+        "vocab_size": vocab_size,
+        "caption": "clip_sequence",
+        "clip_text_width": z,
+        "padding": "mask",
+        "null": "empty",
+    }
+    return configs.sized(PriorConfig, values, where=where)
 
 
 def settings(cfg: PriorConfig) -> dict[str, Any]:

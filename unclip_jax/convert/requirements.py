@@ -9,7 +9,7 @@ from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.stages.registry import folder_entry
 
-CHAIN = {"model.num_timesteps": 1000, "diffusion.num_timesteps": 1000}
+CHAIN = {"model.num_timesteps": 1000}  # networks there read t itself, in a chain of any length
 UNET = {
     **CHAIN,
     "model.unet.patch": 1,

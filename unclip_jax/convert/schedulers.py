@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.convert import configs
-from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.checks import UserError, in_range, one_of
 
 CLASS = "UnCLIPScheduler"
+MAX_TIMESTEPS = 100_000
 TARGETS = {"sample": "x_0", "epsilon": "eps"}
 VARIANCES = {"fixed_small_log": "small", "learned_range": "learned_range"}
 # The class's own defaults, which a file may leave out.
@@ -49,23 +50,28 @@ def config(
     values = {**DEFAULTS, **settings}
     if not values["clip_sample"]:
         raise UserError(f"{where} does not clip samples, which Karlo's scheduler always does.")
+    steps = configs.integer(values["num_train_timesteps"], f"num_train_timesteps in {where}")
+    in_range(f"num_train_timesteps in {where}", steps, 2, MAX_TIMESTEPS)
+    limit = values["clip_sample_range"]
+    if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < 1e6:
+        raise UserError(f"{where} has clip_sample_range {limit!r}; expected a positive number.")
     variance = one_of(f"variance_type in {where}", values["variance_type"], VARIANCES)
     target = one_of(f"prediction_type in {where}", values["prediction_type"], TARGETS)
-    steps, guidance = USUAL[role]
+    usual, guidance = USUAL[role]
     diffusion = {
         "schedule": "cosine",
-        "num_timesteps": values["num_train_timesteps"],
+        "num_timesteps": steps,
         "target": TARGETS[target],
         "learned_variance": variance == "learned_range",
         "tables": "float32",
     }
     sampling = {
-        "steps": steps,
+        "steps": usual,
         "sampler": "ancestral",
         "variance": VARIANCES[variance],
         "guidance_scale": guidance,
         "threshold": "static",
-        "limit": float(values["clip_sample_range"]),
+        "limit": float(limit),
     }
     return diffusion, sampling
 

@@ -1,16 +1,32 @@
 """Reader of a CLIP on its own: a folder of transformers or open_clip, or a single file."""
 
 import pathlib
+import sys
 
-from unclip_jax.convert import clip_tensors, openai_clip
+from unclip_jax.convert import (
+    clip_tensors,
+    configs,
+    openai_clip,
+    other_clips,
+    prefixes,
+    preprocessing,
+)
 from unclip_jax.convert.assembly import clip_stage
 from unclip_jax.convert.converted_stage import ConvertedStage
-from unclip_jax.convert.tensor_source import open_tensors, read_json
-from unclip_jax.core.checks import UserError
+from unclip_jax.convert.openai_clip import OPEN_CLIP
+from unclip_jax.convert.tensor_source import TensorSource, open_tensors, read_json
+from unclip_jax.core.checks import UserError, listed
 
-CONFIG, OPEN_CLIP = "config.json", "open_clip_config.json"
+CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+# Tensors that a CLIP has: OpenAI's names, transformers', and those of its bare text tower.
+ANCHORS = (
+    "visual.conv1.weight",
+    "text_model.embeddings.token_embedding.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+    "embeddings.token_embedding.weight",
+)
 
 # Names that the original U-Nets of GLIDE have and no CLIP has.
 GLIDE = {"input_blocks.0.0.weight", "transformer_proj.weight", "token_embedding.weight"}
@@ -30,20 +46,44 @@ def clip_from(path: pathlib.Path) -> list[ConvertedStage]:
             "tokens and its upsampler attends to them; expected weights of CLIP, "
             "Karlo or Kandinsky's prior."
         )
-    if openai_clip.is_openai(tensors):
-        settings = folder / OPEN_CLIP
-        cfg = openai_clip.config(tensors, read_json(settings) if settings.is_file() else None)
-        return [clip_stage(cfg, openai_clip.as_transformers(tensors), clip_tensors.entries(cfg))]
-    if not (folder / CONFIG).is_file():
+    open_clip, transformers = folder / OPEN_CLIP, folder / CONFIG
+    tensors = openai_clip.own_names(prefixes.stripped(tensors, ANCHORS))
+    if openai_clip.is_openai(tensors) or (open_clip.is_file() and not transformers.is_file()):
+        return [_of_openai(tensors, open_clip)]
+    if not transformers.is_file():
+        other_clips.refuse(tensors, {})
+        names = listed(sorted(tensors.shapes), most=3, separator=", ")
         raise UserError(
-            f"{path} has no {CONFIG} beside it and its tensors are not named as OpenAI's CLIP "
-            "names them; give a CLIP folder of transformers, a CLIP file of OpenAI or open_clip, "
-            "or a pipeline directory of diffusers."
+            f"{path} has no {CONFIG} beside it and its tensors ({names}) are not named as OpenAI's "
+            "CLIP names them; give a CLIP folder of transformers, a CLIP file of OpenAI or "
+            "open_clip, or a pipeline directory of diffusers."
         )
-    cfg = clip_tensors.config(read_json(folder / CONFIG), where=str(folder / CONFIG))
-    if (folder / PREPROCESSOR).is_file():
-        cfg = clip_tensors.normalised(cfg, read_json(folder / PREPROCESSOR))
+    settings, where = read_json(transformers), str(transformers)
+    other_clips.refuse(tensors, settings)
+    cfg = clip_tensors.config(settings, where=where)
+    if (beside := folder / PREPROCESSOR).is_file():
+        cfg = preprocessing.of_transformers(cfg, read_json(beside), where=str(beside))
     return [clip_stage(cfg, clip_tensors.tidy(tensors, cfg), clip_tensors.entries(cfg))]
+
+
+def _of_openai(tensors: TensorSource, beside: pathlib.Path) -> ConvertedStage:
+    """Returns the stage of a CLIP in OpenAI's names; `beside` is open_clip's config, if it exists.
+
+    Raises:
+        UserError: another model, or one that does not fit its config.
+    """
+    settings = read_json(beside) if beside.is_file() else None
+    if settings is not None and "model_cfg" not in settings and "vision_cfg" in settings:
+        settings = {"model_cfg": settings}  # as open_clip's package keeps its configs
+    model = configs.group(settings or {}, "model_cfg", where=str(beside))
+    other_clips.refuse(tensors, model)
+    if settings is None:
+        sys.stderr.write(
+            f"{tensors.where} has no {OPEN_CLIP} beside it, so it is read as OpenAI's: quick_gelu "
+            "and heads of 64. For weights of open_clip put that file beside them.\n"
+        )
+    cfg = openai_clip.config(tensors, settings, where=str(beside))
+    return clip_stage(cfg, openai_clip.as_transformers(tensors), clip_tensors.entries(cfg))
 
 
 def tokenizer_beside(path: pathlib.Path) -> pathlib.Path | None:

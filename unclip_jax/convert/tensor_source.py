@@ -6,8 +6,8 @@ at a time, so that a conversion can be refused cheaply and never holds a file tw
 
 import contextlib
 import dataclasses
-import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,9 +15,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from unclip_jax.convert import torch_files
-from unclip_jax.core.checks import UserError
+from unclip_jax.core import json_text
+from unclip_jax.core.checks import UserError, listed
+from unclip_jax.core.files import read_small
 
-SAFE, INDEX = ".safetensors", ".index.json"
+SAFE = ".safetensors"
+INDEX = re.compile(r"\.index(\.\w+)?\.json$")
+SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")
 Shape = tuple[int, ...]
 
 
@@ -77,11 +81,13 @@ def open_tensors(path: pathlib.Path) -> TensorSource:
         UserError: nothing there, an ambiguous folder, a damaged file, a pickle that is more than
             tensors, or a torch file without torch.
     """
-    if path.is_dir():
-        path = _choose(path)
+    where = _choose(path) if path.is_dir() else path
+    if isinstance(where, list):
+        return _together(path, {shard.name: open_tensors(shard) for shard in where})
+    path = where
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a file or folder with weights.")
-    if path.name.endswith(INDEX):
+    if is_index(path.name):
         return _sharded(path)
     if path.suffix == SAFE:
         return _safetensors(path)
@@ -97,37 +103,68 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Raises:
-        UserError: no such file, broken JSON, or another value than an object.
+        UserError: no such file, broken or too deep JSON, or another value than an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = read_small(path)
     except FileNotFoundError:
         raise UserError(f"there is no {path}; copy it from where the weights came.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy it again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; expected an object of settings.")
-    return value
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy it again.") from None
+    return json_text.parse_object(text, where=str(path), advice="copy it again.")
 
 
-def _files(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
-    return sorted(path for path in folder.glob(f"*{suffix}") if path.is_file())
+def _choose(folder: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
+    """Returns the file of weights in a folder, the index of several, or all shards of one set.
 
-
-def _choose(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the file of weights in a folder, or the index of several."""
+    A file with a variant, such as model.fp16.safetensors, is a copy in another precision of the
+    one without; it is taken where it is alone.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     for suffix in (SAFE, *torch_files.SUFFIXES):
-        for files in (_files(folder, suffix + INDEX), _files(folder, suffix)):
-            # "model.fp16.safetensors" beside "model.safetensors" is a copy in another precision
-            plain = [path for path in files if path.name.split(suffix)[0].count(".") == 0] or files
-            if len(plain) > 1:
-                names = ", ".join(path.name for path in plain)
+        indices = [p for p in files if is_index(p.name) and suffix in p.name]
+        plain = [p for p in files if p.name.endswith(suffix) and not SHARD.fullmatch(p.stem)]
+        for group in (indices, plain):
+            chosen = [path for path in group if not _variant(path.name, suffix)] or group
+            if len(chosen) > 1:
+                names = listed([path.name for path in chosen], separator=", ")
                 raise UserError(f"{folder} holds several files of weights ({names}); name one.")
-            if plain:
-                return plain[0]
+            if chosen:
+                return chosen[0]
+        if shards := [p for p in files if p.name.endswith(suffix) and SHARD.fullmatch(p.stem)]:
+            return _complete(folder, shards)
     raise UserError(
         f"{folder} holds no weights; expected a {SAFE} file (or {', '.join(torch_files.SUFFIXES)})."
     )
+
+
+def is_index(name: str) -> bool:
+    """True for the index of several files, such as model.safetensors.index.fp16.json."""
+    return bool(INDEX.search(name))
+
+
+def _variant(name: str, suffix: str) -> bool:
+    stem, end = name.split(suffix, 1)
+    return "." in stem or end.count(".") > 2  # ".index.json" or ".index.fp16.json"
+
+
+def _complete(folder: pathlib.Path, shards: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns shards that came without their index, if they are one whole set."""
+    sets: dict[tuple[str, str], list[pathlib.Path]] = {}
+    for path in shards:
+        stem, _, count = SHARD.fullmatch(path.stem).groups()
+        sets.setdefault((stem, count), []).append(path)
+    plain = {key: paths for key, paths in sets.items() if "." not in key[0]} or sets
+    if len(plain) > 1:
+        names = listed([paths[0].name for paths in plain.values()], separator=", ")
+        raise UserError(f"{folder} holds several sets of weights ({names}); keep one.")
+    ((_, count), paths) = next(iter(plain.items()))
+    if len(paths) != int(count):
+        raise UserError(
+            f"{folder} holds {len(paths)} of {int(count)} files of weights; copy the others, such "
+            "as their index, too."
+        )
+    return paths
 
 
 def _safetensors(path: pathlib.Path) -> TensorSource:
@@ -144,8 +181,13 @@ def _safetensors(path: pathlib.Path) -> TensorSource:
             ) from None
 
     def read(name: str) -> np.ndarray:
-        with opened() as file:
-            return file.get_tensor(name)
+        try:
+            with opened() as file:
+                return file.get_tensor(name)
+        except (KeyError, TypeError, ValueError) as error:  # a type that NumPy lacks
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} holds {name} in a form that is not read ({error}).") from None
 
     with opened() as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -157,16 +199,24 @@ def _sharded(path: pathlib.Path) -> TensorSource:
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} holds no weight_map; copy it again.")
-    for name in set(places.values()):
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+    for name in places.values():
+        plain = isinstance(name, str) and pathlib.PurePath(name).name == name
+        if not plain or is_index(name):
             raise UserError(f"{path} names the file {name!r}; expected a plain file name.")
     parts = {name: open_tensors(path.parent / name) for name in sorted(set(places.values()))}
     lost = sorted(n for n, part in places.items() if n not in parts[part].shapes)
     if lost:
         raise UserError(
-            f"{path} lists {len(lost)} tensors that its files lack: {'; '.join(lost)}. "
+            f"{path} lists {len(lost)} tensors that its files lack: {listed(lost)}. "
             "Copy all files again."
         )
+    return _together(path.parent, parts)
+
+
+def _together(folder: pathlib.Path, parts: Mapping[str, TensorSource]) -> TensorSource:
+    """Returns the tensors of several files as one source."""
     shapes = {n: shape for part in parts.values() for n, shape in part.shapes.items()}
     owner = {n: part for part in parts.values() for n in part.shapes}
-    return TensorSource(str(path.parent), shapes, lambda name: owner[name].read(name))
+    if len(shapes) < sum(len(part.shapes) for part in parts.values()):
+        raise UserError(f"{folder} has tensors of one name in several files; copy them again.")
+    return TensorSource(str(folder), shapes, lambda name: owner[name].read(name))

@@ -12,7 +12,7 @@ import numpy as np
 
 from unclip_jax.convert.tensor_source import Shape, TensorSource
 from unclip_jax.core import trees
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, listed
 from unclip_jax.core.types import Params
 
 
@@ -136,7 +136,7 @@ def check(source: TensorSource, entries: Sequence[Entry], abstract: Params) -> N
     if lines:
         raise UserError(
             f"{source.where} does not fit the architecture in {len(lines)} tensors: "
-            f"{'; '.join(lines)}. Nothing was loaded; check that weights and config belong "
+            f"{listed(lines)}. Nothing was loaded; check that weights and config belong "
             "together."
         )
 
@@ -145,6 +145,10 @@ def fill(
     source: TensorSource, entries: Sequence[Entry], abstract: Params, *, dtype: str = "float32"
 ) -> dict[str, Any]:
     """Reads the tree `abstract`, one tensor at a time, after `check`.
+
+    Raises:
+        UserError: tensors that do not fit, are not of floating point, or hold values that are not
+            finite (in `dtype`).
 
     Args:
         source: what to read.
@@ -160,7 +164,19 @@ def fill(
     for entry in entries:
         place = leaves[entry.leaf]
         part = (place if entry.layer is None else place[entry.layer])[...]
-        part[...] = from_external(entry.form, source.read(entry.name))
+        tensor = source.read(entry.name)
+        if not jax.numpy.issubdtype(tensor.dtype, jax.numpy.floating) or tensor.itemsize < 2:
+            raise UserError(
+                f"{source.where} holds {entry.name} as {tensor.dtype}; expected float16, bfloat16 "
+                "or wider. Quantised weights are not supported."
+            )
+        with np.errstate(over="ignore"):
+            part[...] = from_external(entry.form, tensor)
+        if not np.isfinite(part).all():
+            raise UserError(
+                f"{source.where} holds values in {entry.name} that are not finite in {dtype}; the "
+                "file is damaged or its training diverged. Take another checkpoint."
+            )
     return nested(leaves)
 
 

@@ -13,32 +13,48 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, listed
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".th")
-STATE = "state_dict"
+STATES = ("state_dict", "model_state_dict", "model", "module")  # keys of trainers
+MAX_DEPTH = 8  # of dicts in a training checkpoint
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads all tensors of a state dict by name; one under the key "state_dict" is unwrapped.
+    """Reads all tensors of a state dict, or of a training checkpoint, by name.
+
+    Names within dicts are joined by dots. A checkpoint holds numbers and lists besides, which are
+    left out; one whose only tensors by name are those under a key such as "state_dict" is read as
+    that state dict.
 
     Raises:
-        UserError: torch is not installed, the file is damaged, or it holds more than tensors.
+        UserError: torch is not installed, the file is damaged, or it holds no tensors by name.
     """
     value = read_value(path)
-    if isinstance(value, Mapping) and isinstance(value.get(STATE), Mapping):
-        value = value[STATE]
     if not isinstance(value, Mapping):
         raise UserError(
             f"{path} holds a {type(value).__name__}; expected tensors by name (a state dict)."
         )
-    odd = [str(name) for name, item in value.items() if not isinstance(item, np.ndarray)]
-    if odd:
-        raise UserError(
-            f"{path} holds entries that are not tensors: {'; '.join(odd)}; "
-            "save its state dict alone."
-        )
-    return {str(name): item for name, item in value.items()}
+    tensors = flat(value)
+    if not tensors:
+        names = listed([*value])
+        raise UserError(f"{path} holds no tensors by name, only {names}; save its state dict.")
+    for key in STATES:
+        if all(name.startswith(f"{key}.") for name in tensors) and isinstance(value.get(key), dict):
+            return flat(value[key])
+    return tensors
+
+
+def flat(value: Mapping[Any, Any], *, depth: int = MAX_DEPTH) -> dict[str, np.ndarray]:
+    """Returns the arrays in nested dicts, by names that are joined with dots."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, item in value.items():
+        if isinstance(item, np.ndarray):
+            arrays[str(name)] = item
+        elif isinstance(item, Mapping) and depth:
+            inner = flat(item, depth=depth - 1)
+            arrays |= {f"{name}.{key}": array for key, array in inner.items()}
+    return arrays
 
 
 def read_value(path: pathlib.Path) -> Any:

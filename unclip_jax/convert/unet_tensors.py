@@ -18,6 +18,7 @@ ATTENTION = {"down": "SimpleCrossAttnDownBlock2D", "up": "SimpleCrossAttnUpBlock
 RESIDUAL = {"down": "ResnetDownsampleBlock2D", "up": "ResnetUpsampleBlock2D"}
 MID = {CONDITIONED: "UNetMidBlock2DSimpleCrossAttn", PLAIN: "UNetMidBlock2D"}
 SIZES = ("sample_size", "in_channels", "out_channels", "layers_per_block", "block_out_channels")
+MAX_LEVELS = 16
 FIXED = {
     "act_fn": "silu",
     "norm_eps": 1e-5,
@@ -69,7 +70,11 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
     """
     name = PLAIN if settings.get("_class_name") == PLAIN else CONDITIONED
     configs.check_class(settings, name, where=where)
-    side, inputs, outputs, depth, widths = configs.required_values(settings, SIZES, where=where)
+    side, inputs, outputs, depth = configs.required_sizes(settings, SIZES[:-1], where=where)
+    (widths,) = configs.required_values(settings, SIZES[-1:], where=where)
+    if not isinstance(widths, list) or not 1 <= len(widths) <= MAX_LEVELS:
+        raise UserError(f"{where} has block_out_channels {widths!r}; expected a width per level.")
+    widths = [configs.integer(width, f"block_out_channels in {where}") for width in widths]
     configs.check_fixed(settings, FIXED_PLAIN if name == PLAIN else FIXED_CONDITIONED, where=where)
     for width in widths:
         if width % widths[0]:
@@ -77,7 +82,7 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
     sides = [side // 2**level for level in range(len(widths))]
     conditioned = {}
     if name == CONDITIONED:
-        heads, context = configs.required_values(
+        heads, context = configs.required_sizes(
             settings, ("attention_head_dim", "cross_attention_dim"), where=where
         )
         conditioned = {
@@ -87,17 +92,20 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
         }
     else:
         _blocks(settings, [False] * len(sides), where)
-    return UNetConfig(
-        in_channels=inputs,
-        out_channels=outputs,
-        channels=widths[0],
-        multiples=tuple(width // widths[0] for width in widths),
-        depth=depth,
-        image_size=side,
-        norm_groups=settings.get("norm_num_groups", 32),
-        scale_shift=name == CONDITIONED,
+    values = {
+        "in_channels": inputs,
+        "out_channels": outputs,
+        "channels": widths[0],
+        "multiples": tuple(width // widths[0] for width in widths),
+        "depth": depth,
+        "image_size": side,
+        "norm_groups": settings.get("norm_num_groups", 32),
+        "scale_shift": name == CONDITIONED,
         **conditioned,
-    )
+    }
+    cfg = configs.sized(UNetConfig, values, where=where)
+    configs.described(lambda: plan(cfg), where=where)  # refuses levels that do not fit
+    return cfg
 
 
 def settings(cfg: UNetConfig) -> dict[str, Any]:
@@ -196,7 +204,9 @@ def _types(part: str, attends: list[bool]) -> list[str]:
 
 def _attention(settings: Mapping[str, Any], sides: list[int], where: str) -> tuple[int, ...]:
     """Returns the sides of the levels whose blocks attend."""
-    types = settings.get("down_block_types", ())
+    types = settings.get("down_block_types") or []
+    if not isinstance(types, list):
+        raise UserError(f"{where} has down_block_types {types!r}; expected one per level.")
     attends = [kind == ATTENTION["down"] for kind in types]
     if len(attends) != len(sides) or not any(attends):
         raise UserError(

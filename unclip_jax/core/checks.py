@@ -6,7 +6,7 @@ traceback; `assert` is for programming errors.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -19,6 +19,12 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(choices)}."
+
+
+def listed(items: Sequence[Any], *, most: int = 10, separator: str = "; ") -> str:
+    """Returns the first `most` items in one line, and the number of the others."""
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*map(str, items[:most]), *more])
 
 
 def one_of(what: str, value: Any, choices: Iterable[Any]) -> Any:

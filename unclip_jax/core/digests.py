@@ -12,11 +12,10 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, listed
 from unclip_jax.core.files import check_regular
 
 SKIP = "UNCLIP_SKIP_DIGESTS"
-LISTED = 3  # names in a message
 
 
 def skipped() -> bool:
@@ -71,7 +70,9 @@ def check_files(folder: pathlib.Path, stored: Mapping[str, str], *, advice: str)
     """
     missing = [name for name in sorted(stored) if not (folder / name).exists()]
     if missing:
-        raise UserError(f"{folder} is incomplete: it lacks {_listed(missing)}; {advice}")
+        raise UserError(
+            f"{folder} is incomplete: it lacks {listed(missing, most=3, separator=', ')}; {advice}"
+        )
     if skipped():
         return
     try:
@@ -82,12 +83,10 @@ def check_files(folder: pathlib.Path, stored: Mapping[str, str], *, advice: str)
     changed = [name for name in actual if actual[name] != stored[name]]
     if changed:
         raise UserError(
-            f"{folder} is damaged or was changed: the digest of {_listed(changed)} differs from "
+            f"{folder} is damaged or was changed: the digest of {_names(changed)} differs from "
             f"the stored one; {advice}"
         )
 
 
-def _listed(names: list[str]) -> str:
-    """Returns the first few names and the number of the others."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+def _names(names: list[str]) -> str:
+    return listed(names, most=3, separator=", ")

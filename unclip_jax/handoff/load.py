@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from unclip_jax.core import digests, trees
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, listed
 from unclip_jax.core.files import read_small, regular_files
 from unclip_jax.core.types import Params
 from unclip_jax.handoff.export import MANIFEST, PARAMS, TOKENIZER
@@ -237,10 +237,10 @@ def _check_tree(directory: pathlib.Path, stored_tree: Any, abstract: Any) -> Non
     )
     lines = trees.shape_differences(expected, stored)
     if lines:
-        listed = "; ".join(line.replace(" float32", "") for line in lines)
+        differences = listed([line.replace(" float32", "") for line in lines])
         raise UserError(
-            f"{directory} does not fit this model in {len(lines)} parameters: {listed}. Nothing "
-            "was loaded; use the configuration in its manifest."
+            f"{directory} does not fit this model in {len(lines)} parameters: {differences}. "
+            "Nothing was loaded; use the configuration in its manifest."
         )
 
 
