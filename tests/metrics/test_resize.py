@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics import resize
+from unclip_jax.metrics import extractors, resize
 
 
 def test_tf1_takes_its_sources_from_the_corner():
@@ -52,6 +52,36 @@ def test_clean_is_antialiased_and_the_others_are_not():
     assert np.allclose(resize.resize(stripes, name="tf1", size=16), 127 / 128)  # pure aliasing
 
 
+def test_clean_clips_what_the_filter_overshoots():
+    """clean-fid clips to 0..255 after the bicubic, whose kernel is negative from 1 to 2."""
+    edge = np.zeros((1, 8, 8, 3), np.uint8)
+    edge[:, :, 4:] = 255
+    got = resize.resize(edge, name="clean", size=29)[0]
+    assert got.min() == -1.0 and got.max() == np.float32(127 / 128)
+
+
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(UserError, match="unknown --resize 'tf2'. Did you mean 'tf1'"):
         resize.resize(np.zeros((1, 4, 4, 3), np.uint8), name="tf2", size=4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "long"),
+    [(480, 640, 298), (640, 480, 298), (100, 333, 745), (224, 300, 300), (77, 100, 290)],
+)
+def test_clips_preprocessing_rounds_the_longer_side_down(monkeypatch, height, width, long):
+    """int(224 * long / short), as torchvision's `Resize` and transformers compute it."""
+    sizes = []
+
+    real = extractors.PILImage.fromarray
+
+    def spied(array):
+        image = real(array)
+        resize_image = image.resize
+        image.resize = lambda size, *rest: (sizes.append(size), resize_image(size, *rest))[1]
+        return image
+
+    monkeypatch.setattr(extractors.PILImage, "fromarray", spied)
+    images = np.zeros((1, height, width, 3), np.uint8)
+    assert extractors._preprocess(images, 224).shape == (1, 224, 224, 3)
+    assert sizes == [(long, 224) if width > height else (224, long)]

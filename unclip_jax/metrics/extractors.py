@@ -112,11 +112,14 @@ def clip(params: Params, *, cfg: ClipConfig, weights: str) -> Extractor:
 
 
 def _preprocess(images: Images, size: int) -> Float32[np.ndarray, " b s s 3"]:
-    """CLIP's own preprocessing, to [-1, 1]; the network standardises."""
+    """CLIP's own preprocessing, to [-1, 1]; the network standardises.
+
+    The longer side is rounded down, as in CLIP's own code and in transformers.
+    """
     height, width = images.shape[1:3]
     if (height, width) != (size, size):
-        scale = size / min(height, width)
-        target = (max(size, round(width * scale)), max(size, round(height * scale)))
+        short = min(height, width)
+        target = (int(size * width / short), int(size * height / short))
         bicubic = PILImage.Resampling.BICUBIC
         enlarged = [PILImage.fromarray(image).resize(target, bicubic) for image in images]
         images = np.stack([np.asarray(image) for image in enlarged])

@@ -2,7 +2,8 @@
 
     tf1    bilinear, source = target x in / out, no antialias, (x - 128) / 128: ADM's TF graph
     torch  bilinear between pixel centres, no antialias, x / 127.5 - 1: pytorch-fid
-    clean  Pillow's bicubic in float, antialiased, (x - 128) / 128: clean-fid (arXiv 2104.11222)
+    clean  Pillow's bicubic in float, antialiased, clipped to 0..255, (x - 128) / 128: clean-fid
+           (arXiv 2104.11222)
 
 The first two alias when shrinking; published figures use them.
 """
@@ -19,7 +20,7 @@ RESIZES = ("tf1", "torch", "clean")
 DESCRIPTIONS = {
     "tf1": "tf1: bilinear, corner-aligned, not antialiased; (x - 128) / 128",
     "torch": "torch: bilinear, half-pixel, not antialiased; x / 127.5 - 1",
-    "clean": "clean: Pillow bicubic in float32, antialiased; (x - 128) / 128",
+    "clean": "clean: Pillow bicubic in float32, antialiased, clipped; (x - 128) / 128",
 }
 
 Images = UInt8[np.ndarray, " b h w 3"]
@@ -68,4 +69,5 @@ def matrix(size_in: int, size_out: int, *, centred: bool) -> Float32[np.ndarray,
 def _clean(image: Float32[np.ndarray, " h w 3"], size: int) -> Float32[np.ndarray, " s s 3"]:
     planes = [PILImage.fromarray(image[..., channel]) for channel in range(3)]
     bicubic = PILImage.Resampling.BICUBIC
-    return np.stack([np.asarray(p.resize((size, size), bicubic)) for p in planes], axis=-1)
+    resized = np.stack([np.asarray(p.resize((size, size), bicubic)) for p in planes], axis=-1)
+    return resized.clip(0, 255)  # the filter overshoots beside edges
