@@ -86,6 +86,7 @@ def test_a_small_file_is_not_large(folder):
         ("{", "cannot be read as JSON"),
         ('{"a": NaN}', "NaN is no number of JSON"),
         ("[-Infinity]", "-Infinity is no number"),
+        ('{"a": [1e999]}', "a number that is not finite"),
         ("9" * 5000, "cannot be read as JSON"),
         ("[" * 100_000, "nested too deeply|cannot be read"),
         ("[" * 100 + "]" * 100, "nested deeper than 64 levels"),

@@ -1,3 +1,5 @@
+import json
+import os
 import pathlib
 import pickle
 
@@ -6,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
@@ -257,5 +260,69 @@ def test_embeddings_that_are_not_there(tmp_path: pathlib.Path):
 def test_damaged_statistics(tmp_path: pathlib.Path):
     write(tmp_path)
     (tmp_path / "stats.json").write_text("{")
+    with pytest.raises(UserError, match="stats.json cannot be read as JSON .*; delete it"):
+        EmbeddingSource(tmp_path)
+
+
+def edit(directory: pathlib.Path, old: str, new: str) -> None:
+    path = directory / "stats.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [('"count": 10', '"count": 9'), ('"abc"', '"abd"'), ('"digest": "', '"digest": "0')],
+)
+def test_changed_statistics_are_refused(tmp_path: pathlib.Path, change: tuple[str, str]):
+    write(tmp_path)
+    edit(tmp_path, *change)
+    with pytest.raises(UserError, match="stats.json is damaged or was changed: its digest does"):
+        EmbeddingSource(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["img_emb/img_emb_0001.npy", "metadata/metadata_0002.parquet"])
+def test_a_changed_bit_in_any_shard_is_refused_by_name(tmp_path, monkeypatch, name: str):
+    write(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-9] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"the digest of {name} differs from the stored one"):
+        EmbeddingSource(tmp_path)
+    if name.endswith("npy"):
+        monkeypatch.setenv(digests.SKIP, "1")
+        assert len(EmbeddingSource(tmp_path)) == 10
+
+
+def test_workers_do_not_compare_digests_again(tmp_path: pathlib.Path, monkeypatch):
+    source = write(tmp_path)
+    monkeypatch.setattr(digests, "check_files", None)
+    assert len(pickle.loads(pickle.dumps(source))) == 10
+
+
+def test_embeddings_of_version_0_1_0_have_no_digests(tmp_path: pathlib.Path):
+    write(tmp_path)
+    path = tmp_path / "stats.json"
+    stored = json.loads(path.read_text())
+    del stored["digest"], stored["files"]
+    path.write_text(json.dumps(stored))
+    assert EmbeddingSource(tmp_path).stats("z_img").count == 10
+    path.write_text(json.dumps({**stored, "z_img": {"count": 10, "mean": "x"}}))
     with pytest.raises(UserError, match="stats.json is damaged; delete it"):
+        EmbeddingSource(tmp_path).stats("z_img")
+
+
+def test_embeddings_that_lost_their_origin_are_refused(tmp_path: pathlib.Path):
+    write(tmp_path)
+    (tmp_path / "stats.json").unlink()
+    with pytest.raises(UserError, match="lacks stats.json, which says where its embeddings"):
+        EmbeddingSource(tmp_path)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: pathlib.Path):
+    foreign(tmp_path, [4, 6])
+    path = tmp_path / "metadata" / "metadata_1.parquet"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is a named pipe; expected a regular file"):
         EmbeddingSource(tmp_path)

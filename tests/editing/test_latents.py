@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import os
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.editing import latents
@@ -94,17 +96,17 @@ def test_a_latent_of_other_models_is_refused_by_the_field():
 
 
 def written(path, **changes):
-    note = json.dumps(dataclasses.asdict(ORIGIN)).encode()
+    """A file of version 2, which had no digests."""
     arrays = {
         "z_img": np.zeros(8, np.float32),
         "x_T": np.zeros((4, 4, 3), np.float32),
-        "origin": np.frombuffer(note, np.uint8),
+        "origin": note(),
     }
     np.savez(path, **{**arrays, **changes})
 
 
 def note(**changes):
-    record = as_dict({**dataclasses.asdict(ORIGIN), **changes})
+    record = as_dict({**dataclasses.asdict(ORIGIN), "format_version": 2, **changes})
     return np.frombuffer(json.dumps(record).encode(), np.uint8)
 
 
@@ -115,8 +117,11 @@ def note(**changes):
         ({"z_img": np.full(8, np.nan)}, "expected finite values"),
         ({"origin": note(format_version=9)}, "format_version 9; this unclip_jax"),
         ({"origin": note(colour="red")}, "has no key 'colour'"),
-        ({"origin": np.frombuffer(b"[]", np.uint8)}, "format_version None"),
-        ({"origin": np.frombuffer(b"{", np.uint8)}, "is not a latent"),
+        ({"origin": note(format_version=True)}, "format_version True"),
+        ({"origin": note(image_size=10**9)}, r"image_size is 1000000000; it must lie in"),
+        ({"origin": np.frombuffer(b"[]", np.uint8)}, "holds a list, not an object"),
+        ({"origin": np.frombuffer(b"{", np.uint8)}, "cannot be read as JSON"),
+        ({"origin": np.frombuffer(b"[" * 100_000, np.uint8)}, "too deeply|cannot be read"),
         ({"z_img": np.array(["x"], object)}, "is not a latent"),
         ({"origin": note(details=HELD)}, "is not a latent .*details_0"),
         ({"origin": note(details=[{"steps": "8"}])}, r"details\[0\].upsampler_id is missing"),
@@ -137,6 +142,53 @@ def test_a_broken_file_is_refused(tmp_path, changes, message):
         written(path, **changes)
     with pytest.raises(UserError, match=message):
         latents.load(path)
+
+
+def changed(path, **entries):
+    """Changes arrays or entries of the origin of a file that `save` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    origin = json.loads(bytes(arrays["origin"]))
+    for name, value in entries.items():
+        if name in arrays:
+            arrays[name] = value
+        elif value is None:
+            del origin[name]
+        else:
+            origin[name] = value
+    arrays["origin"] = np.frombuffer(json.dumps(origin).encode(), np.uint8)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"z_img": np.full(8, 0.5, np.float32)}, "a digest of its arrays"),
+        ({"details_1": np.zeros((16, 16, 3), np.float32)}, "a digest of its arrays"),
+        ({"caption": "a dog"}, "the digest of its origin"),
+        ({"steps": "ddim50"}, "the digest of its origin"),
+        ({"arrays": {}}, "the digest of its origin"),
+        ({"digest": None}, "the digest of its origin"),
+        ({"format_version": 2}, "the digest of its origin"),
+    ],
+)
+def test_a_changed_file_is_refused(tmp_path, monkeypatch, entries, message):
+    path = tmp_path / "x.npz"
+    origin = dataclasses.replace(ORIGIN, details=HELD)
+    latents.save(path, latent(sizes=(8, 16)), origin=origin)
+    changed(path)  # nothing
+    assert latents.load(path)[1] == origin
+    changed(path, **entries)
+    with pytest.raises(UserError, match=f"x.npz is damaged or was changed: {message}; encode"):
+        latents.load(path)
+    monkeypatch.setenv(digests.SKIP, "1")
+    latents.load(path)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(UserError, match="is a named pipe; expected a regular file"):
+        latents.load(tmp_path / "x.npz")
 
 
 def test_what_is_no_archive_or_too_large_is_refused(tmp_path):

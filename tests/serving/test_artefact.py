@@ -1,6 +1,7 @@
 """The sampler as one file: the same bits, without the model code."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -112,25 +113,74 @@ def rewritten(written, path, **changed):
     return path
 
 
+def card_of(written):
+    return json.loads(zipfile.ZipFile(written).read(exported_sampler.CARD))
+
+
+def released(card, **changes):
+    """The card as version 0.1.0 wrote it: with the digest of the weights alone."""
+    fields = {name: value for name, value in card.items() if name not in ("digests", "digest")}
+    weights = card["digests"][exported_sampler.WEIGHTS]
+    return json.dumps({**fields, "sha256": weights, "format_version": 1, **changes})
+
+
 def test_files_that_are_none_are_refused(written, tmp_path):
-    card = json.loads(zipfile.ZipFile(written).read(exported_sampler.CARD))
-
-    def with_card(**changes):
-        return rewritten(written, tmp_path / "other", card=json.dumps({**card, **changes}))
-
+    card = card_of(written)
     (tmp_path / "words").write_text("hello")
     cases = [
         (tmp_path / "none", "is not an artefact"),
         (tmp_path / "words", "is not an artefact"),
-        (rewritten(written, tmp_path / "hurt", weights=b"0" * 99), "weights in .* are damaged"),
+        (tmp_path, "is a folder; expected a regular file"),
     ]
     for path, message in cases:
         with pytest.raises(UserError, match=message):
             exported_sampler.open_artefact(path)
     for changes, message in (
-        ({"format_version": 9}, "has format_version 9, but 1 is read here"),
-        ({"more": 1}, "has a damaged card"),
+        ({"format_version": 9}, "has format_version 9, but 1 and 2 are read here"),
+        ({"more": 1}, "has no key 'more'"),
         ({"platforms": ["tpu"]}, "is for tpu, but JAX runs on cpu here"),
+        ({"platforms": "tpu"}, "platforms is 'tpu' .str.; expected a list"),
+        ({"batch_sizes": [1, "4"]}, r"batch_sizes\[1\] is '4' .str.; expected int"),
+        ({"batch_sizes": []}, "has a damaged card"),
+        ({"contexts": [-1, 16]}, "has a damaged card"),
+        ({"weights": {"a": 5}}, "is damaged"),
+        ({"weights": {"a": {"dtype": "float32", "shape": [-1], "offset": 0}}}, "is damaged"),
+        ({"weights": {"a": {"dtype": "float32", "shape": [2**62], "offset": 0}}}, "is damaged"),
+        ({"weights": {"a": {"dtype": "float99", "shape": [1], "offset": 0}}}, "is damaged"),
+        ({"sha256": "0" * 64}, "the digest of weights.bin"),
     ):
+        path = rewritten(written, tmp_path / "other", card=released(card, **changes))
         with pytest.raises(UserError, match=message):
-            exported_sampler.open_artefact(with_card(**changes))
+            exported_sampler.open_artefact(path)
+
+
+@pytest.mark.parametrize("member", ["weights", "batch1", "batch4", "tokenizer"])
+def test_a_changed_bit_in_any_member_is_refused_by_name(written, tmp_path, member):
+    with zipfile.ZipFile(written) as archive:
+        (name,) = (name for name in archive.namelist() if name.split(".")[0] == member)
+        content = bytearray(archive.read(name))
+    content[len(content) // 2] ^= 1
+    path = rewritten(written, tmp_path / "other", **{member: bytes(content)})
+    with pytest.raises(UserError, match=rf"is damaged or was changed: the digest of {name}; copy"):
+        exported_sampler.open_artefact(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_size": 64}, {"digests": {}}, {"digest": ""}, {"digest": None}]
+)
+def test_a_changed_card_is_refused(written, tmp_path, change):
+    card = json.dumps({**card_of(written), **change})
+    with pytest.raises(UserError, match="is damaged or was changed: the digest of its card"):
+        exported_sampler.open_artefact(rewritten(written, tmp_path / "other", card=card))
+
+
+def test_a_file_of_version_0_1_0_opens(written, tmp_path):
+    card = released(card_of(written))
+    opened = exported_sampler.open_artefact(rewritten(written, tmp_path / "other", card=card))
+    assert opened.card.batch_sizes == (1, 4) and opened.card.format_version == 1
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a named pipe; expected a regular file"):
+        exported_sampler.open_artefact(tmp_path / "pipe")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from unclip_jax.core import config as typed
-from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.core.checks import UserError, short, suggest
 from unclip_jax.core.config import check_limits
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ def group(settings: Mapping[str, Any], name: str, *, where: str) -> dict[str, An
     """
     value = settings.get(name)
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"{where} has {name} {value!r}; expected an object of settings.")
+        raise UserError(f"{where} has {name} {short(value)}; expected an object of settings.")
     return value or {}
 
 
@@ -52,7 +52,7 @@ def integer(value: Any, what: str) -> int:
         UserError: it is not.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{what} is {value!r}; expected a positive integer.")
+        raise UserError(f"{what} is {short(value)}; expected a positive integer.")
     return value
 
 
@@ -107,7 +107,7 @@ def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], *, where:
         value = tuple(value) if isinstance(value, list) else value
         if value != expected:
             raise UserError(
-                f"{where} has {name} {value!r}, an unsupported variant; expected {expected!r}."
+                f"{where} has {name} {short(value)}, an unsupported variant; expected {expected!r}."
             )
 
 

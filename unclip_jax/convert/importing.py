@@ -61,7 +61,7 @@ def convert(
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
-    parts, tokenizer_dir = _found(sources, options.stages)
+    parts, tokenizer_dir = _stages_in(sources, options.stages)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
         raise UserError(
@@ -116,7 +116,7 @@ def report_stage(name: str) -> None:
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
-def _found(
+def _stages_in(
     sources: Sequence[pathlib.Path], stages: Sequence[str]
 ) -> tuple[list[ConvertedStage], pathlib.Path | None]:
     """Returns `find_stages`.

@@ -12,7 +12,7 @@ import numpy as np
 from unclip_jax.convert import configs, preprocessing
 from unclip_jax.convert.clip_tensors import BLOCK
 from unclip_jax.convert.tensor_source import Shape, TensorSource
-from unclip_jax.core.checks import UserError, divisible
+from unclip_jax.core.checks import UserError, divisible, short
 from unclip_jax.models.clip_config import ClipConfig
 
 # Integers in OpenAI's archives, and the mask that older classes of open_clip kept.
@@ -218,8 +218,8 @@ def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
     for name, configured, actual in pairs:
         if configured is not None and configured != actual:
             raise UserError(
-                f"{where} has {name} {configured!r}, the tensors {actual}; copy the config that "
-                "came with the weights."
+                f"{where} has {name} {short(configured)}, the tensors {actual}; copy the config "
+                "that came with the weights."
             )
 
 

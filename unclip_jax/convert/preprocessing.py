@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.convert import configs
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, short
 from unclip_jax.models.clip_config import ClipConfig
 
 BICUBIC = 3  # number of the filter in Pillow
@@ -87,7 +87,7 @@ def _fixed(settings: Mapping[str, Any], name: str, allowed: tuple[Any, ...], whe
 
 def _refuse(name: str, value: Any, expected: str, where: str) -> None:
     raise UserError(
-        f"{where} has {name} {value!r}, with which this CLIP cannot prepare images; expected "
+        f"{where} has {name} {short(value)}, with which this CLIP cannot prepare images; expected "
         f"{expected}."
     )
 

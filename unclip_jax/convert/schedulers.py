@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.convert import configs
-from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.core.checks import UserError, in_range, one_of, short
 
 CLASS = "UnCLIPScheduler"
 MAX_TIMESTEPS = 100_000
@@ -54,7 +54,9 @@ def config(
     in_range(f"num_train_timesteps in {where}", steps, 2, MAX_TIMESTEPS)
     limit = values["clip_sample_range"]
     if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < 1e6:
-        raise UserError(f"{where} has clip_sample_range {limit!r}; expected a positive number.")
+        raise UserError(
+            f"{where} has clip_sample_range {short(limit)}; expected a positive number."
+        )
     variance = one_of(f"variance_type in {where}", values["variance_type"], VARIANCES)
     target = one_of(f"prediction_type in {where}", values["prediction_type"], TARGETS)
     usual, guidance = USUAL[role]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from unclip_jax.convert import torch_files
 from unclip_jax.core import json_text
-from unclip_jax.core.checks import UserError, listed
+from unclip_jax.core.checks import UserError, listed, short
 from unclip_jax.core.files import read_small
 
 SAFE = ".safetensors"
@@ -202,7 +202,7 @@ def _sharded(path: pathlib.Path) -> TensorSource:
     for name in places.values():
         plain = isinstance(name, str) and pathlib.PurePath(name).name == name
         if not plain or is_index(name):
-            raise UserError(f"{path} names the file {name!r}; expected a plain file name.")
+            raise UserError(f"{path} names the file {short(name)}; expected a plain file name.")
     parts = {name: open_tensors(path.parent / name) for name in sorted(set(places.values()))}
     lost = sorted(n for n, part in places.items() if n not in parts[part].shapes)
     if lost:

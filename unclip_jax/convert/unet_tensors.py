@@ -10,7 +10,7 @@ from typing import Any
 
 from unclip_jax.convert import configs
 from unclip_jax.convert.tensor_table import Entry, linear, norm
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, short
 from unclip_jax.models.unet import BlockSpec, UNetConfig, plan
 
 CONDITIONED, PLAIN = "UNet2DConditionModel", "UNet2DModel"
@@ -73,12 +73,16 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
     side, inputs, outputs, depth = configs.required_sizes(settings, SIZES[:-1], where=where)
     (widths,) = configs.required_values(settings, SIZES[-1:], where=where)
     if not isinstance(widths, list) or not 1 <= len(widths) <= MAX_LEVELS:
-        raise UserError(f"{where} has block_out_channels {widths!r}; expected a width per level.")
+        raise UserError(
+            f"{where} has block_out_channels {short(widths)}; expected a width per level."
+        )
     widths = [configs.integer(width, f"block_out_channels in {where}") for width in widths]
     configs.check_fixed(settings, FIXED_PLAIN if name == PLAIN else FIXED_CONDITIONED, where=where)
     for width in widths:
         if width % widths[0]:
-            raise UserError(f"{where} has block_out_channels {widths}; expected multiples of one.")
+            raise UserError(
+                f"{where} has block_out_channels {short(widths)}; expected multiples of one."
+            )
     sides = [side // 2**level for level in range(len(widths))]
     conditioned = {}
     if name == CONDITIONED:
@@ -206,11 +210,11 @@ def _attention(settings: Mapping[str, Any], sides: list[int], where: str) -> tup
     """Returns the sides of the levels whose blocks attend."""
     types = settings.get("down_block_types") or []
     if not isinstance(types, list):
-        raise UserError(f"{where} has down_block_types {types!r}; expected one per level.")
+        raise UserError(f"{where} has down_block_types {short(types)}; expected one per level.")
     attends = [kind == ATTENTION["down"] for kind in types]
     if len(attends) != len(sides) or not any(attends):
         raise UserError(
-            f"{where} has down_block_types {list(types)}; expected one per level, some of them "
+            f"{where} has down_block_types {short(types)}; expected one per level, some of them "
             f"{ATTENTION['down']}."
         )
     _blocks(settings, attends, where)

@@ -6,12 +6,22 @@ traceback; `assert` is for programming errors.
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
 
 
 class UserError(ValueError):
     """A mistake that a user can fix; the message is one line and names the fix."""
+
+
+def short(value: Any) -> str:
+    """Returns `repr(value)`, shortened in its middle where it is long."""
+    return _SHORT.repr(value)
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
@@ -36,7 +46,7 @@ def one_of(what: str, value: Any, choices: Iterable[Any]) -> Any:
     choices = list(choices)
     if value not in choices:
         hint = suggest(str(value), map(str, choices))
-        raise UserError(f"unknown {what} {value!r}.{hint}")
+        raise UserError(f"unknown {what} {short(value)}.{hint}")
     return value
 
 

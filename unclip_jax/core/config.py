@@ -6,13 +6,12 @@ here. A misspelt key raises with a suggestion.
 
 import dataclasses
 import math
-import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from unclip_jax.core.checks import UserError, in_range, suggest
+from unclip_jax.core.checks import UserError, in_range, short, suggest
 
 T = TypeVar("T")
 MAX_NUMBER = 10**300  # of an integer that stands for a float
@@ -129,5 +128,4 @@ def _convert_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _wrong(where: str, value: Any, expected: str) -> UserError:
-    value_text = reprlib.repr(value)
-    return UserError(f"{where} is {value_text} ({type(value).__name__}); expected {expected}.")
+    return UserError(f"{where} is {short(value)} ({type(value).__name__}); expected {expected}.")

@@ -33,6 +33,11 @@ def of_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def of_bytes(content: bytes) -> str:
+    """Returns the digest of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def of_file(path: pathlib.Path) -> str:
     """Returns the digest of a file.
 

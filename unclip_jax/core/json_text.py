@@ -1,6 +1,7 @@
 """Parsing of JSON that others wrote: any text ends in a value or in a `UserError`."""
 
 import json
+import math
 from typing import Any, NoReturn
 
 from unclip_jax.core.checks import UserError
@@ -47,7 +48,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def _check(value: Any, *, where: str, advice: str) -> None:
-    """Refuses deep nesting and half surrogates, without recursion."""
+    """Refuses deep nesting, infinite numbers and half surrogates, without recursion."""
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:
@@ -58,6 +59,8 @@ def _check(value: Any, *, where: str, advice: str) -> None:
                 children += [*item, *item.values()]
             elif isinstance(item, list):
                 children += item
+            elif isinstance(item, float) and not math.isfinite(item):  # 1e999
+                raise UserError(f"{where} holds a number that is not finite; {advice}")
             elif isinstance(item, str) and not item.isascii():
                 try:
                     item.encode()

@@ -14,10 +14,14 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.files import atomic_path, write_atomically
 from unclip_jax.data.embeddings import (
+    DIGEST,
+    FILES,
     KINDS,
+    OURS,
     STATS,
     EmbeddingSource,
     Stats,
@@ -91,8 +95,15 @@ class EmbeddingWriter:
         self._write_stats({"info": self._info})
         source = EmbeddingSource(self.directory)
         stats = {field: _to_json(measure(source, field)) for field in source.fields}
-        self._write_stats({**stats, "info": self._info, "finished": True})
+        files = digests.of_files(self.directory, self._files())
+        self._write_stats({**stats, "info": self._info, "finished": True, FILES: files})
         return source
+
+    def _files(self) -> list[str]:
+        """Returns the paths of all shards, relative to the folder."""
+        kinds = [(kind, "npy") for kind in KINDS.values()] + [("metadata", "parquet")]
+        paths = [self._path(k, i, suffix) for k, suffix in kinds for i in range(self._shards)]
+        return [path.relative_to(self.directory).as_posix() for path in paths]
 
     def _start(self) -> None:
         """Finds the complete shards and marks the folder as unfinished."""
@@ -122,12 +133,14 @@ class EmbeddingWriter:
             with atomic_path(path) as partial, partial.open("wb") as file:
                 np.save(file, np.stack(rows[field]).astype(self._dtype))
         table = pyarrow.table({"key": rows["key"], "caption": rows["caption"]})
+        table = table.replace_schema_metadata({OURS: STATS})
         with atomic_path(self._path("metadata", self._shards, "parquet")) as partial:
             pyarrow.parquet.write_table(table, partial)
         self._shards, self.written = self._shards + 1, self.written + len(rows["key"])
 
     def _write_stats(self, content: dict[str, Any]) -> None:
-        write_atomically(self.directory / STATS, json.dumps(content))
+        sealed = {**content, DIGEST: digests.of_json(content)}
+        write_atomically(self.directory / STATS, json.dumps(sealed))
 
 
 def _to_json(stats: Stats) -> dict[str, Any]:

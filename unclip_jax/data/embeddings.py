@@ -7,7 +7,7 @@ and, once all are written, their statistics. Folders that other tools wrote have
 """
 
 import dataclasses
-import json
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -18,10 +18,17 @@ import pyarrow
 import pyarrow.parquet
 from jaxtyping import Float
 
+from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import check_regular, read_small
 
 KINDS = {"z_img": "img_emb", "z_txt": "text_emb"}
 STATS = "stats.json"
+OURS = b"unclip_jax"  # in the metadata of tables that belong to a STATS
+# Entries of the statistics: the digest of every other file by its path, and of all entries.
+FILES, DIGEST = "files", "digest"
+REMEDY = "delete it, it will be computed again."
+ADVICE = "copy the embeddings again, or make them again."
 _CHUNK = 65536  # rows per step when statistics are taken
 
 Vectors = Float[np.ndarray, " b z"]
@@ -49,24 +56,35 @@ class Stats:
 class EmbeddingSource:
     """Random access to embeddings: records with key, caption, and z_img and z_txt (float32)."""
 
-    def __init__(self, directory: str | pathlib.Path):
+    def __init__(self, directory: str | pathlib.Path, *, verify: bool = True):
         """Opens `directory`.
 
+        Args:
+            directory: the embeddings.
+            verify: compares all files with their stored digests, where the folder has them.
+
         Raises:
-        UserError: no or not all embeddings in the folder, or shards whose counts or dimensions
-                disagree.
+            UserError: no or not all embeddings in the folder, files that were changed, or shards
+                whose counts or dimensions disagree.
         """
         self.directory = pathlib.Path(directory)
-        if not read_stats(self.directory).get("finished", True):
+        stored = read_stats(self.directory)
+        if not stored.get("finished", True):
             raise UserError(
                 f"{self.directory} is half-written; run the same `python -m unclip_jax.embed` "
                 "command again."
             )
+        if verify and FILES in stored:
+            digests.check_files(self.directory, stored[FILES], advice=ADVICE)
         self._tables = stored_tables(self.directory)
         if not self._tables:
             raise UserError(
                 f"no embeddings in {self.directory}: it has no metadata/metadata_0000.parquet; "
                 "compute them with `python -m unclip_jax.embed`."
+            )
+        if not stored and any(OURS in (table.schema.metadata or {}) for table in self._tables):
+            raise UserError(
+                f"{self.directory} lacks {STATS}, which says where its embeddings come from; {ADVICE}"
             )
         counts = [table.num_rows for table in self._tables]
         self._ends = np.cumsum(counts, dtype=np.int64)
@@ -79,7 +97,7 @@ class EmbeddingSource:
             raise UserError(f"{self.directory} has metadata but no img_emb or text_emb folder.")
 
     def __reduce__(self):
-        return EmbeddingSource, (self.directory,)
+        return functools.partial(EmbeddingSource, verify=False), (self.directory,)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -145,10 +163,13 @@ class EmbeddingSource:
     def stats(self, field: str) -> Stats:
         """Returns the statistics of `field`, from stats.json if its count fits, else computed."""
         entry = read_stats(self.directory).get(field)
-        if not entry or entry["count"] != len(self):
-            return measure(self, field)
-        mean, std = (np.array(entry[name], np.float64) for name in ("mean", "std"))
-        return Stats(len(self), mean, std, entry["norm_mean"], entry["norm_std"])
+        try:
+            if not entry or entry["count"] != len(self):
+                return measure(self, field)
+            mean, std = (np.array(entry[name], np.float64) for name in ("mean", "std"))
+            return Stats(len(self), mean, std, float(entry["norm_mean"]), float(entry["norm_std"]))
+        except (LookupError, TypeError, ValueError):
+            raise _damaged(self.directory / STATS) from None
 
     def groups(self) -> np.ndarray:
         """Returns the first row of every record, and the end: rows of one record have one key."""
@@ -165,13 +186,27 @@ def read_stats(directory: pathlib.Path) -> dict[str, Any]:
     """Reads stats.json; returns {} if there is none.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is no JSON object, or was changed.
     """
     path = directory / STATS
+    if not path.exists():
+        return {}
     try:
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged; delete it, it will be computed again.") from error
+        text = read_small(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {ADVICE}") from None
+    stored = json_text.parse_object(text, where=str(path), advice=REMEDY)
+    digest = stored.pop(DIGEST, None)  # none in files of version 0.1.0
+    if digest is not None and not digests.skipped() and digest != digests.of_json(stored):
+        raise UserError(f"{path} is damaged or was changed: its digest does not fit; {ADVICE}")
+    files = stored.get(FILES, {})
+    if not isinstance(stored.get("info", {}), dict) or not isinstance(files, dict):
+        raise _damaged(path)
+    return stored
+
+
+def _damaged(path: pathlib.Path) -> UserError:
+    return UserError(f"{path} is damaged; {REMEDY}")
 
 
 def measure(source: EmbeddingSource, field: str) -> Stats:
@@ -201,6 +236,8 @@ def _numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
     numbers = sorted(number for number, _ in numbered)
     if numbers != list(range(len(numbers))):
         raise UserError(f"{folder} holds shards {numbers}; they should count up from 0.")
+    for _, path in numbered:
+        check_regular(path)  # a named pipe would stop its reader
     return [path for _, path in sorted(numbered)]
 
 
@@ -225,7 +262,8 @@ def read_table(path: pathlib.Path) -> pyarrow.Table:
         raise UserError(f"{path} has columns {names}; it needs 'key' or 'image_path'.")
     blank = pyarrow.array([""] * table.num_rows)
     caption = table["caption"] if "caption" in names else blank
-    return pyarrow.table({"key": table[key], "caption": caption})
+    columns = pyarrow.table({"key": table[key], "caption": caption})
+    return columns.replace_schema_metadata(table.schema.metadata)
 
 
 def _open_arrays(paths: list[pathlib.Path], counts: list[int]) -> list[np.ndarray]:
@@ -243,8 +281,9 @@ def _open_arrays(paths: list[pathlib.Path], counts: list[int]) -> list[np.ndarra
     for path, count in zip(paths, counts, strict=True):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{path} cannot be read: {error}; make it again.") from error
+        except Exception as error:  # NumPy's parser of headers raises anything
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(f"{path} cannot be read: {reason}; make it again.") from error
         if array.ndim != 2 or array.shape[0] != count:
             raise UserError(
                 f"{path} has shape {list(array.shape)}, its metadata has {count} rows; make the "

@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from unclip_jax.core import config as typed
+from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.files import check_regular
 from unclip_jax.core.types import Embedding, Image
 from unclip_jax.diffusion import ddim_inversion
 from unclip_jax.editing.upsampler_latents import UpsamplerLatents
@@ -30,8 +32,11 @@ from unclip_jax.stages.captions import Caption
 from unclip_jax.stages.decoder import Condition
 from unclip_jax.version import __version__
 
-FORMAT_VERSION = 2
-READABLE = (1, 2)  # version 1 had no details
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)  # version 1 had no details, version 2 no digests
+# Entries of the origin in a file beside its fields: the digest of every array, and of the rest.
+ARRAYS, DIGEST = "arrays", "digest"
+ADVICE = "encode the image again."
 MAX_BYTES = 64 * 2**20  # of a file once unpacked; 64 px take 50 KB, details of 1024 px 12.6 MB
 
 
@@ -167,19 +172,19 @@ def save(path: pathlib.Path, latent: Latent, *, origin: LatentOrigin) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    note = json.dumps(typed.as_dict(origin), indent=2).encode()
     arrays = {
         "z_img": np.asarray(latent.z_img[0], np.float32),
         "x_T": np.asarray(latent.x_T[0], np.float32),
-        "origin": np.frombuffer(note, np.uint8),
     }
     arrays |= {
         _detail_name(index): np.asarray(detail[0], np.float32)
         for index, detail in enumerate(latent.details)
     }
+    fields = {**typed.as_dict(origin), ARRAYS: _digests(arrays), "format_version": FORMAT_VERSION}
+    note = json.dumps({**fields, DIGEST: digests.of_json(fields)}, indent=2).encode()
     try:
         with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, origin=np.frombuffer(note, np.uint8), **arrays)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; choose another path.") from None
 
@@ -191,19 +196,25 @@ def load(path: pathlib.Path) -> tuple[Latent, LatentOrigin]:
         UserError: it is no such file, or damaged, or of another version.
     """
     try:
+        check_regular(path)
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
-            note = json.loads(bytes(np.asarray(file["origin"], np.uint8)))
-            origin = _origin(note, path)
+            note = json_text.parse_object(
+                bytes(np.asarray(file["origin"], np.uint8)), where=str(path), advice=ADVICE
+            )
+            origin, stored = _origin(note, path)
             names = ["z_img", "x_T", *map(_detail_name, range(len(origin.details)))]
             arrays = {name: np.asarray(file[name], np.float32) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # of the archive and of NumPy's parser, which raises anything
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} is not a latent ({str(error) or type(error).__name__}); give an .npz that "
+            f"{path} is not a latent ({reason}); give an .npz that "
             "`python -m unclip_jax.sample reconstruct` wrote, or the image itself."
         ) from None
+    if stored is not None and not digests.skipped() and stored != _digests(arrays):
+        raise UserError(f"{path} is damaged or was changed: a digest of its arrays; {ADVICE}")
     _check_arrays(arrays, origin, path)
     z_img, x_T, *details = (jnp.asarray(array[None]) for array in arrays.values())
     return Latent(z_img, x_T, tuple(details)), origin
@@ -252,19 +263,33 @@ def _detail_name(index: int) -> str:
     return f"details_{index}"
 
 
-def _origin(note: Any, path: pathlib.Path) -> LatentOrigin:
-    """Returns the origin that a file states.
+def _digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    """Returns the digest of the shape and the little-endian bytes of every array."""
+    return {
+        name: digests.of_bytes(f"{array.shape}".encode() + array.astype("<f4").tobytes())
+        for name, array in arrays.items()
+    }
+
+
+def _origin(note: dict[str, Any], path: pathlib.Path) -> tuple[LatentOrigin, Any]:
+    """Returns the origin that a file states, and the digests of its arrays; None = it has none.
 
     Raises:
-        UserError: it is of another version, or not understood.
+        UserError: it is of another version, changed, or not understood.
     """
-    version = note.get("format_version") if isinstance(note, dict) else None
-    if version not in READABLE:
+    version = note.get("format_version")
+    if type(version) is not int or version not in READABLE:
         raise UserError(
             f"{path} has format_version {version!r}; this unclip_jax {__version__} reads "
-            f"{' and '.join(map(str, READABLE))}. Encode the image again."
+            f"{', '.join(map(str, READABLE))}. Encode the image again."
         )
-    return typed.build(LatentOrigin, note, where=str(path))
+    digest, stored = note.pop(DIGEST, None), note.get(ARRAYS)
+    sealed = (version > 2 or digest is not None) and not digests.skipped()
+    if sealed and (digest != digests.of_json(note) or not isinstance(stored, dict)):
+        raise UserError(f"{path} is damaged or was changed: the digest of its origin; {ADVICE}")
+    fields = {name: value for name, value in note.items() if name != ARRAYS}
+    origin = typed.build(LatentOrigin, fields, where=str(path))
+    return typed.check_limits(origin, where=str(path)), stored
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], origin: LatentOrigin, path: pathlib.Path) -> None:

@@ -9,9 +9,11 @@ and the tokenizers. This module reads it with JAX, NumPy and the tokenizers alon
 can be read for at least six months of later ones (JAX's promise for `jax.export`).
 """
 
+import concurrent.futures
 import dataclasses
-import hashlib
 import json
+import math
+import os
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -23,11 +25,18 @@ import numpy as np
 from jax import export
 from jaxtyping import Array, UInt8
 
-from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core import config as typed
+from unclip_jax.core import digests, json_text
+from unclip_jax.core.checks import UserError, in_range, listed
+from unclip_jax.core.files import check_regular
 from unclip_jax.data import text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # version 1 had the digest of the weights alone
 CARD, WEIGHTS, TOKENIZER = "card.json", "weights.bin", "tokenizer.json"
+ADVICE = "copy the file again, or write it with `python -m unclip_jax.bundle`."
+MAX_SIZE = 2**20  # of a batch or a context
+DIGEST = "digest"  # of all entries of the card but itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +50,7 @@ class Card:
         image_size: side of the images.
         platforms: that the programs were compiled for: cpu, cuda, tpu.
         weights: name, type, shape and offset in the file of every array, by name.
-        sha256: of all weights.
+        digests: SHA-256 of every other member of the file, by name.
         models: name and CLIP of the models.
         options: sampling settings.
         code_version: version of unclip_jax that wrote the file.
@@ -55,7 +64,7 @@ class Card:
     image_size: int
     platforms: tuple[str, ...]
     weights: dict[str, Any]
-    sha256: str
+    digests: dict[str, str]
     models: dict[str, Any]
     options: dict[str, Any]
     code_version: str
@@ -115,32 +124,39 @@ def open_artefact(path: pathlib.Path) -> Artefact:
         UserError: it is another file, damaged, of another version, or for other devices.
     """
     try:
+        check_regular(path)
         with zipfile.ZipFile(path) as archive:
-            card = _card(json.loads(archive.read(CARD)), path)
-            blob = archive.read(WEIGHTS)
-            programs = {size: archive.read(program_name(size)) for size in card.batch_sizes}
+            _check_stored(archive, path)
+            card = _card(archive.read(CARD), path)
             numbers = card.tokenizers or (0,) * len(card.contexts)
-            files = {number: archive.read(tokenizer_name(number)) for number in set(numbers)}
-            stored = {number: text.Tokenizer(json.loads(file)) for number, file in files.items()}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            names = _member_names(card, numbers)
+            members = {name: archive.read(name) for name in names}
+    except (OSError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{path} is not an artefact ({error}); give a file that `python -m unclip_jax.bundle` "
             "wrote."
         ) from None
-    if hashlib.sha256(blob).hexdigest() != card.sha256:
-        raise UserError(f"the weights in {path} are damaged; copy the file again.")
+    _verify(members, card, path)
     device = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
     if device not in card.platforms:
         raise UserError(
             f"{path} is for {', '.join(card.platforms)}, but JAX runs on {device} here; write it "
             f"again with --platforms={device}."
         )
-    weights = {name: _array(blob, entry) for name, entry in card.weights.items()}
-    loaded = {size: export.deserialize(bytearray(data)) for size, data in programs.items()}
+    try:
+        blob = members[WEIGHTS]
+        weights = {name: _array(blob, entry) for name, entry in card.weights.items()}
+        programs = {
+            size: export.deserialize(bytearray(members[program_name(size)]))
+            for size in card.batch_sizes
+        }
+        stored = {n: text.Tokenizer(json.loads(members[tokenizer_name(n)])) for n in set(numbers)}
+    except Exception as error:  # of NumPy, of JAX's reader and of the tokenizers' library
+        raise UserError(f"{path} is damaged ({_first_line(error)}); copy the file again.") from None
     tokenizers = [stored[number] for number in numbers]
-    return Artefact(card, weights=weights, programs=loaded, tokenizers=tokenizers)
+    return Artefact(card, weights=weights, programs=programs, tokenizers=tokenizers)
 
 
 def program_name(batch_size: int) -> str:
@@ -153,22 +169,70 @@ def tokenizer_name(number: int) -> str:
     return f"tokenizer{number}.json" if number else TOKENIZER
 
 
-def _card(stored: Any, path: pathlib.Path) -> Card:
-    version = stored.get("format_version") if isinstance(stored, dict) else None
-    if version != FORMAT_VERSION:
+def sealed(card: Card) -> str:
+    """Returns a card as JSON with its digest."""
+    fields = typed.as_dict(card)
+    return json.dumps({**fields, DIGEST: digests.of_json(fields)}, indent=1)
+
+
+def _member_names(card: Card, numbers: Sequence[int]) -> list[str]:
+    names = [WEIGHTS, *(program_name(size) for size in card.batch_sizes)]
+    return [*names, *(tokenizer_name(number) for number in sorted(set(numbers)))]
+
+
+def _check_stored(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
+    """Refuses members that claim more bytes than the file has; artefacts are not compressed."""
+    total = sum(member.file_size for member in archive.infolist())
+    if total > path.stat().st_size:
+        raise UserError(f"{path} is not an artefact: its members are larger than the file.")
+
+
+def _card(text: bytes, path: pathlib.Path) -> Card:
+    """Parses and checks a card; one of version 1 had `sha256`, of the weights."""
+    stored = json_text.parse_object(text, where=f"the card of {path}", advice=ADVICE)
+    version = stored.get("format_version")
+    if type(version) is not int or version not in READABLE:
         raise UserError(
-            f"{path} has format_version {version!r}, but {FORMAT_VERSION} is read here; write it "
-            "again with `python -m unclip_jax.bundle`."
+            f"{path} has format_version {version!r}, but {' and '.join(map(str, READABLE))} are "
+            "read here; write it again with `python -m unclip_jax.bundle`."
         )
-    lists = {name: value for name, value in stored.items() if isinstance(value, list)}
-    try:
-        return Card(**{**stored, **{name: tuple(value) for name, value in lists.items()}})
-    except TypeError as error:
-        raise UserError(f"{path} has a damaged card ({error}); copy the file again.") from None
+    digest = stored.pop(DIGEST, None)
+    if version > 1 or digest is not None:
+        if not digests.skipped() and digest != digests.of_json(stored):
+            raise UserError(f"{path} is damaged or was changed: the digest of its card; {ADVICE}")
+    else:
+        stored["digests"] = {WEIGHTS: stored.pop("sha256", "")}
+    card = typed.build(Card, stored, where=f"the card of {path}")
+    sizes = all(0 < size <= MAX_SIZE for size in (*card.batch_sizes, *card.contexts))
+    if not card.batch_sizes or not sizes or len(card.tokenizers) not in (0, len(card.contexts)):
+        raise UserError(f"{path} has a damaged card; {ADVICE}")
+    return card
 
 
-def _array(blob: bytes, entry: dict[str, Any]) -> Array:
-    dtype = jnp.dtype(entry["dtype"])
-    count = int(np.prod(entry["shape"], dtype=np.int64))
-    flat = np.frombuffer(blob, dtype, count=count, offset=entry["offset"])
-    return jnp.asarray(flat.reshape(entry["shape"]))
+def _verify(members: dict[str, bytes], card: Card, path: pathlib.Path) -> None:
+    """Compares the members with the digests in the card.
+
+    Raises:
+        UserError: naming those that differ.
+    """
+    if digests.skipped():
+        return
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        actual = dict(zip(members, pool.map(digests.of_bytes, members.values()), strict=True))
+    stored = card.digests if card.format_version > 1 else {**actual, **card.digests}
+    changed = [name for name in members if stored.get(name) != actual[name]]
+    if changed:
+        names = listed(changed, separator=", ")
+        raise UserError(f"{path} is damaged or was changed: the digest of {names}; {ADVICE}")
+
+
+def _array(blob: bytes, entry: Any) -> Array:
+    dtype, shape, offset = jnp.dtype(entry["dtype"]), entry["shape"], entry["offset"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, offset)):
+        raise ValueError(f"an array has shape {shape} at {offset}")
+    flat = np.frombuffer(blob, dtype, count=math.prod(shape), offset=offset)
+    return jnp.asarray(flat.reshape(shape))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

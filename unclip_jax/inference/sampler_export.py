@@ -1,8 +1,6 @@
 """Writing the sampler as one file that exported.py runs: StableHLO, weights, tokenizers."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from unclip_jax.core import trees
+from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.files import atomic_path
 from unclip_jax.core.picture import to_uint8
@@ -62,10 +60,15 @@ def write(
     tokenizers = _distinct(load_tokenizers(loaded.tokenizer_dirs))
     weights = trees.flatten_paths(loaded.params)
     entries, blob = _packed(weights)
-    programs = {
-        size: program(cascade, loaded.params, batch_size=size, options=options, platforms=targets)
-        for size in sizes
-    }
+    members = {exported_sampler.WEIGHTS: blob}
+    for number, reader in enumerate(tokenizers.first):
+        tokenizer = loaded.tokenizer_dirs[reader] / exported_sampler.TOKENIZER
+        members[exported_sampler.tokenizer_name(number)] = tokenizer.read_bytes()
+    for size in sizes:
+        compiled = program(
+            cascade, loaded.params, batch_size=size, options=options, platforms=targets
+        )
+        members[exported_sampler.program_name(size)] = bytes(compiled.serialize())
     card = Card(
         batch_sizes=sizes,
         contexts=tuple(readers.values()),
@@ -73,14 +76,13 @@ def write(
         image_size=cascade.image_size,
         platforms=targets,
         weights=entries,
-        sha256=hashlib.sha256(blob).hexdigest(),
+        digests={member: digests.of_bytes(content) for member, content in members.items()},
         models={"name": name, "clip_id": str(loaded.clip_id)},
         options=dataclasses.asdict(options),
         code_version=__version__,
         jax_version=jax.__version__,
     )
-    folders = [loaded.tokenizer_dirs[reader] for reader in tokenizers.first]
-    _save(path, card, blob, programs, folders)
+    _save(path, card, members)
     return card
 
 
@@ -166,26 +168,16 @@ def _packed(weights: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     return entries, bytes(blob)
 
 
-def _save(
-    path: pathlib.Path,
-    card: Card,
-    blob: bytes,
-    programs: dict[int, export.Exported],
-    tokenizer_dirs: Sequence[pathlib.Path],
-) -> None:
+def _save(path: pathlib.Path, card: Card, members: Mapping[str, bytes]) -> None:
     """Writes the file atomically.
 
     Raises:
         UserError: it cannot be written.
     """
-    tokenizers = [(folder / exported_sampler.TOKENIZER).read_bytes() for folder in tokenizer_dirs]
     try:
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            archive.writestr(exported_sampler.CARD, json.dumps(dataclasses.asdict(card), indent=1))
-            archive.writestr(exported_sampler.WEIGHTS, blob)
-            for number, content in enumerate(tokenizers):
-                archive.writestr(exported_sampler.tokenizer_name(number), content)
-            for size, program in programs.items():
-                archive.writestr(exported_sampler.program_name(size), bytes(program.serialize()))
+            archive.writestr(exported_sampler.CARD, exported_sampler.sealed(card))
+            for name, content in members.items():
+                archive.writestr(name, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; give another --out.") from None
