@@ -84,7 +84,8 @@ class EmbeddingSource:
             )
         if not stored and any(OURS in (table.schema.metadata or {}) for table in self._tables):
             raise UserError(
-                f"{self.directory} lacks {STATS}, which says where its embeddings come from; {ADVICE}"
+                f"{self.directory} lacks {STATS}, which says where its embeddings come from; "
+                f"{ADVICE}"
             )
         counts = [table.num_rows for table in self._tables]
         self._ends = np.cumsum(counts, dtype=np.int64)
