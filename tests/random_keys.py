@@ -20,6 +20,7 @@ CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "re
 def uses(function: Callable, *args: Any) -> list[Origin]:
     """Returns the origin of the key of every draw in `function(*args)`; equal keys are equal.
 
+    A key is used by drawing bits with it and by splitting it, as `jax.random.randint` does.
     A draw inside a scan is listed once; its origin names the loop if the key depends on the step.
     """
     closed = jax.make_jaxpr(function)(*args)
@@ -56,7 +57,7 @@ def _walk(jaxpr: Any, consts: list, inputs: list, found: list, numbers: Any) -> 
 
 def _results(equation: Any, sources: list, found: list, numbers: Any) -> list:
     name, params = equation.primitive.name, equation.params
-    if name == "random_bits":
+    if name in ("random_bits", "random_split"):
         found.append(sources[0])
     if name in CALLS:
         inner = params.get("jaxpr") or params.get("call_jaxpr") or params.get("fun_jaxpr")

@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     names = [name for name in runner.PACKAGES if name not in runner.LISTED_ONLY]
     result.add_argument("--package", action="append", choices=names, help="repeat for several")
     result.add_argument("--file", default="", help="part of the paths to mutate")
+    result.add_argument("--tests", default="", help="part of the names of the test files to run")
     result.add_argument("--listed", action="store_true", help="the list in listed.toml")
     result.add_argument("--least", type=float, default=0.0, help="fail below this score")
     result.add_argument("--out", default=".mutants/results.jsonl", help="where results go")
@@ -90,11 +91,15 @@ def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> 
         copy = pathlib.Path(folder, "tree")
         server = runner.Server(root, copy, preload=runner.PRELOADED)
         names = dict.fromkeys(runner.package(m.path) for m in mutants) or args.package or ()
-        files = [test for name in names for test in runner.tests_of(root, name)]
+        tests = {
+            name: [f for f in runner.tests_of(root, name) if args.tests in f] for name in names
+        }
+        files = [file for name in names for file in tests[name]]
         for test, seconds in reach.record(server, files):
             _say(f"recorded {test} in {seconds:.0f} s")
         for number, mutant in enumerate(mutants, 1):
-            each = runner.outcome(server, reach, mutant, root=root)
+            own = tests[runner.package(mutant.path)]
+            each = runner.outcome(server, reach, mutant, root=root, tests=own)
             outcomes.append(each)
             path, diff = runner.identity(mutant, root)
             entry = {**dataclasses.asdict(each), "diff": diff}

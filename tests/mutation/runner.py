@@ -271,9 +271,11 @@ def tests_of(root: pathlib.Path, name: str) -> list[str]:
     return [str(path.relative_to(root)) for path in files if path.exists()]
 
 
-def outcome(server: Server, reach: Reach, mutant: Mutant, *, root: pathlib.Path) -> Outcome:
-    """Runs the tests that reach a mutant, in the copy, up to the first failure."""
-    files, first, seconds = reach.select(mutant, tests_of(root, package(mutant.path)))
+def outcome(
+    server: Server, reach: Reach, mutant: Mutant, *, root: pathlib.Path, tests: Sequence[str]
+) -> Outcome:
+    """Runs those `tests` that reach a mutant, in the copy, up to the first failure."""
+    files, first, seconds = reach.select(mutant, tests)
     if not files:
         return Outcome(mutant, "unreached")
     server.mutate(mutant)

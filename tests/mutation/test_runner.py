@@ -59,11 +59,15 @@ def mutant(after: str, before: str = "x / 2") -> Mutant:
     return Mutant("unclip_jax/data/numbers.py", line, "listed", before, after, offset)
 
 
+def own_tests(tree) -> list[str]:
+    return runner.tests_of(tree, "data")
+
+
 @pytest.fixture(scope="module")
 def reach(tree, server):
     reach = runner.Reach(tree, tree / ".mutants" / "reach.json")
-    assert [file for file, _ in reach.record(server, runner.tests_of(tree, "data"))]
-    assert not list(reach.record(server, runner.tests_of(tree, "data")))  # nothing has changed
+    assert [file for file, _ in reach.record(server, own_tests(tree))]
+    assert not list(reach.record(server, own_tests(tree)))  # nothing has changed
     return reach
 
 
@@ -80,16 +84,18 @@ def test_what_counts_as_caught(tree, server, after, status):
 
 
 def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree, server, reach):
-    found = runner.outcome(server, reach, mutant("x"), root=tree)
+    found = runner.outcome(server, reach, mutant("x"), root=tree, tests=own_tests(tree))
     assert (found.status, found.test) == ("failed", "tests/data/test_numbers.py::test_half")
     assert "assert 4 == 2" in found.reason or "AssertionError" in found.reason
-    files, first, _ = reach.select(mutant("x"), runner.tests_of(tree, "data"))
+    files, first, _ = reach.select(mutant("x"), own_tests(tree))
     assert files == ["tests/data/test_numbers.py"]
     assert first == [f"{files[0]}::test_other", f"{files[0]}::test_half"]
 
 
 def test_a_line_that_no_test_reaches_survives_without_a_run(tree, server, reach):
-    found = runner.outcome(server, reach, mutant("x * 4", "x * 3"), root=tree)
+    found = runner.outcome(
+        server, reach, mutant("x * 4", "x * 3"), root=tree, tests=own_tests(tree)
+    )
     assert found.status == "unreached" and not found.caught
 
 

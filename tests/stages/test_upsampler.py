@@ -193,3 +193,21 @@ def test_a_network_of_the_last_step_learns_from_every_example(made):
         for name in ("first", "last"):
             pairs = zip(*(jax.tree.leaves(each[name]) for each in (whole, other)), strict=True)
             assert max(float(jnp.abs(a - b).max()) for a, b in pairs) > 0, (name, example)
+
+
+@pytest.mark.parametrize("quantise", [True, False])
+def test_in_a_chain_low_res_images_have_8_bits_if_the_stage_says_so(made, quantise, monkeypatch):
+    """GLIDE's released sampler rounds; Karlo's does not."""
+    seen = {}
+
+    def sample(cfg, params, *, low_res, keys, sampling):
+        seen["low_res"] = np.float64(low_res)
+        return low_res
+
+    monkeypatch.setattr(upsampler, "sample", sample)
+    cfg = dataclasses.replace(made[0], quantise=quantise)
+    low_res = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    keys = rng.per_example(jax.random.key(0), jnp.arange(2))
+    upsampler.sample_in_chain(cfg, {}, {"low_res": jnp.asarray(low_res)}, keys=keys)
+    levels = np.rint((low_res.astype(np.float64) + 1) * 127.5) / 127.5 - 1
+    np.testing.assert_allclose(seen["low_res"], levels if quantise else low_res, atol=1e-6)
