@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     names = [name for name in runner.PACKAGES if name not in runner.LISTED_ONLY]
     result.add_argument("--package", action="append", choices=names, help="repeat for several")
     result.add_argument("--file", default="", help="part of the paths to mutate")
-    result.add_argument("--tests", default="", help="part of the names of the test files to run")
+    result.add_argument("--tests", default="", help="parts of paths of test files, by commas")
     result.add_argument("--listed", action="store_true", help="the list in listed.toml")
     result.add_argument("--least", type=float, default=0.0, help="fail below this score")
     result.add_argument("--out", default=".mutants/results.jsonl", help="where results go")
