@@ -74,6 +74,11 @@ def report(outcomes: list[Outcome], root: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def _tests(root: pathlib.Path, name: str, parts: list[str]) -> list[str]:
+    """Returns the test files of a package whose paths have one of `parts`."""
+    return [f for f in runner.tests_of(root, name) if any(part in f for part in parts)]
+
+
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
@@ -91,9 +96,7 @@ def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> 
         copy = pathlib.Path(folder, "tree")
         server = runner.Server(root, copy, preload=runner.PRELOADED)
         names = dict.fromkeys(runner.package(m.path) for m in mutants) or args.package or ()
-        tests = {
-            name: [f for f in runner.tests_of(root, name) if args.tests in f] for name in names
-        }
+        tests = {name: _tests(root, name, args.tests.split(",")) for name in names}
         files = [file for name in names for file in tests[name]]
         for test, seconds in reach.record(server, files):
             _say(f"recorded {test} in {seconds:.0f} s")
