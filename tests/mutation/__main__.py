@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--package", action="append", choices=names, help="repeat for several")
     result.add_argument("--file", default="", help="part of the paths to mutate")
     result.add_argument("--tests", default="", help="parts of paths of test files, by commas")
+    result.add_argument(
+        "--no-record", action="store_true", help="run all of --tests on each mutant"
+    )
     result.add_argument("--listed", action="store_true", help="the list in listed.toml")
     result.add_argument("--least", type=float, default=0.0, help="fail below this score")
     result.add_argument("--out", default=".mutants/results.jsonl", help="where results go")
@@ -98,11 +101,12 @@ def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> 
         names = dict.fromkeys(runner.package(m.path) for m in mutants) or args.package or ()
         tests = {name: _tests(root, name, args.tests.split(",")) for name in names}
         files = [file for name in names for file in tests[name]]
-        for test, seconds in reach.record(server, files):
+        for test, seconds in reach.record(server, [] if args.no_record else files):
             _say(f"recorded {test} in {seconds:.0f} s")
         for number, mutant in enumerate(mutants, 1):
             own = tests[runner.package(mutant.path)]
-            each = runner.outcome(server, reach, mutant, root=root, tests=own)
+            options = {"root": root, "tests": own, "unrecorded": args.no_record}
+            each = runner.outcome(server, reach, mutant, **options)
             outcomes.append(each)
             path, diff = runner.identity(mutant, root)
             entry = {**dataclasses.asdict(each), "diff": diff}

@@ -37,6 +37,7 @@ PRELOADED = ("numpy", "scipy.stats", "jax", "jax.numpy", "flax.linen", "optax", 
 PRELOADED += ("beartype", "tqdm", "_pytest.assertion.rewrite")
 LEFT_OUT = {".git", ".venv", "runs", "data", "build", "dist", ".mutants"}  # of the root
 MEMORY = 6 << 30
+UNKNOWN_SECONDS = 60.0  # of a test file that was not recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,17 +233,22 @@ class Reach:
             self._store.write_text(json.dumps(self._records))
             yield file, seconds
 
-    def select(self, mutant: Mutant, files: Iterable[str]) -> tuple[list[str], list[str], float]:
+    def select(
+        self, mutant: Mutant, files: Iterable[str], *, unrecorded: bool = False
+    ) -> tuple[list[str], list[str], float]:
         """Returns the test files that reach a mutant, best first, their tests that do, seconds.
 
-        A file whose record is of an older version of the module counts as reaching all of it. A
-        file is run whole: what a test compiles, later tests call without reaching the line.
+        With `unrecorded`, files without a record are run on every mutant. A file whose record is of
+        an older version of the module counts as reaching all of it. A file is run whole: what a
+        test compiles, later tests call without reaching the line.
         """
         chosen: list[tuple[bool, float, str]] = []
         first: list[str] = []
         newlines = mutant.before.count("\n")
         for file in files:
             record = self._records.get(file)
+            if record is None and unrecorded:
+                chosen.append((True, UNKNOWN_SECONDS, file))
             if record is None or mutant.path not in record["lines"]:
                 continue
             reached = record["lines"][mutant.path]
@@ -272,10 +278,16 @@ def tests_of(root: pathlib.Path, name: str) -> list[str]:
 
 
 def outcome(
-    server: Server, reach: Reach, mutant: Mutant, *, root: pathlib.Path, tests: Sequence[str]
+    server: Server,
+    reach: Reach,
+    mutant: Mutant,
+    *,
+    root: pathlib.Path,
+    tests: Sequence[str],
+    unrecorded: bool = False,
 ) -> Outcome:
     """Runs those `tests` that reach a mutant, in the copy, up to the first failure."""
-    files, first, seconds = reach.select(mutant, tests)
+    files, first, seconds = reach.select(mutant, tests, unrecorded=unrecorded)
     if not files:
         return Outcome(mutant, "unreached")
     server.mutate(mutant)
