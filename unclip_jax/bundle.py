@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from unclip_jax.cli import entry, flags, request_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import check_output
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.requests import TextRequest
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     """Loads the models, traces the sampler, writes the file, and prints a summary."""
     args = parser().parse_args(argv)
     sizes = batch_sizes(args.batch_sizes)
+    check_output(args.out)
     models = flags.run_directory(args.models)
     from unclip_jax.convert import importing
     from unclip_jax.engine.handlers import text

@@ -27,6 +27,7 @@ from typing import Any
 from unclip_jax.cli import data_flags, entry, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.files import check_output
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,12 +39,28 @@ def main(argv: Sequence[str]) -> None:
     if argv and not argv[0].startswith("-"):
         make_parser, run = SUBCOMMANDS[one_of("subcommand", argv[0], SUBCOMMANDS)]
         args = with_processes(make_parser()).parse_args(argv[1:])
+        check_out(argv[0], args)
     else:
         args, run = with_processes(parser()).parse_args(argv), run_cascade
+        if args.models.is_dir():  # which is refused later otherwise
+            check_output(_result_path(args), flag="--models")
     process_flags.start_alike(args)
     text = run(args)
     if _is_first():
         sys.stdout.write(text)
+
+
+def check_out(name: str, args: argparse.Namespace) -> None:
+    """Checks --out of a subcommand before anything is loaded.
+
+    Raises:
+        UserError: it has another suffix, or cannot be written.
+    """
+    if args.out is None:
+        return
+    if name in ("statistics", "pack"):
+        _check_npz(args.out)
+    check_output(args.out, folder=name in ("sweep", "coco", "prompts"))
 
 
 def with_processes(parser: Parser) -> Parser:
@@ -83,9 +100,7 @@ def run_cascade(args: argparse.Namespace) -> str:
     names = ("models", "data", "prior", "split", "num", "seed", "best_of")
     values = {name: getattr(args, name) for name in names}
     result = cascade.evaluate_cascade(cascade.CascadeConfig(**values, keys=data_flags.keys(args)))
-    suffix = "" if args.prior == "prior" else f"_{args.prior}"
-    suffix += f"_best_of_{args.best_of}" if args.best_of > 1 else ""
-    out = args.models / f"evaluation{suffix}.json"
+    out = _result_path(args)
     if _is_first():
         try:
             out.write_text(json.dumps(result, indent=2) + "\n")
@@ -94,16 +109,23 @@ def run_cascade(args: argparse.Namespace) -> str:
     return cascade.table(result)
 
 
+def _result_path(args: argparse.Namespace) -> pathlib.Path:
+    """The file beside the models that a setting is written to."""
+    suffix = "" if args.prior == "prior" else f"_{args.prior}"
+    suffix += f"_best_of_{args.best_of}" if args.best_of > 1 else ""
+    return args.models / f"evaluation{suffix}.json"
+
+
 def images_parser() -> Parser:
     """Returns the parser of `images`."""
-    from unclip_jax.metrics.report import Options
+    from unclip_jax.metrics.score_options import ScoreOptions
 
     parser = Parser("evaluate images", description="Compare two sets of images.")
     kinds = "folder of images, .npz batch, .npz statistics, or data set"
     parser.add_argument("--real", required=True, help=kinds)
     parser.add_argument("--fake", required=True, help="likewise")
     parser.add_argument("--out", type=pathlib.Path, help="JSON to write")
-    default = Options()
+    default = ScoreOptions()
     parser.add_argument("--kid-subsets", type=int, default=default.kid_subsets, help="of KID")
     parser.add_argument("--kid-size", type=int, default=default.kid_size, help="images in each")
     parser.add_argument("--k", type=int, default=default.k, help="neighbours of precision, recall")
@@ -117,9 +139,9 @@ def images_parser() -> Parser:
 def run_images(args: argparse.Namespace) -> str:
     """Compares two sets of images; returns the report."""
     from unclip_jax.evaluation import set_comparison
-    from unclip_jax.metrics.report import Options
+    from unclip_jax.metrics.score_options import ScoreOptions
 
-    options = Options(args.kid_subsets, args.kid_size, args.k, args.k_density, args.seed)
+    options = ScoreOptions(args.kid_subsets, args.kid_size, args.k, args.k_density, args.seed)
     config = _feature_config(args)
     report = set_comparison.compare_sets(
         args.real, args.fake, config=config, options=options, out=args.out
@@ -137,9 +159,7 @@ def run_statistics(args: argparse.Namespace) -> str:
     """Writes the statistics of a set of images; returns a line about them."""
     from unclip_jax.evaluation import set_comparison
 
-    count = set_comparison.write_statistics(
-        args.images, _npz(args.out), config=_feature_config(args)
-    )
+    count = set_comparison.write_statistics(args.images, args.out, config=_feature_config(args))
     return f"wrote {args.out}: {count} images\n"
 
 
@@ -155,7 +175,7 @@ def run_pack(args: argparse.Namespace) -> str:
 
     image_set = image_sets.open_set(args.images, _read_options(args))
     if _is_first():
-        image_sets.pack(image_set, _npz(args.out))
+        image_sets.pack(image_set, args.out)
     return f"wrote {args.out}: {image_set.count} images\n"
 
 
@@ -342,10 +362,9 @@ def _is_first() -> bool:
     return jax.process_index() == 0
 
 
-def _npz(path: pathlib.Path) -> pathlib.Path:
+def _check_npz(path: pathlib.Path) -> None:
     if path.suffix != ".npz":
         raise UserError(f"--out is {str(path)!r}; give a name that ends in .npz.")
-    return path
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from unclip_jax.cli import entry
 from unclip_jax.cli.experiment_flags import ExperimentParser
 from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.files import check_output
 
 
 def parser() -> ExperimentParser:
@@ -67,6 +68,7 @@ def _check(args: argparse.Namespace) -> None:
         UserError: naming the argument.
     """
     positive("--slices", args.slices)
+    check_output(args.out)
     if args.search is not None:
         positive("--search", args.search)
         if args.what == "sample":

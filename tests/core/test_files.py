@@ -3,7 +3,14 @@ import tempfile
 
 import pytest
 
-from unclip_jax.core.files import atomic_path, check_writable, printable, write_atomically
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import (
+    atomic_path,
+    check_output,
+    check_writable,
+    printable,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +90,39 @@ def test_printable_text_can_be_encoded(name: str):
     text = printable(name)
     assert text.encode()
     assert (text == name) == (name in ("plain", "猫", "a\nb"))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "reason"),
+    [
+        ("file/x.png", False, "Not a directory"),
+        ("file/a/b/x.png", False, "Not a directory"),
+        ("folder", False, "Is a directory"),
+        ("file", True, "exists|Not a directory"),
+        ("n" * 300 + ".png", False, "name too long"),
+        ("new/" + "n" * 300 + "/x.png", False, "name too long"),
+        ("dangling/x.png", False, "exists|No such file"),
+        ("/proc/nowhere/x.png", False, "No such file|Permission|not permitted"),
+        ("/dev/null/x", True, "Not a directory"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_and_leaves_nothing(
+    tmp_path, name, folder, reason
+):
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"cannot write .*({reason}).*give another --out"):
+        check_output(tmp_path / name, folder=folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("x.png", False), ("file", False), ("a/b/x.png", False), ("a/b", True)]
+)
+def test_an_output_that_can_be_written_passes_and_leaves_nothing(tmp_path, name, folder):
+    (tmp_path / "file").write_text("content")
+    check_output(tmp_path / name, folder=folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+    assert (tmp_path / "file").read_text() == "content"

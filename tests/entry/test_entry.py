@@ -154,3 +154,12 @@ def test_a_reader_that_goes_away_is_no_error():
     )
     assert done.stdout.split() == ["line", "0"]
     assert done.stderr == ""
+
+
+def test_an_error_below_a_progress_bar_has_a_line_of_its_own(capsys):
+    import tqdm
+
+    bar = tqdm.tqdm(total=3)
+    bar.update(1)
+    _, printed = outcome(UserError("it broke."), capsys)
+    assert printed.endswith("\nerror: it broke.\n") and bar.disable

@@ -31,6 +31,27 @@ def test_a_folder_is_read_in_order_with_an_exact_count(folder):
     assert found.facts == {"source": str(folder), "count": 5, "size": "16 x 16", "crop": "none"}
 
 
+def record_of(folder, names):
+    record = {"command": "text", "images": [f"{folder.name}/{name}" for name in names]}
+    folder.with_name(f"{folder.name}.json").write_text(json.dumps(record))
+
+
+def test_a_folder_of_results_is_what_its_record_lists(tmp_path):
+    folder = tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    names = [f"{index:04d}.png" for index in range(4)]
+    for number, name in enumerate([*names, "sub/0000.png"]):
+        (folder / name).write_bytes(Samples.png(number))
+    record_of(folder, names[:2])
+    assert numbers(image_sets.open_set(folder)) == [[0, 1]]
+    record_of(folder, [*names, "0004.png"])
+    with pytest.raises(UserError, match=r"out.json lists 5 images, of which .* lacks 1 \(0004"):
+        image_sets.open_set(folder)
+    for other in ("{", "[]", '{"images": ["elsewhere/0000.png"]}', '{"images": [1]}', "[" * 9999):
+        folder.with_name("out.json").write_text(other)  # of something else
+        assert image_sets.open_set(folder).count == 5
+
+
 def test_processes_read_their_rows_of_every_batch(folder, tmp_path):
     batch = np.concatenate(list(image_sets.open_set(folder).batches(5, slice(None))))
     npz.write(tmp_path / "batch.npz", [batch], count=5)

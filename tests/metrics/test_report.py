@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.report import Collected, Options, compare
+from unclip_jax.metrics.report import Collected, compare
 from unclip_jax.metrics.running import Running
+from unclip_jax.metrics.score_options import ScoreOptions
 
 PROTOCOL = {"features": "Inception-v3", "weights": "abc", "resize": "tf1"}
 FACTS = {"source": "a", "count": 30, "size": "64 x 64", "crop": "none"}
@@ -38,7 +39,7 @@ def test_identical_sets_have_ideal_values():
 
 
 def test_a_report_holds_its_protocol_and_is_json():
-    report = compare(collected(), collected(1, 40), kind="inception", options=Options(seed=3))
+    report = compare(collected(), collected(1, 40), kind="inception", options=ScoreOptions(seed=3))
     assert report.protocol["kid"] == "100 subsets of 30, seed 3"
     assert report.protocol["neighbours"] == {"k": 3, "k_density": 5}
     assert report.protocol["real"]["count"] == 30

@@ -33,7 +33,7 @@ VALUES = {"integer": 2, "number": 1.0, "boolean": False, "text": "-x", "image": 
 AGREEING = {
     "guidance_schedule": "rising",
     "guidance": 2.0,
-    "best_of": 1,
+    "best_of": 2,
     "inversion": "ddpm",
     "details": "inverted",
     "noise": "fresh",

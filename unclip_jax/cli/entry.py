@@ -30,8 +30,9 @@ _ADVICE = {
 def run(main: Callable[[], Any]) -> NoReturn:
     """Calls `main()` and exits: the last line of every entry point.
 
-    The exit status is the result of `main` (None = 0), 2 after a `UserError` or an error of the
-    file system that a user can fix, 130 after ctrl-C. UNCLIP_TRACEBACK=1 shows tracebacks.
+    The exit status is the result of `main` (None = 0), 2 after a `UserError`, an error of the file
+    system that a user can fix, or a platform without devices, 130 after ctrl-C.
+    UNCLIP_TRACEBACK=1 shows tracebacks.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about notes in images; see image_codec
     for stream in (sys.stdout, sys.stderr):
@@ -106,6 +107,10 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _say(line: str) -> None:
+    """Prints a line of its own to stderr, below progress bars that the error left open."""
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in tuple(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
     sys.stdout.flush()
     sys.stderr.write(f"\n{line}\n" if line.startswith("interrupted") else f"{line}\n")
     sys.stderr.flush()

@@ -11,7 +11,7 @@ from unclip_jax.cli import flags, process_flags, request_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data.image_codec import SUFFIXES
-from unclip_jax.engine import request_fields
+from unclip_jax.engine import output_files, request_fields
 from unclip_jax.engine.request_base import Request
 from unclip_jax.engine.requests import REQUESTS, TextRequest
 
@@ -103,8 +103,7 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
         UserError: a value that cannot be used, or there are no models.
     """
     in_range("batch", args.batch, 1, MAX_BATCH)
-    if args.out.suffix.lower() != ".png":
-        raise UserError(f"out is {str(args.out)!r}; give a name that ends in .png.")
+    output_files.check(args.out)
     setting = Setting(
         models=flags.run_directory(args.models),
         prior=args.prior or "prior",

@@ -72,6 +72,18 @@ def in_range(what: str, value: Any, low: Any, high: Any) -> Any:
     return value
 
 
+MAX_SEED = 2**31 - 1  # of every command, request and config: JAX's keys take an int32 everywhere
+
+
+def check_seed(what: str, seed: int) -> int:
+    """Returns `seed` if it lies in the range that every part of the project takes.
+
+    Raises:
+        UserError: it is outside.
+    """
+    return in_range(what, seed, 0, MAX_SEED)
+
+
 def divisible(what: str, value: int, by: int, advice: str) -> int:
     """Returns `value` if `by` divides it; `advice` ends the message.
 

@@ -1,4 +1,4 @@
-"""Files: atomic writes, after which a file is complete or absent, and checks before reading."""
+"""Files: atomic writes, after which a file is complete or absent, and checks of paths."""
 
 import contextlib
 import errno
@@ -35,6 +35,39 @@ def check_writable(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from error
+
+
+def check_output(path: pathlib.Path, *, folder: bool = False, flag: str = "--out") -> None:
+    """Checks that an output can be written, by writing a file there and removing it again.
+
+    Args:
+        path: a file that may exist, or with `folder` a folder that may exist; folders above it that
+            are missing are created for the check and removed again.
+        folder: True if `path` is a folder of outputs.
+        flag: that the message advises to change.
+
+    Raises:
+        UserError: it cannot be written; the message says why.
+    """
+    parent = path if folder else path.parent
+    probe = parent / (".probe.tmp" if folder else f"{path.name}.tmp")
+    missing = [each for each in (parent, *parent.parents) if not os.path.exists(each)]
+    existing = next(each for each in (parent, *parent.parents) if each not in missing)
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        parent.mkdir(parents=True, exist_ok=True)
+        if not folder and os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        probe.touch()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another {flag}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+        for each in missing:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def printable(text: str) -> str:

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from unclip_jax.core import labels as text_labels
 
 MARGIN = 4  # pixels between tiles
 LEAST_TILE = 128  # smaller tiles are enlarged so that labels fit under them
-LINES = 3  # most lines of a label
+LINES, LINE_HEIGHT = 3, 15  # of a label
 
 
 def to_uint8(images: Any) -> Any:
@@ -41,8 +43,7 @@ def labelled_grid(
     count, height, width, _ = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     scale = max(1, math.ceil(LEAST_TILE / width))
-    font = ImageFont.load_default(size=12)
-    label_height = 0 if labels is None else 15 * LINES
+    label_height = 0 if labels is None else LINE_HEIGHT * LINES
     tile_w, tile_h = width * scale + MARGIN, height * scale + label_height + MARGIN
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * tile_w + MARGIN, rows * tile_h + MARGIN), "white")
@@ -54,24 +55,9 @@ def labelled_grid(
         )
         sheet.paste(tile, (x, y))
         if labels is not None:
-            words = wrap(
-                labels[index], width=width * scale, measure=lambda s: pen.textlength(s, font)
-            )
-            pen.multiline_text(
-                (x, y + height * scale + 1), words, fill="black", font=font, spacing=1
-            )
+            text = text_labels.readable(labels[index])
+            lines = text_labels.wrap(text, room=width * scale, lines=LINES)
+            for number, line in enumerate(lines):
+                top = y + height * scale + 1 + LINE_HEIGHT * number
+                text_labels.draw(pen, line, x=x, y=top, room=width * scale)
     return sheet
-
-
-def wrap(text: str, *, width: int, measure) -> str:
-    """Breaks `text` into at most `LINES` lines no wider than `width` by `measure`."""
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if measure(joined) <= width or not lines[-1]:
-            lines[-1] = joined
-        else:
-            lines.append(word)
-    if len(lines) > LINES:
-        lines = [*lines[: LINES - 1], lines[LINES - 1] + "…"]
-    return "\n".join(lines)

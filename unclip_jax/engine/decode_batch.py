@@ -47,6 +47,7 @@ class DecodeBatch:
         upsample: True if the upsamplers follow.
         upsampler_steps: grid of the upsamplers that have details, the one of their inversion; None
             = as exported.
+        candidate: number of the candidate, where one of several is chosen.
     """
 
     latent: Latent
@@ -59,6 +60,7 @@ class DecodeBatch:
     hole: tuple[InputImage, InputImage] | None = None
     upsample: bool = True
     upsampler_steps: str | None = None
+    candidate: int = 0
 
     @property
     def conditioning(self) -> Conditioning:

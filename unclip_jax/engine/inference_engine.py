@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from unclip_jax.convert import importing
 from unclip_jax.core.picture import to_uint8
@@ -172,6 +172,15 @@ class InferenceEngine:
         run = lambda batch: embed(self.params, images=batch)  # noqa: E731
         return self.runner.run(run, self._squares(images, self._clip_size), "embed images")
 
+    def caption_scores(
+        self, images: UInt8[np.ndarray, " b h w 3"], captions: Sequence[str]
+    ) -> Float[Array, " b"]:
+        """Computes the cosine of every image with its caption, as CLIP sees them."""
+        score = self.runner.compiled(text_to_image.caption_score)
+        run = lambda batch: score(self.params, images=batch[0], captions=batch[1])  # noqa: E731
+        batch = (jnp.asarray(image_codec.to_float(images)), self.tokens(captions))
+        return self.runner.run(run, batch, "score")
+
     def sample_prior(
         self,
         captions: Sequence[str],
@@ -179,6 +188,7 @@ class InferenceEngine:
         seed: int,
         indices: Sequence[int],
         options: SampleOptions | None = None,
+        candidate: int = 0,
     ) -> Embedding:
         """Samples a z_img per caption from the prior."""
         options = options or SampleOptions()
@@ -189,7 +199,8 @@ class InferenceEngine:
         )
         sample = self.runner.compiled(text_to_image.sample_z_img, "options")
         run = lambda batch: sample(self.params, *batch, options=options)  # noqa: E731
-        return self.runner.run(run, (self.tokens(captions), _keys(seed, indices)), "prior")
+        keys = _keys(seed, indices, candidate)
+        return self.runner.run(run, (self.tokens(captions), keys), "prior")
 
     def sample_cascade(
         self, captions: Sequence[str], *, seed: int, options: SampleOptions
@@ -238,9 +249,9 @@ class InferenceEngine:
         run = lambda batch: encode(self.params, batch[0], targets=batch[1], **static)  # noqa: E731
         return self.runner.run(run, (base, targets), "invert upsamplers")
 
-    def initial_noise(self, *, seed: int, indices: Sequence[int]) -> Image:
+    def initial_noise(self, *, seed: int, indices: Sequence[int], candidate: int = 0) -> Image:
         """The x_T with which sampling begins image i of this seed."""
-        return decoding.fresh_noise(self.cascade.decoder, _keys(seed, indices))
+        return decoding.fresh_noise(self.cascade.decoder, _keys(seed, indices, candidate))
 
     # Decoding.
 
@@ -342,7 +353,7 @@ class InferenceEngine:
 
     def _decode(self, batch: DecodeBatch) -> tuple[Image, Float[Array, " b p h w 3"] | None, Keys]:
         """The decoder's images, previews of them if asked for, and the key of every image."""
-        keys = _keys(batch.seed, batch.indices)
+        keys = _keys(batch.seed, batch.indices, batch.candidate)
         inputs = {
             "x_T": batch.latent.x_T,
             "keys": keys,
@@ -419,8 +430,9 @@ class InferenceEngine:
         return InpaintTarget(jnp.repeat(image, count, axis=0), jnp.repeat(mask, count, axis=0))
 
 
-def _keys(seed: int, indices: Sequence[int]) -> Keys:
-    return text_to_image.keys_for(seed, jnp.asarray(indices))
+def _keys(seed: int, indices: Sequence[int], candidate: int = 0) -> Keys:
+    keys = text_to_image.keys_for(seed, jnp.asarray(indices))
+    return text_to_image.candidate_keys(keys, candidate) if candidate else keys
 
 
 def _decode(

@@ -4,14 +4,13 @@ import dataclasses
 import importlib
 from typing import Any, ClassVar
 
-from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.checks import MAX_SEED, UserError, in_range
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.request_fields import option
 
 MAX_IMAGES = 4096  # of one request
-MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 100
 SCHEDULES = "constant, rising, falling, or interval:LOW:HIGH of the way from noise to image"
 ANIMATIONS = ("gif", "webp")

@@ -101,11 +101,6 @@ class TextRequest(Seeded):
         schedule = guidance_schedule.parse(self.guidance_schedule, scale=self.guidance or 2.0)
         if self.guidance is not None:
             check_negative(self.negative, schedule)
-        if self.best_of > 1 and self.stepwise:
-            raise UserError(
-                f"best_of is {self.best_of}, which negative, guidance_schedule and previews cannot "
-                "be combined with; leave it or them out."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

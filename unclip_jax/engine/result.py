@@ -15,6 +15,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import write_atomically
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.data import image_codec
+from unclip_jax.engine import output_files
 from unclip_jax.engine.image_inputs import EncodedImage
 
 FRAME_MS = 120  # of an animation
@@ -101,35 +102,33 @@ class Result:
     def save(self, path: str | pathlib.Path) -> None:
         """Writes all `files` beside `path`; of several processes only the first one does.
 
+        What an earlier result wrote there is removed, so that the folder holds the images which the
+        record lists, and no others.
+
         Args:
             path: of the labelled grid; ends in .png.
 
         Raises:
-            UserError: another suffix, or files that cannot be written.
+            UserError: another suffix, files that cannot be written, or images in the folder that no
+                record lists.
         """
         path = pathlib.Path(path)
-        check_path(path)
         if jax.process_index() > 0:
             return
+        output_files.check(path)
+        files = self.files(path.stem)
+        record = f"{path.stem}.json"
         try:
             path.with_suffix("").mkdir(parents=True, exist_ok=True)
-            for name, content in self.files(path.stem).items():
-                write_atomically(path.parent / name, content)
+            for name in output_files.earlier(path):
+                (path.parent / name).unlink(missing_ok=True)
+            for name in sorted(files, key=lambda name: name != record):  # the list comes first
+                write_atomically(path.parent / name, files[name])
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error}; give another path.") from None
+            raise UserError(f"cannot write {path}: {error}; give another out.") from None
         for index, latent in enumerate(self.latents):
             latent.save(path.with_suffix("") / f"{index:04d}.npz")
 
     def _repr_png_(self) -> bytes:
         """The labelled grid, for notebooks."""
         return self.png()
-
-
-def check_path(path: pathlib.Path) -> None:
-    """Refuses a path that `Result.save` would.
-
-    Raises:
-        UserError: it does not end in .png.
-    """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"out is {str(path)!r}; give a name that ends in .png.")

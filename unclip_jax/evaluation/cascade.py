@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from unclip_jax.core import rng
-from unclip_jax.core.checks import in_range, positive
+from unclip_jax.core.checks import check_seed, in_range, positive
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
@@ -64,6 +64,7 @@ class CascadeConfig:
     def __post_init__(self):
         """Checks the bounds."""
         positive("--num", self.num)
+        check_seed("--seed", self.seed)
         in_range("--best-of", self.best_of, 1, text_to_image.MAX_BEST_OF)
 
 

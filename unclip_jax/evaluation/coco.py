@@ -17,8 +17,9 @@ from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.evaluation import feature_extraction, image_sets, sampled_set, set_comparison
 from unclip_jax.evaluation.image_sets import ReadOptions
 from unclip_jax.evaluation.sampled_set import SampledSetConfig
-from unclip_jax.metrics import neighbours, report
+from unclip_jax.metrics import report, score_options
 from unclip_jax.metrics.report import Collected, Report
+from unclip_jax.metrics.score_options import ScoreOptions
 
 NUM = 30_000
 REFERENCE = 40_504  # images of val2014
@@ -53,7 +54,7 @@ class CocoConfig:
         """Checks the sizes."""
         positive("--num", self.num)
         positive("--size", self.size)
-        if self.num <= (least := neighbours.K_DENSITY):
+        if self.num <= (least := score_options.K_DENSITY):
             raise UserError(f"--num is {self.num}; scores of neighbours need {least + 1} at least.")
 
 
@@ -75,7 +76,7 @@ def evaluate_coco(config: CocoConfig) -> Report:
     fake = feature_extraction.collect(
         extractor, image_sets.resized(images, config.size), batch_size=batch, name="fake"
     )
-    scored = report.compare(real, fake, kind=extractor.kind, options=report.Options(seed=seed))
+    scored = report.compare(real, fake, kind=extractor.kind, options=ScoreOptions(seed=seed))
     source = {"captions": f"{config.num} at random of {config.captions.name}, seed {seed}"}
     warnings = departures(config, real, kind=extractor.kind, size=images.size)
     result = Report(scored.scores, {**scored.protocol, **source}, [*warnings, *scored.warnings])

@@ -16,6 +16,7 @@ from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.files import printable
 from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.engine import output_files
 from unclip_jax.metrics import npz
 from unclip_jax.preparation import folders, items
 from unclip_jax.preparation.captions import captions_of
@@ -188,6 +189,8 @@ def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> Im
         if item.image is None:
             raise UserError(f"{path}: {printable(item.key)}: {item.skip}; repair or remove it.")
     entries = [item for item in listing.items if isinstance(item.image, items.Blob)]
+    if (listed := output_files.listed(path)) is not None:
+        entries = _of_record(entries, listed, path)
     if not entries:
         kinds = ", ".join(image_codec.FORMATS)
         raise UserError(f"{path} holds no image ({kinds}); give another folder.")
@@ -207,6 +210,23 @@ def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> Im
     suffixes = {pathlib.PurePath(name).suffix.lower() for name in names}
     images = _from_files(str(path), read, count=len(entries), size=size, captions=complete)
     return dataclasses.replace(images, lossy=bool(suffixes & set(LOSSY)))
+
+
+def _of_record(
+    entries: list[items.Item], listed: list[str], path: pathlib.Path
+) -> list[items.Item]:
+    """The images of a folder that the record beside it lists, in its order."""
+    by_path = {
+        pathlib.Path(item.image.path): item
+        for item in entries
+        if isinstance(item.image, items.Blob)
+    }
+    if missing := [name for name in listed if path / name not in by_path]:
+        raise UserError(
+            f"{path}.json lists {len(listed)} images, of which {path} lacks {len(missing)} "
+            f"({missing[0]}); sample them again, or remove the JSON to take the folder as it is."
+        )
+    return [by_path[path / name] for name in listed]
 
 
 def _from_files(

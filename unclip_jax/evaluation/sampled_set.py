@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from unclip_jax.core.checks import UserError, one_of, positive
+from unclip_jax.core.checks import UserError, check_seed, one_of, positive
 from unclip_jax.core.config import as_dict
 from unclip_jax.evaluation import image_sets, protocol_folder
 from unclip_jax.evaluation.image_sets import ImageSet
@@ -60,6 +60,7 @@ class SampledSetConfig:
         """Checks the sizes, the condition, and that `out` can be a folder."""
         positive("--batch", self.batch)
         positive("--part", self.part)
+        check_seed("--seed", self.seed)
         one_of("--condition", self.condition, CONDITIONS)
         if self.out.is_file():
             raise UserError(f"--out is {str(self.out)!r}, which is a file; give a folder.")

@@ -12,6 +12,7 @@ from unclip_jax.evaluation.image_sets import ReadOptions
 from unclip_jax.metrics import npz, report, resize
 from unclip_jax.metrics.extractors import Extractor
 from unclip_jax.metrics.report import Collected, Report
+from unclip_jax.metrics.score_options import ScoreOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def compare_sets(
     fake: str,
     *,
     config: FeatureConfig,
-    options: report.Options,
+    options: ScoreOptions,
     out: pathlib.Path | None = None,
 ) -> Report:
     """Scores a set of images against a reference and writes the report to `out`, a JSON file.

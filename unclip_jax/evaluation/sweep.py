@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unclip_jax.core.checks import UserError, one_of, positive
+from unclip_jax.core.checks import UserError, check_seed, one_of, positive
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
@@ -30,6 +30,7 @@ from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import npz, report, scores, worlds
 from unclip_jax.metrics.extractors import Extractor, clip
+from unclip_jax.metrics.score_options import ScoreOptions
 from unclip_jax.stages.gaussian import SAMPLERS, SamplingConfig
 
 
@@ -89,6 +90,7 @@ class SweepConfig:
         one_of("--condition", self.condition, CONDITIONS)
         for name in ("num", "images", "batch"):
             positive(f"--{name}", getattr(self, name))
+        check_seed("--seed", self.seed)
 
     @property
     def points(self) -> list[Point]:
@@ -206,7 +208,7 @@ def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict
     fake = feature_extraction.collect(
         inputs.extractor, image_set, batch_size=config.batch, name="score"
     )
-    options = report.Options(seed=config.seed)
+    options = ScoreOptions(seed=config.seed)
     result = report.compare(inputs.real, fake, kind=inputs.extractor.kind, options=options)
     values = dict(result.scores)
     z = fake.pool

@@ -27,7 +27,7 @@ from jaxtyping import Array, UInt8
 
 from unclip_jax.core import config as typed
 from unclip_jax.core import digests, json_text
-from unclip_jax.core.checks import UserError, in_range, listed
+from unclip_jax.core.checks import UserError, check_seed, in_range, listed
 from unclip_jax.core.files import check_regular
 from unclip_jax.data import text
 
@@ -96,7 +96,7 @@ class Artefact:
             UserError: there are no captions, or the seed is out of range.
         """
         in_range("number of captions", len(captions), 1, 100_000)
-        in_range("seed", seed, 0, 2**31 - 1)
+        check_seed("seed", seed)
         parts, start = [], 0
         while start < len(captions):
             size = self._size_for(len(captions) - start)

@@ -113,7 +113,7 @@ def sample(
     z_txt = unit(clip_text(cascade, params, captions=captions).z_txt)
 
     def candidate(number: Int[Array, ""]) -> tuple[CascadeOutput, Float[Array, " b"]]:
-        own = jnp.where(number == 0, keys, rng.fold_each(keys, "candidate", number))
+        own = candidate_keys(keys, number)
         output = _sample(cascade, params, captions, own, options=options, z_img=z_img)
         return output, clip_score(cascade, params, images=output.images, z_txt=z_txt)
 
@@ -264,6 +264,23 @@ def clip_score(
     resized = jnp.clip(jax.image.resize(images, shape, "bicubic"), -1.0, 1.0)
     z_img = clip.encode_image(cascade.clip, params["clip"], resized)
     return jnp.sum(unit(z_img) * z_txt, axis=-1)
+
+
+def caption_score(
+    cascade: Cascade, params: Mapping[str, Params], *, images: Image, captions: Captions
+) -> Float[Array, " b"]:
+    """Returns the cosine between images in [-1, 1], of any size, and their captions."""
+    z_txt = unit(clip_text(cascade, params, captions=captions).z_txt)
+    return clip_score(cascade, params, images=images, z_txt=z_txt)
+
+
+def candidate_keys(keys: Keys, number: int | Int[Array, ""]) -> Keys:
+    """Returns the keys of candidate `number` of a best of several; candidate 0 is the image itself.
+
+    Without a choice an image is candidate 0, so the best of several is never further from its
+    caption than the image of the same seed alone.
+    """
+    return jnp.where(jnp.asarray(number) == 0, keys, rng.fold_each(keys, "candidate", number))
 
 
 def upsample(

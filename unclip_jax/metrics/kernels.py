@@ -12,12 +12,12 @@ from jaxtyping import Float
 
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.metrics.score_options import KID_SIZE, KID_SUBSETS
 
 Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-SUBSETS, SUBSET_SIZE = 100, 1000  # arXiv 1801.01401, as in torch-fidelity and clean-fid
 SIGMA = 10.0  # arXiv 2401.09603, section 4
 CMMD_SCALE = 1000.0  # likewise
 BLOCK = 1024  # rows at once
@@ -45,8 +45,8 @@ def kid(
     real: Features,
     fake: Others,
     *,
-    subsets: int = SUBSETS,
-    size: int = SUBSET_SIZE,
+    subsets: int = KID_SUBSETS,
+    size: int = KID_SIZE,
     seed: int = 0,
 ) -> Kid:
     """Computes the unbiased squared MMD, kernel (x . y / d + 1)^3 (arXiv 1801.01401, section 4).

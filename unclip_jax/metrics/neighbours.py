@@ -10,13 +10,12 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.metrics.score_options import K_DENSITY, K_PRECISION
 
 Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
 Radii = Float64[np.ndarray, " n"]
 
-K_PRECISION = 3  # arXiv 1904.06991, section 4; ADM's evaluator too
-K_DENSITY = 5  # arXiv 2002.09797, section 4
 BLOCK = 2048  # vectors at once, on both sides
 
 

@@ -14,9 +14,11 @@ from jaxtyping import Float32
 from unclip_jax.core.checks import UserError
 from unclip_jax.metrics import kernels, neighbours, scores
 from unclip_jax.metrics.frechet import Moments, squared_distance
+from unclip_jax.metrics.score_options import ScoreOptions
 
 # Parts of the protocol that must be equal for two sets of features to be comparable.
 AGREE = ("features", "weights", "resize")
+DEFAULT = ScoreOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +42,6 @@ class Collected:
     pool: Float32[np.ndarray, "n d"] | None = None
     probabilities: Float32[np.ndarray, "n classes"] | None = None
     lossy: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Settings of the scores.
-
-    Attributes:
-        kid_subsets: number of subsets of KID.
-        kid_size: images of each set in each of them.
-        k: neighbours of precision and recall.
-        k_density: neighbours of density and coverage.
-        seed: of KID's subsets.
-    """
-
-    kid_subsets: int = kernels.SUBSETS
-    kid_size: int = kernels.SUBSET_SIZE
-    k: int = neighbours.K_PRECISION
-    k_density: int = neighbours.K_DENSITY
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +70,9 @@ class Report:
         return "\n".join([*lines, "protocol:", *_indented(self.protocol)]) + "\n"
 
 
-def compare(real: Collected, fake: Collected, *, kind: str, options: Options = Options()) -> Report:
+def compare(
+    real: Collected, fake: Collected, *, kind: str, options: ScoreOptions = DEFAULT
+) -> Report:
     """Computes all scores that the features allow.
 
     Args:

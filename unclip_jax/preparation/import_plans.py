@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import UserError, check_seed, positive
 from unclip_jax.core.files import printable
 from unclip_jax.data import sources
 from unclip_jax.data.dataset import FeatureKeys
@@ -304,6 +304,7 @@ def make_plans(
     Raises:
         UserError: an input that cannot be used, or one split of inputs that cannot be mixed.
     """
+    check_seed("--seed", seed)
     plans: dict[str, Plan] = {}
     files: list[str] = []
     for text in inputs:

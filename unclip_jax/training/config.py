@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from unclip_jax.core.checks import in_range, positive
+from unclip_jax.core.checks import check_seed, in_range, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class TrainConfig:
             positive(f"config.train.{name}", getattr(self, name))
         for name in ("steps", "save_every", "keep", "max_bad_steps"):
             positive(f"config.train.{name}", getattr(self, name))
-        for name in ("eval_every", "sample_every", "profile_start", "profile_steps", "seed"):
+        for name in ("eval_every", "sample_every", "profile_start", "profile_steps"):
             in_range(f"config.train.{name}", getattr(self, name), 0, 2**31 - 1)
+        check_seed("config.train.seed", self.seed)
         in_range("config.train.ema_decay", self.ema_decay, 0.0, 1.0)

@@ -35,8 +35,8 @@ def run(engine: InferenceEngine, request: TextRequest) -> Result:
     options = sample_options(request, engine.cascade)
     captions = captions_of(request)
     display: dict[str, Any] = {"labels": captions}
-    if request.stepwise or (engine.watched and request.best_of == 1):
-        z_img, decoded = _stepwise(engine, request, captions, options)
+    if request.stepwise or engine.watched:
+        z_img, decoded = _best_of_stepwise(engine, request, captions, options)
         images = decoded.images
         if decoded.previews is not None:
             display = _with_previews(decoded, captions)
@@ -114,22 +114,49 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
     )
 
 
-def _stepwise(
+def _best_of_stepwise(
     engine: InferenceEngine, request: TextRequest, captions: list[str], options: SampleOptions
+) -> tuple[Any, DecodedImages]:
+    """The best of `request.best_of` candidates per image, of which two are in memory at once."""
+    best = _stepwise(engine, request, captions, options, candidate=0)
+    if request.best_of == 1:
+        return best
+    scores = np.asarray(engine.caption_scores(best[1].images, captions))
+    for candidate in range(1, request.best_of):
+        new = _stepwise(engine, request, captions, options, candidate=candidate)
+        new_scores = np.asarray(engine.caption_scores(new[1].images, captions))
+        best = _rows(new_scores > scores, new, best)
+        scores = np.maximum(scores, new_scores)
+    return best
+
+
+def _rows(choice: np.ndarray, new: Any, old: Any) -> Any:
+    """The rows of `new` where `choice` is true, those of `old` elsewhere, in every array."""
+    select = lambda x, y: np.where(choice.reshape(-1, *(1,) * (x.ndim - 1)), x, y)  # noqa: E731
+    return jax.tree.map(select, new, old)
+
+
+def _stepwise(
+    engine: InferenceEngine,
+    request: TextRequest,
+    captions: list[str],
+    options: SampleOptions,
+    *,
+    candidate: int,
 ) -> tuple[Any, DecodedImages]:
     """z_img from the prior, then images from the decoder and the upsamplers."""
     sampling = options.decoder or engine.cascade.decoder.sampling
     guidance = guidance_schedule.parse(request.guidance_schedule, scale=sampling.guidance_scale)
     check_negative(request.negative, guidance)
     indices = list(range(len(captions)))
-    z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
-    noise = engine.initial_noise(seed=request.seed, indices=indices)
+    address = {"seed": request.seed, "indices": indices, "candidate": candidate}
+    z_img = engine.sample_prior(captions, options=options, **address)
+    noise = engine.initial_noise(**address)
     sampling = dataclasses.replace(sampling, guidance_scale=1.0)  # `guidance` has it
     batch = DecodeBatch(
         latent=Latent(z_img, noise),
         captions=captions,
-        indices=indices,
-        seed=request.seed,
+        **address,
         options=DecodeOptions(sampling, guidance, previews=request.previews),
         negative=None if request.negative is None else [request.negative] * len(captions),
     )

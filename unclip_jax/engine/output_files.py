@@ -1,0 +1,64 @@
+"""Files of a result on disk: where they may be written, and those of an earlier result there."""
+
+import json
+import pathlib
+import re
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import check_output
+
+_OURS = re.compile(r"\d{4,}\.(png|npz)")  # names of images and latents in the folder of a result
+
+
+def check(path: pathlib.Path) -> None:
+    """Refuses a path that `Result.save` would.
+
+    Raises:
+        UserError: it does not end in .png, it cannot be written, or the folder of the images holds
+            some that no earlier result lists.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"out is {str(path)!r}; give a name that ends in .png.")
+    for name in (path, path.with_suffix(".json")):
+        check_output(name, flag="out")
+    folder = path.with_suffix("")
+    check_output(folder, folder=True, flag="out")
+    listed = set(earlier(path))
+    strangers = [
+        each.name
+        for each in sorted(folder.glob("*"))
+        if _OURS.fullmatch(each.name) and f"{path.stem}/{each.name}" not in listed
+    ]
+    if strangers:
+        examples = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        raise UserError(
+            f"{folder} holds {len(strangers)} images or latents that {path.stem}.json does not "
+            f"list ({examples}); remove them, or give another out."
+        )
+
+
+def earlier(path: pathlib.Path) -> list[str]:
+    """Files of the result that the record beside `path` describes, relative to its folder."""
+    images = [f"{path.stem}/{name}" for name in listed(path.with_suffix("")) or []]
+    latents = [f"{name.removesuffix('.png')}.npz" for name in images]
+    animations = [f"{path.stem}.{kind}" for kind in ("gif", "webp")] if images else []
+    return [*images, *latents, *animations]
+
+
+def listed(folder: pathlib.Path) -> list[str] | None:
+    """Names of the images in a folder that the record beside it lists, or None without a record.
+
+    Only names that a result may have are returned; nothing else in a record is believed.
+    """
+    try:
+        record = json.loads(folder.with_name(f"{folder.name}.json").read_text("utf-8"))
+        names = [str(name) for name in record["images"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    split = [name.rpartition("/") for name in names]
+    images = [file for parent, _, file in split if parent == folder.name and _is_image(file)]
+    return images if len(images) == len(names) else None
+
+
+def _is_image(name: str) -> bool:
+    return name.endswith(".png") and bool(_OURS.fullmatch(name))
