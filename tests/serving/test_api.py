@@ -165,7 +165,7 @@ def _until(true):
         ("POST", "/api/text", {**CIRCLE, "num": 7}, 400, "would be 7 images"),
         ("POST", "/api/jobs/text", {**CIRCLE, "num": 7}, 400, "would be 7 images"),
         ("POST", "/api/variations", {"image": encoded(monster())}, 400, "decompression bomb"),
-        ("POST", "/api/variations", {"image": encoded(b"<svg/>")}, 400, "not an image"),
+        ("POST", "/api/variations", {"image": encoded(b"<svg/>")}, 400, "format SVG"),
         ("POST", "/api/variations", {"image": encoded(b"some words")}, 400, "not an image"),
         ("POST", "/api/variations", {"image": "?"}, 400, "image is no base64"),
         ("POST", "/api/variations", {"image": 7}, 400, "give an image file as base64"),

@@ -76,7 +76,7 @@ def test_what_cannot_be_used_is_said(page, tmp_path):
     page.click("#tab-variations")
     for name, data, message in (
         ("monster.png", monster(), "decompression bomb"),
-        ("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        ("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported format SVG"),
         ("words.png", b"some words", "not an image"),
     ):
         (tmp_path / name).write_bytes(data)

@@ -37,11 +37,11 @@ def readable(text: str) -> str:
         if unicodedata.category(char) == "Cf":  # invisible, such as a change of direction
             continue
         if _is_mark(char):
-            known = _has(font, char)
+            has_glyph = _has(font, char)
         else:
             font = _font_of(char) or _default()
-            known = char == " " or _font_of(char) is not None
-        result += char if known else _escape(char)
+            has_glyph = char == " " or _font_of(char) is not None
+        result += char if has_glyph else _escape(char)
     return result
 
 
