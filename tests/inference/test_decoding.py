@@ -16,6 +16,7 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import samplers
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
+from unclip_jax.diffusion.process import Prediction
 from unclip_jax.diffusion.samplers import Ddim, Solver, StepTable
 from unclip_jax.inference import decoding
 from unclip_jax.inference.decoding import DecodeOptions
@@ -58,29 +59,40 @@ def rows(count: int, tree):
     return jax.tree.map(lambda x: x[:count], tree)
 
 
-def sampled(cfg, params, condition, keys, *, scale: float, negative=NULL):
-    """Images of `stages.decoder.sample`."""
+@functools.cache
+def sampler(cfg, scale):
+    """`stages.decoder.sample`, compiled once per guidance scale."""
     sampling = dataclasses.replace(cfg.sampling, guidance_scale=scale)
 
-    @jax.jit
-    def run(params, condition, keys):
+    def run(params, condition, keys, negative):
         folded = rng.fold_each(keys, "decoder")
         options = {"keys": folded, "sampling": sampling, "negative": negative}
         return decoder.sample(cfg, params, condition, **options)
 
-    return run(params, condition, keys)
+    return jax.jit(run)
+
+
+@functools.cache
+def decode(cfg, scale):
+    """`decoding.decode` from the same noise, compiled once per guidance scale."""
+    options = DecodeOptions(cfg.sampling, GuidanceSchedule(scale))
+
+    def run(params, condition, keys, negative, x_T):
+        arguments = {"condition": condition, "keys": keys, "negative": negative}
+        return decoding.decode(cfg, params, x_T, options=options, **arguments).images
+
+    return jax.jit(run)
+
+
+def sampled(cfg, params, condition, keys, *, scale: float, negative=NULL):
+    """Images of `stages.decoder.sample`."""
+    return sampler(cfg, scale)(params, condition, keys, negative)
 
 
 def decoded(cfg, params, condition, keys, *, scale: float, negative=NULL):
     """Images of `decoding.decode` from the same noise."""
-    options = DecodeOptions(cfg.sampling, GuidanceSchedule(scale))
-
-    @jax.jit
-    def run(params, condition, keys, x_T):
-        arguments = {"condition": condition, "keys": keys, "negative": negative}
-        return decoding.decode(cfg, params, x_T, options=options, **arguments).images
-
-    return run(params, condition, keys, jax.jit(lambda k: decoding.fresh_noise(cfg, k))(keys))
+    x_T = jax.jit(lambda k: decoding.fresh_noise(cfg, k))(keys)
+    return decode(cfg, scale)(params, condition, keys, negative, x_T)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -182,8 +194,20 @@ def sampling(request, monkeypatch):
     return SamplingConfig(steps="6", sampler=request.param, threshold="static")
 
 
-def test_every_sampler_works_with_previews_parts_and_inpainting(sampling):
-    cfg, params = made("unit", "own")
+def smooth_denoiser(cfg, params, condition, **options):
+    """A denoiser of one formula in place of the network, whose programs compile at once."""
+
+    def predict(x_t, t):
+        level = cfg.diffusion.chain().level(t, ndim=4)
+        x_0 = jnp.tanh(level.signal * x_t + params["shift"])
+        return Prediction(x_0, (x_t - level.signal * x_0) / level.noise)
+
+    return predict
+
+
+def test_every_sampler_works_with_previews_parts_and_inpainting(sampling, monkeypatch):
+    monkeypatch.setattr(decoder, "denoiser", smooth_denoiser)
+    cfg, params = made("unit", "own")[0], {"shift": jnp.float32(0.3)}
     condition, keys = Condition(Z, IDS), KEYS
     options = DecodeOptions(sampling, GuidanceSchedule(2.0), previews=3, repeats=2, jump=2)
     plain = dataclasses.replace(options, previews=0)

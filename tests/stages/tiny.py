@@ -1,9 +1,11 @@
 """The `tiny` experiments as stages, and random batches that fit them."""
 
+import functools
 import pathlib
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.experiment import files
@@ -12,13 +14,21 @@ from unclip_jax.experiment.config import from_config
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+PARAMS = {}  # host arrays by name, config and seed; many tests begin with the same ones
+
+
+@functools.cache
 def experiment(name):
     return from_config(files.get_config(f"{name}:tiny"))
 
 
 def init(stage, seed=0):
-    """Unboxed parameters of a stage."""
-    return nn.meta.unbox(jax.jit(stage.init)(jax.random.key(seed)))
+    """Unboxed parameters of a stage, in fresh buffers, so that a test may donate them."""
+    key = (stage.name, repr(stage.describe), seed)
+    if key not in PARAMS:
+        params = nn.meta.unbox(jax.jit(stage.init)(jax.random.key(seed)))
+        PARAMS[key] = jax.tree.map(np.array, params)
+    return jax.tree.map(jnp.array, PARAMS[key])
 
 
 def stirred(params, seed=1):
