@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> 
             _say(f"recorded {test} in {seconds:.0f} s")
         for number, mutant in enumerate(mutants, 1):
             own = tests[runner.package(mutant.path)]
-            options = {"root": root, "tests": own, "unrecorded": args.no_record}
+            options = {"tests": own, "unrecorded": args.no_record}
             each = runner.outcome(server, reach, mutant, **options)
             outcomes.append(each)
             path, diff = runner.identity(mutant, root)

@@ -1,5 +1,6 @@
 """Runs mutants: which tests reach a line, and whether one of them fails."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -170,14 +171,16 @@ class Server:
         self._in.flush()
         return json.loads(self._out.readline())
 
-    def mutate(self, mutant: Mutant) -> None:
-        """Writes a mutated module into the copy."""
+    @contextlib.contextmanager
+    def mutated(self, mutant: Mutant) -> Iterator[None]:
+        """Has a mutated module in the copy for as long as the context lasts."""
         path = self.folder / mutant.path
-        self._write(path, mutant.apply(path.read_text()))
-
-    def restore(self, mutant: Mutant, root: pathlib.Path) -> None:
-        """Writes the original back."""
-        self._write(self.folder / mutant.path, (root / mutant.path).read_text())
+        original = path.read_text()
+        self._write(path, mutant.apply(original))
+        try:
+            yield
+        finally:
+            self._write(path, original)
 
     def _write(self, path: pathlib.Path, text: str) -> None:
         path.write_text(text)
@@ -282,7 +285,6 @@ def outcome(
     reach: Reach,
     mutant: Mutant,
     *,
-    root: pathlib.Path,
     tests: Sequence[str],
     unrecorded: bool = False,
 ) -> Outcome:
@@ -290,9 +292,6 @@ def outcome(
     files, first, seconds = reach.select(mutant, tests, unrecorded=unrecorded)
     if not files:
         return Outcome(mutant, "unreached")
-    server.mutate(mutant)
-    try:
+    with server.mutated(mutant):
         found = server.run(files, first=first, timeout=120 + 5 * seconds)
-    finally:
-        server.restore(mutant, root)
     return Outcome(mutant, *(found[name] for name in ("status", "test", "reason", "seconds")))

@@ -72,19 +72,17 @@ def reach(tree, server):
 
 
 @pytest.mark.parametrize(("after", "status"), CHANGES.items())
-def test_what_counts_as_caught(tree, server, after, status):
-    server.mutate(mutant(after))
-    try:
-        limits = {"timeout": 2.0 if status == "timeout" else 30.0, "memory": 250 << 20}
+def test_what_counts_as_caught(server, after, status):
+    limits = {"timeout": 2.0 if status == "timeout" else 30.0, "memory": 250 << 20}
+    with server.mutated(mutant(after)):
         found = server.run(["tests/data/test_numbers.py"], **limits)
-    finally:
-        server.restore(mutant(after), tree)
+    assert (server.folder / mutant(after).path).read_text() == SOURCE
     assert found["status"] == status, found
     assert runner.Outcome(mutant(after), found["status"]).caught == (status != "passed")
 
 
 def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree, server, reach):
-    found = runner.outcome(server, reach, mutant("x"), root=tree, tests=own_tests(tree))
+    found = runner.outcome(server, reach, mutant("x"), tests=own_tests(tree))
     assert (found.status, found.test) == ("failed", "tests/data/test_numbers.py::test_half")
     assert "assert 4 == 2" in found.reason or "AssertionError" in found.reason
     files, first, _ = reach.select(mutant("x"), own_tests(tree))
@@ -93,9 +91,7 @@ def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree
 
 
 def test_a_line_that_no_test_reaches_survives_without_a_run(tree, server, reach):
-    found = runner.outcome(
-        server, reach, mutant("x * 4", "x * 3"), root=tree, tests=own_tests(tree)
-    )
+    found = runner.outcome(server, reach, mutant("x * 4", "x * 3"), tests=own_tests(tree))
     assert found.status == "unreached" and not found.caught
 
 

@@ -21,7 +21,7 @@ from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
 from unclip_jax.models.prior_ar import PriorArConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.stages import decoder, gaussian, prior, prior_ar, upsampler
-from unclip_jax.stages.captions import TokenIds
+from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
@@ -223,3 +223,28 @@ def test_codes_without_guidance_s_condition_do_not_depend_on_the_caption():
     rolled = jax.tree.map(lambda x: np.roll(x, 1, axis=0), text)
     np.testing.assert_array_equal(logits(text, 0.0), logits(rolled, 0.0))
     assert np.any(logits(text, 1.0) != logits(rolled, 1.0))
+
+
+def test_a_prior_of_clip_s_features_is_guided_away_from_the_empty_caption():
+    """Karlo: the null is CLIP's features of nothing, z_txt among them."""
+    cfg = PriorStageConfig(KARLO_PRIOR, drop_text=0.0, z_mean=(0.0,) * 4, z_std=(1.0,) * 4)
+    stage = prior.make(cfg)
+    params = tiny.stirred(tiny.init(stage))
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, SIZE))
+    x_t, t = gaussian.x_T(rng.per_example(KEY, jnp.arange(SIZE)), (4,)), jnp.full(SIZE, 400)
+    whole = ClipText(batch["z_txt"], batch["text_seq"], batch["token_mask"])
+    empty = jax.tree.map(lambda x: x[:1], whole)
+
+    @functools.partial(jax.jit, static_argnames="scale")
+    def predict(batch, empty, scale):
+        return prior.denoiser(cfg, params, batch=batch, scale=scale, empty=empty)(x_t, t).x_0
+
+    rolled = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch)
+    np.testing.assert_allclose(predict(batch, empty, 0.0), predict(rolled, empty, 0.0), atol=1e-5)
+    others = (empty.replace(z_txt=-empty.z_txt), empty.replace(sequence=-empty.sequence))
+    for other in others:
+        assert np.abs(predict(batch, other, 0.0) - predict(batch, empty, 0.0)).max() > 1e-4
+    nothing = {**batch, "z_txt": jnp.repeat(empty.z_txt, SIZE, 0)}
+    nothing["text_seq"] = jnp.repeat(empty.sequence, SIZE, 0)
+    nothing["token_mask"] = jnp.repeat(empty.mask, SIZE, 0)
+    np.testing.assert_allclose(predict(nothing, empty, 1.0), predict(batch, empty, 0.0), atol=1e-5)

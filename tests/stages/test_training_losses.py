@@ -17,6 +17,7 @@ from tests import random_keys
 from tests.stages import stubs, tiny
 from unclip_jax.core import rng
 from unclip_jax.diffusion import objectives
+from unclip_jax.diffusion.objectives import Weighting
 from unclip_jax.diffusion.process import Target
 from unclip_jax.models.clip import ClipOutput
 from unclip_jax.models.prior_ar import PriorAr
@@ -87,6 +88,25 @@ def test_the_loss_is_the_squared_error_of_the_target_at_what_the_network_saw(
     expected = np.mean((np.float64(answer(x_t.shape)) - wanted) ** 2)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert metrics["loss"] == value
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+def test_the_weighting_of_the_config_is_that_of_the_loss(learned_variance, monkeypatch):
+    """Errors of x_0 by their signal-to-noise ratio, clipped."""
+    losses = []
+    for weighting in (Weighting(), Weighting("snr_clip", snr_min=0.5, snr_max=2.0)):
+        cfg, module, batch = case("decoder", learned_variance=learned_variance, size=8)
+        diffusion = dataclasses.replace(cfg.diffusion, weighting=weighting)
+        cfg = dataclasses.replace(cfg, diffusion=diffusion)
+        out = answer((8, 16, 16, 6 if learned_variance else 3))
+        stub = stubs.replace(monkeypatch, module, lambda x_t, t, out=out: out)
+        losses.append(float(module.make(cfg).loss({}, batch, KEY)[0]))
+    alpha_bar = levels(cfg, stub.t, 4)
+    snr = alpha_bar / (1 - alpha_bar)
+    eps = (np.float64(stub.x_t) - np.sqrt(alpha_bar) * batch["image"]) / np.sqrt(1 - alpha_bar)
+    squared = (np.float64(out[..., :3]) - eps) ** 2
+    added = np.mean(squared * (np.clip(snr, 0.5, 2.0) / snr - 1))  # the error of x_0 is eps's / SNR
+    np.testing.assert_allclose(losses[1] - losses[0], added, rtol=1e-3)
 
 
 def test_a_learned_variance_adds_its_share_of_the_variational_bound(monkeypatch):
