@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.stages import tiny
+from tests.stages import stubs, tiny
 from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
@@ -170,6 +170,42 @@ def test_health_of_a_prior_that_knows_the_truth(made, monkeypatch):
         assert float(health[name]) == pytest.approx(1.0, abs=1e-4), name
     assert float(health["baseline_gap"]) == pytest.approx(0.0, abs=1e-4)
     assert float(health["cosine_text"]) == pytest.approx(float(health["cosine_data"]), abs=1e-4)
+
+
+def test_the_power_of_eps_of_a_prior_that_says_nothing_is_a_closed_form(made, monkeypatch):
+    """x_0 = 0 leaves eps = x_t / noise, of power 1 + SNR scale^2 / d, at each step of the table."""
+    cfg, _, batch = made
+    stubs.replace(monkeypatch, prior, lambda x_t, t: jnp.zeros_like(x_t))
+    many = jax.tree.map(lambda x: jnp.repeat(x, 200, axis=0), batch)
+    steps = np.array([0, 400, 999])
+    found = prior.eps_power(cfg, {}, many, timesteps=steps, key=jax.random.key(0))
+    alpha_bar = cfg.diffusion.chain().alpha_bar[steps]
+    expected = 1 + alpha_bar / (1 - alpha_bar) * cfg.scale**2 / cfg.model.embed_dim
+    np.testing.assert_allclose(found, expected, rtol=0.03)  # 1,200 x 32 draws of the noise
+
+
+def test_standardisation_is_by_mean_and_deviation_of_the_training_data():
+    cfg = dataclasses.replace(tiny.experiment("prior").model, standardise=True)
+    draws = np.random.default_rng(0)
+    blocks = [{"z_img": 2.0 + 3.0 * draws.normal(size=(50, 32))} for _ in range(4)]
+    asked = []
+
+    def rows(most):
+        asked.append(most)
+        return iter(blocks)
+
+    resolved = prior.resolve_from_data(cfg, rows)
+    z = np.concatenate([block["z_img"] for block in blocks])
+    np.testing.assert_allclose(resolved.z_mean, z.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(resolved.z_std, z.std(0), rtol=1e-5)
+    assert asked == [2**18]
+    assert prior.resolve_from_data(resolved, rows) is resolved  # once measured, it stays
+    latent = prior.to_latent(resolved, jnp.asarray(z, jnp.float32))
+    np.testing.assert_allclose(np.mean(latent, axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(np.std(latent, axis=0), 1.0, rtol=1e-4)
+    blocks[:] = [{"z_img": np.where(np.arange(32) == 5, 1.0, z)}]
+    with pytest.raises(UserError, match="dimension 5 of z_img is the same in all 200 training"):
+        prior.resolve_from_data(cfg, rows)
 
 
 def test_guidance_of_a_prior_that_was_trained_without_drops_is_refused(made):
