@@ -14,16 +14,17 @@ from unclip_jax.version import __version__
 if TYPE_CHECKING:
     import pathlib
 
+    from unclip_jax.engine.bundle_engine import BundleEngine
     from unclip_jax.engine.inference_engine import InferenceEngine
 
 __all__ = ["InferenceEngine", "__version__", "open"]
 
 
-def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine":
-    """Opens trained models; see `engine.inference_engine.InferenceEngine.open`."""
-    from unclip_jax.engine.inference_engine import InferenceEngine
+def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine | BundleEngine":
+    """Opens trained models or a bundle of them; see `engine.bundle_engine.open_engine`."""
+    from unclip_jax.engine.bundle_engine import open_engine
 
-    return InferenceEngine.open(path, **options)
+    return open_engine(path, **options)
 
 
 def __getattr__(name: str) -> Any:

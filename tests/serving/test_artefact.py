@@ -10,12 +10,15 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+import unclip_jax
 from tests import cascades
 from tests.conftest import ROOT
-from unclip_jax import bundle
+from unclip_jax import bundle, sample
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine.handlers import text as text_requests
+from unclip_jax.engine.requests import UpscaleRequest
 from unclip_jax.inference import batch_sampling, exported_sampler, load, text_to_image
 from unclip_jax.inference.cascade import tokenise
 
@@ -52,6 +55,34 @@ def written(run_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "tiny.unclip"
     bundle.main([f"--models={run_dir}", f"--out={out}", "--batch-sizes=4,1", *OPTIONS])
     return out
+
+
+def test_a_bundle_is_opened_like_a_run_directory(written, tmp_path, capsys):
+    engine = unclip_jax.open(written)
+    images = exported_sampler.open_artefact(written).draw(["a red circle"] * 2, seed=5)
+    result = engine.sample("a red circle", num=2, seed=5)
+    np.testing.assert_array_equal(result.images, images)
+    assert result.record["models"]["name"] and result.record["options"]["decoder"]["steps"] == "4"
+    out = tmp_path / "out.png"
+    sample.main(["a red circle", "--num=2", "--seed=5", f"--models={written}", f"--out={out}"])
+    assert "2 images" in capsys.readouterr().out
+    for index in range(2):
+        with Image.open(tmp_path / "out" / f"000{index}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), images[index])
+    for call, message in (
+        (lambda: engine.sample("x", steps="9"), "steps is '9', but .* is a bundle, which fixes it"),
+        (lambda: engine.sample("x", best_of=2), "best_of is 2, but .* is a bundle"),
+        (lambda: engine.sample("x", seed=-1), "seed is -1; it must lie in"),
+        (lambda: engine.run(upscale()), "a bundle, which samples captions only; .* for 'upscale'"),
+        (lambda: unclip_jax.open(written, prior="prior_ar"), "is a bundle, which has one prior"),
+        (lambda: unclip_jax.open(__file__), "is not an artefact"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def upscale():
+    return UpscaleRequest(images=(np.zeros((16, 16, 3), np.uint8),))
 
 
 def test_another_process_draws_the_same_bits_without_the_models(written, run_dir, tmp_path):

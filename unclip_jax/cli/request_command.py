@@ -127,8 +127,8 @@ def run(request: Request, setting: Setting) -> None:
     import jax
 
     from unclip_jax.convert import importing
+    from unclip_jax.engine.bundle_engine import open_engine
     from unclip_jax.engine.handlers import text
-    from unclip_jax.engine.inference_engine import InferenceEngine
     from unclip_jax.inference import load
 
     if setting.by_stage:
@@ -136,7 +136,7 @@ def run(request: Request, setting: Setting) -> None:
         files = load.find_cascade(importing.run_directory(setting.models), prior_name=setting.prior)
         result = text.run_by_stage(files, request, batch=setting.batch, name=str(setting.models))
     else:
-        engine = InferenceEngine.open(setting.models, prior=setting.prior, batch=setting.batch)
+        engine = open_engine(setting.models, prior=setting.prior, batch=setting.batch)
         result = engine.run(request)
     result.save(setting.out)
     if jax.process_index() == 0:

@@ -1,0 +1,88 @@
+"""Opening models: a run directory, or a file of `bundle`, which runs requests for captions."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.request_base import Request
+from unclip_jax.engine.requests import TextRequest
+from unclip_jax.engine.result import Result
+from unclip_jax.inference import exported_sampler
+from unclip_jax.inference.exported_sampler import Artefact
+from unclip_jax.inference.progress import ProgressCallback
+
+# Fields of a text request that a file leaves open; it fixes the others.
+OPEN_FIELDS = ("captions", "num", "seed", "animate")
+
+
+class BundleEngine:
+    """A sampler in one file, with the interface of an `InferenceEngine` as far as it goes."""
+
+    def __init__(self, artefact: Artefact, *, name: str = ""):
+        """`name`: of the models, for records."""
+        self.artefact, self.name = artefact, name
+
+    def run(self, request: Request, *, progress: ProgressCallback | None = None) -> Result:
+        """Runs a `TextRequest`; its settings but captions, number and seed are those of the file.
+
+        Args:
+            request: the request.
+            progress: not called, because the file holds the sampler as one program.
+
+        Raises:
+            UserError: another request, or a setting that the file fixes.
+        """
+        if not isinstance(request, TextRequest):
+            raise UserError(
+                f"{self.name} is a bundle, which samples captions only; open the run directory for "
+                f"{request.name!r}."
+            )
+        for name, field in request_fields.fields(request).items():
+            if name not in OPEN_FIELDS and getattr(request, name) != field.default:
+                raise UserError(
+                    f"{name} is {getattr(request, name)!r}, but {self.name} is a bundle, which "
+                    "fixes it; leave it out, write another bundle, or open the run directory."
+                )
+        captions = [caption for caption in request.captions for _ in range(request.num)]
+        record = {
+            "command": request.name,
+            "request": request_fields.plain(request),
+            "models": {"path": self.name, **self.describe()},
+            "options": self.artefact.card.options,
+        }
+        images = self.artefact.draw(captions, seed=request.seed)
+        return Result(images=images, labels=tuple(captions), record=record, animate=request.animate)
+
+    def sample(self, captions: str | Sequence[str], **options: Any) -> Result:
+        """Generates images for one caption or several; `options` are `num`, `seed`, `animate`."""
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        values = {"captions": captions, **options}
+        return self.run(request_fields.build(TextRequest, values, name=TextRequest.name))
+
+    def describe(self) -> dict[str, Any]:
+        """The models of the file, JSON-ready."""
+        return dict(self.artefact.card.models)
+
+
+def open_engine(
+    path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16
+) -> InferenceEngine | BundleEngine:
+    """Opens a run directory, Karlo's folder, or a file of `bundle`.
+
+    Args:
+        path: the folder or the file.
+        prior: "prior" or "prior_ar"; a file has the one that it was written with.
+        batch: images at once; a file has batch sizes of its own.
+
+    Raises:
+        UserError: see `InferenceEngine.open` and `exported_sampler.open_artefact`.
+    """
+    path = pathlib.Path(path)
+    if not path.exists() or path.is_dir():
+        return InferenceEngine.open(path, prior=prior, batch=batch)
+    if prior != "prior":
+        raise UserError(f"{path} is a bundle, which has one prior; leave out prior={prior!r}.")
+    return BundleEngine(exported_sampler.open_artefact(path), name=str(path))
