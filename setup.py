@@ -80,7 +80,7 @@ setup(
         "convert": TORCH,  # for weights that exist as PyTorch files only
         # the originals that `make parity` compares with
         "parity": [*TORCH, "diffusers>=0.38", "torch-fidelity>=0.4"],
-        "demo": ["starlette>=0.40", "uvicorn>=0.30"],  # the page and the HTTP API
+        "demo": ["starlette>=0.46", "uvicorn>=0.34"],  # the page and the HTTP API
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "wandb": ["wandb>=0.18"],
