@@ -81,6 +81,7 @@ setup(
         # the originals that `make parity` compares with
         "parity": [*TORCH, "diffusers>=0.38", "torch-fidelity>=0.4"],
         "demo": ["starlette>=0.46", "uvicorn>=0.34"],  # the page and the HTTP API
+        "hdf5": ["h5py>=3.11"],  # pairs in HDF5 files
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "wandb": ["wandb>=0.18"],

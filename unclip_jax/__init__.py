@@ -3,10 +3,14 @@
     engine = unclip_jax.open("runs/shapes")
     engine.sample("a red circle", num=4).save("circles.png")
 
-Start with WORKSPACE.md. Importing the package imports nothing else; `open` and `InferenceEngine`
-are loaded when they are used.
+    prior = unclip_jax.fit_prior(x, y)  # between any two embedding spaces
+    samples = prior.sample(new_x, num=8)
+
+Start with WORKSPACE.md. Importing the package imports nothing else; classes and functions are
+loaded when they are used.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from unclip_jax.version import __version__
@@ -16,8 +20,22 @@ if TYPE_CHECKING:
 
     from unclip_jax.engine.bundle_engine import BundleEngine
     from unclip_jax.engine.inference_engine import InferenceEngine
+    from unclip_jax.experiment.fit_prior import fit_prior
+    from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 
-__all__ = ["InferenceEngine", "__version__", "open"]
+__all__ = [
+    "EmbeddingPriorModel",
+    "InferenceEngine",
+    "__version__",
+    "fit_prior",
+    "open",
+    "open_prior",
+]
+_MODULES = {
+    "EmbeddingPriorModel": "unclip_jax.inference.embedding_prior",
+    "InferenceEngine": "unclip_jax.engine.inference_engine",
+    "fit_prior": "unclip_jax.experiment.fit_prior",
+}
 
 
 def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine | BundleEngine":
@@ -27,9 +45,14 @@ def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine | Bundl
     return open_engine(path, **options)
 
 
-def __getattr__(name: str) -> Any:
-    if name != "InferenceEngine":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from unclip_jax.engine.inference_engine import InferenceEngine
+def open_prior(path: "str | pathlib.Path") -> "EmbeddingPriorModel":
+    """Opens a prior between two embedding spaces; see `EmbeddingPriorModel.open`."""
+    from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 
-    return InferenceEngine
+    return EmbeddingPriorModel.open(path)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

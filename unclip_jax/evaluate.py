@@ -9,6 +9,7 @@ r"""Evaluates a trained cascade on a held-out split, or scores sets of images.
     python -m unclip_jax.evaluate coco --models=RUN --captions=FILE --real=val2014 \
         --features=inception:FILE --out=DIR
     python -m unclip_jax.evaluate prompts FILE --models=RUN --out=DIR
+    python -m unclip_jax.evaluate pairs RUN --x=a.npy --y=b.npy --out=DIR
 
 The first form scores retrieval by CLIP and the PSNR of the upsampler against bicubic enlargement;
 in the shapes world the exact checker judges images with z_img from the prior, from z_txt used as if
@@ -289,6 +290,36 @@ def run_prompts(args: argparse.Namespace) -> str:
     return prompts.table(prompts.evaluate_prompts(config))
 
 
+def pairs_parser() -> Parser:
+    """Returns the parser of `pairs`."""
+    parser = Parser("evaluate pairs", description="Judge priors between embedding spaces.")
+    add = parser.add_argument
+    add("runs", nargs="+", type=pathlib.Path, help="workdirs or exports of embedding_prior")
+    add("--x", required=True, help="conditions, as config.data.x")
+    add("--y", required=True, help="targets, as config.data.y")
+    add("--groups", default="", help="as config.data.groups")
+    add("--splits", default="", help="as config.data.splits")
+    add("--eval-share", type=float, default=0.1, help="as config.data.eval_share; 1 = all pairs")
+    add("--out", type=pathlib.Path, required=True, help="folder to write")
+    add("--num", type=int, default=16, help="samples per pair")
+    add("--most", type=int, default=2000, help="pairs that are judged")
+    add("--pool", type=int, default=300, help="candidates of retrieval")
+    add("--guidance", type=float, help="scale; default: exported")
+    add("--steps", help="of sampling; default: exported")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    return parser
+
+
+def run_pairs(args: argparse.Namespace) -> str:
+    """Judges priors on held-out pairs, with the ridge in them and the mean; returns the table."""
+    from unclip_jax.evaluation import pair_evaluation
+
+    names = ("x", "y", "groups", "splits", "eval_share", "num", "most", "pool")
+    values = {name: getattr(args, name) for name in (*names, "guidance", "steps", "seed")}
+    config = pair_evaluation.PairEvaluation(tuple(args.runs), **values)
+    return str(pair_evaluation.evaluate_pairs(config, out=args.out))
+
+
 SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], str]]] = {
     "images": (images_parser, run_images),
     "statistics": (statistics_parser, run_statistics),
@@ -297,6 +328,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace]
     "plot": (plot_parser, run_plot),
     "coco": (coco_parser, run_coco),
     "prompts": (prompts_parser, run_prompts),
+    "pairs": (pairs_parser, run_pairs),
 }
 
 

@@ -10,6 +10,9 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.stages import registry
 
+GROUPS = ("codec", "fitted")  # of parameters that are fitted, not learned
+FITTED = tuple(f"['{name}']" for name in GROUPS)
+
 
 @pytest.fixture(scope="module", params=registry.run_folders())
 def made(request):
@@ -44,9 +47,9 @@ def test_every_parameter_gets_a_gradient(made):
     dead = [jax.tree_util.keystr(path) for path, leaf in flat if not np.any(np.asarray(leaf))]
     # a key bias shifts every score of a query alike, which softmax cannot see
     dead = [name for name in dead if "key" not in name.lower() or "bias" not in name]
-    fitted = [name for name in dead if stage.fit and name.startswith("['codec']")]
+    fitted = [name for name in dead if stage.fit and name.startswith(FITTED)]
     assert dead == fitted
-    assert len(fitted) == len(params.get("codec", ()))
+    assert len(fitted) == sum(len(jax.tree.leaves(params.get(name, ()))) for name in GROUPS)
 
 
 def test_evaluation_has_no_dropout_and_no_drops(made):

@@ -46,6 +46,7 @@ class ExampleConfig:
         degrade: how low_res is computed from the (cropped) image; for that field only.
         empty_captions: share of examples whose caption is replaced by the empty one.
         captions: of several captions of an image, "first" or "any" (another one in every epoch).
+        arrays: names of fields that records hold as arrays (`data.pairs`), instead of images.
     """
 
     fields: tuple[str, ...]
@@ -57,12 +58,13 @@ class ExampleConfig:
     degrade: DegradeConfig | None = None
     empty_captions: float = 0.0
     captions: str = "first"
+    arrays: tuple[str, ...] = ()
 
     def __post_init__(self):
         one_of("captions", self.captions, ("first", "any"))
         in_range("empty_captions", self.empty_captions, 0.0, 1.0)
         for field in self.fields:
-            one_of("batch field", field, FIELDS)
+            one_of("batch field", field, (*FIELDS, *self.arrays))
         if not self.fields:
             raise UserError(f"no batch fields are requested.{suggest('', FIELDS)}")
         one_of("crop", self.crop, ("center", "random"))
@@ -135,6 +137,8 @@ class FixedExamples:
     def _make(self, record: Record) -> Example:
         """Returns the fixed part; fields of captions are stacked where one of several is chosen."""
         config = self._config
+        if config.arrays:
+            return {name: record[name] for name in config.fields}
         names = [f for f in (*EMBEDDINGS, *STRINGS) if f in config.fields]
         example: Example = {name: record[name] for name in names}
         if config.pictures:
@@ -255,7 +259,7 @@ def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -
     if "low_res" in config.fields and (smallest := getattr(source, "min_side", 0)):
         check_side(smallest, config.image_size, "the smallest record")
     record = source[0]
-    needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS)}
+    needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS, *config.arrays)}
     needed |= {"image"} if config.pictures else set()
     missing = sorted(needed - record.keys())
     if missing:

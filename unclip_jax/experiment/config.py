@@ -13,17 +13,21 @@ from ml_collections import ConfigDict
 from unclip_jax.core.checks import UserError, divisible, in_range, positive
 from unclip_jax.core.config import as_dict, build
 from unclip_jax.core.stage import Stage
+from unclip_jax.data.pairs import PairsConfig
 from unclip_jax.parallel.mesh import MeshConfig
+from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.optimizer import OptimConfig
 
 _PATHS = ("path", "mixture", "embeddings", "tokenizer")  # fields of DataConfig
+PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(PairsConfig))
+_PAIR_PATHS = ("x", "y", "groups", "subjects", "splits")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The data that batches are read from.
+class DataConfig(PairsConfig):
+    """The data that batches are read from: pairs of arrays, or captioned images.
 
     Attributes:
         path: a folder written by `unclip_jax.prepare`, or SCHEME:LOCATION, such as "tfds:NAME"
@@ -48,8 +52,8 @@ class DataConfig:
         cache_mb: memory for decoded images, so that a small data set is decoded once.
     """
 
-    path: str
-    load_size: int
+    path: str = ""
+    load_size: int = 64
     train_split: str = "train"
     eval_split: str = "validation"
     embeddings: str = ""
@@ -67,6 +71,7 @@ class DataConfig:
     empty_captions: float = 0.0
 
     def __post_init__(self):
+        super().__post_init__()
         positive("config.data.load_size", self.load_size)
         positive("config.data.group", self.group)
         in_range("config.data.blur", self.blur, 0.0, 1.0)
@@ -77,6 +82,11 @@ class DataConfig:
                 f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
                 "images are corrupted in one way, so set one of them to 0."
             )
+
+    @property
+    def pairs(self) -> PairsConfig:
+        """The location and treatment of pairs."""
+        return PairsConfig(**{name: getattr(self, name) for name in PAIR_FIELDS})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +117,14 @@ class Experiment:
     rules: str = "fsdp"
     init_from: str = ""
 
+    @property
+    def entry(self) -> StageEntry:
+        """The declaration of the stage."""
+        return stage_entry(self.stage)
+
     def build_stage(self) -> Stage:
         """Returns the stage record of this experiment."""
-        return stage_entry(self.stage).make(self.model)
+        return self.entry.make(self.model)
 
     def identity(self) -> dict[str, Any]:
         """Returns the facts of the settings that make two runs the same run.
@@ -120,8 +135,13 @@ class Experiment:
         facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
         facts["model"].pop("sampling", None)
         data, train = as_dict(self.data), as_dict(self.train)
-        free = ("workers", "cache_mb", "clip", *_PATHS)
-        facts["data"] = {name: value for name, value in data.items() if name not in free}
+        free = ("workers", "cache_mb", "clip", *_PATHS, *_PAIR_PATHS)
+        paired = self.entry.paired  # other fields do not concern the stage
+        facts["data"] = {
+            name: value
+            for name, value in data.items()
+            if name not in free and (name in PAIR_FIELDS) == paired
+        }
         facts["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
         return facts
 
@@ -166,6 +186,14 @@ def _check(experiment: Experiment) -> None:
             f"config.train.accumulate is {train.accumulate}, but the loss of stage "
             f"{experiment.stage!r} is a function of the whole batch; use 1 and more devices."
         )
+    if experiment.entry.paired:
+        experiment.data.named()
+        return
+    if not experiment.data.path:
+        raise UserError(
+            "config.data.path is empty; give a folder that `python -m unclip_jax.prepare` wrote, "
+            "or SCHEME:LOCATION."
+        )
     needs = {"z_img", "z_txt"} & stage.batch_spec.keys()
     if needs and not experiment.data.embeddings:
         raise UserError(
@@ -189,9 +217,6 @@ def _check(experiment: Experiment) -> None:
             f"config.data.mixture is {list(experiment.data.mixture)}, but stage "
             f"{experiment.stage!r} reads embeddings, which belong to one data set; leave it empty."
         )
-    side, load = (
-        stage_entry(experiment.stage).training_side(experiment.model),
-        experiment.data.load_size,
-    )
+    side, load = experiment.entry.training_side(experiment.model), experiment.data.load_size
     if side is not None and load != side:
         raise UserError(f"config.data.load_size is {load}; the model takes {side}-pixel images.")

@@ -13,7 +13,7 @@ import jax
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import HostBatch, Params
-from unclip_jax.data import examples, loader, sources, text
+from unclip_jax.data import examples, loader, pairs, sources, text
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.embeddings import EmbeddingSource
@@ -22,7 +22,6 @@ from unclip_jax.data.text import Tokenizer
 from unclip_jax.experiment import frozen_clip
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel.mesh import batch_shards, make_mesh
-from unclip_jax.stages.registry import stage_entry
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +64,8 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
         return open_split(experiment, stage, split, tokenizer=tokenizer, endless=False)
 
     has_eval = bool(experiment.data.eval_split)
+    if experiment.entry.paired and not experiment.data.splits:
+        has_eval = has_eval and experiment.data.eval_share > 0
     return Inputs(train, held_out if has_eval else None, tokenizer, folder, facts)
 
 
@@ -78,10 +79,7 @@ def open_split(
 ) -> Loader:
     """Opens batches of one split: endless, shuffled and mixed, or one pass in order."""
     data, train = experiment.data, experiment.train
-    source, *mixed = (
-        sources.open_source(path, split=split, keys=_keys(experiment))
-        for path in (data.path, *(data.mixture if endless else ()))
-    )
+    source, *mixed = _sources(experiment, stage, split, endless=endless)
     origin = _origin((source, *mixed), tokenizer)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         embeddings = open_embeddings(experiment, split)
@@ -103,7 +101,7 @@ def open_split(
         seed=train.seed,
         group=data.group if endless else 1,
         workers=data.workers,
-        cache_mb=data.cache_mb if endless else 0,
+        cache_mb=data.cache_mb if endless and not experiment.entry.paired else 0,
     )
     return loader.make_loader(
         source,
@@ -148,6 +146,15 @@ def check_held_out(experiment: Experiment, inputs: Inputs) -> None:
         ) from error
 
 
+def _sources(experiment: Experiment, stage: Stage, split: str, *, endless: bool) -> list[Source]:
+    """Opens the data set, then those that training mixes with it."""
+    data = experiment.data
+    if experiment.entry.paired:
+        return [pairs.open_pairs(data.pairs).open_split(split, stage.batch_spec)]
+    paths = (data.path, *(data.mixture if endless else ()))
+    return [sources.open_source(path, split=split, keys=_keys(experiment)) for path in paths]
+
+
 def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
     """Opens the embeddings of one split, of the dimension that the model takes.
 
@@ -189,10 +196,12 @@ def resolve(experiment: Experiment) -> Experiment:
     Raises:
         UserError: the data are missing, or need a larger model.
     """
-    resolve_model = stage_entry(experiment.stage).resolve
-    if resolve_model is None:
-        return experiment
-    return dataclasses.replace(experiment, model=resolve_model(experiment.model, _rows(experiment)))
+    entry, model = experiment.entry, experiment.model
+    if entry.resolve_fields is not None and not experiment.init_from:
+        model = entry.resolve_fields(model, pairs.open_pairs(experiment.data.pairs).fields())
+    if entry.resolve is not None:
+        model = entry.resolve(model, _rows(experiment))
+    return dataclasses.replace(experiment, model=model)
 
 
 def fit_params(experiment: Experiment, stage: Stage) -> Callable[[], Params] | None:
@@ -210,7 +219,11 @@ def fit_params(experiment: Experiment, stage: Stage) -> Callable[[], Params] | N
 
 
 def _rows(experiment: Experiment) -> Rows:
-    """Returns a function that opens a pass over the training embeddings."""
+    """Returns a function that opens a pass over the training embeddings, or pairs."""
+    if experiment.entry.paired:
+        fields = experiment.build_stage().batch_spec
+        split = experiment.data.train_split
+        return pairs.open_pairs(experiment.data.pairs).open_split(split, fields).blocks
 
     def rows(most: int) -> Iterator[HostBatch]:
         source = open_embeddings(experiment, experiment.data.train_split)
@@ -223,6 +236,8 @@ def _rows(experiment: Experiment) -> Rows:
 def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> examples.ExampleConfig:
     """Returns the fields of an example; training crops if the stage's images are smaller."""
     spec, data = stage.batch_spec, experiment.data
+    if experiment.entry.paired:
+        return examples.ExampleConfig(fields=tuple(spec), arrays=tuple(spec))
     degrade, patch = None, None
     if "low_res" in spec:
         factor = spec["image"].shape[0] // spec["low_res"].shape[0]
@@ -307,6 +322,10 @@ def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
 
 
 def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    if experiment.entry.paired:
+        config = experiment.data.pairs
+        count = len(pairs.open_pairs(config).rows)
+        return {"data": f"{count} pairs of {config.x} and {config.y}"}
     paths = " + ".join((experiment.data.path, *experiment.data.mixture))
     facts: dict[str, Any] = {"data": f"{paths} ({experiment.data.train_split})"}
     if tokenizer:

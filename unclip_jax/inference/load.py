@@ -21,6 +21,7 @@ from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
 from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage
 from unclip_jax.stages import clip, prior, registry
+from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
 from unclip_jax.stages.entry import StageEntry
 
 
@@ -211,6 +212,17 @@ def load_prior(directory: pathlib.Path) -> tuple[prior.PriorStageConfig, Any, Ma
         UserError: there is no complete export in `directory`, or it is no diffusion prior.
     """
     return _load_stage(directory, "prior", article="a diffusion prior")
+
+
+def load_embedding_prior(
+    directory: pathlib.Path,
+) -> tuple[EmbeddingPriorStageConfig, Any, Manifest]:
+    """Loads an exported prior between two embedding spaces: (config, parameters, manifest).
+
+    Raises:
+        UserError: there is no complete export in `directory`, or it is of another stage.
+    """
+    return _load_stage(directory, "embedding_prior", article="an embedding_prior")
 
 
 def _load_stage(directory: pathlib.Path, stage: str, *, article: str) -> tuple[Any, Any, Manifest]:

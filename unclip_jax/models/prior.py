@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Embedding, Mask, Steps, Tokens
-from unclip_jax.models.layers import LayerNorm, TimeEmbedding, compute_dtype, dense, normal
+from unclip_jax.models.layers import compute_dtype, normal
 from unclip_jax.models.text import PADDING, CaptionEmbedding
-from unclip_jax.models.transformer import Transformer, TransformerConfig
+from unclip_jax.models.token_denoiser import TokenDenoiser
 from unclip_jax.parallel.axes import sharded
 
 CAPTIONS = ("tokens", "clip_sequence")
@@ -77,7 +77,7 @@ class PriorConfig:
             positive("prior.clip_text_width", self.clip_text_width)
 
 
-class Prior(nn.Module):
+class Prior(TokenDenoiser):
     """Predicts the target (x_0 in the paper) from noised z_img and its conditions."""
 
     cfg: PriorConfig
@@ -121,18 +121,17 @@ class Prior(nn.Module):
                 "caption pass CLIP's features of the empty one."
             )
         caption = self._caption(tokens, token_mask, text_seq).astype(dtype)
-        time = TimeEmbedding(cfg.width, cfg.width, cfg.num_timesteps, dtype, name="time")(t)
-        text = self._project("z_txt_in", z_txt)
-        image = self._project("x_t_in", x_t)
+        text = self._project("z_txt_in", z_txt)[:, None]
         query = self.param("query", sharded(normal(0.01), "embed"), (cfg.width,))
-        query = jnp.broadcast_to(query[None].astype(dtype), image.shape)
-        tail = jnp.stack([text, time, image, query], axis=1)
-        x = self._positioned(jnp.concatenate([caption, tail], axis=1))
-        x = Transformer(self._stack(), name="transformer")(x, self._visible(token_mask))
-        x = LayerNorm(name="final_norm")(x[:, -1])
-        return dense(cfg.embed_dim, name="out", axes=("embed", "z"), dtype=dtype)(x).astype(
-            jnp.float32
+        out = self._denoised(
+            jnp.concatenate([caption, text], axis=1),
+            time=self._time(t),
+            noised=self._project("x_t_in", x_t)[:, None],
+            queries=query[None],
+            features=cfg.embed_dim,
+            visible=self._visible(token_mask),
         )
+        return out[:, 0]
 
     def _caption(self, tokens: Tokens, mask: Mask, text_seq: Array | None) -> Array:
         cfg = self.cfg
@@ -153,34 +152,11 @@ class Prior(nn.Module):
         x = self._project("text_seq_in", text_seq)
         if cfg.null == "empty":  # slots without a token are hidden then
             return x
-        init = sharded(normal(0.01), "position", "embed")
-        padding = self.param("padding", init, (cfg.context, cfg.width))
+        padding = self._table("padding", cfg.context)
         return jnp.where(mask[..., None], x, padding[None].astype(x.dtype))
-
-    def _project(self, name: str, x: Array) -> Array:
-        """Projects embeddings or features to the width."""
-        dtype = compute_dtype(self.cfg.dtype)
-        return dense(self.cfg.width, name=name, axes=("z", "embed"), dtype=dtype)(x.astype(dtype))
-
-    def _positioned(self, x: Array) -> Array:
-        """Adds a learned position to all slots (initial deviation 0.01)."""
-        init = sharded(normal(0.01), "position", "embed")
-        shape = (self.cfg.context + EXTRA, self.cfg.width)
-        return x + self.param("positions", init, shape)[None].astype(x.dtype)
 
     def _visible(self, mask: Mask) -> Bool[Array, " b m"] | None:
         """Returns the mask of slots that later ones attend to; None = all."""
         if self.cfg.padding == "learned":
             return None
         return jnp.concatenate([mask, jnp.ones((len(mask), EXTRA), bool)], axis=1)
-
-    def _stack(self) -> TransformerConfig:
-        cfg = self.cfg
-        return TransformerConfig(
-            width=cfg.width,
-            depth=cfg.depth,
-            heads=cfg.heads,
-            causal=True,
-            remat=cfg.remat,
-            dtype=cfg.dtype,
-        )

@@ -63,6 +63,8 @@ class StageEntry:
         load_size: side of the images that it is trained on, as they are loaded; None = that of its
             batches.
         resolve: fills in the part of the config that follows from the training data.
+        resolve_fields: fills in the part of the config that follows from the batch fields of the
+            data, for stages that are trained on pairs of arrays of any shape; None for others.
         requires: manifest fields that later stages rely on, beyond those of its conditions.
         identity: manifest field for the identity of its parameters, which later stages must match.
         sidecars: condition -> file name in the export and record type, for conditions that are
@@ -80,6 +82,7 @@ class StageEntry:
     sample_fields: Callable[[Any], BatchSpec] | None = None
     load_size: Callable[[Any], int] | None = None
     resolve: Callable[[Any, Rows], Any] | None = None
+    resolve_fields: Callable[[Any, BatchSpec], Any] | None = None
     requires: tuple[str, ...] = ()
     identity: str | None = None
     sidecars: Mapping[str, tuple[str, type]] = dataclasses.field(default_factory=dict)
@@ -89,6 +92,11 @@ class StageEntry:
         one_of("role of a stage", self.role, ROLES)
         if not self.folders:
             object.__setattr__(self, "folders", (self.name,))
+
+    @property
+    def paired(self) -> bool:
+        """True if it is trained on pairs of arrays, False if on captioned images."""
+        return self.resolve_fields is not None
 
     def required_fields(self, cfg: Any) -> tuple[str, ...]:
         """Returns the manifest fields without which an export cannot be used in a chain."""

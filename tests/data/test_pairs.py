@@ -1,0 +1,363 @@
+"""Pairs of arrays: every format gives the same rows, and every mistake is one line."""
+
+import io
+import sys
+import tarfile
+
+import numpy as np
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+import safetensors.numpy
+
+from unclip_jax.core.batch import Field
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import column_files, pairs
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.pairs import PairsConfig, open_pairs
+
+N, D = 12, 3
+X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+Y = np.random.default_rng(1).normal(size=(N, 2)).astype(np.float32)
+KEYS = [f"k{i}" for i in range(N)]
+LENGTHS = [1 + i % 4 for i in range(N)]
+SEQUENCES = [np.full((n, 2), i, np.float32) for i, n in enumerate(LENGTHS)]
+
+
+def npy(folder, array, name="a", keys=None):
+    np.save(folder / f"{name}.npy", array)
+    if keys is not None:
+        (folder / f"{name}.keys.txt").write_text("\n".join(keys))
+    return str(folder / f"{name}.npy")
+
+
+def npz(folder, **arrays):
+    np.savez(folder / "a.npz", **arrays)
+    return f"{folder}/a.npz:x"
+
+
+def compressed(folder, **arrays):
+    np.savez_compressed(folder / "c.npz", **arrays)
+    return f"{folder}/c.npz:x"
+
+
+def parquet(folder, write=pyarrow.parquet.write_table, name="a.parquet"):
+    table = pyarrow.table({"x": X.tolist(), "key": KEYS, "other": [0] * N})
+    write(table, str(folder / name))
+    return f"{folder}/{name}:x"
+
+
+def feather(folder):
+    table = pyarrow.table({"x": X.tolist(), "key": KEYS})
+    with (
+        pyarrow.OSFile(str(folder / "a.arrow"), "wb") as file,
+        pyarrow.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table, max_chunksize=5)
+    return f"{folder}/a.arrow:x"
+
+
+def tensors(folder):
+    safetensors.numpy.save_file({"x": X, "other": Y}, folder / "a.safetensors")
+    return f"{folder}/a.safetensors:x"
+
+
+def hdf5(folder):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["betas/x"], file["key"] = X, KEYS
+    return f"{folder}/a.h5:betas/x"
+
+
+def tar(folder):
+    for shard in range(2):
+        with tarfile.open(folder / f"s-{shard}.tar", "w") as archive:
+            for i in range(shard * 6, shard * 6 + 6):
+                add(archive, f"{KEYS[i]}.x.npy", X[i])
+                add(archive, f"{KEYS[i]}.other.npy", Y[i])
+    return f"{folder}/s-*.tar:x.npy"
+
+
+def add(archive, name, array):
+    data = io.BytesIO()
+    np.save(data, array)
+    member = tarfile.TarInfo(name)
+    member.size = data.tell()
+    data.seek(0)
+    archive.addfile(member, data)
+
+
+def clip_folder(folder):
+    writer = EmbeddingWriter(folder / "train", shard_size=5, info={})
+    writer.add(KEYS, [""] * N, z_img=X, z_txt=-X)
+    writer.finish()
+    return f"{folder}/train:img_emb"
+
+
+FORMATS = {
+    "npy": lambda f: npy(f, X, keys=KEYS),
+    "npz": lambda f: npz(f, x=X, key=np.array(KEYS), z=Y),
+    "fortran": lambda f: npz(f, x=np.asfortranarray(X), keys=np.array(KEYS)),
+    "compressed": lambda f: compressed(f, x=X, key=np.array(KEYS)),
+    "parquet": parquet,
+    "arrow": feather,
+    "safetensors": tensors,
+    "hdf5": hdf5,
+    "tar": tar,
+    "clip-retrieval": clip_folder,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_the_same_rows_and_keys(name, tmp_path):
+    column = column_files.open_column(FORMATS[name](tmp_path))
+    assert len(column) == N and column.shape == (D,) and not column.ragged
+    np.testing.assert_array_equal(np.stack([column[i] for i in range(N)]), X)
+    np.testing.assert_array_equal(column.block(2, 7), X[2:7])
+    if name != "safetensors":
+        assert list(column.keys) == KEYS
+
+
+def test_arrays_are_mapped_not_read(tmp_path):
+    for location in (npy(tmp_path, X), npz(tmp_path, x=X), tensors(tmp_path)):
+        assert isinstance(column_files.open_column(location).values, np.memmap)
+
+
+@pytest.mark.parametrize("name", ["npz", "safetensors", "parquet", "hdf5"])
+def test_sequences_of_different_lengths(name, tmp_path):
+    named = dict(zip(KEYS, SEQUENCES, strict=True))
+    if name == "npz":
+        np.savez(tmp_path / "a.npz", **named)
+        where = f"{tmp_path}/a.npz:*"
+    elif name == "safetensors":
+        safetensors.numpy.save_file(named, tmp_path / "a.safetensors")
+        where = f"{tmp_path}/a.safetensors:*"
+    elif name == "parquet":
+        table = pyarrow.table({"x": [s.tolist() for s in SEQUENCES], "key": KEYS})
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        where = f"{tmp_path}/a.parquet:x"
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            for key, sequence in named.items():
+                file[f"seq/{key}"] = sequence
+        where = f"{tmp_path}/a.h5:seq/*"
+    column = column_files.open_column(where)
+    assert column.ragged and column.shape == (4, 2)
+    for i, key in enumerate(column.keys):
+        np.testing.assert_array_equal(column[i], named[key])
+
+
+def test_hdf5_without_its_library_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "a.h5").write_bytes(b"")
+    with pytest.raises(UserError, match="is an HDF5 file, which needs h5py; run `pip install"):
+        column_files.open_column(f"{tmp_path}/a.h5:x")
+
+
+def opened(tmp_path, x=X, y=Y, **options):
+    return open_pairs(PairsConfig(x=npy(tmp_path, x, "x"), y=npy(tmp_path, y, "y"), **options))
+
+
+def source(data, split="train"):
+    return data.open_split(split, data.fields())
+
+
+def test_rows_are_matched_by_number(tmp_path):
+    data = opened(tmp_path)
+    train, validation = source(data), source(data, "validation")
+    assert (len(train), len(validation)) == (11, 1)
+    records = [*(train[i] for i in range(11)), validation[0]]
+    order = [int(record["key"]) for record in records]
+    assert sorted(order) == list(range(N))
+    np.testing.assert_array_equal(np.stack([r["x"] for r in records]), X[order])
+    np.testing.assert_array_equal(np.stack([r["y"] for r in records]), Y[order])
+    blocks = list(train.blocks(100, size=4))
+    assert [len(block["x"]) for block in blocks] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate([b["y"] for b in blocks]), Y[order[:11]])
+
+
+def keyed(tmp_path, x_keys, y_keys, **options):
+    x = npy(tmp_path, X[: len(x_keys)], "x", keys=x_keys)
+    y = npy(tmp_path, Y[: len(y_keys)], "y", keys=y_keys)
+    return open_pairs(PairsConfig(x=x, y=y, **options))
+
+
+def test_repeats_of_a_key_are_all_combinations(tmp_path):
+    data = keyed(tmp_path, ["a", "b", "a"], ["b", "a", "b"])
+    assert {tuple(row) for row in data.rows.tolist()} == {(0, 1), (2, 1), (1, 0), (1, 2)}
+    held_out = data.keys[data.validation]
+    assert len(set(held_out.tolist())) == 1  # all pairs of one key, so that none leaks
+    assert not set(held_out.tolist()) & set(data.keys[~data.validation].tolist())
+
+
+def test_repeats_are_averaged(tmp_path):
+    data = keyed(tmp_path, ["a", "b", "a"], ["b", "a"], repeats="mean", eval_share=0.0)
+    by_key = {record["key"]: record for record in (source(data)[i] for i in range(2))}
+    np.testing.assert_allclose(by_key["a"]["x"], (X[0] + X[2]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(by_key["a"]["y"], Y[1])
+    np.testing.assert_array_equal(by_key["b"]["x"], X[1])
+
+
+def test_sequences_are_padded_and_masked(tmp_path):
+    np.savez(tmp_path / "s.npz", **dict(zip(KEYS, SEQUENCES, strict=True)))
+    y = npy(tmp_path, Y, "y", keys=KEYS)
+    data = open_pairs(PairsConfig(x=f"{tmp_path}/s.npz:*", y=y, eval_share=0.0))
+    records = {r["key"]: r for r in (source(data)[i] for i in range(N))}
+    for i, key in enumerate(KEYS):
+        assert records[key]["x"].shape == (4, 2)
+        assert records[key]["x_mask"].sum() == LENGTHS[i]
+        np.testing.assert_array_equal(records[key]["x"][: LENGTHS[i]], SEQUENCES[i])
+        assert not records[key]["x"][LENGTHS[i] :].any()
+
+
+def test_token_ids_are_a_condition(tmp_path):
+    ids = np.arange(N * 4, dtype=np.int64).reshape(N, 4)
+    x = f"text={npy(tmp_path, ids, 'ids')},brain={npy(tmp_path, X, 'x')}"
+    data = open_pairs(PairsConfig(x=x, y=npy(tmp_path, Y, "y")))
+    fields = data.fields()
+    assert fields["text"] == Field((4,), "int32", -1, 4 * N - 1)
+    assert fields["brain"] == Field((D,), "float32")
+    record = source(data)[0]
+    np.testing.assert_array_equal(record["text"], ids[int(record["key"])])
+
+
+def test_groups_are_not_separated(tmp_path):
+    groups = npy(tmp_path, np.arange(N) % 4, "groups")
+    data = opened(tmp_path, groups=groups, eval_share=0.5)
+    held_out = set((data.rows[data.validation, 0] % 4).tolist())
+    assert len(held_out) == 2
+    assert not held_out & set((data.rows[~data.validation, 0] % 4).tolist())
+
+
+def test_subjects_are_numbered(tmp_path):
+    names = ["s2", "s1"] * (N // 2)
+    (tmp_path / "subjects.txt").write_text("\n".join(names))
+    data = opened(tmp_path, subjects=f"{tmp_path}/subjects.txt")
+    assert data.subjects is not None and data.subjects[1] == ("s1", "s2")
+    record = source(data)[0]
+    assert data.subjects[1][record["subject"]] == names[int(record["key"])]
+
+
+def broken(x):
+    x = X.copy()
+    x[[3, 5], 1] = np.nan
+    return x
+
+
+def test_bad_rows_are_refused_or_skipped_by_name(tmp_path, caplog):
+    with pytest.raises(UserError, match=r"2 of 12 rows of x .* hold NaN or inf, first row 3; mend"):
+        opened(tmp_path, broken(X))
+    data = opened(tmp_path, broken(X), bad_rows="skip", eval_share=0.0)
+    assert sorted(data.rows[:, 0].tolist()) == [i for i in range(N) if i not in (3, 5)]
+    assert "2 of 12 rows of x" in caplog.text and "left out" in caplog.text
+
+
+def test_float16_overflow_is_named(tmp_path):
+    half = X.astype(np.float16)
+    half[4, 0] = np.inf
+    with pytest.raises(UserError, match=r"1 of 12 rows of x .* inf in float16, which ends at 65"):
+        opened(tmp_path, half)
+
+
+def test_keys_without_partner_are_refused_or_skipped(tmp_path, caplog):
+    with pytest.raises(UserError, match=r"1 keys of x .* have no partner, first 'c'; mend them"):
+        keyed(tmp_path, ["a", "b", "c"], ["a", "b"])
+    data = keyed(tmp_path, ["a", "b", "c"], ["a", "b"], bad_rows="skip")
+    assert data.keys.tolist() == ["a", "b"]
+    assert "1 keys of x" in caplog.text
+
+
+def split_by(tmp_path, groups):
+    (tmp_path / "splits.txt").write_text("\n".join(["train", "validation"] * (N // 2)))
+    return opened(tmp_path, groups=npy(tmp_path, groups, "g"), splits=f"{tmp_path}/splits.txt")
+
+
+def test_a_group_in_two_splits_is_refused(tmp_path):
+    assert split_by(tmp_path, np.arange(N) % 2).validation.tolist() == [False, True] * (N // 2)
+    open_pairs.cache_clear()
+    with pytest.raises(UserError, match="6 groups are in both splits of .*splits.txt, first '0'"):
+        split_by(tmp_path, np.arange(N) // 2)
+
+
+def model_of(tmp_path, **fields):
+    data = opened(tmp_path)
+    return data.open_split("train", data.fields() | fields)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: PairsConfig(x="a.npy").named(), "config.data.y is empty; give arrays, such as"),
+        (
+            lambda p: PairsConfig(x="y=a.npy,b=c.npy", y="d").named(),
+            "the part 'y=a.npy'; give NAME",
+        ),
+        (lambda p: opened(p, X[:5]), r"different numbers of rows \(x 5, y 12\)"),
+        (lambda p: opened(p, repeats="mean"), "'mean', but the columns have no keys"),
+        (lambda p: opened(p, x=X.astype("S3")), "holds .S3; give floating point"),
+        (lambda p: opened(p, y=Y.astype(np.int32)), "holds int32; the target must be floating"),
+        (lambda p: opened(p, np.full_like(X, np.nan), bad_rows="skip"), "no pair is left"),
+        (lambda p: opened(p, groups=npy(p, Y[:3, 0], "g")), "groups has 3 labels, .* has 12 rows"),
+        (lambda p: opened(p, groups=npy(p, Y, "g")), r"rows of shape \[2\]; give one label"),
+        (
+            lambda p: opened(p, eval_share=0.0).open_split("validation", {}),
+            "does not read|the valid",
+        ),
+        (lambda p: model_of(p, x=Field((4,), "float32")), r"x has rows \[3\]"),
+        (lambda p: model_of(p, z=Field((4,), "float32")), "the model reads x, y, z; config.data.x"),
+        (lambda p: column_files.open_column(f"{p}/none.npy"), "there is no .*none.npy"),
+        (lambda p: column_files.open_column(f"{p}/a.csv"), "unknown format; give .npy"),
+        (lambda p: column_files.open_column(npz(p, x=X) + "y"), "has no array 'xy'. Did you mean"),
+        (
+            lambda p: column_files.open_column(npz(p, x=X, z=Y)[:-2]),
+            "has 2 arrays; name one: .*npz:",
+        ),
+        (lambda p: column_files.open_column(npy(p, X[0, 0])), r"has shape \[\]; give vectors"),
+        (lambda p: column_files.open_column(npy(p, X, keys=KEYS[:3])), "12 rows but 3 keys"),
+        (
+            lambda p: column_files.open_column(parquet(p)[:-1] + "other"),
+            "is a single number; give a",
+        ),
+        (
+            lambda p: column_files.open_column(tar(p)[:-5] + "no.npy"),
+            "holds no rows; check the name",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(call, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        call(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_target_longer_than_the_model_is_refused(tmp_path):
+    np.savez(tmp_path / "s.npz", **dict(zip(KEYS, SEQUENCES, strict=True)))
+    x = npy(tmp_path, X, "x", keys=KEYS)
+    data = open_pairs(PairsConfig(x=x, y=f"{tmp_path}/s.npz:*"))
+    fields = data.fields()
+    longer = fields | {"y": Field((6, 2), "float32"), "y_mask": Field((6,), "bool")}
+    assert data.open_split("train", longer)[0]["y"].shape == (6, 2)
+    shorter = fields | {"y": Field((3, 2), "float32"), "y_mask": Field((3,), "bool")}
+    with pytest.raises(UserError, match=r"y has rows \[4, 2\], the model takes \[3, 2\] at most"):
+        data.open_split("train", shorter)
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    (tmp_path / "a.npy").write_bytes(b"not an array")
+    with pytest.raises(UserError, match=r"a.npy cannot be read: .*; write the file again"):
+        column_files.open_column(f"{tmp_path}/a.npy")
+
+
+def test_labels_come_from_text_and_tables(tmp_path):
+    (tmp_path / "g.txt").write_text("a\nb\n")
+    assert column_files.labels(f"{tmp_path}/g.txt").tolist() == ["a", "b"]
+    pyarrow.parquet.write_table(pyarrow.table({"g": [1, 2]}), tmp_path / "g.parquet")
+    assert column_files.labels(f"{tmp_path}/g.parquet:g").tolist() == ["1", "2"]
+    with pytest.raises(UserError, match="has no column 'h'"):
+        column_files.labels(f"{tmp_path}/g.parquet:h")
+
+
+def test_reserved_names_cover_the_batch():
+    assert {pairs.TARGET, pairs.SUBJECT} <= set(pairs.RESERVED)

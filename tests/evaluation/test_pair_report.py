@@ -1,0 +1,74 @@
+"""Reports of priors between embedding spaces: perfect, mean and calibrated predictions."""
+
+import json
+
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.evaluation import pair_report
+
+RNG = np.random.default_rng(0)
+N, M, Z = 60, 9, 8
+MEANS = RNG.normal(size=(N, Z))
+TRUE = MEANS + 0.2 * RNG.normal(size=(N, Z))
+SAMPLES = MEANS[:, None] + 0.2 * RNG.normal(size=(N, M, Z))
+
+
+@pytest.fixture(scope="module")
+def report():
+    one = {
+        "exact": TRUE[:, None],
+        "calibrated": SAMPLES,
+        "ridge": MEANS[:, None],
+        "mean": np.ones((N, 1, Z)),
+    }
+    return pair_report.judge(TRUE, one, pool=20)
+
+
+def test_figures_of_known_predictions(report):
+    exact, calibrated, ridge, mean = report.priors.values()
+    assert exact.cosine.value == pytest.approx(1.0) and exact.rank.value == 1.0
+    assert exact.forward.value == exact.backward.value == 1.0
+    assert mean.backward.value == 0.0  # ties count in full
+    assert mean.rank.value == pytest.approx(10.5, abs=3)
+    assert abs(mean.cosine.value) < 0.2 < ridge.cosine.value < 1.0
+    assert calibrated.sample_cosine.value < calibrated.cosine.value
+    assert ridge.sample_cosine.value == pytest.approx(ridge.cosine.value)
+
+
+def test_calibration_is_of_samples(report):
+    calibrated, ridge = report.priors["calibrated"], report.priors["ridge"]
+    assert ridge.coverage is None and not ridge.histogram
+    assert calibrated.coverage.expected == pytest.approx(0.8)  # one of ten ranks at each end
+    assert abs(calibrated.coverage.measured.value - 0.8) < 0.05
+    assert len(calibrated.histogram) == M + 1 and sum(calibrated.histogram) == pytest.approx(1.0)
+    assert report.priors["exact"].energy.p_value > 0.5
+
+
+def test_it_is_text_and_json(report):
+    lines = str(report).splitlines()
+    assert lines[0].split()[:2] == ["prior", "cosine"] and len(lines) == 6
+    assert lines[-1].startswith("60 held-out pairs, retrieval among 20;")
+    plain = json.loads(json.dumps(report.plain()))
+    assert plain["priors"]["ridge"]["coverage"] is None
+    assert plain["priors"]["exact"]["forward"]["hits"] == N
+
+
+def test_sequences_are_compared_flat():
+    true = TRUE.reshape(N, 2, 4)
+    one = pair_report.judge(true, {"a": SAMPLES.reshape(N, M, 2, 4)}, pool=20)
+    other = pair_report.judge(TRUE, {"a": SAMPLES}, pool=20)
+    assert one.priors["a"].cosine == other.priors["a"].cosine
+
+
+def test_a_plot_is_written(report, tmp_path):
+    pair_report.plot(report, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_samples_that_do_not_match_are_refused():
+    with pytest.raises(UserError, match=r"a has samples \[60, 8\] for targets \[60, 8\]"):
+        pair_report.judge(TRUE, {"a": TRUE})
+    with pytest.raises(UserError, match="1 held-out pairs are too few to judge"):
+        pair_report.judge(TRUE[:1], {})

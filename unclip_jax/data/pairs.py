@@ -1,0 +1,437 @@
+"""Pairs of arrays as a data set: conditions x and a target y, matched by row or by key.
+
+Rows of all columns are matched by key where every column has keys, else by their number. A key may
+occur several times: repeated trials of one stimulus, several targets of one condition. Every
+combination is then one pair, or the conditions of one key are averaged. Splits never separate pairs
+of one group or key.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Bool, Int
+
+from unclip_jax.core.batch import Field
+from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.data import column_files
+from unclip_jax.data.columns import Column
+
+TARGET = "y"
+SUBJECT = "subject"
+RESERVED = (TARGET, SUBJECT, "key", "valid", "ridge")
+BAD_ROWS = ("refuse", "skip")
+REPEATS = ("each", "mean")
+SPLITS = ("train", "validation")
+BLOCK = 4096  # rows at once
+_SAMPLES = 256  # pairs that identify a data set
+SKIP = "mend them, or leave them out with --config.data.bad_rows=skip"
+
+log = logging.getLogger(__name__)
+
+Rows = Int[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsConfig:
+    """Location and treatment of pairs.
+
+    Attributes:
+        x: the condition, FILE or FILE:NAME (`data.column_files`); several as NAME=FILE,NAME=FILE.
+        y: the target.
+        groups: labels of the rows of x (such as subjects) that no split may separate; "" = keys.
+        subjects: labels of the rows of x that choose the layers of an encoder; "" = none.
+        splits: names of the split of every row of x; "" = a random choice.
+        eval_share: share of the groups or keys in the validation split, if chosen randomly.
+        bad_rows: rows that are not finite, or whose key has no partner: "refuse", or "skip" them
+            and log their number.
+        repeats: several x of one key: "each" is a pair, or their "mean".
+    """
+
+    x: str = ""
+    y: str = ""
+    groups: str = ""
+    subjects: str = ""
+    splits: str = ""
+    eval_share: float = 0.1
+    bad_rows: str = "refuse"
+    repeats: str = "each"
+
+    def __post_init__(self):
+        one_of("config.data.bad_rows", self.bad_rows, BAD_ROWS)
+        one_of("config.data.repeats", self.repeats, REPEATS)
+        in_range("config.data.eval_share", self.eval_share, 0.0, 0.9)
+
+    def named(self) -> dict[str, str]:
+        """Returns the locations of conditions by name; a single one without a name is "x".
+
+        Raises:
+            UserError: a name that is reserved, no identifier or used twice.
+        """
+        if not self.x or not self.y:
+            missing = "x" if not self.x else "y"
+            raise UserError(
+                f"config.data.{missing} is empty; give arrays, such as --config.data.x=a.npy "
+                "--config.data.y=b.npy."
+            )
+        if "=" not in self.x:
+            return {"x": self.x}
+        locations: dict[str, str] = {}
+        for part in self.x.split(","):
+            name, _, location = part.partition("=")
+            taken = name in RESERVED or name.endswith("_mask") or name in locations
+            if not name.isidentifier() or taken or not location:
+                raise UserError(
+                    f"config.data.x has the part {part!r}; give NAME=FILE with different names, "
+                    f"none of them {', '.join(RESERVED)}."
+                )
+            locations[name] = location
+        return locations
+
+
+class Pairs(NamedTuple):
+    """Matched columns.
+
+    Attributes:
+        columns: by name, the target last.
+        rows: [pairs columns], the row of each column; with `means` the number of a key instead.
+        keys: name of every pair.
+        validation: True for pairs of the validation split.
+        subjects: number of the subject of every pair, and the names; None without subjects.
+        means: rows of the conditions that are averaged, by number of their key; None = no average.
+    """
+
+    columns: dict[str, Column]
+    rows: Int[np.ndarray, "n c"]
+    keys: np.ndarray
+    validation: Bool[np.ndarray, " n"]
+    subjects: tuple[np.ndarray, tuple[str, ...]] | None
+    means: tuple[np.ndarray, ...] | None
+
+    def fields(self) -> dict[str, Field]:
+        """Returns the batch fields that hold these pairs."""
+        fields: dict[str, Field] = {}
+        for name, column in self.columns.items():
+            dtype = "int32" if column.integer else "float32"
+            fields[name] = Field(column.shape, dtype, *(column.range() if column.integer else ()))
+            if column.ragged:
+                fields[mask_name(name)] = Field(column.shape[:1], "bool")
+        if self.subjects:
+            fields[SUBJECT] = Field((), "int32", 0, len(self.subjects[1]) - 1)
+        return fields
+
+    def open_split(self, split: str, fields: Mapping[str, Field]) -> "PairSource":
+        """Returns the pairs of a split as a source of records that hold `fields`.
+
+        Raises:
+            UserError: the split has no pairs, or the data do not fit the fields.
+        """
+        one_of("split of pairs", split, SPLITS)
+        _check_fields(self, fields)
+        numbers = np.flatnonzero(self.validation == (split == "validation"))
+        if not len(numbers):
+            raise UserError(
+                f"the {split} split holds none of the {len(self.rows)} pairs; change "
+                "config.data.eval_share, splits or groups."
+            )
+        return PairSource(self, numbers, fields)
+
+
+class PairSource:
+    """Pairs of one split by index: records with "key" and one array per batch field."""
+
+    def __init__(self, pairs: Pairs, numbers: Rows, fields: Mapping[str, Field]):
+        """Selects the pairs `numbers`; `fields` gives the lengths of sequences."""
+        self.pairs, self.numbers, self.fields = pairs, numbers, fields
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = self.numbers[index]
+        record: dict[str, Any] = {"key": str(self.pairs.keys[number])}
+        for place, name in enumerate(self.pairs.columns):
+            record |= self._filled(name, self._row(name, place, int(number)))
+        if self.pairs.subjects and SUBJECT in self.fields:
+            record[SUBJECT] = np.int32(self.pairs.subjects[0][number])
+        return record
+
+    @property
+    def digest(self) -> str:
+        """Identity of the pairs: their number, and the content of up to 256 of them."""
+        digest = hashlib.sha256(f"{len(self)} pairs".encode())
+        for index in np.linspace(0, len(self) - 1, min(_SAMPLES, len(self)), dtype=int):
+            for name, value in sorted(self[int(index)].items()):
+                digest.update(f"{name} ".encode())
+                content = value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
+                digest.update(content)
+        return digest.hexdigest()
+
+    def blocks(self, most: int, *, size: int = BLOCK) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the fields of at most `most` pairs, `size` at a time, evenly over the split."""
+        count = min(most, len(self))
+        chosen = np.arange(count) * len(self) // count
+        for start in range(0, count, size):
+            records = [self[int(i)] for i in chosen[start : start + size]]
+            yield {name: np.stack([record[name] for record in records]) for name in self.fields}
+
+    def _row(self, name: str, place: int, number: int) -> np.ndarray:
+        pairs, row = self.pairs, int(self.pairs.rows[number, place])
+        column = pairs.columns[name]
+        if pairs.means is None or name == TARGET:
+            return column[row]
+        return np.mean([column[int(i)] for i in pairs.means[row]], axis=0, dtype=np.float32)
+
+    def _filled(self, name: str, row: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns a row at the length of its field, with the mask of its real tokens."""
+        field = self.fields[name]
+        mask = mask_name(name)
+        if mask not in self.fields:
+            return {name: row.astype(field.dtype)}
+        padded = np.zeros(field.shape, field.dtype)
+        padded[: len(row)] = row
+        return {name: padded, mask: np.arange(field.shape[0]) < len(row)}
+
+
+def mask_name(name: str) -> str:
+    """Returns the batch field with the mask of the tokens of a sequence."""
+    return f"{name}_mask"
+
+
+@functools.lru_cache(maxsize=2)
+def open_pairs(cfg: PairsConfig) -> Pairs:
+    """Opens and matches the columns of `cfg`; looks at every number once.
+
+    Raises:
+        UserError: a column that cannot be read or used, columns that do not match, rows that are
+            not finite (unless they are skipped), or a group in two splits.
+    """
+    opened = {name: column_files.open_column(where) for name, where in cfg.named().items()}
+    opened[TARGET] = column_files.open_column(cfg.y)
+    for name, column in opened.items():
+        _check_numbers(name, column)
+    good = {name: _finite_rows(name, column, cfg) for name, column in opened.items()}
+    rows, keys, means = _matched(opened, good, cfg)
+    first = np.array([group[0] for group in means])[rows[:, 0]] if means else rows[:, 0]
+    column = next(iter(opened.values()))
+    subjects = _subjects(cfg, column, first)
+    groups = _labels(cfg.groups, column, "groups")[first] if cfg.groups else keys
+    validation = _validation(cfg, column, first, groups)
+    return Pairs(opened, rows, keys, validation, subjects, means)
+
+
+def _check_numbers(name: str, column: Column) -> None:
+    dtype = np.dtype(column.values.dtype)
+    floating = dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+    if name == TARGET and not floating:
+        raise UserError(f"{column.where} holds {dtype}; the target must be floating point numbers.")
+    if not floating and dtype.kind not in "iu":
+        raise UserError(f"{column.where} holds {dtype}; give floating point numbers or token ids.")
+
+
+def _finite_rows(name: str, column: Column, cfg: PairsConfig) -> Bool[np.ndarray, " n"]:
+    """Returns True for rows whose numbers are finite as float32.
+
+    Raises:
+        UserError: others exist and are refused.
+    """
+    if column.integer:
+        return np.ones(len(column), bool)
+    good = np.ones(len(column), bool)
+    for start in range(0, len(column), BLOCK):
+        stop = min(start + BLOCK, len(column))
+        with np.errstate(over="ignore"):
+            block = column.block(start, stop).astype(np.float32)
+        finite = np.isfinite(block.reshape(len(block), -1)).all(axis=1)
+        if column.offsets is not None:
+            tokens = np.concatenate([[0], np.cumsum(~finite)])
+            ends = column.offsets[start : stop + 1] - column.offsets[start]
+            finite = np.diff(tokens[ends]) == 0
+        good[start:stop] = finite
+    bad = np.flatnonzero(~good)
+    if not len(bad):
+        return good
+    first = bad[0] if column.keys is None else f"{bad[0]}, key {column.keys[bad[0]]!r}"
+    half = np.dtype(column.values.dtype) == np.float16 and np.isinf(column[int(bad[0])]).any()
+    why = "inf in float16, which ends at 65,504" if half else "NaN or inf"
+    line = (
+        f"{len(bad)} of {len(column)} rows of {name} ({column.where}) hold {why}, first row {first}"
+    )
+    if cfg.bad_rows == "refuse":
+        raise UserError(f"{line}; {SKIP}.")
+    log.warning("%s; left out", line)
+    return good
+
+
+def _matched(
+    opened: Mapping[str, Column], good: Mapping[str, np.ndarray], cfg: PairsConfig
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...] | None]:
+    """Returns the rows of every pair, their keys, and the rows that are averaged."""
+    if all(column.keys is not None for column in opened.values()):
+        return _by_key(opened, good, cfg)
+    counts = {name: len(column) for name, column in opened.items()}
+    if len(set(counts.values())) != 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(
+            f"columns have different numbers of rows ({listed}) and not all have keys; give arrays "
+            "of one length, or keys for all (data/column_files.py)."
+        )
+    if cfg.repeats == "mean":
+        raise UserError(
+            "config.data.repeats is 'mean', but the columns have no keys that tell which rows "
+            "belong together; add keys (data/column_files.py)."
+        )
+    rows = np.flatnonzero(np.logical_and.reduce(list(good.values())))
+    _check_some(len(rows))
+    return np.repeat(rows[:, None], len(opened), axis=1), rows, None
+
+
+def _by_key(
+    opened: Mapping[str, Column], good: Mapping[str, np.ndarray], cfg: PairsConfig
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...] | None]:
+    tables = {name: _rows_of_keys(column, good[name]) for name, column in opened.items()}
+    order = next(iter(tables.values()))
+    shared = [key for key in order if all(key in table for table in tables.values())]
+    _check_partners(opened, good, set(shared), cfg)
+    _check_some(len(shared))
+    if cfg.repeats == "mean":
+        return _averaged(opened, tables, shared)
+    parts, names = [], []
+    for key in shared:
+        grid = np.meshgrid(*(tables[name][key] for name in opened), indexing="ij")
+        parts.append(np.stack([axis.reshape(-1) for axis in grid], axis=1))
+        names += [key] * len(parts[-1])
+    return np.concatenate(parts), np.array(names), None
+
+
+def _averaged(
+    opened: Mapping[str, Column], tables: Mapping[str, dict[str, list[int]]], shared: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """Returns one pair per target, whose conditions are averaged over the rows of its key."""
+    conditions = [name for name in opened if name != TARGET]
+    if len(conditions) > 1 or opened[conditions[0]].ragged or opened[conditions[0]].integer:
+        raise UserError(
+            "config.data.repeats is 'mean', which averages one condition of vectors or sequences "
+            "of equal length; use 'each'."
+        )
+    pairs = [(i, row) for i, key in enumerate(shared) for row in tables[TARGET][key]]
+    means = tuple(np.array(tables[conditions[0]][key]) for key in shared)
+    rows = np.array(pairs)
+    return rows, np.array(shared)[rows[:, 0]], means
+
+
+def _rows_of_keys(column: Column, good: np.ndarray) -> dict[str, list[int]]:
+    assert column.keys is not None
+    table: dict[str, list[int]] = {}
+    for row in np.flatnonzero(good).tolist():
+        table.setdefault(str(column.keys[row]), []).append(row)
+    return table
+
+
+def _check_partners(
+    opened: Mapping[str, Column], good: Mapping[str, np.ndarray], shared: set[str], cfg: PairsConfig
+) -> None:
+    """Refuses, or counts, keys that a column has and another has not."""
+    for name, column in opened.items():
+        assert column.keys is not None
+        alone = [
+            key for key in dict.fromkeys(column.keys[good[name]].tolist()) if key not in shared
+        ]
+        if not alone:
+            continue
+        line = f"{len(alone)} keys of {name} ({column.where}) have no partner, first {alone[0]!r}"
+        if cfg.bad_rows == "refuse":
+            raise UserError(
+                f"{line}; mend them, or leave them out with --config.data.bad_rows=skip."
+            )
+        log.warning("%s; left out", line)
+
+
+def _check_some(count: int) -> None:
+    if not count:
+        raise UserError("no pair is left; x and y share no key, or every row holds NaN or inf.")
+
+
+def _labels(location: str, column: Column, name: str) -> np.ndarray:
+    labels = column_files.labels(location)
+    if len(labels) != len(column):
+        raise UserError(
+            f"config.data.{name} has {len(labels)} labels, {column.where} has {len(column)} rows; "
+            "give one label per row."
+        )
+    return labels
+
+
+def _subjects(cfg: PairsConfig, column: Column, rows: Rows) -> Any:
+    if not cfg.subjects:
+        return None
+    names, numbers = np.unique(_labels(cfg.subjects, column, "subjects"), return_inverse=True)
+    return numbers[rows].astype(np.int32), tuple(str(name) for name in names)
+
+
+def _validation(
+    cfg: PairsConfig, column: Column, rows: Rows, groups: np.ndarray
+) -> Bool[np.ndarray, " n"]:
+    """Returns True for the pairs of the validation split.
+
+    Raises:
+        UserError: a split of an unknown name, or a group in both.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    if not cfg.splits:
+        count = round(cfg.eval_share * len(names))
+        count = max(count, 1) if cfg.eval_share and len(names) > 1 else count
+        chosen = np.zeros(len(names), bool)
+        chosen[np.random.default_rng(0).permutation(len(names))[:count]] = True
+        return chosen[numbers]
+    splits = _labels(cfg.splits, column, "splits")[rows]
+    for split in np.unique(splits):
+        one_of("split in config.data.splits", str(split), SPLITS)
+    validation = splits == "validation"
+    share = np.bincount(numbers, validation) / np.bincount(numbers)
+    torn = np.flatnonzero((share > 0) & (share < 1))
+    if len(torn):
+        raise UserError(
+            f"{len(torn)} groups are in both splits of {cfg.splits}, first "
+            f"{str(names[torn[0]])!r}; validation would measure pairs like those trained on, so "
+            "give every group one split."
+        )
+    return validation
+
+
+def _check_fields(pairs: Pairs, fields: Mapping[str, Field]) -> None:
+    """Refuses data of other names, kinds or widths than a model takes, or sequences too long."""
+    measured = pairs.fields()
+    sequences = {name for name, f in measured.items() if len(f.shape) == 2 or f.dtype == "int32"}
+    expected = {name for name in fields if not name.endswith("_mask")}
+    if expected - measured.keys():
+        raise UserError(
+            f"the model reads {', '.join(sorted(expected))}; config.data.x has "
+            f"{', '.join(name for name in measured if name != TARGET)}. Name the conditions alike."
+        )
+    for name in pairs.columns:
+        if name not in fields:
+            raise UserError(
+                f"config.data.x has {name!r}, which the model does not read; leave it out."
+            )
+        have, want = measured[name], fields[name]
+        same = have.dtype == want.dtype and len(have.shape) == len(want.shape)
+        axes = slice(1 if name in sequences else 0, None)
+        if not same or have.shape[axes] != want.shape[axes]:
+            raise UserError(
+                f"{name} has rows {list(have.shape)} of {have.dtype}; the model takes "
+                f"{list(want.shape)} of {want.dtype}. Train a model of that size."
+            )
+        padded = mask_name(name) in fields
+        if have.shape[0] > want.shape[0] or (not padded and have.shape != want.shape):
+            raise UserError(
+                f"{name} has rows {list(have.shape)}, the model takes {list(want.shape)}"
+                f"{' at most' if padded else ''}; shorten them or train a model of that size."
+            )

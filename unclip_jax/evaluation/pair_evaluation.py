@@ -1,0 +1,130 @@
+"""Evaluates trained priors between embedding spaces on held-out pairs."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.core.arrays import unit
+from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.files import write_atomically
+from unclip_jax.data.pairs import TARGET, PairsConfig, PairSource, open_pairs
+from unclip_jax.evaluation import pair_report
+from unclip_jax.evaluation.pair_report import PairReport
+from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+from unclip_jax.stages.embedding_prior_config import batch_spec
+
+REPORT, PLOT = "pairs.json", "pairs.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class PairEvaluation:
+    """Settings of an evaluation.
+
+    Attributes:
+        runs: workdirs or exports.
+        x: conditions, as in `PairsConfig`.
+        y: targets, likewise.
+        groups: likewise.
+        splits: likewise.
+        eval_share: share of the pairs that training held out; 1 = none of them was trained on.
+        num: samples per pair.
+        most: pairs that are judged, evenly over the held-out ones.
+        pool: candidates of retrieval.
+        guidance: scale; None = the exported default.
+        steps: of sampling; None = the exported default.
+        seed: of the noise.
+    """
+
+    runs: tuple[pathlib.Path, ...]
+    x: str
+    y: str
+    groups: str = ""
+    splits: str = ""
+    eval_share: float = 0.1
+    num: int = 16
+    most: int = 2000
+    pool: int = pair_report.POOL
+    guidance: float | None = None
+    steps: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("num", "most", "pool"):
+            positive(f"--{name}", getattr(self, name))
+
+
+def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
+    """Judges priors, the ridge regressions in them and the mean; writes JSON and a plot to `out`.
+
+    Raises:
+        UserError: exports or pairs that do not fit, or priors of targets in different forms.
+    """
+    models = [EmbeddingPriorModel.open(run) for run in config.runs]
+    forms = {model.cfg.scaling == "unit" for model in models}
+    if len(forms) > 1:
+        raise UserError(
+            "some of these priors have targets of norm 1 and some have not "
+            "(config.model.scaling), so their distances do not compare; evaluate them separately."
+        )
+    samples: dict[str, np.ndarray] = {}
+    true = np.zeros(0)
+    for run, model in zip(config.runs, models, strict=True):
+        rows = _held_out(config, model)
+        true = unit(rows[TARGET]) if model.cfg.scaling == "unit" else rows[TARGET]
+        for name, array in _sampled(config, model, rows).items():
+            samples.setdefault(name if name in ("ridge", "mean") else _name(run, samples), array)
+    report = pair_report.judge(true, samples, pool=config.pool)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / REPORT, json.dumps(report.plain(), indent=2) + "\n")
+        pair_report.plot(report, out / PLOT)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error}.") from None
+    return report
+
+
+def _name(run: pathlib.Path, taken: dict[str, Any]) -> str:
+    """Returns the name of a run in the report: its folder's, numbered if there are two."""
+    run = run.resolve()
+    name = run.parent.name if run.name == "export" else run.name
+    return name if name not in taken else f"{name} ({len(taken)})"
+
+
+def _held_out(config: PairEvaluation, model: EmbeddingPriorModel) -> dict[str, np.ndarray]:
+    """Returns the held-out pairs as batch fields of a model."""
+    everything = config.eval_share >= 1.0
+    share = 0.0 if everything else config.eval_share
+    data = PairsConfig(config.x, config.y, config.groups, "", config.splits, share)
+    split = "train" if everything else "validation"
+    source: PairSource = open_pairs(data).open_split(split, batch_spec(model.cfg))
+    blocks = list(source.blocks(config.most))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _sampled(
+    config: PairEvaluation, model: EmbeddingPriorModel, rows: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the samples of a model, its ridge regression's prediction and the mean."""
+    count = len(rows[TARGET])
+    conditions: dict[str, Any] = {}
+    for one in model.cfg.model.conditions:
+        conditions[one.name] = rows[one.name]
+        if one.ragged:
+            lengths = rows[f"{one.name}_mask"].sum(axis=1)
+            pairs = zip(rows[one.name], lengths, strict=True)
+            conditions[one.name] = [row[: int(length)] for row, length in pairs]
+    regression = model.cfg.method != "diffusion"
+    options = {"guidance": config.guidance, "steps": config.steps, "seed": config.seed}
+    samples = model.sample(conditions, num=1 if regression else config.num, **options)
+    result = {"prior": samples}
+    if model.cfg.fits_ridge and model.cfg.method != "ridge":
+        result["ridge"] = model.linear(conditions)[:, None]
+    mean = model.mean()
+    result["mean"] = np.broadcast_to(mean[None, None], (count, 1, *mean.shape))
+    if not model.cfg.model.ragged:
+        return result
+    real = rows[f"{TARGET}_mask"][:, None, :, None]  # padding is no part of a target
+    return {name: array * real for name, array in result.items()}

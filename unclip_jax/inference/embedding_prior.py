@@ -1,0 +1,188 @@
+"""A trained prior between two embedding spaces: arrays in, arrays out."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.types import Keys, Params
+from unclip_jax.handoff import export
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.inference import load
+from unclip_jax.models.embedding_prior import ConditionConfig
+from unclip_jax.stages import embedding_prior, pair_inputs
+from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
+from unclip_jax.stages.gaussian import SamplingConfig
+
+Rows = np.ndarray | Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingPriorModel:
+    """A trained prior, or a regression that was trained by the same command.
+
+    Attributes:
+        cfg: conditions, target and default sampling.
+        params: its averaged parameters.
+        manifest: of its export.
+    """
+
+    cfg: EmbeddingPriorStageConfig
+    params: Params
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | pathlib.Path) -> "EmbeddingPriorModel":
+        """Opens an export, or the workdir of a run that has one.
+
+        Raises:
+            UserError: there is none, or it is of another stage.
+        """
+        folder = pathlib.Path(path)
+        folder = folder / "export" if (folder / "export").is_dir() else folder
+        return cls(*load.load_embedding_prior(folder))
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes an export, which `open` reads.
+
+        Raises:
+            UserError: the folder holds something else, or cannot be written.
+        """
+        folder = pathlib.Path(path)
+        export.write_export(folder, params=self.params, manifest=self.manifest, tokenizer_dir=None)
+
+    def sample(
+        self,
+        x: Rows | Mapping[str, Rows],
+        *,
+        num: int = 1,
+        guidance: float | None = None,
+        steps: str | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        batch: int = 256,
+    ) -> np.ndarray:
+        """Samples targets for conditions, [rows num *target] in float32.
+
+        Sample j of row i depends on the seed, i and j alone, not on the batch.
+
+        Args:
+            x: rows of the only condition, or of several by name; one that is left out is unknown.
+                Sequences of different lengths are a list of arrays.
+            num: samples per row; of a regression they are equal.
+            guidance: scale; None = the trained default, 1 = off.
+            steps: grid of timesteps; None = the trained default.
+            sampler: name of a sampler; None = the trained default.
+            seed: of the noise.
+            batch: samples at once.
+
+        Raises:
+            UserError: conditions that the model does not have, or of another shape.
+        """
+        in_range("num", num, 1, 2**20)
+        conditions, size = conditions_of(self.cfg, x)
+        options = {"guidance_scale": guidance, "steps": steps, "sampler": sampler}
+        changes: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+        sampling = dataclasses.replace(self.cfg.sampling, **changes)
+        key, parts = jax.random.key(seed), []
+        for numbers in _batches(size * num, min(batch, size * num)):
+            rows = {name: value[numbers // num] for name, value in conditions.items()}
+            keys = rng.per_example(key, jnp.asarray(numbers))
+            parts.append(jax.device_get(_sample(self.cfg, sampling, self.params, rows, keys)))
+        samples = np.concatenate(parts)[: size * num]
+        return samples.reshape(size, num, *self.cfg.model.target)
+
+    def linear(self, x: Rows | Mapping[str, Rows]) -> np.ndarray:
+        """Returns the prediction of the ridge regression in this model, [rows *target].
+
+        Raises:
+            UserError: it has none, or conditions that do not fit or are missing.
+        """
+        if not self.cfg.fits_ridge:
+            raise UserError("this model has no ridge regression (config.model.model.ridge).")
+        ridge = dataclasses.replace(self.cfg, method="ridge")
+        return dataclasses.replace(self, cfg=ridge).sample(x, guidance=1.0)[:, 0]
+
+    def mean(self) -> np.ndarray:
+        """Returns the mean of the training targets."""
+        zero = jnp.zeros((1, *self.cfg.model.target))
+        return np.asarray(pair_inputs.from_latent(self.cfg, self.params, zero))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(
+    cfg: EmbeddingPriorStageConfig,
+    sampling: SamplingConfig,
+    params: Params,
+    rows: dict[str, Any],
+    keys: Keys,
+) -> jax.Array:
+    return embedding_prior.sample(cfg, params, rows, keys=keys, sampling=sampling)
+
+
+def _batches(count: int, size: int) -> Iterator[np.ndarray]:
+    """Yields numbers 0..count in batches of `size`; the last is filled with its last number."""
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1)
+
+
+def conditions_of(
+    cfg: EmbeddingPriorStageConfig, x: Rows | Mapping[str, Rows]
+) -> tuple[dict[str, np.ndarray], int]:
+    """Returns the batch fields of conditions, and their number of rows.
+
+    Raises:
+        UserError: as `EmbeddingPriorModel.sample`, or rows that are not finite.
+    """
+    conditions = {one.name: one for one in cfg.model.conditions}
+    if not isinstance(x, Mapping):
+        if len(conditions) > 1:
+            raise UserError(
+                f"this prior has the conditions {', '.join(conditions)}; give them by name, as in "
+                f"{{{next(iter(conditions))!r}: array}}."
+            )
+        x = {next(iter(conditions)): x}
+    unknown = sorted({*x} - {*conditions})
+    if unknown or not x:
+        others = ", ".join(unknown) or "none"
+        raise UserError(f"this prior has the conditions {', '.join(conditions)}, not {others}.")
+    counts = {name: len(rows) for name, rows in x.items()}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(f"conditions have different numbers of rows, or none ({listed}).")
+    fields: dict[str, np.ndarray] = {}
+    for name, rows in x.items():
+        fields |= _filled(conditions[name], rows)
+    return fields, next(iter(counts.values()))
+
+
+def _filled(one: ConditionConfig, rows: Rows) -> dict[str, np.ndarray]:
+    """Returns one condition as batch fields, with its mask if lengths differ."""
+    dtype = np.int32 if one.vocab_size else np.float32
+    lengths = np.array([len(row) for row in rows])
+    longest = int(lengths.max(initial=0))
+    shapes = {np.shape(row)[1:] for row in rows}
+    fits = shapes == {one.shape[1:]} and (
+        longest <= one.shape[0] if one.ragged else set(lengths.tolist()) == {one.shape[0]}
+    )
+    if not fits:
+        raise UserError(
+            f"{one.name} has rows of shape {[longest, *next(iter(shapes))]}; this prior takes "
+            f"{list(one.shape)}{' at most' if one.ragged else ''}."
+        )
+    array = np.zeros((len(rows), *one.shape), dtype)
+    for i, row in enumerate(rows):
+        array[i, : len(row)] = row
+    bad = np.flatnonzero(~np.isfinite(array.reshape(len(rows), -1)).all(axis=1))
+    if len(bad):
+        raise UserError(f"{len(bad)} rows of {one.name} hold NaN or inf, first row {bad[0]}.")
+    if not one.ragged:
+        return {one.name: array}
+    return {one.name: array, f"{one.name}_mask": np.arange(one.shape[0])[None] < lengths[:, None]}

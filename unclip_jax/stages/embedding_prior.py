@@ -1,0 +1,286 @@
+"""Stage `embedding_prior`: from embeddings of any kind to embeddings of another.
+
+The paper's prior (unCLIP, section 2.2) with conditions and target of any dimension: several
+conditions by name, vectors or token sequences, each dropped by itself for guidance. Statistics and
+a ridge regression are fitted before training (`linear_fit`); the prior receives the ridge's
+prediction, in training without the example itself. The same stage trains the baselines: `method`
+"mlp" is a regression, "ridge" the linear fit alone. Parameters are {"fitted": fitted once,
+"network": learned}.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from unclip_jax.core import rng
+from unclip_jax.core.arrays import unit
+from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.config import as_dict
+from unclip_jax.core.stage import Stage
+from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params
+from unclip_jax.diffusion import guidance, process
+from unclip_jax.models.embedding_prior import Regressor, make_denoiser, masked_mean, unfitted
+from unclip_jax.stages import gaussian, pair_inputs
+from unclip_jax.stages.base import apply, one_example
+from unclip_jax.stages.embedding_prior_config import (
+    TARGET,
+    EmbeddingPriorStageConfig,
+    batch_spec,
+    resolve_fields,
+)
+from unclip_jax.stages.entry import StageEntry
+from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.stages.pair_inputs import PairInputs
+from unclip_jax.stages.prior import mean_cosine, mean_rank
+
+ROWS = 64  # of a held-out batch for which targets are sampled
+STEPS = 8  # of these samples
+
+Latents = Float[Array, " b *s"]
+
+
+def make(cfg: EmbeddingPriorStageConfig) -> Stage:
+    """Makes the stage record for the prior between two embedding spaces."""
+    spec = batch_spec(cfg)
+
+    def init(key: Key) -> Params:
+        features = cfg.features if cfg.fits_ridge else 0
+        params: dict[str, Any] = {"fitted": unfitted(cfg.model, features=features)}
+        if cfg.method != "ridge":
+            params["network"] = _init_network(cfg, key, one_example(spec))
+        return params
+
+    def loss(params: Params, batch: Batch, key: Key):
+        value = jnp.mean(losses(cfg, params, batch, key=key, training=True))
+        return value, {"loss": value}
+
+    def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
+        value = jnp.mean(losses(cfg, params, batch, key=key, training=False))
+        return {"loss": value, **_agreement(cfg, params, batch, key)}
+
+    return Stage(
+        name="embedding_prior",
+        batch_spec=spec,
+        init=init,
+        loss=loss,
+        evaluate=evaluate,
+        preview=None,
+        splittable=True,
+        fit=lambda rows: pair_inputs.fit(cfg, rows),
+        describe={
+            "config": as_dict(cfg),
+            "embed_dim": cfg.model.target[-1],
+            "embedding": "unit" if cfg.scaling == "unit" else "raw",
+        },
+    )
+
+
+def _init_network(cfg: EmbeddingPriorStageConfig, key: Key, zero: Batch) -> Params:
+    """Initialises the network of the method."""
+    conditions = {one.name: zero[one.name] for one in cfg.model.conditions}
+    masks = pair_inputs.masks(cfg, zero, size=1)
+    if cfg.method == "mlp":
+        return Regressor(cfg.model).init(key, conditions=conditions, masks=masks)["params"]
+    y = zero[TARGET]
+    options = {"conditions": conditions, "masks": masks, "ridge": y if cfg.fits_ridge else None}
+    return make_denoiser(cfg.model).init(key, y, jnp.zeros(1, jnp.int32), **options)["params"]
+
+
+def losses(
+    cfg: EmbeddingPriorStageConfig, params: Params, batch: Batch, *, key: Key, training: bool
+) -> Float[Array, " b"]:
+    """Returns the loss of every example.
+
+    Args:
+        cfg: the stage.
+        params: its parameters.
+        batch: all fields.
+        key: of noise and drops.
+        training: drop conditions, and predict linearly without the example itself.
+    """
+    params = {**params, "fitted": jax.lax.stop_gradient(params["fitted"])}
+    x_0 = pair_inputs.to_latent(cfg, params, batch[TARGET])
+    inputs = pair_inputs.read(
+        cfg, params, batch, size=len(x_0), leave_out=x_0 if training else None
+    )
+    real = inputs.masks.get(TARGET)
+    if cfg.method != "diffusion":
+        return _mean_square(_regressed(cfg, params, inputs) - x_0, real)
+    noised = gaussian.noise_batch(cfg.diffusion.chain(), x_0, key=rng.fold(key, "draw"))
+    if training:
+        inputs = inputs._replace(keep=keep_masks(cfg, key, len(x_0)))
+    out = output(cfg, params, noised.x_t, noised.t, inputs)
+    if real is None:
+        return gaussian.loss(cfg.diffusion, out, noised=noised)
+    level = cfg.diffusion.chain().level(noised.t, ndim=x_0.ndim)
+    target = process.Target(cfg.diffusion.target)
+    ideal = process.target_value(target, x_0=x_0, eps=noised.eps, alpha_bar=level)
+    share = jnp.maximum(jnp.mean(real.astype(jnp.float32), axis=1), 1e-6)
+    out = jnp.where(real[..., None], out, ideal)
+    return gaussian.loss(cfg.diffusion, out, noised=noised) / share
+
+
+def keep_masks(cfg: EmbeddingPriorStageConfig, key: Key, size: int) -> Bool[Array, " b c"]:
+    """Returns True where a condition is kept."""
+    count = len(cfg.model.conditions)
+    every = guidance.keep_mask(rng.fold(key, "drop_all"), batch_size=size, drop=cfg.drop_all)
+    single = guidance.keep_mask(
+        rng.fold(key, "drop_each"), batch_size=size * count, drop=cfg.drop_each
+    )
+    return every[:, None] & single.reshape(size, count)
+
+
+def sample(
+    cfg: EmbeddingPriorStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    sampling: SamplingConfig | None = None,
+) -> Latents:
+    """Samples one target per key, in the form of the training data.
+
+    Args:
+        cfg: the trained stage.
+        params: its (EMA) parameters.
+        conditions: arrays and masks by name, one row per key; one that is missing is dropped.
+        keys: one key per row. A regression ignores them.
+        sampling: overrides `cfg.sampling`.
+
+    Raises:
+        UserError: guidance of a model that was trained without drops, or a regression without all
+            of its conditions.
+    """
+    sampling = sampling or cfg.sampling
+    cfg.check_guidance(sampling)
+    inputs = pair_inputs.read(cfg, params, conditions, size=len(keys))
+    if cfg.method != "diffusion":
+        names = [one.name for one in cfg.model.conditions]
+        if not {*names} <= {*conditions}:
+            raise UserError(f"method {cfg.method!r} needs all conditions: {', '.join(names)}.")
+        x_0 = _regressed(cfg, params, inputs)
+    else:
+        x_0 = gaussian.run(
+            denoiser(cfg, params, inputs, scale=sampling.guidance_scale),
+            shape=cfg.model.target,
+            keys=keys,
+            diffusion=cfg.diffusion,
+            sampling=sampling,
+        )
+    return pair_inputs.from_latent(cfg, params, x_0)
+
+
+def denoiser(
+    cfg: EmbeddingPriorStageConfig, params: Params, inputs: PairInputs, *, scale: float
+) -> guidance.Denoiser:
+    """Returns the conditional denoiser, or the one guided away from no condition at all."""
+
+    def predict(x_t: Array, t: Array, inputs: PairInputs):
+        out = output(cfg, params, x_t, t, inputs)
+        return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
+
+    if scale == 1.0:
+        return lambda x_t, t: predict(x_t, t, inputs)
+    both = jax.tree.map(lambda x: jnp.concatenate([x, x]), inputs)
+    both = both._replace(keep=jnp.concatenate([inputs.keep, jnp.zeros_like(inputs.keep)]))
+    return guidance.guided(lambda x_t, t: predict(x_t, t, both), scale=scale)
+
+
+def output(
+    cfg: EmbeddingPriorStageConfig, params: Params, x_t: Array, t: Array, inputs: PairInputs
+) -> Latents:
+    """Returns the raw output of the denoising network."""
+    return apply(make_denoiser(cfg.model), params["network"], x_t, t, **inputs._asdict())
+
+
+def _regressed(cfg: EmbeddingPriorStageConfig, params: Params, inputs: PairInputs) -> Latents:
+    """Returns the prediction of a regression."""
+    if cfg.method == "ridge":
+        assert inputs.ridge is not None
+        return inputs.ridge
+    options = {"conditions": inputs.conditions, "masks": inputs.masks}
+    return apply(Regressor(cfg.model), params["network"], **options)
+
+
+def _mean_square(error: Latents, real: Bool[Array, " b l"] | None) -> Float[Array, " b"]:
+    """Returns the mean square of every example, over real tokens."""
+    square = jnp.square(error)
+    if real is not None:
+        return masked_mean(square, real).mean(axis=1)
+    return jnp.mean(square.reshape(len(square), -1), axis=1)
+
+
+def _agreement(cfg: EmbeddingPriorStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
+    """Computes agreement with the true targets, by cosine of flattened targets.
+
+    cosine and rank (1 = the nearest of the batch) of the prediction: of a diffusion that from pure
+    noise, which is the mean of its samples; cosine_ridge of the ridge; sample_cosine of one sample
+    per row in a few DDIM steps.
+    """
+    size, key = len(batch[TARGET]), rng.fold(key, "agreement")
+    conditions = {name: batch[name] for name in _sample_fields(cfg)}
+    inputs = pair_inputs.read(cfg, params, batch, size=size)
+    true = unit(batch[TARGET].reshape(size, -1))
+
+    def compared(y: Latents) -> Float[Array, " b z"]:
+        return unit(y.reshape(len(y), -1))
+
+    def of_latents(x_0: Latents) -> Float[Array, " b z"]:
+        return compared(pair_inputs.from_latent(cfg, params, x_0))
+
+    metrics: Metrics = {}
+    if inputs.ridge is not None:
+        metrics["cosine_ridge"] = mean_cosine(of_latents(inputs.ridge), true)
+    if cfg.method == "diffusion":
+        chain, few = cfg.diffusion.chain(), min(size, ROWS)
+        t = jnp.full((size,), chain.num_timesteps - 1, jnp.int32)
+        x_0 = pair_inputs.to_latent(cfg, params, batch[TARGET])
+        noised = gaussian.noise_at(chain, x_0, t=t, key=key)
+        guess = denoiser(cfg, params, inputs, scale=1.0)(noised.x_t, t).x_0
+        samples = sample(
+            cfg,
+            params,
+            {name: x[:few] for name, x in conditions.items()},
+            keys=rng.per_example(key, jnp.arange(few)),
+            sampling=SamplingConfig(steps=str(min(STEPS, chain.num_timesteps)), sampler="ddim"),
+        )
+        metrics["sample_cosine"] = mean_cosine(compared(samples), true[:few])
+    else:
+        guess = _regressed(cfg, params, inputs)
+    guess = of_latents(guess)
+    return {**metrics, "cosine": mean_cosine(guess, true), "rank": mean_rank(guess, true)}
+
+
+def sample_in_chain(
+    cfg: EmbeddingPriorStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    sampling: SamplingConfig | None = None,
+) -> dict[str, Any]:
+    """Samples the target as z_img (`entry.ChainSampler`)."""
+    return {"z_img": sample(cfg, params, conditions, keys=keys, sampling=sampling)}
+
+
+def _sample_fields(cfg: EmbeddingPriorStageConfig) -> BatchSpec:
+    """Returns the batch fields of all conditions."""
+    spec = batch_spec(cfg)
+    return {name: field for name, field in spec.items() if name not in (TARGET, f"{TARGET}_mask")}
+
+
+ENTRY = StageEntry(
+    name="embedding_prior",
+    role="prior",
+    config=EmbeddingPriorStageConfig,
+    make=make,
+    reads=lambda cfg: tuple(_sample_fields(cfg)),
+    yields=("z_img",),
+    sample=sample_in_chain,
+    sample_fields=_sample_fields,
+    resolve_fields=resolve_fields,
+)

@@ -1,0 +1,130 @@
+"""The configuration of the prior between two embedding spaces, and its batch fields."""
+
+import dataclasses
+import math
+
+from unclip_jax.core.batch import BatchSpec, Field
+from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.models.embedding_prior import ConditionConfig, EmbeddingPriorConfig
+from unclip_jax.stages import gaussian, linear_fit
+from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+
+METHODS = ("diffusion", "mlp", "ridge")
+SCALINGS = ("unit", "standardised", "raw")
+TARGET = "y"
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingPriorStageConfig:
+    """A prior between two embedding spaces and the settings of its training and sampling.
+
+    Attributes:
+        model: conditions, target and network.
+        diffusion: chain and prediction target.
+        sampling: default sampling.
+        method: "diffusion", or a baseline: "mlp" or "ridge".
+        scaling: form of the target: "unit" (norm 1, as CLIP's embeddings are compared), centred and
+            divided by one deviation; "standardised" per dimension; or "raw".
+        drop_all: share of examples that lose all conditions, for guidance.
+        drop_each: share that lose each single one, where there are several.
+    """
+
+    model: EmbeddingPriorConfig
+    diffusion: DiffusionConfig = DiffusionConfig(target="x_0")
+    sampling: SamplingConfig = SamplingConfig()
+    method: str = "diffusion"
+    scaling: str = "unit"
+    drop_all: float = 0.1
+    drop_each: float = 0.0
+
+    def __post_init__(self):
+        one_of("config.model.method", self.method, METHODS)
+        one_of("config.model.scaling", self.scaling, SCALINGS)
+        for name in ("drop_all", "drop_each"):
+            in_range(f"config.model.{name}", getattr(self, name), 0.0, 1.0)
+        if self.method == "ridge" and not self.model.ridge:
+            raise UserError(
+                "config.model.method is 'ridge', but config.model.model.ridge is False."
+            )
+        if self.method != "mlp" and self.model.ridge:
+            linear_fit.check_size(self.features, math.prod(self.model.target))
+        if self.scaling == "unit" and len(self.model.target) != 1:
+            raise UserError(
+                "config.model.scaling is 'unit', which is for vectors; use 'standardised' or 'raw' "
+                "for sequences."
+            )
+        self.check_guidance(self.sampling)
+
+    @property
+    def fits_ridge(self) -> bool:
+        """True if a ridge regression is part of the model."""
+        return self.model.ridge and self.method != "mlp"
+
+    @property
+    def features(self) -> int:
+        """Number of features of the ridge regression."""
+        return sum(ridge_width(one) for one in self.model.conditions)
+
+    def check_guidance(self, sampling: SamplingConfig) -> None:
+        """Refuses guidance without drops, or of a regression.
+
+        Raises:
+            UserError: `drop_all` is 0 and the scale is not 1, or the method draws nothing.
+        """
+        if self.method != "diffusion" and sampling.guidance_scale != 1.0:
+            raise UserError(f"guidance_scale is for diffusion, not for method {self.method!r}.")
+        gaussian.check_guidance(
+            sampling.guidance_scale, drops={"config.model.drop_all": self.drop_all}
+        )
+
+
+def batch_spec(cfg: EmbeddingPriorStageConfig) -> BatchSpec:
+    """Returns the batch fields: all conditions, the target "y", and masks of ragged sequences."""
+    spec: dict[str, Field] = {}
+    for one in cfg.model.conditions:
+        ids = (one.shape, "int32", -1, one.vocab_size - 1)
+        spec[one.name] = Field(*ids) if one.vocab_size else Field(one.shape, "float32")
+        if one.ragged:
+            spec[f"{one.name}_mask"] = Field(one.shape[:1], "bool")
+    spec[TARGET] = Field(cfg.model.target, "float32")
+    if cfg.model.ragged:
+        spec[f"{TARGET}_mask"] = Field(cfg.model.target[:1], "bool")
+    return spec
+
+
+def resolve_fields(cfg: EmbeddingPriorStageConfig, fields: BatchSpec) -> EmbeddingPriorStageConfig:
+    """Returns `cfg` with the conditions and the target that a data set has.
+
+    Args:
+        cfg: whose network is of any shape.
+        fields: of the data set.
+    """
+    conditions = tuple(
+        ConditionConfig(
+            name=name,
+            shape=tuple(field.shape),
+            vocab_size=int(field.high or 0) + 1 if field.dtype == "int32" else 0,
+            ragged=f"{name}_mask" in fields,
+        )
+        for name, field in fields.items()
+        if name not in (TARGET, "subject") and not name.endswith("_mask")
+    )
+    model = dataclasses.replace(
+        cfg.model,
+        conditions=conditions,
+        target=tuple(fields[TARGET].shape),
+        ragged=f"{TARGET}_mask" in fields,
+    )
+    return dataclasses.replace(cfg, model=model)
+
+
+def is_flat(one: ConditionConfig) -> bool:
+    """True if the tokens of a sequence are separate features of the ridge regression."""
+    return not one.ragged and math.prod(one.shape) <= linear_fit.MOST_FEATURES
+
+
+def ridge_width(one: ConditionConfig) -> int:
+    """Returns the number of features of a condition in the ridge."""
+    if one.vocab_size:
+        return 0
+    return math.prod(one.shape) if is_flat(one) or not one.sequence else one.shape[-1]
