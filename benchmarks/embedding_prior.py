@@ -57,12 +57,12 @@ def make_task(name: str, *, x_dim: int = X_DIM, y_dim: int = Y_DIM, hidden: int 
     """
     one_of("task", name, TASKS)
     generator = np.random.default_rng(0)
-    visible = hidden if name == "linear" else hidden // 8
+    visible = hidden if name == "linear" else 3
     to_x = _orthonormal(generator, visible, x_dim)
     to_y = _orthonormal(generator, hidden, y_dim)
     if name == "linear":
         return Task(to_x, to_y, np.zeros((1, hidden)), 1.0, 0.5, 0.2)
-    return Task(to_x, to_y, generator.normal(size=(100, hidden)), 0.2, 0.5, 0.2)
+    return Task(to_x, to_y, generator.normal(size=(100, hidden)), 0.2, 0.1, 0.1)
 
 
 def _orthonormal(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:

@@ -66,11 +66,12 @@ def small() -> ConfigDict:
     config.size = "small"
     net, optim, train = config.model.model, config.optim, config.train
     net.conditions, net.target = ({"name": "x", "shape": (512,)},), (768,)
-    net.width, net.depth, net.heads, net.vector_tokens = 256, 3, 4, 1
+    net.width, net.depth, net.heads, net.vector_tokens = 128, 3, 4, 1
     net.remat, net.dtype = "none", "float32"
-    optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
-    optim.warmup_steps, optim.schedule, optim.weight_decay = 50, "cosine", 1e-2
-    train.steps, train.batch_size, train.ema_decay = 1500, 128, 0.99
+    config.model.sampling.steps = "25"
+    optim.learning_rate, optim.warmup_steps, optim.schedule = 2e-3, 50, "cosine"
+    optim.weight_decay = 1e-2
+    train.steps, train.batch_size, train.ema_decay = 1000, 128, 0.99
     train.eval_every = 500
     return config
 
@@ -83,7 +84,7 @@ def tiny() -> ConfigDict:
     net.width, net.depth, net.heads = 32, 2, 2
     config.model.sampling.steps = "8"
     train.steps, train.batch_size, train.eval_every = 60, 64, 30
-    config.optim.name, config.optim.learning_rate, config.optim.warmup_steps = "adamw", 2e-3, 5
+    config.optim.warmup_steps = 5
     return config
 
 

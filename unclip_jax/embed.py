@@ -1,11 +1,14 @@
-r"""Embeds a data set with a frozen CLIP, once, for the stages that train on embeddings.
+r"""Embeds a data set with a frozen CLIP, or arrays with a prior between embedding spaces.
 
     python -m unclip_jax.embed --clip=runs/shapes/clip/export --data=runs/shapes/data \
         --out=runs/shapes/embeddings
+    python -m unclip_jax.embed prior runs/mine --x=a.npy --out=z.safetensors
 
 Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
 their statistics. An interrupted run continues when the same command runs again. Of several
 processes each embeds a part of every batch, and the first writes.
+
+The second form samples targets for new conditions; `inference/embedding_files.py` has the formats.
 """
 
 import pathlib
@@ -14,7 +17,7 @@ from collections.abc import Sequence
 
 from unclip_jax.cli import data_flags, entry, process_flags
 from unclip_jax.cli.parser import Parser
-from unclip_jax.core.checks import positive
+from unclip_jax.core.checks import one_of, positive
 from unclip_jax.core.files import check_writable
 
 
@@ -40,8 +43,48 @@ def parser() -> Parser:
     return parser
 
 
+def prior_parser() -> Parser:
+    """Returns the parser of `prior`."""
+    parser = Parser("embed prior", description="Sample targets with a prior for embeddings.")
+    add = parser.add_argument
+    add("run", type=pathlib.Path, help="workdir or export of embedding_prior")
+    add("--x", required=True, help="conditions, as config.data.x")
+    add("--out", type=pathlib.Path, required=True, help=".npy, .safetensors, .parquet or folder")
+    add("--num", type=int, default=1, help="samples per row")
+    add("--guidance", type=float, help="scale; default: exported")
+    add("--steps", help="of sampling; default: exported")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--batch", type=int, default=256, help="samples at once")
+    return parser
+
+
+def subparsers() -> dict[str, Parser]:
+    """Returns the parsers of the subcommands."""
+    return {"prior": prior_parser()}
+
+
+def run_prior(argv: Sequence[str]) -> None:
+    """Samples targets for arrays and writes them."""
+    args = prior_parser().parse_args(argv)
+    check_writable(args.out)
+    from unclip_jax.data import pairs
+    from unclip_jax.inference.embedding_files import write_embeddings
+    from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+
+    prior = EmbeddingPriorModel.open(args.run)
+    rows, keys = pairs.read_conditions(args.x)
+    names = ("num", "guidance", "steps", "seed", "batch")
+    samples = prior.sample(rows, **{name: getattr(args, name) for name in names})
+    write_embeddings(samples, args.out, keys=keys)
+    sys.stdout.write(f"wrote {args.out}: {len(samples)} rows, {args.num} samples each\n")
+
+
 def main(argv: Sequence[str]) -> None:
-    """Embeds every split of the data set."""
+    """Embeds every split of the data set, or runs a subcommand."""
+    if argv and not argv[0].startswith("-"):
+        one_of("subcommand", argv[0], subparsers())
+        run_prior(argv[1:])
+        return
     args = parser().parse_args(argv)
     positive("--batch", args.batch)
     check_writable(args.out)

@@ -13,9 +13,10 @@ import safetensors.numpy
 
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import column_files, pairs
+from unclip_jax.data import column_files
 from unclip_jax.data.embedding_writer import EmbeddingWriter
-from unclip_jax.data.pairs import PairsConfig, open_pairs
+from unclip_jax.data.pairs import open_pairs
+from unclip_jax.data.pairs_config import PairsConfig
 
 N, D = 12, 3
 X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
@@ -357,7 +358,3 @@ def test_labels_come_from_text_and_tables(tmp_path):
     assert column_files.labels(f"{tmp_path}/g.parquet:g").tolist() == ["1", "2"]
     with pytest.raises(UserError, match="has no column 'h'"):
         column_files.labels(f"{tmp_path}/g.parquet:h")
-
-
-def test_reserved_names_cover_the_batch():
-    assert {pairs.TARGET, pairs.SUBJECT} <= set(pairs.RESERVED)

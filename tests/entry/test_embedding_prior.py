@@ -1,41 +1,55 @@
 """A prior between two embedding spaces from the command line and from Python."""
 
+import contextlib
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 import unclip_jax
-from unclip_jax import evaluate, train
+from tests.conftest import ROOT
+from unclip_jax import embed, evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import fit_prior, loading
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 
-N = 200
-RNG = np.random.default_rng(0)
-HIDDEN = RNG.normal(size=(N, 3))
-X = (HIDDEN @ RNG.normal(size=(3, 6)) + 0.1 * RNG.normal(size=(N, 6))).astype(np.float32)
-Y = (HIDDEN @ RNG.normal(size=(3, 5)) + 0.1 * RNG.normal(size=(N, 5))).astype(np.float32)
-SETTINGS = {"train.steps": 12, "train.eval_every": 12, "train.batch_size": 32}
+DOCUMENT = ROOT / "docs" / "your_embeddings.md"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    np.save(folder / "x.npy", X)
-    np.save(folder / "y.npy", Y)
-    return folder
+def tutorial(tmp_path_factory):
+    """The names that the first Python block of the tutorial defines, and the folder it ran in."""
+    block = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)[0]
+    folder, names = tmp_path_factory.mktemp("tutorial"), {}
+    with contextlib.chdir(folder):
+        exec(block, names)
+    np.save(folder / "x.npy", names["x"])
+    np.save(folder / "y.npy", names["y"])
+    return folder, names
+
+
+@pytest.fixture(scope="module")
+def place(tutorial):
+    return tutorial[0]
 
 
 @pytest.fixture(scope="module")
 def run(place):
-    """A run of the command."""
-    data = [f"--config.data.{name}={place}/{name}.npy" for name in "xy"]
-    settings = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
-    workdir = place / "mine"
-    train.main(["--config=embedding_prior:tiny", f"--workdir={workdir}", *data, *settings])
-    return workdir
+    return place / "runs" / "mine"
+
+
+@pytest.fixture(scope="module")
+def arrays(tutorial):
+    return tutorial[1]["x"].astype(np.float32), tutorial[1]["y"].astype(np.float32)
+
+
+def test_the_tutorial_samples(tutorial):
+    folder, names = tutorial
+    assert names["samples"].shape == (8, 4, 16)
+    again = unclip_jax.open_prior(folder / "mine").sample(names["x"][:8], num=4, guidance=1.0)
+    np.testing.assert_array_equal(again, names["samples"])
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +58,9 @@ def prior(run):
 
 
 def test_the_model_is_of_the_shapes_of_the_data(prior):
-    assert prior.cfg.model.conditions[0].shape == (6,) and prior.cfg.model.target == (5,)
-    assert prior.manifest.data.startswith("200 pairs of ")
-    assert prior.manifest.step == 12
+    assert prior.cfg.model.conditions[0].shape == (24,) and prior.cfg.model.target == (16,)
+    assert prior.manifest.data.startswith("512 pairs of ")
+    assert prior.manifest.step == 20
 
 
 def test_validation_reports_the_baseline(run):
@@ -56,20 +70,22 @@ def test_validation_reports_the_baseline(run):
     assert {"val/cosine", "val/rank", "val/sample_cosine"} <= last.keys()
 
 
-def test_samples_are_addressed_by_row_and_number(prior):
-    samples = prior.sample(X[:3], num=2, steps="4")
-    assert samples.shape == (3, 2, 5) and samples.dtype == np.float32
+def test_samples_are_addressed_by_row_and_number(prior, arrays):
+    x, _ = arrays
+    samples = prior.sample(x[:3], num=2, steps="4")
+    assert samples.shape == (3, 2, 16) and samples.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(samples, axis=-1), 1.0, rtol=1e-5)
-    in_parts = prior.sample(X[:3], num=2, steps="4", batch=4)
+    in_parts = prior.sample(x[:3], num=2, steps="4", batch=4)
     np.testing.assert_allclose(in_parts, samples, rtol=1e-4, atol=1e-5)
-    assert np.abs(prior.sample(X[:3], num=2, steps="4", seed=1) - samples).max() > 1e-3
-    guided = prior.sample(X[:3], num=2, steps="4", guidance=2.0)
+    assert np.abs(prior.sample(x[:3], num=2, steps="4", seed=1) - samples).max() > 1e-3
+    guided = prior.sample(x[:3], num=2, steps="4", guidance=2.0)
     assert np.abs(guided - samples).max() > 1e-4
 
 
-def test_the_linear_prediction_and_the_mean(prior):
-    unit = Y / np.linalg.norm(Y, axis=1, keepdims=True)
-    cosine = np.sum(prior.linear(X) * unit, axis=1).mean()
+def test_the_linear_prediction_and_the_mean(prior, arrays):
+    x, y = arrays
+    unit = y / np.linalg.norm(y, axis=1, keepdims=True)
+    cosine = np.sum(prior.linear(x) * unit, axis=1).mean()
     assert cosine > 0.9
     assert np.linalg.norm(prior.mean()) == pytest.approx(1.0, rel=1e-5)
 
@@ -91,14 +107,26 @@ def test_the_evaluation_compares_with_the_ridge_and_the_mean(run, place, tmp_pat
         "mine",
         "ridge",
         "mean",
-        "20",
+        "51",
     ]
     report = json.loads((tmp_path / "report" / "pairs.json").read_text())
-    assert report["pairs"] == 20 and report["priors"]["mine"]["coverage"]["expected"] == 0.6
+    assert report["pairs"] == 51 and report["priors"]["mine"]["coverage"]["expected"] == 0.6
     assert (
         report["priors"]["ridge"]["cosine"]["value"] > report["priors"]["mean"]["cosine"]["value"]
     )
     assert (tmp_path / "report" / "pairs.png").is_file()
+
+
+def test_the_command_samples_for_new_conditions(run, prior, arrays, tmp_path, capsys):
+    x, _ = arrays
+    np.save(tmp_path / "new.npy", x[:3])
+    options = ["--num=2", "--steps=4", f"--out={tmp_path}/z.npy"]
+    embed.main(["prior", str(run), f"--x={tmp_path}/new.npy", *options])
+    assert capsys.readouterr().out == f"wrote {tmp_path}/z.npy: 3 rows, 2 samples each\n"
+    expected = prior.sample(x[:3], num=2, steps="4")
+    np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="unknown subcommand 'priro'. Did you mean 'prior'"):
+        embed.main(["priro"])
 
 
 def test_a_ridge_is_trained_by_the_same_command_in_one_step(place):
@@ -127,10 +155,10 @@ def test_python_trains_with_several_conditions(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_prior.training_run, "train_and_export", remember)
     with pytest.raises(UserError, match="enough"):
         unclip_jax.fit_prior(
-            {"brain": X, "text": X[:, :2]},
-            Y,
+            {"brain": np.ones((10, 3)), "text": np.ones((10, 2))},
+            np.ones((10, 4)),
             size="tiny",
-            groups=np.arange(N) % 5,
+            groups=np.arange(10) % 5,
             settings={"model.scaling": "standardised"},
             workdir=tmp_path,
         )
@@ -142,11 +170,11 @@ def test_python_trains_with_several_conditions(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (X[:2, :5], r"x has rows of shape \[5\]; this prior takes \[6\]"),
-        ({"z": X}, "this prior has the conditions x, not z"),
+        (np.ones((2, 5)), r"x has rows of shape \[5\]; this prior takes \[24\]"),
+        ({"z": np.ones((2, 24))}, "this prior has the conditions x, not z"),
         ({}, "has the conditions x, not none"),
-        (X[:0], r"different numbers of rows, or none \(x 0\)"),
-        (np.full_like(X[:2], np.inf), "2 rows of x hold NaN or inf, first row 0"),
+        (np.ones((0, 24)), r"different numbers of rows, or none \(x 0\)"),
+        (np.full((2, 24), np.inf), "2 rows of x hold NaN or inf, first row 0"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(prior, x, message):
@@ -155,9 +183,9 @@ def test_conditions_that_do_not_fit_are_refused(prior, x, message):
 
 
 def test_data_of_other_shapes_than_the_export_are_refused(run, place, tmp_path):
-    np.save(tmp_path / "x.npy", X[:, :4])
+    np.save(tmp_path / "x.npy", np.load(place / "x.npy")[:, :4])
     data = [f"--x={tmp_path}/x.npy", f"--y={place}/y.npy", f"--out={tmp_path}/out"]
-    with pytest.raises(UserError, match=r"x has rows \[4\] of float32; the model takes \[6\]"):
+    with pytest.raises(UserError, match=r"x has rows \[4\] of float32; the model takes \[24\]"):
         evaluate.main(["pairs", str(run), *data])
 
 

@@ -6,7 +6,6 @@ combination is then one pair, or the conditions of one key are averaged. Splits 
 of one group or key.
 """
 
-import dataclasses
 import functools
 import hashlib
 import logging
@@ -18,15 +17,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from unclip_jax.core.batch import Field
-from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.data import column_files
 from unclip_jax.data.columns import Column
+from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig, locations
 
-TARGET = "y"
-SUBJECT = "subject"
-RESERVED = (TARGET, SUBJECT, "key", "valid", "ridge")
-BAD_ROWS = ("refuse", "skip")
-REPEATS = ("each", "mean")
 SPLITS = ("train", "validation")
 BLOCK = 4096  # rows at once
 _SAMPLES = 256  # pairs that identify a data set
@@ -37,61 +32,16 @@ log = logging.getLogger(__name__)
 Rows = Int[np.ndarray, " n"]
 
 
-@dataclasses.dataclass(frozen=True)
-class PairsConfig:
-    """Location and treatment of pairs.
+def read_conditions(x: str) -> tuple[dict[str, list[np.ndarray]], list[str] | None]:
+    """Reads all rows of conditions alone, and their keys if the first of them has any.
 
-    Attributes:
-        x: the condition, FILE or FILE:NAME (`data.column_files`); several as NAME=FILE,NAME=FILE.
-        y: the target.
-        groups: labels of the rows of x (such as subjects) that no split may separate; "" = keys.
-        subjects: labels of the rows of x that choose the layers of an encoder; "" = none.
-        splits: names of the split of every row of x; "" = a random choice.
-        eval_share: share of the groups or keys in the validation split, if chosen randomly.
-        bad_rows: rows that are not finite, or whose key has no partner: "refuse", or "skip" them
-            and log their number.
-        repeats: several x of one key: "each" is a pair, or their "mean".
+    Raises:
+        UserError: a column that cannot be read.
     """
-
-    x: str = ""
-    y: str = ""
-    groups: str = ""
-    subjects: str = ""
-    splits: str = ""
-    eval_share: float = 0.1
-    bad_rows: str = "refuse"
-    repeats: str = "each"
-
-    def __post_init__(self):
-        one_of("config.data.bad_rows", self.bad_rows, BAD_ROWS)
-        one_of("config.data.repeats", self.repeats, REPEATS)
-        in_range("config.data.eval_share", self.eval_share, 0.0, 0.9)
-
-    def named(self) -> dict[str, str]:
-        """Returns the locations of conditions by name; a single one without a name is "x".
-
-        Raises:
-            UserError: a name that is reserved, no identifier or used twice.
-        """
-        if not self.x or not self.y:
-            missing = "x" if not self.x else "y"
-            raise UserError(
-                f"config.data.{missing} is empty; give arrays, such as --config.data.x=a.npy "
-                "--config.data.y=b.npy."
-            )
-        if "=" not in self.x:
-            return {"x": self.x}
-        locations: dict[str, str] = {}
-        for part in self.x.split(","):
-            name, _, location = part.partition("=")
-            taken = name in RESERVED or name.endswith("_mask") or name in locations
-            if not name.isidentifier() or taken or not location:
-                raise UserError(
-                    f"config.data.x has the part {part!r}; give NAME=FILE with different names, "
-                    f"none of them {', '.join(RESERVED)}."
-                )
-            locations[name] = location
-        return locations
+    opened = {name: column_files.open_column(where) for name, where in locations(x).items()}
+    keys = next(iter(opened.values())).keys
+    rows = {name: [column[i] for i in range(len(column))] for name, column in opened.items()}
+    return rows, None if keys is None else keys.tolist()
 
 
 class Pairs(NamedTuple):

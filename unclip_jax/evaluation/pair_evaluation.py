@@ -10,7 +10,8 @@ import numpy as np
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.files import write_atomically
-from unclip_jax.data.pairs import TARGET, PairsConfig, PairSource, open_pairs
+from unclip_jax.data.pairs import PairSource, open_pairs
+from unclip_jax.data.pairs_config import TARGET, PairsConfig
 from unclip_jax.evaluation import pair_report
 from unclip_jax.evaluation.pair_report import PairReport
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from unclip_jax.core.checks import UserError, divisible, in_range, positive
 from unclip_jax.core.config import as_dict, build
 from unclip_jax.core.stage import Stage
-from unclip_jax.data.pairs import PairsConfig
+from unclip_jax.data.pairs_config import PairsConfig
 from unclip_jax.parallel.mesh import MeshConfig
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.registry import stage_entry

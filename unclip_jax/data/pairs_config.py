@@ -1,0 +1,77 @@
+"""Location and treatment of pairs of arrays; pairs.py opens them."""
+
+import dataclasses
+
+from unclip_jax.core.checks import UserError, in_range, one_of
+
+TARGET = "y"
+SUBJECT = "subject"
+RESERVED = (TARGET, SUBJECT, "key", "valid", "ridge")
+BAD_ROWS = ("refuse", "skip")
+REPEATS = ("each", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsConfig:
+    """Location and treatment of pairs.
+
+    Attributes:
+        x: the condition, FILE or FILE:NAME (`data.column_files`); several as NAME=FILE,NAME=FILE.
+        y: the target.
+        groups: labels of the rows of x (such as subjects) that no split may separate; "" = keys.
+        subjects: labels of the rows of x that choose the layers of an encoder; "" = none.
+        splits: names of the split of every row of x; "" = a random choice.
+        eval_share: share of the groups or keys in the validation split, if chosen randomly.
+        bad_rows: rows that are not finite, or whose key has no partner: "refuse", or "skip" them
+            and log their number.
+        repeats: several x of one key: "each" is a pair, or their "mean".
+    """
+
+    x: str = ""
+    y: str = ""
+    groups: str = ""
+    subjects: str = ""
+    splits: str = ""
+    eval_share: float = 0.1
+    bad_rows: str = "refuse"
+    repeats: str = "each"
+
+    def __post_init__(self):
+        one_of("config.data.bad_rows", self.bad_rows, BAD_ROWS)
+        one_of("config.data.repeats", self.repeats, REPEATS)
+        in_range("config.data.eval_share", self.eval_share, 0.0, 0.9)
+
+    def named(self) -> dict[str, str]:
+        """Returns the locations of conditions by name, as `locations`.
+
+        Raises:
+            UserError: x or y is missing, or as `locations`.
+        """
+        if not self.x or not self.y:
+            missing = "x" if not self.x else "y"
+            raise UserError(
+                f"config.data.{missing} is empty; give arrays, such as --config.data.x=a.npy "
+                "--config.data.y=b.npy."
+            )
+        return locations(self.x)
+
+
+def locations(x: str) -> dict[str, str]:
+    """Returns the locations of conditions by name; a single one without a name is "x".
+
+    Raises:
+        UserError: a name that is reserved, no identifier or used twice.
+    """
+    if "=" not in x:
+        return {"x": x}
+    result: dict[str, str] = {}
+    for part in x.split(","):
+        name, _, location = part.partition("=")
+        taken = name in RESERVED or name.endswith("_mask") or name in result
+        if not name.isidentifier() or taken or not location:
+            raise UserError(
+                f"x has the part {part!r}; give NAME=FILE with different names, none of them "
+                f"{', '.join(RESERVED)}."
+            )
+        result[name] = location
+    return result

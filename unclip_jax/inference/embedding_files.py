@@ -1,0 +1,86 @@
+"""Sampled embeddings as files that other programs read.
+
+    z.npy            [rows num *target] float32, without `num` if it is 1
+    z.safetensors    tensors image_embeds [rows * num, *target] and row
+    z.parquet        columns key, row, sample and embedding (lists, or lists of lists)
+    FOLDER           img_emb, text_emb and metadata of clip-retrieval; vectors alone
+
+`image_embeds` is the argument of diffusers' pipelines. They take embeddings as CLIP computes them,
+not of norm 1, and scale and noise them themselves.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import safetensors.numpy
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import atomic_path
+from unclip_jax.data.embedding_writer import EmbeddingWriter
+
+SUFFIXES = (".npy", ".safetensors", ".parquet", "")
+
+
+def write_embeddings(
+    samples: np.ndarray, path: str | pathlib.Path, *, keys: Sequence[str] | None = None
+) -> None:
+    """Writes samples, [rows num *target], in the format of the file's suffix.
+
+    Args:
+        samples: of `EmbeddingPriorModel.sample`.
+        path: the file, or a folder of clip-retrieval.
+        keys: name of every row; None = its number.
+
+    Raises:
+        UserError: an unknown format, keys that do not match, or a file that cannot be written.
+    """
+    path, (rows, num) = pathlib.Path(path), samples.shape[:2]
+    names = [str(row) for row in range(rows)] if keys is None else list(keys)
+    if len(names) != rows:
+        raise UserError(f"there are {len(names)} keys for {rows} rows; give one each.")
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{path} has an unknown format; end it in .npy, .safetensors or .parquet, or name a "
+            "folder."
+        )
+    flat = samples.reshape(rows * num, *samples.shape[2:])
+    try:
+        if not path.suffix:
+            _write_folder(flat, path, [f"{name}/{j}" for name in names for j in range(num)])
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as draft, draft.open("wb") as file:
+            if path.suffix == ".npy":
+                np.save(file, samples[:, 0] if num == 1 else samples)
+            elif path.suffix == ".safetensors":
+                row = np.repeat(np.arange(rows), num)
+                file.write(safetensors.numpy.save({"image_embeds": flat, "row": row}))
+            else:
+                pyarrow.parquet.write_table(_table(flat, names, num), file)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}.") from None
+
+
+def _table(flat: np.ndarray, names: list[str], num: int) -> pyarrow.Table:
+    keys = [name for name in names for _ in range(num)]
+    return pyarrow.table(
+        {
+            "key": keys,
+            "row": np.repeat(np.arange(len(names)), num),
+            "sample": np.tile(np.arange(num), len(names)),
+            "embedding": flat.tolist(),
+        }
+    )
+
+
+def _write_folder(flat: np.ndarray, path: pathlib.Path, keys: list[str]) -> None:
+    if flat.ndim != 2:
+        raise UserError(f"{path} would hold sequences; clip-retrieval's folders hold vectors.")
+    writer = EmbeddingWriter(path, info={"data": "samples of an embedding_prior"})
+    if writer.written:
+        raise UserError(f"{path} holds embeddings already; give another folder.")
+    writer.add(keys, [""] * len(keys), z_img=flat, z_txt=flat)
+    writer.finish()
