@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from unclip_jax.cli import data_flags, entry, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of, positive
-from unclip_jax.core.files import check_writable
+from unclip_jax.core.files import check_output
 
 
 def parser() -> Parser:
@@ -66,7 +66,7 @@ def subparsers() -> dict[str, Parser]:
 def run_prior(argv: Sequence[str]) -> None:
     """Samples targets for arrays and writes them."""
     args = prior_parser().parse_args(argv)
-    check_writable(args.out)
+    check_output(args.out, folder=not args.out.suffix)
     from unclip_jax.data import pairs
     from unclip_jax.inference.embedding_files import write_embeddings
     from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         return
     args = parser().parse_args(argv)
     positive("--batch", args.batch)
-    check_writable(args.out)
+    check_output(args.out, folder=True)
     process_flags.start_alike(args)
     from unclip_jax.inference.dataset_embedding import embed_dataset
 

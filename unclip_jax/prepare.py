@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from unclip_jax.cli import entry
 from unclip_jax.cli.parser import Parser
-from unclip_jax.core.files import check_writable
+from unclip_jax.core.files import check_output
 from unclip_jax.data import dataset_manifest
 from unclip_jax.data.image_codec import Limits
 from unclip_jax.preparation.checking import CheckConfig
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     config = ImportConfig(check, args.shards, args.max_bad, args.workers)
     if not args.inputs:
         dataset_manifest.read(args.out)  # before the folder is created for its lock
-    check_writable(args.out)
+    check_output(args.out, folder=True)
     plans = make_plans(
         args.inputs,
         split=args.split,

@@ -1,13 +1,9 @@
-import errno
-import tempfile
-
 import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import (
     atomic_path,
     check_output,
-    check_writable,
     printable,
     write_atomically,
 )
@@ -51,38 +47,6 @@ def test_missing_folder_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "a.json", "x")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("file", "Not a directory"),
-        ("file/below", "Not a directory"),
-        ("file/far/below", "Not a directory"),
-        ("link", "Not a directory"),
-        ("link/below", "Not a directory"),
-    ],
-)
-def test_folders_that_cannot_be_written_are_named(tmp_path, name: str, message: str):
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(OSError, match=f"{message}: '{tmp_path}/{name}'"):
-        check_writable(tmp_path / name)
-
-
-def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
-    def refuse(**options):
-        raise PermissionError(errno.EACCES, "Permission denied", "/x/tmp123")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path}/new'"):
-        check_writable(tmp_path / "new")
-
-
-def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
-    for name in ("", "new", "new/folder"):
-        check_writable(tmp_path / name)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["plain", "caf\udce9", "sur\ud83d", "猫", "a\nb"])

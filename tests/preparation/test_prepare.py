@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_written(tars: pathlib.Path):
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: Not a directory: ")
+    assert done.stderr.startswith(f"error: cannot write {tars}/file/out: Not a directory; give")
     assert done.stderr.count("\n") == 1
 
 

@@ -140,6 +140,8 @@ def test_other_inputs_are_refused_in_words(tmp_path: pathlib.Path, name: str):
         UserError, match=f"run on other inputs: {WORDS[name]} is .* xxxxxxxxxxxx no"
     ):
         claim(tmp_path, {**IDENTITY, "inputs": {**INPUTS, name: "x" * 64}})
+    with pytest.raises(UserError, match="run on other inputs"):
+        claim(tmp_path, {**IDENTITY, "inputs": dict.fromkeys(INPUTS, "x" * 64)})
     claim(tmp_path, {**IDENTITY, "inputs": INPUTS})
 
 

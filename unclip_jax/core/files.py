@@ -5,7 +5,6 @@ import errno
 import os
 import pathlib
 import stat
-import tempfile
 from collections.abc import Iterator
 
 from unclip_jax.core.checks import UserError
@@ -19,22 +18,6 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def check_writable(folder: pathlib.Path) -> None:
-    """Checks that files can be written to a folder, which need not exist yet; leaves nothing.
-
-    Raises:
-        OSError: a part of the path is a file, or the folder cannot be written.
-    """
-    here = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
-    if not here.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    try:
-        with tempfile.TemporaryFile(dir=here):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from error
 
 
 def check_output(path: pathlib.Path, *, folder: bool = False, flag: str = "--out") -> None:

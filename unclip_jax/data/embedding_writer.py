@@ -114,6 +114,13 @@ class EmbeddingWriter:
             self._shards, self.written = self._shards + 1, self.written + table.num_rows
         before = read_stats(self.directory).get("info", {}) if self._shards else self._info
         for name in sorted(before.keys() | self._info.keys()):
+            digests = before.get(name), self._info.get(name)
+            if name == "data_digest" and all(digests) and digests[0] != digests[1]:
+                raise UserError(
+                    f"{self.directory} holds embeddings of other records: their data_digest is "
+                    f"{digests[0][:12]}, that of this data {digests[1][:12]}; choose another "
+                    "folder or delete it."
+                )
             if before.get(name) != self._info.get(name):
                 raise UserError(
                     f"{self.directory} holds embeddings with {name} = {before.get(name)!r}, now it "

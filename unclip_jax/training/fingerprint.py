@@ -138,7 +138,8 @@ def _compare(
     key, theirs, ours = differences[0]
     for name, what in _INPUTS.items():
         digests = stored.get("inputs", {}).get(name), current.get("inputs", {}).get(name)
-        if len(differences) == 1 and key == f"inputs.{name}" and None not in digests:
+        alike = all(path.startswith("inputs.") for path, _, _ in differences)
+        if alike and digests[0] != digests[1] and None not in digests:
             raise UserError(
                 f"{workdir} belongs to a run on other inputs: {what} is {digests[0][:12]} there, "
                 f"{digests[1][:12]} now. Give the inputs of that run, wherever they lie now, or "
