@@ -274,7 +274,8 @@ def run_coco(args: argparse.Namespace) -> str:
 def prompts_parser() -> Parser:
     """Returns the parser of `prompts`."""
     parser = Parser("evaluate prompts", description="Sample and score prompts by category.")
-    parser.add_argument("file", type=pathlib.Path, help="TSV, CSV or JSONL: prompt, category")
+    kinds = "TSV, CSV or JSONL of prompt and category, or prompts alone, one per line"
+    parser.add_argument("file", type=pathlib.Path, help=kinds)
     parser.add_argument("--images", type=int, default=4, help="images per prompt")
     return _add_sampling(parser)
 

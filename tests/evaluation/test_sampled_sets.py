@@ -240,7 +240,8 @@ def test_drawbench_is_read_as_published(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.txt", "", "x.txt is none of .tsv, .csv, .jsonl"),
+        ("x.md", "", "x.md is none of .tsv, .csv, .jsonl, .txt"),
+        ("x.txt", " \n\n", "x.txt holds no prompt"),
         ("x.csv", "", "x.csv holds no prompt; give a row"),
         ("x.csv", "prompt,category\n", "holds no prompt"),
         ("x.csv", "prompt,kind\na,b\n", r"row 2 has columns \['kind', 'prompt'\]; .* category or"),
@@ -251,16 +252,54 @@ def test_drawbench_is_read_as_published(tmp_path):
         ),
         ("x.csv", "prompt,category\n ,b\n", "row 2: prompt is ' '; give a text"),
         ("x.csv", "prompt,category\na\n", "row 2: category is None; give a text"),
-        ("x.csv", "prompt,category\na,B C\na,b-c\n", "'B C' and 'b-c' would share .* b_c.png"),
         ("x.jsonl", "{", "row 1 is not JSON"),
         ("x.jsonl", '{"prompt": "a", "category": "b"}\n[1]', "row 2 is no JSON object"),
         ("x.jsonl", '{"prompt": 3, "category": "b"}', "row 1: prompt is 3; give a text"),
+        (
+            "x.jsonl",
+            '{"prompt": "a \\ud83d"}',
+            "row 1: prompt holds .* at character 2, which is no",
+        ),
+        ("x.jsonl", '{"prompt": "a", "category": "\\ud83d"}', "row 1: category holds"),
     ],
 )
 def test_prompt_files_with_mistakes_are_refused_by_row(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         prompts.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.txt", "a red circle\ntwo stars\n"),
+        ("x.txt", "\ufeffa red circle\r\n\r\ntwo stars"),
+        ("X.TXT", "  a  red circle \n\ttwo stars\n"),
+        ("x.csv", "prompt\na red circle\ntwo stars\n"),
+        ("x.tsv", "Caption\na red circle\ntwo stars\n"),
+        ("x.jsonl", '{"text": "a red circle"}\n{"prompt": "two stars"}\n'),
+    ],
+)
+def test_prompts_need_no_category(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert prompts.read(tmp_path / name) == [("all", "a red circle"), ("all", "two stars")]
+
+
+@pytest.mark.parametrize(
+    ("categories", "names"),
+    [
+        (["猫", "犬"], ["猫", "犬"]),
+        (["Ёлки", "Ünï-cöde"], ["ёлки", "ünï_cöde"]),
+        (["B C", "b-c", "b_c"], ["b_c", "b_c_2", "b_c_3"]),
+        (["!", "?", "..", "/"], ["category", "category_2", "category_3", "category_4"]),
+        (["../x", "a/b"], ["x", "a_b"]),
+        (["猫" * 200, "猫" * 201], ["猫" * 40, "猫" * 40 + "_2"]),
+        (["x", "x 2", "X"], ["x", "x_2", "x_3"]),
+        (["हिन्दी", "عربي"], ["ह_न_द", "عربي"]),
+    ],
+)
+def test_categories_of_any_script_have_files_of_their_own(categories, names):
+    assert list(prompts.file_names(categories).values()) == names
 
 
 def test_prompt_files_that_are_not_there_or_not_text(tmp_path):

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.cli import flags, process_flags, request_flags
+from unclip_jax.cli import caption_files, flags, process_flags, request_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data.image_codec import SUFFIXES
@@ -88,6 +88,12 @@ def parser(command: str = TextRequest.name) -> Parser:
     parser.add_argument("--batch", type=int, default=16, help="images at once")
     if command == TextRequest.name:
         parser.add_argument(
+            "--captions",
+            dest="captions_file",
+            metavar="FILE",
+            help="file with a caption per line, or - for standard input",
+        )
+        parser.add_argument(
             "--by-stage",
             action="store_true",
             help="keep one stage on the device at a time, for models that fill its memory",
@@ -114,6 +120,8 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
     if command == REPEAT:
         request, prior = request_flags.from_record(args.record)
         return request, dataclasses.replace(setting, prior=args.prior or prior or "prior")
+    if command == TextRequest.name:
+        args.captions = caption_files.resolve(args.captions, args.captions_file)
     values = request_flags.values(args, REQUESTS[command])
     return request_fields.build(REQUESTS[command], values, name=command), setting
 

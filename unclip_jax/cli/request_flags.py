@@ -126,7 +126,7 @@ def _add(parser: Parser, field: Field) -> None:
     if option.weights:
         shape |= {"action": "append", "nargs": "+", "metavar": (shape["metavar"], "WEIGHT")}
     elif field.many:
-        shape["nargs"] = "+"
+        shape["nargs"] = "*" if option.positional else "+"
     if option.positional:
         parser.add_argument(field.name, **{**shape, "metavar": field.name.upper()})
     else:

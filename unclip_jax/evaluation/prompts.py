@@ -1,15 +1,18 @@
 """Prompt files by category, as DrawBench's: samples every prompt and scores by category.
 
-A file is a TSV, CSV or JSONL with a prompt and a category per row. OUT receives a labelled grid per
+A file is a TSV, CSV or JSONL with a prompt and a category per row, or prompts alone, which may be
+the lines of a .txt. OUT receives a labelled grid per
 category and prompts.json; captions of the shapes world are judged by the exact checker as well.
 """
 
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +20,7 @@ import jax
 import numpy as np
 
 from unclip_jax.core.arrays import unit
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import UserError, check_unicode, positive
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import feature_extraction, protocol_folder, sampled_set
@@ -29,6 +32,8 @@ from unclip_jax.metrics.intervals import bootstrap
 
 PROMPT = ("prompt", "prompts", "caption", "text")  # names of the column
 CATEGORY = ("category", "categories")
+ALL = "all"  # the category of prompts without one
+_MOST_BYTES = 120  # of a file name
 COLUMNS = tuple(name for name in worlds.SUMMARY if name != "background")
 SCORE = "CLIP score: 100 x cosine in the cascade's own CLIP, mean over prompts, bootstrapped"
 SEPARATORS = {".tsv": "\t", ".csv": ","}
@@ -78,12 +83,13 @@ def evaluate_prompts(config: PromptsConfig) -> dict[str, dict[str, Any]]:
     if jax.process_index() > 0:
         return categories
     rows = np.arange(len(captions)).reshape(len(prompts), -1)
+    names = file_names(categories)
     for category in categories:
         members = [index for index, prompt in enumerate(prompts) if prompt.category == category]
         selected = rows[members].ravel()
         labels = [captions[int(i)] for i in selected]
         grid = labelled_grid(images[selected], labels=labels, columns=config.images)
-        grid.save(out / f"{slug(category)}.png")
+        grid.save(out / f"{names[category]}.png")
     result = {
         "file": config.source,
         "images": config.images,
@@ -99,10 +105,9 @@ def read(path: pathlib.Path) -> list[Prompt]:
     """Reads the rows of a prompt file in order.
 
     Raises:
-        UserError: no such file, another kind of file, a missing column, an empty cell, or two
-            categories with one file name.
+        UserError: no such file, another kind of file, a missing column, or an empty cell.
     """
-    suffixes = (*SEPARATORS, ".jsonl")
+    suffixes = (*SEPARATORS, ".jsonl", ".txt")
     if path.suffix.lower() not in suffixes:
         raise UserError(
             f"{path} is none of {', '.join(suffixes)}; save the prompts as one of them."
@@ -113,18 +118,11 @@ def read(path: pathlib.Path) -> list[Prompt]:
         raise UserError(f"there is no file {path}; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); save it as UTF-8.") from None
-    rows = _jsonl(text, path) if path.suffix.lower() == ".jsonl" else _table(text, path)
+    readers = {".jsonl": _jsonl, ".txt": _lines}
+    rows = readers.get(path.suffix.lower(), _table)(text, path)
     prompts = [_prompt(row, where=f"{path}, row {number}") for number, row in rows]
     if not prompts:
         raise UserError(f"{path} holds no prompt; give a row per prompt below the column names.")
-    names: dict[str, str] = {}
-    for prompt in prompts:
-        other = names.setdefault(slug(prompt.category), prompt.category)
-        if other != prompt.category:
-            raise UserError(
-                f"{path}: categories {other!r} and {prompt.category!r} would share the file "
-                f"{slug(other)}.png; rename one."
-            )
     return prompts
 
 
@@ -171,9 +169,28 @@ def table(categories: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def slug(category: str) -> str:
-    """Returns a category as a file name."""
-    return re.sub(r"[^a-z0-9]+", "_", category.lower()).strip("_") or "category"
+def file_names(categories: Iterable[str]) -> dict[str, str]:
+    """Returns a file name for every category, without a suffix and all different.
+
+    Letters and digits of any script stay, in lower case; what is alike then is numbered.
+    """
+    names: dict[str, str] = {}
+    for category in categories:
+        plain = unicodedata.normalize("NFC", category).lower()
+        stem = re.sub(r"\W+", "_", plain).strip("_").encode()[:_MOST_BYTES].decode(errors="ignore")
+        numbered = (f"{stem or 'category'}_{number}" for number in itertools.count(2))
+        candidates = itertools.chain([stem or "category"], numbered)
+        names[category] = next(name for name in candidates if name not in names.values())
+    return names
+
+
+def _lines(text: str, path: pathlib.Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    del path
+    return (
+        (number, {"prompt": line})
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip()
+    )
 
 
 def _table(text: str, path: pathlib.Path) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -198,7 +215,9 @@ def _jsonl(text: str, path: pathlib.Path) -> Iterable[tuple[int, dict[str, Any]]
 
 def _prompt(row: dict[str, Any], *, where: str) -> Prompt:
     cells = {str(name).strip().lower(): value for name, value in row.items()}
-    return Prompt(_cell(cells, CATEGORY, where), _cell(cells, PROMPT, where))
+    has_category = any(name in cells for name in CATEGORY) or len(cells) > 1
+    category = _cell(cells, CATEGORY, where) if has_category else ALL
+    return Prompt(category, _cell(cells, PROMPT, where))
 
 
 def _cell(cells: dict[str, Any], names: Sequence[str], where: str) -> str:
@@ -206,7 +225,7 @@ def _cell(cells: dict[str, Any], names: Sequence[str], where: str) -> str:
         if name in cells:
             value = cells[name]
             if isinstance(value, str) and value.strip():
-                return " ".join(value.split())
+                return check_unicode(f"{where}: {name}", " ".join(value.split()))
             raise UserError(f"{where}: {name} is {value!r}; give a text.")
     raise UserError(f"{where} has columns {sorted(cells)}; one must be named {' or '.join(names)}.")
 
