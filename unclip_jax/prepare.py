@@ -5,11 +5,11 @@
     python -m unclip_jax.prepare shapes:train=30000,validation=1000 --out=DIR
     python -m unclip_jax.prepare train=tfds:coco_captions --caption-field=captions/text --out=DIR
 
-An input is a folder (Hugging Face `metadata.jsonl`, or name.txt beside name.png), a WebDataset
-tar, an image, a quoted glob of these, or a data set such as tfds:NAME; SPLIT= before it says which
-split it belongs to. `shapes` and `portraits` are procedural worlds. An interrupted run continues
-when the same command runs again. Without an input, the data set in DIR gets the tokenizer that it
-lacks.
+An input is a folder of images with captions beside them or in tables, a WebDataset tar, Parquet
+with images, a table of captions, an image, a quoted glob or {range} of these, or a data set such as
+tfds:NAME (docs/data.md); SPLIT= before it says which split it belongs to. `shapes` and `portraits`
+are procedural worlds. An interrupted run continues when the same command runs again. Without an
+input, the data set in DIR gets the tokenizer that it lacks.
 """
 
 import pathlib

@@ -24,6 +24,7 @@ from unclip_jax.preparation.tables import TableRow
 
 CLASSES = "classes.txt"  # a name per line, for captions that are numbers of classes
 _HEADER = 32  # bytes by which an image without a known suffix is recognised
+_OTHER_SUFFIXES = (*CAPTION_SUFFIXES, *tables.SUFFIXES, *TAR_SUFFIXES, ".parquet")
 _FORMS = {".json": "json", ".cls": "class"}
 
 
@@ -33,12 +34,14 @@ class Folder(NamedTuple):
     Attributes:
         path: of the folder.
         files: names of its files, sorted.
-        images: names of its images, with and without their suffixes.
+        images: names of those that are images.
+        captioned: names beside which a caption may lie: of images, with and without suffixes.
     """
 
     path: pathlib.Path
     files: dict[str, None]
     images: set[str]
+    captioned: set[str]
 
 
 def list_folder(root: pathlib.Path, *, caption_field: str = "") -> Listing:
@@ -167,31 +170,34 @@ def _walk(root: pathlib.Path, listing: Listing) -> Iterator[Folder]:
         except OSError:
             listing.items.append(Item(_key(here, root), None, None, skip="unreadable folder"))
         pending.extend(reversed(folders))
-        images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES)}
-        stems = {name.rpartition(".")[0] for name in images}
-        yield Folder(here, dict.fromkeys(files), images | stems)
+        images = {name for name in files if _is_image(here / name)}
+        stems = {os.path.splitext(name)[0] for name in images}
+        yield Folder(here, dict.fromkeys(files), images, images | stems)
 
 
 def _kind(path: pathlib.Path, folder: Folder) -> str:
     """Returns how a file is read: "image", "caption", "table", "archive" or "other"."""
     name = path.name.lower()
-    if name.endswith(IMAGE_SUFFIXES):
+    if path.name in folder.images:
         return "image"
     if name.endswith(TAR_SUFFIXES):
         return "archive"
     if name.endswith(".parquet"):
         return "archive" if parquet_images.image_column(path) else "table"
-    if name == CLASSES or (name.endswith(CAPTION_SUFFIXES) and path.stem in folder.images):
+    if name == CLASSES or (name.endswith(CAPTION_SUFFIXES) and path.stem in folder.captioned):
         return "caption"
     if name.endswith(tables.SUFFIXES):
         return "table"
-    return "image" if _looks_like_image(path) else "other"
+    return "other"
 
 
-def _looks_like_image(path: pathlib.Path) -> bool:
-    """True if a file without a known suffix begins as an image does."""
+def _is_image(path: pathlib.Path) -> bool:
+    """True if a file has the suffix of an image, or no known one and begins as an image does."""
+    name = path.name.lower()
+    if name.endswith(IMAGE_SUFFIXES):
+        return True
     try:
-        if not path.is_file():
+        if name.endswith(_OTHER_SUFFIXES) or not path.is_file():
             return False
         with path.open("rb") as file:
             return image_codec.is_image(file.read(_HEADER))
