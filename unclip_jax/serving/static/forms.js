@@ -3,11 +3,11 @@
 import { make } from "./dom.js";
 import { imageField, maskField } from "./images.js";
 
-// Everything else lies under "More".
-const PRIMARY = new Set([
-  "num", "seed", "guidance", "frames", "etas", "theta", "source", "inversion", "noise", "caption",
-  "texts", "images", "image_weights", "text_weights", "components", "from_size", "best_of",
-]);
+// In this order after what a request needs; everything else lies under "More".
+const PRIMARY = [
+  "images", "image_weights", "texts", "text_weights", "source", "caption", "theta", "etas", "inversion", "noise",
+  "components", "from_size", "frames", "num", "best_of", "guidance", "seed",
+];
 const LABELS = {
   captions: "Captions, one per line",
   texts: "Captions, one per line",
@@ -43,9 +43,10 @@ function presets(command, { limits, models }) {
   }[command] ?? edits;
 }
 
-/** What a request needs comes first, the seed after what else is asked for often. */
+/** What a request needs comes first, then what is set often. */
 function byRank([name, field], [other, otherField]) {
-  const rank = (key, { required }) => (required ? 0 : key === "seed" ? 2 : PRIMARY.has(key) ? 1 : 3);
+  const place = (key) => (PRIMARY.includes(key) ? PRIMARY.indexOf(key) : PRIMARY.length);
+  const rank = (key, { required }) => (required ? -1 : place(key));
   return rank(name, field) - rank(other, otherField);
 }
 
@@ -62,7 +63,7 @@ export function buildForm(command, fields, context) {
     const label = LABELS[name] ?? name.replaceAll("_", " ");
     const row = make("div", { className: "field", title: field.help }, make("label", { htmlFor: id }, label),
       inputs[name].element);
-    (field.required || PRIMARY.has(name) ? form : more).append(row);
+    (field.required || PRIMARY.includes(name) ? form : more).append(row);
   }
   if (inputs.mask && inputs.image) inputs.image.onChange = inputs.mask.follow;
   if (more.children.length > 1) form.append(more);

@@ -102,6 +102,7 @@ function select(command, focus = false) {
     tab.panel.hidden = !chosen;
     tab.button.setAttribute("aria-selected", chosen);
     tab.button.tabIndex = chosen ? 0 : -1;
+    if (chosen) tab.button.scrollIntoView({ block: "nearest", inline: "nearest" });
     if (chosen && focus) tab.button.focus();
   }
 }
