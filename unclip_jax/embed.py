@@ -15,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.cli import data_flags, entry, process_flags
+from unclip_jax.cli import data_flags, entry, flags, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.core.files import check_output
@@ -39,6 +39,7 @@ def parser() -> Parser:
         action="store_true",
         help="of several captions of an image embed all, not the first alone",
     )
+    flags.add_skip_digests(parser)
     process_flags.add(parser)
     return parser
 

@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unclip_jax.cli import data_flags, entry, process_flags
+from unclip_jax.cli import data_flags, entry, flags, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.files import check_output
@@ -66,6 +66,7 @@ def check_out(name: str, args: argparse.Namespace) -> None:
 
 def with_processes(parser: Parser) -> Parser:
     """Adds the flags of several processes to a parser and returns it."""
+    flags.add_skip_digests(parser)
     process_flags.add(parser)
     return parser
 

@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.cli import entry, process_flags
+from unclip_jax.cli import entry, flags, process_flags
 from unclip_jax.cli.experiment_flags import ExperimentParser
 
 
@@ -32,6 +32,7 @@ def parser() -> ExperimentParser:
     parser.add_argument(
         "--export-only", action="store_true", help="export the newest checkpoint, do not train"
     )
+    flags.add_skip_digests(parser)
     process_flags.add(parser)
     return parser
 

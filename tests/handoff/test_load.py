@@ -1,5 +1,6 @@
 """Loading is strict and places leaves; what is missing is named with what to do about it."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from unclip_jax.cli import flags
 from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import export, load, manifest
@@ -141,6 +143,15 @@ def test_digests_can_be_skipped(lone: pathlib.Path, monkeypatch):
     monkeypatch.setenv(digests.SKIP, "1")
     assert load.read_manifest(lone).step == 2
     load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
+
+
+def test_a_flag_skips_digests(lone: pathlib.Path, monkeypatch):
+    monkeypatch.delenv(digests.SKIP, raising=False)
+    parser = argparse.ArgumentParser()
+    flags.add_skip_digests(parser)
+    assert not parser.parse_args([]).skip_digests and not digests.skipped()
+    monkeypatch.setenv(digests.SKIP, "0")  # restored after the test
+    assert parser.parse_args(["--skip-digests"]).skip_digests and digests.skipped()
 
 
 def test_an_export_of_version_0_1_0_loads_without_digests(lone: pathlib.Path):

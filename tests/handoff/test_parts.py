@@ -1,7 +1,11 @@
+import dataclasses
+
+import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.handoff import sidecar
+from unclip_jax.handoff import export, load, sidecar
+from unclip_jax.handoff.manifest import Manifest
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -36,3 +40,32 @@ def test_a_changed_value_is_refused_and_a_file_of_version_0_1_0_is_read(tmp_path
         sidecar.read(tmp_path, sidecar.VARIANCE)
     path.write_text('{"timesteps": [0]}')
     assert sidecar.read(tmp_path, sidecar.VARIANCE) == {"timesteps": [0]}
+
+
+def test_the_manifest_notices_the_loss_of_a_sidecar(tmp_path):
+    card = Manifest(stage="upsampler", size="tiny", step=1, config={})
+    here = tmp_path / "export"
+    export.write_export(here, params={"a": np.ones(3)}, manifest=card, tokenizer_dir=None)
+    before = load.content_digest(here)
+    path = sidecar.write(here, sidecar.VARIANCE, {"examples": 64})
+    assert sidecar.read(here, sidecar.VARIANCE) == {"examples": 64}
+    assert load.read_manifest(here) == dataclasses.replace(card, parameters=3)
+    assert load.content_digest(here) == before
+    path.write_text('{"examples": 64}')
+    assert sidecar.read(here, sidecar.VARIANCE) == {"examples": 64}
+    path.write_text('{"examples": 65}')
+    with pytest.raises(UserError, match="variance.json is damaged or was changed"):
+        sidecar.read(here, sidecar.VARIANCE)
+    path.unlink()
+    with pytest.raises(UserError, match="could not read .*variance.json"):
+        sidecar.read(here, sidecar.VARIANCE)
+    path.mkdir()
+    with pytest.raises(UserError, match="variance.json is a folder; expected a regular file"):
+        sidecar.read(here, sidecar.VARIANCE)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "/dev/zero"])
+def test_a_link_to_no_file_is_refused(tmp_path, target):
+    (tmp_path / sidecar.VARIANCE).symlink_to(target)
+    with pytest.raises(UserError, match="could not read|is a device; expected a regular file"):
+        sidecar.read(tmp_path, sidecar.VARIANCE)

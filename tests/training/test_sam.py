@@ -55,6 +55,25 @@ def run(gradient, loss=square, values=None, data=None):
     return jax.jit(lambda p, b: gradient(loss, p, b, KEY))(values or params(), data or batch())
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-10, 1e-19, 1e-22, 1e-30, 1e19, 1e30, 3e38])
+def test_a_perturbation_is_as_long_as_it_should_be_whatever_the_gradients_length(size):
+    """Squares of single precision underflow below 1e-19 and overflow above 1e19."""
+    origin = {"a": jnp.zeros(4), "b": jnp.zeros((2, 3))}
+    gradient = jax.tree.map(
+        lambda x: jnp.linspace(-size, 0.5 * size, x.size).reshape(x.shape), origin
+    )
+    moved = jax.jit(lambda p, g: sam.perturbed(p, g, rho=0.1))(origin, gradient)
+    step = np.concatenate([np.ravel(leaf) for leaf in moved.values()]).astype(np.float64)
+    along = np.concatenate([np.ravel(leaf) for leaf in gradient.values()]).astype(np.float64)
+    np.testing.assert_allclose(step, 0.1 * along / np.linalg.norm(along), rtol=1e-5, atol=1e-8)
+
+
+def test_a_gradient_of_zero_moves_nothing():
+    origin = {"a": jnp.ones(4), "b": jnp.ones((2, 3))}
+    moved = sam.perturbed(origin, jax.tree.map(jnp.zeros_like, origin), rho=0.1)
+    jax.tree.map(np.testing.assert_array_equal, moved, origin)
+
+
 def test_sam_on_a_quadratic_is_the_closed_form():
     found, metrics = run(sam.whole_batch(RHO))
     matrix, vector = by_hand(**batch())

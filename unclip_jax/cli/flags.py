@@ -1,9 +1,11 @@
 """Flags that several commands share, and their checks."""
 
 import argparse
+import os
 import pathlib
 from collections.abc import Sequence
 
+from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine.request_fields import MAX_TEXT
 
@@ -14,6 +16,26 @@ def add_models(parser: argparse.ArgumentParser, *, public: bool = False) -> None
     """Adds --models, for `run_directory`; with `public`, Karlo's folder is named as well."""
     where = "run directory, or Karlo's" if public else "run directory"
     parser.add_argument("--models", type=pathlib.Path, help=f"{where} (default: {DEFAULT_MODELS})")
+    add_skip_digests(parser)
+
+
+class _SkipDigests(argparse.Action):
+    """Sets the environment variable that every reader of stored digests respects."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object):
+        os.environ[digests.SKIP] = "1"
+        setattr(namespace, self.dest, True)
+
+
+def add_skip_digests(parser: argparse.ArgumentParser) -> None:
+    """Adds --skip-digests, for commands that load exports or embeddings."""
+    parser.add_argument(
+        "--skip-digests",
+        action=_SkipDigests,
+        nargs=0,
+        default=False,
+        help=f"load files without comparing their stored digests ({digests.SKIP}=1)",
+    )
 
 
 def run_directory(models: pathlib.Path | None) -> pathlib.Path:

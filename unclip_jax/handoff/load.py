@@ -100,17 +100,27 @@ def _manifest_text(directory: pathlib.Path) -> tuple[bytes, str]:
         raise UserError(f"could not read {path} ({error}); export the stage again.") from None
 
 
+def file_digests_of(directory: pathlib.Path) -> dict[str, str] | None:
+    """Returns the digests that the manifest of an export lists; None in one of version 0.1.0.
+
+    Raises:
+        UserError: there is no complete export, or its manifest was changed.
+    """
+    text, where = _manifest_text(directory)
+    return file_digests(text, where=where)
+
+
 def content_digest(directory: pathlib.Path) -> str:
     """Returns a digest of the parameters and the tokenizer of an export, wherever it lies.
 
     Raises:
-        UserError: there is no complete export, or its files are not those that were exported.
+        UserError: there is no complete export, or its manifest was changed.
     """
-    text, where = _manifest_text(directory)
-    stored = file_digests(text, where=where)
-    if stored is None:  # of version 0.1.0
+    stored = file_digests_of(directory)
+    if stored is None:
         stored = digests.of_files(locate(directory), _names(directory, PARAMS, TOKENIZER))
-    return digests.of_json(stored)
+    parts = (f"{PARAMS}/", f"{TOKENIZER}/")
+    return digests.of_json({n: digest for n, digest in stored.items() if n.startswith(parts)})
 
 
 def _verify(directory: pathlib.Path, part: str) -> None:
@@ -119,14 +129,13 @@ def _verify(directory: pathlib.Path, part: str) -> None:
     Raises:
         UserError: files that are missing, changed or not regular, by name.
     """
-    text, where = _manifest_text(directory)
-    stored = file_digests(text, where=where)
+    stored = file_digests_of(directory)
     _names(directory, part)
     if stored is None:
         return
     mine = {name: digest for name, digest in stored.items() if name.startswith(f"{part}/")}
     if not mine:
-        raise UserError(f"{where} lists no files in {part}; {ADVICE}")
+        raise UserError(f"the manifest of {directory} lists no files in {part}; {ADVICE}")
     digests.check_files(locate(directory), mine, advice=ADVICE)
 
 

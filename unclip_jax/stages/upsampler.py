@@ -340,7 +340,8 @@ def sample_in_chain(
 ) -> dict[str, Any]:
     """Enlarges "low_res", rounded to 8-bit levels if the stage asks for it (`entry.ChainSampler`).
 
-    GLIDE's released sampler rounds, since upsamplers are trained on 8-bit images.
+    GLIDE's released sampler rounds. In training only BSR's low-res images lie on 8-bit levels; area
+    means and blurred ones are not rounded.
     """
     low_res: LowRes = conditions["low_res"]
     low_res = quantise(low_res) if cfg.quantise else low_res

@@ -121,9 +121,16 @@ def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
 
 
 def perturbed(params: Params, gradient: Params, *, rho: float) -> Params:
-    """Moves `params` by `rho` along `gradient`, normed over all leaves (eq. 2, p = 2)."""
-    scale = rho / jnp.maximum(optax.tree.norm(gradient), 1e-30)
-    return jax.tree.map(lambda w, g: w + scale * g, params, gradient)
+    """Moves `params` by `rho` along `gradient`, normed over all leaves (eq. 2, p = 2).
+
+    The gradient is divided by its largest entry first, since its square may underflow or overflow;
+    a gradient of zero moves nothing.
+    """
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient)]))
+    safe = jnp.where(largest > 0, largest, 1.0)
+    direction = jax.tree.map(lambda g: g / safe, gradient)
+    scale = rho / jnp.maximum(optax.tree.norm(direction), 0.5)  # at least 1 unless all are zero
+    return jax.tree.map(lambda w, g: w + scale * g, params, direction)
 
 
 def _on_one_shard(
