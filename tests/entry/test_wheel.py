@@ -52,6 +52,14 @@ def installed(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.slow
+def test_a_wheel_holds_the_page(installed, tmp_path):
+    pytest.importorskip("starlette", reason="needs the extra demo")
+    code = "from unclip_jax.serving import page; print(*(r.path for r in page.routes('')))"
+    paths = run(installed.with_name("python"), "-c", code, cwd=tmp_path).split()
+    assert {"/", "/page.js", "/page.css", "/icon.svg"} <= {*paths}
+
+
+@pytest.mark.slow
 def test_experiments_of_a_wheel_are_found_by_name(installed, tmp_path):
     where = "import unclip_jax; print(unclip_jax.__file__)"
     file = pathlib.Path(run(installed.with_name("python"), "-c", where, cwd=tmp_path).strip())

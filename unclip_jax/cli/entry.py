@@ -60,10 +60,11 @@ def _platform_line(error: BaseException) -> str | None:
 
     It may lie under a `UserError` of what needed the device.
     """
-    causes = []
-    while error is not None and error not in causes:
-        causes.append(error)
-        error = error.__cause__ or error.__context__
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
     for cause in causes:
         frames = traceback.extract_tb(cause.__traceback__)
         if frames and frames[-1].filename.endswith(_BACKENDS):

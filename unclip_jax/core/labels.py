@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import unicodedata
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
@@ -152,7 +153,8 @@ def _has(font: Font, char: str) -> bool:
     """True if a font has a glyph: another one than for a character that is in no font."""
     if not char.isprintable():
         return False
-    glyph, missing = font.getmask(char), font.getmask("\uffff")
+    glyph: Any = font.getmask(char)
+    missing: Any = font.getmask("\uffff")
     return (glyph.size, list(glyph)) != (missing.size, list(missing))
 
 

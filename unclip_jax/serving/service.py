@@ -138,7 +138,10 @@ class InferenceService:
     def _without_paths(self, text: str) -> str:
         """`text` with the server's folders by their last names only."""
         for path, parts in ((self.embeddings, 2), (self.folder, 1)):
-            for spelling in (path.resolve(), path) if path else ():
+            if path is None:
+                continue
+            short = "/".join(path.resolve().parts[-parts:])
+            for spelling in (path.resolve(), path):
                 if len(spelling.parts) > 1:  # not "." or "/"
-                    text = text.replace(str(spelling), "/".join(path.resolve().parts[-parts:]))
+                    text = text.replace(str(spelling), short)
         return text
