@@ -72,7 +72,7 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
     configs.check_class(settings, name, where=where)
     side, inputs, outputs, depth = configs.required_sizes(settings, SIZES[:-1], where=where)
     (widths,) = configs.required_values(settings, SIZES[-1:], where=where)
-    if not isinstance(widths, list) or not 1 <= len(widths) <= MAX_LEVELS:
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= MAX_LEVELS:
         raise UserError(
             f"{where} has block_out_channels {short(widths)}; expected a width per level."
         )
@@ -209,7 +209,7 @@ def _types(part: str, attends: list[bool]) -> list[str]:
 def _attention(settings: Mapping[str, Any], sides: list[int], where: str) -> tuple[int, ...]:
     """Returns the sides of the levels whose blocks attend."""
     types = settings.get("down_block_types") or []
-    if not isinstance(types, list):
+    if not isinstance(types, list | tuple):
         raise UserError(f"{where} has down_block_types {short(types)}; expected one per level.")
     attends = [kind == ATTENTION["down"] for kind in types]
     if len(attends) != len(sides) or not any(attends):
