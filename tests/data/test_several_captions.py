@@ -69,7 +69,7 @@ def embedded(folder, *, every: bool):
     writer = EmbeddingWriter(folder, info={"captions": "all"} if every else {})
     for each in RECORDS:
         captions = each.get("captions", [each["caption"]]) if every else [each["caption"]]
-        z_txt = np.float32([[len(one), sum(map(ord, one))] for one in captions])
+        z_txt = np.array([[len(one), sum(map(ord, one))] for one in captions], np.float32)
         z_img = np.ones((len(captions), 2), np.float32) * int(each["key"][1:])
         writer.add([each["key"]] * len(captions), captions, z_img=z_img, z_txt=z_txt)
     return sources.JoinedSource(RECORDS, writer.finish())
@@ -83,7 +83,7 @@ def test_text_embeddings_belong_to_the_caption(tmp_path, every: bool):
     for batch in batches(joined, 40, ("z_img", "z_txt", "tokens", "token_mask")):
         captions = batch["caption"].tolist()
         seen.update(captions)
-        expected = np.float32([[len(one), sum(map(ord, one))] for one in captions])
+        expected = np.array([[len(one), sum(map(ord, one))] for one in captions], np.float32)
         np.testing.assert_array_equal(batch["z_txt"], expected)
         np.testing.assert_array_equal(batch["tokens"], TOKENIZER.encode(captions, length=12)[0])
         assert batch["z_img"][:, 0].tolist() == [int(key[1:]) for key in batch["key"]]

@@ -14,7 +14,7 @@ import pytest
 from tests.stages import tiny
 from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
+from unclip_jax.data import sources, text
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.experiment import input_pipeline, training_run
@@ -150,6 +150,23 @@ def test_a_run_knows_its_data_by_content(tmp_path):
             name for name, value in other["inputs"].items() if value == before["inputs"][name]
         } == same
         assert {**other, "inputs": {}} == {**before, "inputs": {}}
+
+
+def test_exports_state_the_digests_of_what_they_were_trained_on(uneven):
+    inputs = held_out(uneven, "")
+    digest = sources.open_source(uneven, split="train").digest
+    assert inputs.tokenizer is not None
+    assert inputs.facts["inputs"] == {"data": digest, "tokenizer": inputs.tokenizer.hash}
+    assert inputs.train.get_state()["data"] == digest
+
+
+@pytest.mark.parametrize("info", [{"clip_id": "a" * 8}, {"clip_id": "b" * 8}, {"embedding": "raw"}])
+def test_a_run_knows_the_clip_behind_its_embeddings(folder, info):
+    source = EmbeddingSource(folder / "train")
+    before = input_pipeline._describe(source)
+    source.info = lambda: {"clip_id": "c", "image_size": 64, **info}
+    assert before == "c"
+    assert input_pipeline._describe(source) == " ".join(dict({"clip_id": "c"}, **info).values())
 
 
 def test_a_tokenizer_that_is_not_the_one_of_the_data_is_refused(tmp_path):

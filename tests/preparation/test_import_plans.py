@@ -11,7 +11,7 @@ import pytest
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
 from unclip_jax.preparation.import_plans import FilePlan, WorldPlan, make_plans, world_counts
-from unclip_jax.preparation.items import FileReader, Plan, Raw, Skip
+from unclip_jax.preparation.items import Blob, FileReader, Plan, Raw, Skip
 
 
 def listed(*inputs: pathlib.Path, **options) -> FilePlan:
@@ -299,7 +299,7 @@ def test_readers_close_their_file(samples, tmp_path: pathlib.Path):
     write(tmp_path / "1.png", samples.png(1))
     reader = FileReader()
     blob = listed(tmp_path)._items[0].image
-    assert blob is not None
+    assert isinstance(blob, Blob)
     assert reader.read(blob, limit=10**6) == samples.png(1)
     reader.close()
 

@@ -93,7 +93,7 @@ class TfdsSource:
 
 def _several(value: Any) -> Sequence[Any]:
     """Returns a feature's values: those of a sequence, else the only one."""
-    return value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
 
 
 def _follow(example: Any, path: str) -> Any:

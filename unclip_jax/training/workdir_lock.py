@@ -85,7 +85,7 @@ def _acquire(path: pathlib.Path) -> _Lock:
     Raises:
         UserError: another trainer holds it.
     """
-    token = uuid.uuid4().hex
+    token, holder = uuid.uuid4().hex, {}
     for _ in range(3):
         try:
             with path.open("x") as file:  # fails if it exists; so on NFS too
