@@ -472,6 +472,39 @@ def test_rows_of_parquet_that_cannot_be_used(tmp_path: pathlib.Path):
     assert report["skipped"] == {"path outside the folder": 1, "no image": 1, "not an image": 1}
 
 
+def test_rows_of_parquet_stay_together_whatever_cannot_be_read(tmp_path: pathlib.Path):
+    """Of 150 rows, in batches of 64, some captions are no UTF-8; no other row shifts."""
+    captions_ = [b"caption %d" % i if i % 7 else b"caf\xe9 %d" % i for i in range(150)]
+    raw = pyarrow.array(captions_, pyarrow.binary())
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers())
+    columns = {"image": [{"bytes": image(i), "path": ""} for i in range(150)], "text": texts}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet", row_group_size=40)
+    records, report = prepared(tmp_path / "a.parquet", out=tmp_path / "out")
+    assert report["skipped"] == {"bad UTF-8": 22}
+    for key, record in records.items():
+        number = int(key.rpartition("/")[2])
+        assert (record["caption"], record["image"]) == (f"caption {number}", image(number))
+
+
+def test_damaged_parquet_costs_the_rows_behind_the_damage(tmp_path: pathlib.Path):
+    images = [{"bytes": image(i), "path": ""} for i in range(150)]
+    table = pyarrow.table({"image": images, "text": [f"caption {i}" for i in range(150)]})
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(
+        table, path, row_group_size=75, compression="none", use_dictionary=False
+    )
+    data = bytearray(path.read_bytes())
+    start = data.index(b"caption 75")
+    data[start - 60 : start - 4] = b"\xff" * 56  # the header of a page
+    path.write_bytes(data)
+    records, report = prepared(path, out=tmp_path / "out")
+    assert len(records) < 150
+    assert len(records) + sum(report["skipped"].values()) == 150
+    for key, record in records.items():
+        number = int(key.rpartition("/")[2])
+        assert (record["caption"], record["image"]) == (f"caption {number}", image(number))
+
+
 def test_folders_of_tars_and_their_parquet(samples, tmp_path: pathlib.Path):
     for number in range(2):
         pairs = samples.pairs(range(3 * number, 3 * number + 3))

@@ -130,6 +130,8 @@ class ParquetReader:
             return self._columns[cell.column].value(cell.row)
         except FileNotFoundError as error:
             raise Skip("missing file") from error
+        except UnicodeDecodeError as error:
+            raise Skip("bad UTF-8") from error
         except _ERRORS as error:
             raise Skip("unreadable file") from error
 
@@ -141,21 +143,25 @@ class _Column:
         self._file, self._name = pyarrow.parquet.ParquetFile(path), name
         self.names = _class_names(self._file.schema_arrow, name)
         self._batches: Iterator[Any] = iter(())
-        self._rows: list[Any] = []
+        self._rows: Any = ()
         self._first, self._next = 0, 0  # rows of the current batch
+        self._damaged = False  # from the row `_next` on
 
     def value(self, row: int) -> Any:
         """Returns the value in `row` as Python has it."""
         if row < self._first or not self._next:
             self._batches = self._file.iter_batches(_BATCH, columns=[self._name])
-            self._first, self._next, self._rows = 0, 0, []
-        while row >= self._next:
-            batch = next(self._batches, None)
-            if batch is None:
-                raise OSError(f"the file has no row {row}")
-            self._rows = batch.column(0).to_pylist()
+            self._first, self._next, self._rows = 0, 0, ()
+        while row >= self._next and not self._damaged:
+            try:
+                self._rows = next(self._batches).column(0)
+            except (StopIteration, *_ERRORS):
+                self._damaged = True
+                break
             self._first, self._next = self._next, self._next + len(self._rows)
-        return self._rows[row - self._first]
+        if row >= self._next:
+            raise OSError(f"row {row} cannot be read")
+        return self._rows[row - self._first].as_py()
 
     def close(self) -> None:
         self._file.close()
