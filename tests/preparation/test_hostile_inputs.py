@@ -22,6 +22,7 @@ from tests.preparation.hostile import TURNED, captions, exif, image, prepared, w
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import dataset_manifest, image_codec
 from unclip_jax.data.prepared import open_split as prepared_split
+from unclip_jax.preparation.import_plans import FilePlan
 
 GOOD = {"good.png": image(), "good.txt": "a good one"}
 
@@ -484,6 +485,16 @@ def test_rows_of_parquet_stay_together_whatever_cannot_be_read(tmp_path: pathlib
     for key, record in records.items():
         number = int(key.rpartition("/")[2])
         assert (record["caption"], record["image"]) == (f"caption {number}", image(number))
+
+
+def test_rows_of_parquet_are_read_in_any_order(tmp_path: pathlib.Path):
+    images = [{"bytes": image(i), "path": ""} for i in range(150)]
+    parquet(tmp_path / "a.parquet", {"image": images, "text": [f"caption {i}" for i in range(150)]})
+    plan = FilePlan([str(tmp_path / "a.parquet")])
+    for number in (70, 3, 149, 148, 0, 65, 64, 63):
+        raw = plan.read(number)
+        assert (raw.caption, raw.image) == ((f"caption {number}",), image(number))
+    plan.close()
 
 
 def test_damaged_parquet_costs_the_rows_behind_the_damage(tmp_path: pathlib.Path):
