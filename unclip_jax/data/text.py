@@ -120,8 +120,9 @@ def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tok
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exception on a bad file
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
-            f"the tokenizer in {directory} cannot be read: {error}; copy it again."
+            f"the tokenizer in {directory} cannot be read: {reason}; copy it again."
         ) from error
     raise UserError(
         f"no tokenizer in {directory}; it should hold tokenizer.json, vocab.json and merges.txt, "
