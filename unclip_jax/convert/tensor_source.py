@@ -152,7 +152,7 @@ def _complete(folder: pathlib.Path, shards: list[pathlib.Path]) -> list[pathlib.
     """Returns shards that came without their index, if they are one whole set."""
     sets: dict[tuple[str, str], list[pathlib.Path]] = {}
     for path in shards:
-        stem, _, count = SHARD.fullmatch(path.stem).groups()
+        stem, _, count = SHARD.findall(path.stem)[0]
         sets.setdefault((stem, count), []).append(path)
     plain = {key: paths for key, paths in sets.items() if "." not in key[0]} or sets
     if len(plain) > 1:
