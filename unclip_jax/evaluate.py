@@ -300,6 +300,7 @@ def pairs_parser() -> Parser:
     add("--x", required=True, help="conditions, as config.data.x")
     add("--y", required=True, help="targets, as config.data.y")
     add("--groups", default="", help="as config.data.groups")
+    add("--subjects", default="", help="as config.data.subjects")
     add("--splits", default="", help="as config.data.splits")
     add("--eval-share", type=float, default=0.1, help="as config.data.eval_share; 1 = all pairs")
     add("--out", type=pathlib.Path, required=True, help="folder to write")
@@ -316,7 +317,7 @@ def run_pairs(args: argparse.Namespace) -> str:
     """Judges priors on held-out pairs, with the ridge in them and the mean; returns the table."""
     from unclip_jax.evaluation import pair_evaluation
 
-    names = ("x", "y", "groups", "splits", "eval_share", "num", "most", "pool")
+    names = ("x", "y", "groups", "subjects", "splits", "eval_share", "num", "most", "pool")
     values = {name: getattr(args, name) for name in (*names, "guidance", "steps", "seed")}
     config = pair_evaluation.PairEvaluation(tuple(args.runs), **values)
     return str(pair_evaluation.evaluate_pairs(config, out=args.out))

@@ -12,6 +12,7 @@ import pytest
 from tests.stages import tiny
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
+from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.embedding_prior import ConditionConfig, EmbeddingPriorConfig
 from unclip_jax.stages import embedding_prior, linear_fit, pair_inputs
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig, resolve_fields
@@ -228,6 +229,29 @@ def test_padding_is_no_part_of_the_loss(queries):
     np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
+def test_an_encoder_adds_tokens_by_subject_and_a_contrastive_loss():
+    encoder = EncoderConfig(width=8, depth=1, tokens=2, subjects=2, contrastive=0.5, mixup=0.3)
+    cfg = config(BRAIN, TEXT, encoder=encoder)
+    batch = on_device(pairs(cfg, 8))
+    params = params_of(cfg, pairs(cfg))
+    stage = embedding_prior.make(cfg)
+    assert not stage.splittable and stage.batch_spec["subject"].high == 1
+    changed = {**batch, "subject": 1 - batch["subject"]}
+    one, other = (pair_inputs.read(cfg, params, b, size=8) for b in (batch, changed))
+    assert one.conditions["encoded"].shape == (8, 2, 8)
+    assert np.abs(one.conditions["encoded"] - other.conditions["encoded"]).max() > 1e-3
+    assert one.keep.shape == (8, 3)
+    without = pair_inputs.read(cfg, params, {"text": batch["text"]}, size=8)
+    np.testing.assert_array_equal(without.keep[0], [False, True, False])  # brain, text, encoded
+    loss = jax.jit(jax.value_and_grad(lambda p: stage.loss(p, batch, jax.random.key(0))[0]))
+    value, grads = loss(params)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads["encoder"]))
+    off = dataclasses.replace(cfg, encoder=dataclasses.replace(encoder, contrastive=0.0))
+    plain = embedding_prior.make(off).loss(params, batch, jax.random.key(0))[0]
+    targets = np.log(8) / 2  # half of the loss of a guess among eight
+    assert 0.05 < float(value - plain) < 20 * targets
+
+
 @pytest.mark.parametrize("method", ["mlp", "ridge"])
 def test_regressions_predict_the_same_for_every_key(method):
     cfg = config(method=method, scaling="standardised")
@@ -284,6 +308,14 @@ def test_a_constant_dimension_cannot_be_standardised():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: config(method="mlp", encoder=EncoderConfig(8)),
+            "encoder is for method 'diffusion'",
+        ),
+        (
+            lambda: config(TEXT, encoder=EncoderConfig(8)),
+            "encoder encodes vectors, and no condition is a vector",
+        ),
         (lambda: config(method="forest"), "unknown config.model.method 'forest'"),
         (lambda: config(scaling="log"), "unknown config.model.scaling 'log'"),
         (lambda: config(method="ridge", ridge=False), "'ridge', but config.model.model.ridge is F"),

@@ -137,7 +137,8 @@ class PairSource:
         column = pairs.columns[name]
         if pairs.means is None or name == TARGET:
             return column[row]
-        return np.mean([column[int(i)] for i in pairs.means[row]], axis=0, dtype=np.float32)
+        trials = np.stack([column[int(i)] for i in pairs.means[row]])
+        return np.asarray(trials.mean(axis=0, dtype=np.float32))
 
     def _filled(self, name: str, row: np.ndarray) -> dict[str, np.ndarray]:
         """Returns a row at the length of its field, with the mask of its real tokens."""

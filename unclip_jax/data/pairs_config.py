@@ -6,7 +6,7 @@ from unclip_jax.core.checks import UserError, in_range, one_of
 
 TARGET = "y"
 SUBJECT = "subject"
-RESERVED = (TARGET, SUBJECT, "key", "valid", "ridge")
+RESERVED = (TARGET, SUBJECT, "key", "valid", "ridge", "encoded")
 BAD_ROWS = ("refuse", "skip")
 REPEATS = ("each", "mean")
 

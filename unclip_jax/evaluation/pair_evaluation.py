@@ -11,7 +11,7 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.files import write_atomically
 from unclip_jax.data.pairs import PairSource, open_pairs
-from unclip_jax.data.pairs_config import TARGET, PairsConfig
+from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig
 from unclip_jax.evaluation import pair_report
 from unclip_jax.evaluation.pair_report import PairReport
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
@@ -29,6 +29,7 @@ class PairEvaluation:
         x: conditions, as in `PairsConfig`.
         y: targets, likewise.
         groups: likewise.
+        subjects: likewise.
         splits: likewise.
         eval_share: share of the pairs that training held out; 1 = none of them was trained on.
         num: samples per pair.
@@ -43,6 +44,7 @@ class PairEvaluation:
     x: str
     y: str
     groups: str = ""
+    subjects: str = ""
     splits: str = ""
     eval_share: float = 0.1
     num: int = 16
@@ -98,7 +100,8 @@ def _held_out(config: PairEvaluation, model: EmbeddingPriorModel) -> dict[str, n
     """Returns the held-out pairs as batch fields of a model."""
     everything = config.eval_share >= 1.0
     share = 0.0 if everything else config.eval_share
-    data = PairsConfig(config.x, config.y, config.groups, "", config.splits, share)
+    where = (config.groups, config.subjects, config.splits)
+    data = PairsConfig(config.x, config.y, *where, share)
     split = "train" if everything else "validation"
     source: PairSource = open_pairs(data).open_split(split, batch_spec(model.cfg))
     blocks = list(source.blocks(config.most))
@@ -117,6 +120,8 @@ def _sampled(
             lengths = rows[f"{one.name}_mask"].sum(axis=1)
             pairs = zip(rows[one.name], lengths, strict=True)
             conditions[one.name] = [row[: int(length)] for row, length in pairs]
+    if SUBJECT in rows:
+        conditions[SUBJECT] = rows[SUBJECT]
     regression = model.cfg.method != "diffusion"
     options = {"guidance": config.guidance, "steps": config.steps, "seed": config.seed}
     samples = model.sample(conditions, num=1 if regression else config.num, **options)

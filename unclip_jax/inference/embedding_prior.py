@@ -18,7 +18,7 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
 from unclip_jax.models.embedding_prior import ConditionConfig
 from unclip_jax.stages import embedding_prior, pair_inputs
-from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
+from unclip_jax.stages.embedding_prior_config import SUBJECT, EmbeddingPriorStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 
 Rows = np.ndarray | Sequence[np.ndarray]
@@ -75,7 +75,8 @@ class EmbeddingPriorModel:
 
         Args:
             x: rows of the only condition, or of several by name; one that is left out is unknown.
-                Sequences of different lengths are a list of arrays.
+                Sequences of different lengths are a list of arrays. A model with layers per subject
+                also needs "subject", the number of each row's.
             num: samples per row; of a regression they are equal.
             guidance: scale; None = the trained default, 1 = off.
             steps: grid of timesteps; None = the trained default.
@@ -142,6 +143,7 @@ def conditions_of(
         UserError: as `EmbeddingPriorModel.sample`, or rows that are not finite.
     """
     conditions = {one.name: one for one in cfg.model.conditions}
+    field = embedding_prior.batch_spec(cfg).get(SUBJECT)
     if not isinstance(x, Mapping):
         if len(conditions) > 1:
             raise UserError(
@@ -149,18 +151,36 @@ def conditions_of(
                 f"{{{next(iter(conditions))!r}: array}}."
             )
         x = {next(iter(conditions)): x}
-    unknown = sorted({*x} - {*conditions})
+    unknown = sorted({*x} - {*conditions} - ({SUBJECT} if field is not None else set()))
     if unknown or not x:
         others = ", ".join(unknown) or "none"
         raise UserError(f"this prior has the conditions {', '.join(conditions)}, not {others}.")
+    if field is not None and SUBJECT not in x:
+        raise UserError(f"this prior has layers per subject; give {SUBJECT!r}, one number per row.")
     counts = {name: len(rows) for name, rows in x.items()}
     if len(set(counts.values())) > 1 or not min(counts.values()):
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UserError(f"conditions have different numbers of rows, or none ({listed}).")
     fields: dict[str, np.ndarray] = {}
     for name, rows in x.items():
-        fields |= _filled(conditions[name], rows)
+        if name == SUBJECT:
+            fields[name] = _subjects(rows, int(field.high or 0) if field else 0)
+        else:
+            fields |= _filled(conditions[name], rows)
     return fields, next(iter(counts.values()))
+
+
+def _subjects(rows: Rows, most: int) -> np.ndarray:
+    """Returns the numbers of subjects.
+
+    Raises:
+        UserError: the model has no such subject.
+    """
+    numbers = np.asarray(rows).reshape(-1)
+    unknown = numbers[(numbers < 0) | (numbers > most)]
+    if len(unknown):
+        raise UserError(f"there is no subject {unknown[0]}; this prior has 0 to {most}.")
+    return numbers.astype(np.int32)
 
 
 def _filled(one: ConditionConfig, rows: Rows) -> dict[str, np.ndarray]:

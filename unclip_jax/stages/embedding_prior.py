@@ -24,9 +24,10 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params
 from unclip_jax.diffusion import guidance, process
 from unclip_jax.models.embedding_prior import Regressor, make_denoiser, masked_mean, unfitted
-from unclip_jax.stages import gaussian, pair_inputs
+from unclip_jax.stages import contrastive, gaussian, pair_inputs
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.embedding_prior_config import (
+    SUBJECT,
     TARGET,
     EmbeddingPriorStageConfig,
     batch_spec,
@@ -52,6 +53,10 @@ def make(cfg: EmbeddingPriorStageConfig) -> Stage:
         params: dict[str, Any] = {"fitted": unfitted(cfg.model, features=features)}
         if cfg.method != "ridge":
             params["network"] = _init_network(cfg, key, one_example(spec))
+        if cfg.encoder.width:
+            x = jnp.zeros((1, cfg.encoded_features))
+            encoder = pair_inputs.make_encoder(cfg)
+            params["encoder"] = encoder.init(key, x, jnp.zeros(1, jnp.int32))["params"]
         return params
 
     def loss(params: Params, batch: Batch, key: Key):
@@ -69,7 +74,7 @@ def make(cfg: EmbeddingPriorStageConfig) -> Stage:
         loss=loss,
         evaluate=evaluate,
         preview=None,
-        splittable=True,
+        splittable=not cfg.encoder.contrastive,
         fit=lambda rows: pair_inputs.fit(cfg, rows),
         describe={
             "config": as_dict(cfg),
@@ -81,13 +86,15 @@ def make(cfg: EmbeddingPriorStageConfig) -> Stage:
 
 def _init_network(cfg: EmbeddingPriorStageConfig, key: Key, zero: Batch) -> Params:
     """Initialises the network of the method."""
-    conditions = {one.name: zero[one.name] for one in cfg.model.conditions}
+    conditions = {
+        one.name: zero.get(one.name, jnp.zeros((1, *one.shape))) for one in cfg.network.conditions
+    }
     masks = pair_inputs.masks(cfg, zero, size=1)
     if cfg.method == "mlp":
         return Regressor(cfg.model).init(key, conditions=conditions, masks=masks)["params"]
     y = zero[TARGET]
     options = {"conditions": conditions, "masks": masks, "ridge": y if cfg.fits_ridge else None}
-    return make_denoiser(cfg.model).init(key, y, jnp.zeros(1, jnp.int32), **options)["params"]
+    return make_denoiser(cfg.network).init(key, y, jnp.zeros(1, jnp.int32), **options)["params"]
 
 
 def losses(
@@ -114,14 +121,40 @@ def losses(
     if training:
         inputs = inputs._replace(keep=keep_masks(cfg, key, len(x_0)))
     out = output(cfg, params, noised.x_t, noised.t, inputs)
+    extra: Array | float = 0.0
+    if cfg.encoder.width and cfg.encoder.contrastive:
+        key = rng.fold(key, "mixup")
+        extra = cfg.encoder.contrastive * _contrastive(
+            cfg, params, batch, key=key, mixup=cfg.encoder.mixup if training else 0.0
+        )
     if real is None:
-        return gaussian.loss(cfg.diffusion, out, noised=noised)
+        return gaussian.loss(cfg.diffusion, out, noised=noised) + extra
     level = cfg.diffusion.chain().level(noised.t, ndim=x_0.ndim)
     target = process.Target(cfg.diffusion.target)
     ideal = process.target_value(target, x_0=x_0, eps=noised.eps, alpha_bar=level)
     share = jnp.maximum(jnp.mean(real.astype(jnp.float32), axis=1), 1e-6)
     out = jnp.where(real[..., None], out, ideal)
-    return gaussian.loss(cfg.diffusion, out, noised=noised) / share
+    return gaussian.loss(cfg.diffusion, out, noised=noised) / share + extra
+
+
+def _contrastive(
+    cfg: EmbeddingPriorStageConfig, params: Params, batch: Batch, *, key: Key, mixup: float
+) -> Float[Array, " b"]:
+    """Returns the contrastive loss of the encoder; a sequence as target is the mean of its tokens.
+
+    Mixed rows are encoded by the subject of the first of both.
+    """
+    size, y = len(batch[TARGET]), batch[TARGET]
+    inputs = pair_inputs.standardised(cfg, params, batch, size=size)
+    mixture = contrastive.mixed(pair_inputs.vectors(cfg, inputs), mixup=mixup, key=key)
+    subject = batch.get(SUBJECT, jnp.zeros(size, jnp.int32))
+    _, projected, scale = apply(
+        pair_inputs.make_encoder(cfg), params["encoder"], mixture.x, subject
+    )
+    if y.ndim == 3:
+        y = masked_mean(y, batch.get(f"{TARGET}_mask"))
+    rows = {"scale": scale, "share": mixture.share, "other": mixture.other}
+    return contrastive.losses(unit(projected), unit(y), **rows)
 
 
 def keep_masks(cfg: EmbeddingPriorStageConfig, key: Key, size: int) -> Bool[Array, " b c"]:
@@ -131,7 +164,7 @@ def keep_masks(cfg: EmbeddingPriorStageConfig, key: Key, size: int) -> Bool[Arra
     single = guidance.keep_mask(
         rng.fold(key, "drop_each"), batch_size=size * count, drop=cfg.drop_each
     )
-    return every[:, None] & single.reshape(size, count)
+    return pair_inputs.with_encoded(cfg, every[:, None] & single.reshape(size, count))
 
 
 def sample(
@@ -194,7 +227,7 @@ def output(
     cfg: EmbeddingPriorStageConfig, params: Params, x_t: Array, t: Array, inputs: PairInputs
 ) -> Latents:
     """Returns the raw output of the denoising network."""
-    return apply(make_denoiser(cfg.model), params["network"], x_t, t, **inputs._asdict())
+    return apply(make_denoiser(cfg.network), params["network"], x_t, t, **inputs._asdict())
 
 
 def _regressed(cfg: EmbeddingPriorStageConfig, params: Params, inputs: PairInputs) -> Latents:

@@ -5,6 +5,7 @@ import math
 
 from unclip_jax.core.batch import BatchSpec, Field
 from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.embedding_prior import ConditionConfig, EmbeddingPriorConfig
 from unclip_jax.stages import gaussian, linear_fit
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
@@ -12,6 +13,8 @@ from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 METHODS = ("diffusion", "mlp", "ridge")
 SCALINGS = ("unit", "standardised", "raw")
 TARGET = "y"
+SUBJECT = "subject"
+ENCODED = "encoded"  # name of the condition that the encoder makes of others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,7 @@ class EmbeddingPriorStageConfig:
         method: "diffusion", or a baseline: "mlp" or "ridge".
         scaling: form of the target: "unit" (norm 1, as CLIP's embeddings are compared), centred and
             divided by one deviation; "standardised" per dimension; or "raw".
+        encoder: encodes the vector conditions to more tokens for the prior (diffusion alone).
         drop_all: share of examples that lose all conditions, for guidance.
         drop_each: share that lose each single one, where there are several.
     """
@@ -34,6 +38,7 @@ class EmbeddingPriorStageConfig:
     sampling: SamplingConfig = SamplingConfig()
     method: str = "diffusion"
     scaling: str = "unit"
+    encoder: EncoderConfig = EncoderConfig()
     drop_all: float = 0.1
     drop_each: float = 0.0
 
@@ -53,7 +58,27 @@ class EmbeddingPriorStageConfig:
                 "config.model.scaling is 'unit', which is for vectors; use 'standardised' or 'raw' "
                 "for sequences."
             )
+        if self.encoder.width and (self.method != "diffusion" or self.model.dalle2 is not None):
+            raise UserError(
+                "config.model.encoder is for method 'diffusion' and the network of this project; "
+                "set config.model.encoder.width to 0."
+            )
+        if self.encoder.width and not self.encoded_features:
+            raise UserError("config.model.encoder encodes vectors, and no condition is a vector.")
         self.check_guidance(self.sampling)
+
+    @property
+    def encoded_features(self) -> int:
+        """Number of features of all vector conditions."""
+        return sum(one.shape[0] for one in self.model.conditions if not one.sequence)
+
+    @property
+    def network(self) -> EmbeddingPriorConfig:
+        """Config of the network, which reads the tokens of the encoder as one more condition."""
+        if not self.encoder.width:
+            return self.model
+        tokens = ConditionConfig(ENCODED, (self.encoder.tokens, self.encoder.width))
+        return dataclasses.replace(self.model, conditions=(*self.model.conditions, tokens))
 
     @property
     def fits_ridge(self) -> bool:
@@ -86,6 +111,8 @@ def batch_spec(cfg: EmbeddingPriorStageConfig) -> BatchSpec:
         spec[one.name] = Field(*ids) if one.vocab_size else Field(one.shape, "float32")
         if one.ragged:
             spec[f"{one.name}_mask"] = Field(one.shape[:1], "bool")
+    if cfg.encoder.width and cfg.encoder.subjects > 1:
+        spec[SUBJECT] = Field((), "int32", 0, cfg.encoder.subjects - 1)
     spec[TARGET] = Field(cfg.model.target, "float32")
     if cfg.model.ragged:
         spec[f"{TARGET}_mask"] = Field(cfg.model.target[:1], "bool")
@@ -107,7 +134,7 @@ def resolve_fields(cfg: EmbeddingPriorStageConfig, fields: BatchSpec) -> Embeddi
             ragged=f"{name}_mask" in fields,
         )
         for name, field in fields.items()
-        if name not in (TARGET, "subject") and not name.endswith("_mask")
+        if name not in (TARGET, SUBJECT) and not name.endswith("_mask")
     )
     model = dataclasses.replace(
         cfg.model,
@@ -115,7 +142,10 @@ def resolve_fields(cfg: EmbeddingPriorStageConfig, fields: BatchSpec) -> Embeddi
         target=tuple(fields[TARGET].shape),
         ragged=f"{TARGET}_mask" in fields,
     )
-    return dataclasses.replace(cfg, model=model)
+    encoder = cfg.encoder
+    if SUBJECT in fields and encoder.width:
+        encoder = dataclasses.replace(encoder, subjects=int(fields[SUBJECT].high or 0) + 1)
+    return dataclasses.replace(cfg, model=model, encoder=encoder)
 
 
 def is_flat(one: ConditionConfig) -> bool:

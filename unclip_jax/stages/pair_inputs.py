@@ -11,9 +11,13 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Fitted, Rows
 from unclip_jax.core.types import HostBatch, Params
+from unclip_jax.models.condition_encoder import ConditionEncoder
 from unclip_jax.models.embedding_prior import masked_mean
 from unclip_jax.stages import linear_fit
+from unclip_jax.stages.base import apply
 from unclip_jax.stages.embedding_prior_config import (
+    ENCODED,
+    SUBJECT,
     TARGET,
     EmbeddingPriorStageConfig,
     is_flat,
@@ -55,7 +59,31 @@ def read(
     ridge = None
     if cfg.fits_ridge:
         ridge = linear_prediction(cfg, params, conditions, real, leave_out=leave_out)
-    return PairInputs(conditions, real, keep, ridge)
+    if cfg.encoder.width:
+        subject = jnp.asarray(batch.get(SUBJECT, jnp.zeros(size, jnp.int32)))
+        x = vectors(cfg, conditions)
+        tokens, _, _ = apply(make_encoder(cfg), params["encoder"], x, subject)
+        conditions[ENCODED] = tokens
+    return PairInputs(conditions, real, with_encoded(cfg, keep), ridge)
+
+
+def make_encoder(cfg: EmbeddingPriorStageConfig) -> ConditionEncoder:
+    """Creates the encoder of vector conditions."""
+    return ConditionEncoder(cfg.encoder, cfg.model.target[-1], cfg.model.dtype)
+
+
+def vectors(cfg: EmbeddingPriorStageConfig, conditions: Mapping[str, Array]) -> Array:
+    """Returns all vector conditions of an example in a row, [b f]."""
+    names = [one.name for one in cfg.model.conditions if not one.sequence]
+    return jnp.concatenate([conditions[name] for name in names], axis=1)
+
+
+def with_encoded(cfg: EmbeddingPriorStageConfig, keep: Bool[Array, " b c"]) -> Array:
+    """Returns `keep` with a column for encoded conditions, dropped with any of theirs."""
+    if not cfg.encoder.width:
+        return keep
+    encoded = np.array([not one.sequence for one in cfg.model.conditions])
+    return jnp.concatenate([keep, jnp.all(keep | ~encoded[None], axis=1, keepdims=True)], axis=1)
 
 
 def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> Fitted:
