@@ -160,3 +160,7 @@ def test_other_specs_are_those_of_timesteps():
     np.testing.assert_array_equal(
         strided(COSINE, steps="fast27").timesteps, timesteps("fast27", num_timesteps=1000)
     )
+
+
+def test_an_integer_stride_may_be_1():
+    np.testing.assert_array_equal(grid("ddim1000"), np.arange(1000))

@@ -69,3 +69,9 @@ def test_a_link_to_no_file_is_refused(tmp_path, target):
     (tmp_path / sidecar.VARIANCE).symlink_to(target)
     with pytest.raises(UserError, match="could not read|is a device; expected a regular file"):
         sidecar.read(tmp_path, sidecar.VARIANCE)
+
+
+def test_what_json_cannot_hold_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sidecar.write(tmp_path, sidecar.VARIANCE, {"eps_power": [float("nan")]})
+    assert not list(tmp_path.iterdir())
