@@ -40,7 +40,9 @@ CORE = [
     "transformers>=5.8",
 ]
 TORCH = ["torch>=2.6"]
+DEMO = ["starlette>=0.46", "uvicorn>=0.34"]  # the page and the HTTP API
 DEV = [
+    *DEMO,
     "beartype>=0.22",
     "pyright>=1.1.414",
     "pytest>=8.4",
@@ -80,7 +82,7 @@ setup(
         "convert": TORCH,  # for weights that exist as PyTorch files only
         # the originals that `make parity` compares with
         "parity": [*TORCH, "diffusers>=0.38", "torch-fidelity>=0.4"],
-        "demo": ["starlette>=0.46", "uvicorn>=0.34"],  # the page and the HTTP API
+        "demo": DEMO,
         "hdf5": ["h5py>=3.11"],  # pairs in HDF5 files
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
