@@ -105,7 +105,7 @@ def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> Fitted:
             yield {**block, TARGET: y}
 
     measured = linear_fit.moments(normalised, named)
-    used = {name: _usable(cfg, name, each) for name, each in measured.items()}
+    used = {name: _usable(cfg, name, one) for name, one in measured.items()}
     params = linear_fit.as_params(used, None, "").params
     ridge = None
     if cfg.fits_ridge:
