@@ -116,7 +116,11 @@ class Module:
             self._starts.append(self._starts[-1] + len(line))
         self._lines = source.splitlines(keepends=True)
         calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
-        self.labels = sorted({label.value for call in calls for label in _labels_of(call)})
+        # by the text of the key that is folded: labels below different keys share nothing
+        self.labels: dict[str, set[str]] = {}
+        for call in calls:
+            for label in _labels_of(call):
+                self.labels.setdefault(self.text(call.args[0]), set()).add(label.value)
 
     def span(self, node: Any) -> tuple[int, int]:
         """Returns the range of a node in the text."""
@@ -193,7 +197,7 @@ def key_label(module: Module, node: ast.AST) -> Iterator[Range]:
     """Addresses a random key by another label of the module, so that two draws share it."""
     if isinstance(node, ast.Call):
         for label in _labels_of(node):
-            others = [other for other in module.labels if other != label.value]
+            others = sorted(module.labels[module.text(node.args[0])] - {label.value})
             start, end = module.span(label)
             yield from ((start, end, f'"{other}"') for other in others[:2])
 
