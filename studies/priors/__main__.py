@@ -22,6 +22,7 @@ from unclip_jax.evaluation.cascade import RETRIEVAL
 from unclip_jax.inference import load
 from unclip_jax.metrics import frechet
 
+PRIORS = ("prior", "prior_ar")  # unCLIP, section 2.2
 NUM, EMBEDDINGS = 200, 500  # unless the command line says otherwise or the split is smaller
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     held_out, training = open_data(args)
     engines = {
         name: InferenceEngine(load.load_cascade(args.models, prior_name=name), batch=BATCH)
-        for name in load.prior_names()
+        for name in PRIORS
     }
     examples = embed(engines["prior"], held_out, training, count=args.embeddings)
     comparison = Comparison(engines, examples, num=args.num, seed=args.seed)
@@ -85,7 +86,7 @@ def check(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None:
             positive(f"--{name}", value)
     markdown_page.check_path(args.out)
-    load.find_stages(args.models, required=("clip", *load.prior_names(), "decoder"))
+    load.find_stages(args.models, required=("clip", *PRIORS, "decoder"))
     markdown_page.split(args.out, title=prior_tables.TITLE)
 
 
