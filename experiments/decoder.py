@@ -121,7 +121,7 @@ def tiny() -> ConfigDict:
     unet.channels, unet.multiples, unet.depth = 16, (1, 2), 1
     unet.attention_at, unet.head_channels, unet.norm_groups = (8,), 16, 8
     sampling.steps, sampling.guidance_scale = "8", 2.0
-    train.steps, train.batch_size, train.eval_every = 200, 64, 100
+    train.steps, train.batch_size, train.eval_every = 120, 32, 60
     return config
 
 

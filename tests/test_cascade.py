@@ -165,6 +165,7 @@ def test_a_prior_that_reads_clip_and_the_last_upsampler_train_and_draw(run_dir, 
     assert width(tmp_path / "grid" / "0000.png") == 64
 
 
+@pytest.mark.nightly
 def test_the_comparison_of_priors_says_what_they_are_worth_and_cost(run_dir, both_priors):
     data = (f"--models={run_dir}", f"--data={run_dir}/data", "--num=8", "--embeddings=200")
     call(sys.executable, "-m", "studies.priors", *data)
@@ -195,7 +196,14 @@ def exported(workdir):
     }
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "prior_ar"])
+@pytest.mark.parametrize(
+    "stage",  # one loop trains all of them; the autoregressive prior begins with fitted parameters
+    [
+        "prior",
+        "prior_ar",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in STAGES if name != "prior"),
+    ],
+)
 def test_a_killed_run_ends_in_the_same_bits(run_dir, tmp_path, stage):
     call(*training(run_dir, stage, tmp_path / "whole"))
     killed = tmp_path / "killed"
