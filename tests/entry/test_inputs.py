@@ -73,7 +73,7 @@ def test_embeddings_that_are_not_there_are_named(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "train" / "text_emb")
     mine = experiment("prior_ar", tmp_path / "half")
-    with pytest.raises(UserError, match=r"has no z_txt \(text_emb\); embed the data again"):
+    with pytest.raises(UserError, match=r"is incomplete: it lacks text_emb/text_emb_0000\.npy"):
         input_pipeline.fit_params(mine, mine.build_stage())()
     mine = experiment("prior_ar", tmp_path / "nowhere")
     with pytest.raises(UserError, match="no embeddings in .*nowhere"):
