@@ -65,7 +65,7 @@ def test_clip_s_images_are_resized_by_the_shorter_side_and_cropped(height, width
     extractor = extractors.clip({}, cfg=cfg, weights="none")
     for image, prepared in zip(images, extractor.prepare(images), strict=True):
         short, long = sorted((height, width))
-        other = round(long * size / short)
+        other = int(long * size / short)  # torchvision rounds down
         target = (size, other) if width <= height else (other, size)
         large = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
         top, left = (large.shape[0] - size) // 2, (large.shape[1] - size) // 2
