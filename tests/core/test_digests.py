@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 
 import pytest
 
@@ -106,3 +107,32 @@ def test_json_is_parsed_to_its_value():
     assert json_text.parse_object(b'{"a": "\xc3\xa9"}', where="", advice="") == {"a": "é"}
     with pytest.raises(UserError, match="here holds a list, not an object"):
         json_text.parse_object("[1]", where="here", advice="")
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The names of files whose content is hashed."""
+    names: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: names.append(file.name) or digest(file, kind)
+    )
+    return names
+
+
+def test_a_file_is_read_once_until_it_changes(folder, monkeypatch, reads):
+    monkeypatch.setattr(digests, "_MIN_AGE", -1.0)
+    path = folder / "abc"
+    assert [digests.of_file(path) for _ in range(3)] == [ABC] * 3
+    assert len(reads) == 1
+    facts = path.stat()
+    time.sleep(0.02)  # longer than the resolution of the file system's times
+    path.write_text("abd")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # as damage that keeps the time
+    assert digests.of_file(path) == hashlib.sha256(b"abd").hexdigest()
+    assert len(reads) == 2
+
+
+def test_a_file_that_was_written_just_now_is_read_again(folder, reads):
+    assert [digests.of_file(folder / "abc") for _ in range(2)] == [ABC] * 2
+    assert len(reads) == 2

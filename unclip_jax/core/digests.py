@@ -1,7 +1,9 @@
 """SHA-256 digests of files and JSON values, by which damaged or exchanged files are recognised.
 
-Files are hashed in parallel: hashlib releases the interpreter's lock. UNCLIP_SKIP_DIGESTS=1 skips
-the comparison of stored digests, for very large files on slow storage.
+Files are hashed in parallel: hashlib releases the interpreter's lock. A process reads a file once,
+and again if the file system states a change: a run opens the same embeddings several times, and the
+held-out ones for every evaluation. UNCLIP_SKIP_DIGESTS=1 skips the comparison of stored digests,
+for very large files on slow storage.
 """
 
 import concurrent.futures
@@ -9,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +19,8 @@ from unclip_jax.core.checks import UserError, listed
 from unclip_jax.core.files import check_regular
 
 SKIP = "UNCLIP_SKIP_DIGESTS"
+_MIN_AGE = 2.0  # seconds since its last change, from which a further one gets another time
+_digests: dict[tuple[int, ...], str] = {}  # by what the file system states of a file
 
 
 def skipped() -> bool:
@@ -47,7 +52,15 @@ def of_file(path: pathlib.Path) -> str:
     """
     check_regular(path)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        facts = os.fstat(file.fileno())
+        state = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        if state in _digests:
+            return _digests[state]
+        unchanging = time.time() - max(facts.st_mtime, facts.st_ctime) > _MIN_AGE
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if unchanging:
+        _digests[state] = digest
+    return digest
 
 
 def of_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
