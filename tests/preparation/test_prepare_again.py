@@ -11,7 +11,8 @@ import pytest
 
 from tests.preparation.hostile import image, prepared, write
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import dataset_manifest
+from unclip_jax.data import dataset_manifest, sources
+from unclip_jax.data.dataset import Dataset
 from unclip_jax.preparation import import_plans, importer
 
 FILES = {
@@ -68,6 +69,14 @@ def test_the_place_of_an_edit_is_named(folder: pathlib.Path, tmp_path: pathlib.P
     replaced(folder / "1.txt", b"caption", b"drawing")
     with pytest.raises(UserError, match=r"have changed since \(an image or caption of 1 \.\. 1\)"):
         prepared(folder, out=tmp_path / "out", options=("--shards=4",))
+
+
+def test_edits_of_the_names_of_classes_are_noticed(tmp_path: pathlib.Path):
+    folder = write(tmp_path / "in", {"0.png": image(), "0.cls": "1", "classes.txt": "fox\nwolf"})
+    prepared(folder, out=tmp_path / "out")
+    replaced(folder / "classes.txt", b"wolf", b"bear")
+    with pytest.raises(UserError, match="have changed since"):
+        prepared(folder, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("edit", ["caption", "image"])
@@ -149,3 +158,51 @@ def test_splits_of_version_0_1_0_are_named(folder: pathlib.Path, tmp_path: pathl
         shard.pop("inputs")
     path.write_text(json.dumps(content))
     assert dataset_manifest.read(tmp_path / "out").split("train").count == 4
+
+
+class Rows(list):
+    """A source that counts its reads."""
+
+    reads = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def places(samples, monkeypatch: pytest.MonkeyPatch) -> dict[str, Rows]:
+    """Data sets of the scheme "rows" by their locations."""
+    records = [samples.record(i) for i in range(4)]
+    edited = [*records[:3], {**records[3], "caption": "another"}]
+    places = {"here": Rows(records), "there": Rows(records), "edited": Rows(edited)}
+    monkeypatch.setitem(
+        sources.SOURCES, "rows", lambda place, keys: Dataset(("train",), lambda _: places[place])
+    )
+    return places
+
+
+def test_data_sets_of_a_scheme_are_known_by_their_content(places, tmp_path: pathlib.Path):
+    prepared("rows:here", out=tmp_path / "out")
+    prepared("rows:there", out=tmp_path / "out")
+    with pytest.raises(UserError, match="already holds a split 'train' made from other inputs"):
+        prepared("rows:edited", out=tmp_path / "out")
+
+
+def test_a_record_of_a_data_set_is_read_once_to_know_it_and_once_to_write_it(places, tmp_path):
+    prepared("rows:here", out=tmp_path / "out")
+    assert places["here"].reads == 2 * len(places["here"])
+
+
+def test_an_interrupted_import_of_a_data_set_that_changed_since(
+    places, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    # As of a large data set, of which the digest covers a sample that does not differ.
+    monkeypatch.setattr(import_plans, "content_digest", lambda source: "sample")
+    write_split = importer.dataset_manifest.make_split
+    monkeypatch.setattr(importer.dataset_manifest, "make_split", None)
+    with pytest.raises(TypeError):
+        prepared("rows:here", out=tmp_path / "out")
+    monkeypatch.setattr(importer.dataset_manifest, "make_split", write_split)
+    records, _ = prepared("rows:edited", out=tmp_path / "out")
+    assert "another" in {record["caption"] for record in records.values()}

@@ -1,6 +1,5 @@
 """Plans of an import: the examples of every split in order, and how to read one."""
 
-import collections
 import glob
 import hashlib
 import pathlib
@@ -12,8 +11,9 @@ from tqdm import tqdm
 from unclip_jax.core.checks import UserError, check_seed, positive
 from unclip_jax.core.files import printable
 from unclip_jax.data import sources
-from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.data.dataset import FeatureKeys, content_digest
 from unclip_jax.data.portraits import generator as portraits
+from unclip_jax.data.records import Record
 from unclip_jax.data.shapes import generator as shapes
 from unclip_jax.preparation import import_inputs
 from unclip_jax.preparation.items import (
@@ -27,6 +27,7 @@ from unclip_jax.preparation.items import (
     Plan,
     Raw,
     Skip,
+    stamp,
 )
 from unclip_jax.preparation.parquet_images import ParquetReader
 
@@ -91,7 +92,7 @@ class FilePlan:
         self._items: list[Item] = []
         self._files, self._cells = FileReader(), ParquetReader()
         self._classes: dict[str, tuple[str, ...]] = {}
-        others: list[Listing] = []
+        others = Listing()
         keys: set[str] = set()
         for path, listing in tqdm(
             import_inputs.listings(inputs, caption_field=caption_field),
@@ -100,22 +101,24 @@ class FilePlan:
             delay=2,
             leave=False,
         ):
-            others.append(listing)
+            others.others.update(listing.others)
+            others.examples = {**listing.examples, **others.examples}
             for item in listing.items:
                 key = printable(f"{path.name}/{item.key}" if prefix else item.key)
                 skip = item.skip or _key_problem(item.key) or ("duplicate key" * (key in keys))
                 keys.add(key)
                 self._items.append(item._replace(key=key, skip=skip))
-        self.others: Mapping[str, int]
-        self.others, self.note = _others(others)
+        self.others: Mapping[str, int] = dict(others.others)
+        self.note = _note(others)
         if not self._items:
             raise UserError(
                 f"no images in {', '.join(self.sources)}{self.note}; expected a folder of images "
                 "with captions in a table or beside them, a WebDataset tar, or Parquet with images."
             )
         self.fingerprint = _fingerprint(_content(item) for item in self._items)
+        stamps = {item.classes: stamp(item.classes) for item in self._items if item.classes}
         self.signature: str | None = _fingerprint(
-            repr(place) for item in self._items for place in (item.image, item.caption)
+            repr((item.image, item.caption, stamps.get(item.classes))) for item in self._items
         )
 
     def __len__(self) -> int:
@@ -181,16 +184,11 @@ def _content(item: Item) -> str:
     return repr((item.key, sizes, item.form, item.field, bool(item.classes), item.skip))
 
 
-def _others(listings: Sequence[Listing]) -> tuple[dict[str, int], str]:
-    """Returns the number of files of each kind that are no part of an example, and a note."""
-    counts: collections.Counter[str] = collections.Counter()
-    examples: dict[str, str] = {}
-    for listing in listings:
-        counts.update(listing.others)
-        examples = {**listing.examples, **examples}
-    common = counts.most_common(_NAMED)
-    words = [f"{count} {kind} ({printable(examples[kind])})" for kind, count in common]
-    return dict(counts), f" (other files there: {', '.join(words)})" if words else ""
+def _note(listing: Listing) -> str:
+    """Returns in words what is no part of an example, the most frequent kinds first."""
+    common = listing.others.most_common(_NAMED)
+    words = [f"{count} {kind} ({printable(listing.examples[kind])})" for kind, count in common]
+    return f" (other files there: {', '.join(words)})" if words else ""
 
 
 class SourcePlan:
@@ -210,7 +208,9 @@ class SourcePlan:
         keys = FeatureKeys(caption=caption_field) if caption_field else FeatureKeys()
         self._source = sources.open_source(path, split=split, keys=keys)
         self.sources = (path,)
-        self.fingerprint = _fingerprint([path, split, caption_field, str(len(self._source))])
+        self.fingerprint = _fingerprint([split, caption_field, content_digest(self._source)])
+        self._index: int = -1
+        self._last: Record = {}
         self.signature: str | None = None
         self.others: Mapping[str, int] = {}
         self.note = ""
@@ -220,16 +220,22 @@ class SourcePlan:
 
     def key(self, index: int) -> str:
         """Returns the name of example `index`."""
-        return str(self._source[index]["key"])
+        return str(self._record(index)["key"])
 
     def read(self, index: int) -> Raw:
         """Reads the bytes of example `index`."""
-        record = self._source[index]
+        record = self._record(index)
         caption = tuple(record.get("captions", ())) or record["caption"]
         return Raw(record["image"], caption, scene=record["scene"])
 
     def close(self) -> None:
         """Does nothing: the source manages its files."""
+
+    def _record(self, index: int) -> Record:
+        """Reads a record unless it is the last one: its key is asked for after its content."""
+        if index != self._index:
+            self._last, self._index = self._source[index], index
+        return self._last
 
 
 class WorldPlan:

@@ -106,7 +106,7 @@ class Importer:
 
         The inputs are read where the file system does not tell that they are unchanged.
         """
-        if self._plan.signature == entry.signature or not any(s.inputs for s in entry.shards):
+        if self._has_signature(entry.signature) or not any(s.inputs for s in entry.shards):
             return ""
         try:
             for index, shard in enumerate(entry.shards):
@@ -147,9 +147,13 @@ class Importer:
 
     def _is_current(self, facts: dict[str, Any], indices: range) -> bool:
         """True if a finished shard was written from the inputs as they are now."""
-        if facts.get("signature") == self._plan.signature or "inputs" not in facts:
+        if self._has_signature(facts.get("signature")) or "inputs" not in facts:
             return True
         return self._digest(indices) == facts["inputs"]
+
+    def _has_signature(self, signature: str | None) -> bool:
+        """True if the file system states that the inputs are those with this signature."""
+        return self._plan.signature is not None and self._plan.signature == signature
 
     def _digest(self, indices: range) -> str:
         """Reads examples and returns their digest as `_write` records it."""
@@ -203,14 +207,15 @@ class Importer:
         """Reads in this thread, checks in others, and yields in order."""
         if not self._config.workers:
             for index in indices:
-                yield self._check(index, self._read(index, digest))
+                raw = self._read(index, digest)
+                yield self._check(self._plan.key(index), raw)
             return
         with futures.ThreadPoolExecutor(self._config.workers) as pool:
             queue: collections.deque[futures.Future[Outcome]] = collections.deque()
             try:
                 for index in indices:
                     raw = self._read(index, digest)
-                    queue.append(pool.submit(self._check, index, raw))
+                    queue.append(pool.submit(self._check, self._plan.key(index), raw))
                     if len(queue) >= _AHEAD * self._config.workers:
                         yield queue.popleft().result()
                 while queue:
@@ -230,11 +235,11 @@ class Importer:
         digest.update(raw.image)
         return raw
 
-    def _check(self, index: int, raw: Raw | str) -> Outcome:
+    def _check(self, key: str, raw: Raw | str) -> Outcome:
         if isinstance(raw, str):
             return raw
         try:
-            return check(self._plan.key(index), raw, self._config.check)
+            return check(key, raw, self._config.check)
         except Skip as skip:
             return skip.reason
         except Exception as error:  # a decoder's bug must not end a run of days
