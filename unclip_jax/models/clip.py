@@ -31,6 +31,7 @@ from unclip_jax.models.transformer import Transformer
 from unclip_jax.parallel.axes import sharded
 
 MAX_LOGIT_SCALE = 100.0  # arXiv 2103.00020, section 2.5
+INITIAL_LOG_SCALE = math.log(1 / 0.07)  # likewise
 
 
 @struct.dataclass
@@ -73,8 +74,8 @@ class Clip(nn.Module):
         if "text" in self.cfg.towers:
             self.text = TextTower(self.cfg)
         if self.cfg.temperature:
-            start = math.log(1 / 0.07)
-            self.log_scale = self.param("log_scale", sharded(lambda _: jnp.float32(start)))
+            init = sharded(lambda _: jnp.float32(INITIAL_LOG_SCALE))
+            self.log_scale = self.param("log_scale", init)
 
     def __call__(self, images: Image, tokens: Tokens, token_mask: Mask) -> ClipOutput:
         """Embeds pairs.
@@ -129,7 +130,15 @@ class Clip(nn.Module):
 
     def logit_scale(self) -> Scalar:
         """Returns exp of the temperature, clamped (section 2.5)."""
-        return jnp.exp(_clamp_above(self.log_scale, math.log(MAX_LOGIT_SCALE)))
+        return logit_scale(self.log_scale)
+
+
+def logit_scale(log_scale: Scalar) -> Scalar:
+    """Returns exp of a learned inverse temperature, at most `MAX_LOGIT_SCALE`.
+
+    There the gradient may lead back below the bound, but not further above it.
+    """
+    return jnp.exp(_clamp_above(log_scale, math.log(MAX_LOGIT_SCALE)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from unclip_jax.core.checks import in_range, positive
+from unclip_jax.models.clip import INITIAL_LOG_SCALE, logit_scale
 from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, fan_in_normal
 from unclip_jax.parallel.axes import sharded
 
@@ -86,5 +87,6 @@ class ConditionEncoder(nn.Module):
         tokens = dense(count, name="tokens", axes=axes, dtype=dtype, init=fan_in_normal)(h)
         tokens = tokens.reshape(len(x), cfg.tokens, cfg.width).astype(jnp.float32)
         projected = dense(self.target, name="projection", axes=("embed", "z"), dtype=dtype)(h)
-        scale = self.param("log_scale", sharded(nn.initializers.constant(2.7)), ())  # 1 / 0.07
-        return tokens, projected.astype(jnp.float32), jnp.exp(jnp.minimum(scale, 4.6))
+        init = sharded(nn.initializers.constant(INITIAL_LOG_SCALE))
+        scale = logit_scale(self.param("log_scale", init, ()))
+        return tokens, projected.astype(jnp.float32), scale

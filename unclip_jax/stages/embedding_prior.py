@@ -56,7 +56,8 @@ def make(cfg: EmbeddingPriorStageConfig) -> Stage:
         if cfg.encoder.width:
             x = jnp.zeros((1, cfg.encoded_features))
             encoder = pair_inputs.make_encoder(cfg)
-            params["encoder"] = encoder.init(key, x, jnp.zeros(1, jnp.int32))["params"]
+            subject = jnp.zeros(1, jnp.int32)
+            params["encoder"] = encoder.init(rng.fold(key, "encoder"), x, subject)["params"]
         return params
 
     def loss(params: Params, batch: Batch, key: Key):
