@@ -157,7 +157,6 @@ def _pick(location: str, name: str, names: Sequence[str]) -> str:
         raise UserError(
             f"{location} has {len(arrays)} arrays; name one: {location}:NAME. Known: {some}."
         )
-
     return name or arrays[0]
 
 

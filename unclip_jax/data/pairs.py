@@ -299,9 +299,7 @@ def _check_partners(
             continue
         line = f"{len(alone)} keys of {name} ({column.where}) have no partner, first {alone[0]!r}"
         if cfg.bad_rows == "refuse":
-            raise UserError(
-                f"{line}; mend them, or leave them out with --config.data.bad_rows=skip."
-            )
+            raise UserError(f"{line}; {SKIP}.")
         log.warning("%s; left out", line)
 
 
