@@ -1,6 +1,7 @@
 """A prior between two embedding spaces from the command line and from Python."""
 
 import contextlib
+import dataclasses
 import json
 import re
 
@@ -14,6 +15,8 @@ from unclip_jax import embed, evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import fit_prior, loading
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+from unclip_jax.models.condition_encoder import EncoderConfig
+from unclip_jax.stages.gaussian import SamplingConfig
 
 DOCUMENT = ROOT / "docs" / "your_embeddings.md"
 
@@ -88,6 +91,20 @@ def test_the_linear_prediction_and_the_mean(prior, arrays):
     cosine = np.sum(prior.linear(x) * unit, axis=1).mean()
     assert cosine > 0.9
     assert np.linalg.norm(prior.mean()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_linear_prediction_depends_neither_on_encoder_nor_on_guidance(prior, arrays):
+    cfg = dataclasses.replace(
+        prior.cfg,
+        encoder=EncoderConfig(width=8, subjects=2),
+        sampling=SamplingConfig(guidance_scale=2.0),
+    )
+    encoded = dataclasses.replace(prior, cfg=cfg)
+    x = arrays[0][:3]
+    guess = encoded.linear({"x": x, "subject": np.array([0, 1, 1])})
+    np.testing.assert_array_equal(guess, prior.linear(x))
+    with pytest.raises(UserError, match="ridge regression needs x too"):
+        encoded.linear({"subject": np.array([0, 1, 1])})
 
 
 def test_it_is_saved_and_opened(prior, tmp_path):

@@ -22,6 +22,7 @@ from unclip_jax.stages.embedding_prior_config import SUBJECT, EmbeddingPriorStag
 from unclip_jax.stages.gaussian import SamplingConfig
 
 Rows = np.ndarray | Sequence[np.ndarray]
+BATCH = 256  # samples at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class EmbeddingPriorModel:
         steps: str | None = None,
         sampler: str | None = None,
         seed: int = 0,
-        batch: int = 256,
+        batch: int = BATCH,
     ) -> np.ndarray:
         """Samples targets for conditions, [rows num *target] in float32.
 
@@ -108,8 +109,16 @@ class EmbeddingPriorModel:
         """
         if not self.cfg.fits_ridge:
             raise UserError("this model has no ridge regression (config.model.model.ridge).")
-        ridge = dataclasses.replace(self.cfg, method="ridge")
-        return dataclasses.replace(self, cfg=ridge).sample(x, guidance=1.0)[:, 0]
+        conditions, size = conditions_of(self.cfg, x)
+        names = [one.name for one in self.cfg.model.conditions]
+        missing = [name for name in names if name not in conditions]
+        if missing:
+            raise UserError(f"the ridge regression needs {', '.join(missing)} too; give every x.")
+        parts = []
+        for numbers in _batches(size, min(BATCH, size)):
+            rows = {name: value[numbers] for name, value in conditions.items()}
+            parts.append(jax.device_get(_linear(self.cfg, self.params["fitted"], rows)))
+        return np.concatenate(parts)[:size]
 
     def mean(self) -> np.ndarray:
         """Returns the mean of the training targets."""
@@ -126,6 +135,11 @@ def _sample(
     keys: Keys,
 ) -> jax.Array:
     return embedding_prior.sample(cfg, params, rows, keys=keys, sampling=sampling)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _linear(cfg: EmbeddingPriorStageConfig, fitted: Params, rows: dict[str, Any]) -> jax.Array:
+    return pair_inputs.predict_linearly(cfg, {"fitted": fitted}, rows)
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:

@@ -226,6 +226,22 @@ def linear_prediction(
     return guess - (leave_out - guess) * power / (1.0 - power)
 
 
+def predict_linearly(
+    cfg: EmbeddingPriorStageConfig, params: Params, batch: Mapping[str, Any]
+) -> Latents:
+    """Returns the ridge's prediction in the form of the training data, whatever the method.
+
+    Args:
+        cfg: the stage.
+        params: with the fit.
+        batch: all conditions, and their masks.
+    """
+    size = len(batch[cfg.model.conditions[0].name])
+    inputs = standardised(cfg, params, batch, size=size)
+    guess = linear_prediction(cfg, params, inputs, masks(cfg, batch, size=size))
+    return from_latent(cfg, params, guess)
+
+
 def masks(
     cfg: EmbeddingPriorStageConfig, batch: Mapping[str, Any], *, size: int
 ) -> dict[str, Array]:
