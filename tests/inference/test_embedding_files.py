@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.data.column_files import open_column
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.inference.embedding_files import write_embeddings
 
@@ -36,6 +37,18 @@ def test_parquet(tmp_path):
         ("b", 1, 0),
     ]
     np.testing.assert_array_equal([row["embedding"] for row in table], SAMPLES.reshape(6, 4))
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, SAMPLES.reshape(3, 1, 4, 2)])
+def test_parquet_is_float32_and_a_column_of_training_data(samples, tmp_path):
+    write_embeddings(samples, tmp_path / "z.parquet", keys=KEYS)
+    kind = pyarrow.parquet.read_schema(tmp_path / "z.parquet").field("embedding").type
+    while pyarrow.types.is_nested(kind):
+        kind = kind.value_type
+    assert kind == pyarrow.float32()
+    column = open_column(f"{tmp_path}/z.parquet:embedding")
+    flat = samples.reshape(-1, *samples.shape[2:])
+    np.testing.assert_array_equal(column.block(0, len(column)), flat)
 
 
 def test_a_folder_of_clip_retrieval(tmp_path):

@@ -2,11 +2,11 @@
 
     z.npy            [rows num *target] float32, without `num` if it is 1
     z.safetensors    tensors image_embeds [rows * num, *target] and row
-    z.parquet        columns key, row, sample and embedding (lists, or lists of lists)
+    z.parquet        columns key, row, sample and embedding (lists of float32, or lists of them)
     FOLDER           img_emb, text_emb and metadata of clip-retrieval; vectors alone
 
-`image_embeds` is the argument of diffusers' pipelines. They take embeddings as CLIP computes them,
-not of norm 1, and scale and noise them themselves.
+`image_embeds` is the argument of diffusers' pipelines, which take embeddings as CLIP computes them,
+not of norm 1.
 """
 
 import pathlib
@@ -66,12 +66,15 @@ def write_embeddings(
 
 def _table(flat: np.ndarray, names: list[str], num: int) -> pyarrow.Table:
     keys = [name for name in names for _ in range(num)]
+    embedding = pyarrow.array(flat.reshape(-1))
+    for size in reversed(flat.shape[1:]):
+        embedding = pyarrow.FixedSizeListArray.from_arrays(embedding, size)
     return pyarrow.table(
         {
             "key": keys,
             "row": np.repeat(np.arange(len(names)), num),
             "sample": np.tile(np.arange(num), len(names)),
-            "embedding": flat.tolist(),
+            "embedding": embedding,
         }
     )
 
