@@ -270,6 +270,17 @@ def test_keys_without_partner_are_refused_or_skipped(tmp_path, caplog):
     assert "1 keys of x" in caplog.text
 
 
+def test_files_are_opened_again_when_they_change(tmp_path):
+    cfg = PairsConfig(x=npy(tmp_path, X, "x", KEYS), y=npy(tmp_path, Y, "y", KEYS))
+    assert open_pairs(cfg) is open_pairs(cfg) and len(open_pairs(cfg).rows) == N
+    (tmp_path / "x.keys.txt").write_text("\n".join([*KEYS[:-1], "another"]))
+    with pytest.raises(UserError, match="have no partner"):
+        open_pairs(cfg)
+    npy(tmp_path, X[:5], "x", KEYS[:5])
+    npy(tmp_path, Y[:5], "y", KEYS[:5])
+    assert len(open_pairs(cfg).rows) == 5
+
+
 def split_by(tmp_path, groups):
     (tmp_path / "splits.txt").write_text("\n".join(["train", "validation"] * (N // 2)))
     return opened(tmp_path, groups=npy(tmp_path, groups, "g"), splits=f"{tmp_path}/splits.txt")
@@ -277,9 +288,10 @@ def split_by(tmp_path, groups):
 
 def test_a_group_in_two_splits_is_refused(tmp_path):
     assert split_by(tmp_path, np.arange(N) % 2).validation.tolist() == [False, True] * (N // 2)
-    open_pairs.cache_clear()
+    other = tmp_path / "other"
+    other.mkdir()
     with pytest.raises(UserError, match="6 groups are in both splits of .*splits.txt, first '0'"):
-        split_by(tmp_path, np.arange(N) // 2)
+        split_by(other, np.arange(N) // 2)
 
 
 def model_of(tmp_path, **fields):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unclip_jax.core.checks import UserError, listed
-from unclip_jax.core.files import check_regular
+from unclip_jax.core.files import check_regular, content_state
 
 SKIP = "UNCLIP_SKIP_DIGESTS"
 _MIN_AGE = 2.0  # seconds since its last change, from which a further one gets another time
@@ -53,7 +53,7 @@ def of_file(path: pathlib.Path) -> str:
     check_regular(path)
     with path.open("rb") as file:
         facts = os.fstat(file.fileno())
-        state = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        state = content_state(facts)
         if state in _digests:
             return _digests[state]
         unchanging = time.time() - max(facts.st_mtime, facts.st_ctime) > _MIN_AGE

@@ -83,6 +83,11 @@ def check_regular(path: pathlib.Path) -> None:
         raise UserError(f"{path} is {_kind(mode)}; expected a regular file. Replace or remove it.")
 
 
+def content_state(facts: os.stat_result) -> tuple[int, ...]:
+    """Returns what the file system states of a file that changes with its content."""
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
 def read_small(path: pathlib.Path, *, most: int = 256 * 2**20) -> bytes:
     """Reads a whole file of a kind that is never large, such as JSON.
 

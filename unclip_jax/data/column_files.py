@@ -30,6 +30,7 @@ import pyarrow
 import pyarrow.parquet
 
 from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.core.files import content_state
 from unclip_jax.data.columns import Column, checked, unpack
 from unclip_jax.data.embeddings import KINDS, EmbeddingSource
 
@@ -107,6 +108,27 @@ def labels(location: str) -> np.ndarray:
     return _as_text(values[:])
 
 
+def column_state(location: str) -> tuple[tuple[int, ...], ...]:
+    """Returns `core.files.content_state` of every file of a column, its keys included.
+
+    Raises:
+        UserError: there is none.
+    """
+    path, _ = _split(location)
+    if pathlib.Path(path).is_dir():
+        paths = sorted(file for file in pathlib.Path(path).rglob("*") if file.is_file())
+    else:
+        paths = _files(location, path)
+        beside = [_keys_beside(file) for file in paths if file.suffix == ".npy"]
+        paths += [file for pair in beside for file in pair if file.is_file()]
+    return tuple(content_state(file.stat()) for file in paths)
+
+
+def _keys_beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Returns the files that may hold the keys of an .npy file, an array or lines of text."""
+    return path.with_suffix(".keys.npy"), path.with_suffix(".keys.txt")
+
+
 def _split(location: str) -> tuple[str, str]:
     """Splits FILE:NAME; the name may be empty."""
     if pathlib.Path(location).exists() or ":" not in location:
@@ -163,7 +185,7 @@ def _pick(location: str, name: str, names: Sequence[str]) -> str:
 def _of_npy(location: str, path: pathlib.Path, name: str) -> Column:
     _files(location, str(path))
     values, keys = np.load(path, mmap_mode="r", allow_pickle=False), None
-    beside = path.with_suffix(".keys.npy"), path.with_suffix(".keys.txt")
+    beside = _keys_beside(path)
     if beside[0].is_file():
         keys = _as_text(np.load(beside[0], allow_pickle=False))
     elif beside[1].is_file():

@@ -156,14 +156,19 @@ def mask_name(name: str) -> str:
     return f"{name}_mask"
 
 
-@functools.lru_cache(maxsize=2)
 def open_pairs(cfg: PairsConfig) -> Pairs:
-    """Opens and matches the columns of `cfg`; looks at every number once.
+    """Opens and matches the columns of `cfg`; looks at every number once while no file changes.
 
     Raises:
         UserError: a column that cannot be read or used, columns that do not match, rows that are
             not finite (unless they are skipped), or a group in two splits.
     """
+    places = [*cfg.named().values(), cfg.y, cfg.groups, cfg.subjects, cfg.splits]
+    return _open_pairs(cfg, tuple(column_files.column_state(place) for place in places if place))
+
+
+@functools.lru_cache(maxsize=2)
+def _open_pairs(cfg: PairsConfig, states: tuple[Any, ...]) -> Pairs:
     opened = {name: column_files.open_column(where) for name, where in cfg.named().items()}
     opened[TARGET] = column_files.open_column(cfg.y)
     for name, column in opened.items():

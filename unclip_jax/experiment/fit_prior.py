@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import atomic_path
 from unclip_jax.data.column_files import open_column
 from unclip_jax.experiment import loading, training_run
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
@@ -48,14 +49,21 @@ def fit_prior(
         places = ",".join(f"{name}={_written(data, name, rows)}" for name, rows in named.items())
         overrides = {"data.x": places, "data.y": _written(data, "y", y), **(settings or {})}
         if groups is not None:
-            np.save(data / "groups.npy", np.array([str(group) for group in groups]))
-            overrides["data.groups"] = str(data / "groups.npy")
+            labels = np.array([str(group) for group in groups])
+            overrides["data.groups"] = _saved(data / "groups.npy", labels)
         experiment = loading.read(
             f"embedding_prior:{size}",
             overrides=[f"--config.{key}={value}" for key, value in overrides.items()],
         )
         training_run.train_and_export(experiment, folder)
         return EmbeddingPriorModel.open(folder)
+
+
+def _saved(path: pathlib.Path, array: np.ndarray) -> str:
+    """Writes an array, beside an earlier one that may be mapped, and returns its path."""
+    with atomic_path(path) as draft, draft.open("wb") as file:
+        np.save(file, array)
+    return str(path)
 
 
 def _written(folder: pathlib.Path, name: str, rows: Rows) -> str:
@@ -69,8 +77,7 @@ def _written(folder: pathlib.Path, name: str, rows: Rows) -> str:
         array = np.asarray(rows)
         if array.dtype == object:
             raise UserError(f"{name} holds objects; give arrays of numbers.")
-        np.save(folder / f"{name}.npy", array)
-        return str(folder / f"{name}.npy")
+        return _saved(folder / f"{name}.npy", array)
     width = len(str(len(rows)))
     arrays: dict[str, Any] = {f"{i:0{width}d}": np.asarray(row) for i, row in enumerate(rows)}
     np.savez(folder / f"{name}.npz", **arrays)
