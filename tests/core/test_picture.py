@@ -74,6 +74,17 @@ def test_lines_break_within_long_words_and_between_ideographs(text, lines):
     assert labels.wrap(text, room=5, lines=2, measure=len) == lines
 
 
+def test_a_long_word_is_measured_as_far_as_it_is_shown():
+    lengths = []
+
+    def measure(text):
+        lengths.append(len(text))
+        return len(text)
+
+    assert labels.wrap("x" * 1000, room=10, lines=3, measure=measure)[2] == "x" * 9 + "…"
+    assert sum(lengths) < 10_000
+
+
 def test_characters_without_a_glyph_are_shown_by_their_codes():
     assert labels.readable("a \ud83d\x00\u202eb\nc") == "a \\ud83d\\u0000b c"
     assert labels.is_right_to_left("1 قطة a") and not labels.is_right_to_left("1 a قطة")

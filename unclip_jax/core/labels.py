@@ -74,14 +74,10 @@ def wrap(text: str, *, room: int | float, lines: int, measure: Measure = width) 
         if line and measure((line + piece).rstrip()) > room:
             result.append(line.rstrip())
             line = ""
+            if len(result) == lines:  # before the pieces beyond are measured
+                return [*result[:-1], _with_ellipsis(result[-1], room, measure)]
         line = (line + piece).lstrip()
-    result = [each for each in (*result, line.rstrip()) if each] or [""]
-    if len(result) <= lines:
-        return result
-    last = result[lines - 1]
-    while last and measure(last + ELLIPSIS) > room:
-        last = last[:-1].rstrip()
-    return [*result[: lines - 1], last + ELLIPSIS]
+    return [*result, line.rstrip()] if line else result or [""]
 
 
 def is_right_to_left(text: str) -> bool:
@@ -90,14 +86,20 @@ def is_right_to_left(text: str) -> bool:
     return next((each in ("R", "AL") for each in directions if each in ("L", "R", "AL")), False)
 
 
+def _with_ellipsis(line: str, room: int | float, measure: Measure) -> str:
+    while line and measure(line + ELLIPSIS) > room:
+        line = line[:-1].rstrip()
+    return line + ELLIPSIS
+
+
 def _pieces(text: str, room: int | float, measure: Measure) -> Iterator[str]:
     """Parts of a text that are not broken; a space belongs to the part before it."""
     for word in text.split(" "):
         for part in _between_letters(word):
             while len(part) > 1 and measure(part) > room:
-                count = len(part) - 1
-                while count > 1 and measure(part[:count]) > room:
-                    count -= 1
+                count = 1
+                while measure(part[: count + 1]) <= room:
+                    count += 1
                 yield part[:count]
                 part = part[count:]
             yield part
