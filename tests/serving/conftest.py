@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests import cascades
 from unclip_jax import demo
+from unclip_jax.serving.job_queue import Job
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,22 @@ def service(run_dir):
         args = demo.parser().parse_args([f"--models={run_dir}", *arguments])
         demo.check(args)
     return demo.open_service(args)
+
+
+@pytest.fixture
+def blocked(service):
+    """Occupies the queue until the end of the test, or until it is released."""
+    begun, release = threading.Event(), threading.Event()
+
+    def work(report):
+        begun.set()
+        assert release.wait(60)
+
+    job = service.queue.submit(Job(work))
+    assert begun.wait(60)
+    yield release
+    release.set()
+    assert job.wait(10)
 
 
 class Client:

@@ -1,12 +1,12 @@
 """The HTTP API: results, jobs, and one line of JSON for every mistake."""
 
+import asyncio
 import base64
 import concurrent.futures
 import http.client
 import io
 import json
 import socket
-import threading
 import time
 import zipfile
 
@@ -20,27 +20,14 @@ from unclip_jax.engine.result import Result
 from unclip_jax.serving.service import ServedResult
 
 pytest.importorskip("starlette", reason="needs the extra demo")
+from starlette.requests import Request
+
 from unclip_jax.serving import api, bodies, job_store
+from unclip_jax.serving.errors import Refused
 from unclip_jax.serving.job_queue import Job
 
 STEPS = {"steps": "4"}
 CIRCLE = {"captions": ["a red circle"], "seed": 3, **STEPS}
-
-
-@pytest.fixture
-def blocked(service):
-    """Occupies the queue until the end of the test, or until it is released."""
-    begun, release = threading.Event(), threading.Event()
-
-    def work(report):
-        begun.set()
-        assert release.wait(60)
-
-    job = service.queue.submit(Job(work))
-    assert begun.wait(60)
-    yield release
-    release.set()
-    assert job.wait(10)
 
 
 def test_the_api_describes_itself(client, run_dir):
@@ -225,6 +212,24 @@ def test_a_body_without_end_is_refused_in_time(client, monkeypatch):
     connection.close()
 
 
+def test_bodies_count_towards_the_memory_of_all_until_they_are_decoded():
+    reader = bodies.BodyReader(limit=10, budget=12)
+    scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+
+    async def receive():
+        return {"type": "http.request", "body": b"x" * 8, "more_body": False}
+
+    async def read_three():
+        async with reader.read(Request(scope, receive)) as first:
+            with pytest.raises(Refused, match="too many large requests arrive at once") as error:
+                async with reader.read(Request(scope, receive)):
+                    pass
+        async with reader.read(Request(scope, receive)) as last:
+            return first, last, error.value.status
+
+    assert asyncio.run(read_three()) == (b"x" * 8, b"x" * 8, 503)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -277,4 +282,10 @@ def test_the_store_forgets_old_jobs_and_large_results_but_not_those_that_run():
     store = job_store.JobStore(keep_s=0)
     first, second = store.add(job(done=True)), store.add(job(done=True))
     assert store.get(first) is None and store.get(second) is not None
+    long, newest = job(done=False), job(done=False)
+    store = job_store.JobStore(keep_s=0.05)
+    name, _ = store.add(long), store.add(newest)
+    time.sleep(0.06)
+    long._run()
+    assert store.get(name) is not None  # the time counts from its end
     assert len({*names, first, second}) == 6 and min(map(len, names)) >= 32

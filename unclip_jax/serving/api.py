@@ -166,10 +166,11 @@ class Api:
         command = request.path_params["command"]
         if command not in REQUESTS:
             raise Refused(404, f"there is no {command[:40]!r}; GET /api lists the commands.")
-        body = await self._bodies.read(request)
-        return await anyio.to_thread.run_sync(
-            lambda: submit(self._service, command, body, lease_s=lease_s), limiter=self._decoding
-        )
+        async with self._bodies.read(request) as body:
+            return await anyio.to_thread.run_sync(
+                lambda: submit(self._service, command, body, lease_s=lease_s),
+                limiter=self._decoding,
+            )
 
     def _stored(self, request: Request) -> StoredJob:
         stored = self._jobs.get(request.path_params["job"])

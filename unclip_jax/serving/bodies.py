@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.requests import Request  # pyright: ignore[reportMissingImports]
@@ -16,20 +17,23 @@ READ_S = 60  # longest time that a body may take to arrive
 
 
 class BodyReader:
-    """Reads bodies, together within a budget of memory."""
+    """Reads bodies, together within a budget of memory until they are decoded."""
 
     def __init__(self, *, limit: int, budget: int | None = None):
         """Sets the limits.
 
         Args:
             limit: bytes of one body.
-            budget: bytes of all bodies that are being read; None = four times `limit`.
+            budget: bytes of all bodies that are not decoded yet; None = four times `limit`.
         """
         self._limit, self._budget = limit, 4 * limit if budget is None else budget
         self._pending = 0
 
-    async def read(self, request: Request) -> bytes:
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
         """The body of a request, refused as soon as it is too long.
+
+        It counts towards the budget until the context ends.
 
         Raises:
             Refused: it is not JSON by its media type, too long, too slow, or one too many.
@@ -40,6 +44,13 @@ class BodyReader:
         self._check(int(stated) if stated.isdecimal() and len(stated) < 20 else 0)
         body = bytearray()
         try:
+            await self._receive(request, body)
+            yield bytes(body)
+        finally:
+            self._pending -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        try:
             async with asyncio.timeout(READ_S):
                 async for chunk in request.stream():
                     body += chunk
@@ -48,9 +59,6 @@ class BodyReader:
         except TimeoutError:
             line = f"the body took more than {READ_S} seconds to arrive; send it faster."
             raise Refused(408, line) from None
-        finally:
-            self._pending -= len(body)
-        return bytes(body)
 
     def _check(self, size: int) -> None:
         if size > self._limit:

@@ -87,6 +87,11 @@ class Job(Generic[T]):
             return 0.0
         return (self._ended or time.monotonic()) - self._began
 
+    @property
+    def seconds_since_end(self) -> float:
+        """Time since it was done; 0 before."""
+        return 0.0 if self._ended is None else time.monotonic() - self._ended
+
     def renew(self) -> None:
         """Starts the lease anew."""
         self._renewed = time.monotonic()

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import secrets
 import threading
-import time
 from typing import Any
 
 from unclip_jax.serving import answers
@@ -26,7 +25,6 @@ class StoredJob:
     """A job with its result as it is sent."""
 
     job: Job[ServedResult]
-    created: float = dataclasses.field(default_factory=time.monotonic)
 
     @functools.cached_property
     def archive(self) -> bytes:
@@ -57,7 +55,7 @@ class JobStore:
         """Creates an empty store.
 
         Args:
-            keep_s: seconds after which a job goes.
+            keep_s: seconds after its end when a job goes.
             max_bytes: of all results.
         """
         self._keep_s, self._max_bytes = keep_s, max_bytes
@@ -91,10 +89,10 @@ class JobStore:
 
     def _expire(self) -> None:
         """Forgets finished jobs: old ones, and the oldest beyond the limits, but not the newest."""
-        oldest = time.monotonic() - self._keep_s
         total = sum(stored.size for stored in self._jobs.values())
         for name, stored in list(self._jobs.items())[:-1]:
             too_many = total > self._max_bytes or len(self._jobs) > MAX_JOBS
-            if stored.job.done and (too_many or stored.created < oldest):
+            old = stored.job.seconds_since_end > self._keep_s
+            if stored.job.done and (too_many or old):
                 del self._jobs[name]
                 total -= stored.size
