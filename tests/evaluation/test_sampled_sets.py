@@ -25,7 +25,7 @@ CAPTIONS = ["a red circle", "a blue square", "two green stars", "a pink ring", "
 
 
 class Draws:
-    """Stands in for `batched.sample_images`: image i of a seed is one grey level."""
+    """Stands in for `batch_sampling.sample_images`: image i of a seed is one grey level."""
 
     def __init__(self):
         self.seen = []
@@ -78,7 +78,7 @@ def test_existing_parts_are_not_sampled_again_and_indices_continue(run_dir, load
 def test_images_of_another_protocol_are_refused(run_dir, loaded, tmp_path):
     sample_all(sampling(run_dir, tmp_path), loaded, CAPTIONS, sampler=Draws())
     for change, message in [
-        ({"seed": 1}, "holds pictures of another protocol: seed is 0 there and 1 here"),
+        ({"seed": 1}, "holds images of another protocol: seed is 0 there and 1 here"),
         ({"guidance": 3.0}, "another protocol: decoding is"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -15,7 +15,7 @@ SIZE = 16
 
 
 class Draws:
-    """Stands in for `batched.sample_images`: noise that depends on what it is given."""
+    """Stands in for `batch_sampling.sample_images`: noise that depends on what it is given."""
 
     def __init__(self):
         self.seen = []

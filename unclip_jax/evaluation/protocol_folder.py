@@ -11,7 +11,12 @@ PROTOCOL = "protocol.json"
 
 
 def claim(
-    out: pathlib.Path, protocol: dict[str, Any], *, first: bool, contents: str = "points"
+    out: pathlib.Path,
+    protocol: dict[str, Any],
+    *,
+    first: bool,
+    contents: str = "points",
+    folder: str = "points",
 ) -> None:
     """Stores the protocol in a new folder, or compares it with the stored one.
 
@@ -19,7 +24,8 @@ def claim(
         out: the folder.
         protocol: JSON-ready.
         first: True for the process that writes.
-        contents: name of the results, and of the folder inside `out` that holds them.
+        contents: the results, as errors call them.
+        folder: name of the folder inside `out` that holds them.
 
     Raises:
         UserError: the folder holds results of another protocol.
@@ -34,7 +40,7 @@ def claim(
                     f"there and {protocol.get(name)!r} here; give another --out."
                 )
     elif first:
-        (out / contents).mkdir(parents=True, exist_ok=True)
+        (out / folder).mkdir(parents=True, exist_ok=True)
         write(path, json.dumps(protocol, indent=2) + "\n")
 
 

@@ -115,7 +115,7 @@ def sample_all(
     )
     first = jax.process_index() == 0
     protocol = protocol_of(config, loaded, captions, options=options)
-    protocol_folder.claim(config.out, protocol, first=first, contents=FOLDER)
+    protocol_folder.claim(config.out, protocol, first=first, contents="images", folder=FOLDER)
     starts = range(0, len(captions), config.part)
     paths = [config.out / FOLDER / f"{start:06d}.npz" for start in starts]
     for number, (start, path) in enumerate(zip(starts, paths, strict=True), 1):
