@@ -113,7 +113,7 @@ class InferenceEngine:
         return self.run(request_fields.build(TextRequest, values, name=TextRequest.name))
 
     def encode(self, image: ImageInput, **options: Any) -> EncodedImage:
-        """Encodes an image to its bipartite latent; `options`: see `runs.encoding.encode`."""
+        """Encodes an image to its bipartite latent; `options`: see `handlers.encoding.encode`."""
         from unclip_jax.engine.handlers import encoding  # which imports this module
 
         return encoding.encode(self, [image], **options)[0]

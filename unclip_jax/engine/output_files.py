@@ -7,7 +7,7 @@ import re
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import check_output
 
-_OURS = re.compile(r"\d{4,}\.(png|npz)")  # names of images and latents in the folder of a result
+_RESULT_FILE = re.compile(r"\d{4,}\.(png|npz)")  # names in the folder of a result
 
 
 def check(path: pathlib.Path) -> None:
@@ -23,16 +23,16 @@ def check(path: pathlib.Path) -> None:
         check_output(name, flag="out")
     folder = path.with_suffix("")
     check_output(folder, folder=True, flag="out")
-    listed = set(earlier(path))
-    strangers = [
-        each.name
-        for each in sorted(folder.glob("*"))
-        if _OURS.fullmatch(each.name) and f"{path.stem}/{each.name}" not in listed
+    recorded = set(earlier(path))
+    unlisted = [
+        file.name
+        for file in sorted(folder.glob("*"))
+        if _RESULT_FILE.fullmatch(file.name) and f"{path.stem}/{file.name}" not in recorded
     ]
-    if strangers:
-        examples = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+    if unlisted:
+        examples = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
         raise UserError(
-            f"{folder} holds {len(strangers)} images or latents that {path.stem}.json does not "
+            f"{folder} holds {len(unlisted)} images or latents that {path.stem}.json does not "
             f"list ({examples}); remove them, or give another out."
         )
 
@@ -61,4 +61,4 @@ def listed(folder: pathlib.Path) -> list[str] | None:
 
 
 def _is_image(name: str) -> bool:
-    return name.endswith(".png") and bool(_OURS.fullmatch(name))
+    return name.endswith(".png") and bool(_RESULT_FILE.fullmatch(name))

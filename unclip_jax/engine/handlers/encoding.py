@@ -44,7 +44,7 @@ def encode(
 
     Args:
         engine: the models.
-        images: anything that `image_files.read` reads; latents are checked and passed through.
+        images: anything that `image_inputs.read` reads; latents are checked and passed through.
         caption: of the images, for the decoder.
         steps: the chain; decode on the same one.
         refine: fixed-point iterations per step.
