@@ -145,6 +145,19 @@ def test_other_inputs_are_refused_in_words(tmp_path: pathlib.Path, name: str):
     claim(tmp_path, {**IDENTITY, "inputs": INPUTS})
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "now", "message"),
+    [
+        ("data", f"{'a' * 64} + {'b' * 64}", f"{'a' * 64} + {'c' * 64}", r"a{12} \+ c{12} now"),
+        ("embeddings", "e" * 64, f"{'e' * 64} raw", "e{12} there, e{12} raw now"),
+    ],
+)
+def test_inputs_of_several_parts_are_shortened_part_by_part(tmp_path, name, before, now, message):
+    claim(tmp_path, {**IDENTITY, "inputs": {**INPUTS, name: before}})
+    with pytest.raises(UserError, match=message):
+        claim(tmp_path, {**IDENTITY, "inputs": {**INPUTS, name: now}})
+
+
 def test_a_run_that_knew_its_inputs_by_paths_is_continued_and_then_knows_their_content(
     tmp_path: pathlib.Path,
 ):

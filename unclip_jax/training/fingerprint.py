@@ -51,9 +51,9 @@ def claim(
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
             stored = _read(workdir, path.read_text(encoding="utf-8"))
-            by_paths = earlier is not None and "inputs" not in stored
-            _compare(workdir, stored, earlier if by_paths else identity)
-            if by_paths and jax.process_index() == 0:
+            comparable = identity if earlier is None or "inputs" in stored else earlier
+            _compare(workdir, stored, comparable)
+            if comparable is earlier and jax.process_index() == 0:
                 write_json(path, {"hash": digest(identity), "identity": identity})
         elif (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
             raise UserError(
@@ -127,28 +127,31 @@ def _read(workdir: pathlib.Path, text: str) -> dict[str, Any]:
     return stored
 
 
-def _compare(
-    workdir: pathlib.Path, stored: Mapping[str, Any], identity: Mapping[str, Any] | None
-) -> None:
-    identity = identity or {}
+def _compare(workdir: pathlib.Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     if _canonical(stored) == _canonical(identity):
         return
     current = json.loads(_canonical(identity))
     differences = list(json_differences(stored, current))
     key, theirs, ours = differences[0]
+    same_settings = all(path.startswith("inputs.") for path, _, _ in differences)
     for name, what in _INPUTS.items():
         digests = stored.get("inputs", {}).get(name), current.get("inputs", {}).get(name)
-        alike = all(path.startswith("inputs.") for path, _, _ in differences)
-        if alike and digests[0] != digests[1] and None not in digests:
+        if same_settings and digests[0] != digests[1] and None not in digests:
+            before, now = map(_short, digests)
             raise UserError(
-                f"{workdir} belongs to a run on other inputs: {what} is {digests[0][:12]} there, "
-                f"{digests[1][:12]} now. Give the inputs of that run, wherever they lie now, or "
+                f"{workdir} belongs to a run on other inputs: {what} is {before} there, "
+                f"{now} now. Give the inputs of that run, wherever they lie now, or "
                 "choose another --workdir."
             )
     raise UserError(
         f"{workdir} belongs to another experiment: its {key} is {theirs}, this one's {ours}. "
         "Choose another --workdir, or use that experiment's settings."
     )
+
+
+def _short(digests: str) -> str:
+    """Shortens every digest of a text, such as those of a mixture: "abc... + def..."."""
+    return " ".join(word[:12] for word in digests.split())
 
 
 def _canonical(identity: Mapping[str, Any]) -> str:
