@@ -225,6 +225,26 @@ def test_a_small_evaluation_split_is_rounded_down_to_the_mesh(uneven):
     assert held_out(uneven, "").held_out is None
 
 
+def test_evaluations_share_the_open_split_and_what_adds_to_batches(uneven, monkeypatch):
+    """CLIP's features, for example, would be loaded and compiled again for every evaluation."""
+    calls = []
+    for module, name in ((sources, "open_source"), (input_pipeline, "_finish")):
+        function = getattr(module, name)
+        monkeypatch.setattr(
+            module,
+            name,
+            lambda *args, f=function, n=name, **kw: calls.append(n) or f(*args, **kw),
+        )
+    inputs = held_out(uneven, "compositional")
+    passes = [list(inputs.held_out()) for _ in range(2)]
+    assert sorted(calls) == ["_finish", "open_source", "open_source"]  # of two splits
+    assert len(passes[0]) == len(passes[1]) > 0
+    for first, second in zip(*passes, strict=True):
+        assert {name: np.array_equal(first[name], second[name]) for name in first} == (
+            dict.fromkeys(first, True)
+        )
+
+
 @pytest.mark.parametrize(("share", "name"), [("blur", "blur"), ("bsr", "bsr")])
 def test_held_out_low_res_images_are_only_shrunk(share, name):
     """unCLIP, section 2.1: corrupted in training, clean at inference."""

@@ -1,6 +1,7 @@
 """The data loaders of an `Experiment`, and the checks that they fit the model."""
 
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -44,6 +45,22 @@ class Inputs(NamedTuple):
     facts: dict[str, Any]
 
 
+class Records(NamedTuple):
+    """The opened records of one split.
+
+    Attributes:
+        split: its name.
+        source: its records, with their embeddings where the stage reads them.
+        mixed: other data sets that are mixed with it.
+        origin: digests of what is read; see `loader.make_loader`.
+    """
+
+    split: str
+    source: Source
+    mixed: list[Source]
+    origin: dict[str, str]
+
+
 def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
     """Opens everything that `experiment` reads.
 
@@ -56,12 +73,21 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
     if tokenizer:
         _check_tokenizer(experiment, tokenizer)
         _check_vocabulary(tokenizer, stage)
-    train = open_split(experiment, stage, experiment.data.train_split, tokenizer=tokenizer)
+    records = _open_records(experiment, stage, experiment.data.train_split, tokenizer=tokenizer)
+    finish = _finish(experiment, stage)
+    train = _batches(experiment, stage, records, tokenizer=tokenizer, finish=finish)
     facts = {**_facts(experiment, stage, tokenizer), "inputs": train.origin}
 
-    def held_out() -> Loader:
+    @functools.cache
+    def held_out_records() -> Records:
         split = experiment.data.eval_split
-        return open_split(experiment, stage, split, tokenizer=tokenizer, endless=False)
+        return _open_records(experiment, stage, split, tokenizer=tokenizer, endless=False)
+
+    def held_out() -> Loader:
+        opened = held_out_records()
+        return _batches(
+            experiment, stage, opened, tokenizer=tokenizer, finish=finish, endless=False
+        )
 
     has_eval = bool(experiment.data.eval_split)
     if experiment.entry.paired and not experiment.data.splits:
@@ -69,29 +95,42 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
     return Inputs(train, held_out if has_eval else None, tokenizer, folder, facts)
 
 
-def open_split(
+def _open_records(
     experiment: Experiment,
     stage: Stage,
     split: str,
     *,
     tokenizer: Tokenizer | None,
     endless: bool = True,
-) -> Loader:
-    """Opens batches of one split: endless, shuffled and mixed, or one pass in order."""
-    data, train = experiment.data, experiment.train
+) -> Records:
+    """Opens one split, with those that endless training mixes with it, and its embeddings."""
     source, *mixed = _sources(experiment, stage, split, endless=endless)
     origin = _origin((source, *mixed), tokenizer)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         embeddings = open_embeddings(experiment, split)
         origin["embeddings"] = _describe(embeddings)
         source = sources.JoinedSource(source, embeddings)
-    size = train.batch_size
-    if not endless and len(source) < size:  # all examples, equally many for every device
+    return Records(split, source, mixed, origin)
+
+
+def _batches(
+    experiment: Experiment,
+    stage: Stage,
+    records: Records,
+    *,
+    tokenizer: Tokenizer | None,
+    finish: Finish | None,
+    endless: bool = True,
+) -> Loader:
+    """Makes batches of one split: endless, shuffled and mixed, or one pass in order."""
+    data, train = experiment.data, experiment.train
+    size, count = train.batch_size, len(records.source)
+    if not endless and count < size:  # all examples, equally many for every device
         unit = math.lcm(batch_shards(make_mesh(experiment.mesh)), jax.process_count())
-        size = len(source) // unit * unit
+        size = count // unit * unit
         if not size:
             raise UserError(
-                f"split {split!r} has {len(source)} examples, but a batch is split over {unit} "
+                f"split {records.split!r} has {count} examples, but a batch is split over {unit} "
                 "devices; give it at least as many."
             )
     config = LoaderConfig(
@@ -104,15 +143,15 @@ def open_split(
         cache_mb=data.cache_mb if endless and not experiment.entry.paired else 0,
     )
     return loader.make_loader(
-        source,
+        records.source,
         example=_example(experiment, stage, captions=not endless),
         config=config,
         tokenizer=tokenizer,
-        mixed=mixed,
+        mixed=records.mixed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        finish=_finish(experiment, stage),
-        origin=origin,
+        finish=finish,
+        origin=records.origin,
     )
 
 
