@@ -20,7 +20,7 @@ ELSEWHERE = {"token": "t", "host": "elsewhere 7", "name": "elsewhere", "pid": 5,
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hearts that beat, and stop, within a second."""
+    """Heartbeats, and their end, within a second."""
     monkeypatch.setattr(workdir_lock, "BEAT", 0.05)
     monkeypatch.setattr(workdir_lock, "STALE", 0.6)
 
@@ -103,8 +103,8 @@ def test_a_trainer_on_another_host_is_waited_for_a_heartbeat_and_refused(tmp_pat
         while not stop.wait(0.1):
             os.utime(path)
 
-    heart = threading.Thread(target=beat)
-    heart.start()
+    heartbeat = threading.Thread(target=beat)
+    heartbeat.start()
     started = time.monotonic()
     try:
         with (
@@ -114,7 +114,7 @@ def test_a_trainer_on_another_host_is_waited_for_a_heartbeat_and_refused(tmp_pat
             pass
     finally:
         stop.set()
-        heart.join()
+        heartbeat.join()
     assert time.monotonic() - started < 0.6
     assert json.loads(path.read_text()) == ELSEWHERE
 

@@ -33,7 +33,7 @@ _TURNS = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PERHAPS_NOTES = ("not an image", "truncated image", "unreadable image")  # reasons to try again
+_METADATA_ERRORS = ("not an image", "truncated image", "unreadable image")  # reasons to try again
 _RANGE_TAGS = ((340, 341), (280, 281))  # TIFF: smallest and largest value, of any or integer type
 
 
@@ -66,7 +66,7 @@ class BadImage(UserError):
 def decode(data: bytes, *, limits: Limits | None = None) -> Pixels:
     """Decodes to RGB: upright, transparency over white, grey and CMYK converted, 16 bits to 8.
 
-    Notes beside the pixels (text, profiles, EXIF) never cost an image.
+    Damaged metadata (text, profiles, EXIF) never cost an image.
 
     Raises:
         BadImage: not an image, truncated, too small, too long, a decompression bomb, or a pixel
@@ -77,11 +77,11 @@ def decode(data: bytes, *, limits: Limits | None = None) -> Pixels:
         image = _load(data, limits)
         turn = _orientation(image)
     except BadImage as error:
-        without_notes = image_formats.essential(data)
-        if error.reason not in _PERHAPS_NOTES or without_notes == data:
+        pixels_only = image_formats.essential(data)
+        if error.reason not in _METADATA_ERRORS or pixels_only == data:
             raise
         try:
-            image = _load(without_notes, limits)
+            image = _load(pixels_only, limits)
         except BadImage:
             raise error from None
         turn = image_formats.orientation(data)
@@ -193,7 +193,7 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("decompression bomb", str(error)) from error
-    except Exception as error:  # whatever a damaged header makes a decoder stumble over
+    except Exception as error:  # decoders raise anything on a damaged header
         kind = image_formats.name(data)
         if not kind:
             raise BadImage("not an image", f"{len(data)} bytes of no known format") from error
@@ -236,12 +236,12 @@ def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation of a decoded image; 1 if it cannot be read."""
     if image.format == "TIFF":  # Pillow has turned it
         return 1
-    note = image.info.get("exif")
-    if isinstance(note, bytes):
-        return image_formats.from_exif(note)
+    block = image.info.get("exif")
+    if isinstance(block, bytes):
+        return image_formats.from_exif(block)
     try:
         return int(image.getexif().get(0x0112, 1))  # stated elsewhere, in XMP for example
-    except Exception:  # a note that cannot be read is no reason to lose the image
+    except Exception:  # damaged metadata are no reason to lose the image
         return 1
 
 

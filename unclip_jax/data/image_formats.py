@@ -6,7 +6,7 @@ import zlib
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG_KEPT = (0xE0, 0xEE)  # APP0 (JFIF) and APP14 (Adobe), which say how colours are stored
+_JPEG_COLOUR = (0xE0, 0xEE)  # APP0 (JFIF) and APP14 (Adobe), which say how colours are stored
 _ORIENTATION = 0x0112  # tag of EXIF
 
 # Bytes at the start of a file, by format, whether or not this package reads it.
@@ -51,35 +51,37 @@ def name(data: bytes) -> str:
 
 
 def essential(data: bytes) -> bytes:
-    """Returns a PNG or JPEG without text, profiles and other notes; other formats as they are.
+    """Returns a PNG or JPEG without text, profiles and other metadata; other formats as they are.
 
     The pixels do not depend on what is left out. The orientation in EXIF does not survive either;
     `orientation` reads it.
     """
     if data.startswith(_PNG):
-        return _PNG + b"".join(chunk for kind, chunk in _png_chunks(data) if _is_kept(kind, chunk))
+        return _PNG + b"".join(
+            chunk for kind, chunk in _png_chunks(data) if _is_essential(kind, chunk)
+        )
     if data.startswith(b"\xff\xd8"):
-        return _jpeg_without_notes(data)
+        return _jpeg_without_metadata(data)
     return data
 
 
 def orientation(data: bytes) -> int:
     """Reads the EXIF orientation, 1 to 8, of a PNG or JPEG; 1 if there is none or it is damaged."""
-    note = b""
+    block = b""
     if data.startswith(_PNG):
-        note = next((chunk[8:-4] for kind, chunk in _png_chunks(data) if kind == b"eXIf"), b"")
+        block = next((chunk[8:-4] for kind, chunk in _png_chunks(data) if kind == b"eXIf"), b"")
     elif data.startswith(b"\xff\xd8"):
         segments = (part for kind, part in _jpeg_segments(data) if kind == 0xE1)
-        note = next((part[4:] for part in segments if part[4:10] == b"Exif\0\0"), b"")
-    return from_exif(note)
+        block = next((part[4:] for part in segments if part[4:10] == b"Exif\0\0"), b"")
+    return from_exif(block)
 
 
-def from_exif(note: bytes) -> int:
+def from_exif(block: bytes) -> int:
     """Returns the orientation in the first directory of EXIF data; 1 if they state none.
 
     Other entries, which may be damaged, are not read.
     """
-    data = note.removeprefix(b"Exif\0\0")
+    data = block.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 8:
         return 1
@@ -104,7 +106,7 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     return chunks
 
 
-def _is_kept(kind: bytes, chunk: bytes) -> bool:
+def _is_essential(kind: bytes, chunk: bytes) -> bool:
     if kind in _CRITICAL:
         return True
     whole = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
@@ -127,11 +129,11 @@ def _jpeg_segments(data: bytes) -> list[tuple[int, bytes]]:
     return [*segments, (0xDA, data[position:])]
 
 
-def _jpeg_without_notes(data: bytes) -> bytes:
+def _jpeg_without_metadata(data: bytes) -> bytes:
     buffer = io.BytesIO(data[:2])
     buffer.seek(2)
     for kind, part in _jpeg_segments(data):
-        is_note = 0xE0 <= kind <= 0xEF or kind == 0xFE
-        if not is_note or kind in _JPEG_KEPT:
+        is_metadata = 0xE0 <= kind <= 0xEF or kind == 0xFE
+        if not is_metadata or kind in _JPEG_COLOUR:
             buffer.write(part)
     return buffer.getvalue()

@@ -26,7 +26,7 @@ def captions_of(raw: Raw) -> tuple[str, ...]:
         raise Skip("no caption")
     try:
         for text in texts:
-            text.encode("utf-8")  # JSON escapes can smuggle in half a surrogate pair
+            text.encode("utf-8")  # JSON escapes can state half a surrogate pair
     except UnicodeError as error:
         raise Skip("bad UTF-8") from error
     stripped = (text.replace("\0", "").strip() for text in texts)

@@ -1,4 +1,4 @@
-"""Turns plans of what to read into a prepared data set: splits, tokenizer and import_report."""
+"""Executes import plans: writes the splits, the tokenizer and the report of a data set."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ def prepare(
     """Writes every split of `plans` to `out`, then its tokenizer; reports what was left out.
 
     Args:
-        plans: split -> what to read.
+        plans: the plan of every split.
         out: folder, created if missing; splits that it holds already, written alike, are kept.
         config: checks of records, and how they are stored.
         tokenizer: a folder with one, "train" to train one on the captions, or "none".
@@ -81,7 +81,7 @@ def _write_split(
         try:
             written = importer.run(bar.update)
         finally:
-            with contextlib.suppress(OSError):  # a full disk has been complained about
+            with contextlib.suppress(OSError):  # a full disk has been reported
                 import_report.write(out, {split: importer.tally})
     dataset_manifest.write(out, before.with_split(written))
     importer.forget()

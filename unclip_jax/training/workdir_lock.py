@@ -1,8 +1,8 @@
 """One trainer per workdir, also of several hosts on shared storage.
 
 The lock is a file that names its process and whose time of modification is a heartbeat. A lock is
-stale if its process is on this host and gone, or if its heart has stopped: then the next trainer
-takes it over. Times are compared as the storage states them, so that clocks may differ.
+stale if its process is on this host and gone, or if its heartbeat has stopped: then the next
+trainer takes it over. Times are compared as the storage states them, so that clocks may differ.
 """
 
 import contextlib
