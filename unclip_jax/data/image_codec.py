@@ -116,7 +116,7 @@ def is_image(start: bytes) -> bool:
 
 def is_lossless(data: bytes) -> bool:
     """True if the file's format stores pixels exactly (WebP counts as lossy)."""
-    return _open(data).format in ("PNG", "GIF", "BMP", "DIB", "TIFF", "PPM")
+    return _header(data).format in ("PNG", "GIF", "BMP", "DIB", "TIFF", "PPM")
 
 
 def format_of(data: bytes) -> str:
@@ -125,7 +125,7 @@ def format_of(data: bytes) -> str:
     Raises:
         BadImage: the format is not one of FORMATS.
     """
-    kind = str(_open(data).format)
+    kind = str(_header(data).format)
     return "jpeg" if kind == "MPO" else kind.lower()  # several JPEGs in one file
 
 
@@ -135,10 +135,7 @@ def short_side(data: bytes) -> int:
     Raises:
         BadImage: the header cannot be read.
     """
-    try:
-        return min(_open(data).size)
-    except BadImage:
-        return min(_open(image_formats.essential(data)).size)
+    return min(_header(data).size)
 
 
 def resize_short(image: Pixels, size: int) -> Pixels:
@@ -200,6 +197,16 @@ def _open(data: bytes) -> Image.Image:
         if not _reads(kind):
             raise BadImage(f"unsupported format {kind}", "convert it to PNG or JPEG") from error
         raise BadImage("truncated image", f"its {kind} header cannot be read") from error
+
+
+def _header(data: bytes) -> Image.Image:
+    """Reads the header of an image that `decode` takes, if need be without its metadata."""
+    try:
+        return _open(data)
+    except BadImage as error:
+        if error.reason not in _METADATA_ERRORS:
+            raise
+        return _open(image_formats.essential(data))
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
