@@ -196,6 +196,7 @@ def plot(report: PairReport, out: pathlib.Path) -> None:
     axes[2].axhline(1.0, color="grey", linewidth=0.8)
     axes[2].set_title("rank of the true value among samples")
     axes[2].set_ylim(bottom=0.0)
-    axes[2].legend()
+    if axes[2].get_legend_handles_labels()[1]:  # regressions have no ranks
+        axes[2].legend()
     with atomic_path(out) as draft:
         figure.savefig(draft, format="png")
