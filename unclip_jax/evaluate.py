@@ -303,6 +303,8 @@ def pairs_parser() -> Parser:
     add("--subjects", default="", help="as config.data.subjects")
     add("--splits", default="", help="as config.data.splits")
     add("--eval-share", type=float, default=0.1, help="as config.data.eval_share; 1 = all pairs")
+    add("--bad-rows", default="refuse", help="as config.data.bad_rows")
+    add("--repeats", default="each", help="as config.data.repeats")
     add("--out", type=pathlib.Path, required=True, help="folder to write")
     add("--num", type=int, default=16, help="samples per pair")
     add("--most", type=int, default=2000, help="pairs that are judged")
@@ -317,8 +319,9 @@ def run_pairs(args: argparse.Namespace) -> str:
     """Judges priors on held-out pairs, with the ridge in them and the mean; returns the table."""
     from unclip_jax.evaluation import pair_evaluation
 
-    names = ("x", "y", "groups", "subjects", "splits", "eval_share", "num", "most", "pool")
-    values = {name: getattr(args, name) for name in (*names, "guidance", "steps", "seed")}
+    names = ("x", "y", "groups", "subjects", "splits", "eval_share", "bad_rows", "repeats")
+    names += ("num", "most", "pool", "guidance", "steps", "seed")
+    values = {name: getattr(args, name) for name in names}
     config = pair_evaluation.PairEvaluation(tuple(args.runs), **values)
     return str(pair_evaluation.evaluate_pairs(config, out=args.out))
 

@@ -206,6 +206,19 @@ def test_data_of_other_shapes_than_the_export_are_refused(run, place, tmp_path):
         evaluate.main(["pairs", str(run), *data])
 
 
+def test_pairs_that_were_trained_on_are_not_taken_for_held_out_ones(run, place, tmp_path):
+    for name in "xy":
+        array = np.load(place / f"{name}.npy")
+        array[3] = np.nan
+        np.save(tmp_path / f"{name}.npy", array)
+    data = [f"--x={tmp_path}/x.npy", f"--y={tmp_path}/y.npy", f"--out={tmp_path}/out"]
+    options = ["--num=1", "--steps=2", "--pool=10", "--most=20", "--bad-rows=skip"]
+    with pytest.raises(UserError, match="mine was trained on other pairs than those that this"):
+        evaluate.main(["pairs", str(run), *data, *options])
+    evaluate.main(["pairs", str(run), *data, *options, "--eval-share=1"])
+    assert json.loads((tmp_path / "out" / "pairs.json").read_text())["pairs"] == 20
+
+
 def test_arrays_are_needed():
     with pytest.raises(UserError, match="config.data.x is empty; give arrays, such as"):
         loading.read("embedding_prior:tiny", overrides=["--config.data.x="])

@@ -25,7 +25,7 @@ from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig, locations
 SPLITS = ("train", "validation")
 BLOCK = 4096  # rows at once
 _SAMPLES = 256  # pairs that identify a data set
-SKIP = "mend them, or leave them out with --config.data.bad_rows=skip"
+SKIP = "mend them, or leave them out with config.data.bad_rows=skip (--bad-rows of evaluate)"
 
 log = logging.getLogger(__name__)
 

@@ -32,6 +32,8 @@ class PairEvaluation:
         subjects: likewise.
         splits: likewise.
         eval_share: share of the pairs that training held out; 1 = none of them was trained on.
+        bad_rows: as in `PairsConfig`.
+        repeats: likewise.
         num: samples per pair.
         most: pairs that are judged, evenly over the held-out ones.
         pool: candidates of retrieval.
@@ -47,6 +49,8 @@ class PairEvaluation:
     subjects: str = ""
     splits: str = ""
     eval_share: float = 0.1
+    bad_rows: str = "refuse"
+    repeats: str = "each"
     num: int = 16
     most: int = 2000
     pool: int = pair_report.POOL
@@ -75,7 +79,7 @@ def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
     samples: dict[str, np.ndarray] = {}
     true = np.zeros(0)
     for run, model in zip(config.runs, models, strict=True):
-        rows = _held_out(config, model)
+        rows = _held_out(config, model, run)
         true = unit(rows[TARGET]) if model.cfg.scaling == "unit" else rows[TARGET]
         for name, array in _sampled(config, model, rows).items():
             samples.setdefault(name if name in ("ridge", "mean") else _name(run, samples), array)
@@ -96,14 +100,27 @@ def _name(run: pathlib.Path, taken: dict[str, Any]) -> str:
     return name if name not in taken else f"{name} ({len(taken)})"
 
 
-def _held_out(config: PairEvaluation, model: EmbeddingPriorModel) -> dict[str, np.ndarray]:
-    """Returns the held-out pairs as batch fields of a model."""
+def _held_out(
+    config: PairEvaluation, model: EmbeddingPriorModel, run: pathlib.Path
+) -> dict[str, np.ndarray]:
+    """Returns the held-out pairs as batch fields of a model.
+
+    Raises:
+        UserError: pairs that do not fit, or of which training held out others.
+    """
     everything = config.eval_share >= 1.0
     share = 0.0 if everything else config.eval_share
     where = (config.groups, config.subjects, config.splits)
-    data = PairsConfig(config.x, config.y, *where, share)
-    split = "train" if everything else "validation"
-    source: PairSource = open_pairs(data).open_split(split, batch_spec(model.cfg))
+    data = PairsConfig(config.x, config.y, *where, share, config.bad_rows, config.repeats)
+    pairs, fields = open_pairs(data), batch_spec(model.cfg)
+    trained = (model.manifest.inputs or {}).get("data")
+    if not everything and trained not in (None, pairs.open_split("train", fields).digest):
+        raise UserError(
+            f"{run} was trained on other pairs than those that this division leaves for training; "
+            "give --x, --y, --groups, --splits, --eval-share, --bad-rows and --repeats as in "
+            "training, or --eval-share=1 for pairs of which none was trained on."
+        )
+    source: PairSource = pairs.open_split("train" if everything else "validation", fields)
     blocks = list(source.blocks(config.most))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
