@@ -1,5 +1,6 @@
 """Inputs that were edited since a split was prepared are noticed; those that moved are not."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.preparation.hostile import image, prepared, write
@@ -77,6 +80,19 @@ def test_edits_of_the_names_of_classes_are_noticed(tmp_path: pathlib.Path):
     replaced(folder / "classes.txt", b"wolf", b"bear")
     with pytest.raises(UserError, match="have changed since"):
         prepared(folder, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_edits_of_images_that_a_parquet_file_names_are_noticed(tmp_path: pathlib.Path, edit: bool):
+    folder = write(tmp_path / "in", {"0.png": image()})
+    images = [{"bytes": None, "path": "0.png"}, {"bytes": image(1), "path": "1.png"}]
+    table = pyarrow.table({"image": images, "text": ["a fox", "a wolf"]})
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    prepared(folder / "a.parquet", out=tmp_path / "out")
+    if edit:
+        (folder / "0.png").write_bytes(image(2))
+    with pytest.raises(UserError, match="changed since") if edit else contextlib.nullcontext():
+        prepared(folder / "a.parquet", out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("edit", ["caption", "image"])

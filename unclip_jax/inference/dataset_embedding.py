@@ -1,5 +1,6 @@
 """Embeds whole data sets with a frozen CLIP, resumably, in one process or several."""
 
+import operator
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -191,9 +192,9 @@ def _writer(
 def _has_rows_of(directory: pathlib.Path, source: Source) -> bool:
     """True if the rows on disk have the keys and captions of the first records of `source`."""
     rows = [row for table in stored_tables(directory) for row in table.to_pylist()]
+    fields = operator.itemgetter("key", "caption")
     return len(rows) <= len(source) and all(
-        (row["key"], row["caption"]) == (source[index]["key"], source[index]["caption"])
-        for index, row in enumerate(rows)
+        fields(row) == fields(source[index]) for index, row in enumerate(rows)
     )
 
 

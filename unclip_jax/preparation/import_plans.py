@@ -103,6 +103,7 @@ class FilePlan:
         ):
             others.others.update(listing.others)
             others.examples = {**listing.examples, **others.examples}
+            others.unlisted |= listing.unlisted
             for item in listing.items:
                 key = printable(f"{path.name}/{item.key}" if prefix else item.key)
                 skip = item.skip or _key_problem(item.key) or ("duplicate key" * (key in keys))
@@ -117,9 +118,9 @@ class FilePlan:
             )
         self.fingerprint = _fingerprint(_content(item) for item in self._items)
         stamps = {item.classes: stamp(item.classes) for item in self._items if item.classes}
-        self.signature: str | None = _fingerprint(
-            repr((item.image, item.caption, stamps.get(item.classes))) for item in self._items
-        )
+        places = ((item.image, item.caption, stamps.get(item.classes)) for item in self._items)
+        signature = _fingerprint(repr(place) for place in places)
+        self.signature: str | None = None if others.unlisted else signature
 
     def __len__(self) -> int:
         return len(self._items)
@@ -232,7 +233,7 @@ class SourcePlan:
         """Does nothing: the source manages its files."""
 
     def _record(self, index: int) -> Record:
-        """Reads a record unless it is the last one: its key is asked for after its content."""
+        """Reads a record unless it is the last one, whose key is read after its content."""
         if index != self._index:
             self._last, self._index = self._source[index], index
         return self._last

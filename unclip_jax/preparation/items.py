@@ -93,12 +93,14 @@ class Listing:
         others: suffix -> number of files that are no part of an example.
         examples: suffix -> name of the first such file.
         archives: tars and Parquet files that lie in a folder.
+        unlisted: True if rows name images that lie elsewhere and are not among the items.
     """
 
     items: list[Item] = dataclasses.field(default_factory=list)
     others: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     examples: dict[str, str] = dataclasses.field(default_factory=dict)
     archives: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    unlisted: bool = False
 
     def set_aside(self, name: str) -> None:
         """Counts a file that is no part of an example."""

@@ -54,9 +54,10 @@ def list_parquet(path: pathlib.Path, *, caption_field: str = "") -> Listing | No
         return None
     with file:
         columns, count = _columns(file.schema_arrow, caption_field), file.metadata.num_rows
+        unlisted = _names_files(file.metadata, columns.image)
     if not columns.image:
         return None
-    listing, changed = Listing(), stamp(path)
+    listing, changed = Listing(unlisted=unlisted), stamp(path)
     for row in range(count):
         image = Cell(str(path), columns.image, row, changed)
         caption = Cell(str(path), columns.caption, row, changed) if columns.caption else None
@@ -182,6 +183,20 @@ def _columns(schema: pyarrow.Schema, caption_field: str) -> Columns:
     if caption in _LABELS and not _class_names(schema, caption):
         caption = ""
     return Columns(images[0] if images else "", caption)
+
+
+def _names_files(metadata: pyarrow.parquet.FileMetaData, column: str) -> bool:
+    """True if rows may name image files instead of holding bytes, as far as statistics tell."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if chunk.path_in_schema != f"{column}.bytes":
+                continue
+            statistics = chunk.statistics
+            if statistics is None or not statistics.has_null_count or statistics.null_count:
+                return True
+    return False
 
 
 def _is_image(field: pyarrow.Field) -> bool:
