@@ -36,7 +36,7 @@ FOLDER = "embedding_prior"
 
 
 @dataclasses.dataclass(frozen=True)
-class Dalle2Prior:
+class ConvertedPrior:
     """A prior in a file of another library.
 
     Attributes:
@@ -75,7 +75,7 @@ def network_of(source: TensorSource) -> TensorSource | None:
     return None
 
 
-def read(path: pathlib.Path) -> Dalle2Prior | None:
+def read(path: pathlib.Path) -> ConvertedPrior | None:
     """Opens a prior; None if the file is of another kind.
 
     Raises:
@@ -97,7 +97,7 @@ def read(path: pathlib.Path) -> Dalle2Prior | None:
         if name.endswith("noise_scheduler.betas"):
             steps = shape[0]
     cfg = _stage(source, sizes, steps=steps, mindeye=mindeye)
-    return Dalle2Prior(cfg, source, entries(sizes, mindeye=mindeye))
+    return ConvertedPrior(cfg, source, entries(sizes, mindeye=mindeye))
 
 
 def _without_rotary(source: TensorSource) -> TensorSource:
@@ -237,7 +237,9 @@ def _block(cfg: Dalle2Config, index: int) -> list[Entry]:
     return [*table, Entry(f"{mlp}norm_hidden/scale", f"{feed}3.g")] if cfg.norm_hidden else table
 
 
-def convert(prior: Dalle2Prior, out: pathlib.Path, *, licence: str, replace: bool = False) -> str:
+def convert(
+    prior: ConvertedPrior, out: pathlib.Path, *, licence: str, replace: bool = False
+) -> str:
     """Writes OUT/embedding_prior/export; returns the name of the folder.
 
     Raises:

@@ -62,6 +62,11 @@ def convert(
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
     if (theirs := dalle2.read(sources[0])) is not None:
+        if options.dtype != "float32":
+            raise UserError(
+                f"{sources[0]} is a prior of DALLE2-pytorch or MindEye2, which is stored in "
+                f"float32; leave out --dtype={options.dtype}."
+            )
         begin(dalle2.FOLDER)
         return [dalle2.convert(theirs, out, licence=options.licence, replace=replace)]
     parts, tokenizer_dir = _stages_in(sources, options.stages)

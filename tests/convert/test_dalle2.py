@@ -1,0 +1,39 @@
+"""Priors of other libraries: what their conversion refuses (tests/parity compares the networks)."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from unclip_jax.convert import dalle2, importing
+from unclip_jax.convert.importing import ImportOptions
+from unclip_jax.core.checks import UserError
+
+Z, HEADS, HEAD_DIM = 8, 2, 4
+LAYER = f"{dalle2.LAYERS}.0"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Enough of a MindEye2 prior of one block that it is recognised."""
+    shapes = {
+        "null_brain_embeds": (3, Z),
+        "null_image_embed": (3, Z),
+        "to_time_embeds.0.1.net.2.weight": (Z, 2 * Z),
+        dalle2.BIAS: (32, HEADS),
+        f"{LAYER}.0.to_kv.weight": (2 * HEAD_DIM, Z),
+        f"{LAYER}.1.5.weight": (Z, 4 * Z),
+    }
+    path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
+    save_file({f"net.{name}": np.ones(shape, np.float32) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_another_type_than_float32_is_refused(weights, tmp_path):
+    with pytest.raises(UserError, match="stored in float32; leave out --dtype=bfloat16"):
+        importing.convert([weights], tmp_path / "run", options=ImportOptions(dtype="bfloat16"))
+
+
+def test_tensors_that_are_missing_are_listed(weights, tmp_path):
+    with pytest.raises(UserError, match=r"does not fit the architecture in \d+ tensors: .*to_q"):
+        importing.convert([weights], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
