@@ -57,6 +57,9 @@ def test_stage_by_stage_gives_the_same_images(run_dir, tmp_path, monkeypatch):
     for index in range(3):
         one, other = (read(tmp_path / n / f"{index:04d}.png") for n in ("whole", "staged"))
         assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
+    whole, staged = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "staged"))
+    for name in ("command", "request", "prior", "code_version", "labels", "options"):
+        assert staged[name] == whole[name]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(process_flags, "start_alike", lambda args: None)
     with pytest.raises(UserError, match="by-stage samples on one device; run it in one process"):

@@ -21,6 +21,7 @@ from unclip_jax.engine.handlers import text as text_requests
 from unclip_jax.engine.requests import UpscaleRequest
 from unclip_jax.inference import batch_sampling, exported_sampler, load, text_to_image
 from unclip_jax.inference.cascade import tokenise
+from unclip_jax.version import __version__
 
 OPTIONS = ["--steps=4", "--prior-steps=3", "--guidance=2"]
 CAPTIONS = [*cascades.CAPTIONS, "", "a green star"]
@@ -62,6 +63,7 @@ def test_a_bundle_is_opened_like_a_run_directory(written, tmp_path, capsys):
     images = exported_sampler.open_artefact(written).draw(["a red circle"] * 2, seed=5)
     result = engine.sample("a red circle", num=2, seed=5)
     np.testing.assert_array_equal(result.images, images)
+    assert result.record["code_version"] == __version__
     assert result.record["models"]["name"] and result.record["options"]["decoder"]["steps"] == "4"
     out = tmp_path / "out.png"
     sample.main(["a red circle", "--num=2", "--seed=5", f"--models={written}", f"--out={out}"])

@@ -6,6 +6,7 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine import request_fields
+from unclip_jax.engine.handlers import records
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.request_base import Request
 from unclip_jax.engine.requests import TextRequest
@@ -47,12 +48,12 @@ class BundleEngine:
                     "fixes it; leave it out, write another bundle, or open the run directory."
                 )
         captions = [caption for caption in request.captions for _ in range(request.num)]
-        record = {
-            "command": request.name,
-            "request": request_fields.plain(request),
-            "models": {"path": self.name, **self.describe()},
-            "options": self.artefact.card.options,
-        }
+        record = records.describe(
+            request,
+            models={"path": self.name, **self.describe()},
+            labels=captions,
+            options=self.artefact.card.options,
+        )
         images = self.artefact.draw(captions, seed=request.seed)
         return Result(images=images, labels=tuple(captions), record=record, animate=request.animate)
 

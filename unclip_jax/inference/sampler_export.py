@@ -1,4 +1,4 @@
-"""Writing the sampler as one file that exported.py runs: StableHLO, weights, tokenizers."""
+"""Writing the sampler as one file that exported_sampler.py runs: StableHLO, weights, tokenizers."""
 
 import dataclasses
 import pathlib

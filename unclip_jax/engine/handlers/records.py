@@ -36,16 +36,14 @@ def result(
         facts: further entries of the record.
         display: further fields of `Result`.
     """
-    record = {
-        "command": request.name,
-        "request": request_fields.plain(request),
-        "prior": engine.cascade.prior_name,
-        "code_version": __version__,
-        "models": {"path": engine.name, **engine.describe()},
-        "inputs": [_input(each) for each in inputs],
-        "labels": list(labels),
+    record = describe(
+        request,
+        models={"path": engine.name, **engine.describe()},
+        labels=labels,
+        prior=engine.cascade.prior_name,
+        inputs=[_input(each) for each in inputs],
         **(facts or {}),
-    }
+    )
     note = ""
     if getattr(request, "inverts_details", False):
         note = upsampler_latents.left_out(engine.cascade)
@@ -53,6 +51,20 @@ def result(
     if "animate" in record["request"]:
         display["animate"] = record["request"]["animate"]
     return Result(images=images, labels=tuple(labels), record=record, note=note, **display)
+
+
+def describe(
+    request: Request, *, models: dict[str, Any], labels: Sequence[str], **facts: Any
+) -> dict[str, Any]:
+    """Returns the record of a request, from which it can be repeated, with further entries."""
+    return {
+        "command": request.name,
+        "request": request_fields.plain(request),
+        "code_version": __version__,
+        "models": models,
+        "labels": list(labels),
+        **facts,
+    }
 
 
 def _input(image: InputImage | EncodedImage) -> dict[str, Any]:

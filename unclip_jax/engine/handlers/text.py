@@ -16,7 +16,6 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.editing.latents import Latent
-from unclip_jax.engine import request_fields
 from unclip_jax.engine.decode_batch import DecodeBatch, DecodedImages
 from unclip_jax.engine.handlers import records
 from unclip_jax.engine.inference_engine import InferenceEngine
@@ -76,13 +75,13 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
     images = batch_sampling.sample_by_stage(
         files, captions, seed=request.seed, options=options, batch_size=batch
     )
-    record = {
-        "command": request.name,
-        "request": request_fields.plain(request),
-        "prior": files.cascade.prior_name,
-        "models": {"path": name},
-        "options": dataclasses.asdict(options),
-    }
+    record = records.describe(
+        request,
+        models={"path": name},
+        labels=captions,
+        prior=files.cascade.prior_name,
+        options=dataclasses.asdict(options),
+    )
     return Result(images=images, labels=tuple(captions), record=record, animate=request.animate)
 
 
