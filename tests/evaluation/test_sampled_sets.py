@@ -87,6 +87,15 @@ def test_images_of_another_protocol_are_refused(run_dir, loaded, tmp_path):
         sample_all(sampling(run_dir, tmp_path), loaded, CAPTIONS[::-1], sampler=Draws())
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"seed": NaN'])
+def test_a_damaged_protocol_is_reported_in_one_line(run_dir, loaded, tmp_path, text):
+    sample_all(sampling(run_dir, tmp_path), loaded, CAPTIONS, sampler=Draws())
+    (tmp_path / "protocol.json").write_text(text)
+    with pytest.raises(UserError, match=r"protocol\.json.*delete the folder") as error:
+        sample_all(sampling(run_dir, tmp_path), loaded, CAPTIONS, sampler=Draws())
+    assert "\n" not in str(error.value)
+
+
 def test_parts_of_several_sizes_are_refused(tmp_path):
     for number, side in enumerate((8, 4)):
         images = np.zeros((1, side, side, 3), np.uint8)

@@ -9,7 +9,7 @@ import safetensors.numpy
 from tests.parity import prior_networks
 from tests.parity.prior_networks import torch
 from unclip_jax.convert import __main__ as command
-from unclip_jax.convert import dalle2
+from unclip_jax.convert import dalle2_pytorch
 from unclip_jax.core.checks import UserError
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 from unclip_jax.stages import embedding_prior, pair_inputs
@@ -46,7 +46,7 @@ def stored(network, path, prefix=""):
 
 
 def ours(path, x_t, t, conditions, keep):
-    prior = dalle2.read(path)
+    prior = dalle2_pytorch.read(path)
 
     @jax.jit
     def run(params, x_t, t, conditions, keep):
@@ -115,7 +115,7 @@ def test_the_command_writes_an_export_that_samples(tmp_path, capsys):
 
 def test_latents_are_scaled_as_there(tmp_path):
     network = prior_networks.PriorNetwork(DIM, **NETWORK, num_timesteps=20, num_tokens=LENGTH)
-    prior = dalle2.read(stored(network, tmp_path / "a.safetensors"))
+    prior = dalle2_pytorch.read(stored(network, tmp_path / "a.safetensors"))
     y = random(2, LENGTH, DIM)
     latent = pair_inputs.to_latent(prior.cfg, prior.params(), jnp.asarray(y))
     np.testing.assert_allclose(latent, y * DIM**0.5, rtol=1e-5)
@@ -127,14 +127,14 @@ def test_rates_of_rotary_positions_are_constants(tmp_path):
     name = "causal_transformer.layers.0.0.rotary_emb.freqs"
     rates = (10000.0 ** (-np.arange(16) / 16)).astype(np.float32)
     safetensors.numpy.save_file({**state, name: rates}, tmp_path / "a.safetensors")
-    assert name not in dalle2.read(tmp_path / "a.safetensors").source.shapes
+    assert name not in dalle2_pytorch.read(tmp_path / "a.safetensors").source.shapes
     safetensors.numpy.save_file({**state, name: rates * 2}, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="has learned .*rotary_emb.freqs, which is not supported"):
-        dalle2.read(tmp_path / "b.safetensors")
+        dalle2_pytorch.read(tmp_path / "b.safetensors")
 
 
 def test_a_tensor_that_does_not_fit_is_named(tmp_path):
     network = prior_networks.PriorNetwork(DIM, **NETWORK, num_timesteps=20, num_tokens=LENGTH)
     network.extra = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(UserError, match=r"does not fit .* in 1 tensors: extra extra \(2,\)"):
-        dalle2.read(stored(network, tmp_path / "a.safetensors")).params()
+        dalle2_pytorch.read(stored(network, tmp_path / "a.safetensors")).params()

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from unclip_jax.convert import dalle2, karlo, original, standalone_clip
+from unclip_jax.convert import dalle2_pytorch, karlo, original, standalone_clip
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict, build, check_limits
@@ -61,14 +61,14 @@ def convert(
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
-    if (theirs := dalle2.read(sources[0])) is not None:
+    if (theirs := dalle2_pytorch.read(sources[0])) is not None:
         if options.dtype != "float32":
             raise UserError(
                 f"{sources[0]} is a prior of DALLE2-pytorch or MindEye2, which is stored in "
                 f"float32; leave out --dtype={options.dtype}."
             )
-        begin(dalle2.FOLDER)
-        return [dalle2.convert(theirs, out, licence=options.licence, replace=replace)]
+        begin(dalle2_pytorch.FOLDER)
+        return [dalle2_pytorch.convert(theirs, out, licence=options.licence, replace=replace)]
     parts, tokenizer_dir = _stages_in(sources, options.stages)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:

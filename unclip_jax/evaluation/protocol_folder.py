@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import write_atomically
 
@@ -28,11 +29,13 @@ def claim(
         folder: name of the folder inside `out` that holds them.
 
     Raises:
-        UserError: the folder holds results of another protocol.
+        UserError: the folder holds results of another protocol, or a damaged one.
     """
     path = out / PROTOCOL
     if path.is_file():
-        stored = json.loads(path.read_text())
+        stored = json_text.parse_object(
+            path.read_bytes(), where=str(path), advice="delete the folder, or give another --out."
+        )
         for name in sorted(protocol.keys() | stored.keys()):
             if protocol.get(name) != stored.get(name):
                 raise UserError(

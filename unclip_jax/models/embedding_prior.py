@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.types import Steps
-from unclip_jax.models.dalle2_prior import Dalle2Config, Dalle2Network
+from unclip_jax.models.dalle2_pytorch_prior import Dalle2PytorchConfig, Dalle2PytorchNetwork
 from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
 from unclip_jax.models.token_denoiser import TokenDenoiser
 from unclip_jax.parallel.axes import sharded
@@ -81,9 +81,9 @@ class EmbeddingPriorConfig:
         num_timesteps: length of the trained chain.
         remat: "none", "block" or "dots".
         dtype: compute dtype.
-        dalle2: the network of DALLE2-pytorch or MindEye2 in the place of ours, of which width,
-            depth, heads, vector_tokens, causal and queries are then ignored; its conditions are
-            z_txt (and caption features), or a sequence as long as the target.
+        dalle2_pytorch: the network of DALLE2-pytorch or MindEye2 in the place of ours, of which
+            width, depth, heads, vector_tokens, causal and queries are then ignored; its conditions
+            are z_txt (and caption features), or a sequence as long as the target.
     """
 
     conditions: tuple[ConditionConfig, ...]
@@ -100,12 +100,12 @@ class EmbeddingPriorConfig:
     num_timesteps: int = 1000
     remat: str = "none"
     dtype: str = "float32"
-    dalle2: Dalle2Config | None = None
+    dalle2_pytorch: Dalle2PytorchConfig | None = None
 
     def __post_init__(self):
         positive("config.model.model.vector_tokens", self.vector_tokens)
-        if self.dalle2 is not None:
-            self._check_dalle2(self.dalle2)
+        if self.dalle2_pytorch is not None:
+            self._check_dalle2_pytorch(self.dalle2_pytorch)
         if len(self.target) not in (1, 2) or min(self.target) < 1:
             raise UserError(
                 f"config.model.model.target is {list(self.target)}; give [z] for a vector or "
@@ -119,15 +119,19 @@ class EmbeddingPriorConfig:
                 "causal attention hides later tokens from them; set causal to False."
             )
 
-    def _check_dalle2(self, dalle2: Dalle2Config) -> None:
+    def _check_dalle2_pytorch(self, network: Dalle2PytorchConfig) -> None:
         """Refuses conditions that the network of those libraries does not read."""
-        z, lone = self.target[-1], dalle2.queries == "last"
-        shapes = [(z,) if lone else self.target, *([(dalle2.context, z)] if dalle2.context else [])]
+        z, lone = self.target[-1], network.queries == "last"
+        shapes = [
+            (z,) if lone else self.target,
+            *([(network.context, z)] if network.context else []),
+        ]
         if self.ridge or [one.shape for one in self.conditions] != shapes or self.ragged:
             listed = ", ".join(str(list(shape)) for shape in shapes)
             raise UserError(
-                f"config.model.model.dalle2 is a network with conditions of the shapes {listed}, "
-                "without a ridge regression; set config.model.model.ridge to False and give those."
+                "config.model.model.dalle2_pytorch is a network with conditions of the shapes "
+                f"{listed}, without a ridge regression; set config.model.model.ridge to False "
+                "and give those."
             )
 
     @property
@@ -240,7 +244,7 @@ class EmbeddingPrior(TokenDenoiser):
         return jnp.where(real[..., None], tokens, null[None].astype(tokens.dtype))
 
 
-class Dalle2Prior(nn.Module):
+class Dalle2PytorchPrior(nn.Module):
     """The network of DALLE2-pytorch or MindEye2 with the arguments of `EmbeddingPrior`."""
 
     cfg: EmbeddingPriorConfig
@@ -258,7 +262,7 @@ class Dalle2Prior(nn.Module):
     ) -> Target:
         """Computes the raw output, of the shape of `x_t`."""
         cfg, (length, z) = self.cfg, self.cfg.tokens
-        assert cfg.dalle2 is not None
+        assert cfg.dalle2_pytorch is not None
         first, *others = cfg.conditions
         options = {}
         for other in others:
@@ -267,7 +271,9 @@ class Dalle2Prior(nn.Module):
         if keep is not None:
             options |= {"keep": keep[:, 0], **({"keep_features": keep[:, 1]} if others else {})}
         condition = conditions[first.name]
-        network = Dalle2Network(cfg.dalle2, length, z, cfg.num_timesteps, cfg.dtype, name="dalle2")
+        network = Dalle2PytorchNetwork(
+            cfg.dalle2_pytorch, length, z, cfg.num_timesteps, cfg.dtype, name="dalle2_pytorch"
+        )
         x = x_t.reshape(len(x_t), length, z)
         out = network(x, t, condition=condition.reshape(len(x), -1, z), **options)
         return out.reshape(x_t.shape)
@@ -275,7 +281,7 @@ class Dalle2Prior(nn.Module):
 
 def make_denoiser(cfg: EmbeddingPriorConfig) -> nn.Module:
     """Creates the network that predicts the target of a diffusion."""
-    return EmbeddingPrior(cfg) if cfg.dalle2 is None else Dalle2Prior(cfg)
+    return EmbeddingPrior(cfg) if cfg.dalle2_pytorch is None else Dalle2PytorchPrior(cfg)
 
 
 class Regressor(nn.Module):

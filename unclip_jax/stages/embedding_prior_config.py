@@ -58,7 +58,9 @@ class EmbeddingPriorStageConfig:
                 "config.model.scaling is 'unit', which is for vectors; use 'standardised' or 'raw' "
                 "for sequences."
             )
-        if self.encoder.width and (self.method != "diffusion" or self.model.dalle2 is not None):
+        if self.encoder.width and (
+            self.method != "diffusion" or self.model.dalle2_pytorch is not None
+        ):
             raise UserError(
                 "config.model.encoder is for method 'diffusion' and the network of this project; "
                 "set config.model.encoder.width to 0."

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import dalle2, importing
+from unclip_jax.convert import dalle2_pytorch, importing
 from unclip_jax.convert.importing import ImportOptions
 from unclip_jax.core.checks import UserError
 
 Z, HEADS, HEAD_DIM = 8, 2, 4
-LAYER = f"{dalle2.LAYERS}.0"
+LAYER = f"{dalle2_pytorch.LAYERS}.0"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def weights(tmp_path_factory):
         "null_brain_embeds": (3, Z),
         "null_image_embed": (3, Z),
         "to_time_embeds.0.1.net.2.weight": (Z, 2 * Z),
-        dalle2.BIAS: (32, HEADS),
+        dalle2_pytorch.BIAS: (32, HEADS),
         f"{LAYER}.0.to_kv.weight": (2 * HEAD_DIM, Z),
         f"{LAYER}.1.5.weight": (Z, 4 * Z),
     }

@@ -1,4 +1,4 @@
-"""Seeded damage to files and folders, as disks, copies, editors and strangers cause it."""
+"""Seeded damage to files and folders, as disks, copies, editors and attackers cause it."""
 
 import json
 import os
@@ -141,7 +141,7 @@ def change_value(tree: Any, rng: Random) -> str:
     return json.dumps(tree)
 
 
-def mutate(root: pathlib.Path, rng: Random) -> str:
+def damage(root: pathlib.Path, rng: Random) -> str:
     """Damages one file of a folder, or a file; returns what was done."""
     files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     path = files[rng.integers(len(files))]
@@ -149,13 +149,13 @@ def mutate(root: pathlib.Path, rng: Random) -> str:
         path.write_text(change_value(json.loads(path.read_text()), rng))
         return f"value in {path.name}"
     if path.suffix in (".unclip", ".npz") and rng.integers(2):
-        return mutate_member(path, rng)
+        return damage_member(path, rng)
     damage = BYTES[rng.integers(len(BYTES))]
     damage(path, rng)
     return f"{damage.__name__} {path.relative_to(root) if root.is_dir() else path.name}"
 
 
-def mutate_member(path: pathlib.Path, rng: Random) -> str:
+def damage_member(path: pathlib.Path, rng: Random) -> str:
     """Damages a member of a zip file, whose check sum is written anew."""
     import zipfile
 

@@ -22,7 +22,7 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Params
 from unclip_jax.handoff.export import write_export
 from unclip_jax.handoff.manifest import Manifest
-from unclip_jax.models.dalle2_prior import BUCKETS, Dalle2Config, rotary_rates
+from unclip_jax.models.dalle2_pytorch_prior import BUCKETS, Dalle2PytorchConfig, rotary_rates
 from unclip_jax.models.embedding_prior import ConditionConfig, EmbeddingPriorConfig
 from unclip_jax.stages import embedding_prior
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
@@ -31,7 +31,7 @@ from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 PREFIXES = ("", "net.", "diffusion_prior.net.", "model.net.", "module.net.")
 LAYERS = "causal_transformer.layers"
 BIAS = "causal_transformer.rel_pos_bias.relative_attention_bias.weight"
-TIMESTEPS = {"dalle2": 1000, "mindeye2": 100}  # of the published priors
+TIMESTEPS = {"dalle2_pytorch": 1000, "mindeye2": 100}  # of the published priors
 FOLDER = "embedding_prior"
 
 
@@ -90,7 +90,7 @@ def read(path: pathlib.Path) -> ConvertedPrior | None:
     source = _without_rotary(source)
     mindeye = "null_brain_embeds" in source.shapes
     sizes = _sizes(source, mindeye=mindeye)
-    steps = TIMESTEPS["mindeye2" if mindeye else "dalle2"]
+    steps = TIMESTEPS["mindeye2" if mindeye else "dalle2_pytorch"]
     if (table := source.shapes.get("to_time_embeds.0.weight")) is not None:
         steps = table[0]
     for name, shape in whole.shapes.items():
@@ -114,7 +114,7 @@ def _without_rotary(source: TensorSource) -> TensorSource:
     return source.without(names)
 
 
-def _sizes(source: TensorSource, *, mindeye: bool) -> Dalle2Config:
+def _sizes(source: TensorSource, *, mindeye: bool) -> Dalle2PytorchConfig:
     """Reads the sizes of a network off the shapes of its tensors."""
     shapes = source.shapes
     z = shapes["null_image_embed"][-1]
@@ -134,7 +134,7 @@ def _sizes(source: TensorSource, *, mindeye: bool) -> Dalle2Config:
         rows = shapes.get("learned_query", (0,))[0]
         tokens = shapes["null_image_embed"][0]
         queries = {0: "none", tokens: "positions"}.get(rows, "all_positions")
-    return Dalle2Config(
+    return Dalle2PytorchConfig(
         depth=depth,
         heads=heads,
         head_dim=shapes[f"{LAYERS}.0.0.to_kv.weight"][0] // 2,
@@ -158,7 +158,7 @@ def _spread(source: TensorSource, name: str, z: int) -> int:
 
 
 def _stage(
-    source: TensorSource, sizes: Dalle2Config, *, steps: int, mindeye: bool
+    source: TensorSource, sizes: Dalle2PytorchConfig, *, steps: int, mindeye: bool
 ) -> EmbeddingPriorStageConfig:
     """Returns the stage: scaled by the square root of the width, target x_0, cosine schedule."""
     length, z = source.shapes["null_image_embed"]
@@ -177,7 +177,7 @@ def _stage(
         ridge=False,
         skips=False,
         num_timesteps=steps,
-        dalle2=sizes,
+        dalle2_pytorch=sizes,
     )
     return EmbeddingPriorStageConfig(
         network,
@@ -187,7 +187,7 @@ def _stage(
     )
 
 
-def entries(cfg: Dalle2Config, *, mindeye: bool) -> list[Entry]:
+def entries(cfg: Dalle2PytorchConfig, *, mindeye: bool) -> list[Entry]:
     """Returns the table of the network's tensors."""
     table = [Entry("distances", BIAS)]
     null = "null_brain_embeds" if mindeye else "null_text_embeds"
@@ -217,10 +217,10 @@ def entries(cfg: Dalle2Config, *, mindeye: bool) -> list[Entry]:
         table.append(Entry("norm_out/scale", f"{top}norm.g"))
     if cfg.project:
         table.append(Entry("out/kernel", f"{top}project_out.weight", "linear"))
-    return tensor_table.under(table, leaf="dalle2/")
+    return tensor_table.under(table, leaf="dalle2_pytorch/")
 
 
-def _block(cfg: Dalle2Config, index: int) -> list[Entry]:
+def _block(cfg: Dalle2PytorchConfig, index: int) -> list[Entry]:
     ours, theirs = f"attention_{index}/", f"{LAYERS}.{index}.0."
     mlp, feed = f"mlp_{index}/", f"{LAYERS}.{index}.1."
     table = [

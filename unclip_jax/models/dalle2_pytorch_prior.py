@@ -33,7 +33,7 @@ Tokens = Float[Array, " b l d"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Dalle2Config:
+class Dalle2PytorchConfig:
     """Sizes and variant of the transformer.
 
     Attributes:
@@ -74,12 +74,12 @@ class Dalle2Config:
     rotary: bool = True
 
     def __post_init__(self):
-        one_of("dalle2.queries", self.queries, QUERIES)
+        one_of("dalle2_pytorch.queries", self.queries, QUERIES)
         for name in ("depth", "heads", "head_dim", "text_tokens", "time_tokens", "image_tokens"):
-            positive(f"dalle2.{name}", getattr(self, name))
+            positive(f"dalle2_pytorch.{name}", getattr(self, name))
 
 
-class Dalle2Network(nn.Module):
+class Dalle2PytorchNetwork(nn.Module):
     """Predicts the target of a diffusion from tokens of the conditions.
 
     Attributes:
@@ -90,7 +90,7 @@ class Dalle2Network(nn.Module):
         dtype: compute dtype.
     """
 
-    cfg: Dalle2Config
+    cfg: Dalle2PytorchConfig
     tokens: int
     width: int
     num_timesteps: int
@@ -243,7 +243,7 @@ class Gain(nn.Module):
 class Dalle2Attention(nn.Module):
     """Multi-query attention by cosine, with a null key; see the module docstring."""
 
-    cfg: Dalle2Config
+    cfg: Dalle2PytorchConfig
     dtype: jnp.dtype
 
     @nn.compact
@@ -275,7 +275,7 @@ class Dalle2Attention(nn.Module):
 class Dalle2Mlp(nn.Module):
     """Norm, gated linear map with SiLU, linear map."""
 
-    cfg: Dalle2Config
+    cfg: Dalle2PytorchConfig
     dtype: jnp.dtype
 
     @nn.compact

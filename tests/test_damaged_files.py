@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from tests import mutations
+from tests import damage
 from tests.convert import test_kinds as weights
 from unclip_jax.convert import importing
 from unclip_jax.core import digests
@@ -29,7 +29,7 @@ from unclip_jax.handoff.export import params_id
 from unclip_jax.inference import exported_sampler, load
 
 SECONDS = 60  # for one file; what takes longer counts as a hang
-# Subject -> mutations in the nightly tier, and in the usual one.
+# Subject -> number of damaged copies in the nightly tier, and in the usual one.
 COUNTS = {
     "export": (1400, 20),
     "bundle": (600, 10),
@@ -201,8 +201,8 @@ def damage_all(subject: str, place: pathlib.Path, *, count: int) -> dict[str, in
     wrong = []
     for seed in range(count):
         rng = np.random.default_rng([seed, *subject.encode()])
-        copied = mutations.copy(whole, place / f"copy{whole.suffix}")
-        what = mutations.mutate(copied, rng)
+        copied = damage.copy(whole, place / f"copy{whole.suffix}")
+        what = damage.damage(copied, rng)
         result = outcome(read, copied, expected)
         results[result] = results.get(result, 0) + 1
         if result not in allowed:
