@@ -69,13 +69,36 @@ def test_every_value_occurs(train):
         assert min(counts.values()) > MANY / len(values) / 3
 
 
-def test_independent_attributes_have_their_shares(train):
-    """Mouths and clothes touch no rule of the sampler."""
+@pytest.mark.parametrize("place", range(world.SIBLINGS))
+def test_independent_attributes_have_their_shares(train, place):
+    """Mouths and clothes touch no rule of the sampler; every place in a family has its own test."""
+    examples = train[place :: world.SIBLINGS]
+    count = len(examples)
     for name in ("mouth", "clothes"):
-        counts = Counter(getattr(example.portrait, name) for example in train)
+        counts = Counter(getattr(example.portrait, name) for example in examples)
         share = 1 / len(ATTRIBUTES[name])
-        spread = math.sqrt(MANY * share * (1 - share))
-        assert all(abs(count - MANY * share) < 4 * spread for count in counts.values())
+        spread = math.sqrt(count * share * (1 - share))
+        assert all(abs(number - count * share) < 4 * spread for number in counts.values())
+
+
+def test_siblings_share_colours_and_differ_in_details(train):
+    exchanged = changes = 0
+    for start in range(0, MANY, world.SIBLINGS):
+        family = [example.portrait for example in train[start : start + world.SIBLINGS]]
+        assert len({to_spec(portrait) for portrait in family}) == world.SIBLINGS
+        assert len({portrait.background for portrait in family}) == 1
+        first, *siblings = family
+        for sibling in siblings:
+            changes += sum(
+                getattr(sibling, name) != getattr(first, name) for name in world.RESAMPLED
+            )
+            if "hair_colour" in hidden(first) | hidden(sibling):
+                continue
+            assert set(_pair(sibling)) == set(_pair(first))
+            exchanged += _pair(sibling) != _pair(first)
+    siblings = MANY * (1 - 1 / world.SIBLINGS)
+    assert exchanged > siblings / 20
+    assert 1 < changes / siblings < 3
 
 
 def test_portraits_are_legible_and_hide_first_values(train, compositional):

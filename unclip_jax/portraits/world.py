@@ -1,12 +1,15 @@
 """The examples of a split: portraits by index, with captions that are true of them.
 
 A portrait depends on (split, seed, index) alone, so any range of any split can be generated
-anywhere, in any order. Random streams are Python's, used through `random()` only, whose sequence
+anywhere, in any order. Training portraits come in families of `SIBLINGS`: neighbours differ in
+details, or in the order of their colours, so that a contrastive batch that keeps families together
+cannot be solved by colours alone (hard negatives; Yuksekgonul et al. 2022, arXiv 2210.01936).
+Random streams are Python's, used through `random()` only, whose sequence
 is guaranteed across versions.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from unclip_jax.core.checks import in_range, one_of
@@ -26,6 +29,10 @@ from unclip_jax.portraits.vocabulary import (
 
 T = TypeVar("T")
 
+SIBLINGS = 4  # training portraits per family
+RESAMPLED = ("hair", "facial_hair", "glasses", "eyes", "mouth", "clothes")
+CHANGES = 1 / 3  # probability that a sibling gets a new value of one of them
+EXCHANGED = 1 / 3  # and, where both have both colours, that hair and clothes exchange theirs
 PARAPHRASES = 6  # captions per portrait, at most; the example's own comes first
 # How often a value is sampled, relative to 1; the common face wears nothing on it.
 WEIGHTS: dict[str, dict[str, float]] = {
@@ -63,13 +70,11 @@ def example(split: str, *, seed: int, index: int) -> Example:
     one_of("split", split, SPLITS)
     in_range("portrait index", index, 0, float("inf"))
     rng = random.Random(f"portraits {WORLD_VERSION} {seed} {split} {index}")
-    while True:
-        portrait = _sample(rng)
-        unseen = hidden(portrait)
-        pair = (portrait.hair_colour, portrait.clothes_colour)
-        unusual = pair in held_out() and "hair_colour" not in unseen
-        if unusual == (split == "compositional") and legible(portrait):
-            break
+    if split == "train":
+        name = f"portraits {WORLD_VERSION} {seed} family {index // SIBLINGS}"
+        portrait = _family(random.Random(name))[index % SIBLINGS]
+    else:
+        portrait = _first_valid(lambda: _sample(rng), unusual=split == "compositional")
     return Example(portrait, _captions(rng, portrait))
 
 
@@ -83,12 +88,48 @@ def legible(portrait: Portrait) -> bool:
     return not any(too_close(one, other) for one, other in pairs)
 
 
+def _first_valid(sample: Callable[[], Portrait], *, unusual: bool) -> Portrait:
+    """Samples until a portrait is legible and its pair of colours (un)usual."""
+    while True:
+        portrait = sample()
+        pair = (portrait.hair_colour, portrait.clothes_colour)
+        is_unusual = pair in held_out() and "hair_colour" not in hidden(portrait)
+        if is_unusual == unusual and legible(portrait):
+            return portrait
+
+
 def _sample(rng: random.Random) -> Portrait:
-    """Samples every attribute on its own; what cannot be seen has its first value."""
-    values = {name: _weighted(rng, name) for name in ATTRIBUTES}
-    for name in hidden(Portrait(**values)):
-        values[name] = ATTRIBUTES[name][0]
-    return Portrait(**values)
+    """Samples every attribute on its own."""
+    return _without_hidden({name: _weighted(rng, name) for name in ATTRIBUTES})
+
+
+def _without_hidden(values: dict[str, str]) -> Portrait:
+    """Returns the portrait of `values`; what cannot be seen has its first value."""
+    unseen = {name: ATTRIBUTES[name][0] for name in hidden(Portrait(**values))}
+    return Portrait(**{**values, **unseen})
+
+
+def _family(rng: random.Random) -> list[Portrait]:
+    """Samples `SIBLINGS` portraits, no two of which all captions fit alike."""
+    family = [_first_valid(lambda: _sample(rng), unusual=False)]
+    while len(family) < SIBLINGS:
+        sibling = _first_valid(lambda: _sibling(rng, family[0]), unusual=False)
+        if to_spec(sibling) not in [to_spec(other) for other in family]:
+            family.append(sibling)
+    return family
+
+
+def _sibling(rng: random.Random, first: Portrait) -> Portrait:
+    """Samples some details and the skin anew; some siblings exchange their colours."""
+    values = dict(vars(first))
+    for name in RESAMPLED:
+        if rng.random() < CHANGES:
+            values[name] = _weighted(rng, name)
+    values["skin"] = _weighted(rng, "skin")
+    hair, cloth = first.hair_colour, first.clothes_colour
+    if rng.random() < EXCHANGED and hair in CLOTHES_COLOURS and cloth in HAIR_COLOURS:
+        values["hair_colour"], values["clothes_colour"] = cloth, hair
+    return _without_hidden(values)
 
 
 def _weighted(rng: random.Random, name: str) -> str:
