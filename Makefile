@@ -6,15 +6,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 SHELL := bash
-# karlo: the miniature in the form that diffusers has classes for (docs/weights.md)
-SIZE ?= shapes
+# portraits, shapes, or karlo: the miniature in the form that diffusers has classes for (docs/weights.md)
+SIZE ?= portraits
 PYTEST := $(BIN)/python -m pytest
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test lint types check nightly parity mutants clean
+.PHONY: help setup demo train-demo test lint types check nightly parity mutants clean
 
 help:  ## Show this list.
-	@sed -n 's/^\([a-z]*\):.*##/  make \1 \t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1 \t/p' Makefile
 
 setup: $(VENV)/.unclip_jax  ## Create .venv and install the package with its tools.
 
@@ -26,13 +26,13 @@ $(VENV)/.unclip_jax: setup.py pyproject.toml unclip_jax/version.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## Train every stage in miniature, judge it, and draw runs/shapes/samples.png.
+demo: train-demo
+
+train-demo: setup  ## Train every stage in miniature, judge it, and draw runs/portraits/samples.png.
 	@PYTHON=$(BIN)/python launch/cascade $(SIZE)
 	@. launch/env.sh && $(BIN)/python -m unclip_jax.evaluate --models=runs/$(SIZE) --data=runs/$(SIZE)/data
 	@. launch/env.sh && $(BIN)/python -m unclip_jax.sample --models=runs/$(SIZE) --out=runs/$(SIZE)/samples.png --num=2 \
-		'a red circle above a blue square' 'a large purple heart' 'three green stars' \
-		'a yellow triangle left of a pink ring on a navy background' \
-		'two orange diamonds on a mint background' 'a small green cross below a blue circle'
+		--captions=launch/captions/$(if $(filter portraits,$(SIZE)),portraits,shapes).txt
 
 test: setup  ## Run the tests.
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not nightly and not parity'

@@ -38,8 +38,10 @@ _MODULES = {
 }
 
 
-def open(path: "str | pathlib.Path", **options: Any) -> "InferenceEngine | BundleEngine":
-    """Opens trained models or a bundle of them; see `engine.bundle_engine.open_engine`."""
+def open(
+    path: "str | pathlib.Path | None" = None, **options: Any
+) -> "InferenceEngine | BundleEngine":
+    """Opens trained models, by default installed ones; see `engine.bundle_engine.open_engine`."""
     from unclip_jax.engine.bundle_engine import open_engine
 
     return open_engine(path, **options)

@@ -6,6 +6,7 @@ import pytest
 
 from unclip_jax import demo
 from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import shipped
 
 
 @pytest.mark.parametrize(
@@ -16,11 +17,12 @@ from unclip_jax.core.checks import UserError
         (["--max-images=0"], "--max-images is 0"),
         (["--max-waiting=-1"], "--max-waiting is -1"),
         (["--models=x", "--embeddings=x"], "no embeddings in x: it has no metadata"),
-        ([], "no finished models in runs/shapes; `make demo` builds them"),
+        ([], "no trained models .*or train them with `make train-demo`"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=message):
         demo.main(arguments)

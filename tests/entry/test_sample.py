@@ -9,7 +9,9 @@ from PIL import Image, ImageChops
 from tests import cascades
 from unclip_jax import sample
 from unclip_jax.cli import process_flags
+from unclip_jax.convert import compact
 from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import shipped
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +131,19 @@ def test_a_folder_without_models_says_what_to_give(tmp_path):
         sample.main([f"--models={tmp_path}", "x"])
 
 
-def test_without_models_those_of_make_demo_are_taken(run_dir, tmp_path, monkeypatch):
+def test_without_models_installed_ones_are_taken(run_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path / "weights")
     for arguments in (["x"], ["upscale", "x.png"], ["interpolate", "x.png", "y.png"]):
         with pytest.raises(
-            UserError, match=r"no finished models in runs/shapes; `make demo` build"
+            UserError, match=r"no trained models .*train them with `make train-demo"
         ):
             sample.main(arguments)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "shapes").symlink_to(run_dir)
-    sample.main(["a red circle", "--steps=4"])
-    assert json.loads((tmp_path / "samples.json").read_text())["models"]["path"] == "runs/shapes"
+    small = tmp_path / "weights" / shipped.DEFAULT
+    compact.write(run_dir, small)
+    for arguments, path in (([], small), (["--models=portraits"], small)):
+        sample.main(["a red circle", "--steps=4", *arguments])
+        assert json.loads((tmp_path / "samples.json").read_text())["models"]["path"] == str(path)
+    first = (tmp_path / "samples" / "0000.png").read_bytes()
+    sample.main(["a red circle", "--steps=4", f"--models={run_dir}"])
+    assert (tmp_path / "samples" / "0000.png").read_bytes() == first  # both in float32

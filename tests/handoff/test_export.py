@@ -1,5 +1,6 @@
 """Exports are whole or absent, identical when read back, and never cost what was there before."""
 
+import dataclasses
 import errno
 import os
 import pathlib
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import export, load
@@ -43,23 +45,29 @@ def assert_same(a: dict, b: dict) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def replaced(**fields) -> Manifest:
+    return dataclasses.replace(UPSAMPLER, **fields)
+
+
 def write(directory: pathlib.Path, params: dict, **keywords) -> Manifest:
     keywords = {"manifest": UPSAMPLER, "tokenizer_dir": None} | keywords
     return export.write_export(directory, params=params, **keywords)
 
 
-def test_write_then_read_is_identity(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("layout", export.LAYOUTS)
+def test_write_then_read_is_identity(tmp_path: pathlib.Path, layout: str):
     params = make_params()
-    written = write(tmp_path / "a" / "export", params)
+    written = write(tmp_path / "a" / "export", params, layout=layout)
     assert_same(load.read_params(tmp_path / "a" / "export", abstract=abstract(params)), params)
     assert load.read_manifest(tmp_path / "a" / "export") == written
     assert written.parameters == 8 * 16 + 16 + 1
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["export"]
 
 
-def test_bfloat16_rounds_to_nearest_and_leaves_integers(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("layout", export.LAYOUTS)
+def test_bfloat16_rounds_to_nearest_and_leaves_integers(tmp_path: pathlib.Path, layout: str):
     params = make_params(7)
-    write(tmp_path / "export", params, dtype="bfloat16")
+    write(tmp_path / "export", params, dtype="bfloat16", layout=layout)
     back = load.read_params(tmp_path / "export", abstract=abstract(params))
     bits = np.asarray(params["dense"]["kernel"]).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
@@ -70,6 +78,71 @@ def test_bfloat16_rounds_to_nearest_and_leaves_integers(tmp_path: pathlib.Path):
 def test_unknown_dtype_is_refused(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="unknown export dtype 'bf16'"):
         write(tmp_path / "export", make_params(), dtype="bf16")
+
+
+def test_unknown_layout_is_refused(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="unknown export layout 'npz'"):
+        write(tmp_path / "export", make_params(), layout="npz")
+
+
+def test_a_single_file_holds_the_parameters(tmp_path: pathlib.Path):
+    """As the safetensors package reads it, by the paths of the parameters."""
+    write(tmp_path / "export", make_params(3), dtype="bfloat16", layout="safetensors")
+    names = sorted(path.name for path in (tmp_path / "export").iterdir())
+    assert names == ["manifest.json", "params.safetensors"]
+    tensors = load_file(tmp_path / "export" / "params.safetensors")
+    assert {name: (str(t.dtype), t.shape) for name, t in tensors.items()} == {
+        "count": ("int32", ()),
+        "dense/bias": ("bfloat16", (16,)),
+        "dense/kernel": ("bfloat16", (8, 16)),
+    }
+    shapes = load.stored_shapes(tmp_path / "export")
+    assert shapes["dense"]["kernel"] == jax.ShapeDtypeStruct((8, 16), jnp.bfloat16)
+
+
+def test_content_digest_covers_the_single_file(tmp_path: pathlib.Path):
+    write(tmp_path / "a", make_params(1), layout="safetensors")
+    write(tmp_path / "b", make_params(1), layout="safetensors", manifest=replaced(step=2))
+    write(tmp_path / "c", make_params(2), layout="safetensors")
+    first, same, other = (load.content_digest(tmp_path / name) for name in "abc")
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "export is incomplete: it lacks params.safetensors; copy"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "digest of params.safetensors"),
+        (lambda path: path.write_bytes(b""), "digest of params.safetensors differs"),
+    ],
+    ids=["missing", "truncated", "empty"],
+)
+def test_damage_of_the_single_file_is_named(tmp_path: pathlib.Path, damage, message: str):
+    params = make_params()
+    write(tmp_path / "export", params, layout="safetensors")
+    damage(tmp_path / "export" / "params.safetensors")
+    with pytest.raises(UserError, match=message):
+        load.read_params(tmp_path / "export", abstract=abstract(params))
+
+
+def test_a_truncated_single_file_is_refused_without_digests(tmp_path: pathlib.Path, monkeypatch):
+    params = make_params()
+    write(tmp_path / "export", params, layout="safetensors")
+    path = tmp_path / "export" / "params.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    monkeypatch.setenv("UNCLIP_SKIP_DIGESTS", "1")
+    with pytest.raises(UserError, match="cannot be read .*Copy or export the stage again"):
+        load.read_params(tmp_path / "export", abstract=abstract(params))
+    with pytest.raises(UserError, match="holds no readable params.safetensors"):
+        load.stored_shapes(tmp_path / "export")
+
+
+def test_other_shapes_in_the_single_file_are_listed(tmp_path: pathlib.Path):
+    write(tmp_path / "export", make_params(), layout="safetensors")
+    expected = abstract(make_params())
+    expected["dense"]["bias"] = jax.ShapeDtypeStruct((17,), jnp.float32)
+    with pytest.raises(UserError, match=r"dense/bias: expected \(17,\), found \(16,\)"):
+        load.read_params(tmp_path / "export", abstract=expected)
 
 
 def test_tokenizer_files_come_along(tmp_path: pathlib.Path):

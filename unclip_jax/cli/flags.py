@@ -9,13 +9,13 @@ from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine.request_fields import MAX_TEXT
 
-DEFAULT_MODELS = pathlib.Path("runs/shapes")  # what `make demo` builds
-
 
 def add_models(parser: argparse.ArgumentParser, *, public: bool = False) -> None:
     """Adds --models, for `run_directory`; with `public`, Karlo's folder is named as well."""
     where = "run directory, or Karlo's" if public else "run directory"
-    parser.add_argument("--models", type=pathlib.Path, help=f"{where} (default: {DEFAULT_MODELS})")
+    parser.add_argument(
+        "--models", type=pathlib.Path, help=f"{where} (default: the models installed with unclip)"
+    )
     add_skip_digests(parser)
 
 
@@ -39,22 +39,14 @@ def add_skip_digests(parser: argparse.ArgumentParser) -> None:
 
 
 def run_directory(models: pathlib.Path | None) -> pathlib.Path:
-    """Returns `models`, or the directory that `make demo` fills.
+    """Returns the run directory of --models; see `shipped.run_directory`.
 
     Raises:
-        UserError: `models` is None and that directory is empty.
+        UserError: `models` is None and no trained models are installed.
     """
-    from unclip_jax.handoff import load
-    from unclip_jax.handoff.export import MANIFEST
+    from unclip_jax.handoff import shipped
 
-    if models is not None:
-        return models
-    if not (load.locate(DEFAULT_MODELS / "decoder" / "export") / MANIFEST).is_file():
-        raise UserError(
-            f"--models was not given and there are no finished models in {DEFAULT_MODELS}; "
-            "`make demo` builds them."
-        )
-    return DEFAULT_MODELS
+    return shipped.run_directory(models)
 
 
 def check_captions(captions: Sequence[str]) -> None:

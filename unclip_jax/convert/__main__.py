@@ -2,6 +2,7 @@ r"""Converts public weights to exports of this package, and back.
 
     python -m unclip_jax.convert SRC [SRC2 ...] --out=RUN [--dtype=bfloat16]
     python -m unclip_jax.convert RUN --out=DIR --to=diffusers
+    python -m unclip_jax.convert RUN --out=DIR --to=compact --dtype=bfloat16
 
 SRC is a pipeline directory of diffusers (Karlo; Kandinsky's prior), a CLIP directory of
 transformers, or a file of OpenAI's or open_clip's CLIP; docs/weights.md has the table. It becomes a
@@ -9,6 +10,7 @@ run directory, RUN/STAGE/export, which `sample`, `embed` and `train --config.ini
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
 
 DTYPES = ("float32", "bfloat16")
-LAYOUTS = ("unclip_jax", "diffusers", "safetensors")
+LAYOUTS = ("unclip_jax", "compact", "diffusers", "safetensors")
 
 
 def parser() -> Parser:
@@ -32,7 +34,7 @@ def parser() -> Parser:
     add("--dtype", default="float32", help="float32 or bfloat16")
     add("--tokenizer", type=pathlib.Path, help="folder, where the source has none")
     add("--clip", type=pathlib.Path, help="export of the CLIP of a source without one")
-    add("--licence", help="terms of the weights, for the manifests; default: Karlo's")
+    add("--licence", help="terms of the weights, for the manifests; default of SRC: Karlo's")
     return parser
 
 
@@ -40,9 +42,13 @@ def main(argv: Sequence[str]) -> None:
     """Converts in one direction or the other."""
     args = parser().parse_args(argv)
     one_of("--dtype", args.dtype, DTYPES)
-    from unclip_jax.convert import diffusers, importing
+    from unclip_jax.convert import compact, diffusers, importing
 
-    writers = {"diffusers": diffusers.write, "safetensors": diffusers.write_plain}
+    writers = {
+        "compact": functools.partial(compact.write, licence=args.licence or ""),
+        "diffusers": diffusers.write,
+        "safetensors": diffusers.write_plain,
+    }
     if args.to in writers:
         if len(args.source) > 1:
             raise UserError("--to takes one run directory; give one source.")

@@ -5,13 +5,11 @@ Others are refused with the option that differs; `--to=safetensors` writes any s
 tensors.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,39 +22,29 @@ from unclip_jax.convert import (
     karlo,
     prior_tensors,
     requirements,
+    run_stages,
     schedulers,
     tensor_table,
     tokenizer,
     unet_tensors,
 )
 from unclip_jax.convert.model_card import model_card, plain_card
+from unclip_jax.convert.run_stages import ExportedStage
 from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Params
 from unclip_jax.handoff import load
-from unclip_jax.handoff.manifest import Link, Manifest, check_chain, to_json
+from unclip_jax.handoff.manifest import to_json
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
-from unclip_jax.stages.registry import folder_entry, run_folders
 
 WEIGHTS, OTHERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 NETWORK = ("diffusers", "UNet2DModel")
 SCHEDULER = ("diffusers", schedulers.CLASS)
-
-
-class ExportedStage(NamedTuple):
-    """One export: its path and its manifest."""
-
-    path: pathlib.Path
-    card: Manifest
-
-    def params(self, shapes: Params) -> Params:
-        """Reads its parameters as they are stored, rounded or not."""
-        return load.read_params(self.path, abstract=shapes)
 
 
 def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
@@ -66,11 +54,11 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
         UserError: stages that do not fit each other, one that the layout cannot express, `out`
             exists, no space.
     """
-    stages = _stages(run_dir)
+    stages = run_stages.find(run_dir)
     requirements.check(
         {name: stages[name].card.config for name in requirements.REQUIRED if name in stages}
     )
-    with _draft(out) as draft:
+    with run_stages.draft(out) as draft:
         if set(stages) == {"clip"}:
             _clip_alone(stages["clip"], draft, dtype)
             return ["clip"]
@@ -89,8 +77,8 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
     Raises:
         UserError: stages that do not fit each other, `out` exists, no space.
     """
-    stages = _stages(run_dir)
-    with _draft(out) as draft:
+    stages = run_stages.find(run_dir)
+    with run_stages.draft(out) as draft:
         for name, stage in stages.items():
             tree = load.read_params(stage.path, abstract=load.stored_shapes(stage.path))
             leaves = {p: _cast(leaf, dtype) for p, leaf in trees.flatten_paths(tree).items()}
@@ -99,18 +87,6 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
         cards = {name: stage.card for name, stage in stages.items()}
         (draft / "README.md").write_text(plain_card(cards), "utf-8")
     return list(stages)
-
-
-def _stages(run_dir: pathlib.Path) -> dict[str, ExportedStage]:
-    places = load.find_stages(run_dir, names=run_folders(), required=("clip",))
-    stages = {name: ExportedStage(path, load.read_manifest(path)) for name, path in places.items()}
-    check_chain([_link(name, stage.card) for name, stage in stages.items()])
-    return stages
-
-
-def _link(name: str, card: Manifest) -> Link:
-    entry = folder_entry(name)
-    return Link(card, entry.shared_fields(typed.build(entry.config, card.config, where=name)))
 
 
 def _pipeline(stages: Mapping[str, ExportedStage], out: pathlib.Path, dtype: str) -> list[str]:
@@ -259,22 +235,3 @@ def _cast(array: Any, dtype: str) -> np.ndarray:
 def _json(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder beside `out` that is renamed to it when all is written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty; give a new folder.")
-    draft = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        if out.is_dir():
-            out.rmdir()
-        draft.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error}; choose another place.") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

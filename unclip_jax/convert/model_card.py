@@ -1,7 +1,9 @@
 """The model card (README with front matter) that goes with exported weights."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from unclip_jax.core.checks import listed
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.version import __version__
 
@@ -36,6 +38,38 @@ def plain_card(cards: Mapping[str, Manifest]) -> str:
     parts = _card(cards, title="Stages", library="unclip_jax", task=task)
     note = "STAGE.safetensors has the parameters by their paths, STAGE.json the architecture."
     return "\n\n".join([*parts, note]) + "\n"
+
+
+def run_card(cards: Mapping[str, Manifest], *, evaluation: Mapping[str, Any], dtype: str) -> str:
+    """Returns the text of README.md in a run directory of single files.
+
+    Args:
+        cards: manifests by folder.
+        evaluation: result of `evaluate` on the run; {} if it has none.
+        dtype: of the stored parameters.
+    """
+    sizes = listed(sorted({card.size for card in cards.values()}), separator=", ")
+    parts = _card(cards, title=f"Models: {sizes}", library="unclip_jax", task="text-to-image")
+    note = f"STAGE/export/params.safetensors has the parameters in {dtype}, by their paths."
+    return "\n\n".join([*parts, note, *_scores(evaluation)]) + "\n"
+
+
+def _scores(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns the checker's table of an evaluation, one row per source of z_img."""
+    rows: Mapping[str, Any] = evaluation.get("checker") or {}
+    if not rows:
+        return []
+    names = list(next(iter(rows.values())))
+    lines = [f"| z_img from | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for source, scores in rows.items():
+        values = [f"{scores[name]['value']:.2f}" for name in names]
+        lines.append(f"| {source} | {' | '.join(values)} |")
+    protocol = (
+        f"Share of images in which the checker sees what the caption names, on {evaluation['num']} "
+        f"captions of the split {evaluation['split']!r}, seed {evaluation['seed']}, before the "
+        "parameters were rounded:"
+    )
+    return [protocol, "\n".join(lines)]
 
 
 def _card(cards: Mapping[str, Manifest], *, title: str, library: str, task: str) -> list[str]:

@@ -11,6 +11,7 @@ from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.request_base import Request
 from unclip_jax.engine.requests import TextRequest
 from unclip_jax.engine.result import Result
+from unclip_jax.handoff import shipped
 from unclip_jax.inference import exported_sampler
 from unclip_jax.inference.exported_sampler import Artefact
 from unclip_jax.inference.progress import ProgressCallback
@@ -69,19 +70,19 @@ class BundleEngine:
 
 
 def open_engine(
-    path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16
+    path: str | pathlib.Path | None = None, *, prior: str = "prior", batch: int = 16
 ) -> InferenceEngine | BundleEngine:
-    """Opens a run directory, Karlo's folder, or a file of `bundle`.
+    """Opens a run directory, Karlo's folder, a file of `bundle`, or installed models.
 
     Args:
-        path: the folder or the file.
+        path: the folder or the file, or the name of installed models; None = the default of those.
         prior: "prior" or "prior_ar"; a file has the one that it was written with.
         batch: images at once; a file has batch sizes of its own.
 
     Raises:
         UserError: see `InferenceEngine.open` and `exported_sampler.open_artefact`.
     """
-    path = pathlib.Path(path)
+    path = shipped.run_directory(path)
     if not path.exists() or path.is_dir():
         return InferenceEngine.open(path, prior=prior, batch=batch)
     if prior != "prior":

@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors
 from jax.experimental import multihost_utils
+from safetensors.numpy import save_file
 
 from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError, one_of
@@ -28,6 +30,8 @@ from unclip_jax.core.types import Params
 from unclip_jax.handoff.manifest import Manifest, to_json
 
 PARAMS, MANIFEST, TOKENIZER = "params", "manifest.json", "tokenizer"
+TENSORS = "params.safetensors"  # one file in the place of PARAMS, for small models
+LAYOUTS = ("orbax", "safetensors")
 
 
 def write_export(
@@ -38,6 +42,7 @@ def write_export(
     tokenizer_dir: pathlib.Path | None,
     identity: str | None = None,
     dtype: str = "float32",
+    layout: str = "orbax",
 ) -> Manifest:
     """Writes parameters, manifest and tokenizer to `directory`, all or nothing.
 
@@ -50,6 +55,7 @@ def write_export(
         tokenizer_dir: folder of a tokenizer to copy, or None.
         identity: manifest field to fill with the identity of these parameters, such as "clip_id".
         dtype: "float32" or "bfloat16", the type in which floating point parameters are stored.
+        layout: "orbax", which many hosts write in parallel, or "safetensors", a single file.
 
     Returns:
         The manifest as written.
@@ -58,6 +64,7 @@ def write_export(
         UserError: the folder is no export, or cannot be written; its files are untouched.
     """
     one_of("export dtype", dtype, ("float32", "bfloat16"))
+    one_of("export layout", layout, LAYOUTS)
     directory = pathlib.Path(os.path.abspath(directory))
     stored = _cast(params, jnp.dtype(dtype))
     facts = {
@@ -70,11 +77,19 @@ def write_export(
         _check_replaceable(directory)
         draft = _sibling(directory, "tmp")
         _first_process(lambda: _start(draft), "export: start")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(draft / PARAMS, dict(stored))
-            checkpointer.wait_until_finished()
+        _write_params(draft, stored, layout)
         _first_process(lambda: _finish(draft, directory, manifest, tokenizer_dir), "export: finish")
     return manifest
+
+
+def _write_params(draft: pathlib.Path, params: Params, layout: str) -> None:
+    if layout == "safetensors":
+        tensors = {path: _on_host(leaf) for path, leaf in trees.flatten_paths(params).items()}
+        _first_process(lambda: save_file(tensors, draft / TENSORS), "export: parameters")
+        return
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(draft / PARAMS, dict(params))
+        checkpointer.wait_until_finished()
 
 
 def replace_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
@@ -91,6 +106,7 @@ def _digests(directory: pathlib.Path) -> dict[str, str]:
     """Returns the digests of parameters and tokenizer by their paths."""
     parts = (PARAMS, TOKENIZER)
     names = [f"{part}/{name}" for part in parts for name in regular_files(directory / part)]
+    names += [TENSORS] if (directory / TENSORS).is_file() else []
     return digests.of_files(directory, names)
 
 
@@ -187,7 +203,7 @@ def _clear_errors(directory: pathlib.Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         shutil.rmtree(_sibling(directory, "tmp"), ignore_errors=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(

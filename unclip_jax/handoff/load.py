@@ -10,16 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
+from safetensors import SafetensorError, safe_open
 
 from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError, listed
-from unclip_jax.core.files import read_small, regular_files
+from unclip_jax.core.files import check_regular, read_small, regular_files
 from unclip_jax.core.types import Params
-from unclip_jax.handoff.export import MANIFEST, PARAMS, TOKENIZER
+from unclip_jax.handoff.export import MANIFEST, PARAMS, TENSORS, TOKENIZER
 from unclip_jax.handoff.manifest import ADVICE, Manifest, file_digests, from_json
 
-# What Orbax raises on files that are damaged.
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+# What Orbax and safetensors raise on files that are damaged.
+DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    SafetensorError,
+)
 # Sizes of stages that no experiment file describes.
 FOREIGN = (":imported", ":finetune")
 
@@ -119,12 +123,12 @@ def content_digest(directory: pathlib.Path) -> str:
     stored = file_digests_of(directory)
     if stored is None:
         stored = digests.of_files(locate(directory), _names(directory, PARAMS, TOKENIZER))
-    parts = (f"{PARAMS}/", f"{TOKENIZER}/")
+    parts = (f"{PARAMS}/", f"{TOKENIZER}/", TENSORS)
     return digests.of_json({n: digest for n, digest in stored.items() if n.startswith(parts)})
 
 
 def _verify(directory: pathlib.Path, part: str) -> None:
-    """Compares the files in one folder of an export with the digests in its manifest.
+    """Compares the files of one part of an export with the digests in its manifest.
 
     Raises:
         UserError: files that are missing, changed or not regular, by name.
@@ -133,21 +137,27 @@ def _verify(directory: pathlib.Path, part: str) -> None:
     _names(directory, part)
     if stored is None:
         return
-    mine = {name: digest for name, digest in stored.items() if name.startswith(f"{part}/")}
+    mine = {name: digest for name, digest in stored.items() if name.split("/")[0] == part}
     if not mine:
         raise UserError(f"the manifest of {directory} lists no files in {part}; {ADVICE}")
     digests.check_files(locate(directory), mine, advice=ADVICE)
 
 
 def _names(directory: pathlib.Path, *parts: str) -> list[str]:
-    """Returns the paths of all files in folders of an export.
+    """Returns the paths of all files in folders of an export; a part may be a file.
 
     Raises:
         UserError: they hold anything but files, such as a named pipe, which stops its readers.
     """
-    export = locate(directory)
+    export, names = locate(directory), []
     try:
-        return [f"{part}/{name}" for part in parts for name in regular_files(export / part)]
+        for part in parts:
+            if part != TENSORS:
+                names += [f"{part}/{name}" for name in regular_files(export / part)]
+            elif (export / part).exists():
+                check_regular(export / part)
+                names.append(part)
+        return names
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); {ADVICE}") from None
 
@@ -167,19 +177,14 @@ def read_params(
         UserError: listing every leaf that is missing, extra or of another shape, or saying that
             the files are damaged.
     """
-    path = pathlib.Path(locate(directory) / PARAMS).absolute()
-    if not path.is_dir():
+    part = _params_part(directory)
+    path = pathlib.Path(locate(directory) / part).absolute()
+    if part == PARAMS and not path.is_dir():
         raise UserError(f"{directory} holds no {PARAMS} folder; it is not a finished export.")
-    _verify(directory, PARAMS)
+    _verify(directory, part)
+    read = _read_tensors if part == TENSORS else _read_orbax
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(path).item_metadata
-            if metadata is None:  # Orbax logs why and goes on
-                raise OSError("its list of arrays is unreadable")
-            narrow = _narrowed(abstract, metadata.tree, grows or {})
-            _check_tree(directory, metadata.tree, narrow)
-            params = checkpointer.restore(path, jax.tree.map(_placed, narrow))
-            return _widened(params, abstract, grows or {})
+        return read(directory, path, abstract, grows or {})
     except UserError:
         raise
     except DAMAGE as error:
@@ -190,20 +195,73 @@ def read_params(
         ) from error
 
 
+def _params_part(directory: pathlib.Path) -> str:
+    """Returns the part of an export that holds its parameters: PARAMS, or TENSORS if listed."""
+    has_manifest = (locate(directory) / MANIFEST).is_file()
+    return TENSORS if has_manifest and TENSORS in (file_digests_of(directory) or ()) else PARAMS
+
+
+def _read_orbax(
+    directory: pathlib.Path, path: pathlib.Path, abstract: Any, grows: Mapping[str, int]
+) -> Params:
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:  # Orbax logs why and goes on
+            raise OSError("its list of arrays is unreadable")
+        narrow = _narrowed(abstract, metadata.tree, grows)
+        _check_tree(directory, metadata.tree, narrow)
+        params = checkpointer.restore(path, jax.tree.map(_placed, narrow))
+        return _widened(params, abstract, grows)
+
+
+def _read_tensors(
+    directory: pathlib.Path, path: pathlib.Path, abstract: Any, grows: Mapping[str, int]
+) -> Params:
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    narrow = _narrowed(abstract, tensors, grows)
+    _check_tree(directory, tensors, narrow)
+    places = trees.flatten_paths(jax.tree.map(_placed, narrow))
+    leaves = [
+        jax.device_put(tensors[name].astype(leaf.dtype), leaf.sharding)
+        for name, leaf in places.items()
+    ]
+    return _widened(jax.tree.unflatten(jax.tree.structure(abstract), leaves), abstract, grows)
+
+
 def stored_shapes(directory: pathlib.Path) -> Any:
     """Returns names, shapes and types of the parameters as they are stored.
 
     Raises:
         UserError: the export is not complete or its list of arrays is damaged.
     """
-    path, metadata = pathlib.Path(locate(directory) / PARAMS).absolute(), None
-    if path.is_dir():
-        _names(directory, PARAMS)
-        with contextlib.suppress(*DAMAGE), ocp.StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(path).item_metadata
-    if metadata is None:
-        raise UserError(f"{directory} holds no readable {PARAMS}; export the stage again.")
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree)
+    part = _params_part(directory)
+    path, tree = pathlib.Path(locate(directory) / part).absolute(), None
+    if path.exists():
+        _names(directory, part)
+        with contextlib.suppress(*DAMAGE):
+            tree = _tensor_tree(path) if part == TENSORS else _orbax_tree(path)
+    if tree is None:
+        raise UserError(f"{directory} holds no readable {part}; export the stage again.")
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _orbax_tree(path: pathlib.Path) -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path).item_metadata
+        return None if metadata is None else metadata.tree
+
+
+def _tensor_tree(path: pathlib.Path) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118
+            *parents, leaf = name.split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = file.get_tensor(name)
+    return tree
 
 
 def _narrowed(abstract: Any, stored: Any, grows: Mapping[str, int]) -> Any:
