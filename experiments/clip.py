@@ -75,7 +75,10 @@ def shapes() -> ConfigDict:
 
 def portraits() -> ConfigDict:
     config = _miniature("portraits")
-    config.model.model.context = 48  # captions have about 25 tokens, up to 40
+    config.model.model.context = 40  # the longest caption has 39 tokens
+    config.data.group = 4  # siblings that differ in details: hard negatives
+    # Siblings are what is hard, and a batch has as many for each of its examples as a larger one.
+    config.train.steps, config.train.batch_size, config.train.eval_every = 800, 128, 200
     return config
 
 

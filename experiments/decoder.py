@@ -85,7 +85,7 @@ def shapes() -> ConfigDict:
 
 def portraits() -> ConfigDict:
     config = _pixels_64("portraits")
-    config.model.model.context = 48
+    config.model.model.context = 40
     return config
 
 

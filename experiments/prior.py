@@ -72,7 +72,7 @@ def shapes() -> ConfigDict:
 
 def portraits() -> ConfigDict:
     config = _miniature("portraits")
-    config.model.model.context = 48
+    config.model.model.context = 40
     return config
 
 
