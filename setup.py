@@ -81,7 +81,7 @@ setup(
         "dev": DEV,
         "convert": TORCH,  # for weights that exist as PyTorch files only
         # the originals that `make parity` compares with
-        "parity": [*TORCH, "diffusers>=0.38", "torch-fidelity>=0.4"],
+        "parity": [*TORCH, "diffusers>=0.38", "sentencepiece>=0.2", "torch-fidelity>=0.4"],
         "demo": DEMO,
         "hdf5": ["h5py>=3.11"],  # pairs in HDF5 files
         "tpu": ["jax[tpu]>=0.10.2"],

@@ -4,7 +4,7 @@ r"""Converts public weights to exports of this package, and back.
     python -m unclip_jax.convert RUN --out=DIR --to=diffusers
     python -m unclip_jax.convert RUN --out=DIR --to=compact --dtype=bfloat16
 
-SRC is a pipeline directory of diffusers (Karlo; Kandinsky's prior), a CLIP directory of
+SRC is a pipeline directory of diffusers (Karlo; Kandinsky's prior), a CLIP, T5 or BERT directory of
 transformers, or a file of OpenAI's or open_clip's CLIP; docs/weights.md has the table. It becomes a
 run directory, RUN/STAGE/export, which `sample`, `embed` and `train --config.init_from` take.
 """
@@ -34,7 +34,8 @@ def parser() -> Parser:
     add("--dtype", default="float32", help="float32 or bfloat16")
     add("--tokenizer", type=pathlib.Path, help="folder, where the source has none")
     add("--clip", type=pathlib.Path, help="export of the CLIP of a source without one")
-    add("--licence", help="terms of the weights, for the manifests; default of SRC: Karlo's")
+    add("--context", type=int, help="tokens per caption of a T5 or BERT; default: 128")
+    add("--licence", help="terms of the weights, for the manifests; default of SRC: its authors'")
     return parser
 
 
@@ -61,13 +62,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _options(args: argparse.Namespace):
-    from unclip_jax.convert import importing, karlo
+    from unclip_jax.convert import importing, karlo, language_tensors
 
     stages = tuple(args.stages.split(",")) if args.stages else karlo.STAGES
     for stage in stages:
         one_of("stage in --stages", stage, karlo.STAGES)
-    licence = args.licence or karlo.LICENCE
-    return importing.ImportOptions(stages, args.dtype, args.tokenizer, args.clip, licence)
+    language = language_tensors.is_language_model(args.source[0])
+    licence = args.licence or (language_tensors.LICENCE if language else karlo.LICENCE)
+    paths = (args.tokenizer, args.clip)
+    return importing.ImportOptions(stages, args.dtype, *paths, licence, args.context)
 
 
 if __name__ == "__main__":

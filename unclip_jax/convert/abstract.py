@@ -10,6 +10,7 @@ from unclip_jax.core.types import Params
 from unclip_jax.models.clip import Clip
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
@@ -47,6 +48,11 @@ def upsampler(cfg: UpsamplerConfig) -> Params:
     side = cfg.unet.image_size // cfg.factor
     low_res = _floats(1, side, side, 3)
     return _shapes(Upsampler(cfg), _image(cfg.unet, 3), STEP, low_res=low_res)
+
+
+def language_encoder(cfg: LanguageEncoderConfig) -> Params:
+    """Returns the shapes of the encoder of a language model."""
+    return _shapes(LanguageEncoder(cfg), *_captions(cfg.context))
 
 
 def _image(cfg: UNetConfig, channels: int) -> Shaped:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from unclip_jax.convert import dalle2_pytorch, karlo, original, standalone_clip
+from unclip_jax.convert import dalle2_pytorch, karlo, language_tensors, original, standalone_clip
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict, build, check_limits
@@ -28,6 +28,7 @@ class ImportOptions:
         tokenizer: folder with a tokenizer, where the source has none.
         clip: export of the CLIP that stages belong to, where the source has none.
         licence: terms of the weights, for the manifests.
+        context: tokens per caption of a language model; None = 128.
     """
 
     stages: tuple[str, ...] = karlo.STAGES
@@ -35,6 +36,7 @@ class ImportOptions:
     tokenizer: pathlib.Path | None = None
     clip: pathlib.Path | None = None
     licence: str = karlo.LICENCE
+    context: int | None = None
 
 
 def convert(
@@ -69,7 +71,7 @@ def convert(
             )
         begin(dalle2_pytorch.FOLDER)
         return [dalle2_pytorch.convert(theirs, out, licence=options.licence, replace=replace)]
-    parts, tokenizer_dir = _stages_in(sources, options.stages)
+    parts, tokenizer_dir = _stages_in(sources, options)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
         raise UserError(
@@ -82,7 +84,8 @@ def convert(
             f"{sources[0]} has no tokenizer beside it; give a folder that holds CLIP's with "
             "--tokenizer."
         )
-    tokenizer = text.load(folder, literal=text.declared_padding(folder))
+    language = parts[0].stage == "text_encoder"
+    tokenizer = text.load(folder, literal=() if language else text.declared_padding(folder))
     parts = [_typed(part, options.dtype) for part in parts]
     _check_vocabulary(parts, tokenizer, folder)
     clip_id = _clip_of(options.clip, parts, tokenizer) if options.clip else None
@@ -105,12 +108,13 @@ def convert(
 def _check_vocabulary(
     parts: Sequence[ConvertedStage], tokenizer: text.Tokenizer, folder: pathlib.Path
 ) -> None:
-    """Refuses a tokenizer with ids for which a CLIP has no embedding."""
+    """Refuses a tokenizer with ids for which an encoder has no embedding."""
     for part in parts:
-        rows = part.config["model"].get("vocab_size") if part.stage == "clip" else None
+        name = {"clip": "CLIP", "text_encoder": "text encoder"}.get(part.stage)
+        rows = part.config["model"].get("vocab_size") if name else None
         if rows and tokenizer.vocab_size > rows:
             raise UserError(
-                f"the tokenizer in {folder} has {tokenizer.vocab_size} entries, the CLIP "
+                f"the tokenizer in {folder} has {tokenizer.vocab_size} entries, the {name} "
                 f"embeddings of {rows}; give the tokenizer that it was trained with (--tokenizer)."
             )
 
@@ -125,7 +129,7 @@ MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError
 
 
 def _stages_in(
-    sources: Sequence[pathlib.Path], stages: Sequence[str]
+    sources: Sequence[pathlib.Path], options: ImportOptions
 ) -> tuple[list[ConvertedStage], pathlib.Path | None]:
     """Returns `find_stages`.
 
@@ -133,7 +137,9 @@ def _stages_in(
         UserError: as `find_stages`, also where configs are of another form than they seem.
     """
     try:
-        return find_stages(sources, stages=stages)
+        if language_tensors.is_language_model(sources[0]):
+            return [language_tensors.stage(sources[0], context=options.context)], sources[0]
+        return find_stages(sources, stages=options.stages)
     except UserError:
         raise
     except MALFORMED as error:

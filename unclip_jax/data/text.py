@@ -1,8 +1,9 @@
-"""CLIP's byte-pair encoding of captions to fixed-length token ids, loaded or trained.
+"""Encoding of captions to fixed-length token ids: CLIP's byte pairs, or a language model's own.
 
 A tokenizer is a folder. It may hold `tokenizer.json`, or `vocab.json` with `merges.txt`, or the
-file that came with CLIP, `bpe_simple_vocab_16e6.txt.gz`; we always write `tokenizer.json`. The text
-is lower-cased, split as CLIP splits it, and enclosed by a start and an end token.
+file that came with CLIP, `bpe_simple_vocab_16e6.txt.gz`; for language models `spiece.model` (T5) or
+`vocab.txt` (BERT). We always write `tokenizer.json`. CLIP's text is lower-cased, split as CLIP
+splits it, and enclosed by a start and an end token; T5's has an end token alone.
 """
 
 import gzip
@@ -19,6 +20,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.files import write_atomically
+from unclip_jax.data import language_tokenizers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FILES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
@@ -45,10 +47,15 @@ class Tokenizer:
         Raises:
             UserError: it has no start or no end token, or lacks a `literal` entry.
         """
+        description = language_tokenizers.without_specials(description, START)
         self._engine = tokenizers.Tokenizer.from_str(json.dumps(description))
         self._engine.no_padding()
         self._engine.no_truncation()
-        self.start, self.end, *ids = (self._id(token) for token in (START, END, *literal))
+        specials = self._engine.encode("", add_special_tokens=True).ids
+        if self._engine.token_to_id(START) is not None or not specials:
+            specials = [self._id(START), self._id(END)]
+        self.start, self.end = specials[0] if len(specials) > 1 else None, specials[-1]
+        ids = [self._id(token) for token in literal]
         special = [tokenizers.AddedToken(t, normalized=False, special=True) for t in literal]
         self._engine.add_special_tokens(special)
         self._json = _with_literal(description, dict(zip(literal, ids, strict=True)))
@@ -70,9 +77,10 @@ class Tokenizer:
     def encode(
         self, captions: Sequence[str], *, length: int
     ) -> tuple[Int32[np.ndarray, " b l"], Bool[np.ndarray, " b l"]]:
-        """Returns token ids and their mask (True from the start token to the end token).
+        """Returns token ids and their mask (True up to the end token).
 
-        An over-long caption loses its tail, never its end token. An empty one is start, end.
+        An over-long caption loses its tail, never its end token. An empty one is the special
+        tokens alone: start and end of CLIP and BERT, the end of T5.
         Positions after the end have id 0 and mask False, as in CLIP.
 
         Raises:
@@ -81,10 +89,11 @@ class Tokenizer:
         in_range("token length", length, 2, 1_000_000)
         tokens = np.zeros((len(captions), length), np.int32)
         mask = np.zeros((len(captions), length), bool)
+        first = [] if self.start is None else [self.start]
         for row, encoding in enumerate(
             self._engine.encode_batch(list(captions), add_special_tokens=False)
         ):
-            ids = [self.start, *encoding.ids[: length - 2], self.end]
+            ids = [*first, *encoding.ids[: length - len(first) - 1], self.end]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return tokens, mask
@@ -126,7 +135,8 @@ def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tok
         ) from error
     raise UserError(
         f"no tokenizer in {directory}; it should hold tokenizer.json, vocab.json and merges.txt, "
-        f"or {CLIP_FILES[0]}. The folder `tokenizer` of a prepared data set is one."
+        f"{CLIP_FILES[0]}, spiece.model or vocab.txt. The folder `tokenizer` of a prepared data "
+        "set is one."
     )
 
 
@@ -222,7 +232,7 @@ def _read(directory: pathlib.Path) -> dict[str, Any] | None:
             data = (directory / name).read_bytes()
             text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8")
             return json.loads(_assemble(_parse_merges(text)[:CLIP_MERGES]).to_str())
-    return None
+    return language_tokenizers.read(directory)
 
 
 def _parse_merges(text: str) -> list[tuple[str, str]]:

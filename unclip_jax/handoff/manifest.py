@@ -42,6 +42,9 @@ class Manifest:
         z_scale_in: factor that a decoder applies to unit-norm z_img; independent of `z_scale`.
         embedding: form of z_img between prior and decoder: "unit" (norm 1) or "raw" (as CLIP
             computes it).
+        text_encoder_id: identity of the language model whose features the stage reads; a text
+            encoder's own identity.
+        text_width: width of these features.
         image_size: side in pixels of the images that the stage generates; None = it generates none.
         low_res_size: side in pixels of the images that it enlarges; None = it enlarges none.
         data: the training data, in words.
@@ -65,6 +68,8 @@ class Manifest:
     z_scale: float | None = None
     z_scale_in: float | None = None
     embedding: str | None = None
+    text_encoder_id: str | None = None
+    text_width: int | None = None
     image_size: int | None = None
     low_res_size: int | None = None
     data: str = ""

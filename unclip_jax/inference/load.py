@@ -20,7 +20,7 @@ from unclip_jax.handoff import load, manifest, sidecar
 from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
 from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage
-from unclip_jax.stages import clip, prior, registry
+from unclip_jax.stages import clip, prior, registry, text_encoder
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
 from unclip_jax.stages.entry import StageEntry
 
@@ -203,6 +203,17 @@ def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manif
         UserError: there is no complete export in `directory`, or it is no CLIP.
     """
     return _load_stage(directory, "clip", article="a CLIP")
+
+
+def load_text_encoder(
+    directory: pathlib.Path,
+) -> tuple[text_encoder.TextEncoderStageConfig, Any, Manifest]:
+    """Loads an exported text encoder alone: (config, parameters, manifest).
+
+    Raises:
+        UserError: there is no complete export in `directory`, or it is of another stage.
+    """
+    return _load_stage(directory, "text_encoder", article="a text_encoder")
 
 
 def load_prior(directory: pathlib.Path) -> tuple[prior.PriorStageConfig, Any, Manifest]:

@@ -111,18 +111,29 @@ def conv(
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation of the last axis in float32, with gain and bias."""
+    """Layer normalisation of the last axis in float32, with gain and bias.
+
+    Attributes:
+        eps: added to the variance.
+        centred: False subtracts no mean and adds no bias: the root mean square norm of T5 (Zhang &
+            Sennrich, arXiv 1910.07467).
+    """
+
+    eps: float = EPS
+    centred: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Returns `x` normalised, in the dtype of `x`."""
         shape = (1,) * (x.ndim - 1) + (-1,)
         scale = self.param("scale", sharded(ones, "norm"), (x.shape[-1],))
-        bias = self.param("bias", sharded(zeros, "norm"), (x.shape[-1],))
         wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        rate = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + EPS)
-        return (centred * rate * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True) if self.centred else wide
+        rate = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
+        y = centred * rate * scale.reshape(shape)
+        if self.centred:
+            y = y + self.param("bias", sharded(zeros, "norm"), (x.shape[-1],)).reshape(shape)
+        return y.astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -206,13 +217,15 @@ def _implementation(q: Array, k: Array, mask: Array | None) -> Literal["cudnn", 
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """Returns the exact (erf) GELU, or the x * sigmoid(1.702 x) of OpenAI's CLIP.
+    """Returns SiLU, the exact (erf) GELU, its tanh form, or OpenAI CLIP's x * sigmoid(1.702 x).
 
     Raises:
         UserError: an unknown name.
     """
     functions: dict[str, Callable[[Array], Array]] = {
+        "silu": jax.nn.silu,
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
         "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     }
     return functions[one_of("activation", name, functions)]

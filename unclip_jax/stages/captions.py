@@ -1,11 +1,11 @@
-"""Captions as stages read them: token ids, or the features of a frozen CLIP.
+"""Captions as stages read them: token ids, or the features of a frozen CLIP or language model.
 
 Karlo's prior and decoder have no text model of their own and read CLIP's features. In place of a
 learned null they have CLIP's features of the empty caption.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Mask, Tokens
 
-CAPTION_FIELDS = ("tokens", "token_mask", "text_seq")
+CAPTION_FIELDS = ("tokens", "token_mask", "text_seq", "text_features", "text_mask")
 
 
 class TokenIds(NamedTuple):
@@ -45,19 +45,41 @@ class ClipText:
     mask: Mask
 
 
+@struct.dataclass
+class TokenFeatures:
+    """Captions as the output of a frozen language model (Imagen, section 2.1).
+
+    Attributes:
+        sequence: features of all slots.
+        mask: True at real tokens.
+    """
+
+    sequence: Float[Array, " b l d"]
+    mask: Mask
+
+
 Caption = TokenIds | ClipText
-T = TypeVar("T", TokenIds, ClipText)
+T = TypeVar("T", TokenIds, ClipText, TokenFeatures)
+F = TypeVar("F", ClipText, TokenFeatures)
 
 
-def empty_caption(tokens: Tokens, mask: Mask) -> tuple[Int[Array, " 1 l"], Bool[Array, " 1 l"]]:
-    """Returns the empty caption, start and end token alone, as one row.
+def empty_caption(
+    tokens: Tokens, mask: Mask, *, specials: int = 2
+) -> tuple[Int[Array, " 1 l"], Bool[Array, " 1 l"]]:
+    """Returns the empty caption as one row: start and end token, or the end token alone.
 
     It is read off any batch of captions: each begins with the start token and ends, where its mask
     does, with the end token.
+
+    Args:
+        tokens: ids of captions.
+        mask: True at real tokens.
+        specials: 2 with a start token, 1 without (T5).
     """
     last = jnp.sum(mask[0]) - 1
-    ids = jnp.zeros_like(tokens[:1]).at[0, :2].set(jnp.stack([tokens[0, 0], tokens[0, last]]))
-    return ids, (jnp.arange(tokens.shape[1]) < 2)[None]
+    enclosing = jnp.stack([tokens[0, 0], tokens[0, last]])[-specials:]
+    ids = jnp.zeros_like(tokens[:1]).at[0, :specials].set(enclosing)
+    return ids, (jnp.arange(tokens.shape[1]) < specials)[None]
 
 
 def repeated(caption: T, count: int) -> T:
@@ -84,23 +106,24 @@ def clip_features(caption: Caption | None, *, of: str) -> ClipText:
 
 
 @struct.dataclass
-class EncodedCaptions:
-    """CLIP's features of captions, and of the empty caption that guidance leads away from.
+class EncodedCaptions(Generic[F]):
+    """Features of captions, and of the empty caption that guidance leads away from.
 
     Attributes:
         text: one row per caption.
         empty: one row.
     """
 
-    text: ClipText
-    empty: ClipText
+    text: F
+    empty: F
 
 
 def conditions(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Packs batch fields into the conditions of a chain, by name.
 
     "tokens" and "token_mask" become "caption", and with "text_seq" the features of "z_txt" become
-    "clip_text", whose first row stands for the empty caption; other fields are conditions.
+    "clip_text", whose first row stands for the empty caption, as does that of "text_features" with
+    "text_mask"; other fields are conditions.
     """
     packed = {name: x for name, x in fields.items() if name not in CAPTION_FIELDS}
     if "tokens" in fields:
@@ -108,4 +131,7 @@ def conditions(fields: Mapping[str, Any]) -> dict[str, Any]:
     if "text_seq" in fields:
         text = ClipText(fields["z_txt"], fields["text_seq"], fields["token_mask"])
         packed["clip_text"] = EncodedCaptions(text, jax.tree.map(lambda x: x[:1], text))
+    if "text_features" in fields:
+        features = TokenFeatures(fields["text_features"], fields["text_mask"])
+        packed["text_features"] = EncodedCaptions(features, jax.tree.map(lambda x: x[:1], features))
     return packed

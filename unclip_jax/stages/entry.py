@@ -4,6 +4,7 @@ A chain is a list of stages in the order of their roles, each of which reads con
 yields others:
 
     caption ─► clip ─► z_txt, clip_text ─► prior ─► z_img ─► decoder ─► image ─► upsampler ─► image
+    caption ─► text_encoder ─► text_features ─► text_base ─► image ─► upsampler ─► image   (Imagen)
 
 Everything that must know the stages (exports, loading, sampling, planning, training) reads these
 declarations; nothing else lists them.
@@ -21,11 +22,13 @@ from unclip_jax.core.stage import Rows, Stage
 # upsamplers, of which a chain may have several.
 ROLES = ("encoder", "prior", "decoder", "upsampler")
 # Condition -> the fields that the manifest of a stage that reads it must hold. "caption" is token
-# ids of the stage's own tokenizer and context length; "clip_text" is CLIP's features of a caption;
-# "low_res" is the image of the stage before. A condition without a row needs no field.
+# ids of the stage's own tokenizer and context length; "clip_text" is CLIP's features of a caption,
+# "text_features" those of a language model; "low_res" is the image of the stage before. A condition
+# without a row needs no field.
 CONDITION_FIELDS: Mapping[str, tuple[str, ...]] = {
     "caption": ("tokenizer_hash",),
     "clip_text": ("clip_id", "tokenizer_hash"),
+    "text_features": ("text_encoder_id", "text_width"),
     "z_txt": ("clip_id", "embed_dim"),
     "z_img": ("clip_id", "embed_dim"),
     "low_res": ("low_res_size",),
@@ -34,10 +37,11 @@ CONDITION_FIELDS: Mapping[str, tuple[str, ...]] = {
 CONDITION_INPUTS: Mapping[str, tuple[str, ...]] = {
     "caption": ("tokens", "token_mask"),
     "clip_text": ("token_mask", "z_txt", "text_seq"),
+    "text_features": ("text_features", "text_mask"),
 }
 # Manifest fields that stages of one chain must agree on, if they state them. Tokenizers must agree
 # only where a stage reads the token ids of another.
-SHARED = ("clip_id", "embed_dim", "z_scale", "embedding")
+SHARED = ("clip_id", "embed_dim", "z_scale", "embedding", "text_encoder_id", "text_width")
 SHARED_TOKENS = ("tokenizer_hash",)
 
 
@@ -105,7 +109,7 @@ class StageEntry:
 
     def shared_fields(self, cfg: Any) -> tuple[str, ...]:
         """Returns the manifest fields that must agree with those of the other stages of a chain."""
-        ids = self.role == "encoder" or "clip_text" in self.reads(cfg)
+        ids = "clip_text" in (*self.yields, *self.reads(cfg))
         return (*SHARED, *SHARED_TOKENS) if ids else SHARED
 
     def sample_spec(self, cfg: Any) -> BatchSpec:

@@ -4,13 +4,22 @@ To add a stage: one file in stages/ that ends in an `ENTRY`, and one line in STA
 """
 
 from unclip_jax.core.checks import UserError, one_of
-from unclip_jax.stages import clip, decoder, embedding_prior, prior, prior_ar, upsampler
+from unclip_jax.stages import (
+    clip,
+    decoder,
+    embedding_prior,
+    prior,
+    prior_ar,
+    text_encoder,
+    upsampler,
+)
 from unclip_jax.stages.entry import ROLES, StageEntry
 
 STAGES: dict[str, StageEntry] = {
     entry.name: entry
     for entry in (
         clip.ENTRY,
+        text_encoder.ENTRY,
         prior.ENTRY,
         prior_ar.ENTRY,
         embedding_prior.ENTRY,

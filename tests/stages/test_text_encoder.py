@@ -1,0 +1,58 @@
+"""The text encoder that is trained here, and its place in a chain."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.stages import tiny
+from unclip_jax.stages import text_encoder
+from unclip_jax.stages.captions import TokenIds
+
+ENCODER = tiny.experiment("text_encoder")
+TOKENS = jnp.asarray([[5, 6, 7, 1], [8, 1, 0, 0]]).astype(jnp.int32)
+MASK = jnp.asarray([[True] * 4, [True, True, False, False]])
+
+
+def test_chosen_tokens_are_masked_replaced_or_kept_in_berts_shares():
+    cfg = ENCODER.model
+    tokens = jnp.full((400, 100), 3, jnp.int32)
+    chosen = jnp.arange(100)[None] < jnp.full((400, 1), 50)
+    out = text_encoder.corrupt(cfg, tokens, chosen=chosen, key=jax.random.key(0))
+    np.testing.assert_array_equal(out[:, 50:], 3)
+    masked = jnp.mean(out[:, :50] == cfg.model.vocab_size - 1)
+    np.testing.assert_allclose([masked, jnp.mean(out[:, :50] == 3)], [0.8, 0.1], atol=0.01)
+
+
+def test_only_chosen_tokens_count():
+    """With the loss at chance, it is the logarithm of the vocabulary; without choices it is 0."""
+    cfg, stage = ENCODER.model, ENCODER.build_stage()
+    params = jax.tree.map(jnp.zeros_like, tiny.init(stage))
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 4))
+    chance = float(jnp.log(cfg.model.vocab_size))
+    assert float(stage.loss(params, batch, jax.random.key(0))[0]) == pytest.approx(chance)
+    never = text_encoder.make(dataclasses.replace(cfg, mask_share=0.0))
+    assert float(never.loss(params, batch, jax.random.key(0))[0]) == 0.0
+
+
+@pytest.mark.parametrize(("family", "ids"), [("t5", [1, 0, 0, 0]), ("bert", [5, 1, 0, 0])])
+def test_the_empty_caption_holds_the_special_tokens_alone(family, ids):
+    model = dataclasses.replace(ENCODER.model.model, family=family, context=4)
+    cfg = dataclasses.replace(ENCODER.model, model=model)
+    params = tiny.init(text_encoder.make(cfg))
+    conditions = {"caption": TokenIds(TOKENS, MASK)}
+    out = text_encoder.sample_in_chain(
+        cfg, params, conditions, keys=jax.random.split(jax.random.key(0))
+    )
+    empty = TokenIds(
+        jnp.asarray([ids], jnp.int32),
+        jnp.arange(4)[None] < jnp.full((1, 1), sum(x > 0 for x in ids)),
+    )
+    expected = text_encoder.encode(cfg, params, empty)
+    encoded = out["text_features"]
+    np.testing.assert_array_equal(encoded.empty.mask, expected.mask)
+    np.testing.assert_allclose(encoded.empty.sequence, expected.sequence, atol=1e-6)
+    alone = text_encoder.encode(cfg, params, TokenIds(TOKENS[:1], MASK[:1])).sequence
+    np.testing.assert_allclose(encoded.text.sequence[:1], alone, atol=1e-5)

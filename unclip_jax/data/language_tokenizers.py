@@ -1,0 +1,165 @@
+"""Readers of the tokenizers of T5 (a SentencePiece unigram model) and BERT (WordPiece).
+
+They return descriptions for the `tokenizers` library; neither sentencepiece nor protobuf is needed.
+"""
+
+import json
+import pathlib
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.json_text import parse_object
+
+UNIGRAM, WORDPIECE = "spiece.model", "vocab.txt"
+SETTINGS = "tokenizer_config.json"
+# Fields of sentencepiece's ModelProto, and of its pieces.
+PIECES, NORMALISER = 1, 3
+TEXT, SCORE, KIND = 1, 2, 3
+CHARACTER_MAP = 2
+NORMAL, UNKNOWN, CONTROL = 1, 2, 3
+SPARE = 100  # <extra_id_0> to <extra_id_99>, which T5 appends to the pieces
+_PRIVATE = 0xF0000
+
+
+def read(directory: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the description of the T5 or BERT tokenizer in a folder; None without one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if (directory / UNIGRAM).is_file():
+        return _unigram(directory / UNIGRAM)
+    if (directory / WORDPIECE).is_file():
+        return _wordpiece(directory)
+    return None
+
+
+def without_specials(description: dict[str, Any], clip_start: str) -> dict[str, Any]:
+    """Returns a description in which no caption can contain a special token.
+
+    The special tokens of language models remain in the template that encloses a caption, by their
+    ids; in the vocabulary they get names that no text has. CLIP's description is left as it is.
+
+    Args:
+        description: a parsed tokenizer.json.
+        clip_start: CLIP's start token, by which its tokenizers are recognised.
+    """
+    added = {token["content"] for token in description.get("added_tokens") or []}
+    if clip_start in added or not added or not description.get("post_processor"):
+        return description
+    model = description["model"]
+    if model.get("type") == "Unigram":
+        vocab = [
+            [chr(_PRIVATE + i) if piece in added else piece, score]
+            for i, (piece, score) in enumerate(model["vocab"])
+        ]
+        model = {**model, "vocab": vocab}
+    return {**description, "model": model, "added_tokens": []}
+
+
+def lowercased(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns the description of a tokenizer that lower-cases captions and strips them first."""
+    steps: list[dict[str, Any]] = [
+        {"type": "Lowercase"},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ]
+    if own := description.get("normalizer"):
+        steps.append(own)
+    return {**description, "normalizer": {"type": "Sequence", "normalizers": steps}}
+
+
+def _unigram(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a SentencePiece unigram model, with T5's spare pieces and end token."""
+    pieces, kinds, character_map = [], [], b""
+    for number, value in _fields(path.read_bytes(), path):
+        if number == PIECES:
+            piece = dict(_fields(value, path))
+            kinds.append(piece.get(KIND, NORMAL))
+            text, score = piece[TEXT].decode("utf-8"), struct.unpack("<f", piece[SCORE])[0]
+            pieces.append((text, score))
+        elif number == NORMALISER:
+            character_map = dict(_fields(value, path)).get(CHARACTER_MAP, b"")
+    if UNKNOWN not in kinds or ("</s>", CONTROL) not in zip(
+        (text for text, _ in pieces), kinds, strict=True
+    ):
+        raise UserError(f"{path} has no unknown or no end piece; expected T5's spiece.model.")
+    end = [text for text, _ in pieces].index("</s>")
+    hidden = [
+        (chr(_PRIVATE + i) if kind == CONTROL else text, score)
+        for i, ((text, score), kind) in enumerate(zip(pieces, kinds, strict=True))
+    ]
+    spare = [(chr(_PRIVATE + len(hidden) + i), 0.0) for i in range(SPARE)]
+    engine = tokenizers.Tokenizer(models.Unigram(hidden + spare, unk_id=kinds.index(UNKNOWN)))
+    if character_map:
+        engine.normalizer = normalizers.Precompiled(character_map)
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="always")
+    engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    engine.decoder = decoders.Metaspace(prepend_scheme="always")
+    engine.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", end)]
+    )
+    return json.loads(engine.to_str())
+
+
+def _wordpiece(directory: pathlib.Path) -> dict[str, Any]:
+    """Reads BERT's list of word pieces."""
+    lines = (directory / WORDPIECE).read_text("utf-8").splitlines()
+    vocab = {piece: i for i, piece in enumerate(lines)}
+    absent = [piece for piece in ("[UNK]", "[CLS]", "[SEP]") if piece not in vocab]
+    if absent:
+        raise UserError(f"{directory / WORDPIECE} lacks {', '.join(absent)}; expected BERT's list.")
+    path = directory / SETTINGS
+    advice = "copy it again."
+    own = parse_object(path.read_bytes(), where=str(path), advice=advice) if path.is_file() else {}
+    engine = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    engine.normalizer = normalizers.BertNormalizer(
+        lowercase=bool(own.get("do_lower_case", True)),
+        strip_accents=own.get("strip_accents"),
+    )
+    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    engine.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(piece, vocab[piece]) for piece in ("[CLS]", "[SEP]")],
+    )
+    return json.loads(engine.to_str())
+
+
+def _fields(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    """Yields number and value of the fields of a protobuf message, unparsed.
+
+    Raises:
+        UserError: the bytes are no such message.
+    """
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    try:
+        while position < len(data):
+            key = varint()
+            sizes = {1: 8, 5: 4}
+            if key & 7 == 0:
+                yield key >> 3, varint()
+                continue
+            size = varint() if key & 7 == 2 else sizes[key & 7]
+            value = data[position : position + size]
+            if len(value) < size:
+                raise IndexError
+            position += size
+            yield key >> 3, value
+    except LookupError:
+        raise UserError(f"{path} is damaged or no SentencePiece model; copy it again.") from None
