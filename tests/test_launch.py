@@ -150,7 +150,7 @@ def test_overrides_reach_every_training_and_nothing_else():
         (["shapes", "--until=prio"], "unknown step 'prio'; known: data clip embed prior"),
         (
             ["emoji", "--run=nowhere"],
-            "unclip_jax.prepare PICTURES --out=nowhere/data --vocab-size=2048`",
+            "unclip_jax.prepare IMAGES --out=nowhere/data --vocab-size=2048`",
         ),
     ],
 )

@@ -11,7 +11,7 @@ TITLE = "Which prior"
 SOURCE = "section 2.2, Tables 1 and 2"
 CLAIM = (
     "The diffusion prior is better than the autoregressive one: COCO FID 10.39 against 10.63, and "
-    "against GLIDE people prefer its pictures more often for captions and diversity."
+    "against GLIDE people prefer its images more often for captions and diversity."
 )
 ABOUT = (
     "How long either prior was trained is in the table above (in Table 3 of the paper 600,000 "

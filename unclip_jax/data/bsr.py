@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-Picture = Float32[np.ndarray, "_ _ 3"]  # [0, 1] in here
+Pixels = Float32[np.ndarray, "_ _ 3"]  # [0, 1] in here
 
 HALVE_SHARE = 0.25  # of images for a factor of 4
 ANISOTROPIC_SHARE = 0.5  # of blurs
@@ -45,7 +45,7 @@ class Task(NamedTuple):
     rng: np.random.Generator
 
 
-Operation = Callable[[Picture, Task], Picture]
+Operation = Callable[[Pixels, Task], Pixels]
 
 
 def bsr_light(
@@ -59,14 +59,14 @@ def bsr_light(
         rng: of this example; the result is a function of image and generator.
     """
     height, width, _ = image.shape
-    picture = (image + np.float32(1)) / np.float32(2)
+    image = (image + np.float32(1)) / np.float32(2)
     scale = factor
     if factor == 4 and rng.random() < HALVE_SHARE:
-        picture, scale = _halved(picture, rng), 2
+        image, scale = _halved(image, rng), 2
     task = Task(scale, (height // factor, width // factor), rng)
     for operation in order(rng):
-        picture = operation(picture, task)
-    return _jpeg(picture, rng) * np.float32(2) - np.float32(1)
+        image = operation(image, task)
+    return _jpeg(image, rng) * np.float32(2) - np.float32(1)
 
 
 def order(rng: np.random.Generator) -> list[Operation]:
@@ -78,7 +78,7 @@ def order(rng: np.random.Generator) -> list[Operation]:
     return shuffled
 
 
-def blur(picture: Picture, task: Task) -> Picture:
+def blur(image: Pixels, task: Task) -> Pixels:
     """Convolves with a random Gaussian, half of the time not a round one.
 
     Kernels of even size move the image by half a pixel, as those of the original do.
@@ -87,35 +87,35 @@ def blur(picture: Picture, task: Task) -> Picture:
     if rng.random() < ANISOTROPIC_SHARE:
         variances = rng.uniform(0, (4 + task.scale) / 4, 2)
         size, angle = int(rng.integers(5, 15)), rng.uniform(0, np.pi)
-        return convolve(picture, anisotropic_gaussian(size, variances=variances, angle=angle))
+        return convolve(image, anisotropic_gaussian(size, variances=variances, angle=angle))
     size, sigma = int(rng.integers(5, 8)), rng.uniform(0, (2 + 0.2 * task.scale) / 4)
     taps = gaussian_taps(centred(size), sigma=sigma)
-    return convolve(picture, np.outer(taps, taps))
+    return convolve(image, np.outer(taps, taps))
 
 
-def shrink(picture: Picture, task: Task) -> Picture:
+def shrink(image: Pixels, task: Task) -> Pixels:
     """Shrinks by a random amount, or by the whole scale after a filter."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     rng = task.rng
     if rng.random() < RESIZE_SHARE:
         times = rng.uniform(1, 2 * task.scale)
         size = (max(1, int(height / times)), max(1, int(width / times)))
-        return _resized(picture, size, rng)
+        return _resized(image, size, rng)
     sigma = rng.uniform(0.1, 0.6 * task.scale)
-    return filtered_stride(picture, task.scale, sigma=sigma)
+    return filtered_stride(image, task.scale, sigma=sigma)
 
 
-def resize(picture: Picture, task: Task) -> Picture:
+def resize(image: Pixels, task: Task) -> Pixels:
     """Resizes to the final size from any size."""
-    return _resized(picture, task.size, task.rng)
+    return _resized(image, task.size, task.rng)
 
 
-def noise(picture: Picture, task: Task) -> Picture:
+def noise(image: Pixels, task: Task) -> Pixels:
     """Adds Gaussian noise: per channel (40 %), grey (40 %) or of a random colour (20 %)."""
     rng = task.rng
     level = int(rng.integers(NOISE_LEVEL[0], NOISE_LEVEL[1] + 1)) / 255
     kind = rng.random()
-    shape = picture.shape[:2]
+    shape = image.shape[:2]
     if kind > 0.6:
         sample = level * rng.standard_normal((*shape, 3), np.float32)
     elif kind < 0.4:
@@ -123,12 +123,12 @@ def noise(picture: Picture, task: Task) -> Picture:
     else:
         root = NOISE_LEVEL[1] / 255 * _colour_root(rng)
         sample = rng.standard_normal((*shape, 3), np.float32) @ root.astype(np.float32)
-    return _clipped(picture + sample)
+    return _clipped(image + sample)
 
 
-def jpeg(picture: Picture, task: Task) -> Picture:
+def jpeg(image: Pixels, task: Task) -> Pixels:
     """Compresses as JPEG, most of the time."""
-    return _jpeg(picture, task.rng) if task.rng.random() < JPEG_SHARE else picture
+    return _jpeg(image, task.rng) if task.rng.random() < JPEG_SHARE else image
 
 
 OPERATIONS: tuple[Operation, ...] = (blur, shrink, resize, noise, jpeg)
@@ -163,14 +163,14 @@ def anisotropic_gaussian(
     return weights / weights.sum()
 
 
-def convolve(picture: Picture, kernel: Float[np.ndarray, "k m"]) -> Picture:
+def convolve(image: Pixels, kernel: Float[np.ndarray, "k m"]) -> Pixels:
     """Convolves every channel as `scipy.ndimage.convolve(mode="mirror")` does."""
     anchor = tuple((side - 1) // 2 for side in kernel.shape[::-1])
     flipped = np.ascontiguousarray(kernel[::-1, ::-1], np.float32)
-    return cv2.filter2D(picture, -1, flipped, anchor=anchor, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.filter2D(image, -1, flipped, anchor=anchor, borderType=cv2.BORDER_REFLECT_101)
 
 
-def filtered_stride(picture: Picture, scale: int, *, sigma: float) -> Picture:
+def filtered_stride(image: Pixels, scale: int, *, sigma: float) -> Pixels:
     """Returns every `scale`-th pixel of a Gaussian blur, centred on blocks and not on corners.
 
     The original moves the kernel by (scale - 1) / 2 pixels by interpolating it; here the Gaussian
@@ -178,31 +178,31 @@ def filtered_stride(picture: Picture, scale: int, *, sigma: float) -> Picture:
     """
     positions = np.arange(TAPS) - TAPS // 2 - (scale - 1) / 2
     taps = gaussian_taps(positions, sigma=sigma).astype(np.float32)
-    blurred = cv2.sepFilter2D(picture, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
+    blurred = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
     return _clipped(blurred[::scale, ::scale])
 
 
-def cubic_half(picture: Picture) -> Picture:
+def cubic_half(image: Pixels) -> Pixels:
     """Halves the sides with the antialiased cubic kernel (Keys 1981, a = -1/2), as MATLAB does."""
     x = np.abs(np.arange(-3, 5) - 0.5) / 2
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     taps = np.where(x <= 1, near, far).astype(np.float32) / 2
     anchor, border = (3, 3), cv2.BORDER_REFLECT
-    return cv2.sepFilter2D(picture, -1, taps, taps, anchor=anchor, borderType=border)[::2, ::2]
+    return cv2.sepFilter2D(image, -1, taps, taps, anchor=anchor, borderType=border)[::2, ::2]
 
 
-def _halved(picture: Picture, rng: np.random.Generator) -> Picture:
-    height, width, _ = picture.shape
+def _halved(image: Pixels, rng: np.random.Generator) -> Pixels:
+    height, width, _ = image.shape
     if rng.random() < 0.5:
-        return _resized(picture, (height // 2, width // 2), rng)
-    return _clipped(cubic_half(picture))
+        return _resized(image, (height // 2, width // 2), rng)
+    return _clipped(cubic_half(image))
 
 
-def _resized(picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> Picture:
+def _resized(image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
     """Resizes with an interpolation of OpenCV, of which only area antialiases."""
     chosen = INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))]
-    return _clipped(cv2.resize(picture, size[::-1], interpolation=chosen))
+    return _clipped(cv2.resize(image, size[::-1], interpolation=chosen))
 
 
 def _colour_root(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
@@ -211,15 +211,15 @@ def _colour_root(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
     return np.sqrt(rng.random(3))[:, None] * axes.T
 
 
-def _jpeg(picture: Picture, rng: np.random.Generator) -> Picture:
+def _jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Encodes and decodes with a random quality and chroma at half the resolution."""
     quality = int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
-    levels: UInt8[np.ndarray, "_ _ 3"] = np.rint(picture * 255).astype(np.uint8)
+    levels: UInt8[np.ndarray, "_ _ 3"] = np.rint(image * 255).astype(np.uint8)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     _, coded = cv2.imencode(".jpg", np.ascontiguousarray(levels[..., ::-1]), options)
     decoded: Any = cv2.imdecode(coded, cv2.IMREAD_COLOR)
     return decoded[..., ::-1].astype(np.float32) / np.float32(255)
 
 
-def _clipped(picture: Float32[np.ndarray, "_ _ 3"]) -> Picture:
-    return np.clip(picture, 0, 1)
+def _clipped(image: Float32[np.ndarray, "_ _ 3"]) -> Pixels:
+    return np.clip(image, 0, 1)

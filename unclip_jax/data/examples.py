@@ -82,14 +82,14 @@ class ExampleConfig:
         return self.image_size if self.patch is None else self.patch
 
     @property
-    def pictures(self) -> bool:
+    def decodes_images(self) -> bool:
         """True if images have to be decoded."""
         return "image" in self.fields or "low_res" in self.fields
 
     @property
     def random(self) -> bool:
         """True if examples have a random part."""
-        return self.pictures or self.empty_captions > 0 or self.captions == "any"
+        return self.decodes_images or self.empty_captions > 0 or self.captions == "any"
 
 
 class FixedExamples:
@@ -141,8 +141,8 @@ class FixedExamples:
             return {name: record[name] for name in config.fields}
         names = [f for f in (*EMBEDDINGS, *STRINGS) if f in config.fields]
         example: Example = {name: record[name] for name in names}
-        if config.pictures:
-            example["image"] = _picture(record, config)
+        if config.decodes_images:
+            example["image"] = _image(record, config)
         captions = _captions(record, config)
         fields: Example = {}
         if "z_txt" in example:
@@ -170,18 +170,18 @@ class RandomPart:
             example = _with_caption(example, int(rng.integers(example[CHOICES])))
         if config.empty_captions and rng.random() < config.empty_captions:
             example = without_caption(example)
-        if not config.pictures:
+        if not config.decodes_images:
             return example
-        picture = example["image"]
+        image = example["image"]
         if config.crop == "random":
-            picture = image_codec.random_crop(picture, config.image_size, rng=rng)
+            image = image_codec.random_crop(image, config.image_size, rng=rng)
         if config.flip and rng.random() < 0.5:
-            picture = image_codec.flip(picture)
+            image = image_codec.flip(image)
         if config.patch is not None:
-            picture = image_codec.random_crop(picture, config.patch, rng=rng)
-        example = {**example, "image": picture}
+            image = image_codec.random_crop(image, config.patch, rng=rng)
+        example = {**example, "image": image}
         if "low_res" in config.fields and config.degrade is not None:
-            whole = image_codec.to_float(picture)
+            whole = image_codec.to_float(image)
             example["low_res"] = degrade(whole, config=config.degrade, rng=rng)
         return example
 
@@ -219,7 +219,7 @@ def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatc
     return batch
 
 
-def _picture(record: Record, config: ExampleConfig) -> image_codec.Pixels:
+def _image(record: Record, config: ExampleConfig) -> image_codec.Pixels:
     """Decodes and resizes an image; crops it too, unless the crop is random."""
     try:
         pixels = image_codec.decode(record["image"], limits=image_codec.ANY_SIZE)
@@ -260,7 +260,7 @@ def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -
         check_side(smallest, config.image_size, "the smallest record")
     record = source[0]
     needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS, *config.arrays)}
-    needed |= {"image"} if config.pictures else set()
+    needed |= {"image"} if config.decodes_images else set()
     missing = sorted(needed - record.keys())
     if missing:
         raise UserError(

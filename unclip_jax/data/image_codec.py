@@ -147,13 +147,13 @@ def resize_short(image: Pixels, size: int) -> Pixels:
     height, width = image.shape[:2]
     if min(height, width) == size:
         return image
-    picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * size:
-        halved = (picture.size[0] // 2, picture.size[1] // 2)
-        picture = picture.resize(halved, Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    target = (max(size, round(picture.size[0] * scale)), max(size, round(picture.size[1] * scale)))
-    return np.asarray(picture.resize(target, Image.Resampling.BICUBIC))
+    resized = Image.fromarray(image)
+    while min(resized.size) >= 2 * size:
+        halved = (resized.size[0] // 2, resized.size[1] // 2)
+        resized = resized.resize(halved, Image.Resampling.BOX)
+    scale = size / min(resized.size)
+    target = (max(size, round(resized.size[0] * scale)), max(size, round(resized.size[1] * scale)))
+    return np.asarray(resized.resize(target, Image.Resampling.BICUBIC))
 
 
 def crop(image: Pixels, size: int, *, top: int, left: int) -> Pixels:
