@@ -9,10 +9,10 @@ import pytest
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.pca_quantizer import PcaQuantizer, PcaQuantizerConfig
+from unclip_jax.models.pca_quantizer import DotQuantizer, DotQuantizerConfig
 
 RNG = np.random.default_rng(0)
-CFG = PcaQuantizerConfig(components=6, buckets=8, dot_buckets=4)
+CFG = DotQuantizerConfig(components=6, buckets=8, dot_buckets=4)
 Z = RNG.normal(size=(50, 6)).astype(np.float32)
 
 
@@ -31,7 +31,7 @@ def codec():
         "dot_edges": np.array([-0.5, 0.0, 0.25]),
     }
     params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    return PcaQuantizer(CFG, 6, 6), params
+    return DotQuantizer(CFG, 6, 6), params
 
 
 def run(codec, *inputs, method=None):
@@ -58,14 +58,14 @@ def test_codes_grow_with_their_coordinate(codec):
 
 def test_decoded_embeddings_encode_to_the_same_codes(codec):
     codes = jnp.asarray(RNG.integers(0, 8, (100, 6)), jnp.int32)
-    z = run(codec, codes, method=PcaQuantizer.decode)
+    z = run(codec, codes, method=DotQuantizer.decode)
     np.testing.assert_array_equal(run(codec, z), codes)
 
 
 def test_error_with_a_full_basis_is_below_the_bucket_widths(codec):
     p = {name: np.asarray(value, np.float64) for name, value in codec[1].items()}
     codes = run(codec, Z)
-    back = run(codec, codes, method=PcaQuantizer.decode)
+    back = run(codec, codes, method=DotQuantizer.decode)
     x = (Z - p["mean"]) @ p["basis"].T
     lost = x - np.take_along_axis(p["centroids"].T, codes, axis=0)
     np.testing.assert_allclose(((back - Z) ** 2).sum(1), (lost**2).sum(1), rtol=1e-3, atol=1e-5)
@@ -79,23 +79,23 @@ def test_error_with_a_full_basis_is_below_the_bucket_widths(codec):
 def test_dot_products_have_buckets_of_their_own(codec):
     dots = jnp.array([-1.0, -0.5, -0.1, 0.0, 0.2, 0.25, 0.9])
     np.testing.assert_array_equal(
-        run(codec, dots, method=PcaQuantizer.dot_code), [0, 1, 1, 2, 2, 3, 3]
+        run(codec, dots, method=DotQuantizer.dot_code), [0, 1, 1, 2, 2, 3, 3]
     )
 
 
 def test_explained_variance_is_that_of_the_components_kept(codec):
-    few = PcaQuantizer(CFG, 2, 6)
+    few = DotQuantizer(CFG, 2, 6)
     kept = {k: v if k == "eigenvalues" or v.ndim < 2 else v[:2] for k, v in codec[1].items()}
-    assert run((few, kept), method=PcaQuantizer.explained) == pytest.approx(11 / 21)
+    assert run((few, kept), method=DotQuantizer.explained) == pytest.approx(11 / 21)
 
 
 def test_fresh_buckets_divide_the_range_evenly():
-    module = PcaQuantizer(CFG, 3, 6)
+    module = DotQuantizer(CFG, 3, 6)
     params = probes.fresh(module, jnp.zeros((1, 6)))["params"]
     z = jnp.asarray(RNG.uniform(-1, 1, (40, 6)), jnp.float32)
     codes = module.apply({"params": params}, z)
     np.testing.assert_array_equal(codes, np.floor((np.asarray(z[:, :3]) + 1) * 4).astype(int))
-    back = module.apply({"params": params}, codes, method=PcaQuantizer.decode)
+    back = module.apply({"params": params}, codes, method=DotQuantizer.decode)
     assert np.abs(back[:, :3] - z[:, :3]).max() <= 1 / 8 + 1e-6
     np.testing.assert_array_equal(back[:, 3:], 0.0)
 

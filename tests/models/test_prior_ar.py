@@ -11,12 +11,12 @@ import pytest
 from tests.models import probes
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.causal_transformer import CausalTransformer
-from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
+from unclip_jax.models.pca_quantizer import DotQuantizerConfig
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 
 TINY = PriorArConfig(
     embed_dim=6,
-    codec=PcaQuantizerConfig(components=5, buckets=7, dot_buckets=4),
+    codec=DotQuantizerConfig(components=5, buckets=7, dot_buckets=4),
     width=8,
     depth=2,
     heads=2,

@@ -17,7 +17,7 @@ from tests.stages.test_captions import KARLO_DECODER, KARLO_PRIOR, UNET
 from unclip_jax.core import rng
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.models.decoder import Decoder
-from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
+from unclip_jax.models.pca_quantizer import DotQuantizerConfig
 from unclip_jax.models.prior_ar import PriorArConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.stages import decoder, gaussian, prior, prior_ar, upsampler
@@ -32,7 +32,7 @@ KEY = jax.random.key(2)  # under which each stage keeps some conditions and drop
 PLAIN = SamplingConfig(steps="2")
 PRIOR_AR = PriorArConfig(
     embed_dim=4,
-    codec=PcaQuantizerConfig(components=3, buckets=4, dot_buckets=4),
+    codec=DotQuantizerConfig(components=3, buckets=4, dot_buckets=4),
     width=8,
     depth=1,
     heads=2,

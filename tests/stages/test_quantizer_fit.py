@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.pca_quantizer import PcaQuantizer, PcaQuantizerConfig
+from unclip_jax.models.pca_quantizer import DotQuantizer, DotQuantizerConfig
 from unclip_jax.stages import quantizer_fit
 
 DRAWS = np.random.default_rng(0)
-CFG = PcaQuantizerConfig(components=6, buckets=16, dot_buckets=8)
+CFG = DotQuantizerConfig(components=6, buckets=16, dot_buckets=8)
 
 
 def embeddings(count=2000, dim=24, seed=0):
@@ -43,7 +43,7 @@ def unit(z):
 
 @pytest.mark.parametrize("size", [1, 7, 2000])
 def test_moments_do_not_depend_on_blocks_and_are_numpys(size):
-    blocks = (Z_IMG[i : i + size] for i in range(0, 2000, size))
+    blocks = (unit(Z_IMG[i : i + size]) for i in range(0, 2000, size))
     count, mean, scatter = quantizer_fit.moments(blocks)
     assert count == 2000
     np.testing.assert_allclose(mean, unit(Z_IMG).mean(0), rtol=0, atol=1e-15)
@@ -55,11 +55,11 @@ def test_a_mean_far_larger_than_the_deviations_costs_no_digits():
     z = np.zeros((1000, 3))
     z[:, 0], z[:, 1] = 1.0, 1e-6 * DRAWS.normal(size=1000)
     found = quantizer_fit.moments(z[i : i + 10] for i in range(0, 1000, 10))
-    np.testing.assert_allclose(found.scatter[1, 1] / 1000, unit(z)[:, 1].var(), rtol=1e-9)
+    np.testing.assert_allclose(found.scatter[1, 1] / 1000, z[:, 1].var(), rtol=1e-9)
 
 
 def test_components_are_those_of_numpys_svd_by_decreasing_eigenvalue():
-    pca = quantizer_fit.principal(rows()(10**6))
+    pca = quantizer_fit.principal([unit(Z_IMG)])
     centred = unit(Z_IMG) - unit(Z_IMG).mean(0)
     _, singular, right = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(pca.eigenvalues, singular**2 / 2000, rtol=1e-6, atol=1e-16)
@@ -72,7 +72,7 @@ def test_components_are_those_of_numpys_svd_by_decreasing_eigenvalue():
 
 
 def test_eigenvalues_are_numpys_eigh():
-    pca = quantizer_fit.principal(rows()(10**6))
+    pca = quantizer_fit.principal([unit(Z_IMG)])
     want = np.linalg.eigh(np.cov(unit(Z_IMG), rowvar=False, bias=True))[0][::-1]
     np.testing.assert_allclose(pca.eigenvalues, want, rtol=1e-9, atol=1e-16)
     np.testing.assert_allclose(pca.explained(), np.cumsum(want) / want.sum(), rtol=1e-9)
@@ -100,9 +100,9 @@ def test_neighbouring_floats_are_told_apart():
 
 def fitted(cfg=CFG, **options):
     params = quantizer_fit.fit(cfg, rows(**options), components=cfg.components).params["codec"]
-    module = PcaQuantizer(cfg, cfg.components, Z_IMG.shape[1])
+    module = DotQuantizer(cfg, cfg.components, Z_IMG.shape[1])
     codes = np.asarray(module.apply({"params": params}, jnp.asarray(Z_IMG)))
-    back = module.apply({"params": params}, jnp.asarray(codes), method=PcaQuantizer.decode)
+    back = module.apply({"params": params}, jnp.asarray(codes), method=DotQuantizer.decode)
     return params, codes, np.asarray(back, np.float64)
 
 
@@ -118,7 +118,7 @@ def test_codes_of_the_training_data_use_every_bucket_alike():
 
 def test_what_is_lost_is_the_left_out_variance_and_the_buckets_error():
     """Pythagoras: components left out are orthogonal to what the buckets round."""
-    pca = quantizer_fit.principal(rows()(10**6))
+    pca = quantizer_fit.principal([unit(Z_IMG)])
     coordinates = (unit(Z_IMG) - pca.mean) @ pca.basis[:6].T
     rounding = sum(
         quantizer_fit.buckets(x.astype(np.float32), count=16, where="x").error
@@ -139,13 +139,13 @@ def test_more_components_lose_less_down_to_one_percent():
 
 def test_the_note_says_what_a_reader_of_the_paper_asks():
     note = quantizer_fit.fit(CFG, rows(), components=6).note
-    share = quantizer_fit.principal(rows()(10**6)).explained()[5]
+    share = quantizer_fit.principal([unit(Z_IMG)]).explained()[5]
     assert note.startswith(f"6 of 24 principal components explain {share:.3%} of the variance of")
     assert "2,000 embeddings" in note and "16 buckets" in note
 
 
 def test_the_fewest_components_that_explain_enough_are_counted():
-    share = quantizer_fit.principal(rows()(10**6)).explained()
+    share = quantizer_fit.principal([unit(Z_IMG)]).explained()
     cfg = dataclasses.replace(CFG, components=0, explained_variance=0.9)
     count = quantizer_fit.count_components(cfg, rows(), most=24)
     assert share[count - 2] < 0.9 <= share[count - 1]
@@ -161,7 +161,7 @@ def test_embeddings_that_cannot_be_used_are_refused():
     for value in (np.nan, 0.0):
         broken = np.full((3, 4), value)
         with pytest.raises(UserError, match="a training embedding is zero or not finite"):
-            quantizer_fit.moments([broken])
+            quantizer_fit.unit_rows(broken)
 
 
 def test_buckets_without_data_are_refused():

@@ -1,4 +1,4 @@
-"""PCA and quantization of CLIP embeddings to a sequence of integers (unCLIP, section 2.2).
+"""PCA and quantization of embeddings to a sequence of integers (unCLIP, section 2.2).
 
     z -> coordinates on the principal components, largest eigenvalue first -> one bucket each
 
@@ -34,28 +34,40 @@ class PcaQuantizerConfig:
         explained_variance: share of the variance that the components must explain; only with
             components = 0.
         buckets: per component, with equal numbers of training embeddings (1,024).
-        dot_buckets: of the dot product z_img . z_txt; the paper gives no number.
         fit_rows: most training embeddings that the fit reads, evenly spread.
     """
 
     components: int = 319
     explained_variance: float = 0.0
     buckets: int = 1024
-    dot_buckets: int = 1024
     fit_rows: int = 2**20
 
     def __post_init__(self):
         where = "config.model.model.codec"
         in_range(f"{where}.components", self.components, 0, 2**16)
         in_range(f"{where}.explained_variance", self.explained_variance, 0.0, 1.0)
-        for name in ("buckets", "dot_buckets"):
-            in_range(f"{where}.{name}", getattr(self, name), 2, 2**16)
+        in_range(f"{where}.buckets", self.buckets, 2, 2**16)
         in_range(f"{where}.fit_rows", self.fit_rows, 2, 2**31 - 1)
         if bool(self.components) == bool(self.explained_variance):
             raise UserError(
                 f"{where} has components {self.components} and explained_variance "
                 f"{self.explained_variance}; give one of them and set the other to 0."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class DotQuantizerConfig(PcaQuantizerConfig):
+    """Number of components and buckets of CLIP's image embeddings.
+
+    Attributes:
+        dot_buckets: of the dot product z_img . z_txt; the paper gives no number.
+    """
+
+    dot_buckets: int = 1024
+
+    def __post_init__(self):
+        super().__post_init__()
+        in_range("config.model.model.codec.dot_buckets", self.dot_buckets, 2, 2**16)
 
 
 class PcaQuantizer(nn.Module):
@@ -85,11 +97,9 @@ class PcaQuantizer(nn.Module):
         self.edges = self.param("edges", sharded(lambda *_: edges, None, None))
         middles = jnp.tile((levels[1:] + levels[:-1]) / 2, (k, 1))
         self.centroids = self.param("centroids", sharded(lambda *_: middles, None, None))
-        dots = jnp.linspace(-1.0, 1.0, self.cfg.dot_buckets + 1)[1:-1]
-        self.dot_edges = self.param("dot_edges", sharded(lambda *_: dots, None))
 
     def __call__(self, z: Embedding) -> Codes:
-        """Returns the bucket of each coordinate of unit-norm embeddings, 0 the lowest."""
+        """Returns the bucket of each coordinate of embeddings, 0 the lowest."""
         x = jnp.matmul(z - self.mean[None], self.basis.T, precision=EXACT)
         return jax.vmap(bucket, in_axes=(0, 1), out_axes=1)(self.edges, x)
 
@@ -98,14 +108,26 @@ class PcaQuantizer(nn.Module):
         x = jnp.take_along_axis(jnp.asarray(self.centroids).T, codes, axis=0)
         return jnp.matmul(x, self.basis, precision=EXACT) + self.mean[None]
 
-    def dot_code(self, dot: PerExample) -> Int[Array, " b"]:
-        """Returns the bucket of dot products z_img . z_txt, 0 the lowest."""
-        return bucket(self.dot_edges, dot)
-
     def explained(self) -> Float[Array, ""]:
         """Computes the share of variance that the components explain; 0 before a fit."""
         total = jnp.maximum(jnp.sum(self.eigenvalues), 1e-30)
         return jnp.sum(self.eigenvalues[: self.components]) / total
+
+
+class DotQuantizer(PcaQuantizer):
+    """Also maps dot products z_img . z_txt to codes."""
+
+    cfg: DotQuantizerConfig
+
+    def setup(self):
+        """Declares the fitted parameters."""
+        super().setup()
+        dots = jnp.linspace(-1.0, 1.0, self.cfg.dot_buckets + 1)[1:-1]
+        self.dot_edges = self.param("dot_edges", sharded(lambda *_: dots, None))
+
+    def dot_code(self, dot: PerExample) -> Int[Array, " b"]:
+        """Returns the bucket of dot products z_img . z_txt, 0 the lowest."""
+        return bucket(self.dot_edges, dot)
 
 
 def bucket(edges: Float[Array, " e"], x: Float[Array, " b"]) -> Int[Array, " b"]:

@@ -19,7 +19,7 @@ from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.types import Embedding, Mask, Tokens
 from unclip_jax.models.causal_transformer import Cache, CausalTransformer
 from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
-from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer, PcaQuantizerConfig
+from unclip_jax.models.pca_quantizer import Codes, DotQuantizer, DotQuantizerConfig
 from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
 from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.parallel.axes import sharded
@@ -49,7 +49,7 @@ class PriorArConfig:
     """
 
     embed_dim: int
-    codec: PcaQuantizerConfig
+    codec: DotQuantizerConfig
     width: int
     depth: int
     heads: int
@@ -114,9 +114,9 @@ class PriorArConfig:
             dtype=self.dtype,
         )
 
-    def make_quantizer(self) -> PcaQuantizer:
+    def make_quantizer(self) -> DotQuantizer:
         """Creates the module of the codes; its parameters are fitted, not learned."""
-        return PcaQuantizer(self.codec, self.components, self.embed_dim)
+        return DotQuantizer(self.codec, self.components, self.embed_dim)
 
 
 class PriorAr(nn.Module):

@@ -26,7 +26,7 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
 from unclip_jax.diffusion import guidance
-from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer
+from unclip_jax.models.pca_quantizer import Codes, DotQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 from unclip_jax.stages import categorical, gaussian, quantizer_fit
 from unclip_jax.stages.base import apply, one_example
@@ -175,7 +175,7 @@ def sample(
     keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
     codes = sample_codes(cfg, params, batch=repeated, keys=keys, sampling=sampling or cfg.sampling)
     z_img = unit(
-        apply(cfg.model.make_quantizer(), params["codec"], codes, method=PcaQuantizer.decode)
+        apply(cfg.model.make_quantizer(), params["codec"], codes, method=DotQuantizer.decode)
     )
     return best_of(z_img.reshape(-1, count, cfg.model.embed_dim), z_txt=unit(z_txt))
 
@@ -250,7 +250,7 @@ def _encoded(cfg: PriorArStageConfig, fitted: Params, batch: Batch) -> Encoded:
     fitted = jax.lax.stop_gradient(fitted)
     codec, z_img, z_txt = cfg.model.make_quantizer(), unit(batch["z_img"]), unit(batch["z_txt"])
     codes = apply(codec, fitted, z_img)
-    dot = apply(codec, fitted, jnp.sum(z_img * z_txt, -1), method=PcaQuantizer.dot_code)
+    dot = apply(codec, fitted, jnp.sum(z_img * z_txt, -1), method=DotQuantizer.dot_code)
     return Encoded(codes, dot, _text(cfg, batch))
 
 
@@ -284,7 +284,7 @@ def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> 
     text = {name: few[name] for name in ("tokens", "token_mask", "z_txt")}
     samples = sample(cfg, params, **text, keys=keys, num_candidates=1)
     codec, fitted = cfg.model.make_quantizer(), params["codec"]
-    through = apply(codec, fitted, apply(codec, fitted, z_img), method=PcaQuantizer.decode)
+    through = apply(codec, fitted, apply(codec, fitted, z_img), method=DotQuantizer.decode)
     cosine_data = _cosine(z_img, z_txt)
     return {
         "drawn_cosine_image": _cosine(samples, z_img),
@@ -292,7 +292,7 @@ def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> 
         "baseline_gap": _cosine(samples, z_txt) - cosine_data,
         "cosine_data": cosine_data,
         "codec_error": jnp.mean(jnp.sum((through - z_img) ** 2, -1)),
-        "explained_variance": apply(codec, fitted, method=PcaQuantizer.explained),
+        "explained_variance": apply(codec, fitted, method=DotQuantizer.explained),
     }
 
 

@@ -6,7 +6,7 @@ array with every row). Source: unCLIP (arXiv 2204.06125), section 2.2; where buc
 is our choice, the paper is silent.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,13 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Fitted, Rows
 from unclip_jax.core.types import HostBatch
-from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
+from unclip_jax.models.pca_quantizer import DotQuantizerConfig, PcaQuantizerConfig
 
 MIN_EIGENVALUE = 1e-10  # eigenvalues below this share of the largest are rounding, not data
 
 Vectors = Float[np.ndarray, " n z"]
+# Block of training rows -> the vectors to quantise in float64, and dot products or None.
+Read = Callable[[HostBatch], tuple[Vectors, Float[np.ndarray, " n"] | None]]
 
 
 class Moments(NamedTuple):
@@ -46,6 +48,11 @@ class Components(NamedTuple):
     basis: Float[np.ndarray, " z z"]
     eigenvalues: Float[np.ndarray, " z"]
 
+    @property
+    def power(self) -> float:
+        """Mean squared norm of the rows."""
+        return float(self.mean @ self.mean + self.eigenvalues.sum())
+
     def explained(self) -> Float[np.ndarray, " z"]:
         """Returns the share of the variance that the first 1, 2, ... components hold."""
         return np.cumsum(self.eigenvalues) / max(self.eigenvalues.sum(), 1e-300)
@@ -65,49 +72,59 @@ class Buckets(NamedTuple):
     error: float
 
 
-def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int) -> Fitted:
+def unit_pair(block: HostBatch) -> tuple[Vectors, Float[np.ndarray, " n"]]:
+    """Returns unit-norm z_img and its dot products with z_txt (`Read`)."""
+    z_img, z_txt = unit_rows(block["z_img"]), unit_rows(block["z_txt"])
+    return z_img, np.sum(z_img * z_txt, axis=1)
+
+
+def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int, read: Read = unit_pair) -> Fitted:
     """Fits the parameters of a `PcaQuantizer`, as group "codec", float32.
 
     Args:
-        cfg: how many buckets, from how many rows.
-        rows: opens a pass over "z_img" and "z_txt" of at most so many training examples.
+        cfg: how many buckets, from how many rows; that of a `DotQuantizer` if `read` returns dots.
+        rows: opens a pass over at most so many training examples.
         components: k, number of components kept.
+        read: block -> vectors and dot products.
 
     Raises:
         UserError: no rows, rows that are not finite, fewer dimensions in the data than components,
             or buckets that no row falls into.
     """
-    pca = principal(rows(cfg.fit_rows))
+    pca = principal(read(block)[0] for block in rows(cfg.fit_rows))
     _check_span(pca, components)
     basis = pca.basis[:components]
-    x, dots = _coordinates(pca, basis, rows(cfg.fit_rows))
+    x, dots = _coordinates(pca, basis, map(read, rows(cfg.fit_rows)))
     cut = [buckets(x[:, i], count=cfg.buckets, where=f"component {i}") for i in range(components)]
-    dot = buckets(dots, count=cfg.dot_buckets, where="z_img . z_txt", key="dot_buckets")
     groups = {
         "mean": pca.mean,
         "basis": basis,
         "eigenvalues": pca.eigenvalues,
         "edges": np.stack([each.edges for each in cut]),
         "centroids": np.stack([each.means for each in cut]),
-        "dot_edges": dot.edges,
     }
+    if isinstance(cfg, DotQuantizerConfig):
+        dot = buckets(dots, count=cfg.dot_buckets, where="z_img . z_txt", key="dot_buckets")
+        groups["dot_edges"] = dot.edges
     lost = pca.eigenvalues[components:].sum(), sum(each.error for each in cut)
     note = (
         f"{components} of {len(pca.mean)} principal components explain "
         f"{pca.explained()[components - 1]:.3%} of the variance of {pca.rows:,} embeddings; codes "
-        f"lose {sum(lost):.3%} of their squared norm (components {lost[0]:.3%}, "
-        f"{cfg.buckets} buckets {lost[1]:.3%})"
+        f"lose {sum(lost) / pca.power:.3%} of their squared norm (components "
+        f"{lost[0] / pca.power:.3%}, {cfg.buckets} buckets {lost[1] / pca.power:.3%})"
     )
     return Fitted({"codec": {name: v.astype(np.float32) for name, v in groups.items()}}, note)
 
 
-def count_components(cfg: PcaQuantizerConfig, rows: Rows, *, most: int) -> int:
+def count_components(
+    cfg: PcaQuantizerConfig, rows: Rows, *, most: int, read: Read = unit_pair
+) -> int:
     """Returns the fewest components that explain `cfg.explained_variance` of the embeddings.
 
     Raises:
         UserError: as `fit`, or they are more than `most`, which the model can hold.
     """
-    pca = principal(rows(cfg.fit_rows))
+    pca = principal(read(block)[0] for block in rows(cfg.fit_rows))
     share = pca.explained()
     count = int(np.searchsorted(share, cfg.explained_variance - 1e-12)) + 1
     if count > most:
@@ -120,13 +137,13 @@ def count_components(cfg: PcaQuantizerConfig, rows: Rows, *, most: int) -> int:
     return count
 
 
-def principal(blocks: Iterable[HostBatch]) -> Components:
-    """Computes principal components of the unit-norm z_img of all blocks, in float64.
+def principal(blocks: Iterable[Vectors]) -> Components:
+    """Computes principal components of the rows of all blocks, in float64.
 
     Raises:
-        UserError: there is no row, or one is not finite.
+        UserError: there is no row.
     """
-    rows, mean, scatter = moments(block["z_img"] for block in blocks)
+    rows, mean, scatter = moments(blocks)
     values, vectors = np.linalg.eigh(scatter / rows)
     values, basis = np.maximum(values[::-1], 0.0), vectors[:, ::-1].T
     largest = np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], axis=1)
@@ -134,13 +151,13 @@ def principal(blocks: Iterable[HostBatch]) -> Components:
 
 
 def moments(blocks: Iterable[Vectors]) -> Moments:
-    """Computes moments of the normalised rows of all blocks (pairwise update of Chan et al. 1979).
+    """Computes moments of the rows of all blocks (pairwise update of Chan et al. 1979).
 
     Raises:
-        UserError: there is no row, or one is not finite.
+        UserError: there is no row.
     """
     total: Moments | None = None
-    for z in (unit_rows(block) for block in blocks):
+    for z in blocks:
         if not len(z):
             continue
         centred = z - z.mean(axis=0)
@@ -197,16 +214,18 @@ def unit_rows(z: Vectors) -> Vectors:
 
 
 def _coordinates(
-    pca: Components, basis: Float[np.ndarray, " k z"], blocks: Iterable[HostBatch]
+    pca: Components,
+    basis: Float[np.ndarray, " k z"],
+    blocks: Iterable[tuple[Vectors, Float[np.ndarray, " n"] | None]],
 ) -> tuple[Float[np.ndarray, " n k"], Float[np.ndarray, " n"]]:
-    """Returns coordinates on `basis` and dot products z_img . z_txt of all rows, float32."""
+    """Returns coordinates on `basis` and the dot products of all rows, float32; zero for None."""
     x = np.empty((pca.rows, len(basis)), np.float32)
-    dots, start = np.empty(pca.rows, np.float32), 0
-    for block in blocks:
-        z_img, z_txt = unit_rows(block["z_img"]), unit_rows(block["z_txt"])
-        stop = start + len(z_img)
-        x[start:stop] = (z_img - pca.mean) @ basis.T
-        dots[start:stop] = np.sum(z_img * z_txt, axis=1)
+    dots, start = np.zeros(pca.rows, np.float32), 0
+    for z, products in blocks:
+        stop = start + len(z)
+        x[start:stop] = (z - pca.mean) @ basis.T
+        if products is not None:
+            dots[start:stop] = products
         start = stop
     return x, dots
 
