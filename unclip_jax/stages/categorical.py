@@ -7,15 +7,19 @@ Make-A-Scene (arXiv 2203.13131, section 3.4), in the scale convention of `diffus
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.types import Keys
 
 Logits = Float[Array, " b n"]
+Step = Callable[[Int[Array, " both"], Any, Int[Array, ""]], tuple[Array, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,49 @@ class CodeSamplingConfig:
         if self.top_p == 0:
             raise UserError("sampling.top_p is 0, which leaves no code; set temperature=0 instead.")
         in_range("sampling.dot_percentile", self.dot_percentile, 0.0, 99.9)
+
+
+def sample_sequence(
+    first: tuple[Array, Any],
+    step: Step,
+    *,
+    keys: Keys,
+    count: int,
+    sampling: CodeSamplingConfig,
+) -> Int[Array, " b k"]:
+    """Samples codes one after another, one cached step each, in one scan.
+
+    Args:
+        first: logits of code 0 and the cache; with guidance of every row twice, [conditional;
+            unconditional].
+        step: (code i, cache, i) -> logits of code i + 1 and the cache, of as many rows.
+        keys: one per row.
+        count: k, number of codes.
+        sampling: settings.
+
+    Returns:
+        Codes, of which row i depends on its key and condition alone.
+    """
+    scale = sampling.guidance_scale
+
+    def pick(logits: Array, index: Int[Array, ""] | int) -> Int[Array, " b"]:
+        if scale != 1.0:
+            logits = guided(logits, scale=scale)
+        row_keys = rng.fold_each(keys, "code", index)
+        options = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        return choose(logits, row_keys, **options)
+
+    def body(carry, index):
+        code, cache = carry
+        inputs = code if scale == 1.0 else jnp.concatenate([code, code])
+        logits, cache = step(inputs, cache, index)
+        code = pick(logits, index + 1)
+        return (code, cache), code
+
+    logits, cache = first
+    code = pick(logits, 0)
+    _, others = jax.lax.scan(body, (code, cache), jnp.arange(count - 1))
+    return jnp.concatenate([code[:, None], others.T], axis=1)
 
 
 def choose(logits: Logits, keys: Keys, *, temperature: float, top_p: float) -> Int[Array, " b"]:

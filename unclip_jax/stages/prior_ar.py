@@ -188,7 +188,7 @@ def sample_codes(
     keys: Keys,
     sampling: CodeSamplingConfig,
 ) -> Codes:
-    """Samples all codes of each row, one cached step per code, in one scan.
+    """Samples all codes of each row.
 
     Args:
         cfg: the trained stage.
@@ -210,28 +210,14 @@ def sample_codes(
         keep = jnp.arange(2 * size) < size
     run = functools.partial(apply, module, params["network"])
 
-    def choose(logits: Array, index: Int[Array, ""] | int) -> Int[Array, " b"]:
-        if scale != 1.0:
-            logits = categorical.guided(logits, scale=scale)
-        return categorical.choose(
-            logits,
-            rng.fold_each(keys, "code", index),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-        )
-
-    def step(carry, index):
-        code, cache = carry
-        inputs = code if scale == 1.0 else jnp.concatenate([code, code])
+    def step(codes, cache, index):
         options = {"index": index, "token_mask": text["token_mask"], "keep_text": keep}
-        logits, cache = run(inputs, cache, **options, method=PriorAr.step)
-        code = choose(logits, index + 1)
-        return (code, cache), code
+        return run(codes, cache, **options, method=PriorAr.step)
 
-    logits, cache = run(dot=dot, **text, keep_text=keep, method=PriorAr.start)
-    first = choose(logits, 0)
-    _, others = jax.lax.scan(step, (first, cache), jnp.arange(cfg.model.components - 1))
-    return jnp.concatenate([first[:, None], others.T], axis=1)
+    first = run(dot=dot, **text, keep_text=keep, method=PriorAr.start)
+    return categorical.sample_sequence(
+        first, step, keys=keys, count=cfg.model.components, sampling=sampling
+    )
 
 
 def sample_dot(cfg: PriorArStageConfig, keys: Keys, *, percentile: float) -> Int[Array, " b"]:
