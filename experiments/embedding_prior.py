@@ -5,6 +5,7 @@ Run:   python -m unclip_jax.train --config=experiments/embedding_prior.py:small 
            --workdir=runs/mine --config.data.x=a.npy --config.data.y=b.npy
 Cost:  small: minutes on 2 CPU cores. large: not measured; docs/plan.md has estimates.
 Expect: cosine above cosine_ridge where the relation is not linear, equal to it where it is.
+    autoregressive: by codes of principal components, as the paper's other prior.
     ridge and mlp: the baselines, trained by the same command.
 Needs: arrays of embeddings, one row per pair (docs/your_embeddings.md).
 """
@@ -88,6 +89,16 @@ def tiny() -> ConfigDict:
     return config
 
 
+def autoregressive() -> ConfigDict:
+    config = small()
+    config.size = config.model.method = "autoregressive"
+    codec = config.model.model.codec = ConfigDict()
+    codec.components, codec.explained_variance = 0, 0.9  # 319 of 1,024 in section 2.2
+    codec.buckets = 64  # 1,024 in section 2.2, for millions of pairs
+    config.optim.learning_rate = 1e-3
+    return config
+
+
 def mlp() -> ConfigDict:
     config = small()
     config.size = config.model.method = "mlp"
@@ -103,7 +114,14 @@ def ridge() -> ConfigDict:
     return config
 
 
-SIZES = {"large": large, "small": small, "tiny": tiny, "mlp": mlp, "ridge": ridge}
+SIZES = {
+    "large": large,
+    "small": small,
+    "tiny": tiny,
+    "autoregressive": autoregressive,
+    "mlp": mlp,
+    "ridge": ridge,
+}
 
 
 def get_config(size: str = "small") -> ConfigDict:

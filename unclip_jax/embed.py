@@ -54,6 +54,8 @@ def prior_parser() -> Parser:
     add("--num", type=int, default=1, help="samples per row")
     add("--guidance", type=float, help="scale; default: exported")
     add("--steps", help="of sampling; default: exported")
+    add("--temperature", type=float, help="of an autoregressive prior; default: exported")
+    add("--top-p", type=float, help="probability of the codes to choose from; default: exported")
     add("--seed", type=int, default=0, help="of the noise")
     add("--batch", type=int, default=256, help="samples at once")
     return parser
@@ -74,7 +76,7 @@ def run_prior(argv: Sequence[str]) -> None:
 
     prior = EmbeddingPriorModel.open(args.run)
     rows, keys = pairs.read_conditions(args.x)
-    names = ("num", "guidance", "steps", "seed", "batch")
+    names = ("num", "guidance", "steps", "temperature", "top_p", "seed", "batch")
     samples = prior.sample(rows, **{name: getattr(args, name) for name in names})
     write_embeddings(samples, args.out, keys=keys)
     sys.stdout.write(f"wrote {args.out}: {len(samples)} rows, {args.num} samples each\n")

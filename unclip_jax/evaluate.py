@@ -61,7 +61,7 @@ def check_out(name: str, args: argparse.Namespace) -> None:
         return
     if name in ("statistics", "pack"):
         _check_npz(args.out)
-    check_output(args.out, folder=name in ("sweep", "coco", "prompts"))
+    check_output(args.out, folder=name in ("pairs", "sweep", "coco", "prompts"))
 
 
 def with_processes(parser: Parser) -> Parser:

@@ -184,6 +184,38 @@ def test_python_trains_with_several_conditions(tmp_path, monkeypatch):
     assert experiment.model.scaling == "standardised" and experiment.data.groups.endswith(".npy")
 
 
+def test_settings_of_sampling_are_those_of_the_method(prior, arrays):
+    x = arrays[0][:3]
+    with pytest.raises(UserError, match="top_p is for method 'autoregressive', not for 'diffusion"):
+        prior.sample(x, top_p=0.5)
+    codes = dataclasses.replace(prior, cfg=dataclasses.replace(prior.cfg, method="autoregressive"))
+    with pytest.raises(UserError, match="steps is for method 'diffusion', not for 'autoregressive"):
+        codes.sample(x, steps="4")
+
+
+@pytest.mark.nightly
+def test_an_autoregressive_prior_learns_and_is_evaluated(arrays, place, tmp_path):
+    x, y = arrays
+    settings = {
+        "model.method": "autoregressive",
+        "model.model.codec.buckets": 16,
+        "train.steps": 120,
+    }
+    prior = unclip_jax.fit_prior(x, y, size="tiny", settings=settings, workdir=tmp_path / "codes")
+    assert 0 < prior.cfg.model.codec.components < 16  # counted
+    lines = (tmp_path / "codes" / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines if "val/loss" in line][-1]
+    assert last["val/loss"] < 0.75 * np.log(16) and last["val/cosine"] > 0.7
+    likely, other = (prior.sample(x[:3], temperature=0.0, seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(likely, other)
+    data = [f"--x={place}/x.npy", f"--y={place}/y.npy", f"--out={tmp_path}/report"]
+    evaluate.main(["pairs", str(tmp_path / "codes"), *data, "--num=4", "--pool=10"])
+    report = json.loads((tmp_path / "report" / "pairs.json").read_text())["priors"]["codes"]
+    assert report["coverage"]["expected"] == 0.6 and report["energy"]["p_value"] > 0.05
+    with pytest.raises(UserError, match="--steps is for diffusion, and none of these priors"):
+        evaluate.main(["pairs", str(tmp_path / "codes"), *data, "--steps=4"])
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -213,6 +245,7 @@ def test_pairs_that_were_trained_on_are_not_taken_for_held_out_ones(run, place, 
         np.save(tmp_path / f"{name}.npy", array)
     data = [f"--x={tmp_path}/x.npy", f"--y={tmp_path}/y.npy", f"--out={tmp_path}/out"]
     options = ["--num=1", "--steps=2", "--pool=10", "--most=20", "--bad-rows=skip"]
+    (tmp_path / "out").mkdir()  # as an earlier evaluation leaves it
     with pytest.raises(UserError, match="mine was trained on other pairs than those that this"):
         evaluate.main(["pairs", str(run), *data, *options])
     evaluate.main(["pairs", str(run), *data, *options, "--eval-share=1"])

@@ -13,7 +13,8 @@ from tests.stages import tiny
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.condition_encoder import EncoderConfig
-from unclip_jax.models.embedding_prior import ConditionConfig, EmbeddingPriorConfig
+from unclip_jax.models.condition_tokens import ConditionConfig
+from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
 from unclip_jax.stages import embedding_prior, linear_fit, pair_inputs
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig, resolve_fields
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
@@ -310,7 +311,7 @@ def test_a_constant_dimension_cannot_be_standardised():
     [
         (
             lambda: config(method="mlp", encoder=EncoderConfig(8)),
-            "encoder is for method 'diffusion'",
+            "encoder is for methods 'diffusion' and 'auto",
         ),
         (
             lambda: config(TEXT, encoder=EncoderConfig(8)),
@@ -329,7 +330,7 @@ def test_a_constant_dimension_cannot_be_standardised():
             lambda: config(method="mlp", drop_all=0.1).check_guidance(
                 SamplingConfig(guidance_scale=2.0)
             ),
-            "guidance_scale is for diffusion, not for method 'mlp'",
+            "guidance_scale is for priors, not for method 'mlp'",
         ),
         (
             lambda: config(drop_all=0.0).check_guidance(SamplingConfig(guidance_scale=2.0)),

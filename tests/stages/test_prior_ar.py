@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.models.prior_ar import PriorAr
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
-from unclip_jax.stages import prior_ar
+from unclip_jax.stages import categorical, prior_ar
 from unclip_jax.stages.base import apply
 from unclip_jax.stages.prior import best_of, unit
 from unclip_jax.training.optimizer import OptimConfig
@@ -75,7 +75,7 @@ def test_cross_entropy_by_brute_force():
         [-np.log(np.exp(logits[b, j, codes[b, j]]) / np.exp(logits[b, j]).sum()) for j in range(3)]
         for b in range(2)
     ]
-    got = prior_ar.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(codes))
+    got = categorical.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(codes))
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_the_loss_is_that_of_the_codes_given_those_before(made):
         return apply(PriorAr(cfg.model), network, codes, dot=dot, **inputs)
 
     logits = run(params["network"], jnp.asarray(codes), jnp.asarray(dot), inputs)
-    want = np.mean(prior_ar.cross_entropy(logits, jnp.asarray(codes)))
+    want = np.mean(categorical.cross_entropy(logits, jnp.asarray(codes)))
     never = dataclasses.replace(cfg, drop_text=0.0)
     got, _ = jax.jit(prior_ar.make(never).loss)(params, batch, jax.random.key(0))
     np.testing.assert_allclose(got, want, rtol=1e-4)

@@ -76,6 +76,8 @@ def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
             "some of these priors have targets of norm 1 and some have not "
             "(config.model.scaling), so their distances do not compare; evaluate them separately."
         )
+    if config.steps is not None and all(model.cfg.method != "diffusion" for model in models):
+        raise UserError("--steps is for diffusion, and none of these priors is one; leave it out.")
     samples: dict[str, np.ndarray] = {}
     true = np.zeros(0)
     for run, model in zip(config.runs, models, strict=True):
@@ -139,9 +141,10 @@ def _sampled(
             conditions[one.name] = [row[: int(length)] for row, length in pairs]
     if SUBJECT in rows:
         conditions[SUBJECT] = rows[SUBJECT]
-    regression = model.cfg.method != "diffusion"
-    options = {"guidance": config.guidance, "steps": config.steps, "seed": config.seed}
-    samples = model.sample(conditions, num=1 if regression else config.num, **options)
+    num = config.num if model.cfg.generative else 1
+    steps = config.steps if model.cfg.method == "diffusion" else None
+    options = {"guidance": config.guidance, "steps": steps, "seed": config.seed}
+    samples = model.sample(conditions, num=num, **options)
     result = {"prior": samples}
     if model.cfg.fits_ridge and model.cfg.method != "ridge":
         result["ridge"] = model.linear(conditions)[:, None]

@@ -238,6 +238,7 @@ def resolve(experiment: Experiment) -> Experiment:
     entry, model = experiment.entry, experiment.model
     if entry.resolve_fields is not None and not experiment.init_from:
         model = entry.resolve_fields(model, pairs.open_pairs(experiment.data.pairs).fields())
+        experiment = dataclasses.replace(experiment, model=model)
     if entry.resolve is not None:
         model = entry.resolve(model, _rows(experiment))
     return dataclasses.replace(experiment, model=model)

@@ -16,7 +16,7 @@ from unclip_jax.core.types import Keys, Params
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
-from unclip_jax.models.embedding_prior import ConditionConfig
+from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import SUBJECT, EmbeddingPriorStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
@@ -67,6 +67,8 @@ class EmbeddingPriorModel:
         guidance: float | None = None,
         steps: str | None = None,
         sampler: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         batch: int = BATCH,
     ) -> np.ndarray:
@@ -82,22 +84,27 @@ class EmbeddingPriorModel:
             guidance: scale; None = the trained default, 1 = off.
             steps: grid of timesteps; None = the trained default.
             sampler: name of a sampler; None = the trained default.
+            temperature: of an autoregressive prior's codes; None = the trained default.
+            top_p: likewise, the probability that the codes to choose from hold.
             seed: of the noise.
             batch: samples at once.
 
         Raises:
-            UserError: conditions that the model does not have, or of another shape.
+            UserError: conditions that the model does not have, or of another shape, or settings of
+                another method.
         """
         in_range("num", num, 1, 2**20)
         conditions, size = conditions_of(self.cfg, x)
-        options = {"guidance_scale": guidance, "steps": steps, "sampler": sampler}
-        changes: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
-        sampling = dataclasses.replace(self.cfg.sampling, **changes)
+        chain = {"steps": steps, "sampler": sampler}
+        codes = {"temperature": temperature, "top_p": top_p}
+        _check_method(self.cfg, {"diffusion": chain, "autoregressive": codes})
+        cfg = dataclasses.replace(self.cfg, **_set(codes))
+        sampling = dataclasses.replace(cfg.sampling, **_set({"guidance_scale": guidance, **chain}))
         key, parts = jax.random.key(seed), []
         for numbers in _batches(size * num, min(batch, size * num)):
             rows = {name: value[numbers // num] for name, value in conditions.items()}
             keys = rng.per_example(key, jnp.asarray(numbers))
-            parts.append(jax.device_get(_sample(self.cfg, sampling, self.params, rows, keys)))
+            parts.append(jax.device_get(_sample(cfg, sampling, self.params, rows, keys)))
         samples = np.concatenate(parts)[: size * num]
         return samples.reshape(size, num, *self.cfg.model.target)
 
@@ -124,6 +131,28 @@ class EmbeddingPriorModel:
         """Returns the mean of the training targets."""
         zero = jnp.zeros((1, *self.cfg.model.target))
         return np.asarray(pair_inputs.from_latent(self.cfg, self.params, zero))[0]
+
+
+def _set(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_method(cfg: EmbeddingPriorStageConfig, options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses options of sampling that the method of a model does not have.
+
+    Args:
+        cfg: the model.
+        options: method -> its options, None where they are not given.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for method, of_method in options.items():
+        if method != cfg.method and (names := [*_set(of_method)]):
+            raise UserError(
+                f"{names[0]} is for method {method!r}, not for {cfg.method!r}; leave it out."
+            )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -11,7 +11,6 @@ target need not carry what is linear.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,44 +20,20 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.types import Steps
+from unclip_jax.models.condition_tokens import (
+    ConditionConfig,
+    ConditionedTokens,
+    Conditions,
+    Masks,
+)
 from unclip_jax.models.dalle2_pytorch_prior import Dalle2PytorchConfig, Dalle2PytorchNetwork
 from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
-from unclip_jax.models.token_denoiser import TokenDenoiser
+from unclip_jax.models.pca_quantizer import PcaQuantizer, PcaQuantizerConfig
 from unclip_jax.parallel.axes import sharded
 
+CODEC = PcaQuantizerConfig(components=0, explained_variance=0.9, buckets=64)
+
 Target = Float[Array, " b *s"]
-Conditions = Mapping[str, Any]  # by name: [b z] or [b l z] float32, or ids [b l]
-Masks = Mapping[str, Any]  # by name of a sequence: [b l], True at real tokens; none = all
-
-
-@dataclasses.dataclass(frozen=True)
-class ConditionConfig:
-    """One condition.
-
-    Attributes:
-        name: batch field that holds it.
-        shape: of one example, [z] or [l, z]; [l] for token ids.
-        vocab_size: number of token ids; 0 = the condition is no token ids.
-        ragged: sequences have different lengths, and a mask in the field NAME_mask.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    vocab_size: int = 0
-    ragged: bool = False
-
-    def __post_init__(self):
-        rank = len(self.shape)
-        if rank not in (1, 2) or (self.vocab_size and rank != 1) or min(self.shape) < 1:
-            raise UserError(
-                f"condition {self.name!r} has shape {list(self.shape)}; give [z] for a vector, "
-                "[l, z] for a sequence, or [l] with vocab_size for token ids."
-            )
-
-    @property
-    def sequence(self) -> bool:
-        """True if it has a token axis."""
-        return len(self.shape) == 2 or bool(self.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +59,8 @@ class EmbeddingPriorConfig:
         dalle2_pytorch: the network of DALLE2-pytorch or MindEye2 in the place of ours, of which
             width, depth, heads, vector_tokens, causal and queries are then ignored; its conditions
             are z_txt (and caption features), or a sequence as long as the target.
+        codec: the quantizer of an autoregressive prior, whose codes one by one take the place of
+            the noised target, timestep and queries.
     """
 
     conditions: tuple[ConditionConfig, ...]
@@ -101,6 +78,7 @@ class EmbeddingPriorConfig:
     remat: str = "none"
     dtype: str = "float32"
     dalle2_pytorch: Dalle2PytorchConfig | None = None
+    codec: PcaQuantizerConfig = CODEC
 
     def __post_init__(self):
         positive("config.model.model.vector_tokens", self.vector_tokens)
@@ -135,12 +113,21 @@ class EmbeddingPriorConfig:
             )
 
     @property
+    def components(self) -> int:
+        """Codes per target; the largest possible number until the fit has counted them."""
+        return self.codec.components or math.prod(self.target)
+
+    def make_quantizer(self) -> PcaQuantizer:
+        """Creates the module of the codes of flattened targets."""
+        return PcaQuantizer(self.codec, self.components, math.prod(self.target))
+
+    @property
     def tokens(self) -> tuple[int, int]:
         """Length and width of the target as a sequence."""
         return (1, *self.target) if len(self.target) == 1 else (self.target[0], self.target[1])
 
 
-class EmbeddingPrior(TokenDenoiser):
+class EmbeddingPrior(ConditionedTokens):
     """Predicts the target of a diffusion from the noised target and conditions."""
 
     cfg: EmbeddingPriorConfig
@@ -167,10 +154,7 @@ class EmbeddingPrior(TokenDenoiser):
             ridge: linear prediction of the target from all conditions, dropped with any of them.
         """
         cfg, (length, z) = self.cfg, self.cfg.tokens
-        parts = [
-            self._condition(one, conditions, masks, None if keep is None else keep[:, i])
-            for i, one in enumerate(cfg.conditions)
-        ]
+        tokens = self._conditions(conditions, masks, keep)
         time, shape = self._time(t), x_t.shape
         x_t = x_t.reshape(len(x_t), length, z)
         noised = self._project("x_t_in", x_t)
@@ -183,7 +167,7 @@ class EmbeddingPrior(TokenDenoiser):
         if cfg.ragged:
             noised = self._filled("padding", noised, masks["y"])
         out = self._denoised(
-            jnp.concatenate(parts, axis=1),
+            tokens,
             time=time,
             noised=noised,
             queries=self._table("queries", length) if cfg.queries else None,
@@ -205,43 +189,6 @@ class EmbeddingPrior(TokenDenoiser):
             (scale * x for scale, x in zip(scales, inputs, strict=True)),
             start=jnp.zeros_like(inputs[0]),
         )
-
-    def _condition(
-        self,
-        one: ConditionConfig,
-        conditions: Conditions,
-        masks: Masks,
-        keep: Bool[Array, " b"] | None,
-    ) -> Float[Array, " b l d"]:
-        """Returns the tokens of one condition; a learned vector of its position where it is empty.
-
-        All are empty where the condition is dropped.
-        """
-        x = conditions[one.name]
-        if one.vocab_size:
-            init = sharded(normal(0.02), "vocab", "embed")
-            table = self.param(f"{one.name}_table", init, (one.vocab_size, self.cfg.width))
-            tokens, real = jnp.take(table, jnp.maximum(x, 0), axis=0), x >= 0
-        elif one.sequence:
-            tokens, real = self._project(f"{one.name}_in", x), jnp.ones(x.shape[:2], bool)
-        else:
-            width, count = self.cfg.width, self.cfg.vector_tokens
-            dtype = compute_dtype(self.cfg.dtype)
-            layer = dense(width * count, name=f"{one.name}_in", axes=("z", "embed"), dtype=dtype)
-            tokens = layer(x.astype(dtype)).reshape(len(x), count, width)
-            real = jnp.ones(tokens.shape[:2], bool)
-        if one.ragged:
-            real = real & masks[one.name]
-        if keep is not None:
-            real = real & keep[:, None]
-        return self._filled(f"null_{one.name}", tokens, real)
-
-    def _filled(
-        self, name: str, tokens: Float[Array, " b l d"], real: Bool[Array, " b m"], rows: int = 0
-    ) -> Float[Array, " b l d"]:
-        """Returns tokens with learned vectors in place of those that are not real."""
-        null = self._table(name, rows or tokens.shape[1])
-        return jnp.where(real[..., None], tokens, null[None].astype(tokens.dtype))
 
 
 class Dalle2PytorchPrior(nn.Module):

@@ -93,6 +93,12 @@ def sample_sequence(
     return jnp.concatenate([code[:, None], others.T], axis=1)
 
 
+def cross_entropy(logits: Float[Array, " b k n"], codes: Int[Array, " b k"]) -> Array:
+    """Returns the nats of each code, [b k]."""
+    picked = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
 def choose(logits: Logits, keys: Keys, *, temperature: float, top_p: float) -> Int[Array, " b"]:
     """Samples one index per row with the row's key."""
     if temperature == 0:

@@ -3,11 +3,12 @@
 The paper's prior (unCLIP, section 2.2) with conditions and target of any dimension: several
 conditions by name, vectors or token sequences, each dropped by itself for guidance. Statistics and
 a ridge regression are fitted before training (`linear_fit`); the prior receives the ridge's
-prediction, in training without the example itself. The same stage trains the baselines: `method`
-"mlp" is a regression, "ridge" the linear fit alone. Parameters are {"fitted": fitted once,
-"network": learned}.
+prediction, in training without the example itself. `method` "autoregressive" samples codes instead
+(`embedding_codes`). The same stage trains the baselines: "mlp" is a regression, "ridge" the linear
+fit alone. Parameters are {"fitted": fitted once, "network": learned}.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params
 from unclip_jax.diffusion import guidance, process
 from unclip_jax.models.embedding_prior import Regressor, make_denoiser, masked_mean, unfitted
-from unclip_jax.stages import contrastive, gaussian, pair_inputs
+from unclip_jax.stages import contrastive, embedding_codes, gaussian, pair_inputs
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.embedding_prior_config import (
     SUBJECT,
@@ -40,6 +41,7 @@ from unclip_jax.stages.prior import mean_cosine, mean_rank
 
 ROWS = 64  # of a held-out batch for which targets are sampled
 STEPS = 8  # of these samples
+REPEATS = 4  # samples of codes per row, whose mean is the prediction
 
 Latents = Float[Array, " b *s"]
 
@@ -58,6 +60,9 @@ def make(cfg: EmbeddingPriorStageConfig) -> Stage:
             encoder = pair_inputs.make_encoder(cfg)
             subject = jnp.zeros(1, jnp.int32)
             params["encoder"] = encoder.init(rng.fold(key, "encoder"), x, subject)["params"]
+        if cfg.method == "autoregressive":
+            flat = jnp.zeros((1, math.prod(cfg.model.target)))
+            params["codec"] = cfg.model.make_quantizer().init(key, flat)["params"]
         return params
 
     def loss(params: Params, batch: Batch, key: Key):
@@ -76,7 +81,9 @@ def make(cfg: EmbeddingPriorStageConfig) -> Stage:
         evaluate=evaluate,
         preview=None,
         splittable=not cfg.encoder.contrastive,
-        fit=lambda rows: pair_inputs.fit(cfg, rows),
+        fit=lambda rows: (embedding_codes if cfg.method == "autoregressive" else pair_inputs).fit(
+            cfg, rows
+        ),
         describe={
             "config": as_dict(cfg),
             "embed_dim": cfg.model.target[-1],
@@ -91,11 +98,14 @@ def _init_network(cfg: EmbeddingPriorStageConfig, key: Key, zero: Batch) -> Para
         one.name: zero.get(one.name, jnp.zeros((1, *one.shape))) for one in cfg.network.conditions
     }
     masks = pair_inputs.masks(cfg, zero, size=1)
+    inputs = {"conditions": conditions, "masks": masks}
     if cfg.method == "mlp":
-        return Regressor(cfg.model).init(key, conditions=conditions, masks=masks)["params"]
-    y = zero[TARGET]
-    options = {"conditions": conditions, "masks": masks, "ridge": y if cfg.fits_ridge else None}
-    return make_denoiser(cfg.network).init(key, y, jnp.zeros(1, jnp.int32), **options)["params"]
+        return Regressor(cfg.model).init(key, **inputs)["params"]
+    if cfg.method == "autoregressive":
+        return embedding_codes.init(cfg, key, inputs=inputs)
+    y, t = zero[TARGET], jnp.zeros(1, jnp.int32)
+    inputs["ridge"] = y if cfg.fits_ridge else None
+    return make_denoiser(cfg.network).init(key, y, t, **inputs)["params"]
 
 
 def losses(
@@ -116,26 +126,40 @@ def losses(
         cfg, params, batch, size=len(x_0), leave_out=x_0 if training else None
     )
     real = inputs.masks.get(TARGET)
-    if cfg.method != "diffusion":
+    if not cfg.generative:
         return _mean_square(_regressed(cfg, params, inputs) - x_0, real)
-    noised = gaussian.noise_batch(cfg.diffusion.chain(), x_0, key=rng.fold(key, "draw"))
     if training:
         inputs = inputs._replace(keep=keep_masks(cfg, key, len(x_0)))
-    out = output(cfg, params, noised.x_t, noised.t, inputs)
-    extra: Array | float = 0.0
+    if cfg.method == "autoregressive":
+        loss = embedding_codes.losses(cfg, params, x_0, inputs)
+    else:
+        loss = _denoising_losses(cfg, params, x_0, inputs, key=rng.fold(key, "draw"))
     if cfg.encoder.width and cfg.encoder.contrastive:
-        key = rng.fold(key, "mixup")
-        extra = cfg.encoder.contrastive * _contrastive(
-            cfg, params, batch, key=key, mixup=cfg.encoder.mixup if training else 0.0
+        loss = loss + cfg.encoder.contrastive * _contrastive(
+            cfg,
+            params,
+            batch,
+            key=rng.fold(key, "mixup"),
+            mixup=cfg.encoder.mixup if training else 0.0,
         )
+    return loss
+
+
+def _denoising_losses(
+    cfg: EmbeddingPriorStageConfig, params: Params, x_0: Latents, inputs: PairInputs, *, key: Key
+) -> Float[Array, " b"]:
+    """Returns the loss of the diffusion of every example, over real tokens."""
+    noised = gaussian.noise_batch(cfg.diffusion.chain(), x_0, key=key)
+    real = inputs.masks.get(TARGET)
+    out = output(cfg, params, noised.x_t, noised.t, inputs)
     if real is None:
-        return gaussian.loss(cfg.diffusion, out, noised=noised) + extra
+        return gaussian.loss(cfg.diffusion, out, noised=noised)
     level = cfg.diffusion.chain().level(noised.t, ndim=x_0.ndim)
     target = process.Target(cfg.diffusion.target)
     ideal = process.target_value(target, x_0=x_0, eps=noised.eps, alpha_bar=level)
     share = jnp.maximum(jnp.mean(real.astype(jnp.float32), axis=1), 1e-6)
     out = jnp.where(real[..., None], out, ideal)
-    return gaussian.loss(cfg.diffusion, out, noised=noised) / share + extra
+    return gaussian.loss(cfg.diffusion, out, noised=noised) / share
 
 
 def _contrastive(
@@ -192,7 +216,10 @@ def sample(
     sampling = sampling or cfg.sampling
     cfg.check_guidance(sampling)
     inputs = pair_inputs.read(cfg, params, conditions, size=len(keys))
-    if cfg.method != "diffusion":
+    if cfg.method == "autoregressive":
+        codes = cfg.code_sampling(sampling)
+        x_0 = embedding_codes.sample(cfg, params, inputs, keys=keys, sampling=codes)
+    elif not cfg.generative:
         names = [one.name for one in cfg.model.conditions]
         if not {*names} <= {*conditions}:
             raise UserError(f"method {cfg.method!r} needs all conditions: {', '.join(names)}.")
@@ -252,41 +279,56 @@ def _agreement(cfg: EmbeddingPriorStageConfig, params: Params, batch: Batch, key
     """Computes agreement with the true targets, by cosine of flattened targets.
 
     cosine and rank (1 = the nearest of the batch) of the prediction: of a diffusion that from pure
-    noise, which is the mean of its samples; cosine_ridge of the ridge; sample_cosine of one sample
-    per row in a few DDIM steps.
+    noise, which is the mean of its samples, of codes the mean of `REPEATS` samples for some rows;
+    cosine_ridge of the ridge; sample_cosine of one sample per row, of a diffusion in a few steps.
     """
     size, key = len(batch[TARGET]), rng.fold(key, "agreement")
-    conditions = {name: batch[name] for name in _sample_fields(cfg)}
     inputs = pair_inputs.read(cfg, params, batch, size=size)
-    true = unit(batch[TARGET].reshape(size, -1))
-
-    def compared(y: Latents) -> Float[Array, " b z"]:
-        return unit(y.reshape(len(y), -1))
-
-    def of_latents(x_0: Latents) -> Float[Array, " b z"]:
-        return compared(pair_inputs.from_latent(cfg, params, x_0))
-
+    true = _unit_rows(batch[TARGET])
     metrics: Metrics = {}
     if inputs.ridge is not None:
-        metrics["cosine_ridge"] = mean_cosine(of_latents(inputs.ridge), true)
-    if cfg.method == "diffusion":
-        chain, few = cfg.diffusion.chain(), min(size, ROWS)
-        t = jnp.full((size,), chain.num_timesteps - 1, jnp.int32)
-        x_0 = pair_inputs.to_latent(cfg, params, batch[TARGET])
-        noised = gaussian.noise_at(chain, x_0, t=t, key=key)
-        guess = denoiser(cfg, params, inputs, scale=1.0)(noised.x_t, t).x_0
-        samples = sample(
-            cfg,
-            params,
-            {name: x[:few] for name, x in conditions.items()},
-            keys=rng.per_example(key, jnp.arange(few)),
-            sampling=SamplingConfig(steps=str(min(STEPS, chain.num_timesteps)), sampler="ddim"),
-        )
-        metrics["sample_cosine"] = mean_cosine(compared(samples), true[:few])
+        ridge = pair_inputs.from_latent(cfg, params, inputs.ridge)
+        metrics["cosine_ridge"] = mean_cosine(_unit_rows(ridge), true)
+    if not cfg.generative:
+        guess = pair_inputs.from_latent(cfg, params, _regressed(cfg, params, inputs))
     else:
-        guess = _regressed(cfg, params, inputs)
-    guess = of_latents(guess)
+        repeats = 1 if cfg.method == "diffusion" else REPEATS
+        samples = _few_samples(cfg, params, batch, key=key, repeats=repeats)
+        metrics["sample_cosine"] = mean_cosine(_unit_rows(samples[:, 0]), true[: len(samples)])
+        if cfg.method == "diffusion":
+            guess = _guess_from_noise(cfg, params, batch, inputs, key)
+        else:
+            guess, true = jnp.mean(samples, axis=1), true[: len(samples)]
+    guess = _unit_rows(guess)
     return {**metrics, "cosine": mean_cosine(guess, true), "rank": mean_rank(guess, true)}
+
+
+def _unit_rows(y: Latents) -> Float[Array, " b z"]:
+    return unit(y.reshape(len(y), -1))
+
+
+def _guess_from_noise(
+    cfg: EmbeddingPriorStageConfig, params: Params, batch: Batch, inputs: PairInputs, key: Key
+) -> Latents:
+    """Returns the target that a diffusion predicts from pure noise."""
+    chain, x_0 = cfg.diffusion.chain(), pair_inputs.to_latent(cfg, params, batch[TARGET])
+    t = jnp.full((len(x_0),), chain.num_timesteps - 1, jnp.int32)
+    noised = gaussian.noise_at(chain, x_0, t=t, key=key)
+    guess = denoiser(cfg, params, inputs, scale=1.0)(noised.x_t, t).x_0
+    return pair_inputs.from_latent(cfg, params, guess)
+
+
+def _few_samples(
+    cfg: EmbeddingPriorStageConfig, params: Params, batch: Batch, *, key: Key, repeats: int
+) -> Float[Array, " b m *s"]:
+    """Returns samples for the first rows, `repeats` of each."""
+    few = min(len(batch[TARGET]), ROWS)
+    rows = {name: jnp.repeat(batch[name][:few], repeats, axis=0) for name in _sample_fields(cfg)}
+    steps = str(min(STEPS, cfg.diffusion.num_timesteps))
+    keys = rng.per_example(key, jnp.arange(few * repeats))
+    sampling = SamplingConfig(steps=steps, sampler="ddim")
+    samples = sample(cfg, params, rows, keys=keys, sampling=sampling)
+    return samples.reshape(few, repeats, *cfg.model.target)
 
 
 def sample_in_chain(
@@ -316,5 +358,6 @@ ENTRY = StageEntry(
     yields=("z_img",),
     sample=sample_in_chain,
     sample_fields=_sample_fields,
+    resolve=embedding_codes.resolve_from_data,
     resolve_fields=resolve_fields,
 )

@@ -6,11 +6,13 @@ import math
 from unclip_jax.core.batch import BatchSpec, Field
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.models.condition_encoder import EncoderConfig
-from unclip_jax.models.embedding_prior import ConditionConfig, EmbeddingPriorConfig
+from unclip_jax.models.condition_tokens import ConditionConfig
+from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
 from unclip_jax.stages import gaussian, linear_fit
+from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
-METHODS = ("diffusion", "mlp", "ridge")
+METHODS = ("diffusion", "autoregressive", "mlp", "ridge")
 SCALINGS = ("unit", "standardised", "raw")
 TARGET = "y"
 SUBJECT = "subject"
@@ -24,13 +26,16 @@ class EmbeddingPriorStageConfig:
     Attributes:
         model: conditions, target and network.
         diffusion: chain and prediction target.
-        sampling: default sampling.
-        method: "diffusion", or a baseline: "mlp" or "ridge".
+        sampling: default sampling; "autoregressive" reads guidance_scale alone.
+        method: "diffusion"; "autoregressive", by codes of principal components (unCLIP, section
+            2.2); or a baseline, "mlp" or "ridge".
         scaling: form of the target: "unit" (norm 1, as CLIP's embeddings are compared), centred and
             divided by one deviation; "standardised" per dimension; or "raw".
-        encoder: encodes the vector conditions to more tokens for the prior (diffusion alone).
+        encoder: encodes the vector conditions to more tokens for the prior.
         drop_all: share of examples that lose all conditions, for guidance.
         drop_each: share that lose each single one, where there are several.
+        temperature: divides the logits of codes; 0 = always the most probable.
+        top_p: codes outside the smallest set with this probability are never sampled; 1 = all.
     """
 
     model: EmbeddingPriorConfig
@@ -41,6 +46,8 @@ class EmbeddingPriorStageConfig:
     encoder: EncoderConfig = EncoderConfig()
     drop_all: float = 0.1
     drop_each: float = 0.0
+    temperature: float = 1.0
+    top_p: float = 1.0
 
     def __post_init__(self):
         one_of("config.model.method", self.method, METHODS)
@@ -58,16 +65,46 @@ class EmbeddingPriorStageConfig:
                 "config.model.scaling is 'unit', which is for vectors; use 'standardised' or 'raw' "
                 "for sequences."
             )
-        if self.encoder.width and (
-            self.method != "diffusion" or self.model.dalle2_pytorch is not None
-        ):
+        if self.encoder.width and (not self.generative or self.model.dalle2_pytorch is not None):
             raise UserError(
-                "config.model.encoder is for method 'diffusion' and the network of this project; "
-                "set config.model.encoder.width to 0."
+                "config.model.encoder is for methods 'diffusion' and 'autoregressive' and networks "
+                "of this project; set config.model.encoder.width to 0."
             )
         if self.encoder.width and not self.encoded_features:
             raise UserError("config.model.encoder encodes vectors, and no condition is a vector.")
+        if self.method == "autoregressive":
+            self._check_codes()
         self.check_guidance(self.sampling)
+
+    def _check_codes(self) -> None:
+        """Refuses targets that have no codes."""
+        count, dim = self.model.codec.components, math.prod(self.model.target)
+        if (
+            self.model.ragged
+            or self.model.dalle2_pytorch is not None
+            or dim > linear_fit.MOST_FEATURES
+        ):
+            raise UserError(
+                f"config.model.method is 'autoregressive', which takes targets of one length and "
+                f"at most {linear_fit.MOST_FEATURES:,} numbers, here "
+                f"{'ragged ' if self.model.ragged else ''}{list(self.model.target)}, and the "
+                "network of this project; use 'diffusion'."
+            )
+        if count > dim:
+            raise UserError(
+                f"config.model.model.codec.components is {count}, but targets have {dim} "
+                f"dimensions; keep at most {dim}."
+            )
+        self.code_sampling(self.sampling)
+
+    def code_sampling(self, sampling: SamplingConfig) -> CodeSamplingConfig:
+        """Returns the settings of sampling codes, with the guidance of `sampling`."""
+        return CodeSamplingConfig(sampling.guidance_scale, self.temperature, self.top_p)
+
+    @property
+    def generative(self) -> bool:
+        """True if it samples, False if it is a regression."""
+        return self.method in ("diffusion", "autoregressive")
 
     @property
     def encoded_features(self) -> int:
@@ -96,10 +133,10 @@ class EmbeddingPriorStageConfig:
         """Refuses guidance without drops, or of a regression.
 
         Raises:
-            UserError: `drop_all` is 0 and the scale is not 1, or the method draws nothing.
+            UserError: `drop_all` is 0 and the scale is not 1, or the method samples nothing.
         """
-        if self.method != "diffusion" and sampling.guidance_scale != 1.0:
-            raise UserError(f"guidance_scale is for diffusion, not for method {self.method!r}.")
+        if not self.generative and sampling.guidance_scale != 1.0:
+            raise UserError(f"guidance_scale is for priors, not for method {self.method!r}.")
         gaussian.check_guidance(
             sampling.guidance_scale, drops={"config.model.drop_all": self.drop_all}
         )

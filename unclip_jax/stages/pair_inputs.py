@@ -24,6 +24,7 @@ from unclip_jax.stages.embedding_prior_config import (
 )
 
 Latents = Float[Array, " b *s"]
+Statistics = dict[str, linear_fit.Moments]
 
 
 class PairInputs(NamedTuple):
@@ -90,6 +91,20 @@ def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> Fitted:
     """Fits statistics of all fields, and the ridge regression, to the training pairs.
 
     Raises:
+        UserError: as `statistics`.
+    """
+    used, measured = statistics(cfg, rows)
+    ridge = None
+    if cfg.fits_ridge:
+        params = linear_fit.as_params(used, None, "").params
+        ridge = linear_fit.ridge(rows, lambda block: _linear_pair(cfg, params, block))
+    return linear_fit.as_params(used, ridge, linear_fit.note(ridge, measured))
+
+
+def statistics(cfg: EmbeddingPriorStageConfig, rows: Rows) -> tuple[Statistics, Statistics]:
+    """Returns the statistics by which fields are standardised, and those of the training pairs.
+
+    Raises:
         UserError: a dimension of the target that is to be standardised is constant.
     """
     named: dict[str, str | None] = {
@@ -105,12 +120,7 @@ def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> Fitted:
             yield {**block, TARGET: y}
 
     measured = linear_fit.moments(normalised, named)
-    used = {name: _usable(cfg, name, one) for name, one in measured.items()}
-    params = linear_fit.as_params(used, None, "").params
-    ridge = None
-    if cfg.fits_ridge:
-        ridge = linear_fit.ridge(rows, lambda block: _linear_pair(cfg, params, block))
-    return linear_fit.as_params(used, ridge, linear_fit.note(ridge, measured))
+    return {name: _usable(cfg, name, one) for name, one in measured.items()}, measured
 
 
 def _usable(

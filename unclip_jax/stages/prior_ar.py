@@ -96,7 +96,7 @@ def make(cfg: PriorArStageConfig) -> Stage:
     def losses(params: Params, batch: Batch, keep: Bool[Array, " b"] | None):
         codes, dot, text = _encoded(cfg, params["codec"], batch)
         logits = apply(module, params["network"], codes, dot=dot, **text, keep_text=keep)
-        return cross_entropy(logits, codes)
+        return categorical.cross_entropy(logits, codes)
 
     def loss(params: Params, batch: Batch, key: Key):
         key, size = rng.fold(key, "drop_text"), batch["z_img"].shape[0]
@@ -132,12 +132,6 @@ def resolve_from_data(cfg: PriorArStageConfig, rows: Rows) -> PriorArStageConfig
     count = quantizer_fit.count_components(cfg.model.codec, rows, most=cfg.model.most_components)
     codec = dataclasses.replace(cfg.model.codec, components=count, explained_variance=0.0)
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, codec=codec))
-
-
-def cross_entropy(logits: Float[Array, " b k n"], codes: Codes) -> Float[Array, " b k"]:
-    """Returns the nats of each code."""
-    picked = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def sample(
