@@ -115,13 +115,12 @@ class PcaQuantizer(nn.Module):
 
 
 class DotQuantizer(PcaQuantizer):
-    """Also maps dot products z_img . z_txt to codes."""
-
-    cfg: DotQuantizerConfig
+    """Also maps dot products z_img . z_txt to codes; `cfg` is a `DotQuantizerConfig`."""
 
     def setup(self):
         """Declares the fitted parameters."""
         super().setup()
+        assert isinstance(self.cfg, DotQuantizerConfig)
         dots = jnp.linspace(-1.0, 1.0, self.cfg.dot_buckets + 1)[1:-1]
         self.dot_edges = self.param("dot_edges", sharded(lambda *_: dots, None))
 
