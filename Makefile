@@ -28,11 +28,10 @@ $(VENV)/.unclip_jax: setup.py pyproject.toml unclip_jax/version.py
 
 demo: train-demo
 
-train-demo: setup  ## Train every stage in miniature, judge it, and draw runs/portraits/samples.png.
+train-demo: setup  ## Train every stage in miniature, judge it, and generate images in runs/SIZE/tour.
 	@PYTHON=$(BIN)/python launch/cascade $(SIZE)
 	@. launch/env.sh && $(BIN)/python -m unclip_jax.evaluate --models=runs/$(SIZE) --data=runs/$(SIZE)/data
-	@. launch/env.sh && $(BIN)/python -m unclip_jax.sample --models=runs/$(SIZE) --out=runs/$(SIZE)/samples.png --num=2 \
-		--captions=launch/captions/$(if $(filter portraits,$(SIZE)),portraits,shapes).txt
+	@. launch/env.sh && $(BIN)/python -m unclip_jax.tour --models=runs/$(SIZE) --out=runs/$(SIZE)/tour
 
 test: setup  ## Run the tests.
 	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not nightly and not parity'

@@ -84,8 +84,18 @@ def shapes() -> ConfigDict:
 
 
 def portraits() -> ConfigDict:
-    config = _pixels_64("portraits")
-    config.model.model.context = 40
+    # 32 px, to be enlarged to 128; the feature maps are those of 64 px behind patches of 4.
+    config = _miniature("portraits")
+    net, data, train = config.model.model, config.data, config.train
+    unet = net.unet
+    net.context = 40
+    net.z_map, net.z_map_width = 8, 256
+    unet.image_size = data.load_size = 32
+    unet.patch = 2
+    unet.channels, unet.multiples, unet.depth = 48, (1, 2, 2), 1
+    unet.attention_at = (8, 4)
+    unet.resample_blocks = False
+    train.steps, train.batch_size, train.eval_every = 3500, 32, 500
     return config
 
 

@@ -73,7 +73,14 @@ def shapes() -> ConfigDict:
 
 
 def portraits() -> ConfigDict:
-    return _pixels_128("portraits")
+    # From 32 px. Patches of 2 make it four times cheaper, and a person waits for the images.
+    config = _pixels_128("portraits")
+    net, unet, train = config.model.model, config.model.model.unet, config.train
+    net.factor = 4
+    unet.patch = 2
+    unet.channels, unet.multiples, config.model.crop = 48, (1, 1, 2), 64
+    train.steps, train.batch_size, train.eval_every = 800, 8, 400
+    return config
 
 
 def emoji() -> ConfigDict:

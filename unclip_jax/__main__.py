@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one stage",
     "embed": "embed a data set with a trained CLIP",
     "sample": "generate images for captions, or edit images",
+    "tour": "show in a few images what trained models can do",
     "evaluate": "score a cascade, or compare sets of images",
     "demo": "serve a page and an HTTP API",
     "convert": "convert public weights to exports, and back",

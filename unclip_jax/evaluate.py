@@ -12,9 +12,10 @@ r"""Evaluates a trained cascade on a held-out split, or scores sets of images.
     python -m unclip_jax.evaluate pairs RUN --x=a.npy --y=b.npy --out=DIR
 
 The first form scores retrieval by CLIP and the PSNR of the upsampler against bicubic enlargement;
-in the shapes world the exact checker judges images with z_img from the prior, from z_txt used as if
-it were z_img, and true. It prints a table and writes MODELS/evaluation.json; other settings are in
-the name: evaluation_prior_ar.json of --prior=prior_ar, evaluation_best_of_4.json of --best-of=4.
+in the procedural worlds the exact checker judges images with z_img from the prior, from z_txt used
+as if it were z_img, and true. It prints a table and writes MODELS/evaluation.json, or, of installed
+models, ./evaluation.json; other settings are in the name: evaluation_prior_ar.json of
+--prior=prior_ar, evaluation_best_of_4.json of --best-of=4.
 docs/evaluation.md describes the subcommands.
 """
 
@@ -43,8 +44,10 @@ def main(argv: Sequence[str]) -> None:
         check_out(argv[0], args)
     else:
         args, run = with_processes(parser()).parse_args(argv), run_cascade
-        if args.models.is_dir():  # which is refused later otherwise
-            check_output(_result_path(args), flag="--models")
+    if "models" in args:
+        args.models = flags.run_directory(args.models)
+    if run is run_cascade and args.models.is_dir():  # which is refused later otherwise
+        check_output(_result_path(args), flag="--models")
     process_flags.start_alike(args)
     text = run(args)
     if _is_first():
@@ -78,7 +81,7 @@ def parser() -> Parser:
         description="Evaluate a cascade on held-out captions.",
         epilog=f"subcommands (each has its own --help): {', '.join(SUBCOMMANDS)}",
     )
-    parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
+    flags.add_models(parser, digests=False)
     data_flags.add(parser)
     parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
     parser.add_argument("--split", default="validation", help="of the data set")
@@ -112,10 +115,13 @@ def run_cascade(args: argparse.Namespace) -> str:
 
 
 def _result_path(args: argparse.Namespace) -> pathlib.Path:
-    """The file beside the models that a setting is written to."""
+    """The file that a setting is written to: beside the models, or here if they are installed."""
+    from unclip_jax.handoff import shipped
+
+    folder = pathlib.Path() if args.models.parent == shipped.WEIGHTS else args.models
     suffix = "" if args.prior == "prior" else f"_{args.prior}"
     suffix += f"_best_of_{args.best_of}" if args.best_of > 1 else ""
-    return args.models / f"evaluation{suffix}.json"
+    return folder / f"evaluation{suffix}.json"
 
 
 def images_parser() -> Parser:
@@ -188,7 +194,7 @@ def sweep_parser() -> Parser:
         description="Score a cascade over guidance, steps and samplers of its decoder.",
     )
     add = parser.add_argument
-    add("--models", type=pathlib.Path, required=True, help="run directory")
+    flags.add_models(parser, digests=False)
     data_flags.add(parser)
     add("--out", type=pathlib.Path, required=True, help="folder to write")
     add("--guidance", default="1", help="comma-separated scales, 1 = off")
@@ -361,7 +367,7 @@ def _add_set(parser: Parser) -> Parser:
 
 def _add_sampling(parser: Parser) -> Parser:
     add = parser.add_argument
-    add("--models", type=pathlib.Path, required=True, help="run directory")
+    flags.add_models(parser, digests=False)
     add("--out", type=pathlib.Path, required=True, help="folder to write")
     add("--prior", default="prior", help="which prior: prior or prior_ar")
     add("--condition", default="prior", help="source of z_img: prior or z_txt")

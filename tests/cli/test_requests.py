@@ -92,7 +92,8 @@ def reconstructed(engine, run_dir, inputs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
         paths = [str(inputs / name) for name in ("one.png", "other.png")]
-        sample.main(["reconstruct", *paths, STEPS, f"--models={run_dir}", f"--out={out}"])
+        paper = (STEPS, "--refine=0")
+        sample.main(["reconstruct", *paths, *paper, f"--models={run_dir}", f"--out={out}"])
     record = json.loads(out.with_suffix(".json").read_text())
     shown = np.stack([read(out.parent / single) for single in record["images"]])
     return record, shown, [out.with_suffix("") / f"{i:04d}.npz" for i in (0, 1)]
@@ -116,12 +117,13 @@ def test_latents_give_the_same_pictures_as_the_pictures_did(call, reconstructed)
 
 def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstructed, tmp_path):
     _, shown, latents = reconstructed
-    record, path = call("interpolate", *latents, STEPS, "--frames=3", "--animate=gif")
+    arguments = ("interpolate", *latents, STEPS, "--frames=3")
+    record, path = call(*arguments, "--noise=inverted", "--animate=gif")
     np.testing.assert_array_equal(path[[0, -1]], shown[1::2])
     assert record["labels"] == ["0.00", "0.50", "1.00"]
     with Image.open(tmp_path / "out.gif") as animation:
         assert animation.n_frames == 3
-    _, other = call("interpolate", *latents, STEPS, "--frames=3", "--noise=shared", "--seed=1")
+    _, other = call(*arguments, "--seed=1")
     assert np.any(other[0] != path[0])
 
 
@@ -153,11 +155,11 @@ def test_details_of_other_upsamplers_or_steps_are_refused(call, reconstructed, i
         call("variations", paths[0], STEPS, "--upsampler-steps=4")
     for pair in ((bare, paths[0]), (inputs / "one.png", bare)):
         with pytest.raises(UserError, match="bare.npz holds no details for the upsamplers, as"):
-            call("interpolate", *pair, STEPS, "--frames=2")
+            call("interpolate", *pair, STEPS, "--frames=2", "--noise=inverted")
     for arguments in ((strange, *FRESH), (bare,), (bare, "--upsampler-steps=4")):
         call("variations", *arguments, STEPS, "--etas", 0, "--num=1")
-    call("interpolate", bare, paths[0], STEPS, "--frames=2", *FRESH)
-    call("interpolate", bare, paths[0], STEPS, "--frames=2", "--noise=shared")
+    call("interpolate", bare, paths[0], STEPS, "--frames=2", "--noise=inverted", *FRESH)
+    call("interpolate", bare, paths[0], STEPS, "--frames=2")
 
 
 def test_an_upsampler_that_cannot_be_inverted_is_named(call, engine, inputs, monkeypatch):
@@ -435,8 +437,11 @@ LONG = "x" * 10_001
         ("interpolate {0}/one.png {0}/other.png --frames=1", "frames is 1"),
         ("text-diff {}/one.png blue --theta=1.5", r"theta is 1.5; it must lie in \[0, 1\]"),
         ("text-diff {}/one.png blue --frames=1", "frames is 1"),
-        ("text-diff {}/one.png blue --eta=0.5", "eta belongs to inversion=ddpm"),
-        ("text-diff {}/one.png blue --strength=0", "strength belongs to inversion=ddpm"),
+        ("text-diff {}/one.png blue --inversion=ddim --eta=0.5", "eta belongs to inversion=ddpm"),
+        (
+            "text-diff {}/one.png blue --inversion=ddim --strength=0",
+            "strength belongs to inversion=ddpm",
+        ),
         ("text-diff {}/one.png blue --inversion=ddpm --refine=1", "refine is 1, but"),
         ("text-diff {}/one.png blue --inversion=ddpm --upsampler-steps=4", "but details are fresh"),
         ("text-diff {}/one.png blue --inversion=ddpm --eta=2", r"eta is 2.0; it must lie in"),
@@ -456,7 +461,7 @@ LONG = "x" * 10_001
         ("variations {}/one.png --etas x", "etas is 'x'; give a number"),
         ("variations {}/one.png --num=1.5", "num is '1.5'; give a whole number"),
         ("variations {}/one.png --etaz 1", "unknown flag '--etaz'. Did you mean '--etas'"),
-        ("interpolate {0}/one.png {0}/other.png --noise=own", "unknown noise 'own'. Known: inv"),
+        ("interpolate {0}/one.png {0}/other.png --noise=own", "unknown noise 'own'. Known: sha"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, engine, run_dir, inputs, arguments, message):
@@ -468,7 +473,7 @@ def test_mistakes_are_one_line(monkeypatch, engine, run_dir, inputs, arguments, 
 
 def test_a_latent_of_another_chain_or_caption_is_refused(call, reconstructed, inputs, tmp_path):
     latents = reconstructed[2]
-    with pytest.raises(UserError, match=r"was inverted with steps 4, not ddim250"):
+    with pytest.raises(UserError, match=r"was inverted with steps 4, not 50"):
         call("variations", latents[0])
     with pytest.raises(UserError, match="0000.npz holds an x_T; inversion=ddpm needs the image"):
         call("text-diff", latents[0], "blue", "--inversion=ddpm", STEPS)

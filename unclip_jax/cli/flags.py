@@ -5,25 +5,34 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.digests import SKIP
 from unclip_jax.engine.request_fields import MAX_TEXT
 
 
-def add_models(parser: argparse.ArgumentParser, *, public: bool = False) -> None:
-    """Adds --models, for `run_directory`; with `public`, Karlo's folder is named as well."""
+def add_models(
+    parser: argparse.ArgumentParser, *, public: bool = False, digests: bool = True
+) -> None:
+    """Adds --models, for `run_directory`, and --skip-digests.
+
+    Args:
+        parser: to add to.
+        public: True to name Karlo's folder as well.
+        digests: False if the command adds --skip-digests itself.
+    """
     where = "run directory, or Karlo's" if public else "run directory"
     parser.add_argument(
         "--models", type=pathlib.Path, help=f"{where} (default: the models installed with unclip)"
     )
-    add_skip_digests(parser)
+    if digests:
+        add_skip_digests(parser)
 
 
 class _SkipDigests(argparse.Action):
     """Sets the environment variable that every reader of stored digests respects."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object):
-        os.environ[digests.SKIP] = "1"
+        os.environ[SKIP] = "1"
         setattr(namespace, self.dest, True)
 
 
@@ -34,7 +43,7 @@ def add_skip_digests(parser: argparse.ArgumentParser) -> None:
         action=_SkipDigests,
         nargs=0,
         default=False,
-        help=f"load files without comparing their stored digests ({digests.SKIP}=1)",
+        help=f"load files without comparing their stored digests ({SKIP}=1)",
     )
 
 

@@ -6,6 +6,7 @@ import difflib
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from unclip_jax.cli import caption_files, flags, process_flags, request_flags
 from unclip_jax.cli.parser import Parser
@@ -126,8 +127,13 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
     return request_fields.build(REQUESTS[command], values, name=command), setting
 
 
-def run(request: Request, setting: Setting) -> None:
+def run(request: Request, setting: Setting, *, engine: Any = None) -> None:
     """Runs a request, saves its result, and says in the first process what was written.
+
+    Args:
+        request: the request.
+        setting: everything else.
+        engine: the models, if they are loaded already.
 
     Raises:
         UserError: these models cannot do it with these inputs, or files cannot be written.
@@ -144,7 +150,7 @@ def run(request: Request, setting: Setting) -> None:
         files = load.find_cascade(importing.run_directory(setting.models), prior_name=setting.prior)
         result = text.run_by_stage(files, request, batch=setting.batch, name=str(setting.models))
     else:
-        engine = open_engine(setting.models, prior=setting.prior, batch=setting.batch)
+        engine = engine or open_engine(setting.models, prior=setting.prior, batch=setting.batch)
         result = engine.run(request)
     result.save(setting.out)
     if jax.process_index() == 0:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FILES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 CLIP_MERGES = 49152 - 256 - 2  # of the file's lines CLIP uses these many
 MIN_VOCAB = 2 * 256 + 2  # every byte, every byte that ends a word, start and end
+_LETTERS = re.compile(r"[^\W\d_]+")
 _LAST_BYTE = 0xE000  # private characters that no byte symbol uses
 # CLIP's words: the two special tokens, English contractions, letters, single digits, the rest.
 _WORDS = (
@@ -97,6 +99,22 @@ class Tokenizer:
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return tokens, mask
+
+    def unfamiliar(self, text: str) -> tuple[str, ...]:
+        """Returns the words that the tokenizer spells in pieces of two letters or fewer on average.
+
+        A tokenizer trained on a few captions has an entry for each of their words; others fall
+        apart, and no model that reads its ids has learned them.
+        """
+        engine = self._engine
+        normal = engine.normalizer.normalize_str(text) if engine.normalizer else text
+        words = dict.fromkeys(word for word in _LETTERS.findall(normal) if len(word) > 1)
+        pieces = engine.encode_batch(list(words), add_special_tokens=False)
+        return tuple(
+            word
+            for word, encoding in zip(words, pieces, strict=True)
+            if len(encoding.ids) > 1 and len(word) <= 2 * len(encoding.ids)
+        )
 
     def _id(self, token: str) -> int:
         number = self._engine.token_to_id(token)

@@ -154,10 +154,10 @@ class InterpolateRequest(EncodingRequest):
     )
     frames: int = option(7, help="images per pair, both ends counted", low=2, high=1000)
     noise: str = option(
-        "inverted",
-        help="x_T between the images' own, so that the ends are the images; or one random x_T for "
-        "the whole path, another for every seed",
-        choices=("inverted", "shared"),
+        "shared",
+        help="one random x_T for the whole path, another for every seed; or (inverted) x_T between "
+        "the images' own, so that the ends are the images, and frames between them less clean",
+        choices=("shared", "inverted"),
     )
     animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
 
@@ -190,10 +190,12 @@ class TextDiffRequest(EncodingRequest):
     )
     theta: float = option(0.5, help="end of the path, usually 0.25 to 0.5", low=0, high=1)
     frames: int = option(7, help="images of the path, both ends counted", low=2, high=1000)
-    inversion: str = option(
-        "ddim",
-        help="noise that keeps the composition: x_T, or that of every step (stronger)",
-        choices=("ddim", "ddpm"),
+    refine: int = option(0, help="ddim: fixed-point iterations per step", low=0, high=32)
+    inversion: str | None = option(
+        None,
+        help="noise that keeps the composition: that of every step (ddpm), or x_T as in the paper "
+        "(ddim) [ddpm; ddim for a latent]",
+        choices=("ddpm", "ddim"),
     )
     strength: float | None = option(
         None, help="ddpm: share of the chain that is sampled again [0.7]", low=0, high=1
@@ -207,20 +209,28 @@ class TextDiffRequest(EncodingRequest):
         return self.frames
 
     @property
+    def keeps_noise_maps(self) -> bool:
+        """True for DDPM inversion, the default where there is an image to begin with."""
+        default = "ddim" if isinstance(self.image, EncodedImage) else "ddpm"
+        return (self.inversion or default) == "ddpm"
+
+    @property
     def inverts_details(self) -> bool:
         """Fresh by default under ddpm, where inverted details leave rims of the old colour."""
-        return (self.details or self.inversion) != "ddpm" and super().inverts_details
+        fresh = self.keeps_noise_maps and self.details is None
+        return not fresh and super().inverts_details
 
     def validate(self) -> None:
         """Checks what fields must agree on."""
         super().validate()
-        fresh = (self.details or {"ddim": "inverted", "ddpm": "fresh"}[self.inversion]) == "fresh"
+        default = "fresh" if self.keeps_noise_maps else "inverted"
+        fresh = (self.details or default) == "fresh"
         if fresh and self.upsampler_steps:
             raise UserError(
                 f"upsampler_steps is {self.upsampler_steps}, but details are fresh; give "
                 "details=inverted too, or leave it out."
             )
-        if self.inversion == "ddim":
+        if not self.keeps_noise_maps:
             for name in ("strength", "eta"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{name} belongs to inversion=ddpm; give that too.")
@@ -369,6 +379,7 @@ class InpaintRequest(DecodingRequest):
     jump: int = option(10, help="steps in a stretch", low=1, high=1000)
     eta: float = option(1.0, help="noise share of DDIM", low=0, high=1)
     steps: str = option("50", help="steps of the decoder: ddim250, 50, ...")
+    guidance: float = option(3.0, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
 
     @property
     def image_count(self) -> int:

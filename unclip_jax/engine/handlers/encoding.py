@@ -11,7 +11,7 @@ from unclip_jax.engine import image_inputs
 from unclip_jax.engine.decode_batch import DecodeBatch
 from unclip_jax.engine.image_inputs import EncodedImage, InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
-from unclip_jax.engine.request_base import DecodingRequest, EncodingRequest
+from unclip_jax.engine.request_base import REFINE, STEPS, DecodingRequest, EncodingRequest
 from unclip_jax.inference.decoding import DecodeOptions, faithful
 
 
@@ -35,8 +35,8 @@ def encode(
     images: Sequence[Any],
     *,
     caption: str | None = None,
-    steps: str = "ddim250",
-    refine: int = 0,
+    steps: str = STEPS,
+    refine: int = REFINE,
     details: bool = True,
     upsampler_steps: str | None = None,
 ) -> list[EncodedImage]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from unclip_jax.core.config import as_dict
 from unclip_jax.editing import upsampler_latents
-from unclip_jax.engine import request_fields
+from unclip_jax.engine import caption_notes, request_fields
 from unclip_jax.engine.image_inputs import EncodedImage, InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.request_base import Request
@@ -44,10 +44,12 @@ def result(
         inputs=[_input(each) for each in inputs],
         **(facts or {}),
     )
-    note = ""
+    notes = caption_notes.notes(request, engine.tokenizers)
     if getattr(request, "inverts_details", False):
-        note = upsampler_latents.left_out(engine.cascade)
-        record["details_left_out"] = note
+        left_out = upsampler_latents.left_out(engine.cascade)
+        record["details_left_out"] = left_out
+        notes += [left_out] if left_out else []
+    note = "; ".join(notes)
     if "animate" in record["request"]:
         display["animate"] = record["request"]["animate"]
     return Result(images=images, labels=tuple(labels), record=record, note=note, **display)

@@ -16,13 +16,14 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.editing.latents import Latent
+from unclip_jax.engine import caption_notes
 from unclip_jax.engine.decode_batch import DecodeBatch, DecodedImages
 from unclip_jax.engine.handlers import records
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.request_base import check_negative
 from unclip_jax.engine.requests import TextRequest
 from unclip_jax.engine.result import Result
-from unclip_jax.inference import batch_sampling
+from unclip_jax.inference import batch_sampling, load
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.load import CascadeFiles
@@ -82,7 +83,14 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
         prior=files.cascade.prior_name,
         options=dataclasses.asdict(options),
     )
-    return Result(images=images, labels=tuple(captions), record=record, animate=request.animate)
+    notes = caption_notes.notes(request, load.load_tokenizers(files.tokenizer_dirs))
+    return Result(
+        images=images,
+        labels=tuple(captions),
+        record=record,
+        animate=request.animate,
+        note="; ".join(notes),
+    )
 
 
 def captions_of(request: TextRequest) -> list[str]:

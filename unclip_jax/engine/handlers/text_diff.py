@@ -25,7 +25,7 @@ def run(engine: InferenceEngine, request: TextDiffRequest) -> Result:
         "z_source": None if request.source is None else z_txt[1:],
         "thetas": np.linspace(0.0, request.theta, request.frames, dtype=np.float32),
     }
-    edit = _keep_noise_maps if request.inversion == "ddpm" else _keep_x_T
+    edit = _keep_noise_maps if request.keeps_noise_maps else _keep_x_T
     path, images, used = edit(engine, request, direction)
     return records.result(
         engine,

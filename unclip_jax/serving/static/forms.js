@@ -32,7 +32,7 @@ const STEPS = [10, 25, 50, 100, 250];
 function presets(command, { limits, models }) {
   const timesteps = models.decoder.timesteps;
   const images = limits.images;
-  const edits = { steps: String(Math.min(100, timesteps)) };
+  const edits = { steps: String(Math.min(50, timesteps)) };
   return {
     text: { num: Math.min(2, images) },
     variations: { ...edits, etas: [0, 0.5, 1], num: Math.max(1, Math.min(3, Math.floor(images / 3))) },

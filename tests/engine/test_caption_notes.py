@@ -1,0 +1,43 @@
+"""Captions of which the models cannot make much get a remark, and others none."""
+
+import pytest
+
+from unclip_jax.data import text
+from unclip_jax.engine import caption_notes
+from unclip_jax.engine.requests import BlendRequest, TextRequest
+from unclip_jax.portraits import grammar
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    words = text.train([" ".join(grammar.vocabulary())] * 2, vocab_size=1024)
+    return {"clip": words, "decoder": words}
+
+
+def notes(tokenizers, *captions, **fields):
+    return caption_notes.notes(TextRequest(captions=captions, **fields), tokenizers)
+
+
+def test_words_of_the_world_are_familiar(tokenizers):
+    assert (
+        notes(tokenizers, "a person with no hair, winking, in a Blue hoodie!", "curly hair") == []
+    )
+
+
+def test_unfamiliar_words_are_listed_once_in_order(tokenizers):
+    (note,) = notes(tokenizers, "a zebra with a dog", "a Zebra in a teapot", "a smiling astronaut")
+    assert note.startswith("'zebra', 'dog', 'teapot', 'astronaut': words that are probably in no")
+    (note,) = notes(tokenizers, "a person", negative="a zebra, 42 %")
+    assert note.startswith("'zebra': a word that is probably in no caption")
+
+
+def test_a_word_that_one_stage_knows_is_familiar(tokenizers):
+    other = text.train(["a zebra"] * 2, vocab_size=600)
+    assert notes({**tokenizers, "prior": other}, "a zebra") == []
+
+
+def test_empty_captions_leave_everything_to_the_models(tokenizers):
+    for captions in (("",), ("a person", "  ")):
+        assert notes(tokenizers, *captions) == ["an empty caption leaves everything to the models"]
+    blend = BlendRequest(texts=("a person", "a zebra"), noise="fresh")
+    assert len(caption_notes.notes(blend, tokenizers)) == 1

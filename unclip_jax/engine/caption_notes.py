@@ -1,0 +1,48 @@
+"""Remarks on the captions of a request that the models cannot make much of."""
+
+from collections.abc import Iterable, Mapping
+
+from unclip_jax.core.checks import listed
+from unclip_jax.data.text import Tokenizer
+from unclip_jax.engine import request_fields
+from unclip_jax.engine.request_base import Request
+
+# Fields whose texts are captions; an empty one of CAPTIONS leaves everything to the models.
+CAPTIONS = ("captions", "texts")
+FIELDS = (*CAPTIONS, "caption", "target", "source", "negative")
+
+
+def notes(request: Request, tokenizers: Mapping[str, Tokenizer]) -> list[str]:
+    """Returns a remark on empty captions and one on unfamiliar words, where there are any.
+
+    A word is unfamiliar if the tokenizer of every stage spells it letter by letter.
+    """
+    values = request_fields.plain(request)
+    lists = {name: _texts(values.get(name)) for name in FIELDS}
+    remarks = []
+    if any(not text.strip() for name in CAPTIONS for text in lists[name]):
+        remarks.append("an empty caption leaves everything to the models")
+    words = _unfamiliar([text for texts in lists.values() for text in texts], tokenizers)
+    if words:
+        many = "words that are" if len(words) > 1 else "a word that is"
+        remarks.append(
+            f"{listed([repr(word) for word in words], most=5, separator=', ')}: {many} probably "
+            "in no caption that the models were trained on"
+        )
+    return remarks
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _unfamiliar(texts: Iterable[str], tokenizers: Mapping[str, Tokenizer]) -> list[str]:
+    """Returns the words that no tokenizer has, in order, each once."""
+    engines = list({tokenizer.hash: tokenizer for tokenizer in tokenizers.values()}.values())
+    words: dict[str, None] = {}
+    for text in texts:
+        of_each = [engine.unfamiliar(text) for engine in engines]
+        words |= {word: None for word in (of_each or [()])[0] if all(word in w for w in of_each)}
+    return list(words)
