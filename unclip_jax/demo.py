@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unclip_jax.cli import entry, flags
+from unclip_jax.cli import compilation_cache, entry, flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
@@ -130,6 +130,7 @@ def open_service(args: argparse.Namespace) -> Any:
     from unclip_jax.engine.inference_engine import InferenceEngine
     from unclip_jax.serving.service import InferenceService
 
+    compilation_cache.use()
     limits = Limits(images=args.max_images, waiting=args.max_waiting, seconds=args.max_seconds)
     return InferenceService(
         InferenceEngine.open(args.models, prior=args.prior, batch=args.batch),

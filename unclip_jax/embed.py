@@ -15,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.cli import data_flags, entry, flags, process_flags
+from unclip_jax.cli import compilation_cache, data_flags, entry, flags, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.core.files import check_output
@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     positive("--batch", args.batch)
     check_output(args.out, folder=True)
     process_flags.start_alike(args)
+    compilation_cache.use()
     from unclip_jax.inference.dataset_embedding import embed_dataset
 
     embed_dataset(

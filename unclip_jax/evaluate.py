@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unclip_jax.cli import data_flags, entry, flags, process_flags
+from unclip_jax.cli import compilation_cache, data_flags, entry, flags, process_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.files import check_output
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if run is run_cascade and args.models.is_dir():  # which is refused later otherwise
         check_output(_result_path(args), flag="--models")
     process_flags.start_alike(args)
+    compilation_cache.use()
     text = run(args)
     if _is_first():
         sys.stdout.write(text)

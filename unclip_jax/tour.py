@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from unclip_jax.cli import entry, flags, request_command
+from unclip_jax.cli import compilation_cache, entry, flags, request_command
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.files import check_output
@@ -105,6 +105,7 @@ def main(argv: Sequence[str]) -> None:
         one_of("--world", args.world, WORLDS)
     from unclip_jax.engine.inference_engine import InferenceEngine
 
+    compilation_cache.use()
     began = time.monotonic()
     engine = InferenceEngine.open(args.models)
     name = args.world or _world_of(engine)

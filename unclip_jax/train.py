@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.cli import entry, flags, process_flags
+from unclip_jax.cli import compilation_cache, entry, flags, process_flags
 from unclip_jax.cli.experiment_flags import ExperimentParser
 
 
@@ -26,7 +26,7 @@ def parser() -> ExperimentParser:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of this run")
     parser.add_argument(
         "--compilation-cache",
-        default="~/.cache/unclip_jax/xla",
+        default=compilation_cache.FOLDER,
         help="folder of compiled programs; empty = none",
     )
     parser.add_argument(
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     from unclip_jax.parallel import cluster, multihost
 
     _log_to_stderr()
-    training_run.use_compilation_cache(args.compilation_cache)
+    compilation_cache.use(args.compilation_cache)
     process_flags.start(args)
     experiment = loading.read(args.config, overrides=overrides)
     place = {"workdir": str(args.workdir), "export_only": args.export_only}

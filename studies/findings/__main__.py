@@ -25,11 +25,10 @@ from studies.findings import (
 )
 from studies.findings.config import FindingsConfig
 from studies.findings.harness import Harness
-from unclip_jax.cli import entry
+from unclip_jax.cli import compilation_cache, entry
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.evaluation import protocol_folder
-from unclip_jax.experiment import training_run
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference.load import find_stages
@@ -50,7 +49,7 @@ REQUIRED = ("clip", "prior", "decoder")
 def main(argv: Sequence[str]) -> None:
     """Measures what is missing, and writes the report after every finding."""
     config = parse(argv)
-    training_run.use_compilation_cache()
+    compilation_cache.use()
     harness = Harness(config)
     protocol_folder.claim(config.results, protocol_of(harness), first=True)
     names = config.only or ORDER  # in order of the training that they need

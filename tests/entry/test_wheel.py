@@ -10,6 +10,8 @@ import sysconfig
 
 import pytest
 
+from unclip_jax.handoff import shipped
+
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = (
     *("unclip_jax", "experiments", "setup.py", "pyproject.toml"),
@@ -57,6 +59,15 @@ def test_a_wheel_holds_the_page(installed, tmp_path):
     code = "from unclip_jax.serving import page; print(*(r.path for r in page.routes('')))"
     paths = run(installed.with_name("python"), "-c", code, cwd=tmp_path).split()
     assert {"/", "/page.js", "/page.css", "/icon.svg"} <= {*paths}
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_trained_models(installed, tmp_path):
+    code = "from unclip_jax.handoff import shipped as s; print(*s.names(), s.WEIGHTS)"
+    *names, folder = run(installed.with_name("python"), "-c", code, cwd=tmp_path).split()
+    assert names == shipped.names()
+    files = {path.relative_to(folder) for path in pathlib.Path(folder).rglob("*")}
+    assert files == {path.relative_to(shipped.WEIGHTS) for path in shipped.WEIGHTS.rglob("*")}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unclip_jax.cli import caption_files, flags, process_flags, request_flags
+from unclip_jax.cli import caption_files, compilation_cache, flags, process_flags, request_flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data.image_codec import SUFFIXES
@@ -145,6 +145,7 @@ def run(request: Request, setting: Setting, *, engine: Any = None) -> None:
     from unclip_jax.engine.handlers import text
     from unclip_jax.inference import load
 
+    compilation_cache.use()
     if setting.by_stage:
         assert isinstance(request, TextRequest)
         files = load.find_cascade(importing.run_directory(setting.models), prior_name=setting.prior)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import pathlib
 from typing import Any
 
@@ -19,16 +18,7 @@ from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training import loop, workdir_lock
 from unclip_jax.training.state import TrainState
 
-COMPILATION_CACHE = "~/.cache/unclip_jax/xla"
-
 log = logging.getLogger(__name__)
-
-
-def use_compilation_cache(folder: str = COMPILATION_CACHE) -> None:
-    """Keeps compiled programs in `folder`, unless JAX_COMPILATION_CACHE_DIR names another."""
-    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def train_and_export(
