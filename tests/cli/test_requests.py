@@ -461,7 +461,7 @@ LONG = "x" * 10_001
         ("variations {}/one.png --etas x", "etas is 'x'; give a number"),
         ("variations {}/one.png --num=1.5", "num is '1.5'; give a whole number"),
         ("variations {}/one.png --etaz 1", "unknown flag '--etaz'. Did you mean '--etas'"),
-        ("interpolate {0}/one.png {0}/other.png --noise=own", "unknown noise 'own'. Known: sha"),
+        ("interpolate {0}/one.png {0}/other.png --noise=own", "unknown noise 'own'. Known: inv"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, engine, run_dir, inputs, arguments, message):
