@@ -73,6 +73,7 @@ def shapes() -> ConfigDict:
 def portraits() -> ConfigDict:
     config = _miniature("portraits")
     config.model.model.context = 40
+    config.train.batch_size = 64
     return config
 
 

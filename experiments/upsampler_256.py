@@ -79,7 +79,7 @@ def portraits() -> ConfigDict:
     net.factor = 4
     unet.patch = 2
     unet.channels, unet.multiples, config.model.crop = 48, (1, 1, 2), 64
-    train.steps, train.batch_size, train.eval_every = 800, 8, 400
+    train.steps, train.batch_size, train.eval_every = 500, 8, 250
     return config
 
 

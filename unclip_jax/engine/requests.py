@@ -157,7 +157,7 @@ class InterpolateRequest(EncodingRequest):
         "shared",
         help="one random x_T for the whole path, another for every seed; or (inverted) x_T between "
         "the images' own, so that the ends are the images, and frames between them less clean",
-        choices=("shared", "inverted"),
+        choices=("inverted", "shared"),
     )
     animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
 
@@ -195,7 +195,7 @@ class TextDiffRequest(EncodingRequest):
         None,
         help="noise that keeps the composition: that of every step (ddpm), or x_T as in the paper "
         "(ddim) [ddpm; ddim for a latent]",
-        choices=("ddpm", "ddim"),
+        choices=("ddim", "ddpm"),
     )
     strength: float | None = option(
         None, help="ddpm: share of the chain that is sampled again [0.7]", low=0, high=1
