@@ -95,7 +95,7 @@ def portraits() -> ConfigDict:
     unet.channels, unet.multiples, unet.depth = 48, (1, 2, 2), 1
     unet.attention_at = (8, 4)
     unet.resample_blocks = False
-    train.steps, train.batch_size, train.eval_every = 2400, 32, 400
+    train.steps, train.batch_size, train.eval_every = 2000, 32, 500
     return config
 
 

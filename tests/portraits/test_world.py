@@ -81,24 +81,19 @@ def test_independent_attributes_have_their_shares(train, place):
         assert all(abs(number - count * share) < 4 * spread for number in counts.values())
 
 
-def test_siblings_share_colours_and_differ_in_details(train):
-    exchanged = changes = 0
+def test_siblings_differ_in_few_attributes_each_of_them_at_times(train):
+    exchanged, changes = 0, Counter()
     for start in range(0, MANY, world.SIBLINGS):
         family = [example.portrait for example in train[start : start + world.SIBLINGS]]
         assert len({to_spec(portrait) for portrait in family}) == world.SIBLINGS
-        assert len({portrait.background for portrait in family}) == 1
         first, *siblings = family
         for sibling in siblings:
-            changes += sum(
-                getattr(sibling, name) != getattr(first, name) for name in world.RESAMPLED
-            )
-            if "hair_colour" in hidden(first) | hidden(sibling):
-                continue
-            assert set(_pair(sibling)) == set(_pair(first))
-            exchanged += _pair(sibling) != _pair(first)
+            changes += Counter(n for n in ATTRIBUTES if getattr(sibling, n) != getattr(first, n))
+            exchanged += _pair(sibling) == _pair(first)[::-1]
     siblings = MANY * (1 - 1 / world.SIBLINGS)
-    assert exchanged > siblings / 20
-    assert 1 < changes / siblings < 3
+    assert exchanged > siblings / 50
+    assert 1 < changes.total() / siblings < 4
+    assert min(changes[name] for name in ATTRIBUTES) > siblings / 10
 
 
 def test_portraits_are_legible_and_hide_first_values(train, compositional):

@@ -59,7 +59,8 @@ def _scores(evaluation: Mapping[str, Any]) -> list[str]:
     rows: Mapping[str, Any] = evaluation.get("checker") or {}
     if not rows:
         return []
-    names = list(next(iter(rows.values())))
+    first, *others = rows.values()
+    names = [name for name in first if all(name in scores for scores in others)]
     lines = [f"| z_img from | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for source, scores in rows.items():
         values = [f"{scores[name]['value']:.2f}" for name in names]

@@ -1,11 +1,11 @@
 """The examples of a split: portraits by index, with captions that are true of them.
 
 A portrait depends on (split, seed, index) alone, so any range of any split can be generated
-anywhere, in any order. Training portraits come in families of `SIBLINGS`: neighbours differ in
-details, or in the order of their colours, so that a contrastive batch that keeps families together
-cannot be solved by colours alone (hard negatives; Yuksekgonul et al. 2022, arXiv 2210.01936).
-Random streams are Python's, used through `random()` only, whose sequence
-is guaranteed across versions.
+anywhere, in any order. Training portraits come in families of `SIBLINGS`: neighbours differ in a
+few attributes, or in the order of their colours, so that a contrastive batch that keeps families
+together cannot be solved by some attributes alone (hard negatives; Yuksekgonul et al. 2022,
+arXiv 2210.01936). Random streams are Python's, used through `random()` only, whose sequence is
+guaranteed across versions.
 """
 
 import random
@@ -30,9 +30,8 @@ from unclip_jax.portraits.vocabulary import (
 T = TypeVar("T")
 
 SIBLINGS = 4  # training portraits per family
-RESAMPLED = ("hair", "facial_hair", "glasses", "eyes", "mouth", "clothes")
-CHANGES = 1 / 3  # probability that a sibling gets a new value of one of them
-EXCHANGED = 1 / 3  # and, where both have both colours, that hair and clothes exchange theirs
+CHANGES = 1 / 4  # probability that a sibling has a new value of one attribute
+EXCHANGED = 1 / 5  # and, where both have both colours, that hair and clothes exchange theirs
 PARAPHRASES = 6  # captions per portrait, at most; the example's own comes first
 # How often a value is sampled, relative to 1; the common face wears nothing on it.
 WEIGHTS: dict[str, dict[str, float]] = {
@@ -120,13 +119,12 @@ def _family(rng: random.Random) -> list[Portrait]:
 
 
 def _sibling(rng: random.Random, first: Portrait) -> Portrait:
-    """Samples some details and the skin anew; some siblings exchange their colours."""
+    """Samples some attributes anew; some siblings exchange their colours."""
     values = dict(vars(first))
-    for name in RESAMPLED:
+    for name in ATTRIBUTES:
         if rng.random() < CHANGES:
             values[name] = _weighted(rng, name)
-    values["skin"] = _weighted(rng, "skin")
-    hair, cloth = first.hair_colour, first.clothes_colour
+    hair, cloth = values["hair_colour"], values["clothes_colour"]
     if rng.random() < EXCHANGED and hair in CLOTHES_COLOURS and cloth in HAIR_COLOURS:
         values["hair_colour"], values["clothes_colour"] = cloth, hair
     return _without_hidden(values)
