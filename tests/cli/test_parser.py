@@ -1,5 +1,7 @@
 """One spelling of flags, errors of one line with a suggestion, defaults in help."""
 
+import argparse
+import importlib
 import pathlib
 import sys
 
@@ -108,3 +110,25 @@ def test_zero_is_a_default_and_an_empty_text_is_none():
 def test_usage_names_the_command_as_it_was_started(monkeypatch, started, name):
     monkeypatch.setattr(sys, "argv", [started])
     assert Parser("sample blend").prog == name
+
+
+@pytest.mark.parametrize("arguments", [["--out=gs://bucket/x"], ["--out", "s3://bucket/x"]])
+def test_a_url_is_refused_where_a_path_is_expected(arguments):
+    with pytest.raises(UserError, match="^--out is '(gs|s3)://bucket/x'; expected a local path"):
+        example().parse_args(arguments)
+
+
+COMMANDS = ["analytic", "bundle", "embed", "evaluate", "plan", "prepare", "sample", "train"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_with_the_name_of_a_path_is_checked(command):
+    """A flag of type str would pass a URL on."""
+    module = importlib.import_module(f"unclip_jax.{command}")
+    parsers = [module.parser()]
+    for own in parsers:
+        for action in own._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            elif action.dest in ("out", "workdir", "models", "clip", "json"):
+                assert action.type is pathlib.Path, (own.prog, action.dest)

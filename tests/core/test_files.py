@@ -1,8 +1,11 @@
+import pathlib
+
 import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import (
     atomic_path,
+    check_local,
     check_output,
     printable,
     write_atomically,
@@ -90,3 +93,28 @@ def test_an_output_that_can_be_written_passes_and_leaves_nothing(tmp_path, name,
     check_output(tmp_path / name, folder=folder)
     assert [path.name for path in tmp_path.rglob("*")] == ["file"]
     assert (tmp_path / "file").read_text() == "content"
+
+
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/x", "hf://me/run", "file:///x", pathlib.Path("s3://bucket/x")]
+)
+def test_urls_are_no_local_paths(path):
+    with pytest.raises(UserError, match=r"^--out is '(gs|hf|file|s3):.*expected a local path"):
+        check_local("--out", path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "a/b",
+        "C:/images",
+        pathlib.Path("C:/x"),
+        "data.h5:/group/x",
+        "tfds:coco",
+        "a:b/c",
+        "/gs:/",
+    ],
+)
+def test_other_paths_are_local(path):
+    check_local("--out", path)

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -241,6 +242,46 @@ def test_decoding_in_processes_gives_the_same(source):
     again.set_state(it.get_state())
     assert_equal(first + take(again, 4), straight)
     again.close()
+
+
+class Slow:
+    """Records that, once `closed`, are handed out only when `together` threads ask for one."""
+
+    def __init__(self, records, together):
+        self._records, self._barrier = records, threading.Barrier(together)
+        self.closed = False
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        if self.closed:
+            self._barrier.wait(timeout=20)
+        return self._records[index]
+
+
+def test_as_many_examples_are_read_at_once_as_there_are_threads(records):
+    """Whatever the number of batches ahead: else slow storage is waited for once per example."""
+    slow = Slow([records[i % len(records)] for i in range(128)], together=8)
+    settings = {"batch_size": 64, "shuffle": False, "num_epochs": 1, "prefetch": 1}
+    it = loader(slow, workers=8, **settings)
+    slow.closed = True
+    assert [len(batch["key"]) for batch in it] == [64, 64]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 12])
+@pytest.mark.parametrize("remainder", ["drop", "keep", "pad"])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_batches_of_any_size_hold_the_records_in_order(records, batch_size, remainder, workers):
+    settings = {"batch_size": batch_size, "remainder": remainder, "shuffle": False}
+    it = loader([records[i % 11] for i in range(26)], num_epochs=1, workers=workers, **settings)
+    found = list(it)
+    order = [f"k{i % 11:04d}" for i in range(26)]
+    whole = 26 // batch_size * batch_size
+    padded = [*order, *[order[-1]] * (-26 % batch_size)]
+    expected = {"drop": order[:whole], "keep": order, "pad": padded}[remainder]
+    assert keys(found) == expected
+    assert len(it) == len(found) == -(-len(expected) // batch_size)
 
 
 def test_the_cache_changes_nothing(records):

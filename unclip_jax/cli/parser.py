@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from unclip_jax.core.checks import UserError, one_of, suggest
+from unclip_jax.core.files import check_local
 
 _FLAG = re.compile(r"(--?[A-Za-z][\w-]*)(=.*)?", re.DOTALL)  # no dot: --config.KEY is an override
 
@@ -94,6 +95,13 @@ class Parser(argparse.ArgumentParser):
                 value,
                 action.choices,
             )
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Converts one argument; a path may not be a URL."""
+        if action.type is pathlib.Path:
+            name = action.option_strings[-1] if action.option_strings else action.dest
+            check_local(name, arg_string)
+        return super()._get_value(action, arg_string)  # pyright: ignore[reportAttributeAccessIssue]
 
     def error(self, message: str) -> NoReturn:
         """Raises `message` as an error of one line."""

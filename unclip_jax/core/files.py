@@ -4,10 +4,14 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Iterator
 
 from unclip_jax.core.checks import UserError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+-]+:/")  # pathlib keeps one of the slashes
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
@@ -51,6 +55,20 @@ def check_output(path: pathlib.Path, *, folder: bool = False, flag: str = "--out
         for each in missing:
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+
+def check_local(what: str, path: str | os.PathLike[str]) -> None:
+    """Refuses a URL where a local path is expected; as a path it would name a local folder `gs:`.
+
+    Raises:
+        UserError: it is one.
+    """
+    text = os.fspath(path)
+    if _URL.match(text) or (isinstance(path, pathlib.PurePath) and _URL_AS_PATH.match(text)):
+        raise UserError(
+            f"{what} is {text!r}; expected a local path. Mount the bucket, or copy the files, and "
+            "give the folder."
+        )
 
 
 def printable(text: str) -> str:

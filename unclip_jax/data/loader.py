@@ -13,6 +13,7 @@ numbers of them whatever their sizes; each is shuffled and repeated by itself.
 import dataclasses
 import functools
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from unclip_jax.data.examples import (
 )
 from unclip_jax.data.text import Tokenizer
 
+TOGETHER = 8  # examples that a thread reads one after the other
 REMAINDERS = ("drop", "keep", "pad")
 
 Finish = Callable[[HostBatch], HostBatch]
@@ -54,7 +56,9 @@ class LoaderConfig:
             none.
         group: number of neighbouring records that stay together in shuffling, so that a
             contrastive batch holds hard negatives; an incomplete last group is left out.
-        prefetch: number of batches made ahead.
+        prefetch: batches that are read ahead. Of these as many examples are read at the same time
+            as there are threads, so that storage of long latency is waited for once, not once per
+            example.
         cache_mb: memory for decoded and resized images, so that small sets are decoded once.
     """
 
@@ -86,15 +90,16 @@ class Loader(Iterator[HostBatch]):
 
     def __init__(
         self,
-        batches: Any,
+        share: "_Share",
         *,
         config: LoaderConfig,
+        fields: tuple[str, ...],
         identity: dict[str, Any],
         origin: Mapping[str, str],
         finish: Finish | None,
     ):
-        """Wraps a Grain MapDataset of local batches; `origin`, `finish` as in `make_loader`."""
-        self._batches, self._config = batches, config
+        """Wraps the examples of one process; `origin` and `finish` as in `make_loader`."""
+        self._share, self._config, self._fields = share, config, fields
         self.origin = dict(origin)
         self._identity = {**identity, **origin}
         self._finish = finish
@@ -112,7 +117,7 @@ class Loader(Iterator[HostBatch]):
 
     def __len__(self) -> int:
         """Returns the number of batches from the beginning; sys.maxsize or so if endless."""
-        return len(self._batches)
+        return self._share.batches()
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position, JSON-ready: number of batches so far and their settings."""
@@ -144,10 +149,25 @@ class Loader(Iterator[HostBatch]):
             self._iterator = None
 
     def _dataset(self, start: int) -> grain.IterDataset:
-        config = self._config
-        prefetch = config.prefetch if config.workers else 0
-        options = grain.ReadOptions(num_threads=config.workers, prefetch_buffer_size=prefetch)
-        dataset = self._batches[start:].to_iter_dataset(options)
+        """Returns the batches from `start` on.
+
+        Threads of this process read parts of batches, which are then joined; decoding processes,
+        and the calling thread, read whole batches.
+        """
+        config, parts = self._config, self._share.size // self._share.part_size
+        dataset = grain.MapDataset.source(self._share)
+        batch = {
+            "batch_size": parts,
+            "drop_remainder": config.remainder == "drop",
+            "batch_fn": functools.partial(_join, fields=self._fields),
+        }
+        if config.workers and not config.processes:
+            ahead = max(config.prefetch * parts, config.workers)
+            options = grain.ReadOptions(num_threads=config.workers, prefetch_buffer_size=ahead)
+            return dataset[start * parts :].to_iter_dataset(options).batch(**batch)
+        ahead = max(config.prefetch, config.workers) if config.workers else 0
+        options = grain.ReadOptions(num_threads=config.workers, prefetch_buffer_size=ahead)
+        dataset = dataset.batch(**batch)[start:].to_iter_dataset(options)
         if config.processes:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags
                 flags.FLAGS.mark_as_parsed()
@@ -197,14 +217,14 @@ def make_loader(
             "set, or shuffle=True and num_epochs=None."
         )
     sources = (source, *mixed)
-    share = config.cache_mb * 2**20 // len(sources)
+    cache_bytes = config.cache_mb * 2**20 // len(sources)
     fixed = [
-        FixedExamples(part, config=example, tokenizer=tokenizer, cache_bytes=share)
+        FixedExamples(part, config=example, tokenizer=tokenizer, cache_bytes=cache_bytes)
         for part in sources
     ]
     stream = _stream(fixed, example, config)
     fields = (*example.fields, *(("valid",) if config.remainder == "pad" else ()))
-    batches = _split(stream, config, fields, process_index, process_count)
+    share = _Share(stream, config, part=process_index, parts=process_count)
     identity = {
         "num_examples": [len(part) for part in sources] if mixed else len(source),
         "batch_size": config.batch_size,
@@ -212,7 +232,14 @@ def make_loader(
         "shuffle": config.shuffle,
         "group": config.group,
     }
-    return Loader(batches, config=config, identity=identity, origin=origin or {}, finish=finish)
+    return Loader(
+        share,
+        config=config,
+        fields=fields,
+        identity=identity,
+        origin=origin or {},
+        finish=finish,
+    )
 
 
 def _stream(
@@ -239,28 +266,49 @@ def _epochs(fixed: FixedExamples, config: LoaderConfig, number: int) -> grain.Ma
     return stream.repeat(config.num_epochs)
 
 
-def _split(
-    stream: grain.MapDataset,
-    config: LoaderConfig,
-    fields: tuple[str, ...],
-    process_index: int,
-    process_count: int,
-) -> grain.MapDataset:
-    """Returns one process's part of every batch: of n processes, j mod n reads part j."""
-    total = len(stream) // config.batch_size
-    if total == 0 and config.remainder == "drop":
-        raise UserError(
-            f"the data set has {len(stream)} examples, fewer than one batch of "
-            f"{config.batch_size}; lower the batch size or choose remainder='keep'."
-        )
-    batches = stream.batch(
-        config.batch_size // process_count,
-        drop_remainder=config.remainder == "drop",
-        batch_fn=functools.partial(collate, fields=fields),
-    )
-    if config.remainder == "drop":  # no process may have one batch more than another
-        batches = batches[: total * process_count]
-    return batches[process_index::process_count]
+class _Share:
+    """The examples of one process: its contiguous part of every batch, in lists of a few.
+
+    A list is what one thread reads at a time. One example each would cost more in handing over than
+    a small image in decoding; whole batches would keep no more reads in flight than batches.
+    """
+
+    def __init__(self, stream: grain.MapDataset, config: LoaderConfig, *, part: int, parts: int):
+        """Takes part `part` of `parts` of every batch of `stream`.
+
+        Raises:
+            UserError: there are fewer examples than a batch has.
+        """
+        total = len(stream) // config.batch_size
+        if total == 0 and config.remainder == "drop":
+            raise UserError(
+                f"the data set has {len(stream)} examples, fewer than one batch of "
+                f"{config.batch_size}; lower the batch size or choose remainder='keep'."
+            )
+        self._stream, self._batch = stream, config.batch_size
+        self.size = config.batch_size // parts
+        self.part_size = math.gcd(self.size, TOGETHER)
+        self._offset = part * self.size
+        self._count = len(stream) if config.remainder == "keep" else total * self.size
+
+    def batches(self) -> int:
+        """Returns the number of batches."""
+        return -(-self._count // self.size)
+
+    def __len__(self) -> int:
+        return -(-self._count // self.part_size)
+
+    def __getitem__(self, index: int) -> list[Example]:
+        start = index * self.part_size
+        batch, row = divmod(start, self.size)
+        first = batch * self._batch + self._offset + row
+        count = min(self.part_size, self._count - start)
+        return [self._stream[first + i] for i in range(count)]
+
+
+def _join(parts: Sequence[list[Example]], fields: tuple[str, ...]) -> HostBatch:
+    """Returns the examples of several lists as one batch."""
+    return collate([example for part in parts for example in part], fields=fields)
 
 
 class _Grouped:

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from unclip_jax.core.checks import UserError, suggest
+from unclip_jax.core.files import check_local
 from unclip_jax.data import prepared, tfds_source
 from unclip_jax.data.dataset import Dataset, FeatureKeys, Opener, Source, content_digest
 from unclip_jax.data.dataset_manifest import FILE as MANIFEST
@@ -68,6 +69,7 @@ def is_dataset(path: str | os.PathLike[str]) -> bool:
 def parse_path(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Splits a path into scheme and location; the scheme of what exists on disk is ""."""
     text = os.fspath(path)
+    check_local("the data set", text)
     match = _SCHEME.fullmatch(text)
     if match is None or pathlib.Path(text).exists():
         return "", text

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import check_local
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.handlers import records
 from unclip_jax.engine.inference_engine import InferenceEngine
@@ -82,6 +83,7 @@ def open_engine(
     Raises:
         UserError: see `InferenceEngine.open` and `exported_sampler.open_artefact`.
     """
+    check_local("the path of models", path or "")
     path = shipped.run_directory(path)
     if not path.exists() or path.is_dir():
         return InferenceEngine.open(path, prior=prior, batch=batch)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import UserError, divisible, in_range, positive
 from unclip_jax.core.config import as_dict, build
+from unclip_jax.core.files import check_local
 from unclip_jax.core.stage import Stage
 from unclip_jax.data.pairs_config import PairsConfig
 from unclip_jax.parallel.mesh import MeshConfig
@@ -48,7 +49,10 @@ class DataConfig(PairsConfig):
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
         group: neighbouring records that stay together when shuffled (hard negatives for CLIP).
         bsr: share of low-res images that go through the BSR degradation instead.
-        workers: decoding threads.
+        workers: threads that read and decode, as many examples at once; 16 or more for storage that
+            answers slowly.
+        processes: decoding processes with `workers` threads each; 0 = none.
+        prefetch: batches that are read ahead.
         cache_mb: memory for decoded images, so that a small data set is decoded once.
     """
 
@@ -66,6 +70,8 @@ class DataConfig(PairsConfig):
     group: int = 1
     bsr: float = 0.0
     workers: int = 2
+    processes: int = 0
+    prefetch: int = 4
     cache_mb: int = 1024
     mixture: tuple[str, ...] = ()
     empty_captions: float = 0.0
@@ -135,7 +141,7 @@ class Experiment:
         facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
         facts["model"].pop("sampling", None)
         data, train = as_dict(self.data), as_dict(self.train)
-        free = ("workers", "cache_mb", "clip", *_PATHS, *_PAIR_PATHS)
+        free = ("workers", "processes", "prefetch", "cache_mb", "clip", *_PATHS, *_PAIR_PATHS)
         paired = self.entry.paired  # other fields do not concern the stage
         facts["data"] = {
             name: value
@@ -172,8 +178,13 @@ def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
 
 
 def _check(experiment: Experiment) -> None:
-    """Cross-field checks."""
-    train = experiment.train
+    """Cross-field checks, and those of paths."""
+    train, data = experiment.train, experiment.data
+    check_local("config.init_from", experiment.init_from)
+    for name in (*_PATHS, "clip", *_PAIR_PATHS):
+        value = getattr(data, name)
+        for part in value.split(",") if isinstance(value, str) else value:
+            check_local(f"config.data.{name}", part.partition("=")[2] or part)
     divisible(
         "config.train.batch_size",
         train.batch_size,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import atomic_path
+from unclip_jax.core.files import atomic_path, check_local
 from unclip_jax.data.column_files import open_column
 from unclip_jax.experiment import loading, training_run
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
@@ -41,6 +41,7 @@ def fit_prior(
     Raises:
         UserError: arrays or settings that do not fit.
     """
+    check_local("workdir", workdir or "")
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) if workdir is None else pathlib.Path(workdir)
         data = folder / "pairs"

@@ -140,6 +140,8 @@ def _batches(
         seed=train.seed,
         group=data.group if endless else 1,
         workers=data.workers,
+        processes=data.processes,
+        prefetch=data.prefetch,
         cache_mb=data.cache_mb if endless and not experiment.entry.paired else 0,
     )
     return loader.make_loader(

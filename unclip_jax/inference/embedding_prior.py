@@ -12,6 +12,7 @@ import numpy as np
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.files import check_local
 from unclip_jax.core.types import Keys, Params
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
@@ -46,6 +47,7 @@ class EmbeddingPriorModel:
         Raises:
             UserError: there is none, or it is of another stage.
         """
+        check_local("the path of a prior", path)
         folder = pathlib.Path(path)
         folder = folder / "export" if (folder / "export").is_dir() else folder
         return cls(*load.load_embedding_prior(folder))
@@ -56,6 +58,7 @@ class EmbeddingPriorModel:
         Raises:
             UserError: the folder holds something else, or cannot be written.
         """
+        check_local("the path of a prior", path)
         folder = pathlib.Path(path)
         export.write_export(folder, params=self.params, manifest=self.manifest, tokenizer_dir=None)
 

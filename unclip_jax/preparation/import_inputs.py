@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import check_local
 from unclip_jax.preparation.folders import list_folder, list_image, list_table
 from unclip_jax.preparation.items import (
     CAPTION_SUFFIXES,
@@ -88,6 +89,7 @@ def _expand(inputs: Sequence[str]) -> Iterator[tuple[pathlib.Path, bool]]:
     """Yields the paths that match, each real file once, and True for those of a pattern."""
     visited = set()
     for text in inputs:
+        check_local("an input", text)
         names = [text] if os.path.lexists(text) else list(expand_braces(text))
         for name in names:
             magic = glob.has_magic(name) and not os.path.lexists(name)
