@@ -31,11 +31,12 @@ EVERYTHING = [
 COMMANDS = {f"unclip_jax.{path.stem}" for path in PACKAGE.glob("*.py")}
 COMMANDS -= {"unclip_jax.__init__", "unclip_jax.version"}
 
-PURE = {"core", "shapes", "portraits", "diffusion", "models", "stages"}
+PURE = {"core", "shapes", "portraits", "diffusion", "discrete", "models", "stages"}
 # Imports that no package may declare.
 NEVER = {
     "core": {*PACKAGES},
     "diffusion": {"models", "stages"},
+    "discrete": {"models", "stages"},
     "models": {"diffusion", "stages"},
     "stages": {"training", "data", "handoff"},
     "training": {"stages", "models"},
@@ -54,6 +55,7 @@ IMPURE_ATTRIBUTES = {"jax.config", "jax.distributed"}
 FILE_MODULES = {PACKAGE / "core" / name for name in ("files.py", "digests.py")}  # may do I/O
 FORBIDDEN_IN = {
     "diffusion": {"flax"},
+    "discrete": {"flax"},
     "shapes": {"flax", "jax"},
     "portraits": {"flax", "jax"},
 }  # package -> third parties

@@ -214,7 +214,7 @@ def test_codes_without_guidance_s_condition_do_not_depend_on_the_caption():
     @functools.partial(jax.jit, static_argnames="scale")
     def logits(text, scale):
         """Codes at temperature 0, of sharpened parameters so that they are decided."""
-        sampling = prior_ar.CodeSamplingConfig(guidance_scale=scale, temperature=0.0)
+        sampling = prior_ar.PriorArSamplingConfig(guidance_scale=scale, temperature=0.0)
         sharp = jax.tree.map(lambda x: 8.0 * x, params["network"])
         return prior_ar.sample_codes(
             cfg, {**params, "network": sharp}, batch=text, keys=keys, sampling=sampling

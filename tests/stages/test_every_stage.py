@@ -32,7 +32,7 @@ def test_the_loss_is_a_function_of_its_key(made):
     one, again, other = (float(loss(jax.random.key(s))) for s in (0, 0, 1))
     assert one == again
     assert np.isfinite(one)
-    assert stage.name == "clip" or one != other
+    assert stage.name in ("clip", "dvae") or one != other  # which draw nothing
 
 
 def test_every_parameter_gets_a_gradient(made):

@@ -9,17 +9,18 @@ from tests.compiler import THOROUGH
 from tests.stages import tiny
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
+from unclip_jax.discrete import categorical
 from unclip_jax.models.prior_ar import PriorAr
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
-from unclip_jax.stages import categorical, prior_ar
+from unclip_jax.stages import prior_ar
 from unclip_jax.stages.base import apply
 from unclip_jax.stages.prior import best_of, unit
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.train_program import make_train_program
 
 SIZE = 6
-GREEDY = prior_ar.CodeSamplingConfig(temperature=0.0)
+GREEDY = prior_ar.PriorArSamplingConfig(temperature=0.0)
 
 
 def rows(most):
@@ -283,7 +284,7 @@ def test_settings_that_cannot_be_are_refused(made):
     with pytest.raises(UserError, match="config.model.num_candidates is 0"):
         dataclasses.replace(cfg, num_candidates=0)
     never = dataclasses.replace(cfg, drop_text=0.0)
-    sampling = prior_ar.CodeSamplingConfig(guidance_scale=2.0)
+    sampling = prior_ar.PriorArSamplingConfig(guidance_scale=2.0)
     message = (
         "guidance_scale is 2.0, but config.model.drop_text is 0: trained without drops, a model"
     )

@@ -71,6 +71,13 @@ def test_rate_in_closed_form(schedule: str, step: int, expected: float):
     np.testing.assert_allclose(got, 3.0 * expected, rtol=1e-6)
 
 
+def test_a_fall_may_end_before_the_run():
+    config = OptimConfig(schedule="cosine", final_scale=0.1, decay_steps=10)
+    for step, expected in ((0, 1.0), (5, 0.55), (10, 0.1), (90, 0.1)):
+        got = rate(config, 3.0, steps=100)(jnp.int32(step))
+        np.testing.assert_allclose(got, 3.0 * expected, rtol=1e-6)
+
+
 def test_kernels_and_token_tables_decay_and_nothing_else():
     on = {path for path, value in flatten_paths(decayed(BOXED)).items() if value}
     assert on == KERNELS | {"tokens/embedding"}

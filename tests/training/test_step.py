@@ -71,6 +71,26 @@ def test_gradients_are_the_closed_form_of_least_squares():
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_annealed_fields_reach_every_example_with_the_value_of_the_step(accumulate: int):
+    def loss(params, batch, key):
+        value, metrics = toy.quiet_loss(params, {name: batch[name] for name in toy.SPEC}, key)
+        return value, {
+            **metrics,
+            "weight": jnp.mean(batch["weight"]),
+            "count": len(batch["weight"]),
+        }
+
+    state, step = setup(
+        loss=loss, accumulate=accumulate, annealed=lambda step: {"weight": 2.0 * step}
+    )
+    for index in range(3):
+        batch = toy.batch_at(index)
+        state, metrics = step(state, batch, KEY)
+        assert float(metrics["weight"]) == 2.0 * index
+        assert int(metrics["count"]) == len(batch["x"]) // accumulate
+
+
 def test_microbatches_take_every_nth_example():
     parts = split({"x": jnp.arange(12).reshape(12, 1)}, 3)
     np.testing.assert_array_equal(parts["x"][..., 0], [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.types import Batch, HostBatch, Key, Metrics, Params, Scalar
@@ -48,6 +48,8 @@ class Stage:
             replicas is `loss`. None = a mean over examples, for which `loss` itself does.
         fit: rows of the training data -> the groups of parameters that a fresh run starts with and
             that training leaves as they are; None if all parameters are learned.
+        annealed: step -> fields of a training batch that depend on it, one number each, which every
+            example gets; evaluation uses the values of the end. None = there are none.
         grows: paths of kernels that may read more channels than in the parameters from which
             training starts, and the number of equal groups in their input; new weights are zero.
     """
@@ -62,4 +64,5 @@ class Stage:
     describe: dict[str, Any]
     replica_loss: Callable[[tuple[str, ...]], Callable[..., tuple[Scalar, Metrics]]] | None = None
     fit: Callable[[Rows], Fitted] | None = None
+    annealed: Callable[[Int[Array, ""]], dict[str, Scalar]] | None = None
     grows: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -39,6 +39,7 @@ class DataConfig(PairsConfig):
         eval_split: split for the validation loss; "" = none.
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
         clip: export of the CLIP that computed them, for stages that read its token features.
+        dvae: export of the discrete VAE, for the stage that is trained on its codes.
         tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
         image_key: TFDS feature with the image.
         caption_key: TFDS feature with the caption.
@@ -62,6 +63,7 @@ class DataConfig(PairsConfig):
     eval_split: str = "validation"
     embeddings: str = ""
     clip: str = ""
+    dvae: str = ""
     tokenizer: str = ""
     image_key: str = "image"
     caption_key: str = "caption"
@@ -140,8 +142,11 @@ class Experiment:
         """
         facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
         facts["model"].pop("sampling", None)
+        if not self.optim.decay_steps:  # earlier versions had no such key
+            facts["optim"].pop("decay_steps")
         data, train = as_dict(self.data), as_dict(self.train)
-        free = ("workers", "processes", "prefetch", "cache_mb", "clip", *_PATHS, *_PAIR_PATHS)
+        free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae")
+        free += (*_PATHS, *_PAIR_PATHS)
         paired = self.entry.paired  # other fields do not concern the stage
         facts["data"] = {
             name: value
@@ -211,6 +216,11 @@ def _check(experiment: Experiment) -> None:
             f"config.data.embeddings is empty, but stage {experiment.stage!r} needs "
             f"{sorted(needs)}; give the folder that `python -m unclip_jax.embed` wrote, such as "
             "runs/shapes/embeddings of `launch/cascade shapes`."
+        )
+    if "codes" in stage.batch_spec and not experiment.data.dvae:
+        raise UserError(
+            f"config.data.dvae is empty, but stage {experiment.stage!r} is trained on the codes of "
+            "a discrete VAE; give its export, such as runs/shapes/dvae/export."
         )
     if "text_seq" in stage.batch_spec and not experiment.data.clip:
         raise UserError(

@@ -20,8 +20,9 @@ from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.loader import Finish, Loader, LoaderConfig
 from unclip_jax.data.text import Tokenizer
-from unclip_jax.experiment import frozen_clip
+from unclip_jax.experiment import frozen_clip, frozen_dvae
 from unclip_jax.experiment.config import Experiment
+from unclip_jax.handoff import load as handoff
 from unclip_jax.parallel.mesh import batch_shards, make_mesh
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ def _open_records(
     """Opens one split, with those that endless training mixes with it, and its embeddings."""
     source, *mixed = _sources(experiment, stage, split, endless=endless)
     origin = _origin((source, *mixed), tokenizer)
+    if "codes" in stage.batch_spec:
+        origin["dvae"] = handoff.content_digest(pathlib.Path(experiment.data.dvae))
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         embeddings = open_embeddings(experiment, split)
         origin["embeddings"] = _describe(embeddings)
@@ -288,7 +291,8 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         degrade = DegradeConfig(factor=factor, name=name, probability=share)
         patch = spec["image"].shape[0]
     length = spec["tokens"].shape[0] if "tokens" in spec else 2
-    fields = tuple(name for name in spec if name != "text_seq")  # which `_finish` adds
+    computed = {"text_seq": (), "codes": ("image",)}  # by `_finish`, of these fields
+    fields = tuple(field for name in spec for field in computed.get(name, (name,)))
     return examples.ExampleConfig(
         fields=(*fields, "caption") if captions else fields,
         image_size=data.load_size,
@@ -302,7 +306,10 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
 
 
 def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
-    """Returns a function that adds CLIP's features of the captions, for stages that read them."""
+    """Returns a function that adds what frozen stages compute of a batch: features, or codes."""
+    if "codes" in stage.batch_spec:
+        data = experiment.data
+        return frozen_dvae.reader(pathlib.Path(data.dvae), load_size=data.load_size)
     if "text_seq" not in stage.batch_spec:
         return None
     context, width = stage.batch_spec["text_seq"].shape
@@ -372,6 +379,9 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
     facts: dict[str, Any] = {"data": f"{paths} ({experiment.data.train_split})"}
     if tokenizer:
         facts["tokenizer_hash"] = tokenizer.hash
+    if "codes" in stage.batch_spec:
+        sizes = {name: stage.describe[name] for name in ("grid", "code_count")}
+        facts |= frozen_dvae.facts(pathlib.Path(experiment.data.dvae), **sizes)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = open_embeddings(experiment, experiment.data.train_split)
         info, stats = source.info(), source.stats("z_img")

@@ -47,6 +47,9 @@ class Manifest:
         text_width: width of these features.
         image_size: side in pixels of the images that the stage generates; None = it generates none.
         low_res_size: side in pixels of the images that it enlarges; None = it enlarges none.
+        dvae_id: identity of the discrete VAE whose codes the stage uses; a discrete VAE's own.
+        grid: side of its grid of codes.
+        code_count: number of codes.
         data: the training data, in words.
         inputs: digests of what the stage was trained on: the records ("data"), the tokenizer, the
             CLIP behind the embeddings.
@@ -72,6 +75,9 @@ class Manifest:
     text_width: int | None = None
     image_size: int | None = None
     low_res_size: int | None = None
+    dvae_id: str | None = None
+    grid: int | None = None
+    code_count: int | None = None
     data: str = ""
     inputs: dict[str, Any] | None = None
     licence: str = ""

@@ -10,6 +10,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "core",
     "data",
     "diffusion",
+    "discrete",
     "handoff",
     "models",
     "parallel",

@@ -149,7 +149,8 @@ class Cascade:
     @property
     def image_size(self) -> int:
         """Side of the final image in pixels."""
-        return self.stages[-1].config.model.unet.image_size
+        model = self.stages[-1].config.model
+        return getattr(model, "unet", model).image_size
 
     def embedding(self, z: Embedding) -> Embedding:
         """Returns a raw CLIP embedding in the form in which prior and decoder exchange it."""

@@ -21,6 +21,7 @@ from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
 from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage
 from unclip_jax.stages import clip, prior, registry, text_encoder
+from unclip_jax.stages.dvae import DvaeStageConfig
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
 from unclip_jax.stages.entry import StageEntry
 
@@ -126,23 +127,33 @@ def load_tokenizers(folders: Mapping[str, pathlib.Path]) -> dict[str, Tokenizer]
 
 def _chain_exports(run_dir: pathlib.Path, prior_name: str) -> dict[str, pathlib.Path]:
     """Returns the exports that may form a chain: one prior, one decoder, and all others."""
-    one_of("prior", prior_name, prior_names())
     exports = find_stages(run_dir, required=())
+    chain = chain_of(prior_name)
+    own = [name for name in registry.chain_folders(chain, "decoder") if name in exports]
     explicit = prior_name != prior_names()[0]
-    if (explicit and prior_name not in exports) or not decoders(exports):
-        find_stages(run_dir, required=("clip", prior_name, "decoder"))
-    if len(decoders(exports)) > 1:
-        raise UserError(
-            f"{run_dir} has several decoders ({', '.join(decoders(exports))}); move all but one "
-            "to run directories of their own."
+    if (explicit and prior_name not in exports) or not own:
+        needed = (
+            ("clip", prior_name, "decoder")
+            if chain == "unclip"
+            else tuple(registry.chain_folders(chain, "prior", "decoder"))
         )
-    others = {name for name in prior_names() if name != prior_name}
-    return {name: path for name, path in exports.items() if name not in others}
+        find_stages(run_dir, required=needed)
+    if len(own) > 1:
+        raise UserError(
+            f"{run_dir} has several decoders ({', '.join(own)}); move all but one to run "
+            "directories of their own."
+        )
+    alternatives = registry.run_folders("prior", "decoder").keys() - {prior_name, *own}
+    return {name: path for name, path in exports.items() if name not in alternatives}
 
 
-def decoders(exports: Mapping[str, pathlib.Path]) -> list[str]:
-    """Returns the names of those exports that are decoders."""
-    return [name for name in registry.run_folders("decoder") if name in exports]
+def chain_of(prior_name: str) -> str:
+    """Returns the chain of a prior.
+
+    Raises:
+        UserError: there is no such prior.
+    """
+    return registry.folder_entry(one_of("prior", prior_name, prior_names())).chain
 
 
 def _check_complete(
@@ -223,6 +234,15 @@ def load_prior(directory: pathlib.Path) -> tuple[prior.PriorStageConfig, Any, Ma
         UserError: there is no complete export in `directory`, or it is no diffusion prior.
     """
     return _load_stage(directory, "prior", article="a diffusion prior")
+
+
+def load_dvae(directory: pathlib.Path) -> tuple[DvaeStageConfig, Any, Manifest]:
+    """Loads an exported discrete VAE alone: (config, parameters, manifest).
+
+    Raises:
+        UserError: there is no complete export in `directory`, or it is of another stage.
+    """
+    return _load_stage(directory, "dvae", article="a dvae")
 
 
 def load_embedding_prior(

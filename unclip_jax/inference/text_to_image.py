@@ -19,10 +19,10 @@ from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
+from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.inference.cascade import Captions, Cascade, Step, plan
 from unclip_jax.stages import clip
 from unclip_jax.stages.captions import ClipText, TokenIds
-from unclip_jax.stages.categorical import CodeSamplingConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 
 CONDITIONS = ("prior", "z_txt", "z_img")

@@ -1,14 +1,16 @@
-"""A causal transformer that also attends to a caption, with a key-value cache for sampling.
+"""A causal transformer with a key-value cache for sampling: of the autoregressive prior and DALL-E.
 
-The caption's features enter every layer as further keys and values, before those of the layer's
-own tokens (as in GLIDE, arXiv 2112.10741, section 4): a prefix that costs no positions. Decoding
-token by token with the cache equals one pass over all tokens.
+A caption may enter as features, which every layer attends to as further keys and values, before
+those of its own tokens (as in GLIDE, arXiv 2112.10741, section 4): a prefix that costs no
+positions. Layers may attend by different patterns (`Patterns`). Decoding token by token with the
+cache equals one pass over all tokens.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -27,7 +29,19 @@ from unclip_jax.models.transformer import MLP, TransformerConfig
 
 Features = Float[Array, " b l d"]
 Text = Float[Array, " b m e"]
-Visible = Bool[Array, " #b 1 l s"]  # s slots: the caption's, then those of own tokens
+Visible = Bool[Array, " p #b 1 l s"]  # p patterns; s slots: the caption's, then those of own tokens
+
+
+class Patterns(NamedTuple):
+    """Masks among own tokens that layers choose from; without them all layers are causal.
+
+    Attributes:
+        tables: True where a token (row) attends to another (column); each includes the diagonal.
+        order: the number of every layer's table.
+    """
+
+    tables: Bool[np.ndarray, " p l l"]
+    order: tuple[int, ...]
 
 
 @struct.dataclass
@@ -47,24 +61,33 @@ class CausalTransformer(nn.Module):
     cfg: TransformerConfig
 
     def __call__(
-        self, x: Features, text: Text, *, text_mask: Bool[Array, " b m"], keep: int = 0
+        self,
+        x: Features,
+        text: Text | None = None,
+        *,
+        text_mask: Bool[Array, " b m"] | None = None,
+        keep: int = 0,
+        patterns: Patterns | None = None,
     ) -> tuple[Features, Cache | None]:
         """Processes all tokens in one pass.
 
         Args:
-            x: own tokens, positions included.
-            text: caption features of any width.
+            x: own tokens, positions included; the first of those that `patterns` are for.
+            text: caption features of any width; None = there are none.
             text_mask: True at caption slots to attend to.
             keep: slots for own tokens in the returned cache; 0 = no cache, as in training.
+            patterns: masks of the layers; None = causal.
 
         Returns:
             Features, and the cache with which `step` continues after these tokens.
         """
         length = x.shape[1]
-        own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (len(x), length, length))
-        caption = jnp.broadcast_to(text_mask[:, None, :], (len(x), length, text.shape[1]))
-        visible = jnp.concatenate([caption, own], axis=2)[:, None]
-        x, cache = self._stack(x, None, text, visible, None, keep=keep > 0)
+        own = jnp.tril(jnp.ones((1, length, length), bool))
+        if patterns is not None:
+            own = jnp.asarray(patterns.tables[:, :length, :length])
+        visible = _visible(own, text_mask)
+        order = None if patterns is None else jnp.array(patterns.order)
+        x, cache = self._stack(x, None, text, visible, None, order, keep=keep > 0)
         if cache is None:
             return x, None
         empty = ((0, 0), (0, 0), (0, keep - length), (0, 0), (0, 0))
@@ -76,14 +99,17 @@ class CausalTransformer(nn.Module):
         cache: Cache,
         *,
         position: Int[Array, ""],
-        text_mask: Bool[Array, " b m"],
+        text_mask: Bool[Array, " b m"] | None = None,
+        patterns: Patterns | None = None,
     ) -> tuple[Float[Array, " b 1 d"], Cache]:
         """Processes the own token at `position`, after those before it."""
-        start = text_mask.shape[1]
-        own = jnp.arange(cache.k.shape[2] - start) <= position
-        own = jnp.broadcast_to(own[None], (len(x), len(own)))
-        visible = jnp.concatenate([text_mask, own], axis=1)[:, None, None, :]
-        x, updated = self._stack(x, cache, None, visible, start + position, keep=True)
+        start = 0 if text_mask is None else text_mask.shape[1]
+        own = (jnp.arange(cache.k.shape[2] - start) <= position)[None, None]
+        if patterns is not None:
+            own = jax.lax.dynamic_slice_in_dim(jnp.asarray(patterns.tables), position, 1, axis=1)
+        visible = _visible(own, text_mask)
+        order = None if patterns is None else jnp.array(patterns.order)
+        x, updated = self._stack(x, cache, None, visible, start + position, order, keep=True)
         assert updated is not None
         return x, updated
 
@@ -97,7 +123,7 @@ class CausalTransformer(nn.Module):
             rematerialised(Block, cfg.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, shared, shared, shared),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, shared, shared, shared, 0),  # pyright: ignore[reportArgumentType]
             length=cfg.depth,
             unroll=scan_unroll(cfg.depth, remat=cfg.remat),
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -119,8 +145,10 @@ class Block(nn.Module):
         text: Text | None,
         visible: Visible,
         slot: Int[Array, ""] | None,
+        pattern: Int[Array, ""] | None,
     ) -> tuple[Features, Cache | None]:
-        """Applies one layer, with either `text` or `cache` and `slot`."""
+        """Applies one layer, with either `text` or `cache` and `slot`, by its pattern."""
+        visible = visible[0 if pattern is None else pattern]
         y = LayerNorm(name="norm_1")(x.astype(compute_dtype(self.cfg.dtype)))
         y, cache = TextAttention(self.cfg, name="attention")(y, cache, text, visible, slot)
         x = x + y
@@ -139,18 +167,17 @@ class TextAttention(nn.Module):
         x: Features,
         cache: Cache | None,
         text: Text | None,
-        visible: Visible,
+        visible: Bool[Array, " #b 1 l s"],
         slot: Int[Array, ""] | None,
     ) -> tuple[Features, Cache]:
         """Returns the attended values, projected to the width, and all keys and values."""
         cfg = self.cfg
         q, k, v = (self._heads(name, x) for name in "qkv")
-        if cache is None:
-            assert text is not None
+        if cache is None and text is not None:
             text = text.astype(x.dtype)
             k = jnp.concatenate([self._heads("text_k", text), k], axis=1)
             v = jnp.concatenate([self._heads("text_v", text), v], axis=1)
-        else:
+        elif cache is not None:
             assert slot is not None
             k = jax.lax.dynamic_update_slice_in_dim(cache.k, k, slot, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache.v, v, slot, axis=1)
@@ -164,3 +191,14 @@ class TextAttention(nn.Module):
         axes = ("embed", "heads")
         y = dense(self.cfg.width, name=name, axes=axes, dtype=x.dtype, init=init)(x)
         return y.reshape(*x.shape[:2], self.cfg.heads, -1)
+
+
+def _visible(own: Bool[Array, " p l o"], text_mask: Bool[Array, " b m"] | None) -> Visible:
+    """Returns all patterns among own tokens, after the mask of the caption."""
+    own = own[:, None, None]
+    if text_mask is None:
+        return own
+    caption = text_mask[None, :, None, None]
+    shape = (len(own), len(text_mask), 1, own.shape[3])
+    parts = (jnp.broadcast_to(x, (*shape, x.shape[-1])) for x in (caption, own))
+    return jnp.concatenate(list(parts), axis=-1)

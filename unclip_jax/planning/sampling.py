@@ -27,7 +27,7 @@ def function(stage: str, config: Any, *, batch_size: int) -> tuple[SampleFunctio
             params,
             captions.conditions(fields),
             keys=inputs["keys"],
-            sampling=_without_table(config.sampling),
+            sampling=_without_table(getattr(config, "sampling", None)),
         )
         return outputs[entry.yields[0]]
 

@@ -1,8 +1,8 @@
 """stages: the parts of the cascade that are trained independently, as records of pure functions.
 
-Each module combines one network (models) with one objective (diffusion, or a contrastive loss) and
-specifies its batches: clip, the two priors, decoder, upsampler. No files, no loops, no devices.
-Start at base.py, then prior.py.
+Each module combines one network (models) with one objective (diffusion, discrete codes, or a
+contrastive loss) and specifies its batches: clip, the priors, the decoders, upsampler. No files, no
+loops, no devices. Start at base.py, then prior.py.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("core", "diffusion", "models")
+MAY_IMPORT: tuple[str, ...] = ("core", "diffusion", "discrete", "models")

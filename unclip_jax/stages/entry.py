@@ -5,6 +5,7 @@ yields others:
 
     caption ─► clip ─► z_txt, clip_text ─► prior ─► z_img ─► decoder ─► image ─► upsampler ─► image
     caption ─► text_encoder ─► text_features ─► text_base ─► image ─► upsampler ─► image   (Imagen)
+    caption ─────────────────────────────► dalle ─► codes ─► dvae ────► image
 
 Everything that must know the stages (exports, loading, sampling, planning, training) reads these
 declarations; nothing else lists them.
@@ -18,8 +19,8 @@ from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.checks import one_of
 from unclip_jax.core.stage import Rows, Stage
 
-# In the order of a chain. Stages of one role are alternatives, but for encoders (of captions) and
-# upsamplers, of which a chain may have several.
+# In the order of a chain. Stages of one role are alternatives, or of different chains, but for
+# encoders (of captions) and upsamplers, of which a chain may have several.
 ROLES = ("encoder", "prior", "decoder", "upsampler")
 # Condition -> the fields that the manifest of a stage that reads it must hold. "caption" is token
 # ids of the stage's own tokenizer and context length; "clip_text" is CLIP's features of a caption,
@@ -32,6 +33,7 @@ CONDITION_FIELDS: Mapping[str, tuple[str, ...]] = {
     "z_txt": ("clip_id", "embed_dim"),
     "z_img": ("clip_id", "embed_dim"),
     "low_res": ("low_res_size",),
+    "codes": ("grid", "code_count"),
 }
 # Condition -> the batch fields that hold it, if not one of the same name.
 CONDITION_INPUTS: Mapping[str, tuple[str, ...]] = {
@@ -42,6 +44,7 @@ CONDITION_INPUTS: Mapping[str, tuple[str, ...]] = {
 # Manifest fields that stages of one chain must agree on, if they state them. Tokenizers must agree
 # only where a stage reads the token ids of another.
 SHARED = ("clip_id", "embed_dim", "z_scale", "embedding", "text_encoder_id", "text_width")
+SHARED += ("dvae_id", "grid", "code_count")
 SHARED_TOKENS = ("tokenizer_hash",)
 
 
@@ -73,6 +76,7 @@ class StageEntry:
         identity: manifest field for the identity of its parameters, which later stages must match.
         sidecars: condition -> file name in the export and record type, for conditions that are
             measured after training.
+        chain: name of the chain that it belongs to; encoders and upsamplers belong to all.
         folders: its folders in a run, each with the experiment file of the same name; () = `name`.
     """
 
@@ -90,6 +94,7 @@ class StageEntry:
     requires: tuple[str, ...] = ()
     identity: str | None = None
     sidecars: Mapping[str, tuple[str, type]] = dataclasses.field(default_factory=dict)
+    chain: str = "unclip"
     folders: tuple[str, ...] = ()
 
     def __post_init__(self):

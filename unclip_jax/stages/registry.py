@@ -6,7 +6,9 @@ To add a stage: one file in stages/ that ends in an `ENTRY`, and one line in STA
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.stages import (
     clip,
+    dalle,
     decoder,
+    dvae,
     embedding_prior,
     prior,
     prior_ar,
@@ -23,7 +25,9 @@ STAGES: dict[str, StageEntry] = {
         prior.ENTRY,
         prior_ar.ENTRY,
         embedding_prior.ENTRY,
+        dalle.ENTRY,
         decoder.ENTRY,
+        dvae.ENTRY,
         upsampler.ENTRY,
     )
 }
@@ -66,10 +70,30 @@ def run_folders(*roles: str) -> dict[str, StageEntry]:
     }
 
 
-def default_chain() -> dict[str, StageEntry]:
-    """Returns the folders of unCLIP's chain: all of the first stage of each role."""
-    first = {entry.role: entry.name for entry in reversed(STAGES.values())}
-    return {f: entry for f, entry in run_folders().items() if entry.name == first[entry.role]}
+def chains() -> tuple[str, ...]:
+    """Returns the names of the chains, the default one first."""
+    return tuple(dict.fromkeys(entry.chain for entry in STAGES.values()))
+
+
+def chain_folders(chain: str = "unclip", *roles: str) -> dict[str, StageEntry]:
+    """Returns the folders of the stages of a chain, in its order, with their stages.
+
+    Raises:
+        UserError: there is no such chain.
+    """
+    one_of("chain", chain, chains())
+    return {
+        folder: entry
+        for folder, entry in run_folders(*roles).items()
+        if entry.chain == chain or entry.role in ("encoder", "upsampler")
+    }
+
+
+def default_chain(chain: str = "unclip") -> dict[str, StageEntry]:
+    """Returns the folders of a chain that is trained whole: all of the first stage of each role."""
+    folders = chain_folders(chain)
+    first = {entry.role: entry.name for entry in reversed(folders.values())}
+    return {f: entry for f, entry in folders.items() if entry.name == first[entry.role]}
 
 
 def folder_entry(folder: str) -> StageEntry:

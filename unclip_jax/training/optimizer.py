@@ -30,7 +30,8 @@ class OptimConfig:
         name: "adamw" or "muon" (Muon for kernels, AdamW for the others).
         learning_rate: peak rate of AdamW.
         warmup_steps: the rate rises linearly over this many steps.
-        schedule: after the warm-up, "constant", "cosine" or "linear" fall to the end of the run.
+        schedule: after the warm-up, "constant", or "cosine" or "linear" fall.
+        decay_steps: step at which the fall ends, and the last rate begins; 0 = the end of the run.
         final_scale: the last rate over the peak rate.
         b1: decay of AdamW's first moment.
         b2: decay of AdamW's second moment.
@@ -51,6 +52,7 @@ class OptimConfig:
     learning_rate: float = 1e-4
     warmup_steps: int = 0
     schedule: str = "constant"
+    decay_steps: int = 0
     final_scale: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
@@ -72,7 +74,14 @@ class OptimConfig:
             positive(f"config.optim.{name}", getattr(self, name))
         for name in ("final_scale", "b1", "b2", "muon_momentum"):
             in_range(f"config.optim.{name}", getattr(self, name), 0.0, 1.0)
-        for name in ("warmup_steps", "weight_decay", "muon_weight_decay", "sam", "sam_batch"):
+        for name in (
+            "warmup_steps",
+            "decay_steps",
+            "weight_decay",
+            "muon_weight_decay",
+            "sam",
+            "sam_batch",
+        ):
             in_range(f"config.optim.{name}", getattr(self, name), 0, math.inf)
         if self.clip_norm is not None:
             positive("config.optim.clip_norm", self.clip_norm)
@@ -117,7 +126,7 @@ def rate(config: OptimConfig, peak: float, *, steps: int) -> Rate:
     def value(step: ArrayLike) -> Float[Array, ""]:
         done = jnp.asarray(step, jnp.float32)
         warm = jnp.minimum(1.0, (done + 1.0) / max(config.warmup_steps, 1))
-        length = max(steps - config.warmup_steps, 1)
+        length = max((config.decay_steps or steps) - config.warmup_steps, 1)
         progress = jnp.clip((done - config.warmup_steps) / length, 0.0, 1.0)
         fall = {
             "constant": jnp.zeros_like(progress),

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import divisible
@@ -21,6 +22,7 @@ from unclip_jax.training.state import TrainState, averaged, warmed_decay
 
 Loss = Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
 Gradient = Callable[[Loss, Params, Batch, Key], tuple[Params, Metrics]]  # such as `gradients`
+Annealed = Callable[[Int[Array, ""]], dict[str, Scalar]]
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 
 
@@ -32,6 +34,7 @@ def make_train_step(
     accumulate: int = 1,
     shardings: Any = None,
     gradient: Gradient | None = None,
+    annealed: Annealed | None = None,
 ) -> TrainStep:
     """Creates the step of a run, to be jitted by the caller with the state donated.
 
@@ -42,6 +45,7 @@ def make_train_step(
         accumulate: microbatches per step; more than one divides the activations' memory.
         shardings: of the parameters, for accumulated gradients; None = XLA's choice.
         gradient: computes the gradient of a (micro)batch; None = `gradients`.
+        annealed: `Stage.annealed`, whose values become fields of the batch.
 
     Returns:
         step(state, batch, key): `key` is the run's, the same at every step; the step number is
@@ -55,6 +59,10 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
         key = rng.fold(key, "train", state.step)
+        if annealed is not None:
+            size = len(jax.tree.leaves(batch)[0])
+            fields = {name: jnp.full(size, x) for name, x in annealed(state.step).items()}
+            batch = {**batch, **fields}
         if accumulate == 1:
             grads, metrics = of_one(state.params, batch, key)
         else:

@@ -120,6 +120,7 @@ def make_train_program(
         accumulate=accumulate,
         shardings=shardings.params,
         gradient=differentiation.gradient,
+        annealed=stage.annealed,
     )
     whole = replicated(mesh)
     return TrainProgram(

@@ -7,8 +7,8 @@ import pytest
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
-from unclip_jax.stages import categorical
-from unclip_jax.stages.categorical import CodeSamplingConfig
+from unclip_jax.discrete import categorical
+from unclip_jax.discrete.categorical import CodeSamplingConfig
 
 LOGITS = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32) * 2
 
@@ -50,6 +50,25 @@ def test_draws_follow_the_tempered_nucleus(temperature, top_p):
     assert (np.abs(found - count * want) <= 5 * deviation + 1e-9).all()
 
 
+def test_top_k_leaves_the_most_probable_and_meets_the_nucleus():
+    for k in (1, 4, 9, 20):
+        left = np.isfinite(categorical.most_probable(jnp.asarray(LOGITS), k))
+        ranks = np.argsort(np.argsort(-LOGITS, axis=1), axis=1)
+        np.testing.assert_array_equal(left, ranks < k)
+    count = 2000
+    keys = rng.per_example(jax.random.key(1), jnp.arange(count))
+    run = jax.jit(categorical.choose, static_argnames=("temperature", "top_p", "top_k"))
+
+    def reached(**options):
+        return set(
+            np.unique(run(jnp.tile(LOGITS[:1], (count, 1)), keys, temperature=2.0, **options))
+        )
+
+    by_rank = list(np.argsort(-LOGITS[0]))
+    assert reached(top_p=1.0, top_k=3) == set(by_rank[:3])
+    assert reached(top_p=1e-6, top_k=3) == {by_rank[0]} == reached(top_p=0.99, top_k=1)
+
+
 def test_no_temperature_takes_the_most_probable():
     keys = rng.per_example(jax.random.key(0), jnp.arange(5))
     chosen = categorical.choose(jnp.asarray(LOGITS), keys, temperature=0.0, top_p=0.5)
@@ -74,7 +93,7 @@ def test_guidance_extrapolates_from_the_unconditional_half():
         ({"temperature": -0.1}, "sampling.temperature is -0.1"),
         ({"top_p": 1.2}, r"sampling.top_p is 1.2; it must lie in \[0.0, 1.0\]"),
         ({"top_p": 0.0}, "sampling.top_p is 0, which leaves no code; set temperature=0"),
-        ({"dot_percentile": 100.0}, "sampling.dot_percentile is 100.0"),
+        ({"top_k": 0}, "sampling.top_k is 0, which leaves no code; give 1 or more, or none"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):

@@ -1,4 +1,4 @@
-"""Sampling from logits: guidance, temperature and the nucleus.
+"""Codes from logits: their loss, guidance, temperature, the k most probable and the nucleus.
 
     logits = nothing + s (condition - nothing),   s = 1: no guidance
 
@@ -7,17 +7,19 @@ Make-A-Scene (arXiv 2203.13131, section 3.4), in the scale convention of `diffus
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
-from unclip_jax.core.types import Keys
+from unclip_jax.core.types import Keys, Metrics
 
+POSITION_GROUPS = 8  # runs of positions whose cross-entropy is reported
 Logits = Float[Array, " b n"]
 Step = Callable[[Int[Array, " both"], Any, Int[Array, ""]], tuple[Array, Any]]
 
@@ -31,15 +33,13 @@ class CodeSamplingConfig:
         temperature: divides the logits; 0 = always the most probable code.
         top_p: codes outside the smallest set with this probability are never drawn; 1 = all
             (Holtzman et al. 2020, arXiv 1904.09751).
-        dot_percentile: the dot product z_img . z_txt to condition on is drawn from the training
-            data's own distribution above this percentile; 50 in the paper, which also tried 70, 85
-            and 95.
+        top_k: only so many of the most probable codes are drawn; None = all.
     """
 
     guidance_scale: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
-    dot_percentile: float = 50.0
+    top_k: int | None = None
 
     def __post_init__(self):
         in_range("sampling.guidance_scale", self.guidance_scale, 0.0, 100.0)
@@ -47,7 +47,23 @@ class CodeSamplingConfig:
         in_range("sampling.top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
             raise UserError("sampling.top_p is 0, which leaves no code; set temperature=0 instead.")
-        in_range("sampling.dot_percentile", self.dot_percentile, 0.0, 99.9)
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(
+                f"sampling.top_k is {self.top_k}, which leaves no code; give 1 or more, or none "
+                "for all codes."
+            )
+
+
+class FixedCodes(NamedTuple):
+    """Codes that sampling takes over instead of drawing its own.
+
+    Attributes:
+        codes: of every row.
+        mask: True where they are taken.
+    """
+
+    codes: Int[Array, " b k"]
+    mask: Bool[Array, " b k"]
 
 
 def sample_sequence(
@@ -57,6 +73,7 @@ def sample_sequence(
     keys: Keys,
     count: int,
     sampling: CodeSamplingConfig,
+    fixed: FixedCodes | None = None,
 ) -> Int[Array, " b k"]:
     """Samples codes one after another, one cached step each, in one scan.
 
@@ -67,6 +84,7 @@ def sample_sequence(
         keys: one per row.
         count: k, number of codes.
         sampling: settings.
+        fixed: codes that are taken over; the others are drawn in order as if these had been drawn.
 
     Returns:
         Codes, of which row i depends on its key and condition alone.
@@ -77,8 +95,11 @@ def sample_sequence(
         if scale != 1.0:
             logits = guided(logits, scale=scale)
         row_keys = rng.fold_each(keys, "code", index)
-        options = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        return choose(logits, row_keys, **options)
+        options = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
+        code = choose(logits, row_keys, **options)
+        if fixed is None:
+            return code
+        return jnp.where(fixed.mask[:, index], fixed.codes[:, index], code)
 
     def body(carry, index):
         code, cache = carry
@@ -99,12 +120,31 @@ def cross_entropy(logits: Float[Array, " b k n"], codes: Int[Array, " b k"]) -> 
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def choose(logits: Logits, keys: Keys, *, temperature: float, top_p: float) -> Int[Array, " b"]:
-    """Samples one index per row with the row's key."""
+def by_position(nats: Float[Array, " b k"]) -> Metrics:
+    """Returns the cross-entropy of runs of codes, from the first to the last."""
+    means, count = jnp.mean(nats, axis=0), nats.shape[1]
+    cuts = sorted({count * i // POSITION_GROUPS for i in range(POSITION_GROUPS + 1)})
+    runs = itertools.pairwise(cuts)
+    return {f"loss_{a:03d}_{b - 1:03d}": jnp.mean(means[a:b]) for a, b in runs}
+
+
+def choose(
+    logits: Logits, keys: Keys, *, temperature: float, top_p: float, top_k: int | None = None
+) -> Int[Array, " b"]:
+    """Samples one index per row with the row's key, from the codes that both filters leave."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1)
-    logits = nucleus(logits / temperature, top_p)
+    logits = logits / temperature
+    logits = jnp.where(jnp.isfinite(most_probable(logits, top_k)), nucleus(logits, top_p), -jnp.inf)
     return jax.vmap(jax.random.categorical)(keys, logits)
+
+
+def most_probable(logits: Logits, top_k: int | None) -> Logits:
+    """Sets all but the `top_k` most probable entries to -inf; ties are kept."""
+    if top_k is None or top_k >= logits.shape[-1]:
+        return logits
+    least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def nucleus(logits: Logits, top_p: float) -> Logits:

@@ -1,0 +1,118 @@
+"""DALL-E's stream: its size, who sees whom in every pattern, cached as uncached."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models import probes
+from unclip_jax.discrete import patterns
+from unclip_jax.models.causal_transformer import Patterns
+from unclip_jax.models.dalle import Dalle, DalleConfig
+
+TINY = DalleConfig(
+    width=8, depth=2, heads=2, context=3, vocab_size=11, grid=3, code_count=7, kernel=3
+)
+RNG = np.random.default_rng(0)
+TOKENS = jnp.array([[9, 3, 10], [9, 10, 0]])
+MASK = jnp.array([[1, 1, 1], [1, 1, 0]], bool)
+CODES = jnp.asarray(RNG.integers(0, 7, (2, 9)))
+
+
+def layout(*names):
+    return Patterns(*patterns.plan(names, context=3, grid=3, kernel=3))
+
+
+@functools.cache
+def compiled(depth, names):
+    module = Dalle(dataclasses.replace(TINY, depth=depth))
+    return jax.jit(functools.partial(module.apply, patterns=layout(*names)))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return {
+        depth: probes.drawn(
+            Dalle(dataclasses.replace(TINY, depth=depth)),
+            *(TOKENS, MASK, CODES),
+            patterns=layout(*["full"] * depth),
+        )
+        for depth in (1, 2)
+    }
+
+
+def test_the_paper_has_twelve_billion_parameters():
+    cfg = probes.paper("dalle")
+    names = patterns.sparse_order(cfg.depth)
+    plan = Patterns(*patterns.plan(names, context=cfg.context, grid=cfg.grid, kernel=cfg.kernel))
+    inputs = (jnp.zeros((1, 256), int), jnp.ones((1, 256), bool), jnp.zeros((1, 1024), int))
+    shapes = probes.shapes(Dalle(cfg), *inputs, patterns=plan)
+    assert probes.count(shapes["stream"]) == pytest.approx(12 * 3968**2 * 64, rel=0.01)
+    captions = shapes["captions"]
+    tables = {name: leaf.shape[0] for name, leaf in captions.items()}
+    tables |= {name: shapes[name].shape[0] for name in ("codes", "rows", "columns")}
+    assert tables == {
+        "tokens": 16384,
+        "padding": 256,
+        "positions": 256,
+        "codes": 8192,
+        "rows": 32,
+        "columns": 32,
+    }
+
+
+@pytest.mark.parametrize("pattern", patterns.PATTERNS)
+def test_one_layer_sees_what_its_mask_says_and_nothing_else(variables, pattern):
+    run = functools.partial(compiled(1, (pattern,)), variables[1], TOKENS, MASK)
+    before, grid = run(CODES), patterns.grid_mask(pattern, grid=3, kernel=3)
+    for j in range(8):
+        after = run(CODES.at[:, j].add(1) % 7)
+        moved = np.any(np.asarray(after.codes != before.codes), axis=(0, 2))
+        np.testing.assert_array_equal(moved, grid[:, j + 1])  # code j is read by state j + 1
+        np.testing.assert_array_equal(after.text, before.text)
+    assert np.array_equal(run(CODES.at[:, 8].add(1) % 7).codes, before.codes)
+
+
+def test_tokens_are_causal_and_padding_is_a_vector_of_its_place(variables):
+    run = functools.partial(compiled(1, ("row",)), variables[1])
+    before = run(TOKENS, MASK, CODES)
+    after = run(TOKENS.at[0, 1].add(1), MASK, CODES)
+    moved = np.any(np.asarray(after.text != before.text), axis=2)
+    np.testing.assert_array_equal(moved, [[False, True], [False, False]])
+    assert np.all(np.any(np.asarray(after.codes != before.codes), axis=2)[0])
+    hidden = run(TOKENS.at[1, 2].set(5), MASK, CODES)
+    jax.tree.map(np.testing.assert_array_equal, hidden, before)
+    shorter = run(TOKENS, MASK.at[0, 2].set(False), CODES)
+    assert np.any(np.asarray(shorter.codes[0] != before.codes[0]))
+
+
+@pytest.mark.parametrize("names", [("row", "column"), ("convolution", "full")])
+def test_cached_steps_equal_one_pass(variables, names):
+    module, plan = Dalle(TINY), layout(*names)
+
+    @jax.jit
+    def cached(variables):
+        options = {"patterns": plan}
+
+        def step(cache, index):
+            code = CODES[:, index]
+            logits, cache = module.apply(
+                variables, code, cache, index=index, **options, method=Dalle.step
+            )
+            return cache, logits
+
+        first, cache = module.apply(variables, TOKENS, MASK, **options, method=Dalle.start)
+        _, others = jax.lax.scan(step, cache, jnp.arange(8))
+        return jnp.concatenate([first[:, None], others.swapaxes(0, 1)], axis=1)
+
+    expected = compiled(2, names)(variables[2], TOKENS, MASK, CODES).codes
+    np.testing.assert_allclose(cached(variables[2]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_states_carry_row_and_column_of_the_code_that_they_predict(variables):
+    places = jax.jit(lambda v: Dalle(TINY).apply(v, method=Dalle._places))(variables[1])
+    p = variables[1]["params"]
+    np.testing.assert_allclose(places[5], p["rows"][1] + p["columns"][2], atol=1e-6)
