@@ -28,7 +28,7 @@ def parser() -> Parser:
     flags.add_models(parser, public=True)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
     parser.add_argument("--batch-sizes", default="1,4", help="one program each")
-    parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
+    flags.add_prior(parser)
     request_flags.add_fields(parser, TextRequest, only=FIXED)
     parser.add_argument(
         "--platforms",

@@ -29,7 +29,7 @@ def parser() -> Parser:
     """Returns the parser of the command."""
     parser = Parser("demo", description="Serve a page and an HTTP API.")
     flags.add_models(parser)
-    parser.add_argument("--prior", default="prior", help="which prior: prior or prior_ar")
+    flags.add_prior(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(

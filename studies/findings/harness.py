@@ -122,7 +122,7 @@ class Harness:
         overrides: dict[str, Any] = {"steps": steps}
         overrides |= {} if limit is None else {"threshold": "static", "limit": limit}
         options = SampleOptions(
-            prior=batch_sampling.override(engine.cascade.prior.sampling, overrides),
+            prior=batch_sampling.override(engine.cascade.prior.sampling, overrides, stage="prior"),
             num_candidates=candidates,
         )
         if isinstance(engine.cascade.prior, PriorArStageConfig):
@@ -167,7 +167,8 @@ class Harness:
         cascade = loaded.cascade.without_upsamplers().replace(decoder=decoder)
         overrides = {"guidance_scale": guidance, "steps": steps}
         options = SampleOptions(
-            decoder=batch_sampling.override(decoder.sampling, overrides), condition="z_img"
+            decoder=batch_sampling.override(decoder.sampling, overrides, stage="decoder"),
+            condition="z_img",
         )
         system = (run, options, reads_z, caption, examples.captions, z_img.tobytes())
         if system in self._sampled:

@@ -28,6 +28,20 @@ def add_models(
         add_skip_digests(parser)
 
 
+def add_prior(
+    parser: argparse.ArgumentParser, *, default: str | None = "prior", note: str = ""
+) -> None:
+    """Adds --prior and --chain, which both set `prior` for `load.load_cascade`."""
+    priors = f"which prior: prior or prior_ar{note}"
+    parser.add_argument("--prior", default=default, help=priors)
+    parser.add_argument(
+        "--chain",
+        dest="prior",
+        default=argparse.SUPPRESS,
+        help="which chain, of a run that has several: unclip or dalle",
+    )
+
+
 class _SkipDigests(argparse.Action):
     """Sets the environment variable that every reader of stored digests respects."""
 

@@ -83,7 +83,7 @@ def parser(command: str = TextRequest.name) -> Parser:
     flags.add_models(parser, public=True)
     default = None if command == REPEAT else "prior"
     origin = "; default: that of the record" if command == REPEAT else ""
-    parser.add_argument("--prior", default=default, help=f"which prior: prior or prior_ar{origin}")
+    flags.add_prior(parser, default=default, note=origin)
     out = "samples.png" if command == TextRequest.name else f"{command}.png"
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="file to write")
     parser.add_argument("--batch", type=int, default=16, help="images at once")

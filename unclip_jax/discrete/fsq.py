@@ -71,9 +71,8 @@ class Levels:
         """Squashes features to the range of the levels; 0 goes to 0, by the exact inverse."""
         half = (np.array(self.counts) - 1) * SHRINK / 2
         offset = np.where(np.array(self.counts) % 2 == 0, 0.5, 0.0)
-        shift, half, offset = (
-            _last(np.float32(x), features) for x in (np.arctanh(offset / half), half, offset)
-        )
+        constants = (np.arctanh(offset / half), half, offset)
+        shift, half, offset = (_last(np.asarray(x, np.float32), features) for x in constants)
         return jnp.tanh(features + shift) * half - offset
 
     @property

@@ -78,7 +78,7 @@ class InferenceEngine:
 
         Args:
             path: the folder.
-            prior: "prior" or "prior_ar".
+            prior: "prior" or "prior_ar"; or the chain, such as "dalle".
             batch: images at once.
 
         Raises:
@@ -128,7 +128,7 @@ class InferenceEngine:
     @property
     def base_size(self) -> int:
         """Side of the decoder's images."""
-        return self.cascade.decoder.model.unet.image_size
+        return self.cascade.base_size
 
     @property
     def clip_id(self) -> str:
@@ -138,7 +138,7 @@ class InferenceEngine:
     @functools.cached_property
     def decoder_id(self) -> str:
         """Identity of the decoder's parameters."""
-        return params_id(self.loaded.params["decoder"])
+        return params_id(self.loaded.params[self.cascade.stage("decoder").name])
 
     @functools.cached_property
     def upsampler_ids(self) -> tuple[str, ...]:

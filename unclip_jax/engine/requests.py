@@ -56,10 +56,13 @@ class TextRequest(Seeded):
         None, help="diffusion prior, ancestral sampler: small, large or table"
     )
     prior_temperature: float | None = option(
-        None, help="autoregressive prior: temperature, 0 = greedy", low=0, high=100
+        None, help="autoregressive prior, DALL-E: temperature, 0 = greedy", low=0, high=100
+    )
+    prior_top_k: int | None = option(
+        None, help="autoregressive prior, DALL-E: most probable codes to draw from", low=1
     )
     prior_top_p: float | None = option(
-        None, help="autoregressive prior: nucleus, 1 = all", low=0, high=1
+        None, help="autoregressive prior, DALL-E: nucleus, 1 = all", low=0, high=1
     )
     prior_dot_percentile: float | None = option(
         None,
@@ -71,7 +74,7 @@ class TextRequest(Seeded):
         None, help="embeddings per caption, of which the nearest is used", low=1, high=64
     )
     best_of: int = option(
-        1, help="images per image asked for, of which CLIP keeps the nearest", low=1, high=64
+        1, help="images per image asked for, of which CLIP keeps the nearest", low=1, high=512
     )
     condition: str = option(
         "prior",

@@ -88,9 +88,13 @@ def sample_options(
         UserError: settings that are invalid or do not go together.
     """
     overrides = {"guidance_scale": guidance, "steps": steps, "sampler": sampler}
-    decoder = batch_sampling.override(loaded.cascade.decoder.sampling, overrides)
-    loaded.cascade.decoder.check_guidance(decoder)
-    return SampleOptions(decoder=decoder, condition=condition)
+    cascade = loaded.cascade
+    options = batch_sampling.sample_options(
+        cascade, prior={}, decoder=overrides, condition=condition
+    )
+    if options.decoder is not None:
+        cascade.decoder.check_guidance(options.decoder)
+    return options
 
 
 def sample_all(
@@ -151,7 +155,7 @@ def protocol_of(
     return {
         **{role: params_id(params[cascade.stage(role).name])[:16] for role in roles},
         "upsamplers": [params_id(tree)[:16] for tree in cascade.upsampler_params(params)],
-        "decoding": json.loads(json.dumps(as_dict(options.decoder))),
+        "decoding": json.loads(json.dumps(as_dict(options.decoder or options.prior))),
         "condition": config.condition,
         "captions": hashlib.sha256(text.encode()).hexdigest()[:16],
         "count": len(captions),

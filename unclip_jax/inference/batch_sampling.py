@@ -115,6 +115,29 @@ def compile_sampler(
     return jax.jit(traced_on(mesh, run), in_shardings=shardings, out_shardings=whole)
 
 
+def sample_options(
+    cascade: Cascade, *, prior: dict[str, Any], decoder: dict[str, Any], **options: Any
+) -> SampleOptions:
+    """Returns the exported settings of a cascade with changes; None = as exported.
+
+    Args:
+        cascade: the stages.
+        prior: settings of the prior by name.
+        decoder: settings of the decoder by name; where it only decodes what the prior samples, as
+            in DALL-E, its guidance is that of the prior.
+        options: other fields of `SampleOptions`.
+
+    Raises:
+        UserError: a stage has no such setting, or settings do not go together.
+    """
+    if cascade.decoder_sampling is None:
+        guidance = decoder.pop("guidance_scale", None)
+        if prior.get("guidance_scale") is None:
+            prior = {**prior, "guidance_scale": guidance}
+    changed = override(cascade.decoder_sampling, decoder, stage="decoder")
+    return SampleOptions(prior=prior_sampling(cascade, prior), decoder=changed, **options)
+
+
 def prior_sampling(cascade: Cascade, changes: dict[str, Any]) -> Any:
     """Returns the prior's exported settings with `changes`; None for a cascade without a prior.
 
@@ -122,7 +145,7 @@ def prior_sampling(cascade: Cascade, changes: dict[str, Any]) -> Any:
         UserError: the prior has no such setting, or the cascade no prior.
     """
     if cascade.has("prior"):
-        return override(cascade.prior.sampling, changes)
+        return override(cascade.prior.sampling, changes, stage="prior")
     for name, value in changes.items():
         if value is not None:
             raise UserError(
@@ -132,17 +155,19 @@ def prior_sampling(cascade: Cascade, changes: dict[str, Any]) -> Any:
     return None
 
 
-def override(sampling: Any, changes: dict[str, Any]) -> Any:
-    """Returns sampling settings with the values of `changes` that are not None.
+def override(sampling: Any, changes: dict[str, Any], *, stage: str) -> Any:
+    """Returns the sampling settings of a stage with the values of `changes` that are not None.
 
     Raises:
         UserError: the settings have no such field.
     """
     changes = {name: value for name, value in changes.items() if value is not None}
-    fields = {field.name for field in dataclasses.fields(sampling)}
+    fields = {f.name for f in dataclasses.fields(sampling)} if sampling is not None else set()
     for name in sorted(changes.keys() - fields):
+        flag = f"--{'prior-' if stage == 'prior' else ''}{name.replace('_', '-')}"
+        other = "the other --prior" if stage == "prior" else "another --chain"
         raise UserError(
-            f"--prior-{name.replace('_', '-')} is {changes[name]!r}, but this prior has no such "
-            "setting; leave it out or choose the other --prior."
+            f"{flag} is {changes[name]!r}, but this {stage} has no such setting; leave it out or "
+            f"choose {other}."
         )
-    return dataclasses.replace(sampling, **changes)
+    return None if sampling is None else dataclasses.replace(sampling, **changes)

@@ -137,6 +137,16 @@ class Cascade:
         return self.stage("decoder").config
 
     @property
+    def decoder_sampling(self) -> Any:
+        """Exported sampling of the decoder; None for one that decodes codes."""
+        return getattr(self.stage("decoder").config, "sampling", None)
+
+    @property
+    def base_size(self) -> int:
+        """Side of the decoder's images in pixels."""
+        return _image_size(self.stage("decoder").config)
+
+    @property
     def upsamplers(self) -> tuple[UpsamplerStageConfig, ...]:
         """Configs of the upsamplers, in order."""
         return tuple(stage.config for stage in self.of_role("upsampler"))
@@ -149,8 +159,7 @@ class Cascade:
     @property
     def image_size(self) -> int:
         """Side of the final image in pixels."""
-        model = self.stages[-1].config.model
-        return getattr(model, "unet", model).image_size
+        return _image_size(self.stages[-1].config)
 
     def embedding(self, z: Embedding) -> Embedding:
         """Returns a raw CLIP embedding in the form in which prior and decoder exchange it."""
@@ -160,6 +169,11 @@ class Cascade:
     def upsampler_params(self, params: Mapping[str, Params]) -> list[Params]:
         """Returns the parameters of the upsamplers, in order."""
         return [params[stage.name] for stage in self.of_role("upsampler")]
+
+
+def _image_size(config: Any) -> int:
+    """Returns the side of the images that a stage generates."""
+    return getattr(config.model, "unet", config.model).image_size
 
 
 class Step(NamedTuple):

@@ -83,8 +83,8 @@ def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> LoadedC
 
     Args:
         run_dir: one folder per stage.
-        prior_name: the prior to use of those that the run has; it need have none if no stage reads
-            z_img.
+        prior_name: the prior to use of those that the run has, or the chain ("dalle"); a run need
+            have no prior if no stage reads z_img.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
@@ -100,11 +100,16 @@ def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Cascade
     Raises:
         UserError: a stage is missing, or does not fit the others.
     """
-    exports = _chain_exports(run_dir, prior_name)
+    every = find_stages(run_dir, required=())
+    selection = select(every, prior_name)
+    exports = _chain_exports(run_dir, every, selection, name=prior_name)
     manifests = {name: load.read_manifest(path) for name, path in exports.items()}
+    decoders = [entry for name, entry in registry.run_folders("decoder").items() if name in every]
+    if len({entry.chain for entry in decoders}) > 1:
+        exports = _own_upsamplers(exports, manifests)
     configs = {name: _config(path, manifests[name], name) for name, path in exports.items()}
     entries = {name: registry.folder_entry(name) for name in exports}
-    _check_complete(run_dir, exports, configs, prior_name)
+    _check_complete(run_dir, exports, configs, selection)
     manifest.check_chain(
         [Link(manifests[name], entries[name].shared_fields(configs[name])) for name in exports]
     )
@@ -125,48 +130,81 @@ def load_tokenizers(folders: Mapping[str, pathlib.Path]) -> dict[str, Tokenizer]
     return {name: text.load(folder) for name, folder in folders.items()}
 
 
-def _chain_exports(run_dir: pathlib.Path, prior_name: str) -> dict[str, pathlib.Path]:
+class Selection(NamedTuple):
+    """The chain of a run that is loaded, and its prior, if it has one."""
+
+    chain: str
+    prior: str | None
+
+
+def select(exports: Mapping[str, pathlib.Path], name: str) -> Selection:
+    """Returns the chain that a name stands for.
+
+    Args:
+        exports: of the run, by folder.
+        name: of a prior, or of a chain; by the default prior a run that has stages of another chain
+            alone is loaded as that chain.
+
+    Raises:
+        UserError: there is no such prior or chain.
+    """
+    one_of("prior", name, dict.fromkeys([*prior_names(), *registry.chains()]))
+    chain = name if name in registry.chains() else registry.folder_entry(name).chain
+
+    def complete(chain: str) -> bool:
+        return any(folder in exports for folder in registry.chain_folders(chain, "decoder"))
+
+    if name == prior_names()[0] and not complete(chain):
+        chain = next(filter(complete, registry.chains()), chain)
+    priors = list(registry.chain_folders(chain, "prior"))
+    return Selection(chain, name if name in priors else next(iter(priors), None))
+
+
+def _chain_exports(
+    run_dir: pathlib.Path, exports: Mapping[str, pathlib.Path], selection: Selection, *, name: str
+) -> dict[str, pathlib.Path]:
     """Returns the exports that may form a chain: one prior, one decoder, and all others."""
-    exports = find_stages(run_dir, required=())
-    chain = chain_of(prior_name)
-    own = [name for name in registry.chain_folders(chain, "decoder") if name in exports]
-    explicit = prior_name != prior_names()[0]
-    if (explicit and prior_name not in exports) or not own:
-        needed = (
-            ("clip", prior_name, "decoder")
-            if chain == "unclip"
-            else tuple(registry.chain_folders(chain, "prior", "decoder"))
-        )
-        find_stages(run_dir, required=needed)
+    chain, prior = selection
+    own = [folder for folder in registry.chain_folders(chain, "decoder") if folder in exports]
+    if (name != prior_names()[0] and prior and prior not in exports) or not own:
+        needed = registry.default_chain(chain).items()
+        ends = ("prior", "decoder") if chain != "unclip" else ("encoder", "prior", "decoder")
+        folders = (prior if e.role == "prior" else f for f, e in needed if e.role in ends)
+        find_stages(run_dir, required=tuple(str(folder) for folder in folders))
     if len(own) > 1:
         raise UserError(
             f"{run_dir} has several decoders ({', '.join(own)}); move all but one to run "
             "directories of their own."
         )
-    alternatives = registry.run_folders("prior", "decoder").keys() - {prior_name, *own}
-    return {name: path for name, path in exports.items() if name not in alternatives}
+    alternatives = registry.run_folders("prior", "decoder").keys() - {prior, *own}
+    return {folder: path for folder, path in exports.items() if folder not in alternatives}
 
 
-def chain_of(prior_name: str) -> str:
-    """Returns the chain of a prior.
-
-    Raises:
-        UserError: there is no such prior.
-    """
-    return registry.folder_entry(one_of("prior", prior_name, prior_names())).chain
+def _own_upsamplers(
+    exports: Mapping[str, pathlib.Path], manifests: Mapping[str, Manifest]
+) -> dict[str, pathlib.Path]:
+    """Returns the exports without the upsamplers that enlarge images of another chain's size."""
+    size, own = None, {}
+    for name, path in exports.items():
+        card = manifests[name]
+        if registry.folder_entry(name).role == "upsampler" and card.low_res_size != size:
+            continue
+        size = card.image_size or size
+        own[name] = path
+    return own
 
 
 def _check_complete(
     run_dir: pathlib.Path,
     exports: Mapping[str, pathlib.Path],
     configs: Mapping[str, Any],
-    prior_name: str,
+    selection: Selection,
 ) -> None:
     """Refuses a chain without a stage that another one of it needs, the first missing by name."""
-    folders = registry.run_folders()
+    folders = registry.chain_folders(selection.chain)
     needed, missing = {"image"}, []
     for name, entry in reversed(folders.items()):
-        if not needed & set(entry.yields) or (entry.role == "prior" and name != prior_name):
+        if not needed & set(entry.yields) or (entry.role == "prior" and name != selection.prior):
             continue
         if name in configs:
             reads = {VALUES.get(condition, condition) for condition in entry.reads(configs[name])}

@@ -26,7 +26,7 @@ from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.gaussian import SamplingConfig
 
 CONDITIONS = ("prior", "z_txt", "z_img")
-MAX_BEST_OF = 64  # images per caption to choose from
+MAX_BEST_OF = 512  # images per caption to choose from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +193,11 @@ def run(
     if "caption" in stage.reads:
         conditions["caption"] = captions[stage.name]
     if stage.entry.role == "prior" and options.num_candidates is not None:
+        if not hasattr(cfg, "num_candidates"):
+            raise UserError(
+                f"--candidates is {options.num_candidates}, but the {stage.name} samples no "
+                "embeddings to choose from; use --best-of."
+            )
         cfg = dataclasses.replace(cfg, num_candidates=options.num_candidates)
     outputs = stage.entry.sample(
         cfg,

@@ -128,11 +128,13 @@ class InferenceService:
             self.engine.base_size,
             *(each.model.unet.image_size for each in cascade.upsamplers),
         ]
-        decoder = {
-            "guidance": cascade.decoder.sampling.guidance_scale,
-            "steps": str(cascade.decoder.sampling.steps),
-            "timesteps": cascade.decoder.diffusion.num_timesteps,
-        }
+        decoder = {}
+        if (sampling := cascade.decoder_sampling) is not None:
+            decoder = {
+                "guidance": sampling.guidance_scale,
+                "steps": str(sampling.steps),
+                "timesteps": cascade.decoder.diffusion.num_timesteps,
+            }
         return {"name": self.name, "sizes": sizes, "decoder": decoder, **self.engine.describe()}
 
     def _without_paths(self, text: str) -> str:

@@ -35,7 +35,13 @@ def run(engine: InferenceEngine, request: TextRequest) -> Result:
     options = sample_options(request, engine.cascade)
     captions = captions_of(request)
     display: dict[str, Any] = {"labels": captions}
-    if request.stepwise or engine.watched:
+    diffuses = engine.cascade.decoder_sampling is not None
+    if request.stepwise and not diffuses:
+        raise UserError(
+            "negative, guidance_schedule and previews belong to a decoder that denoises; this "
+            "chain decodes codes, so leave them out."
+        )
+    if request.stepwise or (engine.watched and diffuses):
         z_img, decoded = _best_of_stepwise(engine, request, captions, options)
         images = decoded.images
         if decoded.previews is not None:
@@ -48,7 +54,7 @@ def run(engine: InferenceEngine, request: TextRequest) -> Result:
         request,
         images,
         facts={"options": dataclasses.asdict(options)},
-        z_img=np.asarray(z_img),
+        z_img=None if z_img is None else np.asarray(z_img),
         **display,
     )
 
@@ -109,12 +115,13 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
         "steps": request.steps,
         "sampler": request.sampler,
     }
-    names = ("steps", "sampler", "variance", "temperature", "top_p", "dot_percentile")
+    names = ("steps", "sampler", "variance", "temperature", "top_k", "top_p", "dot_percentile")
     prior = {name: getattr(request, f"prior_{name}") for name in names}
     prior["guidance_scale"] = request.prior_guidance
-    return SampleOptions(
-        prior=batch_sampling.prior_sampling(cascade, prior),
-        decoder=batch_sampling.override(cascade.decoder.sampling, decoder),
+    return batch_sampling.sample_options(
+        cascade,
+        prior=prior,
+        decoder=decoder,
         num_candidates=request.candidates,
         condition=request.condition,
         best_of=request.best_of,
