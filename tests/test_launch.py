@@ -113,6 +113,13 @@ def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
     assert "upsampler_1024.py:paper" in " ".join(printed("paper", "--data=/d")[-1])
 
 
+def test_the_cascade_trains_dalle_after_its_discrete_vae():
+    commands = [" ".join(command) for command in printed("shapes", "--chain=dalle")]
+    for part, command in zip(("prepare", "/r/clip", "/r/dvae", "/r/dalle"), commands, strict=True):
+        assert part in command
+    assert "--config.data.dvae=/r/dvae/export" in commands[-1]
+
+
 @pytest.mark.parametrize("size", ["shapes", "portraits", "tiny", "karlo"])
 def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
     (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]

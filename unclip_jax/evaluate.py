@@ -9,6 +9,7 @@ r"""Evaluates a trained cascade on a held-out split, or scores sets of images.
     python -m unclip_jax.evaluate coco --models=RUN --captions=FILE --real=val2014 \
         --features=inception:FILE --out=DIR
     python -m unclip_jax.evaluate prompts FILE --models=RUN --out=DIR
+    python -m unclip_jax.evaluate rerank --models=RUN --data=DATA --chain=dalle --candidates=64
     python -m unclip_jax.evaluate pairs RUN --x=a.npy --y=b.npy --out=DIR
 
 The first form scores retrieval by CLIP and the PSNR of the upsampler against bicubic enlargement;
@@ -299,6 +300,36 @@ def run_prompts(args: argparse.Namespace) -> str:
     return prompts.table(prompts.evaluate_prompts(config))
 
 
+def rerank_parser() -> Parser:
+    """Returns the parser of `rerank`."""
+    parser = Parser("evaluate rerank", description="Score the best of n images by CLIP, over n.")
+    add = parser.add_argument
+    add("--models", type=pathlib.Path, required=True, help="run directory")
+    data_flags.add(parser)
+    flags.add_prior(parser)
+    add("--split", default="validation", help="of the data set")
+    add("--num", type=int, default=64, help="captions")
+    add("--candidates", type=int, default=64, help="images per caption")
+    add("--guidance", type=float, help="scale; default: exported")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--batch", type=int, default=64, help="images at once")
+    add("--out", type=pathlib.Path, help="JSON to write")
+    return parser
+
+
+def run_rerank(args: argparse.Namespace) -> str:
+    """Scores the best of n images over n; returns the table."""
+    from unclip_jax.evaluation import reranking
+
+    names = ("models", "data", "prior", "split", "num", "candidates", "guidance", "seed", "batch")
+    values = {name: getattr(args, name) for name in names}
+    config = reranking.RerankingConfig(**values, keys=data_flags.keys(args))
+    result = reranking.evaluate_reranking(config)
+    if args.out is not None and _is_first():
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    return reranking.table(result)
+
+
 def pairs_parser() -> Parser:
     """Returns the parser of `pairs`."""
     parser = Parser("evaluate pairs", description="Judge priors between embedding spaces.")
@@ -341,6 +372,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace]
     "plot": (plot_parser, run_plot),
     "coco": (coco_parser, run_coco),
     "prompts": (prompts_parser, run_prompts),
+    "rerank": (rerank_parser, run_rerank),
     "pairs": (pairs_parser, run_pairs),
 }
 

@@ -27,6 +27,7 @@ LEAST = {
     "probe-pca": {"images": [IMAGE]},
     "upscale": {"images": [IMAGE]},
     "inpaint": {"image": IMAGE, "mask": png()},
+    "complete": {"image": IMAGE, "caption": "-a star"},
 }
 # A value for every type of field, and for fields that must agree with others.
 VALUES = {"integer": 2, "number": 1.0, "boolean": False, "text": "-x", "image": IMAGE}

@@ -403,6 +403,31 @@ class InpaintRequest(DecodingRequest):
             raise UserError(f"{mask.path} is dark everywhere; paint white what is to be filled.")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompleteRequest(Seeded):
+    """An image of which DALL-E samples a rectangle anew, down to the lower right corner."""
+
+    name = "complete"
+    summary = "Complete an image for a caption from its upper rows (DALL-E's chain)."
+
+    image: ImageInput = option(help="an image", positional=True)
+    caption: str = option(help="caption of the whole image", positional=True, blank=False)
+    rows: float = option(0.5, help="share of rows that stay, rounded to codes", low=0, high=1)
+    columns: float = option(
+        0.0, help="share of columns that stay beside them, on the left", low=0, high=1
+    )
+    num: int = option(4, help="images", low=1, high=MAX_IMAGES)
+    guidance: float | None = option(None, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
+    temperature: float | None = option(None, help="temperature, 0 = greedy", low=0, high=100)
+    top_k: int | None = option(None, help="most probable codes to draw from", low=1)
+    top_p: float | None = option(None, help="nucleus, 1 = all", low=0, high=1)
+
+    @property
+    def image_count(self) -> int:
+        """`num`."""
+        return self.num
+
+
 REQUESTS: dict[str, type[Request]] = {
     request.name: request
     for request in (
@@ -415,6 +440,7 @@ REQUESTS: dict[str, type[Request]] = {
         PcaProbeRequest,
         UpscaleRequest,
         InpaintRequest,
+        CompleteRequest,
     )
 }
 

@@ -10,6 +10,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "convert",
     "core",
     "data",
+    "discrete",
     "engine",
     "handoff",
     "inference",

@@ -1,7 +1,8 @@
 """Scores of a cascade on held-out examples: retrieval by CLIP, enlargement, and the exact checker.
 
 The checker judges images of the shapes world for three sources of z_img: the prior, z_txt used as
-if it were z_img, and the true embedding.
+if it were z_img, and the true embedding; in a chain without z_img, images of the caption alone. A
+discrete VAE is judged by its reconstructions of true images, which bound what its codes can show.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.degrade import area_downsample
+from unclip_jax.discrete import relaxation
 from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.cascade import Captions, tokenise
 from unclip_jax.inference.load import LoadedCascade
@@ -28,7 +30,7 @@ from unclip_jax.metrics import shapes_checker, worlds
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.metrics.psnr import psnr
 from unclip_jax.parallel.mesh import sampling_mesh
-from unclip_jax.stages import upsampler
+from unclip_jax.stages import dvae, upsampler
 
 RETRIEVAL = 256  # pairs among which CLIP must find the right one
 ENLARGED = 64  # images that the upsampler enlarges
@@ -80,7 +82,10 @@ def evaluate_cascade(config: CascadeConfig) -> dict[str, Any]:
     result: dict[str, Any] = {
         name: getattr(config, name) for name in ("split", "num", "seed", "prior", "best_of")
     }
-    result["retrieval"] = retrieval(loaded, records[:RETRIEVAL])
+    if loaded.cascade.has("clip"):
+        result["retrieval"] = retrieval(loaded, records[:RETRIEVAL])
+    if loaded.cascade.has("dvae"):
+        result["reconstruction"] = reconstruction(loaded, records[: config.num])
     if loaded.cascade.upsamplers:
         result["upsampler_psnr"] = enlargement(loaded, records[:ENLARGED], seed=config.seed)
     if all(record["scene"] for record in records[: config.num]):
@@ -148,12 +153,18 @@ def embeddings_from(
 def follow_captions(
     loaded: LoadedCascade, records: Sequence[Record], *, seed: int, best_of: int = 1
 ) -> dict[str, dict[str, Rate]]:
-    """Computes the checker's rates of sampled images for each of `CONDITIONS`.
+    """Computes the checker's rates of sampled images for each of `CONDITIONS`, or for "caption".
 
     Image i starts from the same noise under every condition. Of `best_of` images of one z_img and
     caption the one is judged that the cascade's CLIP puts nearest to the caption.
     """
     captions = [record["caption"] for record in records]
+    if not any("z_img" in stage.reads for stage in loaded.cascade.stages):
+        options = SampleOptions(best_of=best_of)
+        images = batch_sampling.sample_images(
+            loaded, captions, seed=seed, options=options, batch_size=BATCH
+        )
+        return {"caption": worlds.check(images, captions)}
     rates_of = caption_rates(loaded, captions, seed=seed, best_of=best_of)
     return {
         condition: rates_of(embeddings_from(condition, loaded, records, seed=seed), condition)
@@ -193,6 +204,30 @@ def caption_rates(
     return rates
 
 
+def reconstruction(loaded: LoadedCascade, records: Sequence[Record]) -> dict[str, Any]:
+    """Computes PSNR, use of the codes and the checker's rates of images through their codes."""
+    cfg = loaded.cascade.stage("dvae").config
+    true = _squares(records, cfg.model.image_size)
+
+    @jax.jit
+    def through(params, images):
+        codes = dvae.encode(cfg, params, images)
+        return codes, to_uint8(dvae.decode(cfg, params, codes))
+
+    parts = [
+        through(loaded.params["dvae"], image_codec.to_float(true[i : i + BATCH]))
+        for i in range(0, len(true), BATCH)
+    ]
+    codes, images = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(2))
+    statistics = relaxation.code_statistics(codes, count=cfg.model.code_count)
+    rates = worlds.check(images, [record["caption"] for record in records])
+    return {
+        "psnr": float(np.mean(psnr(images, true))),
+        **{name: float(value) for name, value in statistics.items()},
+        "checker": shapes_checker.as_json(rates),
+    }
+
+
 def enlargement(loaded: LoadedCascade, records: Sequence[Record], *, seed: int) -> dict[str, float]:
     """Computes the mean PSNR in dB of the first upsampler and of bicubic enlargement.
 
@@ -223,22 +258,34 @@ def enlargement(loaded: LoadedCascade, records: Sequence[Record], *, seed: int) 
 
 def table(result: dict[str, Any]) -> str:
     """Formats the result of `evaluate_cascade` as text."""
-    retrieved = result["retrieval"]
-    lines = [
-        f"CLIP retrieval@1 of {retrieved['pairs']} pairs: image to text "
-        f"{retrieved['image_to_text@1']:.3f}, text to image {retrieved['text_to_image@1']:.3f}"
-    ]
+    lines = []
+    if "retrieval" in result:
+        retrieved = result["retrieval"]
+        lines.append(
+            f"CLIP retrieval@1 of {retrieved['pairs']} pairs: image to text "
+            f"{retrieved['image_to_text@1']:.3f}, text to image {retrieved['text_to_image@1']:.3f}"
+        )
+    if "reconstruction" in result:
+        facts = result["reconstruction"]
+        joint = facts["checker"].get("joint")
+        right = f", {joint['value']:.2f} of them right" if joint else ""
+        lines.append(
+            f"reconstructions {facts['psnr']:.2f} dB{right}; {facts['usage']:.0%} of the codes "
+            f"occur, perplexity {facts['perplexity']:.0f}"
+        )
     if "upsampler_psnr" in result:
         ours, bicubic = (result["upsampler_psnr"][name] for name in ("upsampler", "bicubic"))
         lines.append(f"upsampler {ours:.2f} dB, bicubic {bicubic:.2f} dB ({ours - bicubic:+.2f})")
     if "checker" in result:
         selection = f", best of {result['best_of']}" if result["best_of"] > 1 else ""
-        lines.append(f"\n{result['num']} captions{selection}, exact checker   " + "z_img from:")
-        lines.append(f"{'':15}" + "".join(f"{name:>22}" for name in CONDITIONS))
+        conditions = list(result["checker"])
+        source = "z_img from:" if len(conditions) > 1 else "from the:"
+        lines.append(f"\n{result['num']} captions{selection}, exact checker   {source}")
+        lines.append(f"{'':15}" + "".join(f"{name:>22}" for name in conditions))
         for name in worlds.SUMMARY:
-            if not all(name in result["checker"][condition] for condition in CONDITIONS):
+            if not all(name in result["checker"][condition] for condition in conditions):
                 continue
-            rates = [result["checker"][condition][name] for condition in CONDITIONS]
+            rates = [result["checker"][condition][name] for condition in conditions]
             cells = [f"{c['value']:.2f} [{c['low']:.2f}, {c['high']:.2f}]" for c in rates]
             lines.append(f"{name:15}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines) + "\n"

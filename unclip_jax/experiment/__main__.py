@@ -1,10 +1,10 @@
 """Lists the stages of a cascade in training order, with what each needs beside the data set.
 
-    python -m unclip_jax.experiment SIZE [--upsamplers=N] [--experiments=FOLDER]
+    python -m unclip_jax.experiment SIZE [--chain=NAME] [--upsamplers=N] [--experiments=FOLDER]
 
 One line per stage, for launch/cascade: the name of its run folder and experiment file, then
 "embeddings" if it is trained on CLIP embeddings, "raw" if on those that are not normalised, and
-"clip" if it reads features of the frozen CLIP.
+"clip" if it reads features of the frozen CLIP and "dvae" if it is trained on codes.
 """
 
 import argparse
@@ -21,16 +21,17 @@ def main(argv: Sequence[str]) -> None:
     """Prints the list."""
     parser = argparse.ArgumentParser(prog="python -m unclip_jax.experiment", description=__doc__)
     parser.add_argument("size", help="a size that the experiment files know")
+    parser.add_argument("--chain", default="unclip", help="the chain of stages")
     parser.add_argument("--upsamplers", type=int, default=1, help="number of upsamplers")
     parser.add_argument(
         "--experiments", type=pathlib.Path, default=pathlib.Path("experiments"), help="folder"
     )
     args = parser.parse_args(argv)
     upsamplers = list(registry.run_folders("upsampler"))[args.upsamplers :]
-    for name in registry.default_chain():
-        if name not in upsamplers:
-            spec = f"{args.experiments / name}.py:{args.size}"
-            sys.stdout.write(f"{' '.join([name, *needs(spec)])}\n")
+    names = [name for name in registry.default_chain(args.chain) if name not in upsamplers]
+    lines = {name: needs(f"{args.experiments / name}.py:{args.size}") for name in names}
+    for name in sorted(names, key=lambda name: "dvae" in lines[name]):  # after the discrete VAE
+        sys.stdout.write(f"{' '.join([name, *lines[name]])}\n")
 
 
 def needs(spec: str) -> list[str]:
@@ -40,6 +41,7 @@ def needs(spec: str) -> list[str]:
         "embeddings": bool(stage.batch_spec.keys() & {"z_img", "z_txt"}),
         "raw": stage.describe.get("embedding") == "raw",
         "clip": "text_seq" in stage.batch_spec,
+        "dvae": "codes" in stage.batch_spec,
     }
     return [name for name, answer in answers.items() if answer]
 

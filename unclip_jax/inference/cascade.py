@@ -20,7 +20,6 @@ from unclip_jax.data.text import Tokenizer
 from unclip_jax.stages import registry
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.clip import ClipStageConfig
-from unclip_jax.stages.decoder import DecoderStageConfig
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.upsampler import UpsamplerStageConfig
 
@@ -132,8 +131,8 @@ class Cascade:
         return self.stage("prior").config
 
     @property
-    def decoder(self) -> DecoderStageConfig:
-        """Config of the decoder."""
+    def decoder(self) -> Any:
+        """Config of the decoder, of its own kind."""
         return self.stage("decoder").config
 
     @property

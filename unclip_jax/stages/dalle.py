@@ -187,7 +187,6 @@ def sample_in_chain(
         token_mask=caption.mask,
         keys=keys,
         sampling=sampling,
-        fixed=conditions.get("fixed_codes"),
     )
     return {"codes": codes}
 

@@ -30,7 +30,7 @@ const STEPS = [10, 25, 50, 100, 250];
 
 /** Values that the page begins with where they are not the command's defaults. */
 function presets(command, { limits, models }) {
-  const timesteps = models.decoder.timesteps;
+  const timesteps = models.decoder.timesteps ?? 100;
   const images = limits.images;
   const edits = { steps: String(Math.min(50, timesteps)) };
   return {
@@ -40,6 +40,7 @@ function presets(command, { limits, models }) {
     interpolate: { ...edits, frames: Math.min(7, images) },
     inpaint: { steps: String(Math.min(50, timesteps)), num: Math.min(4, images) },
     upscale: {},
+    complete: { num: Math.min(4, images) },
   }[command] ?? edits;
 }
 

@@ -7,7 +7,7 @@ import { gallery, openViewer, panels } from "./results.js";
 
 const TITLES = {
   text: "Text to image", variations: "Variations", interpolate: "Interpolation", "text-diff": "Text diff",
-  inpaint: "Inpainting", blend: "Blend", upscale: "Upscale", reconstruct: "Reconstruction",
+  inpaint: "Inpainting", complete: "Completion", blend: "Blend", upscale: "Upscale", reconstruct: "Reconstruction",
   "probe-pca": "Components",
 };
 const STAGES = {

@@ -1,0 +1,53 @@
+"""Completion of images by DALL-E: a rectangle down to the corner is sampled, other codes stay.
+
+The codes of the image are sampled in raster order, and those outside the rectangle are replaced by
+the image's own as they come, so every new code follows all that was there (DALL-E, section 3.3).
+"""
+
+from collections.abc import Mapping
+
+from jaxtyping import Array, Bool
+
+from unclip_jax.core import rng
+from unclip_jax.core.types import Image, Keys, Params
+from unclip_jax.discrete.categorical import CodeSamplingConfig, FixedCodes
+from unclip_jax.inference import text_to_image
+from unclip_jax.inference.cascade import Captions, Cascade
+from unclip_jax.stages import dalle, dvae
+
+
+def complete(
+    cascade: Cascade,
+    params: Mapping[str, Params],
+    captions: Captions,
+    keys: Keys,
+    *,
+    images: Image,
+    keep: Bool[Array, " b g g"],
+    sampling: CodeSamplingConfig | None = None,
+) -> Image:
+    """Samples the codes of images that are not kept, and decodes and enlarges all.
+
+    Args:
+        cascade: of DALL-E's chain.
+        params: parameters by name of the stage.
+        captions: token ids by name of the stage that reads them.
+        keys: one per image.
+        images: in [-1, 1], at the size of the discrete VAE.
+        keep: True at codes that stay.
+        sampling: overrides the exported settings.
+    """
+    prior, decoder = cascade.stage("dalle"), cascade.stage("dvae")
+    codes = dvae.encode(decoder.config, params[decoder.name], images)
+    text = captions[prior.name]
+    codes = dalle.sample(
+        prior.config,
+        params[prior.name],
+        tokens=text.tokens,
+        token_mask=text.mask,
+        keys=rng.fold_each(keys, "prior"),
+        sampling=sampling,
+        fixed=FixedCodes(codes.reshape(len(codes), -1), keep.reshape(len(codes), -1)),
+    )
+    base = dvae.decode(decoder.config, params[decoder.name], codes.reshape(keep.shape))
+    return text_to_image.upsample(cascade, params, base, keys)
