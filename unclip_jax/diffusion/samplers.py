@@ -254,10 +254,11 @@ class Ancestral(Solver):
     ) -> tuple[X, Any]:
         """Takes one step."""
         mean = at.columns.posterior_x_0 * pred.x_0 + at.columns.posterior_x_t * x
-        std = jnp.exp(0.5 * self._log_variance(pred, at.columns))
+        std = jnp.exp(0.5 * self.log_variance(pred, at.columns))
         return mean + jnp.where(at.noise_s > 0, std, 0.0) * noise, memory
 
-    def _log_variance(self, pred: Prediction, columns: AncestralColumns) -> Array:
+    def log_variance(self, pred: Prediction, columns: AncestralColumns) -> Array:
+        """Returns the log of the variance of a step."""
         if self.variance != "learned_range":
             return jnp.asarray(columns.low)
         if pred.var_frac is None:
