@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 import pytest
 
-from unclip_jax.core.checks import UserError
 from unclip_jax.metrics.best_of import expected_best
 
 RNG = np.random.default_rng(0)
@@ -26,8 +25,3 @@ def test_it_goes_from_the_mean_to_the_winner_and_rises_with_the_score_itself():
     np.testing.assert_allclose(curve[:, 0], scores.mean(1))
     np.testing.assert_allclose(curve[:, -1], scores.max(1))
     assert (np.diff(curve, axis=1) >= 0).all()
-
-
-def test_arrays_of_other_candidates_are_refused():
-    with pytest.raises(UserError, match=r"quality has shape \[1, 2\], scores \[1, 3\]"):
-        expected_best(np.zeros((1, 2)), np.zeros((1, 3)))

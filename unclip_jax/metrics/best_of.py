@@ -9,8 +9,6 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from unclip_jax.core.checks import UserError
-
 
 def expected_best(
     quality: Float[np.ndarray, " b m"], scores: Float[np.ndarray, " b m"]
@@ -20,15 +18,7 @@ def expected_best(
     Args:
         quality: of every candidate of every caption, such as a verdict of 0 or 1.
         scores: by which the best is chosen; of equal ones the first counts as the higher.
-
-    Raises:
-        UserError: arrays of different shapes.
     """
-    if quality.shape != scores.shape:
-        raise UserError(
-            f"quality has shape {list(quality.shape)}, scores {list(scores.shape)}; give both of "
-            "every candidate."
-        )
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked, count = np.take_along_axis(quality, order, axis=1), quality.shape[1]
     weights = np.array(
