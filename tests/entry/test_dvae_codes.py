@@ -38,7 +38,9 @@ def settings(run_dir, *more):
 def test_images_are_replaced_by_their_codes(run_dir):
     export = run_dir / "dvae" / "export"
     images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
-    result = frozen_dvae.reader(export, load_size=16)({"image": images, "caption": ["a"] * 3})
+    result = frozen_dvae.reader(export, load_size=16)(
+        {"image": images, "caption": np.array(["a"] * 3)}
+    )
     cfg, params, _ = load_dvae(export)
     expected = jax.jit(lambda p: dvae.encode(cfg, p, jnp.asarray(images)))(params)
     assert result.keys() == {"codes", "caption"}

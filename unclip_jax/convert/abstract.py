@@ -10,6 +10,7 @@ from unclip_jax.core.types import Params
 from unclip_jax.models.clip import Clip
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import Decoder, DecoderConfig
+from unclip_jax.models.dvae import Dvae, DvaeConfig
 from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.unet import UNetConfig
@@ -48,6 +49,11 @@ def upsampler(cfg: UpsamplerConfig) -> Params:
     side = cfg.unet.image_size // cfg.factor
     low_res = _floats(1, side, side, 3)
     return _shapes(Upsampler(cfg), _image(cfg.unet, 3), STEP, low_res=low_res)
+
+
+def dvae(cfg: DvaeConfig) -> Params:
+    """Returns the shapes of a discrete VAE."""
+    return _shapes(Dvae(cfg), _floats(1, cfg.image_size, cfg.image_size, 3))
 
 
 def language_encoder(cfg: LanguageEncoderConfig) -> Params:

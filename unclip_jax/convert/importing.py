@@ -7,7 +7,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from unclip_jax.convert import dalle2_pytorch, karlo, language_tensors, original, standalone_clip
+from unclip_jax.convert import (
+    dalle2_pytorch,
+    karlo,
+    language_tensors,
+    openai_dvae,
+    original,
+    standalone_clip,
+)
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict, build, check_limits
@@ -71,6 +78,8 @@ def convert(
             )
         begin(dalle2_pytorch.FOLDER)
         return [dalle2_pytorch.convert(theirs, out, licence=options.licence, replace=replace)]
+    if published := openai_dvae.files(sources):
+        return _convert_dvae(openai_dvae.stage(published), sources, out, options, replace=replace)
     parts, tokenizer_dir = _stages_in(sources, options)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
@@ -102,6 +111,30 @@ def convert(
             dtype=options.dtype,
             begin=begin,
         )
+    return list(written)
+
+
+def _convert_dvae(
+    part: ConvertedStage,
+    sources: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    options: ImportOptions,
+    *,
+    replace: bool,
+) -> list[str]:
+    """Writes a discrete VAE, which reads no captions."""
+    if (out / part.name).exists() and not replace:
+        raise UserError(f"{out} has {part.name} already; give another --out, or remove it.")
+    named = ", ".join(source.resolve().name for source in sources)
+    licence = openai_dvae.LICENCE if options.licence == karlo.LICENCE else options.licence
+    written = write_run(
+        [_typed(part, options.dtype)],
+        out,
+        tokenizer_dir=out,
+        tokenizer_hash="",
+        origin=Provenance(data=f"converted from {named}", licence=licence),
+        dtype=options.dtype,
+    )
     return list(written)
 
 

@@ -7,7 +7,7 @@ reads without running Python code.
 
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -43,6 +43,43 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         if all(name.startswith(f"{key}.") for name in tensors) and isinstance(value.get(key), dict):
             return flat(value[key])
     return tensors
+
+
+def read_module(path: pathlib.Path, *, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads all parameters of a pickled module by name, without running any code of its classes.
+
+    Args:
+        path: the pickle.
+        classes: full names of the classes that it may name; each is replaced by an empty one.
+
+    Raises:
+        UserError: as `read_tensors`, or it names other classes.
+    """
+    torch = _torch(path)
+    inert = [(type(name.rsplit(".", 1)[1], (), {}), name) for name in classes]
+    try:
+        with torch.serialization.safe_globals(inert):
+            module = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged or incomplete ({_first_line(error)}); copy or download it again."
+        ) from None
+    except Exception as error:  # pickle.UnpicklingError, which cannot be named without pickle
+        raise UserError(
+            f"{path} was refused: it names more than {', '.join(classes)} ({_first_line(error)}). "
+            "Save the module's state_dict() as safetensors where its package is installed."
+        ) from None
+    return _arrays(torch, dict(_parameters(module)))
+
+
+def _parameters(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the parameters of an unpickled module and of those within it."""
+    state = vars(module)
+    for name, value in state.get("_parameters", {}).items():
+        if value is not None:
+            yield f"{prefix}{name}", value
+    for name, inner in state.get("_modules", {}).items():
+        yield from _parameters(inner, f"{prefix}{name}.")
 
 
 def flat(value: Mapping[Any, Any], *, depth: int = MAX_DEPTH) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from jaxtyping import Array, Bool
 
 from unclip_jax.core import rng
-from unclip_jax.core.types import Image, Keys, Params
+from unclip_jax.core.types import Image, Keys, LowRes, Params
 from unclip_jax.discrete.categorical import CodeSamplingConfig, FixedCodes
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Captions, Cascade
@@ -22,7 +22,7 @@ def complete(
     captions: Captions,
     keys: Keys,
     *,
-    images: Image,
+    images: LowRes,
     keep: Bool[Array, " b g g"],
     sampling: CodeSamplingConfig | None = None,
 ) -> Image:
