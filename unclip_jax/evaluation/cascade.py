@@ -219,7 +219,7 @@ def reconstruction(loaded: LoadedCascade, records: Sequence[Record]) -> dict[str
         for i in range(0, len(true), BATCH)
     ]
     codes, images = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(2))
-    statistics = relaxation.code_statistics(codes, count=cfg.model.code_count)
+    statistics = relaxation.code_statistics(jnp.asarray(codes), count=cfg.model.code_count)
     rates = worlds.check(images, [record["caption"] for record in records])
     return {
         "psnr": float(np.mean(psnr(images, true))),

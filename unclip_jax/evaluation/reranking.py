@@ -117,7 +117,7 @@ def candidate(
     return to_uint8(images), score
 
 
-def _points(curve: np.ndarray) -> dict[str, dict[str, float]]:
+def _points(curve: np.ndarray) -> dict[str, dict[str, int | float]]:
     """Returns the points at powers of two and at the end, with intervals over captions."""
     count = curve.shape[1]
     numbers = sorted({2**i for i in range(count.bit_length()) if 2**i <= count} | {count})
