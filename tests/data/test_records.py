@@ -1,10 +1,15 @@
+import contextlib
+import gc
 import hashlib
 import json
+import os
 import pathlib
+import random
 import resource
 import signal
 import struct
 from collections.abc import Iterator
+from concurrent import futures
 
 import pytest
 
@@ -46,6 +51,63 @@ def test_shards_hold_their_records_in_order(samples, tmp_path: pathlib.Path):
     assert [source[i] for i in range(5)] == examples
     assert summary.written == records.count_records(path) == 5
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Sixty shards of two records."""
+    folder = tmp_path_factory.mktemp("many")
+    paths = [folder / f"{i}.array_record" for i in range(60)]
+    for number, path in enumerate(paths):
+        entries = [
+            {"image": b"", "caption": "", "key": str(2 * number + k), "scene": ""} for k in range(2)
+        ]
+        records.write_shard(path, entries)
+    return paths
+
+
+@contextlib.contextmanager
+def descriptors(most: int) -> Iterator[None]:
+    """At most `most` open files in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+def test_more_shards_than_descriptors_are_read(many):
+    before = open_files()
+    with descriptors(before + 90):  # a reader has one or two, and 16 more are being opened
+        source = ShardSource(many, [2] * 60)
+        source.most_open = 16
+        source.check()
+        order = random.Random(0).choices(range(120), k=500)
+        with futures.ThreadPoolExecutor(8) as pool:
+            read = list(pool.map(lambda index: source[index]["key"], order))
+        assert read == [str(index) for index in order]
+        gc.collect()
+        assert open_files() - before <= 2 * 16 + 2
+        assert sorted(source._readers) != list(range(16))  # not the first for good
+
+
+def test_the_file_read_longest_ago_is_closed(many):
+    source = ShardSource(many, [2] * 60)
+    source.most_open = 3
+    for index in (0, 2, 4, 0, 6):  # shards 0, 1, 2, 0, 3
+        _ = source[index]
+    assert list(source._readers) == [2, 0, 3]
+
+
+def test_a_lack_of_descriptors_is_not_taken_for_damage(many):
+    source = ShardSource(many, [2] * 60)
+    with descriptors(open_files() + 20), pytest.raises(UserError, match="raise the limit"):
+        source.check()
 
 
 @pytest.mark.parametrize("field", records.FIELDS)

@@ -1,8 +1,12 @@
 """Data sets in folders written by `unclip_jax.prepare`: a manifest beside ArrayRecord shards."""
 
+import collections
+import os
 import pathlib
+import resource
 import threading
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -47,8 +51,15 @@ def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
     return source
 
 
+_OPENING = 16  # files at once, for storage that answers slowly
+
+
 class ShardSource:
-    """Records spread over ArrayRecord files; safe to read from many threads and to pickle."""
+    """Records spread over ArrayRecord files; safe to read from many threads and to pickle.
+
+    Files are opened when first read. At most `most_open` are open at once, a quarter of the
+    descriptors that the system grants this process: the one read longest ago is closed first.
+    """
 
     def __init__(
         self,
@@ -65,8 +76,9 @@ class ShardSource:
         self.digest, self.min_side = digest, min_side
         self._paths = [str(path) for path in paths]
         self._ends = np.cumsum(counts, dtype=np.int64)
-        self._readers: dict[int, Any] = {}
+        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
+        self.most_open = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 16)
 
     def __reduce__(self):
         counts = np.diff(self._ends, prepend=0).tolist()
@@ -96,23 +108,51 @@ class ShardSource:
         Raises:
             UserError: a file is damaged.
         """
-        for shard in range(len(self._paths)):
-            self._reader(shard)
+        with futures.ThreadPoolExecutor(_OPENING) as pool:
+            for _ in pool.map(self._reader, range(len(self._paths))):
+                pass
 
     def _reader(self, shard: int) -> Any:
-        if shard not in self._readers:
-            with self._lock:
-                if shard not in self._readers:
-                    self._readers[shard] = self._open(shard)
-        return self._readers[shard]
+        with self._lock:
+            if shard in self._readers:
+                self._readers.move_to_end(shard)
+                return self._readers[shard]
+        reader = self._open(shard)
+        with self._lock:
+            reader = self._readers.setdefault(shard, reader)
+            while len(self._readers) > self.most_open:  # closed when no thread reads it any more
+                self._readers.popitem(last=False)
+        return reader
 
     def _open(self, shard: int) -> Any:
+        path, expected = self._paths[shard], int(np.diff(self._ends, prepend=0)[shard])
         options = ",".join(f"{k}:{v}" for k, v in records.READER_OPTIONS.items())
-        expected = int(np.diff(self._ends, prepend=0)[shard])
-        readable = records.count_records(pathlib.Path(self._paths[shard]))
+        try:
+            reader = array_record_module.ArrayRecordReader(path, options)
+            readable = reader.num_records()
+        except RuntimeError:  # the index at the end of the file is damaged
+            readable = 0
         if readable != expected:
+            _check_descriptors(path)
             raise UserError(
-                f"{self._paths[shard]} has {readable} readable records, the manifest says "
-                f"{expected}; copy it again, or run the same `prepare` command."
+                f"{path} has {readable} readable records, the manifest says {expected}; copy it "
+                "again, or run the same `prepare` command."
             )
-        return array_record_module.ArrayRecordReader(self._paths[shard], options)
+        return reader
+
+
+def _check_descriptors(path: str) -> None:
+    """Raises a UserError if this process has hardly any file descriptors left.
+
+    A reader that cannot open its file has no records, and does not say why.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        left = limit - len(os.listdir("/dev/fd"))
+    except OSError:
+        left = 0
+    if left < 3 * _OPENING:
+        raise UserError(
+            f"cannot open {path}: this process may open {limit} files and has {limit - left} open; "
+            "raise the limit, for example with `ulimit -n 65536`."
+        )
