@@ -1,6 +1,8 @@
 import json
 import math
+import os
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -8,13 +10,16 @@ import pytest
 from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.training.hooks import (
+    SAVE,
     Every,
     MetricsWriter,
     NaNGuard,
     Profiler,
     ProgressBar,
+    SaveClock,
     StepDone,
 )
+from unclip_jax.training.signals import SIGNALS
 
 
 def done(step: int, *, loss: float = 1.0, bad: float = 0.0) -> StepDone:
@@ -104,3 +109,28 @@ def test_the_profiler_records_its_window_and_only_that(tmp_path: pathlib.Path, m
     interrupted(done(2))
     interrupted.close()
     assert len(calls) == 4
+
+
+def test_a_signal_records_the_next_steps(tmp_path: pathlib.Path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append(("on", step)))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append(("off", step)))
+    before = signal.getsignal(signal.SIGUSR1)
+    profiler = Profiler(tmp_path, start=10, steps=0)
+    for step in range(1, 20):
+        if step in (4, 12):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        profiler(done(step))
+    profiler.close()
+    assert calls == [("on", 4), ("off", 9), ("on", 12), ("off", 17)]
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_checkpoint_is_due_when_minutes_have_passed():
+    times = iter([0.0, 0.0, 119.0, 120.0, 120.0, 121.0, 239.0, 240.0, 240.0, 300.0, 419.0])
+    clock = SaveClock(2.0, now=lambda: next(times))  # two looks where a checkpoint is due
+    assert [clock.request() for _ in range(6)] == [None, None, SAVE, None, None, SAVE]
+    clock.note_saved()
+    assert clock.request() is None
+    assert SaveClock(0.0, now=lambda: 1e9).request() is None
+    assert min(SIGNALS) > SAVE  # the larger request wins

@@ -100,6 +100,21 @@ def test_a_crash_is_continued_bit_for_bit_with_muon_microbatches_and_sam(
     assert bits(toy.run(tmp_path / "cut", **settings)) == expected
 
 
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+
+
+def test_checkpoints_are_saved_by_time_too(tmp_path: pathlib.Path, whole):
+    state = toy.run(tmp_path, save_every=100, save_minutes=1e-9, keep=100)
+    assert checkpoints(tmp_path) == list(range(1, 11))
+    assert bits(state) == whole
+
+
+def test_checkpoints_at_multiples_are_kept_for_good(tmp_path: pathlib.Path):
+    toy.run(tmp_path, save_every=1, keep=2, keep_every=4)
+    assert checkpoints(tmp_path) == [4, 8, 9, 10]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_at_once_and_the_run_continues_bit_for_bit(
     tmp_path: pathlib.Path, whole, number: int, code: int

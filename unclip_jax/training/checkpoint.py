@@ -52,8 +52,10 @@ class Damaged(Exception):
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int):
+    def __init__(self, workdir: pathlib.Path, *, keep: int, keep_every: int = 0):
         """Opens or creates `workdir/checkpoints`, which keeps the newest `keep` checkpoints.
+
+        Those of steps that `keep_every` divides are kept too; 0 = of none.
 
         Raises:
             UserError: the folder cannot be created.
@@ -61,7 +63,10 @@ class Checkpoints:
         self.folder = workdir.absolute() / "checkpoints"
         self._aside = workdir.absolute() / "damaged"
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
         self._failures = 0  # in a row, in the background
         orbax_logging.install_filters()

@@ -20,7 +20,11 @@ class TrainConfig:
         sample_every: interval of sample grids; also after the last step.
         num_samples: images per grid.
         save_every: interval of checkpoints; also after the last step.
+        save_minutes: a checkpoint also whenever so many minutes have passed since the last one.
         keep: newest checkpoints that are kept.
+        keep_every: checkpoints at multiples of so many steps are kept for good.
+        stall_minutes: without a step for so long, the process writes the stacks of its threads and
+            exits with a status after which its launcher starts it again.
         seed: of parameters and of all randomness in steps.
         max_bad_steps: steps in a row without finite gradients after which the run stops.
         profile_start: first step of a profile.
@@ -38,7 +42,10 @@ class TrainConfig:
     sample_every: int = 500
     num_samples: int = 16
     save_every: int = 500
+    save_minutes: float = 0.0
     keep: int = 3
+    keep_every: int = 0
+    stall_minutes: float = 0.0
     seed: int = 0
     max_bad_steps: int = 20
     profile_start: int = 10
@@ -50,7 +57,13 @@ class TrainConfig:
             positive(f"config.train.{name}", getattr(self, name))
         for name in ("steps", "save_every", "keep", "max_bad_steps"):
             positive(f"config.train.{name}", getattr(self, name))
-        for name in ("eval_every", "sample_every", "profile_start", "profile_steps"):
+        for name in ("save_minutes", "stall_minutes"):
+            in_range(f"config.train.{name}", getattr(self, name), 0.0, 1e6)
+        for name in (
+            *("eval_every", "sample_every", "keep_every"),
+            "profile_start",
+            "profile_steps",
+        ):
             in_range(f"config.train.{name}", getattr(self, name), 0, 2**31 - 1)
         check_seed("config.train.seed", self.seed)
         in_range("config.train.ema_decay", self.ema_decay, 0.0, 1.0)

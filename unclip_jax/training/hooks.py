@@ -10,6 +10,8 @@ import json
 import logging
 import math
 import pathlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -71,6 +73,29 @@ class Every:
     def due(self, step: int, *, last: bool) -> bool:
         """True if the hook runs after `step` steps."""
         return self.steps > 0 and (last or step % self.steps == 0)
+
+
+SAVE = 1  # what a process asks of all: less than any signal to stop
+
+
+class SaveClock:
+    """Asks for a checkpoint when some minutes have passed, on process 0 alone."""
+
+    def __init__(self, minutes: float, *, now: Callable[[], float] = time.monotonic):
+        """Starts the clock; 0 `minutes` = it never asks."""
+        self._seconds = 60 * minutes if jax.process_index() == 0 else 0.0
+        self._now, self._last = now, now()
+
+    def request(self) -> int | None:
+        """Returns `SAVE` once when the time has come, and begins to count anew."""
+        if not self._seconds or self._now() - self._last < self._seconds:
+            return None
+        self.note_saved()
+        return SAVE
+
+    def note_saved(self) -> None:
+        """Counts from now."""
+        self._last = self._now()
 
 
 class ProgressBar:
@@ -209,25 +234,45 @@ class NaNGuard:
 
 
 class Profiler:
-    """Records a JAX profile of `steps` steps from step `start` on, for TensorBoard."""
+    """Records a JAX profile of `steps` steps from step `start` on, for TensorBoard.
+
+    SIGUSR1 to this process records the next `steps` steps too, or `ON_SIGNAL` if that is 0.
+    """
+
+    ON_SIGNAL = 5
 
     def __init__(self, workdir: pathlib.Path, *, start: int, steps: int):
-        """Writes to `workdir/profile`; steps = 0 records nothing."""
+        """Writes to `workdir/profile`; steps = 0 records nothing without the signal."""
         self._folder = str(workdir / "profile")
-        self._window = (start, start + steps)
-        self._running = False
+        self._window, self._steps = (start, start + steps), steps or self.ON_SIGNAL
+        self._running, self._requested = False, False
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGUSR1, self._request)
+
+    def _request(self, number: int, frame: Any) -> None:
+        self._requested = True
 
     def __call__(self, done: StepDone) -> None:
         """Starts or stops the recording."""
+        if self._requested and not self._running:
+            last = done.step + self._steps
+            log.info("recording a profile of steps %d to %d", done.step + 1, last)
+            self._requested, self._window = False, (done.step, done.step + self._steps)
         begin, end = self._window
         if begin <= done.step < end and not self._running:
             jax.profiler.start_trace(self._folder)
             self._running = True
         elif done.step >= end:
-            self.close()
+            self._stop()
 
     def close(self) -> None:
-        """Stops the recording, if one is running."""
+        """Stops the recording, if one is running, and gives the signal back."""
+        self._stop()
+        if self._before is not None:
+            signal.signal(signal.SIGUSR1, self._before)
+
+    def _stop(self) -> None:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -25,7 +25,9 @@ from unclip_jax.training import fingerprint, memory, sam
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.evaluators import HeldOut, Labels, PeriodicEval, SamplePreview
+from unclip_jax.training.goodput import Goodput
 from unclip_jax.training.hooks import (
+    SAVE,
     Every,
     MetricsWriter,
     Moment,
@@ -33,6 +35,8 @@ from unclip_jax.training.hooks import (
     Numbers,
     Profiler,
     ProgressBar,
+    SaveClock,
+    StateHook,
     StepDone,
     StepHook,
 )
@@ -41,6 +45,7 @@ from unclip_jax.training.prefetch import CheckpointableIterator, DevicePrefetche
 from unclip_jax.training.signals import Interrupted, Interrupts
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.train_program import TrainProgram, make_train_program
+from unclip_jax.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +98,8 @@ def train(
     folder = pathlib.Path(workdir)
     fingerprint.claim(folder, identity, earlier=earlier)
     key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
-    with Checkpoints(folder, keep=config.keep) as checkpoints, contextlib.ExitStack() as stack:
+    retention = {"keep": config.keep, "keep_every": config.keep_every}
+    with Checkpoints(folder, **retention) as checkpoints, contextlib.ExitStack() as stack:
         state = _start(program, checkpoints, train_data, key, initial, fitted)
         start = int(jax.device_get(state.step))
         if start >= config.steps:
@@ -106,8 +112,8 @@ def train(
         )
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(logging_redirect_tqdm())
-        step_hooks, state_hooks = _hooks(run, stack, checkpoints, eval_data, labels)
-        return _iterate(run, state, prefetcher, step_hooks, state_hooks, checkpoints, interrupts)
+        hooks = _hooks(run, stack, checkpoints, eval_data, labels)
+        return _iterate(run, state, prefetcher, hooks, checkpoints, interrupts)
 
 
 def check_fit(
@@ -162,6 +168,15 @@ class _Run(NamedTuple):
     key: Key
     workdir: pathlib.Path
     start: int
+
+
+class _Hooks(NamedTuple):
+    """The hooks of a run: of steps, of states, and that which saves, with its clock."""
+
+    steps: list[StepHook]
+    states: list[Every]
+    save: StateHook
+    clock: SaveClock
 
 
 def prepare(
@@ -229,7 +244,7 @@ def _hooks(
     checkpoints: Checkpoints,
     eval_data: HeldOut | None,
     labels: Labels | None,
-) -> tuple[list[StepHook], list[Every]]:
+) -> _Hooks:
     """Creates the hooks of a run in their order; `stack` closes them."""
     stage, config, folder, start = run.stage, run.config, run.workdir, run.start
     size = config.batch_size
@@ -240,12 +255,24 @@ def _hooks(
     profiler = Profiler(folder, start=config.profile_start, steps=config.profile_steps)
     stack.callback(profiler.close)
     guard = NaNGuard(folder, most=config.max_bad_steps)
+    watchdog = Watchdog(folder, minutes=config.stall_minutes)
+    stack.callback(watchdog.close)
+    goodput = Goodput(folder, start=start)
+    stack.callback(goodput.close)
 
     def report(step: int, numbers: Numbers) -> None:
         writer.write(step, numbers)
         bar.note({name: value for name, value in numbers.items() if name == "val/loss"})
 
-    state_hooks = [Every(config.save_every, lambda moment: _save(checkpoints, moment))]
+    clock = SaveClock(config.save_minutes)
+
+    def save(moment: Moment) -> None:
+        clock.note_saved()
+        with goodput.account("save"):
+            _save(checkpoints, moment)
+        goodput.write()
+
+    state_hooks = [Every(config.save_every, save)]
     if eval_data is not None:
         where = {
             "key": run.key,
@@ -254,22 +281,22 @@ def _hooks(
         }
         count = config.eval_batches
         validation = PeriodicEval(stage, eval_data, count=count, report=report, **where)
-        state_hooks.append(Every(config.eval_every, validation))
+        state_hooks.append(Every(config.eval_every, goodput.accounted("evaluate", validation)))
         if stage.preview is not None:
             count = config.num_samples
             samples = SamplePreview(
                 stage, eval_data, count=count, folder=folder / "samples", labels=labels, **where
             )
-            state_hooks.append(Every(config.sample_every, samples))
-    return [writer, bar, profiler, guard], state_hooks
+            state_hooks.append(Every(config.sample_every, goodput.accounted("evaluate", samples)))
+    steps = [writer, bar, profiler, guard, watchdog, goodput]
+    return _Hooks(steps, state_hooks, save, clock)
 
 
 def _iterate(
     run: _Run,
     state: TrainState,
     prefetcher: DevicePrefetcher,
-    step_hooks: list[StepHook],
-    state_hooks: list[Every],
+    hooks: _Hooks,
     checkpoints: Checkpoints,
     interrupts: Interrupts,
 ) -> TrainState:
@@ -284,12 +311,15 @@ def _iterate(
         moment = Moment(step, state, batch.position)
         if not last:
             batch = _next(prefetcher, moment, checkpoints)  # while the device works
-        _report(before, step_hooks)  # waits for the step before this one
-        signal = consensus(interrupts.number)
+        _report(before, hooks.steps)  # waits for the step before this one
+        request = consensus(interrupts.number or hooks.clock.request())
+        signal = None if request == SAVE else request
         hurried = signal is not None and not last  # a preempted run has no time for samples
-        due = [e.hook for e in state_hooks if not hurried and e.due(step, last=last)]
+        due = [e.hook for e in hooks.states if not hurried and e.due(step, last=last)]
+        if request == SAVE and hooks.save not in due:
+            due.insert(0, hooks.save)
         if due or signal is not None:
-            _report(pending, step_hooks)
+            _report(pending, hooks.steps)
             pending = None
         for hook in due:
             hook(moment)
