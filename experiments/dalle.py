@@ -35,6 +35,7 @@ def paper() -> ConfigDict:
     data.path = "data/prepared"
     data.dvae = "runs/paper/dvae/export"
     data.load_size = 256
+    data.bpe_dropout = 0.1  # section B.2
 
     config.optim = optim = ConfigDict()  # section B.2
     optim.name = "adamw"
@@ -87,6 +88,7 @@ def _small(size: str) -> ConfigDict:
     net.context, net.vocab_size = 24, 1024
     net.grid, net.code_count, net.kernel = 8, 1000, 3
     net.remat, net.dtype = "none", "float32"
+    data.bpe_dropout = 0.0  # captions of a small world are whole words
     data.path, data.dvae, data.load_size = f"runs/{size}/data", f"runs/{size}/dvae/export", 32
     optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
     optim.warmup_steps, optim.final_scale, optim.clip_norm = 50, 0.0, 1.0

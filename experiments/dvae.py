@@ -66,6 +66,7 @@ def tiny() -> ConfigDict:
     net, train = config.model.model, config.train
     net.image_size = config.data.load_size = 16
     net.hidden, net.levels, net.code_count = 16, (8, 8), 64
+    config.optim.warmup_steps = 10
     train.steps, train.batch_size, train.eval_every, train.ema_decay = 150, 32, 75, 0.98
     return config
 

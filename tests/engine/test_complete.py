@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.inference_engine import InferenceEngine
-from unclip_jax.engine.requests import CompleteRequest
+from unclip_jax.engine.requests import CompleteRequest, VariationsRequest
 from unclip_jax.inference import completion, text_to_image
 from unclip_jax.stages import dvae
 
@@ -51,6 +51,14 @@ def test_a_request_makes_several_and_records_what_stayed(engine):
     assert result.images.shape == (3, 16, 16, 3)
     assert len({image.tobytes() for image in result.images}) == 3
     assert (result.record["kept_rows"], result.record["kept_columns"]) == (2, 1)
+
+
+def test_edits_of_diffusion_are_refused(engine):
+    request = request_fields.build(VariationsRequest, {"image": IMAGE}, name="variations")
+    with pytest.raises(UserError, match="variations edits what a decoder denoises, but the dvae"):
+        engine.run(request)
+    with pytest.raises(UserError, match="negative, guidance_schedule and previews belong to a"):
+        engine.sample(CAPTION, negative="a blue star", guidance=2.0)
 
 
 def test_models_without_codes_and_empty_rectangles_are_refused(engine):

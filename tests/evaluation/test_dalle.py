@@ -40,3 +40,5 @@ def test_the_curve_over_candidates_rises_in_the_score_that_chooses(run_dir, caps
     assert "3 captions, the best of n of 5 by CLIP" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--candidates is 513; it must lie in \[1, 512\]"):
         evaluate.main(["rerank", *flags[:3], "--candidates=513"])
+    with pytest.raises(UserError, match="decodes codes, which has no decoder to sweep; use `eval"):
+        evaluate.main(["sweep", *flags[:2], f"--out={tmp_path}/sweep"])

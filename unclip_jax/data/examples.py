@@ -15,6 +15,7 @@ import numpy as np
 from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive, suggest
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data import image_codec
+from unclip_jax.data.bpe_dropout import BpeDropout
 from unclip_jax.data.dataset import Source
 from unclip_jax.data.degrade import DegradeConfig, degrade
 from unclip_jax.data.records import Record
@@ -46,6 +47,8 @@ class ExampleConfig:
         degrade: how low_res is computed from the (cropped) image; for that field only.
         empty_captions: share of examples whose caption is replaced by the empty one.
         captions: of several captions of an image, "first" or "any" (another one in every epoch).
+        bpe_dropout: probability with which merges of tokens are skipped, another time in every
+            epoch.
         arrays: names of fields that records hold as arrays (`data.pairs`), instead of images.
     """
 
@@ -58,11 +61,13 @@ class ExampleConfig:
     degrade: DegradeConfig | None = None
     empty_captions: float = 0.0
     captions: str = "first"
+    bpe_dropout: float = 0.0
     arrays: tuple[str, ...] = ()
 
     def __post_init__(self):
         one_of("captions", self.captions, ("first", "any"))
         in_range("empty_captions", self.empty_captions, 0.0, 1.0)
+        in_range("bpe_dropout", self.bpe_dropout, 0.0, 1.0)
         for field in self.fields:
             one_of("batch field", field, (*FIELDS, *self.arrays))
         if not self.fields:
@@ -89,7 +94,8 @@ class ExampleConfig:
     @property
     def random(self) -> bool:
         """True if examples have a random part."""
-        return self.decodes_images or self.empty_captions > 0 or self.captions == "any"
+        rarely = self.empty_captions > 0 or self.bpe_dropout > 0 or self.captions == "any"
+        return self.decodes_images or rarely
 
 
 class FixedExamples:
@@ -139,7 +145,8 @@ class FixedExamples:
         config = self._config
         if config.arrays:
             return {name: record[name] for name in config.fields}
-        names = [f for f in (*EMBEDDINGS, *STRINGS) if f in config.fields]
+        text = ("caption",) if config.bpe_dropout else ()  # segmented when it is read
+        names = [f for f in (*EMBEDDINGS, *STRINGS) if f in (*config.fields, *text)]
         example: Example = {name: record[name] for name in names}
         if config.decodes_images:
             example["image"] = _image(record, config)
@@ -159,15 +166,25 @@ class FixedExamples:
 
 @dataclasses.dataclass(frozen=True)
 class RandomPart:
-    """The random part of an example, a pure function of the fixed part and a generator."""
+    """The random part of an example, a pure function of the fixed part and a generator.
+
+    Attributes:
+        config: of the examples.
+        segmentation: of captions, with `config.bpe_dropout`.
+    """
 
     config: ExampleConfig
+    segmentation: BpeDropout | None = None
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Crops, flips and corrupts the image, which stays uint8; chooses or drops the caption."""
         config = self.config
         if CHOICES in example:
             example = _with_caption(example, int(rng.integers(example[CHOICES])))
+        if self.segmentation is not None:
+            text, length = str(example["caption"]), config.length
+            tokens, mask = self.segmentation.encode(text, length=length, generator=rng)
+            example = {**example, "tokens": tokens, "token_mask": mask}
         if config.empty_captions and rng.random() < config.empty_captions:
             example = without_caption(example)
         if not config.decodes_images:

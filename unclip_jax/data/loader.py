@@ -23,6 +23,7 @@ from absl import flags
 
 from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive
 from unclip_jax.core.types import HostBatch
+from unclip_jax.data.bpe_dropout import BpeDropout
 from unclip_jax.data.dataset import Source
 from unclip_jax.data.examples import (
     Example,
@@ -222,7 +223,10 @@ def make_loader(
         FixedExamples(part, config=example, tokenizer=tokenizer, cache_bytes=cache_bytes)
         for part in sources
     ]
-    stream = _stream(fixed, example, config)
+    segmentation = None
+    if example.bpe_dropout and tokenizer is not None:
+        segmentation = BpeDropout(tokenizer, rate=example.bpe_dropout)
+    stream = _stream(fixed, RandomPart(example, segmentation), config)
     fields = (*example.fields, *(("valid",) if config.remainder == "pad" else ()))
     share = _Share(stream, config, part=process_index, parts=process_count)
     identity = {
@@ -243,14 +247,14 @@ def make_loader(
 
 
 def _stream(
-    fixed: Sequence[FixedExamples], example: ExampleConfig, config: LoaderConfig
+    fixed: Sequence[FixedExamples], random_part: RandomPart, config: LoaderConfig
 ) -> grain.MapDataset:
     """Returns all examples of the run in order."""
     streams = [_epochs(part, config, number) for number, part in enumerate(fixed)]
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams)
-    if not example.random:
+    if not random_part.config.random:
         return stream
-    return stream.random_map(RandomPart(example), seed=_derive(config.seed, "examples"))
+    return stream.random_map(random_part, seed=_derive(config.seed, "examples"))
 
 
 def _epochs(fixed: FixedExamples, config: LoaderConfig, number: int) -> grain.MapDataset:

@@ -71,6 +71,11 @@ class Tokenizer:
         return self._engine.get_vocab_size(with_added_tokens=True)
 
     @property
+    def description(self) -> dict[str, Any]:
+        """The parsed `tokenizer.json`."""
+        return self._json
+
+    @property
     def hash(self) -> str:
         """Sha256 of the description, independent of the file's spacing and key order."""
         text = json.dumps(self._json, sort_keys=True, separators=(",", ":"))

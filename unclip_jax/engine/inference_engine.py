@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from unclip_jax.convert import importing
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes
 from unclip_jax.data import image_codec
@@ -38,7 +39,7 @@ from unclip_jax.engine.image_inputs import (
     mask_square,
     square,
 )
-from unclip_jax.engine.request_base import Request
+from unclip_jax.engine.request_base import DecodingRequest, Request
 from unclip_jax.engine.requests import TextRequest
 from unclip_jax.engine.result import Result
 from unclip_jax.handoff.export import params_id
@@ -100,6 +101,12 @@ class InferenceEngine:
         Raises:
             UserError: these models cannot do it with these inputs.
         """
+        if isinstance(request, DecodingRequest) and self.cascade.decoder_sampling is None:
+            raise UserError(
+                f"{request.name} edits what a decoder denoises, but the "
+                f"{self.cascade.stage('decoder').name} of this chain decodes codes; use complete, "
+                "or --chain=unclip."
+            )
         self.runner.progress = progress
         try:
             return request.run(self)

@@ -138,6 +138,11 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     """
     points = config.points
     loaded = load.load_cascade(config.models, prior_name=config.prior)
+    if loaded.cascade.decoder_sampling is None:
+        raise UserError(
+            f"{config.models} is loaded as a chain that decodes codes, which has no decoder to "
+            "sweep; use `evaluate rerank`, or --chain=unclip."
+        )
     options = {
         point: sample_options(loaded, condition="z_img", **point._asdict()) for point in points
     }

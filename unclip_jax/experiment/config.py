@@ -47,6 +47,8 @@ class DataConfig(PairsConfig):
         flip: mirror half of the images; wrong for captions that name sides.
         empty_captions: share of training captions replaced by the empty one, for stages that read
             CLIP's token features and have no other null.
+        bpe_dropout: probability with which merges of a training caption's tokens are skipped, so
+            that it is segmented otherwise in every epoch (10 % in DALL-E).
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
         group: neighbouring records that stay together when shuffled (hard negatives for CLIP).
         bsr: share of low-res images that go through the BSR degradation instead.
@@ -77,6 +79,7 @@ class DataConfig(PairsConfig):
     cache_mb: int = 1024
     mixture: tuple[str, ...] = ()
     empty_captions: float = 0.0
+    bpe_dropout: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,6 +88,7 @@ class DataConfig(PairsConfig):
         in_range("config.data.blur", self.blur, 0.0, 1.0)
         in_range("config.data.bsr", self.bsr, 0.0, 1.0)
         in_range("config.data.empty_captions", self.empty_captions, 0.0, 1.0)
+        in_range("config.data.bpe_dropout", self.bpe_dropout, 0.0, 1.0)
         if self.blur and self.bsr:
             raise UserError(
                 f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
@@ -153,6 +157,8 @@ class Experiment:
             for name, value in data.items()
             if name not in free and (name in PAIR_FIELDS) == paired
         }
+        if not self.data.bpe_dropout:  # earlier versions had no such key
+            facts["data"].pop("bpe_dropout", None)
         facts["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
         return facts
 

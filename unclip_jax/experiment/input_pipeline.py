@@ -301,6 +301,7 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         length=length,
         degrade=degrade,
         empty_captions=0.0 if captions else data.empty_captions,
+        bpe_dropout=0.0 if captions or "tokens" not in spec else data.bpe_dropout,
         captions="first" if captions else "any",
     )
 
