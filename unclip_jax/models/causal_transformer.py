@@ -26,6 +26,7 @@ from unclip_jax.models.layers import (
     scan_unroll,
 )
 from unclip_jax.models.transformer import MLP, TransformerConfig
+from unclip_jax.parallel.axes import by_example
 
 Features = Float[Array, " b l d"]
 Text = Float[Array, " b m e"]
@@ -149,11 +150,12 @@ class Block(nn.Module):
     ) -> tuple[Features, Cache | None]:
         """Applies one layer, with either `text` or `cache` and `slot`, by its pattern."""
         visible = visible[0 if pattern is None else pattern]
-        y = LayerNorm(name="norm_1")(x.astype(compute_dtype(self.cfg.dtype)))
+        x = by_example(x.astype(compute_dtype(self.cfg.dtype)))
+        y = LayerNorm(name="norm_1")(x)
         y, cache = TextAttention(self.cfg, name="attention")(y, cache, text, visible, slot)
-        x = x + y
+        x = by_example(x + y)
         x = x + MLP(self.cfg, name="mlp")(LayerNorm(name="norm_2")(x))
-        return x, cache if self.keep else None
+        return by_example(x), cache if self.keep else None
 
 
 class TextAttention(nn.Module):

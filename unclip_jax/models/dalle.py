@@ -20,7 +20,7 @@ from unclip_jax.models.causal_transformer import Cache, CausalTransformer, Patte
 from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
 from unclip_jax.models.text import CaptionEmbedding
 from unclip_jax.models.transformer import TransformerConfig
-from unclip_jax.parallel.axes import sharded
+from unclip_jax.parallel.axes import by_example, sharded
 
 Codes = Int[Array, " b k"]
 
@@ -156,7 +156,7 @@ class Dalle(nn.Module):
     ) -> Float[Array, " b s d"]:
         """Returns the states of a caption and of the first codes."""
         x = jnp.concatenate([self.captions(tokens, token_mask), image], axis=1)
-        return x.astype(compute_dtype(self.cfg.dtype))
+        return by_example(x.astype(compute_dtype(self.cfg.dtype)))
 
     def _places(self) -> Float[Array, " k d"]:
         """Returns the position of every code: that of its row and that of its column."""
