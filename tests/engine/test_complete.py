@@ -55,7 +55,7 @@ def test_a_request_makes_several_and_records_what_stayed(engine):
 
 def test_edits_of_diffusion_are_refused(engine):
     request = request_fields.build(VariationsRequest, {"image": IMAGE}, name="variations")
-    with pytest.raises(UserError, match="variations edits what a decoder denoises, but the dvae"):
+    with pytest.raises(UserError, match="variations edits what a decoder denoises, but this"):
         engine.run(request)
     with pytest.raises(UserError, match="negative, guidance_schedule and previews belong to a"):
         engine.sample(CAPTION, negative="a blue star", guidance=2.0)

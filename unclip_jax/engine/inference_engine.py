@@ -103,9 +103,8 @@ class InferenceEngine:
         """
         if isinstance(request, DecodingRequest) and self.cascade.decoder_sampling is None:
             raise UserError(
-                f"{request.name} edits what a decoder denoises, but the "
-                f"{self.cascade.stage('decoder').name} of this chain decodes codes; use complete, "
-                "or --chain=unclip."
+                f"{request.name} edits what a decoder denoises, but this chain decodes codes; use "
+                "complete, or --chain=unclip."
             )
         self.runner.progress = progress
         try:
