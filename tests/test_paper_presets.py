@@ -213,6 +213,59 @@ SILENT = {
         "model.sampling.guidance_scale": 1.5,
     },
 }
+DALLE = {  # Ramesh et al. 2021, sections 2 and A, B
+    "dvae": {
+        "model.model.image_size": 256,
+        "model.model.quantizer": "gumbel",
+        "model.model.code_count": 8192,
+        "model.reconstruction": "logit_laplace",
+        "model.gumbel.kl_weight": 6.6,
+        "model.gumbel.kl_steps": 5000,
+        "model.gumbel.temperature_start": 1.0,
+        "model.gumbel.temperature": 1 / 16,
+        "model.gumbel.temperature_steps": 150_000,
+        "optim.name": "adamw",
+        "optim.learning_rate": 1e-4,
+        "optim.schedule": "cosine",
+        "optim.decay_steps": 1_200_000,
+        "optim.final_scale": 0.0125,  # to 1.25e-6
+        "optim.b1": 0.9,
+        "optim.b2": 0.999,
+        "optim.eps": 1e-8,
+        "optim.weight_decay": 1e-4,
+        "train.steps": 3_000_000,
+        "train.batch_size": 512,
+        "train.ema_decay": 0.999,
+        "data.flip": True,  # listing 1
+    },
+    "dalle": {
+        "model.model.width": 3968,  # 62 heads of 64
+        "model.model.depth": 64,
+        "model.model.heads": 62,
+        "model.model.context": 256,
+        "model.model.vocab_size": 16_384,
+        "model.model.grid": 32,
+        "model.model.code_count": 8192,
+        "model.model.attention": (),
+        "model.model.kernel": 11,
+        "model.text_weight": 1 / 8,
+        "model.drop_text": 0.0,
+        "model.sampling.temperature": 1.0,
+        "optim.name": "adamw",
+        "optim.learning_rate": 4.5e-4,
+        "optim.warmup_steps": 5000,
+        "optim.final_scale": 1 / 32,
+        "optim.b1": 0.9,
+        "optim.b2": 0.96,
+        "optim.eps": 1e-8,
+        "optim.weight_decay": 4.5e-2,
+        "optim.clip_norm": 4.0,
+        "train.steps": 430_000,
+        "train.batch_size": 1024,
+        "train.ema_decay": 0.9996,
+        "data.bpe_dropout": 0.1,
+    },
+}
 COLUMNS = {
     "prior": PRIOR,
     "prior_ar": PRIOR_AR,
@@ -237,6 +290,14 @@ def test_the_paper_preset_is_its_column_of_table_3(name):
     config = preset(name)
     for path, value in {**COLUMNS[name], **ADAM}.items():
         assert value_at(config, path) == value, path
+
+
+@pytest.mark.parametrize("name", DALLE)
+def test_the_paper_preset_of_dalle_has_the_numbers_of_its_paper(name):
+    config = preset(name)
+    for path, value in DALLE[name].items():
+        assert value_at(config, path) == value, path
+    assert not value_at(config, "data").get("flip") or name == "dvae"  # images hold text
 
 
 @pytest.mark.parametrize("name", SECTIONS)

@@ -53,6 +53,12 @@ def test_every_file_and_name_on_the_page_exists():
     assert broken(page) == []
 
 
+def test_every_file_and_name_on_the_page_of_dalle_exists():
+    page = (ROOT / "docs" / "dalle.md").read_text(encoding="utf-8")
+    assert len(references(page)) > 20
+    assert broken(page) == []
+
+
 def test_every_reference_is_written_so_that_it_is_checked():
     pointers = re.findall(r"`([^`]*(?:::|\.py)[^`]*)`", PAGE.read_text(encoding="utf-8"))
     assert [each for each in pointers if not references(f"`{each}`")] == []
