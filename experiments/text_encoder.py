@@ -7,7 +7,7 @@ but imported (docs/imagen.md).
 Paper: Saharia et al. 2022 (arXiv 2205.11487), section 2.1; masks as in Devlin et al. 2018 (arXiv
        1810.04805), section 3.1.
 Run:   python -m unclip_jax.train --config=experiments/text_encoder.py:shapes \
-           --workdir=runs/shapes/text_encoder
+           --workdir=runs/imagen_shapes/text_encoder
 Cost:  not measured. paper: T5 v1.1 XXL, 1M steps of its own task on C4; import it instead.
 Expect: not measured.
 Needs: captions with a tokenizer; images are not read.
@@ -66,7 +66,7 @@ def shapes() -> ConfigDict:
     config.size, config.rules = "shapes", "dp"
     net = config.model.model
     net.width, net.depth, net.heads, net.head_width, net.mlp = 128, 3, 4, 32, 256
-    net.vocab_size, net.context = 1024, 24
+    net.vocab_size, net.context = 1025, 24  # a row for the mask beside 1,024 entries
     net.remat, net.dtype = "none", "float32"
     data = config.data
     data.path, data.load_size, data.cache_mb = "runs/shapes/data", 64, 0
@@ -81,6 +81,7 @@ def emoji() -> ConfigDict:
     config = shapes()
     config.size, config.data.path = "emoji", "runs/emoji/data"
     config.data.load_size = 128
+    config.model.model.vocab_size, config.model.model.context = 2049, 32
     return config
 
 

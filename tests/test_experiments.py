@@ -121,6 +121,22 @@ def test_identity_ignores_what_may_change_on_resume():
     assert from_config(one).identity() != from_config(other).identity()
 
 
+def test_settings_that_earlier_versions_lacked_are_no_part_of_their_runs():
+    unet = from_config(config("decoder", "tiny")).identity()["model"]["model"]["unet"]
+    assert "depth" in unet and not {"topology", "activation", "residual_scale"} & unet.keys()
+    facts = from_config(config("upsampler_256", "tiny")).identity()["model"]
+    assert "drop_text" not in facts and "text" not in facts["model"]
+    imagen = from_config(config("imagen_sr256", "tiny")).identity()["model"]
+    assert imagen["drop_text"] == 0.1 and imagen["model"]["unet"]["topology"] == "efficient"
+
+
+def test_stages_that_read_a_text_encoder_name_it():
+    mistaken = config("imagen_base", "tiny").to_dict()
+    mistaken["data"]["text_encoder"] = ""
+    with pytest.raises(UserError, match="data.text_encoder is empty, but this text_base reads the"):
+        from_config(mistaken)
+
+
 def test_low_res_images_are_corrupted_in_one_way():
     mistaken = config("upsampler_256", "tiny").to_dict()
     mistaken["data"]["bsr"] = 1.0

@@ -5,6 +5,7 @@ Table 3 is in appendix C; `SECTIONS` holds what the text states elsewhere.
 The dash of a column is what the paper leaves out: no dropout, no weight decay.
 """
 
+import jax
 import pytest
 
 from unclip_jax.experiment import files
@@ -266,6 +267,87 @@ DALLE = {  # Ramesh et al. 2021, sections 2 and A, B
         "data.bpe_dropout": 0.1,
     },
 }
+# Saharia et al. 2022 (Imagen): appendix F and sections 2.5, 4.1, Table 1.
+IMAGEN = {
+    "model.drop_text": 0.1,
+    "model.diffusion.num_timesteps": 1000,
+    "model.diffusion.target": "eps",
+    "model.sampling.threshold": "dynamic",
+    "model.sampling.percentile": 99.5,
+    "model.model.text.pooling": "attention",
+    "model.model.text.width": 4096,
+    "model.model.unet.context_norm": "layer",
+    "model.model.unet.dropout": 0.0,
+    "optim.learning_rate": 1e-4,
+    "optim.warmup_steps": 10_000,
+    "optim.schedule": "cosine",
+    "optim.weight_decay": 0.0,
+    "train.steps": 2_500_000,
+    "train.batch_size": 2048,
+}
+IMAGEN_BASE = {
+    **IMAGEN,
+    "model.diffusion.schedule": "cosine",
+    "model.sampling.guidance_scale": 1.35,
+    "model.model.unet.channels": 512,
+    "model.model.unet.multiples": (1, 2, 3, 4),
+    "model.model.unet.depth": 3,
+    "model.model.unet.attention_at": (32, 16, 8),
+    "model.model.unet.head_channels": 64,
+    "optim.name": "adafactor",
+}
+IMAGEN_SR = {
+    **IMAGEN,
+    "model.sampling.guidance_scale": 8.0,
+    "model.model.factor": 4,
+    "model.model.unet.topology": "efficient",
+    "model.model.unet.channels": 128,
+    "model.model.unet.attention_width": 2,
+    "model.model.unet.residual_scale": 2**-0.5,
+    "model.augment.most": 1.0,
+    **ADAM,
+    "optim.b2": 0.999,
+    "optim.eps": 1e-8,
+}
+SECTIONS |= {
+    "imagen_base": IMAGEN_BASE,
+    "imagen_sr256": {
+        **IMAGEN_SR,
+        "model.diffusion.schedule": "cosine",
+        "model.crop": 256,
+        "model.model.unet.multiples": (1, 2, 4, 8, 8),  # the fifth is ours: 600M parameters
+        "model.model.unet.depth": (2, 4, 8, 8, 2),
+        "model.model.unet.attention": "joint",
+    },
+    "imagen_sr1024": {
+        **IMAGEN_SR,
+        "model.diffusion.schedule": "linear",
+        "model.crop": 256,
+        "model.model.unet.image_size": 1024,
+        "model.model.unet.multiples": (1, 2, 4, 8),
+        "model.model.unet.depth": (2, 4, 8, 8),
+        "model.model.unet.attention": "cross",
+    },
+}
+SILENT |= {  # numbers of public ports, and choices
+    "imagen_base": {
+        "model.model.text.context": 128,
+        "model.model.text.project": 2048,
+        "model.model.text.pool_heads": 64,
+        "model.sampling.steps": "256",
+        "model.sampling.gamma": 0.0,
+        "optim.clip_norm": None,
+        "optim.final_scale": 0.0,
+        "train.ema_decay": 0.9999,
+    },
+    "imagen_sr256": {
+        "model.model.text.project": 1024,
+        "model.model.unet.emb_channels": 512,
+        "model.augment.level": 0.2,
+        "model.sampling.steps": "128",
+    },
+    "imagen_sr1024": {"model.sampling.steps": "32", "model.model.unet.emb_channels": 512},
+}
 COLUMNS = {
     "prior": PRIOR,
     "prior_ar": PRIOR_AR,
@@ -312,3 +394,21 @@ def test_the_paper_preset_has_the_numbers_of_other_sources_and_of_choice(name):
     config = preset(name)
     for path, value in SILENT[name].items():
         assert value_at(config, path) == value, path
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "paper"),
+    [
+        ("imagen_base", 2_233e6, 2e9),  # the paper rounds
+        ("imagen_sr256", 600e6, 600e6),
+        ("imagen_sr1024", 463e6, 400e6),  # of the levels that the paper prints; it says 400M
+    ],
+)
+def test_imagens_u_nets_have_the_parameters_of_their_levels(name, count, paper):
+    from unclip_jax.experiment.config import from_config
+
+    stage = from_config(preset(name)).build_stage()
+    unet = jax.eval_shape(stage.init, jax.random.key(0))["unet"]
+    total = sum(leaf.size for leaf in jax.tree.leaves(unet))
+    assert abs(total / count - 1) < 0.01
+    assert abs(total / paper - 1) < 0.17

@@ -52,5 +52,5 @@ def random_batch(stage, size, seed=0):
                 2, field.shape[0], (size, 1)
             )
         else:
-            batch[name] = np.clip(rng.normal(size=shape), -1, 1).astype(np.float32)
+            batch[name] = np.clip(rng.normal(size=shape), -1, 1).astype(field.dtype)
     return batch

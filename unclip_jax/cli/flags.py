@@ -38,7 +38,7 @@ def add_prior(
         "--chain",
         dest="prior",
         default=argparse.SUPPRESS,
-        help="which chain, of a run that has several: unclip or dalle",
+        help="which chain, of a run that has several: unclip, imagen or dalle",
     )
 
 

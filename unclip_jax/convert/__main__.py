@@ -4,9 +4,10 @@ r"""Converts public weights to exports of this package, and back.
     python -m unclip_jax.convert RUN --out=DIR --to=diffusers
     python -m unclip_jax.convert RUN --out=DIR --to=compact --dtype=bfloat16
 
-SRC is a pipeline directory of diffusers (Karlo; Kandinsky's prior), a CLIP, T5 or BERT directory of
-transformers, or a file of OpenAI's or open_clip's CLIP; docs/weights.md has the table. It becomes a
-run directory, RUN/STAGE/export, which `sample`, `embed` and `train --config.init_from` take.
+SRC is a pipeline directory of diffusers (Karlo; Kandinsky's prior; DeepFloyd IF's stages I and II),
+a CLIP, T5 or BERT directory of transformers, or a file of OpenAI's or open_clip's CLIP;
+docs/weights.md has the table. It becomes a run directory, RUN/STAGE/export, which `sample`, `embed`
+and `train --config.init_from` take.
 """
 
 import argparse
@@ -62,14 +63,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _options(args: argparse.Namespace):
-    from unclip_jax.convert import importing, karlo, language_tensors
+    from unclip_jax.convert import importing
 
-    stages = tuple(args.stages.split(",")) if args.stages else karlo.STAGES
+    stages = tuple(args.stages.split(",")) if args.stages else importing.STAGES
     for stage in stages:
-        one_of("stage in --stages", stage, karlo.STAGES)
-    language = language_tensors.is_language_model(args.source[0])
-    licence = args.licence or (language_tensors.LICENCE if language else karlo.LICENCE)
-    paths = (args.tokenizer, args.clip)
+        one_of("stage in --stages", stage, importing.STAGES)
+    paths, licence = (args.tokenizer, args.clip), args.licence or ""
     return importing.ImportOptions(stages, args.dtype, *paths, licence, args.context)
 
 

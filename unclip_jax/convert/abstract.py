@@ -13,7 +13,9 @@ from unclip_jax.models.decoder import Decoder, DecoderConfig
 from unclip_jax.models.dvae import Dvae, DvaeConfig
 from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
-from unclip_jax.models.unet import UNetConfig
+from unclip_jax.models.text_base import TextBase, TextBaseConfig
+from unclip_jax.models.text_condition import TextConditionConfig
+from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 
 Shaped = jax.ShapeDtypeStruct
@@ -44,11 +46,25 @@ def decoder(cfg: DecoderConfig) -> Params:
     return _shapes(Decoder(cfg), _image(cfg.unet, 3), STEP, **conditions)
 
 
-def upsampler(cfg: UpsamplerConfig) -> Params:
-    """Returns the shapes of one network of an upsampler."""
+def text_base(cfg: TextBaseConfig) -> Params:
+    """Returns the shapes of Imagen's base model."""
+    return _shapes(TextBase(cfg), _image(cfg.unet, 3), STEP, **_text(cfg.text))
+
+
+def upsampler(cfg: UpsamplerConfig, *, noised: bool = False) -> Params:
+    """Returns the shapes of one network of an upsampler; `noised` low-res images have a level."""
     side = cfg.unet.image_size // cfg.factor
-    low_res = _floats(1, side, side, 3)
-    return _shapes(Upsampler(cfg), _image(cfg.unet, 3), STEP, low_res=low_res)
+    inputs: dict[str, Any] = {"low_res": _floats(1, side, side, 3)}
+    if noised:
+        inputs["low_res_t"] = STEP
+    if cfg.text is not None:
+        inputs |= _text(cfg.text)
+    return _shapes(Upsampler(cfg), _image(cfg.unet, 3), STEP, **inputs)
+
+
+def _text(cfg: TextConditionConfig) -> dict[str, Shaped]:
+    features, mask = _floats(1, cfg.context, cfg.width), Shaped((1, cfg.context), jnp.bool_)
+    return {"features": features, "mask": mask}
 
 
 def dvae(cfg: DvaeConfig) -> Params:

@@ -106,6 +106,7 @@ def write_run(
     for part in parts:
         part.check()
     written: dict[str, Manifest] = {}
+    text_encoder_id = None
     for part in parts:
         if clip_id is None and "clip_id" in part.requires:
             raise UserError(
@@ -114,6 +115,13 @@ def write_run(
         begin(part.name)
         text = "tokenizer_hash" in part.requires
         shared = {"tokenizer_hash": tokenizer_hash, "clip_id": clip_id} if text else {}
+        if "text_encoder_id" in part.requires:
+            if text_encoder_id is None:
+                raise UserError(
+                    f"the {part.name} comes without its text encoder; leave text_encoder among the "
+                    "stages to convert."
+                )
+            shared["text_encoder_id"] = text_encoder_id
         card = Manifest(
             stage=part.stage,
             size=origin.size,
@@ -132,5 +140,6 @@ def write_run(
             dtype=dtype,
         )
         clip_id = manifest.clip_id or clip_id
+        text_encoder_id = manifest.text_encoder_id or text_encoder_id
         written[part.name] = manifest
     return written

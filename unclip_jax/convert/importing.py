@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from unclip_jax.convert import (
     dalle2_pytorch,
+    deepfloyd,
     karlo,
     language_tensors,
     openai_dvae,
@@ -22,6 +23,7 @@ from unclip_jax.data import text
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.stages.registry import stage_entry
 
+STAGES = (*karlo.STAGES, *(name for name in deepfloyd.STAGES if name not in karlo.STAGES))
 STAMP = "source.json"  # in a cache: the files that it was converted from
 
 
@@ -34,15 +36,15 @@ class ImportOptions:
         dtype: "float32" or "bfloat16", of parameters and computation.
         tokenizer: folder with a tokenizer, where the source has none.
         clip: export of the CLIP that stages belong to, where the source has none.
-        licence: terms of the weights, for the manifests.
+        licence: terms of the weights, for the manifests; "" = those of the layout.
         context: tokens per caption of a language model; None = 128.
     """
 
-    stages: tuple[str, ...] = karlo.STAGES
+    stages: tuple[str, ...] = STAGES
     dtype: str = "float32"
     tokenizer: pathlib.Path | None = None
     clip: pathlib.Path | None = None
-    licence: str = karlo.LICENCE
+    licence: str = ""
     context: int | None = None
 
 
@@ -70,6 +72,7 @@ def convert(
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
+    licence = options.licence or default_licence(sources[0])
     if (theirs := dalle2_pytorch.read(sources[0])) is not None:
         if options.dtype != "float32":
             raise UserError(
@@ -77,7 +80,7 @@ def convert(
                 f"float32; leave out --dtype={options.dtype}."
             )
         begin(dalle2_pytorch.FOLDER)
-        return [dalle2_pytorch.convert(theirs, out, licence=options.licence, replace=replace)]
+        return [dalle2_pytorch.convert(theirs, out, licence=licence, replace=replace)]
     if published := openai_dvae.files(sources):
         return _convert_dvae(openai_dvae.stage(published), sources, out, options, replace=replace)
     parts, tokenizer_dir = _stages_in(sources, options)
@@ -93,8 +96,10 @@ def convert(
             f"{sources[0]} has no tokenizer beside it; give a folder that holds CLIP's with "
             "--tokenizer."
         )
-    language = parts[0].stage == "text_encoder"
-    tokenizer = text.load(folder, literal=() if language else text.declared_padding(folder))
+    lower = deepfloyd.is_pipeline(sources[0])  # as its pipelines prepare captions
+    own = lower or parts[0].stage == "text_encoder"  # no CLIP's
+    literal = () if own else text.declared_padding(folder)
+    tokenizer = text.load(folder, literal=literal, lower=lower)
     parts = [_typed(part, options.dtype) for part in parts]
     _check_vocabulary(parts, tokenizer, folder)
     clip_id = _clip_of(options.clip, parts, tokenizer) if options.clip else None
@@ -106,7 +111,7 @@ def convert(
             out,
             tokenizer_dir=pathlib.Path(scratch),
             tokenizer_hash=tokenizer.hash,
-            origin=Provenance(data=f"converted from {named}", licence=options.licence),
+            origin=Provenance(data=f"converted from {named}", licence=licence),
             clip_id=clip_id,
             dtype=options.dtype,
             begin=begin,
@@ -126,7 +131,7 @@ def _convert_dvae(
     if (out / part.name).exists() and not replace:
         raise UserError(f"{out} has {part.name} already; give another --out, or remove it.")
     named = ", ".join(source.resolve().name for source in sources)
-    licence = openai_dvae.LICENCE if options.licence == karlo.LICENCE else options.licence
+    licence = options.licence or openai_dvae.LICENCE
     written = write_run(
         [_typed(part, options.dtype)],
         out,
@@ -152,6 +157,13 @@ def _check_vocabulary(
             )
 
 
+def default_licence(source: pathlib.Path) -> str:
+    """Returns the terms of the weights in a layout."""
+    if language_tensors.is_language_model(source):
+        return language_tensors.LICENCE
+    return deepfloyd.LICENCE if deepfloyd.is_pipeline(source) else karlo.LICENCE
+
+
 def report_stage(name: str) -> None:
     """Writes a line to stderr for a stage, since large ones take minutes."""
     sys.stderr.write(f"converting {name} ...\n")
@@ -170,6 +182,8 @@ def _stages_in(
         UserError: as `find_stages`, also where configs are of another form than they seem.
     """
     try:
+        if deepfloyd.is_pipeline(sources[0]):
+            return deepfloyd.read_stages(sources, stages=options.stages)
         if language_tensors.is_language_model(sources[0]):
             return [language_tensors.stage(sources[0], context=options.context)], sources[0]
         return find_stages(sources, stages=options.stages)
@@ -225,7 +239,8 @@ def find_stages(
     """
     if karlo.is_pipeline(sources[0]):
         folders = karlo.components(sources)
-        return karlo.read_stages(folders, stages=stages), folders.get("tokenizer")
+        own = [stage for stage in stages if stage in karlo.STAGES]
+        return karlo.read_stages(folders, stages=own), folders.get("tokenizer")
     if original.is_original(sources[0]):
         return original.read_stages(sources[0], stages=stages), standalone_clip.tokenizer_beside(
             sources[0]

@@ -11,7 +11,7 @@ from typing import Any
 from unclip_jax.convert import configs
 from unclip_jax.convert.tensor_table import Entry, linear, norm
 from unclip_jax.core.checks import UserError, short
-from unclip_jax.models.unet import BlockSpec, UNetConfig, plan
+from unclip_jax.models.unet_plan import BlockSpec, UNetConfig, plan
 
 CONDITIONED, PLAIN = "UNet2DConditionModel", "UNet2DModel"
 ATTENTION = {"down": "SimpleCrossAttnDownBlock2D", "up": "SimpleCrossAttnUpBlock2D"}
@@ -175,7 +175,11 @@ def _step(unet: str, step: BlockSpec, features: int, cfg: UNetConfig) -> list[En
         table += linear(f"{ours}/residual/shortcut", f"{block}.conv_shortcut", form="conv_1x1")
     if step.attention:
         table += norm(f"{ours}/attention/norm", f"{attention}.group_norm")
+        if cfg.context_norm == "group":
+            table += norm(f"{ours}/attention/context_norm", f"{attention}.norm_cross")
         for part, theirs in PROJECTIONS.items():
+            if cfg.attention == "cross" and part in ("k", "v"):
+                continue
             table += linear(f"{ours}/attention/{part}", f"{attention}.{theirs}")
     return table
 

@@ -24,7 +24,8 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
     """Builds the dataclass `cls` from `mapping`, recursing into dataclass fields.
 
     Args:
-        cls: a dataclass whose annotations are plain types, tuples, optionals or dataclasses.
+        cls: a dataclass whose annotations are plain types, tuples, optionals, dataclasses, or a
+            plain type or a tuple.
         mapping: field name -> value; every key must be a field of `cls`.
         where: dotted path of this mapping, for messages ("config.optim").
 
@@ -91,7 +92,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        (inner,) = [option for option in options if option is not type(None)]
+        inner, *others = [option for option in options if option is not type(None)]
+        if others and isinstance(value, Sequence) != (typing.get_origin(inner) is tuple):
+            (inner,) = others  # a number, or a list of them
         return _convert(inner, value, where)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast(type, hint)):

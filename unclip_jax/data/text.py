@@ -138,8 +138,15 @@ class Tokenizer:
         write_atomically(directory / "tokenizer.json", content)
 
 
-def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tokenizer:
+def load(
+    directory: str | pathlib.Path, *, literal: tuple[str, ...] = (), lower: bool = False
+) -> Tokenizer:
     """Loads the tokenizer in `directory`; see the module docstring for what it may hold.
+
+    Args:
+        directory: the folder.
+        literal: as for `Tokenizer`.
+        lower: True lower-cases and strips captions first.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -148,6 +155,7 @@ def load(directory: str | pathlib.Path, *, literal: tuple[str, ...] = ()) -> Tok
     try:
         description = _read(directory)
         if description is not None:
+            description = language_tokenizers.lowercased(description) if lower else description
             return Tokenizer(description, literal=literal)
     except UserError:
         raise

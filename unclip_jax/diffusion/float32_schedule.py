@@ -24,9 +24,12 @@ class Float32Schedule(Schedule):
 
     Attributes:
         product: alpha_bar, which is not derived from the betas of a shortened chain.
+        exact: beta is 1 - the ratio of alpha_bar everywhere, as in DDPMScheduler, whose last step
+            returns x_0.
     """
 
     product: Float32Table
+    exact: bool = False
 
     def __post_init__(self) -> None:
         # the first of very few steps from t = 999 may round to exactly 1, which harms nothing
@@ -47,16 +50,19 @@ class Float32Schedule(Schedule):
         product = self.product[positions]
         strided = ONE - product / np.append(ONE, product[:-1])
         neighbour = np.diff(positions, prepend=-1) == 1
-        beta = np.where(neighbour, self.beta[positions], strided)
-        return Float32Schedule(beta, self.timesteps[positions], product)
+        beta = strided if self.exact else np.where(neighbour, self.beta[positions], strided)
+        return dataclasses.replace(
+            self, beta=beta, timesteps=self.timesteps[positions], product=product
+        )
 
 
-def to_float32(schedule: Schedule) -> Float32Schedule:
+def to_float32(schedule: Schedule, *, exact: bool = False) -> Float32Schedule:
     """Returns a full chain in float32: rounded betas, and the product of 1 - beta.
 
     The product runs in float64 over float32 factors and is rounded at each index, as PyTorch does
-    on a CPU.
+    on a CPU. With `exact` the betas follow from it again, as in DDPMScheduler.
     """
     beta = schedule.beta.astype(np.float32)
     product = np.cumprod((ONE - beta).astype(np.float64)).astype(np.float32)
-    return Float32Schedule(beta, schedule.timesteps, product)
+    full = Float32Schedule(beta, schedule.timesteps, product, exact)
+    return full.keep(np.arange(schedule.num_timesteps)) if exact else full

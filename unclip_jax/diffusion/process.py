@@ -108,18 +108,24 @@ def static_threshold(x_0: X, *, limit: float = 1.0) -> X:
     return jnp.clip(x_0, -limit, limit)
 
 
-def dynamic_threshold(x_0: X, *, percentile: float = 99.5) -> X:
+def dynamic_threshold(x_0: X, *, percentile: float = 99.5, cap: float | None = None) -> X:
     """Applies Imagen's dynamic threshold (arXiv 2205.11487, section 2.3).
 
     Each image is clipped at the given percentile of its own |x_0| and divided by it, unless that
     percentile is below 1, in which case it is clipped to [-1, 1].
+
+    Args:
+        x_0: predicted images.
+        percentile: of the absolute values of one image.
+        cap: the largest value to divide by (DeepFloyd IF); 1 clips to [-1, 1], None = any (the
+            paper).
 
     Raises:
         UserError: the percentile is outside [0, 100].
     """
     checks.in_range("dynamic threshold percentile", percentile, 0, 100)
     sizes = jnp.abs(x_0).reshape(x_0.shape[0], -1)
-    limit = jnp.maximum(jnp.percentile(sizes, percentile, axis=1), 1.0)
+    limit = jnp.clip(jnp.percentile(sizes, percentile, axis=1), 1.0, cap)
     limit = limit.reshape((-1,) + (1,) * (x_0.ndim - 1))
     return jnp.clip(x_0, -limit, limit) / limit
 

@@ -26,7 +26,7 @@ from unclip_jax.diffusion.process import Prediction
 from unclip_jax.diffusion.schedule import Schedule
 
 X = Float[Array, " b *s"]
-VARIANCES = ("small", "large", "learned_range", "table")
+VARIANCES = ("small", "large", "mix", "learned_range", "table")
 
 
 class StepTable(NamedTuple):
@@ -201,17 +201,21 @@ class Ancestral(Solver):
     """x_s ~ N(posterior mean, variance) (DDPM algorithm 2); no noise on the last step.
 
     Attributes:
-        variance: "small" beta_tilde, "large" beta, "learned_range" between them by the model, or
-            "table".
+        variance: "small" beta_tilde, "large" beta, "mix" between them by `gamma`, "learned_range"
+            by the model, or "table".
         table: the reverse variance per position of the strided chain, least noise first, for
             variance "table" (`analytic`).
+        gamma: of the variance beta_tilde^(1 - gamma) beta^gamma, for "mix" (Imagen, arXiv
+            2205.11487, eq. 6).
     """
 
     variance: str = "small"
     table: tuple[float, ...] | None = None
+    gamma: float = 0.0
 
     def __post_init__(self) -> None:
         checks.one_of("variance", self.variance, VARIANCES)
+        checks.in_range("gamma", self.gamma, 0.0, 1.0)
 
     @property
     def stochastic(self) -> bool:
@@ -229,6 +233,7 @@ class Ancestral(Solver):
         bounds = {
             "small": lambda: (small, small),
             "large": lambda: (large, large),
+            "mix": lambda: 2 * (self.gamma * large + (1.0 - self.gamma) * small,),
             "learned_range": lambda: (small, large),
             "table": lambda: 2 * (self._log_table(schedule),),
         }[self.variance]()

@@ -155,8 +155,9 @@ def follow_captions(
 ) -> dict[str, dict[str, Rate]]:
     """Computes the checker's rates of sampled images for each of `CONDITIONS`, or for "caption".
 
-    Image i starts from the same noise under every condition. Of `best_of` images of one z_img and
-    caption the one is judged that the cascade's CLIP puts nearest to the caption.
+    A cascade whose base images come from no embedding has one source, the caption. Image i starts
+    from the same noise under every condition. Of `best_of` images of one z_img and caption the one
+    is judged that the cascade's CLIP puts nearest to the caption.
     """
     captions = [record["caption"] for record in records]
     if not any("z_img" in stage.reads for stage in loaded.cascade.stages):
@@ -233,16 +234,22 @@ def enlargement(loaded: LoadedCascade, records: Sequence[Record], *, seed: int) 
 
     Both enlarge clean low-resolution images.
     """
-    cfg, params = loaded.cascade.upsamplers[0], loaded.cascade.upsampler_params(loaded.params)[0]
+    cascade = loaded.cascade
+    cfg, name = cascade.upsamplers[0], cascade.of_role("upsampler")[0].name
     true = _squares(records, cfg.model.unet.image_size)
     low = np.stack([area_downsample(image, cfg.model.factor) for image in true])
     keys = text_to_image.keys_for(seed, jnp.arange(len(true)))
-    run = jax.jit(
-        lambda params, low, keys: upsampler.sample(
-            cfg, params, low_res=low, keys=rng.fold_each(keys, "upsampler")
-        )
-    )
-    enlarged = to_uint8(np.asarray(run(params, image_codec.to_float(low), keys)))
+
+    @jax.jit
+    def run(params, low, captions, keys):
+        text = None
+        if cfg.model.text is not None:
+            text = text_to_image.text_features(cascade, params, captions, keys)
+        options = {"keys": rng.fold_each(keys, "upsampler"), "text": text}
+        return upsampler.sample(cfg, params[name], low_res=low, **options)
+
+    inputs = (image_codec.to_float(low), _tokenise(loaded, records), keys)
+    enlarged = to_uint8(np.asarray(run(loaded.params, *inputs)))
     side = true.shape[1]
     bicubic = np.stack(
         [

@@ -2,9 +2,10 @@
 
     python -m unclip_jax.experiment SIZE [--chain=NAME] [--upsamplers=N] [--experiments=FOLDER]
 
-One line per stage, for launch/cascade: the name of its run folder and experiment file, then
-"embeddings" if it is trained on CLIP embeddings, "raw" if on those that are not normalised, and
-"clip" if it reads features of the frozen CLIP and "dvae" if it is trained on codes.
+One line per stage, for launch/cascade: the name of its run folder, its experiment file, then
+"embeddings" if it is trained on CLIP embeddings, "raw" if on those that are not normalised, "clip"
+if it reads features of the frozen CLIP, "text_encoder" if it reads those of a text encoder, and
+"dvae" if it is trained on codes.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from collections.abc import Sequence
 from unclip_jax.cli import entry
 from unclip_jax.experiment import loading
 from unclip_jax.stages import registry
+
+# Chain -> folder of a run -> its experiment file, where that has another name.
+FILES = {"imagen": {"upsampler_256": "imagen_sr256", "upsampler_1024": "imagen_sr1024"}}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,10 +32,12 @@ def main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(argv)
     upsamplers = list(registry.run_folders("upsampler"))[args.upsamplers :]
+    files = FILES.get(args.chain, {})
     names = [name for name in registry.default_chain(args.chain) if name not in upsamplers]
-    lines = {name: needs(f"{args.experiments / name}.py:{args.size}") for name in names}
-    for name in sorted(names, key=lambda name: "dvae" in lines[name]):  # after the discrete VAE
-        sys.stdout.write(f"{' '.join([name, *lines[name]])}\n")
+    specs = {name: f"{args.experiments / files.get(name, name)}.py:{args.size}" for name in names}
+    lines = {name: [name, files.get(name, name), *needs(specs[name])] for name in names}
+    for name in sorted(names, key=lambda name: "dvae" in lines[name][2:]):  # after the discrete VAE
+        sys.stdout.write(f"{' '.join(lines[name])}\n")
 
 
 def needs(spec: str) -> list[str]:
@@ -42,6 +48,7 @@ def needs(spec: str) -> list[str]:
         "raw": stage.describe.get("embedding") == "raw",
         "clip": "text_seq" in stage.batch_spec,
         "dvae": "codes" in stage.batch_spec,
+        "text_encoder": "text_features" in stage.batch_spec,
     }
     return [name for name, answer in answers.items() if answer]
 

@@ -40,13 +40,14 @@ class DataConfig(PairsConfig):
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
         clip: export of the CLIP that computed them, for stages that read its token features.
         dvae: export of the discrete VAE, for the stage that is trained on its codes.
+        text_encoder: export of the text encoder whose features the stage reads, if it does.
         tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
         image_key: TFDS feature with the image.
         caption_key: TFDS feature with the caption.
         load_size: side to which images are resized; an upsampler crops from it.
         flip: mirror half of the images; wrong for captions that name sides.
         empty_captions: share of training captions replaced by the empty one, for stages that read
-            CLIP's token features and have no other null.
+            frozen features of captions and have no other null.
         bpe_dropout: probability with which merges of a training caption's tokens are skipped, so
             that it is segmented otherwise in every epoch (10 % in DALL-E).
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
@@ -66,6 +67,7 @@ class DataConfig(PairsConfig):
     embeddings: str = ""
     clip: str = ""
     dvae: str = ""
+    text_encoder: str = ""
     tokenizer: str = ""
     image_key: str = "image"
     caption_key: str = "caption"
@@ -145,11 +147,12 @@ class Experiment:
         the identity by its content, which `training_run.identity` adds.
         """
         facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
+        facts = _without_later(facts, self.stage)
         facts["model"].pop("sampling", None)
         if not self.optim.decay_steps:  # earlier versions had no such key
             facts["optim"].pop("decay_steps")
         data, train = as_dict(self.data), as_dict(self.train)
-        free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae")
+        free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae", "text_encoder")
         free += (*_PATHS, *_PAIR_PATHS)
         paired = self.entry.paired  # other fields do not concern the stage
         facts["data"] = {
@@ -167,6 +170,34 @@ class Experiment:
         facts, data = self.identity(), as_dict(self.data)
         paths = {name: data[name] for name in _PATHS}
         return {**facts, "init_from": self.init_from, "data": {**facts["data"], **paths}}
+
+
+# Settings that earlier versions did not have, with the values that they behaved by; a run of theirs
+# is still the same run.
+LATER = {
+    "topology": "adm",
+    "activation": "silu",
+    "attention": "joint",
+    "context_norm": "none",
+    "residual_scale": 1.0,
+    "attention_width": 1,
+    "text": None,
+    "at": "low_res",
+    "schedule": None,
+    "adafactor_scale": True,
+}
+
+
+def _without_later(facts: Any, stage: str) -> Any:
+    """Returns settings without those of `LATER` that have the value given there."""
+    if not isinstance(facts, dict):
+        return facts
+    later = {**LATER, "drop_text": 0.0} if stage == "upsampler" else LATER
+    return {
+        name: _without_later(value, stage)
+        for name, value in facts.items()
+        if name not in later or value != later[name]
+    }
 
 
 def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
@@ -233,7 +264,14 @@ def _check(experiment: Experiment) -> None:
             f"config.data.clip is empty, but this {experiment.stage} reads token features of the "
             "frozen CLIP; give its export, such as runs/shapes/clip/export."
         )
-    if experiment.data.empty_captions and "text_seq" not in stage.batch_spec:
+    if "text_features" in stage.batch_spec and not experiment.data.text_encoder:
+        raise UserError(
+            f"config.data.text_encoder is empty, but this {experiment.stage} reads the features of "
+            "a frozen text encoder; give its export, from `python -m unclip_jax.convert T5 "
+            "--out=RUN` or experiments/text_encoder.py."
+        )
+    frozen = {"text_seq", "text_features"} & stage.batch_spec.keys()
+    if experiment.data.empty_captions and not frozen:
         raise UserError(
             f"config.data.empty_captions is {experiment.data.empty_captions}, but this "
             f"{experiment.stage} does not read CLIP's token features, so z_txt would still tell "

@@ -20,7 +20,7 @@ from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.loader import Finish, Loader, LoaderConfig
 from unclip_jax.data.text import Tokenizer
-from unclip_jax.experiment import frozen_clip, frozen_dvae
+from unclip_jax.experiment import frozen_clip, frozen_dvae, frozen_text
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import load as handoff
 from unclip_jax.parallel.mesh import batch_shards, make_mesh
@@ -74,10 +74,13 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
     if tokenizer:
         _check_tokenizer(experiment, tokenizer)
         _check_vocabulary(tokenizer, stage)
+    facts = _facts(experiment, stage, tokenizer)
+    if "text_features" in stage.batch_spec:  # of token ids that the stage does not see
+        tokenizer = text.load(handoff.tokenizer_dir(pathlib.Path(experiment.data.text_encoder)))
     records = _open_records(experiment, stage, experiment.data.train_split, tokenizer=tokenizer)
     finish = _finish(experiment, stage)
     train = _batches(experiment, stage, records, tokenizer=tokenizer, finish=finish)
-    facts = {**_facts(experiment, stage, tokenizer), "inputs": train.origin}
+    facts["inputs"] = train.origin
 
     @functools.cache
     def held_out_records() -> Records:
@@ -113,6 +116,8 @@ def _open_records(
         embeddings = open_embeddings(experiment, split)
         origin["embeddings"] = _describe(embeddings)
         source = sources.JoinedSource(source, embeddings)
+    if "text_features" in stage.batch_spec:
+        origin["text_encoder"] = _text_encoder_id(experiment)
     return Records(split, source, mixed, origin)
 
 
@@ -290,8 +295,13 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         share = share if not captions else 0.0  # clean at inference (unCLIP, section 2.1)
         degrade = DegradeConfig(factor=factor, name=name, probability=share)
         patch = spec["image"].shape[0]
-    length = spec["tokens"].shape[0] if "tokens" in spec else 2
-    computed = {"text_seq": (), "codes": ("image",)}  # by `_finish`, of these fields
+    length = next((spec[n].shape[0] for n in ("tokens", "text_features") if n in spec), 2)
+    computed = {  # by `_finish`, of these fields
+        "text_seq": (),
+        "text_features": ("tokens",),
+        "text_mask": ("token_mask",),
+        "codes": ("image",),
+    }
     fields = tuple(field for name in spec for field in computed.get(name, (name,)))
     return examples.ExampleConfig(
         fields=(*fields, "caption") if captions else fields,
@@ -311,6 +321,10 @@ def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
     if "codes" in stage.batch_spec:
         data = experiment.data
         return frozen_dvae.reader(pathlib.Path(data.dvae), load_size=data.load_size)
+    if "text_features" in stage.batch_spec:
+        context, width = stage.batch_spec["text_features"].shape
+        export = pathlib.Path(experiment.data.text_encoder)
+        return frozen_text.reader(export, context=context, width=width)
     if "text_seq" not in stage.batch_spec:
         return None
     context, width = stage.batch_spec["text_seq"].shape
@@ -383,6 +397,8 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
     if "codes" in stage.batch_spec:
         sizes = {name: stage.describe[name] for name in ("grid", "code_count")}
         facts |= frozen_dvae.facts(pathlib.Path(experiment.data.dvae), **sizes)
+    if "text_features" in stage.batch_spec:
+        facts["text_encoder_id"] = _text_encoder_id(experiment)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = open_embeddings(experiment, experiment.data.train_split)
         info, stats = source.info(), source.stats("z_img")
@@ -393,6 +409,21 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
             frozen_clip.check(pathlib.Path(experiment.data.clip), clip_id=facts["clip_id"])
         facts["embed_stats"] = {"mean_norm": stats.norm_mean, "count": stats.count}
     return facts
+
+
+def _text_encoder_id(experiment: Experiment) -> str:
+    """Returns the identity of the text encoder that the stage reads.
+
+    Raises:
+        UserError: its export is missing, or of another stage.
+    """
+    card = handoff.read_manifest(pathlib.Path(experiment.data.text_encoder))
+    if card.text_encoder_id is None or card.stage != "text_encoder":
+        raise UserError(
+            f"config.data.text_encoder is {experiment.data.text_encoder!r}, the export of a "
+            f"{card.stage}; give that of a text_encoder."
+        )
+    return card.text_encoder_id
 
 
 def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:

@@ -9,7 +9,6 @@ value is read as the type that the key has. A file without a model takes that of
 
 import dataclasses
 import pathlib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -116,6 +115,8 @@ def _data_of(manifest: Manifest, export: pathlib.Path) -> dict[str, Any]:
         keys["embeddings"] = ""
     if "text_seq" in spec:  # of the CLIP of the same run
         keys["clip"] = str(export.parent.parent / "clip" / "export")
+    if "text_features" in spec:
+        keys["text_encoder"] = str(export.parent.parent / "text_encoder" / "export")
     return keys
 
 
@@ -146,7 +147,7 @@ def _tree(record: Any) -> dict[str, Any]:
             tree[field.name] = _tree(value)
         elif value is None:
             tree[field.name] = config_dict.placeholder(_inner(hints[field.name]))
-        elif isinstance(hints[field.name], types.UnionType):
+        elif type(None) in typing.get_args(hints[field.name]):
             reference = config_dict.placeholder(_inner(hints[field.name]))
             reference.set(value)
             tree[field.name] = reference

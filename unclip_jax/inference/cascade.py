@@ -1,6 +1,7 @@
 """A cascade as data: the stages of one chain in sampling order, each with its typed config.
 
     caption ─► clip ─► z_txt, clip_text ─► prior ─► z_img ─► decoder ─► image ─► upsampler ─► image
+    caption ─► text_encoder ─► text_features ─► imagen_base ─► image ─► upsampler ─► image
 
 Every stage names the conditions that it reads and yields (`stages.entry`), so a chain may have any
 encoders, or none: GLIDE is a decoder of captions with upsamplers. A caption is a condition of each

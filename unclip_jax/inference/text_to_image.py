@@ -22,7 +22,7 @@ from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.inference.cascade import Captions, Cascade, Step, plan
 from unclip_jax.stages import clip
-from unclip_jax.stages.captions import ClipText, TokenIds
+from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenFeatures, TokenIds
 from unclip_jax.stages.gaussian import SamplingConfig
 
 CONDITIONS = ("prior", "z_txt", "z_img")
@@ -234,6 +234,17 @@ def sample_z_img(
             cascade, params[step.stage.name], step, values, captions, keys, options=options
         )
     return values[goal]
+
+
+def text_features(
+    cascade: Cascade, params: Mapping[str, Params], captions: Captions, keys: Keys
+) -> EncodedCaptions[TokenFeatures]:
+    """Returns the features of captions that a language model of the cascade computes."""
+    values: dict[str, Any] = {}
+    for step in plan(cascade, goal="text_features"):
+        own = params[step.stage.name]
+        values |= run(cascade, own, step, values, captions, keys, options=SampleOptions())
+    return values["text_features"]
 
 
 def text_embedding(

@@ -10,14 +10,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Embedding, Image, Mask, Steps, Tokens
 from unclip_jax.models.layers import LayerNorm, TimeEmbedding, compute_dtype, dense, normal
 from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
-from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.models.text_condition import TextFeatures
+from unclip_jax.models.unet import UNet
+from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.parallel.axes import sharded
 
 NULL_Z = ("learned", "zero")
@@ -97,21 +98,6 @@ class DecoderConfig:
             remat=self.unet.remat,
             dtype=self.unet.dtype,
         )
-
-
-@struct.dataclass
-class TextFeatures:
-    """An encoded caption, computed once for all sampling steps.
-
-    Attributes:
-        sequence: features of all slots.
-        last: added to the timestep embedding: the last slot's feature (GLIDE), or CLIP's z_txt.
-        mask: True at slots to attend to.
-    """
-
-    sequence: Float[Array, " b l d"]
-    last: Float[Array, " b e"]
-    mask: Bool[Array, " b l"]
 
 
 class Decoder(nn.Module):

@@ -95,6 +95,7 @@ def conv(
     *,
     name: str,
     size: int = 3,
+    stride: int = 1,
     dtype: jnp.dtype,
     init: nn.initializers.Initializer = fan_in_normal,
     out: str = "conv_out",
@@ -103,6 +104,7 @@ def conv(
     return nn.Conv(
         features,
         (size, size),
+        (stride, stride),
         dtype=dtype,
         kernel_init=sharded(init, None, None, "conv_in", out),
         bias_init=sharded(zeros, out),
@@ -253,12 +255,21 @@ def timestep_features(
 
 
 class TimeEmbedding(nn.Module):
-    """Timestep features, Linear, SiLU, Linear (ADM, arXiv 2105.05233; as in its code)."""
+    """Timestep features, Linear, SiLU, Linear (ADM, arXiv 2105.05233; as in its code).
+
+    Attributes:
+        features: number of timestep features.
+        width: of the embedding.
+        num_timesteps: length of the chain.
+        dtype: compute dtype.
+        act: activation, "silu" or "gelu".
+    """
 
     features: int
     width: int
     num_timesteps: int
     dtype: jnp.dtype
+    act: str = "silu"
 
     @nn.compact
     def __call__(self, t: Steps) -> Float[Array, " b e"]:
@@ -266,7 +277,8 @@ class TimeEmbedding(nn.Module):
         x = timestep_features(t, width=self.features, num_timesteps=self.num_timesteps)
         axes = ("time", "time")
         x = dense(self.width, name="linear_1", axes=axes, dtype=self.dtype)(x.astype(self.dtype))
-        return dense(self.width, name="linear_2", axes=axes, dtype=self.dtype)(jax.nn.silu(x))
+        x = activation(self.act)(x)
+        return dense(self.width, name="linear_2", axes=axes, dtype=self.dtype)(x)
 
 
 def check_tokens(tokens: Int[Array, " b l"], *, context: int) -> None:

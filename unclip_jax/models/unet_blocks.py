@@ -4,20 +4,28 @@ Residual block with adaptive group norm and resampling inside (BigGAN style); at
 text keys and values join the image's own under one softmax (GLIDE, arXiv 2112.10741, section 4).
 """
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.checks import divisible, one_of
-from unclip_jax.models.layers import GroupNorm, attention, conv, dense, zeros
+from unclip_jax.models.layers import (
+    GroupNorm,
+    LayerNorm,
+    activation,
+    attention,
+    conv,
+    dense,
+    zeros,
+)
 from unclip_jax.parallel.axes import by_example
 
 RESAMPLE = ("none", "down", "up")
+CONTEXT_GROUPS = 32  # whatever the U-Net's own number is
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, [resample], conv, adaptive norm, SiLU, dropout, zero conv; plus the shortcut.
+    """norm, act, [resample], conv, adaptive norm, act, dropout, zero conv; plus the shortcut.
 
     Attributes:
         features: output channels.
@@ -27,6 +35,9 @@ class ResBlock(nn.Module):
         dropout: rate before the last convolution.
         dtype: compute dtype.
         over_space: the norms average over space (`layers.GroupNorm`).
+        act: activation, "silu" or "gelu".
+        scale: factor on the sum.
+        project: True maps the shortcut linearly even where the channels agree.
     """
 
     features: int
@@ -36,22 +47,26 @@ class ResBlock(nn.Module):
     dropout: float
     dtype: jnp.dtype
     over_space: bool = True
+    act: str = "silu"
+    scale: float = 1.0
+    project: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, " b h w c"], emb: Float[Array, " b e"], deterministic: bool
     ) -> Float[Array, " b h2 w2 f"]:
-        """Applies the block; `emb` is the conditioning embedding after its SiLU."""
-        h = jax.nn.silu(GroupNorm(self.groups, self.over_space, name="norm_1")(x))
+        """Applies the block; `emb` is the conditioning embedding after its activation."""
+        act = activation(self.act)
+        h = act(GroupNorm(self.groups, self.over_space, name="norm_1")(x))
         h, x = resample(h, self.resample), resample(x, self.resample)
         h = by_example(conv(self.features, name="conv_1", dtype=self.dtype)(h))
-        h = jax.nn.silu(self._modulated(h, emb))
+        h = act(self._modulated(h, emb))
         h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
         h = conv(self.features, name="conv_2", dtype=self.dtype, init=zeros)(h)
-        if x.shape[-1] != self.features:
+        if x.shape[-1] != self.features or self.project:
             axes = ("conv_in", "conv_out")
             x = dense(self.features, name="shortcut", axes=axes, dtype=self.dtype)(x)
-        return x + h
+        return x + h if self.scale == 1.0 else (x + h) * self.scale
 
     def _modulated(self, h: Array, emb: Array) -> Array:
         width = self.features * (2 if self.scale_shift else 1)
@@ -63,7 +78,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over positions and context tokens.
+    """Self-attention over positions and context tokens, or attention to the context alone.
 
     Keys and values are [context; image] along the sequence, under one softmax. Positions carry no
     encoding here, so the order does not matter.
@@ -73,12 +88,18 @@ class AttentionBlock(nn.Module):
         groups: of the norm.
         dtype: compute dtype.
         over_space: the norm averages over space.
+        cross: True attends to the context alone.
+        context_norm: "none", "layer" or "group", of the context.
+        width: of queries, keys and values, over the channels.
     """
 
     head_channels: int
     groups: int
     dtype: jnp.dtype
     over_space: bool = True
+    cross: bool = False
+    context_norm: str = "none"
+    width: int = 1
 
     @nn.compact
     def __call__(
@@ -89,18 +110,31 @@ class AttentionBlock(nn.Module):
     ) -> Float[Array, " b h w c"]:
         """Returns x + attention(norm(x), context); False in `context_mask` hides a token."""
         b, h, w, c = x.shape
-        divisible("channels", c, self.head_channels, "choose head_channels that divides all.")
+        inner = self.width * c
+        divisible("channels", inner, self.head_channels, "choose head_channels that divides all.")
         y = GroupNorm(self.groups, self.over_space, name="norm")(x).reshape(b, h * w, c)
-        q, k, v = (self._heads(y, name, "conv_in", c) for name in ("q", "k", "v"))
+        q = self._heads(y, "q", "conv_in", inner)
+        pairs = []
         if context is not None:
-            extra = (
-                self._heads(context, name, "context", c) for name in ("context_k", "context_v")
-            )
-            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(extra, (k, v), strict=True))
-        y = attention(q, k, v, mask=_key_mask(context_mask, k.shape[1])).reshape(b, h * w, c)
+            context = self._normalised(context)
+            pairs += [
+                [self._heads(context, n, "context", inner) for n in ("context_k", "context_v")]
+            ]
+        if not self.cross:
+            pairs += [[self._heads(y, name, "conv_in", inner) for name in ("k", "v")]]
+        k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*pairs, strict=True))
+        y = attention(q, k, v, mask=_key_mask(context_mask, k.shape[1])).reshape(b, h * w, inner)
         axes = ("conv_in", "conv_out")
         y = dense(c, name="out", axes=axes, dtype=self.dtype, init=zeros)(y)
         return x + y.reshape(x.shape)
+
+    def _normalised(self, context: Float[Array, " b m d"]) -> Float[Array, " b m d"]:
+        if self.context_norm == "layer":
+            return LayerNorm(name="context_norm")(context)
+        if self.context_norm == "group":
+            norm = GroupNorm(CONTEXT_GROUPS, name="context_norm")
+            return norm(context[:, :, None])[:, :, 0]
+        return context
 
     def _heads(self, x: Array, name: str, axis: str, features: int) -> Array:
         y = dense(features, name=name, axes=(axis, "conv_out"), dtype=self.dtype)(x)

@@ -1,24 +1,27 @@
-"""The upsampler: a U-Net of convolutions alone, on the noised image and the enlarged low-res one.
+"""The upsampler: a U-Net on the noised image and the enlarged low-res one.
 
-No attention, no caption, no class (unCLIP, arXiv 2204.06125, section 2.1), so parameters
-trained on crops run at any size that the levels can halve.
+unCLIP's has convolutions alone: no attention, no caption, no class (arXiv 2204.06125, section 2.1),
+so parameters trained on crops run at any size that the levels can halve. Imagen's read the caption
+too (arXiv 2205.11487, section 2.5).
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Image, LowRes, Steps
 from unclip_jax.models.layers import TimeEmbedding, compute_dtype
-from unclip_jax.models.unet import UNet, UNetConfig
+from unclip_jax.models.text_condition import TextCondition, TextConditionConfig, TextFeatures
+from unclip_jax.models.unet import UNet
+from unclip_jax.models.unet_plan import UNetConfig
 
 # ADM's code enlarges bilinearly, Karlo with the antialiased cubic kernel; unCLIP does not say.
-INTERPOLATIONS = ("bilinear", "cubic")
+# DeepFloyd IF enlarges bilinearly with the corners of both images aligned.
+INTERPOLATIONS = ("bilinear", "cubic", "bilinear_corners")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +29,27 @@ class UpsamplerConfig:
     """Size of an upsampler.
 
     Attributes:
-        unet: without attention; `in_channels` counts noised and low-res channels together.
+        unet: `in_channels` counts noised and low-res channels together; without text it has no
+            attention.
         factor: sides of the output over sides of the low-res image.
         interpolation: enlargement of the low-res input, of INTERPOLATIONS.
         num_timesteps: length of the trained chain.
+        text: the path of the caption into the U-Net; None = it reads none.
     """
 
     unet: UNetConfig
     factor: int
     interpolation: str = "bilinear"
     num_timesteps: int = 1000
+    text: TextConditionConfig | None = None
 
     def __post_init__(self):
         positive("upsampler.factor", self.factor)
         one_of("upsampler.interpolation", self.interpolation, INTERPOLATIONS)
-        if self.unet.attention_at:
+        if self.unet.attention_at and self.text is None:
             raise UserError(
-                f"upsampler.unet.attention_at is {self.unet.attention_at}; unCLIP's upsamplers "
-                "have no attention, so leave it empty."
+                f"upsampler.unet.attention_at is {self.unet.attention_at}; upsamplers without text "
+                "have no attention, so leave it empty, or describe the text in upsampler.text."
             )
 
 
@@ -52,7 +58,17 @@ class Upsampler(nn.Module):
 
     cfg: UpsamplerConfig
 
-    @nn.compact
+    def setup(self):
+        """Creates the submodules; their names are the parameter paths of checkpoints."""
+        unet = self.cfg.unet
+        dtype, width = compute_dtype(unet.dtype), unet.emb_width
+        steps, act = self.cfg.num_timesteps, unet.activation
+        self.time = TimeEmbedding(unet.channels, width, steps, dtype, act)
+        self.low_res_time = TimeEmbedding(unet.channels, width, steps, dtype, act)
+        if self.cfg.text is not None:
+            self.text = TextCondition(self.cfg.text, width, dtype)
+        self.unet = UNet(unet)
+
     def __call__(
         self,
         x_t: Image,
@@ -60,6 +76,9 @@ class Upsampler(nn.Module):
         *,
         low_res: LowRes,
         low_res_t: Steps | None = None,
+        features: Float[Array, " b l d"] | None = None,
+        mask: Bool[Array, " b l"] | None = None,
+        keep_text: Bool[Array, " b"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Computes the raw output of the U-Net.
@@ -67,30 +86,81 @@ class Upsampler(nn.Module):
         Args:
             x_t: noised image at the target size.
             t: timesteps of the trained chain.
-            low_res: image `factor` times smaller, in [-1, 1].
+            low_res: image `factor` times smaller, in [-1, 1], or one that `enlarge` returned.
             low_res_t: timesteps of the noise that was added to `low_res` (Ho et al. 2021, arXiv
                 2106.15282, section 4.2); None = the network has no such input (unCLIP).
+            features: of the frozen text encoder, if the network reads text.
+            mask: True at real tokens.
+            keep_text: False replaces the caption by its null; None keeps all.
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
         Raises:
-            UserError: sizes that do not differ by the factor.
+            UserError: sizes that do not differ by the factor, or text that is missing.
         """
+        text = None if features is None else self.encode_text(features, mask, keep_text)
+        options = {"low_res_t": low_res_t, "text": text, "deterministic": deterministic}
+        return self.denoise(x_t, t, low_res=low_res, **options)
+
+    def encode_text(
+        self,
+        features: Float[Array, " b l d"],
+        mask: Bool[Array, " b l"],
+        keep_text: Bool[Array, " b"] | None = None,
+    ) -> TextFeatures:
+        """Projects and pools the features of captions."""
+        return self.text(features, mask, keep_text)
+
+    def denoise(
+        self,
+        x_t: Image,
+        t: Steps,
+        *,
+        low_res: LowRes,
+        low_res_t: Steps | None = None,
+        text: TextFeatures | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, " b h w o"]:
+        """Runs the U-Net with encoded captions."""
         cfg = self.cfg
-        expected = tuple(side * cfg.factor for side in low_res.shape[1:3])
-        if x_t.shape[1:3] != expected:
+        if (text is None) != (cfg.text is None):
             raise UserError(
-                f"the low-res image is {low_res.shape[1:3]}; times {cfg.factor} that is "
-                f"{expected}, not {x_t.shape[1:3]}. Pass images whose sizes match."
+                "this upsampler reads captions; pass the features of the text encoder."
+                if text is None
+                else "this upsampler reads no captions; pass no text features."
             )
-        shape = (*x_t.shape[:3], low_res.shape[-1])
-        enlarged = jax.image.resize(low_res, shape, cfg.interpolation, antialias=True)
-        dtype = compute_dtype(cfg.unet.dtype)
-        width = cfg.unet.emb_width
-        embedding = functools.partial(
-            TimeEmbedding, cfg.unet.channels, width, cfg.num_timesteps, dtype
-        )
-        emb = embedding(name="time")(t)
+        low_res = enlarge(cfg, low_res, x_t.shape[1:3])
+        emb = self.time(t)
         if low_res_t is not None:
-            emb = emb + embedding(name="low_res_time")(low_res_t)
-        x = jnp.concatenate([x_t, enlarged], axis=-1)
-        return UNet(cfg.unet, name="unet")(x, emb, deterministic=deterministic)
+            emb = emb + self.low_res_time(low_res_t)
+        attended = {}
+        if text is not None and cfg.text is not None:
+            emb = emb + text.last
+            if cfg.text.attend:
+                attended = {"context": text.sequence, "context_mask": text.mask}
+        x = jnp.concatenate([x_t, low_res], axis=-1)
+        return self.unet(x, emb, **attended, deterministic=deterministic)
+
+
+def enlarge(cfg: UpsamplerConfig, low_res: LowRes, size: tuple[int, ...]) -> Image:
+    """Returns low-res images at height and width `size`, those of that size as they are.
+
+    Raises:
+        UserError: sizes that do not differ by the factor.
+    """
+    expected = tuple(side * cfg.factor for side in low_res.shape[1:3])
+    if low_res.shape[1:3] == tuple(size):
+        return low_res
+    if tuple(size) != expected:
+        raise UserError(
+            f"the low-res image is {low_res.shape[1:3]}; times {cfg.factor} that is "
+            f"{expected}, not {tuple(size)}. Pass images whose sizes match."
+        )
+    shape = (low_res.shape[0], *size, low_res.shape[-1])
+    if cfg.interpolation != "bilinear_corners":
+        return jax.image.resize(low_res, shape, cfg.interpolation, antialias=True)
+    scale = jnp.array(
+        [(out - 1) / (side - 1) for out, side in zip(size, low_res.shape[1:3], strict=True)]
+    )
+    return jax.image.scale_and_translate(
+        low_res, shape, (1, 2), scale, (1 - scale) / 2, "linear", antialias=False
+    )

@@ -23,7 +23,7 @@ from unclip_jax.diffusion.samplers import Ancestral, Ddim, Solver, StepTable
 from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
 THRESHOLDS = ("none", "static", "dynamic")
-TABLES = ("float64", "float32")
+TABLES = ("float64", "float32", "float32_exact")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class DiffusionConfig:
         learned_variance: predict the reverse variance too, with the hybrid loss (iDDPM).
         weighting: weight of the error as a function of the signal-to-noise ratio.
         tables: "float64" (ADM's code), or "float32" as the diffusers library has them, with which
-            public weights are used (`diffusion.float32_schedule`).
+            public weights are used (`diffusion.float32_schedule`): its UnCLIPScheduler, or
+            "float32_exact", its DDPMScheduler.
     """
 
     schedule: str = "cosine"
@@ -67,12 +68,15 @@ class SamplingConfig:
             "edm". Options of the sampler that are no fields here follow it:
             "edm:s_churn=40:s_noise=1.003".
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
-        variance: ancestral variance: "small", "large", "learned_range" or "table".
+        variance: ancestral variance: "small", "large", "mix", "learned_range" or "table".
         guidance_scale: 1.0 = no guidance.
         threshold: applied to x_0 at every step: "none", "static" or "dynamic".
         percentile: percentile of |x_0| for dynamic thresholding (Imagen, section 2.3).
         limit: static thresholding clips x_0 to [-limit, limit]; 1 for pixels, 5 for the
             standardised embeddings of Karlo as diffusers samples them (10 in its own code).
+        gamma: of variance "mix", 0 "small" to 1 "large" (Imagen, eq. 6).
+        cap: dynamic thresholding divides by no more than this (1.5 in DeepFloyd IF); None = by any
+            percentile, as in Imagen.
     """
 
     steps: str = "64"
@@ -83,8 +87,12 @@ class SamplingConfig:
     threshold: str = "none"
     percentile: float = 99.5
     limit: float = 1.0
+    gamma: float = 0.0
+    cap: float | None = None
 
     def __post_init__(self):
+        if self.cap is not None and self.cap < 1:
+            raise UserError(f"sampling.cap is {self.cap}; expected 1 or more.")
         one_of("sampling.variance", self.variance, samplers.VARIANCES)
         one_of("sampling.threshold", self.threshold, THRESHOLDS)
         in_range("sampling.eta", self.eta, 0.0, 1.0)
@@ -147,7 +155,7 @@ def _options(cls: type[Solver], text: str, *, name: str, shared: set[str]) -> di
 @functools.cache
 def _chain(name: str, num_timesteps: int, tables: str) -> Schedule:
     chain = make_schedule(name, num_timesteps=num_timesteps)
-    return to_float32(chain) if tables == "float32" else chain
+    return chain if tables == "float64" else to_float32(chain, exact=tables == "float32_exact")
 
 
 class NoisedBatch(NamedTuple):
@@ -231,7 +239,8 @@ def thresholded(denoise: Denoiser, cfg: DiffusionConfig, sampling: SamplingConfi
         if sampling.threshold == "static":
             x_0 = process.static_threshold(pred.x_0, limit=sampling.limit)
         else:
-            x_0 = process.dynamic_threshold(pred.x_0, percentile=sampling.percentile)
+            options = {"percentile": sampling.percentile, "cap": sampling.cap}
+            x_0 = process.dynamic_threshold(pred.x_0, **options)
         alpha_bar = chain.level(t, ndim=x_t.ndim)
         return process.with_x_0(pred, x_0, x_t, alpha_bar=alpha_bar)
 

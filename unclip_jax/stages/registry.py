@@ -12,6 +12,7 @@ from unclip_jax.stages import (
     embedding_prior,
     prior,
     prior_ar,
+    text_base,
     text_encoder,
     upsampler,
 )
@@ -27,6 +28,7 @@ STAGES: dict[str, StageEntry] = {
         embedding_prior.ENTRY,
         dalle.ENTRY,
         decoder.ENTRY,
+        text_base.ENTRY,
         dvae.ENTRY,
         upsampler.ENTRY,
     )
@@ -90,9 +92,13 @@ def chain_folders(chain: str = "unclip", *roles: str) -> dict[str, StageEntry]:
 
 
 def default_chain(chain: str = "unclip") -> dict[str, StageEntry]:
-    """Returns the folders of a chain that is trained whole: all of the first stage of each role."""
+    """Returns the folders of a chain that is trained whole: all of the first stage of each role.
+
+    Stages of the chain's own come before those that belong to all.
+    """
     folders = chain_folders(chain)
-    first = {entry.role: entry.name for entry in reversed(folders.values())}
+    ordered = sorted(folders.values(), key=lambda entry: entry.chain != chain)
+    first = {entry.role: entry.name for entry in reversed(ordered)}
     return {f: entry for f, entry in folders.items() if entry.name == first[entry.role]}
 
 

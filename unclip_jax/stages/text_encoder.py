@@ -130,4 +130,5 @@ ENTRY = StageEntry(
     sample=sample_in_chain,
     requires=("text_width",),
     identity="text_encoder_id",
+    chain="imagen",
 )

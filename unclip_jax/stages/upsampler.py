@@ -2,11 +2,14 @@
 
 A convolutional U-Net on the noised image and the corrupted low-res image, trained on crops and run
 at full size. One class serves both upsamplers; corruption (blur, BSR) is made by the data pipeline.
+Imagen's upsamplers (arXiv 2205.11487, sections 2.4 and 2.5) read the caption too, are guided, and
+see a noised low-res image.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,40 +21,19 @@ from unclip_jax.core.checks import UserError, divisible, in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Steps
-from unclip_jax.diffusion import process
+from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.guidance import Denoiser
-from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
-from unclip_jax.stages import gaussian, low_res_fidelity
+from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig, enlarge
+from unclip_jax.stages import gaussian, low_res_fidelity, low_res_noise, text_features
 from unclip_jax.stages.base import apply, one_example
+from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures
+from unclip_jax.stages.captions import conditions as conditions_of
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.stages.low_res_noise import AugmentConfig, NoisedLowRes
+from unclip_jax.stages.text_features import check_text_path
 
 EXAMINED = 8  # examples of a held-out batch that are enlarged to measure fidelity
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """Noise on the low-res image, whose level the network sees; not part of unCLIP.
-
-    Conditioning augmentation of cascaded diffusion (Ho et al. 2021, arXiv 2106.15282, section 4.2)
-    and Imagen (arXiv 2205.11487, section 2.4): in training the low-res image is noised to a random
-    timestep of the stage's chain, in sampling to a chosen one.
-
-    Attributes:
-        most: the latest timestep in training, as a share of the chain; 0 = off.
-        level: the timestep in sampling, likewise; at most `most`.
-    """
-
-    most: float = 0.0
-    level: float = 0.0
-
-    def __post_init__(self):
-        in_range("config.model.augment.most", self.most, 0.0, 1.0)
-        if not 0 <= self.level <= self.most:
-            raise UserError(
-                f"config.model.augment.level is {self.level}; the network learns levels from 0 to "
-                f"config.model.augment.most = {self.most}, so choose one of these."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +41,7 @@ class UpsamplerStageConfig:
     """An upsampler and the settings of its training and sampling.
 
     Attributes:
-        model: the convolutional U-Net; `model.unet.image_size` is the full target size.
+        model: the U-Net; `model.unet.image_size` is the full target size.
         crop: side of the training crops in target pixels (a quarter of the target in the paper).
         diffusion: chain and target; eps without a learned variance.
         sampling: default sampling; 27 and 15 DDIM steps in the paper.
@@ -70,6 +52,8 @@ class UpsamplerStageConfig:
             {"first": ..., "last": ...}.
         quantise: low-res images are rounded to 8-bit levels when sampling (GLIDE's released
             sampler); Karlo takes them as they are.
+        drop_text: share of examples whose caption is dropped, if the network reads text (10 % in
+            Imagen, section 4.1).
     """
 
     model: UpsamplerConfig
@@ -80,6 +64,7 @@ class UpsamplerStageConfig:
     augment: AugmentConfig = AugmentConfig()
     last_step: bool = False
     quantise: bool = True
+    drop_text: float = 0.0
 
     def __post_init__(self):
         size, factor, stride = self.model.unet.image_size, self.model.factor, self.model.unet.stride
@@ -95,6 +80,7 @@ class UpsamplerStageConfig:
                 f"config.model.crop is {self.crop}, larger than the image ({size}); make it "
                 "smaller."
             )
+        self._check_text()
         self.check_guidance(self.sampling)
         if self.residual and self.diffusion.target != "x_0":
             raise UserError(
@@ -102,13 +88,36 @@ class UpsamplerStageConfig:
                 f"{self.diffusion.target!r}."
             )
 
+    def _check_text(self) -> None:
+        """Refuses drops of captions that are not read, and attention that depends on the size."""
+        in_range(text_features.DROP, self.drop_text, 0.0, 1.0)
+        text, unet = self.model.text, self.model.unet
+        if text is None:
+            if self.drop_text:
+                raise UserError(
+                    f"config.model.drop_text is {self.drop_text}, but this upsampler reads no "
+                    "captions; set it to 0, or describe the text in config.model.model.text."
+                )
+            return
+        text_features.check_drops(text, self.drop_text)
+        check_text_path(text.attend, bool(unet.attention_at))
+        if unet.attention_at and unet.attention == "joint" and self.crop < unet.image_size:
+            raise UserError(
+                f"config.model.crop is {self.crop} of {unet.image_size}, but unet.attention "
+                "'joint' sees the whole image, larger ones than in training; train on whole images "
+                "or set it to 'cross' (Imagen, section 2.5)."
+            )
+
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuses guidance: an upsampler has no condition that could be dropped (unCLIP, 2.1).
+        """Refuses guidance of an upsampler without a condition that is dropped (unCLIP, 2.1).
 
         Raises:
             UserError: the scale is not 1.
         """
-        if sampling.guidance_scale != 1.0:
+        if self.model.text is not None:
+            scale = sampling.guidance_scale
+            text_features.check_guidance(self.model.text, scale, drop=self.drop_text)
+        elif sampling.guidance_scale != 1.0:
             raise UserError(
                 f"guidance_scale is {sampling.guidance_scale}, but upsamplers see no "
                 "caption and are trained without drops; use 1.0."
@@ -126,6 +135,7 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
     spec = {
         "image": batches.image_field(cfg.crop),
         "low_res": batches.image_field(cfg.crop // cfg.model.factor),
+        **_text_fields(cfg),
     }
 
     def init(key: Key) -> Params:
@@ -134,7 +144,7 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
         low_res_t = t if cfg.augment.most else None
 
         def one(key: Key) -> Params:
-            low_res = {"low_res": zero["low_res"], "low_res_t": low_res_t}
+            low_res = {"low_res": zero["low_res"], "low_res_t": low_res_t, **_text(cfg, zero)}
             return module.init(key, zero["image"], t, **low_res)["params"]
 
         if not cfg.last_step:
@@ -142,25 +152,38 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
         return {"first": one(rng.fold(key, "first")), "last": one(rng.fold(key, "last"))}
 
     def loss(params: Params, batch: Batch, key: Key):
-        low = _in_training(cfg, batch["low_res"], key=rng.fold(key, "low_res"))
-        dropout = rng.fold(key, "dropout")
-        value = _error(cfg, params, batch["image"], low=low, key=key, dropout_key=dropout)
+        low = low_res_noise.in_training(
+            cfg.augment, cfg.diffusion, _input(cfg, batch), key=rng.fold(key, "low_res")
+        )
+        options = {**_text(cfg, batch), **_drops(cfg, batch, key=rng.fold(key, "drop_text"))}
+        dropout = {"deterministic": False, "rngs": {"dropout": rng.fold(key, "dropout")}}
+        value = _error(cfg, params, batch["image"], low=low, key=key, **options, **dropout)
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
         keys = rng.per_example(rng.fold(key, "sample"), jnp.arange(len(batch["image"])))
-        low = _as_sampled(cfg, batch["low_res"], keys=keys)
-        few = batch["low_res"][:EXAMINED]
-        images = sample(cfg, params, low_res=few, keys=keys[:EXAMINED])
+        low = low_res_noise.as_sampled(cfg.augment, cfg.diffusion, _input(cfg, batch), keys=keys)
+        few, text = batch["low_res"][:EXAMINED], _captions(cfg, batch, EXAMINED)
+        sampling = _preview_sampling(cfg)
+        options = {"keys": keys[:EXAMINED], "text": text, "sampling": sampling}
+        images = sample(cfg, params, low_res=few, **options)
+        wrong = {}
+        if cfg.model.text is not None:
+            swapped = _text(cfg, text_features.swapped(batch))
+            error = _error(cfg, params, batch["image"], low=low, key=key, **swapped)
+            wrong["loss_wrong_text"] = error
         return {
-            "loss": _error(cfg, params, batch["image"], low=low, key=key),
+            "loss": _error(cfg, params, batch["image"], low=low, key=key, **_text(cfg, batch)),
+            **wrong,
             "low_res_error": low_res_fidelity.low_res_error(images, few),
             "colour_shift": low_res_fidelity.colour_shift(images, few),
         }
 
     def preview(params: Params, batch: Batch, key: Key) -> Image:
         keys = rng.per_example(key, jnp.arange(batch["image"].shape[0]))
-        images = sample(cfg, params, low_res=batch["low_res"], keys=keys)
+        text, sampling = _captions(cfg, batch), _preview_sampling(cfg)
+        options = {"keys": keys, "text": text, "sampling": sampling}
+        images = sample(cfg, params, low_res=batch["low_res"], **options)
         enlarged = jax.image.resize(batch["low_res"], images.shape, "nearest")
         return jnp.concatenate([batch["image"], enlarged, images], axis=2)
 
@@ -176,6 +199,7 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
             "config": as_dict(cfg),
             "image_size": cfg.model.unet.image_size,
             "low_res_size": cfg.low_res_size,
+            **({} if cfg.model.text is None else {"text_width": cfg.model.text.width}),
         },
     )
 
@@ -187,6 +211,7 @@ def sample(
     low_res: LowRes,
     keys: Keys,
     sampling: SamplingConfig | None = None,
+    text: EncodedCaptions[TokenFeatures] | None = None,
 ) -> Image:
     """Enlarges clean low-res images in [-1, 1] by the stage's factor, at any size that fits.
 
@@ -196,19 +221,20 @@ def sample(
         low_res: images; no corruption is applied at inference (unCLIP, section 2.1).
         keys: one key per image.
         sampling: overrides `cfg.sampling`.
+        text: features of the captions, if the network reads them.
 
     Returns:
         Images `factor` times larger.
 
     Raises:
-        UserError: a guidance scale other than 1.
+        UserError: guidance that the model was not trained for.
     """
     sampling = sampling or cfg.sampling
     cfg.check_guidance(sampling)
     _, height, width, channels = low_res.shape
     factor = cfg.model.factor
     images = gaussian.run(
-        denoiser(cfg, params, low_res=low_res, keys=keys),
+        denoiser(cfg, params, low_res=low_res, keys=keys, text=text, scale=sampling.guidance_scale),
         shape=(height * factor, width * factor, channels),
         keys=keys,
         diffusion=cfg.diffusion,
@@ -217,50 +243,102 @@ def sample(
     return jnp.clip(images, -1.0, 1.0)
 
 
-def denoiser(cfg: UpsamplerStageConfig, params: Params, *, low_res: LowRes, keys: Keys) -> Denoiser:
+def denoiser(
+    cfg: UpsamplerStageConfig,
+    params: Params,
+    *,
+    low_res: LowRes,
+    keys: Keys,
+    text: EncodedCaptions[TokenFeatures] | None = None,
+    scale: float = 1.0,
+) -> Denoiser:
     """Returns the denoiser conditioned on low-res images; arguments as for `sample`."""
-    low = _as_sampled(cfg, low_res, keys=keys)
+    image, guided = _input(cfg, {"low_res": low_res}), scale != 1.0
+    low = low_res_noise.as_sampled(cfg.augment, cfg.diffusion, image, keys=keys)
+    if guided:
+        low = jax.tree.map(lambda x: jnp.concatenate([x, x]), low)
+    networks = params if cfg.last_step else {"first": params}
+    encoded = {
+        name: _encoded(cfg, network, captions=text, guided=guided)
+        for name, network in networks.items()
+    }
+
+    def run(name: str, x_t: Image, t: Steps) -> Array:
+        options = {"method": Upsampler.denoise, **encoded[name]}
+        return _network(cfg, networks[name], x_t, t, low=low, **options)
 
     def denoise(x_t: Image, t: Steps):
-        out = _at_one_step(cfg, params, x_t, t, low=low)
+        """Predicts x_0 for a batch at one timestep; one network runs."""
+        if cfg.last_step:  # t is 0 exactly unless a solver has levels of its own
+            choices = (functools.partial(run, name, x_t, t) for name in ("last", "first"))
+            out = jax.lax.cond(t[0] < 0.5, *choices)
+        else:
+            out = run("first", x_t, t)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
-    return denoise
+    return guidance.guided(denoise, scale=scale) if guided else denoise
 
 
-class _LowRes(NamedTuple):
-    """The low-res image as the network sees it, and the timestep of its noise (None = no noise)."""
-
-    image: LowRes
-    t: Steps | None
-
-
-def _in_training(cfg: UpsamplerStageConfig, low_res: LowRes, *, key: Key) -> _LowRes:
-    """Noises low-res images to a random timestep if augmentation is on."""
-    if not cfg.augment.most:
-        return _LowRes(low_res, None)
-    bound = _timestep(cfg, cfg.augment.most) + 1
-    t = jax.random.randint(rng.fold(key, "t"), low_res.shape[:1], 0, bound)
-    eps = jax.random.normal(rng.fold(key, "noise"), low_res.shape)
-    return _noised(cfg, low_res, t=t, eps=eps)
-
-
-def _as_sampled(cfg: UpsamplerStageConfig, low_res: LowRes, *, keys: Keys) -> _LowRes:
-    """Noises low-res images to the timestep of sampling, each with its own key."""
-    if not cfg.augment.most:
-        return _LowRes(low_res, None)
-    t = jnp.full(low_res.shape[:1], _timestep(cfg, cfg.augment.level), jnp.int32)
-    eps = rng.normal_each(rng.fold_each(keys, "low_res"), low_res.shape[1:])
-    return _noised(cfg, low_res, t=t, eps=eps)
+def _encoded(
+    cfg: UpsamplerStageConfig,
+    params: Params,
+    *,
+    captions: EncodedCaptions[TokenFeatures] | None,
+    guided: bool,
+) -> dict[str, Any]:
+    """Returns the encoded captions as an argument of one network; {} if it reads none."""
+    if cfg.model.text is None:
+        return {}
+    if captions is None:
+        raise UserError(
+            "this upsampler reads captions; sample it in a chain with its text encoder."
+        )
+    module, method = Upsampler(cfg.model), Upsampler.encode_text
+    options = {"method": method, "guided": guided}
+    return {"text": text_features.encode(module, cfg.model.text, params, captions, **options)}
 
 
-def _noised(cfg: UpsamplerStageConfig, low_res: LowRes, *, t: Steps, eps: LowRes) -> _LowRes:
-    alpha_bar = cfg.diffusion.chain().level(t, ndim=low_res.ndim)
-    return _LowRes(process.q_sample(low_res, eps, alpha_bar=alpha_bar), t)
+def _text_fields(cfg: UpsamplerStageConfig) -> batches.BatchSpec:
+    return {} if cfg.model.text is None else text_features.fields(cfg.model.text)
 
 
-def _timestep(cfg: UpsamplerStageConfig, share: float) -> int:
-    return round(share * (cfg.diffusion.num_timesteps - 1))
+def _text(cfg: UpsamplerStageConfig, batch: Batch) -> dict[str, Any]:
+    """Returns the captions of a batch as arguments of the network."""
+    return {} if cfg.model.text is None else text_features.inputs(batch)
+
+
+def _drops(cfg: UpsamplerStageConfig, batch: Batch, *, key: Key) -> dict[str, Any]:
+    """Draws the captions of a training batch that are kept."""
+    if cfg.model.text is None:
+        return {}
+    options = {"batch_size": len(batch["image"]), "drop": cfg.drop_text}
+    return text_features.keep(cfg.model.text, key, **options)
+
+
+def _captions(
+    cfg: UpsamplerStageConfig, batch: Batch, most: int | None = None
+) -> EncodedCaptions[TokenFeatures] | None:
+    """Returns the captions of the first examples of a batch as in sampling."""
+    if cfg.model.text is None:
+        return None
+    rows = {name: batch[name][:most] for name in _text_fields(cfg)}
+    return conditions_of(rows)["text_features"]
+
+
+def _preview_sampling(cfg: UpsamplerStageConfig) -> SamplingConfig:
+    """Returns sampling for batches, which do not hold the empty caption."""
+    if cfg.model.text is None or cfg.model.text.null == "zero":
+        return cfg.sampling
+    return dataclasses.replace(cfg.sampling, guidance_scale=1.0)
+
+
+def _input(cfg: UpsamplerStageConfig, batch: Batch) -> LowRes:
+    """Returns the low-res images of a batch as they are noised: as they are, or enlarged."""
+    low_res = batch["low_res"]
+    if not cfg.augment.most or cfg.augment.at == "low_res":
+        return low_res
+    size = tuple(side * cfg.model.factor for side in low_res.shape[1:3])
+    return enlarge(cfg.model, low_res, size)
 
 
 def _error(
@@ -268,11 +346,11 @@ def _error(
     params: Params,
     images: Image,
     *,
-    low: _LowRes,
+    low: NoisedLowRes,
     key: Key,
-    dropout_key: Key | None = None,
+    **options: Any,
 ) -> Array:
-    """Returns the mean loss over a batch; dropout is on if it has a key.
+    """Returns the mean loss over a batch; `options` are further arguments of the network.
 
     A separate network of the last step sees every image at t = 0, and its loss is added: timesteps
     drawn for both would give it one image in a thousand.
@@ -280,7 +358,7 @@ def _error(
     chain = cfg.diffusion.chain()
 
     def mean(params: Params, noised: gaussian.NoisedBatch) -> Array:
-        out = _network(cfg, params, noised.x_t, noised.t, low=low, dropout_key=dropout_key)
+        out = _network(cfg, params, noised.x_t, noised.t, low=low, **options)
         return jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
 
     noised = gaussian.noise_batch(chain, images, key=rng.fold(key, "draw"))
@@ -292,39 +370,18 @@ def _error(
     return mean(params["first"], noised) + mean(params["last"], final)
 
 
-def _at_one_step(
-    cfg: UpsamplerStageConfig, params: Params, x_t: Image, t: Steps, *, low: _LowRes
-) -> Array:
-    """Returns raw output for a batch at one timestep, as in sampling: one network runs."""
-    if not cfg.last_step:
-        return _network(cfg, params, x_t, t, low=low)
-    return jax.lax.cond(
-        t[0] < 0.5,  # t is 0 exactly unless a solver has levels of its own
-        lambda: _network(cfg, params["last"], x_t, t, low=low),
-        lambda: _network(cfg, params["first"], x_t, t, low=low),
-    )
-
-
 def _network(
     cfg: UpsamplerStageConfig,
     params: Params,
     x_t: Image,
     t: Steps,
     *,
-    low: _LowRes,
-    dropout_key: Key | None = None,
+    low: NoisedLowRes,
+    **options: Any,
 ) -> Array:
     """Returns the raw output of one network."""
-    out = apply(
-        Upsampler(cfg.model),
-        params,
-        x_t,
-        t,
-        low_res=low.image,
-        low_res_t=low.t,
-        deterministic=dropout_key is None,
-        rngs={} if dropout_key is None else {"dropout": dropout_key},
-    )
+    inputs = {"low_res": low.image, "low_res_t": low.t}
+    out = apply(Upsampler(cfg.model), params, x_t, t, **inputs, **options)
     if cfg.residual:
         out = out + jax.image.resize(low.image, x_t.shape, "bilinear")
     return out
@@ -345,7 +402,8 @@ def sample_in_chain(
     """
     low_res: LowRes = conditions["low_res"]
     low_res = quantise(low_res) if cfg.quantise else low_res
-    return {"image": sample(cfg, params, low_res=low_res, keys=keys, sampling=sampling)}
+    options = {"keys": keys, "sampling": sampling, "text": conditions.get("text_features")}
+    return {"image": sample(cfg, params, low_res=low_res, **options)}
 
 
 def quantise(images: Image) -> Image:
@@ -358,10 +416,13 @@ ENTRY = StageEntry(
     role="upsampler",
     config=UpsamplerStageConfig,
     make=make,
-    reads=lambda cfg: ("low_res",),
+    reads=lambda cfg: ("low_res", *(() if cfg.model.text is None else ("text_features",))),
     yields=("image",),
     sample=sample_in_chain,
-    sample_fields=lambda cfg: {"low_res": batches.image_field(cfg.low_res_size)},
+    sample_fields=lambda cfg: {
+        "low_res": batches.image_field(cfg.low_res_size),
+        **_text_fields(cfg),
+    },
     load_size=lambda cfg: cfg.model.unet.image_size,  # of which it is trained on crops
     requires=("image_size",),
     folders=("upsampler_256", "upsampler_1024"),  # as in the paper, whatever the size

@@ -21,6 +21,7 @@ _INPUTS = {  # digests that an identity states, in words
     "data": "the digest of the training records",
     "tokenizer": "the hash of the tokenizer",
     "embeddings": "the CLIP that computed the embeddings",
+    "text_encoder": "the text encoder that the stage reads",
     "init_from": "the digest of the export named by config.init_from",
 }
 

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW for everything, or Muon for matrices and AdamW for the others.
+"""Optimisers: AdamW or Adafactor for everything, or Muon for matrices and AdamW for the others.
 
 The treatment of a parameter follows from its logical axis names and its path, never from its size:
 *weights* (leaves called "kernel", and tables with a "vocab" axis) decay; gains, biases, position
@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from unclip_jax.core.checks import UserError, in_range, one_of, positive, suggest
 from unclip_jax.parallel.place import axis_names, unbox
+from unclip_jax.training.adafactor import adafactor
 from unclip_jax.training.muon import scale_by_muon
 
 Rate = Callable[[Any], Any]  # step -> learning rate, both scalars
@@ -27,7 +28,7 @@ class OptimConfig:
     """The optimiser of one run.
 
     Attributes:
-        name: "adamw" or "muon" (Muon for kernels, AdamW for the others).
+        name: "adamw", "muon" (Muon for kernels, AdamW for the others) or "adafactor".
         learning_rate: peak rate of AdamW.
         warmup_steps: the rate rises linearly over this many steps.
         schedule: after the warm-up, "constant", or "cosine" or "linear" fall.
@@ -43,6 +44,8 @@ class OptimConfig:
         muon_momentum: of Muon.
         muon_weight_decay: of kernels under Muon, times Muon's rate.
         muon_exclude: fragments of paths of kernels that stay with AdamW.
+        adafactor_scale: Adafactor's updates are multiplied by the size of the parameter (optax's
+            default); without it zero-initialised layers learn within a short run.
         decay_tables: weight decay of token tables too.
         sam: rho of sharpness-aware minimisation (`training.sam`); 0 = off.
         sam_batch: examples that share one perturbation; 0 = all of a (micro)batch.
@@ -63,12 +66,13 @@ class OptimConfig:
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.0
     muon_exclude: tuple[str, ...] = ()
+    adafactor_scale: bool = True
     decay_tables: bool = True
     sam: float = 0.0
     sam_batch: int = 0
 
     def __post_init__(self):
-        one_of("config.optim.name", self.name, ("adamw", "muon"))
+        one_of("config.optim.name", self.name, ("adamw", "muon", "adafactor"))
         one_of("config.optim.schedule", self.schedule, ("constant", "cosine", "linear"))
         for name in ("learning_rate", "eps", "muon_learning_rate"):
             positive(f"config.optim.{name}", getattr(self, name))
@@ -110,7 +114,7 @@ def make_optimizer(config: OptimConfig, boxed: Any, *, steps: int) -> Optimizer:
             f"config.optim.warmup_steps is {config.warmup_steps}, longer than the run of {steps} "
             "steps; shorten it."
         )
-    make = {"adamw": _adamw_alone, "muon": _muon}[config.name]
+    make = {"adamw": _adamw_alone, "muon": _muon, "adafactor": _adafactor}[config.name]
     tx = make(config, boxed, steps)
     if config.clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
@@ -191,6 +195,16 @@ def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransfor
     mask = decayed(boxed, tables=config.decay_tables)
     adamw = _adamw(config, _masked("adamw", labels, mask), steps)
     return optax.partition({"muon": muon, "adamw": adamw}, labels)
+
+
+def _adafactor(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
+    """Adafactor without weight decay."""
+    if config.weight_decay:
+        raise UserError(
+            f"config.optim.weight_decay is {config.weight_decay}; Adafactor has none here (Imagen, "
+            "appendix F), so set it to 0."
+        )
+    return adafactor(rate(config, config.learning_rate, steps=steps), scale=config.adafactor_scale)
 
 
 def _is_kernel(path: str) -> bool:

@@ -28,6 +28,7 @@ from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.load import CascadeFiles
 from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.stages.decoder import DecoderStageConfig
 
 
 def run(engine: InferenceEngine, request: TextRequest) -> Result:
@@ -35,13 +36,14 @@ def run(engine: InferenceEngine, request: TextRequest) -> Result:
     options = sample_options(request, engine.cascade)
     captions = captions_of(request)
     display: dict[str, Any] = {"labels": captions}
-    diffuses = engine.cascade.decoder_sampling is not None
-    if request.stepwise and not diffuses:
+    unclip = isinstance(engine.cascade.decoder, DecoderStageConfig)
+    if request.stepwise and not unclip:
         raise UserError(
-            "negative, guidance_schedule and previews belong to a decoder that denoises; this "
-            "chain decodes codes, so leave them out."
+            "negative, guidance_schedule and previews belong to unCLIP's decoder; the "
+            f"{engine.cascade.stage('decoder').name} of this run has none of them, so leave them "
+            "out."
         )
-    if request.stepwise or (engine.watched and diffuses):
+    if request.stepwise or (engine.watched and unclip and engine.cascade.has("prior")):
         z_img, decoded = _best_of_stepwise(engine, request, captions, options)
         images = decoded.images
         if decoded.previews is not None:

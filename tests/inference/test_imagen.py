@@ -1,0 +1,134 @@
+"""Imagen's chain: a text encoder, a base model that reads it, and an upsampler that does too."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cascades
+from unclip_jax.core.checks import UserError
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.handoff import export
+from unclip_jax.handoff import load as handoff
+from unclip_jax.inference import batch_sampling, load, text_to_image
+from unclip_jax.inference.cascade import tokenise
+
+KEYS = jax.random.split(jax.random.key(0), 1)
+NAMES = ("text_encoder", "imagen_base", "upsampler_256")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    files = {"upsampler_256": "imagen_sr256"}
+    return cascades.write(tmp_path_factory.mktemp("imagen"), names=NAMES, files=files)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load.load_cascade(folder)
+
+
+@pytest.fixture(scope="module")
+def sampler(loaded):
+    words = load.load_tokenizers(loaded.tokenizer_dirs)
+    run = jax.jit(
+        lambda tokens, keys: text_to_image.sample(loaded.cascade, loaded.params, tokens, keys)
+    )
+
+    def sample(captions, *, first=0):
+        keys = text_to_image.keys_for(5, first + jnp.arange(len(captions)))
+        return run(tokenise(loaded.cascade, words, captions), keys)
+
+    return sample
+
+
+def test_captions_become_images_without_an_embedding(loaded, sampler):
+    assert [stage.name for stage in loaded.cascade.stages] == list(NAMES)
+    out = sampler(["a red circle", "a red circle"])
+    assert out.z_img is None
+    assert out.base.shape == (2, 16, 16, 3) and out.images.shape == (2, 32, 32, 3)
+    assert np.abs(out.images[0] - out.images[1]).max() > 0.01  # of other keys
+
+
+def test_both_models_read_the_caption(loaded, sampler):
+    one, other = (
+        sampler(["a red circle", "a blue square"]),
+        sampler(["a red circle", "a pink ring"]),
+    )
+    np.testing.assert_array_equal(one.images[0], other.images[0])
+    assert np.abs(one.base[1] - other.base[1]).max() > 1e-3
+    name = "upsampler_256"
+    stage = loaded.cascade.stage(name)
+    keys = text_to_image.keys_for(0, jnp.arange(1))
+    words = load.load_tokenizers(loaded.tokenizer_dirs)
+    features = [_features(loaded, words, caption) for caption in ("a red circle", "a pink ring")]
+    images = [
+        stage.entry.sample(
+            stage.config,
+            loaded.params[name],
+            {"low_res": one.base[:1], "text_features": x},
+            keys=keys,
+        )["image"]
+        for x in features
+    ]
+    assert np.abs(images[0] - images[1]).max() > 1e-3
+
+
+def _features(loaded, words, caption):
+    stage = loaded.cascade.stage("text_encoder")
+    conditions = {"caption": tokenise(loaded.cascade, words, [caption])["text_encoder"]}
+    params = loaded.params["text_encoder"]
+    return stage.entry.sample(stage.config, params, conditions, keys=KEYS)["text_features"]
+
+
+def test_one_stage_at_a_time_gives_the_same_images(folder, sampler):
+    captions = ["a red circle", "three pink rings"]
+    images = batch_sampling.sample_by_stage(
+        load.find_cascade(folder),
+        captions,
+        seed=5,
+        options=text_to_image.SampleOptions(),
+        batch_size=2,
+    )
+    expected = np.asarray(sampler(captions).images)
+    assert np.abs(images / 127.5 - 1 - expected).max() <= 1 / 127.5
+
+
+def test_the_engine_samples_and_refuses_what_needs_an_embedding(loaded):
+    engine = InferenceEngine(loaded)
+    result = engine.sample("a red circle", seed=3)
+    assert result.images.shape == (1, 32, 32, 3) and result.record["models"]["stages"]
+    sentence = "the imagen_base of this run has none of them, so leave them out"
+    for options in ({"negative": "a blue square"}, {"previews": 2}):
+        with pytest.raises(UserError, match=sentence):
+            engine.sample("a red circle", **options)
+    with pytest.raises(UserError, match="has no clip, which is needed here"):
+        engine.sample("a red circle", best_of=2)
+
+
+def test_features_of_another_encoder_are_refused(folder, tmp_path):
+    cascades.write(tmp_path, names=NAMES, files={"upsampler_256": "imagen_sr256"})
+    path = tmp_path / "imagen_base" / "export"
+    card = handoff.read_manifest(path)
+    export.replace_manifest(path, dataclasses.replace(card, text_encoder_id="0" * 64))
+    with pytest.raises(
+        UserError, match="text_encoder and the text_base do not fit: text_encoder_id"
+    ):
+        load.load_cascade(tmp_path)
+
+
+def test_a_run_without_its_text_encoder_is_refused_by_name(tmp_path):
+    files = {"upsampler_256": "imagen_sr256"}
+    cascades.write(tmp_path, names=NAMES, files=files)
+    (tmp_path / "text_encoder").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="has no export of the text_encoder"):
+        load.load_cascade(tmp_path)
+
+
+def test_an_upsampler_of_captions_needs_them(loaded, sampler):
+    base = sampler(["a red circle", "a blue square"]).base
+    keys = text_to_image.keys_for(0, jnp.arange(2))
+    with pytest.raises(UserError, match="reads low_res, text_features, so it cannot enlarge"):
+        text_to_image.upsample(loaded.cascade, loaded.params, base, keys)
