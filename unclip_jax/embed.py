@@ -1,14 +1,16 @@
-r"""Embeds a data set with a frozen CLIP, or arrays with a prior between embedding spaces.
+r"""Embeds a data set with a frozen CLIP or text encoder, or arrays with a prior between spaces.
 
     python -m unclip_jax.embed --clip=runs/shapes/clip/export --data=runs/shapes/data \
         --out=runs/shapes/embeddings
     python -m unclip_jax.embed prior runs/mine --x=a.npy --out=z.safetensors
+    python -m unclip_jax.embed text --encoder=runs/imagen/text_encoder/export --data=DATA --out=DIR
 
 Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
 their statistics. An interrupted run continues when the same command runs again. Of several
 processes each embeds a part of every batch, and the first writes.
 
 The second form samples targets for new conditions; `inference/embedding_files.py` has the formats.
+The third writes the features of all captions, for `config.data.text_features`.
 """
 
 import pathlib
@@ -61,9 +63,34 @@ def prior_parser() -> Parser:
     return parser
 
 
+def text_parser() -> Parser:
+    """Returns the parser of `text`."""
+    parser = Parser("embed text", description="Write the features of captions of a text encoder.")
+    add = parser.add_argument
+    add("--encoder", type=pathlib.Path, required=True, help="export of a text_encoder")
+    data_flags.add(parser)
+    add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
+    add("--splits", nargs="*", help="names of splits; default: all")
+    add("--batch", type=int, default=64, help="captions at once")
+    return parser
+
+
 def subparsers() -> dict[str, Parser]:
     """Returns the parsers of the subcommands."""
-    return {"prior": prior_parser()}
+    return {"prior": prior_parser(), "text": text_parser()}
+
+
+def run_text(argv: Sequence[str]) -> None:
+    """Writes the features of the captions of a data set."""
+    args = text_parser().parse_args(argv)
+    positive("--batch", args.batch)
+    check_output(args.out, folder=True)
+    compilation_cache.use()
+    from unclip_jax.inference.caption_features import embed_captions
+
+    options = {"splits": args.splits or (), "keys": data_flags.keys(args), "batch_size": args.batch}
+    count = embed_captions(args.data, encoder=args.encoder, out=args.out, **options)
+    sys.stdout.write(f"wrote {args.out}: features of {count} captions\n")
 
 
 def run_prior(argv: Sequence[str]) -> None:
@@ -85,8 +112,8 @@ def run_prior(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Embeds every split of the data set, or runs a subcommand."""
     if argv and not argv[0].startswith("-"):
-        one_of("subcommand", argv[0], subparsers())
-        run_prior(argv[1:])
+        runs = {"prior": run_prior, "text": run_text}
+        runs[one_of("subcommand", argv[0], runs)](argv[1:])
         return
     args = parser().parse_args(argv)
     positive("--batch", args.batch)

@@ -144,9 +144,9 @@ def test_the_upsampler_sees_the_noise_and_is_told_its_level():
         return upsampler.denoiser(cfg, params, **options)(x_t, t).x_0
 
     seen = predict(cfg, 0)
-    assert np.abs(seen - predict(cfg, 1)).max() > 1e-3
+    change = np.abs(seen - predict(cfg, 1)).max()
     clean = dataclasses.replace(cfg, augment=AugmentConfig(most=1.0, level=0.0))
-    assert np.abs(predict(clean, 0) - predict(clean, 1)).max() < 1e-2  # timestep 0 is nearly clean
+    assert change > 10 * np.abs(predict(clean, 0) - predict(clean, 1)).max() > 0
     from unclip_jax.models.upsampler import Upsampler
 
     network = Upsampler(cfg.model)

@@ -49,6 +49,7 @@ class ExampleConfig:
         captions: of several captions of an image, "first" or "any" (another one in every epoch).
         bpe_dropout: probability with which merges of tokens are skipped, another time in every
             epoch.
+        specials: tokens of an empty caption: 2, start and end, or 1, the end alone (T5).
         arrays: names of fields that records hold as arrays (`data.pairs`), instead of images.
     """
 
@@ -62,6 +63,7 @@ class ExampleConfig:
     empty_captions: float = 0.0
     captions: str = "first"
     bpe_dropout: float = 0.0
+    specials: int = 2
     arrays: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -186,7 +188,7 @@ class RandomPart:
             tokens, mask = self.segmentation.encode(text, length=length, generator=rng)
             example = {**example, "tokens": tokens, "token_mask": mask}
         if config.empty_captions and rng.random() < config.empty_captions:
-            example = without_caption(example)
+            example = without_caption(example, specials=config.specials)
         if not config.decodes_images:
             return example
         image = example["image"]
@@ -217,11 +219,11 @@ def _with_caption(example: Example, index: int) -> Example:
     return {**others, **single}
 
 
-def without_caption(example: Example) -> Example:
-    """Returns the example with the empty caption: start and end token alone."""
+def without_caption(example: Example, *, specials: int = 2) -> Example:
+    """Returns the example with the empty caption: start and end token alone, or the end alone."""
     tokens, mask = np.zeros_like(example["tokens"]), np.zeros_like(example["token_mask"])
     end = int(example["token_mask"].sum()) - 1
-    tokens[:2], mask[:2] = example["tokens"][[0, end]], True
+    tokens[:specials], mask[:specials] = example["tokens"][[0, end]][-specials:], True
     return {**example, "tokens": tokens, "token_mask": mask}
 
 

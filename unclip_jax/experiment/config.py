@@ -41,6 +41,7 @@ class DataConfig(PairsConfig):
         clip: export of the CLIP that computed them, for stages that read its token features.
         dvae: export of the discrete VAE, for the stage that is trained on its codes.
         text_encoder: export of the text encoder whose features the stage reads, if it does.
+        text_features: folder with these features, from `embed text`; "" = computed for each batch.
         tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
         image_key: TFDS feature with the image.
         caption_key: TFDS feature with the caption.
@@ -68,6 +69,7 @@ class DataConfig(PairsConfig):
     clip: str = ""
     dvae: str = ""
     text_encoder: str = ""
+    text_features: str = ""
     tokenizer: str = ""
     image_key: str = "image"
     caption_key: str = "caption"
@@ -152,8 +154,8 @@ class Experiment:
         if not self.optim.decay_steps:  # earlier versions had no such key
             facts["optim"].pop("decay_steps")
         data, train = as_dict(self.data), as_dict(self.train)
-        free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae", "text_encoder")
-        free += (*_PATHS, *_PAIR_PATHS)
+        free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae")
+        free += ("text_encoder", "text_features", *_PATHS, *_PAIR_PATHS)
         paired = self.entry.paired  # other fields do not concern the stage
         facts["data"] = {
             name: value

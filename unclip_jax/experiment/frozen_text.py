@@ -1,12 +1,14 @@
 """The frozen text encoder's features of captions, for stages that are trained on them.
 
-A caption of 128 tokens of T5-XXL is a megabyte, so features are not stored but computed for each
-batch, on this process's first device, as Imagen's authors could have (arXiv 2205.11487, section
-2.1: the weights are frozen, so that it costs memory and time, and no gradient).
+They are computed for each batch, on this process's first device, or read from disk where `embed
+text` wrote them (Imagen, arXiv 2205.11487, section 2.1: the weights are frozen, so that features
+may be computed once). A caption of 128 tokens of T5-XXL is a megabyte.
 """
 
 import functools
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data.loader import Finish
+from unclip_jax.data.text_features import TextFeatureStore
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
 from unclip_jax.stages.captions import TokenIds
@@ -32,22 +35,60 @@ def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
         UserError: there is no export of a text encoder, or it has other sizes.
     """
     cfg, params, _ = load_text_encoder(directory)
-    for name, value in (("context", context), ("width", width)):
-        expected = getattr(cfg.model, name)
-        if value != expected:
-            raise UserError(
-                f"config.model.model.text.{name} is {value}, but the text encoder in {directory} "
-                f"has {name} {expected}; a stage that reads its features must have the same."
-            )
+    _check_sizes(
+        directory, {"context": cfg.model.context, "width": cfg.model.width}, context, width
+    )
 
     @jax.jit
     def features(params, tokens, mask):
         return text_encoder.encode(cfg, params, TokenIds(tokens, mask)).sequence
 
+    return _replacing(
+        lambda tokens, mask: np.asarray(features(params, tokens, mask).astype("bfloat16"))
+    )
+
+
+@functools.cache
+def stored(directory: pathlib.Path, *, encoder_id: str, context: int, width: int) -> Finish:
+    """Returns a function that does as `reader`, with features that `embed text` wrote.
+
+    Args:
+        directory: the folder.
+        encoder_id: identity of the text encoder that they must be of.
+        context: slots per caption that the stage reads.
+        width: of the features that it takes.
+
+    Raises:
+        UserError: there are none, or they are of another encoder or of other sizes.
+    """
+    store = TextFeatureStore(directory)
+    if store.info.get("text_encoder_id") != encoder_id:
+        raise UserError(
+            f"{directory} holds features of the text encoder "
+            f"{str(store.info.get('text_encoder_id'))[:12]}, but config.data.text_encoder is "
+            f"{encoder_id[:12]}; make them with that, or name the other."
+        )
+    _check_sizes(directory, store.info, context, width)
+    return _replacing(store.batch)
+
+
+def _replacing(features: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Finish:
+    """Returns a function that replaces token ids in a batch by their features."""
+
     def add(batch: HostBatch) -> HostBatch:
         tokens, mask = batch["tokens"], batch["token_mask"]
-        sequence = np.asarray(features(params, tokens, mask).astype("bfloat16"))
         others = {n: x for n, x in batch.items() if n not in ("tokens", "token_mask")}
-        return {**others, "text_features": sequence, "text_mask": mask}
+        return {**others, "text_features": features(tokens, mask), "text_mask": mask}
 
     return add
+
+
+def _check_sizes(
+    directory: pathlib.Path, sizes: Mapping[str, Any], context: int, width: int
+) -> None:
+    for name, value in (("context", context), ("width", width)):
+        if value != sizes.get(name):
+            raise UserError(
+                f"config.model.model.text.{name} is {value}, but the text encoder in {directory} "
+                f"has {name} {sizes.get(name)}; a stage that reads its features must have the same."
+            )

@@ -152,9 +152,12 @@ def _batches(
         prefetch=data.prefetch,
         cache_mb=data.cache_mb if endless and not experiment.entry.paired else 0,
     )
+    example = _example(experiment, stage, captions=not endless)
+    if tokenizer is not None and tokenizer.start is None:
+        example = dataclasses.replace(example, specials=1)
     return loader.make_loader(
         records.source,
-        example=_example(experiment, stage, captions=not endless),
+        example=example,
         config=config,
         tokenizer=tokenizer,
         mixed=records.mixed,
@@ -323,8 +326,11 @@ def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
         return frozen_dvae.reader(pathlib.Path(data.dvae), load_size=data.load_size)
     if "text_features" in stage.batch_spec:
         context, width = stage.batch_spec["text_features"].shape
-        export = pathlib.Path(experiment.data.text_encoder)
-        return frozen_text.reader(export, context=context, width=width)
+        sizes = {"context": context, "width": width}
+        if folder := experiment.data.text_features:
+            encoder_id = _text_encoder_id(experiment)
+            return frozen_text.stored(pathlib.Path(folder), encoder_id=encoder_id, **sizes)
+        return frozen_text.reader(pathlib.Path(experiment.data.text_encoder), **sizes)
     if "text_seq" not in stage.batch_spec:
         return None
     context, width = stage.batch_spec["text_seq"].shape

@@ -132,7 +132,7 @@ class TextCondition(nn.Module):
         width = cfg.project or cfg.width
         sequence = x
         if cfg.project:
-            axes = ("z", "context")
+            axes = ("embed", "context")
             sequence = dense(width, name="project", axes=axes, dtype=self.dtype)(x)
         return TextFeatures(sequence, self._pooled(x, mask), mask)
 
@@ -146,7 +146,7 @@ class TextCondition(nn.Module):
         if cfg.pooling == "attention":
             query = pooled if cfg.pool_query == "mean" else jnp.zeros_like(pooled)
             pooled = AttentionPooling(cfg.pool_heads, self.dtype, name="pool")(x, query, mask)
-        axes = ("z", "time")
+        axes = ("embed", "time")
         pooled = dense(self.emb_width, name="pooled", axes=axes, dtype=self.dtype)(pooled)
         return LayerNorm(name="pooled_norm")(pooled) if cfg.norm else pooled
 
@@ -168,13 +168,13 @@ class AttentionPooling(nn.Module):
     ) -> Float[Array, " b d"]:
         """Returns the pooled token; a learned vector is added to the query first."""
         width = x.shape[-1]
-        position = self.param("position", sharded(normal(width**-0.5), None, "z"), (1, width))
+        position = self.param("position", sharded(normal(width**-0.5), None, "embed"), (1, width))
         query = query + position.astype(self.dtype)
         x = jnp.concatenate([query[:, None], x], axis=1)
         mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
 
         def heads(name: str, tokens: Array) -> Array:
-            y = dense(width, name=name, axes=("z", "heads"), dtype=self.dtype)(tokens)
+            y = dense(width, name=name, axes=("embed", "heads"), dtype=self.dtype)(tokens)
             return y.reshape(*tokens.shape[:2], self.heads, -1)
 
         q, k, v = heads("q", x[:, :1]), heads("k", x), heads("v", x)

@@ -89,9 +89,9 @@ def make(cfg: TextBaseStageConfig) -> Stage:
         noised = gaussian.noise_batch(chain, batch["image"], key=rng.fold(key, "draw"))
         count = len(batch["image"])
         drops = {"batch_size": count, "drop": cfg.drop_text}
-        kept = text_features.keep(text, rng.fold(key, "drop_text"), **drops)
+        keep = text_features.keep(text, rng.fold(key, "drop_text"), **drops)
         dropout = {"dropout": rng.fold(key, "dropout")}
-        value = error(params, batch, noised, **kept, deterministic=False, rngs=dropout)
+        value = error(params, batch, noised, **keep, deterministic=False, rngs=dropout)
         return value, {"loss": value}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:

@@ -105,11 +105,11 @@ def encode(
     text, count = captions.text, captions.text.mask.shape[0]
     if not guided:
         return apply(module, params, text.sequence, text.mask, method=method)
-    kept = None
+    keep_text = None
     if cfg.null == "zero":
         both = jax.tree.map(lambda x: jnp.concatenate([x, x]), text)
-        kept = jnp.arange(2 * count) < jnp.full(2 * count, count)
+        keep_text = jnp.arange(2 * count) < jnp.full(2 * count, count)
     else:
         empty = repeated(captions.empty, count)
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), text, empty)
-    return apply(module, params, both.sequence, both.mask, kept, method=method)
+    return apply(module, params, both.sequence, both.mask, keep_text, method=method)

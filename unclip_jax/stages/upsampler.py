@@ -164,26 +164,21 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
         keys = rng.per_example(rng.fold(key, "sample"), jnp.arange(len(batch["image"])))
         low = low_res_noise.as_sampled(cfg.augment, cfg.diffusion, _input(cfg, batch), keys=keys)
         few, text = batch["low_res"][:EXAMINED], _captions(cfg, batch, EXAMINED)
-        sampling = _preview_sampling(cfg)
-        options = {"keys": keys[:EXAMINED], "text": text, "sampling": sampling}
+        options = {"keys": keys[:EXAMINED], "text": text, "sampling": _preview_sampling(cfg)}
         images = sample(cfg, params, low_res=few, **options)
-        wrong = {}
-        if cfg.model.text is not None:
-            swapped = _text(cfg, text_features.swapped(batch))
-            error = _error(cfg, params, batch["image"], low=low, key=key, **swapped)
-            wrong["loss_wrong_text"] = error
         return {
-            "loss": _error(cfg, params, batch["image"], low=low, key=key, **_text(cfg, batch)),
-            **wrong,
+            **{
+                name: _error(cfg, params, batch["image"], low=low, key=key, **text)
+                for name, text in _texts(cfg, batch).items()
+            },
             "low_res_error": low_res_fidelity.low_res_error(images, few),
             "colour_shift": low_res_fidelity.colour_shift(images, few),
         }
 
     def preview(params: Params, batch: Batch, key: Key) -> Image:
         keys = rng.per_example(key, jnp.arange(batch["image"].shape[0]))
-        text, sampling = _captions(cfg, batch), _preview_sampling(cfg)
-        options = {"keys": keys, "text": text, "sampling": sampling}
-        images = sample(cfg, params, low_res=batch["low_res"], **options)
+        options = {"text": _captions(cfg, batch), "sampling": _preview_sampling(cfg)}
+        images = sample(cfg, params, low_res=batch["low_res"], keys=keys, **options)
         enlarged = jax.image.resize(batch["low_res"], images.shape, "nearest")
         return jnp.concatenate([batch["image"], enlarged, images], axis=2)
 
@@ -305,6 +300,14 @@ def _text_fields(cfg: UpsamplerStageConfig) -> batches.BatchSpec:
 def _text(cfg: UpsamplerStageConfig, batch: Batch) -> dict[str, Any]:
     """Returns the captions of a batch as arguments of the network."""
     return {} if cfg.model.text is None else text_features.inputs(batch)
+
+
+def _texts(cfg: UpsamplerStageConfig, batch: Batch) -> dict[str, dict[str, Any]]:
+    """Returns the captions for the losses of an evaluation: right, and of other examples."""
+    texts = {"loss": _text(cfg, batch)}
+    if cfg.model.text is not None:
+        texts["loss_wrong_text"] = _text(cfg, text_features.swapped(batch))
+    return texts
 
 
 def _drops(cfg: UpsamplerStageConfig, batch: Batch, *, key: Key) -> dict[str, Any]:

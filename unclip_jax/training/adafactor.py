@@ -59,5 +59,4 @@ def _box(leaf: Any, box: Any, names: tuple[str | None, ...], removed: int | None
     if not hasattr(box, "names") or (leaf.shape == (1,) and shape != (1,)):
         return leaf
     axis = None if removed is None else int(np.argsort(shape)[removed])
-    kept = tuple(name for i, name in enumerate(names) if i != axis)
-    return box.replace(value=leaf, names=kept)
+    return box.replace(value=leaf, names=tuple(n for i, n in enumerate(names) if i != axis))

@@ -1,0 +1,63 @@
+"""Features of captions on disk: what is written is read, by the tokens of a caption."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data.text_features import TextFeatureStore, TextFeatureWriter, digest
+
+INFO = {"text_encoder_id": "abc", "width": 3, "context": 4}
+ROWS = [np.array([5, 6, 1]), np.array([1]), np.array([5, 1])]
+FEATURES = [
+    np.random.default_rng(0).normal(size=(len(row), 3)).astype(jnp.bfloat16) for row in ROWS
+]
+TOKENS = np.array([[5, 1, 0, 0], [5, 6, 1, 0], [1, 0, 0, 0]])
+MASK = TOKENS > 0
+
+
+def write(folder, *, finish=True):
+    writer = TextFeatureWriter(folder, info=INFO)
+    writer.add(ROWS[:2], FEATURES[:2])
+    writer.add(ROWS[2:], FEATURES[2:])
+    if finish:
+        writer.finish()
+
+
+def test_features_are_found_by_the_tokens_and_padded(tmp_path):
+    write(tmp_path)
+    store = TextFeatureStore(tmp_path)
+    out = store.batch(TOKENS, MASK)
+    assert len(store) == 3 and out.dtype == jnp.bfloat16
+    for row, length in ((0, 2), (1, 3), (2, 1)):
+        expected = FEATURES[[2, 0, 1][row]]
+        np.testing.assert_array_equal(out[row, :length], expected)
+        assert not out[row, length:].any()
+
+
+def test_a_caption_that_is_not_stored_is_refused(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match="lacks the features of a caption of 3 tokens"):
+        TextFeatureStore(tmp_path).batch(np.array([[5, 7, 1, 0]]), MASK[1:2])
+
+
+def test_an_interrupted_run_knows_what_is_written(tmp_path):
+    write(tmp_path, finish=False)
+    with pytest.raises(UserError, match="is half-written; run the same"):
+        TextFeatureStore(tmp_path)
+    (tmp_path / "digests_0001.npy").unlink()  # written last, so the shard does not count
+    writer = TextFeatureWriter(tmp_path, info=INFO)
+    assert writer.digests == {digest(row) for row in ROWS[:2]}
+    writer.add(ROWS[2:], FEATURES[2:])
+    writer.finish()
+    np.testing.assert_array_equal(
+        TextFeatureStore(tmp_path).batch(TOKENS, MASK)[0, :2], FEATURES[2]
+    )
+
+
+def test_features_of_another_encoder_are_not_continued(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match="with text_encoder_id = 'abc', now it is 'xyz'"):
+        TextFeatureWriter(tmp_path, info={**INFO, "text_encoder_id": "xyz"})
+    with pytest.raises(UserError, match="no features of captions in"):
+        TextFeatureStore(tmp_path / "elsewhere")

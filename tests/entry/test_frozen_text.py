@@ -1,0 +1,100 @@
+"""Features of the frozen text encoder join the batches of stages that read them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cascades
+from tests.stages import tiny
+from unclip_jax import embed, prepare
+from unclip_jax.core import batch as batches
+from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import frozen_text, input_pipeline
+from unclip_jax.handoff import load as handoff
+from unclip_jax.inference.load import load_text_encoder
+from unclip_jax.stages import text_encoder
+from unclip_jax.stages.captions import TokenIds
+
+SIZES = {"context": 24, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A text encoder, a data set, and the features of its captions."""
+    path = tmp_path_factory.mktemp("run")
+    encoder = cascades.write(path, names=("text_encoder",)) / "text_encoder" / "export"
+    prepare.main(["shapes:train=40,validation=8", f"--out={path}/data"])
+    embed.main(
+        [
+            "text",
+            f"--encoder={encoder}",
+            f"--data={path}/data",
+            f"--out={path}/features",
+            "--batch=32",
+        ]
+    )
+    return path
+
+
+def experiment(folder, **data):
+    own = tiny.experiment("imagen_base")
+    paths = {"path": str(folder / "data"), "text_encoder": f"{folder}/text_encoder/export"}
+    train = dataclasses.replace(own.train, batch_size=8)
+    data = dataclasses.replace(own.data, **{**paths, **data})
+    return dataclasses.replace(own, data=data, train=train)
+
+
+def test_a_batch_gets_the_features_in_place_of_its_tokens(folder):
+    export = folder / "text_encoder" / "export"
+    ids, mask = cascades.tokenizer().encode(cascades.CAPTIONS, length=24)
+    batch = {"tokens": ids, "token_mask": mask, "caption": np.array(cascades.CAPTIONS)}
+    out = frozen_text.reader(export, **SIZES)(batch)
+    assert set(out) == {"caption", "text_features", "text_mask"}
+    cfg, params, _ = load_text_encoder(export)
+    captions = TokenIds(jnp.asarray(ids), jnp.asarray(mask))
+    expected = jax.jit(lambda p: text_encoder.encode(cfg, p, captions).sequence)(params)
+    np.testing.assert_array_equal(out["text_features"], expected.astype("bfloat16"))
+
+
+def test_stored_features_make_the_same_batches(folder):
+    """Where there is a token; behind the last one no stage looks."""
+    computed = experiment(folder)
+    stored = experiment(folder, text_features=str(folder / "features"))
+    assert computed.identity() == stored.identity()
+    stage = computed.build_stage()
+    one, other = (input_pipeline.open_inputs(e, stage) for e in (computed, stored))
+    rows, again = next(one.train), next(other.train)
+    batches.check(stage.batch_spec, rows)
+    seen = rows["text_mask"][..., None]
+    assert rows["text_mask"].sum() > 0
+    np.testing.assert_array_equal(rows["text_mask"], again["text_mask"])
+    ours, theirs = (np.float32(b["text_features"]) * seen for b in (rows, again))
+    np.testing.assert_allclose(ours, theirs, rtol=2**-7, atol=1e-3)  # one bit of bfloat16
+    identity = handoff.read_manifest(folder / "text_encoder" / "export").text_encoder_id
+    assert one.facts["text_encoder_id"] == identity == one.facts["inputs"]["text_encoder"]
+    assert one.tokenizer_dir is None and "tokenizer_hash" not in one.facts
+
+
+def test_other_encoders_and_features_are_refused(folder):
+    export = folder / "text_encoder" / "export"
+    with pytest.raises(
+        UserError, match="text.context is 20, but the text encoder in .* has context"
+    ):
+        frozen_text.reader(export, context=20, width=32)
+    with pytest.raises(UserError, match="text.width is 48, but the text encoder in .* width 32"):
+        frozen_text.stored(folder / "features", encoder_id=_identity(folder), context=24, width=48)
+    with pytest.raises(
+        UserError, match="features of the text encoder .*, but config.data.text_enc"
+    ):
+        frozen_text.stored(folder / "features", encoder_id="0" * 64, **SIZES)
+    cascades.write(folder / "other", names=("clip",))
+    mistaken = experiment(folder, text_encoder=f"{folder}/other/clip/export")
+    with pytest.raises(UserError, match="the export of a clip; give that of a text_encoder"):
+        input_pipeline.open_inputs(mistaken, mistaken.build_stage())
+
+
+def _identity(folder):
+    return handoff.read_manifest(folder / "text_encoder" / "export").text_encoder_id
