@@ -120,6 +120,16 @@ def test_the_cascade_trains_dalle_after_its_discrete_vae():
     assert "--config.data.dvae=/r/dvae/export" in commands[-1]
 
 
+def test_the_cascade_trains_imagen_on_its_text_encoder():
+    commands = [" ".join(command) for command in printed("shapes", "--chain=imagen")]
+    order = ("prepare", "/r/text_encoder", "imagen_base.py:shapes", "imagen_sr256.py:shapes")
+    for part, command in zip(order, commands, strict=True):
+        assert part in command
+    for command in commands[2:]:
+        assert "--config.data.text_encoder=/r/text_encoder/export" in command
+    assert "--workdir=/r/upsampler_256" in commands[-1]
+
+
 @pytest.mark.parametrize("size", ["shapes", "portraits", "tiny", "karlo"])
 def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
     (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]

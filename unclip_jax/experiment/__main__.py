@@ -2,10 +2,10 @@
 
     python -m unclip_jax.experiment SIZE [--chain=NAME] [--upsamplers=N] [--experiments=FOLDER]
 
-One line per stage, for launch/cascade: the name of its run folder, its experiment file, then
+One line per stage, for launch/cascade: the name of its run folder and experiment file, then
 "embeddings" if it is trained on CLIP embeddings, "raw" if on those that are not normalised, "clip"
-if it reads features of the frozen CLIP, "text_encoder" if it reads those of a text encoder, and
-"dvae" if it is trained on codes.
+if it reads features of the frozen CLIP, "text_encoder" if it reads those of a text encoder, "dvae"
+if it is trained on codes, and "file=NAME" if its experiment file has another name.
 """
 
 import argparse
@@ -35,9 +35,10 @@ def main(argv: Sequence[str]) -> None:
     files = FILES.get(args.chain, {})
     names = [name for name in registry.default_chain(args.chain) if name not in upsamplers]
     specs = {name: f"{args.experiments / files.get(name, name)}.py:{args.size}" for name in names}
-    lines = {name: [name, files.get(name, name), *needs(specs[name])] for name in names}
-    for name in sorted(names, key=lambda name: "dvae" in lines[name][2:]):  # after the discrete VAE
-        sys.stdout.write(f"{' '.join(lines[name])}\n")
+    lines = {name: needs(spec) for name, spec in specs.items()}
+    for name in sorted(names, key=lambda name: "dvae" in lines[name]):  # after the discrete VAE
+        file = [f"file={files[name]}"] if name in files else []
+        sys.stdout.write(f"{' '.join([name, *lines[name], *file])}\n")
 
 
 def needs(spec: str) -> list[str]:

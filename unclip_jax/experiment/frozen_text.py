@@ -17,9 +17,38 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data.loader import Finish
 from unclip_jax.data.text_features import TextFeatureStore
+from unclip_jax.experiment.config import DataConfig
+from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
 from unclip_jax.stages.captions import TokenIds
+
+
+def finish(data: DataConfig, *, context: int, width: int) -> Finish:
+    """Returns a function that replaces token ids in a batch by features, computed or stored.
+
+    Raises:
+        UserError: as `reader` or `stored`.
+    """
+    sizes = {"context": context, "width": width}
+    if data.text_features:
+        return stored(pathlib.Path(data.text_features), encoder_id=identity(data), **sizes)
+    return reader(pathlib.Path(data.text_encoder), **sizes)
+
+
+def identity(data: DataConfig) -> str:
+    """Returns the identity of the text encoder that the stage reads.
+
+    Raises:
+        UserError: its export is missing, or of another stage.
+    """
+    card = handoff.read_manifest(pathlib.Path(data.text_encoder))
+    if card.text_encoder_id is None or card.stage != "text_encoder":
+        raise UserError(
+            f"config.data.text_encoder is {data.text_encoder!r}, the export of a {card.stage}; "
+            "give that of a text_encoder."
+        )
+    return card.text_encoder_id
 
 
 @functools.cache

@@ -117,7 +117,7 @@ def _open_records(
         origin["embeddings"] = _describe(embeddings)
         source = sources.JoinedSource(source, embeddings)
     if "text_features" in stage.batch_spec:
-        origin["text_encoder"] = _text_encoder_id(experiment)
+        origin["text_encoder"] = frozen_text.identity(experiment.data)
     return Records(split, source, mixed, origin)
 
 
@@ -326,11 +326,7 @@ def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
         return frozen_dvae.reader(pathlib.Path(data.dvae), load_size=data.load_size)
     if "text_features" in stage.batch_spec:
         context, width = stage.batch_spec["text_features"].shape
-        sizes = {"context": context, "width": width}
-        if folder := experiment.data.text_features:
-            encoder_id = _text_encoder_id(experiment)
-            return frozen_text.stored(pathlib.Path(folder), encoder_id=encoder_id, **sizes)
-        return frozen_text.reader(pathlib.Path(experiment.data.text_encoder), **sizes)
+        return frozen_text.finish(experiment.data, context=context, width=width)
     if "text_seq" not in stage.batch_spec:
         return None
     context, width = stage.batch_spec["text_seq"].shape
@@ -404,7 +400,7 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
         sizes = {name: stage.describe[name] for name in ("grid", "code_count")}
         facts |= frozen_dvae.facts(pathlib.Path(experiment.data.dvae), **sizes)
     if "text_features" in stage.batch_spec:
-        facts["text_encoder_id"] = _text_encoder_id(experiment)
+        facts["text_encoder_id"] = frozen_text.identity(experiment.data)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         source = open_embeddings(experiment, experiment.data.train_split)
         info, stats = source.info(), source.stats("z_img")
@@ -415,21 +411,6 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
             frozen_clip.check(pathlib.Path(experiment.data.clip), clip_id=facts["clip_id"])
         facts["embed_stats"] = {"mean_norm": stats.norm_mean, "count": stats.count}
     return facts
-
-
-def _text_encoder_id(experiment: Experiment) -> str:
-    """Returns the identity of the text encoder that the stage reads.
-
-    Raises:
-        UserError: its export is missing, or of another stage.
-    """
-    card = handoff.read_manifest(pathlib.Path(experiment.data.text_encoder))
-    if card.text_encoder_id is None or card.stage != "text_encoder":
-        raise UserError(
-            f"config.data.text_encoder is {experiment.data.text_encoder!r}, the export of a "
-            f"{card.stage}; give that of a text_encoder."
-        )
-    return card.text_encoder_id
 
 
 def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:
