@@ -97,7 +97,9 @@ class Upsampler(nn.Module):
         Raises:
             UserError: sizes that do not differ by the factor, or text that is missing.
         """
-        text = None if features is None else self.encode_text(features, mask, keep_text)
+        text = None
+        if features is not None and mask is not None:
+            text = self.encode_text(features, mask, keep_text)
         options = {"low_res_t": low_res_t, "text": text, "deterministic": deterministic}
         return self.denoise(x_t, t, low_res=low_res, **options)
 
