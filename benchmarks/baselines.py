@@ -26,6 +26,7 @@ LACKING = {
     },
     "dalle2": {
         "prior": "the table of tokens",
+        "embedding_prior": "the paths past the transformer; its blocks are its own",
         "decoder": "the caption's transformer and the map of z_img; its blocks are its own",
     },
 }
@@ -67,6 +68,14 @@ def _check_dalle2(experiment: Experiment, what: str) -> None:
             f"dalle2's prior is as wide as its embeddings, this one {net.width} with embeddings of "
             f"{net.embed_dim}; add --config.model.model.width={net.embed_dim}."
         )
+    if experiment.stage == "embedding_prior":
+        shapes = {(net.width,), net.target, *(one.shape for one in net.conditions)}
+        if len(shapes) > 1 or len(net.conditions) > 1 or net.ridge or net.vector_tokens > 1:
+            raise UserError(
+                "dalle2's prior reads one vector as one token, as wide as the target and the "
+                "network, and no linear prediction; set config.model.model.width and target to the "
+                "width of the condition, vector_tokens to 1 and ridge to False."
+            )
 
 
 def task(name: str, experiment: Experiment, *, what: str, batch: int) -> dict[str, Any]:
@@ -126,6 +135,13 @@ def _dalle2_prior(model: Any) -> dict[str, Any]:
     return {"network": "prior", "settings": sizes, "timesteps": net.num_timesteps}
 
 
+def _dalle2_embedding_prior(model: Any) -> dict[str, Any]:
+    net = model.model
+    sizes = {"dim": net.width, "depth": net.depth, "heads": net.heads}
+    sizes["dim_head"] = net.width // net.heads
+    return {"network": "prior", "settings": sizes, "timesteps": net.num_timesteps}
+
+
 def _dalle2_decoder(model: Any) -> dict[str, Any]:
     net, unet = model.model, model.model.unet
     sides = [unet.image_size // unet.patch // 2**level for level in range(len(unet.multiples))]
@@ -154,7 +170,11 @@ def _dalle2_decoder(model: Any) -> dict[str, Any]:
 
 NETWORKS = {
     "diffusers": {"prior": _prior, "decoder": _decoder, "upsampler": _upsampler},
-    "dalle2": {"prior": _dalle2_prior, "decoder": _dalle2_decoder},
+    "dalle2": {
+        "prior": _dalle2_prior,
+        "embedding_prior": _dalle2_embedding_prior,
+        "decoder": _dalle2_decoder,
+    },
 }
 
 

@@ -43,15 +43,21 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
 
 
 def prior(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """Builds a DiffusionPrior and a batch of random embeddings and captions."""
+    """Builds a DiffusionPrior and a batch of random embeddings, and captions if it reads any."""
     sizes, batch = task["settings"], task["batch"]
     net = DiffusionPriorNetwork(**sizes, num_timesteps=task["timesteps"])
     model = DiffusionPrior(
-        net, image_embed_dim=sizes["dim"], timesteps=task["timesteps"], cond_drop_prob=0.1
+        net,
+        image_embed_dim=sizes["dim"],
+        timesteps=task["timesteps"],
+        cond_drop_prob=0.1,
+        condition_on_text_encodings="max_text_len" in sizes,
     )
-    z, text = (batch, sizes["dim"]), (batch, sizes["max_text_len"], sizes["dim"])
+    z = (batch, sizes["dim"])
     inputs = {"text_embed": torch.randn(z), "image_embed": torch.randn(z)}
-    return model, {**inputs, "text_encodings": torch.randn(text)}
+    if "max_text_len" in sizes:
+        inputs["text_encodings"] = torch.randn(batch, sizes["max_text_len"], sizes["dim"])
+    return model, inputs
 
 
 def decoder(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:

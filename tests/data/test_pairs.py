@@ -201,6 +201,18 @@ def test_repeats_are_averaged(tmp_path):
     np.testing.assert_array_equal(by_key["b"]["x"], X[1])
 
 
+def test_repeats_are_averaged_within_a_subject(tmp_path):
+    (tmp_path / "subjects.txt").write_text("one\ntwo\none\ntwo\n")
+    options = {"repeats": "mean", "eval_share": 0.0, "subjects": f"{tmp_path}/subjects.txt"}
+    data = keyed(tmp_path, ["a", "a", "a", "b"], ["a", "b"], **options)
+    fields = data.fields()
+    rows = data.open_split("train", fields)
+    records = [rows[i] for i in range(len(rows))]
+    assert [(r["key"], int(r["subject"])) for r in records] == [("a", 0), ("a", 1), ("b", 1)]
+    for record, x in zip(records, [(X[0] + X[2]) / 2, X[1], X[3]], strict=True):
+        np.testing.assert_allclose(record["x"], x, rtol=1e-6)
+
+
 def test_sequences_are_padded_and_masked(tmp_path):
     np.savez(tmp_path / "s.npz", **dict(zip(KEYS, SEQUENCES, strict=True)))
     y = npy(tmp_path, Y, "y", keys=KEYS)

@@ -78,7 +78,7 @@ def test_samples_are_addressed_by_row_and_number(prior, arrays):
     samples = prior.sample(x[:3], num=2, steps="4")
     assert samples.shape == (3, 2, 16) and samples.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(samples, axis=-1), 1.0, rtol=1e-5)
-    in_parts = prior.sample(x[:3], num=2, steps="4", batch=4)
+    in_parts = prior.sample(x[:3], num=2, steps="4", batch=5)
     np.testing.assert_allclose(in_parts, samples, rtol=1e-4, atol=1e-5)
     assert np.abs(prior.sample(x[:3], num=2, steps="4", seed=1) - samples).max() > 1e-3
     guided = prior.sample(x[:3], num=2, steps="4", guidance=2.0)

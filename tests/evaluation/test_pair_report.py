@@ -1,6 +1,7 @@
 """Reports of priors between embedding spaces: perfect, mean and calibrated predictions."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -60,6 +61,25 @@ def test_sequences_are_compared_flat():
     one = pair_report.judge(true, {"a": SAMPLES.reshape(N, M, 2, 4)}, pool=20)
     other = pair_report.judge(TRUE, {"a": SAMPLES}, pool=20)
     assert one.priors["a"].cosine == other.priors["a"].cosine
+
+
+def test_blocks_are_judged_like_the_whole(report):
+    blocks = (SAMPLES[start : start + 7] for start in range(0, N, 7))
+    one = pair_report.judge(TRUE, {"calibrated": blocks}, pool=20)
+    assert one.priors["calibrated"] == report.priors["calibrated"]
+    with pytest.raises(UserError, match="a has samples of 59 pairs for 60; give all"):
+        pair_report.judge(TRUE, {"a": iter([SAMPLES[:59]])})
+
+
+def test_memory_does_not_grow_with_the_number_of_samples():
+    num, size = 200, 2000
+    blocks = (RNG.normal(size=(2, num, size)).astype(np.float32) for _ in range(30))
+    true = RNG.normal(size=(60, size)).astype(np.float32)
+    tracemalloc.start()
+    pair_report.judge(true, {"a": blocks}, pool=20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 * num * size * 4 / 3  # a third of all samples
 
 
 def test_a_plot_is_written(report, tmp_path):

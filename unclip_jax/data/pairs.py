@@ -258,7 +258,7 @@ def _by_key(
     _check_partners(opened, good, set(shared), cfg)
     _check_some(len(shared))
     if cfg.repeats == "mean":
-        return _averaged(opened, tables, shared)
+        return _averaged(opened, tables, shared, cfg)
     parts, names = [], []
     for key in shared:
         grid = np.meshgrid(*(tables[name][key] for name in opened), indexing="ij")
@@ -268,19 +268,38 @@ def _by_key(
 
 
 def _averaged(
-    opened: Mapping[str, Column], tables: Mapping[str, dict[str, list[int]]], shared: Sequence[str]
+    opened: Mapping[str, Column],
+    tables: Mapping[str, dict[str, list[int]]],
+    shared: Sequence[str],
+    cfg: PairsConfig,
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """Returns one pair per target, whose conditions are averaged over the rows of its key."""
+    """Returns pairs whose conditions are averaged over the rows of a key with equal labels.
+
+    So the trials of one subject are averaged, those of different subjects are different pairs.
+    """
     conditions = [name for name in opened if name != TARGET]
     if len(conditions) > 1 or opened[conditions[0]].ragged or opened[conditions[0]].integer:
         raise UserError(
             "config.data.repeats is 'mean', which averages one condition of vectors or sequences "
             "of equal length; use 'each'."
         )
-    pairs = [(i, row) for i, key in enumerate(shared) for row in tables[TARGET][key]]
-    means = tuple(np.array(tables[conditions[0]][key]) for key in shared)
-    rows = np.array(pairs)
-    return rows, np.array(shared)[rows[:, 0]], means
+    column, table = opened[conditions[0]], tables[conditions[0]]
+    labels = [
+        _labels(getattr(cfg, name), column, name)
+        for name in ("subjects", "groups", "splits")
+        if getattr(cfg, name)
+    ]
+    means: list[np.ndarray] = []
+    pairs, keys = [], []
+    for key in shared:
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for row in table[key]:
+            alike.setdefault(tuple(str(one[row]) for one in labels), []).append(row)
+        for trials in alike.values():
+            pairs += [(len(means), row) for row in tables[TARGET][key]]
+            keys += [key] * len(tables[TARGET][key])
+            means.append(np.array(trials))
+    return np.array(pairs), np.array(keys), tuple(means)
 
 
 def _rows_of_keys(column: Column, good: np.ndarray) -> dict[str, list[int]]:

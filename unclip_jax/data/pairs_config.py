@@ -24,7 +24,8 @@ class PairsConfig:
         eval_share: share of the groups or keys in the validation split, if chosen randomly.
         bad_rows: rows that are not finite, or whose key has no partner: "refuse", or "skip" them
             and log their number.
-        repeats: several x of one key: "each" is a pair, or their "mean".
+        repeats: several x of one key: "each" is a pair, or their "mean", of those whose labels
+            (subjects, groups, splits) agree.
     """
 
     x: str = ""

@@ -1,8 +1,10 @@
 """Evaluates trained priors between embedding spaces on held-out pairs."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -78,13 +80,13 @@ def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
         )
     if config.steps is not None and all(model.cfg.method != "diffusion" for model in models):
         raise UserError("--steps is for diffusion, and none of these priors is one; leave it out.")
-    samples: dict[str, np.ndarray] = {}
+    samples: dict[str, Iterable[np.ndarray]] = {}
     true = np.zeros(0)
     for run, model in zip(config.runs, models, strict=True):
         rows = _held_out(config, model, run)
         true = unit(rows[TARGET]) if model.cfg.scaling == "unit" else rows[TARGET]
-        for name, array in _sampled(config, model, rows).items():
-            samples.setdefault(name if name in ("ridge", "mean") else _name(run, samples), array)
+        for name, blocks in _sampled(config, model, rows).items():
+            samples.setdefault(name if name in ("ridge", "mean") else _name(run, samples), blocks)
     report = pair_report.judge(true, samples, pool=config.pool)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -129,9 +131,11 @@ def _held_out(
 
 def _sampled(
     config: PairEvaluation, model: EmbeddingPriorModel, rows: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns the samples of a model, its ridge regression's prediction and the mean."""
-    count = len(rows[TARGET])
+) -> dict[str, Iterable[np.ndarray]]:
+    """Returns the samples of a model, its ridge regression's prediction and the mean, in blocks.
+
+    All samples together may be larger than memory.
+    """
     conditions: dict[str, Any] = {}
     for one in model.cfg.model.conditions:
         conditions[one.name] = rows[one.name]
@@ -144,13 +148,22 @@ def _sampled(
     num = config.num if model.cfg.generative else 1
     steps = config.steps if model.cfg.method == "diffusion" else None
     options = {"guidance": config.guidance, "steps": steps, "seed": config.seed}
-    samples = model.sample(conditions, num=num, **options)
-    result = {"prior": samples}
+    result: dict[str, Iterable[np.ndarray]] = {
+        "prior": model.sample_blocks(conditions, num=num, **options)
+    }
     if model.cfg.fits_ridge and model.cfg.method != "ridge":
-        result["ridge"] = model.linear(conditions)[:, None]
+        result["ridge"] = (block[:, None] for block in model.linear_blocks(conditions))
     mean = model.mean()
-    result["mean"] = np.broadcast_to(mean[None, None], (count, 1, *mean.shape))
+    result["mean"] = itertools.repeat(mean[None, None], len(rows[TARGET]))
     if not model.cfg.model.ragged:
         return result
     real = rows[f"{TARGET}_mask"][:, None, :, None]  # padding is no part of a target
-    return {name: array * real for name, array in result.items()}
+    return {name: _masked(blocks, real) for name, blocks in result.items()}
+
+
+def _masked(blocks: Iterable[np.ndarray], real: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields blocks of consecutive rows times their part of `real`."""
+    start = 0
+    for block in blocks:
+        yield block * real[start : start + len(block)]
+        start += len(block)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from unclip_jax.metrics.calibration import Coverage, EnergyTest
 from unclip_jax.metrics.intervals import Mean, Rate, bootstrap
 
 POOL = 300  # candidates of retrieval, as in MindEye (arXiv 2305.18274, section 3.2)
+
+BLOCK = 1 << 25  # numbers of an array that are judged at once
 
 Targets = Float[np.ndarray, "n *s"]
 
@@ -89,12 +91,15 @@ class PairReport:
         return "\n".join([*(line.rstrip() for line in lines), note]) + "\n"
 
 
-def judge(true: Targets, samples: Mapping[str, np.ndarray], *, pool: int = POOL) -> PairReport:
+def judge(
+    true: Targets, samples: Mapping[str, np.ndarray | Iterable[np.ndarray]], *, pool: int = POOL
+) -> PairReport:
     """Judges the samples of priors.
 
     Args:
         true: held-out targets.
-        samples: name of a prior -> [pairs samples *target]; one sample for a regression.
+        samples: name of a prior -> [pairs samples *target], or blocks of consecutive pairs, which
+            need not be in memory together; one sample for a regression.
         pool: candidates of retrieval.
 
     Raises:
@@ -106,12 +111,8 @@ def judge(true: Targets, samples: Mapping[str, np.ndarray], *, pool: int = POOL)
     flat = true.reshape(len(true), -1)
     priors = {}
     for name, of_prior in samples.items():
-        if len(of_prior) != len(true) or of_prior.shape[2:] != true.shape[1:]:
-            raise UserError(
-                f"{name} has samples {list(of_prior.shape)} for targets {list(true.shape)}; give "
-                "[pairs, samples, ...]."
-            )
-        priors[name] = _judged(flat, of_prior.reshape(*of_prior.shape[:2], -1), pool)
+        blocks = _split(of_prior) if isinstance(of_prior, np.ndarray) else of_prior
+        priors[name] = _judged(flat, _checked(blocks, name, true), pool)
     return PairReport(len(true), pool, priors)
 
 
@@ -120,26 +121,61 @@ def mean_cosine(guess: Targets, true: Targets) -> Mean:
     return embeddings.cosine(*(unit(rows.reshape(len(rows), -1)) for rows in (guess, true)))
 
 
-def _judged(true: np.ndarray, samples: np.ndarray, pool: int) -> Judgement:
-    guess, target = unit(samples.mean(axis=1)), unit(true)
+def _split(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields blocks of about `BLOCK` numbers."""
+    rows = max(BLOCK // max(samples[:1].size, 1), 1)
+    for start in range(0, len(samples), rows):
+        yield samples[start : start + rows]
+
+
+def _checked(blocks: Iterable[np.ndarray], name: str, true: Targets) -> Iterator[np.ndarray]:
+    """Yields blocks, each sample flat.
+
+    Raises:
+        UserError: they do not match the targets.
+    """
+    count = 0
+    for block in blocks:
+        count += len(block)
+        if block.shape[2:] != true.shape[1:] or block.ndim < 3 or count > len(true):
+            shape = [count, *block.shape[1:]]
+            raise UserError(
+                f"{name} has samples {shape} for targets {list(true.shape)}; give "
+                "[pairs, samples, ...]."
+            )
+        yield block.reshape(*block.shape[:2], -1)
+    if count < len(true):
+        raise UserError(f"{name} has samples of {count} pairs for {len(true)}; give all.")
+
+
+def _judged(true: np.ndarray, blocks: Iterable[np.ndarray], pool: int) -> Judgement:
+    guess, first, single, places, num, start = [], [], [], [], 1, 0
+    for samples in blocks:
+        num, target = samples.shape[1], true[start : start + len(samples)]
+        guess.append(unit(samples.mean(axis=1)))
+        first.append(samples[:, 0].copy())
+        single.append(np.sum(unit(samples) * unit(target)[:, None], axis=-1).mean(axis=1))
+        if num > 1:
+            places.append(calibration.ranks(samples, target))
+        start += len(samples)
+    guess, target = np.concatenate(guess), unit(true)
     order = np.random.default_rng(0).permutation(len(true))
-    num, shuffled = samples.shape[1], (guess[order], target[order])
+    shuffled = (guess[order], target[order])
     rank = embeddings.retrieval_ranks(*shuffled, group=pool)
     coverage, histogram = None, ()
     if num > 1:
-        places = calibration.ranks(samples, true)
-        coverage = calibration.coverage(places, num=num)
-        counts = np.bincount(places.reshape(-1), minlength=num + 1)
+        place = np.concatenate(places)
+        coverage = calibration.coverage(place, num=num)
+        counts = np.bincount(place.reshape(-1), minlength=num + 1)
         histogram = tuple((counts / counts.sum()).tolist())
-    single = np.sum(unit(samples) * target[:, None], axis=-1).mean(axis=1)
     return Judgement(
         cosine=embeddings.cosine(guess, target),
-        sample_cosine=bootstrap(single),
+        sample_cosine=bootstrap(np.concatenate(single)),
         forward=embeddings.retrieval_rate(*shuffled, group=pool),
         backward=embeddings.retrieval_rate(*shuffled[::-1], group=pool),
         rank=bootstrap(rank.astype(np.float64)),
         coverage=coverage,
-        energy=calibration.energy_test(samples[:, 0], true),
+        energy=calibration.energy_test(np.concatenate(first), true),
         histogram=histogram,
     )
 

@@ -96,6 +96,29 @@ class EmbeddingPriorModel:
             UserError: conditions that the model does not have, or of another shape, or settings of
                 another method.
         """
+        options = {"guidance": guidance, "steps": steps, "sampler": sampler}
+        codes = {"temperature": temperature, "top_p": top_p}
+        settings: dict[str, Any] = {**options, **codes, "seed": seed, "batch": batch}
+        return np.concatenate([*self.sample_blocks(x, num=num, **settings)])
+
+    def sample_blocks(
+        self,
+        x: Rows | Mapping[str, Rows],
+        *,
+        num: int = 1,
+        guidance: float | None = None,
+        steps: str | None = None,
+        sampler: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch: int = BATCH,
+    ) -> Iterator[np.ndarray]:
+        """Yields what `sample` returns in blocks of consecutive rows, of which memory holds one.
+
+        Raises:
+            UserError: as `sample`, before the first block.
+        """
         in_range("num", num, 1, 2**20)
         conditions, size = conditions_of(self.cfg, x)
         chain = {"steps": steps, "sampler": sampler}
@@ -103,13 +126,18 @@ class EmbeddingPriorModel:
         _check_method(self.cfg, {"diffusion": chain, "autoregressive": codes})
         cfg = dataclasses.replace(self.cfg, **_set(codes))
         sampling = dataclasses.replace(cfg.sampling, **_set({"guidance_scale": guidance, **chain}))
-        key, parts = jax.random.key(seed), []
-        for numbers in _batches(size * num, min(batch, size * num)):
+        key, total, start = jax.random.key(seed), size * num, 0
+        pending = np.zeros((0, *cfg.model.target), np.float32)
+        for numbers in _batches(total, min(batch, total)):
             rows = {name: value[numbers // num] for name, value in conditions.items()}
             keys = rng.per_example(key, jnp.asarray(numbers))
-            parts.append(jax.device_get(_sample(cfg, sampling, self.params, rows, keys)))
-        samples = np.concatenate(parts)[: size * num]
-        return samples.reshape(size, num, *self.cfg.model.target)
+            samples = jax.device_get(_sample(cfg, sampling, self.params, rows, keys))
+            pending = np.concatenate([pending, samples[: total - start]])
+            start += len(numbers)
+            whole = len(pending) // num * num
+            if whole:
+                yield pending[:whole].reshape(-1, num, *cfg.model.target)
+                pending = pending[whole:]
 
     def linear(self, x: Rows | Mapping[str, Rows]) -> np.ndarray:
         """Returns the prediction of the ridge regression in this model, [rows *target].
@@ -117,6 +145,10 @@ class EmbeddingPriorModel:
         Raises:
             UserError: it has none, or conditions that do not fit or are missing.
         """
+        return np.concatenate([*self.linear_blocks(x)])
+
+    def linear_blocks(self, x: Rows | Mapping[str, Rows]) -> Iterator[np.ndarray]:
+        """Yields what `linear` returns in blocks of consecutive rows."""
         if not self.cfg.fits_ridge:
             raise UserError("this model has no ridge regression (config.model.model.ridge).")
         conditions, size = conditions_of(self.cfg, x)
@@ -124,11 +156,10 @@ class EmbeddingPriorModel:
         missing = [name for name in names if name not in conditions]
         if missing:
             raise UserError(f"the ridge regression needs {', '.join(missing)} too; give every x.")
-        parts = []
         for numbers in _batches(size, min(BATCH, size)):
             rows = {name: value[numbers] for name, value in conditions.items()}
-            parts.append(jax.device_get(_linear(self.cfg, self.params["fitted"], rows)))
-        return np.concatenate(parts)[:size]
+            block = jax.device_get(_linear(self.cfg, self.params["fitted"], rows))
+            yield block[: size - numbers[0]]
 
     def mean(self) -> np.ndarray:
         """Returns the mean of the training targets."""
