@@ -26,8 +26,8 @@ LACKING = {
     },
     "dalle2": {
         "prior": "the table of tokens",
-        "embedding_prior": "the paths past the transformer; its blocks are its own",
         "decoder": "the caption's transformer and the map of z_img; its blocks are its own",
+        "embedding_prior": "the paths past the transformer; its blocks are its own",
     },
 }
 
@@ -138,7 +138,7 @@ def _dalle2_prior(model: Any) -> dict[str, Any]:
 def _dalle2_embedding_prior(model: Any) -> dict[str, Any]:
     net = model.model
     sizes = {"dim": net.width, "depth": net.depth, "heads": net.heads}
-    sizes["dim_head"] = net.width // net.heads
+    sizes |= {"dim_head": net.width // net.heads, "max_text_len": 0}  # else 256 padding tokens
     return {"network": "prior", "settings": sizes, "timesteps": net.num_timesteps}
 
 

@@ -51,11 +51,11 @@ def prior(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
         image_embed_dim=sizes["dim"],
         timesteps=task["timesteps"],
         cond_drop_prob=0.1,
-        condition_on_text_encodings="max_text_len" in sizes,
+        condition_on_text_encodings=sizes["max_text_len"] > 0,
     )
     z = (batch, sizes["dim"])
     inputs = {"text_embed": torch.randn(z), "image_embed": torch.randn(z)}
-    if "max_text_len" in sizes:
+    if sizes["max_text_len"]:
         inputs["text_encodings"] = torch.randn(batch, sizes["max_text_len"], sizes["dim"])
     return model, inputs
 

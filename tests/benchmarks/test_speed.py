@@ -87,6 +87,11 @@ def test_random_batches_satisfy_the_stage():
             [PRIOR, "--peer=dalle2"],
             "this one 64 with embeddings of 32; add --config.model.model.width=32",
         ),
+        (
+            "train",
+            ["--config=embedding_prior:tiny", "--peer=dalle2"],
+            "dalle2's prior reads one vector as one token, as wide as the target and the network",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_is_measured(monkeypatch, what, arguments, message):
@@ -124,8 +129,14 @@ def test_the_peer_has_the_experiment_s_shapes(name, what, settings):
 
 def test_dalle2_gets_the_experiment_s_shapes():
     task = {}
-    for name in ("prior", "decoder"):
-        experiment = loading.read(f"experiments/{name}.py:shapes", overrides=[ADAMW])
+    net = "--config.model.model"
+    alike = [f"{net}.target=(12,)", f"{net}.width=12", f"{net}.ridge=False"]
+    for name, size, overrides in (
+        ("prior", "shapes", []),
+        ("decoder", "shapes", []),
+        ("embedding_prior", "tiny", alike),
+    ):
+        experiment = loading.read(f"{name}:{size}", overrides=[ADAMW, *overrides])
         task[name] = baselines.task("dalle2", experiment, what="train", batch=6)["settings"]
     assert task["prior"] == {
         "dim": 128,
@@ -134,6 +145,8 @@ def test_dalle2_gets_the_experiment_s_shapes():
         "dim_head": 32,
         "max_text_len": 24,
     }
+    sizes = {"dim": 12, "depth": 2, "heads": 2, "dim_head": 6, "max_text_len": 0}
+    assert task["embedding_prior"] == sizes
     assert (task["decoder"]["dim"], task["decoder"]["dim_mults"]) == (48, (1, 2))
     assert task["decoder"]["self_attn"] == [False, True]  # at 8 of 16 and 8 pixels
 

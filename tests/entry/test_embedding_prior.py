@@ -11,7 +11,7 @@ import pytest
 
 import unclip_jax
 from tests.conftest import ROOT
-from unclip_jax import embed, evaluate
+from unclip_jax import embed, evaluate, train
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import fit_prior, loading
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
@@ -250,6 +250,17 @@ def test_pairs_that_were_trained_on_are_not_taken_for_held_out_ones(run, place, 
         evaluate.main(["pairs", str(run), *data, *options])
     evaluate.main(["pairs", str(run), *data, *options, "--eval-share=1"])
     assert json.loads((tmp_path / "out" / "pairs.json").read_text())["pairs"] == 20
+
+
+def test_a_refused_fit_leaves_the_workdir_free(place, tmp_path):
+    options = [f"--workdir={tmp_path}/run", "--config.model.scaling=standardised"]
+    for dimension in (2, 5):
+        y = np.load(place / "y.npy")
+        y[:, dimension] = 1.0
+        np.save(tmp_path / f"{dimension}.npy", y)
+        data = [f"--config.data.x={place}/x.npy", f"--config.data.y={tmp_path}/{dimension}.npy"]
+        with pytest.raises(UserError, match=f"dimension {dimension} of y is the same in all"):
+            train.main(["--config=embedding_prior:tiny", *options, *data])
 
 
 def test_arrays_are_needed():

@@ -82,6 +82,13 @@ def test_memory_does_not_grow_with_the_number_of_samples():
     assert peak < 60 * num * size * 4 / 3  # a third of all samples
 
 
+def test_equal_targets_are_one_candidate_of_retrieval(report):
+    twice = {"exact": np.repeat(TRUE, 2, axis=0)[:, None]}
+    one = pair_report.judge(np.repeat(TRUE, 2, axis=0), twice, pool=300)
+    assert (one.pairs, one.pool) == (2 * N, N)
+    assert one.priors["exact"].forward.value == one.priors["exact"].backward.value == 1.0
+
+
 def test_a_plot_is_written(report, tmp_path):
     pair_report.plot(report, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"

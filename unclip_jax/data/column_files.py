@@ -83,6 +83,7 @@ def open_column(location: str) -> Column:
         raise
     except _DAMAGED as error:
         reason = (str(error) or repr(error)).splitlines()[0]
+        reason = "it holds no array of numbers" if "allow_pickle" in reason else reason
         raise UserError(f"{location} cannot be read: {reason}; write the file again.") from error
     formats = ".npy, .npz, .safetensors, .h5, .parquet, .arrow, .tar or a folder of clip-retrieval"
     raise UserError(f"{location} has an unknown format; give {formats}.")

@@ -184,6 +184,10 @@ def _open_pairs(cfg: PairsConfig, states: tuple[Any, ...]) -> Pairs:
 
 
 def _check_numbers(name: str, column: Column) -> None:
+    if not column.shape:
+        raise UserError(
+            f"{column.where} has shape [{len(column)}]; give vectors [n, d], of one number [n, 1]."
+        )
     dtype = np.dtype(column.values.dtype)
     floating = dtype.kind == "f" or dtype == ml_dtypes.bfloat16
     if name == TARGET and not floating:

@@ -1,6 +1,7 @@
 """Judges priors between embedding spaces on held-out pairs: agreement, retrieval, calibration."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -100,19 +101,21 @@ def judge(
         true: held-out targets.
         samples: name of a prior -> [pairs samples *target], or blocks of consecutive pairs, which
             need not be in memory together; one sample for a regression.
-        pool: candidates of retrieval.
+        pool: candidates of retrieval, all different: of equal targets the first is one.
 
     Raises:
         UserError: fewer than two pairs, or samples that do not match them.
     """
     if len(true) < 2:
         raise UserError(f"{len(true)} held-out pairs are too few to judge; hold out at least 2.")
-    pool = min(pool, len(true))
     flat = true.reshape(len(true), -1)
+    rows = [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
+    distinct = embeddings.first_occurrences(rows)
+    pool = min(pool, len(distinct))
     priors = {}
     for name, of_prior in samples.items():
         blocks = _split(of_prior) if isinstance(of_prior, np.ndarray) else of_prior
-        priors[name] = _judged(flat, _checked(blocks, name, true), pool)
+        priors[name] = _judged(flat, _checked(blocks, name, true), pool, distinct)
     return PairReport(len(true), pool, priors)
 
 
@@ -148,7 +151,9 @@ def _checked(blocks: Iterable[np.ndarray], name: str, true: Targets) -> Iterator
         raise UserError(f"{name} has samples of {count} pairs for {len(true)}; give all.")
 
 
-def _judged(true: np.ndarray, blocks: Iterable[np.ndarray], pool: int) -> Judgement:
+def _judged(
+    true: np.ndarray, blocks: Iterable[np.ndarray], pool: int, distinct: np.ndarray
+) -> Judgement:
     guess, first, single, places, num, start = [], [], [], [], 1, 0
     for samples in blocks:
         num, target = samples.shape[1], true[start : start + len(samples)]
@@ -159,7 +164,7 @@ def _judged(true: np.ndarray, blocks: Iterable[np.ndarray], pool: int) -> Judgem
             places.append(calibration.ranks(samples, target))
         start += len(samples)
     guess, target = np.concatenate(guess), unit(true)
-    order = np.random.default_rng(0).permutation(len(true))
+    order = np.random.default_rng(0).permutation(distinct)
     shuffled = (guess[order], target[order])
     rank = embeddings.retrieval_ranks(*shuffled, group=pool)
     coverage, histogram = None, ()

@@ -31,7 +31,7 @@ def claim(
     identity: Mapping[str, Any],
     *,
     earlier: Mapping[str, Any] | None = None,
-) -> None:
+) -> bool:
     """Reserves `workdir` for the run with this identity, or refuses.
 
     The first call writes `fingerprint.json` (process 0 alone); later ones compare with it.
@@ -43,14 +43,18 @@ def claim(
         earlier: the identity as versions wrote it that knew inputs by their paths; compared with
             files of those versions, which are then written anew.
 
+    Returns:
+        True if nothing had reserved the folder.
+
     Raises:
         UserError: the folder belongs to another experiment (naming the first key that differs),
             cannot be written, or holds checkpoints but no readable fingerprint.
     """
     path = workdir / FILE
+    first = not path.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if not first:
             stored = _read(workdir, path.read_text(encoding="utf-8"))
             comparable = identity if earlier is None or "inputs" in stored else earlier
             _compare(workdir, stored, comparable)
@@ -67,6 +71,13 @@ def claim(
         raise UserError(
             f"cannot write to the workdir {workdir}: {error.strerror}. Choose another --workdir."
         ) from error
+    return first
+
+
+def release(workdir: pathlib.Path) -> None:
+    """Cancels the first `claim` of a workdir without checkpoints."""
+    if jax.process_index() == 0:
+        (workdir / FILE).unlink(missing_ok=True)
 
 
 def digest(identity: Mapping[str, Any]) -> str:

@@ -96,11 +96,16 @@ def train(
     program = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
     _announce(stage, program, config, optim)
     folder = pathlib.Path(workdir)
-    fingerprint.claim(folder, identity, earlier=earlier)
+    first = fingerprint.claim(folder, identity, earlier=earlier)
     key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
     retention = {"keep": config.keep, "keep_every": config.keep_every}
     with Checkpoints(folder, **retention) as checkpoints, contextlib.ExitStack() as stack:
-        state = _start(program, checkpoints, train_data, key, initial, fitted)
+        try:
+            state = _start(program, checkpoints, train_data, key, initial, fitted)
+        except UserError:
+            if first:  # nothing was trained, so the folder is free for mended data or settings
+                fingerprint.release(folder)
+            raise
         start = int(jax.device_get(state.step))
         if start >= config.steps:
             log.info("%s: all %d steps are done", stage.name, start)
