@@ -22,6 +22,7 @@ from unclip_jax.core.files import check_output
 from unclip_jax.data import dataset_manifest
 from unclip_jax.data.image_codec import Limits
 from unclip_jax.preparation.checking import CheckConfig
+from unclip_jax.preparation.filters import Uids, Where
 from unclip_jax.preparation.import_plans import make_plans
 from unclip_jax.preparation.importer import ImportConfig
 from unclip_jax.preparation.pipeline import prepare
@@ -45,6 +46,8 @@ def parser() -> Parser:
     add("--tokenizer", default="train", help="folder with one, 'train' or 'none'")
     add("--vocab-size", type=int, default=8192, help="of a trained tokenizer, at most")
     add("--caption-field", default="", help="JSON field or feature with the caption")
+    add("--where", default="", help='condition on metadata, such as "similarity > 0.28"')
+    add("--uids", type=pathlib.Path, help="file with the uids or keys to keep")
     add("--prefix-keys", action="store_true", help="for tars that use the same keys again")
     add("--image-size", type=int, help="store square images of this side; default of a world: 64")
     add("--max-side", type=int, help="reduce images to this shorter side; default: as they are")
@@ -71,6 +74,8 @@ def main(argv: Sequence[str]) -> None:
         split=args.split,
         caption_field=args.caption_field,
         prefix=args.prefix_keys,
+        where=Where(args.where) if args.where else None,
+        uids=Uids(args.uids) if args.uids else None,
         image_size=args.image_size or 64,
         seed=args.seed,
     )

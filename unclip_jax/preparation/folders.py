@@ -118,6 +118,8 @@ def list_image(
     if isinstance(image, str):
         return Item(key, None, None, skip=image)
     beside = exists or (lambda name: (path.parent / name).is_file())
+    metadata = whole_file(path.with_suffix(".json")) if beside(f"{path.stem}.json") else None
+    facts = metadata if isinstance(metadata, Blob) else None
     for suffix in CAPTION_SUFFIXES:
         for stem in (path.stem, path.name):
             for name in (stem + suffix, stem + suffix.upper()):
@@ -125,7 +127,7 @@ def list_image(
                     continue
                 text = whole_file(path.parent / name)
                 if not isinstance(text, str):
-                    return _captioned(key, image, text, suffix, field)
+                    return _captioned(key, image, text, suffix, field)._replace(facts=facts)
     return Item(key, image, None, skip="no caption")
 
 
@@ -239,7 +241,8 @@ def _row_item(path: pathlib.Path, root: pathlib.Path, row: TableRow) -> Item:
     key = _key(path, root)
     if isinstance(image, str):
         return Item(key, None, None, skip=image)
-    return Item(key, image, row.texts or None, skip="" if row.texts else "no caption")
+    skip = "" if row.texts else "no caption"
+    return Item(key, image, row.texts or None, skip=skip, facts=row.facts)
 
 
 def _key(path: pathlib.Path, root: pathlib.Path) -> str:

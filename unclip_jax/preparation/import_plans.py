@@ -2,6 +2,8 @@
 
 import glob
 import hashlib
+import itertools
+import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from unclip_jax.data.portraits import generator as portraits
 from unclip_jax.data.records import Record
 from unclip_jax.data.shapes import generator as shapes
 from unclip_jax.preparation import import_inputs
+from unclip_jax.preparation.filters import Uids, Where
 from unclip_jax.preparation.items import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
@@ -77,19 +80,30 @@ def world_counts(text: str) -> dict[str, int] | None:
 class FilePlan:
     """Examples in folders, tars, Parquet files and tables."""
 
-    def __init__(self, inputs: Sequence[str], *, caption_field: str = "", prefix: bool = False):
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        *,
+        caption_field: str = "",
+        prefix: bool = False,
+        where: Where | None = None,
+        uids: Uids | None = None,
+    ):
         """Lists everything that `inputs` (see `import_inputs`) hold.
 
         Args:
             inputs: the sources, read in this order and each once.
             caption_field: field or column with the caption; "" = one of the usual names.
             prefix: put the input's name before every key, for tars that reuse keys.
+            where: a condition on metadata; others are filtered out.
+            uids: the examples to keep; others are filtered out.
 
         Raises:
             UserError: an input matches nothing, has an unknown format or holds no image.
         """
         self.sources = tuple(printable(text) for text in inputs)
         self._items: list[Item] = []
+        self._where, self._uids = where, uids
         self._files, self._cells = FileReader(), ParquetReader()
         self._classes: dict[str, tuple[str, ...]] = {}
         others = Listing()
@@ -108,7 +122,8 @@ class FilePlan:
                 key = printable(f"{path.name}/{item.key}" if prefix else item.key)
                 skip = item.skip or _key_problem(item.key) or ("duplicate key" * (key in keys))
                 keys.add(key)
-                self._items.append(item._replace(key=key, skip=skip))
+                facts = item.facts if where or uids else None
+                self._items.append(item._replace(key=key, skip=skip, facts=facts))
         self.others: Mapping[str, int] = dict(others.others)
         self.note = _note(others)
         if not self._items:
@@ -116,9 +131,15 @@ class FilePlan:
                 f"no images in {', '.join(self.sources)}{self.note}; expected a folder of images "
                 "with captions in a table or beside them, a WebDataset tar, or Parquet with images."
             )
-        self.fingerprint = _fingerprint(_content(item) for item in self._items)
+        filters = [where.text] if where else []
+        filters += uids.identity if uids else []
+        content = (_content(item) for item in self._items)
+        self.fingerprint = _fingerprint(itertools.chain(filters, content))
         stamps = {item.classes: stamp(item.classes) for item in self._items if item.classes}
-        places = ((item.image, item.caption, stamps.get(item.classes)) for item in self._items)
+        places = (
+            (item.image, item.caption, stamps.get(item.classes), *([item.facts] if filters else ()))
+            for item in self._items
+        )
         signature = _fingerprint(repr(place) for place in places)
         self.signature: str | None = None if others.unlisted else signature
 
@@ -140,6 +161,8 @@ class FilePlan:
             raise Skip(item.skip)
         if item.image is None or item.caption is None:
             raise Skip("no image" if item.image is None else "no caption")
+        if self._where or self._uids:
+            self._filter(item)
         caption = item.caption
         if isinstance(caption, Blob):
             caption = self._files.read(caption, limit=MAX_TEXT_BYTES)
@@ -155,6 +178,23 @@ class FilePlan:
         """Closes the files that were read last."""
         self._files.close()
         self._cells.close()
+
+    def _filter(self, item: Item) -> None:
+        """Raises Skip for an example that is filtered out, or whose metadata cannot be read."""
+        facts = item.facts or {}
+        if isinstance(facts, Blob):
+            try:
+                facts = json.loads(self._files.read(facts, limit=MAX_TEXT_BYTES))
+            except (ValueError, RecursionError) as error:
+                raise Skip("bad metadata") from error
+        elif isinstance(facts, Cell):
+            facts = self._cells.facts(facts)
+        if not isinstance(facts, Mapping):
+            raise Skip("bad metadata")
+        if self._uids:
+            self._uids.check(item.key, facts)
+        if self._where:
+            self._where.check(facts)
 
     def _names(self, path: str) -> tuple[str, ...]:
         """Returns the lines of a file with the names of classes; () without one."""
@@ -294,6 +334,8 @@ def make_plans(
     split: str,
     caption_field: str = "",
     prefix: bool = False,
+    where: Where | None = None,
+    uids: Uids | None = None,
     image_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Plan]:
@@ -307,6 +349,8 @@ def make_plans(
         prefix: see `FilePlan`.
         image_size: of a world's images.
         seed: of a world.
+        where: a condition on the metadata of files.
+        uids: the examples of files to keep.
 
     Raises:
         UserError: an input that cannot be used, or one split of inputs that cannot be mixed.
@@ -323,6 +367,8 @@ def make_plans(
                 raise UserError(f"split {name!r} would mix two worlds; give each its own folder.")
             world = text.partition(":")[0]
             plans[name] = WorldPlan(world, name, count=count, image_size=image_size, seed=seed)
+    if (where or uids) and len(plans):
+        raise UserError("--where and --uids filter files; procedural worlds have no metadata.")
     for name, group in group_inputs(files, split=split).items():
         if name in plans:
             world = plans[name].sources[0].partition(":")[0]
@@ -333,8 +379,11 @@ def make_plans(
                 f"split {name!r} would mix {named[0]} with other inputs; give it a split of its "
                 "own with --split or SPLIT=."
             )
+        if named and (where or uids):
+            raise UserError(f"--where and --uids filter files, not {named[0]}; leave them out.")
         if named:
             plans[name] = SourcePlan(named[0], split=name, caption_field=caption_field)
         else:
-            plans[name] = FilePlan(group, caption_field=caption_field, prefix=prefix)
+            options = {"prefix": prefix, "where": where, "uids": uids}
+            plans[name] = FilePlan(group, caption_field=caption_field, **options)
     return plans

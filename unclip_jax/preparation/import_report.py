@@ -8,6 +8,7 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import write_atomically
+from unclip_jax.preparation.filters import FILTERED
 
 FILE = "report.json"
 _NAMED = 100_000  # keys remembered per reason
@@ -37,13 +38,13 @@ class Tally:
 
     @property
     def bad(self) -> int:
-        """Number of records skipped."""
-        return sum(self.skipped.values())
+        """Number of records that cannot be used; those that a filter leaves out can."""
+        return sum(self.skipped.values()) - self.skipped.get(FILTERED, 0)
 
     @property
     def read(self) -> int:
         """Number of records read."""
-        return self.written + self.bad
+        return self.written + sum(self.skipped.values())
 
     def write(self, side: int) -> None:
         """Counts one record whose image has this shorter side."""
@@ -137,7 +138,8 @@ def table(tallies: Mapping[str, Tally]) -> str:
     rows: list[tuple[str, ...]] = [("split", "read", "kept", "skipped", "per second")]
     for split, tally in tallies.items():
         facts = tally.to_json()
-        numbers = (facts["read"], facts["kept"], tally.bad, round(facts["records_per_second"]))
+        skipped = facts["read"] - facts["kept"]
+        numbers = (facts["read"], facts["kept"], skipped, round(facts["records_per_second"]))
         rows.append((split, *(f"{number:,}" for number in numbers)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

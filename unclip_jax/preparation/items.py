@@ -12,7 +12,7 @@ import pathlib
 import stat
 import zlib
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
@@ -54,7 +54,10 @@ class Blob(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value in a Parquet file; `column` may be a struct with the fields bytes and path."""
+    """A value in a Parquet file; `column` may be a struct with the fields bytes and path.
+
+    Without a `column` it is the whole row.
+    """
 
     path: str
     column: str
@@ -73,6 +76,7 @@ class Item(NamedTuple):
         field: if the caption is JSON, the field with the text; "" = one of the usual names.
         classes: file with a name per line, for captions that are numbers of classes; "" = none.
         skip: reason why this item cannot be used; "" = none so far.
+        facts: its metadata, or their location; None = there are none.
     """
 
     key: str
@@ -82,6 +86,7 @@ class Item(NamedTuple):
     field: str = ""
     classes: str = ""
     skip: str = ""
+    facts: Blob | Cell | Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass

@@ -61,20 +61,21 @@ def list_parquet(path: pathlib.Path, *, caption_field: str = "") -> Listing | No
     for row in range(count):
         image = Cell(str(path), columns.image, row, changed)
         caption = Cell(str(path), columns.caption, row, changed) if columns.caption else None
-        skip = "" if caption else "no caption"
-        listing.items.append(Item(f"{path.stem}/{row:06d}", image, caption, skip=skip))
+        skip, facts = "" if caption else "no caption", Cell(str(path), "", row, changed)
+        key = f"{path.stem}/{row:06d}"
+        listing.items.append(Item(key, image, caption, skip=skip, facts=facts))
     return listing
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a table of file names and captions, without its other columns.
+    """Returns the rows of a table of file names and captions, with its numbers and texts.
 
     Raises:
         OSError: the file cannot be read.
     """
     try:
-        names = _schema(path).names
-        used = [name for name in names if name in (*tables.FILE_FIELDS, *captions.FIELDS)]
+        named = (*tables.FILE_FIELDS, *captions.FIELDS)
+        used = [field.name for field in _schema(path) if field.name in named or _is_plain(field)]
         return pyarrow.parquet.read_table(path, columns=used).to_pylist()
     except _ERRORS as error:
         raise OSError(f"{path} is no Parquet file") from error
@@ -86,6 +87,7 @@ class ParquetReader:
     def __init__(self):
         self._path = ""
         self._columns: dict[str, _Column] = {}
+        self._plain: list[str] | None = None  # names of the columns of numbers and texts
 
     def image(self, cell: Cell) -> bytes:
         """Returns the encoded image of a row.
@@ -115,11 +117,29 @@ class ParquetReader:
             return (names[value].replace("_", " "),)
         return captions.texts_of(value)
 
+    def facts(self, cell: Cell) -> dict[str, Any]:
+        """Returns the numbers and texts of a row.
+
+        Raises:
+            Skip: the file cannot be read.
+        """
+        try:
+            if cell.path != self._path:
+                self.close()
+                self._path = cell.path
+            if self._plain is None:
+                self._plain = [
+                    field.name for field in _schema(pathlib.Path(cell.path)) if _is_plain(field)
+                ]
+        except _ERRORS as error:
+            raise Skip("unreadable file") from error
+        return {name: self._value(cell._replace(column=name)) for name in self._plain}
+
     def close(self) -> None:
         """Closes the file read last."""
         for column in self._columns.values():
             column.close()
-        self._path, self._columns = "", {}
+        self._path, self._columns, self._plain = "", {}, None
 
     def _value(self, cell: Cell) -> Any:
         if cell.path != self._path:
@@ -203,6 +223,15 @@ def _is_image(field: pyarrow.Field) -> bool:
     if pyarrow.types.is_struct(field.type):
         return any(inner.name == "bytes" and _is_binary(inner.type) for inner in field.type)
     return _is_binary(field.type) and field.name.lower() in _IMAGE_NAMES
+
+
+def _is_plain(field: pyarrow.Field) -> bool:
+    """True for columns of numbers and texts."""
+    kinds = pyarrow.types
+    return any(
+        test(field.type)
+        for test in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_string)
+    )
 
 
 def _is_binary(kind: pyarrow.DataType) -> bool:

@@ -31,12 +31,14 @@ class TableRow(NamedTuple):
         name: of the image's file, as stated; "" if the row cannot be used.
         texts: its captions.
         problem: reason why the row cannot be used; "" = none.
+        facts: the cells of the row that are numbers or texts.
     """
 
     line: int
     name: str = ""
     texts: tuple[str, ...] = ()
     problem: str = ""
+    facts: dict[str, Any] = {}  # noqa: RUF012
 
 
 def is_metadata(path: pathlib.PurePath) -> bool:
@@ -115,7 +117,8 @@ def checked(rows: Iterable[tuple[int, Row]], field: str, *, strict: bool) -> lis
         problem = name_problem(name)
         texts = captions.field_of(row, field)
         usable = usable or (bool(texts) and _names_image(name))
-        result.append(TableRow(number, "" if problem else str(name), texts, problem))
+        facts = {key: cell for key, cell in row.items() if isinstance(cell, str | int | float)}
+        result.append(TableRow(number, "" if problem else str(name), texts, problem, facts))
     return result if usable else None
 
 

@@ -173,11 +173,11 @@ def _item(key: str, sample: Sample, field: str, path: str) -> Item:
     image = _first(sample, IMAGE_SUFFIXES)
     if image is None:
         return Item(key, None, None, skip="no image")
-    text = _first(sample, TEXT_SUFFIXES)
+    text, facts = _first(sample, TEXT_SUFFIXES), sample.get(".json")
     if text is not None:
-        return Item(key, image, text)
-    if ".json" in sample:
-        return Item(key, image, sample[".json"], form="json", field=field)
+        return Item(key, image, text, facts=facts)
+    if facts is not None:
+        return Item(key, image, facts, form="json", field=field, facts=facts)
     if ".cls" in sample:
         classes = str(pathlib.Path(path).with_name(CLASSES))
         return Item(key, image, sample[".cls"], form="class", classes=classes)
