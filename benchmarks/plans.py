@@ -34,7 +34,10 @@ OTHERS = {
 }
 # The prior, one scanned block, compiles in minutes as it is; a U-Net would take hours.
 EFFORT = {"prior": "default"}
-EXPERIMENTS = sorted(registry.default_chain(), key=lambda name: name not in EFFORT)  # quick first
+IMAGEN = ("imagen_base", "imagen_sr256", "imagen_sr1024")
+EXPERIMENTS = sorted(  # quick first
+    (*registry.default_chain(), *IMAGEN), key=lambda name: name not in EFFORT
+)
 GIB = 2.0**30
 
 

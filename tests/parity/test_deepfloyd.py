@@ -123,7 +123,7 @@ def test_the_stages_are_read_with_their_text_encoder(run):
     assert all("non-commercial" in card.licence for card in run.manifests.values())
     ids = {card.text_encoder_id for card in run.manifests.values()}
     assert len(ids) == 1 and None not in ids
-    sampling = run.cascade.base.sampling
+    sampling = run.cascade.decoder.sampling
     assert (sampling.steps, sampling.guidance_scale, sampling.cap) == ("ddim100", 7.0, 1.5)
     assert sampling.percentile == 95.0
 
@@ -133,7 +133,7 @@ def test_the_u_net_of_stage_1_agrees(folders, run):
     model = diffusers.UNet2DConditionModel.from_pretrained(folders / "I" / "unet")
     with torch.no_grad():
         theirs = _nhwc(model(x, t, encoder_hidden_states=states).sample)
-    cfg, params = run.cascade.base, run.params["imagen_base"]
+    cfg, params = run.cascade.decoder, run.params["imagen_base"]
     mask = jnp.ones((2, 77), bool)
     features = jnp.asarray(states.numpy())
     ours = TextBase(cfg.model).apply(
@@ -211,7 +211,7 @@ def test_the_pipeline_of_stage_1_samples_the_same_image(folders, run, monkeypatc
     caption, steps = "a red circle", 5
     options = {"num_inference_steps": steps, "guidance_scale": 3.0, "output_type": "pt"}
     theirs = _nhwc(pipe(caption, clean_caption=False, **options).images)
-    cfg, params = run.cascade.base, run.params["imagen_base"]
+    cfg, params = run.cascade.decoder, run.params["imagen_base"]
     words = load.load_tokenizers(run.tokenizer_dirs)
     ids = tokenise(run.cascade, words, [caption])["text_encoder"]
     keys = jax.random.split(jax.random.key(0), 1)

@@ -83,7 +83,7 @@ def stub(monkeypatch):
     """A network that repeats what it sees of the low-res image; returns what it was given."""
     seen = []
 
-    def network(module, params, x_t, t, *, low_res, low_res_t, deterministic, rngs):
+    def network(module, params, x_t, t, *, low_res, low_res_t, **options):
         seen.append({"low_res": low_res, "low_res_t": low_res_t})
         return jnp.repeat(jnp.repeat(low_res, 2, axis=1), 2, axis=2)
 
@@ -200,7 +200,7 @@ def test_in_a_chain_low_res_images_have_8_bits_if_the_stage_says_so(made, quanti
     """GLIDE's released sampler rounds; Karlo's does not."""
     seen = {}
 
-    def sample(cfg, params, *, low_res, keys, sampling):
+    def sample(cfg, params, *, low_res, keys, **options):
         seen["low_res"] = np.float64(low_res)
         return low_res
 

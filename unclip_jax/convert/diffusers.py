@@ -62,9 +62,9 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
         if set(stages) == {"clip"}:
             _clip_alone(stages["clip"], draft, dtype)
             return ["clip"]
-        if not {"decoder", "upsampler_256"} <= stages.keys():
+        if not {"clip", "decoder", "upsampler_256"} <= stages.keys():
             raise UserError(
-                f"{run_dir} has {', '.join(stages)}; a pipeline also needs a decoder and "
+                f"{run_dir} has {', '.join(stages)}; a pipeline also needs a CLIP, a decoder and "
                 "upsampler_256. Use --to=safetensors for single stages."
             )
         written = _pipeline(stages, draft, dtype)

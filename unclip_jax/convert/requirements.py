@@ -16,6 +16,12 @@ UNET = {
     "model.unet.resample_blocks": True,
     "model.unet.norm_over_space": True,
     "model.unet.emb_channels": None,
+    "model.unet.topology": "adm",
+    "model.unet.activation": "silu",
+    "model.unet.attention": "joint",
+    "model.unet.attention_width": 1,
+    "model.unet.context_norm": "none",
+    "model.unet.residual_scale": 1.0,
 }
 # Stage -> option -> the only supported value.
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
@@ -34,6 +40,7 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
         "embedding": "raw",
     },
     "upsampler_256": {
+        "model.text": None,
         "model.interpolation": "cubic",
         **UNET,
         "model.unet.scale_shift": False,

@@ -29,9 +29,11 @@ def find(run_dir: pathlib.Path) -> dict[str, ExportedStage]:
     """Returns the stages of a run directory by folder.
 
     Raises:
-        UserError: it has no CLIP, or stages that do not fit each other.
+        UserError: it has none, or stages that do not fit each other.
     """
-    places = load.find_stages(run_dir, names=run_folders(), required=("clip",))
+    places = load.find_stages(run_dir, names=run_folders())
+    if not places:
+        load.find_stages(run_dir, names=run_folders(), required=("clip",))
     stages = {name: ExportedStage(path, load.read_manifest(path)) for name, path in places.items()}
     check_chain([_link(name, stage.card) for name, stage in stages.items()])
     return stages

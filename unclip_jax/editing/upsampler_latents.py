@@ -28,6 +28,8 @@ def obstacle(cfg: UpsamplerStageConfig) -> str:
     """Returns the reason why an upsampler cannot be inverted; "" if it can."""
     if cfg.augment.most:
         return "reads its low-res image through random noise (config.model.augment)"
+    if cfg.model.text is not None:
+        return "reads captions (config.model.model.text)"
     if cfg.last_step:
         return "takes its last step with another network (config.model.last_step)"
     return ""
