@@ -153,7 +153,7 @@ def test_half_precision_keeps_float32_parameters_and_output(variables):
         ({"interpolation": "bicubic"}, "unknown upsampler.interpolation 'bicubic'. Did you mean"),
         (
             {"unet": dataclasses.replace(UNET, attention_at=(2,))},
-            r"upsampler.unet.attention_at is \(2,\); unCLIP's upsamplers have no attention",
+            r"upsampler.unet.attention_at is \(2,\); upsamplers without text have no attention",
         ),
     ],
 )

@@ -160,6 +160,7 @@ def test_the_u_net_of_stage_2_agrees(folders, run):
         jnp.asarray(t.numpy(), jnp.int32),
         low_res=_nhwc(x[:, 3:]),
         low_res_t=jnp.asarray(level.numpy(), jnp.int32),
+        enlarged=True,
         features=jnp.asarray(states.numpy()),
         mask=jnp.ones((2, 77), bool),
     )

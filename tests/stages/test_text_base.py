@@ -147,6 +147,8 @@ def test_the_upsampler_sees_the_noise_and_is_told_its_level():
     change = np.abs(seen - predict(cfg, 1)).max()
     clean = dataclasses.replace(cfg, augment=AugmentConfig(most=1.0, level=0.0))
     assert change > 10 * np.abs(predict(clean, 0) - predict(clean, 1)).max() > 0
+    whole = dataclasses.replace(cfg, augment=AugmentConfig(most=1.0, level=0.5, at="enlarged"))
+    assert np.abs(predict(whole, 0) - predict(whole, 1)).max() > 1e-3
     from unclip_jax.models.upsampler import Upsampler
 
     network = Upsampler(cfg.model)

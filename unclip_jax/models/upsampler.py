@@ -79,6 +79,7 @@ class Upsampler(nn.Module):
         features: Float[Array, " b l d"] | None = None,
         mask: Bool[Array, " b l"] | None = None,
         keep_text: Bool[Array, " b"] | None = None,
+        enlarged: bool = False,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Computes the raw output of the U-Net.
@@ -86,12 +87,13 @@ class Upsampler(nn.Module):
         Args:
             x_t: noised image at the target size.
             t: timesteps of the trained chain.
-            low_res: image `factor` times smaller, in [-1, 1], or one that `enlarge` returned.
+            low_res: image `factor` times smaller, in [-1, 1].
             low_res_t: timesteps of the noise that was added to `low_res` (Ho et al. 2021, arXiv
                 2106.15282, section 4.2); None = the network has no such input (unCLIP).
             features: of the frozen text encoder, if the network reads text.
             mask: True at real tokens.
             keep_text: False replaces the caption by its null; None keeps all.
+            enlarged: True if `low_res` has the target size already, by `enlarge`.
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
         Raises:
@@ -100,8 +102,8 @@ class Upsampler(nn.Module):
         text = None
         if features is not None and mask is not None:
             text = self.encode_text(features, mask, keep_text)
-        options = {"low_res_t": low_res_t, "text": text, "deterministic": deterministic}
-        return self.denoise(x_t, t, low_res=low_res, **options)
+        options = {"low_res_t": low_res_t, "text": text, "enlarged": enlarged}
+        return self.denoise(x_t, t, low_res=low_res, **options, deterministic=deterministic)
 
     def encode_text(
         self,
@@ -120,6 +122,7 @@ class Upsampler(nn.Module):
         low_res: LowRes,
         low_res_t: Steps | None = None,
         text: TextFeatures | None = None,
+        enlarged: bool = False,
         deterministic: bool = True,
     ) -> Float[Array, " b h w o"]:
         """Runs the U-Net with encoded captions."""
@@ -130,7 +133,7 @@ class Upsampler(nn.Module):
                 if text is None
                 else "this upsampler reads no captions; pass no text features."
             )
-        low_res = enlarge(cfg, low_res, x_t.shape[1:3])
+        low_res = low_res if enlarged else enlarge(cfg, low_res, x_t.shape[1:3])
         emb = self.time(t)
         if low_res_t is not None:
             emb = emb + self.low_res_time(low_res_t)
@@ -144,14 +147,12 @@ class Upsampler(nn.Module):
 
 
 def enlarge(cfg: UpsamplerConfig, low_res: LowRes, size: tuple[int, ...]) -> Image:
-    """Returns low-res images at height and width `size`, those of that size as they are.
+    """Returns low-res images at height and width `size`.
 
     Raises:
         UserError: sizes that do not differ by the factor.
     """
     expected = tuple(side * cfg.factor for side in low_res.shape[1:3])
-    if low_res.shape[1:3] == tuple(size):
-        return low_res
     if tuple(size) != expected:
         raise UserError(
             f"the low-res image is {low_res.shape[1:3]}; times {cfg.factor} that is "

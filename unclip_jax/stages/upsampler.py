@@ -335,10 +335,15 @@ def _preview_sampling(cfg: UpsamplerStageConfig) -> SamplingConfig:
     return dataclasses.replace(cfg.sampling, guidance_scale=1.0)
 
 
+def _enlarged(cfg: UpsamplerStageConfig) -> bool:
+    """Returns True if noise is added to the enlarged image."""
+    return cfg.augment.most > 0 and cfg.augment.at == "enlarged"
+
+
 def _input(cfg: UpsamplerStageConfig, batch: Batch) -> LowRes:
     """Returns the low-res images of a batch as they are noised: as they are, or enlarged."""
     low_res = batch["low_res"]
-    if not cfg.augment.most or cfg.augment.at == "low_res":
+    if not _enlarged(cfg):
         return low_res
     size = tuple(side * cfg.model.factor for side in low_res.shape[1:3])
     return enlarge(cfg.model, low_res, size)
@@ -383,7 +388,9 @@ def _network(
     **options: Any,
 ) -> Array:
     """Returns the raw output of one network."""
-    inputs = {"low_res": low.image, "low_res_t": low.t}
+    inputs: dict[str, Any] = {"low_res": low.image, "low_res_t": low.t}
+    if _enlarged(cfg):
+        inputs["enlarged"] = True
     out = apply(Upsampler(cfg.model), params, x_t, t, **inputs, **options)
     if cfg.residual:
         out = out + jax.image.resize(low.image, x_t.shape, "bilinear")
