@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from tests import cascades
+from tests.stages import tiny
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.handoff import export
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.cascade import tokenise
+from unclip_jax.planning import sampling
+from unclip_jax.stages import registry
 
 KEYS = jax.random.split(jax.random.key(0), 1)
 NAMES = ("text_encoder", "imagen_base", "upsampler_256")
@@ -132,3 +136,18 @@ def test_an_upsampler_of_captions_needs_them(loaded, sampler):
     keys = text_to_image.keys_for(0, jnp.arange(2))
     with pytest.raises(UserError, match="reads low_res, text_features, so it cannot enlarge"):
         text_to_image.upsample(loaded.cascade, loaded.params, base, keys)
+
+
+@pytest.mark.parametrize(("name", "side"), [("imagen_base", 16), ("imagen_sr256", 32)])
+def test_sampling_can_be_planned(name, side):
+    experiment = tiny.experiment(name)
+    stage = experiment.build_stage()
+    run, inputs = sampling.function(experiment.stage, experiment.model, batch_size=2)
+    params = nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+    assert jax.eval_shape(run, params, inputs).shape == (2, side, side, 3)
+
+
+def test_the_chain_is_trained_from_its_encoder_on():
+    chain = list(registry.default_chain("imagen"))
+    assert chain == ["text_encoder", "imagen_base", "upsampler_256", "upsampler_1024"]
+    assert "text_encoder" not in registry.default_chain()

@@ -56,3 +56,11 @@ def test_the_empty_caption_holds_the_special_tokens_alone(family, ids):
     np.testing.assert_allclose(encoded.empty.sequence, expected.sequence, atol=1e-6)
     alone = text_encoder.encode(cfg, params, TokenIds(TOKENS[:1], MASK[:1])).sequence
     np.testing.assert_allclose(encoded.text.sequence[:1], alone, atol=1e-5)
+
+
+def test_a_clip_beside_it_may_read_other_tokens():
+    """For reranking: only stages that read CLIP's features must have CLIP's tokenizer."""
+    own = text_encoder.ENTRY.shared_fields(ENCODER.model)
+    assert "text_encoder_id" in own and "tokenizer_hash" not in own
+    clip = tiny.experiment("clip")
+    assert "tokenizer_hash" in clip.entry.shared_fields(clip.model)
