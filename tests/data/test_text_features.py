@@ -9,9 +9,8 @@ from unclip_jax.data.text_features import TextFeatureStore, TextFeatureWriter, d
 
 INFO = {"text_encoder_id": "abc", "width": 3, "context": 4}
 ROWS = [np.array([5, 6, 1]), np.array([1]), np.array([5, 1])]
-FEATURES = [
-    np.random.default_rng(0).normal(size=(len(row), 3)).astype(jnp.bfloat16) for row in ROWS
-]
+RNG = np.random.default_rng(0)
+FEATURES = [RNG.normal(size=(len(row), 3)).astype(jnp.bfloat16) for row in ROWS]
 TOKENS = np.array([[5, 1, 0, 0], [5, 6, 1, 0], [1, 0, 0, 0]])
 MASK = TOKENS > 0
 
