@@ -111,12 +111,12 @@ def test_greedy_codes_are_the_choice_of_the_network_without_cache(three, scale):
     cfg = dataclasses.replace(cfg, temperature=0.0)
     inputs = pair_inputs.read(cfg, params, batch, size=SIZE)
     sampling = SamplingConfig(guidance_scale=scale)
-    run = jax.jit(
-        lambda keys: embedding_codes.sample(
+    run = jax.jit(  # arrays are arguments, as in use
+        lambda params, inputs, keys: embedding_codes.sample(
             cfg, params, inputs, keys=keys, sampling=cfg.code_sampling(sampling)
         )
     )
-    samples = run(jax.random.split(jax.random.key(0), SIZE))
+    samples = run(params, inputs, jax.random.split(jax.random.key(0), SIZE))
     codes = embedding_codes.encode(cfg, params, samples)
     nothing = inputs._replace(keep=jnp.zeros_like(inputs.keep))
     with_all = logits_of(cfg, params, inputs, codes)

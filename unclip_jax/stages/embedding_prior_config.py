@@ -99,7 +99,9 @@ class EmbeddingPriorStageConfig:
 
     def code_sampling(self, sampling: SamplingConfig) -> CodeSamplingConfig:
         """Returns the settings of sampling codes, with the guidance of `sampling`."""
-        return CodeSamplingConfig(sampling.guidance_scale, self.temperature, self.top_p)
+        return CodeSamplingConfig(
+            guidance_scale=sampling.guidance_scale, temperature=self.temperature, top_p=self.top_p
+        )
 
     @property
     def generative(self) -> bool:
