@@ -101,6 +101,18 @@ def karlo() -> ConfigDict:
     return config
 
 
+def shapes_noised() -> ConfigDict:
+    # To guide the decoder of shapes: on its chain, at its size. --workdir=runs/shapes/guide, since
+    # the cascade's embeddings are those of the clean CLIP.
+    config = shapes()
+    config.size = "shapes_noised"
+    net = config.model.model
+    net.image_size, net.patch_size, config.data.load_size = 16, 4, 16
+    net.reads_time = True
+    config.model.diffusion = ConfigDict({"schedule": "cosine", "num_timesteps": 1000})
+    return config
+
+
 def tiny() -> ConfigDict:
     config = _single_data_set("tiny")
     net, data, optim, train = config.model.model, config.data, config.optim, config.train
@@ -149,6 +161,7 @@ SIZES = {
     "shapes": shapes,
     "portraits": portraits,
     "emoji": emoji,
+    "shapes_noised": shapes_noised,
     "tiny": tiny,
     "karlo": karlo,
 }

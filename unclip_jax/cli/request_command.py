@@ -31,6 +31,7 @@ class Setting:
         out: labelled grid to write.
         batch: images at once.
         by_stage: True to keep one stage on the device at a time.
+        guide: export of a noise-aware CLIP.
     """
 
     models: pathlib.Path
@@ -38,6 +39,7 @@ class Setting:
     out: pathlib.Path
     batch: int
     by_stage: bool = False
+    guide: pathlib.Path | None = None
 
 
 def choose(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -89,6 +91,9 @@ def parser(command: str = TextRequest.name) -> Parser:
     parser.add_argument("--batch", type=int, default=16, help="images at once")
     if command == TextRequest.name:
         parser.add_argument(
+            "--guide", type=pathlib.Path, help="export of a noise-aware CLIP, for --clip-scale"
+        )
+        parser.add_argument(
             "--captions",
             dest="captions_file",
             metavar="FILE",
@@ -117,6 +122,7 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
         out=args.out,
         batch=args.batch,
         by_stage=getattr(args, "by_stage", False),
+        guide=getattr(args, "guide", None),
     )
     if command == REPEAT:
         request, prior = request_flags.from_record(args.record)
@@ -152,9 +158,24 @@ def run(request: Request, setting: Setting, *, engine: Any = None) -> None:
         result = text.run_by_stage(files, request, batch=setting.batch, name=str(setting.models))
     else:
         engine = engine or open_engine(setting.models, prior=setting.prior, batch=setting.batch)
+        if setting.guide is not None:
+            _add_guide(engine, setting.guide)
         result = engine.run(request)
     result.save(setting.out)
     if jax.process_index() == 0:
         note = f" ({result.note})" if result.note else ""
         size = result.images.shape[1]
         sys.stdout.write(f"wrote {setting.out}: {len(result.images)} images of {size} px{note}\n")
+
+
+def _add_guide(engine: Any, export: pathlib.Path) -> None:
+    """Loads a noise-aware CLIP beside the models of an engine.
+
+    Raises:
+        UserError: it is none, or the models are a file of `bundle`.
+    """
+    from unclip_jax.inference import guided_sampling
+
+    if not hasattr(engine, "loaded"):
+        raise UserError(f"--guide={export} needs a run directory; a file of `bundle` is closed.")
+    engine.loaded = engine.loaded._replace(guide=guided_sampling.load_guide(export))

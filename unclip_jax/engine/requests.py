@@ -77,9 +77,10 @@ class TextRequest(Seeded):
         1, help="images per image asked for, of which CLIP keeps the nearest", low=1, high=512
     )
     condition: str = option(
-        "prior",
-        help="source of z_img; z_txt skips the prior",
-        choices=("prior", "z_txt"),
+        "prior", help="source of z_img; z_txt skips the prior", choices=("prior", "z_txt")
+    )
+    clip_scale: float = option(
+        0.0, help="scale of a noise-aware CLIP's gradient (--guide), 0 = off", low=0, high=1000
     )
     guidance_schedule: str = option("constant", help=SCHEDULES)
     negative: str | None = option(None, help="a caption that guidance leads away from")
@@ -413,9 +414,7 @@ class CompleteRequest(Seeded):
     image: ImageInput = option(help="an image", positional=True)
     caption: str = option(help="caption of the whole image", positional=True, blank=False)
     rows: float = option(0.5, help="share of rows that stay, rounded to codes", low=0, high=1)
-    columns: float = option(
-        0.0, help="share of columns that stay beside them, on the left", low=0, high=1
-    )
+    columns: float = option(0.0, help="share of left columns that stay too", low=0, high=1)
     num: int = option(4, help="images", low=1, high=MAX_IMAGES)
     guidance: float | None = option(None, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
     temperature: float | None = option(None, help="temperature, 0 = greedy", low=0, high=100)

@@ -34,12 +34,14 @@ class LoadedCascade(NamedTuple):
         params: parameters by name of the stage.
         manifests: by name of the stage.
         tokenizer_dirs: folder of a tokenizer for every stage that reads token ids, by its name.
+        guide: a noise-aware CLIP beside them (`guided_sampling.ClipGuide`), if one was loaded.
     """
 
     cascade: Cascade
     params: dict[str, Params]
     manifests: dict[str, Manifest]
     tokenizer_dirs: dict[str, pathlib.Path]
+    guide: Any = None
 
     @property
     def clip_id(self) -> str | None:
@@ -110,6 +112,11 @@ def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Cascade
     configs = {name: _config(path, manifests[name], name) for name, path in exports.items()}
     entries = {name: registry.folder_entry(name) for name in exports}
     _check_complete(run_dir, exports, configs, selection)
+    if getattr(configs.get("clip"), "diffusion", None) is not None:
+        raise UserError(
+            f"the clip of {run_dir} was trained on noised images, for guidance alone; give the "
+            "run the CLIP that its embeddings come from."
+        )
     manifest.check_chain(
         [Link(manifests[name], entries[name].shared_fields(configs[name])) for name in exports]
     )

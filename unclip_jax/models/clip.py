@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.types import Embedding, Image, Mask, Scalar, Tokens
+from unclip_jax.core.types import Embedding, Image, Mask, Scalar, Steps, Tokens
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.layers import (
     LayerNorm,
@@ -25,12 +25,14 @@ from unclip_jax.models.layers import (
     dense,
     fan_in_normal,
     normal,
+    timestep_features,
     zeros,
 )
 from unclip_jax.models.transformer import Transformer
 from unclip_jax.parallel.axes import sharded
 
 MAX_LOGIT_SCALE = 100.0  # arXiv 2103.00020, section 2.5
+TIME_FEATURES = 128
 INITIAL_LOG_SCALE = math.log(1 / 0.07)  # likewise
 
 
@@ -77,8 +79,10 @@ class Clip(nn.Module):
             init = sharded(lambda _: jnp.float32(INITIAL_LOG_SCALE))
             self.log_scale = self.param("log_scale", init)
 
-    def __call__(self, images: Image, tokens: Tokens, token_mask: Mask) -> ClipOutput:
-        """Embeds pairs.
+    def __call__(
+        self, images: Image, tokens: Tokens, token_mask: Mask, t: Steps | None = None
+    ) -> ClipOutput:
+        """Embeds pairs; `t` as for `encode_image`.
 
         Raises:
             UserError: a tower or the temperature is missing.
@@ -90,7 +94,7 @@ class Clip(nn.Module):
                 "this CLIP has no temperature (clip.temperature is off), so its pairs cannot be "
                 "compared; convert the complete CLIP."
             )
-        z_img = unit(self.encode_image(images))
+        z_img = unit(self.encode_image(images, t))
         z_txt = unit(self.encode_text(tokens, token_mask).pooled)
         return ClipOutput(z_img, z_txt, self.logit_scale())
 
@@ -103,14 +107,14 @@ class Clip(nn.Module):
             return z_img, None
         return z_img, self.encode_text(tokens, token_mask)
 
-    def encode_image(self, images: Image) -> Embedding:
-        """Returns the raw embeddings of images in [-1, 1].
+    def encode_image(self, images: Image, t: Steps | None = None) -> Embedding:
+        """Returns the raw embeddings of images in [-1, 1], or of images noised to timesteps `t`.
 
         Raises:
             UserError: no image tower.
         """
         self._require("image")
-        return self.image(images)
+        return self.image(images, t)
 
     def encode_text(self, tokens: Tokens, token_mask: Mask) -> TextOutput:
         """Returns raw text embeddings and per-token features.
@@ -164,7 +168,7 @@ class ImageTower(nn.Module):
     cfg: ClipConfig
 
     @nn.compact
-    def __call__(self, images: Image) -> Embedding:
+    def __call__(self, images: Image, t: Steps | None = None) -> Embedding:
         """Returns raw embeddings.
 
         Raises:
@@ -181,12 +185,31 @@ class ImageTower(nn.Module):
         x = x.reshape(len(x), -1, width)
         first = self.param("class_token", sharded(normal(width**-0.5), "embed"), (width,))
         first = jnp.broadcast_to(first.astype(dtype), (len(x), 1, width))
+        if cfg.reads_time:  # 0, clean, at first, so that a clean CLIP can be trained on
+            t = jnp.zeros(len(x), jnp.int32) if t is None else t
+            first = first + TimeToken(width, dtype, name="time")(t)[:, None]
         x = jnp.concatenate([first, x], axis=1)
         init = sharded(normal(cfg.position_scale * width**-0.5), "position", "embed")
         x = x + self.param("positions", init, (x.shape[1], width)).astype(dtype)[None]
         x = Transformer(cfg.image_tower, name="transformer")(LayerNorm(name="pre_norm")(x))
         x = LayerNorm(name="post_norm")(x[:, 0])
         return _projection(cfg, width)(x).astype(jnp.float32)
+
+
+class TimeToken(nn.Module):
+    """Timestep features, Linear, SiLU, Linear that is zero when fresh."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, t: Steps) -> Float[Array, " b d"]:
+        """Returns what is added to the class token at every timestep of a chain of 1,000."""
+        x = timestep_features(t, width=TIME_FEATURES).astype(self.dtype)
+        axes = ("time", "embed")
+        x = jax.nn.silu(dense(self.width, name="linear_1", axes=axes, dtype=self.dtype)(x))
+        options = {"axes": ("time", "embed"), "dtype": self.dtype, "init": zeros}
+        return dense(self.width, name="linear_2", **options)(x)
 
 
 class Stem(nn.Module):

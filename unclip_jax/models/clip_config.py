@@ -33,6 +33,8 @@ class ClipConfig:
         towers: "image", "text" or both; public pipelines may have only one.
         temperature: with the learned temperature; pipelines have towers without it.
         projection: False = embeddings are the pooled features themselves (a bare text tower).
+        reads_time: the image tower also takes the timestep of noised images, which is added to its
+            class token (as GLIDE's noise-aware CLIP, arXiv 2112.10741, section 4.4).
         image_mean: per channel, of pixels in [0, 1].
         image_std: per channel, likewise.
         remat: "none", "block" or "dots".
@@ -58,6 +60,7 @@ class ClipConfig:
     towers: tuple[str, ...] = TOWERS
     temperature: bool = True
     projection: bool = True
+    reads_time: bool = False
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     remat: str = "none"

@@ -14,25 +14,41 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.core import batch as batches
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Scalar
 from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput, TextOutput
+from unclip_jax.stages import gaussian
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds, empty_caption
 from unclip_jax.stages.embedding_rank import rank_metrics
 from unclip_jax.stages.entry import StageEntry
+from unclip_jax.stages.gaussian import DiffusionConfig, NoisedBatch
+
+NOISE_LEVELS = (250, 500, 750)  # per mille of the chain, at which retrieval is reported
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipStageConfig:
-    """CLIP's architecture; the objective has no options.
+    """CLIP's architecture and the images that it is trained on.
 
     Attributes:
         model: the two towers.
+        diffusion: images are noised along this chain, for guidance by gradients; None = clean
+            images. A CLIP of noised images is none that a cascade's embeddings come from.
     """
 
     model: ClipConfig
+    diffusion: DiffusionConfig | None = None
+
+    def __post_init__(self):
+        if (self.diffusion is not None) != self.model.reads_time:
+            raise UserError(
+                f"config.model.model.reads_time is {self.model.reads_time}, but config.model."
+                f"diffusion is {'set' if self.diffusion else 'not'}; a CLIP of noised images has "
+                "both."
+            )
 
 
 def make(cfg: ClipStageConfig) -> Stage:
@@ -49,16 +65,28 @@ def make(cfg: ClipStageConfig) -> Stage:
         inputs = (zeros.get(name) for name in ("image", "tokens", "token_mask"))
         return module.init(key, *inputs, method=Clip.run)["params"]
 
-    def embed(params: Params, batch: Batch) -> ClipOutput:
-        return apply(module, params, batch["image"], batch["tokens"], batch["token_mask"])
+    def embed(params: Params, batch: Batch, noised: NoisedBatch | None = None) -> ClipOutput:
+        text = (batch["tokens"], batch["token_mask"])
+        if noised is None:
+            return apply(module, params, batch["image"], *text)
+        return apply(module, params, noised.x_t, *text, noised.t)
+
+    def noise(batch: Batch, key: Key, t: int | None = None) -> NoisedBatch | None:
+        if cfg.diffusion is None:
+            return None
+        chain, images = cfg.diffusion.chain(), batch["image"]
+        if t is None:
+            return gaussian.noise_batch(chain, images, key=key)
+        steps = jnp.full(len(images), t, jnp.int32)
+        return gaussian.noise_at(chain, images, t=steps, key=key)
 
     def loss(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
-        out = embed(params, batch)
+        out = embed(params, batch, noise(batch, key))
         return _reported(out, contrastive(out.z_img, out.z_txt, scale=out.logit_scale))
 
     def replica_loss(axes: tuple[str, ...]):
         def share(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
-            out = embed(params, batch)
+            out = embed(params, batch, noise(batch, key))
             contrast = contrastive_share(out.z_img, out.z_txt, scale=out.logit_scale, axes=axes)
             return _reported(out, contrast)
 
@@ -67,7 +95,13 @@ def make(cfg: ClipStageConfig) -> Stage:
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
         out = embed(params, batch)
         _, metrics = _reported(out, contrastive(out.z_img, out.z_txt, scale=out.logit_scale))
-        return {**metrics, **rank_metrics(out.z_img, name="z_img")}
+        metrics |= rank_metrics(out.z_img, name="z_img")
+        for t in NOISE_LEVELS if cfg.diffusion is not None else ():
+            level = t * cfg.diffusion.num_timesteps // 1000
+            noised = embed(params, batch, noise(batch, key, level))
+            contrast = contrastive(noised.z_img, noised.z_txt, scale=noised.logit_scale)
+            metrics[f"image_to_text@1_t{t:03d}"] = contrast.top1_image
+        return metrics
 
     return Stage(
         name="clip",

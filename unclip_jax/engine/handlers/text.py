@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image as PILImage
 
@@ -23,11 +24,12 @@ from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.request_base import check_negative
 from unclip_jax.engine.requests import TextRequest
 from unclip_jax.engine.result import Result
-from unclip_jax.inference import batch_sampling, load
+from unclip_jax.inference import batch_sampling, guided_sampling, load, text_to_image
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.load import CascadeFiles
 from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.decoder import DecoderStageConfig
 
 
@@ -43,7 +45,9 @@ def run(engine: InferenceEngine, request: TextRequest) -> Result:
             f"{engine.cascade.stage('decoder').name} of this run has none of them, so leave them "
             "out."
         )
-    if request.stepwise or (engine.watched and unclip and engine.cascade.has("prior")):
+    if request.clip_scale:
+        z_img, images = _guided(engine, request, captions, options)
+    elif request.stepwise or (engine.watched and unclip and engine.cascade.has("prior")):
         z_img, decoded = _best_of_stepwise(engine, request, captions, options)
         images = decoded.images
         if decoded.previews is not None:
@@ -128,6 +132,48 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
         condition=request.condition,
         best_of=request.best_of,
     )
+
+
+def _guided(
+    engine: InferenceEngine, request: TextRequest, captions: list[str], options: SampleOptions
+) -> tuple[Any, np.ndarray]:
+    """z_img from the prior, then images guided by the loaded noise-aware CLIP.
+
+    Raises:
+        UserError: there is no such CLIP, or the request also needs something else of the decoder.
+    """
+    guide, cascade = engine.loaded.guide, engine.cascade
+    if not isinstance(cascade.decoder, DecoderStageConfig):
+        raise UserError(
+            f"clip_scale is {request.clip_scale:g}, which the {cascade.stage('decoder').name} of "
+            "this run does not have; leave it out."
+        )
+    if guide is None:
+        raise UserError(
+            f"clip_scale is {request.clip_scale:g}, but no noise-aware CLIP is loaded; give its "
+            "export with --guide=EXPORT."
+        )
+    if request.stepwise or request.best_of > 1:
+        raise UserError(
+            "clip_scale goes without negative, guidance_schedule, previews and best_of; leave them "
+            "out."
+        )
+    indices = range(len(captions))
+    z_img = None
+    if cascade.decoder.model.reads_z:
+        z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
+    ids, mask = guide.tokenizer.encode(captions, length=guide.config.model.context)
+    sample = engine.runner.compiled(guided_sampling.sample, "guide", "scale", "sampling")
+    static = {
+        "guide": guide.config,
+        "scale": request.clip_scale,
+        "sampling": options.decoder,
+    }
+    keys = text_to_image.keys_for(request.seed, jnp.asarray(indices))
+    own = TokenIds(jnp.asarray(ids), jnp.asarray(mask))
+    inputs = (engine.tokens(captions), own, z_img, keys)
+    run = lambda batch: sample(engine.params, guide.params, *batch, **static)  # noqa: E731
+    return z_img, to_uint8(np.asarray(engine.runner.run(run, inputs, "sample")))
 
 
 def _best_of_stepwise(

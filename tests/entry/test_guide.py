@@ -1,0 +1,96 @@
+"""`sample --guide`: a decoder guided by a noise-aware CLIP, which is no CLIP of a cascade."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import cascades
+from tests.stages import tiny
+from unclip_jax import sample
+from unclip_jax.core.checks import UserError
+from unclip_jax.experiment.config import from_config
+from unclip_jax.experiment.files import get_config
+from unclip_jax.handoff import export
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.inference import load
+from unclip_jax.stages import clip
+from unclip_jax.stages.clip import ClipStageConfig
+
+DECODER = tiny.experiment("decoder").model
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A cascade, and beside it a noise-aware CLIP of the decoder's chain and size."""
+    folder = cascades.write(tmp_path_factory.mktemp("run"), names=("clip", "prior", "decoder"))
+    model = dataclasses.replace(tiny.experiment("clip").model.model, image_size=16, reads_time=True)
+    stage = clip.make(ClipStageConfig(model, DECODER.diffusion))
+    card = Manifest(
+        stage="clip",
+        size="tiny",
+        step=0,
+        tokenizer_hash=cascades.tokenizer().hash,
+        **stage.describe,
+    )
+    export.write_export(
+        folder / "guide" / "export",
+        params=tiny.stirred(tiny.init(stage)),
+        manifest=card,
+        tokenizer_dir=folder / "tokenizer",
+        identity="clip_id",
+    )
+    return folder
+
+
+def images(run_dir, out, *flags):
+    arguments = [f"--models={run_dir}", f"--out={out}", "--steps=2", "--guidance=1", *flags]
+    sample.main(["a red circle", *arguments])
+    return np.asarray(Image.open(out.with_suffix("") / "0000.png"), int)
+
+
+def test_the_gradient_changes_images_and_is_recorded(run_dir, tmp_path):
+    guide = f"--guide={run_dir}/guide/export"
+    plain = images(run_dir, tmp_path / "plain.png")
+    guided = images(run_dir, tmp_path / "guided.png", guide, "--clip-scale=50")
+    assert np.abs(guided - plain).max() > 8
+    record = json.loads((tmp_path / "guided.json").read_text())
+    assert record["request"]["clip_scale"] == 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--clip-scale=2"], "clip_scale is 2, but no noise-aware CLIP is loaded; give its export"),
+        (["--guide={run}/clip/export", "--clip-scale=2"], "was trained on clean images"),
+        (
+            ["--guide={run}/guide/export", "--clip-scale=2", "--best-of=2"],
+            "clip_scale goes without negative, guidance_schedule, previews and best_of",
+        ),
+    ],
+)
+def test_a_scale_without_its_model_is_refused(run_dir, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        images(run_dir, tmp_path / "x.png", *(flag.format(run=run_dir) for flag in flags))
+
+
+def test_a_noise_aware_clip_is_none_of_a_cascade(run_dir, tmp_path):
+    (tmp_path / "clip").symlink_to(run_dir / "guide")
+    for name in ("prior", "decoder"):
+        (tmp_path / name).symlink_to(run_dir / name)
+    with pytest.raises(UserError, match="was trained on noised images, for guidance alone|clip_id"):
+        load.find_cascade(tmp_path)
+
+
+def test_its_experiment_fits_the_decoder_and_a_clean_run_is_what_it_was():
+    noised, clean = (
+        from_config(get_config(f"clip:{size}")) for size in ("shapes_noised", "shapes")
+    )
+    decoder = from_config(get_config("decoder:shapes")).model
+    assert noised.model.model.image_size == decoder.model.unet.image_size
+    assert noised.model.diffusion.schedule == decoder.diffusion.schedule
+    assert noised.identity()["model"]["diffusion"]["num_timesteps"] == 1000
+    facts = clean.identity()["model"]
+    assert "diffusion" not in facts and "reads_time" not in facts["model"]
