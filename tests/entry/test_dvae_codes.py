@@ -22,7 +22,7 @@ from unclip_jax.stages import dvae
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    folder = cascades.write(tmp_path_factory.mktemp("run"), names=("dvae", "clip"))
+    folder = cascades.write(tmp_path_factory.mktemp("run"), names=("dvae", "dalle", "clip"))
     inputs = ["shapes:train=40,validation=16", f"--out={folder}/data", "--image-size=16"]
     prepare.main([*inputs, f"--tokenizer={folder}/tokenizer"])
     return folder
@@ -79,6 +79,15 @@ def test_a_discrete_vae_that_does_not_fit_is_refused(run_dir, changes, message):
 
     with pytest.raises(UserError, match=message):
         opened()
+
+
+def test_an_exported_transformer_is_trained_on_with_the_codes_of_its_run(run_dir):
+    where = run_dir / "dalle" / "export"
+    spec = f"{tiny.ROOT}/experiments/finetune.py:dalle"
+    experiment = read(spec, overrides=[f"--config.init_from={where}"])
+    assert experiment.model == tiny.experiment("dalle").model
+    assert experiment.data.dvae == str(run_dir / "dvae" / "export")
+    assert experiment.data.load_size == 16 and experiment.data.embeddings == ""
 
 
 def test_another_stage_is_no_discrete_vae(run_dir):

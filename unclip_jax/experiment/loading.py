@@ -113,6 +113,10 @@ def _data_of(manifest: Manifest, export: pathlib.Path) -> dict[str, Any]:
         keys["load_size"] = side
     if not spec.keys() & {"z_img", "z_txt"}:
         keys["embeddings"] = ""
+    if "codes" in spec:  # of the discrete VAE of the same run
+        dvae = export.parent.parent / "dvae" / "export"
+        side = handoff.read_manifest(dvae).image_size
+        keys |= {"dvae": str(dvae), "load_size": side}
     if "text_seq" in spec:  # of the CLIP of the same run
         keys["clip"] = str(export.parent.parent / "clip" / "export")
     if "text_features" in spec:

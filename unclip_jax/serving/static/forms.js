@@ -146,7 +146,7 @@ function text(id, name, field, start, { models, limits }) {
   const element = make("input", { id, value: start ?? "", maxLength: limits.captions, dir: "auto" });
   const children = [element];
   if (name === "steps") {
-    element.placeholder = models.decoder.steps;
+    element.placeholder = models.decoder.steps ?? "";
     const counts = STEPS.filter((count) => count <= models.decoder.timesteps);
     element.setAttribute("list", `${id}-list`);
     children.push(make("datalist", { id: `${id}-list` }, ...counts.map((value) => make("option", { value }))));
@@ -165,7 +165,7 @@ function number(id, name, field, start, { models }) {
   const whole = field.type === "integer";
   const element = make("input", {
     type: "number", id, min: min ?? "", max: max ?? "", step: whole ? 1 : "any", value: start ?? "",
-    placeholder: name === "guidance" ? models.decoder.guidance : "as exported",
+    placeholder: (name === "guidance" && models.decoder.guidance) || "as exported",
   });
   const value = () => (element.value === "" ? null : Number(element.value));
   const set = (item) => { element.value = item ?? ""; };
