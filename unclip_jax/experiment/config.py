@@ -151,11 +151,6 @@ class Experiment:
         facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
         facts = _without_later(facts, self.stage)
         facts["model"].pop("sampling", None)
-        if self.stage == "clip" and self.model.diffusion is None:  # likewise
-            facts["model"].pop("diffusion")
-            facts["model"]["model"].pop("reads_time")
-        if not self.optim.decay_steps:  # earlier versions had no such key
-            facts["optim"].pop("decay_steps")
         data, train = as_dict(self.data), as_dict(self.train)
         free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae")
         free += ("text_encoder", "text_features", *_PATHS, *_PAIR_PATHS)
@@ -190,6 +185,9 @@ LATER = {
     "at": "low_res",
     "schedule": None,
     "adafactor_scale": True,
+    "decay_steps": 0,
+    "diffusion": None,
+    "reads_time": False,
 }
 
 
