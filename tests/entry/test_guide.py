@@ -65,6 +65,7 @@ def test_the_gradient_changes_images_and_is_recorded(run_dir, tmp_path):
     [
         (["--clip-scale=2"], "clip_scale is 2, but no noise-aware CLIP is loaded; give its export"),
         (["--guide={run}/clip/export", "--clip-scale=2"], "was trained on clean images"),
+        (["--guide={run}/guide/export"], "acts by --clip-scale, which is 0; give a scale"),
         (
             ["--guide={run}/guide/export", "--clip-scale=2", "--best-of=2"],
             "clip_scale goes without negative, guidance_schedule, previews and best_of",

@@ -159,7 +159,7 @@ def run(request: Request, setting: Setting, *, engine: Any = None) -> None:
     else:
         engine = engine or open_engine(setting.models, prior=setting.prior, batch=setting.batch)
         if setting.guide is not None:
-            _add_guide(engine, setting.guide)
+            _add_guide(engine, setting.guide, request)
         result = engine.run(request)
     result.save(setting.out)
     if jax.process_index() == 0:
@@ -168,14 +168,16 @@ def run(request: Request, setting: Setting, *, engine: Any = None) -> None:
         sys.stdout.write(f"wrote {setting.out}: {len(result.images)} images of {size} px{note}\n")
 
 
-def _add_guide(engine: Any, export: pathlib.Path) -> None:
+def _add_guide(engine: Any, export: pathlib.Path, request: Request) -> None:
     """Loads a noise-aware CLIP beside the models of an engine.
 
     Raises:
-        UserError: it is none, or the models are a file of `bundle`.
+        UserError: it is none, the request does not use it, or the models are a file of `bundle`.
     """
     from unclip_jax.inference import guided_sampling
 
+    if not getattr(request, "clip_scale", 0):
+        raise UserError(f"--guide={export} acts by --clip-scale, which is 0; give a scale.")
     if not hasattr(engine, "loaded"):
         raise UserError(f"--guide={export} needs a run directory; a file of `bundle` is closed.")
     engine.loaded = engine.loaded._replace(guide=guided_sampling.load_guide(export))

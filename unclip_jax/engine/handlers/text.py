@@ -77,10 +77,10 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
     Raises:
         UserError: the request has one of these, or there are several processes.
     """
-    if request.stepwise or request.best_of > 1:
+    if request.stepwise or request.best_of > 1 or request.clip_scale:
         raise UserError(
-            "by-stage samples whole batches, without negative, guidance_schedule, previews and "
-            "best_of; leave one of them out."
+            "by-stage samples whole batches, without clip_scale, negative, guidance_schedule, "
+            "previews and best_of; leave one of them out."
         )
     if jax.process_count() > 1:
         raise UserError("by-stage samples on one device; run it in one process.")
@@ -160,7 +160,9 @@ def _guided(
         )
     indices = range(len(captions))
     z_img = None
-    if cascade.decoder.model.reads_z:
+    if cascade.decoder.model.reads_z and not cascade.has("prior"):
+        z_img = engine.text_embeddings(captions)
+    elif cascade.decoder.model.reads_z:
         z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
     ids, mask = guide.tokenizer.encode(captions, length=guide.config.model.context)
     sample = engine.runner.compiled(guided_sampling.sample, "guide", "scale", "sampling")
@@ -172,7 +174,8 @@ def _guided(
     keys = text_to_image.keys_for(request.seed, jnp.asarray(indices))
     own = TokenIds(jnp.asarray(ids), jnp.asarray(mask))
     inputs = (engine.tokens(captions), own, z_img, keys)
-    run = lambda batch: sample(engine.params, guide.params, *batch, **static)  # noqa: E731
+    weights = engine.runner.place(guide.params)
+    run = lambda batch: sample(engine.params, weights, *batch, **static)  # noqa: E731
     return z_img, to_uint8(np.asarray(engine.runner.run(run, inputs, "sample")))
 
 
