@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.digests import SKIP
@@ -28,6 +29,15 @@ def add_models(
         add_skip_digests(parser)
 
 
+class _Chain(argparse.Action):
+    """Sets `prior` to a chain, which names its first prior."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ):
+        namespace.prior = values
+
+
 def add_prior(
     parser: argparse.ArgumentParser, *, default: str | None = "prior", note: str = ""
 ) -> None:
@@ -36,8 +46,7 @@ def add_prior(
     parser.add_argument("--prior", default=default, help=priors)
     parser.add_argument(
         "--chain",
-        dest="prior",
-        default=argparse.SUPPRESS,
+        action=_Chain,
         help="which chain, of a run that has several: unclip, imagen or dalle",
     )
 
