@@ -26,7 +26,11 @@ $(VENV)/.unclip_jax: setup.py pyproject.toml unclip_jax/version.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: train-demo
+demo: setup  ## Generate images with the installed models, then watch a small CLIP train; PAGE=1 opens the page at the end.
+	@. launch/env.sh && $(BIN)/python -m unclip_jax.tour --out=runs/demo
+	@PYTHON=$(BIN)/python launch/cascade tiny --run=runs/demo/tiny --until=clip
+	@echo 'images: runs/demo/*.png; your own: $(BIN)/unclip sample "a person with green hair" --out=mine.png'
+	$(if $(PAGE),@. launch/env.sh && $(BIN)/python -m unclip_jax.demo)
 
 train-demo: setup  ## Train every stage in miniature, judge it, and generate images in runs/SIZE/tour.
 	@PYTHON=$(BIN)/python launch/cascade $(SIZE)

@@ -6,7 +6,7 @@ Run:   python -m unclip_jax.train --config=experiments/decoder.py:shapes \
 Cost:  shapes: 13 minutes on 2 CPU cores. paper: 800K steps at batch 2,048.
 Expect: shapes: val/loss 0.0067, loss_wrong_z 0.17; colours, counts and relations right, four shapes
     in ten (docs/miniature.md has what was tried).
-    portraits: the decoder of emoji on docs/portraits.md; not tuned, cost not measured.
+    portraits: about 1.1 CPU seconds a step; docs/portraits.md has what the checker sees.
     karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: images, and their embeddings under a trained CLIP (python -m unclip_jax.embed).
 """
@@ -95,7 +95,7 @@ def portraits() -> ConfigDict:
     unet.channels, unet.multiples, unet.depth = 48, (1, 2, 2), 1
     unet.attention_at = (8, 4)
     unet.resample_blocks = False
-    train.steps, train.batch_size, train.eval_every = 2000, 32, 500
+    train.steps, train.batch_size, train.eval_every = 2000, 16, 500
     return config
 
 

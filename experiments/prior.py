@@ -5,7 +5,7 @@ Run:   python -m unclip_jax.train --config=experiments/prior.py:shapes \
            --workdir=runs/shapes/prior
 Cost:  shapes: about 3 minutes on 2 CPU cores. paper: 600K steps at batch 4,096.
 Expect: cosine_image well above cosine_unrelated within the first hundred steps, then slow growth.
-    portraits: the miniature's prior on docs/portraits.md; not tuned, cost not measured.
+    portraits: about 0.8 CPU seconds a step.
     karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: embeddings of the data under a trained CLIP (python -m unclip_jax.embed).
 """

@@ -1,11 +1,11 @@
-r"""First upsampler: 64 -> 256 (16 -> 64 in the shapes world, 64 -> 128 for portraits and emoji).
+r"""First upsampler: 64 -> 256 (16 -> 64 for shapes, 32 -> 128 for portraits, 64 -> 128 for emoji).
 
 Paper: Ramesh et al. 2022, section 2.1 and Table 3.
 Run:   python -m unclip_jax.train --config=experiments/upsampler_256.py:shapes \
            --workdir=runs/shapes/upsampler_256
 Cost:  shapes: about 4 minutes on 2 CPU cores. paper: 1M steps at batch 1,024.
 Expect: shapes: 5 dB over bicubic enlargement (32.2 against 27.3 dB).
-    portraits: the upsampler of emoji on docs/portraits.md; not tuned, cost not measured.
+    portraits: about 1.3 CPU seconds a step.
     karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: images only.
 """

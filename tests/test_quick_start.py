@@ -14,13 +14,14 @@ import unclip_jax
 from tests import cascades
 from tests.conftest import ROOT
 from unclip_jax.core.checks import UserError
+from unclip_jax.handoff import shipped
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A directory with models where the documents expect them, and an image."""
     folder = tmp_path_factory.mktemp("place")
-    cascades.write(folder / "runs" / "shapes")
+    cascades.write(folder / "weights" / shipped.DEFAULT)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(folder / "one.png")
     return folder
@@ -34,6 +35,7 @@ def faster(code: str) -> str:
 
 def test_the_readme_begins_with_python_that_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(shipped, "WEIGHTS", folder / "weights")
     readme = (ROOT / "README.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 5
@@ -42,15 +44,16 @@ def test_the_readme_begins_with_python_that_runs(folder, monkeypatch):
     exec(faster(code), names)
     result, latent = names["result"], names["latent"]
     assert result.images.shape == (4, 32, 32, 3) and result.z_img.shape == (4, 32)
-    assert result.record["request"]["captions"] == ["a red circle"]
+    assert result.record["request"]["captions"] == ["a person with curly red hair"]
     assert latent.latent.x_T.shape == (1, 16, 16, 3)
-    with Image.open(folder / "circles.png") as grid:
+    with Image.open(folder / "people.png") as grid:
         assert grid.width > 2 * 32
-    assert json.loads((folder / "circles.json").read_text())["request"]["seed"] == 0
+    assert json.loads((folder / "people.json").read_text())["request"]["seed"] == 0
 
 
 def test_the_notebook_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(shipped, "WEIGHTS", folder / "weights")
     notebook = json.loads((ROOT / "docs" / "quick_start.ipynb").read_text("utf-8"))
     names: dict = {}
     for cell in notebook["cells"]:
@@ -83,7 +86,7 @@ def test_importing_the_package_imports_nothing_else():
 
 
 def test_images_are_taken_as_paths_bytes_arrays_and_pillow_images(folder):
-    engine = unclip_jax.open(folder / "runs" / "shapes", batch=2)
+    engine = unclip_jax.open(folder / "weights" / shipped.DEFAULT, batch=2)
     path = folder / "one.png"
     with Image.open(path) as file:
         image = file.copy()
