@@ -1,4 +1,4 @@
-"""CLIP and the priors learn from every condition, on small worlds in which each tells something.
+"""Every stage learns from every condition, on small worlds in which each tells something.
 
 A condition that is ignored, dropped always or wired to another input costs nothing when it is
 exchanged. Networks are trained for seconds; a difference counts if it is five of its standard
@@ -14,11 +14,15 @@ import numpy as np
 import optax
 import pytest
 
+from tests.compiler import THOROUGH
 from tests.stages import tiny
 from tests.stages.test_conditions import CONFIGS, MODULES
 from unclip_jax.core import rng
 from unclip_jax.models.clip import ClipConfig
-from unclip_jax.stages import clip
+from unclip_jax.stages import clip, decoder, upsampler
+from unclip_jax.stages.captions import TokenIds
+from unclip_jax.stages.decoder import Condition
+from unclip_jax.stages.gaussian import SamplingConfig
 
 pytestmark = pytest.mark.nightly
 BATCH, STEPS, BATCHES = 64, 600, 24
@@ -54,16 +58,43 @@ def pairs(key: jax.Array, count: int = BATCH) -> dict[str, jax.Array]:
     return {**words(classes), "image": image}
 
 
+def images(key: jax.Array, count: int = BATCH) -> dict[str, jax.Array]:
+    """A red spot is told by the sign of z_img, a green one by the caption's class.
+
+    Spots are small: a larger one could be seen in x_t under most of the noise.
+    """
+    classes = jax.random.randint(rng.fold(key, "class"), (count,), 0, 2)
+    sign = signs(key, "sign", count)
+    z_img = sign[:, None] * jnp.array([[0.0, 1.0, 0.0, 0.0]])
+    z_img = z_img + 0.2 * jax.random.normal(rng.fold(key, "small"), (count, 4))
+    blue = signs(key, "blue", count)
+    image = jnp.zeros((count, 8, 8, 3)).at[:, 0:2, 0:2, 0].set(sign[:, None, None])
+    image = image.at[:, 4:6, 4:6, 1].set(2.0 * classes[:, None, None] - 1.0)
+    image = image.at[:, :, :, 2].set(0.8 * blue[:, None, None])
+    return {**words(classes), "z_img": z_img, "image": image}
+
+
+def mosaics(key: jax.Array, count: int = BATCH) -> dict[str, jax.Array]:
+    """Images of random squares of 2 x 2 pixels, and the same at half the size."""
+    low_res = 0.8 * jax.random.rademacher(key, (count, 4, 4, 3), jnp.float32)
+    image = jnp.repeat(jnp.repeat(low_res, 2, axis=1), 2, axis=2)
+    return {"image": image, "low_res": low_res}
+
+
 CLIP = clip.ClipStageConfig(ClipConfig(8, 8, 4, 16, 1, 2, 16, 1, 2, 6, 20))
 LEARNERS = {
     "prior": (dataclasses.replace(CONFIGS["prior"], drop_text=0.1), embeddings),
     "prior_ar": (dataclasses.replace(CONFIGS["prior_ar"], drop_text=0.1), embeddings),
     "clip": (CLIP, pairs),
+    "decoder": (dataclasses.replace(CONFIGS["decoder"], drop_z=0.1, drop_text=0.1), images),
+    "upsampler": (CONFIGS["upsampler"], mosaics),
 }
 CONDITIONS = {
     "prior": (("tokens",), ("z_txt",)),
     "prior_ar": (("tokens",), ("z_txt",)),
     "clip": (("tokens",), ("image",)),
+    "decoder": (("tokens",), ("z_img",)),
+    "upsampler": (("low_res",),),
 }
 
 
@@ -88,7 +119,10 @@ def trained(name: str):
         return (params, average, state), None
 
     start = (params, params, tx.init(params))
-    average = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(STEPS))[0][1])(start)
+    train = jax.jit(
+        lambda s: jax.lax.scan(step, s, jnp.arange(STEPS))[0][1], compiler_options=THOROUGH
+    )
+    average = train(start)
     return cfg, stage, average
 
 
@@ -111,3 +145,80 @@ def test_a_wrong_condition_costs_a_trained_stage_each_of_them(name):
             wrong = {**batch, **{f: jnp.roll(batch[f], 1, axis=0) for f in fields}}
             costs.append(loss(wrong, key) - loss(batch, key))
         assert significance(costs) > 5, (fields, np.mean(costs))
+
+
+GUIDED = SamplingConfig(steps="10", guidance_scale=1.5)
+
+
+def held_out(name: str) -> dict[str, jax.Array]:
+    return LEARNERS[name][1](rng.fold(KEY, "sampled"))
+
+
+def sampled(name: str, batch: dict[str, jax.Array], keys: jax.Array) -> np.ndarray:
+    """Samples of a trained stage for the conditions of a batch."""
+    cfg, _, params = trained(name)
+
+    @jax.jit
+    def sample(batch, keys):
+        if name == "upsampler":
+            plain = SamplingConfig(steps="10")
+            return upsampler.sample(
+                cfg, params, low_res=batch["low_res"], keys=keys, sampling=plain
+            )
+        caption = (batch["tokens"], batch["token_mask"])
+        if name == "decoder":
+            condition = Condition(batch["z_img"], TokenIds(*caption))
+            return decoder.sample(cfg, params, condition, keys=keys, sampling=GUIDED)
+        options = {"z_txt": batch["z_txt"], "keys": keys, "num_candidates": 1}
+        if name == "prior":
+            options["sampling"] = GUIDED
+        texts = dict(zip(("tokens", "token_mask"), caption, strict=True))
+        return MODULES[name].sample(cfg, params, **texts, **options)
+
+    return np.asarray(sample(batch, keys))
+
+
+def follows(name: str, samples: np.ndarray, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Agreement of each sample with what each condition tells of it, from -1 to 1 or so."""
+    if name == "upsampler":
+        return {"low_res": (samples * np.asarray(batch["image"])).mean((1, 2, 3))}
+    by_class = 2.0 * np.asarray(batch["tokens"])[:, 0] - 5.0
+    if name == "decoder":
+        red = samples[:, 0:2, 0:2, 0].mean((1, 2))
+        green = samples[:, 4:6, 4:6, 1].mean((1, 2))
+        return {"z_img": red * np.sign(batch["z_img"])[:, 1], "tokens": green * by_class}
+    return {
+        "z_txt": samples[:, 2] * np.sign(batch["z_txt"])[:, 0],
+        "tokens": samples[:, 1] * by_class,
+    }
+
+
+@pytest.mark.parametrize("name", ["prior", "prior_ar", "decoder", "upsampler"])
+def test_what_changes_samples_of_trained_stages_and_what_does_not(name):
+    """
+    | changed                | samples change            |
+    |------------------------|---------------------------|
+    | a condition            | towards the new one alone |
+    | seed                   | yes                       |
+    | other rows             | no                        |
+    | nothing                | no                        |
+    """
+    batch, keys = held_out(name), rng.per_example(KEY, jnp.arange(BATCH))
+    samples = sampled(name, batch, keys)
+    right = follows(name, samples, batch)
+    for field, agreement in right.items():
+        assert significance(agreement) > 5, (name, field)
+        wrong = {**batch, field: jnp.roll(batch[field], 1, axis=0)}
+        told = (
+            {**wrong, "image": jnp.roll(batch["image"], 1, axis=0)} if field == "low_res" else wrong
+        )
+        exchanged = follows(name, sampled(name, wrong, keys), told)
+        for other in right:  # the others lead where they led before
+            assert significance(exchanged[other]) > 5, (name, field, other)
+    again = sampled(name, batch, keys)
+    np.testing.assert_array_equal(again, samples)
+    half = jax.tree.map(lambda x: x[::2], batch)
+    np.testing.assert_allclose(sampled(name, half, keys[::2]), samples[::2], atol=1e-3)
+    other_seed = sampled(name, batch, rng.per_example(jax.random.key(9), jnp.arange(BATCH)))
+    changed = np.abs(other_seed - samples).reshape(BATCH, -1).max(1) > 1e-3
+    assert changed.mean() > (0.5 if name == "prior_ar" else 0.9)  # few codes, few samples
