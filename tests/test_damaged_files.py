@@ -128,7 +128,7 @@ def read_bundle(path: pathlib.Path) -> Any:
 
 
 def read_foreign(path: pathlib.Path) -> Any:
-    (part,), folder = importing._stages_in([path], ("clip",))
+    (part,), folder = importing._stages_in([path], importing.ImportOptions(stages=("clip",)))
     if folder is not None:
         text.load(folder, literal=text.declared_padding(folder))
     return importing._typed(part, "float32").config, params_id(part.params())

@@ -57,7 +57,7 @@ def test_edits_of_diffusion_are_refused(engine):
     request = request_fields.build(VariationsRequest, {"image": IMAGE}, name="variations")
     with pytest.raises(UserError, match="variations edits what a decoder denoises, but this"):
         engine.run(request)
-    with pytest.raises(UserError, match="negative, guidance_schedule and previews belong to a"):
+    with pytest.raises(UserError, match="previews belong to unCLIP's decoder; the dvae"):
         engine.sample(CAPTION, negative="a blue star", guidance=2.0)
 
 

@@ -59,7 +59,7 @@ def test_no_size_means_the_paper():
         ("--config.opt.learning_rate=1", "config has no key 'opt'"),
         ("--config.train.steps=many", "config.train.steps=many.*give a value of the key's type"),
         ("--config.train.steps=1.5", "config.train.steps"),
-        ("--config.optim=3", r"config.optim is a group of keys \(b1, b2"),
+        ("--config.optim=3", r"config.optim is a group of keys \(adafactor_scale, b1, b2"),
         ("--config.optim.b1.x=3", "config.optim.b1 is a value, not a group"),
         ("--config.train.steps", "--config.train.steps has no value; write"),
         ("--config.train.batch_size=0", "config.train.batch_size is 0; it must be greater than 0"),

@@ -45,7 +45,10 @@ def test_installed_experiments_are_inside_of_the_package(tmp_path, monkeypatch):
         ("priro:tiny", "there is no experiment 'priro'. Did you mean 'prior'?"),
         ("prior:tinny", "unknown size of experiments/prior.py 'tinny'. Did you mean 'tiny'?"),
         ("nowhere/prior.py", "no experiment file 'nowhere/prior.py'. Did you mean 'prior'?"),
-        ("nothing_like_it", "there is no experiment 'nothing_like_it'. Known: clip, decoder"),
+        (
+            "nothing_like_it",
+            "there is no experiment 'nothing_like_it'. Known: clip, dalle, decoder",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_a_suggestion(spec, message):

@@ -114,10 +114,13 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path):
         (["x", "--out=grid.gif"], "out is 'grid.gif'; give a name that ends in .png"),
         (["x", "--guidance=-1"], "guidance is -1.0; it must lie in"),
         (["x", "--steps=ddim999"], "ddim999"),
-        (["x", "--best-of=65"], r"best_of is 65; it must lie in \[1, 64\]"),
+        (["x", "--best-of=513"], r"best_of is 513; it must lie in \[1, 512\]"),
         (["x", "--best-of=64", "--num=65"], r"number of images is 4160; it must lie in"),
         (["x", "--sampler=quick"], "unknown sampling.sampler 'quick'. Known: ancestral, ddim"),
-        (["x", "--by-stage", "--previews=2"], "by-stage samples whole batches, without negative"),
+        (
+            ["x", "--by-stage", "--previews=2"],
+            "by-stage samples whole batches, without clip_scale, negative",
+        ),
         (["x", "--by-stage", "--best-of=2"], "previews and best_of; leave one of them out"),
     ],
 )

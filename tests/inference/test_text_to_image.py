@@ -114,7 +114,7 @@ def test_the_best_of_several_is_the_one_nearest_to_its_caption(loaded):
 
 
 def test_a_number_of_pictures_to_choose_from_is_bounded():
-    with pytest.raises(UserError, match=r"best_of is 0; it must lie in \[1, 64\]"):
+    with pytest.raises(UserError, match=r"best_of is 0; it must lie in \[1, 512\]"):
         SampleOptions(best_of=0)
 
 

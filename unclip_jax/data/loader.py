@@ -307,7 +307,8 @@ class _Share:
         batch, row = divmod(start, self.size)
         first = batch * self._batch + self._offset + row
         count = min(self.part_size, self._count - start)
-        return [self._stream[first + i] for i in range(count)]
+        examples: list[Any] = [self._stream[first + i] for i in range(count)]
+        return examples
 
 
 def _join(parts: Sequence[list[Example]], fields: tuple[str, ...]) -> HostBatch:

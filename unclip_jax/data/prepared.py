@@ -127,6 +127,7 @@ class ShardSource:
     def _open(self, shard: int) -> Any:
         path, expected = self._paths[shard], int(np.diff(self._ends, prepend=0)[shard])
         options = ",".join(f"{k}:{v}" for k, v in records.READER_OPTIONS.items())
+        reader: Any = None
         try:
             reader = array_record_module.ArrayRecordReader(path, options)
             readable = reader.num_records()

@@ -96,7 +96,9 @@ def make(cfg: ClipStageConfig) -> Stage:
         out = embed(params, batch)
         _, metrics = _reported(out, contrastive(out.z_img, out.z_txt, scale=out.logit_scale))
         metrics |= rank_metrics(out.z_img, name="z_img")
-        for t in NOISE_LEVELS if cfg.diffusion is not None else ():
+        if cfg.diffusion is None:
+            return metrics
+        for t in NOISE_LEVELS:
             level = t * cfg.diffusion.num_timesteps // 1000
             noised = embed(params, batch, noise(batch, key, level))
             contrast = contrastive(noised.z_img, noised.z_txt, scale=noised.logit_scale)

@@ -34,7 +34,7 @@ class Goodput:
         self._path = workdir / FILE
         self._sessions = _read(self._path)
         self._begin = psutil.Process().create_time()
-        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._seconds["start"] = time.time() - self._begin
         self._first, self._step = start, start
         self._ahead = max((session["last_step"] for session in self._sessions), default=start)
