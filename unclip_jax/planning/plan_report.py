@@ -62,6 +62,10 @@ def _add_measures(
     report: dict[str, Any], compiled: Compiled, program: Program, target: CompileTarget
 ) -> None:
     report["compiler"]["seconds"] = round(compiled.seconds, 1)
+    report["fits"] = _sizes(report, compiled, program) <= _available(report, program, target)
+    if compiled.text is None:
+        report["estimate"], report["no_text"] = None, compiled.failure
+        return
     module = hlo.parse(compiled.text)
     done = work.measure(module)
     moved = communication.bytes_by_kind(
@@ -76,8 +80,6 @@ def _add_measures(
     report["loops_of_unknown_length"] = list(module.endless)
     report["memory_bytes_per_chip"] = done.bytes
     report["collective_bytes_per_chip"] = {**moved, "total": sum(moved.values())}
-    peak = _sizes(report, compiled, program)
-    report["fits"] = peak <= _available(report, program, target)
     if target.chip is None:
         report["estimate"] = None
         return
@@ -195,6 +197,11 @@ def as_text(report: dict[str, Any]) -> str:
             f"{size_text(moved['total'])}" + (f" ({kinds})" if kinds else "")
         )
         lines += _estimate_lines(report["estimate"])
+    if "no_text" in report:
+        lines.append(
+            "no count of work, traffic and time: XLA failed to write the compiled program "
+            f"({report['no_text']})"
+        )
     lines.append("fits: yes" if report["fits"] else f"fits: no ({report.get('refusal', 'memory')})")
     lines += [f"  change: {line}" for line in report["advice"]]
     compiler = report["compiler"]

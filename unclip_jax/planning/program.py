@@ -58,14 +58,16 @@ class Compiled(NamedTuple):
     """Output of the compiler.
 
     Attributes:
-        text: of the program for one device.
+        text: of the program for one device; None if XLA failed to write it.
         memory: XLA's memory analysis.
         seconds: time of compilation.
+        failure: first line of XLA's message, if there is no text.
     """
 
-    text: str
+    text: str | None
     memory: Any
     seconds: float
+    failure: str = ""
 
 
 class CompileRefusal(NamedTuple):
@@ -185,8 +187,11 @@ def compile_program(program: Program, *, effort: str = "default") -> Compiled | 
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _too_large(str(error))
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    return Compiled(text, memory, time.perf_counter() - began)
+    seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
+    try:
+        return Compiled(compiled.as_text(), memory, seconds)
+    except jax.errors.JaxRuntimeError as error:  # some asynchronous operations fail a check of XLA
+        return Compiled(None, memory, seconds, failure=str(error).splitlines()[0])
 
 
 def _too_large(message: str) -> CompileRefusal:
