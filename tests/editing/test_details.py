@@ -53,7 +53,7 @@ def linear(monkeypatch, cascade):
     """Networks that are the exact denoiser of N(enlarged low-res image, STD^2); what they saw."""
     chain, seen = cascade.upsamplers[0].diffusion.chain(), []
 
-    def network(module, params, x_t, t, *, low_res, low_res_t, deterministic, rngs):
+    def network(module, params, x_t, t, *, low_res, low_res_t, **options):
         jax.debug.callback(lambda low: seen.append(np.asarray(low)), low_res)
         mean = jnp.repeat(jnp.repeat(low_res, 2, axis=1), 2, axis=2)
         level = chain.level(t, ndim=4)
