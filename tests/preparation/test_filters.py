@@ -70,9 +70,9 @@ def test_expressions(text: str, expected: bool):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("simlarity > 0.2", "no simlarity in the metadata"),
-        ("nothing > 0.2", "no nothing in the metadata"),
-        ("nan < 1", "no nan in the metadata"),
+        ("simlarity > 0.2", "metadata without simlarity"),
+        ("nothing > 0.2", "metadata without nothing"),
+        ("nan < 1", "metadata without nan"),
         ("language > 3", "metadata of another type than --where compares"),
         ("caption * 1000000000 > 3", "metadata of another type than --where compares"),
         ("similarity / 0 > 1", "metadata of another type than --where compares"),
@@ -239,7 +239,7 @@ def test_prepare_reports_what_was_filtered_and_does_not_count_it_as_bad(
     ("where", "message"),
     [
         ("similarity > 2", "would be empty: 6 filtered out"),
-        ("simlarity > 0.2", "no simlarity in the metadata"),
+        ("simlarity > 0.2", "metadata without simlarity"),
     ],
 )
 def test_filters_that_keep_nothing_are_one_line(samples, tmp_path, where, message):

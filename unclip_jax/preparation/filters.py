@@ -140,7 +140,7 @@ class Where:
             name = self._quoted[int(name.removeprefix("_quoted_"))]
         value = facts.get(name)
         if value is None or value == "" or value != value:  # NaN
-            raise Skip(f"no {name} in the metadata")
+            raise Skip(f"metadata without {name}")
         return value
 
 
