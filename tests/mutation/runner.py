@@ -28,6 +28,7 @@ PACKAGES = {
     "editing": ("tests/editing",),
     "experiment": ("tests/experiment",),
     "data": ("tests/data",),
+    "discrete": ("tests/discrete",),
     "metrics": ("tests/metrics",),
     "handoff": ("tests/handoff",),
     "experiments": ("tests/test_paper_presets.py",),
