@@ -5,6 +5,7 @@ containers and refuses everything else; OpenAI's CLIP files are TorchScript arch
 reads without running Python code.
 """
 
+import contextlib
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,18 +58,9 @@ def read_module(path: pathlib.Path, *, classes: Sequence[str]) -> dict[str, np.n
     """
     torch = _torch(path)
     inert = [(type(name.rsplit(".", 1)[1], (), {}), name) for name in classes]
-    try:
-        with torch.serialization.safe_globals(inert):
-            module = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged or incomplete ({_first_line(error)}); copy or download it again."
-        ) from None
-    except Exception as error:  # pickle.UnpicklingError, which cannot be named without pickle
-        raise UserError(
-            f"{path} was refused: it names more than {', '.join(classes)} ({_first_line(error)}). "
-            "Save the module's state_dict() as safetensors where its package is installed."
-        ) from None
+    expected = f"{', '.join(classes)} and tensors"
+    with _errors(path, expected=expected), torch.serialization.safe_globals(inert):
+        module = torch.load(path, map_location="cpu", weights_only=True)
     return _arrays(torch, dict(_parameters(module)))
 
 
@@ -101,18 +93,25 @@ def read_value(path: pathlib.Path) -> Any:
         UserError: as `read_tensors`.
     """
     torch = _torch(path)
-    try:
+    with _errors(path, expected="tensors"):
         value = _load(torch, path)
+    return _arrays(torch, value)
+
+
+@contextlib.contextmanager
+def _errors(path: pathlib.Path, *, expected: str) -> Iterator[None]:
+    """Turns what torch raises on files into a UserError that says what they may hold."""
+    try:
+        yield
     except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is damaged or incomplete ({_first_line(error)}); copy or download it again."
         ) from None
     except Exception as error:  # pickle.UnpicklingError, which cannot be named without pickle
         raise UserError(
-            f"{path} was refused: its pickle holds more than tensors ({_first_line(error)}). "
+            f"{path} was refused: its pickle holds more than {expected} ({_first_line(error)}). "
             "Convert it to safetensors where it came from."
         ) from None
-    return _arrays(torch, value)
 
 
 def _torch(path: pathlib.Path) -> Any:
