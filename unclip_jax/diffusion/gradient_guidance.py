@@ -28,7 +28,7 @@ from unclip_jax.diffusion.samplers import Ancestral, Solver, StepTable
 from unclip_jax.diffusion.schedule import Schedule
 
 X = Float[Array, " b *s"]
-Scale = float | Float[Array, " b"]
+Scale = float | Float[Array, ""] | Float[Array, " b"]
 # x_t and timesteps -> gradient of log p(y | x_t) in x_t, row by row
 Gradient = Callable[[X, Steps], X]
 

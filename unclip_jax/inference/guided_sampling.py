@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from jaxtyping import Array, Float
+
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Image, Keys, Params
@@ -64,7 +66,7 @@ def sample(
     keys: Keys,
     *,
     guide: ClipStageConfig,
-    scale: float,
+    scale: Float[Array, ""],
     sampling: SamplingConfig,
 ) -> Image:
     """Samples one image per caption.

@@ -165,17 +165,14 @@ def _guided(
     elif cascade.decoder.model.reads_z:
         z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
     ids, mask = guide.tokenizer.encode(captions, length=guide.config.model.context)
-    sample = engine.runner.compiled(guided_sampling.sample, "guide", "scale", "sampling")
-    static = {
-        "guide": guide.config,
-        "scale": request.clip_scale,
-        "sampling": options.decoder,
-    }
+    sample = engine.runner.compiled(guided_sampling.sample, "guide", "sampling")
+    settings = {"guide": guide.config, "sampling": options.decoder}
+    settings["scale"] = jnp.float32(request.clip_scale)  # one program for all scales
     keys = text_to_image.keys_for(request.seed, jnp.asarray(indices))
     own = TokenIds(jnp.asarray(ids), jnp.asarray(mask))
     inputs = (engine.tokens(captions), own, z_img, keys)
     weights = engine.runner.place(guide.params)
-    run = lambda batch: sample(engine.params, weights, *batch, **static)  # noqa: E731
+    run = lambda batch: sample(engine.params, weights, *batch, **settings)  # noqa: E731
     return z_img, to_uint8(np.asarray(engine.runner.run(run, inputs, "sample")))
 
 
