@@ -7,6 +7,7 @@ reads without running Python code.
 
 import contextlib
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from unclip_jax.core.checks import UserError, listed
+from unclip_jax.core.checks import UserError, listed, short
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".th")
 STATES = ("state_dict", "model_state_dict", "model", "module")  # keys of trainers
@@ -108,9 +109,11 @@ def _errors(path: pathlib.Path, *, expected: str) -> Iterator[None]:
             f"{path} is damaged or incomplete ({_first_line(error)}); copy or download it again."
         ) from None
     except Exception as error:  # pickle.UnpicklingError, which cannot be named without pickle
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        extra = f" (it names {short(name.group(1))})" if name else ""
         raise UserError(
-            f"{path} was refused: its pickle holds more than {expected} ({_first_line(error)}). "
-            "Convert it to safetensors where it came from."
+            f"{path} was refused: its pickle holds more than {expected}{extra}. Convert it to "
+            "safetensors where it came from."
         ) from None
 
 
