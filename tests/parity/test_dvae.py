@@ -153,7 +153,9 @@ def test_other_names_in_a_pickle_are_refused_and_not_run(published, tmp_path):
     harm = tmp_path / "executed"
     for name in ("encoder", "decoder"):
         torch.save({"blocks": Payload(harm)}, tmp_path / f"{name}.pkl")
-    refused = r"holds more than dall_e.encoder.Encoder, .* tensors \(it names posix.mkdir\). Convert"
+    refused = (
+        r"holds more than dall_e.encoder.Encoder, .* tensors \(it names 'posix.mkdir'\). Convert"
+    )
     with pytest.raises(UserError, match=refused):
         importing.convert([tmp_path], tmp_path / "out")
     assert not harm.exists()
