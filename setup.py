@@ -17,6 +17,7 @@ CORE = [
     "chex>=0.1.91",
     "flatbuffers>=24",  # jax.export writes with it
     "flax>=0.12.4",
+    "fsspec>=2025.9",
     "grain>=0.2.18",
     "importlib_resources>=6",  # tensorflow-datasets 4.9.10 uses it without asking for it
     "jax>=0.10.2",
@@ -40,10 +41,16 @@ CORE = [
     "transformers>=5.8",
 ]
 TORCH = ["torch>=2.6"]
+GCS = ["gcsfs>=2025.9"]  # gs:// URLs
+S3 = ["s3fs>=2025.9"]  # s3:// URLs
 DEMO = ["starlette>=0.46", "uvicorn>=0.34"]  # the page and the HTTP API
 DEV = [
     *DEMO,
+    *GCS,
+    *S3,
     "beartype>=0.22",
+    "gcp-storage-emulator>=2024.8",  # object stores of tests
+    "moto[s3,server]>=5.1",
     "pyright>=1.1.414",
     "pytest>=8.4",
     "pytest-xdist>=3.6",
@@ -83,6 +90,8 @@ setup(
         # the originals that `make parity` compares with
         "parity": [*TORCH, "diffusers>=0.38", "sentencepiece>=0.2", "torch-fidelity>=0.4"],
         "demo": DEMO,
+        "gcs": GCS,
+        "s3": S3,
         "hdf5": ["h5py>=3.11"],  # pairs in HDF5 files
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],

@@ -52,7 +52,9 @@ IMPURE_MODULES = {
 }
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "Image.open"}
 IMPURE_ATTRIBUTES = {"jax.config", "jax.distributed"}
-FILE_MODULES = {PACKAGE / "core" / name for name in ("files.py", "digests.py")}  # may do I/O
+FILE_MODULES = {  # may do I/O
+    PACKAGE / "core" / name for name in ("files.py", "digests.py", "storage.py")
+}
 FORBIDDEN_IN = {
     "diffusion": {"flax"},
     "discrete": {"flax"},

@@ -1,0 +1,95 @@
+"""Object stores on loopback: Google's and Amazon's protocols, answered in this process."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+# Read when gcsfs is imported: no second protocol, which the emulator does not speak.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+BUCKET = "bucket"
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Sets environment variables, and restores them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def google() -> Iterator[str]:
+    """Serves gs://bucket from memory; yields the address of the server."""
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    host, port = server._api._httpd.socket.getsockname()
+    address = f"http://{host}:{port}"
+    try:
+        with environment(
+            STORAGE_EMULATOR_HOST=address,
+            TENSORSTORE_GCS_HTTP_URL=address,
+        ):
+            forget_stores()
+            yield address
+    finally:
+        forget_stores()
+        server.stop()
+
+
+@contextlib.contextmanager
+def amazon() -> Iterator[str]:
+    """Serves s3://bucket from memory; yields the address of the server."""
+    s3fs = pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    try:
+        with environment(
+            AWS_ACCESS_KEY_ID="x",
+            AWS_SECRET_ACCESS_KEY="x",
+            AWS_DEFAULT_REGION="us-east-1",
+            AWS_ENDPOINT_URL=address,
+        ):
+            forget_stores()
+            s3fs.S3FileSystem().mkdir(BUCKET)
+            yield address
+    finally:
+        forget_stores()
+        server.stop()
+
+
+def forget_stores() -> None:
+    """Makes fsspec open its file systems anew, for other servers and environments."""
+    import fsspec
+
+    for scheme in ("gs", "s3"):
+        with contextlib.suppress(ImportError):
+            fsspec.get_filesystem_class(scheme).clear_instance_cache()
+
+
+class Faults:
+    """Makes some requests of fsspec's asynchronous stores fail once, deterministically."""
+
+    def __init__(self, *, every: int):
+        self.every, self.failed, self._count = every, 0, 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._count += 1
+            fail = self._count % self.every == 0
+            self.failed += fail
+        if fail:
+            raise ConnectionResetError("the connection was reset")

@@ -1,0 +1,348 @@
+"""Object stores: URLs such as gs://bucket/run, read and written by whole objects or ranges.
+
+`location` is the one place where a flag or a config key becomes a local path or a `Url`. A `Url` is
+no path: there are no folders, no renames and no appending; an object exists completely or not at
+all. The libraries behind it (extras `gcs` and `s3`) are imported at the first request, which is
+also the first use of the network. Failures that may pass are repeated with growing pauses.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import check_local
+
+EXTRAS = {"gs": "gcs", "s3": "s3"}  # scheme -> extra of the installation that reads it
+TRIES, PAUSE = 3, 1.0  # of a request; seconds before the second one, doubled for each further one
+EMULATOR = "STORAGE_EMULATOR_HOST"  # as Google's own libraries read it
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LOGIN = {
+    "gs": "log in with `gcloud auth application-default login`, or set "
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+}
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalFile:
+    """A local file that is read by ranges, as a `Url` is."""
+
+    path: pathlib.Path
+
+    def size(self) -> int:
+        """Returns its number of bytes."""
+        return self.path.stat().st_size
+
+    def read_range(self, start: int, stop: int, /) -> bytes:
+        """Reads bytes `start` to `stop`."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Url:
+    """An object in a store, or the common beginning of the names of several, like a folder.
+
+    Every method raises a `UserError` of one line: no such object or bucket, no credentials, no
+    permission, a library that is not installed, or a store that does not answer.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __truediv__(self, name: str) -> "Url":
+        return Url(f"{self.text.rstrip('/')}/{name}")
+
+    @property
+    def scheme(self) -> str:
+        """The part before "://"."""
+        return self.text.partition("://")[0]
+
+    @property
+    def name(self) -> str:
+        """The last part of the name."""
+        return self.text.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Url":
+        """The name without its last part."""
+        return Url(self.text.rstrip("/").rpartition("/")[0])
+
+    def exists(self) -> bool:
+        """True if there is an object of this name."""
+        return self._request("read", lambda store: bool(store.isfile(self.text)))
+
+    def holds_objects(self) -> bool:
+        """True if there are objects below this name."""
+        return bool(self.names())
+
+    def size(self) -> int:
+        """Returns the number of bytes of the object."""
+        return self._request("read", lambda store: int(store.info(self.text)["size"]))
+
+    def read_bytes(self) -> bytes:
+        """Reads the whole object."""
+        return self._request("read", lambda store: store.cat_file(self.text))
+
+    def read_range(self, start: int, stop: int, /) -> bytes:
+        """Reads bytes `start` to `stop` in one request."""
+        if start == stop:
+            return b""
+        data = self._request("read", lambda store: store.cat_file(self.text, start=start, end=stop))
+        if len(data) != stop - start:
+            raise UserError(
+                f"{self} ends before byte {stop}: it was cut short or replaced; copy it again."
+            )
+        return data
+
+    def open(self) -> Any:
+        """Opens the object as a binary file, for reading from its beginning to its end."""
+        return self._request("read", lambda store: store.open(self.text, "rb"))
+
+    def write_bytes(self, content: bytes) -> None:
+        """Writes the whole object, which appears when it is complete."""
+        self._request("write", lambda store: store.pipe_file(self.text, content))
+
+    def create(self, content: bytes) -> bool:
+        """Writes the object if there is none; False if there is one."""
+
+        def attempt(store: Any) -> bool:
+            try:
+                store.pipe_file(self.text, content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+        return self._request("write", attempt)
+
+    def upload(self, path: pathlib.Path) -> None:
+        """Writes the object from a local file."""
+        self._request("write", lambda store: store.put_file(str(path), self.text))
+
+    def download(self, path: pathlib.Path) -> None:
+        """Writes the object to a local file, which is complete or absent."""
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._request("read", lambda store: store.get_file(self.text, str(partial)))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """Returns the last parts of the names directly below this one, sorted."""
+
+        def listing(store: Any) -> list[str]:
+            try:
+                paths = store.ls(self.text, detail=False)
+            except FileNotFoundError:
+                self._check_bucket(store)
+                return []
+            parts = {path.rstrip("/").rpartition("/")[2] for path in paths}
+            return sorted(parts - {"", self.name} if self.name in parts else parts - {""})
+
+        return self._request("list", listing)
+
+    def files(self) -> dict[str, int]:
+        """Returns the sizes of all objects below this name, by the rest of their names, sorted."""
+
+        def listing(store: Any) -> dict[str, int]:
+            root = f"{store._strip_protocol(self.text).rstrip('/')}/"
+            infos = store.find(self.text, detail=True).values()
+            if not infos:
+                self._check_bucket(store)
+            sizes = {
+                info["name"].removeprefix(root): int(info["size"])
+                for info in infos
+                if info["type"] == "file" and info["name"].startswith(root)
+            }
+            return dict(sorted(sizes.items()))
+
+        return self._request("list", listing)
+
+    def glob(self) -> list["Url"]:
+        """Returns the objects whose names match this one with its `*`, `?` and `[...]`, sorted."""
+        paths = self._request("list", lambda store: store.glob(self.text))
+        return [Url(f"{self.scheme}://{path}") for path in sorted(paths)]
+
+    def unlink(self) -> None:
+        """Removes the object, if there is one."""
+
+        def remove(store: Any) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                store.rm_file(self.text)
+
+        self._request("remove", remove)
+
+    def remove_all(self) -> None:
+        """Removes all objects below this name."""
+
+        def remove(store: Any) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                store.rm(self.text, recursive=True)
+
+        self._request("remove", remove)
+
+    def _check_bucket(self, store: Any) -> None:
+        """Raises FileNotFoundError if the bucket is missing."""
+        bucket = f"{self.scheme}://{store._strip_protocol(self.text).partition('/')[0]}"
+        if not store.exists(bucket):
+            raise FileNotFoundError(bucket)
+
+    def _request(self, verb: str, call: Callable[[Any], Result]) -> Result:
+        """Sends a request to the store, again while it fails for reasons that may pass."""
+        try:
+            return repeated(lambda: call(_store(self.scheme)))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"cannot {verb} {self}: {_reason(error, self.scheme)}") from error
+
+
+RangedFile = LocalFile | Url
+Location = pathlib.Path | Url
+
+
+def location(text: str | os.PathLike[str]) -> Location:
+    """Returns what a flag or a config key names: a local path, or a URL of a supported scheme.
+
+    Raises:
+        UserError: a URL of another scheme.
+    """
+    text = os.fspath(text)
+    match = _URL.fullmatch(text)
+    if match is None:
+        return pathlib.Path(text)
+    scheme, rest = match[1].lower(), match[2].strip("/")
+    if scheme not in EXTRAS:
+        raise UserError(
+            f"{text!r} is a URL of another kind than {' and '.join(f'{s}://' for s in EXTRAS)}; "
+            "copy the files to one of these, or to a local folder, and give that."
+        )
+    if not rest:
+        raise UserError(f"{text!r} names no bucket; give {scheme}://BUCKET/NAME.")
+    return Url(f"{scheme}://{rest}")
+
+
+def is_url(text: str | os.PathLike[str]) -> bool:
+    """True if `text` is a URL of any scheme."""
+    return _URL.fullmatch(os.fspath(text)) is not None
+
+
+def local(what: str, place: Location) -> pathlib.Path:
+    """Returns a local path, where nothing else will do.
+
+    Raises:
+        UserError: it is a URL; `what` names the flag or key.
+    """
+    if isinstance(place, Url):
+        check_local(what, str(place))
+    assert isinstance(place, pathlib.Path)
+    return place
+
+
+def repeated(call: Callable[[], Result]) -> Result:
+    """Calls a request until it succeeds, `TRIES` times at most, with growing pauses.
+
+    Raises:
+        Exception: of the last try, or one that a repetition cannot mend.
+    """
+    for number in range(TRIES):
+        try:
+            return call()
+        except Exception as error:
+            if _final(error) or number == TRIES - 1:
+                raise
+        time.sleep(PAUSE * 2**number * (0.5 + random.random()))  # so that hosts do not march
+    raise AssertionError
+
+
+def _store(scheme: str) -> Any:
+    """Returns the file system of a scheme; fsspec keeps one per process."""
+    import fsspec  # at the first request, so that --help is quick
+
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "gs" and os.environ.get(EMULATOR):
+        options["token"] = "anon"
+    return fsspec.filesystem(scheme, **options)
+
+
+def _final(error: BaseException) -> bool:
+    """True if the same request will fail again."""
+    kinds = (FileNotFoundError, PermissionError, ImportError, UserError, NotADirectoryError)
+    refused = _forbidden(error) or _code(error) in range(400, 408)
+    return isinstance(error, kinds) or refused or _anonymous(error)
+
+
+def _forbidden(error: BaseException) -> bool:
+    """True if the store refuses this account."""
+    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")  # of gcsfs
+    return isinstance(error, PermissionError) or forbidden or _code(error) == 403
+
+
+def _code(error: BaseException) -> int:
+    """Returns the status of an HTTP response that an error reports; 0 = none."""
+    for each in _causes(error):
+        code = getattr(each, "code", None) or getattr(each, "status", None)
+        response = getattr(each, "response", None)
+        if code is None and isinstance(response, dict):
+            code = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        with_digits = str(code) if code is not None else ""
+        if with_digits.isdigit():
+            return int(with_digits)
+    return 0
+
+
+def _anonymous(error: BaseException) -> bool:
+    """True if the libraries have no credentials."""
+    names = {"NoCredentialsError", "DefaultCredentialsError", "ProfileNotFound", "RefreshError"}
+    return any(type(each).__name__ in names for each in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and what it was raised from."""
+    cause: BaseException | None = error
+    for _ in range(8):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _reason(error: BaseException, scheme: str) -> str:
+    """Returns why a request failed and what to do, as the end of a message."""
+    code = _code(error)
+    if isinstance(error, ImportError):
+        package = f"unclip_jax[{EXTRAS[scheme]}]"
+        return f"the library for {scheme}:// is missing; pip install '{package}'."
+    if _anonymous(error) or code == 401:
+        return f"there are no credentials for it; {_LOGIN[scheme]}."
+    if _forbidden(error):
+        return f"permission denied ({_line(error)}); give this account access to the bucket."
+    if isinstance(error, FileNotFoundError) or code == 404:
+        return "no such object or bucket; check the name."
+    if code == 429:
+        return "the store refuses so many requests (quota exceeded); wait, or use fewer workers."
+    return f"{_line(error)} ({TRIES} tries); check the connection and run the same command again."
+
+
+def _line(error: BaseException) -> str:
+    """Returns the first line of an error, shortened."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return (text if len(text) <= 160 else text[:160] + "...").rstrip(".")
