@@ -63,7 +63,7 @@ def amazon() -> Iterator[str]:
             AWS_ENDPOINT_URL=address,
         ):
             forget_stores()
-            s3fs.S3FileSystem().mkdir(BUCKET)
+            s3fs.S3FileSystem().makedirs(BUCKET, exist_ok=True)
             yield address
     finally:
         forget_stores()

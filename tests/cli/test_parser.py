@@ -10,6 +10,7 @@ import pytest
 from unclip_jax.cli import parser as parsing
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import location
 
 
 def example() -> Parser:
@@ -131,4 +132,4 @@ def test_every_flag_with_the_name_of_a_path_is_checked(command):
             if isinstance(action, argparse._SubParsersAction):
                 parsers += action.choices.values()
             elif action.dest in ("out", "workdir", "models", "clip", "json"):
-                assert action.type is pathlib.Path, (own.prog, action.dest)
+                assert action.type in (pathlib.Path, location), (own.prog, action.dest)

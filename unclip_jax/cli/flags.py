@@ -8,6 +8,7 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.digests import SKIP
+from unclip_jax.core.storage import Location, location
 from unclip_jax.engine.request_fields import MAX_TEXT
 
 
@@ -21,9 +22,9 @@ def add_models(
         public: True to name Karlo's folder as well.
         digests: False if the command adds --skip-digests itself.
     """
-    where = "run directory, or Karlo's" if public else "run directory"
+    where = "run directory or its URL, or Karlo's" if public else "run directory or its URL"
     parser.add_argument(
-        "--models", type=pathlib.Path, help=f"{where} (default: the models installed with unclip)"
+        "--models", type=location, help=f"{where} (default: the models installed with unclip)"
     )
     if digests:
         add_skip_digests(parser)
@@ -70,7 +71,7 @@ def add_skip_digests(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_directory(models: pathlib.Path | None) -> pathlib.Path:
+def run_directory(models: Location | None) -> pathlib.Path:
     """Returns the run directory of --models; see `shipped.run_directory`.
 
     Raises:

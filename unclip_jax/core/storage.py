@@ -8,12 +8,15 @@ also the first use of the network. Failures that may pass are repeated with grow
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 import random
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import Any, TypeVar
 
 from unclip_jax.core.checks import UserError
@@ -21,8 +24,10 @@ from unclip_jax.core.files import check_local
 
 EXTRAS = {"gs": "gcs", "s3": "s3"}  # scheme -> extra of the installation that reads it
 TRIES, PAUSE = 3, 1.0  # of a request; seconds before the second one, doubled for each further one
+CACHE = "UNCLIP_CACHE"  # names the folder of local copies
 EMULATOR = "STORAGE_EMULATOR_HOST"  # as Google's own libraries read it
 
+_AT_ONCE = 16  # objects that are copied at the same time
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LOGIN = {
     "gs": "log in with `gcloud auth application-default login`, or set "
@@ -255,6 +260,64 @@ def local(what: str, place: Location) -> pathlib.Path:
         check_local(what, str(place))
     assert isinstance(place, pathlib.Path)
     return place
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the local folder of copies of objects: UNCLIP_CACHE, or one in the home."""
+    stated = os.environ.get(CACHE)
+    return pathlib.Path(stated) if stated else pathlib.Path("~/.cache/unclip_jax").expanduser()
+
+
+def fetched(
+    folder: Url,
+    names: Iterable[str],
+    *,
+    key: str,
+    check: Callable[[pathlib.Path], None] | None = None,
+) -> pathlib.Path:
+    """Returns a local copy of the objects `names` below `folder`, which is made once.
+
+    Args:
+        folder: of the objects.
+        names: their names below it.
+        key: folder of the copy in `cache_folder`, with a digest of the content in it.
+        check: raises an error if the copy is not what it should be; it is not kept then.
+
+    Raises:
+        UserError: a name leads out of the folder, an object cannot be read, or the copy cannot be
+            written.
+    """
+    target = cache_folder() / key
+    if target.is_dir():
+        return target
+    names = list(names)
+    if any(".." in pathlib.PurePosixPath(name).parts or name.startswith("/") for name in names):
+        raise UserError(f"a file list of {folder} leads out of it; it is damaged, copy it again.")
+    draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(lambda name: (folder / name).download(draft / name), names):
+                pass
+        if check is not None:
+            check(draft)
+        _rename(draft, target)
+        return target
+    except OSError as error:
+        raise UserError(
+            f"cannot copy {folder} to {target} ({error.strerror}); free space, or name another "
+            f"folder with {CACHE}."
+        ) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _rename(draft: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a folder to one that may exist in the meantime, with the same content."""
+    try:
+        draft.rename(target)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
 
 
 def repeated(call: Callable[[], Result]) -> Result:

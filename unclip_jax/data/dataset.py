@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from unclip_jax.core.storage import Location
 from unclip_jax.data import records
 from unclip_jax.data.records import Record
 
@@ -58,14 +59,15 @@ class Dataset:
             is damaged.
         tokenizer_dir: folder of the tokenizer that belongs to the data; None without one.
         tokenizer_hash: hash of that tokenizer; "" without one.
-        prepared_dir: folder if `unclip_jax.prepare` wrote the data, and could add a tokenizer.
+        prepared_dir: place of the data if `unclip_jax.prepare` wrote them, and could add a
+            tokenizer.
     """
 
     splits: tuple[str, ...]
     open_split: Callable[[str], Source]
     tokenizer_dir: pathlib.Path | None = None
     tokenizer_hash: str = ""
-    prepared_dir: pathlib.Path | None = None
+    prepared_dir: Location | None = None
 
 
 def content_digest(source: Source) -> str:

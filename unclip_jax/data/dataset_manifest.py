@@ -6,9 +6,11 @@ import json
 import pathlib
 import shlex
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.core.config import as_dict, build
 from unclip_jax.core.files import write_atomically
+from unclip_jax.core.storage import Location, Url
 from unclip_jax.version import __version__
 
 FILE = "manifest.json"
@@ -111,14 +113,29 @@ def make_split(
     return Split(name, count, digest, plan, sources, shards, signature, min_side)
 
 
-def read(directory: str | pathlib.Path) -> DatasetManifest:
-    """Reads the manifest of a prepared folder.
+def read(directory: str | Location) -> DatasetManifest:
+    """Reads the manifest of a prepared folder, local or in an object store.
 
     Raises:
         UserError: no such folder, one that was not prepared completely, or a manifest of another
             format.
     """
-    directory = pathlib.Path(directory)
+    place = storage.location(directory) if isinstance(directory, str) else directory
+    return _parse(_stored(place) if isinstance(place, Url) else _text(place), place)
+
+
+def _stored(folder: Url) -> bytes:
+    """Returns the text of the manifest in an object store."""
+    if not (folder / FILE).exists():
+        raise UserError(
+            f"no data set at {folder}: it has no {FILE}, which `python -m unclip_jax.prepare` "
+            "writes last; check the URL, or prepare the data."
+        )
+    return (folder / FILE).read_bytes()
+
+
+def _text(directory: pathlib.Path) -> bytes:
+    """Returns the text of the manifest in a local folder."""
     if not directory.is_dir():
         raise UserError(
             f"no data set at {directory}; make one with `python -m unclip_jax.prepare shapes "
@@ -130,8 +147,13 @@ def read(directory: str | pathlib.Path) -> DatasetManifest:
             f"{directory} has no {FILE}: it is not a prepared data set, or its preparation did "
             "not finish; run the same `python -m unclip_jax.prepare` command again."
         )
+    return (directory / FILE).read_bytes()
+
+
+def _parse(text: bytes, directory: Location) -> DatasetManifest:
+    """Returns the manifest that `text` is."""
     try:
-        content = json.loads((directory / FILE).read_text("utf-8"))
+        content = json.loads(text)
         version = content["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory / FILE} is damaged; prepare the data set again.") from error
@@ -145,19 +167,28 @@ def read(directory: str | pathlib.Path) -> DatasetManifest:
 
 def write(directory: pathlib.Path, manifest: DatasetManifest) -> None:
     """Writes the manifest atomically."""
-    content = json.dumps(as_dict(manifest), indent=2, ensure_ascii=False)
-    write_atomically(directory / FILE, content)
+    write_atomically(directory / FILE, as_json(manifest))
 
 
-def shard_paths(directory: pathlib.Path, split: Split) -> list[pathlib.Path]:
-    """Returns the paths of a split's non-empty shards.
+def as_json(manifest: DatasetManifest) -> str:
+    """Returns the text of a manifest."""
+    return json.dumps(as_dict(manifest), indent=2, ensure_ascii=False)
+
+
+def shard_paths(directory: Location, split: Split) -> list[Location]:
+    """Returns the places of a split's non-empty shards.
 
     Raises:
         UserError: one is missing.
     """
-    paths = [directory / shard.file for shard in split.shards if shard.count]
-    for path in paths:
-        if not path.is_file():
+    names = [shard.file for shard in split.shards if shard.count]
+    if isinstance(directory, Url):  # one request for all
+        stored = directory.files().keys()
+    else:
+        stored = {name for name in names if (directory / name).is_file()}
+    paths = [directory / name for name in names]
+    for path, name in zip(paths, names, strict=True):
+        if name not in stored:
             raise UserError(
                 f"{path} is missing, though {FILE} lists it; copy it again, or "
                 "run the same `python -m unclip_jax.prepare` command."

@@ -1,4 +1,7 @@
-"""Data sets in folders written by `unclip_jax.prepare`: a manifest beside ArrayRecord shards."""
+"""Data sets written by `unclip_jax.prepare`: a manifest beside ArrayRecord shards.
+
+They lie in a local folder or in an object store.
+"""
 
 import collections
 import os
@@ -12,42 +15,60 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import Location, Url
 from unclip_jax.data import dataset_manifest, records
 from unclip_jax.data.dataset import Dataset
 from unclip_jax.data.records import Record
+from unclip_jax.data.remote_shards import RemoteShard
 
 
-def open_dataset(directory: str | pathlib.Path) -> Dataset:
-    """Opens a folder written by `unclip_jax.prepare`.
+def open_dataset(directory: str | Location) -> Dataset:
+    """Opens a folder written by `unclip_jax.prepare`, or its copy in an object store.
 
     Raises:
         UserError: no such folder, or an unfinished one.
     """
-    directory = pathlib.Path(directory)
-    content = dataset_manifest.read(directory)
-    tokenizer = directory / dataset_manifest.TOKENIZER
+    place = storage.location(directory) if isinstance(directory, str) else directory
+    content = dataset_manifest.read(place)
     return Dataset(
         splits=tuple(split.name for split in content.splits),
-        open_split=lambda split: open_split(directory, split=split),
-        tokenizer_dir=tokenizer if content.tokenizer and tokenizer.is_dir() else None,
+        open_split=lambda split: open_split(place, split=split),
+        tokenizer_dir=_tokenizer_dir(place, content.tokenizer),
         tokenizer_hash=content.tokenizer,
-        prepared_dir=directory,
+        prepared_dir=place,
     )
 
 
-def open_split(directory: str | pathlib.Path, *, split: str) -> "ShardSource":
+def _tokenizer_dir(place: Location, digest: str) -> pathlib.Path | None:
+    """Returns the folder of the tokenizer beside the data, or a local copy; None without one."""
+    folder = place / dataset_manifest.TOKENIZER
+    if not digest:
+        return None
+    if isinstance(folder, Url):
+        names = folder.files()
+        return storage.fetched(folder, names, key=f"tokenizers/{digest}") if names else None
+    return folder if folder.is_dir() else None
+
+
+def open_split(directory: str | Location, *, split: str) -> "ShardSource":
     """Opens one split of a folder written by `unclip_jax.prepare`.
+
+    Local shards are all opened once, which reports a half-copied data set before training starts;
+    those in an object store are opened when they are read, because opening one takes three
+    requests.
 
     Raises:
         UserError: no folder, an unfinished one, no such split, or shards missing or cut short.
     """
-    directory = pathlib.Path(directory)
-    entry = dataset_manifest.read(directory).split(split)
-    paths = dataset_manifest.shard_paths(directory, entry)
+    place = storage.location(directory) if isinstance(directory, str) else directory
+    entry = dataset_manifest.read(place).split(split)
+    paths = dataset_manifest.shard_paths(place, entry)
     counts = [shard.count for shard in entry.shards if shard.count]
     source = ShardSource(paths, counts, digest=entry.hash, min_side=entry.min_side)
-    source.check()  # cheap, and reports a half-copied data set before training starts
+    if not isinstance(place, Url):
+        source.check()
     return source
 
 
@@ -63,7 +84,7 @@ class ShardSource:
 
     def __init__(
         self,
-        paths: Sequence[pathlib.Path],
+        paths: Sequence[Location],
         counts: Sequence[int],
         digest: str = "",
         min_side: int = 0,
@@ -74,7 +95,7 @@ class ShardSource:
         as the manifest states them.
         """
         self.digest, self.min_side = digest, min_side
-        self._paths = [str(path) for path in paths]
+        self._paths = list(paths)
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -82,8 +103,7 @@ class ShardSource:
 
     def __reduce__(self):
         counts = np.diff(self._ends, prepend=0).tolist()
-        paths = [pathlib.Path(path) for path in self._paths]
-        return ShardSource, (paths, counts, self.digest, self.min_side)
+        return ShardSource, (self._paths, counts, self.digest, self.min_side)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -125,21 +145,36 @@ class ShardSource:
         return reader
 
     def _open(self, shard: int) -> Any:
-        path, expected = self._paths[shard], int(np.diff(self._ends, prepend=0)[shard])
+        path, expected = self._paths[shard], self._count(shard)
+        if isinstance(path, Url):
+            return self._open_remote(path, expected)
         options = ",".join(f"{k}:{v}" for k, v in records.READER_OPTIONS.items())
         reader: Any = None
         try:
-            reader = array_record_module.ArrayRecordReader(path, options)
+            reader = array_record_module.ArrayRecordReader(str(path), options)
             readable = reader.num_records()
         except RuntimeError:  # the index at the end of the file is damaged
             readable = 0
         if readable != expected:
-            _check_descriptors(path)
-            raise UserError(
-                f"{path} has {readable} readable records, the manifest says {expected}; copy it "
-                "again, or run the same `prepare` command."
-            )
+            _check_descriptors(str(path))
+            raise _wrong_count(path, readable, expected)
         return reader
+
+    def _open_remote(self, path: Url, expected: int) -> RemoteShard:
+        reader = RemoteShard(path)
+        if reader.num_records() != expected:
+            raise _wrong_count(path, reader.num_records(), expected)
+        return reader
+
+    def _count(self, shard: int) -> int:
+        return int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
+
+
+def _wrong_count(path: Location, readable: int, expected: int) -> UserError:
+    return UserError(
+        f"{path} has {readable} readable records, the manifest says {expected}; copy it again, or "
+        "run the same `prepare` command."
+    )
 
 
 def _check_descriptors(path: str) -> None:

@@ -1,6 +1,7 @@
 """The registry of data sets and the functions that open them.
 
-A data set is named by the path of a folder that `unclip_jax.prepare` wrote, or by SCHEME:LOCATION.
+A data set is named by the path of a folder that `unclip_jax.prepare` wrote, by the URL of one in an
+object store, or by SCHEME:LOCATION.
 To add a kind, write a function from the location to a `Dataset` (see dataset.py) and register it
 in `SOURCES`: training, embedding, evaluation and `prepare` then read it.
 """
@@ -11,8 +12,8 @@ import re
 
 import numpy as np
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError, suggest
-from unclip_jax.core.files import check_local
 from unclip_jax.data import prepared, tfds_source
 from unclip_jax.data.dataset import Dataset, FeatureKeys, Opener, Source, content_digest
 from unclip_jax.data.dataset_manifest import FILE as MANIFEST
@@ -63,13 +64,23 @@ def open_source(
 def is_dataset(path: str | os.PathLike[str]) -> bool:
     """True if `path` names a data set rather than a file or a folder of images."""
     scheme, location = parse_path(path)
-    return bool(scheme) or (pathlib.Path(location) / MANIFEST).is_file()
+    place = storage.location(location)
+    if scheme or isinstance(place, storage.Url):
+        return True
+    return (place / MANIFEST).is_file()
 
 
 def parse_path(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """Splits a path into scheme and location; the scheme of what exists on disk is ""."""
+    """Splits a path into scheme and location.
+
+    The scheme of what exists on disk, and of the URL of an object store, is "".
+
+    Raises:
+        UserError: a URL of another kind.
+    """
     text = os.fspath(path)
-    check_local("the data set", text)
+    if storage.is_url(text):
+        return "", str(storage.location(text))
     match = _SCHEME.fullmatch(text)
     if match is None or pathlib.Path(text).exists():
         return "", text

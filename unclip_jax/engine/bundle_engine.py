@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import check_local
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.handlers import records
 from unclip_jax.engine.inference_engine import InferenceEngine
@@ -76,14 +75,14 @@ def open_engine(
     """Opens a run directory, Karlo's folder, a file of `bundle`, or installed models.
 
     Args:
-        path: the folder or the file, or the name of installed models; None = the default of those.
+        path: the folder or the file, its URL in an object store, or the name of installed models;
+            None = the default of those.
         prior: "prior" or "prior_ar"; a file has the one that it was written with.
         batch: images at once; a file has batch sizes of its own.
 
     Raises:
         UserError: see `InferenceEngine.open` and `exported_sampler.open_artefact`.
     """
-    check_local("the path of models", path or "")
     path = shipped.run_directory(path)
     if not path.exists() or path.is_dir():
         return InferenceEngine.open(path, prior=prior, batch=batch)

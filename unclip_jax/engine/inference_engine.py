@@ -42,7 +42,7 @@ from unclip_jax.engine.image_inputs import (
 from unclip_jax.engine.request_base import DecodingRequest, Request
 from unclip_jax.engine.requests import TextRequest
 from unclip_jax.engine.result import Result
-from unclip_jax.handoff.export import params_id
+from unclip_jax.handoff import export, shipped
 from unclip_jax.inference import decoding, load, progress, text_to_image
 from unclip_jax.inference.batch_runner import BatchRunner
 from unclip_jax.inference.cascade import Captions, tokenise
@@ -78,14 +78,14 @@ class InferenceEngine:
         """Loads a run directory, or Karlo's folder, which is converted beside itself once.
 
         Args:
-            path: the folder.
+            path: the folder, or the URL of a run directory.
             prior: "prior" or "prior_ar"; or the chain, such as "dalle".
             batch: images at once.
 
         Raises:
             UserError: a stage is missing, damaged, or does not fit the others.
         """
-        run = importing.run_directory(pathlib.Path(path))
+        run = importing.run_directory(shipped.run_directory(path))
         return cls(load.load_cascade(run, prior_name=prior), batch=batch, name=str(path))
 
     # Requests.
@@ -144,12 +144,12 @@ class InferenceEngine:
     @functools.cached_property
     def decoder_id(self) -> str:
         """Identity of the decoder's parameters."""
-        return params_id(self.loaded.params[self.cascade.stage("decoder").name])
+        return export.params_id(self.loaded.params[self.cascade.stage("decoder").name])
 
     @functools.cached_property
     def upsampler_ids(self) -> tuple[str, ...]:
         """Identities of the upsamplers' parameters."""
-        return tuple(map(params_id, self.cascade.upsampler_params(self.loaded.params)))
+        return tuple(map(export.params_id, self.cascade.upsampler_params(self.loaded.params)))
 
     def describe(self) -> dict[str, Any]:
         """Identities and sizes of the models, JSON-ready, for the record of every result."""

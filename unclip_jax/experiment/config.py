@@ -5,11 +5,13 @@ here.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError, divisible, in_range, positive
 from unclip_jax.core.config import as_dict, build
 from unclip_jax.core.files import check_local
@@ -22,6 +24,8 @@ from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.optimizer import OptimConfig
 
 _PATHS = ("path", "mixture", "embeddings", "tokenizer")  # fields of DataConfig
+_EXPORTS = ("clip", "dvae", "text_encoder")
+_MAY_BE_URLS = ("path", "mixture", *_EXPORTS)
 PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(PairsConfig))
 _PAIR_PATHS = ("x", "y", "groups", "subjects", "splits")
 
@@ -31,8 +35,8 @@ class DataConfig(PairsConfig):
     """The data that batches are read from: pairs of arrays, or captioned images.
 
     Attributes:
-        path: a folder written by `unclip_jax.prepare`, or SCHEME:LOCATION, such as "tfds:NAME"
-            for any TFDS data set; data/sources.py has the schemes.
+        path: a folder written by `unclip_jax.prepare` or its URL, or SCHEME:LOCATION, such as
+            "tfds:NAME" for any TFDS data set; data/sources.py has the schemes.
         mixture: further such data sets; training takes equally many examples from each, while
             validation and the tokenizer are those of `path`.
         train_split: split to train on.
@@ -142,6 +146,16 @@ class Experiment:
         """Returns the stage record of this experiment."""
         return self.entry.make(self.model)
 
+    def with_local_exports(self, local_export: Callable[[str], pathlib.Path]) -> "Experiment":
+        """Returns this experiment with local copies of the exports that it names by their URLs."""
+
+        def copied(place: str) -> str:
+            return str(local_export(place)) if storage.is_url(place) else place
+
+        exports = {name: copied(getattr(self.data, name)) for name in _EXPORTS}
+        data = dataclasses.replace(self.data, **exports)
+        return dataclasses.replace(self, data=data, init_from=copied(self.init_from))
+
     def identity(self) -> dict[str, Any]:
         """Returns the facts of the settings that make two runs the same run.
 
@@ -225,11 +239,14 @@ def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
 def _check(experiment: Experiment) -> None:
     """Cross-field checks, and those of paths."""
     train, data = experiment.train, experiment.data
-    check_local("config.init_from", experiment.init_from)
-    for name in (*_PATHS, "clip", *_PAIR_PATHS):
+    storage.location(experiment.init_from)
+    for name in (*_PATHS, *_EXPORTS, "text_features", *_PAIR_PATHS):
         value = getattr(data, name)
         for part in value.split(",") if isinstance(value, str) else value:
-            check_local(f"config.data.{name}", part.partition("=")[2] or part)
+            if name in _MAY_BE_URLS:
+                storage.location(part)
+            else:
+                check_local(f"config.data.{name}", part.partition("=")[2] or part)
     divisible(
         "config.train.batch_size",
         train.batch_size,

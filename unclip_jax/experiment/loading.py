@@ -20,6 +20,7 @@ from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.experiment import files
 from unclip_jax.experiment.config import Experiment, from_config
 from unclip_jax.handoff import load as handoff
+from unclip_jax.handoff import remote
 from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference.load import stage_config
@@ -133,7 +134,7 @@ def _init_from(config: ConfigDict, overrides: Sequence[str], spec: str) -> pathl
             f"{spec} has no model of its own; name the export to train on with "
             "--config.init_from=RUN/STAGE/export."
         )
-    return pathlib.Path(str(export))
+    return remote.local_export(str(export))
 
 
 def completed(experiment: Experiment) -> ConfigDict:

@@ -11,7 +11,7 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.experiment import analytic_variance, input_pipeline
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.experiment.input_pipeline import Inputs
-from unclip_jax.handoff import export, load
+from unclip_jax.handoff import export, load, remote
 from unclip_jax.handoff.manifest import Manifest, require
 from unclip_jax.inference.load import abstract_params
 from unclip_jax.stages.registry import stage_entry
@@ -30,6 +30,7 @@ def train_and_export(
         UserError: data, embeddings or an initial export that are missing or do not fit; or
             `workdir` holds a run of another experiment, or another trainer is at work there.
     """
+    experiment = experiment.with_local_exports(remote.local_export)
     initial = experiment.init_from
     licence = load.read_manifest(pathlib.Path(initial)).licence if initial else ""
     nothing_there = export_only and not workdir.exists()  # `train` says so

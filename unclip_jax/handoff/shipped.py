@@ -6,8 +6,9 @@ downloaded. Commands take them when `--models` is not given, and by name: `--mod
 
 import pathlib
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
-from unclip_jax.handoff import load
+from unclip_jax.handoff import load, remote
 from unclip_jax.handoff.export import MANIFEST
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "weights"
@@ -20,18 +21,21 @@ def names() -> list[str]:
     return sorted(path.name for path in WEIGHTS.glob("*") if path.is_dir())
 
 
-def run_directory(models: str | pathlib.Path | None = None) -> pathlib.Path:
+def run_directory(models: str | storage.Location | None = None) -> pathlib.Path:
     """Returns the run directory that `models` names.
 
     Args:
-        models: a folder or file, or the name of installed models where there is no such folder;
-            None = the installed default, or what `make train-demo` trained.
+        models: a folder or file, the URL of a run directory in an object store, which is copied,
+            or the name of installed models where there is no such folder; None = the installed
+            default, or what `make train-demo` trained.
 
     Raises:
-        UserError: `models` is None and neither exists.
+        UserError: `models` is None and neither exists; or a URL at which there is no export.
     """
     if models is not None:
-        path = pathlib.Path(models)
+        path = storage.location(models) if isinstance(models, str) else models
+        if isinstance(path, storage.Url):
+            return remote.local_run(path)
         return WEIGHTS / path if str(path) in names() and not path.exists() else path
     for folder in (WEIGHTS / DEFAULT, TRAINED):
         if (load.locate(folder / "decoder" / "export") / MANIFEST).is_file():

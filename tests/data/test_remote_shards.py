@@ -1,0 +1,129 @@
+"""Prepared shards in object stores: read by ranges, equal to what the library reads locally."""
+
+import pathlib
+
+import fsspec
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+
+from tests import object_stores
+from unclip_jax.core import storage
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import LocalFile, Url
+from unclip_jax.data import dataset_manifest, prepared, sources
+from unclip_jax.data.examples import ExampleConfig
+from unclip_jax.data.loader import LoaderConfig, make_loader
+from unclip_jax.data.remote_shards import RemoteShard
+
+
+@pytest.fixture(scope="module")
+def folder(samples, tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("shards")
+    samples.write_folder(folder, [7, 0, 3, 9])
+    return folder
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def url(request, folder):
+    store = {"gs": object_stores.google, "s3": object_stores.amazon}[request.param]
+    with store():
+        place = Url(f"{request.param}://{object_stores.BUCKET}/prepared")
+        for path in folder.iterdir():
+            (place / path.name).upload(path)
+        yield place
+
+
+# Records that end in the middle of a header of a block, at its ends, and over several blocks.
+SIZES = (0, 1, 65_000, 400, 65_536 - 64, 65_496, 3, 65_535, 65_536, 200_000, 17)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, (5,), tuple(range(65_390, 65_470)), (30,) * 3000])
+def test_records_are_those_of_the_library(tmp_path, sizes):
+    path = tmp_path / "shard"
+    generator = np.random.default_rng(0)
+    written = [generator.bytes(size) for size in sizes]
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for record in written:
+        writer.write(record)
+    writer.close()
+    shard = RemoteShard(LocalFile(path))
+    assert shard.num_records() == len(written)
+    assert shard.read(list(range(len(written)))) == written
+
+
+@pytest.mark.parametrize("options", ["group_size:4,uncompressed", "group_size:1,zstd"])
+def test_shards_of_other_tools_are_refused(tmp_path, options):
+    writer = array_record_module.ArrayRecordWriter(str(tmp_path / "shard"), options)
+    for number in range(8):
+        writer.write(b"%d" % number * 1000)
+    writer.close()
+    with pytest.raises(UserError, match="cannot be read: .*(one by one|compressed)"):
+        RemoteShard(LocalFile(tmp_path / "shard")).read([0])
+
+
+def test_a_shard_cut_short_is_refused(folder, tmp_path):
+    content = (folder / "train-00000-of-00004.array_record").read_bytes()
+    for size in (0, 100, len(content) - 1, 65536):
+        (tmp_path / "shard").write_bytes(content[:size])
+        with pytest.raises(UserError, match="shard cannot be read: .*; copy it again"):
+            RemoteShard(LocalFile(tmp_path / "shard"))
+
+
+def batches(path, **options) -> list[dict]:
+    source = sources.open_source(path, split="train")
+    config = LoaderConfig(batch_size=4, seed=3, num_epochs=2, **options)
+    example = ExampleConfig(fields=("image", "caption"), image_size=16, flip=True)
+    return list(make_loader(source, example=example, config=config))
+
+
+def test_batches_are_equal_to_those_of_the_local_folder(url, folder, monkeypatch):
+    """With requests that fail now and then, in many threads."""
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+    faults, cls = object_stores.Faults(every=19), fsspec.get_filesystem_class(url.scheme)
+    original = cls.cat_file
+
+    def faulty(self, *args, **options):
+        faults()
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(cls, "cat_file", faulty, raising=False)
+    object_stores.forget_stores()
+    expected, actual = batches(folder), batches(str(url), workers=8)
+    assert len(expected) == len(actual) == 9 and faults.failed > 1
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_object_deleted_under_a_run_is_named(url, folder):
+    source = prepared.open_split(str(url), split="train")
+    shard = url / "train-00002-of-00004.array_record"
+    assert source[7]["key"] == "k0007"
+    shard.unlink()
+    with pytest.raises(UserError, match="train-00002.*no such object or bucket"):
+        source[8]
+    with pytest.raises(UserError, match="train-00002.* is missing, though manifest.json lists it"):
+        prepared.open_split(str(url), split="train")
+    shard.upload(folder / shard.name)
+
+
+def test_what_is_no_data_set(url):
+    with pytest.raises(UserError, match="no data set at .*/none: it has no manifest.json"):
+        dataset_manifest.read(url / "none")
+    with pytest.raises(UserError, match="another kind than gs:// and s3://"):
+        sources.open_dataset("hf://me/data")
+    assert sources.is_dataset(str(url))
+
+
+def test_the_tokenizer_is_copied_once(url, monkeypatch, tmp_path):
+    monkeypatch.setenv(storage.CACHE, str(tmp_path))
+    manifest = dataset_manifest.read(url)
+    with_tokenizer = dataset_manifest.as_json(manifest.with_tokenizer("abc"))
+    (url / dataset_manifest.FILE).write_bytes(with_tokenizer.encode())
+    (url / "tokenizer" / "tokenizer.json").write_bytes(b"{}")
+    folder = sources.open_dataset(str(url)).tokenizer_dir
+    assert folder == tmp_path / "tokenizers" / "abc"
+    assert (folder / "tokenizer.json").read_bytes() == b"{}"
+    (url / "tokenizer" / "tokenizer.json").unlink()
+    assert prepared.open_dataset(url).tokenizer_dir is None  # as for a local folder
