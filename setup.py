@@ -95,6 +95,8 @@ setup(
         "hdf5": ["h5py>=3.11"],  # pairs in HDF5 files
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],
+        "ray": ["ray>=2.50"],  # prepare --engine=ray
+        "beam": ["apache-beam>=2.70"],  # prepare --engine=beam; it takes older protobuf and pyarrow
         "wandb": ["wandb>=0.18"],
     },
 )

@@ -9,7 +9,8 @@ An input is a folder of images with captions beside them or in tables, a WebData
 with images, a table of captions, an image, a quoted glob or {range} of these, or a data set such as
 tfds:NAME (docs/data.md); SPLIT= before it says which split it belongs to. `shapes` and `portraits`
 are procedural worlds. An interrupted run continues when the same command runs again. Without an
-input, the data set in DIR gets the tokenizer that it lacks.
+input, the data set in DIR gets the tokenizer that it lacks. --shard=I/N writes a part of the shards
+for jobs that run side by side; `prepare merge --out=DIR` makes a data set of them (docs/scale.md).
 """
 
 import pathlib
@@ -18,14 +19,15 @@ from collections.abc import Sequence
 
 from unclip_jax.cli import entry
 from unclip_jax.cli.parser import Parser
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import check_output
 from unclip_jax.data import dataset_manifest
 from unclip_jax.data.image_codec import Limits
+from unclip_jax.preparation import duplicates, engines, pipeline, shard_tasks
 from unclip_jax.preparation.checking import CheckConfig
-from unclip_jax.preparation.filters import Uids, Where
-from unclip_jax.preparation.import_plans import make_plans
-from unclip_jax.preparation.importer import ImportConfig
-from unclip_jax.preparation.pipeline import prepare
+from unclip_jax.preparation.pipeline import TokenizerConfig
+from unclip_jax.preparation.plan_specs import make_specs
+from unclip_jax.preparation.shard_writer import ImportConfig
 
 
 def parser() -> Parser:
@@ -45,6 +47,7 @@ def parser() -> Parser:
     add("--shards", type=int, default=0, help="files per split; default: one per 8,192 records")
     add("--tokenizer", default="train", help="folder with one, 'train' or 'none'")
     add("--vocab-size", type=int, default=8192, help="of a trained tokenizer, at most")
+    add("--tokenizer-sample", type=int, default=1_000_000, help="records that it is trained on")
     add("--caption-field", default="", help="JSON field or feature with the caption")
     add("--where", default="", help='condition on metadata, such as "similarity > 0.28"')
     add("--uids", type=pathlib.Path, help="file with the uids or keys to keep")
@@ -55,7 +58,12 @@ def parser() -> Parser:
     add("--max-aspect", type=float, default=Limits.max_aspect, help="skip longer images")
     add("--max-pixels", type=int, default=Limits.max_pixels, help="skip larger images")
     add("--max-bad", type=float, default=0.05, help="stop if a larger share is skipped")
-    add("--workers", type=int, default=2, help="checking threads")
+    add("--dedup", default="none", choices=duplicates.KINDS, help="duplicates of images to skip")
+    add("--engine", default="local", help="local, ray, ray:ADDRESS or beam")
+    add("--beam-option", action="append", default=[], metavar="OPTION", help="of Beam; repeatable")
+    add("--shard", default="", metavar="I/N", help="write every N-th shard from number I, no more")
+    add("--shard-mb", type=float, default=512.0, help="MB of tars or Parquet per shard, about")
+    add("--workers", type=int, help="processes or checking threads; default: one per core")
     add("--seed", type=int, default=0, help="of a procedural world")
     return parser
 
@@ -65,22 +73,34 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     limits = Limits(args.max_pixels, args.min_side, args.max_aspect)
     check = CheckConfig(limits, max_side=args.max_side, image_size=args.image_size)
-    config = ImportConfig(check, args.shards, args.max_bad, args.workers)
+    workers = engines.cores() if args.workers is None else args.workers
+    config = ImportConfig(
+        check, args.shards, args.max_bad, workers, dedup=args.dedup, shard_mb=args.shard_mb
+    )
+    engine = engines.parse(args.engine, options=args.beam_option, processes=workers)
+    tokenizer = TokenizerConfig(args.tokenizer, args.vocab_size, args.tokenizer_sample)
+    share = shard_tasks.parse_share(args.shard) if args.shard else None
+    merging = args.inputs == ["merge"]
     if not args.inputs:
         dataset_manifest.read(args.out)  # before the folder is created for its lock
+    elif merging and not args.out.is_dir():
+        raise UserError(f"--out={args.out} is no folder; give the one that the parts wrote to.")
     check_output(args.out, folder=True)
-    plans = make_plans(
+    if merging:
+        pipeline.merge(args.out, config=config, engine=engine, tokenizer=tokenizer)
+        return
+    specs = make_specs(
         args.inputs,
         split=args.split,
         caption_field=args.caption_field,
         prefix=args.prefix_keys,
-        where=Where(args.where) if args.where else None,
-        uids=Uids(args.uids) if args.uids else None,
+        where=args.where,
+        uids=str(args.uids or ""),
         image_size=args.image_size or 64,
         seed=args.seed,
     )
-    prepare(
-        plans, out=args.out, config=config, tokenizer=args.tokenizer, vocab_size=args.vocab_size
+    pipeline.prepare(
+        specs, out=args.out, config=config, engine=engine, share=share, tokenizer=tokenizer
     )
 
 

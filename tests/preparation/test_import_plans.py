@@ -10,8 +10,9 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
-from unclip_jax.preparation.import_plans import FilePlan, WorldPlan, make_plans, world_counts
+from unclip_jax.preparation.import_plans import FilePlan, WorldPlan, world_counts
 from unclip_jax.preparation.items import Blob, FileReader, Plan, Raw, Skip
+from unclip_jax.preparation.plan_specs import make_specs
 
 
 def listed(*inputs: pathlib.Path, **options) -> FilePlan:
@@ -253,8 +254,8 @@ def test_tars_that_reuse_keys(samples, tmp_path: pathlib.Path):
 def test_splits_are_named_before_inputs(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(2)))
     samples.write_tar(tmp_path / "b=c.tar", samples.pairs(range(5)))
-    plans = make_plans([f"val={tmp_path}/a.tar", f"{tmp_path}/b=c.tar"], split="train")
-    assert {name: len(plan) for name, plan in plans.items()} == {"val": 2, "train": 5}
+    plans = make_specs([f"val={tmp_path}/a.tar", f"{tmp_path}/b=c.tar"], split="train")
+    assert {name: len(spec.open()) for name, spec in plans.items()} == {"val": 2, "train": 5}
 
 
 def test_fingerprints_tell_inputs_apart(samples, tmp_path: pathlib.Path):
@@ -347,24 +348,24 @@ def test_plans_of_the_worlds_differ():
 
 
 def test_a_split_of_two_worlds():
-    plans = make_plans(["shapes:train=3", "portraits:validation=2"], split="train")
-    assert [len(plans[name]) for name in ("train", "validation")] == [3, 2]
+    plans = make_specs(["shapes:train=3", "portraits:validation=2"], split="train")
+    assert [len(plans[name].open()) for name in ("train", "validation")] == [3, 2]
     with pytest.raises(UserError, match="split 'train' would mix two worlds; give each its own"):
-        make_plans(["shapes:train=3", "portraits:train=2"], split="train")
+        make_specs(["shapes:train=3", "portraits:train=2"], split="train")
 
 
 def test_unknown_split_of_shapes():
     with pytest.raises(UserError, match="unknown split 'trian'"):
-        make_plans(["shapes:trian=3"], split="train")
+        make_specs(["shapes:trian=3"], split="train")["trian"].open()
 
 
 def test_a_split_of_shapes_and_files(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(2)))
     with pytest.raises(UserError, match="'train' would mix shapes and files"):
-        make_plans(["shapes:train=3", f"{tmp_path}/a.tar"], split="train")
+        make_specs(["shapes:train=3", f"{tmp_path}/a.tar"], split="train")
 
 
 def test_split_names_that_cannot_be_files(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(2)))
     with pytest.raises(UserError, match="split 'my/train' is not a valid name"):
-        make_plans([f"{tmp_path}/a.tar"], split="my/train")
+        make_specs([f"{tmp_path}/a.tar"], split="my/train")

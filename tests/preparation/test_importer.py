@@ -14,8 +14,9 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import dataset_manifest
 from unclip_jax.data.prepared import open_split
 from unclip_jax.preparation.checking import CheckConfig
-from unclip_jax.preparation.importer import ImportConfig, Importer, locked
+from unclip_jax.preparation.importer import Importer, locked
 from unclip_jax.preparation.items import Raw, Skip
+from unclip_jax.preparation.shard_writer import ImportConfig
 
 
 class ToyPlan:
@@ -146,16 +147,16 @@ def test_a_limit_lowered_later_counts_finished_shards(samples, tmp_path: pathlib
 def test_a_crash_of_the_decoder_is_a_bad_record(
     samples, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from unclip_jax.preparation import importer
+    from unclip_jax.preparation import shard_writer
 
-    real = importer.check
+    real = shard_writer.check
 
     def crash(key: str, raw: Raw, config: CheckConfig):
         if key == "k0002":
             raise ZeroDivisionError
         return real(key, raw, config)
 
-    monkeypatch.setattr(importer, "check", crash)
+    monkeypatch.setattr(shard_writer, "check", crash)
     _, importer = run(ToyPlan(samples), tmp_path / "out")
     assert importer.tally.skipped == {"unexpected ZeroDivisionError": 1}
 

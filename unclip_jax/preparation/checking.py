@@ -41,8 +41,12 @@ def check(key: str, raw: Raw, config: CheckConfig) -> Record:
         image = _image(raw.image, config)
     except image_codec.BadImage as error:
         raise Skip(error.reason) from error
-    record = {"image": image, "caption": captions[0], "key": key, "scene": raw.scene}
-    return {**record, "captions": list(captions)} if len(captions) > 1 else record
+    record: Record = {"image": image, "caption": captions[0], "key": key, "scene": raw.scene}
+    if len(captions) > 1:
+        record["captions"] = list(captions)
+    if raw.facts:
+        record["facts"] = dict(raw.facts)
+    return record
 
 
 def _image(data: bytes, config: CheckConfig) -> bytes:

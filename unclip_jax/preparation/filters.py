@@ -52,6 +52,10 @@ class Where:
         """
         self.text, self._quoted = text, []
         self._tree = self._parse(text)
+        calls = {node.func for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
+        nodes = (node for node in ast.walk(self._tree) if node not in calls)
+        names = (self._name(node.id) for node in nodes if isinstance(node, ast.Name))
+        self.columns: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Returns if the condition holds.
@@ -135,9 +139,14 @@ class Where:
                 return all(_COMPARE[type(kind)](*_alike(x, y)) for x, y, kind in pairs)
         raise AssertionError(ast.dump(node))
 
-    def _column(self, name: str, facts: Mapping[str, Any]) -> Any:
+    def _name(self, name: str) -> str:
+        """Returns the column of a name in the parsed expression."""
         if name.startswith("_quoted_"):
-            name = self._quoted[int(name.removeprefix("_quoted_"))]
+            return self._quoted[int(name.removeprefix("_quoted_"))]
+        return name
+
+    def _column(self, name: str, facts: Mapping[str, Any]) -> Any:
+        name = self._name(name)
         value = facts.get(name)
         if value is None or value == "" or value != value:  # NaN
             raise Skip(f"metadata without {name}")

@@ -34,16 +34,16 @@ _MOST = 1_000_000  # names that one pair of braces may stand for
 
 
 def listings(
-    inputs: Sequence[str], *, caption_field: str = ""
+    inputs: Sequence[str], *, caption_field: str = "", part: bool = False
 ) -> Iterator[tuple[pathlib.Path, Listing]]:
     """Yields every input and its content; tars and Parquet files in folders are inputs too.
 
     Raises:
-        UserError: an input matches nothing or has an unknown format. Of several inputs, one that
-            cannot be read is a skipped item.
+        UserError: an input matches nothing or has an unknown format. Of several inputs, or of
+            `part` of them, one that cannot be read is a skipped item.
     """
-    paths = collections.deque(_expand(inputs))
-    several = len(paths) > 1
+    paths = collections.deque(expand(inputs))
+    several = part or len(paths) > 1
     visited = {os.path.realpath(path) for path, _ in paths}
     while paths:
         path, from_glob = paths.popleft()
@@ -85,7 +85,7 @@ def _choices(inner: str) -> list[str] | None:
     return [str(number).zfill(len(match[1])) for number in range(first, last + step, step)]
 
 
-def _expand(inputs: Sequence[str]) -> Iterator[tuple[pathlib.Path, bool]]:
+def expand(inputs: Sequence[str]) -> Iterator[tuple[pathlib.Path, bool]]:
     """Yields the paths that match, each real file once, and True for those of a pattern."""
     visited = set()
     for text in inputs:

@@ -1,16 +1,16 @@
 """Plans of an import: the examples of every split in order, and how to read one."""
 
-import glob
 import hashlib
 import itertools
 import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
-from unclip_jax.core.checks import UserError, check_seed, positive
+from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.files import printable
 from unclip_jax.data import sources
 from unclip_jax.data.dataset import FeatureKeys, content_digest
@@ -27,7 +27,6 @@ from unclip_jax.preparation.items import (
     FileReader,
     Item,
     Listing,
-    Plan,
     Raw,
     Skip,
     stamp,
@@ -88,6 +87,7 @@ class FilePlan:
         prefix: bool = False,
         where: Where | None = None,
         uids: Uids | None = None,
+        part: bool = False,
     ):
         """Lists everything that `inputs` (see `import_inputs`) hold.
 
@@ -97,6 +97,7 @@ class FilePlan:
             prefix: put the input's name before every key, for tars that reuse keys.
             where: a condition on metadata; others are filtered out.
             uids: the examples to keep; others are filtered out.
+            part: these are some of the inputs of a split; they may be damaged or hold no image.
 
         Raises:
             UserError: an input matches nothing, has an unknown format or holds no image.
@@ -109,11 +110,12 @@ class FilePlan:
         others = Listing()
         keys: set[str] = set()
         for path, listing in tqdm(
-            import_inputs.listings(inputs, caption_field=caption_field),
+            import_inputs.listings(inputs, caption_field=caption_field, part=part),
             desc="listing",
             unit="input",
             delay=2,
             leave=False,
+            disable=part,
         ):
             others.others.update(listing.others)
             others.examples = {**listing.examples, **others.examples}
@@ -126,7 +128,7 @@ class FilePlan:
                 self._items.append(item._replace(key=key, skip=skip, facts=facts))
         self.others: Mapping[str, int] = dict(others.others)
         self.note = _note(others)
-        if not self._items:
+        if not (self._items or part):
             raise UserError(
                 f"no images in {', '.join(self.sources)}{self.note}; expected a folder of images "
                 "with captions in a table or beside them, a WebDataset tar, or Parquet with images."
@@ -161,8 +163,7 @@ class FilePlan:
             raise Skip(item.skip)
         if item.image is None or item.caption is None:
             raise Skip("no image" if item.image is None else "no caption")
-        if self._where or self._uids:
-            self._filter(item)
+        facts = self._filter(item) if self._where or self._uids else None
         caption = item.caption
         if isinstance(caption, Blob):
             caption = self._files.read(caption, limit=MAX_TEXT_BYTES)
@@ -172,15 +173,20 @@ class FilePlan:
             image = self._cells.image(item.image)
         else:
             image = self._files.read(item.image, limit=MAX_IMAGE_BYTES)
-        return Raw(image, caption, item.form, item.field, classes=self._names(item.classes))
+        classes = self._names(item.classes)
+        return Raw(image, caption, item.form, item.field, classes=classes, facts=facts)
 
     def close(self) -> None:
         """Closes the files that were read last."""
         self._files.close()
         self._cells.close()
 
-    def _filter(self, item: Item) -> None:
-        """Raises Skip for an example that is filtered out, or whose metadata cannot be read."""
+    def _filter(self, item: Item) -> Mapping[str, Any]:
+        """Returns the metadata by which an example was selected.
+
+        Raises:
+            Skip: it is filtered out, or its metadata cannot be read.
+        """
         facts = item.facts or {}
         if isinstance(facts, Blob):
             try:
@@ -195,6 +201,8 @@ class FilePlan:
             self._uids.check(item.key, facts)
         if self._where:
             self._where.check(facts)
+        names = (*(self._where.columns if self._where else ()), *(["uid"] if self._uids else ()))
+        return {name: facts[name] for name in names if name in facts}
 
     def _names(self, path: str) -> tuple[str, ...]:
         """Returns the lines of a file with the names of classes; () without one."""
@@ -326,64 +334,3 @@ def _fingerprint(parts: Sequence[str] | Iterator[str]) -> str:
         digest.update(part.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-def make_plans(
-    inputs: Sequence[str],
-    *,
-    split: str,
-    caption_field: str = "",
-    prefix: bool = False,
-    where: Where | None = None,
-    uids: Uids | None = None,
-    image_size: int = 64,
-    seed: int = 0,
-) -> dict[str, Plan]:
-    """Makes a plan for every split.
-
-    Args:
-        inputs: folders, tars, images, globs, data sets such as "tfds:NAME", SPLIT=one of these,
-            or a world, "shapes[:...]".
-        split: of inputs that do not name theirs.
-        caption_field: JSON field, or feature of a data set, with the caption.
-        prefix: see `FilePlan`.
-        image_size: of a world's images.
-        seed: of a world.
-        where: a condition on the metadata of files.
-        uids: the examples of files to keep.
-
-    Raises:
-        UserError: an input that cannot be used, or one split of inputs that cannot be mixed.
-    """
-    check_seed("--seed", seed)
-    plans: dict[str, Plan] = {}
-    files: list[str] = []
-    for text in inputs:
-        counts = world_counts(text)
-        if counts is None:
-            files.append(text)
-        for name, count in (counts or {}).items():
-            if name in plans:
-                raise UserError(f"split {name!r} would mix two worlds; give each its own folder.")
-            world = text.partition(":")[0]
-            plans[name] = WorldPlan(world, name, count=count, image_size=image_size, seed=seed)
-    if (where or uids) and len(plans):
-        raise UserError("--where and --uids filter files; procedural worlds have no metadata.")
-    for name, group in group_inputs(files, split=split).items():
-        if name in plans:
-            world = plans[name].sources[0].partition(":")[0]
-            raise UserError(f"split {name!r} would mix {world} and files; use --split or SPLIT=.")
-        named = [path for path in group if sources.parse_path(path)[0] and not glob.has_magic(path)]
-        if named and len(group) > 1:
-            raise UserError(
-                f"split {name!r} would mix {named[0]} with other inputs; give it a split of its "
-                "own with --split or SPLIT=."
-            )
-        if named and (where or uids):
-            raise UserError(f"--where and --uids filter files, not {named[0]}; leave them out.")
-        if named:
-            plans[name] = SourcePlan(named[0], split=name, caption_field=caption_field)
-        else:
-            options = {"prefix": prefix, "where": where, "uids": uids}
-            plans[name] = FilePlan(group, caption_field=caption_field, **options)
-    return plans

@@ -8,9 +8,11 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import write_atomically
+from unclip_jax.preparation.duplicates import DUPLICATE
 from unclip_jax.preparation.filters import FILTERED
 
 FILE = "report.json"
+_NO_FAULT = (FILTERED, DUPLICATE)
 _NAMED = 100_000  # keys remembered per reason
 _EXAMPLES = 5  # of these in messages
 _WIDTH = 80  # characters of a key in messages
@@ -39,7 +41,7 @@ class Tally:
     @property
     def bad(self) -> int:
         """Number of records that cannot be used; those that a filter leaves out can."""
-        return sum(self.skipped.values()) - self.skipped.get(FILTERED, 0)
+        return sum(self.skipped.values()) - sum(self.skipped.get(why, 0) for why in _NO_FAULT)
 
     @property
     def read(self) -> int:

@@ -1,58 +1,31 @@
-"""Importer of one split: executes a plan, checks in threads, and writes resumable shards.
+"""Importer of one split in this process: executes a plan and writes resumable shards.
 
-The plan is cut into equal ranges, one per shard. A shard that exists is finished; its counts are in
-a log in `.prepare/`. So a run that was stopped continues with the shards that are missing.
+The plan is cut into equal ranges, one per shard (`shard_writer.ShardWriter`).
 """
 
-import collections
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
-import json
 import pathlib
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import Any
 
-from unclip_jax.core.checks import UserError, in_range
-from unclip_jax.core.files import write_atomically
-from unclip_jax.data import dataset_manifest, image_codec, records
-from unclip_jax.data.records import Record
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import dataset_manifest, records
 from unclip_jax.preparation import import_report
-from unclip_jax.preparation.checking import CheckConfig, check
 from unclip_jax.preparation.import_report import Tally
-from unclip_jax.preparation.items import Plan, Raw, Skip
+from unclip_jax.preparation.items import Plan
+from unclip_jax.preparation.shard_writer import (
+    LOGS,
+    ImportConfig,
+    ShardWriter,
+    has_signature,
+    read_log,
+    share,
+)
 
-LOGS = ".prepare"
 RECORDS_PER_SHARD = 8192
-_AHEAD = 8  # records in flight per thread
-
-Outcome = Record | str  # a record, or the reason why there is none
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportConfig:
-    """Settings of an import.
-
-    Attributes:
-        check: limits on records and the form in which they are stored.
-        shards: number of files; 0 = one per 8,192 records.
-        max_bad: share of records that may be skipped before the run stops.
-        workers: checking threads; 0 = none.
-    """
-
-    check: CheckConfig = dataclasses.field(default_factory=CheckConfig)
-    shards: int = 0
-    max_bad: float = 0.05
-    workers: int = 2
-
-    def __post_init__(self):
-        in_range("shards", self.shards, 0, 99_999)
-        in_range("max_bad", self.max_bad, 0.0, 1.0)
-        in_range("workers", self.workers, 0, 1024)
 
 
 class Importer:
@@ -65,18 +38,21 @@ class Importer:
             UserError: the folder holds the beginning of another version of this split.
         """
         self._plan, self._directory, self._split = plan, directory, split
-        self._config, self._logs = config, directory / LOGS
-        shards = config.shards or -(-len(plan) // RECORDS_PER_SHARD)
-        self._total = min(shards, len(plan))
-        options = f"{plan.fingerprint} {config.check} {self._total}"
-        self.fingerprint: str = hashlib.sha256(options.encode()).hexdigest()
-        self.tally: Tally = Tally(others=dict(plan.others))
-        for log in self._logs.glob(f"{split}-*.json"):
-            if _read_json(log)["plan"] != self.fingerprint:
-                raise UserError(
-                    f"{directory} holds an unfinished split {split!r} of other inputs or "
-                    "options; run that command again, or delete the folder."
-                )
+        self._total = shard_count(plan, config)
+        self.fingerprint: str = plan_fingerprint(plan, config)
+        check_logs(directory, split, self.fingerprint)
+        self._writer = ShardWriter(
+            plan,
+            directory=directory,
+            config=config,
+            fingerprint=self.fingerprint,
+            expected=len(plan),
+        )
+
+    @property
+    def tally(self) -> Tally:
+        """Counts of the split so far."""
+        return self._writer.tally
 
     def run(self, advance: Callable[[int], Any] = lambda count: None) -> dataset_manifest.Split:
         """Writes the missing shards; calls `advance` with numbers of records that are done.
@@ -84,17 +60,23 @@ class Importer:
         Raises:
             UserError: too many bad records, no good one, or a disk that is full or read-only.
         """
+        names = [records.shard_name(self._split, i, self._total) for i in range(self._total)]
         try:
-            shards = tuple(self._shard(index, advance) for index in range(self._total))
+            logs = [
+                self._writer.write(name, self._range(index), advance)
+                for index, name in enumerate(names)
+            ]
         finally:
             self._plan.close()
         if not self.tally.written:
-            why = import_report.reasons(self.tally)
-            why += self._plan.note
-            raise UserError(f"split {self._split!r} would be empty: {why}; check the inputs.")
+            raise empty_split(self._split, self.tally, self._plan.note)
+        shards = (
+            dataset_manifest.Shard(name, log["written"], log["sha256"], log.get("inputs", ""))
+            for name, log in zip(names, logs, strict=True)
+        )
         return dataset_manifest.make_split(
             self._split,
-            shards,
+            tuple(shards),
             plan=self.fingerprint,
             sources=self._plan.sources,
             signature=self._plan.signature or "",
@@ -106,160 +88,80 @@ class Importer:
 
         The inputs are read where the file system does not tell that they are unchanged.
         """
-        if self._has_signature(entry.signature) or not any(s.inputs for s in entry.shards):
+        if has_signature(self._plan, entry.signature) or not any(s.inputs for s in entry.shards):
             return ""
         try:
             for index, shard in enumerate(entry.shards):
                 indices = self._range(index)
-                if self._digest(indices) != shard.inputs:
+                if self._writer.digest(indices) != shard.inputs:
                     keys = [self._plan.key(i) for i in (indices[0], indices[-1])]
                     return f"{keys[0]} .. {keys[1]}"
         finally:
             self._plan.close()
         return ""
 
-    def forget(self) -> None:
-        """Removes the logs, once the manifest lists the split."""
-        for log in self._logs.glob(f"{self._split}-*.json"):
-            log.unlink()
-
-    def _shard(self, index: int, advance: Callable[[int], Any]) -> dataset_manifest.Shard:
-        """Returns one shard, which is written unless it exists."""
-        name = records.shard_name(self._split, index, self._total)
-        path, log = self._directory / name, self._logs / f"{name}.json"
-        indices = self._range(index)
-        facts = _read_json(log) if path.is_file() and log.is_file() else None
-        if facts is not None and self._is_current(facts, indices):
-            self.tally.add(import_report.from_json(facts["tally"]))
-            self._check_share()
-            advance(len(indices))
-        else:
-            facts = self._write(path, indices, advance)
-            log.parent.mkdir(exist_ok=True)
-            _write_json(log, facts)
-        return dataset_manifest.Shard(
-            name, facts["written"], facts["sha256"], facts.get("inputs", "")
-        )
-
     def _range(self, index: int) -> range:
         """Returns the indices of a shard's examples."""
-        return range(*(len(self._plan) * i // self._total for i in (index, index + 1)))
+        return share(len(self._plan), index, self._total)
 
-    def _is_current(self, facts: dict[str, Any], indices: range) -> bool:
-        """True if a finished shard was written from the inputs as they are now."""
-        if self._has_signature(facts.get("signature")) or "inputs" not in facts:
-            return True
-        return self._digest(indices) == facts["inputs"]
 
-    def _has_signature(self, signature: str | None) -> bool:
-        """True if the file system states that the inputs are those with this signature."""
-        return self._plan.signature is not None and self._plan.signature == signature
+def shard_count(plan: Plan, config: ImportConfig) -> int:
+    """Returns the number of shards of a plan."""
+    return min(config.shards or -(-len(plan) // RECORDS_PER_SHARD), len(plan))
 
-    def _digest(self, indices: range) -> str:
-        """Reads examples and returns their digest as `_write` records it."""
-        digest = hashlib.sha256()
-        for index in indices:
-            self._read(index, digest)
-        return digest.hexdigest()
 
-    def _check_share(self) -> None:
-        import_report.check_share(
-            self.tally,
-            total=len(self._plan),
-            max_bad=self._config.max_bad,
-            note=self._plan.note,
-        )
+def plan_fingerprint(plan: Plan, config: ImportConfig) -> str:
+    """Returns the identity of a split that is written from a plan."""
+    options = f"{plan.fingerprint} {config.options} {shard_count(plan, config)}"
+    return hashlib.sha256(options.encode()).hexdigest()
 
-    def _write(
-        self, path: pathlib.Path, indices: range, advance: Callable[[int], Any]
-    ) -> dict[str, Any]:
-        """Writes one shard; returns the content of its log."""
-        tally, started, digest = Tally(), time.monotonic(), hashlib.sha256()
-        summary = records.write_shard(path, self._good(indices, tally, advance, digest))
-        tally.seconds = time.monotonic() - started
-        self.tally.seconds += tally.seconds
-        return {
-            "plan": self.fingerprint,
-            "signature": self._plan.signature,
-            "inputs": digest.hexdigest(),
-            "tally": tally.to_json(),
-            **summary._asdict(),
-        }
 
-    def _good(
-        self, indices: range, tally: Tally, advance: Callable[[int], Any], digest: Any
-    ) -> Iterator[Record]:
-        """Yields the records that can be used; counts the others."""
-        both = (tally, self.tally)
-        for index, outcome in zip(indices, self._outcomes(indices, digest), strict=True):
-            advance(1)
-            if isinstance(outcome, str):
-                for each in both:
-                    each.skip(self._plan.key(index), outcome)
-                self._check_share()
-            else:
-                side = image_codec.short_side(outcome["image"])
-                for each in both:
-                    each.write(side)
-                yield outcome
+def check_logs(directory: pathlib.Path, split: str, fingerprint: str) -> None:
+    """Checks that the finished shards of an unfinished split are of this version of it.
 
-    def _outcomes(self, indices: range, digest: Any) -> Iterator[Outcome]:
-        """Reads in this thread, checks in others, and yields in order."""
-        if not self._config.workers:
-            for index in indices:
-                raw = self._read(index, digest)
-                yield self._check(self._plan.key(index), raw)
-            return
-        with futures.ThreadPoolExecutor(self._config.workers) as pool:
-            queue: collections.deque[futures.Future[Outcome]] = collections.deque()
-            try:
-                for index in indices:
-                    raw = self._read(index, digest)
-                    queue.append(pool.submit(self._check, self._plan.key(index), raw))
-                    if len(queue) >= _AHEAD * self._config.workers:
-                        yield queue.popleft().result()
-                while queue:
-                    yield queue.popleft().result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    Raises:
+        UserError: they are of another.
+    """
+    for log in (directory / LOGS).glob(f"{split}-*.json"):
+        if read_log(log)["plan"] != fingerprint:
+            raise UserError(
+                f"{directory} holds an unfinished split {split!r} of other inputs or "
+                "options; run that command again, or delete the folder."
+            )
 
-    def _read(self, index: int, digest: Any) -> Raw | str:
-        """Reads one example, or the reason why it cannot be; adds what was read to `digest`."""
-        try:
-            raw = self._plan.read(index)
-        except Skip as skip:
-            digest.update(repr((self._plan.key(index), skip.reason)).encode())
-            return skip.reason
-        facts = (self._plan.key(index), *raw[1:])
-        digest.update(f"{len(raw.image)} {facts!r}".encode())
-        digest.update(raw.image)
-        return raw
 
-    def _check(self, key: str, raw: Raw | str) -> Outcome:
-        if isinstance(raw, str):
-            return raw
-        try:
-            return check(key, raw, self._config.check)
-        except Skip as skip:
-            return skip.reason
-        except Exception as error:  # a decoder's bug must not end a run of days
-            return f"unexpected {type(error).__name__}"
+def empty_split(split: str, tally: Tally, note: str = "") -> UserError:
+    """Returns the error of a split without a good record."""
+    why = import_report.reasons(tally) + note
+    return UserError(f"split {split!r} would be empty: {why}; check the inputs.")
+
+
+def forget(directory: pathlib.Path, split: str) -> None:
+    """Removes the logs of a split, once the manifest lists it."""
+    for log in [*(directory / LOGS).glob(f"{split}-*"), *(directory / LOGS).glob(f"{split}.*")]:
+        log.unlink()
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
+def locked(directory: pathlib.Path, *, part: str = "") -> Iterator[None]:
     """Keeps other imports out of `directory`, and removes leftovers of one that was killed.
 
+    Args:
+        directory: of the data set.
+        part: name of a part of the shards, which others write at the same time; "" = everything.
+
     Raises:
-        UserError: another import is running there.
+        UserError: another import is running there, or of the same part.
     """
     logs = directory / LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    with (logs / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another prepare is writing to {directory}; wait for it.") from error
+    with contextlib.ExitStack() as stack:
+        kind = fcntl.LOCK_SH if part else fcntl.LOCK_EX
+        _lock(stack, logs / "lock", kind, directory)
+        if part:
+            _lock(stack, logs / f"lock.{part}", fcntl.LOCK_EX, directory)
+            yield
+            return
         for leftover in directory.glob("*.array_record.tmp"):
             leftover.unlink()
         yield
@@ -267,9 +169,11 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
             shutil.rmtree(logs)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8"))
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(content, ensure_ascii=False))
+def _lock(
+    stack: contextlib.ExitStack, path: pathlib.Path, kind: int, directory: pathlib.Path
+) -> None:
+    lock = stack.enter_context(path.open("w"))
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another prepare is writing to {directory}; wait for it.") from error

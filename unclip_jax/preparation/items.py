@@ -115,7 +115,11 @@ class Listing:
 
 
 class Raw(NamedTuple):
-    """An example before decoding; `form`, `field` as in `Item`, `classes` the names of classes."""
+    """An example before decoding.
+
+    `form` and `field` are as in `Item`, `classes` the names of classes, `facts` the metadata by
+    which the example was selected.
+    """
 
     image: bytes
     caption: bytes | str | tuple[str, ...]
@@ -123,6 +127,7 @@ class Raw(NamedTuple):
     field: str = ""
     scene: str = ""
     classes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] | None = None
 
 
 @runtime_checkable

@@ -1,0 +1,149 @@
+"""Merging of finished shards: duplicates are removed, and the shards become a split."""
+
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unclip_jax.core.checks import UserError, listed
+from unclip_jax.data import dataset_manifest, records
+from unclip_jax.data.prepared import ShardSource
+from unclip_jax.preparation import duplicates, engines, import_report, importer, shard_writer
+from unclip_jax.preparation.engines import Engine
+from unclip_jax.preparation.import_report import Tally
+from unclip_jax.preparation.shard_tasks import SplitTasks
+from unclip_jax.preparation.shard_writer import LOGS
+
+DUPLICATE_KEY = "duplicate key"
+_AT_ONCE = 2**24  # hashes that are sorted together
+
+
+class Removal(NamedTuple):
+    """Rows of a shard to leave out, and the reason of each."""
+
+    name: str
+    rows: tuple[int, ...]
+    reasons: tuple[str, ...]
+
+
+def merge_split(
+    out: pathlib.Path, split_plan: SplitTasks, *, engine: Engine, max_bad: float = 1.0
+) -> tuple[dataset_manifest.Split, Tally]:
+    """Returns the split of finished shards, and its counts.
+
+    Raises:
+        UserError: shards are missing, too many records are bad, or none is good.
+    """
+    names = split_plan.names
+    missing = [name for name in names if not _log_file(out, name).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(names)} shards of split {split_plan.split!r} in {out} are "
+            f"missing ({listed(missing, most=3)}); run the --shard parts that write them."
+        )
+    tally = _counts(out, split_plan)
+    import_report.check_share(tally, total=tally.read, max_bad=max_bad, note=split_plan.note)
+    if split_plan.has_hashes:
+        remove_duplicates(out, names, engine=engine)
+        tally = _counts(out, split_plan)
+    if not tally.written:
+        raise importer.empty_split(split_plan.split, tally, split_plan.note)
+    shards = []
+    for name in names:
+        log = shard_writer.read_log(_log_file(out, name))
+        shards.append(dataset_manifest.Shard(name, log["written"], log["sha256"], log["inputs"]))
+    split = dataset_manifest.make_split(
+        split_plan.split,
+        tuple(shards),
+        plan=split_plan.fingerprint,
+        sources=split_plan.sources,
+        signature=split_plan.signature,
+        min_side=tally.min_side,
+    )
+    return split, tally
+
+
+def remove_duplicates(out: pathlib.Path, names: Sequence[str], *, engine: Engine) -> None:
+    """Writes the shards again that hold records whose key or image an earlier one has."""
+    hashes = [shard_writer.hash_file(out / name) for name in names]
+    repeated: dict[int, dict[int, str]] = {}
+    for column, reason in ((0, DUPLICATE_KEY), (1, duplicates.DUPLICATE)):
+        for shard, row in _repeated(hashes, column, dict(repeated)):
+            repeated.setdefault(shard, {})[row] = reason
+    removals = []
+    for shard in sorted(repeated):
+        rows, reasons = zip(*sorted(repeated[shard].items()), strict=True)
+        removals.append(Removal(names[shard], rows, reasons))
+    for _ in engines.run(functools.partial(remove_rows, out=out), removals, engine):
+        pass
+
+
+def remove_rows(removal: Removal, *, out: pathlib.Path) -> None:
+    """Writes a shard again without some of its rows, and its log.
+
+    The log is removed first, so that after an interruption the shard is prepared again.
+    """
+    path, log = out / removal.name, _log_file(out, removal.name)
+    facts = shard_writer.read_log(log)
+    log.unlink()
+    reasons = dict(zip(removal.rows, removal.reasons, strict=True))
+    source = ShardSource([path], [facts["written"]])
+    tally = import_report.from_json(facts["tally"])
+    for row, reason in reasons.items():
+        tally.written -= 1
+        tally.skip(source[row]["key"], reason)
+    remaining = [row for row in range(facts["written"]) if row not in reasons]
+    summary = records.write_shard(path, (source[row] for row in remaining))
+    hashes = np.array(duplicates.read_hashes(shard_writer.hash_file(path)))[remaining]
+    duplicates.write_hashes(shard_writer.hash_file(path), hashes)
+    shard_writer.write_log(log, {**facts, "tally": tally.to_json(), **summary._asdict()})
+
+
+def _counts(out: pathlib.Path, split_plan: SplitTasks) -> Tally:
+    """Returns the counts of all shards.
+
+    Raises:
+        UserError: a shard is of another version of the split.
+    """
+    tally = Tally(others=dict(split_plan.others))
+    for name in split_plan.names:
+        log = shard_writer.read_log(_log_file(out, name))
+        if log["plan"] != split_plan.fingerprint:
+            raise UserError(
+                f"{name} in {out} was prepared from other inputs or with other options than the "
+                "shards beside it; delete the folder and prepare it again."
+            )
+        tally.add(import_report.from_json(log["tally"]))
+    return tally
+
+
+def _repeated(
+    files: Sequence[pathlib.Path], column: int, left_out: dict[int, Any]
+) -> Iterator[tuple[int, int]]:
+    """Yields (shard, row) of every record whose hash an earlier one has; 0 is no hash.
+
+    The range of hashes is cut into parts, of which one at a time is in memory.
+    """
+    total = sum(len(duplicates.read_hashes(file)) for file in files)
+    bits = max(total // _AT_ONCE, 0).bit_length()
+    for part in range(2**bits):
+        values, places = [], []
+        for shard, file in enumerate(files):
+            column_values = np.asarray(duplicates.read_hashes(file)[:, column])
+            chosen = column_values != 0
+            chosen[list(left_out.get(shard, ()))] = False
+            if bits:
+                chosen &= (column_values >> np.uint64(64 - bits)) == part
+            rows = np.flatnonzero(chosen)
+            values.append(column_values[rows])
+            places.append(np.stack([np.full(len(rows), shard), rows], axis=1))
+        joined, where = np.concatenate(values), np.concatenate(places)
+        repeats = np.ones(len(joined), bool)
+        repeats[np.unique(joined, return_index=True)[1]] = False
+        yield from map(tuple, where[repeats].tolist())
+
+
+def _log_file(out: pathlib.Path, name: str) -> pathlib.Path:
+    return out / LOGS / f"{name}.json"

@@ -1,0 +1,162 @@
+"""Descriptions of plans that can be sent to other processes, and opened there."""
+
+import dataclasses
+import functools
+import glob
+import pathlib
+from collections.abc import Sequence
+
+from unclip_jax.core.checks import UserError, check_seed
+from unclip_jax.data import sources
+from unclip_jax.preparation.filters import Uids, Where
+from unclip_jax.preparation.import_plans import (
+    FilePlan,
+    SourcePlan,
+    WorldPlan,
+    group_inputs,
+    world_counts,
+)
+from unclip_jax.preparation.items import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSpec:
+    """A `FilePlan`.
+
+    Attributes:
+        inputs: as on the command line.
+        caption_field: see `FilePlan`.
+        prefix: see `FilePlan`.
+        where: condition on metadata; "" = none.
+        uids: file with the examples to keep; "" = all.
+        part: True for some of the inputs of a split, which may hold no example.
+    """
+
+    inputs: tuple[str, ...]
+    caption_field: str = ""
+    prefix: bool = False
+    where: str = ""
+    uids: str = ""
+    part: bool = False
+
+    def open(self) -> Plan:
+        """Lists the inputs."""
+        return FilePlan(
+            self.inputs,
+            caption_field=self.caption_field,
+            prefix=self.prefix,
+            where=Where(self.where) if self.where else None,
+            uids=_uids(self.uids) if self.uids else None,
+            part=self.part,
+        )
+
+    @property
+    def options(self) -> list[str]:
+        """The settings that change the examples, for fingerprints."""
+        plain = [self.caption_field, "prefix" if self.prefix else "", self.where]
+        return [*plain, *(_uids(self.uids).identity if self.uids else ())]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+    """A `SourcePlan`; the attributes are its arguments."""
+
+    path: str
+    split: str
+    caption_field: str = ""
+
+    def open(self) -> Plan:
+        """Opens the split."""
+        return SourcePlan(self.path, split=self.split, caption_field=self.caption_field)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSpec:
+    """A `WorldPlan`; the attributes are its arguments."""
+
+    world: str
+    split: str
+    count: int
+    image_size: int
+    seed: int
+
+    def open(self) -> Plan:
+        """Plans the scenes."""
+        size, seed = self.image_size, self.seed
+        return WorldPlan(self.world, self.split, count=self.count, image_size=size, seed=seed)
+
+
+PlanSpec = FileSpec | SourceSpec | WorldSpec
+
+
+@functools.lru_cache(maxsize=8)
+def opened(spec: PlanSpec) -> Plan:
+    """Returns the plan of `spec`; those of the last calls are kept, as more shards follow."""
+    return spec.open()
+
+
+@functools.lru_cache(maxsize=1)
+def _uids(path: str) -> Uids:
+    return Uids(pathlib.Path(path))
+
+
+def make_specs(
+    inputs: Sequence[str],
+    *,
+    split: str,
+    caption_field: str = "",
+    prefix: bool = False,
+    where: str = "",
+    uids: str = "",
+    image_size: int = 64,
+    seed: int = 0,
+) -> dict[str, PlanSpec]:
+    """Describes the plan of every split.
+
+    Args:
+        inputs: folders, tars, images, globs, data sets such as "tfds:NAME", SPLIT=one of these,
+            or a world, "shapes[:...]".
+        split: of inputs that do not name theirs.
+        caption_field: JSON field, or feature of a data set, with the caption.
+        prefix: see `FilePlan`.
+        where: a condition on the metadata of files; "" = none.
+        uids: file with the examples of files to keep; "" = all.
+        image_size: of a world's images.
+        seed: of a world.
+
+    Raises:
+        UserError: an input that cannot be used, or one split of inputs that cannot be mixed.
+    """
+    check_seed("--seed", seed)
+    if where:
+        Where(where)  # reports a mistake now
+    specs: dict[str, PlanSpec] = {}
+    files: list[str] = []
+    for text in inputs:
+        counts = world_counts(text)
+        if counts is None:
+            files.append(text)
+        for name, count in (counts or {}).items():
+            if name in specs:
+                raise UserError(f"split {name!r} would mix two worlds; give each its own folder.")
+            specs[name] = WorldSpec(text.partition(":")[0], name, count, image_size, seed)
+    if (where or uids) and specs:
+        raise UserError("--where and --uids filter files; procedural worlds have no metadata.")
+    for name, group in group_inputs(files, split=split).items():
+        if isinstance(world := specs.get(name), WorldSpec):
+            raise UserError(
+                f"split {name!r} would mix {world.world} and files; use --split or SPLIT=."
+            )
+        named = [path for path in group if sources.parse_path(path)[0] and not glob.has_magic(path)]
+        if named and len(group) > 1:
+            raise UserError(
+                f"split {name!r} would mix {named[0]} with other inputs; give it a split of its "
+                "own with --split or SPLIT=."
+            )
+        if named and (where or uids):
+            raise UserError(f"--where and --uids filter files, not {named[0]}; leave them out.")
+        if named:
+            specs[name] = SourceSpec(named[0], name, caption_field)
+        else:
+            specs[name] = FileSpec(tuple(group), caption_field, prefix, where, uids)
+    return specs

@@ -1,0 +1,255 @@
+"""Tasks of an import: one shard each, independent of all others and of where they run.
+
+A split of archives that are large together is cut by files, so that nothing is listed before: a
+task reads its own archives. Any other split is one plan, of which a task has a range of examples.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.config import as_dict
+from unclip_jax.core.files import printable, write_atomically
+from unclip_jax.data import records
+from unclip_jax.preparation import importer, plan_specs, shard_writer
+from unclip_jax.preparation.archives import Archive, Archives, find_archives
+from unclip_jax.preparation.plan_specs import FileSpec, PlanSpec
+from unclip_jax.preparation.shard_writer import LOGS, ImportConfig, ShardWriter
+
+_MB = 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask:
+    """A range of the examples of a plan, and the shard that they become.
+
+    Attributes:
+        name: file name of the shard.
+        spec: the plan.
+        part: the range is part `part` ...
+        parts: ... of so many equal ones.
+        fingerprint: of the split.
+        signature: of the files that the plan reads, as the file system states it.
+    """
+
+    name: str
+    spec: PlanSpec
+    part: int
+    parts: int
+    fingerprint: str
+    signature: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitTasks:
+    """The tasks of a split, and what its manifest states of it.
+
+    Attributes:
+        split: its name.
+        total: number of shards.
+        fingerprint: of inputs and options; no paths.
+        sources: the inputs, as on the command line.
+        signature: of all input files; "" = none.
+        by_file: True if the tasks were cut by files, so that keys may repeat between them.
+        others: kind -> number of files that are no part of an example.
+        note: these in words, for messages.
+        dedup: kind of duplicates to leave out.
+        tasks: of the shards in order; () if they are not known, as where shards are merged.
+    """
+
+    split: str
+    total: int
+    fingerprint: str
+    sources: tuple[str, ...]
+    signature: str
+    by_file: bool
+    others: dict[str, int]
+    note: str
+    dedup: str
+    tasks: tuple[ShardTask, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """File names of the shards in order."""
+        return [records.shard_name(self.split, i, self.total) for i in range(self.total)]
+
+    @property
+    def has_hashes(self) -> bool:
+        """True if duplicates between shards are looked for."""
+        return self.by_file or self.dedup != "none"
+
+
+def prepare_shard(task: ShardTask, *, out: pathlib.Path, config: ImportConfig) -> dict[str, Any]:
+    """Writes one shard and its log, or returns the log if it is finished.
+
+    The memory that it takes depends on the archives of the task, not on the data set.
+
+    Raises:
+        UserError: a disk that is full or read-only.
+    """
+    log = out / LOGS / f"{task.name}.json"
+    if (out / task.name).is_file() and log.is_file():
+        facts = shard_writer.read_log(log)
+        if task.signature is not None and facts.get("signature") == task.signature:
+            return facts
+    plan = plan_specs.opened(task.spec)
+    hashes = (isinstance(task.spec, FileSpec) and task.spec.part) or config.dedup != "none"
+    writer = ShardWriter(
+        _Signed(plan, task.signature),
+        directory=out,
+        config=config,
+        fingerprint=task.fingerprint,
+        hashes=hashes,
+    )
+    try:
+        return writer.write(task.name, _indices(task, len(plan)))
+    finally:
+        plan.close()
+
+
+def differing_keys(task: ShardTask, *, config: ImportConfig, inputs: str) -> str:
+    """Returns the keys between which the inputs of a task differ from `inputs`, their digest."""
+    plan = plan_specs.opened(task.spec)
+    indices = _indices(task, len(plan))
+    writer = ShardWriter(plan, directory=pathlib.Path(), config=config, fingerprint="")
+    try:
+        if writer.digest(indices) == inputs or not indices:
+            return ""
+        return f"{plan.key(indices[0])} .. {plan.key(indices[-1])}"
+    finally:
+        plan.close()
+
+
+def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTasks:
+    """Plans the shards of a split; lists its examples unless it is cut by files.
+
+    Raises:
+        UserError: an input that cannot be used.
+    """
+    if isinstance(spec, FileSpec) and not config.shards:
+        archives = find_archives(spec.inputs)
+        if archives is not None and archives.size() > config.shard_mb * _MB:
+            return _tasks_by_file(spec, archives, split=split, config=config)
+    plan = plan_specs.opened(spec)
+    total = importer.shard_count(plan, config)
+    split_plan = SplitTasks(
+        split=split,
+        total=total,
+        fingerprint=importer.plan_fingerprint(plan, config),
+        sources=plan.sources,
+        signature=plan.signature or "",
+        by_file=False,
+        others=dict(plan.others),
+        note=plan.note,
+        dedup=config.dedup,
+    )
+    tasks = (
+        ShardTask(name, spec, index, total, split_plan.fingerprint, plan.signature)
+        for index, name in enumerate(split_plan.names)
+    )
+    return dataclasses.replace(split_plan, tasks=tuple(tasks))
+
+
+def _tasks_by_file(
+    spec: FileSpec, archives: Archives, *, split: str, config: ImportConfig
+) -> SplitTasks:
+    most = config.shard_mb * _MB
+    groups = archives.groups(most)
+    parts = [max(1, int(sum(file.size for file in group) // (2 * most))) for group in groups]
+    contents = ([pathlib.PurePath(f.path).name, f.size] for f in archives.files)
+    options = [spec.options, config.options, parts, list(map(len, groups)), list(contents)]
+    kinds = [f"{count} {kind}" for kind, count in archives.others.most_common(5)]
+    split_plan = SplitTasks(
+        split=split,
+        total=sum(parts),
+        fingerprint=_hash(options),
+        sources=tuple(printable(text) for text in spec.inputs),
+        signature=_signature(archives.files),
+        by_file=True,
+        others=dict(archives.others),
+        note=f" (other files there: {', '.join(kinds)})" if kinds else "",
+        dedup=config.dedup,
+    )
+    names = iter(split_plan.names)
+    tasks = []
+    for group, number in zip(groups, parts, strict=True):
+        inputs = tuple(file.path for file in group)
+        part_of = dataclasses.replace(spec, inputs=inputs, part=True)
+        for part in range(number):
+            place = (next(names), part_of, part, number)
+            tasks.append(ShardTask(*place, split_plan.fingerprint, _signature(group)))
+    return dataclasses.replace(split_plan, tasks=tuple(tasks))
+
+
+def write_plan(out: pathlib.Path, split_plan: SplitTasks) -> None:
+    """Writes beside the logs all that a merge has to know.
+
+    Raises:
+        UserError: the folder holds the beginning of another version of this split.
+    """
+    importer.check_logs(out, split_plan.split, split_plan.fingerprint)
+    content = as_dict(dataclasses.replace(split_plan, tasks=()))
+    path = plan_file(out, split_plan.split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, ensure_ascii=False))
+
+
+def read_plans(out: pathlib.Path) -> list[SplitTasks]:
+    """Reads the plans of the unfinished splits of a folder, without their tasks."""
+    plans = []
+    for path in sorted((out / LOGS).glob("*.plan.json")):
+        content = json.loads(path.read_text("utf-8"))
+        content |= {"sources": tuple(content["sources"]), "tasks": ()}
+        plans.append(SplitTasks(**content))
+    return plans
+
+
+def plan_file(out: pathlib.Path, split: str) -> pathlib.Path:
+    """Returns the file with the plan of a split."""
+    return out / LOGS / f"{split}.plan.json"
+
+
+def selected(tasks: Sequence[ShardTask], share: tuple[int, int] | None) -> list[ShardTask]:
+    """Returns the tasks of share I of N, every N-th; None = all."""
+    return list(tasks) if share is None else list(tasks[share[0] :: share[1]])
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Returns (I, N) of "I/N".
+
+    Raises:
+        UserError: it is of another form, or I is not below N.
+    """
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise UserError(f"--shard is {text!r}; give I/N with 0 <= I < N, such as 0/16 and 15/16.")
+    return int(first), int(second)
+
+
+class _Signed:
+    """A plan whose files have the signature that their task states."""
+
+    def __init__(self, plan: Any, signature: str | None):
+        self._plan, self.signature = plan, signature
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plan, name)
+
+
+def _indices(task: ShardTask, count: int) -> range:
+    return shard_writer.share(count, task.part, task.parts)
+
+
+def _signature(files: Sequence[Archive]) -> str:
+    return _hash([list(file) for file in files])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

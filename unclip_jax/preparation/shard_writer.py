@@ -1,0 +1,262 @@
+"""Writer of shards: checks a range of a plan's examples in threads and writes those that are good.
+
+A shard that exists is finished; its log in `.prepare/` has its counts and the digest of the inputs
+that it was written from. So the same call again returns the log, and a run that was stopped
+continues with the shards that are missing.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unclip_jax.core.checks import in_range, one_of
+from unclip_jax.core.files import write_atomically
+from unclip_jax.data import image_codec, records
+from unclip_jax.data.records import Record
+from unclip_jax.preparation import duplicates, import_report
+from unclip_jax.preparation.checking import CheckConfig, check
+from unclip_jax.preparation.import_report import Tally
+from unclip_jax.preparation.items import Plan, Raw, Skip
+
+LOGS = ".prepare"
+_AHEAD = 8  # records in flight per thread
+
+
+class Checked(NamedTuple):
+    """A record that can be used, and the hash by which duplicates of its image are recognised."""
+
+    record: Record
+    image_hash: int
+
+
+Outcome = Checked | str  # a record, or the reason why there is none
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportConfig:
+    """Settings of an import.
+
+    Attributes:
+        check: limits on records and the form in which they are stored.
+        shards: number of files; 0 = one per 8,192 records, or per `shard_mb` of archives.
+        max_bad: share of records that may be skipped before the run stops.
+        workers: checking threads; 0 = none.
+        dedup: duplicates of images to leave out: "none", "exact" (the same bytes) or "perceptual"
+            (the same perceptual hash).
+        shard_mb: archives that are larger together are prepared file by file, each shard from
+            about so many MB of them.
+    """
+
+    check: CheckConfig = dataclasses.field(default_factory=CheckConfig)
+    shards: int = 0
+    max_bad: float = 0.05
+    workers: int = 2
+    dedup: str = "none"
+    shard_mb: float = 512.0
+
+    def __post_init__(self):
+        in_range("shards", self.shards, 0, 99_999)
+        in_range("max_bad", self.max_bad, 0.0, 1.0)
+        in_range("workers", self.workers, 0, 1024)
+        one_of("dedup", self.dedup, duplicates.KINDS)
+        in_range("shard_mb", self.shard_mb, 1e-6, 1e6)
+
+    @property
+    def options(self) -> str:
+        """The settings that change what is written, for fingerprints."""
+        return f"{self.check}" + (f" dedup={self.dedup}" if self.dedup != "none" else "")
+
+
+class ShardWriter:
+    """Writes shards of one plan.
+
+    Attributes:
+        tally: counts over all shards so far.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        directory: pathlib.Path,
+        config: ImportConfig,
+        fingerprint: str,
+        expected: int = 0,
+        hashes: bool = False,
+    ):
+        """Prepares to write into `directory`.
+
+        Args:
+            plan: the examples.
+            directory: of the data set.
+            config: checks of records, and how they are stored.
+            fingerprint: of the split, which every log states.
+            expected: number of records of which `config.max_bad` is a share; 0 = no limit.
+            hashes: write the hashes of keys and images beside the log, to find duplicates in other
+                shards.
+        """
+        self.tally = Tally(others=dict(plan.others))
+        self._plan, self._directory, self._config = plan, directory, config
+        self._fingerprint, self._expected, self._hashes = fingerprint, expected, hashes
+
+    def write(
+        self, name: str, indices: range, advance: Callable[[int], Any] = lambda count: None
+    ) -> dict[str, Any]:
+        """Returns the log of a shard of the examples `indices`, which is written unless it exists.
+
+        Raises:
+            UserError: too many bad records, or a disk that is full or read-only.
+        """
+        path, log = self._directory / name, self._directory / LOGS / f"{name}.json"
+        facts = read_log(log) if path.is_file() and log.is_file() else None
+        if facts is not None and self._is_current(facts, indices):
+            self.tally.add(import_report.from_json(facts["tally"]))
+            self._check_share()
+            advance(len(indices))
+            return facts
+        log.parent.mkdir(exist_ok=True)
+        facts = self._write(path, indices, advance)
+        write_log(log, facts)
+        return facts
+
+    def digest(self, indices: range) -> str:
+        """Reads examples and returns their digest as a log states it."""
+        digest = hashlib.sha256()
+        for index in indices:
+            self._read(index, digest)
+        return digest.hexdigest()
+
+    def _is_current(self, facts: dict[str, Any], indices: range) -> bool:
+        """True if a finished shard was written from the inputs as they are now."""
+        if has_signature(self._plan, facts.get("signature")) or "inputs" not in facts:
+            return True
+        return self.digest(indices) == facts["inputs"]
+
+    def _check_share(self) -> None:
+        if self._expected:
+            import_report.check_share(
+                self.tally,
+                total=self._expected,
+                max_bad=self._config.max_bad,
+                note=self._plan.note,
+            )
+
+    def _write(
+        self, path: pathlib.Path, indices: range, advance: Callable[[int], Any]
+    ) -> dict[str, Any]:
+        """Writes one shard; returns the content of its log."""
+        tally, started, digest = Tally(), time.monotonic(), hashlib.sha256()
+        hashes: list[tuple[int, int]] = []
+        good = self._good(indices, tally, advance, digest)
+        summary = records.write_shard(path, self._hashed(good, hashes))
+        if self._hashes:
+            duplicates.write_hashes(hash_file(path), np.array(hashes, np.uint64).reshape(-1, 2))
+        tally.seconds = time.monotonic() - started
+        self.tally.seconds += tally.seconds
+        return {
+            "plan": self._fingerprint,
+            "signature": self._plan.signature,
+            "inputs": digest.hexdigest(),
+            "tally": tally.to_json(),
+            **summary._asdict(),
+        }
+
+    def _hashed(self, good: Iterator[Checked], hashes: list[tuple[int, int]]) -> Iterator[Record]:
+        """Yields the records, and adds the hashes of their keys and images to `hashes`."""
+        for record, image_hash in good:
+            if self._hashes:
+                hashes.append((duplicates.exact_hash(record["key"].encode()), image_hash))
+            yield record
+
+    def _good(
+        self, indices: range, tally: Tally, advance: Callable[[int], Any], digest: Any
+    ) -> Iterator[Checked]:
+        """Yields the records that can be used; counts the others."""
+        both = (tally, self.tally)
+        for index, outcome in zip(indices, self._outcomes(indices, digest), strict=True):
+            advance(1)
+            if isinstance(outcome, str):
+                for each in both:
+                    each.skip(self._plan.key(index), outcome)
+                self._check_share()
+            else:
+                side = image_codec.short_side(outcome.record["image"])
+                for each in both:
+                    each.write(side)
+                yield outcome
+
+    def _outcomes(self, indices: range, digest: Any) -> Iterator[Outcome]:
+        """Reads in this thread, checks in others, and yields in order."""
+        if not self._config.workers:
+            for index in indices:
+                raw = self._read(index, digest)
+                yield self._check(self._plan.key(index), raw)
+            return
+        with futures.ThreadPoolExecutor(self._config.workers) as pool:
+            queue: collections.deque[futures.Future[Outcome]] = collections.deque()
+            try:
+                for index in indices:
+                    raw = self._read(index, digest)
+                    queue.append(pool.submit(self._check, self._plan.key(index), raw))
+                    if len(queue) >= _AHEAD * self._config.workers:
+                        yield queue.popleft().result()
+                while queue:
+                    yield queue.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, index: int, digest: Any) -> Raw | str:
+        """Reads one example, or the reason why it cannot be; adds what was read to `digest`."""
+        try:
+            raw = self._plan.read(index)
+        except Skip as skip:
+            digest.update(repr((self._plan.key(index), skip.reason)).encode())
+            return skip.reason
+        facts = (self._plan.key(index), *raw[1:6], *([raw.facts] if raw.facts else ()))
+        digest.update(f"{len(raw.image)} {facts!r}".encode())
+        digest.update(raw.image)
+        return raw
+
+    def _check(self, key: str, raw: Raw | str) -> Outcome:
+        if isinstance(raw, str):
+            return raw
+        try:
+            record = check(key, raw, self._config.check)
+            return Checked(record, duplicates.image_hash(record["image"], self._config.dedup))
+        except Skip as skip:
+            return skip.reason
+        except Exception as error:  # a decoder's bug must not end a run of days
+            return f"unexpected {type(error).__name__}"
+
+
+def has_signature(plan: Plan, signature: str | None) -> bool:
+    """True if the file system states that the inputs of `plan` are those with this signature."""
+    return plan.signature is not None and plan.signature == signature
+
+
+def share(count: int, part: int, parts: int) -> range:
+    """Returns the indices of part `part` of `parts` nearly equal ones of `count` examples."""
+    return range(*(count * i // parts for i in (part, part + 1)))
+
+
+def hash_file(shard: pathlib.Path) -> pathlib.Path:
+    """Returns the file with the hashes of a shard's records."""
+    return shard.parent / LOGS / f"{shard.name}.npy"
+
+
+def read_log(path: pathlib.Path) -> dict[str, Any]:
+    """Reads the log of a shard."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def write_log(path: pathlib.Path, facts: dict[str, Any]) -> None:
+    """Writes the log of a shard, which then is finished."""
+    write_atomically(path, json.dumps(facts, ensure_ascii=False))
