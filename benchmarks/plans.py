@@ -22,7 +22,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.planning import compile_target
 from unclip_jax.stages import registry
 
-TITLE = "# What the stages need and cost on TPUs\n\nMade by `python -m benchmarks.plans`.\n\n"
+TITLE = "# Memory and cost on TPUs\n\nWritten by `python -m benchmarks.plans`.\n\n"
 SLICES = ("v4:4x4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8")
 OTHERS = {
     # Convolutions of fewer than eight images per chip are padded: 512 images, 64 chips.

@@ -19,7 +19,7 @@ from benchmarks import markdown_page, row_page
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import UserError
 
-TITLE = "# How fast it is\n\nMade by `python -m benchmarks.speed`.\n\n"
+TITLE = "# Speed\n\nWritten by `python -m benchmarks.speed`.\n\n"
 GIB = 2.0**30
 UNET = "--config.model.model.unet."
 # Networks of Karlo's kind between the miniature and the real ones, which no laptop trains.
@@ -151,11 +151,11 @@ def tables(results: dict[str, Any]) -> str:
         results[row.name] | {"row": row.name} for row in measured if "ours" in results[row.name]
     ]
     heads = ("what", "parameters", "examples", "s", "examples/s", "GFLOP/s", "MFU, %")
-    heads += ("memory, GiB: compiled, process", "the peer takes, times ours", "in CPU time")
+    heads += ("memory, GiB: compiled, process", "time of the peer / ours", "in CPU time")
     text = markdown_page.table(heads, [cells(each) for each in programs])
     loads = [results[row.name] for row in measured if "loader" in results[row.name]]
-    heads = ("loader of", "step alone, examples/s", "workers: decoding (cached), examples/s")
-    heads += ("the step waits for data",)
+    heads = ("stage", "step without loading, examples/s")
+    heads += ("loader by workers: decoding (cached), examples/s", "time waiting for data")
     text += "\n" + markdown_page.table(heads, [load_cells(each) for each in loads]) if loads else ""
     left = [row.name for row in rows() if row.name not in results]
     return text + (f"\nNot measured: {', '.join(left)}.\n" if left else "")

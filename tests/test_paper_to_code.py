@@ -65,7 +65,7 @@ def test_every_reference_is_written_so_that_it_is_checked():
 
 
 @pytest.mark.parametrize(
-    "heading", ["Sections", "Tables and figures", "Theorems", "What the paper leaves open"]
+    "heading", ["Sections", "Tables and figures", "Theorems", "Choices that the paper leaves open"]
 )
 def test_every_row_points_somewhere(heading):
     section = re.split(rf"^## {heading}.*$", PAGE.read_text("utf-8"), flags=re.MULTILINE)[1]

@@ -42,8 +42,8 @@ class Baseline:
 
 
 BASELINES = (
-    Baseline("unclip", "decoder", "decoder", "unCLIP's decoder, as long as its baselines"),
-    Baseline("glide", "decoder", "glide", "GLIDE: the decoder on captions alone"),
+    Baseline("unclip", "decoder", "decoder", "unCLIP's decoder, trained as long as its baselines"),
+    Baseline("glide", "decoder", "glide", "GLIDE: the decoder conditioned on captions only"),
     Baseline(
         "z_txt",
         "decoder",
@@ -51,7 +51,7 @@ BASELINES = (
         "the decoder trained on z_txt in place of z_img",
         ("--config.model.condition=z_txt",),
     ),
-    Baseline("x_0", "prior", "prior", "the diffusion prior, as long as its baselines"),
+    Baseline("x_0", "prior", "prior", "the diffusion prior, trained as long as its baselines"),
     Baseline(
         "eps",
         "prior",
@@ -95,7 +95,7 @@ def prepare(baseline: Baseline, config: FindingsConfig) -> pathlib.Path:
         _train(baseline, config, workdir=folder / baseline.stage)
     elif length != steps:
         raise UserError(
-            f"{export} was trained for {length} steps, and {steps} are asked for; give another "
+            f"{export} was trained for {length} steps, but {steps} are requested; give another "
             "--work, or the same steps."
         )
     return folder

@@ -17,14 +17,15 @@ TITLE = "Binding of attributes"
 SOURCE = "sections 2.1 and 7, Figures 14 and 15"
 CLAIM = (
     "GLIDE binds attributes to objects better than unCLIP, whose CLIP embedding mixes them up; "
-    "telling the decoder the caption as well helps little."
+    "giving the caption to the decoder as well helps little."
 )
 ABOUT = (
-    "Captions of two objects that differ in colour and shape. *binding*: of images that hold "
-    "both colours and both shapes, those with each colour on its own shape (*asked*: the number of "
-    "such images); *objects*: of all images. GLIDE is compared with an unCLIP decoder of as many "
-    "steps; with and without the caption samples the same decoder, which had no caption in half of "
-    "its training. Helping little: by less than 0.1."
+    "Captions of two objects that differ in colour and shape. *binding*: the share of images with "
+    "each colour on its own shape, among the images that contain both colours and both shapes "
+    "(*images*: their number). *objects*: the same share among all images. GLIDE is compared with "
+    "an unCLIP decoder trained for as many steps. The rows with and without the caption use the "
+    "same decoder, which was trained without a caption in half of its examples. Helping little "
+    "means by less than 0.1."
 )
 CHART = ("bars", "binding", "objects", "colour", "shape")
 LITTLE = 0.1
@@ -59,7 +60,11 @@ def measure(harness: Harness) -> dict[str, Any]:
     config = harness.config
     examples = harness.select(num=config.num, images=config.images, accept=unlike)
     if not examples.count:
-        return {"rows": [], "tests": [], "note": "No caption of two unlike objects in this split."}
+        return {
+            "rows": [],
+            "tests": [],
+            "note": "This split has no caption of two objects that differ in colour and shape.",
+        }
     prior = harness.sample_prior("x_0", examples)
     systems = {
         "unCLIP, prior and caption": (baseline_runs.MAIN, prior, True),
@@ -74,7 +79,7 @@ def measure(harness: Harness) -> dict[str, Any]:
         correct = harness.score(images, examples.captions).correct
         binding[name] = correct["binding"]
         cells = {column: examples.mean(correct[column])._asdict() for column in CHART[1:]}
-        rows.append({"name": name, **cells, "asked": _applicable(binding[name])})
+        rows.append({"name": name, **cells, "images": _applicable(binding[name])})
     with_caption, without, _, twin, glide = binding.values()
     tests = [
         statistics.inequality(
@@ -99,9 +104,9 @@ def _compare_in_clip(harness: Harness, examples: EvaluationSet) -> str:
     prefers = cosine(examples.z_img, examples.z_txt) > cosine(examples.z_img, z_swapped)
     rate = examples.mean(prefers.astype(np.float64))
     return (
-        "CLIP itself puts a true image nearer to its caption than to the same caption with the "
-        f"two colours exchanged in {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] of "
-        f"{examples.count} cases; 0.5 would be chance."
+        "CLIP itself ranks the caption of a true image above the same caption with exchanged "
+        f"colours in {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] of "
+        f"{examples.count} cases; chance is 0.5."
     )
 
 

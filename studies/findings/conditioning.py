@@ -11,11 +11,12 @@ TITLE = "Conditions of the decoder"
 SOURCE = "section 5.1, Figure 8"
 CLAIM = (
     "z_img from a prior is the best condition: FID 7.99, against 9.16 for a decoder trained on "
-    "z_txt and 16.55 for z_txt given zero-shot; the caption alone is clearly worst."
+    "z_txt and 16.55 for z_txt zero-shot; the caption alone is clearly worst."
 )
 ABOUT = (
-    "One decoder under six conditions, and one trained on z_txt for as many steps; same captions, "
-    "noise and guidance. The paper sweeps guidance for each, here it is as exported."
+    "One decoder under six conditions, and a second decoder trained on z_txt for as many steps, "
+    "with the same captions, noise and guidance. The paper sweeps guidance for each; here it is "
+    "the exported one."
 )
 CHART = ("bars", "frechet", "followed")
 

@@ -11,12 +11,12 @@ from studies.scoring import table_row
 TITLE = "Guidance and diversity"
 SOURCE = "section 5.3, Figures 9 to 11"
 CLAIM = (
-    "Guidance costs GLIDE diversity and FID, unCLIP much less, because z_img has fixed what is "
-    "shown before the decoder is guided."
+    "Guidance costs GLIDE diversity and FID, and unCLIP much less, because z_img fixes the content "
+    "before the decoder is guided."
 )
 ABOUT = (
-    "Both decoders are trained for the same number of steps with the same network; unCLIP's z_img "
-    "come from the prior and are the same at every scale, as is the noise of an image. "
+    "Both decoders have the same network and are trained for the same number of steps. unCLIP's "
+    "z_img come from the prior and are the same at every scale, as is the noise of an image. "
     "*diversity*: 1 − cosine between images of one caption, in CLIP's space."
 )
 CHART = ("curves", "guidance", ("diversity", "frechet", "followed"))

@@ -7,16 +7,16 @@ from studies.findings import baseline_runs
 from studies.findings.harness import Harness
 from studies.scoring import cosine, table_row
 
-TITLE = "Which prior"
+TITLE = "Prior type"
 SOURCE = "section 2.2, Tables 1 and 2"
 CLAIM = (
     "The diffusion prior is better than the autoregressive one: COCO FID 10.39 against 10.63, and "
-    "against GLIDE people prefer its images more often for captions and diversity."
+    "compared with GLIDE, people prefer its images more often for captions and diversity."
 )
 ABOUT = (
-    "How long either prior was trained is in the table above (in Table 3 of the paper 600,000 "
-    "steps, and 1,000,000 for the autoregressive one); decoder, captions and noise are the same. "
-    "*cosine*: to the true z_img."
+    "The table of baselines states how long each prior was trained (in Table 3 of the paper, "
+    "600,000 steps, and 1,000,000 for the autoregressive prior). Decoder, captions and noise are "
+    "the same. *cosine*: to the true z_img."
 )
 CHART = ("bars", "frechet", "followed", "cosine")
 

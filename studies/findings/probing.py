@@ -15,14 +15,14 @@ from unclip_jax.editing import pca_probe
 TITLE = "Principal components"
 SOURCE = "section 4, Figure 7"
 CLAIM = (
-    "The first principal components of z_img carry what kinds of things there are, later ones "
-    "their shapes and exact form."
+    "The first principal components of z_img represent the kinds of objects, later ones their "
+    "shapes and exact form."
 )
 ABOUT = (
-    "True z_img are rebuilt from their first components and decoded without a caption, the noise "
-    "held fixed; the image is checked against the scene of the original. *kept*: how far a group "
-    "of rates has come from that with no component (the mean embedding) to that with all. Coarse: "
-    "background, count, colour; fine: shape, size, relation."
+    "True z_img are reconstructed from their first components and decoded without a caption, with "
+    "fixed noise. The image is checked against the original scene. *kept*: how far a group of "
+    "rates has moved from its value without components (the mean embedding) to its value with all "
+    "components. Coarse: background, count, colour; fine: shape, size, relation."
 )
 CHART = ("curves", "components", ("coarse", "fine"))
 COARSE, FINE = ("background", "count", "colour"), ("shape", "size", "relation")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import textwrap
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -11,23 +12,29 @@ from studies import statistics
 from studies.findings import charts
 from unclip_jax.core.checks import UserError
 
+WIDTH = 100  # columns of the page
 WORDS = {
     statistics.AGREE: "agrees",
     statistics.NOT: "**does not**",
     statistics.UNDECIDED: "undecided",
 }
 FACTS = ("name", "line", "note", "guidance", "components", "steps")  # of a row, not columns
-INTRODUCTION = """# The paper's findings in miniature
+INTRODUCTION = """# Tests of the paper's claims in miniature
 
-Claims of *Hierarchical Text-Conditional Image Generation with CLIP Latents* put to the test in the
-procedural world of `shapes`, where the exact checker judges every image. They were made about
-models some thousand times as large, trained on photographs; what does not show here may well hold
-there.
+This page tests claims of *Hierarchical Text-Conditional Image Generation with CLIP Latents* in the
+procedural world of `shapes`, where the exact checker evaluates every image. The paper makes these
+claims for models that are some thousand times as large and trained on photographs. A claim that
+does not hold here may well hold there.
 
-A claim *agrees* if the 95 % interval of every difference that it speaks of lies on its side of zero
-(or of the margin that is given), *does not* if one lies wholly on the other, and is *undecided*
-otherwise. Intervals are bootstrapped over captions; all systems sample the same captions from the
-same noise. Every stage was trained once: the intervals say nothing of another seed.
+Each claim is about one or several differences. It
+
+- *agrees* if the 95 % interval of every difference lies on the claimed side of zero (or of the
+  stated margin),
+- *does not* if one interval lies entirely on the other side, and
+- is *undecided* otherwise.
+
+Intervals are bootstrapped over captions. All systems sample the same captions from the same noise.
+Every stage was trained once, so the intervals do not include the variation between training seeds.
 """
 
 
@@ -75,22 +82,22 @@ def _protocol(report: Mapping[str, Any]) -> str:
     training = sum(entry["minutes"] or 0.0 for entry in baselines)
     measuring = sum(entry["minutes"] for entry in report["findings"].values())
     text = (
-        f"```bash\n{facts['command']}\n```\n\n"
         f"{facts['date']}, {facts['device']}, JAX {facts['jax']}: {training:.0f} minutes of "
         f"training, {measuring:.0f} of sampling and scoring. {facts['num']} captions of "
         f"`{facts['split']}`, {facts['images']} images of each, seed {facts['seed']}. "
         f"The models' own decoder has {facts['lengths']['decoder']} steps, their prior "
-        f"{facts['lengths']['prior']}. What is compared has equal length, but for the "
-        "autoregressive prior, whose steps are in the table: a baseline that is shorter than the "
-        "models' own stage meets a twin of its own length.\n"
+        f"{facts['lengths']['prior']}. Compared stages are trained for equally many steps, except "
+        "the autoregressive prior, whose steps are in the table: where a baseline is shorter than "
+        "the models' own stage, it is compared with another one of its own length."
     )
     rows = [
         [entry["name"], entry["about"], str(entry["steps"]), _minutes(entry["minutes"])]
         for entry in baselines
     ]
-    if facts["note"]:
-        text += f"\n{facts['note']}\n"
-    return f"{text}\n{table(('baseline', 'what it is', 'steps', 'minutes'), rows)}"
+    command = f"```bash\n{facts['command']}\n```\n"
+    note = f"\n{_fill(facts['note'])}\n" if facts["note"] else ""
+    baseline_table = table(("baseline", "what it is", "steps", "minutes"), rows)
+    return f"{command}\n{_fill(text)}\n{note}\n{baseline_table}"
 
 
 def _verdicts(measured: Mapping[str, Any], findings: Mapping[str, ModuleType]) -> str:
@@ -111,9 +118,11 @@ def _test(test: Mapping[str, Any]) -> str:
 
 
 def _finding(finding: Mapping[str, Any], module: ModuleType, *, figure: str) -> str:
-    lines = [f"## {module.TITLE}\n", f"{module.ABOUT} {finding['minutes']:.1f} minutes.\n"]
+    lines = [f"## {module.TITLE}\n"]
+    about = f"{module.ABOUT} It took {finding['minutes']:.1f} minutes."
+    lines.append(f"{_fill(about)}\n")
     if finding.get("note"):
-        lines.append(f"{finding['note']}\n")
+        lines.append(f"{_fill(finding['note'])}\n")
     rows = finding["rows"]
     if rows:
         lines.append(f"![{module.TITLE}]({figure})\n")
@@ -137,3 +146,8 @@ def _cell(value: Any) -> str:
 
 def _minutes(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
+
+
+def _fill(text: str) -> str:
+    """Wraps a paragraph."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

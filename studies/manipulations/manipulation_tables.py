@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid
 from unclip_jax.metrics.shapes_checker import SUMMARY
 
-TITLE = "# What the latent gives back\n\nMade by `python -m studies.manipulations`.\n\n"
+TITLE = "# Reconstruction and edits, measured\n\nWritten by `python -m studies.manipulations`.\n\n"
 COLUMNS = 6  # of the example images: the original, and five etas or thetas
 
 
@@ -81,9 +81,9 @@ def text_diff(rows: Sequence[dict[str, Any]]) -> str:
     legend = (
         f"{rows[0]['steps']} steps without refinements{maps}. "
         "*caption*: the decoder receives none, or the image's own for the inversion and the target "
-        "for decoding. *colour*: all that was red is "
-        "blue. *rest*: all else has its colour. *shape*: everything has its shape. *place*: as "
-        f"many things, each within {100 * red_to_blue.NEAR:g} % of the side of where it was.\n\n"
+        "for decoding. *colour*: all red objects are blue. *rest*: all other objects have their "
+        "colour. *shape*: all objects have their shape. *place*: as many objects, each within "
+        f"{100 * red_to_blue.NEAR:g} % of the side of its position.\n\n"
     )
     return legend + table((*settings, "guidance", "theta", *names), cells)
 

@@ -5,7 +5,9 @@ from typing import Any
 from benchmarks.markdown_page import interval, table
 from unclip_jax.metrics.shapes_checker import SUMMARY
 
-TITLE = "# Where z_img comes from\n\nMade by `python -m studies.priors`: see docs/priors.md.\n\n"
+TITLE = (
+    "# Comparison of the priors\n\nWritten by `python -m studies.priors`: see docs/priors.md.\n\n"
+)
 
 
 def tables(result: dict[str, Any]) -> str:

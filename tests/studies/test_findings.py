@@ -202,7 +202,7 @@ def test_the_ladder_of_steps_keeps_to_the_chain():
 
 def measured(*ends, note=""):
     found = [statistics.inequality("one - other", IntervalEstimate(*e), captions=90) for e in ends]
-    row = {"name": "an arm", "followed": {"value": 0.5, "low": 0.4, "high": 0.6}, "asked": 7}
+    row = {"name": "an arm", "followed": {"value": 0.5, "low": 0.4, "high": 0.6}, "images": 7}
     row |= {"size": {"value": None, "low": None, "high": None}, "frechet": 0.0123}
     return {"rows": [row, {**row, "name": "other"}], "tests": found, "minutes": 1.5, "note": note}
 
@@ -223,7 +223,7 @@ def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path)
     out = tmp_path / "findings.md"
     report_page.write(out, report(**found), findings.FINDINGS)
     text = out.read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| Which prior |"))
+    row = next(line for line in text.splitlines() if line.startswith("| Prior type |"))
     assert "COCO FID 10.39 against 10.63" in row and "section 2.2, Tables 1 and 2" in row
     assert row.endswith("| one - other: 0.20 [0.10, 0.30] | agrees |")
     assert "| **does not** |" in text
@@ -313,7 +313,7 @@ def test_a_baseline_of_the_models_own_length_is_the_models_own(run_dir, tmp_path
 def test_a_baseline_of_another_length_is_refused(run_dir, tmp_path):
     write_baseline(run_dir, tmp_path, "z_txt")
     config = dataclasses.replace(parse(run_dir, tmp_path), decoder_steps=5)
-    with pytest.raises(UserError, match="was trained for 3 steps, and 5 are asked for"):
+    with pytest.raises(UserError, match="was trained for 3 steps, but 5 are requested"):
         baseline_runs.prepare(baseline_runs.by_name("z_txt"), config)
 
 
@@ -357,6 +357,6 @@ def test_one_command_trains_measures_and_reports_and_continues(
     assert told["the true z_img"]["cosine"]["value"] == pytest.approx(1.0, abs=1e-5)
     text = out.read_text()
     assert "Not measured yet" not in text and "| undecided |" in text
-    assert "Which prior: undecided" in capsys.readouterr().out
+    assert "Prior type: undecided" in capsys.readouterr().out
     with pytest.raises(UserError, match="another protocol: num is 4 there and 5 here"):
         findings.main([*command, "--num=5"])

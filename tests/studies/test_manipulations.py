@@ -92,7 +92,9 @@ def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
     manipulations.main([f"--models={run_dir}", f"--data={data}", f"--out={out}", *arguments])
     page = capsys.readouterr().out
     result = json.loads(out.with_suffix(".json").read_text())
-    assert page in out.read_text() and out.read_text().startswith("# What the latent gives back")
+    assert page in out.read_text() and out.read_text().startswith(
+        "# Reconstruction and edits, measured"
+    )
     names = [row["name"] for row in result["reconstruction"]]
     assert names[0] == "z_img, x_T and details" and names[-1].startswith("the first by the paper's")
     sizes = [result["reconstruction"][0][size]["px"] for size in ("base", "full")]

@@ -135,7 +135,7 @@ def test_a_new_page_has_a_title(tmp_path):
     out = tmp_path / "page.md"
     pages.write(out, "tables\n", {"rows": []}, title=prior_tables.TITLE)
     first = out.read_text()
-    assert first.startswith("# Where z_img comes from\n")
+    assert first.startswith("# Comparison of the priors\n")
     pages.write(out, "tables\n", {"rows": []}, title=prior_tables.TITLE)
     assert out.read_text() == first
 
