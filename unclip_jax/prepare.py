@@ -59,6 +59,7 @@ def parser() -> Parser:
     add("--max-pixels", type=int, default=Limits.max_pixels, help="skip larger images")
     add("--max-bad", type=float, default=0.05, help="stop if a larger share is skipped")
     add("--dedup", default="none", choices=duplicates.KINDS, help="duplicates of images to skip")
+    add("--index", action="store_true", help="for tars: store where records lie, and no images")
     add("--engine", default="local", help="local, ray, ray:ADDRESS or beam")
     add("--beam-option", action="append", default=[], metavar="OPTION", help="of Beam; repeatable")
     add("--shard", default="", metavar="I/N", help="write every N-th shard from number I, no more")
@@ -75,7 +76,13 @@ def main(argv: Sequence[str]) -> None:
     check = CheckConfig(limits, max_side=args.max_side, image_size=args.image_size)
     workers = engines.cores() if args.workers is None else args.workers
     config = ImportConfig(
-        check, args.shards, args.max_bad, workers, dedup=args.dedup, shard_mb=args.shard_mb
+        check,
+        args.shards,
+        args.max_bad,
+        workers,
+        dedup=args.dedup,
+        index=args.index,
+        shard_mb=args.shard_mb,
     )
     engine = engines.parse(args.engine, options=args.beam_option, processes=workers)
     tokenizer = TokenizerConfig(args.tokenizer, args.vocab_size, args.tokenizer_sample)

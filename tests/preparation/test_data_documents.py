@@ -15,9 +15,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.preparation.hostile import captions, image, prepared, write
 from tests.preparation.test_hostile_inputs import STRUCTS, parquet
+from unclip_jax.data.captions import FIELDS
 from unclip_jax.data.image_codec import SUFFIXES
 from unclip_jax.preparation import tables
-from unclip_jax.preparation.captions import FIELDS
 
 DATA = (ROOT / "docs" / "data.md").read_text("utf-8")
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")

@@ -12,7 +12,9 @@ from PIL import Image
 
 from tests.preparation.test_prepare import run
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import dataset_manifest
+from unclip_jax.data import dataset_manifest, sources, tar_index, tar_source
+from unclip_jax.data.examples import ExampleConfig
+from unclip_jax.data.loader import LoaderConfig, make_loader
 from unclip_jax.data.prepared import open_split
 from unclip_jax.preparation import duplicates, engines, import_plans, merging, shard_tasks
 from unclip_jax.preparation.importer import locked
@@ -300,6 +302,123 @@ def test_columns_of_a_condition_are_stored_with_the_record(samples, tmp_path: pa
     ]
 
 
+# Indices of tars.
+
+
+def test_an_index_gives_the_records_that_are_prepared(
+    tars: pathlib.Path, whole: pathlib.Path, tmp_path: pathlib.Path
+):
+    run(tars, f"--out={tmp_path}/out", "--index", *BY_FILE)
+    copied, indexed = (dataset_manifest.read(p).split("train") for p in (whole, tmp_path / "out"))
+    assert indexed.hash == copied.hash
+    opened = [open_split(p, split="train") for p in (whole, tmp_path / "out")]
+    assert [opened[1][i] for i in range(29)] == [opened[0][i] for i in range(29)]
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar_index")]
+    assert len(sizes) == 5
+    lines = [
+        path.read_bytes().partition(b"\n")[0] for path in (tmp_path / "out").glob("*.tar_index")
+    ]
+    assert sum(sizes) - sum(len(line) + 1 for line in lines) == 16 * 29
+
+
+def test_training_from_tars_reads_the_same_batches(
+    tars: pathlib.Path, whole: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
+):
+    """The pattern itself is the path of the data, once its index lies in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pattern = f"{tars}/{{00000..00004}}.tar"
+    with pytest.raises(UserError, match=r"has no index yet; make it once with `python .* --index"):
+        sources.open_dataset(f"tars:{pattern}")
+    folder = tar_source.index_folder(pattern)
+    run(pattern, f"--out={folder}", "--index", *BY_FILE)
+    example = ExampleConfig(fields=("image", "key", "caption"), image_size=8)
+    config = LoaderConfig(batch_size=6, workers=2)
+    loaders = []
+    for path in (str(whole), f"tars:{pattern}", f"tars:{folder}"):
+        source = sources.open_source(path, split="train")
+        parts = [
+            make_loader(source, example=example, config=config, process_index=i, process_count=2)
+            for i in range(2)
+        ]
+        for part in parts[1:]:
+            part.set_state({**part.get_state(), "batches": 0})
+        loaders.append(parts)
+    for _ in range(7):  # beyond the end of an epoch
+        for parts in zip(*loaders, strict=True):
+            first, *others = [next(part) for part in parts]
+            for other in others:
+                np.testing.assert_array_equal(other["image"], first["image"])
+                assert list(other["key"]) == list(first["key"])
+    for parts in loaders:
+        for part in parts:
+            part.close()
+
+
+def test_indexed_json_captions_and_columns(samples, tmp_path: pathlib.Path):
+    members = []
+    for i in range(4):
+        facts = {"caption": [f"one {i}", f"two {i} "], "similarity": i / 10}
+        members += [
+            (f"deep/k{i}.png", samples.png(i)),
+            (f"deep/k{i}.json", json.dumps(facts).encode()),
+        ]
+    samples.write_tar(tmp_path / "a.tar", members)
+    options = ("--where=similarity > 0.15", "--prefix-keys", "--workers=0")
+    for out, index in (("copied", ()), ("indexed", ("--index",))):
+        run(tmp_path / "a.tar", f"--out={tmp_path}/{out}", *options, *index)
+    one, other = (open_split(tmp_path / out, split="train") for out in ("copied", "indexed"))
+    assert [other[i] for i in range(2)] == [one[i] for i in range(2)]
+    assert other[0]["captions"] == ["one 2", "two 2"]
+    assert (other[0]["key"], other[0]["facts"]) == ("a.tar/deep/k2", {"similarity": 0.2})
+
+
+def test_samples_that_an_index_cannot_hold(samples, tmp_path: pathlib.Path):
+    members = samples.pairs(range(4))
+    members = [*members[:4], members[4], members[6], members[5], members[7]]  # 2 and 3 interleaved
+    members += [("x.png", samples.png(7)), ("x.cls", b"a_fox")]
+    long = "long" * 40  # its name has a header of its own
+    members += [(f"{long}.png", samples.png(8)), (f"{long}.txt", b"a long name")]
+    samples.write_tar(tmp_path / "a.tar", members)
+    run(tmp_path / "a.tar", f"--out={tmp_path}/out", "--index", "--workers=0", "--max-bad=0.6")
+    facts = json.loads((tmp_path / "out" / "report.json").read_text())["train"]
+    assert facts["named"] == {
+        "members that are not side by side": ["k0002", "k0003"],
+        "a form that --index cannot read": ["x"],
+    }
+    source = open_split(tmp_path / "out", split="train")
+    assert [source[i]["key"] for i in range(3)] == ["k0000", "k0001", long]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tar: tar.unlink(), "a.tar, which .* lists, cannot be read: .*No such file"),
+        (lambda tar: tar.write_bytes(tar.read_bytes() + b"x"), "bytes, 10240 when it was indexed"),
+        (
+            lambda tar: tar.write_bytes(tar.read_bytes().replace(b"k0000.txt", b"other.txt")),
+            "a.tar has changed since .* was written; prepare the index again",
+        ),
+    ],
+)
+def test_tars_that_change_under_their_index(samples, tmp_path: pathlib.Path, change, message):
+    samples.write_tar(tmp_path / "a.tar", samples.pairs(range(2)))
+    run(tmp_path / "a.tar", f"--out={tmp_path}/out", "--index", "--workers=0")
+    tar_index._check_size.cache_clear()
+    change(tmp_path / "a.tar")
+    with pytest.raises(UserError, match=message):
+        open_split(tmp_path / "out", split="train")[0]
+    index = tmp_path / "out" / "train-00000-of-00001.tar_index"
+    index.write_bytes(index.read_bytes()[:-1])
+    with pytest.raises(UserError, match="is no index of tars that can be read"):
+        open_split(tmp_path / "out", split="train")
+
+
+def test_duplicates_are_left_out_of_an_index(copies: pathlib.Path, tmp_path: pathlib.Path):
+    run(copies, f"--out={tmp_path}/out", "--dedup=exact", "--index", *BY_FILE)
+    source = open_split(tmp_path / "out", split="train")
+    assert [source[i]["key"] for i in range(len(source))] == ["a", "b", "c", "e"]
+
+
 # Engines.
 
 
@@ -364,6 +483,7 @@ def test_engines_write_the_same_shards(
         (["--shard=1"], "--shard is '1'; give I/N"),
         (["--dedup=fuzzy"], "fuzzy"),
         (["--tokenizer-sample=0"], "--tokenizer-sample is 0"),
+        (["--index", "--max-side=8"], "--index leaves images in their tars, as they are"),
         (["--shard-mb=0"], "shard_mb is 0.0"),
     ],
 )
@@ -371,6 +491,20 @@ def test_mistakes_are_named(tars: pathlib.Path, tmp_path: pathlib.Path, argument
     with pytest.raises(UserError) as caught:
         run(tars, f"--out={tmp_path}", *arguments)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.tar.gz", "--index reads tars that are not compressed; .*a.tar.gz holds other files"),
+        ("shapes:train=3", "--index is for tars; split 'train' has other inputs"),
+    ],
+)
+def test_inputs_without_an_index(samples, tmp_path: pathlib.Path, name: str, message: str):
+    samples.write_tar(tmp_path / "a.tar.gz", samples.pairs(range(2)), "w:gz")
+    place = tmp_path / name if name.startswith("a") else name
+    with pytest.raises(UserError, match=message):
+        run(place, f"--out={tmp_path}/out", "--index")
 
 
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Location, Url
-from unclip_jax.data import dataset_manifest, records
+from unclip_jax.data import dataset_manifest, records, tar_index
 from unclip_jax.data.dataset import Dataset
 from unclip_jax.data.records import Record
 from unclip_jax.data.remote_shards import RemoteShard
@@ -76,7 +76,7 @@ _OPENING = 16  # files at once, for storage that answers slowly
 
 
 class ShardSource:
-    """Records spread over ArrayRecord files; safe to read from many threads and to pickle.
+    """Records in ArrayRecord files or indices of tars; safe to read from threads and to pickle.
 
     Files are opened when first read. At most `most_open` are open at once, a quarter of the
     descriptors that the system grants this process: the one read longest ago is closed first.
@@ -146,8 +146,10 @@ class ShardSource:
 
     def _open(self, shard: int) -> Any:
         path, expected = self._paths[shard], self._count(shard)
+        if path.name.endswith(tar_index.SUFFIX):
+            return _checked(path, tar_index.TarShard(path), expected)
         if isinstance(path, Url):
-            return self._open_remote(path, expected)
+            return _checked(path, RemoteShard(path), expected)
         options = ",".join(f"{k}:{v}" for k, v in records.READER_OPTIONS.items())
         reader: Any = None
         try:
@@ -160,14 +162,19 @@ class ShardSource:
             raise _wrong_count(path, readable, expected)
         return reader
 
-    def _open_remote(self, path: Url, expected: int) -> RemoteShard:
-        reader = RemoteShard(path)
-        if reader.num_records() != expected:
-            raise _wrong_count(path, reader.num_records(), expected)
-        return reader
-
     def _count(self, shard: int) -> int:
         return int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
+
+
+def _checked(path: Location, reader: Any, expected: int) -> Any:
+    """Returns a reader that has as many records as the manifest says.
+
+    Raises:
+        UserError: it has not.
+    """
+    if reader.num_records() != expected:
+        raise _wrong_count(path, reader.num_records(), expected)
+    return reader
 
 
 def _wrong_count(path: Location, readable: int, expected: int) -> UserError:

@@ -77,6 +77,23 @@ class ShardSummary(NamedTuple):
     sha256: str
 
 
+class RecordDigest:
+    """The digest of a shard: sha256 over the lengths and the bytes of its records in order."""
+
+    def __init__(self):
+        self._digest, self._count = hashlib.sha256(), 0
+
+    def update(self, data: bytes) -> None:
+        """Adds an encoded record."""
+        self._digest.update(struct.pack("<Q", len(data)))
+        self._digest.update(data)
+        self._count += 1
+
+    def summary(self) -> ShardSummary:
+        """Returns the number of records so far and their digest."""
+        return ShardSummary(self._count, self._digest.hexdigest())
+
+
 def write_shard(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
     """Writes all `records` to `path`, which does not exist until the last one is on disk.
 
@@ -103,7 +120,7 @@ def count_records(path: pathlib.Path) -> int:
 
 
 def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
-    digest, count = hashlib.sha256(), 0
+    digest = RecordDigest()
     with _writer_errors(path):
         writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     try:
@@ -111,19 +128,18 @@ def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
             data = encode(record)
             with _writer_errors(path):
                 writer.write(data)
-            digest.update(struct.pack("<Q", len(data)))
             digest.update(data)
-            count += 1
     finally:
         with _writer_errors(path):
             writer.close()
+    summary = digest.summary()
     readable = count_records(path)
-    if readable != count:
+    if readable != summary.written:
         raise UserError(
-            f"{path} holds {readable} of the {count} records written; check the disk and run the "
-            "same command again."
+            f"{path} holds {readable} of the {summary.written} records written; check the disk and "
+            "run the same command again."
         )
-    return ShardSummary(count, digest.hexdigest())
+    return summary
 
 
 def _close(reader: Any) -> None:

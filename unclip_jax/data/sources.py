@@ -14,13 +14,16 @@ import numpy as np
 
 from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError, suggest
-from unclip_jax.data import prepared, tfds_source
+from unclip_jax.data import prepared, tar_source, tfds_source
 from unclip_jax.data.dataset import Dataset, FeatureKeys, Opener, Source, content_digest
 from unclip_jax.data.dataset_manifest import FILE as MANIFEST
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.records import Record
 
-SOURCES: dict[str, Opener] = {"tfds": tfds_source.open_dataset}
+SOURCES: dict[str, Opener] = {
+    "tars": tar_source.open_dataset,
+    "tfds": tfds_source.open_dataset,
+}
 
 _PROBES = 32  # keys compared when a join is opened; the others are compared as they are read
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_]*):(.*)", re.DOTALL)

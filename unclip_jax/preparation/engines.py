@@ -112,11 +112,11 @@ def _on_ray(function: Callable[[Any], Any], items: Sequence[Any], engine: Engine
         path = str(pathlib.Path(__file__).parents[2])
         options = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     with _ray_session(ray, options):
-        remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(function)
+        remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call)
         ahead = _WAITING * max(int(ray.cluster_resources().get("CPU", 1)), 1)
         queue: list[Any] = []
         for item in items:
-            queue.append(remote.remote(item))
+            queue.append(remote.remote(function, item))
             if len(queue) >= ahead:
                 done, queue = ray.wait(queue, num_returns=1)
                 yield _ray_result(ray, done[0])
@@ -165,13 +165,17 @@ def _on_beam(
     try:
         with beam.Pipeline(options=PipelineOptions(list(engine.options))) as pipeline:
             begun = pipeline | beam.Create(list(items)) | beam.Reshuffle()
-            begun | beam.Map(functools.partial(_without_result, function))
+            begun | beam.Map(functools.partial(_call_only, function))
     except Exception as error:
         raise _translated(error) from error
     yield from (None for _ in items)
 
 
-def _without_result(function: Callable[[Any], Any], item: Any) -> None:
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
+def _call_only(function: Callable[[Any], Any], item: Any) -> None:
     function(item)
 
 

@@ -176,6 +176,10 @@ class FilePlan:
         classes = self._names(item.classes)
         return Raw(image, caption, item.form, item.field, classes=classes, facts=facts)
 
+    def span(self, index: int) -> Blob | None:
+        """Returns the range of a tar that holds the members of example `index` alone, if any."""
+        return self._items[index].span
+
     def close(self) -> None:
         """Closes the files that were read last."""
         self._files.close()

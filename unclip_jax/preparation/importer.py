@@ -20,8 +20,8 @@ from unclip_jax.preparation.shard_writer import (
     LOGS,
     ImportConfig,
     ShardWriter,
-    has_signature,
     read_log,
+    same_signature,
     share,
 )
 
@@ -88,7 +88,9 @@ class Importer:
 
         The inputs are read where the file system does not tell that they are unchanged.
         """
-        if has_signature(self._plan, entry.signature) or not any(s.inputs for s in entry.shards):
+        if same_signature(self._plan.signature, entry.signature) or not any(
+            s.inputs for s in entry.shards
+        ):
             return ""
         try:
             for index, shard in enumerate(entry.shards):
@@ -162,8 +164,9 @@ def locked(directory: pathlib.Path, *, part: str = "") -> Iterator[None]:
             _lock(stack, logs / f"lock.{part}", fcntl.LOCK_EX, directory)
             yield
             return
-        for leftover in directory.glob("*.array_record.tmp"):
-            leftover.unlink()
+        for kind in ("array_record", "tar_index"):
+            for leftover in directory.glob(f"*.{kind}.tmp"):
+                leftover.unlink()
         yield
         if not any(logs.glob("*.json")):
             shutil.rmtree(logs)

@@ -77,6 +77,7 @@ class Item(NamedTuple):
         classes: file with a name per line, for captions that are numbers of classes; "" = none.
         skip: reason why this item cannot be used; "" = none so far.
         facts: its metadata, or their location; None = there are none.
+        span: the range of a tar that holds its members and nothing else; None = there is none.
     """
 
     key: str
@@ -87,6 +88,7 @@ class Item(NamedTuple):
     classes: str = ""
     skip: str = ""
     facts: Blob | Cell | Mapping[str, Any] | None = None
+    span: Blob | None = None
 
 
 @dataclasses.dataclass

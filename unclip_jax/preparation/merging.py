@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unclip_jax.core.checks import UserError, listed
-from unclip_jax.data import dataset_manifest, records
+from unclip_jax.data import dataset_manifest, records, tar_index
 from unclip_jax.data.prepared import ShardSource
 from unclip_jax.preparation import duplicates, engines, import_report, importer, shard_writer
 from unclip_jax.preparation.engines import Engine
@@ -95,7 +95,12 @@ def remove_rows(removal: Removal, *, out: pathlib.Path) -> None:
         tally.written -= 1
         tally.skip(source[row]["key"], reason)
     remaining = [row for row in range(facts["written"]) if row not in reasons]
-    summary = records.write_shard(path, (source[row] for row in remaining))
+    if path.name.endswith(tar_index.SUFFIX):
+        index = tar_index.TarShard(path)
+        rows = ((source[row], index.place(row)) for row in remaining)
+        summary = tar_index.write_index(path, rows, options=index.options)
+    else:
+        summary = records.write_shard(path, (source[row] for row in remaining))
     hashes = np.array(duplicates.read_hashes(shard_writer.hash_file(path)))[remaining]
     duplicates.write_hashes(shard_writer.hash_file(path), hashes)
     shard_writer.write_log(log, {**facts, "tally": tally.to_json(), **summary._asdict()})

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from unclip_jax.preparation import captions, tables
+from unclip_jax.data import captions
+from unclip_jax.preparation import tables
 from unclip_jax.preparation.items import (
     MAX_IMAGE_BYTES,
     Cell,

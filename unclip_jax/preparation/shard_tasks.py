@@ -14,9 +14,11 @@ from typing import Any
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.files import printable, write_atomically
-from unclip_jax.data import records
+from unclip_jax.data import records, tar_index
+from unclip_jax.data.tar_index import ReadOptions
 from unclip_jax.preparation import importer, plan_specs, shard_writer
 from unclip_jax.preparation.archives import Archive, Archives, find_archives
+from unclip_jax.preparation.filters import Where
 from unclip_jax.preparation.plan_specs import FileSpec, PlanSpec
 from unclip_jax.preparation.shard_writer import LOGS, ImportConfig, ShardWriter
 
@@ -58,6 +60,7 @@ class SplitTasks:
         others: kind -> number of files that are no part of an example.
         note: these in words, for messages.
         dedup: kind of duplicates to leave out.
+        index: True if shards are indices of tars.
         tasks: of the shards in order; () if they are not known, as where shards are merged.
     """
 
@@ -70,12 +73,14 @@ class SplitTasks:
     others: dict[str, int]
     note: str
     dedup: str
+    index: bool = False
     tasks: tuple[ShardTask, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """File names of the shards in order."""
-        return [records.shard_name(self.split, i, self.total) for i in range(self.total)]
+        names = [records.shard_name(self.split, i, self.total) for i in range(self.total)]
+        return [pathlib.Path(n).stem + tar_index.SUFFIX for n in names] if self.index else names
 
     @property
     def has_hashes(self) -> bool:
@@ -99,11 +104,13 @@ def prepare_shard(task: ShardTask, *, out: pathlib.Path, config: ImportConfig) -
     plan = plan_specs.opened(task.spec)
     hashes = (isinstance(task.spec, FileSpec) and task.spec.part) or config.dedup != "none"
     writer = ShardWriter(
-        _Signed(plan, task.signature),
+        plan,
         directory=out,
         config=config,
         fingerprint=task.fingerprint,
+        signature=task.signature,
         hashes=hashes,
+        read_options=_read_options(task.spec),
     )
     try:
         return writer.write(task.name, _indices(task, len(plan)))
@@ -132,8 +139,15 @@ def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTas
     """
     if isinstance(spec, FileSpec) and not config.shards:
         archives = find_archives(spec.inputs)
-        if archives is not None and archives.size() > config.shard_mb * _MB:
+        if config.index and not _are_tars(archives):
+            raise UserError(
+                f"--index reads tars that are not compressed; {', '.join(spec.inputs)} holds other "
+                "files. Leave --index out."
+            )
+        if archives and (config.index or archives.size() > config.shard_mb * _MB):
             return _tasks_by_file(spec, archives, split=split, config=config)
+    if config.index:
+        raise UserError(f"--index is for tars; split {split!r} has other inputs. Leave it out.")
     plan = plan_specs.opened(spec)
     total = importer.shard_count(plan, config)
     split_plan = SplitTasks(
@@ -152,6 +166,10 @@ def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTas
         for index, name in enumerate(split_plan.names)
     )
     return dataclasses.replace(split_plan, tasks=tuple(tasks))
+
+
+def _are_tars(archives: Archives | None) -> bool:
+    return archives is not None and all(f.path.lower().endswith(".tar") for f in archives.files)
 
 
 def _tasks_by_file(
@@ -173,6 +191,7 @@ def _tasks_by_file(
         others=dict(archives.others),
         note=f" (other files there: {', '.join(kinds)})" if kinds else "",
         dedup=config.dedup,
+        index=config.index,
     )
     names = iter(split_plan.names)
     tasks = []
@@ -230,17 +249,12 @@ def parse_share(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-class _Signed:
-    """A plan whose files have the signature that their task states."""
-
-    def __init__(self, plan: Any, signature: str | None):
-        self._plan, self.signature = plan, signature
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plan, name)
+def _read_options(spec: PlanSpec) -> ReadOptions:
+    """Returns how an index reads the records of a plan."""
+    if not isinstance(spec, FileSpec):
+        return ReadOptions()
+    facts = (*(Where(spec.where).columns if spec.where else ()), *(["uid"] if spec.uids else ()))
+    return ReadOptions(spec.caption_field, spec.prefix, tuple(facts))
 
 
 def _indices(task: ShardTask, count: int) -> range:

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unclip_jax.core.checks import in_range, one_of
+from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.files import write_atomically
-from unclip_jax.data import image_codec, records
+from unclip_jax.data import image_codec, records, tar_index
 from unclip_jax.data.records import Record
+from unclip_jax.data.tar_index import Place, ReadOptions
 from unclip_jax.preparation import duplicates, import_report
 from unclip_jax.preparation.checking import CheckConfig, check
+from unclip_jax.preparation.import_plans import FilePlan
 from unclip_jax.preparation.import_report import Tally
 from unclip_jax.preparation.items import Plan, Raw, Skip
 
@@ -31,10 +33,17 @@ _AHEAD = 8  # records in flight per thread
 
 
 class Checked(NamedTuple):
-    """A record that can be used, and the hash by which duplicates of its image are recognised."""
+    """A record that can be used.
+
+    Attributes:
+        record: its content.
+        image_hash: by which duplicates of its image are recognised.
+        place: its members in a tar, for an index.
+    """
 
     record: Record
     image_hash: int
+    place: Place | None
 
 
 Outcome = Checked | str  # a record, or the reason why there is none
@@ -51,6 +60,7 @@ class ImportConfig:
         workers: checking threads; 0 = none.
         dedup: duplicates of images to leave out: "none", "exact" (the same bytes) or "perceptual"
             (the same perceptual hash).
+        index: store where records lie in their tars, and no images.
         shard_mb: archives that are larger together are prepared file by file, each shard from
             about so many MB of them.
     """
@@ -60,6 +70,7 @@ class ImportConfig:
     max_bad: float = 0.05
     workers: int = 2
     dedup: str = "none"
+    index: bool = False
     shard_mb: float = 512.0
 
     def __post_init__(self):
@@ -68,11 +79,17 @@ class ImportConfig:
         in_range("workers", self.workers, 0, 1024)
         one_of("dedup", self.dedup, duplicates.KINDS)
         in_range("shard_mb", self.shard_mb, 1e-6, 1e6)
+        if self.index and (self.check.max_side or self.check.image_size or self.shards):
+            raise UserError(
+                "--index leaves images in their tars, as they are; leave out --max-side, "
+                "--image-size and --shards."
+            )
 
     @property
     def options(self) -> str:
         """The settings that change what is written, for fingerprints."""
-        return f"{self.check}" + (f" dedup={self.dedup}" if self.dedup != "none" else "")
+        dedup = f" dedup={self.dedup}" if self.dedup != "none" else ""
+        return f"{self.check}{dedup}{' index' if self.index else ''}"
 
 
 class ShardWriter:
@@ -90,7 +107,9 @@ class ShardWriter:
         config: ImportConfig,
         fingerprint: str,
         expected: int = 0,
+        signature: str | None = None,
         hashes: bool = False,
+        read_options: ReadOptions | None = None,
     ):
         """Prepares to write into `directory`.
 
@@ -100,9 +119,13 @@ class ShardWriter:
             config: checks of records, and how they are stored.
             fingerprint: of the split, which every log states.
             expected: number of records of which `config.max_bad` is a share; 0 = no limit.
+            signature: of the files that the plan reads; None = the plan states it.
             hashes: write the hashes of keys and images beside the log, to find duplicates in other
                 shards.
+            read_options: of an index.
         """
+        self._read_options = read_options or ReadOptions()
+        self._signature = plan.signature if signature is None else signature
         self.tally = Tally(others=dict(plan.others))
         self._plan, self._directory, self._config = plan, directory, config
         self._fingerprint, self._expected, self._hashes = fingerprint, expected, hashes
@@ -136,7 +159,7 @@ class ShardWriter:
 
     def _is_current(self, facts: dict[str, Any], indices: range) -> bool:
         """True if a finished shard was written from the inputs as they are now."""
-        if has_signature(self._plan, facts.get("signature")) or "inputs" not in facts:
+        if same_signature(self._signature, facts.get("signature")) or "inputs" not in facts:
             return True
         return self.digest(indices) == facts["inputs"]
 
@@ -156,25 +179,31 @@ class ShardWriter:
         tally, started, digest = Tally(), time.monotonic(), hashlib.sha256()
         hashes: list[tuple[int, int]] = []
         good = self._good(indices, tally, advance, digest)
-        summary = records.write_shard(path, self._hashed(good, hashes))
+        if self._config.index:
+            rows = ((one.record, one.place) for one in self._hashed(good, hashes))
+            summary = tar_index.write_index(path, rows, options=self._read_options)
+        else:
+            stored = (one.record for one in self._hashed(good, hashes))
+            summary = records.write_shard(path, stored)
         if self._hashes:
             duplicates.write_hashes(hash_file(path), np.array(hashes, np.uint64).reshape(-1, 2))
         tally.seconds = time.monotonic() - started
         self.tally.seconds += tally.seconds
         return {
             "plan": self._fingerprint,
-            "signature": self._plan.signature,
+            "signature": self._signature,
             "inputs": digest.hexdigest(),
             "tally": tally.to_json(),
             **summary._asdict(),
         }
 
-    def _hashed(self, good: Iterator[Checked], hashes: list[tuple[int, int]]) -> Iterator[Record]:
+    def _hashed(self, good: Iterator[Checked], hashes: list[tuple[int, int]]) -> Iterator[Checked]:
         """Yields the records, and adds the hashes of their keys and images to `hashes`."""
-        for record, image_hash in good:
+        for one in good:
             if self._hashes:
-                hashes.append((duplicates.exact_hash(record["key"].encode()), image_hash))
-            yield record
+                key = duplicates.exact_hash(one.record["key"].encode())
+                hashes.append((key, one.image_hash))
+            yield one
 
     def _good(
         self, indices: range, tally: Tally, advance: Callable[[int], Any], digest: Any
@@ -198,14 +227,14 @@ class ShardWriter:
         if not self._config.workers:
             for index in indices:
                 raw = self._read(index, digest)
-                yield self._check(self._plan.key(index), raw)
+                yield self._check(index, raw)
             return
         with futures.ThreadPoolExecutor(self._config.workers) as pool:
             queue: collections.deque[futures.Future[Outcome]] = collections.deque()
             try:
                 for index in indices:
                     raw = self._read(index, digest)
-                    queue.append(pool.submit(self._check, self._plan.key(index), raw))
+                    queue.append(pool.submit(self._check, index, raw))
                     if len(queue) >= _AHEAD * self._config.workers:
                         yield queue.popleft().result()
                 while queue:
@@ -225,21 +254,37 @@ class ShardWriter:
         digest.update(raw.image)
         return raw
 
-    def _check(self, key: str, raw: Raw | str) -> Outcome:
+    def _check(self, index: int, raw: Raw | str) -> Outcome:
         if isinstance(raw, str):
             return raw
         try:
-            record = check(key, raw, self._config.check)
-            return Checked(record, duplicates.image_hash(record["image"], self._config.dedup))
+            record = check(self._plan.key(index), raw, self._config.check)
+            place = self._place(index, record) if self._config.index else None
+            image_hash = duplicates.image_hash(record["image"], self._config.dedup)
+            return Checked(record, image_hash, place)
         except Skip as skip:
             return skip.reason
         except Exception as error:  # a decoder's bug must not end a run of days
             return f"unexpected {type(error).__name__}"
 
+    def _place(self, index: int, record: Record) -> Place:
+        """Returns the place from which an index reads this very record.
 
-def has_signature(plan: Plan, signature: str | None) -> bool:
-    """True if the file system states that the inputs of `plan` are those with this signature."""
-    return plan.signature is not None and plan.signature == signature
+        Raises:
+            Skip: there is none.
+        """
+        span = self._plan.span(index) if isinstance(self._plan, FilePlan) else None
+        if span is None:
+            raise Skip("members that are not side by side")
+        place = Place(span.path, span.offset, span.size)
+        if tar_index.read_sample(place, self._read_options) != record:
+            raise Skip("a form that --index cannot read")
+        return place
+
+
+def same_signature(one: str | None, other: str | None) -> bool:
+    """True if the file system states that inputs with these signatures are the same."""
+    return one is not None and one == other
 
 
 def share(count: int, part: int, parts: int) -> range:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from unclip_jax.preparation import captions
+from unclip_jax.data import captions
 from unclip_jax.preparation.items import IMAGE_SUFFIXES
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")

@@ -5,6 +5,7 @@ folders in the archive are not followed, so an archive cannot touch the disk.
 """
 
 import contextlib
+import itertools
 import lzma
 import pathlib
 import tarfile
@@ -19,6 +20,7 @@ from unclip_jax.preparation.items import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
     Blob,
+    Cell,
     Item,
     Listing,
     open_packed,
@@ -43,10 +45,12 @@ def list_tar(path: str, *, caption_field: str = "") -> Listing:
         UserError: the file is not a tar at all.
     """
     samples: dict[str, Sample] = {}
+    extents: dict[str, list[tuple[int, int]]] = {}
     listing, extra = Listing(), []
     try:
-        for name, content in _members(path):
+        for name, content, extent in _members(path):
             key, suffix = _split_name(name)
+            extents.setdefault(key, []).append(extent)
             if isinstance(content, str):
                 if name.lower().endswith(_FIELDS):
                     extra.append(Item(name, None, None, skip=content))
@@ -65,7 +69,10 @@ def list_tar(path: str, *, caption_field: str = "") -> Listing:
         reason = "damaged tar" if isinstance(error, _Damaged) else "truncated tar"
         extra.append(Item(f"end of {path}", None, None, skip=reason))
     for key, sample in samples.items():
-        listing.items += _examples(key, sample, listing, field=caption_field, path=path)
+        items = list(_examples(key, sample, listing, field=caption_field, path=path))
+        if len(items) == 1 and items[0].image is not None:
+            items = [items[0]._replace(span=_span(items[0].image, extents[key]))]
+        listing.items += items
     listing.items += extra
     return listing
 
@@ -96,17 +103,29 @@ _INVALID = (
 )
 
 
-def _members(path: str) -> Iterator[tuple[str, Blob | str]]:
-    """Yields the name and content of every member but folders, or why it has no content."""
+def _span(image: Blob | Cell, extents: list[tuple[int, int]]) -> Blob | None:
+    """Returns the range of a sample's members if they lie side by side."""
+    start, end = extents[0][0], extents[-1][1]
+    joined = all(a[1] == b[0] for a, b in itertools.pairwise(extents))
+    if not joined or not isinstance(image, Blob):
+        return None
+    return image._replace(offset=start, size=end - start)
+
+
+def _members(path: str) -> Iterator[tuple[str, Blob | str, tuple[int, int]]]:
+    """Yields name, content and extent of every member but folders, or why it has no content."""
     changed = stamp(path)
     with open_packed(path) as file, contextlib.closing(_opened(file)) as tar:
         for member in tar:
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            extent = member.offset, end
             if member.isreg() and not member.issparse():
-                yield member.name, Blob(path, member.offset_data, member.size, changed)
+                blob = Blob(path, member.offset_data, member.size, changed)
+                yield member.name, blob, extent
             elif member.issparse():
-                yield member.name, "sparse member"
+                yield member.name, "sparse member", extent
             elif not member.isdir():
-                yield member.name, "no file but a link or device"
+                yield member.name, "no file but a link or device", extent
             vars(tar)["members"] = []  # tarfile would keep them all
         if tar.damaged:
             raise _Damaged("its headers are damaged")

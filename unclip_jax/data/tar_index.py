@@ -1,0 +1,232 @@
+"""Indices of tars: 16 bytes per record say where its members lie, so that images are not copied.
+
+An index stands in the place of a shard of records. It begins with a line of JSON: the tars, and how
+captions are read; then come the rows. A record is read by one range of bytes, which holds the
+members of one sample, as the tars of img2dataset and WebDataset have them side by side.
+"""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import tarfile
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unclip_jax.core import storage
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import atomic_path
+from unclip_jax.core.storage import LocalFile, Location, RangedFile, Url
+from unclip_jax.data import captions, image_codec, records
+from unclip_jax.data.records import Record, RecordDigest, ShardSummary
+
+SUFFIX = ".tar_index"
+_ROW = np.dtype([("tar", "<u4"), ("size", "<u4"), ("offset", "<u8")])
+_FORMAT = 1
+_LONGEST = 2**24  # bytes of the line of JSON
+_TEXTS = (".txt", ".caption", ".text")
+
+
+class Place(NamedTuple):
+    """A range of bytes of a tar that holds all members of one sample, and nothing else."""
+
+    path: str
+    offset: int
+    size: int
+
+
+class ReadOptions(NamedTuple):
+    """Options of how a sample becomes a record.
+
+    Attributes:
+        caption_field: of captions in JSON; "" = one of the usual names.
+        prefix: True if keys begin with the name of the tar.
+        facts: columns of the JSON that are stored with the record.
+    """
+
+    caption_field: str = ""
+    prefix: bool = False
+    facts: tuple[str, ...] = ()
+
+
+def write_index(
+    path: pathlib.Path, rows: Iterable[tuple[Record, Place]], *, options: ReadOptions
+) -> ShardSummary:
+    """Writes the index of records, which does not exist until it is complete.
+
+    Returns:
+        Their number, and the digest that a shard of these records would have.
+
+    Raises:
+        UserError: the disk is full or the folder read-only.
+    """
+    tars: dict[str, int] = {}
+    table: list[tuple[int, int, int]] = []
+    digest = RecordDigest()
+    for record, place in rows:
+        table.append((tars.setdefault(place.path, len(tars)), place.size, place.offset))
+        digest.update(records.encode(record))
+    header = {
+        "format": _FORMAT,
+        "tars": [[tar, _file(tar).size()] for tar in tars],
+        "options": options._asdict(),
+    }
+    try:
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            file.write(json.dumps(header).encode() + b"\n")
+            file.write(np.array(table, _ROW).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder.") from error
+    return digest.summary()
+
+
+class TarShard:
+    """The records of one index, with the interface of ArrayRecord's reader."""
+
+    def __init__(self, path: Location):
+        """Reads the index.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        self._path = path
+        try:
+            if isinstance(path, Url):
+                data = path.read_bytes()
+                line, _, rows = data.partition(b"\n")
+                self._rows = np.frombuffer(rows, _ROW)
+            else:
+                with path.open("rb") as file:
+                    line = file.readline(_LONGEST)
+                self._rows = _mapped(path, len(line))
+            header = json.loads(line)
+            if header["format"] != _FORMAT:
+                raise ValueError(header["format"])
+            self._tars = [(str(tar), int(size)) for tar, size in header["tars"]]
+            options = header["options"]
+            self._options = ReadOptions(**{**options, "facts": tuple(options["facts"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is no index of tars that can be read; run the same `prepare` command."
+            ) from error
+
+    def num_records(self) -> int:
+        """Returns the number of records."""
+        return len(self._rows)
+
+    def place(self, index: int) -> Place:
+        """Returns the place of a record."""
+        row = self._rows[index]
+        return Place(self._tars[row["tar"]][0], int(row["offset"]), int(row["size"]))
+
+    @property
+    def options(self) -> ReadOptions:
+        """How samples become records."""
+        return self._options
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Reads records, each by one request.
+
+        Raises:
+            UserError: a tar is missing or was changed.
+        """
+        return [self._read(index) for index in indices]
+
+    def _read(self, index: int) -> bytes:
+        tar, size = self._tars[self._rows[index]["tar"]]
+        try:
+            _check_size(tar, size)
+            record = read_sample(self.place(index), self._options)
+        except OSError as error:
+            raise UserError(f"{tar}, which {self._path} lists, cannot be read: {error}.") from error
+        if record is None:
+            raise UserError(
+                f"{tar} has changed since {self._path} was written; prepare the index again."
+            )
+        return records.encode(record)
+
+
+def read_sample(place: Place, options: ReadOptions) -> Record | None:
+    """Reads the record in a range of a tar; None if it holds no complete sample.
+
+    Raises:
+        OSError: the tar cannot be read.
+    """
+    data = _file(place.path).read_range(place.offset, place.offset + place.size)
+    members: dict[str, bytes] = {}
+    key = ""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                folder, slash, base = member.name.rpartition("/")
+                stem, dot, suffix = base.partition(".")
+                key = key or folder + slash + stem
+                if file is None or folder + slash + stem != key:
+                    return None
+                members[dot + suffix.lower()] = file.read()
+        return _record(key, members, place, options)
+    except (tarfile.TarError, ValueError, EOFError):
+        return None
+
+
+def _record(
+    key: str, members: dict[str, bytes], place: Place, options: ReadOptions
+) -> Record | None:
+    image = next((members[suffix] for suffix in image_codec.SUFFIXES if suffix in members), None)
+    text = next((members[suffix] for suffix in _TEXTS if suffix in members), None)
+    needs_facts = text is None or bool(options.facts)
+    if image is None or (needs_facts and ".json" not in members):
+        return None
+    facts = json.loads(members[".json"]) if needs_facts else {}
+    if text is not None:
+        texts = (captions.decode(text),)
+    elif isinstance(facts, dict):
+        texts = captions.field_of(facts, options.caption_field)
+    else:
+        texts = captions.texts_of(facts)
+    texts = captions.cleaned(texts)
+    if not texts:
+        return None
+    key = f"{pathlib.PurePosixPath(place.path).name}/{key}" if options.prefix else key
+    record: Record = {"image": image, "caption": texts[0], "key": key, "scene": ""}
+    if len(texts) > 1:
+        record["captions"] = list(texts)
+    columns: dict[str, Any] = {name: facts[name] for name in options.facts if name in facts}
+    return {**record, "facts": columns} if columns else record
+
+
+@functools.lru_cache(maxsize=2**16)
+def _check_size(tar: str, expected: int) -> None:
+    """Compares the size of a tar with what it was, once per process.
+
+    Raises:
+        UserError: it is another.
+    """
+    size = _file(tar).size()
+    if size != expected:
+        raise UserError(
+            f"{tar} has {size} bytes, {expected} when it was indexed; prepare the index again."
+        )
+
+
+def _file(path: str) -> RangedFile:
+    place = storage.location(path)
+    return place if isinstance(place, Url) else LocalFile(place)
+
+
+def _mapped(path: pathlib.Path, start: int) -> np.ndarray:
+    """Maps the rows of an index into memory."""
+    count, partial = divmod(path.stat().st_size - start, _ROW.itemsize)
+    if partial:
+        raise ValueError("the last row is incomplete")
+    return (
+        np.memmap(path, _ROW, mode="r", offset=start, shape=(count,))
+        if count
+        else np.array([], _ROW)
+    )
