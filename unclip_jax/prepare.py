@@ -10,7 +10,7 @@ with images, a table of captions, an image, a quoted glob or {range} of these, o
 tfds:NAME (docs/data.md); SPLIT= before it says which split it belongs to. `shapes` and `portraits`
 are procedural worlds. An interrupted run continues when the same command runs again. Without an
 input, the data set in DIR gets the tokenizer that it lacks. --shard=I/N writes a part of the shards
-for jobs that run side by side; `prepare merge --out=DIR` makes a data set of them (docs/scale.md).
+for jobs that run side by side; `prepare merge --out=DIR` makes a data set of them (docs/data.md).
 """
 
 import pathlib

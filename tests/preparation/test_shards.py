@@ -275,17 +275,18 @@ def test_an_interrupted_removal_is_made_good(
 ):
     arguments = (copies, "--dedup=exact", *BY_FILE)
     run(*arguments, f"--out={tmp_path}/whole")
-    write = merging.records.write_shard
+    write, calls = duplicates.write_hashes, []
 
-    def interrupted(path, records):
-        if not hasattr(records, "gi_frame") or "remove_rows" not in records.__qualname__:
-            return write(path, records)
-        raise KeyboardInterrupt
+    def interrupted(path, hashes):
+        calls.append(path)
+        if len(calls) == 4:  # three shards are written; one is written again
+            raise KeyboardInterrupt
+        write(path, hashes)
 
-    monkeypatch.setattr(merging.records, "write_shard", interrupted)
+    monkeypatch.setattr(duplicates, "write_hashes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(*arguments, f"--out={tmp_path}/out")
-    monkeypatch.setattr(merging.records, "write_shard", write)
+    monkeypatch.setattr(duplicates, "write_hashes", write)
     run(*arguments, f"--out={tmp_path}/out")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
@@ -376,14 +377,16 @@ def test_samples_that_an_index_cannot_hold(samples, tmp_path: pathlib.Path):
     members = samples.pairs(range(4))
     members = [*members[:4], members[4], members[6], members[5], members[7]]  # 2 and 3 interleaved
     members += [("x.png", samples.png(7)), ("x.cls", b"a_fox")]
+    members += [("y.png", samples.png(5)), ("y.PNG", samples.png(6)), ("y.txt", b"two images")]
     long = "long" * 40  # its name has a header of its own
     members += [(f"{long}.png", samples.png(8)), (f"{long}.txt", b"a long name")]
     samples.write_tar(tmp_path / "a.tar", members)
-    run(tmp_path / "a.tar", f"--out={tmp_path}/out", "--index", "--workers=0", "--max-bad=0.6")
+    run(tmp_path / "a.tar", f"--out={tmp_path}/out", "--index", "--workers=0", "--max-bad=0.9")
     facts = json.loads((tmp_path / "out" / "report.json").read_text())["train"]
     assert facts["named"] == {
         "members that are not side by side": ["k0002", "k0003"],
-        "a form that --index cannot read": ["x"],
+        "a form that --index cannot read": ["x", "y"],
+        "duplicate key": ["y"],
     }
     source = open_split(tmp_path / "out", split="train")
     assert [source[i]["key"] for i in range(3)] == ["k0000", "k0001", long]

@@ -126,7 +126,7 @@ class TarShard:
 
     @property
     def options(self) -> ReadOptions:
-        """How samples become records."""
+        """Options of how samples become records."""
         return self._options
 
     def read(self, indices: Sequence[int]) -> list[bytes]:

@@ -40,7 +40,7 @@ def perceptual_hash(pixels: UInt8[np.ndarray, "h w 3"]) -> int:
     """
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float64)
-    low = scipy.fft.dctn(small, norm="ortho")[:_LOW, :_LOW].reshape(-1)[1:]
+    low = np.asarray(scipy.fft.dctn(small, norm="ortho"))[:_LOW, :_LOW].reshape(-1)[1:]
     if np.abs(low).max() < _FLAT:
         return exact_hash(pixels.tobytes())
     bits = low > np.median(low)

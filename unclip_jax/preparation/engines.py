@@ -7,7 +7,7 @@ files that it writes, and does nothing where those exist. Ray and Beam are impor
 import contextlib
 import dataclasses
 import functools
-import importlib
+import importlib.util
 import multiprocessing
 import os
 import pathlib
@@ -165,7 +165,7 @@ def _on_beam(
     try:
         with beam.Pipeline(options=PipelineOptions(list(engine.options))) as pipeline:
             begun = pipeline | beam.Create(list(items)) | beam.Reshuffle()
-            begun | beam.Map(functools.partial(_call_only, function))
+            _ = begun | beam.Map(functools.partial(_call_only, function))
     except Exception as error:
         raise _translated(error) from error
     yield from (None for _ in items)

@@ -180,7 +180,8 @@ class ShardWriter:
         hashes: list[tuple[int, int]] = []
         good = self._good(indices, tally, advance, digest)
         if self._config.index:
-            rows = ((one.record, one.place) for one in self._hashed(good, hashes))
+            hashed = self._hashed(good, hashes)
+            rows = ((one.record, one.place) for one in hashed if one.place is not None)
             summary = tar_index.write_index(path, rows, options=self._read_options)
         else:
             stored = (one.record for one in self._hashed(good, hashes))
