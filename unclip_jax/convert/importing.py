@@ -237,12 +237,12 @@ def find_stages(
     Raises:
         UserError: no known layout, or one that does not fit.
     """
+    own = [stage for stage in stages if stage in karlo.STAGES]
     if karlo.is_pipeline(sources[0]):
         folders = karlo.components(sources)
-        own = [stage for stage in stages if stage in karlo.STAGES]
         return karlo.read_stages(folders, stages=own), folders.get("tokenizer")
     if original.is_original(sources[0]):
-        return original.read_stages(sources[0], stages=stages), standalone_clip.tokenizer_beside(
+        return original.read_stages(sources[0], stages=own), standalone_clip.tokenizer_beside(
             sources[0]
         )
     return standalone_clip.clip_from(sources[0]), standalone_clip.tokenizer_beside(sources[0])
