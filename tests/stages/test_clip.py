@@ -61,7 +61,7 @@ def test_replicas_report_what_the_whole_reports_and_evaluation_adds_the_rank():
     stage = tiny.experiment("clip").build_stage()
     params = jax.eval_shape(lambda key: nn.meta.unbox(stage.init(key)), jax.random.key(0))
     batch = batches.abstract(stage.batch_spec, 4)
-    losses = (stage.loss, stage.replica_loss(()))
+    losses = (stage.loss, stage.pairwise.replica_loss(()))
     whole, replica = (jax.eval_shape(loss, params, batch, jax.random.key(0)) for loss in losses)
     assert whole == replica
     added = (

@@ -1,6 +1,7 @@
 """Sharpness-aware gradients: closed forms on quadratics, replicas by brute force, any devices."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import pytest
 from tests.training import toy
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.stage import PairwiseLoss
 from unclip_jax.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh
 from unclip_jax.stages.clip import contrastive, contrastive_share
-from unclip_jax.training import sam
+from unclip_jax.training import differentiation, embedding_cache, sam
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.step import gradients
 from unclip_jax.training.train_program import make_train_program
@@ -254,6 +256,86 @@ def test_contrastive_replicas_are_perturbed_as_defined(config: MeshConfig):
     assert np.abs(found["image"] - whole["image"]).max() > 1e-3
 
 
+# One replica, or one microbatch, at a time.
+
+
+class Embedded(NamedTuple):
+    z_img: jax.Array
+    z_txt: jax.Array
+    scale: jax.Array
+
+
+def jittered(params, batch, key):
+    """Embeddings of images with noise of their own, so that wrong keys show."""
+    noise = 0.3 * jax.random.normal(key, batch["image"].shape)
+    return Embedded(*embedded(params, {**batch, "image": batch["image"] + noise}))
+
+
+def shares(axes):
+    def share(out):
+        how = {"scale": out.scale, "axes": axes}
+        contrast = contrastive_share(out.z_img, out.z_txt, **how)
+        return contrast.loss, {"top1": contrast.top1_image}
+
+    return share
+
+
+PAIRWISE = PairwiseLoss(jittered, shares)
+
+
+@LAYOUTS
+def test_replicas_one_at_a_time_have_the_gradient_of_all_at_once(config: MeshConfig):
+    mesh, examples = make_mesh(config), 2
+    data = pairs(32)
+    direct = sam.per_replica(RHO, examples=examples, mesh=mesh)
+    expected, facts = run(direct, PAIRWISE.replica_loss(AXES), towers(), data)
+    cached = embedding_cache.sam_per_replica(PAIRWISE, RHO, examples=examples, mesh=mesh)
+    found, metrics = run(cached, contrast, towers(), data)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-6)
+    for name in ("loss", "sharpness", "top1"):
+        np.testing.assert_allclose(metrics[name], facts[name], rtol=1e-3, atol=1e-6)
+
+
+def test_replicas_one_at_a_time_are_perturbed_as_defined():
+    examples, count, data = 2, 8, pairs()
+    slope = jax.jit(jax.grad(lambda own: by_definition(own, data, examples)))
+    moved = [sam.perturbed(towers(), g, rho=RHO) for g in slope([towers()] * count)]
+    want = jax.tree.map(lambda *parts: sum(parts), *slope(moved))
+    still = PairwiseLoss(lambda p, b, k: Embedded(*embedded(p, b)), shares)
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:2])
+    found, _ = run(
+        embedding_cache.sam_per_replica(still, RHO, examples=examples, mesh=mesh),
+        contrast,
+        towers(),
+        data,
+    )
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_microbatches_share_one_contrastive_loss(parts: int):
+    """The gradient is that of all pairs, where a mean over microbatches sees a part of them."""
+    data, keys = pairs(), [rng.fold(KEY, index) for index in range(parts)]
+
+    def whole(params):
+        out = [
+            jittered(params, {k: v[index::parts] for k, v in data.items()}, key)
+            for index, key in enumerate(keys)
+        ]
+        sides = (jnp.concatenate([o[side] for o in out]) for side in (0, 1))
+        return contrastive(*sides, scale=out[0].scale).loss
+
+    value, expected = jax.jit(jax.value_and_grad(whole))(towers())
+    found, metrics = run(
+        embedding_cache.accumulated(PAIRWISE, parts=parts), contrast, towers(), data
+    )
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    for name, slope in expected.items():
+        np.testing.assert_allclose(found[name], slope, rtol=2e-4, atol=1e-6)
+
+
 # As an option of a run.
 
 
@@ -282,6 +364,44 @@ def test_a_loss_of_the_whole_batch_must_know_replicas():
     program(OptimConfig(sam_batch=4), stage=stage)  # sam is off
 
 
+PAIRED = dataclasses.replace(
+    toy.TOY,
+    splittable=False,
+    pairwise=PairwiseLoss(lambda p, b, k: jnp.zeros((len(b["x"]), 1)), lambda axes: None),
+)
+
+
+@pytest.mark.parametrize(
+    ("optim", "accumulate", "gradient", "left"),
+    [
+        ({}, 1, "gradients", 1),
+        ({}, 4, "accumulated", 1),
+        ({"sam": 0.1}, 4, "whole_batch", 1),
+        ({"sam": 0.1, "sam_batch": 4}, 1, "per_replica", 1),
+        ({"sam": 0.1, "sam_batch": 4, "sam_cached": True}, 1, "sam_per_replica", 1),
+        ({"sam_batch": 4, "sam_cached": True}, 2, "accumulated", 1),
+    ],
+)
+def test_settings_select_the_gradient(optim, accumulate, gradient, left):
+    selected = differentiation.choose(
+        PAIRED, optim=OptimConfig(**optim), mesh=make_mesh(MeshConfig()), accumulate=accumulate
+    )
+    assert gradient in selected.gradient.__qualname__.split(".")
+    assert selected.accumulate == left
+
+
+def test_replicas_already_split_a_batch():
+    optim = OptimConfig(sam=0.1, sam_batch=4)
+    with pytest.raises(UserError, match="accumulate is 2, but the replicas .*sam_cached=True"):
+        differentiation.check_split(PAIRED, accumulate=2, optim=optim)
+
+
+def test_embeddings_are_needed_to_process_one_replica_at_a_time():
+    optim = OptimConfig(sam=0.1, sam_batch=4, sam_cached=True)
+    with pytest.raises(UserError, match="sam_cached is True, .* no embeddings .* use False"):
+        program(optim)
+
+
 def test_a_replica_must_fit_into_a_shard(tmp_path):
     optim = OptimConfig(sam=0.1, sam_batch=4)
     with pytest.raises(UserError, match="sam_batch is 4, which does not divide the 2 examples"):
@@ -289,6 +409,10 @@ def test_a_replica_must_fit_into_a_shard(tmp_path):
     mesh = make_mesh(MeshConfig(data=2, tensor=4))
     assert sam.copies(optim, mesh=mesh, batch_size=16) == 2
     assert sam.copies(OptimConfig(sam=0.1), mesh=mesh, batch_size=16) == 0
+    cached = dataclasses.replace(optim, sam_cached=True)
+    assert sam.copies(cached, mesh=mesh, batch_size=16) == 1
+    assert sam.parts(cached, mesh=mesh, batch_size=16) == 2
+    assert sam.parts(optim, mesh=mesh, batch_size=16) == 1
 
 
 @pytest.mark.parametrize("change", [{"sam": -0.1}, {"sam_batch": -1}])

@@ -26,6 +26,31 @@ class Fitted(NamedTuple):
     note: str
 
 
+class PairwiseLoss(NamedTuple):
+    """A loss of a whole batch that reads the examples through their embeddings alone.
+
+    Replicas with parameters of their own each compute a share of it, and a batch that does not
+    fit into memory is differentiated part by part (`training.embedding_cache`).
+
+    Attributes:
+        embed: (params, batch, key) -> a tree of arrays with one row per example, and scalars.
+        share: axis names, outermost first -> embeddings of one replica -> its share of the loss and
+            metrics, where the replicas lie along these named axes. The mean over replicas is the
+            loss; () = there is one replica.
+    """
+
+    embed: Callable[[Params, Batch, Key], Any]
+    share: Callable[[tuple[str, ...]], Callable[[Any], tuple[Scalar, Metrics]]]
+
+    def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        """Computes the loss of a whole batch."""
+        return self.share(())(self.embed(params, batch, key))
+
+    def replica_loss(self, axes: tuple[str, ...]) -> Callable[..., tuple[Scalar, Metrics]]:
+        """Returns the loss as one replica computes it on its part of the batch."""
+        return lambda params, batch, key: self.share(axes)(self.embed(params, batch, key))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """One independently trained part of unCLIP as pure functions.
@@ -40,12 +65,11 @@ class Stage:
             condition drops; always holds "loss".
         preview: (params, batch, key) -> images in [-1, 1], the original left and the sample right;
             None for stages without images.
-        splittable: True if a batch may be split for gradient accumulation; the batch of a
-            contrastive loss may not, being its one argument.
+        splittable: True if the loss is a mean over examples, so that gradients of parts of a batch
+            may be averaged; a contrastive loss is not.
         describe: JSON-ready facts that the manifest of an export records.
-        replica_loss: axis names, outermost first -> the loss as one replica computes it on its
-            part of the batch, where the replicas lie along these named axes; its mean over
-            replicas is `loss`. None = a mean over examples, for which `loss` itself does.
+        pairwise: the loss in two steps where it is a function of the embeddings of the batch; None
+            = it is not.
         fit: rows of the training data -> the groups of parameters that a fresh run starts with and
             that training leaves as they are; None if all parameters are learned.
         annealed: step -> fields of a training batch that depend on it, one number each, which every
@@ -62,7 +86,7 @@ class Stage:
     preview: Callable[[Params, Batch, Key], Float[Array, " b h w c"]] | None
     splittable: bool
     describe: dict[str, Any]
-    replica_loss: Callable[[tuple[str, ...]], Callable[..., tuple[Scalar, Metrics]]] | None = None
+    pairwise: PairwiseLoss | None = None
     fit: Callable[[Rows], Fitted] | None = None
     annealed: Callable[[Int[Array, ""]], dict[str, Scalar]] | None = None
     grows: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -21,6 +21,7 @@ from unclip_jax.parallel.mesh import MeshConfig
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training.config import TrainConfig
+from unclip_jax.training.differentiation import check_split
 from unclip_jax.training.optimizer import OptimConfig
 
 _PATHS = ("path", "mixture", "embeddings", "tokenizer")  # fields of DataConfig
@@ -199,6 +200,7 @@ LATER = {
     "at": "low_res",
     "schedule": None,
     "adafactor_scale": True,
+    "sam_cached": False,
     "decay_steps": 0,
     "diffusion": None,
     "reads_time": False,
@@ -254,11 +256,7 @@ def _check(experiment: Experiment) -> None:
         "config.train.accumulate must divide the batch.",
     )
     stage = experiment.build_stage()
-    if train.accumulate > 1 and not stage.splittable:
-        raise UserError(
-            f"config.train.accumulate is {train.accumulate}, but the loss of stage "
-            f"{experiment.stage!r} is a function of the whole batch; use 1 and more devices."
-        )
+    check_split(stage, accumulate=train.accumulate, optim=experiment.optim)
     if experiment.entry.paired:
         experiment.data.named()
         return

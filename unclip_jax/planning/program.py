@@ -126,9 +126,10 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
 def memory_options(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
     """Returns ways to lower the memory of activations in training, most useful first."""
     options = []
-    if experiment.optim.sam_batch:
-        options.append("fewer replicas of SAM per chip, each of which has parameters of its own")
-    if stage.splittable:
+    optim = experiment.optim
+    if optim.sam_batch and not optim.sam_cached:
+        options.append("--config.optim.sam_cached=True (one replica of SAM at a time)")
+    if stage.splittable or (stage.pairwise is not None and not optim.sam_batch):
         options.append(f"--config.train.accumulate={2 * experiment.train.accumulate} or more")
     if "block" not in _values(as_dict(experiment.model), "remat"):
         options.append("the model's remat 'block'")

@@ -69,7 +69,7 @@ def candidates(*, chips: int, rules: str, batch_size: int, splittable: bool) -> 
         chips: number of chips.
         rules: sharding table; decides which mesh axes can be used.
         batch_size: of a step over all chips.
-        splittable: True if the loss allows microbatches.
+        splittable: True if the batch may be processed in microbatches.
     """
     powers = [2**n for n in range(chips.bit_length()) if chips % 2**n == 0]
     for fsdp in powers if rules != "dp" else [1]:
@@ -95,9 +95,8 @@ def screen(experiment: Experiment, target: CompileTarget) -> list[RankedCandidat
     costs = {remat: _cost(with_remat(experiment, remat), size) for remat in REMAT}
     shapes = place.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
     ranked, least, copy = [], float("inf"), float(num_bytes(shapes))
-    options = candidates(
-        chips=chips, rules=experiment.rules, batch_size=size, splittable=stage.splittable
-    )
+    parts = stage.splittable or not (stage.pairwise is None or experiment.optim.sam_batch)
+    options = candidates(chips=chips, rules=experiment.rules, batch_size=size, splittable=parts)
     sizes: dict[MeshConfig, tuple[int, int, int]] = {}
     for each in options:
         if each.mesh not in sizes:

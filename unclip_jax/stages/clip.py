@@ -1,12 +1,12 @@
 """Stage `clip`: two towers and a symmetric contrastive loss (Radford et al. 2021, section 2.3).
 
-The loss is a function of the whole global batch, so it is computed on globally sharded arrays and
-the batch is never split for gradient accumulation. Where replicas have parameters of their own
-(`training.sam`), each computes its share of the same loss.
+The loss is a function of the embeddings of the whole global batch. It is computed on globally
+sharded arrays, and microbatches share one loss (`training.embedding_cache`). Where replicas have
+parameters of their own (`training.sam`), each computes its share of the same loss.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
-from unclip_jax.core.stage import Stage
+from unclip_jax.core.stage import PairwiseLoss, Stage
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Scalar
 from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput, TextOutput
 from unclip_jax.stages import gaussian
@@ -80,17 +80,10 @@ def make(cfg: ClipStageConfig) -> Stage:
         steps = jnp.full(len(images), t, jnp.int32)
         return gaussian.noise_at(chain, images, t=steps, key=key)
 
-    def loss(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
-        out = embed(params, batch, noise(batch, key))
-        return _reported(out, contrastive(out.z_img, out.z_txt, scale=out.logit_scale))
+    def embed_for_training(params: Params, batch: Batch, key: Key) -> ClipOutput:
+        return embed(params, batch, noise(batch, key))
 
-    def replica_loss(axes: tuple[str, ...]):
-        def share(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
-            out = embed(params, batch, noise(batch, key))
-            contrast = contrastive_share(out.z_img, out.z_txt, scale=out.logit_scale, axes=axes)
-            return _reported(out, contrast)
-
-        return share
+    pairwise = PairwiseLoss(embed_for_training, _share)
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
         out = embed(params, batch)
@@ -109,12 +102,12 @@ def make(cfg: ClipStageConfig) -> Stage:
         name="clip",
         batch_spec=spec,
         init=init,
-        loss=loss,
+        loss=pairwise.loss,
         evaluate=evaluate,
         preview=None,
         splittable=False,
         describe={"config": as_dict(cfg), "embed_dim": cfg.model.embed_dim},
-        replica_loss=replica_loss,
+        pairwise=pairwise,
     )
 
 
@@ -195,6 +188,18 @@ def contrastive_share(
     ]
     loss = -0.5 * (jnp.mean(pairs[0]) + jnp.mean(pairs[1]))
     return Contrast(loss, jnp.mean(by_image.argmax(1) == own), jnp.mean(by_text.argmax(1) == own))
+
+
+def _share(axes: tuple[str, ...]) -> Callable[[ClipOutput], tuple[Scalar, Metrics]]:
+    """Returns the loss of one replica's embeddings (`PairwiseLoss.share`)."""
+
+    def share(out: ClipOutput) -> tuple[Scalar, Metrics]:
+        if not axes:
+            return _reported(out, contrastive(out.z_img, out.z_txt, scale=out.logit_scale))
+        contrast = contrastive_share(out.z_img, out.z_txt, scale=out.logit_scale, axes=axes)
+        return _reported(out, contrast)
+
+    return share
 
 
 def _reported(out: ClipOutput, contrast: Contrast) -> tuple[Scalar, Metrics]:

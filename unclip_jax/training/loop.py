@@ -213,7 +213,8 @@ def _announce(stage: Stage, program: TrainProgram, config: TrainConfig, optim: O
         stage,
         program.abstract,
         mesh=program.mesh,
-        **sizes,
+        batch_size=config.batch_size,
+        accumulate=sam.parts(optim, mesh=program.mesh, **sizes),
         copies=sam.copies(optim, mesh=program.mesh, **sizes),
         enforce=config.check_memory,
     )

@@ -183,6 +183,8 @@ def _advice(needs: Needs, free: int, mesh: Mesh, copies: int) -> str:
     )
     if copies:
         text += ", or config.optim.sam_batch=0, which needs one copy of the parameters"
+    if copies > 1:
+        text += ", or config.optim.sam_cached=True, which needs two"
     if needs.state > 3.5 * needs.gradients:
         text += ", or config.optim.name='muon', which stores one moment instead of two"
     return text + "."

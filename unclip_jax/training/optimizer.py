@@ -49,6 +49,8 @@ class OptimConfig:
         decay_tables: weight decay of token tables too.
         sam: rho of sharpness-aware minimisation (`training.sam`); 0 = off.
         sam_batch: examples that share one perturbation; 0 = all of a (micro)batch.
+        sam_cached: process one of these replicas at a time (`training.embedding_cache`): a device
+            holds one perturbed copy of the parameters, for 1.8 times the computation.
     """
 
     name: str = "adamw"
@@ -70,6 +72,7 @@ class OptimConfig:
     decay_tables: bool = True
     sam: float = 0.0
     sam_batch: int = 0
+    sam_cached: bool = False
 
     def __post_init__(self):
         one_of("config.optim.name", self.name, ("adamw", "muon", "adafactor"))

@@ -16,7 +16,7 @@ other devices is the same run.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,45 +25,20 @@ from jax.sharding import Mesh, PartitionSpec
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.stage import Stage
-from unclip_jax.core.types import Batch, Key, Metrics, Params
+from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params
 from unclip_jax.parallel.mesh import BATCH_AXES, batch_shards
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.step import Gradient, Loss, gradients
 
 REPLICA = "replica"  # name of the axis along which the replicas of one device lie
-
-
-class Differentiation(NamedTuple):
-    """The loss that `make_train_step` differentiates, and the way to do so."""
-
-    loss: Loss
-    gradient: Gradient
-
-
-def choose(stage: Stage, *, optim: OptimConfig, mesh: Mesh) -> Differentiation:
-    """Selects plain gradients, SAM over the whole batch or SAM per replica, by `optim`.
-
-    Raises:
-        UserError: replicas for a stage whose loss has no form for them.
-    """
-    if not optim.sam:
-        return Differentiation(stage.loss, gradients)
-    if not optim.sam_batch:
-        return Differentiation(stage.loss, whole_batch(optim.sam))
-    gradient = per_replica(optim.sam, examples=optim.sam_batch, mesh=mesh)
-    if stage.replica_loss is not None:
-        return Differentiation(stage.replica_loss((*BATCH_AXES, REPLICA)), gradient)
-    if not stage.splittable:
-        raise UserError(
-            f"config.optim.sam_batch is {optim.sam_batch}, but the loss of stage {stage.name!r} is "
-            "a function of the whole batch without a form for replicas; use 0."
-        )
-    return Differentiation(stage.loss, gradient)
+AXES = (*BATCH_AXES, REPLICA)  # along which all replicas lie
 
 
 def copies(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int = 1) -> int:
     """Counts the parameter sets that every device holds for SAM per replica; 0 without it.
+
+    All of its replicas have one at the same time, or one replica after the other with
+    `optim.sam_cached`.
 
     Args:
         optim: with `sam` and `sam_batch`.
@@ -84,15 +59,27 @@ def copies(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int =
             f"examples that each of the mesh's {shards} batch shards has of a microbatch; change "
             "it, config.train.batch_size or the mesh."
         )
-    return local // optim.sam_batch
+    return 1 if optim.sam_cached else local // optim.sam_batch
 
 
-def whole_batch(rho: float) -> Gradient:
-    """Returns the gradient with one perturbation of length `rho` per (micro)batch."""
+def parts(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int = 1) -> int:
+    """Counts the parts of a batch whose activations are held one after the other."""
+    if optim.sam and optim.sam_batch and optim.sam_cached:
+        return batch_size // (batch_shards(mesh) * optim.sam_batch)
+    return accumulate
+
+
+def whole_batch(rho: float, *, plain: Gradient = gradients) -> Gradient:
+    """Returns the gradient with one perturbation of length `rho` per (micro)batch.
+
+    Args:
+        rho: length of the perturbation.
+        plain: computes the gradient at any parameters.
+    """
 
     def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-        up, metrics = gradients(loss, params, batch, key)
-        down, worse = gradients(loss, perturbed(params, up, rho=rho), batch, key)
+        up, metrics = plain(loss, params, batch, key)
+        down, worse = plain(loss, perturbed(params, up, rho=rho), batch, key)
         return down, {**metrics, "sharpness": worse["loss"] - metrics["loss"]}
 
     return gradient
@@ -120,6 +107,14 @@ def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
     return gradient
 
 
+def replicas(batch: Batch, key: Key, *, examples: int) -> tuple[Batch, Keys]:
+    """Splits the batch of one shard into replicas of `examples`, each with a key of its own."""
+    count = jax.tree.leaves(batch)[0].shape[0] // examples
+    parts = {k: v.reshape(count, examples, *v.shape[1:]) for k, v in batch.items()}
+    number = jax.lax.axis_index(BATCH_AXES) * count + jnp.arange(count)
+    return parts, jax.vmap(lambda index: rng.fold(key, REPLICA, index))(number)
+
+
 def perturbed(params: Params, gradient: Params, *, rho: float) -> Params:
     """Moves `params` by `rho` along `gradient`, normed over all leaves (eq. 2, p = 2).
 
@@ -137,10 +132,7 @@ def _on_one_shard(
     loss: Loss, rho: float, examples: int, params: Params, batch: Batch, key: Key
 ) -> tuple[Params, Metrics]:
     """Computes the mean over all replicas of the second gradients, on one shard."""
-    count = jax.tree.leaves(batch)[0].shape[0] // examples
-    parts = {k: v.reshape(count, examples, *v.shape[1:]) for k, v in batch.items()}
-    number = jax.lax.axis_index(BATCH_AXES) * count + jnp.arange(count)
-    keys = jax.vmap(lambda index: rng.fold(key, REPLICA, index))(number)
+    parts, keys = replicas(batch, key, examples=examples)
     share: Callable[..., Any] = jax.vmap(loss, axis_name=REPLICA)
 
     def total(own: Params) -> tuple[Any, Any]:
@@ -148,7 +140,7 @@ def _on_one_shard(
         return jnp.sum(values), (values, metrics)
 
     slope = jax.grad(total, has_aux=True)
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), params)
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(keys), *x.shape)), params)
     up, (values, metrics) = slope(same)
     down, (worse, _) = slope(jax.vmap(functools.partial(perturbed, rho=rho))(same, up))
     metrics = {**metrics, "loss": values, "sharpness": worse - values}

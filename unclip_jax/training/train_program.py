@@ -18,7 +18,7 @@ from unclip_jax.core.trees import shape_differences
 from unclip_jax.core.types import Key, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
-from unclip_jax.training import sam
+from unclip_jax.training import differentiation
 from unclip_jax.training import state as states
 from unclip_jax.training.optimizer import OptimConfig, Optimizer, make_optimizer
 from unclip_jax.training.state import TrainState
@@ -100,26 +100,23 @@ def make_train_program(
         accumulate: microbatches per step.
 
     Raises:
-        UserError: the rules do not match the mesh, the batch may not be split, or as
-            `make_optimizer` and `sam.choose`.
+        UserError: the rules do not match the mesh, or as `make_optimizer` and
+            `differentiation.choose`.
     """
-    if accumulate > 1 and not stage.splittable:
-        raise UserError(
-            f"config.train.accumulate is {accumulate}, but the loss of stage {stage.name!r} is a "
-            "function of the whole batch; use 1 and more devices."
-        )
     boxed = jax.eval_shape(stage.init, jax.random.key(0))
     optimizer = make_optimizer(optim, boxed, steps=steps)
     boxed_state = jax.eval_shape(lambda p: states.create(p, optimizer.tx), boxed)
     shardings = place.shardings(boxed_state, mesh, rules=rules)
-    differentiation = sam.choose(stage, optim=optim, mesh=mesh)
+    selected = differentiation.choose(
+        stage, optim=optim, mesh=mesh, accumulate=accumulate, shardings=shardings.params
+    )
     step = make_train_step(
-        differentiation.loss,
+        selected.loss,
         optimizer.tx,
         ema_decay=ema_decay,
-        accumulate=accumulate,
+        accumulate=selected.accumulate,
         shardings=shardings.params,
-        gradient=differentiation.gradient,
+        gradient=selected.gradient,
         annealed=stage.annealed,
     )
     whole = replicated(mesh)
