@@ -97,10 +97,12 @@ def test_components_that_no_embedding_has_are_refused():
         from_config(mistaken)
 
 
-def test_a_contrastive_batch_may_not_be_split():
+def test_replicas_of_sam_exclude_microbatches():
     mistaken = config("clip", "tiny").to_dict()
     mistaken["train"]["accumulate"] = 2
-    with pytest.raises(UserError, match="accumulate is 2, but the loss of stage 'clip'"):
+    assert from_config(mistaken).train.accumulate == 2  # they share one contrastive loss
+    mistaken["optim"] |= {"sam": 0.1, "sam_batch": 4}
+    with pytest.raises(UserError, match="accumulate is 2, but the replicas of .*sam_batch"):
         from_config(mistaken)
 
 
