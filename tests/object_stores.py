@@ -2,10 +2,16 @@
 
 import contextlib
 import os
+import pathlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import fsspec
 import pytest
+
+from unclip_jax.core import storage
+from unclip_jax.core.storage import Url
 
 # Read when gcsfs is imported: no second protocol, which the emulator does not speak.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -70,10 +76,38 @@ def amazon() -> Iterator[str]:
         server.stop()
 
 
+def write(url: Url, content: bytes) -> None:
+    """Writes an object."""
+    storage._store(url.scheme).pipe_file(str(url), content)
+
+
+def remove(url: Url) -> None:
+    """Removes an object."""
+    storage._store(url.scheme).rm_file(str(url))
+
+
+def upload(folder: pathlib.Path, url: Url) -> None:
+    """Writes the files of a local folder."""
+    for path in folder.iterdir():
+        write(url / path.name, path.read_bytes())
+
+
+def fail_some_reads(monkeypatch: pytest.MonkeyPatch, scheme: str, *, every: int) -> "Faults":
+    """Makes every n-th request for the content of an object fail; returns the counter."""
+    faults, cls = Faults(every=every), fsspec.get_filesystem_class(scheme)
+    original = cls.cat_file
+
+    def faulty(self: Any, *args: Any, **options: Any) -> bytes:
+        faults()
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(cls, "cat_file", faulty, raising=False)
+    forget_stores()
+    return faults
+
+
 def forget_stores() -> None:
     """Makes fsspec open its file systems anew, for other servers and environments."""
-    import fsspec
-
     for scheme in ("gs", "s3"):
         with contextlib.suppress(ImportError):
             fsspec.get_filesystem_class(scheme).clear_instance_cache()

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import fsspec
 import numpy as np
 import pytest
 from array_record.python import array_record_module
@@ -29,8 +28,7 @@ def url(request, folder):
     store = {"gs": object_stores.google, "s3": object_stores.amazon}[request.param]
     with store():
         place = Url(f"{request.param}://{object_stores.BUCKET}/prepared")
-        for path in folder.iterdir():
-            (place / path.name).upload(path)
+        object_stores.upload(folder, place)
         yield place
 
 
@@ -80,15 +78,7 @@ def batches(path, **options) -> list[dict]:
 def test_batches_are_equal_to_those_of_the_local_folder(url, folder, monkeypatch):
     """With requests that fail now and then, in many threads."""
     monkeypatch.setattr(storage, "PAUSE", 0.0)
-    faults, cls = object_stores.Faults(every=19), fsspec.get_filesystem_class(url.scheme)
-    original = cls.cat_file
-
-    def faulty(self, *args, **options):
-        faults()
-        return original(self, *args, **options)
-
-    monkeypatch.setattr(cls, "cat_file", faulty, raising=False)
-    object_stores.forget_stores()
+    faults = object_stores.fail_some_reads(monkeypatch, url.scheme, every=19)
     expected, actual = batches(folder), batches(str(url), workers=8)
     assert len(expected) == len(actual) == 9 and faults.failed > 1
     for ours, theirs in zip(actual, expected, strict=True):
@@ -100,12 +90,12 @@ def test_an_object_deleted_under_a_run_is_named(url, folder):
     source = prepared.open_split(str(url), split="train")
     shard = url / "train-00002-of-00004.array_record"
     assert source[7]["key"] == "k0007"
-    shard.unlink()
+    object_stores.remove(shard)
     with pytest.raises(UserError, match="train-00002.*no such object or bucket"):
         source[8]
     with pytest.raises(UserError, match="train-00002.* is missing, though manifest.json lists it"):
         prepared.open_split(str(url), split="train")
-    shard.upload(folder / shard.name)
+    object_stores.write(shard, (folder / shard.name).read_bytes())
 
 
 def test_what_is_no_data_set(url):
@@ -120,10 +110,10 @@ def test_the_tokenizer_is_copied_once(url, monkeypatch, tmp_path):
     monkeypatch.setenv(storage.CACHE, str(tmp_path))
     manifest = dataset_manifest.read(url)
     with_tokenizer = dataset_manifest.as_json(manifest.with_tokenizer("abc"))
-    (url / dataset_manifest.FILE).write_bytes(with_tokenizer.encode())
-    (url / "tokenizer" / "tokenizer.json").write_bytes(b"{}")
+    object_stores.write(url / dataset_manifest.FILE, with_tokenizer.encode())
+    object_stores.write(url / "tokenizer" / "tokenizer.json", b"{}")
     folder = sources.open_dataset(str(url)).tokenizer_dir
     assert folder == tmp_path / "tokenizers" / "abc"
     assert (folder / "tokenizer.json").read_bytes() == b"{}"
-    (url / "tokenizer" / "tokenizer.json").unlink()
+    object_stores.remove(url / "tokenizer" / "tokenizer.json")
     assert prepared.open_dataset(url).tokenizer_dir is None  # as for a local folder

@@ -396,6 +396,11 @@ def test_replicas_already_split_a_batch():
         differentiation.check_split(PAIRED, accumulate=2, optim=optim)
 
 
+def test_one_replica_at_a_time_needs_replicas():
+    with pytest.raises(UserError, match="sam_cached is True, but sam_batch is 0"):
+        OptimConfig(sam=0.1, sam_cached=True)
+
+
 def test_embeddings_are_needed_to_process_one_replica_at_a_time():
     optim = OptimConfig(sam=0.1, sam_batch=4, sam_cached=True)
     with pytest.raises(UserError, match="sam_cached is True, .* no embeddings .* use False"):

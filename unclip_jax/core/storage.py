@@ -1,12 +1,11 @@
-"""Object stores: URLs such as gs://bucket/run, read and written by whole objects or ranges.
+"""Object stores: URLs such as gs://bucket/run, read by whole objects or ranges.
 
 `location` is the one place where a flag or a config key becomes a local path or a `Url`. A `Url` is
-no path: there are no folders, no renames and no appending; an object exists completely or not at
-all. The libraries behind it (extras `gcs` and `s3`) are imported at the first request, which is
-also the first use of the network. Failures that may pass are repeated with growing pauses.
+no path: there are no folders, and an object exists completely or not at all. The libraries behind
+it (extras `gcs` and `s3`) are imported at the first request, which is also the first use of the
+network. Failures that may pass are repeated with growing pauses.
 """
 
-import contextlib
 import dataclasses
 import errno
 import os
@@ -20,7 +19,6 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import check_local
 
 EXTRAS = {"gs": "gcs", "s3": "s3"}  # scheme -> extra of the installation that reads it
 TRIES, PAUSE = 3, 1.0  # of a request; seconds before the second one, doubled for each further one
@@ -84,18 +82,9 @@ class Url:
         """The last part of the name."""
         return self.text.rstrip("/").rpartition("/")[2]
 
-    @property
-    def parent(self) -> "Url":
-        """The name without its last part."""
-        return Url(self.text.rstrip("/").rpartition("/")[0])
-
     def exists(self) -> bool:
         """True if there is an object of this name."""
         return self._request("read", lambda store: bool(store.isfile(self.text)))
-
-    def holds_objects(self) -> bool:
-        """True if there are objects below this name."""
-        return bool(self.names())
 
     def size(self) -> int:
         """Returns the number of bytes of the object."""
@@ -115,30 +104,6 @@ class Url:
                 f"{self} ends before byte {stop}: it was cut short or replaced; copy it again."
             )
         return data
-
-    def open(self) -> Any:
-        """Opens the object as a binary file, for reading from its beginning to its end."""
-        return self._request("read", lambda store: store.open(self.text, "rb"))
-
-    def write_bytes(self, content: bytes) -> None:
-        """Writes the whole object, which appears when it is complete."""
-        self._request("write", lambda store: store.pipe_file(self.text, content))
-
-    def create(self, content: bytes) -> bool:
-        """Writes the object if there is none; False if there is one."""
-
-        def attempt(store: Any) -> bool:
-            try:
-                store.pipe_file(self.text, content, mode="create")
-            except FileExistsError:
-                return False
-            return True
-
-        return self._request("write", attempt)
-
-    def upload(self, path: pathlib.Path) -> None:
-        """Writes the object from a local file."""
-        self._request("write", lambda store: store.put_file(str(path), self.text))
 
     def download(self, path: pathlib.Path) -> None:
         """Writes the object to a local file, which is complete or absent."""
@@ -180,29 +145,6 @@ class Url:
             return dict(sorted(sizes.items()))
 
         return self._request("list", listing)
-
-    def glob(self) -> list["Url"]:
-        """Returns the objects whose names match this one with its `*`, `?` and `[...]`, sorted."""
-        paths = self._request("list", lambda store: store.glob(self.text))
-        return [Url(f"{self.scheme}://{path}") for path in sorted(paths)]
-
-    def unlink(self) -> None:
-        """Removes the object, if there is one."""
-
-        def remove(store: Any) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                store.rm_file(self.text)
-
-        self._request("remove", remove)
-
-    def remove_all(self) -> None:
-        """Removes all objects below this name."""
-
-        def remove(store: Any) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                store.rm(self.text, recursive=True)
-
-        self._request("remove", remove)
 
     def _check_bucket(self, store: Any) -> None:
         """Raises FileNotFoundError if the bucket is missing."""
@@ -248,18 +190,6 @@ def location(text: str | os.PathLike[str]) -> Location:
 def is_url(text: str | os.PathLike[str]) -> bool:
     """True if `text` is a URL of any scheme."""
     return _URL.fullmatch(os.fspath(text)) is not None
-
-
-def local(what: str, place: Location) -> pathlib.Path:
-    """Returns a local path, where nothing else will do.
-
-    Raises:
-        UserError: it is a URL; `what` names the flag or key.
-    """
-    if isinstance(place, Url):
-        check_local(what, str(place))
-    assert isinstance(place, pathlib.Path)
-    return place
 
 
 def cache_folder() -> pathlib.Path:

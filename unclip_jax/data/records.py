@@ -77,6 +77,11 @@ class ShardSummary(NamedTuple):
     sha256: str
 
 
+def digest_64(data: bytes) -> int:
+    """Returns the first 64 bits of the SHA-256 of `data`."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+
+
 class RecordDigest:
     """The digest of a shard: sha256 over the lengths and the bytes of its records in order."""
 

@@ -1,8 +1,9 @@
-"""Indices of tars: 16 bytes per record say where its members lie, so that images are not copied.
+"""Indices of tars: 24 bytes per record say where its members lie, so that images are not copied.
 
 An index stands in the place of a shard of records. It begins with a line of JSON: the tars, and how
 captions are read; then come the rows. A record is read by one range of bytes, which holds the
-members of one sample, as the tars of img2dataset and WebDataset have them side by side.
+members of one sample, as the tars of img2dataset and WebDataset have them side by side. A row also
+has the digest of these bytes, with which they are compared whenever they are read.
 """
 
 import functools
@@ -24,18 +25,26 @@ from unclip_jax.data import captions, image_codec, records
 from unclip_jax.data.records import Record, RecordDigest, ShardSummary
 
 SUFFIX = ".tar_index"
-_ROW = np.dtype([("tar", "<u4"), ("size", "<u4"), ("offset", "<u8")])
+_ROW = np.dtype([("tar", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("digest", "<u8")])
 _FORMAT = 1
 _LONGEST = 2**24  # bytes of the line of JSON
 _TEXTS = (".txt", ".caption", ".text")
 
 
 class Place(NamedTuple):
-    """A range of bytes of a tar that holds all members of one sample, and nothing else."""
+    """A range of bytes of a tar that holds all members of one sample, and nothing else.
+
+    Attributes:
+        path: the tar.
+        offset: the first byte.
+        size: number of bytes.
+        digest: the first 64 bits of their SHA-256.
+    """
 
     path: str
     offset: int
     size: int
+    digest: int
 
 
 class ReadOptions(NamedTuple):
@@ -64,10 +73,11 @@ def write_index(
         UserError: the disk is full or the folder read-only.
     """
     tars: dict[str, int] = {}
-    table: list[tuple[int, int, int]] = []
+    table: list[tuple[int, int, int, int]] = []
     digest = RecordDigest()
     for record, place in rows:
-        table.append((tars.setdefault(place.path, len(tars)), place.size, place.offset))
+        tar = tars.setdefault(place.path, len(tars))
+        table.append((tar, place.size, place.offset, place.digest))
         digest.update(records.encode(record))
     header = {
         "format": _FORMAT,
@@ -122,7 +132,8 @@ class TarShard:
     def place(self, index: int) -> Place:
         """Returns the place of a record."""
         row = self._rows[index]
-        return Place(self._tars[row["tar"]][0], int(row["offset"]), int(row["size"]))
+        numbers = (int(row[name]) for name in ("offset", "size", "digest"))
+        return Place(self._tars[row["tar"]][0], *numbers)
 
     @property
     def options(self) -> ReadOptions:
@@ -138,46 +149,52 @@ class TarShard:
         return [self._read(index) for index in indices]
 
     def _read(self, index: int) -> bytes:
-        tar, size = self._tars[self._rows[index]["tar"]]
+        place, record = self.place(index), None
         try:
-            _check_size(tar, size)
-            record = read_sample(self.place(index), self._options)
+            _check_size(*self._tars[self._rows[index]["tar"]])
+            data = read_range(place.path, place.offset, place.size)
         except OSError as error:
-            raise UserError(f"{tar}, which {self._path} lists, cannot be read: {error}.") from error
+            raise UserError(
+                f"{place.path}, which {self._path} lists, cannot be read: {error.strerror}."
+            ) from error
+        if records.digest_64(data) == place.digest:
+            record = parse_sample(data, self._options, tar=place.path)
         if record is None:
             raise UserError(
-                f"{tar} has changed since {self._path} was written; prepare the index again."
+                f"{place.path} has changed since {self._path} was written; prepare the index again."
             )
         return records.encode(record)
 
 
-def read_sample(place: Place, options: ReadOptions) -> Record | None:
-    """Reads the record in a range of a tar; None if it holds no complete sample.
+def read_range(tar: str, offset: int, size: int) -> bytes:
+    """Reads bytes of a local or a stored tar; fewer if it ends before.
 
     Raises:
-        OSError: the tar cannot be read.
+        OSError: it cannot be read.
     """
-    data = _file(place.path).read_range(place.offset, place.offset + place.size)
+    return _file(tar).read_range(offset, offset + size)
+
+
+def parse_sample(data: bytes, options: ReadOptions, *, tar: str) -> Record | None:
+    """Returns the record in a range of bytes of `tar`; None if it holds no complete sample."""
     members: dict[str, bytes] = {}
     key = ""
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for member in archive:
+                file = archive.extractfile(member)
                 folder, slash, base = member.name.rpartition("/")
                 stem, dot, suffix = base.partition(".")
                 key = key or folder + slash + stem
                 if file is None or folder + slash + stem != key:
                     return None
                 members[dot + suffix.lower()] = file.read()
-        return _record(key, members, place, options)
+        return _record(key, members, tar, options)
     except (tarfile.TarError, ValueError, EOFError):
         return None
 
 
-def _record(
-    key: str, members: dict[str, bytes], place: Place, options: ReadOptions
-) -> Record | None:
+def _record(key: str, members: dict[str, bytes], tar: str, options: ReadOptions) -> Record | None:
     image = next((members[suffix] for suffix in image_codec.SUFFIXES if suffix in members), None)
     text = next((members[suffix] for suffix in _TEXTS if suffix in members), None)
     needs_facts = text is None or bool(options.facts)
@@ -193,7 +210,7 @@ def _record(
     texts = captions.cleaned(texts)
     if not texts:
         return None
-    key = f"{pathlib.PurePosixPath(place.path).name}/{key}" if options.prefix else key
+    key = f"{pathlib.PurePosixPath(tar).name}/{key}" if options.prefix else key
     record: Record = {"image": image, "caption": texts[0], "key": key, "scene": ""}
     if len(texts) > 1:
         record["captions"] = list(texts)

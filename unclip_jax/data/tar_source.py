@@ -1,7 +1,5 @@
-"""Data sets in tars that stay where they are: `tars:LOCATION` names an index, or the tars."""
+"""Data sets in tars that stay where they are: `tars:DIR` names their index."""
 
-import hashlib
-import os
 import pathlib
 import shlex
 
@@ -14,28 +12,16 @@ def open_dataset(location: str, keys: FeatureKeys) -> Dataset:
     """Opens an index of tars that `unclip_jax.prepare --index` wrote.
 
     Args:
-        location: its folder, or the tars as they were given to `prepare`, whose index then lies in
-            `index_folder(location)`.
+        location: its folder.
         keys: not used; the index knows the names.
 
     Raises:
         UserError: there is no index.
     """
     del keys
-    if (pathlib.Path(location) / dataset_manifest.FILE).is_file():
-        return prepared.open_dataset(location)
-    folder = index_folder(location)
-    if not (folder / dataset_manifest.FILE).is_file():
-        command = f"python -m unclip_jax.prepare {shlex.quote(location)} --index"
+    if not (pathlib.Path(location) / dataset_manifest.FILE).is_file():
         raise UserError(
-            f"tars:{location} has no index yet; make it once with `{command} --out={folder}`, or "
-            "in another folder DIR, which tars:DIR then names."
+            f"tars:{location} is no index of tars; write one with `python -m unclip_jax.prepare "
+            f"{shlex.quote(location)} --index --out=DIR` and give tars:DIR."
         )
-    return prepared.open_dataset(str(folder))
-
-
-def index_folder(pattern: str) -> pathlib.Path:
-    """Returns the folder in which the index of tars is looked for that are named by a pattern."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    digest = hashlib.sha256(os.path.abspath(pattern).encode()).hexdigest()
-    return cache / "unclip_jax" / "tars" / digest[:16]
+    return prepared.open_dataset(location)

@@ -1,6 +1,5 @@
 """Hashes by which duplicates are recognised: of keys, of the bytes of images, of their content."""
 
-import hashlib
 import pathlib
 
 import cv2
@@ -10,6 +9,7 @@ from jaxtyping import UInt8, UInt64
 
 from unclip_jax.core.files import atomic_path
 from unclip_jax.data import image_codec
+from unclip_jax.data.records import digest_64
 
 KINDS = ("none", "exact", "perceptual")
 DUPLICATE = "duplicate image"  # a reason that is no fault of the example
@@ -22,13 +22,8 @@ def image_hash(data: bytes, kind: str) -> int:
     if kind == "none":
         return 0
     if kind == "exact":
-        return exact_hash(data)
+        return digest_64(data)
     return perceptual_hash(image_codec.decode(data))
-
-
-def exact_hash(data: bytes) -> int:
-    """Returns the first 64 bits of the sha256 of `data`."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
 def perceptual_hash(pixels: UInt8[np.ndarray, "h w 3"]) -> int:
@@ -42,7 +37,7 @@ def perceptual_hash(pixels: UInt8[np.ndarray, "h w 3"]) -> int:
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float64)
     low = np.asarray(scipy.fft.dctn(small, norm="ortho"))[:_LOW, :_LOW].reshape(-1)[1:]
     if np.abs(low).max() < _FLAT:
-        return exact_hash(pixels.tobytes())
+        return digest_64(pixels.tobytes())
     bits = low > np.median(low)
     return int.from_bytes(np.packbits(bits).tobytes(), "little")
 

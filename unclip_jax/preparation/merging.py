@@ -132,7 +132,7 @@ def _repeated(
     The range of hashes is cut into parts, of which one at a time is in memory.
     """
     total = sum(len(duplicates.read_hashes(file)) for file in files)
-    bits = max(total // _AT_ONCE, 0).bit_length()
+    bits = (total // _AT_ONCE).bit_length()
     for part in range(2**bits):
         values, places = [], []
         for shard, file in enumerate(files):

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -202,7 +203,7 @@ class ShardWriter:
         """Yields the records, and adds the hashes of their keys and images to `hashes`."""
         for one in good:
             if self._hashes:
-                key = duplicates.exact_hash(one.record["key"].encode())
+                key = records.digest_64(one.record["key"].encode())
                 hashes.append((key, one.image_hash))
             yield one
 
@@ -277,10 +278,10 @@ class ShardWriter:
         span = self._plan.span(index) if isinstance(self._plan, FilePlan) else None
         if span is None:
             raise Skip("members that are not side by side")
-        place = Place(span.path, span.offset, span.size)
-        if tar_index.read_sample(place, self._read_options) != record:
+        data = tar_index.read_range(span.path, span.offset, span.size)
+        if tar_index.parse_sample(data, self._read_options, tar=span.path) != record:
             raise Skip("a form that --index cannot read")
-        return place
+        return Place(os.path.abspath(span.path), span.offset, span.size, records.digest_64(data))
 
 
 def same_signature(one: str | None, other: str | None) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
@@ -71,15 +71,8 @@ def sam_per_replica(pairwise: PairwiseLoss, rho: float, *, examples: int, mesh: 
     """Returns the gradient that `sam.per_replica` computes, one replica after the other."""
 
     def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-        whole, by_shard = PartitionSpec(), PartitionSpec(BATCH_AXES)
-        return jax.shard_map(
-            functools.partial(_on_one_shard, pairwise, rho, examples),
-            mesh=mesh,
-            in_specs=(whole, by_shard, whole),
-            out_specs=whole,
-            axis_names=frozenset(BATCH_AXES),
-            check_vma=False,  # gradients stay separate until the mean at the end
-        )(params, batch, key)
+        function = functools.partial(_on_one_shard, pairwise, rho, examples)
+        return sam.on_shards(function, mesh)(params, batch, key)
 
     return gradient
 

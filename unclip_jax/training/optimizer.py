@@ -90,6 +90,11 @@ class OptimConfig:
             "sam_batch",
         ):
             in_range(f"config.optim.{name}", getattr(self, name), 0, math.inf)
+        if self.sam_cached and not self.sam_batch:
+            raise UserError(
+                "config.optim.sam_cached is True, but sam_batch is 0: there is one replica, the "
+                "whole batch. Give the examples of a replica in config.optim.sam_batch."
+            )
         if self.clip_norm is not None:
             positive("config.optim.clip_norm", self.clip_norm)
 

@@ -94,17 +94,26 @@ def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
     """
 
     def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-        whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
-        return jax.shard_map(
-            functools.partial(_on_one_shard, loss, rho, examples),
-            mesh=mesh,
-            in_specs=(whole, split, whole),
-            out_specs=whole,
-            axis_names=frozenset(BATCH_AXES),
-            check_vma=False,  # gradients stay separate until the mean at the end
-        )(params, batch, key)
+        function = functools.partial(_on_one_shard, loss, rho, examples)
+        return on_shards(function, mesh)(params, batch, key)
 
     return gradient
+
+
+def on_shards(function: Callable[..., tuple[Params, Metrics]], mesh: Mesh) -> Callable[..., Any]:
+    """Returns a function of (params, batch, key) that calls `function` on each shard of the batch.
+
+    It has whole parameters there, and returns means over all shards.
+    """
+    whole, by_shard = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(whole, by_shard, whole),
+        out_specs=whole,
+        axis_names=frozenset(BATCH_AXES),
+        check_vma=False,  # gradients stay separate until the mean at the end
+    )
 
 
 def replicas(batch: Batch, key: Key, *, examples: int) -> tuple[Batch, Keys]:
