@@ -97,6 +97,16 @@ def test_components_that_no_embedding_has_are_refused():
         from_config(mistaken)
 
 
+@pytest.mark.parametrize("name", ["embeddings", "tokenizer", "text_features"])
+def test_settings_that_take_no_url(name):
+    mistaken = config("prior", "tiny").to_dict()
+    mistaken["data"] |= {"path": "gs://bucket/data", name: "gs://bucket/x"}
+    with pytest.raises(
+        UserError, match=rf"config.data.{name} is 'gs://bucket/x'; expected a local"
+    ):
+        from_config(mistaken)
+
+
 def test_replicas_of_sam_exclude_microbatches():
     mistaken = config("clip", "tiny").to_dict()
     mistaken["train"]["accumulate"] = 2

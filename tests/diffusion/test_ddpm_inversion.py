@@ -58,6 +58,18 @@ def test_rounding_of_another_program_does_not_add_up():
     np.testing.assert_allclose(there_and_back(one, one, steps, Ddim(1.0)), X_0, atol=1e-5)
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_the_first_noise_map_is_the_sample_at_the_first_level(strength: float):
+    table = rows("10", strength)
+    options = {"keys": KEYS, "table": table, "solver": DDIM}
+    one, other = (
+        ddpm_inversion.encode(exact_denoiser(0.3, 0.5), x, **options).x_t for x in (X_0, 3.0 * X_0)
+    )
+    level = FULL.level(jnp.asarray(table.t[:1]), ndim=2)
+    np.testing.assert_allclose(other - one, 2.0 * level.signal * X_0, atol=1e-5)
+    assert float(jnp.std((one - level.signal * X_0) / level.noise)) == pytest.approx(1.0, abs=0.5)
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
 @pytest.mark.parametrize("spec", ["5", "50"])
 def test_another_mean_shifts_a_gaussian_by_what_the_first_level_hides(spec, strength):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from scipy import stats
 
 from unclip_jax.core.checks import UserError
@@ -125,3 +126,21 @@ def test_entropy_is_lowest_for_certain_codes_in_equal_use():
     same = vq.quantise(jnp.broadcast_to(spread[0], (1, 2, 2, 4)), spread).entropy_loss
     assert float(equal) == pytest.approx(-np.log(4), abs=1e-4)
     assert float(same) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_losses_of_a_codebook_are_means_of_squares():
+    result = vq.quantise(FEATURES, CODEBOOK)
+    rows = np.asarray(CODEBOOK, np.float64)[np.asarray(result.codes)]
+    expected = np.mean((np.asarray(FEATURES, np.float64) - rows) ** 2)
+    assert float(result.codebook_loss) == pytest.approx(expected, rel=1e-5)
+    assert float(result.commitment_loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_entropy_loss_is_that_of_soft_assignments():
+    distances = (
+        (np.asarray(FEATURES, np.float64)[..., None, :] - np.asarray(CODEBOOK, np.float64)) ** 2
+    ).sum(-1)
+    p = scipy.special.softmax(-distances, axis=-1).reshape(-1, 6)
+    expected = stats.entropy(p, axis=1).mean() - stats.entropy(p.mean(axis=0))
+    loss = vq.quantise(FEATURES, CODEBOOK).entropy_loss
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
