@@ -1,16 +1,17 @@
 """Object stores on loopback: Google's and Amazon's protocols, answered in this process."""
 
 import contextlib
+import http
 import os
 import pathlib
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import fsspec
 import pytest
 
-from unclip_jax.core import storage
 from unclip_jax.core.storage import Url
 
 # Read when gcsfs is imported: no second protocol, which the emulator does not speak.
@@ -36,6 +37,54 @@ def google() -> Iterator[str]:
     """Serves gs://bucket from memory; yields the address of the server."""
     pytest.importorskip("gcsfs")
     emulator = pytest.importorskip("gcp_storage_emulator.server")
+    with conditional():
+        yield from _serve(emulator)
+
+
+@contextlib.contextmanager
+def conditional() -> Iterator[None]:
+    """Adds to the emulator what the store does with generations, and libraries rely on.
+
+    Answers with content state the generation of the object, and requests with a condition are
+    refused where it does not hold (cloud.google.com/storage/docs/request-preconditions).
+    """
+    from gcp_storage_emulator.exceptions import NotFound
+    from gcp_storage_emulator.handlers import objects
+
+    def generation(storage, bucket: str, name: str) -> str:
+        try:
+            return storage.get_file_obj(bucket, name)["generation"]
+        except NotFound:
+            return "0"
+
+    def checked(upload):
+        def handle(request, response, storage):
+            names = request.query.get("name") or [request.data["meta"].get("name")]
+            expected = request.query.get("ifGenerationMatch")
+            current = generation(storage, request.params["bucket_name"], names[0])
+            if expected and expected[0] != current:
+                response.status = http.HTTPStatus.PRECONDITION_FAILED
+                return
+            upload(request, response, storage)
+
+        return handle
+
+    def download(request, response, storage, *_):
+        params = request.params
+        current = generation(storage, params["bucket_name"], params["object_id"])
+        response["x-goog-generation"] = current
+        original(request, response, storage)
+
+    original = objects.download
+    with (
+        mock.patch.object(objects, "download", download),
+        mock.patch.object(objects, "_media_upload", checked(objects._media_upload)),
+        mock.patch.object(objects, "_multipart_upload", checked(objects._multipart_upload)),
+    ):
+        yield
+
+
+def _serve(emulator: Any) -> Iterator[str]:
     server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
     server.start()
     host, port = server._api._httpd.socket.getsockname()
@@ -76,20 +125,10 @@ def amazon() -> Iterator[str]:
         server.stop()
 
 
-def write(url: Url, content: bytes) -> None:
-    """Writes an object."""
-    storage._store(url.scheme).pipe_file(str(url), content)
-
-
-def remove(url: Url) -> None:
-    """Removes an object."""
-    storage._store(url.scheme).rm_file(str(url))
-
-
 def upload(folder: pathlib.Path, url: Url) -> None:
     """Writes the files of a local folder."""
     for path in folder.iterdir():
-        write(url / path.name, path.read_bytes())
+        (url / path.name).upload(path)
 
 
 def fail_some_reads(monkeypatch: pytest.MonkeyPatch, scheme: str, *, every: int) -> "Faults":

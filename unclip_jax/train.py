@@ -10,12 +10,12 @@ On several machines every process runs this command; see `unclip_jax.parallel.cl
 """
 
 import logging
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from unclip_jax.cli import compilation_cache, entry, flags, process_flags
 from unclip_jax.cli.experiment_flags import ExperimentParser
+from unclip_jax.core.storage import location
 
 
 def parser() -> ExperimentParser:
@@ -23,7 +23,9 @@ def parser() -> ExperimentParser:
     parser = ExperimentParser(
         "train", description="Train one stage; the same command continues an interrupted run."
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of this run")
+    parser.add_argument(
+        "--workdir", type=location, required=True, help="folder of this run, or its gs:// URL"
+    )
     parser.add_argument(
         "--compilation-cache",
         default=compilation_cache.FOLDER,

@@ -30,7 +30,7 @@ def test_other_text_is_a_local_path(text):
 def test_urls_are_objects_in_stores():
     url = location("gs://bucket/run/")
     assert url == Url("gs://bucket/run") and str(url / "clip") == "gs://bucket/run/clip"
-    assert (url.scheme, url.name) == ("gs", "run")
+    assert (url.scheme, url.name, url.parent) == ("gs", "run", Url("gs://bucket"))
 
 
 @pytest.mark.parametrize("text", ["hf://me/run", "file:///x", "https://x/y", "abfs://a"])
@@ -44,11 +44,11 @@ def test_a_url_needs_a_bucket():
         location("gs://")
 
 
-def test_objects_are_read(bucket, tmp_path):
+def test_objects_are_written_and_read(bucket, tmp_path):
     url = bucket / "objects" / "a.bin"
     assert not url.exists() and (bucket / "objects").names() == []
-    object_stores.write(url, bytes(range(100)))
-    object_stores.write(bucket / "objects" / "b" / "c.bin", b"123")
+    url.write_bytes(bytes(range(100)))
+    (bucket / "objects" / "b" / "c.bin").write_bytes(b"123")
     assert url.exists() and url.size() == 100
     assert url.read_bytes() == bytes(range(100))
     assert url.read_range(10, 13) == bytes([10, 11, 12])
@@ -57,11 +57,24 @@ def test_objects_are_read(bucket, tmp_path):
     assert (tmp_path / "new" / "a.bin").read_bytes() == bytes(range(100))
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.bin"]
     assert (bucket / "objects").names() == ["a.bin", "b"]
-    assert (bucket / "objects").files() == {"a.bin": 100, "b/c.bin": 3}
+    (bucket / "objects" / "b" / "c.bin").upload(tmp_path / "new" / "a.bin")
+    assert (bucket / "objects").files() == {"a.bin": 100, "b/c.bin": 100}
+    url.unlink()
+    url.unlink()
+    assert (bucket / "objects").files() == {"b/c.bin": 100}
+    (bucket / "objects").move(bucket / "moved" / "here")
+    assert (bucket / "objects").files() == {}
+    assert (bucket / "moved").files() == {"here/b/c.bin": 100}
+
+
+def test_an_object_is_created_once(bucket):
+    (bucket / "once").create(b"first")
+    (bucket / "once").create(b"second")
+    assert (bucket / "once").read_bytes() == b"first"
 
 
 def test_an_object_cut_short_is_an_error(bucket):
-    object_stores.write(bucket / "short", b"12345")
+    (bucket / "short").write_bytes(b"12345")
     with pytest.raises(UserError, match=r"/short ends before byte 9: it was cut short"):
         (bucket / "short").read_range(2, 9)
 
@@ -83,7 +96,7 @@ def test_what_is_missing_is_one_line(bucket):
 
 
 def test_failures_that_pass_are_repeated(bucket, monkeypatch, patient):
-    object_stores.write(bucket / "data", b"0123456789")
+    (bucket / "data").write_bytes(b"0123456789")
     faults = object_stores.fail_some_reads(monkeypatch, bucket.scheme, every=3)
     parts = [(bucket / "data").read_range(i, i + 1) for i in range(10)]
     assert b"".join(parts) == b"0123456789" and faults.failed == 4

@@ -90,12 +90,12 @@ def test_an_object_deleted_under_a_run_is_named(url, folder):
     source = prepared.open_split(str(url), split="train")
     shard = url / "train-00002-of-00004.array_record"
     assert source[7]["key"] == "k0007"
-    object_stores.remove(shard)
+    shard.unlink()
     with pytest.raises(UserError, match="train-00002.*no such object or bucket"):
         source[8]
     with pytest.raises(UserError, match="train-00002.* is missing, though manifest.json lists it"):
         prepared.open_split(str(url), split="train")
-    object_stores.write(shard, (folder / shard.name).read_bytes())
+    shard.write_bytes((folder / shard.name).read_bytes())
 
 
 def test_what_is_no_data_set(url):
@@ -110,10 +110,10 @@ def test_the_tokenizer_is_copied_once(url, monkeypatch, tmp_path):
     monkeypatch.setenv(storage.CACHE, str(tmp_path))
     manifest = dataset_manifest.read(url)
     with_tokenizer = dataset_manifest.as_json(manifest.with_tokenizer("abc"))
-    object_stores.write(url / dataset_manifest.FILE, with_tokenizer.encode())
-    object_stores.write(url / "tokenizer" / "tokenizer.json", b"{}")
+    (url / dataset_manifest.FILE).write_bytes(with_tokenizer.encode())
+    (url / "tokenizer" / "tokenizer.json").write_bytes(b"{}")
     folder = sources.open_dataset(str(url)).tokenizer_dir
     assert folder == tmp_path / "tokenizers" / "abc"
     assert (folder / "tokenizer.json").read_bytes() == b"{}"
-    object_stores.remove(url / "tokenizer" / "tokenizer.json")
+    (url / "tokenizer" / "tokenizer.json").unlink()
     assert prepared.open_dataset(url).tokenizer_dir is None  # as for a local folder

@@ -1,5 +1,6 @@
 """One trainer per workdir; what a dead one leaves does not keep others out."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+import jax
 import pytest
 
 from unclip_jax.core.checks import UserError
@@ -33,7 +35,7 @@ def leave(workdir: pathlib.Path, content: dict[str, Any] | str) -> pathlib.Path:
 
 
 def own(**changes: Any) -> dict[str, Any]:
-    return {"token": "t", **workdir_lock._own_process(), **changes}
+    return {"token": "t", **workdir_lock.own_process(), **changes}
 
 
 def test_a_second_trainer_is_refused_and_a_third_is_not(tmp_path: pathlib.Path):
@@ -160,3 +162,31 @@ def test_a_workdir_that_cannot_be_written(tmp_path: pathlib.Path):
         locked(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_a_folder_that_another_process_does_not_see_is_refused(tmp_path, monkeypatch):
+    def gather(value):
+        return [value, False] if isinstance(value, bool) else [value, value]
+
+    monkeypatch.setattr(workdir_lock, "gather", gather)
+    with (
+        pytest.raises(UserError, match="not the same folder in all processes: process 1 does not"),
+        workdir_lock.locked(tmp_path),
+    ):
+        pass
+    assert not (tmp_path / workdir_lock.FILE).exists()
+
+
+def test_a_process_that_sees_another_folder_says_so_to_all(tmp_path, monkeypatch):
+    said = []
+
+    def gather(value):
+        said.append(value)
+        return ["" if len(said) == 1 else "token of process 0", value]
+
+    monkeypatch.setattr(workdir_lock, "gather", gather)
+    monkeypatch.setattr(workdir_lock, "VISIBLE", 0.0)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with contextlib.suppress(UserError), workdir_lock.locked(tmp_path):
+        pass
+    assert said[-1] is False

@@ -1,11 +1,12 @@
-"""Object stores: URLs such as gs://bucket/run, read by whole objects or ranges.
+"""Object stores: URLs such as gs://bucket/run, read and written by whole objects or ranges.
 
 `location` is the one place where a flag or a config key becomes a local path or a `Url`. A `Url` is
-no path: there are no folders, and an object exists completely or not at all. The libraries behind
-it (extras `gcs` and `s3`) are imported at the first request, which is also the first use of the
-network. Failures that may pass are repeated with growing pauses.
+no path: there are no folders, no renames and no appending; an object exists completely or not at
+all. The libraries behind it (extras `gcs` and `s3`) are imported at the first request, which is
+also the first use of the network. Failures that may pass are repeated with growing pauses.
 """
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -82,6 +83,11 @@ class Url:
         """The last part of the name."""
         return self.text.rstrip("/").rpartition("/")[2]
 
+    @property
+    def parent(self) -> "Url":
+        """The name without its last part."""
+        return Url(self.text.rstrip("/").rpartition("/")[0])
+
     def exists(self) -> bool:
         """True if there is an object of this name."""
         return self._request("read", lambda store: bool(store.isfile(self.text)))
@@ -104,6 +110,41 @@ class Url:
                 f"{self} ends before byte {stop}: it was cut short or replaced; copy it again."
             )
         return data
+
+    def write_bytes(self, content: bytes) -> None:
+        """Writes the whole object, which appears when it is complete."""
+        self._request("write", lambda store: store.pipe_file(self.text, content))
+
+    def create(self, content: bytes) -> None:
+        """Writes the object if there is none, and leaves one that exists as it is."""
+
+        def attempt(store: Any) -> None:
+            with contextlib.suppress(FileExistsError):
+                store.pipe_file(self.text, content, mode="create")
+
+        self._request("write", attempt)
+
+    def upload(self, path: pathlib.Path) -> None:
+        """Writes the object from a local file."""
+        self._request("write", lambda store: store.put_file(str(path), self.text))
+
+    def unlink(self) -> None:
+        """Removes the object, if there is one."""
+
+        def remove(store: Any) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                store.rm_file(self.text)
+
+        self._request("remove", remove)
+
+    def move(self, target: "Url") -> None:
+        """Gives all objects below this name names below `target`; each is copied, then removed."""
+
+        def copy_and_remove(store: Any) -> None:
+            store.copy(self.text, target.text, recursive=True)
+            store.rm(self.text, recursive=True)
+
+        self._request("move", copy_and_remove)
 
     def download(self, path: pathlib.Path) -> None:
         """Writes the object to a local file, which is complete or absent."""
@@ -269,11 +310,12 @@ def repeated(call: Callable[[], Result]) -> Result:
 def _store(scheme: str) -> Any:
     """Returns the file system of a scheme; fsspec keeps one per process."""
     import fsspec  # at the first request, so that --help is quick
+    from fsspec.config import conf
 
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme == "gs" and os.environ.get(EMULATOR):
-        options["token"] = "anon"
-    return fsspec.filesystem(scheme, **options)
+    # Orbax opens stores by itself, and must see what other processes and this module change.
+    conf.setdefault(scheme, {})["use_listings_cache"] = False
+    anonymous = {"token": "anon"} if scheme == "gs" and os.environ.get(EMULATOR) else {}
+    return fsspec.filesystem(scheme, **anonymous)
 
 
 def _final(error: BaseException) -> bool:

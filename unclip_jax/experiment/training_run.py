@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from unclip_jax.core.stage import Stage
+from unclip_jax.core.storage import Location, Url
 from unclip_jax.experiment import analytic_variance, input_pipeline
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.experiment.input_pipeline import Inputs
@@ -15,16 +17,22 @@ from unclip_jax.handoff import export, load, remote
 from unclip_jax.handoff.manifest import Manifest, require
 from unclip_jax.inference.load import abstract_params
 from unclip_jax.stages.registry import stage_entry
-from unclip_jax.training import loop, workdir_lock
+from unclip_jax.training import bucket_workdir, loop, workdir_lock
 from unclip_jax.training.state import TrainState
+from unclip_jax.training.workdir import Workdir, as_workdir
 
 log = logging.getLogger(__name__)
 
 
 def train_and_export(
-    experiment: Experiment, workdir: pathlib.Path, *, export_only: bool = False
+    experiment: Experiment, workdir: Location, *, export_only: bool = False
 ) -> None:
     """Trains a stage in `workdir`, or continues there, and writes WORKDIR/export.
+
+    Args:
+        experiment: settings of the run.
+        workdir: a folder that all processes share, or a URL.
+        export_only: exports the newest checkpoint as it is.
 
     Raises:
         UserError: data, embeddings or an initial export that are missing or do not fit; or
@@ -33,15 +41,26 @@ def train_and_export(
     experiment = experiment.with_local_exports(remote.local_export)
     initial = experiment.init_from
     licence = load.read_manifest(pathlib.Path(initial)).licence if initial else ""
+    with _opened(workdir, export_only=export_only) as run_dir:
+        state, stage, inputs = train(experiment, run_dir, export_only=export_only)
+        write_export(experiment, stage, state, inputs=inputs, workdir=run_dir, licence=licence)
+        analytic_variance.after_training(experiment, state.ema_params, workdir=run_dir.folder)
+
+
+@contextlib.contextmanager
+def _opened(workdir: Location, *, export_only: bool) -> Iterator[Workdir]:
+    """Opens and locks a workdir."""
+    if isinstance(workdir, Url):
+        with bucket_workdir.opened(workdir) as run_dir:
+            yield run_dir
+        return
     nothing_there = export_only and not workdir.exists()  # `train` says so
     with contextlib.nullcontext() if nothing_there else workdir_lock.locked(workdir):
-        state, stage, inputs = train(experiment, workdir, export_only=export_only)
-        write_export(experiment, stage, state, inputs=inputs, workdir=workdir, licence=licence)
-        analytic_variance.after_training(experiment, state.ema_params, workdir=workdir)
+        yield as_workdir(workdir)
 
 
 def train(
-    experiment: Experiment, workdir: pathlib.Path, *, export_only: bool = False
+    experiment: Experiment, workdir: pathlib.Path | Workdir, *, export_only: bool = False
 ) -> tuple[TrainState, Stage, Inputs]:
     """Trains the stage of `experiment` to its last step; `export_only`: restores it as it is.
 
@@ -107,10 +126,13 @@ def write_export(
     state: TrainState,
     *,
     inputs: Inputs,
-    workdir: pathlib.Path,
+    workdir: Workdir,
     licence: str = "",
 ) -> None:
-    """Writes the averaged parameters and their manifest to WORKDIR/export."""
+    """Writes the averaged parameters and their manifest to WORKDIR/export.
+
+    In an object store parameters are a single object.
+    """
     manifest = Manifest(
         stage=experiment.stage,
         size=experiment.size,
@@ -119,7 +141,7 @@ def write_export(
         **stage.describe,
         **inputs.facts,
     )
-    target, entry = workdir / "export", stage_entry(experiment.stage)
+    target, entry = workdir.folder / "export", stage_entry(experiment.stage)
     require(manifest, entry.required_fields(experiment.model))
     written = export.write_export(
         target,
@@ -127,5 +149,6 @@ def write_export(
         manifest=manifest,
         tokenizer_dir=inputs.tokenizer_dir,
         identity=entry.identity,
+        layout="safetensors" if isinstance(workdir.checkpoints, Url) else "orbax",
     )
-    log.info("exported %s parameters to %s", f"{written.parameters:,}", target)
+    log.info("exported %s parameters to %s/export", f"{written.parameters:,}", workdir)

@@ -22,10 +22,12 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import regular_files
+from unclip_jax.core.storage import Location, Url
 from unclip_jax.core.trees import num_bytes
 from unclip_jax.parallel.place import size_text
 from unclip_jax.training import orbax_logging
@@ -52,16 +54,28 @@ class Damaged(Exception):
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int, keep_every: int = 0):
+    def __init__(
+        self,
+        workdir: Location,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        before_save: Callable[[], None] = lambda: None,
+    ):
         """Opens or creates `workdir/checkpoints`, which keeps the newest `keep` checkpoints.
 
-        Those of steps that `keep_every` divides are kept too; 0 = of none.
+        Args:
+            workdir: a folder, or a URL of Google's object store.
+            keep: number of newest checkpoints.
+            keep_every: those of steps that this divides are kept too; 0 = of none.
+            before_save: called before every checkpoint is written.
 
         Raises:
             UserError: the folder cannot be created.
         """
-        self.folder = workdir.absolute() / "checkpoints"
-        self._aside = workdir.absolute() / "damaged"
+        self._before_save, self._remote = before_save, isinstance(workdir, Url)
+        root = epath.Path(str(workdir) if isinstance(workdir, Url) else workdir.absolute())
+        self.folder, self._aside = root / "checkpoints", root / "damaged"
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
@@ -103,6 +117,7 @@ class Checkpoints:
         """
         self._finish_previous()
         if step not in self.steps:
+            self._before_save()
             stored = encode_position(position)
             meta = describe(step, state, stored)
             self._retry(lambda: self._begin(step, state, stored, meta))
@@ -205,7 +220,8 @@ class Checkpoints:
     def _read(self, step: int, abstract: TrainState) -> Restored:
         """Reads one checkpoint and verifies it."""
         with _damage():
-            regular_files(self.folder / str(step))  # a named pipe would stop the reader
+            if not self._remote:  # a named pipe would stop the reader
+                regular_files(pathlib.Path(self.folder / str(step)))
             items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
             small = self._manager.restore(step, args=items)
             _check_meta(small["meta"], step, small["data"])
@@ -241,6 +257,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _check_space(self, needed: int) -> None:
+        if self._remote:
+            return
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(f"{size_text(needed)} needed, {size_text(free)} free on the disk")

@@ -46,6 +46,7 @@ from unclip_jax.training.signals import Interrupted, Interrupts
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.train_program import TrainProgram, make_train_program
 from unclip_jax.training.watchdog import Watchdog
+from unclip_jax.training.workdir import Workdir, as_workdir
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def train(
     rules: str,
     train_data: CheckpointableIterator,
     eval_data: HeldOut | None,
-    workdir: str | pathlib.Path,
+    workdir: str | pathlib.Path | Workdir,
     identity: dict[str, Any],
     earlier: dict[str, Any] | None = None,
     devices: Sequence[Any] | None = None,
@@ -77,7 +78,7 @@ def train(
         rules: sharding table, "dp", "fsdp" or "fsdp_tp".
         train_data: endless host batches (this process's part) with a position.
         eval_data: starts a pass over held-out batches, the same every time; None = no evaluation.
-        workdir: folder of checkpoints, metrics and images.
+        workdir: folder of checkpoints, metrics and images, or where they lie.
         identity: JSON-ready facts that make two runs the same run; see `fingerprint.claim`.
         earlier: the identity as an earlier version wrote it; likewise.
         devices: to train on; None = all.
@@ -95,26 +96,27 @@ def train(
     """
     program = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
     _announce(stage, program, config, optim)
-    folder = pathlib.Path(workdir)
-    first = fingerprint.claim(folder, identity, earlier=earlier)
+    run_dir = as_workdir(workdir)
+    first = fingerprint.claim(run_dir.folder, identity, earlier=earlier)
     key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
-    retention = {"keep": config.keep, "keep_every": config.keep_every}
-    with Checkpoints(folder, **retention) as checkpoints, contextlib.ExitStack() as stack:
+    options = {"keep_every": config.keep_every, "before_save": run_dir.before_save}
+    with (
+        Checkpoints(run_dir.checkpoints, keep=config.keep, **options) as checkpoints,
+        contextlib.ExitStack() as stack,
+    ):
         try:
             state = _start(program, checkpoints, train_data, key, initial, fitted)
         except UserError:
             if first:  # nothing was trained, so the folder is free for mended data or settings
-                fingerprint.release(folder)
+                fingerprint.release(run_dir.folder)
             raise
         start = int(jax.device_get(state.step))
         if start >= config.steps:
             log.info("%s: all %d steps are done", stage.name, start)
             return state
-        run = _Run(stage, program, config, key, folder, start)
-        size = config.batch_size
-        prefetcher = DevicePrefetcher(
-            train_data, spec=stage.batch_spec, batch_size=size, mesh=program.mesh
-        )
+        run = _Run(stage, program, config, key, run_dir.folder, start)
+        sizes = {"batch_size": config.batch_size, "mesh": program.mesh}
+        prefetcher = DevicePrefetcher(train_data, spec=stage.batch_spec, **sizes)
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(logging_redirect_tqdm())
         hooks = _hooks(run, stack, checkpoints, eval_data, labels)
@@ -143,7 +145,7 @@ def newest(
     optim: OptimConfig,
     mesh: MeshConfig,
     rules: str,
-    workdir: str | pathlib.Path,
+    workdir: str | pathlib.Path | Workdir,
     identity: dict[str, Any],
     earlier: dict[str, Any] | None = None,
 ) -> TrainState:
@@ -152,16 +154,27 @@ def newest(
     Raises:
         UserError: no checkpoint, or one of another experiment.
     """
-    folder = pathlib.Path(workdir)
+    run_dir = as_workdir(workdir)
+    folder = run_dir.folder
     if not (folder / fingerprint.FILE).exists():
-        raise UserError(f"{folder} holds no run; train first, or give another --workdir.")
+        raise UserError(f"{run_dir} holds no run; train first, or give another --workdir.")
     fingerprint.claim(folder, identity, earlier=earlier)
     program = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
-    with Checkpoints(folder, keep=config.keep) as checkpoints:
+    with _opened(run_dir, config) as checkpoints:
         restored = checkpoints.restore(program.abstract)
     if restored is None:
-        raise UserError(f"{folder} holds no checkpoint yet; train first.")
+        raise UserError(f"{run_dir} holds no checkpoint yet; train first.")
     return restored.state
+
+
+def _opened(run_dir: Workdir, config: TrainConfig) -> Checkpoints:
+    """Opens the checkpoints of a run."""
+    return Checkpoints(
+        run_dir.checkpoints,
+        keep=config.keep,
+        keep_every=config.keep_every,
+        before_save=run_dir.before_save,
+    )
 
 
 class _Run(NamedTuple):

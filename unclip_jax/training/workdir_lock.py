@@ -24,6 +24,7 @@ from unclip_jax.parallel.multihost import gather
 
 FILE = "trainer.lock"
 BEAT = 5.0  # seconds between two heartbeats
+VISIBLE = 20.0  # seconds after which a new file is seen on every machine
 STALE = 30.0  # seconds without one, after which a trainer on another host counts as dead
 
 
@@ -32,7 +33,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other trainers out of `workdir`; of several processes the first holds the lock.
 
     Raises:
-        UserError: another trainer is at work there, or the folder cannot be written.
+        UserError: another trainer is at work there, the folder cannot be written, or it is not the
+            same folder in all processes.
     """
     lock, problem = None, ""
     if jax.process_index() == 0:
@@ -50,17 +52,37 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     if problem:
         raise UserError(problem)
     try:
+        _check_shared(workdir, lock.token if lock is not None else "")
         yield
     finally:
         if lock is not None:
             lock.release()
 
 
+def _check_shared(workdir: pathlib.Path, token: str) -> None:
+    """Refuses a folder in which some process does not see the lock of the first.
+
+    Raises:
+        UserError: in every process, naming those that do not.
+    """
+    token, deadline = gather(token)[0], time.monotonic() + VISIBLE
+    while _read(workdir / FILE).get("token") != token and time.monotonic() < deadline:
+        time.sleep(0.1)
+    shared = gather(_read(workdir / FILE).get("token") == token)
+    others = [str(index) for index, same in enumerate(shared) if not same]
+    if others:
+        raise UserError(
+            f"the workdir {workdir} is not the same folder in all processes: process "
+            f"{', '.join(others)} does not see what process 0 writes there. Give a folder of a "
+            "file system that all machines mount, or a gs:// URL."
+        )
+
+
 class _Lock:
     """A lock that this process holds, with its heartbeat."""
 
     def __init__(self, path: pathlib.Path, token: str):
-        self._path, self._token = path, token
+        self._path, self.token = path, token
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._thread.start()
@@ -70,7 +92,7 @@ class _Lock:
         self._stopped.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            if _read(self._path).get("token") == self._token:
+            if _read(self._path).get("token") == self.token:
                 self._path.unlink()
 
     def _beat(self) -> None:
@@ -89,7 +111,7 @@ def _acquire(path: pathlib.Path) -> _Lock:
     for _ in range(3):
         try:
             with path.open("x") as file:  # fails if it exists; so on NFS too
-                file.write(json.dumps({"token": token, **_own_process()}))
+                file.write(json.dumps({"token": token, **own_process()}))
             return _Lock(path, token)
         except FileExistsError:
             holder = _read(path)
@@ -104,8 +126,8 @@ def _acquire(path: pathlib.Path) -> _Lock:
 
 def _is_stale(path: pathlib.Path, holder: dict[str, Any]) -> bool:
     """True if the holder of a lock is gone; waits for a heartbeat if it is on another host."""
-    if holder.get("host") == _own_process()["host"]:
-        return _started(holder.get("pid")) != holder.get("started")
+    if holder.get("host") == own_process()["host"]:
+        return not is_running(holder)
     first = _modified(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{FILE}.") as probe:
         while (beat := _modified(path)) == first and beat is not None:
@@ -126,7 +148,7 @@ def _remove(path: pathlib.Path, holder: dict[str, Any]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _own_process() -> dict[str, Any]:
+def own_process() -> dict[str, Any]:
     """Returns what identifies this process: host (with its boot and namespace), number, start."""
     parts = [socket.gethostname()]
     for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
@@ -140,6 +162,11 @@ def _own_process() -> dict[str, Any]:
         "pid": pid,
         "started": _started(pid),
     }
+
+
+def is_running(holder: dict[str, Any]) -> bool:
+    """True if the process on this host that wrote a lock is running."""
+    return _started(holder.get("pid")) == holder.get("started")
 
 
 def _started(pid: Any) -> str:

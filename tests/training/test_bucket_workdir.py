@@ -1,0 +1,161 @@
+"""Workdirs in object stores: what is copied when, and who may write."""
+
+import contextlib
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from tests import object_stores
+from tests.training import toy
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import Url
+from unclip_jax.core.trees import flatten_paths
+from unclip_jax.training import bucket_workdir, workdir_lock
+
+
+@pytest.fixture(scope="module")
+def store():
+    with object_stores.google():
+        yield Url(f"gs://{object_stores.BUCKET}")
+
+
+@pytest.fixture
+def url(store, tmp_path):
+    return store / tmp_path.name / "run"
+
+
+def train(url: Url, **options):
+    with bucket_workdir.opened(url) as workdir:
+        return toy.run(workdir, log_every=1, **options)
+
+
+def bits(state) -> dict[str, bytes]:
+    return {path: np.asarray(x).tobytes() for path, x in flatten_paths(state).items()}
+
+
+def records(url) -> list[int]:
+    return [json.loads(line)["step"] for line in (url / "metrics.jsonl").read_bytes().splitlines()]
+
+
+class Killed(BaseException):
+    """As by kill -9: nothing is copied any more."""
+
+
+class Mortal(toy.Stream):
+    """Ends the run when batch number 7 is asked for, between two checkpoints."""
+
+    def __next__(self):
+        if self.position == 7:
+            bucket_workdir._Copy._copy = lambda self: None
+            raise Killed
+        return super().__next__()
+
+
+def test_a_killed_run_continues_from_the_store(url, tmp_path, monkeypatch):
+    expected = bits(toy.run(tmp_path / "local"))
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_workdir._Copy, "_copy", bucket_workdir._Copy._copy)  # restores it
+        with pytest.raises(Killed):
+            train(url, train_data=Mortal())
+    assert records(url)[:3] == [1, 2, 3]
+    assert (url / "checkpoints").names() == ["4"]
+    assert bits(train(url)) == expected
+    assert records(url) == list(range(1, 11))
+    names = url.names()
+    assert {"checkpoints", "fingerprint.json", "goodput.json", "tensorboard"} <= set(names)
+    assert workdir_lock.FILE not in names
+    assert {"8", "10"} <= set((url / "checkpoints").names())
+
+
+def test_another_experiment_is_refused(url):
+    (url / "fingerprint.json").write_bytes(b'{"identity": {"other": 1}}')
+    with pytest.raises(UserError, match="belongs to another experiment"):
+        train(url)
+
+
+def test_checkpoints_without_a_fingerprint(url):
+    (url / "checkpoints" / "4" / "x").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{url} holds checkpoints but no fingerprint.json"):
+        train(url)
+
+
+def test_a_trainer_that_is_alive_keeps_others_out(url):
+    with (
+        bucket_workdir.opened(url),
+        pytest.raises(UserError, match=r"another trainer is at work in gs://.*/run: process \d+"),
+        bucket_workdir.opened(url),
+    ):
+        pass
+
+
+def lock(url, **facts) -> None:
+    content = {**workdir_lock.own_process(), "token": "x", "beats": 1, **facts}
+    (url / workdir_lock.FILE).write_bytes(json.dumps(content).encode())
+
+
+def test_a_lock_of_a_process_that_is_gone_is_taken_over(url):
+    lock(url, pid=2**22 + 1, started="1")
+    with bucket_workdir.opened(url) as workdir:
+        assert workdir.checkpoints == url
+
+
+def test_a_lock_of_another_host_is_taken_over_when_it_stops_counting(url, monkeypatch):
+    monkeypatch.setattr(bucket_workdir, "STALE", 0.3)
+    lock(url, host="elsewhere", name="elsewhere")
+    with bucket_workdir.opened(url):
+        pass
+    lock(url, host="elsewhere", name="elsewhere")
+    beat = functools.partial(lock, url, host="elsewhere", beats=2)
+    monkeypatch.setattr(bucket_workdir.time, "sleep", lambda _: beat())
+    with (
+        pytest.raises(UserError, match="another trainer is at work"),
+        bucket_workdir.opened(url),
+    ):
+        pass
+
+
+def test_a_trainer_that_was_taken_over_saves_no_more(url):
+    with contextlib.suppress(UserError), bucket_workdir.opened(url) as workdir:
+        lock(url, pid=7, name="there")
+        with pytest.raises(UserError, match="has taken over gs://.*process 7 on there"):
+            workdir.before_save()
+    assert (url / workdir_lock.FILE).exists()
+
+
+def test_the_manifest_of_an_export_is_copied_last_and_removed_first(url, monkeypatch):
+    calls = []
+    upload, unlink = Url.upload, Url.unlink
+    monkeypatch.setattr(Url, "upload", lambda u, path: (calls.append(u.name), upload(u, path)))
+    monkeypatch.setattr(Url, "unlink", lambda u: (calls.append(f"-{u.name}"), unlink(u)))
+    with bucket_workdir.opened(url) as workdir:
+        (workdir.folder / "export").mkdir()
+        for name in ("manifest.json", "a", "z"):
+            (workdir.folder / "export" / name).write_text("1")
+        workdir.before_save()
+        assert calls == ["-manifest.json", "a", "z", "manifest.json"]
+        calls.clear()
+        workdir.before_save()
+        assert calls == []
+        (workdir.folder / "export" / "a").unlink()
+        (workdir.folder / "export" / "x.tmp").write_text("incomplete")
+        workdir.before_save()
+        assert calls == ["-a"]
+    assert (url / "export").names() == ["manifest.json", "z"]
+
+
+def test_a_store_without_checkpoints_is_refused():
+    with (
+        pytest.raises(UserError, match="Orbax.* writes to gs:// and to files, not to s3://"),
+        bucket_workdir.opened(Url("s3://bucket/run")),
+    ):
+        pass
+
+
+def test_a_missing_bucket_is_one_line(store):
+    with (
+        pytest.raises(UserError, match="gs://no-such-bucket/run.*: no such object or bucket"),
+        bucket_workdir.opened(Url("gs://no-such-bucket/run")),
+    ):
+        pass

@@ -1,0 +1,232 @@
+"""Workdirs in object stores: checkpoints are written there, other files through a local folder.
+
+Objects cannot be appended to or renamed, so metrics, sample grids and exports are written to a
+local folder, whose files are copied to the store: before every checkpoint, every minute, and at
+the end. A run that is killed therefore finds there all records up to the step that it continues
+from. Of an export the manifest is copied last and removed first, so that readers see a complete
+one or none.
+
+The lock is an object that names its process and counts; it is stale if its process is on this host
+and gone, or if it has stopped counting.
+"""
+
+import contextlib
+import json
+import logging
+import pathlib
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import Url
+from unclip_jax.parallel.multihost import gather
+from unclip_jax.training import fingerprint, workdir_lock
+from unclip_jax.training.workdir import Workdir
+
+log = logging.getLogger(__name__)
+
+PERIOD = 60.0  # seconds between copies of changed files
+BEAT = 10.0  # seconds between two counts of the lock
+STALE = 45.0  # seconds without one, after which a trainer on another host counts as dead
+_LAST = "manifest.json"  # completes an export
+_OWN = {"checkpoints", "damaged", workdir_lock.FILE}  # not copied
+
+State = tuple[int, int]  # size and time of modification of a local file
+
+
+@contextlib.contextmanager
+def opened(url: Url) -> Iterator[Workdir]:
+    """Opens the workdir at `url` for training; every process calls it.
+
+    Raises:
+        UserError: the store cannot hold checkpoints, cannot be read or written, or another trainer
+            is at work there.
+    """
+    if url.scheme != "gs":
+        raise UserError(
+            f"--workdir is {str(url)!r}, but the library for checkpoints (Orbax) writes to gs:// "
+            f"and to files, not to {url.scheme}://; give a folder of a shared file system, such as "
+            "FSx for Lustre, and copy the export when it is done."
+        )
+    problem, lock = "", None
+    if jax.process_index() == 0:
+        try:
+            lock = _Lock(url / workdir_lock.FILE)
+        except UserError as error:
+            problem = str(error)
+    problem = gather(problem)[0]
+    if problem:
+        raise UserError(problem)
+    try:
+        with tempfile.TemporaryDirectory(prefix="unclip_jax_") as folder:
+            copy = _Copy(url, pathlib.Path(folder), lock)
+            try:
+                yield Workdir(copy.folder, checkpoints=url, before_save=copy.before_save)
+            except BaseException:
+                with contextlib.suppress(UserError):  # the error before it matters more
+                    copy.close()
+                raise
+            copy.close()
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class _Copy:
+    """A local folder whose files are copied to a store when they have changed."""
+
+    def __init__(self, url: Url, folder: pathlib.Path, lock: "_Lock | None"):
+        """Fetches the files at the top of the workdir, which a run continues."""
+        self.folder = folder
+        self._url, self._lock = url, lock
+        self._copied: dict[str, State] = {}
+        self._busy = threading.Lock()
+        names = url.names()
+        if fingerprint.FILE not in names and "checkpoints" in names:
+            raise UserError(
+                f"{url} holds checkpoints but no {fingerprint.FILE}; the experiment that "
+                "wrote them is unknown. Choose another --workdir."
+            )
+        for name in names:
+            if name not in _OWN and name.endswith((".json", ".jsonl")):
+                (url / name).download(folder / name)
+        self._copied = self._states()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="workdir copy", daemon=True)
+        self._thread.start()
+
+    def before_save(self) -> None:
+        """Copies what has changed.
+
+        Raises:
+            UserError: a file cannot be copied, or another trainer has taken over.
+        """
+        if self._lock is not None:
+            self._lock.check()
+        self._copy()
+
+    def close(self) -> None:
+        """Copies what has changed, for the last time."""
+        self._stopped.set()
+        self._thread.join()
+        self.before_save()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(PERIOD):
+            try:
+                self._copy()
+            except (UserError, OSError) as error:  # the next copy, or a checkpoint, may succeed
+                log.warning("%s", error)
+
+    def _copy(self) -> None:
+        with self._busy:
+            states = self._states()
+            changed = [name for name, state in states.items() if self._copied.get(name) != state]
+            manifests = [name for name in changed if pathlib.PurePath(name).name == _LAST]
+            for name in manifests:
+                if len(changed) > len(manifests):
+                    (self._url / name).unlink()
+            for name in sorted(changed, key=lambda name: name in manifests):
+                (self._url / name).upload(self.folder / name)
+                self._copied[name] = states[name]
+            for name in self._copied.keys() - states.keys():
+                (self._url / name).unlink()
+                del self._copied[name]
+
+    def _states(self) -> dict[str, State]:
+        """Returns the files of the folder that are complete."""
+        states = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder)
+            temporary = any(part.endswith((".tmp", ".old")) for part in name.parts)
+            if temporary or name.parts[0] in _OWN:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    facts = path.stat()
+                    states[name.as_posix()] = (facts.st_size, facts.st_mtime_ns)
+        return states
+
+
+class _Lock:
+    """The lock of a workdir, with a thread that counts."""
+
+    def __init__(self, url: Url):
+        """Takes the lock, or takes over a stale one.
+
+        Raises:
+            UserError: another trainer holds it.
+        """
+        self._url, self._token, self._beats = url, uuid.uuid4().hex, 0
+        holder = self._holder()
+        if holder and not self._stale(holder):
+            raise UserError(
+                f"another trainer is at work in {url.parent}: process {holder.get('pid', '?')} on "
+                f"{holder.get('name', '?')}; wait for it, stop it, or give another --workdir."
+            )
+        self._write()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="workdir lock", daemon=True)
+        self._thread.start()
+        self.check()
+
+    def check(self) -> None:
+        """Checks that no other trainer has taken over.
+
+        Raises:
+            UserError: one has.
+        """
+        holder = self._holder()
+        if holder.get("token", self._token) != self._token:
+            raise UserError(
+                f"another trainer has taken over {self._url.parent}: process "
+                f"{holder.get('pid', '?')} on {holder.get('name', '?')}; this one stops. Its "
+                "checkpoints are complete."
+            )
+
+    def release(self) -> None:
+        """Stops counting and removes the lock, if it is still this process's."""
+        self._stopped.set()
+        self._thread.join()
+        with contextlib.suppress(UserError):
+            if self._holder().get("token") == self._token:
+                self._url.unlink()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(BEAT):
+            with contextlib.suppress(UserError):  # of the store; the next one may succeed
+                if self._holder().get("token") == self._token:
+                    self._write()
+
+    def _write(self) -> None:
+        self._beats += 1
+        facts = {"token": self._token, "beats": self._beats, **workdir_lock.own_process()}
+        self._url.write_bytes(json.dumps(facts).encode())
+
+    def _holder(self) -> dict[str, Any]:
+        """Returns the content of the lock; {} if it is not there or damaged."""
+        if not self._url.exists():
+            return {}
+        try:
+            content = json.loads(self._url.read_bytes())
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _stale(self, holder: dict[str, Any]) -> bool:
+        """True if the holder is gone; waits for it to count if it is on another host."""
+        if holder.get("host") == workdir_lock.own_process()["host"]:
+            return not workdir_lock.is_running(holder)
+        log.info("waiting for a sign of life of the trainer that holds %s", self._url)
+        end = time.monotonic() + STALE
+        while time.monotonic() < end:
+            time.sleep(STALE / 30)
+            if self._holder() != holder:
+                return not self._holder()  # released, or alive
+        return True
