@@ -25,10 +25,10 @@ options
   --dry-run          print the commands instead of running them
 
 A run that is told to stop saves and exits with status 143, one of those after which XPK starts the
-workload again. Checkpoints must live where all hosts see them: give a --workdir on a mounted bucket
-or NFS. Example:
+workload again. Checkpoints must live where all hosts see them: give a --workdir on NFS, or a gs://
+URL (docs/buckets.md). Example:
   launch/gke.sh run --cluster=tpus --zone=us-east5-a --name=prior --type=v5p-256 -- \
-    python -m unclip_jax.train --config=experiments/prior.py --workdir=/mnt/run/prior
+    python -m unclip_jax.train --config=experiments/prior.py --workdir=gs://bucket/run/prior
 TEXT
 }
 

@@ -23,10 +23,11 @@ options
   --interval=60      seconds between looks (watch)
   --dry-run          print the commands instead of running them
 
-Checkpoints must live where all workers and the next slice see them: give a --workdir on a mounted
-bucket or NFS. Example:
+Checkpoints must live where all workers and the next slice see them: give a --workdir on NFS, or a
+gs:// URL (docs/buckets.md). Example:
   launch/tpu_pod.sh watch --name=prior --zone=us-east5-a --type=v5p-256 --version=v2-alpha-tpuv5 \
-    --spot -- python -m unclip_jax.train --config=experiments/prior.py --workdir=/mnt/run/prior
+    --spot -- python -m unclip_jax.train --config=experiments/prior.py \
+    --workdir=gs://bucket/run/prior
 TEXT
 }
 

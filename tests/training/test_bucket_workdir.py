@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +13,8 @@ from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Url
 from unclip_jax.core.trees import flatten_paths
-from unclip_jax.training import bucket_workdir, workdir_lock
+from unclip_jax.training import bucket_workdir, checkpoint, workdir_lock
+from unclip_jax.training.workdir import TakenOver
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,12 @@ def store():
 @pytest.fixture
 def url(store, tmp_path):
     return store / tmp_path.name / "run"
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    """The last state of a run in a local folder."""
+    return toy.run(tmp_path_factory.mktemp("local"))
 
 
 def train(url: Url, **options):
@@ -53,20 +61,34 @@ class Mortal(toy.Stream):
         return super().__next__()
 
 
-def test_a_killed_run_continues_from_the_store(url, tmp_path, monkeypatch):
-    expected = bits(toy.run(tmp_path / "local"))
+def test_a_killed_run_continues_from_the_store(url, state, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(bucket_workdir._Copy, "_copy", bucket_workdir._Copy._copy)  # restores it
         with pytest.raises(Killed):
             train(url, train_data=Mortal())
     assert records(url)[:3] == [1, 2, 3]
     assert (url / "checkpoints").names() == ["4"]
-    assert bits(train(url)) == expected
+    assert bits(train(url)) == bits(state)
     assert records(url) == list(range(1, 11))
     names = url.names()
     assert {"checkpoints", "fingerprint.json", "goodput.json", "tensorboard"} <= set(names)
     assert workdir_lock.FILE not in names
     assert {"8", "10"} <= set((url / "checkpoints").names())
+    check_damage(url, state)
+
+
+def check_damage(url, state):
+    """A checkpoint that is cut short is set aside, and the one before it is restored."""
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    meta = url / "checkpoints" / "10" / "meta" / "metadata"
+    meta.write_bytes(meta.read_bytes()[:-5])
+    with checkpoint.Checkpoints(url, keep=3) as checkpoints:
+        restored = checkpoints.restore(abstract)
+        assert restored is not None and restored.position == {"position": 8}
+        assert 10 not in checkpoints.steps
+    assert (url / "damaged").names() == ["10-0"]
 
 
 def test_another_experiment_is_refused(url):
@@ -122,6 +144,44 @@ def test_a_trainer_that_was_taken_over_saves_no_more(url):
         with pytest.raises(UserError, match="has taken over gs://.*process 7 on there"):
             workdir.before_save()
     assert (url / workdir_lock.FILE).exists()
+
+
+def test_of_two_trainers_that_start_at_once_the_first_to_write_stays(url, monkeypatch):
+    create = Url.create
+    monkeypatch.setattr(Url, "create", lambda u, content: (lock(url, pid=7), create(u, content)))
+    with pytest.raises(UserError, match="at work in .*: process 7"), bucket_workdir.opened(url):
+        pass
+
+
+def test_a_copy_that_fails_is_tried_again_before_a_checkpoint(url, state, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+    calls = []
+
+    def before_save():
+        calls.append(1)
+        if len(calls) < 3:
+            raise UserError("the store does not answer")
+
+    with checkpoint.Checkpoints(url, keep=1, before_save=before_save) as checkpoints:
+        checkpoints.save(1, state, position=1)
+        checkpoints.wait()
+        assert len(calls) == 3 and checkpoints.steps == [1]
+
+
+def test_a_trainer_that_was_taken_over_does_not_try_again(url, state, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+    calls = []
+
+    def before_save():
+        calls.append(1)
+        raise TakenOver("another trainer")
+
+    with (
+        contextlib.suppress(TakenOver),
+        checkpoint.Checkpoints(url, keep=1, before_save=before_save) as checkpoints,
+    ):
+        checkpoints.save_now(1, state, position=1)
+    assert calls == [1] and "checkpoints" not in url.names()
 
 
 def test_the_manifest_of_an_export_is_copied_last_and_removed_first(url, monkeypatch):

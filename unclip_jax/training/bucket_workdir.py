@@ -6,8 +6,8 @@ the end. A run that is killed therefore finds there all records up to the step t
 from. Of an export the manifest is copied last and removed first, so that readers see a complete
 one or none.
 
-The lock is an object that names its process and counts; it is stale if its process is on this host
-and gone, or if it has stopped counting.
+The lock is an object that names its process and has a counter as a heartbeat; it is stale if its
+process was on this host and has ended, or if the counter has stopped.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Url
 from unclip_jax.parallel.multihost import gather
 from unclip_jax.training import fingerprint, workdir_lock
-from unclip_jax.training.workdir import Workdir
+from unclip_jax.training.workdir import TakenOver, Workdir
 
 log = logging.getLogger(__name__)
 
 PERIOD = 60.0  # seconds between copies of changed files
-BEAT = 10.0  # seconds between two counts of the lock
+BEAT = 10.0  # seconds between two heartbeats
 STALE = 45.0  # seconds without one, after which a trainer on another host counts as dead
 _LAST = "manifest.json"  # completes an export
 _OWN = {"checkpoints", "damaged", workdir_lock.FILE}  # not copied
@@ -105,7 +105,8 @@ class _Copy:
         """Copies what has changed.
 
         Raises:
-            UserError: a file cannot be copied, or another trainer has taken over.
+            TakenOver: another trainer has taken over.
+            UserError: a file cannot be copied.
         """
         if self._lock is not None:
             self._lock.check()
@@ -155,7 +156,7 @@ class _Copy:
 
 
 class _Lock:
-    """The lock of a workdir, with a thread that counts."""
+    """The lock of a workdir, with a thread for its heartbeat."""
 
     def __init__(self, url: Url):
         """Takes the lock, or takes over a stale one.
@@ -165,33 +166,36 @@ class _Lock:
         """
         self._url, self._token, self._beats = url, uuid.uuid4().hex, 0
         holder = self._holder()
-        if holder and not self._stale(holder):
+        if holder and self._stale(holder):
+            self._write()
+        elif not holder:
+            url.create(self._content())
+        holder = self._holder()
+        if holder.get("token") != self._token:
             raise UserError(
                 f"another trainer is at work in {url.parent}: process {holder.get('pid', '?')} on "
                 f"{holder.get('name', '?')}; wait for it, stop it, or give another --workdir."
             )
-        self._write()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="workdir lock", daemon=True)
         self._thread.start()
-        self.check()
 
     def check(self) -> None:
         """Checks that no other trainer has taken over.
 
         Raises:
-            UserError: one has.
+            TakenOver: one has.
         """
         holder = self._holder()
         if holder.get("token", self._token) != self._token:
-            raise UserError(
+            raise TakenOver(
                 f"another trainer has taken over {self._url.parent}: process "
                 f"{holder.get('pid', '?')} on {holder.get('name', '?')}; this one stops. Its "
                 "checkpoints are complete."
             )
 
     def release(self) -> None:
-        """Stops counting and removes the lock, if it is still this process's."""
+        """Removes the lock, if it is still this process's."""
         self._stopped.set()
         self._thread.join()
         with contextlib.suppress(UserError):
@@ -206,27 +210,35 @@ class _Lock:
 
     def _write(self) -> None:
         self._beats += 1
+        self._url.write_bytes(self._content())
+
+    def _content(self) -> bytes:
+        """Returns the content of the lock."""
         facts = {"token": self._token, "beats": self._beats, **workdir_lock.own_process()}
-        self._url.write_bytes(json.dumps(facts).encode())
+        return json.dumps(facts).encode()
 
     def _holder(self) -> dict[str, Any]:
-        """Returns the content of the lock; {} if it is not there or damaged."""
-        if not self._url.exists():
+        """Returns the holder that the lock names; {} if there is no lock."""
+        try:
+            text = self._url.read_bytes()
+        except UserError:
+            if self._url.exists():
+                raise
             return {}
         try:
-            content = json.loads(self._url.read_bytes())
+            content = json.loads(text)
         except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
+            content = None
+        return content if isinstance(content, dict) else {"damaged": True}
 
     def _stale(self, holder: dict[str, Any]) -> bool:
-        """True if the holder is gone; waits for it to count if it is on another host."""
+        """True if the holder has ended; waits for a heartbeat if it is on another host."""
         if holder.get("host") == workdir_lock.own_process()["host"]:
             return not workdir_lock.is_running(holder)
-        log.info("waiting for a sign of life of the trainer that holds %s", self._url)
+        log.info("waiting for a heartbeat in %s", self._url)
         end = time.monotonic() + STALE
         while time.monotonic() < end:
             time.sleep(STALE / 30)
             if self._holder() != holder:
-                return not self._holder()  # released, or alive
+                return not self._holder()  # released
         return True

@@ -33,6 +33,7 @@ from unclip_jax.parallel.place import size_text
 from unclip_jax.training import orbax_logging
 from unclip_jax.training.fingerprint import checksum, describe_tree
 from unclip_jax.training.state import TrainState
+from unclip_jax.training.workdir import TakenOver
 
 TRIES = 4  # of every save, and failures in the background in a row
 PAUSE = 4.0  # seconds before the second try; three times as long before each further one
@@ -117,7 +118,7 @@ class Checkpoints:
         """
         self._finish_previous()
         if step not in self.steps:
-            self._before_save()
+            self._retry(self._before_save)
             stored = encode_position(position)
             meta = describe(step, state, stored)
             self._retry(lambda: self._begin(step, state, stored, meta))
@@ -165,6 +166,8 @@ class Checkpoints:
         for left in reversed(range(TRIES if jax.process_count() == 1 else 1)):
             try:
                 return attempt()
+            except TakenOver:
+                raise
             except UserError as error:
                 if not left:
                     raise
@@ -253,7 +256,11 @@ class Checkpoints:
                 self._aside.mkdir(exist_ok=True)
                 for step in steps:
                     taken = len(list(self._aside.glob(f"{step}-*")))
-                    (self.folder / str(step)).rename(self._aside / f"{step}-{taken}")
+                    target = self._aside / f"{step}-{taken}"
+                    if self._remote:  # which has no folder to rename
+                        Url(str(self.folder / str(step))).move(Url(str(target)))
+                    else:
+                        (self.folder / str(step)).rename(target)
         self._manager.reload()
 
     def _check_space(self, needed: int) -> None:

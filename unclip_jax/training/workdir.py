@@ -4,7 +4,12 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Location
+
+
+class TakenOver(UserError):
+    """Another trainer has taken over the workdir; trying again is of no use."""
 
 
 @dataclasses.dataclass(frozen=True)
