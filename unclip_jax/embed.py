@@ -7,7 +7,8 @@ r"""Embeds a data set with a frozen CLIP or text encoder, or arrays with a prior
 
 Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
 their statistics. An interrupted run continues when the same command runs again. Of several
-processes each embeds a part of every batch, and the first writes.
+processes, and of jobs with --shard=I/N, each embeds and writes whole shards; the last one adds the
+statistics. Rows are the same bits whatever their number.
 
 The second form samples targets for new conditions; `inference/embedding_files.py` has the formats.
 The third writes the features of all captions, for `config.data.text_features`.
@@ -40,6 +41,13 @@ def parser() -> Parser:
         "--all-captions",
         action="store_true",
         help="of several captions of an image embed all, not the first alone",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="precision on disk"
+    )
+    parser.add_argument("--workers", type=int, default=8, help="records that are read at once")
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="embed every N-th shard from number I"
     )
     flags.add_skip_digests(parser)
     process_flags.add(parser)
@@ -117,6 +125,8 @@ def main(argv: Sequence[str]) -> None:
         return
     args = parser().parse_args(argv)
     positive("--batch", args.batch)
+    positive("--workers", args.workers)
+    share = flags.parse_share(args.shard)
     check_output(args.out, folder=True)
     process_flags.start_alike(args)
     compilation_cache.use()
@@ -131,6 +141,9 @@ def main(argv: Sequence[str]) -> None:
         batch_size=args.batch,
         raw=args.raw,
         all_captions=args.all_captions,
+        dtype=args.dtype,
+        workers=args.workers,
+        share=share,
     )
 
 

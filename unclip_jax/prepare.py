@@ -17,13 +17,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.cli import entry
+from unclip_jax.cli import entry, flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import check_output
 from unclip_jax.data import dataset_manifest
 from unclip_jax.data.image_codec import Limits
-from unclip_jax.preparation import duplicates, engines, pipeline, shard_tasks
+from unclip_jax.preparation import duplicates, engines, pipeline
 from unclip_jax.preparation.checking import CheckConfig
 from unclip_jax.preparation.pipeline import TokenizerConfig
 from unclip_jax.preparation.plan_specs import make_specs
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     )
     engine = engines.parse(args.engine, options=args.beam_option, processes=workers)
     tokenizer = TokenizerConfig(args.tokenizer, args.vocab_size, args.tokenizer_sample)
-    share = shard_tasks.parse_share(args.shard) if args.shard else None
+    share = flags.parse_share(args.shard) if args.shard else None
     merging = args.inputs == ["merge"]
     if not args.inputs:
         dataset_manifest.read(args.out)  # before the folder is created for its lock

@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow
@@ -10,6 +11,7 @@ import pytest
 
 from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
+from unclip_jax.data import embeddings
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
 
@@ -51,6 +53,7 @@ def test_layout_is_clip_retrievals(tmp_path: pathlib.Path):
     assert names == [
         *[f"img_emb/img_emb_000{i}.npy" for i in range(3)],
         *[f"metadata/metadata_000{i}.parquet" for i in range(3)],
+        *[f"reports/reports_000{i}.json" for i in range(3)],
         "stats.json",
         *[f"text_emb/text_emb_000{i}.npy" for i in range(3)],
     ]
@@ -156,6 +159,46 @@ def test_finished_embeddings_can_be_opened_again_for_writing(tmp_path: pathlib.P
     assert again.written == 10
     assert len(again.finish()) == 10
     assert EmbeddingSource(tmp_path).info() == {"clip": "abc"}
+
+
+def test_complete_embeddings_are_not_added_to(tmp_path: pathlib.Path):
+    write(tmp_path)
+    with pytest.raises(UserError, match="is complete; choose another folder"):
+        add(EmbeddingWriter(tmp_path, info={"clip": "abc"}), 0, 3)
+
+
+def test_shards_of_the_other_precision_are_written_again(tmp_path: pathlib.Path):
+    add(EmbeddingWriter(tmp_path, info={}, shard_size=4), 0, 4)
+    writer = EmbeddingWriter(tmp_path, info={}, shard_size=4, dtype="float16")
+    assert writer.written == 0
+    add(writer, 0, 4)
+    assert len(writer.finish()) == 4
+    assert np.load(tmp_path / "img_emb" / "img_emb_0000.npy").dtype == np.float16
+
+
+def test_shards_that_do_not_belong_are_refused(tmp_path: pathlib.Path):
+    writer = EmbeddingWriter(tmp_path, info={}, shard_size=4)
+    add(writer, 0, 4)
+    shutil.copy(*(tmp_path / "metadata" / f"metadata_000{i}.parquet" for i in (0, 1)))
+    with pytest.raises(UserError, match="holds further shards, of an earlier version"):
+        writer.finish()
+
+
+def test_embeddings_too_large_for_float16(tmp_path: pathlib.Path):
+    writer = EmbeddingWriter(tmp_path, info={}, dtype="float16")
+    writer.add(KEYS, CAPTIONS, z_img=Z_IMG * 1e6, z_txt=Z_TXT)
+    with pytest.raises(UserError, match="near 'k0' is too large for float16; store float32"):
+        writer.finish()
+
+
+def test_few_files_stay_open(tmp_path: pathlib.Path, monkeypatch):
+    monkeypatch.setattr(embeddings, "_ARRAYS", 2)
+    monkeypatch.setattr(embeddings, "_TABLES", 1)
+    source = write(tmp_path)
+    for index in [*range(10), *range(9, -1, -1)]:
+        assert source[index]["key"] == KEYS[index]
+        np.testing.assert_array_equal(source[index]["z_txt"], Z_TXT[index])
+    assert source._array.cache_info().currsize == 2 and source._table.cache_info().currsize == 1
 
 
 def test_half_written_embeddings_are_refused(tmp_path: pathlib.Path):

@@ -12,7 +12,7 @@ from etils import epath
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import dataset_manifest, prepared, sources
-from unclip_jax.data.dataset import FeatureKeys
+from unclip_jax.data.dataset import FeatureKeys, content_digest
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.prepared import ShardSource
 
@@ -199,8 +199,8 @@ def test_tfds_set_that_was_never_prepared(toy: pathlib.Path, tmp_path: pathlib.P
         sources.open_source(f"tfds:toy@{tmp_path}", split="train")
 
 
-def embed(directory: pathlib.Path, keys: list[str]):
-    writer = EmbeddingWriter(directory, info={})
+def embed(directory: pathlib.Path, keys: list[str], **info: str):
+    writer = EmbeddingWriter(directory, info=info)
     vectors = np.arange(len(keys) * 2, dtype=np.float32).reshape(-1, 2)
     writer.add(keys, [""] * len(keys), z_img=vectors, z_txt=-vectors)
     return writer.finish()
@@ -216,6 +216,18 @@ def test_joined_records_carry_their_embeddings(source: ShardSource, tmp_path: pa
     assert record["caption"] == "picture number 7"  # the data set's own caption
     np.testing.assert_array_equal(record["z_img"], [14, 15])
     np.testing.assert_array_equal(record["z_txt"], [-14, -15])
+
+
+def test_embeddings_of_these_records_need_no_keys(source, tmp_path, monkeypatch):
+    keys = [f"k{i:04d}" for i in range(10)]
+    joined = sources.JoinedSource(
+        source, embed(tmp_path / "e", keys, data_digest=content_digest(source))
+    )
+    monkeypatch.setattr(joined._embeddings, "_table", None)
+    np.testing.assert_array_equal(joined[7]["z_img"], [14, 15])
+    wrong = embed(tmp_path / "w", keys[::-1], data_digest=content_digest(source))
+    with pytest.raises(UserError, match="record 0 is 'k0000', but embedding 0 .* of 'k0009'"):
+        sources.JoinedSource(source, wrong)
 
 
 def test_joining_another_number_of_embeddings(source: ShardSource, tmp_path: pathlib.Path):

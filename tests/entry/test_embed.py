@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.preparation.hostile import image, write
 from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec, sources, text
+from unclip_jax.data.embedding_writer import EmbeddingFolder
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.inference import dataset_embedding, load
 from unclip_jax.models.clip import Clip
@@ -28,7 +31,13 @@ def place(tmp_path_factory):
 
 
 def arguments(place: pathlib.Path, out: pathlib.Path):
-    return [f"--clip={place}/clip/export", f"--data={place}/data", f"--out={out}", "--batch=16"]
+    return [
+        f"--clip={place}/clip/export",
+        f"--data={place}/data",
+        f"--out={out}",
+        "--batch=16",
+        "--dtype=float32",
+    ]
 
 
 def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
@@ -73,29 +82,93 @@ def test_raw_embeddings_have_the_same_directions_and_say_what_they_are(place, tm
         embed.main([*arguments(place, tmp_path / "unit"), "--raw", *only])
 
 
-def test_an_interrupted_embedding_continues_without_loss(place, tmp_path, monkeypatch):
+@pytest.fixture
+def labelled(monkeypatch):
+    """An encoder that is not compiled and depends on its whole batch, and small shards."""
+    monkeypatch.setattr(dataset_embedding, "compile_encoder", _of_the_batch)
     monkeypatch.setattr(dataset_embedding, "SHARD_SIZE", 16)
-    embed.main([*arguments(place, tmp_path / "whole"), "--splits", "train"])
-    stored, calls = dataset_embedding._store, []
 
-    def fails_late(*given):
+
+def _of_the_batch(module, **options):
+    def encode(params, images, tokens, mask):
+        flat = images.reshape(len(images), -1)
+        z = jnp.stack([flat.mean(axis=1), flat.std(axis=1), tokens.sum(axis=1) / 1e4], axis=1)
+        return z + z.sum() / 100, z
+
+    return encode
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """All files of embeddings."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_an_interrupted_embedding_continues(place, tmp_path, monkeypatch, labelled):
+    command = [*arguments(place, tmp_path / "cut"), "--splits", "train", "--dtype=float16"]
+    embed.main([*command, f"--out={tmp_path}/whole"])
+    embedded, calls = dataset_embedding._embedded, []
+
+    def fails_late(*inputs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return stored(*given)
+        return embedded(*inputs)
 
-    monkeypatch.setattr(dataset_embedding, "_store", fails_late)
+    monkeypatch.setattr(dataset_embedding, "_embedded", fails_late)
     with pytest.raises(KeyboardInterrupt):
-        embed.main([*arguments(place, tmp_path / "cut"), "--splits", "train"])
+        embed.main(command)
     with pytest.raises(UserError, match="half-written; run the same .*unclip_jax.embed"):
         EmbeddingSource(tmp_path / "cut" / "train")
-    monkeypatch.setattr(dataset_embedding, "_store", stored)
-    embed.main([*arguments(place, tmp_path / "cut"), "--splits", "train"])
-    whole, cut = (EmbeddingSource(tmp_path / name / "train") for name in ("whole", "cut"))
-    for field in ("z_img", "z_txt"):
-        np.testing.assert_allclose(
-            cut.vectors(field, 0, 40), whole.vectors(field, 0, 40), atol=1e-6
-        )
+    (tmp_path / "cut/train/img_emb/img_emb_0002.npy").write_bytes(b"killed while wri")
+    embed.main(command)
+    assert len(calls) == 4  # the third shard alone was embedded again
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    rows = np.load(tmp_path / "cut/train/img_emb/img_emb_0001.npy")
+    assert rows.dtype == np.float16 and rows.shape == (16, 3)
+    embed.main(command)
+    assert len(calls) == 4
+
+
+def test_jobs_of_an_array_write_the_same_bits_and_the_last_completes(place, tmp_path, labelled):
+    command = [*arguments(place, tmp_path / "array"), "--splits", "train"]
+    embed.main([*command, f"--out={tmp_path}/whole"])
+    for share in ("2/3", "0/3"):
+        embed.main([*command, f"--shard={share}"])
+        with pytest.raises(UserError, match="is half-written"):
+            EmbeddingSource(tmp_path / "array" / "train")
+    embed.main([*command, "--shard=1/3"])
+    assert contents(tmp_path / "array") == contents(tmp_path / "whole")
+
+
+def test_processes_share_the_shards_of_a_job(place, tmp_path, monkeypatch, labelled):
+    command = [*arguments(place, tmp_path / "together"), "--splits", "train"]
+    embed.main([*command, f"--out={tmp_path}/whole"])
+    monkeypatch.setattr(dataset_embedding, "gather", lambda value: [value])
+    for index in (1, 0):
+        processes = types.SimpleNamespace(**vars(jax))
+        processes.process_count, processes.process_index = (lambda: 2), (lambda index=index: index)
+        monkeypatch.setattr(dataset_embedding, "jax", processes)
+        embed.main(command)
+        written = len([*(tmp_path / "together" / "train" / "img_emb").iterdir()])
+        assert written == {1: 1, 0: 3}[index]
+    assert contents(tmp_path / "together") == contents(tmp_path / "whole")
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(place, tmp_path, labelled, monkeypatch):
+    written = EmbeddingFolder.is_written
+    monkeypatch.setattr(EmbeddingFolder, "is_written", lambda f, i: i != 1 and written(f, i))
+    with pytest.raises(UserError, match="lacks the shards 1 of 3; run the same command again"):
+        embed.main([*arguments(place, tmp_path), "--splits", "train"])
+
+
+@pytest.mark.parametrize("share", ["3", "3/3", "a/b", "-1/2"])
+def test_shares_are_checked(place, tmp_path, share):
+    with pytest.raises(UserError, match="--shard is .*; give I/N with 0 <= I < N"):
+        embed.main([*arguments(place, tmp_path), f"--shard={share}"])
 
 
 def prepared(place: pathlib.Path, out: pathlib.Path, what: str) -> None:

@@ -30,6 +30,18 @@ def add_models(
         add_skip_digests(parser)
 
 
+def parse_share(text: str) -> tuple[int, int]:
+    """Returns (I, N) of "I/N".
+
+    Raises:
+        UserError: it is of another form, or I is not below N.
+    """
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise UserError(f"--shard is {text!r}; give I/N with 0 <= I < N, such as 0/16 and 15/16.")
+    return int(first), int(second)
+
+
 class _Chain(argparse.Action):
     """Sets `prior` to a chain, which names its first prior."""
 

@@ -1,22 +1,26 @@
-"""Writer of embeddings in the layout that `embeddings` reads, one atomic shard after another.
+"""Writers of embeddings in the layout that `embeddings` reads.
 
-A shard counts as written when its metadata is there, because that file is renamed into place last;
-after an interruption the writer goes on behind the last such shard.
+`EmbeddingFolder` takes shards in any order, from any number of processes that share the folder. A
+shard counts as written when its report is there, because that file is renamed into place last; it
+states the origin of the shard, its moments and the digests of its files. `finish` adds the reports
+up, so no row is read again. `EmbeddingWriter` takes rows in order instead.
 """
 
-import dataclasses
 import json
+import os
 import pathlib
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from unclip_jax.core import digests
-from unclip_jax.core.checks import UserError, one_of, positive
-from unclip_jax.core.files import atomic_path, write_atomically
+from unclip_jax.core import digests, json_text
+from unclip_jax.core.checks import UserError, listed, one_of, positive
+from unclip_jax.core.files import atomic_path, read_small, write_atomically
+from unclip_jax.data.embedding_stats import Moments, Vectors, total
 from unclip_jax.data.embeddings import (
     DIGEST,
     FILES,
@@ -24,12 +28,150 @@ from unclip_jax.data.embeddings import (
     OURS,
     STATS,
     EmbeddingSource,
-    Stats,
-    Vectors,
-    measure,
+    numbered,
     read_stats,
-    read_table,
 )
+
+DTYPES = ("float16", "float32")
+REPORTS = "reports"
+
+
+class EmbeddingFolder:
+    """A folder of embeddings that is written shard by shard; `finished` if it is complete."""
+
+    def __init__(
+        self, directory: str | pathlib.Path, *, info: Mapping[str, Any], dtype: str = "float16"
+    ):
+        """Continues in `directory`, or starts there.
+
+        Args:
+            directory: made if missing.
+            info: JSON-ready; where the embeddings come from (CLIP, data set, tokenizer).
+            dtype: "float16" or "float32"; shards of the other are written again.
+
+        Raises:
+            UserError: `directory` holds embeddings of another origin.
+        """
+        self.directory = pathlib.Path(directory)
+        self._dtype = np.dtype(one_of("dtype", dtype, DTYPES))
+        self._info = json.loads(json.dumps(info))
+        self._origin = digests.of_json({**self._info, "dtype": dtype})
+        for name in (*KINDS.values(), "metadata", REPORTS):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        stored = read_stats(self.directory)
+        self.finished = bool(stored.get("finished", "info" in stored))
+        if self.finished or any((self.directory / REPORTS).glob("*.json")):
+            _check_info(self.directory, stored.get("info", {}), self._info)
+        elif stored.get("info") != self._info:
+            self._write_stats({"info": self._info, "finished": False})
+
+    def is_written(self, index: int) -> bool:
+        """True if shard `index` is complete, of this origin and precision."""
+        return self._report(index).get("origin") == self._origin
+
+    def rows(self, index: int) -> int:
+        """Returns the number of rows of a shard that is written."""
+        return int(self._report(index)["rows"])
+
+    def write(
+        self,
+        index: int,
+        *,
+        keys: Sequence[str],
+        captions: Sequence[str],
+        vectors: Mapping[str, Vectors],
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes shard `index`, its report last.
+
+        Args:
+            index: number of the shard.
+            keys: of the rows.
+            captions: of the rows.
+            vectors: z_img, z_txt or both.
+            extra: further columns of the metadata.
+
+        Raises:
+            UserError: the lengths differ, or a value is not finite.
+        """
+        _check_rows(keys, captions, vectors)
+        self._path(REPORTS, index, "json").unlink(missing_ok=True)
+        paths, moments = [], {}
+        for field, rows in vectors.items():
+            path = self._path(KINDS[field], index, "npy")
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(rows, self._dtype)
+            if not np.isfinite(stored).all():
+                raise UserError(
+                    f"an embedding near {keys[0]!r} is too large for {self._dtype}; store float32."
+                )
+            with atomic_path(path) as partial, partial.open("wb") as file:
+                np.save(file, stored)
+            paths.append(path)
+            moments[field] = Moments.of(stored).to_json()
+        table = pyarrow.table({"key": list(keys), "caption": list(captions), **(extra or {})})
+        table = table.replace_schema_metadata({OURS: STATS})
+        paths.append(self._path("metadata", index, "parquet"))
+        with atomic_path(paths[-1]) as partial:
+            pyarrow.parquet.write_table(table, partial)
+        names = [path.relative_to(self.directory).as_posix() for path in paths]
+        files = digests.of_files(self.directory, names)
+        report = {"origin": self._origin, "rows": len(keys), FILES: files, **moments}
+        write_atomically(self._path(REPORTS, index, "json"), json.dumps(report))
+
+    def missing(self, count: int) -> list[int]:
+        """Returns the numbers of the first `count` shards that are not written."""
+        return [index for index in range(count) if not self.is_written(index)]
+
+    def finish(self, count: int) -> EmbeddingSource:
+        """Writes the statistics of `count` shards, which completes the folder, and opens it.
+
+        Raises:
+            UserError: a shard is missing, or the folder holds more.
+        """
+        if self.finished:
+            return EmbeddingSource(self.directory, verify=False)
+        missing = [str(index) for index in self.missing(count)]
+        if missing:
+            raise UserError(
+                f"{self.directory} lacks the shards {listed(missing, most=5, separator=', ')} of "
+                f"{count}; run the same command again, with a folder that all processes share."
+            )
+        if len(numbered(self.directory / "metadata", "parquet")) > count:
+            raise UserError(
+                f"{self.directory} holds further shards, of an earlier version; delete it and "
+                "embed again."
+            )
+        reports = [self._report(index) for index in range(count)]
+        if reports:
+            fields = [field for field in KINDS if field in reports[0]]
+            stats = {
+                field: total(Moments.from_json(each[field]) for each in reports).stats().to_json()
+                for field in fields
+            }
+            files = {name: digest for each in reports for name, digest in each[FILES].items()}
+            entries = {**stats, "info": self._info, "finished": True, FILES: files}
+            self._write_stats(entries)
+        self.finished = True
+        return EmbeddingSource(self.directory, verify=False)
+
+    def _report(self, index: int) -> dict[str, Any]:
+        """Reads the report of a shard; {} if there is none."""
+        path = self._path(REPORTS, index, "json")
+        try:
+            text = read_small(path)
+        except FileNotFoundError:
+            return {}
+        return json_text.parse_object(text, where=str(path), advice="delete it.")
+
+    def _path(self, kind: str, index: int, suffix: str) -> pathlib.Path:
+        return self.directory / kind / f"{kind}_{index:04d}.{suffix}"
+
+    def _write_stats(self, content: dict[str, Any]) -> None:
+        sealed = {**content, DIGEST: digests.of_json(content)}
+        draft = self.directory / f"{STATS}.{uuid.uuid4().hex}.tmp"  # jobs may write at once
+        draft.write_text(json.dumps(sealed))
+        os.replace(draft, self.directory / STATS)
 
 
 class EmbeddingWriter:
@@ -47,22 +189,23 @@ class EmbeddingWriter:
 
         Args:
             directory: made if missing.
-            info: JSON-ready; where the embeddings come from (CLIP, data set, tokenizer). A folder
-                is continued only with equal info.
+            info: as `EmbeddingFolder`.
             shard_size: rows per shard.
-            dtype: "float32", or "float16" for half the space.
+            dtype: likewise.
 
         Raises:
             UserError: `directory` holds embeddings of another origin.
         """
-        self.directory = pathlib.Path(directory)
+        self._folder = EmbeddingFolder(directory, info=info, dtype=dtype)
         self._size = positive("shard_size", shard_size)
-        self._dtype = np.dtype(one_of("dtype", dtype, ("float32", "float16")))
-        self._info = json.loads(json.dumps(info))
         self._shards = 0
         self._pending: dict[str, list[Any]] = {"key": [], "caption": [], "z_img": [], "z_txt": []}
         self.written: int = 0
-        self._start()
+        if self._folder.finished:
+            self.written = len(self._folder.finish(0))
+        while not self._folder.finished and self._folder.is_written(self._shards):
+            self.written += self._folder.rows(self._shards)
+            self._shards += 1
 
     def add(
         self, keys: Sequence[str], captions: Sequence[str], *, z_img: Vectors, z_txt: Vectors
@@ -70,18 +213,11 @@ class EmbeddingWriter:
         """Adds rows and writes every shard that is full.
 
         Raises:
-            UserError: the lengths differ, or a value is not finite.
+            UserError: the lengths differ, a value is not finite, or the folder is complete.
         """
-        if not len(keys) == len(captions) == len(z_img) == len(z_txt):
-            raise UserError(
-                f"embeddings do not match: {len(keys)} keys, {len(captions)} captions, "
-                f"{len(z_img)} z_img, {len(z_txt)} z_txt."
-            )
-        if not (np.isfinite(z_img).all() and np.isfinite(z_txt).all()):
-            raise UserError(
-                f"an embedding near {keys[0]!r} is not finite; the CLIP export is damaged or its "
-                "training diverged."
-            )
+        if self._folder.finished:
+            raise UserError(f"{self._folder.directory} is complete; choose another folder.")
+        _check_rows(keys, captions, {"z_img": z_img, "z_txt": z_txt})
         rows = {"key": keys, "caption": captions, "z_img": z_img, "z_txt": z_txt}
         for name, values in rows.items():
             self._pending[name].extend(values)
@@ -92,64 +228,54 @@ class EmbeddingWriter:
         """Writes the last shard and the statistics, and opens the result."""
         if self._pending["key"]:
             self._flush()
-        self._write_stats({"info": self._info})
-        source = EmbeddingSource(self.directory)
-        stats = {field: _to_json(measure(source, field)) for field in source.fields}
-        files = digests.of_files(self.directory, self._files())
-        self._write_stats({**stats, "info": self._info, "finished": True, FILES: files})
-        return source
-
-    def _files(self) -> list[str]:
-        """Returns the paths of all shards, relative to the folder."""
-        kinds = [(kind, "npy") for kind in KINDS.values()] + [("metadata", "parquet")]
-        paths = [self._path(k, i, suffix) for k, suffix in kinds for i in range(self._shards)]
-        return [path.relative_to(self.directory).as_posix() for path in paths]
-
-    def _start(self) -> None:
-        """Finds the complete shards and marks the folder as unfinished."""
-        for name in (*KINDS.values(), "metadata"):
-            (self.directory / name).mkdir(parents=True, exist_ok=True)
-        while self._path("metadata", self._shards, "parquet").is_file():
-            table = read_table(self._path("metadata", self._shards, "parquet"))
-            self._shards, self.written = self._shards + 1, self.written + table.num_rows
-        before = read_stats(self.directory).get("info", {}) if self._shards else self._info
-        for name in sorted(before.keys() | self._info.keys()):
-            digests = before.get(name), self._info.get(name)
-            if name == "data_digest" and all(digests) and digests[0] != digests[1]:
-                raise UserError(
-                    f"{self.directory} holds embeddings of other records: their data_digest is "
-                    f"{digests[0][:12]}, that of this data {digests[1][:12]}; choose another "
-                    "folder or delete it."
-                )
-            if before.get(name) != self._info.get(name):
-                raise UserError(
-                    f"{self.directory} holds embeddings with {name} = {before.get(name)!r}, now it "
-                    f"is {self._info.get(name)!r}; choose another folder or delete it."
-                )
-        self._write_stats({"info": self._info, "finished": False})
-
-    def _path(self, kind: str, index: int, suffix: str) -> pathlib.Path:
-        return self.directory / kind / f"{kind}_{index:04d}.{suffix}"
+        return self._folder.finish(self._shards)
 
     def _flush(self) -> None:
-        """Writes one shard, metadata last, because its presence makes the shard complete."""
+        """Writes one shard."""
         rows = {name: values[: self._size] for name, values in self._pending.items()}
         self._pending = {name: values[self._size :] for name, values in self._pending.items()}
-        for field, kind in KINDS.items():
-            path = self._path(kind, self._shards, "npy")
-            with atomic_path(path) as partial, partial.open("wb") as file:
-                np.save(file, np.stack(rows[field]).astype(self._dtype))
-        table = pyarrow.table({"key": rows["key"], "caption": rows["caption"]})
-        table = table.replace_schema_metadata({OURS: STATS})
-        with atomic_path(self._path("metadata", self._shards, "parquet")) as partial:
-            pyarrow.parquet.write_table(table, partial)
-        self._shards, self.written = self._shards + 1, self.written + len(rows["key"])
-
-    def _write_stats(self, content: dict[str, Any]) -> None:
-        sealed = {**content, DIGEST: digests.of_json(content)}
-        write_atomically(self.directory / STATS, json.dumps(sealed))
+        vectors = {field: np.stack(rows[field]) for field in KINDS}
+        keys, captions = rows["key"], rows["caption"]
+        self._folder.write(self._shards, keys=keys, captions=captions, vectors=vectors)
+        self._shards, self.written = self._shards + 1, self.written + len(keys)
 
 
-def _to_json(stats: Stats) -> dict[str, Any]:
-    record = dataclasses.asdict(stats)
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in record.items()}
+def _check_rows(
+    keys: Sequence[str], captions: Sequence[str], vectors: Mapping[str, Vectors]
+) -> None:
+    """Compares lengths, and refuses values that are not finite.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    counts = {"keys": len(keys), "captions": len(captions)}
+    counts |= {field: len(rows) for field, rows in vectors.items()}
+    if len(set(counts.values())) > 1:
+        stated = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise UserError(f"embeddings do not match: {stated}.")
+    if not all(np.isfinite(rows).all() for rows in vectors.values()):
+        raise UserError(
+            f"an embedding near {keys[0]!r} is not finite; the CLIP export is damaged or its "
+            "training diverged."
+        )
+
+
+def _check_info(directory: pathlib.Path, stored: dict[str, Any], info: dict[str, Any]) -> None:
+    """Refuses to continue a folder of another origin.
+
+    Raises:
+        UserError: naming the first entry that differs.
+    """
+    for name in sorted(stored.keys() | info.keys()):
+        before, now = stored.get(name), info.get(name)
+        if before == now:
+            continue
+        if name == "data_digest" and before and now:
+            raise UserError(
+                f"{directory} holds embeddings of other records: their data_digest is "
+                f"{before[:12]}, that of this data {now[:12]}; choose another folder or delete it."
+            )
+        raise UserError(
+            f"{directory} holds embeddings with {name} = {before!r}, now it is {now!r}; choose "
+            "another folder or delete it."
+        )

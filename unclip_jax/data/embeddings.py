@@ -4,23 +4,25 @@ A folder holds `img_emb/img_emb_0000.npy`, `text_emb/text_emb_0000.npy` and
 `metadata/metadata_0000.parquet` (columns key and caption) for shards 0, 1, ...; row i of each
 belongs to the same example. `embedding_writer` adds `stats.json`: where the embeddings come from,
 and, once all are written, their statistics. Folders that other tools wrote have none.
+
+Arrays are mapped and tables read when a row of theirs is read; of both the latest few stay open.
 """
 
-import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Iterator
+import resource
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from jaxtyping import Float
 
 from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import check_regular, read_small
+from unclip_jax.data.embedding_stats import Moments, Stats, Vectors, total
 
 KINDS = {"z_img": "img_emb", "z_txt": "text_emb"}
 STATS = "stats.json"
@@ -30,27 +32,8 @@ FILES, DIGEST = "files", "digest"
 REMEDY = "delete it, it will be computed again."
 ADVICE = "copy the embeddings again, or make them again."
 _CHUNK = 65536  # rows per step when statistics are taken
-
-Vectors = Float[np.ndarray, " b z"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stats:
-    """Statistics of one kind of embedding, over all rows as stored, in float64.
-
-    Attributes:
-        count: number of rows.
-        mean: per dimension.
-        std: per dimension (population).
-        norm_mean: mean Euclidean length.
-        norm_std: its standard deviation.
-    """
-
-    count: int
-    mean: np.ndarray
-    std: np.ndarray
-    norm_mean: float
-    norm_std: float
+_TABLES = 32  # that stay in memory
+_ARRAYS = 16384  # that stay mapped at most; Linux allows a process 65,530 maps
 
 
 class EmbeddingSource:
@@ -76,52 +59,84 @@ class EmbeddingSource:
             )
         if verify and FILES in stored:
             digests.check_files(self.directory, stored[FILES], advice=ADVICE)
-        self._tables = stored_tables(self.directory)
-        if not self._tables:
+        self._metadata = numbered(self.directory / "metadata", "parquet")
+        if not self._metadata:
             raise UserError(
                 f"no embeddings in {self.directory}: it has no metadata/metadata_0000.parquet; "
                 "compute them with `python -m unclip_jax.embed`."
             )
-        if not stored and any(OURS in (table.schema.metadata or {}) for table in self._tables):
+        files = [_footer(path) for path in self._metadata]
+        if not stored and any(OURS in (file.schema_arrow.metadata or {}) for file in files):
             raise UserError(
                 f"{self.directory} lacks {STATS}, which says where its embeddings come from; "
                 f"{ADVICE}"
             )
-        counts = [table.num_rows for table in self._tables]
+        counts = [file.metadata.num_rows for file in files]
         self._ends = np.cumsum(counts, dtype=np.int64)
-        self._arrays: dict[str, list[np.ndarray]] = {}
+        self._paths: dict[str, list[pathlib.Path]] = {}
+        self._dims: dict[str, int] = {}
         for field, kind in KINDS.items():
-            paths = _numbered(self.directory / kind, "npy")
+            paths = numbered(self.directory / kind, "npy")
             if paths:
-                self._arrays[field] = _open_arrays(paths, counts)
-        if not self._arrays:
+                self._paths[field] = paths
+                self._dims[field] = _check_arrays(paths, counts)
+        if not self._paths:
             raise UserError(f"{self.directory} has metadata but no img_emb or text_emb folder.")
+        self._open_caches()
 
-    def __reduce__(self):
-        return functools.partial(EmbeddingSource, verify=False), (self.directory,)
+    def _open_caches(self) -> None:
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = min(max(descriptors // 4, 16), _ARRAYS)
+        self._array = functools.lru_cache(most)(self._open_array)
+        self._table = functools.lru_cache(_TABLES)(self._open_table)
+
+    def _open_array(self, field: str, shard: int) -> np.ndarray:
+        return np.load(self._paths[field][shard], mmap_mode="r", allow_pickle=False)
+
+    def _open_table(self, shard: int) -> pyarrow.Table:
+        return read_table(self._metadata[shard])
+
+    def __getstate__(self) -> dict[str, Any]:
+        caches = ("_array", "_table")
+        return {name: value for name, value in vars(self).items() if name not in caches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open_caches()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[shard - 1]) if shard else 0)
-        table = self._tables[shard]
-        record: dict[str, Any] = {
+        shard, row = self._place(index)
+        table = self._table(shard)
+        return {
             "key": str(table["key"][row].as_py()),
             "caption": table["caption"][row].as_py() or "",
             "scene": "",
+            **self.row(index),
         }
-        for field, arrays in self._arrays.items():
-            record[field] = np.asarray(arrays[shard][row], np.float32)
-        return record
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """Returns the embeddings of one row, without its key and caption."""
+        shard, row = self._place(index)
+        return {f: np.asarray(self._array(f, shard)[row], np.float32) for f in self._paths}
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns the shard of a row and its number there.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the embeddings in the folder, out of z_img and z_txt."""
-        return tuple(self._arrays)
+        return tuple(self._paths)
 
     def dim(self, field: str) -> int:
         """Returns the embedding size of `field`.
@@ -129,21 +144,23 @@ class EmbeddingSource:
         Raises:
             UserError: the folder has no such embeddings.
         """
-        if field not in self._arrays:
+        if field not in self._paths:
             raise UserError(
                 f"{self.directory} has no {field} ({KINDS[field]}); embed the data again."
             )
-        return int(self._arrays[field][0].shape[1])
+        return self._dims[field]
 
     def vectors(self, field: str, start: int, stop: int) -> Vectors:
         """Returns rows start..stop of `field` as one float32 array."""
         self.dim(field)
         rows = []
-        for shard, array in enumerate(self._arrays[field]):
-            first = int(self._ends[shard]) - len(array)
-            low, high = max(start - first, 0), min(stop - first, len(array))
-            if low < high:
-                rows.append(np.asarray(array[low:high], np.float32))
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        for shard in range(first, len(self._ends)):
+            begin = int(self._ends[shard - 1]) if shard else 0
+            if begin >= stop:
+                break
+            array = self._array(field, shard)
+            rows.append(np.asarray(array[max(start - begin, 0) : stop - begin], np.float32))
         return np.concatenate(rows) if rows else np.zeros((0, self.dim(field)), np.float32)
 
     def blocks(self, most: int, *, size: int = 8192) -> Iterator[dict[str, Vectors]]:
@@ -174,9 +191,14 @@ class EmbeddingSource:
 
     def groups(self) -> np.ndarray:
         """Returns the first row of every record, and the end: rows of one record have one key."""
-        keys = np.concatenate([table["key"].to_numpy() for table in self._tables])
-        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-        return np.append(starts, len(self))
+        starts, before = [], None
+        for shard, end in enumerate(self._ends):
+            keys = self._table(shard)["key"].to_numpy()
+            if len(keys):
+                new = np.concatenate([[keys[0] != before], keys[1:] != keys[:-1]])
+                starts.append(int(end) - len(keys) + np.flatnonzero(new))
+                before = keys[-1]
+        return np.append(np.concatenate(starts), len(self))
 
     def info(self) -> dict[str, Any]:
         """Returns the origin of the embeddings (CLIP, tokenizer, data set); {} if unknown."""
@@ -211,22 +233,13 @@ def _damaged(path: pathlib.Path) -> UserError:
 
 
 def measure(source: EmbeddingSource, field: str) -> Stats:
-    """Computes statistics in two float64 passes over all rows, means before deviations."""
-    count = len(source)
-    spans = [(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
-    total, norms = np.zeros(source.dim(field)), np.zeros(count)
-    for start, stop in spans:
-        rows = source.vectors(field, start, stop).astype(np.float64)
-        total += rows.sum(axis=0)
-        norms[start:stop] = np.sqrt((rows**2).sum(axis=1))
-    mean = total / count
-    squares = np.zeros_like(mean)
-    for start, stop in spans:
-        squares += ((source.vectors(field, start, stop) - mean) ** 2).sum(axis=0)
-    return Stats(count, mean, np.sqrt(squares / count), float(norms.mean()), float(norms.std()))
+    """Computes statistics of all rows in one pass."""
+    starts = range(0, len(source), _CHUNK)
+    parts = (Moments.of(source.vectors(field, i, min(i + _CHUNK, len(source)))) for i in starts)
+    return total(parts).stats()
 
 
-def _numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+def numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
     """Returns the files `folder/folder_7.suffix` in the order of their numbers, padded or not.
 
     Raises:
@@ -242,9 +255,30 @@ def _numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
     return [path for _, path in sorted(numbered)]
 
 
-def stored_tables(directory: pathlib.Path) -> list[pyarrow.Table]:
-    """Reads the columns key and caption of every shard in order; see `read_table`."""
-    return [read_table(path) for path in _numbered(directory / "metadata", "parquet")]
+def _footer(path: pathlib.Path) -> pyarrow.parquet.ParquetFile:
+    """Reads the footer of a table, and checks that it has keys.
+
+    Raises:
+        UserError: the file cannot be read or has no keys.
+    """
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            key_column(path, file.schema_arrow.names)
+            return file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
+
+
+def key_column(path: pathlib.Path, names: Sequence[str]) -> str:
+    """Returns the column of the keys, as we, clip-retrieval or img2dataset name it.
+
+    Raises:
+        UserError: there is none.
+    """
+    key = next((name for name in ("key", "image_path") if name in names), None)
+    if key is None:
+        raise UserError(f"{path} has columns {[*names]}; it needs 'key' or 'image_path'.")
+    return key
 
 
 def read_table(path: pathlib.Path) -> pyarrow.Table:
@@ -253,22 +287,20 @@ def read_table(path: pathlib.Path) -> pyarrow.Table:
     Raises:
         UserError: the file cannot be read or has no keys.
     """
+    names = _footer(path).schema_arrow.names
+    key = key_column(path, names)
+    columns = [key, *(["caption"] if "caption" in names else [])]
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path, columns=columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
-    names = table.column_names
-    key = next((name for name in ("key", "image_path") if name in names), None)
-    if key is None:
-        raise UserError(f"{path} has columns {names}; it needs 'key' or 'image_path'.")
     blank = pyarrow.array([""] * table.num_rows)
     caption = table["caption"] if "caption" in names else blank
-    columns = pyarrow.table({"key": table[key], "caption": caption})
-    return columns.replace_schema_metadata(table.schema.metadata)
+    return pyarrow.table({"key": table[key], "caption": caption})
 
 
-def _open_arrays(paths: list[pathlib.Path], counts: list[int]) -> list[np.ndarray]:
-    """Memory-maps arrays and compares them with the metadata.
+def _check_arrays(paths: list[pathlib.Path], counts: list[int]) -> int:
+    """Compares arrays with the metadata; returns their dimension.
 
     Raises:
         UserError: a file is missing, cut short, or of other rows or dimensions.
@@ -278,7 +310,7 @@ def _open_arrays(paths: list[pathlib.Path], counts: list[int]) -> list[np.ndarra
             f"{paths[0].parent} has {len(paths)} shards, metadata has {len(counts)}; make the "
             "embeddings again."
         )
-    arrays = []
+    dim = 0
     for path, count in zip(paths, counts, strict=True):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -290,10 +322,10 @@ def _open_arrays(paths: list[pathlib.Path], counts: list[int]) -> list[np.ndarra
                 f"{path} has shape {list(array.shape)}, its metadata has {count} rows; make the "
                 "embeddings again."
             )
-        if arrays and array.shape[1] != arrays[0].shape[1]:
+        dim = dim or array.shape[1]
+        if array.shape[1] != dim:
             raise UserError(
-                f"{path} has dimension {array.shape[1]}, the first shard {arrays[0].shape[1]}; "
-                "they come from different CLIPs."
+                f"{path} has dimension {array.shape[1]}, the first shard {dim}; they come from "
+                "different CLIPs."
             )
-        arrays.append(array)
-    return arrays
+    return dim

@@ -91,9 +91,10 @@ def parse_path(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 class JoinedSource:
-    """Records with their embeddings, matched by position and checked by key.
+    """Records with their embeddings, matched by position.
 
-    If all captions of every image are embedded, z_txt is [captions z].
+    Embeddings that state the digest of these records match them; of others the key of every record
+    is compared. If all captions of every image are embedded, z_txt is [captions z].
     """
 
     def __init__(self, source: Source, embeddings: EmbeddingSource):
@@ -107,6 +108,7 @@ class JoinedSource:
         self._groups = embeddings.groups() if embeddings.info().get("captions") == "all" else None
         count = len(embeddings) if self._groups is None else len(self._groups) - 1
         stated = embeddings.info().get("data_digest")
+        self._checks_keys = True
         if stated and stated != content_digest(source):
             raise UserError(
                 f"the embeddings in {embeddings.directory} were computed on other records: they "
@@ -120,14 +122,16 @@ class JoinedSource:
             )
         for index in np.linspace(0, len(source) - 1, min(_PROBES, len(source)), dtype=int):
             self[int(index)]
+        self._checks_keys = not stated
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
         first = index if self._groups is None else int(self._groups[index])
-        record, row = self._source[index], self._embeddings[first]
-        if record["key"] != row["key"]:
+        record = self._source[index]
+        row = self._embeddings[first] if self._checks_keys else self._embeddings.row(first)
+        if self._checks_keys and record["key"] != row["key"]:
             raise UserError(
                 f"record {index} is {record['key']!r}, but embedding {index} in "
                 f"{self._embeddings.directory} is of {row['key']!r}; run `python -m "

@@ -1,8 +1,12 @@
-"""Embeds whole data sets with a frozen CLIP, resumably, in one process or several."""
+"""Embeds whole data sets with a frozen CLIP, shard by shard, in one process or many.
 
-import operator
+A shard holds the embeddings of SHARD_SIZE consecutive records. Every process embeds whole shards on
+its own devices, without communication, and an interrupted one goes on with those that have no
+report. So the rows are the same bits whatever the number of processes.
+"""
+
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +17,11 @@ from tqdm import tqdm
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import loader, sources, text
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
-from unclip_jax.data.embedding_writer import EmbeddingWriter
-from unclip_jax.data.embeddings import read_stats, stored_tables
+from unclip_jax.data.embedding_writer import EmbeddingFolder
+from unclip_jax.data.embeddings import EmbeddingSource, read_stats
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig
+from unclip_jax.data.records import Record
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.load import load_clip
@@ -25,7 +30,7 @@ from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 from unclip_jax.parallel.multihost import gather
 
-SHARD_SIZE = 16_384  # rows between two points at which an interrupted run continues
+SHARD_SIZE = 16_384  # records
 
 Encode = Callable[[Any, Any, Any, Any], tuple[jax.Array, jax.Array]]
 
@@ -38,7 +43,8 @@ class BatchEncoder(NamedTuple):
         example: fields of an example and their sizes.
         tokenizer: of the captions.
         batch_size: examples at once.
-        mesh: devices over which a batch is split.
+        mesh: devices of this process, over which a batch is split.
+        workers: records that are read at once.
     """
 
     encode: Callable[..., tuple[jax.Array, jax.Array]]
@@ -46,6 +52,7 @@ class BatchEncoder(NamedTuple):
     tokenizer: Tokenizer
     batch_size: int
     mesh: Mesh
+    workers: int
 
 
 def embed_dataset(
@@ -58,8 +65,13 @@ def embed_dataset(
     batch_size: int = 256,
     raw: bool = False,
     all_captions: bool = False,
+    dtype: str = "float16",
+    workers: int = 8,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """Writes OUT/SPLIT for every split of a data set, or continues there.
+
+    Whoever writes the last shard of a split completes it with its statistics.
 
     Args:
         data: path of the data set (`sources.open_dataset`).
@@ -67,15 +79,19 @@ def embed_dataset(
         out: folder to write.
         splits: names; () = all.
         keys: names of image and caption in data sets of other formats.
-        batch_size: examples at once, rounded up to a multiple of the devices.
+        batch_size: examples at once.
         raw: as CLIP computes them, not of norm 1.
         all_captions: a row for every caption of an image, not for the first alone.
+        dtype: "float16" or "float32", as which the embeddings are stored.
+        workers: records that are read at once.
+        share: (I, N) embeds every N-th shard from number I; of several processes each takes a part
+            of these.
 
     Raises:
         UserError: no such data set, split or export; tokenised for another CLIP; or `out` holds
             embeddings of another origin.
     """
-    mesh, batch_size = sampling_mesh(batch_size)
+    mesh, batch_size = sampling_mesh(batch_size, local=True)
     cfg, params, manifest = load_clip(clip)
     tokenizer = text.load(handoff.tokenizer_dir(clip))
     dataset = sources.open_dataset(data, keys=keys)
@@ -88,7 +104,7 @@ def embed_dataset(
         length=cfg.model.context,
     )
     encoder = BatchEncoder(
-        lambda *fields: encode(params, *fields), example, tokenizer, batch_size, mesh
+        lambda *fields: encode(params, *fields), example, tokenizer, batch_size, mesh, workers
     )
     for split in splits or dataset.splits:
         source = dataset.open_split(split)
@@ -101,8 +117,8 @@ def embed_dataset(
             **({"embedding": "raw"} if raw else {}),
             **({"captions": "all"} if all_captions else {}),
         }
-        source = _EveryCaption(source) if all_captions else source
-        embed_split(source, encoder, writer=_writer(out / split, info, source), name=split)
+        folder = _folder(out / split, info, source, dtype)
+        embed_split(source, encoder, folder=folder, share=share, all_captions=all_captions)
 
 
 def compile_encoder(module: Clip, *, mesh: Mesh, raw: bool = False) -> Encode:
@@ -125,121 +141,129 @@ def compile_encoder(module: Clip, *, mesh: Mesh, raw: bool = False) -> Encode:
 
 
 def embed_split(
-    source: Source, encoder: BatchEncoder, *, writer: EmbeddingWriter | None, name: str
+    source: Source,
+    encoder: BatchEncoder,
+    *,
+    folder: EmbeddingFolder,
+    share: tuple[int, int],
+    all_captions: bool,
 ) -> None:
-    """Embeds the records that `writer` does not hold yet, in order, one batch ahead of the device.
+    """Embeds the shards of this process that are not written, and completes the folder if it can.
 
-    Of several processes each embeds a part of every batch; `writer` is None in all but the first.
+    Raises:
+        UserError: the processes do not share the folder.
     """
-    written = gather(writer.written if writer else 0)[0]
-    records = _Tail(source, written)
+    count = -(-len(source) // SHARD_SIZE)
+    first, step = share[0] * jax.process_count() + jax.process_index(), share[1]
+    own = range(first, count, step * jax.process_count())
+    indices = [] if folder.finished else [index for index in own if not folder.is_written(index)]
     bar = tqdm(
-        total=len(source),
-        initial=written,
-        desc=f"embed {name}",
+        total=sum(len(_records(source, index)) for index in indices),
+        desc=f"embed {folder.directory.name}",
         unit="example",
-        disable=writer is None,
+        disable=jax.process_index() > 0,
     )
-    pending = None
-    for index, batch in enumerate(_batches(records, encoder)):
-        fields = {name: batch[name] for name in ("image", "tokens", "token_mask")}
-        vectors = encoder.encode(*place.global_batch(fields, encoder.mesh).values())
-        if pending is not None:
-            bar.update(_store(writer, *pending))
-        start = index * encoder.batch_size
-        rows = range(start, min(start + encoder.batch_size, len(records)))
-        pending = (records, rows, vectors)
-    if pending is not None:
-        bar.update(_store(writer, *pending))
+    for index in indices:
+        part = _Part(source, _records(source, index), every_caption=all_captions)
+        z_img, z_txt = _embedded(part, encoder, bar)
+        vectors = {"z_img": z_img, "z_txt": z_txt}
+        folder.write(index, keys=part.keys, captions=part.captions, vectors=vectors)
     bar.close()
-    if writer is not None:
-        writer.finish()
-    gather(name)  # a barrier: all processes wait until the first has written
+    gather("written")  # a barrier: all processes wait for the last
+    problem = _complete(folder, count, alone=step == 1) if jax.process_index() == 0 else ""
+    if problem := gather(problem)[0]:
+        raise UserError(problem)
 
 
-def _batches(records: "_Tail", encoder: BatchEncoder) -> Any:
-    """Returns one padded pass over the records, this process's part of every batch."""
-    if not len(records):
-        return ()
-    return loader.make_loader(
-        records,
-        example=encoder.example,
-        config=LoaderConfig(
-            batch_size=encoder.batch_size, shuffle=False, num_epochs=1, remainder="pad"
-        ),
-        tokenizer=encoder.tokenizer,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+def _complete(folder: EmbeddingFolder, count: int, *, alone: bool) -> str:
+    """Completes a folder, unless other jobs still write to it; returns what prevents it, or ""."""
+    if not alone and folder.missing(count):
+        return ""
+    try:
+        folder.finish(count)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _records(source: Source, index: int) -> range:
+    """Returns the numbers of the records of a shard."""
+    return range(index * SHARD_SIZE, min((index + 1) * SHARD_SIZE, len(source)))
+
+
+def _embedded(part: "_Part", encoder: BatchEncoder, bar: tqdm) -> list[np.ndarray]:
+    """Returns z_img and z_txt of all rows of a shard."""
+    config = LoaderConfig(
+        batch_size=encoder.batch_size,
+        shuffle=False,
+        num_epochs=1,
+        remainder="pad",
+        workers=encoder.workers,
+    )
+    batches = loader.make_loader(
+        part, example=encoder.example, config=config, tokenizer=encoder.tokenizer
     )
 
+    def results() -> Iterator[tuple[jax.Array, jax.Array]]:
+        for batch in batches:
+            fields = [batch[name] for name in ("image", "tokens", "token_mask")]
+            yield encoder.encode(*place.spread(fields, encoder.mesh))
+            bar.update(min(encoder.batch_size, bar.total - bar.n))
 
-def _writer(
-    directory: pathlib.Path, info: dict[str, Any], source: Source
-) -> EmbeddingWriter | None:
-    """Returns the writer of the first process; None in the others.
+    rows = zip(*place.fetch_all(results()), strict=True)
+    return [np.concatenate(each)[: len(part)] for each in rows]
+
+
+def _folder(
+    directory: pathlib.Path, info: dict[str, Any], source: Source, dtype: str
+) -> EmbeddingFolder:
+    """Opens the folder of a split.
 
     Embeddings of version 0.1.0 do not state the digest of their records; those whose keys and
-    captions are the source's are continued.
+    captions are the source's are complete.
     """
-    if jax.process_index() > 0:
-        return None
     stored = read_stats(directory).get("info", {})
     if stored and "data_digest" not in stored and _has_rows_of(directory, source):
         info = {name: value for name, value in info.items() if name != "data_digest"}
-    return EmbeddingWriter(directory, info=info, shard_size=SHARD_SIZE)
+    return EmbeddingFolder(directory, info=info, dtype=dtype)
 
 
 def _has_rows_of(directory: pathlib.Path, source: Source) -> bool:
-    """True if the rows on disk have the keys and captions of the first records of `source`."""
-    rows = [row for table in stored_tables(directory) for row in table.to_pylist()]
-    fields = operator.itemgetter("key", "caption")
-    return len(rows) <= len(source) and all(
-        fields(row) == fields(source[index]) for index, row in enumerate(rows)
+    """True if the rows on disk have the keys and captions of the records of `source`."""
+    if not read_stats(directory).get("finished", True):
+        return False
+    rows = EmbeddingSource(directory, verify=False)
+    return len(rows) == len(source) and all(
+        rows[index][name] == source[index][name]
+        for index in range(len(rows))
+        for name in ("key", "caption")
     )
 
 
-def _store(writer: EmbeddingWriter | None, records: "_Tail", rows: range, vectors: Any) -> int:
-    """Adds one batch to the writer, without its padding; returns the number of rows."""
-    if writer is not None:
-        z_img, z_txt = (np.asarray(z)[: len(rows)] for z in vectors)
-        batch = [records[row] for row in rows]
-        keys, captions = ([str(each[name]) for each in batch] for name in ("key", "caption"))
-        writer.add(keys, captions, z_img=z_img, z_txt=z_txt)
-    return len(rows)
+class _Part:
+    """The records of one shard; `keys` and `captions` are those of the records read so far."""
 
-
-class _EveryCaption:
-    """The records of a source once for every caption of theirs."""
-
-    def __init__(self, source: Source):
-        self._source = source
-        records = tqdm(range(len(source)), desc="counting captions", delay=2, leave=False)
-        counts = [len(source[index].get("captions", [""])) for index in records]
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+    def __init__(self, source: Source, numbers: range, *, every_caption: bool):
+        """With `every_caption` a record occurs once for every caption of its."""
+        self._source, self._numbers = source, numbers
+        self._starts = np.arange(len(numbers) + 1)
+        if every_caption:
+            counts = [len(source[number].get("captions", [""])) for number in numbers]
+            self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self.keys, self.captions = [""] * len(self), [""] * len(self)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Any:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        record = self._source[number]
-        captions = record.get("captions", [record["caption"]])
-        return {**record, "caption": captions[index - int(self._starts[number])]}
-
-
-class _Tail:
-    """The records of a source from `start` on."""
-
-    def __init__(self, source: Source, start: int):
-        self._source, self._start = source, start
-
-    def __len__(self) -> int:
-        return len(self._source) - self._start
-
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._source[index + self._start]
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        record = self._source[self._numbers[number]]
+        position = index - int(self._starts[number])
+        caption = record["captions"][position] if position else record["caption"]
+        self.keys[index], self.captions[index] = str(record["key"]), str(caption)
+        return {**record, "caption": caption}
 
 
 def _check_tokenizer(data: str, clip: str) -> None:

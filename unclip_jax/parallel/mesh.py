@@ -102,15 +102,17 @@ def across_slices(
         return build(allow_split_physical_axes=True)
 
 
-def sampling_mesh(batch_size: int) -> tuple[Mesh, int]:
+def sampling_mesh(batch_size: int, *, local: bool = False) -> tuple[Mesh, int]:
     """Creates a mesh to sample or embed batches on, and the batch size that it divides.
 
     With several processes: all devices, in the order of the processes, and the batch size rounded
-    up. With one: as many as divide the batch; one on the CPU, whose devices are simulated.
+    up. With one, or `local` for the devices of this process alone: as many as divide the batch; one
+    on the CPU, whose devices are simulated.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = jax.local_devices() if local else jax.devices()
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     count = len(devices)
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not local:
         batch_size = -(-batch_size // count) * count
     elif devices[0].platform == "cpu":
         count = 1

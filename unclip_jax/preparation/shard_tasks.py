@@ -237,18 +237,6 @@ def selected(tasks: Sequence[ShardTask], share: tuple[int, int] | None) -> list[
     return list(tasks) if share is None else list(tasks[share[0] :: share[1]])
 
 
-def parse_share(text: str) -> tuple[int, int]:
-    """Returns (I, N) of "I/N".
-
-    Raises:
-        UserError: it is of another form, or I is not below N.
-    """
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-        raise UserError(f"--shard is {text!r}; give I/N with 0 <= I < N, such as 0/16 and 15/16.")
-    return int(first), int(second)
-
-
 def _read_options(spec: PlanSpec) -> ReadOptions:
     """Returns how an index reads the records of a plan."""
     if not isinstance(spec, FileSpec):
