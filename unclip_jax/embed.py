@@ -3,6 +3,7 @@ r"""Embeds a data set with a frozen CLIP or text encoder, or arrays with a prior
     python -m unclip_jax.embed --clip=runs/shapes/clip/export --data=runs/shapes/data \
         --out=runs/shapes/embeddings
     python -m unclip_jax.embed prior runs/mine --x=a.npy --out=z.safetensors
+    python -m unclip_jax.embed join FOLDER --clip=EXPORT --data=DATA --out=DIR
     python -m unclip_jax.embed text --encoder=runs/imagen/text_encoder/export --data=DATA --out=DIR
 
 Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
@@ -11,7 +12,8 @@ processes, and of jobs with --shard=I/N, each embeds and writes whole shards; th
 statistics. Rows are the same bits whatever their number.
 
 The second form samples targets for new conditions; `inference/embedding_files.py` has the formats.
-The third writes the features of all captions, for `config.data.text_features`.
+`join` brings embeddings of clip-retrieval or LAION into the order of a data set by key. The last
+form writes the features of all captions, for `config.data.text_features`.
 """
 
 import pathlib
@@ -83,9 +85,25 @@ def text_parser() -> Parser:
     return parser
 
 
+def join_parser() -> Parser:
+    """Returns the parser of `join`."""
+    parser = Parser("embed join", description="Order the embeddings of another tool by key.")
+    add = parser.add_argument
+    add("embeddings", type=pathlib.Path, help="folder in the layout of clip-retrieval")
+    add("--clip", type=pathlib.Path, required=True, help="export of the CLIP that computed them")
+    data_flags.add(parser)
+    add("--out", type=pathlib.Path, required=True, help="folder to write")
+    add("--splits", nargs="*", help="names of splits; default: all")
+    add("--key-parts", type=int, default=1, help="last parts of keys that are compared")
+    add("--raw", action="store_true", help="they are as CLIP computes them, not of norm 1")
+    add("--workers", type=int, default=8, help="records that are read at once")
+    flags.add_skip_digests(parser)
+    return parser
+
+
 def subparsers() -> dict[str, Parser]:
     """Returns the parsers of the subcommands."""
-    return {"prior": prior_parser(), "text": text_parser()}
+    return {"prior": prior_parser(), "text": text_parser(), "join": join_parser()}
 
 
 def run_text(argv: Sequence[str]) -> None:
@@ -99,6 +117,29 @@ def run_text(argv: Sequence[str]) -> None:
     options = {"splits": args.splits or (), "keys": data_flags.keys(args), "batch_size": args.batch}
     count = embed_captions(args.data, encoder=args.encoder, out=args.out, **options)
     sys.stdout.write(f"wrote {args.out}: features of {count} captions\n")
+
+
+def run_join(argv: Sequence[str]) -> None:
+    """Writes embeddings of another tool in the order of a data set."""
+    args = join_parser().parse_args(argv)
+    positive("--key-parts", args.key_parts)
+    positive("--workers", args.workers)
+    check_output(args.out, folder=True)
+    compilation_cache.use()
+    from unclip_jax.inference.embedding_join import join_embeddings
+
+    reports = join_embeddings(
+        args.data,
+        embeddings=args.embeddings,
+        clip=args.clip,
+        out=args.out,
+        splits=args.splits or (),
+        keys=data_flags.keys(args),
+        key_parts=args.key_parts,
+        raw=args.raw,
+        workers=args.workers,
+    )
+    sys.stdout.write("".join(f"{report}\n" for report in reports))
 
 
 def run_prior(argv: Sequence[str]) -> None:
@@ -120,7 +161,7 @@ def run_prior(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Embeds every split of the data set, or runs a subcommand."""
     if argv and not argv[0].startswith("-"):
-        runs = {"prior": run_prior, "text": run_text}
+        runs = {"prior": run_prior, "text": run_text, "join": run_join}
         runs[one_of("subcommand", argv[0], runs)](argv[1:])
         return
     args = parser().parse_args(argv)

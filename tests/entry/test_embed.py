@@ -7,6 +7,8 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests import cascades
@@ -16,7 +18,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec, sources, text
 from unclip_jax.data.embedding_writer import EmbeddingFolder
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.inference import dataset_embedding, load
+from unclip_jax.inference import dataset_embedding, embedding_join, load
 from unclip_jax.models.clip import Clip
 
 
@@ -274,3 +276,101 @@ def test_an_export_that_is_no_clip_is_refused(place, tmp_path):
     wrong = [f"--clip={place}/prior/export", *arguments(place, tmp_path)[1:]]
     with pytest.raises(UserError, match="is a prior; give the export of a CLIP"):
         embed.main(wrong)
+
+
+def _of_the_row(module, **options):
+    """An encoder of unit vectors that is not compiled: colours of four parts of the image."""
+
+    def encode(params, images, tokens, mask):
+        half = images.shape[1] // 2
+        parts = [images[:, :half, :half], images[:, half:, :half], images[:, :, half:]]
+        z = jnp.concatenate([part.std(axis=(1, 2)) - 0.2 for part in parts], axis=1)
+        z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+        return z, -z
+
+    return encode
+
+
+def clip_retrieval(folder, keys, vectors, *, cut=25) -> pathlib.Path:
+    """Writes embeddings of images as clip-retrieval does, in two parts."""
+    for number, rows in enumerate((slice(0, cut), slice(cut, None))):
+        table = pyarrow.table({"image_path": keys[rows], "caption": ["other"] * len(keys[rows])})
+        for kind in ("img_emb", "metadata"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
+        part = vectors[rows].astype(np.float16)
+        np.save(folder / "img_emb" / f"img_emb_{number}.npy", part)
+    return folder
+
+
+@pytest.fixture
+def foreign(place, tmp_path, monkeypatch):
+    """The records of the data, and their embeddings by a frozen encoder, in the same order."""
+    monkeypatch.setattr(dataset_embedding, "compile_encoder", _of_the_row)
+    monkeypatch.setattr(dataset_embedding, "SHARD_SIZE", 16)
+    source = sources.open_source(place / "data", split="train")
+    encoder, _ = dataset_embedding.load_encoder(
+        place / "clip" / "export", tokenizer_hash="", batch_size=40, raw=False, workers=2
+    )
+    z_img, _ = dataset_embedding.embed_records(source, range(40), encoder)
+    return source, z_img
+
+
+def join(place, folder, out, *options) -> None:
+    data = [f"--clip={place}/clip/export", f"--data={place}/data", f"--out={out}"]
+    embed.main(["join", str(folder), *data, "--splits", "train", *options])
+
+
+def test_embeddings_of_another_tool_are_joined_by_key(place, foreign, tmp_path, capsys):
+    source, z_img = foreign
+    order = np.random.default_rng(0).permutation(40)
+    order = order[~np.isin(order, [3, 20])]  # which that tool could not read
+    keys = [f"/elsewhere/{source[int(i)]['key']}.jpg" for i in order]
+    folder = clip_retrieval(tmp_path / "in", [*keys, "k.jpg"], z_img[[*order, 3]])
+    for _ in range(2):
+        join(place, folder, tmp_path / "out")
+        line = capsys.readouterr().out
+        assert line.startswith("train: 38 of 40 records have an embedding")
+    joined = sources.JoinedSource(source, EmbeddingSource(tmp_path / "out" / "train"))
+    assert [joined[i]["key"] for i in range(len(joined))] == [
+        source[i]["key"] for i in range(40) if i not in (3, 20)
+    ]
+    for place_in_set, number in enumerate(i for i in range(40) if i not in (3, 20)):
+        np.testing.assert_array_equal(
+            joined[place_in_set]["z_img"], z_img[number].astype(np.float16).astype(np.float32)
+        )
+        assert joined[place_in_set]["caption"] == source[number]["caption"]
+    assert "clip_id" in EmbeddingSource(tmp_path / "out" / "train").info()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda k, z: (["x" + key for key in k], z), (), "no record of train has an embedding"),
+        (lambda k, z: (k, z[::-1]), (), "not of this CLIP or not of these images: 16 records"),
+        (lambda k, z: (k, z[:, :5]), (), "has embeddings of 5 dimensions, this CLIP of 9"),
+        (lambda k, z: (k, z * 3), (), "embeddings of norm 3; add --raw, if they are"),
+        (lambda k, z: (k, z), ("--raw",), "embeddings of norm 1; leave out --raw"),
+        (lambda k, z: ([*k[:-1], k[0]], z), (), "has several embeddings of "),
+        (lambda k, z: (k, z), ("--key-parts=0",), "--key-parts"),
+    ],
+)
+def test_embeddings_that_do_not_belong(place, foreign, tmp_path, change, options, message):
+    source, z_img = foreign
+    keys, vectors = change([source[i]["key"] for i in range(40)], z_img)
+    folder = clip_retrieval(tmp_path / "in", keys, vectors)
+    with pytest.raises(UserError, match=message):
+        join(place, folder, tmp_path / "out", *options)
+
+
+def test_records_of_one_name_are_refused(tmp_path, foreign, place):
+    source, z_img = foreign
+    records = [{**source[i], "key": f"{i}/same"} for i in range(2)]
+    folder = EmbeddingFolder(tmp_path / "out", info={})
+    rows = EmbeddingSource(clip_retrieval(tmp_path / "in", ["same", "b"], z_img[:2], cut=1))
+    encoder, _ = dataset_embedding.load_encoder(
+        place / "clip" / "export", tokenizer_hash="", batch_size=4, raw=False, workers=1
+    )
+    index = embedding_join._KeyIndex(rows, 1)
+    with pytest.raises(UserError, match="several records have the key '1/same'.*--key-parts"):
+        embedding_join._join(records, index, encoder, folder, raw=False, workers=1)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from jaxtyping import Int64
 
 from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
@@ -163,6 +164,50 @@ class EmbeddingSource:
             rows.append(np.asarray(array[max(start - begin, 0) : stop - begin], np.float32))
         return np.concatenate(rows) if rows else np.zeros((0, self.dim(field)), np.float32)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The precision on disk, of the first field."""
+        return self._array(self.fields[0], 0).dtype
+
+    def shard_keys(self) -> Iterator[list[str]]:
+        """Yields the keys of every shard."""
+        for shard in range(len(self._ends)):
+            yield [str(key) for key in self._table(shard)["key"].to_pylist()]
+
+    def take(self, field: str, rows: Int64[np.ndarray, " b"]) -> Vectors:
+        """Returns some rows of `field` in any order as one float32 array."""
+        values = np.empty((len(rows), self.dim(field)), np.float32)
+        for shard, places, numbers in self._by_shard(rows):
+            values[places] = self._array(field, shard)[numbers]
+        return values
+
+    def take_keys(self, rows: Int64[np.ndarray, " b"]) -> list[str]:
+        """Returns the keys of some rows in any order."""
+        keys = [""] * len(rows)
+        for shard, places, numbers in self._by_shard(rows):
+            stored = self._table(shard)["key"].take(numbers).to_pylist()
+            for place, key in zip(places, stored, strict=True):
+                keys[place] = str(key)
+        return keys
+
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yields shards, the places in `rows` that lie in each, and their rows there."""
+        shards = np.searchsorted(self._ends, rows, side="right")
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            begin = int(self._ends[shard - 1]) if shard else 0
+            yield int(shard), places, rows[places] - begin
+
+    def records(self) -> Int64[np.ndarray, " rows"] | None:
+        """Returns the number of every row's record, if only some records have a row; else None.
+
+        Raises:
+            UserError: a table cannot be read.
+        """
+        if "joined" not in self.info():
+            return None
+        return np.concatenate([_column(path, "record") for path in self._metadata])
+
     def blocks(self, most: int, *, size: int = 8192) -> Iterator[dict[str, Vectors]]:
         """Yields all fields of at most `most` rows, `size` rows at a time.
 
@@ -289,14 +334,26 @@ def read_table(path: pathlib.Path) -> pyarrow.Table:
     """
     names = _footer(path).schema_arrow.names
     key = key_column(path, names)
-    columns = [key, *(["caption"] if "caption" in names else [])]
-    try:
-        table = pyarrow.parquet.read_table(path, columns=columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
+    table = _columns(path, [key, *(["caption"] if "caption" in names else [])])
     blank = pyarrow.array([""] * table.num_rows)
     caption = table["caption"] if "caption" in names else blank
     return pyarrow.table({"key": table[key], "caption": caption})
+
+
+def _column(path: pathlib.Path, name: str) -> np.ndarray:
+    return _columns(path, [name])[name].to_numpy()
+
+
+def _columns(path: pathlib.Path, names: list[str]) -> pyarrow.Table:
+    """Reads some columns of a table.
+
+    Raises:
+        UserError: the file cannot be read, or lacks one.
+    """
+    try:
+        return pyarrow.parquet.read_table(path, columns=names)
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
 
 
 def _check_arrays(paths: list[pathlib.Path], counts: list[int]) -> int:

@@ -93,8 +93,9 @@ def parse_path(path: str | os.PathLike[str]) -> tuple[str, str]:
 class JoinedSource:
     """Records with their embeddings, matched by position.
 
-    Embeddings that state the digest of these records match them; of others the key of every record
-    is compared. If all captions of every image are embedded, z_txt is [captions z].
+    Of embeddings that were joined by key, these are the records that have one. Embeddings that
+    state the digest of the records match them; of others the key of every record is compared. If
+    all captions of every image are embedded, z_txt is [captions z].
     """
 
     def __init__(self, source: Source, embeddings: EmbeddingSource):
@@ -106,7 +107,9 @@ class JoinedSource:
         """
         self._source, self._embeddings = source, embeddings
         self._groups = embeddings.groups() if embeddings.info().get("captions") == "all" else None
+        self._records = embeddings.records()
         count = len(embeddings) if self._groups is None else len(self._groups) - 1
+        self._count = count
         stated = embeddings.info().get("data_digest")
         self._checks_keys = True
         if stated and stated != content_digest(source):
@@ -115,21 +118,21 @@ class JoinedSource:
                 f"state data_digest {stated[:12]}, this data set has "
                 f"{content_digest(source)[:12]}; run `python -m unclip_jax.embed` on it."
             )
-        if len(source) != count:
+        if self._records is None and len(source) != count:
             raise UserError(
                 f"{embeddings.directory} holds {count} embeddings for {len(source)} "
                 "records; run `python -m unclip_jax.embed` on this very data set."
             )
-        for index in np.linspace(0, len(source) - 1, min(_PROBES, len(source)), dtype=int):
+        for index in np.linspace(0, count - 1, min(_PROBES, count), dtype=int):
             self[int(index)]
         self._checks_keys = not stated
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._count
 
     def __getitem__(self, index: int) -> Record:
         first = index if self._groups is None else int(self._groups[index])
-        record = self._source[index]
+        record = self._source[index if self._records is None else int(self._records[index])]
         row = self._embeddings[first] if self._checks_keys else self._embeddings.row(first)
         if self._checks_keys and record["key"] != row["key"]:
             raise UserError(

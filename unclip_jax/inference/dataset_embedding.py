@@ -91,11 +91,34 @@ def embed_dataset(
         UserError: no such data set, split or export; tokenised for another CLIP; or `out` holds
             embeddings of another origin.
     """
+    dataset = sources.open_dataset(data, keys=keys)
+    encoder, info = load_encoder(
+        clip,
+        tokenizer_hash=dataset.tokenizer_hash,
+        batch_size=batch_size,
+        raw=raw,
+        workers=workers,
+    )
+    for split in splits or dataset.splits:
+        source = dataset.open_split(split)
+        origin = {"data": split, "data_digest": content_digest(source)}
+        origin |= {"captions": "all"} if all_captions else {}
+        folder = _folder(out / split, {**info, **origin}, source, dtype)
+        embed_split(source, encoder, folder=folder, share=share, all_captions=all_captions)
+
+
+def load_encoder(
+    clip: pathlib.Path, *, tokenizer_hash: str, batch_size: int, raw: bool, workers: int
+) -> tuple[BatchEncoder, dict[str, Any]]:
+    """Loads a CLIP onto the devices of this process; returns it and what embeddings state of it.
+
+    Raises:
+        UserError: no such export, or data with `tokenizer_hash` were tokenised for another CLIP.
+    """
     mesh, batch_size = sampling_mesh(batch_size, local=True)
     cfg, params, manifest = load_clip(clip)
     tokenizer = text.load(handoff.tokenizer_dir(clip))
-    dataset = sources.open_dataset(data, keys=keys)
-    _check_tokenizer(dataset.tokenizer_hash, tokenizer.hash)
+    _check_tokenizer(tokenizer_hash, tokenizer.hash)
     encode = compile_encoder(Clip(cfg.model), mesh=mesh, raw=raw)
     params = place.copied(params, mesh)
     example = ExampleConfig(
@@ -106,19 +129,13 @@ def embed_dataset(
     encoder = BatchEncoder(
         lambda *fields: encode(params, *fields), example, tokenizer, batch_size, mesh, workers
     )
-    for split in splits or dataset.splits:
-        source = dataset.open_split(split)
-        info = {
-            "clip_id": manifest.clip_id,
-            "tokenizer_hash": tokenizer.hash,
-            "data": split,
-            "data_digest": content_digest(source),
-            "image_size": cfg.model.image_size,
-            **({"embedding": "raw"} if raw else {}),
-            **({"captions": "all"} if all_captions else {}),
-        }
-        folder = _folder(out / split, info, source, dtype)
-        embed_split(source, encoder, folder=folder, share=share, all_captions=all_captions)
+    info = {
+        "clip_id": manifest.clip_id,
+        "tokenizer_hash": tokenizer.hash,
+        "image_size": cfg.model.image_size,
+        **({"embedding": "raw"} if raw else {}),
+    }
+    return encoder, info
 
 
 def compile_encoder(module: Clip, *, mesh: Mesh, raw: bool = False) -> Encode:
@@ -158,14 +175,14 @@ def embed_split(
     own = range(first, count, step * jax.process_count())
     indices = [] if folder.finished else [index for index in own if not folder.is_written(index)]
     bar = tqdm(
-        total=sum(len(_records(source, index)) for index in indices),
+        total=None if all_captions else sum(len(_records(source, index)) for index in indices),
         desc=f"embed {folder.directory.name}",
         unit="example",
         disable=jax.process_index() > 0,
     )
     for index in indices:
         part = _Part(source, _records(source, index), every_caption=all_captions)
-        z_img, z_txt = _embedded(part, encoder, bar)
+        z_img, z_txt = _embedded(part, encoder, bar.update)
         vectors = {"z_img": z_img, "z_txt": z_txt}
         folder.write(index, keys=part.keys, captions=part.captions, vectors=vectors)
     bar.close()
@@ -191,8 +208,18 @@ def _records(source: Source, index: int) -> range:
     return range(index * SHARD_SIZE, min((index + 1) * SHARD_SIZE, len(source)))
 
 
-def _embedded(part: "_Part", encoder: BatchEncoder, bar: tqdm) -> list[np.ndarray]:
-    """Returns z_img and z_txt of all rows of a shard."""
+def embed_records(
+    source: Source, numbers: Sequence[int] | np.ndarray, encoder: BatchEncoder
+) -> list[np.ndarray]:
+    """Returns z_img and z_txt of some records."""
+    part = _Part(source, [int(number) for number in numbers], every_caption=False)
+    return _embedded(part, encoder, lambda count: None)
+
+
+def _embedded(
+    part: "_Part", encoder: BatchEncoder, progress: Callable[[int], Any]
+) -> list[np.ndarray]:
+    """Returns z_img and z_txt of all rows of a shard; `progress` is told numbers of rows."""
     config = LoaderConfig(
         batch_size=encoder.batch_size,
         shuffle=False,
@@ -208,7 +235,7 @@ def _embedded(part: "_Part", encoder: BatchEncoder, bar: tqdm) -> list[np.ndarra
         for batch in batches:
             fields = [batch[name] for name in ("image", "tokens", "token_mask")]
             yield encoder.encode(*place.spread(fields, encoder.mesh))
-            bar.update(min(encoder.batch_size, bar.total - bar.n))
+            progress(int(batch["valid"].sum()))
 
     rows = zip(*place.fetch_all(results()), strict=True)
     return [np.concatenate(each)[: len(part)] for each in rows]
@@ -243,7 +270,7 @@ def _has_rows_of(directory: pathlib.Path, source: Source) -> bool:
 class _Part:
     """The records of one shard; `keys` and `captions` are those of the records read so far."""
 
-    def __init__(self, source: Source, numbers: range, *, every_caption: bool):
+    def __init__(self, source: Source, numbers: Sequence[int], *, every_caption: bool):
         """With `every_caption` a record occurs once for every caption of its."""
         self._source, self._numbers = source, numbers
         self._starts = np.arange(len(numbers) + 1)
