@@ -171,8 +171,9 @@ class _KeyIndex:
         repeated = np.flatnonzero(end - first > 1)
         if len(repeated):
             raise UserError(
-                f"{self.embeddings.directory} has several embeddings of {keys[int(repeated[0])]!r}; "
-                "compare more parts of the keys with --key-parts, or remove the copies."
+                f"{self.embeddings.directory} has several embeddings of "
+                f"{keys[int(repeated[0])]!r}; compare more parts of the keys with --key-parts, or "
+                "remove the copies."
             )
         rows = np.where(end > first, self._rows[np.minimum(first, len(self._rows) - 1)], -1)
         present = np.flatnonzero(rows >= 0)
