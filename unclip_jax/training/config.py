@@ -29,6 +29,7 @@ class TrainConfig:
         max_bad_steps: steps in a row without finite gradients after which the run stops.
         profile_start: first step of a profile.
         profile_steps: length of a profile.
+        wandb: PROJECT or ENTITY/PROJECT of Weights & Biases that gets the metrics too; "" = none.
         check_memory: refuse a run that cannot fit before it starts.
     """
 
@@ -50,6 +51,7 @@ class TrainConfig:
     max_bad_steps: int = 20
     profile_start: int = 10
     profile_steps: int = 0
+    wandb: str = ""
     check_memory: bool = True
 
     def __post_init__(self):

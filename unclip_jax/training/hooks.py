@@ -145,8 +145,17 @@ class MetricsWriter:
     Records of steps after `start`, which a killed run may have left, are dropped.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, every: int, start: int, batch_size: int):
-        """Continues the files of `workdir` after step `start`."""
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        every: int,
+        start: int,
+        batch_size: int,
+        copy: Callable[[int, Numbers], None] = lambda step, values: None,
+    ):
+        """Continues the files of `workdir` after step `start`; `copy` gets every record too."""
+        self._copy = copy
         self._every = every
         self._batch_size = batch_size
         self._window: list[Numbers] = []
@@ -185,6 +194,7 @@ class MetricsWriter:
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        self._copy(step, values)
 
     def close(self) -> None:
         """Flushes and closes both files."""

@@ -5,6 +5,7 @@ data, seed): interrupted and continued, it ends bit for bit the same.
 """
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ from unclip_jax.training.prefetch import CheckpointableIterator, DevicePrefetche
 from unclip_jax.training.signals import Interrupted, Interrupts
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.train_program import TrainProgram, make_train_program
+from unclip_jax.training.wandb_log import WandbLog
 from unclip_jax.training.watchdog import Watchdog
 from unclip_jax.training.workdir import Workdir, as_workdir
 
@@ -114,7 +116,7 @@ def train(
         if start >= config.steps:
             log.info("%s: all %d steps are done", stage.name, start)
             return state
-        run = _Run(stage, program, config, key, run_dir.folder, start)
+        run = _Run(stage, program, config, key, run_dir.folder, start, str(run_dir))
         sizes = {"batch_size": config.batch_size, "mesh": program.mesh}
         prefetcher = DevicePrefetcher(train_data, spec=stage.batch_spec, **sizes)
         interrupts = stack.enter_context(Interrupts())
@@ -186,6 +188,7 @@ class _Run(NamedTuple):
     key: Key
     workdir: pathlib.Path
     start: int
+    name: str
 
 
 class _Hooks(NamedTuple):
@@ -269,7 +272,12 @@ def _hooks(
     size = config.batch_size
     bar = ProgressBar(name=stage.name, steps=config.steps, start=start, batch_size=size)
     stack.callback(bar.close)
-    writer = MetricsWriter(folder, every=config.log_every, start=start, batch_size=size)
+    facts = {"stage": stage.name, **dataclasses.asdict(config)}
+    remote = WandbLog(folder, project=config.wandb, name=run.name, facts=facts)
+    stack.callback(remote.close)
+    writer = MetricsWriter(
+        folder, every=config.log_every, start=start, batch_size=size, copy=remote.write
+    )
     stack.callback(writer.close)
     profiler = Profiler(folder, start=config.profile_start, steps=config.profile_steps)
     stack.callback(profiler.close)
