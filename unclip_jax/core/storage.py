@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from unclip_jax.core.checks import UserError
 
@@ -55,6 +55,13 @@ class LocalFile:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+class StoredObject(NamedTuple):
+    """An entry of a listing; `version` differs where the content does."""
+
+    size: int
+    version: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,18 +179,22 @@ class Url:
 
     def files(self) -> dict[str, int]:
         """Returns the sizes of all objects below this name, by the rest of their names, sorted."""
+        return {name: stored.size for name, stored in self.objects().items()}
 
-        def listing(store: Any) -> dict[str, int]:
+    def objects(self) -> dict[str, StoredObject]:
+        """Returns all objects below this name, by the rest of their names, sorted."""
+
+        def listing(store: Any) -> dict[str, StoredObject]:
             root = f"{store._strip_protocol(self.text).rstrip('/')}/"
             infos = store.find(self.text, detail=True).values()
             if not infos:
                 self._check_bucket(store)
-            sizes = {
-                info["name"].removeprefix(root): int(info["size"])
+            objects = {
+                info["name"].removeprefix(root): StoredObject(int(info["size"]), _version(info))
                 for info in infos
                 if info["type"] == "file" and info["name"].startswith(root)
             }
-            return dict(sorted(sizes.items()))
+            return dict(sorted(objects.items()))
 
         return self._request("list", listing)
 
@@ -316,6 +327,12 @@ def _store(scheme: str) -> Any:
     conf.setdefault(scheme, {})["use_listings_cache"] = False
     anonymous = {"token": "anon"} if scheme == "gs" and os.environ.get(EMULATOR) else {}
     return fsspec.filesystem(scheme, **anonymous)
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Returns what the store states of an object that changes with its content."""
+    names = ("generation", "ETag", "etag", "md5Hash", "mtime", "LastModified")
+    return next((str(info[name]) for name in names if info.get(name)), "")
 
 
 def _final(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,6 +180,10 @@ class FilePlan:
     def span(self, index: int) -> Blob | None:
         """Returns the range of a tar that holds the members of example `index` alone, if any."""
         return self._items[index].span
+
+    def origin(self, path: str) -> str:
+        """Returns where a file of this plan lies for other readers, as an absolute path or URL."""
+        return os.path.abspath(path)
 
     def close(self) -> None:
         """Closes the files that were read last."""

@@ -1,11 +1,13 @@
 """Descriptions of plans that can be sent to other processes, and opened there."""
 
+import contextlib
 import dataclasses
 import functools
 import glob
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError, check_seed
 from unclip_jax.data import sources
 from unclip_jax.preparation.filters import Uids, Where
@@ -17,6 +19,7 @@ from unclip_jax.preparation.import_plans import (
     world_counts,
 )
 from unclip_jax.preparation.items import Plan
+from unclip_jax.preparation.remote_archives import RemotePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,9 @@ class FileSpec:
     part: bool = False
 
     def open(self) -> Plan:
-        """Lists the inputs."""
-        return FilePlan(
+        """Lists the inputs; archives in stores are copied before."""
+        plan = RemotePlan if storage.is_url(self.inputs[0]) else FilePlan
+        return plan(
             self.inputs,
             caption_field=self.caption_field,
             prefix=self.prefix,
@@ -93,6 +97,19 @@ PlanSpec = FileSpec | SourceSpec | WorldSpec
 def opened(spec: PlanSpec) -> Plan:
     """Returns the plan of `spec`; those of the last calls are kept, as more shards follow."""
     return spec.open()
+
+
+@contextlib.contextmanager
+def using(spec: PlanSpec) -> Iterator[Plan]:
+    """Opens the plan of `spec` and closes it; copies of archives are removed."""
+    plan = opened(spec)
+    try:
+        yield plan
+    finally:
+        plan.close()
+        if isinstance(plan, RemotePlan):
+            opened.cache_clear()
+            plan.remove()
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ from unclip_jax.preparation import importer, plan_specs, shard_writer
 from unclip_jax.preparation.archives import Archive, Archives, find_archives
 from unclip_jax.preparation.filters import Where
 from unclip_jax.preparation.plan_specs import FileSpec, PlanSpec
+from unclip_jax.preparation.remote_archives import find_remote
 from unclip_jax.preparation.shard_writer import LOGS, ImportConfig, ShardWriter
 
 _MB = 10**6
@@ -101,34 +102,28 @@ def prepare_shard(task: ShardTask, *, out: pathlib.Path, config: ImportConfig) -
         facts = shard_writer.read_log(log)
         if task.signature is not None and facts.get("signature") == task.signature:
             return facts
-    plan = plan_specs.opened(task.spec)
     hashes = (isinstance(task.spec, FileSpec) and task.spec.part) or config.dedup != "none"
-    writer = ShardWriter(
-        plan,
-        directory=out,
-        config=config,
-        fingerprint=task.fingerprint,
-        signature=task.signature,
-        hashes=hashes,
-        read_options=_read_options(task.spec),
-    )
-    try:
+    with plan_specs.using(task.spec) as plan:
+        writer = ShardWriter(
+            plan,
+            directory=out,
+            config=config,
+            fingerprint=task.fingerprint,
+            signature=task.signature,
+            hashes=hashes,
+            read_options=_read_options(task.spec),
+        )
         return writer.write(task.name, _indices(task, len(plan)))
-    finally:
-        plan.close()
 
 
 def differing_keys(task: ShardTask, *, config: ImportConfig, inputs: str) -> str:
     """Returns the keys between which the inputs of a task differ from `inputs`, their digest."""
-    plan = plan_specs.opened(task.spec)
-    indices = _indices(task, len(plan))
-    writer = ShardWriter(plan, directory=pathlib.Path(), config=config, fingerprint="")
-    try:
+    with plan_specs.using(task.spec) as plan:
+        indices = _indices(task, len(plan))
+        writer = ShardWriter(plan, directory=pathlib.Path(), config=config, fingerprint="")
         if writer.digest(indices) == inputs or not indices:
             return ""
         return f"{plan.key(indices[0])} .. {plan.key(indices[-1])}"
-    finally:
-        plan.close()
 
 
 def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTasks:
@@ -137,14 +132,18 @@ def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTas
     Raises:
         UserError: an input that cannot be used.
     """
+    remote = find_remote(spec.inputs) if isinstance(spec, FileSpec) else None
+    if remote and config.shards:
+        raise UserError("--shards is for local inputs; archives at URLs are cut by --shard-mb.")
     if isinstance(spec, FileSpec) and not config.shards:
-        archives = find_archives(spec.inputs)
+        archives = remote or find_archives(spec.inputs)
         if config.index and not _are_tars(archives):
             raise UserError(
                 f"--index reads tars that are not compressed; {', '.join(spec.inputs)} holds other "
                 "files. Leave --index out."
             )
-        if archives and (config.index or archives.size() > config.shard_mb * _MB):
+        by_file = remote or config.index
+        if archives and (by_file or archives.size() > config.shard_mb * _MB):
             return _tasks_by_file(spec, archives, split=split, config=config)
     if config.index:
         raise UserError(f"--index is for tars; split {split!r} has other inputs. Leave it out.")

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -275,13 +274,13 @@ class ShardWriter:
         Raises:
             Skip: there is none.
         """
-        span = self._plan.span(index) if isinstance(self._plan, FilePlan) else None
-        if span is None:
+        plan = self._plan
+        if not isinstance(plan, FilePlan) or (span := plan.span(index)) is None:
             raise Skip("members that are not side by side")
         data = tar_index.read_range(span.path, span.offset, span.size)
         if tar_index.parse_sample(data, self._read_options, tar=span.path) != record:
             raise Skip("a form that --index cannot read")
-        return Place(os.path.abspath(span.path), span.offset, span.size, records.digest_64(data))
+        return Place(plan.origin(span.path), span.offset, span.size, records.digest_64(data))
 
 
 def same_signature(one: str | None, other: str | None) -> bool:

@@ -1,0 +1,128 @@
+"""Archives in object stores: found by listing names, and copied for as long as they are read."""
+
+import collections
+import fnmatch
+import functools
+import glob
+import hashlib
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from unclip_jax.core import storage
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import StoredObject, Url
+from unclip_jax.preparation.archives import Archive, Archives
+from unclip_jax.preparation.folders import CLASSES
+from unclip_jax.preparation.import_inputs import expand_braces
+from unclip_jax.preparation.import_plans import FilePlan
+from unclip_jax.preparation.items import TAR_SUFFIXES
+
+_SUFFIXES = (*TAR_SUFFIXES, ".parquet")
+
+
+def find_remote(inputs: Sequence[str]) -> Archives | None:
+    """Finds the archives that URLs name; None if no input is a URL.
+
+    An input is an archive, a common beginning of names, like a folder, or a pattern of archives.
+    Only names are read.
+
+    Raises:
+        UserError: local inputs beside URLs, or a URL that names no archive.
+    """
+    urls = [text for text in inputs if storage.is_url(text)]
+    if not urls:
+        return None
+    if len(urls) < len(inputs):
+        raise UserError(
+            f"one split has the URL {urls[0]} and local inputs; give each its own split with "
+            "--split or SPLIT=."
+        )
+    archives = Archives([], collections.Counter())
+    objects = functools.lru_cache(None)(lambda place: Url(place).objects())
+    visited: set[str] = set()
+    for text in urls:
+        for name in expand_braces(text):
+            _add(str(storage.location(name)), objects, archives, visited)
+    return archives
+
+
+def _add(name: str, objects: Any, archives: Archives, visited: set[str]) -> None:
+    """Adds the archives that one name, without braces, stands for."""
+    exact = name.lower().endswith(_SUFFIXES)
+    folder = _folder(name) if exact else name
+    listing: dict[str, StoredObject] = objects(folder)
+    stems = {path.rpartition(".")[0] for path in listing if path.lower().endswith(".tar")}
+    pattern = name.removeprefix(folder).strip("/").split("/") if exact else None
+    count = 0
+    for path, facts in listing.items():
+        if pattern is not None and not _matches(path.split("/"), pattern):
+            continue
+        described = path.endswith(".parquet") and path.rpartition(".")[0] in stems
+        if not path.lower().endswith(_SUFFIXES) or (described and pattern is None):
+            archives.others[pathlib.PurePath(path).suffix.lower() or "no suffix"] += 1
+            continue
+        count += 1
+        url = f"{folder}/{path}"
+        if url not in visited:
+            visited.add(url)
+            stamp = int(hashlib.sha256(facts.version.encode()).hexdigest()[:15], 16)
+            archives.files.append(Archive(url, facts.size, stamp))
+    if not count:
+        raise UserError(
+            f"input {name} matches no tar or Parquet file; of stores nothing else is read. Check "
+            "the name, and quote patterns."
+        )
+
+
+def _folder(name: str) -> str:
+    """Returns the longest part of a name before a slash that is no pattern."""
+    parts = name.split("/")
+    magic = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[: min(magic, len(parts) - 1)])
+
+
+def _matches(path: list[str], pattern: list[str]) -> bool:
+    return len(path) == len(pattern) and all(map(fnmatch.fnmatchcase, path, pattern))
+
+
+class RemotePlan(FilePlan):
+    """Examples in archives of which it has a local copy until `remove` is called."""
+
+    def __init__(self, inputs: Sequence[str], **options: Any):
+        """Copies the archives at the URLs `inputs`; `options` are those of `FilePlan`.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        self._copies = tempfile.TemporaryDirectory(prefix="unclip_jax_")
+        self._origins: dict[str, str] = {}
+        try:
+            for number, text in enumerate(inputs):
+                url, path = Url(text), pathlib.Path(self._copies.name, str(number), Url(text).name)
+                url.download(path)
+                self._origins[str(path)] = text
+                if _has_classes(url.parent):
+                    (url.parent / CLASSES).download(path.with_name(CLASSES))
+            super().__init__([*self._origins], **options)
+        except BaseException:
+            self.remove()
+            raise
+        self.sources = tuple(inputs)
+        for path, text in self._origins.items():
+            items = (item._replace(key=item.key.replace(path, text)) for item in self._items)
+            self._items = [*items]
+
+    def origin(self, path: str) -> str:
+        """Returns the URL of which `path` is a copy."""
+        return self._origins[path]
+
+    def remove(self) -> None:
+        """Removes the copies."""
+        self._copies.cleanup()
+
+
+@functools.lru_cache(maxsize=64)
+def _has_classes(folder: Url) -> bool:
+    return (folder / CLASSES).exists()
