@@ -7,7 +7,7 @@ import glob
 import hashlib
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unclip_jax.core import storage
@@ -20,6 +20,8 @@ from unclip_jax.preparation.import_plans import FilePlan
 from unclip_jax.preparation.items import TAR_SUFFIXES
 
 _SUFFIXES = (*TAR_SUFFIXES, ".parquet")
+
+Objects = Mapping[str, StoredObject]
 
 
 def find_remote(inputs: Sequence[str]) -> Archives | None:
@@ -40,35 +42,32 @@ def find_remote(inputs: Sequence[str]) -> Archives | None:
             "--split or SPLIT=."
         )
     archives = Archives([], collections.Counter())
-    objects = functools.lru_cache(None)(lambda place: Url(place).objects())
+    listing = functools.lru_cache(None)(lambda place: Url(place).objects())
     visited: set[str] = set()
     for text in urls:
         for name in expand_braces(text):
-            _add(str(storage.location(name)), objects, archives, visited)
+            _add(str(storage.location(name)), listing, archives, visited)
     return archives
 
 
-def _add(name: str, objects: Any, archives: Archives, visited: set[str]) -> None:
+def _add(
+    name: str, listing: Callable[[str], Objects], archives: Archives, visited: set[str]
+) -> None:
     """Adds the archives that one name, without braces, stands for."""
     exact = name.lower().endswith(_SUFFIXES)
     folder = _folder(name) if exact else name
-    listing: dict[str, StoredObject] = objects(folder)
-    stems = {path.rpartition(".")[0] for path in listing if path.lower().endswith(".tar")}
-    pattern = name.removeprefix(folder).strip("/").split("/") if exact else None
-    count = 0
-    for path, facts in listing.items():
-        if pattern is not None and not _matches(path.split("/"), pattern):
-            continue
-        described = path.endswith(".parquet") and path.rpartition(".")[0] in stems
-        if not path.lower().endswith(_SUFFIXES) or (described and pattern is None):
+    objects = listing(folder)
+    paths, count = _matches(objects, name.removeprefix(folder).strip("/")), 0
+    for path in paths if exact else objects:
+        if not path.lower().endswith(_SUFFIXES) or (not exact and _describes(path, objects)):
             archives.others[pathlib.PurePath(path).suffix.lower() or "no suffix"] += 1
             continue
         count += 1
-        url = f"{folder}/{path}"
+        url, stored = f"{folder}/{path}", objects[path]
         if url not in visited:
             visited.add(url)
-            stamp = int(hashlib.sha256(facts.version.encode()).hexdigest()[:15], 16)
-            archives.files.append(Archive(url, facts.size, stamp))
+            stamp = int(hashlib.sha256(stored.version.encode()).hexdigest()[:15], 16)
+            archives.files.append(Archive(url, stored.size, stamp))
     if not count:
         raise UserError(
             f"input {name} matches no tar or Parquet file; of stores nothing else is read. Check "
@@ -76,15 +75,30 @@ def _add(name: str, objects: Any, archives: Archives, visited: set[str]) -> None
         )
 
 
+def _matches(objects: Objects, pattern: str) -> list[str]:
+    """Returns the names that a pattern stands for; `*` is for a part between slashes."""
+    if not glob.has_magic(pattern):
+        return [pattern] if pattern in objects else []
+    parts = pattern.split("/")
+    return [
+        path
+        for path in objects
+        if path.count("/") == len(parts) - 1
+        and all(map(fnmatch.fnmatchcase, path.split("/"), parts))
+    ]
+
+
+def _describes(path: str, objects: Objects) -> bool:
+    """True for a table that lies beside a tar of its name."""
+    stem, _, suffix = path.rpartition(".")
+    return suffix.lower() == "parquet" and f"{stem}.tar" in objects
+
+
 def _folder(name: str) -> str:
     """Returns the longest part of a name before a slash that is no pattern."""
     parts = name.split("/")
     magic = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return "/".join(parts[: min(magic, len(parts) - 1)])
-
-
-def _matches(path: list[str], pattern: list[str]) -> bool:
-    return len(path) == len(pattern) and all(map(fnmatch.fnmatchcase, path, pattern))
 
 
 class RemotePlan(FilePlan):
