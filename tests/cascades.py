@@ -51,7 +51,7 @@ def write(
         card = Manifest(stage=stage.name, size="tiny", step=0, **stage.describe, **mine)
         written = export.write_export(
             folder / name / "export",
-            params=tiny.stirred(tiny.init(stage)),
+            params=tiny.random_params(stage),
             manifest=card,
             tokenizer_dir=folder / "tokenizer" if "tokenizer_hash" in required else None,
             identity=entry.identity,

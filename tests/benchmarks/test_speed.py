@@ -34,7 +34,7 @@ def test_a_step_is_measured_and_its_figures_follow_from_each_other(tmp_path, cap
     assert 0 < found["mfu"] < 1  # no step beats the products that it is made of
     experiment = loading.read("experiments/prior.py:tiny", overrides=small)
     assert found["parameters"] == sum(
-        x.size for x in tiny.jax.tree.leaves(tiny.init(experiment.build_stage()))
+        x.size for x in tiny.jax.tree.leaves(tiny.abstract(experiment.build_stage()))
     )
     sizes = found["compiled_memory"]
     assert sizes["arguments"] > 16 * found["parameters"]  # float32: values, average, two moments

@@ -47,7 +47,7 @@ def untrained(folder):
         mine = {} if name.startswith("upsampler") else {"tokenizer_hash": words.hash, **facts}
         written = export.write_export(
             folder / name / "export",
-            params=tiny.stirred(tiny.init(stage)),
+            params=tiny.random_params(stage),
             manifest=Manifest(stage=stage.name, size="karlo", step=0, **stage.describe, **mine),
             tokenizer_dir=folder / "tokenizer" if mine else None,
             identity="clip_id" if name == "clip" else None,

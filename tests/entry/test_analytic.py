@@ -55,7 +55,7 @@ def place(tmp_path_factory):
     )
     export.write_export(
         folder / "prior" / "export",
-        params=jax.tree.map(jnp.zeros_like, tiny.init(stage)),
+        params=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tiny.abstract(stage)),
         manifest=card,
         tokenizer_dir=folder / "tokenizer",
     )

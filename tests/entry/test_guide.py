@@ -37,7 +37,7 @@ def run_dir(tmp_path_factory):
     )
     export.write_export(
         folder / "guide" / "export",
-        params=tiny.stirred(tiny.init(stage)),
+        params=tiny.random_params(stage),
         manifest=card,
         tokenizer_dir=folder / "tokenizer",
         identity="clip_id",

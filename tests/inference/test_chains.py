@@ -137,7 +137,7 @@ def write_toy(config, folder):
     card = Manifest(stage="toy", size="tiny", step=0, tokenizer_hash=words.hash, **stage.describe)
     export.write_export(
         folder / "toy" / "export",
-        params=tiny.stirred(tiny.init(stage)),
+        params=tiny.random_params(stage),
         manifest=card,
         tokenizer_dir=folder / "tokenizer",
     )
@@ -155,7 +155,7 @@ def write_toy(config, folder):
 )
 def test_a_new_stage_passes_the_tests_of_every_stage(toy, check):
     stage = toy_decoder.make(toy)
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     check((stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8))))
 
 

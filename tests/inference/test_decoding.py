@@ -52,7 +52,7 @@ def made(embedding: str, reads: str) -> tuple[DecoderStageConfig, dict]:
         embedding=embedding,
         drop_text=0.0 if reads == "clip_sequence" else 0.5,
     )
-    return cfg, tiny.stirred(tiny.init(decoder.make(cfg)))
+    return cfg, tiny.random_params(decoder.make(cfg))
 
 
 def rows(count: int, tree):

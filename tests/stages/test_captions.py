@@ -120,7 +120,7 @@ def test_pictures_of_a_decoder_in_training_do_without_the_empty_caption():
     guided = SamplingConfig(steps="2", guidance_scale=2.0)
     stage = decoder.make(DecoderStageConfig(KARLO_DECODER, drop_text=0.0, sampling=guided))
     batch = batches.abstract(stage.batch_spec, 2)
-    params = tiny.init(stage)
+    params = tiny.abstract(stage)
     shape = jax.eval_shape(stage.preview, params, batch, jax.random.key(0)).shape
     assert shape == (2, 8, 16, 3)  # true and drawn, side by side
 

@@ -77,7 +77,7 @@ CAPTION = ("tokens", "token_mask")
 def case(name: str):
     """A stage, parameters of which none is zero, and a batch."""
     stage = MODULES[name].make(CONFIGS[name])
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     batch = tiny.random_batch(stage, SIZE)
     # two real tokens at least, so that a change of the mask leaves some
     return stage, params, {**batch, **({"token_mask": caption_mask()} if name in TEXTUAL else {})}
@@ -229,7 +229,7 @@ def test_a_prior_of_clip_s_features_is_guided_away_from_the_empty_caption():
     """Karlo: the null is CLIP's features of nothing, z_txt among them."""
     cfg = PriorStageConfig(KARLO_PRIOR, drop_text=0.0, z_mean=(0.0,) * 4, z_std=(1.0,) * 4)
     stage = prior.make(cfg)
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, SIZE))
     x_t, t = gaussian.x_T(rng.per_example(KEY, jnp.arange(SIZE)), (4,)), jnp.full(SIZE, 400)
     whole = ClipText(batch["z_txt"], batch["text_seq"], batch["token_mask"])

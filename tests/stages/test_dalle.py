@@ -27,7 +27,7 @@ KEY = jax.random.key(0)
 def trained():
     stage = dalle.make(CFG)
     batch = tiny.random_batch(stage, 4)
-    return stage, tiny.stirred(tiny.init(stage)), jax.tree.map(jnp.asarray, batch)
+    return stage, tiny.random_params(stage), jax.tree.map(jnp.asarray, batch)
 
 
 def logits_of(params, batch):

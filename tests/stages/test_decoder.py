@@ -18,7 +18,7 @@ from unclip_jax.stages.decoder import Condition, InpaintTarget
 def made():
     cfg = tiny.experiment("decoder").model
     stage = decoder.make(cfg)
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     return cfg, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 4))
 
 
@@ -164,7 +164,7 @@ def inpainter(made):
     """The decoder with channels for what is known, all its weights stirred."""
     cfg = dataclasses.replace(made[0], model=dataclasses.replace(made[0].model, inpaints=True))
     stage = decoder.make(cfg)
-    return cfg, stage, tiny.stirred(tiny.init(stage))
+    return cfg, stage, tiny.random_params(stage)
 
 
 def test_the_new_channels_join_the_stem_and_nothing_else(made, inpainter):

@@ -32,7 +32,7 @@ KEY = jax.random.key(0)
 def build(kind, **changes):
     cfg = DvaeStageConfig(KINDS[kind], **changes)
     stage = dvae.make(cfg)
-    return cfg, stage, tiny.stirred(tiny.init(stage))
+    return cfg, stage, tiny.random_params(stage)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,7 +100,7 @@ def test_other_errors_are_means_over_subpixels(name, power):
     model = dataclasses.replace(KINDS["fsq"], out_channels=3)
     cfg = DvaeStageConfig(model, reconstruction=name)
     stage = dvae.make(cfg)
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     params["decoder"]["conv_out"]["kernel"] *= 0
     params["decoder"]["conv_out"]["bias"] = jnp.full(3, 0.25)
     _, metrics = jax.jit(stage.loss)(params, BATCH, KEY)

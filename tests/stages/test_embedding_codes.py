@@ -32,7 +32,7 @@ def with_codes(*conditions, codec=CODEC, **options):
 def params_of(cfg, batch):
     """Parameters away from zero, with the fit to `batch`."""
     stage = embedding_prior.make(cfg)
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     fitted = stage.fit(rows_of(batch)).params
     for name, group in fitted.items():
         assert jax.tree.structure(group) == jax.tree.structure(params[name])

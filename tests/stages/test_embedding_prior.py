@@ -68,7 +68,7 @@ def rows_of(batch, size=20):
 
 
 def params_of(cfg, batch):
-    params = tiny.stirred(tiny.init(embedding_prior.make(cfg)))
+    params = tiny.random_params(embedding_prior.make(cfg))
     fitted = pair_inputs.fit(cfg, rows_of(batch)).params
     assert jax.tree.structure(fitted["fitted"]) == jax.tree.structure(params["fitted"])
     return {**params, **jax.tree.map(jnp.asarray, fitted)}

@@ -17,7 +17,7 @@ FITTED = tuple(f"['{name}']" for name in GROUPS)
 @pytest.fixture(scope="module", params=registry.run_folders())
 def made(request):
     stage = tiny.experiment(request.param).build_stage()
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     return stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8))
 
 

@@ -47,8 +47,8 @@ def test_a_fresh_noise_aware_clip_sees_images_as_a_clean_one_at_every_step(noise
 
 
 def test_training_sees_noised_images_and_evaluation_fixed_levels(noised):
-    stage, params, batch = noised
-    params = tiny.stirred(params)
+    stage, _, batch = noised
+    params = tiny.random_params(stage)
     loss = jax.jit(lambda key: stage.loss(params, batch, key)[0])
     assert float(loss(jax.random.key(0))) != float(loss(jax.random.key(1)))
     grads = jax.jit(jax.grad(lambda p: stage.loss(p, batch, jax.random.key(0))[0]))(params)
@@ -60,10 +60,9 @@ def test_training_sees_noised_images_and_evaluation_fixed_levels(noised):
 @pytest.fixture(scope="module")
 def guided(noised):
     """A function from a guide's scale and form to images."""
-    _, params, _ = noised
-    params = tiny.stirred(params)
+    params = tiny.random_params(noised[0])
     model = decoder.make(DECODER)
-    weights = tiny.stirred(tiny.init(model))
+    weights = tiny.random_params(model)
     inputs = jax.tree.map(jnp.asarray, tiny.random_batch(model, 2))
     condition = Condition(inputs["z_img"], TokenIds(inputs["tokens"], inputs["token_mask"]))
     sampling = dataclasses.replace(

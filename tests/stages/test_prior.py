@@ -118,8 +118,8 @@ def test_guidance_of_a_model_that_ignores_text_changes_nothing(made):
 
 
 def test_the_unconditional_branch_sees_neither_caption_nor_z_txt(made):
-    cfg, params, batch = made
-    params = tiny.stirred(params)
+    cfg, _, batch = made
+    params = tiny.random_params(prior.make(cfg))
     x_t, t = jnp.ones((6, cfg.model.embed_dim)), jnp.full(6, 500)
 
     @functools.partial(jax.jit, static_argnames="scale")

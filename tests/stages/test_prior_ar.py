@@ -37,7 +37,7 @@ def made():
     """Config, fitted and stirred parameters, a batch."""
     cfg = tiny.experiment("prior_ar").model
     stage = prior_ar.make(cfg)
-    network = tiny.stirred(tiny.init(stage)["network"])
+    network = tiny.random_params(stage)["network"]
     params = {"network": network, **stage.fit(rows).params}
     batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, SIZE))
     return cfg, params, {**batch, "z_img": jnp.asarray(next(iter(rows(6)))["z_img"][:SIZE])}

@@ -22,7 +22,7 @@ SR = tiny.experiment("imagen_sr256").model
 
 @pytest.fixture(scope="module")
 def params():
-    return tiny.stirred(tiny.init(text_base.make(CFG)))
+    return tiny.random_params(text_base.make(CFG))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_the_upsampler_sees_the_noise_and_is_told_its_level():
     from unclip_jax.stages import upsampler
 
     cfg = dataclasses.replace(SR, augment=AugmentConfig(most=1.0, level=0.5))
-    params = tiny.stirred(tiny.init(upsampler.make(cfg)))
+    params = tiny.random_params(upsampler.make(cfg))
     rows = jax.tree.map(jnp.asarray, tiny.random_batch(upsampler.make(cfg), 2))
     text = EncodedCaptions(*2 * (TokenFeatures(rows["text_features"], rows["text_mask"]),))
     x_t, t = rows["image"], jnp.full(2, 400)

@@ -29,7 +29,7 @@ def test_chosen_tokens_are_masked_replaced_or_kept_in_berts_shares():
 def test_only_chosen_tokens_count():
     """With the loss at chance, it is the logarithm of the vocabulary; without choices it is 0."""
     cfg, stage = ENCODER.model, ENCODER.build_stage()
-    params = jax.tree.map(jnp.zeros_like, tiny.init(stage))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tiny.abstract(stage))
     batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 4))
     chance = float(jnp.log(cfg.model.vocab_size))
     assert float(stage.loss(params, batch, jax.random.key(0))[0]) == pytest.approx(chance)
@@ -41,7 +41,7 @@ def test_only_chosen_tokens_count():
 def test_the_empty_caption_holds_the_special_tokens_alone(family, ids):
     model = dataclasses.replace(ENCODER.model.model, family=family, context=4)
     cfg = dataclasses.replace(ENCODER.model, model=model)
-    params = tiny.init(text_encoder.make(cfg))
+    params = tiny.random_params(text_encoder.make(cfg))
     conditions = {"caption": TokenIds(TOKENS, MASK)}
     out = text_encoder.sample_in_chain(
         cfg, params, conditions, keys=jax.random.split(jax.random.key(0))

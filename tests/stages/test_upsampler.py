@@ -179,7 +179,7 @@ def test_a_network_of_the_last_step_learns_from_every_example(made):
     """Of 8 examples with steps drawn from 1,000 hardly one would reach it."""
     cfg = dataclasses.replace(made[0], last_step=True)
     stage = upsampler.make(cfg)
-    params = tiny.stirred(tiny.init(stage))
+    params = tiny.random_params(stage)
     side = cfg.crop
     batch = {
         "image": jax.random.uniform(jax.random.key(0), (8, side, side, 3), minval=-1.0),

@@ -31,12 +31,39 @@ def init(stage, seed=0):
     return jax.tree.map(jnp.array, PARAMS[key])
 
 
-def stirred(params, seed=1):
-    """Parameters away from the zero-initialised outputs, so that results depend on everything."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
+def random_params(stage, seed=0):
+    """Parameters of a stage at random, none of them zero, without the compilation of its init.
+
+    Kernels have the deviation (fan in)^-1/2 and gains lie around 1; parameters of other names are
+    initialised, and then stirred as all are.
+    """
+    key = (stage.name, repr(stage.describe), seed, "random")
+    if key not in PARAMS:
+        rng = np.random.default_rng(seed)
+        shapes = jax.tree_util.tree_flatten_with_path(abstract(stage))[0]
+        names = [path[-1].key for path, _ in shapes]
+        others = [i for i, name in enumerate(names) if name not in ("kernel", "bias", "scale")]
+
+        def initialise(key):
+            leaves = jax.tree.leaves(nn.meta.unbox(stage.init(key)))
+            return [leaves[i] for i in others]
+
+        leaves = dict(zip(others, jax.jit(initialise)(jax.random.key(seed)), strict=True))
+        for i, (name, (_, leaf)) in enumerate(zip(names, shapes, strict=True)):
+            noise = rng.normal(0, 0.05, leaf.shape)
+            if name == "kernel":
+                fan_in = np.prod(leaf.shape) / leaf.shape[-1]
+                noise += rng.normal(0, fan_in**-0.5, leaf.shape)
+            start = np.asarray(leaves.get(i, float(name == "scale")))
+            leaves[i] = (start + noise).astype(leaf.dtype)
+        structure = jax.tree.structure(abstract(stage))
+        PARAMS[key] = jax.tree.unflatten(structure, [leaves[i] for i in range(len(names))])
+    return jax.tree.map(jnp.array, PARAMS[key])
+
+
+def abstract(stage):
+    """Unboxed shapes of the parameters of a stage."""
+    return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
 def random_batch(stage, size, seed=0):

@@ -297,7 +297,7 @@ def write_baseline(run_dir, work, name):
     facts = {"tokenizer_hash": known.tokenizer_hash, "clip_id": known.clip_id}
     export.write_export(
         work / "runs" / name / baseline.stage / "export",
-        params=tiny.stirred(tiny.init(stage)),
+        params=tiny.random_params(stage),
         manifest=Manifest(stage=stage.name, size="tiny", step=STEPS, **stage.describe, **facts),
         tokenizer_dir=run_dir / "tokenizer",
     )
