@@ -3,6 +3,7 @@
 import ast
 import pathlib
 
+import flax.linen as nn
 import jax
 import pytest
 
@@ -30,30 +31,17 @@ def config(name, size):
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
-def test_an_experiment_builds_abstractly(name, size):
+def test_an_experiment_builds_and_its_loss_traces_to_a_scalar(name, size):
     experiment = from_config(config(name, size))
-    stage = experiment.build_stage()
-    params = jax.eval_shape(stage.init, jax.random.key(0))
-    assert trees.count(params) > 0
     assert (experiment.name, experiment.size) == (name, size)
-
-
-@pytest.mark.parametrize(("name", "size"), CASES)
-def test_a_loss_traces_to_a_scalar(name, size):
-    stage = from_config(config(name, size)).build_stage()
-    params = jax.eval_shape(stage.init, jax.random.key(0))
-    unboxed = jax.tree.map(lambda x: x, jax.eval_shape(lambda p: _unbox(p), params))
+    stage = experiment.build_stage()
+    params = nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+    assert trees.count(params) > 0
     loss, metrics = jax.eval_shape(
-        stage.loss, unboxed, batches.abstract(stage.batch_spec, 4), jax.random.key(0)
+        stage.loss, params, batches.abstract(stage.batch_spec, 4), jax.random.key(0)
     )
     assert loss.shape == () and loss.dtype == "float32"
     assert "loss" in metrics
-
-
-def _unbox(tree):
-    import flax.linen as nn
-
-    return nn.meta.unbox(tree)
 
 
 @pytest.mark.parametrize("path", NOTES, ids=lambda p: p.stem)

@@ -206,20 +206,18 @@ def test_a_hole_is_filled_by_a_decoder_that_sees_around_it(inpainter):
     side = cfg.model.unet.image_size
     mask = jnp.ones((2, side, side, 1)).at[:, 4:8, 4:8].set(0.0)
     x_t, t = jax.random.normal(jax.random.key(1), batch["image"].shape), jnp.full(2, 500)
-    schedules = (GuidanceSchedule(), GuidanceSchedule(scale=3.0))
+    for schedule in (GuidanceSchedule(), GuidanceSchedule(scale=3.0)):
 
-    def predicted(inpaint, schedule):
-        options = {"schedule": schedule, "inpaint": inpaint}
-        return jax.jit(lambda p: decoder.denoiser(cfg, p, condition, **options)(x_t, t).x_0)(params)
+        @jax.jit
+        def predicted(inpaint, schedule=schedule):
+            options = {"schedule": schedule, "inpaint": inpaint}
+            return decoder.denoiser(cfg, params, condition, **options)(x_t, t).x_0
 
-    for schedule in schedules:
-        blind = predicted(None, schedule)
-        seeing = predicted(InpaintTarget(batch["image"], mask), schedule)
+        blind = predicted(None)
+        seeing = predicted(InpaintTarget(batch["image"], mask))
         around = jnp.where(mask > 0, 0.5, batch["image"])
         behind = jnp.where(mask > 0, batch["image"], 0.5)
         assert float(jnp.abs(seeing - blind).max()) > 1e-3
-        assert (
-            float(jnp.abs(predicted(InpaintTarget(around, mask), schedule) - seeing).max()) > 1e-3
-        )
-        same = predicted(InpaintTarget(behind, mask), schedule)
+        assert float(jnp.abs(predicted(InpaintTarget(around, mask)) - seeing).max()) > 1e-3
+        same = predicted(InpaintTarget(behind, mask))
         np.testing.assert_array_equal(same, seeing)

@@ -34,8 +34,8 @@ def init(stage, seed=0):
 def random_params(stage, seed=0):
     """Parameters of a stage at random, none of them zero, without the compilation of its init.
 
-    Kernels have the deviation (fan in)^-1/2 and gains lie around 1; parameters of other names are
-    initialised, and then stirred as all are.
+    Kernels of linear layers have the deviation (fan in)^-1/2 and gains lie around 1; parameters of
+    other names are initialised. Noise of deviation 0.05 is added to all.
     """
     key = (stage.name, repr(stage.describe), seed, "random")
     if key not in PARAMS:
@@ -51,7 +51,7 @@ def random_params(stage, seed=0):
         leaves = dict(zip(others, jax.jit(initialise)(jax.random.key(seed)), strict=True))
         for i, (name, (_, leaf)) in enumerate(zip(names, shapes, strict=True)):
             noise = rng.normal(0, 0.05, leaf.shape)
-            if name == "kernel":
+            if name == "kernel" and leaf.ndim < 4:
                 fan_in = np.prod(leaf.shape) / leaf.shape[-1]
                 noise += rng.normal(0, fan_in**-0.5, leaf.shape)
             start = np.asarray(leaves.get(i, float(name == "scale")))
