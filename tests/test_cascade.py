@@ -1,6 +1,7 @@
 """The documented commands, in order, on the smallest size: captions and pictures in, pictures out.
 
-The commands run as a user runs them, each in its own process with one device.
+The commands run as a user runs them, each in its own process with one device. CLIP and the prior
+are trained by `make test`; the stages that generate images by `make nightly`.
 """
 
 import hashlib
@@ -43,10 +44,18 @@ def call(*arguments, check=True):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A trained `tiny` cascade."""
+    """The run directory of a `tiny` cascade up to its prior."""
     folder = tmp_path_factory.mktemp("cascade") / "tiny"
-    call("launch/cascade", "tiny", f"--run={folder}")
+    call("launch/cascade", "tiny", f"--run={folder}", "--until=prior")
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(run_dir):
+    """The run directory of all stages; those that were finished are not trained again."""
+    said = call("launch/cascade", "tiny", f"--run={run_dir}").stderr
+    assert f"{run_dir}/prior is finished" in said
+    return run_dir
 
 
 def width(path):
@@ -61,11 +70,20 @@ def last(run_dir, stage):
     return [record for record in records if "val/loss" in record][-1]
 
 
-def test_every_stage_is_exported_and_fits(run_dir):
-    cards = {
-        name: json.loads((run_dir / name / "export" / "manifest.json").read_text())
-        for name in STAGES
-    }
+def manifests(run_dir, *names):
+    folders = {name: run_dir / name / "export" for name in names}
+    return {name: json.loads((f / "manifest.json").read_text()) for name, f in folders.items()}
+
+
+def test_the_prior_is_exported_and_fits_clip(run_dir):
+    cards = manifests(run_dir, "clip", "prior")
+    assert cards["clip"]["clip_id"] == cards["prior"]["clip_id"]
+    assert all(card["parameters"] > 0 and card["step"] > 0 for card in cards.values())
+
+
+@pytest.mark.nightly
+def test_every_stage_is_exported_and_fits(whole_run):
+    cards = manifests(whole_run, *STAGES)
     assert len({cards[name]["clip_id"] for name in ("clip", "prior", "decoder")}) == 1
     assert all(card["parameters"] > 0 and card["step"] > 0 for card in cards.values())
 
@@ -82,24 +100,28 @@ def test_the_prior_follows_captions(run_dir):
     assert metrics["val/cosine_image"] > metrics["val/cosine_unrelated"] + 0.2
 
 
-def test_the_decoder_needs_the_right_z_img(run_dir):
-    metrics = last(run_dir, "decoder")
+@pytest.mark.nightly
+def test_the_decoder_needs_the_right_z_img(whole_run):
+    metrics = last(whole_run, "decoder")
     assert metrics["val/loss_wrong_z"] > 1.1 * metrics["val/loss"]
 
 
-def test_training_left_labelled_pictures(run_dir):
+@pytest.mark.nightly
+def test_training_left_labelled_pictures(whole_run):
     for stage in ("decoder", "upsampler_256"):
-        pictures = sorted((run_dir / stage / "samples").glob("step_*.png"))
+        pictures = sorted((whole_run / stage / "samples").glob("step_*.png"))
         assert pictures and width(pictures[-1]) > 200
 
 
 def test_a_second_call_has_nothing_left_to_do(run_dir):
-    done = call("launch/cascade", "tiny", f"--run={run_dir}")
-    for stage in STAGES:
+    done = call("launch/cascade", "tiny", f"--run={run_dir}", "--until=prior")
+    for stage in ("clip", "prior"):
         assert f"{run_dir}/{stage} is finished" in done.stderr
 
 
-def test_sample_and_evaluate_speak_of_the_trained_cascade(run_dir, tmp_path):
+@pytest.mark.nightly
+def test_sample_and_evaluate_speak_of_the_trained_cascade(whole_run, tmp_path):
+    run_dir = whole_run
     out = tmp_path / "grid.png"
     python = (sys.executable, "-m")
     call(*python, "unclip_jax.sample", f"--models={run_dir}", "a red circle", f"--out={out}")
@@ -112,8 +134,9 @@ def test_sample_and_evaluate_speak_of_the_trained_cascade(run_dir, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def both_priors(run_dir):
+def both_priors(whole_run):
     """What the training of the autoregressive prior beside the other said."""
+    run_dir = whole_run
     places = (
         f"--config.data.path={run_dir}/data",
         f"--config.data.embeddings={run_dir}/embeddings",
@@ -122,6 +145,7 @@ def both_priors(run_dir):
     return call(sys.executable, "-m", "unclip_jax.train", *config, *places).stderr
 
 
+@pytest.mark.nightly
 def test_the_other_prior_trains_on_the_same_embeddings_and_draws(run_dir, both_priors, tmp_path):
     python = (sys.executable, "-m")
     assert "16 of 32 principal components explain" in both_priors
@@ -147,8 +171,10 @@ def training(run_dir, stage, workdir):
     return command + [f"--config.train.{key}={value}" for key, value in short.items()]
 
 
-def test_a_prior_that_reads_clip_and_the_last_upsampler_train_and_draw(run_dir, tmp_path):
+@pytest.mark.nightly
+def test_a_prior_that_reads_clip_and_the_last_upsampler_train_and_draw(whole_run, tmp_path):
     """What no other test here trains: the other reading of captions, and 32 -> 64 px."""
+    run_dir = whole_run
     other = tmp_path / "run"
     other.mkdir()
     for name in ("clip", "decoder", "upsampler_256"):
@@ -200,8 +226,10 @@ def exported(workdir):
     "stage",  # one loop trains all of them; the autoregressive prior begins with fitted parameters
     [
         "prior",
-        "prior_ar",
-        *(pytest.param(name, marks=pytest.mark.nightly) for name in STAGES if name != "prior"),
+        *(
+            pytest.param(name, marks=pytest.mark.nightly)
+            for name in ("prior_ar", "clip", "decoder", "upsampler_256")
+        ),
     ],
 )
 def test_a_killed_run_ends_in_the_same_bits(run_dir, tmp_path, stage):

@@ -47,9 +47,10 @@ def test_every_parameter_is_that_of_the_run_rounded(run, small):
     before, after = load.load_cascade(run), load.load_cascade(small)
     assert after.cascade == before.cascade and after.clip_id == before.clip_id
     assert not trees.shape_differences(before.params, after.params)
+    leaves = trees.flatten_paths(after.params)
     for name, leaf in trees.flatten_paths(before.params).items():
         rounded = leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        np.testing.assert_array_equal(trees.flatten_paths(after.params)[name], rounded)
+        np.testing.assert_array_equal(leaves[name], rounded)
     assert {path.name for path in (small / "decoder" / "export").iterdir()} == {
         *("manifest.json", "params.safetensors", "tokenizer")
     }

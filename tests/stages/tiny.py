@@ -40,7 +40,7 @@ def random_params(stage, seed=0):
     key = (stage.name, repr(stage.describe), seed, "random")
     if key not in PARAMS:
         rng = np.random.default_rng(seed)
-        shapes = jax.tree_util.tree_flatten_with_path(abstract(stage))[0]
+        shapes, structure = jax.tree_util.tree_flatten_with_path(abstract(stage))
         names = [path[-1].key for path, _ in shapes]
         others = [i for i, name in enumerate(names) if name not in ("kernel", "bias", "scale")]
 
@@ -48,7 +48,8 @@ def random_params(stage, seed=0):
             leaves = jax.tree.leaves(nn.meta.unbox(stage.init(key)))
             return [leaves[i] for i in others]
 
-        leaves = dict(zip(others, jax.jit(initialise)(jax.random.key(seed)), strict=True))
+        values = jax.jit(initialise)(jax.random.key(seed)) if others else []
+        leaves = dict(zip(others, values, strict=True))
         for i, (name, (_, leaf)) in enumerate(zip(names, shapes, strict=True)):
             noise = rng.normal(0, 0.05, leaf.shape)
             if name == "kernel" and leaf.ndim < 4:
@@ -56,7 +57,6 @@ def random_params(stage, seed=0):
                 noise += rng.normal(0, fan_in**-0.5, leaf.shape)
             start = np.asarray(leaves.get(i, float(name == "scale")))
             leaves[i] = (start + noise).astype(leaf.dtype)
-        structure = jax.tree.structure(abstract(stage))
         PARAMS[key] = jax.tree.unflatten(structure, [leaves[i] for i in range(len(names))])
     return jax.tree.map(jnp.array, PARAMS[key])
 
