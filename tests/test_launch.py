@@ -29,6 +29,7 @@ def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.Comp
     )
 
 
+@functools.cache
 def printed(*arguments: str) -> list[list[str]]:
     """The Python commands that a dry run of the cascade prints for an untouched run, split up."""
     run = bash("launch/cascade", "--run=/r", *arguments, "--dry-run", PYTHON=sys.executable)

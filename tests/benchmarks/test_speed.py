@@ -238,13 +238,14 @@ def data(tmp_path_factory) -> pathlib.Path:
     return out
 
 
-UPSAMPLER = "--config=experiments/upsampler_256.py:tiny"
+CLIP = "--config=experiments/clip.py:tiny"
+SHALLOW = ["--config.model.model.image_depth=1", "--config.model.model.text_depth=1"]
 
 
 @pytest.mark.slow
 def test_the_loader_is_measured_beside_the_step(data, tmp_path, capsys):
     out = tmp_path / "loader.json"
-    given = [UPSAMPLER, f"--config.data.path={data}", "--config.train.batch_size=16"]
+    given = [CLIP, *SHALLOW, f"--config.data.path={data}", "--config.train.batch_size=16"]
     loader.main([*given, "--workers=0,2", "--seconds=0.2", "--steps=2", f"--json={out}"])
     found = json.loads(out.read_text())
     assert [row["workers"] for row in found["loader"]] == [0, 2]
@@ -265,7 +266,7 @@ def test_the_loader_is_measured_beside_the_step(data, tmp_path, capsys):
 )
 def test_mistakes_about_the_loader_are_one_line(argument, message):
     with pytest.raises(UserError, match=message):
-        loader.main([UPSAMPLER, argument])
+        loader.main([CLIP, argument])
 
 
 def test_an_epoch_counts_every_example_once(data):

@@ -63,7 +63,7 @@ def fill(repeats, *, solver=ANCESTRAL, count=4096, known=1.0, steps="200", jump=
 
 
 def test_resampling_leads_to_the_conditional_distribution():
-    once, often = fill(1), fill(10)
+    once, often = fill(1, count=1024), fill(10, count=1024)
     np.testing.assert_array_equal(often[:, 0], 1.0)
     # X_2 given X_1 = 1 is N(rho, 1 - rho^2); one walk alone falls far short of its mean
     assert float(often[:, 1].mean()) == pytest.approx(RHO, abs=0.05)
