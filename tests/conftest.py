@@ -1,12 +1,15 @@
 # ruff: noqa: E402  (the environment has to be set before JAX is imported)
 """Settings every test runs under; they must be in place before JAX starts."""
 
+import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 from tests import compiler
 
 ROOT = pathlib.Path(__file__).parents[1]
+MAPPINGS = 20_000  # of memory; Linux ends a process that needs more than 65,530
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 compiler.settle()
@@ -32,6 +35,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first: begun last, it would leave all workers but its own idle."""
     items.sort(key=lambda item: item.path.name != "test_cascade.py")  # else as they come
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops compiled programs after a file once they take many memory mappings."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -32,33 +32,52 @@ def init(stage, seed=0):
 
 
 def random_params(stage, seed=0):
-    """Parameters of a stage at random, none of them zero, without the compilation of its init.
+    """Parameters at random, none of them zero, without the compilation of most of the init.
 
-    Kernels of linear layers have the deviation (fan in)^-1/2 and gains lie around 1; parameters of
-    other names are initialised. Noise of deviation 0.05 is added to all.
+    Constants are read from the init's jaxpr. Kernels have the deviation (fan in)^-1/2; parameters
+    of other names are initialised. Noise of deviation 0.05 is added to all.
     """
     key = (stage.name, repr(stage.describe), seed, "random")
     if key not in PARAMS:
         rng = np.random.default_rng(seed)
-        shapes, structure = jax.tree_util.tree_flatten_with_path(abstract(stage))
-        names = [path[-1].key for path, _ in shapes]
-        others = [i for i, name in enumerate(names) if name not in ("kernel", "bias", "scale")]
-
-        def initialise(key):
-            leaves = jax.tree.leaves(nn.meta.unbox(stage.init(key)))
-            return [leaves[i] for i in others]
-
-        values = jax.jit(initialise)(jax.random.key(seed)) if others else []
-        leaves = dict(zip(others, values, strict=True))
-        for i, (name, (_, leaf)) in enumerate(zip(names, shapes, strict=True)):
-            noise = rng.normal(0, 0.05, leaf.shape)
-            if name == "kernel" and leaf.ndim < 4:
-                fan_in = np.prod(leaf.shape) / leaf.shape[-1]
-                noise += rng.normal(0, fan_in**-0.5, leaf.shape)
-            start = np.asarray(leaves.get(i, float(name == "scale")))
-            leaves[i] = (start + noise).astype(leaf.dtype)
-        PARAMS[key] = jax.tree.unflatten(structure, [leaves[i] for i in range(len(names))])
+        traced, shapes = jax.make_jaxpr(
+            lambda key: nn.meta.unbox(stage.init(key)), return_shape=True
+        )(jax.random.key(seed))
+        paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
+        names = [path[-1].key for path, _ in paths]
+        starts = constants(traced.jaxpr)
+        for i, (name, (_, leaf)) in enumerate(zip(names, paths, strict=True)):
+            if name == "kernel" and i not in starts:
+                fan_in = leaf.shape[-2] if leaf.ndim < 4 else np.prod(leaf.shape[:-1])
+                starts[i] = rng.normal(0, fan_in**-0.5, leaf.shape)
+            elif name in ("bias", "scale"):  # of layers in a scan, whose constants are inside
+                starts.setdefault(i, float(name == "scale"))
+        others = [i for i in range(len(names)) if i not in starts]
+        if others:
+            few = jax.jit(lambda key: [jax.tree.leaves(stage.init(key))[i] for i in others])
+            starts |= dict(zip(others, few(jax.random.key(seed)), strict=True))
+        leaves = [
+            (np.asarray(starts[i]) + rng.normal(0, 0.05, leaf.shape)).astype(leaf.dtype)
+            for i, (_, leaf) in enumerate(paths)
+        ]
+        PARAMS[key] = jax.tree.unflatten(structure, leaves)
     return jax.tree.map(jnp.array, PARAMS[key])
+
+
+def constants(jaxpr):
+    """Values of those outputs of a jaxpr that are the same number everywhere, by position."""
+    filled = {
+        equation.outvars[0]: equation.invars[0].val
+        for equation in jaxpr.eqns
+        if equation.primitive.name == "broadcast_in_dim" and hasattr(equation.invars[0], "val")
+    }
+    values = {}
+    for i, out in enumerate(jaxpr.outvars):
+        if hasattr(out, "val"):
+            values[i] = out.val
+        elif out in filled:
+            values[i] = filled[out]
+    return values
 
 
 def abstract(stage):
