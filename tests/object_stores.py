@@ -1,10 +1,14 @@
 """Object stores on loopback: Google's and Amazon's protocols, answered in this process."""
 
+import collections
 import contextlib
 import http
+import io
 import os
 import pathlib
+import random
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -166,3 +170,40 @@ class Faults:
             self.failed += fail
         if fail:
             raise ConnectionResetError("the connection was reset")
+
+
+@contextlib.contextmanager
+def faulty_google(*, share: float, seed: int) -> Iterator[collections.Counter[str]]:
+    """Serves gs://bucket with failures of every kind; yields how many of each there were.
+
+    A `share` of the requests fails: the server is unavailable, has done what was asked but does not
+    say so, or closes the connection. As many again are late.
+    """
+    from gcp_storage_emulator import server
+
+    counts: collections.Counter[str] = collections.Counter()
+    generator, lock = random.Random(seed), threading.Lock()
+    original = server.Router.handle
+
+    def handle(self: Any, method: str) -> None:
+        handler = self._request_handler
+        with lock:
+            number, kind = generator.random(), generator.choice(["refused", "unsaid", "closed"])
+            kind = kind if number < share else "late" if number < 2 * share else "served"
+            counts[kind] += 1
+        if kind == "late":
+            time.sleep(0.1)
+        if kind in ("late", "served"):
+            original(self, method)
+            return
+        handler.rfile = io.BytesIO(handler.rfile.read(int(handler.headers["content-length"] or 0)))
+        if kind == "unsaid":
+            answer, handler.wfile = handler.wfile, io.BytesIO()
+            original(self, method)
+            handler.wfile = answer
+        if kind != "closed":
+            handler.send_error(http.HTTPStatus.SERVICE_UNAVAILABLE)
+        handler.close_connection = True
+
+    with google(), mock.patch.object(server.Router, "handle", handle):
+        yield counts
