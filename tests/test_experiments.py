@@ -85,7 +85,7 @@ def test_components_that_no_embedding_has_are_refused():
         from_config(mistaken)
 
 
-@pytest.mark.parametrize("name", ["embeddings", "tokenizer", "text_features"])
+@pytest.mark.parametrize("name", ["tokenizer", "text_features"])
 def test_settings_that_take_no_url(name):
     mistaken = config("prior", "tiny").to_dict()
     mistaken["data"] |= {"path": "gs://bucket/data", name: "gs://bucket/x"}

@@ -24,6 +24,7 @@ from unclip_jax.cli import compilation_cache, data_flags, entry, flags, process_
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.core.files import check_output
+from unclip_jax.core.storage import location
 
 
 def parser() -> Parser:
@@ -31,7 +32,7 @@ def parser() -> Parser:
     parser = Parser("embed", description="Embed a data set with a frozen CLIP.")
     parser.add_argument("--clip", type=pathlib.Path, required=True, help="export of a CLIP")
     data_flags.add(parser)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=location, required=True, help="folder or URL to write")
     parser.add_argument("--splits", nargs="*", help="names of splits; default: all")
     parser.add_argument("--batch", type=int, default=256, help="examples at once")
     parser.add_argument(
@@ -168,7 +169,8 @@ def main(argv: Sequence[str]) -> None:
     positive("--batch", args.batch)
     positive("--workers", args.workers)
     share = flags.parse_share(args.shard)
-    check_output(args.out, folder=True)
+    if isinstance(args.out, pathlib.Path):
+        check_output(args.out, folder=True)
     process_flags.start_alike(args)
     compilation_cache.use()
     from unclip_jax.inference.dataset_embedding import embed_dataset

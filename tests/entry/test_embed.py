@@ -161,8 +161,8 @@ def test_processes_share_the_shards_of_a_job(place, tmp_path, monkeypatch, label
 
 
 def test_a_folder_that_processes_do_not_share_is_refused(place, tmp_path, labelled, monkeypatch):
-    written = EmbeddingFolder.is_written
-    monkeypatch.setattr(EmbeddingFolder, "is_written", lambda f, i: i != 1 and written(f, i))
+    report = EmbeddingFolder._report
+    monkeypatch.setattr(EmbeddingFolder, "_report", lambda f, i: {} if i == 1 else report(f, i))
     with pytest.raises(UserError, match="lacks the shards 1 of 3; run the same command again"):
         embed.main([*arguments(place, tmp_path), "--splits", "train"])
 

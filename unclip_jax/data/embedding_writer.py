@@ -9,58 +9,65 @@ up, so no row is read again. `EmbeddingWriter` takes rows in order instead.
 import json
 import os
 import pathlib
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from unclip_jax.core import digests, json_text
+from unclip_jax.core import digests, json_text, storage
 from unclip_jax.core.checks import UserError, listed, one_of, positive
 from unclip_jax.core.files import atomic_path, read_small, write_atomically
+from unclip_jax.core.storage import Location, Url
 from unclip_jax.data.embedding_stats import Moments, Vectors, total
 from unclip_jax.data.embeddings import (
     DIGEST,
     FILES,
     KINDS,
     OURS,
+    SHARDS,
     STATS,
     EmbeddingSource,
-    numbered,
+    file_name,
     read_stats,
 )
+from unclip_jax.data.remote_embeddings import open_embeddings
 
 DTYPES = ("float16", "float32")
 REPORTS = "reports"
+_AT_ONCE = 32  # reports that are read at the same time
 
 
 class EmbeddingFolder:
     """A folder of embeddings that is written shard by shard; `finished` if it is complete."""
 
     def __init__(
-        self, directory: str | pathlib.Path, *, info: Mapping[str, Any], dtype: str = "float16"
+        self, directory: str | Location, *, info: Mapping[str, Any], dtype: str = "float16"
     ):
         """Continues in `directory`, or starts there.
 
         Args:
-            directory: made if missing.
+            directory: made if missing; at a URL, shards are written to a temporary folder and then
+                copied.
             info: JSON-ready; where the embeddings come from (CLIP, data set, tokenizer).
             dtype: "float16" or "float32"; shards of the other are written again.
 
         Raises:
             UserError: `directory` holds embeddings of another origin.
         """
-        self.directory = pathlib.Path(directory)
+        self.directory = storage.location(directory) if isinstance(directory, str) else directory
         self._dtype = np.dtype(one_of("dtype", dtype, DTYPES))
         self._info = json.loads(json.dumps(info))
         self._origin = digests.of_json({**self._info, "dtype": dtype})
-        for name in (*KINDS.values(), "metadata", REPORTS):
-            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        if isinstance(self.directory, pathlib.Path):
+            _make_folders(self.directory)
         stored = read_stats(self.directory)
         self.finished = bool(stored.get("finished", "info" in stored))
-        if self.finished or any((self.directory / REPORTS).glob("*.json")):
+        if self.finished or self._names(REPORTS):
             _check_info(self.directory, stored.get("info", {}), self._info)
         elif stored.get("info") != self._info:
             self._write_stats({"info": self._info, "finished": False})
@@ -95,33 +102,53 @@ class EmbeddingFolder:
             UserError: the lengths differ, or a value is not finite.
         """
         _check_rows(keys, captions, vectors)
-        self._path(REPORTS, index, "json").unlink(missing_ok=True)
-        paths, moments = [], {}
+        self._forget(index)
+        if not isinstance(self.directory, Url):
+            self._write_files(self.directory, index, keys, captions, vectors, extra or {})
+            return
+        with tempfile.TemporaryDirectory(prefix="unclip_jax_") as drafts:
+            local = pathlib.Path(drafts)
+            _make_folders(local)
+            for name in self._write_files(local, index, keys, captions, vectors, extra or {}):
+                (self.directory / name).upload(local / name)
+
+    def _write_files(
+        self,
+        folder: pathlib.Path,
+        index: int,
+        keys: Sequence[str],
+        captions: Sequence[str],
+        vectors: Mapping[str, Vectors],
+        extra: Mapping[str, Any],
+    ) -> list[str]:
+        """Writes the files of a shard; returns their names, that of the report last."""
+        names, moments = [], {}
         for field, rows in vectors.items():
-            path = self._path(KINDS[field], index, "npy")
             with np.errstate(over="ignore"):
                 stored = np.ascontiguousarray(rows, self._dtype)
             if not np.isfinite(stored).all():
                 raise UserError(
                     f"an embedding near {keys[0]!r} is too large for {self._dtype}; store float32."
                 )
-            with atomic_path(path) as partial, partial.open("wb") as file:
+            names.append(file_name(KINDS[field], index, "npy"))
+            with atomic_path(folder / names[-1]) as partial, partial.open("wb") as file:
                 np.save(file, stored)
-            paths.append(path)
             moments[field] = Moments.of(stored).to_json()
-        table = pyarrow.table({"key": list(keys), "caption": list(captions), **(extra or {})})
+        table = pyarrow.table({"key": list(keys), "caption": list(captions), **extra})
         table = table.replace_schema_metadata({OURS: STATS})
-        paths.append(self._path("metadata", index, "parquet"))
-        with atomic_path(paths[-1]) as partial:
+        names.append(file_name("metadata", index, "parquet"))
+        with atomic_path(folder / names[-1]) as partial:
             pyarrow.parquet.write_table(table, partial)
-        names = [path.relative_to(self.directory).as_posix() for path in paths]
-        files = digests.of_files(self.directory, names)
+        files = digests.of_files(folder, names)
         report = {"origin": self._origin, "rows": len(keys), FILES: files, **moments}
-        write_atomically(self._path(REPORTS, index, "json"), json.dumps(report))
+        names.append(file_name(REPORTS, index, "json"))
+        write_atomically(folder / names[-1], json.dumps(report))
+        return names
 
     def missing(self, count: int) -> list[int]:
         """Returns the numbers of the first `count` shards that are not written."""
-        return [index for index in range(count) if not self.is_written(index)]
+        reports = self._reports(count)
+        return [i for i, report in enumerate(reports) if report.get("origin") != self._origin]
 
     def finish(self, count: int) -> EmbeddingSource:
         """Writes the statistics of `count` shards, which completes the folder, and opens it.
@@ -130,19 +157,19 @@ class EmbeddingFolder:
             UserError: a shard is missing, or the folder holds more.
         """
         if self.finished:
-            return EmbeddingSource(self.directory, verify=False)
+            return self._opened()
         missing = [str(index) for index in self.missing(count)]
         if missing:
             raise UserError(
                 f"{self.directory} lacks the shards {listed(missing, most=5, separator=', ')} of "
                 f"{count}; run the same command again, with a folder that all processes share."
             )
-        if len(numbered(self.directory / "metadata", "parquet")) > count:
+        if len(self._names("metadata")) > count:
             raise UserError(
                 f"{self.directory} holds further shards, of an earlier version; delete it and "
                 "embed again."
             )
-        reports = [self._report(index) for index in range(count)]
+        reports = self._reports(count)
         if reports:
             fields = [field for field in KINDS if field in reports[0]]
             stats = {
@@ -150,28 +177,55 @@ class EmbeddingFolder:
                 for field in fields
             }
             files = {name: digest for each in reports for name, digest in each[FILES].items()}
-            entries = {**stats, "info": self._info, "finished": True, FILES: files}
+            rows = [each["rows"] for each in reports]
+            entries = {**stats, "info": self._info, "finished": True, SHARDS: rows, FILES: files}
             self._write_stats(entries)
         self.finished = True
+        return self._opened()
+
+    def _opened(self) -> EmbeddingSource:
+        if isinstance(self.directory, Url):
+            return open_embeddings(self.directory)
         return EmbeddingSource(self.directory, verify=False)
+
+    def _reports(self, count: int) -> list[dict[str, Any]]:
+        """Reads the reports of the first `count` shards."""
+        with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+            return [*pool.map(self._report, range(count))]
 
     def _report(self, index: int) -> dict[str, Any]:
         """Reads the report of a shard; {} if there is none."""
-        path = self._path(REPORTS, index, "json")
-        try:
-            text = read_small(path)
-        except FileNotFoundError:
+        path = self.directory / file_name(REPORTS, index, "json")
+        if not path.exists():
             return {}
+        text = path.read_bytes() if isinstance(path, Url) else read_small(path)
         return json_text.parse_object(text, where=str(path), advice="delete it.")
 
-    def _path(self, kind: str, index: int, suffix: str) -> pathlib.Path:
-        return self.directory / kind / f"{kind}_{index:04d}.{suffix}"
+    def _names(self, kind: str) -> list[str]:
+        """Returns the names of the files of one kind."""
+        folder = self.directory / kind
+        if isinstance(folder, Url):
+            return folder.names()
+        return [path.name for path in folder.iterdir() if path.suffix != ".tmp"]
+
+    def _forget(self, index: int) -> None:
+        """Removes the report of a shard that is written again."""
+        path = self.directory / file_name(REPORTS, index, "json")
+        path.unlink() if isinstance(path, Url) else path.unlink(missing_ok=True)
 
     def _write_stats(self, content: dict[str, Any]) -> None:
         sealed = {**content, DIGEST: digests.of_json(content)}
+        if isinstance(self.directory, Url):
+            (self.directory / STATS).write_bytes(json.dumps(sealed).encode())
+            return
         draft = self.directory / f"{STATS}.{uuid.uuid4().hex}.tmp"  # jobs may write at once
         draft.write_text(json.dumps(sealed))
         os.replace(draft, self.directory / STATS)
+
+
+def _make_folders(folder: pathlib.Path) -> None:
+    for name in (*KINDS.values(), "metadata", REPORTS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
 
 
 class EmbeddingWriter:
@@ -260,7 +314,7 @@ def _check_rows(
         )
 
 
-def _check_info(directory: pathlib.Path, stored: dict[str, Any], info: dict[str, Any]) -> None:
+def _check_info(directory: Location, stored: dict[str, Any], info: dict[str, Any]) -> None:
     """Refuses to continue a folder of another origin.
 
     Raises:

@@ -23,6 +23,7 @@ from jaxtyping import Int64
 from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import check_regular, read_small
+from unclip_jax.core.storage import Location, Url
 from unclip_jax.data.embedding_stats import Moments, Stats, Vectors, total
 
 KINDS = {"z_img": "img_emb", "z_txt": "text_emb"}
@@ -30,6 +31,7 @@ STATS = "stats.json"
 OURS = b"unclip_jax"  # in the metadata of tables that belong to a STATS
 # Entries of the statistics: the digest of every other file by its path, and of all entries.
 FILES, DIGEST = "files", "digest"
+SHARDS = "shards"  # entry of the statistics: the numbers of rows of the shards
 REMEDY = "delete it, it will be computed again."
 ADVICE = "copy the embeddings again, or make them again."
 _CHUNK = 65536  # rows per step when statistics are taken
@@ -51,16 +53,13 @@ class EmbeddingSource:
             UserError: no or not all embeddings in the folder, files that were changed, or shards
                 whose counts or dimensions disagree.
         """
-        self.directory = pathlib.Path(directory)
-        stored = read_stats(self.directory)
-        if not stored.get("finished", True):
-            raise UserError(
-                f"{self.directory} is half-written; run the same `python -m unclip_jax.embed` "
-                "command again."
-            )
+        folder = pathlib.Path(directory)
+        self.directory: Location = folder
+        stored = read_stats(folder)
+        self._check_finished(stored)
         if verify and FILES in stored:
-            digests.check_files(self.directory, stored[FILES], advice=ADVICE)
-        self._metadata = numbered(self.directory / "metadata", "parquet")
+            digests.check_files(folder, stored[FILES], advice=ADVICE)
+        self._metadata: Sequence[Location] = numbered(folder / "metadata", "parquet")
         if not self._metadata:
             raise UserError(
                 f"no embeddings in {self.directory}: it has no metadata/metadata_0000.parquet; "
@@ -74,10 +73,10 @@ class EmbeddingSource:
             )
         counts = [file.metadata.num_rows for file in files]
         self._ends = np.cumsum(counts, dtype=np.int64)
-        self._paths: dict[str, list[pathlib.Path]] = {}
+        self._paths: dict[str, Sequence[Location]] = {}
         self._dims: dict[str, int] = {}
         for field, kind in KINDS.items():
-            paths = numbered(self.directory / kind, "npy")
+            paths = numbered(folder / kind, "npy")
             if paths:
                 self._paths[field] = paths
                 self._dims[field] = _check_arrays(paths, counts)
@@ -85,14 +84,29 @@ class EmbeddingSource:
             raise UserError(f"{self.directory} has metadata but no img_emb or text_emb folder.")
         self._open_caches()
 
+    def _check_finished(self, stored: dict[str, Any]) -> None:
+        """Refuses embeddings that are not complete.
+
+        Raises:
+            UserError: the statistics state that.
+        """
+        if not stored.get("finished", True):
+            raise UserError(
+                f"{self.directory} is half-written; run the same `python -m unclip_jax.embed` "
+                "command again."
+            )
+
+    def _read_stats(self) -> dict[str, Any]:
+        return read_stats(self.directory)
+
     def _open_caches(self) -> None:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = min(max(descriptors // 4, 16), _ARRAYS)
         self._array = functools.lru_cache(most)(self._open_array)
         self._table = functools.lru_cache(_TABLES)(self._open_table)
 
-    def _open_array(self, field: str, shard: int) -> np.ndarray:
-        return np.load(self._paths[field][shard], mmap_mode="r", allow_pickle=False)
+    def _open_array(self, field: str, shard: int) -> Any:
+        return np.load(str(self._paths[field][shard]), mmap_mode="r", allow_pickle=False)
 
     def _open_table(self, shard: int) -> pyarrow.Table:
         return read_table(self._metadata[shard])
@@ -225,7 +239,7 @@ class EmbeddingSource:
 
     def stats(self, field: str) -> Stats:
         """Returns the statistics of `field`, from stats.json if its count fits, else computed."""
-        entry = read_stats(self.directory).get(field)
+        entry = self._read_stats().get(field)
         try:
             if not entry or entry["count"] != len(self):
                 return measure(self, field)
@@ -247,10 +261,15 @@ class EmbeddingSource:
 
     def info(self) -> dict[str, Any]:
         """Returns the origin of the embeddings (CLIP, tokenizer, data set); {} if unknown."""
-        return read_stats(self.directory).get("info", {})
+        return self._read_stats().get("info", {})
 
 
-def read_stats(directory: pathlib.Path) -> dict[str, Any]:
+def file_name(kind: str, index: int, suffix: str) -> str:
+    """Returns the name of a file of shard `index` below the folder of the embeddings."""
+    return f"{kind}/{kind}_{index:04d}.{suffix}"
+
+
+def read_stats(directory: Location) -> dict[str, Any]:
     """Reads stats.json; returns {} if there is none.
 
     Raises:
@@ -260,7 +279,7 @@ def read_stats(directory: pathlib.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        text = read_small(path)
+        text = path.read_bytes() if isinstance(path, Url) else read_small(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {ADVICE}") from None
     stored = json_text.parse_object(text, where=str(path), advice=REMEDY)
@@ -273,7 +292,7 @@ def read_stats(directory: pathlib.Path) -> dict[str, Any]:
     return stored
 
 
-def _damaged(path: pathlib.Path) -> UserError:
+def _damaged(path: Location) -> UserError:
     return UserError(f"{path} is damaged; {REMEDY}")
 
 
@@ -300,21 +319,26 @@ def numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
     return [path for _, path in sorted(numbered)]
 
 
-def _footer(path: pathlib.Path) -> pyarrow.parquet.ParquetFile:
+def _footer(path: Location) -> pyarrow.parquet.ParquetFile:
     """Reads the footer of a table, and checks that it has keys.
 
     Raises:
         UserError: the file cannot be read or has no keys.
     """
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(_readable(path)) as file:
             key_column(path, file.schema_arrow.names)
             return file
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
 
 
-def key_column(path: pathlib.Path, names: Sequence[str]) -> str:
+def _readable(path: Location) -> Any:
+    """Returns what PyArrow reads of a file; an object of a store in memory."""
+    return pyarrow.BufferReader(path.read_bytes()) if isinstance(path, Url) else path
+
+
+def key_column(path: Location, names: Sequence[str]) -> str:
     """Returns the column of the keys, as we, clip-retrieval or img2dataset name it.
 
     Raises:
@@ -326,7 +350,7 @@ def key_column(path: pathlib.Path, names: Sequence[str]) -> str:
     return key
 
 
-def read_table(path: pathlib.Path) -> pyarrow.Table:
+def read_table(path: Location) -> pyarrow.Table:
     """Reads the columns key and caption, named as clip-retrieval or as img2dataset names them.
 
     Raises:
@@ -340,18 +364,18 @@ def read_table(path: pathlib.Path) -> pyarrow.Table:
     return pyarrow.table({"key": table[key], "caption": caption})
 
 
-def _column(path: pathlib.Path, name: str) -> np.ndarray:
+def _column(path: Location, name: str) -> np.ndarray:
     return _columns(path, [name])[name].to_numpy()
 
 
-def _columns(path: pathlib.Path, names: list[str]) -> pyarrow.Table:
+def _columns(path: Location, names: list[str]) -> pyarrow.Table:
     """Reads some columns of a table.
 
     Raises:
         UserError: the file cannot be read, or lacks one.
     """
     try:
-        return pyarrow.parquet.read_table(path, columns=names)
+        return pyarrow.parquet.read_table(_readable(path), columns=names)
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
 

@@ -26,7 +26,7 @@ from unclip_jax.training.optimizer import OptimConfig
 
 _PATHS = ("path", "mixture", "embeddings", "tokenizer")  # fields of DataConfig
 _EXPORTS = ("clip", "dvae", "text_encoder")
-_MAY_BE_URLS = ("path", "mixture", *_EXPORTS)
+_MAY_BE_URLS = ("path", "mixture", "embeddings", *_EXPORTS)
 PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(PairsConfig))
 _PAIR_PATHS = ("x", "y", "groups", "subjects", "splits")
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Rows, Stage
+from unclip_jax.core.storage import Url
 from unclip_jax.core.types import HostBatch, Params
-from unclip_jax.data import examples, loader, pairs, sources, text
+from unclip_jax.data import examples, loader, pairs, remote_embeddings, sources, text
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.embeddings import EmbeddingSource
@@ -213,10 +215,10 @@ def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
     Raises:
         UserError: missing, half-written, or of another CLIP's dimension.
     """
-    folder = pathlib.Path(experiment.data.embeddings) / split
-    if not folder.is_dir():
+    folder = storage.location(experiment.data.embeddings) / split
+    if not (isinstance(folder, Url) or folder.is_dir()):
         raise UserError(f"no embeddings in {folder}; compute them with {how_to_embed(experiment)}.")
-    source = EmbeddingSource(folder)
+    source = remote_embeddings.open_embeddings(folder)
     spec = experiment.build_stage().batch_spec
     (size,) = next(spec[name].shape for name in ("z_img", "z_txt") if name in spec)
     if source.dim("z_img") != size:
@@ -233,7 +235,7 @@ def how_to_embed(experiment: Experiment) -> str:
     In the folders of `launch/cascade`, its command for all steps up to the embeddings is added.
     """
     data, run = experiment.data, f"runs/{experiment.size}"
-    clip = data.clip or str(pathlib.Path(data.embeddings).parent / "clip" / "export")
+    clip = data.clip or str(storage.location(data.embeddings).parent / "clip" / "export")
     options = {"clip": clip, "data": data.path, "out": data.embeddings}
     words = [f"--{name}={shlex.quote(value)}" for name, value in options.items()]
     command = f"`{' '.join(['python -m unclip_jax.embed', *words])}`"

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import Location, Url
 from unclip_jax.data import loader, sources, text
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.embedding_writer import EmbeddingFolder
@@ -59,7 +60,7 @@ def embed_dataset(
     data: str,
     *,
     clip: pathlib.Path,
-    out: pathlib.Path,
+    out: Location,
     splits: Sequence[str] = (),
     keys: FeatureKeys | None = None,
     batch_size: int = 256,
@@ -76,7 +77,7 @@ def embed_dataset(
     Args:
         data: path of the data set (`sources.open_dataset`).
         clip: export of a CLIP.
-        out: folder to write.
+        out: folder or URL to write.
         splits: names; () = all.
         keys: names of image and caption in data sets of other formats.
         batch_size: examples at once.
@@ -242,24 +243,24 @@ def _embedded(
 
 
 def _folder(
-    directory: pathlib.Path, info: dict[str, Any], source: Source, dtype: str
+    directory: Location, info: dict[str, Any], source: Source, dtype: str
 ) -> EmbeddingFolder:
     """Opens the folder of a split.
 
     Embeddings of version 0.1.0 do not state the digest of their records; those whose keys and
     captions are the source's are complete.
     """
-    stored = read_stats(directory).get("info", {})
+    stored = {} if isinstance(directory, Url) else read_stats(directory).get("info", {})
     if stored and "data_digest" not in stored and _has_rows_of(directory, source):
         info = {name: value for name, value in info.items() if name != "data_digest"}
     return EmbeddingFolder(directory, info=info, dtype=dtype)
 
 
-def _has_rows_of(directory: pathlib.Path, source: Source) -> bool:
+def _has_rows_of(directory: Location, source: Source) -> bool:
     """True if the rows on disk have the keys and captions of the records of `source`."""
     if not read_stats(directory).get("finished", True):
         return False
-    rows = EmbeddingSource(directory, verify=False)
+    rows = EmbeddingSource(str(directory), verify=False)
     return len(rows) == len(source) and all(
         rows[index][name] == source[index][name]
         for index in range(len(rows))

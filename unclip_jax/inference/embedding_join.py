@@ -179,7 +179,7 @@ class _KeyIndex:
         present = np.flatnonzero(rows >= 0)
         stored = self.embeddings.take_keys(rows[present])
         for place, key in zip(present, stored, strict=True):  # digests may collide
-            if self._name(key) != self._name(keys[place]):
+            if self._name(key) != self._name(keys[int(place)]):
                 rows[place] = -1
         return rows
 
