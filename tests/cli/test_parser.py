@@ -119,6 +119,16 @@ def test_a_url_is_refused_where_a_path_is_expected(arguments):
         example().parse_args(arguments)
 
 
+def test_a_url_of_another_kind_is_refused_with_the_reason():
+    parser = Parser("train")
+    parser.add_argument("--workdir", type=location)
+    with pytest.raises(UserError, match="^--workdir: 'hf://me/x' is a URL of another kind"):
+        parser.parse_args(["--workdir=hf://me/x"])
+    with pytest.raises(UserError, match="^--workdir: 'gs://' names no bucket"):
+        parser.parse_args(["--workdir=gs://"])
+    assert str(parser.parse_args(["--workdir=gs://b/run"]).workdir) == "gs://b/run"
+
+
 COMMANDS = ["analytic", "bundle", "embed", "evaluate", "plan", "prepare", "sample", "train"]
 
 

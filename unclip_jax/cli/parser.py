@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from unclip_jax.core.checks import UserError, one_of, suggest
 from unclip_jax.core.files import check_local
+from unclip_jax.core.storage import location
 
 _FLAG = re.compile(r"(--?[A-Za-z][\w-]*)(=.*)?", re.DOTALL)  # no dot: --config.KEY is an override
 
@@ -97,10 +98,15 @@ class Parser(argparse.ArgumentParser):
             )
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        """Converts one argument; a path may not be a URL."""
+        """Converts one argument; a path may not be a URL, nor a location one of another kind."""
+        name = action.option_strings[-1] if action.option_strings else action.dest
         if action.type is pathlib.Path:
-            name = action.option_strings[-1] if action.option_strings else action.dest
             check_local(name, arg_string)
+        if action.type is location:  # argparse would replace the message
+            try:
+                return location(arg_string)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
         return super()._get_value(action, arg_string)  # pyright: ignore[reportAttributeAccessIssue]
 
     def error(self, message: str) -> NoReturn:
