@@ -1,12 +1,16 @@
 """A whole cascade of random `tiny` stages, exported into a folder as training would do it."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from tests.stages import tiny
 from unclip_jax.data import text
+from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.stages import registry
@@ -34,6 +38,8 @@ def write(
 ) -> pathlib.Path:
     """Export one untrained cascade of the stages `names`; returns the run directory.
 
+    The networks are those of `tiny`, of one block and one level each (`small`).
+
     `files` names the experiment of a stage whose file is not called like its folder. With
     `reads_clip` prior and decoder read CLIP's features and raw embeddings, as Karlo's do.
     """
@@ -42,6 +48,7 @@ def write(
     facts = {"tokenizer_hash": words.hash}
     for name in names:
         experiment = tiny.experiment((files or {}).get(name, name))
+        experiment = dataclasses.replace(experiment, model=small(experiment.model))
         entry = registry.folder_entry(name)
         if reads_clip and name in ("prior", "decoder"):
             experiment = dataclasses.replace(experiment, model=karlo_kind(experiment.model))
@@ -71,3 +78,28 @@ def karlo_kind(cfg: Any) -> Any:
     model = dataclasses.replace(cfg.model, **reads, null="empty")
     z_mean, z_std = (0.5,) * model.embed_dim, (2.0,) * model.embed_dim
     return dataclasses.replace(cfg, model=model, drop_text=0.0, z_mean=z_mean, z_std=z_std)
+
+
+def small(cfg: Any) -> Any:
+    """The config of a stage with transformers of one block and a U-Net of one level.
+
+    Tracing and compiling such a chain takes two thirds of the time that the `tiny` one takes.
+    """
+    depths = ("depth", "text_depth", "image_depth")
+    changes: dict[str, Any] = {name: 1 for name in depths if getattr(cfg.model, name, 0)}
+    if hasattr(cfg.model, "unet"):
+        unet = cfg.model.unet
+        unet = dataclasses.replace(unet, topology="efficient", multiples=(1,), depth=1)
+        attention_at = unet.sides if unet.attention_at else ()
+        changes["unet"] = dataclasses.replace(unet, attention_at=attention_at)
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **changes))
+
+
+def share_engines(patch: pytest.MonkeyPatch) -> None:
+    """Opens the same models once, so that commands of one process share compiled programs."""
+    opened = functools.cache(InferenceEngine.open)
+
+    def open_once(path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16):
+        return opened(path, prior=prior, batch=batch)
+
+    patch.setattr(InferenceEngine, "open", open_once)

@@ -58,15 +58,23 @@ def rendered(location, keys):
     return Dataset(splits=tuple(COUNTS), open_split=records)
 
 
-@pytest.fixture
-def toy_set(monkeypatch):
-    monkeypatch.setitem(sources.SOURCES, "rendered", rendered)
-    return "rendered:0"
+@pytest.fixture(scope="module")
+def toy_set():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sources.SOURCES, "rendered", rendered)
+        yield "rendered:0"
 
 
-@pytest.fixture(params=["prepared_set", "tfds_set", "toy_set"])
+@pytest.fixture(scope="module", params=["prepared_set", "tfds_set", "toy_set"])
 def data(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def embeddings(data, run_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embeddings")
+    embed.main([f"--clip={run_dir}/clip/export", f"--data={data}", f"--out={folder}"])
+    return folder
 
 
 def training(data, **changes):
@@ -84,19 +92,17 @@ def test_training_reads_batches_as_specified(data, run_dir):
     batches.check(stage.batch_spec, held_out)
 
 
-def test_every_split_is_embedded(data, run_dir, tmp_path):
-    embed.main([f"--clip={run_dir}/clip/export", f"--data={data}", f"--out={tmp_path}"])
+def test_every_split_is_embedded(embeddings):
     for split, count in COUNTS.items():
-        keys = [row["key"] for row in EmbeddingSource(tmp_path / split)]
+        keys = [row["key"] for row in EmbeddingSource(embeddings / split)]
         assert keys == [record["key"] for record in records(split)]
         assert len(keys) == count
 
 
-def test_embeddings_join_their_data_set(data, run_dir, tmp_path):
-    embed.main([f"--clip={run_dir}/clip/export", f"--data={data}", f"--out={tmp_path}"])
+def test_embeddings_join_their_data_set(data, embeddings, run_dir):
     mine = tiny.experiment("prior")
     data_config = dataclasses.replace(
-        mine.data, path=data, embeddings=str(tmp_path), tokenizer=f"{run_dir}/tokenizer"
+        mine.data, path=data, embeddings=str(embeddings), tokenizer=f"{run_dir}/tokenizer"
     )
     mine = dataclasses.replace(mine, data=data_config)
     stage = mine.build_stage()

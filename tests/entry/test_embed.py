@@ -55,7 +55,7 @@ def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
     )
     captions = [record["caption"] for record in records]
     tokens, mask = text.load(place / "tokenizer").encode(captions, length=cfg.model.context)
-    out = Clip(cfg.model).apply(
+    out = jax.jit(Clip(cfg.model).apply)(
         {"params": params},
         jnp.asarray(image_codec.to_float(images)),
         jnp.asarray(tokens),

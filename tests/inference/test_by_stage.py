@@ -1,5 +1,6 @@
 """One stage on the device at a time: the same pictures, and nothing that lingers."""
 
+import functools
 import gc
 import weakref
 
@@ -28,25 +29,36 @@ def batches(cascade, z_img=None):
     return [offload.Batch(t, keys[i : i + 1], z_img) for i, t in enumerate(told)]
 
 
+STAGES = {
+    "prior": ["clip", "prior", "decoder", "upsampler_256"],
+    "z_txt": ["clip", "decoder"],
+    "z_img": ["decoder"],
+}
+
+
 @pytest.mark.parametrize("condition", text_to_image.CONDITIONS)
-def test_pictures_are_those_of_the_whole_cascade(run_dir, condition):
+def test_pictures_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, condition):
     loaded, found = load.load_cascade(run_dir), load.find_cascade(run_dir)
+    if condition != "prior":  # the upsampler does not differ
+        bare = found.cascade.without_upsamplers()
+        loaded, found = loaded._replace(cascade=bare), found._replace(cascade=bare)
     options = SampleOptions(condition=condition)
     z_img = jnp.ones((1, loaded.cascade.decoder.model.z_dim)) if condition == "z_img" else None
     told = batches(loaded.cascade, z_img)
-    drawn = offload.sample(found, told, options=options)
+    drawn, begun = sample_watched(found, told, options)
+    assert begun == STAGES[condition]
     assert not np.array_equal(*drawn)
+    whole = jax.jit(functools.partial(text_to_image.sample, loaded.cascade, options=options))
     for images, (captions, keys, given) in zip(drawn, told, strict=True):
-        whole = text_to_image.sample(
-            loaded.cascade, loaded.params, captions, keys, options=options, z_img=given
-        )
-        wanted = np.asarray(to_uint8(whole.images))
-        assert images.shape == wanted.shape == (1, 32, 32, 3)
+        output = whole(loaded.params, captions, keys, z_img=given)
+        wanted = np.asarray(to_uint8(output.images))
+        assert images.shape == wanted.shape == (1, *[loaded.cascade.image_size] * 2, 3)
         assert np.abs(images.astype(int) - wanted.astype(int)).max() <= 1
 
 
-def test_a_stage_is_gone_before_the_next_is_read(run_dir):
-    found, seen, begun = load.find_cascade(run_dir), {}, []
+def sample_watched(found, told, options):
+    """Images, and the stages in the order in which they began; each is gone before the next."""
+    seen, begun = {}, []
 
     def watched(name, read):
         def reading():
@@ -60,10 +72,7 @@ def test_a_stage_is_gone_before_the_next_is_read(run_dir):
         return reading
 
     watch = {name: watched(name, read) for name, read in found.readers.items()}
-    offload.sample(
-        found._replace(readers=watch),
-        batches(found.cascade),
-        options=SampleOptions(),
-        begin=begun.append,
-    )
-    assert begun == list(seen) == ["clip", "prior", "decoder", "upsampler_256"]
+    found = found._replace(readers=watch)
+    images = offload.sample(found, told, options=options, begin=begun.append)
+    assert begun == list(seen)
+    return images, begun

@@ -39,8 +39,10 @@ def test_glide_loads_and_samples_without_a_clip_and_a_prior(glide):
     loaded = load.load_cascade(glide)
     assert list(loaded.params) == ["decoder", "upsampler_256"]
     assert loaded.manifests["decoder"].clip_id is None and loaded.clip_id is None
-    images = batch_sampling.sample_images(loaded, CAPTIONS, seed=0, options=FAST)
-    again = batch_sampling.sample_images(loaded, CAPTIONS[::-1], seed=0, options=FAST)
+    sampler = batch_sampling.compile_sampler(loaded.cascade, FAST)
+    options = {"seed": 0, "options": FAST, "sampler": sampler}
+    images = batch_sampling.sample_images(loaded, CAPTIONS, **options)
+    again = batch_sampling.sample_images(loaded, CAPTIONS[::-1], **options)
     assert images.shape == (2, 32, 32, 3)
     assert np.any(images[0] != again[0])  # the caption is read
     tokens = tokenise(loaded.cascade, load.load_tokenizers(loaded.tokenizer_dirs), CAPTIONS)
