@@ -1,6 +1,7 @@
 """Chains of any stages: without a CLIP or a prior, with own tokenizers, with a new stage."""
 
 import dataclasses
+import inspect
 import shutil
 
 import flax.linen as nn
@@ -158,7 +159,9 @@ def write_toy(config, folder):
 def test_a_new_stage_passes_the_tests_of_every_stage(toy, check):
     stage = toy_decoder.make(toy)
     params = tiny.random_params(stage)
-    check((stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8))))
+    made = (stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8)))
+    fixtures = {"made": made, "step": test_every_stage.loss_and_gradient(made)}
+    check(**{name: fixtures[name] for name in inspect.signature(check).parameters})
 
 
 def test_a_new_stage_has_a_place_in_a_chain_of_a_run(toy, tmp_path):

@@ -28,6 +28,13 @@ def run_dir(tmp_path_factory):
     return cascades.write(tmp_path_factory.mktemp("run"), names=names)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def engines():
+    with pytest.MonkeyPatch.context() as patch:
+        cascades.share_engines(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def loaded(run_dir):
     return load.load_cascade(run_dir, prior_name="prior_ar")

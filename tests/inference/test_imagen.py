@@ -36,17 +36,14 @@ def loaded(folder):
 
 
 @pytest.fixture(scope="module")
-def sampler(loaded):
-    words = load.load_tokenizers(loaded.tokenizer_dirs)
-    run = jax.jit(
-        lambda tokens, keys: text_to_image.sample(loaded.cascade, loaded.params, tokens, keys)
-    )
+def engine(loaded):
+    return InferenceEngine(loaded, batch=2)
 
-    def sample(captions, *, first=0):
-        keys = text_to_image.keys_for(5, first + jnp.arange(len(captions)))
-        return run(tokenise(loaded.cascade, words, captions), keys)
 
-    return sample
+@pytest.fixture(scope="module")
+def sampler(engine):
+    options = text_to_image.SampleOptions()
+    return lambda captions: engine.sample_cascade(captions, seed=5, options=options)
 
 
 def test_captions_become_images_without_an_embedding(loaded, sampler):
@@ -97,10 +94,9 @@ def test_one_stage_at_a_time_gives_the_same_images(folder, sampler):
     assert np.abs(images / 127.5 - 1 - expected).max() <= 1 / 127.5
 
 
-def test_the_engine_samples_and_refuses_what_needs_an_embedding(loaded):
-    engine = InferenceEngine(loaded)
-    result = engine.sample("a red circle", seed=3)
-    assert result.images.shape == (1, 32, 32, 3) and result.record["models"]["stages"]
+def test_the_engine_samples_and_refuses_what_needs_an_embedding(engine):
+    result = engine.sample("a red circle", num=2, seed=3)
+    assert result.images.shape == (2, 32, 32, 3) and result.record["models"]["stages"]
     sentence = "the imagen_base of this run has none of them, so leave them out"
     for options in ({"negative": "a blue square"}, {"previews": 2}):
         with pytest.raises(UserError, match=sentence):

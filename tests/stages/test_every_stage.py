@@ -28,6 +28,10 @@ def test_the_random_batch_satisfies_the_spec(made):
 
 @pytest.fixture(scope="module")
 def step(made):
+    return loss_and_gradient(made)
+
+
+def loss_and_gradient(made):
     """Loss and gradient as a function of the key."""
     stage, params, batch = made
     step = jax.jit(jax.value_and_grad(lambda params, key: stage.loss(params, batch, key)[0]))
