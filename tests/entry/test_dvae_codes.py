@@ -1,6 +1,7 @@
 """Codes of the frozen discrete VAE take the place of images in the batches of DALL-E."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -42,7 +43,7 @@ def test_images_are_replaced_by_their_codes(run_dir):
         {"image": images, "caption": np.array(["a"] * 3)}
     )
     cfg, params, _ = load_dvae(export)
-    expected = jax.jit(lambda p: dvae.encode(cfg, p, jnp.asarray(images)))(params)
+    expected = jax.jit(functools.partial(dvae.encode, cfg))(params, jnp.asarray(images))
     assert result.keys() == {"codes", "caption"}
     np.testing.assert_array_equal(result["codes"], np.asarray(expected).reshape(3, 16))
 
