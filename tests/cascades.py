@@ -59,8 +59,9 @@ def write(
         mine = {field: value for field, value in facts.items() if field in required}
         card = Manifest(stage=stage.name, size="tiny", step=0, **stage.describe, **mine)
         params = tiny.random_params(stage)
-        if name == "dvae":  # whose codes differ only where its convolutions outweigh its biases
-            params = jax.tree.map(lambda x: 4 * x if x.ndim == 4 else x, params)
+        if name == "dvae":  # whose codes differ only where convolutions outweigh biases
+            stronger = jax.tree.map(lambda x: 4 * x if x.ndim == 4 else x, params["encoder"])
+            params = {**params, "encoder": stronger}
         written = export.write_export(
             folder / name / "export",
             params=params,
