@@ -176,6 +176,15 @@ def test_shards_of_the_other_precision_are_written_again(tmp_path: pathlib.Path)
     assert np.load(tmp_path / "img_emb" / "img_emb_0000.npy").dtype == np.float16
 
 
+def test_a_shard_that_is_being_written_again_is_incomplete(tmp_path: pathlib.Path, monkeypatch):
+    add(EmbeddingWriter(tmp_path, info={}, shard_size=4), 0, 4)
+    again = EmbeddingWriter(tmp_path, info={}, shard_size=4, dtype="float16")
+    monkeypatch.setattr(pyarrow.parquet, "write_table", None)
+    with pytest.raises(TypeError):
+        add(again, 0, 4)
+    assert EmbeddingWriter(tmp_path, info={}, shard_size=4).written == 0
+
+
 def test_shards_that_do_not_belong_are_refused(tmp_path: pathlib.Path):
     writer = EmbeddingWriter(tmp_path, info={}, shard_size=4)
     add(writer, 0, 4)

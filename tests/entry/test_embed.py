@@ -146,17 +146,18 @@ def test_jobs_of_an_array_write_the_same_bits_and_the_last_completes(place, tmp_
     assert contents(tmp_path / "array") == contents(tmp_path / "whole")
 
 
-def test_processes_share_the_shards_of_a_job(place, tmp_path, monkeypatch, labelled):
+def test_processes_share_the_shards_of_each_job(place, tmp_path, monkeypatch, labelled):
+    monkeypatch.setattr(dataset_embedding, "SHARD_SIZE", 8)
     command = [*arguments(place, tmp_path / "together"), "--splits", "train"]
     embed.main([*command, f"--out={tmp_path}/whole"])
     monkeypatch.setattr(dataset_embedding, "gather", lambda value: [value])
-    for index in (1, 0):
-        processes = types.SimpleNamespace(**vars(jax))
-        processes.process_count, processes.process_index = (lambda: 2), (lambda index=index: index)
-        monkeypatch.setattr(dataset_embedding, "jax", processes)
-        embed.main(command)
-        written = len([*(tmp_path / "together" / "train" / "img_emb").iterdir()])
-        assert written == {1: 1, 0: 3}[index]
+    for job, index, shards in ((1, 1, {3}), (1, 0, {2, 3}), (0, 1, {1, 2, 3}), (0, 0, {*range(5)})):
+        together = types.SimpleNamespace(**vars(jax))
+        together.process_count, together.process_index = (lambda: 2), (lambda index=index: index)
+        monkeypatch.setattr(dataset_embedding, "jax", together)
+        embed.main([*command, f"--shard={job}/2"])
+        written = (tmp_path / "together" / "train" / "img_emb").iterdir()
+        assert {int(path.stem[-4:]) for path in written} == shards
     assert contents(tmp_path / "together") == contents(tmp_path / "whole")
 
 
@@ -363,7 +364,9 @@ def test_embeddings_that_do_not_belong(place, foreign, tmp_path, change, options
         join(place, folder, tmp_path / "out", *options)
 
 
-def test_records_of_one_name_are_refused(tmp_path, foreign, place):
+@pytest.mark.parametrize("size", [1, 16])
+def test_records_of_one_name_are_refused(tmp_path, foreign, place, monkeypatch, size):
+    monkeypatch.setattr(dataset_embedding, "SHARD_SIZE", size)
     source, z_img = foreign
     records = [{**source[i], "key": f"{i}/same"} for i in range(2)]
     folder = EmbeddingFolder(tmp_path / "out", info={})
