@@ -57,6 +57,12 @@ case "${1:-$(unclip_device)}" in
     export XLA_FLAGS="${unclip_gpu_flags[*]} ${XLA_FLAGS:-}"
     # JAX takes 75 % of the memory by default; nothing else runs beside a training process.
     export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
+    # NCCL says which link or node failed; by default it says nothing.
+    export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+    # On AWS, NCCL reaches the fast network (EFA) through libfabric, and the GPUs' memory directly.
+    if command -v fi_info >/dev/null 2>&1 && fi_info -p efa >/dev/null 2>&1; then
+      export FI_PROVIDER="${FI_PROVIDER:-efa}" FI_EFA_USE_DEVICE_RDMA="${FI_EFA_USE_DEVICE_RDMA:-1}"
+    fi
     ;;
   cpu)
     # One device per core (a power of two of them, so that batches divide): with small programs the

@@ -106,6 +106,33 @@ def cascade(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.returncode == 0, run.stderr
 
 
+def launcher(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`launch/tpu_pod.sh` or `launch/gke.sh` as a dry run, and the command for the hosts."""
+    end = words.index("--") if "--" in words else len(words)
+    _dry_run([*words[:end], "--dry-run", *words[end:]], words[end + 1 :], monkeypatch)
+
+
+def batch(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sbatch OPTIONS launch/slurm.sbatch COMMAND`, or an array with --wrap=COMMAND."""
+    options = list(itertools.takewhile(lambda word: word.startswith("--"), words[1:]))
+    names = {option.split("=")[0][2:] for option in options}
+    assert names <= {"nodes", "gpus-per-node", "time", "array", "cpus-per-task", "wrap"}, words
+    for option in options:
+        if option.startswith("--wrap="):
+            text = option.removeprefix("--wrap=").replace("$SLURM_ARRAY_TASK_ID", "17")
+            ours(shlex.split(text), monkeypatch)
+    script = words[1 + len(options) :]
+    if "wrap" not in names:
+        _dry_run(["bash", script[0], "--dry-run", *script[1:]], script[1:], monkeypatch)
+
+
+def _dry_run(words: Words, command: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    if command:
+        ours(command, monkeypatch)
+
+
 def make(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make TARGET`, perhaps with variables."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
@@ -141,6 +168,9 @@ COVERED: dict[str, Callable[[Words, pytest.MonkeyPatch], None]] = {
     "python": ours,
     "unclip": script,
     "launch/cascade": cascade,
+    "launch/tpu_pod.sh": launcher,
+    "launch/gke.sh": launcher,
+    "sbatch": batch,
     "make": make,
     "pip": pip,
     "curl": curl,
@@ -168,6 +198,10 @@ def test_a_command_that_is_wrong_or_unknown_is_found(monkeypatch, capsys):
         "pip install -e .[tea]",
         "curl -s localhost:7860/api/text -d '{\"captions\": []}'",
         "launch/cascade nonsense",
+        "launch/tpu_pod.sh watch --name=n --zone=z --type=t -- python -m unclip_jax.sample",
+        "launch/gke.sh create --cluster=c --zone=z --type=t",
+        "sbatch --node=4 launch/slurm.sbatch python -m unclip_jax.sample",
+        "sbatch --nodes=4 launch/slurm.sbatch python -m unclip_jax.sample 'a cat' --sed=3",
     ):
         words = shlex.split(wrong)
         with pytest.raises((AssertionError, ValueError)):

@@ -30,7 +30,7 @@ from unclip_jax.core.storage import location
 def parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser("embed", description="Embed a data set with a frozen CLIP.")
-    parser.add_argument("--clip", type=pathlib.Path, required=True, help="export of a CLIP")
+    parser.add_argument("--clip", type=location, required=True, help="export of a CLIP, or its URL")
     data_flags.add(parser)
     parser.add_argument("--out", type=location, required=True, help="folder or URL to write")
     parser.add_argument("--splits", nargs="*", help="names of splits; default: all")
@@ -173,11 +173,12 @@ def main(argv: Sequence[str]) -> None:
         check_output(args.out, folder=True)
     process_flags.start_alike(args)
     compilation_cache.use()
+    from unclip_jax.handoff.remote import local_export
     from unclip_jax.inference.dataset_embedding import embed_dataset
 
     embed_dataset(
         args.data,
-        clip=args.clip,
+        clip=local_export(args.clip),
         out=args.out,
         splits=args.splits or (),
         keys=data_flags.keys(args),

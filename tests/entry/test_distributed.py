@@ -1,8 +1,11 @@
 """Which processes there are, from flags and environment, and a bounded wait for them."""
 
+import os
 import pathlib
 import subprocess
+import time
 
+import jax
 import pytest
 
 from tests import processes
@@ -93,6 +96,16 @@ def test_a_coordinator_that_is_not_there_is_one_line_in_bounded_time():
     assert printed.splitlines()[-1].startswith("error: the coordinator 127.0.0.1:"), printed
     assert "cannot be reached within 2 s" in printed and "Start process 0 too" in printed
     assert not pathlib.Path("/nowhere").exists()
+
+
+def test_processes_of_a_launcher_that_do_not_connect_are_started_again(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.3))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setenv("UNCLIP_DISTRIBUTED", "1")
+    cluster.start(timeout=0)
+    assert ended == [143]
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from tests import object_stores
+from unclip_jax import embed
 from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Url
 from unclip_jax.handoff import export, load, remote, shipped
 from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.inference import dataset_embedding
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,13 @@ def test_an_export_is_copied_once(place, tmp_path, monkeypatch):
     assert (weights(folder) == 1.0).all()
     monkeypatch.setattr(Url, "download", None)  # a second copy would fail
     assert remote.local_export(place) == folder
+
+
+def test_embed_reads_the_clip_through_its_copy(place, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(dataset_embedding, "embed_dataset", lambda _, **named: calls.append(named))
+    embed.main([f"--clip={place}", "--data=data", f"--out={tmp_path / 'out'}"])
+    assert calls[0]["clip"] == remote.local_export(place)
 
 
 def test_another_export_at_the_same_place_is_another_copy(place, tmp_path):

@@ -30,6 +30,7 @@ from unclip_jax.version import __version__
 HEARTBEAT = 100  # seconds without a heartbeat after which a process counts as dead
 MARGIN = 30  # seconds by which our timeout precedes JAX's, which aborts the process
 SHUTDOWN = 120  # seconds that a finished process waits for the others
+RESTART = 143  # exit status after which launchers start a process again
 
 _ADVICE = (
     "Start all of them at about the same time, with the same --coordinator and --num-processes, "
@@ -72,7 +73,9 @@ def start(flags: ProcessLayout = ProcessLayout(), *, timeout: int = 300) -> None
     jax.config.update("jax_enable_preemption_service", False)
     if layout.coordinator and layout.index:
         _await(layout.coordinator, timeout)
-    watchdog = threading.Timer(timeout, _abort, args=(timeout,))
+    # Hosts that a launcher starts may come up minutes apart; by hand it is a mistake.
+    status = RESTART if layout.coordinator is None else 2
+    watchdog = threading.Timer(timeout, _abort, args=(timeout, status))
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -164,15 +167,15 @@ def _complete(names: str, values: tuple[Any, ...]) -> ProcessLayout:
     return layout
 
 
-def _timed_out(seconds: float) -> str:
+def _timed_out(seconds: int) -> str:
     return f"the processes did not connect within {seconds:g} s"
 
 
-def _abort(seconds: float) -> None:
+def _abort(seconds: int, status: int) -> None:
     """Ends this process while JAX waits in C++, where no exception reaches it."""
     sys.stderr.write(f"error: {_timed_out(seconds)}. {_ADVICE}\n")
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(status)
 
 
 def _await(coordinator: str, seconds: float) -> None:
