@@ -577,6 +577,32 @@ def test_slurm_does_not_repeat_a_job_for_ever(tools, status: int, restarts: int,
     assert (tools / "requeued").exists() == again
 
 
+@pytest.mark.parametrize(
+    ("messages", "status", "again"),
+    [
+        (["n1: task 1: Exited with exit code 2", "n0: task 0: Terminated"], 2, False),
+        (
+            ["n1: task 1: Exited with exit code 2", "n0: task 0: Exited with exit code 143"],
+            2,
+            False,
+        ),
+        (["n[1-2]: tasks 1-2: Aborted (core dumped)", "n0: task 0: Terminated"], 134, False),
+        (["n1: task 1: Exited with exit code 1", "n0: task 0: Terminated"], 1, False),
+        (["n[0-1]: tasks 0-1: Exited with exit code 143"], 143, True),
+        (["n[0-1]: tasks 0-1: Terminated"], 143, True),
+    ],
+)
+def test_the_task_that_failed_counts_not_those_that_srun_stopped(
+    tools, messages: list[str], status: int, again: bool
+):
+    """Messages of srun 22.05.8; its own status is the largest, 143."""
+    lines = "; ".join(f'echo "srun: error: {message}" >&2' for message in messages)
+    run = slurm(tools, f"{lines}; exit 143", UNCLIP_RESTARTS="0")
+    assert run.returncode == status
+    assert (tools / "requeued").exists() == again
+    assert run.stderr.count("srun: error") == len(messages)
+
+
 def test_a_node_without_its_gpus_is_named(tools: pathlib.Path):
     run = slurm(tools, check='shift; exec "$@"', SLURM_GPUS_ON_NODE="8")
     assert run.returncode == 2
