@@ -231,7 +231,7 @@ def _cheap() -> list[tuple[str, Words]]:
 def place(tmp_path_factory) -> pathlib.Path:
     """A folder with untrained stages, their embeddings, and the pictures that documents name."""
     folder, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
-    run_dir = cascades.write(folder / "runs" / "shapes")
+    run_dir = cascades.write(folder / "runs" / "shapes", names=(*cascades.NAMES, "dvae", "dalle"))
     for name in ("karlo-v1-alpha", "runs/emoji"):  # what is not here
         (folder / name).symlink_to(run_dir)
     engine = InferenceEngine.open(run_dir)
@@ -251,13 +251,13 @@ def place(tmp_path_factory) -> pathlib.Path:
 def test_commands_that_draw_are_carried_out(place, monkeypatch, capsys):
     """In the order of their document: later ones use what earlier ones wrote."""
     monkeypatch.chdir(place)
-    engines: dict[str, InferenceEngine] = {}
+    engines: dict[tuple[str, str], InferenceEngine] = {}
     original = InferenceEngine.open
 
     def cached(path, prior, batch):
-        if str(path) not in engines:
-            engines[str(path)] = original(path, prior=prior, batch=2)
-        return engines[str(path)]
+        if (str(path), prior) not in engines:
+            engines[str(path), prior] = original(path, prior=prior, batch=2)
+        return engines[str(path), prior]
 
     monkeypatch.setattr(InferenceEngine, "open", cached)
     for _, words in _cheap():

@@ -119,7 +119,8 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstructe
     _, shown, latents = reconstructed
     arguments = ("interpolate", *latents, STEPS, "--frames=3")
     record, path = call(*arguments, "--noise=inverted", "--animate=gif")
-    np.testing.assert_array_equal(path[[0, -1]], shown[1::2])
+    # two programs, whose rounding to bytes may differ by one
+    assert np.abs(np.int32(path[[0, -1]]) - np.int32(shown[1::2])).max() <= 1
     assert record["labels"] == ["0.00", "0.50", "1.00"]
     with Image.open(tmp_path / "out.gif") as animation:
         assert animation.n_frames == 3

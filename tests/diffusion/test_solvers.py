@@ -1,4 +1,4 @@
-"""Second-order solvers: their order, the published formulas, and their cost."""
+"""Solvers of higher order: their order, the published formulas, and their cost."""
 
 import functools
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.stats import norm
 
 from tests.diffusion.gaussians import FULL, exact_denoiser, mixture_denoiser, mixture_flow
@@ -17,7 +18,7 @@ from unclip_jax.diffusion.process import Prediction
 from unclip_jax.diffusion.respace import strided
 from unclip_jax.diffusion.samplers import Ddim, evaluations, sample
 from unclip_jax.diffusion.schedule import Schedule
-from unclip_jax.diffusion.solvers import DpmSolver2M, Edm
+from unclip_jax.diffusion.solvers import DpmSolver2M, DpmSolver3M, Edm
 
 MEAN, STD = 0.4, 0.5
 X_T = norm.ppf((np.arange(16) + 0.5) / 16)  # quantiles of the noise
@@ -65,11 +66,16 @@ def test_error_falls_with_the_power_of_the_step_that_is_the_order(name, data):
         gap = run(solver, denoiser(chain), chain) - flow(chain)
         errors.append(np.sqrt(np.mean(gap**2)))
     slopes = np.log2(np.array(errors[:-1]) / errors[1:])
+    if solver.order == 3:  # whose first error terms nearly cancel on these data
+        assert slopes.min() > 2.8
+        return
     np.testing.assert_allclose(slopes, solver.order, atol=0.3)
     assert slopes[1] == pytest.approx(solver.order, abs=0.2)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("dpmpp_2m", "logsnr21"), ("heun", "11")])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("dpmpp_2m", "logsnr21"), ("dpmpp_3m", "logsnr21"), ("heun", "11")]
+)
 def test_for_the_same_evaluations_of_a_cosine_chain_the_error_is_less_than_ddims(name, steps):
     exact = mixture_flow(X_T, schedule=FULL)
     by_ddim = run(Ddim(), mixture_denoiser(), strided(FULL, steps="21")) - exact
@@ -95,6 +101,27 @@ def multistep(denoise, chain: Schedule) -> np.ndarray:
     return denoise(x, 0)
 
 
+def weighted(u: float, power: int, length: float) -> float:
+    return np.exp(u - length) * u**power
+
+
+def parabola(denoise, chain: Schedule) -> np.ndarray:
+    """The flow with x_0 as the polynomial through the last three points, by quadrature."""
+    log_snr = np.log(chain.signal / chain.noise)
+    x, points = X_T.copy(), []
+    for k in range(chain.num_timesteps - 1, 0, -1):
+        points = [*points[-2:], (log_snr[k], denoise(x, k))]
+        start, end = log_snr[k], log_snr[k - 1]
+        places = [place - start for place, _ in points]
+        coefficients = np.polyfit(places, np.stack([x_0 for _, x_0 in points]), len(points) - 1)
+        powers = range(len(points) - 1, -1, -1)
+        length = end - start
+        weights = [quad(weighted, 0, length, args=(n, length))[0] for n in powers]
+        integral = np.tensordot(weights, coefficients, 1)
+        x = chain.noise[k - 1] / chain.noise[k] * x + chain.signal[k - 1] * integral
+    return denoise(x, 0)
+
+
 def trapezoid(denoise, chain: Schedule) -> np.ndarray:
     """Heun's method on dx / d angle = cos(angle) eps - sin(angle) x_0, with eps from x_0."""
     angle = np.arctan2(chain.noise, chain.signal)
@@ -115,7 +142,10 @@ def trapezoid(denoise, chain: Schedule) -> np.ndarray:
     return denoise(x, 0)
 
 
-@pytest.mark.parametrize(("name", "reference"), [("dpmpp_2m", multistep), ("heun", trapezoid)])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("dpmpp_2m", multistep), ("dpmpp_3m", parabola), ("heun", trapezoid)],
+)
 @pytest.mark.parametrize("steps", ["12", "logsnr12"])
 def test_whole_chains_are_those_of_the_published_algorithm_in_float64(name, reference, steps):
     chain = strided(FULL, steps=steps)
@@ -149,7 +179,12 @@ def test_deterministic_solvers_draw_nothing_and_examples_do_not_mix(name):
 
 @pytest.mark.parametrize(
     ("name", "positions"),
-    [("ddim", [3, 2, 1, 0]), ("dpmpp_2m", [3, 2, 1, 0]), ("heun", [3, 2, 2, 1, 1, 0, 0])],
+    [
+        ("ddim", [3, 2, 1, 0]),
+        ("dpmpp_2m", [3, 2, 1, 0]),
+        ("dpmpp_3m", [3, 2, 1, 0]),
+        ("heun", [3, 2, 2, 1, 1, 0, 0]),
+    ],
 )
 def test_every_evaluation_of_the_network_is_counted_and_seen(name, positions):
     chain = strided(FULL, steps="4")
@@ -184,6 +219,7 @@ def test_on_two_steps_the_multistep_rule_has_nothing_to_extrapolate_from():
     got = run(DpmSolver2M(), mixture_denoiser(), chain)
     np.testing.assert_allclose(got, plain, atol=1e-6)
     np.testing.assert_array_equal(DpmSolver2M().plan(chain).columns, 0.0)
+    np.testing.assert_array_equal(DpmSolver3M().plan(chain).columns, 0.0)
 
 
 def karras(denoise, *, count: int, noise: np.ndarray, s_churn: float, s_noise: float) -> np.ndarray:

@@ -64,8 +64,8 @@ class SamplingConfig:
     Attributes:
         steps: strided grid, "64", "ddim27", "fast27", "22@140", section counts or "logsnr20"
             (`respace.strided`).
-        sampler: one of `SAMPLERS`: "ancestral" or "ddim", as in the paper; "dpmpp_2m", "heun" or
-            "edm". Options of the sampler that are no fields here follow it:
+        sampler: one of `SAMPLERS`: "ancestral" or "ddim", as in the paper; "dpmpp_2m",
+            "dpmpp_3m", "heun" or "edm". Options of the sampler that are no fields here follow it:
             "edm:s_churn=40:s_noise=1.003".
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
         variance: ancestral variance: "small", "large", "mix", "learned_range" or "table".
@@ -124,6 +124,7 @@ SAMPLERS: dict[str, type[Solver]] = {
     "ancestral": Ancestral,
     "ddim": Ddim,
     "dpmpp_2m": solvers.DpmSolver2M,
+    "dpmpp_3m": solvers.DpmSolver3M,
     "heun": solvers.Heun,
     "edm": solvers.Edm,
 }
