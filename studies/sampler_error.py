@@ -23,7 +23,7 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core import rng
 from unclip_jax.diffusion.samplers import Ancestral, Ddim, evaluations, sample
 from unclip_jax.diffusion.schedule import make_schedule
-from unclip_jax.diffusion.solvers import DpmSolver2M, Edm, Heun
+from unclip_jax.diffusion.solvers import DpmSolver2M, DpmSolver3M, Edm, Heun
 
 COUNTS = (5, 8, 12, 18, 27, 50, 100, 250)
 LEVELS, SAMPLES = 200, 20_000
@@ -32,6 +32,7 @@ CURVES = {  # name: solver, grid, style
     "ddim": (Ddim(), "{}", "C0-"),
     "dpmpp_2m": (DpmSolver2M(), "{}", "C1--"),
     "dpmpp_2m, logsnr steps": (DpmSolver2M(), "logsnr{}", "C1-"),
+    "dpmpp_3m, logsnr steps": (DpmSolver3M(), "logsnr{}", "C4-"),
     "heun": (Heun(), "{}", "C2-"),
     "heun, logsnr steps": (Heun(), "logsnr{}", "C2--"),
     "edm": (Edm(), "{}", "C3-"),
