@@ -50,7 +50,7 @@ def conditional() -> Iterator[None]:
     """Adds to the emulator what the store does with generations, and libraries rely on.
 
     Answers with content state the generation of the object, and requests with a condition are
-    refused where it does not hold (cloud.google.com/storage/docs/request-preconditions).
+    rejected where it does not hold (cloud.google.com/storage/docs/request-preconditions).
     """
     from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import objects
@@ -188,7 +188,7 @@ def faulty_google(*, share: float, seed: int) -> Iterator[collections.Counter[st
     def handle(self: Any, method: str) -> None:
         handler = self._request_handler
         with lock:
-            number, kind = generator.random(), generator.choice(["refused", "unsaid", "closed"])
+            number, kind = generator.random(), generator.choice(["rejected", "unsaid", "closed"])
             kind = kind if number < share else "late" if number < 2 * share else "served"
             counts[kind] += 1
         if kind == "late":

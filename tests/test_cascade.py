@@ -107,7 +107,7 @@ def test_the_decoder_needs_the_right_z_img(whole_run):
 
 
 @pytest.mark.nightly
-def test_training_left_labelled_pictures(whole_run):
+def test_training_left_labelled_images(whole_run):
     for stage in ("decoder", "upsampler_256"):
         pictures = sorted((whole_run / stage / "samples").glob("step_*.png"))
         assert pictures and width(pictures[-1]) > 200

@@ -1,4 +1,4 @@
-"""Damaged files are refused or mean what they meant: no silent change, no traceback, no hang."""
+"""Damaged files are rejected or mean what they meant: no silent change, no traceback, no hang."""
 
 import contextlib
 import json
@@ -175,12 +175,12 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def outcome(read: Callable[[pathlib.Path], Any], path: pathlib.Path, expected: Any) -> str:
-    """Returns "refused", "same" or "changed" of a damaged subject, or what it ended in."""
+    """Returns "rejected", "same" or "changed" of a damaged subject, or what it ended in."""
     try:
         with time_limit(SECONDS):
             return "same" if read(path) == expected else "changed"
     except UserError as error:
-        return "refused" if len(str(error)) < 2000 else f"a message of {len(str(error))} letters"
+        return "rejected" if len(str(error)) < 2000 else f"a message of {len(str(error))} letters"
     except Hang:
         return "hang"
     except BaseException as error:  # PanicException of a library is no Exception
@@ -196,7 +196,7 @@ def damage_all(subject: str, place: pathlib.Path, *, count: int) -> dict[str, in
     whole = write(place / "whole")
     expected = read(whole)
     assert read(whole) == expected
-    allowed = {"refused", "same"} | ({"changed"} if subject in UNSEALED else set())
+    allowed = {"rejected", "same"} | ({"changed"} if subject in UNSEALED else set())
     results: dict[str, int] = {}
     wrong = []
     for seed in range(count):
@@ -216,7 +216,7 @@ def damage_all(subject: str, place: pathlib.Path, *, count: int) -> dict[str, in
 @pytest.mark.parametrize("subject", COUNTS)
 def test_a_sample_of_damages(tmp_path, subject):
     results = damage_all(subject, tmp_path, count=COUNTS[subject][1])
-    assert results.get("refused", 0) > COUNTS[subject][1] // 4, json.dumps(results)
+    assert results.get("rejected", 0) > COUNTS[subject][1] // 4, json.dumps(results)
 
 
 @pytest.mark.nightly
@@ -224,4 +224,4 @@ def test_a_sample_of_damages(tmp_path, subject):
 @pytest.mark.parametrize("subject", COUNTS)
 def test_all_damages(tmp_path, subject):
     results = damage_all(subject, tmp_path, count=COUNTS[subject][0])
-    assert results.get("refused", 0) > COUNTS[subject][0] // 4, json.dumps(results)
+    assert results.get("rejected", 0) > COUNTS[subject][0] // 4, json.dumps(results)

@@ -263,5 +263,5 @@ def test_commands_that_draw_are_carried_out(place, monkeypatch, capsys):
     for _, words in _cheap():
         CARRIED_OUT[words[2]](words[3:])
         assert capsys.readouterr().out.startswith("wrote "), words
-    made = {path.name for path in place.iterdir()}
-    assert {"grid.png", "back.png", "interpolate.gif", "shapes.unclip", "upscale.json"} <= made
+    case = {path.name for path in place.iterdir()}
+    assert {"grid.png", "back.png", "interpolate.gif", "shapes.unclip", "upscale.json"} <= case

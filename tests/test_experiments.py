@@ -52,19 +52,19 @@ def test_an_experiment_file_is_a_lab_note(path):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in IMAGES])
-def test_an_unknown_size_is_refused_with_the_known_ones(name):
+def test_an_unknown_size_is_rejected_with_the_known_ones(name):
     with pytest.raises(UserError, match=f"unknown size of experiments/{name}.py 'shape'.*shapes"):
         config(name, "shape")
 
 
-def test_a_misspelt_key_is_refused_with_a_suggestion():
+def test_a_misspelt_key_is_rejected_with_a_suggestion():
     mistaken = config("prior", "tiny").to_dict()
     mistaken["optim"]["learning_rat"] = 1.0
     with pytest.raises(UserError, match="config.optim has no key 'learning_rat'. Did you mean"):
         from_config(mistaken)
 
 
-def test_a_prior_without_embeddings_is_told_to_embed():
+def test_a_prior_without_embeddings_is_asked_to_embed():
     mistaken = config("prior", "tiny").to_dict()
     mistaken["data"]["embeddings"] = ""
     with pytest.raises(UserError, match="config.data.embeddings is empty.*unclip_jax.embed"):
@@ -78,7 +78,7 @@ def test_captions_are_taken_away_only_where_clip_tells_them():
         from_config(mistaken)
 
 
-def test_components_that_no_embedding_has_are_refused():
+def test_components_that_no_embedding_has_are_rejected():
     mistaken = config("prior_ar", "tiny").to_dict()
     mistaken["model"]["model"]["codec"]["components"] = 33
     with pytest.raises(UserError, match=r"components is 33, but CLIP embeddings have 32 dim"):

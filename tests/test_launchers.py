@@ -216,7 +216,7 @@ def test_pauses_after_failures_grow(tools: pathlib.Path):
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "SUSPENDED", "TERMINATED"])
-def test_a_preempted_slice_is_made_again(tools: pathlib.Path, state: str):
+def test_a_preempted_slice_is_rebuilt(tools: pathlib.Path, state: str):
     slice_(tools, states=["READY", state, "READY"], statuses=["running", "absent", "0"])
     run = watch(tools, "--retries=0")  # no failure
     assert run.returncode == 0, run.stderr
@@ -281,13 +281,13 @@ def test_capacity_that_is_missing_is_waited_for(tools: pathlib.Path):
     assert "no capacity\ntpu_pod: n could not be created; retry 1 of 8" in run.stderr
 
 
-def test_a_request_that_is_refused_ends_the_watch(tools: pathlib.Path):
+def test_a_request_that_is_rejected_ends_the_watch(tools: pathlib.Path):
     error = "ERROR: (gcloud) PERMISSION_DENIED: no access"
     slice_(tools, states=["GONE"], creations=[error], statuses=[""])
     run = watch(tools)
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1] == (
-        "tpu_pod: the request for n was refused: (gcloud) PERMISSION_DENIED: no access"
+        "tpu_pod: the request for n was rejected: (gcloud) PERMISSION_DENIED: no access"
     )
 
 

@@ -32,16 +32,16 @@ def write(folder: pathlib.Path, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     pictures = rng.integers(0, 256, (count, 80, 64, 3), dtype=np.uint8)
-    made = [
+    case = [
         {"image": encode_png(x), "caption": f"noise {i}", "key": f"{seed}-{i}", "scene": ""}
         for i, x in enumerate(pictures)
     ]
     name = records.shard_name("train", 0, 1)
-    done = records.write_shard(folder / name, iter(made))
+    done = records.write_shard(folder / name, iter(case))
     shards = (dataset_manifest.Shard(name, done.written, done.sha256),)
     split = dataset_manifest.make_split("train", shards, plan="test", sources=("test",))
     dataset_manifest.write(folder, dataset_manifest.DatasetManifest().with_split(split))
-    text.train([record["caption"] for record in made], vocab_size=600).save(folder / "tokenizer")
+    text.train([record["caption"] for record in case], vocab_size=600).save(folder / "tokenizer")
 
 
 @pytest.fixture(scope="module")

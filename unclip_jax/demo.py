@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses what cannot be served, before anything is loaded.
+    """Rejects what cannot be served, before anything is loaded.
 
     Raises:
         UserError: naming the argument, or the extra that is not installed.

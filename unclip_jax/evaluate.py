@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         args, run = with_processes(parser()).parse_args(argv), run_cascade
     if "models" in args:
         args.models = flags.run_directory(args.models)
-    if run is run_cascade and args.models.is_dir():  # which is refused later otherwise
+    if run is run_cascade and args.models.is_dir():  # which is rejected later otherwise
         check_output(_result_path(args), flag="--models")
     process_flags.start_alike(args)
     compilation_cache.use()
@@ -341,7 +341,7 @@ def pairs_parser() -> Parser:
     add("--subjects", default="", help="as config.data.subjects")
     add("--splits", default="", help="as config.data.splits")
     add("--eval-share", type=float, default=0.1, help="as config.data.eval_share; 1 = all pairs")
-    add("--bad-rows", default="refuse", help="as config.data.bad_rows")
+    add("--bad-rows", default="reject", help="as config.data.bad_rows")
     add("--repeats", default="each", help="as config.data.repeats")
     add("--out", type=pathlib.Path, required=True, help="folder to write")
     add("--num", type=int, default=16, help="samples per pair")

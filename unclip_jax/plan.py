@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses arguments without a meaning.
+    """Rejects arguments without a meaning.
 
     Raises:
         UserError: naming the argument.

@@ -13,7 +13,7 @@ from unclip_jax.planning import compile_target
 GIB = 2**30
 
 
-def made(row, **changes):
+def case(row, **changes):
     """A plan as the command writes it, with invented figures."""
     low = plans.EFFORT.get(row.experiment) is None
     return {
@@ -49,7 +49,7 @@ def test_every_stage_meets_every_chip_on_slices_of_64_to_256():
 
 def test_a_line_shows_what_fits_what_binds_and_intervals():
     prior, decoder = plans.Row("prior", "v4:4x4x4"), plans.Row("decoder", "v4:4x4x4")
-    text = plans.table({row.name: made(row) for row in (prior, decoder)})
+    text = plans.table({row.name: case(row) for row in (prior, decoder)})
     assert "| prior | v4:4x4x4 (4 x 16) | 2,048 | yes: 14.2 of 31.5 |" in text
     assert "| 500 | 250 | 750 | links | 750 to 1500 | 20 to 40 | 12.3 to 24.6 |" in text
     assert "| links | ≥ 750 | ≤ 40 | ≥ 12.3 |" in text
@@ -63,7 +63,7 @@ def test_what_does_not_fit_stands_out_and_has_no_times():
     (line,) = [
         line
         for line in plans.table(
-            {row.name: made(row, fits=False, memory_per_chip=sizes, estimate=None)}
+            {row.name: case(row, fits=False, memory_per_chip=sizes, estimate=None)}
         ).splitlines()
         if line.startswith("| prior")
     ]
@@ -77,7 +77,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         if len(planned) == 3:
             raise UserError("stopped")
         planned.append(row.name)
-        return made(row)
+        return case(row)
 
     monkeypatch.setattr(plans, "plan", plan)
     monkeypatch.setattr(compile_target, "can_compile_for_tpu", lambda: True)

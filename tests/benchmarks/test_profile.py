@@ -36,7 +36,7 @@ def test_every_moment_counts_once_for_the_innermost_operation():
         ("convolution.1", "convolutions"),
     ],
 )
-def test_operations_are_told_apart_by_name(name, kind):
+def test_operations_are_distinguished_by_name(name, kind):
     assert profile.kind(name) == kind
 
 
@@ -46,6 +46,6 @@ def test_a_step_is_profiled(capsys):
     assert f"devices: {jax.device_count()}\n" in shown and "| matrix products |" in shown
 
 
-def test_a_wrong_number_of_steps_is_refused():
+def test_a_wrong_number_of_steps_is_rejected():
     with pytest.raises(UserError, match=r"--steps is 0; it must lie in \[1, 100\]"):
         profile.main(["--config=experiments/prior.py:tiny", "--steps=0"])

@@ -114,12 +114,12 @@ def test_usage_names_the_command_as_it_was_started(monkeypatch, started, name):
 
 
 @pytest.mark.parametrize("arguments", [["--out=gs://bucket/x"], ["--out", "s3://bucket/x"]])
-def test_a_url_is_refused_where_a_path_is_expected(arguments):
+def test_a_url_is_rejected_where_a_path_is_expected(arguments):
     with pytest.raises(UserError, match="^--out is '(gs|s3)://bucket/x'; expected a local path"):
         example().parse_args(arguments)
 
 
-def test_a_url_of_another_kind_is_refused_with_the_reason():
+def test_a_url_of_another_kind_is_rejected_with_the_reason():
     parser = Parser("train")
     parser.add_argument("--workdir", type=location)
     with pytest.raises(UserError, match="^--workdir: 'hf://me/x' is a URL of another kind"):

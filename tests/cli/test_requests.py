@@ -99,7 +99,7 @@ def reconstructed(engine, run_dir, inputs, tmp_path_factory):
     return record, shown, [out.with_suffix("") / f"{i:04d}.npz" for i in (0, 1)]
 
 
-def test_reconstruct_shows_each_picture_beside_itself_and_saves_its_latent(reconstructed, inputs):
+def test_reconstruct_shows_each_image_beside_itself_and_saves_its_latent(reconstructed, inputs):
     record, shown, latents = reconstructed
     assert shown.shape == (4, 2 * SIZE, 2 * SIZE, 3) and len(record["psnr_db"]) == 2
     original = image_inputs.square(image_inputs.read(inputs / "one.png"), 2 * SIZE)
@@ -109,7 +109,7 @@ def test_reconstruct_shows_each_picture_beside_itself_and_saves_its_latent(recon
     assert all(path.stat().st_size < 20_000 for path in latents)
 
 
-def test_latents_give_the_same_pictures_as_the_pictures_did(call, reconstructed):
+def test_latents_give_the_same_images_as_the_images_did(call, reconstructed):
     _, shown, latents = reconstructed
     _, again = call("reconstruct", *latents, STEPS)
     np.testing.assert_array_equal(again, shown[1::2])
@@ -142,7 +142,7 @@ def test_details_are_what_the_upsampler_adds(call, reconstructed, engine):
     assert record["inputs"][0]["details"] == [] and small.shape[1] == SIZE
 
 
-def test_details_of_other_upsamplers_or_steps_are_refused(call, reconstructed, inputs, tmp_path):
+def test_details_of_other_upsamplers_or_steps_are_rejected(call, reconstructed, inputs, tmp_path):
     _, _, paths = reconstructed
     found, origin = latent_files.load(paths[0])
     other = dataclasses.replace(origin.details[0], upsampler_id="f" * 64)
@@ -183,7 +183,7 @@ def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call
     assert np.any(plain[1] != plain[0]) and np.any(against[1] != plain[1])
 
 
-def test_a_text_diff_by_ddpm_starts_at_the_picture_itself(call, inputs):
+def test_a_text_diff_by_ddpm_starts_at_the_image_itself(call, inputs):
     arguments = (inputs / "one.png", "a blue square", STEPS, "--frames=2", "--inversion=ddpm")
     original = image_inputs.square(image_inputs.read(inputs / "one.png"), SIZE)
     for more in ((), ("--guidance=2", "--caption=a ring", "--eta=1", "--strength=1")):
@@ -202,7 +202,7 @@ def test_a_text_diff_by_ddpm_starts_at_the_picture_itself(call, inputs):
         assert (np.abs(one.astype(int) - other).max() <= 2) == same
 
 
-def test_variations_leave_the_picture_as_eta_grows(call, reconstructed):
+def test_variations_leave_the_image_as_eta_grows(call, reconstructed):
     _, shown, latents = reconstructed
     arguments = ("variations", latents[0], STEPS, "--etas", 0, 1, "--num=2")
     record, varied = call(*arguments)
@@ -214,7 +214,7 @@ def test_variations_leave_the_picture_as_eta_grows(call, reconstructed):
         assert np.any(pictures_of[2] != pictures_of[3])
 
 
-def test_a_blend_of_one_heavy_picture_is_its_reconstruction(call, reconstructed):
+def test_a_blend_of_one_heavy_image_is_its_reconstruction(call, reconstructed):
     _, shown, latents = reconstructed
     weights = ("--image", latents[0], 1, "--image", latents[1], 0)
     _, one = call("blend", *weights, STEPS)
@@ -335,7 +335,7 @@ def test_a_record_repeats_its_request(call, reconstructed, run_dir, tmp_path, en
 
 
 @pytest.mark.parametrize("key", ["sha256", "source"])  # of an image, of an inverted image
-def test_a_record_is_repeated_with_the_images_it_was_made_with(tmp_path, key):
+def test_a_record_is_repeated_with_the_images_of_its_request(tmp_path, key):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "one.png")
     digest = image_inputs.read(tmp_path / "one.png").sha256
     record = {"command": "upscale", "request": {"images": ["one.png"]}, "inputs": [{key: digest}]}
@@ -356,7 +356,7 @@ def test_a_record_is_repeated_with_the_images_it_was_made_with(tmp_path, key):
         ('{"command": "text", "request": {"sed": 1}}', "text has no 'sed'. Did you mean 'seed'"),
     ],
 )
-def test_files_that_are_no_records_are_refused(run_dir, tmp_path, content, message):
+def test_files_that_are_no_records_are_rejected(run_dir, tmp_path, content, message):
     path = tmp_path / "no.json"
     if content:
         path.write_text(content)
@@ -474,7 +474,7 @@ def test_mistakes_are_one_line(monkeypatch, engine, run_dir, inputs, arguments, 
         sample.main([*given, f"--models={run_dir}"])
 
 
-def test_a_latent_of_another_chain_or_caption_is_refused(call, reconstructed, inputs, tmp_path):
+def test_a_latent_of_another_chain_or_caption_is_rejected(call, reconstructed, inputs, tmp_path):
     latents = reconstructed[2]
     with pytest.raises(UserError, match=r"was inverted with steps 4, not 50"):
         call("variations", latents[0])
@@ -497,7 +497,7 @@ def test_models_without_upsamplers_stop_at_the_decoders_size(
     assert read(out.with_suffix("") / "0000.png").shape == (SIZE, SIZE, 3)
 
 
-def test_pictures_of_any_mode_and_size_become_squares(tmp_path):
+def test_images_of_any_mode_and_size_become_squares(tmp_path):
     for mode, size in (("1", (9, 40)), ("P", (300, 200)), ("RGBA", (8, 8)), ("I;16", (50, 20))):
         path = tmp_path / f"{mode.replace(';', '')}.png"
         Image.new(mode, size).save(path)

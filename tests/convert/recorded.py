@@ -40,8 +40,8 @@ class Case(NamedTuple):
         scale = max(1.0, rule["rms"])
         error = np.abs(np.float64(got) - np.float64(wanted))
         most, mean = rule.get("atol", 2e-5 * scale), rule.get("mean_atol", 4e-6 * scale)
-        told = f"{self.name} {name}: {error.max():.2e} of {most:.2e}, mean {error.mean():.2e}"
-        assert error.max() <= most and error.mean() <= mean, told
+        message = f"{self.name} {name}: {error.max():.2e} of {most:.2e}, mean {error.mean():.2e}"
+        assert error.max() <= most and error.mean() <= mean, message
 
 
 class Recordings:

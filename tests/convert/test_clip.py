@@ -218,12 +218,12 @@ def test_towers_of_different_clips_do_not_make_one(recordings):
         ({"text_config": {"hidden_act": "gelu"}}, "different activations"),
     ],
 )
-def test_other_architectures_are_refused_by_name(changes, message):
+def test_other_architectures_are_rejected_by_name(changes, message):
     with pytest.raises(UserError, match=message):
         clip_tensors.config({"model_type": "clip", **changes}, where="here")
 
 
-def test_resnets_are_refused():
+def test_resnets_are_rejected():
     shapes = openai_shapes(64, 64, image=32, patch=16, embed_dim=8)
     with pytest.raises(UserError, match="has no visual.proj; only CLIPs with a vision transformer"):
         openai_clip.config(shapes.without(["visual.proj"]))
@@ -256,7 +256,7 @@ def test_open_clips_config_is_taken_at_its_word():
         ("vision_cfg", "timm_model_name", "convnext", "has timm_model_name 'convnext'"),
     ],
 )
-def test_open_clips_variants_are_refused_by_name(where, name, value, message):
+def test_open_clips_variants_are_rejected_by_name(where, name, value, message):
     settings = open_clip_settings()
     settings["model_cfg"][where][name] = value
     shapes = openai_shapes(64, 128, image=32, patch=16, embed_dim=8)

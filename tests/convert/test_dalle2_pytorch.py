@@ -1,4 +1,4 @@
-"""Priors of other libraries: what their conversion refuses (tests/parity compares the networks)."""
+"""Priors of other libraries: what their conversion rejects (tests/parity compares the networks)."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_another_type_than_float32_is_refused(weights, tmp_path):
+def test_another_type_than_float32_is_rejected(weights, tmp_path):
     with pytest.raises(UserError, match="stored in float32; leave out --dtype=bfloat16"):
         importing.convert([weights], tmp_path / "run", options=ImportOptions(dtype="bfloat16"))
 

@@ -47,7 +47,7 @@ def test_tensors_land_where_they_belong_and_counters_are_no_weights(tensors, tmp
     np.testing.assert_array_equal(got["Mixed_7b/branch1x1/bn/var"], var)
 
 
-def test_another_network_is_refused_with_every_tensor(tensors, tmp_path):
+def test_another_network_is_rejected_with_every_tensor(tensors, tmp_path):
     other = dict(tensors)
     other["fc.weight"] = np.zeros((1000, 128), np.float32)
     other["AuxLogits.fc.bias"] = np.zeros(1000, np.float32)

@@ -34,8 +34,8 @@ class Loaded:
 @functools.cache
 def stages(folder):
     folders = karlo.components([folder])
-    wanted = [s for s in karlo.STAGES if s != "upsampler_256" or "medium" not in folder.name]
-    return {part.name: Loaded(part) for part in karlo.read_stages(folders, stages=wanted)}
+    expected = [s for s in karlo.STAGES if s != "upsampler_256" or "medium" not in folder.name]
+    return {part.name: Loaded(part) for part in karlo.read_stages(folders, stages=expected)}
 
 
 def run(module, params, *inputs, **options):
@@ -205,13 +205,13 @@ def test_super_resolution_agrees_with_diffusers(recordings):
 def test_enlarging_agrees_with_the_antialiased_bicubic_of_torch(recordings):
     case = recordings.case("bicubic_antialias")
     for i in range(4):
-        wanted = case.arrays[f"out_y{i}"].shape
+        expected = case.arrays[f"out_y{i}"].shape
         x = case.images(f"x{i}")
-        got = jax.image.resize(x, (*wanted[:1], *wanted[2:], 3), "cubic", antialias=True)
+        got = jax.image.resize(x, (*expected[:1], *expected[2:], 3), "cubic", antialias=True)
         case.check(f"y{i}", got, image=True)
 
 
-def test_unknown_pipelines_are_refused_by_name(tmp_path):
+def test_unknown_pipelines_are_rejected_by_name(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(UserError, match="is a StableDiffusionPipeline; supported pipelines are"):
         karlo.components([tmp_path])

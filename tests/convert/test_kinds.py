@@ -189,7 +189,7 @@ def two_text_towers() -> dict[str, np.ndarray]:
         (lambda: openai() | {"extra.weight": np.ones(1, np.float32)}, r"extra extra.weight \(1,\)"),
     ],
 )
-def test_what_cannot_be_told_apart_is_refused(tmp_path, tensors, message):
+def test_what_cannot_be_distinguished_is_rejected(tmp_path, tensors, message):
     with pytest.raises(UserError, match=message):
         standalone_clip.clip_from(put(tmp_path, tensors()))[0].check()
 
@@ -226,7 +226,7 @@ def test_nested_state_dicts_are_unwrapped(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("value", [{"epoch": 3}, {"a": {"b": [np.ones(2)]}}, [np.ones(2)], 5])
-def test_a_checkpoint_without_tensors_by_name_is_refused(tmp_path, monkeypatch, value):
+def test_a_checkpoint_without_tensors_by_name_is_rejected(tmp_path, monkeypatch, value):
     monkeypatch.setattr(torch_files, "read_value", lambda path: value)
     with pytest.raises(UserError, match=r"x.pt holds (no tensors by name|a list|a int)"):
         torch_files.read_tensors(tmp_path / "x.pt")
@@ -279,7 +279,7 @@ BAD_CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", BAD_CONFIGS)
-def test_configs_of_no_network_are_refused_before_anything_is_built(tmp_path, kind):
+def test_configs_of_no_network_are_rejected_before_anything_is_built(tmp_path, kind):
     change, message = BAD_CONFIGS[kind]
     with pytest.raises(UserError, match=message):
         standalone_clip.clip_from(put(tmp_path, transformers(), {**CLIP, **change}))
@@ -299,7 +299,7 @@ OPEN_CLIP_PREPROCESSING = {
 
 
 @pytest.mark.parametrize("kind", OPEN_CLIP_PREPROCESSING)
-def test_other_preprocessing_of_open_clip_is_refused_by_name(tmp_path, kind):
+def test_other_preprocessing_of_open_clip_is_rejected_by_name(tmp_path, kind):
     change, message = OPEN_CLIP_PREPROCESSING[kind]
     config = {**OPEN_CLIP, "preprocess_cfg": {**OPEN_CLIP["preprocess_cfg"], **change}}
     with pytest.raises(UserError, match=message):
@@ -335,7 +335,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_other_preprocessing_of_transformers_is_refused_by_name(tmp_path, kind):
+def test_other_preprocessing_of_transformers_is_rejected_by_name(tmp_path, kind):
     change, message = PROCESSORS[kind]
     with pytest.raises(UserError, match=message):
         standalone_clip.clip_from(put(tmp_path, transformers(), CLIP, beside=change))
@@ -365,14 +365,14 @@ def with_value(value, dtype=np.float32) -> dict[str, np.ndarray]:
         (1e300, np.float64),
     ],
 )
-def test_weights_that_are_not_finite_are_refused(tmp_path, value, dtype):
+def test_weights_that_are_not_finite_are_rejected(tmp_path, value, dtype):
     (part,) = standalone_clip.clip_from(put(tmp_path, with_value(value, dtype)))
     with pytest.raises(UserError, match=r"values in visual_projection.weight that are not finite"):
         part.params()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint8, bool])
-def test_quantised_weights_are_refused(tmp_path, dtype):
+def test_quantised_weights_are_rejected(tmp_path, dtype):
     (part,) = standalone_clip.clip_from(put(tmp_path, with_value(1, dtype)))
     with pytest.raises(UserError, match="visual_projection.weight as .*Quantised weights are not"):
         part.params()
@@ -438,7 +438,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_relatives_of_clip_are_refused_by_name(tmp_path, kind):
+def test_relatives_of_clip_are_rejected_by_name(tmp_path, kind):
     change, shapes, message = OTHERS[kind]
     config = {"model_cfg": {**OPEN_CLIP["model_cfg"], **change}}
     tensors = openai() | {name: np.zeros(s, np.float32) for name, s in shapes.items()}
@@ -447,7 +447,7 @@ def test_relatives_of_clip_are_refused_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["siglip", "siglip2", "chinese_clip", "altclip", "metaclip_2"])
-def test_relatives_in_transformers_are_refused_by_name(tmp_path, kind):
+def test_relatives_in_transformers_are_rejected_by_name(tmp_path, kind):
     with pytest.raises(
         UserError, match="is (SigLIP|Chinese-CLIP|AltCLIP|MetaCLIP 2).*not supported"
     ):
@@ -477,7 +477,7 @@ def test_a_config_of_open_clips_package_is_one(tmp_path):
 @pytest.mark.parametrize(
     ("name", "shape"), [("visual.conv1.weight", (64,)), ("positional_embedding", (0, 64))]
 )
-def test_tensors_of_another_rank_are_refused(tmp_path, name, shape):
+def test_tensors_of_another_rank_are_rejected(tmp_path, name, shape):
     tensors = openai() | {name: np.zeros(shape, np.float32)}
     with pytest.raises(UserError, match=rf"has {name} \({shape[0]},.*; expected \d axes"):
         standalone_clip.clip_from(put(tmp_path, tensors))

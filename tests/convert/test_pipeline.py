@@ -155,10 +155,10 @@ def test_import_export_import_is_exact(both, run, tmp_path):
 def test_a_written_pipeline_says_what_it_is(both, run, tmp_path):
     out = tmp_path / "out"
     command.main([str(run), f"--out={out}", "--to=diffusers"])
-    wanted, written = (
+    expected, written = (
         json.loads((folder / "model_index.json").read_text()) for folder in (both[0], out)
     )
-    assert {**written, "_diffusers_version": wanted["_diffusers_version"]} == wanted
+    assert {**written, "_diffusers_version": expected["_diffusers_version"]} == expected
     for name in ("prior", "decoder", "super_res_first", "text_proj", "prior_scheduler"):
         file = "scheduler_config.json" if "scheduler" in name else "config.json"
         theirs, ours = (json.loads((f / name / file).read_text()) for f in (both[0], out))
@@ -308,7 +308,7 @@ def test_pixels_are_standardised_as_the_files_say(both, tmp_path):
     assert {name: list(model[name]) for name in settings} == settings
 
 
-def test_a_clip_alone_goes_there_and_back(recordings, tiny, tmp_path):
+def test_a_clip_alone_survives_a_round_trip(recordings, tiny, tmp_path):
     folder = recordings.model("clip_gelu")
     argv = [str(folder), f"--out={tmp_path / 'run'}"]
     with pytest.raises(UserError, match="has no tokenizer beside it"):
@@ -330,6 +330,6 @@ def test_a_clip_alone_goes_there_and_back(recordings, tiny, tmp_path):
         (["x", "y", "--out=x", "--to=diffusers"], "takes one run directory"),
     ],
 )
-def test_what_the_command_refuses(argv, message):
+def test_what_the_command_rejects(argv, message):
     with pytest.raises(UserError, match=message):
         command.main(argv)

@@ -1,4 +1,4 @@
-"""What is read from whom, and what is refused before anything is loaded."""
+"""What is read from whom, and what is rejected before anything is loaded."""
 
 import json
 import pathlib
@@ -70,7 +70,7 @@ def test_a_file_does_not_stay_in_memory(tmp_path):
         opened.read("a")
 
 
-def test_a_truncated_file_is_refused(tmp_path):
+def test_a_truncated_file_is_rejected(tmp_path):
     path = tmp_path / "m.safetensors"
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-5])
@@ -136,7 +136,7 @@ def test_every_tensor_that_does_not_fit_is_listed_and_none_is_read():
         tensor_table.fill(there, table, abstract)
 
 
-def test_glides_networks_are_refused_by_name(tmp_path):
+def test_glides_networks_are_rejected_by_name(tmp_path):
     tensors = dict.fromkeys(standalone_clip.GLIDE, np.zeros((2, 2), np.float32))
     save_file(tensors, tmp_path / "base.safetensors")
     with pytest.raises(UserError, match=r"base.safetensors is a network of GLIDE, which is not"):

@@ -56,7 +56,7 @@ def untrained(folder):
     return folder
 
 
-def test_it_goes_there_and_back(run, tmp_path):
+def test_it_survives_a_round_trip(run, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
     assert {"prior", "decoder", "text_proj"} <= {*diffusers.write(run, out)}
     settings = json.loads((out / "tokenizer" / "tokenizer_config.json").read_text())

@@ -25,14 +25,14 @@ def build(mapping):
 
 
 def test_nested_mappings_become_nested_records():
-    made = build({"inner": {"rate": 1}, "sizes": [3, 4], "limit": 2})
-    assert made == Outer(Inner(1.0), (3, 4), 2.0)
-    assert isinstance(made.inner.rate, float)
+    case = build({"inner": {"rate": 1}, "sizes": [3, 4], "limit": 2})
+    assert case == Outer(Inner(1.0), (3, 4), 2.0)
+    assert isinstance(case.inner.rate, float)
 
 
 def test_as_dict_inverts_build():
-    made = build({"inner": {"rate": 0.5}, "limit": None})
-    assert build(config.as_dict(made)) == made
+    case = build({"inner": {"rate": 0.5}, "limit": None})
+    assert build(config.as_dict(case)) == case
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ class Stage:
         ({"means": (0.0, float("nan"))}, "here.model.means is nan"),
     ],
 )
-def test_numbers_that_no_network_has_are_refused(change, message):
+def test_numbers_that_no_network_has_are_rejected(change, message):
     config.check_limits(Stage(), where="here")
     with pytest.raises(UserError, match=message):
         config.check_limits(Stage(dataclasses.replace(Network(), **change)), where="here")
 
 
-def test_an_integer_that_no_float_holds_is_refused():
+def test_an_integer_that_no_float_holds_is_rejected():
     with pytest.raises(UserError, match=r"config.limit is 1000.*expected a number of at most"):
         build({"inner": {"rate": 1.0}, "limit": 10**400})
 

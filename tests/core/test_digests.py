@@ -1,4 +1,4 @@
-"""Digests against sha256sum's values, and what is refused of files and JSON text."""
+"""Digests against sha256sum's values, and what is rejected of files and JSON text."""
 
 import hashlib
 import json
@@ -96,7 +96,7 @@ def test_a_small_file_is_not_large(folder):
         (r'{"a": {"\udfff": 1}}', "text that is not Unicode"),
     ],
 )
-def test_text_that_is_no_json_is_refused(text, message):
+def test_text_that_is_no_json_is_rejected(text, message):
     with pytest.raises(UserError, match=f"here.*({message}).*do this"):
         json_text.parse(text, where="here", advice="do this.")
 

@@ -73,7 +73,7 @@ def test_printable_text_can_be_encoded(name: str):
         ("/dev/null/x", True, "Not a directory"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_refused_and_leaves_nothing(
+def test_an_output_that_cannot_be_written_is_rejected_and_leaves_nothing(
     tmp_path, name, folder, reason
 ):
     (tmp_path / "file").write_text("content")

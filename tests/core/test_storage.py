@@ -34,7 +34,7 @@ def test_urls_are_objects_in_stores():
 
 
 @pytest.mark.parametrize("text", ["hf://me/run", "file:///x", "https://x/y", "abfs://a"])
-def test_other_schemes_are_refused(text):
+def test_other_schemes_are_rejected(text):
     with pytest.raises(UserError, match=r"of another kind than gs:// and s3://"):
         location(text)
 

@@ -53,8 +53,8 @@ class Samples:
             done = records.write_shard(directory / name, (cls.record(i) for i in numbers))
             shards.append(dataset_manifest.Shard(name, done.written, done.sha256))
             first += count
-        made = dataset_manifest.make_split(split, tuple(shards), plan="test", sources=("test",))
-        dataset_manifest.write(directory, dataset_manifest.DatasetManifest().with_split(made))
+        case = dataset_manifest.make_split(split, tuple(shards), plan="test", sources=("test",))
+        dataset_manifest.write(directory, dataset_manifest.DatasetManifest().with_split(case))
 
     @staticmethod
     def write_tar(path: pathlib.Path, members: list[tuple[str, bytes]], mode: str = "w") -> None:

@@ -63,9 +63,9 @@ def test_examples_are_segmented_each_time_they_are_read():
     config = ExampleConfig(fields=fields, length=40, bpe_dropout=0.3)
     fixed = FixedExamples(Captions(), config=config, tokenizer=TOKENIZER)[0]
     part = RandomPart(config, BpeDropout(TOKENIZER, rate=0.3))
-    made = [part(fixed, np.random.default_rng(seed)) for seed in (0, 1, 0)]
+    case = [part(fixed, np.random.default_rng(seed)) for seed in (0, 1, 0)]
     expected = [ids(0.3, CAPTIONS[0], seed) for seed in (0, 1, 0)]
-    assert [x["tokens"][x["token_mask"]].tolist() for x in made] == expected
+    assert [x["tokens"][x["token_mask"]].tolist() for x in case] == expected
     assert config.random and expected[0] != expected[1]
 
 

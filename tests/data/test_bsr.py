@@ -32,7 +32,7 @@ def test_convolving_is_scipy_s(size: int):
     np.testing.assert_allclose(bsr.convolve(NOISY, kernel), want, atol=1e-6)
 
 
-def test_kernels_wider_than_the_picture_are_no_trouble():
+def test_kernels_wider_than_the_image_are_no_trouble():
     kernel = np.full((13, 13), 1 / 169)
     want = ndimage.convolve(NOISY[:3, :4].astype(np.float64), kernel[..., None], mode="mirror")
     np.testing.assert_allclose(bsr.convolve(NOISY[:3, :4], kernel), want, atol=1e-6)
@@ -138,7 +138,7 @@ def test_size_range_and_levels(factor: int):
         np.testing.assert_allclose((got + 1) * 127.5, np.rint((got + 1) * 127.5), atol=1e-4)
 
 
-def test_tiny_pictures_survive():
+def test_tiny_images_survive():
     for seed in range(60):
         assert bsr.bsr_light(NOISY[:4, :8], factor=4, rng=generator(seed)).shape == (1, 2, 3)
 
@@ -152,7 +152,7 @@ def test_colours_survive():
 
 
 @pytest.mark.parametrize(("size", "moved"), [(5, 0.0), (6, 0.5), (13, 0.0), (14, 0.5)])
-def test_even_kernels_move_the_picture_by_half_a_pixel(size: int, moved: float):
+def test_even_kernels_move_the_image_by_half_a_pixel(size: int, moved: float):
     kernel = bsr.anisotropic_gaussian(size, variances=np.array([2.0, 0.5]), angle=0.4)
     got = bsr.convolve(SMOOTH, kernel)[8:-8, 8:-8, :2]
     np.testing.assert_allclose(got, SMOOTH[8:-8, 8:-8, :2] + moved / 64, atol=1e-5)

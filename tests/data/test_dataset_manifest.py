@@ -23,19 +23,19 @@ def test_counts_add_up_and_order_matters():
 
 
 def test_written_manifests_come_back(tmp_path: pathlib.Path):
-    made = (
+    case = (
         DatasetManifest().with_split(split()).with_split(split("validation")).with_tokenizer("abc")
     )
-    dataset_manifest.write(tmp_path, made)
+    dataset_manifest.write(tmp_path, case)
     again = dataset_manifest.read(tmp_path)
-    assert again == made
+    assert again == case
     assert (again.tokenizer, again.code_version) == ("abc", __version__)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_split_is_replaced_by_name():
-    made = DatasetManifest().with_split(split()).with_split(split("validation"))
-    again = made.with_split(split("train", SHARDS[:1]))
+    case = DatasetManifest().with_split(split()).with_split(split("validation"))
+    again = case.with_split(split("train", SHARDS[:1]))
     assert sorted(s.name for s in again.splits) == ["train", "validation"]
     assert again.split("train").count == 3
 

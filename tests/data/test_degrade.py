@@ -43,7 +43,7 @@ def test_blur_keeps_constants_up_to_the_border():
     np.testing.assert_allclose(gaussian_blur(flat, size=3, sigma=0.6), flat, atol=1e-6)
 
 
-def test_corruption_is_blur_of_the_small_picture():
+def test_corruption_is_blur_of_the_small_image():
     config = DegradeConfig(factor=4, name="blur", probability=1.0)
     got = degrade(PICTURE, config=config, rng=generator())
     small = area_downsample(PICTURE, 4)
@@ -51,7 +51,7 @@ def test_corruption_is_blur_of_the_small_picture():
     assert np.abs(got - small).max() > 0.01
 
 
-def test_without_corruption_the_picture_is_only_shrunk():
+def test_without_corruption_the_image_is_only_shrunk():
     for config in (
         DegradeConfig(factor=4),
         DegradeConfig(factor=4, name="blur", probability=0.0),

@@ -66,7 +66,7 @@ def embedded(folder: pathlib.Path, rows: list[Record], **info: str):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_embeddings_of_other_records_are_refused(samples, rows, tmp_path, change: str):
+def test_embeddings_of_other_records_are_rejected(samples, rows, tmp_path, change: str):
     source, other = write(tmp_path / "a", rows), CHANGES[change](rows, samples)
     digest = content_digest(write(tmp_path / "b", other))
     found = embedded(tmp_path / "e", other, data_digest=digest)

@@ -185,7 +185,7 @@ def test_a_shard_that_is_being_written_again_is_incomplete(tmp_path: pathlib.Pat
     assert EmbeddingWriter(tmp_path, info={}, shard_size=4).written == 0
 
 
-def test_shards_that_do_not_belong_are_refused(tmp_path: pathlib.Path):
+def test_shards_that_do_not_belong_are_rejected(tmp_path: pathlib.Path):
     writer = EmbeddingWriter(tmp_path, info={}, shard_size=4)
     add(writer, 0, 4)
     shutil.copy(*(tmp_path / "metadata" / f"metadata_000{i}.parquet" for i in (0, 1)))
@@ -210,7 +210,7 @@ def test_few_files_stay_open(tmp_path: pathlib.Path, monkeypatch):
     assert source._array.cache_info().currsize == 2 and source._table.cache_info().currsize == 1
 
 
-def test_half_written_embeddings_are_refused(tmp_path: pathlib.Path):
+def test_half_written_embeddings_are_rejected(tmp_path: pathlib.Path):
     writer = EmbeddingWriter(tmp_path, info={}, shard_size=4)
     add(writer, 0, 7)
     with pytest.raises(UserError, match="is half-written; run the same .*embed"):
@@ -326,7 +326,7 @@ def edit(directory: pathlib.Path, old: str, new: str) -> None:
     "change",
     [('"count": 10', '"count": 9'), ('"abc"', '"abd"'), ('"digest": "', '"digest": "0')],
 )
-def test_changed_statistics_are_refused(tmp_path: pathlib.Path, change: tuple[str, str]):
+def test_changed_statistics_are_rejected(tmp_path: pathlib.Path, change: tuple[str, str]):
     write(tmp_path)
     edit(tmp_path, *change)
     with pytest.raises(UserError, match="stats.json is damaged or was changed: its digest does"):
@@ -334,7 +334,7 @@ def test_changed_statistics_are_refused(tmp_path: pathlib.Path, change: tuple[st
 
 
 @pytest.mark.parametrize("name", ["img_emb/img_emb_0001.npy", "metadata/metadata_0002.parquet"])
-def test_a_changed_bit_in_any_shard_is_refused_by_name(tmp_path, monkeypatch, name: str):
+def test_a_changed_bit_in_any_shard_is_rejected_by_name(tmp_path, monkeypatch, name: str):
     write(tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     content[-9] ^= 1
@@ -364,7 +364,7 @@ def test_embeddings_of_version_0_1_0_have_no_digests(tmp_path: pathlib.Path):
         EmbeddingSource(tmp_path).stats("z_img")
 
 
-def test_embeddings_that_lost_their_origin_are_refused(tmp_path: pathlib.Path):
+def test_embeddings_that_lost_their_origin_are_rejected(tmp_path: pathlib.Path):
     write(tmp_path)
     (tmp_path / "stats.json").unlink()
     with pytest.raises(UserError, match="lacks stats.json, which says where its embeddings"):

@@ -57,7 +57,7 @@ def random_part(config: ExampleConfig, seed: int = 0) -> dict:
     return RandomPart(config)(example, np.random.default_rng(seed))
 
 
-def test_centre_crop_of_the_resized_picture():
+def test_centre_crop_of_the_resized_image():
     config = ExampleConfig(fields=("image",), image_size=20)
     got = random_part(config)["image"]
     np.testing.assert_array_equal(
@@ -71,7 +71,7 @@ def test_random_crop_moves_along_the_long_side_only():
     assert windows == {image_codec.crop(NOISE, 40, top=0, left=x).tobytes() for x in range(25)}
 
 
-def test_half_of_the_pictures_are_mirrored():
+def test_half_of_the_images_are_mirrored():
     config = ExampleConfig(fields=("image",), image_size=40, flip=True)
     plain = image_codec.center_crop(NOISE, 40)
     mirrored = 0
@@ -117,7 +117,7 @@ def test_embeddings_and_strings_pass_through():
     assert (batch["key"][0], batch["scene"][1]) == ("k", "{}")
 
 
-def test_pictures_become_floats_when_they_are_stacked():
+def test_images_become_floats_when_they_are_stacked():
     config = ExampleConfig(fields=("image",), image_size=40)
     example = FixedExamples(one(), config=config)[0]
     batch = collate([example], fields=("image",))
@@ -167,7 +167,7 @@ def test_examples_can_be_sent_to_other_processes(samples):
     assert samples.number_of(pickle.loads(pickle.dumps(fixed))[0]["image"]) == 5
 
 
-def test_a_picture_that_cannot_be_used_is_named(samples):
+def test_a_image_that_cannot_be_used_is_named(samples):
     config = ExampleConfig(fields=("image",), image_size=16)
     records = [samples.record(0), {**samples.record(1), "image": samples.png(1)[:60]}]
     with pytest.raises(UserError, match="record 'k0001' cannot be used: truncated image"):
@@ -189,7 +189,7 @@ def test_unknown_crop():
         ExampleConfig(fields=("image",), crop="middle")
 
 
-def test_patch_greater_than_the_picture():
+def test_patch_greater_than_the_image():
     with pytest.raises(UserError, match="patch is 65"):
         ExampleConfig(fields=("image",), image_size=64, patch=65)
 
@@ -228,8 +228,8 @@ def test_a_share_of_captions_is_taken_away(tokenizer):
     gone = [np.array_equal(each["tokens"], empty[0]) for each in draws]
     assert 60 < sum(gone) < 140
     for each, taken in zip(draws, gone, strict=True):
-        wanted = seen[0] if taken else example["token_mask"]
-        np.testing.assert_array_equal(each["token_mask"], wanted)
+        expected = seen[0] if taken else example["token_mask"]
+        np.testing.assert_array_equal(each["token_mask"], expected)
         assert taken or np.array_equal(each["tokens"], example["tokens"])
     whole = tokenizer.encode(["picture " * 9], length=8)  # cut, its end token kept
     cut = {"tokens": whole[0][0], "token_mask": whole[1][0]}
@@ -256,7 +256,7 @@ def test_an_upsampler_does_not_train_on_enlarged_images(samples, height, width, 
     assert plain[0]["image"].shape == (32, 32, 3)  # other stages may enlarge
 
 
-def test_data_with_images_too_small_for_an_upsampler_are_refused_when_opened(samples):
+def test_data_with_images_too_small_for_an_upsampler_are_rejected_when_opened(samples):
     class Stated(list):
         min_side = 31
 

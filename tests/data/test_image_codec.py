@@ -122,7 +122,7 @@ def test_animations_give_their_first_frame():
     assert image_codec.decode(data)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_bombs_are_refused_before_they_are_decoded():
+def test_bombs_are_rejected_before_they_are_decoded():
     assert reason(huge_png(9_000, 9_000)) == "decompression bomb"
     assert reason(huge_png(10_000, 10_000)) == "decompression bomb"  # 100 megapixels
     assert reason(huge_png(60_000, 60_000)) == "decompression bomb"
@@ -139,7 +139,7 @@ def test_what_is_too_small_or_too_long():
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_cut_file_is_refused(kind: str, share: float):
+def test_a_cut_file_is_rejected(kind: str, share: float):
     data = saved(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind)
     assert reason(data[: int(share * len(data))]) in ("truncated image", "not an image")
 
@@ -177,7 +177,7 @@ def test_shrinking_by_a_power_of_two_is_an_area_mean():
     np.testing.assert_array_equal(image_codec.resize_short(picture, 32), want)
 
 
-def test_resizing_keeps_a_picture_of_the_right_size():
+def test_resizing_keeps_a_image_of_the_right_size():
     picture = RNG.integers(0, 256, (64, 80, 3), dtype=np.uint8)
     np.testing.assert_array_equal(image_codec.resize_short(picture, 64), picture)
 

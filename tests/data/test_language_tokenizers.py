@@ -64,13 +64,13 @@ def test_captions_are_lower_cased_where_the_model_was_trained_so(folder):
         (_spiece(PIECES[:1]), "no unknown or no end piece; expected T5's spiece.model"),
     ],
 )
-def test_other_files_are_refused(tmp_path, data, message):
+def test_other_files_are_rejected(tmp_path, data, message):
     (tmp_path / "spiece.model").write_bytes(data)
     with pytest.raises(UserError, match=message):
         text.load(tmp_path)
 
 
-def test_a_list_of_words_that_is_not_berts_is_refused(tmp_path):
+def test_a_list_of_words_that_is_not_berts_is_rejected(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\n[UNK]")
     with pytest.raises(UserError, match=r"vocab.txt lacks \[CLS\], \[SEP\]; expected BERT's"):
         text.load(tmp_path)

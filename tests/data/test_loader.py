@@ -92,7 +92,7 @@ def test_groups_stay_together_and_are_shuffled_anew_every_epoch(records):
     assert len(set(epochs)) > 2  # of 120 orders
 
 
-def test_pictures_belong_to_their_keys(source, samples):
+def test_images_belong_to_their_keys(source, samples):
     for batch in take(loader(source, batch_size=5), 6):
         numbers = [samples.number_of(image) for image in batch["image"]]
         assert [f"k{number:04d}" for number in numbers] == batch["key"].tolist()
@@ -133,7 +133,7 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_so_does_one_whose_pictures_go_through_bsr(records, workers: int):
+def test_so_does_one_whose_images_go_through_bsr(records, workers: int):
     example = dataclasses.replace(RANDOM, degrade=DegradeConfig(2, "bsr", 0.8))
     straight = take(loader(records, example), 9)
     assert not np.array_equal(
@@ -357,7 +357,7 @@ def test_batches_satisfy_their_spec(samples):
     it.close()
 
 
-def test_a_bad_picture_stops_training_with_its_name(samples):
+def test_a_bad_image_stops_training_with_its_name(samples):
     source = [{**samples.record(i), "image": samples.png(i)[:50]} for i in range(4)]
     it = loader(source, workers=2)
     with pytest.raises(UserError, match=r"'k000.' cannot be used: truncated .*records out\.$"):

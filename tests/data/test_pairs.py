@@ -259,7 +259,7 @@ def broken(x):
     return x
 
 
-def test_bad_rows_are_refused_or_skipped_by_name(tmp_path, caplog):
+def test_bad_rows_are_rejected_or_skipped_by_name(tmp_path, caplog):
     with pytest.raises(UserError, match=r"2 of 12 rows of x .* hold NaN or inf, first row 3; mend"):
         opened(tmp_path, broken(X))
     data = opened(tmp_path, broken(X), bad_rows="skip", eval_share=0.0)
@@ -274,7 +274,7 @@ def test_float16_overflow_is_named(tmp_path):
         opened(tmp_path, half)
 
 
-def test_keys_without_partner_are_refused_or_skipped(tmp_path, caplog):
+def test_keys_without_partner_are_rejected_or_skipped(tmp_path, caplog):
     with pytest.raises(UserError, match=r"1 keys of x .* have no partner, first 'c'; mend them"):
         keyed(tmp_path, ["a", "b", "c"], ["a", "b"])
     data = keyed(tmp_path, ["a", "b", "c"], ["a", "b"], bad_rows="skip")
@@ -298,7 +298,7 @@ def split_by(tmp_path, groups):
     return opened(tmp_path, groups=npy(tmp_path, groups, "g"), splits=f"{tmp_path}/splits.txt")
 
 
-def test_a_group_in_two_splits_is_refused(tmp_path):
+def test_a_group_in_two_splits_is_rejected(tmp_path):
     assert split_by(tmp_path, np.arange(N) % 2).validation.tolist() == [False, True] * (N // 2)
     other = tmp_path / "other"
     other.mkdir()
@@ -361,7 +361,7 @@ def test_mistakes_are_one_line(call, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_target_longer_than_the_model_is_refused(tmp_path):
+def test_a_target_longer_than_the_model_is_rejected(tmp_path):
     np.savez(tmp_path / "s.npz", **dict(zip(KEYS, SEQUENCES, strict=True)))
     x = npy(tmp_path, X, "x", keys=KEYS)
     data = open_pairs(PairsConfig(x=x, y=f"{tmp_path}/s.npz:*"))

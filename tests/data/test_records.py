@@ -38,7 +38,7 @@ def test_layout_is_as_documented():
 
 
 @pytest.mark.parametrize("data", [b"", b"UCJ1", b"nonsense, but long enough", b"UCJ1\4\0\0\0{..."])
-def test_foreign_bytes_are_refused(data: bytes):
+def test_foreign_bytes_are_rejected(data: bytes):
     with pytest.raises(UserError, match="not in this project's format"):
         records.decode(data)
 
@@ -161,7 +161,7 @@ def test_a_shard_in_the_making_has_another_name(samples, tmp_path: pathlib.Path)
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 100 kB: the kernel refuses, as it does on a full disk."""
+    """No file may grow beyond 100 kB: the kernel rejects, as it does on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -170,7 +170,7 @@ def full_disk() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_refuses_is_one_clear_line(samples, tmp_path: pathlib.Path, full_disk: None):
+def test_a_disk_that_rejects_is_one_clear_line(samples, tmp_path: pathlib.Path, full_disk: None):
     big = {**samples.record(0), "image": bytes(50_000)}
     with pytest.raises(UserError, match="cannot write .*shard.* free space .*same command"):
         records.write_shard(tmp_path / "shard", (big for _ in range(20)))

@@ -51,7 +51,7 @@ def test_records_are_those_of_the_library(tmp_path, sizes):
 
 
 @pytest.mark.parametrize("options", ["group_size:4,uncompressed", "group_size:1,zstd"])
-def test_shards_of_other_tools_are_refused(tmp_path, options):
+def test_shards_of_other_tools_are_rejected(tmp_path, options):
     writer = array_record_module.ArrayRecordWriter(str(tmp_path / "shard"), options)
     for number in range(8):
         writer.write(b"%d" % number * 1000)
@@ -60,7 +60,7 @@ def test_shards_of_other_tools_are_refused(tmp_path, options):
         RemoteShard(LocalFile(tmp_path / "shard")).read([0])
 
 
-def test_a_shard_cut_short_is_refused(folder, tmp_path):
+def test_a_shard_cut_short_is_rejected(folder, tmp_path):
     content = (folder / "train-00000-of-00004.array_record").read_bytes()
     for size in (0, 100, len(content) - 1, 65536):
         (tmp_path / "shard").write_bytes(content[:size])

@@ -98,7 +98,7 @@ def test_the_first_row_is_taken_where_nothing_is_random(tmp_path):
         assert batch["z_txt"].shape == (3, 2)
 
 
-def test_embeddings_of_all_captions_of_other_records_are_refused(tmp_path):
+def test_embeddings_of_all_captions_of_other_records_are_rejected(tmp_path):
     embedded(tmp_path, every=True)
     with pytest.raises(sources.UserError, match="holds 3 embeddings for 2 records"):
         sources.JoinedSource(RECORDS[:2], sources.EmbeddingSource(tmp_path))

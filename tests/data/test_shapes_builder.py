@@ -31,8 +31,8 @@ def builder(data_dir):
 def test_round_trip(builder, split):
     read = builder.as_data_source(split)
     assert len(read) == SIZES[split]
-    made = generator.scenes(split, seed=5, start=0, count=SIZES[split], image_size=32)
-    for index, record in enumerate(made):
+    case = generator.scenes(split, seed=5, start=0, count=SIZES[split], image_size=32)
+    for index, record in enumerate(case):
         example = read[index]
         assert example["caption"].decode() == record["caption"]
         assert example["key"].decode() == record["key"]

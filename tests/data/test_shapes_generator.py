@@ -17,16 +17,16 @@ def _pixels(record):
         return np.asarray(image)
 
 
-def test_records_hold_picture_caption_key_and_scene():
+def test_records_hold_image_caption_key_and_scene():
     records = list(generator.scenes("validation", seed=3, start=7, count=5))
     for index, record in zip(range(7, 12), records, strict=True):
-        made = world.example("validation", seed=3, index=index)
+        case = world.example("validation", seed=3, index=index)
         assert set(record) == {"image", "caption", "key", "scene"}
         assert record["key"] == f"validation-3-{index:08d}"
-        assert record["caption"] == made.captions[0]
-        assert scene.from_json(record["scene"]) == made.scene
-        assert tuple(json.loads(record["scene"])["captions"]) == made.captions
-        np.testing.assert_array_equal(_pixels(record), render.render([made.scene], size=64)[0])
+        assert record["caption"] == case.captions[0]
+        assert scene.from_json(record["scene"]) == case.scene
+        assert tuple(json.loads(record["scene"])["captions"]) == case.captions
+        np.testing.assert_array_equal(_pixels(record), render.render([case.scene], size=64)[0])
 
 
 def test_any_range_is_a_slice_of_the_whole():

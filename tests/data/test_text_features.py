@@ -34,7 +34,7 @@ def test_features_are_found_by_the_tokens_and_padded(tmp_path):
         assert not out[row, length:].any()
 
 
-def test_a_caption_that_is_not_stored_is_refused(tmp_path):
+def test_a_caption_that_is_not_stored_is_rejected(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="lacks the features of a caption of 3 tokens"):
         TextFeatureStore(tmp_path).batch(np.array([[5, 7, 1, 0]]), MASK[1:2])

@@ -1,4 +1,4 @@
-"""The analytic reverse variance: exact on Gaussians, the paper's theorem, bounds, refusals."""
+"""The analytic reverse variance: exact on Gaussians, the paper's theorem, bounds, rejections."""
 
 import dataclasses
 
@@ -37,8 +37,8 @@ def test_it_is_the_variance_of_x_s_given_x_t_when_data_are_gaussian(chain):
     # conditioning of two jointly Gaussian variables: x_t = sqrt(kept) x_s + noise
     marginal = chain.alpha_bar * STD**2 + 1 - chain.alpha_bar
     marginal_s, kept = marginal[:-1], (chain.alpha_bar / chain.alpha_bar_prev)[1:]
-    wanted = marginal_s - kept * marginal_s**2 / marginal[1:]
-    np.testing.assert_allclose(got[1:], wanted, rtol=1e-5)
+    expected = marginal_s - kept * marginal_s**2 / marginal[1:]
+    np.testing.assert_allclose(got[1:], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: str(chain.num_timesteps))
@@ -79,21 +79,21 @@ def test_the_power_of_eps_is_measured_on_data():
     got = analytic.eps_power(
         exact_denoiser(0.4, STD), x_0, schedule=FULL, timesteps=timesteps, key=jax.random.key(0)
     )
-    wanted = power_of_a_gaussian(FULL.alpha_bar[timesteps])
-    np.testing.assert_allclose(got, wanted, rtol=4 * np.sqrt(2 / (2 * count)))
+    expected = power_of_a_gaussian(FULL.alpha_bar[timesteps])
+    np.testing.assert_allclose(got, expected, rtol=4 * np.sqrt(2 / (2 * count)))
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("schedule", "linear"), ("num_timesteps", 500), ("target", "eps"), ("data_variance", 1.0)],
 )
-def test_a_table_of_another_model_is_refused_by_the_field_that_differs(name, value):
+def test_a_table_of_another_model_is_rejected_by_the_field_that_differs(name, value):
     match = f"{name} is '?{value}'? in the table .* unclip_jax.analytic"
     with pytest.raises(UserError, match=match):
         table(CHAINS[0], **{name: value}).variances(CHAINS[0], origin=ORIGIN)
 
 
-def test_a_table_for_other_strides_is_refused():
+def test_a_table_for_other_strides_is_rejected():
     with pytest.raises(UserError, match="lacks 54 of the 64 timesteps, the first 16; make it"):
         table(strided(FULL, steps="10")).variances(strided(FULL, steps="64"), origin=ORIGIN)
 
@@ -106,6 +106,6 @@ def test_a_table_of_all_steps_fits_every_stride():
 
 
 @pytest.mark.parametrize("eps_power", [(1.0,), (1.0, float("nan"))])
-def test_a_damaged_table_is_refused(eps_power):
+def test_a_damaged_table_is_rejected(eps_power):
     with pytest.raises(UserError, match=r"values for 2 timesteps, or one that is not finite"):
         VarianceTable(origin=ORIGIN, timesteps=(0, 999), eps_power=eps_power, examples=1)

@@ -124,7 +124,7 @@ def test_a_refinement_that_leads_away_is_taken_back():
     assert errors[0] > 0.1 and max(errors[1:]) < 1e-5
 
 
-def test_refinements_that_invert_nothing_are_refused():
+def test_refinements_that_invert_nothing_are_rejected():
     short, denoise = chain("ddim25"), exact_denoiser(0.0, 1.0)
     with pytest.raises(UserError, match="refinements is 2 with skip_last=False"):
         invert(denoise, X_0, schedule=short, skip_last=False, refinements=2)

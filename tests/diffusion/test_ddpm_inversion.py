@@ -24,7 +24,7 @@ def rows(spec: str, strength: float = 1.0, *, solver: Solver = DDIM):
     return ddpm_inversion.last_steps(solver.plan(FULL, steps=spec), strength=strength)
 
 
-def there_and_back(source: Denoiser, target: Denoiser, table, solver, x_0=X_0, keys=KEYS):
+def round_trip(source: Denoiser, target: Denoiser, table, solver, x_0=X_0, keys=KEYS):
     options = {"table": table, "solver": solver}
     noise = ddpm_inversion.encode(source, x_0, keys=keys, **options)
     return ddpm_inversion.decode(target, noise, **options).x
@@ -38,7 +38,7 @@ def test_the_same_condition_gives_the_sample_back_whatever_model_and_solver(name
     def denoise(x_t, t):  # far from linear, and X_0 far from its data
         return mixture_denoiser()(x_t, t)._replace(var_frac=jnp.sin(x_t))
 
-    back = there_and_back(denoise, denoise, rows("10", strength, solver=solver), solver)
+    back = round_trip(denoise, denoise, rows("10", strength, solver=solver), solver)
     np.testing.assert_allclose(back, X_0, atol=1e-5)
 
 
@@ -53,9 +53,9 @@ def test_rounding_of_another_program_does_not_add_up():
 
     exact, steps = exact_denoiser(0.3, 0.5), rows("50")
     one, other = rounded(exact, 0.0), rounded(exact, 1e-3)
-    back = there_and_back(one, other, steps, Ddim(1.0))
+    back = round_trip(one, other, steps, Ddim(1.0))
     np.testing.assert_allclose(back, X_0, atol=0.03)
-    np.testing.assert_allclose(there_and_back(one, one, steps, Ddim(1.0)), X_0, atol=1e-5)
+    np.testing.assert_allclose(round_trip(one, one, steps, Ddim(1.0)), X_0, atol=1e-5)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -76,7 +76,7 @@ def test_another_mean_shifts_a_gaussian_by_what_the_first_level_hides(spec, stre
     # the slopes of E[x_s | x_t] telescope: the shift is (1 - alpha_bar) / Var(x_t) of the means'
     mean, other, std = 0.3, -0.4, 0.5
     steps = rows(spec, strength)
-    moved = there_and_back(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim(1.0))
+    moved = round_trip(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim(1.0))
     noise, signal = float(steps.noise_t[0]), float(steps.signal_t[0])
     share = noise**2 / (std**2 * signal**2 + noise**2)
     np.testing.assert_allclose(moved - X_0, (other - mean) * share, atol=2e-5)
@@ -85,7 +85,7 @@ def test_another_mean_shifts_a_gaussian_by_what_the_first_level_hides(spec, stre
 def test_without_noise_the_shift_is_that_of_the_probability_flow():
     mean, other, std = 0.3, -0.4, 0.5
     steps = rows("1000", 0.6)
-    moved = there_and_back(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim())
+    moved = round_trip(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim())
     noise, signal = float(steps.noise_t[0]), float(steps.signal_t[0])
     share = 1.0 - signal * std / np.sqrt(std**2 * signal**2 + noise**2)
     np.testing.assert_allclose(moved - X_0, (other - mean) * share, rtol=1e-2)
@@ -137,7 +137,7 @@ def test_an_example_does_not_depend_on_its_batch():
     assert np.abs(both.x_t[0] - both.x_t[1]).min() > 0
 
 
-def test_a_strength_beyond_the_chain_is_refused():
+def test_a_strength_beyond_the_chain_is_rejected():
     for strength in (-0.1, 1.1):
         with pytest.raises(UserError, match=rf"strength is {strength}; it must lie in \[0.0, 1.0"):
             rows("10", strength)

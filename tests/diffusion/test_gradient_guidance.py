@@ -125,6 +125,6 @@ def test_guided_chains_reach_the_component_that_is_asked_for():
         assert float(x.std()) == pytest.approx(STDS[0], abs=0.03)
 
 
-def test_the_mean_of_a_rule_without_variance_is_refused():
+def test_the_mean_of_a_rule_without_variance_is_rejected():
     with pytest.raises(UserError, match="needs ancestral sampling, not Ddim; guide eps instead"):
         ShiftedMean(Ddim(), gradient_of(component_log_share(0)), 1.0)

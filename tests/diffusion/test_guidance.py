@@ -104,6 +104,6 @@ def test_never_and_always():
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.5])
-def test_a_drop_that_is_no_probability_is_refused(drop):
+def test_a_drop_that_is_no_probability_is_rejected(drop):
     with pytest.raises(UserError, match=f"drop is {drop}; it must lie in .0.0, 1.0."):
         keep_mask(jax.random.key(0), batch_size=2, drop=drop)

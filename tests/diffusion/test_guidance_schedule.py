@@ -39,7 +39,7 @@ def test_scale_one_is_no_guidance_whatever_the_kind(kind):
         ("constant", -1.0, "guidance scale is -1.0"),
     ],
 )
-def test_mistakes_are_refused(text, scale, message):
+def test_mistakes_are_rejected(text, scale, message):
     with pytest.raises(UserError, match=message):
         guidance_schedule.parse(text, scale=scale)
 

@@ -142,7 +142,7 @@ def test_segments_are_resampled_and_noise_goes_back_to_their_level(name, repeats
         ({"repeats": 1, "jump": 21}, r"jump is 21; it must lie in \[1, 20\]"),
     ],
 )
-def test_an_impossible_walk_is_refused(options, message):
+def test_an_impossible_walk_is_rejected(options, message):
     with pytest.raises(UserError, match=message):
         inpainting.resampled(ANCESTRAL.plan(SHORT), **options)
 

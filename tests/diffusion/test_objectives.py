@@ -182,6 +182,6 @@ def test_an_unknown_weighting_gets_a_suggestion():
 
 
 @pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (-1.0, 1.0)])
-def test_weights_out_of_order_are_refused(low, high):
+def test_weights_out_of_order_are_rejected(low, high):
     with pytest.raises(UserError, match=f"snr_min {low} and snr_max {high}; it needs 0 <= snr_min"):
         dataclasses.replace(Weighting(), snr_min=low, snr_max=high)

@@ -52,14 +52,14 @@ class Case(NamedTuple):
 
     def check(self, name: str, got: Any) -> None:
         """Hold `got` to the recorded output and its tolerances (absolute: greatest and mean)."""
-        wanted, rule = self.arrays[f"out_{name}"], self.outputs[name]
+        expected, rule = self.arrays[f"out_{name}"], self.outputs[name]
         got = np.asarray(got)
-        assert got.shape == wanted.shape
-        if wanted.dtype.kind != "f":
-            np.testing.assert_array_equal(got, wanted)
+        assert got.shape == expected.shape
+        if expected.dtype.kind != "f":
+            np.testing.assert_array_equal(got, expected)
             return
         scale = max(1.0, rule["rms"])
-        error = np.abs(np.float64(got) - np.float64(wanted))
+        error = np.abs(np.float64(got) - np.float64(expected))
         assert error.max() <= rule.get("atol", 2e-5 * scale)
         assert error.mean() <= rule.get("mean_atol", 4e-6 * scale)
 

@@ -145,7 +145,7 @@ def test_dynamic_threshold_divides_by_the_percentile_of_each_image():
     np.testing.assert_array_equal(got[1], x[1])
 
 
-def test_a_percentile_out_of_range_is_refused():
+def test_a_percentile_out_of_range_is_rejected():
     with pytest.raises(UserError, match="percentile is 101.0; it must lie in .0, 100."):
         process.dynamic_threshold(X_0, percentile=101.0)
 

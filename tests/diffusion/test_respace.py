@@ -100,7 +100,7 @@ def test_a_grid_that_begins_later_is_that_of_a_shorter_chain(spec):
 
 
 @pytest.mark.parametrize("spec", ["22@", "22@x", "22@-1", "22@999"])
-def test_a_grid_that_begins_nowhere_is_refused(spec):
+def test_a_grid_that_begins_nowhere_is_rejected(spec):
     with pytest.raises(UserError, match=f"'{spec}' not understood; after '@' .* 0 to 998"):
         grid(spec)
 
@@ -111,24 +111,24 @@ def test_the_prior_s_64_steps_have_no_integer_stride():
 
 
 @pytest.mark.parametrize("spec", ["", "many", "ddim", "ddimX", "10,", "2.5"])
-def test_nonsense_is_refused(spec):
+def test_nonsense_is_rejected(spec):
     with pytest.raises(UserError, match=f"sampling steps '{spec}' not understood; give a number"):
         grid(spec)
 
 
 @pytest.mark.parametrize("spec", ["0", "-3", "1001", "10,0", "10,501"])
-def test_counts_that_do_not_fit_their_section_are_refused(spec):
+def test_counts_that_do_not_fit_their_section_are_rejected(spec):
     with pytest.raises(UserError, match=r"ask for -?\d+ of a section of \d+ steps; give between 1"):
         grid(spec)
 
 
-def test_one_step_is_refused():
+def test_one_step_is_rejected():
     with pytest.raises(UserError, match="'1' would keep index 0 only; give at least 2"):
         grid("1")
 
 
 @pytest.mark.parametrize("kept", [[3, 2], [2, 2], [-1, 5], [0, 1000], []])
-def test_a_grid_that_does_not_ascend_within_the_chain_is_refused(kept):
+def test_a_grid_that_does_not_ascend_within_the_chain_is_rejected(kept):
     with pytest.raises(UserError, match=r"must ascend strictly within \[0, 999\]"):
         respace(COSINE, timesteps=np.array(kept, np.int32))
 
@@ -151,7 +151,7 @@ def test_an_even_grid_has_as_many_steps_as_asked(count):
 
 
 @pytest.mark.parametrize("spec", ["logsnr", "logsnr1", "logsnr1001", "logsnr-3"])
-def test_an_even_grid_that_cannot_be_is_refused(spec):
+def test_an_even_grid_that_cannot_be_is_rejected(spec):
     with pytest.raises(UserError, match=f"'{spec}' not understood; give a number from 2 to 1000"):
         strided(COSINE, steps=spec)
 

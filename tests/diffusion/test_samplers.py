@@ -252,7 +252,7 @@ def test_step_table_keeps_the_digits_of_float64():
     assert float(table.signal_s[-1]) == 1.0 and float(table.noise_s[-1]) == 0.0
 
 
-def test_a_noise_share_out_of_range_is_refused():
+def test_a_noise_share_out_of_range_is_rejected():
     with pytest.raises(UserError, match="eta is 1.5; it must lie in .0.0, 1.0."):
         Ddim(1.5)
 
@@ -269,13 +269,13 @@ def test_a_learned_variance_needs_a_model_that_has_one():
 
 
 @pytest.mark.parametrize("table", [np.ones(3), np.array([1.0, 1.0, 0.0, 1.0])])
-def test_a_table_that_does_not_fit_is_refused(table):
+def test_a_table_that_does_not_fit_is_rejected(table):
     match = f"has {len(table)} values, the least {table.min():g}, for a chain of 4 steps"
     with pytest.raises(UserError, match=match):
         Ancestral("table", tuple(table.tolist())).plan(chain("4"))
 
 
-def test_a_table_that_is_missing_is_refused():
+def test_a_table_that_is_missing_is_rejected():
     with pytest.raises(UserError, match="variance 'table' needs a variance table, which is None"):
         walk(Ancestral("table"), bounded, "4")
 
@@ -368,6 +368,6 @@ def test_stored_noise_takes_the_place_of_random_noise(name):
     assert np.abs(stored(-noise) - stored(noise)).min() > 0
 
 
-def test_more_previews_than_rows_are_refused():
+def test_more_previews_than_rows_are_rejected():
     with pytest.raises(UserError, match=r"number of previews is 11; it must lie in \[0, 10\]"):
         whole(Ddim(), previews=11)

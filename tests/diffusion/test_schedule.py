@@ -146,18 +146,18 @@ def test_an_unknown_schedule_gets_a_suggestion():
         make_schedule("cosin", num_timesteps=10)
 
 
-def test_no_steps_are_refused():
+def test_no_steps_are_rejected():
     with pytest.raises(UserError, match="num_timesteps is 0; it must be greater than 0"):
         make_schedule("cosine", num_timesteps=0)
 
 
-def test_a_linear_chain_too_short_for_its_betas_is_refused():
+def test_a_linear_chain_too_short_for_its_betas_is_rejected():
     with pytest.raises(UserError, match=r"betas lie in \[0.01, 2\]; each must be .* less than 1"):
         make_schedule("linear", num_timesteps=10)
 
 
 @pytest.mark.parametrize(("betas", "steps"), [(2, 3), (0, 0)])
-def test_tables_of_different_lengths_are_refused(betas, steps):
+def test_tables_of_different_lengths_are_rejected(betas, steps):
     with pytest.raises(UserError, match=f"{betas} betas and {steps} timesteps; give one timestep"):
         Schedule(np.full(betas, 0.1), np.arange(steps, dtype=np.int32))
 

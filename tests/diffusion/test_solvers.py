@@ -301,12 +301,12 @@ def test_edm_levels_stay_within_the_chain():
         ({"sigma_max": 0.001}, "sigma_max is 0.001, but sigma_min is 0.002"),
     ],
 )
-def test_impossible_options_of_edm_are_refused(options, message):
+def test_impossible_options_of_edm_are_rejected(options, message):
     with pytest.raises(UserError, match=message):
         Edm(**options)
 
 
-def test_edm_levels_outside_the_chain_are_refused():
+def test_edm_levels_outside_the_chain_are_rejected():
     with pytest.raises(UserError, match="steps from sigma 1e-05 to .* levels within the chain"):
         Edm(sigma_min=1e-6, sigma_max=1e-5).plan(FULL, steps="4")
 

@@ -96,6 +96,6 @@ def test_guidance_extrapolates_from_the_unconditional_half():
         ({"top_k": 0}, "sampling.top_k is 0, which leaves no code; give 1 or more, or none"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_settings_out_of_range_are_rejected(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(CodeSamplingConfig(), **change)

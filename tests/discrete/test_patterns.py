@@ -67,7 +67,7 @@ def test_layers_share_tables_in_the_order_of_the_paper():
     )
 
 
-def test_mistaken_patterns_are_refused():
+def test_mistaken_patterns_are_rejected():
     with pytest.raises(UserError, match="unknown attention pattern 'rows'. Did you mean 'row'"):
         patterns.grid_mask("rows", grid=4)
     with pytest.raises(UserError, match="kernel of convolutional attention is 4; give an odd"):

@@ -88,7 +88,7 @@ def test_zero_is_a_level_and_the_gradient_is_that_of_the_bound():
 
 
 @pytest.mark.parametrize("counts", [(), (8, 2), (256, 257)])
-def test_levels_that_cannot_be_are_refused(counts):
+def test_levels_that_cannot_be_are_rejected(counts):
     with pytest.raises(UserError, match=r"levels are \[.*give at least three levels per channel"):
         Levels(counts)
 

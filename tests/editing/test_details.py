@@ -67,7 +67,7 @@ def linear(monkeypatch, cascade):
 PARAMS = {"upsampler_256": {}, "upsampler_1024": {}}
 
 
-def there_and_back(cascade, base, targets, **how):
+def round_trip(cascade, base, targets, **how):
     found = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, **how)
     keys = text_to_image.keys_for(0, jnp.arange(len(base)))
     how = {"steps": how.get("steps")}
@@ -80,12 +80,12 @@ def there_and_back(cascade, base, targets, **how):
     )
 
 
-def test_pictures_come_back_through_both_upsamplers_of_a_linear_denoiser(cascade, linear):
+def test_images_come_back_through_both_upsamplers_of_a_linear_denoiser(cascade, linear):
     base, targets = uniform(8), (uniform(16), uniform(32))
-    _, first, second = there_and_back(cascade, base, targets, refinements=16)
+    _, first, second = round_trip(cascade, base, targets, refinements=16)
     np.testing.assert_allclose(first, targets[0], atol=1e-4)
     np.testing.assert_allclose(second, targets[1], atol=1e-4)
-    _, rough, _ = there_and_back(cascade, base, targets)
+    _, rough, _ = round_trip(cascade, base, targets)
     assert np.abs(rough - targets[0]).max() > 0.02  # eight steps, each taken at its first order
 
 
@@ -93,7 +93,7 @@ def test_finer_steps_come_nearer_without_refinements(cascade, linear):
     base, targets = uniform(8), (uniform(16), uniform(32))
     errors = []
     for steps in (None, "32", "128"):
-        _, _, again = there_and_back(cascade, base, targets, steps=steps)
+        _, _, again = round_trip(cascade, base, targets, steps=steps)
         errors.append(np.abs(again - targets[1]).max())
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
@@ -101,7 +101,7 @@ def test_finer_steps_come_nearer_without_refinements(cascade, linear):
 def test_each_upsampler_is_inverted_for_the_low_res_image_that_decoding_gives_it(cascade, linear):
     """Rounded to 8 bits where the stage says so; the second sees what the first made."""
     base, targets = uniform(8), (uniform(16), uniform(32))
-    _, first, _ = there_and_back(cascade, base, targets)
+    _, first, _ = round_trip(cascade, base, targets)
     jax.effects_barrier()
     small = [low for low in linear if low.shape[1] == 8]
     large = [low for low in linear if low.shape[1] == 16]

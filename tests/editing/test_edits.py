@@ -119,7 +119,7 @@ def test_a_composite_keeps_known_pixels_bit_for_bit():
         (lambda: edits.blend(jnp.concatenate([Z[:1], -Z[:1]]), weights=[1.0, 1.0]), "cancels out"),
     ],
 )
-def test_what_has_no_meaning_is_refused(edit, message):
+def test_what_has_no_meaning_is_rejected(edit, message):
     with pytest.raises(UserError, match=message):
         edit()
 
@@ -160,7 +160,7 @@ def test_figure_7s_counts_or_doubling_ones():
     assert pca_probe.default_counts(128)[-2:] == (64, 128)
 
 
-def test_impossible_probes_are_refused():
+def test_impossible_probes_are_rejected():
     with pytest.raises(UserError, match="at least 2 embeddings, not 1"):
         pca_probe.fit(np.zeros((1, 4)))
     with pytest.raises(UserError, match=r"number of components is 5; it must lie in \[0, 4\]"):

@@ -72,7 +72,7 @@ def test_a_file_from_before_there_were_details_is_read(tmp_path):
     assert found.details == () and origin.details == () and origin.format_version == 1
 
 
-def test_details_of_other_upsamplers_are_refused_by_the_field():
+def test_details_of_other_upsamplers_are_rejected_by_the_field():
     origin = dataclasses.replace(ORIGIN, details=HELD)
     latents.check_details_fit(origin, expected=HELD, where="x.npz")
     for changes, message in (
@@ -87,7 +87,7 @@ def test_details_of_other_upsamplers_are_refused_by_the_field():
         latents.check_details_fit(origin, expected=HELD[:1], where="x.npz")
 
 
-def test_a_latent_of_other_models_is_refused_by_the_field():
+def test_a_latent_of_other_models_is_rejected_by_the_field():
     latents.check_fits(ORIGIN, clip_id="c" * 64, decoder_id="d" * 64, where="x.npz")
     with pytest.raises(UserError, match="x.npz was made with other models: its decoder_id is 'dd"):
         latents.check_fits(ORIGIN, clip_id="c" * 64, decoder_id="e" * 64, where="x.npz")
@@ -134,7 +134,7 @@ def note(**changes):
         ),
     ],
 )
-def test_a_broken_file_is_refused(tmp_path, changes, message):
+def test_a_broken_file_is_rejected(tmp_path, changes, message):
     path = tmp_path / "x.npz"
     if changes.get("z_img", np.zeros(1)).dtype == object:
         np.savez(path, **{"x_T": np.zeros(1), "origin": note(), **changes})
@@ -172,7 +172,7 @@ def changed(path, **entries):
         ({"format_version": 2}, "the digest of its origin"),
     ],
 )
-def test_a_changed_file_is_refused(tmp_path, monkeypatch, entries, message):
+def test_a_changed_file_is_rejected(tmp_path, monkeypatch, entries, message):
     path = tmp_path / "x.npz"
     origin = dataclasses.replace(ORIGIN, details=HELD)
     latents.save(path, latent(sizes=(8, 16)), origin=origin)
@@ -191,7 +191,7 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
         latents.load(tmp_path / "x.npz")
 
 
-def test_what_is_no_archive_or_too_large_is_refused(tmp_path):
+def test_what_is_no_archive_or_too_large_is_rejected(tmp_path):
     path = tmp_path / "x.npz"
     path.write_text("hello")
     with pytest.raises(UserError, match="x.npz is not a latent"):

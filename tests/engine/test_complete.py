@@ -53,7 +53,7 @@ def test_a_request_makes_several_and_records_what_stayed(engine):
     assert (result.record["kept_rows"], result.record["kept_columns"]) == (2, 1)
 
 
-def test_edits_of_diffusion_are_refused(engine):
+def test_edits_of_diffusion_are_rejected(engine):
     request = request_fields.build(VariationsRequest, {"image": IMAGE}, name="variations")
     with pytest.raises(UserError, match="variations edits what a decoder denoises, but this"):
         engine.run(request)
@@ -61,7 +61,7 @@ def test_edits_of_diffusion_are_refused(engine):
         engine.sample(CAPTION, negative="a blue star", guidance=2.0)
 
 
-def test_models_without_codes_and_empty_rectangles_are_refused(engine):
+def test_models_without_codes_and_empty_rectangles_are_rejected(engine):
     message = r"keep 0 rows and 0 columns of 4 x 4 codes; keep at least one, and leave at least one"
     with pytest.raises(UserError, match=message):
         complete(engine, rows=0.0)

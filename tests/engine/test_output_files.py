@@ -44,7 +44,7 @@ def test_a_second_result_leaves_nothing_of_the_first(tmp_path, first, second):
     assert output_files.listed(tmp_path / "s") == [name.removeprefix("s/") for name in listed]
 
 
-def test_images_that_no_record_lists_are_refused_before_anything_is_removed(tmp_path):
+def test_images_that_no_record_lists_are_rejected_before_anything_is_removed(tmp_path):
     result(2).save(tmp_path / "s.png")
     (tmp_path / "s" / "0002.png").write_bytes(b"")
     (tmp_path / "s" / "0007.npz").write_bytes(b"")
@@ -70,7 +70,7 @@ def test_a_record_of_something_else_removes_nothing(tmp_path, images):
 
 
 @pytest.mark.parametrize("out", ["file/x.png", "folder.png", "taken.png", "json.png", "x.jpg"])
-def test_a_path_is_refused_before_models_are_sought(tmp_path, out):
+def test_a_path_is_rejected_before_models_are_sought(tmp_path, out):
     (tmp_path / "file").write_text("")
     (tmp_path / "taken").write_text("")
     (tmp_path / "folder.png").mkdir()

@@ -105,7 +105,7 @@ def test_other_strides_are_measured_on_request(place):
     assert table is not None and table.timesteps == (0, 200, 400, 600, 800)
 
 
-def test_embeddings_of_another_clip_are_refused(place, tmp_path):
+def test_embeddings_of_another_clip_are_rejected(place, tmp_path):
     source = sources.open_source(place / "data", split="train")
     writer = EmbeddingWriter(tmp_path / "train", info={"clip_id": "d" * 64})
     rows = np.ones((40, 32), np.float32)

@@ -38,21 +38,21 @@ def test_a_batch_gets_what_the_text_tower_says_of_its_tokens(export):
     got = frozen_clip.reader(export, context=24, width=48)(stored)
     cfg, params, _ = load_clip(export)
     tower = functools.partial(Clip(cfg.model).apply, method=Clip.encode_text)
-    wanted = jax.jit(tower)({"params": params}, jnp.asarray(ids), jnp.asarray(mask))
-    np.testing.assert_allclose(got["text_seq"], wanted.sequence, atol=1e-6)
-    np.testing.assert_allclose(got["z_txt"], wanted.pooled, atol=1e-6)  # as drawing sees it
+    expected = jax.jit(tower)({"params": params}, jnp.asarray(ids), jnp.asarray(mask))
+    np.testing.assert_allclose(got["text_seq"], expected.sequence, atol=1e-6)
+    np.testing.assert_allclose(got["z_txt"], expected.pooled, atol=1e-6)  # as drawing sees it
     assert {name: got[name] is batch[name] for name in batch} == dict.fromkeys(batch, True)
 
 
 def test_the_stage_asks_for_the_features_and_where_clip_lies_is_not_part_of_the_run(export):
-    made = settings(f"data.clip={export}")
-    assert made.build_stage().batch_spec["text_seq"].shape == (24, 48)
+    case = settings(f"data.clip={export}")
+    assert case.build_stage().batch_spec["text_seq"].shape == (24, 48)
     assert "text_seq" not in tiny.experiment("prior").build_stage().batch_spec
-    elsewhere = dataclasses.replace(made.data, clip="elsewhere")
-    assert dataclasses.replace(made, data=elsewhere).identity() == made.identity()
+    elsewhere = dataclasses.replace(case.data, clip="elsewhere")
+    assert dataclasses.replace(case, data=elsewhere).identity() == case.identity()
 
 
-def test_a_stage_that_reads_clip_is_told_to_name_it():
+def test_a_stage_that_reads_clip_is_asked_to_name_it():
     with pytest.raises(UserError, match="config.data.clip is empty, but this prior reads token"):
         settings()
 
@@ -64,12 +64,12 @@ def test_a_stage_that_reads_clip_is_told_to_name_it():
         ({"context": 24, "width": 50}, "clip_text_width is 50, but .* has text_width 48"),
     ],
 )
-def test_a_clip_of_other_sizes_is_refused(export, sizes, message):
+def test_a_clip_of_other_sizes_is_rejected(export, sizes, message):
     with pytest.raises(UserError, match=message):
         frozen_clip.reader(export, **sizes)
 
 
-def test_a_clip_that_did_not_make_the_embeddings_is_refused(export):
+def test_a_clip_that_did_not_make_the_embeddings_is_rejected(export):
     frozen_clip.check(export, clip_id=handoff.read_manifest(export).clip_id)
     with pytest.raises(
         UserError, match="but the embeddings were computed by cccccccccccc; give the"

@@ -24,28 +24,28 @@ def test_without_overrides_the_file_speaks():
 
 
 def test_keys_are_overridden_in_their_own_type():
-    made = read(
+    case = read(
         "--config.optim.learning_rate=3e-4",
         "--config.train.steps=7",
         "--config.model.sampling.steps=ddim25",
     )
-    assert made.optim.learning_rate == 3e-4
-    assert made.train.steps == 7
-    assert made.model.sampling.steps == "ddim25"
+    assert case.optim.learning_rate == 3e-4
+    assert case.train.steps == 7
+    assert case.model.sampling.steps == "ddim25"
 
 
 def test_keys_that_the_file_does_not_mention_can_be_overridden():
-    made = read("--config.train.eval_batches=3", "--config.model.z_scale=2.5")
-    assert made.train.eval_batches == 3
-    assert made.model.z_scale == 2.5
+    case = read("--config.train.eval_batches=3", "--config.model.z_scale=2.5")
+    assert case.train.eval_batches == 3
+    assert case.model.z_scale == 2.5
 
 
 def test_lists_can_be_overridden():
-    made = loading.read(
+    case = loading.read(
         f"{ROOT}/experiments/decoder.py:tiny",
         overrides=["--config.model.model.unet.attention_at=(16, 8)"],
     )
-    assert made.model.model.unet.attention_at == (16, 8)
+    assert case.model.model.unet.attention_at == (16, 8)
 
 
 def test_no_size_means_the_paper():
@@ -92,20 +92,20 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("name", cascades.NAMES)
 def test_training_on_takes_model_and_tokenizer_from_the_export(run, name):
     export = run / name / "export"
-    made = read(f"--config.init_from={export}", spec=f"{FINETUNE}:{name}")
-    described = json.dumps(made.build_stage().describe["config"], sort_keys=True)
+    case = read(f"--config.init_from={export}", spec=f"{FINETUNE}:{name}")
+    described = json.dumps(case.build_stage().describe["config"], sort_keys=True)
     assert described == json.dumps(load.read_manifest(export).config, sort_keys=True)
-    assert (made.name, made.size, made.init_from) == (name, "finetune", str(export))
+    assert (case.name, case.size, case.init_from) == (name, "finetune", str(export))
     words = "" if name == "upsampler_256" else str(export / "tokenizer")
-    assert made.data.tokenizer == words
+    assert case.data.tokenizer == words
     if name != "prior":
-        assert made.data.load_size == tiny.experiment(name).data.load_size
+        assert case.data.load_size == tiny.experiment(name).data.load_size
 
 
 def test_the_model_that_is_trained_on_can_still_be_overridden(run):
     where = f"--config.init_from={run / 'prior' / 'export'}"
-    made = read(where, "--config.model.drop_text=0.25", spec=f"{FINETUNE}:prior")
-    assert made.model.drop_text == 0.25
+    case = read(where, "--config.model.drop_text=0.25", spec=f"{FINETUNE}:prior")
+    assert case.model.drop_text == 0.25
 
 
 def test_what_cannot_be_trained_on_is_named(run, tmp_path):

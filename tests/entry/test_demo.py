@@ -1,4 +1,4 @@
-"""What the demo command refuses before it loads anything."""
+"""What the demo command rejects before it loads anything."""
 
 import socket
 

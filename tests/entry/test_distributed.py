@@ -66,7 +66,7 @@ def test_processes_are_found(arguments, environ, place):
         ((), {"UNCLIP_DISTRIBUTED": "yes"}, "UNCLIP_DISTRIBUTED is 'yes'; give 1, 0 or nothing"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(arguments, environ, message):
+def test_settings_that_mean_nothing_are_rejected(arguments, environ, message):
     with pytest.raises(UserError, match=message):
         cluster.detect(layout(*arguments), environ)
 

@@ -73,7 +73,7 @@ def test_training_reads_codes_and_knows_whose_they_are(run_dir):
         ("model.model.code_count=63", "code_count is 63, but .* has code_count 64"),
     ],
 )
-def test_a_discrete_vae_that_does_not_fit_is_refused(run_dir, changes, message):
+def test_a_discrete_vae_that_does_not_fit_is_rejected(run_dir, changes, message):
     def opened():
         experiment = settings(run_dir, changes)
         return input_pipeline.open_inputs(experiment, experiment.build_stage())

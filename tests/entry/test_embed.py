@@ -44,7 +44,7 @@ def arguments(place: pathlib.Path, out: pathlib.Path):
 
 def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
     embed.main(arguments(place, tmp_path))
-    made = EmbeddingSource(tmp_path / "train")
+    case = EmbeddingSource(tmp_path / "train")
     source = sources.open_source(place / "data", split="train")
     cfg, params, card = load.load_clip(place / "clip" / "export")
     size = cfg.model.image_size
@@ -62,11 +62,11 @@ def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
         jnp.asarray(mask),
     )
     for row, index in enumerate(picks):
-        assert made[index]["key"] == records[row]["key"]
-        np.testing.assert_allclose(made[index]["z_img"], out.z_img[row], atol=1e-5)
-        np.testing.assert_allclose(made[index]["z_txt"], out.z_txt[row], atol=1e-5)
-    assert len(made) == 40
-    assert made.info()["clip_id"] == card.clip_id
+        assert case[index]["key"] == records[row]["key"]
+        np.testing.assert_allclose(case[index]["z_img"], out.z_img[row], atol=1e-5)
+        np.testing.assert_allclose(case[index]["z_txt"], out.z_txt[row], atol=1e-5)
+    assert len(case) == 40
+    assert case.info()["clip_id"] == card.clip_id
 
 
 def test_raw_embeddings_have_the_same_directions_and_say_what_they_are(place, tmp_path):
@@ -161,7 +161,7 @@ def test_processes_share_the_shards_of_each_job(place, tmp_path, monkeypatch, la
     assert contents(tmp_path / "together") == contents(tmp_path / "whole")
 
 
-def test_a_folder_that_processes_do_not_share_is_refused(place, tmp_path, labelled, monkeypatch):
+def test_a_folder_that_processes_do_not_share_is_rejected(place, tmp_path, labelled, monkeypatch):
     report = EmbeddingFolder._report
     monkeypatch.setattr(EmbeddingFolder, "_report", lambda f, i: {} if i == 1 else report(f, i))
     with pytest.raises(UserError, match="lacks the shards 1 of 3; run the same command again"):
@@ -188,7 +188,7 @@ def prepared(place: pathlib.Path, out: pathlib.Path, what: str) -> None:
         "portraits:train=20",
     ],
 )
-def test_embeddings_of_data_made_anew_are_refused(place, tmp_path, other, monkeypatch):
+def test_embeddings_of_data_rebuilt_are_rejected(place, tmp_path, other, monkeypatch):
     monkeypatch.setattr(dataset_embedding, "compile_encoder", _constant)
     prepared(place, tmp_path / "data", "shapes:train=20")
     again = [
@@ -265,7 +265,7 @@ def test_embeddings_of_version_0_1_0_are_continued_on_their_own_data_alone(
         embed.main([*out, f"--data={tmp_path}/data"])
 
 
-def test_data_of_another_tokenizer_is_refused(place, tmp_path):
+def test_data_of_another_tokenizer_is_rejected(place, tmp_path):
     data = tmp_path / "data"
     prepare.main(["shapes:train=30,validation=10", f"--out={data}", "--vocab-size=514"])
     broken = [f"--clip={place}/clip/export", f"--data={data}", f"--out={tmp_path}/out"]
@@ -273,7 +273,7 @@ def test_data_of_another_tokenizer_is_refused(place, tmp_path):
         embed.main(broken)
 
 
-def test_an_export_that_is_no_clip_is_refused(place, tmp_path):
+def test_an_export_that_is_no_clip_is_rejected(place, tmp_path):
     wrong = [f"--clip={place}/prior/export", *arguments(place, tmp_path)[1:]]
     with pytest.raises(UserError, match="is a prior; give the export of a CLIP"):
         embed.main(wrong)
@@ -365,7 +365,7 @@ def test_embeddings_that_do_not_belong(place, foreign, tmp_path, change, options
 
 
 @pytest.mark.parametrize("size", [1, 16])
-def test_records_of_one_name_are_refused(tmp_path, foreign, place, monkeypatch, size):
+def test_records_of_one_name_are_rejected(tmp_path, foreign, place, monkeypatch, size):
     monkeypatch.setattr(dataset_embedding, "SHARD_SIZE", size)
     source, z_img = foreign
     records = [{**source[i], "key": f"{i}/same"} for i in range(2)]

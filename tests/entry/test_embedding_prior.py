@@ -226,12 +226,12 @@ def test_an_autoregressive_prior_learns_and_is_evaluated(arrays, place, tmp_path
         (np.full((2, 24), np.inf), "2 rows of x hold NaN or inf, first row 0"),
     ],
 )
-def test_conditions_that_do_not_fit_are_refused(prior, x, message):
+def test_conditions_that_do_not_fit_are_rejected(prior, x, message):
     with pytest.raises(UserError, match=message):
         prior.sample(x)
 
 
-def test_data_of_other_shapes_than_the_export_are_refused(run, place, tmp_path):
+def test_data_of_other_shapes_than_the_export_are_rejected(run, place, tmp_path):
     np.save(tmp_path / "x.npy", np.load(place / "x.npy")[:, :4])
     data = [f"--x={tmp_path}/x.npy", f"--y={place}/y.npy", f"--out={tmp_path}/out"]
     with pytest.raises(UserError, match=r"x has rows \[4\] of float32; the model takes \[24\]"):
@@ -252,7 +252,7 @@ def test_pairs_that_were_trained_on_are_not_taken_for_held_out_ones(run, place, 
     assert json.loads((tmp_path / "out" / "pairs.json").read_text())["pairs"] == 20
 
 
-def test_a_refused_fit_leaves_the_workdir_free(place, tmp_path):
+def test_a_rejected_fit_leaves_the_workdir_free(place, tmp_path):
     options = [f"--workdir={tmp_path}/run", "--config.model.scaling=standardised"]
     for dimension in (2, 5):
         y = np.load(place / "y.npy")

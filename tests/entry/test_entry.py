@@ -50,7 +50,7 @@ def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]):
         (errno.ENOENT, "check the path"),
     ],
 )
-def test_refusals_of_the_file_system(number: int, fix: str, capsys: pytest.CaptureFixture[str]):
+def test_rejections_of_the_file_system(number: int, fix: str, capsys: pytest.CaptureFixture[str]):
     error = OSError(number, os.strerror(number), "/some/file")
     status, printed = outcome(error, capsys)
     assert status == 2

@@ -78,7 +78,7 @@ def test_stored_features_make_the_same_batches(folder):
     assert one.tokenizer_dir is None and "tokenizer_hash" not in one.facts
 
 
-def test_other_encoders_and_features_are_refused(folder):
+def test_other_encoders_and_features_are_rejected(folder):
     export = folder / "text_encoder" / "export"
     with pytest.raises(
         UserError, match="text.context is 20, but the text encoder in .* has context"

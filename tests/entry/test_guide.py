@@ -72,7 +72,7 @@ def test_the_gradient_changes_images_and_is_recorded(run_dir, tmp_path):
         ),
     ],
 )
-def test_a_scale_without_its_model_is_refused(run_dir, tmp_path, flags, message):
+def test_a_scale_without_its_model_is_rejected(run_dir, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         images(run_dir, tmp_path / "x.png", *(flag.format(run=run_dir) for flag in flags))
 

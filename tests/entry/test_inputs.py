@@ -37,8 +37,8 @@ def folder(tmp_path_factory):
 
 
 def experiment(name, folder):
-    made = tiny.experiment(name)
-    return dataclasses.replace(made, data=dataclasses.replace(made.data, embeddings=str(folder)))
+    case = tiny.experiment(name)
+    return dataclasses.replace(case, data=dataclasses.replace(case.data, embeddings=str(folder)))
 
 
 def test_a_share_of_variance_is_counted_in_the_training_split(folder):
@@ -169,7 +169,7 @@ def test_a_run_knows_the_clip_behind_its_embeddings(folder, info):
     assert input_pipeline._describe(source) == " ".join(dict({"clip_id": "c"}, **info).values())
 
 
-def test_a_tokenizer_that_is_not_the_one_of_the_data_is_refused(tmp_path):
+def test_a_tokenizer_that_is_not_the_one_of_the_data_is_rejected(tmp_path):
     prepare.main(["shapes:train=40", f"--out={tmp_path}/data"])
     text.train(["a red fox"] * 3, vocab_size=530).save(tmp_path / "data" / "tokenizer")
     with pytest.raises(UserError, match="the tokenizer beside .* has hash .* manifest of the data"):
@@ -211,7 +211,7 @@ def held_out(path, split, **changes):
         ("train ", "no split 'train '. Did you mean 'train'"),
     ],
 )
-def test_evaluation_splits_that_cannot_be_used_are_refused_before_the_first_step(
+def test_evaluation_splits_that_cannot_be_used_are_rejected_before_the_first_step(
     uneven, split, message
 ):
     with pytest.raises(UserError, match=message):
@@ -272,7 +272,7 @@ def test_a_prior_measures_the_embeddings_that_it_standardises(folder):
         prior.resolve_from_data(mine.model, lambda most: [{"z_img": CONSTANT}])
 
 
-def test_raw_embeddings_are_told_from_those_of_norm_1(folder):
+def test_raw_embeddings_are_distinguished_from_those_of_norm_1(folder):
     mine = experiment("prior", folder)
     model = dataclasses.replace(mine.model, standardise=True)
     stage = dataclasses.replace(mine, model=model).build_stage()
@@ -289,10 +289,10 @@ def test_raw_embeddings_are_told_from_those_of_norm_1(folder):
 def test_tokenizers_must_agree_only_where_a_stage_reads_the_ids_of_clip(folder, shares_ids):
     source, facts = EmbeddingSource(folder / "train"), {"tokenizer_hash": "b" * 64}
     info = {"clip_id": "c" * 64, "tokenizer_hash": "a" * 64}
-    refused = pytest.raises(
+    rejected = pytest.raises(
         UserError, match="computed with tokenizer aaaaaaaaaaaa, the data has bb"
     )
-    with refused if shares_ids else contextlib.nullcontext():
+    with rejected if shares_ids else contextlib.nullcontext():
         input_pipeline._check_origin(
             experiment("prior", folder), info, facts, source, shares_ids=shares_ids
         )

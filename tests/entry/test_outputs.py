@@ -34,7 +34,7 @@ SAMPLED = ["--models=nowhere"]
         (plan.main, ["--config=prior:paper"]),
     ],
 )
-def test_an_output_below_a_file_is_refused_first(main, arguments, tmp_path):
+def test_an_output_below_a_file_is_rejected_first(main, arguments, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*give another --out"):
         main([*arguments, f"--out={tmp_path}/file/x.npz"])

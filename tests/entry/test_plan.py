@@ -18,7 +18,7 @@ SMALL = ("--config.model.model.depth=1", "--config.train.batch_size=32")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[dict, pathlib.Path]:
+def case(tmp_path_factory) -> tuple[dict, pathlib.Path]:
     """A small prior on eight pretended devices."""
     out = tmp_path_factory.mktemp("plan") / "made" / "plan.json"
     given = ["--config=experiments/prior.py:tiny", "--mesh=data=2,fsdp=4", f"--out={out}", *SMALL]
@@ -26,8 +26,8 @@ def made(tmp_path_factory) -> tuple[dict, pathlib.Path]:
     return json.loads(out.read_text()), out
 
 
-def test_a_plan_says_what_a_step_needs(made):
-    found, _ = made
+def test_a_plan_says_what_a_step_needs(case):
+    found, _ = case
     assert (found["what"], found["chips"], found["fits"]) == ("train", 8, True)
     assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
     sizes = found["memory_per_chip"]
@@ -40,8 +40,8 @@ def test_a_plan_says_what_a_step_needs(made):
     assert found["estimate"] is None  # nobody publishes the peaks of a pretended device
 
 
-def test_flops_as_compiled_are_an_even_share_of_those_as_written(made):
-    flops = made[0]["flops"]
+def test_flops_as_compiled_are_an_even_share_of_those_as_written(case):
+    flops = case[0]["flops"]
     assert flops["compiled_over_even_share"] == pytest.approx(1.0, abs=0.02)
     assert flops["not_counted"] == flops["hidden_in_calls"] == []
     assert 0.8 * flops["model"] < flops["traced"] <= flops["model"]  # no gradient of the inputs
@@ -78,14 +78,14 @@ def test_mistakes_are_one_line(arguments, message):
         plan.main(["--config=experiments/prior.py:tiny", *arguments])
 
 
-def test_a_stage_that_generates_nothing_is_refused():
+def test_a_stage_that_generates_nothing_is_rejected():
     with pytest.raises(UserError, match="stage 'clip' generates nothing; take one of prior, "):
         plan.main(["--config=experiments/clip.py:tiny", "--what=sample"])
 
 
-def test_a_place_that_cannot_be_written_is_one_line(made):
+def test_a_place_that_cannot_be_written_is_one_line(case):
     with pytest.raises(UserError, match=r"cannot write .*; give another --out"):
-        plans.write(made[1] / "below_a_file" / "plan.json", {})
+        plans.write(case[1] / "below_a_file" / "plan.json", {})
 
 
 def test_a_refusal_of_the_compiler_is_read():
@@ -123,7 +123,7 @@ def test_a_tiny_stage_compiles_for_a_tpu_that_is_not_there(tmp_path):
 
 
 @pytest.mark.nightly
-def test_what_does_not_fit_is_refused_by_the_compiler_with_advice(tmp_path):
+def test_what_does_not_fit_is_rejected_by_the_compiler_with_advice(tmp_path):
     given = ("--config=experiments/prior.py", "--topology=v5e:2x2", "--config.mesh.fsdp=1")
     found = planned_for_tpu(tmp_path, *given)
     assert not found["fits"] and "exceed" in found["refusal"]

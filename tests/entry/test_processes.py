@@ -92,7 +92,7 @@ def test_the_prior_learns_the_same_in_two_processes(place):
 @pytest.mark.parametrize(
     ("key", "values"), [("optim.warmup_steps", (0, 1)), ("train.batch_size", (32, 64))]
 )
-def test_processes_that_were_started_differently_are_refused_by_all(tmp_path, key, values):
+def test_processes_that_were_started_differently_are_rejected_by_all(tmp_path, key, values):
     command = ["-m", "unclip_jax.train", "--config=experiments/prior.py:tiny"]
     command += [f"--workdir={tmp_path}/run", "--connect-timeout=120", "--num-processes=2"]
     command += [f"--coordinator=127.0.0.1:{processes.free_port()}"]

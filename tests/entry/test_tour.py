@@ -60,7 +60,7 @@ def test_the_renderings_are_of_their_captions(name, tmp_path):
     assert 0.1 < (mask == 255).mean() < 0.5 and set(np.unique(mask)) == {0, 255}
 
 
-def test_models_of_another_world_are_refused(requests, tmp_path):
+def test_models_of_another_world_are_rejected(requests, tmp_path):
     requests["engine"].card.size = "emoji"
     with pytest.raises(UserError, match="of the size 'emoji', and a tour has captions for portr"):
         tour.main([f"--models={tmp_path}", f"--out={tmp_path / 'tour'}"])

@@ -87,7 +87,7 @@ def test_captions_lie_beside_images_or_in_metadata(folder):
     assert "told" in (image_sets.open_set(folder).captions or ())
 
 
-def test_images_of_several_sizes_are_refused_unless_cropped(folder):
+def test_images_of_several_sizes_are_rejected_unless_cropped(folder):
     (folder / "d.png").write_bytes(Samples.png(9, height=20, width=32))
     found = image_sets.open_set(folder)
     with pytest.raises(UserError, match=r"differ in size: .*a.png has 16 x 16, .*d.png has 32 x 2"):
@@ -113,13 +113,13 @@ def test_lossy_files_are_reported(folder):
         (lambda p: p.mkdir(), {"size": -1}, "--size is -1"),
     ],
 )
-def test_paths_without_a_set_are_refused(tmp_path, make, options, message):
+def test_paths_without_a_set_are_rejected(tmp_path, make, options, message):
     make(tmp_path / "thing")
     with pytest.raises(UserError, match=message):
         image_sets.open_set(tmp_path / "thing", ReadOptions(**options))
 
 
-def test_more_images_than_available_are_refused(folder):
+def test_more_images_than_available_are_rejected(folder):
     with pytest.raises(UserError, match="holds 5 images; --num=6 asks for more"):
         image_sets.open_set(folder, ReadOptions(num=6))
 

@@ -94,7 +94,7 @@ def test_a_plot_is_written(report, tmp_path):
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_samples_that_do_not_match_are_refused():
+def test_samples_that_do_not_match_are_rejected():
     with pytest.raises(UserError, match=r"a has samples \[60, 8\] for targets \[60, 8\]"):
         pair_report.judge(TRUE, {"a": TRUE})
     with pytest.raises(UserError, match="1 held-out pairs are too few to judge"):

@@ -75,7 +75,7 @@ def test_existing_parts_are_not_sampled_again_and_indices_continue(run_dir, load
     assert again.seen == [(2, CAPTIONS[2:4])]
 
 
-def test_images_of_another_protocol_are_refused(run_dir, loaded, tmp_path):
+def test_images_of_another_protocol_are_rejected(run_dir, loaded, tmp_path):
     sample_all(sampling(run_dir, tmp_path), loaded, CAPTIONS, sampler=Draws())
     for change, message in [
         ({"seed": 1}, "holds images of another protocol: seed is 0 there and 1 here"),
@@ -96,7 +96,7 @@ def test_a_damaged_protocol_is_reported_in_one_line(run_dir, loaded, tmp_path, t
     assert "\n" not in str(error.value)
 
 
-def test_parts_of_several_sizes_are_refused(tmp_path):
+def test_parts_of_several_sizes_are_rejected(tmp_path):
     for number, side in enumerate((8, 4)):
         images = np.zeros((1, side, side, 3), np.uint8)
         npz.write(tmp_path / f"{number}.npz", [images], count=1)
@@ -223,7 +223,7 @@ def test_mistakes_with_coco_are_reported_before_sampling(run_dir, copy, tmp_path
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"annotations": [{"text": "x"}]}', '{"images": []}'])
-def test_files_of_another_format_than_coco_are_refused(tmp_path, text):
+def test_files_of_another_format_than_coco_are_rejected(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match="is not of the form of COCO's captions"):
         coco.read_captions(tmp_path / "x.json")
@@ -272,7 +272,7 @@ def test_drawbench_is_read_as_published(tmp_path):
         ("x.jsonl", '{"prompt": "a", "category": "\\ud83d"}', "row 1: category holds"),
     ],
 )
-def test_prompt_files_with_mistakes_are_refused_by_row(tmp_path, name, text, message):
+def test_prompt_files_with_mistakes_are_rejected_by_row(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         prompts.read(tmp_path / name)
@@ -392,7 +392,7 @@ def test_mistakes_with_prompts_are_reported_before_sampling(run_dir, tmp_path, m
     assert not draw.seen
 
 
-def test_an_out_that_is_a_file_is_refused(run_dir, tmp_path):
+def test_an_out_that_is_a_file_is_rejected(run_dir, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="which is a file; give a folder"):
         sampling(run_dir, tmp_path / "out")

@@ -53,13 +53,13 @@ def test_scores_are_those_of_the_features(capsys, sets, clip):
         ready = jnp.asarray(extractor.prepare(images))
         pools.append(np.asarray(extractor.apply(extractor.params, ready)["pool"]))
     np.testing.assert_allclose(np.linalg.norm(pools[0], axis=1), 1, rtol=1e-5)
-    wanted = {
+    expected = {
         "frechet": squared_distance(moments(pools[0]), moments(pools[1])),
         "kid": kernels.kid(*pools, subsets=3, seed=5).value,
         "cmmd": kernels.cmmd(*pools),
         **neighbours.overlap(*pools)._asdict(),
     }
-    for name, value in wanted.items():
+    for name, value in expected.items():
         assert found["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
         assert name in text
     assert found["protocol"]["real"]["count"] == found["protocol"]["fake"]["count"] == 40
@@ -87,7 +87,7 @@ def test_statistics_stand_for_a_set(capsys, sets, clip):
     assert found["warnings"] == direct["warnings"]
 
 
-def test_a_reference_batch_gives_its_statistics_and_its_pictures(capsys, sets, clip):
+def test_a_reference_batch_gives_its_statistics_and_its_images(capsys, sets, clip):
     with np.load(sets / "real.npz") as batch, np.load(sets / "stats.npz") as known:
         np.savez(sets / "both.npz", arr_0=batch["arr_0"][:20], **known)
     found, _ = compared(capsys, sets, clip, real="both.npz")
@@ -96,7 +96,7 @@ def test_a_reference_batch_gives_its_statistics_and_its_pictures(capsys, sets, c
     assert found["protocol"]["kid"].startswith("100 subsets of 20")
 
 
-def test_statistics_of_other_weights_are_refused(capsys, sets, clip):
+def test_statistics_of_other_weights_are_rejected(capsys, sets, clip):
     stats = npz.read_statistics(sets / "stats.npz")
     other = {**stats.protocol, "weights": "another"}
     npz.write_statistics(sets / "other.npz", npz.Statistics(stats.pool, None, other))
@@ -126,7 +126,7 @@ def test_extractors_that_are_not_there_are_named(capsys, sets, features, message
         compared(capsys, sets, f"--features={features}")
 
 
-def test_an_unknown_resize_is_refused(capsys, sets, clip):
+def test_an_unknown_resize_is_rejected(capsys, sets, clip):
     with pytest.raises(UserError, match="unknown --resize 'bicubic'"):
         compared(capsys, sets, clip, "--resize=bicubic")
 
@@ -139,7 +139,7 @@ def test_preprocess_are_cropped_and_scaled():
     np.testing.assert_array_equal(extractors._preprocess(image[:, :, :4], 4), -1.0)
 
 
-def test_inception_goes_from_pictures_to_all_scores():
+def test_inception_goes_from_images_to_all_scores():
     rng = np.random.default_rng(0)
     shapes = trees.flatten_paths(weights.abstract(TINY))
     params = nested(

@@ -81,7 +81,7 @@ def test_existing_points_are_not_sampled_again(run_dir, swept):
     assert len(json.loads((out / "sweep.json").read_text())["points"]) == 4
 
 
-def test_another_protocol_is_refused(run_dir, swept):
+def test_another_protocol_is_rejected(run_dir, swept):
     with pytest.raises(UserError, match="another protocol: seed is 0 there and 1 here"):
         run(run_dir, swept[0], "--seed=1")
 

@@ -75,12 +75,12 @@ def test_bfloat16_rounds_to_nearest_and_leaves_integers(tmp_path: pathlib.Path, 
     assert int(back["count"]) == 7
 
 
-def test_unknown_dtype_is_refused(tmp_path: pathlib.Path):
+def test_unknown_dtype_is_rejected(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="unknown export dtype 'bf16'"):
         write(tmp_path / "export", make_params(), dtype="bf16")
 
 
-def test_unknown_layout_is_refused(tmp_path: pathlib.Path):
+def test_unknown_layout_is_rejected(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="unknown export layout 'npz'"):
         write(tmp_path / "export", make_params(), layout="npz")
 
@@ -125,7 +125,7 @@ def test_damage_of_the_single_file_is_named(tmp_path: pathlib.Path, damage, mess
         load.read_params(tmp_path / "export", abstract=abstract(params))
 
 
-def test_a_truncated_single_file_is_refused_without_digests(tmp_path: pathlib.Path, monkeypatch):
+def test_a_truncated_single_file_is_rejected_without_digests(tmp_path: pathlib.Path, monkeypatch):
     params = make_params()
     write(tmp_path / "export", params, layout="safetensors")
     path = tmp_path / "export" / "params.safetensors"
@@ -208,7 +208,7 @@ def test_a_full_disk_loses_nothing(tmp_path: pathlib.Path, monkeypatch, stage: s
     assert_same(back, make_params(0))
 
 
-def test_a_write_the_kernel_refuses_is_one_line(tmp_path: pathlib.Path):
+def test_a_write_the_kernel_rejects_is_one_line(tmp_path: pathlib.Path):
     """A real failing write, inside Orbax: the process may write files of 64 kB at most."""
     script = f"""
         import pathlib, resource

@@ -42,9 +42,9 @@ def abstract() -> dict:
 def test_leaves_take_the_sharding_and_dtype_they_are_asked_for(exported: pathlib.Path):
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
-    wanted = abstract()
-    wanted["dense"]["kernel"] = Leaf((8, 16), jnp.bfloat16, sharding=sharding)
-    params = load.read_params(exported, abstract=wanted)
+    expected = abstract()
+    expected["dense"]["kernel"] = Leaf((8, 16), jnp.bfloat16, sharding=sharding)
+    params = load.read_params(exported, abstract=expected)
     kernel = params["dense"]["kernel"]
     assert kernel.sharding == sharding
     assert kernel.addressable_shards[0].data.shape == (2, 8)
@@ -54,11 +54,11 @@ def test_leaves_take_the_sharding_and_dtype_they_are_asked_for(exported: pathlib
 
 
 def test_every_leaf_that_does_not_fit_is_listed_and_nothing_loaded(exported: pathlib.Path):
-    wanted = abstract() | {"head": {"kernel": Leaf((2,), jnp.float32)}}
-    wanted["dense"]["kernel"] = Leaf((8, 17), jnp.float32)
-    del wanted["scale"]
+    expected = abstract() | {"head": {"kernel": Leaf((2,), jnp.float32)}}
+    expected["dense"]["kernel"] = Leaf((8, 17), jnp.float32)
+    del expected["scale"]
     with pytest.raises(UserError) as caught:
-        load.read_params(exported, abstract=wanted)
+        load.read_params(exported, abstract=expected)
     message = str(caught.value)
     assert "in 3 parameters" in message
     assert "missing head/kernel (2,)" in message
@@ -96,7 +96,7 @@ def parameter_files(export: pathlib.Path) -> list[str]:
     return sorted(stored)
 
 
-def test_a_changed_bit_in_any_file_is_refused_by_name(lone: pathlib.Path):
+def test_a_changed_bit_in_any_file_is_rejected_by_name(lone: pathlib.Path):
     names = parameter_files(lone)
     assert {"params/manifest.ocdbt", "params/_METADATA"} < set(names)
     for name in names:
@@ -107,7 +107,7 @@ def test_a_changed_bit_in_any_file_is_refused_by_name(lone: pathlib.Path):
         (lone / name).write_bytes(content)
 
 
-def test_a_changed_bit_in_the_tokenizer_is_refused(tmp_path: pathlib.Path):
+def test_a_changed_bit_in_the_tokenizer_is_rejected(tmp_path: pathlib.Path):
     (tmp_path / "tok").mkdir()
     (tmp_path / "tok" / "tokenizer.json").write_text("{}")
     here = tmp_path / "export"
@@ -128,7 +128,7 @@ def test_a_changed_bit_in_the_tokenizer_is_refused(tmp_path: pathlib.Path):
         ('"params/_METADATA"', '"params/_METADATB"'),
     ],
 )
-def test_a_changed_manifest_is_refused(lone: pathlib.Path, old: str, new: str):
+def test_a_changed_manifest_is_rejected(lone: pathlib.Path, old: str, new: str):
     path = lone / "manifest.json"
     text = path.read_text()
     assert old in text
@@ -175,7 +175,7 @@ def test_a_named_pipe_in_an_export_stops_nobody(lone: pathlib.Path, released: bo
             read()
 
 
-def test_damaged_parameters_are_refused_without_digests_too(lone: pathlib.Path):
+def test_damaged_parameters_are_rejected_without_digests_too(lone: pathlib.Path):
     data = sorted((as_released(lone) / "params").rglob("d/*"))
     assert data
     for path in data:
@@ -185,7 +185,7 @@ def test_damaged_parameters_are_refused_without_digests_too(lone: pathlib.Path):
 
 
 @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt"])
-def test_missing_files_are_refused(lone: pathlib.Path, name: str):
+def test_missing_files_are_rejected(lone: pathlib.Path, name: str):
     (lone / "params" / name).unlink()
     with pytest.raises(UserError, match=rf"export is incomplete: it lacks params/{name}; copy"):
         load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
@@ -194,20 +194,20 @@ def test_missing_files_are_refused(lone: pathlib.Path, name: str):
         load.read_params(lone, abstract={"kernel": Leaf((8, 16), jnp.float32)})
 
 
-def test_no_export_is_refused(tmp_path: pathlib.Path):
+def test_no_export_is_rejected(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match=r"not a finished export \(there is no .*manifest.json\)"):
         load.read_manifest(tmp_path / "export")
     with pytest.raises(UserError, match="holds no params folder"):
         load.read_params(tmp_path / "export", abstract=abstract())
 
 
-def test_a_half_written_export_is_refused_as_such(tmp_path: pathlib.Path):
+def test_a_half_written_export_is_rejected_as_such(tmp_path: pathlib.Path):
     (tmp_path / "export.tmp").mkdir()
     with pytest.raises(UserError, match="begun there but not finished"):
         load.read_manifest(tmp_path / "export")
 
 
-def test_a_manifest_that_is_not_text_is_refused(tmp_path: pathlib.Path):
+def test_a_manifest_that_is_not_text_is_rejected(tmp_path: pathlib.Path):
     (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"manifest.json cannot be read as JSON"):
         load.read_manifest(tmp_path)
@@ -261,7 +261,7 @@ def test_a_missing_stage_is_named_with_its_command(tmp_path: pathlib.Path):
         find(tmp_path, required=("upsampler_256",))
 
 
-def test_a_run_directory_that_is_not_there_is_refused(tmp_path: pathlib.Path):
+def test_a_run_directory_that_is_not_there_is_rejected(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="not a folder; give a run directory"):
         find(tmp_path / "runs")
     with pytest.raises(UserError, match=r"no export of the clip \(it has none\)"):
@@ -284,15 +284,15 @@ def test_a_kernel_that_may_grow_reads_nothing_from_its_new_channels(tmp_path: pa
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 5))
     params = {"stem": {"kernel": kernel, "bias": jnp.arange(5.0)}}
     export.write_export(tmp_path / "export", params=params, manifest=UPSAMPLER, tokenizer_dir=None)
-    wanted = jax.tree.map(lambda leaf: Leaf(leaf.shape, leaf.dtype), params)
-    wanted["stem"]["kernel"] = Leaf((3, 3, 6, 5), jnp.float32)
-    grown = load.read_params(tmp_path / "export", abstract=wanted, grows={"stem/kernel": 2})
+    expected = jax.tree.map(lambda leaf: Leaf(leaf.shape, leaf.dtype), params)
+    expected["stem"]["kernel"] = Leaf((3, 3, 6, 5), jnp.float32)
+    grown = load.read_params(tmp_path / "export", abstract=expected, grows={"stem/kernel": 2})
     found = np.asarray(grown["stem"]["kernel"])
     np.testing.assert_array_equal(found[:, :, [0, 1, 3, 4]], kernel)
     np.testing.assert_array_equal(found[:, :, [2, 5]], 0.0)
     np.testing.assert_array_equal(grown["stem"]["bias"], params["stem"]["bias"])
     with pytest.raises(UserError, match=r"does not fit this model in 1 parameters: stem/kernel"):
-        load.read_params(tmp_path / "export", abstract=wanted)
-    wanted["stem"]["kernel"] = Leaf((3, 3, 3, 5), jnp.float32)  # never narrower
+        load.read_params(tmp_path / "export", abstract=expected)
+    expected["stem"]["kernel"] = Leaf((3, 3, 3, 5), jnp.float32)  # never narrower
     with pytest.raises(UserError, match="does not fit this model in 1 parameters"):
-        load.read_params(tmp_path / "export", abstract=wanted, grows={"stem/kernel": 1})
+        load.read_params(tmp_path / "export", abstract=expected, grows={"stem/kernel": 1})

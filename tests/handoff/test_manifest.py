@@ -1,4 +1,4 @@
-"""Manifests survive JSON, and stages that do not fit are refused by the field that differs."""
+"""Manifests survive JSON, and stages that do not fit are rejected by the field that differs."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_matching_chains_pass():
         (PRIOR, DECODER, "clip_id", "c2"),
     ],
 )
-def test_each_shared_field_is_refused_by_name_with_both_values(upstream, downstream, field, value):
+def test_each_shared_field_is_rejected_by_name_with_both_values(upstream, downstream, field, value):
     other = dataclasses.replace(downstream, **{field: value})
     pattern = rf"{field} is {getattr(upstream, field)!r} in the {upstream.stage} and {value!r}"
     with pytest.raises(UserError, match=pattern):
@@ -93,7 +93,7 @@ def test_a_field_is_compared_only_between_stages_that_share_it():
 
 
 @pytest.mark.parametrize("absent", ["clip_id", "tokenizer_hash"])
-def test_a_manifest_without_a_required_field_is_refused(absent: str):
+def test_a_manifest_without_a_required_field_is_rejected(absent: str):
     incomplete = dataclasses.replace(PRIOR, **{absent: None})
     mf.require(incomplete, ["embed_dim", "z_scale"])
     with pytest.raises(UserError, match=f"manifest of a prior lacks {absent};"):
@@ -106,7 +106,7 @@ def released(manifest: Manifest, **changes: object) -> str:
     return json.dumps(fields)
 
 
-def test_broken_json_is_refused():
+def test_broken_json_is_rejected():
     with pytest.raises(UserError, match=r"m.json cannot be read as JSON"):
         mf.from_json(mf.to_json(CLIP)[:-5], where="m.json")
     with pytest.raises(UserError, match=r"m.json holds a list, not an object"):
@@ -114,7 +114,7 @@ def test_broken_json_is_refused():
 
 
 @pytest.mark.parametrize("version", [99, 0, True, "1", None])
-def test_another_format_version_is_refused(version):
+def test_another_format_version_is_rejected(version):
     newer = json.dumps(json.loads(mf.to_json(CLIP)) | {"format_version": version})
     message = rf"format_version {version!r}; this unclip_jax .* reads 1 and 2"
     with pytest.raises(UserError, match=message):
@@ -148,7 +148,7 @@ def test_no_entry_can_be_removed(entry):
         mf.from_json(json.dumps(fields), where="m")
 
 
-def test_an_unknown_field_is_refused():
+def test_an_unknown_field_is_rejected():
     odd = released(CLIP, embed_dims=3)
     with pytest.raises(UserError, match=r"m.json has no key 'embed_dims'. Did you mean 'embed_di"):
         mf.from_json(odd, where="m.json")
@@ -157,6 +157,6 @@ def test_an_unknown_field_is_refused():
 
 
 @pytest.mark.parametrize("value", [object(), float("nan")])
-def test_a_config_that_json_cannot_say_is_refused(value):
+def test_a_config_that_json_cannot_say_is_rejected(value):
     with pytest.raises(UserError, match="manifest of this clip is not plain JSON"):
         mf.to_json(dataclasses.replace(CLIP, config={"model": value}))

@@ -22,7 +22,7 @@ def test_nothing_there_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "cannot be read as JSON"), ("[1]", "holds a list, not an object")]
 )
-def test_a_damaged_file_is_refused(tmp_path, text, message):
+def test_a_damaged_file_is_rejected(tmp_path, text, message):
     (tmp_path / sidecar.VARIANCE).write_text(text)
     with pytest.raises(UserError, match=message):
         sidecar.read(tmp_path, sidecar.VARIANCE)
@@ -33,7 +33,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         sidecar.write(tmp_path / "absent", sidecar.VARIANCE, {})
 
 
-def test_a_changed_value_is_refused_and_a_file_of_version_0_1_0_is_read(tmp_path):
+def test_a_changed_value_is_rejected_and_a_file_of_version_0_1_0_is_read(tmp_path):
     path = sidecar.write(tmp_path, sidecar.VARIANCE, {"timesteps": [0, 16], "examples": 64})
     path.write_text(path.read_text().replace("64", "65", 1))
     with pytest.raises(UserError, match="variance.json is damaged or was changed"):
@@ -65,7 +65,7 @@ def test_the_manifest_notices_the_loss_of_a_sidecar(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["nowhere", "/dev/zero"])
-def test_a_link_to_no_file_is_refused(tmp_path, target):
+def test_a_link_to_no_file_is_rejected(tmp_path, target):
     (tmp_path / sidecar.VARIANCE).symlink_to(target)
     with pytest.raises(UserError, match="could not read|is a device; expected a regular file"):
         sidecar.read(tmp_path, sidecar.VARIANCE)

@@ -77,7 +77,7 @@ def test_a_run_directory_is_copied(place):
     assert shipped.run_directory(Url(url)) == run
 
 
-def test_a_file_that_does_not_fit_its_manifest_is_refused_and_not_kept(place):
+def test_a_file_that_does_not_fit_its_manifest_is_rejected_and_not_kept(place):
     content = (place / export.TENSORS).read_bytes()
     (place / export.TENSORS).write_bytes(content[:-4] + b"\0\0\0\1")
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_a_manifest_without_its_files(place):
     assert not list((storage.cache_folder() / "exports").iterdir())
 
 
-def test_a_file_of_the_manifest_that_points_elsewhere_is_refused(place):
+def test_a_file_of_the_manifest_that_points_elsewhere_is_rejected(place):
     manifest = json.loads((place / export.MANIFEST).read_bytes())
     manifest["files"]["../../escaped"] = "0" * 64
     (place / export.MANIFEST).write_bytes(json.dumps(manifest).encode())

@@ -24,9 +24,9 @@ def run_dir(tmp_path_factory):
 def batches(cascade, z_img=None):
     """Two batches of one caption each, as images 0 and 1 of a seed."""
     words = cascades.tokenizers(cascade)
-    told = [tokenise(cascade, words, [caption]) for caption in cascades.CAPTIONS[:2]]
+    message = [tokenise(cascade, words, [caption]) for caption in cascades.CAPTIONS[:2]]
     keys = text_to_image.keys_for(3, jnp.arange(2))
-    return [offload.Batch(t, keys[i : i + 1], z_img) for i, t in enumerate(told)]
+    return [offload.Batch(t, keys[i : i + 1], z_img) for i, t in enumerate(message)]
 
 
 STAGES = {
@@ -37,26 +37,26 @@ STAGES = {
 
 
 @pytest.mark.parametrize("condition", text_to_image.CONDITIONS)
-def test_pictures_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, condition):
+def test_images_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, condition):
     loaded, found = load.load_cascade(run_dir), load.find_cascade(run_dir)
     if condition != "prior":  # the upsampler does not differ
         bare = found.cascade.without_upsamplers()
         loaded, found = loaded._replace(cascade=bare), found._replace(cascade=bare)
     options = SampleOptions(condition=condition)
     z_img = jnp.ones((1, loaded.cascade.decoder.model.z_dim)) if condition == "z_img" else None
-    told = batches(loaded.cascade, z_img)
-    drawn, begun = sample_watched(found, told, options)
+    message = batches(loaded.cascade, z_img)
+    drawn, begun = sample_watched(found, message, options)
     assert begun == STAGES[condition]
     assert not np.array_equal(*drawn)
     whole = jax.jit(functools.partial(text_to_image.sample, loaded.cascade, options=options))
-    for images, (captions, keys, given) in zip(drawn, told, strict=True):
+    for images, (captions, keys, given) in zip(drawn, message, strict=True):
         output = whole(loaded.params, captions, keys, z_img=given)
-        wanted = np.asarray(to_uint8(output.images))
-        assert images.shape == wanted.shape == (1, *[loaded.cascade.image_size] * 2, 3)
-        assert np.abs(images.astype(int) - wanted.astype(int)).max() <= 1
+        expected = np.asarray(to_uint8(output.images))
+        assert images.shape == expected.shape == (1, *[loaded.cascade.image_size] * 2, 3)
+        assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
 
 
-def sample_watched(found, told, options):
+def sample_watched(found, message, options):
     """Images, and the stages in the order in which they began; each is gone before the next."""
     seen, begun = {}, []
 
@@ -73,6 +73,6 @@ def sample_watched(found, told, options):
 
     watch = {name: watched(name, read) for name, read in found.readers.items()}
     found = found._replace(readers=watch)
-    images = offload.sample(found, told, options=options, begin=begun.append)
+    images = offload.sample(found, message, options=options, begin=begun.append)
     assert begun == list(seen)
     return images, begun

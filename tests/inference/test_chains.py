@@ -80,7 +80,7 @@ def test_stages_run_if_a_later_stage_reads_what_they_yield():
     assert [step.stage.name for step in plan(blind)] == names[2:]
 
 
-def test_a_chain_in_another_order_is_refused():
+def test_a_chain_in_another_order_is_rejected():
     parts = {name: tiny.experiment(name).model for name in ("clip", "decoder", "prior")}
     with pytest.raises(UserError, match="the decoder reads z_img, which no stage before it yields"):
         Cascade.of(**parts)
@@ -105,7 +105,7 @@ def test_each_stage_reads_captions_through_its_own_tokenizer(tmp_path):
     assert np.any(tokens["prior"].tokens != tokens["decoder"].tokens)
 
 
-def test_a_folder_with_another_stage_is_refused(tmp_path):
+def test_a_folder_with_another_stage_is_rejected(tmp_path):
     run = cascades.write(tmp_path / "run", names=("clip", "prior", "decoder"))
     shutil.rmtree(run / "decoder")
     shutil.copytree(run / "prior", run / "decoder")
@@ -159,8 +159,8 @@ def write_toy(config, folder):
 def test_a_new_stage_passes_the_tests_of_every_stage(toy, check):
     stage = toy_decoder.make(toy)
     params = tiny.random_params(stage)
-    made = (stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8)))
-    fixtures = {"made": made, "step": test_every_stage.loss_and_gradient(made)}
+    case = (stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8)))
+    fixtures = {"made": case, "step": test_every_stage.loss_and_gradient(case)}
     check(**{name: fixtures[name] for name in inspect.signature(check).parameters})
 
 
@@ -197,7 +197,7 @@ def test_a_new_stage_is_planned_and_trained_on_by_name(toy, tmp_path):
     assert experiment.data.load_size == 16 and experiment.data.embeddings == ""
 
 
-def test_a_run_with_two_decoders_is_refused(toy, tmp_path):
+def test_a_run_with_two_decoders_is_rejected(toy, tmp_path):
     run = write_toy(toy, tmp_path / "run")
     cascades.write(run, names=("decoder",), files={"decoder": "glide"})
     with pytest.raises(UserError, match=r"has several decoders \(decoder, toy\); move all but one"):

@@ -104,7 +104,7 @@ def test_settings_reach_the_stage_that_has_them(loaded):
         SampleOptions(best_of=513)
 
 
-def test_codes_of_another_discrete_vae_are_refused(run_dir, tmp_path):
+def test_codes_of_another_discrete_vae_are_rejected(run_dir, tmp_path):
     run = shutil.copytree(run_dir, tmp_path / "run")
     path = run / "dalle" / "export"
     card = dataclasses.replace(handoff.read_manifest(path), dvae_id="ab" * 32)

@@ -42,7 +42,7 @@ KEYS = rng.per_example(jax.random.key(0), jnp.arange(3))
 
 
 @functools.cache
-def made(embedding: str, reads: str) -> tuple[DecoderStageConfig, dict]:
+def case(embedding: str, reads: str) -> tuple[DecoderStageConfig, dict]:
     """A small decoder with random weights and its config."""
     model = KARLO_DECODER if reads == "clip_sequence" else OWN
     cfg = DecoderStageConfig(
@@ -106,7 +106,7 @@ def decoded(cfg, params, condition, keys, *, scale: float, negative=NULL):
     ],
 )
 def test_decoding_and_sampling_agree_bit_for_bit(embedding, caption, scale):
-    cfg, params = made(embedding, caption)
+    cfg, params = case(embedding, caption)
     condition = Condition(Z, CAPTIONS[caption])
     negative = Condition(None, EMPTY) if caption == "clip_sequence" else NULL
     options = {"scale": scale, "negative": negative}
@@ -120,7 +120,7 @@ def test_decoding_and_sampling_agree_bit_for_bit(embedding, caption, scale):
 @pytest.mark.parametrize("reads", ["own", "clip_sequence"])
 def test_raw_embeddings_enter_with_their_norm_and_others_without(reads, run):
     for embedding, same in (("raw", False), ("unit", True)):
-        cfg, params = made(embedding, reads)
+        cfg, params = case(embedding, reads)
         plain, scaled = (
             run(cfg, params, Condition(z, CAPTIONS[reads]), KEYS, scale=1.0)
             for z in (unit(Z), 5.0 * unit(Z))
@@ -130,7 +130,7 @@ def test_raw_embeddings_enter_with_their_norm_and_others_without(reads, run):
 
 @pytest.mark.parametrize("reads", ["own", "clip_sequence"])
 def test_guidance_leads_away_from_the_negative_condition(reads):
-    cfg, params = made("raw", reads)
+    cfg, params = case("raw", reads)
     condition = Condition(Z, CAPTIONS[reads])
     negative = jax.tree.map(lambda x: x[::-1], condition)
     x_t, t = jax.random.normal(jax.random.key(1), (3, 8, 8, 3)), jnp.full(3, 600)
@@ -151,7 +151,7 @@ def test_guidance_leads_away_from_the_negative_condition(reads):
 
 
 def test_one_row_of_a_negative_condition_stands_for_all():
-    cfg, params = made("raw", "clip_sequence")
+    cfg, params = case("raw", "clip_sequence")
     options = {"schedule": GuidanceSchedule(2.0)}
     x_t, t = jax.random.normal(jax.random.key(1), (3, 8, 8, 3)), jnp.full(3, 600)
     each = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), EMPTY)
@@ -216,7 +216,7 @@ def smooth_denoiser(cfg, params, condition, **options):
 
 def test_every_sampler_works_with_previews_parts_and_inpainting(sampling, monkeypatch):
     monkeypatch.setattr(decoder, "denoiser", smooth_denoiser)
-    cfg, params = made("unit", "own")[0], {"shift": jnp.float32(0.3)}
+    cfg, params = case("unit", "own")[0], {"shift": jnp.float32(0.3)}
     condition, keys = Condition(Z, IDS), KEYS
     options = DecodeOptions(sampling, GuidanceSchedule(2.0), previews=3, repeats=2, jump=2)
     plain = dataclasses.replace(options, previews=0)
@@ -262,6 +262,6 @@ def test_options_of_a_sampler_follow_its_name():
         ("emd", "unknown sampling.sampler 'emd'. Did you mean 'edm'"),
     ],
 )
-def test_wrong_options_of_a_sampler_are_refused(sampler, message):
+def test_wrong_options_of_a_sampler_are_rejected(sampler, message):
     with pytest.raises(UserError, match=message):
         SamplingConfig(sampler=sampler)

@@ -109,7 +109,7 @@ def test_the_command_draws_with_it_and_says_so(run_dir, tmp_path):
         (["--prior=prior_ar", "--prior-top-p=0"], "sampling.top_p is 0, which leaves no code"),
     ],
 )
-def test_options_of_the_other_prior_are_refused(run_dir, arguments, message):
+def test_options_of_the_other_prior_are_rejected(run_dir, arguments, message):
     with pytest.raises(UserError, match=message):
         sample.main([f"--models={run_dir}", "x", *arguments])
 

@@ -68,6 +68,6 @@ def test_a_folder_of_clip_retrieval(tmp_path):
         ("z", SAMPLES[..., None], None, "would hold sequences"),
     ],
 )
-def test_what_cannot_be_written_is_refused(name, samples, keys, message, tmp_path):
+def test_what_cannot_be_written_is_rejected(name, samples, keys, message, tmp_path):
     with pytest.raises(UserError, match=message):
         write_embeddings(samples, tmp_path / name, keys=keys)

@@ -94,7 +94,7 @@ def test_one_stage_at_a_time_gives_the_same_images(folder, sampler):
     assert np.abs(images / 127.5 - 1 - expected).max() <= 1 / 127.5
 
 
-def test_the_engine_samples_and_refuses_what_needs_an_embedding(engine):
+def test_the_engine_samples_and_rejects_what_needs_an_embedding(engine):
     result = engine.sample("a red circle", num=2, seed=3)
     assert result.images.shape == (2, 32, 32, 3) and result.record["models"]["stages"]
     sentence = "the imagen_base of this run has none of them, so leave them out"
@@ -105,7 +105,7 @@ def test_the_engine_samples_and_refuses_what_needs_an_embedding(engine):
         engine.sample("a red circle", best_of=2)
 
 
-def test_features_of_another_encoder_are_refused(folder, tmp_path):
+def test_features_of_another_encoder_are_rejected(folder, tmp_path):
     cascades.write(tmp_path, names=NAMES, files={"upsampler_256": "imagen_sr256"})
     path = tmp_path / "imagen_base" / "export"
     card = handoff.read_manifest(path)
@@ -116,7 +116,7 @@ def test_features_of_another_encoder_are_refused(folder, tmp_path):
         load.load_cascade(tmp_path)
 
 
-def test_a_run_without_its_text_encoder_is_refused_by_name(tmp_path):
+def test_a_run_without_its_text_encoder_is_rejected_by_name(tmp_path):
     files = {"upsampler_256": "imagen_sr256"}
     cascades.write(tmp_path, names=NAMES, files=files)
     (tmp_path / "text_encoder").rename(tmp_path / "elsewhere")

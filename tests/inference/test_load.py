@@ -23,7 +23,7 @@ def test_a_cascade_comes_back_typed_with_all_its_stages(run_dir):
     assert loaded.cascade.image_size == 32
 
 
-def test_a_prior_of_another_clip_is_refused_by_name(run_dir):
+def test_a_prior_of_another_clip_is_rejected_by_name(run_dir):
     path = run_dir / "prior" / "export"
     card = handoff.read_manifest(path)
     right = (path / "manifest.json").read_text()
@@ -55,7 +55,7 @@ def test_a_clip_alone_loads_and_other_stages_do_not_pass_for_one(run_dir):
         ((), [1], "config is .*; expected a group of keys"),
     ],
 )
-def test_a_config_of_no_network_is_refused_before_it_is_built(run_dir, path, value, message):
+def test_a_config_of_no_network_is_rejected_before_it_is_built(run_dir, path, value, message):
     export = run_dir / "clip" / "export"
     text = (export / "manifest.json").read_text()
     entries = json.loads(text)

@@ -120,7 +120,7 @@ def test_the_best_of_several_is_the_one_nearest_to_its_caption(loaded, run):
         np.testing.assert_allclose(chosen.z_img[row], drawn[number].z_img[row], atol=1e-5)
 
 
-def test_a_number_of_pictures_to_choose_from_is_bounded():
+def test_a_number_of_images_to_choose_from_is_bounded():
     with pytest.raises(UserError, match=r"best_of is 0; it must lie in \[1, 512\]"):
         SampleOptions(best_of=0)
 

@@ -62,7 +62,7 @@ def test_the_energy_test_tells_distributions_apart():
     assert alike.distance < narrow.distance
 
 
-def test_too_little_is_refused():
+def test_too_little_is_rejected():
     with pytest.raises(UserError, match="1 samples per example have no central interval"):
         calibration.coverage(np.zeros((3, 2), int), num=1)
     with pytest.raises(UserError, match="at least 2 rows in each set"):

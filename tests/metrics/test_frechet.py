@@ -74,7 +74,7 @@ def test_the_root_squares_to_its_matrix():
     np.testing.assert_allclose(root(covariance) @ root(covariance), covariance, atol=1e-12)
 
 
-def test_invalid_vectors_are_refused():
+def test_invalid_vectors_are_rejected():
     with pytest.raises(UserError, match="1 vectors have no covariance"):
         moments(np.zeros((1, 3)))
     with pytest.raises(UserError, match="not finite"):

@@ -6,8 +6,8 @@ from unclip_jax.metrics import kernels
 
 
 def normal(count, width=8, seed=0, shift=0.0):
-    made = np.random.default_rng(seed).standard_normal((count, width)) + shift
-    return made.astype(np.float32)
+    case = np.random.default_rng(seed).standard_normal((count, width)) + shift
+    return case.astype(np.float32)
 
 
 def test_kid_is_the_double_sum_over_different_pairs():
@@ -58,7 +58,7 @@ def test_kid_records_its_protocol_and_depends_on_the_seed_alone():
     assert small[0] != small[1]
 
 
-def test_kid_of_too_few_images_is_refused():
+def test_kid_of_too_few_images_is_rejected():
     with pytest.raises(UserError, match="KID of 1 and 5 images"):
         kernels.kid(normal(1), normal(5))
     with pytest.raises(UserError, match="subsets is 0"):

@@ -88,6 +88,6 @@ def test_a_radius_is_that_of_the_kth_other():
     np.testing.assert_array_equal(neighbours.radii(line, k=2), [9, 4, 9, 36])
 
 
-def test_too_few_vectors_for_k_neighbours_are_refused():
+def test_too_few_vectors_for_k_neighbours_are_rejected():
     with pytest.raises(UserError, match="the fake set has 5 images; 5 neighbours need at least"):
         neighbours.overlap(whole(9, 0), whole(5, 1))

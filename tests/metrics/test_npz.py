@@ -33,8 +33,8 @@ def test_a_batch_of_guided_diffusion_is_read_in_parts(save, images, tmp_path):
 def test_statistics_round_trip(spatial, tmp_path):
     rng = np.random.default_rng(1)
     pool, other = (Moments(rng.standard_normal(n), np.eye(n) * 2) for n in (4, 3))
-    made = npz.Statistics(pool, other if spatial else None, {"resize": "tf1"})
-    npz.write_statistics(tmp_path / "stats.npz", made)
+    case = npz.Statistics(pool, other if spatial else None, {"resize": "tf1"})
+    npz.write_statistics(tmp_path / "stats.npz", case)
     got = npz.read_statistics(tmp_path / "stats.npz")
     np.testing.assert_array_equal(got.pool.mean, pool.mean)
     assert (got.spatial is not None) == spatial
@@ -49,7 +49,7 @@ def test_statistics_of_guided_diffusion_have_no_protocol(tmp_path):
     assert npz.read_statistics(tmp_path / "ref.npz").protocol == {}
 
 
-def test_files_without_images_are_refused(images, tmp_path):
+def test_files_without_images_are_rejected(images, tmp_path):
     np.savez(tmp_path / "float.npz", images.astype(np.float32))
     np.savez(tmp_path / "grey.npz", images[..., 0])
     np.savez(tmp_path / "other.npz", mu=np.zeros(3))
@@ -67,7 +67,7 @@ def test_files_without_images_are_refused(images, tmp_path):
             npz.shape(tmp_path / name)
 
 
-def test_a_file_that_ends_early_is_refused(images, tmp_path):
+def test_a_file_that_ends_early_is_rejected(images, tmp_path):
     header = {"descr": "|u1", "fortran_order": False, "shape": (9, 4, 5, 3)}
     where = tmp_path / "cut.npz"
     with zipfile.ZipFile(where, "w") as archive, archive.open("arr_0.npy", "w") as file:
@@ -77,7 +77,7 @@ def test_a_file_that_ends_early_is_refused(images, tmp_path):
         list(npz.read(tmp_path / "cut.npz", batch_size=5))
 
 
-def test_images_of_several_sizes_are_refused(images, tmp_path):
+def test_images_of_several_sizes_are_rejected(images, tmp_path):
     with pytest.raises(UserError, match="one file holds one size"):
         npz.write(tmp_path / "x.npz", [images[:3], images[3:, :3]], count=7)
     with pytest.raises(UserError, match="no image to write"):
@@ -85,7 +85,7 @@ def test_images_of_several_sizes_are_refused(images, tmp_path):
     assert not (tmp_path / "x.npz").exists()
 
 
-def test_inconsistent_statistics_are_refused(tmp_path):
+def test_inconsistent_statistics_are_rejected(tmp_path):
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(4))
     with pytest.raises(UserError, match="do not match"):
         npz.read_statistics(tmp_path / "bad.npz")

@@ -148,7 +148,7 @@ def test_every_attribute_of_a_spec_is_judged():
     assert to_spec(_portraits(1)[0]).named().keys() <= set(CRITERIA)
 
 
-def test_what_is_refused():
+def test_what_is_rejected():
     images = np.zeros((1, 64, 64, 3), np.uint8)
     with pytest.raises(UserError, match="1 images but 2 captions"):
         check(images, ["a person", "a person"])

@@ -18,10 +18,10 @@ def collected(seed=0, count=30, width=5, **changes):
     pool = rng.standard_normal((count, width)).astype(np.float32)
     spatial = Running.of(rng.standard_normal((count, 3))).moments()
     chances = rng.dirichlet(np.ones(4), count).astype(np.float32)
-    made = Collected(
+    case = Collected(
         {**FACTS, "count": count}, PROTOCOL, Running.of(pool).moments(), spatial, pool, chances
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(case, **changes)
 
 
 def test_identical_sets_have_ideal_values():
@@ -61,7 +61,7 @@ def test_too_few_images_for_the_covariance_are_a_warning():
 
 
 @pytest.mark.parametrize("part", ["features", "weights", "resize"])
-def test_mixed_protocols_are_refused(part):
+def test_mixed_protocols_are_rejected(part):
     other = collected(protocol={**PROTOCOL, part: "other"})
     with pytest.raises(UserError, match=f"protocols are mixed: {part} is"):
         compare(collected(), other, kind="inception")

@@ -60,7 +60,7 @@ def test_clean_clips_what_the_filter_overshoots():
     assert got.min() == -1.0 and got.max() == np.float32(127 / 128)
 
 
-def test_an_unknown_protocol_is_refused():
+def test_an_unknown_protocol_is_rejected():
     with pytest.raises(UserError, match="unknown --resize 'tf2'. Did you mean 'tf1'"):
         resize.resize(np.zeros((1, 4, 4, 3), np.uint8), name="tf2", size=4)
 

@@ -74,6 +74,6 @@ def test_one_sample_has_no_covariance(count):
         Running.of(np.zeros((count, 3), np.float32)).moments()
 
 
-def test_features_that_are_not_finite_are_refused():
+def test_features_that_are_not_finite_are_rejected():
     with pytest.raises(UserError, match="not finite"):
         Running.of(np.array([[0, np.nan], [1, 2]])).moments()

@@ -5,7 +5,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.metrics import scores
 
 
-def test_inception_score_is_one_for_indifferent_pictures():
+def test_inception_score_is_one_for_indifferent_images():
     assert scores.inception_score(np.full((20, 10), 0.1)).value == pytest.approx(1.0)
 
 
@@ -36,7 +36,7 @@ def test_clip_score_is_a_hundred_times_the_cosine_of_pairs():
     assert found.error == pytest.approx(cosines.std(ddof=1) / np.sqrt(3))
 
 
-def test_clip_score_needs_a_caption_per_picture():
+def test_clip_score_needs_a_caption_per_image():
     with pytest.raises(UserError, match="3 images and 2 captions"):
         scores.clip_score(np.ones((3, 2)), np.ones((2, 2)))
 
@@ -58,6 +58,6 @@ def test_diversity_of_copies_is_zero_and_of_opposites_two():
     assert scores.diversity(z * np.float32([[1], [-1]]), [0, 0]).value == pytest.approx(2)
 
 
-def test_diversity_of_single_pictures_is_unknown():
+def test_diversity_of_single_images_is_unknown():
     with pytest.raises(UserError, match="no caption has two images"):
         scores.diversity(np.ones((2, 3)), ["a", "b"])

@@ -16,24 +16,24 @@ JUDGED = ("background", "count", "colour", "shape", "size", "relation")
 AGREE = 0.99
 
 
-def _scenes(count, *, keep=lambda made: True, seed=31):
-    made = (world.example("validation", seed=seed, index=i).scene for i in range(100 * count))
-    return [each for each, _ in zip(filter(keep, made), range(count), strict=False)]
+def _scenes(count, *, keep=lambda case: True, seed=31):
+    case = (world.example("validation", seed=seed, index=i).scene for i in range(100 * count))
+    return [each for each, _ in zip(filter(keep, case), range(count), strict=False)]
 
 
-def _is_pair(made):
-    return made.relation is not None
+def _is_pair(case):
+    return case.relation is not None
 
 
-def _unlike_pair(made):
-    a, b = made.items[0], made.items[-1]
-    return _is_pair(made) and a.colour != b.colour and a.shape != b.shape
+def _unlike_pair(case):
+    a, b = case.items[0], case.items[-1]
+    return _is_pair(case) and a.colour != b.colour and a.shape != b.shape
 
 
-def _changed(made, **changes):
+def _changed(case, **changes):
     """The scene with fields of its first object changed."""
     return dataclasses.replace(
-        made, items=(dataclasses.replace(made.items[0], **changes), *made.items[1:])
+        case, items=(dataclasses.replace(case.items[0], **changes), *case.items[1:])
     )
 
 
@@ -53,9 +53,9 @@ def _only_wrong(rates, *wrong):
 @pytest.mark.parametrize("split", ["validation", "compositional"])
 @pytest.mark.parametrize("size", [64, 32])
 def test_exact_on_fresh_renders(split, size):
-    made = [world.example(split, seed=77, index=i) for i in range(150)]
-    pictures = render.render([each.scene for each in made], size=size)
-    for asked in ([each.scene for each in made], [each.captions[0] for each in made]):
+    case = [world.example(split, seed=77, index=i) for i in range(150)]
+    pictures = render.render([each.scene for each in case], size=size)
+    for asked in ([each.scene for each in case], [each.captions[0] for each in case]):
         rates = report(check(pictures, asked))
         assert all(rates[name].value >= AGREE for name in ATTRIBUTES)
 
@@ -63,13 +63,13 @@ def test_exact_on_fresh_renders(split, size):
 def test_swapped_colours_are_a_matter_of_colour_and_binding():
     asked = _scenes(40, keep=_unlike_pair)
     drawn = []
-    for made in asked:
-        a, b = made.items
+    for case in asked:
+        a, b = case.items
         swapped = (
             dataclasses.replace(a, colour=b.colour),
             dataclasses.replace(b, colour=a.colour),
         )
-        drawn.append(dataclasses.replace(made, items=swapped))
+        drawn.append(dataclasses.replace(case, items=swapped))
     rates = _rates(drawn, asked)
     _only_wrong(rates, "colour")
     assert rates["binding"].total == 40 and rates["binding"].value == 0
@@ -80,10 +80,10 @@ def test_swapped_places_are_a_matter_of_relation():
     asked = _scenes(40, keep=_is_pair)
     drawn = [
         scenes.arrange(
-            dataclasses.replace(scene.to_spec(made), relation=INVERSE[str(made.relation)]),
+            dataclasses.replace(scene.to_spec(case), relation=INVERSE[str(case.relation)]),
             seed=index,
         )
-        for index, made in enumerate(asked)
+        for index, case in enumerate(asked)
     ]
     rates = _rates(drawn, asked)
     _only_wrong(rates, "relation")
@@ -92,17 +92,17 @@ def test_swapped_places_are_a_matter_of_relation():
 
 @pytest.mark.parametrize("other", ["left of", "right of"])
 def test_beside_is_not_above(other):
-    asked = _scenes(30, keep=lambda made: made.relation == "above")
+    asked = _scenes(30, keep=lambda case: case.relation == "above")
     drawn = [
-        scenes.arrange(dataclasses.replace(scene.to_spec(made), relation=other), seed=0)
-        for made in asked
+        scenes.arrange(dataclasses.replace(scene.to_spec(case), relation=other), seed=0)
+        for case in asked
     ]
     _only_wrong(_rates(drawn, asked), "relation")
 
 
 def test_a_missing_copy_is_a_matter_of_count():
-    asked = _scenes(40, keep=lambda made: len(made.items) > 1 and not _is_pair(made))
-    drawn = [dataclasses.replace(made, items=made.items[1:]) for made in asked]
+    asked = _scenes(40, keep=lambda case: len(case.items) > 1 and not _is_pair(case))
+    drawn = [dataclasses.replace(case, items=case.items[1:]) for case in asked]
     _only_wrong(_rates(drawn, asked), "count")
 
 
@@ -115,7 +115,7 @@ def test_an_extra_object_is_a_matter_of_count():
 
 def test_a_missing_kind_fails_colour_shape_and_count():
     asked = _scenes(40, keep=_unlike_pair)
-    drawn = [Scene(made.background, made.items[1:]) for made in asked]
+    drawn = [Scene(case.background, case.items[1:]) for case in asked]
     rates = _rates(drawn, asked)
     for name in ("count", "colour", "shape", "relation", "joint"):
         assert rates[name].value == 0
@@ -127,9 +127,9 @@ def test_another_background_is_a_matter_of_background():
     names = list(BACKGROUNDS)
     drawn = [
         dataclasses.replace(
-            made, background=names[(names.index(made.background) + 1 + k % 5) % len(names)]
+            case, background=names[(names.index(case.background) + 1 + k % 5) % len(names)]
         )
-        for k, made in enumerate(asked)
+        for k, case in enumerate(asked)
     ]
     _only_wrong(_rates(drawn, asked), "background")
 
@@ -137,22 +137,22 @@ def test_another_background_is_a_matter_of_background():
 def test_another_shape_is_a_matter_of_shape():
     asked = _scenes(60)
     drawn = [
-        _changed(made, shape=SHAPES[(SHAPES.index(made.items[0].shape) + 1 + k % 7) % len(SHAPES)])
-        for k, made in enumerate(asked)
+        _changed(case, shape=SHAPES[(SHAPES.index(case.items[0].shape) + 1 + k % 7) % len(SHAPES)])
+        for k, case in enumerate(asked)
     ]
     _only_wrong(_rates(drawn, asked), "shape")
 
 
 def test_another_size_is_a_matter_of_size():
-    asked = _scenes(40, keep=lambda made: made.items[0].size == "large")
+    asked = _scenes(40, keep=lambda case: case.items[0].size == "large")
     low = SIZES["small"].low
-    drawn = [_changed(made, size="small", radius=low) for made in asked]
+    drawn = [_changed(case, size="small", radius=low) for case in asked]
     _only_wrong(_rates(drawn, asked), "size")
 
 
-def test_an_empty_picture_has_only_its_background():
+def test_an_empty_image_has_only_its_background():
     asked = _scenes(30)
-    rates = _rates([Scene(made.background, ()) for made in asked], asked)
+    rates = _rates([Scene(case.background, ()) for case in asked], asked)
     for name in ATTRIBUTES:
         if name == "background":
             assert rates[name].value == 1
@@ -191,10 +191,10 @@ def test_several_unlike_objects_without_relation():
 
 
 def test_json_caption_scene_and_spec_agree():
-    made = world.example("validation", seed=8, index=3)
-    picture = render.render([made.scene], size=64)
-    text = scene.to_json(made.scene, made.captions)
-    asked = (made.scene, text, scene.to_spec(made.scene))
+    case = world.example("validation", seed=8, index=3)
+    picture = render.render([case.scene], size=64)
+    text = scene.to_json(case.scene, case.captions)
+    asked = (case.scene, text, scene.to_spec(case.scene))
     verdicts = [check(picture, [entry])[0] for entry in asked]
     assert verdicts[0] == verdicts[1] == verdicts[2]
 
@@ -213,7 +213,7 @@ def test_report_counts_only_applicable_attributes():
     assert "relation    not applicable" in lines
 
 
-def test_invalid_captions_are_refused():
+def test_invalid_captions_are_rejected():
     picture = np.zeros((1, 32, 32, 3), np.uint8)
     with pytest.raises(UserError, match="1 images but 2 captions"):
         check(picture, ["a red star", "a red star"])

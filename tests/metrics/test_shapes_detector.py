@@ -20,10 +20,10 @@ def _matched(item, detection):
 @pytest.mark.parametrize(("size", "place"), [(64, 0.004), (32, 0.008)])
 def test_every_object_is_found_where_it_was_drawn(split, size, place):
     scenes = [world.example(split, seed=11, index=i).scene for i in range(60)]
-    for made, detection in zip(scenes, detect(render.render(scenes, size=size)), strict=True):
-        assert detection.background == made.background
-        assert len(detection.objects) == len(made.items)
-        for item in made.items:
+    for case, detection in zip(scenes, detect(render.render(scenes, size=size)), strict=True):
+        assert detection.background == case.background
+        assert len(detection.objects) == len(case.items)
+        for item in case.items:
             found = _matched(item, detection)
             assert (found.colour, found.shape, found.size) == (item.colour, item.shape, item.size)
             assert max(abs(found.x - item.x), abs(found.y - item.y)) < place
@@ -39,10 +39,10 @@ def test_every_colour_and_shape_on_every_background():
         for shape in SHAPES
     ]
     detections = detect(render.render(scenes, size=32))
-    for made, detection in zip(scenes, detections, strict=True):
+    for case, detection in zip(scenes, detections, strict=True):
         (found,) = detection.objects
-        assert detection.background == made.background
-        assert (found.colour, found.shape) == (made.items[0].colour, made.items[0].shape)
+        assert detection.background == case.background
+        assert (found.colour, found.shape) == (case.items[0].colour, case.items[0].shape)
 
 
 def test_float_and_uint8_images_give_the_same_detections():
@@ -78,16 +78,16 @@ def test_specks_are_not_objects_and_blobs_have_no_shape():
     assert found.colour == "green" and found.shape is None
 
 
-def test_soft_and_noisy_pictures_are_still_read():
+def test_soft_and_noisy_images_are_still_read():
     scenes = [world.example("validation", seed=21, index=i).scene for i in range(100)]
     pictures = render.render(scenes, size=64) / 127.5 - 1
     rng = np.random.default_rng(1)
     soft = ndimage.gaussian_filter(pictures, (0, 0.8, 0.8, 0))
     noisy = np.clip(soft + 0.08 * rng.standard_normal(soft.shape), -1, 1).astype(np.float32)
     right = total = 0
-    for made, detection in zip(scenes, detect(noisy), strict=True):
-        assert detection.background == made.background and len(detection.objects) == len(made.items)
-        for item in made.items:
+    for case, detection in zip(scenes, detect(noisy), strict=True):
+        assert detection.background == case.background and len(detection.objects) == len(case.items)
+        for item in case.items:
             found = _matched(item, detection)
             right += (found.colour, found.shape, found.size) == (item.colour, item.shape, item.size)
             total += 1
@@ -105,7 +105,7 @@ def test_a_painted_background_is_named_by_its_colour():
     assert detect(picture) == [("red", ())]
 
 
-def test_invalid_images_are_refused():
+def test_invalid_images_are_rejected():
     with pytest.raises(UserError, match="images are 32 x 16"):
         detect(np.zeros((1, 32, 16, 3), np.uint8))
     with pytest.raises(UserError, match="squares of at least 16"):

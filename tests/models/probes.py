@@ -25,8 +25,8 @@ def paper(name):
 
 def shapes(module, *args, **kwargs):
     """Unboxed shapes of the parameters; nothing is computed."""
-    made = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
-    return nn.meta.unbox(made)["params"]
+    case = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
+    return nn.meta.unbox(case)["params"]
 
 
 def count(tree):

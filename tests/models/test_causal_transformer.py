@@ -102,7 +102,7 @@ def test_remat_changes_no_gradient(variables, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
 
 
-def test_heads_that_do_not_divide_the_width_are_refused():
+def test_heads_that_do_not_divide_the_width_are_rejected():
     module = CausalTransformer(dataclasses.replace(TINY, heads=3))
     with pytest.raises(UserError, match="causal transformer width is 8, which 3 does not divide"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), X, TEXT, text_mask=SEEN))

@@ -145,8 +145,8 @@ def test_descent_from_far_above_returns_below_the_clamp():
 
 def test_half_precision_keeps_float32_parameters_and_embeddings(variables):
     half = dataclasses.replace(TINY, dtype="bfloat16")
-    made = probes.shapes(Clip(half), IMAGES, TOKENS, MASK)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    case = probes.shapes(Clip(half), IMAGES, TOKENS, MASK)
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
     got, want = image(variables, dtype="bfloat16"), image(variables)
     assert got.dtype == jnp.float32
     assert text(variables, dtype="bfloat16").pooled.dtype == jnp.float32
@@ -157,8 +157,8 @@ def test_public_sizes_give_public_parameter_counts():
     """OpenAI's ViT-L/14 has 427,616,513 parameters."""
     cfg = ClipConfig(768, 224, 14, 1024, 24, 16, 768, 12, 12, 77, 49408)
     slots = jnp.zeros((1, 77), jnp.int32)
-    made = probes.shapes(Clip(cfg), jnp.zeros((1, 224, 224, 3)), slots, slots.astype(bool))
-    assert probes.count(made) == 427_616_513
+    case = probes.shapes(Clip(cfg), jnp.zeros((1, 224, 224, 3)), slots, slots.astype(bool))
+    assert probes.count(case) == 427_616_513
 
 
 def test_patches_must_tile_the_image():
@@ -166,12 +166,12 @@ def test_patches_must_tile_the_image():
         dataclasses.replace(TINY, patch_size=3)
 
 
-def test_images_of_another_size_are_refused(variables):
+def test_images_of_another_size_are_rejected(variables):
     with pytest.raises(UserError, match=r"images are \(8, 12, 3\); this CLIP takes \(8, 8, 3\)"):
         image(variables, jnp.zeros((1, 8, 12, 3)))
 
 
-def test_captions_of_another_length_are_refused(variables):
+def test_captions_of_another_length_are_rejected(variables):
     with pytest.raises(UserError, match="captions have 4 tokens; this model takes 5"):
         text(variables, TOKENS[:, :4], MASK[:, :4])
 
@@ -198,7 +198,7 @@ def test_position_scale_multiplies_the_initial_positions():
     np.testing.assert_array_equal(eight["class_token"], one["class_token"])
 
 
-def test_unsupported_stems_are_refused():
+def test_unsupported_stems_are_rejected():
     with pytest.raises(UserError, match="clip.stem"):
         dataclasses.replace(TINY, stem="patch")
     with pytest.raises(UserError, match="patch_size is 12; a conv stem .* power of two"):

@@ -204,8 +204,8 @@ def test_a_z_map_is_a_coarse_image_beside_x_t(seen):
 
 def test_half_precision_keeps_float32_parameters_and_output(variables):
     changes = {"unet": dataclasses.replace(UNET, dtype="bfloat16")}
-    made = probes.shapes(Decoder(dataclasses.replace(TINY, **changes)), X_T, T, **INPUTS)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    case = probes.shapes(Decoder(dataclasses.replace(TINY, **changes)), X_T, T, **INPUTS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
     got = jax.jit(lambda v: run(v, changes=changes))(variables)
     assert got.dtype == jnp.float32
     want = run(variables)
@@ -216,7 +216,7 @@ def test_the_decoder_of_the_paper_has_3_5_billion_parameters():
     """U-Net 2.24B, text transformer 1.21B, pathways of z_img; Table 3 rounds to 3.5B."""
     cfg = probes.paper("decoder")
     slots = jnp.zeros((1, 256), jnp.int32)
-    made = probes.shapes(
+    case = probes.shapes(
         Decoder(cfg),
         jnp.zeros((1, 64, 64, 3)),
         slots[:, 0],
@@ -224,10 +224,10 @@ def test_the_decoder_of_the_paper_has_3_5_billion_parameters():
         tokens=slots,
         token_mask=slots.astype(bool),
     )
-    assert made["text_encoder"]["captions"].pop("tokens").shape == (cfg.vocab_size, 2048)
-    assert probes.count(made["unet"]) == pytest.approx(2.24e9, rel=0.01)
-    assert probes.count(made["text_encoder"]) == pytest.approx(1.21e9, rel=0.01)
-    assert round(probes.count(made) / 1e9, 1) == 3.5
+    assert case["text_encoder"]["captions"].pop("tokens").shape == (cfg.vocab_size, 2048)
+    assert probes.count(case["unet"]) == pytest.approx(2.24e9, rel=0.01)
+    assert probes.count(case["text_encoder"]) == pytest.approx(1.21e9, rel=0.01)
+    assert round(probes.count(case) / 1e9, 1) == 3.5
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,11 @@ def test_the_decoder_of_the_paper_has_3_5_billion_parameters():
         ({"padding": "learnt"}, "unknown padding 'learnt'. Did you mean 'learned'"),
     ],
 )
-def test_mistaken_configs_are_refused(changes, match):
+def test_mistaken_configs_are_rejected(changes, match):
     with pytest.raises(UserError, match=match):
         dataclasses.replace(TINY, **changes)
 
 
-def test_captions_of_another_length_are_refused(variables):
+def test_captions_of_another_length_are_rejected(variables):
     with pytest.raises(UserError, match="captions have 3 tokens; this model takes 4"):
         run(variables, tokens=INPUTS["tokens"][:, :3], token_mask=INPUTS["token_mask"][:, :3])

@@ -106,6 +106,6 @@ def test_remat_changes_no_value(variables):
         ({"quantizer": "fsq", "levels": (3, 3)}, r"levels are \[3, 3\], whose product is 9, but"),
     ],
 )
-def test_mistaken_configs_are_refused(changes, message):
+def test_mistaken_configs_are_rejected(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(TINY, **changes)

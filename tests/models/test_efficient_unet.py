@@ -140,6 +140,6 @@ def test_group_norm_of_the_context_runs_over_tokens_in_32_groups():
         ({"image_size": 18}, "unet.image_size is 18"),
     ],
 )
-def test_other_sizes_are_refused(changes, message):
+def test_other_sizes_are_rejected(changes, message):
     with pytest.raises(UserError, match=message):
         plan(dataclasses.replace(EFFICIENT, **changes))

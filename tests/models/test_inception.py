@@ -69,5 +69,5 @@ def test_images_of_a_batch_are_independent(tiny):
 def test_logits_differ_from_the_unbiased_by_the_bias(tiny):
     params, run = tiny
     out = run(params, np.zeros((2, 75, 75, 3), np.float32))
-    wanted = np.broadcast_to(params["fc_bias"], (2, 1008))
-    np.testing.assert_allclose(out.logits - out.unbiased, wanted, rtol=1e-3, atol=1e-4)
+    expected = np.broadcast_to(params["fc_bias"], (2, 1008))
+    np.testing.assert_allclose(out.logits - out.unbiased, expected, rtol=1e-3, atol=1e-4)

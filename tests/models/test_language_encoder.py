@@ -41,6 +41,6 @@ def test_real_tokens_depend_neither_on_padding_nor_on_the_length(family):
     assert np.abs(full - LanguageEncoder(long).apply(params, tokens, mask | True)).max() > 1e-3
 
 
-def test_a_context_longer_than_in_training_is_refused():
+def test_a_context_longer_than_in_training_is_rejected():
     with pytest.raises(UserError, match="context is 600, but this bert was trained on 512 tokens"):
         LanguageEncoderConfig("bert", context=600, **SIZES)

@@ -191,12 +191,12 @@ def test_time_embedding_is_two_linear_maps_with_a_silu_between():
     np.testing.assert_allclose(module.apply({"params": params}, t), want, atol=1e-5)
 
 
-def test_odd_timestep_features_are_refused():
+def test_odd_timestep_features_are_rejected():
     with pytest.raises(UserError, match="width of the timestep features is 7, which 2 does not"):
         layers.timestep_features(jnp.array([1]), width=7)
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_are_rejected():
     with pytest.raises(UserError, match="unknown dtype 'float16'. Did you mean 'bfloat16'"):
         layers.compute_dtype("float16")
     with pytest.raises(UserError, match="unknown remat policy 'blocks'. Did you mean 'block'"):
@@ -205,7 +205,7 @@ def test_unknown_names_are_refused():
         layers.activation("gelo")
 
 
-def test_captions_of_another_length_are_refused():
+def test_captions_of_another_length_are_rejected():
     layers.check_tokens(jnp.zeros((2, 8), jnp.int32), context=8)
     with pytest.raises(UserError, match="captions have 7 tokens; this model takes 8"):
         layers.check_tokens(jnp.zeros((2, 7), jnp.int32), context=8)

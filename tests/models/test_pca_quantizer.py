@@ -112,7 +112,7 @@ def test_fresh_buckets_divide_the_range_evenly():
         ({"explained_variance": 0.9}, r"components 6 and explained_variance 0.9; give one"),
     ],
 )
-def test_mistaken_configs_are_refused(change, message):
+def test_mistaken_configs_are_rejected(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(CFG, **change)
 

@@ -156,8 +156,8 @@ def test_remat_changes_no_gradient(plain, remat):
 
 
 def test_half_precision_keeps_float32_parameters_and_output(plain):
-    made = probes.shapes(build(dtype="bfloat16"), X_T, T, **INPUTS)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    case = probes.shapes(build(dtype="bfloat16"), X_T, T, **INPUTS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
     got, want = run(plain, {"dtype": "bfloat16"}, {}), run(plain, {}, {})
     assert got.dtype == jnp.float32
     assert 0 < np.abs(np.asarray(got - want)).max() < 0.05 * np.abs(np.asarray(want)).max()
@@ -169,21 +169,21 @@ def test_the_prior_of_the_paper_has_1_21_billion_parameters():
     assert (cfg.width, cfg.depth, cfg.heads, cfg.context) == (2048, 24, 32, 256)
     slots = jnp.zeros((1, 256), jnp.int32)
     z = jnp.zeros((1, 1024))
-    made = probes.shapes(
+    case = probes.shapes(
         Prior(cfg), z, slots[:, 0], tokens=slots, token_mask=slots.astype(bool), z_txt=z
     )
-    assert made["captions"].pop("tokens").shape == (cfg.vocab_size, 2048)
-    assert probes.count(made["transformer"]) == pytest.approx(1.21e9, rel=0.01)
+    assert case["captions"].pop("tokens").shape == (cfg.vocab_size, 2048)
+    assert probes.count(case["transformer"]) == pytest.approx(1.21e9, rel=0.01)
     d = 2048
     projections = 2 * (1024 * d + d) + (d * 1024 + 1024)  # z_txt and x_t in, x_0 out
     time = 2 * (d * d + d)
     learned = (256 + 4) * d + 256 * d + d + 1024  # positions, padding, query, null z_txt
     final_norm = 2 * d
     stack = 24 * (12 * d * d + 13 * d)
-    assert probes.count(made) == stack + projections + time + learned + final_norm
+    assert probes.count(case) == stack + projections + time + learned + final_norm
 
 
-def test_mistaken_configs_are_refused():
+def test_mistaken_configs_are_rejected():
     with pytest.raises(UserError, match=r"unknown prior.caption 'token'. Did you mean 'tokens'"):
         build(caption="token")
     with pytest.raises(UserError, match=r"unknown prior.padding 'masked'. Did you mean 'mask'"):
@@ -194,7 +194,7 @@ def test_mistaken_configs_are_refused():
         build(caption="clip_sequence", clip_text_width=0)
 
 
-def test_mistaken_inputs_are_refused(plain):
+def test_mistaken_inputs_are_rejected(plain):
     with pytest.raises(UserError, match="reads token ids; do not pass text_seq"):
         run(plain, {}, SEQUENCE)
     with pytest.raises(UserError, match="reads CLIP's token features; pass text_seq"):

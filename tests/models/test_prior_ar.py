@@ -166,8 +166,8 @@ def test_each_row_drops_for_itself(plain):
 
 
 def test_half_precision_keeps_float32_parameters_and_logits(plain):
-    made = probes.shapes(build(dtype="bfloat16"), CODES, **INPUTS)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    case = probes.shapes(build(dtype="bfloat16"), CODES, **INPUTS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
     half = build(dtype="bfloat16")
     got = jax.jit(lambda variables: half.apply(variables, CODES, **INPUTS))(plain)
     want = run(plain)
@@ -184,21 +184,21 @@ def test_the_parts_of_the_paper_have_1_21_and_0_80_billion_parameters():
     slots = jnp.zeros((1, 256), jnp.int32)
     codes, one = jnp.zeros((1, 319), jnp.int32), jnp.zeros(1, jnp.int32)
     inputs = {"tokens": slots, "token_mask": slots.astype(bool), "z_txt": jnp.zeros((1, 1024))}
-    made = probes.shapes(PriorAr(cfg), codes, dot=one, **inputs)
+    case = probes.shapes(PriorAr(cfg), codes, dot=one, **inputs)
     d, e = 1664, 2048
-    assert probes.count(made["text_encoder"]["transformer"]) == pytest.approx(1.21e9, rel=0.01)
-    attention = made["latents"]["blocks"]["attention"]
+    assert probes.count(case["text_encoder"]["transformer"]) == pytest.approx(1.21e9, rel=0.01)
+    attention = case["latents"]["blocks"]["attention"]
     caption = sum(probes.count(attention.pop(f"text_{name}")) for name in "kv")
     assert caption == 24 * 2 * (e * d + d)
-    assert probes.count(made["latents"]) == pytest.approx(0.80e9, rel=0.01)
-    assert made["text_encoder"]["captions"].pop("tokens").shape == (49408, e)
+    assert probes.count(case["latents"]) == pytest.approx(0.80e9, rel=0.01)
+    assert case["text_encoder"]["captions"].pop("tokens").shape == (49408, e)
     stack = {width: 24 * (12 * width**2 + 13 * width) for width in (d, e)}
     tables = (1024 + 1024 + 384) * d + 2 * 256 * e  # codes, dots, positions; caption slots
     maps = (1024 * d + d) + (d * 1024 + 1024) + 1024  # z_txt in, logits out, null z_txt
-    assert probes.count(made) == stack[d] + stack[e] + tables + maps + 2 * d + 2 * e
+    assert probes.count(case) == stack[d] + stack[e] + tables + maps + 2 * d + 2 * e
 
 
-def test_mistaken_configs_are_refused():
+def test_mistaken_configs_are_rejected():
     with pytest.raises(UserError, match=r"unknown prior_ar.padding 'masked'. Did you mean 'mask'"):
         build(padding="masked")
     many = dataclasses.replace(TINY.codec, components=7)

@@ -97,8 +97,8 @@ def test_the_output_is_normalised_last(variables):
 
 def test_half_precision_keeps_float32_parameters(variables):
     module = TextEncoder(dataclasses.replace(TINY, dtype="bfloat16"))
-    made = probes.shapes(module, TOKENS, MASK)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    case = probes.shapes(module, TOKENS, MASK)
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
     half = np.asarray(encode(variables, dtype="bfloat16"), np.float32)
     assert np.abs(half - np.asarray(encode(variables))).max() < 0.1
 
@@ -108,17 +108,17 @@ def test_the_text_transformer_of_the_paper_has_1_21_billion_parameters():
     cfg = probes.paper("decoder").text
     assert (cfg.width, cfg.depth, cfg.context) == (2048, 24, 256)
     slots = jnp.zeros((1, 256), jnp.int32)
-    made = probes.shapes(TextEncoder(cfg), slots, slots.astype(bool))
-    table = made["captions"].pop("tokens")
+    case = probes.shapes(TextEncoder(cfg), slots, slots.astype(bool))
+    table = case["captions"].pop("tokens")
     assert table.shape == (cfg.vocab_size, 2048)
-    assert probes.count(made) == pytest.approx(1.21e9, rel=0.01)
+    assert probes.count(case) == pytest.approx(1.21e9, rel=0.01)
 
 
-def test_unknown_padding_is_refused():
+def test_unknown_padding_is_rejected():
     with pytest.raises(UserError, match="unknown padding 'learnt'. Did you mean 'learned'"):
         dataclasses.replace(TINY, padding="learnt")
 
 
-def test_captions_of_another_length_are_refused():
+def test_captions_of_another_length_are_rejected():
     with pytest.raises(UserError, match="captions have 4 tokens; this model takes 5"):
         probes.shapes(TextEncoder(TINY), TOKENS[:, :4], MASK[:, :4])

@@ -83,12 +83,12 @@ def test_without_pooling_nothing_joins_the_timestep_embedding(variables):
         ({"attend": False, "pooling": "none"}, "no text would be read"),
     ],
 )
-def test_other_settings_are_refused(changes, message):
+def test_other_settings_are_rejected(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(CFG, **changes)
 
 
-def test_features_of_another_encoder_and_drops_without_a_null_are_refused(variables):
+def test_features_of_another_encoder_and_drops_without_a_null_are_rejected(variables):
     with pytest.raises(UserError, match="5 tokens of width 6; this model reads 5 of width 8"):
         run(variables, width=8)
     with pytest.raises(UserError, match="has no null caption of its own"):

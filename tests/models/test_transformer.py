@@ -131,8 +131,8 @@ def test_remat_stores_less(variables):
 
 def test_half_precision_keeps_float32_parameters(variables):
     module = Transformer(dataclasses.replace(TINY, dtype="bfloat16"))
-    made = probes.shapes(module, jnp.asarray(X))
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    case = probes.shapes(module, jnp.asarray(X))
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
     half = run(variables, dtype="bfloat16")
     assert half.dtype == jnp.bfloat16
     exact = np.asarray(run(variables))
@@ -141,9 +141,9 @@ def test_half_precision_keeps_float32_parameters(variables):
 
 def test_parameters_are_stacked_and_counted():
     """12 d^2 + 13 d per layer: four d x d maps, two of d x 4d, their biases, two norms."""
-    made = probes.shapes(Transformer(TINY), jnp.asarray(X))
-    assert all(leaf.shape[0] == TINY.depth for leaf in jax.tree.leaves(made))
-    assert probes.count(made) == TINY.depth * (12 * 8**2 + 13 * 8)
+    case = probes.shapes(Transformer(TINY), jnp.asarray(X))
+    assert all(leaf.shape[0] == TINY.depth for leaf in jax.tree.leaves(case))
+    assert probes.count(case) == TINY.depth * (12 * 8**2 + 13 * 8)
 
 
 def test_initial_deviations_are_those_of_clip():

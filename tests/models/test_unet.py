@@ -1,4 +1,4 @@
-"""The U-Net: topology, blocks by hand, resampling, what it refuses."""
+"""The U-Net: topology, blocks by hand, resampling, what it rejects."""
 
 import dataclasses
 import math
@@ -228,8 +228,8 @@ def test_the_u_net_of_the_paper_has_2_24_billion_parameters():
     cfg = probes.paper("decoder")
     x, emb = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, cfg.unet.emb_width))
     context = jnp.zeros((1, cfg.num_z_tokens + cfg.context, cfg.text_width))
-    made = probes.shapes(UNet(cfg.unet), x, emb, context=context)
-    assert probes.count(made) == pytest.approx(2.24e9, rel=0.01)
+    case = probes.shapes(UNet(cfg.unet), x, emb, context=context)
+    assert probes.count(case) == pytest.approx(2.24e9, rel=0.01)
 
 
 def test_remat_changes_no_gradient(variables):
@@ -249,8 +249,8 @@ def test_remat_changes_no_gradient(variables):
 
 def test_half_precision_keeps_float32_parameters_and_output(variables):
     module = UNet(dataclasses.replace(TINY, dtype="bfloat16"))
-    made = probes.shapes(module, X, EMB, context=CONTEXT)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {F32}
+    case = probes.shapes(module, X, EMB, context=CONTEXT)
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {F32}
     got = jax.jit(lambda v: run(v, dtype="bfloat16"))(variables)
     want = run(variables)
     assert got.dtype == jnp.float32
@@ -281,18 +281,18 @@ def test_a_patch_moves_pixels_into_channels():
         ({"context_width": 6}, r"context tokens have width 5; unet.context_width is 6"),
     ],
 )
-def test_mistaken_configs_are_refused(changes, match):
+def test_mistaken_configs_are_rejected(changes, match):
     with pytest.raises(UserError, match=match):
         probes.shapes(UNet(dataclasses.replace(TINY, **changes)), X, EMB, context=CONTEXT)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (4, 7)])
-def test_sides_that_the_levels_cannot_halve_are_refused(variables, shape):
+def test_sides_that_the_levels_cannot_halve_are_rejected(variables, shape):
     odd = max(shape, key=lambda side: side % 2)
     with pytest.raises(UserError, match=f"image side is {odd}, which 2 does not divide; pad or"):
         run(variables, jnp.zeros((1, *shape, 3)), EMB[:1], context=CONTEXT[:1])
 
 
-def test_unknown_resampling_is_refused():
+def test_unknown_resampling_is_rejected():
     with pytest.raises(UserError, match="unknown resample 'dwn'. Did you mean 'down'"):
         resample(X, "dwn")

@@ -47,12 +47,12 @@ def test_the_upsamplers_of_the_paper(name, size, want):
     cfg = probes.paper(name)
     x = jnp.zeros((1, size // 4, size // 4, 3))
     low = x[:, :: cfg.factor, :: cfg.factor]
-    made = probes.shapes(Upsampler(cfg), x, jnp.zeros(1, jnp.int32), low_res=low)
-    assert probes.count(made) == pytest.approx(want, rel=0.001)
-    assert [path for path in probes.paths(made) if "attention" in path] == []
+    case = probes.shapes(Upsampler(cfg), x, jnp.zeros(1, jnp.int32), low_res=low)
+    assert probes.count(case) == pytest.approx(want, rel=0.001)
+    assert [path for path in probes.paths(case) if "attention" in path] == []
     whole = jnp.zeros((1, size, size, 3))
     low = whole[:, :: cfg.factor, :: cfg.factor]
-    assert probes.shapes(Upsampler(cfg), whole, jnp.zeros(1, jnp.int32), low_res=low) == made
+    assert probes.shapes(Upsampler(cfg), whole, jnp.zeros(1, jnp.int32), low_res=low) == case
 
 
 def products(jaxpr):
@@ -76,8 +76,8 @@ def test_no_program_of_the_paper_s_upsamplers_attends():
         x = jnp.zeros((1, size, size, 3))
         low = x[:, :: cfg.factor, :: cfg.factor]
         module, t = Upsampler(cfg), jnp.zeros(1, jnp.int32)
-        made = jax.eval_shape(lambda: module.init(jax.random.key(0), x, t, low_res=low))  # noqa: B023
-        program = jax.make_jaxpr(lambda v: module.apply(v, x, t, low_res=low))(made)  # noqa: B023
+        case = jax.eval_shape(lambda: module.init(jax.random.key(0), x, t, low_res=low))  # noqa: B023
+        program = jax.make_jaxpr(lambda v: module.apply(v, x, t, low_res=low))(case)  # noqa: B023
         found = list(products(program.jaxpr))
         assert found and not any(attends(equation) for equation in found)
         assert {min(x.aval.ndim for x in each.invars) for each in found} == {2}  # a kernel each
@@ -86,8 +86,8 @@ def test_no_program_of_the_paper_s_upsamplers_attends():
 def test_attention_in_a_program_is_detected():
     unet = UNet(dataclasses.replace(UNET, in_channels=3, attention_at=(2,), head_channels=2))
     emb = jnp.zeros((2, 16))
-    made = jax.eval_shape(lambda: unet.init(jax.random.key(0), X, emb))
-    program = jax.make_jaxpr(lambda v: unet.apply(v, X, emb))(made)
+    case = jax.eval_shape(lambda: unet.init(jax.random.key(0), X, emb))
+    program = jax.make_jaxpr(lambda v: unet.apply(v, X, emb))(case)
     assert any(attends(equation) for equation in products(program.jaxpr))
 
 
@@ -138,8 +138,8 @@ def test_the_output_depends_on_everything(variables):
 
 def test_half_precision_keeps_float32_parameters_and_output(variables):
     unet = dataclasses.replace(UNET, dtype="bfloat16")
-    made = probes.shapes(Upsampler(UpsamplerConfig(unet, 2)), X, T, low_res=LOW)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    case = probes.shapes(Upsampler(UpsamplerConfig(unet, 2)), X, T, low_res=LOW)
+    assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
     got = jax.jit(lambda v: run(v, unet=unet))(variables)
     assert got.dtype == jnp.float32
     error = np.abs(np.asarray(got - run(variables))).max()
@@ -157,12 +157,12 @@ def test_half_precision_keeps_float32_parameters_and_output(variables):
         ),
     ],
 )
-def test_mistaken_configs_are_refused(changes, match):
+def test_mistaken_configs_are_rejected(changes, match):
     with pytest.raises(UserError, match=match):
         dataclasses.replace(TINY, **changes)
 
 
-def test_sizes_that_do_not_fit_are_refused(variables):
+def test_sizes_that_do_not_fit_are_rejected(variables):
     message = r"low-res image is \(4, 4\); times 2 that is \(8, 8\), not \(4, 4\)"
     with pytest.raises(UserError, match=message):
         run(variables, X, jnp.zeros((2, 4, 4, 3)))
@@ -173,7 +173,7 @@ def test_sizes_that_do_not_fit_are_refused(variables):
 
 @pytest.mark.parametrize(("name", "unit"), [("upsampler_256", 8), ("upsampler_1024", 32)])
 def test_the_papers_sides_are_multiples_of_8_and_of_32(name, unit):
-    """The whole image and its crop of a quarter alike; another side is refused."""
+    """The whole image and its crop of a quarter alike; another side is rejected."""
     cfg = probes.paper(name)
     assert cfg.unet.stride == unit and cfg.unet.image_size % (4 * unit) == 0
     side = unit + cfg.factor

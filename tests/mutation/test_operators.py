@@ -62,7 +62,7 @@ def test_settings_are_changed_in_experiments_alone():
     assert mutant.diff(source) == '-    target = "x_0"\n+    target = "eps"'
 
 
-def test_a_mutant_of_another_version_is_refused():
+def test_a_mutant_of_another_version_is_rejected():
     (mutant,) = operators.mutants("y = 3", "unclip_jax/x.py")
     with pytest.raises(ValueError, match=r"unclip_jax/x.py:1 is no longer '3'"):
         mutant.apply("z, y = 3")

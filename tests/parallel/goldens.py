@@ -45,8 +45,8 @@ def _some(rules: str) -> dict[str, list[jax.Device]]:
 
 def main() -> None:
     """Write all of them."""
-    made = {name: {rules: of(name, rules) for rules in RULES} for name in NAMES}
-    FILE.write_text(json.dumps(made, indent=1) + "\n")
+    case = {name: {rules: of(name, rules) for rules in RULES} for name in NAMES}
+    FILE.write_text(json.dumps(case, indent=1) + "\n")
 
 
 if __name__ == "__main__":

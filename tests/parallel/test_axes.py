@@ -53,7 +53,7 @@ def test_the_initialiser_is_unchanged_but_for_its_box():
     assert (nn.meta.unbox(box) == plain).all()
 
 
-def test_an_unknown_axis_is_refused():
+def test_an_unknown_axis_is_rejected():
     with pytest.raises(UserError, match="unknown logical axis 'embd'. Did you mean 'embed'"):
         sharded(nn.initializers.zeros, "embd")
     with pytest.raises(UserError, match="unknown logical axis 'qqq'. Known: context, conv_in"):

@@ -52,12 +52,12 @@ def test_a_batch_is_split_over_data_and_fsdp_and_repeated_over_tensor():
 
 
 @pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(4, 4, 1)])
-def test_a_mesh_that_does_not_divide_the_devices_is_refused(config: MeshConfig):
+def test_a_mesh_that_does_not_divide_the_devices_is_rejected(config: MeshConfig):
     with pytest.raises(UserError, match=r"but there are 8 devices; the sizes must multiply to 8"):
         make_mesh(config)
 
 
-def test_invalid_axis_sizes_are_refused():
+def test_invalid_axis_sizes_are_rejected():
     with pytest.raises(UserError, match=r"config.mesh.fsdp is 0; give a count, or -1"):
         MeshConfig(fsdp=0)
     with pytest.raises(UserError, match=r"config.mesh.tensor is -2"):
@@ -66,7 +66,7 @@ def test_invalid_axis_sizes_are_refused():
         MeshConfig(data=-1, fsdp=-1)
 
 
-def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+def test_a_batch_that_the_mesh_does_not_divide_is_rejected():
     mesh = make_mesh(MeshConfig(fsdp=2))
     check_batch(mesh, batch_size=48, accumulate=3)
     with pytest.raises(UserError, match=r"batch_size is 44; .* multiple of 24 .* Try 48\."):

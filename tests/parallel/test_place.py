@@ -84,7 +84,7 @@ def test_abstract_leaves_carry_shardings():
     assert found.shape == (4, 8, 16) and found.sharding.spec == P(None, "fsdp", None)
 
 
-def test_a_mesh_axis_without_work_is_refused():
+def test_a_mesh_axis_without_work_is_rejected():
     with pytest.raises(UserError, match=r"config.mesh.tensor is 2, but rules 'fsdp' split no"):
         place.shardings(BOXED, make_mesh(MeshConfig(fsdp=4, tensor=2)), rules="fsdp")
     with pytest.raises(UserError, match=r"config.mesh.fsdp is 8, but rules 'dp' split no"):

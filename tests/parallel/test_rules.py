@@ -75,13 +75,13 @@ def test_an_axis_of_one_device_splits_nothing():
     assert same(spec(("embed", "mlp"), (64, 64), table=table("fsdp_tp"), mesh=mesh), P())
 
 
-def test_two_axes_on_one_mesh_axis_are_refused():
+def test_two_axes_on_one_mesh_axis_are_rejected():
     mesh = make_mesh(MeshConfig(fsdp=2))
     with pytest.raises(UserError, match=r"net/up with axes .* split twice over mesh axis 'fsdp'"):
         spec(("embed", "conv_out"), (8, 8), table=table("fsdp"), mesh=mesh, path="net/up")
 
 
-def test_names_that_do_not_fit_are_refused():
+def test_names_that_do_not_fit_are_rejected():
     mesh = make_mesh(MeshConfig(fsdp=2))
     with pytest.raises(UserError, match=r"up has unknown logical axis 'embde'\. Did you mean"):
         spec(("embde", "mlp"), (8, 8), table=table("fsdp"), mesh=mesh, path="up")
@@ -89,6 +89,6 @@ def test_names_that_do_not_fit_are_refused():
         spec(("embed",), (8, 8), table=table("fsdp"), mesh=mesh, path="up")
 
 
-def test_an_unknown_table_is_refused():
+def test_an_unknown_table_is_rejected():
     with pytest.raises(UserError, match=r"unknown sharding rules 'fdsp'. Did you mean 'fsdp'"):
         table("fdsp")

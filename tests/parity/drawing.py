@@ -48,12 +48,12 @@ def theirs(array):
     return torch.from_numpy(np.array(array))
 
 
-def relative(got, wanted):
+def relative(got, expected):
     """Greatest difference over the greatest value."""
-    wanted = wanted.detach().numpy() if isinstance(wanted, torch.Tensor) else wanted
+    expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected
     got = np.asarray(got)
-    wanted = np.moveaxis(wanted, 1, -1) if got.shape != wanted.shape else wanted
-    return np.abs(got - wanted).max() / np.abs(wanted).max()
+    expected = np.moveaxis(expected, 1, -1) if got.shape != expected.shape else expected
+    return np.abs(got - expected).max() / np.abs(expected).max()
 
 
 def starts(pipe, count, seed):
@@ -117,13 +117,13 @@ def here(run_dir, captions, drawn):
     length = loaded.cascade.clip.model.context
     words = text.load(handoff.tokenizer_dir(run_dir / "clip" / "export"))
     ids = TokenIds(*map(jnp.asarray, words.encode(captions, length=length)))
-    told = dict.fromkeys(("clip", "prior", "decoder"), ids)
+    message = dict.fromkeys(("clip", "prior", "decoder"), ids)
     chosen = options(loaded.cascade, STEPS, **SCALES)
     chosen = dataclasses.replace(chosen, num_candidates=1)
     recorded = walks.Recorded(*((jnp.asarray(x), steps(x)) for x in drawn.starts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gaussian.samplers, "run", recorded)
-        images = np.asarray(draw(loaded, told, chosen).images)
+        images = np.asarray(draw(loaded, message, chosen).images)
     return np.clip(images * 0.5 + 0.5, 0, 1)
 
 

@@ -66,12 +66,12 @@ def test_both_towers(size, activation, tmp_path):
     pixels = (jnp.asarray(images) + 1) / 2
     pixels = np.moveaxis(np.asarray((pixels - MEAN) / STD), -1, 1)
     with torch.no_grad():
-        wanted = theirs(torch.from_numpy(ids), torch.from_numpy(pixels.copy()))
+        expected = theirs(torch.from_numpy(ids), torch.from_numpy(pixels.copy()))
     mask = jnp.asarray(np.arange(77) <= ids.argmax(1)[:, None])
     got = run(cfg, params, Clip.__call__, jnp.asarray(images), jnp.asarray(ids, jnp.int32), mask)
     logits = got.logit_scale * got.z_img @ got.z_txt.T
-    pairs = ((got.z_img, wanted.image_embeds), (got.z_txt, wanted.text_embeds))
-    for ours, other in (*pairs, (logits, wanted.logits_per_image)):
+    pairs = ((got.z_img, expected.image_embeds), (got.z_txt, expected.text_embeds))
+    for ours, other in (*pairs, (logits, expected.logits_per_image)):
         other = other.numpy()
         assert np.abs(np.asarray(ours) - other).max() / np.abs(other).max() <= 1e-5
 
@@ -148,8 +148,8 @@ def test_openais_files_give_the_same_tree(name, tmp_path):
         torch.save(state, tmp_path / "clip.pt")
     tensors = tensor_source.open_tensors(tmp_path / "clip.pt")
     cfg = openai_clip.config(tensors)
-    wanted, params = load(tmp_path / "theirs")
-    assert openai_clip.is_openai(tensors) and cfg == wanted
+    expected, params = load(tmp_path / "theirs")
+    assert openai_clip.is_openai(tensors) and cfg == expected
     views = openai_clip.as_transformers(tensors)
     same(tensor_table.fill(views, clip_tensors.entries(cfg), abstract.clip(cfg)), params)
     assert jax.tree.leaves(params)
@@ -177,6 +177,6 @@ def test_open_clips_folder_gives_the_same_tree_with_its_heads_and_activation(tmp
     state = {name: tensor.contiguous() for name, tensor in as_openai(theirs).items()}
     save_file(state, folder / "open_clip_model.safetensors")
     (part,) = standalone_clip.clip_from(folder)
-    wanted, params = load(tmp_path / "theirs")
-    assert part.config["model"] == wanted and wanted.activation == "gelu"
+    expected, params = load(tmp_path / "theirs")
+    assert part.config["model"] == expected and expected.activation == "gelu"
     same(part.params(), params)

@@ -256,7 +256,7 @@ def _sampled(cfg, params, encoded, *, steps, noises):
         ({"dual_cross_attention": True}, "has dual_cross_attention True, an unsupported variant"),
     ],
 )
-def test_other_u_nets_are_refused(change, message):
+def test_other_u_nets_are_rejected(change, message):
     settings = json.loads(json.dumps({"_class_name": "UNet2DConditionModel", **STAGE_2, **change}))
     with pytest.raises(UserError, match=message):
         deepfloyd.unet_config(settings, where="config.json")
@@ -286,7 +286,7 @@ def test_stage_1_has_as_many_parameters_as_diffusers_counts(channels, count):
     assert sum(x.size for x in shapes) == count
 
 
-def test_stages_of_one_kind_or_without_their_text_encoder_are_refused(folders, tmp_path):
+def test_stages_of_one_kind_or_without_their_text_encoder_are_rejected(folders, tmp_path):
     (tmp_path / "again").symlink_to(folders / "I")
     with pytest.raises(UserError, match="are both IFPipeline"):
         convert([str(folders / "I"), str(tmp_path / "again"), f"--out={tmp_path / 'run'}"])

@@ -149,19 +149,19 @@ class Payload:
         return os.mkdir, (str(self.folder),)
 
 
-def test_other_names_in_a_pickle_are_refused_and_not_run(published, tmp_path):
+def test_other_names_in_a_pickle_are_rejected_and_not_run(published, tmp_path):
     harm = tmp_path / "executed"
     for name in ("encoder", "decoder"):
         torch.save({"blocks": Payload(harm)}, tmp_path / f"{name}.pkl")
-    refused = (
+    rejected = (
         r"holds more than dall_e.encoder.Encoder, .* tensors \(it names 'posix.mkdir'\). Convert"
     )
-    with pytest.raises(UserError, match=refused):
+    with pytest.raises(UserError, match=rejected):
         importing.convert([tmp_path], tmp_path / "out")
     assert not harm.exists()
 
 
-def test_other_tensors_are_refused(tmp_path):
+def test_other_tensors_are_rejected(tmp_path):
     from safetensors.numpy import save_file
 
     for name in ("encoder", "decoder"):

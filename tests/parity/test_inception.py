@@ -182,8 +182,10 @@ def test_network(divide, side, tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (2, side, side, 3)).astype(np.float32)
     got = jax.jit(lambda p, x: Inception(cfg).apply({"params": p}, x))(params, images)
     with torch.no_grad():
-        wanted = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
-    for ours, theirs in zip((got.pool, got.spatial, got.logits, got.unbiased), wanted, strict=True):
+        expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    for ours, theirs in zip(
+        (got.pool, got.spatial, got.logits, got.unbiased), expected, strict=True
+    ):
         theirs = theirs.numpy()
         assert ours.shape == theirs.shape
         assert np.abs(ours - theirs).max() / np.abs(theirs).max() <= 1e-4
@@ -194,6 +196,6 @@ def test_torch_resize(shape):
     images = np.random.default_rng(1).integers(0, 256, (2, *shape, 3)).astype(np.uint8)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     x = functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
-    wanted = (2 * x - 1).permute(0, 2, 3, 1).numpy()
+    expected = (2 * x - 1).permute(0, 2, 3, 1).numpy()
     got = resize.resize(images, name="torch", size=299)
-    np.testing.assert_allclose(got, wanted, atol=2e-5)
+    np.testing.assert_allclose(got, expected, atol=2e-5)

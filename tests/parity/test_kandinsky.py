@@ -67,7 +67,7 @@ def test_a_prior_draws_the_same_embeddings(kind, tmp_path):
     assert importing.convert([tmp_path / "theirs"], tmp_path / "run") == ["clip", "prior"]
     x_T = random(len(CAPTIONS), KINDS[kind][0])
     with originals.recorded_noise() as noise:
-        wanted = pipe(
+        expected = pipe(
             CAPTIONS, latents=theirs(x_T), num_inference_steps=STEPS, guidance_scale=SCALE
         )
     noises = np.stack([n.numpy() for n in noise[x_T.shape]])
@@ -77,8 +77,8 @@ def test_a_prior_draws_the_same_embeddings(kind, tmp_path):
     assert (cfg.sampling.limit, card.embedding) == (LIMIT, "raw")
     words = text.load(handoff.tokenizer_dir(tmp_path / "run" / "clip" / "export"))
 
-    def read(told):
-        ids, mask = map(jnp.asarray, words.encode(told, length=77))
+    def read(message):
+        ids, mask = map(jnp.asarray, words.encode(message, length=77))
         said = run(clip_cfg.model, clip_params, Clip.encode_text, ids, mask)
         return ids, captions.ClipText(said.pooled, said.sequence, mask)
 
@@ -97,10 +97,10 @@ def test_a_prior_draws_the_same_embeddings(kind, tmp_path):
             text=said,
             empty=empty,
         )
-    assert wanted.image_embeds.std() > 0.1
-    assert relative(got, wanted.image_embeds) <= 1e-4
+    assert expected.image_embeds.std() > 0.1
+    assert relative(got, expected.image_embeds) <= 1e-4
     # what their decoder is given for "no image": pixels that are all zero once standardised
     cfg = clip_cfg.model
     grey = jnp.broadcast_to(jnp.asarray(cfg.image_mean) * 2 - 1, (1, 32, 32, 3))
     zero = run(cfg, clip_params, Clip.encode_image, grey)
-    assert relative(zero, wanted.negative_image_embeds[:1]) <= 1e-5
+    assert relative(zero, expected.negative_image_embeds[:1]) <= 1e-5

@@ -60,19 +60,19 @@ def run(module, params, *inputs, **options):
 
 def captions(both):
     """Ids, mask and what their text encoder says of CAPTIONS."""
-    told = both.pipe.tokenizer(
+    message = both.pipe.tokenizer(
         CAPTIONS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     )
     with torch.no_grad():
-        said = both.pipe.text_encoder(told.input_ids)
-    return told.input_ids.numpy(), told.attention_mask.numpy().astype(bool), said
+        said = both.pipe.text_encoder(message.input_ids)
+    return message.input_ids.numpy(), message.attention_mask.numpy().astype(bool), said
 
 
 def test_captions(both):
     ids, mask, said = captions(both)
     tokenizer = text.load(handoff.tokenizer_dir(both.run / "clip" / "export"))
-    for got, wanted in zip(tokenizer.encode(CAPTIONS, length=77), (ids, mask), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for got, expected in zip(tokenizer.encode(CAPTIONS, length=77), (ids, mask), strict=True):
+        np.testing.assert_array_equal(got, expected)
     loaded = both.stages["clip"]
     given = (jnp.asarray(ids, jnp.int32), mask)
     got = run(Clip(loaded.cfg.model), loaded.params, *given, method=Clip.encode_text)
@@ -96,11 +96,11 @@ def test_every_block_of_a_unet(both, stage):
         given = (jnp.asarray(x), jax.nn.silu(emb), context, None, True)
         got = run(UNetBlock(cfg, step), tree[step.name], *given)
         with torch.no_grad():
-            wanted = residual(theirs(x), theirs(emb))
+            expected = residual(theirs(x), theirs(emb))
             if step.attention:
                 attend = network.get_submodule(attention)
-                wanted = attend(wanted, encoder_hidden_states=theirs(context))
-        assert relative(got, wanted) <= 1e-5, step.name
+                expected = attend(expected, encoder_hidden_states=theirs(context))
+        assert relative(got, expected) <= 1e-5, step.name
 
 
 def test_prior(both):
@@ -110,14 +110,14 @@ def test_prior(both):
     given |= {"z_txt": said.text_embeds.numpy(), "text_seq": said.last_hidden_state.numpy()}
     got = run(Prior(loaded.cfg.model), loaded.params, x, t, **given)
     with torch.no_grad():
-        wanted = both.pipe.prior(
+        expected = both.pipe.prior(
             theirs(x),
             timestep=theirs(t),
             proj_embedding=said.text_embeds,
             encoder_hidden_states=said.last_hidden_state,
             attention_mask=theirs(mask),
         ).predicted_image_embedding
-    assert relative(got, wanted) <= 1e-4
+    assert relative(got, expected) <= 1e-4
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -136,7 +136,7 @@ def test_decoder_with_its_projection(both, guided):
             do_classifier_free_guidance=guided,
         )
         seen = torch.nn.functional.pad(theirs(mask[rows]), (4, 0), value=True)
-        wanted = both.pipe.decoder(
+        expected = both.pipe.decoder(
             theirs(x),
             theirs(t),
             encoder_hidden_states=context,
@@ -157,7 +157,7 @@ def test_decoder_with_its_projection(both, guided):
         text_seq=said.last_hidden_state.numpy()[rows],
         z_txt=said.text_embeds.numpy()[rows],
     )
-    assert relative(got, wanted) <= 1e-4
+    assert relative(got, expected) <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["first", "last"])
@@ -173,8 +173,8 @@ def test_super_resolution(both, name):
             theirs(low_res), size=(side, side), mode="bicubic", align_corners=False, antialias=True
         )
         network = getattr(both.pipe, f"super_res_{name}")
-        wanted = network(torch.cat([theirs(x), enlarged], 1), theirs(t)).sample
-    assert relative(got, wanted) <= 1e-4
+        expected = network(torch.cat([theirs(x), enlarged], 1), theirs(t)).sample
+    assert relative(got, expected) <= 1e-4
 
 
 def test_a_pipeline_draws_the_same_there_here_and_written_back(both, tmp_path):

@@ -176,7 +176,7 @@ def _hub_folder(spiece, folder):
         ({"model_type": "gpt2"}, "is of a gpt2; expected one of t5, mt5, bert"),
     ],
 )
-def test_other_variants_are_refused(change, message):
+def test_other_variants_are_rejected(change, message):
     settings = {"model_type": "t5", **T5, **SIZES["equal"][0], **change}
     with pytest.raises(UserError, match=message):
         tensors.config(settings, context=None, where="config.json")

@@ -58,7 +58,7 @@ def interleaved(q, k, v, heads):
 
 
 def as_original(prior):
-    state, made = prior.state_dict(), {}
+    state, case = prior.state_dict(), {}
     for name, tensor in state.items():
         if name in ("clip_mean", "clip_std") or ".attn1.to_k." in name or ".attn1.to_v." in name:
             continue
@@ -69,8 +69,8 @@ def as_original(prior):
             new = name.replace("attn1.to_q", "attn.c_qkv")
         for old, other in RENAMED.items():
             new = other.join(new.split(old)) if new.startswith(old) or f".{old}" in new else new
-        made[f"model.{new}"] = tensor
-    return made
+        case[f"model.{new}"] = tensor
+    return case
 
 
 def undone(network, views, prefix=""):
@@ -79,7 +79,7 @@ def undone(network, views, prefix=""):
     Which name is which comes from our table here; that the table is right, and the order of fused
     rows, is shown by recordings of the original code (tests/convert/test_karlo.py).
     """
-    state, made, joined = network.state_dict(), {}, {}
+    state, case, joined = network.state_dict(), {}, {}
     for new, view in views.items():
         if new in state:
             joined.setdefault(view.old, []).append(new)
@@ -89,9 +89,9 @@ def undone(network, views, prefix=""):
             heads = parts[0].shape[0] // network.config.attention_head_dim
             rows = [part.reshape(heads, -1, *part.shape[1:]) for part in parts]
             parts = [torch.cat(rows, 1).reshape(-1, *parts[0].shape[1:])]
-        made[prefix + old] = parts[0].contiguous()
+        case[prefix + old] = parts[0].contiguous()
     assert sum(map(len, joined.values())) == len(state)
-    return made
+    return case
 
 
 TEXT_PROJ = {
@@ -106,12 +106,12 @@ TEXT_PROJ = {
 
 def decoder_file(pipe, network):
     """What decoder*.ckpt holds: the projection and the U-Net."""
-    made = undone(pipe.decoder, original.unet_views(network), "model.")
+    case = undone(pipe.decoder, original.unet_views(network), "model.")
     for name, tensor in pipe.text_proj.state_dict().items():
         (old, new), *none = ((o, n) for o, n in TEXT_PROJ.items() if name.startswith(o))
         assert not none
-        made[f"model.{new}{name.removeprefix(old)}"] = tensor
-    return made
+        case[f"model.{new}{name.removeprefix(old)}"] = tensor
+    return case
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +154,8 @@ def image_tower():
         shapes[f"transformer.resblocks.0.{name}{end}bias"] = (rows,)
     for norm in ("ln_pre", "ln_post", *(f"transformer.resblocks.0.ln_{i}" for i in (1, 2))):
         shapes |= {f"{norm}.weight": (64,), f"{norm}.bias": (64,)}
-    made = {f"visual.{name}": torch.randn(shape) for name, shape in shapes.items()}
-    return {**made, "logit_scale": torch.tensor(2.0), "input_resolution": torch.tensor(32)}
+    case = {f"visual.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    return {**case, "logit_scale": torch.tensor(2.0), "input_resolution": torch.tensor(32)}
 
 
 def test_every_stage_is_the_same_tree(both, tmp_path):
@@ -164,9 +164,11 @@ def test_every_stage_is_the_same_tree(both, tmp_path):
     assert run == folder.with_name("original.unclip_jax")
     importing.convert([theirs], tmp_path / "wanted")
     for name in ("clip", "prior", "decoder", "upsampler_256"):
-        ours, wanted = (r / name / "export" for r in (run, tmp_path / "wanted"))
-        trees = [handoff.read_params(p, abstract=handoff.stored_shapes(p)) for p in (ours, wanted)]
-        cards = [handoff.read_manifest(path).config for path in (ours, wanted)]
+        ours, expected = (r / name / "export" for r in (run, tmp_path / "wanted"))
+        trees = [
+            handoff.read_params(p, abstract=handoff.stored_shapes(p)) for p in (ours, expected)
+        ]
+        cards = [handoff.read_manifest(path).config for path in (ours, expected)]
         if name == "clip":  # the pipeline has its text tower alone
             assert trees[0].keys() == {"text", "image", "log_scale"}
             trees[0] = {"text": trees[0]["text"]}
@@ -175,7 +177,7 @@ def test_every_stage_is_the_same_tree(both, tmp_path):
         same(*trees)
 
 
-def test_a_stage_without_its_clip_is_refused(both, tmp_path):
+def test_a_stage_without_its_clip_is_rejected(both, tmp_path):
     theirs, folder = both
     options = importing.ImportOptions(stages=("prior",), tokenizer=theirs / "tokenizer")
     with pytest.raises(UserError, match="comes without its CLIP"):

@@ -24,8 +24,8 @@ def task(name, what):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_sides_have_the_same_parameters(name):
-    experiment, made = task(name, "train")
-    model = diffusers_side.CLASSES[made["settings"]["_class_name"]](made)
+    experiment, case = task(name, "train")
+    model = diffusers_side.CLASSES[case["settings"]["_class_name"]](case)
     theirs = sum(p.numel() for p in model.parameters())
     params = tiny.jax.eval_shape(experiment.build_stage().init, jax.random.key(0))
     ours = sum(x.size for x in jax.tree.leaves(params))
@@ -44,11 +44,11 @@ def extras(params):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_trains_and_its_average_follows(name):
-    _, made = task(name, "train")
+    _, case = task(name, "train")
     torch.manual_seed(0)
-    model = diffusers_side.CLASSES[made["settings"]["_class_name"]](made)
+    model = diffusers_side.CLASSES[case["settings"]["_class_name"]](case)
     before = [p.detach().clone() for p in model.parameters()]
-    step, _ = diffusers_side.train(model, made, "contiguous_format")
+    step, _ = diffusers_side.train(model, case, "contiguous_format")
     assert torch.isfinite(torch.tensor([step(), step()])).all()
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
@@ -56,10 +56,10 @@ def test_a_step_trains_and_its_average_follows(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chain_calls_the_network_once_per_step(name):
-    _, made = task(name, "sample")
-    model = diffusers_side.CLASSES[made["settings"]["_class_name"]](made)
+    _, case = task(name, "sample")
+    model = diffusers_side.CLASSES[case["settings"]["_class_name"]](case)
     rows = []
     model.net.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
-    chain, _ = diffusers_side.sample(model, made, "contiguous_format")
+    chain, _ = diffusers_side.sample(model, case, "contiguous_format")
     chain()
-    assert rows == 2 * [made["batch"] * (2 if made["guided"] else 1)]
+    assert rows == 2 * [case["batch"] * (2 if case["guided"] else 1)]

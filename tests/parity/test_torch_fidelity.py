@@ -77,8 +77,8 @@ def test_kid(features):
 def test_precision_and_recall(features, k):
     real, fake = features
     ours = neighbours.overlap(real, fake, k=k)
-    wanted = precision_recall(real, fake, k)
-    assert (ours.precision, ours.recall) == pytest.approx(wanted, rel=CLOSE)
+    expected = precision_recall(real, fake, k)
+    assert (ours.precision, ours.recall) == pytest.approx(expected, rel=CLOSE)
     assert 0.1 < ours.precision < 1 and 0.1 < ours.recall < 1  # or nothing would be compared
 
 
@@ -90,7 +90,7 @@ def test_inception_score(splits):
     assert ours.value == pytest.approx(inception_score(logits, splits), rel=CLOSE)
 
 
-def test_the_same_pictures_and_weights_to_the_same_scores(tmp_path):
+def test_the_same_images_and_weights_to_the_same_scores(tmp_path):
     """From uint8 pictures on: resize, network, features, scores; weights of one file."""
     torch.save(reference(1).state_dict(), tmp_path / "inception.pth")
     theirs = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
@@ -101,7 +101,7 @@ def test_the_same_pictures_and_weights_to_the_same_scores(tmp_path):
     params = weights.load(tmp_path / "inception.pth")
     ours = extractors.inception(params, weights="random")
     rng = np.random.default_rng(2)
-    pools, wanted = [], []
+    pools, expected = [], []
     for top in (256, 160):
         images = rng.integers(0, top, (8, 64, 64, 3)).astype(np.uint8)
         found = feature_extraction.collect(
@@ -114,8 +114,8 @@ def test_the_same_pictures_and_weights_to_the_same_scores(tmp_path):
         probabilities = scores.inception_score(found.probabilities, split=8)
         assert probabilities.value == pytest.approx(inception_score(logits, 1), rel=CLOSE)
         pools.append(found.pool)
-        wanted.append(pool)
-    assert kernels.kid(*pools, subsets=2).value == pytest.approx(kid(*wanted, 8), rel=CLOSE)
-    few = [each[:, :4].astype(np.float64) for each in (*pools, *wanted)]  # a full covariance
+        expected.append(pool)
+    assert kernels.kid(*pools, subsets=2).value == pytest.approx(kid(*expected, 8), rel=CLOSE)
+    few = [each[:, :4].astype(np.float64) for each in (*pools, *expected)]  # a full covariance
     distance = frechet.squared_distance(frechet.moments(few[0]), frechet.moments(few[1]))
     assert distance == pytest.approx(fid(*few[2:]), rel=CLOSE)

@@ -32,7 +32,7 @@ class Payload:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_payload_is_refused_and_not_run(tmp_path):
+def test_a_payload_is_rejected_and_not_run(tmp_path):
     harm = tmp_path / "executed"
     torch.save({"a": Payload(harm)}, tmp_path / "m.pt")
     with pytest.raises(
@@ -64,7 +64,7 @@ def test_damaged_files_and_other_contents(tmp_path):
     torch.save({"a": torch.ones(500)}, tmp_path / "m.pt")
     whole = (tmp_path / "m.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="is damaged or incomplete|was refused"):
+    with pytest.raises(UserError, match="is damaged or incomplete|was rejected"):
         tensor_source.open_tensors(tmp_path / "half.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds a list; expected tensors by name"):

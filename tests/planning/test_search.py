@@ -1,4 +1,4 @@
-"""Candidates divide what they must; the screen knows sizes by hand and refuses what cannot fit."""
+"""Candidates divide what they must; the screen knows sizes by hand and rejects what cannot fit."""
 
 import dataclasses
 

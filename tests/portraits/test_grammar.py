@@ -142,7 +142,7 @@ def test_no_caption_names_the_skin():
         "a red circle above a blue square",
     ],
 )
-def test_other_sentences_are_refused(caption):
+def test_other_sentences_are_rejected(caption):
     with pytest.raises(UserError, match="is not in the grammar of the portraits world"):
         grammar.parse(caption)
 
@@ -152,7 +152,7 @@ def test_unknown_words_are_named():
         grammar.parse("a person with a top hat")
 
 
-def test_contradictions_are_refused():
+def test_contradictions_are_rejected():
     with pytest.raises(UserError, match="gives hair colour twice, as 'red' and 'gray'; name it"):
         grammar.parse("a person with short red hair and a gray beard")
     with pytest.raises(UserError, match="gives glasses twice, as 'round' and 'square'"):

@@ -120,6 +120,6 @@ def test_smooth_curves_pass_through_their_points():
 
 
 @pytest.mark.parametrize("size", [15, 513])
-def test_sizes_that_are_refused(size):
+def test_sizes_that_are_rejected(size):
     with pytest.raises(UserError, match=f"image size is {size}"):
         render.render(_portraits(1), size=size)

@@ -32,7 +32,7 @@ def test_bad_json():
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_words_outside_the_vocabulary_are_refused(name):
+def test_words_outside_the_vocabulary_are_rejected(name):
     with pytest.raises(UserError, match=f"unknown {name.replace('_', ' ')} 'plaid'"):
         dataclasses.replace(_portraits(1)[0], **{name: "plaid"})
     if name != "skin":

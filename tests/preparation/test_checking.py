@@ -96,7 +96,7 @@ def test_classes_without_a_name(number: bytes):
         assert reason(raw) == "class number without a name in classes.txt"
 
 
-def test_pictures_that_cannot_be_used():
+def test_images_that_cannot_be_used():
     assert reason(Raw(saved("PNG")[:100], b"c")) == "truncated image"
     assert reason(Raw(b"hello", b"c")) == "not an image"
     tight = CheckConfig(Limits(max_pixels=1000))
@@ -107,7 +107,7 @@ def test_pictures_that_cannot_be_used():
     )
 
 
-def test_great_pictures_are_stored_smaller():
+def test_great_images_are_stored_smaller():
     config = CheckConfig(max_side=20)
     for kind, stored in (("PNG", "PNG"), ("BMP", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")):
         record = check("k", Raw(saved(kind), b"c"), config)
@@ -118,12 +118,12 @@ def test_great_pictures_are_stored_smaller():
     np.testing.assert_array_equal(image_codec.decode(lossless), want)
 
 
-def test_smaller_pictures_are_left_alone():
+def test_smaller_images_are_left_alone():
     data = saved("JPEG")
     assert check("k", Raw(data, b"c"), CheckConfig(max_side=40))["image"] == data
 
 
-def test_pictures_stored_as_squares():
+def test_images_stored_as_squares():
     record = check("k", Raw(saved("PNG"), b"c"), CheckConfig(image_size=16))
     want = image_codec.center_crop(image_codec.resize_short(NOISE, 16), 16)
     np.testing.assert_array_equal(image_codec.decode(record["image"]), want)

@@ -109,7 +109,7 @@ LONG = ("", "(" * 300 + "a" + ")" * 300, "not " * 100 + "a", "a" * 3000)
 
 
 @pytest.mark.parametrize("text", [*REFUSED.strip().splitlines(), *LONG])
-def test_other_forms_are_refused_in_one_line(text: str):
+def test_other_forms_are_rejected_in_one_line(text: str):
     with pytest.raises(UserError, match="^--where (is|has) ") as error:
         Where(text)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400

@@ -563,7 +563,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_refusals_say_what_lies_there(tmp_path: pathlib.Path, kind: str):
+def test_rejections_say_what_lies_there(tmp_path: pathlib.Path, kind: str):
     files, message = REFUSED[kind]
     write(tmp_path / "in", {"0.png": image(), "1.png": image(1), **files})
     with pytest.raises(UserError, match=message):
@@ -645,7 +645,7 @@ VAGUE = {
 
 
 @pytest.mark.parametrize("kind", VAGUE)
-def test_deep_pixels_without_a_range_are_refused_for_that_reason(kind: str):
+def test_deep_pixels_without_a_range_are_rejected_for_that_reason(kind: str):
     with pytest.raises(image_codec.BadImage, match="unsupported pixels: .*(range|not finite)"):
         image_codec.decode(VAGUE[kind])
 

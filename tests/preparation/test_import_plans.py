@@ -78,7 +78,7 @@ def test_captions_in_json_as_img2dataset_writes_them(samples, tmp_path: pathlib.
     assert isinstance(german, Raw) and german.field == "alt"
 
 
-def test_what_is_wrong_in_a_tar_is_told_apart(samples, tmp_path: pathlib.Path):
+def test_what_is_wrong_in_a_tar_is_distinguished(samples, tmp_path: pathlib.Path):
     members = [
         *(("good.png", samples.png(1)), ("good.txt", b"good")),
         ("no_caption.png", samples.png(1)),
@@ -151,7 +151,7 @@ def test_what_is_no_tar(tmp_path: pathlib.Path):
 # Folders.
 
 
-def test_text_files_beside_pictures(samples, tmp_path: pathlib.Path):
+def test_text_files_beside_images(samples, tmp_path: pathlib.Path):
     write(tmp_path / "b.png", samples.png(2))
     write(tmp_path / "b.txt", "two")
     write(tmp_path / "sub" / "a.JPG", samples.png(1))
@@ -198,7 +198,7 @@ def test_metadata_fields(samples, tmp_path: pathlib.Path):
     assert german["1"] == "no caption"
 
 
-def test_what_is_wrong_in_metadata_is_told_apart(samples, tmp_path: pathlib.Path):
+def test_what_is_wrong_in_metadata_is_distinguished(samples, tmp_path: pathlib.Path):
     write(tmp_path / "data" / "0.png", samples.png(0))
     write(tmp_path / "secret.png", samples.png(1))
     lines = [
@@ -227,7 +227,7 @@ def test_what_is_wrong_in_metadata_is_told_apart(samples, tmp_path: pathlib.Path
 # Inputs.
 
 
-def test_globs_and_single_pictures(samples, tmp_path: pathlib.Path):
+def test_globs_and_single_images(samples, tmp_path: pathlib.Path):
     for i in range(3):
         write(tmp_path / f"{i}.png", samples.png(i))
         write(tmp_path / f"{i}.txt", f"{i}")
@@ -282,7 +282,7 @@ def test_input_of_an_unknown_kind(tmp_path: pathlib.Path):
         listed(tmp_path / "data.csv")
 
 
-def test_folder_without_pictures(tmp_path: pathlib.Path):
+def test_folder_without_images(tmp_path: pathlib.Path):
     write(tmp_path / "notes.txt", "words")
     with pytest.raises(UserError, match=r"no images in .*1 .txt \(notes.txt\).*; expected a"):
         listed(tmp_path)

@@ -9,11 +9,11 @@ from unclip_jax.preparation.import_report import Tally
 
 
 def tally(kept: int, **skipped: int) -> Tally:
-    made = Tally(written=kept, seconds=2.0)
+    case = Tally(written=kept, seconds=2.0)
     for reason, number in skipped.items():
         for i in range(number):
-            made.skip(f"{reason}{i}", reason)
-    return made
+            case.skip(f"{reason}{i}", reason)
+    return case
 
 
 def test_counts_add_up():
@@ -26,9 +26,9 @@ def test_counts_add_up():
 
 
 def test_tallies_survive_json():
-    made = tally(5, cut=2, small=3)
-    record = json.loads(json.dumps(made.to_json()))
-    assert import_report.from_json(record) == made
+    case = tally(5, cut=2, small=3)
+    record = json.loads(json.dumps(case.to_json()))
+    assert import_report.from_json(record) == case
     assert (record["read"], record["records_per_second"]) == (10, 5.0)
     assert list(record["skipped"]) == ["small", "cut"]  # the most frequent first
 

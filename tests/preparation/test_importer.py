@@ -121,7 +121,7 @@ def test_a_killed_import_goes_on_without_loss(samples, tmp_path: pathlib.Path):
     assert split == run(ToyPlan(samples), tmp_path / "straight")[0]
 
 
-def test_a_shard_lost_after_an_interruption_is_made_again(samples, tmp_path: pathlib.Path):
+def test_a_shard_lost_after_an_interruption_is_rebuilt(samples, tmp_path: pathlib.Path):
     straight, _ = run(ToyPlan(samples), tmp_path / "out")
     (tmp_path / "out" / straight.shards[1].file).unlink()
     plan = ToyPlan(samples)

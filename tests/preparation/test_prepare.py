@@ -84,7 +84,7 @@ def test_splits_can_be_added_later_and_share_the_tokenizer(tars: pathlib.Path):
     assert json.loads((out / "report.json").read_text()).keys() == {"train", "validation"}
 
 
-def test_a_lost_shard_is_made_again_alike(tars: pathlib.Path):
+def test_a_lost_shard_is_rebuilt_alike(tars: pathlib.Path):
     out = tars / "out"
     run(*inputs(tars), f"--out={out}", "--shards=2")
     before = dataset_manifest.read(out)

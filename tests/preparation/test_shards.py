@@ -212,7 +212,7 @@ def test_perceptual_hashes_survive_another_size_and_quality():
     assert max(distances) <= 4  # of 63 bits; unrelated images differ in half of them
 
 
-def test_images_of_one_colour_are_told_apart(samples):
+def test_images_of_one_colour_are_distinguished(samples):
     hashes = {duplicates.image_hash(samples.png(i), "perceptual") for i in range(9)}
     assert len(hashes) == 9
 

@@ -239,7 +239,7 @@ def test_without_a_base_path_the_page_has_relative_links_only(client):
         ("127.0.0.1.rebound.example", 403),
     ],
 )
-def test_names_of_other_hosts_are_refused(guarded, host, status):
+def test_names_of_other_hosts_are_rejected(guarded, host, status):
     got, _, content = guarded.call("GET", "/", headers={"Host": host})
     assert got == status
     assert status == 200 or "--allow-host=" in json.loads(content)["error"]
@@ -270,7 +270,7 @@ def test_a_token_is_ascii(token):
         Access(token=token)
 
 
-def test_an_address_in_use_is_refused_before_anything_is_loaded():
+def test_an_address_in_use_is_rejected_before_anything_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on port {port} .* give another --port"):

@@ -23,7 +23,7 @@ pytest.importorskip("starlette", reason="needs the extra demo")
 from starlette.requests import Request
 
 from unclip_jax.serving import api, bodies, job_store
-from unclip_jax.serving.errors import Refused
+from unclip_jax.serving.errors import Rejected
 from unclip_jax.serving.job_queue import Job
 
 STEPS = {"steps": "4"}
@@ -101,7 +101,7 @@ def test_a_job_whose_page_has_gone_is_cancelled(client, service, blocked, monkey
     assert client.get(f"/api/jobs/{job}")["state"] == "cancelled"
 
 
-def test_callers_beyond_the_queue_are_refused_and_those_who_hang_up_leave_it(client, blocked):
+def test_callers_beyond_the_queue_are_rejected_and_those_who_hang_up_leave_it(client, blocked):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(client.post, "/api/text", CIRCLE) for _ in range(3)]
         _until(lambda: client.get("/api/queue")["waiting"] == 3)
@@ -189,7 +189,7 @@ def test_what_is_no_http_is_answered_in_json(client, sent):
     assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]
 
 
-def test_too_long_a_body_is_refused_before_it_is_read(client):
+def test_too_long_a_body_is_rejected_before_it_is_read(client):
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
     connection.putrequest("POST", "/api/text")
     connection.putheader("Content-Type", "application/json")
@@ -200,7 +200,7 @@ def test_too_long_a_body_is_refused_before_it_is_read(client):
     connection.close()
 
 
-def test_a_body_without_end_is_refused_in_time(client, monkeypatch):
+def test_a_body_without_end_is_rejected_in_time(client, monkeypatch):
     monkeypatch.setattr(bodies, "READ_S", 0.1)
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
     connection.putrequest("POST", "/api/text")
@@ -221,7 +221,7 @@ def test_bodies_count_towards_the_memory_of_all_until_they_are_decoded():
 
     async def read_three():
         async with reader.read(Request(scope, receive)) as first:
-            with pytest.raises(Refused, match="too many large requests arrive at once") as error:
+            with pytest.raises(Rejected, match="too many large requests arrive at once") as error:
                 async with reader.read(Request(scope, receive)):
                     pass
         async with reader.read(Request(scope, receive)) as last:

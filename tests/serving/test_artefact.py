@@ -117,7 +117,7 @@ def test_a_file_says_what_it_is(written, capsys):
     ("captions", "seed", "message"),
     [([], 0, "number of captions is 0"), (["x"], -1, "seed is -1"), (["x"], 2**31, "seed is")],
 )
-def test_what_cannot_be_drawn_is_refused(written, captions, seed, message):
+def test_what_cannot_be_drawn_is_rejected(written, captions, seed, message):
     with pytest.raises(UserError, match=message):
         exported_sampler.open_artefact(written).draw(captions, seed=seed)
 
@@ -157,7 +157,7 @@ def released(card, **changes):
     return json.dumps({**fields, "sha256": weights, "format_version": 1, **changes})
 
 
-def test_files_that_are_none_are_refused(written, tmp_path):
+def test_files_that_are_none_are_rejected(written, tmp_path):
     card = card_of(written)
     (tmp_path / "words").write_text("hello")
     cases = [
@@ -188,7 +188,7 @@ def test_files_that_are_none_are_refused(written, tmp_path):
 
 
 @pytest.mark.parametrize("member", ["weights", "batch1", "batch4", "tokenizer"])
-def test_a_changed_bit_in_any_member_is_refused_by_name(written, tmp_path, member):
+def test_a_changed_bit_in_any_member_is_rejected_by_name(written, tmp_path, member):
     with zipfile.ZipFile(written) as archive:
         (name,) = (name for name in archive.namelist() if name.split(".")[0] == member)
         content = bytearray(archive.read(name))
@@ -201,7 +201,7 @@ def test_a_changed_bit_in_any_member_is_refused_by_name(written, tmp_path, membe
 @pytest.mark.parametrize(
     "change", [{"image_size": 64}, {"digests": {}}, {"digest": ""}, {"digest": None}]
 )
-def test_a_changed_card_is_refused(written, tmp_path, change):
+def test_a_changed_card_is_rejected(written, tmp_path, change):
     card = json.dumps({**card_of(written), **change})
     with pytest.raises(UserError, match="is damaged or was changed: the digest of its card"):
         exported_sampler.open_artefact(rewritten(written, tmp_path / "other", card=card))

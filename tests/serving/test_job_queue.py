@@ -42,7 +42,7 @@ def test_jobs_are_done_in_order_and_progress_can_be_seen(busy):
     assert first.progress is not None and first.progress.stage == "decode"
 
 
-def test_a_full_queue_refuses_jobs_until_one_is_cancelled(busy):
+def test_a_full_queue_rejects_jobs_until_one_is_cancelled(busy):
     queue, gate, _, second = busy
     for _ in range(20):
         with pytest.raises(

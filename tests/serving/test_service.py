@@ -102,7 +102,7 @@ def test_probing_uses_the_servers_embeddings_and_hides_where_they_are(
         ask(service, "probe-pca", **values)
 
 
-def test_progress_names_stages_and_steps_and_shows_pictures(service):
+def test_progress_names_stages_and_steps_and_shows_images(service):
     seen = []
     service.run(submission(service, captions=["x"]), seen.append)
     assert list(dict.fromkeys(state.stage for state in seen)) == ["prior", "decode", "upsample"]
@@ -142,7 +142,7 @@ def submission(service, **given):
         ("variations", {"image": png(8, 100)}, "absurd aspect ratio"),
     ],
 )
-def test_what_the_command_refuses_is_told(service, command, given, message):
+def test_what_the_command_rejects_is_told(service, command, given, message):
     with pytest.raises(UserError, match=message):
         ask(service, command, **{"guidance": 1.0, **given})
 

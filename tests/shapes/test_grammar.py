@@ -63,10 +63,10 @@ def _seen_from_the_other_side(spec):
 @pytest.mark.parametrize("background", [True, False])
 def test_every_caption_parses_back_to_its_scene(split, background):
     for index in range(150):
-        made = world.example(split, seed=7, index=index).scene
-        full = scene.to_spec(made)
+        case = world.example(split, seed=7, index=index).scene
+        full = scene.to_spec(case)
         want = SceneSpec(full.objects, full.relation, full.background if background else None)
-        told = grammar.captions(made, background=background)
+        told = grammar.captions(case, background=background)
         assert len(set(told)) == len(told)
         for caption in told:
             assert grammar.parse(caption) in (want, _seen_from_the_other_side(want))
@@ -117,6 +117,6 @@ def test_vocabulary_is_what_captions_use():
         ("two red circles above a blue square", "relates groups"),
     ],
 )
-def test_sentences_outside_the_grammar_are_refused(caption, message):
+def test_sentences_outside_the_grammar_are_rejected(caption, message):
     with pytest.raises(UserError, match=message):
         grammar.parse(caption)

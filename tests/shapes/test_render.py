@@ -24,7 +24,7 @@ def _brute_force(scene, size):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("radius", [0.12, 0.25])
-def test_coverage_is_that_of_a_supersampled_picture(shape, radius):
+def test_coverage_is_that_of_a_supersampled_image(shape, radius):
     size = 64
     scene = Scene("black", (SceneObject("yellow", shape, "large", 0.503, 0.471, radius),))
     picture = render.render([scene], size=size)[0].astype(float)
@@ -54,7 +54,7 @@ def test_whole_scenes_match_brute_force():
         assert np.abs(picture - _brute_force(scene, 32)).mean() < 0.35  # of 255
 
 
-def test_picture_does_not_depend_on_its_batch():
+def test_image_does_not_depend_on_its_batch():
     scenes = [world.example("train", seed=1, index=i).scene for i in range(20)]
     together = render.render(scenes, size=64)
     alone = np.concatenate([render.render([scene], size=64) for scene in scenes])
@@ -73,11 +73,11 @@ def test_windows_hold_their_shape():
         np.testing.assert_allclose(small.sum((1, 2)), large.sum((1, 2)), rtol=1e-6)
 
 
-def test_no_scenes_no_pictures():
+def test_no_scenes_no_images():
     assert render.render([], size=64).shape == (0, 64, 64, 3)
 
 
 @pytest.mark.parametrize("size", [4, 5000])
-def test_image_size_outside_the_range_is_refused(size):
+def test_image_size_outside_the_range_is_rejected(size):
     with pytest.raises(UserError, match="image size is .*must lie in"):
         render.render([], size=size)

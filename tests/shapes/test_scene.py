@@ -12,10 +12,10 @@ STAR = SceneObject("red", "star", "small", 0.3, 0.4, 0.12)
 
 def test_json_round_trip():
     for index in range(50):
-        made = world.example("compositional", seed=2, index=index)
-        text = scene.to_json(made.scene, made.captions)
-        assert scene.from_json(text) == made.scene
-        assert tuple(json.loads(text)["captions"]) == made.captions
+        case = world.example("compositional", seed=2, index=index)
+        text = scene.to_json(case.scene, case.captions)
+        assert scene.from_json(text) == case.scene
+        assert tuple(json.loads(text)["captions"]) == case.captions
         assert "\n" not in text
 
 
@@ -34,8 +34,8 @@ def test_json_is_readable_without_this_package():
 def test_spec_of_a_scene_leaves_out_medium_sizes():
     medium = dataclasses.replace(STAR, size="medium", radius=0.17)
     spec = scene.to_spec(Scene("mint", (STAR, medium), "above"))
-    wanted = (ObjectSpec("red", "star", "small"), ObjectSpec("red", "star"))
-    assert spec == SceneSpec(wanted, "above", "mint")
+    expected = (ObjectSpec("red", "star", "small"), ObjectSpec("red", "star"))
+    assert spec == SceneSpec(expected, "above", "mint")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_relation_needs_two():
         Scene("white", (STAR,), "above")
 
 
-def test_empty_spec_is_refused():
+def test_empty_spec_is_rejected():
     with pytest.raises(UserError, match="names no object"):
         SceneSpec(())

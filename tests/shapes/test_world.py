@@ -26,8 +26,8 @@ from unclip_jax.shapes.vocabulary import (
 MANY = 3000
 
 
-def _pairs(made):
-    return {(item.colour, item.shape) for item in made.items}
+def _pairs(case):
+    return {(item.colour, item.shape) for item in case.items}
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +49,21 @@ def test_held_out_pairs_are_about_a_tenth_and_leave_every_word_known():
 
 
 def test_training_never_shows_a_held_out_pair(train):
-    shown = set().union(*(_pairs(made.scene) for made in train))
+    shown = set().union(*(_pairs(case.scene) for case in train))
     assert shown == set(training_pairs())  # every seen pair occurs, no held-out pair does
     validation = [world.example("validation", seed=0, index=i).scene for i in range(1000)]
     assert not held_out() & set().union(*map(_pairs, validation))
 
 
 def test_every_compositional_scene_shows_one(compositional):
-    assert all(_pairs(made.scene) & held_out() for made in compositional)
-    assert set().union(*(_pairs(made.scene) for made in compositional)) >= held_out()
+    assert all(_pairs(case.scene) & held_out() for case in compositional)
+    assert set().union(*(_pairs(case.scene) for case in compositional)) >= held_out()
 
 
 def test_shares_of_single_pair_and_count_scenes(train):
     kinds = Counter(
-        "pair" if made.scene.relation else "single" if len(made.scene.items) == 1 else "count"
-        for made in train[:: world.SIBLINGS]  # siblings are of one kind
+        "pair" if case.scene.relation else "single" if len(case.scene.items) == 1 else "count"
+        for case in train[:: world.SIBLINGS]  # siblings are of one kind
     )
     families = MANY / world.SIBLINGS
     for kind, share in (("single", 0.3), ("pair", 0.5), ("count", 0.2)):
@@ -73,7 +73,7 @@ def test_shares_of_single_pair_and_count_scenes(train):
 
 def test_siblings_share_what_is_easy_and_differ_in_what_is_hard(train):
     for start in range(0, MANY, world.SIBLINGS):
-        family = [made.scene for made in train[start : start + world.SIBLINGS]]
+        family = [case.scene for case in train[start : start + world.SIBLINGS]]
         assert len({each.background for each in family}) == 1
         assert len({frozenset((i.colour, i.size) for i in each.items) for each in family}) == 1
         specs = {scene.to_spec(sibling) for sibling in family}
@@ -81,48 +81,48 @@ def test_siblings_share_what_is_easy_and_differ_in_what_is_hard(train):
 
 
 def test_objects_are_apart_and_inside(train, compositional):
-    for made in [*train, *compositional]:
-        items = made.scene.items
-        assert scenes.separation(made.scene) >= GAP - 1e-4
+    for case in [*train, *compositional]:
+        items = case.scene.items
+        assert scenes.separation(case.scene) >= GAP - 1e-4
         for item in items:
             edge = MARGIN + BOUND * item.radius - 1e-4
             assert edge <= item.x <= 1 - edge and edge <= item.y <= 1 - edge
 
 
 def test_relations_are_true_and_clear(train):
-    for made in train:
-        if made.scene.relation is None:
+    for case in train:
+        if case.scene.relation is None:
             continue
-        first, second = made.scene.items
+        first, second = case.scene.items
         right, down = second.x - first.x, second.y - first.y
         along, across = {
             "above": (down, right),
             "below": (-down, right),
             "left of": (right, down),
             "right of": (-right, down),
-        }[made.scene.relation]
+        }[case.scene.relation]
         assert along > 0 and abs(across) <= 0.4 * along + 1e-4
         assert (first.colour, first.shape) != (second.colour, second.shape)
 
 
 def test_size_words_are_the_radii(train):
-    for made in train:
-        for item in made.scene.items:
+    for case in train:
+        for item in case.scene.items:
             assert SIZES[item.size].low <= item.radius <= SIZES[item.size].high
             assert size_of(item.radius) == item.size
 
 
 def test_captions_are_different_and_true(train):
-    for made in train[:400]:
-        full = scene.to_spec(made.scene)
-        assert 2 <= len(set(made.captions)) == len(made.captions) <= 6
-        for caption in made.captions:
+    for case in train[:400]:
+        full = scene.to_spec(case.scene)
+        assert 2 <= len(set(case.captions)) == len(case.captions) <= 6
+        for caption in case.captions:
             assert set(grammar.parse(caption).objects) == set(full.objects)
             assert caption in (
-                *grammar.captions(made.scene, background=True),
-                *grammar.captions(made.scene, background=False),
+                *grammar.captions(case.scene, background=True),
+                *grammar.captions(case.scene, background=False),
             )
-    named = sum("background" in made.captions[0] for made in train) / MANY
+    named = sum("background" in case.captions[0] for case in train) / MANY
     assert abs(named - 1 / 2) < 0.04
 
 
@@ -179,7 +179,7 @@ def test_large_beside_medium_still_fits():
         assert scenes.separation(scenes.arrange(spec, seed=seed)) > 0.05
 
 
-def test_objects_too_large_to_scatter_are_refused():
+def test_objects_too_large_to_scatter_are_rejected():
     with pytest.raises(UserError, match="2 objects of radius .* do not fit"):
         scenes.arrange(grammar.parse("two large red circles"), seed=0)
 
@@ -191,7 +191,7 @@ def test_crowded_scatter_falls_back_to_quarters():
         assert scenes.least_gap(places, [radius] * 4) >= GAP - 1e-9
 
 
-def test_unknown_split_and_negative_index_are_refused():
+def test_unknown_split_and_negative_index_are_rejected():
     with pytest.raises(UserError, match="unknown split 'test'"):
         world.example("test", seed=0, index=0)
     with pytest.raises(UserError, match="scene index is -1"):

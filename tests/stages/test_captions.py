@@ -1,4 +1,4 @@
-"""Stages that read CLIP's features: the empty caption, and what is refused."""
+"""Stages that read CLIP's features: the empty caption, and what is rejected."""
 
 import dataclasses
 
@@ -53,8 +53,8 @@ def test_the_empty_caption_is_what_the_tokenizer_makes_of_nothing():
     tokenizer = text.train(["a red circle"], vocab_size=600)
     ids, mask = tokenizer.encode(["a red circle", "red"], length=9)
     got = captions.empty_caption(jnp.asarray(ids), jnp.asarray(mask))
-    wanted = tokenizer.encode([""], length=9)
-    for ours, theirs in zip(got, wanted, strict=True):
+    expected = tokenizer.encode([""], length=9)
+    for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -89,7 +89,7 @@ def test_guidance_without_a_null_caption_needs_the_empty_one():
         decoder.denoiser(cfg, {}, Condition(jnp.ones((1, 4)), text), schedule=GuidanceSchedule(2.0))
 
 
-def test_a_decoder_of_token_ids_refuses_clip_features():
+def test_a_decoder_of_token_ids_rejects_clip_features():
     cfg = tiny.experiment("decoder").model
     text = ClipText(jnp.ones((1, 4)), jnp.ones((1, 6, 5)), jnp.ones((1, 6), bool))
     with pytest.raises(UserError, match="this decoder reads token ids, not CLIP's features"):
@@ -116,7 +116,7 @@ def test_options_that_do_not_go_together(make, message):
         make()
 
 
-def test_pictures_of_a_decoder_in_training_do_without_the_empty_caption():
+def test_images_of_a_decoder_in_training_do_without_the_empty_caption():
     guided = SamplingConfig(steps="2", guidance_scale=2.0)
     stage = decoder.make(DecoderStageConfig(KARLO_DECODER, drop_text=0.0, sampling=guided))
     batch = batches.abstract(stage.batch_spec, 2)

@@ -1,4 +1,4 @@
-"""DALL-E's loss by its weights, its captions, and refusals."""
+"""DALL-E's loss by its weights, its captions, and rejections."""
 
 import dataclasses
 
@@ -102,7 +102,7 @@ def test_greedy_sampling_is_the_chain_of_largest_logits(trained):
         ({"model": {"kernel": 4}}, "kernel of convolutional attention is 4; give an odd number"),
     ],
 )
-def test_mistaken_configs_are_refused(changes, message):
+def test_mistaken_configs_are_rejected(changes, message):
     changes = {**changes, "model": {**dataclasses.asdict(MODEL), **changes.get("model", {})}}
     with pytest.raises(UserError, match=message):
         build(DalleStageConfig, changes, where="config.model")

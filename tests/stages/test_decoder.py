@@ -15,7 +15,7 @@ from unclip_jax.stages.decoder import Condition, InpaintTarget
 
 
 @pytest.fixture(scope="module")
-def made():
+def case():
     cfg = tiny.experiment("decoder").model
     stage = decoder.make(cfg)
     params = tiny.random_params(stage)
@@ -23,8 +23,8 @@ def made():
 
 
 @pytest.fixture(scope="module")
-def run(made):
-    cfg, params, _ = made
+def run(case):
+    cfg, params, _ = case
     traces = []
 
     @jax.jit
@@ -45,8 +45,8 @@ def arguments(batch):
     return batch["z_img"], batch["tokens"], batch["token_mask"]
 
 
-def test_an_image_depends_on_its_key_and_condition_alone(made, run):
-    _, _, batch = made
+def test_an_image_depends_on_its_key_and_condition_alone(case, run):
+    _, _, batch = case
     keys = rng.per_example(jax.random.key(0), jnp.arange(4))
     whole = run(keys, *arguments(batch))
     shuffled = run(keys[::-1], *(x[::-1] for x in arguments(batch)))
@@ -55,15 +55,15 @@ def test_an_image_depends_on_its_key_and_condition_alone(made, run):
     np.testing.assert_allclose(run(keys, *arguments(other))[0], whole[0], atol=1e-5)
 
 
-def test_many_seeds_and_prompts_are_one_trace(made, run):
-    _, _, batch = made
+def test_many_seeds_and_prompts_are_one_trace(case, run):
+    _, _, batch = case
     for seed in range(3):
         run(rng.per_example(jax.random.key(seed), jnp.arange(4)), *arguments(batch))
     assert len(run.traces) == 1
 
 
-def test_the_norm_of_z_img_does_not_matter(made, run):
-    _, _, batch = made
+def test_the_norm_of_z_img_does_not_matter(case, run):
+    _, _, batch = case
     keys = rng.per_example(jax.random.key(0), jnp.arange(4))
     z_img, tokens, mask = arguments(batch)
     np.testing.assert_allclose(
@@ -78,7 +78,7 @@ def test_the_papers_decoder_learns_its_variance():
         dataclasses.replace(cfg, diffusion=learned)
 
 
-def test_images_that_the_levels_cannot_halve_are_refused_at_the_door():
+def test_images_that_the_levels_cannot_halve_are_rejected_at_the_door():
     cfg = tiny.experiment("decoder").model
     for size in (15, 17):
         odd = dataclasses.replace(cfg.model.unet, image_size=size)
@@ -86,17 +86,17 @@ def test_images_that_the_levels_cannot_halve_are_refused_at_the_door():
             dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, unet=odd))
 
 
-def test_learned_range_sampling_needs_a_learned_variance(made):
-    cfg, params, batch = made
+def test_learned_range_sampling_needs_a_learned_variance(case):
+    cfg, params, batch = case
     sampling = dataclasses.replace(cfg.sampling, variance="learned_range")
     keys = rng.per_example(jax.random.key(0), jnp.arange(4))
     with pytest.raises(UserError, match="trained without a learned variance; use 'small'"):
         decoder.sample(cfg, params, condition_of(batch), keys=keys, sampling=sampling)
 
 
-def test_conditions_are_dropped_45_45_5_5(made):
+def test_conditions_are_dropped_45_45_5_5(case):
     # Ramesh et al. 2022, section 2.1; figure 8 says that 5 % see the caption alone
-    cfg, count = made[0], 40_000
+    cfg, count = case[0], 40_000
     kept = decoder.keep_masks(cfg, batch_size=count, key=jax.random.key(0))
     z, text = np.asarray(kept["keep_z"]), np.asarray(kept["keep_text"])
     shares = {"both": z & text, "z": z & ~text, "text": ~z & text, "nothing": ~z & ~text}
@@ -106,8 +106,8 @@ def test_conditions_are_dropped_45_45_5_5(made):
 
 
 @pytest.mark.parametrize("name", ["drop_z", "drop_text"])
-def test_guidance_of_a_decoder_that_was_trained_without_drops_is_refused(made, name):
-    cfg, params, batch = made
+def test_guidance_of_a_decoder_that_was_trained_without_drops_is_rejected(case, name):
+    cfg, params, batch = case
     plain = dataclasses.replace(cfg.sampling, guidance_scale=1.0)
     whole = dataclasses.replace(cfg, sampling=plain, **{name: 0.0})
     message = f"guidance_scale is 2.0, but config.model.{name} is 0: .* Use 1.0, or train"
@@ -118,15 +118,15 @@ def test_guidance_of_a_decoder_that_was_trained_without_drops_is_refused(made, n
         decoder.sample(whole, params, condition_of(batch), keys=keys, sampling=cfg.sampling)
 
 
-def test_the_manifest_states_the_scale_of_z_img(made):
-    cfg = made[0]
+def test_the_manifest_states_the_scale_of_z_img(case):
+    cfg = case[0]
     assert decoder.make(cfg).describe["z_scale_in"] == pytest.approx(np.sqrt(cfg.model.z_dim))
     scaled = dataclasses.replace(cfg, z_scale=17.2)
     assert decoder.make(scaled).describe["z_scale_in"] == 17.2
 
 
-def test_a_decoder_of_captions_alone_is_blind_to_the_embedding(made):
-    cfg, params, batch = made
+def test_a_decoder_of_captions_alone_is_blind_to_the_embedding(case):
+    cfg, params, batch = case
     model = dataclasses.replace(cfg.model, reads_z=False)
     blind = dataclasses.replace(cfg, model=model, drop_z=0.0)
     key = jax.random.key(0)
@@ -143,8 +143,8 @@ def test_a_decoder_of_captions_alone_is_blind_to_the_embedding(made):
     blind.check_guidance(dataclasses.replace(cfg.sampling, guidance_scale=3.0))  # no drop of z
 
 
-def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(made):
-    cfg, params, batch = made
+def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(case):
+    cfg, params, batch = case
     stage = decoder.make(dataclasses.replace(cfg, condition="z_txt"))
     assert "z_img" not in stage.batch_spec
     renamed = {"z_txt" if name == "z_img" else name: value for name, value in batch.items()}
@@ -154,33 +154,33 @@ def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(made):
     assert found["loss"] == expected["loss"] != found["loss_wrong_z"] == expected["loss_wrong_z"]
 
 
-def test_an_unknown_condition_is_refused(made):
+def test_an_unknown_condition_is_rejected(case):
     with pytest.raises(UserError, match="unknown config.model.condition 'z'"):
-        dataclasses.replace(made[0], condition="z")
+        dataclasses.replace(case[0], condition="z")
 
 
 @pytest.fixture(scope="module")
-def inpainter(made):
+def inpainter(case):
     """The decoder with channels for what is known, all its weights stirred."""
-    cfg = dataclasses.replace(made[0], model=dataclasses.replace(made[0].model, inpaints=True))
+    cfg = dataclasses.replace(case[0], model=dataclasses.replace(case[0].model, inpaints=True))
     stage = decoder.make(cfg)
     return cfg, stage, tiny.random_params(stage)
 
 
-def test_the_new_channels_join_the_stem_and_nothing_else(made, inpainter):
+def test_the_new_channels_join_the_stem_and_nothing_else(case, inpainter):
     _, stage, params = inpainter
-    old, new = (trees.flatten_paths(each) for each in (made[1], params))
+    old, new = (trees.flatten_paths(each) for each in (case[1], params))
     changed = {path for path in new if old[path].shape != new[path].shape}
     assert old.keys() == new.keys()
     assert changed == {"unet/stem/kernel"} == set(stage.grows)
     added = new["unet/stem/kernel"].shape[2] - old["unet/stem/kernel"].shape[2]
     assert added == 4 * stage.grows["unet/stem/kernel"]
-    assert not decoder.make(made[0]).grows
+    assert not decoder.make(case[0]).grows
 
 
-def test_with_weights_of_zero_it_is_the_decoder_that_it_was(made, inpainter):
+def test_with_weights_of_zero_it_is_the_decoder_that_it_was(case, inpainter):
     """GLIDE, section 4.3: the new channels begin at zero, so that nothing is forgotten."""
-    cfg, params, batch = made
+    cfg, params, batch = case
     wider = inpainter[0]
     stem = params["unet"]["stem"]
     kernel = jnp.pad(stem["kernel"], [(0, 0), (0, 0), (0, 4), (0, 0)])

@@ -129,7 +129,7 @@ def test_the_schedules_at_their_ends_and_middles():
         ({"reconstruction": "l2"}, "reconstruction 'l2' needs 3 maps, but .*out_channels is 6"),
     ],
 )
-def test_mistaken_configs_are_refused(changes, message):
+def test_mistaken_configs_are_rejected(changes, message):
     stated = {"model": as_dict(KINDS["gumbel"]), **changes}
     with pytest.raises(UserError, match=message):
         build_config(DvaeStageConfig, stated, where="config.model")

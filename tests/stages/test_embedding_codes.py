@@ -210,6 +210,6 @@ def test_held_out_metrics_are_those_of_samples(three):
         (lambda: with_codes(top_p=0.0), "top_p is 0, which leaves no code"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(make, message):
+def test_settings_that_do_not_fit_are_rejected(make, message):
     with pytest.raises(UserError, match=message):
         make()

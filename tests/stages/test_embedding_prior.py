@@ -338,7 +338,7 @@ def test_a_constant_dimension_cannot_be_standardised():
         ),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(make, message):
+def test_settings_that_do_not_fit_are_rejected(make, message):
     with pytest.raises(UserError, match=message):
         make()
 

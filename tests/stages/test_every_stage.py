@@ -15,39 +15,39 @@ FITTED = tuple(f"['{name}']" for name in GROUPS)
 
 
 @pytest.fixture(scope="module", params=registry.run_folders())
-def made(request):
+def case(request):
     stage = tiny.experiment(request.param).build_stage()
     params = tiny.random_params(stage)
     return stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8))
 
 
-def test_the_random_batch_satisfies_the_spec(made):
-    stage, _, batch = made
+def test_the_random_batch_satisfies_the_spec(case):
+    stage, _, batch = case
     batches.check(stage.batch_spec, jax.tree.map(np.asarray, batch))
 
 
 @pytest.fixture(scope="module")
-def step(made):
-    return loss_and_gradient(made)
+def step(case):
+    return loss_and_gradient(case)
 
 
-def loss_and_gradient(made):
+def loss_and_gradient(case):
     """Loss and gradient as a function of the key."""
-    stage, params, batch = made
+    stage, params, batch = case
     step = jax.jit(jax.value_and_grad(lambda params, key: stage.loss(params, batch, key)[0]))
     return lambda key: step(params, key)
 
 
-def test_the_loss_is_a_function_of_its_key(made, step):
-    stage, _, _ = made
+def test_the_loss_is_a_function_of_its_key(case, step):
+    stage, _, _ = case
     one, again, other = (float(step(jax.random.key(s))[0]) for s in (0, 0, 1))
     assert one == again
     assert np.isfinite(one)
     assert stage.name in ("clip", "dvae") or one != other  # which draw nothing
 
 
-def test_every_parameter_gets_a_gradient(made, step):
-    stage, params, _ = made
+def test_every_parameter_gets_a_gradient(case, step):
+    stage, params, _ = case
     keys = jax.random.split(jax.random.key(0), 6)  # some of them drop conditions
     alive = [jax.tree.map(lambda x: bool(np.any(x)), step(key)[1]) for key in keys]
     flat, _ = jax.tree_util.tree_flatten_with_path(jax.tree.map(lambda *x: any(x), *alive))
@@ -59,24 +59,24 @@ def test_every_parameter_gets_a_gradient(made, step):
     assert len(fitted) == sum(len(jax.tree.leaves(params.get(name, ()))) for name in GROUPS)
 
 
-def test_evaluation_has_no_dropout_and_no_drops(made):
-    stage, params, batch = made
+def test_evaluation_has_no_dropout_and_no_drops(case):
+    stage, params, batch = case
     run = jax.jit(lambda key: stage.evaluate(params, batch, key)["loss"])
     assert float(run(jax.random.key(3))) == float(run(jax.random.key(3)))
 
 
-def test_the_description_is_what_the_registry_builds_from(made):
+def test_the_description_is_what_the_registry_builds_from(case):
     from unclip_jax.core.config import build
 
-    stage, _, _ = made
+    stage, _, _ = case
     entry = registry.stage_entry(stage.name)
     rebuilt = entry.make(build(entry.config, stage.describe["config"], where="config"))
     assert rebuilt.batch_spec == stage.batch_spec
     assert rebuilt.describe == stage.describe
 
 
-def test_preview_shows_the_original_beside_the_sample(made):
-    stage, params, batch = made
+def test_preview_shows_the_original_beside_the_sample(case):
+    stage, params, batch = case
     if stage.preview is None:
         pytest.skip(f"{stage.name} draws no pictures")
     few = jax.tree.map(lambda x: x[:2], batch)
@@ -87,6 +87,6 @@ def test_preview_shows_the_original_beside_the_sample(made):
     assert jnp.abs(shown).max() <= 1.0
 
 
-def test_an_unknown_stage_is_refused():
+def test_an_unknown_stage_is_rejected():
     with pytest.raises(UserError, match="unknown stage 'decodr'. Did you mean 'decoder'"):
         registry.stage_entry("decodr")

@@ -101,14 +101,14 @@ def test_scale_0_is_the_decoder_and_other_scales_are_not(guided, form):
         (NOISED, {"image_size": 32}, "reads images of 16 pixels, the decoder makes 32"),
     ],
 )
-def test_a_clip_that_does_not_fit_is_refused(noised, cfg, changes, message):
+def test_a_clip_that_does_not_fit_is_rejected(noised, cfg, changes, message):
     image_size = changes.pop("image_size", 16)
     diffusion = dataclasses.replace(DECODER.diffusion, **changes)
     with pytest.raises(UserError, match=message):
         clip_gradient(cfg, noised[1], jnp.ones((1, 32)), diffusion=diffusion, image_size=image_size)
 
 
-def test_mistaken_settings_are_refused():
+def test_mistaken_settings_are_rejected():
     with pytest.raises(UserError, match="unknown form of gradient guidance 'means'. Did you mean"):
         Guide(lambda x, t: x, 1.0, "means")
     with pytest.raises(UserError, match="reads_time is False, but config.model.diffusion is set"):

@@ -209,10 +209,10 @@ def test_what_changes_samples_of_trained_stages_and_what_does_not(name):
     for field, agreement in right.items():
         assert significance(agreement) > 5, (name, field)
         wrong = {**batch, field: jnp.roll(batch[field], 1, axis=0)}
-        told = (
+        message = (
             {**wrong, "image": jnp.roll(batch["image"], 1, axis=0)} if field == "low_res" else wrong
         )
-        exchanged = follows(name, sampled(name, wrong, keys), told)
+        exchanged = follows(name, sampled(name, wrong, keys), message)
         for other in right:  # the others lead where they led before
             assert significance(exchanged[other]) > 5, (name, field, other)
     again = sampled(name, batch, keys)

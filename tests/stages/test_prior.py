@@ -16,7 +16,7 @@ from unclip_jax.stages import prior, prior_config
 
 
 @pytest.fixture(scope="module")
-def made():
+def case():
     cfg = tiny.experiment("prior").model
     stage = prior.make(cfg)
     batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 6))
@@ -57,8 +57,8 @@ def test_best_of_takes_the_largest_dot_product_of_each_row_by_brute_force():
         np.testing.assert_array_equal(chosen[row], best)
 
 
-def draw(made, *, count, keys, rows=slice(None)):
-    cfg, params, batch = made
+def draw(case, *, count, keys, rows=slice(None)):
+    cfg, params, batch = case
     text = {name: batch[name][rows] for name in ("tokens", "token_mask", "z_txt")}
     run = jax.jit(
         lambda keys, text: prior.sample(cfg, params, **text, keys=keys, num_candidates=count)
@@ -66,11 +66,11 @@ def draw(made, *, count, keys, rows=slice(None)):
     return run(keys, text)
 
 
-def test_more_candidates_never_lower_the_dot_product(made):
+def test_more_candidates_never_lower_the_dot_product(case):
     keys = rng.per_example(jax.random.key(0), jnp.arange(6))
-    z_txt = unit(made[2]["z_txt"])
-    many = jnp.sum(draw(made, count=8, keys=keys) * z_txt, -1)
-    cfg, params, batch = made
+    z_txt = unit(case[2]["z_txt"])
+    many = jnp.sum(draw(case, count=8, keys=keys) * z_txt, -1)
+    cfg, params, batch = case
     text = {name: jnp.repeat(batch[name], 8, 0) for name in ("tokens", "token_mask", "z_txt")}
     split = jax.vmap(lambda key: jax.random.split(key, 8))(keys)
     # the candidates themselves, each drawn on its own path through `sample`
@@ -85,22 +85,22 @@ def test_more_candidates_never_lower_the_dot_product(made):
     np.testing.assert_allclose(many, scores.max(1), atol=1e-4)
 
 
-def test_samples_have_norm_one(made):
+def test_samples_have_norm_one(case):
     keys = rng.per_example(jax.random.key(0), jnp.arange(6))
-    z = draw(made, count=2, keys=keys)
+    z = draw(case, count=2, keys=keys)
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
 
 
-def test_a_sample_does_not_depend_on_its_batch(made):
+def test_a_sample_does_not_depend_on_its_batch(case):
     keys = rng.per_example(jax.random.key(0), jnp.arange(6))
-    whole = draw(made, count=2, keys=keys)
-    part = draw(made, count=2, keys=keys[2:4], rows=slice(2, 4))
+    whole = draw(case, count=2, keys=keys)
+    part = draw(case, count=2, keys=keys[2:4], rows=slice(2, 4))
     np.testing.assert_allclose(part, whole[2:4], atol=1e-5)
 
 
-def test_guidance_of_a_model_that_ignores_text_changes_nothing(made):
+def test_guidance_of_a_model_that_ignores_text_changes_nothing(case):
     """Fresh outputs do not depend on the caption only if the network does not; so zero it."""
-    cfg, params, batch = made
+    cfg, params, batch = case
     params = jax.tree.map(jnp.zeros_like, params)
     keys = rng.per_example(jax.random.key(0), jnp.arange(6))
     text = {name: batch[name] for name in ("tokens", "token_mask", "z_txt")}
@@ -117,8 +117,8 @@ def test_guidance_of_a_model_that_ignores_text_changes_nothing(made):
     np.testing.assert_allclose(runs[0], runs[1], atol=1e-5)
 
 
-def test_the_unconditional_branch_sees_neither_caption_nor_z_txt(made):
-    cfg, _, batch = made
+def test_the_unconditional_branch_sees_neither_caption_nor_z_txt(case):
+    cfg, _, batch = case
     params = tiny.random_params(prior.make(cfg))
     x_t, t = jnp.ones((6, cfg.model.embed_dim)), jnp.full(6, 500)
 
@@ -132,8 +132,8 @@ def test_the_unconditional_branch_sees_neither_caption_nor_z_txt(made):
 
 
 @pytest.mark.parametrize("target", ["x_0", "eps", "v"])
-def test_the_loss_of_saying_nothing_is_the_power_of_the_target(made, target):
-    cfg, params, batch = made
+def test_the_loss_of_saying_nothing_is_the_power_of_the_target(case, target):
+    cfg, params, batch = case
     cfg = dataclasses.replace(cfg, diffusion=dataclasses.replace(cfg.diffusion, target=target))
     nothing = jax.tree.map(jnp.zeros_like, params)
     many = jax.tree.map(lambda x: jnp.repeat(x, 50, axis=0), batch)
@@ -157,8 +157,8 @@ def test_the_rank_of_the_true_embedding_by_brute_force():
     assert float(prior.mean_rank(jnp.zeros((9, 5)), z_img)) == 9  # knowing nothing is worst
 
 
-def test_health_of_a_prior_that_knows_the_truth(made, monkeypatch):
-    cfg, params, batch = made
+def test_health_of_a_prior_that_knows_the_truth(case, monkeypatch):
+    cfg, params, batch = case
     chain, x_0 = cfg.diffusion.chain(), cfg.scale * unit(batch["z_img"])
 
     def knows(*_, **__):
@@ -172,9 +172,9 @@ def test_health_of_a_prior_that_knows_the_truth(made, monkeypatch):
     assert float(health["cosine_text"]) == pytest.approx(float(health["cosine_data"]), abs=1e-4)
 
 
-def test_the_power_of_eps_of_a_prior_that_says_nothing_is_a_closed_form(made, monkeypatch):
+def test_the_power_of_eps_of_a_prior_that_says_nothing_is_a_closed_form(case, monkeypatch):
     """x_0 = 0 leaves eps = x_t / noise, of power 1 + SNR scale^2 / d, at each step of the table."""
-    cfg, _, batch = made
+    cfg, _, batch = case
     stubs.replace(monkeypatch, prior, lambda x_t, t: jnp.zeros_like(x_t))
     many = jax.tree.map(lambda x: jnp.repeat(x, 200, axis=0), batch)
     steps = np.array([0, 400, 999])
@@ -208,8 +208,8 @@ def test_standardisation_is_by_mean_and_deviation_of_the_training_data():
         prior.resolve_from_data(cfg, rows)
 
 
-def test_guidance_of_a_prior_that_was_trained_without_drops_is_refused(made):
-    cfg, params, batch = made
+def test_guidance_of_a_prior_that_was_trained_without_drops_is_rejected(case):
+    cfg, params, batch = case
     whole = dataclasses.replace(cfg, drop_text=0.0)
     guided = dataclasses.replace(cfg.sampling, guidance_scale=2.0)
     message = (
@@ -223,8 +223,8 @@ def test_guidance_of_a_prior_that_was_trained_without_drops_is_refused(made):
         prior.sample(whole, params, **text, keys=keys, sampling=guided)
 
 
-def test_the_table_variance_needs_the_priors_own_table(made):
-    cfg, params, batch = made
+def test_the_table_variance_needs_the_priors_own_table(case):
+    cfg, params, batch = case
     text = {name: batch[name] for name in ("tokens", "token_mask", "z_txt")}
     keys = rng.per_example(jax.random.key(0), jnp.arange(6))
     sampling = dataclasses.replace(cfg.sampling, variance="table")
@@ -240,7 +240,7 @@ def test_the_table_variance_needs_the_priors_own_table(made):
         prior.sample(cfg, params, **text, keys=keys, sampling=sampling, table=table)
 
 
-def test_settings_out_of_range_are_refused():
+def test_settings_out_of_range_are_rejected():
     cfg = tiny.experiment("prior").model
     with pytest.raises(UserError, match=r"config.model.drop_text is 1.5; it must lie in \[0.0, 1"):
         dataclasses.replace(cfg, drop_text=1.5)

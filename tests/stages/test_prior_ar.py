@@ -33,7 +33,7 @@ def rows(most):
 
 
 @pytest.fixture(scope="module")
-def made():
+def case():
     """Config, fitted and stirred parameters, a batch."""
     cfg = tiny.experiment("prior_ar").model
     stage = prior_ar.make(cfg)
@@ -52,8 +52,8 @@ def keys(seed=0):
 
 
 @pytest.fixture(scope="module")
-def draw(made):
-    cfg, params, _ = made
+def draw(case):
+    cfg, params, _ = case
     return jax.jit(
         lambda keys, text: prior_ar.sample_codes(
             cfg, params, batch=text, keys=keys, sampling=cfg.sampling
@@ -61,8 +61,8 @@ def draw(made):
     )
 
 
-def test_a_fresh_prior_is_even_over_the_buckets(made):
-    cfg, _, batch = made
+def test_a_fresh_prior_is_even_over_the_buckets(case):
+    cfg, _, batch = case
     stage = prior_ar.make(cfg)
     run = jax.jit(stage.loss, compiler_options=THOROUGH)
     loss, _ = run(tiny.init(stage), batch, jax.random.key(0))
@@ -80,9 +80,9 @@ def test_cross_entropy_by_brute_force():
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def test_the_loss_is_that_of_the_codes_given_those_before(made):
+def test_the_loss_is_that_of_the_codes_given_those_before(case):
     """The stage's loss from the network's logits, the codec's codes and the dot's bucket."""
-    cfg, params, batch = made
+    cfg, params, batch = case
     fitted = jax.tree.map(np.float64, params["codec"])
     z_img, z_txt = (np.float64(unit(batch[name])) for name in ("z_img", "z_txt"))
     x = (z_img - fitted["mean"]) @ fitted["basis"].T
@@ -102,9 +102,9 @@ def test_the_loss_is_that_of_the_codes_given_those_before(made):
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_greedy_codes_are_the_uncached_network_s_own_choice(made, scale):
+def test_greedy_codes_are_the_uncached_network_s_own_choice(case, scale):
     """Fed back through the network at once, every greedy code is the argmax at its place."""
-    cfg, params, batch = made
+    cfg, params, batch = case
     sampling = dataclasses.replace(GREEDY, guidance_scale=scale)
 
     @jax.jit
@@ -132,8 +132,8 @@ def test_greedy_codes_are_the_uncached_network_s_own_choice(made, scale):
     np.testing.assert_array_equal(np.asarray(codes)[sure], np.argmax(logits, -1)[sure])
 
 
-def test_an_even_network_draws_evenly(made):
-    cfg, params, batch = made
+def test_an_even_network_draws_evenly(case):
+    cfg, params, batch = case
     even = {**params, "network": jax.tree.map(jnp.zeros_like, params["network"])}
     run = jax.jit(
         lambda keys, text: prior_ar.sample_codes(
@@ -147,8 +147,8 @@ def test_an_even_network_draws_evenly(made):
     assert np.abs(filled - codes.size / count).max() < 5 * deviation
 
 
-def test_the_dot_token_is_drawn_evenly_from_the_top_half(made):
-    cfg, _, _ = made
+def test_the_dot_token_is_drawn_evenly_from_the_top_half(case):
+    cfg, _, _ = case
     many = rng.per_example(jax.random.key(1), jnp.arange(8000))
     for percentile, least in ((50.0, 8), (70.0, 12), (0.0, 0), (99.0, 15)):
         filled = np.bincount(prior_ar.sample_dot(cfg, many, percentile=percentile), minlength=16)
@@ -157,8 +157,8 @@ def test_the_dot_token_is_drawn_evenly_from_the_top_half(made):
         assert np.abs(filled[least:] - want).max() <= 5 * np.sqrt(want)
 
 
-def test_a_row_depends_on_its_key_and_condition_alone(made, draw):
-    _, _, batch = made
+def test_a_row_depends_on_its_key_and_condition_alone(case, draw):
+    _, _, batch = case
     whole = draw(keys(), text(batch))
     turned = draw(keys()[::-1], text(batch, slice(None, None, -1)))
     np.testing.assert_array_equal(turned[::-1], whole)
@@ -167,8 +167,8 @@ def test_a_row_depends_on_its_key_and_condition_alone(made, draw):
     assert np.any(np.asarray(draw(keys(1), text(batch))) != np.asarray(whole))
 
 
-def test_embeddings_have_norm_one_and_the_best_candidate_is_kept(made, draw):
-    cfg, params, batch = made
+def test_embeddings_have_norm_one_and_the_best_candidate_is_kept(case, draw):
+    cfg, params, batch = case
     run = jax.jit(
         lambda keys, text: prior_ar.sample(cfg, params, **text, keys=keys, num_candidates=4)
     )
@@ -182,8 +182,8 @@ def test_embeddings_have_norm_one_and_the_best_candidate_is_kept(made, draw):
     np.testing.assert_allclose(z, best_of(each, z_txt=unit(batch["z_txt"])), atol=1e-5)
 
 
-def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(made):
-    cfg, params, batch = made
+def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(case):
+    cfg, params, batch = case
     found = jax.jit(prior_ar.make(cfg).evaluate)(params, batch, jax.random.key(0))
     runs = {name: value for name, value in found.items() if name.startswith("loss_")}
     assert list(runs)[:2] == ["loss_000_001", "loss_002_003"] and len(runs) == 8
@@ -207,8 +207,8 @@ def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(made):
     assert 0 < found["codec_error"] < 0.5
 
 
-def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(made):
-    cfg, params, batch = made
+def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(case):
+    cfg, params, batch = case
     stage = prior_ar.make(cfg)
     program = make_train_program(
         stage,
@@ -230,9 +230,9 @@ def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(made):
     assert moved["out"]["kernel"] and moved["codes"] and moved["text_encoder"]["final_norm"]["bias"]
 
 
-def test_what_the_layout_splits_and_what_every_device_holds(made):
+def test_what_the_layout_splits_and_what_every_device_holds(case):
     """Golden shardings, by hand: Megatron's pairs over "tensor", the residual width over "fsdp"."""
-    boxed = jax.eval_shape(prior_ar.make(made[0]).init, jax.random.key(0))
+    boxed = jax.eval_shape(prior_ar.make(case[0]).init, jax.random.key(0))
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     found = place.describe(place.shardings(boxed, mesh, rules="fsdp_tp"))
     network = {path.removeprefix("network/"): text for path, text in found.items()}
@@ -248,8 +248,8 @@ def test_what_the_layout_splits_and_what_every_device_holds(made):
     assert not any("fsdp" in text for path, text in found.items() if path.startswith("codec/"))
 
 
-def test_fitted_parameters_must_be_the_stage_s(made):
-    cfg, params, _ = made
+def test_fitted_parameters_must_be_the_stage_s(case):
+    cfg, params, _ = case
     program = make_train_program(
         prior_ar.make(cfg),
         optim=OptimConfig(),
@@ -263,8 +263,8 @@ def test_fitted_parameters_must_be_the_stage_s(made):
         program.with_fitted(program.abstract, {"codec": short})
 
 
-def test_a_share_of_variance_becomes_a_number_of_components(made):
-    cfg, _, _ = made
+def test_a_share_of_variance_becomes_a_number_of_components(case):
+    cfg, _, _ = case
     codec = dataclasses.replace(cfg.model.codec, components=0, explained_variance=0.8)
     model = dataclasses.replace(cfg.model, codec=codec, latent_context=33)
     open_cfg = dataclasses.replace(cfg, model=model)
@@ -277,8 +277,8 @@ def test_a_share_of_variance_becomes_a_number_of_components(made):
     assert prior_ar.resolve_from_data(resolved, rows) is resolved
 
 
-def test_settings_that_cannot_be_are_refused(made):
-    cfg, params, batch = made
+def test_settings_that_cannot_be_are_rejected(case):
+    cfg, params, batch = case
     with pytest.raises(UserError, match=r"config.model.drop_text is 1.5; it must lie in \[0.0, 1"):
         dataclasses.replace(cfg, drop_text=1.5)
     with pytest.raises(UserError, match="config.model.num_candidates is 0"):

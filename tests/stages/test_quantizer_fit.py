@@ -92,7 +92,7 @@ def test_buckets_hold_equally_many_and_know_their_means(values, count):
     np.testing.assert_allclose(found.error, error, rtol=1e-9, atol=1e-18)
 
 
-def test_neighbouring_floats_are_told_apart():
+def test_neighbouring_floats_are_distinguished():
     x = np.array([1.0, np.nextafter(np.float32(1), np.float32(2))], np.float32)
     found = quantizer_fit.buckets(x, count=2, where="x")
     assert [np.sum(found.edges <= each) for each in x] == [0, 1]
@@ -155,7 +155,7 @@ def test_the_fewest_components_that_explain_enough_are_counted():
         quantizer_fit.count_components(cfg, rows(), most=2)
 
 
-def test_embeddings_that_cannot_be_used_are_refused():
+def test_embeddings_that_cannot_be_used_are_rejected():
     with pytest.raises(UserError, match="there are no training embeddings"):
         quantizer_fit.principal([])
     for value in (np.nan, 0.0):
@@ -164,7 +164,7 @@ def test_embeddings_that_cannot_be_used_are_refused():
             quantizer_fit.unit_rows(broken)
 
 
-def test_buckets_without_data_are_refused():
+def test_buckets_without_data_are_rejected():
     few = rows(Z_IMG[:10], Z_TXT[:10])
     with pytest.raises(UserError, match=r"6 of 16 buckets of component 0 hold none of the 10 tra"):
         quantizer_fit.fit(CFG, few, components=6)
@@ -176,7 +176,7 @@ def test_buckets_without_data_are_refused():
         quantizer_fit.fit(dataclasses.replace(CFG, dot_buckets=256), alike, components=6)
 
 
-def test_more_components_than_the_data_span_are_refused():
+def test_more_components_than_the_data_span_are_rejected():
     flat = Z_IMG.copy()
     flat[:, 4:] = 0.0
     with pytest.raises(UserError, match=r"components is 6, but the 2000 .* vary in only 4 dimens"):

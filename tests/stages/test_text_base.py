@@ -128,7 +128,7 @@ def test_noise_on_the_low_res_image_has_the_variance_of_its_level(name):
     assert len({int(t) for t in training.t}) > 1  # one level per example, not per batch
 
 
-def test_the_upsampler_sees_the_noise_and_is_told_its_level():
+def test_the_upsampler_sees_the_noise_and_its_level():
     """A port of Imagen stores the noised image under a name that its network does not read."""
     from unclip_jax.stages import upsampler
 

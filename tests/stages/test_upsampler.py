@@ -12,13 +12,13 @@ from unclip_jax.stages import upsampler
 
 
 @pytest.fixture(scope="module")
-def made():
+def case():
     cfg = tiny.experiment("upsampler_256").model
     return cfg, tiny.init(upsampler.make(cfg))
 
 
-def test_a_fresh_residual_upsampler_is_bilinear_enlargement(made):
-    cfg, params = made
+def test_a_fresh_residual_upsampler_is_bilinear_enlargement(case):
+    cfg, params = case
     low_res = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-0.9, maxval=0.9)
     keys = rng.per_example(jax.random.key(1), jnp.arange(2))
     drawn = upsampler.sample(cfg, params, low_res=low_res, keys=keys)
@@ -26,16 +26,16 @@ def test_a_fresh_residual_upsampler_is_bilinear_enlargement(made):
     np.testing.assert_allclose(drawn, expected, atol=1e-5)
 
 
-def test_parameters_trained_on_crops_run_at_any_size(made):
-    cfg, params = made
+def test_parameters_trained_on_crops_run_at_any_size(case):
+    cfg, params = case
     for side in (8, 16, 24):
         low_res = jnp.zeros((1, side, side, 3))
         keys = rng.per_example(jax.random.key(0), jnp.arange(1))
         assert upsampler.sample(cfg, params, low_res=low_res, keys=keys).shape[1] == 2 * side
 
 
-def test_what_cannot_be_trained_is_refused(made):
-    cfg, _ = made
+def test_what_cannot_be_trained_is_rejected(case):
+    cfg, _ = case
     with pytest.raises(UserError, match="crop is 64, larger than the image .32."):
         dataclasses.replace(cfg, crop=64)
     with pytest.raises(UserError, match="crop is 15, which 2 does not divide"):
@@ -55,8 +55,8 @@ def test_what_cannot_be_trained_is_refused(made):
         dataclasses.replace(cfg, diffusion=eps)
 
 
-def test_guidance_of_what_was_trained_without_drops_is_refused(made):
-    cfg, params = made
+def test_guidance_of_what_was_trained_without_drops_is_rejected(case):
+    cfg, params = case
     guided = dataclasses.replace(cfg.sampling, guidance_scale=2.0)
     message = "guidance_scale is 2.0, but upsamplers see no caption and are trained without drops"
     with pytest.raises(UserError, match=message):
@@ -66,13 +66,13 @@ def test_guidance_of_what_was_trained_without_drops_is_refused(made):
         upsampler.sample(cfg, params, low_res=jnp.zeros((1, 8, 8, 3)), keys=keys, sampling=guided)
 
 
-def test_sampling_shows_the_network_the_low_res_image_as_it_is_given(made, monkeypatch):
+def test_sampling_shows_the_network_the_low_res_image_as_it_is_given(case, monkeypatch):
     """No corruption at inference: blur and BSR belong to the training data, noise to `augment`."""
     seen = stub(monkeypatch)
     low_res = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1.0)
     with jax.disable_jit():
         keys = rng.per_example(jax.random.key(1), jnp.arange(2))
-        upsampler.sample(made[0], {}, low_res=low_res, keys=keys)
+        upsampler.sample(case[0], {}, low_res=low_res, keys=keys)
     assert len(seen) == 8  # steps
     for each in seen:
         np.testing.assert_array_equal(each["low_res"], low_res)
@@ -91,9 +91,9 @@ def stub(monkeypatch):
     return seen
 
 
-def test_evaluation_measures_the_consistency_of_samples(made, monkeypatch):
-    two = dataclasses.replace(made[0].sampling, steps="2")
-    cfg = dataclasses.replace(made[0], sampling=two, residual=False)
+def test_evaluation_measures_the_consistency_of_samples(case, monkeypatch):
+    two = dataclasses.replace(case[0].sampling, steps="2")
+    cfg = dataclasses.replace(case[0], sampling=two, residual=False)
     stub(monkeypatch)
     low = jnp.asarray(np.random.default_rng(0).uniform(-0.8, 0.8, (12, 8, 8, 3)), jnp.float32)
     batch = {"image": jnp.zeros((12, 16, 16, 3)), "low_res": low}
@@ -110,16 +110,16 @@ def test_evaluation_measures_the_consistency_of_samples(made, monkeypatch):
 
 
 @pytest.fixture
-def augmented(made):
+def augmented(case):
     augment = upsampler.AugmentConfig(most=0.8, level=0.3)
-    two = dataclasses.replace(made[0].sampling, steps="2")
-    return dataclasses.replace(made[0], augment=augment, sampling=two, residual=False)
+    two = dataclasses.replace(case[0].sampling, steps="2")
+    return dataclasses.replace(case[0], augment=augment, sampling=two, residual=False)
 
 
-def test_only_augmentation_needs_a_second_time_embedding(made, augmented):
+def test_only_augmentation_needs_a_second_time_embedding(case, augmented):
     paths = [
         trees.flatten_paths(jax.eval_shape(upsampler.make(cfg).init, jax.random.key(0))).keys()
-        for cfg in (made[0], augmented)
+        for cfg in (case[0], augmented)
     ]
     assert paths[0] < paths[1]
     assert {path.split("/")[0] for path in paths[1] - paths[0]} == {"low_res_time"}
@@ -140,10 +140,10 @@ def test_augmentation_noises_to_every_level_and_tells_it(augmented, monkeypatch)
     np.testing.assert_array_equal(seen[0]["low_res"], seen[1]["low_res"])  # a resumed run's too
 
 
-def test_without_augmentation_the_network_sees_the_low_res_image_itself(made, monkeypatch):
+def test_without_augmentation_the_network_sees_the_low_res_image_itself(case, monkeypatch):
     seen = stub(monkeypatch)
     batch = {"image": jnp.zeros((4, 16, 16, 3)), "low_res": jnp.full((4, 8, 8, 3), 0.6)}
-    upsampler.make(made[0]).loss({}, batch, jax.random.key(0))
+    upsampler.make(case[0]).loss({}, batch, jax.random.key(0))
     np.testing.assert_array_equal(seen[0]["low_res"], batch["low_res"])
     assert seen[0]["low_res_t"] is None
 
@@ -170,14 +170,14 @@ def test_the_level_of_sampling_is_fixed_and_its_noise_belongs_to_the_image(augme
         ({"level": 0.1}, "augment.level is 0.1; .*augment.most = 0.0"),
     ],
 )
-def test_levels_that_are_never_learnt_are_refused(changes, match):
+def test_levels_that_are_never_learnt_are_rejected(changes, match):
     with pytest.raises(UserError, match=match):
         upsampler.AugmentConfig(**changes)
 
 
-def test_a_network_of_the_last_step_learns_from_every_example(made):
+def test_a_network_of_the_last_step_learns_from_every_example(case):
     """Of 8 examples with steps drawn from 1,000 hardly one would reach it."""
-    cfg = dataclasses.replace(made[0], last_step=True)
+    cfg = dataclasses.replace(case[0], last_step=True)
     stage = upsampler.make(cfg)
     params = tiny.random_params(stage)
     side = cfg.crop
@@ -196,7 +196,7 @@ def test_a_network_of_the_last_step_learns_from_every_example(made):
 
 
 @pytest.mark.parametrize("quantise", [True, False])
-def test_in_a_chain_low_res_images_have_8_bits_if_the_stage_says_so(made, quantise, monkeypatch):
+def test_in_a_chain_low_res_images_have_8_bits_if_the_stage_says_so(case, quantise, monkeypatch):
     """GLIDE's released sampler rounds; Karlo's does not."""
     seen = {}
 
@@ -205,7 +205,7 @@ def test_in_a_chain_low_res_images_have_8_bits_if_the_stage_says_so(made, quanti
         return low_res
 
     monkeypatch.setattr(upsampler, "sample", sample)
-    cfg = dataclasses.replace(made[0], quantise=quantise)
+    cfg = dataclasses.replace(case[0], quantise=quantise)
     low_res = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     keys = rng.per_example(jax.random.key(0), jnp.arange(2))
     upsampler.sample_in_chain(cfg, {}, {"low_res": jnp.asarray(low_res)}, keys=keys)

@@ -45,19 +45,19 @@ STEPS = 3
 )
 def test_a_claim_is_decided_by_where_its_interval_lies(low, high, margin, expected):
     found = IntervalEstimate((low + high) / 2, low, high)
-    made = statistics.inequality("one - other", found, captions=30, margin=margin)
-    assert statistics.Inequality(**made).verdict == expected
-    few = dataclasses.replace(statistics.Inequality(**made), captions=29)
+    case = statistics.inequality("one - other", found, captions=30, margin=margin)
+    assert statistics.Inequality(**case).verdict == expected
+    few = dataclasses.replace(statistics.Inequality(**case), captions=29)
     assert few.verdict == "undecided"
 
 
 def test_a_statistic_without_values_decides_nothing_before_and_after_json():
     found = statistics.interval(lambda rows: math.nan, 40)
     assert all(math.isnan(each) for each in found)
-    made = {"tests": [statistics.inequality("x", found, captions=40)]}
-    assert statistics.verdict_of(made) == "undecided"
+    case = {"tests": [statistics.inequality("x", found, captions=40)]}
+    assert statistics.verdict_of(case) == "undecided"
     assert (
-        statistics.verdict_of(json.loads(json.dumps(statistics.as_json(made), allow_nan=False)))
+        statistics.verdict_of(json.loads(json.dumps(statistics.as_json(case), allow_nan=False)))
         == "undecided"
     )
 
@@ -74,8 +74,8 @@ def test_a_statistic_without_values_decides_nothing_before_and_after_json():
 )
 def test_a_claim_of_parts_needs_all_and_fails_with_one(parts, expected):
     ends = {"agree": (0.1, 0.2), "not": (-0.2, -0.1), "undecided": (-0.1, 0.1)}
-    made = [statistics.Inequality("x", 0.0, *ends[part], captions=99) for part in parts]
-    assert statistics.conjunction(made) == expected
+    case = [statistics.Inequality("x", 0.0, *ends[part], captions=99) for part in parts]
+    assert statistics.conjunction(case) == expected
 
 
 def test_intervals_have_their_nominal_coverage():
@@ -142,8 +142,8 @@ def test_two_equal_images_of_a_caption_have_no_diversity():
 
 def scored_images(**correct):
     nothing = dict.fromkeys(ATTRIBUTES, np.full(2, np.nan))
-    made = {name: np.array(values, float) for name, values in correct.items()}
-    return scoring.ScoredImages(np.zeros((2, 8)), {**nothing, **made})
+    case = {name: np.array(values, float) for name, values in correct.items()}
+    return scoring.ScoredImages(np.zeros((2, 8)), {**nothing, **case})
 
 
 def test_attributes_that_the_caption_does_not_name_are_not_counted():
@@ -253,8 +253,8 @@ def run_dir(tmp_path_factory):
     cascades.write(folder)
     inputs = ["shapes:train=64,validation=16", f"--out={folder}/data"]
     prepare.main([*inputs, f"--tokenizer={folder}/tokenizer"])
-    made = [f"--clip={folder}/clip/export", f"--data={folder}/data", f"--out={folder}/embeddings"]
-    embed.main([*made, "--batch=16"])
+    case = [f"--clip={folder}/clip/export", f"--data={folder}/data", f"--out={folder}/embeddings"]
+    embed.main([*case, "--batch=16"])
     return folder
 
 
@@ -310,7 +310,7 @@ def test_a_baseline_of_the_models_own_length_is_the_models_own(run_dir, tmp_path
     assert (folder / "prior").resolve() == (run_dir / "prior").resolve()
 
 
-def test_a_baseline_of_another_length_is_refused(run_dir, tmp_path):
+def test_a_baseline_of_another_length_is_rejected(run_dir, tmp_path):
     write_baseline(run_dir, tmp_path, "z_txt")
     config = dataclasses.replace(parse(run_dir, tmp_path), decoder_steps=5)
     with pytest.raises(UserError, match="was trained for 3 steps, but 5 are requested"):
@@ -350,9 +350,9 @@ def test_one_command_trains_measures_and_reports_and_continues(
     assert {each["name"] for each in whole["baselines"]} == {
         b.name for b in baseline_runs.BASELINES
     }
-    for name, made in whole["findings"].items():
-        assert made["verdict"] == "undecided", name  # four captions decide nothing
-        assert made["tests"] and len(made["rows"]) >= 2
+    for name, case in whole["findings"].items():
+        assert case["verdict"] == "undecided", name  # four captions decide nothing
+        assert case["tests"] and len(case["rows"]) >= 2
     told = {row["name"]: row for row in whole["findings"]["priors"]["rows"]}
     assert told["the true z_img"]["cosine"]["value"] == pytest.approx(1.0, abs=1e-5)
     text = out.read_text()

@@ -135,7 +135,7 @@ def test_mistakes_are_reported_before_anything_is_loaded(tmp_path, arguments, me
         manipulations.main([f"--models={tmp_path}", f"--data={tmp_path}", *arguments])
 
 
-def test_data_without_red_things_or_scenes_are_refused():
+def test_data_without_red_things_or_scenes_are_rejected():
     blue = [{"caption": "a blue circle", "scene": ""}]
     with pytest.raises(UserError, match="no caption of this split speaks of something red"):
         red_to_blue.select(blue, 4)

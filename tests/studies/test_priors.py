@@ -140,7 +140,7 @@ def test_a_new_page_has_a_title(tmp_path):
     assert out.read_text() == first
 
 
-def test_a_page_that_cannot_take_the_tables_is_refused_first(run_dir):
+def test_a_page_that_cannot_take_the_tables_is_rejected_first(run_dir):
     export(run_dir, "prior_ar")
     (run_dir / "page.md").write_text("my notes\n")
     arguments = [f"--models={run_dir}", f"--data={run_dir}/data"]

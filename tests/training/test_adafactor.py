@@ -62,6 +62,6 @@ def test_layers_of_zeros_learn_only_without_the_scale():
     np.testing.assert_allclose(sizes, [1e-5, 1e-2], rtol=1e-3)
 
 
-def test_weight_decay_is_refused():
+def test_weight_decay_is_rejected():
     with pytest.raises(UserError, match="weight_decay is 0.1; Adafactor has none here"):
         make_optimizer(OptimConfig("adafactor", weight_decay=0.1), {}, steps=1)

@@ -91,7 +91,7 @@ def check_damage(url, state):
     assert (url / "damaged").names() == ["10-0"]
 
 
-def test_another_experiment_is_refused(url):
+def test_another_experiment_is_rejected(url):
     (url / "fingerprint.json").write_bytes(b'{"identity": {"other": 1}}')
     with pytest.raises(UserError, match="belongs to another experiment"):
         train(url)
@@ -205,7 +205,7 @@ def test_the_manifest_of_an_export_is_copied_last_and_removed_first(url, monkeyp
     assert (url / "export").names() == ["manifest.json", "z"]
 
 
-def test_a_store_without_checkpoints_is_refused():
+def test_a_store_without_checkpoints_is_rejected():
     with (
         pytest.raises(UserError, match="Orbax.* writes to gs:// and to files, not to s3://"),
         bucket_workdir.opened(Url("s3://bucket/run")),

@@ -272,7 +272,7 @@ def test_remains_of_a_killed_save_are_not_a_checkpoint(copied):
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 
 
-def test_checkpoints_of_another_model_are_refused_and_not_moved(copied):
+def test_checkpoints_of_another_model_are_rejected_and_not_moved(copied):
     workdir, _ = copied
     with pytest.raises(UserError, match=r"/3 belongs to another model: its opt_state/.* is absent"):
         restore(workdir, program(name="adamw"))

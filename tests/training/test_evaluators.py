@@ -88,7 +88,7 @@ def test_a_last_smaller_batch_is_left_out():
     assert reports == expected
 
 
-def test_held_out_data_that_cannot_be_used_are_refused():
+def test_held_out_data_that_cannot_be_used_are_rejected():
     with pytest.raises(UserError, match=r"validation data hold no batch; set .*eval_every=0"):
         validation(held_out(()))[0](moment())
     with pytest.raises(UserError, match=r"has 12 examples, which the mesh's 8 batch shards do not"):
@@ -165,12 +165,12 @@ def test_a_grid_has_as_many_samples_as_there_are_held_out_examples(tmp_path, siz
 
 
 @pytest.mark.parametrize("sizes", [(), (7,), (3, 4)])
-def test_too_few_held_out_examples_for_the_mesh_are_refused(tmp_path, sizes):
+def test_too_few_held_out_examples_for_the_mesh_are_rejected(tmp_path, sizes):
     with pytest.raises(UserError, match=r"have \d examples here, but a batch is split over 8 dev"):
         samples(tmp_path, count=4, data=held_out(sizes))(moment())
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+def test_a_folder_that_cannot_be_written_is_rejected(tmp_path):
     (tmp_path / "samples").write_text("")
     with pytest.raises(UserError, match=r"cannot write the sample grid .*: File exists"):
         samples(tmp_path, count=4)(moment())

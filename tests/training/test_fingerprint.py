@@ -117,7 +117,7 @@ def test_fingerprints_with_sampling_options_are_accepted(tmp_path: pathlib.Path)
         ({**IDENTITY, "stage": "clip"}, r"its stage is \"prior\", this one.s \"clip\""),
     ],
 )
-def test_another_experiment_is_refused_by_name(tmp_path: pathlib.Path, other: dict, message: str):
+def test_another_experiment_is_rejected_by_name(tmp_path: pathlib.Path, other: dict, message: str):
     claim(tmp_path, IDENTITY)
     with pytest.raises(UserError, match=message):
         claim(tmp_path, other)
@@ -134,7 +134,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_other_inputs_are_refused_in_words(tmp_path: pathlib.Path, name: str):
+def test_other_inputs_are_rejected_in_words(tmp_path: pathlib.Path, name: str):
     claim(tmp_path, {**IDENTITY, "inputs": INPUTS})
     with pytest.raises(
         UserError, match=f"run on other inputs: {WORDS[name]} is .* xxxxxxxxxxxx no"
@@ -173,19 +173,19 @@ def test_a_run_that_knew_its_inputs_by_paths_is_continued_and_then_knows_their_c
         claim(tmp_path, {**now, "inputs": {**INPUTS, "data": "x" * 64}}, earlier=earlier)
 
 
-def test_a_damaged_fingerprint_is_refused(tmp_path: pathlib.Path):
+def test_a_damaged_fingerprint_is_rejected(tmp_path: pathlib.Path):
     (tmp_path / FILE).write_text('{"identity": {"na')
     with pytest.raises(UserError, match=r"fingerprint.json is damaged"):
         claim(tmp_path, IDENTITY)
 
 
-def test_checkpoints_without_a_fingerprint_are_refused(tmp_path: pathlib.Path):
+def test_checkpoints_without_a_fingerprint_are_rejected(tmp_path: pathlib.Path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds checkpoints but no fingerprint.json"):
         claim(tmp_path, IDENTITY)
 
 
-def test_a_workdir_that_cannot_be_written_is_refused(tmp_path: pathlib.Path):
+def test_a_workdir_that_cannot_be_written_is_rejected(tmp_path: pathlib.Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to the workdir .*: Not a directory"):
         claim(tmp_path / "file" / "run", IDENTITY)

@@ -300,13 +300,13 @@ def test_fitted_parameters_enter_fresh_runs_only(tmp_path: pathlib.Path):
     assert calls == [0]
 
 
-def test_another_experiments_workdir_is_refused(tmp_path: pathlib.Path):
+def test_another_experiments_workdir_is_rejected(tmp_path: pathlib.Path):
     toy.run(tmp_path)
     with pytest.raises(UserError, match=r"belongs to another experiment: its name is \"toy\""):
         toy.run(tmp_path, identity={"name": "prior"})
 
 
-def test_a_run_that_cannot_fit_is_refused_before_any_file_is_written(
+def test_a_run_that_cannot_fit_is_rejected_before_any_file_is_written(
     tmp_path: pathlib.Path, monkeypatch
 ):
     monkeypatch.setattr(memory, "available", lambda mesh: 1000)
@@ -316,7 +316,7 @@ def test_a_run_that_cannot_fit_is_refused_before_any_file_is_written(
     assert int(toy.run(tmp_path / "new", check_memory=False).step) == 10
 
 
-def test_check_fit_refuses_the_same_without_tracing_the_loss(monkeypatch):
+def test_check_fit_rejects_the_same_without_tracing_the_loss(monkeypatch):
     how = {"optim": toy.OPTIM, "mesh": MeshConfig(), "rules": "dp"}
     stage = toy.Toy(loss=lambda *_: pytest.fail("traced"))
     check_fit(stage, config=toy.CONFIG, **how)
@@ -343,7 +343,7 @@ def test_newest_state_is_restored_without_training(tmp_path: pathlib.Path, whole
         newest(toy.TOY, **{**settings, "identity": {"name": "clip"}})
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_anything_is_made(tmp_path: pathlib.Path):
+def test_a_batch_that_does_not_divide_is_rejected_before_anything_is_made(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match=r"config.train.batch_size is 12; .* multiple of 8"):
         toy.run(tmp_path / "new", batch_size=12)
     assert not (tmp_path / "new").exists()
@@ -366,6 +366,6 @@ def test_the_startup_line_is_logged(tmp_path: pathlib.Path, caplog: pytest.LogCa
         ({"ema_decay": 1.5}, r"config.train.ema_decay is 1.5; it must lie in \[0.0, 1.0\]"),
     ],
 )
-def test_invalid_settings_are_refused(change: dict, message: str):
+def test_invalid_settings_are_rejected(change: dict, message: str):
     with pytest.raises(UserError, match=message):
         TrainConfig(**{"steps": 10, "batch_size": 16, **change})

@@ -106,7 +106,7 @@ def test_the_startup_line(monkeypatch):
         assert part in line
 
 
-def test_a_state_that_cannot_fit_is_refused_before_anything_is_traced(monkeypatch):
+def test_a_state_that_cannot_fit_is_rejected_before_anything_is_traced(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 2**20)
     monkeypatch.setattr(memory, "activations", lambda *a, **k: pytest.fail("traced"))
     message = r"has 1 MiB free\. It cannot fit: .*fsdp=\d+ or more.*optim\.name='muon'"
@@ -115,7 +115,7 @@ def test_a_state_that_cannot_fit_is_refused_before_anything_is_traced(monkeypatc
     assert "\n" not in str(caught.value)
 
 
-def test_activations_that_cannot_fit_are_refused_with_other_advice(monkeypatch):
+def test_activations_that_cannot_fit_are_rejected_with_other_advice(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 5 * 2**20)
     program_1 = program(fsdp=8)
     check(program_1)

@@ -203,17 +203,17 @@ def test_adamw_is_optax_adamw():
         ({"clip_norm": 0.0}, r"config.optim.clip_norm is 0.0"),
     ],
 )
-def test_invalid_settings_are_refused(change: dict, message: str):
+def test_invalid_settings_are_rejected(change: dict, message: str):
     with pytest.raises(UserError, match=message):
         OptimConfig(**change)
 
 
-def test_a_warmup_longer_than_the_run_is_refused():
+def test_a_warmup_longer_than_the_run_is_rejected():
     with pytest.raises(UserError, match=r"warmup_steps is 20, longer than the run of 10 steps"):
         make_optimizer(OptimConfig(warmup_steps=20), BOXED, steps=10)
 
 
-def test_an_exclusion_that_matches_nothing_is_refused():
+def test_an_exclusion_that_matches_nothing_is_rejected():
     config = OptimConfig(name="muon", muon_exclude=("conv_kernel",))
     with pytest.raises(UserError, match=r"has 'conv_kernel', which no kernel's path holds"):
         make_optimizer(config, BOXED, steps=10)

@@ -45,7 +45,7 @@ def test_at_most_two_percent_of_a_state_is_replicated(name: str, rules: str):
 
 
 @pytest.mark.parametrize("name", ["prior"])
-def test_the_paper_s_sizes_are_refused_on_24_gigabytes(name: str, monkeypatch):
+def test_the_paper_s_sizes_are_rejected_on_24_gigabytes(name: str, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda mesh: 24 * 10**9)
     run = paper(name)
     with pytest.raises(UserError, match=rf"{name}: \d\.\d+ billion .* It cannot fit: choose a"):

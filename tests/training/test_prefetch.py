@@ -40,12 +40,12 @@ def test_data_that_end_are_reported():
         source.next()
 
 
-def test_a_batch_of_another_size_is_refused():
+def test_a_batch_of_another_size_is_rejected():
     with pytest.raises(UserError, match=r"has \{'x': 8, 'y': 8\} examples; expected 16"):
         prefetcher(toy.Stream(size=8)).next()
 
 
-def test_a_batch_that_is_not_what_the_stage_expects_is_refused():
+def test_a_batch_that_is_not_what_the_stage_expects_is_rejected():
     class Wrong(toy.Stream):
         def __next__(self):
             return {"x": super().__next__()["x"].astype(np.float64)}

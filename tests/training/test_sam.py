@@ -421,6 +421,6 @@ def test_a_replica_must_fit_into_a_shard(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"sam": -0.1}, {"sam_batch": -1}])
-def test_settings_below_zero_are_refused(change):
+def test_settings_below_zero_are_rejected(change):
     with pytest.raises(UserError, match=r"config.optim.sam(_batch)? is -"):
         OptimConfig(**change)

@@ -96,7 +96,7 @@ def test_microbatches_take_every_nth_example():
     np.testing.assert_array_equal(parts["x"][..., 0], [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
 
 
-def test_microbatches_that_do_not_divide_the_batch_are_refused():
+def test_microbatches_that_do_not_divide_the_batch_are_rejected():
     with pytest.raises(UserError, match=r"batch size is 10, which 4 does not divide; .*accumulate"):
         split({"x": jnp.zeros((10, 1))}, 4)
 

@@ -38,7 +38,7 @@ def own(**changes: Any) -> dict[str, Any]:
     return {"token": "t", **workdir_lock.own_process(), **changes}
 
 
-def test_a_second_trainer_is_refused_and_a_third_is_not(tmp_path: pathlib.Path):
+def test_a_second_trainer_is_rejected_and_a_third_is_not(tmp_path: pathlib.Path):
     with locked(tmp_path / "run"):
         with (
             pytest.raises(
@@ -98,7 +98,7 @@ def test_a_killed_trainer_does_not_keep_the_next_one_out(tmp_path: pathlib.Path)
         pass
 
 
-def test_a_trainer_on_another_host_is_waited_for_a_heartbeat_and_refused(tmp_path: pathlib.Path):
+def test_a_trainer_on_another_host_is_waited_for_a_heartbeat_and_rejected(tmp_path: pathlib.Path):
     path, stop = leave(tmp_path, ELSEWHERE), threading.Event()
 
     def beat():
@@ -164,7 +164,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path: pathlib.Path):
         pass
 
 
-def test_a_folder_that_another_process_does_not_see_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_another_process_does_not_see_is_rejected(tmp_path, monkeypatch):
     def gather(value):
         return [value, False] if isinstance(value, bool) else [value, value]
 

@@ -49,7 +49,7 @@ def main(folder: pathlib.Path) -> None:
     try:
         check_same({"config": {"train": {"steps": 10 + index}}, "code": "same"})
     except UserError as error:
-        found["refusal"] = str(error)
+        found["rejection"] = str(error)
     (folder / f"process_{index}.json").write_text(json.dumps(found))
     mesh = MeshConfig(data=2, fsdp=4)
     toy.run(folder / "run", train_data=Part(folder), mesh=mesh, rules="fsdp", log_every=1)

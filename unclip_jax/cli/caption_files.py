@@ -66,7 +66,7 @@ def read(file: str) -> list[str]:
 
 
 def _check_no_file(caption: str) -> None:
-    """Refuses a caption that is the name of a file, such as prompts.txt or @prompts.txt."""
+    """Rejects a caption that is the name of a file, such as prompts.txt or @prompts.txt."""
     path = pathlib.Path(caption.removeprefix("@"))
     try:
         is_file = bool(path.suffix) and path.is_file()

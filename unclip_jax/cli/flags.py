@@ -95,7 +95,7 @@ def run_directory(models: Location | None) -> pathlib.Path:
 
 
 def check_captions(captions: Sequence[str]) -> None:
-    """Refuses captions that are too long.
+    """Rejects captions that are too long.
 
     Raises:
         UserError: naming the length.

@@ -91,7 +91,7 @@ def from_record(path: pathlib.Path) -> Recorded:
 
 
 def _check_inputs(request: Request, record: dict[str, Any], path: pathlib.Path) -> None:
-    """Refuses images that are not those of the record, whatever they are called.
+    """Rejects images that are not those of the record, whatever they are called.
 
     Raises:
         UserError: naming the image.
@@ -145,7 +145,7 @@ def _help(field: Field) -> str:
 
 
 def _read(field: Field, value: Any) -> Any:
-    """The number that a flag holds; what is no number is left for the request to refuse."""
+    """The number that a flag holds; what is no number is left for the request to reject."""
     kind = {"integer": int, "number": float}.get(field.scalar)
     if kind is None or not isinstance(value, str):
         return value

@@ -74,7 +74,7 @@ def config(settings: Mapping[str, Any], *, where: str) -> ClipConfig:
     image = _section(settings, "vision", VISION_DEFAULTS, where) if "image" in towers else None
     for section in (text, image):
         if section is not None:
-            _refuse(section, where)
+            _reject(section, where)
     bare = _architecture(settings) == "CLIPTextModel"
     acts = {section["hidden_act"] for section in (text, image) if section is not None}
     if len(acts) > 1:
@@ -220,7 +220,7 @@ def _section(
     return {key: defaults[key] if value is None else value for key, value in values.items()}
 
 
-def _refuse(section: Mapping[str, Any], where: str) -> None:
+def _reject(section: Mapping[str, Any], where: str) -> None:
     one_of(f"hidden_act in {where}", section["hidden_act"], ACTIVATIONS)
     for name, only in (("layer_norm_eps", 1e-5), ("num_channels", 3)):
         if section.get(name, only) != only:

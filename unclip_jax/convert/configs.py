@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def check_class(settings: Mapping[str, Any], expected: str, *, where: str) -> None:
-    """Refuses a config of another class.
+    """Rejects a config of another class.
 
     Raises:
         UserError: `_class_name` is set and differs.
@@ -97,7 +97,7 @@ def required_sizes(settings: Mapping[str, Any], names: Sequence[str], *, where: 
 
 
 def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str) -> None:
-    """Refuses settings that differ from `fixed`; absent ones do not.
+    """Rejects settings that differ from `fixed`; absent ones do not.
 
     Raises:
         UserError: naming the first setting that differs.
@@ -112,7 +112,7 @@ def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any], *, where:
 
 
 def check_known(settings: Mapping[str, Any], names: Sequence[str], *, where: str) -> None:
-    """Refuses unknown keys, except for private ones and nulls.
+    """Rejects unknown keys, except for private ones and nulls.
 
     Raises:
         UserError: naming the first.

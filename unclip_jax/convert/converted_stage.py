@@ -46,7 +46,7 @@ class ConvertedStage:
     identity: str | None = None
 
     def check(self) -> None:
-        """Refuses files that do not fill the stage exactly.
+        """Rejects files that do not fill the stage exactly.
 
         Raises:
             UserError: listing every tensor that does not fit.

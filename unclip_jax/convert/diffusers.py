@@ -1,7 +1,7 @@
 """Writer of run directories as pipeline directories of diffusers, or as a CLIP of transformers.
 
 Only stages for which those libraries have a class can be written: those with Karlo's options.
-Others are refused with the option that differs; `--to=safetensors` writes any stage as plain
+Others are rejected with the option that differs; `--to=safetensors` writes any stage as plain
 tensors.
 """
 

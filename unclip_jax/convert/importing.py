@@ -146,7 +146,7 @@ def _convert_dvae(
 def _check_vocabulary(
     parts: Sequence[ConvertedStage], tokenizer: text.Tokenizer, folder: pathlib.Path
 ) -> None:
-    """Refuses a tokenizer with ids for which an encoder has no embedding."""
+    """Rejects a tokenizer with ids for which an encoder has no embedding."""
     for part in parts:
         name = {"clip": "CLIP", "text_encoder": "text encoder"}.get(part.stage)
         rows = part.config["model"].get("vocab_size") if name else None

@@ -1,7 +1,7 @@
 """Inception-v3 for FID, from a file with pytorch-fid's state dict.
 
 pytorch-fid distributes it as pt_inception-2015-12-05-6726825d.pth; safetensors with the same names
-need no torch. The weights of torchvision's classifier are another network and are refused.
+need no torch. The weights of torchvision's classifier are another network and are rejected.
 """
 
 import pathlib

@@ -98,7 +98,7 @@ def read_stages(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[Con
             converted.append(_clip(folders, text))
         elif COMPONENTS[stage][0] in folders:
             for name in COMPONENTS[stage]:
-                _config(folders, name)  # missing ones are refused by name
+                _config(folders, name)  # missing ones are rejected by name
             converted.append(MAKERS[stage](folders, text))
     return converted
 

@@ -202,7 +202,7 @@ def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], d
 
 
 def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
-    """Refuses a config whose sizes differ from the tensors'."""
+    """Rejects a config whose sizes differ from the tensors'."""
     vision, text = (configs.group(model, name, where=where) for name in ("vision_cfg", "text_cfg"))
     pairs = (
         ("embed_dim", model.get("embed_dim"), cfg.embed_dim),

@@ -2,7 +2,7 @@
 
 The published files are pickled modules, which load by running the package `dall_e`. Here they are
 opened with `weights_only` and inert classes in the place of the ten that they name, so that
-nothing of theirs runs; any other name is refused.
+nothing of theirs runs; any other name is rejected.
 """
 
 import pathlib

@@ -37,8 +37,8 @@ TENSORS = {
 }
 
 
-def refuse(source: TensorSource, settings: Mapping[str, Any]) -> None:
-    """Refuses a model that is a relative of CLIP, by name.
+def reject(source: TensorSource, settings: Mapping[str, Any]) -> None:
+    """Rejects a model that is a relative of CLIP, by name.
 
     Args:
         source: its tensors.

@@ -1,4 +1,4 @@
-"""Preprocessing of CLIP's images as public files state it: taken over, or refused by name.
+"""Preprocessing of CLIP's images as public files state it: taken over, or rejected by name.
 
 Our CLIP resizes the shorter side with Pillow's bicubic filter, crops the centre and standardises
 every channel; only size, mean and deviation vary.
@@ -34,7 +34,7 @@ def of_transformers(cfg: ClipConfig, settings: Mapping[str, Any], *, where: str)
     _fixed(settings, "resample", (BICUBIC,), where)
     factor = settings.get("rescale_factor") or 1 / 255
     if not _number(factor) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        _refuse("rescale_factor", factor, "1/255", where)
+        _reject("rescale_factor", factor, "1/255", where)
     _fixed(settings, "do_normalize", (True, False), where)
     if settings.get("do_normalize", True) is False:
         zero, one = (0.0,) * CHANNELS, (1.0,) * CHANNELS
@@ -72,20 +72,20 @@ def _with_statistics(
         numbers = value if isinstance(value, list) else []
         fits = len(numbers) == CHANNELS and all(_number(x) and abs(x) < 1e6 for x in numbers)
         if not fits or (field == "image_std" and min(numbers) <= 0):
-            _refuse(name, value, "three numbers, deviations above 0", where)
+            _reject(name, value, "three numbers, deviations above 0", where)
         values[field] = tuple(map(float, numbers))
     return dataclasses.replace(cfg, **values)
 
 
 def _fixed(settings: Mapping[str, Any], name: str, allowed: tuple[Any, ...], where: str) -> None:
-    """Refuses a value that is stated and not among those allowed; True is not 1."""
+    """Rejects a value that is stated and not among those allowed; True is not 1."""
     value = settings.get(name)
     same = (type(value) is type(choice) and value == choice for choice in allowed)
     if value is not None and not any(same):
-        _refuse(name, value, " or ".join(map(repr, allowed)), where)
+        _reject(name, value, " or ".join(map(repr, allowed)), where)
 
 
-def _refuse(name: str, value: Any, expected: str, where: str) -> None:
+def _reject(name: str, value: Any, expected: str, where: str) -> None:
     raise UserError(
         f"{where} has {name} {short(value)}, with which this CLIP cannot prepare images; expected "
         f"{expected}."

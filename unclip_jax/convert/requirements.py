@@ -53,7 +53,7 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
 
 
 def check(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses stages without a class in those libraries.
+    """Rejects stages without a class in those libraries.
 
     Args:
         configs: name of a stage, a key of REQUIRED -> its config as the manifest has it.

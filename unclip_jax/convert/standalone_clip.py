@@ -51,7 +51,7 @@ def clip_from(path: pathlib.Path) -> list[ConvertedStage]:
     if openai_clip.is_openai(tensors) or (open_clip.is_file() and not transformers.is_file()):
         return [_of_openai(tensors, open_clip)]
     if not transformers.is_file():
-        other_clips.refuse(tensors, {})
+        other_clips.reject(tensors, {})
         names = listed(sorted(tensors.shapes), most=3, separator=", ")
         raise UserError(
             f"{path} has no {CONFIG} beside it and its tensors ({names}) are not named as OpenAI's "
@@ -59,7 +59,7 @@ def clip_from(path: pathlib.Path) -> list[ConvertedStage]:
             "open_clip, or a pipeline directory of diffusers."
         )
     settings, where = read_json(transformers), str(transformers)
-    other_clips.refuse(tensors, settings)
+    other_clips.reject(tensors, settings)
     cfg = clip_tensors.config(settings, where=where)
     if (beside := folder / PREPROCESSOR).is_file():
         cfg = preprocessing.of_transformers(cfg, read_json(beside), where=str(beside))
@@ -76,7 +76,7 @@ def _of_openai(tensors: TensorSource, beside: pathlib.Path) -> ConvertedStage:
     if settings is not None and "model_cfg" not in settings and "vision_cfg" in settings:
         settings = {"model_cfg": settings}  # as open_clip's package keeps its configs
     model = configs.group(settings or {}, "model_cfg", where=str(beside))
-    other_clips.refuse(tensors, model)
+    other_clips.reject(tensors, model)
     if settings is None:
         sys.stderr.write(
             f"{tensors.where} has no {OPEN_CLIP} beside it, so it is read as OpenAI's: quick_gelu "

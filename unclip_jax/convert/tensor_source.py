@@ -1,7 +1,7 @@
 """Tensors by name, in one safetensors file, several, a torch file or a view.
 
 A `TensorSource` knows the names and shapes of all tensors before it reads any, and reads them one
-at a time, so that a conversion can be refused cheaply and never holds a file twice.
+at a time, so that a conversion can be rejected cheaply and never holds a file twice.
 """
 
 import contextlib

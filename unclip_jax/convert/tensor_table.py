@@ -119,7 +119,7 @@ def _their_shape(entry: Entry, shape: Shape) -> Shape:
 
 
 def check(source: TensorSource, entries: Sequence[Entry], abstract: Params) -> None:
-    """Refuses a source that does not fill the tree exactly.
+    """Rejects a source that does not fill the tree exactly.
 
     Raises:
         UserError: listing every tensor that is missing, extra or of another shape.

@@ -1,7 +1,7 @@
 """Reader of PyTorch's own files, the only module that needs PyTorch.
 
 Such files are pickles. They are opened with `weights_only`, which rebuilds tensors and plain
-containers and refuses everything else; OpenAI's CLIP files are TorchScript archives, which PyTorch
+containers and rejects everything else; OpenAI's CLIP files are TorchScript archives, which PyTorch
 reads without running Python code.
 """
 
@@ -112,7 +112,7 @@ def _errors(path: pathlib.Path, *, expected: str) -> Iterator[None]:
         name = re.search(r"GLOBAL (\S+)", str(error))
         extra = f" (it names {short(name.group(1))})" if name else ""
         raise UserError(
-            f"{path} was refused: its pickle holds more than {expected}{extra}. Convert it to "
+            f"{path} was rejected: its pickle holds more than {expected}{extra}. Convert it to "
             "safetensors where it came from."
         ) from None
 

@@ -108,7 +108,7 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
         **conditioned,
     }
     cfg = configs.sized(UNetConfig, values, where=where)
-    configs.described(lambda: plan(cfg), where=where)  # refuses levels that do not fit
+    configs.described(lambda: plan(cfg), where=where)  # rejects levels that do not fit
     return cfg
 
 

@@ -59,7 +59,7 @@ def as_dict(record: Any) -> Any:
 
 
 def check_limits(record: Any, *, where: str) -> Any:
-    """Refuses a config with sizes that no network has, before anything is built from it.
+    """Rejects a config with sizes that no network has, before anything is built from it.
 
     Args:
         record: a dataclass of configs.

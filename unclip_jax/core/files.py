@@ -58,7 +58,7 @@ def check_output(path: pathlib.Path, *, folder: bool = False, flag: str = "--out
 
 
 def check_local(what: str, path: str | os.PathLike[str]) -> None:
-    """Refuses a URL where a local path is expected; as a path it would name a local folder `gs:`.
+    """Rejects a URL where a local path is expected; as a path it would name a local folder `gs:`.
 
     Raises:
         UserError: it is one.
@@ -88,7 +88,7 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def check_regular(path: pathlib.Path) -> None:
-    """Refuses a path that is no regular file nor a link to one.
+    """Rejects a path that is no regular file nor a link to one.
 
     Opening a named pipe waits for a writer, and reading a device may never end.
 

@@ -22,7 +22,7 @@ def parse(text: str | bytes, *, where: str, advice: str) -> Any:
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_reject)
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be read; {advice}") from None
     except ValueError as error:
@@ -43,12 +43,12 @@ def parse_object(text: str | bytes, *, where: str, advice: str) -> dict[str, Any
     return value
 
 
-def _refuse(name: str) -> NoReturn:
+def _reject(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
 def _check(value: Any, *, where: str, advice: str) -> None:
-    """Refuses deep nesting, infinite numbers and half surrogates, without recursion."""
+    """Rejects deep nesting, infinite numbers and half surrogates, without recursion."""
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:

@@ -338,12 +338,12 @@ def _version(info: dict[str, Any]) -> str:
 def _final(error: BaseException) -> bool:
     """True if the same request will fail again."""
     kinds = (FileNotFoundError, PermissionError, ImportError, UserError, NotADirectoryError)
-    refused = _forbidden(error) or _code(error) in range(400, 408)
-    return isinstance(error, kinds) or refused or _anonymous(error)
+    rejected = _forbidden(error) or _code(error) in range(400, 408)
+    return isinstance(error, kinds) or rejected or _anonymous(error)
 
 
 def _forbidden(error: BaseException) -> bool:
-    """True if the store refuses this account."""
+    """True if the store rejects this account."""
     forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")  # of gcsfs
     return isinstance(error, PermissionError) or forbidden or _code(error) == 403
 
@@ -390,7 +390,7 @@ def _reason(error: BaseException, scheme: str) -> str:
     if isinstance(error, FileNotFoundError) or code == 404:
         return "no such object or bucket; check the name."
     if code == 429:
-        return "the store refuses so many requests (quota exceeded); wait, or use fewer workers."
+        return "the store rejects so many requests (quota exceeded); wait, or use fewer workers."
     return f"{_line(error)} ({TRIES} tries); check the connection and run the same command again."
 
 

@@ -297,7 +297,7 @@ class EmbeddingWriter:
 def _check_rows(
     keys: Sequence[str], captions: Sequence[str], vectors: Mapping[str, Vectors]
 ) -> None:
-    """Compares lengths, and refuses values that are not finite.
+    """Compares lengths, and rejects values that are not finite.
 
     Raises:
         UserError: naming what is wrong.
@@ -315,7 +315,7 @@ def _check_rows(
 
 
 def _check_info(directory: Location, stored: dict[str, Any], info: dict[str, Any]) -> None:
-    """Refuses to continue a folder of another origin.
+    """Checks that the folder was begun from the same origin.
 
     Raises:
         UserError: naming the first entry that differs.

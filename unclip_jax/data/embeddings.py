@@ -85,7 +85,7 @@ class EmbeddingSource:
         self._open_caches()
 
     def _check_finished(self, stored: dict[str, Any]) -> None:
-        """Refuses embeddings that are not complete.
+        """Rejects embeddings that are not complete.
 
         Raises:
             UserError: the statistics state that.

@@ -254,7 +254,7 @@ def _image(record: Record, config: ExampleConfig) -> image_codec.Pixels:
 
 
 def check_side(side: int, needed: int, what: str) -> None:
-    """Refuses an image that would be enlarged to become the ground truth of an upsampler.
+    """Rejects an image that would be enlarged to become the ground truth of an upsampler.
 
     Raises:
         UserError: its shorter side is below `needed`.

@@ -1,6 +1,6 @@
 """Decoding of images of any origin to uint8 RGB arrays, and encoding.
 
-Decoding refuses before it allocates: an image's size is read from its header and checked first.
+Decoding rejects before it allocates: an image's size is read from its header and checked first.
 All resizing is Pillow's (antialiased), because features and FID depend on it.
 """
 
@@ -42,7 +42,7 @@ class Limits:
     """Bounds on the size of usable images.
 
     Attributes:
-        max_pixels: more are refused before decoding.
+        max_pixels: more are rejected before decoding.
         min_side: the shorter side must have at least this many pixels.
         max_aspect: longer side over shorter side, at most.
     """

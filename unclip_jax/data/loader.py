@@ -202,7 +202,7 @@ def make_loader(
         finish: applied to every batch as it is taken, for example to add fields that a network
             computes from others.
         origin: digests of what is read, such as {"data": ..., "tokenizer": ...}; a saved position
-            is refused where they differ.
+            is rejected where they differ.
 
     Raises:
         UserError: a source is empty, smaller than a batch or lacks a field; no tokenizer; a batch

@@ -200,7 +200,7 @@ def _finite_rows(name: str, column: Column, cfg: PairsConfig) -> Bool[np.ndarray
     """Returns True for rows whose numbers are finite as float32.
 
     Raises:
-        UserError: others exist and are refused.
+        UserError: others exist and are rejected.
     """
     if column.integer:
         return np.ones(len(column), bool)
@@ -224,7 +224,7 @@ def _finite_rows(name: str, column: Column, cfg: PairsConfig) -> Bool[np.ndarray
     line = (
         f"{len(bad)} of {len(column)} rows of {name} ({column.where}) hold {why}, first row {first}"
     )
-    if cfg.bad_rows == "refuse":
+    if cfg.bad_rows == "reject":
         raise UserError(f"{line}; {SKIP}.")
     log.warning("%s; left out", line)
     return good
@@ -317,7 +317,7 @@ def _rows_of_keys(column: Column, good: np.ndarray) -> dict[str, list[int]]:
 def _check_partners(
     opened: Mapping[str, Column], good: Mapping[str, np.ndarray], shared: set[str], cfg: PairsConfig
 ) -> None:
-    """Refuses, or counts, keys that a column has and another has not."""
+    """Rejects, or counts, keys that a column has and another has not."""
     for name, column in opened.items():
         assert column.keys is not None
         alone = [
@@ -326,7 +326,7 @@ def _check_partners(
         if not alone:
             continue
         line = f"{len(alone)} keys of {name} ({column.where}) have no partner, first {alone[0]!r}"
-        if cfg.bad_rows == "refuse":
+        if cfg.bad_rows == "reject":
             raise UserError(f"{line}; {SKIP}.")
         log.warning("%s; left out", line)
 
@@ -384,7 +384,7 @@ def _validation(
 
 
 def _check_fields(pairs: Pairs, fields: Mapping[str, Field]) -> None:
-    """Refuses data of other names, kinds or widths than a model takes, or sequences too long."""
+    """Rejects data of other names, kinds or widths than a model takes, or sequences too long."""
     measured = pairs.fields()
     sequences = {name for name, f in measured.items() if len(f.shape) == 2 or f.dtype == "int32"}
     expected = {name for name in fields if not name.endswith("_mask")}

@@ -7,7 +7,7 @@ from unclip_jax.core.checks import UserError, in_range, one_of
 TARGET = "y"
 SUBJECT = "subject"
 RESERVED = (TARGET, SUBJECT, "key", "valid", "ridge", "encoded")
-BAD_ROWS = ("refuse", "skip")
+BAD_ROWS = ("reject", "skip")
 REPEATS = ("each", "mean")
 
 
@@ -22,7 +22,7 @@ class PairsConfig:
         subjects: labels of the rows of x that choose the layers of an encoder; "" = none.
         splits: names of the split of every row of x; "" = a random choice.
         eval_share: share of the groups or keys in the validation split, if chosen randomly.
-        bad_rows: rows that are not finite, or whose key has no partner: "refuse", or "skip" them
+        bad_rows: rows that are not finite, or whose key has no partner: "reject", or "skip" them
             and log their number.
         repeats: several x of one key: "each" is a pair, or their "mean", of those whose labels
             (subjects, groups, splits) agree.
@@ -34,7 +34,7 @@ class PairsConfig:
     subjects: str = ""
     splits: str = ""
     eval_share: float = 0.1
-    bad_rows: str = "refuse"
+    bad_rows: str = "reject"
     repeats: str = "each"
 
     def __post_init__(self):

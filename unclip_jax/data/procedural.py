@@ -48,7 +48,7 @@ def records(
         the scene with all of its captions).
 
     Raises:
-        UserError: unknown split, negative start or count, an image size that the world refuses.
+        UserError: unknown split, negative start or count, an image size that the world rejects.
     """
     in_range("scene count", count, 0, float("inf"))
     for first in range(start, start + count, CHUNK):

@@ -86,7 +86,7 @@ class _LastTwo(NamedTuple):
 
     x_0: Float[Array, " b *s"]
     before: Float[Array, " b *s"]
-    count: Float[Array, ""]
+    num_values: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +135,13 @@ class DpmSolver3M(Solver):
         weights = at.columns
         new, old = pred.x_0 - memory.x_0, memory.x_0 - memory.before
         change = jnp.where(
-            memory.count == 2.0,
+            memory.num_values == 2.0,
             weights.newest * new + weights.oldest * old,
-            jnp.where(memory.count == 1.0, weights.second * new, 0.0),
+            jnp.where(memory.num_values == 1.0, weights.second * new, 0.0),
         )
         first_order, _ = Ddim().advance(x, (), pred=pred, at=at, noise=noise)
-        count = jnp.minimum(memory.count + 1.0, 2.0)
-        return first_order + at.signal_s * change, _LastTwo(pred.x_0, memory.x_0, count)
+        num_values = jnp.minimum(memory.num_values + 1.0, 2.0)
+        return first_order + at.signal_s * change, _LastTwo(pred.x_0, memory.x_0, num_values)
 
 
 class _Predictor(NamedTuple):

@@ -221,7 +221,7 @@ def load(path: pathlib.Path) -> tuple[Latent, LatentOrigin]:
 
 
 def check_fits(origin: LatentOrigin, *, clip_id: str, decoder_id: str, where: str) -> None:
-    """Refuses a latent of another CLIP or decoder.
+    """Rejects a latent of another CLIP or decoder.
 
     Raises:
         UserError: naming the field that differs.
@@ -238,7 +238,7 @@ def check_fits(origin: LatentOrigin, *, clip_id: str, decoder_id: str, where: st
 def check_details_fit(
     origin: LatentOrigin, *, expected: tuple[UpsamplerLatentOrigin, ...], where: str
 ) -> None:
-    """Refuses details of other upsamplers or of another grid than decoding will use.
+    """Rejects details of other upsamplers or of another grid than decoding will use.
 
     Raises:
         UserError: naming what differs.
@@ -293,7 +293,7 @@ def _origin(note: dict[str, Any], path: pathlib.Path) -> tuple[LatentOrigin, Any
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], origin: LatentOrigin, path: pathlib.Path) -> None:
-    """Refuses arrays of other shapes than the origin states, or with values that are not finite."""
+    """Rejects arrays of other shapes than the origin states, or with values that are not finite."""
     sides = [origin.image_size, *(detail.image_size for detail in origin.details)]
     expected = {name: (side, side, 3) for name, side in zip([*arrays][1:], sides, strict=True)}
     valid = arrays["z_img"].ndim == 1
@@ -308,7 +308,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], origin: LatentOrigin, path: pat
 
 
 def _check_size(path: pathlib.Path) -> None:
-    """Refuses a file that would unpack to more than any latent, before unpacking it."""
+    """Rejects a file that would unpack to more than any latent, before unpacking it."""
     with zipfile.ZipFile(path) as archive:
         total = sum(member.file_size for member in archive.infolist())
     in_range(f"bytes in {path}", total, 1, MAX_BYTES)

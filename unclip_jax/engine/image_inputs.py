@@ -1,4 +1,4 @@
-"""Images and masks as users give them: any source, size and mode, or a refusal that says why."""
+"""Images and masks as users give them: any source, size and mode; errors say what is wrong."""
 
 import hashlib
 import io

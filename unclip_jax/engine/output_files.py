@@ -11,7 +11,7 @@ _RESULT_FILE = re.compile(r"\d{4,}\.(png|npz)")  # names in the folder of a resu
 
 
 def check(path: pathlib.Path) -> None:
-    """Refuses a path that `Result.save` would.
+    """Rejects a path that `Result.save` would.
 
     Raises:
         UserError: it does not end in .png, it cannot be written, or the folder of the images holds

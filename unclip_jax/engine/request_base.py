@@ -50,7 +50,7 @@ class Request:
 
 
 def check_negative(negative: str | None, guidance: GuidanceSchedule) -> None:
-    """Refuses a negative caption that nothing would lead away from.
+    """Rejects a negative caption that nothing would lead away from.
 
     Raises:
         UserError: guidance is off.

@@ -1,7 +1,7 @@
 """Fields of requests: types, defaults, bounds and help, declared once and read by every surface.
 
 A request is a frozen dataclass whose fields come from `option`. The command line derives its flags
-from them, the HTTP API its schema, and `check` refuses a wrong value with the same text whether it
+from them, the HTTP API its schema, and `check` rejects a wrong value with the same text whether it
 came from a flag, from JSON or from Python.
 """
 
@@ -18,7 +18,7 @@ from unclip_jax.engine.image_inputs import ImageInput
 T = TypeVar("T")
 Scalar = Literal["integer", "number", "boolean", "text", "image"]
 
-MAX_TEXT = 10_000  # characters; longer captions are refused rather than silently cut
+MAX_TEXT = 10_000  # characters; longer captions are rejected rather than silently cut
 MAX_ITEMS = 4096  # of a list
 _SCALARS: dict[Any, Scalar] = {
     int: "integer",
@@ -115,7 +115,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, name: str) -> T:
         name: of the request, for messages.
 
     Raises:
-        UserError: an unknown or missing field, or a value that `check` refuses.
+        UserError: an unknown or missing field, or a value that `check` rejects.
     """
     declared = fields(cls)
     for key in values:

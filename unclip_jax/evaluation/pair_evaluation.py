@@ -51,7 +51,7 @@ class PairEvaluation:
     subjects: str = ""
     splits: str = ""
     eval_share: float = 0.1
-    bad_rows: str = "refuse"
+    bad_rows: str = "reject"
     repeats: str = "each"
     num: int = 16
     most: int = 2000

@@ -2,7 +2,7 @@
 
 Every point samples the same captions from the same z_img and the same noise, as in figures 9 and 11
 of unCLIP: only the sampling of the decoder differs. OUT/points/ has one JSON file per point; points
-that exist are not sampled again, and a folder of another protocol is refused. OUT/sweep.json and
+that exist are not sampled again, and a folder of another protocol is rejected. OUT/sweep.json and
 sweep.csv hold all points, OUT/sweep.png the curves.
 """
 
@@ -86,7 +86,7 @@ class SweepConfig:
         for name in self.samplers:
             if name is not None:
                 one_of("--sampler", name.partition(":")[0], SAMPLERS)
-                SamplingConfig(sampler=name)  # refuses options that the sampler does not have
+                SamplingConfig(sampler=name)  # rejects options that the sampler does not have
         one_of("--condition", self.condition, CONDITIONS)
         for name in ("num", "images", "batch"):
             positive(f"--{name}", getattr(self, name))

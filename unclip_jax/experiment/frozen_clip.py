@@ -58,7 +58,7 @@ def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
 
 
 def check(directory: pathlib.Path, *, clip_id: str | None) -> None:
-    """Refuses a CLIP other than the one whose embeddings the stage is trained on.
+    """Rejects a CLIP other than the one whose embeddings the stage is trained on.
 
     Raises:
         UserError: it is another one, or none.

@@ -282,7 +282,7 @@ def _rows(experiment: Experiment) -> Rows:
 
     def rows(most: int) -> Iterator[HostBatch]:
         source = open_embeddings(experiment, experiment.data.train_split)
-        source.dim("z_txt")  # refuses embeddings of images alone
+        source.dim("z_txt")  # rejects embeddings of images alone
         return source.blocks(most)
 
     return rows
@@ -359,7 +359,7 @@ def _tokenizer_dir(experiment: Experiment, stage: Stage) -> pathlib.Path:
 
 
 def _check_tokenizer(experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer beside the data that is not the one stated in their manifest."""
+    """Rejects a tokenizer beside the data that is not the one stated in their manifest."""
     if experiment.data.tokenizer:
         return
     stated = sources.open_dataset(experiment.data.path, keys=_keys(experiment)).tokenizer_hash
@@ -416,7 +416,7 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
 
 
 def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:
-    """Refuses embeddings of norm 1 for stages that take them as CLIP computes them."""
+    """Rejects embeddings of norm 1 for stages that take them as CLIP computes them."""
     if stage.describe.get("embedding") == "raw" and info.get("embedding") != "raw":
         raise UserError(
             f"this {stage.name} takes embeddings as CLIP computes them, but those in "
@@ -432,7 +432,7 @@ def _check_origin(
     *,
     shares_ids: bool,
 ) -> None:
-    """Refuses embeddings of an unknown CLIP, or of other token ids than those the stage shares."""
+    """Rejects embeddings of an unknown CLIP, or of other token ids than those the stage shares."""
     if not info.get("clip_id"):
         raise UserError(
             f"embeddings in {source.directory} do not name their CLIP; move them away and "

@@ -168,7 +168,7 @@ def _inner(hint: Any) -> type:
 
 
 def _check_key(argument: str, config: ConfigDict) -> None:
-    """Refuses a key that does not exist, and suggests the nearest that does."""
+    """Rejects a key that does not exist, and suggests the nearest that does."""
     path, equals, _ = argument.removeprefix("--").partition("=")
     if not equals:
         raise UserError(f"{argument} has no value; write {argument}=VALUE.")

@@ -72,7 +72,7 @@ def write_export(
         **({identity: params_id(stored)} if identity else {}),
     }
     manifest = dataclasses.replace(manifest, **facts)
-    to_json(manifest)  # refuses what JSON cannot express, before the parameters are written
+    to_json(manifest)  # rejects what JSON cannot express, before the parameters are written
     with _clear_errors(directory):
         _check_replaceable(directory)
         draft = _sibling(directory, "tmp")
@@ -141,7 +141,7 @@ def _cast(params: Params, dtype: np.dtype) -> Params:
 
 
 def _check_replaceable(directory: pathlib.Path) -> None:
-    """Refuses to replace a folder that is not an export."""
+    """Checks against replacing a folder that is not an export."""
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST).exists():
         raise UserError(
             f"{directory} holds files but no {MANIFEST}, so it is not an export; "

@@ -1,7 +1,7 @@
 """The manifest of an exported stage, and the check that the stages of a chain fit together.
 
 Stages are trained apart and may come from different people and months. A prior that was trained for
-another CLIP would sample nonsense without any error; its manifest makes it a refusal that names the
+another CLIP would sample nonsense without any error; the manifests make it an error that names the
 field. Which fields a stage needs and shares is declared by the stage and passed in by the caller.
 """
 
@@ -88,7 +88,7 @@ class Manifest:
 
 
 def require(manifest: Manifest, fields: Sequence[str]) -> None:
-    """Refuses a manifest that leaves required fields open.
+    """Rejects a manifest that leaves required fields open.
 
     Args:
         manifest: of an export that is written or read.
@@ -186,7 +186,7 @@ class Link(NamedTuple):
 
 
 def check_chain(chain: Sequence[Link]) -> None:
-    """Refuses a chain of stages (in the order in which they run) unless all fit together.
+    """Rejects a chain of stages (in the order in which they run) unless all fit together.
 
     Every pair is compared, not only neighbours: a CLIP and a decoder must agree even if the prior
     between them does not state a field. Fields that one of a pair leaves open (None) are not

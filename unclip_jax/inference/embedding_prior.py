@@ -173,7 +173,7 @@ def _set(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_method(cfg: EmbeddingPriorStageConfig, options: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses options of sampling that the method of a model does not have.
+    """Rejects options of sampling that the method of a model does not have.
 
     Args:
         cfg: the model.

@@ -181,7 +181,7 @@ def _member_names(card: Card, numbers: Sequence[int]) -> list[str]:
 
 
 def _check_stored(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
-    """Refuses members that claim more bytes than the file has; artefacts are not compressed."""
+    """Rejects members that claim more bytes than the file has; artefacts are not compressed."""
     total = sum(member.file_size for member in archive.infolist())
     if total > path.stat().st_size:
         raise UserError(f"{path} is not an artefact: its members are larger than the file.")

@@ -1,4 +1,4 @@
-"""Loading a cascade from a run directory, and refusing stages that do not fit together."""
+"""Loading a cascade from a run directory, and rejecting stages that do not fit together."""
 
 import functools
 import pathlib
@@ -207,7 +207,7 @@ def _check_complete(
     configs: Mapping[str, Any],
     selection: Selection,
 ) -> None:
-    """Refuses a chain without a stage that another one of it needs, the first missing by name."""
+    """Rejects a chain without a stage that another one of it needs, the first missing by name."""
     folders = registry.chain_folders(selection.chain)
     needed, missing = {"image"}, []
     for name, entry in reversed(folders.items()):
@@ -388,7 +388,7 @@ def _as_stored(shapes: Any, stored: Any) -> Any:
     """Returns `shapes` in the types in which they are stored.
 
     Parameters that were written in bfloat16 and compute in it need not take double the memory. A
-    tree that does not fit is returned as it is, and refused when it is read.
+    tree that does not fit is returned as it is, and rejected when it is read.
     """
     types = {name: leaf.dtype for name, leaf in trees.flatten_paths(stored).items()}
     if types.keys() != trees.flatten_paths(shapes).keys():

@@ -70,7 +70,7 @@ def check(images: Images, captions: Sequence[PortraitSpec | Portrait | str]) -> 
 
     Raises:
         UserError: unequal numbers of images and captions, a caption outside the grammar, JSON that
-            is not a portrait, or images that `detect` refuses.
+            is not a portrait, or images that `detect` rejects.
     """
     if len(images) != len(captions):
         raise UserError(f"{len(images)} images but {len(captions)} captions; give one for each.")

@@ -62,7 +62,7 @@ def check(images: Images, captions: Sequence[str]) -> dict[str, Rate]:
     """Computes pass rates per attribute of images by their captions; empty outside all worlds.
 
     Raises:
-        UserError: unequal numbers of images and captions, or images that the checker refuses.
+        UserError: unequal numbers of images and captions, or images that the checker rejects.
     """
     world = world_of(captions)
     return world.report(world.check(images, captions)) if world else {}

@@ -98,7 +98,7 @@ class EmbeddingPriorConfig:
             )
 
     def _check_dalle2_pytorch(self, network: Dalle2PytorchConfig) -> None:
-        """Refuses conditions that the network of those libraries does not read."""
+        """Rejects conditions that the network of those libraries does not read."""
         z, lone = self.target[-1], network.queries == "last"
         shapes = [
             (z,) if lone else self.target,

@@ -203,7 +203,7 @@ def _names(leaf: Any) -> tuple[str | None, ...]:
 
 
 def _check_used(placed: list[NamedSharding], mesh: Mesh, rules: str) -> None:
-    """Refuses a mesh axis that splits no parameter; its devices would repeat work."""
+    """Rejects a mesh axis that splits no parameter; its devices would repeat work."""
     for axis in ("fsdp", "tensor"):
         if mesh.shape[axis] > 1 and not any(axis in leaf.spec for leaf in placed):
             raise UserError(

@@ -59,7 +59,7 @@ def find_archives(inputs: Sequence[str]) -> Archives | None:
             if name.endswith(IMAGE_SUFFIXES) or is_metadata(path):
                 return None
             if not _is_archive(path):
-                if path == root:  # a table, or a file that is refused
+                if path == root:  # a table, or a file that is rejected
                     return None
                 archives.others[path.suffix.lower() or "no suffix"] += 1
                 continue

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.serving.errors import Refused, error_answer
+from unclip_jax.serving.errors import Rejected, error_answer
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 # Nothing that this server sends may make a browser run other scripts or ask another host.
@@ -63,11 +63,11 @@ class Access:
             headers: by lower-case name.
 
         Raises:
-            Refused: 403 for an unknown host or a page of another origin, 401 without the token.
+            Rejected: 403 for an unknown host or a page of another origin, 401 without the token.
         """
         host = _host_name(headers.get("host", ""))
         if self.hosts and host and host not in self.hosts and not _is_address(host):
-            raise Refused(
+            raise Rejected(
                 403,
                 f"this server is not called {host[:80]!r}; start it with --allow-host={host[:80]} "
                 "if it is.",
@@ -75,12 +75,12 @@ class Access:
         # A browser says itself where a request comes from; no page of another origin may post.
         site = headers.get("sec-fetch-site", "none")
         if method not in ("GET", "HEAD") and site not in ("none", "same-origin"):
-            raise Refused(403, "pages of other origins may not send requests to this server.")
+            raise Rejected(403, "pages of other origins may not send requests to this server.")
         if self.token and path.startswith("/api"):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(token.strip().encode(), self.token.encode())
             if scheme.lower() != "bearer" or not same:
-                raise Refused(
+                raise Rejected(
                     401,
                     "this server asks for its token; send it as Authorization: Bearer TOKEN.",
                     headers={"WWW-Authenticate": "Bearer"},
@@ -124,13 +124,13 @@ class Gate:
             }
             self._access.check(scope["method"], scope["path"], headers)
             await self._app(scope, receive, send_with_headers)
-        except Refused as error:
+        except Rejected as error:
             await error_answer(error)(scope, receive, send_with_headers)
         except Exception as error:
             logging.exception("a request failed")
             if not begun:
                 line = f"the server failed ({type(error).__name__}); see its log."
-                await error_answer(Refused(500, line))(scope, receive, send_with_headers)
+                await error_answer(Rejected(500, line))(scope, receive, send_with_headers)
 
     def _without_root_path(self, scope: Any) -> Any:
         """The request as if the server were at the root; proxies may remove the path or not."""

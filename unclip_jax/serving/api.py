@@ -33,13 +33,13 @@ from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.serving import answers, page, schemas
 from unclip_jax.serving.access import Access, Gate
 from unclip_jax.serving.bodies import BodyReader, read_json
-from unclip_jax.serving.errors import Refused, error_answer, json_answer
+from unclip_jax.serving.errors import Rejected, error_answer, json_answer
 from unclip_jax.serving.job_queue import Job, QueueFull
 from unclip_jax.serving.job_store import LEASE_S, JobStore, StoredJob
 from unclip_jax.serving.service import InferenceService, ServedResult
 from unclip_jax.version import __version__
 
-RETRY_S = 30  # seconds after which a refused caller may try again
+RETRY_S = 30  # seconds after which a rejected caller may try again
 POLL_S = 0.1  # seconds between two looks at a job
 NEWS_S = 15  # longest time for which a question about a job waits for news
 
@@ -50,8 +50,8 @@ def app(service: InferenceService, access: Access | None = None) -> Any:
     inner = Starlette(
         routes=[*Api(service, access).routes(), *page.routes(access.root_path)],
         exception_handlers={
-            Refused: _refuse,
-            HTTPException: _refuse_http,
+            Rejected: _reject,
+            HTTPException: _reject_http,
             ClientDisconnect: _hung_up,
             Exception: _fail,
         },
@@ -165,7 +165,7 @@ class Api:
         """Reads, checks and queues a request; decoding its images does not block others."""
         command = request.path_params["command"]
         if command not in REQUESTS:
-            raise Refused(404, f"there is no {command[:40]!r}; GET /api lists the commands.")
+            raise Rejected(404, f"there is no {command[:40]!r}; GET /api lists the commands.")
         async with self._bodies.read(request) as body:
             return await anyio.to_thread.run_sync(
                 lambda: submit(self._service, command, body, lease_s=lease_s),
@@ -181,9 +181,9 @@ class Api:
     def _finished(self, request: Request) -> StoredJob:
         stored = self._stored(request)
         if stored.job.error is not None:
-            raise Refused(500 if stored.job.bug else 400, stored.job.error)
+            raise Rejected(500 if stored.job.bug else 400, stored.job.error)
         if stored.job.result is None:
-            raise Refused(409, "the job has no result; ask for its state.")
+            raise Rejected(409, "the job has no result; ask for its state.")
         return stored
 
 
@@ -193,15 +193,15 @@ def submit(
     """Queues a request.
 
     Raises:
-        Refused: 429 when the queue is full, 400 for any other mistake.
+        Rejected: 429 when the queue is full, 400 for any other mistake.
     """
     values: Mapping[str, Any] = read_json(body, schemas.served_fields(command))
     try:
         return service.submit(command, values, lease_s=lease_s)
     except QueueFull as error:
-        raise Refused(429, str(error), headers={"Retry-After": str(RETRY_S)}) from None
+        raise Rejected(429, str(error), headers={"Retry-After": str(RETRY_S)}) from None
     except UserError as error:
-        raise Refused(400, str(error)) from None
+        raise Rejected(400, str(error)) from None
 
 
 async def _finished(job: Job[ServedResult], request: Request) -> ServedResult:
@@ -215,22 +215,22 @@ async def _finished(job: Job[ServedResult], request: Request) -> ServedResult:
         job.cancel()
         raise
     if job.error is not None:
-        raise Refused(500 if job.bug else 400, job.error)
+        raise Rejected(500 if job.bug else 400, job.error)
     if job.result is None:
-        raise Refused(499, "cancelled.")
+        raise Rejected(499, "cancelled.")
     return job.result
 
 
-def _no_job() -> Refused:
-    return Refused(404, "there is no such job; results are kept for an hour at most.")
+def _no_job() -> Rejected:
+    return Rejected(404, "there is no such job; results are kept for an hour at most.")
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+async def _reject(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
     return error_answer(error)
 
 
-async def _refuse_http(request: Request, error: Exception) -> Response:
+async def _reject_http(request: Request, error: Exception) -> Response:
     """Errors of the routing, as JSON: no such path, or another method."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
@@ -240,13 +240,13 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
         line = f"there is no {request.scope['path'][:60]!r}; GET /api lists the commands."
     else:
         line = f"{error.detail}."
-    return error_answer(Refused(error.status_code, line, headers=headers))
+    return error_answer(Rejected(error.status_code, line, headers=headers))
 
 
 async def _hung_up(_: Request, __: Exception) -> Response:
-    return error_answer(Refused(499, "the caller has gone."))
+    return error_answer(Rejected(499, "the caller has gone."))
 
 
 async def _fail(_: Request, error: Exception) -> Response:
     """A bug, which the gate logs."""
-    return error_answer(Refused(500, f"the server failed ({type(error).__name__}); see its log."))
+    return error_answer(Rejected(500, f"the server failed ({type(error).__name__}); see its log."))

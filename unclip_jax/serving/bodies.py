@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.engine.request_fields import Field
-from unclip_jax.serving.errors import Refused
+from unclip_jax.serving.errors import Rejected
 
 READ_S = 60  # longest time that a body may take to arrive
 
@@ -31,15 +31,15 @@ class BodyReader:
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of a request, refused as soon as it is too long.
+        """The body of a request, rejected as soon as it is too long.
 
         It counts towards the budget until the context ends.
 
         Raises:
-            Refused: it is not JSON by its media type, too long, too slow, or one too many.
+            Rejected: it is not JSON by its media type, too long, too slow, or one too many.
         """
         if not is_json(request.headers.getlist("content-type")):
-            raise Refused(415, "give JSON, with Content-Type: application/json.")
+            raise Rejected(415, "give JSON, with Content-Type: application/json.")
         stated = request.headers.get("content-length", "0")
         self._check(int(stated) if stated.isdecimal() and len(stated) < 20 else 0)
         body = bytearray()
@@ -58,14 +58,14 @@ class BodyReader:
                     self._check(len(body))
         except TimeoutError:
             line = f"the body took more than {READ_S} seconds to arrive; send it faster."
-            raise Refused(408, line) from None
+            raise Rejected(408, line) from None
 
     def _check(self, size: int) -> None:
         if size > self._limit:
             line = f"the request has more than {self._limit} bytes; give smaller images."
-            raise Refused(413, line)
+            raise Rejected(413, line)
         if self._pending > self._budget:
-            raise Refused(503, "too many large requests arrive at once; try again in a minute.")
+            raise Rejected(503, "too many large requests arrive at once; try again in a minute.")
 
 
 def is_json(content_types: list[str]) -> bool:
@@ -84,14 +84,14 @@ def read_json(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
     """The values of a request; images come as base64, plain or as data URLs.
 
     Raises:
-        Refused: it is no JSON object, or an image is no base64.
+        Rejected: it is no JSON object, or an image is no base64.
     """
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON ({type(error).__name__}).") from None
+        raise Rejected(400, f"the body is no JSON ({type(error).__name__}).") from None
     if not isinstance(values, dict):
-        raise Refused(400, "the body is no JSON object; give one such as {}.")
+        raise Rejected(400, "the body is no JSON object; give one such as {}.")
     for field in fields.values():
         value = values.get(field.name)
         if field.scalar != "image" or value is None:
@@ -108,12 +108,12 @@ def read_json(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
 def _bytes_of(name: str, value: Any) -> bytes:
     """The bytes of a base64 text, in which line breaks may stand, or of a data URL."""
     if not isinstance(value, str):
-        raise Refused(400, f"{name} is {str(value)[:40]!r}; give an image file as base64.")
+        raise Rejected(400, f"{name} is {str(value)[:40]!r}; give an image file as base64.")
     head, comma, encoded = value.partition(",")
     text = encoded if comma and head.strip().startswith("data:") else value
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(
+        raise Rejected(
             400, f"{name} is no base64; give the bytes of an image file so, not its path or URL."
         ) from None

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """A request that ends with a status and one line.
 
     Attributes:
@@ -29,6 +29,6 @@ def json_answer(
     )
 
 
-def error_answer(error: Refused) -> Response:
+def error_answer(error: Rejected) -> Response:
     """`{"error": ...}` with the status of the error."""
     return json_answer({"error": str(error)}, error.status, headers=error.headers)

@@ -1,7 +1,7 @@
 """A bounded queue of jobs with one worker.
 
 One thread works, because one accelerator does. The owner of a job can follow its progress, wait for
-it, or cancel it; a job that finds the queue full is refused at once.
+it, or cancel it; a job that finds the queue full is rejected at once.
 """
 
 import collections

@@ -44,7 +44,7 @@ class Limits:
         images: images that a request generates.
         captions: characters per caption.
         uploads: images that a request brings.
-        pixels: of one upload; more are refused before decoding.
+        pixels: of one upload; more are rejected before decoding.
         file: bytes of one upload.
         body: bytes of one HTTP request.
         waiting: requests in the queue behind the running one.
@@ -290,7 +290,7 @@ def _read(field: Field, value: Any, limits: Limits, files: dict[str, bytes]) -> 
     name = field.name
     if field.many:
         if not isinstance(value, list):
-            return request_fields.checked(field, value)  # which refuses it
+            return request_fields.checked(field, value)  # which rejects it
         in_range(f"number of {name}", len(value), *_count(field, limits))
     if field.scalar == "image":
         if not field.many:

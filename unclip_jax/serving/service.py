@@ -58,7 +58,7 @@ class InferenceService:
             name: of the models, as records show it.
             limits: of one request; None = the default ones.
             folder: of the models, which no answer may name; None = not known.
-            embeddings: a split that `embed` wrote, for `probe-pca`; None = that is refused.
+            embeddings: a split that `embed` wrote, for `probe-pca`; None = that is rejected.
         """
         self.engine, self.name, self.limits = engine, name, limits or Limits()
         engine.name = name

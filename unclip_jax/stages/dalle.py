@@ -51,10 +51,10 @@ class DalleStageConfig:
         in_range("config.model.drop_text", self.drop_text, 0.0, 1.0)
         in_range("config.model.text_weight", self.text_weight, 0.0, 1.0)
         self.check_sampling(self.sampling)
-        self.attention_plan()  # refuses unknown patterns
+        self.attention_plan()  # rejects unknown patterns
 
     def check_sampling(self, sampling: CodeSamplingConfig) -> None:
-        """Refuses guidance without drops, and more of the most probable codes than there are.
+        """Rejects guidance without drops, and more of the most probable codes than there are.
 
         Raises:
             UserError: naming the setting.

@@ -100,7 +100,7 @@ class DecoderStageConfig:
         in_range("config.model.drop_text", self.drop_text, 0.0, 1.0)
         self.check_guidance(self.sampling)
         unet = self.model.unet
-        plan(unet)  # refuses an image that its levels cannot halve
+        plan(unet)  # rejects an image that its levels cannot halve
         expected = unet.in_channels * (2 if self.diffusion.learned_variance else 1)
         if unet.out_channels != expected:
             raise UserError(
@@ -114,7 +114,7 @@ class DecoderStageConfig:
         return math.sqrt(self.model.z_dim) if self.z_scale is None else self.z_scale
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuses guidance away from the null without drops.
+        """Rejects guidance away from the null without drops.
 
         Raises:
             UserError: the scale is not 1, and `drop_z` or, with a caption of its own, `drop_text`
@@ -123,7 +123,7 @@ class DecoderStageConfig:
         self.check_null(sampling.guidance_scale, text=self.model.caption == "own")
 
     def check_null(self, scale: float, *, z_img: bool = True, text: bool = True) -> None:
-        """Refuses guidance away from inputs that are dropped but were not in training.
+        """Rejects guidance away from inputs that are dropped but were not in training.
 
         Args:
             scale: of the guidance.

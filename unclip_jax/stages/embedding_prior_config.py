@@ -77,7 +77,7 @@ class EmbeddingPriorStageConfig:
         self.check_guidance(self.sampling)
 
     def _check_codes(self) -> None:
-        """Refuses targets that have no codes."""
+        """Rejects targets that have no codes."""
         count, dim = self.model.codec.components, math.prod(self.model.target)
         if (
             self.model.ragged
@@ -132,7 +132,7 @@ class EmbeddingPriorStageConfig:
         return sum(ridge_width(one) for one in self.model.conditions)
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuses guidance without drops, or of a regression.
+        """Rejects guidance without drops, or of a regression.
 
         Raises:
             UserError: `drop_all` is 0 and the scale is not 1, or the method samples nothing.

@@ -311,7 +311,7 @@ def x_T(keys: Keys, shape: tuple[int, ...]) -> Float[Array, " b *s"]:
 
 
 def check_guidance(scale: float, *, drops: dict[str, float]) -> None:
-    """Refuses guidance of a model that never sees its condition dropped.
+    """Rejects guidance of a model that never sees its condition dropped.
 
     Args:
         scale: of the guidance; 1 is off.

@@ -55,7 +55,7 @@ class Ridge:
 
 
 def check_size(features: int, outputs: int) -> None:
-    """Refuses a regression that is too large to fit on a host.
+    """Rejects a regression that is too large to fit on a host.
 
     Raises:
         UserError: no features, or more features or weights than `MOST_FEATURES` and `MOST_WEIGHTS`.

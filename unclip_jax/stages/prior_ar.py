@@ -78,7 +78,7 @@ class PriorArStageConfig:
         self.check_guidance(self.sampling)
 
     def check_guidance(self, sampling: PriorArSamplingConfig) -> None:
-        """Refuses guidance without drops.
+        """Rejects guidance without drops.
 
         Raises:
             UserError: `drop_text` is 0 and the scale is not 1.

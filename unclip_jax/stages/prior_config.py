@@ -93,7 +93,7 @@ class PriorStageConfig:
         )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuses guidance without drops, unless the null is the empty caption in the data.
+        """Rejects guidance without drops, unless the null is the empty caption in the data.
 
         Raises:
             UserError: `drop_text` is 0 and the scale is not 1.

@@ -50,7 +50,7 @@ class TextBaseStageConfig:
         text_features.check_drops(self.model.text, self.drop_text)
         self.check_guidance(self.sampling)
         unet = self.model.unet
-        plan(unet)  # refuses an image that its levels cannot halve
+        plan(unet)  # rejects an image that its levels cannot halve
         text_features.check_text_path(self.model.text.attend, bool(unet.attention_at))
         expected = unet.in_channels * (2 if self.diffusion.learned_variance else 1)
         if unet.out_channels != expected:
@@ -60,7 +60,7 @@ class TextBaseStageConfig:
             )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuses guidance without drops.
+        """Rejects guidance without drops.
 
         Raises:
             UserError: the scale is not 1, and `drop_text` is 0.

@@ -42,7 +42,7 @@ def swapped(batch: Batch) -> Batch:
 
 
 def check_drops(cfg: TextConditionConfig, share: float) -> None:
-    """Refuses drops of captions by a network without a null of its own.
+    """Rejects drops of captions by a network without a null of its own.
 
     Raises:
         UserError: the share is not 0.
@@ -55,7 +55,7 @@ def check_drops(cfg: TextConditionConfig, share: float) -> None:
 
 
 def check_text_path(attend: bool, attention: bool) -> None:
-    """Refuses text to attend to where the U-Net has no attention.
+    """Rejects text to attend to where the U-Net has no attention.
 
     Raises:
         UserError: it has none.
@@ -68,7 +68,7 @@ def check_text_path(attend: bool, attention: bool) -> None:
 
 
 def check_guidance(cfg: TextConditionConfig, scale: float, *, drop: float) -> None:
-    """Refuses guidance of a network that was never trained without captions.
+    """Rejects guidance of a network that was never trained without captions.
 
     Raises:
         UserError: the scale is not 1, and captions are never dropped.

@@ -89,7 +89,7 @@ class UpsamplerStageConfig:
             )
 
     def _check_text(self) -> None:
-        """Refuses drops of captions that are not read, and attention that depends on the size."""
+        """Rejects drops of captions that are not read, and attention that depends on the size."""
         in_range(text_features.DROP, self.drop_text, 0.0, 1.0)
         text, unet = self.model.text, self.model.unet
         if text is None:
@@ -109,7 +109,7 @@ class UpsamplerStageConfig:
             )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Refuses guidance of an upsampler without a condition that is dropped (unCLIP, 2.1).
+        """Rejects guidance of an upsampler without a condition that is dropped (unCLIP, 2.1).
 
         Raises:
             UserError: the scale is not 1.

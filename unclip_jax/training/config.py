@@ -30,7 +30,7 @@ class TrainConfig:
         profile_start: first step of a profile.
         profile_steps: length of a profile.
         wandb: PROJECT or ENTITY/PROJECT of Weights & Biases that gets the metrics too; "" = none.
-        check_memory: refuse a run that cannot fit before it starts.
+        check_memory: reject a run that cannot fit before it starts.
     """
 
     steps: int

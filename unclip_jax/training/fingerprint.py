@@ -32,7 +32,7 @@ def claim(
     *,
     earlier: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Reserves `workdir` for the run with this identity, or refuses.
+    """Reserves `workdir` for the run with this identity, or rejects.
 
     The first call writes `fingerprint.json` (process 0 alone); later ones compare with it.
 

@@ -223,7 +223,7 @@ def prepare(
 
 
 def _announce(stage: Stage, program: TrainProgram, config: TrainConfig, optim: OptimConfig) -> None:
-    """Logs memory and replicated bytes, or refuses a run that does not fit."""
+    """Logs memory and replicated bytes, or rejects a run that does not fit."""
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     line = memory.check(
         stage,

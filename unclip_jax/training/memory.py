@@ -9,7 +9,7 @@ A device holds while a step runs, by `jax.eval_shape`:
 
 The last is an estimate: XLA may store less (it fuses and recomputes) or need scratch space besides.
 It was 0.8 to 1.0 times XLA's own figure on the CPU for transformers and the decoder, and 1.4 times
-for a purely convolutional network; a run is refused only if 0.7 of it would not fit either.
+for a purely convolutional network; a run is rejected only if 0.7 of it would not fit either.
 Simulated devices of one CPU share its memory, so there the sum over devices counts.
 """
 

@@ -60,7 +60,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _check_shared(workdir: pathlib.Path, token: str) -> None:
-    """Refuses a folder in which some process does not see the lock of the first.
+    """Rejects a folder in which some process does not see the lock of the first.
 
     Raises:
         UserError: in every process, naming those that do not.
