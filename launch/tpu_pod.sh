@@ -176,12 +176,15 @@ python3 -m uv pip install --quiet --python .venv/bin/python -e '.[$extras]'"
 }
 send() { tpu scp "$archive" "$1:unclip_jax.tar.gz" --worker=all; }
 
+# A number that tells this command from others that ran on the same slices.
+identity() { printf '%q ' "${command[@]}" | cksum | tr -d ' '; }
+
 # A session of its own, so that the run outlives ssh and one kill reaches all of it; its shell
 # survives the signal to note the status.
 run() {
   local quoted
   quoted="$(printf '%q ' "${command[@]}")"
-  on_all "cd unclip_jax && rm -f status && source .venv/bin/activate && \
+  on_all "cd unclip_jax && rm -f status && echo $(identity) > command && source .venv/bin/activate && \
 source launch/env.sh tpu && export UNCLIP_DISTRIBUTED=1 && (setsid bash -c \
 'trap : TERM; echo \$\$ > pid; launch/until_done \"\$@\"; echo \$? > status' run $quoted \
 >> log.txt 2>&1 < /dev/null &)"
@@ -226,16 +229,20 @@ state() {
 }
 reason() { grep . "$errors" | head -n 1 | sed 's/^ERROR: *//' || true; }
 
-# One line per worker: the status with which the command ended, "running", or "absent"; "silent" if
-# a worker does not answer.
+# One line per worker: the status with which the command ended, "running", "absent", or "other" if
+# another command runs; "silent" if a worker does not answer.
 statuses() {
+  local same look
+  same="$(identity)"
   # shellcheck disable=SC2016  # expands on the worker
-  local look='cd unclip_jax 2>/dev/null || true
-if [ -s status ]; then s=$(cat status)
-elif kill -0 "$(cat pid 2>/dev/null)" 2>/dev/null; then s=running
-else s=absent; fi
+  look='cd unclip_jax 2>/dev/null || true
+s=absent same=false
+[ "$(cat command 2>/dev/null)" != '"$same"' ] || same=true
+if [ -s status ]; then ! $same || s=$(cat status)
+elif kill -0 "$(cat pid 2>/dev/null)" 2>/dev/null; then $same && s=running || s=other; fi
 echo "status: $s"'
-  { on_all "$look" 2>/dev/null || echo "status: silent"; } | sed -n 's/^.*status: \([a-z0-9]*\).*$/\1/p'
+  { on_all "$look" 2>/dev/null || echo "status: silent"; } |
+    sed -n 's/^.*status: \([a-z0-9][a-z0-9]*\).*$/\1/p'
 }
 
 # Copy the logs, delete the slices, and exit.
@@ -299,6 +306,11 @@ react() {
     return
   fi
   silent=0
+  if grep -qx other <<<"$seen"; then
+    fail "another command runs on $name; end it with \`launch/tpu_pod.sh stop\` first"
+  fi
+  if ((fresh)) && [[ -n "$bad" ]]; then seen=absent started=""; fi # it failed before this watch
+  fresh=0
   if [[ "$seen" =~ ^143(.running)?$ ]]; then # stopped, or the slice is about to go
     if ((stopping)) && [[ "$seen" == 143 ]]; then
       say "the command was stopped"
@@ -308,13 +320,13 @@ react() {
     return
   fi
   stopping=0
-  if [[ "$bad" == 2 ]] && ! ((proven)); then
-    say "the command ended with status 2, a mistake in its arguments; see $logs"
-    finish 2
-  elif grep -qx absent <<<"$seen"; then # a new slice, or workers that were started again
+  if grep -qx absent <<<"$seen"; then # a new slice, or workers that were started again
     [[ -z "$started" ]] || failed "the command is gone from some workers"
     halt >/dev/null 2>&1 || true
     start
+  elif [[ "$bad" == 2 ]] && ! ((proven)); then
+    say "the command ended with status 2, a mistake in its arguments; see $logs"
+    finish 2
   elif [[ -n "$bad" ]]; then
     failed "the command ended with status $bad"
     if halt && run; then started=$SECONDS; fi
@@ -326,7 +338,7 @@ react() {
 
 watch() {
   local now first=1
-  started="" proven=0 silent=0 stopping=0
+  started="" proven=0 silent=0 stopping=0 fresh=1
   if ((dry_run)); then
     echo "# when $name is gone or preempted:"
     delete && create

@@ -46,13 +46,11 @@ XPK = {
 }
 
 
-def bash(
-    *command: str, cwd: pathlib.Path = ROOT, timeout: float = 60, **env: str
-) -> subprocess.CompletedProcess[str]:
+def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a script as a user would, outside any Slurm job."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "XLA_", "NCCL_"))}
     return subprocess.run(
-        command, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=timeout
+        command, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=60
     )
 
 
@@ -86,7 +84,7 @@ def tools(tmp_path: pathlib.Path) -> pathlib.Path:
     shutil.copytree(LAUNCH, tmp_path / "launch")
     (tmp_path / "bin").mkdir()
     needed = "bash cat date dirname env git grep head hostname mkdir mktemp nproc rm sed seq setsid"
-    for name in (*needed.split(), "sleep", "sort", "tail", "tee", "tr", "wc", "getconf"):
+    for name in (*needed.split(), "sleep", "sort", "tail", "tee", "tr", "wc", "getconf", "cksum"):
         if place := shutil.which(name):
             (tmp_path / "bin" / name).symlink_to(place)
     return tmp_path
@@ -117,6 +115,7 @@ case "$*" in
   *"status: "*)
     answer="$(next statuses)"
     [[ "$answer" != nothing ]] || exit 255
+    echo 'SSH: running echo "status: $s"'
     for status in ${answer% broken}; do echo "SSH: status: $status"; done
     [[ "$answer" != *broken ]] || exit 255 ;;
   *" scp "*) exit "$(next copies)" ;;
@@ -200,7 +199,7 @@ def test_a_crash_of_one_worker_starts_all_again(tools: pathlib.Path):
 
 
 def test_crashes_have_a_limit_and_leave_no_idle_slice(tools: pathlib.Path):
-    slice_(tools, states=["READY"], statuses=["1"])
+    slice_(tools, states=["READY"], statuses=["running", "1"])
     run = watch(tools, "--retries=2")
     assert run.returncode == 1
     assert actions(tools) == ["halt", "run"] * 2 + END
@@ -208,11 +207,48 @@ def test_crashes_have_a_limit_and_leave_no_idle_slice(tools: pathlib.Path):
 
 
 def test_pauses_after_failures_grow(tools: pathlib.Path):
-    slice_(tools, states=["READY"], statuses=["1"])
+    slice_(tools, states=["READY"], statuses=["running", "1"])
     imitate(tools, "sleep", 'echo "$1" >> ../pauses; echo "$1" >> "$(dirname "$0")/../pauses"')
     watch(tools, "--retries=6", "--interval=3")
     pauses = [int(x) for x in (tools / "pauses").read_text().split()]
-    assert pauses[::2] == [3, 6, 12, 24, 48, 48]  # between them, the interval between looks
+    assert pauses[1::2] == [3, 6, 12, 24, 48, 48]  # between them, the interval between looks
+
+
+@pytest.mark.parametrize("status", [134, 2])
+def test_training_for_a_while_resets_the_count_of_failures(tools: pathlib.Path, status: int):
+    slice_(tools, states=["READY"], statuses=["running", f"{status}"] * 3 + ["running", "0"])
+    script = tools / "launch" / "tpu_pod.sh"
+    text = script.read_text()
+    assert "HEALTHY=3600 " in text
+    script.write_text(text.replace("HEALTHY=3600 ", "HEALTHY=0 "))
+    run = watch(tools, "--retries=1")
+    assert run.returncode == 0, run.stderr
+    assert actions(tools) == ["halt", "run"] * 3 + END
+
+
+def test_a_command_that_failed_before_the_watch_is_started_again(tools: pathlib.Path):
+    slice_(tools, states=["READY"], statuses=["2 running", "running", "0"])
+    run = watch(tools, "--retries=0")
+    assert run.returncode == 0, run.stderr
+    assert actions(tools) == [*START, *END]
+
+
+def test_another_command_is_not_disturbed(tools: pathlib.Path):
+    slice_(tools, states=["READY"], statuses=["other"])
+    one_line(watch(tools), "another command runs on n; end it with `launch/tpu_pod.sh stop` first")
+    assert actions(tools) == []
+
+
+def test_several_slices_are_watched_together(tools: pathlib.Path):
+    slice_(tools, states=["GONE", "WAITING_FOR_RESOURCES", "ACTIVE"], statuses=["0"])
+    run = watch(tools, "--slices=2")
+    assert run.returncode == 0, run.stderr
+    calls = (tools / "calls").read_text()
+    assert "queued-resources describe n --zone=z --format=value(state.state)" in calls
+    assert "queued-resources delete n --force --quiet" in calls
+    logs = re.findall(r"tpu-vm ssh (\S+) .*--output-directory=(\S+)", calls)
+    assert sorted(logs) == [("n-0", "logs/n/n-0"), ("n-1", "logs/n/n-1")]
+    assert (tools / "logs" / "n" / "n-1").is_dir()
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "SUSPENDED", "TERMINATED"])
@@ -247,14 +283,14 @@ def test_the_end_is_not_believed_while_a_worker_does_not_answer(tools: pathlib.P
 
 
 def test_a_mistake_in_the_arguments_is_not_repeated(tools: pathlib.Path):
-    slice_(tools, states=["READY"], statuses=["2 running"])
+    slice_(tools, states=["READY"], statuses=["running", "2 running"])
     run = watch(tools)
     one_line(run, "ended with status 2, a mistake in its arguments; see logs/n")
     assert actions(tools) == END
 
 
 def test_a_stopped_command_is_not_started_again(tools: pathlib.Path):
-    slice_(tools, states=["READY"], statuses=["143 running", "143", "143"])
+    slice_(tools, states=["READY"], statuses=["running", "143 running", "143", "143"])
     run = watch(tools, "--keep", "--retries=1")
     assert run.returncode == 143
     assert "n is kept; delete it with: launch/tpu_pod.sh delete --name=n --zone=z" in run.stderr
@@ -380,6 +416,38 @@ def test_what_a_pod_runs_ends_with_its_status(tools: pathlib.Path):
     done = bash("bash", "-c", f"{remote(words)}; {wait}", cwd=tools)
     assert done.stdout.split() == ["3", "out"]
     assert (home / "pid").read_text().strip().isdigit()
+
+
+def test_a_worker_tells_its_command_from_others(tools: pathlib.Path):
+    """The question of `watch`, answered by this machine in place of a worker."""
+    home = worker(tools)
+    command = ("sh", "-c", "while [ ! -e end ]; do sleep 0.05; done; exit 3")
+    (run,) = pod("run", "--", *command)
+    slice_(tools, states=["READY"], statuses=["0"])
+    looks = {}
+    for name, words in {"same": command, "other": ("python",)}.items():
+        (tools / "calls").write_text("")
+        bash(
+            str(tools / "launch" / "tpu_pod.sh"),
+            *("watch", *POD, "--interval=0", "--", *words),
+            cwd=tools,
+            PATH=str(tools / "bin"),
+        )
+        calls = (tools / "calls").read_text()
+        looks[name] = re.findall(r"--command=(cd .*?status: \$s\")", calls, re.DOTALL)[0]
+
+    def answers() -> list[str]:
+        asked = (bash("bash", "-c", look, cwd=tools).stdout for look in looks.values())
+        return [answer.split()[-1] for answer in asked]
+
+    assert answers() == ["absent", "absent"]
+    assert bash("bash", "-c", remote(run), cwd=tools).returncode == 0
+    until = "until [ -s unclip_jax/pid ]; do sleep 0.05; done"
+    bash("bash", "-c", until, cwd=tools)
+    assert answers() == ["running", "other"]
+    (home / "end").touch()
+    bash("bash", "-c", "until [ -s unclip_jax/status ]; do sleep 0.05; done", cwd=tools)
+    assert answers() == ["3", "absent"]
 
 
 def test_a_stopped_run_leaves_its_status_too(tools: pathlib.Path):
