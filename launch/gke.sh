@@ -35,7 +35,7 @@ options
   --xpk-arg=ARG      added to xpk's command (create, run); repeatable
   --dry-run          print the commands instead of running them
 
-A run that is told to stop saves and exits with status 143. XPK starts a workload again after this
+A run that gets SIGTERM saves and exits with status 143. XPK starts a workload again after this
 status, after aborts (from 127 on) and after errors of Python (1), but not after mistakes in the
 arguments (2). Checkpoints must live where all hosts see them: give --workdir a gs:// URL
 (docs/buckets.md), and --compilation-cache too. Example:
@@ -123,7 +123,7 @@ else
   hardware=(--tpu-type="$type" --num-slices="$slices") kind=tpu
 fi
 
-# need TOOL ADVICE: refuse in one line if a program is missing.
+# need TOOL ADVICE: end in one line if a program is missing.
 need() {
   ((dry_run)) || command -v "$1" >/dev/null || fail "$1 is not installed or not on PATH; $2"
 }
@@ -180,7 +180,7 @@ exec $quoted"
 
 list() { xpk_ workload list "${common[@]}"; }
 
-# XPK's clusters are regional. kubectl is told which one, whatever its current context is.
+# XPK's clusters are regional. The flag names the cluster, whatever the current context of kubectl is.
 kubernetes() {
   need kubectl "run \`gcloud components install kubectl\`"
   need gcloud "see https://cloud.google.com/sdk/docs/install"

@@ -276,7 +276,7 @@ request() {
   if create 2>"$errors"; then return; fi
   cat "$errors" >&2
   if grep -q 'INVALID_ARGUMENT\|PERMISSION_DENIED\|unrecognized arguments' "$errors"; then
-    fail "the request for $name was refused: $(reason)"
+    fail "the request for $name was rejected: $(reason)"
   fi
   failed "$name could not be created"
 }

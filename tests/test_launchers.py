@@ -391,7 +391,7 @@ def test_old_images_get_a_python_that_the_package_takes():
     assert bash("bash", "-n", "-c", install).returncode == 0
 
 
-def test_a_pod_runs_the_command_it_was_given():
+def test_a_pod_runs_the_command_after_the_dashes():
     (words,) = pod("run", "--", "python", "-m", "unclip_jax.train", "--workdir=/mnt/a b")
     line = remote(words)
     assert r"python -m unclip_jax.train --workdir=/mnt/a\ b" in line
@@ -523,7 +523,7 @@ def test_gke_actions_print_xpk_commands(action: str, options: tuple[str, ...]):
     assert {"--cluster=c", "--zone=us-east5-a", "--project=p"} <= set(words)
 
 
-def test_gke_runs_the_command_it_was_given_and_starts_it_again():
+def test_gke_runs_the_command_after_the_dashes_and_starts_it_again():
     command = ["python", "-m", "unclip_jax.train", "--workdir=/mnt/a b"]
     options = (*TPUS, "--image=i", "--slices=2", "--restarts=7")
     (words,) = gke("run", *options, "--xpk-arg=--deploy-stacktrace-sidecar", "--", *command)
@@ -603,7 +603,7 @@ def test_a_wrong_call_of_gke_is_one_line(arguments: list[str], message: str):
 def slurm(
     tools: pathlib.Path, step: str = "exit 0", check: str = "exit 0", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the job script with a srun whose steps end as told."""
+    """Runs the job script with a srun whose steps and check are the given scripts."""
     srun = f'case "$*" in *nvidia-smi*) {check} ;; esac\necho "$NCCL_DEBUG $*" >> steps\n{step}'
     imitate(tools, "srun", srun)
     imitate(tools, "scontrol", 'echo "$@" > requeued')
