@@ -3,12 +3,14 @@ import math
 import os
 import pathlib
 import signal
+import types
 
 import numpy as np
 import pytest
 
 from tests.training import toy
 from unclip_jax.core.checks import UserError
+from unclip_jax.training import hooks
 from unclip_jax.training.hooks import (
     SAVE,
     Every,
@@ -53,6 +55,17 @@ def test_metrics_are_means_over_the_window(tmp_path: pathlib.Path):
     assert first["examples_per_second"] > 0
     assert third == {"step": 4, "val/loss": 0.5, "broken": None}
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_examples_per_second_leave_out_the_step_that_compiles(tmp_path, monkeypatch):
+    times = iter([10.0, 12.0, 13.0, 20.0])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(times))
+    log = writer(tmp_path)  # of 16 examples per step
+    monkeypatch.setattr(hooks, "time", clock)
+    for step in range(1, 5):
+        log(done(step))
+    log.close()
+    assert [record["examples_per_second"] for record in records(tmp_path)] == [8.0, 4.0]
 
 
 def test_a_resumed_run_drops_later_records_of_a_killed_one(tmp_path: pathlib.Path):

@@ -34,7 +34,7 @@ def test_a_run_without_steps_ends_with_the_stacks_of_its_threads(tmp_path: pathl
         clock.now += 0.9
         watchdog(done(step))
         assert not ended.wait(timeout=0.15)  # it looks every tenth of the limit
-    clock.now += 1.1
+    clock.now += 1.01
     assert ended.wait(timeout=20)
     watchdog.close()
     assert codes == [RESTART]
