@@ -160,7 +160,7 @@ def test_a_new_stage_passes_the_tests_of_every_stage(toy, check):
     stage = toy_decoder.make(toy)
     params = tiny.random_params(stage)
     case = (stage, params, jax.tree.map(jnp.asarray, tiny.random_batch(stage, 8)))
-    fixtures = {"made": case, "step": test_every_stage.loss_and_gradient(case)}
+    fixtures = {"case": case, "step": test_every_stage.loss_and_gradient(case)}
     check(**{name: fixtures[name] for name in inspect.signature(check).parameters})
 
 
