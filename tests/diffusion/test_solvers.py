@@ -1,6 +1,7 @@
 """Solvers of higher order: their order, the published formulas, and their cost."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,27 @@ def test_whole_chains_are_those_of_the_published_algorithm_in_float64(name, refe
 
     got = run(SOLVERS[name], exact_denoiser(MEAN, STD), chain)
     np.testing.assert_allclose(got, reference(x_0, chain), atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "reference"), [("dpmpp_2m", multistep), ("dpmpp_3m", parabola)])
+def test_after_a_restart_only_later_steps_are_extrapolated_from(name, reference):
+    """The last seven levels of a longer chain are solved as a chain of their own."""
+    chain, count = strided(FULL, steps="logsnr12"), 7
+    later = types.SimpleNamespace(
+        signal=chain.signal[:count], noise=chain.noise[:count], num_timesteps=count
+    )
+
+    def x_0(x: np.ndarray, k: int) -> np.ndarray:
+        signal, noise = chain.signal[k], chain.noise[k]
+        gain = STD**2 * signal / (STD**2 * signal**2 + noise**2)
+        return MEAN + gain * (x - signal * MEAN)
+
+    solver = SOLVERS[name]
+    table = samplers.take(solver.plan(chain), np.arange(12 - count, 12))
+    options = {"table": table, "solver": solver, "keys": keys(len(X_T))}
+    x_T = jnp.asarray(X_T, jnp.float32)[:, None]
+    got = jax.jit(lambda x: samplers.run(exact_denoiser(MEAN, STD), x, **options).x)(x_T)
+    np.testing.assert_allclose(got[:, 0], reference(x_0, later), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

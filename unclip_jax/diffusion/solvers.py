@@ -97,10 +97,10 @@ class DpmSolver3M(Solver):
 
         x_s = noise_s / noise_t x_t + signal_s integral_0^h exp(u - h) x_0(l_t + u) du
 
-    and the parabola through x_0 at this step and the two before it is integrated exactly (an
-    Adams-Bashforth method for exponential integrators). The published form of this rule (arXiv
-    2211.01095, appendix B, and its implementations) has half of this second difference, and so is
-    of second order.
+    (arXiv 2211.01095, proposition 4.1), and the parabola through x_0 at this step and the two
+    before it is integrated exactly: an Adams-Bashforth method for exponential integrators. The
+    third-order multistep rule of diffusers 0.42 (`DPMSolverMultistepScheduler`) has half of the
+    last difference in its place, and so is of second order.
 
     One evaluation per step. The first step is DDIM's, the second extrapolates from two points, and
     the last, which is infinitely long in l, is DDIM's. Even step lengths suit it best: "logsnr20".
