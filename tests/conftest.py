@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from tests import compiler
 
@@ -45,6 +46,15 @@ def few_programs() -> Iterator[None]:
     if maps.is_file() and maps.read_bytes().count(b"\n") > MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def google_store() -> Iterator[Any]:
+    """gs://bucket of an emulated store, empty at the beginning of a file."""
+    from tests import object_stores
+
+    with object_stores.google():
+        yield object_stores.Url(f"gs://{object_stores.BUCKET}")
 
 
 @pytest.fixture(scope="session")

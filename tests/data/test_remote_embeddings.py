@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 
-from tests import object_stores
 from tests.data.test_embeddings import CAPTIONS, KEYS, Z_IMG, Z_TXT
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Url
@@ -15,15 +14,9 @@ from unclip_jax.data.remote_embeddings import RemoteEmbeddings, open_embeddings
 INFO = {"clip_id": "abc"}
 
 
-@pytest.fixture(scope="module")
-def store():
-    with object_stores.google():
-        yield Url(f"gs://{object_stores.BUCKET}")
-
-
 @pytest.fixture
-def url(store, tmp_path):
-    return store / tmp_path.name
+def url(google_store, tmp_path):
+    return google_store / tmp_path.name
 
 
 def write(folder: EmbeddingFolder, *indices: int) -> None:
@@ -37,7 +30,7 @@ def write(folder: EmbeddingFolder, *indices: int) -> None:
 def source(url) -> RemoteEmbeddings:
     write(EmbeddingFolder(url, info=INFO), 2, 0)  # jobs of an array
     folder = EmbeddingFolder(str(url), info=INFO)
-    assert folder.missing(3) == [1] and folder.is_written(0)
+    assert folder.missing(range(3)) == [1] and folder.is_written(0)
     write(folder, 1)
     source = folder.finish(3)
     assert isinstance(source, RemoteEmbeddings)

@@ -15,17 +15,11 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import dataset_embedding
 
 
-@pytest.fixture(scope="module")
-def store():
-    with object_stores.google():
-        yield Url(f"gs://{object_stores.BUCKET}")
-
-
 @pytest.fixture
-def place(store, tmp_path, monkeypatch):
+def place(google_store, tmp_path, monkeypatch):
     """An export in a run directory of the store, and a cache of its own."""
     monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
-    place = store / tmp_path.name / "clip" / "export"
+    place = google_store / tmp_path.name / "clip" / "export"
     upload(tmp_path / "export", place, value=1.0)
     return place
 
@@ -102,7 +96,7 @@ def test_a_file_of_the_manifest_that_points_elsewhere_is_rejected(place):
         remote.local_export(place)
 
 
-def test_what_is_no_export(store):
+def test_what_is_no_export(google_store):
     with pytest.raises(UserError, match=r"gs://bucket/none is not a finished export"):
         remote.local_export("gs://bucket/none")
     with pytest.raises(UserError, match=r"gs://bucket/none holds no exports"):

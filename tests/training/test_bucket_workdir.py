@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from tests import object_stores
 from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Url
@@ -17,15 +16,9 @@ from unclip_jax.training import bucket_workdir, checkpoint, workdir_lock
 from unclip_jax.training.workdir import TakenOver
 
 
-@pytest.fixture(scope="module")
-def store():
-    with object_stores.google():
-        yield Url(f"gs://{object_stores.BUCKET}")
-
-
 @pytest.fixture
-def url(store, tmp_path):
-    return store / tmp_path.name / "run"
+def url(google_store, tmp_path):
+    return google_store / tmp_path.name / "run"
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +206,7 @@ def test_a_store_without_checkpoints_is_rejected():
         pass
 
 
-def test_a_missing_bucket_is_one_line(store):
+def test_a_missing_bucket_is_one_line(google_store):
     with (
         pytest.raises(UserError, match="gs://no-such-bucket/run.*: no such object or bucket"),
         bucket_workdir.opened(Url("gs://no-such-bucket/run")),

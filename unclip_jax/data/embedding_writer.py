@@ -11,7 +11,7 @@ import os
 import pathlib
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -23,7 +23,7 @@ from unclip_jax.core import digests, json_text, storage
 from unclip_jax.core.checks import UserError, listed, one_of, positive
 from unclip_jax.core.files import atomic_path, read_small, write_atomically
 from unclip_jax.core.storage import Location, Url
-from unclip_jax.data.embedding_stats import Moments, Vectors, total
+from unclip_jax.data.embedding_stats import Moments, Vectors
 from unclip_jax.data.embeddings import (
     DIGEST,
     FILES,
@@ -145,20 +145,46 @@ class EmbeddingFolder:
         write_atomically(folder / names[-1], json.dumps(report))
         return names
 
-    def missing(self, count: int) -> list[int]:
-        """Returns the numbers of the first `count` shards that are not written."""
-        reports = self._reports(count)
-        return [i for i, report in enumerate(reports) if report.get("origin") != self._origin]
+    def missing(self, numbers: Sequence[int]) -> list[int]:
+        """Returns those of some shards that are not written; reads many reports at once."""
+        reports = zip(numbers, self._reports(numbers), strict=True)
+        return [index for index, report in reports if report.get("origin") != self._origin]
 
     def finish(self, count: int) -> EmbeddingSource:
-        """Writes the statistics of `count` shards, which completes the folder, and opens it.
+        """Completes the folder of `count` shards and opens it; raises as `complete` does."""
+        self.complete(count)
+        if isinstance(self.directory, Url):
+            return open_embeddings(self.directory)
+        return EmbeddingSource(self.directory, verify=False)
+
+    def complete(self, count: int, *, partial: bool = False) -> None:
+        """Writes the statistics of `count` shards, after which the folder is complete.
+
+        Reports are read once and added up one after another.
+
+        Args:
+            count: number of shards.
+            partial: leaves the folder as it is while a shard is missing, which another job writes.
 
         Raises:
             UserError: a shard is missing, or the folder holds more.
         """
         if self.finished:
-            return self._opened()
-        missing = [str(index) for index in self.missing(count)]
+            return
+        moments: dict[str, Moments] = {}
+        files: dict[str, str] = {}
+        rows, missing = [], []
+        for index, report in enumerate(self._reports(range(count))):
+            if report.get("origin") != self._origin:
+                missing.append(str(index))
+                continue
+            rows.append(report["rows"])
+            files |= report[FILES]
+            for field in KINDS.keys() & report.keys():
+                part = Moments.from_json(report[field])
+                moments[field] = moments[field] + part if field in moments else part
+        if missing and partial:
+            return
         if missing:
             raise UserError(
                 f"{self.directory} lacks the shards {listed(missing, most=5, separator=', ')} of "
@@ -169,29 +195,17 @@ class EmbeddingFolder:
                 f"{self.directory} holds further shards, of an earlier version; delete it and "
                 "embed again."
             )
-        reports = self._reports(count)
-        if reports:
-            fields = [field for field in KINDS if field in reports[0]]
-            stats = {
-                field: total(Moments.from_json(each[field]) for each in reports).stats().to_json()
-                for field in fields
-            }
-            files = {name: digest for each in reports for name, digest in each[FILES].items()}
-            rows = [each["rows"] for each in reports]
+        if count:
+            stats = {name: moments[name].stats().to_json() for name in KINDS if name in moments}
             entries = {**stats, "info": self._info, "finished": True, SHARDS: rows, FILES: files}
             self._write_stats(entries)
         self.finished = True
-        return self._opened()
 
-    def _opened(self) -> EmbeddingSource:
-        if isinstance(self.directory, Url):
-            return open_embeddings(self.directory)
-        return EmbeddingSource(self.directory, verify=False)
-
-    def _reports(self, count: int) -> list[dict[str, Any]]:
-        """Reads the reports of the first `count` shards."""
+    def _reports(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Reads the reports of some shards in order, a few of them at the same time."""
         with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-            return [*pool.map(self._report, range(count))]
+            for start in range(0, len(numbers), _AT_ONCE):
+                yield from pool.map(self._report, numbers[start : start + _AT_ONCE])
 
     def _report(self, index: int) -> dict[str, Any]:
         """Reads the report of a shard; {} if there is none."""

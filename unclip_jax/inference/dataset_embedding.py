@@ -174,7 +174,7 @@ def embed_split(
     count = -(-len(source) // SHARD_SIZE)
     first, step = share[0] * jax.process_count() + jax.process_index(), share[1]
     own = range(first, count, step * jax.process_count())
-    indices = [] if folder.finished else [index for index in own if not folder.is_written(index)]
+    indices = [] if folder.finished else folder.missing(own)
     bar = tqdm(
         total=None if all_captions else sum(len(_records(source, index)) for index in indices),
         desc=f"embed {folder.directory.name}",
@@ -195,10 +195,8 @@ def embed_split(
 
 def _complete(folder: EmbeddingFolder, count: int, *, alone: bool) -> str:
     """Completes a folder, unless other jobs still write to it; returns what prevents it, or ""."""
-    if not alone and folder.missing(count):
-        return ""
     try:
-        folder.finish(count)
+        folder.complete(count, partial=not alone)
     except UserError as error:
         return str(error)
     return ""

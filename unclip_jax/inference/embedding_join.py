@@ -141,7 +141,7 @@ def _join(
             f"{unmatched!r}, embeddings such as {rows[0]['key']!r}; compare fewer or more parts "
             "with --key-parts, or give the embeddings of this data set."
         )
-    folder.finish(shards)
+    folder.complete(shards)
     return JoinReport(name, len(source), matched, unmatched)
 
 
