@@ -30,7 +30,7 @@ from unclip_jax.version import __version__
 HEARTBEAT = 100  # seconds without a heartbeat after which a process counts as dead
 MARGIN = 30  # seconds by which our timeout precedes JAX's, which aborts the process
 SHUTDOWN = 120  # seconds that a finished process waits for the others
-RESTART = 143  # exit status after which launchers start a process again
+RESTART = 143  # exit status after which launch/until_done, Slurm and XPK start a process again
 
 _ADVICE = (
     "Start all of them at about the same time, with the same --coordinator and --num-processes, "

@@ -101,11 +101,7 @@ def train(
     run_dir = as_workdir(workdir)
     first = fingerprint.claim(run_dir.folder, identity, earlier=earlier)
     key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
-    options = {"keep_every": config.keep_every, "before_save": run_dir.before_save}
-    with (
-        Checkpoints(run_dir.checkpoints, keep=config.keep, **options) as checkpoints,
-        contextlib.ExitStack() as stack,
-    ):
+    with _opened(run_dir, config) as checkpoints, contextlib.ExitStack() as stack:
         try:
             state = _start(program, checkpoints, train_data, key, initial, fitted)
         except UserError:
@@ -117,8 +113,9 @@ def train(
             log.info("%s: all %d steps are done", stage.name, start)
             return state
         run = _Run(stage, program, config, key, run_dir.folder, start, str(run_dir))
-        sizes = {"batch_size": config.batch_size, "mesh": program.mesh}
-        prefetcher = DevicePrefetcher(train_data, spec=stage.batch_spec, **sizes)
+        prefetcher = DevicePrefetcher(
+            train_data, spec=stage.batch_spec, batch_size=config.batch_size, mesh=program.mesh
+        )
         interrupts = stack.enter_context(Interrupts())
         stack.enter_context(logging_redirect_tqdm())
         hooks = _hooks(run, stack, checkpoints, eval_data, labels)

@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 
+from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.files import read_small, write_atomically
 
 FILE = "wandb.json"  # holds the identity of the run there, which a continued run goes on with
 
@@ -73,5 +75,9 @@ def _identity(folder: pathlib.Path) -> str:
     """Returns the identity of the workdir's run, chosen once."""
     path = folder / FILE
     if not path.exists():
-        path.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}))
-    return str(json.loads(path.read_text())["id"])
+        write_atomically(path, json.dumps({"id": uuid.uuid4().hex[:12]}))
+    advice = "delete it to start another run there."
+    stored = json_text.parse_object(read_small(path), where=str(path), advice=advice)
+    if not isinstance(stored.get("id"), str):
+        raise UserError(f"{path} holds no id of a run; {advice}")
+    return stored["id"]

@@ -11,11 +11,10 @@ from typing import Any
 
 import jax
 
+from unclip_jax.parallel.cluster import RESTART
 from unclip_jax.training.hooks import StepDone
 
 log = logging.getLogger(__name__)
-
-RESTART = 143  # exit status after which launch/until_done, Slurm and XPK start a run again
 
 
 class Watchdog:
