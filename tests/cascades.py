@@ -13,7 +13,8 @@ from unclip_jax.data import text
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
-from unclip_jax.stages import registry
+from unclip_jax.stages import clip, registry
+from unclip_jax.stages.clip import ClipStageConfig
 
 CAPTIONS = ["a red circle", "a blue square above a green star", "three pink rings"]
 NAMES = ("clip", "prior", "decoder", "upsampler_256")
@@ -69,6 +70,21 @@ def write(
     return folder
 
 
+def write_guide(folder: pathlib.Path) -> None:
+    """Exports a noise-aware CLIP of the decoder's chain and size beside a cascade, as "guide"."""
+    model = dataclasses.replace(tiny.experiment("clip").model.model, image_size=16, reads_time=True)
+    stage = clip.make(ClipStageConfig(model, tiny.experiment("decoder").model.diffusion))
+    words = text.load(folder / "tokenizer")
+    card = Manifest(stage="clip", size="tiny", step=0, tokenizer_hash=words.hash, **stage.describe)
+    export.write_export(
+        folder / "guide" / "export",
+        params=tiny.random_params(stage),
+        manifest=card,
+        tokenizer_dir=folder / "tokenizer",
+        identity="clip_id",
+    )
+
+
 def karlo_kind(cfg: Any) -> Any:
     """The config of a prior or a decoder, changed to read CLIP's features and raw embeddings."""
     width = tiny.experiment("clip").model.model.text_width
@@ -96,11 +112,14 @@ def small(cfg: Any) -> Any:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **changes))
 
 
-def share_engines(patch: pytest.MonkeyPatch) -> None:
-    """Opens the same models once, so that commands of one process share compiled programs."""
+def share_engines(patch: pytest.MonkeyPatch, *, most: int = 4096) -> None:
+    """Opens the same models once, so that commands of one process share compiled programs.
+
+    Batches have at most `most` images.
+    """
     opened = functools.cache(InferenceEngine.open)
 
     def open_once(path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16):
-        return opened(path, prior=prior, batch=batch)
+        return opened(path, prior=prior, batch=min(batch, most))
 
     patch.setattr(InferenceEngine, "open", open_once)

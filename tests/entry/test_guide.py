@@ -1,6 +1,5 @@
 """`sample --guide`: a decoder guided by a noise-aware CLIP, which is no CLIP of a cascade."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -13,11 +12,7 @@ from unclip_jax import sample
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment.config import from_config
 from unclip_jax.experiment.files import get_config
-from unclip_jax.handoff import export
-from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
-from unclip_jax.stages import clip
-from unclip_jax.stages.clip import ClipStageConfig
 
 DECODER = tiny.experiment("decoder").model
 
@@ -26,22 +21,7 @@ DECODER = tiny.experiment("decoder").model
 def run_dir(tmp_path_factory):
     """A cascade, and beside it a noise-aware CLIP of the decoder's chain and size."""
     folder = cascades.write(tmp_path_factory.mktemp("run"), names=("clip", "prior", "decoder"))
-    model = dataclasses.replace(tiny.experiment("clip").model.model, image_size=16, reads_time=True)
-    stage = clip.make(ClipStageConfig(model, DECODER.diffusion))
-    card = Manifest(
-        stage="clip",
-        size="tiny",
-        step=0,
-        tokenizer_hash=cascades.tokenizer().hash,
-        **stage.describe,
-    )
-    export.write_export(
-        folder / "guide" / "export",
-        params=tiny.random_params(stage),
-        manifest=card,
-        tokenizer_dir=folder / "tokenizer",
-        identity="clip_id",
-    )
+    cascades.write_guide(folder)
     return folder
 
 
