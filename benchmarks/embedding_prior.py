@@ -151,7 +151,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Measures and prints."""
-    parser = Parser("benchmarks.embedding_prior", description="Train on pairs of known posterior.")
+    parser = Parser(
+        "embedding_prior",
+        prog="python -m benchmarks.embedding_prior",
+        description="Train on pairs of known posterior.",
+    )
     parser.add_argument("task", choices=TASKS, help="generating process")
     parser.add_argument("--pairs", type=int, default=20_000, help="training pairs")
     parser.add_argument("--num", type=int, default=16, help="samples per held-out pair")
