@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import email.parser
 import http
 import io
 import os
@@ -50,8 +51,10 @@ def conditional() -> Iterator[None]:
     """Adds to the emulator what the store does with generations, and libraries rely on.
 
     Answers with content state the generation of the object, and requests with a condition are
-    rejected where it does not hold (cloud.google.com/storage/docs/request-preconditions).
+    rejected where it does not hold (cloud.google.com/storage/docs/request-preconditions). Besides,
+    content that ends in a carriage return is stored whole.
     """
+    from gcp_storage_emulator import server
     from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import objects
 
@@ -84,8 +87,26 @@ def conditional() -> Iterator[None]:
         mock.patch.object(objects, "download", download),
         mock.patch.object(objects, "_media_upload", checked(objects._media_upload)),
         mock.patch.object(objects, "_multipart_upload", checked(objects._multipart_upload)),
+        mock.patch.object(server, "BytesParser", _ExactParser),
     ):
         yield
+
+
+class _ExactParser(email.parser.BytesParser):
+    """A parser of uploads that leaves the last part, the content of an object, as it is.
+
+    The library's takes a carriage return at its end for a part of the line's end.
+    """
+
+    def parsebytes(self, text: bytes, headersonly: bool = False) -> Any:
+        message: Any = super().parsebytes(text, headersonly)
+        boundary = b"--" + str(message.get_boundary()).encode()
+        if message.get_content_type() == "multipart/related":
+            line = b"\r\n" if boundary + b"\r\n" in text else b"\n"
+            _, _, last = text.rpartition(line + boundary + b"--")[0].rpartition(boundary + line)
+            content = last.partition(2 * line)[2]
+            message.get_payload()[1].get_payload = lambda decode: content
+        return message
 
 
 def _serve(emulator: Any) -> Iterator[str]:

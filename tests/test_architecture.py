@@ -53,7 +53,8 @@ IMPURE_MODULES = {
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "Image.open"}
 IMPURE_ATTRIBUTES = {"jax.config", "jax.distributed"}
 FILE_MODULES = {  # may do I/O
-    PACKAGE / "core" / name for name in ("files.py", "digests.py", "storage.py")
+    PACKAGE / "core" / f"{name}.py"
+    for name in ("digests", "files", "folder", "object_lock", "storage")
 }
 FORBIDDEN_IN = {
     "diffusion": {"flax"},

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from unclip_jax.cli import entry, flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import check_output
+from unclip_jax.core.folder import Folder
+from unclip_jax.core.storage import location
 from unclip_jax.data import dataset_manifest
 from unclip_jax.data.image_codec import Limits
 from unclip_jax.preparation import duplicates, engines, pipeline
@@ -42,7 +43,7 @@ def parser() -> Parser:
         metavar="[SPLIT=]INPUT",
         help="folder, tar, glob, tfds:NAME, shapes[:...] or portraits[:...]",
     )
-    add("--out", required=True, type=pathlib.Path, help="folder of the data set")
+    add("--out", required=True, type=location, help="folder or URL of the data set")
     add("--split", default="train", help="split of inputs without SPLIT=")
     add("--shards", type=int, default=0, help="files per split; default: one per 8,192 records")
     add("--tokenizer", default="train", help="folder with one, 'train' or 'none'")
@@ -90,9 +91,9 @@ def main(argv: Sequence[str]) -> None:
     merging = args.inputs == ["merge"]
     if not args.inputs:
         dataset_manifest.read(args.out)  # before the folder is created for its lock
-    elif merging and not args.out.is_dir():
+    elif merging and isinstance(args.out, pathlib.Path) and not args.out.is_dir():
         raise UserError(f"--out={args.out} is no folder; give the one that the parts wrote to.")
-    check_output(args.out, folder=True)
+    Folder(args.out).check()
     if merging:
         pipeline.merge(args.out, config=config, engine=engine, tokenizer=tokenizer)
         return

@@ -8,13 +8,15 @@ import random
 import resource
 import signal
 import struct
+import time
 from collections.abc import Iterator
 from concurrent import futures
 
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import records
+from unclip_jax.core.storage import Url
+from unclip_jax.data import prepared, records
 from unclip_jax.data.prepared import ShardSource
 
 
@@ -102,6 +104,30 @@ def test_the_file_read_longest_ago_is_closed(many):
     for index in (0, 2, 4, 0, 6):  # shards 0, 1, 2, 0, 3
         _ = source[index]
     assert list(source._readers) == [2, 0, 3]
+
+
+def test_one_thread_opens_a_file_and_others_wait(many, monkeypatch):
+    source = ShardSource(many, [2] * 60)
+    opened, original = [], source._open
+
+    def slow(shard):
+        opened.append(shard)
+        time.sleep(0.05)
+        return original(shard)
+
+    monkeypatch.setattr(source, "_open", slow)
+    with futures.ThreadPoolExecutor(8) as pool:
+        assert [record["key"] for record in pool.map(source.__getitem__, [0, 1] * 4)] == [
+            "0",
+            "1",
+        ] * 4
+    assert opened == [0]
+
+
+def test_indices_of_objects_are_bounded_by_their_memory(monkeypatch):
+    monkeypatch.setattr(prepared, "_INDICES", 8 * 1000 * 20)
+    paths = [Url(f"gs://bucket/{i}.array_record") for i in range(100)]
+    assert ShardSource(paths, [1000] * 100).most_open == 20
 
 
 def test_a_lack_of_descriptors_is_not_taken_for_damage(many):

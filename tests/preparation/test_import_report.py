@@ -4,6 +4,7 @@ import pathlib
 import pytest
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.folder import Folder
 from unclip_jax.preparation import import_report
 from unclip_jax.preparation.import_report import Tally
 
@@ -50,9 +51,9 @@ def test_the_share_is_of_all_records_that_will_be_read():
 
 
 def test_written_reports_keep_other_splits(tmp_path: pathlib.Path):
-    import_report.write(tmp_path, {"train": tally(5, cut=2)})
-    import_report.write(tmp_path, {"validation": tally(1)})
-    import_report.write(tmp_path, {"train": tally(6)})
+    import_report.write(Folder(tmp_path), {"train": tally(5, cut=2)})
+    import_report.write(Folder(tmp_path), {"validation": tally(1)})
+    import_report.write(Folder(tmp_path), {"train": tally(6)})
     content = json.loads((tmp_path / "report.json").read_text())
     assert {split: facts["kept"] for split, facts in content.items()} == {
         "train": 6,

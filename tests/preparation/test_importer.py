@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import pytest
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.folder import Folder
 from unclip_jax.data import dataset_manifest
 from unclip_jax.data.prepared import open_split
 from unclip_jax.preparation.checking import CheckConfig
@@ -55,7 +56,7 @@ def run(
     plan: ToyPlan, directory: pathlib.Path, *, shards: int = 4, max_bad: float = 0.2, workers=2
 ) -> tuple[dataset_manifest.Split, Importer]:
     config = ImportConfig(shards=shards, max_bad=max_bad, workers=workers)
-    importer = Importer(plan, directory=directory, split="train", config=config)
+    importer = Importer(plan, folder=Folder(directory), split="train", config=config)
     directory.mkdir(exist_ok=True)
     split = importer.run()
     dataset_manifest.write(directory, dataset_manifest.DatasetManifest().with_split(split))
@@ -114,7 +115,7 @@ def test_a_killed_import_goes_on_without_loss(samples, tmp_path: pathlib.Path):
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "out").glob("train-00002-of-00004.array_record.tmp"))
     plan = ToyPlan(samples)
-    with locked(tmp_path / "out"):
+    with locked(Folder(tmp_path / "out")):
         split, _ = run(plan, tmp_path / "out")
     assert plan.read_indices == list(range(10, 20))
     assert not list((tmp_path / "out").glob("*.tmp"))
@@ -185,12 +186,12 @@ def test_an_unfinished_split_is_not_mixed_with_another(
         check=CheckConfig(image_size=8 if change == "options" else None),
     )
     with pytest.raises(UserError, match="unfinished split 'train' of other inputs"):
-        Importer(other, directory=tmp_path, split="train", config=config)
+        Importer(other, folder=Folder(tmp_path), split="train", config=config)
 
 
 def test_two_imports_into_one_folder(tmp_path: pathlib.Path):
-    with locked(tmp_path), pytest.raises(UserError, match="another prepare is writing to"):  # noqa: SIM117
-        with locked(tmp_path):
+    with locked(Folder(tmp_path)), pytest.raises(UserError, match="another prepare is writing to"):  # noqa: SIM117
+        with locked(Folder(tmp_path)):
             pass
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.preparation.test_prepare import run
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.folder import Folder
 from unclip_jax.data import dataset_manifest, sources, tar_index
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig, make_loader
@@ -155,8 +156,8 @@ def test_the_same_archives_elsewhere_are_accepted_and_edited_ones_are_not(
 
 
 def test_two_preparations_of_one_folder(tars: pathlib.Path, tmp_path: pathlib.Path):
-    with locked(tmp_path, part="0-of-2"):
-        with locked(tmp_path, part="1-of-2"):
+    with locked(Folder(tmp_path), part="0-of-2"):
+        with locked(Folder(tmp_path), part="1-of-2"):
             pass
         for arguments in (["--shard=0/2"], []):
             with pytest.raises(UserError, match="another prepare is writing to"):

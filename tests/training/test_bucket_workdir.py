@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.training import toy
+from unclip_jax.core import object_lock
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Url
 from unclip_jax.core.trees import flatten_paths
@@ -106,7 +107,7 @@ def test_a_trainer_that_is_alive_keeps_others_out(url):
 
 
 def lock(url, **facts) -> None:
-    content = {**workdir_lock.own_process(), "token": "x", "beats": 1, **facts}
+    content = {**object_lock.own_process(), "token": "x", "beats": 1, **facts}
     (url / workdir_lock.FILE).write_bytes(json.dumps(content).encode())
 
 
@@ -117,13 +118,13 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_over(url):
 
 
 def test_a_lock_of_another_host_is_taken_over_when_it_stops_counting(url, monkeypatch):
-    monkeypatch.setattr(bucket_workdir, "STALE", 0.3)
+    monkeypatch.setattr(object_lock, "STALE", 0.3)
     lock(url, host="elsewhere", name="elsewhere")
     with bucket_workdir.opened(url):
         pass
     lock(url, host="elsewhere", name="elsewhere")
     beat = functools.partial(lock, url, host="elsewhere", beats=2)
-    monkeypatch.setattr(bucket_workdir.time, "sleep", lambda _: beat())
+    monkeypatch.setattr(object_lock.time, "sleep", lambda _: beat())
     with (
         pytest.raises(UserError, match="another trainer is at work"),
         bucket_workdir.opened(url),

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import pytest
 
+from unclip_jax.core import object_lock
 from unclip_jax.core.checks import UserError
 from unclip_jax.training import workdir_lock
 from unclip_jax.training.workdir_lock import FILE, locked
@@ -35,7 +36,7 @@ def leave(workdir: pathlib.Path, content: dict[str, Any] | str) -> pathlib.Path:
 
 
 def own(**changes: Any) -> dict[str, Any]:
-    return {"token": "t", **workdir_lock.own_process(), **changes}
+    return {"token": "t", **object_lock.own_process(), **changes}
 
 
 def test_a_second_trainer_is_rejected_and_a_third_is_not(tmp_path: pathlib.Path):

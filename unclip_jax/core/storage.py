@@ -107,6 +107,16 @@ class Url:
         """Reads the whole object."""
         return self._request("read", lambda store: store.cat_file(self.text))
 
+    def read_if_present(self) -> bytes | None:
+        """Reads the whole object; None if there is none."""
+
+        def read(store: Any) -> bytes | None:
+            with contextlib.suppress(FileNotFoundError):
+                return store.cat_file(self.text)
+            return None
+
+        return self._request("read", read)
+
     def read_range(self, start: int, stop: int, /) -> bytes:
         """Reads bytes `start` to `stop` in one request."""
         if start == stop:

@@ -9,7 +9,7 @@ import shlex
 from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.core.config import as_dict, build
-from unclip_jax.core.files import write_atomically
+from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Location, Url
 from unclip_jax.version import __version__
 
@@ -165,9 +165,9 @@ def _parse(text: bytes, directory: Location) -> DatasetManifest:
     return build(DatasetManifest, content, where=str(directory / FILE))
 
 
-def write(directory: pathlib.Path, manifest: DatasetManifest) -> None:
+def write(directory: Location, manifest: DatasetManifest) -> None:
     """Writes the manifest atomically."""
-    write_atomically(directory / FILE, as_json(manifest))
+    Folder(directory).write(FILE, as_json(manifest))
 
 
 def as_json(manifest: DatasetManifest) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from jaxtyping import Int64
 
 from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Location, Url
-from unclip_jax.data import dataset_manifest, records, tar_index
+from unclip_jax.data import dataset_manifest, records, remote_shards, tar_index
 from unclip_jax.data.dataset import Dataset
 from unclip_jax.data.records import Record
 from unclip_jax.data.remote_shards import RemoteShard
@@ -72,14 +73,16 @@ def open_split(directory: str | Location, *, split: str) -> "ShardSource":
     return source
 
 
+_INDICES = 2**32  # bytes of the indices of objects that are open
 _OPENING = 16  # files at once, for storage that answers slowly
 
 
 class ShardSource:
     """Records in ArrayRecord files or indices of tars; safe to read from threads and to pickle.
 
-    Files are opened when first read. At most `most_open` are open at once, a quarter of the
-    descriptors that the system grants this process: the one read longest ago is closed first.
+    Files are opened when first read. At most `most_open` are open at once, and the one read longest
+    ago is closed first: a quarter of the descriptors that the system grants this process, or as
+    many objects of a store as have indices of 4 GiB together.
     """
 
     def __init__(
@@ -98,8 +101,9 @@ class ShardSource:
         self._paths = list(paths)
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
-        self.most_open = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 16)
+        self.most_open = _most_open(self._paths, self._ends)
 
     def __reduce__(self):
         counts = np.diff(self._ends, prepend=0).tolist()
@@ -137,11 +141,16 @@ class ShardSource:
             if shard in self._readers:
                 self._readers.move_to_end(shard)
                 return self._readers[shard]
-        reader = self._open(shard)
-        with self._lock:
-            reader = self._readers.setdefault(shard, reader)
-            while len(self._readers) > self.most_open:  # closed when no thread reads it any more
-                self._readers.popitem(last=False)
+            opening = self._opening.setdefault(shard, threading.Lock())
+        with opening:  # one thread opens the file, others wait for it
+            if (reader := self._readers.get(shard)) is not None:
+                return reader
+            reader = self._open(shard)
+            with self._lock:
+                self._readers[shard] = reader
+                self._opening.pop(shard, None)
+                while len(self._readers) > self.most_open:  # closed when no thread reads it
+                    self._readers.popitem(last=False)
         return reader
 
     def _open(self, shard: int) -> Any:
@@ -164,6 +173,14 @@ class ShardSource:
 
     def _count(self, shard: int) -> int:
         return int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
+
+
+def _most_open(paths: Sequence[Location], ends: Int64[np.ndarray, " shards"]) -> int:
+    if not paths or not isinstance(paths[0], Url):
+        return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 16)
+    indexed = paths[0].name.endswith(tar_index.SUFFIX)
+    row = tar_index.ROW_BYTES if indexed else remote_shards.ROW_BYTES
+    return max(_INDICES * len(paths) // (row * max(int(ends[-1]), 1)), 16)
 
 
 def _checked(path: Location, reader: Any, expected: int) -> Any:

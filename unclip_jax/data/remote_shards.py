@@ -18,6 +18,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import RangedFile
 
 BLOCK, BLOCK_HEADER = 65536, 24
+ROW_BYTES = 8  # of memory for every record of an open shard
 _CHUNK = struct.Struct("<8xQ8xQQ")  # size of the data; type and number of records; decoded size
 _SIMPLE, _PLAIN = ord("r"), b"\0"  # a chunk of records one after the other, and no compression
 

@@ -27,6 +27,7 @@ from unclip_jax.data.records import Record, RecordDigest, ShardSummary
 SUFFIX = ".tar_index"
 _ROW = np.dtype([("tar", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("digest", "<u8")])
 _FORMAT = 1
+ROW_BYTES = _ROW.itemsize
 _LONGEST = 2**24  # bytes of the line of JSON
 _TEXTS = (".txt", ".caption", ".text")
 

@@ -3,6 +3,7 @@
 import pathlib
 import shlex
 
+from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import dataset_manifest, prepared
 from unclip_jax.data.dataset import Dataset, FeatureKeys
@@ -12,16 +13,17 @@ def open_dataset(location: str, keys: FeatureKeys) -> Dataset:
     """Opens an index of tars that `unclip_jax.prepare --index` wrote.
 
     Args:
-        location: its folder.
+        location: its folder or URL.
         keys: not used; the index knows the names.
 
     Raises:
         UserError: there is no index.
     """
     del keys
-    if not (pathlib.Path(location) / dataset_manifest.FILE).is_file():
+    place = storage.location(location)
+    if isinstance(place, pathlib.Path) and not (place / dataset_manifest.FILE).is_file():
         raise UserError(
             f"tars:{location} is no index of tars; write one with `python -m unclip_jax.prepare "
             f"{shlex.quote(location)} --index --out=DIR` and give tars:DIR."
         )
-    return prepared.open_dataset(location)
+    return prepared.open_dataset(place)

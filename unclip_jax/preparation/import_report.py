@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import write_atomically
+from unclip_jax.core.folder import Folder
 from unclip_jax.preparation.duplicates import DUPLICATE
 from unclip_jax.preparation.filters import FILTERED
 
@@ -127,12 +126,11 @@ def _some(keys: list[str]) -> str:
     return ", ".join(short + ["..."] * (len(keys) > _EXAMPLES))
 
 
-def write(directory: pathlib.Path, tallies: Mapping[str, Tally]) -> None:
+def write(folder: Folder, tallies: Mapping[str, Tally]) -> None:
     """Updates the splits of `tallies` in report.json and leaves the others."""
-    path = directory / FILE
-    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    content = json.loads(folder.read(FILE) or b"{}")
     content.update({split: tally.to_json() for split, tally in tallies.items()})
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False))
+    folder.write(FILE, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def table(tallies: Mapping[str, Tally]) -> str:

@@ -6,12 +6,17 @@ The plan is cut into equal ranges, one per shard (`shard_writer.ShardWriter`).
 import contextlib
 import fcntl
 import hashlib
+import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from unclip_jax.core import object_lock
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.folder import Folder
+from unclip_jax.core.object_lock import Locked, ObjectLock
+from unclip_jax.core.storage import Url
 from unclip_jax.data import dataset_manifest, records
 from unclip_jax.preparation import import_report
 from unclip_jax.preparation.import_report import Tally
@@ -20,30 +25,30 @@ from unclip_jax.preparation.shard_writer import (
     LOGS,
     ImportConfig,
     ShardWriter,
-    read_log,
     same_signature,
     share,
 )
 
 RECORDS_PER_SHARD = 8192
+_LOCK = "lock"
 
 
 class Importer:
     """Writes one split of one folder."""
 
-    def __init__(self, plan: Plan, *, directory: pathlib.Path, split: str, config: ImportConfig):
-        """Prepares to write `split` into `directory`.
+    def __init__(self, plan: Plan, *, folder: Folder, split: str, config: ImportConfig):
+        """Prepares to write `split` into `folder`.
 
         Raises:
             UserError: the folder holds the beginning of another version of this split.
         """
-        self._plan, self._directory, self._split = plan, directory, split
+        self._plan, self._split = plan, split
         self._total = shard_count(plan, config)
         self.fingerprint: str = plan_fingerprint(plan, config)
-        check_logs(directory, split, self.fingerprint)
+        check_logs(folder, split, self.fingerprint)
         self._writer = ShardWriter(
             plan,
-            directory=directory,
+            folder=folder,
             config=config,
             fingerprint=self.fingerprint,
             expected=len(plan),
@@ -118,18 +123,24 @@ def plan_fingerprint(plan: Plan, config: ImportConfig) -> str:
     return hashlib.sha256(options.encode()).hexdigest()
 
 
-def check_logs(directory: pathlib.Path, split: str, fingerprint: str) -> None:
+def check_logs(folder: Folder, split: str, fingerprint: str) -> None:
     """Checks that the finished shards of an unfinished split are of this version of it.
 
     Raises:
         UserError: they are of another.
     """
-    for log in (directory / LOGS).glob(f"{split}-*.json"):
-        if read_log(log)["plan"] != fingerprint:
-            raise UserError(
-                f"{directory} holds an unfinished split {split!r} of other inputs or "
-                "options; run that command again, or delete the folder."
-            )
+    names = _logs(folder, f"{split}-", ".json")
+    for content in folder.read_all(names):
+        if content is not None and json.loads(content)["plan"] != fingerprint:
+            raise other_version(folder, split)
+
+
+def other_version(folder: Folder, split: str) -> UserError:
+    """Returns the error of a split that was begun from other inputs or options."""
+    return UserError(
+        f"{folder} holds an unfinished split {split!r} of other inputs or options; run that "
+        "command again, or delete the folder."
+    )
 
 
 def empty_split(split: str, tally: Tally, note: str = "") -> UserError:
@@ -138,30 +149,40 @@ def empty_split(split: str, tally: Tally, note: str = "") -> UserError:
     return UserError(f"split {split!r} would be empty: {why}; check the inputs.")
 
 
-def forget(directory: pathlib.Path, split: str) -> None:
+def forget(folder: Folder, split: str) -> None:
     """Removes the logs of a split, once the manifest lists it."""
-    for log in [*(directory / LOGS).glob(f"{split}-*"), *(directory / LOGS).glob(f"{split}.*")]:
-        log.unlink()
+    folder.remove([*_logs(folder, f"{split}-"), *_logs(folder, f"{split}.")])
+
+
+def _logs(folder: Folder, start: str, end: str = "") -> list[str]:
+    """Returns the names of files beside the logs with such a start and end."""
+    names = folder.names(LOGS)
+    return [f"{LOGS}/{name}" for name in names if name.startswith(start) and name.endswith(end)]
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path, *, part: str = "") -> Iterator[None]:
-    """Keeps other imports out of `directory`, and removes leftovers of one that was killed.
+def locked(folder: Folder, *, part: str = "") -> Iterator[None]:
+    """Keeps other imports out of `folder`, and removes leftovers of one that was killed.
 
     Args:
-        directory: of the data set.
+        folder: of the data set.
         part: name of a part of the shards, which others write at the same time; "" = everything.
 
     Raises:
         UserError: another import is running there, or of the same part.
     """
+    if isinstance(folder.place, Url):
+        with _locked_objects(folder.place, part):
+            yield
+        return
+    directory = folder.place
     logs = directory / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         kind = fcntl.LOCK_SH if part else fcntl.LOCK_EX
-        _lock(stack, logs / "lock", kind, directory)
+        _lock(stack, logs / _LOCK, kind, directory)
         if part:
-            _lock(stack, logs / f"lock.{part}", fcntl.LOCK_EX, directory)
+            _lock(stack, logs / f"{_LOCK}.{part}", fcntl.LOCK_EX, directory)
             yield
             return
         for kind in ("array_record", "tar_index"):
@@ -170,6 +191,33 @@ def locked(directory: pathlib.Path, *, part: str = "") -> Iterator[None]:
         yield
         if not any(logs.glob("*.json")):
             shutil.rmtree(logs)
+
+
+@contextlib.contextmanager
+def _locked_objects(url: Url, part: str) -> Iterator[None]:
+    """Keeps other imports out of a folder of a store.
+
+    Everybody creates a lock and then looks for others, so of two that begin at the same moment at
+    most one goes on.
+    """
+    logs = url / LOGS
+    own = f"{_LOCK}.{part}" if part else _LOCK
+    try:
+        lock = ObjectLock(logs / own)
+    except Locked as error:
+        raise UserError(f"another prepare is writing to {url}: {error}; wait for it.") from None
+    try:
+        others = {_LOCK} if part else {n for n in logs.names() if n.startswith(f"{_LOCK}.")}
+        holder = object_lock.live([logs / name for name in others])
+        if holder:
+            who = object_lock.describe(holder)
+            raise UserError(f"another prepare is writing to {url}: {who}; wait for it.")
+        if not part:
+            for name in others:
+                (logs / name).unlink()
+        yield
+    finally:
+        lock.release()
 
 
 def _lock(

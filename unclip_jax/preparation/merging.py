@@ -1,6 +1,7 @@
 """Merging of finished shards: duplicates are removed, and the shards become a split."""
 
 import functools
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unclip_jax.core.checks import UserError, listed
+from unclip_jax.core.folder import Folder
 from unclip_jax.data import dataset_manifest, records, tar_index
 from unclip_jax.data.prepared import ShardSource
+from unclip_jax.data.records import ShardSummary
 from unclip_jax.preparation import duplicates, engines, import_report, importer, shard_writer
 from unclip_jax.preparation.engines import Engine
 from unclip_jax.preparation.import_report import Tally
 from unclip_jax.preparation.shard_tasks import SplitTasks
-from unclip_jax.preparation.shard_writer import LOGS
 
 DUPLICATE_KEY = "duplicate key"
 _AT_ONCE = 2**24  # hashes that are sorted together
@@ -29,7 +31,7 @@ class Removal(NamedTuple):
 
 
 def merge_split(
-    out: pathlib.Path, split_plan: SplitTasks, *, engine: Engine, max_bad: float = 1.0
+    folder: Folder, split_plan: SplitTasks, *, engine: Engine, max_bad: float = 1.0
 ) -> tuple[dataset_manifest.Split, Tally]:
     """Returns the split of finished shards, and its counts.
 
@@ -37,26 +39,15 @@ def merge_split(
         UserError: shards are missing, too many records are bad, or none is good.
     """
     names = split_plan.names
-    missing = [name for name in names if not _log_file(out, name).is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of the {len(names)} shards of split {split_plan.split!r} in {out} are "
-            f"missing ({listed(missing, most=3)}); run the --shard parts that write them."
-        )
-    tally = _counts(out, split_plan)
+    shards, tally = _read_logs(folder, split_plan)
     import_report.check_share(tally, total=tally.read, max_bad=max_bad, note=split_plan.note)
-    if split_plan.has_hashes:
-        remove_duplicates(out, names, engine=engine)
-        tally = _counts(out, split_plan)
+    if split_plan.has_hashes and remove_duplicates(folder, names, engine=engine):
+        shards, tally = _read_logs(folder, split_plan)
     if not tally.written:
         raise importer.empty_split(split_plan.split, tally, split_plan.note)
-    shards = []
-    for name in names:
-        log = shard_writer.read_log(_log_file(out, name))
-        shards.append(dataset_manifest.Shard(name, log["written"], log["sha256"], log["inputs"]))
     split = dataset_manifest.make_split(
         split_plan.split,
-        tuple(shards),
+        shards,
         plan=split_plan.fingerprint,
         sources=split_plan.sources,
         signature=split_plan.signature,
@@ -65,29 +56,49 @@ def merge_split(
     return split, tally
 
 
-def remove_duplicates(out: pathlib.Path, names: Sequence[str], *, engine: Engine) -> None:
-    """Writes the shards again that hold records whose key or image an earlier one has."""
-    hashes = [shard_writer.hash_file(out / name) for name in names]
+def remove_duplicates(folder: Folder, names: Sequence[str], *, engine: Engine) -> int:
+    """Writes the shards again that hold records whose key or image an earlier one has.
+
+    Returns:
+        Their number.
+    """
     repeated: dict[int, dict[int, str]] = {}
-    for column, reason in ((0, DUPLICATE_KEY), (1, duplicates.DUPLICATE)):
-        for shard, row in _repeated(hashes, column, dict(repeated)):
-            repeated.setdefault(shard, {})[row] = reason
+    with folder.local(map(shard_writer.hash_name, names)) as hashes:
+        for column, reason in ((0, DUPLICATE_KEY), (1, duplicates.DUPLICATE)):
+            for shard, row in _repeated(hashes, column, dict(repeated)):
+                repeated.setdefault(shard, {})[row] = reason
     removals = []
     for shard in sorted(repeated):
         rows, reasons = zip(*sorted(repeated[shard].items()), strict=True)
         removals.append(Removal(names[shard], rows, reasons))
-    for _ in engines.run(functools.partial(remove_rows, out=out), removals, engine):
+    for _ in engines.run(functools.partial(remove_rows, folder=folder), removals, engine):
         pass
+    return len(removals)
 
 
-def remove_rows(removal: Removal, *, out: pathlib.Path) -> None:
+def remove_rows(removal: Removal, *, folder: Folder) -> None:
     """Writes a shard again without some of its rows, and its log.
 
     The log is removed first, so that after an interruption the shard is prepared again.
     """
-    path, log = out / removal.name, _log_file(out, removal.name)
-    facts = shard_writer.read_log(log)
-    log.unlink()
+    name = removal.name
+    content = folder.read(shard_writer.log_name(name))
+    if content is None:  # as after an interruption, when an engine calls this again
+        raise UserError(f"{folder} lost the log of {name}; run the same command again.")
+    facts = json.loads(content)
+    folder.remove([shard_writer.log_name(name)])
+    with folder.local([name, shard_writer.hash_name(name)]) as (shard, hashes):
+        tally, summary, size = _write_again(removal, folder, shard, facts)
+        remaining = np.delete(np.array(duplicates.read_hashes(hashes)), removal.rows, axis=0)
+    shard_writer.write_hashes(folder, name, remaining)
+    content = {**facts, "tally": tally.to_json(), "size": size, **summary._asdict()}
+    shard_writer.write_log(folder, name, content)
+
+
+def _write_again(
+    removal: Removal, folder: Folder, path: pathlib.Path, facts: dict[str, Any]
+) -> tuple[Tally, ShardSummary, int]:
+    """Writes the remaining rows of the shard at `path`; returns counts, summary and size."""
     reasons = dict(zip(removal.rows, removal.reasons, strict=True))
     source = ShardSource([path], [facts["written"]])
     tally = import_report.from_json(facts["tally"])
@@ -95,33 +106,45 @@ def remove_rows(removal: Removal, *, out: pathlib.Path) -> None:
         tally.written -= 1
         tally.skip(source[row]["key"], reason)
     remaining = [row for row in range(facts["written"]) if row not in reasons]
-    if path.name.endswith(tar_index.SUFFIX):
-        index = tar_index.TarShard(path)
-        rows = ((source[row], index.place(row)) for row in remaining)
-        summary = tar_index.write_index(path, rows, options=index.options)
-    else:
-        summary = records.write_shard(path, (source[row] for row in remaining))
-    hashes = np.array(duplicates.read_hashes(shard_writer.hash_file(path)))[remaining]
-    duplicates.write_hashes(shard_writer.hash_file(path), hashes)
-    shard_writer.write_log(log, {**facts, "tally": tally.to_json(), **summary._asdict()})
+    with folder.output(removal.name) as target:
+        if path.name.endswith(tar_index.SUFFIX):
+            index = tar_index.TarShard(path)
+            rows = ((source[row], index.place(row)) for row in remaining)
+            summary = tar_index.write_index(target, rows, options=index.options)
+        else:
+            summary = records.write_shard(target, (source[row] for row in remaining))
+        return tally, summary, target.stat().st_size
 
 
-def _counts(out: pathlib.Path, split_plan: SplitTasks) -> Tally:
-    """Returns the counts of all shards.
+def _read_logs(
+    folder: Folder, split_plan: SplitTasks
+) -> tuple[tuple[dataset_manifest.Shard, ...], Tally]:
+    """Returns all shards, as the manifest states them, and their counts.
 
     Raises:
-        UserError: a shard is of another version of the split.
+        UserError: shards are missing, or one is of another version of the split.
     """
-    tally = Tally(others=dict(split_plan.others))
-    for name in split_plan.names:
-        log = shard_writer.read_log(_log_file(out, name))
+    tally, shards, missing = Tally(others=dict(split_plan.others)), [], []
+    names = split_plan.names
+    logs = folder.read_all(map(shard_writer.log_name, names))
+    for name, content in zip(names, logs, strict=True):
+        if content is None:
+            missing.append(name)
+            continue
+        log = json.loads(content)
         if log["plan"] != split_plan.fingerprint:
             raise UserError(
-                f"{name} in {out} was prepared from other inputs or with other options than the "
+                f"{name} in {folder} was prepared from other inputs or with other options than the "
                 "shards beside it; delete the folder and prepare it again."
             )
         tally.add(import_report.from_json(log["tally"]))
-    return tally
+        shards.append(dataset_manifest.Shard(name, log["written"], log["sha256"], log["inputs"]))
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(names)} shards of split {split_plan.split!r} in {folder} "
+            f"are missing ({listed(missing, most=3)}); run the --shard parts that write them."
+        )
+    return tuple(shards), tally
 
 
 def _repeated(
@@ -148,7 +171,3 @@ def _repeated(
         repeats = np.ones(len(joined), bool)
         repeats[np.unique(joined, return_index=True)[1]] = False
         yield from map(tuple, where[repeats].tolist())
-
-
-def _log_file(out: pathlib.Path, name: str) -> pathlib.Path:
-    return out / LOGS / f"{name}.json"

@@ -4,17 +4,21 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import pathlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.folder import Folder
+from unclip_jax.core.storage import Location
 from unclip_jax.data import dataset_manifest, text
+from unclip_jax.data.dataset import Source
 from unclip_jax.data.prepared import open_split
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.preparation import engines, import_report, merging, plan_specs, shard_tasks
@@ -24,6 +28,9 @@ from unclip_jax.preparation.importer import Importer, forget, locked
 from unclip_jax.preparation.plan_specs import PlanSpec
 from unclip_jax.preparation.shard_tasks import ShardTask, SplitTasks
 from unclip_jax.preparation.shard_writer import ImportConfig
+
+_READERS = 64  # records that are read at the same time, ...
+_TOGETHER = 4096  # ... out of so many
 
 Complete = Callable[[dataset_manifest.Split], str]  # the keys whose inputs differ, "" = none do
 
@@ -53,7 +60,7 @@ class TokenizerConfig:
 def prepare(
     specs: Mapping[str, PlanSpec],
     *,
-    out: pathlib.Path,
+    out: Location,
     config: ImportConfig,
     engine: Engine,
     share: tuple[int, int] | None = None,
@@ -63,7 +70,8 @@ def prepare(
 
     Args:
         specs: the plan of every split.
-        out: folder, created if missing; splits that it holds already, written alike, are kept.
+        out: folder or URL, created if missing; splits that it holds already, written alike, are
+            kept.
         config: checks of records, and how they are stored.
         engine: where shards are written.
         share: (i, n) writes every n-th shard, beginning with number i, and no more: `merge` makes a
@@ -83,15 +91,18 @@ def prepare(
     plans = [
         shard_tasks.split_tasks(spec, split=split, config=config) for split, spec in specs.items()
     ]
-    with locked(out, part="-of-".join(map(str, share)) if share else ""):
+    folder = Folder(out)
+    with locked(folder, part="-of-".join(map(str, share)) if share else ""):
         for (split, spec), plan in zip(specs.items(), plans, strict=True):
-            tally = _write_split(spec, plan, out=out, config=config, engine=engine, share=share)
+            tally = _write_split(
+                spec, plan, folder=folder, config=config, engine=engine, share=share
+            )
             if tally is None:
                 _say(f"split {split!r} of {out} is complete already.")
             else:
                 tallies[split] = tally
         if not share:
-            _save_tokenizer(out, loaded, config=tokenizer)
+            _save_tokenizer(folder, loaded, config=tokenizer)
     if tallies:
         _say(import_report.table(tallies))
     if share:
@@ -102,7 +113,7 @@ def prepare(
 
 
 def merge(
-    out: pathlib.Path, *, config: ImportConfig, engine: Engine, tokenizer: TokenizerConfig
+    out: Location, *, config: ImportConfig, engine: Engine, tokenizer: TokenizerConfig
 ) -> dict[str, Tally]:
     """Makes a data set of the shards that parts of a preparation have written to `out`.
 
@@ -111,13 +122,14 @@ def merge(
     """
     loaded = tokenizer.load()
     tallies: dict[str, Tally] = {}
-    with locked(out):
-        plans = shard_tasks.read_plans(out)
+    folder = Folder(out)
+    with locked(folder):
+        plans = shard_tasks.read_plans(folder)
         if not plans:
             raise UserError(f"{out} holds no shards to merge; run `prepare ... --shard=I/N` first.")
         for plan in plans:
-            tallies[plan.split] = _merge_split(out, plan, config=config, engine=engine)
-        _save_tokenizer(out, loaded, config=tokenizer)
+            tallies[plan.split] = _merge_split(folder, plan, config=config, engine=engine)
+        _save_tokenizer(folder, loaded, config=tokenizer)
     _say(import_report.table(tallies))
     _say(f"data set: {out}; report: {out / import_report.FILE}")
     return tallies
@@ -127,40 +139,40 @@ def _write_split(
     spec: PlanSpec,
     plan: SplitTasks,
     *,
-    out: pathlib.Path,
+    folder: Folder,
     config: ImportConfig,
     engine: Engine,
     share: tuple[int, int] | None,
 ) -> Tally | None:
     """Writes one split; returns None if it is complete already."""
     if engine.name == "local" and not (share or plan.has_hashes):
-        return _write_here(spec, plan, out=out, config=config)
+        return _write_here(spec, plan, folder=folder, config=config)
     alone = dataclasses.replace(config, workers=0)  # a task has one core
     differing = functools.partial(_differing_keys, plan, config=alone, engine=engine)
-    if _is_complete(out, plan, differing):
+    if _is_complete(folder, plan, differing):
         return None
-    shard_tasks.write_plan(out, plan)
+    shard_tasks.write_plan(folder, plan)
     tasks = shard_tasks.selected(plan.tasks, share)
-    tally = _run_tasks(tasks, plan, out=out, config=alone, engine=engine)
-    return tally if share else _merge_split(out, plan, config=config, engine=engine)
+    tally = _run_tasks(tasks, plan, folder=folder, config=alone, engine=engine)
+    return tally if share else _merge_split(folder, plan, config=config, engine=engine)
 
 
 def _write_here(
-    spec: PlanSpec, plan: SplitTasks, *, out: pathlib.Path, config: ImportConfig
+    spec: PlanSpec, plan: SplitTasks, *, folder: Folder, config: ImportConfig
 ) -> Tally | None:
     """Writes a split of one plan in this process, with checking threads."""
     opened = plan_specs.opened(spec)
-    importer = Importer(opened, directory=out, split=plan.split, config=config)
-    if _is_complete(out, plan, importer.differing_inputs):
+    importer = Importer(opened, folder=folder, split=plan.split, config=config)
+    if _is_complete(folder, plan, importer.differing_inputs):
         return None
     with tqdm(total=len(opened), desc=plan.split, unit="record", mininterval=0.5) as bar:
         try:
             written = importer.run(bar.update)
         finally:
-            with contextlib.suppress(OSError):  # a full disk has been reported
-                import_report.write(out, {plan.split: importer.tally})
-    dataset_manifest.write(out, _manifest(out).with_split(written))
-    forget(out, plan.split)
+            with contextlib.suppress(OSError, UserError):  # a full disk has been reported
+                import_report.write(folder, {plan.split: importer.tally})
+    dataset_manifest.write(folder.place, _manifest(folder).with_split(written))
+    forget(folder, plan.split)
     return importer.tally
 
 
@@ -168,12 +180,12 @@ def _run_tasks(
     tasks: list[ShardTask],
     plan: SplitTasks,
     *,
-    out: pathlib.Path,
+    folder: Folder,
     config: ImportConfig,
     engine: Engine,
 ) -> Tally:
     """Writes shards; stops when the share of bad records of those so far is too large."""
-    write = functools.partial(shard_tasks.prepare_shard, out=out, config=config)
+    write = functools.partial(shard_tasks.prepare_shard, folder=folder, config=config)
     tally, done = Tally(others=dict(plan.others)), 0
     with tqdm(total=len(tasks), desc=plan.split, unit="shard", mininterval=0.5) as bar:
         try:
@@ -188,59 +200,62 @@ def _run_tasks(
                     tally, total=expected, max_bad=config.max_bad, note=plan.note
                 )
         finally:
-            with contextlib.suppress(OSError):
-                import_report.write(out, {plan.split: tally})
+            with contextlib.suppress(OSError, UserError):
+                import_report.write(folder, {plan.split: tally})
     return tally
 
 
 def _merge_split(
-    out: pathlib.Path, plan: SplitTasks, *, config: ImportConfig, engine: Engine
+    folder: Folder, plan: SplitTasks, *, config: ImportConfig, engine: Engine
 ) -> Tally:
     """Makes a split of finished shards."""
-    written, tally = merging.merge_split(out, plan, engine=engine, max_bad=config.max_bad)
-    import_report.write(out, {plan.split: tally})
-    dataset_manifest.write(out, _manifest(out).with_split(written))
-    forget(out, plan.split)
+    written, tally = merging.merge_split(folder, plan, engine=engine, max_bad=config.max_bad)
+    import_report.write(folder, {plan.split: tally})
+    dataset_manifest.write(folder.place, _manifest(folder).with_split(written))
+    forget(folder, plan.split)
     return tally
 
 
-def _manifest(out: pathlib.Path) -> dataset_manifest.DatasetManifest:
+def _manifest(folder: Folder) -> dataset_manifest.DatasetManifest:
     """Reads the manifest of a folder; an empty one if it has none yet."""
-    exists = (out / dataset_manifest.FILE).is_file()
-    return dataset_manifest.read(out) if exists else dataset_manifest.DatasetManifest()
+    if folder.size(dataset_manifest.FILE) is None:
+        return dataset_manifest.DatasetManifest()
+    return dataset_manifest.read(folder.place)
 
 
-def _is_complete(out: pathlib.Path, plan: SplitTasks, differing: Complete) -> bool:
+def _is_complete(folder: Folder, plan: SplitTasks, differing: Complete) -> bool:
     """True if the split was written alike and is whole; if it is not whole, it is written again.
 
     Raises:
         UserError: it was made from other inputs or with other options.
     """
-    before = _manifest(out)
+    before = _manifest(folder)
     entries = [entry for entry in before.splits if entry.name == plan.split]
     if not entries:
         return False
     entry, advice = entries[0], "choose another --out or --split, or delete the folder."
     if entry.plan != plan.fingerprint:
         raise UserError(
-            f"{out} already holds a split {entry.name!r} made from other inputs or with other "
+            f"{folder} already holds a split {entry.name!r} made from other inputs or with other "
             f"options; {advice}"
         )
     keys = differing(entry)
     if keys:
         raise UserError(
-            f"{out} already holds a split {entry.name!r}, whose inputs have changed since (an "
+            f"{folder} already holds a split {entry.name!r}, whose inputs have changed since (an "
             f"image or caption of {keys}); {advice}"
         )
     try:
-        if len(open_split(out, split=entry.name)) != entry.count:
+        source = open_split(folder.place, split=entry.name)
+        source.check()
+        if len(source) != entry.count:
             return False
     except UserError as error:
         _say(f"making split {entry.name!r} again: {error}")
         return False
     if entry.signature != plan.signature:  # the same inputs elsewhere
         moved = dataclasses.replace(entry, signature=plan.signature, sources=plan.sources)
-        dataset_manifest.write(out, before.with_split(moved))
+        dataset_manifest.write(folder.place, before.with_split(moved))
     return True
 
 
@@ -261,7 +276,7 @@ def _differs(pair: tuple[ShardTask, str], *, config: ImportConfig) -> str:
 
 
 def _save_tokenizer(
-    out: pathlib.Path, tokenizer: Tokenizer | None, *, config: TokenizerConfig
+    folder: Folder, tokenizer: Tokenizer | None, *, config: TokenizerConfig
 ) -> None:
     """Saves the tokenizer beside the data, unless one is there; None = trains one.
 
@@ -270,34 +285,46 @@ def _save_tokenizer(
     """
     if config.source == "none":
         return
-    before, folder = dataset_manifest.read(out), out / dataset_manifest.TOKENIZER
-    if before.tokenizer and (folder / "tokenizer.json").is_file():
+    before, place = dataset_manifest.read(folder.place), dataset_manifest.TOKENIZER
+    if before.tokenizer and folder.size(f"{place}/tokenizer.json") is not None:
         if tokenizer is not None and tokenizer.hash != before.tokenizer:
             raise UserError(
-                f"{folder} holds another tokenizer than the one given; delete the folder {out}, or "
-                "leave --tokenizer out."
+                f"{folder.place / place} holds another tokenizer than the one given; delete the "
+                f"folder {folder}, or leave --tokenizer out."
             )
         return
-    tokenizer = tokenizer or _train_tokenizer(out, before, config=config)
-    tokenizer.save(folder)
-    dataset_manifest.write(out, before.with_tokenizer(tokenizer.hash))
+    tokenizer = tokenizer or _train_tokenizer(folder, before, config=config)
+    with folder.output(f"{place}/tokenizer.json") as path:
+        tokenizer.save(path.parent)
+    dataset_manifest.write(folder.place, before.with_tokenizer(tokenizer.hash))
     _say(f"tokenizer: {tokenizer.vocab_size} entries, hash {tokenizer.hash[:12]}")
 
 
 def _train_tokenizer(
-    out: pathlib.Path, content: dataset_manifest.DatasetManifest, *, config: TokenizerConfig
+    folder: Folder, content: dataset_manifest.DatasetManifest, *, config: TokenizerConfig
 ) -> Tokenizer:
     """Trains a tokenizer on captions of split "train", or of the first one."""
     names = [split.name for split in content.splits]
-    source = open_split(out, split="train" if "train" in names else names[0])
+    source = open_split(folder.place, split="train" if "train" in names else names[0])
     count = min(config.sample, len(source))
-    indices = (int(i) for i in np.arange(count) * len(source) // count)
-    read = tqdm(indices, total=count, desc="reading captions", delay=2, leave=False)
-    records = (source[i] for i in read)
-    captions = itertools.chain.from_iterable(
-        record.get("captions", [record["caption"]]) for record in records
-    )
+    indices = np.arange(count) * len(source) // count
+    captions = itertools.chain.from_iterable(_captions(source, indices))
     return text.train(captions, vocab_size=config.vocab_size)
+
+
+def _captions(source: Source, indices: Int64[np.ndarray, " n"]) -> Iterator[list[str]]:
+    """Yields the captions of some records in order; reads many at the same time."""
+
+    def read(index: np.int64) -> list[str]:
+        record = source[int(index)]
+        return record.get("captions", [record["caption"]])
+
+    bar = tqdm(total=len(indices), desc="reading captions", delay=2, leave=False)
+    with bar, futures.ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(indices), _TOGETHER):
+            part = indices[start : start + _TOGETHER]
+            yield from pool.map(read, part)
+            bar.update(len(part))
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
-from unclip_jax.core.files import printable, write_atomically
+from unclip_jax.core.files import printable
+from unclip_jax.core.folder import Folder
 from unclip_jax.data import records, tar_index
 from unclip_jax.data.tar_index import ReadOptions
 from unclip_jax.preparation import importer, plan_specs, shard_writer
@@ -24,6 +25,7 @@ from unclip_jax.preparation.remote_archives import find_remote
 from unclip_jax.preparation.shard_writer import LOGS, ImportConfig, ShardWriter
 
 _MB = 10**6
+_PLAN = ".plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class SplitTasks:
         return self.by_file or self.dedup != "none"
 
 
-def prepare_shard(task: ShardTask, *, out: pathlib.Path, config: ImportConfig) -> dict[str, Any]:
+def prepare_shard(task: ShardTask, *, folder: Folder, config: ImportConfig) -> dict[str, Any]:
     """Writes one shard and its log, or returns the log if it is finished.
 
     The memory that it takes depends on the archives of the task, not on the data set.
@@ -97,16 +99,14 @@ def prepare_shard(task: ShardTask, *, out: pathlib.Path, config: ImportConfig) -
     Raises:
         UserError: a disk that is full or read-only.
     """
-    log = out / LOGS / f"{task.name}.json"
-    if (out / task.name).is_file() and log.is_file():
-        facts = shard_writer.read_log(log)
-        if task.signature is not None and facts.get("signature") == task.signature:
-            return facts
+    facts = shard_writer.finished_log(folder, task.name)
+    if facts and task.signature is not None and facts.get("signature") == task.signature:
+        return facts
     hashes = (isinstance(task.spec, FileSpec) and task.spec.part) or config.dedup != "none"
     with plan_specs.using(task.spec) as plan:
         writer = ShardWriter(
             plan,
-            directory=out,
+            folder=folder,
             config=config,
             fingerprint=task.fingerprint,
             signature=task.signature,
@@ -120,7 +120,7 @@ def differing_keys(task: ShardTask, *, config: ImportConfig, inputs: str) -> str
     """Returns the keys between which the inputs of a task differ from `inputs`, their digest."""
     with plan_specs.using(task.spec) as plan:
         indices = _indices(task, len(plan))
-        writer = ShardWriter(plan, directory=pathlib.Path(), config=config, fingerprint="")
+        writer = ShardWriter(plan, folder=Folder(pathlib.Path()), config=config, fingerprint="")
         if writer.digest(indices) == inputs or not indices:
             return ""
         return f"{plan.key(indices[0])} .. {plan.key(indices[-1])}"
@@ -203,32 +203,35 @@ def _tasks_by_file(
     return dataclasses.replace(split_plan, tasks=tuple(tasks))
 
 
-def write_plan(out: pathlib.Path, split_plan: SplitTasks) -> None:
+def write_plan(folder: Folder, split_plan: SplitTasks) -> None:
     """Writes beside the logs all that a merge has to know.
 
     Raises:
         UserError: the folder holds the beginning of another version of this split.
     """
-    importer.check_logs(out, split_plan.split, split_plan.fingerprint)
-    content = as_dict(dataclasses.replace(split_plan, tasks=()))
-    path = plan_file(out, split_plan.split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, ensure_ascii=False))
+    content = json.dumps(as_dict(dataclasses.replace(split_plan, tasks=())), ensure_ascii=False)
+    before = folder.read(_plan_name(split_plan.split))
+    if before is None:
+        importer.check_logs(folder, split_plan.split, split_plan.fingerprint)
+    elif json.loads(before)["fingerprint"] != split_plan.fingerprint:
+        raise importer.other_version(folder, split_plan.split)
+    if before is None or before.decode() != content:
+        folder.write(_plan_name(split_plan.split), content)
 
 
-def read_plans(out: pathlib.Path) -> list[SplitTasks]:
+def read_plans(folder: Folder) -> list[SplitTasks]:
     """Reads the plans of the unfinished splits of a folder, without their tasks."""
+    names = [name for name in folder.names(LOGS) if name.endswith(_PLAN)]
     plans = []
-    for path in sorted((out / LOGS).glob("*.plan.json")):
-        content = json.loads(path.read_text("utf-8"))
+    for text in folder.read_all(f"{LOGS}/{name}" for name in names):
+        content = json.loads(text or b"{}")
         content |= {"sources": tuple(content["sources"]), "tasks": ()}
         plans.append(SplitTasks(**content))
     return plans
 
 
-def plan_file(out: pathlib.Path, split: str) -> pathlib.Path:
-    """Returns the file with the plan of a split."""
-    return out / LOGS / f"{split}.plan.json"
+def _plan_name(split: str) -> str:
+    return f"{LOGS}/{split}{_PLAN}"
 
 
 def selected(tasks: Sequence[ShardTask], share: tuple[int, int] | None) -> list[ShardTask]:

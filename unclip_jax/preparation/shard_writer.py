@@ -9,16 +9,16 @@ import collections
 import dataclasses
 import hashlib
 import json
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt64
 
 from unclip_jax.core.checks import UserError, in_range, one_of
-from unclip_jax.core.files import write_atomically
+from unclip_jax.core.folder import Folder
 from unclip_jax.data import image_codec, records, tar_index
 from unclip_jax.data.records import Record
 from unclip_jax.data.tar_index import Place, ReadOptions
@@ -103,7 +103,7 @@ class ShardWriter:
         self,
         plan: Plan,
         *,
-        directory: pathlib.Path,
+        folder: Folder,
         config: ImportConfig,
         fingerprint: str,
         expected: int = 0,
@@ -111,11 +111,11 @@ class ShardWriter:
         hashes: bool = False,
         read_options: ReadOptions | None = None,
     ):
-        """Prepares to write into `directory`.
+        """Prepares to write into `folder`.
 
         Args:
             plan: the examples.
-            directory: of the data set.
+            folder: of the data set.
             config: checks of records, and how they are stored.
             fingerprint: of the split, which every log states.
             expected: number of records of which `config.max_bad` is a share; 0 = no limit.
@@ -127,7 +127,7 @@ class ShardWriter:
         self._read_options = read_options or ReadOptions()
         self._signature = plan.signature if signature is None else signature
         self.tally = Tally(others=dict(plan.others))
-        self._plan, self._directory, self._config = plan, directory, config
+        self._plan, self._folder, self._config = plan, folder, config
         self._fingerprint, self._expected, self._hashes = fingerprint, expected, hashes
 
     def write(
@@ -138,16 +138,14 @@ class ShardWriter:
         Raises:
             UserError: too many bad records, or a disk that is full or read-only.
         """
-        path, log = self._directory / name, self._directory / LOGS / f"{name}.json"
-        facts = read_log(log) if path.is_file() and log.is_file() else None
+        facts = finished_log(self._folder, name)
         if facts is not None and self._is_current(facts, indices):
             self.tally.add(import_report.from_json(facts["tally"]))
             self._check_share()
             advance(len(indices))
             return facts
-        log.parent.mkdir(exist_ok=True)
-        facts = self._write(path, indices, advance)
-        write_log(log, facts)
+        facts = self._write(name, indices, advance)
+        write_log(self._folder, name, facts)
         return facts
 
     def digest(self, indices: range) -> str:
@@ -172,22 +170,22 @@ class ShardWriter:
                 note=self._plan.note,
             )
 
-    def _write(
-        self, path: pathlib.Path, indices: range, advance: Callable[[int], Any]
-    ) -> dict[str, Any]:
+    def _write(self, name: str, indices: range, advance: Callable[[int], Any]) -> dict[str, Any]:
         """Writes one shard; returns the content of its log."""
         tally, started, digest = Tally(), time.monotonic(), hashlib.sha256()
         hashes: list[tuple[int, int]] = []
         good = self._good(indices, tally, advance, digest)
-        if self._config.index:
-            hashed = self._hashed(good, hashes)
-            rows = ((one.record, one.place) for one in hashed if one.place is not None)
-            summary = tar_index.write_index(path, rows, options=self._read_options)
-        else:
-            stored = (one.record for one in self._hashed(good, hashes))
-            summary = records.write_shard(path, stored)
+        with self._folder.output(name) as path:
+            if self._config.index:
+                hashed = self._hashed(good, hashes)
+                rows = ((one.record, one.place) for one in hashed if one.place is not None)
+                summary = tar_index.write_index(path, rows, options=self._read_options)
+            else:
+                stored = (one.record for one in self._hashed(good, hashes))
+                summary = records.write_shard(path, stored)
+            size = path.stat().st_size
         if self._hashes:
-            duplicates.write_hashes(hash_file(path), np.array(hashes, np.uint64).reshape(-1, 2))
+            write_hashes(self._folder, name, np.array(hashes, np.uint64).reshape(-1, 2))
         tally.seconds = time.monotonic() - started
         self.tally.seconds += tally.seconds
         return {
@@ -195,6 +193,7 @@ class ShardWriter:
             "signature": self._signature,
             "inputs": digest.hexdigest(),
             "tally": tally.to_json(),
+            "size": size,
             **summary._asdict(),
         }
 
@@ -293,16 +292,32 @@ def share(count: int, part: int, parts: int) -> range:
     return range(*(count * i // parts for i in (part, part + 1)))
 
 
-def hash_file(shard: pathlib.Path) -> pathlib.Path:
-    """Returns the file with the hashes of a shard's records."""
-    return shard.parent / LOGS / f"{shard.name}.npy"
+def hash_name(shard: str) -> str:
+    """Returns the name of the file with the hashes of a shard's records."""
+    return f"{LOGS}/{shard}.npy"
 
 
-def read_log(path: pathlib.Path) -> dict[str, Any]:
-    """Reads the log of a shard."""
-    return json.loads(path.read_text("utf-8"))
+def log_name(shard: str) -> str:
+    """Returns the name of the log of a shard."""
+    return f"{LOGS}/{shard}.json"
 
 
-def write_log(path: pathlib.Path, facts: dict[str, Any]) -> None:
+def finished_log(folder: Folder, shard: str) -> dict[str, Any] | None:
+    """Returns the log of a shard; None unless the whole shard is there."""
+    content = folder.read(log_name(shard))
+    if content is None:
+        return None
+    facts = json.loads(content)
+    size = folder.size(shard)
+    return facts if size is not None and size == facts.get("size", size) else None
+
+
+def write_log(folder: Folder, shard: str, facts: dict[str, Any]) -> None:
     """Writes the log of a shard, which then is finished."""
-    write_atomically(path, json.dumps(facts, ensure_ascii=False))
+    folder.write(log_name(shard), json.dumps(facts, ensure_ascii=False))
+
+
+def write_hashes(folder: Folder, shard: str, hashes: UInt64[np.ndarray, "n 2"]) -> None:
+    """Writes the hashes (key, image) of a shard's records."""
+    with folder.output(hash_name(shard)) as path:
+        duplicates.write_hashes(path, hashes)

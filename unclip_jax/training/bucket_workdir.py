@@ -5,25 +5,20 @@ local folder, whose files are copied to the store: before every checkpoint, ever
 the end. A run that is killed therefore finds there all records up to the step that it continues
 from. Of an export the manifest is copied last and removed first, so that readers see a complete
 one or none.
-
-The lock is an object that names its process and has a counter as a heartbeat; it is stale if its
-process was on this host and has ended, or if the counter has stopped.
 """
 
 import contextlib
-import json
 import logging
 import pathlib
 import tempfile
 import threading
-import time
-import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
+from unclip_jax.core import object_lock
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.object_lock import ObjectLock
 from unclip_jax.core.storage import Url
 from unclip_jax.parallel.multihost import gather
 from unclip_jax.training import fingerprint, workdir_lock
@@ -32,8 +27,6 @@ from unclip_jax.training.workdir import TakenOver, Workdir
 log = logging.getLogger(__name__)
 
 PERIOD = 60.0  # seconds between copies of changed files
-BEAT = 10.0  # seconds between two heartbeats
-STALE = 45.0  # seconds without one, after which a trainer on another host counts as dead
 _LAST = "manifest.json"  # completes an export
 _OWN = {"checkpoints", "damaged", workdir_lock.FILE}  # not copied
 
@@ -57,7 +50,12 @@ def opened(url: Url) -> Iterator[Workdir]:
     problem, lock = "", None
     if jax.process_index() == 0:
         try:
-            lock = _Lock(url / workdir_lock.FILE)
+            lock = ObjectLock(url / workdir_lock.FILE)
+        except object_lock.Locked as error:
+            problem = (
+                f"another trainer is at work in {url}: {error}; wait for it, stop it, or give "
+                "another --workdir."
+            )
         except UserError as error:
             problem = str(error)
     problem = gather(problem)[0]
@@ -81,7 +79,7 @@ def opened(url: Url) -> Iterator[Workdir]:
 class _Copy:
     """A local folder whose files are copied to a store when they have changed."""
 
-    def __init__(self, url: Url, folder: pathlib.Path, lock: "_Lock | None"):
+    def __init__(self, url: Url, folder: pathlib.Path, lock: ObjectLock | None):
         """Fetches the files at the top of the workdir, which a run continues."""
         self.folder = folder
         self._url, self._lock = url, lock
@@ -108,8 +106,12 @@ class _Copy:
             TakenOver: another trainer has taken over.
             UserError: a file cannot be copied.
         """
-        if self._lock is not None:
-            self._lock.check()
+        other = self._lock.usurper() if self._lock is not None else None
+        if other:
+            raise TakenOver(
+                f"another trainer has taken over {self._url}: {object_lock.describe(other)}; this "
+                "one stops. Its checkpoints are complete."
+            )
         self._copy()
 
     def close(self) -> None:
@@ -153,92 +155,3 @@ class _Copy:
                     facts = path.stat()
                     states[name.as_posix()] = (facts.st_size, facts.st_mtime_ns)
         return states
-
-
-class _Lock:
-    """The lock of a workdir, with a thread for its heartbeat."""
-
-    def __init__(self, url: Url):
-        """Takes the lock, or takes over a stale one.
-
-        Raises:
-            UserError: another trainer holds it.
-        """
-        self._url, self._token, self._beats = url, uuid.uuid4().hex, 0
-        holder = self._holder()
-        if holder and self._stale(holder):
-            self._write()
-        elif not holder:
-            url.create(self._content())
-        holder = self._holder()
-        if holder.get("token") != self._token:
-            raise UserError(
-                f"another trainer is at work in {url.parent}: process {holder.get('pid', '?')} on "
-                f"{holder.get('name', '?')}; wait for it, stop it, or give another --workdir."
-            )
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="workdir lock", daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Checks that no other trainer has taken over.
-
-        Raises:
-            TakenOver: one has.
-        """
-        holder = self._holder()
-        if holder.get("token", self._token) != self._token:
-            raise TakenOver(
-                f"another trainer has taken over {self._url.parent}: process "
-                f"{holder.get('pid', '?')} on {holder.get('name', '?')}; this one stops. Its "
-                "checkpoints are complete."
-            )
-
-    def release(self) -> None:
-        """Removes the lock, if it is still this process's."""
-        self._stopped.set()
-        self._thread.join()
-        with contextlib.suppress(UserError):
-            if self._holder().get("token") == self._token:
-                self._url.unlink()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(BEAT):
-            with contextlib.suppress(UserError):  # of the store; the next one may succeed
-                if self._holder().get("token") == self._token:
-                    self._write()
-
-    def _write(self) -> None:
-        self._beats += 1
-        self._url.write_bytes(self._content())
-
-    def _content(self) -> bytes:
-        """Returns the content of the lock."""
-        facts = {"token": self._token, "beats": self._beats, **workdir_lock.own_process()}
-        return json.dumps(facts).encode()
-
-    def _holder(self) -> dict[str, Any]:
-        """Returns the holder that the lock names; {} if there is no lock."""
-        try:
-            text = self._url.read_bytes()
-        except UserError:
-            if self._url.exists():
-                raise
-            return {}
-        try:
-            content = json.loads(text)
-        except ValueError:
-            content = None
-        return content if isinstance(content, dict) else {"damaged": True}
-
-    def _stale(self, holder: dict[str, Any]) -> bool:
-        """True if the holder has ended; waits for a heartbeat if it is on another host."""
-        if holder.get("host") == workdir_lock.own_process()["host"]:
-            return not workdir_lock.is_running(holder)
-        log.info("waiting for a heartbeat in %s", self._url)
-        end = time.monotonic() + STALE
-        while time.monotonic() < end:
-            time.sleep(STALE / 30)
-            if self._holder() != holder:
-                return not self._holder()  # released
-        return True

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import pathlib
-import socket
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.object_lock import is_running, own_process
 from unclip_jax.parallel.multihost import gather
 
 FILE = "trainer.lock"
@@ -146,44 +146,6 @@ def _remove(path: pathlib.Path, holder: dict[str, Any]) -> None:
         if _read(aside).get("token") != holder.get("token") and not path.exists():
             aside.rename(path)
         aside.unlink(missing_ok=True)
-
-
-def own_process() -> dict[str, Any]:
-    """Returns what identifies this process: host (with its boot and namespace), number, start."""
-    parts = [socket.gethostname()]
-    for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        with contextlib.suppress(OSError):
-            link = os.path.islink(name)
-            parts.append(os.readlink(name) if link else pathlib.Path(name).read_text().strip())
-    pid = os.getpid()
-    return {
-        "host": " ".join(parts),
-        "name": socket.gethostname(),
-        "pid": pid,
-        "started": _started(pid),
-    }
-
-
-def is_running(holder: dict[str, Any]) -> bool:
-    """True if the process on this host that wrote a lock is running."""
-    return _started(holder.get("pid")) == holder.get("started")
-
-
-def _started(pid: Any) -> str:
-    """Returns the start time of a process on this host; "" if it is not running."""
-    if not isinstance(pid, int):
-        return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass  # another user's
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return "running"
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
