@@ -108,10 +108,10 @@ def test_failures_that_pass_are_repeated(bucket, monkeypatch, patient):
         (PermissionError("Access Denied"), "permission denied"),
         (OSError("Forbidden: https://x\nno access"), "permission denied"),
         (ImportError("gcsfs"), r"pip install 'unclip_jax\[gcs\]'"),
-        (type("NoCredentialsError", (Exception,), {})(), "no credentials.*gcloud auth"),
-        (type("HttpError", (Exception,), {"code": 401})(), "no credentials.*gcloud auth"),
+        (type("NoCredentialsError", (Exception,), {})(), "no valid credentials.*gcloud auth"),
+        (type("HttpError", (Exception,), {"code": 401})(), "no valid credentials.*gcloud auth"),
         (type("HttpError", (Exception,), {"code": 403})(), "permission denied"),
-        (type("HttpError", (Exception,), {"code": 429})("x"), "quota exceeded"),
+        (type("HttpError", (Exception,), {"code": 429})("x"), "too many requests"),
         (ConnectionResetError("reset"), r"reset \(3 tries\)"),
     ],
 )
@@ -127,7 +127,7 @@ def test_failures_are_one_line(monkeypatch, patient, error, message):
     with pytest.raises(UserError, match=f"^cannot read gs://b/x: .*{message}") as raised:
         Url("gs://b/x").read_bytes()
     assert "\n" not in str(raised.value)
-    assert len(calls) == (3 if "tries" in message or "quota" in message else 1)
+    assert len(calls) == (3 if "tries" in message or "many" in message else 1)
 
 
 def test_local_files_are_read_by_ranges(tmp_path):

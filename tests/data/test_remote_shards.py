@@ -117,3 +117,29 @@ def test_the_tokenizer_is_copied_once(url, monkeypatch, tmp_path):
     assert (folder / "tokenizer.json").read_bytes() == b"{}"
     (url / "tokenizer" / "tokenizer.json").unlink()
     assert prepared.open_dataset(url).tokenizer_dir is None  # as for a local folder
+
+
+def test_an_object_that_is_deleted_under_a_run(folder, google_store):
+    """The run ends in one line, and its position leads on when the object is back."""
+    place = google_store / "deleted"
+    object_stores.upload(folder, place)
+    expected = batches(folder)
+    source = sources.open_source(str(place), split="train")
+    config = LoaderConfig(batch_size=4, seed=3, num_epochs=2, workers=2, prefetch=1)
+    example = ExampleConfig(fields=("image", "caption"), image_size=16, flip=True)
+    loader = make_loader(source, example=example, config=config)
+    read = [next(loader)]
+    for name in place.names():
+        if name.endswith("array_record"):
+            (place / name).unlink()
+    with pytest.raises(UserError, match=rf"^cannot read {place}/.*record: no such object") as error:
+        read.extend(loader)
+    assert "\n" not in str(error.value)
+    object_stores.upload(folder, place)
+    again = make_loader(source, example=example, config=config)
+    again.set_state(loader.get_state())
+    read.extend(again)
+    assert len(read) == len(expected)
+    for one, other in zip(read, expected, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        assert one["caption"].tolist() == other["caption"].tolist()

@@ -209,3 +209,13 @@ def test_another_version_of_a_split(out, tars):
     run(tars, f"--out={out}", "--shard=0/2", *OPTIONS)
     with pytest.raises(UserError, match="unfinished split 'train' of other inputs or options"):
         run(tars, f"--out={out}", "--shard=1/2", "--max-side=8", *OPTIONS)
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_engines_write_the_same_objects(out, tars, whole, tmp_path, engine):
+    if engine == "ray":
+        pytest.importorskip("ray", reason="ray is not installed")
+    run(tars, f"--out={out}", *OPTIONS, f"--engine={engine}", "--workers=2")
+    assert content(download(out, tmp_path / "copy")) == content(whole)

@@ -9,30 +9,27 @@ also the first use of the network. Failures that may pass are repeated with grow
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import pathlib
 import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
+from unclip_jax.core import store_failures
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.store_failures import EXTRAS, TRIES
 
-EXTRAS = {"gs": "gcs", "s3": "s3"}  # scheme -> extra of the installation that reads it
-TRIES, PAUSE = 3, 1.0  # of a request; seconds before the second one, doubled for each further one
+PAUSE = 1.0  # seconds before a request is repeated, doubled for each further time
 CACHE = "UNCLIP_CACHE"  # names the folder of local copies
 EMULATOR = "STORAGE_EMULATOR_HOST"  # as Google's own libraries read it
 
 _AT_ONCE = 16  # objects that are copied at the same time
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_LOGIN = {
-    "gs": "log in with `gcloud auth application-default login`, or set "
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-}
 
 Result = TypeVar("Result")
 
@@ -221,7 +218,9 @@ class Url:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"cannot {verb} {self}: {_reason(error, self.scheme)}") from error
+            raise UserError(
+                f"cannot {verb} {self}: {store_failures.reason(error, self.scheme)}"
+            ) from error
 
 
 RangedFile = LocalFile | Url
@@ -322,7 +321,7 @@ def repeated(call: Callable[[], Result]) -> Result:
         try:
             return call()
         except Exception as error:
-            if _final(error) or number == TRIES - 1:
+            if store_failures.is_final(error) or number == TRIES - 1:
                 raise
         time.sleep(PAUSE * 2**number * (0.5 + random.random()))  # so that hosts do not march
     raise AssertionError
@@ -333,6 +332,7 @@ def _store(scheme: str) -> Any:
     import fsspec  # at the first request, so that --help is quick
     from fsspec.config import conf
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # failures are reported here, once
     # Orbax opens stores by itself, and must see what other processes and this module change.
     conf.setdefault(scheme, {})["use_listings_cache"] = False
     anonymous = {"token": "anon"} if scheme == "gs" and os.environ.get(EMULATOR) else {}
@@ -343,68 +343,3 @@ def _version(info: dict[str, Any]) -> str:
     """Returns what the store states of an object that changes with its content."""
     names = ("generation", "ETag", "etag", "md5Hash", "mtime", "LastModified")
     return next((str(info[name]) for name in names if info.get(name)), "")
-
-
-def _final(error: BaseException) -> bool:
-    """True if the same request will fail again."""
-    kinds = (FileNotFoundError, PermissionError, ImportError, UserError, NotADirectoryError)
-    rejected = _forbidden(error) or _code(error) in range(400, 408)
-    return isinstance(error, kinds) or rejected or _anonymous(error)
-
-
-def _forbidden(error: BaseException) -> bool:
-    """True if the store rejects this account."""
-    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")  # of gcsfs
-    return isinstance(error, PermissionError) or forbidden or _code(error) == 403
-
-
-def _code(error: BaseException) -> int:
-    """Returns the status of an HTTP response that an error reports; 0 = none."""
-    for each in _causes(error):
-        code = getattr(each, "code", None) or getattr(each, "status", None)
-        response = getattr(each, "response", None)
-        if code is None and isinstance(response, dict):
-            code = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        with_digits = str(code) if code is not None else ""
-        if with_digits.isdigit():
-            return int(with_digits)
-    return 0
-
-
-def _anonymous(error: BaseException) -> bool:
-    """True if the libraries have no credentials."""
-    names = {"NoCredentialsError", "DefaultCredentialsError", "ProfileNotFound", "RefreshError"}
-    return any(type(each).__name__ in names for each in _causes(error))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and what it was raised from."""
-    cause: BaseException | None = error
-    for _ in range(8):
-        if cause is None:
-            return
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _reason(error: BaseException, scheme: str) -> str:
-    """Returns why a request failed and what to do, as the end of a message."""
-    code = _code(error)
-    if isinstance(error, ImportError):
-        package = f"unclip_jax[{EXTRAS[scheme]}]"
-        return f"the library for {scheme}:// is missing; pip install '{package}'."
-    if _anonymous(error) or code == 401:
-        return f"there are no credentials for it; {_LOGIN[scheme]}."
-    if _forbidden(error):
-        return f"permission denied ({_line(error)}); give this account access to the bucket."
-    if isinstance(error, FileNotFoundError) or code == 404:
-        return "no such object or bucket; check the name."
-    if code == 429:
-        return "the store rejects so many requests (quota exceeded); wait, or use fewer workers."
-    return f"{_line(error)} ({TRIES} tries); check the connection and run the same command again."
-
-
-def _line(error: BaseException) -> str:
-    """Returns the first line of an error, shortened."""
-    text = str(error).strip().split("\n")[0] or type(error).__name__
-    return (text if len(text) <= 160 else text[:160] + "...").rstrip(".")
