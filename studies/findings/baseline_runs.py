@@ -6,19 +6,14 @@ stage has another length, its twin of that length is trained too.
 """
 
 import dataclasses
-import json
 import pathlib
-import subprocess
-import sys
-import time
 
+from studies import training_runs
 from studies.findings.config import FindingsConfig
-from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import protocol_folder
+from studies.training_runs import minutes
 from unclip_jax.handoff import load
 from unclip_jax.stages import registry
 
-ROOT = pathlib.Path(__file__).parents[2]
 MAIN = "main"  # the models themselves
 
 
@@ -83,21 +78,16 @@ def prepare(baseline: Baseline, config: FindingsConfig) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     for stage in registry.default_chain():
         if stage != baseline.stage and (config.models / stage).is_dir():
-            _link(folder / stage, config.models / stage)
+            training_runs.link(folder / stage, config.models / stage)
     steps, own = steps_of(baseline, config), config.models / baseline.stage
     unchanged = not baseline.overrides and baseline.experiment == baseline.stage
-    if unchanged and _length(own / "export") == steps:
-        _link(folder / baseline.stage, own)
+    if unchanged and training_runs.length(own / "export") == steps:
+        training_runs.link(folder / baseline.stage, own)
         return folder
-    export = folder / baseline.stage / "export"
-    length = _length(export)
-    if length is None:
-        _train(baseline, config, workdir=folder / baseline.stage)
-    elif length != steps:
-        raise UserError(
-            f"{export} was trained for {length} steps, but {steps} are requested; give another "
-            "--work, or the same steps."
-        )
+    workdir = folder / baseline.stage
+    if not training_runs.check_length(workdir / "export", steps):
+        words = command(baseline, config, workdir=workdir)
+        training_runs.run(words, name=baseline.name, work=config.work)
     return folder
 
 
@@ -106,7 +96,7 @@ def facts(config: FindingsConfig) -> list[dict[str, object]]:
     costs, rows = minutes(config.work), []
     for baseline in BASELINES:
         export = config.work / "runs" / baseline.name / baseline.stage / "export"
-        if (length := _length(export)) is not None:
+        if (length := training_runs.length(export)) is not None:
             row = {"name": baseline.name, "about": baseline.about, "steps": length}
             rows.append({**row, "minutes": costs.get(baseline.name)})
     return rows
@@ -115,9 +105,8 @@ def facts(config: FindingsConfig) -> list[dict[str, object]]:
 def command(baseline: Baseline, config: FindingsConfig, *, workdir: pathlib.Path) -> list[str]:
     """Returns the training command, within the flags of launch/env.sh."""
     size = load.read_manifest(config.models / "clip" / "export").size
-    return [
-        *("bash", "-c", '. launch/env.sh "" && exec "$@"', "bash", "launch/until_done"),
-        *(sys.executable, "-m", "unclip_jax.train"),
+    return training_runs.command(
+        "train",
         f"--config=experiments/{baseline.experiment}.py:{size}",
         f"--workdir={workdir.absolute()}",
         f"--config.data.path={config.data.absolute()}",
@@ -126,39 +115,4 @@ def command(baseline: Baseline, config: FindingsConfig, *, workdir: pathlib.Path
         "--config.train.sample_every=0",
         *baseline.overrides,
         *config.overrides,
-    ]
-
-
-def minutes(work: pathlib.Path) -> dict[str, float]:
-    """Returns the minutes of training so far, by baseline."""
-    path = work / "minutes.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _train(baseline: Baseline, config: FindingsConfig, *, workdir: pathlib.Path) -> None:
-    words = command(baseline, config, workdir=workdir)
-    sys.stderr.write(f"\n$ {' '.join(words[5:])}\n")
-    started = time.monotonic()
-    try:
-        process = subprocess.run(words, cwd=ROOT, check=False)
-    finally:  # an interrupted run counts too
-        costs = minutes(config.work)
-        elapsed = (time.monotonic() - started) / 60
-        costs[baseline.name] = costs.get(baseline.name, 0.0) + elapsed
-        protocol_folder.write(config.work / "minutes.json", json.dumps(costs, indent=1) + "\n")
-    if process.returncode:
-        raise UserError(
-            f"training {baseline.name!r} ended with status {process.returncode} (see above); run "
-            "the same command again to continue."
-        )
-
-
-def _length(export: pathlib.Path) -> int | None:
-    """Returns the steps of an export, or None where there is none."""
-    return load.read_manifest(export).step if export.is_dir() else None
-
-
-def _link(link: pathlib.Path, target: pathlib.Path) -> None:
-    if not link.exists():
-        link.unlink(missing_ok=True)  # a dangling one
-        link.symlink_to(target.resolve())
+    )

@@ -1,0 +1,178 @@
+"""Trains missing stages, measures missing systems, writes the page; see the package."""
+
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import markdown_page
+from studies import evaluation_set, provenance, statistics, training_runs
+from studies.evaluation_set import BATCH, EvaluationSet
+from studies.history import history_page, measurement, training
+from studies.history.config import HistoryConfig
+from studies.history.systems import BUDGET, SYSTEMS, System
+from unclip_jax.cli import compilation_cache, entry
+from unclip_jax.cli.parser import Parser
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import image_codec, sources
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.evaluation import protocol_folder
+from unclip_jax.handoff import load as exports
+from unclip_jax.inference import load
+from unclip_jax.metrics import frechet
+
+REQUIRED = ("clip", *BUDGET)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, measures and writes; the same command continues."""
+    config = parse(argv)
+    compilation_cache.use()
+    training.prepare(config)
+    judge = InferenceEngine(load.load_cascade(config.models, prior_name="dalle"), batch=BATCH)
+    examples, true = select(config, judge)
+    protocol_folder.claim(config.work, protocol_of(config), first=True)
+    rows = [statistics.as_json(measurement.true_images(true, examples, judge))]
+    step = examples.images_per_caption
+    columns = {"true image": measurement.reduce(true[::step], side=judge.cascade.image_size)}
+    for system in SYSTEMS:
+        row, images = measured(system, config, judge=judge, examples=examples)
+        rows.append(row)
+        columns[system.name] = images[::step]
+        history_page.write(config.out, report(config, argv, rows, side=images.shape[1]))
+    captions = list(examples.captions[::step][: config.rows])
+    history_page.write_grid(config.out, columns, captions)
+    sys.stdout.write(f"wrote {config.out}\n")
+
+
+def measured(
+    system: System, config: HistoryConfig, *, judge: InferenceEngine, examples: EvaluationSet
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the row and the images of a system, from disk if it was measured before."""
+    name = system.name.lower().replace(",", "").replace(" ", "_")
+    path, arrays = config.result(name), config.result(name).with_suffix(".npy")
+    if path.is_file() and arrays.is_file():
+        sys.stderr.write(f"{system.name}: measured already\n")
+        return json.loads(path.read_text()), np.load(arrays)
+    row, images = measurement.measure(system, config, judge=judge, examples=examples)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(arrays, images)
+    row = statistics.as_json(row)
+    protocol_folder.write(path, json.dumps(row, indent=1) + "\n")
+    return row, images
+
+
+def select(config: HistoryConfig, judge: InferenceEngine) -> tuple[EvaluationSet, np.ndarray]:
+    """Returns the captions with their embeddings, and the true images, equal ones adjacent.
+
+    Raises:
+        UserError: fewer captions of the shapes world than asked for.
+    """
+    source = sources.open_source(str(config.data), split=config.split)
+    records = [r for r in (source[i] for i in range(len(source))) if r["scene"]][: config.num]
+    if len(records) < max(config.num, 2):
+        raise UserError(
+            f"split {config.split!r} of {config.data} has {len(records)} examples of the shapes "
+            f"world; --num={config.num} asks for others. Give 2 to {len(records)}."
+        )
+    training_images = sources.open_source(str(config.data), split="train")
+    reference = frechet.moments(evaluation_set.embed_training_images(judge, training_images))
+    examples = evaluation_set.build(
+        judge, records, reference=reference, images_per_caption=config.images
+    )
+    true = [image_codec.decode(record["image"]) for record in records for _ in range(config.images)]
+    return examples, np.stack(true)
+
+
+def parse(argv: Sequence[str]) -> HistoryConfig:
+    """Parses and checks the command line before anything is trained.
+
+    Raises:
+        UserError: an argument that cannot be, or a stage that is missing.
+    """
+    args, overrides = parser().parse_with_overrides(argv)
+    stages = load.find_stages(args.models, required=REQUIRED)
+    work = args.work or args.models.with_name(f"{args.models.resolve().name}_history")
+    config = HistoryConfig(
+        models=args.models,
+        data=args.data or args.models / "data",
+        work=work,
+        out=args.out or work / "history.md",
+        size=exports.read_manifest(stages["dalle"]).size,
+        overrides=tuple(overrides),
+        **{name: getattr(args, name) for name in ("split", "num", "images", "rows", "seed")},
+        note=args.note,
+    )
+    config.work.mkdir(parents=True, exist_ok=True)
+    markdown_page.check_path(config.out)
+    markdown_page.split(config.out, title=history_page.TITLE)
+    return config
+
+
+def parser() -> Parser:
+    """Returns the parser of the command line; other arguments are overrides."""
+    parser = Parser(
+        "history",
+        prog="python -m studies.history",
+        description="Train and compare DALL-E, GLIDE, unCLIP and Imagen with equal data and "
+        "compute; the same command continues.",
+        epilog="Overrides such as --config.optim.warmup_steps=10 go to every training run.",
+    )
+    add = parser.add_argument
+    add("--models", type=pathlib.Path, required=True, help="run with a clip, a dvae and a dalle")
+    add("--data", type=pathlib.Path, help="prepared shapes [MODELS/data]")
+    add("--work", type=pathlib.Path, help="folder of other stages and results [MODELS_history]")
+    add("--out", type=pathlib.Path, help="page [WORK/history.md]")
+    add("--split", default="validation", help="of the data set")
+    add("--num", type=int, default=100, help="captions")
+    add("--images", type=int, default=2, help="images per caption")
+    add("--rows", type=int, default=8, help="captions whose images the page shows")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--note", default="", help="for the page")
+    return parser
+
+
+def protocol_of(config: HistoryConfig) -> dict[str, Any]:
+    """Returns what must be equal for rows to share a page; JSON-ready."""
+    names = ("split", "num", "images", "seed")
+    return {
+        **{name: getattr(config, name) for name in names},
+        **{name: exports.content_digest(config.stage(name) / "export")[:16] for name in REQUIRED},
+        "data": str(config.data),
+        "changes": list(config.overrides),
+    }
+
+
+def report(
+    config: HistoryConfig, argv: Sequence[str], rows: list[dict[str, Any]], *, side: int
+) -> dict[str, Any]:
+    """Returns all results so far; JSON-ready."""
+    names = ("split", "num", "images", "seed", "note")
+    facts = {
+        "command": f"python -m studies.history {shlex.join(argv)}",
+        **provenance.environment(),
+        **{name: getattr(config, name) for name in names},
+        "side": side,
+    }
+    costs, stages = training_runs.minutes(config.work), training.plan(config)
+    for name, stage in stages.items():
+        stage["minutes"] = costs.get(name)
+        stage["systems"] = list(users(name))
+    return {"facts": facts, "rows": rows, "stages": stages}
+
+
+def users(stage: str) -> dict[str, None]:
+    """Returns the runs that have a stage, in order."""
+    return {
+        system.run: None
+        for system in SYSTEMS
+        if stage in (*system.linked, *(own.name for own in system.stages))
+    }
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))
