@@ -3,7 +3,7 @@ r"""DALL-E: the codes of an image, one after another, for a caption.
 Paper: Ramesh et al. 2021 (arXiv 2102.12092), sections 2.2 and B.
 Run:   python -m unclip_jax.train --config=experiments/dalle.py:shapes \
            --workdir=runs/shapes/dalle
-Cost:  shapes: about 10 minutes on 2 CPU cores. paper: 430,000 steps at batch 1,024, 4e22 FLOPs.
+Cost:  shapes: about 8 minutes on 2 CPU cores. paper: 430,000 steps at batch 1,024, 4e22 FLOPs.
 Expect: loss starts at ln(vocab_size) / 8 + 7 ln(codes) / 8; loss_wrong_text parts from loss_image
     once captions are read.
 Needs: images, and a trained discrete VAE (experiments/dvae.py).
@@ -92,7 +92,7 @@ def _small(size: str) -> ConfigDict:
     data.path, data.dvae, data.load_size = f"runs/{size}/data", f"runs/{size}/dvae/export", 32
     optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
     optim.warmup_steps, optim.final_scale, optim.clip_norm = 50, 0.0, 1.0
-    train.steps, train.batch_size, train.eval_every, train.ema_decay = 1300, 32, 650, 0.99
+    train.steps, train.batch_size, train.eval_every, train.ema_decay = 1000, 32, 500, 0.99
     return config
 
 

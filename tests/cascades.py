@@ -49,7 +49,7 @@ def write(
     facts = {"tokenizer_hash": words.hash}
     for name in names:
         experiment = tiny.experiment((files or {}).get(name, name))
-        if name not in ("dvae", "dalle"):  # small as they are
+        if name not in ("dvae", "dalle", "classifier"):  # small as they are
             experiment = dataclasses.replace(experiment, model=small(experiment.model))
         entry = registry.folder_entry(name)
         if reads_clip and name in ("prior", "decoder"):

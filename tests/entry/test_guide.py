@@ -19,15 +19,16 @@ DECODER = tiny.experiment("decoder").model
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A cascade, and beside it a noise-aware CLIP of the decoder's chain and size."""
-    folder = cascades.write(tmp_path_factory.mktemp("run"), names=("clip", "prior", "decoder"))
+    """A cascade, and beside it a noise-aware CLIP and a classifier of the decoder's chain."""
+    names = ("clip", "prior", "decoder", "classifier")
+    folder = cascades.write(tmp_path_factory.mktemp("run"), names=names)
     cascades.write_guide(folder)
     return folder
 
 
-def images(run_dir, out, *flags):
+def images(run_dir, out, *flags, caption="a red circle"):
     chain = ["--steps=2", "--sampler=ddim", "--guidance=1"]
-    sample.main(["a red circle", f"--models={run_dir}", f"--out={out}", *chain, *flags])
+    sample.main([caption, f"--models={run_dir}", f"--out={out}", *chain, *flags])
     return np.asarray(Image.open(out.with_suffix("") / "0000.png"), int)
 
 
@@ -40,16 +41,39 @@ def test_the_gradient_changes_images_and_is_recorded(run_dir, tmp_path):
     assert record["request"]["clip_scale"] == 1000
 
 
+def test_a_classifier_guides_to_the_class_that_the_caption_names_first(run_dir, tmp_path):
+    guide = [f"--guide={run_dir}/classifier/export", "--classifier-scale=1000", "--guidance=0"]
+    circle = images(run_dir, tmp_path / "a.png", *guide, caption="a red circle")
+    star = images(run_dir, tmp_path / "b.png", *guide, caption="a red star")
+    assert np.any(circle != star)
+    with pytest.raises(UserError, match="'nothing' names no class of the classifier .circle, squa"):
+        images(run_dir, tmp_path / "c.png", *guide, caption="nothing")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--clip-scale=2"], "clip_scale is 2, but no noise-aware CLIP is loaded; give its export"),
         (["--guide={run}/clip/export", "--clip-scale=2"], "was trained on clean images"),
-        (["--guide={run}/guide/export"], "acts by --clip-scale, which is 0; give a scale"),
+        (["--guide={run}/guide/export"], "acts by --clip-scale or --classifier-scale, which"),
         (
             ["--guide={run}/guide/export", "--clip-scale=2", "--best-of=2"],
             "clip_scale goes without negative, guidance_schedule, previews and best_of",
         ),
+        (["--classifier-scale=2"], "classifier_scale is 2, but no classifier is loaded"),
+        (
+            ["--guide={run}/guide/export", "--classifier-scale=2"],
+            "classifier_scale is 2, but no classifier is loaded; give its export",
+        ),
+        (
+            ["--guide={run}/classifier/export", "--clip-scale=2"],
+            "clip_scale is 2, but no noise-aware CLIP is loaded",
+        ),
+        (
+            ["--guide={run}/classifier/export", "--clip-scale=2", "--classifier-scale=2"],
+            "clip_scale is 2 and classifier_scale is 2, but one guide is loaded",
+        ),
+        (["--guide={run}/prior/export", "--clip-scale=2"], "is a prior; give the export of a CLIP"),
     ],
 )
 def test_a_scale_without_its_model_is_rejected(run_dir, tmp_path, flags, message):

@@ -129,7 +129,7 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path, monkeypatch)
         (["x", "--sampler=quick"], "unknown sampling.sampler 'quick'. Known: ancestral, ddim"),
         (
             ["x", "--by-stage", "--previews=2"],
-            "by-stage samples whole batches, without clip_scale, negative",
+            "by-stage samples whole batches, without clip_scale, classifier_scale, negative",
         ),
         (["x", "--by-stage", "--best-of=2"], "previews and best_of; leave one of them out"),
     ],

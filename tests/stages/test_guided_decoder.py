@@ -15,7 +15,7 @@ from unclip_jax.stages import clip, decoder, guided_decoder
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition
-from unclip_jax.stages.guided_decoder import Guide, clip_gradient
+from unclip_jax.stages.guided_decoder import Guide, class_gradient, clip_gradient
 
 DECODER = tiny.experiment("decoder").model
 CLEAN = dataclasses.replace(
@@ -106,6 +106,23 @@ def test_a_clip_that_does_not_fit_is_rejected(noised, cfg, changes, message):
     diffusion = dataclasses.replace(DECODER.diffusion, **changes)
     with pytest.raises(UserError, match=message):
         clip_gradient(cfg, noised[1], jnp.ones((1, 32)), diffusion=diffusion, image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "linear"}, "the classifier was trained with diffusion.schedule cosine, the"),
+        ({"num_timesteps": 10}, "with diffusion.num_timesteps 1000, the decoder with 10"),
+        ({"image_size": 32}, "the classifier reads images of 16 pixels, the decoder makes 32"),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_rejected(changes, message):
+    image_size = changes.pop("image_size", 16)
+    diffusion = dataclasses.replace(DECODER.diffusion, **changes)
+    cfg = tiny.experiment("classifier").model
+    options = {"diffusion": diffusion, "image_size": image_size}
+    with pytest.raises(UserError, match=message):
+        class_gradient(cfg, {}, jnp.zeros(1, int), **options)
 
 
 def test_mistaken_settings_are_rejected():

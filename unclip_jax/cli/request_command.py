@@ -31,7 +31,7 @@ class Setting:
         out: labelled grid to write.
         batch: images at once.
         by_stage: True to keep one stage on the device at a time.
-        guide: export of a noise-aware CLIP.
+        guide: export of a noise-aware CLIP or of a classifier.
     """
 
     models: pathlib.Path
@@ -91,7 +91,10 @@ def parser(command: str = TextRequest.name) -> Parser:
     parser.add_argument("--batch", type=int, default=16, help="images at once")
     if command == TextRequest.name:
         parser.add_argument(
-            "--guide", type=pathlib.Path, help="export of a noise-aware CLIP, for --clip-scale"
+            "--guide",
+            type=pathlib.Path,
+            help="export of a noise-aware CLIP, for --clip-scale, or of a classifier, for "
+            "--classifier-scale",
         )
         parser.add_argument(
             "--captions",
@@ -169,15 +172,18 @@ def run(request: Request, setting: Setting, *, engine: Any = None) -> None:
 
 
 def _add_guide(engine: Any, export: pathlib.Path, request: Request) -> None:
-    """Loads a noise-aware CLIP beside the models of an engine.
+    """Loads a noise-aware CLIP or a classifier beside the models of an engine.
 
     Raises:
-        UserError: it is none, the request does not use it, or the models are a file of `bundle`.
+        UserError: it is neither, the request does not use it, or the models are a file of `bundle`.
     """
     from unclip_jax.inference import guided_sampling
 
-    if not getattr(request, "clip_scale", 0):
-        raise UserError(f"--guide={export} acts by --clip-scale, which is 0; give a scale.")
+    if not getattr(request, "guide_scale", ("", 0))[1]:
+        raise UserError(
+            f"--guide={export} acts by --clip-scale or --classifier-scale, which are 0; give the "
+            "one of its kind."
+        )
     if not hasattr(engine, "loaded"):
         raise UserError(f"--guide={export} needs a run directory; a file of `bundle` is closed.")
     engine.loaded = engine.loaded._replace(guide=guided_sampling.load_guide(export))

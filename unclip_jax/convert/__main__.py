@@ -36,6 +36,7 @@ def parser() -> Parser:
     add("--tokenizer", type=pathlib.Path, help="folder, where the source has none")
     add("--clip", type=pathlib.Path, help="export of the CLIP of a source without one")
     add("--context", type=int, help="tokens per caption of a T5 or BERT; default: 128")
+    add("--pixels", choices=("signed", "unit"), help="range of a VQGAN: [-1, 1] or [0, 1]")
     add("--licence", help="terms of the weights, for the manifests; default of SRC: its authors'")
     return parser
 
@@ -69,7 +70,9 @@ def _options(args: argparse.Namespace):
     for stage in stages:
         one_of("stage in --stages", stage, importing.STAGES)
     paths, licence = (args.tokenizer, args.clip), args.licence or ""
-    return importing.ImportOptions(stages, args.dtype, *paths, licence, args.context)
+    return importing.ImportOptions(
+        stages, args.dtype, *paths, licence, args.context, pixels=args.pixels
+    )
 
 
 if __name__ == "__main__":

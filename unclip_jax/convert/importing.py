@@ -15,8 +15,10 @@ from unclip_jax.convert import (
     openai_dvae,
     original,
     standalone_clip,
+    taming_vqgan,
 )
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
+from unclip_jax.convert.tensor_source import read_json
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict, build, check_limits
 from unclip_jax.data import text
@@ -38,6 +40,7 @@ class ImportOptions:
         clip: export of the CLIP that stages belong to, where the source has none.
         licence: terms of the weights, for the manifests; "" = those of the layout.
         context: tokens per caption of a language model; None = 128.
+        pixels: range of a VQGAN's images, "signed" or "unit".
     """
 
     stages: tuple[str, ...] = STAGES
@@ -46,6 +49,7 @@ class ImportOptions:
     clip: pathlib.Path | None = None
     licence: str = ""
     context: int | None = None
+    pixels: str | None = None
 
 
 def convert(
@@ -81,8 +85,9 @@ def convert(
             )
         begin(dalle2_pytorch.FOLDER)
         return [dalle2_pytorch.convert(theirs, out, licence=licence, replace=replace)]
-    if published := openai_dvae.files(sources):
-        return _convert_dvae(openai_dvae.stage(published), sources, out, options, replace=replace)
+    _reject_dalle_mini(sources[0])
+    if (dvae := _dvae_in(sources, options)) is not None:
+        return _convert_dvae(*dvae, sources, out, options, replace=replace)
     parts, tokenizer_dir = _stages_in(sources, options)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
@@ -119,8 +124,38 @@ def convert(
     return list(written)
 
 
+def _reject_dalle_mini(source: pathlib.Path) -> None:
+    """Rejects DALL-E mini, by its config.
+
+    Raises:
+        UserError: it is one.
+    """
+    path = source / "config.json"
+    if path.is_file() and read_json(path).get("model_type") == "dallebart":
+        raise UserError(
+            f"{source} is DALL-E mini, a BART with cross-attention, which is another network than "
+            "DALL-E; OpenAI's discrete VAE and VQGANs can be converted."
+        )
+
+
+def _dvae_in(
+    sources: Sequence[pathlib.Path], options: ImportOptions
+) -> tuple[ConvertedStage, str] | None:
+    """Returns the discrete VAE in sources and its licence; None if there is none.
+
+    Raises:
+        UserError: one that does not fit, or a VQGAN without the range of its pixels.
+    """
+    if published := openai_dvae.files(sources):
+        return openai_dvae.stage(published), openai_dvae.LICENCE
+    if (tensors := taming_vqgan.opened(sources)) is not None:
+        return taming_vqgan.stage(tensors, pixels=options.pixels), taming_vqgan.LICENCE
+    return None
+
+
 def _convert_dvae(
     part: ConvertedStage,
+    licence: str,
     sources: Sequence[pathlib.Path],
     out: pathlib.Path,
     options: ImportOptions,
@@ -131,13 +166,12 @@ def _convert_dvae(
     if (out / part.name).exists() and not replace:
         raise UserError(f"{out} has {part.name} already; give another --out, or remove it.")
     named = ", ".join(source.resolve().name for source in sources)
-    licence = options.licence or openai_dvae.LICENCE
     written = write_run(
         [_typed(part, options.dtype)],
         out,
         tokenizer_dir=out,
         tokenizer_hash="",
-        origin=Provenance(data=f"converted from {named}", licence=licence),
+        origin=Provenance(data=f"converted from {named}", licence=options.licence or licence),
         dtype=options.dtype,
     )
     return list(written)

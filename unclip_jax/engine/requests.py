@@ -82,6 +82,9 @@ class TextRequest(Seeded):
     clip_scale: float = option(
         0.0, help="scale of a noise-aware CLIP's gradient (--guide), 0 = off", low=0, high=1000
     )
+    classifier_scale: float = option(
+        0.0, help="scale of a classifier's gradient (--guide), 0 = off", low=0, high=1000
+    )
     guidance_schedule: str = option("constant", help=SCHEDULES)
     negative: str | None = option(None, help="a caption that guidance leads away from")
     previews: int = option(
@@ -95,6 +98,13 @@ class TextRequest(Seeded):
         return len(self.captions) * self.num * self.best_of
 
     @property
+    def guide_scale(self) -> tuple[str, float]:
+        """Name and value of the scale of a guide's gradient; 0 = off."""
+        if self.classifier_scale:
+            return "classifier_scale", self.classifier_scale
+        return "clip_scale", self.clip_scale
+
+    @property
     def stepwise(self) -> bool:
         """True if the decoder has to run apart from the other stages."""
         schedule = self.guidance_schedule != "constant"
@@ -105,6 +115,11 @@ class TextRequest(Seeded):
         schedule = guidance_schedule.parse(self.guidance_schedule, scale=self.guidance or 2.0)
         if self.guidance is not None:
             check_negative(self.negative, schedule)
+        if self.clip_scale and self.classifier_scale:
+            raise UserError(
+                f"clip_scale is {self.clip_scale:g} and classifier_scale is "
+                f"{self.classifier_scale:g}, but one guide is loaded; leave one of them out."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -204,6 +204,7 @@ LATER = {
     "decay_steps": 0,
     "diffusion": None,
     "reads_time": False,
+    "vqgan": None,
 }
 
 

@@ -306,6 +306,7 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         "text_features": ("tokens",),
         "text_mask": ("token_mask",),
         "codes": ("image",),
+        "label": ("caption",),
     }
     fields = tuple(field for name in spec for field in computed.get(name, (name,)))
     return examples.ExampleConfig(
@@ -322,7 +323,10 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
 
 
 def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
-    """Returns a function that adds what frozen stages compute of a batch: features, or codes."""
+    """Returns a function that adds what is computed of a batch: features, codes or labels."""
+    if "label" in stage.batch_spec:
+        labels = experiment.model.labels
+        return lambda batch: {**batch, "label": labels(list(batch["caption"]))}
     if "codes" in stage.batch_spec:
         data = experiment.data
         return frozen_dvae.reader(pathlib.Path(data.dvae), load_size=data.load_size)

@@ -1,14 +1,16 @@
-"""Images of a cascade whose decoder is guided by the gradient of a noise-aware CLIP.
+"""Images of a cascade whose decoder is guided by the gradient of a CLIP or a classifier.
 
-The CLIP belongs to no cascade: its embeddings are compared with each other alone, so it may have
-another tokenizer and another size than the one that the prior and the decoder read.
+Both are trained on noised images and belong to no cascade. A CLIP's embeddings are compared with
+each other alone, so it may have another tokenizer and another size than the one that the prior and
+the decoder read.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
@@ -18,42 +20,66 @@ from unclip_jax.data.text import Tokenizer
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Captions, Cascade
-from unclip_jax.inference.load import load_clip
+from unclip_jax.inference.load import load_classifier, load_clip
 from unclip_jax.stages import clip, guided_decoder
 from unclip_jax.stages.captions import TokenIds
+from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition
 from unclip_jax.stages.gaussian import SamplingConfig
-from unclip_jax.stages.guided_decoder import Guide, clip_gradient
+from unclip_jax.stages.guided_decoder import Guide, class_gradient, clip_gradient
+
+GuideConfig = ClipStageConfig | ClassifierStageConfig
+Target = TokenIds | Int[Array, " b"]  # captions as a CLIP reads them, or numbers of classes
 
 
-class ClipGuide(NamedTuple):
-    """A noise-aware CLIP.
+class GuideModel(NamedTuple):
+    """A noise-aware CLIP, or a classifier.
 
     Attributes:
         config: its config.
         params: its parameters.
-        tokenizer: of its captions.
+        tokenizer: of a CLIP's captions.
     """
 
-    config: ClipStageConfig
+    config: GuideConfig
     params: Params
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def scale(self) -> str:
+        """Name of the request's field that scales its gradient."""
+        return "classifier_scale" if self.tokenizer is None else "clip_scale"
+
+    def targets(self, captions: Sequence[str]) -> Target:
+        """Returns captions as it reads them.
+
+        Raises:
+            UserError: a caption without a class.
+        """
+        if isinstance(self.config, ClassifierStageConfig):
+            return jnp.asarray(self.config.labels(captions))
+        assert self.tokenizer is not None
+        ids, mask = self.tokenizer.encode(captions, length=self.config.model.context)
+        return TokenIds(jnp.asarray(ids), jnp.asarray(mask))
 
 
-def load_guide(directory: pathlib.Path) -> ClipGuide:
-    """Loads the export of a noise-aware CLIP.
+def load_guide(directory: pathlib.Path) -> GuideModel:
+    """Loads the export of a noise-aware CLIP or of a classifier.
 
     Raises:
-        UserError: there is no export of a CLIP, or it was trained on clean images.
+        UserError: there is no export of either, or it is a CLIP that was trained on clean images.
     """
+    if handoff.read_manifest(directory).stage == "classifier":
+        config, params, _ = load_classifier(directory)
+        return GuideModel(config, params)
     config, params, _ = load_clip(directory)
     if config.diffusion is None:
         raise UserError(
             f"the CLIP in {directory} was trained on clean images, whose gradients mislead at "
             "every noise level; train one with --config=clip:shapes_noised."
         )
-    return ClipGuide(config, params, text.load(handoff.tokenizer_dir(directory)))
+    return GuideModel(config, params, text.load(handoff.tokenizer_dir(directory)))
 
 
 def sample(
@@ -61,11 +87,11 @@ def sample(
     params: Mapping[str, Params],
     guide_params: Params,
     captions: Captions,
-    ids: TokenIds,
+    targets: Target,
     z_img: Embedding | None,
     keys: Keys,
     *,
-    guide: ClipStageConfig,
+    guide: GuideConfig,
     scale: Float[Array, ""],
     sampling: SamplingConfig,
 ) -> Image:
@@ -74,27 +100,30 @@ def sample(
     Args:
         cascade: the stages.
         params: parameters by name of the stage.
-        guide_params: of the noise-aware CLIP.
+        guide_params: of the CLIP or classifier.
         captions: token ids by name of the stage that reads them.
-        ids: captions as the noise-aware CLIP reads them.
+        targets: captions as the CLIP or classifier reads them.
         z_img: of the prior; None for a decoder that reads captions alone.
         keys: one per image.
-        guide: config of the noise-aware CLIP.
+        guide: config of the CLIP or classifier.
         scale: of its gradient; it moves the mean of ancestral sampling, and eps of other samplers.
         sampling: of the decoder.
 
     Raises:
-        UserError: the CLIP does not fit the decoder, or the decoder reads CLIP's token features.
+        UserError: the guide does not fit the decoder, or the decoder reads CLIP's token features.
     """
     stage = cascade.stage("decoder")
     if stage.name not in captions:
         raise UserError(
             f"the {stage.name} reads no token ids of its own, which guidance by a noise-aware CLIP "
-            "is made for; leave out --clip-scale."
+            "or a classifier is made for; leave out its scale."
         )
-    z_txt = clip.encode_text(guide, guide_params, ids).z_txt
     sizes = {"diffusion": stage.config.diffusion, "image_size": cascade.base_size}
-    gradient = clip_gradient(guide, guide_params, z_txt, **sizes)
+    if isinstance(guide, ClassifierStageConfig):
+        gradient = class_gradient(guide, guide_params, targets, **sizes)
+    else:
+        z_txt = clip.encode_text(guide, guide_params, targets).z_txt
+        gradient = clip_gradient(guide, guide_params, z_txt, **sizes)
     form = "mean" if sampling.sampler == "ancestral" else "score"
     base = guided_decoder.sample(
         stage.config,

@@ -21,6 +21,7 @@ from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
 from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage
 from unclip_jax.stages import clip, prior, registry, text_encoder
+from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.dvae import DvaeStageConfig
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
 from unclip_jax.stages.entry import StageEntry
@@ -34,7 +35,8 @@ class LoadedCascade(NamedTuple):
         params: parameters by name of the stage.
         manifests: by name of the stage.
         tokenizer_dirs: folder of a tokenizer for every stage that reads token ids, by its name.
-        guide: a noise-aware CLIP beside them (`guided_sampling.ClipGuide`), if one was loaded.
+        guide: a noise-aware CLIP or a classifier beside them (`guided_sampling.GuideModel`), if one
+            was loaded.
     """
 
     cascade: Cascade
@@ -183,7 +185,7 @@ def _chain_exports(
             f"{run_dir} has several decoders ({', '.join(own)}); move all but one to run "
             "directories of their own."
         )
-    alternatives = registry.run_folders("prior", "decoder").keys() - {prior, *own}
+    alternatives = registry.run_folders("prior", "decoder", "guide").keys() - {prior, *own}
     return {folder: path for folder, path in exports.items() if folder not in alternatives}
 
 
@@ -288,6 +290,15 @@ def load_dvae(directory: pathlib.Path) -> tuple[DvaeStageConfig, Any, Manifest]:
         UserError: there is no complete export in `directory`, or it is of another stage.
     """
     return _load_stage(directory, "dvae", article="a dvae")
+
+
+def load_classifier(directory: pathlib.Path) -> tuple[ClassifierStageConfig, Any, Manifest]:
+    """Loads an exported classifier alone: (config, parameters, manifest).
+
+    Raises:
+        UserError: there is no complete export in `directory`, or it is of another stage.
+    """
+    return _load_stage(directory, "classifier", article="a classifier")
 
 
 def load_embedding_prior(

@@ -4,7 +4,7 @@
 
 Residual blocks of ReLU and convolution without any norm, whose residual branch is scaled by one
 over the square of the number of blocks. Source: OpenAI's published encoder and decoder, to which
-DALL-E (arXiv 2102.12092), appendix A.1, refers.
+DALL-E (arXiv 2102.12092), appendix A.1, refers. VQGAN's networks (`models/vqgan.py`) are an option.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from unclip_jax.core.checks import UserError, divisible, one_of
 from unclip_jax.core.types import Image
+from unclip_jax.models import vqgan
 from unclip_jax.models.layers import compute_dtype, conv, rematerialised, zeros
+from unclip_jax.models.vqgan import VqganConfig
 from unclip_jax.parallel.axes import by_example, sharded
 
 Maps = Float[Array, " b h w o"]
@@ -40,8 +42,9 @@ class DvaeConfig:
         levels: "fsq": levels per channel, whose product is the number of codes.
         code_dim: "vq": length of a codebook row.
         out_channels: maps of the decoder, 6 for means and log scales, 3 for images.
-        remat: "none", "block" or "dots".
+        remat: "none", "block" or "dots"; not of VQGAN.
         dtype: compute dtype; the maps to and from codes stay in float32.
+        vqgan: VQGAN's networks instead, with `hidden` as first width and `groups` levels.
     """
 
     image_size: int = 256
@@ -56,6 +59,7 @@ class DvaeConfig:
     out_channels: int = 6
     remat: str = "none"
     dtype: str = "float32"
+    vqgan: VqganConfig | None = None
 
     def __post_init__(self):
         one_of("config.model.model.quantizer", self.quantizer, QUANTIZERS)
@@ -66,6 +70,11 @@ class DvaeConfig:
             self.factor,
             f"{self.groups} groups halve the side {self.groups - 1} times; {nearest} is divisible.",
         )
+        if self.vqgan is not None and len(self.vqgan.multiples) != self.groups:
+            raise UserError(
+                f"config.model.model.vqgan.multiples has {len(self.vqgan.multiples)} levels, but "
+                f"groups is {self.groups}; make them agree."
+            )
         if self.quantizer == "fsq" and math.prod(self.levels) != self.code_count:
             raise UserError(
                 f"config.model.model.levels are {list(self.levels)}, whose product is "
@@ -97,15 +106,21 @@ class Dvae(nn.Module):
 
     def setup(self):
         """Creates the submodules; their names are the parameter paths of checkpoints."""
-        self.encoder, self.decoder = Encoder(self.cfg), Decoder(self.cfg)
-        if self.cfg.quantizer == "vq":
+        cfg = self.cfg
+        if cfg.vqgan is None:
+            self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
+        else:
+            sizes = (cfg.vqgan, cfg.hidden, cfg.blocks)
+            self.encoder = vqgan.Encoder(*sizes, cfg.features, cfg.code_dim, cfg.dtype)
+            self.decoder = vqgan.Decoder(*sizes, cfg.out_channels, cfg.dtype)
+        if cfg.quantizer == "vq" or (cfg.quantizer == "gumbel" and cfg.vqgan is not None):
             shape = (self.cfg.code_count, self.cfg.code_dim)
             rows = sharded(nn.initializers.normal(1.0), "vocab", "conv_in")
             self.codebook = self.param("codebook", rows, shape)
 
     def __call__(self, pixels: Image) -> Maps:
         """Decodes features that are not quantised; for initialisation only."""
-        return self.decoder(self.encoder(pixels))
+        return self.decode(self.encoder(pixels))
 
     def encode(self, pixels: Image) -> Float[Array, " b g g n"]:
         """Returns features of the grid: logits of codes ("gumbel"), or what is quantised."""
@@ -113,6 +128,9 @@ class Dvae(nn.Module):
 
     def decode(self, values: Float[Array, " b g g n"] | Int[Array, " b g g"]) -> Maps:
         """Returns the output maps of quantised features, or of "gumbel" codes themselves."""
+        if self.cfg.vqgan is not None and self.cfg.quantizer == "gumbel":
+            integer = jnp.issubdtype(values.dtype, jnp.integer)
+            values = self.codebook[values] if integer else values @ self.codebook
         return self.decoder(values)
 
 

@@ -150,6 +150,7 @@ class GroupNorm(nn.Module):
         over_space: one mean and deviation for all positions of a group (Wu & He, arXiv 1803.08494);
             False takes them at every position separately, so that one region of the image
             does not depend on the others.
+        eps: added to the variance.
 
     Raises:
         UserError: `groups` does not divide the channels.
@@ -157,6 +158,7 @@ class GroupNorm(nn.Module):
 
     groups: int
     over_space: bool = True
+    eps: float = EPS
 
     @nn.compact
     def __call__(
@@ -179,7 +181,7 @@ class GroupNorm(nn.Module):
         mean = self._group_mean(self._space_mean(x))
         centred = x - mean
         variance = self._group_mean(self._space_mean(centred * centred))
-        return mean, jax.lax.rsqrt(variance + EPS)
+        return mean, jax.lax.rsqrt(variance + self.eps)
 
     def _space_mean(self, x: Float[Array, " b h w c"]) -> Float[Array, " b #h #w c"]:
         return jnp.mean(x, axis=(1, 2), keepdims=True) if self.over_space else x

@@ -4,6 +4,8 @@ Its topology is data: `unet_plan.plan` lists the blocks, `UNet` runs the list. W
 with attention to the context alone, it accepts any size that its levels can halve.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
@@ -60,26 +62,10 @@ class UNet(nn.Module):
         """
         cfg, dtype = self.cfg, compute_dtype(self.cfg.dtype)
         _check_input(x, context, cfg)
-        steps = plan(cfg)
-        block = rematerialised(UNetBlock, cfg.remat, scanned=False, static_argnums=(5,))
-        act = activation(cfg.activation)
-        emb = by_example(act(emb).astype(dtype))
+        steps, adm, act = plan(cfg), cfg.topology == "adm", activation(cfg.activation)
         context = None if context is None else by_example(context.astype(dtype))
-
-        def run(step: BlockSpec, h: Array) -> Array:
-            if step.resample in CONVOLUTIONS:
-                h = resample(h, "up") if step.resample == "conv_up" else h
-                stride = 2 if step.resample == "conv_down" else 1
-                h = conv(step.features, name=step.name, stride=stride, dtype=dtype)(h)
-                return by_example(h)
-            if step.resample != "none" and not cfg.resample_blocks:
-                return resample(h, step.resample)
-            return block(cfg, step, name=step.name)(h, emb, context, context_mask, deterministic)
-
-        h = space_to_depth(x.astype(dtype), cfg.patch)
-        adm = cfg.topology == "adm"
-        stem = cfg.channels * (cfg.multiples[0] if adm else 1)
-        h = by_example(conv(stem, name="stem", dtype=dtype)(h))
+        run = block_runner(cfg, emb, context, context_mask, deterministic)
+        h = stem(cfg, x)
         stored = [h] if adm else []
         for step in steps.down:
             h = run(step, h)
@@ -95,6 +81,41 @@ class UNet(nn.Module):
         features = cfg.out_channels * cfg.patch**2
         h = conv(features, name="head", dtype=dtype, init=zeros, out="out")(h)
         return depth_to_space(h, cfg.patch).astype(jnp.float32)
+
+
+def stem(cfg: UNetConfig, x: Float[Array, " b h w c"]) -> Float[Array, " b h2 w2 d"]:
+    """Applies the first convolution, as a part of the calling module."""
+    dtype = compute_dtype(cfg.dtype)
+    width = cfg.channels * (cfg.multiples[0] if cfg.topology == "adm" else 1)
+    x = space_to_depth(x.astype(dtype), cfg.patch)
+    return by_example(conv(width, name="stem", dtype=dtype)(x))
+
+
+def block_runner(
+    cfg: UNetConfig,
+    emb: Float[Array, " b e"],
+    context: Float[Array, " b m d"] | None = None,
+    context_mask: Bool[Array, " b m"] | None = None,
+    deterministic: bool = True,
+) -> Callable[[BlockSpec, Array], Array]:
+    """Returns a function that applies one step of the plan, as a part of the calling module.
+
+    Arguments are those of `UNet`.
+    """
+    dtype = compute_dtype(cfg.dtype)
+    block = rematerialised(UNetBlock, cfg.remat, scanned=False, static_argnums=(5,))
+    emb = by_example(activation(cfg.activation)(emb).astype(dtype))
+
+    def run(step: BlockSpec, h: Array) -> Array:
+        if step.resample in CONVOLUTIONS:
+            h = resample(h, "up") if step.resample == "conv_up" else h
+            stride = 2 if step.resample == "conv_down" else 1
+            return by_example(conv(step.features, name=step.name, stride=stride, dtype=dtype)(h))
+        if step.resample != "none" and not cfg.resample_blocks:
+            return resample(h, step.resample)
+        return block(cfg, step, name=step.name)(h, emb, context, context_mask, deterministic)
+
+    return run
 
 
 class UNetBlock(nn.Module):

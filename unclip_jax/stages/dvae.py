@@ -99,6 +99,11 @@ class DvaeStageConfig:
             )
         if self.model.quantizer == "fsq":
             Levels(self.model.levels)
+        if self.model.vqgan is not None and self.reconstruction == "logit_laplace":
+            raise UserError(
+                "config.model.reconstruction is 'logit_laplace', whose pixels VQGAN's networks do "
+                "not read; take 'l1' or 'l2'."
+            )
 
 
 class Latent(NamedTuple):
@@ -186,7 +191,8 @@ def _encoded(cfg: DvaeStageConfig, params: Params, batch: Batch, *, key: Key | N
     per example), and those of the end of training elsewhere.
     """
     images, none = batch["image"], jnp.zeros(len(batch["image"]))
-    features = apply(Dvae(cfg.model), params, pixels.to_open(images), method=Dvae.encode)
+    inputs = images if cfg.model.vqgan else pixels.to_open(images)
+    features = apply(Dvae(cfg.model), params, inputs, method=Dvae.encode)
     if cfg.model.quantizer == "fsq":
         levels = Levels(cfg.model.levels)
         values = levels.quantise(features)

@@ -7,6 +7,8 @@ yields others:
     caption ─► text_encoder ─► text_features ─► text_base ─► image ─► upsampler ─► image   (Imagen)
     caption ─────────────────────────────► dalle ─► codes ─► dvae ────► image
 
+A guide belongs to no chain: its gradient acts on a decoder.
+
 Everything that must know the stages (exports, loading, sampling, planning, training) reads these
 declarations; nothing else lists them.
 """
@@ -20,8 +22,8 @@ from unclip_jax.core.checks import one_of
 from unclip_jax.core.stage import Rows, Stage
 
 # In the order of a chain. Stages of one role are alternatives, or of different chains, but for
-# encoders (of captions) and upsamplers, of which a chain may have several.
-ROLES = ("encoder", "prior", "decoder", "upsampler")
+# encoders (of captions) and upsamplers, of which a chain may have several. Guides are in none.
+ROLES = ("encoder", "prior", "decoder", "upsampler", "guide")
 # Condition -> the fields that the manifest of a stage that reads it must hold. "caption" is token
 # ids of the stage's own tokenizer and context length; "clip_text" is CLIP's features of a caption,
 # "text_features" those of a language model; "low_res" is the image of the stage before. A condition
@@ -76,7 +78,8 @@ class StageEntry:
         identity: manifest field for the identity of its parameters, which later stages must match.
         sidecars: condition -> file name in the export and record type, for conditions that are
             measured after training.
-        chain: name of the chain that it belongs to; encoders and upsamplers belong to all.
+        chain: name of the chain that it belongs to, "" for guides; encoders and upsamplers belong
+            to all.
         folders: its folders in a run, each with the experiment file of the same name; () = `name`.
     """
 

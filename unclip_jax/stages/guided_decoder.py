@@ -1,4 +1,4 @@
-"""Sampling of a decoder guided by gradients: of a noise-aware CLIP, or of any log-probability.
+"""Sampling of a decoder guided by gradients: of a noise-aware CLIP, a classifier or another.
 
 The gradient of exp(logit scale) * cosine is that of log p(c | x_t): at the optimum of the
 contrastive loss those logits are log p(x, c) / (p(x) p(c)) up to a term of the caption alone
@@ -7,8 +7,11 @@ combined with classifier-free guidance, whose scale is `sampling.guidance_scale`
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, one_of
@@ -23,8 +26,9 @@ from unclip_jax.diffusion.gradient_guidance import (
 )
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.models.clip import Clip, logit_scale
-from unclip_jax.stages import decoder, gaussian
+from unclip_jax.stages import classifier, decoder, gaussian
 from unclip_jax.stages.base import apply
+from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition, DecoderStageConfig
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
@@ -75,18 +79,8 @@ def clip_gradient(
             "this CLIP was trained on clean images, whose gradients mislead at every noise level; "
             "train one on noised images (config.model.diffusion of stage clip)."
         )
-    for name in ("schedule", "num_timesteps"):
-        own, other = getattr(cfg.diffusion, name), getattr(diffusion, name)
-        if own != other:
-            raise UserError(
-                f"the noise-aware CLIP was trained with diffusion.{name} {own}, the decoder with "
-                f"{other}; train the CLIP on the decoder's chain."
-            )
-    if cfg.model.image_size != image_size:
-        raise UserError(
-            f"the noise-aware CLIP reads images of {cfg.model.image_size} pixels, the decoder "
-            f"makes {image_size}; train the CLIP at the decoder's size."
-        )
+    own = {"diffusion": cfg.diffusion, "image_size": cfg.model.image_size}
+    _check_fit("noise-aware CLIP", own, diffusion=diffusion, image_size=image_size)
     z_txt, scale = unit(z_txt), logit_scale(params["log_scale"])
 
     def log_probability(x_t: Image, t: Steps) -> PerExample:
@@ -94,6 +88,49 @@ def clip_gradient(
         return scale * jnp.sum(unit(z_img) * z_txt, axis=-1)
 
     return gradient_of(log_probability)
+
+
+def class_gradient(
+    cfg: ClassifierStageConfig,
+    params: Params,
+    labels: Int[Array, " b"],
+    *,
+    diffusion: DiffusionConfig,
+    image_size: int,
+) -> Gradient:
+    """Returns the gradient of a classifier's log-probability of classes.
+
+    Args:
+        cfg: of the classifier.
+        params: its parameters.
+        labels: the number of each image's class.
+        diffusion: of the decoder.
+        image_size: of the decoder.
+
+    Raises:
+        UserError: the classifier was trained along another chain, or at another size.
+    """
+    own = {"diffusion": cfg.diffusion, "image_size": cfg.model.unet.image_size}
+    _check_fit("classifier", own, diffusion=diffusion, image_size=image_size)
+    return gradient_of(classifier.log_probability(cfg, params, labels))
+
+
+def _check_fit(
+    name: str, own: Mapping[str, Any], *, diffusion: DiffusionConfig, image_size: int
+) -> None:
+    """Rejects a guide of another chain or size than the decoder's."""
+    for field in ("schedule", "num_timesteps"):
+        mine, other = getattr(own["diffusion"], field), getattr(diffusion, field)
+        if mine != other:
+            raise UserError(
+                f"the {name} was trained with diffusion.{field} {mine}, the decoder with {other}; "
+                "train the former on the decoder's chain."
+            )
+    if own["image_size"] != image_size:
+        raise UserError(
+            f"the {name} reads images of {own['image_size']} pixels, the decoder makes "
+            f"{image_size}; train the former at the decoder's size."
+        )
 
 
 def sample(

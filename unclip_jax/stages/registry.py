@@ -5,6 +5,7 @@ To add a stage: one file in stages/ that ends in an `ENTRY`, and one line in STA
 
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.stages import (
+    classifier,
     clip,
     dalle,
     decoder,
@@ -31,6 +32,7 @@ STAGES: dict[str, StageEntry] = {
         text_base.ENTRY,
         dvae.ENTRY,
         upsampler.ENTRY,
+        classifier.ENTRY,
     )
 }
 
@@ -48,11 +50,11 @@ def generator_entry(name: str) -> StageEntry:
     """Returns the stage called `name`, which must generate samples.
 
     Raises:
-        UserError: there is none, or it encodes captions.
+        UserError: there is none, or it encodes captions or guides others.
     """
-    entry = stage_entry(name)
-    if entry.role == "encoder":
-        names = ", ".join(entry.name for entry in STAGES.values() if entry.role != "encoder")
+    entry, silent = stage_entry(name), ("encoder", "guide")
+    if entry.role in silent:
+        names = ", ".join(entry.name for entry in STAGES.values() if entry.role not in silent)
         raise UserError(f"stage {name!r} generates nothing; take one of {names}.")
     return entry
 
@@ -74,7 +76,7 @@ def run_folders(*roles: str) -> dict[str, StageEntry]:
 
 def chains() -> tuple[str, ...]:
     """Returns the names of the chains, the default one first."""
-    return tuple(dict.fromkeys(entry.chain for entry in STAGES.values()))
+    return tuple(dict.fromkeys(entry.chain for entry in STAGES.values() if entry.chain))
 
 
 def chain_folders(chain: str = "unclip", *roles: str) -> dict[str, StageEntry]:

@@ -29,7 +29,6 @@ from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.load import CascadeFiles
 from unclip_jax.inference.text_to_image import SampleOptions
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.decoder import DecoderStageConfig
 
 
@@ -45,7 +44,7 @@ def run(engine: InferenceEngine, request: TextRequest) -> Result:
             f"{engine.cascade.stage('decoder').name} of this run has none of them, so leave them "
             "out."
         )
-    if request.clip_scale:
+    if request.guide_scale[1]:
         z_img, images = _guided(engine, request, captions, options)
     elif request.stepwise or (engine.watched and unclip and engine.cascade.has("prior")):
         z_img, decoded = _best_of_stepwise(engine, request, captions, options)
@@ -77,10 +76,10 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
     Raises:
         UserError: the request has one of these, or there are several processes.
     """
-    if request.stepwise or request.best_of > 1 or request.clip_scale:
+    if request.stepwise or request.best_of > 1 or request.guide_scale[1]:
         raise UserError(
-            "by-stage samples whole batches, without clip_scale, negative, guidance_schedule, "
-            "previews and best_of; leave one of them out."
+            "by-stage samples whole batches, without clip_scale, classifier_scale, negative, "
+            "guidance_schedule, previews and best_of; leave one of them out."
         )
     if jax.process_count() > 1:
         raise UserError("by-stage samples on one device; run it in one process.")
@@ -137,25 +136,26 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
 def _guided(
     engine: InferenceEngine, request: TextRequest, captions: list[str], options: SampleOptions
 ) -> tuple[Any, np.ndarray]:
-    """z_img from the prior, then images guided by the loaded noise-aware CLIP.
+    """z_img from the prior, then images guided by the loaded noise-aware CLIP or classifier.
 
     Raises:
-        UserError: there is no such CLIP, or the request also needs something else of the decoder.
+        UserError: there is none, or the request also needs something else of the decoder.
     """
     guide, cascade = engine.loaded.guide, engine.cascade
+    name, scale = request.guide_scale
     if not isinstance(cascade.decoder, DecoderStageConfig):
         raise UserError(
-            f"clip_scale is {request.clip_scale:g}, which the {cascade.stage('decoder').name} of "
+            f"{name} is {scale:g}, which the {cascade.stage('decoder').name} of "
             "this run does not have; leave it out."
         )
-    if guide is None:
+    if guide is None or guide.scale != name:
+        model = "noise-aware CLIP" if name == "clip_scale" else "classifier"
         raise UserError(
-            f"clip_scale is {request.clip_scale:g}, but no noise-aware CLIP is loaded; give its "
-            "export with --guide=EXPORT."
+            f"{name} is {scale:g}, but no {model} is loaded; give its export with --guide=EXPORT."
         )
     if request.stepwise or request.best_of > 1:
         raise UserError(
-            "clip_scale goes without negative, guidance_schedule, previews and best_of; leave them "
+            f"{name} goes without negative, guidance_schedule, previews and best_of; leave them "
             "out."
         )
     indices = range(len(captions))
@@ -164,13 +164,11 @@ def _guided(
         z_img = engine.text_embeddings(captions)
     elif cascade.decoder.model.reads_z:
         z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
-    ids, mask = guide.tokenizer.encode(captions, length=guide.config.model.context)
     sample = engine.runner.compiled(guided_sampling.sample, "guide", "sampling")
     settings = {"guide": guide.config, "sampling": options.decoder}
-    settings["scale"] = jnp.float32(request.clip_scale)  # one program for all scales
+    settings["scale"] = jnp.float32(scale)  # one program for all scales
     keys = text_to_image.keys_for(request.seed, jnp.asarray(indices))
-    own = TokenIds(jnp.asarray(ids), jnp.asarray(mask))
-    inputs = (engine.tokens(captions), own, z_img, keys)
+    inputs = (engine.tokens(captions), guide.targets(captions), z_img, keys)
     weights = engine.runner.place(guide.params)
     run = lambda batch: sample(engine.params, weights, *batch, **settings)  # noqa: E731
     return z_img, to_uint8(np.asarray(engine.runner.run(run, inputs, "sample")))
