@@ -57,10 +57,11 @@ class Harness:
     def _open_engine(self, run: str) -> InferenceEngine:
         """Loads the models or one of the `BASELINES`, which is trained if it is missing."""
         if run == baseline_runs.MAIN:
-            return InferenceEngine(load.load_cascade(self.config.models), batch=BATCH)
+            loaded = load.load_cascade(self.config.models, prior_name="unclip")
+            return InferenceEngine(loaded, batch=BATCH)
         baseline = baseline_runs.by_name(run)
         folder = baseline_runs.prepare(baseline, self.config)
-        prior = baseline.stage if baseline.stage in load.prior_names() else "prior"
+        prior = baseline.stage if baseline.stage == "prior_ar" else "unclip"
         return InferenceEngine(load.load_cascade(folder, prior_name=prior), batch=BATCH)
 
     def select(

@@ -31,8 +31,9 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     check(args)
     held_out, training = open_data(args)
+    chains = {"prior": "unclip", "prior_ar": "prior_ar"}
     engines = {
-        name: InferenceEngine(load.load_cascade(args.models, prior_name=name), batch=BATCH)
+        name: InferenceEngine(load.load_cascade(args.models, prior_name=chains[name]), batch=BATCH)
         for name in PRIORS
     }
     examples = embed(engines["prior"], held_out, training, count=args.embeddings)

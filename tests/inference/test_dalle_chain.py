@@ -126,6 +126,11 @@ def test_chains_share_a_run_and_each_takes_the_upsamplers_of_its_size(run_dir, t
     }
     assert names["unclip"] == ["clip", "prior", "decoder", "upsampler_256"]
     assert names["dalle"] == ["clip", "dalle", "dvae", "upsampler_256"]
+    with pytest.raises(UserError, match="the chains unclip and dalle; choose by --chain=unclip or"):
+        load.find_cascade(run)
+    (run / "dalle").rename(tmp_path / "dalle")  # a dvae alone is no chain
+    assert load.find_cascade(run).cascade.has("decoder")
+    (tmp_path / "dalle").rename(run / "dalle")
     path = run / "dvae" / "export"
     replace_manifest(path, dataclasses.replace(handoff.read_manifest(path), image_size=32))
     names = [s.name for s in load.find_cascade(run, prior_name="dalle").cascade.stages]

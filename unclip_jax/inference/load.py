@@ -151,20 +151,26 @@ def select(exports: Mapping[str, pathlib.Path], name: str) -> Selection:
 
     Args:
         exports: of the run, by folder.
-        name: of a prior, or of a chain; by the default prior a run that has stages of another chain
-            alone is loaded as that chain.
+        name: of a prior, or of a chain; by the default prior a run is loaded as the chain that it
+            has.
 
     Raises:
-        UserError: there is no such prior or chain.
+        UserError: there is no such prior or chain, or the run has several and none is named.
     """
     one_of("prior", name, dict.fromkeys([*prior_names(), *registry.chains()]))
     chain = name if name in registry.chains() else registry.folder_entry(name).chain
 
-    def complete(chain: str) -> bool:
-        return any(folder in exports for folder in registry.chain_folders(chain, "decoder"))
+    def has(chain: str, role: str) -> bool:
+        own = registry.chain_folders(chain, role)
+        return any(folder in exports for folder in own) or not own
 
-    if name == prior_names()[0] and not complete(chain):
-        chain = next(filter(complete, registry.chains()), chain)
+    if name == prior_names()[0]:
+        chains = [each for each in registry.chains() if has(each, "decoder")]
+        whole = [each for each in chains if each == chain or has(each, "prior")]
+        if len(whole) > 1:
+            flags = " or ".join(f"--chain={each}" for each in whole)
+            raise UserError(f"the run holds the chains {' and '.join(whole)}; choose by {flags}.")
+        chain = next(iter([*whole, *chains]), chain)
     priors = list(registry.chain_folders(chain, "prior"))
     return Selection(chain, name if name in priors else next(iter(priors), None))
 
