@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import cascades
 from tests.serving.conftest import png
 from unclip_jax import sample
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.serving.job_queue import JobCancelled
+from unclip_jax.serving.service import InferenceService
 
 SIZE = 16  # of the tiny decoder; its upsampler doubles it
 
@@ -151,3 +155,10 @@ def test_models_say_what_they_are(service, run_dir):
     told = service.models()
     assert told["name"] == run_dir.name and told["sizes"] == [SIZE, 2 * SIZE]
     assert {"clip", "prior", "decoder"} <= told["stages"].keys()
+    assert set(told["commands"]) == REQUESTS.keys() - {"complete"}
+
+
+def test_a_chain_of_codes_offers_completion_and_no_edits(tmp_path):
+    run = cascades.write(tmp_path, names=("clip", "dvae", "dalle"))
+    dalle = InferenceService(InferenceEngine.open(run), name="dalle")
+    assert dalle.models()["commands"] == ["text", "complete"]

@@ -25,6 +25,7 @@ class Request:
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    needs: ClassVar[str] = ""  # a condition that some stage of the models must read
 
     def __post_init__(self):
         request_fields.check(self)
@@ -71,6 +72,8 @@ class Seeded(Request):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingRequest(Seeded):
     """A request that decodes latents."""
+
+    needs = "z_img"
 
     upsample: bool = option(
         True, help="run the upsamplers; without them images have the decoder's size"

@@ -364,6 +364,7 @@ class UpscaleRequest(Seeded):
     """Any image through the upsamplers."""
 
     name = "upscale"
+    needs = "low_res"
     summary = "Enlarge images with the upsamplers, from the size that fits them best."
 
     images: tuple[ImageInput, ...] = option(help="images", positional=True)
@@ -424,6 +425,7 @@ class CompleteRequest(Seeded):
     """An image of which DALL-E samples a rectangle anew, down to the lower right corner."""
 
     name = "complete"
+    needs = "codes"
     summary = "Complete an image for a caption from its upper rows (DALL-E's chain)."
 
     image: ImageInput = option(help="an image", positional=True)

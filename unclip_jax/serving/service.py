@@ -9,7 +9,7 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine.inference_engine import InferenceEngine
-from unclip_jax.engine.requests import PcaProbeRequest
+from unclip_jax.engine.requests import REQUESTS, PcaProbeRequest
 from unclip_jax.engine.result import Result
 from unclip_jax.inference.progress import ProgressCallback
 from unclip_jax.serving import schemas
@@ -135,7 +135,9 @@ class InferenceService:
                 "steps": str(sampling.steps),
                 "timesteps": cascade.decoder.diffusion.num_timesteps,
             }
-        return {"name": self.name, "sizes": sizes, "decoder": decoder, **self.engine.describe()}
+        commands = [name for name, request in REQUESTS.items() if self.engine.supports(request)]
+        facts = {"name": self.name, "sizes": sizes, "decoder": decoder, "commands": commands}
+        return {**facts, **self.engine.describe()}
 
     def _without_paths(self, text: str) -> str:
         """`text` with the server's folders by their last names only."""

@@ -24,7 +24,7 @@ async function start() {
     const [description, models] = await Promise.all([call(""), call("/models")]);
     document.title = `unclip_jax · ${models.name}`;
     heading(models);
-    const names = Object.keys(description.commands);
+    const names = Object.keys(description.commands).filter((name) => models.commands.includes(name));
     const order = [...Object.keys(TITLES), ...names].filter((name, index, all) =>
       names.includes(name) && all.indexOf(name) === index);
     for (const name of order) addTab(name, description.commands[name], { limits: description.limits, models });
