@@ -51,6 +51,14 @@ def test_a_request_makes_several_and_records_what_stayed(engine):
     assert result.images.shape == (3, 16, 16, 3)
     assert len({image.tobytes() for image in result.images}) == 3
     assert (result.record["kept_rows"], result.record["kept_columns"]) == (2, 1)
+    assert result.note.startswith("kept 2 rows and 1 columns of 4 x 4 codes")
+
+
+def test_pasted_pixels_are_those_of_the_image_and_others_those_of_the_codes(engine):
+    plain, pasted = (complete(engine, rows=0.5, paste=paste).images for paste in (False, True))
+    assert np.array_equal(pasted[:, :8], np.stack([IMAGE[:8]] * 3))
+    assert np.abs(pasted[:, 8:].astype(int) - plain[:, 8:]).max() <= 1  # but for rounding
+    assert np.any(plain[:, :8] != pasted[:, :8])
 
 
 def test_edits_of_diffusion_are_rejected(engine):

@@ -124,6 +124,19 @@ def test_more_images_than_available_are_rejected(folder):
         image_sets.open_set(folder, ReadOptions(num=6))
 
 
+def test_a_blurred_dot_is_a_gaussian():
+    dot = np.zeros((1, 33, 33, 3), np.uint8)
+    dot[0, 16, 16, 0] = 255
+    images = image_sets.blurred(image_sets.in_memory(dot, where="dot"), 1.0)
+    (batch,) = images.batches(8, slice(None))
+    distance = (np.arange(33) - 16.0) ** 2
+    expected = 255 * np.exp(-(distance[:, None] + distance) / 2) / (2 * np.pi)
+    np.testing.assert_allclose(batch[0, :, :, 0], expected, atol=0.6)
+    assert not batch[..., 1:].any() and images.facts["blur"] == 1.0
+    with pytest.raises(UserError, match=r"--blur is -1.0; it must lie in \[0.0, 100.0\]"):
+        image_sets.ReadOptions(blur=-1.0)
+
+
 def test_a_damaged_image_is_an_error(folder):
     (folder / "c.png").write_bytes(Samples.png(2)[:40])
     with pytest.raises(UserError, match=r"c.png: .*remove it or replace it"):

@@ -432,6 +432,7 @@ class CompleteRequest(Seeded):
     caption: str = option(help="caption of the whole image", positional=True, blank=False)
     rows: float = option(0.5, help="share of rows that stay, rounded to codes", low=0, high=1)
     columns: float = option(0.0, help="share of left columns that stay too", low=0, high=1)
+    paste: bool = option(False, help="put the image's own pixels over the part that stays")
     num: int = option(4, help="images", low=1, high=MAX_IMAGES)
     guidance: float | None = option(None, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
     temperature: float | None = option(None, help="temperature, 0 = greedy", low=0, high=100)

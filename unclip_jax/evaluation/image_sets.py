@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from scipy import ndimage
 
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.core.files import printable
 from unclip_jax.data import image_codec, sources
 from unclip_jax.data.dataset import FeatureKeys
@@ -59,15 +60,18 @@ class ReadOptions:
         num: number of images, from the first; None = all.
         split: of a data set.
         keys: names of image and caption in a data set of another format.
+        blur: standard deviation in pixels of a Gaussian that blurs the images; 0 = none.
     """
 
     size: int | None = None
     num: int | None = None
     split: str = "validation"
     keys: FeatureKeys = dataclasses.field(default_factory=FeatureKeys)
+    blur: float = 0.0
 
     def __post_init__(self):
         """Checks the bounds."""
+        in_range("--blur", self.blur, 0.0, 100.0)
         for name, value in (("--size", self.size), ("--num", self.num)):
             if value is not None:
                 positive(name, value)
@@ -82,6 +86,11 @@ def open_set(path: str | pathlib.Path, options: ReadOptions = AS_STORED) -> Imag
     Raises:
         UserError: nothing is there, or no image, fewer than `num`, or images of several sizes.
     """
+    images = _open_set(path, options)
+    return blurred(images, options.blur) if options.blur else images
+
+
+def _open_set(path: str | pathlib.Path, options: ReadOptions) -> ImageSet:
     if sources.is_dataset(path):
         return _from_dataset(str(path), options)
     path = pathlib.Path(path)
@@ -147,6 +156,20 @@ def resized(images: ImageSet, size: int) -> ImageSet:
 
     facts = _facts(images.where, images.count, (size, size), size)
     return dataclasses.replace(images, size=(size, size), facts=facts, batches=batches)
+
+
+def blurred(images: ImageSet, sigma: float) -> ImageSet:
+    """Returns the set blurred by a Gaussian, as FID was reported for DALL-E (its figure 9).
+
+    Its paper gives radii and does not say of what; here they are standard deviations in pixels.
+    """
+
+    def batches(batch_size: int, rows: slice) -> Iterator[Images]:
+        for batch in images.batches(batch_size, rows):
+            smooth = ndimage.gaussian_filter(batch.astype(np.float32), (0, sigma, sigma, 0))
+            yield np.rint(smooth).astype(np.uint8)
+
+    return dataclasses.replace(images, facts={**images.facts, "blur": sigma}, batches=batches)
 
 
 def pack(images: ImageSet, path: pathlib.Path, *, batch_size: int = 256) -> None:

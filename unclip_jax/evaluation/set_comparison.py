@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from unclip_jax.core.checks import one_of, positive
+from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.evaluation import feature_extraction, image_sets
 from unclip_jax.evaluation.image_sets import ReadOptions
 from unclip_jax.metrics import npz, report, resize
@@ -101,7 +101,7 @@ def collect(
     """Returns features of the images at `path` or, if allowed, the statistics stored there.
 
     A reference batch that holds both is used for its statistics in Fréchet distances and for its
-    images in all other scores, as by guided-diffusion's evaluator.
+    images in all other scores, as by guided-diffusion's evaluator; blurred, for its images alone.
 
     Args:
         path: see `compare_sets`.
@@ -116,10 +116,15 @@ def collect(
     """
     stored = npz.array_names(pathlib.Path(path)) if statistics and path.endswith(".npz") else set()
     if "mu" in stored and npz.IMAGES not in stored:
+        if options.blur:
+            raise UserError(
+                f"--blur is {options.blur:g}, but {path} holds statistics without their images, "
+                "which cannot be blurred; give the images."
+            )
         return feature_extraction.from_statistics(pathlib.Path(path))
     images = image_sets.open_set(path, options)
     features = feature_extraction.collect(extractor, images, batch_size=batch, name=name)
-    if "mu" not in stored:
+    if "mu" not in stored or options.blur:
         return features
     reference = feature_extraction.from_statistics(pathlib.Path(path))
     return Collected(**{**vars(reference), "pool": features.pool})

@@ -6,6 +6,7 @@ the image's own as they come, so every new code follows all that was there (DALL
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from unclip_jax.core import rng
@@ -25,6 +26,7 @@ def complete(
     images: LowRes,
     keep: Bool[Array, " b g g"],
     sampling: CodeSamplingConfig | None = None,
+    paste: bool = False,
 ) -> Image:
     """Samples the codes of images that are not kept, and decodes and enlarges all.
 
@@ -36,6 +38,8 @@ def complete(
         images: in [-1, 1], at the size of the discrete VAE.
         keep: True at codes that stay.
         sampling: overrides the exported settings.
+        paste: True puts the pixels of the images over the codes that stay, which otherwise are
+            shown as the discrete VAE decodes them.
     """
     prior, decoder = cascade.stage("dalle"), cascade.stage("dvae")
     codes = dvae.encode(decoder.config, params[decoder.name], images)
@@ -50,4 +54,8 @@ def complete(
         fixed=FixedCodes(codes.reshape(len(codes), -1), keep.reshape(len(codes), -1)),
     )
     base = dvae.decode(decoder.config, params[decoder.name], codes.reshape(keep.shape))
+    if paste:
+        side = images.shape[1] // keep.shape[1]
+        pixels = jnp.repeat(jnp.repeat(keep, side, axis=1), side, axis=2)
+        base = jnp.where(pixels[..., None], images, base)
     return text_to_image.upsample(cascade, params, base, keys)

@@ -39,11 +39,12 @@ def run(engine: InferenceEngine, request: CompleteRequest) -> Result:
     changes = {name: getattr(request, name) for name in ("temperature", "top_k", "top_p")}
     changes["guidance_scale"] = request.guidance
     sampling = batch_sampling.override(cascade.prior.sampling, changes, stage="prior")
-    complete = engine.runner.compiled(completion.complete, "sampling")
+    complete = engine.runner.compiled(completion.complete, "sampling", "paste")
+    settings = {"sampling": sampling, "paste": request.paste}
 
     def sample(batch):
         tokens, keys, images, mask = batch
-        return complete(engine.params, tokens, keys, images=images, keep=mask, sampling=sampling)
+        return complete(engine.params, tokens, keys, images=images, keep=mask, **settings)
 
     inputs = (
         engine.tokens([caption] * count),
@@ -53,6 +54,8 @@ def run(engine: InferenceEngine, request: CompleteRequest) -> Result:
     )
     images = to_uint8(np.asarray(engine.runner.run(sample, inputs, "complete")))
     facts = {"kept_rows": rows, "kept_columns": columns, "sampling": dataclasses.asdict(sampling)}
-    return records.result(
+    result = records.result(
         engine, request, images, labels=[caption] * count, inputs=[image], facts=facts
     )
+    note = f"kept {rows} rows and {columns} columns of {grid} x {grid} codes"
+    return dataclasses.replace(result, note="; ".join(filter(None, [note, result.note])))
