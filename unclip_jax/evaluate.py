@@ -392,9 +392,7 @@ def _add_features(parser: Parser) -> Parser:
 def _add_set(parser: Parser) -> Parser:
     parser.add_argument("--size", type=int, help="resize and centre-crop images to this first")
     parser.add_argument("--num", type=int, help="images of each set, from the first; default: all")
-    parser.add_argument(
-        "--blur", type=float, default=0.0, help="standard deviation in pixels of a blur, 0 = none"
-    )
+    parser.add_argument("--blur", type=float, default=0.0, help="sigma in pixels of a blur of both")
     parser.add_argument("--split", default="validation", help="of data sets")
     data_flags.add_keys(parser)
     parser.add_argument("--batch", type=int, default=64, help="images at once")

@@ -87,6 +87,11 @@ def test_statistics_stand_for_a_set(capsys, sets, clip):
     assert found["warnings"] == direct["warnings"]
 
 
+def test_statistics_without_images_cannot_be_blurred(capsys, sets, clip):
+    with pytest.raises(UserError, match="--blur is 2, but .*stats.npz holds statistics without"):
+        compared(capsys, sets, f"{clip}", "--blur=2", real="stats.npz")
+
+
 def test_a_reference_batch_gives_its_statistics_and_its_images(capsys, sets, clip):
     with np.load(sets / "real.npz") as batch, np.load(sets / "stats.npz") as known:
         np.savez(sets / "both.npz", arr_0=batch["arr_0"][:20], **known)

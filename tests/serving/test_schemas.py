@@ -38,6 +38,8 @@ AGREEING = {
     "inversion": "ddpm",
     "details": "inverted",
     "noise": "fresh",
+    "clip_scale": 0.0,  # one guide at most
+    "paste": True,
 }
 
 
@@ -83,7 +85,8 @@ def parse(command, values, folder):
             items = [str(path) for path in paths]
         flag = f"--{(field.option.flag or name).replace('_', '-')}"
         if field.scalar == "boolean":
-            arguments.append(f"--no-{name}")
+            arguments += [f"--no-{name}"] * (field.default and not value)
+            arguments += [flag] * (value and not field.default)
         elif field.option.positional:
             positional += items
         elif field.option.weights:

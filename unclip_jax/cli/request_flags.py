@@ -111,14 +111,12 @@ def _add(parser: Parser, field: Field) -> None:
     """Adds the argument of one field."""
     option, flag = field.option, f"--{(field.option.flag or field.name).replace('_', '-')}"
     if field.scalar == "boolean":
-        assert field.default is True
-        parser.add_argument(
-            f"--no-{flag[2:]}",
-            dest=field.name,
-            action="store_false",
-            default=None,
-            help=f"do not {_help(field)}",
-        )
+        settings = {"dest": field.name, "default": None}
+        if field.default:
+            what = f"do not {_help(field)}"
+            parser.add_argument(f"--no-{flag[2:]}", action="store_false", help=what, **settings)
+        else:
+            parser.add_argument(flag, action="store_true", help=_help(field), **settings)
         return
     shape: dict[str, Any] = {"help": _help(field), "metavar": _METAVARS[field.scalar]}
     if option.choices:

@@ -124,12 +124,6 @@ class InferenceEngine:
 
         return encoding.encode(self, [image], **options)[0]
 
-    def supports(self, request: type[Request]) -> bool:
-        """Returns True if the models have the stages that a kind of request needs."""
-        conditions = {name for stage in self.cascade.stages for name in stage.reads}
-        z_img = {"z_img"} if conditions & {"z_img", "z_txt"} else set()  # either may be given
-        return not request.needs or request.needs in conditions | z_img
-
     @property
     def watched(self) -> bool:
         """True if somebody follows the progress, so that the decoder runs in parts."""

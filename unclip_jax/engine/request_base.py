@@ -32,6 +32,13 @@ class Request:
         self.validate()
         in_range("number of images", self.image_count, 1, MAX_IMAGES)
 
+    @classmethod
+    def fits(cls, cascade: Any) -> bool:
+        """Returns True if a cascade has the stages that this kind of request needs."""
+        conditions = {name for stage in cascade.stages for name in stage.reads}
+        z_img = {"z_img"} if conditions & {"z_img", "z_txt"} else set()  # either may be given
+        return not cls.needs or cls.needs in conditions | z_img
+
     def validate(self) -> None:
         """Checks what fields must agree on.
 

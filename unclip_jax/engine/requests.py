@@ -4,17 +4,17 @@
     result = engine.run(request)
 
 A request is checked when it is built: types, bounds, and what its fields must agree on. The command
-line reads its flags from these classes, the HTTP API its schema. To add one: a class here, its line
-in `REQUESTS`, and a module of its name in `engine/handlers` with `run(engine, request)`. Building a
-request does not import JAX.
+line reads its flags from these classes, the HTTP API its schema. To add one: a class here or in
+`fill_requests.py`, its line in `REQUESTS`, and a module of its name in `engine/handlers` with
+`run(engine, request)`. Building a request does not import JAX.
 """
 
 import dataclasses
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import guidance_schedule
-from unclip_jax.engine import image_inputs
-from unclip_jax.engine.image_inputs import EncodedImage, ImageInput, InputImage
+from unclip_jax.engine.fill_requests import CompleteRequest, InpaintRequest
+from unclip_jax.engine.image_inputs import EncodedImage, ImageInput
 from unclip_jax.engine.request_base import (
     ANIMATIONS,
     MAX_GUIDANCE,
@@ -382,69 +382,6 @@ class UpscaleRequest(Seeded):
         return len(self.images)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InpaintRequest(DecodingRequest):
-    """A part of an image filled, the rest kept bit for bit (RePaint)."""
-
-    name = "inpaint"
-    summary = "Fill the light part of a mask, for a caption or in the manner of the image."
-
-    image: ImageInput = option(help="an image", positional=True)
-    mask: ImageInput = option(
-        help="an image of the same size: white is filled, black is kept", positional=True
-    )
-    caption: str | None = option(None, help="caption of the whole image [none]")
-    num: int = option(4, help="images", low=1, high=MAX_IMAGES)
-    repeats: int = option(5, help="times that each stretch of steps is walked", low=1, high=100)
-    jump: int = option(10, help="steps in a stretch", low=1, high=1000)
-    eta: float = option(1.0, help="noise share of DDIM", low=0, high=1)
-    steps: str = option("50", help="steps of the decoder: ddim250, 50, ...")
-    guidance: float = option(3.0, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
-
-    @property
-    def image_count(self) -> int:
-        """`num`."""
-        return self.num
-
-    def validate(self) -> None:
-        """Checks what fields must agree on."""
-        super().validate()
-        image, mask = self.image, self.mask
-        assert isinstance(image, InputImage) and isinstance(mask, InputImage)
-        if image.pixels.shape != mask.pixels.shape:
-            raise UserError(
-                f"{image.path} has {_size(image)} pixels and {mask.path} has {_size(mask)}; give a "
-                "mask of the image's size."
-            )
-        if image_inputs.mask_square(mask, min(mask.pixels.shape[:2])).all():
-            raise UserError(f"{mask.path} is dark everywhere; paint white what is to be filled.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompleteRequest(Seeded):
-    """An image of which DALL-E samples a rectangle anew, down to the lower right corner."""
-
-    name = "complete"
-    needs = "codes"
-    summary = "Complete an image for a caption from its upper rows (DALL-E's chain)."
-
-    image: ImageInput = option(help="an image", positional=True)
-    caption: str = option(help="caption of the whole image", positional=True, blank=False)
-    rows: float = option(0.5, help="share of rows that stay, rounded to codes", low=0, high=1)
-    columns: float = option(0.0, help="share of left columns that stay too", low=0, high=1)
-    paste: bool = option(False, help="put the image's own pixels over the part that stays")
-    num: int = option(4, help="images", low=1, high=MAX_IMAGES)
-    guidance: float | None = option(None, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
-    temperature: float | None = option(None, help="temperature, 0 = greedy", low=0, high=100)
-    top_k: int | None = option(None, help="most probable codes to draw from", low=1)
-    top_p: float | None = option(None, help="nucleus, 1 = all", low=0, high=1)
-
-    @property
-    def image_count(self) -> int:
-        """`num`."""
-        return self.num
-
-
 REQUESTS: dict[str, type[Request]] = {
     request.name: request
     for request in (
@@ -460,8 +397,3 @@ REQUESTS: dict[str, type[Request]] = {
         CompleteRequest,
     )
 }
-
-
-def _size(image: InputImage) -> str:
-    height, width = image.pixels.shape[:2]
-    return f"{width}x{height}"

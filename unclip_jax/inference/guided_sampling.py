@@ -120,8 +120,10 @@ def sample(
         )
     sizes = {"diffusion": stage.config.diffusion, "image_size": cascade.base_size}
     if isinstance(guide, ClassifierStageConfig):
+        assert not isinstance(targets, TokenIds)
         gradient = class_gradient(guide, guide_params, targets, **sizes)
     else:
+        assert isinstance(targets, TokenIds)
         z_txt = clip.encode_text(guide, guide_params, targets).z_txt
         gradient = clip_gradient(guide, guide_params, z_txt, **sizes)
     form = "mean" if sampling.sampler == "ancestral" else "score"

@@ -24,7 +24,7 @@ Map = Float[Array, " b h w c"]
 
 @dataclasses.dataclass(frozen=True)
 class VqganConfig:
-    """What a VQGAN has beyond the sizes of `DvaeConfig`.
+    """Sizes of a VQGAN beyond those of `DvaeConfig`.
 
     Attributes:
         multiples: channels of each level over the first width, finest first.

@@ -135,7 +135,7 @@ class InferenceService:
                 "steps": str(sampling.steps),
                 "timesteps": cascade.decoder.diffusion.num_timesteps,
             }
-        commands = [name for name, request in REQUESTS.items() if self.engine.supports(request)]
+        commands = [name for name, request in REQUESTS.items() if request.fits(cascade)]
         facts = {"name": self.name, "sizes": sizes, "decoder": decoder, "commands": commands}
         return {**facts, **self.engine.describe()}
 
