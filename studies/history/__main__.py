@@ -29,23 +29,23 @@ REQUIRED = ("clip", *BUDGET)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains, measures and writes; the same command continues."""
+    """Trains, measures and writes, system by system; the same command continues."""
     config = parse(argv)
     compilation_cache.use()
-    training.prepare(config)
     judge = InferenceEngine(load.load_cascade(config.models, prior_name="dalle"), batch=BATCH)
     examples, true = select(config, judge)
     protocol_folder.claim(config.work, protocol_of(config), first=True)
     rows = [statistics.as_json(measurement.true_images(true, examples, judge))]
     step = examples.images_per_caption
+    captions = list(examples.captions[::step][: config.rows])
     columns = {"true image": measurement.reduce(true[::step], side=judge.cascade.image_size)}
     for system in SYSTEMS:
+        training.prepare(system, config)
         row, images = measured(system, config, judge=judge, examples=examples)
         rows.append(row)
         columns[system.name] = images[::step]
+        history_page.write_grid(config.out, columns, captions)
         history_page.write(config.out, report(config, argv, rows, side=images.shape[1]))
-    captions = list(examples.captions[::step][: config.rows])
-    history_page.write_grid(config.out, columns, captions)
     sys.stdout.write(f"wrote {config.out}\n")
 
 
@@ -141,7 +141,7 @@ def protocol_of(config: HistoryConfig) -> dict[str, Any]:
     names = ("split", "num", "images", "seed")
     return {
         **{name: getattr(config, name) for name in names},
-        **{name: exports.content_digest(config.stage(name) / "export")[:16] for name in REQUIRED},
+        **{name: exports.content_digest(config.models / name / "export")[:16] for name in REQUIRED},
         "data": str(config.data),
         "changes": list(config.overrides),
     }
@@ -157,6 +157,7 @@ def report(
         **provenance.environment(),
         **{name: getattr(config, name) for name in names},
         "side": side,
+        "missing": [s.name for s in SYSTEMS if s.name not in [row["name"] for row in rows]],
     }
     costs, stages = training_runs.minutes(config.work), training.plan(config)
     for name, stage in stages.items():

@@ -22,8 +22,7 @@ def write(out: pathlib.Path, report: dict[str, Any]) -> None:
         UserError: the page has no marks, or a file cannot be written.
     """
     text = "\n".join([protocol(report), scores(report), costs(report), training(report)])
-    if report["rows"]:
-        text += f"\n![Images of the same captions]({grid_file(out).name})\n"
+    text += f"\n![Images of the same captions]({grid_file(out).name})\n"
     markdown_page.write(out, text, report, title=TITLE)
 
 
@@ -49,6 +48,7 @@ def protocol(report: dict[str, Any]) -> str:
         f"`{facts['split']}`, {facts['images']} images of each, seed {facts['seed']}. Images are "
         f"judged at {facts['side']} px. {facts['note']}".rstrip()
         + "\n"
+        + (f"\nNot measured yet: {', '.join(facts['missing'])}.\n" if facts["missing"] else "")
     )
 
 

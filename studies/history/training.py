@@ -10,7 +10,7 @@ import jax
 
 from studies import training_runs
 from studies.history.config import HistoryConfig
-from studies.history.systems import BUDGET, EMBEDDED, SYSTEMS, System, TrainedStage, trained_stages
+from studies.history.systems import BUDGET, EMBEDDED, System, TrainedStage, trained_stages
 from unclip_jax.core import batch as batches
 from unclip_jax.experiment import loading
 from unclip_jax.experiment.config import Experiment
@@ -18,8 +18,8 @@ from unclip_jax.inference.load import abstract_params
 from unclip_jax.planning import flops
 
 
-def prepare(config: HistoryConfig) -> None:
-    """Trains what is missing, and links every system's run.
+def prepare(system: System, config: HistoryConfig) -> None:
+    """Trains the stages of a system that are missing, and links its run.
 
     Raises:
         UserError: training failed, or an existing export has another length.
@@ -27,16 +27,15 @@ def prepare(config: HistoryConfig) -> None:
     for name in ("clip", *BUDGET):
         _link(config.stage(name), config.models / name)
     needed = plan(config)
-    for name, stage in trained_stages().items():
-        export = config.stage(name) / "export"
-        if training_runs.check_length(export, needed[name]["steps"]):
+    for stage in system.stages:
+        name = stage.name
+        if training_runs.check_length(config.stage(name) / "export", needed[name]["steps"]):
             continue
         if name in EMBEDDED and not (config.work / "embeddings").is_dir():
             training_runs.run(embedding_command(config), name="embeddings", work=config.work)
         words = command(stage, config, steps=needed[name]["steps"])
         training_runs.run(words, name=name, work=config.work)
-    for system in SYSTEMS:
-        link(system, config)
+    link(system, config)
 
 
 def link(system: System, config: HistoryConfig) -> None:

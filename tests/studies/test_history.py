@@ -81,8 +81,9 @@ def test_commands_train_on_the_shared_inputs(config):
 
 def test_an_export_of_another_length_is_rejected(config, run_dir):
     training._link(config.stage("upsampler_256"), run_dir / "clip")  # of 0 steps
+    glide = next(system for system in SYSTEMS if system.run == "glide")
     with pytest.raises(UserError, match=r"was trained for 0 steps, but \d+ are requested; give"):
-        training.prepare(config)
+        training.prepare(glide, config)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_the_page_has_all_tables_and_keeps_its_own_words(tmp_path):
     row = {"name": "GLIDE", "paper": "2021", **scores, "diversity": cell, "frechet": cell}
     row |= {"side": 64, "parameters": 2_500_000, "seconds": 0.25, "flops": 3e9}
     facts = {"date": "2026-01-01", "device": "cpu", "jax": "0", "num": 4, "split": "validation"}
-    facts |= {"images": 2, "seed": 0, "side": 32, "note": ""}
+    facts |= {"images": 2, "seed": 0, "side": 32, "note": "", "missing": ["Imagen"]}
     stage = {"steps": 7, "batch": 32, "flops": 2e12, "minutes": 1.25, "systems": ["glide"]}
     out = tmp_path / "history.md"
     out.write_text("Before.\n<!-- tables: begin --><!-- tables: end -->\nAfter.\n")
@@ -139,6 +140,7 @@ def test_the_page_has_all_tables_and_keeps_its_own_words(tmp_path):
     history_page.write(out, report)
     text = out.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n")
+    assert "Not measured yet: Imagen." in text
     assert "| GLIDE | 0.50 [0.40, 0.60] |" in text
     assert "| GLIDE | 2021 | 64 | 2.50 M | 3 | 0.25 |" in text
     assert "| glide | glide | 7 | 32 | 2 | 1.2 |" in text
