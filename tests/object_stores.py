@@ -17,6 +17,7 @@ from unittest import mock
 import fsspec
 import pytest
 
+from unclip_jax.core import storage
 from unclip_jax.core.storage import Url
 
 # Read when gcsfs is imported: no second protocol, which the emulator does not speak.
@@ -172,6 +173,7 @@ def fail_some_reads(monkeypatch: pytest.MonkeyPatch, scheme: str, *, every: int)
 
 def forget_stores() -> None:
     """Makes fsspec open its file systems anew, for other servers and environments."""
+    storage.forget_stores()
     for scheme in ("gs", "s3"):
         with contextlib.suppress(ImportError):
             fsspec.get_filesystem_class(scheme).clear_instance_cache()

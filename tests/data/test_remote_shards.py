@@ -10,7 +10,7 @@ from tests import object_stores
 from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import LocalFile, Url
-from unclip_jax.data import dataset_manifest, prepared, sources
+from unclip_jax.data import dataset_manifest, prepared, records, sources
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig, make_loader
 from unclip_jax.data.remote_shards import RemoteShard
@@ -48,6 +48,56 @@ def test_records_are_those_of_the_library(tmp_path, sizes):
     shard = RemoteShard(LocalFile(path))
     assert shard.num_records() == len(written)
     assert shard.read(list(range(len(written)))) == written
+
+
+@pytest.mark.parametrize("size", [10, 70_000, 200_000])
+@pytest.mark.parametrize("captions", [1, 900])
+def test_records_are_read_without_their_images(tmp_path, monkeypatch, size, captions):
+    """By one range of 4 KB, unless the captions are longer."""
+    written = [
+        {
+            "image": bytes([i]) * size,
+            "caption": f"caption {i} é",
+            "key": str(i),
+            "scene": "",
+            "captions": [f"caption {i} é"] * captions,
+        }
+        for i in range(30)
+    ]
+    records.write_shard(tmp_path / "shard", written)
+    source = prepared.ShardSource([tmp_path / "shard"], [30])
+    source._readers[0] = RemoteShard(LocalFile(tmp_path / "shard"))
+    ranges, read = [], LocalFile.read_range
+    monkeypatch.setattr(
+        LocalFile, "read_range", lambda f, a, b: (ranges.append(b - a), read(f, a, b))[1]
+    )
+    for i, record in enumerate(written):
+        ranges.clear()
+        strings = source.without_image(i)
+        assert {**strings, "image": record["image"]} == record
+        assert source[i] == record
+        whole = ranges.pop()
+        expected = {1: [min(whole, 4096)], 900: [4096, whole]}[captions]
+        assert ranges == expected
+
+
+def test_stages_without_images_read_none(url):
+    source = sources.open_source(str(url), split="train")
+    example = ExampleConfig(fields=("caption", "key"))
+    asked = []
+    source.__class__ = type(
+        "Noted",
+        (prepared.ShardSource,),
+        {
+            "__getitem__": lambda self, i: (
+                asked.append(i) or prepared.ShardSource.__getitem__(self, i)
+            )
+        },
+    )
+    loader = make_loader(source, example=example, config=LoaderConfig(batch_size=4))
+    asked.clear()  # the loader looks at the first record
+    next(loader)
+    assert not asked
 
 
 @pytest.mark.parametrize("options", ["group_size:4,uncompressed", "group_size:1,zstd"])

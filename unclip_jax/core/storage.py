@@ -9,6 +9,7 @@ also the first use of the network. Failures that may pass are repeated with grow
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import pathlib
@@ -328,14 +329,26 @@ def repeated(call: Callable[[], Result]) -> Result:
 
 
 def _store(scheme: str) -> Any:
-    """Returns the file system of a scheme; fsspec keeps one per process."""
+    """Returns the file system of a scheme."""
+    return _open_store(scheme, os.environ.get(EMULATOR, ""), os.getpid())
+
+
+def forget_stores() -> None:
+    """Opens stores anew at their next request, for another server or account."""
+    _open_store.cache_clear()
+
+
+@functools.lru_cache
+def _open_store(scheme: str, emulator: str, process: int) -> Any:
+    """Opens the file system of a scheme, once per process."""
+    del process
     import fsspec  # at the first request, so that --help is quick
     from fsspec.config import conf
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # failures are reported here, once
     # Orbax opens stores by itself, and must see what other processes and this module change.
     conf.setdefault(scheme, {})["use_listings_cache"] = False
-    anonymous = {"token": "anon"} if scheme == "gs" and os.environ.get(EMULATOR) else {}
+    anonymous = {"token": "anon"} if scheme == "gs" and emulator else {}
     return fsspec.filesystem(scheme, **anonymous)
 
 

@@ -70,6 +70,12 @@ class Dataset:
     prepared_dir: Location | None = None
 
 
+def without_image(source: Source, index: int) -> Record:
+    """Reads a record whose image is not needed; it may be there all the same."""
+    read = getattr(source, "without_image", source.__getitem__)
+    return read(index)
+
+
 def content_digest(source: Source) -> str:
     """Returns the identity of the records of a source, wherever they are stored.
 

@@ -132,10 +132,11 @@ class EmbeddingSource:
             **self.row(index),
         }
 
-    def row(self, index: int) -> dict[str, np.ndarray]:
-        """Returns the embeddings of one row, without its key and caption."""
+    def row(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns some embeddings of one row, without its key and caption; None = all."""
         shard, row = self._place(index)
-        return {f: np.asarray(self._array(f, shard)[row], np.float32) for f in self._paths}
+        names = self._paths if fields is None else fields
+        return {f: np.asarray(self._array(f, shard)[row], np.float32) for f in names}
 
     def _place(self, index: int) -> tuple[int, int]:
         """Returns the shard of a row and its number there.

@@ -16,7 +16,7 @@ from unclip_jax.core.checks import UserError, divisible, in_range, one_of, posit
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data import image_codec
 from unclip_jax.data.bpe_dropout import BpeDropout
-from unclip_jax.data.dataset import Source
+from unclip_jax.data.dataset import Source, without_image
 from unclip_jax.data.degrade import DegradeConfig, degrade
 from unclip_jax.data.records import Record
 from unclip_jax.data.text import Tokenizer
@@ -134,7 +134,9 @@ class FixedExamples:
     def __getitem__(self, index: int) -> Example:
         if index in self._cache:
             return self._cache[index]
-        example = self._make(self._source[index])
+        source = self._source
+        whole = self._config.decodes_images or self._config.arrays
+        example = self._make(source[index] if whole else without_image(source, index))
         size = sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
         with self._lock:
             if index not in self._cache and self._used + size <= self._limit:

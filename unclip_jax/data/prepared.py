@@ -73,6 +73,8 @@ def open_split(directory: str | Location, *, split: str) -> "ShardSource":
     return source
 
 
+_BEGINNING = 4096  # bytes of a record that hold its captions and key, nearly always
+_OPEN = 4096  # local files at most; the index of 8,192 records takes 66 KB
 _INDICES = 2**32  # bytes of the indices of objects that are open
 _OPENING = 16  # files at once, for storage that answers slowly
 
@@ -81,8 +83,8 @@ class ShardSource:
     """Records in ArrayRecord files or indices of tars; safe to read from threads and to pickle.
 
     Files are opened when first read. At most `most_open` are open at once, and the one read longest
-    ago is closed first: a quarter of the descriptors that the system grants this process, or as
-    many objects of a store as have indices of 4 GiB together.
+    ago is closed first: a quarter of the descriptors that the system grants this process, 4,096 at
+    most, or as many objects of a store as have indices of 4 GiB together.
     """
 
     def __init__(
@@ -113,18 +115,25 @@ class ShardSource:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[shard - 1]) if shard else 0
+        shard, row = self._place(index)
         try:
-            data = self._reader(shard).read([index - start])[0]
+            data = self._reader(shard).read([row])[0]
         except RuntimeError as error:
             raise UserError(
-                f"record {index - start} of {self._paths[shard]} is damaged; delete the file and "
+                f"record {row} of {self._paths[shard]} is damaged; delete the file and "
                 "run the same `prepare` command."
             ) from error
         return records.decode(data)
+
+    def without_image(self, index: int) -> Record:
+        """Reads a record without its image; of a store only the first bytes, if they suffice."""
+        shard, row = self._place(index)
+        reader = self._reader(shard)
+        if isinstance(reader, RemoteShard):
+            record = records.decode_strings(reader.beginning(row, _BEGINNING))
+            if record is not None:
+                return record
+        return self[index]
 
     def check(self) -> None:
         """Opens every file and compares its number of records.
@@ -135,6 +144,13 @@ class ShardSource:
         with futures.ThreadPoolExecutor(_OPENING) as pool:
             for _ in pool.map(self._reader, range(len(self._paths))):
                 pass
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns the shard of a record and its number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
 
     def _reader(self, shard: int) -> Any:
         with self._lock:
@@ -177,7 +193,7 @@ class ShardSource:
 
 def _most_open(paths: Sequence[Location], ends: Int64[np.ndarray, " shards"]) -> int:
     if not paths or not isinstance(paths[0], Url):
-        return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 16)
+        return min(max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, 16), _OPEN)
     indexed = paths[0].name.endswith(tar_index.SUFFIX)
     row = tar_index.ROW_BYTES if indexed else remote_shards.ROW_BYTES
     return max(_INDICES * len(paths) // (row * max(int(ends[-1]), 1)), 16)

@@ -44,19 +44,36 @@ def decode(data: bytes) -> Record:
     Raises:
         UserError: the bytes have another format.
     """
+    record, end = _strings(data)
+    record["image"] = data[end:]
+    return record
+
+
+def decode_strings(beginning: bytes) -> Record | None:
+    """Returns a record without its image from its first bytes; None if they are too few.
+
+    Raises:
+        UserError: the bytes have another format.
+    """
+    if len(beginning) < _PREFIX.size:
+        return None
+    _, size = _PREFIX.unpack_from(beginning)
+    return _strings(beginning)[0] if _PREFIX.size + size <= len(beginning) else None
+
+
+def _strings(data: bytes) -> tuple[Record, int]:
+    """Returns what precedes the image of an encoded record, and where that begins."""
     try:
         magic, size = _PREFIX.unpack_from(data)
         if magic != _MAGIC:
             raise ValueError(magic)
-        start = _PREFIX.size
-        record = json.loads(data[start : start + size])
+        end = _PREFIX.size + size
+        return json.loads(data[_PREFIX.size : end]), end
     except (struct.error, ValueError) as error:
         raise UserError(
             "a stored record is not in this project's format; run unclip_jax.prepare on the "
             "original images."
         ) from error
-    record["image"] = data[start + size :]
-    return record
 
 
 def digest(record: Record) -> str:

@@ -68,6 +68,17 @@ class RemoteShard:
             records.append(record)
         return records
 
+    def beginning(self, index: int, size: int) -> bytes:
+        """Reads the first `size` bytes of a record and of its chunk's header, by one request."""
+        start, stop = (int(bound) for bound in self._bounds[index : index + 2])
+        if stop - start <= size:
+            return self.read([index])[0]
+        data = _without_headers(start, self._file.read_range(start, start + size))
+        position = _CHUNK.size + 1
+        for _ in range(2):  # the length of the list of sizes, and the only size
+            _, position = _varint(data, position)
+        return data[position:]
+
     def _records(self, start: int, data: bytes) -> list[bytes]:
         """Returns the records of the chunk that begins the bytes at `start`."""
         data = _without_headers(start, data)
@@ -84,7 +95,7 @@ class RemoteShard:
             sizes += [value] if number else []
         if sum(sizes) != decoded or position + decoded != size:
             raise self._damaged("the sizes of its records do not add up")
-        bounds = position + np.cumsum([0, *sizes])
+        bounds = itertools.accumulate(sizes, initial=position)
         return [content[a:b] for a, b in itertools.pairwise(bounds)]
 
     def _damaged(self, reason: str) -> UserError:

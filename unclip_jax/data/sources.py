@@ -9,13 +9,21 @@ in `SOURCES`: training, embedding, evaluation and `prepare` then read it.
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.data import prepared, tar_source, tfds_source
-from unclip_jax.data.dataset import Dataset, FeatureKeys, Opener, Source, content_digest
+from unclip_jax.data.dataset import (
+    Dataset,
+    FeatureKeys,
+    Opener,
+    Source,
+    content_digest,
+    without_image,
+)
 from unclip_jax.data.dataset_manifest import FILE as MANIFEST
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.records import Record
@@ -98,14 +106,22 @@ class JoinedSource:
     all captions of every image are embedded, z_txt is [captions z].
     """
 
-    def __init__(self, source: Source, embeddings: EmbeddingSource):
+    def __init__(
+        self, source: Source, embeddings: EmbeddingSource, *, fields: Sequence[str] | None = None
+    ):
         """Joins two sources of the same examples in the same order.
+
+        Args:
+            source: the records.
+            embeddings: of them.
+            fields: of the embeddings, which are read; None = all.
 
         Raises:
             UserError: the embeddings are of other records: by the digest that they state, by their
                 number, or by their keys.
         """
         self._source, self._embeddings = source, embeddings
+        self._fields = [name for name in fields or embeddings.fields if name in embeddings.fields]
         self._groups = embeddings.groups() if embeddings.info().get("captions") == "all" else None
         self._records = embeddings.records()
         count = len(embeddings) if self._groups is None else len(self._groups) - 1
@@ -131,9 +147,21 @@ class JoinedSource:
         return self._count
 
     def __getitem__(self, index: int) -> Record:
+        return self._joined(index, self._source[self._number(index)])
+
+    def without_image(self, index: int) -> Record:
+        """Reads a record whose image is not needed."""
+        return self._joined(index, without_image(self._source, self._number(index)))
+
+    def _number(self, index: int) -> int:
+        return index if self._records is None else int(self._records[index])
+
+    def _joined(self, index: int, record: Record) -> Record:
         first = index if self._groups is None else int(self._groups[index])
-        record = self._source[index if self._records is None else int(self._records[index])]
-        row = self._embeddings[first] if self._checks_keys else self._embeddings.row(first)
+        if self._checks_keys:
+            row = self._embeddings[first]
+        else:
+            row = self._embeddings.row(first, self._fields)
         if self._checks_keys and record["key"] != row["key"]:
             raise UserError(
                 f"record {index} is {record['key']!r}, but embedding {index} in "

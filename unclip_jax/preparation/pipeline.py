@@ -18,7 +18,7 @@ from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Location
 from unclip_jax.data import dataset_manifest, text
-from unclip_jax.data.dataset import Source
+from unclip_jax.data.dataset import Source, without_image
 from unclip_jax.data.prepared import open_split
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.preparation import engines, import_report, merging, plan_specs, shard_tasks
@@ -316,7 +316,7 @@ def _captions(source: Source, indices: Int64[np.ndarray, " n"]) -> Iterator[list
     """Yields the captions of some records in order; reads many at the same time."""
 
     def read(index: np.int64) -> list[str]:
-        record = source[int(index)]
+        record = without_image(source, int(index))
         return record.get("captions", [record["caption"]])
 
     bar = tqdm(total=len(indices), desc="reading captions", delay=2, leave=False)
