@@ -5,6 +5,7 @@ r"""Embeds a data set with a frozen CLIP or text encoder, or arrays with a prior
     python -m unclip_jax.embed prior runs/mine --x=a.npy --out=z.safetensors
     python -m unclip_jax.embed join FOLDER --clip=EXPORT --data=DATA --out=DIR
     python -m unclip_jax.embed text --encoder=runs/imagen/text_encoder/export --data=DATA --out=DIR
+    python -m unclip_jax.embed codes --dvae=runs/shapes/dvae/export --data=DATA --out=DIR
 
 Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
 their statistics. An interrupted run continues when the same command runs again. Of several
@@ -12,8 +13,9 @@ processes, and of jobs with --shard=I/N, each embeds and writes whole shards; th
 statistics. Rows are the same bits whatever their number.
 
 The second form samples targets for new conditions; `inference/embedding_files.py` has the formats.
-`join` brings embeddings of clip-retrieval or LAION into the order of a data set by key. The last
-form writes the features of all captions, for `config.data.text_features`.
+`join` brings embeddings of clip-retrieval or LAION into the order of a data set by key. `text`
+writes the features of all captions, for `config.data.text_features`, and `codes` the codes of all
+images, for `config.data.codes`.
 """
 
 import pathlib
@@ -86,6 +88,36 @@ def text_parser() -> Parser:
     return parser
 
 
+def codes_parser() -> Parser:
+    """Returns the parser of `codes`."""
+    parser = Parser("embed codes", description="Write the codes of images of a discrete VAE.")
+    add = parser.add_argument
+    add("--dvae", type=pathlib.Path, required=True, help="export of a dvae")
+    data_flags.add(parser)
+    add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
+    add("--splits", nargs="*", help="names of splits; default: all")
+    add("--batch", type=int, default=64, help="images at once")
+    add("--workers", type=int, default=8, help="records that are read at once")
+    return parser
+
+
+def run_codes(argv: Sequence[str]) -> None:
+    """Writes the codes of the images of a data set."""
+    args = codes_parser().parse_args(argv)
+    positive("--batch", args.batch)
+    positive("--workers", args.workers)
+    check_output(args.out, folder=True)
+    compilation_cache.use()
+    from unclip_jax.inference.image_codes import encode_dataset
+
+    options = {"splits": args.splits or (), "keys": data_flags.keys(args), "batch_size": args.batch}
+    counts = encode_dataset(
+        args.data, export=args.dvae, out=args.out, workers=args.workers, **options
+    )
+    named = ", ".join(f"{count} of {split}" for split, count in counts.items())
+    sys.stdout.write(f"wrote {args.out}: codes of images, {named}\n")
+
+
 def join_parser() -> Parser:
     """Returns the parser of `join`."""
     parser = Parser("embed join", description="Order the embeddings of another tool by key.")
@@ -104,7 +136,8 @@ def join_parser() -> Parser:
 
 def subparsers() -> dict[str, Parser]:
     """Returns the parsers of the subcommands."""
-    return {"prior": prior_parser(), "text": text_parser(), "join": join_parser()}
+    parsers = {"prior": prior_parser(), "text": text_parser(), "join": join_parser()}
+    return {**parsers, "codes": codes_parser()}
 
 
 def run_text(argv: Sequence[str]) -> None:
@@ -162,7 +195,7 @@ def run_prior(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Embeds every split of the data set, or runs a subcommand."""
     if argv and not argv[0].startswith("-"):
-        runs = {"prior": run_prior, "text": run_text, "join": run_join}
+        runs = {"prior": run_prior, "text": run_text, "join": run_join, "codes": run_codes}
         runs[one_of("subcommand", argv[0], runs)](argv[1:])
         return
     args = parser().parse_args(argv)

@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import itertools
+import json
+import pickle
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +14,11 @@ import pytest
 
 from tests import cascades
 from tests.stages import tiny
-from unclip_jax import prepare
+from unclip_jax import embed, prepare
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
+from unclip_jax.data import image_codes, sources
+from unclip_jax.data.image_codes import CodedSource, CodeWriter
 from unclip_jax.experiment import frozen_dvae, input_pipeline
 from unclip_jax.experiment.loading import read
 from unclip_jax.handoff import load as handoff
@@ -94,3 +99,91 @@ def test_an_exported_transformer_is_trained_on_with_the_codes_of_its_run(run_dir
 def test_another_stage_is_no_discrete_vae(run_dir):
     with pytest.raises(UserError, match="is a clip; give the export of a dvae"):
         frozen_dvae.reader(run_dir / "clip" / "export", load_size=16)
+
+
+# Codes on disk.
+
+
+@pytest.fixture(scope="module")
+def codes(run_dir):
+    out = run_dir / "codes"
+    command = ["codes", f"--dvae={run_dir}/dvae/export", f"--data={run_dir}/data", f"--out={out}"]
+    embed.main([*command, "--batch=7"])
+    return out
+
+
+def batches_of(experiment):
+    """The first batch of training and the whole validation split, without images."""
+    inputs = input_pipeline.open_inputs(experiment, experiment.build_stage())
+    (first,) = itertools.islice(iter(inputs.train), 1)
+    return [first, *inputs.held_out()]
+
+
+def test_stored_codes_are_those_of_the_images_in_every_batch(run_dir, codes):
+    stored = batches_of(settings(run_dir, f"data.codes={codes}", "data.dvae="))
+    computed = batches_of(settings(run_dir))
+    assert len(stored) == len(computed) == 3
+    for own, expected in zip(stored, computed, strict=True):
+        assert own["codes"].dtype == np.int32
+        for name in ("codes", "tokens", "token_mask"):
+            np.testing.assert_array_equal(own[name], expected[name])
+
+
+def test_an_interrupted_encoding_continues_behind_its_last_file(run_dir, codes, tmp_path):
+    info = {k: v for k, v in image_codes.read_info(codes / "train").items() if k != "finished"}
+    whole = np.load(codes / "train" / "codes_0000.npy")
+    writer = CodeWriter(tmp_path / "train", info=info, shard=16)
+    writer.add(whole[:20])  # one file of 16, and 4 that are lost
+    source = sources.open_source(f"{run_dir}/data", split="train")
+    with pytest.raises(UserError, match="is half-written; run the same `embed codes` command"):
+        CodedSource(source, tmp_path / "train")
+    command = ["codes", f"--dvae={run_dir}/dvae/export", f"--data={run_dir}/data"]
+    embed.main([*command, f"--out={tmp_path}", "--splits", "train"])
+    files = sorted((tmp_path / "train").glob("codes_*.npy"))
+    assert [len(np.load(path)) for path in files] == [16, 24]
+    coded = pickle.loads(pickle.dumps(CodedSource(source, tmp_path / "train")))
+    np.testing.assert_array_equal([coded[i]["codes"] for i in range(40)], whole)
+
+
+def changed(codes, folder, *, rows=None, **info):
+    """A copy of the codes of the training split with other facts."""
+    shutil.copytree(codes, folder)
+    stored = image_codes.read_info(folder / "train")
+    (folder / "train" / "info.json").write_text(json.dumps({**stored, **info}))
+    if rows is not None:
+        np.save(folder / "train" / "codes_0000.npy", rows)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dvae_id": "ab" * 32}, "are of the discrete VAE abababababab, but that in .* is"),
+        ({"grid": 2}, "config.model.model.grid is 4, but the discrete VAE of the codes in .* 2"),
+        ({"code_count": 63}, "code_count is 64, but the discrete VAE of the codes in .* has"),
+        ({"data_digest": "x"}, "are of other records; compute them again with `python -m"),
+        ({"finished": False}, "is half-written; run the same `embed codes` command again"),
+        ({"rows": np.zeros((40, 9), np.uint16)}, r"is uint16\[40, 9\]; expected rows of 16 codes"),
+        ({"rows": np.zeros((9, 16), np.uint16)}, "holds codes of 9 images for 40 records"),
+        ({"rows": np.full((40, 16), 64, np.uint16)}, "codes_0000.npy holds code 64 in row .*; the"),
+    ],
+)
+def test_codes_that_do_not_fit_are_rejected(run_dir, codes, tmp_path, changes, message):
+    folder = changed(codes, tmp_path / "codes", **changes)
+    with pytest.raises(UserError, match=message):
+        batches_of(settings(run_dir, f"data.codes={folder}"))
+
+
+def test_mirrored_images_have_no_stored_codes(run_dir):
+    with pytest.raises(UserError, match="config.data.flip is on, but config.data.codes are those"):
+        settings(run_dir, "data.codes=x", "data.flip=True")
+
+
+def test_folders_of_other_codes_and_too_many_codes_are_rejected(codes, tmp_path):
+    info = image_codes.read_info(codes / "train")
+    with pytest.raises(UserError, match="holds codes with grid = 4, now it is 8; choose another"):
+        CodeWriter(codes / "train", info={**info, "grid": 8})
+    with pytest.raises(UserError, match="has 65537 codes; on disk there can be 65536"):
+        CodeWriter(tmp_path, info={**info, "code_count": 65537})
+    with pytest.raises(UserError, match=f"no codes in {tmp_path}/none; compute them again"):
+        image_codes.read_info(tmp_path / "none")

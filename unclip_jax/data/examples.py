@@ -23,8 +23,9 @@ from unclip_jax.data.text import Tokenizer
 
 TEXT = ("tokens", "token_mask")
 EMBEDDINGS = ("z_img", "z_txt")
+CODES = ("codes",)  # of images, from disk
 STRINGS = ("key", "caption", "scene")  # stay on the host
-FIELDS = ("image", "low_res", *TEXT, *EMBEDDINGS, *STRINGS)
+FIELDS = ("image", "low_res", *TEXT, *EMBEDDINGS, *CODES, *STRINGS)
 
 CHOICES = "captions"  # of an example: the number of its captions, of which one is chosen
 
@@ -36,7 +37,7 @@ class ExampleConfig:
     """Fields of an example and preprocessing of its image.
 
     Attributes:
-        fields: batch fields to make: image, low_res, tokens, token_mask, z_img, z_txt, and
+        fields: batch fields to make: image, low_res, tokens, token_mask, z_img, z_txt, codes, and
             key, caption, scene (arrays of strings, for the host).
         image_size: side to which images are resized and cropped.
         crop: "center", or "random" along the longer side.
@@ -150,7 +151,7 @@ class FixedExamples:
         if config.arrays:
             return {name: record[name] for name in config.fields}
         text = ("caption",) if config.bpe_dropout else ()  # segmented when it is read
-        names = [f for f in (*EMBEDDINGS, *STRINGS) if f in (*config.fields, *text)]
+        names = [f for f in (*EMBEDDINGS, *CODES, *STRINGS) if f in (*config.fields, *text)]
         example: Example = {name: record[name] for name in names}
         if config.decodes_images:
             example["image"] = _image(record, config)
@@ -280,7 +281,7 @@ def _check(source: Source, config: ExampleConfig, tokenizer: Tokenizer | None) -
     if "low_res" in config.fields and (smallest := getattr(source, "min_side", 0)):
         check_side(smallest, config.image_size, "the smallest record")
     record = source[0]
-    needed = {f for f in config.fields if f in (*EMBEDDINGS, *STRINGS, *config.arrays)}
+    needed = {f for f in config.fields if f in (*EMBEDDINGS, *CODES, *STRINGS, *config.arrays)}
     needed |= {"image"} if config.decodes_images else set()
     missing = sorted(needed - record.keys())
     if missing:

@@ -45,6 +45,7 @@ class DataConfig(PairsConfig):
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
         clip: export of the CLIP that computed them, for stages that read its token features.
         dvae: export of the discrete VAE, for the stage that is trained on its codes.
+        codes: folder with these codes, from `embed codes`; "" = computed for each batch.
         text_encoder: export of the text encoder whose features the stage reads, if it does.
         text_features: folder with these features, from `embed text`; "" = computed for each batch.
         tokenizer: folder with a tokenizer; "" = the one beside the prepared data.
@@ -73,6 +74,7 @@ class DataConfig(PairsConfig):
     embeddings: str = ""
     clip: str = ""
     dvae: str = ""
+    codes: str = ""
     text_encoder: str = ""
     text_features: str = ""
     tokenizer: str = ""
@@ -168,7 +170,7 @@ class Experiment:
         facts["model"].pop("sampling", None)
         data, train = as_dict(self.data), as_dict(self.train)
         free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae")
-        free += ("text_encoder", "text_features", *_PATHS, *_PAIR_PATHS)
+        free += ("codes", "text_encoder", "text_features", *_PATHS, *_PAIR_PATHS)
         paired = self.entry.paired  # other fields do not concern the stage
         facts["data"] = {
             name: value
@@ -243,7 +245,7 @@ def _check(experiment: Experiment) -> None:
     """Cross-field checks, and those of paths."""
     train, data = experiment.train, experiment.data
     storage.location(experiment.init_from)
-    for name in (*_PATHS, *_EXPORTS, "text_features", *_PAIR_PATHS):
+    for name in (*_PATHS, *_EXPORTS, "text_features", "codes", *_PAIR_PATHS):
         value = getattr(data, name)
         for part in value.split(",") if isinstance(value, str) else value:
             if name in _MAY_BE_URLS:
@@ -273,10 +275,16 @@ def _check(experiment: Experiment) -> None:
             f"{sorted(needs)}; give the folder that `python -m unclip_jax.embed` wrote, such as "
             "runs/shapes/embeddings of `launch/cascade shapes`."
         )
-    if "codes" in stage.batch_spec and not experiment.data.dvae:
+    if "codes" in stage.batch_spec and not (data.dvae or data.codes):
         raise UserError(
             f"config.data.dvae is empty, but stage {experiment.stage!r} is trained on the codes of "
-            "a discrete VAE; give its export, such as runs/shapes/dvae/export."
+            "a discrete VAE; give its export, such as runs/shapes/dvae/export, or the folder of "
+            "`python -m unclip_jax.embed codes` as config.data.codes."
+        )
+    if data.codes and data.flip:
+        raise UserError(
+            "config.data.flip is on, but config.data.codes are those of images as they are; turn "
+            "one of them off."
         )
     if "text_seq" in stage.batch_spec and not experiment.data.clip:
         raise UserError(

@@ -113,7 +113,8 @@ def _open_records(
     source, *mixed = _sources(experiment, stage, split, endless=endless)
     origin = _origin((source, *mixed), tokenizer)
     if "codes" in stage.batch_spec:
-        origin["dvae"] = handoff.content_digest(pathlib.Path(experiment.data.dvae))
+        origin["dvae"] = frozen_dvae.origin(experiment.data, split)
+        source = frozen_dvae.with_codes(source, experiment.data, split)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         embeddings = open_embeddings(experiment, split)
         origin["embeddings"] = _describe(embeddings)
@@ -306,7 +307,7 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         "text_seq": (),
         "text_features": ("tokens",),
         "text_mask": ("token_mask",),
-        "codes": ("image",),
+        "codes": ("codes",) if data.codes else ("image",),
         "label": ("caption",),
     }
     fields = tuple(field for name in spec for field in computed.get(name, (name,)))
@@ -329,8 +330,7 @@ def _finish(experiment: Experiment, stage: Stage) -> Finish | None:
         labels = experiment.model.labels
         return lambda batch: {**batch, "label": labels(list(batch["caption"]))}
     if "codes" in stage.batch_spec:
-        data = experiment.data
-        return frozen_dvae.reader(pathlib.Path(data.dvae), load_size=data.load_size)
+        return frozen_dvae.finish(experiment.data)
     if "text_features" in stage.batch_spec:
         context, width = stage.batch_spec["text_features"].shape
         return frozen_text.finish(experiment.data, context=context, width=width)
@@ -405,7 +405,7 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
         facts["tokenizer_hash"] = tokenizer.hash
     if "codes" in stage.batch_spec:
         sizes = {name: stage.describe[name] for name in ("grid", "code_count")}
-        facts |= frozen_dvae.facts(pathlib.Path(experiment.data.dvae), **sizes)
+        facts |= frozen_dvae.facts(experiment.data, **sizes)
     if "text_features" in stage.batch_spec:
         facts["text_encoder_id"] = frozen_text.identity(experiment.data)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
