@@ -64,6 +64,47 @@ def test_the_paper_has_twelve_billion_parameters():
     }
 
 
+MIN_DALLE = {
+    "attention": ("full",),
+    "start_of_image": False,
+    "image_positions": "table",
+    "pad_token": 2,
+    "head_bias": False,
+}
+
+
+def test_min_dalle_has_its_number_of_parameters():
+    """1.3 billion by its README; 1.291 by its config: 42 layers of 1,536, 24 heads, 64 + 256."""
+    sizes = {"width": 1536, "depth": 42, "heads": 24, "context": 64, "vocab_size": 16384}
+    cfg = DalleConfig(**sizes, grid=16, code_count=16384, **{**MIN_DALLE, "pad_token": 0})
+    inputs = (jnp.zeros((1, 64), int), jnp.ones((1, 64), bool), jnp.zeros((1, 256), int))
+    plan = Patterns(*patterns.plan(["full"] * 42, context=64, grid=16, kernel=3))
+    shapes = probes.shapes(Dalle(cfg), *inputs, patterns=plan)
+    assert probes.count(shapes) == pytest.approx(1.291e9, rel=0.01)
+
+
+def test_without_a_start_of_image_the_last_token_predicts_code_0():
+    module = Dalle(dataclasses.replace(TINY, **MIN_DALLE))
+    plan = layout("full", "full")
+    variables = probes.drawn(module, TOKENS, MASK, CODES, patterns=plan)
+
+    @jax.jit
+    def both(variables, tokens, mask):
+        run = functools.partial(module.apply, variables, patterns=plan)
+        logits, cache = run(tokens, mask, method=Dalle.start)
+        rows = [logits]
+        for index in range(8):
+            code = CODES[:, index]
+            logits, cache = run(code, cache, index=jnp.int32(index), method=Dalle.step)
+            rows.append(logits)
+        return run(tokens, mask, CODES), jnp.stack(rows, axis=1)
+
+    whole, cached = both(variables, TOKENS, MASK)
+    np.testing.assert_allclose(cached, whole.codes, atol=1e-5, rtol=1e-5)
+    filled, _ = both(variables, TOKENS.at[1, 2].set(2), MASK | True)  # the padding token itself
+    jax.tree.map(np.testing.assert_array_equal, filled, whole)
+
+
 @pytest.mark.parametrize("pattern", patterns.PATTERNS)
 def test_one_layer_sees_what_its_mask_says_and_nothing_else(variables, pattern):
     run = functools.partial(compiled(1, (pattern,)), variables[1], TOKENS, MASK)

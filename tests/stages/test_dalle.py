@@ -99,6 +99,12 @@ def test_greedy_sampling_is_the_chain_of_largest_logits(trained):
         ({"sampling": {"top_k": 8}}, "sampling.top_k is 8, but there are 7 codes; give fewer"),
         ({"drop_text": 0.0, "sampling": {"guidance_scale": 2.0}}, "guidance_scale is 2.0, but con"),
         ({"model": {"attention": ("rows",)}}, "unknown attention pattern 'rows'"),
+        (
+            {"model": {"start_of_image": False}},
+            r"attention is \[\], whose sparse patterns begin at",
+        ),
+        ({"model": {"image_positions": "rows"}}, "unknown .*image_positions 'rows'"),
+        ({"model": {"pad_token": 99}}, r"pad_token is 99; it must lie in \[0, "),
         ({"model": {"kernel": 4}}, "kernel of convolutional attention is 4; give an odd number"),
     ],
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from unclip_jax.core.types import Params
 from unclip_jax.models.clip import Clip
 from unclip_jax.models.clip_config import ClipConfig
+from unclip_jax.models.dalle import DalleConfig
 from unclip_jax.models.decoder import Decoder, DecoderConfig
 from unclip_jax.models.dvae import Dvae, DvaeConfig
 from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderConfig
@@ -17,6 +18,8 @@ from unclip_jax.models.text_base import TextBase, TextBaseConfig
 from unclip_jax.models.text_condition import TextConditionConfig
 from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
+from unclip_jax.stages import dalle as dalle_stage
+from unclip_jax.stages.dalle import DalleStageConfig
 
 Shaped = jax.ShapeDtypeStruct
 STEP = Shaped((1,), jnp.int32)
@@ -70,6 +73,12 @@ def _text(cfg: TextConditionConfig) -> dict[str, Shaped]:
 def dvae(cfg: DvaeConfig) -> Params:
     """Returns the shapes of a discrete VAE."""
     return _shapes(Dvae(cfg), _floats(1, cfg.image_size, cfg.image_size, 3))
+
+
+def dalle(cfg: DalleConfig) -> Params:
+    """Returns the shapes of DALL-E's transformer."""
+    stage = dalle_stage.make(DalleStageConfig(cfg))
+    return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
 def language_encoder(cfg: LanguageEncoderConfig) -> Params:

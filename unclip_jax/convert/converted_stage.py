@@ -106,7 +106,7 @@ def write_run(
     for part in parts:
         part.check()
     written: dict[str, Manifest] = {}
-    text_encoder_id = None
+    text_encoder_id = dvae_id = None
     for part in parts:
         if clip_id is None and "clip_id" in part.requires:
             raise UserError(
@@ -122,6 +122,8 @@ def write_run(
                     "stages to convert."
                 )
             shared["text_encoder_id"] = text_encoder_id
+        if "dvae_id" in part.requires:
+            shared["dvae_id"] = dvae_id
         card = Manifest(
             stage=part.stage,
             size=origin.size,
@@ -141,5 +143,6 @@ def write_run(
         )
         clip_id = manifest.clip_id or clip_id
         text_encoder_id = manifest.text_encoder_id or text_encoder_id
+        dvae_id = manifest.dvae_id or dvae_id
         written[part.name] = manifest
     return written

@@ -12,6 +12,7 @@ from unclip_jax.convert import (
     deepfloyd,
     karlo,
     language_tensors,
+    mindalle,
     openai_dvae,
     original,
     standalone_clip,
@@ -86,8 +87,19 @@ def convert(
         begin(dalle2_pytorch.FOLDER)
         return [dalle2_pytorch.convert(theirs, out, licence=licence, replace=replace)]
     _reject_dalle_mini(sources[0])
+    if mindalle.is_mindalle(sources[0]):
+        return _convert_codes(
+            mindalle.stages(sources[0]),
+            mindalle.LICENCE,
+            sources,
+            out,
+            options,
+            tokenizer_dir=options.tokenizer or mindalle.tokenizer_dir(sources[0]),
+            replace=replace,
+        )
     if (dvae := _dvae_in(sources, options)) is not None:
-        return _convert_dvae(*dvae, sources, out, options, replace=replace)
+        part, theirs = dvae
+        return _convert_codes([part], theirs, sources, out, options, replace=replace)
     parts, tokenizer_dir = _stages_in(sources, options)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
@@ -134,7 +146,7 @@ def _reject_dalle_mini(source: pathlib.Path) -> None:
     if path.is_file() and read_json(path).get("model_type") == "dallebart":
         raise UserError(
             f"{source} is DALL-E mini, a BART with cross-attention, which is another network than "
-            "DALL-E; OpenAI's discrete VAE and VQGANs can be converted."
+            "DALL-E; minDALL-E, OpenAI's discrete VAE and VQGANs can be converted."
         )
 
 
@@ -153,27 +165,37 @@ def _dvae_in(
     return None
 
 
-def _convert_dvae(
-    part: ConvertedStage,
+def _convert_codes(
+    parts: Sequence[ConvertedStage],
     licence: str,
     sources: Sequence[pathlib.Path],
     out: pathlib.Path,
     options: ImportOptions,
     *,
+    tokenizer_dir: pathlib.Path | None = None,
     replace: bool,
 ) -> list[str]:
-    """Writes a discrete VAE, which reads no captions."""
-    if (out / part.name).exists() and not replace:
-        raise UserError(f"{out} has {part.name} already; give another --out, or remove it.")
+    """Writes a discrete VAE, which reads no captions, and perhaps a transformer, which does."""
+    existing = [part.name for part in parts if (out / part.name).exists()]
+    if existing and not replace:
+        raise UserError(
+            f"{out} has {', '.join(existing)} already; give another --out, or remove it."
+        )
     named = ", ".join(source.resolve().name for source in sources)
-    written = write_run(
-        [_typed(part, options.dtype)],
-        out,
-        tokenizer_dir=out,
-        tokenizer_hash="",
-        origin=Provenance(data=f"converted from {named}", licence=options.licence or licence),
-        dtype=options.dtype,
-    )
+    tokenizer = text.load(tokenizer_dir) if tokenizer_dir else None
+    parts = [_typed(part, options.dtype) for part in parts]
+    with tempfile.TemporaryDirectory() as scratch:
+        if tokenizer is not None:
+            tokenizer.save(scratch)
+            _check_vocabulary(parts, tokenizer, pathlib.Path(str(tokenizer_dir)))
+        written = write_run(
+            parts,
+            out,
+            tokenizer_dir=pathlib.Path(scratch),
+            tokenizer_hash=tokenizer.hash if tokenizer else "",
+            origin=Provenance(data=f"converted from {named}", licence=options.licence or licence),
+            dtype=options.dtype,
+        )
     return list(written)
 
 
@@ -182,7 +204,8 @@ def _check_vocabulary(
 ) -> None:
     """Rejects a tokenizer with ids for which an encoder has no embedding."""
     for part in parts:
-        name = {"clip": "CLIP", "text_encoder": "text encoder"}.get(part.stage)
+        readers = {"clip": "CLIP", "text_encoder": "text encoder", "dalle": "transformer"}
+        name = readers.get(part.stage)
         rows = part.config["model"].get("vocab_size") if name else None
         if rows and tokenizer.vocab_size > rows:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Readers of the tokenizers of T5 (a SentencePiece unigram model) and BERT (WordPiece).
+"""Readers of the tokenizers of T5 (SentencePiece's unigrams), BERT (WordPiece) and minDALL-E.
 
 They return descriptions for the `tokenizers` library; neither sentencepiece nor protobuf is needed.
 """
@@ -11,11 +11,14 @@ from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.implementations import CharBPETokenizer
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.json_text import parse_object
 
 UNIGRAM, WORDPIECE = "spiece.model", "vocab.txt"
+CHARACTER_PAIRS = ("bpe-16k-vocab.json", "bpe-16k-merges.txt")  # of minDALL-E
+PAD = "[PAD]"
 SETTINGS = "tokenizer_config.json"
 # Fields of sentencepiece's ModelProto, and of its pieces.
 PIECES, NORMALISER = 1, 3
@@ -27,7 +30,7 @@ _PRIVATE = 0xF0000
 
 
 def read(directory: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the description of the T5 or BERT tokenizer in a folder; None without one.
+    """Returns the description of the tokenizer of a language model in a folder; None without one.
 
     Raises:
         UserError: it cannot be read.
@@ -36,6 +39,8 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
         return _unigram(directory / UNIGRAM)
     if (directory / WORDPIECE).is_file():
         return _wordpiece(directory)
+    if all((directory / name).is_file() for name in CHARACTER_PAIRS):
+        return _character_pairs(directory)
     return None
 
 
@@ -125,6 +130,17 @@ def _wordpiece(directory: pathlib.Path) -> dict[str, Any]:
     engine.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(piece, vocab[piece]) for piece in ("[CLS]", "[SEP]")],
+    )
+    return json.loads(engine.to_str())
+
+
+def _character_pairs(directory: pathlib.Path) -> dict[str, Any]:
+    """Reads minDALL-E's byte pairs of characters; a caption ends in its padding token."""
+    vocab, merges = (str(directory / name) for name in CHARACTER_PAIRS)
+    engine = CharBPETokenizer.from_file(vocab, merges, unk_token="[UNK]", lowercase=True)
+    engine.add_special_tokens([PAD])
+    engine.post_processor = processors.TemplateProcessing(
+        single=f"$A {PAD}", special_tokens=[(PAD, engine.token_to_id(PAD))]
     )
     return json.loads(engine.to_str())
 

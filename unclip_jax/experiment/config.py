@@ -207,6 +207,10 @@ LATER = {
     "diffusion": None,
     "reads_time": False,
     "vqgan": None,
+    "start_of_image": True,
+    "image_positions": "grid",
+    "pad_token": None,
+    "head_bias": True,
 }
 
 

@@ -28,12 +28,14 @@ class CaptionEmbedding(nn.Module):
         context: length of every caption.
         width: of the features.
         positions: add a learned position to every token; False where the caller adds its own.
+        padding: slots whose mask is False hold a learned vector; False = they hold tokens too.
     """
 
     vocab_size: int
     context: int
     width: int
     positions: bool = True
+    padding: bool = True
 
     @nn.compact
     def __call__(self, tokens: Tokens, token_mask: Mask) -> Float[Array, " b l d"]:
@@ -47,10 +49,14 @@ class CaptionEmbedding(nn.Module):
             "tokens", sharded(normal(0.02), "vocab", "embed"), (self.vocab_size, self.width)
         )
         slots, axes = (self.context, self.width), ("position", "embed")
-        padding = self.param("padding", sharded(normal(0.01), *axes), slots)
+        padding = None
+        if self.padding:
+            padding = self.param("padding", sharded(normal(0.01), *axes), slots)
         x = jnp.take(table, tokens, axis=0)
         if self.positions:
             x = x + self.param("positions", sharded(normal(0.01), *axes), slots)[None]
+        if padding is None:
+            return x
         return jnp.where(token_mask[..., None], x, padding[None])
 
 
