@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import prefixes, standalone_clip, tensor_source, tensor_table, torch_files
+from unclip_jax.convert import (
+    importing,
+    prefixes,
+    standalone_clip,
+    tensor_source,
+    tensor_table,
+    torch_files,
+)
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 
@@ -491,3 +498,9 @@ def test_a_tensor_table_reads_every_floating_type(tmp_path):
         {"w": np.empty(2, np.float32)},
     )
     np.testing.assert_array_equal(tree["w"], [1.5, -2.0])
+
+
+def test_dalle_mini_is_rejected_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dallebart"}')
+    with pytest.raises(UserError, match="is DALL-E mini, a BART with cross-attention, which is"):
+        importing.convert([tmp_path], tmp_path / "run")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers.implementations import CharBPETokenizer
+from tokenizers.implementations.char_level_bpe import CharBPETokenizer
 
 from tests.parity.test_vqgan import CODES, Vqgan
 from unclip_jax.convert import importing, mindalle
@@ -159,5 +159,5 @@ def test_missing_parts_are_named(published, tmp_path):
     (tmp_path / "config.yaml").unlink()
     (tmp_path / "config.yaml").write_text("gelu_use_approx: True\n")
     with pytest.raises(UserError, match="was trained with gelu_use_approx, which is not supported"):
-        mindalle.stages(tmp_path)
+        mindalle.stages(tmp_path, tmp_path / "tokenizer")
     assert not (tmp_path / "out").exists()

@@ -106,7 +106,7 @@ def write_run(
     for part in parts:
         part.check()
     written: dict[str, Manifest] = {}
-    text_encoder_id = dvae_id = None
+    identities: dict[str, str | None] = {"text_encoder_id": None, "dvae_id": None}
     for part in parts:
         if clip_id is None and "clip_id" in part.requires:
             raise UserError(
@@ -115,15 +115,12 @@ def write_run(
         begin(part.name)
         text = "tokenizer_hash" in part.requires
         shared = {"tokenizer_hash": tokenizer_hash, "clip_id": clip_id} if text else {}
-        if "text_encoder_id" in part.requires:
-            if text_encoder_id is None:
-                raise UserError(
-                    f"the {part.name} comes without its text encoder; leave text_encoder among the "
-                    "stages to convert."
-                )
-            shared["text_encoder_id"] = text_encoder_id
-        if "dvae_id" in part.requires:
-            shared["dvae_id"] = dvae_id
+        if "text_encoder_id" in part.requires and identities["text_encoder_id"] is None:
+            raise UserError(
+                f"the {part.name} comes without its text encoder; leave text_encoder among the "
+                "stages to convert."
+            )
+        shared |= {name: value for name, value in identities.items() if name in part.requires}
         card = Manifest(
             stage=part.stage,
             size=origin.size,
@@ -142,7 +139,6 @@ def write_run(
             dtype=dtype,
         )
         clip_id = manifest.clip_id or clip_id
-        text_encoder_id = manifest.text_encoder_id or text_encoder_id
-        dvae_id = manifest.dvae_id or dvae_id
+        identities = {name: getattr(manifest, name) or i for name, i in identities.items()}
         written[part.name] = manifest
     return written

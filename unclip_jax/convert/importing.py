@@ -6,6 +6,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from unclip_jax.convert import (
     dalle2_pytorch,
@@ -86,20 +87,8 @@ def convert(
             )
         begin(dalle2_pytorch.FOLDER)
         return [dalle2_pytorch.convert(theirs, out, licence=licence, replace=replace)]
-    _reject_dalle_mini(sources[0])
-    if mindalle.is_mindalle(sources[0]):
-        return _convert_codes(
-            mindalle.stages(sources[0]),
-            mindalle.LICENCE,
-            sources,
-            out,
-            options,
-            tokenizer_dir=options.tokenizer or mindalle.tokenizer_dir(sources[0]),
-            replace=replace,
-        )
-    if (dvae := _dvae_in(sources, options)) is not None:
-        part, theirs = dvae
-        return _convert_codes([part], theirs, sources, out, options, replace=replace)
+    if (codes := _codes_in(sources, options)) is not None:
+        return _convert_codes(codes, sources, out, options, replace=replace)
     parts, tokenizer_dir = _stages_in(sources, options)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
@@ -136,46 +125,47 @@ def convert(
     return list(written)
 
 
-def _reject_dalle_mini(source: pathlib.Path) -> None:
-    """Rejects DALL-E mini, by its config.
+class _Codes(NamedTuple):
+    """A discrete VAE, perhaps with a transformer; their licence and the folder of its tokenizer."""
+
+    parts: list[ConvertedStage]
+    licence: str
+    tokenizer_dir: pathlib.Path | None = None
+
+
+def _codes_in(sources: Sequence[pathlib.Path], options: ImportOptions) -> _Codes | None:
+    """Returns the stages of DALL-E's chain in sources; None if there are none.
 
     Raises:
-        UserError: it is one.
+        UserError: stages that do not fit, a VQGAN without the range of its pixels, or DALL-E mini.
     """
-    path = source / "config.json"
-    if path.is_file() and read_json(path).get("model_type") == "dallebart":
+    settings = sources[0] / "config.json"
+    if settings.is_file() and read_json(settings).get("model_type") == "dallebart":
         raise UserError(
-            f"{source} is DALL-E mini, a BART with cross-attention, which is another network than "
-            "DALL-E; minDALL-E, OpenAI's discrete VAE and VQGANs can be converted."
+            f"{sources[0]} is DALL-E mini, a BART with cross-attention, which is another network "
+            "than DALL-E; minDALL-E, OpenAI's discrete VAE and VQGANs can be converted."
         )
-
-
-def _dvae_in(
-    sources: Sequence[pathlib.Path], options: ImportOptions
-) -> tuple[ConvertedStage, str] | None:
-    """Returns the discrete VAE in sources and its licence; None if there is none.
-
-    Raises:
-        UserError: one that does not fit, or a VQGAN without the range of its pixels.
-    """
+    if mindalle.is_mindalle(sources[0]):
+        folder = options.tokenizer or mindalle.tokenizer_dir(sources[0])
+        return _Codes(mindalle.stages(sources[0], folder), mindalle.LICENCE, folder)
     if published := openai_dvae.files(sources):
-        return openai_dvae.stage(published), openai_dvae.LICENCE
+        return _Codes([openai_dvae.stage(published)], openai_dvae.LICENCE)
     if (tensors := taming_vqgan.opened(sources)) is not None:
-        return taming_vqgan.stage(tensors, pixels=options.pixels), taming_vqgan.LICENCE
+        part = taming_vqgan.stage(tensors, pixels=options.pixels)
+        return _Codes([part], taming_vqgan.LICENCE)
     return None
 
 
 def _convert_codes(
-    parts: Sequence[ConvertedStage],
-    licence: str,
+    codes: _Codes,
     sources: Sequence[pathlib.Path],
     out: pathlib.Path,
     options: ImportOptions,
     *,
-    tokenizer_dir: pathlib.Path | None = None,
     replace: bool,
 ) -> list[str]:
     """Writes a discrete VAE, which reads no captions, and perhaps a transformer, which does."""
+    parts, licence, tokenizer_dir = codes
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
         raise UserError(

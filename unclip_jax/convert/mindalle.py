@@ -55,8 +55,12 @@ def tokenizer_dir(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def stages(folder: pathlib.Path) -> list[ConvertedStage]:
+def stages(folder: pathlib.Path, tokenizer: pathlib.Path) -> list[ConvertedStage]:
     """Reads both networks.
+
+    Args:
+        folder: of the weights.
+        tokenizer: folder of the tokenizer.
 
     Raises:
         UserError: other tensors or settings.
@@ -65,7 +69,7 @@ def stages(folder: pathlib.Path) -> list[ConvertedStage]:
     if vqgan is None:
         raise UserError(f"{folder / STAGE_1} holds no VQGAN; copy it again.")
     source = open_tensors(folder / STAGE_2)
-    pad = load(tokenizer_dir(folder)).end
+    pad = load(tokenizer).end
     cfg = _config(source, _settings(folder), pad_token=pad)
     dalle = ConvertedStage(
         name="dalle",

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.implementations import CharBPETokenizer
+from tokenizers.implementations.char_level_bpe import CharBPETokenizer
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.json_text import parse_object

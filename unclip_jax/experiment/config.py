@@ -100,6 +100,11 @@ class DataConfig(PairsConfig):
         in_range("config.data.bsr", self.bsr, 0.0, 1.0)
         in_range("config.data.empty_captions", self.empty_captions, 0.0, 1.0)
         in_range("config.data.bpe_dropout", self.bpe_dropout, 0.0, 1.0)
+        if self.codes and self.flip:
+            raise UserError(
+                "config.data.flip is on, but config.data.codes are those of images as they are; "
+                "turn one of them off."
+            )
         if self.blur and self.bsr:
             raise UserError(
                 f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
@@ -284,11 +289,6 @@ def _check(experiment: Experiment) -> None:
             f"config.data.dvae is empty, but stage {experiment.stage!r} is trained on the codes of "
             "a discrete VAE; give its export, such as runs/shapes/dvae/export, or the folder of "
             "`python -m unclip_jax.embed codes` as config.data.codes."
-        )
-    if data.codes and data.flip:
-        raise UserError(
-            "config.data.flip is on, but config.data.codes are those of images as they are; turn "
-            "one of them off."
         )
     if "text_seq" in stage.batch_spec and not experiment.data.clip:
         raise UserError(
