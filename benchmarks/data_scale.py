@@ -172,7 +172,7 @@ def tables(result: dict[str, Any]) -> str:
                 result["merge"]["cpu_per_record"], 16, 0, 3 / data_limits.PER_TAR
             )
         parts += [per_record(steps), totals(steps)]
-    if "plan" in result:
+    if {"plan", "merge"} <= result.keys():
         plan, merge = result["plan"], result["merge"]
         parts.append(
             f"Planning {PLANNED:,} records in {plan['shards']:,} tars took {plan['seconds']:.2g} s "

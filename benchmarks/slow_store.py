@@ -116,7 +116,7 @@ class SlowStore(AbstractFileSystem):
 @contextlib.contextmanager
 def in_process(root: pathlib.Path, *, latency: float = 0.0) -> Iterator[type[SlowStore]]:
     """Makes gs:// URLs name files below `root`, with so many seconds per request."""
-    before = fsspec.registry.get("gs")
+    before = fsspec.get_filesystem_class("gs")
     SlowStore.root, SlowStore.latency = root, latency
     SlowStore.requests = SlowStore.read = SlowStore.written = 0
     fsspec.register_implementation("gs", SlowStore, clobber=True)
@@ -126,8 +126,7 @@ def in_process(root: pathlib.Path, *, latency: float = 0.0) -> Iterator[type[Slo
         yield SlowStore
     finally:
         storage.forget_stores()
-        if before is not None:
-            fsspec.register_implementation("gs", before, clobber=True)
+        fsspec.register_implementation("gs", before, clobber=True)
 
 
 @contextlib.contextmanager

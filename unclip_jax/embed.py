@@ -26,6 +26,7 @@ from unclip_jax.cli import compilation_cache, data_flags, entry, flags, process_
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of, positive
 from unclip_jax.core.files import check_output
+from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import location
 
 
@@ -80,11 +81,14 @@ def text_parser() -> Parser:
     """Returns the parser of `text`."""
     parser = Parser("embed text", description="Write the features of captions of a text encoder.")
     add = parser.add_argument
-    add("--encoder", type=pathlib.Path, required=True, help="export of a text_encoder")
+    add("--encoder", type=location, required=True, help="export of a text_encoder, or its URL")
     data_flags.add(parser)
     add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
     add("--splits", nargs="*", help="names of splits; default: all")
     add("--batch", type=int, default=64, help="captions at once")
+    add("--workers", type=int, default=8, help="records that are read at once")
+    add("--shard", default="0/1", metavar="I/N", help="write every N-th shard from number I")
+    process_flags.add(parser)
     return parser
 
 
@@ -123,9 +127,9 @@ def join_parser() -> Parser:
     parser = Parser("embed join", description="Order the embeddings of another tool by key.")
     add = parser.add_argument
     add("embeddings", type=pathlib.Path, help="folder in the layout of clip-retrieval")
-    add("--clip", type=pathlib.Path, required=True, help="export of the CLIP that computed them")
+    add("--clip", type=location, required=True, help="export of the CLIP that computed them")
     data_flags.add(parser)
-    add("--out", type=pathlib.Path, required=True, help="folder to write")
+    add("--out", type=location, required=True, help="folder or URL to write")
     add("--splits", nargs="*", help="names of splits; default: all")
     add("--key-parts", type=int, default=1, help="last parts of keys that are compared")
     add("--raw", action="store_true", help="they are as CLIP computes them, not of norm 1")
@@ -144,12 +148,24 @@ def run_text(argv: Sequence[str]) -> None:
     """Writes the features of the captions of a data set."""
     args = text_parser().parse_args(argv)
     positive("--batch", args.batch)
+    positive("--workers", args.workers)
+    share = flags.parse_share(args.shard)
     check_output(args.out, folder=True)
+    process_flags.start_alike(args)
     compilation_cache.use()
+    from unclip_jax.handoff.remote import local_export
     from unclip_jax.inference.caption_features import embed_captions
 
-    options = {"splits": args.splits or (), "keys": data_flags.keys(args), "batch_size": args.batch}
-    count = embed_captions(args.data, encoder=args.encoder, out=args.out, **options)
+    count = embed_captions(
+        args.data,
+        encoder=local_export(args.encoder),
+        out=args.out,
+        splits=args.splits or (),
+        keys=data_flags.keys(args),
+        batch_size=args.batch,
+        workers=args.workers,
+        share=share,
+    )
     sys.stdout.write(f"wrote {args.out}: features of {count} captions\n")
 
 
@@ -158,14 +174,15 @@ def run_join(argv: Sequence[str]) -> None:
     args = join_parser().parse_args(argv)
     positive("--key-parts", args.key_parts)
     positive("--workers", args.workers)
-    check_output(args.out, folder=True)
+    Folder(args.out).check()
     compilation_cache.use()
+    from unclip_jax.handoff.remote import local_export
     from unclip_jax.inference.embedding_join import join_embeddings
 
     reports = join_embeddings(
         args.data,
         embeddings=args.embeddings,
-        clip=args.clip,
+        clip=local_export(args.clip),
         out=args.out,
         splits=args.splits or (),
         keys=data_flags.keys(args),
@@ -202,8 +219,7 @@ def main(argv: Sequence[str]) -> None:
     positive("--batch", args.batch)
     positive("--workers", args.workers)
     share = flags.parse_share(args.shard)
-    if isinstance(args.out, pathlib.Path):
-        check_output(args.out, folder=True)
+    Folder(args.out).check()
     process_flags.start_alike(args)
     compilation_cache.use()
     from unclip_jax.handoff.remote import local_export

@@ -18,6 +18,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec, sources, text
 from unclip_jax.data.embedding_writer import EmbeddingFolder
 from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.data.remote_embeddings import open_embeddings
 from unclip_jax.inference import dataset_embedding, embedding_join, load
 from unclip_jax.models.clip import Clip
 
@@ -320,6 +321,21 @@ def foreign(place, tmp_path, monkeypatch):
 def join(place, folder, out, *options) -> None:
     data = [f"--clip={place}/clip/export", f"--data={place}/data", f"--out={out}"]
     embed.main(["join", str(folder), *data, "--splits", "train", *options])
+
+
+def test_joined_embeddings_are_written_to_stores(place, foreign, tmp_path, google_store):
+    source, z_img = foreign
+    keys = [f"{source[i]['key']}.jpg" for i in range(30)]
+    folder = clip_retrieval(tmp_path / "in", keys, z_img[:30])
+    url = google_store / tmp_path.name
+    for out in (tmp_path / "out", url):
+        join(place, folder, out)
+    local, stored = (open_embeddings(out / "train") for out in (tmp_path / "out", url))
+    assert len(stored) == len(local) == 30
+    for one, other in zip(stored, local, strict=True):
+        np.testing.assert_equal(one, other)
+    joined = sources.JoinedSource(source, stored)
+    assert [joined[i]["key"] for i in range(30)] == [source[i]["key"] for i in range(30)]
 
 
 def test_embeddings_of_another_tool_are_joined_by_key(place, foreign, tmp_path, capsys):

@@ -12,8 +12,11 @@ from tests.stages import tiny
 from unclip_jax import embed, prepare
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
+from unclip_jax.data import sources
+from unclip_jax.data.text_features import TextFeatureStore
 from unclip_jax.experiment import frozen_text, input_pipeline
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference import caption_features
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
 from unclip_jax.stages.captions import TokenIds
@@ -98,3 +101,31 @@ def test_other_encoders_and_features_are_rejected(folder):
 
 def _identity(folder):
     return handoff.read_manifest(folder / "text_encoder" / "export").text_encoder_id
+
+
+def test_jobs_write_whole_shards_of_the_same_features(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_features, "SHARD", 7)
+    command = [
+        "text",
+        f"--encoder={folder}/text_encoder/export",
+        f"--data={folder}/data",
+        f"--out={tmp_path}/out",
+        "--batch=32",
+    ]
+    embed.main([*command, "--shard=1/2"])
+    with pytest.raises(UserError, match="is half-written"):
+        TextFeatureStore(tmp_path / "out")
+    embed.main([*command, "--shard=0/2"])
+    names = sorted(path.name for path in (tmp_path / "out").glob("digests_*"))
+    assert names == [f"digests_000{i}.npy" for i in range(8)]  # 6 of 40 records, 2 of 8
+    expected, parts = (TextFeatureStore(p) for p in (folder / "features", tmp_path / "out"))
+    tokens, mask = cascades.tokenizer().encode(["", *captions(folder)], length=24)
+    for one, other in zip(expected.batch(tokens, mask), parts.batch(tokens, mask), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(UserError, match="holds features with data = .* now it is"):
+        embed.main([*command, "--splits", "train"])
+
+
+def captions(folder) -> list[str]:
+    source = sources.open_source(folder / "data", split="train")
+    return [source[i]["caption"] for i in range(len(source))]

@@ -1,15 +1,18 @@
 """Features of captions on disk, in bfloat16, found by the token ids of a caption.
 
-A folder holds numbered shards of three files: `features_0000.npy` [tokens, width] with the features
-of real tokens alone, bfloat16 as uint16; `lengths_0000.npy` [captions]; and `digests_0000.npy`
-[captions, 16], BLAKE2b of the token ids, which is written last. `info.json` states the text encoder
-and, at the end, that all are there. Being found by their tokens, the features serve any data set
-with these captions, shuffled, mixed or with several captions per image.
+A folder holds numbered shards, each of the captions of some records, as three files:
+`features_0000.npy` [tokens, width] with the features of real tokens alone, bfloat16 as uint16;
+`lengths_0000.npy` [captions]; and `digests_0000.npy` [captions, 16], BLAKE2b of the token ids,
+which is written last. `info.json` states the text encoder, the data, and at the end that all are
+there. Being found by their tokens, the features serve any data set with these captions, shuffled,
+mixed or with several captions per image.
 """
 
 import hashlib
 import json
+import os
 import pathlib
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +21,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from unclip_jax.core import json_text
-from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import atomic_path, read_small, write_atomically
+from unclip_jax.core.checks import UserError, listed
+from unclip_jax.core.files import atomic_path, read_small
 
 INFO, FINISHED = "info.json", "finished"
 DIGEST_BYTES = 16
+_PLACE = np.dtype([("shard", np.uint32), ("start", np.uint32), ("length", np.uint32)])
 BFLOAT16 = jnp.dtype("bfloat16")
 ADVICE = "make them again with `python -m unclip_jax.embed text`."
 
@@ -32,54 +36,89 @@ def digest(tokens: Int[np.ndarray, " l"]) -> bytes:
     return hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=DIGEST_BYTES).digest()
 
 
-class TextFeatureWriter:
-    """Writes features; an interrupted run continues behind its last complete shard."""
+class TextFeatureFolder:
+    """Features that are written shard by shard, in any order and by any number of processes."""
 
     def __init__(self, directory: pathlib.Path, *, info: dict[str, Any]):
         """Continues in `directory`, or starts there.
 
+        Args:
+            directory: made if missing; of all processes the same.
+            info: JSON-ready; the encoder and the data.
+
         Raises:
-            UserError: the folder holds features of another encoder.
+            UserError: the folder holds features of another encoder or of other data.
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        stored = read_info(directory) if (directory / INFO).is_file() else info
-        for name in sorted(info):
-            if stored.get(name) != info[name]:
+        stored = read_info(directory) if (directory / INFO).is_file() else {}
+        self._info = json.loads(json.dumps(info))
+        for name in sorted(self._info) if stored else ():
+            if stored.get(name) != self._info[name]:
                 raise UserError(
                     f"{directory} holds features with {name} = {stored.get(name)!r}, now it is "
-                    f"{info[name]!r}; choose another folder or delete it."
+                    f"{self._info[name]!r}; choose another folder or delete it."
                 )
-        self._info = info
-        write_atomically(directory / INFO, json.dumps({**info, FINISHED: False}))
-        self.digests = {bytes(row) for shard in _shards(directory) for row in np.load(shard)}
-        self._count = len(_shards(directory))
+        self.finished = bool(stored.get(FINISHED))
+        if not stored:
+            self._write_info({FINISHED: False})
 
-    def add(
+    def is_written(self, index: int) -> bool:
+        """True if shard `index` is complete."""
+        return self._path("digests", index).is_file()
+
+    def write(
         self,
+        index: int,
         tokens: Sequence[Int[np.ndarray, "..."]],
         features: Sequence[Float[np.ndarray, "... d"]],
     ) -> None:
         """Writes one shard of captions: their real tokens, and as many features each."""
-        digests = np.stack([np.frombuffer(digest(row), np.uint8) for row in tokens])
-        flat = np.concatenate(features).astype(BFLOAT16).view(np.uint16)
+        digests = [np.frombuffer(digest(row), np.uint8) for row in tokens]
+        empty = np.zeros((0, int(self._info["width"])))
+        flat = np.concatenate([empty, *features]).astype(BFLOAT16).view(np.uint16)
         lengths = np.array([len(row) for row in tokens], np.int32)
-        parts = {"features": flat, "lengths": lengths, "digests": digests}
+        stacked = np.array(digests, np.uint8).reshape(-1, DIGEST_BYTES)
+        parts = {"features": flat, "lengths": lengths, "digests": stacked}
         for name, array in parts.items():
-            path = self.directory / f"{name}_{self._count:04d}.npy"
-            with atomic_path(path) as partial, partial.open("wb") as file:
+            with atomic_path(self._path(name, index)) as partial, partial.open("wb") as file:
                 np.save(file, array)
-        self._count += 1
-        self.digests |= {row.tobytes() for row in digests}
 
-    def finish(self) -> None:
-        """States that all captions are there."""
-        content = {**self._info, FINISHED: True, "captions": len(self.digests)}
-        write_atomically(self.directory / INFO, json.dumps(content))
+    def complete(self, count: int, *, partial: bool = False) -> None:
+        """States that all `count` shards are there.
+
+        Args:
+            count: number of shards.
+            partial: leaves the folder as it is while a shard is missing, which another job writes.
+
+        Raises:
+            UserError: a shard is missing.
+        """
+        missing = [str(index) for index in range(count) if not self.is_written(index)]
+        if missing and not partial:
+            raise UserError(
+                f"{self.directory} lacks the shards {listed(missing, most=5, separator=', ')} of "
+                f"{count}; run the same command again, with a folder that all processes share."
+            )
+        if not missing and not self.finished:
+            self._write_info({FINISHED: True, "captions": self.captions()})
+            self.finished = True
+
+    def captions(self) -> int:
+        """Returns the number of captions in shards that are written."""
+        return sum(len(np.load(path, mmap_mode="r")) for path in _shards(self.directory))
+
+    def _path(self, name: str, index: int) -> pathlib.Path:
+        return self.directory / f"{name}_{index:04d}.npy"
+
+    def _write_info(self, facts: dict[str, Any]) -> None:
+        draft = self.directory / f"{INFO}.{uuid.uuid4().hex}.tmp"  # jobs may write at once
+        draft.write_text(json.dumps({**self._info, **facts}))
+        os.replace(draft, self.directory / INFO)
 
 
 class TextFeatureStore:
-    """Features of captions, memory-mapped."""
+    """Features of captions, memory-mapped; a caption takes 36 bytes of memory."""
 
     def __init__(self, directory: pathlib.Path):
         """Opens a folder.
@@ -92,16 +131,23 @@ class TextFeatureStore:
             raise UserError(
                 f"{directory} is half-written; run the same `embed text` command again."
             )
-        self._arrays, self._places = [], {}
+        self._arrays, digests, places = [], [], []
         for number, path in enumerate(_shards(directory)):
             suffix = path.name.removeprefix("digests")
             lengths = np.load(directory / f"lengths{suffix}")
             self._arrays.append(np.load(directory / f"features{suffix}", mmap_mode="r"))
+            digests.append(np.load(path).reshape(-1, DIGEST_BYTES))
             ends = np.cumsum(lengths)
-            if not len(self._arrays[-1]) == ends[-1] or len(lengths) != len(np.load(path)):
+            if len(self._arrays[-1]) != lengths.sum() or len(lengths) != len(digests[-1]):
                 raise UserError(f"{directory} has shards that do not fit each other; {ADVICE}")
-            for row, end, length in zip(np.load(path), ends, lengths, strict=True):
-                self._places[row.tobytes()] = (number, int(end - length), int(end))
+            rows = np.zeros(len(lengths), _PLACE)
+            rows["shard"], rows["start"], rows["length"] = number, ends - lengths, lengths
+            places.append(rows)
+        joined = np.concatenate(digests).view(f"V{DIGEST_BYTES}").reshape(-1)
+        beginnings = np.concatenate(digests)[:, :8].copy().view(np.uint64).reshape(-1)
+        order = np.argsort(beginnings, kind="stable")
+        self._beginnings, self._digests = beginnings[order], joined[order]
+        self._places = np.concatenate(places)[order]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -116,16 +162,27 @@ class TextFeatureStore:
         """
         out = np.zeros((*tokens.shape, int(self.info["width"])), BFLOAT16)
         for row, (ids, real) in enumerate(zip(tokens, mask, strict=True)):
-            place = self._places.get(digest(ids[real]))
+            place = self._find(digest(ids[real]))
             if place is None:
                 raise UserError(
                     f"{self.directory} lacks the features of a caption of {int(real.sum())} "
                     f"tokens; they are of other captions or token ids. Compute those of this data "
                     "set too, in another folder, with `python -m unclip_jax.embed text`."
                 )
-            shard, start, end = place
-            out[row, : end - start] = self._arrays[shard][start:end].view(BFLOAT16)
+            shard, start, length = (int(value) for value in place)
+            out[row, :length] = self._arrays[shard][start : start + length].view(BFLOAT16)
         return out
+
+    def _find(self, name: bytes) -> Any:
+        """Returns the place of a caption; None if there is none."""
+        beginning = np.frombuffer(name, np.uint64)[0]
+        first = int(np.searchsorted(self._beginnings, beginning))
+        for index in range(first, len(self)):
+            if self._beginnings[index] != beginning:
+                break
+            if self._digests[index].tobytes() == name:
+                return self._places[index]
+        return None
 
 
 def read_info(directory: pathlib.Path) -> dict[str, Any]:

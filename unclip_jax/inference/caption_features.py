@@ -1,22 +1,32 @@
-"""Features of the captions of a data set by a frozen text encoder, written to disk."""
+"""Features of the captions of a data set by a frozen text encoder, written to disk shard by shard.
+
+A shard holds the captions of SHARD consecutive records, each once. As in `dataset_embedding` every
+process computes whole shards, and an interrupted one goes on with those that are not written.
+"""
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from unclip_jax.data import sources, text
-from unclip_jax.data.dataset import FeatureKeys, Source
+from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
 from unclip_jax.data.text import Tokenizer
-from unclip_jax.data.text_features import TextFeatureWriter, digest
+from unclip_jax.data.text_features import TextFeatureFolder
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference.dataset_embedding import complete_together
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
 from unclip_jax.stages.captions import TokenIds
 
-SHARD = 8192  # captions
+SHARD = 8192  # records
+
+Tokens = Int[np.ndarray, " b l"]
+Encode = Callable[[Tokens, Bool[np.ndarray, " b l"]], Float[np.ndarray, " b l d"]]
 
 
 def embed_captions(
@@ -27,8 +37,12 @@ def embed_captions(
     keys: FeatureKeys,
     splits: Sequence[str] = (),
     batch_size: int = 64,
+    workers: int = 8,
+    share: tuple[int, int] = (0, 1),
 ) -> int:
-    """Writes the features of all captions of a data set, and of the empty one, each once.
+    """Writes the features of all captions of a data set, and of the empty one.
+
+    Whoever writes the last shard completes the folder.
 
     Args:
         data: path of the data set (`sources.open_dataset`).
@@ -37,63 +51,76 @@ def embed_captions(
         keys: names of image and caption in data sets of other formats.
         splits: names; () = all.
         batch_size: captions at once.
+        workers: records that are read at once.
+        share: (I, N) writes every N-th shard from number I; of several processes each takes a part
+            of these.
 
     Returns:
         The number of captions in the folder.
 
     Raises:
-        UserError: no such data set, split or export; or `out` holds features of another encoder.
+        UserError: no such data set, split or export; or `out` holds features of another encoder or
+            of other data.
     """
     cfg, params, card = load_text_encoder(encoder)
     tokenizer = text.load(handoff.tokenizer_dir(encoder))
     context, width = cfg.model.context, cfg.model.width
+    dataset = sources.open_dataset(data, keys=keys)
+    opened = {split: dataset.open_split(split) for split in splits or dataset.splits}
     facts = {"text_encoder_id": card.text_encoder_id, "width": width, "context": context}
-    writer = TextFeatureWriter(out, info={**facts, "tokenizer_hash": tokenizer.hash})
+    facts |= {"tokenizer_hash": tokenizer.hash}
+    origin = {split: content_digest(source) for split, source in opened.items()}
+    folder = TextFeatureFolder(out, info={**facts, "data": origin})
     run = jax.jit(
         lambda params, tokens, mask: (
             text_encoder.encode(cfg, params, TokenIds(tokens, mask)).sequence
         )
     )
-    dataset = sources.open_dataset(data, keys=keys)
-    opened = [dataset.open_split(split) for split in splits or dataset.splits]
-    shard: list[tuple[np.ndarray, np.ndarray]] = []
-    for rows in _batches(opened, tokenizer, writer.digests, context=context, size=batch_size):
-        tokens, mask = np.zeros((2, batch_size, context), np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)], mask[i, : len(row)] = row, 1
-        features = np.asarray(run(params, tokens, mask.astype(bool)).astype("bfloat16"))
-        shard += [(row, features[i, : len(row)]) for i, row in enumerate(rows)]
-        if len(shard) >= SHARD:
-            writer.add(*zip(*shard, strict=True))
-            shard = []
-    if shard:
-        writer.add(*zip(*shard, strict=True))
-    writer.finish()
-    return len(writer.digests)
+    rows = [(source, i) for source in opened.values() for i in range(0, len(source), SHARD)]
+    first, step = share[0] * jax.process_count() + jax.process_index(), share[1]
+    own = range(first, len(rows), step * jax.process_count())
+    missing = [index for index in own if not folder.is_written(index)]
+    bar = tqdm(missing, desc="embed captions", unit="shard", disable=jax.process_index() > 0)
+    with futures.ThreadPoolExecutor(workers) as pool:
+        for index in bar:
+            source, start = rows[index]
+            numbers = range(start, min(start + SHARD, len(source)))
+            captions = _captions(source, numbers, pool)
+            tokens = _distinct(["", *captions] if index == 0 else captions, tokenizer, context)
+            features = _features(tokens, lambda *batch: run(params, *batch), batch_size, context)
+            folder.write(index, tokens, [*features])
+    complete_together(folder, len(rows), alone=step == 1)
+    return folder.captions()
 
 
-def _batches(
-    opened: Sequence[Source], tokenizer: Tokenizer, stored: set[bytes], *, context: int, size: int
-) -> Iterator[list[np.ndarray]]:
-    """Yields batches of the real tokens of captions that are not stored yet, each once."""
-    digests, batch = set(stored), []
-    for caption in _captions(opened):
+def _captions(
+    source: Source, numbers: Sequence[int], pool: futures.ThreadPoolExecutor
+) -> Iterator[str]:
+    """Yields all captions of some records."""
+    for record in pool.map(lambda number: without_image(source, number), numbers):
+        yield from record.get("captions", [record["caption"]])
+
+
+def _distinct(
+    captions: Sequence[str] | Iterator[str], tokenizer: Tokenizer, context: int
+) -> list[Int[np.ndarray, " _"]]:
+    """Returns the real tokens of captions, each once."""
+    rows: dict[bytes, np.ndarray] = {}
+    for caption in captions:
         tokens, mask = tokenizer.encode([caption], length=context)
         row = tokens[0][mask[0]]
-        if (name := digest(row)) in digests:
-            continue
-        digests.add(name)
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        rows.setdefault(row.tobytes(), row)
+    return [*rows.values()]
 
 
-def _captions(opened: Sequence[Source]) -> Iterator[str]:
-    yield ""  # which guidance and `empty_captions` need
-    for source in opened:
-        for index in tqdm(range(len(source)), desc="embed captions", unit="example"):
-            record = source[index]
-            yield from record.get("captions", [record["caption"]])
+def _features(
+    rows: Sequence[Int[np.ndarray, " _"]], encode: Encode, size: int, context: int
+) -> Iterator[Float[np.ndarray, " _ d"]]:
+    """Yields the features of the tokens of every caption."""
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        tokens, mask = np.zeros((size, context), np.int32), np.zeros((size, context), bool)
+        for i, row in enumerate(batch):
+            tokens[i, : len(row)], mask[i, : len(row)] = row, True
+        features = np.asarray(encode(tokens, mask).astype("bfloat16"))
+        yield from (features[i, : len(row)] for i, row in enumerate(batch))

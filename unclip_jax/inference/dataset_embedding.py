@@ -7,7 +7,8 @@ report. So the rows are the same bits whatever the number of processes.
 
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from concurrent import futures
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Location, Url
 from unclip_jax.data import loader, sources, text
-from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
+from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
 from unclip_jax.data.embedding_writer import EmbeddingFolder
 from unclip_jax.data.embeddings import EmbeddingSource, read_stats
 from unclip_jax.data.examples import ExampleConfig
@@ -182,24 +183,40 @@ def embed_split(
         disable=jax.process_index() > 0,
     )
     for index in indices:
-        part = _Part(source, _records(source, index), every_caption=all_captions)
+        numbers = _records(source, index)
+        counts = _caption_counts(source, numbers, encoder.workers) if all_captions else None
+        part = _Part(source, numbers, counts)
         z_img, z_txt = _embedded(part, encoder, bar.update)
         vectors = {"z_img": z_img, "z_txt": z_txt}
         folder.write(index, keys=part.keys, captions=part.captions, vectors=vectors)
     bar.close()
+    complete_together(folder, count, alone=step == 1)
+
+
+@runtime_checkable
+class ShardedFolder(Protocol):
+    """A folder that is written shard by shard."""
+
+    def complete(self, count: int, *, partial: bool = False) -> None:
+        """Completes the folder of `count` shards; with `partial` unless one is missing."""
+        ...
+
+
+def complete_together(folder: ShardedFolder, count: int, *, alone: bool) -> None:
+    """Waits for all processes; the first completes a folder, unless other jobs still write to it.
+
+    Raises:
+        UserError: in all processes, what prevents it.
+    """
     gather("written")  # a barrier: all processes wait for the last
-    problem = _complete(folder, count, alone=step == 1) if jax.process_index() == 0 else ""
+    problem = ""
+    if jax.process_index() == 0:
+        try:
+            folder.complete(count, partial=not alone)
+        except UserError as error:
+            problem = str(error)
     if problem := gather(problem)[0]:
         raise UserError(problem)
-
-
-def _complete(folder: EmbeddingFolder, count: int, *, alone: bool) -> str:
-    """Completes a folder, unless other jobs still write to it; returns what prevents it, or ""."""
-    try:
-        folder.complete(count, partial=not alone)
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def _records(source: Source, index: int) -> range:
@@ -211,7 +228,7 @@ def embed_records(
     source: Source, numbers: Sequence[int] | np.ndarray, encoder: BatchEncoder
 ) -> list[np.ndarray]:
     """Returns z_img and z_txt of some records."""
-    part = _Part(source, [int(number) for number in numbers], every_caption=False)
+    part = _Part(source, [int(number) for number in numbers])
     return _embedded(part, encoder, lambda count: None)
 
 
@@ -269,13 +286,11 @@ def _has_rows_of(directory: Location, source: Source) -> bool:
 class _Part:
     """The records of one shard; `keys` and `captions` are those of the records read so far."""
 
-    def __init__(self, source: Source, numbers: Sequence[int], *, every_caption: bool):
-        """With `every_caption` a record occurs once for every caption of its."""
+    def __init__(self, source: Source, numbers: Sequence[int], counts: Sequence[int] | None = None):
+        """Takes `counts[i]` captions of record `numbers[i]`; None = one of each."""
         self._source, self._numbers = source, numbers
-        self._starts = np.arange(len(numbers) + 1)
-        if every_caption:
-            counts = [len(source[number].get("captions", [""])) for number in numbers]
-            self._starts = np.concatenate([[0], np.cumsum(counts)])
+        repeats = [1] * len(numbers) if counts is None else counts
+        self._starts = np.concatenate([[0], np.cumsum(repeats, dtype=np.int64)])
         self.keys, self.captions = [""] * len(self), [""] * len(self)
 
     def __len__(self) -> int:
@@ -290,6 +305,13 @@ class _Part:
         caption = record["captions"][position] if position else record["caption"]
         self.keys[index], self.captions[index] = str(record["key"]), str(caption)
         return {**record, "caption": caption}
+
+
+def _caption_counts(source: Source, numbers: Sequence[int], workers: int) -> list[int]:
+    """Returns the number of captions of some records, whose images are not read."""
+    with futures.ThreadPoolExecutor(workers) as pool:
+        records = pool.map(lambda number: without_image(source, number), numbers)
+        return [len(record.get("captions", [""])) for record in records]
 
 
 def _check_tokenizer(data: str, clip: str) -> None:

@@ -16,8 +16,9 @@ from jaxtyping import Int64, UInt64
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.storage import Location
 from unclip_jax.data import image_codec, sources
-from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
+from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
 from unclip_jax.data.embedding_writer import DTYPES, EmbeddingFolder
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.inference import dataset_embedding
@@ -56,7 +57,7 @@ def join_embeddings(
     *,
     embeddings: pathlib.Path,
     clip: pathlib.Path,
-    out: pathlib.Path,
+    out: Location,
     splits: Sequence[str] = (),
     keys: FeatureKeys | None = None,
     key_parts: int = 1,
@@ -69,7 +70,7 @@ def join_embeddings(
         data: path of the data set.
         embeddings: folder in the layout of clip-retrieval.
         clip: export of the CLIP that computed them; a few records are embedded to make sure.
-        out: folder to write.
+        out: folder or URL to write.
         splits: names; () = all.
         keys: names of image and caption in data sets of other formats.
         key_parts: number of last parts of a key, between slashes, that are compared.
@@ -115,7 +116,7 @@ def _join(
     with futures.ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(source), dataset_embedding.SHARD_SIZE):
             numbers = range(start, min(start + dataset_embedding.SHARD_SIZE, len(source)))
-            labels = [*pool.map(lambda i: _label(source[i]), numbers)]
+            labels = [*pool.map(lambda i: _label(without_image(source, i)), numbers)]
             bar.update(len(numbers))
             places = index.find([key for key, _ in labels])
             present = np.flatnonzero(places >= 0)
