@@ -114,7 +114,7 @@ class JoinedSource:
         Args:
             source: the records.
             embeddings: of them.
-            fields: of the embeddings, which are read; None = all.
+            fields: names, of which those of embeddings are read; None = all.
 
         Raises:
             UserError: the embeddings are of other records: by the digest that they state, by their

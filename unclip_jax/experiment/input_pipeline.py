@@ -118,8 +118,7 @@ def _open_records(
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         embeddings = open_embeddings(experiment, split)
         origin["embeddings"] = _describe(embeddings)
-        fields = [name for name in ("z_img", "z_txt") if name in stage.batch_spec]
-        source = sources.JoinedSource(source, embeddings, fields=fields)
+        source = sources.JoinedSource(source, embeddings, fields=[*stage.batch_spec])
     if "text_features" in stage.batch_spec:
         origin["text_encoder"] = frozen_text.identity(experiment.data)
     return Records(split, source, mixed, origin)
