@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from studies import statistics
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import image_codec, sources
 from unclip_jax.data.sources import Source
 from unclip_jax.engine import image_inputs
 from unclip_jax.engine.inference_engine import InferenceEngine
@@ -120,6 +122,35 @@ def build(
     z_img = np.repeat(embed_records(engine, records), images_per_caption, axis=0)
     z_txt = np.asarray(engine.text_embeddings(captions))
     return EvaluationSet(captions, scenes, z_img, z_txt, images_per_caption, reference)
+
+
+def select(
+    engine: InferenceEngine, data: str, *, split: str, num: int, images: int
+) -> tuple[EvaluationSet, np.ndarray]:
+    """Returns the first captions of a split with a scene, and the true images, equal ones adjacent.
+
+    Args:
+        engine: its CLIP embeds captions and images.
+        data: prepared data set of the shapes world.
+        split: of the captions; the reference is of "train".
+        num: captions.
+        images: images per caption.
+
+    Raises:
+        UserError: fewer captions than asked for, or images that cannot be read.
+    """
+    source = sources.open_source(data, split=split)
+    records = [r for r in (source[i] for i in range(len(source))) if r["scene"]][:num]
+    if len(records) < max(num, 2):
+        raise UserError(
+            f"split {split!r} of {data} has {len(records)} examples of the shapes world; "
+            f"--num={num} asks for others. Give 2 to {len(records)}."
+        )
+    training_images = sources.open_source(data, split="train")
+    reference = frechet.moments(embed_training_images(engine, training_images))
+    examples = build(engine, records, reference=reference, images_per_caption=images)
+    true = [image_codec.decode(record["image"]) for record in records for _ in range(images)]
+    return examples, np.stack(true)
 
 
 def embed_records(engine: InferenceEngine, records: Sequence[Record]) -> np.ndarray:

@@ -17,13 +17,10 @@ from studies.history.config import HistoryConfig
 from studies.history.systems import BUDGET, SYSTEMS, System
 from unclip_jax.cli import compilation_cache, entry
 from unclip_jax.cli.parser import Parser
-from unclip_jax.core.checks import UserError
-from unclip_jax.data import image_codec, sources
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import protocol_folder
 from unclip_jax.handoff import load as exports
 from unclip_jax.inference import load
-from unclip_jax.metrics import frechet
 
 REQUIRED = ("clip", *BUDGET)
 
@@ -33,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
     config = parse(argv)
     compilation_cache.use()
     judge = InferenceEngine(load.load_cascade(config.models, prior_name="dalle"), batch=BATCH)
-    examples, true = select(config, judge)
+    examples, true = evaluation_set.select(
+        judge, str(config.data), split=config.split, num=config.num, images=config.images
+    )
     protocol_folder.claim(config.work, protocol_of(config), first=True)
     rows = [statistics.as_json(measurement.true_images(true, examples, judge))]
     step = examples.images_per_caption
@@ -64,28 +63,6 @@ def measured(
     row = statistics.as_json(row)
     protocol_folder.write(path, json.dumps(row, indent=1) + "\n")
     return row, images
-
-
-def select(config: HistoryConfig, judge: InferenceEngine) -> tuple[EvaluationSet, np.ndarray]:
-    """Returns the captions with their embeddings, and the true images, equal ones adjacent.
-
-    Raises:
-        UserError: fewer captions of the shapes world than asked for.
-    """
-    source = sources.open_source(str(config.data), split=config.split)
-    records = [r for r in (source[i] for i in range(len(source))) if r["scene"]][: config.num]
-    if len(records) < max(config.num, 2):
-        raise UserError(
-            f"split {config.split!r} of {config.data} has {len(records)} examples of the shapes "
-            f"world; --num={config.num} asks for others. Give 2 to {len(records)}."
-        )
-    training_images = sources.open_source(str(config.data), split="train")
-    reference = frechet.moments(evaluation_set.embed_training_images(judge, training_images))
-    examples = evaluation_set.build(
-        judge, records, reference=reference, images_per_caption=config.images
-    )
-    true = [image_codec.decode(record["image"]) for record in records for _ in range(config.images)]
-    return examples, np.stack(true)
 
 
 def parse(argv: Sequence[str]) -> HistoryConfig:
