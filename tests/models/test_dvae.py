@@ -38,6 +38,16 @@ def test_codes_are_rows_of_the_first_map(variables):
     np.testing.assert_allclose(rows.apply(params, codes), one_hot, atol=1e-6)
 
 
+def test_shifting_an_image_by_a_code_shifts_its_features(variables):
+    """Away from the edges, whose padding reaches 24 pixels, or 6 codes, into the encoder."""
+    module = Dvae(dataclasses.replace(TINY, image_size=64))
+    encode = jax.jit(lambda v, x: module.apply(v, x, method=Dvae.encode))
+    image = jnp.asarray(RNG.uniform(0.1, 0.9, (1, 68, 64, 3)), jnp.float32)
+    whole, shifted = (encode(variables, image[:, first : first + 64]) for first in (0, 4))
+    np.testing.assert_allclose(shifted[:, 6:9], whole[:, 7:10], rtol=1e-4, atol=1e-5)
+    assert np.any(np.abs(np.asarray(shifted[:, 6:9] - whole[:, 6:9])) > 1e-3)
+
+
 def convolved(x, kernel, bias):
     """A convolution in float64 by sums over shifts; x [h w c], zero-padded."""
     k = kernel.shape[0] // 2
