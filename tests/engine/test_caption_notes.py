@@ -36,6 +36,16 @@ def test_a_word_that_one_stage_knows_is_familiar(tokenizers):
     assert notes({**tokenizers, "prior": other}, "a zebra") == []
 
 
+def test_captions_beyond_the_context_of_a_stage_are_cut_with_a_remark(tokenizers):
+    long = "a person with curly hair"
+    count = int(tokenizers["clip"].encode([long], length=99)[1].sum())
+    request = TextRequest(captions=("a person", long))
+    for room, expected in ((count, 0), (count - 1, 1)):
+        remarks = caption_notes.notes(request, tokenizers, contexts={"clip": room, "prior": None})
+        assert len(remarks) == expected
+    assert remarks[0].startswith(f"{long!r} is longer than the {count - 1} tokens that the clip")
+
+
 def test_empty_captions_leave_everything_to_the_models(tokenizers):
     for captions in (("",), ("a person", "  ")):
         assert notes(tokenizers, *captions) == ["an empty caption leaves everything to the models"]

@@ -2,26 +2,45 @@
 
 from collections.abc import Iterable, Mapping
 
-from unclip_jax.core.checks import listed
+from unclip_jax.core.checks import listed, short
 from unclip_jax.data.text import Tokenizer
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.request_base import Request
 
 # Fields whose texts are captions; an empty one of CAPTIONS leaves everything to the models.
 CAPTIONS = ("captions", "texts")
+LONGEST = 4096  # tokens that are counted
 FIELDS = (*CAPTIONS, "caption", "target", "source", "negative")
 
 
-def notes(request: Request, tokenizers: Mapping[str, Tokenizer]) -> list[str]:
-    """Returns a remark on empty captions and one on unfamiliar words, where there are any.
+def notes(
+    request: Request,
+    tokenizers: Mapping[str, Tokenizer],
+    *,
+    contexts: Mapping[str, int | None] | None = None,
+) -> list[str]:
+    """Returns remarks on empty and on long captions and on unfamiliar words, where there are any.
 
     A word is unfamiliar if the tokenizer of every stage spells it letter by letter.
+
+    Args:
+        request: with captions among its fields.
+        tokenizers: by name of the stage.
+        contexts: tokens that each stage reads, by its name; None = not known.
     """
     values = request_fields.plain(request)
     lists = {name: _texts(values.get(name)) for name in FIELDS}
     remarks = []
     if any(not text.strip() for name in CAPTIONS for text in lists[name]):
         remarks.append("an empty caption leaves everything to the models")
+    for name, context in (contexts or {}).items():
+        long = [text for texts in lists.values() for text in texts if name in tokenizers]
+        long = [text for text in long if context and _length(tokenizers[name], text) > context]
+        if long:
+            remarks.append(
+                f"{short(long[0])} is longer than the {context} tokens that the {name} reads; "
+                "its end is left out"
+            )
     words = _unfamiliar([text for texts in lists.values() for text in texts], tokenizers)
     if words:
         many = "words that are" if len(words) > 1 else "a word that is"
@@ -30,6 +49,11 @@ def notes(request: Request, tokenizers: Mapping[str, Tokenizer]) -> list[str]:
             "in no caption that the models were trained on"
         )
     return remarks
+
+
+def _length(tokenizer: Tokenizer, text: str) -> int:
+    """Returns the number of tokens of a caption, start and end included."""
+    return int(tokenizer.encode([text], length=LONGEST)[1].sum())
 
 
 def _texts(value: object) -> list[str]:

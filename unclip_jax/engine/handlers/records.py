@@ -44,7 +44,8 @@ def result(
         inputs=[_input(each) for each in inputs],
         **(facts or {}),
     )
-    notes = caption_notes.notes(request, engine.tokenizers)
+    contexts = {stage.name: stage.entry.context(stage.config) for stage in engine.cascade.stages}
+    notes = caption_notes.notes(request, engine.tokenizers, contexts=contexts)
     if getattr(request, "inverts_details", False):
         left_out = upsampler_latents.left_out(engine.cascade)
         record["details_left_out"] = left_out

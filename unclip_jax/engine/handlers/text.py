@@ -94,7 +94,9 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
         prior=files.cascade.prior_name,
         options=dataclasses.asdict(options),
     )
-    notes = caption_notes.notes(request, load.load_tokenizers(files.tokenizer_dirs))
+    contexts = {stage.name: stage.entry.context(stage.config) for stage in files.cascade.stages}
+    tokenizers = load.load_tokenizers(files.tokenizer_dirs)
+    notes = caption_notes.notes(request, tokenizers, contexts=contexts)
     return Result(
         images=images,
         labels=tuple(captions),
