@@ -54,6 +54,11 @@ def parser() -> Parser:
         "--max-seconds", type=float, default=Limits.seconds, help="running time of a request"
     )
     parser.add_argument(
+        "--no-warm-up",
+        action="store_true",
+        help="compile nothing before the first request",
+    )
+    parser.add_argument(
         "--embeddings",
         type=pathlib.Path,
         help=f"a split that `embed` wrote, for probe-pca; default: MODELS/{EMBEDDINGS}, if there",
@@ -70,6 +75,8 @@ def main(argv: Sequence[str]) -> None:
     access = access_of(args)
     with server.take_address(args.host, args.port) as listener:
         service = open_service(args)
+        if not args.no_warm_up:
+            service.warm_up()
         lines = [f"{service.name} at {server.url(args.host, args.port, args.root_path)}"]
         lines.append("(API below /api)\n")
         sys.stdout.write(" ".join(lines))

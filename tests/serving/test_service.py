@@ -1,9 +1,13 @@
 """Requests to the service, on an untrained cascade: the same images as from the command line."""
 
+import dataclasses
+import functools
 import io
 import json
 import zipfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,9 +16,12 @@ from tests import cascades
 from tests.serving.conftest import png
 from unclip_jax import sample
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import REQUESTS
+from unclip_jax.inference import text_to_image
+from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.serving.job_queue import JobCancelled
 from unclip_jax.serving.service import InferenceService
 
@@ -162,3 +169,52 @@ def test_a_chain_of_codes_offers_completion_and_no_edits(tmp_path):
     run = cascades.write(tmp_path, names=("clip", "dvae", "dalle"))
     dalle = InferenceService(InferenceEngine.open(run), name="dalle")
     assert dalle.models()["commands"] == ["text", "complete"]
+
+
+def compilations(service, monkeypatch, **values):
+    """The number of programs that a request of captions compiles, of those that it runs."""
+    reports = []
+    run = service.engine.run
+
+    def watched(request, *, progress):
+        def report(state):
+            reports.append((state.stage, state.compiling))
+            progress(state)
+
+        return run(request, progress=report)
+
+    monkeypatch.setattr(service.engine, "run", watched)
+    served = ask(service, "text", captions=["a red circle"], **values)
+    monkeypatch.undo()
+    assert {stage for stage, _ in reports} >= {"prior", "decode", "upsample"}
+    return sum(compiling for _, compiling in reports), served
+
+
+def test_other_guidance_compiles_nothing_and_gives_the_images_of_a_program_of_its_own(
+    service, monkeypatch
+):
+    options = {"seed": 5, "sampler": "dpmpp_2m"}
+    first, _ = compilations(service, monkeypatch, guidance=2.0, **options)
+    again, served = compilations(service, monkeypatch, guidance=3.5, **options)
+    assert first > 0 and again == 0
+    cascade = service.engine.cascade
+    sampling = dataclasses.replace(
+        cascade.decoder.sampling, steps="4", guidance_scale=3.5, sampler="dpmpp_2m"
+    )
+    keys = text_to_image.keys_for(5, jnp.arange(1))
+    alone = jax.jit(functools.partial(text_to_image.sample, cascade), static_argnames="options")(
+        service.engine.params,
+        service.engine.tokens(["a red circle"]),
+        keys,
+        options=SampleOptions(decoder=sampling),
+    )
+    expected = to_uint8(np.asarray(alone.images)).astype(int)
+    difference = np.abs(served.result.images.astype(int) - expected)
+    assert difference.max() <= 1  # the compiler may round otherwise
+
+
+def test_the_first_request_of_the_page_finds_its_programs_compiled(service, monkeypatch):
+    job = service.warm_up()
+    assert job.wait(120) and job.error is None
+    count, _ = compilations(service, monkeypatch, steps=None, num=2)
+    assert count == 0

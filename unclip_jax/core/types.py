@@ -18,6 +18,7 @@ Embedding = Float[Array, " b z"]
 PerExample = Float[Array, " b"]
 Steps = Real[Array, " b"]  # timesteps of a trained chain; fractional ones lie between two of them
 Scalar = Float[Array, ""]
+Scale = float | Scalar  # of guidance; an array where it is data of a compiled program
 Key = PRNGKeyArray  # a new-style jax.random.key, scalar unless a docstring says otherwise
 Keys = Shaped[PRNGKeyArray, " b"]  # one key per example
 

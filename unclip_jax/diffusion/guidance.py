@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from unclip_jax.core import checks
-from unclip_jax.core.types import Key, Steps
+from unclip_jax.core import checks, dynamic_fields
+from unclip_jax.core.types import Key, PerExample, Scale, Steps
 from unclip_jax.diffusion import schedule
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.process import Prediction
@@ -22,11 +22,16 @@ X = Float[Array, " b *s"]
 Denoiser = Callable[[X, Steps], Prediction]
 
 
+def is_off(scale: Scale | PerExample) -> bool:
+    """True if the scale is 1 and known when the program is traced: one pass per step is enough."""
+    return dynamic_fields.is_static(scale, 1.0)
+
+
 def classifier_free(
     conditional: Prediction,
     unconditional: Prediction,
     *,
-    scale: float | Float[Array, ""] | Float[Array, " b"],
+    scale: Scale | PerExample,
 ) -> Prediction:
     """Guides eps and x_0 alike; the variance is the conditional branch's (GLIDE).
 
@@ -46,9 +51,7 @@ def classifier_free(
     return Prediction(x_0, eps, conditional.var_frac)
 
 
-def scale_at(
-    guidance: GuidanceSchedule, t: Steps, *, num_timesteps: int
-) -> float | Float[Array, " b"]:
+def scale_at(guidance: GuidanceSchedule, t: Steps, *, num_timesteps: int) -> Scale | PerExample:
     """Returns the scale at timesteps `t` of a chain of `num_timesteps`."""
     if guidance.kind == "constant":
         return guidance.scale
@@ -58,7 +61,7 @@ def scale_at(
 def guided(
     denoise_both: Denoiser,
     *,
-    scale: float | Float[Array, ""] | Float[Array, " b"],
+    scale: Scale | PerExample,
 ) -> Denoiser:
     """Returns a guided denoiser from one that takes a doubled batch [conditional; unconditional].
 

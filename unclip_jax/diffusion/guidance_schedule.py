@@ -7,11 +7,13 @@ Command lines are parsed with it, so importing it imports no JAX.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from unclip_jax.core.checks import UserError, in_range, one_of
+from unclip_jax.core.dynamic_fields import dynamic, is_static
 
 KINDS = ("constant", "rising", "falling", "interval")
 
@@ -28,23 +30,24 @@ class GuidanceSchedule:
         high: end of the interval.
     """
 
-    scale: float = 1.0
+    scale: float | Float[Any, ""] = dataclasses.field(default=1.0, metadata=dynamic(off=1.0))
     kind: str = "constant"
     low: float = 0.0
     high: float = 1.0
 
     def __post_init__(self):
         one_of("guidance schedule", self.kind, KINDS)
-        in_range("guidance scale", self.scale, 0.0, 100.0)
+        if isinstance(self.scale, int | float):
+            in_range("guidance scale", self.scale, 0.0, 100.0)
         in_range("guidance schedule's begin", self.low, 0.0, 1.0)
         in_range("guidance schedule's end", self.high, self.low, 1.0)
 
     @property
     def off(self) -> bool:
         """True if there is no guidance anywhere, so that one pass per step is enough."""
-        return self.scale == 1.0
+        return is_static(self.scale, 1.0)
 
-    def table(self, num_timesteps: int) -> Float[np.ndarray, " T"]:
+    def table(self, num_timesteps: int) -> Float[Any, " T"]:
         """Returns the scale at every timestep of the trained chain, 0 = least noise."""
         progress = 1.0 - np.arange(num_timesteps) / max(num_timesteps - 1, 1)
         share = {

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
-from unclip_jax.core.types import Keys, Metrics
+from unclip_jax.core.dynamic_fields import dynamic, is_static
+from unclip_jax.core.types import Keys, Metrics, Scale
 
 POSITION_GROUPS = 8  # runs of positions whose cross-entropy is reported
 Logits = Float[Array, " b n"]
@@ -36,7 +37,7 @@ class CodeSamplingConfig:
         top_k: only so many of the most probable codes are drawn; None = all.
     """
 
-    guidance_scale: float = 1.0
+    guidance_scale: float = dataclasses.field(default=1.0, metadata=dynamic(off=1.0))
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
@@ -92,7 +93,7 @@ def sample_sequence(
     scale = sampling.guidance_scale
 
     def pick(logits: Array, index: Int[Array, ""] | int) -> Int[Array, " b"]:
-        if scale != 1.0:
+        if not is_static(scale, 1.0):
             logits = guided(logits, scale=scale)
         row_keys = rng.fold_each(keys, "code", index)
         options = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
@@ -103,7 +104,7 @@ def sample_sequence(
 
     def body(carry, index):
         code, cache = carry
-        inputs = code if scale == 1.0 else jnp.concatenate([code, code])
+        inputs = code if is_static(scale, 1.0) else jnp.concatenate([code, code])
         logits, cache = step(inputs, cache, index)
         code = pick(logits, index + 1)
         return (code, cache), code
@@ -158,7 +159,7 @@ def nucleus(logits: Logits, top_p: float) -> Logits:
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def guided(both: Float[Array, " both n"], *, scale: float) -> Logits:
+def guided(both: Float[Array, " both n"], *, scale: Scale) -> Logits:
     """Combines rows [conditional; unconditional] into guided logits."""
     conditional, unconditional = jnp.split(both, 2)
     return unconditional + scale * (conditional - unconditional)

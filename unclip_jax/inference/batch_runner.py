@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Image
+from unclip_jax.inference.compiled_function import CompiledFunction
 from unclip_jax.inference.progress import Progress, ProgressCallback
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import replicated, sampling_mesh, traced_on
+from unclip_jax.parallel.mesh import sampling_mesh
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class BatchRunner:
         self.config = config
         self.mesh, self.batch = sampling_mesh(batch)
         self.progress: ProgressCallback | None = None
+        self._state = Progress("", 0, 0)
         self._compiled: dict[tuple[Callable[..., Any], int], Callable[..., Any]] = {}
 
     def place(self, params: T) -> T:
@@ -57,17 +59,16 @@ class BatchRunner:
         key = (function, id(config))  # the partial keeps the config alive, so its id stays its own
         if key not in self._compiled:
             run = functools.partial(function, config)
-            self._compiled[key] = jax.jit(
-                traced_on(self.mesh, run),
-                static_argnames=static,
-                out_shardings=replicated(self.mesh),
+            self._compiled[key] = CompiledFunction(
+                run, static=static, mesh=self.mesh, compiling=self._compiling
             )
         return self._compiled[key]
 
     def run(self, function: Callable[[Any], T], inputs: Any, name: str) -> T:
         """Runs a function of one batch on all rows of `inputs` and joins its results.
 
-        All batches have one shape; each is split over the devices.
+        All batches have one shape, which is split over the devices. A last batch that is smaller
+        is padded to it, and few images to a power of two, so that few programs are compiled.
 
         Args:
             function: from a part of `inputs` to arrays with as many rows.
@@ -75,7 +76,7 @@ class BatchRunner:
             name: of the stage, for progress.
         """
         count, devices = jax.tree.leaves(inputs)[0].shape[0], self.mesh.size
-        size = -(-min(self.batch, count) // devices) * devices
+        size = min(self.batch, devices * padded(-(-count // devices)))
         results = []
         quiet = self.progress is not None or jax.process_index() > 0
         with tqdm(total=count, unit="image", desc=name, leave=False, disable=quiet) as bar:
@@ -95,11 +96,20 @@ class BatchRunner:
             self._state = state
             self.progress(state)
 
+    def _compiling(self, state: bool) -> None:
+        if self.progress is not None:
+            self.report(self._state._replace(compiling=state))
+
     def preview(self, x_0: Image, step: int, steps: int) -> None:
         """Reports the predicted images of the current batch."""
         if self.progress is not None:
             images = to_uint8(np.asarray(x_0))[: self._state.total - self._state.done]
             self.report(self._state._replace(step=step, steps=steps, images=images))
+
+
+def padded(count: int) -> int:
+    """Returns the number of rows of which a batch of `count` is part: a power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 def _local(array: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ class Progress(NamedTuple):
         step: of the chain of the current batch.
         steps: of that chain; 1 where the chain is run as a whole.
         images: the clean images predicted at this step; None where there are none.
+        compiling: True while a program is compiled, which takes seconds and no step.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class Progress(NamedTuple):
     step: int = 0
     steps: int = 1
     images: UInt8[np.ndarray, " b h w 3"] | None = None
+    compiling: bool = False
 
     @property
     def share(self) -> float:

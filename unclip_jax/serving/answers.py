@@ -44,7 +44,7 @@ def of_job(job: Job[Any], queue: JobQueue, *, revision: int) -> dict[str, Any]:
     remaining = queue.remaining_s(job)
     answer["remaining_s"] = None if remaining is None else round(remaining, 1)
     if (progress := job.progress) is not None:
-        names = ("stage", "done", "total", "step", "steps", "share")
+        names = ("stage", "done", "total", "step", "steps", "share", "compiling")
         answer["progress"] = {name: getattr(progress, name) for name in names}
         if progress.images is not None and job.revision != revision:
             answer["previews"] = _pngs(progress.images)

@@ -9,12 +9,14 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine.inference_engine import InferenceEngine
-from unclip_jax.engine.requests import REQUESTS, PcaProbeRequest
+from unclip_jax.engine.requests import REQUESTS, PcaProbeRequest, TextRequest
 from unclip_jax.engine.result import Result
 from unclip_jax.inference.progress import ProgressCallback
 from unclip_jax.serving import schemas
 from unclip_jax.serving.job_queue import Job, JobQueue
 from unclip_jax.serving.schemas import Limits, Submission
+
+WARM_UP_IMAGES = 2  # as many as the page asks for at first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,13 @@ class InferenceService:
                 lease_s=lease_s,
                 limit_s=self.limits.seconds,
             )
+        )
+
+    def warm_up(self) -> Job[Result]:
+        """Queues the page's first request, so that its programs are compiled when it comes."""
+        request = TextRequest(captions=("",), num=min(WARM_UP_IMAGES, self.limits.images))
+        return self.queue.submit(
+            Job(lambda progress: self.engine.run(request, progress=progress), kind="warm-up")
         )
 
     def read(self, command: str, values: Mapping[str, Any]) -> Submission:

@@ -156,7 +156,7 @@ def sample(
     """
     sampling = sampling or cfg.sampling
     cfg.check_sampling(sampling)
-    if sampling.guidance_scale != 1.0:  # every row twice, the second time without its caption
+    if not guidance.is_off(sampling.guidance_scale):  # rows twice, then without their captions
         tokens = jnp.concatenate([tokens, tokens])
         token_mask = jnp.concatenate([token_mask, jnp.zeros_like(token_mask)])
     run = functools.partial(apply, Dalle(cfg.model), params, patterns=cfg.attention_plan())

@@ -20,7 +20,7 @@ from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
-from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Steps
+from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Scale, Steps
 from unclip_jax.diffusion import guidance, inpainting
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.process import Prediction
@@ -122,7 +122,7 @@ class DecoderStageConfig:
         """
         self.check_null(sampling.guidance_scale, text=self.model.caption == "own")
 
-    def check_null(self, scale: float, *, z_img: bool = True, text: bool = True) -> None:
+    def check_null(self, scale: Scale, *, z_img: bool = True, text: bool = True) -> None:
         """Rejects guidance away from inputs that are dropped but were not in training.
 
         Args:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core.stage import Fitted, Rows
 from unclip_jax.core.types import Batch, HostBatch, Key, Keys, Params
+from unclip_jax.diffusion import guidance
 from unclip_jax.discrete import categorical
 from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.models.embedding_codes import EmbeddingCodes
@@ -97,7 +98,7 @@ def sample(
 ) -> Latents:
     """Samples latents, one per key; row i depends on its key and conditions alone."""
     options = _inputs(cfg, params, inputs)
-    if sampling.guidance_scale != 1.0:
+    if not guidance.is_off(sampling.guidance_scale):
         options = jax.tree.map(lambda x: jnp.concatenate([x, x]), options)
         keep = options["keep"]
         options["keep"] = keep & (jnp.arange(len(keep)) < len(keys))[:, None]

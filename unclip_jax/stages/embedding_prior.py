@@ -22,7 +22,7 @@ from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
-from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params
+from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params, Scale
 from unclip_jax.diffusion import guidance, process
 from unclip_jax.models.embedding_prior import Regressor, make_denoiser, masked_mean, unfitted
 from unclip_jax.stages import contrastive, embedding_codes, gaussian, pair_inputs
@@ -236,7 +236,7 @@ def sample(
 
 
 def denoiser(
-    cfg: EmbeddingPriorStageConfig, params: Params, inputs: PairInputs, *, scale: float
+    cfg: EmbeddingPriorStageConfig, params: Params, inputs: PairInputs, *, scale: Scale
 ) -> guidance.Denoiser:
     """Returns the conditional denoiser, or the one guided away from no condition at all."""
 
@@ -244,7 +244,7 @@ def denoiser(
         out = output(cfg, params, x_t, t, inputs)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
-    if scale == 1.0:
+    if guidance.is_off(scale):
         return lambda x_t, t: predict(x_t, t, inputs)
     both = jax.tree.map(lambda x: jnp.concatenate([x, x]), inputs)
     both = both._replace(keep=jnp.concatenate([inputs.keep, jnp.zeros_like(inputs.keep)]))

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, one_of, positive, suggest
-from unclip_jax.core.types import Key, Keys, PerExample, Steps
-from unclip_jax.diffusion import analytic, objectives, process, respace, samplers, solvers
+from unclip_jax.core.dynamic_fields import dynamic
+from unclip_jax.core.types import Key, Keys, PerExample, Scale, Steps
+from unclip_jax.diffusion import analytic, guidance, objectives, process, respace, samplers, solvers
 from unclip_jax.diffusion.analytic import ChainSignature, VarianceTable
 from unclip_jax.diffusion.float32_schedule import to_float32
 from unclip_jax.diffusion.guidance import Denoiser
@@ -81,9 +82,9 @@ class SamplingConfig:
 
     steps: str = "64"
     sampler: str = "ancestral"
-    eta: float = 0.0
+    eta: float = dataclasses.field(default=0.0, metadata=dynamic(off=0.0))
     variance: str = "small"
-    guidance_scale: float = 1.0
+    guidance_scale: float = dataclasses.field(default=1.0, metadata=dynamic(off=1.0))
     threshold: str = "none"
     percentile: float = 99.5
     limit: float = 1.0
@@ -310,7 +311,7 @@ def x_T(keys: Keys, shape: tuple[int, ...]) -> Float[Array, " b *s"]:
     return rng.normal_each(rng.fold_each(keys, "x_T"), shape)
 
 
-def check_guidance(scale: float, *, drops: dict[str, float]) -> None:
+def check_guidance(scale: Scale, *, drops: dict[str, float]) -> None:
     """Rejects guidance of a model that never sees its condition dropped.
 
     Args:
@@ -322,7 +323,7 @@ def check_guidance(scale: float, *, drops: dict[str, float]) -> None:
         UserError: naming the drop that is 0.
     """
     for name, share in drops.items():
-        if scale != 1.0 and share == 0.0:
+        if not guidance.is_off(scale) and share == 0.0:
             raise UserError(
                 f"guidance_scale is {scale}, but {name} is 0: trained without drops, a model knows "
                 f"no unconditional prediction. Use 1.0, or train with {name} above 0."

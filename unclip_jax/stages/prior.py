@@ -20,7 +20,7 @@ from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Rows, Stage
-from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Tokens
+from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Scale, Tokens
 from unclip_jax.diffusion import analytic, guidance
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.prior import Prior
@@ -218,7 +218,7 @@ def denoiser(
     params: Params,
     *,
     batch: Batch,
-    scale: float,
+    scale: Scale,
     empty: ClipText | None = None,
 ) -> guidance.Denoiser:
     """Returns the conditional, or guided, denoiser for captions; `empty` as in `sample`."""
@@ -228,7 +228,7 @@ def denoiser(
         out = apply(module, params, x_t, t, **_text(cfg, batch), keep_text=keep_text)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t)
 
-    if scale == 1.0:
+    if guidance.is_off(scale):
         return lambda x_t, t: predict(x_t, t, batch, None)
     both = jax.tree.map(lambda *x: jnp.concatenate(x), batch, _without(cfg, batch, empty))
 

@@ -216,7 +216,7 @@ def sample_codes(
     module = PriorAr(cfg.model)
     text, keep = _text(cfg, batch), None
     dot = sample_dot(cfg, keys, percentile=sampling.dot_percentile)
-    if scale != 1.0:
+    if not guidance.is_off(scale):
         text, dot = jax.tree.map(lambda x: jnp.concatenate([x, x]), (text, dot))
         keep = jnp.arange(2 * size) < size
     run = functools.partial(apply, module, params["network"])

@@ -17,7 +17,7 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
-from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, Steps
+from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, Scale, Steps
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.process import Prediction
 from unclip_jax.models.text_base import TextBase, TextBaseConfig
@@ -169,10 +169,10 @@ def denoiser(
     params: Params,
     encoded: EncodedCaptions[TokenFeatures],
     *,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
 ) -> guidance.Denoiser:
     """Returns the denoiser of captions, guided away from the null; they are encoded once."""
-    module, guided = TextBase(cfg.model), scale != 1.0
+    module, guided = TextBase(cfg.model), not guidance.is_off(scale)
     method = TextBase.encode_text
     text = text_features.encode(
         module, cfg.model.text, params, encoded, method=method, guided=guided

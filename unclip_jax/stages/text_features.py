@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from unclip_jax.core.batch import BatchSpec, Field
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.types import Batch, Key, Params
+from unclip_jax.core.types import Batch, Key, Params, Scale
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.text_condition import TextConditionConfig, TextFeatures
 from unclip_jax.stages import gaussian
@@ -67,7 +67,7 @@ def check_text_path(attend: bool, attention: bool) -> None:
         )
 
 
-def check_guidance(cfg: TextConditionConfig, scale: float, *, drop: float) -> None:
+def check_guidance(cfg: TextConditionConfig, scale: Scale, *, drop: float) -> None:
     """Rejects guidance of a network that was never trained without captions.
 
     Raises:

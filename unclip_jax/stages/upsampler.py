@@ -20,7 +20,7 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, divisible, in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
-from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Steps
+from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Scale, Steps
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig, enlarge
@@ -117,7 +117,7 @@ class UpsamplerStageConfig:
         if self.model.text is not None:
             scale = sampling.guidance_scale
             text_features.check_guidance(self.model.text, scale, drop=self.drop_text)
-        elif sampling.guidance_scale != 1.0:
+        elif not guidance.is_off(sampling.guidance_scale):
             raise UserError(
                 f"guidance_scale is {sampling.guidance_scale}, but upsamplers see no "
                 "caption and are trained without drops; use 1.0."
@@ -245,7 +245,7 @@ def denoiser(
     low_res: LowRes,
     keys: Keys,
     text: EncodedCaptions[TokenFeatures] | None = None,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
 ) -> Denoiser:
     """Returns the denoiser conditioned on low-res images; arguments as for `sample`."""
     image, guided = _input(cfg, {"low_res": low_res}), scale != 1.0

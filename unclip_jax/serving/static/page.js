@@ -150,7 +150,7 @@ function report(tab, { state, ahead, remaining_s: remaining, progress, previews 
       progress.total > 1 ? `${progress.done} of ${progress.total} images` : "", rest,
     ];
     const stage = STAGES[progress.stage] ?? progress.stage;
-    say(tab, stage, { right: right.filter(Boolean).join(" · ") || "…", share: progress.share });
+    say(tab, progress.compiling ? `compiling, once for these settings: ${stage}` : stage, { right: right.filter(Boolean).join(" · ") || "…", share: progress.share });
   }
   if (previews) tab.output.replaceChildren(gallery(previews.map(png)));
 }

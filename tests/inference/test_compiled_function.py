@@ -1,0 +1,78 @@
+"""Functions that are compiled once for all values of guidance and eta."""
+
+import jax
+import numpy as np
+import pytest
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion import guidance
+from unclip_jax.inference.compiled_function import CompiledFunction
+from unclip_jax.parallel.mesh import sampling_mesh
+from unclip_jax.stages.gaussian import SamplingConfig
+
+
+class Counted:
+    """A function with the numbers of its traces and of its reports of compilation."""
+
+    def __init__(self):
+        self.traces, self.reports = 0, []
+        self.compiled = CompiledFunction(
+            self.function,
+            static=("options",),
+            mesh=sampling_mesh(1)[0],
+            compiling=self.reports.append,
+        )
+
+    def function(self, x, *, options):
+        self.traces += 1
+        scale = options.guidance_scale
+        if options.steps == "9":
+            raise UserError(f"guidance_scale is {scale}, too much.")
+        return x if guidance.is_off(scale) else 10 * scale * x + options.eta
+
+    def __call__(self, x, **settings):
+        return np.asarray(self.compiled(x, options=SamplingConfig(**settings))).tolist()
+
+
+@pytest.fixture
+def counted():
+    return Counted()
+
+
+def test_values_of_guidance_and_eta_share_a_program(counted):
+    x = np.ones(2, np.float32)
+    assert counted(x, guidance_scale=2.0, eta=0.5) == [20.5, 20.5]
+    assert counted(x, guidance_scale=3.0, eta=0.25) == [30.25, 30.25]
+    assert counted.traces == 1
+
+
+def test_settings_without_guidance_have_a_program_of_their_own(counted):
+    x = np.ones(2, np.float32)
+    counted(x, guidance_scale=2.0)
+    assert counted(x, guidance_scale=1.0) == [1.0, 1.0]
+    assert counted.traces == 2
+
+
+def test_compilation_is_reported_before_and_after_it_and_only_then(counted):
+    for size in (2, 2, 3, 2):
+        counted(np.ones(size, np.float32), guidance_scale=2.0)
+    counted(np.ones(2, np.float32), guidance_scale=4.0)
+    counted(np.ones(2, np.float32), guidance_scale=4.0, threshold="static")
+    assert counted.reports == [True, False] * 3 and counted.traces == 3
+
+
+def test_a_rejected_number_is_in_the_message(counted):
+    with pytest.raises(UserError, match=r"guidance_scale is 4\.5, too much"):
+        counted(np.ones(2, np.float32), steps="9", guidance_scale=4.5)
+    assert counted.reports == [True, False]
+
+
+def test_keys_are_data(counted):
+    draw = CompiledFunction(
+        lambda keys: jax.vmap(jax.random.normal)(keys),
+        static=(),
+        mesh=sampling_mesh(1)[0],
+        compiling=counted.reports.append,
+    )
+    first, second = (draw(jax.random.split(jax.random.key(seed), 2)) for seed in (0, 1))
+    assert not np.array_equal(first, second) and counted.reports == [True, False]

@@ -1,0 +1,73 @@
+"""A compiled function of models: guidance scales and eta are data, and it says when it compiles."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from unclip_jax.core import dynamic_fields
+from unclip_jax.core.checks import UserError
+from unclip_jax.parallel.mesh import replicated, traced_on
+
+T = TypeVar("T")
+
+
+class CompiledFunction(Generic[T]):
+    """A pure function, compiled once per shape and per settings without their numbers."""
+
+    def __init__(
+        self,
+        function: Callable[..., T],
+        *,
+        static: tuple[str, ...],
+        mesh: Mesh,
+        compiling: Callable[[bool], None],
+    ):
+        """Wraps a function, which is compiled at the first call.
+
+        Args:
+            function: a pure function.
+            static: names of arguments that are not arrays: settings and Python values.
+            mesh: the devices.
+            compiling: called with True before the function is compiled, and with False after it.
+        """
+        self._function, self._static, self._compiling = function, static, compiling
+        self._programs: set[Any] = set()
+
+        def run(numbers: dict[str, Any], *args: Any, **kwargs: Any) -> T:
+            settings = {
+                name: dynamic_fields.join(kwargs[name], own) for name, own in numbers.items()
+            }
+            return function(*args, **{**kwargs, **settings})
+
+        self._run = jax.jit(
+            traced_on(mesh, run), static_argnames=static, out_shardings=replicated(mesh)
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> T:
+        """Runs the function.
+
+        Raises:
+            UserError: the function rejects its arguments.
+        """
+        settings = {name: kwargs[name] for name in self._static if name in kwargs}
+        parts = {name: dynamic_fields.split(value) for name, value in settings.items()}
+        fixed = {name: static for name, (static, _) in parts.items()}
+        numbers = {name: own for name, (_, own) in parts.items() if own}
+        data = {name: value for name, value in kwargs.items() if name not in settings}
+        leaves, tree = jax.tree.flatten((args, data, numbers))
+        program = (tree, *map(jax.typeof, leaves), *fixed.items())
+        if program in self._programs:
+            return self._run(numbers, *args, **data, **fixed)
+        self._compiling(True)
+        try:
+            result = self._run(numbers, *args, **data, **fixed)
+        except UserError:  # which knows no numbers; traced with them, it names the value
+            jax.eval_shape(functools.partial(self._function, **settings), *args, **data)
+            raise
+        finally:
+            self._compiling(False)
+        self._programs.add(program)
+        return result
