@@ -1,3 +1,6 @@
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,15 +18,17 @@ def test_the_ends_and_the_middle_of_every_kind():
         "falling": [1, 2, 3],
         "interval:0.4:0.6": [1, 3, 1],
     }.items():
-        table = guidance_schedule.parse(kind, scale=3.0).table(101)
-        np.testing.assert_allclose(table[[0, 50, 100]], expected)
+        schedule = guidance_schedule.parse(kind, scale=3.0)
+        scale = guidance.scale_at(schedule, jnp.array([0, 50, 100]), num_timesteps=101)
+        np.testing.assert_allclose(np.broadcast_to(scale, 3), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", guidance_schedule.KINDS)
 def test_scale_one_is_no_guidance_whatever_the_kind(kind):
     schedule = GuidanceSchedule(1.0, kind, 0.2, 0.8)
     assert schedule.off
-    np.testing.assert_array_equal(schedule.table(1000), 1.0)
+    scale = guidance.scale_at(schedule, jnp.arange(1000), num_timesteps=1000)
+    np.testing.assert_array_equal(scale, 1.0)
     assert not GuidanceSchedule(1.5, kind).off
 
 
@@ -44,11 +49,26 @@ def test_mistakes_are_rejected(text, scale, message):
         guidance_schedule.parse(text, scale=scale)
 
 
-@pytest.mark.parametrize("kind", ["constant", "rising", "falling"])
-def test_scale_at_timesteps_is_that_of_the_table_and_between_two_of_them_linear(kind):
+@pytest.mark.parametrize("kind", ["rising", "falling"])
+def test_the_scale_between_two_timesteps_is_linear(kind):
     schedule = GuidanceSchedule(3.0, kind)
-    t, table = jnp.array([0, 100, 999]), schedule.table(1000)
-    scale = jnp.broadcast_to(jnp.asarray(guidance.scale_at(schedule, t, num_timesteps=1000)), (3,))
-    np.testing.assert_allclose(scale, table[t], rtol=1e-6)
-    halfway = guidance.scale_at(schedule, jnp.array([100.5]), num_timesteps=1000)
-    np.testing.assert_allclose(halfway, (table[100] + table[101]) / 2, rtol=1e-6)
+    low, middle, high = guidance.scale_at(
+        schedule, jnp.array([100.0, 100.5, 101.0]), num_timesteps=1000
+    )
+    assert low != high
+    np.testing.assert_allclose(middle, (low + high) / 2, rtol=1e-6)
+    assert guidance.scale_at(GuidanceSchedule(3.0), jnp.array([7.5]), num_timesteps=9) == 3.0
+
+
+@pytest.mark.parametrize("kind", guidance_schedule.KINDS)
+def test_a_scale_that_is_data_follows_the_same_schedule(kind):
+    schedule, t = GuidanceSchedule(3.0, kind, 0.2, 0.8), jnp.arange(10)
+
+    @jax.jit
+    def scale_at(scale):
+        traced = dataclasses.replace(schedule, scale=scale)
+        assert not traced.off
+        return guidance.scale_at(traced, t, num_timesteps=10)
+
+    expected = guidance.scale_at(schedule, t, num_timesteps=10)
+    np.testing.assert_allclose(scale_at(3.0), expected, rtol=1e-6)

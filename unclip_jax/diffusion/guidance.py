@@ -55,7 +55,8 @@ def scale_at(guidance: GuidanceSchedule, t: Steps, *, num_timesteps: int) -> Sca
     """Returns the scale at timesteps `t` of a chain of `num_timesteps`."""
     if guidance.kind == "constant":
         return guidance.scale
-    return schedule.at(guidance.table(num_timesteps), t, ndim=1)
+    share = schedule.at(guidance.share(num_timesteps), t, ndim=1)
+    return 1.0 + (guidance.scale - 1.0) * share
 
 
 def guided(

@@ -47,16 +47,16 @@ class GuidanceSchedule:
         """True if there is no guidance anywhere, so that one pass per step is enough."""
         return is_static(self.scale, 1.0)
 
-    def table(self, num_timesteps: int) -> Float[Any, " T"]:
-        """Returns the scale at every timestep of the trained chain, 0 = least noise."""
+    def share(self, num_timesteps: int) -> Float[np.ndarray, " T"]:
+        """Returns how much of scale - 1 applies at every timestep, 0 = least noise: 0 to 1."""
         progress = 1.0 - np.arange(num_timesteps) / max(num_timesteps - 1, 1)
-        share = {
+        shares = {
             "constant": np.ones(num_timesteps),
             "rising": progress,
             "falling": 1.0 - progress,
             "interval": (progress >= self.low) & (progress <= self.high),
-        }[self.kind]
-        return 1.0 + (self.scale - 1.0) * share
+        }
+        return shares[self.kind].astype(float)
 
 
 def parse(text: str, *, scale: float) -> GuidanceSchedule:

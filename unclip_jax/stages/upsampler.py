@@ -248,7 +248,7 @@ def denoiser(
     scale: Scale = 1.0,
 ) -> Denoiser:
     """Returns the denoiser conditioned on low-res images; arguments as for `sample`."""
-    image, guided = _input(cfg, {"low_res": low_res}), scale != 1.0
+    image, guided = _input(cfg, {"low_res": low_res}), not guidance.is_off(scale)
     low = low_res_noise.as_sampled(cfg.augment, cfg.diffusion, image, keys=keys)
     if guided:
         low = jax.tree.map(lambda x: jnp.concatenate([x, x]), low)
