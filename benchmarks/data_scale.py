@@ -1,6 +1,6 @@
 """Resources that data sets of web scale need: measured per record here, and multiplied.
 
-    python -m benchmarks.data_scale --out=docs/scale_data.md
+    python -m benchmarks.data_scale --out=docs/scale.md
     python -m benchmarks.data_scale --samples=1000000 --only=index
 
 Images are synthetic JPEGs of 512 pixels and about 150 KB, captions have twelve words, and a tar has
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     result["machine"] = compare.machine()
     result["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
     if args.out:
-        markdown_page.write(args.out, tables(result), result, title="# Data of web scale\n\n")
+        markdown_page.write(args.out, tables(result), result, title="# Scale\n\n")
 
 
 # Costs per record.
@@ -217,15 +217,20 @@ def totals(steps: dict[str, Cost]) -> str:
     """Formats the costs of whole data sets; of training, of one epoch."""
     heads = ["step", *(f"{name} ({size:.3g})" for name, size in SIZES.items())]
     rows = []
-    for name, c in steps.items():
-        cells = (
-            f"{amount(c.cpu * size / 3600)} core-h, {amount(c.read * size / 1e12)} TB in, "
-            f"{amount(c.written * size / 1e12)} TB out, "
-            f"{amount(c.requests * size / 1e6)} M requests"
-            for size in SIZES.values()
-        )
-        rows.append([name, *cells])
+    for name, each in steps.items():
+        rows.append([name, *(total(each, size) for size in SIZES.values())])
     return markdown_page.table(heads, rows)
+
+
+def total(each: Cost, size: int) -> str:
+    """Formats the cost of so many records; amounts of less than a gigabyte are left out."""
+    parts = {
+        "core-h": each.cpu * size / 3600,
+        "TB in": each.read * size / 1e12,
+        "TB out": each.written * size / 1e12,
+        "M requests": each.requests * size / 1e6,
+    }
+    return ", ".join(f"{amount(value)} {unit}" for unit, value in parts.items() if value >= 1e-3)
 
 
 def amount(value: float) -> str:

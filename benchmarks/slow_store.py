@@ -22,6 +22,9 @@ from fsspec.spec import AbstractFileSystem
 
 from unclip_jax.core import storage
 
+# Read when gcsfs is imported: no second protocol, which the server does not speak.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 BUCKET = "bucket"
 _RANGE = re.compile(rb"(?i)\r\nrange: bytes=(\d+)-(\d+)")
 
