@@ -93,6 +93,7 @@ def task(name: str, experiment: Experiment, *, what: str, batch: int) -> dict[st
         "what": what,
         "batch": batch * (getattr(model, "num_candidates", 1) if what == "sample" else 1),
         "steps": respace.strided(model.diffusion.chain(), steps=sampling.steps).num_timesteps,
+        "dtype": getattr(model.model, "dtype", None) or model.model.unet.dtype,
         "guided": sampling.guidance_scale != 1.0,
         "optim": {"lr": optim.learning_rate, "betas": (optim.b1, optim.b2), "eps": optim.eps}
         | {"weight_decay": optim.weight_decay},

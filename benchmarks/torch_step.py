@@ -15,10 +15,28 @@ from benchmarks import interleaved
 Work = Callable[[], Any]
 
 
+def device() -> str:
+    """Returns "cuda" if there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def configure() -> None:
-    """Sets the seed, and the threads to all usable cores."""
+    """Sets the seed, the device of new tensors, and the threads to all usable cores."""
     torch.manual_seed(0)
+    torch.set_default_device(device())
     torch.set_num_threads(interleaved.cores())
+
+
+def complete(work: Work, *, dtype: str = "float32") -> Work:
+    """Returns `work` in a compute dtype, waiting for the device at its end."""
+
+    def run() -> None:
+        with torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16"):
+            work()
+        if device() == "cuda":
+            torch.cuda.synchronize()
+
+    return run
 
 
 def train_step(model: nn.Module, loss: Callable[[], torch.Tensor], task: dict[str, Any]) -> Work:
@@ -48,4 +66,5 @@ def count(model: nn.Module) -> int:
 def peak(side: int = 2048, times: int = 5) -> float:
     """Measures the peak FLOP/s of a plain float32 matrix product."""
     x = torch.ones(side, side)
-    return 2.0 * side**3 / min(interleaved.timed(lambda: x @ x).wall for _ in range(times + 1))
+    product = complete(lambda: x @ x)
+    return 2.0 * side**3 / min(interleaved.timed(product).wall for _ in range(times + 1))
