@@ -1,4 +1,4 @@
-"""What matters on one GPU or TPU, within some minutes: train steps, sampling, the slowest kernels.
+"""Speed of one GPU or TPU within some minutes: train steps, sampling, the slowest kernels.
 
     python -m benchmarks.accelerator --minutes=9 [--out=docs/accelerator.json] [--only=prior]
 
