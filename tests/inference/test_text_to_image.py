@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ from tests import cascades
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.inference import load, text_to_image
+from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.cascade import tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import upsampler
@@ -135,3 +136,27 @@ def test_quantised_images_are_what_8_bits_hold():
     levels = (np.asarray(upsampler.quantise(images)) + 1) * 127.5
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
     np.testing.assert_array_equal(to_uint8(images), np.round(levels))
+
+
+def test_sets_of_one_cascade_share_a_program_whatever_their_guidance(loaded, monkeypatch):
+    traces = []
+    sample = text_to_image.sample
+
+    def counted(*args, **kwargs):
+        traces.append(1)
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(text_to_image, "sample", counted)
+    sampling = dataclasses.replace(loaded.cascade.decoder.sampling, guidance_scale=2.0)
+    images = {
+        (scale, first): batch_sampling.sample_images(
+            loaded,
+            cascades.CAPTIONS[:2],
+            seed=0,
+            first_index=first,
+            options=SampleOptions(decoder=dataclasses.replace(sampling, guidance_scale=scale)),
+        )
+        for scale, first in ((2.0, 0), (2.0, 7), (4.0, 0))
+    }
+    assert len(traces) == 1
+    assert np.any(images[2.0, 0] != images[4.0, 0]) and np.any(images[2.0, 0] != images[2.0, 7])

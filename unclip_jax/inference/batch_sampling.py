@@ -3,7 +3,9 @@
 Image i depends on (seed, i) alone, not on batch size, devices or processes.
 """
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +20,15 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import offload, text_to_image
 from unclip_jax.inference.cascade import Cascade, plan, tokenise
+from unclip_jax.inference.compiled_function import CompiledFunction
 from unclip_jax.inference.load import CascadeFiles, LoadedCascade, load_tokenizers
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.parallel import place
-from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
+from unclip_jax.parallel.mesh import sampling_mesh
+
+# Of the last cascades, which may hold arrays and so have no hash.
+_samplers: collections.deque[tuple[Cascade, Mesh, CompiledFunction[jax.Array]]]
+_samplers = collections.deque(maxlen=8)
 
 
 def sample_images(
@@ -101,18 +108,21 @@ def compile_sampler(
 ) -> Callable[..., jax.Array]:
     """Returns the jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images.
 
-    A batch is split over `mesh` (default: one device, or all of several processes); every device
-    receives all images.
+    The devices are those of `mesh` (default: one, or all of several processes); every one receives
+    all images. Functions of one cascade share their programs, also those of other guidance scales.
     """
     mesh = mesh or sampling_mesh(1)[0]
+    for own, devices, sampler in _samplers:
+        if own is cascade and devices == mesh:
+            return functools.partial(sampler, options=options)
 
-    def run(params, captions, keys, z_img):
+    def run(params, captions, keys, z_img, *, options):
         output = text_to_image.sample(cascade, params, captions, keys, options=options, z_img=z_img)
         return to_uint8(output.images)
 
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    shardings = (whole, split, split, split)
-    return jax.jit(traced_on(mesh, run), in_shardings=shardings, out_shardings=whole)
+    sampler = CompiledFunction(run, static=("options",), mesh=mesh, compiling=lambda state: None)
+    _samplers.append((cascade, mesh, sampler))
+    return functools.partial(sampler, options=options)
 
 
 def sample_options(
