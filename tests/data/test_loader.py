@@ -206,6 +206,33 @@ def test_a_mixture_is_not_continued_with_other_sets(records, few):
             other.set_state(position)
 
 
+def test_a_mixture_by_weights(records, few):
+    """3 : 1, in every stretch of four; each set in its own order, whatever the other's share."""
+    options = {"mixed": [few], "weights": (0.75, 0.25)}
+    seen = keys(take(loader(records, **options), 33))
+    large = [key for key in seen if key < "k0100"]
+    assert len(seen) == 132 and len(large) == 99
+    for start in range(0, 132, 4):
+        assert sum(key < "k0100" for key in seen[start : start + 4]) == 3
+    assert large == keys(take(loader(records), 25))[:99]
+    position = loader(records, **options).get_state()
+    with pytest.raises(UserError, match=r"saved with weights|now it is \[3.0, 1.0\]"):
+        loader(records, mixed=[few], weights=(3.0, 1.0)).set_state(position)
+    assert "weights" not in loader(records, mixed=[few]).get_state()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((1.0,), "there are 1 weights for 2 data sets; give one for config.data.path and one for"),
+        ((1.0, 0.0), "weights is 0.0"),
+    ],
+)
+def test_weights_that_cannot_be_used(records, few, weights, message):
+    with pytest.raises(UserError, match=message):
+        loader(records, mixed=[few], weights=weights)
+
+
 @pytest.mark.parametrize("change", [{"num_epochs": 2}, {"shuffle": False}])
 def test_a_mixture_has_no_end(records, few, change):
     with pytest.raises(UserError, match="2 data sets are mixed, which is random and endless"):

@@ -6,8 +6,8 @@ makes its own contiguous part of it. The randomness of an example depends on the
 in the stream. So a position is one number, and a run that is resumed, even with another number of
 processes, reads the same batches as one that was not interrupted.
 
-Of several data sets the stream takes one example each in turn, so that every batch holds equal
-numbers of them whatever their sizes; each is shuffled and repeated by itself.
+Of several data sets the stream takes one example each in turn, or by their weights, so that every
+batch holds the same shares of them whatever their sizes; each is shuffled and repeated by itself.
 """
 
 import dataclasses
@@ -61,6 +61,7 @@ class LoaderConfig:
             as there are threads, so that storage of long latency is waited for once, not once per
             example.
         cache_mb: memory for decoded and resized images, so that small sets are decoded once.
+        weights: of the data sets of a mixture, which are taken in proportion; () = equally.
     """
 
     batch_size: int
@@ -73,6 +74,7 @@ class LoaderConfig:
     group: int = 1
     prefetch: int = 4
     cache_mb: int = 0
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self):
         positive("batch_size", self.batch_size)
@@ -82,6 +84,8 @@ class LoaderConfig:
             positive("num_epochs", self.num_epochs)
         for name in ("workers", "processes", "prefetch", "cache_mb"):
             in_range(name, getattr(self, name), 0, 1_000_000)
+        for weight in self.weights:
+            positive("weights", weight)
         if self.remainder == "pad" and (self.shuffle or self.num_epochs != 1):
             raise UserError("remainder 'pad' needs shuffle=False and num_epochs=1.")
 
@@ -196,7 +200,8 @@ def make_loader(
         example: fields of a batch and their preprocessing.
         config: batch size, order and workers.
         tokenizer: for fields tokens and token_mask.
-        mixed: further sources, of which as many examples are taken as of `source`.
+        mixed: further sources, of which as many examples are taken as of `source`, or by
+            `config.weights`.
         process_index: contiguous part of every batch to load.
         process_count: number of parts.
         finish: applied to every batch as it is taken, for example to add fields that a network
@@ -218,6 +223,11 @@ def make_loader(
             "set, or shuffle=True and num_epochs=None."
         )
     sources = (source, *mixed)
+    if config.weights and len(config.weights) != len(sources):
+        raise UserError(
+            f"there are {len(config.weights)} weights for {len(sources)} data sets; give one for "
+            "config.data.path and one for each of config.data.mixture, or none."
+        )
     cache_bytes = config.cache_mb * 2**20 // len(sources)
     fixed = [
         FixedExamples(part, config=example, tokenizer=tokenizer, cache_bytes=cache_bytes)
@@ -235,6 +245,7 @@ def make_loader(
         "seed": config.seed,
         "shuffle": config.shuffle,
         "group": config.group,
+        **({"weights": list(config.weights)} if config.weights else {}),
     }
     return Loader(
         share,
@@ -251,7 +262,8 @@ def _stream(
 ) -> grain.MapDataset:
     """Returns all examples of the run in order."""
     streams = [_epochs(part, config, number) for number, part in enumerate(fixed)]
-    stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams)
+    weights = list(config.weights) or None
+    stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
     if not random_part.config.random:
         return stream
     return stream.random_map(random_part, seed=_derive(config.seed, "examples"))

@@ -40,6 +40,7 @@ class DataConfig(PairsConfig):
             "tfds:NAME" for any TFDS data set; data/sources.py has the schemes.
         mixture: further such data sets; training takes equally many examples from each, while
             validation and the tokenizer are those of `path`.
+        weights: shares of `path` and of each of `mixture` in training, in this order; () = equal.
         train_split: split to train on.
         eval_split: split for the validation loss; "" = none.
         embeddings: folder written by `unclip_jax.embed`; "" for stages that need none.
@@ -89,6 +90,7 @@ class DataConfig(PairsConfig):
     prefetch: int = 4
     cache_mb: int = 1024
     mixture: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
     empty_captions: float = 0.0
     bpe_dropout: float = 0.0
 
@@ -182,8 +184,9 @@ class Experiment:
             for name, value in data.items()
             if name not in free and (name in PAIR_FIELDS) == paired
         }
-        if not self.data.bpe_dropout:  # earlier versions had no such key
-            facts["data"].pop("bpe_dropout", None)
+        for later in ("bpe_dropout", "weights"):  # which earlier versions did not have
+            if not getattr(self.data, later):
+                facts["data"].pop(later, None)
         facts["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}
         return facts
 

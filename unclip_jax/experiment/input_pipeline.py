@@ -150,9 +150,8 @@ def _batches(
         num_epochs=None if endless else 1,
         seed=train.seed,
         group=data.group if endless else 1,
-        workers=data.workers,
-        processes=data.processes,
-        prefetch=data.prefetch,
+        weights=data.weights if endless else (),
+        **{name: getattr(data, name) for name in ("workers", "processes", "prefetch")},
         cache_mb=data.cache_mb if endless and not experiment.entry.paired else 0,
     )
     example = _example(experiment, stage, captions=not endless)
