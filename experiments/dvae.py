@@ -2,7 +2,7 @@ r"""Discrete VAE: an image as a grid of codes, and back; the first half of DALL-
 
 Paper: Ramesh et al. 2021 (arXiv 2102.12092), sections 2.1 and A.
 Run:   python -m unclip_jax.train --config=experiments/dvae.py:shapes --workdir=runs/shapes/dvae
-Cost:  shapes: about 4 minutes on 2 CPU cores. paper: 3M steps at batch 512.
+Cost:  shapes: about 9 minutes on 2 CPU cores. paper: 3M steps at batch 512.
 Expect: psnr rises, usage near 1 with fsq; with gumbel usage falls from the start and recovers as
     the temperature falls, relax_gap near 0 at the end. All images as a few codes (usage below 1 %)
     means that pixels have another range than [-1, 1].
@@ -73,10 +73,14 @@ def tiny() -> ConfigDict:
 
 def _small(size: str) -> ConfigDict:
     # 4 x 4 pixels per code: with 8 x 8 the best of a thousand codes loses the shapes. FSQ needs no
-    # schedule and has no dead codes.
+    # schedule and has no dead codes. Of 200 reconstructions the checker accepts 7 % after 1,200
+    # steps with logit_laplace (21.7 dB), and 16 % after 400 with squared errors (24.3 dB): where
+    # grounds are exactly predictable their scale falls, and edges, whose scale is large, count
+    # little. Three times both rates change nothing.
     config = paper()
     config.size = size
     net, data, optim, train = config.model.model, config.data, config.optim, config.train
+    config.model.reconstruction, net.out_channels = "l2", 3
     net.image_size = data.load_size = 32
     net.hidden, net.groups, net.blocks, net.decoder_in = 32, 3, 1, 32
     net.quantizer, net.levels, net.code_count = "fsq", (8, 5, 5, 5), 1000
@@ -84,7 +88,7 @@ def _small(size: str) -> ConfigDict:
     data.path, data.flip = f"runs/{size}/data", False
     optim.name, optim.learning_rate, optim.muon_learning_rate = "muon", 1e-3, 1e-2
     optim.warmup_steps, optim.final_scale, optim.decay_steps = 50, 0.0, 0
-    train.steps, train.batch_size, train.eval_every, train.ema_decay = 1200, 32, 400, 0.99
+    train.steps, train.batch_size, train.eval_every, train.ema_decay = 2500, 32, 500, 0.99
     return config
 
 
