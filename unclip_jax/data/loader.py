@@ -223,11 +223,6 @@ def make_loader(
             "set, or shuffle=True and num_epochs=None."
         )
     sources = (source, *mixed)
-    if config.weights and len(config.weights) != len(sources):
-        raise UserError(
-            f"there are {len(config.weights)} weights for {len(sources)} data sets; give one for "
-            "config.data.path and one for each of config.data.mixture, or none."
-        )
     cache_bytes = config.cache_mb * 2**20 // len(sources)
     fixed = [
         FixedExamples(part, config=example, tokenizer=tokenizer, cache_bytes=cache_bytes)
@@ -260,7 +255,16 @@ def make_loader(
 def _stream(
     fixed: Sequence[FixedExamples], random_part: RandomPart, config: LoaderConfig
 ) -> grain.MapDataset:
-    """Returns all examples of the run in order."""
+    """Returns all examples of the run in order.
+
+    Raises:
+        UserError: there are more or fewer weights than data sets.
+    """
+    if config.weights and len(config.weights) != len(fixed):
+        raise UserError(
+            f"there are {len(config.weights)} weights for {len(fixed)} data sets; give one for "
+            "config.data.path and one for each of config.data.mixture, or none."
+        )
     streams = [_epochs(part, config, number) for number, part in enumerate(fixed)]
     weights = list(config.weights) or None
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
