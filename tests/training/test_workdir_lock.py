@@ -1,6 +1,7 @@
 """One trainer per workdir; what a dead one leaves does not keep others out."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -191,3 +192,24 @@ def test_a_process_that_sees_another_folder_says_so_to_all(tmp_path, monkeypatch
     with contextlib.suppress(UserError), workdir_lock.locked(tmp_path):
         pass
     assert said[-1] is False
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EIO, errno.ENOTEMPTY])
+def test_storage_that_cannot_rename_folders_is_rejected(tmp_path, monkeypatch, code):
+    """As a bucket that gcsfuse mounts; files can be renamed there."""
+    rename = pathlib.Path.rename
+
+    def only_files(path, target):
+        if path.is_dir() and any(path.iterdir()):
+            raise OSError(code, os.strerror(code))
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", only_files)
+    with (
+        pytest.raises(
+            UserError, match=rf"cannot rename folders .*\({os.strerror(code)}\).*gs:// URL"
+        ),
+        locked(tmp_path / "run"),
+    ):
+        pass
+    assert not list((tmp_path / "run").iterdir())

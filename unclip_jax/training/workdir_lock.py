@@ -33,13 +33,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other trainers out of `workdir`; of several processes the first holds the lock.
 
     Raises:
-        UserError: another trainer is at work there, the folder cannot be written, or it is not the
-            same folder in all processes.
+        UserError: another trainer is at work there, the folder cannot be written or cannot hold
+            checkpoints, or it is not the same folder in all processes.
     """
     lock, problem = None, ""
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            _check_renames(workdir)
             lock = _acquire(workdir / FILE)
         except UserError as error:
             problem = str(error)
@@ -57,6 +58,27 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def _check_renames(workdir: pathlib.Path) -> None:
+    """Rejects a folder in which folders with contents cannot be renamed, as checkpoints are.
+
+    Raises:
+        UserError: they cannot; buckets that are mounted by gcsfuse or Mountpoint are such.
+        OSError: nothing can be written there.
+    """
+    with tempfile.TemporaryDirectory(dir=workdir, prefix=f"{FILE}.") as name:
+        folder = pathlib.Path(name, "a")
+        (folder / "b").mkdir(parents=True)
+        (folder / "b" / "c").touch()
+        try:
+            folder.rename(folder.with_name("d"))
+        except OSError as error:
+            raise UserError(
+                f"the workdir {workdir} is on storage that cannot rename folders with contents "
+                f"({error.strerror}), which checkpoints need. If it is a mounted bucket, give its "
+                "gs:// URL instead, or mount one with a hierarchical namespace."
+            ) from None
 
 
 def _check_shared(workdir: pathlib.Path, token: str) -> None:
