@@ -208,3 +208,30 @@ def test_floats_and_bytes_are_inverse_and_reach_the_ends():
     np.testing.assert_array_equal(
         to_uint8(np.float32([[[[-3.0, 3.0, 0.0]]]])).ravel(), [0, 255, 128]
     )
+
+
+@pytest.mark.parametrize(
+    ("reduced", "factor"), [(64, 4), (76, 4), (77, 2), (152, 2), (153, 1), (1, 8)]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(reduced, factor, orientation):
+    """Its pixels are the means of squares of those of the whole image, nearly."""
+    y, x = np.mgrid[:304, :512] / 40
+    waves = np.stack([np.sin(x + y), np.cos(x), np.sin(y)], axis=-1)
+    original = Image.fromarray(np.uint8(128 + 100 * waves))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(original, "JPEG", quality=95, subsampling=0, exif=exif)
+    whole = image_codec.decode(data).astype(np.float64)
+    height, width = whole.shape[:2]
+    squares = whole.reshape(height // factor, factor, width // factor, factor, 3)
+    result = image_codec.decode(data, reduced=reduced)
+    assert result.shape == (height // factor, width // factor, 3)
+    assert np.abs(result - squares.mean(axis=(1, 3))).mean() < 1.0
+
+
+def test_other_formats_are_decoded_whole():
+    data = image_codec.encode_png(
+        np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    )
+    np.testing.assert_array_equal(image_codec.decode(data, reduced=8), image_codec.decode(data))

@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import text
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.examples import ExampleConfig
-from unclip_jax.data.image_codec import encode_png
+from unclip_jax.data.image_codec import encode_jpeg, encode_png
 from unclip_jax.data.loader import Loader, LoaderConfig, make_loader
 
 PLAIN = ExampleConfig(fields=("image", "key"), image_size=16)
@@ -460,3 +460,16 @@ def test_keeping_the_rest_on_many_processes(records):
 def test_impossible_settings(records, config: dict, message: str):
     with pytest.raises(UserError, match=message):
         loader(records, **config)
+
+
+def test_fast_decoding_is_stated_with_the_data(samples):
+    pixels = np.random.default_rng(0).integers(100, 156, (128, 128, 3), dtype=np.uint8)
+    record = {**samples.record(0), "image": encode_jpeg(pixels)}
+    plain = ExampleConfig(fields=("image",), image_size=16)
+    fast = dataclasses.replace(plain, fast_decode=True)
+    loaders = [loader([record] * 4, example) for example in (plain, fast)]
+    assert [each.origin for each in loaders] == [{}, {"decoding": "reduced"}]
+    whole, reduced = (next(each)["image"] for each in loaders)
+    assert whole.shape == reduced.shape == (4, 16, 16, 3)
+    np.testing.assert_allclose(reduced, whole, atol=0.05)
+    assert not np.array_equal(reduced, whole)

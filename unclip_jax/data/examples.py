@@ -51,6 +51,8 @@ class ExampleConfig:
         bpe_dropout: probability with which merges of tokens are skipped, another time in every
             epoch.
         specials: tokens of an empty caption: 2, start and end, or 1, the end alone (T5).
+        fast_decode: decode JPEGs at a fraction of their size (`image_codec.decode`), which changes
+            pixels a little.
         arrays: names of fields that records hold as arrays (`data.pairs`), instead of images.
     """
 
@@ -65,6 +67,7 @@ class ExampleConfig:
     captions: str = "first"
     bpe_dropout: float = 0.0
     specials: int = 2
+    fast_decode: bool = False
     arrays: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -244,7 +247,8 @@ def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatc
 def _image(record: Record, config: ExampleConfig) -> image_codec.Pixels:
     """Decodes and resizes an image; crops it too, unless the crop is random."""
     try:
-        pixels = image_codec.decode(record["image"], limits=image_codec.ANY_SIZE)
+        reduced = config.image_size if config.fast_decode else 0
+        pixels = image_codec.decode(record["image"], limits=image_codec.ANY_SIZE, reduced=reduced)
     except image_codec.BadImage as error:
         raise UserError(
             f"the image of record {record['key']!r} cannot be used: {error}. "

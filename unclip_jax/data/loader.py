@@ -232,6 +232,7 @@ def make_loader(
     if example.bpe_dropout and tokenizer is not None:
         segmentation = BpeDropout(tokenizer, rate=example.bpe_dropout)
     stream = _stream(fixed, RandomPart(example, segmentation), config)
+    decoding = {"decoding": "reduced"} if example.fast_decode else {}
     fields = (*example.fields, *(("valid",) if config.remainder == "pad" else ()))
     share = _Share(stream, config, part=process_index, parts=process_count)
     identity = {
@@ -247,7 +248,7 @@ def make_loader(
         config=config,
         fields=fields,
         identity=identity,
-        origin=origin or {},
+        origin={**(origin or {}), **decoding},
         finish=finish,
     )
 

@@ -58,6 +58,8 @@ class DataConfig(PairsConfig):
             frozen features of captions and have no other null.
         bpe_dropout: probability with which merges of a training caption's tokens are skipped, so
             that it is segmented otherwise in every epoch (10 % in DALL-E).
+        fast_decode: decode JPEGs at a fraction of their size where that is large enough, in less
+            than half of the time; changes pixels a little, and exports state it.
         blur: share of low-res images that are blurred (kernel 3, sigma 0.6).
         group: neighbouring records that stay together when shuffled (hard negatives for CLIP).
         bsr: share of low-res images that go through the BSR degradation instead.
@@ -82,6 +84,7 @@ class DataConfig(PairsConfig):
     image_key: str = "image"
     caption_key: str = "caption"
     flip: bool = False
+    fast_decode: bool = False
     blur: float = 0.5
     group: int = 1
     bsr: float = 0.0
@@ -184,7 +187,11 @@ class Experiment:
             for name, value in data.items()
             if name not in free and (name in PAIR_FIELDS) == paired
         }
-        for later in ("bpe_dropout", "weights"):  # which earlier versions did not have
+        for later in (
+            "bpe_dropout",
+            "weights",
+            "fast_decode",
+        ):  # which earlier versions did not have
             if not getattr(self.data, later):
                 facts["data"].pop(later, None)
         facts["train"] = {k: train[k] for k in ("batch_size", "accumulate", "ema_decay", "seed")}

@@ -313,6 +313,7 @@ def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> example
         fields=(*fields, "caption") if captions else fields,
         image_size=data.load_size,
         flip=data.flip and not captions,
+        fast_decode=data.fast_decode,
         patch=patch,
         length=length,
         degrade=degrade,
