@@ -16,8 +16,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def interval(estimate: Mapping[str, float], *, digits: int = 2) -> str:
-    """Formats a value with its interval."""
+def interval(estimate: Mapping[str, float | None], *, digits: int = 2) -> str:
+    """Formats a value with its interval; a dash where it is not defined (None, after JSON)."""
+    if estimate["value"] is None:
+        return "–"
     value, low, high = (f"{estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 

@@ -130,6 +130,7 @@ def test_the_page_has_all_tables_and_keeps_its_own_words(tmp_path):
     cell = {"value": 0.5, "low": 0.4, "high": 0.6}
     scores = dict.fromkeys(measurement.COLUMNS, cell)
     row = {"name": "GLIDE", "paper": "2021", **scores, "diversity": cell, "frechet": cell}
+    row["binding"] = dict.fromkeys(cell)  # no caption of two unlike objects
     row |= {"side": 64, "parameters": 2_500_000, "seconds": 0.25, "flops": 3e9}
     facts = {"date": "2026-01-01", "device": "cpu", "jax": "0", "num": 4, "split": "validation"}
     facts |= {"images": 2, "seed": 0, "side": 32, "note": "", "missing": ["Imagen"]}
@@ -141,7 +142,7 @@ def test_the_page_has_all_tables_and_keeps_its_own_words(tmp_path):
     text = out.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n")
     assert "Not measured yet: Imagen." in text
-    assert "| GLIDE | 0.50 [0.40, 0.60] |" in text
+    assert "| GLIDE | 0.50 [0.40, 0.60] |" in text and "| – |" in text
     assert "| GLIDE | 2021 | 64 | 2.50 M | 3 | 0.25 |" in text
     assert "| glide | glide | 7 | 32 | 2 | 1.2 |" in text
     assert json.loads(out.with_suffix(".json").read_text())["rows"][0]["name"] == "GLIDE"
