@@ -20,7 +20,7 @@ images, for `config.data.codes`.
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from unclip_jax.cli import compilation_cache, data_flags, entry, flags, process_flags
 from unclip_jax.cli.parser import Parser
@@ -32,7 +32,11 @@ from unclip_jax.core.storage import location
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser("embed", description="Embed a data set with a frozen CLIP.")
+    parser = Parser(
+        "embed",
+        description="Embed a data set with a frozen CLIP.",
+        epilog=f"subcommands (each has its own --help): {', '.join(SUBCOMMANDS)}",
+    )
     parser.add_argument("--clip", type=location, required=True, help="export of a CLIP, or its URL")
     data_flags.add(parser)
     parser.add_argument("--out", type=location, required=True, help="folder or URL to write")
@@ -41,12 +45,12 @@ def parser() -> Parser:
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="as CLIP computes them, not of norm 1: for stages of Karlo's kind",
+        help="store embeddings as CLIP computes them, not with norm 1: for stages of Karlo's kind",
     )
     parser.add_argument(
         "--all-captions",
         action="store_true",
-        help="of several captions of an image embed all, not the first alone",
+        help="embed every caption of an image, not only the first",
     )
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="precision on disk"
@@ -67,12 +71,14 @@ def prior_parser() -> Parser:
     add("run", type=pathlib.Path, help="workdir or export of embedding_prior")
     add("--x", required=True, help="conditions, as config.data.x")
     add("--out", type=pathlib.Path, required=True, help=".npy, .safetensors, .parquet or folder")
+    add("--subjects", help="labels of the rows, for a prior with layers per subject")
     add("--num", type=int, default=1, help="samples per row")
-    add("--guidance", type=float, help="scale; default: exported")
-    add("--steps", help="of sampling; default: exported")
-    add("--temperature", type=float, help="of an autoregressive prior; default: exported")
-    add("--top-p", type=float, help="probability of the codes to choose from; default: exported")
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--guidance", type=float, help="guidance scale, 1 = off; default: as exported")
+    add("--steps", help="sampling steps, such as 25; default: as exported")
+    add("--sampler", help="sampler of the diffusion prior; default: as exported")
+    add("--temperature", type=float, help="of an autoregressive prior; default: as exported")
+    add("--top-p", type=float, help="nucleus threshold of the codes; default: as exported")
+    add("--seed", type=int, default=0, help="random seed")
     add("--batch", type=int, default=256, help="samples at once")
     return parser
 
@@ -197,13 +203,16 @@ def run_prior(argv: Sequence[str]) -> None:
     """Samples targets for arrays and writes them."""
     args = prior_parser().parse_args(argv)
     check_output(args.out, folder=not args.out.suffix)
-    from unclip_jax.data import pairs
+    from unclip_jax.data import column_files, pairs
+    from unclip_jax.data.pairs_config import SUBJECT
     from unclip_jax.inference.embedding_files import write_embeddings
     from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 
     prior = EmbeddingPriorModel.open(args.run)
     rows, keys = pairs.read_conditions(args.x)
-    names = ("num", "guidance", "steps", "temperature", "top_p", "seed", "batch")
+    if args.subjects:
+        rows = {**rows, SUBJECT: column_files.labels(args.subjects)}
+    names = ("num", "guidance", "steps", "sampler", "temperature", "top_p", "seed", "batch")
     samples = prior.sample(rows, **{name: getattr(args, name) for name in names})
     write_embeddings(samples, args.out, keys=keys)
     sys.stdout.write(f"wrote {args.out}: {len(samples)} rows, {args.num} samples each\n")
@@ -212,8 +221,7 @@ def run_prior(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Embeds every split of the data set, or runs a subcommand."""
     if argv and not argv[0].startswith("-"):
-        runs = {"prior": run_prior, "text": run_text, "join": run_join, "codes": run_codes}
-        runs[one_of("subcommand", argv[0], runs)](argv[1:])
+        SUBCOMMANDS[one_of("subcommand", argv[0], SUBCOMMANDS)](argv[1:])
         return
     args = parser().parse_args(argv)
     positive("--batch", args.batch)
@@ -238,6 +246,14 @@ def main(argv: Sequence[str]) -> None:
         workers=args.workers,
         share=share,
     )
+
+
+SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "prior": run_prior,
+    "text": run_text,
+    "join": run_join,
+    "codes": run_codes,
+}
 
 
 if __name__ == "__main__":

@@ -83,6 +83,13 @@ def test_an_argument_that_is_no_override_is_one_line(argument, message):
         example().parse_with_overrides(["--out=a", argument])
 
 
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_command_without_its_experiment_is_one_line(command):
+    module = importlib.import_module(f"unclip_jax.{command}")
+    with pytest.raises(UserError, match=r"arguments are required: --config"):
+        module.main([])
+
+
 def test_help_states_defaults_once():
     parser = example()
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0, always)")

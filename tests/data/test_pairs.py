@@ -253,6 +253,22 @@ def test_subjects_are_numbered(tmp_path):
     assert data.subjects[1][record["subject"]] == names[int(record["key"])]
 
 
+def test_subjects_are_those_of_a_model_by_their_labels(tmp_path):
+    names = ["s2", "s10"] * (N // 2)
+    (tmp_path / "subjects.txt").write_text("\n".join(names))
+    data = opened(tmp_path, subjects=f"{tmp_path}/subjects.txt", eval_share=0.0)
+    assert data.fields()["subject"].labels == ("s10", "s2")  # sorted as text
+    model = ("s1", "s2", "s10")
+    fields = {**data.fields(), "subject": Field((), "int32", 0, 2, model)}
+    rows = data.open_split("train", fields)
+    assert [model[rows[i]["subject"]] for i in range(N)] == [
+        names[int(rows[i]["key"])] for i in range(N)
+    ]
+    fields["subject"] = Field((), "int32", 0, 1, ("s1", "s2"))
+    with pytest.raises(UserError, match=r"no layer for the subject 's10'; this prior has s1, s2\."):
+        data.open_split("train", fields)
+
+
 def broken(x):
     x = X.copy()
     x[[3, 5], 1] = np.nan

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from unclip_jax import embed, evaluate, train
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import fit_prior, loading
-from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+from unclip_jax.inference.embedding_prior import EmbeddingPriorModel, conditions_of
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 
@@ -105,6 +105,22 @@ def test_the_linear_prediction_depends_neither_on_encoder_nor_on_guidance(prior,
     np.testing.assert_array_equal(guess, prior.linear(x))
     with pytest.raises(UserError, match="ridge regression needs x too"):
         encoded.linear({"subject": np.array([0, 1, 1])})
+
+
+def test_subjects_are_given_by_their_labels(prior, arrays):
+    encoder = EncoderConfig(width=8, subjects=3, labels=("s1", "s10", "s2"))
+    cfg, x = dataclasses.replace(prior.cfg, encoder=encoder), arrays[0][:3]
+    fields, count = conditions_of(cfg, {"x": x, "subject": ["s2", "s1", "s10"]})
+    assert count == 3 and fields["subject"].tolist() == [2, 0, 1]
+    with pytest.raises(UserError, match=r"no subject 's3'; this prior has s1, s10, s2\."):
+        conditions_of(cfg, {"x": x, "subject": ["s2", "s3", "s1"]})
+    numbered = dataclasses.replace(cfg, encoder=EncoderConfig(width=8, subjects=3))
+    fields, _ = conditions_of(numbered, {"x": x, "subject": np.array([2, 0, 1])})
+    assert fields["subject"].tolist() == [2, 0, 1]
+    with pytest.raises(UserError, match="give 'subject', one label per row"):
+        conditions_of(cfg, x)
+    with pytest.raises(UserError, match="labels has 1 labels for 3 subjects"):
+        EncoderConfig(width=8, subjects=3, labels=("s1",))
 
 
 def test_it_is_saved_and_opened(prior, tmp_path):

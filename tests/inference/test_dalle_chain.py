@@ -135,7 +135,7 @@ def test_chains_share_a_run_and_each_takes_the_upsamplers_of_its_size(run_dir, t
     replace_manifest(path, dataclasses.replace(handoff.read_manifest(path), image_size=32))
     names = [s.name for s in load.find_cascade(run, prior_name="dalle").cascade.stages]
     assert names == ["clip", "dalle", "dvae"]
-    with pytest.raises(UserError, match="unknown prior 'dale'. Did you mean 'dalle'"):
+    with pytest.raises(UserError, match="unknown prior or chain 'dale'. Did you mean 'dalle'"):
         load.find_cascade(run, prior_name="dale")
 
 

@@ -56,6 +56,7 @@ def test_a_folder_of_clip_retrieval(tmp_path):
     source = EmbeddingSource(tmp_path / "z")
     np.testing.assert_array_equal(source.vectors("z_img", 0, 6), SAMPLES.reshape(6, 4))
     assert source[3]["key"] == "b/1"
+    assert not list((tmp_path / "z" / "text_emb").glob("*.npy"))  # they embed no caption
     with pytest.raises(UserError, match="holds embeddings already"):
         write_embeddings(SAMPLES, tmp_path / "z")
 

@@ -491,6 +491,7 @@ def test_engines_write_the_same_shards(
         (["--shard=1"], "--shard is '1'; give I/N"),
         (["--dedup=fuzzy"], "fuzzy"),
         (["--tokenizer-sample=0"], "--tokenizer-sample is 0"),
+        (["--vocab-size=-1"], "--vocab-size is -1; it must lie in [514, 1000000]"),
         (["--index", "--max-side=8"], "--index leaves images in their tars, as they are"),
         (["--shard-mb=0"], "shard_mb is 0.0"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import pytest
 from tests.stages import tiny
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.config import as_dict, build
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
@@ -292,6 +294,17 @@ def test_the_model_takes_the_shapes_of_the_data():
     assert {name: (f.shape, f.dtype) for name, f in spec.items()} == {
         name: (f.shape, f.dtype) for name, f in fields.items()
     }
+
+
+def test_the_layers_of_an_encoder_have_the_labels_of_the_data():
+    labels = ("s1", "s10", "s2")
+    fields = {"brain": Field((6,), "float32"), "y": Field((5,), "float32")}
+    fields["subject"] = Field((), "int32", 0, 2, labels)
+    cfg = resolve_fields(config(encoder=EncoderConfig(width=8)), fields)
+    assert (cfg.encoder.subjects, cfg.encoder.labels) == (3, labels)
+    assert embedding_prior.make(cfg).batch_spec["subject"].labels == labels
+    stored = json.loads(json.dumps(as_dict(cfg)))
+    assert build(EmbeddingPriorStageConfig, stored, where="config") == cfg
 
 
 def test_a_constant_dimension_cannot_be_standardised():

@@ -1,6 +1,7 @@
 """The parser of commands that read an experiment: --config, overrides, and help on its keys."""
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ class ExperimentParser(Parser):
 
 def _config_of(argv: Sequence[str]) -> str:
     """Returns the value of --config, or "" without one."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*argv, ""]):
         if argument.startswith("--config="):
             return argument.removeprefix("--config=")
         if argument == "--config" and not following.startswith("-"):

@@ -31,7 +31,7 @@ def parser() -> Parser:
     add("source", nargs="+", type=pathlib.Path, help="folder or file of weights")
     add("--out", type=pathlib.Path, required=True, help="folder to write")
     add("--to", choices=LAYOUTS, default="unclip_jax", help=f"layout: {', '.join(LAYOUTS)}")
-    add("--stages", help="comma-separated; default: all that the source has")
+    add("--stages", help="stages of a pipeline to convert, comma-separated; default: all")
     add("--dtype", default="float32", help="float32 or bfloat16")
     add("--tokenizer", type=pathlib.Path, help="folder, where the source has none")
     add("--clip", type=pathlib.Path, help="export of the CLIP of a source without one")

@@ -22,12 +22,14 @@ class Field:
         dtype: NumPy dtype name.
         low: least allowed value, or None.
         high: greatest allowed value, or None.
+        labels: what the values from 0 on stand for, if they have names.
     """
 
     shape: tuple[int, ...]
     dtype: str
     low: int | float | None = None
     high: int | float | None = None
+    labels: tuple[str, ...] = ()
 
 
 BatchSpec = Mapping[str, Field]

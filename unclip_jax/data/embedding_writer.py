@@ -2,8 +2,8 @@
 
 `EmbeddingFolder` takes shards in any order, from any number of processes that share the folder. A
 shard counts as written when its report is there, because that file is renamed into place last; it
-states the origin of the shard, its moments and the digests of its files. `finish` adds the reports
-up, so no row is read again. `EmbeddingWriter` takes rows in order instead.
+states the origin of the shard, its moments and the digests of its files. `complete` adds up the
+reports, so no row is read again. `EmbeddingWriter` takes rows in order instead.
 """
 
 import json
@@ -323,7 +323,7 @@ def _check_rows(
         raise UserError(f"embeddings do not match: {stated}.")
     if not all(np.isfinite(rows).all() for rows in vectors.values()):
         raise UserError(
-            f"an embedding near {keys[0]!r} is not finite; the CLIP export is damaged or its "
+            f"an embedding near {keys[0]!r} is NaN or infinite; its model is damaged, or its "
             "training diverged."
         )
 

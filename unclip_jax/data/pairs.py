@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from unclip_jax.core.batch import Field
-from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.checks import UserError, listed, one_of
 from unclip_jax.data import column_files
 from unclip_jax.data.columns import Column
 from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig, locations
@@ -72,7 +72,8 @@ class Pairs(NamedTuple):
             if column.ragged:
                 fields[mask_name(name)] = Field(column.shape[:1], "bool")
         if self.subjects:
-            fields[SUBJECT] = Field((), "int32", 0, len(self.subjects[1]) - 1)
+            labels = self.subjects[1]
+            fields[SUBJECT] = Field((), "int32", 0, len(labels) - 1, labels)
         return fields
 
     def open_split(self, split: str, fields: Mapping[str, Field]) -> "PairSource":
@@ -89,7 +90,27 @@ class Pairs(NamedTuple):
                 f"the {split} split holds none of the {len(self.rows)} pairs; change "
                 "config.data.eval_share, splits or groups."
             )
-        return PairSource(self, numbers, fields)
+        subjects = fields.get(SUBJECT)
+        own = self if subjects is None else self._numbered(subjects.labels)
+        return PairSource(own, numbers, fields)
+
+    def _numbered(self, labels: tuple[str, ...]) -> "Pairs":
+        """Returns the pairs with the subject numbers of a model that has these labels.
+
+        Raises:
+            UserError: the model has no layer for a subject.
+        """
+        if self.subjects is None or not labels:
+            return self
+        numbers, own = self.subjects
+        unknown = [label for label in own if label not in labels]
+        if unknown:
+            raise UserError(
+                f"there is no layer for the subject {unknown[0]!r}; this prior has "
+                f"{listed(labels, most=8, separator=', ')}."
+            )
+        places = np.array([labels.index(label) for label in own], np.int32)
+        return self._replace(subjects=(places[numbers], labels))
 
 
 class PairSource:

@@ -26,6 +26,7 @@ from unclip_jax.data import language_tokenizers
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FILES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 CLIP_MERGES = 49152 - 256 - 2  # of the file's lines CLIP uses these many
+MAX_VOCAB = 1_000_000
 MIN_VOCAB = 2 * 256 + 2  # every byte, every byte that ends a word, start and end
 _LETTERS = re.compile(r"[^\W\d_]+")
 _LAST_BYTE = 0xE000  # private characters that no byte symbol uses
@@ -205,7 +206,7 @@ def train(captions: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -
     Raises:
         UserError: `vocab_size` cannot hold every byte.
     """
-    in_range("vocab_size", vocab_size, MIN_VOCAB, 1_000_000)
+    in_range("vocab_size", vocab_size, MIN_VOCAB, MAX_VOCAB)
     symbols = _byte_symbols()
     # The library's own word-end suffix makes its results differ from run to run: it numbers the
     # suffixed symbols in the order of a randomly seeded table. So a word's last byte is shown to it

@@ -45,7 +45,7 @@ class TextRequest(Seeded):
         None, help="steps of the decoder: 50, ddim25, fast27, logsnr20, 22@140, ..."
     )
     sampler: str | None = option(
-        None, help="sampler of the decoder: ancestral, ddim, dpmpp_2m, dpmpp_3m, heun"
+        None, help="sampler of the decoder: ancestral, ddim, dpmpp_2m, dpmpp_3m, heun, edm"
     )
     prior_guidance: float | None = option(
         None, help="guidance scale of the prior, 1 = off", low=0, high=MAX_GUIDANCE

@@ -144,7 +144,8 @@ def _sampled(
             pairs = zip(rows[one.name], lengths, strict=True)
             conditions[one.name] = [row[: int(length)] for row, length in pairs]
     if SUBJECT in rows:
-        conditions[SUBJECT] = rows[SUBJECT]
+        labels = model.cfg.encoder.labels
+        conditions[SUBJECT] = [labels[n] for n in rows[SUBJECT]] if labels else rows[SUBJECT]
     num = config.num if model.cfg.generative else 1
     steps = config.steps if model.cfg.method == "diffusion" else None
     options = {"guidance": config.guidance, "steps": steps, "seed": config.seed}

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import atomic_path
-from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.embedding_writer import EmbeddingFolder
 
 SUFFIXES = (".npy", ".safetensors", ".parquet", "")
 
@@ -82,8 +82,9 @@ def _table(flat: np.ndarray, names: list[str], num: int) -> pyarrow.Table:
 def _write_folder(flat: np.ndarray, path: pathlib.Path, keys: list[str]) -> None:
     if flat.ndim != 2:
         raise UserError(f"{path} would hold sequences; clip-retrieval's folders hold vectors.")
-    writer = EmbeddingWriter(path, info={"data": "samples of an embedding_prior"})
-    if writer.written:
+    info = {"data": "samples of an embedding_prior"}
+    folder = EmbeddingFolder(path, info=info, dtype="float32")
+    if folder.finished:
         raise UserError(f"{path} holds embeddings already; give another folder.")
-    writer.add(keys, [""] * len(keys), z_img=flat, z_txt=flat)
-    writer.finish()
+    folder.write(0, keys=keys, captions=[""] * len(keys), vectors={"z_img": flat})
+    folder.complete(1)

@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, in_range
+from unclip_jax.core.checks import UserError, in_range, listed
 from unclip_jax.core.files import check_local
 from unclip_jax.core.types import Keys, Params
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
+from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import SUBJECT, EmbeddingPriorStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 
-Rows = np.ndarray | Sequence[np.ndarray]
+Rows = np.ndarray | Sequence[np.ndarray] | Sequence[str]
 BATCH = 256  # samples at once
 
 
@@ -233,7 +234,7 @@ def conditions_of(
         others = ", ".join(unknown) or "none"
         raise UserError(f"this prior has the conditions {', '.join(conditions)}, not {others}.")
     if field is not None and SUBJECT not in x:
-        raise UserError(f"this prior has layers per subject; give {SUBJECT!r}, one number per row.")
+        raise UserError(f"this prior has layers per subject; give {SUBJECT!r}, one label per row.")
     counts = {name: len(rows) for name, rows in x.items()}
     if len(set(counts.values())) > 1 or not min(counts.values()):
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -241,23 +242,28 @@ def conditions_of(
     fields: dict[str, np.ndarray] = {}
     for name, rows in x.items():
         if name == SUBJECT:
-            fields[name] = _subjects(rows, int(field.high or 0) if field else 0)
+            fields[name] = _subjects(rows, cfg.encoder)
         else:
             fields |= _filled(conditions[name], rows)
     return fields, next(iter(counts.values()))
 
 
-def _subjects(rows: Rows, most: int) -> np.ndarray:
-    """Returns the numbers of subjects.
+def _subjects(rows: Rows, encoder: EncoderConfig) -> np.ndarray:
+    """Returns the numbers of subjects that are given by their labels.
 
     Raises:
         UserError: the model has no such subject.
     """
-    numbers = np.asarray(rows).reshape(-1)
-    unknown = numbers[(numbers < 0) | (numbers > most)]
-    if len(unknown):
-        raise UserError(f"there is no subject {unknown[0]}; this prior has 0 to {most}.")
-    return numbers.astype(np.int32)
+    labels = encoder.labels or tuple(map(str, range(encoder.subjects)))
+    numbers = {label: number for number, label in enumerate(labels)}
+    names = [str(label) for label in np.asarray(rows).reshape(-1)]
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        raise UserError(
+            f"there is no subject {unknown[0]!r}; this prior has "
+            f"{listed(labels, most=8, separator=', ')}."
+        )
+    return np.array([numbers[name] for name in names], np.int32)
 
 
 def _filled(one: ConditionConfig, rows: Rows) -> dict[str, np.ndarray]:

@@ -157,7 +157,7 @@ def select(exports: Mapping[str, pathlib.Path], name: str) -> Selection:
     Raises:
         UserError: there is no such prior or chain, or the run has several and none is named.
     """
-    one_of("prior", name, dict.fromkeys([*prior_names(), *registry.chains()]))
+    one_of("prior or chain", name, dict.fromkeys([*prior_names(), *registry.chains()]))
     chain = name if name in registry.chains() else registry.folder_entry(name).chain
 
     def has(chain: str, role: str) -> bool:

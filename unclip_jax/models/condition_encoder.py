@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from unclip_jax.core.checks import in_range, positive
+from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.models.clip import INITIAL_LOG_SCALE, logit_scale
 from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, fan_in_normal
 from unclip_jax.parallel.axes import sharded
@@ -27,6 +27,7 @@ class EncoderConfig:
         depth: its blocks.
         tokens: number of tokens that the prior reads.
         subjects: number of first layers, chosen by the field "subject"; 1 = one for all.
+        labels: of the subjects, in the order of their layers; () = numbers from 0 on.
         contrastive: weight of the contrastive loss beside the prior's; 0 = off.
         mixup: parameter of the Beta distribution by which conditions are mixed for the contrastive
             loss (BiMixCo of MindEye, arXiv 2305.18274, section 3.3); 0 = they are not mixed.
@@ -36,6 +37,7 @@ class EncoderConfig:
     depth: int = 2
     tokens: int = 4
     subjects: int = 1
+    labels: tuple[str, ...] = ()
     contrastive: float = 0.0
     mixup: float = 0.0
 
@@ -46,6 +48,10 @@ class EncoderConfig:
         in_range(f"{where}.mixup", self.mixup, 0.0, 1e3)
         for name in ("depth", "tokens", "subjects"):
             positive(f"{where}.{name}", getattr(self, name))
+        if self.labels and len(self.labels) != self.subjects:
+            raise UserError(
+                f"{where}.labels has {len(self.labels)} labels for {self.subjects} subjects."
+            )
 
 
 class ConditionEncoder(nn.Module):

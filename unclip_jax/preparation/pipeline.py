@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from PIL import Image
 from tqdm import tqdm
 
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Location
 from unclip_jax.data import dataset_manifest, text
@@ -51,6 +51,7 @@ class TokenizerConfig:
 
     def __post_init__(self):
         positive("--tokenizer-sample", self.sample)
+        in_range("--vocab-size", self.vocab_size, text.MIN_VOCAB, text.MAX_VOCAB)
 
     def load(self) -> Tokenizer | None:
         """Loads the tokenizer that `source` names, if it names one."""

@@ -153,7 +153,7 @@ def batch_spec(cfg: EmbeddingPriorStageConfig) -> BatchSpec:
         if one.ragged:
             spec[f"{one.name}_mask"] = Field(one.shape[:1], "bool")
     if cfg.encoder.width and cfg.encoder.subjects > 1:
-        spec[SUBJECT] = Field((), "int32", 0, cfg.encoder.subjects - 1)
+        spec[SUBJECT] = Field((), "int32", 0, cfg.encoder.subjects - 1, cfg.encoder.labels)
     spec[TARGET] = Field(cfg.model.target, "float32")
     if cfg.model.ragged:
         spec[f"{TARGET}_mask"] = Field(cfg.model.target[:1], "bool")
@@ -185,7 +185,8 @@ def resolve_fields(cfg: EmbeddingPriorStageConfig, fields: BatchSpec) -> Embeddi
     )
     encoder = cfg.encoder
     if SUBJECT in fields and encoder.width:
-        encoder = dataclasses.replace(encoder, subjects=int(fields[SUBJECT].high or 0) + 1)
+        subjects, labels = int(fields[SUBJECT].high or 0) + 1, fields[SUBJECT].labels
+        encoder = dataclasses.replace(encoder, subjects=subjects, labels=labels)
     return dataclasses.replace(cfg, model=model, encoder=encoder)
 
 
