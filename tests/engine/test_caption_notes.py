@@ -46,8 +46,10 @@ def test_captions_beyond_the_context_of_a_stage_are_cut_with_a_remark(tokenizers
     assert remarks[0].startswith(f"{long!r} is longer than the {count - 1} tokens that the clip")
 
 
-def test_empty_captions_leave_everything_to_the_models(tokenizers):
+def test_empty_captions_are_remarked_on(tokenizers):
     for captions in (("",), ("a person", "  ")):
-        assert notes(tokenizers, *captions) == ["an empty caption leaves everything to the models"]
+        assert notes(tokenizers, *captions) == [
+            "a caption is empty, so its images may show anything"
+        ]
     blend = BlendRequest(texts=("a person", "a zebra"), noise="fresh")
     assert len(caption_notes.notes(blend, tokenizers)) == 1

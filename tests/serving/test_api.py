@@ -156,7 +156,13 @@ def _until(true):
         ("POST", "/api/variations", {"image": encoded(b"some words")}, 400, "not an image"),
         ("POST", "/api/variations", {"image": "?"}, 400, "image is no base64"),
         ("POST", "/api/variations", {"image": 7}, 400, "give an image file as base64"),
-        ("POST", "/api/blend", {"texts": ["a"]}, 400, "a blend needs at least two things, not 1"),
+        (
+            "POST",
+            "/api/blend",
+            {"texts": ["a"]},
+            400,
+            "a blend needs at least two images or texts, not 1",
+        ),
         ("POST", "/api/probe-pca", {"images": [encoded(png())]}, 400, "server has no embeddings"),
     ],
 )

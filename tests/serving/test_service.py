@@ -86,7 +86,7 @@ def test_a_blend_of_images_and_captions(service):
     served = ask(service, "blend", **values, num=2)
     assert served.result.labels == ("0.67 images.png + 0.33 -x",) * 2
     assert np.any(pixels(served)[0] != pixels(served)[1])
-    with pytest.raises(UserError, match="a blend needs at least two things, not 1"):
+    with pytest.raises(UserError, match="a blend needs at least two images or texts, not 1"):
         ask(service, "blend", texts=["a"])
 
 

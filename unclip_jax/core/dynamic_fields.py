@@ -1,4 +1,4 @@
-"""Numbers of settings that a compiled function takes as arguments.
+"""Settings split into a static part and numbers that are arguments of a compiled function.
 
 A frozen dataclass of settings is a static argument of a compiled function: one program per value.
 Numbers of fields declared with `dynamic` are taken out before the call (`split`) and put back while

@@ -1,4 +1,4 @@
-"""Remarks on the captions of a request that the models cannot make much of."""
+"""Remarks on the captions of a request that the models handle poorly."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,7 +7,7 @@ from unclip_jax.data.text import Tokenizer
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.request_base import Request
 
-# Fields whose texts are captions; an empty one of CAPTIONS leaves everything to the models.
+# Fields whose texts are captions; an empty one of CAPTIONS is worth a remark.
 CAPTIONS = ("captions", "texts")
 LONGEST = 4096  # tokens that are counted
 FIELDS = (*CAPTIONS, "caption", "target", "source", "negative")
@@ -32,7 +32,7 @@ def notes(
     lists = {name: _texts(values.get(name)) for name in FIELDS}
     remarks = []
     if any(not text.strip() for name in CAPTIONS for text in lists[name]):
-        remarks.append("an empty caption leaves everything to the models")
+        remarks.append("a caption is empty, so its images may show anything")
     for name, context in (contexts or {}).items():
         long = [text for texts in lists.values() for text in texts if name in tokenizers]
         long = [text for text in long if context and _length(tokenizers[name], text) > context]

@@ -11,10 +11,10 @@ from unclip_jax.engine.request_fields import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InpaintRequest(DecodingRequest):
-    """A part of an image filled, the rest kept bit for bit (RePaint)."""
+    """Inpainting of a masked part; pixels outside the mask do not change (RePaint)."""
 
     name = "inpaint"
-    summary = "Fill the light part of a mask, for a caption or in the manner of the image."
+    summary = "Inpaint the white part of a mask, with an optional caption."
 
     image: ImageInput = option(help="an image", positional=True)
     mask: ImageInput = option(
@@ -22,8 +22,8 @@ class InpaintRequest(DecodingRequest):
     )
     caption: str | None = option(None, help="caption of the whole image [none]")
     num: int = option(4, help="images", low=1, high=MAX_IMAGES)
-    repeats: int = option(5, help="times that each stretch of steps is walked", low=1, high=100)
-    jump: int = option(10, help="steps in a stretch", low=1, high=1000)
+    repeats: int = option(5, help="RePaint: runs of each segment of steps", low=1, high=100)
+    jump: int = option(10, help="RePaint: steps in a segment", low=1, high=1000)
     eta: float = option(1.0, help="noise share of DDIM", low=0, high=1)
     steps: str = option("50", help="steps of the decoder: ddim250, 50, ...")
     guidance: float = option(3.0, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)

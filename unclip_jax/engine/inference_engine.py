@@ -5,8 +5,8 @@
     latent = engine.encode("one.png")
 
 Images are processed in batches of one shape over all devices, of one process or of several. Every
-step is compiled once and kept: seeds, captions, images, eta and the points of a path are data to
-it; chains and options are not.
+step is compiled once and kept: seeds, captions, images, guidance scales, eta and the points of a
+path are arguments of the program; chains and other options are static.
 """
 
 import functools
@@ -126,7 +126,7 @@ class InferenceEngine:
 
     @property
     def watched(self) -> bool:
-        """True if somebody follows the progress, so that the decoder runs in parts."""
+        """True if there is a progress callback; the decoder then runs in parts."""
         return self.runner.progress is not None
 
     # The models.

@@ -1,4 +1,4 @@
-"""Images kept by the noise of every step (DDPM inversion): inverted, decoded again, enlarged."""
+"""Images encoded as DDPM noise maps (DDPM inversion): inverted, decoded again, enlarged."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -40,7 +40,7 @@ class Request:
         return not cls.needs or cls.needs in conditions | z_img
 
     def validate(self) -> None:
-        """Checks what fields must agree on.
+        """Checks constraints between fields.
 
         Raises:
             UserError: naming the fields.
@@ -114,7 +114,7 @@ class EncodingRequest(DecodingRequest):
     )
     details: str | None = option(
         None,
-        help="noise of the upsamplers: found by inverting them too, or fresh [inverted]",
+        help="noise of the upsamplers: inverted, or fresh [inverted]",
         choices=("inverted", "fresh"),
     )
     upsampler_steps: str | None = option(

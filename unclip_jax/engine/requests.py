@@ -59,14 +59,16 @@ class TextRequest(Seeded):
         None, help="autoregressive prior, DALL-E: temperature, 0 = greedy", low=0, high=100
     )
     prior_top_k: int | None = option(
-        None, help="autoregressive prior, DALL-E: most probable codes to draw from", low=1
+        None,
+        help="autoregressive prior, DALL-E: most probable codes to sample from",
+        low=1,
     )
     prior_top_p: float | None = option(
         None, help="autoregressive prior, DALL-E: nucleus, 1 = all", low=0, high=1
     )
     prior_dot_percentile: float | None = option(
         None,
-        help="autoregressive prior: z_img . z_txt is to lie above this percentile",
+        help="autoregressive prior: percentile of z_img . z_txt to condition on a value above",
         low=0,
         high=99.9,
     )
@@ -74,7 +76,10 @@ class TextRequest(Seeded):
         None, help="embeddings per caption, of which the nearest is used", low=1, high=64
     )
     best_of: int = option(
-        1, help="images per image asked for, of which CLIP keeps the nearest", low=1, high=512
+        1,
+        help="candidates per image, of which CLIP selects the nearest",
+        low=1,
+        high=512,
     )
     condition: str = option(
         "prior", help="source of z_img; z_txt skips the prior", choices=("prior", "z_txt")
@@ -88,7 +93,7 @@ class TextRequest(Seeded):
     guidance_schedule: str = option("constant", help=SCHEDULES)
     negative: str | None = option(None, help="a caption that guidance leads away from")
     previews: int = option(
-        0, help="predictions of each image on the way to show as well", low=0, high=64
+        0, help="number of intermediate predictions of x_0 to return per image", low=0, high=64
     )
     animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
 
@@ -141,7 +146,7 @@ class ReconstructRequest(EncodingRequest):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VariationsRequest(EncodingRequest):
-    """Images like one image, the freer the larger eta (unCLIP, section 3.1)."""
+    """Variations of an image, which deviate more for a larger eta (unCLIP, section 3.1)."""
 
     name = "variations"
     summary = "Decode the latent of one image with growing noise: 0 reconstructs it."
@@ -163,7 +168,7 @@ class InterpolateRequest(EncodingRequest):
     """A path through two images or more (unCLIP, section 3.2)."""
 
     name = "interpolate"
-    summary = "Blend images step by step, in what CLIP sees and in everything else."
+    summary = "Interpolate images: their CLIP embeddings, and their noise x_T if it is inverted."
 
     images: tuple[ImageInput, ...] = option(
         help="two or more images or .npz latents, in order",
@@ -174,8 +179,8 @@ class InterpolateRequest(EncodingRequest):
     frames: int = option(7, help="images per pair, both ends counted", low=2, high=1000)
     noise: str = option(
         "shared",
-        help="one random x_T for the whole path, another for every seed; or (inverted) x_T between "
-        "the images' own, so that the ends are the images, and frames between them less clean",
+        help="shared: one random x_T for all frames; inverted: interpolate the inverted x_T, so "
+        "that the ends reproduce the images and frames between them are less clean",
         choices=("inverted", "shared"),
     )
     animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
@@ -235,7 +240,7 @@ class TextDiffRequest(EncodingRequest):
 
     @property
     def inverts_details(self) -> bool:
-        """Fresh by default under ddpm, where inverted details leave rims of the old colour."""
+        """Fresh by default under ddpm, where inverted details leave fringes of the old colour."""
         fresh = self.keeps_noise_maps and self.details is None
         return not fresh and super().inverts_details
 
@@ -330,7 +335,7 @@ class BlendRequest(EncodingRequest):
                 )
         if count < 2:
             raise UserError(
-                f"a blend needs at least two things, not {count}; give images and texts."
+                f"a blend needs at least two images or texts, not {count}; give images and texts."
             )
         if self.num > 1 and not self.fresh:
             raise UserError(f"num is {self.num}, but images differ only with noise=fresh.")
@@ -370,8 +375,8 @@ class UpscaleRequest(Seeded):
     images: tuple[ImageInput, ...] = option(help="images", positional=True)
     from_size: int | None = option(
         None,
-        help="side to start from, one that an upsampler takes [the largest that no image is "
-        "smaller than]",
+        help="side to start from, one that an upsampler takes [the largest that is not above the "
+        "smallest image]",
         low=1,
         high=4096,
     )

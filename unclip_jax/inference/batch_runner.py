@@ -25,7 +25,7 @@ class BatchRunner:
     Attributes:
         mesh: the devices, of all processes.
         batch: images at once.
-        progress: called with the state of the work; None = nobody follows it.
+        progress: called with the state of the work; None = no callback.
     """
 
     def __init__(self, config: Any, *, batch: int):
@@ -91,7 +91,7 @@ class BatchRunner:
         return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:count], *results)
 
     def report(self, state: Progress) -> None:
-        """Tells whoever follows the progress."""
+        """Calls the progress callback, if there is one."""
         if self.progress is not None:
             self._state = state
             self.progress(state)

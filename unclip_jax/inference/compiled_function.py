@@ -1,4 +1,4 @@
-"""A compiled function of models: guidance scales and eta are data, and it says when it compiles."""
+"""A wrapper of `jax.jit` that traces guidance scales and eta, and reports compilation."""
 
 import functools
 from collections.abc import Callable
@@ -64,7 +64,7 @@ class CompiledFunction(Generic[T]):
         self._compiling(True)
         try:
             result = self._run(numbers, *args, **data, **fixed)
-        except UserError:  # which knows no numbers; traced with them, it names the value
+        except UserError:  # its message shows tracers; that of known numbers shows values
             jax.eval_shape(functools.partial(self._function, **settings), *args, **data)
             raise
         finally:

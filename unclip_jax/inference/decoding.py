@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
-    """Settings of decoding; hashable, so that one value is one compiled program.
+    """Settings of decoding; one compiled program each, apart from the guidance scale and eta.
 
     Attributes:
         sampling: grid, sampler and threshold; its `guidance_scale` is not used here.
@@ -56,7 +56,7 @@ class DecodeOptions:
 
 
 def faithful(steps: str = "ddim250") -> SamplingConfig:
-    """Returns sampling that inverts DDIM inversion: deterministic, no clipping (ADM, app. F)."""
+    """Returns deterministic DDIM without clipping, the inverse of DDIM inversion (ADM, app. F)."""
     return SamplingConfig(steps=steps, sampler="ddim", eta=0.0, threshold="none")
 
 
@@ -113,7 +113,7 @@ def decode(
     eta: PerExample | None = None,
     inpaint: InpaintTarget | None = None,
 ) -> Decoded:
-    """Samples images from x_T; pure, one program per `options`.
+    """Samples images from x_T; a pure function.
 
     With `fresh_noise(cfg, keys)` and the stage's own sampling these are the images of
     `stages.decoder.sample`.

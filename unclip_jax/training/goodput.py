@@ -1,4 +1,4 @@
-"""Goodput: what the time of a run was spent on, over all sessions that it took.
+"""Goodput: the time of a run by use, in every session.
 
 `goodput.json` in the workdir has one entry per session: seconds in total and of starting,
 compiling, waiting for data, saving, evaluating and of steps taken again because a session before
