@@ -68,7 +68,8 @@ class Pairs(NamedTuple):
         fields: dict[str, Field] = {}
         for name, column in self.columns.items():
             dtype = "int32" if column.integer else "float32"
-            fields[name] = Field(column.shape, dtype, *(column.range() if column.integer else ()))
+            low, high = column.range() if column.integer else (None, None)
+            fields[name] = Field(column.shape, dtype, low, high)
             if column.ragged:
                 fields[mask_name(name)] = Field(column.shape[:1], "bool")
         if self.subjects:
