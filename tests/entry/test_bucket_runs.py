@@ -117,8 +117,7 @@ def test_from_tars_in_a_bucket_to_images(tmp_path, caplog, monkeypatch):
         bucket = Url(f"gs://{object_stores.BUCKET}")
         upload(tmp_path / "in", bucket / "in")
         inputs = [f"{split}={bucket}/in/{split}" for split in ("train", "validation")]
-        prepare.main([*inputs, f"--out={tmp_path}/data", tokenizer])
-        upload(tmp_path / "data", bucket / "data")
+        prepare.main([*inputs, f"--out={bucket}/data", tokenizer])
         data, embeddings = f"{bucket}/data", f"{bucket}/embeddings"
         clip = f"--clip={tmp_path}/cascade/clip/export"
         where = (f"--data={data}", f"--out={embeddings}", "--batch=24")
