@@ -30,7 +30,8 @@ class ExperimentParser(Parser):
             "--config",
             required=True,
             metavar="NAME:SIZE",
-            help="experiment such as prior:shapes, or FILE.py:SIZE; with --help also lists its keys"
+            help="experiment such as prior:shapes, or FILE.py:SIZE; without a size the paper's, or "
+            "the one that the file names; with --help also lists its keys"
             f"{config_help}",
         )
 

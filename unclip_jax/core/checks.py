@@ -28,7 +28,9 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     """Returns ' Did you mean "x"?' for a near miss, else a list of the choices."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(choices)}."
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    return f" Known: {', '.join(choices)}." if choices else ""
 
 
 def listed(items: Sequence[Any], *, most: int = 10, separator: str = "; ") -> str:

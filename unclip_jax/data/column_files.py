@@ -152,7 +152,8 @@ def _files(location: str, path: str) -> list[pathlib.Path]:
     """
     paths = [path] if pathlib.Path(path).is_file() else sorted(glob.glob(path))
     if not paths:
-        raise UserError(f"there is no {path} (of {location}); give the path of a file of arrays.")
+        of = "" if path == location else f" (of {location})"
+        raise UserError(f"there is no file {path}{of}; give the path of a file of arrays.")
     return [pathlib.Path(one) for one in paths]
 
 
