@@ -2,10 +2,11 @@ r"""Discrete VAE: an image as a grid of codes, and back; the first half of DALL-
 
 Paper: Ramesh et al. 2021 (arXiv 2102.12092), sections 2.1 and A.
 Run:   python -m unclip_jax.train --config=experiments/dvae.py:shapes --workdir=runs/shapes/dvae
-Cost:  shapes: about 9 minutes on 2 CPU cores. paper: 3M steps at batch 512.
-Expect: psnr rises, usage near 1 with fsq; with gumbel usage falls from the start and recovers as
-    the temperature falls, relax_gap near 0 at the end. All images as a few codes (usage below 1 %)
-    means that pixels have another range than [-1, 1].
+Cost:  shapes: about 7 minutes on 2 CPU cores. paper: 3M steps at batch 512.
+Expect: psnr rises; shapes: 33 dB, 40 % of the codes in use, since most squares are plain ground.
+    With gumbel usage falls from the start and recovers as the temperature falls, relax_gap near 0
+    at the end. All images as a few codes (usage below 1 %) means that pixels have another range
+    than [-1, 1].
 Needs: images.
 """
 
@@ -76,7 +77,8 @@ def _small(size: str) -> ConfigDict:
     # schedule and has no dead codes. Of 200 reconstructions the checker accepts 7 % after 1,200
     # steps with logit_laplace (21.7 dB), and 16 % after 400 with squared errors (24.3 dB): where
     # grounds are exactly predictable their scale falls, and edges, whose scale is large, count
-    # little. Three times both rates change nothing.
+    # little. Three times both rates change nothing. After 2,500 steps it accepts 89 % (33.3 dB,
+    # perplexity 133), 12 CPU minutes.
     config = paper()
     config.size = size
     net, data, optim, train = config.model.model, config.data, config.optim, config.train
