@@ -452,7 +452,7 @@ LONG = "x" * 10_001
         ("text-diff {}/one.png blue --inversion=ddpm --strength=2", "strength is 2.0; it must"),
         ("text-diff {}/one.png ", "target is empty; say what"),
         (f"text-diff {{}}/one.png {LONG}", "target has 10001 characters"),
-        ("blend --image {}/one.png", "a blend needs at least two things, not 1"),
+        ("blend --image {}/one.png", "a blend needs at least two images or texts, not 1"),
         ("blend --text a --text b x", "--text b x: give one weight, a number such as 0.5"),
         ("blend --text a --text b 1 2", "--text b 1 2: give one weight"),
         ("blend --text a --text b -1", "text_weights is -1.0; it must lie in"),

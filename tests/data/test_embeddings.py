@@ -233,7 +233,7 @@ def test_embeddings_must_be_finite(tmp_path: pathlib.Path):
     writer = EmbeddingWriter(tmp_path, info={})
     broken = Z_IMG.copy()
     broken[3, 1] = np.nan
-    with pytest.raises(UserError, match="near 'k0' is not finite"):
+    with pytest.raises(UserError, match="near 'k0' is NaN or infinite"):
         writer.add(KEYS, CAPTIONS, z_img=broken, z_txt=Z_TXT)
 
 

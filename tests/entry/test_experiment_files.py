@@ -47,7 +47,7 @@ def test_installed_experiments_are_inside_of_the_package(tmp_path, monkeypatch):
         ("nowhere/prior.py", "no experiment file 'nowhere/prior.py'. Did you mean 'prior'?"),
         (
             "nothing_like_it",
-            "there is no experiment 'nothing_like_it'. Known: clip, dalle, decoder",
+            "there is no experiment 'nothing_like_it'. Known: classifier, clip, dalle, decoder",
         ),
     ],
 )
