@@ -61,6 +61,24 @@ def test_compilation_is_reported_before_and_after_it_and_only_then(counted):
     assert counted.reports == [True, False] * 3 and counted.traces == 3
 
 
+def test_compilation_is_reported_before_the_function_runs(counted):
+    seen = []
+    observed = CompiledFunction(
+        lambda x: seen.append(list(counted.reports)) or x,
+        static=(),
+        mesh=sampling_mesh(1)[0],
+        compiling=counted.reports.append,
+    )
+    observed(np.ones(2, np.float32))
+    assert seen == [[True]]
+
+
+def test_a_call_whose_arguments_are_no_arrays_is_not_reported(counted):
+    with pytest.raises(TypeError, match="as an abstract array"):
+        counted("text")
+    assert counted.reports == []
+
+
 def test_a_rejected_number_is_in_the_message(counted):
     with pytest.raises(UserError, match=r"guidance_scale is 4\.5, too much"):
         counted(np.ones(2, np.float32), steps="9", guidance_scale=4.5)

@@ -34,9 +34,11 @@ class CompiledFunction(Generic[T]):
             compiling: called with True before the function is compiled, and with False after it.
         """
         self._function, self._static, self._compiling = function, static, compiling
-        self._programs: set[Any] = set()
+        self._is_traced = False  # by the present call
 
         def run(numbers: dict[str, Any], *args: Any, **kwargs: Any) -> T:
+            self._is_traced = True  # Python runs only while `jax.jit` traces the function
+            compiling(True)
             settings = {
                 name: dynamic_fields.join(kwargs[name], own) for name, own in numbers.items()
             }
@@ -57,17 +59,12 @@ class CompiledFunction(Generic[T]):
         fixed = {name: static for name, (static, _) in parts.items()}
         numbers = {name: own for name, (_, own) in parts.items() if own}
         data = {name: value for name, value in kwargs.items() if name not in settings}
-        leaves, tree = jax.tree.flatten((args, data, numbers))
-        program = (tree, *map(jax.typeof, leaves), *fixed.items())
-        if program in self._programs:
-            return self._run(numbers, *args, **data, **fixed)
-        self._compiling(True)
         try:
-            result = self._run(numbers, *args, **data, **fixed)
+            return self._run(numbers, *args, **data, **fixed)
         except UserError:  # its message shows tracers; that of known numbers shows values
             jax.eval_shape(functools.partial(self._function, **settings), *args, **data)
             raise
         finally:
-            self._compiling(False)
-        self._programs.add(program)
-        return result
+            if self._is_traced:
+                self._is_traced = False
+                self._compiling(False)
