@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import pytest
@@ -9,6 +10,7 @@ from unclip_jax.core.files import (
     check_output,
     printable,
     write_atomically,
+    write_shared,
 )
 
 
@@ -50,6 +52,32 @@ def test_missing_folder_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "a.json", "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_of_a_file_do_not_take_each_others_draft(tmp_path, monkeypatch):
+    """The second writer is done between the write and the rename of the first."""
+    path, replace = tmp_path / "a.json", os.replace
+
+    def replace_late(draft, target):
+        monkeypatch.setattr(os, "replace", replace)
+        write_shared(path, "second, and longer")
+        assert path.read_text() == "second, and longer"
+        replace(draft, target)
+
+    monkeypatch.setattr(os, "replace", replace_late)
+    write_shared(path, "first")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_shared_file_is_whole_or_unchanged(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_shared(path, b"before")
+    monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_shared(path, "after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["plain", "caf\udce9", "sur\ud83d", "猫", "a\nb"])

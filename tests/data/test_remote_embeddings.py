@@ -73,6 +73,13 @@ def test_a_row_takes_one_request_per_field(source, monkeypatch):
     assert [(stop - start) for _, start, stop in calls] == [6, 6]
 
 
+def test_a_report_takes_one_request(url, source, monkeypatch):
+    folder, verbs, request = EmbeddingFolder(url, info=INFO), [], Url._request
+    monkeypatch.setattr(Url, "_request", lambda u, v, c: (verbs.append(v), request(u, v, c))[1])
+    assert folder.is_written(1) and not folder.is_written(7)
+    assert verbs == ["read", "read"]
+
+
 def test_what_is_missing_is_one_line(url, source):
     with pytest.raises(UserError, match="holds no embeddings with a stats.json of this version"):
         open_embeddings(f"{url}/nowhere")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import stat
+import uuid
 from collections.abc import Iterator
 
 from unclip_jax.core.checks import UserError
@@ -22,6 +23,16 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_shared(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a whole file that other processes may write at the same time; the last one stays.
+
+    Raises:
+        OSError: the file cannot be written; an earlier one of this name is untouched.
+    """
+    with _replacing(path, path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_output(path: pathlib.Path, *, folder: bool = False, flag: str = "--out") -> None:
@@ -79,12 +90,8 @@ def printable(text: str) -> str:
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on failure."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with _replacing(path, path.with_name(f"{path.name}.tmp")) as temporary:
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_regular(path: pathlib.Path) -> None:
@@ -136,6 +143,16 @@ def regular_files(folder: pathlib.Path) -> list[str]:
             check_regular(path)
             paths.append(path.relative_to(folder).as_posix())
     return sorted(paths)
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path, draft: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields `draft`; renames it to `path` on success, removes it on failure."""
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _kind(mode: int) -> str:

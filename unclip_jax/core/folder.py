@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent import futures
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import check_output, write_atomically
+from unclip_jax.core.files import check_output, read_small, write_atomically
 from unclip_jax.core.storage import Location, Url
 
 _AT_ONCE = 32  # files of a store that are read, copied or removed at the same time
@@ -51,11 +51,18 @@ class Folder:
         return place.stat().st_size if place.is_file() else None
 
     def read(self, name: str) -> bytes | None:
-        """Reads a whole file; None if there is none."""
+        """Reads a whole file of a kind that is never large; None if there is none.
+
+        Raises:
+            UserError: a local one is no regular file, or larger than `read_small` reads.
+        """
         place = self.place / name
         if isinstance(place, Url):
             return place.read_if_present()
-        return place.read_bytes() if place.is_file() else None
+        try:
+            return read_small(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes | None]:
         """Reads files in order, a few of them at the same time."""

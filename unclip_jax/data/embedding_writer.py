@@ -7,10 +7,8 @@ reports, so no row is read again. `EmbeddingWriter` takes rows in order instead.
 """
 
 import json
-import os
 import pathlib
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -21,7 +19,8 @@ import pyarrow.parquet
 
 from unclip_jax.core import digests, json_text, storage
 from unclip_jax.core.checks import UserError, listed, one_of, positive
-from unclip_jax.core.files import atomic_path, read_small, write_atomically
+from unclip_jax.core.files import atomic_path, write_atomically, write_shared
+from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Location, Url
 from unclip_jax.data.embedding_stats import Moments, Vectors
 from unclip_jax.data.embeddings import (
@@ -102,7 +101,7 @@ class EmbeddingFolder:
             UserError: the lengths differ, or a value is not finite.
         """
         _check_rows(keys, captions, vectors)
-        self._forget(index)
+        Folder(self.directory).remove([file_name(REPORTS, index, "json")])
         if not isinstance(self.directory, Url):
             self._write_files(self.directory, index, keys, captions, vectors, extra or {})
             return
@@ -209,11 +208,12 @@ class EmbeddingFolder:
 
     def _report(self, index: int) -> dict[str, Any]:
         """Reads the report of a shard; {} if there is none."""
-        path = self.directory / file_name(REPORTS, index, "json")
-        if not path.exists():
+        name = file_name(REPORTS, index, "json")
+        text = Folder(self.directory).read(name)
+        if text is None:
             return {}
-        text = path.read_bytes() if isinstance(path, Url) else read_small(path)
-        return json_text.parse_object(text, where=str(path), advice="delete it.")
+        where = str(self.directory / name)
+        return json_text.parse_object(text, where=where, advice="delete it.")
 
     def _names(self, kind: str) -> list[str]:
         """Returns the names of the files of one kind."""
@@ -222,19 +222,12 @@ class EmbeddingFolder:
             return folder.names()
         return [path.name for path in folder.iterdir() if path.suffix != ".tmp"]
 
-    def _forget(self, index: int) -> None:
-        """Removes the report of a shard that is written again."""
-        path = self.directory / file_name(REPORTS, index, "json")
-        path.unlink() if isinstance(path, Url) else path.unlink(missing_ok=True)
-
     def _write_stats(self, content: dict[str, Any]) -> None:
         sealed = {**content, DIGEST: digests.of_json(content)}
         if isinstance(self.directory, Url):
             (self.directory / STATS).write_bytes(json.dumps(sealed).encode())
             return
-        draft = self.directory / f"{STATS}.{uuid.uuid4().hex}.tmp"  # jobs may write at once
-        draft.write_text(json.dumps(sealed))
-        os.replace(draft, self.directory / STATS)
+        write_shared(self.directory / STATS, json.dumps(sealed))
 
 
 def _make_folders(folder: pathlib.Path) -> None:

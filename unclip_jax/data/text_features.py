@@ -10,9 +10,7 @@ mixed or with several captions per image.
 
 import hashlib
 import json
-import os
 import pathlib
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError, listed
-from unclip_jax.core.files import atomic_path, read_small
+from unclip_jax.core.files import atomic_path, read_small, write_shared
 
 INFO, FINISHED = "info.json", "finished"
 DIGEST_BYTES = 16
@@ -112,9 +110,7 @@ class TextFeatureFolder:
         return self.directory / f"{name}_{index:04d}.npy"
 
     def _write_info(self, facts: dict[str, Any]) -> None:
-        draft = self.directory / f"{INFO}.{uuid.uuid4().hex}.tmp"  # jobs may write at once
-        draft.write_text(json.dumps({**self._info, **facts}))
-        os.replace(draft, self.directory / INFO)
+        write_shared(self.directory / INFO, json.dumps({**self._info, **facts}))
 
 
 class TextFeatureStore:
