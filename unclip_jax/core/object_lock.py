@@ -57,7 +57,7 @@ class ObjectLock:
         self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
         self._thread.start()
 
-    def usurper(self) -> Holder | None:
+    def new_holder(self) -> Holder | None:
         """Returns the process that has taken the lock over; None if this one still has it."""
         holder = _holder(self._url)
         return holder if holder.get("token", self._token) != self._token else None

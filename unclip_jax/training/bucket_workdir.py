@@ -106,7 +106,7 @@ class _Copy:
             TakenOver: another trainer has taken over.
             UserError: a file cannot be copied.
         """
-        other = self._lock.usurper() if self._lock is not None else None
+        other = self._lock.new_holder() if self._lock is not None else None
         if other:
             raise TakenOver(
                 f"another trainer has taken over {self._url}: {object_lock.describe(other)}; this "
