@@ -18,10 +18,12 @@ from unclip_jax import embed, prepare
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codes, sources
+from unclip_jax.data.dataset import without_image
 from unclip_jax.data.image_codes import CodedSource, CodeWriter
 from unclip_jax.experiment import frozen_dvae, input_pipeline
 from unclip_jax.experiment.loading import read
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference import image_codes as inference_codes
 from unclip_jax.inference.load import load_dvae
 from unclip_jax.stages import dvae
 
@@ -143,6 +145,63 @@ def test_an_interrupted_encoding_continues_behind_its_last_file(run_dir, codes, 
     assert [len(np.load(path)) for path in files] == [16, 24]
     coded = pickle.loads(pickle.dumps(CodedSource(source, tmp_path / "train")))
     np.testing.assert_array_equal([coded[i]["codes"] for i in range(40)], whole)
+
+
+def test_a_complete_folder_stays_complete_while_the_command_runs_again(
+    run_dir, codes, tmp_path, monkeypatch
+):
+    folder = changed(codes, tmp_path / "codes")
+    before = (folder / "train" / "info.json").stat()
+    opened = []
+
+    def read(source, **_):
+        opened.append(CodedSource(source, folder / "train"))  # as a training would
+        return iter(())
+
+    monkeypatch.setattr(inference_codes, "_batches", read)
+    command = ["codes", f"--dvae={run_dir}/dvae/export", f"--data={run_dir}/data"]
+    embed.main([*command, f"--out={folder}", "--splits", "train"])
+    assert len(opened) == 1
+    assert (folder / "train" / "info.json").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_complete_folder_that_is_written_to_is_half_written_until_the_end(codes, tmp_path):
+    folder = changed(codes, tmp_path / "codes") / "train"
+    info = {k: v for k, v in image_codes.read_info(folder).items() if k != "finished"}
+    rows = np.load(folder / "codes_0000.npy")
+    (folder / "codes_0000.npy").unlink()
+    writer = CodeWriter(folder, info=info, shard=8)
+    writer.add(rows[:8])
+    assert image_codes.read_info(folder)["finished"] is False
+    writer.finish()
+    assert image_codes.read_info(folder)["finished"] is True
+
+
+def test_images_are_not_read_for_stored_codes(run_dir, codes):
+    source = sources.open_source(f"{run_dir}/data", split="train")
+    coded = CodedSource(source, codes / "train")
+    expected = coded[3]
+
+    class WithoutImage:
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            raise AssertionError("an image is read")
+
+        def without_image(self, index):
+            return {name: value for name, value in source[index].items() if name != "image"}
+
+    coded._source = WithoutImage()
+    record = without_image(coded, 3)
+    assert record.keys() == expected.keys() - {"image"}
+    np.testing.assert_array_equal(record["codes"], expected["codes"])
+
+
+def test_stored_codes_are_of_one_data_set(run_dir, codes):
+    with pytest.raises(UserError, match=r"config.data.codes is '.*codes', codes of .* leave codes"):
+        settings(run_dir, f"data.codes={codes}", "data.mixture=('elsewhere',)")
+    assert settings(run_dir, "data.mixture=('elsewhere',)").data.mixture == ("elsewhere",)
 
 
 def changed(codes, folder, *, rows=None, **info):

@@ -15,7 +15,7 @@ from jaxtyping import Integer, UInt16
 from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import atomic_path, read_small, write_atomically
-from unclip_jax.data.dataset import Source, content_digest
+from unclip_jax.data.dataset import Source, content_digest, without_image
 from unclip_jax.data.records import Record
 
 INFO, FINISHED = "info.json", "finished"
@@ -45,14 +45,16 @@ class CodeWriter:
             )
         self.directory, self._info, self._shard = directory, info, shard
         directory.mkdir(parents=True, exist_ok=True)
-        stored = read_info(directory) if (directory / INFO).is_file() else info
+        stored = read_info(directory) if (directory / INFO).is_file() else {**info, FINISHED: None}
         for name in sorted(info):
             if stored.get(name) != info[name]:
                 raise UserError(
                     f"{directory} holds codes with {name} = {stored.get(name)!r}, now it is "
                     f"{info[name]!r}; choose another folder or delete it."
                 )
-        write_atomically(directory / INFO, json.dumps({**info, FINISHED: False}))
+        self._finished = stored.get(FINISHED)
+        if self._finished is None:
+            self._state(finished=False)
         self._files = _files(directory)
         self.written: int = sum(len(np.load(path, mmap_mode="r")) for path in self._files)
         self._rows: list[np.ndarray] = []
@@ -67,9 +69,17 @@ class CodeWriter:
         """Writes the last file, and states that all are there."""
         if self._rows:
             self._flush()
-        write_atomically(self.directory / INFO, json.dumps({**self._info, FINISHED: True}))
+        self._state(finished=True)
+
+    def _state(self, *, finished: bool) -> None:
+        """States whether all codes are there, unless the folder states that already."""
+        if self._finished is not finished:
+            content = json.dumps({**self._info, FINISHED: finished})
+            write_atomically(self.directory / INFO, content)
+            self._finished = finished
 
     def _flush(self) -> None:
+        self._state(finished=False)
         path = self.directory / f"codes_{len(self._files):04d}.npy"
         with atomic_path(path) as partial, partial.open("wb") as file:
             np.save(file, np.stack(self._rows[: self._shard]))
@@ -124,7 +134,14 @@ class CodedSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        return {**self._source[index], "codes": self._row(index).astype(np.int32)}
+        return self._coded(self._source[index], index)
+
+    def without_image(self, index: int) -> Record:
+        """Reads a record whose image is not needed."""
+        return self._coded(without_image(self._source, index), index)
+
+    def _coded(self, record: Record, index: int) -> Record:
+        return {**record, "codes": self._row(index).astype(np.int32)}
 
     def _row(self, index: int) -> UInt16[np.ndarray, " k"]:
         """Returns the codes of one image.

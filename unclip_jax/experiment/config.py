@@ -300,6 +300,12 @@ def _check(experiment: Experiment) -> None:
             "a discrete VAE; give its export, such as runs/shapes/dvae/export, or the folder of "
             "`python -m unclip_jax.embed codes` as config.data.codes."
         )
+    if data.codes and data.mixture:
+        raise UserError(
+            f"config.data.codes is {data.codes!r}, codes of the images of one data set, but "
+            f"config.data.mixture is {list(data.mixture)}; leave codes out, so that they are "
+            "computed for each batch, or leave the mixture empty."
+        )
     if "text_seq" in stage.batch_spec and not experiment.data.clip:
         raise UserError(
             f"config.data.clip is empty, but this {experiment.stage} reads token features of the "
