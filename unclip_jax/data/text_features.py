@@ -73,7 +73,7 @@ class TextFeatureFolder:
     ) -> None:
         """Writes one shard of captions: their real tokens, and as many features each."""
         digests = [np.frombuffer(digest(row), np.uint8) for row in tokens]
-        empty = np.zeros((0, int(self._info["width"])))
+        empty = np.zeros((0, int(self._info["width"])), BFLOAT16)
         flat = np.concatenate([empty, *features]).astype(BFLOAT16).view(np.uint16)
         lengths = np.array([len(row) for row in tokens], np.int32)
         stacked = np.array(digests, np.uint8).reshape(-1, DIGEST_BYTES)

@@ -4,8 +4,9 @@ A shard holds the captions of SHARD consecutive records, each once. As in `datas
 process computes whole shards, and an interrupted one goes on with those that are not written.
 """
 
+import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 
 import jax
@@ -85,8 +86,8 @@ def embed_captions(
         for index in bar:
             source, start = rows[index]
             numbers = range(start, min(start + SHARD, len(source)))
-            captions = _captions(source, numbers, pool)
-            tokens = _distinct(["", *captions] if index == 0 else captions, tokenizer, context)
+            captions = itertools.chain([""] * (index == 0), _captions(source, numbers, pool))
+            tokens = _distinct(captions, tokenizer, context)
             features = _features(tokens, lambda *batch: run(params, *batch), batch_size, context)
             folder.write(index, tokens, [*features])
     complete_together(folder, len(rows), alone=step == 1)
@@ -96,13 +97,17 @@ def embed_captions(
 def _captions(
     source: Source, numbers: Sequence[int], pool: futures.ThreadPoolExecutor
 ) -> Iterator[str]:
-    """Yields all captions of some records."""
-    for record in pool.map(lambda number: without_image(source, number), numbers):
-        yield from record.get("captions", [record["caption"]])
+    """Yields all captions of some records; of these, memory holds those that threads read."""
+
+    def read(number: int) -> Sequence[str]:
+        record = without_image(source, number)
+        return record.get("captions", [record["caption"]])
+
+    return itertools.chain.from_iterable(pool.map(read, numbers))
 
 
 def _distinct(
-    captions: Sequence[str] | Iterator[str], tokenizer: Tokenizer, context: int
+    captions: Iterable[str], tokenizer: Tokenizer, context: int
 ) -> list[Int[np.ndarray, " _"]]:
     """Returns the real tokens of captions, each once."""
     rows: dict[bytes, np.ndarray] = {}
