@@ -18,6 +18,7 @@ writes the features of all captions, for `config.data.text_features`, and `codes
 images, for `config.data.codes`.
 """
 
+import argparse
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -64,166 +65,13 @@ def parser() -> Parser:
     return parser
 
 
-def prior_parser() -> Parser:
-    """Returns the parser of `prior`."""
-    parser = Parser("embed prior", description="Sample targets with a prior for embeddings.")
-    add = parser.add_argument
-    add("run", type=pathlib.Path, help="workdir or export of embedding_prior")
-    add("--x", required=True, help="conditions, as config.data.x")
-    add("--out", type=pathlib.Path, required=True, help=".npy, .safetensors, .parquet or folder")
-    add("--subjects", help="labels of the rows, for a prior with layers per subject")
-    add("--num", type=int, default=1, help="samples per row")
-    add("--guidance", type=float, help="guidance scale, 1 = off; default: as exported")
-    add("--steps", help="sampling steps, such as 25; default: as exported")
-    add("--sampler", help="sampler of the diffusion prior; default: as exported")
-    add("--temperature", type=float, help="of an autoregressive prior; default: as exported")
-    add("--top-p", type=float, help="nucleus threshold of the codes; default: as exported")
-    add("--seed", type=int, default=0, help="random seed")
-    add("--batch", type=int, default=256, help="samples at once")
-    return parser
-
-
-def text_parser() -> Parser:
-    """Returns the parser of `text`."""
-    parser = Parser("embed text", description="Write the features of captions of a text encoder.")
-    add = parser.add_argument
-    add("--encoder", type=location, required=True, help="export of a text_encoder, or its URL")
-    data_flags.add(parser)
-    add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
-    add("--splits", nargs="*", help="names of splits; default: all")
-    add("--batch", type=int, default=64, help="captions at once")
-    add("--workers", type=int, default=8, help="records that are read at once")
-    add("--shard", default="0/1", metavar="I/N", help="write every N-th shard from number I")
-    process_flags.add(parser)
-    return parser
-
-
-def codes_parser() -> Parser:
-    """Returns the parser of `codes`."""
-    parser = Parser("embed codes", description="Write the codes of images of a discrete VAE.")
-    add = parser.add_argument
-    add("--dvae", type=pathlib.Path, required=True, help="export of a dvae")
-    data_flags.add(parser)
-    add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
-    add("--splits", nargs="*", help="names of splits; default: all")
-    add("--batch", type=int, default=64, help="images at once")
-    add("--workers", type=int, default=8, help="records that are read at once")
-    return parser
-
-
-def run_codes(argv: Sequence[str]) -> None:
-    """Writes the codes of the images of a data set."""
-    args = codes_parser().parse_args(argv)
-    positive("--batch", args.batch)
-    positive("--workers", args.workers)
-    check_output(args.out, folder=True)
-    compilation_cache.use()
-    from unclip_jax.inference.image_codes import encode_dataset
-
-    options = {"splits": args.splits or (), "keys": data_flags.keys(args), "batch_size": args.batch}
-    counts = encode_dataset(
-        args.data, export=args.dvae, out=args.out, workers=args.workers, **options
-    )
-    named = ", ".join(f"{count} of {split}" for split, count in counts.items())
-    sys.stdout.write(f"wrote {args.out}: codes of images, {named}\n")
-
-
-def join_parser() -> Parser:
-    """Returns the parser of `join`."""
-    parser = Parser("embed join", description="Order the embeddings of another tool by key.")
-    add = parser.add_argument
-    add("embeddings", type=pathlib.Path, help="folder in the layout of clip-retrieval")
-    add("--clip", type=location, required=True, help="export of the CLIP that computed them")
-    data_flags.add(parser)
-    add("--out", type=location, required=True, help="folder or URL to write")
-    add("--splits", nargs="*", help="names of splits; default: all")
-    add("--key-parts", type=int, default=1, help="last parts of keys that are compared")
-    add("--raw", action="store_true", help="they are as CLIP computes them, not of norm 1")
-    add("--workers", type=int, default=8, help="records that are read at once")
-    flags.add_skip_digests(parser)
-    return parser
-
-
 def subparsers() -> dict[str, Parser]:
     """Returns the parsers of the subcommands."""
-    parsers = {"prior": prior_parser(), "text": text_parser(), "join": join_parser()}
-    return {**parsers, "codes": codes_parser()}
+    return {name: make() for name, (make, _) in SUBCOMMANDS.items()}
 
 
-def run_text(argv: Sequence[str]) -> None:
-    """Writes the features of the captions of a data set."""
-    args = text_parser().parse_args(argv)
-    positive("--batch", args.batch)
-    positive("--workers", args.workers)
-    share = flags.parse_share(args.shard)
-    check_output(args.out, folder=True)
-    process_flags.start_alike(args)
-    compilation_cache.use()
-    from unclip_jax.handoff.remote import local_export
-    from unclip_jax.inference.caption_features import embed_captions
-
-    count = embed_captions(
-        args.data,
-        encoder=local_export(args.encoder),
-        out=args.out,
-        splits=args.splits or (),
-        keys=data_flags.keys(args),
-        batch_size=args.batch,
-        workers=args.workers,
-        share=share,
-    )
-    sys.stdout.write(f"wrote {args.out}: features of {count} captions\n")
-
-
-def run_join(argv: Sequence[str]) -> None:
-    """Writes embeddings of another tool in the order of a data set."""
-    args = join_parser().parse_args(argv)
-    positive("--key-parts", args.key_parts)
-    positive("--workers", args.workers)
-    Folder(args.out).check()
-    compilation_cache.use()
-    from unclip_jax.handoff.remote import local_export
-    from unclip_jax.inference.embedding_join import join_embeddings
-
-    reports = join_embeddings(
-        args.data,
-        embeddings=args.embeddings,
-        clip=local_export(args.clip),
-        out=args.out,
-        splits=args.splits or (),
-        keys=data_flags.keys(args),
-        key_parts=args.key_parts,
-        raw=args.raw,
-        workers=args.workers,
-    )
-    sys.stdout.write("".join(f"{report}\n" for report in reports))
-
-
-def run_prior(argv: Sequence[str]) -> None:
-    """Samples targets for arrays and writes them."""
-    args = prior_parser().parse_args(argv)
-    check_output(args.out, folder=not args.out.suffix)
-    from unclip_jax.data import column_files, pairs
-    from unclip_jax.data.pairs_config import SUBJECT
-    from unclip_jax.inference.embedding_files import write_embeddings
-    from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
-
-    prior = EmbeddingPriorModel.open(args.run)
-    rows, keys = pairs.read_conditions(args.x)
-    if args.subjects:
-        rows = {**rows, SUBJECT: column_files.labels(args.subjects)}
-    names = ("num", "guidance", "steps", "sampler", "temperature", "top_p", "seed", "batch")
-    samples = prior.sample(rows, **{name: getattr(args, name) for name in names})
-    write_embeddings(samples, args.out, keys=keys)
-    sys.stdout.write(f"wrote {args.out}: {len(samples)} rows, {args.num} samples each\n")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Embeds every split of the data set, or runs a subcommand."""
-    if argv and not argv[0].startswith("-"):
-        SUBCOMMANDS[one_of("subcommand", argv[0], SUBCOMMANDS)](argv[1:])
-        return
-    args = parser().parse_args(argv)
+def run_dataset(args: argparse.Namespace) -> None:
+    """Embeds every split of a data set."""
     positive("--batch", args.batch)
     positive("--workers", args.workers)
     share = flags.parse_share(args.shard)
@@ -248,11 +96,166 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "prior": run_prior,
-    "text": run_text,
-    "join": run_join,
-    "codes": run_codes,
+def prior_parser() -> Parser:
+    """Returns the parser of `prior`."""
+    parser = Parser("embed prior", description="Sample targets with a prior for embeddings.")
+    add = parser.add_argument
+    add("run", type=pathlib.Path, help="workdir or export of embedding_prior")
+    add("--x", required=True, help="conditions, as config.data.x")
+    add("--out", type=pathlib.Path, required=True, help=".npy, .safetensors, .parquet or folder")
+    add("--subjects", help="labels of the rows, for a prior with layers per subject")
+    add("--num", type=int, default=1, help="samples per row")
+    add("--guidance", type=float, help="guidance scale, 1 = off; default: as exported")
+    add("--steps", help="sampling steps, such as 25; default: as exported")
+    add("--sampler", help="sampler of the diffusion prior; default: as exported")
+    add("--temperature", type=float, help="of an autoregressive prior; default: as exported")
+    add("--top-p", type=float, help="nucleus threshold of the codes; default: as exported")
+    add("--seed", type=int, default=0, help="random seed")
+    add("--batch", type=int, default=256, help="samples at once")
+    return parser
+
+
+def run_prior(args: argparse.Namespace) -> None:
+    """Samples targets for arrays and writes them."""
+    positive("--batch", args.batch)
+    check_output(args.out, folder=not args.out.suffix)
+    compilation_cache.use()
+    from unclip_jax.data import column_files, pairs
+    from unclip_jax.data.pairs_config import SUBJECT
+    from unclip_jax.inference.embedding_files import write_embeddings
+    from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+
+    prior = EmbeddingPriorModel.open(args.run)
+    rows, keys = pairs.read_conditions(args.x)
+    if args.subjects:
+        rows = {**rows, SUBJECT: column_files.labels(args.subjects)}
+    names = ("num", "guidance", "steps", "sampler", "temperature", "top_p", "seed", "batch")
+    samples = prior.sample(rows, **{name: getattr(args, name) for name in names})
+    write_embeddings(samples, args.out, keys=keys)
+    sys.stdout.write(f"wrote {args.out}: {len(samples)} rows, {args.num} samples each\n")
+
+
+def text_parser() -> Parser:
+    """Returns the parser of `text`."""
+    parser = Parser("embed text", description="Write the features of captions of a text encoder.")
+    add = parser.add_argument
+    add("--encoder", type=location, required=True, help="export of a text_encoder, or its URL")
+    data_flags.add(parser)
+    add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
+    add("--splits", nargs="*", help="names of splits; default: all")
+    add("--batch", type=int, default=64, help="captions at once")
+    add("--workers", type=int, default=8, help="records that are read at once")
+    add("--shard", default="0/1", metavar="I/N", help="write every N-th shard from number I")
+    process_flags.add(parser)
+    return parser
+
+
+def run_text(args: argparse.Namespace) -> None:
+    """Writes the features of the captions of a data set."""
+    positive("--batch", args.batch)
+    positive("--workers", args.workers)
+    share = flags.parse_share(args.shard)
+    check_output(args.out, folder=True)
+    process_flags.start_alike(args)
+    compilation_cache.use()
+    from unclip_jax.handoff.remote import local_export
+    from unclip_jax.inference.caption_features import embed_captions
+
+    count = embed_captions(
+        args.data,
+        encoder=local_export(args.encoder),
+        out=args.out,
+        splits=args.splits or (),
+        keys=data_flags.keys(args),
+        batch_size=args.batch,
+        workers=args.workers,
+        share=share,
+    )
+    sys.stdout.write(f"wrote {args.out}: features of {count} captions\n")
+
+
+def join_parser() -> Parser:
+    """Returns the parser of `join`."""
+    parser = Parser("embed join", description="Order the embeddings of another tool by key.")
+    add = parser.add_argument
+    add("embeddings", type=pathlib.Path, help="folder in the layout of clip-retrieval")
+    add("--clip", type=location, required=True, help="export of the CLIP that computed them")
+    data_flags.add(parser)
+    add("--out", type=location, required=True, help="folder or URL to write")
+    add("--splits", nargs="*", help="names of splits; default: all")
+    add("--key-parts", type=int, default=1, help="last parts of keys that are compared")
+    add("--raw", action="store_true", help="they are as CLIP computes them, not of norm 1")
+    add("--workers", type=int, default=8, help="records that are read at once")
+    flags.add_skip_digests(parser)
+    return parser
+
+
+def run_join(args: argparse.Namespace) -> None:
+    """Writes embeddings of another tool in the order of a data set."""
+    positive("--key-parts", args.key_parts)
+    positive("--workers", args.workers)
+    Folder(args.out).check()
+    compilation_cache.use()
+    from unclip_jax.handoff.remote import local_export
+    from unclip_jax.inference.embedding_join import join_embeddings
+
+    reports = join_embeddings(
+        args.data,
+        embeddings=args.embeddings,
+        clip=local_export(args.clip),
+        out=args.out,
+        splits=args.splits or (),
+        keys=data_flags.keys(args),
+        key_parts=args.key_parts,
+        raw=args.raw,
+        workers=args.workers,
+    )
+    sys.stdout.write("".join(f"{report}\n" for report in reports))
+
+
+def codes_parser() -> Parser:
+    """Returns the parser of `codes`."""
+    parser = Parser("embed codes", description="Write the codes of images of a discrete VAE.")
+    add = parser.add_argument
+    add("--dvae", type=pathlib.Path, required=True, help="export of a dvae")
+    data_flags.add(parser)
+    add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
+    add("--splits", nargs="*", help="names of splits; default: all")
+    add("--batch", type=int, default=64, help="images at once")
+    add("--workers", type=int, default=8, help="records that are read at once")
+    return parser
+
+
+def run_codes(args: argparse.Namespace) -> None:
+    """Writes the codes of the images of a data set."""
+    positive("--batch", args.batch)
+    positive("--workers", args.workers)
+    check_output(args.out, folder=True)
+    compilation_cache.use()
+    from unclip_jax.inference.image_codes import encode_dataset
+
+    options = {"splits": args.splits or (), "keys": data_flags.keys(args), "batch_size": args.batch}
+    counts = encode_dataset(
+        args.data, export=args.dvae, out=args.out, workers=args.workers, **options
+    )
+    named = ", ".join(f"{count} of {split}" for split, count in counts.items())
+    sys.stdout.write(f"wrote {args.out}: codes of images, {named}\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Embeds every split of the data set, or runs a subcommand."""
+    if argv and not argv[0].startswith("-"):
+        make_parser, run = SUBCOMMANDS[one_of("subcommand", argv[0], SUBCOMMANDS)]
+        run(make_parser().parse_args(argv[1:]))
+    else:
+        run_dataset(parser().parse_args(argv))
+
+
+SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], None]]] = {
+    "prior": (prior_parser, run_prior),
+    "text": (text_parser, run_text),
+    "join": (join_parser, run_join),
+    "codes": (codes_parser, run_codes),
 }
 
 

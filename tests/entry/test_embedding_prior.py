@@ -150,14 +150,18 @@ def test_the_evaluation_compares_with_the_ridge_and_the_mean(run, place, tmp_pat
     assert (tmp_path / "report" / "pairs.png").is_file()
 
 
-def test_the_command_samples_for_new_conditions(run, prior, arrays, tmp_path, capsys):
+def test_the_command_samples_for_new_conditions(run, prior, arrays, tmp_path, capsys, monkeypatch):
     x, _ = arrays
+    used = []
+    monkeypatch.setattr(embed.compilation_cache, "use", lambda: used.append(True))
     np.save(tmp_path / "new.npy", x[:3])
     options = ["--num=2", "--steps=4", f"--out={tmp_path}/z.npy"]
     embed.main(["prior", str(run), f"--x={tmp_path}/new.npy", *options])
-    assert capsys.readouterr().out == f"wrote {tmp_path}/z.npy: 3 rows, 2 samples each\n"
+    assert capsys.readouterr().out == f"wrote {tmp_path}/z.npy: 3 rows, 2 samples each\n" and used
     expected = prior.sample(x[:3], num=2, steps="4")
     np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="--batch is 0; it must be greater than 0"):
+        embed.main(["prior", str(run), f"--x={tmp_path}/new.npy", *options, "--batch=0"])
     with pytest.raises(UserError, match="unknown subcommand 'priro'. Did you mean 'prior'"):
         embed.main(["priro"])
 
