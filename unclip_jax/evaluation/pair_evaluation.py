@@ -155,7 +155,8 @@ def _sampled(
     if model.cfg.fits_ridge and model.cfg.method != "ridge":
         result["ridge"] = (block[:, None] for block in model.linear_blocks(conditions))
     mean = model.mean()
-    result["mean"] = itertools.repeat(mean[None, None], len(rows[TARGET]))
+    if mean is not None:
+        result["mean"] = itertools.repeat(mean[None, None], len(rows[TARGET]))
     if not model.cfg.model.ragged:
         return result
     real = rows[f"{TARGET}_mask"][:, None, :, None]  # padding is no part of a target

@@ -162,10 +162,19 @@ class EmbeddingPriorModel:
             block = jax.device_get(_linear(self.cfg, self.params["fitted"], rows))
             yield block[: size - numbers[0]]
 
-    def mean(self) -> np.ndarray:
-        """Returns the mean of the training targets."""
-        zero = jnp.zeros((1, *self.cfg.model.target))
-        return np.asarray(pair_inputs.from_latent(self.cfg, self.params, zero))[0]
+    def mean(self) -> np.ndarray | None:
+        """Returns the mean of the training targets; None if the model does not contain it.
+
+        With scaling "raw" only the ridge regression of vectors contains it, as its bias.
+        """
+        latent = jnp.zeros((1, *self.cfg.model.target))
+        if self.cfg.scaling == "raw":
+            features = [one for one in self.cfg.model.conditions if not one.vocab_size]
+            if not self.cfg.fits_ridge or any(one.sequence for one in features):
+                return None
+            bias = jnp.asarray(self.params["fitted"]["ridge"]["bias"])
+            latent = bias.reshape(latent.shape)
+        return np.asarray(pair_inputs.from_latent(self.cfg, self.params, latent))[0]
 
 
 def _set(options: Mapping[str, Any]) -> dict[str, Any]:
