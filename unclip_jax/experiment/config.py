@@ -110,6 +110,12 @@ class DataConfig(PairsConfig):
                 "config.data.flip is on, but config.data.codes are those of images as they are; "
                 "turn one of them off."
             )
+        if self.codes and self.mixture:
+            raise UserError(
+                f"config.data.codes is {self.codes!r}, codes of the images of one data set, but "
+                f"config.data.mixture is {list(self.mixture)}; leave codes out, so that they are "
+                "computed for each batch, or leave the mixture empty."
+            )
         if self.blur and self.bsr:
             raise UserError(
                 f"config.data.blur is {self.blur} and config.data.bsr is {self.bsr}; low-res "
@@ -299,12 +305,6 @@ def _check(experiment: Experiment) -> None:
             f"config.data.dvae is empty, but stage {experiment.stage!r} is trained on the codes of "
             "a discrete VAE; give its export, such as runs/shapes/dvae/export, or the folder of "
             "`python -m unclip_jax.embed codes` as config.data.codes."
-        )
-    if data.codes and data.mixture:
-        raise UserError(
-            f"config.data.codes is {data.codes!r}, codes of the images of one data set, but "
-            f"config.data.mixture is {list(data.mixture)}; leave codes out, so that they are "
-            "computed for each batch, or leave the mixture empty."
         )
     if "text_seq" in stage.batch_spec and not experiment.data.clip:
         raise UserError(
