@@ -22,10 +22,11 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from unclip_jax.cli import compilation_cache, data_flags, entry, flags, process_flags
 from unclip_jax.cli.parser import Parser
-from unclip_jax.core.checks import one_of, positive
+from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.files import check_output
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import location
@@ -104,6 +105,7 @@ def prior_parser() -> Parser:
     add("--x", required=True, help="conditions, as config.data.x")
     add("--out", type=pathlib.Path, required=True, help=".npy, .safetensors, .parquet or folder")
     add("--subjects", help="labels of the rows, for a prior with layers per subject")
+    add("--bad-rows", default="reject", help="rows with NaN or inf: reject, or skip them")
     add("--num", type=int, default=1, help="samples per row")
     add("--guidance", type=float, help="guidance scale, 1 = off; default: as exported")
     add("--steps", help="sampling steps, such as 25; default: as exported")
@@ -120,19 +122,30 @@ def run_prior(args: argparse.Namespace) -> None:
     positive("--batch", args.batch)
     check_output(args.out, folder=not args.out.suffix)
     compilation_cache.use()
-    from unclip_jax.data import column_files, pairs
-    from unclip_jax.data.pairs_config import SUBJECT
+    from unclip_jax.data import column_files
+    from unclip_jax.data.pair_conditions import read_conditions
+    from unclip_jax.data.pairs_config import BAD_ROWS, SUBJECT
     from unclip_jax.inference.embedding_files import write_embeddings
     from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 
+    one_of("--bad-rows", args.bad_rows, BAD_ROWS)
     prior = EmbeddingPriorModel.open(args.run)
-    rows, keys = pairs.read_conditions(args.x)
+    conditions = read_conditions(args.x, bad_rows=args.bad_rows)
+    rows: dict[str, Any] = dict(conditions.rows)
     if args.subjects:
-        rows = {**rows, SUBJECT: column_files.labels(args.subjects)}
+        labels = column_files.labels(args.subjects)
+        if len(labels) != conditions.total:
+            raise UserError(
+                f"--subjects has {len(labels)} labels for {conditions.total} rows of --x; give one "
+                "label per row."
+            )
+        rows[SUBJECT] = labels[conditions.numbers]
     names = ("num", "guidance", "steps", "sampler", "temperature", "top_p", "seed", "batch")
     samples = prior.sample(rows, **{name: getattr(args, name) for name in names})
-    write_embeddings(samples, args.out, keys=keys)
-    sys.stdout.write(f"wrote {args.out}: {len(samples)} rows, {args.num} samples each\n")
+    write_embeddings(samples, args.out, keys=conditions.keys, numbers=conditions.numbers)
+    skipped = conditions.total - len(samples)
+    note = f"; {skipped} of {conditions.total} rows left out" if skipped else ""
+    sys.stdout.write(f"wrote {args.out}: {len(samples)} rows, {args.num} samples each{note}\n")
 
 
 def text_parser() -> Parser:

@@ -253,6 +253,15 @@ def test_subjects_are_numbered(tmp_path):
     assert data.subjects[1][record["subject"]] == names[int(record["key"])]
 
 
+def test_subjects_and_their_pairs_are_logged(tmp_path, caplog):
+    (tmp_path / "subjects.txt").write_text("s2 \n s1\n" * 3 + "s1\n" * (N - 6))
+    (tmp_path / "splits.txt").write_text("train\nvalidation\n" * 2 + "train\n" * (N - 4))
+    names = ("subjects", "splits")
+    with caplog.at_level("INFO"):
+        opened(tmp_path, **{name: f"{tmp_path}/{name}.txt" for name in names})
+    assert caplog.messages == ["subjects: s1 (7 pairs, 2 held out), s2 (3 pairs, 0 held out)"]
+
+
 def test_subjects_are_those_of_a_model_by_their_labels(tmp_path):
     names = ["s2", "s10"] * (N // 2)
     (tmp_path / "subjects.txt").write_text("\n".join(names))
@@ -264,6 +273,8 @@ def test_subjects_are_those_of_a_model_by_their_labels(tmp_path):
     assert [model[rows[i]["subject"]] for i in range(N)] == [
         names[int(rows[i]["key"])] for i in range(N)
     ]
+    with pytest.raises(UserError, match=r"layer per subject .s1; s2; s10.; give .* .--subjects of"):
+        opened(tmp_path).open_split("train", fields)
     fields["subject"] = Field((), "int32", 0, 1, ("s1", "s2"))
     with pytest.raises(UserError, match=r"no layer for the subject 's10'; this prior has s1, s2\."):
         data.open_split("train", fields)
@@ -398,6 +409,10 @@ def test_a_damaged_file_is_one_line(tmp_path):
 def test_labels_come_from_text_and_tables(tmp_path):
     (tmp_path / "g.txt").write_text("a\nb\n")
     assert column_files.labels(f"{tmp_path}/g.txt").tolist() == ["a", "b"]
+    (tmp_path / "g.txt").write_text(" a\nb \n")
+    assert column_files.labels(f"{tmp_path}/g.txt").tolist() == ["a", "b"]
+    with pytest.raises(UserError, match="2 is no file of labels; give a .txt file with one label"):
+        column_files.labels("2")
     pyarrow.parquet.write_table(pyarrow.table({"g": [1, 2]}), tmp_path / "g.parquet")
     assert column_files.labels(f"{tmp_path}/g.parquet:g").tolist() == ["1", "2"]
     with pytest.raises(UserError, match="has no column 'h'"):

@@ -14,8 +14,10 @@ from tests.conftest import ROOT
 from unclip_jax import embed, evaluate, train
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import fit_prior, loading
+from unclip_jax.inference import embedding_prior as inference
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel, conditions_of
 from unclip_jax.models.condition_encoder import EncoderConfig
+from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 
 DOCUMENT = ROOT / "docs" / "your_embeddings.md"
@@ -112,15 +114,62 @@ def test_subjects_are_given_by_their_labels(prior, arrays):
     cfg, x = dataclasses.replace(prior.cfg, encoder=encoder), arrays[0][:3]
     fields, count = conditions_of(cfg, {"x": x, "subject": ["s2", "s1", "s10"]})
     assert count == 3 and fields["subject"].tolist() == [2, 0, 1]
-    with pytest.raises(UserError, match=r"no subject 's3'; this prior has s1, s10, s2\."):
+    with pytest.raises(UserError, match=r"the subject 's3'; this prior has s1, s10, s2\.$"):
         conditions_of(cfg, {"x": x, "subject": ["s2", "s3", "s1"]})
     numbered = dataclasses.replace(cfg, encoder=EncoderConfig(width=8, subjects=3))
     fields, _ = conditions_of(numbered, {"x": x, "subject": np.array([2, 0, 1])})
     assert fields["subject"].tolist() == [2, 0, 1]
-    with pytest.raises(UserError, match="give 'subject', one label per row"):
+    with pytest.raises(UserError, match="give 'subject', one label per row .--subjects of `embed"):
         conditions_of(cfg, x)
+    with pytest.raises(UserError, match="subject is 2; give one label per row, in a list"):
+        conditions_of(cfg, {"x": x, "subject": 2})
+    with pytest.raises(UserError, match="subject is 's1'; give one label per row, in a list"):
+        conditions_of(cfg, {"x": x, "subject": "s1"})
     with pytest.raises(UserError, match="labels has 1 labels for 3 subjects"):
         EncoderConfig(width=8, subjects=3, labels=("s1",))
+
+
+def test_conditions_may_be_left_out_as_they_were_in_training(prior, arrays, monkeypatch):
+    monkeypatch.setattr(inference, "_sample", lambda *_: np.zeros((2, 16), np.float32))
+    conditions = (ConditionConfig("x", (24,)), ConditionConfig("z", (2,)))
+    model = dataclasses.replace(prior.cfg.model, conditions=conditions, ridge=False)
+    cfg = dataclasses.replace(prior.cfg, model=model)
+    known = dataclasses.replace(prior, cfg=cfg)
+    message = r"condition z is missing, and .* .config.model.drop_each=0.; give rows of z\."
+    with pytest.raises(UserError, match=message):
+        known.sample({"x": arrays[0][:2]})
+    dropped = dataclasses.replace(known, cfg=dataclasses.replace(cfg, drop_each=0.1))
+    assert dropped.sample({"x": arrays[0][:2]}).shape == (2, 1, 16)
+    regression = dataclasses.replace(dropped.cfg, method="mlp", sampling=SamplingConfig())
+    with pytest.raises(UserError, match="condition z is missing"):
+        dataclasses.replace(known, cfg=regression).sample({"x": arrays[0][:2]})
+    encoder = EncoderConfig(width=8, subjects=2)
+    alone = dataclasses.replace(known, cfg=dataclasses.replace(dropped.cfg, encoder=encoder))
+    with pytest.raises(UserError, match="condition x, z is missing"):
+        alone.sample({"subject": ["0", "1"]})
+
+
+def test_a_model_is_described_in_one_line(prior):
+    count = sum(leaf.size for leaf in jax.tree.leaves(prior.params))
+    described = f"EmbeddingPriorModel(diffusion: x [24] -> [16], {count:,} parameters, step 20)"
+    assert repr(prior) == described
+    cfg = dataclasses.replace(prior.cfg, encoder=EncoderConfig(width=8, subjects=2))
+    assert "x [24], subject -> [16]" in repr(dataclasses.replace(prior, cfg=cfg))
+
+
+def test_an_export_is_replaced_on_request(prior, tmp_path):
+    changed = {
+        **prior.params,
+        "fitted": jax.tree.map(lambda leaf: leaf + 1, prior.params["fitted"]),
+    }
+    prior.save(tmp_path / "saved")
+    with pytest.raises(UserError, match="saved holds an export already; give another folder, or o"):
+        dataclasses.replace(prior, params=changed).save(tmp_path / "saved")
+    again = EmbeddingPriorModel.open(tmp_path / "saved")
+    np.testing.assert_array_equal(again.mean(), prior.mean())
+    dataclasses.replace(prior, params=changed).save(tmp_path / "saved", overwrite=True)
+    again = EmbeddingPriorModel.open(tmp_path / "saved")
+    jax.tree.map(np.testing.assert_array_equal, again.params["fitted"], changed["fitted"])
 
 
 def test_it_is_saved_and_opened(prior, tmp_path):
@@ -196,12 +245,38 @@ def test_python_trains_with_several_conditions(tmp_path, monkeypatch):
             np.ones((10, 4)),
             size="tiny",
             groups=np.arange(10) % 5,
-            settings={"model.scaling": "standardised"},
+            subjects=["a", "b"] * 5,
+            settings={"model.scaling": "standardised", "model.encoder.width": 8},
             workdir=tmp_path,
         )
     experiment = seen["experiment"]
     assert list(experiment.data.named()) == ["brain", "text"]
     assert experiment.model.scaling == "standardised" and experiment.data.groups.endswith(".npy")
+    assert np.load(experiment.data.subjects).tolist() == ["a", "b"] * 5
+
+
+def test_names_that_conditions_cannot_have_are_rejected(tmp_path):
+    x = np.ones((10, 3))
+    with pytest.raises(
+        UserError, match="x has 'subject'; give the labels of subjects as subjects="
+    ):
+        unclip_jax.fit_prior({"x": x, "subject": ["a"] * 10}, x, workdir=tmp_path)
+    with pytest.raises(
+        UserError, match="x has the condition 'a b'; give an identifier that is none"
+    ):
+        unclip_jax.fit_prior({"a b": x}, x, workdir=tmp_path)
+
+
+def test_labels_that_no_layer_reads_are_rejected(place):
+    options = [f"--config.data.{name}={place}/{name}.npy" for name in "xy"]
+    options.append(f"--config.data.subjects={place}/subjects.txt")
+    message = "config.data.subjects is .* has no layers per subject; set config.model.encoder.width"
+    with pytest.raises(UserError, match=message):
+        loading.read("embedding_prior:tiny", overrides=options)
+    with pytest.raises(UserError, match="config.model.method 'ridge' has none, so leave subjects"):
+        loading.read("embedding_prior:ridge", overrides=options)
+    for more in ("--config.model.encoder.width=8", "--config.data.repeats=mean"):
+        assert loading.read("embedding_prior:tiny", overrides=[*options, more]).data.subjects
 
 
 def test_settings_of_sampling_are_those_of_the_method(prior, arrays):
@@ -243,6 +318,8 @@ def test_an_autoregressive_prior_learns_and_is_evaluated(arrays, place, tmp_path
         ({"z": np.ones((2, 24))}, "this prior has the conditions x, not z"),
         ({}, "has the conditions x, not none"),
         (np.ones((0, 24)), r"different numbers of rows, or none \(x 0\)"),
+        (np.ones(24), r"x is a single row; this prior takes rows of shape \[24\]. Give an array"),
+        (np.array(1.0), r"x is array.1\..; give one array per row, in a list"),
         (np.full((2, 24), np.inf), "2 rows of x hold NaN or inf, first row 0"),
     ],
 )

@@ -37,6 +37,7 @@ from unclip_jax.data.embeddings import KINDS, EmbeddingSource
 KEY_NAMES = ("key", "keys", "__key__")
 ARROW = (".arrow", ".feather")
 HDF5 = (".h5", ".hdf5")
+FORMATS = ".npy, .npz, .safetensors, .h5, .parquet, .arrow, .tar or a folder of clip-retrieval"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SAFETENSORS_TYPES = {
     "F64": np.float64,
@@ -85,28 +86,36 @@ def open_column(location: str) -> Column:
         reason = (str(error) or repr(error)).splitlines()[0]
         reason = "it holds no array of numbers" if "allow_pickle" in reason else reason
         raise UserError(f"{location} cannot be read: {reason}; write the file again.") from error
-    formats = ".npy, .npz, .safetensors, .h5, .parquet, .arrow, .tar or a folder of clip-retrieval"
-    raise UserError(f"{location} has an unknown format; give {formats}.")
+    raise UserError(f"{location} has an unknown format; give {FORMATS}.")
 
 
 def labels(location: str) -> np.ndarray:
-    """Returns a column of labels, as text.
+    """Returns a column of labels, as text without spaces around it.
 
     Raises:
         UserError: as `open_column`, or its rows are arrays.
     """
+    return np.array([label.strip() for label in _labels(location)], np.str_)
+
+
+def _labels(location: str) -> Sequence[str]:
     path, name = _split(location)
-    if _suffix(path) in (".parquet", *ARROW):
+    suffix = _suffix(path)
+    if suffix in (".parquet", *ARROW):
         tables = [_read_columns(file, [name or "group"]) for file in _files(location, path)]
-        return np.array([str(v) for table in tables for v in table.column(0).to_pylist()])
-    if _suffix(path) == ".txt":
-        return np.array(_lines(_files(location, path)[0]))
+        return [str(value) for table in tables for value in table.column(0).to_pylist()]
+    if suffix == ".txt":
+        return _lines(_files(location, path)[0])
+    if not suffix and not pathlib.Path(path).is_dir():
+        raise UserError(
+            f"{location} is no file of labels; give a .txt file with one label per line, {FORMATS}."
+        )
     values = open_column(location).values
     if len(values.shape) != 1:
         raise UserError(
-            f"{location} has rows of shape {list(values.shape[1:])}; give one label item."
+            f"{location} has rows of shape {list(values.shape[1:])}; give one label per row."
         )
-    return _as_text(values[:])
+    return _as_text(values[:]).tolist()
 
 
 def column_state(location: str) -> tuple[tuple[int, ...], ...]:

@@ -18,30 +18,17 @@ from jaxtyping import Bool, Int
 
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError, listed, one_of
-from unclip_jax.data import column_files
+from unclip_jax.data import column_files, pair_subjects
 from unclip_jax.data.columns import Column
-from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig, locations
+from unclip_jax.data.finite_rows import BLOCK, SKIP, finite_rows, row_counts
+from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig
 
 SPLITS = ("train", "validation")
-BLOCK = 4096  # rows at once
 _SAMPLES = 256  # pairs that identify a data set
-SKIP = "mend them, or leave them out with config.data.bad_rows=skip (--bad-rows of evaluate)"
 
 log = logging.getLogger(__name__)
 
 Rows = Int[np.ndarray, " n"]
-
-
-def read_conditions(x: str) -> tuple[dict[str, list[np.ndarray]], list[str] | None]:
-    """Reads all rows of conditions alone, and their keys if the first of them has any.
-
-    Raises:
-        UserError: a column that cannot be read.
-    """
-    opened = {name: column_files.open_column(where) for name, where in locations(x).items()}
-    keys = next(iter(opened.values())).keys
-    rows = {name: [column[i] for i in range(len(column))] for name, column in opened.items()}
-    return rows, None if keys is None else keys.tolist()
 
 
 class Pairs(NamedTuple):
@@ -104,13 +91,7 @@ class Pairs(NamedTuple):
         if self.subjects is None or not labels:
             return self
         numbers, own = self.subjects
-        unknown = [label for label in own if label not in labels]
-        if unknown:
-            raise UserError(
-                f"there is no layer for the subject {unknown[0]!r}; this prior has "
-                f"{listed(labels, most=8, separator=', ')}."
-            )
-        places = np.array([labels.index(label) for label in own], np.int32)
+        places = pair_subjects.layer_numbers(own, labels)
         return self._replace(subjects=(places[numbers], labels))
 
 
@@ -195,13 +176,17 @@ def _open_pairs(cfg: PairsConfig, states: tuple[Any, ...]) -> Pairs:
     opened[TARGET] = column_files.open_column(cfg.y)
     for name, column in opened.items():
         _check_numbers(name, column)
-    good = {name: _finite_rows(name, column, cfg) for name, column in opened.items()}
+    good = {
+        name: finite_rows(name, column, bad_rows=cfg.bad_rows) for name, column in opened.items()
+    }
     rows, keys, means = _matched(opened, good, cfg)
     first = np.array([group[0] for group in means])[rows[:, 0]] if means else rows[:, 0]
     column = next(iter(opened.values()))
     subjects = _subjects(cfg, column, first)
     groups = _labels(cfg.groups, column, "groups")[first] if cfg.groups else keys
     validation = _validation(cfg, column, first, groups)
+    if subjects:
+        log.info("subjects: %s", pair_subjects.listing(subjects, validation=validation))
     return Pairs(opened, rows, keys, validation, subjects, means)
 
 
@@ -218,40 +203,6 @@ def _check_numbers(name: str, column: Column) -> None:
         raise UserError(f"{column.where} holds {dtype}; give floating point numbers or token ids.")
 
 
-def _finite_rows(name: str, column: Column, cfg: PairsConfig) -> Bool[np.ndarray, " n"]:
-    """Returns True for rows whose numbers are finite as float32.
-
-    Raises:
-        UserError: others exist and are rejected.
-    """
-    if column.integer:
-        return np.ones(len(column), bool)
-    good = np.ones(len(column), bool)
-    for start in range(0, len(column), BLOCK):
-        stop = min(start + BLOCK, len(column))
-        with np.errstate(over="ignore"):
-            block = column.block(start, stop).astype(np.float32)
-        finite = np.isfinite(block.reshape(len(block), -1)).all(axis=1)
-        if column.offsets is not None:
-            tokens = np.concatenate([[0], np.cumsum(~finite)])
-            ends = column.offsets[start : stop + 1] - column.offsets[start]
-            finite = np.diff(tokens[ends]) == 0
-        good[start:stop] = finite
-    bad = np.flatnonzero(~good)
-    if not len(bad):
-        return good
-    first = bad[0] if column.keys is None else f"{bad[0]}, key {column.keys[bad[0]]!r}"
-    half = np.dtype(column.values.dtype) == np.float16 and np.isinf(column[int(bad[0])]).any()
-    why = "inf in float16, which ends at 65,504" if half else "NaN or inf"
-    line = (
-        f"{len(bad)} of {len(column)} rows of {name} ({column.where}) hold {why}, first row {first}"
-    )
-    if cfg.bad_rows == "reject":
-        raise UserError(f"{line}; {SKIP}.")
-    log.warning("%s; left out", line)
-    return good
-
-
 def _matched(
     opened: Mapping[str, Column], good: Mapping[str, np.ndarray], cfg: PairsConfig
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...] | None]:
@@ -260,10 +211,9 @@ def _matched(
         return _by_key(opened, good, cfg)
     counts = {name: len(column) for name, column in opened.items()}
     if len(set(counts.values())) != 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UserError(
-            f"columns have different numbers of rows ({listed}) and not all have keys; give arrays "
-            "of one length, or keys for all (data/column_files.py)."
+            f"columns have different numbers of rows ({row_counts(counts)}) and not all have "
+            "keys; give arrays of one length, or keys for all (data/column_files.py)."
         )
     if cfg.repeats == "mean":
         raise UserError(
@@ -410,6 +360,12 @@ def _check_fields(pairs: Pairs, fields: Mapping[str, Field]) -> None:
     measured = pairs.fields()
     sequences = {name for name, f in measured.items() if len(f.shape) == 2 or f.dtype == "int32"}
     expected = {name for name in fields if not name.endswith("_mask")}
+    if SUBJECT in expected - measured.keys():
+        layers = listed(fields[SUBJECT].labels, most=8) or f"{fields[SUBJECT].high} and less"
+        raise UserError(
+            f"the model has a layer per subject ({layers}); give the label of every row of x with "
+            "config.data.subjects (--subjects of evaluate pairs)."
+        )
     if expected - measured.keys():
         raise UserError(
             f"the model reads {', '.join(sorted(expected))}; config.data.x has "

@@ -19,7 +19,8 @@ class PairsConfig:
         x: the condition, FILE or FILE:NAME (`data.column_files`); several as NAME=FILE,NAME=FILE.
         y: the target.
         groups: labels of the rows of x (such as subjects) that no split may separate; "" = keys.
-        subjects: labels of the rows of x that choose the layers of an encoder; "" = none.
+        subjects: labels of the rows of x that choose the first layer of an encoder, which needs
+            config.model.encoder.width; "" = none.
         splits: names of the split of every row of x; "" = a random choice.
         eval_share: share of the groups or keys in the validation split, if chosen randomly.
         bad_rows: rows that are not finite, or whose key has no partner: "reject", or "skip" them
@@ -57,6 +58,11 @@ class PairsConfig:
         return locations(self.x)
 
 
+def is_condition_name(name: str) -> bool:
+    """True for an identifier that no other batch field has."""
+    return name.isidentifier() and name not in RESERVED and not name.endswith("_mask")
+
+
 def locations(x: str) -> dict[str, str]:
     """Returns the locations of conditions by name; a single one without a name is "x".
 
@@ -68,8 +74,7 @@ def locations(x: str) -> dict[str, str]:
     result: dict[str, str] = {}
     for part in x.split(","):
         name, _, location = part.partition("=")
-        taken = name in RESERVED or name.endswith("_mask") or name in result
-        if not name.isidentifier() or taken or not location:
+        if not is_condition_name(name) or name in result or not location:
             raise UserError(
                 f"x has the part {part!r}; give NAME=FILE with different names, none of them "
                 f"{', '.join(RESERVED)}."

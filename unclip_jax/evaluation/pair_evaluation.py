@@ -121,8 +121,8 @@ def _held_out(
     if not everything and trained not in (None, pairs.open_split("train", fields).digest):
         raise UserError(
             f"{run} was trained on other pairs than those that this division leaves for training; "
-            "give --x, --y, --groups, --splits, --eval-share, --bad-rows and --repeats as in "
-            "training, or --eval-share=1 for pairs of which none was trained on."
+            "give --x, --y, --groups, --subjects, --splits, --eval-share, --bad-rows and --repeats "
+            "as in training, or --eval-share=1 for pairs of which none was trained on."
         )
     source: PairSource = pairs.open_split("train" if everything else "validation", fields)
     blocks = list(source.blocks(config.most))

@@ -266,6 +266,21 @@ def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     return experiment
 
 
+def _check_pairs(experiment: Experiment) -> None:
+    """Rejects pairs without locations, and labels of subjects that the model does not read."""
+    data, model = experiment.data, experiment.model
+    data.named()
+    if not data.subjects or model.encoder.width or data.repeats == "mean":
+        return
+    advice = "set config.model.encoder.width, such as to 512, or leave subjects out"
+    if not model.generative:
+        advice = f"config.model.method {model.method!r} has none, so leave subjects out"
+    raise UserError(
+        f"config.data.subjects is {data.subjects!r}, but this model has no layers per subject; "
+        f"{advice}."
+    )
+
+
 def _check(experiment: Experiment) -> None:
     """Cross-field checks, and those of paths."""
     train, data = experiment.train, experiment.data
@@ -286,7 +301,7 @@ def _check(experiment: Experiment) -> None:
     stage = experiment.build_stage()
     check_split(stage, accumulate=train.accumulate, optim=experiment.optim)
     if experiment.entry.paired:
-        experiment.data.named()
+        _check_pairs(experiment)
         return
     if not experiment.data.path:
         raise UserError(

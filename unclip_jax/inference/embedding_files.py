@@ -25,7 +25,11 @@ SUFFIXES = (".npy", ".safetensors", ".parquet", "")
 
 
 def write_embeddings(
-    samples: np.ndarray, path: str | pathlib.Path, *, keys: Sequence[str] | None = None
+    samples: np.ndarray,
+    path: str | pathlib.Path,
+    *,
+    keys: Sequence[str] | None = None,
+    numbers: np.ndarray | None = None,
 ) -> None:
     """Writes samples, [rows num *target], in the format of the file's suffix.
 
@@ -33,12 +37,14 @@ def write_embeddings(
         samples: of `EmbeddingPriorModel.sample`.
         path: the file, or a folder of clip-retrieval.
         keys: name of every row; None = its number.
+        numbers: of the rows; None = 0, 1, ...
 
     Raises:
         UserError: an unknown format, keys that do not match, or a file that cannot be written.
     """
     path, (rows, num) = pathlib.Path(path), samples.shape[:2]
-    names = [str(row) for row in range(rows)] if keys is None else list(keys)
+    numbers = np.arange(rows) if numbers is None else numbers
+    names = [str(number) for number in numbers] if keys is None else list(keys)
     if len(names) != rows:
         raise UserError(f"there are {len(names)} keys for {rows} rows; give one each.")
     if path.suffix not in SUFFIXES:
@@ -56,15 +62,15 @@ def write_embeddings(
             if path.suffix == ".npy":
                 np.save(file, samples[:, 0] if num == 1 else samples)
             elif path.suffix == ".safetensors":
-                row = np.repeat(np.arange(rows), num)
+                row = np.repeat(numbers, num)
                 file.write(safetensors.numpy.save({"image_embeds": flat, "row": row}))
             else:
-                pyarrow.parquet.write_table(_table(flat, names, num), file)
+                pyarrow.parquet.write_table(_table(flat, names, numbers, num), file)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}.") from None
 
 
-def _table(flat: np.ndarray, names: list[str], num: int) -> pyarrow.Table:
+def _table(flat: np.ndarray, names: list[str], numbers: np.ndarray, num: int) -> pyarrow.Table:
     keys = [name for name in names for _ in range(num)]
     embedding = pyarrow.array(flat.reshape(-1))
     for size in reversed(flat.shape[1:]):
@@ -72,7 +78,7 @@ def _table(flat: np.ndarray, names: list[str], num: int) -> pyarrow.Table:
     return pyarrow.table(
         {
             "key": keys,
-            "row": np.repeat(np.arange(len(names)), num),
+            "row": np.repeat(numbers, num),
             "sample": np.tile(np.arange(num), len(names)),
             "embedding": embedding,
         }

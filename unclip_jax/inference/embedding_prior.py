@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError, in_range, listed
+from unclip_jax.core import rng, trees
+from unclip_jax.core.checks import UserError, in_range, short
 from unclip_jax.core.files import check_local
 from unclip_jax.core.types import Keys, Params
+from unclip_jax.data.pair_subjects import layer_numbers
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
@@ -27,7 +28,7 @@ Rows = np.ndarray | Sequence[np.ndarray] | Sequence[str]
 BATCH = 256  # samples at once
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EmbeddingPriorModel:
     """A trained prior, or a regression that was trained by the same command.
 
@@ -41,6 +42,16 @@ class EmbeddingPriorModel:
     params: Params
     manifest: Manifest
 
+    def __repr__(self) -> str:
+        """Method, conditions and target with their shapes, size and step, in one line."""
+        names = [f"{one.name} {list(one.shape)}" for one in self.cfg.model.conditions]
+        names += ["subject"] * (SUBJECT in embedding_prior.batch_spec(self.cfg))
+        return (
+            f"EmbeddingPriorModel({self.cfg.method}: {', '.join(names)} -> "
+            f"{list(self.cfg.model.target)}, {trees.count(self.params):,} parameters, step "
+            f"{self.manifest.step})"
+        )
+
     @classmethod
     def open(cls, path: str | pathlib.Path) -> "EmbeddingPriorModel":
         """Opens an export, or the workdir of a run that has one.
@@ -53,19 +64,28 @@ class EmbeddingPriorModel:
         folder = folder / "export" if (folder / "export").is_dir() else folder
         return cls(*load.load_embedding_prior(folder))
 
-    def save(self, path: str | pathlib.Path) -> None:
+    def save(self, path: str | pathlib.Path, *, overwrite: bool = False) -> None:
         """Writes an export, which `open` reads.
 
+        Args:
+            path: its folder.
+            overwrite: replace an export that is there.
+
         Raises:
-            UserError: the folder holds something else, or cannot be written.
+            UserError: the folder holds an export, unless it may be replaced, or something else; or
+                it cannot be written.
         """
         check_local("the path of a prior", path)
         folder = pathlib.Path(path)
+        if (folder / export.MANIFEST).is_file() and not overwrite:
+            raise UserError(
+                f"{folder} holds an export already; give another folder, or overwrite=True."
+            )
         export.write_export(folder, params=self.params, manifest=self.manifest, tokenizer_dir=None)
 
     def sample(
         self,
-        x: Rows | Mapping[str, Rows],
+        x: Rows | Mapping[str, Any],
         *,
         num: int = 1,
         guidance: float | None = None,
@@ -81,9 +101,10 @@ class EmbeddingPriorModel:
         Sample j of row i depends on the seed, i and j alone, not on the batch.
 
         Args:
-            x: rows of the only condition, or of several by name; one that is left out is unknown.
-                Sequences of different lengths are a list of arrays. A model with layers per subject
-                also needs "subject", the number of each row's.
+            x: rows of the only condition, or of several by name; some may be left out where
+                training dropped single ones (config.model.drop_each). Sequences of different
+                lengths are a list of arrays. A model with layers per subject also needs "subject",
+                the label of every row.
             num: samples per row; of a regression they are equal.
             guidance: scale; None = the trained default, 1 = off.
             steps: grid of timesteps; None = the trained default.
@@ -94,8 +115,8 @@ class EmbeddingPriorModel:
             batch: samples at once.
 
         Raises:
-            UserError: conditions that the model does not have, or of another shape, or settings of
-                another method.
+            UserError: conditions that the model does not have, that are missing or of another
+                shape, or settings of another method.
         """
         options = {"guidance": guidance, "steps": steps, "sampler": sampler}
         codes = {"temperature": temperature, "top_p": top_p}
@@ -104,7 +125,7 @@ class EmbeddingPriorModel:
 
     def sample_blocks(
         self,
-        x: Rows | Mapping[str, Rows],
+        x: Rows | Mapping[str, Any],
         *,
         num: int = 1,
         guidance: float | None = None,
@@ -122,6 +143,7 @@ class EmbeddingPriorModel:
         """
         in_range("num", num, 1, 2**20)
         conditions, size = conditions_of(self.cfg, x)
+        _check_left_out(self.cfg, conditions)
         chain = {"steps": steps, "sampler": sampler}
         codes = {"temperature": temperature, "top_p": top_p}
         _check_method(self.cfg, {"diffusion": chain, "autoregressive": codes})
@@ -140,7 +162,7 @@ class EmbeddingPriorModel:
                 yield pending[:whole].reshape(-1, num, *cfg.model.target)
                 pending = pending[whole:]
 
-    def linear(self, x: Rows | Mapping[str, Rows]) -> np.ndarray:
+    def linear(self, x: Rows | Mapping[str, Any]) -> np.ndarray:
         """Returns the prediction of the ridge regression in this model, [rows *target].
 
         Raises:
@@ -148,7 +170,7 @@ class EmbeddingPriorModel:
         """
         return np.concatenate([*self.linear_blocks(x)])
 
-    def linear_blocks(self, x: Rows | Mapping[str, Rows]) -> Iterator[np.ndarray]:
+    def linear_blocks(self, x: Rows | Mapping[str, Any]) -> Iterator[np.ndarray]:
         """Yields what `linear` returns in blocks of consecutive rows."""
         if not self.cfg.fits_ridge:
             raise UserError("this model has no ridge regression (config.model.model.ridge).")
@@ -175,6 +197,22 @@ class EmbeddingPriorModel:
             bias = jnp.asarray(self.params["fitted"]["ridge"]["bias"])
             latent = bias.reshape(latent.shape)
         return np.asarray(pair_inputs.from_latent(self.cfg, self.params, latent))[0]
+
+
+def _check_left_out(cfg: EmbeddingPriorStageConfig, fields: Mapping[str, np.ndarray]) -> None:
+    """Rejects conditions that are left out, unless single ones were dropped in training.
+
+    Raises:
+        UserError: naming them.
+    """
+    missing = [one.name for one in cfg.model.conditions if one.name not in fields]
+    dropped = cfg.generative and cfg.drop_each and len(missing) < len(cfg.model.conditions)
+    if missing and not dropped:
+        names = ", ".join(missing)
+        raise UserError(
+            f"the condition {names} is missing, and this prior was not trained without it "
+            f"(config.model.drop_each={cfg.drop_each:g}); give rows of {names}."
+        )
 
 
 def _set(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +260,7 @@ def _batches(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def conditions_of(
-    cfg: EmbeddingPriorStageConfig, x: Rows | Mapping[str, Rows]
+    cfg: EmbeddingPriorStageConfig, x: Rows | Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], int]:
     """Returns the batch fields of conditions, and their number of rows.
 
@@ -243,7 +281,12 @@ def conditions_of(
         others = ", ".join(unknown) or "none"
         raise UserError(f"this prior has the conditions {', '.join(conditions)}, not {others}.")
     if field is not None and SUBJECT not in x:
-        raise UserError(f"this prior has layers per subject; give {SUBJECT!r}, one label per row.")
+        raise UserError(
+            f"this prior has layers per subject; give {SUBJECT!r}, one label per row (--subjects "
+            "of `embed prior`)."
+        )
+    for name, rows in x.items():
+        _check_rows(name, rows, None if name == SUBJECT else conditions[name])
     counts = {name: len(rows) for name, rows in x.items()}
     if len(set(counts.values())) > 1 or not min(counts.values()):
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -258,21 +301,34 @@ def conditions_of(
 
 
 def _subjects(rows: Rows, encoder: EncoderConfig) -> np.ndarray:
-    """Returns the numbers of subjects that are given by their labels.
+    """Returns the numbers of the layers that labels name.
 
     Raises:
         UserError: the model has no such subject.
     """
     labels = encoder.labels or tuple(map(str, range(encoder.subjects)))
-    numbers = {label: number for number, label in enumerate(labels)}
-    names = [str(label) for label in np.asarray(rows).reshape(-1)]
-    unknown = [name for name in names if name not in numbers]
-    if unknown:
+    return layer_numbers(np.asarray(rows).reshape(-1), labels)
+
+
+def _check_rows(name: str, rows: Any, one: ConditionConfig | None) -> None:
+    """Rejects a single row, or a single label, in the place of several.
+
+    Args:
+        name: of the condition.
+        rows: as a user gives them.
+        one: the condition; None for labels.
+
+    Raises:
+        UserError: naming the condition.
+    """
+    if isinstance(rows, str) or not hasattr(rows, "__len__") or getattr(rows, "ndim", 1) == 0:
+        kind = "label" if one is None else "array"
+        raise UserError(f"{name} is {short(rows)}; give one {kind} per row, in a list.")
+    if one is not None and len(rows) and np.ndim(rows[0]) == len(one.shape) - 1:
         raise UserError(
-            f"there is no subject {unknown[0]!r}; this prior has "
-            f"{listed(labels, most=8, separator=', ')}."
+            f"{name} is a single row; this prior takes rows of shape {list(one.shape)}. Give an "
+            "array of rows, such as x[None] of a single one."
         )
-    return np.array([numbers[name] for name in names], np.int32)
 
 
 def _filled(one: ConditionConfig, rows: Rows) -> dict[str, np.ndarray]:

@@ -26,8 +26,10 @@ class EncoderConfig:
         width: of its layers and tokens; 0 = there is no encoder.
         depth: its blocks.
         tokens: number of tokens that the prior reads.
-        subjects: number of first layers, chosen by the field "subject"; 1 = one for all.
-        labels: of the subjects, in the order of their layers; () = numbers from 0 on.
+        subjects: number of first layers, chosen by the field "subject"; 1 = one for all. Training
+            sets it to the number of labels in config.data.subjects.
+        labels: of the subjects, in the order of their layers; () = numbers from 0 on. Training
+            reads them from config.data.subjects.
         contrastive: weight of the contrastive loss beside the prior's; 0 = off.
         mixup: parameter of the Beta distribution by which conditions are mixed for the contrastive
             loss (BiMixCo of MindEye, arXiv 2305.18274, section 3.3); 0 = they are not mixed.

@@ -1,0 +1,57 @@
+"""Conditions of new pairs, whose targets are sampled."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import column_files
+from unclip_jax.data.finite_rows import finite_rows, row_counts
+from unclip_jax.data.pairs_config import locations
+
+Rows = Int[np.ndarray, " n"]
+
+
+class Conditions(NamedTuple):
+    """Rows of conditions without targets.
+
+    Attributes:
+        rows: by name, of those rows that are used.
+        keys: of these rows; None without keys.
+        numbers: of these rows in their files.
+        total: number of rows in the files.
+    """
+
+    rows: dict[str, list[np.ndarray]]
+    keys: list[str] | None
+    numbers: Rows
+    total: int
+
+
+def read_conditions(x: str, *, bad_rows: str = "reject") -> Conditions:
+    """Reads the rows of conditions alone, and their keys if the first of them has any.
+
+    Args:
+        x: as `PairsConfig.x`.
+        bad_rows: "reject" rows that are not finite, or "skip" them and log their number.
+
+    Raises:
+        UserError: a column that cannot be read, columns of different lengths, rows that are not
+            finite (unless they are skipped), or no other rows.
+    """
+    opened = {name: column_files.open_column(where) for name, where in locations(x).items()}
+    first = next(iter(opened.values()))
+    counts = {name: len(column) for name, column in opened.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(
+            f"conditions have different numbers of rows ({row_counts(counts)}); give as many "
+            "of each."
+        )
+    good = [finite_rows(name, column, bad_rows=bad_rows) for name, column in opened.items()]
+    numbers = np.flatnonzero(np.logical_and.reduce(good))
+    if not len(numbers):
+        raise UserError(f"no row of {x} is left; it is empty, or every row holds NaN or inf.")
+    rows = {name: [column[int(i)] for i in numbers] for name, column in opened.items()}
+    keys = None if first.keys is None else first.keys[numbers].tolist()
+    return Conditions(rows, keys, numbers, len(first))
