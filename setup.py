@@ -36,6 +36,7 @@ CORE = [
     "scipy>=1.14",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9.9",
+    "tensorstore>=0.1.86",  # also of Orbax; ranged reads from object stores
     "tokenizers>=0.22",
     "tqdm>=4.66",
     "transformers>=5.8",

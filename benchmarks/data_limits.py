@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import pathlib
 import resource
 import tarfile
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import slow_store
+from unclip_jax.core import ranged_reads
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Location, Url
 from unclip_jax.data import dataset_manifest, prepared, records, sources
@@ -33,6 +35,11 @@ from unclip_jax.preparation.shard_writer import ImportConfig
 PER_TAR = 10_000  # pairs
 SIDE, QUALITY = 512, 95
 LATENCY = 0.03  # seconds
+STORES = (  # of the rates of the loader: label, store, library of ranged reads
+    ("in this process", slow_store.in_process, ""),
+    ("gcsfs and a server", slow_store.served, "fsspec"),
+    ("TensorStore and a server", slow_store.served, ""),
+)
 WORDS = [
     "a",
     "red",
@@ -97,15 +104,14 @@ def loader_rates(seconds: float) -> list[dict[str, Any]]:
         folder = pathlib.Path(name, slow_store.BUCKET)
         urls = write_shards(folder, image.getvalue(), shards=8, count=2000)
         source = prepared.ShardSource(urls, [2000] * 8)
-        for label, store in (
-            ("in this process", slow_store.in_process),
-            ("gcsfs and a server", slow_store.served),
-        ):
-            for threads in (16, 64, 128):
+        for threads in (16, 64, 128):  # stores in turns, as the machine may have other work
+            for label, store, library in STORES:
+                os.environ[ranged_reads.LIBRARY] = library
                 with store(pathlib.Path(name), latency=LATENCY):
                     facts = rate(source, threads, seconds)
                 rates.append({"store": label, "threads": threads, **facts})
-    return rates
+        os.environ.pop(ranged_reads.LIBRARY)
+    return sorted(rates, key=lambda facts: [label for label, *_ in STORES].index(facts["store"]))
 
 
 def rate(source: sources.Source, threads: int, seconds: float) -> dict[str, float]:

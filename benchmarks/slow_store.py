@@ -26,6 +26,7 @@ from unclip_jax.core import storage
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 BUCKET = "bucket"
+ADDRESSES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")  # of gcsfs and of TensorStore
 _RANGE = re.compile(rb"(?i)\r\nrange: bytes=(\d+)-(\d+)")
 
 
@@ -140,17 +141,16 @@ def served(root: pathlib.Path, *, latency: float) -> Iterator[str]:
     process = context.Process(target=_serve, args=(str(root), latency, child), daemon=True)
     process.start()
     address = f"http://127.0.0.1:{parent.recv()}"
-    before = os.environ.get("STORAGE_EMULATOR_HOST")
-    os.environ["STORAGE_EMULATOR_HOST"] = address
+    before = {name: os.environ.get(name) for name in ADDRESSES}
+    os.environ.update(dict.fromkeys(ADDRESSES, address))
     fsspec.get_filesystem_class("gs").clear_instance_cache()
     storage.forget_stores()
     try:
         yield address
     finally:
         storage.forget_stores()
-        os.environ.pop("STORAGE_EMULATOR_HOST")
-        if before is not None:
-            os.environ["STORAGE_EMULATOR_HOST"] = before
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
         process.terminate()
         process.join()
 
@@ -188,13 +188,15 @@ class _Answer:
         if name not in self._objects:
             self._objects[name] = (self._root / name).read_bytes()
         data, status, kind = self._objects[name], b"200 OK", b"application/octet-stream"
+        extra = b"x-goog-generation: 1\r\n"
         if "alt=media" not in target.query:
             facts = {"name": name, "bucket": bucket, "size": str(len(data)), "generation": "1"}
             data, kind = json.dumps(facts).encode(), b"application/json"
         elif match := _RANGE.search(head):
-            data = data[int(match[1]) : int(match[2]) + 1]
+            size, data = len(data), data[int(match[1]) : int(match[2]) + 1]
             status = b"206 Partial Content"
+            extra += b"content-range: bytes %b-%b/%d\r\n" % (match[1], match[2], size)
         return (
-            b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
-            % (status, kind, len(data))
+            b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%bcontent-length: %d\r\n\r\n"
+            % (status, kind, extra, len(data))
         ) + data

@@ -17,7 +17,7 @@ from unittest import mock
 import fsspec
 import pytest
 
-from unclip_jax.core import storage
+from unclip_jax.core import ranged_reads, storage
 from unclip_jax.core.storage import Url
 
 # Read when gcsfs is imported: no second protocol, which the emulator does not speak.
@@ -53,9 +53,12 @@ def conditional() -> Iterator[None]:
 
     Answers with content state the generation of the object, and requests with a condition are
     rejected where it does not hold (cloud.google.com/storage/docs/request-preconditions). Besides,
-    content that ends in a carriage return is stored whole.
+    content that ends in a carriage return is stored whole, and the last part of a resumable upload
+    may be sent again (cloud.google.com/storage/docs/performing-resumable-uploads), as clients do
+    that got no answer.
     """
     from gcp_storage_emulator import server
+    from gcp_storage_emulator import storage as storages
     from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import objects
 
@@ -83,8 +86,17 @@ def conditional() -> Iterator[None]:
         response["x-goog-generation"] = current
         original(request, response, storage)
 
-    original = objects.download
+    uploads: dict[str, Any] = {}
+
+    def upload(self, file_id):
+        if file_id in uploads:
+            self.resumable.setdefault(file_id, uploads[file_id])
+        uploads[file_id] = first(self, file_id)
+        return uploads[file_id]
+
+    original, first = objects.download, storages.Storage.get_resumable_file_obj
     with (
+        mock.patch.object(storages.Storage, "get_resumable_file_obj", upload),
         mock.patch.object(objects, "download", download),
         mock.patch.object(objects, "_media_upload", checked(objects._media_upload)),
         mock.patch.object(objects, "_multipart_upload", checked(objects._multipart_upload)),
@@ -160,13 +172,16 @@ def upload(folder: pathlib.Path, url: Url) -> None:
 def fail_some_reads(monkeypatch: pytest.MonkeyPatch, scheme: str, *, every: int) -> "Faults":
     """Makes every n-th request for the content of an object fail; returns the counter."""
     faults, cls = Faults(every=every), fsspec.get_filesystem_class(scheme)
-    original = cls.cat_file
 
-    def faulty(self: Any, *args: Any, **options: Any) -> bytes:
-        faults()
-        return original(self, *args, **options)
+    def faulty(original: Any) -> Any:
+        def request(*args: Any, **options: Any) -> Any:
+            faults()
+            return original(*args, **options)
 
-    monkeypatch.setattr(cls, "cat_file", faulty, raising=False)
+        return request
+
+    monkeypatch.setattr(cls, "cat_file", faulty(cls.cat_file), raising=False)
+    monkeypatch.setattr(ranged_reads, "read", faulty(ranged_reads.read))
     forget_stores()
     return faults
 

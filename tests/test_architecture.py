@@ -54,7 +54,7 @@ IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "Image.open"}
 IMPURE_ATTRIBUTES = {"jax.config", "jax.distributed"}
 FILE_MODULES = {  # may do I/O
     PACKAGE / "core" / f"{name}.py"
-    for name in ("digests", "files", "folder", "object_lock", "storage")
+    for name in ("digests", "files", "folder", "object_lock", "ranged_reads", "storage")
 }
 FORBIDDEN_IN = {
     "diffusion": {"flax"},

@@ -149,6 +149,16 @@ def test_the_cache_keeps_to_its_size(samples):
     assert source.reads == 2 + 3 * 2
 
 
+@pytest.mark.parametrize(("cache_bytes", "reads"), [(0, 9), (200, 7), (10**6, 3)])
+def test_strings_count_in_the_cache(samples, cache_bytes, reads):
+    """Without a cache nothing is kept, however small."""
+    source = Counted([{**samples.record(i), "caption": "a" * 100} for i in range(3)])
+    fixed = FixedExamples(source, config=ExampleConfig(("caption",)), cache_bytes=cache_bytes)
+    source.reads = 0  # the first record is looked at
+    captions = [fixed[i % 3]["caption"] for i in range(9)]
+    assert captions == ["a" * 100] * 9 and source.reads == reads
+
+
 def test_augmentation_leaves_the_cache_alone():
     config = ExampleConfig(fields=("image", "low_res"), image_size=40, flip=True, patch=8,
                            degrade=DegradeConfig(factor=2))  # fmt: skip

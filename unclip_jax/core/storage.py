@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
-from unclip_jax.core import store_failures
+from unclip_jax.core import ranged_reads, store_failures
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.store_failures import EXTRAS, TRIES
 
@@ -119,7 +119,12 @@ class Url:
         """Reads bytes `start` to `stop` in one request."""
         if start == stop:
             return b""
-        data = self._request("read", lambda store: store.cat_file(self.text, start=start, end=stop))
+
+        def attempt(store: Any) -> bytes:
+            data = ranged_reads.read(store, self.text, start, stop)
+            return store.cat_file(self.text, start=start, end=stop) if data is None else data
+
+        data = self._request("read", attempt)
         if len(data) != stop - start:
             raise UserError(
                 f"{self} ends before byte {stop}: it was cut short or replaced; copy it again."
@@ -336,6 +341,7 @@ def _store(scheme: str) -> Any:
 def forget_stores() -> None:
     """Opens stores anew at their next request, for another server or account."""
     _open_store.cache_clear()
+    ranged_reads.forget()
 
 
 @functools.lru_cache

@@ -6,6 +6,7 @@ the stream of the whole run.
 """
 
 import dataclasses
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -141,7 +142,9 @@ class FixedExamples:
         source = self._source
         whole = self._config.decodes_images or self._config.arrays
         example = self._make(source[index] if whole else without_image(source, index))
-        size = sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
+        if not self._limit:
+            return example
+        size = sum(_bytes(value) for value in example.values())
         with self._lock:
             if index not in self._cache and self._used + size <= self._limit:
                 self._cache[index] = example
@@ -216,6 +219,11 @@ def _captions(record: Record, config: ExampleConfig) -> list[str]:
     if config.captions == "first" or ("z_txt" in config.fields and record["z_txt"].ndim == 1):
         return [record["caption"]]
     return record.get("captions", [record["caption"]])
+
+
+def _bytes(value: Any) -> int:
+    """Returns the memory of a value of an example."""
+    return value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
 
 
 def _with_caption(example: Example, index: int) -> Example:
