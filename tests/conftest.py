@@ -24,6 +24,8 @@ import pytest
 jax.config.update("jax_platforms", "cpu")  # the environment is read too late if JAX came first
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if os.environ.get("UNCLIP_THOROUGH") != "1":
+    compiler.share_contexts()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for verb in ("reading", "writing"):
         ignore = f"ignore:Error {verb} persistent compilation cache:UserWarning"
         config.addinivalue_line("filterwarnings", ignore)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is looked for less often, and not among the modules that are imported by now."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
