@@ -13,6 +13,7 @@ nor the program's: JAX builds a new MLIR context for each, with all its dialects
 lets the programs of a thread use the same one.
 """
 
+import functools
 import importlib.util
 import mmap
 import os
@@ -58,15 +59,18 @@ def share_contexts(most: int = 100) -> None:
 
     A context keeps the constants of its programs, so it may not live for long.
     """
-    from jax._src.interpreters import mlir
+    from jax.interpreters import mlir
 
-    create = mlir.make_ir_context
+    begin = mlir.ModuleContext.__init__
     local = threading.local()
 
-    def reuse():
-        local.left = getattr(local, "left", 0) - 1
-        if local.left < 0:
-            local.context, local.left = create(), most - 1
-        return local.context
+    @functools.wraps(begin)
+    def reuse(self, *, context=None, module=None, **others):
+        if context is None and module is None:
+            local.left = getattr(local, "left", 0) - 1
+            if local.left < 0:
+                local.context, local.left = mlir.make_ir_context(), most - 1
+            context = local.context
+        begin(self, context=context, module=module, **others)
 
-    mlir.make_ir_context = reuse
+    mlir.ModuleContext.__init__ = reuse
