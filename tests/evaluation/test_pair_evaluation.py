@@ -131,6 +131,58 @@ def test_every_pair_has_the_layer_of_its_subject(place, judged):
     assert report.priors["own"].forward.hits == 15
 
 
+def test_figures_by_subject_are_those_of_its_held_out_pairs(place, judged):
+    """Also of a prior without layers per subject."""
+    models = {"far": model_of(PairsConfig(**settings(place)), noisy(3.0))}
+    report = judged(models, subjects=f"{place}/subjects.txt")
+    assert list(report.subjects) == ["anna", "zoe"]
+    for label, own in report.subjects.items():
+        rows = np.flatnonzero(HELD_OUT & (label == SUBJECTS))
+        expected = cosine(noisy(3.0)({"x": X[rows]}, 3).mean(axis=1), Y[rows])
+        assert own.pairs == own.pool == len(rows)
+        assert own.priors["far"].cosine.value == pytest.approx(expected, rel=1e-5)
+    plain = json.loads((place / "out" / "pairs.json").read_text())
+    assert plain["subjects"]["zoe"]["pairs"] == report.subjects["zoe"].pairs
+    assert plain["trained_on"] == {"far": 0}
+
+
+@pytest.mark.parametrize("options", [{}, {"splits": ""}, {"splits": "", "eval_share": 0.2}])
+def test_pairs_that_were_trained_on_are_not_called_held_out(place, judged, options):
+    """The default and another usual division, and one by labels."""
+    known = model_of(PairsConfig(**{**settings(place), **options}), noisy(3.0))
+    shown = {name: value for name, value in options.items() if name == "splits"}
+    report = judged({"far": known}, **shown, eval_share=1.0)
+    count = {0: 25, 1: 36, 2: 32}[len(options)]
+    assert report.pairs == N and report.trained == {"far": count}
+    samples = noisy(3.0)({"x": X}, 3)
+    assert report.priors["far"].cosine.value == pytest.approx(cosine(samples.mean(axis=1), Y))
+    assert f"far was trained on {count} of the pairs that were given" in str(report)
+
+
+def test_pairs_of_which_nothing_is_known_are_not_called_held_out(place, judged):
+    known = model_of(PairsConfig(**settings(place)), noisy(3.0))
+    other = dataclasses.replace(known.manifest, inputs={"data": "of other pairs"})
+    report = judged({"far": dataclasses.replace(known, manifest=other)}, eval_share=1.0)
+    assert report.trained == {"far": None}
+    unstated = dataclasses.replace(known.manifest, inputs=None)
+    report = judged({"far": dataclasses.replace(known, manifest=unstated)})
+    assert report.pairs == 15 and report.trained == {"far": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bad_rows": "skpi"}, "unknown --bad-rows 'skpi'. Did you mean 'skip'"),
+        ({"repeats": "meen"}, "unknown --repeats 'meen'. Did you mean 'mean'"),
+        ({"eval_share": 2.0}, r"--eval-share is 2.0; it must lie in \[0.0, 1.0\]"),
+        ({"num": 0}, "--num is 0; it must be greater than 0"),
+    ],
+)
+def test_messages_name_the_flags(options, message):
+    with pytest.raises(UserError, match=message):
+        PairEvaluation((), "x.npy", "y.npy", **options)
+
+
 def test_padding_is_no_part_of_a_target(tmp_path, judged):
     lengths = RNG.integers(1, 4, N)
     sequences = [RNG.normal(size=(length, 2)).astype(np.float32) for length in lengths]

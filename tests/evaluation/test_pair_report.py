@@ -1,5 +1,6 @@
 """Reports of priors between embedding spaces: perfect, mean and calibrated predictions."""
 
+import dataclasses
 import json
 import tracemalloc
 
@@ -54,6 +55,57 @@ def test_it_is_text_and_json(report):
     plain = json.loads(json.dumps(report.plain()))
     assert plain["priors"]["ridge"]["coverage"] is None
     assert plain["priors"]["exact"]["forward"]["hits"] == N
+
+
+def test_figures_of_a_subject_are_those_of_its_pairs_alone():
+    labels = np.array(["zoe", "anna"])[RNG.integers(0, 2, N)]
+    labels[7] = "kim"  # of a single pair
+    samples = {"calibrated": SAMPLES, "ridge": MEANS[:, None]}
+    blocks = {"calibrated": (SAMPLES[i : i + 7] for i in range(0, N, 7)), "ridge": MEANS[:, None]}
+    report = pair_report.judge(TRUE, blocks, pool=20, subjects=labels.tolist())
+    assert list(report.subjects) == ["anna", "zoe"]
+    for label, own in report.subjects.items():
+        rows = labels == label
+        alone = {name: each[rows] for name, each in samples.items()}
+        expected = pair_report.judge(TRUE[rows], alone, pool=20)
+        assert (own.pairs, own.pool) == (rows.sum(), 20)
+        for name, one in expected.priors.items():
+            for field in ("cosine", "sample_cosine", "forward", "backward", "rank", "energy"):
+                np.testing.assert_allclose(getattr(own.priors[name], field), getattr(one, field))
+            assert own.priors[name].coverage == one.coverage
+    text = str(report)
+    assert text.count("calibrated: anna  ") == text.count("ridge: zoe  ") == 1
+    rows = int(np.sum(labels == "anna"))
+    assert f"anna: {rows} pairs, retrieval of 20 pairs among 20" in text and "kim" not in text
+    assert report.plain()["subjects"]["zoe"]["priors"]["ridge"]["cosine"]["total"] == np.sum(
+        labels == "zoe"
+    )
+
+
+def test_the_note_says_what_the_pairs_are(report):
+    def note(**trained):
+        return str(dataclasses.replace(report, trained=trained)).split("\n")[5:]
+
+    assert note(exact=0)[0].startswith("60 held-out pairs, retrieval among 20; 95 %")
+    first, other, _ = note(exact=0, ridge=54)
+    assert first.startswith("60 pairs, retrieval among 20; ")
+    assert other.startswith("warning: ridge was trained on 54 of the pairs that were given")
+    first, other, _ = note(exact=None)
+    assert first.startswith("60 pairs, ") and other.startswith("exact: its export does not tell")
+
+
+def test_small_p_values_are_not_zero(report):
+    energy = [line.split("(p ")[1] for line in str(report).splitlines() if "(p " in line]
+    assert energy[-1] == "0.005)"  # of the mean: 1 of 201
+    assert "p from 200 random divisions" in str(report)
+
+
+def test_retrieval_among_fewer_targets_than_asked_for_says_so():
+    one = pair_report.judge(TRUE, {"a": SAMPLES}, pool=50)
+    assert "60 held-out pairs, retrieval of 50 pairs among 50; " in str(one)
+    assert "60 held-out pairs, retrieval among 60; " in str(
+        pair_report.judge(TRUE, {"a": SAMPLES}, pool=300)
+    )
 
 
 def test_sequences_are_compared_flat():

@@ -41,6 +41,7 @@ class Pairs(NamedTuple):
         validation: True for pairs of the validation split.
         subjects: number of the subject of every pair, and the names; None without subjects.
         means: rows of the conditions that are averaged, by number of their key; None = no average.
+        groups: name of the group of every pair, which no split separates.
     """
 
     columns: dict[str, Column]
@@ -49,6 +50,15 @@ class Pairs(NamedTuple):
     validation: Bool[np.ndarray, " n"]
     subjects: tuple[np.ndarray, tuple[str, ...]] | None
     means: tuple[np.ndarray, ...] | None
+    groups: np.ndarray
+
+    def divided(self, share: float) -> "Pairs":
+        """Returns these pairs with a random choice of groups as the validation split.
+
+        Args:
+            share: of the groups; 1 = all pairs.
+        """
+        return self._replace(validation=_random_choice(self.groups, share))
 
     def fields(self) -> dict[str, Field]:
         """Returns the batch fields that hold these pairs."""
@@ -129,11 +139,21 @@ class PairSource:
 
     def blocks(self, most: int, *, size: int = BLOCK) -> Iterator[dict[str, np.ndarray]]:
         """Yields the fields of at most `most` pairs, `size` at a time, evenly over the split."""
-        count = min(most, len(self))
-        chosen = np.arange(count) * len(self) // count
-        for start in range(0, count, size):
+        chosen = self._evenly(most)
+        for start in range(0, len(chosen), size):
             records = [self[int(i)] for i in chosen[start : start + size]]
             yield {name: np.stack([record[name] for record in records]) for name in self.fields}
+
+    def subjects(self, most: int) -> list[str] | None:
+        """Returns the labels of the subjects of the pairs of `blocks`; None without subjects."""
+        if self.pairs.subjects is None:
+            return None
+        numbers, labels = self.pairs.subjects
+        return [labels[number] for number in numbers[self.numbers[self._evenly(most)]]]
+
+    def _evenly(self, most: int) -> Rows:
+        count = min(most, len(self))
+        return np.arange(count) * len(self) // count
 
     def _row(self, name: str, place: int, number: int) -> np.ndarray:
         pairs, row = self.pairs, int(self.pairs.rows[number, place])
@@ -187,7 +207,7 @@ def _open_pairs(cfg: PairsConfig, states: tuple[Any, ...]) -> Pairs:
     validation = _validation(cfg, column, first, groups)
     if subjects:
         log.info("subjects: %s", pair_subjects.listing(subjects, validation=validation))
-    return Pairs(opened, rows, keys, validation, subjects, means)
+    return Pairs(opened, rows, keys, validation, subjects, means, groups)
 
 
 def _check_numbers(name: str, column: Column) -> None:
@@ -333,13 +353,9 @@ def _validation(
     Raises:
         UserError: a split of an unknown name, or a group in both.
     """
-    names, numbers = np.unique(groups, return_inverse=True)
     if not cfg.splits:
-        count = round(cfg.eval_share * len(names))
-        count = max(count, 1) if cfg.eval_share and len(names) > 1 else count
-        chosen = np.zeros(len(names), bool)
-        chosen[np.random.default_rng(0).permutation(len(names))[:count]] = True
-        return chosen[numbers]
+        return _random_choice(groups, cfg.eval_share)
+    names, numbers = np.unique(groups, return_inverse=True)
     splits = _labels(cfg.splits, column, "splits")[rows]
     for split in np.unique(splits):
         one_of("split in config.data.splits", str(split), SPLITS)
@@ -353,6 +369,16 @@ def _validation(
             "give every group one split."
         )
     return validation
+
+
+def _random_choice(groups: np.ndarray, share: float) -> Bool[np.ndarray, " n"]:
+    """Returns True for the pairs of a share of the groups, the same every time."""
+    names, numbers = np.unique(groups, return_inverse=True)
+    count = round(share * len(names))
+    count = max(count, 1) if share and len(names) > 1 else count
+    chosen = np.zeros(len(names), bool)
+    chosen[np.random.default_rng(0).permutation(len(names))[:count]] = True
+    return chosen[numbers]
 
 
 def _check_fields(pairs: Pairs, fields: Mapping[str, Field]) -> None:

@@ -5,21 +5,23 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unclip_jax.core.arrays import unit
-from unclip_jax.core.checks import UserError, positive
+from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.checks import UserError, in_range, one_of, positive
 from unclip_jax.core.files import write_atomically
-from unclip_jax.data.pairs import PairSource, open_pairs
-from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig
+from unclip_jax.data.pairs import Pairs, open_pairs
+from unclip_jax.data.pairs_config import BAD_ROWS, REPEATS, SUBJECT, TARGET, PairsConfig
 from unclip_jax.evaluation import pair_report
 from unclip_jax.evaluation.pair_report import PairReport
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 from unclip_jax.stages.embedding_prior_config import batch_spec
 
 REPORT, PLOT = "pairs.json", "pairs.png"
+SHARES = (0.1, 0.0, 0.05, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # that training may have held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class PairEvaluation:
         groups: likewise.
         subjects: likewise.
         splits: likewise.
-        eval_share: share of the pairs that training held out; 1 = none of them was trained on.
+        eval_share: share of the groups or keys that training held out; 1 = judge all pairs.
         bad_rows: as in `PairsConfig`.
         repeats: likewise.
         num: samples per pair.
@@ -63,6 +65,9 @@ class PairEvaluation:
     def __post_init__(self):
         for name in ("num", "most", "pool"):
             positive(f"--{name}", getattr(self, name))
+        one_of("--bad-rows", self.bad_rows, BAD_ROWS)
+        one_of("--repeats", self.repeats, REPEATS)
+        in_range("--eval-share", self.eval_share, 0.0, 1.0)
 
 
 def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
@@ -81,13 +86,15 @@ def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
     if config.steps is not None and all(model.cfg.method != "diffusion" for model in models):
         raise UserError("--steps is for diffusion, and none of these priors is one; leave it out.")
     samples: dict[str, Iterable[np.ndarray]] = {}
-    true = np.zeros(0)
+    true, subjects, trained = np.zeros(0), None, {}
     for run, model in zip(config.runs, models, strict=True):
-        rows = _held_out(config, model, run)
+        rows, subjects, count = _open(config, model, run)
+        own = _name(run, samples)
+        trained[own] = count
         true = unit(rows[TARGET]) if model.cfg.scaling == "unit" else rows[TARGET]
         for name, blocks in _sampled(config, model, rows).items():
-            samples.setdefault(name if name in ("ridge", "mean") else _name(run, samples), blocks)
-    report = pair_report.judge(true, samples, pool=config.pool)
+            samples.setdefault(name if name in ("ridge", "mean") else own, blocks)
+    report = pair_report.judge(true, samples, pool=config.pool, subjects=subjects, trained=trained)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / REPORT, json.dumps(report.plain(), indent=2) + "\n")
@@ -104,10 +111,22 @@ def _name(run: pathlib.Path, taken: dict[str, Any]) -> str:
     return name if name not in taken else f"{name} ({len(taken)})"
 
 
-def _held_out(
-    config: PairEvaluation, model: EmbeddingPriorModel, run: pathlib.Path
-) -> dict[str, np.ndarray]:
-    """Returns the held-out pairs as batch fields of a model.
+class _Pairs(NamedTuple):
+    """Pairs to judge a model by.
+
+    Attributes:
+        rows: batch fields.
+        subjects: label of the subject of every pair; None without subjects.
+        trained: number of the pairs that were given that training used; None = not known.
+    """
+
+    rows: dict[str, np.ndarray]
+    subjects: list[str] | None
+    trained: int | None
+
+
+def _open(config: PairEvaluation, model: EmbeddingPriorModel, run: pathlib.Path) -> _Pairs:
+    """Opens the held-out pairs, or all.
 
     Raises:
         UserError: pairs that do not fit, or of which training held out others.
@@ -117,16 +136,41 @@ def _held_out(
     where = (config.groups, config.subjects, config.splits)
     data = PairsConfig(config.x, config.y, *where, share, config.bad_rows, config.repeats)
     pairs, fields = open_pairs(data), batch_spec(model.cfg)
-    trained = (model.manifest.inputs or {}).get("data")
-    if not everything and trained not in (None, pairs.open_split("train", fields).digest):
-        raise UserError(
-            f"{run} was trained on other pairs than those that this division leaves for training; "
-            "give --x, --y, --groups, --subjects, --splits, --eval-share, --bad-rows and --repeats "
-            "as in training, or --eval-share=1 for pairs of which none was trained on."
-        )
-    source: PairSource = pairs.open_split("train" if everything else "validation", fields)
+    stated = (model.manifest.inputs or {}).get("data")
+    if everything:
+        trained = _trained_on(pairs, fields, stated)
+        pairs = pairs.divided(1.0)
+    else:
+        trained = None if stated is None else 0
+        if trained == 0 and stated != pairs.open_split("train", fields).digest:
+            raise UserError(
+                f"{run} was trained on other pairs than those that this division leaves for "
+                "training; give --x, --y, --groups, --subjects, --splits, --eval-share, "
+                "--bad-rows and --repeats as in training, or --eval-share=1 for pairs of which "
+                "none was trained on."
+            )
+    source = pairs.open_split("validation", fields)
     blocks = list(source.blocks(config.most))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return _Pairs(rows, source.subjects(config.most), trained)
+
+
+def _trained_on(pairs: Pairs, fields: BatchSpec, stated: str | None) -> int | None:
+    """Returns the number of pairs that a prior was trained on, if it was trained on a usual part.
+
+    Args:
+        pairs: with the division that was given.
+        fields: of the model.
+        stated: digest of the training pairs; None = the export does not state it.
+    """
+    if stated is None:
+        return None
+    for one in (pairs, *map(pairs.divided, SHARES)):
+        if not one.validation.all():
+            source = one.open_split("train", fields)
+            if source.digest == stated:
+                return len(source)
+    return None
 
 
 def _sampled(

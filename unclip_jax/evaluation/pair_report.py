@@ -3,11 +3,11 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,6 +23,7 @@ POOL = 300  # candidates of retrieval, as in MindEye (arXiv 2305.18274, section 
 BLOCK = 1 << 25  # numbers of an array that are judged at once
 
 Targets = Float[np.ndarray, "n *s"]
+Rows = Int[np.ndarray, " m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +56,29 @@ class PairReport:
     """Judgements of several priors on the same pairs.
 
     Attributes:
-        pairs: number of held-out pairs.
-        pool: candidates of retrieval.
+        pairs: number of pairs.
+        pool: candidates of retrieval, at most as many as there are different targets.
         priors: by name.
+        subjects: reports of the pairs of single subjects, of those with two or more, by label.
+        trained: number of the pairs that a prior was trained on, by its name: 0 if they were held
+            out, None if that is not known.
     """
 
     pairs: int
     pool: int
     priors: dict[str, Judgement]
+    subjects: dict[str, "PairReport"] = dataclasses.field(default_factory=dict)
+    trained: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Converts to JSON-ready dicts."""
         priors = {name: _plain(judgement) for name, judgement in self.priors.items()}
-        return {"pairs": self.pairs, "pool": self.pool, "priors": priors}
+        result = {"pairs": self.pairs, "pool": self.pool, "priors": priors}
+        if self.trained:
+            result["trained_on"] = self.trained
+        if self.subjects:
+            result["subjects"] = {label: one.plain() for label, one in self.subjects.items()}
+        return result
 
     def __str__(self) -> str:
         """A table, one row per prior, with 95 % intervals."""
@@ -82,26 +93,56 @@ class PairReport:
             "energy",
         )
         rows = [heads, *(_cells(name, judgement) for name, judgement in self.priors.items())]
+        for label, one in self.subjects.items():
+            rows += [_cells(f"{name}: {label}", own) for name, own in one.priors.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows
         ]
-        note = (
-            f"{self.pairs} held-out pairs, retrieval among {self.pool}; 95 % intervals over pairs"
+        return "\n".join([*(line.rstrip() for line in lines), *self._notes()]) + "\n"
+
+    def _notes(self) -> Iterator[str]:
+        """Yields the lines below the table."""
+        kind = "pairs" if any(count != 0 for count in self.trained.values()) else "held-out pairs"
+        yield (
+            f"{self.pairs} {kind}, {self._retrieval()}; 95 % intervals over pairs; p from "
+            f"{calibration.PERMUTATIONS} random divisions"
         )
-        return "\n".join([*(line.rstrip() for line in lines), note]) + "\n"
+        for label, one in self.subjects.items():
+            yield f"{label}: {one.pairs} pairs, {one._retrieval()}"
+        for name, count in self.trained.items():
+            if count is None:
+                yield f"{name}: its export does not tell whether it was trained on these pairs"
+            elif count:
+                yield (
+                    f"warning: {name} was trained on {count} of the pairs that were given, so its "
+                    "figures are not those of new pairs; leave out --eval-share=1"
+                )
+
+    def _retrieval(self) -> str:
+        """Returns the numbers of pairs and of candidates; pairs beyond whole pools are left out."""
+        counts = {judgement.forward.total for judgement in self.priors.values()}
+        of = f" of {max(counts)} pairs" if counts - {self.pairs} else ""
+        return f"retrieval{of} among {self.pool}"
 
 
 def judge(
-    true: Targets, samples: Mapping[str, np.ndarray | Iterable[np.ndarray]], *, pool: int = POOL
+    true: Targets,
+    samples: Mapping[str, np.ndarray | Iterable[np.ndarray]],
+    *,
+    pool: int = POOL,
+    subjects: Sequence[str] | None = None,
+    trained: Mapping[str, int | None] | None = None,
 ) -> PairReport:
     """Judges the samples of priors.
 
     Args:
-        true: held-out targets.
+        true: targets.
         samples: name of a prior -> [pairs samples *target], or blocks of consecutive pairs, which
             need not be in memory together; one sample for a regression.
         pool: candidates of retrieval, all different: of equal targets the first is one.
+        subjects: label of the subject of every pair; None = they are not judged by subject.
+        trained: as in `PairReport`.
 
     Raises:
         UserError: fewer than two pairs, or samples that do not match them.
@@ -109,14 +150,24 @@ def judge(
     if len(true) < 2:
         raise UserError(f"{len(true)} held-out pairs are too few to judge; hold out at least 2.")
     flat = true.reshape(len(true), -1)
-    rows = [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
-    distinct = embeddings.first_occurrences(rows)
-    pool = min(pool, len(distinct))
-    priors = {}
+    names = [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
+    scored = {}
     for name, of_prior in samples.items():
         blocks = _split(of_prior) if isinstance(of_prior, np.ndarray) else of_prior
-        priors[name] = _judged(flat, _checked(blocks, name, true), pool, distinct)
-    return PairReport(len(true), pool, priors)
+        scored[name] = _scored(flat, _checked(blocks, name, true))
+
+    def report(rows: Rows) -> PairReport:
+        distinct = embeddings.first_occurrences([names[row] for row in rows])
+        most = min(pool, len(distinct))
+        priors = {
+            name: _judged(each.of(rows), most, distinct=distinct) for name, each in scored.items()
+        }
+        return PairReport(len(rows), most, priors)
+
+    every = report(np.arange(len(true)))
+    rows_of = {label: np.flatnonzero(np.array(subjects) == label) for label in {*(subjects or ())}}
+    parts = {label: report(rows) for label, rows in sorted(rows_of.items()) if len(rows) > 1}
+    return dataclasses.replace(every, subjects=parts, trained=dict(trained or {}))
 
 
 def mean_cosine(guess: Targets, true: Targets) -> Mean:
@@ -151,9 +202,39 @@ def _checked(blocks: Iterable[np.ndarray], name: str, true: Targets) -> Iterator
         raise UserError(f"{name} has samples of {count} pairs for {len(true)}; give all.")
 
 
-def _judged(
-    true: np.ndarray, blocks: Iterable[np.ndarray], pool: int, distinct: np.ndarray
-) -> Judgement:
+@dataclasses.dataclass(frozen=True)
+class _Scores:
+    """Figures of the samples of every pair, without the samples themselves.
+
+    Attributes:
+        true: targets.
+        guess: mean of the samples, of norm 1.
+        first: the first sample.
+        cosine: mean cosine of the samples to the target.
+        places: ranks of the target among the samples along directions; None of a single sample.
+        num: samples per pair.
+    """
+
+    true: np.ndarray
+    guess: np.ndarray
+    first: np.ndarray
+    cosine: np.ndarray
+    places: np.ndarray | None
+    num: int
+
+    def of(self, rows: Rows) -> "_Scores":
+        """Returns those of some pairs."""
+        return _Scores(
+            true=self.true[rows],
+            guess=self.guess[rows],
+            first=self.first[rows],
+            cosine=self.cosine[rows],
+            places=None if self.places is None else self.places[rows],
+            num=self.num,
+        )
+
+
+def _scored(true: np.ndarray, blocks: Iterable[np.ndarray]) -> _Scores:
     guess, first, single, places, num, start = [], [], [], [], 1, 0
     for samples in blocks:
         num, target = samples.shape[1], true[start : start + len(samples)]
@@ -163,24 +244,34 @@ def _judged(
         if num > 1:
             places.append(calibration.ranks(samples, target))
         start += len(samples)
-    guess, target = np.concatenate(guess), unit(true)
+    return _Scores(
+        true=true,
+        guess=np.concatenate(guess),
+        first=np.concatenate(first),
+        cosine=np.concatenate(single),
+        places=np.concatenate(places) if places else None,
+        num=num,
+    )
+
+
+def _judged(scores: _Scores, pool: int, *, distinct: Rows) -> Judgement:
+    guess, target = scores.guess, unit(scores.true)
     order = np.random.default_rng(0).permutation(distinct)
     shuffled = (guess[order], target[order])
     rank = embeddings.retrieval_ranks(*shuffled, group=pool)
     coverage, histogram = None, ()
-    if num > 1:
-        place = np.concatenate(places)
-        coverage = calibration.coverage(place, num=num)
-        counts = np.bincount(place.reshape(-1), minlength=num + 1)
+    if scores.places is not None:
+        coverage = calibration.coverage(scores.places, num=scores.num)
+        counts = np.bincount(scores.places.reshape(-1), minlength=scores.num + 1)
         histogram = tuple((counts / counts.sum()).tolist())
     return Judgement(
         cosine=embeddings.cosine(guess, target),
-        sample_cosine=bootstrap(np.concatenate(single)),
+        sample_cosine=bootstrap(scores.cosine),
         forward=embeddings.retrieval_rate(*shuffled, group=pool),
         backward=embeddings.retrieval_rate(*shuffled[::-1], group=pool),
         rank=bootstrap(rank.astype(np.float64)),
         coverage=coverage,
-        energy=calibration.energy_test(np.concatenate(first), true),
+        energy=calibration.energy_test(scores.first, scores.true),
         histogram=histogram,
     )
 
@@ -205,7 +296,7 @@ def _cells(name: str, one: Judgement) -> tuple[str, ...]:
         _interval(one.backward),
         f"{one.rank.value:.1f}",
         covered,
-        f"{one.energy.distance:.3g} (p {one.energy.p_value:.2f})",
+        f"{one.energy.distance:.3g} (p {one.energy.p_value:.3f})",
     )
 
 
