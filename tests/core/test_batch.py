@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +20,19 @@ def test_abstract_has_the_shapes_of_zeros():
     }
 
 
+def test_images_may_be_bytes_until_they_are_on_a_device():
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    host = changed(image=pixels)
+    batch.check(SPEC, host)
+    transferred = batch.abstract(SPEC, 2, transferred=True)
+    assert {k: v.dtype for k, v in transferred.items()} == {k: v.dtype for k, v in host.items()}
+    floats = batch.with_float_images(jax.tree.map(jnp.asarray, host))
+    assert {k: v.dtype for k, v in floats.items()} == {
+        k: v.dtype for k, v in batch.abstract(SPEC, 2).items()
+    }
+    np.testing.assert_array_equal(floats["image"], pixels / np.float32(127.5) - np.float32(1))
+
+
 def changed(**fields):
     return {**batch.zeros(SPEC, 2), **fields}
 
@@ -27,7 +42,9 @@ def changed(**fields):
     [
         ({"image": np.zeros((2, 4, 4, 3), np.float32)}, r"batch lacks \['token_mask', 'tokens'\]"),
         (changed(image=np.zeros((2, 5, 5, 3), np.float32)), "'image' is float32.5, 5, 3."),
-        (changed(image=np.zeros((2, 4, 4, 3), np.uint8)), "expects float32"),
+        (changed(image=np.zeros((2, 4, 4, 3), np.int8)), "expects float32"),
+        (changed(image=np.zeros((2, 5, 5, 3), np.uint8)), "'image' is uint8.5, 5, 3."),
+        (changed(tokens=np.zeros((2, 3), np.uint8)), "'tokens' is uint8.3.*expects int32"),
         (changed(tokens=np.full((2, 3), 10, np.int32)), "'tokens' holds 10, above its greatest 9"),
         (changed(image=np.full((2, 4, 4, 3), -2, np.float32)), "holds -2.0, below its least -1"),
     ],

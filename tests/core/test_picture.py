@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core import labels
-from unclip_jax.core.picture import labelled_grid, to_uint8
+from unclip_jax.core.picture import labelled_grid, to_float, to_uint8
 
 CAPTIONS = [
     "a black cat on a red roof below a yellow moon and three green stars and so on",
@@ -18,6 +18,18 @@ CAPTIONS = [
     "e\u0301\u0328 \ud83d \x00 \u202egnp.exe \U0001f431 \U000fffff",
     "",
 ]
+
+
+@pytest.mark.parametrize(
+    "convert", [to_float, jax.jit(to_float), jax.jit(lambda x: to_float(x) * 2.0 / 2.0)]
+)
+def test_bytes_become_the_floats_of_the_formula(convert):
+    """Bit for bit, whatever the compiler makes of a division."""
+    values = np.arange(256, dtype=np.uint8)
+    expected = values.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    floats = np.asarray(convert(jnp.asarray(values)))
+    np.testing.assert_array_equal(floats.view(np.int32), expected.view(np.int32))
+    np.testing.assert_array_equal(to_uint8(floats), values)
 
 
 @pytest.mark.parametrize("convert", [to_uint8, jax.jit(to_uint8)])

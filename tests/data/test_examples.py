@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec, text
 from unclip_jax.data.degrade import DegradeConfig, area_downsample
 from unclip_jax.data.examples import (
@@ -117,12 +116,12 @@ def test_embeddings_and_strings_pass_through():
     assert (batch["key"][0], batch["scene"][1]) == ("k", "{}")
 
 
-def test_images_become_floats_when_they_are_stacked():
+def test_images_stay_bytes_when_they_are_stacked():
     config = ExampleConfig(fields=("image",), image_size=40)
-    example = FixedExamples(one(), config=config)[0]
-    batch = collate([example], fields=("image",))
-    assert (batch["image"].dtype, batch["image"].shape) == (np.float32, (1, 40, 40, 3))
-    np.testing.assert_array_equal(to_uint8(batch["image"])[0], example["image"])
+    example = random_part(config)
+    batch = collate([example, example], fields=("image",))
+    assert (batch["image"].dtype, batch["image"].shape) == (np.uint8, (2, 40, 40, 3))
+    np.testing.assert_array_equal(batch["image"][1], example["image"])
 
 
 def test_cached_examples_are_read_once(samples):

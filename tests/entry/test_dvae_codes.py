@@ -45,10 +45,11 @@ def settings(run_dir, *more):
 
 def test_images_are_replaced_by_their_codes(run_dir):
     export = run_dir / "dvae" / "export"
-    images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     result = frozen_dvae.reader(export, load_size=16)(
-        {"image": images, "caption": np.array(["a"] * 3)}
+        {"image": pixels, "caption": np.array(["a"] * 3)}
     )
+    images = pixels / np.float32(127.5) - np.float32(1)
     cfg, params, _ = load_dvae(export)
     expected = jax.jit(functools.partial(dvae.encode, cfg))(params, jnp.asarray(images))
     assert result.keys() == {"codes", "caption"}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float32, UInt8
 from PIL import Image, ImageDraw
 
 from unclip_jax.core import labels as text_labels
@@ -15,6 +15,9 @@ from unclip_jax.core import labels as text_labels
 MARGIN = 4  # pixels between tiles
 LEAST_TILE = 128  # smaller tiles are enlarged so that labels fit under them
 LINES, LINE_HEIGHT = 3, 15  # of a label
+# 1 / 127.5 as the sum of its first 16 bits and of the next 16, rounded up.
+_COARSE = math.floor(2**22 / 127.5) / 2**22
+_FINE = math.ceil((1 / 127.5 - _COARSE) * 2**38) / 2**38
 
 
 def to_uint8(images: Any) -> Any:
@@ -25,6 +28,16 @@ def to_uint8(images: Any) -> Any:
     """
     xp = jnp if isinstance(images, jax.Array) else np
     return xp.clip(xp.round((images + 1.0) * 127.5), 0.0, 255.0).astype(xp.uint8)
+
+
+def to_float(images: UInt8[Array, " *shape"]) -> Float32[Array, " *shape"]:
+    """Converts 0..255 to [-1, 1] on a device, as `data.image_codec.to_float` does on the host.
+
+    The bits are the same on every device. A division is not rounded everywhere alike, and compilers
+    replace it by a product; the two products here are exact, so that only their sum is rounded.
+    """
+    values = images.astype(jnp.float32)
+    return (values * _COARSE + values * _FINE) - 1.0
 
 
 def labelled_grid(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from unclip_jax.core.batch import BatchSpec
+from unclip_jax.core.batch import BatchSpec, with_float_images
 from unclip_jax.core.types import Batch, HostBatch, Key, Metrics, Params, Scalar
 
 # Opens a pass over the embeddings of a number of training examples at most, block by block, in the
@@ -55,6 +55,9 @@ class PairwiseLoss(NamedTuple):
 class Stage:
     """One independently trained part of unCLIP as pure functions.
 
+    Images of a batch are float32 in [-1, 1], or uint8 as loaders deliver them: `loss`, `evaluate`,
+    `preview` and `pairwise` convert these first, so that a quarter of the bytes is transferred.
+
     Attributes:
         name: name in the registry.
         batch_spec: the fields of one training batch.
@@ -90,3 +93,20 @@ class Stage:
     fit: Callable[[Rows], Fitted] | None = None
     annealed: Callable[[Int[Array, ""]], dict[str, Scalar]] | None = None
     grows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("loss", "evaluate", "preview"):
+            if (function := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _of_floats(function))
+        if self.pairwise is not None:
+            pairwise = self.pairwise._replace(embed=_of_floats(self.pairwise.embed))
+            object.__setattr__(self, "pairwise", pairwise)
+
+
+def _of_floats(function: Callable[[Params, Batch, Key], Any]) -> Callable[..., Any]:
+    """Returns a function of a batch that converts its uint8 images first."""
+
+    def call(params: Params, batch: Batch, key: Key) -> Any:
+        return function(params, with_float_images(batch), key)
+
+    return call

@@ -242,13 +242,11 @@ def without_caption(example: Example, *, specials: int = 2) -> Example:
 
 
 def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatch:
-    """Stacks examples field by field; images become float32 in [-1, 1]."""
+    """Stacks examples field by field; images stay uint8 until they are on a device."""
     batch = {}
     for field in fields:
         values = [example[field] for example in examples]
         batch[field] = np.array(values) if field in STRINGS else np.stack(values)
-    if "image" in batch:
-        batch["image"] = image_codec.to_float(batch["image"])
     return batch
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_float
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data.dataset import Source
 from unclip_jax.data.image_codes import CodedSource, read_info
@@ -73,7 +74,7 @@ def reader(directory: pathlib.Path, *, load_size: int) -> Finish:
 
     @jax.jit
     def encode(params, images):
-        codes = dvae.encode(cfg, params, images)
+        codes = dvae.encode(cfg, params, to_float(images))
         return codes.reshape(len(codes), -1)
 
     def replace(batch: HostBatch) -> HostBatch:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_float
 from unclip_jax.core.storage import Location, Url
 from unclip_jax.data import loader, sources, text
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
@@ -143,10 +144,11 @@ def load_encoder(
 def compile_encoder(module: Clip, *, mesh: Mesh, raw: bool = False) -> Encode:
     """Compiles the frozen CLIP: (params, images, tokens, mask) -> (z_img, z_txt), raw or of norm 1.
 
-    A batch is split over `mesh`; every device gets the whole result.
+    Images are uint8. A batch is split over `mesh`; every device gets the whole result.
     """
 
-    def encode(params, images, tokens, token_mask):
+    def encode(params, pixels, tokens, token_mask):
+        images = to_float(pixels)
         if raw:
             inputs = ({"params": params}, images, tokens, token_mask)
             both: Any = module.apply(*inputs, method=Clip.run)

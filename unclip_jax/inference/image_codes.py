@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from unclip_jax.core.picture import to_float
 from unclip_jax.data import loader, sources
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.examples import ExampleConfig
@@ -61,7 +62,7 @@ def encode_dataset(
     """
     cfg, params, card = load_dvae(export)
     sizes = {"grid": card.grid, "code_count": card.code_count, "image_size": card.image_size}
-    encode = jax.jit(lambda params, images: dvae.encode(cfg, params, images))
+    encode = jax.jit(lambda params, images: dvae.encode(cfg, params, to_float(images)))
     dataset, counts = sources.open_dataset(data, keys=keys), {}
     for split in splits or dataset.splits:
         source = dataset.open_split(split)
@@ -70,7 +71,7 @@ def encode_dataset(
         options = {"side": cfg.model.image_size, "size": batch_size, "workers": workers}
         batches = _batches(source, first=writer.written, **options)
         for images in tqdm(batches, desc=f"encode {split}", unit="batch"):
-            padded = np.zeros((batch_size, *images.shape[1:]), np.float32)
+            padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
             padded[: len(images)] = images
             codes = np.asarray(encode(params, padded))[: len(images)]
             writer.add(codes.reshape(len(codes), -1))
@@ -82,7 +83,7 @@ def encode_dataset(
 def _batches(
     source: Source, *, first: int, side: int, size: int, workers: int
 ) -> Iterator[np.ndarray]:
-    """Yields images in [-1, 1] in order, from record `first` on."""
+    """Yields uint8 images in order, from record `first` on."""
     if first >= len(source):
         return
     config = LoaderConfig(

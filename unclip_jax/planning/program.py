@@ -103,7 +103,8 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
     plain = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train_program.abstract.params
     )
-    traced = train_program.step.trace(train_program.abstract, batch, key)
+    transferred = batches.abstract(stage.batch_spec, config.batch_size, transferred=True)
+    traced = train_program.step.trace(train_program.abstract, transferred, key)
     return Program(
         what="train",
         mesh=mesh,
