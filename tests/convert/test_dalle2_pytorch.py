@@ -1,5 +1,7 @@
 """Priors of other libraries: what their conversion rejects (tests/parity compares the networks)."""
 
+import types
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -31,6 +33,27 @@ def weights(tmp_path_factory):
 def test_another_type_than_float32_is_rejected(weights, tmp_path):
     with pytest.raises(UserError, match="stored in float32; leave out --dtype=bfloat16"):
         importing.convert([weights], tmp_path / "run", options=ImportOptions(dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("stages", [("prior",), ("dalle", "prior")])
+def test_a_choice_of_stages_is_for_pipelines(weights, tmp_path, stages):
+    message = f"--stages={','.join(stages)} chooses .* is converted as a whole .embedding_prior.; l"
+    with pytest.raises(UserError, match=message):
+        importing.convert([weights], tmp_path / "run", options=ImportOptions(stages=stages))
+
+
+def test_a_choice_among_the_stages_of_a_chain_of_codes_is_rejected(tmp_path, monkeypatch):
+    parts = [types.SimpleNamespace(name=name) for name in ("dvae", "dalle")]
+    monkeypatch.setattr(importing, "_codes_in", lambda *_: importing._Codes(parts, "terms"))
+    with pytest.raises(
+        UserError, match="--stages=dalle chooses .* as a whole .dvae, dalle.; leave"
+    ):
+        importing.convert([tmp_path], tmp_path / "run", options=ImportOptions(stages=("dalle",)))
+
+
+def test_unknown_stages_are_rejected(tmp_path):
+    with pytest.raises(UserError, match="unknown stage in --stages 'priro'. Did you mean 'prior'"):
+        importing.convert([tmp_path], tmp_path / "run", options=ImportOptions(stages=("priro",)))
 
 
 def test_tensors_that_are_missing_are_listed(weights, tmp_path):

@@ -67,8 +67,6 @@ def _options(args: argparse.Namespace):
     from unclip_jax.convert import importing
 
     stages = tuple(args.stages.split(",")) if args.stages else importing.STAGES
-    for stage in stages:
-        one_of("stage in --stages", stage, importing.STAGES)
     paths, licence = (args.tokenizer, args.clip), args.licence or ""
     return importing.ImportOptions(
         stages, args.dtype, *paths, licence, args.context, pixels=args.pixels

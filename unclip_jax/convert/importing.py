@@ -21,13 +21,14 @@ from unclip_jax.convert import (
 )
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
 from unclip_jax.convert.tensor_source import read_json
-from unclip_jax.core.checks import UserError
+from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import as_dict, build, check_limits
 from unclip_jax.data import text
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.stages.registry import stage_entry
 
 STAGES = (*karlo.STAGES, *(name for name in deepfloyd.STAGES if name not in karlo.STAGES))
+WHOLE = ("dvae", "dalle", dalle2_pytorch.FOLDER)  # of sources without a choice of stages
 STAMP = "source.json"  # in a cache: the files that it was converted from
 
 
@@ -75,6 +76,8 @@ def convert(
         UserError: sources that do not fit, or stages that `out` has already; nothing is written
             then.
     """
+    for stage in options.stages:
+        one_of("stage in --stages", stage, (*STAGES, *WHOLE))
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
@@ -85,6 +88,7 @@ def convert(
                 f"{sources[0]} is a prior of DALLE2-pytorch or MindEye2, which is stored in "
                 f"float32; leave out --dtype={options.dtype}."
             )
+        _check_whole(options, sources[0], names=[dalle2_pytorch.FOLDER])
         begin(dalle2_pytorch.FOLDER)
         return [dalle2_pytorch.convert(theirs, out, licence=licence, replace=replace)]
     if (codes := _codes_in(sources, options)) is not None:
@@ -123,6 +127,19 @@ def convert(
             begin=begin,
         )
     return list(written)
+
+
+def _check_whole(options: ImportOptions, source: pathlib.Path, *, names: Sequence[str]) -> None:
+    """Rejects a choice among the stages of a source that is converted as a whole.
+
+    Raises:
+        UserError: naming its stages.
+    """
+    if options.stages != STAGES and not {*names} <= {*options.stages}:
+        raise UserError(
+            f"--stages={','.join(options.stages)} chooses among the stages of a pipeline, but "
+            f"{source} is converted as a whole ({', '.join(names)}); leave it out."
+        )
 
 
 class _Codes(NamedTuple):
@@ -166,6 +183,7 @@ def _convert_codes(
 ) -> list[str]:
     """Writes a discrete VAE, which reads no captions, and perhaps a transformer, which does."""
     parts, licence, tokenizer_dir = codes
+    _check_whole(options, sources[0], names=[part.name for part in parts])
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
         raise UserError(
@@ -232,6 +250,7 @@ def _stages_in(
         if deepfloyd.is_pipeline(sources[0]):
             return deepfloyd.read_stages(sources, stages=options.stages)
         if language_tensors.is_language_model(sources[0]):
+            _check_whole(options, sources[0], names=["text_encoder"])
             return [language_tensors.stage(sources[0], context=options.context)], sources[0]
         return find_stages(sources, stages=options.stages)
     except UserError:
