@@ -76,11 +76,7 @@ def convert(
         UserError: sources that do not fit, or stages that `out` has already; nothing is written
             then.
     """
-    for stage in options.stages:
-        one_of("stage in --stages", stage, (*STAGES, *WHOLE))
-    for source in sources:
-        if not source.exists():
-            raise UserError(f"there is no {source}; give a folder or file of weights.")
+    _check_request(sources, options)
     licence = options.licence or default_licence(sources[0])
     if (theirs := dalle2_pytorch.read(sources[0])) is not None:
         if options.dtype != "float32":
@@ -127,6 +123,19 @@ def convert(
             begin=begin,
         )
     return list(written)
+
+
+def _check_request(sources: Sequence[pathlib.Path], options: ImportOptions) -> None:
+    """Rejects names of stages that no source has, and sources that do not exist.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for stage in options.stages:
+        one_of("stage in --stages", stage, (*STAGES, *WHOLE))
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"there is no {source}; give a folder or file of weights.")
 
 
 def _check_whole(options: ImportOptions, source: pathlib.Path, *, names: Sequence[str]) -> None:
