@@ -5,7 +5,6 @@ import pathlib
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.experiment import files
@@ -28,7 +27,7 @@ def init(stage, seed=0):
     if key not in PARAMS:
         params = nn.meta.unbox(jax.jit(stage.init)(jax.random.key(seed)))
         PARAMS[key] = jax.tree.map(np.array, params)
-    return jax.tree.map(jnp.array, PARAMS[key])
+    return jax.device_put(PARAMS[key], may_alias=False)  # a copy, without a program per shape
 
 
 def random_params(stage, seed=0):
@@ -61,7 +60,7 @@ def random_params(stage, seed=0):
             for i, (_, leaf) in enumerate(paths)
         ]
         PARAMS[key] = jax.tree.unflatten(structure, leaves)
-    return jax.tree.map(jnp.array, PARAMS[key])
+    return jax.device_put(PARAMS[key], may_alias=False)  # a copy, without a program per shape
 
 
 def constants(jaxpr):
