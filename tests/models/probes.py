@@ -1,5 +1,6 @@
 """What the tests of several networks need: parameters away from zero, and views of them."""
 
+import functools
 import importlib.util
 import math
 import pathlib
@@ -38,6 +39,12 @@ def paths(tree):
     """Slash-separated paths of the leaves."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in flat}
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(module, variables, *args, method=None, **kwargs):
+    """`module.apply`, compiled as a whole: one operation at a time takes several times as long."""
+    return module.apply(variables, *args, method=method, **kwargs)
 
 
 def fresh(module, *args, **kwargs):

@@ -12,7 +12,6 @@ from tests.models import probes
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip import Clip, ClipConfig, Stem
 from unclip_jax.models.transformer import Transformer
-from unclip_jax.parallel.place import unbox
 
 TINY = ClipConfig(
     embed_dim=6,
@@ -39,13 +38,12 @@ def variables():
 
 def text(variables, tokens=TOKENS, mask=MASK, **changes):
     module = Clip(dataclasses.replace(TINY, **changes))
-    return module.apply(variables, tokens, mask, method="encode_text")
+    return probes.apply(module, variables, tokens, mask, method="encode_text")
 
 
 def image(variables, images=IMAGES, **changes):
-    return Clip(dataclasses.replace(TINY, **changes)).apply(
-        variables, images, method="encode_image"
-    )
+    module = Clip(dataclasses.replace(TINY, **changes))
+    return probes.apply(module, variables, images, method="encode_image")
 
 
 def logit_scale(log_scale):
@@ -75,7 +73,7 @@ def test_the_text_tower_is_causal(variables):
 
 
 def test_embeddings_of_pairs_have_norm_1(variables):
-    out = Clip(TINY).apply(variables, IMAGES, TOKENS, MASK)
+    out = probes.apply(Clip(TINY), variables, IMAGES, TOKENS, MASK)
     for unit, raw in ((out.z_img, image(variables)), (out.z_txt, text(variables).pooled)):
         raw = np.asarray(raw, np.float64)
         want = raw / np.linalg.norm(raw, axis=-1, keepdims=True)
@@ -180,9 +178,9 @@ def test_a_conv_stem_gives_one_token_per_patch_from_its_neighbourhood():
     """Three strides of two: token (i, j) sees patch (i, j) and at most 7 pixels beyond it."""
     cfg = dataclasses.replace(TINY, image_size=32, patch_size=8, stem="conv")
     stem, images = Stem(cfg), jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
-    params = unbox(stem.init(jax.random.key(1), images))
+    params = probes.fresh(stem, images)
     assert stem.apply(params, images).shape == (1, 16, cfg.image_width)
-    slopes = jax.grad(lambda x: jnp.sum(stem.apply(params, x)[0, 4 * 1 + 2] ** 2))(images)
+    slopes = jax.jit(jax.grad(lambda x: jnp.sum(stem.apply(params, x)[0, 4 * 1 + 2] ** 2)))(images)
     seen = np.argwhere(np.abs(np.asarray(slopes[0])).sum(-1) > 0)
     assert (seen.min(0) >= (8 - 7, 16 - 7)).all() and (seen.max(0) <= (15 + 7, 23 + 7)).all()
     assert (seen.min(0) <= (8, 16)).all() and (seen.max(0) >= (15, 23)).all()
@@ -191,8 +189,7 @@ def test_a_conv_stem_gives_one_token_per_patch_from_its_neighbourhood():
 def test_position_scale_multiplies_the_initial_positions():
     wide = dataclasses.replace(TINY, position_scale=8.0)
     one, eight = (
-        unbox(Clip(cfg).init(jax.random.key(3), IMAGES, TOKENS, MASK))["params"]["image"]
-        for cfg in (TINY, wide)
+        probes.fresh(Clip(cfg), IMAGES, TOKENS, MASK)["params"]["image"] for cfg in (TINY, wide)
     )
     np.testing.assert_allclose(eight["positions"], 8 * one["positions"], rtol=1e-6)
     np.testing.assert_array_equal(eight["class_token"], one["class_token"])

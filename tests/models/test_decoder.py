@@ -44,10 +44,10 @@ def variables():
     return probes.drawn(Decoder(TINY), X_T, T, **INPUTS)
 
 
-def run(variables, x_t=X_T, **inputs):
+def run(variables, x_t=X_T, *, apply=probes.apply, **inputs):
     changes = inputs.pop("changes", {})
     module = Decoder(dataclasses.replace(TINY, **changes))
-    return module.apply(variables, x_t, T, **{**INPUTS, **inputs})
+    return apply(module, variables, x_t, T, **{**INPUTS, **inputs})
 
 
 def wide(tree):
@@ -69,7 +69,7 @@ def seen(variables):
 
         params = inputs.pop("params", variables)
         with nn.intercept_methods(intercept):
-            run(params, **inputs)
+            run(params, apply=Decoder.apply, **inputs)
         assert len(calls) == 1
         return calls[0]
 
@@ -182,8 +182,9 @@ def test_hidden_padding_is_hidden_from_the_image_and_z_tokens_are_not(seen):
 def test_captions_encoded_once_serve_every_step(variables):
     module, text = Decoder(TINY), {k: INPUTS[k] for k in ("tokens", "token_mask")}
     keep = jnp.array([False, True])
-    features = module.apply(variables, **text, keep_text=keep, method="encode_text")
-    got = module.apply(variables, X_T, T, z_img=INPUTS["z_img"], text=features, method="denoise")
+    features = probes.apply(module, variables, **text, keep_text=keep, method="encode_text")
+    z_img = INPUTS["z_img"]
+    got = probes.apply(module, variables, X_T, T, z_img=z_img, text=features, method="denoise")
     np.testing.assert_allclose(got, run(variables, keep_text=keep), rtol=1e-6)
     np.testing.assert_array_equal(features.last, features.sequence[:, -1])
 
@@ -206,7 +207,7 @@ def test_half_precision_keeps_float32_parameters_and_output(variables):
     changes = {"unet": dataclasses.replace(UNET, dtype="bfloat16")}
     case = probes.shapes(Decoder(dataclasses.replace(TINY, **changes)), X_T, T, **INPUTS)
     assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
-    got = jax.jit(lambda v: run(v, changes=changes))(variables)
+    got = run(variables, changes=changes)
     assert got.dtype == jnp.float32
     want = run(variables)
     assert 0 < np.abs(np.asarray(got - want)).max() < 0.05 * np.abs(np.asarray(want)).max()

@@ -79,7 +79,9 @@ def variables():
 
 
 def test_attention_to_the_text_alone_leaves_the_size_free(variables):
-    run = lambda x, context: UNet(EFFICIENT).apply(variables, x, EMB, context=context)  # noqa: E731
+    def run(x, context):
+        return probes.apply(UNet(EFFICIENT), variables, x, EMB, context=context)
+
     x = image(32)
     assert run(x, CONTEXT).shape == (2, 32, 32, 3)
     assert np.abs(run(x, CONTEXT) - run(x, CONTEXT[:, ::-1])).max() < 1e-5  # tokens have no order
@@ -100,12 +102,14 @@ def test_the_scaled_sum_keeps_the_variance():
     sizes = {}
     for scale in (1.0, 2**-0.5):
         block, h = ResBlock(8, 2, "none", True, 0.0, F32, True, "silu", scale), x
+        init = jax.jit(lambda key, h, block=block: block.init(key, h, emb, True)["params"])
+        step = jax.jit(lambda p, h, block=block: block.apply({"params": p}, h, emb, True))
         for seed in range(8):
-            params = block.init(jax.random.key(seed), h, emb, True)["params"]
+            params = init(jax.random.key(seed), h)
             kernel = jax.random.normal(jax.random.key(100 + seed), (3, 3, 8, 8))
             params = nn.meta.unbox(params)
             params["conv_2"]["kernel"] = kernel / (72 * 0.35) ** 0.5  # silu halves the size
-            h = block.apply({"params": params}, h, emb, True)
+            h = step(params, h)
         sizes[scale] = float(jnp.var(h))
     assert 0.5 < sizes[2**-0.5] < 2.0 < 4.0 < sizes[1.0]
     ratio = ResBlock(8, 2, "none", True, 0.0, F32, True, "silu", 0.5)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
+from tests.models import probes
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.language_encoder import (
     LanguageEncoder,
@@ -31,14 +31,15 @@ def test_real_tokens_depend_neither_on_padding_nor_on_the_length(family):
     mask = jnp.arange(9)[None] < jnp.array([[5], [3]])
     short, other = LanguageEncoderConfig(family, context=6, **SIZES), (tokens + 1 - mask) % 30
     long = LanguageEncoderConfig(family, context=9, **SIZES)
-    params = nn.meta.unbox(LanguageEncoder(long).init(jax.random.key(1), tokens, mask))
-    full = LanguageEncoder(long).apply(params, tokens, mask)
+    params = probes.fresh(LanguageEncoder(long), tokens, mask)
+    full = probes.apply(LanguageEncoder(long), params, tokens, mask)
     for cfg, ids in ((long, other), (short, tokens)):
         length = cfg.context
-        x = LanguageEncoder(cfg).apply(params, ids[:, :length], mask[:, :length])
+        x = probes.apply(LanguageEncoder(cfg), params, ids[:, :length], mask[:, :length])
         seen = mask[:, :length, None]
         np.testing.assert_allclose(x * seen, full[:, :length] * seen, atol=1e-6)
-    assert np.abs(full - LanguageEncoder(long).apply(params, tokens, mask | True)).max() > 1e-3
+    unmasked = probes.apply(LanguageEncoder(long), params, tokens, mask | True)
+    assert np.abs(full - unmasked).max() > 1e-3
 
 
 def test_a_context_longer_than_in_training_is_rejected():

@@ -1,7 +1,6 @@
 """The U-Net: topology, blocks by hand, resampling, what it rejects."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -45,14 +44,8 @@ def variables():
 
 
 def run(variables, x=X, emb=EMB, *, context=CONTEXT, mask=None, **changes):
-    cfg = dataclasses.replace(TINY, **changes)
-    return apply(cfg, variables, x, emb, context=context, context_mask=mask)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(cfg, variables, *inputs, **context):
-    """The network compiled as a whole, once per config and shapes."""
-    return UNet(cfg).apply(variables, *inputs, **context)
+    module = UNet(dataclasses.replace(TINY, **changes))
+    return probes.apply(module, variables, x, emb, context=context, context_mask=mask)
 
 
 def wide(tree):
@@ -273,8 +266,8 @@ def test_a_patch_moves_pixels_into_channels():
     x = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
     folded = dataclasses.replace(TINY, in_channels=12, out_channels=8)
     variables = probes.drawn(UNet(cfg), x, EMB, context=CONTEXT)
-    small = apply(folded, variables, space_to_depth(x, 2), EMB, context=CONTEXT)
-    got = apply(cfg, variables, x, EMB, context=CONTEXT)
+    small = probes.apply(UNet(folded), variables, space_to_depth(x, 2), EMB, context=CONTEXT)
+    got = probes.apply(UNet(cfg), variables, x, EMB, context=CONTEXT)
     np.testing.assert_allclose(got, depth_to_space(small, 2), rtol=1e-6)
 
 

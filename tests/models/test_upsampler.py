@@ -34,9 +34,9 @@ def variables():
     return probes.drawn(Upsampler(TINY), X, T, low_res=LOW)
 
 
-def run(variables, x=X, low=LOW, **changes):
+def run(variables, x=X, low=LOW, *, apply=probes.apply, **changes):
     module = Upsampler(dataclasses.replace(TINY, **changes))
-    return module.apply(variables, x, T[: len(x)], low_res=low)
+    return apply(module, variables, x, T[: len(x)], low_res=low)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_low_res_image_is_enlarged_and_concatenated(variables, monkeypatch):
         return call(self, x, *args, **kwargs)
 
     monkeypatch.setattr(UNet, "__call__", record)
-    run(variables)
+    run(variables, apply=Upsampler.apply)
     rows = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
     want = np.einsum("hi,wj,bijc->bhwc", rows, rows, np.asarray(LOW, np.float64))
     np.testing.assert_array_equal(seen[0][..., :3], X)
@@ -140,7 +140,7 @@ def test_half_precision_keeps_float32_parameters_and_output(variables):
     unet = dataclasses.replace(UNET, dtype="bfloat16")
     case = probes.shapes(Upsampler(UpsamplerConfig(unet, 2)), X, T, low_res=LOW)
     assert {leaf.dtype for leaf in jax.tree.leaves(case)} == {jnp.dtype("float32")}
-    got = jax.jit(lambda v: run(v, unet=unet))(variables)
+    got = run(variables, unet=unet)
     assert got.dtype == jnp.float32
     error = np.abs(np.asarray(got - run(variables))).max()
     assert 0 < error < 0.05 * np.abs(np.asarray(got)).max()

@@ -190,12 +190,8 @@ def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(case):
     np.testing.assert_allclose(np.mean(list(runs.values())), found["loss"], rtol=1e-5)
     z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
     np.testing.assert_allclose(found["cosine_data"], np.mean(np.sum(z_img * z_txt, -1)), rtol=1e-5)
-    drawn = prior_ar.sample(
-        cfg,
-        params,
-        **text(batch),
-        keys=rng.per_example(rng.fold(jax.random.key(0), "health"), jnp.arange(SIZE)),
-    )
+    keys = rng.per_example(rng.fold(jax.random.key(0), "health"), jnp.arange(SIZE))
+    drawn = jax.jit(lambda p, keys: prior_ar.sample(cfg, p, **text(batch), keys=keys))(params, keys)
     assert float(found["drawn_cosine_image"]) == pytest.approx(
         float(np.mean(np.sum(drawn * z_img, -1))), abs=1e-4
     )

@@ -1,6 +1,7 @@
 """Imagen's stages: nulls, thresholds, and the noise that an upsampler is told of."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -139,10 +140,13 @@ def test_the_upsampler_sees_the_noise_and_its_level():
     text = EncodedCaptions(*2 * (TokenFeatures(rows["text_features"], rows["text_mask"]),))
     x_t, t = rows["image"], jnp.full(2, 400)
 
-    def predict(cfg, seed):
-        keys = jax.random.split(jax.random.key(seed), 2)
+    @functools.partial(jax.jit, static_argnums=0)
+    def compiled(cfg, params, keys):
         options = {"low_res": rows["low_res"], "keys": keys, "text": text}
         return upsampler.denoiser(cfg, params, **options)(x_t, t).x_0
+
+    def predict(cfg, seed):
+        return np.asarray(compiled(cfg, params, jax.random.split(jax.random.key(seed), 2)))
 
     seen = predict(cfg, 0)
     change = np.abs(seen - predict(cfg, 1)).max()
@@ -154,10 +158,10 @@ def test_the_upsampler_sees_the_noise_and_its_level():
 
     network = Upsampler(cfg.model)
     inputs = {"low_res": rows["low_res"], **text_features.inputs(rows)}
-    outputs = [
-        network.apply({"params": params}, x_t, t, low_res_t=jnp.full(2, level), **inputs)
-        for level in (0, 700)
-    ]
+    levels = jnp.array([[0, 0], [700, 700]])
+    outputs = jax.jit(
+        lambda p: [network.apply({"params": p}, x_t, t, low_res_t=at, **inputs) for at in levels]
+    )(params)
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
