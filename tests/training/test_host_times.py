@@ -1,38 +1,86 @@
-"""The host whose data come late is named."""
+"""The host that keeps the others waiting is named, for its data or for its own work."""
 
+import json
 import logging
+import socket
 
 import pytest
 
-from unclip_jax.training.host_times import HostTimes
+from unclip_jax.training.host_times import FILE, HostTimes, StepTimes
 
 
-def times(others):
-    """The times of this process and of others, which waited so long."""
+def times(folder, others):
+    """The times of this process and of others, in seconds per step."""
     return HostTimes(
-        exchange=lambda own: [own, *([f"h{i}", wait] for i, wait in enumerate(others, 1))]
+        folder, exchange=lambda own: [own, *([f"h{i}", *t] for i, t in enumerate(others, 1))]
     )
 
 
-def test_the_longest_time_is_returned():
-    assert times([0.1, 0.4, 0.05])(0.2, 1.0) == {"data_seconds_max": 0.4}
-    assert times([0.1])(0.2, 0.0) == {"data_seconds_max": 0.2}
-    assert times([])(0.2, 1.0) == HostTimes()(0.2, 1.0) == {}
+def of_hosts(data=(0.01, 0.01, 0.01), host=(0.02, 0.02, 0.02), step=1.0):
+    """Times of three other hosts that wait for their data and work for so long."""
+    return [(step, d, max(step - d - h, 0.0)) for d, h in zip(data, host, strict=True)]
+
+
+OWN = StepTimes(1.0, 0.01, 0.97)
+
+
+def test_the_longest_times_are_returned(tmp_path):
+    others = of_hosts(data=(0.1, 0.4, 0.05), host=(0.3, 0.2, 0.5))
+    assert times(tmp_path, others)(10, OWN) == pytest.approx(
+        {"data_seconds_max": 0.4, "host_seconds_max": 0.5}
+    )
+    assert times(tmp_path, [])(10, OWN) == HostTimes(tmp_path)(10, OWN) == {}
+
+
+def test_times_of_every_process_are_in_a_file(tmp_path):
+    times(tmp_path, of_hosts())(10, OWN)
+    times(tmp_path, of_hosts(data=(0.1, 0.2, 0.3), host=(0.4, 0.5, 0.25)))(20, OWN)
+    record = json.loads((tmp_path / FILE).read_text())
+    rows = record["processes"]
+    assert record["step"] == 20
+    assert [row["process"] for row in rows] == [0, 1, 2, 3]
+    assert [row["host"] for row in rows] == [socket.gethostname(), "h1", "h2", "h3"]
+    assert [row["data_seconds"] for row in rows] == [0.01, 0.1, 0.2, 0.3]
+    assert [row["step_seconds"] for row in rows] == [1.0] * 4
+    assert [row["device_seconds"] for row in rows] == pytest.approx([0.97, 0.5, 0.3, 0.45])
+    assert [row["host_seconds"] for row in rows] == pytest.approx([0.02, 0.4, 0.5, 0.25])
 
 
 @pytest.mark.parametrize(
-    ("others", "seconds", "message"),
+    ("others", "step", "message"),
     [
-        ([0.01, 0.6, 0.01], 1, "all processes wait for process 2 on h2, which waits 0.6 of 1 s"),
-        ([0.01, 0.05, 0.01], 1, ""),  # a small share of a step
-        ([0.5, 0.6, 0.5], 1, ""),  # all alike
-        ([0.01, 0.6, 0.01], 0, ""),  # of the step that compiles
+        (
+            of_hosts(data=(0.01, 0.6, 0.01)),
+            1.0,
+            "all processes wait for process 2 on h2, which waits 0.6 of 1 s per step for its data "
+            "(the median process: 0.01 s)",
+        ),
+        (of_hosts(data=(0.01, 0.05, 0.01)), 1.0, ""),  # a small share of a step
+        (of_hosts(data=(0.5, 0.6, 0.5)), 1.0, ""),  # all but this one alike
+        (of_hosts(data=(0.01, 0.6, 0.01)), 0.0, ""),  # of the step that compiles
+        (
+            of_hosts(host=(0.02, 0.02, 0.7)),
+            1.0,
+            "all processes wait for process 3 on h3, which works 0.7 of 1 s per step outside its "
+            "devices (the median process: 0.02 s)",
+        ),
+        (of_hosts(host=(0.02, 0.02, 0.09)), 1.0, ""),
+        (of_hosts(host=(0.4, 0.4, 0.7)), 1.0, ""),
     ],
 )
-def test_a_late_host_is_named_once(caplog, others, seconds, message):
+def test_a_slow_host_is_named_once(tmp_path, caplog, others, step, message):
     caplog.set_level(logging.WARNING)
-    compare = times(others)
-    for _ in range(3):
-        compare(0.01, float(seconds))
+    compare = times(tmp_path, others)
+    for number in range(3):
+        compare(number, OWN._replace(step_seconds=step))
     assert len(caplog.messages) == (1 if message else 0)
     assert all(text.startswith(message) for text in caplog.messages)
+
+
+def test_a_host_may_be_slow_in_both_ways(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    times(tmp_path, of_hosts(data=(0.5, 0.01, 0.01), host=(0.02, 0.4, 0.02)))(1, OWN)
+    assert [text.partition(", which")[0].rpartition(" ")[2] for text in caplog.messages] == [
+        "h1",
+        "h2",
+    ]

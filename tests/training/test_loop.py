@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,10 @@ from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.parallel.mesh import MeshConfig
-from unclip_jax.training import memory
+from unclip_jax.training import loop, memory
 from unclip_jax.training.loop import TrainConfig, check_fit, newest
 from unclip_jax.training.optimizer import OptimConfig
+from unclip_jax.training.prefetch import PrefetchedBatch
 from unclip_jax.training.signals import Interrupted
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -369,3 +371,19 @@ def test_the_startup_line_is_logged(tmp_path: pathlib.Path, caplog: pytest.LogCa
 def test_invalid_settings_are_rejected(change: dict, message: str):
     with pytest.raises(UserError, match=message):
         TrainConfig(**{"steps": 10, "batch_size": 16, **change})
+
+
+def test_waiting_for_data_and_devices_is_timed(monkeypatch):
+    """The time until the metrics of a step have arrived is that of waiting for the devices."""
+
+    def slow(metrics):
+        time.sleep(0.05)
+        return metrics
+
+    monkeypatch.setattr(loop.jax, "device_get", slow)
+    batch = PrefetchedBatch({}, {}, 0, wait_seconds=0.25)
+    done = []
+    loop._report((3, {"loss": np.float32(2.0)}, batch), [done.append])
+    (numbers,) = [each.metrics for each in done]
+    assert numbers["loss"] == 2.0 and numbers["data_seconds"] == 0.25
+    assert 0.05 <= numbers["device_seconds"] < 5

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import write_atomically
 from unclip_jax.core.types import HostBatch
-from unclip_jax.training.host_times import HostTimes
+from unclip_jax.training.host_times import HostTimes, StepTimes
 from unclip_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class MetricsWriter:
         self._copy = copy
         self._every = every
         self._batch_size = batch_size
-        self._hosts = HostTimes()
+        self._hosts = HostTimes(workdir)
         self._window: list[Numbers] = []
         self._since: float | None = None  # after the first step, which compiles
         self._timed = 0
@@ -185,7 +185,8 @@ class MetricsWriter:
         seconds = (now - self._since) / self._timed if self._timed else 0.0  # per step
         if self._timed:
             means["examples_per_second"] = self._batch_size / seconds
-        means |= self._hosts(means.get("data_seconds", 0.0), seconds)
+        waits = (means.get(name, 0.0) for name in ("data_seconds", "device_seconds"))
+        means |= self._hosts(done.step, StepTimes(seconds, *waits))
         self.write(done.step, means)
         self._window, self._since, self._timed = [], now, 0
 

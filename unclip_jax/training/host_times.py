@@ -1,61 +1,106 @@
-"""Waiting times of all processes, so that a host whose data come late is named.
+"""Times of all processes, so that a host that keeps the others waiting is named.
 
-A step is as slow as its slowest process, and the others wait on their devices. Metrics are those of
-process 0, which does not show it.
+A step takes equally long on all processes: they wait for each other on their devices. What differs
+is how long each one waits for its data, and how long it waits for its devices. A process that waits
+for neither is working on its host, and the longest such time is the delay of all.
 """
 
+import json
 import logging
+import pathlib
 import socket
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from unclip_jax.core.files import atomic_path
 from unclip_jax.parallel.multihost import gather
 
 log = logging.getLogger(__name__)
 
-_SHARE = 0.1  # of a step that a process may wait for its data
+FILE = "host_times.json"
+_SHARE = 0.1  # of a step that a process may spend
 _RATIO = 2.0  # to the median of all processes, above which a process is named
+_SPENT = {
+    "data_seconds": "waits {:.3g} of {:.3g} s per step for its data (the median process: {:.3g} "
+    "s); look at that host, or raise config.data.workers",
+    "host_seconds": "works {:.3g} of {:.3g} s per step outside its devices (the median process: "
+    "{:.3g} s); look at what else runs on that host",
+}
+
+
+class StepTimes(NamedTuple):
+    """Mean times per step of one process over a window of steps, in seconds.
+
+    Attributes:
+        step_seconds: from step to step; 0 = unknown.
+        data_seconds: of these, in which it waited for its data.
+        device_seconds: of these, in which it waited for its devices, and so for other processes.
+    """
+
+    step_seconds: float
+    data_seconds: float
+    device_seconds: float
+
+    @property
+    def host_seconds(self) -> float:
+        """The rest: work in Python and waiting for a processor."""
+        return max(self.step_seconds - self.data_seconds - self.device_seconds, 0.0)
 
 
 class HostTimes:
-    """Compares the times that processes waited for their data.
+    """Compares the times of processes, and writes them to a file.
 
     A host that keeps the others waiting is logged by name once, until another one does.
     """
 
-    def __init__(self, *, exchange: Callable[[Any], list[Any]] = gather):
-        """Takes a function that returns the values of all processes in their order."""
-        self._exchange, self._named = exchange, ""
+    def __init__(self, folder: pathlib.Path, *, exchange: Callable[[Any], list[Any]] = gather):
+        """Takes the workdir, and a function that returns the values of all processes in order."""
+        self._path, self._exchange = folder / FILE, exchange
+        self._named = dict.fromkeys(_SPENT, "")
 
-    def __call__(self, wait: float, seconds: float) -> dict[str, float]:
-        """Exchanges the waiting times of a window of steps; all processes call it.
-
-        Args:
-            wait: mean seconds per step that this process waited.
-            seconds: per step; 0 = unknown.
+    def __call__(self, step: int, own: StepTimes) -> dict[str, float]:
+        """Exchanges the times of a window of steps; all processes call it.
 
         Returns:
-            The longest waiting time as `data_seconds_max`; nothing of one process.
+            The longest times as `data_seconds_max` and `host_seconds_max`; nothing of one process.
+
+        Raises:
+            OSError: the file cannot be written.
         """
-        waits = self._exchange([socket.gethostname(), wait])
-        if len(waits) == 1:
+        values = self._exchange([socket.gethostname(), *own])
+        if len(values) == 1:
             return {}
-        times = [time for _, time in waits]
-        longest, median = max(times), statistics.median(times)
-        index = times.index(longest)
-        name = f"process {index} on {waits[index][0]}"
-        late = longest > _SHARE * seconds > 0 and longest > _RATIO * median
-        if late and name != self._named and jax.process_index() == 0:
-            log.warning(
-                "all processes wait for %s, which waits %.3g of %.3g s per step for its data (the "
-                "median process: %.3g s); look at that host, or raise config.data.workers",
-                name,
-                longest,
-                seconds,
-                median,
-            )
-        self._named = name if late else ""
-        return {"data_seconds_max": longest}
+        hosts, times = [host for host, *_ in values], [StepTimes(*each) for _, *each in values]
+        if jax.process_index() == 0:
+            self._write(step, hosts, times)
+        longest = {}
+        for name in _SPENT:
+            spent = [getattr(each, name) for each in times]
+            self._name_slowest(name, hosts, spent, own.step_seconds)
+            longest[f"{name}_max"] = max(spent)
+        return longest
+
+    def _write(self, step: int, hosts: list[str], times: list[StepTimes]) -> None:
+        """Replaces the file by the times of this window."""
+        rows = [
+            {"process": index, "host": host, **each._asdict(), "host_seconds": each.host_seconds}
+            for index, (host, each) in enumerate(zip(hosts, times, strict=True))
+        ]
+        with atomic_path(self._path) as partial:
+            partial.write_text(json.dumps({"step": step, "processes": rows}, indent=1) + "\n")
+
+    def _name_slowest(
+        self, name: str, hosts: list[str], spent: list[float], step_seconds: float
+    ) -> None:
+        """Logs the process that spends the longest time, if the others wait for it."""
+        longest, median = max(spent), statistics.median(spent)
+        index = spent.index(longest)
+        process = f"process {index} on {hosts[index]}"
+        slow = longest > _SHARE * step_seconds > 0 and longest > _RATIO * median
+        if slow and process != self._named[name] and jax.process_index() == 0:
+            spends = _SPENT[name].format(longest, step_seconds, median)
+            log.warning("all processes wait for %s, which %s", process, spends)
+        self._named[name] = process if slow else ""

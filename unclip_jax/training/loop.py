@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -359,7 +360,9 @@ def _report(done: tuple[int, Metrics, PrefetchedBatch] | None, hooks: list[StepH
     """Waits for a step's metrics and passes them to the step hooks."""
     if done is not None:
         step, metrics, batch = done
+        started = time.perf_counter()
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        numbers["device_seconds"] = time.perf_counter() - started
         numbers["data_seconds"] = batch.wait_seconds
         for hook in hooks:
             hook(StepDone(step, numbers, batch.host))
