@@ -78,6 +78,3 @@ case "${1:-$(unclip_device)}" in
     return 2
     ;;
 esac
-
-# Compiled programs are kept between runs: a restart after preemption starts in seconds.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/unclip_jax/xla}"

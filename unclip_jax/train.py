@@ -17,6 +17,8 @@ from unclip_jax.cli import compilation_cache, entry, flags, process_flags
 from unclip_jax.cli.experiment_flags import ExperimentParser
 from unclip_jax.core.storage import location
 
+log = logging.getLogger(__name__)
+
 
 def parser() -> ExperimentParser:
     """Returns the parser of the command line."""
@@ -28,8 +30,8 @@ def parser() -> ExperimentParser:
     )
     parser.add_argument(
         "--compilation-cache",
-        default=compilation_cache.FOLDER,
-        help="folder of compiled programs; empty = none",
+        help="folder or URL of compiled programs; empty = none; default: "
+        "JAX_COMPILATION_CACHE_DIR, or compilation_cache beside the workdir",
     )
     parser.add_argument(
         "--export-only", action="store_true", help="export the newest checkpoint, do not train"
@@ -47,7 +49,9 @@ def main(argv: Sequence[str]) -> None:
     from unclip_jax.parallel import cluster, multihost
 
     _log_to_stderr()
-    compilation_cache.use(args.compilation_cache)
+    folder = compilation_cache.use(args.compilation_cache, workdir=args.workdir)
+    if folder:
+        log.info("compiled programs are kept in %s", folder)
     process_flags.start(args)
     experiment = loading.read(args.config, overrides=overrides)
     place = {"workdir": str(args.workdir), "export_only": args.export_only}

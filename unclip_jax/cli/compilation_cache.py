@@ -3,20 +3,40 @@
 import os
 import pathlib
 
+from unclip_jax.core.storage import Location, Url
+
 FOLDER = "~/.cache/unclip_jax/xla"
+BESIDE = "compilation_cache"  # name of the folder beside a workdir
 
 
-def use(folder: str = FOLDER) -> None:
-    """Keeps compiled programs in `folder`.
+def use(folder: str | None = None, *, workdir: Location | None = None) -> str:
+    """Keeps compiled programs in a folder.
 
     Args:
-        folder: a folder, or a URL that JAX can write to, such as gs://; "" = keep none. The default
-            is replaced by JAX_COMPILATION_CACHE_DIR, which launchers set.
+        folder: a folder, or a URL that JAX can write to, such as gs://; "" = keep none. None =
+            JAX_COMPILATION_CACHE_DIR, or else beside `workdir`.
+        workdir: of a run, which another machine may continue; None = `FOLDER` in the home.
+
+    Returns:
+        The folder or URL; "" if none is kept.
     """
     import jax
 
-    replaced = folder == FOLDER and os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder and not replaced:
-        place = folder if "://" in folder else str(pathlib.Path(folder).expanduser())
-        jax.config.update("jax_compilation_cache_dir", place)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if folder is None and (stated := os.environ.get("JAX_COMPILATION_CACHE_DIR")):
+        return stated  # JAX reads it itself
+    if folder is None and workdir is not None:
+        folder = str(_parent(workdir) / BESIDE)
+    folder = FOLDER if folder is None else folder
+    if not folder:
+        return ""
+    place = folder if "://" in folder else str(pathlib.Path(folder).expanduser())
+    jax.config.update("jax_compilation_cache_dir", place)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    return place
+
+
+def _parent(workdir: Location) -> Location:
+    """Returns the folder of a workdir, or the workdir itself where that is a whole bucket."""
+    if isinstance(workdir, Url):
+        return workdir.parent if "/" in workdir.text.partition("://")[2] else workdir
+    return workdir.absolute().parent
