@@ -46,6 +46,7 @@ def variables():
 
 def test_the_paper_has_twelve_billion_parameters():
     cfg = probes.paper("dalle")
+    assert cfg.kernel == DalleConfig.kernel == 11  # of convolutional attention: figure 11
     names = patterns.sparse_order(cfg.depth)
     plan = Patterns(*patterns.plan(names, context=cfg.context, grid=cfg.grid, kernel=cfg.kernel))
     inputs = (jnp.zeros((1, 256), int), jnp.ones((1, 256), bool), jnp.zeros((1, 1024), int))

@@ -89,6 +89,7 @@ def test_attention_to_the_text_alone_leaves_the_size_free(variables):
     assert np.abs(run(x, CONTEXT) - run(x, CONTEXT**2)).max() > 1e-2
     names = trees.flatten_paths(variables["params"])
     assert not [n for n in names if "/attention/k/" in n or "/attention/v/" in n]
+    assert names["stem/kernel"].shape == (3, 3, 3, 4)
     assert names["down_1_1/attention/q/kernel"].shape == (8, 16)
     assert "down_0_0/residual/shortcut/kernel" in names  # a map even where the channels agree
     with pytest.raises(UserError, match="attends to context alone .* pass it"):

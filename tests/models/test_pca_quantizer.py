@@ -98,6 +98,7 @@ def test_fresh_buckets_divide_the_range_evenly():
     back = module.apply({"params": params}, codes, method=DotQuantizer.decode)
     assert np.abs(back[:, :3] - z[:, :3]).max() <= 1 / 8 + 1e-6
     np.testing.assert_array_equal(back[:, 3:], 0.0)
+    np.testing.assert_allclose(params["dot_edges"], [-0.5, 0.0, 0.5], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,10 @@ from jax.extend.core import jaxprs_in_params
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
+from unclip_jax.models.layers import TimeEmbedding
+from unclip_jax.models.text_condition import TextConditionConfig, TextFeatures
 from unclip_jax.models.unet import UNet, UNetConfig
-from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
+from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig, enlarge
 
 UNET = UNetConfig(
     in_channels=6,
@@ -27,6 +30,7 @@ RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 4, 4, 3)), jnp.float32)
 LOW = jnp.asarray(RNG.uniform(-1, 1, (2, 2, 2, 3)), jnp.float32)
 T = jnp.array([5, 900])
+FEATURES = jnp.asarray(RNG.normal(size=(2, 3, 6)), jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,62 @@ def test_the_low_res_image_is_enlarged_and_concatenated(variables, monkeypatch):
 
 def test_cubic_interpolation_can_be_selected(variables):
     assert not np.allclose(run(variables, interpolation="cubic"), run(variables), atol=1e-3)
+
+
+def test_with_its_corners_on_those_of_the_low_res_image():
+    """Pixel i of n lies at i (m - 1) / (n - 1) of m, in height and width."""
+    cfg = dataclasses.replace(TINY, factor=3, interpolation="bilinear_corners")
+    low = RNG.uniform(-1, 1, (2, 3, 4, 3))
+    got = enlarge(cfg, jnp.asarray(low, jnp.float32), (9, 12))
+
+    def along(x, axis):
+        n = x.shape[axis]
+        places = np.linspace(0, n - 1, 3 * n)
+        return np.apply_along_axis(lambda row: np.interp(places, np.arange(n), row), axis, x)
+
+    np.testing.assert_allclose(got, along(along(low, 1), 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("attend", [True, False])
+@pytest.mark.parametrize("level", [None, T[::-1]])
+def test_captions_enter_beside_the_timestep_and_by_attention(attend, level):
+    unet = dataclasses.replace(UNET, attention_at=(2,), head_channels=2)
+    text = TextConditionConfig(width=6, context=3, project=5, pool_heads=2, attend=attend)
+    module = Upsampler(UpsamplerConfig(unet, 2, text=text))
+    inputs = {"features": FEATURES, "mask": jnp.array([[1, 1, 0], [1, 1, 1]], bool)}
+    variables = probes.drawn(module, X, T, low_res=LOW, low_res_t=T, **inputs)
+    calls = []
+
+    def intercept(call, args, kwargs, context):
+        if isinstance(context.module, UNet) and context.method_name == "__call__":
+            calls.append((args[1], kwargs.get("context"), kwargs.get("context_mask")))
+            return args[0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        module.apply(variables, X, T, low_res=LOW, low_res_t=level, **inputs)
+    ((emb, context, mask),) = calls
+    caption = module.apply(variables, *inputs.values(), method="encode_text")
+    time = TimeEmbedding(4, unet.emb_width, 1000, jnp.dtype("float32"))
+    params = variables["params"]
+    want = caption.last + time.apply({"params": params["time"]}, T)
+    if level is not None:
+        want = want + time.apply({"params": params["low_res_time"]}, level)
+    np.testing.assert_allclose(emb, want, atol=1e-5)
+    assert (context is not None) == (mask is not None) == attend
+    if attend:
+        np.testing.assert_allclose(context, caption.sequence, atol=1e-6)
+        np.testing.assert_array_equal(mask, caption.mask)
+
+
+def test_features_that_are_missing_or_not_read_are_rejected(variables):
+    text = TextConditionConfig(width=6, context=3, pool_heads=2)
+    module = Upsampler(UpsamplerConfig(UNET, 2, text=text))
+    with pytest.raises(UserError, match="reads captions; pass the features of the text encoder"):
+        probes.shapes(module, X, T, low_res=LOW)
+    features = TextFeatures(FEATURES, jnp.zeros((2, 16)), jnp.ones((2, 3), bool))
+    with pytest.raises(UserError, match="reads no captions; pass no text features"):
+        Upsampler(TINY).apply(variables, X, T, low_res=LOW, text=features, method="denoise")
 
 
 def test_the_output_depends_on_everything(variables):
