@@ -168,11 +168,16 @@ def test_the_upsamplers_are_trained_and_sampled_as_in_table_3(
     assert (experiment.data.blur, experiment.data.bsr) == corruption
 
 
-def test_embeddings_belong_to_one_data_set():
+@pytest.mark.parametrize(("sets", "folders"), [(1, 0), (2, 1), (0, 1)])
+def test_every_data_set_has_its_embeddings(sets, folders):
     mistaken = config("prior", "tiny").to_dict()
-    mistaken["data"]["mixture"] = ("elsewhere",)
-    with pytest.raises(UserError, match=r"mixture is \['elsewhere'\], but stage 'prior' reads emb"):
+    mistaken["data"]["mixture"] = ("elsewhere",) * sets
+    mistaken["data"]["mixture_embeddings"] = ("z",) * folders
+    match = f"mixture names {sets} data sets, and config.data.mixture_embeddings {folders} folders"
+    with pytest.raises(UserError, match=match):
         from_config(mistaken)
+    mistaken["data"]["mixture_embeddings"] = ("z",) * sets
+    assert len(from_config(mistaken).data.mixture) == sets
 
 
 def test_clip_is_trained_as_in_both_papers():

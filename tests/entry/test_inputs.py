@@ -17,7 +17,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources, text
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
-from unclip_jax.experiment import input_pipeline, training_run
+from unclip_jax.experiment import input_pipeline, training_embeddings, training_run
 from unclip_jax.stages import prior
 
 CONSTANT = np.where(np.arange(32) == 2, 1.0, np.random.default_rng(0).normal(size=(4, 32)))
@@ -89,7 +89,7 @@ def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     mine = tiny.experiment("prior")
     with pytest.raises(UserError, match="no embeddings in runs/tiny/embeddings/train") as told:
-        input_pipeline.open_embeddings(mine, "train")
+        training_embeddings.open_embeddings(mine, "train")
     by_hand, cascade = advice(str(told.value))
     args = embed.parser().parse_args(by_hand[3:])
     assert by_hand[:3] == ["python", "-m", "unclip_jax.embed"]
@@ -98,7 +98,7 @@ def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monk
     assert cascade == ["launch/cascade", "tiny", "--until=embed"]
     given = dataclasses.replace(mine.data, embeddings="my runs/z", clip="openai/export")
     with pytest.raises(UserError, match="no embeddings in my runs/z") as told:
-        input_pipeline.open_embeddings(dataclasses.replace(mine, data=given), "train")
+        training_embeddings.open_embeddings(dataclasses.replace(mine, data=given), "train")
     (by_hand,) = advice(str(told.value))  # the cascade would put them elsewhere
     args = embed.parser().parse_args(by_hand[3:])
     assert (str(args.clip), str(args.out)) == ("openai/export", "my runs/z")
@@ -163,10 +163,10 @@ def test_exports_state_the_digests_of_what_they_were_trained_on(uneven):
 @pytest.mark.parametrize("info", [{"clip_id": "a" * 8}, {"clip_id": "b" * 8}, {"embedding": "raw"}])
 def test_a_run_knows_the_clip_behind_its_embeddings(folder, info):
     source = EmbeddingSource(folder / "train")
-    before = input_pipeline._describe(source)
+    before = training_embeddings.describe(source)
     source.info = lambda: {"clip_id": "c", "image_size": 64, **info}
     assert before == "c"
-    assert input_pipeline._describe(source) == " ".join(dict({"clip_id": "c"}, **info).values())
+    assert training_embeddings.describe(source) == " ".join(dict({"clip_id": "c"}, **info).values())
 
 
 def test_a_tokenizer_that_is_not_the_one_of_the_data_is_rejected(tmp_path):
@@ -277,22 +277,21 @@ def test_raw_embeddings_are_distinguished_from_those_of_norm_1(folder):
     model = dataclasses.replace(mine.model, standardise=True)
     stage = dataclasses.replace(mine, model=model).build_stage()
     source = EmbeddingSource(folder / "train")
-    input_pipeline._check_norm({"embedding": "raw"}, stage, source)
-    input_pipeline._check_norm({}, mine.build_stage(), source)
+    training_embeddings._check_norm({"embedding": "raw"}, stage, source)
+    training_embeddings._check_norm({}, mine.build_stage(), source)
     with pytest.raises(
         UserError, match=r"this prior takes embeddings as CLIP computes.*embed --raw"
     ):
-        input_pipeline._check_norm({}, stage, source)
+        training_embeddings._check_norm({}, stage, source)
 
 
 @pytest.mark.parametrize("shares_ids", [True, False])
 def test_tokenizers_must_agree_only_where_a_stage_reads_the_ids_of_clip(folder, shares_ids):
-    source, facts = EmbeddingSource(folder / "train"), {"tokenizer_hash": "b" * 64}
-    info = {"clip_id": "c" * 64, "tokenizer_hash": "a" * 64}
+    source = EmbeddingSource(folder / "train")
+    source.info = lambda: {"clip_id": "c" * 64, "tokenizer_hash": "a" * 64}
     rejected = pytest.raises(
         UserError, match="computed with tokenizer aaaaaaaaaaaa, the data has bb"
     )
     with rejected if shares_ids else contextlib.nullcontext():
-        input_pipeline._check_origin(
-            experiment("prior", folder), info, facts, source, shares_ids=shares_ids
-        )
+        own = "b" * 64 if shares_ids else None
+        training_embeddings._check_origin(source, own, command="`embed`")

@@ -26,7 +26,8 @@ from unclip_jax.training.optimizer import OptimConfig
 
 _PATHS = ("path", "mixture", "embeddings", "tokenizer")  # fields of DataConfig
 _EXPORTS = ("clip", "dvae", "text_encoder")
-_MAY_BE_URLS = ("path", "mixture", "embeddings", *_EXPORTS)
+_MAY_BE_URLS = ("path", "mixture", "embeddings", "mixture_embeddings", *_EXPORTS)
+_FOLDERS = ("text_features", "codes", "mixture_embeddings")
 PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(PairsConfig))
 _PAIR_PATHS = ("x", "y", "groups", "subjects", "splits")
 
@@ -40,6 +41,8 @@ class DataConfig(PairsConfig):
             "tfds:NAME" for any TFDS data set; data/sources.py has the schemes.
         mixture: further such data sets; training takes equally many examples from each, while
             validation and the tokenizer are those of `path`.
+        mixture_embeddings: folders with their embeddings, in the order of `mixture`, for stages
+            that read `embeddings`; all of one CLIP.
         weights: shares of `path` and of each of `mixture` in training, in this order; () = equal.
         train_split: split to train on.
         eval_split: split for the validation loss; "" = none.
@@ -94,6 +97,7 @@ class DataConfig(PairsConfig):
     cache_mb: int = 1024
     mixture: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    mixture_embeddings: tuple[str, ...] = ()
     empty_captions: float = 0.0
     bpe_dropout: float = 0.0
 
@@ -186,7 +190,8 @@ class Experiment:
         facts["model"].pop("sampling", None)
         data, train = as_dict(self.data), as_dict(self.train)
         free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae")
-        free += ("codes", "text_encoder", "text_features", *_PATHS, *_PAIR_PATHS)
+        free += ("codes", "text_encoder", "text_features", "mixture_embeddings")
+        free += (*_PATHS, *_PAIR_PATHS)
         paired = self.entry.paired  # other fields do not concern the stage
         facts["data"] = {
             name: value
@@ -285,7 +290,7 @@ def _check(experiment: Experiment) -> None:
     """Cross-field checks, and those of paths."""
     train, data = experiment.train, experiment.data
     storage.location(experiment.init_from)
-    for name in (*_PATHS, *_EXPORTS, "text_features", "codes", *_PAIR_PATHS):
+    for name in (*_PATHS, *_EXPORTS, *_FOLDERS, *_PAIR_PATHS):
         value = getattr(data, name)
         for part in value.split(",") if isinstance(value, str) else value:
             if name in _MAY_BE_URLS:
@@ -339,10 +344,11 @@ def _check(experiment: Experiment) -> None:
             f"{experiment.stage} does not read CLIP's token features, so z_txt would still tell "
             "the caption; set it to 0 and use the stage's own config.model.drop_text."
         )
-    if needs and experiment.data.mixture:
+    if needs and len(data.mixture) != len(data.mixture_embeddings):
         raise UserError(
-            f"config.data.mixture is {list(experiment.data.mixture)}, but stage "
-            f"{experiment.stage!r} reads embeddings, which belong to one data set; leave it empty."
+            f"config.data.mixture names {len(data.mixture)} data sets, and "
+            f"config.data.mixture_embeddings {len(data.mixture_embeddings)} folders, but stage "
+            f"{experiment.stage!r} reads embeddings of every set; give one folder for each."
         )
     side, load = experiment.entry.training_side(experiment.model), experiment.data.load_size
     if side is not None and load != side:

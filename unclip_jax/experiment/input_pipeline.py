@@ -6,23 +6,20 @@ import logging
 import math
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from unclip_jax.core import storage
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Rows, Stage
-from unclip_jax.core.storage import Url
-from unclip_jax.core.types import HostBatch, Params
-from unclip_jax.data import examples, loader, pairs, remote_embeddings, sources, text
+from unclip_jax.core.types import Params
+from unclip_jax.data import examples, loader, pairs, sources, text
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.degrade import DegradeConfig
-from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.loader import Finish, Loader, LoaderConfig
 from unclip_jax.data.text import Tokenizer
-from unclip_jax.experiment import frozen_clip, frozen_dvae, frozen_text
+from unclip_jax.experiment import frozen_clip, frozen_dvae, frozen_text, training_embeddings
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import load as handoff
 from unclip_jax.parallel.mesh import batch_shards, make_mesh
@@ -116,9 +113,13 @@ def _open_records(
         origin["dvae"] = frozen_dvae.origin(experiment.data, split)
         source = frozen_dvae.with_codes(source, experiment.data, split)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
-        embeddings = open_embeddings(experiment, split)
-        origin["embeddings"] = _describe(embeddings)
-        source = sources.JoinedSource(source, embeddings, fields=[*stage.batch_spec])
+        opened = training_embeddings.open_all(experiment, split, mixed=len(mixed))
+        origin["embeddings"] = training_embeddings.describe(opened[0])
+        joined: list[Source] = [
+            sources.JoinedSource(part, embeddings, fields=[*stage.batch_spec])
+            for part, embeddings in zip((source, *mixed), opened, strict=True)
+        ]
+        source, *mixed = joined
     if "text_features" in stage.batch_spec:
         origin["text_encoder"] = frozen_text.identity(experiment.data)
     return Records(split, source, mixed, origin)
@@ -176,12 +177,6 @@ def _origin(parts: Sequence[Source], tokenizer: Tokenizer | None) -> dict[str, s
     return {**digests, "tokenizer": tokenizer.hash} if tokenizer else digests
 
 
-def _describe(embeddings: EmbeddingSource) -> str:
-    """Returns the CLIP that computed embeddings, and their form where it is not of norm 1."""
-    info = embeddings.info()
-    return " ".join(str(info[name]) for name in ("clip_id", "embedding") if info.get(name))
-
-
 def check_held_out(experiment: Experiment, inputs: Inputs) -> None:
     """Checks before the first step that the evaluation split can be read and fills a batch.
 
@@ -207,41 +202,6 @@ def _sources(experiment: Experiment, stage: Stage, split: str, *, endless: bool)
         return [pairs.open_pairs(data.pairs).open_split(split, stage.batch_spec)]
     paths = (data.path, *(data.mixture if endless else ()))
     return [sources.open_source(path, split=split, keys=_keys(experiment)) for path in paths]
-
-
-def open_embeddings(experiment: Experiment, split: str) -> EmbeddingSource:
-    """Opens the embeddings of one split, of the dimension that the model takes.
-
-    Raises:
-        UserError: missing, half-written, or of another CLIP's dimension.
-    """
-    folder = storage.location(experiment.data.embeddings) / split
-    if not (isinstance(folder, Url) or folder.is_dir()):
-        raise UserError(f"no embeddings in {folder}; compute them with {how_to_embed(experiment)}.")
-    source = remote_embeddings.open_embeddings(folder)
-    spec = experiment.build_stage().batch_spec
-    (size,) = next(spec[name].shape for name in ("z_img", "z_txt") if name in spec)
-    if source.dim("z_img") != size:
-        raise UserError(
-            f"embeddings in {source.directory} have {source.dim('z_img')} dimensions; the model "
-            f"takes {size}. Embed with the CLIP of this size or change config.model."
-        )
-    return source
-
-
-def how_to_embed(experiment: Experiment) -> str:
-    """Returns the command that computes the embeddings which `experiment` reads.
-
-    In the folders of `launch/cascade`, its command for all steps up to the embeddings is added.
-    """
-    data, run = experiment.data, f"runs/{experiment.size}"
-    clip = data.clip or str(storage.location(data.embeddings).parent / "clip" / "export")
-    options = {"clip": clip, "data": data.path, "out": data.embeddings}
-    words = [f"--{name}={shlex.quote(value)}" for name, value in options.items()]
-    command = f"`{' '.join(['python -m unclip_jax.embed', *words])}`"
-    if list(options.values()) == [f"{run}/{x}" for x in ("clip/export", "data", "embeddings")]:
-        command += f" (or all before them too: `launch/cascade {experiment.size} --until=embed`)"
-    return command
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -279,13 +239,7 @@ def _rows(experiment: Experiment) -> Rows:
         fields = experiment.build_stage().batch_spec
         split = experiment.data.train_split
         return pairs.open_pairs(experiment.data.pairs).open_split(split, fields).blocks
-
-    def rows(most: int) -> Iterator[HostBatch]:
-        source = open_embeddings(experiment, experiment.data.train_split)
-        source.dim("z_txt")  # rejects embeddings of images alone
-        return source.blocks(most)
-
-    return rows
+    return training_embeddings.rows(experiment)
 
 
 def _example(experiment: Experiment, stage: Stage, *, captions: bool) -> examples.ExampleConfig:
@@ -408,43 +362,7 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
     if "text_features" in stage.batch_spec:
         facts["text_encoder_id"] = frozen_text.identity(experiment.data)
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
-        source = open_embeddings(experiment, experiment.data.train_split)
-        info, stats = source.info(), source.stats("z_img")
-        _check_origin(experiment, info, facts, source, shares_ids="text_seq" in stage.batch_spec)
-        _check_norm(info, stage, source)
-        facts["clip_id"] = info.get("clip_id")
+        facts |= training_embeddings.facts(experiment, stage, facts.get("tokenizer_hash"))
         if "text_seq" in stage.batch_spec:
             frozen_clip.check(pathlib.Path(experiment.data.clip), clip_id=facts["clip_id"])
-        facts["embed_stats"] = {"mean_norm": stats.norm_mean, "count": stats.count}
     return facts
-
-
-def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:
-    """Rejects embeddings of norm 1 for stages that take them as CLIP computes them."""
-    if stage.describe.get("embedding") == "raw" and info.get("embedding") != "raw":
-        raise UserError(
-            f"this {stage.name} takes embeddings as CLIP computes them, but those in "
-            f"{source.directory} have norm 1; compute them with `python -m unclip_jax.embed --raw`."
-        )
-
-
-def _check_origin(
-    experiment: Experiment,
-    info: dict[str, Any],
-    facts: dict[str, Any],
-    source: EmbeddingSource,
-    *,
-    shares_ids: bool,
-) -> None:
-    """Rejects embeddings of an unknown CLIP, or of other token ids than those the stage shares."""
-    if not info.get("clip_id"):
-        raise UserError(
-            f"embeddings in {source.directory} do not name their CLIP; move them away and "
-            f"compute them with {how_to_embed(experiment)}."
-        )
-    own, others = facts.get("tokenizer_hash"), info.get("tokenizer_hash")
-    if shares_ids and own and others and own != others:
-        raise UserError(
-            f"embeddings in {source.directory} were computed with tokenizer {others[:12]}, the "
-            f"data has {own[:12]}; embed again or set config.data.tokenizer."
-        )
