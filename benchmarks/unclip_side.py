@@ -7,6 +7,7 @@ at hand. A task is {"config": FILE.py:SIZE, "overrides": [...], "what": "train" 
 "batch": images at once when sampling}.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ from unclip_jax.training.state import TrainState
 from unclip_jax.training.train_program import TrainProgram
 
 MATMUL_SIDES = (1024, 2048)
+SATURATED = 0.05  # seconds of a product; a larger one has no higher rate
 
 Work = Callable[[], Any]
 
@@ -195,6 +197,10 @@ def memory(compiled: Any) -> dict[str, int]:
     }
 
 
+def _finished(product: Callable[..., Any], *, x: Any, w: Any) -> None:
+    jax.block_until_ready(product(x, w))
+
+
 def peak(mesh: Mesh, *, dtype: str, times: int = 5) -> float:
     """Measures the peak FLOP/s of a plain matrix product on all devices of `mesh` together."""
     best = 0.0
@@ -203,12 +209,12 @@ def peak(mesh: Mesh, *, dtype: str, times: int = 5) -> float:
         x = jax.device_put(jnp.ones((rows, side), compute_dtype(dtype)), batch_sharding(mesh))
         w = jax.device_put(jnp.ones((side, side), compute_dtype(dtype)), replicated(mesh))
         product = jax.jit(jnp.matmul, out_shardings=batch_sharding(mesh))
-        jax.block_until_ready(product(x, w))
-        seconds = min(
-            interleaved.timed(lambda x=x, w=w, f=product: jax.block_until_ready(f(x, w))).wall
-            for _ in range(times)
-        )
+        _finished(product, x=x, w=w)
+        once = functools.partial(_finished, product, x=x, w=w)
+        seconds = min(interleaved.timed(once).wall for _ in range(times))
         best = max(best, 2.0 * rows * side * side / seconds)
+        if seconds > SATURATED:
+            break
     return best
 
 

@@ -4,15 +4,17 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import baselines, compare, loader, speed, unclip_side
+from benchmarks import baselines, compare, interleaved, loader, speed, unclip_side
 from tests.stages import tiny
 from unclip_jax import prepare
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import loading
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 
 PRIOR = "--config=experiments/prior.py:tiny"
 ADAMW = "--config.optim.name=adamw"
@@ -50,6 +52,24 @@ def test_a_chain_is_measured(tmp_path):
     compare.run("sample", [PRIOR, *small, "--batch=2", "--rounds=1", "--count=1", f"--json={out}"])
     found = json.loads(out.read_text())["ours"]
     assert found["examples"] == 2 and found["examples_per_second"] > 0
+
+
+@pytest.mark.parametrize(("small", "large"), [(0.04, 2), (0.06, 1)])
+def test_the_peak_is_looked_for_up_to_the_size_of_a_long_product(monkeypatch, small, large):
+    sides = []
+
+    def timed(once):
+        side = once.keywords["w"].shape[0]
+        sides.append(side)
+        return interleaved.Duration(small * (side / 8) ** 3 / 2 ** (side > 8), 0.0)
+
+    monkeypatch.setattr(unclip_side, "MATMUL_SIDES", (8, 16))
+    monkeypatch.setattr(interleaved, "timed", timed)
+    mesh = make_mesh(MeshConfig())
+    rate = 2 * (8 * jax.device_count()) * 8**2 / small
+    found = unclip_side.peak(mesh, dtype="float32", times=2)
+    assert sides == [8, 8, 16, 16][: 2 * large]
+    assert found == pytest.approx(large * rate)  # the large product has twice the rate
 
 
 def test_random_batches_satisfy_the_stage():
