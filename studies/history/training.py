@@ -3,6 +3,7 @@
 Compute is counted as for utilisation: matrix FLOPs of the forward pass, three times, per step.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -16,6 +17,7 @@ from unclip_jax.experiment import loading
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.inference.load import abstract_params
 from unclip_jax.planning import flops
+from unclip_jax.stages import registry
 
 
 def prepare(system: System, config: HistoryConfig) -> None:
@@ -80,13 +82,19 @@ def experiment(name: str, config: HistoryConfig, overrides: tuple[str, ...] = ()
 
 def flops_per_step(own: Experiment) -> float:
     """Counts the matrix FLOPs of one training step: forward, and twice that backward."""
-    stage = own.build_stage()
-    batch = batches.abstract(stage.batch_spec, own.train.batch_size)
+    return 3 * _forward_flops(own.stage, own.model, own.train.batch_size)
+
+
+@functools.cache
+def _forward_flops(name: str, model: Any, batch_size: int) -> float:
+    """Counts the matrix FLOPs of the loss of a stage; each is traced once."""
+    stage = registry.stage_entry(name).make(model)
+    batch = batches.abstract(stage.batch_spec, batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss = lambda params, batch, key: stage.loss(params, batch, key)[0]  # noqa: E731
     count = flops.count(loss, abstract_params(stage), batch, key)
     assert not count.unknown, count.unknown
-    return 3 * count.flops
+    return count.flops
 
 
 def command(stage: TrainedStage, config: HistoryConfig, *, steps: int) -> list[str]:
