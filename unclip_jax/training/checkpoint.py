@@ -30,7 +30,7 @@ from unclip_jax.core.files import regular_files
 from unclip_jax.core.storage import Location, Url
 from unclip_jax.core.trees import num_bytes
 from unclip_jax.parallel.place import size_text
-from unclip_jax.training import orbax_logging
+from unclip_jax.training import orbax_logging, replica_restore
 from unclip_jax.training.fingerprint import checksum, describe_tree
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.workdir import TakenOver
@@ -61,6 +61,7 @@ class Checkpoints:
         *,
         keep: int,
         keep_every: int = 0,
+        single_replica: bool = False,
         before_save: Callable[[], None] = lambda: None,
     ):
         """Opens or creates `workdir/checkpoints`, which keeps the newest `keep` checkpoints.
@@ -69,12 +70,14 @@ class Checkpoints:
             workdir: a folder, or a URL of Google's object store.
             keep: number of newest checkpoints.
             keep_every: those of steps that this divides are kept too; 0 = of none.
+            single_replica: restore by `replica_restore`.
             before_save: called before every checkpoint is written.
 
         Raises:
             UserError: the folder cannot be created.
         """
         self._before_save, self._remote = before_save, isinstance(workdir, Url)
+        self._single_replica = single_replica
         root = epath.Path(str(workdir) if isinstance(workdir, Url) else workdir.absolute())
         self.folder, self._aside = root / "checkpoints", root / "damaged"
         self._options = ocp.CheckpointManagerOptions(
@@ -232,8 +235,11 @@ class Checkpoints:
             expected, tree = small["meta"]["checksum"], small["meta"]["tree"]
         self._check_tree(step, tree, describe_tree(abstract))
         with _damage():
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            state = self._manager.restore(step, args=items)["state"]
+            if self._single_replica:
+                state = replica_restore.restore(self.folder / str(step) / "state", abstract)
+            else:
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                state = self._manager.restore(step, args=items)["state"]
         if checksum(state) != expected:
             raise Damaged("its checksum differs from the one that was saved")
         return Restored(state, position)
@@ -329,7 +335,7 @@ def decode_position(stored: dict[str, Any]) -> Any:
 def _damage() -> Iterator[None]:
     try:
         yield
-    except Damaged:
+    except (Damaged, UserError):
         raise
     except Exception as error:
         raise Damaged(_reason(error)) from error

@@ -23,6 +23,8 @@ class TrainConfig:
         save_minutes: a checkpoint also whenever so many minutes have passed since the last one.
         keep: newest checkpoints that are kept.
         keep_every: checkpoints at multiples of so many steps are kept for good.
+        single_replica_restore: of several replicas (mesh axis data, such as slices) one reads a
+            checkpoint, and the others receive it from its devices.
         stall_minutes: without a step for so long, the process writes the stacks of its threads and
             exits with a status after which its launcher starts it again.
         seed: of parameters and of all randomness in steps.
@@ -46,6 +48,7 @@ class TrainConfig:
     save_minutes: float = 0.0
     keep: int = 3
     keep_every: int = 0
+    single_replica_restore: bool = False
     stall_minutes: float = 0.0
     seed: int = 0
     max_bad_steps: int = 20

@@ -173,6 +173,7 @@ def _opened(run_dir: Workdir, config: TrainConfig) -> Checkpoints:
         run_dir.checkpoints,
         keep=config.keep,
         keep_every=config.keep_every,
+        single_replica=config.single_replica_restore,
         before_save=run_dir.before_save,
     )
 
