@@ -25,14 +25,13 @@ def restore(path: epath.Path, abstract: Any) -> Any:
 
     Args:
         path: of the arrays in a checkpoint.
-        abstract: ShapeDtypeStructs with the shardings of the result, on one mesh.
+        abstract: ShapeDtypeStructs with the shardings of the result, on one mesh that passes
+            `check`.
 
     Raises:
-        UserError: the mesh has no replicas, or one that shares a process with another.
         Exception: of Orbax, where the checkpoint is damaged.
     """
-    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-    check(mesh)
+    mesh = mesh_of(abstract)
     arrays = type_handlers.SingleReplicaArrayHandler(replica_axis_index=mesh.axis_names.index(AXIS))
     registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
     arguments = jax.tree.map(
@@ -46,6 +45,11 @@ def restore(path: epath.Path, abstract: Any) -> Any:
         return checkpointer.restore(
             path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments)
         )
+
+
+def mesh_of(abstract: Any) -> Mesh:
+    """Returns the mesh of a state's shardings."""
+    return jax.tree.leaves(abstract)[0].sharding.mesh
 
 
 def check(mesh: Mesh) -> None:
