@@ -16,7 +16,8 @@ from unclip_jax.experiment.config import from_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTES = sorted((ROOT / "experiments").glob("*.py"))
-FILES = [path for path in NOTES if path.stem != "finetune"]  # whose model is that of an export
+FROM_EXPORTS = ("finetune", "distill")  # whose model is that of an export
+FILES = [path for path in NOTES if path.stem not in FROM_EXPORTS]
 IMAGES = [path for path in FILES if path.stem != "embedding_prior"]
 SIZES = ("paper", "shapes", "emoji", "tiny")
 EXPORTED = ("clip", "prior", "decoder", "upsampler_256")  # what diffusers has classes for

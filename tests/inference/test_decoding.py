@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.diffusion.solvers import SOLVERS
 from tests.stages import tiny
 from tests.stages.test_captions import KARLO_DECODER
 from unclip_jax.core import rng
@@ -196,7 +197,7 @@ class Toy(Solver):
         return Ddim().advance(x, memory, pred=pred, at=at, noise=noise)
 
 
-@pytest.fixture(params=[*gaussian.SAMPLERS, "edm:s_churn=8", "toy:power=3"])
+@pytest.fixture(params=[*SOLVERS, "edm:s_churn=8", "toy:power=3"])
 def sampling(request, monkeypatch):
     """Every sampler of the registry, and one that is added by one line."""
     monkeypatch.setitem(gaussian.SAMPLERS, "toy", Toy)

@@ -78,7 +78,7 @@ def sources(root: pathlib.Path, names: Iterable[str]) -> Iterator[pathlib.Path]:
     for name in names:
         folder = root / name if name == "experiments" else root / "unclip_jax" / name
         paths = sorted(folder.rglob("*.py"))
-        yield from (p for p in paths if p.name not in ("__init__.py", "finetune.py"))
+        yield from (p for p in paths if p.name not in ("__init__.py", "finetune.py", "distill.py"))
 
 
 def generated(root: pathlib.Path, names: Iterable[str]) -> list[Mutant]:

@@ -11,6 +11,7 @@ import re
 
 import jax
 
+from tests.test_experiments import FROM_EXPORTS
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.experiment import loading
 from unclip_jax.parallel import place
@@ -19,7 +20,7 @@ from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = pathlib.Path(__file__).with_name("shardings.json")
 FILES = (ROOT / "experiments").glob("*.py")
-NAMES = sorted(path.stem for path in FILES if path.stem != "finetune")  # whose model is given
+NAMES = sorted(path.stem for path in FILES if path.stem not in FROM_EXPORTS)
 RULES = ("fsdp", "fsdp_tp")
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.diffusion.solvers import SOLVERS
 from tests.stages import tiny
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
@@ -52,7 +53,7 @@ def test_no_threshold_is_the_denoiser_itself():
     assert gaussian.thresholded(wild, CFG, SamplingConfig()) is wild
 
 
-@pytest.mark.parametrize("sampler", gaussian.SAMPLERS)
+@pytest.mark.parametrize("sampler", SOLVERS)
 def test_every_sampler_ends_in_the_x_0_of_a_denoiser_that_knows_it(sampler):
     x_0 = jnp.tanh(X_T)
 
@@ -84,7 +85,7 @@ def test_misspelt_settings_get_a_suggestion(setting, message):
         SamplingConfig(**setting)
 
 
-@pytest.mark.parametrize("sampler", gaussian.SAMPLERS)
+@pytest.mark.parametrize("sampler", SOLVERS)
 @pytest.mark.parametrize("folder", ["prior", "decoder", "upsampler_256"])
 def test_every_stage_samples_with_every_sampler(folder, sampler):
     """Traced, not run: shapes and types hold at fractional timesteps, too."""

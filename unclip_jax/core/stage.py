@@ -77,6 +77,8 @@ class Stage:
             that training leaves as they are; None if all parameters are learned.
         annealed: step -> fields of a training batch that depend on it, one number each, which every
             example gets; evaluation uses the values of the end. None = there are none.
+        teacher: key -> boxed parameters of a fixed network, for their shapes; `loss` and `evaluate`
+            then read such parameters as their fourth argument. None = there is none.
         grows: paths of kernels that may read more channels than in the parameters from which
             training starts, and the number of equal groups in their input; new weights are zero.
     """
@@ -84,14 +86,15 @@ class Stage:
     name: str
     batch_spec: BatchSpec
     init: Callable[[Key], Params]
-    loss: Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
-    evaluate: Callable[[Params, Batch, Key], Metrics]
+    loss: Callable[..., tuple[Scalar, Metrics]]
+    evaluate: Callable[..., Metrics]
     preview: Callable[[Params, Batch, Key], Float[Array, " b h w c"]] | None
     splittable: bool
     describe: dict[str, Any]
     pairwise: PairwiseLoss | None = None
     fit: Callable[[Rows], Fitted] | None = None
     annealed: Callable[[Int[Array, ""]], dict[str, Scalar]] | None = None
+    teacher: Callable[[Key], Params] | None = None
     grows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -103,10 +106,10 @@ class Stage:
             object.__setattr__(self, "pairwise", pairwise)
 
 
-def _of_floats(function: Callable[[Params, Batch, Key], Any]) -> Callable[..., Any]:
+def _of_floats(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function of a batch that converts its uint8 images first."""
 
-    def call(params: Params, batch: Batch, key: Key) -> Any:
-        return function(params, with_float_images(batch), key)
+    def call(params: Params, batch: Batch, key: Key, *teacher: Params) -> Any:
+        return function(params, with_float_images(batch), key, *teacher)
 
     return call

@@ -14,6 +14,7 @@ from unclip_jax.diffusion.schedule import Schedule
 
 FAST_27 = "10,10,3,2,2"  # GLIDE's counts per fifth of the chain, most steps near the data
 LOG_SNR = "logsnr"
+TRAILING = "trailing"
 MIN_LOG_SNR = -4.0  # log(signal / noise) below which an even grid spends one step: signal < 2 %
 
 
@@ -45,7 +46,8 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
             "10,10,3,2,2": that many in each of equal sections, at fractional strides;
             "fast27": "10,10,3,2,2" with the last index T - 1 replaced by T - 3 (GLIDE: fewer
             artefacts with DDIM);
-            "22@140": a grid of 22 on the indices from 140.
+            "22@140": a grid of 22 on the indices from 140;
+            "trailing4": T / 4, T / 2, 3 T / 4 and T, minus 1 and rounded, for distilled models.
         num_timesteps: T, the length of the original chain.
         summed: fractional strides are added up one after another before they are rounded, as ADM's
             code does; False multiplies them instead, as diffusers does. For some counts, 31 of
@@ -62,6 +64,8 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
         return timesteps(plain, num_timesteps=num_timesteps - skipped, summed=summed) + np.int32(
             skipped
         )
+    if spec.startswith(TRAILING):
+        return _trailing(spec, num_timesteps)
     try:
         if spec.startswith("ddim"):
             return _integer_stride(int(spec.removeprefix("ddim")), num_timesteps)
@@ -71,7 +75,8 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
     except ValueError as error:
         raise UserError(
             f"sampling steps {spec!r} not understood; give a number such as '250', 'ddim25', "
-            "'logsnr20', 'fast27', '22@140' or counts per section such as '10,10,3,2,2'."
+            "'logsnr20', 'fast27', '22@140', 'trailing4' or counts per section such as "
+            "'10,10,3,2,2'."
         ) from error
     if counts == [1]:
         raise UserError("sampling steps '1' would keep index 0 only; give at least 2 steps.")
@@ -128,6 +133,17 @@ def _even_log_snr(spec: str, schedule: Schedule) -> Int[np.ndarray, " n"]:
     for k in range(len(nearest) - 2, -1, -1):
         nearest[k] = max(k, min(nearest[k], nearest[k + 1] - 1))
     return nearest.astype(np.int32)
+
+
+def _trailing(spec: str, num_timesteps: int) -> Int[np.ndarray, " n"]:
+    digits = spec.removeprefix(TRAILING)
+    if not digits.isdecimal() or not 1 <= int(digits) <= num_timesteps:
+        raise UserError(
+            f"sampling steps {spec!r} not understood; give a number from 1 to {num_timesteps} "
+            f"after {TRAILING!r}, such as 'trailing4'."
+        )
+    ends = np.arange(1, int(digits) + 1) * num_timesteps / int(digits)
+    return (np.round(ends) - 1).astype(np.int32)
 
 
 def _integer_stride(count: int, num_timesteps: int) -> Int[np.ndarray, " n"]:

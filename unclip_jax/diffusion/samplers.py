@@ -91,9 +91,11 @@ class Solver(abc.ABC):
 
     Attributes:
         order: power of the step size with which the error of the mean path falls.
+        endpoints: True if it needs a model that predicts the end of the path (`Consistency`).
     """
 
     order: ClassVar[int] = 1
+    endpoints: ClassVar[bool] = False
 
     @property
     def stochastic(self) -> bool:
@@ -178,6 +180,28 @@ class Ddim(Solver):
         remainder = jnp.sqrt(jnp.maximum(at.noise_s**2 - variance, 0.0))
         mean = jnp.asarray(at.signal_s) * pred.x_0 + remainder * pred.eps
         return mean + jnp.sqrt(variance) * noise, memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency(Solver):
+    """x_s = signal_s x_0 + noise_s n with fresh noise n (consistency models, algorithm 1).
+
+    For models whose x_0 is the end of the deterministic path through x_t, not the mean of all x_0
+    (arXiv 2303.01469); with such a mean, samples would lack variance.
+    """
+
+    endpoints: ClassVar[bool] = True
+
+    @property
+    def stochastic(self) -> bool:
+        """True."""
+        return True
+
+    def advance(
+        self, x: X, memory: Any, *, pred: Prediction, at: StepTable, noise: X
+    ) -> tuple[X, Any]:
+        """Takes one step."""
+        return jnp.asarray(at.signal_s) * pred.x_0 + at.noise_s * noise, memory
 
 
 class AncestralColumns(NamedTuple):

@@ -18,6 +18,8 @@ from unclip_jax.core.files import check_local
 from unclip_jax.core.stage import Stage
 from unclip_jax.data.pairs_config import PairsConfig
 from unclip_jax.parallel.mesh import MeshConfig
+from unclip_jax.stages import distillation
+from unclip_jax.stages.distillation import DistillConfig
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.training.config import TrainConfig
@@ -147,6 +149,7 @@ class Experiment:
         mesh: devices along each mesh axis.
         rules: sharding table, "dp", "fsdp" or "fsdp_tp".
         init_from: an export whose parameters training starts from; "" = from scratch.
+        distill: distillation of `init_from` instead of training on the data alone; None = none.
     """
 
     stage: str
@@ -159,6 +162,7 @@ class Experiment:
     mesh: MeshConfig
     rules: str = "fsdp"
     init_from: str = ""
+    distill: DistillConfig | None = None
 
     @property
     def entry(self) -> StageEntry:
@@ -167,6 +171,8 @@ class Experiment:
 
     def build_stage(self) -> Stage:
         """Returns the stage record of this experiment."""
+        if self.distill is not None:
+            return distillation.make(self.entry, self.model, self.distill)
         return self.entry.make(self.model)
 
     def with_local_exports(self, local_export: Callable[[str], pathlib.Path]) -> "Experiment":
@@ -188,6 +194,8 @@ class Experiment:
         facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
         facts = _without_later(facts, self.stage)
         facts["model"].pop("sampling", None)
+        if self.distill is not None:
+            facts["distill"] = as_dict(self.distill)
         data, train = as_dict(self.data), as_dict(self.train)
         free = ("workers", "processes", "prefetch", "cache_mb", "clip", "dvae")
         free += ("codes", "text_encoder", "text_features", "mixture_embeddings")
@@ -237,6 +245,7 @@ LATER = {
     "image_positions": "grid",
     "pad_token": None,
     "head_bias": True,
+    "distillation": None,
 }
 
 
@@ -303,6 +312,7 @@ def _check(experiment: Experiment) -> None:
         train.accumulate,
         "config.train.accumulate must divide the batch.",
     )
+    _check_teacher(experiment)
     stage = experiment.build_stage()
     check_split(stage, accumulate=train.accumulate, optim=experiment.optim)
     if experiment.entry.paired:
@@ -353,3 +363,12 @@ def _check(experiment: Experiment) -> None:
     side, load = experiment.entry.training_side(experiment.model), experiment.data.load_size
     if side is not None and load != side:
         raise UserError(f"config.data.load_size is {load}; the model takes {side}-pixel images.")
+
+
+def _check_teacher(experiment: Experiment) -> None:
+    """Rejects distillation without a teacher."""
+    if experiment.distill is not None and not experiment.init_from:
+        raise UserError(
+            "config.distill is set, but config.init_from, its teacher, is empty; give the export "
+            "to distil."
+        )

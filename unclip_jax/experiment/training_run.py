@@ -94,6 +94,7 @@ def train(
         eval_data=inputs.held_out,
         initial=_initial(experiment, stage),
         fitted=input_pipeline.fit_params(experiment, stage),
+        teacher=None if stage.teacher is None else _initial(experiment, stage),
         labels=lambda batch: [str(caption) for caption in batch["caption"]],
     )
     return state, stage, inputs

@@ -25,7 +25,7 @@ DAMAGE = (
     SafetensorError,
 )
 # Sizes of stages that no experiment file describes.
-FOREIGN = (":imported", ":finetune")
+FOREIGN = (":imported", ":finetune", ":distilled")
 
 
 def find_stages(

@@ -104,7 +104,8 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train_program.abstract.params
     )
     transferred = batches.abstract(stage.batch_spec, config.batch_size, transferred=True)
-    traced = train_program.step.trace(train_program.abstract, transferred, key)
+    teacher = train_program.teacher
+    traced = train_program.step.trace(train_program.abstract, transferred, key, *teacher)
     return Program(
         what="train",
         mesh=mesh,
@@ -115,13 +116,29 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
             "parameters": place.bytes_per_device(train_program.abstract.params),
             "optimiser": place.bytes_per_device(train_program.abstract.opt_state),
             "average": place.bytes_per_device(train_program.abstract.ema_params),
+            **({"teacher": place.bytes_per_device(teacher)} if teacher else {}),
         },
-        model_flops=3
-        * flops.count(lambda p, b, k: stage.loss(p, b, k)[0], plain, batch, key).flops,
+        model_flops=_model_flops(stage, plain, batch, key, teacher),
         traced=flops.of_jaxpr(traced.jaxpr.jaxpr),
         lowered=traced.lower(),
         memory_options=memory_options(experiment, stage),
     )
+
+
+def _model_flops(
+    stage: Stage, params: Any, batch: Any, key: Any, teacher: tuple[Any, ...]
+) -> float:
+    """Returns the FLOPs of a training step on ShapeDtypeStructs; a teacher takes one forward pass.
+
+    With a teacher they are those of the gradient as written, recomputation included.
+    """
+
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        return stage.loss(params, batch, key, *teacher)[0]
+
+    if teacher:
+        return flops.count(jax.grad(loss), params, batch, key).flops
+    return 3 * flops.count(loss, params, batch, key).flops
 
 
 def memory_options(experiment: Experiment, stage: Stage) -> tuple[str, ...]:

@@ -343,6 +343,29 @@ def sample_in_chain(
     return {"z_img": sample(cfg, params, conditions, keys=keys, sampling=sampling)}
 
 
+def denoiser_in_chain(
+    cfg: EmbeddingPriorStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    scale: Scale,
+) -> guidance.Denoiser:
+    """Returns the denoiser for conditions by name (`entry.ChainDenoiser`).
+
+    Raises:
+        UserError: the method is not diffusion.
+    """
+    if cfg.method != "diffusion":
+        raise UserError(
+            f"config.model.method is {cfg.method!r}, which does not diffuse and cannot be "
+            "distilled; expected 'diffusion'."
+        )
+    params = {**params, "fitted": jax.lax.stop_gradient(params["fitted"])}
+    inputs = pair_inputs.read(cfg, params, conditions, size=len(keys))
+    return denoiser(cfg, params, inputs, scale=scale)
+
+
 def _sample_fields(cfg: EmbeddingPriorStageConfig) -> BatchSpec:
     """Returns the batch fields of all conditions."""
     spec = batch_spec(cfg)
@@ -357,6 +380,8 @@ ENTRY = StageEntry(
     reads=lambda cfg: tuple(_sample_fields(cfg)),
     yields=("z_img",),
     sample=sample_in_chain,
+    denoiser=denoiser_in_chain,
+    latent=lambda cfg, params, batch: pair_inputs.to_latent(cfg, params, batch[TARGET]),
     sample_fields=_sample_fields,
     resolve=embedding_codes.resolve_from_data,
     resolve_fields=resolve_fields,

@@ -139,6 +139,7 @@ class EmbeddingPriorStageConfig:
         """
         if not self.generative and sampling.guidance_scale != 1.0:
             raise UserError(f"guidance_scale is for priors, not for method {self.method!r}.")
+        self.diffusion.check_sampling(sampling)
         gaussian.check_guidance(
             sampling.guidance_scale, drops={"config.model.drop_all": self.drop_all}
         )

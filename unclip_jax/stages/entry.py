@@ -17,9 +17,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxtyping import Array
+
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.checks import one_of
 from unclip_jax.core.stage import Rows, Stage
+from unclip_jax.core.types import Batch, Params
+from unclip_jax.diffusion.guidance import Denoiser
 
 # In the order of a chain. Stages of one role are alternatives, or of different chains, but for
 # encoders (of captions) and upsamplers, of which a chain may have several. Guides are in none.
@@ -53,6 +57,9 @@ SHARED_TOKENS = ("tokenizer_hash",)
 # (config, params, conditions by name, *, keys, sampling=None) -> the conditions that it yields, by
 # name; sampling None = as the config says.
 ChainSampler = Callable[..., dict[str, Any]]
+# (config, params, conditions by name, *, keys, scale) -> denoiser, guided by `scale`, for timesteps
+# that may differ between examples.
+ChainDenoiser = Callable[..., Denoiser]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,9 @@ class StageEntry:
         identity: manifest field for the identity of its parameters, which later stages must match.
         sidecars: condition -> file name in the export and record type, for conditions that are
             measured after training.
+        denoiser: its denoiser for given conditions; None = it does not diffuse.
+        latent: (config, params, batch) -> the clean samples of a training batch as they are
+            diffused; None = it does not diffuse.
         chain: name of the chain that it belongs to, "" for guides; encoders and upsamplers belong
             to all.
         folders: its folders in a run, each with the experiment file of the same name; () = `name`.
@@ -97,6 +107,8 @@ class StageEntry:
     requires: tuple[str, ...] = ()
     identity: str | None = None
     sidecars: Mapping[str, tuple[str, type]] = dataclasses.field(default_factory=dict)
+    denoiser: ChainDenoiser | None = None
+    latent: Callable[[Any, Params, Batch], Array] | None = None
     chain: str = "unclip"
     folders: tuple[str, ...] = ()
 

@@ -14,9 +14,18 @@ from jaxtyping import Array, Float
 
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, one_of, positive, suggest
-from unclip_jax.core.dynamic_fields import dynamic
+from unclip_jax.core.dynamic_fields import dynamic, is_static
 from unclip_jax.core.types import Key, Keys, PerExample, Scale, Steps
-from unclip_jax.diffusion import analytic, guidance, objectives, process, respace, samplers, solvers
+from unclip_jax.diffusion import (
+    analytic,
+    distillation,
+    guidance,
+    objectives,
+    process,
+    respace,
+    samplers,
+    solvers,
+)
 from unclip_jax.diffusion.analytic import ChainSignature, VarianceTable
 from unclip_jax.diffusion.float32_schedule import to_float32
 from unclip_jax.diffusion.guidance import Denoiser
@@ -25,6 +34,25 @@ from unclip_jax.diffusion.schedule import Schedule, make_schedule
 
 THRESHOLDS = ("none", "static", "dynamic")
 TABLES = ("float64", "float32", "float32_exact")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """The distillation of a model, which fixes how it is sampled.
+
+    Attributes:
+        method: "progressive" or "consistency" (`diffusion.distillation`).
+        steps: of the grid that it was trained on; those in which a progressive student samples.
+        guidance_scale: of the teacher that it was distilled from, 1 = none.
+    """
+
+    method: str = "progressive"
+    steps: int = 4
+    guidance_scale: float = 1.0
+
+    def __post_init__(self):
+        one_of("diffusion.distillation.method", self.method, distillation.LOSSES)
+        positive("diffusion.distillation.steps", self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +68,7 @@ class DiffusionConfig:
         tables: "float64" (ADM's code), or "float32" as the diffusers library has them, with which
             public weights are used (`diffusion.float32_schedule`): its UnCLIPScheduler, or
             "float32_exact", its DDPMScheduler.
+        distillation: of a student, how it was distilled; None = trained on data.
     """
 
     schedule: str = "cosine"
@@ -48,6 +77,7 @@ class DiffusionConfig:
     learned_variance: bool = False
     weighting: objectives.Weighting = dataclasses.field(default_factory=objectives.Weighting)
     tables: str = "float64"
+    distillation: Distillation | None = None
 
     def __post_init__(self):
         one_of("diffusion.tables", self.tables, TABLES)
@@ -57,6 +87,54 @@ class DiffusionConfig:
         """Returns the full trained chain."""
         return _chain(self.schedule, self.num_timesteps, self.tables)
 
+    def check_guidance(self, scale: Scale) -> None:
+        """Rejects guidance of a distilled model, whose only guidance is its teacher's.
+
+        Raises:
+            UserError: the scale is not 1.
+        """
+        if self.distillation is not None and not guidance.is_off(scale):
+            folded = self.distillation.guidance_scale
+            state = f"guidance_scale is {scale:g}" if isinstance(scale, float) else "guidance is on"
+            raise UserError(
+                f"{state}, but this model was distilled with guidance {folded:g} as part of it; "
+                "use 1.0, which is that guidance."
+            )
+
+    def check_sampling(self, sampling: "SamplingConfig") -> None:
+        """Rejects settings that a model was not distilled for, and its sampler for other models.
+
+        Raises:
+            UserError: another sampler, grid or guidance.
+        """
+        name = sampling.sampler.partition(":")[0]
+        own = None if self.distillation is None else DISTILLED_SAMPLERS[self.distillation.method]
+        if own is None:
+            if name == "consistency":
+                raise UserError(
+                    "sampling.sampler is 'consistency', but this model was not trained by "
+                    "consistency distillation; use 'ddim', or distil it (experiments/distill.py)."
+                )
+            return
+        assert self.distillation is not None
+        if name != own:
+            raise UserError(
+                f"sampling.sampler is {sampling.sampler!r}, but this model was distilled for "
+                f"{own!r}; use that."
+            )
+        if not is_static(sampling.eta, 0.0):
+            raise UserError(
+                "sampling.eta is not 0, but this model was distilled for steps without noise; "
+                "use 0."
+            )
+        grid = distillation.trailing(self.distillation.steps)
+        if self.distillation.method == "progressive" and sampling.steps != grid:
+            raise UserError(
+                f"sampling.steps is {sampling.steps!r}, but this model was distilled to "
+                f"{self.distillation.steps} steps; use {grid!r}."
+            )
+        self.check_guidance(sampling.guidance_scale)
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -64,10 +142,10 @@ class SamplingConfig:
 
     Attributes:
         steps: strided grid, "64", "ddim27", "fast27", "22@140", section counts or "logsnr20"
-            (`respace.strided`).
+            (`respace.strided`); "trailing4" for a distilled model.
         sampler: one of `SAMPLERS`: "ancestral" or "ddim", as in the paper; "dpmpp_2m",
-            "dpmpp_3m", "heun" or "edm". Options of the sampler that are no fields here follow it:
-            "edm:s_churn=40:s_noise=1.003".
+            "dpmpp_3m", "heun" or "edm"; "consistency" for a model distilled so. Options of the
+            sampler that are no fields here follow it: "edm:s_churn=40:s_noise=1.003".
         eta: DDIM's noise share, 0 deterministic to 1 ancestral.
         variance: ancestral variance: "small", "large", "mix", "learned_range" or "table".
         guidance_scale: 1.0 = no guidance.
@@ -128,7 +206,9 @@ SAMPLERS: dict[str, type[Solver]] = {
     "dpmpp_3m": solvers.DpmSolver3M,
     "heun": solvers.Heun,
     "edm": solvers.Edm,
+    "consistency": samplers.Consistency,
 }
+DISTILLED_SAMPLERS = {"progressive": "ddim", "consistency": "consistency"}
 
 
 def _options(cls: type[Solver], text: str, *, name: str, shared: set[str]) -> dict[str, float]:
@@ -266,8 +346,9 @@ def planned(
 
     Raises:
         UserError: the model has no learned variance or no variance table, but `sampling` asks for
-            it; or the sampler cannot plan these steps.
+            it; the sampler cannot plan these steps; or the model was distilled for others.
     """
+    diffusion.check_sampling(sampling)
     chain, solver = diffusion.chain(), sampling.solver()
     if isinstance(solver, Ancestral):
         if solver.variance == "learned_range" and not diffusion.learned_variance:

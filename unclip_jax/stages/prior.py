@@ -336,6 +336,34 @@ def mean_rank(guess: Embedding, z_img: Embedding) -> Float[Array, ""]:
     return jnp.mean(jnp.sum(scores >= jnp.diagonal(scores)[:, None], axis=1).astype(jnp.float32))
 
 
+def denoiser_in_chain(
+    cfg: PriorStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    scale: Scale,
+) -> guidance.Denoiser:
+    """Returns the denoiser for conditions by name (`entry.ChainDenoiser`)."""
+    ids, text, empty = _text_in_chain(conditions)
+    batch = {"tokens": ids.tokens, "token_mask": ids.mask, "z_txt": conditions["z_txt"]}
+    if text is not None:
+        batch["text_seq"] = text.sequence
+    return denoiser(cfg, params, batch=batch, scale=scale, empty=empty)
+
+
+def _text_in_chain(
+    conditions: Mapping[str, Any],
+) -> tuple[TokenIds, ClipText | None, ClipText | None]:
+    """Returns the ids of captions, and CLIP's features of them and of the empty caption."""
+    encoded: captions.EncodedCaptions | None = conditions.get("clip_text")
+    if encoded is None:
+        return conditions["caption"], None, None
+    mask = encoded.text.mask
+    ids = TokenIds(jnp.zeros_like(mask, jnp.int32), mask)  # of which the network reads the mask
+    return ids, encoded.text, encoded.empty
+
+
 def sample_in_chain(
     cfg: PriorStageConfig,
     params: Params,
@@ -345,13 +373,7 @@ def sample_in_chain(
     sampling: SamplingConfig | None = None,
 ) -> dict[str, Any]:
     """Samples z_img (`entry.ChainSampler`)."""
-    encoded: captions.EncodedCaptions | None = conditions.get("clip_text")
-    if encoded is None:
-        ids, text, empty = conditions["caption"], None, None
-    else:
-        mask = encoded.text.mask
-        ids = TokenIds(jnp.zeros_like(mask, jnp.int32), mask)  # of which the network reads the mask
-        text, empty = encoded.text, encoded.empty
+    ids, text, empty = _text_in_chain(conditions)
     z_img = sample(
         cfg,
         params,
@@ -378,6 +400,8 @@ ENTRY = StageEntry(
     ),
     yields=("z_img",),
     sample=sample_in_chain,
+    denoiser=denoiser_in_chain,
+    latent=lambda cfg, params, batch: to_latent(cfg, batch["z_img"]),
     resolve=resolve_from_data,
     requires=("z_scale",),
     sidecars={"variance_table": ("variance.json", VarianceTable)},

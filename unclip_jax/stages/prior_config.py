@@ -98,6 +98,7 @@ class PriorStageConfig:
         Raises:
             UserError: `drop_text` is 0 and the scale is not 1.
         """
+        self.diffusion.check_sampling(sampling)
         if self.model.null == "learned":
             drops = {"config.model.drop_text": self.drop_text}
             gaussian.check_guidance(sampling.guidance_scale, drops=drops)

@@ -65,6 +65,7 @@ class TextBaseStageConfig:
         Raises:
             UserError: the scale is not 1, and `drop_text` is 0.
         """
+        self.diffusion.check_sampling(sampling)
         scale = sampling.guidance_scale
         text_features.check_guidance(self.model.text, scale, drop=self.drop_text)
 
@@ -198,6 +199,18 @@ def sample_in_chain(
     return {"image": sample(cfg, params, encoded, keys=keys, sampling=sampling)}
 
 
+def denoiser_in_chain(
+    cfg: TextBaseStageConfig,
+    params: Params,
+    conditions: Mapping[str, Any],
+    *,
+    keys: Keys,
+    scale: Scale,
+) -> guidance.Denoiser:
+    """Returns the denoiser for conditions by name (`entry.ChainDenoiser`)."""
+    return denoiser(cfg, params, conditions["text_features"], scale=scale)
+
+
 ENTRY = StageEntry(
     name="text_base",
     role="decoder",
@@ -206,6 +219,8 @@ ENTRY = StageEntry(
     reads=lambda cfg: ("text_features",),
     yields=("image",),
     sample=sample_in_chain,
+    denoiser=denoiser_in_chain,
+    latent=lambda cfg, params, batch: batch["image"],
     requires=("image_size",),
     chain="imagen",
     folders=("imagen_base",),

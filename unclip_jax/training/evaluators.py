@@ -16,7 +16,7 @@ from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import labelled_grid, to_uint8
 from unclip_jax.core.stage import Stage
-from unclip_jax.core.types import Batch, HostBatch, Key
+from unclip_jax.core.types import Batch, HostBatch, Key, Params
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
 from unclip_jax.parallel.multihost import gather
 from unclip_jax.parallel.place import copied, fetch_all, global_batch
@@ -45,16 +45,21 @@ class PeriodicEval:
         mesh: Mesh,
         shardings: Any,
         report: Callable[[int, Numbers], None],
+        teacher: tuple[Params, ...] = (),
     ):
-        """Evaluates `count` batches of `data()` and passes the means to `report(step, numbers)`."""
+        """Evaluates `count` batches of `data()` and passes the means to `report(step, numbers)`.
+
+        `teacher` holds the parameters of the stage's teacher on the devices, if it has one.
+        """
         self._spec, self._data, self._count, self._mesh = stage.batch_spec, data, count, mesh
         self._report = report
-        self._key = copied(key, mesh)
+        self._key, self._teacher = copied(key, mesh), teacher
 
-        def evaluate(params: Any, batch: Any, key: Key, index: Array) -> Any:
-            return stage.evaluate(params, batch, rng.fold(key, "validation", index))
+        def evaluate(params: Any, batch: Any, key: Key, index: Array, *teacher: Params) -> Any:
+            return stage.evaluate(params, batch, rng.fold(key, "validation", index), *teacher)
 
         places = (shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh))
+        places += jax.tree.map(lambda x: x.sharding, teacher)
         self._evaluate = jax.jit(
             traced_on(mesh, evaluate), in_shardings=places, out_shardings=replicated(mesh)
         )
@@ -83,7 +88,8 @@ class PeriodicEval:
             host = {name: host[name] for name in self._spec}
             if len(next(iter(host.values()))) == size:
                 where = copied(np.int32(index), self._mesh)
-                yield self._evaluate(params, global_batch(host, self._mesh), self._key, where)
+                batch = global_batch(host, self._mesh)
+                yield self._evaluate(params, batch, self._key, where, *self._teacher)
 
 
 class SamplePreview:

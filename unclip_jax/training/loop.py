@@ -69,6 +69,7 @@ def train(
     devices: Sequence[Any] | None = None,
     initial: Callable[[], Params] | None = None,
     fitted: Callable[[], Params] | None = None,
+    teacher: Callable[[], Params] | None = None,
     labels: Labels | None = None,
 ) -> TrainState:
     """Trains `stage` from scratch, or from the newest checkpoint in `workdir`, to the end.
@@ -88,6 +89,7 @@ def train(
         initial: returns the parameters of a fresh run instead of `stage.init`; not boxed.
         fitted: returns the groups of parameters that a fresh run fits to the data; not called with
             `initial`, which includes them.
+        teacher: returns the parameters of the stage's teacher, if it has one; not boxed.
         labels: returns captions of the sample grid for a held-out batch.
 
     Returns:
@@ -113,7 +115,8 @@ def train(
         if start >= config.steps:
             log.info("%s: all %d steps are done", stage.name, start)
             return state
-        run = _Run(stage, program, config, key, run_dir.folder, start, str(run_dir))
+        taught = () if teacher is None else (program.place_teacher(teacher()),)
+        run = _Run(stage, program, config, key, run_dir.folder, start, str(run_dir), taught)
         prefetcher = DevicePrefetcher(
             train_data, spec=stage.batch_spec, batch_size=config.batch_size, mesh=program.mesh
         )
@@ -135,7 +138,9 @@ def check_fit(
     """
     program = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     if config.check_memory:
-        memory.check(stage, program.abstract, mesh=program.mesh, batch_size=0)
+        memory.check(
+            stage, program.abstract, mesh=program.mesh, batch_size=0, teacher=program.teacher
+        )
 
 
 def newest(
@@ -188,6 +193,7 @@ class _Run(NamedTuple):
     workdir: pathlib.Path
     start: int
     name: str
+    teacher: tuple[Params, ...]
 
 
 class _Hooks(NamedTuple):
@@ -232,6 +238,7 @@ def _announce(stage: Stage, program: TrainProgram, config: TrainConfig, optim: O
         accumulate=sam.parts(optim, mesh=program.mesh, **sizes),
         copies=sam.copies(optim, mesh=program.mesh, **sizes),
         enforce=config.check_memory,
+        teacher=program.teacher,
     )
     log.info("%s", line)
     if program.mesh.shape["fsdp"] * program.mesh.shape["tensor"] > 1:
@@ -306,7 +313,8 @@ def _hooks(
             "shardings": run.program.shardings.params,
         }
         count = config.eval_batches
-        validation = PeriodicEval(stage, eval_data, count=count, report=report, **where)
+        options = {"count": count, "report": report, "teacher": run.teacher}
+        validation = PeriodicEval(stage, eval_data, **options, **where)
         state_hooks.append(Every(config.eval_every, goodput.accounted("evaluate", validation)))
         if stage.preview is not None:
             count = config.num_samples
@@ -330,7 +338,7 @@ def _iterate(
     step, batch, pending = run.start, prefetcher.next(), None
     consensus = ConsensusStop(run.program.mesh)
     while step < run.config.steps:
-        state, metrics = run.program.step(state, batch.device, run.key)
+        state, metrics = run.program.step(state, batch.device, run.key, *run.teacher)
         step += 1
         last = step == run.config.steps
         before, pending = pending, (step, metrics, batch)

@@ -37,7 +37,7 @@ class Needs(NamedTuple):
     """Bytes needed of one memory (a device's, or a CPU's for all its simulated devices).
 
     Attributes:
-        state: parameters, average, optimiser.
+        state: parameters, average, optimiser, and the parameters of a teacher.
         gradients: of the parameters.
         activations: estimate for one microbatch.
     """
@@ -66,6 +66,7 @@ def check(
     accumulate: int = 1,
     copies: int = 0,
     enforce: bool = True,
+    teacher: tuple[Any, ...] = (),
 ) -> str:
     """Checks that a run fits the memory of its devices.
 
@@ -77,6 +78,7 @@ def check(
         accumulate: microbatches per step.
         copies: additional parameter sets on every device (`sam.copies`).
         enforce: False = report only.
+        teacher: () or the parameters of the stage's teacher, likewise.
 
     Returns:
         A line for the log: parameters, devices, memory needed and available.
@@ -85,10 +87,15 @@ def check(
         UserError: the run cannot fit.
     """
     free = available(mesh)
-    needs = Needs(*_resident(abstract, mesh, copies), 0)
+    state, gradients = _resident(abstract, mesh, copies)
+    needs = Needs(state + bytes_per_device(teacher) * _sharers(mesh), gradients, 0)
     if batch_size and (needs.least <= free or not enforce):  # else tracing would be useless
         residuals = activations(
-            stage, abstract.params, batch_size=batch_size // accumulate, mesh=mesh
+            stage,
+            abstract.params,
+            batch_size=batch_size // accumulate,
+            mesh=mesh,
+            teacher=teacher,
         )
         needs = needs._replace(activations=residuals)
     line = _line(stage, abstract, mesh, needs, free)
@@ -107,7 +114,9 @@ def available(mesh: Mesh) -> int:
     return min(free, default=2**63 - 1)
 
 
-def activations(stage: Stage, params: Any, *, batch_size: int, mesh: Mesh) -> int:
+def activations(
+    stage: Stage, params: Any, *, batch_size: int, mesh: Mesh, teacher: tuple[Any, ...] = ()
+) -> int:
     """Counts the bytes of residuals of one microbatch, in one memory.
 
     These are what `jax.vjp` of the loss holds beyond the parameters, so remat policies and compute
@@ -117,10 +126,10 @@ def activations(stage: Stage, params: Any, *, batch_size: int, mesh: Mesh) -> in
     batch = batches.abstract(stage.batch_spec, batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def backward(params: Any, batch: Any, key: Any) -> Any:
-        return jax.vjp(lambda p: stage.loss(p, batch, key), params, has_aux=True)[1]
+    def backward(params: Any, batch: Any, key: Any, *teacher: Any) -> Any:
+        return jax.vjp(lambda p: stage.loss(p, batch, key, *teacher), params, has_aux=True)[1]
 
-    residuals = jax.eval_shape(backward, plain, batch, key)
+    residuals = jax.eval_shape(backward, plain, batch, key, *teacher)
     arrays = [
         x for x in jax.tree.leaves(residuals) if not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     ]

@@ -7,7 +7,7 @@ A step whose loss or gradients are not finite changes only the counters, bit for
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from unclip_jax.training.state import TrainState, averaged, warmed_decay
 Loss = Callable[[Params, Batch, Key], tuple[Scalar, Metrics]]
 Gradient = Callable[[Loss, Params, Batch, Key], tuple[Params, Metrics]]  # such as `gradients`
 Annealed = Callable[[Int[Array, ""]], dict[str, Scalar]]
-TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -48,16 +48,18 @@ def make_train_step(
         annealed: `Stage.annealed`, whose values become fields of the batch.
 
     Returns:
-        step(state, batch, key): `key` is the run's, the same at every step; the step number is
-        folded in here. Metrics: those of the loss, with "loss", "grad_norm" (before clipping) and
-        "bad_steps" added.
+        step(state, batch, key, *teacher): `key` is the run's, the same at every step; the step
+        number is folded in here. The parameters of a teacher stay as they are. Metrics: those of
+        the loss, with "loss", "grad_norm" (before clipping) and "bad_steps" added.
 
     Raises:
         UserError: (while tracing) `accumulate` does not divide the batch.
     """
-    of_one = functools.partial(gradient or gradients, loss)
 
-    def step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, key: Key, *teacher: Params
+    ) -> tuple[TrainState, Metrics]:
+        of_one = functools.partial(gradient or gradients, with_teacher(loss, teacher))
         key = rng.fold(key, "train", state.step)
         if annealed is not None:
             size = len(jax.tree.leaves(batch)[0])
@@ -77,6 +79,11 @@ def make_train_step(
         return new, {**metrics, "grad_norm": norm, "bad_steps": new.bad_steps}
 
     return step
+
+
+def with_teacher(loss: Callable[..., Any], teacher: Sequence[Params]) -> Loss:
+    """Returns a loss of (params, batch, key) with the parameters of its teacher, if it has one."""
+    return lambda params, batch, key: loss(params, batch, key, *teacher)
 
 
 def gradients(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:

@@ -35,7 +35,8 @@ class TrainProgram:
         shardings: a TrainState of NamedShardings.
         abstract: a TrainState of ShapeDtypeStructs with these shardings.
         create: key -> state, created already sharded.
-        step: the jitted step; donates the state.
+        step: the jitted step (state, batch, key, *teacher); donates the state.
+        teacher: () or the parameters of the stage's teacher, as ShapeDtypeStructs with shardings.
     """
 
     mesh: Mesh
@@ -44,6 +45,19 @@ class TrainProgram:
     abstract: TrainState
     create: Callable[[Key], TrainState]
     step: Any
+    teacher: tuple[Any, ...] = ()
+
+    def place_teacher(self, params: Params) -> Params:
+        """Returns the parameters of a teacher on the devices.
+
+        Raises:
+            UserError: they do not fit this stage.
+        """
+        (abstract,) = self.teacher
+        lines = shape_differences(abstract, params)
+        if lines:
+            raise UserError(f"the teacher's parameters do not fit the stage: {lines[0]}.")
+        return place.put(params, jax.tree.map(lambda x: x.sharding, abstract))
 
     def create_from(self, params: Params) -> TrainState:
         """Creates the state before the first step from `params` (not boxed).
@@ -119,7 +133,12 @@ def make_train_program(
         gradient=selected.gradient,
         annealed=stage.annealed,
     )
-    whole = replicated(mesh)
+    whole, teacher = replicated(mesh), ()
+    if stage.teacher is not None:
+        boxed_teacher = jax.eval_shape(stage.teacher, jax.random.key(0))
+        places = place.shardings(boxed_teacher, mesh, rules=rules)
+        teacher = (place.abstract(boxed_teacher, places),)
+    of_teacher = jax.tree.map(lambda x: x.sharding, teacher)
     return TrainProgram(
         mesh=mesh,
         optimizer=optimizer,
@@ -133,9 +152,10 @@ def make_train_program(
         step=jax.jit(
             traced_on(mesh, step),
             donate_argnums=0,
-            in_shardings=(shardings, batch_sharding(mesh), whole),
+            in_shardings=(shardings, batch_sharding(mesh), whole, *of_teacher),
             out_shardings=(shardings, whole),
         ),
+        teacher=teacher,
     )
 
 

@@ -1,0 +1,231 @@
+"""Distillation of any diffusion stage: the teacher's stage with another loss.
+
+The student has the network of its teacher and starts from its parameters; the teacher's are a fixed
+argument of the loss (`core.stage.Stage.teacher`). Guidance, thresholding and conditions are those
+of sampling. Mathematics and sources: `diffusion.distillation`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError, one_of, positive
+from unclip_jax.core.stage import Stage
+from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
+from unclip_jax.diffusion import distillation, guidance
+from unclip_jax.diffusion.guidance import Denoiser
+from unclip_jax.diffusion.process import Target
+from unclip_jax.stages import captions, gaussian
+from unclip_jax.stages.entry import StageEntry
+from unclip_jax.stages.gaussian import DISTILLED_SAMPLERS, Distillation, SamplingConfig
+
+COMPARED = 16  # examples of a held-out batch that student and teacher sample from the same noise
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """The distillation of a trained stage into a student of few steps.
+
+    Attributes:
+        method: "progressive" (Salimans & Ho 2022) or "consistency" (Song et al. 2023).
+        steps: intervals of the chain: the steps of a progressive student; of consistency the grid
+            of training (25 or more), sampled in any number of steps.
+        substeps: DDIM steps of the teacher in each interval.
+        guidance_scale: of the teacher, which becomes part of the student; None = that with which
+            the teacher samples by default.
+        target: prediction target of the student; "" = the teacher's, but "v" instead of "eps",
+            from which x_0 cannot be told at pure noise.
+    """
+
+    method: str = "progressive"
+    steps: int = 4
+    substeps: int = 4
+    guidance_scale: float | None = None
+    target: str = ""
+
+    def __post_init__(self):
+        one_of("config.distill.method", self.method, distillation.LOSSES)
+        positive("config.distill.steps", self.steps)
+        positive("config.distill.substeps", self.substeps)
+        if self.target:
+            one_of("config.distill.target", self.target, [target.value for target in Target])
+
+
+def student_config(teacher: Any, distill: DistillConfig) -> Any:
+    """Returns the config of the student of a stage with config `teacher`.
+
+    Raises:
+        UserError: the teacher was itself distilled, to other steps or for consistency; or it cannot
+            be guided.
+    """
+    scale = _scale(teacher, distill)
+    before = teacher.diffusion.distillation
+    if before is not None:
+        _check_chained(before, distill)
+    target = distill.target or teacher.diffusion.target
+    diffusion = dataclasses.replace(
+        teacher.diffusion,
+        target="v" if target == "eps" and not distill.target else target,
+        distillation=Distillation(
+            method=distill.method,
+            steps=distill.steps,
+            guidance_scale=scale if before is None else before.guidance_scale,
+        ),
+    )
+    steps = distill.steps if distill.method == "progressive" else min(distill.steps, 4)
+    sampling = dataclasses.replace(
+        teacher.sampling,
+        steps=distillation.trailing(steps),
+        sampler=DISTILLED_SAMPLERS[distill.method],
+        eta=0.0,
+        variance="small",
+        guidance_scale=1.0,
+    )
+    return dataclasses.replace(teacher, diffusion=diffusion, sampling=sampling)
+
+
+def make(entry: StageEntry, teacher: Any, distill: DistillConfig) -> Stage:
+    """Makes the stage record of the student of a stage with config `teacher`.
+
+    Raises:
+        UserError: the stage does not diffuse, or as `student_config`.
+    """
+    if entry.denoiser is None or entry.latent is None:
+        raise UserError(
+            f"config.distill is set, but stage {entry.name!r} does not diffuse; leave it out."
+        )
+    student = student_config(teacher, distill)
+    pair, stage = _Pair(entry, teacher, student, distill), entry.make(student)
+    _check_null(stage, teacher, pair.scale)
+
+    def loss(params: Params, batch: Batch, key: Key, teacher_params: Params):
+        value = pair.loss(params, batch, key, jax.lax.stop_gradient(teacher_params))
+        return value, {"loss": value}
+
+    def evaluate(params: Params, batch: Batch, key: Key, teacher_params: Params) -> Metrics:
+        few = {name: x[:COMPARED] for name, x in batch.items()}
+        value = pair.loss(params, batch, key, teacher_params)
+        return {"loss": value, **pair.compare(params, few, key, teacher_params)}
+
+    changes = {"loss": loss, "evaluate": evaluate, "teacher": stage.init}
+    return dataclasses.replace(stage, **changes, splittable=True, pairwise=None, fit=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Teacher and student of a stage.
+
+    Attributes:
+        entry: the stage.
+        teacher: config of the teacher.
+        student: config of the student.
+        distill: settings.
+    """
+
+    entry: StageEntry
+    teacher: Any
+    student: Any
+    distill: DistillConfig
+
+    @property
+    def scale(self) -> float:
+        """Guidance that is applied to the teacher."""
+        return _scale(self.teacher, self.distill)
+
+    def loss(self, params: Params, batch: Batch, key: Key, teacher_params: Params) -> Scalar:
+        """Returns the mean loss of a batch."""
+        steps, substeps = self.distill.steps, self.distill.substeps
+        grid = distillation.Grid(self.student.diffusion.chain(), steps, substeps)
+        noised = distillation.noise_batch(
+            grid, self._x_0(teacher_params, batch), key=rng.fold(key, "draw")
+        )
+        losses = distillation.LOSSES[self.distill.method](
+            self._denoiser(self.student, params, batch, key, scale=1.0),
+            self._teach(teacher_params, batch, key),
+            noised,
+            grid=grid,
+        )
+        return jnp.mean(losses)
+
+    def compare(self, params: Params, batch: Batch, key: Key, teacher_params: Params) -> Metrics:
+        """Returns how far samples are from the teacher's of the same noise.
+
+        sample_error: mean square of the difference of the student's samples; plain_error: of the
+        teacher's own in as many DDIM steps as the student takes.
+        """
+        shape = self._x_0(teacher_params, batch).shape
+        keys = rng.per_example(rng.fold(key, "compare"), jnp.arange(shape[0]))
+        options = {"shape": shape[1:], "keys": keys}
+        guided = self._teach(teacher_params, batch, key)
+        diffusion = dataclasses.replace(self.teacher.diffusion, distillation=None)
+
+        def of_teacher(steps: int) -> Array:
+            sampling = SamplingConfig(steps=distillation.trailing(steps), sampler="ddim")
+            return gaussian.run(guided, diffusion=diffusion, sampling=sampling, **options)
+
+        cfg = self.student
+        student = self._denoiser(cfg, params, batch, key, scale=1.0)
+        samples = gaussian.run(student, diffusion=cfg.diffusion, sampling=cfg.sampling, **options)
+        reference = of_teacher(self.distill.steps * self.distill.substeps)
+        few = int(cfg.sampling.steps.removeprefix("trailing"))
+        return {
+            "sample_error": jnp.mean((samples - reference) ** 2),
+            "plain_error": jnp.mean((of_teacher(few) - reference) ** 2),
+        }
+
+    def _x_0(self, teacher_params: Params, batch: Batch) -> Array:
+        assert self.entry.latent is not None
+        return self.entry.latent(self.teacher, teacher_params, batch)
+
+    def _teach(self, params: Params, batch: Batch, key: Key) -> Denoiser:
+        """Returns the teacher as it samples: guided and thresholded."""
+        plain = self._denoiser(self.teacher, params, batch, key, scale=self.scale)
+        return gaussian.thresholded(plain, self.teacher.diffusion, self.teacher.sampling)
+
+    def _denoiser(
+        self, cfg: Any, params: Params, batch: Batch, key: Key, *, scale: float
+    ) -> Denoiser:
+        assert self.entry.denoiser is not None
+        conditions, size = captions.conditions(batch), len(next(iter(batch.values())))
+        keys = rng.per_example(rng.fold(key, "conditions"), jnp.arange(size))
+        return self.entry.denoiser(cfg, params, conditions, keys=keys, scale=scale)
+
+
+def _scale(teacher: Any, distill: DistillConfig) -> float:
+    """Returns the guidance that is applied to the teacher, 1 if it is part of it already."""
+    before, choice = teacher.diffusion.distillation, distill.guidance_scale
+    if before is not None and choice in (None, before.guidance_scale):
+        return 1.0
+    scale = teacher.sampling.guidance_scale if choice is None else choice
+    teacher.check_guidance(dataclasses.replace(teacher.sampling, guidance_scale=scale))
+    return scale
+
+
+def _check_chained(before: Distillation, distill: DistillConfig) -> None:
+    """Rejects a teacher that was distilled to other steps than it would take."""
+    if before.method != "progressive":
+        raise UserError(
+            "the teacher is a consistency model, which does not follow the path of a sampler; "
+            "distil the model that it was distilled from (config.init_from)."
+        )
+    if before.steps != distill.steps * distill.substeps:
+        raise UserError(
+            f"the teacher was distilled to {before.steps} steps, but config.distill.steps is "
+            f"{distill.steps} and config.distill.substeps {distill.substeps}; their product must "
+            f"be {before.steps}."
+        )
+
+
+def _check_null(stage: Stage, teacher: Any, scale: float) -> None:
+    """Rejects guidance away from the empty caption, which training batches do not hold."""
+    text = getattr(teacher.model, "text", None)
+    empty = "text_seq" in stage.batch_spec or getattr(text, "null", "") == "empty"
+    if empty and not guidance.is_off(scale):
+        raise UserError(
+            f"the guidance of the teacher is {scale:g}, away from the empty caption, whose "
+            "features training batches do not hold; distil with config.distill.guidance_scale=1."
+        )
