@@ -224,7 +224,8 @@ class Reach:
                 continue
             found = server.run([file], timeout=3600, trace=True)
             if found["status"] != "passed" and found["test"] != "exit 5":  # 5: all are nightly
-                raise RuntimeError(f"{file} fails without a mutant: {found}")
+                failed = f"{found['test']}, {found['reason']}"
+                raise RuntimeError(f"{file} fails without a mutant: {failed}")
             lines: dict[str, dict[str, list[str]]] = {}
             for test, places in found["lines"].items():
                 for path, line in places:

@@ -109,3 +109,18 @@ def test_the_tree_stays_as_it_is_and_the_report_has_every_survivor(
     assert command.main(["--num=0", "--package=data"], root=tree) == 0
     results = (tree / ".mutants" / "results.jsonl").read_text().splitlines()
     assert len(results) == len(runner.generated(tree, ["data"]))
+
+
+def test_a_test_that_fails_without_a_mutant_ends_the_run_in_one_line(tmp_path):
+    (tmp_path / "test_x.py").write_text("")
+
+    class Server:
+        def run(self, tests, **options):
+            lines = {"import": [["a.py", line] for line in range(1000)]}
+            failed = {"test": f"{tests[0]}::test_y", "reason": "test_x.py:3: AssertionError"}
+            return {"status": "failed", "lines": lines, "durations": {}, **failed}
+
+    records = runner.Reach(tmp_path, tmp_path / "reach.json").record(Server(), ["test_x.py"])
+    message = "^test_x.py fails without a mutant: test_x.py::test_y, test_x.py:3: AssertionError$"
+    with pytest.raises(RuntimeError, match=message):
+        next(records)
