@@ -1,6 +1,8 @@
 """Shapes of our parameter trees, without allocating them."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import flax.linen as nn
 import jax
@@ -23,8 +25,21 @@ from unclip_jax.stages.dalle import DalleStageConfig
 
 Shaped = jax.ShapeDtypeStruct
 STEP = Shaped((1,), jnp.int32)
+P = ParamSpec("P")
 
 
+def _traced_once(shapes: Callable[P, Params]) -> Callable[P, Params]:
+    """Keeps the shapes of configs, because tracing takes seconds; every call returns a new tree."""
+    cache = functools.lru_cache(maxsize=16)(shapes)
+
+    @functools.wraps(shapes)
+    def copied(*args: P.args, **kwargs: P.kwargs) -> Params:
+        return jax.tree.map(lambda leaf: leaf, cache(*args, **kwargs))
+
+    return copied
+
+
+@_traced_once
 def clip(cfg: ClipConfig) -> Params:
     """Returns the shapes of a CLIP, or of its only tower."""
     images = _floats(1, cfg.image_size, cfg.image_size, 3) if "image" in cfg.towers else None
@@ -32,6 +47,7 @@ def clip(cfg: ClipConfig) -> Params:
     return _shapes(Clip(cfg), images, *captions, method=Clip.run)
 
 
+@_traced_once
 def prior(cfg: PriorConfig) -> Params:
     """Returns the shapes of a diffusion prior."""
     z, (tokens, mask) = _floats(1, cfg.embed_dim), _captions(cfg.context)
@@ -40,6 +56,7 @@ def prior(cfg: PriorConfig) -> Params:
     return _shapes(Prior(cfg), z, STEP, **conditions)
 
 
+@_traced_once
 def decoder(cfg: DecoderConfig) -> Params:
     """Returns the shapes of a decoder."""
     z, (tokens, mask) = _floats(1, cfg.z_dim), _captions(cfg.context)
@@ -49,11 +66,13 @@ def decoder(cfg: DecoderConfig) -> Params:
     return _shapes(Decoder(cfg), _image(cfg.unet, 3), STEP, **conditions)
 
 
+@_traced_once
 def text_base(cfg: TextBaseConfig) -> Params:
     """Returns the shapes of Imagen's base model."""
     return _shapes(TextBase(cfg), _image(cfg.unet, 3), STEP, **_text(cfg.text))
 
 
+@_traced_once
 def upsampler(cfg: UpsamplerConfig, *, noised: bool = False) -> Params:
     """Returns the shapes of one network of an upsampler; `noised` low-res images have a level."""
     side = cfg.unet.image_size // cfg.factor
@@ -70,17 +89,20 @@ def _text(cfg: TextConditionConfig) -> dict[str, Shaped]:
     return {"features": features, "mask": mask}
 
 
+@_traced_once
 def dvae(cfg: DvaeConfig) -> Params:
     """Returns the shapes of a discrete VAE."""
     return _shapes(Dvae(cfg), _floats(1, cfg.image_size, cfg.image_size, 3))
 
 
+@_traced_once
 def dalle(cfg: DalleConfig) -> Params:
     """Returns the shapes of DALL-E's transformer."""
     stage = dalle_stage.make(DalleStageConfig(cfg))
     return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
+@_traced_once
 def language_encoder(cfg: LanguageEncoderConfig) -> Params:
     """Returns the shapes of the encoder of a language model."""
     return _shapes(LanguageEncoder(cfg), *_captions(cfg.context))

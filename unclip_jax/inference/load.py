@@ -351,7 +351,7 @@ def abstract_params(stage: Stage) -> Any:
     return nn.meta.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _shapes(make: Callable[[Any], Stage], cfg: Any) -> Any:
     """Returns `abstract_params` of the stage of a config; tracing a large network takes seconds."""
     return abstract_params(make(cfg))
