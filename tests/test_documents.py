@@ -7,6 +7,7 @@ untrained stages in an empty folder. A command that nobody here knows fails.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -14,10 +15,11 @@ import pathlib
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -227,12 +229,33 @@ def _cheap() -> list[tuple[str, Words]]:
     ]
 
 
+def move_dalle(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves the stages of DALL-E; a run that holds two chains needs `--chain` in every command."""
+    target.mkdir(exist_ok=True)
+    for name in ("dvae", "dalle"):
+        (source / name).rename(target / name)
+
+
+@contextlib.contextmanager
+def chain_of(words: Words, place: pathlib.Path) -> Iterator[None]:
+    """Lets the run hold the stages of DALL-E while a command names its chain."""
+    if "--chain=dalle" not in words:
+        yield
+        return
+    move_dalle(place / "dalle", place / "runs/shapes")
+    yield
+    move_dalle(place / "runs/shapes", place / "dalle")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> pathlib.Path:
     """A folder with untrained stages, their embeddings, and the pictures that documents name."""
     folder, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
-    run_dir = cascades.write(folder / "runs" / "shapes", names=(*cascades.NAMES, "dvae", "dalle"))
+    more = ("dvae", "dalle", "classifier")
+    run_dir = cascades.write(folder / "runs" / "shapes", names=(*cascades.NAMES, *more))
     cascades.write_guide(run_dir)
+    shutil.copytree(run_dir, folder / "runs/mindalle", ignore=lambda *_: cascades.NAMES[1:])
+    move_dalle(run_dir, folder / "dalle")
     for name in ("karlo-v1-alpha", "runs/emoji"):  # what is not here
         (folder / name).symlink_to(run_dir)
     engine = InferenceEngine.open(run_dir)
@@ -255,7 +278,8 @@ def test_commands_that_draw_are_carried_out(place, monkeypatch, capsys):
     cascades.share_engines(monkeypatch, most=2)
     for _, words in _cheap():
         words = [word.replace("top-k=100", "top-k=10") for word in words]  # of 64 codes
-        CARRIED_OUT[words[2]](words[3:])
+        with chain_of(words, place):
+            CARRIED_OUT[words[2]](words[3:])
         assert capsys.readouterr().out.startswith("wrote "), words
     case = {path.name for path in place.iterdir()}
     assert {"grid.png", "back.png", "interpolate.gif", "shapes.unclip", "upscale.json"} <= case
