@@ -37,6 +37,16 @@ def test_only_chosen_tokens_count():
     assert float(never.loss(params, batch, jax.random.key(0))[0]) == 0.0
 
 
+@pytest.mark.parametrize(("family", "scale"), [("t5", 0.25), ("bert", 1.0)])
+def test_logits_are_products_with_the_table_of_tokens(family, scale):
+    """T5's rows have deviation 1, so that products are divided by the root of the width, 16."""
+    model = dataclasses.replace(ENCODER.model.model, family=family, width=16)
+    x, table = np.random.default_rng(0).normal(size=(2, 6, 16)).astype(np.float32)
+    cfg = dataclasses.replace(ENCODER.model, model=model)
+    found = text_encoder._logits(cfg, {"tokens": jnp.asarray(table)}, jnp.asarray(x)[None])
+    np.testing.assert_allclose(found[0], scale * x @ table.T, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("family", "ids"), [("t5", [1, 0, 0, 0]), ("bert", [5, 1, 0, 0])])
 def test_the_empty_caption_holds_the_special_tokens_alone(family, ids):
     model = dataclasses.replace(ENCODER.model.model, family=family, context=4)
