@@ -5,6 +5,9 @@ import numpy as np
 
 from tests.stages import tiny
 from unclip_jax.core import batch as batches
+from unclip_jax.models.clip import Clip
+from unclip_jax.stages import clip
+from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.clip import contrastive, contrastive_share
 
 
@@ -22,6 +25,22 @@ def test_the_loss_is_the_mean_of_two_cross_entropies_by_brute_force():
         expected -= np.log(by_image[i] / sum(by_image)) + np.log(by_text[i] / sum(by_text))
     loss, _, _ = contrastive(jnp.array(z_img), jnp.array(z_txt), scale=jnp.float32(7.0))
     np.testing.assert_allclose(loss, expected / 10, rtol=1e-5)
+
+
+def test_embeddings_are_those_of_the_towers_not_normalised():
+    cfg = tiny.experiment("clip").model
+    stage = clip.make(cfg)
+    params, batch = tiny.random_params(stage), tiny.random_batch(stage, 2)
+    image, tokens, mask = (jnp.asarray(batch[name]) for name in ("image", "tokens", "token_mask"))
+    towers = jax.jit(lambda p: Clip(cfg.model).apply({"params": p}, image, tokens, mask))(params)
+    z_img = jax.jit(lambda p: clip.encode_image(cfg, p, image))(params)
+    text = jax.jit(lambda p: clip.encode_text(cfg, p, TokenIds(tokens, mask)))(params)
+    for ours, theirs in ((z_img, towers.z_img), (text.z_txt, towers.z_txt)):
+        norms = np.linalg.norm(ours, axis=-1, keepdims=True)
+        assert np.abs(norms - 1).min() > 1e-2
+        np.testing.assert_allclose(ours / norms, theirs, atol=1e-5)
+    assert text.sequence.shape[:2] == tokens.shape
+    np.testing.assert_array_equal(text.mask, mask)
 
 
 def test_perfect_alignment_retrieves_everything_and_swapped_pairs_nothing():

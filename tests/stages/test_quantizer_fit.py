@@ -92,6 +92,11 @@ def test_buckets_hold_equally_many_and_know_their_means(values, count):
     np.testing.assert_allclose(found.error, error, rtol=1e-9, atol=1e-18)
 
 
+def test_edges_lie_in_the_middle_between_neighbours():
+    found = quantizer_fit.buckets(np.float32([9, 0, 4, 1]), count=2, where="x")
+    np.testing.assert_array_equal(found.edges, [2.5])
+
+
 def test_neighbouring_floats_are_distinguished():
     x = np.array([1.0, np.nextafter(np.float32(1), np.float32(2))], np.float32)
     found = quantizer_fit.buckets(x, count=2, where="x")
