@@ -12,6 +12,7 @@ from unclip_jax.editing import upsampler_latents
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.stages import upsampler
+from unclip_jax.stages.low_res_noise import AugmentConfig
 
 RNG = np.random.default_rng(0)
 STD = 0.3  # of the pictures about their enlarged low-res image, in the linear denoiser
@@ -137,7 +138,7 @@ def test_eta_0_changes_nothing_and_eta_1_forgets_the_details(cascade, linear):
 
 def test_what_cannot_be_inverted_ends_the_details(cascade):
     first, second = cascade.upsamplers
-    noisy = dataclasses.replace(second, augment=upsampler.AugmentConfig(most=0.5))
+    noisy = dataclasses.replace(second, augment=AugmentConfig(most=0.5))
     other = dataclasses.replace(first, last_step=True)
     assert (
         upsampler_latents.leading(cascade) == (first, second)

@@ -126,7 +126,10 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path, monkeypatch)
         (["x", "--steps=ddim999"], "ddim999"),
         (["x", "--best-of=513"], r"best_of is 513; it must lie in \[1, 512\]"),
         (["x", "--best-of=64", "--num=65"], r"number of images is 4160; it must lie in"),
-        (["x", "--sampler=quick"], "unknown sampling.sampler 'quick'. Known: ancestral, ddim"),
+        (
+            ["x", "--sampler=quick"],
+            "unknown sampling.sampler 'quick'. Known: ancestral, consistency, ddim",
+        ),
         (
             ["x", "--by-stage", "--previews=2"],
             "by-stage samples whole batches, without clip_scale, classifier_scale, negative",

@@ -24,6 +24,7 @@ from unclip_jax.models.clip import ClipOutput
 from unclip_jax.models.prior_ar import PriorAr
 from unclip_jax.stages import clip, decoder, gaussian, prior, prior_ar, upsampler
 from unclip_jax.stages.gaussian import DiffusionConfig
+from unclip_jax.stages.low_res_noise import AugmentConfig
 
 MODULES = {"prior": prior, "decoder": decoder, "upsampler_256": upsampler}
 SHORT = 10  # timesteps of a chain of which every one is drawn
@@ -269,7 +270,7 @@ def test_no_two_draws_share_a_key(name, what, monkeypatch):
     """Two draws from one key are the same numbers, which no statistic of either shows."""
     cfg, module, batch = case(name, target="x_0", size=2)
     if name == "upsampler_256" and what == "loss":
-        cfg = dataclasses.replace(cfg, augment=upsampler.AugmentConfig(0.5, 0.2), last_step=True)
+        cfg = dataclasses.replace(cfg, augment=AugmentConfig(0.5, 0.2), last_step=True)
     function = getattr(module.make(cfg), what)
     stub = stubs.replace(monkeypatch, module, lambda x_t, t: 0.5 * x_t)
     params = {"first": {}, "last": {}}

@@ -9,6 +9,7 @@ from tests.stages import tiny
 from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.stages import upsampler
+from unclip_jax.stages.low_res_noise import AugmentConfig
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_evaluation_measures_the_consistency_of_samples(case, monkeypatch):
 
 @pytest.fixture
 def augmented(case):
-    augment = upsampler.AugmentConfig(most=0.8, level=0.3)
+    augment = AugmentConfig(most=0.8, level=0.3)
     two = dataclasses.replace(case[0].sampling, steps="2")
     return dataclasses.replace(case[0], augment=augment, sampling=two, residual=False)
 
@@ -173,7 +174,7 @@ def test_the_level_of_sampling_is_fixed_and_its_noise_belongs_to_the_image(augme
 )
 def test_levels_that_are_never_learnt_are_rejected(changes, match):
     with pytest.raises(UserError, match=match):
-        upsampler.AugmentConfig(**changes)
+        AugmentConfig(**changes)
 
 
 def test_a_network_of_the_last_step_learns_from_every_example(case):
