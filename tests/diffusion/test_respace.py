@@ -164,3 +164,17 @@ def test_other_specs_are_those_of_timesteps():
 
 def test_an_integer_stride_may_be_1():
     np.testing.assert_array_equal(grid("ddim1000"), np.arange(1000))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [("trailing4", [249, 499, 749, 999]), ("trailing1", [999]), ("trailing3", [332, 666, 999])],
+)
+def test_grids_of_distilled_models_end_at_pure_noise(spec, expected):
+    assert grid(spec) == expected
+
+
+@pytest.mark.parametrize("spec", ["trailing", "trailing0", "trailing1001", "trailing2.5"])
+def test_such_grids_that_cannot_be_are_rejected(spec):
+    with pytest.raises(UserError, match=f"'{spec}' not understood; give a number from 1 to 1000"):
+        grid(spec)

@@ -1,5 +1,6 @@
 """The plan command as a user calls it."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -7,11 +8,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from unclip_jax import plan
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import loading
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.planning import compile_target, plans, program
+from unclip_jax.stages.distillation import DistillConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("--config.model.model.depth=1", "--config.train.batch_size=32")
@@ -24,6 +29,18 @@ def case(tmp_path_factory) -> tuple[dict, pathlib.Path]:
     given = ["--config=experiments/prior.py:tiny", "--mesh=data=2,fsdp=4", f"--out={out}", *SMALL]
     plan.main(given)
     return json.loads(out.read_text()), out
+
+
+def test_a_distillation_is_planned_with_its_teacher(tmp_path):
+    experiment = loading.read("prior:tiny", overrides=SMALL)
+    distill = DistillConfig(steps=2, substeps=3, guidance_scale=1.0)
+    student = dataclasses.replace(experiment, distill=distill, init_from="prior/export")
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    plain, taught = (program.train(each, mesh=mesh) for each in (experiment, student))
+    assert taught.resident["teacher"] == plain.resident["parameters"]
+    assert "teacher" not in plain.resident
+    # one forward pass is a third of a step; those of the teacher's scan have no gradient
+    assert taught.model_flops == pytest.approx(2 * plain.model_flops, rel=0.03)
 
 
 def test_a_plan_says_what_a_step_needs(case):

@@ -10,6 +10,8 @@ import pytest
 from tests import cascades
 from tests.stages import tiny
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import files
+from unclip_jax.experiment.config import from_config
 from unclip_jax.stages import distillation, gaussian, registry
 from unclip_jax.stages.distillation import DistillConfig
 from unclip_jax.stages.gaussian import SamplingConfig
@@ -222,6 +224,20 @@ def test_a_second_network_for_the_last_step_is_rejected():
     params, batch = tiny.abstract(stage), tiny.random_batch(stage, 2)
     with pytest.raises(UserError, match=r"last_step is True.*cannot be distilled"):
         jax.eval_shape(stage.loss, params, batch, jax.random.key(0), params)
+
+
+def test_embedding_priors_of_other_methods_are_rejected():
+    model = dataclasses.replace(tiny.experiment("embedding_prior").model, method="autoregressive")
+    with pytest.raises(UserError, match=r"method is 'autoregressive', which does not diffuse"):
+        registry.folder_entry("embedding_prior").denoiser(
+            model, {"fitted": {}}, {}, keys=jax.random.split(jax.random.key(0), 2), scale=1.0
+        )
+
+
+def test_a_teacher_is_named_in_the_experiment():
+    settings = {**files.get_config("prior:tiny").to_dict(), "distill": {"steps": 2}}
+    with pytest.raises(UserError, match=r"config.init_from, its teacher, is empty; give the expor"):
+        from_config(settings)
 
 
 def test_guidance_away_from_the_empty_caption_is_rejected():

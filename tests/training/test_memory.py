@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,19 @@ def check(program: TrainProgram, **changes) -> str:
 
 def resident(program: TrainProgram) -> tuple[int, int]:
     return memory._resident(program.abstract, program.mesh)
+
+
+def test_the_parameters_of_a_teacher_are_counted():
+    plain = program()
+    taught = program(stage=dataclasses.replace(DEEP, teacher=init))
+    assert plain.teacher == () and len(taught.teacher) == 1
+    sizes = {"mesh": plain.mesh, "batch_size": 0}
+    lines = [
+        memory.check(DEEP, each.abstract, teacher=each.teacher, **sizes) for each in (plain, taught)
+    ]
+    states = [float(re.search(r"state ([\d.]+) MiB", line)[1]) for line in lines]
+    everywhere = 8 * 5 * SIZE / 2**20  # on each of eight devices that share one memory
+    assert states[1] - states[0] == pytest.approx(everywhere, rel=0.01)
 
 
 def test_state_and_gradients_by_hand():

@@ -1,5 +1,7 @@
 """Checkpoints that one replica reads for all."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from tests.training import toy
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import flatten_paths
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
-from unclip_jax.training import replica_restore
+from unclip_jax.training import loop, replica_restore
 from unclip_jax.training.checkpoint import Checkpoints
+from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.train_program import make_train_program
 
@@ -63,13 +66,16 @@ def test_the_state_is_the_one_that_was_saved(saved, single, monkeypatch):
     assert meshes == ([one_replica] * len(expected) if single else [])
 
 
-def test_a_mesh_of_one_replica_is_rejected(saved):
-    with (
-        Checkpoints(saved[0], keep=1, single_replica=True) as checkpoints,
-        pytest.raises(UserError, match="the mesh has one replica .mesh axis data is 1.*to False"),
-    ):
-        checkpoints.restore(program(data=1, fsdp=8).abstract)
-    assert checkpoints.steps == [7]  # not set aside as damaged
+@pytest.mark.parametrize("data", [1, 2])
+def test_a_mesh_of_one_replica_is_rejected_before_a_run_begins(data):
+    config = TrainConfig(steps=1, batch_size=8, single_replica_restore=True)
+    mesh = make_mesh(MeshConfig(data=data, fsdp=8 // data))
+    prepare = functools.partial(loop.prepare, toy.Toy(), mesh=mesh, rules="fsdp")
+    if data == 2:
+        prepare(config, OptimConfig(name="adamw"))
+        return
+    with pytest.raises(UserError, match="the mesh has one replica .mesh axis data is 1.*to False"):
+        prepare(config, OptimConfig(name="adamw"))
 
 
 @pytest.mark.parametrize(

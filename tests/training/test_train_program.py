@@ -69,6 +69,28 @@ def test_given_parameters_are_used_and_must_fit():
         program().create_from({"map": {"kernel": jnp.ones((16, 8))}})
 
 
+def with_teacher(params, batch, key, *teacher):
+    value = sum(jnp.sum(x) for x in jax.tree.leaves((params, teacher)))
+    return value, {"teachers": jnp.float32(len(teacher))}
+
+
+def test_a_teacher_is_placed_must_fit_and_reaches_every_step_unchanged():
+    stage = dataclasses.replace(toy.Toy(), loss=with_teacher, teacher=toy.init)
+    ready = program(stage=stage)
+    arrays = {"map": {"kernel": jnp.ones((16, 8)), "bias": jnp.full(8, 2.0)}}
+    teacher = ready.place_teacher(arrays)
+    assert teacher["map"]["kernel"].sharding.spec == P("fsdp", "tensor")
+    batch = batches.zeros(toy.SPEC, 16)
+    state = ready.create(jax.random.key(0))
+    own = sum(float(jnp.sum(x)) for x in jax.tree.leaves(state.params))
+    for _ in range(2):
+        state, metrics = ready.step(state, batch, jax.random.key(0), teacher)
+        np.testing.assert_allclose(metrics["loss"] - own, 16 * 8 + 2 * 8, rtol=1e-4)
+        own = sum(float(jnp.sum(x)) for x in jax.tree.leaves(state.params))
+    with pytest.raises(UserError, match=r"teacher's parameters do not fit the stage: missing map"):
+        ready.place_teacher({"map": {"kernel": jnp.ones((16, 8))}})
+
+
 def test_a_loss_of_the_whole_batch_is_not_split():
     stage = dataclasses.replace(toy.Toy(), splittable=False)
     program(stage=stage)

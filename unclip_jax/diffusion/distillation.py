@@ -8,6 +8,7 @@ part of the student (Meng et al. 2023, arXiv 2210.03142).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -147,4 +148,21 @@ def _mean(x: X) -> PerExample:
     return jnp.mean(x.reshape(len(x), -1), axis=1)
 
 
-LOSSES = {"progressive": progressive_loss, "consistency": consistency_loss}
+class Method(NamedTuple):
+    """A way to distil.
+
+    Attributes:
+        loss: (student, teacher, noised batch, *, grid) -> loss of every example.
+        sampler: that of its students, as configs name it.
+        any_steps: True if students are sampled on other grids than that of training, too.
+    """
+
+    loss: Callable[..., PerExample]
+    sampler: str
+    any_steps: bool
+
+
+METHODS = {
+    "progressive": Method(progressive_loss, "ddim", any_steps=False),
+    "consistency": Method(consistency_loss, "consistency", any_steps=True),
+}

@@ -21,8 +21,9 @@ from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.process import Target
 from unclip_jax.stages import captions, gaussian
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import DISTILLED_SAMPLERS, Distillation, SamplingConfig
+from unclip_jax.stages.gaussian import Distillation, SamplingConfig
 
+FEW = 4  # steps by default of a student that can be sampled in any number
 COMPARED = 16  # examples of a held-out batch that student and teacher sample from the same noise
 
 
@@ -48,7 +49,7 @@ class DistillConfig:
     target: str = ""
 
     def __post_init__(self):
-        one_of("config.distill.method", self.method, distillation.LOSSES)
+        one_of("config.distill.method", self.method, distillation.METHODS)
         positive("config.distill.steps", self.steps)
         positive("config.distill.substeps", self.substeps)
         if self.target:
@@ -76,11 +77,12 @@ def student_config(teacher: Any, distill: DistillConfig) -> Any:
             guidance_scale=scale if before is None else before.guidance_scale,
         ),
     )
-    steps = distill.steps if distill.method == "progressive" else min(distill.steps, 4)
+    method = distillation.METHODS[distill.method]
+    steps = min(distill.steps, FEW) if method.any_steps else distill.steps
     sampling = dataclasses.replace(
         teacher.sampling,
         steps=distillation.trailing(steps),
-        sampler=DISTILLED_SAMPLERS[distill.method],
+        sampler=method.sampler,
         eta=0.0,
         variance="small",
         guidance_scale=1.0,
@@ -143,7 +145,7 @@ class _Pair:
         noised = distillation.noise_batch(
             grid, self._x_0(teacher_params, batch), key=rng.fold(key, "draw")
         )
-        losses = distillation.LOSSES[self.distill.method](
+        losses = distillation.METHODS[self.distill.method].loss(
             self._denoiser(self.student, params, batch, key, scale=1.0),
             self._teach(teacher_params, batch, key),
             noised,
@@ -207,7 +209,7 @@ def _scale(teacher: Any, distill: DistillConfig) -> float:
 
 def _check_chained(before: Distillation, distill: DistillConfig) -> None:
     """Rejects a teacher that was distilled to other steps than it would take."""
-    if before.method != "progressive":
+    if distillation.METHODS[before.method].any_steps:
         raise UserError(
             "the teacher is a consistency model, which does not follow the path of a sampler; "
             "distil the model that it was distilled from (config.init_from)."

@@ -51,7 +51,7 @@ class Distillation:
     guidance_scale: float = 1.0
 
     def __post_init__(self):
-        one_of("diffusion.distillation.method", self.method, distillation.LOSSES)
+        one_of("diffusion.distillation.method", self.method, distillation.METHODS)
         positive("diffusion.distillation.steps", self.steps)
 
 
@@ -108,19 +108,18 @@ class DiffusionConfig:
             UserError: another sampler, grid or guidance.
         """
         name = sampling.sampler.partition(":")[0]
-        own = None if self.distillation is None else DISTILLED_SAMPLERS[self.distillation.method]
-        if own is None:
-            if name == "consistency":
+        if self.distillation is None:
+            if SAMPLERS[name].endpoints:
                 raise UserError(
-                    "sampling.sampler is 'consistency', but this model was not trained by "
-                    "consistency distillation; use 'ddim', or distil it (experiments/distill.py)."
+                    f"sampling.sampler is {name!r}, but this model was not trained by consistency "
+                    "distillation; use 'ddim', or distil it (experiments/distill.py)."
                 )
             return
-        assert self.distillation is not None
-        if name != own:
+        method = distillation.METHODS[self.distillation.method]
+        if name != method.sampler:
             raise UserError(
                 f"sampling.sampler is {sampling.sampler!r}, but this model was distilled for "
-                f"{own!r}; use that."
+                f"{method.sampler!r}; use that."
             )
         if not is_static(sampling.eta, 0.0):
             raise UserError(
@@ -128,7 +127,7 @@ class DiffusionConfig:
                 "use 0."
             )
         grid = distillation.trailing(self.distillation.steps)
-        if self.distillation.method == "progressive" and sampling.steps != grid:
+        if sampling.steps != grid and not method.any_steps:
             raise UserError(
                 f"sampling.steps is {sampling.steps!r}, but this model was distilled to "
                 f"{self.distillation.steps} steps; use {grid!r}."
@@ -208,7 +207,6 @@ SAMPLERS: dict[str, type[Solver]] = {
     "edm": solvers.Edm,
     "consistency": samplers.Consistency,
 }
-DISTILLED_SAMPLERS = {"progressive": "ddim", "consistency": "consistency"}
 
 
 def _options(cls: type[Solver], text: str, *, name: str, shared: set[str]) -> dict[str, float]:

@@ -234,8 +234,6 @@ class Checkpoints:
             position = decode_position(small["data"])
             expected, tree = small["meta"]["checksum"], small["meta"]["tree"]
         self._check_tree(step, tree, describe_tree(abstract))
-        if self._single_replica:
-            replica_restore.check(replica_restore.mesh_of(abstract))
         with _damage():
             if self._single_replica:
                 state = replica_restore.restore(self.folder / str(step) / "state", abstract)

@@ -23,7 +23,7 @@ from unclip_jax.core.types import Key, Metrics, Params
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
 from unclip_jax.parallel.multihost import ConsensusStop
-from unclip_jax.training import fingerprint, memory, sam
+from unclip_jax.training import fingerprint, memory, replica_restore, sam
 from unclip_jax.training.checkpoint import Checkpoints
 from unclip_jax.training.config import TrainConfig
 from unclip_jax.training.evaluators import HeldOut, Labels, PeriodicEval, SamplePreview
@@ -115,8 +115,8 @@ def train(
         if start >= config.steps:
             log.info("%s: all %d steps are done", stage.name, start)
             return state
-        taught = () if teacher is None else (program.place_teacher(teacher()),)
-        run = _Run(stage, program, config, key, run_dir.folder, start, str(run_dir), taught)
+        fixed = () if teacher is None else (program.place_teacher(teacher()),)
+        run = _Run(stage, program, config, key, run_dir.folder, start, str(run_dir), fixed)
         prefetcher = DevicePrefetcher(
             train_data, spec=stage.batch_spec, batch_size=config.batch_size, mesh=program.mesh
         )
@@ -211,10 +211,13 @@ def prepare(
     """Prepares the program of a run.
 
     Raises:
-        UserError: a batch that the mesh does not divide, or as `make_train_program`.
+        UserError: a batch that the mesh does not divide, replicas that cannot be restored as
+            `config` asks, or as `make_train_program`.
     """
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     check_batch(mesh, **sizes)
+    if config.single_replica_restore:
+        replica_restore.check(mesh)
     sam.copies(optim, mesh=mesh, **sizes)
     return make_train_program(
         stage,

@@ -31,7 +31,7 @@ def restore(path: epath.Path, abstract: Any) -> Any:
     Raises:
         Exception: of Orbax, where the checkpoint is damaged.
     """
-    mesh = mesh_of(abstract)
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     arrays = type_handlers.SingleReplicaArrayHandler(replica_axis_index=mesh.axis_names.index(AXIS))
     registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
     arguments = jax.tree.map(
@@ -45,11 +45,6 @@ def restore(path: epath.Path, abstract: Any) -> Any:
         return checkpointer.restore(
             path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments)
         )
-
-
-def mesh_of(abstract: Any) -> Mesh:
-    """Returns the mesh of a state's shardings."""
-    return jax.tree.leaves(abstract)[0].sharding.mesh
 
 
 def check(mesh: Mesh) -> None:
