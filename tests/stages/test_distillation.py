@@ -10,9 +10,11 @@ import pytest
 from tests import cascades
 from tests.stages import tiny
 from unclip_jax.core.checks import UserError
+from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.experiment import files
 from unclip_jax.experiment.config import from_config
-from unclip_jax.stages import distillation, gaussian, registry
+from unclip_jax.stages import captions, decoder, distillation, gaussian, registry
+from unclip_jax.stages.decoder import Condition
 from unclip_jax.stages.distillation import DistillConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 
@@ -82,6 +84,34 @@ def test_guidance_of_the_teacher_is_learned():
         stage, params, batch = decoder_case(guidance_scale=scale)
         losses.append(jax.jit(stage.loss)(params, batch, jax.random.key(0), params)[0])
     assert losses[1] > 100 * losses[0] + 1e-4
+
+
+GUIDED = ("prior", "decoder", "imagen_base", "embedding_prior")  # with drops, so with a null
+
+
+@pytest.mark.parametrize("folder", GUIDED)
+def test_guidance_reaches_the_denoiser_of_every_stage(folder):
+    _, params, batch = case(folder)
+    entry = registry.folder_entry(folder)
+    cfg = cascades.small(tiny.experiment(folder).model)
+    keys, conditions = jax.random.split(jax.random.key(0), 4), captions.conditions(batch)
+    x = jax.random.normal(jax.random.key(1), entry.latent(cfg, params, batch).shape)
+    t = jnp.array([900, 600, 300, 10])
+
+    def predict(scale):
+        return entry.denoiser(cfg, params, conditions, keys=keys, scale=scale)(x, t).x_0
+
+    none, once, twice = (jax.jit(predict)(scale) for scale in (1.0, 2.0, 3.0))
+    moved = np.abs(once - none).max()
+    assert moved > 1e-4  # x_0 is linear in the scale
+    np.testing.assert_allclose(twice - once, once - none, atol=0.02 * moved)
+
+
+def test_the_schedule_of_guidance_of_a_student_is_rejected():
+    cfg = student(DECODER, guidance_scale=1.5)
+    condition = Condition(jnp.ones((1, cfg.model.z_dim)), None)
+    with pytest.raises(UserError, match=r"guidance_scale is 2, but .* with guidance 1.5"):
+        decoder.denoiser(cfg, {}, condition, schedule=GuidanceSchedule(2.0))
 
 
 def test_guidance_that_is_part_of_the_teacher_is_not_applied_again():
