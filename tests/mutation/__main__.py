@@ -3,18 +3,20 @@
     python -m tests.mutation --num=60 --seed=0
     python -m tests.mutation --listed
     python -m tests.mutation --num=40 --package=stages
+    python -m tests.mutation --survivors
 
-Works in a copy of the tree. Writes one line of JSON per mutant to .mutants/results.jsonl.
+Works in copies of the tree. Writes one line of JSON per mutant to .mutants/results.jsonl.
 """
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
 import random
 import sys
-import tempfile
+from concurrent import futures
 
 from tests.mutation import runner
 from tests.mutation.operators import is_valid
@@ -34,6 +36,10 @@ def parser() -> argparse.ArgumentParser:
         "--no-record", action="store_true", help="run all of --tests on each mutant"
     )
     result.add_argument("--listed", action="store_true", help="the list in listed.toml")
+    result.add_argument(
+        "--survivors", action="store_true", help="those of --out that no test has caught yet"
+    )
+    result.add_argument("--jobs", type=int, default=2, help="mutants that are run at a time")
     result.add_argument("--least", type=float, default=0.0, help="fail below this score")
     result.add_argument("--out", default=".mutants/results.jsonl", help="where results go")
     return result
@@ -45,8 +51,11 @@ def choose(args: argparse.Namespace, root: pathlib.Path) -> list[runner.Mutant]:
         return [m for m in runner.listed(root) if args.file in m.path]
     names = args.package or parser()._option_string_actions["--package"].choices
     mutants = [m for m in runner.generated(root, names) if args.file in m.path]
-    mutants = random.Random(args.seed).sample(mutants, len(mutants))
     same = runner.equivalents(root)
+    if args.survivors:
+        survived = survivors(root / args.out)
+        return [m for m in mutants if runner.identity(m, root) in survived - set(same)]
+    mutants = random.Random(args.seed).sample(mutants, len(mutants))
     chosen = []
     for mutant in mutants:
         if len(chosen) >= args.num:
@@ -55,6 +64,15 @@ def choose(args: argparse.Namespace, root: pathlib.Path) -> list[runner.Mutant]:
         if is_valid(mutant.apply(source)) and runner.identity(mutant, root) not in same:
             chosen.append(mutant)
     return chosen
+
+
+def survivors(file: pathlib.Path) -> set[tuple[str, str]]:
+    """Returns the identities of the mutants whose last line in a file of results is a survival."""
+    status = {}
+    for line in file.read_text().splitlines():
+        entry = json.loads(line)
+        status[entry["mutant"]["path"], entry["diff"]] = entry["status"]
+    return {identity for identity, each in status.items() if each in runner.SURVIVED}
 
 
 def report(outcomes: list[Outcome], root: pathlib.Path) -> str:
@@ -94,28 +112,32 @@ def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> 
     store = root / args.out
     store.parent.mkdir(parents=True, exist_ok=True)
     reach = runner.Reach(root, root / ".mutants" / "reach.json")
+    names = dict.fromkeys(runner.package(m.path) for m in mutants) or args.package or ()
+    tests = {name: _tests(root, name, args.tests.split(",")) for name in names}
+    files = [file for name in names for file in tests[name]]
+
+    def run(mutant: runner.Mutant) -> Outcome:
+        own = tests[runner.package(mutant.path)]
+        return runner.outcome(servers, reach, mutant, tests=own, unrecorded=args.no_record)
+
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory() as folder, store.open("a") as file:
-        copy = pathlib.Path(folder, "tree")
-        server = runner.Server(root, copy, preload=runner.PRELOADED)
-        names = dict.fromkeys(runner.package(m.path) for m in mutants) or args.package or ()
-        tests = {name: _tests(root, name, args.tests.split(",")) for name in names}
-        files = [file for name in names for file in tests[name]]
-        for test, seconds in reach.record(server, [] if args.no_record else files):
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(runner.Servers(root, args.jobs, preload=runner.PRELOADED))
+        file = stack.enter_context(store.open("a"))
+        pool = stack.enter_context(futures.ThreadPoolExecutor(args.jobs))
+        for test, seconds in reach.record(servers, [] if args.no_record else files, map=pool.map):
             _say(f"recorded {test} in {seconds:.0f} s")
-        for number, mutant in enumerate(mutants, 1):
-            own = tests[runner.package(mutant.path)]
-            options = {"tests": own, "unrecorded": args.no_record}
-            each = runner.outcome(server, reach, mutant, **options)
+        for number, each in enumerate(pool.map(run, mutants), 1):
             outcomes.append(each)
-            path, diff = runner.identity(mutant, root)
+            path, diff = runner.identity(each.mutant, root)
             entry = {**dataclasses.asdict(each), "diff": diff}
             file.write(json.dumps(entry) + "\n")
             file.flush()
             state = each.test or each.status
-            line = f"[{number}/{len(mutants)}] {path}:{mutant.line} {each.seconds:.0f} s {state}"
+            line = (
+                f"[{number}/{len(mutants)}] {path}:{each.mutant.line} {each.seconds:.0f} s {state}"
+            )
             _say(line)
-        server.close()
     sys.stdout.write(report(outcomes, root) + "\n")
     score = sum(each.caught for each in outcomes) / max(len(outcomes), 1)
     return int(score < args.least)

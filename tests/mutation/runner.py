@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import pathlib
+import queue
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tests.mutation import operators
@@ -39,6 +41,7 @@ PRELOADED = ("numpy", "scipy.stats", "jax", "jax.numpy", "flax.linen", "optax", 
 PRELOADED += ("beartype", "tqdm", "_pytest.assertion.rewrite")
 LEFT_OUT = {".git", ".venv", "runs", "data", "build", "dist", ".mutants"}  # of the root
 MEMORY = 6 << 30
+SURVIVED = ("passed", "unreached")  # states of mutants that no test has noticed
 UNKNOWN_SECONDS = 60.0  # of a test file that was not recorded
 
 
@@ -64,7 +67,7 @@ class Outcome:
     @property
     def caught(self) -> bool:
         """True if a test failed or the mutant did not end."""
-        return self.status not in ("passed", "unreached")
+        return self.status not in SURVIVED
 
 
 def package(path: str) -> str:
@@ -189,6 +192,36 @@ class Server:
         os.utime(path, (self._clock, self._clock))
 
 
+class Servers:
+    """Several servers, each with a copy of the tree of its own, of which one is lent at a time."""
+
+    def __init__(self, root: pathlib.Path, number: int, *, preload: Sequence[str]):
+        """Starts `number` servers."""
+        self._folder = tempfile.TemporaryDirectory()
+        copies = [pathlib.Path(self._folder.name, f"tree_{i}") for i in range(number)]
+        self._all = [Server(root, copy, preload=preload) for copy in copies]
+        self._idle: queue.SimpleQueue[Server] = queue.SimpleQueue()
+        for server in self._all:
+            self._idle.put(server)
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Server]:
+        """Lends a server that runs nothing, as soon as there is one."""
+        server = self._idle.get()
+        try:
+            yield server
+        finally:
+            self._idle.put(server)
+
+    def __enter__(self) -> "Servers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._all:
+            server.close()
+        self._folder.cleanup()
+
+
 def _environment(root: pathlib.Path) -> dict[str, str]:
     """Returns the environment of tests, with compiled programs and reference data at one place.
 
@@ -212,31 +245,43 @@ class Reach:
         self._root, self._store = root, store
         self._records = json.loads(store.read_text()) if store.exists() else {}
 
-    def record(self, server: Server, files: Iterable[str]) -> Iterator[tuple[str, float]]:
+    def record(
+        self, servers: Servers, files: Iterable[str], *, map: Callable[..., Iterable[Any]] = map
+    ) -> Iterator[tuple[str, float]]:
         """Runs test files that are new or changed; yields them with their seconds.
+
+        Args:
+            servers: that run the tests.
+            files: test files below the root.
+            map: applies a function to files, in threads or one after the other.
 
         Raises:
             RuntimeError: a test that fails without a mutant.
         """
-        for file in files:
-            digest = _digest(self._root / file)
-            if self._records.get(file, {}).get("digest") == digest:
-                continue
-            found = server.run([file], timeout=3600, trace=True)
+
+        def run(file: str) -> dict[str, Any]:
+            with servers.one() as server:
+                return server.run([file], timeout=3600, trace=True)
+
+        digests = {file: _digest(self._root / file) for file in files}
+        new = [f for f in digests if self._records.get(f, {}).get("digest") != digests[f]]
+        for file, found in zip(new, map(run, new), strict=True):
             if found["status"] != "passed" and found["test"] != "exit 5":  # 5: all are nightly
                 failed = f"{found['test']}, {found['reason']}"
                 raise RuntimeError(f"{file} fails without a mutant: {failed}")
-            lines: dict[str, dict[str, list[str]]] = {}
-            for test, places in found["lines"].items():
-                for path, line in places:
-                    lines.setdefault(path, {}).setdefault(str(line), []).append(test)
-            digests = {path: _digest(self._root / path) for path in lines}
-            seconds = sum(found["durations"].values())
-            record = {"digest": digest, "seconds": seconds, "digests": digests, "lines": lines}
-            self._records[file] = record
+            self._records[file] = self._summary(found, digests[file])
             self._store.parent.mkdir(exist_ok=True)
             self._store.write_text(json.dumps(self._records))
-            yield file, seconds
+            yield file, self._records[file]["seconds"]
+
+    def _summary(self, found: dict[str, Any], digest: str) -> dict[str, Any]:
+        lines: dict[str, dict[str, list[str]]] = {}
+        for test, places in found["lines"].items():
+            for path, line in places:
+                lines.setdefault(path, {}).setdefault(str(line), []).append(test)
+        digests = {path: _digest(self._root / path) for path in lines}
+        seconds = sum(found["durations"].values())
+        return {"digest": digest, "seconds": seconds, "digests": digests, "lines": lines}
 
     def select(
         self, mutant: Mutant, files: Iterable[str], *, unrecorded: bool = False
@@ -283,7 +328,7 @@ def tests_of(root: pathlib.Path, name: str) -> list[str]:
 
 
 def outcome(
-    server: Server,
+    servers: Servers,
     reach: Reach,
     mutant: Mutant,
     *,
@@ -294,6 +339,6 @@ def outcome(
     files, first, seconds = reach.select(mutant, tests, unrecorded=unrecorded)
     if not files:
         return Outcome(mutant, "unreached")
-    with server.mutated(mutant):
+    with servers.one() as server, server.mutated(mutant):
         found = server.run(files, first=first, timeout=120 + 5 * seconds)
     return Outcome(mutant, *(found[name] for name in ("status", "test", "reason", "seconds")))

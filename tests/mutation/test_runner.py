@@ -1,5 +1,7 @@
 """The tier on a project of two lines: what counts as caught, and that the tree stays as it is."""
 
+import contextlib
+
 import pytest
 
 from tests.mutation import __main__ as command
@@ -46,11 +48,15 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(tree, tmp_path_factory):
-    copy = tmp_path_factory.mktemp("copy") / "tree"
-    server = runner.Server(tree, copy, preload=())
-    yield server
-    server.close()
+def servers(tree):
+    with runner.Servers(tree, 1, preload=()) as servers:
+        yield servers
+
+
+@pytest.fixture
+def server(servers):
+    with servers.one() as server:
+        yield server
 
 
 def mutant(after: str, before: str = "x / 2") -> Mutant:
@@ -64,10 +70,10 @@ def own_tests(tree) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def reach(tree, server):
+def reach(tree, servers):
     reach = runner.Reach(tree, tree / ".mutants" / "reach.json")
-    assert [file for file, _ in reach.record(server, own_tests(tree))]
-    assert not list(reach.record(server, own_tests(tree)))  # nothing has changed
+    assert [file for file, _ in reach.record(servers, own_tests(tree))]
+    assert not list(reach.record(servers, own_tests(tree)))  # nothing has changed
     return reach
 
 
@@ -81,8 +87,8 @@ def test_what_counts_as_caught(server, after, status):
     assert runner.Outcome(mutant(after), found["status"]).caught == (status != "passed")
 
 
-def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree, server, reach):
-    found = runner.outcome(server, reach, mutant("x"), tests=own_tests(tree))
+def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree, servers, reach):
+    found = runner.outcome(servers, reach, mutant("x"), tests=own_tests(tree))
     assert (found.status, found.test) == ("failed", "tests/data/test_numbers.py::test_half")
     assert "assert 4 == 2" in found.reason or "AssertionError" in found.reason
     files, first, _ = reach.select(mutant("x"), own_tests(tree))
@@ -90,8 +96,8 @@ def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree
     assert first == [f"{files[0]}::test_other", f"{files[0]}::test_half"]
 
 
-def test_a_line_that_no_test_reaches_survives_without_a_run(tree, server, reach):
-    found = runner.outcome(server, reach, mutant("x * 4", "x * 3"), tests=own_tests(tree))
+def test_a_line_that_no_test_reaches_survives_without_a_run(tree, servers, reach):
+    found = runner.outcome(servers, reach, mutant("x * 4", "x * 3"), tests=own_tests(tree))
     assert found.status == "unreached" and not found.caught
 
 
@@ -111,10 +117,32 @@ def test_the_tree_stays_as_it_is_and_the_report_has_every_survivor(
     assert len(results) == len(runner.generated(tree, ["data"]))
 
 
+def test_survivors_are_run_again_and_leave_the_list_once_they_are_caught(
+    tree, reach, capsys, monkeypatch
+):
+    monkeypatch.setattr(runner, "PRELOADED", ())
+    command.main(["--num=100", "--package=data", "--out=survivors.jsonl"], root=tree)
+    survived = capsys.readouterr().out.count("survived (")
+    arguments = ["--survivors", "--package=data", "--out=survivors.jsonl"]
+    file = tree / "tests/data/test_unused.py"
+    file.write_text(
+        "from unclip_jax.data import numbers\n\n\n"
+        "def test_unused():\n    assert numbers.unused(5) == 15\n"
+    )
+    assert command.main([*arguments, "--least=1.0"], root=tree) == 0
+    assert f"{survived:>5}   1.00" in capsys.readouterr().out
+    assert not command.survivors(tree / "survivors.jsonl")
+    file.unlink()
+
+
 def test_a_test_that_fails_without_a_mutant_ends_the_run_in_one_line(tmp_path):
     (tmp_path / "test_x.py").write_text("")
 
     class Server:
+        @contextlib.contextmanager
+        def one(self):
+            yield self
+
         def run(self, tests, **options):
             lines = {"import": [["a.py", line] for line in range(1000)]}
             failed = {"test": f"{tests[0]}::test_y", "reason": "test_x.py:3: AssertionError"}
