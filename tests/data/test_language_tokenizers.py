@@ -20,7 +20,7 @@ def _field(number, value):
     return bytes([number << 3 | 2, len(value)]) + value
 
 
-def _spiece(pieces):
+def spiece(pieces):
     """A SentencePiece model: protobuf fields 1 (pieces), 2 (the trainer's, ignored)."""
     parts = [_field(1, p.encode()) + _field(2, score) + _field(3, k) for p, score, k in pieces]
     return b"".join(_field(1, part) for part in parts) + _field(2, b"\x08\x01")
@@ -28,7 +28,7 @@ def _spiece(pieces):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "spiece.model").write_bytes(_spiece(PIECES))
+    (tmp_path / "spiece.model").write_bytes(spiece(PIECES))
     return tmp_path
 
 
@@ -59,9 +59,9 @@ def test_captions_are_lower_cased_where_the_model_was_trained_so(folder):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (_spiece(PIECES)[:-1], "is damaged or no SentencePiece model"),
+        (spiece(PIECES)[:-1], "is damaged or no SentencePiece model"),
         (b"\x0b", "is damaged or no SentencePiece model"),
-        (_spiece(PIECES[:1]), "no unknown or no end piece; expected T5's spiece.model"),
+        (spiece(PIECES[:1]), "no unknown or no end piece; expected T5's spiece.model"),
     ],
 )
 def test_other_files_are_rejected(tmp_path, data, message):

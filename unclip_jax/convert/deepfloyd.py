@@ -23,6 +23,7 @@ from unclip_jax.models.text_condition import TextConditionConfig
 from unclip_jax.models.unet_plan import UNetConfig, plan
 from unclip_jax.models.upsampler import UpsamplerConfig
 
+INDEX = karlo.INDEX
 BASE, SUPER_RES = "IFPipeline", "IFSuperResolutionPipeline"
 STAGES = ("text_encoder", "imagen_base", "upsampler_256")
 CONTEXT = 77  # slots of T5, padding included, that the U-Nets see
@@ -45,6 +46,7 @@ FIXED_SCHEDULER = {
     "trained_betas": None,
     "steps_offset": 0,
 }
+NOISING_SCHEDULER = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
 # Settings of a U-Net that Karlo's lack: those that are always stated, and choices.
 STATED = {"act_fn": "gelu", "cross_attention_norm": "group_norm", "addition_embed_type": "text"}
 CHOICES = {
@@ -73,7 +75,7 @@ def is_pipeline(folder: pathlib.Path) -> bool:
 
 
 def _name(folder: pathlib.Path) -> Any:
-    return read_json(folder / karlo.INDEX).get("_class_name")
+    return read_json(folder / INDEX).get("_class_name")
 
 
 def read_stages(
@@ -112,23 +114,46 @@ def _component(folders: Sequence[pathlib.Path], name: str) -> pathlib.Path:
     raise UserError(f"the component {name} is missing in {folders[0]}; copy its folder.")
 
 
-def _base(folder: pathlib.Path) -> ConvertedStage:
+def base_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the config of the stage `text_base` in a pipeline directory of stage I.
+
+    Raises:
+        UserError: a component that is missing, or another architecture.
+    """
     path = _component([folder], "unet") / "config.json"
     network, text = unet_config(read_json(path), where=str(path))
-    cfg = TextBaseConfig(network, text)
     diffusion, sampling = scheduler(folder, pipeline=BASE)
+    model = TextBaseConfig(network, text)
+    return {"model": model, "diffusion": diffusion, "sampling": sampling, "drop_text": 0.0}
+
+
+def _base(folder: pathlib.Path) -> ConvertedStage:
+    config = base_config(folder)
+    cfg: TextBaseConfig = config["model"]
     return ConvertedStage(
         name="imagen_base",
         stage="text_base",
-        config={"model": cfg, "diffusion": diffusion, "sampling": sampling, "drop_text": 0.0},
-        facts={"image_size": network.image_size, "text_width": text.width},
+        config=config,
+        facts={"image_size": cfg.unet.image_size, "text_width": cfg.text.width},
         source=open_tensors(folder / "unet"),
-        entries=entries(network),
-        abstract=configs.described(lambda: abstract.text_base(cfg), where=str(path)),
+        entries=entries(cfg.unet),
+        abstract=configs.described(
+            lambda: abstract.text_base(cfg), where=str(folder / "unet" / "config.json")
+        ),
     )
 
 
-def _upsampler(folder: pathlib.Path, *, base_size: int) -> ConvertedStage:
+def upsampler_config(folder: pathlib.Path, *, base_size: int) -> dict[str, Any]:
+    """Returns the config of the stage `upsampler` in a pipeline directory of stage II.
+
+    Args:
+        folder: the pipeline directory.
+        base_size: side of the images of stage I, in pixels.
+
+    Raises:
+        UserError: a component that is missing, another architecture, or a size that is no multiple
+            of `base_size`.
+    """
     path = _component([folder], "unet") / "config.json"
     network, text = unet_config(read_json(path), where=str(path))
     size = network.image_size
@@ -139,26 +164,38 @@ def _upsampler(folder: pathlib.Path, *, base_size: int) -> ConvertedStage:
     factor = size // base_size
     cfg = UpsamplerConfig(network, factor=factor, interpolation="bilinear_corners", text=text)
     diffusion, sampling = scheduler(folder, pipeline=SUPER_RES)
+    augment = {"most": 1.0, "level": NOISE_LEVEL, "at": "enlarged"}
+    return {
+        "model": cfg,
+        "crop": size,
+        "diffusion": diffusion,
+        "sampling": sampling,
+        "augment": {**augment, "schedule": _noise_schedule(folder)},
+        "quantise": False,
+    }
+
+
+def _upsampler(folder: pathlib.Path, *, base_size: int) -> ConvertedStage:
+    config = upsampler_config(folder, base_size=base_size)
+    cfg: UpsamplerConfig = config["model"]
+    size, text = cfg.unet.image_size, cfg.text
+    assert text is not None
+    shapes = configs.described(
+        lambda: abstract.upsampler(cfg, noised=True),
+        where=str(folder / "unet" / "config.json"),
+    )
     return ConvertedStage(
         name="upsampler_256",
         stage="upsampler",
-        config={
-            "model": cfg,
-            "crop": size,
-            "diffusion": diffusion,
-            "sampling": sampling,
-            "augment": {
-                "most": 1.0,
-                "level": NOISE_LEVEL,
-                "at": "enlarged",
-                "schedule": _noise_schedule(folder),
-            },
-            "quantise": False,
+        config=config,
+        facts={
+            "image_size": size,
+            "low_res_size": size // cfg.factor,
+            "text_width": text.width,
         },
-        facts={"image_size": size, "low_res_size": size // factor, "text_width": text.width},
         source=open_tensors(folder / "unet"),
-        entries=entries(network, low_res=True),
-        abstract=configs.described(lambda: abstract.upsampler(cfg, noised=True), where=str(path)),
+        entries=entries(cfg.unet, low_res=True),
+        abstract=shapes,
     )
 
 

@@ -1,6 +1,7 @@
 """Writer of run directories as pipeline directories of diffusers, or as a CLIP of transformers.
 
-Only stages for which those libraries have a class can be written: those with Karlo's options.
+Only stages for which those libraries have a class can be written: those with Karlo's options, and
+Imagen's with those of DeepFloyd IF (`deepfloyd_writer`).
 Others are rejected with the option that differs; `--to=safetensors` writes any stage as plain
 tensors.
 """
@@ -19,6 +20,7 @@ from unclip_jax.convert import (
     abstract,
     assembly,
     clip_tensors,
+    deepfloyd_writer,
     karlo,
     prior_tensors,
     requirements,
@@ -55,6 +57,8 @@ def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -
             exists, no space.
     """
     stages = run_stages.find(run_dir)
+    if deepfloyd_writer.is_chain(stages):
+        return deepfloyd_writer.write(stages, out, dtype=dtype)
     requirements.check(
         {name: stages[name].card.config for name in requirements.REQUIRED if name in stages}
     )

@@ -136,6 +136,29 @@ def config(
     return configs.sized(LanguageEncoderConfig, values, where=where)
 
 
+def settings(cfg: LanguageEncoderConfig) -> dict[str, Any]:
+    """Returns the config.json of a T5 encoder; inverts `config`.
+
+    Raises:
+        UserError: an encoder of another family.
+    """
+    if cfg.family != "t5":
+        raise UserError(f"the text encoder is a {cfg.family}; only a T5 can be written.")
+    sizes = (cfg.width, cfg.depth, cfg.heads, cfg.mlp, cfg.vocab_size)
+    return {
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        "is_encoder_decoder": False,
+        **FIXED["t5"],
+        **dict(zip(SIZES["t5"], sizes, strict=True)),
+        "d_kv": cfg.head_width,
+        "n_positions": cfg.positions,
+        "layer_norm_epsilon": cfg.eps,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
 def tidy(source: TensorSource, cfg: LanguageEncoderConfig) -> TensorSource:
     """Removes the tensors beside the encoder, and unifies what files of some kinds name otherwise.
 

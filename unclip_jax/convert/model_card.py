@@ -16,6 +16,20 @@ pipelines.unclip = unclip
 pipe = {pipeline_class}.from_pretrained("THIS_FOLDER")
 ```"""
 
+IMAGEN_LOADING = """```python
+from diffusers import IFPipeline, IFSuperResolutionPipeline
+
+first = IFPipeline.from_pretrained("THIS_FOLDER/stage_1", safety_checker=None, watermarker=None)
+text, nothing = first.encode_prompt("a photo of a red bicycle")
+options = {{"prompt_embeds": text, "negative_prompt_embeds": nothing, "output_type": "pt"}}
+images = first(**options, {}).images
+"""
+IMAGEN_ENLARGING = """second = IFSuperResolutionPipeline.from_pretrained(
+    "THIS_FOLDER/stage_2", text_encoder=None, safety_checker=None, watermarker=None
+)
+images = second(image=images, **options, {}).images
+"""
+
 
 def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
     """Returns the text of README.md.
@@ -30,6 +44,25 @@ def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
     if pipeline:
         parts.append(LOADING.format(pipeline_class=f"unclip.{pipeline}"))
     return "\n\n".join(parts) + "\n"
+
+
+def imagen_card(cards: Mapping[str, Manifest]) -> str:
+    """Returns the text of README.md beside pipelines of DeepFloyd IF.
+
+    Args:
+        cards: manifests of what was written, by name.
+    """
+    parts = _card(cards, title="IFPipeline", library="diffusers", task="text-to-image")
+    calls = []
+    for name in ("imagen_base", "upsampler_256"):
+        if name in cards:
+            sampling = cards[name].config["sampling"]
+            steps = "".join(c for c in str(sampling["steps"]) if c.isdigit())
+            calls.append(
+                f"num_inference_steps={steps}, guidance_scale={sampling['guidance_scale']}"
+            )
+    loading = IMAGEN_LOADING + (IMAGEN_ENLARGING if len(calls) > 1 else "") + "```"
+    return "\n\n".join([*parts, loading.format(*calls)]) + "\n"
 
 
 def plain_card(cards: Mapping[str, Manifest]) -> str:

@@ -27,6 +27,15 @@ CHARACTER_MAP = 2
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3
 SPARE = 100  # <extra_id_0> to <extra_id_99>, which T5 appends to the pieces
 _PRIVATE = 0xF0000
+PADDING, END, UNKNOWN_PIECE = "<pad>", "</s>", "<unk>"
+T5_SETTINGS = {
+    "tokenizer_class": "T5Tokenizer",
+    "model_max_length": 512,
+    "extra_ids": SPARE,
+    "pad_token": PADDING,
+    "eos_token": END,
+    "unk_token": UNKNOWN_PIECE,
+}
 
 
 def read(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -65,6 +74,39 @@ def without_specials(description: dict[str, Any], clip_start: str) -> dict[str, 
         ]
         model = {**model, "vocab": vocab}
     return {**description, "model": model, "added_tokens": []}
+
+
+def published(description: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """Returns the tokenizer.json of a T5 with the names of its special tokens.
+
+    Inverts `without_specials` and `lowercased`, since transformers looks for special tokens by name
+    and pipelines lower-case captions themselves.
+
+    Raises:
+        UserError: the tokenizer is no T5's.
+    """
+    model = description["model"]
+    vocab = [list(piece) for piece in model.get("vocab", [])] if isinstance(model, dict) else []
+    hidden = [i for i, (piece, _) in enumerate(vocab) if piece == chr(_PRIVATE + i)]
+    spare = [i for i in hidden if i >= len(vocab) - SPARE]
+    names = {0: PADDING, 1: END, model.get("unk_id"): UNKNOWN_PIECE}
+    names |= {i: f"<extra_id_{len(vocab) - 1 - i}>" for i in spare}
+    if model.get("type") != "Unigram" or len(spare) != SPARE or not {*hidden} <= names.keys():
+        raise UserError(f"the tokenizer in {where} is no T5's; it cannot be written as one.")
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": i, "content": names[i], **plain, "special": True} for i in hidden]
+    for i in hidden:
+        vocab[i][0] = names[i]
+    normaliser = description.get("normalizer") or {}
+    steps = normaliser.get("normalizers") or []
+    if [step["type"] for step in steps[:2]] == ["Lowercase", "Strip"]:
+        normaliser = steps[2] if len(steps) > 2 else None
+    return {
+        **description,
+        "normalizer": normaliser or None,
+        "added_tokens": added,
+        "model": {**model, "vocab": vocab},
+    }
 
 
 def lowercased(description: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,244 @@
+"""DeepFloyd IF out and in again: every bit, and what its pipelines have no setting for.
+
+tests/parity compares the folders with diffusers.
+"""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data.test_language_tokenizers import PIECES, spiece
+from tests.stages import tiny
+from unclip_jax.convert import deepfloyd, diffusers, importing
+from unclip_jax.core import config as typed
+from unclip_jax.core.checks import UserError
+from unclip_jax.data import text
+from unclip_jax.handoff import export, load
+from unclip_jax.handoff.export import replace_manifest
+from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.models.language_encoder import LanguageEncoderConfig
+from unclip_jax.models.text_base import TextBaseConfig
+from unclip_jax.models.text_condition import TextConditionConfig
+from unclip_jax.models.unet_plan import UNetConfig
+from unclip_jax.models.upsampler import UpsamplerConfig
+from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.stages.low_res_noise import AugmentConfig
+from unclip_jax.stages.registry import folder_entry
+from unclip_jax.stages.text_base import TextBaseStageConfig
+from unclip_jax.stages.text_encoder import TextEncoderStageConfig
+from unclip_jax.stages.upsampler import UpsamplerStageConfig
+
+TEXT = TextConditionConfig(
+    width=16,
+    context=77,
+    project=32,
+    pool_heads=4,
+    pool_query="mean",
+    padding="seen",
+    null="empty",
+)
+UNET = UNetConfig(
+    in_channels=3,
+    out_channels=6,
+    channels=8,
+    multiples=(1, 2),
+    depth=1,
+    image_size=8,
+    attention_at=(4,),
+    head_channels=4,
+    context_width=32,
+    norm_groups=4,
+    activation="gelu",
+    context_norm="group",
+    scale_shift=True,
+)
+DIFFUSION = DiffusionConfig(learned_variance=True, tables="float32_exact")
+SAMPLING = SamplingConfig(
+    steps="ddim100",
+    variance="learned_range",
+    guidance_scale=7.0,
+    threshold="dynamic",
+    percentile=95.0,
+    cap=1.5,
+)
+LARGER = dataclasses.replace(
+    UNET,
+    image_size=16,
+    in_channels=6,
+    depth=(1, 2),
+    attention_at=(8,),
+    attention="cross",
+    residual_scale=1.0 / 1.41423,
+    emb_channels=20,
+)
+ENCODER = LanguageEncoderConfig(
+    family="t5",
+    width=16,
+    depth=2,
+    heads=2,
+    head_width=6,
+    mlp=24,
+    vocab_size=len(PIECES) + 100,
+    context=77,
+)
+CONFIGS = {
+    "text_encoder": TextEncoderStageConfig(ENCODER),
+    "imagen_base": TextBaseStageConfig(TextBaseConfig(UNET, TEXT), DIFFUSION, SAMPLING, 0.0),
+    "upsampler_256": UpsamplerStageConfig(
+        UpsamplerConfig(LARGER, factor=2, interpolation="bilinear_corners", text=TEXT),
+        crop=16,
+        diffusion=DIFFUSION,
+        sampling=dataclasses.replace(SAMPLING, steps="ddim50", guidance_scale=4.0, cap=1.0),
+        augment=AugmentConfig(most=1.0, level=0.25, at="enlarged", schedule="cosine"),
+        quantise=False,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of the three stages with random parameters and T5's kind of tokenizer."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "spiece.model").write_bytes(spiece(PIECES))
+    words = text.load(folder, lower=True)
+    words.save(folder / "tokenizer")
+    encoder_id = None
+    for name, cfg in CONFIGS.items():
+        entry = folder_entry(name)
+        stage = entry.make(cfg)
+        card = Manifest(
+            stage=stage.name,
+            size="tiny",
+            step=3,
+            tokenizer_hash=words.hash if name == "text_encoder" else None,
+            text_encoder_id=encoder_id,
+            **stage.describe,
+        )
+        written = export.write_export(
+            folder / name / "export",
+            params=tiny.random_params(stage),
+            manifest=card,
+            tokenizer_dir=folder / "tokenizer" if name == "text_encoder" else None,
+            identity=entry.identity,
+        )
+        encoder_id = written.text_encoder_id or encoder_id
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "if"
+    assert diffusers.write(run, out) == ["stage_1", "stage_2"]
+    return out
+
+
+def settings(written, *path):
+    return json.loads(written.joinpath(*path).read_text("utf-8"))
+
+
+def test_the_chain_comes_back_bit_for_bit(run, written, tmp_path):
+    names = importing.convert([written / "stage_1", written / "stage_2"], tmp_path / "run")
+    assert names == list(CONFIGS)
+    for name in names:
+        ours, theirs = run / name / "export", tmp_path / "run" / name / "export"
+        trees = [load.read_params(p, abstract=load.stored_shapes(p)) for p in (ours, theirs)]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
+        cards = [load.read_manifest(path) for path in (ours, theirs)]
+        assert cards[0].text_encoder_id == cards[1].text_encoder_id is not None
+        model = [card.config["model"] for card in cards]
+        assert model[0] == model[1]
+        assert cards[0].config.get("sampling") == cards[1].config.get("sampling")
+    words = [
+        text.load(load.tokenizer_dir(p / "text_encoder" / "export"))
+        for p in (run, tmp_path / "run")
+    ]
+    assert words[0].hash == words[1].hash
+    diffusers.write(tmp_path / "run", tmp_path / "again")
+    for path in sorted(written.rglob("*")):
+        if path.suffix in (".json", ".safetensors"):
+            other = tmp_path / "again" / path.relative_to(written)
+            assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_settings_are_those_of_the_released_pipelines(written):
+    first, second = (settings(written, f"stage_{i}", "unet", "config.json") for i in (1, 2))
+    assert first["layers_per_block"] == 1 and second["layers_per_block"] == [1, 2]
+    assert (first["class_embed_type"], second["class_embed_type"]) == (None, "timestep")
+    assert (first["resnet_out_scale_factor"], second["resnet_out_scale_factor"]) == (1.0, 1.41423)
+    assert (first["only_cross_attention"], second["only_cross_attention"]) == (False, True)
+    assert (first["encoder_hid_dim"], first["cross_attention_dim"]) == (16, 32)
+    assert second["time_embedding_dim"] == 20 and first["time_embedding_dim"] is None
+    steps = settings(written, "stage_1", "scheduler", "scheduler_config.json")
+    assert (steps["dynamic_thresholding_ratio"], steps["sample_max_value"]) == (0.95, 1.5)
+    index = settings(written, "stage_2", "model_index.json")
+    assert index["image_noising_scheduler"] == ["diffusers", "DDPMScheduler"]
+    card = (written / "README.md").read_text("utf-8")
+    assert "num_inference_steps=100, guidance_scale=7.0" in card
+    assert "num_inference_steps=50" in card
+
+
+def test_special_tokens_have_their_names_and_captions_their_case(written):
+    described = settings(written, "stage_1", "tokenizer", "tokenizer.json")
+    pieces = [piece for piece, _ in described["model"]["vocab"]]
+    assert pieces[:4] == ["<pad>", "</s>", "<unk>", "▁red"]
+    assert pieces[-100] == "<extra_id_99>" and pieces[-1] == "<extra_id_0>"
+    added = {token["content"]: token["id"] for token in described["added_tokens"]}
+    assert added["</s>"] == 1 and added["<extra_id_0>"] == len(pieces) - 1
+    assert "Lowercase" not in json.dumps(described["normalizer"])
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "message"),
+    [
+        ("imagen_base", "sampling.percentile", 99.5, None),
+        ("imagen_base", "model.text.padding", "mask", 'model.text.padding "mask" .not "seen".'),
+        ("imagen_base", "model.unet.context_norm", "none", 'context_norm "none" .not "group".'),
+        ("imagen_base", "sampling.threshold", "static", 'threshold "static" .not "dynamic".'),
+        ("imagen_base", "diffusion.schedule", "linear", 'schedule "linear" .not "cosine".'),
+        ("upsampler_256", "model.interpolation", "cubic", 'interpolation "cubic" .not "bilinear'),
+        ("upsampler_256", "augment.level", 0.1, "augment.level 0.1 .not 0.25."),
+        ("upsampler_256", "quantise", True, "quantise true .not false."),
+    ],
+)
+def test_options_without_a_setting_are_named(run, tmp_path, name, path, value, message):
+    folder = run / name / "export"
+    before = (folder / "manifest.json").read_text("utf-8")
+    card = load.read_manifest(folder)
+    config = json.loads(json.dumps(typed.as_dict(card.config)))
+    *groups, last = path.split(".")
+    group = config
+    for each in groups:
+        group = group[each]
+    group[last] = value
+    replace_manifest(folder, dataclasses.replace(card, config=config))
+    try:
+        if message is None:
+            diffusers.write(run, tmp_path / "out")
+            return
+        with pytest.raises(UserError, match=message):
+            diffusers.write(run, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    finally:
+        (folder / "manifest.json").write_text(before, "utf-8")
+
+
+def test_a_run_with_other_stages_is_rejected(run, tmp_path):
+    for name in ("imagen_base", "upsampler_256"):
+        (tmp_path / name).symlink_to(run / name)
+    with pytest.raises(UserError, match="the run has no text_encoder; the pipelines of DeepFloyd"):
+        diffusers.write(tmp_path, tmp_path / "out")
+
+
+def test_the_sizes_of_deepfloyd_s_configs_survive():
+    """A scale that the layout states with five digits, and one that it does not."""
+    from unclip_jax.convert.deepfloyd_writer import unet_settings
+
+    for scale in (1.0, 1 / 1.41423, math.sqrt(0.5)):
+        network = dataclasses.replace(UNET, residual_scale=scale)
+        stated = unet_settings(network, TEXT)
+        again, condition = deepfloyd.unet_config(stated, where="x")
+        assert again.residual_scale == pytest.approx(scale, rel=1e-15) and condition == TEXT
