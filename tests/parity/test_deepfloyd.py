@@ -101,10 +101,53 @@ def folders(tmp_path_factory, spiece):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def run(folders, tmp_path_factory):
+def run_dir(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     convert([str(folders / "I"), str(folders / "II"), f"--out={out}"])
-    return load.load_cascade(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(run_dir):
+    return load.load_cascade(run_dir)
+
+
+def test_the_folders_go_back_as_diffusers_and_transformers_wrote_them(folders, run_dir, tmp_path):
+    """Pipelines open, with the same tensors, settings and token ids as the originals."""
+    from unclip_jax.convert import diffusers as writer
+
+    writer.write(run_dir, tmp_path / "back")
+    options = {"safety_checker": None, "requires_safety_checker": False, "watermarker": None}
+    pairs = [
+        [diffusers.IFPipeline.from_pretrained(place, **options) for place in places]
+        for places in [(folders / "I", tmp_path / "back" / "stage_1")]
+    ]
+    second = {**options, "text_encoder": None, "tokenizer": None}
+    places = (folders / "II", tmp_path / "back" / "stage_2")
+    cls = diffusers.IFSuperResolutionPipeline
+    pairs.append([cls.from_pretrained(place, **second) for place in places])
+    for theirs, ours in pairs:
+        for name in ("unet", "text_encoder"):
+            if getattr(theirs, name) is None:
+                continue
+            expected, tensors = (getattr(p, name).state_dict() for p in (theirs, ours))
+            assert expected.keys() == tensors.keys()
+            assert all(torch.equal(expected[key], tensors[key]) for key in expected)
+        one, other = (
+            {k: v for k, v in p.scheduler.config.items() if not k.startswith("_")}
+            for p in (theirs, ours)
+        )
+        assert one == other
+        x, states, t = _inputs(theirs.unet.config.in_channels, 16)
+        more = {"class_labels": t} if theirs.unet.config.class_embed_type else {}
+        with torch.no_grad():
+            one, other = (
+                p.unet(x, t, encoder_hidden_states=states, **more).sample for p in (theirs, ours)
+            )
+        assert torch.equal(one, other)
+    captions = ["a red circle", "", "Two BLUE squares </s> <unk>"]
+    one, other = (p.tokenizer(captions, padding="max_length", max_length=77) for p in pairs[0])
+    assert one["input_ids"] == other["input_ids"]
 
 
 def _inputs(channels, side, seed=3):
