@@ -1,6 +1,7 @@
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
@@ -8,6 +9,7 @@ from unclip_jax.core.files import (
     atomic_path,
     check_local,
     check_output,
+    open_array,
     printable,
     write_atomically,
     write_shared,
@@ -146,3 +148,17 @@ def test_urls_are_no_local_paths(path):
 )
 def test_other_paths_are_local(path):
     check_local("--out", path)
+
+
+def test_an_array_is_mapped_and_a_damaged_file_is_one_line(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(6).reshape(2, 3))
+    mapped = open_array(path, advice="make it again.")
+    assert isinstance(mapped, np.memmap) and mapped.tolist() == [[0, 1, 2], [3, 4, 5]]
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:40], whole[:-8], b"PK" + whole):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"x.npy cannot be read: .*; make it again\.$"):
+            open_array(path, advice="make it again.")
+    with pytest.raises(UserError, match=r"missing.npy cannot be read: .*No such file"):
+        open_array(tmp_path / "missing.npy", advice="make it again.")

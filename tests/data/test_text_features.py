@@ -41,6 +41,15 @@ def test_a_caption_that_is_not_stored_is_rejected(tmp_path):
         TextFeatureStore(tmp_path).batch(np.array([[5, 7, 1, 0]]), MASK[1:2])
 
 
+@pytest.mark.parametrize("name", ["lengths", "features", "digests"])
+def test_a_file_that_was_cut_short_is_rejected_by_name(tmp_path, name):
+    write(tmp_path)
+    path = tmp_path / f"{name}_0001.npy"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match=f"{name}_0001.npy cannot be read: .*embed text"):
+        TextFeatureStore(tmp_path)
+
+
 def test_an_interrupted_run_knows_what_is_written(tmp_path):
     write(tmp_path, finish=False)
     with pytest.raises(UserError, match="is half-written; run the same"):

@@ -9,6 +9,8 @@ import stat
 import uuid
 from collections.abc import Iterator
 
+import numpy as np
+
 from unclip_jax.core.checks import UserError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -125,6 +127,23 @@ def read_small(path: pathlib.Path, *, most: int = 256 * 2**20) -> bytes:
     if size > most:
         raise UserError(f"{path} has {size} bytes; a file of its kind has at most {most}.")
     return path.read_bytes()
+
+
+def open_array(path: pathlib.Path, *, advice: str) -> np.ndarray:
+    """Maps the array in a file of NumPy into memory.
+
+    Args:
+        path: of the .npy file.
+        advice: what to do about a damaged file; the end of the message.
+
+    Raises:
+        UserError: the file is missing, cut short, or no such file.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy's parser of headers raises anything
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}; {advice}") from error
 
 
 def regular_files(folder: pathlib.Path) -> list[str]:

@@ -22,7 +22,7 @@ from jaxtyping import Int64
 
 from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import check_regular, read_small
+from unclip_jax.core.files import check_regular, open_array, read_small
 from unclip_jax.core.storage import Location, Url
 from unclip_jax.data.embedding_stats import Moments, Stats, Vectors, total
 
@@ -394,11 +394,7 @@ def _check_arrays(paths: list[pathlib.Path], counts: list[int]) -> int:
         )
     dim = 0
     for path, count in zip(paths, counts, strict=True):
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # NumPy's parser of headers raises anything
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise UserError(f"{path} cannot be read: {reason}; make it again.") from error
+        array = open_array(path, advice="make it again.")
         if array.ndim != 2 or array.shape[0] != count:
             raise UserError(
                 f"{path} has shape {list(array.shape)}, its metadata has {count} rows; make the "

@@ -14,7 +14,7 @@ from jaxtyping import Integer, UInt16
 
 from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.files import atomic_path, read_small, write_atomically
+from unclip_jax.core.files import atomic_path, open_array, read_small, write_atomically
 from unclip_jax.data.dataset import Source, content_digest, without_image
 from unclip_jax.data.records import Record
 
@@ -56,7 +56,7 @@ class CodeWriter:
         if self._finished is None:
             self._state(finished=False)
         self._files = _files(directory)
-        self.written: int = sum(len(np.load(path, mmap_mode="r")) for path in self._files)
+        self.written: int = sum(len(open_array(path, advice=ADVICE)) for path in self._files)
         self._rows: list[np.ndarray] = []
 
     def add(self, codes: Integer[np.ndarray, " b k"]) -> None:
@@ -121,7 +121,7 @@ class CodedSource:
             )
 
     def _open(self) -> list[np.ndarray]:
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths]
+        return [open_array(path, advice=ADVICE) for path in self._paths]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_arrays"}

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError, listed
-from unclip_jax.core.files import atomic_path, read_small, write_shared
+from unclip_jax.core.files import atomic_path, open_array, read_small, write_shared
 
 INFO, FINISHED = "info.json", "finished"
 DIGEST_BYTES = 16
@@ -104,7 +104,7 @@ class TextFeatureFolder:
 
     def captions(self) -> int:
         """Returns the number of captions in shards that are written."""
-        return sum(len(np.load(path, mmap_mode="r")) for path in _shards(self.directory))
+        return sum(len(open_array(path, advice=ADVICE)) for path in _shards(self.directory))
 
     def _path(self, name: str, index: int) -> pathlib.Path:
         return self.directory / f"{name}_{index:04d}.npy"
@@ -130,9 +130,10 @@ class TextFeatureStore:
         self._arrays, digests, places = [], [], []
         for number, path in enumerate(_shards(directory)):
             suffix = path.name.removeprefix("digests")
-            lengths = np.load(directory / f"lengths{suffix}")
-            self._arrays.append(np.load(directory / f"features{suffix}", mmap_mode="r"))
-            digests.append(np.load(path).reshape(-1, DIGEST_BYTES))
+            names = (directory / f"{name}{suffix}" for name in ("lengths", "features", "digests"))
+            lengths, features, rows = (open_array(name, advice=ADVICE) for name in names)
+            self._arrays.append(features)
+            digests.append(rows.reshape(-1, DIGEST_BYTES))
             ends = np.cumsum(lengths)
             if len(self._arrays[-1]) != lengths.sum() or len(lengths) != len(digests[-1]):
                 raise UserError(f"{directory} has shards that do not fit each other; {ADVICE}")
