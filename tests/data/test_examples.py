@@ -64,6 +64,23 @@ def test_centre_crop_of_the_resized_image():
     )
 
 
+def test_what_is_not_configured_is_as_in_the_published_models(tokenizer: text.Tokenizer):
+    """64 px and CLIP's 77 tokens; every record is the same example each time it is read."""
+    waves = np.sin(np.arange(3 * 130 * 160).reshape(130, 160, 3) / 50)
+    data = image_codec.encode_jpeg(np.uint8(128 + 100 * waves))
+    records = one(image=data, captions=["a b", "c"])
+    config = ExampleConfig(fields=("image", "tokens", "token_mask", "caption"))
+    fixed = FixedExamples(records, config=config, tokenizer=tokenizer)
+    whole = image_codec.resize_short(image_codec.decode(data), 64)  # not decoded at a half
+    tokens, mask = tokenizer.encode(["a b"], length=77)
+    for seed in range(8):
+        example = RandomPart(config)(fixed[0], np.random.default_rng(seed))
+        np.testing.assert_array_equal(example["image"], image_codec.center_crop(whole, 64))
+        np.testing.assert_array_equal(example["tokens"], tokens[0])
+        np.testing.assert_array_equal(example["token_mask"], mask[0])
+        assert example["caption"] == "a b"
+
+
 def test_random_crop_moves_along_the_long_side_only():
     config = ExampleConfig(fields=("image",), image_size=40, crop="random")
     windows = {random_part(config, seed)["image"].tobytes() for seed in range(400)}

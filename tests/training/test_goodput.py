@@ -7,7 +7,7 @@ from tests.training import toy
 from tests.training.test_hooks import done
 from unclip_jax.training import goodput as goodput_module
 from unclip_jax.training.goodput import PARTS, Goodput
-from unclip_jax.training.hooks import StepDone
+from unclip_jax.training.hooks import Moment, StepDone
 
 
 class Clock:
@@ -70,6 +70,75 @@ def test_steps_after_the_last_checkpoint_of_a_killed_session_are_repeated(tmp_pa
     assert before["seconds"]["repeated"] == 0
     assert after["seconds"]["repeated"] == 2  # 6 and 7; 5 compiles
     assert after["last_step"] == 9
+
+
+def test_checkpoints_between_steps_are_no_part_of_them(tmp_path, clock):
+    """Neither of the one that compiles nor of those that are repeated, whether they succeed."""
+    (tmp_path / "goodput.json").write_text('[{"last_step": 2}]')
+    goodput = Goodput(tmp_path, start=0)
+    for number in (1, 2, 3):
+        with pytest.raises(OSError), goodput.account("save"):
+            clock.now += 100
+            raise OSError
+        step(goodput, clock, number, seconds=number, wait=0.5)
+    goodput.write()
+    seconds = sessions(tmp_path)[-1]["seconds"]
+    assert (seconds["compile"], seconds["repeated"], seconds["save"]) == (1, 2, 300)
+    assert (seconds["data"], seconds["total"]) == (0.5, 10 + 306)
+
+
+def test_a_hook_is_accounted_for_and_called(tmp_path, clock):
+    def hook(moment):
+        clock.now += moment.step
+
+    goodput = Goodput(tmp_path, start=0)
+    accounted = goodput.accounted("evaluate", hook)
+    accounted(Moment(4, None, None))
+    accounted(Moment(3, None, None))
+    goodput.write()
+    assert sessions(tmp_path)[0]["seconds"]["evaluate"] == 7
+
+
+def test_a_step_waits_no_longer_than_it_takes_and_not_unless_it_says_so(tmp_path, clock):
+    goodput = Goodput(tmp_path, start=7)
+    step(goodput, clock, 8, seconds=1)
+    step(goodput, clock, 9, seconds=2, wait=5)
+    clock.now += 3
+    goodput(done(10))  # says nothing of data
+    goodput.write()
+    (session,) = sessions(tmp_path)
+    assert session["seconds"]["data"] == 2
+    assert (session["first_step"], session["last_step"]) == (7, 10)
+
+
+def test_the_file_has_a_line_per_number_and_the_log_the_shares(tmp_path, clock, caplog):
+    goodput = Goodput(tmp_path, start=100)
+    step(goodput, clock, 101, seconds=60)
+    step(goodput, clock, 102, seconds=10, wait=20 / 3)
+    with goodput.account("save"):
+        clock.now += 20
+    with caplog.at_level("INFO"):
+        goodput.close()
+    assert (tmp_path / "goodput.json").read_text() == """[
+ {
+  "first_step": 100,
+  "last_step": 102,
+  "seconds": {
+   "total": 100.0,
+   "start": 10.0,
+   "compile": 60.0,
+   "data": 6.667,
+   "save": 20.0,
+   "evaluate": 0.0,
+   "repeated": 0.0
+  }
+ }
+]
+"""
+    assert caplog.messages[-1] == (
+        "2 steps in 100 s: start 10 %, compile 60 %, data 7 %, save 20 %, evaluate 0 %, "
+        "repeated 0 %, train 3 %"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '[{"last_step": "3"}]'])
