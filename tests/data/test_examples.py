@@ -81,6 +81,26 @@ def test_what_is_not_configured_is_as_in_the_published_models(tokenizer: text.To
         assert example["caption"] == "a b"
 
 
+@pytest.mark.parametrize(
+    ("fields", "changes", "expected"),
+    [
+        (("key", "z_img"), {}, False),
+        (("tokens", "token_mask"), {}, False),
+        (("tokens", "token_mask"), {"empty_captions": 0.01}, True),
+        (("tokens", "token_mask"), {"empty_captions": 1.0}, True),
+        (("tokens", "token_mask"), {"bpe_dropout": 0.01}, True),
+        (("tokens", "token_mask"), {"bpe_dropout": 1.0}, True),
+        (("tokens", "token_mask"), {"captions": "any"}, True),
+        (("image",), {}, True),
+        (("low_res",), {"degrade": DegradeConfig(factor=4)}, True),
+    ],
+)
+def test_examples_with_images_or_chance_have_a_random_part(fields, changes, expected):
+    config = ExampleConfig(fields=fields, **changes)
+    assert config.random == expected
+    assert config.decodes_images == (fields[0] in ("image", "low_res"))
+
+
 def test_random_crop_moves_along_the_long_side_only():
     config = ExampleConfig(fields=("image",), image_size=40, crop="random")
     windows = {random_part(config, seed)["image"].tobytes() for seed in range(400)}

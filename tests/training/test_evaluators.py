@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from tests.training import toy
+from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.training import evaluators
 from unclip_jax.training.evaluators import PeriodicEval, SamplePreview
 from unclip_jax.training.hooks import Moment
 from unclip_jax.training.optimizer import OptimConfig
@@ -38,7 +40,7 @@ def moment(step: int = 3) -> Moment:
     return Moment(step, dataclasses.replace(state, params=raw), None)
 
 
-def validation(data, *, count: int = 3, stage=STAGE):
+def validation(data, *, count: int = 3, stage=STAGE, teacher=()):
     reports = []
     hook = PeriodicEval(
         stage,
@@ -48,6 +50,7 @@ def validation(data, *, count: int = 3, stage=STAGE):
         mesh=MESH,
         shardings=PROGRAM.shardings.params,
         report=lambda step, numbers: reports.append((step, dict(numbers))),
+        teacher=teacher,
     )
     return hook, reports
 
@@ -78,6 +81,36 @@ def test_validation_repeats_exactly_and_each_batch_has_its_own_key():
     single, alone = validation(held_out(), stage=toy.Toy(evaluate=evaluate), count=1)
     single(moment())
     assert alone[0] != reports[0]
+
+
+def test_the_key_of_a_batch_is_that_of_its_place():
+    """So that its noise can be drawn again, whatever precedes it and however many there are."""
+
+    def evaluate(params, batch, key):
+        return {"draw": jax.random.normal(key), "first": batch["x"][0, 0]}
+
+    for sizes, places in (((16, 16, 16, 16), (0, 1, 2)), ((16, 8, 16, 16), (0, 2))):
+        hook, reports = validation(held_out(sizes), stage=toy.Toy(evaluate=evaluate), count=3)
+        hook(moment())
+        draws = [jax.random.normal(rng.fold(KEY, "validation", place)) for place in places]
+        ((_, numbers),) = reports
+        np.testing.assert_allclose(numbers["val/draw"], np.mean(draws), rtol=1e-6)
+        first = [toy.batch_at(100 + place)["x"][0, 0] for place in places]
+        np.testing.assert_allclose(numbers["val/first"], np.mean(first), rtol=1e-6)
+
+
+def test_the_stage_s_teacher_takes_part_and_other_fields_do_not():
+    def evaluate(params, batch, key, first, second):
+        assert set(batch) == {"x", "y"}
+        ratio = jnp.mean(first["w"]) / jnp.mean(second["w"])
+        return {"ratio": ratio, "bias": jnp.mean(params["map"]["bias"])}
+
+    place = jax.tree.leaves(PROGRAM.shardings.step)[0]
+    teacher = tuple({"w": jax.device_put(np.full(3, n, np.float32), place)} for n in (6, 2))
+    data = [{**toy.batch_at(0), "caption": np.array(["a"] * 16)}]
+    hook, reports = validation(lambda: data, stage=toy.Toy(evaluate=evaluate), teacher=teacher)
+    hook(moment())
+    assert reports == [(3, {"val/ratio": 3.0, "val/bias": 0.0})]
 
 
 def test_a_last_smaller_batch_is_left_out():
@@ -150,6 +183,84 @@ def test_a_grid_shows_samples_of_the_averaged_parameters(tmp_path):
         for params in (now.state.ema_params, now.state.params)
     )
     assert averaged >= 4 * 6 * 6 > raw  # labels have some of every grey
+
+
+def drawn(monkeypatch) -> list[tuple[np.ndarray, list[str]]]:
+    """Returns a list that gets the images and labels of every grid."""
+    grids = []
+    grid = evaluators.labelled_grid
+
+    def noted(images, *, labels):
+        grids.append((np.asarray(images), list(labels)))
+        return grid(images, labels=labels)
+
+    monkeypatch.setattr(evaluators, "labelled_grid", noted)
+    return grids
+
+
+def test_images_keep_the_order_of_the_examples_and_their_names(tmp_path, monkeypatch):
+    grids = drawn(monkeypatch)
+    samples(tmp_path, count=19)(moment())
+    labelled = samples(
+        tmp_path, count=19, labels=lambda batch: [f"{x:.3f}" for x in batch["x"][:, 0]]
+    )
+    labelled(moment())
+    levels = np.concatenate([toy.batch_at(100 + i)["x"][:, 0] for i in range(2)])
+    expected = np.round((np.clip(levels, -1, 1) + 1) * 127.5)[:19]
+    noise = jax.random.uniform(rng.fold(KEY, "samples"), (24, 6, 6, 3), minval=-1.0)
+    noise = np.round((np.asarray(noise) + 1) * 127.5)[:19]
+    for images, _ in grids:
+        assert images.shape == (19, 6, 12, 3)
+        np.testing.assert_array_equal(images[:, :, :6], expected[:, None, None, None] + 0 * noise)
+        assert np.abs(images[:, :, 6:] - noise).max() <= 1
+    assert grids[0][1] == [f"toy {index}" for index in range(19)]
+    assert grids[1][1] == [f"{x:.3f}" for x in levels[:19]]
+
+
+@pytest.mark.parametrize(
+    ("count", "read"), [(1, 1), (8, 1), (16, 1), (17, 2), (24, 2), (32, 2), (33, 3)]
+)
+def test_no_more_batches_are_read_than_a_grid_needs(tmp_path, count, read):
+    taken = []
+
+    def data():
+        for host in held_out((16, 16, 16, 16))():
+            taken.append(host)
+            yield host
+
+    hook = samples(tmp_path, count=count, data=data)
+    hook(moment())
+    hook(moment(step=4))
+    assert len(taken) == read
+    assert hook._count == count and len(hook._batch["x"]) == -(-count // 8) * 8
+
+
+def test_a_grid_of_fewer_samples_than_the_mesh_has_shards(tmp_path, monkeypatch):
+    grids = drawn(monkeypatch)
+    samples(tmp_path / "new", count=3, data=held_out((8,)))(moment())
+    assert len(grids[0][0]) == len(grids[0][1]) == 3
+    assert (tmp_path / "new" / "samples" / "step_00000003.png").exists()
+
+
+def test_examples_are_numbered_over_the_processes_of_which_the_first_writes(tmp_path, monkeypatch):
+    hook = samples(tmp_path, count=16)
+    assert hook._rows().tolist() == []
+    hook(moment())
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    assert hook._rows().tolist() == list(range(32, 48))
+    hook(moment(step=4))
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step_00000003.png"]
+
+
+def test_a_share_of_each_process_fills_the_shards_of_all(tmp_path, monkeypatch):
+    """Of two processes each has half of the examples, and a batch is divided over 8 devices."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for sizes, own, count in (((8, 8), 8, 13), ((5,), 4, 8), ((6, 1), 4, 8), ((3, 5), 8, 13)):
+        hook = samples(tmp_path, count=13, data=held_out(sizes))
+        assert len(hook._first_examples()["x"]) == own and hook._count == count
+    message = r"have 3 examples here, but a batch is split over 4 devices"
+    with pytest.raises(UserError, match=message):
+        samples(tmp_path, count=13, data=held_out((3,)))._first_examples()
 
 
 @pytest.mark.parametrize(
