@@ -13,9 +13,9 @@ def dataclasses_of(package: ModuleType) -> Iterator[type]:
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
         for value in vars(module).values():
-            if dataclasses.is_dataclass(value) and isinstance(value, type):
-                if value.__module__ == module.__name__:
-                    yield value
+            own = isinstance(value, type) and value.__module__ == module.__name__
+            if own and dataclasses.is_dataclass(value):
+                yield value
 
 
 def changeable(package: ModuleType) -> list[str]:

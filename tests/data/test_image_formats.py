@@ -96,11 +96,11 @@ def test_the_orientation_of_a_directory(order: str, start: int, value: int):
 
 @pytest.mark.parametrize("order", "<>")
 def test_an_orientation_that_is_cut_or_beyond_the_directory_is_not_read(order: str):
-    block = directory(order, [(0x0100, 3), (0x0112, 6)])
+    block = directory(order, [(0x0101, 3), (0x0112, 6)])
     assert image_formats.from_exif(block) == 6
     for size in range(len(block)):
         assert image_formats.from_exif(block[:size]) == 1
-    one = directory(order, [(0x0100, 3)]) + block[-12:]  # the count leaves the second one out
+    one = directory(order, [(0x0101, 3)]) + block[-12:]  # the count leaves the second one out
     assert image_formats.from_exif(one) == 1
     for text in (b"", b"XX" + block[2:], b"I", bytes(40)):
         assert image_formats.from_exif(text) == 1

@@ -76,10 +76,14 @@ def test_checkpoints_between_steps_are_no_part_of_them(tmp_path, clock):
     """Neither of the one that compiles nor of those that are repeated, whether they succeed."""
     (tmp_path / "goodput.json").write_text('[{"last_step": 2}]')
     goodput = Goodput(tmp_path, start=0)
+
+    def fails():
+        clock.now += 100
+        raise OSError
+
     for number in (1, 2, 3):
         with pytest.raises(OSError), goodput.account("save"):
-            clock.now += 100
-            raise OSError
+            fails()
         step(goodput, clock, number, seconds=number, wait=0.5)
     goodput.write()
     seconds = sessions(tmp_path)[-1]["seconds"]
@@ -119,7 +123,9 @@ def test_the_file_has_a_line_per_number_and_the_log_the_shares(tmp_path, clock, 
         clock.now += 20
     with caplog.at_level("INFO"):
         goodput.close()
-    assert (tmp_path / "goodput.json").read_text() == """[
+    assert (
+        (tmp_path / "goodput.json").read_text()
+        == """[
  {
   "first_step": 100,
   "last_step": 102,
@@ -135,6 +141,7 @@ def test_the_file_has_a_line_per_number_and_the_log_the_shares(tmp_path, clock, 
  }
 ]
 """
+    )
     assert caplog.messages[-1] == (
         "2 steps in 100 s: start 10 %, compile 60 %, data 7 %, save 20 %, evaluate 0 %, "
         "repeated 0 %, train 3 %"
