@@ -316,6 +316,37 @@ def test_the_cache_changes_nothing(records):
     assert_equal(take(loader(records, RANDOM, cache_mb=1), 12), straight)
 
 
+class Reads(list):
+    """Records that note which are read."""
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.keys = []
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        self.keys.append(record["key"])
+        return record
+
+
+@pytest.mark.parametrize(("cache_mb", "kept"), [(0, 0), (1, 5), (2, 10)])
+def test_the_cache_holds_so_many_mebibytes(samples, cache_mb: int, kept: int):
+    """Of images of 256 x 256 x 3 bytes a mebibyte holds five; two data sets share it equally."""
+    example = ExampleConfig(fields=("image",), image_size=256)
+    one, other = (
+        Reads(samples.record(i, height=256, width=256) for i in range(first, first + 12))
+        for first in (0, 20)
+    )
+    it = loader(one, example, shuffle=False, num_epochs=3, cache_mb=cache_mb)
+    one.keys.clear()  # the first is looked at
+    assert len(list(it)) == 9
+    assert len(one.keys) == 12 + 2 * (12 - kept)
+    it = loader(one, example, mixed=[other], cache_mb=cache_mb)
+    one.keys.clear(), other.keys.clear()
+    take(it, 12)  # two epochs of each
+    assert len(one.keys) == len(other.keys) == 12 + (12 - kept // 2)
+
+
 def test_randomness_differs_from_epoch_to_epoch(records):
     crops: dict[str, set[bytes]] = {}
     for batch in take(loader(records, RANDOM), 33):  # 12 epochs
