@@ -12,7 +12,8 @@ import pytest
 from tests import object_stores
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import Url
-from unclip_jax.data import records, tar_index
+from unclip_jax.data import records, tar_index, tar_source
+from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.data.tar_index import Place, ReadOptions, TarShard, parse_sample, read_range
 
 OPTIONS = ReadOptions()
@@ -239,3 +240,21 @@ def test_long_names_in_the_formats_of_tar():
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             assert len(archive.getmembers()) == 2
         assert parse_sample(data, OPTIONS, tar="t") == record(b"x", "t", key)
+
+
+def test_a_folder_of_tars_without_an_index_is_rejected(tmp_path: pathlib.Path, samples):
+    message = r"tars:.*a b' is no index of tars; .* '.*a b' --index --out=DIR` and give tars:DIR"
+    with pytest.raises(UserError, match=message.replace("b' is", "b is")):
+        tar_source.open_dataset(str(tmp_path / "a b"), FeatureKeys())
+    samples.write_folder(tmp_path / "a b", [3])
+    found = tar_source.open_dataset(str(tmp_path / "a b"), FeatureKeys())
+    assert len(found.open_split("train")) == 3
+
+
+def test_an_index_in_a_store_is_opened_as_a_data_set(tmp_path: pathlib.Path, samples):
+    samples.write_folder(tmp_path, [3])
+    with object_stores.google():
+        store = Url(f"gs://{object_stores.BUCKET}/index")
+        object_stores.upload(tmp_path, store)
+        found = tar_source.open_dataset(str(store), FeatureKeys())
+        assert len(found.open_split("train")) == 3
