@@ -1,5 +1,6 @@
 """The content of a data set identifies it: not its path, and not its number of records."""
 
+import hashlib
 import pathlib
 import pickle
 import shutil
@@ -46,6 +47,36 @@ def test_every_change_of_the_records_changes_the_digest(samples, rows, tmp_path,
     assert content_digest(rows) != content_digest(other)  # a source without a digest of its own
     stored = [write(tmp_path / name, each) for name, each in (("a", rows), ("b", other))]
     assert content_digest(stored[0]) != content_digest(stored[1])
+
+
+@pytest.mark.parametrize(
+    ("count", "read"),
+    [
+        (1, [0]),
+        (3, [0, 1, 2]),
+        (256, range(256)),
+        (511, range(0, 511, 2)),
+        (2551, range(0, 2551, 10)),
+    ],
+)
+def test_the_content_of_256_records_evenly_spaced_stands_for_a_source(samples, count, read):
+    """Of sources without a digest; the first and the last of them are among these."""
+    read_now = []
+
+    class Rows:
+        def __len__(self):
+            return count
+
+        def __getitem__(self, index):
+            read_now.append(index)
+            return {**samples.record(0), "key": str(index)}
+
+    digest = content_digest(Rows())
+    assert read_now == list(read)
+    whole = hashlib.sha256(f"{count} records".encode())
+    for index in read:
+        whole.update(records.digest({**samples.record(0), "key": str(index)}).encode())
+    assert digest == whole.hexdigest()
 
 
 def test_the_digest_is_the_same_wherever_the_data_lie(rows, tmp_path: pathlib.Path):

@@ -67,6 +67,36 @@ def test_bootstrap_of_a_statistic_covers_its_value():
     assert 0.83 < hits / 200 < 0.97
 
 
+def test_an_interval_is_of_two_thousand_resamples_of_all_units():
+    drawn = []
+
+    def mean(rows):
+        drawn.append(rows)
+        return float(values[rows].mean())
+
+    values = np.random.default_rng(0).exponential(size=40)
+    interval = bootstrap_statistic(mean, 40)
+    assert len(drawn) == 1 + 2000 and {len(rows) for rows in drawn} == {40}
+    assert drawn[0].tolist() == list(range(40))
+    counts = np.bincount(np.concatenate(drawn[1:]), minlength=40)
+    assert len(counts) == 40 and np.abs(counts / 2000 - 1).max() < 5 / math.sqrt(2000)
+    assert bootstrap(values)[1:] == interval
+    means = [values[rows].mean() for rows in drawn[1:]]
+    assert interval[1:] == tuple(np.quantile(means, [0.025, 0.975]))
+    quarter = bootstrap_statistic(mean, 40, confidence=0.5)
+    assert quarter[1:] == tuple(np.quantile(means, [0.25, 0.75]))
+
+
+def test_resamples_without_a_finite_value_are_left_out():
+    def skewed(rows):  # not defined where the first unit is missing
+        return float(np.sum(rows == 0)) if 0 in rows else math.nan
+
+    interval = bootstrap_statistic(skewed, 10, confidence=0.99)
+    assert interval.value == 1 and interval.low == 1 and 3 < interval.high < 7
+    everything = bootstrap_statistic(lambda rows: math.inf if len(set(rows)) < 10 else 1.0, 10)
+    assert all(math.isnan(x) for x in everything)
+
+
 def test_basic_interval_reflects_the_quantiles_about_the_value():
     values = np.random.default_rng(0).exponential(size=40)
 

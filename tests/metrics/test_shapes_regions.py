@@ -94,6 +94,18 @@ def test_objects_of_an_image_with_soft_edges():
     np.testing.assert_allclose(found.share, share, atol=1e-5)
 
 
+def test_objects_that_touch_keep_their_pixels():
+    ground = np.array(BACKGROUNDS["white"], np.float32)
+    pixels = np.tile(ground, (1, 64, 64, 1))
+    for column, name in ((4, "red"), (14, "blue"), (24, "green")):
+        pixels[0, 10:20, column : column + 10] = COLOURS[name]
+    found = shapes_regions.find_regions(pixels, ground[None])
+    names = [list(COLOURS)[k] for k in found.colour]
+    assert sorted(names) == ["blue", "green", "red"]
+    for column, name in ((4, "red"), (14, "blue"), (24, "green")):
+        assert (found.label[0, 10:20, column : column + 10] == 1 + names.index(name)).all()
+
+
 def test_windows_show_one_object_each_and_nothing_beyond_the_image():
     label = RNG.integers(0, 4, (2, 6, 7))
     label[0][label[0] == 3], label[1][label[1] != 3] = 0, 0  # objects 1 and 2, and object 3
