@@ -15,6 +15,7 @@ from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import column_files
 from unclip_jax.data.embedding_writer import EmbeddingWriter
+from unclip_jax.data.pair_conditions import read_conditions
 from unclip_jax.data.pairs import open_pairs
 from unclip_jax.data.pairs_config import PairsConfig
 
@@ -417,3 +418,93 @@ def test_labels_come_from_text_and_tables(tmp_path):
     assert column_files.labels(f"{tmp_path}/g.parquet:g").tolist() == ["1", "2"]
     with pytest.raises(UserError, match="has no column 'h'"):
         column_files.labels(f"{tmp_path}/g.parquet:h")
+
+
+def test_a_share_of_the_groups_is_chosen_anew(tmp_path):
+    """At least one, unless the share is 0 or there is no other; the same one every time."""
+    data = opened(tmp_path, groups=npy(tmp_path, np.arange(N) // 3, "groups"), eval_share=0.0)
+    assert not data.validation.any()
+    for share, groups in ((0.0, 0), (0.01, 1), (0.3, 1), (0.5, 2), (0.7, 3), (1.0, 4)):
+        chosen = data.divided(share)
+        assert chosen.validation.sum() == 3 * groups
+        assert len(set((np.flatnonzero(chosen.validation) // 3).tolist())) == groups
+        np.testing.assert_array_equal(chosen.validation, data.divided(share).validation)
+    assert len({tuple(data.divided(share).validation.tolist()) for share in (0.3, 0.5, 0.7)}) == 3
+    alone = opened(tmp_path, groups=npy(tmp_path, np.zeros(N), "groups"), eval_share=0.0)
+    assert not alone.divided(0.3).validation.any() and alone.divided(0.8).validation.all()
+
+
+def test_pairs_are_read_by_their_number_alone(tmp_path):
+    train = source(opened(tmp_path, eval_share=0.0))
+    assert train[N - 1]["key"] == str(N - 1)
+    for index in (-1, N, 10**6):
+        with pytest.raises(IndexError):
+            train[index]
+
+
+def test_the_digest_of_pairs_is_of_their_content(tmp_path):
+    def digest(x=X, y=Y, keys=None, **options):
+        x, y = npy(tmp_path, x, "x", keys=keys), npy(tmp_path, y, "y", keys=keys)
+        data = open_pairs(PairsConfig(x=x, y=y, **options))
+        return source(data).digest
+
+    changed = X.copy()
+    changed[7, 1] += 1
+    same, other = digest(eval_share=0.0), [digest(changed, eval_share=0.0)]
+    other += [digest(Y, X, eval_share=0.0), digest(X[:-1], Y[:-1], eval_share=0.0), digest()]
+    other += [digest(X[::-1], Y[::-1], eval_share=0.0)]
+    assert digest(eval_share=0.0) == same and len(same) == 64
+    other += [digest(keys=KEYS, eval_share=0.0)]
+    assert len({same, *other}) == 7
+
+
+@pytest.mark.parametrize(("count", "read"), [(1, [0]), (256, range(256)), (511, range(0, 511, 2))])
+def test_256_pairs_evenly_spaced_stand_for_a_data_set(tmp_path, monkeypatch, count, read):
+    x = np.arange(count, dtype=np.float32)[:, None]
+    train = source(opened(tmp_path, x, x, eval_share=0.0))
+    indices, get = [], type(train).__getitem__
+    noted = lambda pairs, index: (indices.append(index), get(pairs, index))[1]  # noqa: E731
+    monkeypatch.setattr(type(train), "__getitem__", noted)
+    assert len(train.digest) == 64
+    assert indices == list(read)
+
+
+def test_the_subjects_of_an_even_choice_of_pairs(tmp_path):
+    (tmp_path / "subjects.txt").write_text("\n".join(f"s{i % 5}" for i in range(N)))
+    data = opened(tmp_path, subjects=f"{tmp_path}/subjects.txt", eval_share=0.0)
+    train = source(data)
+    for most, rows in ((3, [0, 4, 8]), (5, [0, 2, 4, 7, 9]), (N, range(N)), (99, range(N))):
+        assert train.subjects(most) == [f"s{i % 5}" for i in rows]
+        blocks = list(train.blocks(most, size=2))
+        assert [len(block["x"]) for block in blocks[:-1]] == [2] * (len(blocks) - 1)
+        np.testing.assert_array_equal(np.concatenate([b["x"] for b in blocks]), X[list(rows)])
+    assert source(opened(tmp_path)).subjects(3) is None
+
+
+def test_conditions_alone_are_read_with_their_keys(tmp_path, caplog):
+    whole = read_conditions(npy(tmp_path, X, "x", KEYS))
+    assert (whole.keys, whole.total) == (KEYS, N)
+    np.testing.assert_array_equal(np.stack(whole.rows["x"]), X)
+    np.testing.assert_array_equal(whole.numbers, np.arange(N))
+    second = Y.copy()
+    second[8] = np.inf
+    two = f"a={npy(tmp_path, broken(X), 'a')},b={npy(tmp_path, second, 'b', KEYS)}"
+    with pytest.raises(UserError, match=r"2 of 12 rows of a .* hold NaN or inf, first row 3; mend"):
+        read_conditions(two)
+    some = read_conditions(two, bad_rows="skip")
+    left = [0, 1, 2, 4, 6, 7, 9, 10, 11]
+    assert some.keys is None and some.total == N and some.numbers.tolist() == left
+    assert list(some.rows) == ["a", "b"]
+    np.testing.assert_array_equal(np.stack(some.rows["a"]), X[left])
+    np.testing.assert_array_equal(np.stack(some.rows["b"]), Y[left])
+    other = f"b={npy(tmp_path, second, 'b', KEYS)},a={npy(tmp_path, broken(X), 'a')}"
+    assert read_conditions(other, bad_rows="skip").keys == [KEYS[i] for i in left]
+
+
+def test_conditions_without_rows_or_of_different_lengths_are_rejected(tmp_path):
+    two = f"a={npy(tmp_path, X, 'a')},b={npy(tmp_path, Y[:5], 'b')}"
+    with pytest.raises(UserError, match=r"different numbers of rows \(a 12, b 5\); give as many"):
+        read_conditions(two)
+    nothing = npy(tmp_path, np.full_like(X, np.nan), "n")
+    with pytest.raises(UserError, match=r"no row of .*n.npy is left; it is empty, or every row"):
+        read_conditions(nothing, bad_rows="skip")

@@ -258,3 +258,19 @@ def test_an_index_in_a_store_is_opened_as_a_data_set(tmp_path: pathlib.Path, sam
         object_stores.upload(tmp_path, store)
         found = tar_source.open_dataset(str(store), FeatureKeys())
         assert len(found.open_split("train")) == 3
+
+
+def test_the_first_line_of_an_index_has_16_mib_at_most(tars):
+    folder, rows = tars
+    path = folder / "i.tar_index"
+    tar_index.write_index(path, rows, options=OPTIONS)
+    line, _, table = path.read_bytes().partition(b"\n")
+    for length, fits in ((2**24, True), (2**24 + 1, False)):
+        longer = line[:-1] + b" " * (length - 1 - len(line)) + line[-1:] + b"\n"
+        assert len(longer) == length
+        path.write_bytes(longer + table)
+        if fits:
+            assert TarShard(path).num_records() == 4
+        else:
+            with pytest.raises(UserError, match="no index of tars that can be read"):
+                TarShard(path)
