@@ -1,9 +1,12 @@
 import dataclasses
+import hashlib
 import itertools
 import json
 import threading
+import time
 from collections.abc import Sequence
 
+import grain
 import numpy as np
 import pytest
 
@@ -103,6 +106,25 @@ def test_the_order_depends_on_the_seed(records):
     assert first == again
     assert first != other
     assert first[11:] != other[:33]  # seed 1 is not seed 0 one epoch later
+
+
+def test_the_order_is_that_of_runs_of_earlier_versions(records, few):
+    """A saved position would otherwise continue in another order: Grain's, of a derived seed."""
+
+    def order(purpose: str, count: int) -> list[int]:
+        start = hashlib.sha256(f"3 {purpose}".encode()).hexdigest()[:8]
+        seed = int.from_bytes(bytes.fromhex(start), "little")
+        shuffled = grain.MapDataset.range(count).shuffle(seed=seed).repeat(None)
+        return [int(shuffled[i]) for i in range(24)]
+
+    expected = [f"k{i:04d}" for i in order("shuffle", 11)]
+    assert keys(take(loader(records), 6)) == expected
+    second = [f"k{100 + i:04d}" for i in order("shuffle 1", 3)]
+    both = keys(take(loader(records, mixed=[few]), 12))
+    assert [key for key in both if key < "k0100"] == expected
+    assert [key for key in both if key >= "k0100"] == second
+    groups = [2 * i + k for i in order("shuffle", 5)[:12] for k in range(2)]
+    assert keys(take(loader(records, group=2), 6)) == [f"k{i:04d}" for i in groups]
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -271,6 +293,19 @@ def test_decoding_in_processes_gives_the_same(source):
     again.close()
 
 
+class Reads(list):
+    """Records that note which are read."""
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.keys = []
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        self.keys.append(record["key"])
+        return record
+
+
 class Slow:
     """Records that, once `closed`, are handed out only when `together` threads ask for one."""
 
@@ -296,6 +331,34 @@ def test_as_many_examples_are_read_at_once_as_there_are_threads(records):
     assert [len(batch["key"]) for batch in it] == [64, 64]
 
 
+@pytest.mark.parametrize(
+    ("settings", "ahead", "threads"),
+    [({}, 4, 2), ({"prefetch": 2}, 2, 2), ({"workers": 3}, 4, 3), ({"workers": 0}, 0, 1)],
+)
+def test_four_batches_are_read_ahead_by_two_threads(samples, settings, ahead, threads):
+    """Unless the configuration says otherwise, and no more however long a batch is awaited."""
+    idents = set()
+
+    class Noted(Reads):
+        def __getitem__(self, index):
+            idents.add(threading.get_ident())
+            time.sleep(0.001)  # so that all threads are needed
+            return super().__getitem__(index)
+
+    rows = Noted(samples.record(i) for i in range(100))
+    it = make_loader(rows, example=PLAIN, config=LoaderConfig(batch_size=8, **settings))
+    rows.keys.clear(), idents.clear()
+    for taken in (1, 2):
+        next(it)
+        end = time.monotonic() + 20
+        while len(rows.keys) < 8 * (taken + ahead) and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.02)
+        assert len(rows.keys) == 8 * (taken + ahead)
+    it.close()
+    assert len(idents) == threads
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 12])
 @pytest.mark.parametrize("remainder", ["drop", "keep", "pad"])
 @pytest.mark.parametrize("workers", [0, 3])
@@ -314,19 +377,6 @@ def test_batches_of_any_size_hold_the_records_in_order(records, batch_size, rema
 def test_the_cache_changes_nothing(records):
     straight = take(loader(records, RANDOM), 12)
     assert_equal(take(loader(records, RANDOM, cache_mb=1), 12), straight)
-
-
-class Reads(list):
-    """Records that note which are read."""
-
-    def __init__(self, records):
-        super().__init__(records)
-        self.keys = []
-
-    def __getitem__(self, index):
-        record = super().__getitem__(index)
-        self.keys.append(record["key"])
-        return record
 
 
 @pytest.mark.parametrize(("cache_mb", "kept"), [(0, 0), (1, 5), (2, 10)])
