@@ -1,9 +1,11 @@
 """Tokenizers of T5 and BERT from their own files; tests/parity compares with sentencepiece."""
 
+import json
 import struct
 
 import numpy as np
 import pytest
+import tokenizers
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import language_tokenizers, text
@@ -17,7 +19,12 @@ def _field(number, value):
         return bytes([number << 3, value])
     if isinstance(value, float):
         return bytes([number << 3 | 5]) + struct.pack("<f", value)
-    return bytes([number << 3 | 2, len(value)]) + value
+    return bytes([number << 3 | 2]) + _varint(len(value)) + value
+
+
+def _varint(number):
+    low, high = number % 128, number // 128
+    return bytes([low | 128]) + _varint(high) if high else bytes([low])
 
 
 def spiece(pieces):
@@ -78,3 +85,69 @@ def test_a_list_of_words_that_is_not_berts_is_rejected(tmp_path):
     tokens, mask = text.load(tmp_path).encode(["Réds [SEP]", ""], length=8)
     assert tokens[0][mask[0]].tolist() == [1, 3, 4, 0, 0, 0, 2]  # brackets are unknown words
     assert tokens[1][mask[1]].tolist() == [1, 2]
+
+
+def _character_map(source: str, target: str) -> bytes:
+    """SentencePiece's map of one character: a double-array trie, then the texts that it names.
+
+    A unit of the trie has a label in its low byte, bit 8 where a text ends, and from bit 10 on the
+    offset that is added to its index by exclusive or; the unit there holds the place of the text.
+    """
+    units = np.zeros(512, "<u4")
+    units[ord(source)] = ord(source) | 1 << 8 | 256 << 10
+    units[ord(source) ^ 256] = 0
+    return struct.pack("<I", units.nbytes) + units.tobytes() + target.encode() + b"\0"
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_characters_are_mapped_as_the_model_says(tmp_path, mapped):
+    other = _field(1, b"nmt_nfkc")  # the name of the rules, ignored
+    rules = _field(3, other + _field(2, _character_map("R", "r"))) if mapped else _field(3, other)
+    (tmp_path / "spiece.model").write_bytes(_spiece(PIECES) + rules)
+    tokens, mask = text.load(tmp_path).encode(["Red", "red"], length=5)
+    assert tokens[1][mask[1]].tolist() == [3, 1]
+    assert tokens[0][mask[0]].tolist() == ([3, 1] if mapped else [6, 2, 5, 1])
+
+
+def test_a_saved_tokenizer_of_t5_gives_no_caption_a_special_token(tmp_path):
+    """As transformers saves it: with its special tokens among the added ones."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁red", -1.0), ("<x>", -1.0)]
+    engine = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
+    engine.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    engine.add_special_tokens(["<pad>", "</s>"])
+    engine.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = text.load(tmp_path)
+    tokens, mask = tokenizer.encode(["red", "red</s>", "red<pad> </s>", "<x>"], length=24)
+    ids = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+    assert ids[0] == [3, 1]
+    for row in ids[1:]:
+        assert row[-1] == 1 and not {0, 1} & set(row[:-1])
+    assert 4 in ids[3]  # not a special token, whatever it looks like
+    kept = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    assert [score for _, score in tokenizer.description["model"]["vocab"]] == [s for _, s in kept]
+
+
+def test_captions_of_min_dalle_end_in_padding(tmp_path):
+    symbols = ["[PAD]", "[UNK]", "a", "c", "t</w>", "a</w>", "at</w>", "cat</w>"]
+    vocab = {symbol: number for number, symbol in enumerate(symbols)}
+    vocab_file, merges_file = language_tokenizers.CHARACTER_PAIRS
+    (tmp_path / vocab_file).write_text(json.dumps(vocab))
+    assert language_tokenizers.read(tmp_path) is None  # both files are needed
+    (tmp_path / merges_file).write_text("#version: 0.2\na t</w>\nc at</w>\n")
+    tokens, mask = text.load(tmp_path).encode(["A Cat", "", "at x", "cat cat cat cat"], length=4)
+    rows = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+    assert rows == [[5, 7, 0], [0], [6, 1, 0], [7, 7, 7, 0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"), [(None, True), ({}, True), ({"do_lower_case": False}, False)]
+)
+def test_words_of_bert_are_lower_cased_unless_its_settings_say_otherwise(tmp_path, settings, known):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n")
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokens, _ = text.load(tmp_path).encode(["Red red"], length=4)
+    assert tokens[0].tolist() == [2, 4 if known else 1, 4, 3]

@@ -185,3 +185,83 @@ def test_length_needs_room_for_start_and_end(learned: text.Tokenizer):
 def test_vocabulary_must_hold_all_bytes():
     with pytest.raises(UserError, match="vocab_size is 100.*514"):
         text.train(CAPTIONS, vocab_size=100)
+
+
+def spelled(*merges: str) -> text.Tokenizer:
+    """CLIP's tokenizer with these merges alone."""
+    pairs = [(a, b) for a, b in (merge.split() for merge in merges)]
+    return text.Tokenizer(json.loads(text._assemble(pairs).to_str()))
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("", ()),
+        ("a x", ()),  # letters by themselves
+        ("fg", ()),  # one piece
+        ("ab", ("ab",)),  # a, b
+        ("abfg", ("abfg",)),  # ab, fg: two letters each
+        ("abcfg", ()),  # abc, fg
+        ("abcab", ("abcab",)),  # abc, a, b
+        ("abcabcfg", ()),  # abc, abc, fg
+        ("ABFG abfg, zz!", ("abfg", "zz")),  # each once, in their order
+        ("ab1abcfg_zz-fg", ("ab", "zz")),  # digits and signs divide words
+        ("Zürich", ("zürich",)),
+        ("abcé", ("abcé",)),  # abc and two bytes
+    ],
+)
+def test_words_that_fall_apart_are_unfamiliar(caption: str, words: tuple[str, ...]):
+    tokenizer = spelled("f g</w>", "a b", "ab c")
+    assert tokenizer.unfamiliar(caption) == words
+
+
+def test_words_of_a_tokenizer_that_changes_no_text_are_taken_as_they_are():
+    description = spelled("f g</w>").description
+    tokenizer = text.Tokenizer({**description, "normalizer": None})
+    assert tokenizer.unfamiliar("fg FG") == ("FG",)
+
+
+@pytest.mark.parametrize(
+    ("config", "special", "expected"),
+    [
+        (None, None, ()),
+        ({}, None, ()),
+        ({"pad_token": "!"}, None, ("!",)),
+        ({"pad_token": {"content": "!", "lstrip": False}}, None, ("!",)),
+        ({"pad_token": {"lstrip": False}}, None, ()),
+        ({"pad_token": "<|endoftext|>"}, None, ()),
+        ({"pad_token": "<|startoftext|>"}, None, ()),
+        ({"pad_token": None}, {"pad_token": "?"}, ("?",)),
+        ({"pad_token": "<|endoftext|>"}, {"pad_token": "?"}, ("?",)),
+        ({"pad_token": "!"}, {"pad_token": "?"}, ("!",)),
+        (None, {"pad_token": {"content": "?"}}, ("?",)),
+    ],
+)
+def test_padding_that_settings_declare(tmp_path: pathlib.Path, config, special, expected):
+    """Beside start and end, which are tokens of their own; of two files the first decides."""
+    for name, content in (("tokenizer_config", config), ("special_tokens_map", special)):
+        if content is not None:
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert text.declared_padding(tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"!"'])
+def test_damaged_settings(tmp_path: pathlib.Path, content: str):
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read \(.*copy it again"):
+        text.declared_padding(tmp_path)
+
+
+def test_the_last_byte_of_a_word_is_learned_as_another_symbol():
+    marks = {symbol: symbol.upper() for symbol in text._byte_symbols()}
+    words = text._marked_words(["It's  a red", "é"], marks)
+    assert list(words) == ["iT 'S A reD", "Ã" + "©".upper()]
+
+
+def test_symbols_of_bytes_are_those_of_gpt_2():
+    """Printable ones stand for themselves, in order; the space is the 33rd of the others."""
+    symbols = text._byte_symbols()
+    assert len(set(symbols)) == 256 and all(symbol.isprintable() for symbol in symbols)
+    assert symbols[:3] == ["!", '"', "#"] and symbols[93:95] == ["~", "¡"]
+    assert symbols[105:107] == ["¬", "®"] and symbols[187:189] == ["ÿ", "Ā"]
+    assert symbols[188 + 32] == "Ġ" and symbols[-1] == "Ń"
