@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.stages import tiny
 from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.editing import latents
 from unclip_jax.editing.latents import Latent, LatentOrigin, UpsamplerLatentOrigin
+from unclip_jax.inference.cascade import Cascade
+from unclip_jax.models.decoder import Decoder
+from unclip_jax.stages import decoder
+from unclip_jax.stages.captions import TokenIds
 
 ORIGIN = LatentOrigin(
     clip_id="c" * 64, decoder_id="d" * 64, image_size=4, caption="a cat", name="x.png"
@@ -211,3 +216,68 @@ def test_taking_and_joining_are_inverse():
     again = latents.join([latents.take(both, [i]) for i in (0, 1)])
     np.testing.assert_array_equal(again.x_T, both.x_T)
     np.testing.assert_array_equal(again.details[0], both.details[0])
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    stages = {name: tiny.experiment(name).model for name in ("clip", "prior", "decoder")}
+    return Cascade.of(**stages)
+
+
+STD = 0.3  # of the images about the gray of their condition, in the linear denoiser
+
+
+@pytest.fixture
+def linear(monkeypatch, cascade):
+    """Networks that are exact: CLIP's embedding is e_0, or e_1 for dark images; the decoder is
+    the denoiser of N(gray, STD^2), whose gray is 0.4 z_0 - 0.4 z_1, and 0.1 more with a caption."""
+    chain, cfg = cascade.decoder.diffusion.chain(), cascade.decoder
+
+    def embed(config, params, images):
+        assert config == cascade.clip and params["of"] == "clip"
+        dark = jnp.mean(images, axis=(1, 2, 3)) < 0
+        return jnp.where(dark[:, None], *jnp.eye(2, cfg.model.z_dim)[::-1, None])
+
+    def network(module, params, *inputs, method, **fixed):
+        assert params["of"] == "decoder"
+        if method is Decoder.encode_text:
+            return fixed["keep_text"]
+        x_t, t = inputs
+        z = fixed["z_img"] / cfg.scale
+        gray = 0.4 * z[:, 0] - 0.4 * z[:, 1] + 0.1 * fixed["text"]
+        mean = (gray * fixed["keep_z"])[:, None, None, None]
+        level = chain.level(t, ndim=4)
+        share = STD**2 * level.signal / (STD**2 * level.signal**2 + level.noise**2)
+        return mean + share * (x_t - level.signal * mean)
+
+    monkeypatch.setattr(latents.text_to_image.clip, "encode_image", embed)
+    monkeypatch.setattr(decoder, "apply", network)
+
+
+PARAMS = {name: {"of": name} for name in ("clip", "decoder")}
+CAPTION = TokenIds(jnp.ones((2, 24), jnp.int32), jnp.ones((2, 24), bool))
+
+
+@pytest.mark.parametrize("caption", [None, CAPTION])
+def test_an_image_is_its_embedding_and_the_noise_that_gives_it_back(cascade, linear, caption):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(-0.8, 0.8, (2, 16, 16, 3)), jnp.float32)
+    clip_images = jnp.asarray([0.5, -0.5], jnp.float32)[:, None, None, None] * jnp.ones(
+        (2, 8, 8, 3)
+    )
+    how = {"caption": caption, "steps": "8"}
+    found = latents.encode(
+        cascade, PARAMS, images=images, clip_images=clip_images, refinements=16, **how
+    )
+    assert found.details == ()
+    np.testing.assert_array_equal(found.z_img, np.eye(2, 32))
+    again = latents.decode(cascade, PARAMS, found, **how)
+    np.testing.assert_allclose(again, images, atol=1e-4)
+    swapped = found._replace(z_img=found.z_img[::-1])
+    shift = latents.decode(cascade, PARAMS, swapped, **how) - images
+    assert float(shift[0].mean()) < -0.2 and float(shift[1].mean()) > 0.2
+    rough = latents.encode(cascade, PARAMS, images=images, clip_images=clip_images, **how)
+    apart = jnp.abs(latents.decode(cascade, PARAMS, rough, **how) - images).max()
+    assert float(apart) > 1e-3  # eight steps, each taken at its first order
+    other = latents.decode(cascade, PARAMS, found, caption=None, steps="8")
+    assert (float(jnp.abs(other - images).mean()) < 1e-4) == (caption is None)

@@ -1,11 +1,13 @@
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from tests.training import toy
 from unclip_jax.core.batch import Field
@@ -180,3 +182,58 @@ def test_activation_estimate_is_close_to_the_compilers():
     needed = compiled.memory_analysis().temp_size_in_bytes
     allowed = memory.activations(DEEP, deep.abstract.params, batch_size=512, mesh=deep.mesh)
     assert 0.7 < allowed / needed < 1.5
+
+
+def devices(monkeypatch, *stats, platform="gpu"):
+    """Puts devices with these memory statistics in the place of those of this process."""
+    found = [types.SimpleNamespace(platform=platform, memory_stats=lambda s=s: s) for s in stats]
+    monkeypatch.setattr(Mesh, "local_devices", property(lambda mesh: found))
+
+
+@pytest.mark.parametrize(
+    ("stats", "free"),
+    [
+        ([{"bytes_limit": 80, "bytes_in_use": 30}], 50),
+        ([{"bytes_limit": 80, "bytes_in_use": 30}, {"bytes_limit": 90, "bytes_in_use": 45}], 45),
+        ([{"bytes_limit": 80}, {"bytes_limit": 90, "bytes_in_use": 5}], 80),
+        ([None, {"bytes_limit": 90, "bytes_in_use": 5}, {"bytes_in_use": 5}], 85),
+        ([None, {}], 2**63 - 1),  # a device that does not say is not limited
+    ],
+)
+def test_the_free_memory_is_that_of_the_fullest_device(monkeypatch, stats, free):
+    mesh = make_mesh(MeshConfig())
+    devices(monkeypatch, *stats)
+    assert memory.available(mesh) == free
+    assert memory._sharers(mesh) == 1
+
+
+@pytest.mark.parametrize(("machine", "container"), [(70, 90), (90, 70)])
+def test_devices_of_a_cpu_share_the_memory_of_the_machine_or_its_container(
+    monkeypatch, machine, container
+):
+    monkeypatch.setattr(memory, "_control_group_limit", lambda: container)
+    given = types.SimpleNamespace(available=machine)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: given)
+    assert memory.available(make_mesh(MeshConfig())) == 70
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, 2**63 - 1),
+        ({"memory.max": "max\n"}, 2**63 - 1),
+        ({"memory.max": "4096\n"}, 4096),
+        ({"memory/memory.limit_in_bytes": "8192\n"}, 8192),  # version 1
+        ({"memory.max": "max\n", "memory/memory.limit_in_bytes": "8192\n"}, 8192),
+        ({"memory.max": "4096\n", "memory/memory.limit_in_bytes": "8192\n"}, 4096),
+    ],
+)
+def test_the_limit_of_a_container_is_read_from_its_control_group(
+    tmp_path, monkeypatch, files, limit
+):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    moved = types.SimpleNamespace(Path={"/sys/fs/cgroup": tmp_path}.__getitem__)
+    monkeypatch.setattr(memory, "pathlib", moved)
+    assert memory._control_group_limit() == limit
