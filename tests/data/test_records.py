@@ -130,6 +130,32 @@ def test_indices_of_objects_are_bounded_by_their_memory(monkeypatch):
     assert ShardSource(paths, [1000] * 100).most_open == 20
 
 
+@pytest.mark.parametrize(("used", "lack"), [(952, False), (953, True), (1000, True)])
+def test_48_descriptors_must_be_left_to_open_a_file(monkeypatch, used, lack):
+    """Three for each of 16 that are opened at once."""
+    monkeypatch.setattr(prepared.resource, "getrlimit", lambda kind: (1000, 4000))
+    monkeypatch.setattr(prepared.os, "listdir", lambda path: ["0"] * used)
+    if not lack:
+        return prepared._check_descriptors("a")
+    with pytest.raises(UserError, match=f"cannot open a: .* may open 1000 files and has {used} o"):
+        prepared._check_descriptors("a")
+
+
+@pytest.mark.parametrize(("limit", "most"), [(40, 16), (64, 16), (1024, 256), (10**6, 4096)])
+def test_a_quarter_of_the_descriptors_is_for_local_files(monkeypatch, limit, most):
+    monkeypatch.setattr(prepared.resource, "getrlimit", lambda kind: (limit, 10**6))
+    assert ShardSource([pathlib.Path("a")], [1]).most_open == most
+    assert ShardSource([], []).most_open == most
+
+
+@pytest.mark.parametrize(("suffix", "row"), [("array_record", 8), ("tar_index", 24)])
+def test_as_many_objects_are_open_as_have_indices_of_4_gib(suffix, row):
+    paths = [Url(f"gs://bucket/{i}.{suffix}") for i in range(1000)]
+    assert ShardSource(paths, [10**7] * 1000).most_open == 2**32 // (row * 10**7)
+    assert ShardSource(paths, [10**9] * 1000).most_open == 16
+    assert ShardSource(paths, [0] * 1000).most_open == 2**32 * 1000 // row
+
+
 def test_a_lack_of_descriptors_is_not_taken_for_damage(many):
     source = ShardSource(many, [2] * 60)
     with descriptors(open_files() + 20), pytest.raises(UserError, match="raise the limit"):
