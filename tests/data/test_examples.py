@@ -185,6 +185,96 @@ def test_the_cache_keeps_to_its_size(samples):
     assert source.reads == 2 + 3 * 2
 
 
+def test_a_cache_of_the_size_of_two_images_holds_two_also_in_another_process(samples):
+    source = Counted([samples.record(i) for i in range(4)])
+    config = ExampleConfig(fields=("image",), image_size=16)
+    for room, kept in ((2 * 16 * 16 * 3, 2), (2 * 16 * 16 * 3 - 1, 1)):
+        fixed = FixedExamples(source, config=config, cache_bytes=room)
+        for each in (fixed, pickle.loads(pickle.dumps(fixed))):
+            records = each._source
+            before = records.reads
+            for i in (0, 1, 2, 0, 1, 2):
+                each[i]
+            assert records.reads - before == 3 + 3 - kept
+
+
+def test_images_are_read_where_they_are_needed_alone():
+    class Strings(list):
+        """Records whose images are somewhere else."""
+
+        def __init__(self, records):
+            super().__init__(records)
+            self.asked = []
+
+        def __getitem__(self, index):
+            self.asked.append("all")
+            return super().__getitem__(index)
+
+        def without_image(self, index):
+            self.asked.append("strings")
+            return {k: v for k, v in super().__getitem__(index).items() if k != "image"}
+
+    records = Strings(one(x=np.zeros(3)))
+    for fields, options, expected in (
+        (("key",), {}, "strings"),
+        (("image", "key"), {}, "all"),
+        (("low_res",), {"degrade": DegradeConfig(factor=4)}, "all"),
+        (("x",), {"arrays": ("x",)}, "all"),
+    ):
+        fixed = FixedExamples(records, config=ExampleConfig(fields, image_size=16, **options))
+        records.asked.clear()
+        assert fixed[0]
+        assert records.asked == [expected]
+
+
+def test_a_tokenizer_that_is_not_needed_adds_nothing(tokenizer):
+    fixed = FixedExamples(one(), config=ExampleConfig(("key",)), tokenizer=tokenizer)
+    assert fixed[0] == {"key": "k"}
+
+
+def test_a_degradation_without_its_field_adds_nothing():
+    config = ExampleConfig(("image",), image_size=16, degrade=DegradeConfig(factor=4))
+    assert random_part(config).keys() == {"image"}
+
+
+class Drawn(np.random.Generator):
+    """A generator that always draws the same number."""
+
+    def __init__(self, value: float):
+        super().__init__(np.random.PCG64(0))
+        self.value = value
+
+    def random(self, *args, **kwargs):
+        return self.value
+
+
+@pytest.mark.parametrize(("value", "changed"), [(np.nextafter(0.5, 0), True), (0.5, False)])
+def test_half_of_all_numbers_below_one_are_below_one_half(tokenizer, value, changed):
+    config = ExampleConfig(("image",), image_size=40, flip=True)
+    plain = image_codec.center_crop(NOISE, 40)
+    flipped = RandomPart(config)({"image": plain}, Drawn(value))["image"]
+    np.testing.assert_array_equal(flipped, plain[:, ::-1] if changed else plain)
+    fields = ("tokens", "token_mask")
+    config = ExampleConfig(fields, length=8, empty_captions=0.5)
+    example = FixedExamples(one(), config=config, tokenizer=tokenizer)[0]
+    taken = RandomPart(config)(example, Drawn(value))["token_mask"].sum() == 2
+    assert taken == changed
+
+
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_if_asked_for():
+    rows, columns = np.mgrid[:130, :160] / 9
+    waves = np.stack([np.sin(rows), np.cos(columns), np.sin(rows + columns)], axis=-1)
+    data = image_codec.encode_jpeg(np.uint8(128 + 100 * waves))
+    small = image_codec.decode(data, reduced=60)
+    assert small.shape == (65, 80, 3)
+    for fast in (False, True):
+        config = ExampleConfig(("image",), image_size=60, fast_decode=fast)
+        found = FixedExamples(one(image=data), config=config)[0]["image"]
+        pixels = small if fast else image_codec.decode(data)
+        expected = image_codec.center_crop(image_codec.resize_short(pixels, 60), 60)
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(("cache_bytes", "reads"), [(0, 9), (200, 7), (10**6, 3)])
 def test_strings_count_in_the_cache(samples, cache_bytes, reads):
     """Without a cache nothing is kept, however small."""
@@ -263,6 +353,14 @@ def test_captions_without_a_tokenizer(samples):
 def test_embeddings_that_the_source_lacks(samples):
     with pytest.raises(UserError, match=r"\['z_img'\] are requested; .*unclip_jax.embed"):
         FixedExamples([samples.record(0)], config=ExampleConfig(fields=("image", "z_img")))
+
+
+@pytest.mark.parametrize("fields", [("image",), ("low_res", "key")])
+def test_images_that_the_source_lacks(fields):
+    config = ExampleConfig(fields, image_size=16, degrade=DegradeConfig(factor=4))
+    records = [{"key": "k", "caption": "a", "scene": ""}]
+    with pytest.raises(UserError, match=r"have \['caption', 'key', 'scene'\], but \['image'\] are"):
+        FixedExamples(records, config=config)
 
 
 def test_a_share_of_captions_is_taken_away(tokenizer):

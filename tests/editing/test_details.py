@@ -88,6 +88,8 @@ def test_images_come_back_through_both_upsamplers_of_a_linear_denoiser(cascade, 
     np.testing.assert_allclose(second, targets[1], atol=1e-4)
     _, rough, _ = round_trip(cascade, base, targets)
     assert np.abs(rough - targets[0]).max() > 0.02  # eight steps, each taken at its first order
+    _, plain, _ = round_trip(cascade, base, targets, refinements=0)  # the paper's recipe
+    np.testing.assert_array_equal(rough, plain)
 
 
 def test_finer_steps_come_nearer_without_refinements(cascade, linear):

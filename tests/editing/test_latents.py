@@ -277,6 +277,10 @@ def test_an_image_is_its_embedding_and_the_noise_that_gives_it_back(cascade, lin
     shift = latents.decode(cascade, PARAMS, swapped, **how) - images
     assert float(shift[0].mean()) < -0.2 and float(shift[1].mean()) > 0.2
     rough = latents.encode(cascade, PARAMS, images=images, clip_images=clip_images, **how)
+    plain = latents.encode(
+        cascade, PARAMS, images=images, clip_images=clip_images, refinements=0, **how
+    )
+    np.testing.assert_array_equal(rough.x_T, plain.x_T)  # the paper's recipe
     apart = jnp.abs(latents.decode(cascade, PARAMS, rough, **how) - images).max()
     assert float(apart) > 1e-3  # eight steps, each taken at its first order
     other = latents.decode(cascade, PARAMS, found, caption=None, steps="8")

@@ -150,11 +150,10 @@ def test_renderings_are_those_of_the_renderer_and_differ_in_the_window_alone(nam
 
 def test_windows_are_the_least_that_hold_all_changes_and_two_pixels():
     """Of each value of the attribute, on any portrait: where a part of it is painted."""
-    for name in ("hair", "glasses", "mouth", "clothes_colour", "facial_hair", "eyes"):
+    for name in ("hair", "glasses", "mouth", "clothes_colour", "facial_hair"):
         changes = np.zeros((64, 64), bool)
         for portrait in portraits(40, seed=5):
-            bare = dataclasses.replace(portrait, glasses="none") if name == "eyes" else portrait
-            images = [drawn(dataclasses.replace(bare, **{name: v})) for v in ATTRIBUTES[name]]
+            images = [drawn(dataclasses.replace(portrait, **{name: v})) for v in ATTRIBUTES[name]]
             changes |= np.ptp(np.stack(images), axis=0).max(axis=-1) > 0
         rows, columns = (np.flatnonzero(changes.any(axis=axis)) for axis in (1, 0))
         window = detector._window((name,), 64)
@@ -276,6 +275,44 @@ def test_the_search_begins_with_the_likeliest_colours(monkeypatch):
     for (values, options), (after, _) in itertools.pairwise(calls):
         assert after == values | options[-1]
     assert found == calls[-1][0] | calls[-1][1][-1]
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [(32, 32), (62, 62), (64, 32), (65, 65), (66, 33), (96, 48)]
+)
+def test_the_first_guess_is_made_at_half_the_size_if_that_is_enough(monkeypatch, side, size):
+    """At 32 pixels or more, of an even side; the rest of the search is at the whole size."""
+    sizes, values = [], dataclasses.asdict(portraits(1)[0])
+    monkeypatch.setattr(detector, "_coarse", lambda pixels: (sizes.append(len(pixels)), values)[1])
+    image = drawn(portraits(1)[0], side)
+    found = detector._detect(image)
+    assert sizes == [size] and found.portrait == portraits(1)[0] and found.error < 0.5
+
+
+def test_the_search_ends_when_nothing_changes_or_after_four_rounds(monkeypatch):
+    """In each round every attribute once; without hair facial hair and its colour together."""
+    portrait = dataclasses.replace(portraits(1)[0], hair="bald", facial_hair="beard")
+    pixels, names = drawn(portrait), []
+    restless = False
+
+    def compare(pixels, values, options, *, blur):
+        names.append(tuple(options[0]))
+        (name, *_) = options[0]
+        others = [o for o in options if o[name] != values[name]] if restless else options
+        same = [o for o in options if all(values[k] == v for k, v in o.items())]
+        return detector._Comparison((others if restless else same)[:1], np.zeros(1), np.zeros(1))
+
+    monkeypatch.setattr(detector, "_coarse", lambda pixels: dataclasses.asdict(portrait))
+    monkeypatch.setattr(detector, "_compare", compare)
+    assert detector._detect(pixels).portrait == dataclasses.replace(
+        portrait, **{n: ATTRIBUTES[n][0] for n in detector.hidden(portrait)}
+    )
+    pair = ("facial_hair", "hair_colour")
+    assert names == [pair if name in pair else (name,) for name in ATTRIBUTES]
+    names.clear()
+    restless = True
+    detector._detect(pixels)
+    assert len(names) == 4 * len(ATTRIBUTES)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import time
 
 import jax
 import numpy as np
@@ -197,6 +198,37 @@ def test_the_manifest_of_an_export_is_copied_last_and_removed_first(url, monkeyp
         workdir.before_save()
         assert calls == ["-a"]
     assert (url / "export").names() == ["manifest.json", "z"]
+
+
+def test_other_processes_copy_their_files_and_hold_no_lock(url, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with bucket_workdir.opened(url) as workdir:
+        (workdir.folder / "a.npz").write_bytes(b"1")
+        workdir.before_save()
+        assert url.names() == ["a.npz"]
+        (workdir.folder / "b").write_bytes(b"2")
+    assert url.names() == ["a.npz", "b"]
+
+
+def test_files_are_copied_every_minute(url, monkeypatch):
+    """And again if the copy before failed."""
+    assert bucket_workdir.PERIOD == 60.0
+    monkeypatch.setattr(bucket_workdir, "PERIOD", 0.05)
+    failed, upload = [], Url.upload
+
+    def flaky(place, path):
+        if not failed:
+            failed.append(path)
+            raise UserError("the store does not answer")
+        upload(place, path)
+
+    monkeypatch.setattr(Url, "upload", flaky)
+    with bucket_workdir.opened(url) as workdir:
+        (workdir.folder / "a").write_bytes(b"1")
+        end = time.monotonic() + 20
+        while "a" not in url.names() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert (url / "a").read_bytes() == b"1" and failed
 
 
 def test_a_store_without_checkpoints_is_rejected():

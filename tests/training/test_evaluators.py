@@ -235,6 +235,22 @@ def test_no_more_batches_are_read_than_a_grid_needs(tmp_path, count, read):
     assert hook._count == count and len(hook._batch["x"]) == -(-count // 8) * 8
 
 
+@pytest.mark.parametrize(("sizes", "line"), [((16, 8), False), ((16,), True)])
+def test_a_smaller_grid_than_asked_for_is_logged(tmp_path, caplog, sizes, line):
+    with caplog.at_level("INFO"):
+        samples(tmp_path, count=24, data=held_out(sizes))(moment())
+    expected = ["toy: 16 samples per grid, as there are no more"] if line else []
+    assert [message for message in caplog.messages if "samples per grid" in message] == expected
+
+
+def test_a_batch_is_divided_over_the_processes_together(monkeypatch):
+    """By eight batch shards: of two processes with 4 examples each, not with 6."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert evaluators._first_size(toy.SPEC, toy.batch_at(0, size=4), MESH) == 4
+    with pytest.raises(UserError, match="has 6 examples, which the mesh's 8 batch shards do not"):
+        evaluators._first_size(toy.SPEC, toy.batch_at(0, size=6), MESH)
+
+
 def test_a_grid_of_fewer_samples_than_the_mesh_has_shards(tmp_path, monkeypatch):
     grids = drawn(monkeypatch)
     samples(tmp_path / "new", count=3, data=held_out((8,)))(moment())

@@ -19,6 +19,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.training import workdir_lock
 from unclip_jax.training.workdir_lock import FILE, locked
 
+BEAT, STALE_SECONDS, VISIBLE = workdir_lock.BEAT, workdir_lock.STALE, workdir_lock.VISIBLE
 ELSEWHERE = {"token": "t", "host": "elsewhere 7", "name": "elsewhere", "pid": 5, "started": "1"}
 
 
@@ -38,6 +39,12 @@ def leave(workdir: pathlib.Path, content: dict[str, Any] | str) -> pathlib.Path:
 
 def own(**changes: Any) -> dict[str, Any]:
     return {"token": "t", **object_lock.own_process(), **changes}
+
+
+def test_six_heartbeats_in_a_row_may_fail_before_a_trainer_counts_as_dead():
+    """A slow storage is no reason to take over: 30 seconds, within which files become visible."""
+    assert (BEAT, STALE_SECONDS, VISIBLE) == (5.0, 30.0, 20.0)
+    assert 6 * BEAT <= STALE_SECONDS and VISIBLE < STALE_SECONDS
 
 
 def test_a_second_trainer_is_rejected_and_a_third_is_not(tmp_path: pathlib.Path):
