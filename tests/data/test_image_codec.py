@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec
@@ -235,3 +235,214 @@ def test_other_formats_are_decoded_whole():
         np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     )
     np.testing.assert_array_equal(image_codec.decode(data, reduced=8), image_codec.decode(data))
+
+
+UPRIGHT = {  # EXIF orientation -> what a viewer does (CIPA DC-008, section 4.6.4)
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, k=-1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_every_orientation_is_turned_upright_once(orientation: int, kind: str):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    rgb = image_codec.decode(saved(Image.fromarray(NOISE), kind, exif=exif, **options))
+    np.testing.assert_array_equal(rgb, UPRIGHT[orientation](NOISE))
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 3])
+def test_an_orientation_may_be_stated_in_xmp(orientation: int):
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><x tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    rgb = image_codec.decode(saved(Image.fromarray(NOISE), pnginfo=info))
+    np.testing.assert_array_equal(rgb, UPRIGHT[orientation](NOISE))
+
+
+def with_chunk(data: bytes, kind: bytes, content: bytes, *, damage: int = 0) -> bytes:
+    """A PNG with another chunk after its header, of a wrong checksum if `damage` is not 0."""
+    check = zlib.crc32(kind + content) ^ damage
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_damaged_metadata_cost_no_image_and_no_orientation(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = with_chunk(saved(Image.fromarray(NOISE), exif=exif), b"tEXt", b"a\0b", damage=1)
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(data)).load()
+    np.testing.assert_array_equal(image_codec.decode(data), UPRIGHT[orientation](NOISE))
+    assert image_codec.format_of(data) == "png"
+    assert image_codec.is_lossless(data) and image_codec.short_side(data) == 24
+    # what is wrong with the rest is not forgiven: the first error is stated
+    assert reason(data[:-30]) == "truncated image"
+    assert reason(data, min_side=25) == "truncated image"
+
+
+def test_pixels_that_are_cut_are_not_taken_for_damaged_metadata():
+    data = saved(Image.fromarray(NOISE), "JPEG", comment=b"a comment", quality=95)
+    assert reason(data[: len(data) // 2]) == "truncated image"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "lossless"),
+    [
+        ("PNG", "png", True),
+        ("BMP", "bmp", True),
+        ("TIFF", "tiff", True),
+        ("GIF", "gif", True),
+        ("PPM", "ppm", True),
+        ("JPEG", "jpeg", False),
+        ("MPO", "jpeg", False),  # several JPEGs in one file, as cameras of phones write
+        ("WEBP", "webp", False),
+    ],
+)
+def test_formats_are_named_and_sides_read_from_the_header(kind, name, lossless):
+    options = {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}
+    data = saved(Image.fromarray(NOISE), kind, **(options if kind == "MPO" else {}))
+    assert image_codec.format_of(data) == name
+    assert image_codec.is_lossless(data) == lossless
+    assert image_codec.short_side(data) == 24
+    assert image_codec.short_side(saved(Image.new("RGB", (11, 90)), kind)) == 11
+
+
+def test_headers_of_what_cannot_be_read():
+    for function in (image_codec.format_of, image_codec.short_side, image_codec.is_lossless):
+        with pytest.raises(image_codec.BadImage, match="decompression bomb"):
+            function(huge_png(60_000, 60_000))
+        with pytest.raises(image_codec.BadImage, match="not an image: 5 bytes of no known"):
+            function(b"hello")
+        with pytest.raises(image_codec.BadImage, match="unsupported format PSD: convert it to PNG"):
+            function(b"8BPS" + bytes(50))
+        with pytest.raises(image_codec.BadImage, match="truncated image: its PNG header cannot"):
+            function(saved(Image.fromarray(NOISE))[:20])
+
+
+def test_limits_are_inclusive():
+    """64 megapixels, sides of 8 pixels and a ratio of 8 to 1 are the last that pass."""
+    for width, height in ((8_000, 8_000), (64_000_000, 1)):
+        assert reason(huge_png(width, height), min_side=1, max_aspect=1e9) == "truncated image"
+    assert reason(huge_png(64_000_001, 1), min_side=1, max_aspect=1e9) == "decompression bomb"
+    assert image_codec.decode(saved(Image.new("RGB", (8, 8)))).shape == (8, 8, 3)
+    assert image_codec.decode(saved(Image.new("RGB", (64, 8)))).shape == (8, 64, 3)
+    assert reason(saved(Image.new("RGB", (8, 65)))) == "absurd aspect ratio"
+    assert reason(saved(Image.new("RGB", (65, 8)))) == "absurd aspect ratio"
+    tiny = saved(Image.new("RGB", (1, 900)))
+    assert image_codec.decode(tiny, limits=image_codec.ANY_SIZE).shape == (900, 1, 3)
+
+
+def tiff(values: list[float], dtype: str, **tags: float) -> bytes:
+    """A TIFF of one row of 8 pixels, over 8 rows, with tags that state its range of values."""
+    numbers = {"low": 340, "high": 341, "min": 280, "max": 281}
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for name, value in tags.items():
+        info[numbers[name]] = value
+        whole = dtype != "float32" and name in ("min", "max")
+        info.tagtype[numbers[name]] = 3 if whole else 12  # short or double
+    picture = Image.fromarray(np.tile(np.array(values, dtype), (8, 8 // len(values))))
+    return saved(picture, "TIFF", tiffinfo=info)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "tags", "grey"),
+    [
+        ([0, 257, 65535, 32896], "uint16", {}, [0, 1, 255, 128]),
+        ([0, 500, 1000, 2000], "uint16", {"max": 1000}, [0, 128, 255, 255]),
+        ([100, 550, 1000, 0], "uint16", {"min": 100, "max": 1000}, [0, 128, 255, 0]),
+        ([0.0, 0.5, 1.0, 2.0], "float32", {"low": 0.0, "high": 1.0}, [0, 128, 255, 255]),
+        ([-1.0, 0.0, 1.0, -9.0], "float32", {"low": -1.0, "high": 1.0}, [0, 128, 255, 0]),
+        ([0.0, 1.0, 2.0, 4.0], "float32", {"high": 2.0}, [0, 128, 255, 255]),
+        # the tags of any type come before those of integers
+        (
+            [0, 500, 1000, 2000],
+            "uint16",
+            {"max": 9, "low": 0.0, "high": 1000.0},
+            [0, 128, 255, 255],
+        ),
+        # a range that is empty is none
+        ([0, 257, 65535, 32896], "uint16", {"min": 7, "max": 7}, [0, 1, 255, 128]),
+    ],
+)
+def test_values_of_more_than_8_bits_are_scaled_from_their_stated_range(values, dtype, tags, grey):
+    rgb = image_codec.decode(tiff(values, dtype, **tags))
+    assert rgb[3, :4].tolist() == [[value] * 3 for value in grey]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "tags", "detail"),
+    [
+        ([0.0, 1.0], "float32", {}, "floating point values without a known range"),
+        ([0.0, 1.0], "float32", {"low": 1.0, "high": 1.0}, "floating point values without a known"),
+        ([0.0, np.nan], "float32", {"high": 1.0}, "values that are not finite"),
+        ([0, 70_000], "int32", {}, "integers of 32 bits without a known range"),
+    ],
+)
+def test_values_without_a_meaning_as_grey_are_rejected(values, dtype, tags, detail):
+    with pytest.raises(image_codec.BadImage, match=f"unsupported pixels: {detail}"):
+        image_codec.decode(tiff(values, dtype, **tags))
+
+
+def test_a_number_in_a_tag():
+    for value, number in (
+        (3, 3.0),
+        (2.5, 2.5),
+        ((4, 5), 4.0),
+        ((), None),
+        (None, None),
+        ("7", None),
+    ):
+        assert image_codec._number(value) == number
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "result"),
+    [
+        ((64, 96), 32, (32, 48)),
+        ((63, 95), 32, (32, 48)),  # 48.25
+        ((40, 1000), 7, (7, 175)),
+        ((1000, 33), 32, (970, 32)),
+        ((9, 8), 16, (18, 16)),
+        ((16, 16), 16, (16, 16)),
+    ],
+)
+def test_sides_after_resizing(shape, size, result):
+    pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert image_codec.resize_short(pixels, size).shape == (*result, 3)
+
+
+def test_resizing_halves_by_means_and_then_is_bicubic():
+    """Once from 48 to 24, since 24 is less than twice 16."""
+    pixels = RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    halved = Image.fromarray(pixels).resize((24, 24), Image.Resampling.BOX)
+    expected = np.asarray(halved.resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(image_codec.resize_short(pixels, 16), expected)
+    single = np.asarray(Image.fromarray(pixels).resize((25, 25), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(image_codec.resize_short(pixels, 25), single)
+
+
+def test_an_odd_margin_is_larger_at_the_end():
+    pixels = np.arange(7 * 8 * 3, dtype=np.uint8).reshape(7, 8, 3)
+    np.testing.assert_array_equal(image_codec.center_crop(pixels, 4), pixels[1:5, 2:6])
+    np.testing.assert_array_equal(image_codec.center_crop(pixels, 7), pixels[:, :7])
+
+
+def test_encoders():
+    pixels = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(image_codec.encode_jpeg(pixels))) as image:
+        assert image.format == "JPEG" and image.layer[0][1:3] == image.layer[1][1:3]  # 4:4:4
+        assert max(image.quantization[0]) <= 12  # quality 95
+    sizes = [len(image_codec.encode_jpeg(pixels, quality=quality)) for quality in (30, 95, 96)]
+    assert sizes == sorted(set(sizes)) and sizes[1] == len(image_codec.encode_jpeg(pixels))
+    assert image_codec.is_image(image_codec.encode_jpeg(pixels)[:8])
+    assert image_codec.is_image(b"8BPS") and not image_codec.is_image(b"hello")
