@@ -3,6 +3,7 @@
 import io
 import sys
 import tarfile
+import types
 
 import numpy as np
 import pyarrow
@@ -508,3 +509,98 @@ def test_conditions_without_rows_or_of_different_lengths_are_rejected(tmp_path):
     nothing = npy(tmp_path, np.full_like(X, np.nan), "n")
     with pytest.raises(UserError, match=r"no row of .*n.npy is left; it is empty, or every row"):
         read_conditions(nothing, bad_rows="skip")
+
+
+def test_keys_beside_an_array_may_be_an_array(tmp_path):
+    where = npy(tmp_path, X, keys=["other"] * N)
+    np.save(tmp_path / "a.keys.npy", np.array(KEYS))
+    assert list(column_files.open_column(where).keys) == KEYS  # before lines of text
+    np.save(tmp_path / "a.keys.npy", np.array([key.encode() for key in KEYS]))
+    assert list(column_files.open_column(where).keys) == KEYS
+    np.save(tmp_path / "a.keys.npy", np.arange(N))
+    assert list(column_files.open_column(where).keys) == [str(i) for i in range(N)]
+
+
+class Group(dict):
+    """A group of datasets, by name or by path."""
+
+    def __getitem__(self, name):
+        first, _, rest = name.strip("/").partition("/")
+        if not first:
+            return self
+        item = super().__getitem__(first)
+        return item[rest] if rest else item
+
+    def __contains__(self, name):
+        try:
+            return self[name] is not None
+        except KeyError:
+            return False
+
+    def visititems(self, call, prefix=""):
+        for name, item in self.items():
+            call(prefix + name, item)
+            if isinstance(item, Group):
+                item.visititems(call, f"{prefix}{name}/")
+
+
+@pytest.fixture
+def h5(tmp_path, monkeypatch):
+    """A stand-in for h5py whose only file has two groups, an array and keys."""
+    sequences = Group({key: np.full((n, 2), n) for key, n in zip("ab", (2, 3), strict=True)})
+    content = Group(key=np.array([key.encode() for key in KEYS]), betas=Group(x=X), s=sequences)
+    library = types.ModuleType("h5py")
+    library.File = lambda path, mode: content if mode == "r" else None
+    monkeypatch.setitem(sys.modules, "h5py", library)
+    for name in ("a.h5", "a.hdf5"):
+        (tmp_path / name).write_bytes(b"")
+    return content
+
+
+def test_arrays_of_hdf5_are_named_by_their_path(h5, tmp_path):
+    for name in ("a.h5:betas/x", "a.hdf5:betas/x"):
+        column = column_files.open_column(f"{tmp_path}/{name}")
+        np.testing.assert_array_equal(column.values, X)
+        assert list(column.keys) == KEYS
+    for name in ("s/*", "/s/*"):
+        ragged = column_files.open_column(f"{tmp_path}/a.h5:{name}")
+        assert list(ragged.keys) == ["a", "b"] and ragged.shape == (3, 2)
+    with pytest.raises(UserError, match="has no array 'betas/y'. Did you mean 'betas/x'"):
+        column_files.open_column(f"{tmp_path}/a.h5:betas/y")
+    with pytest.raises(UserError, match="has 3 arrays; name one: .*:NAME. Known: betas/x, s/a, s"):
+        column_files.open_column(f"{tmp_path}/a.h5")
+    with pytest.raises(UserError, match=r"there is no file .*none.h5 \(of .*none.h5:x\)"):
+        column_files.open_column(f"{tmp_path}/none.h5:x")
+
+
+def test_the_only_array_of_hdf5_needs_no_name_and_may_have_no_keys(h5, tmp_path):
+    for name in ("key", "betas"):
+        del h5[name]
+    h5["s"].pop("a")
+    column = column_files.open_column(f"{tmp_path}/a.h5")
+    np.testing.assert_array_equal(column.values, np.full((3, 2), 3))
+    assert column.keys is None
+    h5["b"], h5["c"] = h5.pop("s")["b"], np.ones((2, 2))
+    assert len(column_files.open_column(f"{tmp_path}/a.h5:*")) == 2  # of the file itself
+
+
+def test_a_row_that_a_table_lacks_is_not_finite(tmp_path):
+    rows = [row.tolist() for row in X]
+    rows[4] = None
+    table = pyarrow.table({"x": pyarrow.array(rows, pyarrow.list_(pyarrow.float32()))})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    column = column_files.open_column(f"{tmp_path}/a.parquet:x")
+    assert column.keys is None and np.isnan(column[4]).all()
+    np.testing.assert_array_equal(column[5], X[5])
+    with pytest.raises(UserError, match="1 of 12 rows of x .* first row 4"):
+        open_pairs(PairsConfig(x=f"{tmp_path}/a.parquet:x", y=npy(tmp_path, Y, "y")))
+
+
+def test_several_tables_are_one_column(tmp_path):
+    for number, rows in enumerate((slice(0, 5), slice(5, 12))):
+        table = pyarrow.table({"x": X[rows].tolist(), "image_path": KEYS[rows]})
+        pyarrow.parquet.write_table(table, tmp_path / f"t{number}.parquet")
+    column = column_files.open_column(f"{tmp_path}/t*.parquet:x")
+    np.testing.assert_array_equal(column.values, X)
+    assert list(column.keys) == KEYS  # as clip-retrieval names them
+    assert len(column_files.column_state(f"{tmp_path}/t*.parquet:x")) == 2

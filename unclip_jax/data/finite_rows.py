@@ -42,7 +42,7 @@ def finite_rows(name: str, column: Column, *, bad_rows: str) -> Bool[np.ndarray,
     bad = np.flatnonzero(~good)
     if not len(bad):
         return good
-    first = bad[0] if column.keys is None else f"{bad[0]}, key {column.keys[bad[0]]!r}"
+    first = bad[0] if column.keys is None else f"{bad[0]}, key {str(column.keys[bad[0]])!r}"
     half = np.dtype(column.values.dtype) == np.float16 and np.isinf(column[int(bad[0])]).any()
     why = "inf in float16, which ends at 65,504" if half else "NaN or inf"
     line = (
