@@ -105,6 +105,26 @@ def test_half_precision_is_an_option(tmp_path: pathlib.Path):
     np.testing.assert_allclose(source[0]["z_img"], Z_IMG[0], rtol=1e-3)
 
 
+def test_the_precision_on_disk_is_known(tmp_path: pathlib.Path):
+    for name in ("float16", "float32"):
+        assert write(tmp_path / name, dtype=name).dtype == np.dtype(name)
+
+
+def test_rows_of_some_records_state_which(tmp_path: pathlib.Path):
+    """Where embeddings were joined by key, the tables have a column with the record's number."""
+    assert write(tmp_path / "all").records() is None
+    foreign(tmp_path / "some", [4, 6])
+    numbers = [7, 3, 4, 20, 0, 1, 2, 9, 8, 30]
+    for i, rows in enumerate((slice(0, 4), slice(4, 10))):
+        columns = {"key": KEYS[rows], "caption": CAPTIONS[rows], "record": numbers[rows]}
+        path = tmp_path / "some" / "metadata" / f"metadata_{i}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    (tmp_path / "some" / "stats.json").write_text('{"info": {"joined": "key"}}')
+    source = EmbeddingSource(tmp_path / "some", verify=False)
+    assert source.info() == {"joined": "key"}
+    assert source.records().tolist() == numbers
+
+
 def test_statistics_are_those_of_all_rows(tmp_path: pathlib.Path):
     stats = write(tmp_path).stats("z_img")
     exact = Z_IMG.astype(np.float64)

@@ -69,6 +69,33 @@ def test_top_k_leaves_the_most_probable_and_meets_the_nucleus():
     assert reached(top_p=1e-6, top_k=3) == {by_rank[0]} == reached(top_p=0.99, top_k=1)
 
 
+def test_cross_entropy_is_the_nats_of_each_code():
+    logits = np.random.default_rng(1).normal(size=(3, 4, 9)).astype(np.float32) * 3
+    codes = np.random.default_rng(2).integers(0, 9, (3, 4))
+    expected = -np.log(np.take_along_axis(shares(logits), codes[..., None], axis=-1))[..., 0]
+    found = categorical.cross_entropy(jnp.asarray(logits), jnp.asarray(codes))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("count", "runs"),
+    [
+        (16, [(i, i + 1) for i in range(0, 16, 2)]),
+        (20, [(0, 1), (2, 4), (5, 6), (7, 9), (10, 11), (12, 14), (15, 16), (17, 19)]),
+        (8, [(i, i) for i in range(8)]),
+        (3, [(0, 0), (1, 1), (2, 2)]),
+        (1, [(0, 0)]),
+    ],
+)
+def test_the_loss_of_runs_of_codes_from_the_first_to_the_last(count, runs):
+    """Eight of them, of lengths that differ by one at most; fewer of fewer codes."""
+    nats = np.random.default_rng(0).exponential(size=(5, count)).astype(np.float32)
+    found = categorical.by_position(jnp.asarray(nats))
+    assert list(found) == [f"loss_{first:03d}_{last:03d}" for first, last in runs]
+    for value, (first, last) in zip(found.values(), runs, strict=True):
+        assert float(value) == pytest.approx(nats[:, first : last + 1].mean(), rel=1e-5)
+
+
 def test_no_temperature_takes_the_most_probable():
     keys = rng.per_example(jax.random.key(0), jnp.arange(5))
     chosen = categorical.choose(jnp.asarray(LOGITS), keys, temperature=0.0, top_p=0.5)

@@ -163,6 +163,18 @@ def test_an_export_of_version_0_1_0_loads_without_digests(lone: pathlib.Path):
     assert len(parameter_files(lone)) > 5
 
 
+def test_shapes_are_read_without_the_arrays(exported: pathlib.Path):
+    assert load.stored_shapes(exported) == abstract()
+
+
+def test_the_digest_of_the_content_is_that_of_version_0_1_0_too(lone: pathlib.Path):
+    """Though its manifest lists none: they are computed."""
+    before = load.content_digest(lone)
+    assert load.content_digest(as_released(lone)) == before
+    change_one_bit(lone / "params" / "_METADATA")
+    assert load.content_digest(lone) != before
+
+
 @pytest.mark.parametrize("released", [False, True])
 def test_a_named_pipe_in_an_export_stops_nobody(lone: pathlib.Path, released: bool):
     if released:

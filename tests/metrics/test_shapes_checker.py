@@ -1,13 +1,14 @@
 """Exact on renders; and every kind of mistake is charged to the attribute that it concerns."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from tests.shapes import scenes
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.shapes_checker import ATTRIBUTES, check, report, table
+from unclip_jax.metrics.shapes_checker import ATTRIBUTES, as_json, check, report, table
 from unclip_jax.shapes import grammar, render, scene, world
 from unclip_jax.shapes.scene import ObjectSpec, Scene, SceneSpec
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, INVERSE, SHAPES, SIZES
@@ -211,6 +212,16 @@ def test_report_counts_only_applicable_attributes():
     assert len(lines) == len(ATTRIBUTES)
     assert lines[0].startswith("background  0.500 [")
     assert "relation    not applicable" in lines
+
+
+def test_rates_are_json_ready_without_what_no_caption_names():
+    drawn = [scenes.arrange(grammar.parse("a red star"), seed=0)] * 3
+    rates = report(check(render.render(drawn, size=32), ["a red star", "a blue star", "a red star"]))
+    found = json.loads(json.dumps(as_json(rates)))
+    assert {name for name, rate in rates.items() if not rate.total} >= {"background", "relation"}
+    assert found.keys() == {name for name, rate in rates.items() if rate.total}
+    assert (found["colour"]["hits"], found["colour"]["total"]) == (2, 3)
+    assert found["colour"]["value"] == 2 / 3 and 0 < found["colour"]["low"] < 0.5
 
 
 def test_invalid_captions_are_rejected():

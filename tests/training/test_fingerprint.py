@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tests import processes
 from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
-from unclip_jax.training.fingerprint import FILE, checksum, claim, describe_tree, digest
+from unclip_jax.training.fingerprint import FILE, checksum, claim, describe_tree, digest, release
 
 IDENTITY = {"stage": "prior", "model": {"width": 64, "heads": [1, 2]}, "seed": 0}
 
@@ -171,6 +171,23 @@ def test_a_run_that_knew_its_inputs_by_paths_is_continued_and_then_knows_their_c
     claim(tmp_path, now, earlier=moved)  # from now on, content counts
     with pytest.raises(UserError, match="run on other inputs"):
         claim(tmp_path, {**now, "inputs": {**INPUTS, "data": "x" * 64}}, earlier=earlier)
+
+
+def test_a_claim_is_cancelled_by_the_first_process_alone(tmp_path: pathlib.Path, monkeypatch):
+    assert claim(tmp_path, IDENTITY) and not claim(tmp_path, IDENTITY)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_index", lambda: 1)
+        release(tmp_path)
+    assert (tmp_path / FILE).exists()
+    release(tmp_path)
+    release(tmp_path)  # of a folder that nobody claimed
+    assert claim(tmp_path, {**IDENTITY, "seed": 1})
+
+
+def test_only_the_first_process_writes_a_claim(tmp_path: pathlib.Path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert claim(tmp_path / "run", IDENTITY)
+    assert not (tmp_path / "run" / FILE).exists() and (tmp_path / "run").is_dir()
 
 
 def test_a_damaged_fingerprint_is_rejected(tmp_path: pathlib.Path):

@@ -351,6 +351,26 @@ def test_a_batch_that_does_not_divide_is_rejected_before_anything_is_made(tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_cannot_begin_leaves_its_folder_free(tmp_path: pathlib.Path):
+    """For mended data or settings; not where checkpoints are."""
+
+    def fails():
+        raise UserError("these parameters do not fit")
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="do not fit"):
+            toy.run(tmp_path / "new", initial=fails)
+        assert not (tmp_path / "new" / "fingerprint.json").exists()
+    toy.run(tmp_path / "new", identity={"name": "another"}, steps=4)
+    (tmp_path / "claimed").mkdir()
+    (tmp_path / "claimed" / "fingerprint.json").write_bytes(
+        (tmp_path / "new" / "fingerprint.json").read_bytes()
+    )
+    with pytest.raises(UserError, match="do not fit"):
+        toy.run(tmp_path / "claimed", initial=fails, identity={"name": "another"})
+    assert (tmp_path / "claimed" / "fingerprint.json").exists()
+
+
 def test_the_startup_line_is_logged(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, logger="unclip_jax"):
         toy.run(tmp_path, mesh=MeshConfig(fsdp=8), rules="fsdp")
