@@ -210,6 +210,20 @@ def test_the_orientation_of_a_jpeg_is_in_its_first_exif_segment():
     assert image_formats.orientation(jpeg(xmp, other)) == 1
 
 
+def test_a_jpeg_that_is_cut_keeps_the_part_that_is_there():
+    """A comment is left out as far as it is there, if its marker and length, 4 bytes, are."""
+    header, comment = jpeg()[:20], segment(0xFE, b"a comment")
+    for size in range(2, 20 + len(comment) + 1):
+        cut = (header + comment)[:size]
+        expected = header[:size] if size >= 24 or size <= 20 else cut
+        assert image_formats.essential(cut) == expected
+    table = segment(0xDB, b"quantisation")  # is kept
+    for size in range(2, 20 + len(table) + 1):
+        cut = (header + table)[:size]
+        assert image_formats.essential(cut) == cut
+        assert image_formats.orientation(cut) == 1
+
+
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_jpeg_with_an_impossible_length_is_read_to_its_end(length: int):
     """The length counts itself, so that 2 is the least."""

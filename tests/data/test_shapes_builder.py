@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from unclip_jax.core.checks import UserError
 from unclip_jax.data.shapes import generator
 from unclip_jax.data.shapes.builder import Shapes
 from unclip_jax.data.world_builder import WorldConfig
@@ -61,3 +62,35 @@ def test_registered_by_name(data_dir):
     assert builder.builder_config.image_size == 64
     assert builder.info.features["image"].shape == (64, 64, 3)
     assert {config.name for config in Shapes.BUILDER_CONFIGS} == {"64px", "128px", "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "sizes"),
+    [
+        ("64px", 64, (50_000, 2_000, 2_000)),
+        ("128px", 128, (50_000, 2_000, 2_000)),
+        ("tiny", 64, (256, 64, 64)),
+    ],
+)
+def test_a_data_set_of_a_name_has_always_the_same_scenes(name, side, sizes):
+    """Data that others made under this name are these: their number, size and seed."""
+    (config,) = (config for config in Shapes.BUILDER_CONFIGS if config.name == name)
+    assert (config.train, config.validation, config.compositional) == sizes
+    assert (config.image_size, config.seed) == (side, 0)
+    assert Shapes.BUILDER_CONFIGS[0].name == "64px"  # the default
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 0), (3, 1), (60, 70), (63, 1), (64, 64)])
+def test_records_are_the_same_in_any_part(start, count):
+    """Scenes are rendered in chunks of 64, on which nothing depends."""
+    whole = list(generator.scenes("train", seed=1, start=0, count=130, image_size=16))
+    part = list(generator.scenes("train", seed=1, start=start, count=count, image_size=16))
+    assert part == whole[start : start + count]
+    assert [record["key"] for record in part] == [
+        f"train-1-{index:08d}" for index in range(start, start + count)
+    ]
+
+
+def test_a_negative_count_is_rejected():
+    with pytest.raises(UserError, match="scene count is -1"):
+        next(generator.scenes("train", seed=1, start=0, count=-1, image_size=16))

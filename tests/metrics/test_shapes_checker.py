@@ -216,7 +216,9 @@ def test_report_counts_only_applicable_attributes():
 
 def test_rates_are_json_ready_without_what_no_caption_names():
     drawn = [scenes.arrange(grammar.parse("a red star"), seed=0)] * 3
-    rates = report(check(render.render(drawn, size=32), ["a red star", "a blue star", "a red star"]))
+    rates = report(
+        check(render.render(drawn, size=32), ["a red star", "a blue star", "a red star"])
+    )
     found = json.loads(json.dumps(as_json(rates)))
     assert {name for name, rate in rates.items() if not rate.total} >= {"background", "relation"}
     assert found.keys() == {name for name, rate in rates.items() if rate.total}

@@ -217,3 +217,36 @@ def test_an_exclusion_that_matches_nothing_is_rejected():
     config = OptimConfig(name="muon", muon_exclude=("conv_kernel",))
     with pytest.raises(UserError, match=r"has 'conv_kernel', which no kernel's path holds"):
         make_optimizer(config, BOXED, steps=10)
+
+
+def test_what_is_not_configured_is_as_published():
+    """Adam's decays and epsilon (Kingma and Ba 2015, section 2), Muon's momentum (Jordan 2024)."""
+    config = OptimConfig()
+    assert (config.b1, config.b2, config.eps) == (0.9, 0.999, 1e-8)
+    assert config.muon_momentum == 0.95
+    assert (config.learning_rate, config.muon_learning_rate, config.clip_norm) == (1e-4, 0.01, 1.0)
+    off = ("warmup_steps", "decay_steps", "final_scale", "weight_decay", "muon_weight_decay")
+    assert [getattr(config, name) for name in (*off, "sam", "sam_batch")] == [0] * 7
+    assert config.adafactor_scale and config.decay_tables and not config.sam_cached
+
+
+@pytest.mark.parametrize(("clip_norm", "factor"), [(None, 1.0), (2.5, 0.5), (5.0, 1.0), (9.0, 1.0)])
+def test_gradients_longer_than_the_limit_are_scaled_to_it(clip_norm, factor):
+    """As Adam's first moment shows, which is a tenth of the first gradient."""
+    boxed = {"a": box(2, names=("embed",)), "b": box(1, names=("embed",))}
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    tx = make_optimizer(OptimConfig(clip_norm=clip_norm), boxed, steps=10).tx
+    _, state = tx.update(grads, tx.init(unbox(boxed)), unbox(boxed))
+    ((_, mu),) = optax.tree_utils.tree_get_all_with_path(state, "mu")
+    for name, grad in grads.items():
+        np.testing.assert_allclose(mu[name], 0.1 * factor * grad, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_warm_up_may_last_the_whole_run_and_no_longer(steps: int):
+    boxed = {"a": box(2, names=("embed",))}
+    make_optimizer(OptimConfig(warmup_steps=steps), boxed, steps=steps)
+    with pytest.raises(UserError, match=f"warmup_steps is {steps + 1}, longer than the run of"):
+        make_optimizer(OptimConfig(warmup_steps=steps + 1), boxed, steps=steps)
+    value = rate(OptimConfig(warmup_steps=4, schedule="cosine"), 1.0, steps=4)
+    np.testing.assert_allclose([value(k) for k in range(4)], [0.25, 0.5, 0.75, 1.0])
