@@ -187,7 +187,8 @@ def test_a_jpeg_keeps_how_colours_are_stored_and_no_other_metadata():
         assert image_formats.essential(jpeg(adobe, each)) == jpeg(adobe)
     restart = segment(0xDD, b"\0\0")  # the distance of restarts is part of the coding
     assert image_formats.essential(jpeg(removed[0], restart)) == jpeg(restart)
-    assert image_formats.essential(jpeg(b"\xff\xff" + removed[0])) == jpeg()  # padding
+    for count in (1, 2, 3):
+        assert image_formats.essential(jpeg(b"\xff" * count + removed[0])) == jpeg()  # padding
     np.testing.assert_array_equal(decoded(image_formats.essential(jpeg(*removed))), decoded(jpeg()))
 
 

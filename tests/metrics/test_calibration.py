@@ -67,7 +67,17 @@ def test_ranks_count_the_samples_behind_the_true_value():
 
 
 @pytest.mark.parametrize(
-    ("num", "level", "cut"), [(19, 0.9, 1), (39, 0.9, 2), (99, 0.5, 25), (2, 0.9, 1), (9, 0.6, 2)]
+    ("num", "level", "cut"),
+    [
+        (19, 0.9, 1),
+        (39, 0.9, 2),
+        (99, 0.5, 25),
+        (2, 0.9, 1),
+        (9, 0.6, 2),
+        (25, 0.9, 1),
+        (4, 0.5, 1),
+        (9, 0.5, 2),
+    ],
 )
 def test_an_interval_leaves_out_equally_many_ranks_at_each_end(num, level, cut):
     rank = np.arange(num + 1)[:, None]

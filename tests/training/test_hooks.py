@@ -5,6 +5,7 @@ import pathlib
 import signal
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -105,6 +106,96 @@ def test_the_bar_counts_from_where_the_run_starts(capsys):
     shown = capsys.readouterr().err
     assert "toy:" in shown and "7/10" in shown
     assert "loss=2.05" in shown and "val/loss=0.25" in shown and "examples/s=" in shown
+
+
+def shown(bar: ProgressBar) -> dict[str, str]:
+    return dict(part.split("=") for part in bar._bar.postfix.split(", "))
+
+
+def test_the_bar_shows_a_running_loss_and_the_rate_without_the_first_step(monkeypatch):
+    """0.95 of what it was and 0.05 of the new one; losses that are not finite are left out."""
+    times = iter([10.0, 30.0, 32.0, 36.0])
+    monkeypatch.setattr(hooks, "time", types.SimpleNamespace(perf_counter=lambda: next(times)))
+    bar = ProgressBar(name="toy", steps=10, start=0, batch_size=16)
+    expected = [("nan", "0"), ("2", "0.8"), ("1.95", "1.45"), ("1.902", "1.85")]
+    for step, loss in enumerate([math.nan, 2.0, 1.0, 1.0], start=1):
+        bar(done(step, loss=loss))
+        assert (shown(bar)["loss"], shown(bar)["examples/s"]) == expected[step - 1]
+        assert bar._bar.n == step
+    bar.note({"val/loss": 1 / 3})
+    bar.close()
+
+
+def test_other_processes_show_no_bar_and_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    bar = ProgressBar(name="toy", steps=10, start=0, batch_size=16)
+    bar(done(1))
+    bar.close()
+    log = writer(tmp_path, every=1)
+    log(done(1))
+    log.write(1, {"val/loss": 1.0})
+    log.close()
+    assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
+    clock = SaveClock(1.0, now=iter([0.0, 1e6]).__next__)
+    assert clock.request() is None  # the first process asks for all
+
+
+def test_every_record_is_copied_with_its_step(tmp_path: pathlib.Path):
+    copied = []
+    log = MetricsWriter(
+        tmp_path, every=2, start=0, batch_size=16, copy=lambda *record: copied.append(record)
+    )
+    log(done(1, loss=1.0))
+    log(done(2, loss=3.0))
+    log.write(2, {"val/loss": math.nan})
+    log.close()
+    (first, means), (second, other) = copied
+    assert (first, second) == (2, 2) and means["loss"] == 2.0
+    assert other.keys() == {"val/loss"} and math.isnan(other["val/loss"])  # as it is
+
+
+def test_a_window_without_a_finite_value_has_no_mean(tmp_path: pathlib.Path):
+    log = writer(tmp_path)
+    log(done(1, loss=math.nan))
+    log(done(2, loss=math.inf))
+    log.close()
+    assert records(tmp_path)[0]["loss"] is None
+
+
+def test_times_of_a_window_go_to_the_comparison_of_hosts(tmp_path, monkeypatch):
+    times = iter([10.0, 12.0, 13.0, 20.0])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(times))
+    log, found = writer(tmp_path), []
+    monkeypatch.setattr(hooks, "time", clock)
+    log._hosts = lambda step, own: (found.append((step, *own)), {"host_seconds_max": 7.0})[1]
+    for step in range(1, 5):
+        base = done(step)
+        log(StepDone(step, {**base.metrics, "data_seconds": step, "device_seconds": 0.5}, {}))
+    log.close()
+    assert found == [(2, 2.0, 1.5, 0.5), (4, 4.0, 3.5, 0.5)]
+    assert [record["host_seconds_max"] for record in records(tmp_path)] == [7.0, 7.0]
+
+
+def test_records_that_cannot_be_read_are_dropped(tmp_path: pathlib.Path):
+    lines = ['{"step": 2}', "", "{", "[]", '{"loss": 1}', '{"step": null}', '{"step": 4}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 5}', '{"step": 3}']))
+    writer(tmp_path, start=4).close()
+    assert [record["step"] for record in records(tmp_path)] == [2, 4, 3]
+
+
+def test_the_first_batch_of_every_sequence_of_bad_steps_is_saved(tmp_path: pathlib.Path, caplog):
+    guard = NaNGuard(tmp_path, most=2)
+    guard(done(1, bad=1.0))
+    with pytest.raises(UserError, match="in the 2 steps from 1 to 2; the first batch .*step1_"):
+        guard(done(2, bad=2.0))
+    guard(done(3))
+    guard(done(4, bad=1.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"bad_batch_step{step}_process0.npz" for step in (1, 4)
+    ]
+    assert caplog.messages[0] == "step 1: loss or gradients not finite; skipped (1 in a row)"
+    with pytest.raises(UserError, match="in the 1 steps from 5 to 5"):
+        NaNGuard(tmp_path, most=1)(done(5, bad=1.0))
 
 
 def test_the_profiler_records_its_window_and_only_that(tmp_path: pathlib.Path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 
+import jax
 import pytest
 
 from unclip_jax.training.host_times import FILE, HostTimes, StepTimes
@@ -75,6 +76,64 @@ def test_a_slow_host_is_named_once(tmp_path, caplog, others, step, message):
         compare(number, OWN._replace(step_seconds=step))
     assert len(caplog.messages) == (1 if message else 0)
     assert all(text.startswith(message) for text in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ((0.01, 0.1, 0.01), False),  # a tenth of a step
+        ((0.01, 0.101, 0.01), True),
+        ((0.2, 0.4, 0.2), False),  # twice the median, of this process's 0.01 and these
+        ((0.2, 0.401, 0.2), True),
+    ],
+)
+def test_a_host_is_slow_beyond_a_tenth_of_a_step_and_twice_the_median(
+    tmp_path, caplog, data, named
+):
+    caplog.set_level(logging.WARNING)
+    own = StepTimes(1.0, data[0], 1.0 - data[0])
+    times(tmp_path, of_hosts(data=data, host=(0.0,) * 3))(1, own)
+    assert [text.split()[4:8] for text in caplog.messages] == [
+        ["process", "2", "on", "h2,"]
+    ] * named
+
+
+def test_a_host_is_named_again_after_another_or_a_pause(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    slow, fast = (0.01, 0.6, 0.01), (0.01,) * 3
+    windows = iter([slow, slow, (0.6, 0.01, 0.01), slow, fast, slow])
+    compare = HostTimes(
+        tmp_path,
+        exchange=lambda own: [
+            own,
+            *([f"h{i}", *t] for i, t in enumerate(of_hosts(next(windows)), 1)),
+        ],
+    )
+    for step in range(6):
+        compare(step, OWN)
+    named = [text.partition(" on ")[2][:2] for text in caplog.messages]
+    assert named == ["h2", "h1", "h2", "h2"]
+
+
+def test_one_process_writes_and_says_for_all(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    longest = times(tmp_path, of_hosts(data=(0.01, 0.6, 0.01)))(10, OWN)
+    assert longest["data_seconds_max"] == 0.6
+    assert not caplog.messages and not (tmp_path / FILE).exists()
+
+
+def test_work_on_the_host_is_what_is_left_of_a_step():
+    assert StepTimes(1.0, 0.25, 0.5).host_seconds == 0.25
+    assert StepTimes(1.0, 0.5, 0.75).host_seconds == 0.0  # times are of different windows
+    assert StepTimes(0.0, 0.0, 0.0).host_seconds == 0.0
+
+
+def test_the_file_has_a_line_per_number(tmp_path):
+    HostTimes(tmp_path, exchange=lambda own: [["a", 1.0, 0.25, 0.5], ["b", 1.0, 0.5, 0.25]])(7, OWN)
+    lines = (tmp_path / FILE).read_text().splitlines()
+    assert lines[:4] == ["{", ' "step": 7,', ' "processes": [', "  {"]
+    assert len(lines) == 3 + 2 * 8 + 2 and lines[-1] == "}"
 
 
 def test_a_host_may_be_slow_in_both_ways(tmp_path, caplog):

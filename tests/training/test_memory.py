@@ -237,3 +237,47 @@ def test_the_limit_of_a_container_is_read_from_its_control_group(
     moved = types.SimpleNamespace(Path={"/sys/fs/cgroup": tmp_path}.__getitem__)
     monkeypatch.setattr(memory, "pathlib", moved)
     assert memory._control_group_limit() == limit
+
+
+def test_needs_add_up_and_xla_may_need_seven_tenths_of_the_activations():
+    needs = memory.Needs(100, 30, 11)
+    assert (needs.total, needs.least) == (141, 138)  # 7.7 is rounded up
+    assert memory.Needs(100, 30, 0).least == memory.Needs(100, 30, 0).total == 130
+
+
+@pytest.mark.parametrize(
+    ("state", "gradients", "copies", "advice"),
+    [
+        (60, 40, 0, "batch_size or raise"),  # it fits without activations
+        (61, 40, 0, r"\(config.mesh.fsdp=2 or more, config.rules='fsdp'\)\.$"),
+        (250, 70, 0, r"fsdp=4 or more, config.rules='fsdp'\), or config.optim.name='muon', which"),
+        (245, 70, 0, r"fsdp=4 or more, config.rules='fsdp'\)\.$"),  # 3.5 times the gradients
+        (
+            61,
+            40,
+            1,
+            r"'fsdp'\), or config.optim.sam_batch=0, which needs one copy of the parameters\.$",
+        ),
+        (61, 40, 2, "sam_batch=0, .*, or config.optim.sam_cached=True, which needs two.$"),
+    ],
+)
+def test_advice_for_what_does_not_fit_into_100_bytes(state, gradients, copies, advice):
+    needs = memory.Needs(state, gradients, 50)
+    found = memory._advice(needs, 100, make_mesh(MeshConfig()), copies)
+    assert re.search(advice, found) and found.endswith(".")
+    twice = memory._advice(memory.Needs(300, 1, 0), 100, make_mesh(MeshConfig(fsdp=2)), copies)
+    assert "fsdp=8 or more" in twice  # four times as many as now
+
+
+def test_the_memory_is_called_that_of_each_device_where_it_is(monkeypatch):
+    built = program(fsdp=8)
+    assert "and this machine has" in check(built, batch_size=0)
+    devices(monkeypatch, {"bytes_limit": 2**30}, {"bytes_limit": 2**30})
+    assert check(built, batch_size=0).endswith("and each device has 1 GiB free")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999_999, "999,999"), (10**6, "1 million"), (10**9, "1 billion")]
+)
+def test_counts_from_a_million_on_are_words(number, text):
+    assert memory.count_text(number) == text
