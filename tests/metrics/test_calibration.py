@@ -145,5 +145,8 @@ def test_the_energy_test_tells_distributions_apart():
 def test_too_little_is_rejected():
     with pytest.raises(UserError, match="1 samples per example have no central interval"):
         calibration.coverage(np.zeros((3, 2), int), num=1)
+    with pytest.raises(UserError, match="5 samples per example have no central interval"):
+        calibration.coverage(np.zeros((3, 2), int), num=5, level=0.0)  # 3 at each end
+    assert calibration.coverage(np.full((3, 2), 2), num=4, level=0.0).expected == 1 / 5
     with pytest.raises(UserError, match="at least 2 rows in each set"):
         calibration.energy_test(TRUE[:1], TRUE)
