@@ -106,6 +106,17 @@ def test_a_p_value_counts_200_divisions_and_the_given_one():
     assert equal == (0.0, 1.0)  # all are as far
 
 
+def test_results_repeat_and_depend_on_the_seed_which_is_0():
+    one, other = RNG.normal(size=(30, 2)), RNG.normal(size=(30, 2))
+    found = [calibration.energy_test(one, other, seed=seed).p_value for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    assert calibration.energy_test(one, other).p_value == found[0]
+    origin = np.zeros((30, 1, 2))
+    ranks = [calibration.ranks(origin, one, seed=seed) for seed in (0, 0, 1)]
+    assert np.array_equal(ranks[0], ranks[1]) and not np.array_equal(ranks[0], ranks[2])
+    np.testing.assert_array_equal(calibration.ranks(origin, one), ranks[0])
+
+
 def test_of_larger_sets_a_thousand_random_rows_are_taken(monkeypatch):
     pools, blocks = [], calibration.blocks
     noted = lambda a, b: (pools.append(a), blocks(a, b))[1]  # noqa: E731
@@ -148,5 +159,6 @@ def test_too_little_is_rejected():
     with pytest.raises(UserError, match="5 samples per example have no central interval"):
         calibration.coverage(np.zeros((3, 2), int), num=5, level=0.0)  # 3 at each end
     assert calibration.coverage(np.full((3, 2), 2), num=4, level=0.0).expected == 1 / 5
+    assert calibration.energy_test(TRUE[:2], TRUE[2:4]).p_value > 0
     with pytest.raises(UserError, match="at least 2 rows in each set"):
         calibration.energy_test(TRUE[:1], TRUE)

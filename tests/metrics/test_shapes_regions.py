@@ -94,6 +94,19 @@ def test_objects_of_an_image_with_soft_edges():
     np.testing.assert_allclose(found.share, share, atol=1e-5)
 
 
+def test_shares_lie_between_0_and_1_and_are_0_off_all_objects():
+    """Though pixels of a model are darker than the palette, and its background is not flat."""
+    ground = np.array(BACKGROUNDS["gray"], np.float32)
+    pixels = ground + RNG.uniform(-6, 6, (1, 64, 64, 3)).astype(np.float32)
+    line = np.array(COLOURS["red"], np.float32) - ground
+    pixels[0, 20:40, 20:40] = ground + 1.2 * line
+    pixels[0, 19, 20:40] = ground - 0.2 * line  # touches it
+    found = shapes_regions.find_regions(pixels, ground[None])
+    assert found.colour.tolist() == [list(COLOURS).index("red")]
+    assert (found.share[0, 20:40, 20:40] == 1).all() and (found.share[0, 19, 20:40] == 0).all()
+    assert (found.share[found.label == 0] == 0).all()
+
+
 def test_objects_that_touch_keep_their_pixels():
     ground = np.array(BACKGROUNDS["white"], np.float32)
     pixels = np.tile(ground, (1, 64, 64, 1))
