@@ -268,6 +268,16 @@ def test_an_orientation_may_be_stated_in_xmp(orientation: int):
     np.testing.assert_array_equal(rgb, UPRIGHT[orientation](NOISE))
 
 
+def test_an_orientation_that_cannot_be_read_turns_nothing():
+    """As of ImageMagick's text with EXIF in hexadecimal digits, where these are none."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", "\nexif\n      8\nno digits\n")
+    data = saved(Image.fromarray(NOISE), pnginfo=info)
+    with pytest.raises(ValueError, match="fromhex"):
+        Image.open(io.BytesIO(data)).getexif()
+    np.testing.assert_array_equal(image_codec.decode(data), NOISE)
+
+
 def with_chunk(data: bytes, kind: bytes, content: bytes, *, damage: int = 0) -> bytes:
     """A PNG with another chunk after its header, of a wrong checksum if `damage` is not 0."""
     check = zlib.crc32(kind + content) ^ damage
