@@ -11,6 +11,9 @@ The environment is set before JAX is imported, so this module imports it in func
 A third of the time of a small program, such as one operation outside `jax.jit`, is neither XLA's
 nor the program's: JAX builds a new MLIR context for each, with all its dialects. `share_contexts`
 lets the programs of a thread use the same one.
+
+Another eighth is Flax's: each `apply` traces the initialiser of every parameter, only to learn its
+shape. `compare_shapes` takes the shape that the initialiser is asked for instead.
 """
 
 import functools
@@ -74,3 +77,28 @@ def share_contexts(most: int = 100) -> None:
         begin(self, context=context, module=module, **others)
 
     mlir.ModuleContext.__init__ = reuse
+
+
+def compare_shapes() -> None:
+    """Checks parameters of `apply` against the shape argument of their initialiser.
+
+    By convention an initialiser is called with a key, a shape and a dtype. Where the shapes differ,
+    or there is no such argument, Flax decides as ever.
+    """
+    import flax.core
+    import numpy as np
+
+    scope = flax.core.scope.Scope
+    checked = scope.param
+
+    @functools.wraps(checked)
+    def param(self, name, init_fn, *init_args, unbox=True, **init_kwargs):
+        if init_args and isinstance(init_args[0], tuple) and self.has_variable("params", name):
+            value = self.get_variable("params", name)
+            value = flax.core.meta.unbox(value) if unbox else value
+            if hasattr(value, "shape") and np.shape(value) == init_args[0]:
+                self.reserve(name, "params")
+                return value
+        return checked(self, name, init_fn, *init_args, unbox=unbox, **init_kwargs)
+
+    scope.param = param

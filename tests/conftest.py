@@ -26,6 +26,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if os.environ.get("UNCLIP_THOROUGH") != "1":
     compiler.share_contexts()
+    compiler.compare_shapes()
 
 
 def pytest_configure(config: pytest.Config) -> None:
