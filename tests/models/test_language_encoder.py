@@ -1,14 +1,18 @@
 """Encoders of language models; tests/parity compares them with transformers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.language_encoder import (
     LanguageEncoder,
+    LanguageEncoderBlock,
     LanguageEncoderConfig,
     relative_buckets,
 )
@@ -40,6 +44,45 @@ def test_real_tokens_depend_neither_on_padding_nor_on_the_length(family):
         np.testing.assert_allclose(x * seen, full[:, :length] * seen, atol=1e-6)
     unmasked = probes.apply(LanguageEncoder(long), params, tokens, mask | True)
     assert np.abs(full - unmasked).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["t5", "bert"])
+def test_a_layer_by_hand(family):
+    """T5: norms before, no scale, a gate; BERT: norms behind, scaled by the head width, biases."""
+    cfg = LanguageEncoderConfig(family, context=4, eps=1e-6, **SIZES)
+    x = np.random.default_rng(0).normal(size=(1, 4, 16))
+    bias = np.random.default_rng(1).normal(size=(1, 1, 1, 4))
+    module = LanguageEncoderBlock(cfg)
+    inputs = (jnp.asarray(x, jnp.float32), jnp.asarray(bias, jnp.float32))
+    variables = probes.drawn(module, *inputs)
+    p = jax.tree.map(np.asarray, variables["params"])
+
+    def dense(name, x):
+        return x @ p[name]["kernel"] + p[name].get("bias", 0.0)
+
+    def norm(name, x):
+        if family == "t5":  # without a mean
+            return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * p[name]["scale"]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * p[name]["scale"] + p[name]["bias"]
+
+    def attention(x):
+        q, k, v = (dense(name, x).reshape(1, 4, 2, 12) for name in "qkv")
+        scores = np.einsum("bqhd,bkhd->bhqk", q, k) / (np.sqrt(12) if family == "bert" else 1)
+        weights = scipy.special.softmax(scores + bias, axis=-1)
+        return dense("out", np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(1, 4, 24))
+
+    def mlp(x):
+        if family == "bert":
+            up = dense("up", x)
+            return dense("down", up * scipy.special.ndtr(up))
+        gate = dense("gate", x)
+        tanh = np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))
+        return dense("down", 0.5 * gate * (1 + tanh) * dense("up", x))
+
+    for name, layer in (("attention_norm", attention), ("mlp_norm", mlp)):
+        x = x + layer(norm(name, x)) if family == "t5" else norm(name, x + layer(x))
+    np.testing.assert_allclose(module.apply(variables, *inputs)[0], x, atol=2e-4)
 
 
 def test_a_context_longer_than_in_training_is_rejected():

@@ -9,7 +9,12 @@ import pytest
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.text_condition import TextCondition, TextConditionConfig, null
+from unclip_jax.models.text_condition import (
+    AttentionPooling,
+    TextCondition,
+    TextConditionConfig,
+    null,
+)
 
 CFG = TextConditionConfig(width=6, context=5, project=4, pool_heads=2)
 RNG = np.random.default_rng(0)
@@ -68,6 +73,24 @@ def test_mean_pooling_by_hand(variables):
     x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
     x = x * p["pooled_norm"]["scale"] + p["pooled_norm"]["bias"]
     np.testing.assert_allclose(run(variables, pooling="mean").last[1], x, atol=1e-4)
+
+
+@pytest.mark.parametrize("query", ["learned", "mean"])
+def test_attention_pooling_by_hand(query):
+    """One query beside the tokens, to which it attends as well as to them."""
+    module = AttentionPooling(2, jnp.dtype("float32"))
+    queries = jnp.zeros((3, 6)) if query == "learned" else FEATURES.mean(1)
+    variables = probes.drawn(module, FEATURES, queries, MASK)
+    p = jax.tree.map(np.asarray, variables["params"])
+    result = module.apply(variables, FEATURES, queries, MASK)
+    for row, real in enumerate((5, 2, 1)):
+        token = np.asarray(queries[row])[None] + p["position"]
+        tokens = np.concatenate([token, FEATURES[row, :real]])
+        q, k, v = (tokens @ p[name]["kernel"] + p[name]["bias"] for name in "qkv")
+        for head in (slice(0, 3), slice(3, 6)):
+            scores = k[:, head] @ q[0, head] / np.sqrt(3)
+            weights = np.exp(scores) / np.exp(scores).sum()
+            np.testing.assert_allclose(result[row, head], weights @ v[:, head], atol=1e-5)
 
 
 def test_without_pooling_nothing_joins_the_timestep_embedding(variables):

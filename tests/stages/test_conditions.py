@@ -21,7 +21,7 @@ from unclip_jax.models.pca_quantizer import DotQuantizerConfig
 from unclip_jax.models.prior_ar import PriorArConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.stages import decoder, gaussian, prior, prior_ar, upsampler
-from unclip_jax.stages.captions import ClipText, TokenIds
+from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
@@ -248,3 +248,32 @@ def test_a_prior_of_clip_s_features_is_guided_away_from_the_empty_caption():
     nothing["text_seq"] = jnp.repeat(empty.sequence, SIZE, 0)
     nothing["token_mask"] = jnp.repeat(empty.mask, SIZE, 0)
     np.testing.assert_allclose(predict(nothing, empty, 1.0), predict(batch, empty, 0.0), atol=1e-5)
+
+
+def test_a_chain_leads_a_decoder_of_clip_s_features_away_from_the_empty_caption():
+    """Karlo's decoder in a chain: at scale 0 neither the caption nor z_img is left."""
+    cfg = DecoderStageConfig(KARLO_DECODER, drop_text=0.0, embedding="raw")
+    stage = decoder.make(cfg)
+    params = tiny.random_params(stage)
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, SIZE))
+    keys = rng.per_example(KEY, jnp.arange(SIZE))
+    x_t, t = gaussian.x_T(keys, (8, 8, 3)), jnp.full(SIZE, 400)
+    text = ClipText(batch["z_txt"], batch["text_seq"], batch["token_mask"])
+    empty = jax.tree.map(lambda x: x[:1], text)
+
+    @jax.jit
+    def in_chain(z_img, text, empty, scale):
+        conditions = {"z_img": z_img, "clip_text": EncodedCaptions(text, empty)}
+        options = {"keys": keys, "scale": scale}
+        return decoder.ENTRY.denoiser(cfg, params, conditions, **options)(x_t, t).x_0
+
+    def by_itself(z_img, text):
+        schedule = GuidanceSchedule(1.0)
+        return decoder.denoiser(cfg, params, Condition(z_img, text), schedule=schedule)(x_t, t).x_0
+
+    nothing = jax.tree.map(lambda x: jnp.repeat(x, SIZE, 0), empty)
+    away, towards = by_itself(None, nothing), by_itself(batch["z_img"], text)
+    inputs = (batch["z_img"], text, empty)
+    for scale in (0.0, 1.0, 3.0):
+        mix = away + scale * (towards - away)
+        np.testing.assert_allclose(in_chain(*inputs, scale), mix, atol=2e-4)
