@@ -26,7 +26,14 @@ PACKAGES = {
     "models": ("tests/models",),
     "stages": ("tests/stages",),
     "training": ("tests/training",),
-    "inference": ("tests/inference",),
+    "inference": (  # some of its modules are the library of one command
+        "tests/inference",
+        "tests/engine/test_complete.py",
+        "tests/entry/test_dvae_codes.py",
+        "tests/entry/test_embed.py",
+        "tests/entry/test_embed_prior.py",
+        "tests/entry/test_embedding_prior.py",
+    ),
     "editing": ("tests/editing",),
     "experiment": ("tests/experiment",),
     "data": ("tests/data",),
@@ -233,7 +240,8 @@ def _environment(root: pathlib.Path) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "UNCLIP_SHARED": str(root.parent / "shared"),
     }
-    own = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "UNCLIP_THOROUGH")}
+    dropped = ("XLA_FLAGS", "UNCLIP_THOROUGH", "PYTHONDONTWRITEBYTECODE")  # imports are repeated
+    own = {k: v for k, v in os.environ.items() if k not in dropped}
     return {**defaults, **own, "PYTHONPATH": ""}
 
 

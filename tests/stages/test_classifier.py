@@ -28,6 +28,9 @@ def test_the_class_is_the_one_that_the_caption_names_first():
         CONFIG.labels(["a circle", "a cat"])
     numbers = dataclasses.replace(CONFIG, classes=("1", "10", "2", "3", "4", "5", "6", "7"))
     assert numbers.labels(["10", "1"]).tolist() == [1, 0]
+    words = ("ice", "ice cream|cream", "2", "3", "4", "5", "6", "7")
+    foods = dataclasses.replace(CONFIG, classes=words)
+    assert foods.labels(["Ice cream", "ice with cream", "cream on ice"]).tolist() == [1, 0, 1]
 
 
 def test_the_loss_is_the_cross_entropy_on_images_noised_along_the_chain(case):

@@ -140,6 +140,9 @@ def test_augmentation_noises_to_every_level_and_tells_it(augmented, monkeypatch)
     np.testing.assert_allclose(z.std(axis=(1, 2, 3)), 1, atol=4.5 / np.sqrt(2 * 192))
     upsampler.make(augmented).loss({}, batch, jax.random.key(0))
     np.testing.assert_array_equal(seen[0]["low_res"], seen[1]["low_res"])  # a resumed run's too
+    little = dataclasses.replace(augmented, augment=AugmentConfig(most=2 / 999, level=0.0))
+    upsampler.make(little).loss({}, batch, jax.random.key(0))
+    assert set(np.asarray(seen[2]["low_res_t"]).tolist()) == {0, 1, 2}  # the last one too
 
 
 def test_without_augmentation_the_network_sees_the_low_res_image_itself(case, monkeypatch):

@@ -52,6 +52,11 @@ READER = """
 
 
 @pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return cascades.write(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
 def written(run_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "tiny.unclip"
     bundle.main([f"--models={run_dir}", f"--out={out}", "--batch-sizes=4,1", *OPTIONS])
