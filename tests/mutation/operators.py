@@ -21,6 +21,8 @@ REMOVABLE = {
     *("abs", "antialias", "ceil", "clip", "exp", "log", "log_softmax", "maximum", "minimum"),
     *("normalise", "round", "softmax", "sqrt", "square", "stop_gradient", "tanh", "unit"),
 }
+# Functions of which the order of arguments does not matter.
+SYMMETRIC = {"maximum", "minimum", "max", "min", "isclose", "allclose", "array_equal"}
 # Names with a counterpart of the same type in the field's vocabulary.
 COUNTERPARTS = [
     ("ema_params", "params"),
@@ -183,8 +185,8 @@ def factor(module: Module, node: ast.AST) -> Iterator[Range]:
 
 
 def arguments(module: Module, node: ast.AST) -> Iterator[Range]:
-    """Swaps the first two positional arguments."""
-    if isinstance(node, ast.Call) and len(node.args) >= 2:
+    """Swaps the first two positional arguments, whose order matters to most functions."""
+    if isinstance(node, ast.Call) and len(node.args) >= 2 and _name(node.func) not in SYMMETRIC:
         first, second = node.args[:2]
         texts = module.text(first), module.text(second)
         if texts[0] != texts[1] and not any(isinstance(a, ast.Starred) for a in (first, second)):
