@@ -36,7 +36,7 @@ UNTOUCHED = [
     "log.info('%d', 1)",
     "if a:\n    raise ValueError",
     "import a.b",
-    "y = minimum(a, b), max(b, a)",
+    "y = isclose(a, b), max(b, a)",
 ]
 
 
