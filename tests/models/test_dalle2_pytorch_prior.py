@@ -135,6 +135,8 @@ def test_the_network_of_dalle2_pytorch_by_hand(shown):
     p, got = outputs(DALLE2, x_t, z, **given)
     assert got.shape == (2, 1, WIDTH)
     assert [p[f"time_{i}"]["kernel"].shape for i in range(3)] == [(8, 32), (32, 32), (32, 16)]
+    assert p["mlp_0"]["fc_1"]["kernel"].shape == (8, 24)  # two halves of 1.5 times the width
+    assert p["mlp_1"]["fc_2"]["kernel"].shape == (12, 8)
     for b in range(2):
         features = np.where(real[b][:, None] & keep_features[b], FEATURES[b], p["null_features"])
         text = linear(z[b, 0], p["text_in"]).reshape(2, WIDTH) if keep[b] else p["null_condition"]

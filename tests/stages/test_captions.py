@@ -69,6 +69,33 @@ def test_standardised_latents_come_back():
     assert prior.make(cfg).batch_spec["text_seq"].shape == (6, 5)
 
 
+def test_fields_of_a_batch_become_conditions_and_the_first_row_is_the_empty_caption():
+    rng = np.random.default_rng(0)
+    fields = {
+        "z_img": rng.normal(size=(3, 4)).astype(np.float32),
+        "z_txt": rng.normal(size=(3, 4)).astype(np.float32),
+        "tokens": np.arange(18, dtype=np.int32).reshape(3, 6),
+        "token_mask": np.arange(6)[None] < np.array([[2], [4], [6]]),
+        "text_seq": rng.normal(size=(3, 6, 5)).astype(np.float32),
+        "text_features": rng.normal(size=(3, 2, 7)).astype(np.float32),
+        "text_mask": np.array([[True, False], [True, True], [True, False]]),
+    }
+    packed = captions.conditions(fields)
+    assert packed.keys() == {"z_img", "caption", "clip_text", "text_features"}
+    np.testing.assert_array_equal(packed["z_img"], fields["z_img"])
+    expected = {
+        "caption": (packed["caption"], ("tokens", "token_mask"), slice(None)),
+        "clip_text": (packed["clip_text"].text, ("z_txt", "text_seq", "token_mask"), slice(None)),
+        "its null": (packed["clip_text"].empty, ("z_txt", "text_seq", "token_mask"), slice(1)),
+        "text": (packed["text_features"].text, ("text_features", "text_mask"), slice(None)),
+        "no text": (packed["text_features"].empty, ("text_features", "text_mask"), slice(1)),
+    }
+    for name, (record, names, rows) in expected.items():
+        leaves = jax.tree.leaves(record)
+        for leaf, field in zip(leaves, names, strict=True):
+            np.testing.assert_array_equal(leaf, fields[field][rows], err_msg=f"{name}: {field}")
+
+
 def test_clip_features_are_required_of_captions():
     ids = jnp.zeros((1, 6), jnp.int32)
     keys = jax.random.split(jax.random.key(0), 1)
