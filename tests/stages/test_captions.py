@@ -80,7 +80,7 @@ def test_fields_of_a_batch_become_conditions_and_the_first_row_is_the_empty_capt
         "text_features": rng.normal(size=(3, 2, 7)).astype(np.float32),
         "text_mask": np.array([[True, False], [True, True], [True, False]]),
     }
-    packed = captions.conditions(fields)
+    packed = captions.conditions(jax.tree.map(jnp.asarray, fields))
     assert packed.keys() == {"z_img", "caption", "clip_text", "text_features"}
     np.testing.assert_array_equal(packed["z_img"], fields["z_img"])
     expected = {
