@@ -33,6 +33,7 @@ PACKAGES = {
         "tests/entry/test_embed.py",
         "tests/entry/test_embed_prior.py",
         "tests/entry/test_embedding_prior.py",
+        "tests/entry/test_guide.py",
     ),
     "editing": ("tests/editing",),
     "experiment": ("tests/experiment",),

@@ -81,8 +81,9 @@ def test_fields_of_a_batch_become_conditions_and_the_first_row_is_the_empty_capt
         "text_mask": np.array([[True, False], [True, True], [True, False]]),
     }
     packed = captions.conditions(jax.tree.map(jnp.asarray, fields))
-    assert packed.keys() == {"z_img", "caption", "clip_text", "text_features"}
-    np.testing.assert_array_equal(packed["z_img"], fields["z_img"])
+    assert packed.keys() == {"z_img", "z_txt", "caption", "clip_text", "text_features"}
+    for name in ("z_img", "z_txt"):
+        np.testing.assert_array_equal(packed[name], fields[name])
     expected = {
         "caption": (packed["caption"], ("tokens", "token_mask"), slice(None)),
         "clip_text": (packed["clip_text"].text, ("z_txt", "text_seq", "token_mask"), slice(None)),
