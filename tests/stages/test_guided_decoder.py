@@ -59,21 +59,20 @@ def test_training_sees_noised_images_and_evaluation_fixed_levels(noised):
 
 @pytest.fixture(scope="module")
 def guided(noised):
-    """A function from a guide's scale and form to images."""
+    """A function from a guide's scale and form, and the sampler, to images."""
     params = tiny.random_params(noised[0])
     model = decoder.make(DECODER)
     weights = tiny.random_params(model)
     inputs = jax.tree.map(jnp.asarray, tiny.random_batch(model, 2))
     condition = Condition(inputs["z_img"], TokenIds(inputs["tokens"], inputs["token_mask"]))
-    sampling = dataclasses.replace(
-        DECODER.sampling, steps="2", sampler="ancestral", guidance_scale=1.0
-    )
+    plain = dataclasses.replace(DECODER.sampling, steps="2", guidance_scale=1.0)
     z_txt = jax.random.normal(jax.random.key(5), (2, NOISED.model.embed_dim))
     options = {"diffusion": DECODER.diffusion, "image_size": 16}
     gradient = clip_gradient(NOISED, params, z_txt, **options)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def run(scale, form):
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def run(scale, form, sampler="ancestral"):
+        sampling = dataclasses.replace(plain, sampler=sampler)
         if form is None:
             return decoder.sample(DECODER, weights, condition, keys=KEYS, sampling=sampling)
         guide = Guide(gradient, scale, form)
@@ -91,6 +90,14 @@ def test_scale_0_is_the_decoder_and_other_scales_are_not(guided, form):
     one = guided(jnp.array([0.0, 500.0]), form)
     np.testing.assert_allclose(one[0], plain[0], atol=1e-5)  # rows have their own scale
     assert float(jnp.abs(one[1] - plain[1]).max()) > 1e-3
+
+
+def test_the_gradient_shifts_the_mean_of_ancestral_steps_or_the_score_of_any(guided):
+    """Dhariwal and Nichol, algorithms 1 and 2."""
+    shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+    assert jax.eval_shape(lambda s: guided(s, "score", "ddim"), shape).shape == (2, 16, 16, 3)
+    with pytest.raises(UserError, match="ancestral"):
+        jax.eval_shape(lambda s: guided(s, "mean", "ddim"), shape)
 
 
 @pytest.mark.parametrize(
