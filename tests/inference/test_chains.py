@@ -80,6 +80,15 @@ def test_stages_run_if_a_later_stage_reads_what_they_yield():
     assert [step.stage.name for step in plan(blind)] == names[2:]
 
 
+@pytest.mark.parametrize("embedding", ["unit", "raw"])
+def test_stages_exchange_embeddings_as_the_decoder_was_trained_on_them(embedding):
+    parts = {name: tiny.experiment(name).model for name in cascades.NAMES}
+    parts["decoder"] = dataclasses.replace(parts["decoder"], embedding=embedding)
+    z = jnp.array([[3.0, 0.0, 4.0]])
+    expected = z if embedding == "raw" else z / 5.0
+    np.testing.assert_allclose(Cascade.of(**parts).embedding(z), expected, rtol=1e-6)
+
+
 def test_a_chain_in_another_order_is_rejected():
     parts = {name: tiny.experiment(name).model for name in ("clip", "decoder", "prior")}
     with pytest.raises(UserError, match="the decoder reads z_img, which no stage before it yields"):

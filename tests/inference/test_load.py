@@ -1,6 +1,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from tests import cascades
@@ -71,3 +73,13 @@ def test_a_config_of_no_network_is_rejected_before_it_is_built(run_dir, path, va
             load.load_clip(export)
     finally:
         (export / "manifest.json").write_text(text)
+
+
+def test_parameters_stored_in_bfloat16_are_read_so_if_the_tree_fits():
+    def tree(**types):
+        return {"a": {n: jax.ShapeDtypeStruct((2, len(n)), types[n]) for n in types}}
+
+    float32, bfloat16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+    shapes, stored = tree(bias=float32, scale=float32), tree(bias=bfloat16, scale=float32)
+    assert load._as_stored(shapes, stored) == stored
+    assert load._as_stored(shapes, tree(scale=bfloat16)) == shapes
