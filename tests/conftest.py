@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from tests import compiler
+from tests import compiler, type_checks  # noqa: F401  (pytest knows the latter by name)
 
 ROOT = pathlib.Path(__file__).parents[1]
 MAPPINGS = 20_000  # of memory; Linux ends a process that needs more than 65,530
