@@ -255,6 +255,26 @@ def test_an_encoder_adds_tokens_by_subject_and_a_contrastive_loss():
     assert 0.05 < float(value - plain) < 20 * targets
 
 
+def test_examples_are_mixed_in_training_alone():
+    """Without mixing the contrastive part draws nothing, so it is the same under every key."""
+    encoder = EncoderConfig(width=8, depth=1, tokens=2, subjects=2, contrastive=0.5, mixup=0.3)
+    with_it = config(BRAIN, TEXT, encoder=encoder)
+    without = dataclasses.replace(with_it, encoder=dataclasses.replace(encoder, contrastive=0.0))
+    params, batch = params_of(with_it, pairs(with_it)), on_device(pairs(with_it, 8))
+
+    @functools.partial(jax.jit, static_argnames="training")
+    def part(key, training):
+        both = (
+            embedding_prior.losses(cfg, params, batch, key=key, training=training)
+            for cfg in (with_it, without)
+        )
+        return jnp.mean(next(both) - next(both))
+
+    for training in (True, False):
+        one, other = (float(part(jax.random.key(seed), training)) for seed in (0, 1))
+        assert (abs(one - other) > 1e-3) == training
+
+
 @pytest.mark.parametrize("method", ["mlp", "ridge"])
 def test_regressions_predict_the_same_for_every_key(method):
     cfg = config(method=method, scaling="standardised")
