@@ -1,13 +1,19 @@
-"""The settings of XLA that all other tests run under."""
+"""The settings of XLA, Flax and the type checker that all other tests run under."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 from jax.interpreters import mlir
 
 from tests import compiler
+from unclip_jax.diffusion import process
 
 shared = mlir.ModuleContext.__init__
 OWN_CONTEXTS = getattr(shared, "__wrapped__", shared)  # as JAX has it
@@ -57,3 +63,23 @@ def test_programs_of_a_thread_share_a_context_for_a_while(monkeypatch: pytest.Mo
 @pytest.mark.skipif(os.environ.get("UNCLIP_THOROUGH") == "1", reason="each program has its own")
 def test_the_programs_of_tests_share_contexts():
     assert len({id(each) for each in [context(i) for i in range(5)]}) <= 2
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 4), (3,)])
+def test_parameters_of_another_shape_are_rejected(shape):
+    variables = {"params": {"kernel": jnp.ones(shape), "bias": jnp.ones(4)}}
+    dense = nn.Dense(4)
+    np.testing.assert_array_equal(
+        dense.apply({"params": {**variables["params"], "kernel": jnp.eye(3, 4)}}, jnp.ones(3)),
+        [2.0, 2.0, 2.0, 1.0],
+    )
+    with pytest.raises(ScopeParamShapeError):
+        dense.apply(variables, jnp.ones(3))
+
+
+def test_types_and_shapes_of_arguments_are_checked():
+    x, level = jnp.ones((2, 3)), jnp.ones((2, 1))
+    assert process.q_sample(x, x, alpha_bar=level).shape == (2, 3)
+    for wrong in ((jnp.ones((2, 3), int), x), (jnp.ones((4, 3)), x)):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            process.q_sample(*wrong, alpha_bar=level)
