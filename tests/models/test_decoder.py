@@ -189,15 +189,20 @@ def test_captions_encoded_once_serve_every_step(variables):
     np.testing.assert_array_equal(features.last, features.sequence[:, -1])
 
 
-def test_a_z_map_is_a_coarse_image_beside_x_t(seen):
-    cfg = dataclasses.replace(
-        TINY, z_map=4, unet=dataclasses.replace(UNET, image_size=16, attention_at=())
-    )
+@pytest.mark.parametrize("width", [0, 5])
+def test_a_z_map_is_a_coarse_image_beside_x_t(seen, width):
+    """A linear map of z_img, or one of a hidden layer of `width`."""
+    unet = dataclasses.replace(UNET, image_size=16, attention_at=())
+    changes = {"z_map": 4, "z_map_width": width, "unet": unet}
     x_t = jnp.asarray(RNG.normal(size=(2, 16, 16, 3)), jnp.float32)
-    params = probes.drawn(Decoder(cfg), x_t, T, **INPUTS)
-    x = seen(params=params, x_t=x_t, changes={"z_map": 4, "unet": cfg.unet})[0]
-    p = wide(params["params"]["z_to_map"])
-    grid = wide(INPUTS["z_img"]) @ p["kernel"] + p["bias"]
+    params = probes.drawn(Decoder(dataclasses.replace(TINY, **changes)), x_t, T, **INPUTS)
+    x = seen(params=params, x_t=x_t, changes=changes)[0]
+    p, z = wide(params["params"]), wide(INPUTS["z_img"])
+    assert ("z_to_hidden" in p) == (width > 0)
+    if width:
+        hidden = z @ p["z_to_hidden"]["kernel"] + p["z_to_hidden"]["bias"]
+        z = hidden / (1 + np.exp(-hidden))
+    grid = z @ p["z_to_map"]["kernel"] + p["z_to_map"]["bias"]
     grid = grid.reshape(2, MAP_SIDE, MAP_SIDE, 4)
     np.testing.assert_array_equal(x[..., :3], x_t)
     np.testing.assert_allclose(x[..., 3:], grid.repeat(2, axis=1).repeat(2, axis=2), atol=1e-5)
