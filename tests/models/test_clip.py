@@ -10,7 +10,7 @@ import pytest
 
 from tests.models import probes
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.clip import Clip, ClipConfig, Stem
+from unclip_jax.models.clip import TIME_FEATURES, Clip, ClipConfig, Stem, TimeToken
 from unclip_jax.models.transformer import Transformer
 
 TINY = ClipConfig(
@@ -48,6 +48,41 @@ def image(variables, images=IMAGES, **changes):
 
 def logit_scale(log_scale):
     return Clip(TINY).apply({"params": {"log_scale": log_scale}}, method="logit_scale")
+
+
+def test_the_token_of_the_timestep_by_hand():
+    """Timestep features, Linear, SiLU, Linear; added to the class token, 0 when fresh."""
+    module, t = TimeToken(8, jnp.dtype("float32")), jnp.array([0, 7, 900])
+    fresh = probes.fresh(module, t)
+    assert not np.any(probes.apply(module, fresh, t))
+    variables = probes.drawn(module, t)
+    p = jax.tree.map(np.asarray, variables["params"])
+    rates = 10000.0 ** (-np.arange(TIME_FEATURES // 2) / (TIME_FEATURES // 2))
+    angles = np.asarray(t)[:, None] * rates
+    x = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    x = x @ p["linear_1"]["kernel"] + p["linear_1"]["bias"]
+    x = x / (1 + np.exp(-x)) @ p["linear_2"]["kernel"] + p["linear_2"]["bias"]
+    np.testing.assert_allclose(probes.apply(module, variables, t), x, atol=1e-4)
+
+
+def test_a_noise_aware_clip_adds_the_timestep_to_its_class_token():
+    cfg = dataclasses.replace(TINY, reads_time=True)
+    variables = probes.drawn(Clip(cfg), IMAGES, TOKENS, MASK)
+    params = dict(variables["params"])
+    token = TimeToken(8, jnp.dtype("float32"))
+    steps = jnp.array([3, 800])
+    shift = token.apply({"params": params["image"]["time"]}, steps)
+    noised = probes.apply(Clip(cfg), variables, IMAGES, steps, method="encode_image")
+    for row in range(2):
+        moved = dict(params["image"], class_token=params["image"]["class_token"] + shift[row])
+        moved.pop("time")
+        clean = image({"params": {**params, "image": moved}})
+        np.testing.assert_allclose(noised[row], clean[row], atol=1e-4)
+    silent = probes.apply(Clip(cfg), variables, IMAGES, method="encode_image")
+    zero = probes.apply(
+        Clip(cfg), variables, IMAGES, jnp.zeros(2, jnp.int32), method="encode_image"
+    )
+    np.testing.assert_array_equal(silent, zero)  # without timesteps images are clean
 
 
 def test_captions_are_pooled_at_their_end_token(variables):

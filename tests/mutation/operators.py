@@ -305,9 +305,11 @@ def _meaningful(tree: ast.Module, function: str) -> Iterator[ast.AST]:
             continue  # docstring
         if isinstance(node, ast.Call) and _silent(node):
             continue
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            continue  # `zip` checks what it is of, and no more
         yield node
         skipped = set()
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
             skipped = {"returns", "decorator_list"}
         if isinstance(node, ast.AnnAssign | ast.arg):
             skipped = {"annotation"}

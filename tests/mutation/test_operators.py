@@ -37,6 +37,8 @@ UNTOUCHED = [
     "if a:\n    raise ValueError",
     "import a.b",
     "y = isclose(a, b), max(b, a)",
+    "y = zip(a, strict=True)",
+    "@dataclass(frozen=True)\nclass A: ...",
 ]
 
 
