@@ -38,6 +38,14 @@ def test_codes_are_rows_of_the_first_map(variables):
     np.testing.assert_allclose(rows.apply(params, codes), one_hot, atol=1e-6)
 
 
+def test_a_fresh_codebook_is_standard_normal():
+    cfg = dataclasses.replace(TINY, quantizer="vq", code_count=512, code_dim=4, decoder_in=4)
+    codes = np.asarray(probes.fresh(Dvae(cfg), PIXELS)["params"]["codebook"])
+    assert codes.shape == (512, 4)
+    assert abs(codes.mean()) < 5 / np.sqrt(codes.size)
+    assert abs(codes.std() - 1) < 5 / np.sqrt(2 * codes.size)
+
+
 def test_shifting_an_image_by_a_code_shifts_its_features(variables):
     """Away from the edges, whose padding reaches 24 pixels, or 6 codes, into the encoder."""
     module = Dvae(dataclasses.replace(TINY, image_size=64))
