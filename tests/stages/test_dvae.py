@@ -38,6 +38,8 @@ def build(kind, **changes):
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_become_codes_and_codes_images(kind):
     cfg, stage, params = build(kind)
+    field = registry.stage_entry("dvae").sample_spec(cfg)["codes"]
+    assert (field.shape, field.low, field.high) == ((16,), 0, cfg.model.code_count - 1)
     codes = jax.jit(lambda p: dvae.encode(cfg, p, IMAGES))(params)
     assert codes.shape == (3, 4, 4) and codes.min() >= 0 and codes.max() < cfg.model.code_count
     images = jax.jit(lambda p, c: dvae.decode(cfg, p, c))(params, codes)
