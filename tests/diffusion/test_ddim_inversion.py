@@ -107,6 +107,21 @@ def test_refined_inversion_of_a_linear_denoiser_is_exact_on_a_short_chain(schedu
     np.testing.assert_allclose(exact, X_0, atol=2e-5)
 
 
+@pytest.mark.parametrize("schedule", [FULL, LINEAR], ids=["cosine", "linear"])
+def test_one_refinement_makes_the_error_of_a_round_trip_one_of_second_order(schedule):
+    denoise, errors = exact_denoiser(0.3, 0.5, schedule=schedule), {}
+    for count in (0, 1):
+        for spec in ("ddim25", "ddim50", "ddim100"):
+            short = chain(spec, schedule)
+            x_T = invert(denoise, X_0, schedule=short, refinements=count)
+            again = back(denoise, x_T, short)
+            errors[count, spec] = float(jnp.max(jnp.abs(again - X_0)))
+    for count, least, most in ((0, 1.8, 2.2), (1, 3.5, 4.5)):
+        for coarse, fine in (("ddim25", "ddim50"), ("ddim50", "ddim100")):
+            assert least < errors[count, coarse] / errors[count, fine] < most
+    assert errors[1, "ddim25"] < errors[0, "ddim25"] / 5
+
+
 def test_refinement_holds_where_the_signal_is_gone():
     """Eight steps from 4e-5 of signal, where the update itself would move x by next to nothing."""
     short, denoise = chain("8"), exact_denoiser(0.3, 0.5)

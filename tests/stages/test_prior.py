@@ -187,7 +187,7 @@ def test_the_power_of_eps_of_a_prior_that_says_nothing_is_a_closed_form(case, mo
 def test_standardisation_is_by_mean_and_deviation_of_the_training_data():
     cfg = dataclasses.replace(tiny.experiment("prior").model, standardise=True)
     draws = np.random.default_rng(0)
-    blocks = [{"z_img": 2.0 + 3.0 * draws.normal(size=(50, 32))} for _ in range(4)]
+    blocks = [{"z_img": 2.0 + 0.3 * draws.normal(size=(50, 32))} for _ in range(4)]
     asked = []
 
     def rows(most):
@@ -201,7 +201,7 @@ def test_standardisation_is_by_mean_and_deviation_of_the_training_data():
     assert asked == [2**18]
     assert prior.resolve_from_data(resolved, rows) is resolved  # once measured, it stays
     latent = prior.to_latent(resolved, jnp.asarray(z, jnp.float32))
-    np.testing.assert_allclose(np.mean(latent, axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(np.mean(latent, axis=0), 0.0, atol=1e-4)
     np.testing.assert_allclose(np.std(latent, axis=0), 1.0, rtol=1e-4)
     blocks[:] = [{"z_img": np.where(np.arange(32) == 5, 1.0, z)}]
     with pytest.raises(UserError, match="dimension 5 of z_img is the same in all 200 training"):

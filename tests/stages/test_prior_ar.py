@@ -195,7 +195,7 @@ def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(case):
     assert float(found["drawn_cosine_image"]) == pytest.approx(
         float(np.mean(np.sum(drawn * z_img, -1))), abs=1e-4
     )
-    others = z_img[[-1, *range(SIZE - 1)]]
+    others = np.asarray(z_img)[[-1, *range(SIZE - 1)]]
     assert float(found["drawn_cosine_unrelated"]) == pytest.approx(
         float(np.mean(np.sum(drawn * others, -1))), abs=1e-4
     )
