@@ -78,6 +78,16 @@ def test_eigenvalues_are_numpys_eigh():
     np.testing.assert_allclose(pca.explained(), np.cumsum(want) / want.sum(), rtol=1e-9)
 
 
+def test_directions_without_variance_have_eigenvalues_of_zero_not_below():
+    rows = np.random.default_rng(0).normal(size=(50, 2)) @ np.random.default_rng(1).normal(
+        size=(2, 24)
+    )
+    values = quantizer_fit.principal([rows]).eigenvalues
+    assert (values >= 0).all() and (values[2:] < 1e-12).all()
+    share = quantizer_fit.principal([rows]).explained()
+    assert (np.diff(share) >= 0).all() and share[1] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(("values", "count"), [(100, 7), (16, 16), (33, 16), (5000, 1024)])
 def test_buckets_hold_equally_many_and_know_their_means(values, count):
     x = np.sinh(DRAWS.permutation(np.linspace(-3, 4, values))).astype(np.float32)  # all different
