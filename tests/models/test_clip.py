@@ -50,6 +50,12 @@ def logit_scale(log_scale):
     return Clip(TINY).apply({"params": {"log_scale": log_scale}}, method="logit_scale")
 
 
+def test_pixels_are_standardised_as_openai_s_clip_does():
+    """Mean and deviation of its training images per channel, of values in [0, 1]."""
+    assert TINY.image_mean == (0.48145466, 0.4578275, 0.40821073)
+    assert TINY.image_std == (0.26862954, 0.26130258, 0.27577711)
+
+
 def test_the_token_of_the_timestep_by_hand():
     """Timestep features, Linear, SiLU, Linear; added to the class token, 0 when fresh."""
     module, t = TimeToken(8, jnp.dtype("float32")), jnp.array([0, 7, 900])
