@@ -165,7 +165,9 @@ def test_a_clamped_scale_can_fall_but_not_rise(start):
     start = jnp.float32(start)
     falls = jax.grad(logit_scale)(start)  # minimise the scale
     rises = jax.grad(lambda s: -logit_scale(s))(start)
+    gently = jax.grad(lambda s: 1e-3 * logit_scale(s))(start)
     assert float(falls) == pytest.approx(100.0, rel=1e-5)
+    assert float(gently) == pytest.approx(0.1, rel=1e-5)
     assert float(rises) == 0.0
 
 

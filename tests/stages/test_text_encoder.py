@@ -37,6 +37,19 @@ def test_only_chosen_tokens_count():
     assert float(never.loss(params, batch, jax.random.key(0))[0]) == 0.0
 
 
+def test_accuracy_is_the_share_of_chosen_tokens_that_are_guessed():
+    """Of equal logits the first token is the guess."""
+    every = dataclasses.replace(ENCODER.model, mask_share=1.0)
+    stage = text_encoder.make(every)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tiny.abstract(stage))
+    batch = jax.tree.map(np.array, tiny.random_batch(stage, 4))
+    batch["token_mask"] = np.arange(batch["tokens"].shape[1])[None] < np.array([[8], [4], [8], [4]])
+    batch["tokens"] = np.where(np.arange(batch["tokens"].shape[1]) % 4 == 0, 0, 5).astype(np.int32)
+    batch["tokens"] = np.broadcast_to(batch["tokens"], batch["token_mask"].shape)
+    metrics = stage.loss(params, jax.tree.map(jnp.asarray, batch), jax.random.key(0))[1]
+    assert float(metrics["accuracy"]) == pytest.approx(1 / 4)
+
+
 @pytest.mark.parametrize(("family", "scale"), [("t5", 0.25), ("bert", 1.0)])
 def test_logits_are_products_with_the_table_of_tokens(family, scale):
     """T5's rows have deviation 1, so that products are divided by the root of the width, 16."""
@@ -74,3 +87,18 @@ def test_a_clip_beside_it_may_read_other_tokens():
     assert "text_encoder_id" in own and "tokenizer_hash" not in own
     clip = tiny.experiment("clip")
     assert "tokenizer_hash" in clip.entry.shared_fields(clip.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("clip", {"tokenizer_hash", "embed_dim"}),
+        ("prior", {"clip_id", "tokenizer_hash", "embed_dim"}),
+        ("decoder", {"clip_id", "embed_dim", "tokenizer_hash", "image_size"}),
+        ("imagen_base", {"text_encoder_id", "text_width", "image_size"}),
+        ("dalle", {"tokenizer_hash", "grid", "code_count", "dvae_id"}),
+    ],
+)
+def test_a_manifest_identifies_what_the_stage_reads(name, fields):
+    experiment = tiny.experiment(name)
+    assert fields <= set(experiment.entry.required_fields(experiment.model))
