@@ -180,3 +180,12 @@ def test_a_folder_without_codes(tmp_path):
     (tmp_path / "info.json").write_text("[")
     with pytest.raises(UserError, match="info.json"):
         image_codes.read_info(tmp_path)
+
+
+def test_a_file_that_was_cut_short_is_rejected_by_name(records, tmp_path):
+    write(tmp_path / "codes", records)
+    path = tmp_path / "codes" / "codes_0001.npy"
+    path.write_bytes(path.read_bytes()[:-3])
+    message = "codes_0001.npy cannot be read: .*; compute them again with `python -m unclip_jax"
+    with pytest.raises(UserError, match=message):
+        CodedSource(records, tmp_path / "codes")

@@ -103,7 +103,7 @@ def _character_map(source: str, target: str) -> bytes:
 def test_characters_are_mapped_as_the_model_says(tmp_path, mapped):
     other = _field(1, b"nmt_nfkc")  # the name of the rules, ignored
     rules = _field(3, other + _field(2, _character_map("R", "r"))) if mapped else _field(3, other)
-    (tmp_path / "spiece.model").write_bytes(_spiece(PIECES) + rules)
+    (tmp_path / "spiece.model").write_bytes(spiece(PIECES) + rules)
     tokens, mask = text.load(tmp_path).encode(["Red", "red"], length=5)
     assert tokens[1][mask[1]].tolist() == [3, 1]
     assert tokens[0][mask[0]].tolist() == ([3, 1] if mapped else [6, 2, 5, 1])

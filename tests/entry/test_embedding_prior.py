@@ -95,6 +95,17 @@ def test_the_linear_prediction_and_the_mean(prior, arrays):
     assert np.linalg.norm(prior.mean()) == pytest.approx(1.0, rel=1e-5)
 
 
+def test_the_mean_of_raw_targets_is_the_bias_of_a_ridge_of_vectors_or_unknown(prior):
+    raw = dataclasses.replace(prior.cfg, scaling="raw")
+    of = lambda **changes: dataclasses.replace(  # noqa: E731
+        prior, cfg=dataclasses.replace(raw, model=dataclasses.replace(raw.model, **changes))
+    )
+    np.testing.assert_allclose(of().mean(), prior.params["fitted"]["ridge"]["bias"])
+    assert of(ridge=False).mean() is None
+    sequence = ConditionConfig("x", (3, 8))
+    assert of(conditions=(sequence,)).mean() is None  # its features are means over tokens
+
+
 def test_the_linear_prediction_depends_neither_on_encoder_nor_on_guidance(prior, arrays):
     cfg = dataclasses.replace(
         prior.cfg,
