@@ -96,14 +96,19 @@ def test_the_linear_prediction_and_the_mean(prior, arrays):
 
 
 def test_the_mean_of_raw_targets_is_the_bias_of_a_ridge_of_vectors_or_unknown(prior):
+    bias, fitted = np.linspace(-1, 1, 16, dtype=np.float32), prior.params["fitted"]
+    plain = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
+    fitted = {**fitted, "y": plain, "ridge": {**fitted["ridge"], "bias": bias}}
     raw = dataclasses.replace(prior.cfg, scaling="raw")
-    of = lambda **changes: dataclasses.replace(  # noqa: E731
-        prior, cfg=dataclasses.replace(raw, model=dataclasses.replace(raw.model, **changes))
-    )
-    np.testing.assert_allclose(of().mean(), prior.params["fitted"]["ridge"]["bias"])
-    assert of(ridge=False).mean() is None
-    sequence = ConditionConfig("x", (3, 8))
-    assert of(conditions=(sequence,)).mean() is None  # its features are means over tokens
+
+    def mean(**changes):
+        cfg = dataclasses.replace(raw, model=dataclasses.replace(raw.model, **changes))
+        params = {**prior.params, "fitted": fitted}
+        return dataclasses.replace(prior, cfg=cfg, params=params).mean()
+
+    np.testing.assert_array_equal(mean(), bias)
+    assert mean(ridge=False) is None
+    assert mean(conditions=(ConditionConfig("x", (3, 8)),)) is None  # a mean over tokens
 
 
 def test_the_linear_prediction_depends_neither_on_encoder_nor_on_guidance(prior, arrays):
