@@ -4,6 +4,7 @@
 import gc
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from tests import compiler, type_checks  # noqa: F401  (pytest knows the latter 
 ROOT = pathlib.Path(__file__).parents[1]
 MAPPINGS = 20_000  # of memory; Linux ends a process that needs more than 65,530
 
+# Modules are compiled once, here and in the processes that tests start, whatever the shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["JAX_PLATFORMS"] = "cpu"
 compiler.settle()
 # Many tests compile the same program, in this process and in those they start.
