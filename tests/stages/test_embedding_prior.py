@@ -209,6 +209,20 @@ def test_drops_have_their_shares():
     assert jnp.mean(keep[:, 0]) == pytest.approx(0.8 * 0.5, abs=0.03)
 
 
+def test_without_masks_all_tokens_are_real_and_those_of_a_missing_condition_are_not():
+    cfg = config(BRAIN, TEXT, target=(4, 5), ragged=True, scaling="standardised")
+    length, batch = TEXT.shape[0], pairs(cfg, 3)
+    with_masks = pair_inputs.masks(cfg, batch, size=3)
+    assert with_masks.keys() == {"text", "y"}
+    np.testing.assert_array_equal(with_masks["y"], batch["y_mask"])
+    whole = pair_inputs.masks(cfg, {"text": batch["text"]}, size=3)
+    np.testing.assert_array_equal(whole["y"], np.ones((3, 4), bool))
+    np.testing.assert_array_equal(whole["text"], np.ones((3, length), bool))
+    np.testing.assert_array_equal(
+        pair_inputs.masks(cfg, {}, size=3)["text"], np.zeros((3, length), bool)
+    )
+
+
 @pytest.mark.parametrize("queries", [True, False])
 def test_padding_is_no_part_of_the_loss(queries):
     cfg = config(
