@@ -1,5 +1,6 @@
 import os
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
@@ -160,5 +161,8 @@ def test_an_array_is_mapped_and_a_damaged_file_is_one_line(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"x.npy cannot be read: .*; make it again\.$"):
             open_array(path, advice="make it again.")
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UserError, match=r"contains pickled .object. data; make it again\.$"):
+        open_array(path, advice="make it again.")
     with pytest.raises(UserError, match=r"missing.npy cannot be read: .*No such file"):
         open_array(tmp_path / "missing.npy", advice="make it again.")

@@ -23,6 +23,12 @@ def test_the_ends_and_the_middle_of_every_kind():
         np.testing.assert_allclose(np.broadcast_to(scale, 3), expected, rtol=1e-6)
 
 
+def test_the_ends_of_the_shortest_chains():
+    rising, falling = (guidance_schedule.parse(kind, scale=3.0) for kind in ("rising", "falling"))
+    assert rising.share(2).tolist() == [1.0, 0.0] and falling.share(2).tolist() == [0.0, 1.0]
+    assert rising.share(1).tolist() == [1.0]
+
+
 @pytest.mark.parametrize("kind", guidance_schedule.KINDS)
 def test_scale_one_is_no_guidance_whatever_the_kind(kind):
     schedule = GuidanceSchedule(1.0, kind, 0.2, 0.8)

@@ -67,6 +67,13 @@ def test_a_text_diff_without_a_source_turns_to_the_caption_itself():
     np.testing.assert_allclose(path.z_img[0], spherical.slerp(Z[:1], Z[1:2], 0.3)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("z_source", [None, Z[2:]])
+def test_a_text_diff_keeps_the_norm_of_raw_embeddings(z_source):
+    raw, thetas = ONE._replace(z_img=7.0 * ONE.z_img), np.array([0.0, 0.3, 1.0], np.float32)
+    path = edits.text_diff(raw, z_target=Z[1:2], z_source=z_source, thetas=thetas).latent
+    np.testing.assert_allclose(norms(path.z_img), 7.0, rtol=1e-5)
+
+
 def test_variations_repeat_the_image_for_every_eta():
     varied = edits.variations(ONE, etas=[0.0, 0.5], copies=2)
     np.testing.assert_array_equal(varied.eta, [0.0, 0.0, 0.5, 0.5])
@@ -155,7 +162,8 @@ def test_more_components_come_nearer_and_all_of_them_give_the_embedding_back():
 
 
 def test_figure_7s_counts_or_doubling_ones():
-    assert pca_probe.default_counts(1024)[-1] == 320
+    assert pca_probe.default_counts(1024)[-1] == pca_probe.default_counts(320)[-1] == 320
+    assert pca_probe.default_counts(319)[-2:] == (256, 319)
     assert pca_probe.default_counts(32) == (2, 4, 8, 16, 32)
     assert pca_probe.default_counts(128)[-2:] == (64, 128)
 

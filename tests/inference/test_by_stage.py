@@ -11,7 +11,7 @@ import pytest
 
 from tests import cascades
 from unclip_jax.core.picture import to_uint8
-from unclip_jax.inference import load, offload, text_to_image
+from unclip_jax.inference import batch_sampling, load, offload, text_to_image
 from unclip_jax.inference.cascade import tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
 
@@ -54,6 +54,29 @@ def test_images_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, con
         expected = np.asarray(to_uint8(output.images))
         assert images.shape == expected.shape == (1, *[loaded.cascade.image_size] * 2, 3)
         assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_the_last_batch_is_filled_up_and_cut_again(run_dir, monkeypatch):
+    """Three captions in batches of two: all programs have one size, and captions their order."""
+    found, seen = load.find_cascade(run_dir), []
+
+    def sample(files, batches, *, options, begin):
+        seen.extend(batches)
+        return [np.arange(2 * i, 2 * i + 2, dtype=np.uint8)[:, None, None, None] for i in range(2)]
+
+    monkeypatch.setattr(batch_sampling.offload, "sample", sample)
+    captions = [*cascades.CAPTIONS[:3]]
+    settings = {"seed": 5, "options": SampleOptions(), "batch_size": 2}
+    images = batch_sampling.sample_by_stage(found, captions, **settings)
+    assert images.ravel().tolist() == [0, 1, 2]
+    ids = [np.asarray(batch.captions["clip"].tokens) for batch in seen]
+    assert [len(each) for each in ids] == [2, 2]
+    np.testing.assert_array_equal(ids[1][0], ids[1][1])  # the last caption fills the batch
+    assert np.any(ids[0][0] != ids[0][1])
+    keys = np.concatenate([jax.random.key_data(batch.keys) for batch in seen])
+    np.testing.assert_array_equal(
+        keys, jax.random.key_data(text_to_image.keys_for(5, jnp.arange(4)))
+    )
 
 
 def sample_watched(found, message, options):

@@ -207,6 +207,28 @@ def test_dropped_conditions_in_sampling_are_those_of_training():
         assert np.abs(x_0 - in_training(True, True)).max() > 1e-2
 
 
+def test_guidance_leads_a_decoder_away_from_a_negative_caption():
+    """At scale 0 the negative condition alone is left, at 3 twice its distance is added."""
+    cfg, (_, params, batch) = CONFIGS["decoder"], case("decoder")
+    batch = jax.tree.map(jnp.asarray, batch)
+    x_t, t = jnp.ones((SIZE, 8, 8, 3)), jnp.full(SIZE, 400)
+    caption = TokenIds(*(batch[field] for field in CAPTION))
+    other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), caption)
+    positive, negative = (Condition(batch["z_img"], text) for text in (caption, other))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def x_0(scale, condition, negative):
+        schedule = GuidanceSchedule(scale)
+        denoise = decoder.denoiser(cfg, params, condition, negative=negative, schedule=schedule)
+        return denoise(x_t, t).x_0
+
+    towards, away = (x_0(1.0, each, NULL) for each in (positive, negative))
+    assert np.abs(towards - away).max() > 1e-2
+    for scale in (0.0, 3.0):
+        mix = away + scale * (towards - away)
+        np.testing.assert_allclose(x_0(scale, positive, negative), mix, atol=1e-3)
+
+
 def test_codes_without_guidance_s_condition_do_not_depend_on_the_caption():
     cfg, (_, params, batch) = CONFIGS["prior_ar"], case("prior_ar")
     keys = rng.per_example(KEY, jnp.arange(SIZE))

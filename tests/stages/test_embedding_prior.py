@@ -290,6 +290,19 @@ def test_examples_are_mixed_in_training_alone():
 
 
 @pytest.mark.parametrize("method", ["mlp", "ridge"])
+def test_the_loss_of_a_regression_is_its_mean_squared_error(method):
+    cfg = config(method=method, scaling="standardised")
+    batch = pairs(cfg)
+    params = params_of(cfg, batch)
+    x = {"brain": jnp.asarray(batch["brain"])}
+    guess = embedding_prior.sample(cfg, params, x, keys=jax.random.split(jax.random.key(0), N))
+    error = (np.asarray(guess) - batch["y"]) / batch["y"].std(axis=0)
+    stage = embedding_prior.make(cfg)
+    found = stage.evaluate(params, on_device(batch), jax.random.key(0))["loss"]
+    assert float(found) == pytest.approx(np.mean(error**2), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["mlp", "ridge"])
 def test_regressions_predict_the_same_for_every_key(method):
     cfg = config(method=method, scaling="standardised")
     batch = pairs(cfg)

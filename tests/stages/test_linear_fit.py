@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from unclip_jax.core.checks import UserError
 from unclip_jax.stages import linear_fit
 
 RNG = np.random.default_rng(3)
@@ -41,6 +42,16 @@ def test_the_ridge_minimises_generalised_cross_validation(monkeypatch, noise):
     np.testing.assert_allclose(x.mean(0) @ fit.weights + fit.bias, y.mean(0), rtol=1e-8)
     np.testing.assert_allclose(fit.root.T @ fit.root, np.linalg.inv(penalised), rtol=1e-6)
     assert fit.explained == pytest.approx(1 - scores[best] * n / np.sum(target**2), rel=1e-8)
+
+
+def test_the_largest_regression_has_4096_features_and_2_to_the_26_weights():
+    linear_fit.check_size(4096, 2**14)
+    linear_fit.check_size(1, 2**26)
+    for features, outputs in ((4096, 2**14 + 1), (4097, 1), (2, 2**25 + 1)):
+        with pytest.raises(UserError, match="it takes at most 4,096 and 67,108,864 weights"):
+            linear_fit.check_size(features, outputs)
+    with pytest.raises(UserError, match="there is no ridge regression"):
+        linear_fit.check_size(0, 5)
 
 
 def test_moments_are_of_the_real_tokens_of_all_blocks(monkeypatch):

@@ -143,6 +143,7 @@ def open_array(path: pathlib.Path, *, advice: str) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy's parser of headers raises anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = reason.partition(". If you trust")[0]  # pickles are not
         raise UserError(f"{path} cannot be read: {reason}; {advice}") from error
 
 

@@ -129,11 +129,10 @@ class TextCondition(nn.Module):
         if cfg.padding == "seen":
             mask = jnp.ones_like(mask)
         x = features.astype(self.dtype)
-        width = cfg.project or cfg.width
         sequence = x
         if cfg.project:
             axes = ("embed", "context")
-            sequence = dense(width, name="project", axes=axes, dtype=self.dtype)(x)
+            sequence = dense(cfg.project, name="project", axes=axes, dtype=self.dtype)(x)
         return TextFeatures(sequence, self._pooled(x, mask), mask)
 
     def _pooled(self, x: Float[Array, " b l d"], mask: Bool[Array, " b l"]) -> Array:
