@@ -333,7 +333,13 @@ def test_as_many_examples_are_read_at_once_as_there_are_threads(records):
 
 @pytest.mark.parametrize(
     ("settings", "ahead", "threads"),
-    [({}, 4, 2), ({"prefetch": 2}, 2, 2), ({"workers": 3}, 4, 3), ({"workers": 0}, 0, 1)],
+    [
+        ({}, 4, 2),
+        ({"prefetch": 2}, 2, 2),
+        ({"workers": 3}, 4, 3),
+        ({"workers": 0}, 0, 1),
+        ({"batch_size": 24}, 4, 2),  # read in parts
+    ],
 )
 def test_four_batches_are_read_ahead_by_two_threads(samples, settings, ahead, threads):
     """Unless the configuration says otherwise, and no more however long a batch is awaited."""
@@ -345,16 +351,17 @@ def test_four_batches_are_read_ahead_by_two_threads(samples, settings, ahead, th
             time.sleep(0.001)  # so that all threads are needed
             return super().__getitem__(index)
 
-    rows = Noted(samples.record(i) for i in range(100))
-    it = make_loader(rows, example=PLAIN, config=LoaderConfig(batch_size=8, **settings))
+    size = settings.get("batch_size", 8)
+    rows = Noted(samples.record(i) for i in range(12 * size))
+    it = make_loader(rows, example=PLAIN, config=LoaderConfig(**{"batch_size": size, **settings}))
     rows.keys.clear(), idents.clear()
     for taken in (1, 2):
         next(it)
         end = time.monotonic() + 20
-        while len(rows.keys) < 8 * (taken + ahead) and time.monotonic() < end:
+        while len(rows.keys) < size * (taken + ahead) and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.02)
-        assert len(rows.keys) == 8 * (taken + ahead)
+        assert len(rows.keys) == size * (taken + ahead)
     it.close()
     assert len(idents) == threads
 

@@ -253,6 +253,7 @@ def test_an_encoder_adds_tokens_by_subject_and_a_contrastive_loss():
     params = params_of(cfg, pairs(cfg))
     stage = embedding_prior.make(cfg)
     assert not stage.splittable and stage.batch_spec["subject"].high == 1
+    assert EncoderConfig().subjects == 1
     changed = {**batch, "subject": 1 - batch["subject"]}
     one, other = (pair_inputs.read(cfg, params, b, size=8) for b in (batch, changed))
     assert one.conditions["encoded"].shape == (8, 2, 8)

@@ -26,6 +26,11 @@ def test_the_random_batch_satisfies_the_spec(case):
     batches.check(stage.batch_spec, jax.tree.map(np.asarray, batch))
 
 
+def test_batches_are_split_but_for_losses_over_pairs(case):
+    """A contrastive loss compares all examples: parts of a batch have another one."""
+    assert case[0].splittable == (case[0].name != "clip")
+
+
 @pytest.fixture(scope="module")
 def step(case):
     return loss_and_gradient(case)
