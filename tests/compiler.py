@@ -27,7 +27,11 @@ from collections.abc import Sequence
 DEVICES = "--xla_force_host_platform_device_count"
 # For `jax.jit(..., compiler_options=THOROUGH)`: a program whose last digits a test looks at.
 THOROUGH = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",  # in parts, they are more work in all
+)
 
 
 def known(flags: Sequence[str]) -> list[str]:

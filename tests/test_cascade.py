@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 STAGES = ("clip", "prior", "decoder", "upsampler_256")
 pytestmark = pytest.mark.slow
 # Half of LLVM's work: without any, steps take longer than their compilation saves.
-LIGHT = ("--xla_backend_optimization_level=1",)
+LIGHT = ("--xla_backend_optimization_level=1", "--xla_cpu_parallel_codegen_split_count=1")
 
 
 def environment():
