@@ -1,8 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import compiler
 from tests.diffusion.gaussians import FULL, exact_denoiser
 from tests.diffusion.solvers import SOLVERS, VARIANTS
 from unclip_jax.core import rng
@@ -104,18 +107,15 @@ def test_nothing_known_and_no_repeats_is_ordinary_sampling(name):
     solver = VARIANTS[name]
     x_T = rng.normal_each(keys(3), (4,))
     denoise = exact_denoiser(0.3, 0.5, var_frac=0.0)
-    filled = inpaint(
-        denoise,
-        x_T,
-        image=jnp.zeros((3, 4)),
-        mask=jnp.zeros((3, 4)),
-        schedule=SHORT,
-        solver=solver,
-        keys=keys(3),
-        repeats=1,
-        jump=7,
-    )
-    plain = samplers.sample(denoise, x_T, schedule=SHORT, solver=solver, keys=keys(3))
+    nothing = {"image": jnp.zeros((3, 4)), "mask": jnp.zeros((3, 4)), "schedule": SHORT}
+
+    @functools.partial(jax.jit, compiler_options=compiler.THOROUGH)
+    def both(x_T, keys):
+        options = {"solver": solver, "keys": keys}
+        filled = inpaint(denoise, x_T, **nothing, **options, repeats=1, jump=7)
+        return filled, samplers.sample(denoise, x_T, schedule=SHORT, **options)
+
+    filled, plain = both(x_T, keys(3))
     np.testing.assert_allclose(filled, plain, atol=1e-6)
 
 
