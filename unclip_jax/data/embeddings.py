@@ -106,7 +106,7 @@ class EmbeddingSource:
         self._table = functools.lru_cache(_TABLES)(self._open_table)
 
     def _open_array(self, field: str, shard: int) -> Any:
-        return open_array(self._paths[field][shard], advice="make it again.")
+        return open_array(pathlib.Path(str(self._paths[field][shard])), advice="make it again.")
 
     def _open_table(self, shard: int) -> pyarrow.Table:
         return read_table(self._metadata[shard])
