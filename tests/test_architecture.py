@@ -131,6 +131,19 @@ def impurities(source: str, package: str) -> list[str]:
     return complaints
 
 
+def changeable(source: str, path: str) -> list[str]:
+    """Dataclasses whose attributes can be assigned; configs and records are values."""
+    complaints = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for decorator in map(ast.unparse, node.decorator_list):
+            plain = decorator.startswith(("dataclass", "dataclasses.dataclass"))
+            if plain and "frozen=True" not in decorator:
+                complaints.append(f"{path}: {node.name} is not frozen")
+    return complaints
+
+
 def forbidden_imports(source: str, path: str) -> list[str]:
     """Imports that are allowed nowhere, or in a few places only, and unpickling."""
     may_torch = path.startswith(("unclip_jax/convert/", "tests/parity/", "benchmarks/"))
@@ -307,6 +320,12 @@ def test_headlines_and_names_are_idiomatic():
     assert not apply_rule(unidiomatic, [*SOURCES, *PROGRAMS])
 
 
+def test_configs_and_records_are_values():
+    """But for a base class of a library that is not frozen, and three counters."""
+    counters = {"import_report.py", "items.py", "job_store.py", "world_builder.py"}
+    assert not apply_rule(changeable, [path for path in SOURCES if path.name not in counters])
+
+
 def test_no_forbidden_imports():
     assert not apply_rule(forbidden_imports, EVERYTHING)
 
@@ -430,6 +449,12 @@ def test_forbidden_import_is_reported(source: str, path: str):
 )
 def test_import_in_its_allowed_place_is_accepted(source: str, path: str):
     assert not forbidden_imports(source, path)
+
+
+def test_a_changeable_record_is_reported():
+    source = "@dataclasses.dataclass(kw_only=True)\nclass A: ...\n@dataclass\nclass B: ...\n"
+    source += "@dataclasses.dataclass(frozen=True)\nclass C: ...\n@struct.dataclass\nclass D: ..."
+    assert changeable(source, "x.py") == ["x.py: A is not frozen", "x.py: B is not frozen"]
 
 
 def test_oversized_code_is_reported():

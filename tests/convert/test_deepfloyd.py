@@ -25,6 +25,7 @@ from unclip_jax.models.text_base import TextBaseConfig
 from unclip_jax.models.text_condition import TextConditionConfig
 from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
+from unclip_jax.stages.distillation import DistillConfig, student_config
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.low_res_noise import AugmentConfig
 from unclip_jax.stages.registry import folder_entry
@@ -195,6 +196,9 @@ def test_special_tokens_have_their_names_and_captions_their_case(written):
     ("name", "path", "value", "message"),
     [
         ("imagen_base", "sampling.percentile", 99.5, None),
+        ("imagen_base", "sampling.steps", "fast27", None),
+        ("imagen_base", "diffusion.weighting.name", "snr_clip", None),
+        ("upsampler_256", "augment.most", 0.5, None),
         ("imagen_base", "model.text.padding", "mask", 'model.text.padding "mask" .not "seen".'),
         ("imagen_base", "model.unet.context_norm", "none", 'context_norm "none" .not "group".'),
         ("imagen_base", "sampling.threshold", "static", 'threshold "static" .not "dynamic".'),
@@ -218,10 +222,28 @@ def test_options_without_a_setting_are_named(run, tmp_path, name, path, value, m
     try:
         if message is None:
             diffusers.write(run, tmp_path / "out")
+            steps = 27 if value == "fast27" else 100
+            card = (tmp_path / "out" / "README.md").read_text("utf-8")
+            assert f"num_inference_steps={steps}, guidance_scale=7.0" in card
             return
         with pytest.raises(UserError, match=message):
             diffusers.write(run, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+    finally:
+        (folder / "manifest.json").write_text(before, "utf-8")
+
+
+def test_a_distilled_stage_is_rejected(run, tmp_path):
+    """A pipeline samples with any steps and guidance, which a student must not be."""
+    folder = run / "imagen_base" / "export"
+    before = (folder / "manifest.json").read_text("utf-8")
+    card = load.read_manifest(folder)
+    cfg = typed.build(TextBaseStageConfig, card.config, where="x")
+    student = student_config(cfg, DistillConfig(steps=4, guidance_scale=1.0))
+    replace_manifest(folder, dataclasses.replace(card, config=typed.as_dict(student)))
+    try:
+        with pytest.raises(UserError, match=r"imagen_base has diffusion.distillation"):
+            diffusers.write(run, tmp_path / "out")
     finally:
         (folder / "manifest.json").write_text(before, "utf-8")
 
@@ -239,6 +261,6 @@ def test_the_sizes_of_deepfloyd_s_configs_survive():
 
     for scale in (1.0, 1 / 1.41423, math.sqrt(0.5)):
         network = dataclasses.replace(UNET, residual_scale=scale)
-        stated = unet_settings(network, TEXT)
+        stated = unet_settings(network, TEXT, upsamples=False)
         again, condition = deepfloyd.unet_config(stated, where="x")
         assert again.residual_scale == pytest.approx(scale, rel=1e-15) and condition == TEXT

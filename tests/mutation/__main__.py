@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> 
         servers = stack.enter_context(runner.Servers(root, args.jobs, preload=runner.PRELOADED))
         file = stack.enter_context(store.open("a"))
         pool = stack.enter_context(futures.ThreadPoolExecutor(args.jobs))
-        for test, seconds in reach.record(servers, [] if args.no_record else files, map=pool.map):
+        for test, seconds in reach.record(servers, [] if args.no_record else files, apply=pool.map):
             _say(f"recorded {test} in {seconds:.0f} s")
         for number, each in enumerate(pool.map(run, mutants), 1):
             outcomes.append(each)

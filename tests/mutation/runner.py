@@ -201,7 +201,7 @@ class Server:
 
 
 class Servers:
-    """Several servers, each with a copy of the tree of its own, of which one is lent at a time."""
+    """A pool of servers, each with a copy of the tree of its own."""
 
     def __init__(self, root: pathlib.Path, number: int, *, preload: Sequence[str]):
         """Starts `number` servers."""
@@ -213,8 +213,8 @@ class Servers:
             self._idle.put(server)
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[Server]:
-        """Lends a server that runs nothing, as soon as there is one."""
+    def acquire(self) -> Iterator[Server]:
+        """Waits for an idle server, which is busy for as long as the context lasts."""
         server = self._idle.get()
         try:
             yield server
@@ -255,26 +255,26 @@ class Reach:
         self._records = json.loads(store.read_text()) if store.exists() else {}
 
     def record(
-        self, servers: Servers, files: Iterable[str], *, map: Callable[..., Iterable[Any]] = map
+        self, servers: Servers, files: Iterable[str], *, apply: Callable[..., Iterable[Any]] = map
     ) -> Iterator[tuple[str, float]]:
         """Runs test files that are new or changed; yields them with their seconds.
 
         Args:
             servers: that run the tests.
             files: test files below the root.
-            map: applies a function to files, in threads or one after the other.
+            apply: applies a function to all files, in threads or one after the other.
 
         Raises:
             RuntimeError: a test that fails without a mutant.
         """
 
         def run(file: str) -> dict[str, Any]:
-            with servers.one() as server:
+            with servers.acquire() as server:
                 return server.run([file], timeout=3600, trace=True)
 
         digests = {file: _digest(self._root / file) for file in files}
         new = [f for f in digests if self._records.get(f, {}).get("digest") != digests[f]]
-        for file, found in zip(new, map(run, new), strict=True):
+        for file, found in zip(new, apply(run, new), strict=True):
             if found["status"] != "passed" and found["test"] != "exit 5":  # 5: all are nightly
                 failed = f"{found['test']}, {found['reason']}"
                 raise RuntimeError(f"{file} fails without a mutant: {failed}")
@@ -348,6 +348,6 @@ def outcome(
     files, first, seconds = reach.select(mutant, tests, unrecorded=unrecorded)
     if not files:
         return Outcome(mutant, "unreached")
-    with servers.one() as server, server.mutated(mutant):
+    with servers.acquire() as server, server.mutated(mutant):
         found = server.run(files, first=first, timeout=120 + 5 * seconds)
     return Outcome(mutant, *(found[name] for name in ("status", "test", "reason", "seconds")))

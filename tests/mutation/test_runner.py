@@ -55,7 +55,7 @@ def servers(tree):
 
 @pytest.fixture
 def server(servers):
-    with servers.one() as server:
+    with servers.acquire() as server:
         yield server
 
 
@@ -140,7 +140,7 @@ def test_a_test_that_fails_without_a_mutant_ends_the_run_in_one_line(tmp_path):
 
     class Server:
         @contextlib.contextmanager
-        def one(self):
+        def acquire(self):
             yield self
 
         def run(self, tests, **options):

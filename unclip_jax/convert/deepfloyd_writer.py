@@ -14,36 +14,35 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-from safetensors.numpy import save_file
-
 from unclip_jax.convert import (
     abstract,
     deepfloyd,
     language_tensors,
     run_stages,
-    tensor_table,
     unet_tensors,
 )
 from unclip_jax.convert.model_card import imagen_card
+from unclip_jax.convert.output_files import write_json, write_tensors
 from unclip_jax.convert.run_stages import ExportedStage
-from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, listed
-from unclip_jax.core.types import Params
 from unclip_jax.data import language_tokenizers, text
 from unclip_jax.handoff import load
 from unclip_jax.models.language_encoder import LanguageEncoderConfig
 from unclip_jax.models.text_condition import TextConditionConfig
 from unclip_jax.models.unet_plan import UNetConfig
+from unclip_jax.stages import gaussian
 from unclip_jax.stages.registry import folder_entry
 
 FOLDERS = {"imagen_base": "stage_1", "upsampler_256": "stage_2"}
-# Options that do not change a sample, or that a call of the pipeline chooses.
-FREE = ("drop_text", "crop", "sampling.steps", "sampling.guidance_scale", "diffusion.distillation")
-FREE_OF_MODEL = ("remat", "dtype", "dropout", "unet.remat", "unet.dtype", "unet.dropout")
+# Options of training and of the compute type, and those that a call of the pipeline chooses.
+FREE = {
+    *("drop_text", "crop", "mask_share", "augment.most"),
+    *(f"model.{name}" for name in ("remat", "dtype")),
+    *(f"model.unet.{name}" for name in ("remat", "dtype", "dropout")),
+    *("sampling.steps", "sampling.guidance_scale"),
+}
 NOTHING = [None, None]
 
 
@@ -79,7 +78,8 @@ def write(
         _write_tokenizer(stages["text_encoder"], places["imagen_base"] / "tokenizer")
         _write_weights(stages, places, dtype)
         cards = {name: stage.card for name, stage in stages.items()}
-        (draft / "README.md").write_text(imagen_card(cards), "utf-8")
+        calls = [_call(_config(name, stages[name])) for name in places]
+        (draft / "README.md").write_text(imagen_card(cards, calls=calls), "utf-8")
     return [folder.name for folder in places.values()]
 
 
@@ -88,8 +88,9 @@ def _write_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pat
     for name, folder in places.items():
         config = _config(name, stages[name])
         first = name == "imagen_base"
-        _json(folder / "unet" / "config.json", unet_settings(config.model.unet, config.model.text))
-        _json(folder / "scheduler" / "scheduler_config.json", scheduler_settings(config))
+        unet = unet_settings(config.model.unet, config.model.text, upsamples=not first)
+        write_json(folder / "unet" / "config.json", unet)
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_settings(config))
         index: dict[str, Any] = {
             "_class_name": deepfloyd.BASE if first else deepfloyd.SUPER_RES,
             "feature_extractor": NOTHING,
@@ -104,12 +105,12 @@ def _write_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pat
         if first:
             encoder = _config("text_encoder", stages["text_encoder"]).model
             settings = language_tensors.settings(encoder)
-            _json(folder / "text_encoder" / language_tensors.CONFIG, settings)
+            write_json(folder / "text_encoder" / language_tensors.CONFIG, settings)
         else:
             index["image_noising_scheduler"] = ["diffusers", deepfloyd.SCHEDULER]
             settings = {"_class_name": deepfloyd.SCHEDULER, **deepfloyd.NOISING_SCHEDULER}
-            _json(folder / "image_noising_scheduler" / "scheduler_config.json", settings)
-        _json(folder / deepfloyd.INDEX, dict(sorted(index.items())))
+            write_json(folder / "image_noising_scheduler" / "scheduler_config.json", settings)
+        write_json(folder / deepfloyd.INDEX, dict(sorted(index.items())))
 
 
 def _check_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pathlib.Path]) -> None:
@@ -135,7 +136,7 @@ def _check_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pat
         wrong = [
             f"{option} {mine} (not {other})"
             for option, mine, other in trees.json_differences(ours, theirs)
-            if option not in FREE and option.removeprefix("model.") not in FREE_OF_MODEL
+            if option not in FREE and not option.startswith("diffusion.weighting.")
         ]
         complaints += [f"the {name} has {listed(wrong, separator=', ')}"] if wrong else []
     if complaints:
@@ -145,14 +146,25 @@ def _check_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pat
         )
 
 
-def unet_settings(network: UNetConfig, condition: TextConditionConfig | None) -> dict[str, Any]:
-    """Returns the config.json of a U-Net and its path of text; inverts `deepfloyd.unet_config`."""
+def unet_settings(
+    network: UNetConfig, condition: TextConditionConfig | None, *, upsamples: bool
+) -> dict[str, Any]:
+    """Returns the config.json of a U-Net and its path of text; inverts `deepfloyd.unet_config`.
+
+    Args:
+        network: the U-Net.
+        condition: its path of text.
+        upsamples: True for stage II, which reads the level of noise on its low-res image.
+
+    Raises:
+        UserError: a U-Net without text.
+    """
     if condition is None or not network.attention_at:
         raise UserError(
             "a U-Net without text has no class in the pipelines of DeepFloyd IF; use "
             "--to=safetensors."
         )
-    cross, upsamples = network.attention == "cross", network.in_channels > 3
+    cross = network.attention == "cross"
     factor = round(1.0 / network.residual_scale, 5)
     if 1.0 / factor != network.residual_scale:
         factor = 1.0 / network.residual_scale
@@ -187,6 +199,12 @@ def scheduler_settings(config: Any) -> dict[str, Any]:
     }
 
 
+def _call(config: Any) -> tuple[int, float]:
+    """Returns steps and guidance with which a stage is sampled."""
+    rows = gaussian.planned(config.diffusion, config.sampling)[1]
+    return len(rows.t), config.sampling.guidance_scale
+
+
 def _write_tokenizer(stage: ExportedStage, out: pathlib.Path) -> None:
     """Writes T5's tokenizer for transformers.
 
@@ -195,8 +213,8 @@ def _write_tokenizer(stage: ExportedStage, out: pathlib.Path) -> None:
     """
     folder = load.tokenizer_dir(stage.path)
     description = language_tokenizers.published(text.load(folder).description, where=str(folder))
-    _json(out / "tokenizer.json", description)
-    _json(out / language_tokenizers.SETTINGS, language_tokenizers.T5_SETTINGS)
+    write_json(out / "tokenizer.json", description)
+    write_json(out / language_tokenizers.SETTINGS, language_tokenizers.T5_SETTINGS)
     if text.load(out, lower=True).hash != stage.card.tokenizer_hash:
         raise UserError(
             f"the tokenizer in {folder} does not lower-case captions as DeepFloyd IF's pipelines "
@@ -211,7 +229,7 @@ def _write_weights(
     encoder: LanguageEncoderConfig = _config("text_encoder", stages["text_encoder"]).model
     params = stages["text_encoder"].params(abstract.language_encoder(encoder))
     path = places["imagen_base"] / "text_encoder" / "model.safetensors"
-    _save(path, params, language_tensors.entries(encoder), dtype)
+    write_tensors(path, params, language_tensors.entries(encoder), dtype=dtype)
     del params
     for name, folder in places.items():
         cfg = _config(name, stages[name]).model
@@ -219,22 +237,8 @@ def _write_weights(
         shapes = abstract.upsampler(cfg, noised=True) if upsamples else abstract.text_base(cfg)
         table = deepfloyd.entries(cfg.unet, low_res=upsamples)
         path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-        _save(path, stages[name].params(shapes), table, dtype)
+        write_tensors(path, stages[name].params(shapes), table, dtype=dtype)
 
 
 def _config(name: str, stage: ExportedStage) -> Any:
     return typed.build(folder_entry(name).config, stage.card.config, where=name)
-
-
-def _save(path: pathlib.Path, params: Params, entries: list[Entry], dtype: str) -> None:
-    kind = jax.numpy.dtype(dtype)
-    arrays = {
-        name: np.asarray(array).astype(kind, order="C")
-        for name, array in tensor_table.tensors(params, entries)
-    }
-    save_file(arrays, path, metadata={"format": "pt"})
-
-
-def _json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

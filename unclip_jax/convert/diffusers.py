@@ -7,12 +7,10 @@ tensors.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -26,17 +24,16 @@ from unclip_jax.convert import (
     requirements,
     run_stages,
     schedulers,
-    tensor_table,
     tokenizer,
     unet_tensors,
 )
 from unclip_jax.convert.model_card import model_card, plain_card
+from unclip_jax.convert.output_files import cast, write_json, write_tensors
 from unclip_jax.convert.run_stages import ExportedStage
 from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.types import Params
 from unclip_jax.handoff import load
 from unclip_jax.handoff.manifest import to_json
 from unclip_jax.models.clip_config import ClipConfig
@@ -85,7 +82,7 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
     with run_stages.draft(out) as draft:
         for name, stage in stages.items():
             tree = load.read_params(stage.path, abstract=load.stored_shapes(stage.path))
-            leaves = {p: _cast(leaf, dtype) for p, leaf in trees.flatten_paths(tree).items()}
+            leaves = {p: cast(leaf, dtype) for p, leaf in trees.flatten_paths(tree).items()}
             save_file(leaves, draft / f"{name}.safetensors")
             (draft / f"{name}.json").write_text(to_json(stage.card), encoding="utf-8")
         cards = {name: stage.card for name, stage in stages.items()}
@@ -107,7 +104,7 @@ def _pipeline(stages: Mapping[str, ExportedStage], out: pathlib.Path, dtype: str
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     if "prior" in stages:  # whose pipeline has no use for images; the folder stays for import
         index = {k: v for k, v in index.items() if k not in ("image_encoder", "feature_extractor")}
-    _json(out / karlo.INDEX, dict(sorted(index.items())))
+    write_json(out / karlo.INDEX, dict(sorted(index.items())))
     cards = {name: stage.card for name, stage in stages.items()}
     (out / "README.md").write_text(model_card(cards, pipeline=index["_class_name"]), "utf-8")
     return [name for name in index if not name.startswith("_")]
@@ -117,12 +114,12 @@ def _clip_alone(stage: ExportedStage, out: pathlib.Path, dtype: str) -> None:
     cfg = typed.build(ClipConfig, stage.card.config["model"], where="clip")
     folder = load.tokenizer_dir(stage.path)
     ids = tokenizer.special_ids(folder)
-    _json(out / "config.json", clip_tensors.settings(cfg, **ids))
+    write_json(out / "config.json", clip_tensors.settings(cfg, **ids))
     params = stage.params(abstract.clip(cfg))
-    _weights(out / WEIGHTS, params, clip_tensors.entries(cfg), dtype)
+    write_tensors(out / WEIGHTS, params, clip_tensors.entries(cfg), dtype=dtype)
     tokenizer.write(folder, out, context=cfg.context)
     if "image" in cfg.towers:
-        _json(out / "preprocessor_config.json", _preprocessing(cfg))
+        write_json(out / "preprocessor_config.json", _preprocessing(cfg))
     (out / "README.md").write_text(model_card({"clip": stage.card}, pipeline=None), "utf-8")
 
 
@@ -136,11 +133,11 @@ def _clip_towers(
         if tower in cfg.towers:
             alone = clip_tensors.tower(cfg, tower)
             settings = clip_tensors.settings(alone, **ids)
-            _json(out / name / "config.json", settings)
-            _weights(out / name / WEIGHTS, params, clip_tensors.entries(alone), dtype)
+            write_json(out / name / "config.json", settings)
+            write_tensors(out / name / WEIGHTS, params, clip_tensors.entries(alone), dtype=dtype)
             index[name] = ["transformers", settings["architectures"][0]]
     if "image" in cfg.towers:
-        _json(out / "feature_extractor" / "preprocessor_config.json", _preprocessing(cfg))
+        write_json(out / "feature_extractor" / "preprocessor_config.json", _preprocessing(cfg))
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     return index
 
@@ -151,8 +148,10 @@ def _prior(stage: ExportedStage, out: pathlib.Path, dtype: str) -> dict[str, tup
     statistics = zip(prior_tensors.STATISTICS, (config["z_mean"], config["z_std"]), strict=True)
     extra = {name: np.array([values], np.float32) for name, values in statistics}
     params = stage.params(abstract.prior(cfg))
-    _json(out / "prior" / "config.json", prior_tensors.settings(cfg))
-    _weights(out / "prior" / OTHERS, params, prior_tensors.entries(cfg), dtype, extra)
+    write_json(out / "prior" / "config.json", prior_tensors.settings(cfg))
+    write_tensors(
+        out / "prior" / OTHERS, params, prior_tensors.entries(cfg), dtype=dtype, extra=extra
+    )
     _scheduler(out / "prior_scheduler", config)
     return {"prior": ("diffusers", prior_tensors.CLASS), "prior_scheduler": SCHEDULER}
 
@@ -162,11 +161,11 @@ def _decoder(stage: ExportedStage, out: pathlib.Path, dtype: str) -> dict[str, t
     params, table = stage.params(abstract.decoder(cfg)), assembly.decoder_entries(cfg)
     values = (cfg.num_z_tokens, cfg.z_dim, cfg.unet.emb_width, cfg.text_width)
     sizes = dict(zip(assembly.TEXT_PROJ_SIZES, values, strict=True))
-    _json(out / "text_proj" / "config.json", {"_class_name": assembly.TEXT_PROJ, **sizes})
+    write_json(out / "text_proj" / "config.json", {"_class_name": assembly.TEXT_PROJ, **sizes})
     network = dataclasses.replace(cfg.unet, context_width=cfg.text_width)
-    _json(out / "decoder" / "config.json", unet_tensors.settings(network))
+    write_json(out / "decoder" / "config.json", unet_tensors.settings(network))
     for name in ("text_proj", "decoder"):
-        _weights(out / name / OTHERS, params, _below(table, name), dtype)
+        write_tensors(out / name / OTHERS, params, _below(table, name), dtype=dtype)
     _scheduler(out / "decoder_scheduler", stage.card.config)
     return {
         "decoder": ("diffusers", unet_tensors.CONDITIONED),
@@ -181,8 +180,8 @@ def _upsampler(stage: ExportedStage, out: pathlib.Path, dtype: str) -> dict[str,
     params = stage.params({"first": one, "last": one})
     for name in ("first", "last"):
         folder = out / f"super_res_{name}"
-        _json(folder / "config.json", unet_tensors.settings(cfg.unet))
-        _weights(folder / OTHERS, params[name], unet_tensors.entries(cfg.unet), dtype)
+        write_json(folder / "config.json", unet_tensors.settings(cfg.unet))
+        write_tensors(folder / OTHERS, params[name], unet_tensors.entries(cfg.unet), dtype=dtype)
     _scheduler(out / "super_res_scheduler", stage.card.config)
     networks = dict.fromkeys(("super_res_first", "super_res_last"), NETWORK)
     return {**networks, "super_res_scheduler": SCHEDULER}
@@ -217,25 +216,4 @@ def _preprocessing(cfg: ClipConfig) -> dict[str, Any]:
 
 def _scheduler(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
     settings = schedulers.settings(config["diffusion"], config["sampling"])
-    _json(folder / "scheduler_config.json", settings)
-
-
-def _weights(
-    path: pathlib.Path,
-    params: Params,
-    entries: list[Entry],
-    dtype: str,
-    extra: Mapping[str, np.ndarray] | None = None,
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: _cast(array, dtype) for name, array in tensor_table.tensors(params, entries)}
-    save_file({**arrays, **(extra or {})}, path, metadata={"format": "pt"})
-
-
-def _cast(array: Any, dtype: str) -> np.ndarray:
-    return np.asarray(array).astype(jax.numpy.dtype(dtype), order="C")
-
-
-def _json(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "scheduler_config.json", settings)

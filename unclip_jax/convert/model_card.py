@@ -1,6 +1,6 @@
 """The model card (README with front matter) that goes with exported weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unclip_jax.core.checks import listed
@@ -46,23 +46,17 @@ def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def imagen_card(cards: Mapping[str, Manifest]) -> str:
+def imagen_card(cards: Mapping[str, Manifest], *, calls: Sequence[tuple[int, float]]) -> str:
     """Returns the text of README.md beside pipelines of DeepFloyd IF.
 
     Args:
         cards: manifests of what was written, by name.
+        calls: steps and guidance of each pipeline.
     """
     parts = _card(cards, title="IFPipeline", library="diffusers", task="text-to-image")
-    calls = []
-    for name in ("imagen_base", "upsampler_256"):
-        if name in cards:
-            sampling = cards[name].config["sampling"]
-            steps = "".join(c for c in str(sampling["steps"]) if c.isdigit())
-            calls.append(
-                f"num_inference_steps={steps}, guidance_scale={sampling['guidance_scale']}"
-            )
     loading = IMAGEN_LOADING + (IMAGEN_ENLARGING if len(calls) > 1 else "") + "```"
-    return "\n\n".join([*parts, loading.format(*calls)]) + "\n"
+    options = (f"num_inference_steps={n}, guidance_scale={scale}" for n, scale in calls)
+    return "\n\n".join([*parts, loading.format(*options)]) + "\n"
 
 
 def plain_card(cards: Mapping[str, Manifest]) -> str:

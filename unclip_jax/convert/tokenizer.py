@@ -1,10 +1,10 @@
 """Writer of CLIP's tokenizer as files for any version of transformers."""
 
-import json
 import pathlib
 import shutil
 from typing import Any
 
+from unclip_jax.convert.output_files import write_json
 from unclip_jax.convert.tensor_source import read_json
 from unclip_jax.core.checks import UserError
 
@@ -32,13 +32,13 @@ def write(folder: pathlib.Path, out: pathlib.Path, *, context: int) -> None:
     vocab = _vocabulary(description, folder)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "tokenizer.json", out / "tokenizer.json")
-    _json(out / "vocab.json", vocab)
+    write_json(out / "vocab.json", vocab)
     pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in _merges(description))
     (out / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", "utf-8")
     named = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": _padding(vocab)}
-    _json(out / "special_tokens_map.json", named)
+    write_json(out / "special_tokens_map.json", named)
     kind = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context}
-    _json(out / "tokenizer_config.json", {**named, **kind})
+    write_json(out / "tokenizer_config.json", {**named, **kind})
 
 
 def _vocabulary(description: dict[str, Any], folder: pathlib.Path) -> dict[str, int]:
@@ -56,7 +56,3 @@ def _merges(description: dict[str, Any]) -> list[Any]:
 def _padding(vocab: dict[str, int]) -> str:
     """Returns the token of id 0, with which captions are padded here and in Karlo."""
     return next(token for token, number in vocab.items() if number == 0)
-
-
-def _json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -91,7 +91,9 @@ def published(description: dict[str, Any], *, where: str) -> dict[str, Any]:
     spare = [i for i in hidden if i >= len(vocab) - SPARE]
     names = {0: PADDING, 1: END, model.get("unk_id"): UNKNOWN_PIECE}
     names |= {i: f"<extra_id_{len(vocab) - 1 - i}>" for i in spare}
-    if model.get("type") != "Unigram" or len(spare) != SPARE or not {*hidden} <= names.keys():
+    ends = (description.get("post_processor") or {}).get("special_tokens") or {}
+    fits = ends.get(END, {}).get("ids") == [1] and {*hidden} <= names.keys()
+    if model.get("type") != "Unigram" or len(spare) != SPARE or not fits:
         raise UserError(f"the tokenizer in {where} is no T5's; it cannot be written as one.")
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": i, "content": names[i], **plain, "special": True} for i in hidden]
