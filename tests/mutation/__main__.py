@@ -53,6 +53,8 @@ def choose(args: argparse.Namespace, root: pathlib.Path) -> list[runner.Mutant]:
     mutants = [m for m in runner.generated(root, names) if args.file in m.path]
     same = runner.equivalents(root)
     if args.survivors:
+        if not (root / args.out).is_file():
+            parser().error(f"there is no {args.out}; run a sample of mutants first")
         survived = survivors(root / args.out)
         return [m for m in mutants if runner.identity(m, root) in survived - set(same)]
     mutants = random.Random(args.seed).sample(mutants, len(mutants))
@@ -133,11 +135,8 @@ def main(argv: list[str] | None = None, *, root: pathlib.Path = runner.ROOT) -> 
             entry = {**dataclasses.asdict(each), "diff": diff}
             file.write(json.dumps(entry) + "\n")
             file.flush()
-            state = each.test or each.status
-            line = (
-                f"[{number}/{len(mutants)}] {path}:{each.mutant.line} {each.seconds:.0f} s {state}"
-            )
-            _say(line)
+            state = f"{each.seconds:.0f} s {each.test or each.status}"
+            _say(f"[{number}/{len(mutants)}] {path}:{each.mutant.line} {state}")
     sys.stdout.write(report(outcomes, root) + "\n")
     score = sum(each.caught for each in outcomes) / max(len(outcomes), 1)
     return int(score < args.least)

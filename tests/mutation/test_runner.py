@@ -135,6 +135,12 @@ def test_survivors_are_run_again_and_leave_the_list_once_they_are_caught(
     file.unlink()
 
 
+def test_without_results_there_are_no_survivors_to_run(tree, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--survivors", "--out=nothing.jsonl"], root=tree)
+    assert "there is no nothing.jsonl; run a sample of mutants first" in capsys.readouterr().err
+
+
 def test_a_test_that_fails_without_a_mutant_ends_the_run_in_one_line(tmp_path):
     (tmp_path / "test_x.py").write_text("")
 

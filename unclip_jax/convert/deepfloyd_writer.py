@@ -62,7 +62,7 @@ def write(
         dtype: "float32" or "bfloat16", of the tensors.
 
     Raises:
-        UserError: a stage that IF has not, an option that its layout cannot express, `out` exists.
+        UserError: a stage that IF lacks, an option that its layout cannot express, `out` exists.
     """
     unknown = [name for name in stages if name not in deepfloyd.STAGES]
     if unknown or "text_encoder" not in stages:
