@@ -12,8 +12,8 @@ A third of the time of a small program, such as one operation outside `jax.jit`,
 nor the program's: JAX builds a new MLIR context for each, with all its dialects. `share_contexts`
 lets the programs of a thread use the same one.
 
-Another twentieth is Flax's: each `apply` traces the initialiser of every parameter, only to learn its
-shape. `compare_shapes` takes the shape that the initialiser is asked for instead.
+Another twentieth is Flax's: each `apply` traces the initialiser of every parameter, only to learn
+its shape. `compare_shapes` takes the shape that the initialiser is asked for instead.
 """
 
 import functools
