@@ -30,13 +30,14 @@ from benchmarks import compare, data_limits, markdown_page, slow_store
 from unclip_jax.cli import entry
 from unclip_jax.core.checks import positive
 from unclip_jax.core.storage import Url
-from unclip_jax.data import prepared, sources, text
+from unclip_jax.data import prepared, sources
 from unclip_jax.data.embedding_writer import EmbeddingFolder
 from unclip_jax.data.embeddings import KINDS
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import Loader, LoaderConfig, make_loader
 from unclip_jax.data.remote_embeddings import open_embeddings
 from unclip_jax.preparation.checking import CheckConfig
+from unclip_jax.tokenization import caption_tokenizer
 
 SIZES = {"CC12M": 12_423_374, "4·10^8 pairs": 400_000_000, "DataComp-1B": 1_387_173_656}
 DIM = 1024
@@ -102,7 +103,7 @@ def costs(count: int) -> dict[str, dict[str, float]]:
             "`--index`": lambda: prepare(bucket / "index", index=True),
         }
         result = {name: cost(step, count, per_tar=True) for name, step in steps.items()}
-        tokenizer = text.train([" ".join(data_limits.WORDS)], vocab_size=600)
+        tokenizer = caption_tokenizer.train([" ".join(data_limits.WORDS)], vocab_size=600)
         source: sources.Source = prepared.open_split(bucket / "copy", split="train")
         digest = sources.content_digest(source)
         write_embeddings(bucket / "z", count, digest=digest)
@@ -143,7 +144,9 @@ def cost(step: Callable[[], Any], count: int, *, per_tar: bool = False) -> dict[
     return dataclasses.asdict(Cost(cpu / count, read / count, written / count, requests / divisor))
 
 
-def _loader(source: sources.Source, example: ExampleConfig, tokenizer: text.Tokenizer) -> Loader:
+def _loader(
+    source: sources.Source, example: ExampleConfig, tokenizer: caption_tokenizer.Tokenizer
+) -> Loader:
     config = LoaderConfig(
         batch_size=min(len(source), 64), num_epochs=1, workers=0, remainder="keep"
     )

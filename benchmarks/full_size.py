@@ -31,9 +31,9 @@ from unclip_jax.convert import (
     tokenizer,
     unet_tensors,
 )
-from unclip_jax.data import text
 from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.handoff.load import read_manifest
+from unclip_jax.tokenization import caption_tokenizer
 
 CAPTION = "a red bicycle"
 WIDTHS = [320, 640, 960, 1280]
@@ -102,7 +102,7 @@ class Cost(NamedTuple):
 
 def write(folder: pathlib.Path) -> None:
     """Writes a pipeline directory of Karlo's size, one component in memory at a time."""
-    words = text.train([CAPTION], vocab_size=text.MIN_VOCAB + 16)
+    words = caption_tokenizer.train([CAPTION], vocab_size=caption_tokenizer.MIN_VOCAB + 16)
     words.save(folder / "words")
     tokenizer.write(folder / "words", folder / "tokenizer", context=77)
     _json(folder / "model_index.json", {"_class_name": "UnCLIPPipeline", **_index()})
@@ -122,7 +122,7 @@ def _index() -> dict[str, tuple[str, str]]:
     return {**CLASSES, **chain}
 
 
-def _settings(words: text.Tokenizer) -> dict[str, dict[str, Any]]:
+def _settings(words: caption_tokenizer.Tokenizer) -> dict[str, dict[str, Any]]:
     both = {"super_res_last": SETTINGS["super_res_first"]}
     ids = {"bos_token_id": words.start, "eos_token_id": words.end}
     settings = {n: {"_class_name": CLASSES[n][1], **s} for n, s in {**SETTINGS, **both}.items()}

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from tests.stages import tiny
-from unclip_jax.data import text
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.stages import clip, registry
 from unclip_jax.stages.clip import ClipStageConfig
+from unclip_jax.tokenization import caption_tokenizer
 
 CAPTIONS = ["a red circle", "a blue square above a green star", "three pink rings"]
 NAMES = ("clip", "prior", "decoder", "upsampler_256")
 
 
 def tokenizer():
-    return text.train(CAPTIONS, vocab_size=600)
+    return caption_tokenizer.train(CAPTIONS, vocab_size=600)
 
 
 def tokenizers(cascade):
@@ -74,7 +74,7 @@ def write_guide(folder: pathlib.Path) -> None:
     """Exports a noise-aware CLIP of the decoder's chain and size beside a cascade, as "guide"."""
     model = dataclasses.replace(tiny.experiment("clip").model.model, image_size=16, reads_time=True)
     stage = clip.make(ClipStageConfig(model, tiny.experiment("decoder").model.diffusion))
-    words = text.load(folder / "tokenizer")
+    words = caption_tokenizer.load(folder / "tokenizer")
     card = Manifest(stage="clip", size="tiny", step=0, tokenizer_hash=words.hash, **stage.describe)
     export.write_export(
         folder / "guide" / "export",

@@ -19,7 +19,6 @@ from tests.convert import test_kinds as weights
 from unclip_jax.convert import importing
 from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.editing import latents
@@ -27,6 +26,7 @@ from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff import sidecar
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference import exported_sampler, load
+from unclip_jax.tokenization import caption_tokenizer
 
 SECONDS = 60  # for one file; what takes longer counts as a hang
 # Subject -> number of damaged copies in the nightly tier, and in the usual one.
@@ -44,7 +44,7 @@ UNSEALED = ("transformers", "open_clip")  # files of others, which hold no diges
 def write_export(place: pathlib.Path) -> pathlib.Path:
     """The export of a small converted CLIP, with a sidecar."""
     source = weights.put(place / "source", weights.openai())
-    text.train(["a red circle"] * 3, vocab_size=518).save(source)
+    caption_tokenizer.train(["a red circle"] * 3, vocab_size=518).save(source)
     importing.convert([source], place / "run")
     path = place / "run" / "clip" / "export"
     sidecar.write(path, sidecar.VARIANCE, {"timesteps": [1, 2], "examples": 8})
@@ -65,7 +65,7 @@ def write_bundle(place: pathlib.Path) -> pathlib.Path:
     inputs += (shaped((), jnp.int32), shaped((2,), jnp.int32))
     program = export.export(jax.jit(run), platforms=["cpu"])(*inputs)
     entries, blob = sampler_export._packed({"w": w})
-    text.train(["a red circle"] * 3, vocab_size=518).save(place)
+    caption_tokenizer.train(["a red circle"] * 3, vocab_size=518).save(place)
     members = {
         exported_sampler.WEIGHTS: blob,
         exported_sampler.TOKENIZER: (place / "tokenizer.json").read_bytes(),
@@ -89,13 +89,13 @@ def write_bundle(place: pathlib.Path) -> pathlib.Path:
 
 def write_transformers(place: pathlib.Path) -> pathlib.Path:
     folder = weights.put(place / "hf", weights.transformers(), weights.CLIP, beside={"resample": 3})
-    text.train(["a red circle"] * 3, vocab_size=518).save(folder)
+    caption_tokenizer.train(["a red circle"] * 3, vocab_size=518).save(folder)
     return folder
 
 
 def write_open_clip(place: pathlib.Path) -> pathlib.Path:
     folder = weights.put(place / "oc", weights.under("module."))
-    text.train(["a red circle"] * 3, vocab_size=518).save(folder)
+    caption_tokenizer.train(["a red circle"] * 3, vocab_size=518).save(folder)
     return folder
 
 
@@ -118,7 +118,7 @@ def write_embeddings(place: pathlib.Path) -> pathlib.Path:
 
 def read_export(path: pathlib.Path) -> Any:
     cfg, params, card = load.load_clip(path)
-    tokenizer = text.load(handoff.tokenizer_dir(path))
+    tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(path))
     return cfg, params_id(params), card, tokenizer.hash, sidecar.read(path, sidecar.VARIANCE)
 
 
@@ -130,7 +130,7 @@ def read_bundle(path: pathlib.Path) -> Any:
 def read_foreign(path: pathlib.Path) -> Any:
     (part,), folder = importing._stages_in([path], importing.ImportOptions(stages=("clip",)))
     if folder is not None:
-        text.load(folder, literal=text.declared_padding(folder))
+        caption_tokenizer.load(folder, literal=caption_tokenizer.declared_padding(folder))
     return importing._typed(part, "float32").config, params_id(part.params())
 
 

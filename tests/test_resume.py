@@ -11,10 +11,11 @@ import pytest
 
 from tests.stages import tiny
 from unclip_jax.core.trees import flatten_paths
-from unclip_jax.data import dataset_manifest, records, text
+from unclip_jax.data import dataset_manifest, records
 from unclip_jax.data.image_codec import encode_png
 from unclip_jax.experiment import training_run
 from unclip_jax.experiment.loading import read
+from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.training import loop
 
 pytestmark = pytest.mark.nightly
@@ -41,7 +42,9 @@ def write(folder: pathlib.Path, count: int, seed: int) -> None:
     shards = (dataset_manifest.Shard(name, done.written, done.sha256),)
     split = dataset_manifest.make_split("train", shards, plan="test", sources=("test",))
     dataset_manifest.write(folder, dataset_manifest.DatasetManifest().with_split(split))
-    text.train([record["caption"] for record in case], vocab_size=600).save(folder / "tokenizer")
+    caption_tokenizer.train([record["caption"] for record in case], vocab_size=600).save(
+        folder / "tokenizer"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data.test_language_tokenizers import PIECES, spiece
 from tests.stages import tiny
+from tests.tokenization.test_language_tokenizers import PIECES, spiece
 from unclip_jax.convert import deepfloyd, diffusers, importing
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.handoff.manifest import Manifest
@@ -32,6 +31,7 @@ from unclip_jax.stages.registry import folder_entry
 from unclip_jax.stages.text_base import TextBaseStageConfig
 from unclip_jax.stages.text_encoder import TextEncoderStageConfig
 from unclip_jax.stages.upsampler import UpsamplerStageConfig
+from unclip_jax.tokenization import caption_tokenizer
 
 TEXT = TextConditionConfig(
     width=16,
@@ -105,7 +105,7 @@ def run(tmp_path_factory):
     """A run of the three stages with random parameters and T5's kind of tokenizer."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "spiece.model").write_bytes(spiece(PIECES))
-    words = text.load(folder, lower=True)
+    words = caption_tokenizer.load(folder, lower=True)
     words.save(folder / "tokenizer")
     encoder_id = None
     for name, cfg in CONFIGS.items():
@@ -154,7 +154,7 @@ def test_the_chain_comes_back_bit_for_bit(run, written, tmp_path):
         assert model[0] == model[1]
         assert cards[0].config.get("sampling") == cards[1].config.get("sampling")
     words = [
-        text.load(load.tokenizer_dir(p / "text_encoder" / "export"))
+        caption_tokenizer.load(load.tokenizer_dir(p / "text_encoder" / "export"))
         for p in (run, tmp_path / "run")
     ]
     assert words[0].hash == words[1].hash

@@ -16,13 +16,13 @@ from unclip_jax.convert import __main__ as command
 from unclip_jax.convert import diffusers, importing, tensor_source
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.inference import load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.captions import TokenIds
+from unclip_jax.tokenization import caption_tokenizer
 
 COMPONENTS = (
     "text_encoder",
@@ -127,7 +127,7 @@ def test_image_variation_agrees_with_the_pipeline_of_diffusers(recordings, run, 
 
 def test_the_tokenizer_reads_as_karlo_read(recordings, run):
     case = recordings.case("tokens_tiny")
-    tokenizer = text.load(handoff.tokenizer_dir(run / "clip" / "export"))
+    tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(run / "clip" / "export"))
     tokens, mask = tokenizer.encode([str(t) for t in case.arrays["in_texts"]], length=77)
     np.testing.assert_array_equal(tokens, case.arrays["out_input_ids"])
     np.testing.assert_array_equal(mask, case.arrays["out_attention_mask"])
@@ -266,7 +266,7 @@ def test_a_stage_is_not_given_to_a_clip_that_it_cannot_belong_to(recordings, tin
         command.main([*argv, f"--clip={tmp_path / 'other' / 'clip' / 'export'}"])
     with pytest.raises(UserError, match="is a decoder; give the export of a CLIP"):
         command.main([*argv, f"--clip={run / 'decoder' / 'export'}"])
-    text.train(["other words"], vocab_size=600).save(tmp_path / "words")
+    caption_tokenizer.train(["other words"], vocab_size=600).save(tmp_path / "words")
     argv += [f"--clip={run / 'clip' / 'export'}", f"--tokenizer={tmp_path / 'words'}"]
     with pytest.raises(UserError, match="reads with another tokenizer"):
         command.main(argv)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image_codec, text
+from unclip_jax.data import image_codec
 from unclip_jax.data.degrade import DegradeConfig, area_downsample
 from unclip_jax.data.examples import (
     ExampleConfig,
@@ -15,14 +15,15 @@ from unclip_jax.data.examples import (
     without_caption,
 )
 from unclip_jax.data.records import Record
+from unclip_jax.tokenization import caption_tokenizer
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 64, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> text.Tokenizer:
-    return text.train(["picture number 1"], vocab_size=text.MIN_VOCAB)
+def tokenizer() -> caption_tokenizer.Tokenizer:
+    return caption_tokenizer.train(["picture number 1"], vocab_size=caption_tokenizer.MIN_VOCAB)
 
 
 class Counted:
@@ -64,7 +65,9 @@ def test_centre_crop_of_the_resized_image():
     )
 
 
-def test_what_is_not_configured_is_as_in_the_published_models(tokenizer: text.Tokenizer):
+def test_what_is_not_configured_is_as_in_the_published_models(
+    tokenizer: caption_tokenizer.Tokenizer,
+):
     """64 px and CLIP's 77 tokens; every record is the same example each time it is read."""
     waves = np.sin(np.arange(3 * 130 * 160).reshape(130, 160, 3) / 50)
     data = image_codec.encode_jpeg(np.uint8(128 + 100 * waves))
@@ -133,7 +136,7 @@ def test_low_res_belongs_to_the_patch():
     assert len(seen) > 15
 
 
-def test_fields_that_are_not_asked_for_cost_nothing(tokenizer: text.Tokenizer):
+def test_fields_that_are_not_asked_for_cost_nothing(tokenizer: caption_tokenizer.Tokenizer):
     config = ExampleConfig(fields=("tokens", "token_mask", "key"), length=6)
     unusable = [{"image": b"no image", "caption": "a b", "key": "k", "scene": ""}]
     example = FixedExamples(unusable, config=config, tokenizer=tokenizer)[0]

@@ -12,11 +12,11 @@ import pytest
 
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.image_codec import encode_jpeg, encode_png
 from unclip_jax.data.loader import Loader, LoaderConfig, make_loader
+from unclip_jax.tokenization import caption_tokenizer
 
 PLAIN = ExampleConfig(fields=("image", "key"), image_size=16)
 RANDOM = ExampleConfig(  # everything that is random at once
@@ -451,7 +451,7 @@ def test_small_sets_fill_large_batches_when_repeated(records):
 
 
 def test_batches_satisfy_their_spec(samples):
-    tokenizer = text.train(["picture number 1 2"] * 3, vocab_size=530)
+    tokenizer = caption_tokenizer.train(["picture number 1 2"] * 3, vocab_size=530)
     source = [samples.record(i, height=20, width=33) for i in range(9)]
     example = ExampleConfig(
         fields=("image", "low_res", "tokens", "token_mask"),

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import Samples
-from unclip_jax.data import loader, sources, text
+from unclip_jax.data import loader, sources
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig
+from unclip_jax.tokenization import caption_tokenizer
 
 CAPTIONS = (["a fox"], ["a wolf", "two wolves", "many wolves"], ["a bear", "a brown bear"])
-TOKENIZER = text.train([one for several in CAPTIONS for one in several] * 3, vocab_size=540)
+TOKENIZER = caption_tokenizer.train(
+    [one for several in CAPTIONS for one in several] * 3, vocab_size=540
+)
 
 
 def record(number: int) -> dict:

@@ -2,15 +2,15 @@
 
 import pytest
 
-from unclip_jax.data import text
 from unclip_jax.engine import caption_notes
 from unclip_jax.engine.requests import BlendRequest, TextRequest
 from unclip_jax.portraits import grammar
+from unclip_jax.tokenization import caption_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    words = text.train([" ".join(grammar.vocabulary())] * 2, vocab_size=1024)
+    words = caption_tokenizer.train([" ".join(grammar.vocabulary())] * 2, vocab_size=1024)
     return {"clip": words, "decoder": words}
 
 
@@ -32,7 +32,7 @@ def test_unfamiliar_words_are_listed_once_in_order(tokenizers):
 
 
 def test_a_word_that_one_stage_knows_is_familiar(tokenizers):
-    other = text.train(["a zebra"] * 2, vocab_size=600)
+    other = caption_tokenizer.train(["a zebra"] * 2, vocab_size=600)
     assert notes({**tokenizers, "prior": other}, "a zebra") == []
 
 

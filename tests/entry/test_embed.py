@@ -15,12 +15,13 @@ from tests import cascades
 from tests.preparation.hostile import image, write
 from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import image_codec, sources, text
+from unclip_jax.data import image_codec, sources
 from unclip_jax.data.embedding_writer import EmbeddingFolder
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.data.remote_embeddings import open_embeddings
 from unclip_jax.inference import dataset_embedding, embedding_join, load
 from unclip_jax.models.clip import Clip
+from unclip_jax.tokenization import caption_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def test_rows_are_the_frozen_clips_embeddings_in_order(place, tmp_path):
         [image_codec.resize_short(image_codec.decode(record["image"]), size) for record in records]
     )
     captions = [record["caption"] for record in records]
-    tokens, mask = text.load(place / "tokenizer").encode(captions, length=cfg.model.context)
+    tokens, mask = caption_tokenizer.load(place / "tokenizer").encode(
+        captions, length=cfg.model.context
+    )
     out = jax.jit(Clip(cfg.model).apply)(
         {"params": params},
         jnp.asarray(image_codec.to_float(images)),

@@ -14,11 +14,12 @@ import pytest
 from tests.stages import tiny
 from unclip_jax import embed, prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import sources, text
+from unclip_jax.data import sources
 from unclip_jax.data.embedding_writer import EmbeddingWriter
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.experiment import input_pipeline, training_embeddings, training_run
 from unclip_jax.stages import prior
+from unclip_jax.tokenization import caption_tokenizer
 
 CONSTANT = np.where(np.arange(32) == 2, 1.0, np.random.default_rng(0).normal(size=(4, 32)))
 
@@ -171,7 +172,7 @@ def test_a_run_knows_the_clip_behind_its_embeddings(folder, info):
 
 def test_a_tokenizer_that_is_not_the_one_of_the_data_is_rejected(tmp_path):
     prepare.main(["shapes:train=40", f"--out={tmp_path}/data"])
-    text.train(["a red fox"] * 3, vocab_size=530).save(tmp_path / "data" / "tokenizer")
+    caption_tokenizer.train(["a red fox"] * 3, vocab_size=530).save(tmp_path / "data" / "tokenizer")
     with pytest.raises(UserError, match="the tokenizer beside .* has hash .* manifest of the data"):
         identity(tmp_path / "data")
 

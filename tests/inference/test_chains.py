@@ -13,7 +13,6 @@ import pytest
 from tests import cascades
 from tests.stages import test_every_stage, tiny, toy_decoder
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.experiment import loading
 from unclip_jax.handoff import export
 from unclip_jax.handoff import load as handoff
@@ -24,6 +23,7 @@ from unclip_jax.inference.cascade import Cascade, CascadeStage, plan, tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.planning import sampling
 from unclip_jax.stages import registry
+from unclip_jax.tokenization import caption_tokenizer
 
 CAPTIONS = cascades.CAPTIONS[:2]
 FAST = SampleOptions()
@@ -97,7 +97,7 @@ def test_a_chain_in_another_order_is_rejected():
 
 def test_each_stage_reads_captions_through_its_own_tokenizer(tmp_path):
     run = cascades.write(tmp_path / "run", names=("clip", "prior", "decoder"))
-    other = text.train(["quite other words than those"], vocab_size=530)
+    other = caption_tokenizer.train(["quite other words than those"], vocab_size=530)
     path = run / "decoder" / "export"
     shutil.rmtree(path / "tokenizer")
     other.save(path / "tokenizer")

@@ -37,6 +37,7 @@ PACKAGES = {
     ),
     "editing": ("tests/editing",),
     "experiment": ("tests/experiment",),
+    "tokenization": ("tests/tokenization",),
     "data": ("tests/data",),
     "discrete": ("tests/discrete",),
     "metrics": ("tests/metrics",),

@@ -12,11 +12,11 @@ from tests.convert import walks
 from tests.convert.test_pipeline import draw, options
 from tests.parity import originals
 from tests.parity.originals import torch
-from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import load
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.captions import TokenIds
+from unclip_jax.tokenization import caption_tokenizer
 
 NAMES = ("prior", "decoder", "super_res")
 STEPS, SCALES = (4, 5, 3), {"prior": 2.0, "decoder": 3.0}
@@ -115,7 +115,7 @@ def here(run_dir, captions, drawn):
 
     loaded = load.load_cascade(run_dir)
     length = loaded.cascade.clip.model.context
-    words = text.load(handoff.tokenizer_dir(run_dir / "clip" / "export"))
+    words = caption_tokenizer.load(handoff.tokenizer_dir(run_dir / "clip" / "export"))
     ids = TokenIds(*map(jnp.asarray, words.encode(captions, length=length)))
     message = dict.fromkeys(("clip", "prior", "decoder"), ids)
     chosen = options(loaded.cascade, STEPS, **SCALES)

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from unclip_jax.convert import tokenizer
-from unclip_jax.data import text
+from unclip_jax.tokenization import caption_tokenizer
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -111,7 +111,7 @@ def load(folder):
 
 
 def _words(folder):
-    text.train(CAPTIONS, vocab_size=600).save(folder / "ours")
+    caption_tokenizer.train(CAPTIONS, vocab_size=600).save(folder / "ours")
     tokenizer.write(folder / "ours", folder / "theirs", context=77)
     return transformers.CLIPTokenizer.from_pretrained(folder / "theirs")
 

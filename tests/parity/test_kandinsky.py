@@ -13,11 +13,11 @@ from tests.parity import originals
 from tests.parity.drawing import random, relative, theirs
 from tests.parity.originals import CAPTIONS, diffusers, stirred, torch, transformers
 from unclip_jax.convert import importing
-from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import load
 from unclip_jax.models.clip import Clip
 from unclip_jax.stages import captions, gaussian, prior
+from unclip_jax.tokenization import caption_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # class -> width of the embeddings, activation: those of ViT-L/14, and those of LAION's bigG
@@ -75,7 +75,7 @@ def test_a_prior_draws_the_same_embeddings(kind, tmp_path):
     clip_cfg, clip_params, _ = load.load_clip(tmp_path / "run" / "clip" / "export")
     cfg, params, card = load.load_prior(tmp_path / "run" / "prior" / "export")
     assert (cfg.sampling.limit, card.embedding) == (LIMIT, "raw")
-    words = text.load(handoff.tokenizer_dir(tmp_path / "run" / "clip" / "export"))
+    words = caption_tokenizer.load(handoff.tokenizer_dir(tmp_path / "run" / "clip" / "export"))
 
     def read(message):
         ids, mask = map(jnp.asarray, words.encode(message, length=77))

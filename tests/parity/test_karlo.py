@@ -18,13 +18,13 @@ from tests.parity.drawing import random, relative, theirs
 from tests.parity.originals import CAPTIONS, torch
 from unclip_jax.convert import diffusers as ours
 from unclip_jax.convert import importing, karlo, unet_tensors
-from unclip_jax.data import text
 from unclip_jax.handoff import load as handoff
 from unclip_jax.models.clip import Clip
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.prior import Prior
 from unclip_jax.models.unet import UNetBlock, plan
 from unclip_jax.models.upsampler import Upsampler
+from unclip_jax.tokenization import caption_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -70,7 +70,7 @@ def captions(both):
 
 def test_captions(both):
     ids, mask, said = captions(both)
-    tokenizer = text.load(handoff.tokenizer_dir(both.run / "clip" / "export"))
+    tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(both.run / "clip" / "export"))
     for got, expected in zip(tokenizer.encode(CAPTIONS, length=77), (ids, mask), strict=True):
         np.testing.assert_array_equal(got, expected)
     loaded = both.stages["clip"]

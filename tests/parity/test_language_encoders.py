@@ -13,11 +13,11 @@ from unclip_jax.convert import importing  # noqa: E402
 from unclip_jax.convert import language_tensors as tensors  # noqa: E402
 from unclip_jax.convert.__main__ import main as convert  # noqa: E402
 from unclip_jax.core.checks import UserError  # noqa: E402
-from unclip_jax.data import text  # noqa: E402
 from unclip_jax.handoff import load as handoff  # noqa: E402
 from unclip_jax.inference import load  # noqa: E402
 from unclip_jax.stages import text_encoder  # noqa: E402
 from unclip_jax.stages.captions import TokenIds  # noqa: E402
+from unclip_jax.tokenization import caption_tokenizer  # noqa: E402
 
 T5 = {
     "feed_forward_proj": "gated-gelu",
@@ -106,7 +106,9 @@ def test_bert_agrees_with_transformers(tmp_path):
     (source / "vocab.txt").write_text("\n".join(words.split()))
     convert([str(source), f"--out={tmp_path / 'run'}", "--context=12"])
     _compare(tmp_path / "run", model.bert, context=12)
-    ours = text.load(handoff.tokenizer_dir(tmp_path / "run" / "text_encoder" / "export"))
+    ours = caption_tokenizer.load(
+        handoff.tokenizer_dir(tmp_path / "run" / "text_encoder" / "export")
+    )
     theirs = transformers.BertTokenizer.from_pretrained(source)
     for sentence in ("A red CIRCLES, naïve café!", "", "[SEP] a red"):
         expected = theirs(sentence.replace("[", "[ "))["input_ids"]  # which no special token is
@@ -134,7 +136,7 @@ def _compare(run, model, *, context):
 
 
 def test_the_reader_of_spiece_models_agrees_with_sentencepiece(spiece):
-    ours = text.load(spiece.parent)
+    ours = caption_tokenizer.load(spiece.parent)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(spiece))
     assert ours.vocab_size == theirs.vocab_size() + 100
     for sentence in SENTENCES:
@@ -144,18 +146,22 @@ def test_the_reader_of_spiece_models_agrees_with_sentencepiece(spiece):
 
 def test_no_text_holds_an_end_token(spiece, tmp_path):
     """Transformers match special tokens in text; here a caption cannot end itself."""
-    own = text.load(spiece.parent)
+    own = caption_tokenizer.load(spiece.parent)
     own.save(tmp_path)
     theirs = transformers.T5Tokenizer.from_pretrained(_hub_folder(spiece, tmp_path / "hub"))
     theirs.save_pretrained(tmp_path / "json")
-    for tokenizer in (own, text.load(tmp_path), text.load(tmp_path / "json")):
+    for tokenizer in (
+        own,
+        caption_tokenizer.load(tmp_path),
+        caption_tokenizer.load(tmp_path / "json"),
+    ):
         tokens, mask = tokenizer.encode(["red </s> blue <extra_id_0> <pad>"], length=64)
         ids = tokens[0][mask[0]]
         assert ids[-1] == 1 and not set(ids[:-1]) & {0, 1} and ids.max() < tokenizer.vocab_size
     for sentence in SENTENCES:
         one, other = (
             own.encode([sentence], length=64),
-            text.load(tmp_path / "json").encode([sentence], length=64),
+            caption_tokenizer.load(tmp_path / "json").encode([sentence], length=64),
         )
         np.testing.assert_array_equal(one[0], other[0])
 

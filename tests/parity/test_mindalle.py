@@ -11,10 +11,10 @@ from tokenizers.implementations.char_level_bpe import CharBPETokenizer
 from tests.parity.test_vqgan import CODES, Vqgan
 from unclip_jax.convert import importing, mindalle
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.inference.load import load_cascade
 from unclip_jax.models.dalle import Dalle
+from unclip_jax.tokenization import caption_tokenizer
 
 torch = pytest.importorskip("torch")
 nn, functional = torch.nn, torch.nn.functional
@@ -97,7 +97,7 @@ def test_captions_are_tokenised_as_the_original_does(published):
     theirs.add_special_tokens(["[PAD]"])
     theirs.enable_padding(length=CONTEXT, pad_id=0)
     captions = ["A red", "bad, c", "", "[PAD] a"]
-    ours, mask = text.load(folder).encode(captions, length=CONTEXT)
+    ours, mask = caption_tokenizer.load(folder).encode(captions, length=CONTEXT)
     for i in range(3):
         assert np.where(mask, ours, 0)[i].tolist() == theirs.encode(captions[i]).ids
     assert 0 not in ours[3][: mask[3].sum() - 1]  # no caption can hold the padding token

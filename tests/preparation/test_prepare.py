@@ -12,8 +12,9 @@ import pytest
 
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import dataset_manifest, text
+from unclip_jax.data import dataset_manifest
 from unclip_jax.data.prepared import open_split
+from unclip_jax.tokenization import caption_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -47,7 +48,7 @@ def test_tars_become_splits_with_tokenizer_and_report(
     ]
     source = open_split(out, split="train")
     assert [source[i] for i in range(12)] == [samples.record(i) for i in range(12)]
-    assert text.load(out / "tokenizer").hash == content.tokenizer
+    assert caption_tokenizer.load(out / "tokenizer").hash == content.tokenizer
     facts = json.loads((out / "report.json").read_text())
     assert (facts["train"]["read"], facts["validation"]["kept"]) == (12, 3)
     printed = capsys.readouterr()
@@ -137,15 +138,15 @@ def test_the_procedural_world(tmp_path: pathlib.Path):
     assert len(source) == 20
     assert source[0]["caption"] in json.loads(source[0]["scene"])["captions"]
     assert source[3]["key"] == "train-4-00000003"
-    tokenizer = text.load(tmp_path / "out" / "tokenizer")
+    tokenizer = caption_tokenizer.load(tmp_path / "out" / "tokenizer")
     _, mask = tokenizer.encode([source[i]["caption"] for i in range(20)], length=64)
     assert mask.sum(axis=1).max() < 32
 
 
 def test_clips_own_tokenizer(shared: pathlib.Path, tars: pathlib.Path):
     run(inputs(tars)[1], f"--out={tars}/out", f"--tokenizer={shared}/data/clip_bpe")
-    assert text.load(tars / "out" / "tokenizer").vocab_size == 49408
-    text.train(["x"], vocab_size=600).save(tars / "other")
+    assert caption_tokenizer.load(tars / "out" / "tokenizer").vocab_size == 49408
+    caption_tokenizer.train(["x"], vocab_size=600).save(tars / "other")
     with pytest.raises(UserError, match="another tokenizer than the one given"):
         run(inputs(tars)[1], f"--out={tars}/out", f"--tokenizer={tars}/other")
 
@@ -162,7 +163,7 @@ def test_a_tokenizer_is_added_without_naming_the_inputs_again(tars: pathlib.Path
     run(f"--out={out}")
     content = dataset_manifest.read(out)
     assert [split.count for split in content.splits] == [3]
-    assert text.load(out / "tokenizer").hash == content.tokenizer
+    assert caption_tokenizer.load(out / "tokenizer").hash == content.tokenizer
     with pytest.raises(UserError, match="no data set at .*nowhere"):
         run(f"--out={tars}/nowhere")
     assert not (tars / "nowhere").exists()

@@ -13,11 +13,12 @@ from unclip_jax.core import object_lock
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Url
-from unclip_jax.data import dataset_manifest, sources, text
+from unclip_jax.data import dataset_manifest, sources
 from unclip_jax.data.prepared import open_split
 from unclip_jax.preparation import import_plans
 from unclip_jax.preparation.importer import locked
 from unclip_jax.preparation.shard_writer import LOGS
+from unclip_jax.tokenization import caption_tokenizer
 
 OPTIONS = (*BY_FILE, "--dedup=exact", "--tokenizer=none")
 
@@ -162,7 +163,10 @@ def test_folders_and_worlds_are_written_too(out, tmp_path):
     run(*arguments, f"--out={out}")
     run(*arguments, f"--out={tmp_path}/local")
     assert content(download(out, tmp_path / "copy")) == content(tmp_path / "local")
-    assert text.load(tmp_path / "copy" / "tokenizer").hash == dataset_manifest.read(out).tokenizer
+    assert (
+        caption_tokenizer.load(tmp_path / "copy" / "tokenizer").hash
+        == dataset_manifest.read(out).tokenizer
+    )
 
 
 def test_two_preparations_of_one_place(out, tars):

@@ -10,7 +10,6 @@ import pytest
 from tests.stages import tiny
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.models.clip import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
@@ -21,6 +20,7 @@ from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.decoder import Condition, DecoderStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
+from unclip_jax.tokenization import caption_tokenizer
 
 KARLO_PRIOR = PriorConfig(
     embed_dim=4,
@@ -50,7 +50,7 @@ KARLO_DECODER = DecoderConfig(
 
 
 def test_the_empty_caption_is_what_the_tokenizer_makes_of_nothing():
-    tokenizer = text.train(["a red circle"], vocab_size=600)
+    tokenizer = caption_tokenizer.train(["a red circle"], vocab_size=600)
     ids, mask = tokenizer.encode(["a red circle", "red"], length=9)
     got = captions.empty_caption(jnp.asarray(ids), jnp.asarray(mask))
     expected = tokenizer.encode([""], length=9)

@@ -8,4 +8,4 @@ in torch_files.py alone, and safetensors never need it. Names of tensors are her
 Start at tensor_table.py, then clip_tensors.py and karlo.py; __main__.py is the command.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("core", "data", "models", "handoff", "stages")
+MAY_IMPORT: tuple[str, ...] = ("core", "handoff", "models", "stages", "tokenization")

@@ -27,13 +27,13 @@ from unclip_jax.convert.run_stages import ExportedStage
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, listed
-from unclip_jax.data import language_tokenizers, text
 from unclip_jax.handoff import load
 from unclip_jax.models.language_encoder import LanguageEncoderConfig
 from unclip_jax.models.text_condition import TextConditionConfig
 from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.registry import folder_entry
+from unclip_jax.tokenization import caption_tokenizer, language_tokenizers
 
 FOLDERS = {"imagen_base": "stage_1", "upsampler_256": "stage_2"}
 # Options of training and of the compute type, and those that a call of the pipeline chooses.
@@ -212,10 +212,12 @@ def _write_tokenizer(stage: ExportedStage, out: pathlib.Path) -> None:
         UserError: a tokenizer of another kind, or one that is read as another one.
     """
     folder = load.tokenizer_dir(stage.path)
-    description = language_tokenizers.published(text.load(folder).description, where=str(folder))
+    description = language_tokenizers.published(
+        caption_tokenizer.load(folder).description, where=str(folder)
+    )
     write_json(out / "tokenizer.json", description)
     write_json(out / language_tokenizers.SETTINGS, language_tokenizers.T5_SETTINGS)
-    if text.load(out, lower=True).hash != stage.card.tokenizer_hash:
+    if caption_tokenizer.load(out, lower=True).hash != stage.card.tokenizer_hash:
         raise UserError(
             f"the tokenizer in {folder} does not lower-case captions as DeepFloyd IF's pipelines "
             "do, or is no T5's; use --to=safetensors."

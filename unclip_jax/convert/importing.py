@@ -23,9 +23,9 @@ from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write
 from unclip_jax.convert.tensor_source import read_json
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import as_dict, build, check_limits
-from unclip_jax.data import text
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.stages.registry import stage_entry
+from unclip_jax.tokenization import caption_tokenizer
 
 STAGES = (*karlo.STAGES, *(name for name in deepfloyd.STAGES if name not in karlo.STAGES))
 WHOLE = ("dvae", "dalle", dalle2_pytorch.FOLDER)  # of sources without a choice of stages
@@ -104,8 +104,8 @@ def convert(
         )
     lower = deepfloyd.is_pipeline(sources[0])  # as its pipelines prepare captions
     own = lower or parts[0].stage == "text_encoder"  # no CLIP's
-    literal = () if own else text.declared_padding(folder)
-    tokenizer = text.load(folder, literal=literal, lower=lower)
+    literal = () if own else caption_tokenizer.declared_padding(folder)
+    tokenizer = caption_tokenizer.load(folder, literal=literal, lower=lower)
     parts = [_typed(part, options.dtype) for part in parts]
     _check_vocabulary(parts, tokenizer, folder)
     clip_id = _clip_of(options.clip, parts, tokenizer) if options.clip else None
@@ -199,7 +199,7 @@ def _convert_codes(
             f"{out} has {', '.join(existing)} already; give another --out, or remove it."
         )
     named = ", ".join(source.resolve().name for source in sources)
-    tokenizer = text.load(tokenizer_dir) if tokenizer_dir else None
+    tokenizer = caption_tokenizer.load(tokenizer_dir) if tokenizer_dir else None
     parts = [_typed(part, options.dtype) for part in parts]
     with tempfile.TemporaryDirectory() as scratch:
         if tokenizer is not None:
@@ -217,7 +217,7 @@ def _convert_codes(
 
 
 def _check_vocabulary(
-    parts: Sequence[ConvertedStage], tokenizer: text.Tokenizer, folder: pathlib.Path
+    parts: Sequence[ConvertedStage], tokenizer: caption_tokenizer.Tokenizer, folder: pathlib.Path
 ) -> None:
     """Rejects a tokenizer with ids for which an encoder has no embedding."""
     for part in parts:
@@ -272,7 +272,7 @@ def _stages_in(
 
 
 def _clip_of(
-    export: pathlib.Path, parts: Sequence[ConvertedStage], tokenizer: text.Tokenizer
+    export: pathlib.Path, parts: Sequence[ConvertedStage], tokenizer: caption_tokenizer.Tokenizer
 ) -> str | None:
     """Returns the identity of the CLIP in `export`, if the stages can belong to it."""
     card = read_manifest(export)

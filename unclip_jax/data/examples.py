@@ -16,11 +16,11 @@ import numpy as np
 from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive, suggest
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data import image_codec
-from unclip_jax.data.bpe_dropout import BpeDropout
 from unclip_jax.data.dataset import Source, without_image
 from unclip_jax.data.degrade import DegradeConfig, degrade
 from unclip_jax.data.records import Record
-from unclip_jax.data.text import Tokenizer
+from unclip_jax.tokenization.bpe_dropout import BpeDropout
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 TEXT = ("tokens", "token_mask")
 EMBEDDINGS = ("z_img", "z_txt")

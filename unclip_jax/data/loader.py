@@ -23,7 +23,6 @@ from absl import flags
 
 from unclip_jax.core.checks import UserError, divisible, in_range, one_of, positive
 from unclip_jax.core.types import HostBatch
-from unclip_jax.data.bpe_dropout import BpeDropout
 from unclip_jax.data.dataset import Source
 from unclip_jax.data.examples import (
     Example,
@@ -32,7 +31,8 @@ from unclip_jax.data.examples import (
     RandomPart,
     collate,
 )
-from unclip_jax.data.text import Tokenizer
+from unclip_jax.tokenization.bpe_dropout import BpeDropout
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 TOGETHER = 8  # examples that a thread reads one after the other
 REMAINDERS = ("drop", "keep", "pad")

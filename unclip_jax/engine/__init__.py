@@ -16,4 +16,5 @@ MAY_IMPORT: tuple[str, ...] = (
     "inference",
     "metrics",
     "stages",
+    "tokenization",
 )

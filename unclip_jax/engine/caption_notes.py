@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from unclip_jax.core.checks import listed, short
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.request_base import Request
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 # Fields whose texts are captions; an empty one of CAPTIONS is worth a remark.
 CAPTIONS = ("captions", "texts")

@@ -15,5 +15,6 @@ MAY_IMPORT: tuple[str, ...] = (
     "models",
     "parallel",
     "stages",
+    "tokenization",
     "training",
 )

@@ -14,15 +14,16 @@ import jax
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import Params
-from unclip_jax.data import examples, loader, pairs, sources, text
+from unclip_jax.data import examples, loader, pairs, sources
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.loader import Finish, Loader, LoaderConfig
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.experiment import frozen_clip, frozen_dvae, frozen_text, training_embeddings
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import load as handoff
 from unclip_jax.parallel.mesh import batch_shards, make_mesh
+from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +70,15 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
             fit the model.
     """
     folder = _tokenizer_dir(experiment, stage) if "tokens" in stage.batch_spec else None
-    tokenizer = text.load(folder) if folder else None
+    tokenizer = caption_tokenizer.load(folder) if folder else None
     if tokenizer:
         _check_tokenizer(experiment, tokenizer)
         _check_vocabulary(tokenizer, stage)
     facts = _facts(experiment, stage, tokenizer)
     if "text_features" in stage.batch_spec:  # of token ids that the stage does not see
-        tokenizer = text.load(handoff.tokenizer_dir(pathlib.Path(experiment.data.text_encoder)))
+        tokenizer = caption_tokenizer.load(
+            handoff.tokenizer_dir(pathlib.Path(experiment.data.text_encoder))
+        )
     records = _open_records(experiment, stage, experiment.data.train_split, tokenizer=tokenizer)
     finish = _finish(experiment, stage)
     train = _batches(experiment, stage, records, tokenizer=tokenizer, finish=finish)

@@ -15,4 +15,5 @@ MAY_IMPORT: tuple[str, ...] = (
     "models",
     "parallel",
     "stages",
+    "tokenization",
 )

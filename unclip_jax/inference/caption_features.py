@@ -14,15 +14,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from unclip_jax.data import sources, text
+from unclip_jax.data import sources
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.data.text_features import TextFeatureFolder
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.dataset_embedding import complete_together
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
 from unclip_jax.stages.captions import TokenIds
+from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 SHARD = 8192  # records
 
@@ -64,7 +65,7 @@ def embed_captions(
             of other data.
     """
     cfg, params, card = load_text_encoder(encoder)
-    tokenizer = text.load(handoff.tokenizer_dir(encoder))
+    tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(encoder))
     context, width = cfg.model.context, cfg.model.width
     dataset = sources.open_dataset(data, keys=keys)
     opened = {split: dataset.open_split(split) for split in splits or dataset.splits}

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Params
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.stages import registry
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.upsampler import UpsamplerStageConfig
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 # Condition -> the value of a chain that it is, if not the one of the same name.
 VALUES = {"low_res": "image"}

@@ -18,20 +18,21 @@ from tqdm import tqdm
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_float
 from unclip_jax.core.storage import Location, Url
-from unclip_jax.data import loader, sources, text
+from unclip_jax.data import loader, sources
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
 from unclip_jax.data.embedding_writer import EmbeddingFolder
 from unclip_jax.data.embeddings import EmbeddingSource, read_stats
 from unclip_jax.data.examples import ExampleConfig
 from unclip_jax.data.loader import LoaderConfig
 from unclip_jax.data.records import Record
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.load import load_clip
 from unclip_jax.models.clip import Clip
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 from unclip_jax.parallel.multihost import gather
+from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 SHARD_SIZE = 16_384  # records
 
@@ -120,7 +121,7 @@ def load_encoder(
     """
     mesh, batch_size = sampling_mesh(batch_size, local=True)
     cfg, params, manifest = load_clip(clip)
-    tokenizer = text.load(handoff.tokenizer_dir(clip))
+    tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(clip))
     _check_tokenizer(tokenizer_hash, tokenizer.hash)
     encode = compile_encoder(Clip(cfg.model), mesh=mesh, raw=raw)
     params = place.copied(params, mesh)

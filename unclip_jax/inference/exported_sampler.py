@@ -29,7 +29,7 @@ from unclip_jax.core import config as typed
 from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError, check_seed, in_range, listed
 from unclip_jax.core.files import check_regular
-from unclip_jax.data import text
+from unclip_jax.tokenization import caption_tokenizer
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # version 1 had the digest of the weights alone
@@ -82,7 +82,7 @@ class Artefact:
         *,
         weights: dict[str, Array],
         programs: dict[int, export.Exported],
-        tokenizers: Sequence[text.Tokenizer],
+        tokenizers: Sequence[caption_tokenizer.Tokenizer],
     ):
         """Use `open_artefact`; `tokenizers` are those of the stages that read token ids."""
         self.card = card
@@ -152,7 +152,10 @@ def open_artefact(path: pathlib.Path) -> Artefact:
             size: export.deserialize(bytearray(members[program_name(size)]))
             for size in card.batch_sizes
         }
-        stored = {n: text.Tokenizer(json.loads(members[tokenizer_name(n)])) for n in set(numbers)}
+        stored = {
+            n: caption_tokenizer.Tokenizer(json.loads(members[tokenizer_name(n)]))
+            for n in set(numbers)
+        }
     except Exception as error:  # of NumPy, of JAX's reader and of the tokenizers' library
         raise UserError(f"{path} is damaged ({_first_line(error)}); copy the file again.") from None
     tokenizers = [stored[number] for number in numbers]

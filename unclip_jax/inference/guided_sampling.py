@@ -15,8 +15,6 @@ from jaxtyping import Array, Float, Int
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Image, Keys, Params
-from unclip_jax.data import text
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Captions, Cascade
@@ -28,6 +26,8 @@ from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition
 from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.guided_decoder import Guide, class_gradient, clip_gradient
+from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 GuideConfig = ClipStageConfig | ClassifierStageConfig
 Target = TokenIds | Int[Array, " b"]  # captions as a CLIP reads them, or numbers of classes
@@ -79,7 +79,7 @@ def load_guide(directory: pathlib.Path) -> GuideModel:
             f"the CLIP in {directory} was trained on clean images, whose gradients mislead at "
             "every noise level; train one with --config=clip:shapes_noised."
         )
-    return GuideModel(config, params, text.load(handoff.tokenizer_dir(directory)))
+    return GuideModel(config, params, caption_tokenizer.load(handoff.tokenizer_dir(directory)))
 
 
 def sample(

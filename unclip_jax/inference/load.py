@@ -13,8 +13,6 @@ from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import build, check_limits
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Params
-from unclip_jax.data import text
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.handoff import load, manifest, sidecar
 from unclip_jax.handoff.export import TOKENIZER
@@ -25,6 +23,8 @@ from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.dvae import DvaeStageConfig
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
 from unclip_jax.stages.entry import StageEntry
+from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 
 class LoadedCascade(NamedTuple):
@@ -136,7 +136,7 @@ def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Cascade
 
 def load_tokenizers(folders: Mapping[str, pathlib.Path]) -> dict[str, Tokenizer]:
     """Returns the tokenizer of each stage."""
-    return {name: text.load(folder) for name, folder in folders.items()}
+    return {name: caption_tokenizer.load(folder) for name, folder in folders.items()}
 
 
 class Selection(NamedTuple):

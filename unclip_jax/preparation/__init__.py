@@ -9,7 +9,4 @@ afterwards (merging.py, duplicates.py). pipeline.py does all of it. The output i
 local or in an object store.
 """
 
-MAY_IMPORT: tuple[str, ...] = (
-    "core",
-    "data",
-)
+MAY_IMPORT: tuple[str, ...] = ("core", "data", "tokenization")

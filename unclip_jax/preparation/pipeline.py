@@ -17,10 +17,9 @@ from tqdm import tqdm
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Location
-from unclip_jax.data import dataset_manifest, text
+from unclip_jax.data import dataset_manifest
 from unclip_jax.data.dataset import Source, without_image
 from unclip_jax.data.prepared import open_split
-from unclip_jax.data.text import Tokenizer
 from unclip_jax.preparation import engines, import_report, merging, plan_specs, shard_tasks
 from unclip_jax.preparation.engines import Engine
 from unclip_jax.preparation.import_report import Tally
@@ -28,6 +27,8 @@ from unclip_jax.preparation.importer import Importer, forget, locked
 from unclip_jax.preparation.plan_specs import PlanSpec
 from unclip_jax.preparation.shard_tasks import ShardTask, SplitTasks
 from unclip_jax.preparation.shard_writer import ImportConfig
+from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 _READERS = 64  # records that are read at the same time, ...
 _TOGETHER = 4096  # ... out of so many
@@ -51,11 +52,16 @@ class TokenizerConfig:
 
     def __post_init__(self):
         positive("--tokenizer-sample", self.sample)
-        in_range("--vocab-size", self.vocab_size, text.MIN_VOCAB, text.MAX_VOCAB)
+        in_range(
+            "--vocab-size",
+            self.vocab_size,
+            caption_tokenizer.MIN_VOCAB,
+            caption_tokenizer.MAX_VOCAB,
+        )
 
     def load(self) -> Tokenizer | None:
         """Loads the tokenizer that `source` names, if it names one."""
-        return None if self.source in ("train", "none") else text.load(self.source)
+        return None if self.source in ("train", "none") else caption_tokenizer.load(self.source)
 
 
 def prepare(
@@ -310,7 +316,7 @@ def _train_tokenizer(
     count = min(config.sample, len(source))
     indices = np.arange(count) * len(source) // count
     captions = itertools.chain.from_iterable(_captions(source, indices))
-    return text.train(captions, vocab_size=config.vocab_size)
+    return caption_tokenizer.train(captions, vocab_size=config.vocab_size)
 
 
 def _captions(source: Source, indices: Int64[np.ndarray, " n"]) -> Iterator[list[str]]:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
-from unclip_jax.data.bpe_dropout import BpeDropout
 from unclip_jax.data.examples import ExampleConfig, FixedExamples, RandomPart
+from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.tokenization.bpe_dropout import BpeDropout
 
 CAPTIONS = ["a red circle above a blue square", "Three  pink rings, it's 12!", "", "é 漢字"]
-TOKENIZER = text.train([CAPTIONS[0], CAPTIONS[1]] * 3, vocab_size=600)
+TOKENIZER = caption_tokenizer.train([CAPTIONS[0], CAPTIONS[1]] * 3, vocab_size=600)
 
 
 def ids(rate, caption, seed=0, length=40):
@@ -70,7 +70,7 @@ def test_examples_are_segmented_each_time_they_are_read():
 
 
 def test_other_tokenizers_have_no_merges():
-    class Words(text.Tokenizer):
+    class Words(caption_tokenizer.Tokenizer):
         def __init__(self):
             self._json = {"model": {"type": "WordPiece"}}
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import text
+from unclip_jax.tokenization import caption_tokenizer
 
 CAPTIONS = ["a red circle above a blue square", "three green stars", "a large purple heart"] * 4
 
 
 @pytest.fixture(scope="module")
-def learned() -> text.Tokenizer:
-    return text.train(CAPTIONS, vocab_size=700)
+def learned() -> caption_tokenizer.Tokenizer:
+    return caption_tokenizer.train(CAPTIONS, vocab_size=700)
 
 
 @pytest.fixture(scope="module")
-def clip(shared: pathlib.Path) -> text.Tokenizer:
-    return text.load(shared / "data" / "clip_bpe")
+def clip(shared: pathlib.Path) -> caption_tokenizer.Tokenizer:
+    return caption_tokenizer.load(shared / "data" / "clip_bpe")
 
 
 class Expected(NamedTuple):
@@ -39,7 +39,7 @@ def oracle(shared: pathlib.Path, name: str) -> tuple[list[str], Expected, pathli
     return texts, want, folder / (case["model"] or "")
 
 
-def test_clip_vocabulary_is_numbered_as_published(clip: text.Tokenizer):
+def test_clip_vocabulary_is_numbered_as_published(clip: caption_tokenizer.Tokenizer):
     assert (clip.vocab_size, clip.start, clip.end) == (49408, 49406, 49407)
     # "a photo of a red cat" under CLIP's original tokenizer
     tokens, mask = clip.encode(["a photo of a red cat"], length=10)
@@ -49,14 +49,16 @@ def test_clip_vocabulary_is_numbered_as_published(clip: text.Tokenizer):
 
 def test_clip_tokens_equal_the_reference(shared: pathlib.Path):
     texts, want, _ = oracle(shared, "tokens_clip49408")
-    tokenizer = text.load(shared / "data" / "clip_bpe", literal=("!",))  # as Karlo saves it
+    tokenizer = caption_tokenizer.load(
+        shared / "data" / "clip_bpe", literal=("!",)
+    )  # as Karlo saves it
     tokens, mask = tokenizer.encode(texts, length=77)
     np.testing.assert_array_equal(tokens, want.ids)
     np.testing.assert_array_equal(mask, want.mask)
 
 
 def test_without_karlos_quirk_only_exclamation_marks_differ(
-    shared: pathlib.Path, clip: text.Tokenizer
+    shared: pathlib.Path, clip: caption_tokenizer.Tokenizer
 ):
     texts, want, _ = oracle(shared, "tokens_clip49408")
     tokens, _ = clip.encode(texts, length=77)
@@ -71,12 +73,12 @@ def test_a_saved_tokenizer_of_others_is_read(
     texts, want, model = oracle(shared, "tokens_tiny")
     for name in files:
         shutil.copy(model / name, tmp_path)
-    tokens, mask = text.load(tmp_path, literal=("!",)).encode(texts, length=77)
+    tokens, mask = caption_tokenizer.load(tmp_path, literal=("!",)).encode(texts, length=77)
     np.testing.assert_array_equal(tokens, want.ids)
     np.testing.assert_array_equal(mask, want.mask)
 
 
-def test_bytes_of_words_add_up(learned: text.Tokenizer):
+def test_bytes_of_words_add_up(learned: caption_tokenizer.Tokenizer):
     # every id stands for a piece of text; the pieces of a caption spell it
     pieces = {i: piece for piece, i in learned._engine.get_vocab().items()}
     tokens, mask = learned.encode(["A  red\tcircle zzz"], length=30)
@@ -84,26 +86,26 @@ def test_bytes_of_words_add_up(learned: text.Tokenizer):
     assert spelt.replace("</w>", " ").strip() == "a red circle zzz"
 
 
-def test_words_seen_often_are_one_token(learned: text.Tokenizer):
+def test_words_seen_often_are_one_token(learned: caption_tokenizer.Tokenizer):
     _, mask = learned.encode(["a red circle", "three green stars"], length=16)
     assert mask.sum(axis=1).tolist() == [5, 5]
 
 
-def test_any_text_can_be_encoded(learned: text.Tokenizer):
+def test_any_text_can_be_encoded(learned: caption_tokenizer.Tokenizer):
     strange = ["Zürich, 東京 😀!", "\x01\x7f", "ÀÉÎ"]
     tokens, mask = learned.encode(strange, length=64)
     assert (mask.sum(axis=1) > 3).all()
     assert tokens.max() < learned.vocab_size
 
 
-def test_empty_captions_are_start_and_end(learned: text.Tokenizer):
+def test_empty_captions_are_start_and_end(learned: caption_tokenizer.Tokenizer):
     for caption in ("", "  \n"):
         tokens, mask = learned.encode([caption], length=4)
         assert tokens[0].tolist() == [learned.start, learned.end, 0, 0]
         assert mask[0].tolist() == [True, True, False, False]
 
 
-def test_long_captions_keep_their_head_and_the_end_token(learned: text.Tokenizer):
+def test_long_captions_keep_their_head_and_the_end_token(learned: caption_tokenizer.Tokenizer):
     caption = "three green stars " * 20
     short, mask = learned.encode([caption], length=8)
     long, _ = learned.encode([caption], length=100)
@@ -112,18 +114,23 @@ def test_long_captions_keep_their_head_and_the_end_token(learned: text.Tokenizer
     assert short[0, 7] == learned.end
 
 
-def test_training_does_not_depend_on_the_order_of_captions(learned: text.Tokenizer):
-    assert text.train(CAPTIONS[::-1], vocab_size=700).hash == learned.hash
+def test_training_does_not_depend_on_the_order_of_captions(learned: caption_tokenizer.Tokenizer):
+    assert caption_tokenizer.train(CAPTIONS[::-1], vocab_size=700).hash == learned.hash
 
 
 def test_vocabulary_stays_within_its_size():
-    assert text.train(CAPTIONS, vocab_size=text.MIN_VOCAB).vocab_size == text.MIN_VOCAB
-    assert text.train(CAPTIONS, vocab_size=530).vocab_size == 530
+    assert (
+        caption_tokenizer.train(CAPTIONS, vocab_size=caption_tokenizer.MIN_VOCAB).vocab_size
+        == caption_tokenizer.MIN_VOCAB
+    )
+    assert caption_tokenizer.train(CAPTIONS, vocab_size=530).vocab_size == 530
 
 
-def test_save_and_load_keep_hash_and_tokens(learned: text.Tokenizer, tmp_path: pathlib.Path):
+def test_save_and_load_keep_hash_and_tokens(
+    learned: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path
+):
     learned.save(tmp_path / "new")
-    again = text.load(tmp_path / "new")
+    again = caption_tokenizer.load(tmp_path / "new")
     assert again.hash == learned.hash
     np.testing.assert_array_equal(
         again.encode(CAPTIONS, length=12)[0], learned.encode(CAPTIONS, length=12)[0]
@@ -132,17 +139,17 @@ def test_save_and_load_keep_hash_and_tokens(learned: text.Tokenizer, tmp_path: p
 
 
 def test_hash_ignores_spacing_and_tells_tokenizers_apart(
-    learned: text.Tokenizer, tmp_path: pathlib.Path
+    learned: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
     learned.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=3))
-    assert text.load(tmp_path).hash == learned.hash
-    assert text.load(tmp_path, literal=("!",)).hash != learned.hash
-    assert text.train(["other words"] * 4, vocab_size=700).hash != learned.hash
+    assert caption_tokenizer.load(tmp_path).hash == learned.hash
+    assert caption_tokenizer.load(tmp_path, literal=("!",)).hash != learned.hash
+    assert caption_tokenizer.train(["other words"] * 4, vocab_size=700).hash != learned.hash
 
 
-def test_tokenizers_survive_pickling(learned: text.Tokenizer):
+def test_tokenizers_survive_pickling(learned: caption_tokenizer.Tokenizer):
     again = pickle.loads(pickle.dumps(learned))
     assert again.hash == learned.hash
     assert again.encode(["a red"], length=6)[0].tolist() == (
@@ -152,45 +159,45 @@ def test_tokenizers_survive_pickling(learned: text.Tokenizer):
 
 def test_folder_without_tokenizer(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="no tokenizer in .*merges.txt.*of a prepared data set"):
-        text.load(tmp_path / "openai" / "clip-vit")
+        caption_tokenizer.load(tmp_path / "openai" / "clip-vit")
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"model": 3}'])
 def test_damaged_tokenizer(tmp_path: pathlib.Path, content: str):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match="cannot be read.*copy it again"):
-        text.load(tmp_path)
+        caption_tokenizer.load(tmp_path)
 
 
 def test_damaged_clip_file(tmp_path: pathlib.Path):
     whole = gzip.compress(b"version\n" + b"a b\n" * 1000)
-    (tmp_path / text.CLIP_FILES[0]).write_bytes(whole[:30])
+    (tmp_path / caption_tokenizer.CLIP_FILES[0]).write_bytes(whole[:30])
     with pytest.raises(UserError, match="cannot be read"):
-        text.load(tmp_path)
+        caption_tokenizer.load(tmp_path)
 
 
-def test_tokenizer_of_another_kind(learned: text.Tokenizer, tmp_path: pathlib.Path):
+def test_tokenizer_of_another_kind(learned: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path):
     learned.save(tmp_path)
     content = (tmp_path / "tokenizer.json").read_text().replace("<|startoftext|>", "<s>")
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"no token '<\|startoftext\|>'"):
-        text.load(tmp_path)
+        caption_tokenizer.load(tmp_path)
 
 
-def test_length_needs_room_for_start_and_end(learned: text.Tokenizer):
+def test_length_needs_room_for_start_and_end(learned: caption_tokenizer.Tokenizer):
     with pytest.raises(UserError, match="token length is 1"):
         learned.encode(["a"], length=1)
 
 
 def test_vocabulary_must_hold_all_bytes():
     with pytest.raises(UserError, match="vocab_size is 100.*514"):
-        text.train(CAPTIONS, vocab_size=100)
+        caption_tokenizer.train(CAPTIONS, vocab_size=100)
 
 
-def spelled(*merges: str) -> text.Tokenizer:
+def spelled(*merges: str) -> caption_tokenizer.Tokenizer:
     """CLIP's tokenizer with these merges alone."""
     pairs = [(a, b) for a, b in (merge.split() for merge in merges)]
-    return text.Tokenizer(json.loads(text._assemble(pairs).to_str()))
+    return caption_tokenizer.Tokenizer(json.loads(caption_tokenizer._assemble(pairs).to_str()))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +224,7 @@ def test_words_that_fall_apart_are_unfamiliar(caption: str, words: tuple[str, ..
 
 def test_words_of_a_tokenizer_that_changes_no_text_are_taken_as_they_are():
     description = spelled("f g</w>").description
-    tokenizer = text.Tokenizer({**description, "normalizer": None})
+    tokenizer = caption_tokenizer.Tokenizer({**description, "normalizer": None})
     assert tokenizer.unfamiliar("fg FG") == ("FG",)
 
 
@@ -242,25 +249,25 @@ def test_padding_that_settings_declare(tmp_path: pathlib.Path, config, special, 
     for name, content in (("tokenizer_config", config), ("special_tokens_map", special)):
         if content is not None:
             (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert text.declared_padding(tmp_path) == expected
+    assert caption_tokenizer.declared_padding(tmp_path) == expected
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '"!"'])
 def test_damaged_settings(tmp_path: pathlib.Path, content: str):
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read \(.*copy it again"):
-        text.declared_padding(tmp_path)
+        caption_tokenizer.declared_padding(tmp_path)
 
 
 def test_the_last_byte_of_a_word_is_learned_as_another_symbol():
-    marks = {symbol: symbol.upper() for symbol in text._byte_symbols()}
-    words = text._marked_words(["It's  a red", "é"], marks)
+    marks = {symbol: symbol.upper() for symbol in caption_tokenizer._byte_symbols()}
+    words = caption_tokenizer._marked_words(["It's  a red", "é"], marks)
     assert list(words) == ["iT 'S A reD", "Ã" + "©".upper()]
 
 
 def test_symbols_of_bytes_are_those_of_gpt_2():
     """Printable ones stand for themselves, in order; the space is the 33rd of the others."""
-    symbols = text._byte_symbols()
+    symbols = caption_tokenizer._byte_symbols()
     assert len(set(symbols)) == 256 and all(symbol.isprintable() for symbol in symbols)
     assert symbols[:3] == ["!", '"', "#"] and symbols[93:95] == ["~", "¡"]
     assert symbols[105:107] == ["¬", "®"] and symbols[187:189] == ["ÿ", "Ā"]

@@ -21,7 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.files import write_atomically
-from unclip_jax.data import language_tokenizers
+from unclip_jax.tokenization import language_tokenizers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FILES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import language_tokenizers, text
+from unclip_jax.tokenization import caption_tokenizer, language_tokenizers
 
 PIECES = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
 PIECES += [("▁red", -1.0, 1), ("▁re", -3.0, 1), ("d", -3.0, 1), ("▁", -4.0, 1), ("s", -5.0, 1)]
@@ -40,27 +40,29 @@ def folder(tmp_path):
 
 
 def test_the_likeliest_pieces_are_taken_and_the_end_is_appended(folder, tmp_path):
-    tokenizer = text.load(folder)
+    tokenizer = caption_tokenizer.load(folder)
     tokens, mask = tokenizer.encode(["red reds", "", "red red red red"], length=5)
     assert tokens.tolist() == [[3, 3, 7, 1, 0], [1, 0, 0, 0, 0], [3, 3, 3, 3, 1]]
     np.testing.assert_array_equal(mask.sum(axis=1), [4, 1, 5])
     assert tokenizer.vocab_size == len(PIECES) + 100
     tokenizer.save(tmp_path / "saved")
-    again = text.load(tmp_path / "saved")
+    again = caption_tokenizer.load(tmp_path / "saved")
     assert again.hash == tokenizer.hash
     np.testing.assert_array_equal(again.encode(["red reds"], length=5)[0], tokens[:1])
 
 
 def test_no_caption_holds_a_special_token(folder):
-    tokens, mask = text.load(folder).encode(["</s> <pad> red"], length=32)
+    tokens, mask = caption_tokenizer.load(folder).encode(["</s> <pad> red"], length=32)
     ids = tokens[0][mask[0]].tolist()
     assert ids[-1] == 1 and not {0, 1} & set(ids[:-1])
 
 
 def test_captions_are_lower_cased_where_the_model_was_trained_so(folder):
     described = language_tokenizers.lowercased(language_tokenizers.read(folder))
-    upper = text.Tokenizer(described).encode(["  RED "], length=4)[0]
-    np.testing.assert_array_equal(upper, text.load(folder).encode(["red"], length=4)[0])
+    upper = caption_tokenizer.Tokenizer(described).encode(["  RED "], length=4)[0]
+    np.testing.assert_array_equal(
+        upper, caption_tokenizer.load(folder).encode(["red"], length=4)[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,15 +76,15 @@ def test_captions_are_lower_cased_where_the_model_was_trained_so(folder):
 def test_other_files_are_rejected(tmp_path, data, message):
     (tmp_path / "spiece.model").write_bytes(data)
     with pytest.raises(UserError, match=message):
-        text.load(tmp_path)
+        caption_tokenizer.load(tmp_path)
 
 
 def test_a_list_of_words_that_is_not_berts_is_rejected(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\n[UNK]")
     with pytest.raises(UserError, match=r"vocab.txt lacks \[CLS\], \[SEP\]; expected BERT's"):
-        text.load(tmp_path)
+        caption_tokenizer.load(tmp_path)
     (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\nred\n##s\n")
-    tokens, mask = text.load(tmp_path).encode(["Réds [SEP]", ""], length=8)
+    tokens, mask = caption_tokenizer.load(tmp_path).encode(["Réds [SEP]", ""], length=8)
     assert tokens[0][mask[0]].tolist() == [1, 3, 4, 0, 0, 0, 2]  # brackets are unknown words
     assert tokens[1][mask[1]].tolist() == [1, 2]
 
@@ -104,7 +106,7 @@ def test_characters_are_mapped_as_the_model_says(tmp_path, mapped):
     other = _field(1, b"nmt_nfkc")  # the name of the rules, ignored
     rules = _field(3, other + _field(2, _character_map("R", "r"))) if mapped else _field(3, other)
     (tmp_path / "spiece.model").write_bytes(spiece(PIECES) + rules)
-    tokens, mask = text.load(tmp_path).encode(["Red", "red"], length=5)
+    tokens, mask = caption_tokenizer.load(tmp_path).encode(["Red", "red"], length=5)
     assert tokens[1][mask[1]].tolist() == [3, 1]
     assert tokens[0][mask[0]].tolist() == ([3, 1] if mapped else [6, 2, 5, 1])
 
@@ -119,7 +121,7 @@ def test_a_saved_tokenizer_of_t5_gives_no_caption_a_special_token(tmp_path):
     )
     engine.add_special_tokens(["<pad>", "</s>"])
     engine.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = text.load(tmp_path)
+    tokenizer = caption_tokenizer.load(tmp_path)
     tokens, mask = tokenizer.encode(["red", "red</s>", "red<pad> </s>", "<x>"], length=24)
     ids = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
     assert ids[0] == [3, 1]
@@ -137,7 +139,9 @@ def test_captions_of_min_dalle_end_in_padding(tmp_path):
     (tmp_path / vocab_file).write_text(json.dumps(vocab))
     assert language_tokenizers.read(tmp_path) is None  # both files are needed
     (tmp_path / merges_file).write_text("#version: 0.2\na t</w>\nc at</w>\n")
-    tokens, mask = text.load(tmp_path).encode(["A Cat", "", "at x", "cat cat cat cat"], length=4)
+    tokens, mask = caption_tokenizer.load(tmp_path).encode(
+        ["A Cat", "", "at x", "cat cat cat cat"], length=4
+    )
     rows = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
     assert rows == [[5, 7, 0], [0], [6, 1, 0], [7, 7, 7, 0]]
 
@@ -149,5 +153,5 @@ def test_words_of_bert_are_lower_cased_unless_its_settings_say_otherwise(tmp_pat
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n")
     if settings is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokens, _ = text.load(tmp_path).encode(["Red red"], length=4)
+    tokens, _ = caption_tokenizer.load(tmp_path).encode(["Red red"], length=4)
     assert tokens[0].tolist() == [2, 4 if known else 1, 4, 3]

@@ -14,7 +14,7 @@ import tokenizers
 from jaxtyping import Bool, Int32
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.text import Tokenizer
+from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 
 class BpeDropout:
