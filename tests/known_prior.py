@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from tests.stages import tiny
-from unclip_jax.data.pairs import open_pairs
-from unclip_jax.data.pairs_config import PairsConfig
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel, conditions_of
+from unclip_jax.pairs.config import PairsConfig
+from unclip_jax.pairs.matching import open_pairs
 from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import resolve_fields
 

@@ -122,11 +122,11 @@ def run_prior(args: argparse.Namespace) -> None:
     positive("--batch", args.batch)
     check_output(args.out, folder=not args.out.suffix)
     compilation_cache.use()
-    from unclip_jax.data import column_files
-    from unclip_jax.data.pair_conditions import read_conditions
-    from unclip_jax.data.pairs_config import BAD_ROWS, SUBJECT
     from unclip_jax.inference.embedding_files import write_embeddings
     from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+    from unclip_jax.pairs import column_files
+    from unclip_jax.pairs.conditions import read_conditions
+    from unclip_jax.pairs.config import BAD_ROWS, SUBJECT
 
     one_of("--bad-rows", args.bad_rows, BAD_ROWS)
     prior = EmbeddingPriorModel.open(args.run)

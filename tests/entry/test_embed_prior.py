@@ -8,9 +8,9 @@ import safetensors.numpy
 from tests.known_prior import model_of
 from unclip_jax import embed
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.pairs_config import PairsConfig
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
 from unclip_jax.models.condition_encoder import EncoderConfig
+from unclip_jax.pairs.config import PairsConfig
 
 X = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
 LABELS = ("zoe", "bob", "anna")

@@ -10,10 +10,10 @@ import pytest
 
 from tests.known_prior import KnownModel, model_of
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.pairs_config import PairsConfig
 from unclip_jax.evaluation import pair_evaluation
 from unclip_jax.evaluation.pair_evaluation import PairEvaluation, evaluate_pairs
 from unclip_jax.models.condition_encoder import EncoderConfig
+from unclip_jax.pairs.config import PairsConfig
 
 N = 40
 RNG = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import pytest
 import safetensors.numpy
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.column_files import open_column
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.inference.embedding_files import write_embeddings
+from unclip_jax.pairs.column_files import open_column
 
 SAMPLES = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
 KEYS = ["a", "b", "c"]

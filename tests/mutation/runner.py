@@ -39,6 +39,7 @@ PACKAGES = {
     "experiment": ("tests/experiment",),
     "tokenization": ("tests/tokenization",),
     "data": ("tests/data",),
+    "pairs": ("tests/pairs",),
     "discrete": ("tests/discrete",),
     "metrics": ("tests/metrics",),
     "handoff": ("tests/handoff",),

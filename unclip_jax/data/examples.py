@@ -54,7 +54,7 @@ class ExampleConfig:
         specials: tokens of an empty caption: 2, start and end, or 1, the end alone (T5).
         fast_decode: decode JPEGs at a fraction of their size (`image_codec.decode`), which changes
             pixels a little.
-        arrays: names of fields that records hold as arrays (`data.pairs`), instead of images.
+        arrays: names of fields that records hold as arrays (`pairs.matching`), instead of images.
     """
 
     fields: tuple[str, ...]

@@ -13,11 +13,11 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.checks import UserError, in_range, one_of, positive
 from unclip_jax.core.files import write_atomically
-from unclip_jax.data.pairs import Pairs, open_pairs
-from unclip_jax.data.pairs_config import BAD_ROWS, REPEATS, SUBJECT, TARGET, PairsConfig
 from unclip_jax.evaluation import pair_report
 from unclip_jax.evaluation.pair_report import PairReport
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+from unclip_jax.pairs.config import BAD_ROWS, REPEATS, SUBJECT, TARGET, PairsConfig
+from unclip_jax.pairs.matching import Pairs, open_pairs
 from unclip_jax.stages.embedding_prior_config import batch_spec
 
 REPORT, PLOT = "pairs.json", "pairs.png"

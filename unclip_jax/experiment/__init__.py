@@ -13,6 +13,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "handoff",
     "inference",
     "models",
+    "pairs",
     "parallel",
     "stages",
     "tokenization",

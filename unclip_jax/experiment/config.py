@@ -16,7 +16,7 @@ from unclip_jax.core.checks import UserError, divisible, in_range, positive
 from unclip_jax.core.config import as_dict, build
 from unclip_jax.core.files import check_local
 from unclip_jax.core.stage import Stage
-from unclip_jax.data.pairs_config import PairsConfig
+from unclip_jax.pairs.config import PairsConfig
 from unclip_jax.parallel.mesh import MeshConfig
 from unclip_jax.stages import distillation
 from unclip_jax.stages.distillation import DistillConfig

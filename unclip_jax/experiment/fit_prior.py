@@ -9,10 +9,10 @@ import numpy as np
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import atomic_path, check_local
-from unclip_jax.data.column_files import open_column
-from unclip_jax.data.pairs_config import RESERVED, SUBJECT, is_condition_name
 from unclip_jax.experiment import loading, training_run
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel
+from unclip_jax.pairs.column_files import open_column
+from unclip_jax.pairs.config import RESERVED, SUBJECT, is_condition_name
 
 Rows = np.ndarray | Sequence[np.ndarray]
 

@@ -14,13 +14,14 @@ import jax
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import Params
-from unclip_jax.data import examples, loader, pairs, sources
+from unclip_jax.data import examples, loader, sources
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest
 from unclip_jax.data.degrade import DegradeConfig
 from unclip_jax.data.loader import Finish, Loader, LoaderConfig
 from unclip_jax.experiment import frozen_clip, frozen_dvae, frozen_text, training_embeddings
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import load as handoff
+from unclip_jax.pairs import matching
 from unclip_jax.parallel.mesh import batch_shards, make_mesh
 from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer
@@ -202,7 +203,7 @@ def _sources(experiment: Experiment, stage: Stage, split: str, *, endless: bool)
     """Opens the data set, then those that training mixes with it."""
     data = experiment.data
     if experiment.entry.paired:
-        return [pairs.open_pairs(data.pairs).open_split(split, stage.batch_spec)]
+        return [matching.open_pairs(data.pairs).open_split(split, stage.batch_spec)]
     paths = (data.path, *(data.mixture if endless else ()))
     return [sources.open_source(path, split=split, keys=_keys(experiment)) for path in paths]
 
@@ -215,7 +216,7 @@ def resolve(experiment: Experiment) -> Experiment:
     """
     entry, model = experiment.entry, experiment.model
     if entry.resolve_fields is not None and not experiment.init_from:
-        model = entry.resolve_fields(model, pairs.open_pairs(experiment.data.pairs).fields())
+        model = entry.resolve_fields(model, matching.open_pairs(experiment.data.pairs).fields())
         experiment = dataclasses.replace(experiment, model=model)
     if entry.resolve is not None:
         model = entry.resolve(model, _rows(experiment))
@@ -241,7 +242,7 @@ def _rows(experiment: Experiment) -> Rows:
     if experiment.entry.paired:
         fields = experiment.build_stage().batch_spec
         split = experiment.data.train_split
-        return pairs.open_pairs(experiment.data.pairs).open_split(split, fields).blocks
+        return matching.open_pairs(experiment.data.pairs).open_split(split, fields).blocks
     return training_embeddings.rows(experiment)
 
 
@@ -353,7 +354,7 @@ def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
 def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) -> dict[str, Any]:
     if experiment.entry.paired:
         config = experiment.data.pairs
-        count = len(pairs.open_pairs(config).rows)
+        count = len(matching.open_pairs(config).rows)
         return {"data": f"{count} pairs of {config.x} and {config.y}"}
     paths = " + ".join((experiment.data.path, *experiment.data.mixture))
     facts: dict[str, Any] = {"data": f"{paths} ({experiment.data.train_split})"}

@@ -14,12 +14,12 @@ from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError, in_range, short
 from unclip_jax.core.files import check_local
 from unclip_jax.core.types import Keys, Params
-from unclip_jax.data.pair_subjects import layer_numbers
 from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
+from unclip_jax.pairs.subject_labels import layer_numbers
 from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import SUBJECT, EmbeddingPriorStageConfig
 from unclip_jax.stages.gaussian import SamplingConfig

@@ -14,11 +14,11 @@ import safetensors.numpy
 
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import column_files
 from unclip_jax.data.embedding_writer import EmbeddingWriter
-from unclip_jax.data.pair_conditions import read_conditions
-from unclip_jax.data.pairs import open_pairs
-from unclip_jax.data.pairs_config import PairsConfig
+from unclip_jax.pairs import column_files
+from unclip_jax.pairs.conditions import read_conditions
+from unclip_jax.pairs.config import PairsConfig
+from unclip_jax.pairs.matching import open_pairs
 
 N, D = 12, 3
 X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)

@@ -31,8 +31,8 @@ import pyarrow.parquet
 
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.core.files import content_state
-from unclip_jax.data.columns import Column, checked, unpack
 from unclip_jax.data.embeddings import KINDS, EmbeddingSource
+from unclip_jax.pairs.columns import Column, checked, unpack
 
 KEY_NAMES = ("key", "keys", "__key__")
 ARROW = (".arrow", ".feather")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.columns import Column
+from unclip_jax.pairs.columns import Column
 
 BLOCK = 4096  # rows at once
 SKIP = "mend them, or leave them out with config.data.bad_rows=skip (--bad-rows=skip of commands)"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data.columns import Column, checked, unpack
-from unclip_jax.data.finite_rows import finite_rows, row_counts
+from unclip_jax.pairs.columns import Column, checked, unpack
+from unclip_jax.pairs.finite_rows import finite_rows, row_counts
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.normal(size=(9, 2)).astype(np.float32)

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Int
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.data import column_files
-from unclip_jax.data.finite_rows import finite_rows, row_counts
-from unclip_jax.data.pairs_config import locations
+from unclip_jax.pairs import column_files
+from unclip_jax.pairs.config import locations
+from unclip_jax.pairs.finite_rows import finite_rows, row_counts
 
 Rows = Int[np.ndarray, " n"]
 

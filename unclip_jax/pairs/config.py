@@ -1,4 +1,4 @@
-"""Location and treatment of pairs of arrays; pairs.py opens them."""
+"""Location and treatment of pairs of arrays; matching.py opens them."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ class PairsConfig:
     """Location and treatment of pairs.
 
     Attributes:
-        x: the condition, FILE or FILE:NAME (`data.column_files`); several as NAME=FILE,NAME=FILE.
+        x: the condition, FILE or FILE:NAME (`pairs.column_files`); several as NAME=FILE,NAME=FILE.
         y: the target.
         groups: labels of the rows of x (such as subjects) that no split may separate; "" = keys.
         subjects: labels of the rows of x that choose the first layer of an encoder, which needs

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Int
 
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError, listed, one_of
-from unclip_jax.data import column_files, pair_subjects
-from unclip_jax.data.columns import Column
-from unclip_jax.data.finite_rows import BLOCK, SKIP, finite_rows, row_counts
-from unclip_jax.data.pairs_config import SUBJECT, TARGET, PairsConfig
+from unclip_jax.pairs import column_files, subject_labels
+from unclip_jax.pairs.columns import Column
+from unclip_jax.pairs.config import SUBJECT, TARGET, PairsConfig
+from unclip_jax.pairs.finite_rows import BLOCK, SKIP, finite_rows, row_counts
 
 SPLITS = ("train", "validation")
 _SAMPLES = 256  # pairs that identify a data set
@@ -101,7 +101,7 @@ class Pairs(NamedTuple):
         if self.subjects is None or not labels:
             return self
         numbers, own = self.subjects
-        places = pair_subjects.layer_numbers(own, labels)
+        places = subject_labels.layer_numbers(own, labels)
         return self._replace(subjects=(places[numbers], labels))
 
 
@@ -206,7 +206,7 @@ def _open_pairs(cfg: PairsConfig, states: tuple[Any, ...]) -> Pairs:
     groups = _labels(cfg.groups, column, "groups")[first] if cfg.groups else keys
     validation = _validation(cfg, column, first, groups)
     if subjects:
-        log.info("subjects: %s", pair_subjects.listing(subjects, validation=validation))
+        log.info("subjects: %s", subject_labels.listing(subjects, validation=validation))
     return Pairs(opened, rows, keys, validation, subjects, means, groups)
 
 
@@ -233,12 +233,12 @@ def _matched(
     if len(set(counts.values())) != 1:
         raise UserError(
             f"columns have different numbers of rows ({row_counts(counts)}) and not all have "
-            "keys; give arrays of one length, or keys for all (data/column_files.py)."
+            "keys; give arrays of one length, or keys for all (pairs/column_files.py)."
         )
     if cfg.repeats == "mean":
         raise UserError(
             "config.data.repeats is 'mean', but the columns have no keys that tell which rows "
-            "belong together; add keys (data/column_files.py)."
+            "belong together; add keys (pairs/column_files.py)."
         )
     rows = np.flatnonzero(np.logical_and.reduce(list(good.values())))
     _check_some(len(rows))
