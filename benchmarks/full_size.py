@@ -27,13 +27,12 @@ from unclip_jax.convert import (
     clip_tensors,
     prior_tensors,
     schedulers,
-    tensor_table,
-    tokenizer,
     unet_tensors,
 )
 from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.weight_files import clip_tokenizer, tensor_table
 
 CAPTION = "a red bicycle"
 WIDTHS = [320, 640, 960, 1280]
@@ -104,7 +103,7 @@ def write(folder: pathlib.Path) -> None:
     """Writes a pipeline directory of Karlo's size, one component in memory at a time."""
     words = caption_tokenizer.train([CAPTION], vocab_size=caption_tokenizer.MIN_VOCAB + 16)
     words.save(folder / "words")
-    tokenizer.write(folder / "words", folder / "tokenizer", context=77)
+    clip_tokenizer.write(folder / "words", folder / "tokenizer", context=77)
     _json(folder / "model_index.json", {"_class_name": "UnCLIPPipeline", **_index()})
     for name, settings in _settings(words).items():
         _json(folder / name / "config.json", settings)

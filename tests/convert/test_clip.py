@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.convert import abstract, clip_tensors, openai_clip, tensor_source, tensor_table
+from unclip_jax.convert import abstract, clip_tensors, openai_clip
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip import Clip
+from unclip_jax.weight_files import tensor_source, tensor_table
 
 MEAN = jnp.array([0.48145466, 0.4578275, 0.40821073])[None, None, None]
 STD = jnp.array([0.26862954, 0.26130258, 0.27577711])[None, None, None]

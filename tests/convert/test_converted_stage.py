@@ -6,8 +6,8 @@ import weakref
 import numpy as np
 
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
-from unclip_jax.convert.tensor_source import TensorSource
-from unclip_jax.convert.tensor_table import Entry
+from unclip_jax.weight_files.tensor_source import TensorSource
+from unclip_jax.weight_files.tensor_table import Entry
 
 SIDE, TENSORS, STAGES = 512, 8, 5
 ONE = SIDE * SIDE * 4 * TENSORS  # bytes of one stage

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import inception, tensor_table
+from unclip_jax.convert import inception
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.inception import InceptionConfig
+from unclip_jax.weight_files import tensor_table
 
 TINY = InceptionConfig(divide=16)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.convert import walks
-from unclip_jax.convert import assembly, karlo, original, prior_tensors, tensor_source
+from unclip_jax.convert import assembly, karlo, original, prior_tensors
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import Decoder
@@ -18,6 +18,7 @@ from unclip_jax.models.unet import UNet
 from unclip_jax.models.upsampler import Upsampler
 from unclip_jax.stages import captions, prior
 from unclip_jax.stages.registry import stage_entry
+from unclip_jax.weight_files import tensor_source
 
 EXACT = jax.default_matmul_precision("highest")
 

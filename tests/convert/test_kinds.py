@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import (
-    importing,
-    prefixes,
-    standalone_clip,
-    tensor_source,
-    tensor_table,
-    torch_files,
-)
+from unclip_jax.convert import importing, standalone_clip
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
+from unclip_jax.weight_files import prefixes, tensor_source, tensor_table, torch_files
 
 WIDTH, PATCH, CONTEXT, VOCAB, EMBED = 64, 8, 12, 520, 16
 
@@ -504,3 +498,10 @@ def test_dalle_mini_is_rejected_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "dallebart"}')
     with pytest.raises(UserError, match="is DALL-E mini, a BART with cross-attention, which is"):
         importing.convert([tmp_path], tmp_path / "run")
+
+
+def test_glides_networks_are_rejected_by_name(tmp_path):
+    tensors = dict.fromkeys(standalone_clip.GLIDE, np.zeros((2, 2), np.float32))
+    save_file(tensors, tmp_path / "base.safetensors")
+    with pytest.raises(UserError, match=r"base.safetensors is a network of GLIDE, which is not"):
+        standalone_clip.clip_from(tmp_path / "base.safetensors")

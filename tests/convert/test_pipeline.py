@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.convert import walks
 from unclip_jax import sample
 from unclip_jax.convert import __main__ as command
-from unclip_jax.convert import diffusers, importing, tensor_source
+from unclip_jax.convert import diffusers, importing
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
@@ -23,6 +23,7 @@ from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.weight_files import tensor_source
 
 COMPONENTS = (
     "text_encoder",

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from unclip_jax.convert import inception as convert
-from unclip_jax.convert.tensor_table import nested
 from unclip_jax.core import trees
 from unclip_jax.models.inception import _POOLINGS, BLOCKS, Inception, InceptionConfig, conv_paths
+from unclip_jax.weight_files.tensor_table import nested
 
 TINY = InceptionConfig(divide=16)
 

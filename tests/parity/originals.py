@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from unclip_jax.convert import tokenizer
 from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.weight_files import clip_tokenizer
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -112,7 +112,7 @@ def load(folder):
 
 def _words(folder):
     caption_tokenizer.train(CAPTIONS, vocab_size=600).save(folder / "ours")
-    tokenizer.write(folder / "ours", folder / "theirs", context=77)
+    clip_tokenizer.write(folder / "ours", folder / "theirs", context=77)
     return transformers.CLIPTokenizer.from_pretrained(folder / "theirs")
 
 

@@ -10,15 +10,9 @@ import pytest
 
 from tests.convert.test_clip import MEAN, STD, load, run, same
 from tests.parity.originals import stirred, torch, transformers
-from unclip_jax.convert import (
-    abstract,
-    clip_tensors,
-    openai_clip,
-    standalone_clip,
-    tensor_source,
-    tensor_table,
-)
+from unclip_jax.convert import abstract, clip_tensors, openai_clip, standalone_clip
 from unclip_jax.models.clip import Clip
+from unclip_jax.weight_files import tensor_source, tensor_table
 
 save_file = pytest.importorskip("safetensors.torch").save_file
 pytestmark = pytest.mark.filterwarnings("ignore")

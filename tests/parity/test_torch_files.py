@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from unclip_jax.convert import tensor_source
 from unclip_jax.core.checks import UserError
+from unclip_jax.weight_files import tensor_source
 
 torch = pytest.importorskip("torch")
 

@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.convert import configs
-from unclip_jax.convert.tensor_source import TensorSource
-from unclip_jax.convert.tensor_table import Entry, norm, transformer
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.models.clip_config import TOWERS, ClipConfig
+from unclip_jax.weight_files import configs
+from unclip_jax.weight_files.tensor_source import TensorSource
+from unclip_jax.weight_files.tensor_table import Entry, norm, transformer
 
 BLOCK = {
     "attention/q": "self_attn.q_proj",

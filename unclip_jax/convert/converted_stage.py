@@ -9,14 +9,14 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unclip_jax.convert import tensor_table
-from unclip_jax.convert.tensor_source import TensorSource
-from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core import config
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Params
 from unclip_jax.handoff.export import write_export
 from unclip_jax.handoff.manifest import Manifest
+from unclip_jax.weight_files import tensor_table
+from unclip_jax.weight_files.tensor_source import TensorSource
+from unclip_jax.weight_files.tensor_table import Entry
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.convert import tensor_table
-from unclip_jax.convert.tensor_source import TensorSource, open_tensors
-from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import Params
@@ -28,6 +25,9 @@ from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
 from unclip_jax.stages import embedding_prior
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.weight_files import tensor_table
+from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors
+from unclip_jax.weight_files.tensor_table import Entry
 
 PREFIXES = ("", "net.", "diffusion_prior.net.", "model.net.", "module.net.")
 LAYERS = "causal_transformer.layers"

@@ -22,7 +22,6 @@ from unclip_jax.convert import (
     unet_tensors,
 )
 from unclip_jax.convert.model_card import imagen_card
-from unclip_jax.convert.output_files import write_json, write_tensors
 from unclip_jax.convert.run_stages import ExportedStage
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
@@ -34,6 +33,7 @@ from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.registry import folder_entry
 from unclip_jax.tokenization import caption_tokenizer, language_tokenizers
+from unclip_jax.weight_files.writing import write_json, write_tensors
 
 FOLDERS = {"imagen_base": "stage_1", "upsampler_256": "stage_2"}
 # Options of training and of the compute type, and those that a call of the pipeline chooses.

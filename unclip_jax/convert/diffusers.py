@@ -24,13 +24,10 @@ from unclip_jax.convert import (
     requirements,
     run_stages,
     schedulers,
-    tokenizer,
     unet_tensors,
 )
 from unclip_jax.convert.model_card import model_card, plain_card
-from unclip_jax.convert.output_files import cast, write_json, write_tensors
 from unclip_jax.convert.run_stages import ExportedStage
-from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core import config as typed
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
@@ -40,6 +37,9 @@ from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
+from unclip_jax.weight_files import clip_tokenizer
+from unclip_jax.weight_files.tensor_table import Entry
+from unclip_jax.weight_files.writing import cast, write_json, write_tensors
 
 WEIGHTS, OTHERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 NETWORK = ("diffusers", "UNet2DModel")
@@ -100,7 +100,9 @@ def _pipeline(stages: Mapping[str, ExportedStage], out: pathlib.Path, dtype: str
         index |= _prior(stages["prior"], out, dtype)
     index |= _decoder(stages["decoder"], out, dtype)
     index |= _upsampler(stages["upsampler_256"], out, dtype)
-    tokenizer.write(load.tokenizer_dir(stages["clip"].path), out / "tokenizer", context=cfg.context)
+    clip_tokenizer.write(
+        load.tokenizer_dir(stages["clip"].path), out / "tokenizer", context=cfg.context
+    )
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     if "prior" in stages:  # whose pipeline has no use for images; the folder stays for import
         index = {k: v for k, v in index.items() if k not in ("image_encoder", "feature_extractor")}
@@ -113,11 +115,11 @@ def _pipeline(stages: Mapping[str, ExportedStage], out: pathlib.Path, dtype: str
 def _clip_alone(stage: ExportedStage, out: pathlib.Path, dtype: str) -> None:
     cfg = typed.build(ClipConfig, stage.card.config["model"], where="clip")
     folder = load.tokenizer_dir(stage.path)
-    ids = tokenizer.special_ids(folder)
+    ids = clip_tokenizer.special_ids(folder)
     write_json(out / "config.json", clip_tensors.settings(cfg, **ids))
     params = stage.params(abstract.clip(cfg))
     write_tensors(out / WEIGHTS, params, clip_tensors.entries(cfg), dtype=dtype)
-    tokenizer.write(folder, out, context=cfg.context)
+    clip_tokenizer.write(folder, out, context=cfg.context)
     if "image" in cfg.towers:
         write_json(out / "preprocessor_config.json", _preprocessing(cfg))
     (out / "README.md").write_text(model_card({"clip": stage.card}, pipeline=None), "utf-8")
@@ -127,7 +129,7 @@ def _clip_towers(
     stage: ExportedStage, cfg: ClipConfig, out: pathlib.Path, dtype: str
 ) -> dict[str, list[str]]:
     """Writes text_encoder, and image_encoder with feature_extractor if there is an image tower."""
-    ids = tokenizer.special_ids(load.tokenizer_dir(stage.path))
+    ids = clip_tokenizer.special_ids(load.tokenizer_dir(stage.path))
     params, index = stage.params(abstract.clip(cfg)), {}
     for tower, name in (("text", "text_encoder"), ("image", "image_encoder")):
         if tower in cfg.towers:

@@ -20,12 +20,12 @@ from unclip_jax.convert import (
     taming_vqgan,
 )
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
-from unclip_jax.convert.tensor_source import read_json
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import as_dict, build, check_limits
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.tokenization import caption_tokenizer
+from unclip_jax.weight_files.tensor_source import read_json
 
 STAGES = (*karlo.STAGES, *(name for name in deepfloyd.STAGES if name not in karlo.STAGES))
 WHOLE = ("dvae", "dalle", dalle2_pytorch.FOLDER)  # of sources without a choice of stages

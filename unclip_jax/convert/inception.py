@@ -9,11 +9,11 @@ import pathlib
 import flax.linen as nn
 import jax
 
-from unclip_jax.convert import tensor_table
-from unclip_jax.convert.tensor_source import TensorSource, open_tensors
-from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core.types import Params
 from unclip_jax.models.inception import SIDE, Inception, InceptionConfig, conv_paths
+from unclip_jax.weight_files import tensor_table
+from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors
+from unclip_jax.weight_files.tensor_table import Entry
 
 COUNTER = ".num_batches_tracked"  # of training; no weight
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -14,17 +14,16 @@ from typing import Any
 from unclip_jax.convert import (
     assembly,
     clip_tensors,
-    configs,
     preprocessing,
     prior_tensors,
     schedulers,
-    tensor_table,
     unet_tensors,
 )
 from unclip_jax.convert.converted_stage import ConvertedStage
-from unclip_jax.convert.tensor_source import joined, open_tensors, read_json
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip_config import ClipConfig
+from unclip_jax.weight_files import configs, tensor_table
+from unclip_jax.weight_files.tensor_source import joined, open_tensors, read_json
 
 INDEX = "model_index.json"
 PIPELINES = (

@@ -4,12 +4,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.convert import abstract, configs
+from unclip_jax.convert import abstract
 from unclip_jax.convert.converted_stage import ConvertedStage
-from unclip_jax.convert.tensor_source import TensorSource, open_tensors, read_json
-from unclip_jax.convert.tensor_table import Entry, linear, norm
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.language_encoder import LanguageEncoderConfig
+from unclip_jax.weight_files import configs
+from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors, read_json
+from unclip_jax.weight_files.tensor_table import Entry, linear, norm
 
 CONFIG = "config.json"
 FAMILIES = {"t5": "t5", "mt5": "t5", "bert": "bert"}  # model_type -> family

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from unclip_jax.convert import abstract, taming_vqgan
 from unclip_jax.convert.converted_stage import ConvertedStage
-from unclip_jax.convert.tensor_source import Shape, TensorSource, open_tensors
-from unclip_jax.convert.tensor_table import Entry, norm, transformer
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.files import read_small
 from unclip_jax.models.dalle import DalleConfig
 from unclip_jax.tokenization.caption_tokenizer import load
 from unclip_jax.tokenization.language_tokenizers import CHARACTER_PAIRS
+from unclip_jax.weight_files.tensor_source import Shape, TensorSource, open_tensors
+from unclip_jax.weight_files.tensor_table import Entry, norm, transformer
 
 LICENCE = "CC-BY-NC-SA 4.0 (kakaobrain/minDALL-E)"
 STAGE_1, STAGE_2, SETTINGS = "stage1_last.ckpt", "stage2_last.ckpt", "config.yaml"

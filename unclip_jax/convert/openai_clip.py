@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.convert import configs, preprocessing
+from unclip_jax.convert import preprocessing
 from unclip_jax.convert.clip_tensors import BLOCK
-from unclip_jax.convert.tensor_source import Shape, TensorSource
 from unclip_jax.core.checks import UserError, divisible, short
 from unclip_jax.models.clip_config import ClipConfig
+from unclip_jax.weight_files import configs
+from unclip_jax.weight_files.tensor_source import Shape, TensorSource
 
 # Integers in OpenAI's archives, and the mask that older classes of open_clip kept.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")

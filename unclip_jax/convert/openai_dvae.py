@@ -8,13 +8,14 @@ nothing of theirs runs; any other name is rejected.
 import pathlib
 from collections.abc import Sequence
 
-from unclip_jax.convert import abstract, torch_files
+from unclip_jax.convert import abstract
 from unclip_jax.convert.converted_stage import ConvertedStage
-from unclip_jax.convert.tensor_source import TensorSource, in_memory, joined, open_tensors
-from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.models.dvae import DvaeConfig
+from unclip_jax.weight_files import torch_files
+from unclip_jax.weight_files.tensor_source import TensorSource, in_memory, joined, open_tensors
+from unclip_jax.weight_files.tensor_table import Entry
 
 SIDES = ("encoder", "decoder")
 PICKLE = ".pkl"

@@ -12,23 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unclip_jax.convert import (
-    assembly,
-    configs,
-    prefixes,
-    prior_tensors,
-    schedulers,
-    standalone_clip,
-    torch_files,
-    unet_tensors,
-)
+from unclip_jax.convert import assembly, prior_tensors, schedulers, standalone_clip, unet_tensors
 from unclip_jax.convert.converted_stage import ConvertedStage
-from unclip_jax.convert.tensor_source import Shape, TensorSource, joined, open_tensors, read_json
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.models.unet import UNetConfig, plan
 from unclip_jax.models.upsampler import UpsamplerConfig
+from unclip_jax.weight_files import configs, prefixes, torch_files
+from unclip_jax.weight_files.tensor_source import (
+    Shape,
+    TensorSource,
+    joined,
+    open_tensors,
+    read_json,
+)
 
 HPARAMS = "hparams.json"
 # Karlo v1 alpha, as its own configs have it.

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.convert.tensor_source import TensorSource
 from unclip_jax.core.checks import UserError
+from unclip_jax.weight_files.tensor_source import TensorSource
 
 SIGLIP = "SigLIP: it has a bias of logits, another pooling and another tokenizer"
 COCA = "CoCa: it has a text decoder beside both towers"

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.convert import configs
 from unclip_jax.core.checks import UserError, short
 from unclip_jax.models.clip_config import ClipConfig
+from unclip_jax.weight_files import configs
 
 BICUBIC = 3  # number of the filter in Pillow
 CHANNELS = 3

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.convert import configs
-from unclip_jax.convert.tensor_table import Entry, linear, norm, transformer
 from unclip_jax.models.prior import EXTRA, PriorConfig
+from unclip_jax.weight_files import configs
+from unclip_jax.weight_files.tensor_table import Entry, linear, norm, transformer
 
 CLASS = "PriorTransformer"
 STATISTICS = ("clip_mean", "clip_std")  # [1, z] each, in the file and no parameters of ours

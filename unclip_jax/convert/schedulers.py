@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unclip_jax.convert import configs
 from unclip_jax.core.checks import UserError, in_range, one_of, short
+from unclip_jax.weight_files import configs
 
 CLASS = "UnCLIPScheduler"
 MAX_TIMESTEPS = 100_000

@@ -3,19 +3,13 @@
 import pathlib
 import sys
 
-from unclip_jax.convert import (
-    clip_tensors,
-    configs,
-    openai_clip,
-    other_clips,
-    prefixes,
-    preprocessing,
-)
+from unclip_jax.convert import clip_tensors, openai_clip, other_clips, preprocessing
 from unclip_jax.convert.assembly import clip_stage
 from unclip_jax.convert.converted_stage import ConvertedStage
 from unclip_jax.convert.openai_clip import OPEN_CLIP
-from unclip_jax.convert.tensor_source import TensorSource, open_tensors, read_json
 from unclip_jax.core.checks import UserError, listed
+from unclip_jax.weight_files import configs, prefixes
+from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors, read_json
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"

@@ -8,14 +8,15 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from unclip_jax.convert import abstract, torch_files
+from unclip_jax.convert import abstract
 from unclip_jax.convert.converted_stage import ConvertedStage
-from unclip_jax.convert.tensor_source import SAFE, TensorSource, open_tensors
-from unclip_jax.convert.tensor_table import Entry, linear, norm
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.models.dvae import DvaeConfig
 from unclip_jax.models.vqgan import PIXELS, VqganConfig
+from unclip_jax.weight_files import torch_files
+from unclip_jax.weight_files.tensor_source import SAFE, TensorSource, open_tensors
+from unclip_jax.weight_files.tensor_table import Entry, linear, norm
 
 LICENCE = "MIT (CompVis/taming-transformers)"
 IMAGE_SIZE = 256  # of the published models; the networks are convolutional

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import tensor_table
-from unclip_jax.convert.tensor_table import Entry
 from unclip_jax.core.types import Params
+from unclip_jax.weight_files import tensor_table
+from unclip_jax.weight_files.tensor_table import Entry
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from unclip_jax.convert import torch_files
 from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError, listed, short
 from unclip_jax.core.files import read_small
+from unclip_jax.weight_files import torch_files
 
 SAFE = ".safetensors"
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")

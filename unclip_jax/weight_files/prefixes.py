@@ -16,8 +16,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from unclip_jax.convert.tensor_source import TensorSource
 from unclip_jax.core.checks import UserError, listed
+from unclip_jax.weight_files.tensor_source import TensorSource
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._\d]|$)|ema_?model", re.IGNORECASE)

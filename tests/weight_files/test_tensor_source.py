@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import standalone_clip, tensor_source, tensor_table
-from unclip_jax.convert.tensor_table import FORMS, Entry, from_external, to_external
 from unclip_jax.core.checks import UserError
+from unclip_jax.weight_files import tensor_source, tensor_table
+from unclip_jax.weight_files.tensor_table import FORMS, Entry, from_external, to_external
 
 MAPS = pathlib.Path("/proc/self/maps")
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(3, np.float16)}
@@ -134,10 +134,3 @@ def test_every_tensor_that_does_not_fit_is_listed_and_none_is_read():
     message = r"3 tensors: missing v \(2,\); extra more \(1,\); w.bias: expected \(3,\), found"
     with pytest.raises(UserError, match=message):
         tensor_table.fill(there, table, abstract)
-
-
-def test_glides_networks_are_rejected_by_name(tmp_path):
-    tensors = dict.fromkeys(standalone_clip.GLIDE, np.zeros((2, 2), np.float32))
-    save_file(tensors, tmp_path / "base.safetensors")
-    with pytest.raises(UserError, match=r"base.safetensors is a network of GLIDE, which is not"):
-        standalone_clip.clip_from(tmp_path / "base.safetensors")

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unclip_jax.convert.tensor_source import Shape, TensorSource
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError, listed
 from unclip_jax.core.types import Params
+from unclip_jax.weight_files.tensor_source import Shape, TensorSource
 
 
 class Entry(NamedTuple):

@@ -4,9 +4,9 @@ import pathlib
 import shutil
 from typing import Any
 
-from unclip_jax.convert.output_files import write_json
-from unclip_jax.convert.tensor_source import read_json
 from unclip_jax.core.checks import UserError
+from unclip_jax.weight_files.tensor_source import read_json
+from unclip_jax.weight_files.writing import write_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
