@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.convert.test_inception import TINY
+from tests.metrics.test_inception_weights import TINY
 from unclip_jax import evaluate
-from unclip_jax.convert import inception as weights
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import feature_extraction, image_sets
 from unclip_jax.metrics import extractors, kernels, neighbours, npz
+from unclip_jax.metrics import inception_weights as weights
 from unclip_jax.metrics.frechet import moments, squared_distance
 from unclip_jax.metrics.report import compare
 from unclip_jax.weight_files.tensor_table import nested

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from unclip_jax.convert import inception as convert
+from unclip_jax.metrics import inception_weights as weights
 from unclip_jax.metrics import resize
-from unclip_jax.models.inception import Inception, InceptionConfig
+from unclip_jax.metrics.inception import Inception, InceptionConfig
 
 torch = pytest.importorskip("torch")
 nn, functional = torch.nn, torch.nn.functional
@@ -178,7 +178,7 @@ def test_network(divide, side, tmp_path):
     model = reference(divide)
     torch.save(model.state_dict(), tmp_path / "inception.pth")
     cfg = InceptionConfig(divide)
-    params = convert.load(tmp_path / "inception.pth", cfg=cfg)
+    params = weights.load(tmp_path / "inception.pth", cfg=cfg)
     images = np.random.default_rng(0).uniform(-1, 1, (2, side, side, 3)).astype(np.float32)
     got = jax.jit(lambda p, x: Inception(cfg).apply({"params": p}, x))(params, images)
     with torch.no_grad():

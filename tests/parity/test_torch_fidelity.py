@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.parity.test_inception import reference
-from unclip_jax.convert import inception as weights
 from unclip_jax.evaluation import feature_extraction, image_sets
 from unclip_jax.metrics import extractors, frechet, kernels, neighbours, scores
+from unclip_jax.metrics import inception_weights as weights
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_fidelity")

@@ -7,7 +7,6 @@ and `engine` sample. Start at cascade.py, then image_sets.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
-    "convert",
     "core",
     "data",
     "discrete",

@@ -14,12 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from unclip_jax.convert import inception as weights
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation.image_sets import ImageSet
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference.load import load_clip
 from unclip_jax.metrics import extractors, npz
+from unclip_jax.metrics import inception_weights as weights
 from unclip_jax.metrics.extractors import Extractor
 from unclip_jax.metrics.report import Collected
 from unclip_jax.metrics.running import Running

@@ -1,8 +1,9 @@
 """metrics: image quality, with the protocol and the uncertainty beside every figure.
 
-Holds confidence intervals, the exact checkers of the worlds, feature extractors, distances and
-scores on features, PSNR, and guided-diffusion's .npz files. Sets of images and commands are in
-`evaluation`. Start at report.py, then extractors.py; for the checkers at worlds.py.
+Holds confidence intervals, the exact checkers of the worlds, feature extractors with FID's
+Inception, distances and scores on features, PSNR, and guided-diffusion's .npz files. Sets of images
+and commands are in `evaluation`. Start at report.py, then extractors.py; for the checkers at
+worlds.py.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("core", "models", "portraits", "shapes")
+MAY_IMPORT: tuple[str, ...] = ("core", "models", "portraits", "shapes", "weight_files")

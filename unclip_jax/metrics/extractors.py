@@ -16,9 +16,9 @@ from PIL import Image as PILImage
 from unclip_jax.core.checks import one_of
 from unclip_jax.core.types import Params
 from unclip_jax.metrics import resize
+from unclip_jax.metrics.inception import SIDE, Inception, InceptionConfig
 from unclip_jax.models.clip import Clip
 from unclip_jax.models.clip_config import ClipConfig
-from unclip_jax.models.inception import SIDE, Inception, InceptionConfig
 
 Images = UInt8[np.ndarray, " b h w 3"]
 Features = Mapping[str, Array]  # "pool", and for Inception "spatial" and "probabilities"

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from unclip_jax.core.types import Params
-from unclip_jax.models.inception import SIDE, Inception, InceptionConfig, conv_paths
+from unclip_jax.metrics.inception import SIDE, Inception, InceptionConfig, conv_paths
 from unclip_jax.weight_files import tensor_table
 from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors
 from unclip_jax.weight_files.tensor_table import Entry
@@ -20,7 +20,7 @@ NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "runni
 
 
 def load(path: pathlib.Path, *, cfg: InceptionConfig = InceptionConfig()) -> Params:
-    """Reads the parameters of `models.inception.Inception`.
+    """Reads the parameters of `metrics.inception.Inception`.
 
     Raises:
         UserError: there is no such file, it is damaged, or it is another network.

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.convert import inception as convert
 from unclip_jax.core import trees
-from unclip_jax.models.inception import _POOLINGS, BLOCKS, Inception, InceptionConfig, conv_paths
+from unclip_jax.metrics import inception_weights as weights
+from unclip_jax.metrics.inception import _POOLINGS, BLOCKS, Inception, InceptionConfig, conv_paths
 from unclip_jax.weight_files.tensor_table import nested
 
 TINY = InceptionConfig(divide=16)
@@ -14,7 +14,7 @@ TINY = InceptionConfig(divide=16)
 @pytest.fixture(scope="module")
 def tiny():
     """Parameters of the narrow network and the compiled function."""
-    params = trees.flatten_paths(convert.abstract(TINY))
+    params = trees.flatten_paths(weights.abstract(TINY))
     rng = np.random.default_rng(0)
     drawn = {p: rng.uniform(0.5, 1.5, s.shape).astype(np.float32) for p, s in params.items()}
     for path, leaf in drawn.items():
@@ -29,7 +29,7 @@ def tiny():
 def test_parameters_are_those_of_the_published_network():
     # 23,834,568 are torchvision's inception_v3 without its auxiliary head (3,326,696 of
     # 27,161,264); 8 more classes are 8 x 2049. Running means and variances are parameters here.
-    shapes = trees.flatten_paths(convert.abstract(InceptionConfig()))
+    shapes = trees.flatten_paths(weights.abstract(InceptionConfig()))
     statistics = sum(s.size for p, s in shapes.items() if p.endswith(("bn/mean", "bn/var")))
     assert sum(s.size for s in shapes.values()) - statistics == 23_834_568 + 8 * 2049
     assert len(list(conv_paths())) == 94

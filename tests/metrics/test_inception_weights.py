@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unclip_jax.convert import inception
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.inception import InceptionConfig
+from unclip_jax.metrics import inception_weights
+from unclip_jax.metrics.inception import InceptionConfig
 from unclip_jax.weight_files import tensor_table
 
 TINY = InceptionConfig(divide=16)
@@ -14,7 +14,7 @@ TINY = InceptionConfig(divide=16)
 @pytest.fixture(scope="module")
 def tensors():
     """A state dict of the narrow network."""
-    wanted = tensor_table.expected(inception.entries(), inception.abstract(TINY))
+    wanted = tensor_table.expected(inception_weights.entries(), inception_weights.abstract(TINY))
     rng = np.random.default_rng(0)
     return {name: rng.random(shape, np.float32) for name, shape in wanted.items()}
 
@@ -40,7 +40,7 @@ def test_names_are_those_of_the_public_file(tensors):
 def test_tensors_land_where_they_belong_and_counters_are_no_weights(tensors, tmp_path):
     counter = {"Conv2d_1a_3x3.bn.num_batches_tracked": np.array(7, np.int64)}
     save_file(tensors | counter, tmp_path / "weights.safetensors")
-    got = trees.flatten_paths(inception.load(tmp_path / "weights.safetensors", cfg=TINY))
+    got = trees.flatten_paths(inception_weights.load(tmp_path / "weights.safetensors", cfg=TINY))
     np.testing.assert_array_equal(got["fc_kernel"], tensors["fc.weight"].T)
     kernel = tensors["Mixed_6c.branch7x7_2.conv.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(got["Mixed_6c/branch7x7_2/conv/kernel"], kernel)
@@ -55,9 +55,9 @@ def test_another_network_is_rejected_with_every_tensor(tensors, tmp_path):
     del other["fc.bias"]
     save_file(other, tmp_path / "classifier.safetensors")
     with pytest.raises(UserError, match=r"in 3 tensors: missing fc.bias.*extra AuxLogits.*fc.wei"):
-        inception.load(tmp_path / "classifier.safetensors", cfg=TINY)
+        inception_weights.load(tmp_path / "classifier.safetensors", cfg=TINY)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no file .*inception.safetensors"):
-        inception.load(tmp_path / "inception.safetensors")
+        inception_weights.load(tmp_path / "inception.safetensors")
