@@ -208,7 +208,7 @@ def halved(batch: int) -> Iterator[int]:
 @contextlib.contextmanager
 def attention(*, fused: bool) -> Iterator[None]:
     """Traces attention with the kernels that the backend has, or without fused ones."""
-    from unclip_jax.models import layers
+    from unclip_jax.backbones import layers
 
     plain = mock.patch.object(layers, "_implementation", return_value="xla")
     with contextlib.nullcontext() if fused else plain:

@@ -9,11 +9,11 @@ import dataclasses
 import importlib.util
 from typing import Any
 
+from unclip_jax.backbones.unet import UNetConfig
 from unclip_jax.convert import prior_tensors, unet_tensors
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.diffusion import respace
 from unclip_jax.experiment.config import Experiment
-from unclip_jax.models.unet import UNetConfig
 
 PEERS = {"diffusers": ("torch", "diffusers"), "dalle2": ("torch", "dalle2_pytorch")}
 INSTALL = {"diffusers": "'unclip_jax[parity]'", "dalle2": "dalle2-pytorch"}

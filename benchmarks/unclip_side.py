@@ -18,12 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import interleaved
+from unclip_jax.backbones.layers import compute_dtype
 from unclip_jax.core.batch import BatchSpec
 from unclip_jax.core.trees import count
 from unclip_jax.core.types import HostBatch
 from unclip_jax.experiment import loading
 from unclip_jax.experiment.config import Experiment
-from unclip_jax.models.layers import compute_dtype
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import (
     batch_sharding,

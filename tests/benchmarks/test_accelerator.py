@@ -8,9 +8,9 @@ import pytest
 from benchmarks import accelerator, unclip_side
 from benchmarks.accelerator import Row
 from tests.stages import tiny
+from unclip_jax.backbones import layers
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import loading
-from unclip_jax.models import layers
 
 RESULT = {
     "parameters": 2_000_000,

@@ -13,6 +13,7 @@ import pytest
 
 from tests.stages import tiny
 from tests.tokenization.test_language_tokenizers import PIECES, spiece
+from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.convert import deepfloyd, diffusers, importing
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
@@ -22,7 +23,6 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.models.language_encoder import LanguageEncoderConfig
 from unclip_jax.models.text_base import TextBaseConfig
 from unclip_jax.models.text_condition import TextConditionConfig
-from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.stages.distillation import DistillConfig, student_config
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from unclip_jax.backbones.layers import TimeEmbedding
 from unclip_jax.diffusion import samplers
-from unclip_jax.models.layers import TimeEmbedding
 from unclip_jax.stages import gaussian
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.trees import count
 from unclip_jax.models.classifier import AttentionPool, Classifier, ClassifierConfig
-from unclip_jax.models.unet_plan import UNetConfig
 
 ADM = {"in_channels": 3, "out_channels": 1000, "attention_at": (32, 16, 8), "head_channels": 64}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.models import probes
+from unclip_jax.backbones.transformer import Transformer
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip import TIME_FEATURES, Clip, ClipConfig, Stem, TimeToken
-from unclip_jax.models.transformer import Transformer
 
 TINY = ClipConfig(
     embed_dim=6,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.models import probes
+from unclip_jax.backbones.causal_transformer import Patterns
 from unclip_jax.discrete import patterns
-from unclip_jax.models.causal_transformer import Patterns
 from unclip_jax.models.dalle import Dalle, DalleConfig
 
 TINY = DalleConfig(

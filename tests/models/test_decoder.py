@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.models import probes
+from unclip_jax.backbones.unet import UNet, UNetConfig
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import MAP_SIDE, Decoder, DecoderConfig
 from unclip_jax.models.text import TextEncoder
-from unclip_jax.models.unet import UNet, UNetConfig
 
 UNET = UNetConfig(
     in_channels=3,

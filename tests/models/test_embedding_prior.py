@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.models import probes
+from unclip_jax.backbones.transformer import Transformer
 from unclip_jax.core.checks import UserError
 from unclip_jax.models import embedding_prior
 from unclip_jax.models.condition_encoder import ConditionEncoder, EncoderConfig
@@ -17,7 +18,6 @@ from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.models.embedding_prior import EmbeddingPrior, EmbeddingPriorConfig, Regressor
 from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
-from unclip_jax.models.transformer import Transformer
 
 VECTOR, SEQUENCE, IDS = (
     ConditionConfig("v", (4,)),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.models import probes
+from unclip_jax.backbones.transformer import Transformer
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.prior import EXTRA, Prior, PriorConfig
-from unclip_jax.models.transformer import Transformer
 
 TINY = PriorConfig(embed_dim=6, width=8, depth=2, heads=2, context=4, vocab_size=11)
 RNG = np.random.default_rng(0)

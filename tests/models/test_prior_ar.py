@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.models import probes
+from unclip_jax.backbones.causal_transformer import CausalTransformer
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.causal_transformer import CausalTransformer
 from unclip_jax.models.pca_quantizer import DotQuantizerConfig
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 

@@ -10,10 +10,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from tests.models import probes
+from unclip_jax.backbones.layers import TimeEmbedding
+from unclip_jax.backbones.unet import UNet, UNetConfig
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.layers import TimeEmbedding
 from unclip_jax.models.text_condition import TextConditionConfig, TextFeatures
-from unclip_jax.models.unet import UNet, UNetConfig
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig, enlarge
 
 UNET = UNetConfig(

@@ -23,6 +23,7 @@ HERE = pathlib.Path(__file__).parent
 # Folder of source -> folders and files of its own tests.
 PACKAGES = {
     "diffusion": ("tests/diffusion",),
+    "backbones": ("tests/backbones",),
     "models": ("tests/models",),
     "stages": ("tests/stages",),
     "training": ("tests/training",),

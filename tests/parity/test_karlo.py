@@ -16,13 +16,13 @@ from tests.convert.test_karlo import Loaded
 from tests.parity import drawing, originals
 from tests.parity.drawing import random, relative, theirs
 from tests.parity.originals import CAPTIONS, torch
+from unclip_jax.backbones.unet import UNetBlock, plan
 from unclip_jax.convert import diffusers as ours
 from unclip_jax.convert import importing, karlo, unet_tensors
 from unclip_jax.handoff import load as handoff
 from unclip_jax.models.clip import Clip
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.prior import Prior
-from unclip_jax.models.unet import UNetBlock, plan
 from unclip_jax.models.upsampler import Upsampler
 from unclip_jax.tokenization import caption_tokenizer
 

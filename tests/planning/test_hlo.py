@@ -230,8 +230,8 @@ def _traffic(size: int, stage) -> dict[str, float]:
 @functools.cache
 def deep():
     """Three scanned transformer blocks as a stage."""
+    from unclip_jax.backbones.transformer import Transformer, TransformerConfig
     from unclip_jax.core.batch import Field
-    from unclip_jax.models.transformer import Transformer, TransformerConfig
 
     cfg = TransformerConfig(width=32, depth=3, heads=2, causal=True)
     module = Transformer(cfg)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.backbones.unet import UNetConfig
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.models.clip import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
-from unclip_jax.models.unet import UNetConfig
 from unclip_jax.stages import captions, decoder, prior
 from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.decoder import Condition, DecoderStageConfig

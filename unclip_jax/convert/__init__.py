@@ -8,6 +8,7 @@ Start at clip_tensors.py, then assembly.py and karlo.py; __main__.py is the comm
 """
 
 MAY_IMPORT: tuple[str, ...] = (
+    "backbones",
     "core",
     "handoff",
     "models",

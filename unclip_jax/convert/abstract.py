@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.core.types import Params
 from unclip_jax.models.clip import Clip
 from unclip_jax.models.clip_config import ClipConfig
@@ -18,7 +19,6 @@ from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderC
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.models.text_base import TextBase, TextBaseConfig
 from unclip_jax.models.text_condition import TextConditionConfig
-from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.models.upsampler import Upsampler, UpsamplerConfig
 from unclip_jax.stages import dalle as dalle_stage
 from unclip_jax.stages.dalle import DalleStageConfig

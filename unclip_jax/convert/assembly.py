@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from unclip_jax.backbones.unet import UNetConfig
 from unclip_jax.convert import abstract, prior_tensors, schedulers, unet_tensors
 from unclip_jax.convert.converted_stage import ConvertedStage
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import UNetConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.weight_files import configs, tensor_table
 from unclip_jax.weight_files.tensor_source import TensorSource

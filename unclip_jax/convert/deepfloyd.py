@@ -13,12 +13,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unclip_jax.backbones.unet_plan import UNetConfig, plan
 from unclip_jax.convert import abstract, karlo, language_tensors, unet_tensors
 from unclip_jax.convert.converted_stage import ConvertedStage
 from unclip_jax.core.checks import UserError, short
 from unclip_jax.models.text_base import TextBaseConfig
 from unclip_jax.models.text_condition import TextConditionConfig
-from unclip_jax.models.unet_plan import UNetConfig, plan
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.weight_files import configs
 from unclip_jax.weight_files.tensor_source import open_tensors, read_json

@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.convert import (
     abstract,
     deepfloyd,
@@ -29,7 +30,6 @@ from unclip_jax.core.checks import UserError, listed
 from unclip_jax.handoff import load
 from unclip_jax.models.language_encoder import LanguageEncoderConfig
 from unclip_jax.models.text_condition import TextConditionConfig
-from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.registry import folder_entry
 from unclip_jax.tokenization import caption_tokenizer, language_tokenizers

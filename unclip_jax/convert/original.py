@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unclip_jax.backbones.unet import UNetConfig, plan
 from unclip_jax.convert import assembly, prior_tensors, schedulers, standalone_clip, unet_tensors
 from unclip_jax.convert.converted_stage import ConvertedStage
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.models.unet import UNetConfig, plan
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.weight_files import configs, prefixes, torch_files
 from unclip_jax.weight_files.tensor_source import (

@@ -8,8 +8,8 @@ running, so that going up is reversed.
 from collections.abc import Mapping
 from typing import Any
 
+from unclip_jax.backbones.unet_plan import BlockSpec, UNetConfig, plan
 from unclip_jax.core.checks import UserError, short
-from unclip_jax.models.unet_plan import BlockSpec, UNetConfig, plan
 from unclip_jax.weight_files import configs
 from unclip_jax.weight_files.tensor_table import Entry, linear, norm
 

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from unclip_jax.core.checks import UserError, divisible, in_range
-from unclip_jax.core.types import Image, Steps
-from unclip_jax.models.layers import (
+from unclip_jax.backbones.layers import (
     GroupNorm,
     TimeEmbedding,
     activation,
@@ -20,8 +18,10 @@ from unclip_jax.models.layers import (
     dense,
     normal,
 )
-from unclip_jax.models.unet import block_runner, stem
-from unclip_jax.models.unet_plan import UNetConfig, plan
+from unclip_jax.backbones.unet import block_runner, stem
+from unclip_jax.backbones.unet_plan import UNetConfig, plan
+from unclip_jax.core.checks import UserError, divisible, in_range
+from unclip_jax.core.types import Image, Steps
 from unclip_jax.parallel.axes import by_example, sharded
 
 

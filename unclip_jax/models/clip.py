@@ -13,11 +13,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float
 
-from unclip_jax.core.arrays import unit
-from unclip_jax.core.checks import UserError
-from unclip_jax.core.types import Embedding, Image, Mask, Scalar, Steps, Tokens
-from unclip_jax.models.clip_config import ClipConfig
-from unclip_jax.models.layers import (
+from unclip_jax.backbones.layers import (
     LayerNorm,
     activation,
     check_tokens,
@@ -28,7 +24,11 @@ from unclip_jax.models.layers import (
     timestep_features,
     zeros,
 )
-from unclip_jax.models.transformer import Transformer
+from unclip_jax.backbones.transformer import Transformer
+from unclip_jax.core.arrays import unit
+from unclip_jax.core.checks import UserError
+from unclip_jax.core.types import Embedding, Image, Mask, Scalar, Steps, Tokens
+from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.parallel.axes import sharded
 
 MAX_LOGIT_SCALE = 100.0  # arXiv 2103.00020, section 2.5

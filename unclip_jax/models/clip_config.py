@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from unclip_jax.backbones.transformer import TransformerConfig
 from unclip_jax.core.checks import UserError, divisible, one_of
-from unclip_jax.models.transformer import TransformerConfig
 
 TOWERS = ("image", "text")
 

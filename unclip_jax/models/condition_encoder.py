@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.backbones.layers import LayerNorm, compute_dtype, dense, fan_in_normal
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.models.clip import INITIAL_LOG_SCALE, logit_scale
-from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, fan_in_normal
 from unclip_jax.parallel.axes import sharded
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import compute_dtype, dense, normal
+from unclip_jax.backbones.token_denoiser import TokenDenoiser
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.layers import compute_dtype, dense, normal
-from unclip_jax.models.token_denoiser import TokenDenoiser
 from unclip_jax.parallel.axes import sharded
 
 Conditions = Mapping[str, Any]  # by name: [b z] or [b l z] float32, or ids [b l]

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.backbones.causal_transformer import Cache, CausalTransformer, Patterns
+from unclip_jax.backbones.layers import LayerNorm, compute_dtype, dense, normal, zeros
+from unclip_jax.backbones.transformer import TransformerConfig
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Mask, Tokens
-from unclip_jax.models.causal_transformer import Cache, CausalTransformer, Patterns
-from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
 from unclip_jax.models.text import CaptionEmbedding
-from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.parallel.axes import by_example, sharded
 
 Codes = Int[Array, " b k"]

@@ -19,9 +19,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import EPS, compute_dtype, dense, fan_in_normal, normal, ones
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Steps
-from unclip_jax.models.layers import EPS, compute_dtype, dense, fan_in_normal, normal, ones
 from unclip_jax.parallel.axes import sharded
 
 QUERIES = ("last", "tokens", "positions", "all_positions", "none")

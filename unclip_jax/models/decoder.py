@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import LayerNorm, TimeEmbedding, compute_dtype, dense, normal
+from unclip_jax.backbones.unet import UNet
+from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Embedding, Image, Mask, Steps, Tokens
-from unclip_jax.models.layers import LayerNorm, TimeEmbedding, compute_dtype, dense, normal
 from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
 from unclip_jax.models.text_condition import TextFeatures
-from unclip_jax.models.unet import UNet
-from unclip_jax.models.unet_plan import UNetConfig
 from unclip_jax.parallel.axes import sharded
 
 NULL_Z = ("learned", "zero")

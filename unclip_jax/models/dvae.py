@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.backbones.layers import compute_dtype, conv, rematerialised, zeros
 from unclip_jax.core.checks import UserError, divisible, one_of
 from unclip_jax.core.types import Image
 from unclip_jax.models import vqgan
-from unclip_jax.models.layers import compute_dtype, conv, rematerialised, zeros
 from unclip_jax.models.vqgan import VqganConfig
 from unclip_jax.parallel.axes import by_example, sharded
 

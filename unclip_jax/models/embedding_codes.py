@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from unclip_jax.models.causal_transformer import Cache, CausalTransformer
+from unclip_jax.backbones.causal_transformer import Cache, CausalTransformer
+from unclip_jax.backbones.layers import LayerNorm, compute_dtype, dense, normal, zeros
+from unclip_jax.backbones.transformer import TransformerConfig
 from unclip_jax.models.condition_tokens import ConditionedTokens, Conditions, Masks
 from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
-from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
 from unclip_jax.models.pca_quantizer import Codes
-from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.parallel.axes import sharded
 
 

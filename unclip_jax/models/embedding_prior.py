@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import LayerNorm, compute_dtype, dense, normal, zeros
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.core.types import Steps
 from unclip_jax.models.condition_tokens import (
@@ -27,7 +28,6 @@ from unclip_jax.models.condition_tokens import (
     Masks,
 )
 from unclip_jax.models.dalle2_pytorch_prior import Dalle2PytorchConfig, Dalle2PytorchNetwork
-from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
 from unclip_jax.models.pca_quantizer import PcaQuantizer, PcaQuantizerConfig
 from unclip_jax.parallel.axes import sharded
 

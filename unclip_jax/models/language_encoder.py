@@ -13,9 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from unclip_jax.core.checks import UserError, one_of, positive
-from unclip_jax.core.types import Mask, Tokens
-from unclip_jax.models.layers import (
+from unclip_jax.backbones.layers import (
     LayerNorm,
     activation,
     check_tokens,
@@ -25,6 +23,8 @@ from unclip_jax.models.layers import (
     rematerialised,
     scan_unroll,
 )
+from unclip_jax.core.checks import UserError, one_of, positive
+from unclip_jax.core.types import Mask, Tokens
 from unclip_jax.parallel.axes import by_example, sharded
 
 FAMILIES = ("t5", "bert")

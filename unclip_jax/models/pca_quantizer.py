@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.backbones.layers import zeros
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.types import Embedding, PerExample
-from unclip_jax.models.layers import zeros
 from unclip_jax.parallel.axes import sharded
 
 EXACT = jax.lax.Precision.HIGHEST  # a bucket is finer than bfloat16's digits

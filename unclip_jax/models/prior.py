@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import compute_dtype, normal
+from unclip_jax.backbones.token_denoiser import TokenDenoiser
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Embedding, Mask, Steps, Tokens
-from unclip_jax.models.layers import compute_dtype, normal
 from unclip_jax.models.text import PADDING, CaptionEmbedding
-from unclip_jax.models.token_denoiser import TokenDenoiser
 from unclip_jax.parallel.axes import sharded
 
 CAPTIONS = ("tokens", "clip_sequence")

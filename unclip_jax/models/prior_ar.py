@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from unclip_jax.backbones.causal_transformer import Cache, CausalTransformer
+from unclip_jax.backbones.layers import LayerNorm, compute_dtype, dense, normal, zeros
+from unclip_jax.backbones.transformer import TransformerConfig
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.types import Embedding, Mask, Tokens
-from unclip_jax.models.causal_transformer import Cache, CausalTransformer
-from unclip_jax.models.layers import LayerNorm, compute_dtype, dense, normal, zeros
 from unclip_jax.models.pca_quantizer import Codes, DotQuantizer, DotQuantizerConfig
 from unclip_jax.models.text import PADDING, TextEncoder, TextEncoderConfig
-from unclip_jax.models.transformer import TransformerConfig
 from unclip_jax.parallel.axes import sharded
 
 PREFIX = 2  # z_txt and the dot token; the last of them predicts code 0

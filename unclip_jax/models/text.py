@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import LayerNorm, check_tokens, compute_dtype, normal
+from unclip_jax.backbones.transformer import Transformer, TransformerConfig
 from unclip_jax.core.checks import one_of
 from unclip_jax.core.types import Mask, Tokens
-from unclip_jax.models.layers import LayerNorm, check_tokens, compute_dtype, normal
-from unclip_jax.models.transformer import Transformer, TransformerConfig
 from unclip_jax.parallel.axes import sharded
 
 PADDING = ("learned", "mask")

@@ -8,11 +8,11 @@ import dataclasses
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import TimeEmbedding, compute_dtype
+from unclip_jax.backbones.unet import UNet
+from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.core.types import Image, Steps
-from unclip_jax.models.layers import TimeEmbedding, compute_dtype
 from unclip_jax.models.text_condition import TextCondition, TextConditionConfig, TextFeatures
-from unclip_jax.models.unet import UNet
-from unclip_jax.models.unet_plan import UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import TimeEmbedding, compute_dtype
+from unclip_jax.backbones.unet import UNet
+from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Image, LowRes, Steps
-from unclip_jax.models.layers import TimeEmbedding, compute_dtype
 from unclip_jax.models.text_condition import TextCondition, TextConditionConfig, TextFeatures
-from unclip_jax.models.unet import UNet
-from unclip_jax.models.unet_plan import UNetConfig
 
 # ADM's code enlarges bilinearly, Karlo with the antialiased cubic kernel; unCLIP does not say.
 # DeepFloyd IF enlarges bilinearly with the corners of both images aligned.

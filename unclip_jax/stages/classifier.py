@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.backbones.unet_plan import plan
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.batch import Field
@@ -23,7 +24,6 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, PerExample, Steps
 from unclip_jax.models.classifier import Classifier, ClassifierConfig
-from unclip_jax.models.unet_plan import plan
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.entry import StageEntry

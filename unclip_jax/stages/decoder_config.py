@@ -3,10 +3,10 @@
 import dataclasses
 import math
 
+from unclip_jax.backbones.unet import plan
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Scale
 from unclip_jax.models.decoder import DecoderConfig
-from unclip_jax.models.unet import plan
 from unclip_jax.stages import gaussian
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unclip_jax.backbones.unet_plan import plan
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
@@ -21,7 +22,6 @@ from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, Scal
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.process import Prediction
 from unclip_jax.models.text_base import TextBase, TextBaseConfig
-from unclip_jax.models.unet_plan import plan
 from unclip_jax.stages import captions, gaussian, text_features
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from unclip_jax.core.checks import UserError, divisible
-from unclip_jax.models.layers import (
+from unclip_jax.backbones.layers import (
     GroupNorm,
     activation,
     compute_dtype,
@@ -19,14 +18,15 @@ from unclip_jax.models.layers import (
     rematerialised,
     zeros,
 )
-from unclip_jax.models.unet_blocks import (
+from unclip_jax.backbones.unet_blocks import (
     AttentionBlock,
     ResBlock,
     depth_to_space,
     resample,
     space_to_depth,
 )
-from unclip_jax.models.unet_plan import BlockSpec, UNetConfig, plan
+from unclip_jax.backbones.unet_plan import BlockSpec, UNetConfig, plan
+from unclip_jax.core.checks import UserError, divisible
 from unclip_jax.parallel.axes import by_example
 
 CONVOLUTIONS = ("conv_down", "conv_up")

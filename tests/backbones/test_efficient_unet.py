@@ -9,11 +9,11 @@ import pytest
 from flax import linen as nn
 
 from tests.models import probes
+from unclip_jax.backbones.unet import UNet
+from unclip_jax.backbones.unet_blocks import AttentionBlock, ResBlock
+from unclip_jax.backbones.unet_plan import UNetConfig, plan
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
-from unclip_jax.models.unet import UNet
-from unclip_jax.models.unet_blocks import AttentionBlock, ResBlock
-from unclip_jax.models.unet_plan import UNetConfig, plan
 
 F32 = jnp.dtype("float32")
 EFFICIENT = UNetConfig(

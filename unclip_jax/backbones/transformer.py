@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from unclip_jax.core.checks import divisible
-from unclip_jax.models.layers import (
+from unclip_jax.backbones.layers import (
     LayerNorm,
     activation,
     attention,
@@ -22,6 +21,7 @@ from unclip_jax.models.layers import (
     rematerialised,
     scan_unroll,
 )
+from unclip_jax.core.checks import divisible
 from unclip_jax.parallel.axes import by_example
 
 

@@ -9,7 +9,7 @@ import pytest
 
 COMPARE = """
 import jax, jax.numpy as jnp, numpy as np
-from unclip_jax.models import layers
+from unclip_jax.backbones import layers
 from unittest import mock
 
 def outputs(q, k, v, mask, causal, path):

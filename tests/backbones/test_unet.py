@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from tests.models import probes
-from unclip_jax.core.checks import UserError
-from unclip_jax.models.unet import UNet, UNetConfig, plan
-from unclip_jax.models.unet_blocks import (
+from unclip_jax.backbones.unet import UNet, UNetConfig, plan
+from unclip_jax.backbones.unet_blocks import (
     AttentionBlock,
     ResBlock,
     depth_to_space,
     resample,
     space_to_depth,
 )
+from unclip_jax.core.checks import UserError
 
 F32 = jnp.dtype("float32")
 TINY = UNetConfig(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unclip_jax.backbones import layers
 from unclip_jax.core.checks import UserError
-from unclip_jax.models import layers
 
 
 def draw(*shape, seed=0, scale=1.0):

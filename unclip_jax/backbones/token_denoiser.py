@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.layers import LayerNorm, TimeEmbedding, compute_dtype, dense, normal
+from unclip_jax.backbones.transformer import Transformer, TransformerConfig
 from unclip_jax.core.types import Steps
-from unclip_jax.models.layers import LayerNorm, TimeEmbedding, compute_dtype, dense, normal
-from unclip_jax.models.transformer import Transformer, TransformerConfig
 from unclip_jax.parallel.axes import sharded
 
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from unclip_jax.core.checks import divisible, one_of
-from unclip_jax.models.layers import (
+from unclip_jax.backbones.layers import (
     GroupNorm,
     LayerNorm,
     activation,
@@ -18,6 +17,7 @@ from unclip_jax.models.layers import (
     dense,
     zeros,
 )
+from unclip_jax.core.checks import divisible, one_of
 from unclip_jax.parallel.axes import by_example
 
 RESAMPLE = ("none", "down", "up")

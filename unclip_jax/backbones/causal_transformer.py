@@ -15,8 +15,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from unclip_jax.core.checks import divisible
-from unclip_jax.models.layers import (
+from unclip_jax.backbones.layers import (
     LayerNorm,
     attention,
     compute_dtype,
@@ -25,7 +24,8 @@ from unclip_jax.models.layers import (
     rematerialised,
     scan_unroll,
 )
-from unclip_jax.models.transformer import MLP, TransformerConfig
+from unclip_jax.backbones.transformer import MLP, TransformerConfig
+from unclip_jax.core.checks import divisible
 from unclip_jax.parallel.axes import by_example
 
 Features = Float[Array, " b l d"]

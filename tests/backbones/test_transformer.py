@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.models import probes
+from unclip_jax.backbones import layers
+from unclip_jax.backbones.transformer import Transformer, TransformerConfig
 from unclip_jax.core.checks import UserError
-from unclip_jax.models import layers
-from unclip_jax.models.transformer import Transformer, TransformerConfig
 
 TINY = TransformerConfig(width=8, depth=3, heads=2, causal=True)
 X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)

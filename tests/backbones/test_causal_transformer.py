@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.backbones.test_transformer import linear, norm
 from tests.models import probes
-from tests.models.test_transformer import linear, norm
+from unclip_jax.backbones import layers
+from unclip_jax.backbones.causal_transformer import CausalTransformer
+from unclip_jax.backbones.transformer import TransformerConfig
 from unclip_jax.core.checks import UserError
-from unclip_jax.models import layers
-from unclip_jax.models.causal_transformer import CausalTransformer
-from unclip_jax.models.transformer import TransformerConfig
 
 TINY = TransformerConfig(width=8, depth=3, heads=2, causal=True)
 RNG = np.random.default_rng(0)
