@@ -25,6 +25,7 @@ PACKAGES = {
     "diffusion": ("tests/diffusion",),
     "backbones": ("tests/backbones",),
     "models": ("tests/models",),
+    "fitting": ("tests/fitting",),
     "stages": ("tests/stages",),
     "training": ("tests/training",),
     "inference": (  # some of its modules are the library of one command

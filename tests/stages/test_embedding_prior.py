@@ -14,10 +14,11 @@ from tests.stages import tiny
 from unclip_jax.core.batch import Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict, build
+from unclip_jax.fitting import linear_fit
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
-from unclip_jax.stages import embedding_prior, linear_fit, pair_inputs
+from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig, resolve_fields
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 

@@ -6,10 +6,11 @@ import math
 from unclip_jax.core.batch import BatchSpec, Field
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.discrete.categorical import CodeSamplingConfig
+from unclip_jax.fitting import linear_fit
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
-from unclip_jax.stages import gaussian, linear_fit
+from unclip_jax.stages import gaussian
 from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 METHODS = ("diffusion", "autoregressive", "mlp", "ridge")

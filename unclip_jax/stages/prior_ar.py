@@ -27,9 +27,10 @@ from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Pa
 from unclip_jax.diffusion import guidance
 from unclip_jax.discrete import categorical
 from unclip_jax.discrete.categorical import CodeSamplingConfig
+from unclip_jax.fitting import quantizer_fit
 from unclip_jax.models.pca_quantizer import Codes, DotQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
-from unclip_jax.stages import gaussian, quantizer_fit
+from unclip_jax.stages import gaussian
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.entry import StageEntry

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.fitting import quantizer_fit
 from unclip_jax.models.pca_quantizer import DotQuantizer, DotQuantizerConfig
-from unclip_jax.stages import quantizer_fit
 
 DRAWS = np.random.default_rng(0)
 CFG = DotQuantizerConfig(components=6, buckets=16, dot_buckets=8)

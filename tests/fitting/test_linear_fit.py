@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.stages import linear_fit
+from unclip_jax.fitting import linear_fit
 
 RNG = np.random.default_rng(3)
 
