@@ -33,7 +33,7 @@ COMMANDS -= {"unclip_jax.__init__", "unclip_jax.version"}
 
 PURE = {
     *("core", "shapes", "portraits", "diffusion", "discrete", "backbones", "models"),
-    *("fitting", "stages"),
+    *("fitting", "objectives", "stages"),
 }
 # Imports that no package may declare.
 NEVER = {
@@ -43,6 +43,7 @@ NEVER = {
     "backbones": {"diffusion", "models", "stages"},
     "models": {"diffusion", "stages"},
     "fitting": {"diffusion", "stages"},
+    "objectives": {"backbones", "models", "stages"},
     "stages": {"training", "data", "handoff"},
     "training": {"stages", "models"},
     "data": {"models", "stages"},
@@ -64,6 +65,7 @@ FILE_MODULES = {  # may do I/O
 FORBIDDEN_IN = {
     "diffusion": {"flax"},
     "discrete": {"flax"},
+    "objectives": {"flax"},
     "shapes": {"flax", "jax"},
     "portraits": {"flax", "jax"},
 }  # package -> third parties

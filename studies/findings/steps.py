@@ -7,7 +7,7 @@ from studies.findings import baseline_runs
 from studies.findings.harness import Harness
 from studies.scoring import cosine, table_row
 from unclip_jax.diffusion import respace
-from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 
 TITLE = "Steps of the samplers"
 SOURCE = "Table 3"

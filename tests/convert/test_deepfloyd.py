@@ -24,8 +24,8 @@ from unclip_jax.models.language_encoder import LanguageEncoderConfig
 from unclip_jax.models.text_base import TextBaseConfig
 from unclip_jax.models.text_condition import TextConditionConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.distillation import DistillConfig, student_config
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.low_res_noise import AugmentConfig
 from unclip_jax.stages.registry import folder_entry
 from unclip_jax.stages.text_base import TextBaseStageConfig

@@ -20,7 +20,7 @@ from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.inference import load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
-from unclip_jax.stages import gaussian
+from unclip_jax.objectives import gaussian
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.weight_files import tensor_source

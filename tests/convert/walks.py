@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from unclip_jax.backbones.layers import TimeEmbedding
 from unclip_jax.diffusion import samplers
-from unclip_jax.stages import gaussian
+from unclip_jax.objectives import gaussian
 
 
 class Recorded:

@@ -8,7 +8,7 @@ from unclip_jax.core.dynamic_fields import dynamic, is_static, join, split
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.text_to_image import SampleOptions
-from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)

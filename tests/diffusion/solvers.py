@@ -1,7 +1,7 @@
 """The samplers of the registry, with variants of their options, for tests that hold for all."""
 
 from unclip_jax.diffusion.samplers import Solver
-from unclip_jax.stages.gaussian import SAMPLERS, SamplingConfig
+from unclip_jax.objectives.gaussian import SAMPLERS, SamplingConfig
 
 
 def of(sampler: str, **settings) -> Solver:

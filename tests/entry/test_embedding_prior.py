@@ -18,7 +18,7 @@ from unclip_jax.inference import embedding_prior as inference
 from unclip_jax.inference.embedding_prior import EmbeddingPriorModel, conditions_of
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
-from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 
 DOCUMENT = ROOT / "docs" / "your_embeddings.md"
 

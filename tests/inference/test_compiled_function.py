@@ -7,8 +7,8 @@ import pytest
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import guidance
 from unclip_jax.inference.compiled_function import CompiledFunction
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.parallel.mesh import sampling_mesh
-from unclip_jax.stages.gaussian import SamplingConfig
 
 
 class Counted:

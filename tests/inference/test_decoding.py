@@ -21,10 +21,11 @@ from unclip_jax.diffusion.process import Prediction
 from unclip_jax.diffusion.samplers import Ddim, Solver, StepTable
 from unclip_jax.inference import decoding
 from unclip_jax.inference.decoding import DecodeOptions
-from unclip_jax.stages import decoder, gaussian
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.stages import decoder
 from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig, InpaintTarget
-from unclip_jax.stages.gaussian import SamplingConfig
 
 OWN = dataclasses.replace(
     KARLO_DECODER, caption="own", clip_text_width=None, text_depth=1, text_heads=2

@@ -23,9 +23,11 @@ HERE = pathlib.Path(__file__).parent
 # Folder of source -> folders and files of its own tests.
 PACKAGES = {
     "diffusion": ("tests/diffusion",),
-    "backbones": ("tests/backbones",),
+    "backbones": ("tests/backbones", "tests/models"),
     "models": ("tests/models",),
-    "fitting": ("tests/fitting",),
+    # what stages share is tested through them, too
+    "fitting": ("tests/fitting", "tests/stages"),
+    "objectives": ("tests/objectives", "tests/stages"),
     "stages": ("tests/stages",),
     "training": ("tests/training",),
     "inference": (  # some of its modules are the library of one command

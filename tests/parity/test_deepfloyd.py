@@ -271,7 +271,7 @@ def _sampled(cfg, params, encoded, *, steps, noises):
     """Runs our denoiser and solver from recorded noise."""
     import dataclasses
 
-    from unclip_jax.stages import gaussian
+    from unclip_jax.objectives import gaussian
 
     sampling = dataclasses.replace(cfg.sampling, steps=f"ddim{steps}", guidance_scale=3.0)
     solver, rows = gaussian.planned(cfg.diffusion, sampling)

@@ -16,7 +16,8 @@ from unclip_jax.convert import importing
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import load
 from unclip_jax.models.clip import Clip
-from unclip_jax.stages import captions, gaussian, prior
+from unclip_jax.objectives import gaussian
+from unclip_jax.stages import captions, prior
 from unclip_jax.tokenization import caption_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")

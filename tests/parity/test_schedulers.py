@@ -9,8 +9,8 @@ from tests.parity import originals
 from tests.parity.originals import torch
 from unclip_jax.convert import schedulers
 from unclip_jax.core import config as typed
-from unclip_jax.stages import gaussian
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 
 SHAPE = (2, 3, 8, 8)
 

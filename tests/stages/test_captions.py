@@ -15,10 +15,10 @@ from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.models.clip import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import captions, decoder, prior
 from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.decoder import Condition, DecoderStageConfig
-from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
 from unclip_jax.tokenization import caption_tokenizer
 

@@ -10,7 +10,8 @@ import pytest
 from tests.stages import tiny
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.gradient_guidance import gradient_of
-from unclip_jax.stages import classifier, gaussian
+from unclip_jax.objectives import gaussian
+from unclip_jax.stages import classifier
 
 CONFIG = tiny.experiment("classifier").model
 

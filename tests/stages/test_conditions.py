@@ -21,10 +21,11 @@ from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.pca_quantizer import DotQuantizerConfig
 from unclip_jax.models.prior_ar import PriorArConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
-from unclip_jax.stages import decoder, gaussian, prior, prior_ar, upsampler
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.stages import decoder, prior, prior_ar, upsampler
 from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.prior import PriorStageConfig
 from unclip_jax.stages.upsampler import UpsamplerStageConfig
 

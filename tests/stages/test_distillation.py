@@ -13,10 +13,11 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.experiment import files
 from unclip_jax.experiment.config import from_config
-from unclip_jax.stages import captions, decoder, distillation, gaussian, registry
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.stages import captions, decoder, distillation, registry
 from unclip_jax.stages.decoder import Condition
 from unclip_jax.stages.distillation import DistillConfig
-from unclip_jax.stages.gaussian import SamplingConfig
 
 FOLDERS = [name for name, entry in registry.run_folders().items() if entry.denoiser]
 ENTRY = registry.folder_entry("decoder")

@@ -18,9 +18,9 @@ from unclip_jax.fitting import linear_fit
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig, resolve_fields
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 N = 64
 RNG = np.random.default_rng(0)

@@ -19,10 +19,10 @@ from tests.stages import tiny
 from tests.stages.test_conditions import CONFIGS, MODULES
 from unclip_jax.core import rng
 from unclip_jax.models.clip import ClipConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip, decoder, upsampler
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.decoder import Condition
-from unclip_jax.stages.gaussian import SamplingConfig
 
 pytestmark = pytest.mark.nightly
 BATCH, STEPS, BATCHES = 64, 600, 24

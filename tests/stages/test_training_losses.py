@@ -22,8 +22,9 @@ from unclip_jax.diffusion.objectives import Weighting
 from unclip_jax.diffusion.process import Target
 from unclip_jax.models.clip import ClipOutput
 from unclip_jax.models.prior_ar import PriorAr
-from unclip_jax.stages import clip, decoder, gaussian, prior, prior_ar, upsampler
-from unclip_jax.stages.gaussian import DiffusionConfig
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import DiffusionConfig
+from unclip_jax.stages import clip, decoder, prior, prior_ar, upsampler
 from unclip_jax.stages.low_res_noise import AugmentConfig
 
 MODULES = {"prior": prior, "decoder": decoder, "upsampler_256": upsampler}

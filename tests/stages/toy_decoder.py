@@ -10,9 +10,9 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.metrics import frechet
 from unclip_jax.metrics.intervals import IntervalEstimate
 from unclip_jax.metrics.shapes_checker import ATTRIBUTES
-from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 3

@@ -12,6 +12,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "core",
     "handoff",
     "models",
+    "objectives",
     "stages",
     "tokenization",
     "weight_files",

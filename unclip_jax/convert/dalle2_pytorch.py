@@ -22,9 +22,9 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.models.dalle2_pytorch_prior import BUCKETS, Dalle2PytorchConfig, rotary_rates
 from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages import embedding_prior
 from unclip_jax.stages.embedding_prior_config import EmbeddingPriorStageConfig
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.weight_files import tensor_table
 from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors
 from unclip_jax.weight_files.tensor_table import Entry

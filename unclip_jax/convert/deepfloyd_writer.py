@@ -30,7 +30,7 @@ from unclip_jax.core.checks import UserError, listed
 from unclip_jax.handoff import load
 from unclip_jax.models.language_encoder import LanguageEncoderConfig
 from unclip_jax.models.text_condition import TextConditionConfig
-from unclip_jax.stages import gaussian
+from unclip_jax.objectives import gaussian
 from unclip_jax.stages.registry import folder_entry
 from unclip_jax.tokenization import caption_tokenizer, language_tokenizers
 from unclip_jax.weight_files.writing import write_json, write_tensors

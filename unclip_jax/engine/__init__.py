@@ -15,6 +15,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "handoff",
     "inference",
     "metrics",
+    "objectives",
     "stages",
     "tokenization",
 )

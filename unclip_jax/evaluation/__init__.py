@@ -14,6 +14,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "handoff",
     "inference",
     "metrics",
+    "objectives",
     "pairs",
     "parallel",
     "preparation",

@@ -31,7 +31,7 @@ from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import npz, report, scores, worlds
 from unclip_jax.metrics.extractors import Extractor, clip
 from unclip_jax.metrics.score_options import ScoreOptions
-from unclip_jax.stages.gaussian import SAMPLERS, SamplingConfig
+from unclip_jax.objectives.gaussian import SAMPLERS, SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "discrete",
     "handoff",
     "models",
+    "objectives",
     "pairs",
     "parallel",
     "stages",

@@ -18,9 +18,10 @@ from unclip_jax.diffusion import inpainting, respace, samplers
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.samplers import Ddim, Sampled, Solver, StepTable
 from unclip_jax.diffusion.schedule import Schedule
-from unclip_jax.stages import decoder, gaussian
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.stages import decoder
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig, InpaintTarget
-from unclip_jax.stages.gaussian import SamplingConfig
 
 
 class Decoded(NamedTuple):

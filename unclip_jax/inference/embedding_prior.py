@@ -19,10 +19,10 @@ from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.pairs.subject_labels import layer_numbers
 from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import SUBJECT, EmbeddingPriorStageConfig
-from unclip_jax.stages.gaussian import SamplingConfig
 
 Rows = np.ndarray | Sequence[np.ndarray] | Sequence[str]
 BATCH = 256  # samples at once

@@ -19,12 +19,12 @@ from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Captions, Cascade
 from unclip_jax.inference.load import load_classifier, load_clip
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip, guided_decoder
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition
-from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.guided_decoder import Guide, class_gradient, clip_gradient
 from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer

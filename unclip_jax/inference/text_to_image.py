@@ -21,9 +21,9 @@ from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.inference.cascade import Captions, Cascade, Step, plan
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip
 from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenFeatures, TokenIds
-from unclip_jax.stages.gaussian import SamplingConfig
 
 CONDITIONS = ("prior", "z_txt", "z_img")
 MAX_BEST_OF = 512  # images per caption to choose from

@@ -5,4 +5,12 @@ contrastive loss) and specifies its batches: clip, the priors, the decoders, ups
 loops, no devices. Start at base.py, then prior.py.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("backbones", "core", "diffusion", "discrete", "fitting", "models")
+MAY_IMPORT: tuple[str, ...] = (
+    "backbones",
+    "core",
+    "diffusion",
+    "discrete",
+    "fitting",
+    "models",
+    "objectives",
+)

@@ -23,7 +23,7 @@ from unclip_jax.diffusion import guidance
 from unclip_jax.discrete import categorical, patterns
 from unclip_jax.discrete.categorical import CodeSamplingConfig, FixedCodes
 from unclip_jax.models.dalle import Codes, Dalle, DalleConfig, StreamLogits
-from unclip_jax.stages import gaussian
+from unclip_jax.objectives import gaussian
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.dvae import code_fields

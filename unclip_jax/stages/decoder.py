@@ -24,12 +24,13 @@ from unclip_jax.diffusion import guidance, inpainting
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.process import Prediction
 from unclip_jax.models.decoder import Decoder, inpaint_input
-from unclip_jax.stages import captions, gaussian
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.stages import captions
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import Caption, ClipText, TokenIds
 from unclip_jax.stages.decoder_config import DecoderStageConfig
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import SamplingConfig
 
 NO_GUIDANCE = GuidanceSchedule()
 

@@ -7,8 +7,8 @@ from unclip_jax.backbones.unet import plan
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Scale
 from unclip_jax.models.decoder import DecoderConfig
-from unclip_jax.stages import gaussian
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 
 EMBEDDINGS = ("unit", "raw")
 CONDITIONS = ("z_img", "z_txt")

@@ -19,9 +19,10 @@ from unclip_jax.core.types import Batch, Key, Metrics, Params, Scalar
 from unclip_jax.diffusion import distillation, guidance
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.process import Target
-from unclip_jax.stages import captions, gaussian
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import Distillation, SamplingConfig
+from unclip_jax.stages import captions
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import Distillation, SamplingConfig
 
 FEW = 4  # steps by default of a student that can be sampled in any number
 COMPARED = 16  # examples of a held-out batch that student and teacher sample from the same noise

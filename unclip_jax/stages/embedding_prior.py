@@ -25,7 +25,9 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params, Scale
 from unclip_jax.diffusion import guidance, process
 from unclip_jax.models.embedding_prior import Regressor, make_denoiser, masked_mean, unfitted
-from unclip_jax.stages import contrastive, embedding_codes, gaussian, pair_inputs
+from unclip_jax.objectives import contrastive, gaussian
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.stages import embedding_codes, pair_inputs
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.embedding_prior_config import (
     SUBJECT,
@@ -35,7 +37,6 @@ from unclip_jax.stages.embedding_prior_config import (
     resolve_fields,
 )
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.pair_inputs import PairInputs
 from unclip_jax.stages.prior import mean_cosine, mean_rank
 

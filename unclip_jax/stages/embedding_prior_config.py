@@ -10,8 +10,8 @@ from unclip_jax.fitting import linear_fit
 from unclip_jax.models.condition_encoder import EncoderConfig
 from unclip_jax.models.condition_tokens import ConditionConfig
 from unclip_jax.models.embedding_prior import EmbeddingPriorConfig
-from unclip_jax.stages import gaussian
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 
 METHODS = ("diffusion", "autoregressive", "mlp", "ridge")
 SCALINGS = ("unit", "standardised", "raw")

@@ -15,7 +15,7 @@ from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Key, Keys, LowRes, Steps
 from unclip_jax.diffusion import process
 from unclip_jax.diffusion.schedule import Schedule
-from unclip_jax.stages.gaussian import DiffusionConfig
+from unclip_jax.objectives.gaussian import DiffusionConfig
 
 
 @dataclasses.dataclass(frozen=True)

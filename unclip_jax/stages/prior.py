@@ -24,11 +24,12 @@ from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Pa
 from unclip_jax.diffusion import analytic, guidance
 from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.models.prior import Prior
-from unclip_jax.stages import captions, gaussian
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.stages import captions
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.prior_config import PriorStageConfig
 
 MAX_ROWS = 1 << 18  # of the training embeddings whose mean and deviation are measured

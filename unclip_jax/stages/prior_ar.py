@@ -30,7 +30,7 @@ from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.fitting import quantizer_fit
 from unclip_jax.models.pca_quantizer import Codes, DotQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
-from unclip_jax.stages import gaussian
+from unclip_jax.objectives import gaussian
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.entry import StageEntry

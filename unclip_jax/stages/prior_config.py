@@ -6,8 +6,8 @@ import math
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.diffusion.analytic import ChainSignature
 from unclip_jax.models.prior import PriorConfig
-from unclip_jax.stages import gaussian
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 
 # 17.2 / sqrt(1024): a unit vector's RMS per dimension becomes that of pixels (unCLIP, 2.2).
 PIXEL_RMS = 0.5375

@@ -22,11 +22,12 @@ from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, Scal
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.process import Prediction
 from unclip_jax.models.text_base import TextBase, TextBaseConfig
-from unclip_jax.stages import captions, gaussian, text_features
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
+from unclip_jax.stages import captions, text_features
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import DiffusionConfig, SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)

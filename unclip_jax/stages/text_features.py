@@ -16,7 +16,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Batch, Key, Params, Scale
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.text_condition import TextConditionConfig, TextFeatures
-from unclip_jax.stages import gaussian
+from unclip_jax.objectives import gaussian
 from unclip_jax.stages.base import apply
 from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures, repeated
 

@@ -24,12 +24,13 @@ from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Para
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.models.upsampler import Upsampler, enlarge
-from unclip_jax.stages import gaussian, low_res_fidelity, low_res_noise, text_features
+from unclip_jax.objectives import gaussian, low_res_fidelity
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.stages import low_res_noise, text_features
 from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures
 from unclip_jax.stages.captions import conditions as conditions_of
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.gaussian import SamplingConfig
 from unclip_jax.stages.low_res_noise import NoisedLowRes
 from unclip_jax.stages.upsampler_config import UpsamplerStageConfig
 

@@ -12,7 +12,7 @@ from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import InpaintRequest
 from unclip_jax.engine.result import Result
 from unclip_jax.inference.decoding import DecodeOptions
-from unclip_jax.stages.gaussian import SamplingConfig
+from unclip_jax.objectives.gaussian import SamplingConfig
 
 
 def run(engine: InferenceEngine, request: InpaintRequest) -> Result:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.stages.embedding_rank import rank_metrics, singular_values
+from unclip_jax.objectives.embedding_rank import rank_metrics, singular_values
 
 RNG = np.random.default_rng(0)
 

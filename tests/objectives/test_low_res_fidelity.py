@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.stages.low_res_fidelity import block_means, colour_shift, low_res_error
+from unclip_jax.objectives.low_res_fidelity import block_means, colour_shift, low_res_error
 
 RNG = np.random.default_rng(0)
 LOW = jnp.asarray(RNG.uniform(-1, 1, (3, 4, 6, 3)), jnp.float32)

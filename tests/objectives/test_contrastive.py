@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.core.arrays import unit
-from unclip_jax.stages import contrastive
+from unclip_jax.objectives import contrastive
 
 RNG = np.random.default_rng(0)
 N = 5
