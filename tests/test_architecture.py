@@ -33,7 +33,7 @@ COMMANDS -= {"unclip_jax.__init__", "unclip_jax.version"}
 
 PURE = {
     *("core", "shapes", "portraits", "diffusion", "discrete", "backbones", "models"),
-    *("fitting", "objectives", "stages"),
+    *("fitting", "objectives", "conditioning", "stages"),
 }
 # Imports that no package may declare.
 NEVER = {
@@ -44,6 +44,7 @@ NEVER = {
     "models": {"diffusion", "stages"},
     "fitting": {"diffusion", "stages"},
     "objectives": {"backbones", "models", "stages"},
+    "conditioning": {"stages"},
     "stages": {"training", "data", "handoff"},
     "training": {"stages", "models"},
     "data": {"models", "stages"},

@@ -16,6 +16,7 @@ from studies.evaluation_set import BATCH, EvaluationSet
 from studies.findings import baseline_runs
 from studies.findings.config import FindingsConfig
 from studies.scoring import ScoredImages
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import sources
@@ -25,7 +26,6 @@ from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.prior_ar import PriorArStageConfig
 
 

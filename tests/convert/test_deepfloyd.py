@@ -14,6 +14,7 @@ import pytest
 from tests.stages import tiny
 from tests.tokenization.test_language_tokenizers import PIECES, spiece
 from unclip_jax.backbones.unet_plan import UNetConfig
+from unclip_jax.conditioning.low_res_noise import AugmentConfig
 from unclip_jax.convert import deepfloyd, diffusers, importing
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
@@ -26,7 +27,6 @@ from unclip_jax.models.text_condition import TextConditionConfig
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages.distillation import DistillConfig, student_config
-from unclip_jax.stages.low_res_noise import AugmentConfig
 from unclip_jax.stages.registry import folder_entry
 from unclip_jax.stages.text_base import TextBaseStageConfig
 from unclip_jax.stages.text_encoder import TextEncoderStageConfig

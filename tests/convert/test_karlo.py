@@ -10,13 +10,14 @@ import pytest
 
 from tests.convert import walks
 from unclip_jax.backbones.unet import UNet
+from unclip_jax.conditioning import captions
 from unclip_jax.convert import assembly, karlo, original, prior_tensors
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.models.prior import Prior
 from unclip_jax.models.upsampler import Upsampler
-from unclip_jax.stages import captions, prior
+from unclip_jax.stages import prior
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.weight_files import tensor_source
 

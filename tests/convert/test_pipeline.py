@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.convert import walks
 from unclip_jax import sample
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.convert import __main__ as command
 from unclip_jax.convert import diffusers, importing
 from unclip_jax.core import trees
@@ -21,7 +22,6 @@ from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.inference import load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.objectives import gaussian
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.weight_files import tensor_source
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.conditioning.low_res_noise import AugmentConfig
 from unclip_jax.editing import upsampler_latents
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.stages import upsampler
-from unclip_jax.stages.low_res_noise import AugmentConfig
 
 RNG = np.random.default_rng(0)
 STD = 0.3  # of the pictures about their enlarged low-res image, in the linear denoiser

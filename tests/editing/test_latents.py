@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
@@ -16,7 +17,6 @@ from unclip_jax.editing.latents import Latent, LatentOrigin, UpsamplerLatentOrig
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.stages import decoder
-from unclip_jax.stages.captions import TokenIds
 
 ORIGIN = LatentOrigin(
     clip_id="c" * 64, decoder_id="d" * 64, image_size=4, caption="a cat", name="x.png"

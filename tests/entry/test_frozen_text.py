@@ -10,6 +10,7 @@ import pytest
 from tests import cascades
 from tests.stages import tiny
 from unclip_jax import embed, prepare
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
@@ -19,7 +20,6 @@ from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import caption_features
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
-from unclip_jax.stages.captions import TokenIds
 
 SIZES = {"context": 24, "width": 32}
 

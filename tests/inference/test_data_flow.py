@@ -14,12 +14,12 @@ import pytest
 
 from tests import cascades, random_keys
 from tests.stages import tiny
+from unclip_jax.conditioning.captions import ClipText, EncodedCaptions, TokenIds
 from unclip_jax.core import rng
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import registry
-from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds
 
 SIZE = 3
 ALL, IMAGES = {"z_img", "base", "images"}, {"base", "images"}

@@ -12,6 +12,7 @@ import pytest
 from tests.diffusion.solvers import SOLVERS
 from tests.stages import tiny
 from tests.stages.test_captions import KARLO_DECODER
+from unclip_jax.conditioning.captions import ClipText, TokenIds
 from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
@@ -24,7 +25,6 @@ from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import decoder
-from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig, InpaintTarget
 
 OWN = dataclasses.replace(

@@ -28,6 +28,7 @@ PACKAGES = {
     # what stages share is tested through them, too
     "fitting": ("tests/fitting", "tests/stages"),
     "objectives": ("tests/objectives", "tests/stages"),
+    "conditioning": ("tests/conditioning", "tests/stages"),
     "stages": ("tests/stages",),
     "training": ("tests/training",),
     "inference": (  # some of its modules are the library of one command

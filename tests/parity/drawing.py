@@ -12,10 +12,10 @@ from tests.convert import walks
 from tests.convert.test_pipeline import draw, options
 from tests.parity import originals
 from tests.parity.originals import torch
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import load
 from unclip_jax.objectives import gaussian
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.tokenization import caption_tokenizer
 
 NAMES = ("prior", "decoder", "super_res")

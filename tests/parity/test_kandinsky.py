@@ -12,12 +12,13 @@ from tests.convert.test_clip import run
 from tests.parity import originals
 from tests.parity.drawing import random, relative, theirs
 from tests.parity.originals import CAPTIONS, diffusers, stirred, torch, transformers
+from unclip_jax.conditioning import captions
 from unclip_jax.convert import importing
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import load
 from unclip_jax.models.clip import Clip
 from unclip_jax.objectives import gaussian
-from unclip_jax.stages import captions, prior
+from unclip_jax.stages import prior
 from unclip_jax.tokenization import caption_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
 
+from unclip_jax.conditioning.captions import TokenIds  # noqa: E402
 from unclip_jax.convert import importing  # noqa: E402
 from unclip_jax.convert import language_tensors as tensors  # noqa: E402
 from unclip_jax.convert.__main__ import main as convert  # noqa: E402
@@ -16,7 +17,6 @@ from unclip_jax.core.checks import UserError  # noqa: E402
 from unclip_jax.handoff import load as handoff  # noqa: E402
 from unclip_jax.inference import load  # noqa: E402
 from unclip_jax.stages import text_encoder  # noqa: E402
-from unclip_jax.stages.captions import TokenIds  # noqa: E402
 from unclip_jax.tokenization import caption_tokenizer  # noqa: E402
 
 T5 = {

@@ -1,4 +1,4 @@
-"""Stages that read CLIP's features: the empty caption, and what is rejected."""
+"""Stages that read CLIP's features, and what is rejected."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.stages import tiny
 from unclip_jax.backbones.unet import UNetConfig
+from unclip_jax.conditioning.captions import ClipText, TokenIds
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
@@ -16,11 +17,9 @@ from unclip_jax.models.clip import ClipConfig
 from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import Prior, PriorConfig
 from unclip_jax.objectives.gaussian import SamplingConfig
-from unclip_jax.stages import captions, decoder, prior
-from unclip_jax.stages.captions import ClipText, TokenIds
+from unclip_jax.stages import decoder, prior
 from unclip_jax.stages.decoder import Condition, DecoderStageConfig
 from unclip_jax.stages.prior import PriorStageConfig
-from unclip_jax.tokenization import caption_tokenizer
 
 KARLO_PRIOR = PriorConfig(
     embed_dim=4,
@@ -49,15 +48,6 @@ KARLO_DECODER = DecoderConfig(
 )
 
 
-def test_the_empty_caption_is_what_the_tokenizer_makes_of_nothing():
-    tokenizer = caption_tokenizer.train(["a red circle"], vocab_size=600)
-    ids, mask = tokenizer.encode(["a red circle", "red"], length=9)
-    got = captions.empty_caption(jnp.asarray(ids), jnp.asarray(mask))
-    expected = tokenizer.encode([""], length=9)
-    for ours, theirs in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
 def test_standardised_latents_come_back():
     mean, std = (0.5, -1.0, 0.0, 2.0), (0.5, 1.0, 2.0, 4.0)
     cfg = PriorStageConfig(KARLO_PRIOR, drop_text=0.0, z_mean=mean, z_std=std)
@@ -70,34 +60,6 @@ def test_standardised_latents_come_back():
     np.testing.assert_array_equal(prior.from_latent(planned, z), z)
     assert prior.make(cfg).describe["embedding"] == "raw"
     assert prior.make(cfg).batch_spec["text_seq"].shape == (6, 5)
-
-
-def test_fields_of_a_batch_become_conditions_and_the_first_row_is_the_empty_caption():
-    rng = np.random.default_rng(0)
-    fields = {
-        "z_img": rng.normal(size=(3, 4)).astype(np.float32),
-        "z_txt": rng.normal(size=(3, 4)).astype(np.float32),
-        "tokens": np.arange(18, dtype=np.int32).reshape(3, 6),
-        "token_mask": np.arange(6)[None] < np.array([[2], [4], [6]]),
-        "text_seq": rng.normal(size=(3, 6, 5)).astype(np.float32),
-        "text_features": rng.normal(size=(3, 2, 7)).astype(np.float32),
-        "text_mask": np.array([[True, False], [True, True], [True, False]]),
-    }
-    packed = captions.conditions(jax.tree.map(jnp.asarray, fields))
-    assert packed.keys() == {"z_img", "z_txt", "caption", "clip_text", "text_features"}
-    for name in ("z_img", "z_txt"):
-        np.testing.assert_array_equal(packed[name], fields[name])
-    expected = {
-        "caption": (packed["caption"], ("tokens", "token_mask"), slice(None)),
-        "clip_text": (packed["clip_text"].text, ("z_txt", "text_seq", "token_mask"), slice(None)),
-        "its null": (packed["clip_text"].empty, ("z_txt", "text_seq", "token_mask"), slice(1)),
-        "text": (packed["text_features"].text, ("text_features", "text_mask"), slice(None)),
-        "no text": (packed["text_features"].empty, ("text_features", "text_mask"), slice(1)),
-    }
-    for name, (record, names, rows) in expected.items():
-        leaves = jax.tree.leaves(record)
-        for leaf, field in zip(leaves, names, strict=True):
-            np.testing.assert_array_equal(leaf, fields[field][rows], err_msg=f"{name}: {field}")
 
 
 def test_clip_features_are_required_of_captions():

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.stages import tiny
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import batch as batches
 from unclip_jax.models.clip import Clip
 from unclip_jax.stages import clip
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.clip import contrastive, contrastive_share
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.stages import tiny
 from tests.stages.test_captions import KARLO_DECODER, KARLO_PRIOR, UNET
+from unclip_jax.conditioning.captions import ClipText, EncodedCaptions, TokenIds
 from unclip_jax.core import rng
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.models.decoder import Decoder
@@ -24,7 +25,6 @@ from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages import decoder, prior, prior_ar, upsampler
-from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
 from unclip_jax.stages.prior import PriorStageConfig
 from unclip_jax.stages.upsampler import UpsamplerStageConfig

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.stages import decoder
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.decoder import Condition, InpaintTarget
 
 

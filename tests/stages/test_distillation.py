@@ -9,13 +9,14 @@ import pytest
 
 from tests import cascades
 from tests.stages import tiny
+from unclip_jax.conditioning import captions
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.experiment import files
 from unclip_jax.experiment.config import from_config
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import SamplingConfig
-from unclip_jax.stages import captions, decoder, distillation, registry
+from unclip_jax.stages import decoder, distillation, registry
 from unclip_jax.stages.decoder import Condition
 from unclip_jax.stages.distillation import DistillConfig
 

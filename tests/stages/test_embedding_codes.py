@@ -12,11 +12,11 @@ from tests.stages import tiny
 from tests.stages.test_embedding_prior import BRAIN, IDS, TEXT, config, on_device, pairs, rows_of
 from unclip_jax.core.checks import UserError
 from unclip_jax.fitting import quantizer_fit
+from unclip_jax.models.application import apply
 from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.models.pca_quantizer import PcaQuantizerConfig
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import embedding_codes, embedding_prior, pair_inputs
-from unclip_jax.stages.base import apply
 
 CODEC = PcaQuantizerConfig(components=4, buckets=6)
 SIZE = 8

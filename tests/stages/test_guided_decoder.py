@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.clip import Clip
 from unclip_jax.stages import clip, decoder, guided_decoder
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition
 from unclip_jax.stages.guided_decoder import Guide, class_gradient, clip_gradient

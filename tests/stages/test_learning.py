@@ -17,11 +17,11 @@ import pytest
 from tests.compiler import THOROUGH
 from tests.stages import tiny
 from tests.stages.test_conditions import CONFIGS, MODULES
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import rng
 from unclip_jax.models.clip import ClipConfig
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip, decoder, upsampler
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.decoder import Condition
 
 pytestmark = pytest.mark.nightly

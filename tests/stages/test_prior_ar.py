@@ -10,11 +10,11 @@ from tests.stages import tiny
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.discrete import categorical
+from unclip_jax.models.application import apply
 from unclip_jax.models.prior_ar import PriorAr
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.stages import prior_ar
-from unclip_jax.stages.base import apply
 from unclip_jax.stages.prior import best_of, unit
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.train_program import make_train_program

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.conditioning import low_res_noise, text_features
+from unclip_jax.conditioning.captions import EncodedCaptions, TokenFeatures
+from unclip_jax.conditioning.low_res_noise import AugmentConfig
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import guidance, process, samplers, schedule
 from unclip_jax.models.text_base import TextBase
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
-from unclip_jax.stages import low_res_noise, text_base, text_features
-from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures
-from unclip_jax.stages.low_res_noise import AugmentConfig
+from unclip_jax.stages import text_base
 
 CFG = tiny.experiment("imagen_base").model
 SR = tiny.experiment("imagen_sr256").model

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.stages import text_encoder
-from unclip_jax.stages.captions import TokenIds
 
 ENCODER = tiny.experiment("text_encoder")
 TOKENS = jnp.asarray([[5, 6, 7, 1], [8, 1, 0, 0]]).astype(jnp.int32)

@@ -16,6 +16,7 @@ import pytest
 
 from tests import random_keys
 from tests.stages import stubs, tiny
+from unclip_jax.conditioning.low_res_noise import AugmentConfig
 from unclip_jax.core import rng
 from unclip_jax.diffusion import objectives
 from unclip_jax.diffusion.objectives import Weighting
@@ -25,7 +26,6 @@ from unclip_jax.models.prior_ar import PriorAr
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import DiffusionConfig
 from unclip_jax.stages import clip, decoder, prior, prior_ar, upsampler
-from unclip_jax.stages.low_res_noise import AugmentConfig
 
 MODULES = {"prior": prior, "decoder": decoder, "upsampler_256": upsampler}
 SHORT = 10  # timesteps of a chain of which every one is drawn

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.stages import tiny
+from unclip_jax.conditioning.low_res_noise import AugmentConfig
 from unclip_jax.core import rng, trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.stages import upsampler
-from unclip_jax.stages.low_res_noise import AugmentConfig
 
 
 @pytest.fixture(scope="module")

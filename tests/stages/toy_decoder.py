@@ -10,8 +10,8 @@ from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.objectives.gaussian import SamplingConfig
-from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.entry import StageEntry
 
 

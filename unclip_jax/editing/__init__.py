@@ -5,9 +5,4 @@ ddpm_latents.py by the noise of every step; edits.py moves in the space of laten
 along the principal components of embeddings. Start at latents.py, then edits.py.
 """
 
-MAY_IMPORT: tuple[str, ...] = (
-    "core",
-    "diffusion",
-    "inference",
-    "stages",
-)
+MAY_IMPORT: tuple[str, ...] = ("conditioning", "core", "diffusion", "inference", "stages")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.conditioning.captions import Caption
 from unclip_jax.core import config as typed
 from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError, in_range
@@ -28,7 +29,6 @@ from unclip_jax.inference import decoding, text_to_image
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.stages import decoder
-from unclip_jax.stages.captions import Caption
 from unclip_jax.stages.decoder import Condition
 from unclip_jax.version import __version__
 

@@ -7,6 +7,7 @@ inference_engine.py and handlers/text.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
+    "conditioning",
     "convert",
     "core",
     "data",

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from unclip_jax.conditioning.captions import Caption, TokenIds
 from unclip_jax.convert import importing
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
@@ -50,7 +51,6 @@ from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.progress import ProgressCallback
 from unclip_jax.inference.text_to_image import CascadeOutput, SampleOptions
-from unclip_jax.stages.captions import Caption, TokenIds
 from unclip_jax.stages.decoder import Condition, InpaintTarget
 
 

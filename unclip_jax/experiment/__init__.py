@@ -7,6 +7,7 @@ Reads a file and overrides of its keys (loading.py), types it and checks it acro
 """
 
 MAY_IMPORT: tuple[str, ...] = (
+    "conditioning",
     "core",
     "data",
     "diffusion",

@@ -16,8 +16,8 @@ from unclip_jax.core.types import HostBatch
 from unclip_jax.data.loader import Finish
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.load import load_clip
+from unclip_jax.models.application import apply
 from unclip_jax.models.clip import Clip, TextOutput
-from unclip_jax.stages.base import apply
 
 
 @functools.cache

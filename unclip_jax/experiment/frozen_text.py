@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import HostBatch
 from unclip_jax.data.loader import Finish
@@ -21,7 +22,6 @@ from unclip_jax.experiment.config import DataConfig
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
-from unclip_jax.stages.captions import TokenIds
 
 
 def finish(data: DataConfig, *, context: int, width: int) -> Finish:

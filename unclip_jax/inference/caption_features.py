@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.data import sources
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
 from unclip_jax.data.text_features import TextFeatureFolder
@@ -21,7 +22,6 @@ from unclip_jax.handoff import load as handoff
 from unclip_jax.inference.dataset_embedding import complete_together
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 

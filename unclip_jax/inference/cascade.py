@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Params
 from unclip_jax.stages import registry
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.upsampler import UpsamplerStageConfig

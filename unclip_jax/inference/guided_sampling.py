@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Embedding, Image, Keys, Params
@@ -21,7 +22,6 @@ from unclip_jax.inference.cascade import Captions, Cascade
 from unclip_jax.inference.load import load_classifier, load_clip
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip, guided_decoder
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition

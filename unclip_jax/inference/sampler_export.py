@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.files import atomic_path
@@ -20,7 +21,6 @@ from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.exported_sampler import Card
 from unclip_jax.inference.load import LoadedCascade, load_tokenizers
 from unclip_jax.inference.text_to_image import SampleOptions
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 from unclip_jax.version import __version__
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
+from unclip_jax.conditioning.captions import ClipText, EncodedCaptions, TokenFeatures, TokenIds
 from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range, one_of
@@ -23,7 +24,6 @@ from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.inference.cascade import Captions, Cascade, Step, plan
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip
-from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenFeatures, TokenIds
 
 CONDITIONS = ("prior", "z_txt", "z_img")
 MAX_BEST_OF = 512  # images per caption to choose from

@@ -5,4 +5,11 @@ compares its work with the published peaks of a chip. Nothing here runs a progra
 an estimate and is labelled as one. Start at plan_report.py, then hlo.py.
 """
 
-MAY_IMPORT: tuple[str, ...] = ("core", "experiment", "parallel", "stages", "training")
+MAY_IMPORT: tuple[str, ...] = (
+    "conditioning",
+    "core",
+    "experiment",
+    "parallel",
+    "stages",
+    "training",
+)

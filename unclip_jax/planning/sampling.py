@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
+from unclip_jax.conditioning import captions
 from unclip_jax.core import batch as batches
-from unclip_jax.stages import captions, registry
+from unclip_jax.stages import registry
 
 SampleFunction = Callable[[Any, Any], Any]
 

@@ -2,11 +2,13 @@
 
 Each module combines one network (models) with one objective (diffusion, discrete codes, or a
 contrastive loss) and specifies its batches: clip, the priors, the decoders, upsampler. No files, no
-loops, no devices. Start at base.py, then prior.py.
+loops, no devices. Parts that they share are in `objectives`, `conditioning` and `fitting`. Start at
+entry.py, then prior.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
     "backbones",
+    "conditioning",
     "core",
     "diffusion",
     "discrete",

@@ -23,10 +23,10 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, PerExample, Steps
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.classifier import Classifier, ClassifierConfig
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import DiffusionConfig
-from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.entry import StageEntry
 
 NOISE_LEVELS = (0, 250, 500, 750)  # per mille of the chain, at which accuracy is reported

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unclip_jax.conditioning.captions import ClipText, EncodedCaptions, TokenIds, empty_caption
 from unclip_jax.core import batch as batches
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import PairwiseLoss, Stage
 from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, Params, Scalar
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.clip import Clip, ClipConfig, ClipOutput, TextOutput
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.embedding_rank import rank_metrics
 from unclip_jax.objectives.gaussian import DiffusionConfig, NoisedBatch
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import ClipText, EncodedCaptions, TokenIds, empty_caption
 from unclip_jax.stages.entry import StageEntry
 
 NOISE_LEVELS = (250, 500, 750)  # per mille of the chain, at which retrieval is reported

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from unclip_jax.backbones.causal_transformer import Patterns
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
@@ -22,10 +23,9 @@ from unclip_jax.core.types import Batch, Key, Keys, Mask, Metrics, Params, Token
 from unclip_jax.diffusion import guidance
 from unclip_jax.discrete import categorical, patterns
 from unclip_jax.discrete.categorical import CodeSamplingConfig, FixedCodes
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.dalle import Codes, Dalle, DalleConfig, StreamLogits
 from unclip_jax.objectives import gaussian
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.dvae import code_fields
 from unclip_jax.stages.entry import StageEntry
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.conditioning import captions
+from unclip_jax.conditioning.captions import Caption, ClipText, TokenIds
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
@@ -23,12 +25,10 @@ from unclip_jax.core.types import Batch, Embedding, Image, Key, Keys, Metrics, P
 from unclip_jax.diffusion import guidance, inpainting
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
 from unclip_jax.diffusion.process import Prediction
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.decoder import Decoder, inpaint_input
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import SamplingConfig
-from unclip_jax.stages import captions
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import Caption, ClipText, TokenIds
 from unclip_jax.stages.decoder_config import DecoderStageConfig
 from unclip_jax.stages.entry import StageEntry
 

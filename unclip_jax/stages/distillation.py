@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from unclip_jax.conditioning import captions
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.stage import Stage
@@ -21,7 +22,6 @@ from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.process import Target
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import Distillation, SamplingConfig
-from unclip_jax.stages import captions
 from unclip_jax.stages.entry import StageEntry
 
 FEW = 4  # steps by default of a student that can be sampled in any number

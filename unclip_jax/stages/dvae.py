@@ -23,8 +23,8 @@ from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params
 from unclip_jax.discrete import pixels, relaxation, vq
 from unclip_jax.discrete.fsq import Levels
 from unclip_jax.discrete.relaxation import CodeGrid
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.dvae import Dvae, DvaeConfig, Maps
-from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.entry import StageEntry
 
 RECONSTRUCTIONS = {"logit_laplace": 6, "l2": 3, "l1": 3}  # and the maps of the decoder

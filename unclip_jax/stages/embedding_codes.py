@@ -20,10 +20,10 @@ from unclip_jax.diffusion import guidance
 from unclip_jax.discrete import categorical
 from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.fitting import linear_fit, quantizer_fit
+from unclip_jax.models.application import apply
 from unclip_jax.models.embedding_codes import EmbeddingCodes
 from unclip_jax.models.pca_quantizer import Codes, PcaQuantizer
 from unclip_jax.stages import pair_inputs
-from unclip_jax.stages.base import apply
 from unclip_jax.stages.embedding_prior_config import TARGET, EmbeddingPriorStageConfig
 from unclip_jax.stages.pair_inputs import Latents, PairInputs
 

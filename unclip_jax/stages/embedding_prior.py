@@ -24,11 +24,11 @@ from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Keys, Metrics, Params, Scale
 from unclip_jax.diffusion import guidance, process
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.embedding_prior import Regressor, make_denoiser, masked_mean, unfitted
 from unclip_jax.objectives import contrastive, gaussian
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import embedding_codes, pair_inputs
-from unclip_jax.stages.base import apply, one_example
 from unclip_jax.stages.embedding_prior_config import (
     SUBJECT,
     TARGET,

@@ -25,11 +25,11 @@ from unclip_jax.diffusion.gradient_guidance import (
     shifted,
 )
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
+from unclip_jax.models.application import apply
 from unclip_jax.models.clip import Clip, logit_scale
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 from unclip_jax.stages import classifier, decoder
-from unclip_jax.stages.base import apply
 from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.clip import ClipStageConfig
 from unclip_jax.stages.decoder import Condition, DecoderStageConfig

@@ -12,9 +12,9 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.stage import Fitted, Rows
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.fitting import linear_fit
+from unclip_jax.models.application import apply
 from unclip_jax.models.condition_encoder import ConditionEncoder
 from unclip_jax.models.embedding_prior import masked_mean
-from unclip_jax.stages.base import apply
 from unclip_jax.stages.embedding_prior_config import (
     ENCODED,
     SUBJECT,

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.conditioning import captions
+from unclip_jax.conditioning.captions import ClipText, TokenIds
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
@@ -23,12 +25,10 @@ from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import Batch, Embedding, Key, Keys, Mask, Metrics, Params, Scale, Tokens
 from unclip_jax.diffusion import analytic, guidance
 from unclip_jax.diffusion.analytic import VarianceTable
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.prior import Prior
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import SamplingConfig
-from unclip_jax.stages import captions
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import ClipText, TokenIds
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.prior_config import PriorStageConfig
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.arrays import unit
@@ -28,11 +29,10 @@ from unclip_jax.diffusion import guidance
 from unclip_jax.discrete import categorical
 from unclip_jax.discrete.categorical import CodeSamplingConfig
 from unclip_jax.fitting import quantizer_fit
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.pca_quantizer import Codes, DotQuantizer
 from unclip_jax.models.prior_ar import PriorAr, PriorArConfig
 from unclip_jax.objectives import gaussian
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import TokenIds
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.prior import best_of
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.backbones.unet_plan import plan
+from unclip_jax.conditioning import captions, text_features
+from unclip_jax.conditioning.captions import EncodedCaptions, TokenFeatures
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range
@@ -21,12 +23,10 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Image, Key, Keys, Metrics, Params, Scale, Steps
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.process import Prediction
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.text_base import TextBase, TextBaseConfig
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
-from unclip_jax.stages import captions, text_features
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures
 from unclip_jax.stages.entry import StageEntry
 
 

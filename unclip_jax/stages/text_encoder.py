@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unclip_jax.conditioning.captions import (
+    EncodedCaptions,
+    TokenFeatures,
+    TokenIds,
+    empty_caption,
+)
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Keys, Mask, Metrics, Params, Scalar, Tokens
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderConfig
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import (
-    EncodedCaptions,
-    TokenFeatures,
-    TokenIds,
-    empty_caption,
-)
 from unclip_jax.stages.entry import StageEntry
 
 REPLACED, RANDOM = 0.8, 0.1  # shares of the masked tokens; the rest stay (BERT, section 3.1)

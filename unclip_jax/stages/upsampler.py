@@ -15,6 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from unclip_jax.conditioning import low_res_noise, text_features
+from unclip_jax.conditioning.captions import EncodedCaptions, TokenFeatures
+from unclip_jax.conditioning.captions import conditions as conditions_of
+from unclip_jax.conditioning.low_res_noise import NoisedLowRes
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
@@ -23,15 +27,11 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Image, Key, Keys, LowRes, Metrics, Params, Scale, Steps
 from unclip_jax.diffusion import guidance
 from unclip_jax.diffusion.guidance import Denoiser
+from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.upsampler import Upsampler, enlarge
 from unclip_jax.objectives import gaussian, low_res_fidelity
 from unclip_jax.objectives.gaussian import SamplingConfig
-from unclip_jax.stages import low_res_noise, text_features
-from unclip_jax.stages.base import apply, one_example
-from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures
-from unclip_jax.stages.captions import conditions as conditions_of
 from unclip_jax.stages.entry import StageEntry
-from unclip_jax.stages.low_res_noise import NoisedLowRes
 from unclip_jax.stages.upsampler_config import UpsamplerStageConfig
 
 EXAMINED = 8  # examples of a held-out batch that are enlarged to measure fidelity

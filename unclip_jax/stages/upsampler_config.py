@@ -2,13 +2,13 @@
 
 import dataclasses
 
+from unclip_jax.conditioning import text_features
+from unclip_jax.conditioning.low_res_noise import AugmentConfig
+from unclip_jax.conditioning.text_features import check_text_path
 from unclip_jax.core.checks import UserError, divisible, in_range
 from unclip_jax.diffusion import guidance
 from unclip_jax.models.upsampler import UpsamplerConfig
 from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
-from unclip_jax.stages import text_features
-from unclip_jax.stages.low_res_noise import AugmentConfig
-from unclip_jax.stages.text_features import check_text_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Initialisation and application of the networks of stages."""
+"""Initialisation and application of networks."""
 
 from typing import Any
 

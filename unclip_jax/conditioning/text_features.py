@@ -11,14 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unclip_jax.conditioning.captions import EncodedCaptions, TokenFeatures, repeated
 from unclip_jax.core.batch import BatchSpec, Field
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.types import Batch, Key, Params, Scale
 from unclip_jax.diffusion import guidance
+from unclip_jax.models.application import apply
 from unclip_jax.models.text_condition import TextConditionConfig, TextFeatures
 from unclip_jax.objectives import gaussian
-from unclip_jax.stages.base import apply
-from unclip_jax.stages.captions import EncodedCaptions, TokenFeatures, repeated
 
 DROP = "config.model.drop_text"
 
