@@ -78,6 +78,8 @@ def parsed(module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch) -> tu
         warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
         patch.setattr(argparse.ArgumentParser, "parse_known_args", once)
         patch.setattr(sys, "argv", [module, *arguments])
+        # The import hook of the type checks would cache checked code as the module's own.
+        patch.setattr(sys, "dont_write_bytecode", True)
         with pytest.raises(Parsed) as caught:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     return caught.value.args
