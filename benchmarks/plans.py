@@ -31,13 +31,19 @@ OTHERS = {
     ("clip", "v4:4x4x4"): "v4:8x8x4",
     ("clip", "v5p:4x4x4"): "v5p:4x4x8",
     ("clip", "v6e:8x8"): "v6e:16x16",
+    # 12 billion parameters: 64 chips of 32 GB hold their state, but not 16 examples each.
+    ("dalle", "v4:4x4x4"): "v4:4x4x8",
+    ("dalle", "v6e:8x8"): "v6e:8x16",
 }
 # The prior, one scanned block, compiles in minutes as it is; a U-Net would take hours.
 EFFORT = {"prior": "default"}
 IMAGEN = ("imagen_base", "imagen_sr256", "imagen_sr1024")
 EXPERIMENTS = sorted(  # quick first
-    (*registry.default_chain(), *IMAGEN), key=lambda name: name not in EFFORT
+    (*registry.default_chain(), *IMAGEN, "dalle"), key=lambda name: name not in EFFORT
 )
+FSDP = {"dalle": 64}  # 12 billion parameters; those of others are split over 16 chips
+CACHED = "cached"
+VARIANTS = {("clip", CACHED): ("--config.optim.sam_cached=True",)}
 GIB = 2.0**30
 
 
@@ -47,30 +53,42 @@ class Row(NamedTuple):
     Attributes:
         experiment: its file's name.
         topology: the slice.
+        variant: of the experiment, a key of `VARIANTS`; "" = as its file states.
     """
 
     experiment: str
     topology: str
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """The experiment and its variant."""
+        return f"{self.experiment} {self.variant}".rstrip()
 
     @property
     def name(self) -> str:
         """Name of the row in the JSON file and on the command line."""
-        return f"{self.experiment} {self.topology}"
+        return f"{self.label} {self.topology}"
 
     def command(self) -> list[str]:
-        """Returns the command; parameters and their state are split over 16 chips."""
+        """Returns the command."""
         return [
             *("python", "-m", "unclip_jax.plan", f"--config=experiments/{self.experiment}.py"),
             f"--topology={self.topology}",
-            "--mesh=data=-1,fsdp=16",
+            f"--mesh=data=-1,fsdp={FSDP.get(self.experiment, 16)}",
             f"--effort={EFFORT.get(self.experiment, 'low')}",
+            *VARIANTS.get((self.experiment, self.variant), ()),
         ]
 
 
 def rows() -> list[Row]:
     """Returns all rows, in the order of the table."""
-    pairs = [(name, where) for name in EXPERIMENTS for where in SLICES]
-    return [Row(name, OTHERS.get((name, where), where)) for name, where in pairs]
+    result = []
+    for name in EXPERIMENTS:
+        for variant in ("", *(own for experiment, own in VARIANTS if experiment == name)):
+            slices = [where if variant else OTHERS.get((name, where), where) for where in SLICES]
+            result += [Row(name, where, variant) for where in slices]
+    return result
 
 
 def main(argv: Sequence[str]) -> None:
@@ -126,10 +144,10 @@ def table(plans: dict[str, Any]) -> str:
         compiler = plans[planned[0].name]["compiler"]
         text += f"\njax {compiler['jax']}, libtpu {compiler.get('libtpu', '-')}; nothing was run."
         text += " All figures: plan.json.\n"
-    groups = {
-        name: [row.topology for row in left if row.experiment == name] for name in EXPERIMENTS
-    }
-    missing = [f"{name} on {', '.join(where)}" for name, where in groups.items() if where]
+    groups: dict[str, list[str]] = {}
+    for row in left:
+        groups.setdefault(row.label, []).append(row.topology)
+    missing = [f"{name} on {', '.join(where)}" for name, where in groups.items()]
     return text + (f"\nNot planned: {'; '.join(missing)}.\n" if missing else "")
 
 
@@ -139,7 +157,7 @@ def cells(row: Row, result: dict[str, Any]) -> list[str]:
     peak = "?" if sizes["peak"] is None else f"{sizes['peak'] / GIB:.1f}"
     fits = "yes" if result["fits"] else "**no**"
     line = [
-        row.experiment,
+        row.label,
         f"{row.topology} ({mesh['data']} x {mesh['fsdp']})",
         f"{result['examples_per_step']:,}",
         f"{fits}: {peak} of {sizes['available'] / GIB:.1f}",

@@ -44,7 +44,23 @@ def test_every_stage_meets_every_chip_on_slices_of_64_to_256():
         parsed = [compile_target.parse(row.topology) for row in rows if row.experiment == name]
         assert {generation for generation, _ in parsed} == {"v4", "v5e", "v5p", "v6e"}
         assert all(64 <= math.prod(sizes) <= 256 for _, sizes in parsed)
-    assert len({row.name for row in rows}) == len(rows) == 32
+    assert len({row.name for row in rows}) == len(rows) == 40
+
+
+def test_variants_change_their_row_alone():
+    cached = plans.Row("clip", "v5e:16x16", plans.CACHED)
+    assert cached in plans.rows() and cached.name == "clip cached v5e:16x16"
+    own = plans.Row("clip", "v5e:16x16")
+    assert cached.command() == [*own.command(), "--config.optim.sam_cached=True"]
+    text = plans.table({cached.name: case(cached)})
+    assert "| clip cached | v5e:16x16" in text
+    assert "clip on v4:8x8x4, v5e:16x16, v5p:4x4x8, v6e:16x16; clip cached on v4:4x4x4, v5p" in text
+
+
+def test_dalle_is_divided_over_more_chips():
+    commands = {row.experiment: row.command() for row in plans.rows()}
+    assert "--mesh=data=-1,fsdp=64" in commands["dalle"]
+    assert "--mesh=data=-1,fsdp=16" in commands["decoder"]
 
 
 def test_a_line_shows_what_fits_what_binds_and_intervals():
