@@ -267,6 +267,8 @@ def test_upscale_begins_at_the_size_that_fits(call, inputs):
     assert record["from_size"] == SIZE and shown.shape == (4, 2 * SIZE, 2 * SIZE, 3)
     with pytest.raises(UserError, match="from_size is 20, but these upsamplers take 16 px"):
         call("upscale", inputs / "one.png", "--from-size=20")
+    with pytest.raises(UserError, match="caption is 'a dog', but these upsamplers read images al"):
+        call("upscale", inputs / "one.png", "--caption=a dog")
 
 
 def test_text_with_previews_draws_what_text_alone_draws(engine, run_dir, tmp_path, monkeypatch):

@@ -12,7 +12,10 @@ from flax import linen as nn
 from tests import cascades
 from tests.stages import tiny
 from unclip_jax.core.checks import UserError
+from unclip_jax.core.picture import to_uint8
+from unclip_jax.data import image_codec
 from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.requests import UpscaleRequest
 from unclip_jax.handoff import export
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import batch_sampling, load, text_to_image
@@ -127,8 +130,29 @@ def test_a_run_without_its_text_encoder_is_rejected_by_name(tmp_path):
 def test_an_upsampler_of_captions_needs_them(loaded, sampler):
     base = sampler(["a red circle", "a blue square"]).base
     keys = text_to_image.keys_for(0, jnp.arange(2))
-    with pytest.raises(UserError, match="reads low_res, text_features, so it cannot enlarge"):
+    with pytest.raises(UserError, match="the upsampler_256 reads captions; give a caption of"):
         text_to_image.upsample(loaded.cascade, loaded.params, base, keys)
+
+
+def test_upsampling_with_captions_is_the_last_part_of_the_chain(engine, sampler):
+    captions = ["a red circle", "a blue square"]
+    expected = sampler(captions)
+    keys = text_to_image.keys_for(5, jnp.arange(2))
+    images = engine.upsample(expected.base, keys, captions=captions)
+    np.testing.assert_allclose(images, expected.images, atol=1e-5)
+    others = engine.upsample(expected.base, keys, captions=["a red circle", "two pink rings"])
+    assert np.abs(others[1] - images[1]).max() > 1e-3
+
+
+def test_images_are_enlarged_under_a_caption(engine):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    result = engine.run(UpscaleRequest(images=(image,), caption="a red circle", seed=5))
+    keys = text_to_image.keys_for(5, jnp.arange(1))
+    low = jnp.asarray(image_codec.to_float(image[None]))
+    expected = engine.upsample(low, keys, captions=["a red circle"])
+    np.testing.assert_array_equal(result.images, to_uint8(np.asarray(expected)))
+    with pytest.raises(UserError, match="caption is missing; these upsamplers read one"):
+        engine.run(UpscaleRequest(images=(image,)))
 
 
 @pytest.mark.parametrize(("name", "side"), [("imagen_base", 16), ("imagen_sr256", 32)])

@@ -290,10 +290,12 @@ class InferenceEngine:
         details: UpsamplerLatents = (),
         steps: str | None = None,
         eta: Float[Array, " b"] | None = None,
+        captions: Sequence[str] | None = None,
     ) -> Image:
         """Runs the upsamplers from number `start` on, if there are any.
 
         With `details` they run from the first on and begin with these, on `steps` and with `eta`.
+        `captions`, one per image, are for upsamplers that read captions.
         """
         if not self.cascade.upsamplers[start:]:
             return images
@@ -303,8 +305,11 @@ class InferenceEngine:
             run = lambda batch: decode(self.params, **batch, steps=steps)  # noqa: E731
             return self.runner.run(run, inputs, "upsample")
         enlarge = self.runner.compiled(text_to_image.upsample, "start")
-        run = lambda batch: enlarge(self.params, *batch, start=start)  # noqa: E731
-        return self.runner.run(run, (images, keys), "upsample")
+        inputs = {"images": images, "keys": keys}
+        if captions is not None:
+            inputs["captions"] = self.tokens(captions)
+        run = lambda batch: enlarge(self.params, **batch, start=start)  # noqa: E731
+        return self.runner.run(run, inputs, "upsample")
 
     def invert_ddpm(
         self, images: Sequence[InputImage], conditioning: Conditioning, *, options: MapOptions

@@ -380,6 +380,9 @@ class UpscaleRequest(Seeded):
         low=1,
         high=4096,
     )
+    caption: str | None = option(
+        None, help="caption of the images, for upsamplers that read one, as Imagen's do"
+    )
 
     @property
     def image_count(self) -> int:

@@ -307,21 +307,31 @@ def upsample(
     *,
     options: SampleOptions = SampleOptions(),
     start: int = 0,
+    captions: Captions | None = None,
 ) -> Image:
     """Runs the upsamplers from number `start` on in order on images in [-1, 1].
 
+    Args:
+        cascade: the stages.
+        params: parameters by name of the stage.
+        images: at the size that the first of these upsamplers reads.
+        keys: one key per image.
+        options: overrides of the exported sampling settings.
+        start: number of the first upsampler to run.
+        captions: of the images, for upsamplers that read captions.
+
     Raises:
-        UserError: an upsampler that reads more than images.
+        UserError: an upsampler that reads captions, without `captions`.
     """
-    for step in plan(cascade)[-len(cascade.upsamplers) :] if cascade.upsamplers else []:
-        if int(step.address[1]) < start:
-            continue
-        if step.inputs.keys() != {"low_res"}:
-            raise UserError(
-                f"the {step.stage.name} reads {', '.join(step.stage.reads)}, so it cannot enlarge "
-                "images without captions; sample captions with the whole cascade."
-            )
-        values = {"image": images}
-        outputs = run(cascade, params[step.stage.name], step, values, {}, keys, options=options)
-        images = outputs["image"]
-    return images
+    steps = [step for step in plan(cascade) if step.address[0] == "upsampler"][start:]
+    values: dict[str, Any] = {"image": images}
+    for step in steps:
+        if "text_features" in step.inputs and "text_features" not in values:
+            if captions is None:
+                raise UserError(
+                    f"the {step.stage.name} reads captions; give a caption of the images."
+                )
+            values["text_features"] = text_features(cascade, params, captions, keys)
+        own = params[step.stage.name]
+        values |= run(cascade, own, step, values, {}, keys, options=options)
+    return values["image"]

@@ -23,7 +23,10 @@ def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
     start, size = first_upsampler(engine, request, inputs=inputs)
     low = np.stack([image_inputs.square(image, size) for image in inputs])
     keys = text_to_image.keys_for(request.seed, jnp.arange(len(low)))
-    large = engine.upsample(jnp.asarray(image_codec.to_float(low)), keys, start=start)
+    captions = upsampler_captions(engine, request, start=start)
+    large = engine.upsample(
+        jnp.asarray(image_codec.to_float(low)), keys, start=start, captions=captions
+    )
     images = to_uint8(np.asarray(large))
     factor = images.shape[1] // size
     before = low.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -68,3 +71,21 @@ def first_upsampler(
     short = min(min(image.pixels.shape[:2]) for image in inputs)
     fitting = [size for size in sizes if size <= short] or sizes[:1]
     return sizes.index(fitting[-1]), fitting[-1]
+
+
+def upsampler_captions(
+    engine: InferenceEngine, request: UpscaleRequest, *, start: int
+) -> list[str] | None:
+    """Returns the caption of every image; None if no upsampler reads captions.
+
+    Raises:
+        UserError: a caption that none reads, or none for an upsampler that does.
+    """
+    reads = any(cfg.model.text is not None for cfg in engine.cascade.upsamplers[start:])
+    if reads == (request.caption is not None):
+        return None if request.caption is None else [request.caption] * len(request.images)
+    if reads:
+        raise UserError("caption is missing; these upsamplers read one, as Imagen's do.")
+    raise UserError(
+        f"caption is {request.caption!r}, but these upsamplers read images alone; leave it out."
+    )
