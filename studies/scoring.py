@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from studies import statistics
 from studies.evaluation_set import EvaluationSet
@@ -72,3 +73,11 @@ def table_row(examples: EvaluationSet, scored: ScoredImages) -> dict[str, Any]:
         )
     row: dict[str, Any] = {name: cell._asdict() for name, cell in cells.items()}
     return {**row, "frechet": examples.distance(scored.z)}
+
+
+def reduce(images: np.ndarray, *, side: int) -> np.ndarray:
+    """Reduces images to `side` pixels by means over squares."""
+    if images.shape[1] == side:
+        return images
+    small = [Image.fromarray(x).resize((side, side), Image.Resampling.BOX) for x in images]
+    return np.stack([np.asarray(image) for image in small])

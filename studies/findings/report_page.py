@@ -3,7 +3,7 @@
 import json
 import pathlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -25,8 +25,8 @@ This page tests claims of *Hierarchical Text-Conditional Image Generation with C
 procedural world of `shapes`, where the exact checker evaluates every image. The paper makes these
 claims for models that are some thousand times as large and trained on photographs. A claim that
 does not hold here may well hold there.
-
-Each claim is about one or several differences. It
+"""
+RULES = """Each claim is about one or several differences. It
 
 - *agrees* if the 95 % interval of every difference lies on the claimed side of zero (or of the
   stated margin),
@@ -38,16 +38,26 @@ Every stage was trained once, so the intervals do not include the variation betw
 """
 
 
-def markdown(report: Mapping[str, Any], findings: Mapping[str, ModuleType], *, plots: str) -> str:
+def markdown(
+    report: Mapping[str, Any],
+    findings: Mapping[str, ModuleType],
+    *,
+    plots: str,
+    introduction: str = INTRODUCTION,
+    describe: Callable[[Mapping[str, Any]], str] | None = None,
+) -> str:
     """Formats the whole page.
 
     Args:
         report: facts, baselines and results, by name.
         findings: all modules, by name.
         plots: folder of the figures, relative to the page.
+        introduction: title and first paragraphs, before the `RULES` of verdicts.
+        describe: formats models and sizes from the report; None = those of this study.
     """
     measured = report["findings"]
-    parts = [INTRODUCTION, _protocol(report), "## Verdicts\n", _verdicts(measured, findings)]
+    protocol = _protocol(report, (describe or models_and_sizes)(report))
+    parts = [introduction, RULES, protocol, "## Verdicts\n", _verdicts(measured, findings)]
     missing = [f"{module.TITLE} (`{n}`)" for n, module in findings.items() if n not in measured]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}. The same command adds them.\n")
@@ -57,8 +67,13 @@ def markdown(report: Mapping[str, Any], findings: Mapping[str, ModuleType], *, p
     return "\n".join(parts)
 
 
-def write(out: pathlib.Path, report: dict[str, Any], findings: Mapping[str, ModuleType]) -> None:
-    """Writes the page, its JSON beside it, and a folder of figures.
+def write(
+    out: pathlib.Path,
+    report: dict[str, Any],
+    findings: Mapping[str, ModuleType],
+    **options: Any,
+) -> None:
+    """Writes the page, its JSON beside it, and a folder of figures; `options`: of `markdown`.
 
     Raises:
         UserError: a file cannot be written.
@@ -69,14 +84,26 @@ def write(out: pathlib.Path, report: dict[str, Any], findings: Mapping[str, Modu
         for name, finding in report["findings"].items():
             if finding["rows"]:
                 charts.plot(findings[name].CHART, finding["rows"], folder / f"{name}.png")
-        out.write_text(markdown(report, findings, plots=folder.name), encoding="utf-8")
+        page = markdown(report, findings, plots=folder.name, **options)
+        out.write_text(page, encoding="utf-8")
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         out.with_suffix(".json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
 
 
-def _protocol(report: Mapping[str, Any]) -> str:
+def models_and_sizes(report: Mapping[str, Any]) -> str:
+    """Formats the lengths of the compared stages."""
+    lengths = report["facts"]["lengths"]
+    return (
+        f"The models' own decoder has {lengths['decoder']} steps, their prior {lengths['prior']}. "
+        "Compared stages are trained for equally many steps, except the autoregressive prior, "
+        "whose steps are in the table: where a baseline is shorter than the models' own stage, it "
+        "is compared with another one of its own length."
+    )
+
+
+def _protocol(report: Mapping[str, Any], models: str) -> str:
     """Formats command, date, cost and protocol."""
     facts, baselines = report["facts"], report["baselines"]
     training = sum(entry["minutes"] or 0.0 for entry in baselines)
@@ -84,11 +111,7 @@ def _protocol(report: Mapping[str, Any]) -> str:
     text = (
         f"{facts['date']}, {facts['device']}, JAX {facts['jax']}: {training:.0f} minutes of "
         f"training, {measuring:.0f} of sampling and scoring. {facts['num']} captions of "
-        f"`{facts['split']}`, {facts['images']} images of each, seed {facts['seed']}. "
-        f"The models' own decoder has {facts['lengths']['decoder']} steps, their prior "
-        f"{facts['lengths']['prior']}. Compared stages are trained for equally many steps, except "
-        "the autoregressive prior, whose steps are in the table: where a baseline is shorter than "
-        "the models' own stage, it is compared with another one of its own length."
+        f"`{facts['split']}`, {facts['images']} images of each, seed {facts['seed']}. {models}"
     )
     rows = [
         [entry["name"], entry["about"], str(entry["steps"]), _minutes(entry["minutes"])]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import markdown_page
-from studies import evaluation_set, provenance, statistics, training_runs
+from studies import evaluation_set, provenance, scoring, statistics, training_runs
 from studies.evaluation_set import BATCH, EvaluationSet
 from studies.history import history_page, measurement, training
 from studies.history.config import HistoryConfig
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [statistics.as_json(measurement.true_images(true, examples, judge))]
     step = examples.images_per_caption
     captions = list(examples.captions[::step][: config.rows])
-    columns = {"true image": measurement.reduce(true[::step], side=judge.cascade.image_size)}
+    columns = {"true image": scoring.reduce(true[::step], side=judge.cascade.image_size)}
     for system in SYSTEMS:
         training.prepare(system, config)
         row, images = measured(system, config, judge=judge, examples=examples)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from studies import scoring, statistics
 from studies.evaluation_set import BATCH, EvaluationSet
@@ -39,7 +38,7 @@ def measure(
     engine = InferenceEngine(loaded, batch=BATCH)
     options = SampleOptions(best_of=system.best_of)
     images, seconds = sample(engine, examples.captions, options, seed=config.seed)
-    images = reduce(images, side=judge.cascade.image_size)
+    images = scoring.reduce(images, side=judge.cascade.image_size)
     scored = scoring.score_images(judge, images, examples.captions)
     row = {
         "name": system.name,
@@ -55,7 +54,7 @@ def measure(
 
 def true_images(images: np.ndarray, examples: EvaluationSet, judge: InferenceEngine) -> Any:
     """Returns the row of the true images of the captions, reduced to the common size."""
-    images = reduce(images, side=judge.cascade.image_size)
+    images = scoring.reduce(images, side=judge.cascade.image_size)
     return {
         "name": "true images",
         "paper": "",
@@ -86,14 +85,6 @@ def sample(
     images = to_uint8(np.asarray(output.images))
     padded = -(-len(captions) // size) * size  # the last batch is filled up
     return images, (time.perf_counter() - started) / padded
-
-
-def reduce(images: np.ndarray, *, side: int) -> np.ndarray:
-    """Reduces images to `side` pixels by means over squares."""
-    if images.shape[1] == side:
-        return images
-    small = [Image.fromarray(x).resize((side, side), Image.Resampling.BOX) for x in images]
-    return np.stack([np.asarray(image) for image in small])
 
 
 def parameters(engine: InferenceEngine, options: SampleOptions) -> int:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from studies import evaluation_set, statistics
+from studies import evaluation_set, scoring, statistics
 from studies.history import __main__ as history
 from studies.history import history_page, measurement, training
 from studies.history.systems import BUDGET, SYSTEMS, trained_stages
@@ -105,9 +105,9 @@ def test_mistakes_are_reported_before_anything_is_trained(run_dir, tmp_path, arg
 
 def test_images_are_reduced_by_means():
     image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, axis=-1) * 10
-    small = measurement.reduce(image, side=2)
+    small = scoring.reduce(image, side=2)
     assert small[0, :, :, 0].tolist() == [[25, 45], [105, 125]]
-    assert measurement.reduce(image, side=4) is image
+    assert scoring.reduce(image, side=4) is image
 
 
 def test_scores_are_means_over_images_that_the_caption_names():

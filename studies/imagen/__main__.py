@@ -1,0 +1,180 @@
+"""Trains missing upsamplers, measures missing findings, writes the report; see the package."""
+
+import datetime
+import json
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from benchmarks import markdown_page
+from studies import provenance, statistics, training_runs
+from studies.findings import report_page
+from studies.imagen import (
+    against_unclip,
+    augmentation,
+    thresholds,
+    unet_topologies,
+    upsampler_runs,
+)
+from studies.imagen.config import ImagenStudyConfig
+from studies.imagen.harness import Harness
+from unclip_jax.cli import compilation_cache, entry
+from unclip_jax.cli.parser import Parser
+from unclip_jax.core.checks import one_of
+from unclip_jax.evaluation import protocol_folder
+from unclip_jax.handoff import load as exports
+from unclip_jax.inference import load
+
+FINDINGS: dict[str, ModuleType] = {
+    "unclip": against_unclip,
+    "thresholds": thresholds,
+    "augmentation": augmentation,
+    "topologies": unet_topologies,
+}
+IMAGEN_STAGES = ("text_encoder", "imagen_base", upsampler_runs.STAGE)
+UNCLIP_STAGES = ("clip", "prior", "decoder")
+INTRODUCTION = """# Tests of Imagen's claims in miniature
+
+This page tests claims of *Photorealistic Text-to-Image Diffusion Models with Deep Language
+Understanding* (Imagen, arXiv 2205.11487) in the procedural world of `shapes`, where the exact
+checker evaluates every image. The paper makes these claims for models that are some thousand times
+as large, read a language model, and are trained on photographs. A claim that does not hold here may
+well hold there.
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what is missing, and writes the report after every finding."""
+    config = parse(argv)
+    compilation_cache.use()
+    harness = Harness(config)
+    protocol_folder.claim(config.work, protocol_of(config), first=True)
+    names = config.only or tuple(FINDINGS)
+    for number, name in enumerate(names, 1):
+        path = config.result_file(name)
+        if path.is_file():
+            sys.stderr.write(f"{name}: measured already\n")
+            continue
+        sys.stderr.write(f"\n{name} ({number} of {len(names)})\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        finding = measure(FINDINGS[name], harness)
+        protocol_folder.write(path, json.dumps(finding, indent=1) + "\n")
+        write(config, argv)
+    for name, finding in write(config, argv)["findings"].items():
+        sys.stdout.write(f"{FINDINGS[name].TITLE}: {finding['verdict']}\n")
+    sys.stdout.write(f"wrote {config.out}\n")
+
+
+def parse(argv: Sequence[str]) -> ImagenStudyConfig:
+    """Parses and checks the command line before anything is trained.
+
+    Raises:
+        UserError: an argument that cannot be, or a stage that is missing.
+    """
+    args, overrides = parser().parse_with_overrides(argv)
+    only = tuple(args.only.split(",")) if args.only else ()
+    for name in only:
+        one_of("--only", name, FINDINGS)
+    stages = load.find_stages(args.models, required=IMAGEN_STAGES)
+    load.find_stages(args.unclip, required=UNCLIP_STAGES)
+    work = args.work or args.models.with_name(f"{args.models.resolve().name}_study")
+    config = ImagenStudyConfig(
+        models=args.models,
+        unclip=args.unclip,
+        data=args.data,
+        work=work,
+        out=args.out or work / "imagen_findings.md",
+        size=exports.read_manifest(stages["imagen_base"]).size,
+        only=only,
+        overrides=tuple(overrides),
+        **{name: getattr(args, name) for name in ("steps", "split", "num", "images", "seed")},
+        note=args.note,
+    )
+    config.work.mkdir(parents=True, exist_ok=True)
+    markdown_page.check_path(config.out)
+    return config
+
+
+def parser() -> Parser:
+    """Returns the parser of the command line; other arguments are overrides."""
+    parser = Parser(
+        "imagen",
+        prog="python -m studies.imagen",
+        description="Put Imagen's claims to the test; the same command continues.",
+        epilog="Overrides such as --config.optim.warmup_steps=10 go to every training run.",
+    )
+    add = parser.add_argument
+    add("--models", type=pathlib.Path, required=True, help="run of Imagen's miniature")
+    add("--unclip", type=pathlib.Path, required=True, help="run of unCLIP's, whose CLIP judges")
+    add("--data", type=pathlib.Path, required=True, help="prepared shapes")
+    add("--work", type=pathlib.Path, help="folder of upsamplers and results [MODELS_study]")
+    add("--out", type=pathlib.Path, help="report [WORK/imagen_findings.md]")
+    add("--only", help=f"comma-separated: {', '.join(FINDINGS)}")
+    add("--steps", type=int, help="of every upsampler to train [the experiment's]")
+    add("--split", default="validation", help="of the data set")
+    add("--num", type=int, default=100, help="captions")
+    add("--images", type=int, default=2, help="images per caption")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--note", default="", help="for the report")
+    return parser
+
+
+def protocol_of(config: ImagenStudyConfig) -> dict[str, Any]:
+    """Returns what must be equal for findings to share a report; JSON-ready."""
+    runs = {"imagen": (config.models, IMAGEN_STAGES), "unclip": (config.unclip, UNCLIP_STAGES)}
+    return {
+        **{name: getattr(config, name) for name in ("split", "num", "images", "seed", "steps")},
+        **{
+            f"{run} {stage}": exports.content_digest(folder / stage / "export")[:16]
+            for run, (folder, stages) in runs.items()
+            for stage in stages
+        },
+        "data": str(config.data),
+        "changes": list(config.overrides),
+    }
+
+
+def measure(module: ModuleType, harness: Harness) -> dict[str, Any]:
+    """Measures a finding; JSON-ready, with its date and its minutes without training."""
+    work = harness.config.work
+    trained_before = sum(training_runs.minutes(work).values())
+    started = time.monotonic()
+    finding = module.measure(harness)
+    trained = sum(training_runs.minutes(work).values()) - trained_before
+    finding["minutes"] = (time.monotonic() - started) / 60 - trained
+    finding["date"] = datetime.date.today().isoformat()
+    return statistics.as_json(finding)
+
+
+def write(config: ImagenStudyConfig, argv: Sequence[str]) -> dict[str, Any]:
+    """Writes the report of all results so far, and returns it; JSON-ready."""
+    names = ("split", "num", "images", "seed", "note")
+    steps = exports.read_manifest(config.models / "imagen_base" / "export").step
+    facts = {
+        "command": f"python -m studies.imagen {shlex.join(argv)}",
+        **provenance.environment(),
+        **{name: getattr(config, name) for name in names},
+        "steps": steps,
+    }
+    paths = {name: config.result_file(name) for name in FINDINGS}
+    findings = {name: json.loads(p.read_text()) for name, p in paths.items() if p.is_file()}
+    for finding in findings.values():
+        finding["verdict"] = statistics.verdict_of(finding)
+    report = {"facts": facts, "baselines": upsampler_runs.facts(config), "findings": findings}
+    report_page.write(
+        config.out, report, FINDINGS, introduction=INTRODUCTION, describe=models_and_sizes
+    )
+    return report
+
+
+def models_and_sizes(report: dict[str, Any]) -> str:
+    """Formats the length of the base model."""
+    return f"Imagen's base model was trained for {report['facts']['steps']} steps."
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))

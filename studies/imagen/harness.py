@@ -1,0 +1,130 @@
+"""The harness of all findings: chains that sample the same captions from the same noise."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from studies import evaluation_set, scoring
+from studies.evaluation_set import BATCH
+from studies.imagen import upsampler_runs
+from studies.imagen.config import ImagenStudyConfig
+from studies.scoring import ScoredImages
+from unclip_jax.core.picture import to_uint8
+from unclip_jax.data import image_codec
+from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.inference import batch_sampling, load, text_to_image
+from unclip_jax.inference.text_to_image import SampleOptions
+from unclip_jax.metrics.psnr import psnr
+
+IMAGEN, UNCLIP = "imagen", "unclip"
+
+
+class Samples(NamedTuple):
+    """uint8 images of a chain, and those of its base model."""
+
+    images: np.ndarray
+    base: np.ndarray
+
+
+class Harness:
+    """Imagen, unCLIP, the upsamplers of the study, and the held-out captions.
+
+    Attributes:
+        config: of the study.
+        engine: name of a chain or an upsampler's run -> its engine; upsamplers are trained on first
+            use.
+        judge: the chain whose CLIP embeds all images.
+        examples: the captions.
+        true: [images h w 3] uint8, their true images.
+    """
+
+    def __init__(self, config: ImagenStudyConfig):
+        """Loads the judge and embeds the captions.
+
+        Raises:
+            UserError: no such models or data, or too few examples.
+        """
+        self.config = config
+        self.engine = functools.cache(self._open)
+        self.judge: InferenceEngine = self.engine(UNCLIP)
+        self.examples, self.true = evaluation_set.select(
+            self.judge,
+            str(config.data),
+            split=config.split,
+            num=config.num,
+            images=config.images,
+        )
+
+    def _open(self, name: str) -> InferenceEngine:
+        if name == UNCLIP:
+            return _engine(self.config.unclip, "unclip")
+        if name == IMAGEN:
+            return _engine(self.config.models, "imagen")
+        run = upsampler_runs.by_name(name)
+        return _engine(upsampler_runs.prepare(run, self.config), "imagen")
+
+    def sample(self, name: str, **changes: Any) -> Samples:
+        """Samples all captions; `changes` are of the sampling settings of the base model."""
+        engine = self.engine(name)
+        decoder = batch_sampling.override(engine.cascade.decoder_sampling, changes, stage="decoder")
+        options = SampleOptions(decoder=decoder)
+        output = engine.sample_cascade(
+            self.examples.captions, seed=self.config.seed, options=options
+        )
+        return Samples(to_uint8(np.asarray(output.images)), to_uint8(np.asarray(output.base)))
+
+    @functools.cached_property
+    def base(self) -> np.ndarray:
+        """[images h w 3] uint8 images of Imagen's base model, the same for all upsamplers."""
+        return self.sample(IMAGEN).base
+
+    def enlarge(
+        self, name: str, low: np.ndarray, *, level: float = 0.0, guidance: float | None = None
+    ) -> np.ndarray:
+        """Enlarges uint8 images of all captions by the upsampler of a run.
+
+        Args:
+            name: of the run.
+            low: the images, of the size that the upsampler reads or larger.
+            level: of the noise on them, as a share of the chain.
+            guidance: scale of the upsampler; None = as exported.
+        """
+        engine = self._at_level(name, level)
+        (cfg,) = engine.cascade.upsamplers
+        scale = cfg.sampling.guidance_scale if guidance is None else guidance
+        sampling = dataclasses.replace(cfg.sampling, guidance_scale=scale)
+        options = SampleOptions(upsamplers=(sampling,))
+        run = engine.runner.compiled(text_to_image.upsample, "options")
+        inputs = {
+            "images": jnp.asarray(image_codec.to_float(scoring.reduce(low, side=cfg.low_res_size))),
+            "keys": text_to_image.keys_for(self.config.seed, jnp.arange(len(low))),
+            "captions": engine.tokens(self.examples.captions),
+        }
+        images = engine.runner.run(
+            lambda batch: run(engine.params, **batch, options=options), inputs, f"enlarge {name}"
+        )
+        return to_uint8(np.asarray(images))
+
+    def _at_level(self, name: str, level: float) -> InferenceEngine:
+        """Returns the engine of a run whose upsampler noises low-res images to `level`."""
+        loaded = self.engine(name).loaded
+        (stage,) = loaded.cascade.of_role("upsampler")
+        augment = dataclasses.replace(stage.config.augment, level=level)
+        cfg = dataclasses.replace(stage.config, augment=augment)
+        cascade = loaded.cascade.replace(**{stage.name: cfg})
+        return InferenceEngine(loaded._replace(cascade=cascade), batch=BATCH)
+
+    def decibels(self, images: np.ndarray) -> np.ndarray:
+        """Computes the PSNR in dB of enlarged true images against the true ones of their size."""
+        return psnr(images, scoring.reduce(self.true, side=images.shape[1]))
+
+    def score(self, images: np.ndarray) -> ScoredImages:
+        """Scores one image per caption."""
+        return scoring.score_images(self.judge, images, self.examples.captions)
+
+
+def _engine(folder: Any, chain: str) -> InferenceEngine:
+    return InferenceEngine(load.load_cascade(folder, prior_name=chain), batch=BATCH)
