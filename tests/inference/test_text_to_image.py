@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from tests import cascades
+from unclip_jax.conditioning.captions import ClipText
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import batch_sampling, load, text_to_image
-from unclip_jax.inference.cascade import tokenise
+from unclip_jax.inference.cascade import Cascade, tokenise
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages import upsampler
 
@@ -124,6 +125,33 @@ def test_the_best_of_several_is_the_one_nearest_to_its_caption(loaded, run):
     for row, number in enumerate(best):
         np.testing.assert_allclose(chosen.base[row], drawn[number].base[row], atol=1e-4)
         np.testing.assert_allclose(chosen.z_img[row], drawn[number].z_img[row], atol=1e-5)
+
+
+def test_a_score_that_is_not_a_number_is_never_the_best(monkeypatch):
+    """The image is a random number, its score the number itself, or nan above a half."""
+
+    def draw(cascade, params, captions, keys, **options):
+        image = jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 1)))(keys)
+        return text_to_image.CascadeOutput(None, image, image)
+
+    def score(cascade, params, *, images, z_txt):
+        return jnp.where(images > 0.5, jnp.nan, images)[:, 0, 0, 0]
+
+    text = ClipText(jnp.ones((16, 2)), jnp.ones((16, 1, 2)), jnp.ones((16, 1), bool))
+    monkeypatch.setattr(text_to_image, "_sample", draw)
+    monkeypatch.setattr(text_to_image, "clip_score", score)
+    monkeypatch.setattr(text_to_image, "clip_text", lambda *a, **k: text)
+    keys = text_to_image.keys_for(0, jnp.arange(16))
+    options = SampleOptions(best_of=2)
+    chosen = text_to_image.sample(Cascade(()), {}, {}, keys, options=options)
+    tried = [
+        np.asarray(draw(None, {}, {}, text_to_image.candidate_keys(keys, i)).images).ravel()
+        for i in range(2)
+    ]
+    scores = np.where(np.stack(tried) > 0.5, -1.0, np.stack(tried))
+    expected = np.take_along_axis(np.stack(tried), scores.argmax(0)[None], 0)[0]
+    assert (scores.max(0) < 0).any() and (scores[0] < 0).sum() > (scores.max(0) < 0).sum()
+    np.testing.assert_array_equal(np.asarray(chosen.images).ravel(), expected)
 
 
 def test_a_number_of_images_to_choose_from_is_bounded():

@@ -115,12 +115,13 @@ def sample(
     def candidate(number: Int[Array, ""]) -> tuple[CascadeOutput, Float[Array, " b"]]:
         own = candidate_keys(keys, number)
         output = _sample(cascade, params, captions, own, options=options, z_img=z_img)
-        return output, clip_score(cascade, params, images=output.images, z_txt=z_txt)
+        score = clip_score(cascade, params, images=output.images, z_txt=z_txt)
+        return output, jnp.where(jnp.isnan(score), -jnp.inf, score)
 
     def choose(best: tuple, number: Int[Array, ""]) -> tuple[tuple, None]:
         """Keeps the better of two candidates per row, so that memory holds one."""
         new = candidate(number)
-        better = new[1] > best[1]
+        better = (new[1] > best[1]) | (number == 0)
         rows = lambda x: better.reshape(-1, *(1,) * (x.ndim - 1))  # noqa: E731
         return jax.tree.map(lambda x, old: jnp.where(rows(x), x, old), new, best), None
 
