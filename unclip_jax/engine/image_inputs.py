@@ -3,7 +3,7 @@
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,6 +115,11 @@ def from_bytes(
 def square(image: InputImage, size: int) -> UInt8[np.ndarray, " s s 3"]:
     """The middle square, resized so that the shorter side fits; smaller images are enlarged."""
     return image_codec.center_crop(image_codec.resize_short(image.pixels, size), size)
+
+
+def squares(images: Sequence[InputImage], size: int) -> Float32[np.ndarray, " n s s 3"]:
+    """Stacks the middle squares of images, in [-1, 1]."""
+    return image_codec.to_float(np.stack([square(image, size) for image in images]))
 
 
 def mask_square(image: InputImage, size: int) -> Float32[np.ndarray, " s s"]:

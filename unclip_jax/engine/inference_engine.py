@@ -38,7 +38,7 @@ from unclip_jax.engine.image_inputs import (
     ImageInput,
     InputImage,
     mask_square,
-    square,
+    squares,
 )
 from unclip_jax.engine.request_base import DecodingRequest, Request
 from unclip_jax.engine.requests import TextRequest
@@ -176,7 +176,7 @@ class InferenceEngine:
         """Computes z_img, one per image."""
         embed = self.runner.compiled(text_to_image.image_embedding)
         run = lambda batch: embed(self.params, images=batch)  # noqa: E731
-        return self.runner.run(run, self._squares(images, self._clip_size), "embed images")
+        return self.runner.run(run, jnp.asarray(squares(images, self._clip_size)), "embed images")
 
     def caption_scores(
         self, images: UInt8[np.ndarray, " b h w 3"], captions: Sequence[str]
@@ -229,8 +229,8 @@ class InferenceEngine:
     ) -> Latent:
         """Computes the bipartite latents of images, without details."""
         inputs = {
-            "images": self._squares(images, self.base_size),
-            "clip_images": self._squares(images, self._clip_size),
+            "images": jnp.asarray(squares(images, self.base_size)),
+            "clip_images": jnp.asarray(squares(images, self._clip_size)),
             "caption": self._captions(captions),
         }
         encode = self.runner.compiled(latents.encode, "steps", "refinements")
@@ -249,7 +249,7 @@ class InferenceEngine:
         sizes = [cfg.model.unet.image_size for cfg in upsampler_latents.leading(self.cascade)]
         if not sizes:
             return ()
-        targets = tuple(self._squares(images, size) for size in sizes)
+        targets = tuple(jnp.asarray(squares(images, size)) for size in sizes)
         encode = self.runner.compiled(upsampler_latents.encode, "steps", "refinements")
         static = {"steps": steps, "refinements": refinements}
         run = lambda batch: encode(self.params, batch[0], targets=batch[1], **static)  # noqa: E731
@@ -305,9 +305,8 @@ class InferenceEngine:
             run = lambda batch: decode(self.params, **batch, steps=steps)  # noqa: E731
             return self.runner.run(run, inputs, "upsample")
         enlarge = self.runner.compiled(text_to_image.upsample, "start")
-        inputs = {"images": images, "keys": keys}
-        if captions is not None:
-            inputs["captions"] = self.tokens(captions)
+        tokens = None if captions is None else self.tokens(captions)
+        inputs = {"images": images, "keys": keys, "captions": tokens}
         run = lambda batch: enlarge(self.params, **batch, start=start)  # noqa: E731
         return self.runner.run(run, inputs, "upsample")
 
@@ -316,7 +315,7 @@ class InferenceEngine:
     ) -> NoiseMaps:
         """Computes the noise of every step; `conditioning` is of the images themselves."""
         inputs = {
-            "images": self._squares(images, self.base_size),
+            "images": jnp.asarray(squares(images, self.base_size)),
             "keys": _keys(conditioning.seed, conditioning.indices),
             **self._conditions(conditioning, guided=not options.guidance.off),
         }
@@ -404,11 +403,6 @@ class InferenceEngine:
     def _clip_size(self) -> int:
         return self.cascade.clip.model.image_size
 
-    def _squares(self, images: Sequence[InputImage], size: int) -> Image:
-        return jnp.asarray(
-            image_codec.to_float(np.stack([square(image, size) for image in images]))
-        )
-
     def _conditions(self, conditioning: Conditioning, *, guided: bool) -> dict[str, Condition]:
         """The condition of every image, and the one that guidance leads away from."""
         captions, negative = conditioning.captions, conditioning.negative
@@ -436,7 +430,7 @@ class InferenceEngine:
         return TokenIds(ids.tokens, ids.mask & present[:, None])
 
     def _inpaint_target(self, hole: tuple[InputImage, InputImage], count: int) -> InpaintTarget:
-        image = self._squares([hole[0]], self.base_size)
+        image = jnp.asarray(squares([hole[0]], self.base_size))
         mask = jnp.asarray(mask_square(hole[1], self.base_size))[None, :, :, None]
         return InpaintTarget(jnp.repeat(image, count, axis=0), jnp.repeat(mask, count, axis=0))
 
