@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from tests import cascades
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import coco, feature_extraction, image_sets, prompts, sampled_set
@@ -344,6 +345,27 @@ def test_prompts_are_sampled_scored_and_arranged_by_category(run_dir, tmp_path, 
         assert (tmp_path / "out" / f"{category}.png").stat().st_size > 300
     said = capsys.readouterr().out
     assert "CLIP score" in said and "joint" in said and "plain" in said
+
+
+def test_every_prompt_is_recorded_with_the_mean_of_its_images(run_dir, tmp_path, monkeypatch):
+    cosines = np.array([0.1, 0.3, 0.5, 0.5, 0.2, 0.4])
+    monkeypatch.setattr(prompts, "_cosines", lambda *_, **__: cosines)
+    run_prompts(run_dir, tmp_path / "out", ROWS)
+    rows = json.loads((tmp_path / "out" / "prompts.json").read_text())["prompts"]
+    assert [(row["category"], row["text"]) for row in rows] == ROWS
+    assert [row["clip_score"] for row in rows] == pytest.approx([20.0, 50.0, 30.0])
+
+
+def test_prompts_of_a_chain_without_clip_are_sampled_and_checked(tmp_path, capsys):
+    imagen = cascades.write(tmp_path / "imagen", names=("text_encoder", "imagen_base"))
+    draw = run_prompts(imagen, tmp_path / "out", ROWS)
+    assert len(draw.seen[0][1]) == 6
+    found = json.loads((tmp_path / "out" / "prompts.json").read_text())
+    assert found["score"] is None and found["prompts"][0]["clip_score"] is None
+    assert "clip_score" not in found["categories"]["count"]
+    assert found["categories"]["count"]["checker"]["joint"]["total"] == 2
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("count"))
+    assert line.split()[1:3] == ["1", "-"]
 
 
 def test_scores_of_a_category_are_means_over_its_prompts():

@@ -1,8 +1,8 @@
 """Prompt files by category, as DrawBench's: samples every prompt and scores by category.
 
 A file is a TSV, CSV or JSONL with a prompt and a category per row, or prompts alone, which may be
-the lines of a .txt. OUT receives a labelled grid per
-category and prompts.json; captions of the shapes world are judged by the exact checker as well.
+the lines of a .txt. OUT receives a labelled grid per category and prompts.json; captions of the
+procedural worlds are judged by the exact checker as well. Chains without a CLIP have no CLIP score.
 """
 
 import csv
@@ -32,6 +32,7 @@ from unclip_jax.metrics.intervals import bootstrap
 
 PROMPT = ("prompt", "prompts", "caption", "text")  # names of the column
 CATEGORY = ("category", "categories")
+RESULT = "prompts.json"
 ALL = "all"  # the category of prompts without one
 _MOST_BYTES = 120  # of a file name
 COLUMNS = tuple(name for name in worlds.SUMMARY if name != "background")
@@ -78,8 +79,11 @@ def evaluate_prompts(config: PromptsConfig) -> dict[str, dict[str, Any]]:
     captions = [prompt.text for prompt in prompts for _ in range(config.images)]
     image_set = sampled_set.sample_all(config.sampling, loaded, captions)
     images = np.concatenate(list(image_set.batches(batch, slice(None))))
-    cosines = _cosines(InferenceEngine(loaded, batch=batch), image_set, captions, batch=batch)
-    categories = by_category(prompts, cosines.reshape(len(prompts), -1), images=images)
+    cosines = None
+    if loaded.cascade.has("clip"):
+        engine = InferenceEngine(loaded, batch=batch)
+        cosines = _cosines(engine, image_set, captions, batch=batch).reshape(len(prompts), -1)
+    categories = by_category(prompts, cosines, images=images)
     if jax.process_index() > 0:
         return categories
     rows = np.arange(len(captions)).reshape(len(prompts), -1)
@@ -93,11 +97,12 @@ def evaluate_prompts(config: PromptsConfig) -> dict[str, dict[str, Any]]:
     result = {
         "file": config.source,
         "images": config.images,
-        "score": SCORE,
+        "score": None if cosines is None else SCORE,
         "protocol": json.loads((out / protocol_folder.PROTOCOL).read_text()),
         "categories": categories,
+        "prompts": _as_json(prompts, cosines),
     }
-    protocol_folder.write(out / "prompts.json", json.dumps(result, indent=2) + "\n")
+    protocol_folder.write(out / RESULT, json.dumps(result, indent=2) + "\n")
     return categories
 
 
@@ -127,24 +132,26 @@ def read(path: pathlib.Path) -> list[Prompt]:
 
 
 def by_category(
-    prompts: Sequence[Prompt], cosines: np.ndarray, *, images: np.ndarray
+    prompts: Sequence[Prompt], cosines: np.ndarray | None, *, images: np.ndarray
 ) -> dict[str, dict[str, Any]]:
     """Computes the scores of every category, in the order of the file; JSON-ready.
 
     Args:
         prompts: in order.
-        cosines: [prompts images] of an image and its prompt.
+        cosines: [prompts images] of an image and its prompt; None = no CLIP, and no CLIP score.
         images: [prompts x images h w 3], likewise.
     """
-    captions = [prompt.text for prompt in prompts for _ in range(cosines.shape[1])]
+    rows = np.arange(len(images)).reshape(len(prompts), -1)
+    captions = [prompt.text for prompt in prompts for _ in rows[0]]
     world = worlds.world_of(captions)
     verdicts = world.check(images, captions) if world else []
-    rows = np.arange(len(captions)).reshape(cosines.shape)
     results: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(prompt.category for prompt in prompts):
         members = np.flatnonzero([prompt.category == name for prompt in prompts])
-        score = bootstrap(scores.CLIP_SCALE * cosines[members].mean(axis=1))
-        results[name] = {"prompts": len(members), "clip_score": score._asdict()}
+        results[name] = {"prompts": len(members)}
+        if cosines is not None:
+            score = bootstrap(scores.CLIP_SCALE * cosines[members].mean(axis=1))
+            results[name]["clip_score"] = score._asdict()
         if world:
             rates = world.report([verdicts[int(i)] for i in rows[members].ravel()])
             results[name]["checker"] = shapes_checker.as_json(rates)
@@ -160,8 +167,9 @@ def table(categories: dict[str, dict[str, Any]]) -> str:
     names = "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))
     lines = [f"{'':28}{'prompts':>8}{'CLIP score':>24}{names}"]
     for name, entry in categories.items():
-        score = entry["clip_score"]
-        interval = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+        score, interval = entry.get("clip_score"), "-"
+        if score is not None:
+            interval = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
         cells = [entry.get("checker", {}).get(n) for n in columns]
         texts = ["-" if cell is None else format(cell["value"], ".2f") for cell in cells]
         rates = "".join(f"{t:>{width}}" for t, width in zip(texts, widths, strict=True))
@@ -228,6 +236,15 @@ def _cell(cells: dict[str, Any], names: Sequence[str], where: str) -> str:
                 return check_unicode(f"{where}: {name}", " ".join(value.split()))
             raise UserError(f"{where}: {name} is {value!r}; give a text.")
     raise UserError(f"{where} has columns {sorted(cells)}; one must be named {' or '.join(names)}.")
+
+
+def _as_json(prompts: Sequence[Prompt], cosines: np.ndarray | None) -> list[dict[str, Any]]:
+    """Returns every prompt with its CLIP score, the mean over its images; None without a CLIP."""
+    means = None if cosines is None else scores.CLIP_SCALE * cosines.mean(axis=1)
+    return [
+        {**prompt._asdict(), "clip_score": None if means is None else float(means[index])}
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 def _cosines(
