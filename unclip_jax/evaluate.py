@@ -27,7 +27,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unclip_jax.cli import compilation_cache, data_flags, entry, flags, process_flags
+from unclip_jax.cli import (
+    compilation_cache,
+    data_flags,
+    entry,
+    evaluation_parsers,
+    flags,
+    process_flags,
+)
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.files import check_output
@@ -143,7 +150,7 @@ def images_parser() -> Parser:
         "--k-density", type=int, default=default.k_density, help="neighbours of density, coverage"
     )
     parser.add_argument("--seed", type=int, default=0, help="of KID's subsets")
-    return _add_set(_add_features(parser))
+    return evaluation_parsers.add_set(evaluation_parsers.add_features(parser))
 
 
 def run_images(args: argparse.Namespace) -> str:
@@ -159,24 +166,12 @@ def run_images(args: argparse.Namespace) -> str:
     return str(report)
 
 
-def statistics_parser() -> Parser:
-    """Returns the parser of `statistics`."""
-    parser = Parser("evaluate statistics", description="Write the statistics of a set of images.")
-    return _add_set(_add_features(_add_images(parser)))
-
-
 def run_statistics(args: argparse.Namespace) -> str:
     """Writes the statistics of a set of images; returns a line about them."""
     from unclip_jax.evaluation import set_comparison
 
     count = set_comparison.write_statistics(args.images, args.out, config=_feature_config(args))
     return f"wrote {args.out}: {count} images\n"
-
-
-def pack_parser() -> Parser:
-    """Returns the parser of `pack`."""
-    parser = Parser("evaluate pack", description="Write a set of images as an .npz batch.")
-    return _add_set(_add_images(parser))
 
 
 def run_pack(args: argparse.Namespace) -> str:
@@ -187,33 +182,6 @@ def run_pack(args: argparse.Namespace) -> str:
     if _is_first():
         image_sets.pack(image_set, args.out)
     return f"wrote {args.out}: {image_set.count} images\n"
-
-
-def sweep_parser() -> Parser:
-    """Returns the parser of `sweep`."""
-    parser = Parser(
-        "evaluate sweep",
-        description="Score a cascade over guidance, steps and samplers of its decoder.",
-    )
-    add = parser.add_argument
-    flags.add_models(parser, digests=False)
-    data_flags.add(parser)
-    add("--out", type=pathlib.Path, required=True, help="folder to write")
-    add("--guidance", default="1", help="comma-separated scales, 1 = off")
-    add("--steps", help="comma-separated, such as 10,25,ddim50; default: exported")
-    add("--sampler", help="comma-separated, such as ddim,dpmpp_2m; default: exported")
-    add("--features", help="inception:FILE or clip:EXPORT; default: the models' CLIP")
-    add("--resize", default="tf1", help="of inception: tf1, torch, clean")
-    flags.add_prior(parser)
-    add("--condition", default="prior", help="source of z_img: prior, z_txt or z_img")
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=200, help="captions")
-    add("--images", type=int, default=2, help="images per caption")
-    add("--reference", type=int, help="real images; default: all of the split")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--batch", type=int, default=50, help="images at once")
-    add("--keep", action="store_true", help="keep the images, as .npz batches")
-    return parser
 
 
 def run_sweep(args: argparse.Namespace) -> str:
@@ -238,36 +206,12 @@ def run_sweep(args: argparse.Namespace) -> str:
     return sweep_points.table(result) if result else ""
 
 
-def plot_parser() -> Parser:
-    """Returns the parser of `plot`."""
-    parser = Parser("evaluate plot", description="Plot sweeps together.")
-    parser.add_argument("sweeps", nargs="+", type=pathlib.Path, help="folders that `sweep` wrote")
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("sweeps.png"), help="PNG to write"
-    )
-    return parser
-
-
 def run_plot(args: argparse.Namespace) -> str:
     """Plots sweeps together; returns a line about the figure."""
     from unclip_jax.evaluation import sweep_plots
 
     sweep_plots.plot_sweeps(args.sweeps, out=args.out)
     return f"wrote {args.out}\n"
-
-
-def coco_parser() -> Parser:
-    """Returns the parser of `coco`."""
-    parser = _add_sampling(Parser("evaluate coco", description="Zero-shot FID on MS-COCO."))
-    add = parser.add_argument
-    add("--captions", type=pathlib.Path, required=True, help="captions_val2014.json, or alike")
-    add("--real", required=True, help="folder val2014, an .npz batch or .npz statistics")
-    data_flags.add_keys(parser)
-    add("--features", required=True, help="inception:FILE or clip:EXPORT")
-    add("--resize", default="tf1", help="to 299: tf1, torch, clean")
-    add("--num", type=int, default=30_000, help="captions to sample")
-    add("--size", type=int, default=256, help="side at which images are compared")
-    return parser
 
 
 def run_coco(args: argparse.Namespace) -> str:
@@ -280,15 +224,6 @@ def run_coco(args: argparse.Namespace) -> str:
     return str(coco.evaluate_coco(config))
 
 
-def prompts_parser() -> Parser:
-    """Returns the parser of `prompts`."""
-    parser = Parser("evaluate prompts", description="Sample and score prompts by category.")
-    kinds = "TSV, CSV or JSONL of prompt and category, or prompts alone, one per line"
-    parser.add_argument("file", type=pathlib.Path, help=kinds)
-    parser.add_argument("--images", type=int, default=4, help="images per prompt")
-    return _add_sampling(parser)
-
-
 def run_prompts(args: argparse.Namespace) -> str:
     """Evaluates a cascade on a file of prompts; returns the table."""
     from unclip_jax.cli.flags import check_captions
@@ -298,23 +233,6 @@ def run_prompts(args: argparse.Namespace) -> str:
     check_captions([prompt.text for prompt in rows])
     config = prompts.PromptsConfig(rows, args.file.name, _sampling(args), args.images)
     return prompts.table(prompts.evaluate_prompts(config))
-
-
-def rerank_parser() -> Parser:
-    """Returns the parser of `rerank`."""
-    parser = Parser("evaluate rerank", description="Score the best of n images by CLIP, over n.")
-    add = parser.add_argument
-    add("--models", type=pathlib.Path, required=True, help="run directory")
-    data_flags.add(parser)
-    flags.add_prior(parser)
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=64, help="captions")
-    add("--candidates", type=int, default=64, help="images per caption")
-    add("--guidance", type=float, help="scale; default: exported")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--batch", type=int, default=64, help="images at once")
-    add("--out", type=pathlib.Path, help="JSON to write")
-    return parser
 
 
 def run_rerank(args: argparse.Namespace) -> str:
@@ -330,29 +248,6 @@ def run_rerank(args: argparse.Namespace) -> str:
     return reranking.table(result)
 
 
-def pairs_parser() -> Parser:
-    """Returns the parser of `pairs`."""
-    parser = Parser("evaluate pairs", description="Judge priors between embedding spaces.")
-    add = parser.add_argument
-    add("runs", nargs="+", type=pathlib.Path, help="workdirs or exports of embedding_prior")
-    add("--x", required=True, help="conditions, as config.data.x")
-    add("--y", required=True, help="targets, as config.data.y")
-    add("--groups", default="", help="as config.data.groups")
-    add("--subjects", default="", help="as config.data.subjects")
-    add("--splits", default="", help="as config.data.splits")
-    add("--eval-share", type=float, default=0.1, help="as config.data.eval_share; 1 = all pairs")
-    add("--bad-rows", default="reject", help="as config.data.bad_rows")
-    add("--repeats", default="each", help="as config.data.repeats")
-    add("--out", type=pathlib.Path, required=True, help="folder to write")
-    add("--num", type=int, default=16, help="samples per pair")
-    add("--most", type=int, default=2000, help="pairs that are judged")
-    add("--pool", type=int, default=300, help="candidates of retrieval")
-    add("--guidance", type=float, help="scale; default: exported")
-    add("--steps", help="of sampling; default: exported")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    return parser
-
-
 def run_pairs(args: argparse.Namespace) -> str:
     """Judges priors on held-out pairs, with the ridge in them and the mean; returns the table."""
     from unclip_jax.evaluation import pair_evaluation
@@ -366,52 +261,15 @@ def run_pairs(args: argparse.Namespace) -> str:
 
 SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], str]]] = {
     "images": (images_parser, run_images),
-    "statistics": (statistics_parser, run_statistics),
-    "pack": (pack_parser, run_pack),
-    "sweep": (sweep_parser, run_sweep),
-    "plot": (plot_parser, run_plot),
-    "coco": (coco_parser, run_coco),
-    "prompts": (prompts_parser, run_prompts),
-    "rerank": (rerank_parser, run_rerank),
-    "pairs": (pairs_parser, run_pairs),
+    "statistics": (evaluation_parsers.statistics_parser, run_statistics),
+    "pack": (evaluation_parsers.pack_parser, run_pack),
+    "sweep": (evaluation_parsers.sweep_parser, run_sweep),
+    "plot": (evaluation_parsers.plot_parser, run_plot),
+    "coco": (evaluation_parsers.coco_parser, run_coco),
+    "prompts": (evaluation_parsers.prompts_parser, run_prompts),
+    "rerank": (evaluation_parsers.rerank_parser, run_rerank),
+    "pairs": (evaluation_parsers.pairs_parser, run_pairs),
 }
-
-
-def _add_images(parser: Parser) -> Parser:
-    parser.add_argument("--images", required=True, help="a set of images")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help=".npz to write")
-    return parser
-
-
-def _add_features(parser: Parser) -> Parser:
-    parser.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
-    parser.add_argument("--resize", default="tf1", help="to 299: tf1, torch, clean")
-    return parser
-
-
-def _add_set(parser: Parser) -> Parser:
-    parser.add_argument("--size", type=int, help="resize and centre-crop images to this first")
-    parser.add_argument("--num", type=int, help="images of each set, from the first; default: all")
-    parser.add_argument("--blur", type=float, default=0.0, help="sigma in pixels of a blur of both")
-    parser.add_argument("--split", default="validation", help="of data sets")
-    data_flags.add_keys(parser)
-    parser.add_argument("--batch", type=int, default=64, help="images at once")
-    return parser
-
-
-def _add_sampling(parser: Parser) -> Parser:
-    add = parser.add_argument
-    flags.add_models(parser, digests=False)
-    add("--out", type=pathlib.Path, required=True, help="folder to write")
-    flags.add_prior(parser)
-    add("--condition", default="prior", help="source of z_img: prior or z_txt")
-    add("--guidance", type=float, help="of the decoder; default: exported")
-    add("--steps", help="of the decoder: 25, ddim50, ...; default: exported")
-    add("--sampler", help="of the decoder: ddim, dpmpp_2m, ...; default: exported")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--batch", type=int, default=50, help="images at once")
-    add("--part", type=int, default=500, help="images per file")
-    return parser
 
 
 def _sampling(args: argparse.Namespace) -> Any:
