@@ -94,6 +94,38 @@ def bootstrap(
     return Mean(total, *bootstrap_statistic(lambda rows: values[rows].mean(), total, **options))
 
 
+def bootstrap_ratio(
+    parts: Float[np.ndarray, " n"],
+    wholes: Float[np.ndarray, " n"],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> IntervalEstimate:
+    """Computes the bootstrap interval of sum(parts) / sum(wholes) over independent units.
+
+    With the answers of a unit as `wholes`, it is the interval of a share among answers of which
+    those to one unit depend on each other (Davison and Hinkley 1997, section 3.8). The same every
+    time.
+
+    Args:
+        parts: of every unit.
+        wholes: of every unit, greater than 0.
+        confidence: of the interval.
+        resamples: number of resamples.
+
+    Raises:
+        UserError: no units, confidence outside [0, 1).
+    """
+    in_range("confidence", confidence, 0.0, 1.0 - 1e-12)
+    count = len(parts)
+    if not count:
+        raise UserError("a ratio over no units has no interval; give at least one.")
+    rows = np.random.default_rng(0).integers(count, size=(resamples, count))
+    ratios = parts[rows].sum(axis=1) / wholes[rows].sum(axis=1)
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return IntervalEstimate(float(parts.sum() / wholes.sum()), float(low), float(high))
+
+
 def bootstrap_statistic(
     statistic: Statistic,
     count: int,

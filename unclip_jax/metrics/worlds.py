@@ -21,6 +21,7 @@ class World(NamedTuple):
         check: a verdict per image of its caption or scene.
         report: pass rates of many verdicts, per attribute.
         summary: attributes shown in tables.
+        criteria: attributes judged from the caption alone; all together are "joint".
     """
 
     name: str
@@ -28,10 +29,18 @@ class World(NamedTuple):
     check: Callable[[Images, Sequence[Any]], list[Any]]
     report: Callable[[Sequence[Any]], dict[str, Rate]]
     summary: tuple[str, ...]
+    criteria: tuple[str, ...]
 
 
 WORLDS: tuple[World, ...] = tuple(
-    World(name, checker.as_spec, checker.check, checker.report, checker.SUMMARY)
+    World(
+        name,
+        checker.as_spec,
+        checker.check,
+        checker.report,
+        checker.SUMMARY,
+        checker.CRITERIA,
+    )
     for name, checker in (("shapes", shapes_checker), ("portraits", portraits_checker))
 )
 # Columns of a table for any world, each once; what depends on all others comes last.
