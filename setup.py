@@ -84,7 +84,7 @@ setup(
     cmdclass={"build_py": BuildWithExperiments},
     entry_points={"console_scripts": ["unclip = unclip_jax.__main__:main"]},
     packages=find_packages(include=["unclip_jax", "unclip_jax.*"]),
-    package_data={"unclip_jax": ["weights/**"], "unclip_jax.serving": ["static/*"]},
+    package_data={"unclip_jax": ["weights/**"], "unclip_jax.serving": ["static/**"]},
     install_requires=CORE,
     extras_require={
         "dev": DEV,

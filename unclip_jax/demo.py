@@ -6,7 +6,6 @@ needs the extra `demo` (`pip install 'unclip_jax[demo]'`). docs/page.md describe
 """
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import sys
@@ -18,11 +17,11 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.engine.request_base import MAX_IMAGES
+from unclip_jax.serving import extra
 from unclip_jax.serving.schemas import Limits
 
 EMBEDDINGS = "embeddings/train"  # of a run directory
 TOKEN = "UNCLIP_TOKEN"  # the variable that may hold the token
-LIBRARIES = ("starlette", "uvicorn")  # of the extra
 
 
 def parser() -> Parser:
@@ -97,12 +96,7 @@ def check(args: argparse.Namespace) -> None:
     in_range("--max-images", args.max_images, 1, MAX_IMAGES)
     in_range("--max-waiting", args.max_waiting, 0, 1000)
     in_range("--max-seconds", args.max_seconds, 1, 1e6)
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"the page needs {' and '.join(missing)}, not installed here; run `pip install "
-            "'unclip_jax[demo]'`, in a checkout `pip install -e '.[demo]'`."
-        )
+    extra.check_installed()
     args.models = flags.run_directory(args.models)
     if args.embeddings is not None:
         EmbeddingSource(args.embeddings)

@@ -9,6 +9,8 @@ r"""Evaluates a trained cascade on a held-out split, or scores sets of images.
     python -m unclip_jax.evaluate coco --models=RUN --captions=FILE --real=val2014 \
         --features=inception:FILE --out=DIR
     python -m unclip_jax.evaluate prompts FILE --models=RUN --out=DIR
+    python -m unclip_jax.evaluate compare DIR_A DIR_B --out=DIR
+    python -m unclip_jax.evaluate judge DIR
     python -m unclip_jax.evaluate rerank --models=RUN --data=DATA --chain=dalle --candidates=64
     python -m unclip_jax.evaluate pairs RUN --x=a.npy --y=b.npy --out=DIR
 
@@ -36,7 +38,7 @@ from unclip_jax.cli import (
     process_flags,
 )
 from unclip_jax.cli.parser import Parser
-from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.files import check_output
 
 
@@ -48,6 +50,11 @@ def main(argv: Sequence[str]) -> None:
     """
     if argv and not argv[0].startswith("-"):
         make_parser, run = SUBCOMMANDS[one_of("subcommand", argv[0], SUBCOMMANDS)]
+        if argv[0] in WITHOUT_JAX:
+            args = make_parser().parse_args(argv[1:])
+            check_out(argv[0], args)
+            sys.stdout.write(run(args))
+            return
         args = with_processes(make_parser()).parse_args(argv[1:])
         check_out(argv[0], args)
     else:
@@ -69,11 +76,11 @@ def check_out(name: str, args: argparse.Namespace) -> None:
     Raises:
         UserError: it has another suffix, or cannot be written.
     """
-    if args.out is None:
+    if getattr(args, "out", None) is None:
         return
     if name in ("statistics", "pack"):
         _check_npz(args.out)
-    check_output(args.out, folder=name in ("pairs", "sweep", "coco", "prompts"))
+    check_output(args.out, folder=name in FOLDERS)
 
 
 def with_processes(parser: Parser) -> Parser:
@@ -104,7 +111,10 @@ def parser() -> Parser:
 
 def subparsers() -> dict[str, Parser]:
     """Returns the parsers of the subcommands."""
-    return {name: with_processes(make()) for name, (make, _) in SUBCOMMANDS.items()}
+    return {
+        name: make() if name in WITHOUT_JAX else with_processes(make())
+        for name, (make, _) in SUBCOMMANDS.items()
+    }
 
 
 def run_cascade(args: argparse.Namespace) -> str:
@@ -235,6 +245,36 @@ def run_prompts(args: argparse.Namespace) -> str:
     return prompts.table(prompts.evaluate_prompts(config))
 
 
+def run_compare(args: argparse.Namespace) -> str:
+    """Writes a comparison and the report of its answers so far; returns the report."""
+    from unclip_jax.evaluation import comparison, preferences
+
+    config = comparison.ComparisonConfig(args.a, args.b, args.out, args.seed)
+    return preferences.markdown(comparison.compare(config))
+
+
+def run_judge(args: argparse.Namespace) -> str:
+    """Serves the page for raters until ctrl-C; returns a line about their answers."""
+    from unclip_jax.serving import extra
+
+    in_range("--port", args.port, 1, 65535)
+    extra.check_installed()
+    from unclip_jax.evaluation.questionnaire import Questionnaire
+    from unclip_jax.serving import judging, server
+    from unclip_jax.serving.access import LOCAL_HOSTS, Access
+
+    questions = Questionnaire(args.folder, rater=args.rater, category=args.category)
+    is_local = server.is_local(args.host)
+    app = judging.app(questions, Access(hosts=LOCAL_HOSTS if is_local else ()))
+    with server.take_address(args.host, args.port) as listener:
+        sys.stdout.write(f"questions at {server.url(args.host, args.port)}\n")
+        if not is_local:
+            sys.stdout.write("anyone who reaches this port can answer under any name.\n")
+        sys.stdout.flush()
+        server.serve(app, listener)
+    return f"{questions.summary()}\n"
+
+
 def run_rerank(args: argparse.Namespace) -> str:
     """Scores the best of n images over n; returns the table."""
     from unclip_jax.evaluation import reranking
@@ -267,9 +307,13 @@ SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace]
     "plot": (evaluation_parsers.plot_parser, run_plot),
     "coco": (evaluation_parsers.coco_parser, run_coco),
     "prompts": (evaluation_parsers.prompts_parser, run_prompts),
+    "compare": (evaluation_parsers.compare_parser, run_compare),
+    "judge": (evaluation_parsers.judge_parser, run_judge),
     "rerank": (evaluation_parsers.rerank_parser, run_rerank),
     "pairs": (evaluation_parsers.pairs_parser, run_pairs),
 }
+FOLDERS = ("pairs", "sweep", "coco", "prompts", "compare")  # subcommands whose --out is a folder
+WITHOUT_JAX = ("compare", "judge")  # these compute nothing on devices, and run in one process
 
 
 def _sampling(args: argparse.Namespace) -> Any:

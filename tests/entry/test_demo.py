@@ -7,6 +7,7 @@ import pytest
 from unclip_jax import demo
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import shipped
+from unclip_jax.serving import extra
 
 
 @pytest.mark.parametrize(
@@ -23,13 +24,13 @@ from unclip_jax.handoff import shipped
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=message):
         demo.main(arguments)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs starlette and uvicorn.*'unclip_jax\[demo\]'"):
         demo.main([f"--models={tmp_path}"])
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests import cascades
 from unclip_jax import demo
+from unclip_jax.serving import extra
 from unclip_jax.serving.job_queue import Job
 
 
@@ -25,7 +26,7 @@ def run_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def service(run_dir):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo.importlib.util, "find_spec", lambda name: name)
+        patch.setattr(extra.importlib.util, "find_spec", lambda name: name)
         arguments = ["--batch=2", "--max-images=6", "--max-waiting=3"]
         args = demo.parser().parse_args([f"--models={run_dir}", *arguments])
         demo.check(args)

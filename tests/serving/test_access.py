@@ -23,7 +23,7 @@ TOKEN = "s3cret!"
 PUBLIC = {
     *("/", "/api", "/api/models", "/api/openapi.json", "/api/queue"),
     *("/icon.svg", "/page.css"),
-    *(f"/{name}.js" for name in ("client", "dom", "forms", "images", "page", "results")),
+    *(f"/{name}.js" for name in ("client", "dom", "forms", "images", "page", "results", "theme")),
 }
 
 

@@ -157,3 +157,25 @@ def pairs_parser() -> Parser:
     add("--steps", help="of sampling; default: exported")
     add("--seed", type=int, default=0, help="of all random numbers")
     return parser
+
+
+def compare_parser() -> Parser:
+    """Returns the parser of `compare`."""
+    parser = Parser("evaluate compare", description="Compare two models side by side, blind.")
+    kinds = "output of `evaluate prompts`"
+    parser.add_argument("a", type=pathlib.Path, metavar="DIR_A", help=f"{kinds}: model A")
+    parser.add_argument("b", type=pathlib.Path, metavar="DIR_B", help=f"{kinds}: model B")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the sides")
+    return parser
+
+
+def judge_parser() -> Parser:
+    """Returns the parser of `judge`."""
+    parser = Parser("evaluate judge", description="Ask raters on a local page.")
+    parser.add_argument("folder", type=pathlib.Path, help="folder that `compare` wrote")
+    parser.add_argument("--rater", default="", help="the only one; default: the page asks")
+    parser.add_argument("--category", help="of the prompts to judge; default: all")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=7861)
+    return parser

@@ -126,8 +126,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _members(categories: Sequence[str]) -> Iterator[tuple[str | None, np.ndarray]]:
-    """Yields each category with the rows of its prompts, and at last None with all of them."""
-    for name in dict.fromkeys(categories):
+    """Yields each of several categories with the rows of its prompts, at last None with all."""
+    names = dict.fromkeys(categories)
+    for name in names if len(names) > 1 else ():
         yield name, np.flatnonzero([category == name for category in categories])
     yield None, np.arange(len(categories))
 
@@ -139,11 +140,12 @@ def _interval(parts: np.ndarray, wholes: np.ndarray) -> dict[str, float] | None:
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     models, people = report["models"], report["people"]
     yield "# Two models compared\n"
-    yield f"A is `{models['A']['folder']}`, B is `{models['B']['folder']}`. This report names the"
-    yield "models: do not show it to raters who still answer.\n"
-    yield f"{report['prompts']} prompts, {report['images']} images of each model. Answers of"
-    yield f"{len(report['raters'])} raters: {report['answers']}. Shares and differences have 95 %"
-    yield "intervals, bootstrapped over prompts.\n"
+    yield f"A is `{models['A']['folder']}`, B is `{models['B']['folder']}`.\n"
+    yield "This report names the models: do not show it to raters who still answer.\n"
+    yield f"Prompts: {report['prompts']}. Images of each model: {report['images']}. Raters:"
+    yield f"{len(report['raters'])}. Answers: {report['answers']}.\n"
+    yield "Intervals are 95 %, bootstrapped over prompts. Where all prompts agree, they have no"
+    yield "width, and say nothing about other prompts.\n"
     yield from (f"WARNING: {line}\n" for line in report["warnings"])
     for question, text in QUESTIONS.items():
         yield f"## People, {question}\n\n{text.format(caption='...')}\n"

@@ -227,10 +227,8 @@ class Questionnaire:
         """Returns a line about all answers so far."""
         answers, _ = all_answers(self._folder, self._comparison)
         raters = len({answer.rater for answer in answers})
-        return (
-            f"{len(answers)} answers of {raters} raters in "
-            f"{self._folder / comparison_folder.ANSWERS}; `evaluate compare` reports on them."
-        )
+        place = self._folder / comparison_folder.ANSWERS
+        return f"answers in {place}: {len(answers)}, raters: {raters}; `compare` reports on them."
 
     def _check_rater(self, rater: str) -> str:
         rater = rater_name(rater)

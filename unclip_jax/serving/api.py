@@ -22,8 +22,7 @@ from typing import Any
 
 import anyio.to_thread  # pyright: ignore[reportMissingImports]
 from starlette.applications import Starlette  # pyright: ignore[reportMissingImports]
-from starlette.exceptions import HTTPException  # pyright: ignore[reportMissingImports]
-from starlette.requests import ClientDisconnect, Request  # pyright: ignore[reportMissingImports]
+from starlette.requests import Request  # pyright: ignore[reportMissingImports]
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 from starlette.routing import BaseRoute, Route  # pyright: ignore[reportMissingImports]
 
@@ -33,7 +32,7 @@ from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.serving import answers, page, schemas
 from unclip_jax.serving.access import Access, Gate
 from unclip_jax.serving.bodies import BodyReader, read_json
-from unclip_jax.serving.errors import Rejected, error_answer, json_answer
+from unclip_jax.serving.errors import Rejected, exception_handlers, json_answer
 from unclip_jax.serving.job_queue import Job, QueueFull
 from unclip_jax.serving.job_store import LEASE_S, JobStore, StoredJob
 from unclip_jax.serving.service import InferenceService, ServedResult
@@ -49,12 +48,7 @@ def app(service: InferenceService, access: Access | None = None) -> Any:
     access = access or Access()
     inner = Starlette(
         routes=[*Api(service, access).routes(), *page.routes(access.root_path)],
-        exception_handlers={
-            Rejected: _reject,
-            HTTPException: _reject_http,
-            ClientDisconnect: _hung_up,
-            Exception: _fail,
-        },
+        exception_handlers=exception_handlers("GET /api lists the commands."),
     )
     inner.router.redirect_slashes = False
     return Gate(inner, access)
@@ -223,30 +217,3 @@ async def _finished(job: Job[ServedResult], request: Request) -> ServedResult:
 
 def _no_job() -> Rejected:
     return Rejected(404, "there is no such job; results are kept for an hour at most.")
-
-
-async def _reject(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Rejected)
-    return error_answer(error)
-
-
-async def _reject_http(request: Request, error: Exception) -> Response:
-    """Errors of the routing, as JSON: no such path, or another method."""
-    assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    if error.status_code == 405:
-        line = f"{request.method[:20]} is not possible here; Allow says what is."
-    elif error.status_code == 404:
-        line = f"there is no {request.scope['path'][:60]!r}; GET /api lists the commands."
-    else:
-        line = f"{error.detail}."
-    return error_answer(Rejected(error.status_code, line, headers=headers))
-
-
-async def _hung_up(_: Request, __: Exception) -> Response:
-    return error_answer(Rejected(499, "the caller has gone."))
-
-
-async def _fail(_: Request, error: Exception) -> Response:
-    """A bug, which the gate logs."""
-    return error_answer(Rejected(500, f"the server failed ({type(error).__name__}); see its log."))

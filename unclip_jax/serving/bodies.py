@@ -19,13 +19,17 @@ READ_S = 60  # longest time that a body may take to arrive
 class BodyReader:
     """Reads bodies, together within a budget of memory until they are decoded."""
 
-    def __init__(self, *, limit: int, budget: int | None = None):
+    def __init__(
+        self, *, limit: int, budget: int | None = None, advice: str = "give smaller images."
+    ):
         """Sets the limits.
 
         Args:
             limit: bytes of one body.
             budget: bytes of all bodies that are not decoded yet; None = four times `limit`.
+            advice: ends the answer to a body that is too long.
         """
+        self._advice = advice
         self._limit, self._budget = limit, 4 * limit if budget is None else budget
         self._pending = 0
 
@@ -62,7 +66,7 @@ class BodyReader:
 
     def _check(self, size: int) -> None:
         if size > self._limit:
-            line = f"the request has more than {self._limit} bytes; give smaller images."
+            line = f"the request has more than {self._limit} bytes; {self._advice}"
             raise Rejected(413, line)
         if self._pending > self._budget:
             raise Rejected(503, "too many large requests arrive at once; try again in a minute.")

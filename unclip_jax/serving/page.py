@@ -1,10 +1,11 @@
-"""The page: a few files of HTML, CSS and JavaScript, which call the HTTP API.
+"""The pages: a few files of HTML, CSS and JavaScript, which call an HTTP API.
 
 They are read when the server starts, and sent under their names; no path of a request is opened.
 """
 
 import html
 import pathlib
+from collections.abc import Iterable
 
 from starlette.requests import Request  # pyright: ignore[reportMissingImports]
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
@@ -21,9 +22,15 @@ MEDIA_TYPES = {
 BASE = '<base href="./">'  # of index.html
 
 
-def routes(root_path: str) -> list[BaseRoute]:
-    """One route per file, the page itself at /."""
-    files = {path.name: path for path in sorted(STATIC.iterdir()) if path.suffix in MEDIA_TYPES}
+def routes(root_path: str, paths: Iterable[pathlib.Path] | None = None) -> list[BaseRoute]:
+    """One route per file, the page itself at /.
+
+    Args:
+        root_path: path below which a proxy serves the page; "" = the root.
+        paths: the files, one of them `INDEX`; None = those of the page of `demo`.
+    """
+    paths = STATIC.iterdir() if paths is None else paths
+    files = {path.name: path for path in sorted(paths) if path.suffix in MEDIA_TYPES}
     return [
         _route("/" if name == INDEX else f"/{name}", _content(path, root_path), path.suffix)
         for name, path in files.items()

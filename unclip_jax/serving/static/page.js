@@ -4,6 +4,7 @@ import { call, follow } from "./client.js";
 import { make, png, save } from "./dom.js";
 import { buildForm } from "./forms.js";
 import { gallery, openViewer, panels } from "./results.js";
+import { theme } from "./theme.js";
 
 const TITLES = {
   text: "Text to image", variations: "Variations", interpolate: "Interpolation", "text-diff": "Text diff",
@@ -242,18 +243,6 @@ function say(tab, left, { right = "", share = null, bad = false } = {}) {
   tab.status.replaceChildren(
     make("div", { className: "line" }, make("span", {}, left), make("span", { className: "dim" }, right)),
     ...(bar ? [bar] : []));
-}
-
-function theme() {
-  const root = document.documentElement;
-  const saved = localStorage.getItem("unclip-theme");
-  if (saved) root.dataset.theme = saved;
-  document.getElementById("theme").onclick = () => {
-    const dark = root.dataset.theme
-      ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-    localStorage.setItem("unclip-theme", root.dataset.theme);
-  };
 }
 
 // Leaving the page ends what it asked for.
