@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.intervals import bootstrap, bootstrap_statistic, wilson
+from unclip_jax.metrics.intervals import bootstrap, bootstrap_ratio, bootstrap_statistic, wilson
 
 
 @pytest.mark.parametrize(("hits", "total"), [(1, 2), (90, 100), (3, 7), (500, 501)])
@@ -110,3 +110,28 @@ def test_basic_interval_reflects_the_quantiles_about_the_value():
 
 def test_statistic_without_a_finite_value_has_no_interval():
     assert all(math.isnan(x) for x in bootstrap_statistic(lambda rows: math.nan, 10))
+
+
+def test_interval_of_a_ratio_resamples_units_with_their_wholes():
+    """Against resampling one by one, with random numbers of its own."""
+    generator = np.random.default_rng(1)
+    wholes = generator.integers(1, 9, size=30).astype(float)
+    parts = generator.binomial(wholes.astype(int), 0.3).astype(float)
+    interval = bootstrap_ratio(parts, wholes)
+    assert interval.value == parts.sum() / wholes.sum() != (parts / wholes).mean()
+    ratios = []
+    for _ in range(4000):
+        rows = generator.integers(30, size=30)
+        ratios.append(sum(parts[i] for i in rows) / sum(wholes[i] for i in rows))
+    assert interval.low == pytest.approx(np.quantile(ratios, 0.025), abs=0.01)
+    assert interval.high == pytest.approx(np.quantile(ratios, 0.975), abs=0.01)
+    quarter = bootstrap_ratio(parts, wholes, confidence=0.5)
+    assert quarter.low == pytest.approx(np.quantile(ratios, 0.25), abs=0.01)
+    assert quarter == bootstrap_ratio(parts, wholes, confidence=0.5)
+
+
+def test_interval_of_a_ratio_over_no_units_or_of_no_confidence_is_rejected():
+    with pytest.raises(UserError, match="a ratio over no units has no interval; give at least"):
+        bootstrap_ratio(np.zeros(0), np.zeros(0))
+    with pytest.raises(UserError, match="confidence is 1.0"):
+        bootstrap_ratio(np.ones(2), np.ones(2), confidence=1.0)

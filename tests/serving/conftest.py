@@ -78,12 +78,12 @@ class Client:
 
 
 @contextlib.contextmanager
-def serving(service, access=None):
-    """A server in a thread of this process; yields a `Client` of it."""
-    from unclip_jax.serving import api, server
+def serving_app(app):
+    """A server of an ASGI application in a thread of this process; yields a `Client` of it."""
+    from unclip_jax.serving import server
 
     with server.take_address("127.0.0.1", 0) as listener:
-        running = server.build(api.app(service, access))
+        running = server.build(app)
         running.install_signal_handlers = lambda: None
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -93,6 +93,13 @@ def serving(service, access=None):
         yield Client(listener.getsockname()[1])
         running.should_exit = True
         thread.join(20)
+
+
+def serving(service, access=None):
+    """A server of the API; yields a `Client` of it."""
+    from unclip_jax.serving import api
+
+    return serving_app(api.app(service, access))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ Nothing here says which model an image is from. An answer is on the disk before 
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import anyio.to_thread  # pyright: ignore[reportMissingImports]
 from starlette.applications import Starlette  # pyright: ignore[reportMissingImports]
@@ -30,6 +30,7 @@ SHARED = ("client.js", "dom.js", "icon.svg", "page.css", "theme.js")  # of the p
 MOST_BYTES = 4096  # of an answer
 
 
+@runtime_checkable
 class Questions(Protocol):
     """The sessions of raters, as `evaluation.questionnaire.Questionnaire` has them.
 
