@@ -30,6 +30,7 @@ SAMPLED = ["--models=nowhere"]
         (evaluate.main, ["plot", "nowhere"]),
         (evaluate.main, ["coco", *SAMPLED, "--captions=no", "--real=no", "--features=clip:no"]),
         (evaluate.main, ["prompts", "no.csv", *SAMPLED]),
+        (evaluate.main, ["compare", "nowhere", "no"]),
         (bundle.main, SAMPLED),
         (plan.main, ["--config=prior:paper"]),
     ],

@@ -149,7 +149,7 @@ def stored_sides(folder: pathlib.Path, comparison: Comparison, draw: Sequence[st
     advice = "the models of the sides are lost; delete the folder, or give another --out."
     content = json_text.parse_object(read_small(path), where=str(path), advice=advice)
     left = content.get("left")
-    sides = [left.get(p.id) for p in comparison.prompts] if isinstance(left, Mapping) else []
+    sides = [str(left.get(p.id)) for p in comparison.prompts] if isinstance(left, Mapping) else []
     if not sides or not set(sides) <= set(MODELS):
         raise UserError(f"{path} has no side for some prompts; {advice}")
     return sides

@@ -165,7 +165,7 @@ class Questionnaire:
             one_of("--category", category, dict.fromkeys(p.category for p in prompts))
         self._prompts = {p.id: p for p in prompts if category in (None, p.category)}
         images, root = self._comparison.images, folder / comparison_folder.PICTURES
-        self.pictures = {
+        self.pictures: Mapping[str, pathlib.Path] = {
             name: root / name
             for prompt in self._prompts.values()
             for side in SIDES

@@ -52,7 +52,7 @@ def open_sampled(folder: pathlib.Path) -> SampledPrompts:
             f"{folder} is no output of `evaluate prompts`; give a folder that it wrote."
         )
     content = json_text.parse_object(read_small(result), where=str(result), advice=f"{AGAIN}.")
-    rows, images, stored = (content.get(name) for name in ("prompts", "images", "protocol"))
+    rows, images = content.get("prompts"), content.get("images")
     if not isinstance(rows, list):
         raise UserError(
             f"{result} lists no prompts, since an earlier version wrote it; {AGAIN}, which samples "
@@ -62,7 +62,8 @@ def open_sampled(folder: pathlib.Path) -> SampledPrompts:
         listed = tuple(Prompt(str(row["category"]), str(row["text"])) for row in rows)
         values = [row["clip_score"] for row in rows]
         scores = None if None in values else np.array(values, np.float64)
-        count, part = int(stored["count"]), int(stored["part"])
+        facts = dict(content["protocol"])
+        count, part = int(facts["count"]), int(facts["part"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{result} is damaged ({error!r}); {AGAIN}.") from None
     if not listed or not isinstance(images, int) or count != images * len(listed) or part < 1:
@@ -71,7 +72,7 @@ def open_sampled(folder: pathlib.Path) -> SampledPrompts:
             f"in all; {AGAIN}."
         )
     image_set = _image_set(folder, count=count, part=part)
-    return SampledPrompts(folder, listed, images, stored, scores, image_set)
+    return SampledPrompts(folder, listed, images, facts, scores, image_set)
 
 
 def check_comparable(a: SampledPrompts, b: SampledPrompts) -> None:
