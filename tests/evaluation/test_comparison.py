@@ -136,17 +136,15 @@ def test_smaller_images_are_enlarged_to_the_size_of_the_others(tmp_path):
     assert report["warnings"][0].startswith("images of B are enlarged from 8 x 8 to 16 x 16")
 
 
-def test_an_interrupted_comparison_has_no_questions_and_continues(tmp_path, monkeypatch):
-    written = []
-
-    def failing(path, content):
-        written.append(path)
-        if len(written) == 5:
+@pytest.mark.parametrize("last", ["0002_left_01.png", "index.html"])
+def test_an_interrupted_comparison_has_no_questions_and_continues(tmp_path, monkeypatch, last):
+    def interrupted(path, content):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        if path.name == last:
             raise KeyboardInterrupt
-        path.write_bytes(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("unclip_jax.evaluation.comparison.write_atomically", failing)
+        patch.setattr("unclip_jax.evaluation.comparison.write_atomically", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compared(tmp_path)
     before = sides_of(tmp_path / "out")
@@ -377,6 +375,18 @@ def test_a_damaged_key_is_rejected(pair, text):
     (pair / "out" / "key" / "sides.json").write_text(text)
     with pytest.raises(
         UserError, match=r"sides\.json .*; the models of the sides are lost; delete"
+    ):
+        compare(config(pair))
+
+
+def test_a_key_of_other_sides_than_the_pictures_is_rejected(pair):
+    compare(config(pair))
+    path = pair / "out" / "key" / "sides.json"
+    swap = {"A": "B", "B": "A"}
+    left = {name: swap[model] for name, model in sides_of(pair / "out").items()}
+    path.write_text(json.dumps({"left": left}))
+    with pytest.raises(
+        UserError, match="comparison.json and key/sides.json do not belong together"
     ):
         compare(config(pair))
 

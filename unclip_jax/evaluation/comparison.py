@@ -74,16 +74,21 @@ def compare(config: ComparisonConfig) -> dict[str, Any]:
     }
     key = config.out / KEY
     protocol_folder.claim(key, protocol, first=True, contents="a comparison", folder=".")
-    identity = comparison_folder.digest(protocol)
     prompts = comparison_folder.identify(a.prompts)
-    comparison = Comparison(identity[:16], a.images, prompts)
-    entropy = (config.seed, int(identity, 16))  # other sides for other models, whatever the seed
+    entropy = (config.seed, int(comparison_folder.digest(protocol), 16))  # depends on the models
     draw = comparison_folder.draw_sides([prompt.category for prompt in prompts], entropy)
-    left = comparison_folder.stored_sides(config.out, comparison, draw)
+    left = comparison_folder.stored_sides(config.out, prompts, draw)
+    identity = comparison_folder.digest([protocol, left])[:16]
+    comparison = Comparison(identity, a.images, prompts)
     if not (config.out / comparison_folder.COMPARISON).is_file():
         write_pictures(config.out / PICTURES, comparison, left, a, b)
         write_atomically(config.out / "index.html", comparison_page.page(comparison))
         comparison_folder.write(config.out, comparison)
+    elif comparison_folder.read(config.out) != comparison:
+        raise UserError(
+            f"{config.out} is damaged: {comparison_folder.COMPARISON} and {KEY}/sides.json do not "
+            "belong together; delete the folder, or give another --out."
+        )
     report = report_of(config, comparison, left, a, b)
     protocol_folder.write(key / "report.json", json.dumps(report, indent=2) + "\n")
     protocol_folder.write(key / "report.md", preferences.markdown(report))

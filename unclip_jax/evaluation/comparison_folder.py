@@ -54,7 +54,7 @@ class Comparison:
     """A comparison as raters see it, without the models.
 
     Attributes:
-        id: digest of prompts, models and seed.
+        id: digest of prompts, models, sides and seed.
         images: images of each side.
         prompts: in the order of their file.
     """
@@ -128,12 +128,14 @@ def draw_sides(categories: Sequence[str], entropy: Sequence[int]) -> list[str]:
     return left
 
 
-def stored_sides(folder: pathlib.Path, comparison: Comparison, draw: Sequence[str]) -> list[str]:
+def stored_sides(
+    folder: pathlib.Path, prompts: Sequence[ComparedPrompt], draw: Sequence[str]
+) -> list[str]:
     """Returns the model on the left of every prompt, by the key of the folder.
 
     Args:
         folder: of the comparison.
-        comparison: in it.
+        prompts: of the comparison.
         draw: sides to store if there is no key yet. An earlier key stays, because pictures and
             answers follow it.
 
@@ -142,14 +144,14 @@ def stored_sides(folder: pathlib.Path, comparison: Comparison, draw: Sequence[st
     """
     path = folder / KEY / "sides.json"
     if not path.is_file():
-        left = {prompt.id: model for prompt, model in zip(comparison.prompts, draw, strict=True)}
-        text = json.dumps({"comparison": comparison.id, "left": left}, indent=2)
+        left = {prompt.id: model for prompt, model in zip(prompts, draw, strict=True)}
+        text = json.dumps({"left": left}, indent=2)
         protocol_folder.write(path, text + "\n")
         return list(draw)
     advice = "the models of the sides are lost; delete the folder, or give another --out."
     content = json_text.parse_object(read_small(path), where=str(path), advice=advice)
     left = content.get("left")
-    sides = [str(left.get(p.id)) for p in comparison.prompts] if isinstance(left, Mapping) else []
+    sides = [str(left.get(prompt.id)) for prompt in prompts] if isinstance(left, Mapping) else []
     if not sides or not set(sides) <= set(MODELS):
         raise UserError(f"{path} has no side for some prompts; {advice}")
     return sides
