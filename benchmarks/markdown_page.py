@@ -20,8 +20,18 @@ def interval(estimate: Mapping[str, float | None], *, digits: int = 2) -> str:
     """Formats a value with its interval; a dash where it is not defined (None, after JSON)."""
     if estimate["value"] is None:
         return "–"
-    value, low, high = (f"{estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
+    value, low, high = (number(estimate[name], digits) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Formats a number with a fixed number of digits, zero without a sign; None as a dash."""
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def cell(value: Mapping[str, float | None] | float | None) -> str:
+    """Formats a value with its interval, or a number without one by three digits."""
+    return interval(value) if isinstance(value, Mapping) else number(value, 3)
 
 
 def check_path(out: pathlib.Path) -> None:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import markdown_page
-from benchmarks.markdown_page import interval, table
+from benchmarks.markdown_page import cell, table
 from studies import evaluation_set, provenance, scoring, statistics
 from studies.evaluation_set import BATCH, EvaluationSet
 from unclip_jax.cli import compilation_cache, entry
@@ -154,9 +154,9 @@ def score(
         "diversity": statistics.interval(
             lambda rows: statistics.nan_mean(spread[rows]), examples.count
         ),
-        "frechet": examples.distances(lambda distance: distance(scored.z)),
     }
-    return {name: cell._asdict() for name, cell in cells.items()}
+    row: dict[str, Any] = {name: cell._asdict() for name, cell in cells.items()}
+    return {**row, "frechet": examples.distance(scored.z)}
 
 
 def guide_scores(guide: GuideModel, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
@@ -184,7 +184,7 @@ def write(out: pathlib.Path, result: dict[str, Any]) -> None:
         f"{result['images']} images of each, seed {result['seed']}; 95 % intervals.\n\n"
     )
     rows = [
-        [row["name"], *(interval(row[name]) for name in (*COLUMNS, "frechet"))]
+        [row["name"], *(cell(row[name]) for name in (*COLUMNS, "frechet"))]
         for row in result["rows"]
     ]
     markdown_page.write(out, text + table(("guidance", *HEADS), rows), result, title=TITLE)

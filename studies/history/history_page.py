@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import markdown_page
-from benchmarks.markdown_page import interval, table
+from benchmarks.markdown_page import cell, table
 from unclip_jax.core import picture
 
 TITLE = "# The history of text-to-image generation in miniature\n\n"
@@ -55,7 +55,7 @@ def protocol(report: dict[str, Any]) -> str:
 def scores(report: dict[str, Any]) -> str:
     """Formats the scores with 95 % intervals over captions."""
     heads = ("system", *(HEADS.get(name, name) for name in SCORES))
-    rows = [[row["name"], *(interval(row[name]) for name in SCORES)] for row in report["rows"]]
+    rows = [[row["name"], *(cell(row[name]) for name in SCORES)] for row in report["rows"]]
     return table(heads, rows)
 
 

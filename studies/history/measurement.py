@@ -63,15 +63,18 @@ def true_images(images: np.ndarray, examples: EvaluationSet, judge: InferenceEng
 
 
 def scores(examples: EvaluationSet, scored: ScoredImages) -> dict[str, Any]:
-    """Computes the scores of one value per caption or image, and the Fréchet distance."""
+    """Computes the scores of one value per caption or image, and the Fréchet distance.
+
+    That distance has no interval: of so few images it is mostly due to their number.
+    """
     cells = {"followed": examples.mean(scored.followed)}
     cells |= {name: examples.mean(scored.correct[name]) for name in COLUMNS[1:]}
     spread = examples.diversity(scored.z)
     cells["diversity"] = statistics.interval(
         lambda rows: statistics.nan_mean(spread[rows]), examples.count
     )
-    cells["frechet"] = examples.distances(lambda distance: distance(scored.z))
-    return {name: cell._asdict() for name, cell in cells.items()}
+    row: dict[str, Any] = {name: cell._asdict() for name, cell in cells.items()}
+    return {**row, "frechet": examples.distance(scored.z)}
 
 
 def sample(

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks import markdown_page
 from studies import evaluation_set, scoring, statistics
 from studies.history import __main__ as history
 from studies.history import history_page, measurement, training
@@ -121,15 +122,21 @@ def test_scores_are_means_over_images_that_the_caption_names():
     row = measurement.scores(examples, measurement.ScoredImages(z, correct))
     assert row["colour"]["value"] == pytest.approx(0.5)
     assert row["followed"]["value"] == pytest.approx((1 + 1 + 0.5 + 0.5 + 1 + 0.5 + 1 + 1) / 8)
-    assert row["frechet"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert row["frechet"] == pytest.approx(0.0, abs=1e-9)
     spread = [1 - z[i] @ z[i + 1] for i in range(0, 8, 2)]
     assert row["diversity"]["value"] == pytest.approx(np.mean(spread))
+
+
+def test_numbers_have_fixed_digits_and_zero_has_no_sign():
+    assert markdown_page.number(-0.001) == "0.00" and markdown_page.number(-0.006) == "-0.01"
+    assert markdown_page.number(None) == "–" and markdown_page.cell(0.12345) == "0.123"
+    assert markdown_page.cell({"value": -0.001, "low": -0.5, "high": 0.0}) == "0.00 [-0.50, 0.00]"
 
 
 def test_the_page_has_all_tables_and_keeps_its_own_words(tmp_path):
     cell = {"value": 0.5, "low": 0.4, "high": 0.6}
     scores = dict.fromkeys(measurement.COLUMNS, cell)
-    row = {"name": "GLIDE", "paper": "2021", **scores, "diversity": cell, "frechet": cell}
+    row = {"name": "GLIDE", "paper": "2021", **scores, "diversity": cell, "frechet": 0.1234}
     row["binding"] = dict.fromkeys(cell)  # no caption of two unlike objects
     row |= {"side": 64, "parameters": 2_500_000, "seconds": 0.25, "flops": 3e9}
     facts = {"date": "2026-01-01", "device": "cpu", "jax": "0", "num": 4, "split": "validation"}
@@ -142,7 +149,7 @@ def test_the_page_has_all_tables_and_keeps_its_own_words(tmp_path):
     text = out.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n")
     assert "Not measured yet: Imagen." in text
-    assert "| GLIDE | 0.50 [0.40, 0.60] |" in text and "| – |" in text
+    assert "| GLIDE | 0.50 [0.40, 0.60] |" in text and "| – | 0.123 |" in text
     assert "| GLIDE | 2021 | 64 | 2.50 M | 3 | 0.25 |" in text
     assert "| glide | glide | 7 | 32 | 2 | 1.2 |" in text
     assert json.loads(out.with_suffix(".json").read_text())["rows"][0]["name"] == "GLIDE"
