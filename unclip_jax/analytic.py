@@ -19,12 +19,14 @@ def parser() -> ExperimentParser:
     """Returns the parser of the command line."""
     parser = ExperimentParser(
         "analytic",
-        config_help="; its data are read",
+        config_help="; its training data are read",
         description="Estimate the Analytic-DPM variance of a trained prior.",
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of its run")
-    parser.add_argument("--examples", type=int, default=4096, help="behind each number")
-    parser.add_argument("--steps", help="grid, as sampling.steps; default: the export's own")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="workdir of the prior")
+    parser.add_argument(
+        "--examples", type=int, default=4096, help="training examples to average over"
+    )
+    parser.add_argument("--steps", help="steps, as model.sampling.steps; default: as exported")
     return parser
 
 

@@ -26,8 +26,10 @@ def parser() -> Parser:
     """Returns the parser of the command."""
     parser = Parser("bundle", description="Write the sampler as one file.")
     flags.add_models(parser, public=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
-    parser.add_argument("--batch-sizes", default="1,4", help="one program each")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="file to write")
+    parser.add_argument(
+        "--batch-sizes", default="1,4", help="batch sizes, each with a compiled program"
+    )
     flags.add_prior(parser)
     request_flags.add_fields(parser, TextRequest, only=FIXED)
     parser.add_argument(

@@ -29,11 +29,11 @@ def parser() -> Parser:
     parser = Parser("demo", description="Serve a page and an HTTP API.")
     flags.add_models(parser)
     flags.add_prior(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
     parser.add_argument(
         "--token",
-        help=f"callers must bring it; the variable {TOKEN} hides it from lists of processes",
+        help=f"secret that callers must send; also read from the variable {TOKEN}",
     )
     parser.add_argument(
         "--root-path", default="", help="path below which a proxy serves the page, such as /unclip"
@@ -44,13 +44,15 @@ def parser() -> Parser:
         default=[],
         metavar="NAME",
         help="names of this server beside localhost, such as the proxy's; on other hosts than "
-        "127.0.0.1 any name is allowed unless some are given",
+        "127.0.0.1 every name is allowed by default",
     )
-    parser.add_argument("--batch", type=int, default=4, help="images at once")
-    parser.add_argument("--max-images", type=int, default=Limits.images, help="per request")
-    parser.add_argument("--max-waiting", type=int, default=Limits.waiting, help="requests in line")
+    parser.add_argument("--batch", type=int, default=4, help="images per batch")
+    parser.add_argument("--max-images", type=int, default=Limits.images, help="images per request")
     parser.add_argument(
-        "--max-seconds", type=float, default=Limits.seconds, help="running time of a request"
+        "--max-waiting", type=int, default=Limits.waiting, help="requests in the queue"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=Limits.seconds, help="seconds that a request may run"
     )
     parser.add_argument(
         "--no-warm-up",
@@ -60,7 +62,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--embeddings",
         type=pathlib.Path,
-        help=f"a split that `embed` wrote, for probe-pca; default: MODELS/{EMBEDDINGS}, if there",
+        help=f"a split that `embed` wrote, for probe-pca; default: MODELS/{EMBEDDINGS}",
     )
     return parser
 

@@ -43,11 +43,11 @@ def parser() -> Parser:
     data_flags.add(parser)
     parser.add_argument("--out", type=location, required=True, help="folder or URL to write")
     parser.add_argument("--splits", nargs="*", help="names of splits; default: all")
-    parser.add_argument("--batch", type=int, default=256, help="examples at once")
+    parser.add_argument("--batch", type=int, default=256, help="examples per batch")
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="store embeddings as CLIP computes them, not with norm 1: for stages of Karlo's kind",
+        help="store embeddings as CLIP computes them, not with norm 1 (Karlo)",
     )
     parser.add_argument(
         "--all-captions",
@@ -57,7 +57,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="precision on disk"
     )
-    parser.add_argument("--workers", type=int, default=8, help="records that are read at once")
+    parser.add_argument("--workers", type=int, default=8, help="threads that read records")
     parser.add_argument(
         "--shard", default="0/1", metavar="I/N", help="embed every N-th shard from number I"
     )
@@ -102,18 +102,18 @@ def prior_parser() -> Parser:
     parser = Parser("embed prior", description="Sample targets with a prior for embeddings.")
     add = parser.add_argument
     add("run", type=pathlib.Path, help="workdir or export of embedding_prior")
-    add("--x", required=True, help="conditions, as config.data.x")
+    add("--x", required=True, help="arrays of conditions, named as in config.data.x")
     add("--out", type=pathlib.Path, required=True, help=".npy, .safetensors, .parquet or folder")
     add("--subjects", help="labels of the rows, for a prior with layers per subject")
-    add("--bad-rows", default="reject", help="rows with NaN or inf: reject, or skip them")
+    add("--bad-rows", default="reject", help="for rows with NaN or inf: reject or skip")
     add("--num", type=int, default=1, help="samples per row")
     add("--guidance", type=float, help="guidance scale, 1 = off; default: as exported")
     add("--steps", help="sampling steps, such as 25; default: as exported")
     add("--sampler", help="sampler of the diffusion prior; default: as exported")
-    add("--temperature", type=float, help="of an autoregressive prior; default: as exported")
-    add("--top-p", type=float, help="nucleus threshold of the codes; default: as exported")
+    add("--temperature", type=float, help="autoregressive prior: temperature; default: as exported")
+    add("--top-p", type=float, help="autoregressive prior: nucleus; default: as exported")
     add("--seed", type=int, default=0, help="random seed")
-    add("--batch", type=int, default=256, help="samples at once")
+    add("--batch", type=int, default=256, help="samples per batch")
     return parser
 
 
@@ -156,8 +156,8 @@ def text_parser() -> Parser:
     data_flags.add(parser)
     add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
     add("--splits", nargs="*", help="names of splits; default: all")
-    add("--batch", type=int, default=64, help="captions at once")
-    add("--workers", type=int, default=8, help="records that are read at once")
+    add("--batch", type=int, default=64, help="captions per batch")
+    add("--workers", type=int, default=8, help="threads that read records")
     add("--shard", default="0/1", metavar="I/N", help="write every N-th shard from number I")
     process_flags.add(parser)
     return parser
@@ -196,9 +196,9 @@ def join_parser() -> Parser:
     data_flags.add(parser)
     add("--out", type=location, required=True, help="folder or URL to write")
     add("--splits", nargs="*", help="names of splits; default: all")
-    add("--key-parts", type=int, default=1, help="last parts of keys that are compared")
-    add("--raw", action="store_true", help="they are as CLIP computes them, not of norm 1")
-    add("--workers", type=int, default=8, help="records that are read at once")
+    add("--key-parts", type=int, default=1, help="last parts of a key, between slashes, to compare")
+    add("--raw", action="store_true", help="embeddings are as CLIP computes them, not of norm 1")
+    add("--workers", type=int, default=8, help="threads that read records")
     flags.add_skip_digests(parser)
     return parser
 
@@ -234,8 +234,8 @@ def codes_parser() -> Parser:
     data_flags.add(parser)
     add("--out", type=pathlib.Path, required=True, help="folder to write, or to continue")
     add("--splits", nargs="*", help="names of splits; default: all")
-    add("--batch", type=int, default=64, help="images at once")
-    add("--workers", type=int, default=8, help="records that are read at once")
+    add("--batch", type=int, default=64, help="images per batch")
+    add("--workers", type=int, default=8, help="threads that read records")
     return parser
 
 

@@ -100,11 +100,14 @@ def parser() -> Parser:
     flags.add_models(parser, digests=False)
     data_flags.add(parser)
     flags.add_prior(parser)
-    parser.add_argument("--split", default="validation", help="of the data set")
+    parser.add_argument("--split", default="validation", help="split of the data set")
     parser.add_argument("--num", type=int, default=200, help="captions to sample")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument(
-        "--best-of", type=int, default=1, help="images per caption, of which CLIP keeps the nearest"
+        "--best-of",
+        type=int,
+        default=1,
+        help="images per caption, of which CLIP selects the nearest",
     )
     return parser
 
@@ -150,14 +153,21 @@ def images_parser() -> Parser:
     parser = Parser("evaluate images", description="Compare two sets of images.")
     kinds = "folder of images, .npz batch, .npz statistics, or data set"
     parser.add_argument("--real", required=True, help=kinds)
-    parser.add_argument("--fake", required=True, help="likewise")
+    parser.add_argument("--fake", required=True, help="images to score, in the same forms")
     parser.add_argument("--out", type=pathlib.Path, help="JSON to write")
     default = ScoreOptions()
-    parser.add_argument("--kid-subsets", type=int, default=default.kid_subsets, help="of KID")
-    parser.add_argument("--kid-size", type=int, default=default.kid_size, help="images in each")
-    parser.add_argument("--k", type=int, default=default.k, help="neighbours of precision, recall")
     parser.add_argument(
-        "--k-density", type=int, default=default.k_density, help="neighbours of density, coverage"
+        "--kid-subsets", type=int, default=default.kid_subsets, help="subsets of KID"
+    )
+    parser.add_argument("--kid-size", type=int, default=default.kid_size, help="images per subset")
+    parser.add_argument(
+        "--k", type=int, default=default.k, help="neighbours for precision and recall"
+    )
+    parser.add_argument(
+        "--k-density",
+        type=int,
+        default=default.k_density,
+        help="neighbours for density and coverage",
     )
     parser.add_argument("--seed", type=int, default=0, help="of KID's subsets")
     return evaluation_parsers.add_set(evaluation_parsers.add_features(parser))

@@ -29,11 +29,17 @@ def parser() -> ExperimentParser:
     add = parser.add_argument
     add("--topology", default="", help="TPU slice such as v5p:4x4x8; default: the local devices")
     add("--slices", type=int, default=1, help="number of slices, connected over DCN")
-    add("--mesh", default="", help="data=4,fsdp=16,tensor=1; default: the config's")
+    add("--mesh", default="", help="mesh such as data=4,fsdp=16; default: the config's")
     add("--what", default="train", choices=("train", "sample"), help="program to compile")
-    add("--batch", type=int, help="images at once for --what=sample; default: 8 per chip")
-    add("--effort", default="default", help="of the compiler; low is much faster")
-    add("--search", type=int, nargs="?", const=3, help="compile the best 3 candidates, or SEARCH")
+    add("--batch", type=int, help="batch size of --what=sample; default: 8 per chip")
+    add("--effort", default="default", help="effort of the compiler; low is much faster")
+    add(
+        "--search",
+        type=int,
+        nargs="?",
+        const=3,
+        help="compile the SEARCH best candidates (default: 3)",
+    )
     add("--out", type=pathlib.Path, default=pathlib.Path("plan.json"), help="JSON to write")
     return parser
 

@@ -46,27 +46,37 @@ def parser() -> Parser:
     add("--out", required=True, type=location, help="folder or URL of the data set")
     add("--split", default="train", help="split of inputs without SPLIT=")
     add("--shards", type=int, default=0, help="files per split; default: one per 8,192 records")
-    add("--tokenizer", default="train", help="folder with one, 'train' or 'none'")
-    add("--vocab-size", type=int, default=8192, help="of a trained tokenizer, at most")
-    add("--tokenizer-sample", type=int, default=1_000_000, help="records that it is trained on")
+    add("--tokenizer", default="train", help="'train', 'none', or folder of a tokenizer")
+    add("--vocab-size", type=int, default=8192, help="tokens of a trained tokenizer, at most")
+    add("--tokenizer-sample", type=int, default=1_000_000, help="records to train it on")
     add("--caption-field", default="", help="JSON field or feature with the caption")
     add("--where", default="", help='condition on metadata, such as "similarity > 0.28"')
     add("--uids", type=pathlib.Path, help="file with the uids or keys to keep")
-    add("--prefix-keys", action="store_true", help="for tars that use the same keys again")
-    add("--image-size", type=int, help="store square images of this side; default of a world: 64")
-    add("--max-side", type=int, help="reduce images to this shorter side; default: as they are")
-    add("--min-side", type=int, default=Limits.min_side, help="skip smaller images")
-    add("--max-aspect", type=float, default=Limits.max_aspect, help="skip longer images")
-    add("--max-pixels", type=int, default=Limits.max_pixels, help="skip larger images")
-    add("--max-bad", type=float, default=0.05, help="stop if a larger share is skipped")
-    add("--dedup", default="none", choices=duplicates.KINDS, help="duplicates of images to skip")
-    add("--index", action="store_true", help="for tars: store where records lie, and no images")
-    add("--engine", default="local", help="local, ray, ray:ADDRESS or beam")
-    add("--beam-option", action="append", default=[], metavar="OPTION", help="of Beam; repeatable")
-    add("--shard", default="", metavar="I/N", help="write every N-th shard from number I, no more")
-    add("--shard-mb", type=float, default=512.0, help="MB of tars or Parquet per shard, about")
+    add("--prefix-keys", action="store_true", help="put the name of its tar before each key")
+    add("--image-size", type=int, help="store square images of this side; default: 64 for a world")
+    add("--max-side", type=int, help="reduce images to this shorter side; default: never")
+    add(
+        "--min-side",
+        type=int,
+        default=Limits.min_side,
+        help="skip images with a side below this",
+    )
+    add(
+        "--max-aspect",
+        type=float,
+        default=Limits.max_aspect,
+        help="skip images with a greater ratio of sides",
+    )
+    add("--max-pixels", type=int, default=Limits.max_pixels, help="skip images of more pixels")
+    add("--max-bad", type=float, default=0.05, help="stop if a larger share is unusable")
+    add("--dedup", default="none", choices=duplicates.KINDS, help="duplicate images to skip")
+    add("--index", action="store_true", help="of tars, store the places of images, not copies")
+    add("--engine", default="local", help="runs the shards: local, ray, ray:ADDRESS or beam")
+    add("--beam-option", action="append", default=[], metavar="OPTION", help="option for Beam")
+    add("--shard", default="", metavar="I/N", help="write only every N-th shard, from number I")
+    add("--shard-mb", type=float, default=512.0, help="approximate MB of tars or Parquet per shard")
     add("--workers", type=int, help="processes or checking threads; default: one per core")
-    add("--seed", type=int, default=0, help="of a procedural world")
+    add("--seed", type=int, default=0, help="seed of a procedural world")
     return parser
 
 

@@ -90,9 +90,9 @@ def parser() -> Parser:
     flags.add_models(parser)
     add = parser.add_argument
     add("--out", type=pathlib.Path, default=pathlib.Path("tour"), help="folder to write")
-    add("--world", help="portraits or shapes; default: by the size of the models")
+    add("--world", help="portraits or shapes; default: that of the models")
     add("--num", type=int, default=2, help="images per caption")
-    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--seed", type=int, default=0, help="random seed")
     return parser
 
 

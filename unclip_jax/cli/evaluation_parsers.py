@@ -8,7 +8,7 @@ from unclip_jax.cli.parser import Parser
 
 def add_images(parser: Parser) -> Parser:
     """Adds the set of images and the .npz that is written from it."""
-    parser.add_argument("--images", required=True, help="a set of images")
+    parser.add_argument("--images", required=True, help="folder of images, .npz batch or data set")
     parser.add_argument("--out", type=pathlib.Path, required=True, help=".npz to write")
     return parser
 
@@ -16,18 +16,20 @@ def add_images(parser: Parser) -> Parser:
 def add_features(parser: Parser) -> Parser:
     """Adds the extractor of features."""
     parser.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
-    parser.add_argument("--resize", default="tf1", help="to 299: tf1, torch, clean")
+    parser.add_argument("--resize", default="tf1", help="resize to 299 x 299 as: tf1, torch, clean")
     return parser
 
 
 def add_set(parser: Parser) -> Parser:
     """Adds the part of a set of images that is read, and how."""
-    parser.add_argument("--size", type=int, help="resize and centre-crop images to this first")
-    parser.add_argument("--num", type=int, help="images of each set, from the first; default: all")
-    parser.add_argument("--blur", type=float, default=0.0, help="sigma in pixels of a blur of both")
-    parser.add_argument("--split", default="validation", help="of data sets")
+    parser.add_argument("--size", type=int, help="resize and crop images to this side before")
+    parser.add_argument("--num", type=int, help="number of images, from the first; default: all")
+    parser.add_argument(
+        "--blur", type=float, default=0.0, help="sigma in pixels of a blur; 0 = off"
+    )
+    parser.add_argument("--split", default="validation", help="split of a data set")
     data_flags.add_keys(parser)
-    parser.add_argument("--batch", type=int, default=64, help="images at once")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
     return parser
 
 
@@ -38,11 +40,11 @@ def add_sampling(parser: Parser) -> Parser:
     add("--out", type=pathlib.Path, required=True, help="folder to write")
     flags.add_prior(parser)
     add("--condition", default="prior", help="source of z_img: prior or z_txt")
-    add("--guidance", type=float, help="of the decoder; default: exported")
-    add("--steps", help="of the decoder: 25, ddim50, ...; default: exported")
-    add("--sampler", help="of the decoder: ddim, dpmpp_2m, ...; default: exported")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--batch", type=int, default=50, help="images at once")
+    add("--guidance", type=float, help="guidance scale; default: as exported")
+    add("--steps", help="decoder steps: 25, ddim50, ...; default: as exported")
+    add("--sampler", help="decoder sampler, such as ddim; default: as exported")
+    add("--seed", type=int, default=0, help="random seed")
+    add("--batch", type=int, default=50, help="images per batch")
     add("--part", type=int, default=500, help="images per file")
     return parser
 
@@ -69,26 +71,26 @@ def sweep_parser() -> Parser:
     flags.add_models(parser, digests=False)
     data_flags.add(parser)
     add("--out", type=pathlib.Path, required=True, help="folder to write")
-    add("--guidance", default="1", help="comma-separated scales, 1 = off")
-    add("--steps", help="comma-separated, such as 10,25,ddim50; default: exported")
-    add("--sampler", help="comma-separated, such as ddim,dpmpp_2m; default: exported")
+    add("--guidance", default="1", help="scales, comma-separated; 1 = off")
+    add("--steps", help="such as 10,25,ddim50; default: as exported")
+    add("--sampler", help="such as ddim,dpmpp_2m; default: as exported")
     add("--features", help="inception:FILE or clip:EXPORT; default: the models' CLIP")
-    add("--resize", default="tf1", help="of inception: tf1, torch, clean")
+    add("--resize", default="tf1", help="resize to 299 x 299 as: tf1, torch, clean")
     flags.add_prior(parser)
     add("--condition", default="prior", help="source of z_img: prior, z_txt or z_img")
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=200, help="captions")
+    add("--split", default="validation", help="split of the data set")
+    add("--num", type=int, default=200, help="number of captions")
     add("--images", type=int, default=2, help="images per caption")
-    add("--reference", type=int, help="real images; default: all of the split")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--batch", type=int, default=50, help="images at once")
-    add("--keep", action="store_true", help="keep the images, as .npz batches")
+    add("--reference", type=int, help="number of real images; default: the whole split")
+    add("--seed", type=int, default=0, help="random seed")
+    add("--batch", type=int, default=50, help="images per batch")
+    add("--keep", action="store_true", help="store the images too, as .npz batches")
     return parser
 
 
 def plot_parser() -> Parser:
     """Returns the parser of `plot`."""
-    parser = Parser("evaluate plot", description="Plot sweeps together.")
+    parser = Parser("evaluate plot", description="Plot several sweeps in one figure.")
     parser.add_argument("sweeps", nargs="+", type=pathlib.Path, help="folders that `sweep` wrote")
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("sweeps.png"), help="PNG to write"
@@ -98,13 +100,18 @@ def plot_parser() -> Parser:
 
 def coco_parser() -> Parser:
     """Returns the parser of `coco`."""
-    parser = add_sampling(Parser("evaluate coco", description="Zero-shot FID on MS-COCO."))
+    parser = add_sampling(Parser("evaluate coco", description="Compute zero-shot FID on MS-COCO."))
     add = parser.add_argument
-    add("--captions", type=pathlib.Path, required=True, help="captions_val2014.json, or alike")
+    add(
+        "--captions",
+        type=pathlib.Path,
+        required=True,
+        help="captions_val2014.json or a similar file",
+    )
     add("--real", required=True, help="folder val2014, an .npz batch or .npz statistics")
     data_flags.add_keys(parser)
     add("--features", required=True, help="inception:FILE or clip:EXPORT")
-    add("--resize", default="tf1", help="to 299: tf1, torch, clean")
+    add("--resize", default="tf1", help="resize to 299 x 299 as: tf1, torch, clean")
     add("--num", type=int, default=30_000, help="captions to sample")
     add("--size", type=int, default=256, help="side at which images are compared")
     return parser
@@ -121,24 +128,26 @@ def prompts_parser() -> Parser:
 
 def rerank_parser() -> Parser:
     """Returns the parser of `rerank`."""
-    parser = Parser("evaluate rerank", description="Score the best of n images by CLIP, over n.")
+    parser = Parser(
+        "evaluate rerank", description="Score the image that CLIP selects among n, by n."
+    )
     add = parser.add_argument
     add("--models", type=pathlib.Path, required=True, help="run directory")
     data_flags.add(parser)
     flags.add_prior(parser)
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=64, help="captions")
+    add("--split", default="validation", help="split of the data set")
+    add("--num", type=int, default=64, help="number of captions")
     add("--candidates", type=int, default=64, help="images per caption")
-    add("--guidance", type=float, help="scale; default: exported")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--batch", type=int, default=64, help="images at once")
+    add("--guidance", type=float, help="guidance scale; default: as exported")
+    add("--seed", type=int, default=0, help="random seed")
+    add("--batch", type=int, default=64, help="images per batch")
     add("--out", type=pathlib.Path, help="JSON to write")
     return parser
 
 
 def pairs_parser() -> Parser:
     """Returns the parser of `pairs`."""
-    parser = Parser("evaluate pairs", description="Judge priors between embedding spaces.")
+    parser = Parser("evaluate pairs", description="Evaluate priors between embedding spaces.")
     add = parser.add_argument
     add("runs", nargs="+", type=pathlib.Path, help="workdirs or exports of embedding_prior")
     add("--x", required=True, help="conditions, as config.data.x")
@@ -151,11 +160,11 @@ def pairs_parser() -> Parser:
     add("--repeats", default="each", help="as config.data.repeats")
     add("--out", type=pathlib.Path, required=True, help="folder to write")
     add("--num", type=int, default=16, help="samples per pair")
-    add("--most", type=int, default=2000, help="pairs that are judged")
-    add("--pool", type=int, default=300, help="candidates of retrieval")
-    add("--guidance", type=float, help="scale; default: exported")
-    add("--steps", help="of sampling; default: exported")
-    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--most", type=int, default=2000, help="pairs to evaluate, at most")
+    add("--pool", type=int, default=300, help="candidates per retrieval")
+    add("--guidance", type=float, help="guidance scale; default: as exported")
+    add("--steps", help="sampling steps; default: as exported")
+    add("--seed", type=int, default=0, help="random seed")
     return parser
 
 
@@ -166,16 +175,16 @@ def compare_parser() -> Parser:
     parser.add_argument("a", type=pathlib.Path, metavar="DIR_A", help=f"{kinds}: model A")
     parser.add_argument("b", type=pathlib.Path, metavar="DIR_B", help=f"{kinds}: model B")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the sides")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the sides")
     return parser
 
 
 def judge_parser() -> Parser:
     """Returns the parser of `judge`."""
-    parser = Parser("evaluate judge", description="Ask raters on a local page.")
+    parser = Parser("evaluate judge", description="Serve the page on which raters compare.")
     parser.add_argument("folder", type=pathlib.Path, help="folder that `compare` wrote")
-    parser.add_argument("--rater", default="", help="the only one; default: the page asks")
-    parser.add_argument("--category", help="of the prompts to judge; default: all")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, default=7861)
+    parser.add_argument("--rater", default="", help="name of the rater; default: the page asks")
+    parser.add_argument("--category", help="category to judge; default: all")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all")
+    parser.add_argument("--port", type=int, default=7861, help="port to listen on")
     return parser

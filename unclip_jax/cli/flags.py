@@ -55,12 +55,12 @@ def add_prior(
     parser: argparse.ArgumentParser, *, default: str | None = "prior", note: str = ""
 ) -> None:
     """Adds --prior and --chain, which both set `prior` for `load.load_cascade`."""
-    priors = f"which prior: prior or prior_ar{note}"
+    priors = f"prior to use: prior or prior_ar{note}"
     parser.add_argument("--prior", default=default, help=priors)
     parser.add_argument(
         "--chain",
         action=_Chain,
-        help="which chain, of a run that has several: unclip, imagen or dalle",
+        help="chain to use, if a run has several: unclip, imagen or dalle",
     )
 
 

@@ -146,7 +146,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 def _is_value(default: Any) -> bool:
     """True if a default says something that its absence would not."""
-    return not (default is None or default is False or default in ("", argparse.SUPPRESS))
+    return not (default is None or default is False or default in ("", argparse.SUPPRESS, [], ()))
 
 
 def is_script() -> bool:

@@ -88,7 +88,7 @@ def parser(command: str = TextRequest.name) -> Parser:
     flags.add_prior(parser, default=default, note=origin)
     out = "samples.png" if command == TextRequest.name else f"{command}.png"
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="file to write")
-    parser.add_argument("--batch", type=int, default=16, help="images at once")
+    parser.add_argument("--batch", type=int, default=16, help="images per batch")
     if command == TextRequest.name:
         parser.add_argument(
             "--guide",

@@ -30,14 +30,14 @@ def parser() -> Parser:
     add = parser.add_argument
     add("source", nargs="+", type=pathlib.Path, help="folder or file of weights")
     add("--out", type=pathlib.Path, required=True, help="folder to write")
-    add("--to", choices=LAYOUTS, default="unclip_jax", help=f"layout: {', '.join(LAYOUTS)}")
+    add("--to", choices=LAYOUTS, default="unclip_jax", help="layout to write")
     add("--stages", help="stages of a pipeline to convert, comma-separated; default: all")
     add("--dtype", default="float32", help="float32 or bfloat16")
-    add("--tokenizer", type=pathlib.Path, help="folder, where the source has none")
-    add("--clip", type=pathlib.Path, help="export of the CLIP of a source without one")
-    add("--context", type=int, help="tokens per caption of a T5 or BERT; default: 128")
-    add("--pixels", choices=("signed", "unit"), help="range of a VQGAN: [-1, 1] or [0, 1]")
-    add("--licence", help="terms of the weights, for the manifests; default of SRC: its authors'")
+    add("--tokenizer", type=pathlib.Path, help="folder of a tokenizer, for a source without one")
+    add("--clip", type=pathlib.Path, help="export of the CLIP, for a source without one")
+    add("--context", type=int, help="caption length of a T5 or BERT; default: 128")
+    add("--pixels", choices=("signed", "unit"), help="pixel range of a VQGAN: [-1, 1] or [0, 1]")
+    add("--licence", help="licence of the weights; default: that of their authors")
     return parser
 
 

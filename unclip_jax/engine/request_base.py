@@ -105,16 +105,16 @@ class EncodingRequest(DecodingRequest):
     """A request that inverts images."""
 
     caption: str | None = option(None, help="caption of the images for the decoder")
-    steps: str = option(STEPS, help="steps of the decoder, there and back; of the paper: ddim250")
+    steps: str = option(STEPS, help="steps of the decoder in both directions; ddim250 in the paper")
     refine: int = option(
         REFINE,
-        help="fixed-point iterations per step of the inversion; of the paper: 0",
+        help="fixed-point iterations per step of the inversion; 0 in the paper",
         low=0,
         high=32,
     )
     details: str | None = option(
         None,
-        help="noise of the upsamplers: inverted, or fresh [inverted]",
+        help="noise of the upsamplers [inverted]",
         choices=("inverted", "fresh"),
     )
     upsampler_steps: str | None = option(

@@ -50,8 +50,8 @@ class TextRequest(Seeded):
     prior_guidance: float | None = option(
         None, help="guidance scale of the prior, 1 = off", low=0, high=MAX_GUIDANCE
     )
-    prior_steps: str | None = option(None, help="diffusion prior: steps")
-    prior_sampler: str | None = option(None, help="diffusion prior: sampler")
+    prior_steps: str | None = option(None, help="diffusion prior: steps, as --steps")
+    prior_sampler: str | None = option(None, help="diffusion prior: sampler, as --sampler")
     prior_variance: str | None = option(
         None, help="diffusion prior, ancestral sampler: small, large or table"
     )
@@ -68,12 +68,15 @@ class TextRequest(Seeded):
     )
     prior_dot_percentile: float | None = option(
         None,
-        help="autoregressive prior: percentile of z_img . z_txt to condition on a value above",
+        help="autoregressive prior: condition on a z_img . z_txt above this percentile",
         low=0,
         high=99.9,
     )
     candidates: int | None = option(
-        None, help="embeddings per caption, of which the nearest is used", low=1, high=64
+        None,
+        help="embeddings per caption, of which that nearest to the caption is used",
+        low=1,
+        high=64,
     )
     best_of: int = option(
         1,
