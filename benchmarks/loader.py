@@ -124,7 +124,7 @@ def waiting(experiment: Experiment, *, steps: int) -> dict[str, float]:
     prefetcher = DevicePrefetcher(
         loader, spec=stage.batch_spec, batch_size=size, mesh=training.train_program.mesh
     )
-    key = place.copied(jax.random.key(0), training.train_program.mesh)
+    key = place.replicate(jax.random.key(0), training.train_program.mesh)
     state, batch = training.state, prefetcher.next()
     waited, started = 0.0, time.perf_counter()
     for step in range(steps + 1):

@@ -44,7 +44,7 @@ SATURATED = 0.05  # seconds of a product; a larger one has no higher rate
 Work = Callable[[], Any]
 
 
-class Prepared(NamedTuple):
+class PreparedProgram(NamedTuple):
     """One program, ready to run.
 
     Attributes:
@@ -108,15 +108,15 @@ def training(experiment: Experiment) -> Training:
         mesh=mesh,
         rules=experiment.rules,
     )
-    return Training(train_program, train_program.create(place.copied(jax.random.key(0), mesh)))
+    return Training(train_program, train_program.create(place.replicate(jax.random.key(0), mesh)))
 
 
-def train(experiment: Experiment) -> Prepared:
+def train(experiment: Experiment) -> PreparedProgram:
     """Prepares the train step on one random batch."""
     (train_program, state), spec = training(experiment), experiment.build_stage().batch_spec
     size, mesh = experiment.train.batch_size, train_program.mesh
     planned = program.train(experiment, mesh=mesh)
-    key = place.copied(jax.random.key(0), mesh)
+    key = place.replicate(jax.random.key(0), mesh)
     batch = jax.device_put(random_batch(spec, size), batch_sharding(mesh))
     compiled = train_program.step.lower(state, batch, key).compile()
 
@@ -125,7 +125,7 @@ def train(experiment: Experiment) -> Prepared:
         state, metrics = compiled(state, batch, key)
         jax.block_until_ready((state, metrics))
 
-    return Prepared(
+    return PreparedProgram(
         compiled,
         once,
         mesh,
@@ -136,7 +136,7 @@ def train(experiment: Experiment) -> Prepared:
     )
 
 
-def sample(experiment: Experiment, *, batch_size: int) -> Prepared:
+def sample(experiment: Experiment, *, batch_size: int) -> PreparedProgram:
     """Prepares the stage's sampling function with random parameters and captions."""
     stage = experiment.build_stage()
     mesh, batch_size = sampling_mesh(batch_size)
@@ -153,7 +153,7 @@ def sample(experiment: Experiment, *, batch_size: int) -> Prepared:
     def once() -> None:
         jax.block_until_ready(compiled(params, inputs))
 
-    return Prepared(compiled, once, mesh, total, total, count(params), batch_size)
+    return PreparedProgram(compiled, once, mesh, total, total, count(params), batch_size)
 
 
 def random_batch(spec: BatchSpec, size: int) -> HostBatch:

@@ -123,7 +123,7 @@ def read_export(path: pathlib.Path) -> Any:
 
 
 def read_bundle(path: pathlib.Path) -> Any:
-    opened = exported_sampler.open_artefact(path)
+    opened = exported_sampler.open_bundle(path)
     return opened.card, opened.draw(["a red circle", "a"], seed=3).tobytes()
 
 

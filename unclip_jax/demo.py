@@ -18,7 +18,7 @@ from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.engine.request_base import MAX_IMAGES
 from unclip_jax.serving import extra
-from unclip_jax.serving.schemas import Limits
+from unclip_jax.serving.schemas import RequestLimits
 
 EMBEDDINGS = "embeddings/train"  # of a run directory
 TOKEN = "UNCLIP_TOKEN"  # the variable that may hold the token
@@ -47,12 +47,17 @@ def parser() -> Parser:
         "127.0.0.1 every name is allowed by default",
     )
     parser.add_argument("--batch", type=int, default=4, help="images per batch")
-    parser.add_argument("--max-images", type=int, default=Limits.images, help="images per request")
     parser.add_argument(
-        "--max-waiting", type=int, default=Limits.waiting, help="requests in the queue"
+        "--max-images", type=int, default=RequestLimits.images, help="images per request"
     )
     parser.add_argument(
-        "--max-seconds", type=float, default=Limits.seconds, help="seconds that a request may run"
+        "--max-waiting", type=int, default=RequestLimits.waiting, help="requests in the queue"
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=RequestLimits.seconds,
+        help="seconds that a request may run",
     )
     parser.add_argument(
         "--no-warm-up",
@@ -134,7 +139,9 @@ def open_service(args: argparse.Namespace) -> Any:
     from unclip_jax.serving.service import InferenceService
 
     compilation_cache.use()
-    limits = Limits(images=args.max_images, waiting=args.max_waiting, seconds=args.max_seconds)
+    limits = RequestLimits(
+        images=args.max_images, waiting=args.max_waiting, seconds=args.max_seconds
+    )
     return InferenceService(
         InferenceEngine.open(args.models, prior=args.prior, batch=args.batch),
         name=args.models.resolve().name,

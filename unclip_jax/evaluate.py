@@ -334,9 +334,9 @@ def _sampling(args: argparse.Namespace) -> Any:
 
 
 def _read_options(args: argparse.Namespace) -> Any:
-    from unclip_jax.evaluation.image_sets import ReadOptions
+    from unclip_jax.evaluation.image_sets import ImageSetOptions
 
-    return ReadOptions(args.size, args.num, args.split, data_flags.keys(args), args.blur)
+    return ImageSetOptions(args.size, args.num, args.split, data_flags.keys(args), args.blur)
 
 
 def _feature_config(args: argparse.Namespace) -> Any:

@@ -38,7 +38,7 @@ def parser() -> ExperimentParser:
         type=int,
         nargs="?",
         const=3,
-        help="compile the SEARCH best candidates (default: 3)",
+        help="compile the SEARCH best candidates, 3 without a number",
     )
     add("--out", type=pathlib.Path, default=pathlib.Path("plan.json"), help="JSON to write")
     return parser

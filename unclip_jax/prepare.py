@@ -23,7 +23,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import location
 from unclip_jax.data import dataset_manifest
-from unclip_jax.data.image_codec import Limits
+from unclip_jax.data.image_codec import ImageLimits
 from unclip_jax.preparation import duplicates, engines, pipeline
 from unclip_jax.preparation.checking import CheckConfig
 from unclip_jax.preparation.pipeline import TokenizerConfig
@@ -58,16 +58,16 @@ def parser() -> Parser:
     add(
         "--min-side",
         type=int,
-        default=Limits.min_side,
+        default=ImageLimits.min_side,
         help="skip images with a side below this",
     )
     add(
         "--max-aspect",
         type=float,
-        default=Limits.max_aspect,
+        default=ImageLimits.max_aspect,
         help="skip images with a greater ratio of sides",
     )
-    add("--max-pixels", type=int, default=Limits.max_pixels, help="skip images of more pixels")
+    add("--max-pixels", type=int, default=ImageLimits.max_pixels, help="skip images of more pixels")
     add("--max-bad", type=float, default=0.05, help="stop if a larger share is unusable")
     add("--dedup", default="none", choices=duplicates.KINDS, help="duplicate images to skip")
     add("--index", action="store_true", help="of tars, store the places of images, not copies")
@@ -83,7 +83,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Writes the data set."""
     args = parser().parse_args(argv)
-    limits = Limits(args.max_pixels, args.min_side, args.max_aspect)
+    limits = ImageLimits(args.max_pixels, args.min_side, args.max_aspect)
     check = CheckConfig(limits, max_side=args.max_side, image_size=args.image_size)
     workers = engines.cores() if args.workers is None else args.workers
     config = ImportConfig(

@@ -23,7 +23,7 @@ from unclip_jax.core.files import check_output
 RADIUS = 0.245  # of a large object
 
 
-class World(NamedTuple):
+class TourCaptions(NamedTuple):
     """The captions of a tour.
 
     Attributes:
@@ -32,7 +32,7 @@ class World(NamedTuple):
         other: caption of the other end of the interpolation.
         target: caption of what the text diff turns the first image to.
         filled: caption of the image after inpainting.
-        hole: left, top, right and bottom of what is filled, in shares of the side.
+        masked: left, top, right and bottom of what is filled, in shares of the side.
     """
 
     captions: tuple[str, ...]
@@ -40,11 +40,11 @@ class World(NamedTuple):
     other: str
     target: str
     filled: str
-    hole: tuple[float, float, float, float]
+    masked: tuple[float, float, float, float]
 
 
 WORLDS = {
-    "portraits": World(
+    "portraits": TourCaptions(
         captions=(
             "a person with curly red hair and round glasses, smiling, in a blue hoodie, on a "
             "yellow background",
@@ -64,9 +64,9 @@ WORLDS = {
         "navy background",
         target="a person with short blue hair, smiling, in a white t-shirt, on a green background",
         filled="a person with short red hair, smiling, in a purple hoodie, on a green background",
-        hole=(0.0, 0.72, 1.0, 1.0),
+        masked=(0.0, 0.72, 1.0, 1.0),
     ),
-    "shapes": World(
+    "shapes": TourCaptions(
         captions=(
             "a red circle above a blue square",
             "a large purple heart",
@@ -79,7 +79,7 @@ WORLDS = {
         other="a large blue square on a navy background",
         target="a large blue circle on a white background",
         filled="a large green star on a white background",
-        hole=(0.2, 0.2, 0.8, 0.8),
+        masked=(0.2, 0.2, 0.8, 0.8),
     ),
 }
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def commands(
-    world: World, inputs: dict[str, pathlib.Path], args: argparse.Namespace
+    world: TourCaptions, inputs: dict[str, pathlib.Path], args: argparse.Namespace
 ) -> list[list[str]]:
     """Returns the arguments of `sample` for every command of the tour."""
     one, other, mask = (str(inputs[name]) for name in ("one", "other", "mask"))
@@ -143,7 +143,7 @@ def write_inputs(folder: pathlib.Path, name: str, *, size: int) -> dict[str, pat
     world = WORLDS[name]
     one, other = _render(name, [world.one, world.other], size)
     mask = np.zeros((size, size), np.uint8)
-    left, top, right, bottom = (round(share * size) for share in world.hole)
+    left, top, right, bottom = (round(share * size) for share in world.masked)
     mask[top:bottom, left:right] = 255
     folder.mkdir(parents=True, exist_ok=True)
     files = {key: folder / f"{key}.png" for key in ("one", "other", "mask")}

@@ -214,7 +214,7 @@ class Harness:
                 traced_on(mesh, run), in_shardings=shardings, out_shardings=replicated(mesh)
             )
         enlarge = self._compiled["enlarge", size]
-        params = place.copied(self.main.params, mesh)
+        params = place.replicate(self.main.params, mesh)
         batches = []
         for start in range(0, len(base), size):
             rows = np.minimum(np.arange(start, start + size), len(base) - 1)

@@ -11,7 +11,7 @@ from benchmarks import markdown_page
 from studies import evaluation_set, provenance
 from studies.evaluation_set import BATCH, EvaluationSet
 from studies.priors import prior_tables
-from studies.priors.comparison import Comparison, sources_of
+from studies.priors.comparison import PriorComparison, sources_of
 from unclip_jax.cli import entry
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         for name in PRIORS
     }
     examples = embed(engines["prior"], held_out, training, count=args.embeddings)
-    comparison = Comparison(engines, examples, num=args.num, seed=args.seed)
+    comparison = PriorComparison(engines, examples, num=args.num, seed=args.seed)
     rows = []
     with tqdm(sources_of(engines["prior"].cascade), unit="row", desc="priors") as progress_bar:
         for source in progress_bar:

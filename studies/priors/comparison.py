@@ -22,7 +22,7 @@ CANDIDATES = (1, 2, 8)
 PAPERS = 2  # candidates while guidance varies (unCLIP, section 2.2)
 
 
-class EmbeddingSource(NamedTuple):
+class ZImgSource(NamedTuple):
     """A source of z_img, one row of the table.
 
     Attributes:
@@ -36,13 +36,13 @@ class EmbeddingSource(NamedTuple):
     options: SampleOptions
 
 
-def sources_of(cascade: Cascade) -> list[EmbeddingSource]:
+def sources_of(cascade: Cascade) -> list[ZImgSource]:
     """Returns all sources in order; `cascade` has the diffusion prior."""
     sampling = cascade.prior.sampling
     rows = [
-        EmbeddingSource("true image", "", SampleOptions(condition="z_img")),
-        EmbeddingSource("no prior: z_txt", "prior", SampleOptions(condition="z_txt")),
-        EmbeddingSource("autoregressive", "prior_ar", SampleOptions(num_candidates=1)),
+        ZImgSource("true image", "", SampleOptions(condition="z_img")),
+        ZImgSource("no prior: z_txt", "prior", SampleOptions(condition="z_txt")),
+        ZImgSource("autoregressive", "prior_ar", SampleOptions(num_candidates=1)),
     ]
     pairs = {*((1.0, n) for n in CANDIDATES), *((scale, PAPERS) for scale in GUIDANCE)}
     for scale, count in sorted(pairs):
@@ -50,11 +50,11 @@ def sources_of(cascade: Cascade) -> list[EmbeddingSource]:
         options = SampleOptions(
             prior=dataclasses.replace(sampling, guidance_scale=scale), num_candidates=count
         )
-        rows.append(EmbeddingSource(name, "prior", options))
+        rows.append(ZImgSource(name, "prior", options))
     return rows
 
 
-class Comparison:
+class PriorComparison:
     """The models, examples and seed that all sources share."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Comparison:
                 batch_size=min(BATCH, num),
             )
 
-    def measure(self, source: EmbeddingSource) -> dict[str, Any]:
+    def measure(self, source: ZImgSource) -> dict[str, Any]:
         """Returns the row of one source; JSON-ready."""
         row: dict[str, Any] = {"name": source.name, "prior": source.prior}
         z_img = self.examples.z_img

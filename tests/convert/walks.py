@@ -24,7 +24,7 @@ class Chain:
     """The steps of a sampling config, and its thresholding."""
 
     def __init__(self, diffusion, sampling):
-        self.solver, self.table = gaussian.planned(diffusion, sampling)
+        self.solver, self.table = gaussian.solver_and_plan(diffusion, sampling)
         self.threshold = lambda denoise: gaussian.thresholded(denoise, diffusion, sampling)
 
 

@@ -83,7 +83,7 @@ def test_an_object_cut_short_is_an_error(bucket):
 def test_copies_stay_in_their_folder(tmp_path, monkeypatch, name):
     monkeypatch.setenv(storage.CACHE, str(tmp_path))
     with pytest.raises(UserError, match="a file list of gs://b/c leads out of it"):
-        storage.fetched(Url("gs://b/c"), [name], key="k")
+        storage.local_copy(Url("gs://b/c"), [name], key="k")
     assert not list(tmp_path.iterdir())
 
 

@@ -33,7 +33,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 def reason(data: bytes, **limits) -> str:
     with pytest.raises(image_codec.BadImage) as caught:
-        image_codec.decode(data, limits=image_codec.Limits(**limits))
+        image_codec.decode(data, limits=image_codec.ImageLimits(**limits))
     assert str(caught.value).startswith(caught.value.reason)
     return caught.value.reason
 
@@ -127,7 +127,9 @@ def test_bombs_are_rejected_before_they_are_decoded():
     assert reason(huge_png(10_000, 10_000)) == "decompression bomb"  # 100 megapixels
     assert reason(huge_png(60_000, 60_000)) == "decompression bomb"
     assert reason(saved(Image.fromarray(NOISE)), max_pixels=767) == "decompression bomb"
-    image_codec.decode(saved(Image.fromarray(NOISE)), limits=image_codec.Limits(max_pixels=768))
+    image_codec.decode(
+        saved(Image.fromarray(NOISE)), limits=image_codec.ImageLimits(max_pixels=768)
+    )
 
 
 def test_what_is_too_small_or_too_long():

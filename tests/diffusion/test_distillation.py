@@ -31,7 +31,7 @@ def constant(value):
 def draw_at(grid, interval, x):
     x = jnp.asarray(x, jnp.float32)
     interval = jnp.full(len(x), interval, jnp.int32)
-    return distillation.NoisedBatch(interval, grid.point(interval, 0, ndim=x.ndim), x)
+    return distillation.NoisedIntervals(interval, grid.point(interval, 0, ndim=x.ndim), x)
 
 
 def indices(grid, interval):
@@ -140,7 +140,7 @@ def test_the_end_of_the_flow_is_consistent_with_a_teacher_of_small_steps():
 
 def test_intervals_are_uniform_and_x_is_noised_to_where_they_begin():
     count, grid = 8000, Grid(FULL, 4, 2)
-    noised = distillation.noise_batch(grid, jnp.full((count, 1), 2.0), key=jax.random.key(0))
+    noised = distillation.noise_intervals(grid, jnp.full((count, 1), 2.0), key=jax.random.key(0))
     shares = np.bincount(noised.interval, minlength=4) / count
     assert np.all(abs(shares - 0.25) < 4 * np.sqrt(0.25 * 0.75 / count))
     for interval in range(4):

@@ -298,7 +298,7 @@ def test_one_eta_per_example_is_each_of_them_alone():
 
 
 @functools.cache
-def whole(solver: Solver, *, steps: str = "10", **options) -> samplers.Sampled:
+def whole(solver: Solver, *, steps: str = "10", **options) -> samplers.ChainState:
     table, x_T = solver.plan(FULL, steps=steps), jax.random.normal(jax.random.key(9), (3, 4))
 
     def run(x):

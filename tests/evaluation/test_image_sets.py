@@ -7,7 +7,7 @@ from PIL import Image
 from tests.data.conftest import Samples
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import image_sets
-from unclip_jax.evaluation.image_sets import ReadOptions
+from unclip_jax.evaluation.image_sets import ImageSetOptions
 from unclip_jax.metrics import npz
 
 
@@ -64,14 +64,14 @@ def test_processes_read_their_rows_of_every_batch(folder, tmp_path):
 
 def test_a_packed_folder_is_a_batch_with_the_same_images(folder, tmp_path):
     image_sets.pack(image_sets.open_set(folder), tmp_path / "batch.npz", batch_size=2)
-    again = image_sets.open_set(tmp_path / "batch.npz", ReadOptions(num=3))
+    again = image_sets.open_set(tmp_path / "batch.npz", ImageSetOptions(num=3))
     assert numbers(again) == [[0, 1], [2]]
     assert again.facts["count"] == 3
 
 
 def test_a_prepared_data_set_has_captions(tmp_path):
     Samples.write_folder(tmp_path, [3, 4], split="validation")
-    found = image_sets.open_set(tmp_path, ReadOptions(num=4))
+    found = image_sets.open_set(tmp_path, ImageSetOptions(num=4))
     assert numbers(found, 3) == [[0, 1, 2], [3]]
     assert found.captions == tuple(f"picture number {i}" for i in range(4))
 
@@ -92,7 +92,7 @@ def test_images_of_several_sizes_are_rejected_unless_cropped(folder):
     found = image_sets.open_set(folder)
     with pytest.raises(UserError, match=r"differ in size: .*a.png has 16 x 16, .*d.png has 32 x 2"):
         numbers(found, 6)
-    cropped = image_sets.open_set(folder, ReadOptions(size=8))
+    cropped = image_sets.open_set(folder, ImageSetOptions(size=8))
     assert [b.shape for b in cropped.batches(6, slice(None))] == [(6, 8, 8, 3)]
     assert cropped.facts["crop"].startswith("shorter side to 8")
 
@@ -116,12 +116,12 @@ def test_lossy_files_are_reported(folder):
 def test_paths_without_a_set_are_rejected(tmp_path, make, options, message):
     make(tmp_path / "thing")
     with pytest.raises(UserError, match=message):
-        image_sets.open_set(tmp_path / "thing", ReadOptions(**options))
+        image_sets.open_set(tmp_path / "thing", ImageSetOptions(**options))
 
 
 def test_more_images_than_available_are_rejected(folder):
     with pytest.raises(UserError, match="holds 5 images; --num=6 asks for more"):
-        image_sets.open_set(folder, ReadOptions(num=6))
+        image_sets.open_set(folder, ImageSetOptions(num=6))
 
 
 def test_a_blurred_dot_is_a_gaussian():
@@ -134,7 +134,7 @@ def test_a_blurred_dot_is_a_gaussian():
     np.testing.assert_allclose(batch[0, :, :, 0], expected, atol=0.6)
     assert not batch[..., 1:].any() and images.facts["blur"] == 1.0
     with pytest.raises(UserError, match=r"--blur is -1.0; it must lie in \[0.0, 100.0\]"):
-        image_sets.ReadOptions(blur=-1.0)
+        image_sets.ImageSetOptions(blur=-1.0)
 
 
 def test_a_damaged_image_is_an_error(folder):

@@ -25,7 +25,7 @@ def report():
         "ridge": MEANS[:, None],
         "mean": np.ones((N, 1, Z)),
     }
-    return pair_report.judge(TRUE, one, pool=20)
+    return pair_report.score_priors(TRUE, one, pool=20)
 
 
 def test_figures_of_known_predictions(report):
@@ -62,12 +62,12 @@ def test_figures_of_a_subject_are_those_of_its_pairs_alone():
     labels[7] = "kim"  # of a single pair
     samples = {"calibrated": SAMPLES, "ridge": MEANS[:, None]}
     blocks = {"calibrated": (SAMPLES[i : i + 7] for i in range(0, N, 7)), "ridge": MEANS[:, None]}
-    report = pair_report.judge(TRUE, blocks, pool=20, subjects=labels.tolist())
+    report = pair_report.score_priors(TRUE, blocks, pool=20, subjects=labels.tolist())
     assert list(report.subjects) == ["anna", "zoe"]
     for label, own in report.subjects.items():
         rows = labels == label
         alone = {name: each[rows] for name, each in samples.items()}
-        expected = pair_report.judge(TRUE[rows], alone, pool=20)
+        expected = pair_report.score_priors(TRUE[rows], alone, pool=20)
         assert (own.pairs, own.pool) == (rows.sum(), 20)
         for name, one in expected.priors.items():
             for field in ("cosine", "sample_cosine", "forward", "backward", "rank", "energy"):
@@ -101,26 +101,26 @@ def test_small_p_values_are_not_zero(report):
 
 
 def test_retrieval_among_fewer_targets_than_asked_for_says_so():
-    one = pair_report.judge(TRUE, {"a": SAMPLES}, pool=50)
+    one = pair_report.score_priors(TRUE, {"a": SAMPLES}, pool=50)
     assert "60 held-out pairs, retrieval of 50 pairs among 50; " in str(one)
     assert "60 held-out pairs, retrieval among 60; " in str(
-        pair_report.judge(TRUE, {"a": SAMPLES}, pool=300)
+        pair_report.score_priors(TRUE, {"a": SAMPLES}, pool=300)
     )
 
 
 def test_sequences_are_compared_flat():
     true = TRUE.reshape(N, 2, 4)
-    one = pair_report.judge(true, {"a": SAMPLES.reshape(N, M, 2, 4)}, pool=20)
-    other = pair_report.judge(TRUE, {"a": SAMPLES}, pool=20)
+    one = pair_report.score_priors(true, {"a": SAMPLES.reshape(N, M, 2, 4)}, pool=20)
+    other = pair_report.score_priors(TRUE, {"a": SAMPLES}, pool=20)
     assert one.priors["a"].cosine == other.priors["a"].cosine
 
 
 def test_blocks_are_judged_like_the_whole(report):
     blocks = (SAMPLES[start : start + 7] for start in range(0, N, 7))
-    one = pair_report.judge(TRUE, {"calibrated": blocks}, pool=20)
+    one = pair_report.score_priors(TRUE, {"calibrated": blocks}, pool=20)
     assert one.priors["calibrated"] == report.priors["calibrated"]
     with pytest.raises(UserError, match="a has samples of 59 pairs for 60; give all"):
-        pair_report.judge(TRUE, {"a": iter([SAMPLES[:59]])})
+        pair_report.score_priors(TRUE, {"a": iter([SAMPLES[:59]])})
 
 
 def test_memory_does_not_grow_with_the_number_of_samples():
@@ -128,7 +128,7 @@ def test_memory_does_not_grow_with_the_number_of_samples():
     blocks = (RNG.normal(size=(2, num, size)).astype(np.float32) for _ in range(30))
     true = RNG.normal(size=(60, size)).astype(np.float32)
     tracemalloc.start()
-    pair_report.judge(true, {"a": blocks}, pool=20)
+    pair_report.score_priors(true, {"a": blocks}, pool=20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 60 * num * size * 4 / 3  # a third of all samples
@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_the_number_of_samples():
 
 def test_equal_targets_are_one_candidate_of_retrieval(report):
     twice = {"exact": np.repeat(TRUE, 2, axis=0)[:, None]}
-    one = pair_report.judge(np.repeat(TRUE, 2, axis=0), twice, pool=300)
+    one = pair_report.score_priors(np.repeat(TRUE, 2, axis=0), twice, pool=300)
     assert (one.pairs, one.pool) == (2 * N, N)
     assert one.priors["exact"].forward.value == one.priors["exact"].backward.value == 1.0
 
@@ -148,6 +148,6 @@ def test_a_plot_is_written(report, tmp_path):
 
 def test_samples_that_do_not_match_are_rejected():
     with pytest.raises(UserError, match=r"a has samples \[60, 8\] for targets \[60, 8\]"):
-        pair_report.judge(TRUE, {"a": TRUE})
+        pair_report.score_priors(TRUE, {"a": TRUE})
     with pytest.raises(UserError, match="1 held-out pairs are too few to judge"):
-        pair_report.judge(TRUE[:1], {})
+        pair_report.score_priors(TRUE[:1], {})

@@ -11,12 +11,12 @@ from tests import cascades
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import coco, feature_extraction, image_sets, prompts, sampled_set
-from unclip_jax.evaluation.image_sets import ReadOptions
+from unclip_jax.evaluation.image_sets import ImageSetOptions
 from unclip_jax.evaluation.sampled_set import SampledSetConfig
 from unclip_jax.inference import batch_sampling, load
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet, npz
-from unclip_jax.metrics.report import Collected
+from unclip_jax.metrics.report import SetFeatures
 from unclip_jax.portraits import grammar, render
 from unclip_jax.portraits import world as portraits
 from unclip_jax.portraits.scene import to_spec
@@ -109,7 +109,7 @@ def test_a_set_is_resized_by_the_same_rule_as_one_that_is_read_so(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
     npz.write(tmp_path / "set.npz", [images], count=3)
     here = image_sets.resized(image_sets.from_parts([tmp_path / "set.npz"]), 6)
-    there = image_sets.open_set(tmp_path / "set.npz", ReadOptions(size=6))
+    there = image_sets.open_set(tmp_path / "set.npz", ImageSetOptions(size=6))
     (one,), (other,) = (list(each.batches(3, slice(None))) for each in (here, there))
     np.testing.assert_array_equal(one, other)
     assert here.size == (6, 6) and here.facts["crop"] == there.facts["crop"]
@@ -187,7 +187,7 @@ def test_statistics_may_stand_for_the_reference(run_dir, copy, tmp_path):
 
 def test_the_protocol_itself_has_no_departures():
     moments = frechet.moments(np.random.default_rng(0).normal(size=(4, 2)))
-    real = Collected({"count": 40_504}, {}, moments)
+    real = SetFeatures({"count": 40_504}, {}, moments)
     config = coco.CocoConfig(
         sampling(pathlib.Path("run"), pathlib.Path("out")), pathlib.Path("x.json"), "real", "clip:x"
     )

@@ -26,7 +26,7 @@ def batches(cascade, z_img=None):
     words = cascades.tokenizers(cascade)
     message = [tokenise(cascade, words, [caption]) for caption in cascades.CAPTIONS[:2]]
     keys = text_to_image.keys_for(3, jnp.arange(2))
-    return [offload.Batch(t, keys[i : i + 1], z_img) for i, t in enumerate(message)]
+    return [offload.SampleBatch(t, keys[i : i + 1], z_img) for i, t in enumerate(message)]
 
 
 STAGES = {

@@ -50,7 +50,7 @@ def test_glide_loads_and_samples_without_a_clip_and_a_prior(glide):
     assert list(tokens) == ["decoder"]
     keys = text_to_image.keys_for(0, jnp.arange(2))
     (one_by_one,) = offload.sample(
-        load.find_cascade(glide), [offload.Batch(tokens, keys)], options=FAST
+        load.find_cascade(glide), [offload.SampleBatch(tokens, keys)], options=FAST
     )
     assert np.abs(one_by_one.astype(int) - images.astype(int)).max() <= 1
 

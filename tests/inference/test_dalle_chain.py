@@ -57,7 +57,7 @@ def test_images_depend_on_their_caption_seed_and_number_alone(loaded, run_dir):
     tokens = tokenise(loaded.cascade, load.load_tokenizers(loaded.tokenizer_dirs), CAPTIONS)
     keys = text_to_image.keys_for(0, jnp.arange(2))
     files = load.find_cascade(run_dir, prior_name="dalle")._replace(cascade=loaded.cascade)
-    (by_stage,) = offload.sample(files, [offload.Batch(tokens, keys)], options=options)
+    (by_stage,) = offload.sample(files, [offload.SampleBatch(tokens, keys)], options=options)
     assert np.abs(by_stage.astype(int) - images.astype(int)).max() <= 1
 
 

@@ -44,9 +44,9 @@ READER = """
     else:
         sys.exit("the models are still there")
     import numpy as np
-    from unclip_jax.inference.exported_sampler import open_artefact
+    from unclip_jax.inference.exported_sampler import open_bundle
 
-    opened = open_artefact(pathlib.Path(sys.argv[1]))
+    opened = open_bundle(pathlib.Path(sys.argv[1]))
     np.save(sys.argv[2], opened.draw(sys.argv[3:], seed=5))
 """
 
@@ -64,8 +64,9 @@ def written(run_dir, tmp_path_factory):
 
 
 def test_a_bundle_is_opened_like_a_run_directory(written, tmp_path, capsys):
+    assert exported_sampler.open_artefact is exported_sampler.open_bundle
     engine = unclip_jax.open(written)
-    images = exported_sampler.open_artefact(written).draw(["a red circle"] * 2, seed=5)
+    images = exported_sampler.open_bundle(written).draw(["a red circle"] * 2, seed=5)
     result = engine.sample("a red circle", num=2, seed=5)
     np.testing.assert_array_equal(result.images, images)
     assert result.record["code_version"] == __version__
@@ -82,7 +83,7 @@ def test_a_bundle_is_opened_like_a_run_directory(written, tmp_path, capsys):
         (lambda: engine.sample("x", seed=-1), "seed is -1; it must lie in"),
         (lambda: engine.run(upscale()), "a bundle, which samples captions only; .* for 'upscale'"),
         (lambda: unclip_jax.open(written, prior="prior_ar"), "is a bundle, which has one prior"),
-        (lambda: unclip_jax.open(__file__), "is not an artefact"),
+        (lambda: unclip_jax.open(__file__), "is not a bundle"),
     ):
         with pytest.raises(UserError, match=message):
             call()
@@ -112,7 +113,7 @@ def test_another_process_draws_the_same_bits_without_the_models(written, run_dir
 
 
 def test_a_file_says_what_it_is(written, capsys):
-    opened = exported_sampler.open_artefact(written)
+    opened = exported_sampler.open_bundle(written)
     assert opened.card.batch_sizes == (1, 4) and opened.card.image_size == 32
     assert opened.card.platforms == ("cpu",) and opened.card.options["decoder"]["steps"] == "4"
     assert (opened._size_for(9), opened._size_for(3)) == (4, 1)
@@ -124,7 +125,7 @@ def test_a_file_says_what_it_is(written, capsys):
 )
 def test_what_cannot_be_drawn_is_rejected(written, captions, seed, message):
     with pytest.raises(UserError, match=message):
-        exported_sampler.open_artefact(written).draw(captions, seed=seed)
+        exported_sampler.open_bundle(written).draw(captions, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +167,13 @@ def test_files_that_are_none_are_rejected(written, tmp_path):
     card = card_of(written)
     (tmp_path / "words").write_text("hello")
     cases = [
-        (tmp_path / "none", "is not an artefact"),
-        (tmp_path / "words", "is not an artefact"),
+        (tmp_path / "none", "is not a bundle"),
+        (tmp_path / "words", "is not a bundle"),
         (tmp_path, "is a folder; expected a regular file"),
     ]
     for path, message in cases:
         with pytest.raises(UserError, match=message):
-            exported_sampler.open_artefact(path)
+            exported_sampler.open_bundle(path)
     for changes, message in (
         ({"format_version": 9}, "has format_version 9, but 1 and 2 are read here"),
         ({"more": 1}, "has no key 'more'"),
@@ -189,7 +190,7 @@ def test_files_that_are_none_are_rejected(written, tmp_path):
     ):
         path = rewritten(written, tmp_path / "other", card=released(card, **changes))
         with pytest.raises(UserError, match=message):
-            exported_sampler.open_artefact(path)
+            exported_sampler.open_bundle(path)
 
 
 @pytest.mark.parametrize("member", ["weights", "batch1", "batch4", "tokenizer"])
@@ -200,7 +201,7 @@ def test_a_changed_bit_in_any_member_is_rejected_by_name(written, tmp_path, memb
     content[len(content) // 2] ^= 1
     path = rewritten(written, tmp_path / "other", **{member: bytes(content)})
     with pytest.raises(UserError, match=rf"is damaged or was changed: the digest of {name}; copy"):
-        exported_sampler.open_artefact(path)
+        exported_sampler.open_bundle(path)
 
 
 @pytest.mark.parametrize(
@@ -209,16 +210,16 @@ def test_a_changed_bit_in_any_member_is_rejected_by_name(written, tmp_path, memb
 def test_a_changed_card_is_rejected(written, tmp_path, change):
     card = json.dumps({**card_of(written), **change})
     with pytest.raises(UserError, match="is damaged or was changed: the digest of its card"):
-        exported_sampler.open_artefact(rewritten(written, tmp_path / "other", card=card))
+        exported_sampler.open_bundle(rewritten(written, tmp_path / "other", card=card))
 
 
 def test_a_file_of_version_0_1_0_opens(written, tmp_path):
     card = released(card_of(written))
-    opened = exported_sampler.open_artefact(rewritten(written, tmp_path / "other", card=card))
+    opened = exported_sampler.open_bundle(rewritten(written, tmp_path / "other", card=card))
     assert opened.card.batch_sizes == (1, 4) and opened.card.format_version == 1
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="is a named pipe; expected a regular file"):
-        exported_sampler.open_artefact(tmp_path / "pipe")
+        exported_sampler.open_bundle(tmp_path / "pipe")

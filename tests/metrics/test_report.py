@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.report import Collected, compare
-from unclip_jax.metrics.running import Running
+from unclip_jax.metrics.report import SetFeatures, compare
+from unclip_jax.metrics.running import RunningMoments
 from unclip_jax.metrics.score_options import ScoreOptions
 
 PROTOCOL = {"features": "Inception-v3", "weights": "abc", "resize": "tf1"}
@@ -16,10 +16,15 @@ FACTS = {"source": "a", "count": 30, "size": "64 x 64", "crop": "none"}
 def collected(seed=0, count=30, width=5, **changes):
     rng = np.random.default_rng(seed)
     pool = rng.standard_normal((count, width)).astype(np.float32)
-    spatial = Running.of(rng.standard_normal((count, 3))).moments()
+    spatial = RunningMoments.of(rng.standard_normal((count, 3))).moments()
     chances = rng.dirichlet(np.ones(4), count).astype(np.float32)
-    case = Collected(
-        {**FACTS, "count": count}, PROTOCOL, Running.of(pool).moments(), spatial, pool, chances
+    case = SetFeatures(
+        {**FACTS, "count": count},
+        PROTOCOL,
+        RunningMoments.of(pool).moments(),
+        spatial,
+        pool,
+        chances,
     )
     return dataclasses.replace(case, **changes)
 

@@ -4,7 +4,7 @@ from scipy import linalg
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.metrics.frechet import Moments, squared_distance
-from unclip_jax.metrics.running import Running
+from unclip_jax.metrics.running import RunningMoments
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b):
@@ -45,7 +45,7 @@ def test_distance_is_that_of_the_root_of_the_product():
 
 def test_distance_of_equals_is_zero_even_when_singular():
     features = np.random.default_rng(4).standard_normal((5, 12)).astype(np.float32)
-    moments = Running.of(features).moments()
+    moments = RunningMoments.of(features).moments()
     assert squared_distance(moments, moments) < 1e-6
 
 
@@ -53,9 +53,9 @@ def test_distance_of_equals_is_zero_even_when_singular():
 def test_parts_merge_to_the_whole(cuts):
     # a mean a thousand times the deviation is where float32 sums and naive formulas fail
     features = 1000 + np.random.default_rng(5).standard_normal((50, 4)).astype(np.float32)
-    moments = Running.none(4)
+    moments = RunningMoments.none(4)
     for part in np.split(features, cuts):
-        moments = moments.merge(Running.of(part))
+        moments = moments.merge(RunningMoments.of(part))
     assert moments.count == 50
     wide = features.astype(np.float64)
     np.testing.assert_allclose(moments.mean, wide.mean(0), rtol=1e-14)
@@ -64,16 +64,16 @@ def test_parts_merge_to_the_whole(cuts):
 
 def test_adding_in_batches_is_one_pass():
     features = np.random.default_rng(6).standard_normal((30, 3)).astype(np.float32)
-    streamed = Running.none(3).add(features[:11]).add(features[11:])
-    np.testing.assert_allclose(streamed.scatter, Running.of(features).scatter, rtol=1e-12)
+    streamed = RunningMoments.none(3).add(features[:11]).add(features[11:])
+    np.testing.assert_allclose(streamed.scatter, RunningMoments.of(features).scatter, rtol=1e-12)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_sample_has_no_covariance(count):
     with pytest.raises(UserError, match=f"{count} images have no covariance"):
-        Running.of(np.zeros((count, 3), np.float32)).moments()
+        RunningMoments.of(np.zeros((count, 3), np.float32)).moments()
 
 
 def test_features_that_are_not_finite_are_rejected():
     with pytest.raises(UserError, match="not finite"):
-        Running.of(np.array([[0, np.nan], [1, 2]])).moments()
+        RunningMoments.of(np.array([[0, np.nan], [1, 2]])).moments()

@@ -103,7 +103,7 @@ def test_global_batch_splits_examples_and_keeps_values():
 def test_replicated_bytes_are_counted_by_hand():
     mesh = make_mesh(MeshConfig(fsdp=8))
     tree = place.abstract(BOXED, place.shardings(BOXED, mesh, rules="fsdp"))
-    report = place.replicated(tree)
+    report = place.measure_replication(tree)
     kernel, scale = 4 * 8 * 16 * 4, 8 * 4
     assert report == (kernel + scale, scale, (("scale", scale),))
     assert place.bytes_per_device(tree) == kernel // 8 + scale
@@ -114,8 +114,8 @@ def test_the_report_names_the_worst_offenders():
     mesh = make_mesh(MeshConfig(fsdp=8))
     boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((7, 4)), ("embed", "mlp")), **BOXED}
     tree = place.abstract(boxed, place.shardings(boxed, mesh, rules="fsdp"))
-    assert place.replicated(tree).worst[0] == ("w", 112)
-    assert "w (112 B), scale (32 B)" in place.replicated(tree).line()
+    assert place.measure_replication(tree).worst[0] == ("w", 112)
+    assert "w (112 B), scale (32 B)" in place.measure_replication(tree).line()
 
 
 @pytest.mark.parametrize(

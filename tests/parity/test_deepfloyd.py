@@ -274,7 +274,7 @@ def _sampled(cfg, params, encoded, *, steps, noises):
     from unclip_jax.objectives import gaussian
 
     sampling = dataclasses.replace(cfg.sampling, steps=f"ddim{steps}", guidance_scale=3.0)
-    solver, rows = gaussian.planned(cfg.diffusion, sampling)
+    solver, rows = gaussian.solver_and_plan(cfg.diffusion, sampling)
     denoise = text_base.denoiser(cfg, params, encoded, scale=sampling.guidance_scale)
     denoise = jax.jit(gaussian.thresholded(denoise, cfg.diffusion, sampling))
     x, memory = noises[0], solver.start(noises[0])

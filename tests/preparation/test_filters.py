@@ -15,7 +15,7 @@ from tests.preparation.test_prepare import run
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.prepared import open_split
 from unclip_jax.preparation.filters import FILTERED, Uids, Where
-from unclip_jax.preparation.items import Raw, Skip
+from unclip_jax.preparation.items import RawExample, Skip
 
 FACTS = {
     "similarity": 0.31,
@@ -181,8 +181,10 @@ FORMS = {
 def kept(plan) -> list[int]:
     """Numbers of the examples that can be read; the others are filtered out."""
     found = outcomes(plan)
-    assert all(isinstance(value, Raw) or value == FILTERED for value in found.values()), found
-    return [i for i, value in enumerate(found.values()) if isinstance(value, Raw)]
+    assert all(isinstance(value, RawExample) or value == FILTERED for value in found.values()), (
+        found
+    )
+    return [i for i, value in enumerate(found.values()) if isinstance(value, RawExample)]
 
 
 @pytest.mark.parametrize("form", FORMS)

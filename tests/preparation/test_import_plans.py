@@ -11,7 +11,7 @@ import pytest
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
 from unclip_jax.preparation.import_plans import FilePlan, WorldPlan, world_counts
-from unclip_jax.preparation.items import Blob, FileReader, Plan, Raw, Skip
+from unclip_jax.preparation.items import Blob, FileReader, Plan, RawExample, Skip
 from unclip_jax.preparation.plan_specs import make_specs
 
 
@@ -19,9 +19,9 @@ def listed(*inputs: pathlib.Path, **options) -> FilePlan:
     return FilePlan([str(path) for path in inputs], **options)
 
 
-def outcomes(plan: Plan) -> dict[str, Raw | str]:
+def outcomes(plan: Plan) -> dict[str, RawExample | str]:
     """Everything in a plan: what was read, or why not."""
-    found: dict[str, Raw | str] = {}
+    found: dict[str, RawExample | str] = {}
     for index in range(len(plan)):
         try:
             found[plan.key(index)] = plan.read(index)
@@ -67,15 +67,18 @@ def test_members_of_a_sample_may_lie_apart_and_have_paths(samples, tmp_path: pat
     members += [("a/1.txt", b"one"), ("b/1.txt", b"two"), ("a/1.cls", b"7")]
     samples.write_tar(tmp_path / "x.tar", members)
     found = outcomes(listed(tmp_path / "x.tar"))
-    assert found == {"a/1": Raw(samples.png(1), b"one"), "b/1": Raw(samples.png(2), b"two")}
+    assert found == {
+        "a/1": RawExample(samples.png(1), b"one"),
+        "b/1": RawExample(samples.png(2), b"two"),
+    }
 
 
 def test_captions_in_json_as_img2dataset_writes_them(samples, tmp_path: pathlib.Path):
     facts = json.dumps({"caption": "a fox", "alt": "ein Fuchs"}).encode()
     samples.write_tar(tmp_path / "x.tar", [("1.png", samples.png(1)), ("1.json", facts)])
-    assert outcomes(listed(tmp_path / "x.tar"))["1"] == Raw(samples.png(1), facts, "json")
+    assert outcomes(listed(tmp_path / "x.tar"))["1"] == RawExample(samples.png(1), facts, "json")
     german = outcomes(listed(tmp_path / "x.tar", caption_field="alt"))["1"]
-    assert isinstance(german, Raw) and german.field == "alt"
+    assert isinstance(german, RawExample) and german.field == "alt"
 
 
 def test_what_is_wrong_in_a_tar_is_distinguished(samples, tmp_path: pathlib.Path):
@@ -103,7 +106,7 @@ def test_a_cut_tar_gives_what_it_holds(samples, tmp_path: pathlib.Path):
         last = tar.getmember("k0003.png").offset_data
     path.write_bytes(path.read_bytes()[: last + 10])
     found = outcomes(listed(path))
-    assert [isinstance(found[f"k{i:04d}"], Raw) for i in range(3)] == [True] * 3
+    assert [isinstance(found[f"k{i:04d}"], RawExample) for i in range(3)] == [True] * 3
     assert "truncated tar" in found.values()
 
 
@@ -113,7 +116,7 @@ def test_a_cut_compressed_tar_gives_what_it_holds(samples, tmp_path: pathlib.Pat
     packed = gzip.compress((tmp_path / "x.tar").read_bytes())
     path.write_bytes(packed[: len(packed) // 2])
     found = list(outcomes(listed(path)).values())
-    assert sum(isinstance(each, Raw) for each in found) > 50
+    assert sum(isinstance(each, RawExample) for each in found) > 50
     assert "truncated tar" in found
 
 
@@ -132,7 +135,9 @@ def test_members_cannot_reach_outside(samples, tmp_path: pathlib.Path):
             tar.addfile(info, io.BytesIO(data))
     before = sorted(tmp_path.rglob("*"))
     found = outcomes(listed(path))
-    assert found.pop("../../up") == Raw(samples.png(1), b"up")  # a name, never a path to write to
+    assert found.pop("../../up") == RawExample(
+        samples.png(1), b"up"
+    )  # a name, never a path to write to
     assert list(found.values()) == ["no file but a link or device"] * 3
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -160,9 +165,9 @@ def test_text_files_beside_images(samples, tmp_path: pathlib.Path):
     write(tmp_path / ".hidden.png", samples.png(3))
     found = outcomes(listed(tmp_path))
     assert found == {
-        "b": Raw(samples.png(2), b"two"),
+        "b": RawExample(samples.png(2), b"two"),
         "c": "no caption",
-        "sub/a": Raw(samples.png(1), b"one"),
+        "sub/a": RawExample(samples.png(1), b"one"),
     }
 
 
@@ -172,7 +177,7 @@ def test_metadata_of_hugging_face(samples, tmp_path: pathlib.Path):
         write(tmp_path / "train" / "img" / f"{i}.png", samples.png(i))
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     write(tmp_path / "train" / "metadata.jsonl", text + "\n\n")
-    want = {f"train/img/{i}": Raw(samples.png(i), (f"picture {i} ä",)) for i in range(3)}
+    want = {f"train/img/{i}": RawExample(samples.png(i), (f"picture {i} ä",)) for i in range(3)}
     assert outcomes(listed(tmp_path)) == {**want, "train/img/3": "no caption"}
     alone = outcomes(listed(tmp_path / "train" / "metadata.jsonl"))
     assert list(alone) == ["img/0", "img/1", "img/2", "img/3"]
@@ -188,13 +193,13 @@ def test_metadata_fields(samples, tmp_path: pathlib.Path):
     ]
     write(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
     found = outcomes(listed(tmp_path))
-    assert [each[1] if isinstance(each, Raw) else each for each in found.values()] == [
+    assert [each[1] if isinstance(each, RawExample) else each for each in found.values()] == [
         ("usual",),
         ("text wins",),
         "no caption",
     ]
     german = outcomes(listed(tmp_path, caption_field="de"))
-    assert german["0"] == Raw(samples.png(0), ("eins",))
+    assert german["0"] == RawExample(samples.png(0), ("eins",))
     assert german["1"] == "no caption"
 
 

@@ -16,7 +16,7 @@ from unclip_jax.data import dataset_manifest
 from unclip_jax.data.prepared import open_split
 from unclip_jax.preparation.checking import CheckConfig
 from unclip_jax.preparation.importer import Importer, locked
-from unclip_jax.preparation.items import Raw, Skip
+from unclip_jax.preparation.items import RawExample, Skip
 from unclip_jax.preparation.shard_writer import ImportConfig
 
 
@@ -40,13 +40,13 @@ class ToyPlan:
     def key(self, index: int) -> str:
         return f"k{index:04d}"
 
-    def read(self, index: int) -> Raw:
+    def read(self, index: int) -> RawExample:
         if index == self.interrupt_at:
             raise KeyboardInterrupt
         self.read_indices.append(index)
         if index in self.bad:
             raise Skip("no image")
-        return Raw(self.samples.png(index), f"picture number {index}")
+        return RawExample(self.samples.png(index), f"picture number {index}")
 
     def close(self) -> None:
         self.closed = True
@@ -152,7 +152,7 @@ def test_a_crash_of_the_decoder_is_a_bad_record(
 
     real = shard_writer.check
 
-    def crash(key: str, raw: Raw, config: CheckConfig):
+    def crash(key: str, raw: RawExample, config: CheckConfig):
         if key == "k0002":
             raise ZeroDivisionError
         return real(key, raw, config)

@@ -23,7 +23,7 @@ pytest.importorskip("starlette", reason="needs the extra demo")
 from starlette.requests import Request
 
 from unclip_jax.serving import api, bodies, job_store
-from unclip_jax.serving.errors import Rejected
+from unclip_jax.serving.errors import RequestError
 from unclip_jax.serving.job_queue import Job
 
 STEPS = {"steps": "4"}
@@ -227,7 +227,9 @@ def test_bodies_count_towards_the_memory_of_all_until_they_are_decoded():
 
     async def read_three():
         async with reader.read(Request(scope, receive)) as first:
-            with pytest.raises(Rejected, match="too many large requests arrive at once") as error:
+            with pytest.raises(
+                RequestError, match="too many large requests arrive at once"
+            ) as error:
                 async with reader.read(Request(scope, receive)):
                     pass
         async with reader.read(Request(scope, receive)) as last:

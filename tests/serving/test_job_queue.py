@@ -9,7 +9,7 @@ from unclip_jax.inference.progress import Progress
 from unclip_jax.serving.job_queue import Job, JobQueue, QueueFull
 
 
-class Gate:
+class AccessMiddleware:
     """Work that reports its start and waits for a signal to go on."""
 
     def __init__(self):
@@ -25,7 +25,7 @@ class Gate:
 @pytest.fixture
 def busy():
     """A queue with one job running and one waiting, which fill it."""
-    queue, gate = JobQueue(waiting=1), Gate()
+    queue, gate = JobQueue(waiting=1), AccessMiddleware()
     first = queue.submit(Job(gate))
     assert gate.begun.wait(10)
     yield queue, gate, first, queue.submit(Job(lambda report: "second"))

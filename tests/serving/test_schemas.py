@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.serving import schemas
-from unclip_jax.serving.schemas import Limits
+from unclip_jax.serving.schemas import RequestLimits
 
 IMAGE = png()
 OTHER = png(seed=1)
@@ -62,7 +62,7 @@ def full(command):
 @pytest.mark.parametrize("command", REQUESTS)
 def test_flags_and_json_give_the_same_request(command, tmp_path):
     for index, values in enumerate((LEAST[command], full(command))):
-        by_json = read(command, values, limits=Limits(images=1000)).request
+        by_json = read(command, values, limits=RequestLimits(images=1000)).request
         by_flags = parse(command, values, tmp_path / str(index))
         assert getattr(by_json, "weights", None) == getattr(by_flags, "weights", None)
         for name in request_fields.fields(by_json).keys() - {"image_weights", "text_weights"}:
@@ -121,7 +121,7 @@ def test_uploads_are_files_of_the_archive():
 
 
 def test_the_description_is_complete():
-    described = schemas.describe(Limits())
+    described = schemas.describe(RequestLimits())
     assert described.keys() == LEAST.keys()
     assert described["text-diff"]["fields"]["theta"]["range"] == [0, 1]
     assert described["interpolate"]["fields"]["noise"]["choices"] == ["inverted", "shared"]
@@ -129,7 +129,7 @@ def test_the_description_is_complete():
 
 
 def test_the_openapi_document_describes_every_request():
-    document = schemas.openapi(Limits())
+    document = schemas.openapi(RequestLimits())
     assert document["openapi"].startswith("3.1")
     components = document["components"]["schemas"]
     for name, request in REQUESTS.items():
@@ -164,8 +164,8 @@ class Toy(REQUESTS["upscale"]):
 
 def test_a_request_is_added_in_one_place(monkeypatch, tmp_path):
     monkeypatch.setitem(REQUESTS, "toy", Toy)
-    assert schemas.describe(Limits())["toy"]["fields"]["size"]["range"] == [1, 9]
-    assert "/api/toy" in schemas.openapi(Limits())["paths"]
+    assert schemas.describe(RequestLimits())["toy"]["fields"]["size"]["range"] == [1, 9]
+    assert "/api/toy" in schemas.openapi(RequestLimits())["paths"]
     assert read("toy", {"images": [IMAGE], "size": 3}).request.run("engine") == "engine 3"
     with pytest.raises(UserError, match="that would be 18 images; this server generates at most"):
         read("toy", {"images": [IMAGE, IMAGE], "size": 9})

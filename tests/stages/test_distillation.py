@@ -226,7 +226,7 @@ def test_consistency_models_take_any_number_of_steps_and_others_no_such_sampler(
     with pytest.raises(
         UserError, match="sampling.sampler is 'consistency', but this model was not"
     ):
-        gaussian.planned(DECODER.diffusion, SamplingConfig(sampler="consistency"))
+        gaussian.solver_and_plan(DECODER.diffusion, SamplingConfig(sampler="consistency"))
 
 
 @pytest.mark.parametrize("folder", ["clip", "prior_ar", "dalle", "dvae"])

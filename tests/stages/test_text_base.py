@@ -119,16 +119,16 @@ def test_noise_on_the_low_res_image_has_the_variance_of_its_level(name):
     cfg = AugmentConfig(most=1.0, level=level, schedule=name)
     low = 0.5 * jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 4)
-    noised = low_res_noise.as_sampled(cfg, diffusion, low, keys=keys)
+    noised = low_res_noise.noise_for_sampling(cfg, diffusion, low, keys=keys)
     chain = schedule.make_schedule(name or "cosine", num_timesteps=1000)
     t = round(level * 999)
     np.testing.assert_array_equal(noised.t, t)
     alpha_bar = chain.alpha_bar[t]
     expected = alpha_bar * float(jnp.var(low)) + 1 - alpha_bar
     np.testing.assert_allclose(jnp.var(noised.image), expected, rtol=0.03)
-    other = low_res_noise.as_sampled(cfg, diffusion, low, keys=keys[::-1])
+    other = low_res_noise.noise_for_sampling(cfg, diffusion, low, keys=keys[::-1])
     assert np.abs(other.image - noised.image).max() > 0.1
-    training = low_res_noise.in_training(cfg, diffusion, low, key=jax.random.key(1))
+    training = low_res_noise.noise_for_training(cfg, diffusion, low, key=jax.random.key(1))
     assert len({int(t) for t in training.t}) > 1  # one level per example, not per batch
 
 

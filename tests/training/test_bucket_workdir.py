@@ -30,7 +30,7 @@ def state(tmp_path_factory):
 
 
 def train(url: Url, **options):
-    with bucket_workdir.opened(url) as workdir:
+    with bucket_workdir.open_workdir(url) as workdir:
         return toy.run(workdir, log_every=1, **options)
 
 
@@ -100,9 +100,9 @@ def test_checkpoints_without_a_fingerprint(url):
 
 def test_a_trainer_that_is_alive_keeps_others_out(url):
     with (
-        bucket_workdir.opened(url),
+        bucket_workdir.open_workdir(url),
         pytest.raises(UserError, match=r"another trainer is at work in gs://.*/run: process \d+"),
-        bucket_workdir.opened(url),
+        bucket_workdir.open_workdir(url),
     ):
         pass
 
@@ -114,27 +114,27 @@ def lock(url, **facts) -> None:
 
 def test_a_lock_of_a_process_that_is_gone_is_taken_over(url):
     lock(url, pid=2**22 + 1, started="1")
-    with bucket_workdir.opened(url) as workdir:
+    with bucket_workdir.open_workdir(url) as workdir:
         assert workdir.checkpoints == url
 
 
 def test_a_lock_of_another_host_is_taken_over_when_it_stops_counting(url, monkeypatch):
     monkeypatch.setattr(object_lock, "STALE", 0.3)
     lock(url, host="elsewhere", name="elsewhere")
-    with bucket_workdir.opened(url):
+    with bucket_workdir.open_workdir(url):
         pass
     lock(url, host="elsewhere", name="elsewhere")
     beat = functools.partial(lock, url, host="elsewhere", beats=2)
     monkeypatch.setattr(object_lock.time, "sleep", lambda _: beat())
     with (
         pytest.raises(UserError, match="another trainer is at work"),
-        bucket_workdir.opened(url),
+        bucket_workdir.open_workdir(url),
     ):
         pass
 
 
 def test_a_trainer_that_was_taken_over_saves_no_more(url):
-    with contextlib.suppress(UserError), bucket_workdir.opened(url) as workdir:
+    with contextlib.suppress(UserError), bucket_workdir.open_workdir(url) as workdir:
         lock(url, pid=7, name="there")
         with pytest.raises(UserError, match="has taken over gs://.*process 7 on there"):
             workdir.before_save()
@@ -144,7 +144,10 @@ def test_a_trainer_that_was_taken_over_saves_no_more(url):
 def test_of_two_trainers_that_start_at_once_the_first_to_write_stays(url, monkeypatch):
     create = Url.create
     monkeypatch.setattr(Url, "create", lambda u, content: (lock(url, pid=7), create(u, content)))
-    with pytest.raises(UserError, match="at work in .*: process 7"), bucket_workdir.opened(url):
+    with (
+        pytest.raises(UserError, match="at work in .*: process 7"),
+        bucket_workdir.open_workdir(url),
+    ):
         pass
 
 
@@ -184,7 +187,7 @@ def test_the_manifest_of_an_export_is_copied_last_and_removed_first(url, monkeyp
     upload, unlink = Url.upload, Url.unlink
     monkeypatch.setattr(Url, "upload", lambda u, path: (calls.append(u.name), upload(u, path)))
     monkeypatch.setattr(Url, "unlink", lambda u: (calls.append(f"-{u.name}"), unlink(u)))
-    with bucket_workdir.opened(url) as workdir:
+    with bucket_workdir.open_workdir(url) as workdir:
         (workdir.folder / "export").mkdir()
         for name in ("manifest.json", "a", "z"):
             (workdir.folder / "export" / name).write_text("1")
@@ -202,7 +205,7 @@ def test_the_manifest_of_an_export_is_copied_last_and_removed_first(url, monkeyp
 
 def test_other_processes_copy_their_files_and_hold_no_lock(url, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with bucket_workdir.opened(url) as workdir:
+    with bucket_workdir.open_workdir(url) as workdir:
         (workdir.folder / "a.npz").write_bytes(b"1")
         workdir.before_save()
         assert url.names() == ["a.npz"]
@@ -223,7 +226,7 @@ def test_files_are_copied_every_minute(url, monkeypatch):
         upload(place, path)
 
     monkeypatch.setattr(Url, "upload", flaky)
-    with bucket_workdir.opened(url) as workdir:
+    with bucket_workdir.open_workdir(url) as workdir:
         (workdir.folder / "a").write_bytes(b"1")
         end = time.monotonic() + 20
         while "a" not in url.names() and time.monotonic() < end:
@@ -234,7 +237,7 @@ def test_files_are_copied_every_minute(url, monkeypatch):
 def test_a_store_without_checkpoints_is_rejected():
     with (
         pytest.raises(UserError, match="Orbax.* writes to gs:// and to files, not to s3://"),
-        bucket_workdir.opened(Url("s3://bucket/run")),
+        bucket_workdir.open_workdir(Url("s3://bucket/run")),
     ):
         pass
 
@@ -242,6 +245,6 @@ def test_a_store_without_checkpoints_is_rejected():
 def test_a_missing_bucket_is_one_line(google_store):
     with (
         pytest.raises(UserError, match="gs://no-such-bucket/run.*: no such object or bucket"),
-        bucket_workdir.opened(Url("gs://no-such-bucket/run")),
+        bucket_workdir.open_workdir(Url("gs://no-such-bucket/run")),
     ):
         pass

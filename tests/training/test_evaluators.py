@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.training import evaluators
 from unclip_jax.training.evaluators import PeriodicEval, SamplePreview
-from unclip_jax.training.hooks import Moment
+from unclip_jax.training.hooks import LoopState
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.train_program import make_train_program
 
@@ -33,11 +33,11 @@ PROGRAM = make_train_program(
 )
 
 
-def moment(step: int = 3) -> Moment:
+def moment(step: int = 3) -> LoopState:
     """A state whose averaged parameters are not the raw ones."""
     state = PROGRAM.create(jax.random.key(0))
     raw = jax.tree.map(lambda x: -2 * x - 1, state.params)
-    return Moment(step, dataclasses.replace(state, params=raw), None)
+    return LoopState(step, dataclasses.replace(state, params=raw), None)
 
 
 def validation(data, *, count: int = 3, stage=STAGE, teacher=()):

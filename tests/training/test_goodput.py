@@ -7,7 +7,7 @@ from tests.training import toy
 from tests.training.test_hooks import done
 from unclip_jax.training import goodput as goodput_module
 from unclip_jax.training.goodput import PARTS, Goodput
-from unclip_jax.training.hooks import Moment, StepDone
+from unclip_jax.training.hooks import LoopState, StepDone
 
 
 class Clock:
@@ -97,8 +97,8 @@ def test_a_hook_is_accounted_for_and_called(tmp_path, clock):
 
     goodput = Goodput(tmp_path, start=0)
     accounted = goodput.accounted("evaluate", hook)
-    accounted(Moment(4, None, None))
-    accounted(Moment(3, None, None))
+    accounted(LoopState(4, None, None))
+    accounted(LoopState(3, None, None))
     goodput.write()
     assert sessions(tmp_path)[0]["seconds"]["evaluate"] == 7
 

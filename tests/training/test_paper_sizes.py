@@ -38,7 +38,7 @@ def test_at_most_two_percent_of_a_state_is_replicated(name: str, rules: str):
         steps=run.train.steps,
         ema_decay=run.train.ema_decay,
     )
-    report = place.replicated(program.abstract)
+    report = place.measure_replication(program.abstract)
     assert report.share < 0.02, report.line()
     share = place.bytes_per_device(program.abstract) / report.total_bytes
     assert 1 / 8 <= share < (0.14 if rules == "fsdp" else 0.25)

@@ -22,7 +22,7 @@ NEAR, VERY_NEAR = 0.6, 0.8  # similarity of a misspelt command to the command
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class RunOptions:
     """Everything about a run but its request.
 
     Attributes:
@@ -111,7 +111,7 @@ def parser(command: str = TextRequest.name) -> Parser:
     return parser
 
 
-def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
+def parse(command: str, args: argparse.Namespace) -> tuple[Request, RunOptions]:
     """The request and the setting that arguments ask for.
 
     Raises:
@@ -119,7 +119,7 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
     """
     in_range("batch", args.batch, 1, MAX_BATCH)
     output_files.check(args.out)
-    setting = Setting(
+    setting = RunOptions(
         models=flags.run_directory(args.models),
         prior=args.prior or "prior",
         out=args.out,
@@ -136,7 +136,7 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, Setting]:
     return request_fields.build(REQUESTS[command], values, name=command), setting
 
 
-def run(request: Request, setting: Setting, *, engine: Any = None) -> None:
+def run(request: Request, setting: RunOptions, *, engine: Any = None) -> None:
     """Runs a request, saves its result, and says in the first process what was written.
 
     Args:

@@ -14,7 +14,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.engine import request_fields
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.request_base import Request
-from unclip_jax.engine.request_fields import Field
+from unclip_jax.engine.request_fields import RequestField
 from unclip_jax.engine.requests import REQUESTS
 
 _METAVARS = {"integer": "N", "number": "X", "text": "TEXT", "image": "FILE"}
@@ -52,14 +52,14 @@ def values(args: argparse.Namespace, request: type[Request]) -> dict[str, Any]:
     return result
 
 
-class Recorded(NamedTuple):
+class RecordedRequest(NamedTuple):
     """A request read from a record, and the prior that ran it (None in a chain without one)."""
 
     request: Request
     prior: str | None
 
 
-def from_record(path: pathlib.Path) -> Recorded:
+def from_record(path: pathlib.Path) -> RecordedRequest:
     """Reads the request of a record that an earlier result wrote.
 
     Images that the record names are looked for beside it, then in the current directory.
@@ -87,7 +87,7 @@ def from_record(path: pathlib.Path) -> Recorded:
             )
     built = request_fields.build(request, values, name=name)
     _check_inputs(built, record, path)
-    return Recorded(built, record.get("prior"))
+    return RecordedRequest(built, record.get("prior"))
 
 
 def _check_inputs(request: Request, record: dict[str, Any], path: pathlib.Path) -> None:
@@ -107,7 +107,7 @@ def _check_inputs(request: Request, record: dict[str, Any], path: pathlib.Path) 
                 )
 
 
-def _add(parser: Parser, field: Field) -> None:
+def _add(parser: Parser, field: RequestField) -> None:
     """Adds the argument of one field."""
     option, flag = field.option, f"--{(field.option.flag or field.name).replace('_', '-')}"
     if field.scalar == "boolean":
@@ -131,7 +131,7 @@ def _add(parser: Parser, field: Field) -> None:
         parser.add_argument(flag, dest=field.name, required=field.required, **shape)
 
 
-def _help(field: Field) -> str:
+def _help(field: RequestField) -> str:
     """The help of a field with its range and its default."""
     notes = [request_fields.range_text(field)]
     default = field.default
@@ -142,7 +142,7 @@ def _help(field: Field) -> str:
     return f"{field.option.help} ({text})" if text else field.option.help
 
 
-def _read(field: Field, value: Any) -> Any:
+def _read(field: RequestField, value: Any) -> Any:
     """The number that a flag holds; what is no number is left for the request to reject."""
     kind = {"integer": int, "number": float}.get(field.scalar)
     if kind is None or not isinstance(value, str):
@@ -153,7 +153,7 @@ def _read(field: Field, value: Any) -> Any:
         return value
 
 
-def _weighted(field: Field, pairs: Sequence[Sequence[str]]) -> tuple[list[str], list[float]]:
+def _weighted(field: RequestField, pairs: Sequence[Sequence[str]]) -> tuple[list[str], list[float]]:
     """Items and their weights.
 
     Raises:

@@ -56,7 +56,7 @@ class NoisedLowRes(NamedTuple):
     t: Steps | None
 
 
-def in_training(
+def noise_for_training(
     cfg: AugmentConfig, diffusion: DiffusionConfig, low_res: LowRes, *, key: Key
 ) -> NoisedLowRes:
     """Noises images to random timesteps, one per example, if augmentation is on.
@@ -76,7 +76,7 @@ def in_training(
     return _noised(chain, low_res, t=t, eps=eps)
 
 
-def as_sampled(
+def noise_for_sampling(
     cfg: AugmentConfig, diffusion: DiffusionConfig, low_res: LowRes, *, keys: Keys
 ) -> NoisedLowRes:
     """Noises images to the timestep of sampling, each with its own key.

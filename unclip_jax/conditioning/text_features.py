@@ -76,7 +76,9 @@ def check_guidance(cfg: TextConditionConfig, scale: Scale, *, drop: float) -> No
     gaussian.check_guidance(scale, drops={DROP: drop} if cfg.null == "zero" else {})
 
 
-def keep(cfg: TextConditionConfig, key: Key, *, batch_size: int, drop: float) -> dict[str, Any]:
+def keep_masks(
+    cfg: TextConditionConfig, key: Key, *, batch_size: int, drop: float
+) -> dict[str, Any]:
     """Draws the examples of a training batch that keep their caption."""
     if cfg.null != "zero":
         return {}

@@ -201,7 +201,7 @@ def scheduler_settings(config: Any) -> dict[str, Any]:
 
 def _call(config: Any) -> tuple[int, float]:
     """Returns steps and guidance with which a stage is sampled."""
-    rows = gaussian.planned(config.diffusion, config.sampling)[1]
+    rows = gaussian.solver_and_plan(config.diffusion, config.sampling)[1]
     return len(rows.t), config.sampling.guidance_scale
 
 

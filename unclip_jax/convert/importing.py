@@ -176,7 +176,7 @@ def _codes_in(sources: Sequence[pathlib.Path], options: ImportOptions) -> _Codes
         return _Codes(mindalle.stages(sources[0], folder), mindalle.LICENCE, folder)
     if published := openai_dvae.files(sources):
         return _Codes([openai_dvae.stage(published)], openai_dvae.LICENCE)
-    if (tensors := taming_vqgan.opened(sources)) is not None:
+    if (tensors := taming_vqgan.open_vqgan(sources)) is not None:
         part = taming_vqgan.stage(tensors, pixels=options.pixels)
         return _Codes([part], taming_vqgan.LICENCE)
     return None

@@ -65,7 +65,7 @@ def stages(folder: pathlib.Path, tokenizer: pathlib.Path) -> list[ConvertedStage
     Raises:
         UserError: other tensors or settings.
     """
-    vqgan = taming_vqgan.opened([folder / STAGE_1])
+    vqgan = taming_vqgan.open_vqgan([folder / STAGE_1])
     if vqgan is None:
         raise UserError(f"{folder / STAGE_1} holds no VQGAN; copy it again.")
     source = open_tensors(folder / STAGE_2)

@@ -24,7 +24,7 @@ MARK = "quantize.embedding.weight", "quantize.embed.weight"
 LOSS = re.compile(r"^loss\.|\.num_batches_tracked$")  # discriminator and LPIPS
 
 
-def opened(sources: Sequence[pathlib.Path]) -> TensorSource | None:
+def open_vqgan(sources: Sequence[pathlib.Path]) -> TensorSource | None:
     """Returns the tensors of a VQGAN in a single file; None if it holds something else.
 
     Raises:

@@ -14,7 +14,7 @@ from unclip_jax.core.types import Batch, HostBatch, Key, Metrics, Params, Scalar
 Rows = Callable[[int], Iterable[HostBatch]]
 
 
-class Fitted(NamedTuple):
+class FittedParams(NamedTuple):
     """Parameters that come from statistics of the data instead of gradients.
 
     Attributes:
@@ -92,7 +92,7 @@ class Stage:
     splittable: bool
     describe: dict[str, Any]
     pairwise: PairwiseLoss | None = None
-    fit: Callable[[Rows], Fitted] | None = None
+    fit: Callable[[Rows], FittedParams] | None = None
     annealed: Callable[[Int[Array, ""]], dict[str, Scalar]] | None = None
     teacher: Callable[[Key], Params] | None = None
     grows: Mapping[str, int] = dataclasses.field(default_factory=dict)

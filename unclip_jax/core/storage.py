@@ -265,7 +265,7 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(stated) if stated else pathlib.Path("~/.cache/unclip_jax").expanduser()
 
 
-def fetched(
+def local_copy(
     folder: Url,
     names: Iterable[str],
     *,

@@ -39,7 +39,7 @@ class Stats:
 
 
 @dataclasses.dataclass(frozen=True)
-class Moments:
+class PartialMoments:
     """Moments of some rows in float64; the last entry of each array is that of their length.
 
     Attributes:
@@ -53,7 +53,7 @@ class Moments:
     squares: np.ndarray
 
     @classmethod
-    def of(cls, rows: Vectors) -> "Moments":
+    def of(cls, rows: Vectors) -> "PartialMoments":
         """Computes the moments of rows of any precision."""
         exact = rows.astype(np.float64)
         values = np.concatenate([exact, np.sqrt((exact**2).sum(axis=1))[:, None]], axis=1)
@@ -61,7 +61,7 @@ class Moments:
         return cls(len(rows), mean, ((values - mean) ** 2).sum(axis=0))
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Moments":
+    def from_json(cls, stored: dict[str, Any]) -> "PartialMoments":
         """Reads what `to_json` returned.
 
         Raises:
@@ -78,13 +78,13 @@ class Moments:
             "squares": self.squares.tolist(),
         }
 
-    def __add__(self, other: "Moments") -> "Moments":
+    def __add__(self, other: "PartialMoments") -> "PartialMoments":
         """Returns the moments of the rows of both."""
         count = self.count + other.count
         share = other.count / count if count else 0.0
         step = other.mean - self.mean
         squares = self.squares + other.squares + step**2 * (self.count * share)
-        return Moments(count, self.mean + step * share, squares)
+        return PartialMoments(count, self.mean + step * share, squares)
 
     def stats(self) -> Stats:
         """Returns the statistics of the rows."""
@@ -92,13 +92,13 @@ class Moments:
         return Stats(self.count, self.mean[:-1], std[:-1], float(self.mean[-1]), float(std[-1]))
 
 
-def total(parts: Iterable[Moments]) -> Moments:
+def total(parts: Iterable[PartialMoments]) -> PartialMoments:
     """Adds moments in order.
 
     Raises:
         ValueError: there are none.
     """
-    whole: Moments | None = None
+    whole: PartialMoments | None = None
     for part in parts:
         whole = part if whole is None else whole + part
     if whole is None:

@@ -22,7 +22,7 @@ from unclip_jax.core.checks import UserError, listed, one_of, positive
 from unclip_jax.core.files import atomic_path, write_atomically, write_shared
 from unclip_jax.core.folder import Folder
 from unclip_jax.core.storage import Location, Url
-from unclip_jax.data.embedding_stats import Moments, Vectors
+from unclip_jax.data.embedding_stats import PartialMoments, Vectors
 from unclip_jax.data.embeddings import (
     DIGEST,
     FILES,
@@ -132,7 +132,7 @@ class EmbeddingFolder:
             names.append(file_name(KINDS[field], index, "npy"))
             with atomic_path(folder / names[-1]) as partial, partial.open("wb") as file:
                 np.save(file, stored)
-            moments[field] = Moments.of(stored).to_json()
+            moments[field] = PartialMoments.of(stored).to_json()
         table = pyarrow.table({"key": list(keys), "caption": list(captions), **extra})
         table = table.replace_schema_metadata({OURS: STATS})
         names.append(file_name("metadata", index, "parquet"))
@@ -170,7 +170,7 @@ class EmbeddingFolder:
         """
         if self.finished:
             return
-        moments: dict[str, Moments] = {}
+        moments: dict[str, PartialMoments] = {}
         files: dict[str, str] = {}
         rows, missing = [], []
         for index, report in enumerate(self._reports(range(count))):
@@ -180,7 +180,7 @@ class EmbeddingFolder:
             rows.append(report["rows"])
             files |= report[FILES]
             for field in KINDS.keys() & report.keys():
-                part = Moments.from_json(report[field])
+                part = PartialMoments.from_json(report[field])
                 moments[field] = moments[field] + part if field in moments else part
         if missing and partial:
             return

@@ -24,7 +24,7 @@ from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import check_regular, open_array, read_small
 from unclip_jax.core.storage import Location, Url
-from unclip_jax.data.embedding_stats import Moments, Stats, Vectors, total
+from unclip_jax.data.embedding_stats import PartialMoments, Stats, Vectors, total
 
 KINDS = {"z_img": "img_emb", "z_txt": "text_emb"}
 STATS = "stats.json"
@@ -300,7 +300,9 @@ def _damaged(path: Location) -> UserError:
 def measure(source: EmbeddingSource, field: str) -> Stats:
     """Computes statistics of all rows in one pass."""
     starts = range(0, len(source), _CHUNK)
-    parts = (Moments.of(source.vectors(field, i, min(i + _CHUNK, len(source)))) for i in starts)
+    parts = (
+        PartialMoments.of(source.vectors(field, i, min(i + _CHUNK, len(source)))) for i in starts
+    )
     return total(parts).stats()
 
 

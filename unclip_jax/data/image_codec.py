@@ -38,7 +38,7 @@ _RANGE_TAGS = ((340, 341), (280, 281))  # TIFF: smallest and largest value, of a
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class ImageLimits:
     """Bounds on the size of usable images.
 
     Attributes:
@@ -52,7 +52,7 @@ class Limits:
     max_aspect: float = 8.0
 
 
-ANY_SIZE = Limits(max_pixels=2**31, min_side=1, max_aspect=float("inf"))  # of checked records
+ANY_SIZE = ImageLimits(max_pixels=2**31, min_side=1, max_aspect=float("inf"))  # of checked records
 
 
 class BadImage(UserError):
@@ -63,7 +63,7 @@ class BadImage(UserError):
         self.reason = reason
 
 
-def decode(data: bytes, *, limits: Limits | None = None, reduced: int = 0) -> Pixels:
+def decode(data: bytes, *, limits: ImageLimits | None = None, reduced: int = 0) -> Pixels:
     """Decodes to RGB: upright, transparency over white, grey and CMYK converted, 16 bits to 8.
 
     Damaged metadata (text, profiles, EXIF) never cost an image.
@@ -78,7 +78,7 @@ def decode(data: bytes, *, limits: Limits | None = None, reduced: int = 0) -> Pi
         BadImage: not an image, truncated, too small, too long, a decompression bomb, or a pixel
             format without a meaning as colour.
     """
-    limits = limits or Limits()
+    limits = limits or ImageLimits()
     try:
         image = _load(data, limits, reduced)
         turn = _orientation(image)
@@ -215,7 +215,7 @@ def _header(data: bytes) -> Image.Image:
         return _open(image_formats.essential(data))
 
 
-def _check_size(image: Image.Image, limits: Limits) -> None:
+def _check_size(image: Image.Image, limits: ImageLimits) -> None:
     width, height = image.size
     short, long = min(width, height), max(width, height)
     if width * height > limits.max_pixels:
@@ -230,7 +230,7 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
         )
 
 
-def _load(data: bytes, limits: Limits, reduced: int) -> Image.Image:
+def _load(data: bytes, limits: ImageLimits, reduced: int) -> Image.Image:
     """Reads the header, checks the size and then decodes the pixels."""
     image = _open(data)
     _check_size(image, limits)

@@ -49,7 +49,7 @@ def _tokenizer_dir(place: Location, digest: str) -> pathlib.Path | None:
         return None
     if isinstance(folder, Url):
         names = folder.files()
-        return storage.fetched(folder, names, key=f"tokenizers/{digest}") if names else None
+        return storage.local_copy(folder, names, key=f"tokenizers/{digest}") if names else None
     return folder if folder.is_dir() else None
 
 

@@ -25,7 +25,7 @@ from unclip_jax.core.types import Keys
 from unclip_jax.diffusion import samplers
 from unclip_jax.diffusion.guidance import Denoiser
 from unclip_jax.diffusion.process import Prediction
-from unclip_jax.diffusion.samplers import Sampled, Solver, StepTable
+from unclip_jax.diffusion.samplers import ChainState, Solver, StepTable
 
 X = Float[Array, " b *s"]
 
@@ -121,7 +121,7 @@ def decode(
     table: StepTable,
     solver: Solver,
     memory: Any = None,
-) -> Sampled:
+) -> ChainState:
     """Runs the chain again with stored noise, under any condition.
 
     Args:

@@ -26,7 +26,7 @@ X = Float[Array, " b *s"]
 HUBER = 0.00054  # c of the pseudo-Huber distance per square root of the size (arXiv 2310.14189)
 
 
-class Point(NamedTuple):
+class ChainPoint(NamedTuple):
     """A timestep and its level, one per example: x_t = signal x_0 + noise eps."""
 
     t: Int[Array, " b"]
@@ -51,7 +51,7 @@ class Grid:
     steps: int
     substeps: int
 
-    def point(self, interval: Int[Array, " b"], substep: int | Array, *, ndim: int) -> Point:
+    def point(self, interval: Int[Array, " b"], substep: int | Array, *, ndim: int) -> ChainPoint:
         """Returns the point after some teacher's steps of an interval; the data have noise 0.
 
         Args:
@@ -67,7 +67,7 @@ class Grid:
             return jnp.asarray(np.append(data, table), jnp.float32)[at].reshape(ones)
 
         t = jnp.asarray(np.append(0, fine.timesteps), jnp.int32)[at]
-        return Point(t, column(1.0, fine.signal), column(0.0, fine.noise))
+        return ChainPoint(t, column(1.0, fine.signal), column(0.0, fine.noise))
 
 
 def trailing(steps: int) -> str:
@@ -75,23 +75,23 @@ def trailing(steps: int) -> str:
     return f"trailing{steps}"
 
 
-class NoisedBatch(NamedTuple):
+class NoisedIntervals(NamedTuple):
     """A noised batch for distillation: the interval of each example, and x at its beginning."""
 
     interval: Int[Array, " b"]
-    start: Point
+    start: ChainPoint
     x: X
 
 
-def noise_batch(grid: Grid, x_0: X, *, key: Key) -> NoisedBatch:
+def noise_intervals(grid: Grid, x_0: X, *, key: Key) -> NoisedIntervals:
     """Draws an interval for each example, uniformly, and noises it to where the interval begins."""
     interval = jax.random.randint(rng.fold(key, "interval"), x_0.shape[:1], 0, grid.steps)
     start = grid.point(interval, 0, ndim=x_0.ndim)
     eps = jax.random.normal(rng.fold(key, "noise"), x_0.shape, x_0.dtype)
-    return NoisedBatch(interval, start, start.signal * x_0 + start.noise * eps)
+    return NoisedIntervals(interval, start, start.signal * x_0 + start.noise * eps)
 
 
-def teacher_end(teacher: Denoiser, noised: NoisedBatch, *, grid: Grid) -> X:
+def teacher_end(teacher: Denoiser, noised: NoisedIntervals, *, grid: Grid) -> X:
     """Returns x at the end of the intervals, after the teacher's DDIM steps."""
 
     def step(x: X, substep: Array) -> tuple[X, None]:
@@ -103,7 +103,7 @@ def teacher_end(teacher: Denoiser, noised: NoisedBatch, *, grid: Grid) -> X:
     return jax.lax.scan(step, noised.x, jnp.arange(grid.substeps))[0]
 
 
-def progressive_target(noised: NoisedBatch, x_s: X, *, grid: Grid) -> X:
+def progressive_target(noised: NoisedIntervals, x_s: X, *, grid: Grid) -> X:
     """Returns the x_0 with which one DDIM step leads from the beginning of an interval to `x_s`.
 
     Salimans & Ho 2022, appendix G.
@@ -114,7 +114,7 @@ def progressive_target(noised: NoisedBatch, x_s: X, *, grid: Grid) -> X:
 
 
 def progressive_loss(
-    student: Denoiser, teacher: Denoiser, noised: NoisedBatch, *, grid: Grid
+    student: Denoiser, teacher: Denoiser, noised: NoisedIntervals, *, grid: Grid
 ) -> PerExample:
     """Returns the squared error of the student's x_0, weighted by max(signal^2 / noise^2, 1).
 
@@ -128,7 +128,7 @@ def progressive_loss(
 
 
 def consistency_loss(
-    student: Denoiser, teacher: Denoiser, noised: NoisedBatch, *, grid: Grid
+    student: Denoiser, teacher: Denoiser, noised: NoisedIntervals, *, grid: Grid
 ) -> PerExample:
     """Returns the pseudo-Huber distance of the student's x_0 at both ends of an interval.
 

@@ -302,7 +302,7 @@ class Ancestral(Solver):
 Before = Callable[[X, Any, StepTable], tuple[X, Any]]
 
 
-class Sampled(NamedTuple):
+class ChainState(NamedTuple):
     """The state of a chain after some of its rows.
 
     Attributes:
@@ -327,7 +327,7 @@ def run(
     before: Before | None = None,
     noise: Float[Array, " n b *s"] | None = None,
     previews: int = 0,
-) -> Sampled:
+) -> ChainState:
     """Runs a chain, or a part of one, in a single `lax.scan`.
 
     The noise of step k of example i comes from keys[i] alone, so an example does not depend on the
@@ -354,7 +354,7 @@ def run(
     slots = jnp.asarray(preview_slots(rows, previews)) if previews else None
     x_0s = jnp.zeros((previews, *x.shape), x.dtype)
 
-    def body(carry: Sampled, inputs: tuple[StepTable, X | None, Array | None]):
+    def body(carry: ChainState, inputs: tuple[StepTable, X | None, Array | None]):
         (x, memory, x_0s), (at, noise, slot) = carry, inputs
         if before is not None:
             x, memory = before(x, memory, at)
@@ -367,9 +367,9 @@ def run(
         x, memory = solver.advance(x, memory, pred=pred, at=at, noise=noise)
         if slot is not None:
             x_0s = x_0s.at[slot].set(pred.x_0)  # the last row of a slot is what stays in it
-        return Sampled(x, memory, x_0s), None
+        return ChainState(x, memory, x_0s), None
 
-    start = Sampled(x, solver.start(x) if memory is None else memory, x_0s)
+    start = ChainState(x, solver.start(x) if memory is None else memory, x_0s)
     return jax.lax.scan(body, start, (table, noise, slots))[0]
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 Codebook = Float[Array, " n d"]
 
 
-class Quantised(NamedTuple):
+class QuantisedFeatures(NamedTuple):
     """Features after quantisation.
 
     Attributes:
@@ -34,12 +34,12 @@ class Quantised(NamedTuple):
     entropy_loss: Float[Array, ""]
 
 
-def quantise(features: Float[Array, " b g g d"], codebook: Codebook) -> Quantised:
+def quantise(features: Float[Array, " b g g d"], codebook: Codebook) -> QuantisedFeatures:
     """Replaces every feature vector by the nearest row of the codebook."""
     distances = _distances(features, codebook)
     codes = jnp.argmin(distances, axis=-1)
     rows, stop = codebook[codes], jax.lax.stop_gradient
-    return Quantised(
+    return QuantisedFeatures(
         values=features + stop(rows - features),
         codes=codes,
         codebook_loss=jnp.mean((stop(features) - rows) ** 2),

@@ -15,7 +15,7 @@ from unclip_jax.core.types import Image, Keys, Params
 from unclip_jax.diffusion import ddpm_inversion
 from unclip_jax.diffusion.ddpm_inversion import NoiseMaps
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
-from unclip_jax.diffusion.samplers import Ddim, Sampled, StepTable
+from unclip_jax.diffusion.samplers import ChainState, Ddim, StepTable
 from unclip_jax.stages import decoder
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig
 
@@ -91,7 +91,7 @@ def decode_part(
     condition: Condition,
     guidance: GuidanceSchedule,
     negative: Condition = NULL,
-) -> Sampled:
+) -> ChainState:
     """Runs some rows, or all; its one preview is the clean image predicted at the last.
 
     Args:

@@ -24,7 +24,7 @@ from unclip_jax.editing.upsampler_latents import UpsamplerLatents
 THETA_MAX = 0.5  # usual end of a text diff: 0.25 to 0.50 (section 3.3)
 
 
-class Varied(NamedTuple):
+class VariedLatents(NamedTuple):
     """Latents to decode with DDIM, and the noise share of each."""
 
     latent: Latent
@@ -43,8 +43,8 @@ class Path(NamedTuple):
     theta: Float[np.ndarray, " f"]
 
 
-def variations(latent: Latent, *, etas: list[float], copies: int) -> Varied:
-    """One image `copies` times per eta; 0 reconstructs, more keeps only what CLIP sees (3.1).
+def variations(latent: Latent, *, etas: list[float], copies: int) -> VariedLatents:
+    """Repeats an image `copies` times per eta; 0 reconstructs, 1 keeps only what CLIP sees (3.1).
 
     The same eta holds for the details, which eta = 1 forgets too.
 
@@ -56,11 +56,11 @@ def variations(latent: Latent, *, etas: list[float], copies: int) -> Varied:
     for eta in etas:
         in_range("eta", eta, 0.0, 1.0)
     spread = np.repeat(np.asarray(etas, np.float32), copies)
-    return Varied(take(latent, [0] * len(spread)), jnp.asarray(spread))
+    return VariedLatents(take(latent, [0] * len(spread)), jnp.asarray(spread))
 
 
 def interpolate(latent: Latent, *, frames: int, x_T: Image | None = None) -> Path:
-    """Along the arcs from image to image, in all parts of the latent (section 3.2).
+    """Follows the arcs from image to image, in all parts of the latent (section 3.2).
 
     Args:
         latent: two images or more, in order.
@@ -94,7 +94,7 @@ def text_diff(
     z_source: Float[Array, " 1 z"] | None,
     thetas: Float[np.ndarray, " f"],
 ) -> Path:
-    """Turn one image towards the difference of two captions, its noise unchanged (section 3.3).
+    """Turns one image towards the difference of two captions, its noise unchanged (section 3.3).
 
         z_d = normalise(z_target - z_source),   z_theta = slerp(z_img, z_d, theta)
 

@@ -13,7 +13,7 @@ from unclip_jax.engine.requests import TextRequest
 from unclip_jax.engine.result import Result
 from unclip_jax.handoff import shipped
 from unclip_jax.inference import exported_sampler
-from unclip_jax.inference.exported_sampler import Artefact
+from unclip_jax.inference.exported_sampler import Bundle
 from unclip_jax.inference.progress import ProgressCallback
 
 # Fields of a text request that a file leaves open; it fixes the others.
@@ -23,9 +23,9 @@ OPEN_FIELDS = ("captions", "num", "seed", "animate")
 class BundleEngine:
     """A sampler in one file, with the interface of an `InferenceEngine` as far as it goes."""
 
-    def __init__(self, artefact: Artefact, *, name: str = ""):
-        """`name`: of the models, for records."""
-        self.artefact, self.name = artefact, name
+    def __init__(self, bundle: Bundle, *, name: str = ""):
+        """Wraps a bundle; records name its models `name`."""
+        self.bundle, self.name = bundle, name
 
     def run(self, request: Request, *, progress: ProgressCallback | None = None) -> Result:
         """Runs a `TextRequest`; its settings but captions, number and seed are those of the file.
@@ -53,9 +53,9 @@ class BundleEngine:
             request,
             models={"path": self.name, **self.describe()},
             labels=captions,
-            options=self.artefact.card.options,
+            options=self.bundle.card.options,
         )
-        images = self.artefact.draw(captions, seed=request.seed)
+        images = self.bundle.draw(captions, seed=request.seed)
         return Result(images=images, labels=tuple(captions), record=record, animate=request.animate)
 
     def sample(self, captions: str | Sequence[str], **options: Any) -> Result:
@@ -66,7 +66,7 @@ class BundleEngine:
 
     def describe(self) -> dict[str, Any]:
         """The models of the file, JSON-ready."""
-        return dict(self.artefact.card.models)
+        return dict(self.bundle.card.models)
 
 
 def open_engine(
@@ -81,11 +81,11 @@ def open_engine(
         batch: images at once; a file has batch sizes of its own.
 
     Raises:
-        UserError: see `InferenceEngine.open` and `exported_sampler.open_artefact`.
+        UserError: see `InferenceEngine.open` and `exported_sampler.open_bundle`.
     """
     path = shipped.run_directory(path)
     if not path.exists() or path.is_dir():
         return InferenceEngine.open(path, prior=prior, batch=batch)
     if prior != "prior":
         raise UserError(f"{path} is a bundle, which has one prior; leave out prior={prior!r}.")
-    return BundleEngine(exported_sampler.open_artefact(path), name=str(path))
+    return BundleEngine(exported_sampler.open_bundle(path), name=str(path))

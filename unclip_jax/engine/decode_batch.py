@@ -43,7 +43,7 @@ class DecodeBatch:
         options: sampling, guidance and previews.
         eta: DDIM's noise share, if it varies.
         negative: captions that guidance leads away from; None = from the dropped condition.
-        hole: an image, and the mask of what is kept of it.
+        inpaint: an image, and the mask of what is kept of it.
         upsample: True if the upsamplers follow.
         upsampler_steps: grid of the upsamplers that have details, the one of their inversion; None
             = as exported.
@@ -57,7 +57,7 @@ class DecodeBatch:
     options: DecodeOptions
     eta: Float[Array, " b"] | None = None
     negative: Sequence[str] | None = None
-    hole: tuple[InputImage, InputImage] | None = None
+    inpaint: tuple[InputImage, InputImage] | None = None
     upsample: bool = True
     upsampler_steps: str | None = None
     candidate: int = 0

@@ -98,7 +98,12 @@ def decoded(images: Iterable[ImageInput]) -> list[InputImage]:
 
 
 def from_bytes(
-    data: bytes, *, name: str, where: str, path: str = "", limits: image_codec.Limits | None = None
+    data: bytes,
+    *,
+    name: str,
+    where: str,
+    path: str = "",
+    limits: image_codec.ImageLimits | None = None,
 ) -> InputImage:
     """Decodes the bytes of an image file; `where` names it in messages.
 

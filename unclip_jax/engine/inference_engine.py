@@ -371,8 +371,8 @@ class InferenceEngine:
         }
         if batch.eta is not None:
             inputs["eta"] = batch.eta
-        if batch.hole is not None:
-            inputs["inpaint"] = self._inpaint_target(batch.hole, len(batch.captions))
+        if batch.inpaint is not None:
+            inputs["inpaint"] = self._inpaint_target(batch.inpaint, len(batch.captions))
         in_parts = self.watched and not batch.options.previews
         run = self._decode_in_parts if in_parts else self._decode_whole
         decode = functools.partial(run, options=batch.options)
@@ -429,9 +429,9 @@ class InferenceEngine:
         ids = tokens["decoder"]
         return TokenIds(ids.tokens, ids.mask & present[:, None])
 
-    def _inpaint_target(self, hole: tuple[InputImage, InputImage], count: int) -> InpaintTarget:
-        image = jnp.asarray(squares([hole[0]], self.base_size))
-        mask = jnp.asarray(mask_square(hole[1], self.base_size))[None, :, :, None]
+    def _inpaint_target(self, inpaint: tuple[InputImage, InputImage], count: int) -> InpaintTarget:
+        image = jnp.asarray(squares([inpaint[0]], self.base_size))
+        mask = jnp.asarray(mask_square(inpaint[1], self.base_size))[None, :, :, None]
         return InpaintTarget(jnp.repeat(image, count, axis=0), jnp.repeat(mask, count, axis=0))
 
 

@@ -72,7 +72,7 @@ class Option:
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
+class RequestField:
     """A field of a request as `fields` reads it.
 
     Attributes:
@@ -99,7 +99,7 @@ def option(default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata={"option": Option(**metadata)})
 
 
-def fields(request: Any) -> dict[str, Field]:
+def fields(request: Any) -> dict[str, RequestField]:
     """The fields of a request or of its class, by name."""
     cls = request if isinstance(request, type) else type(request)
     hints = typing.get_type_hints(cls)
@@ -140,7 +140,7 @@ def check(request: Any) -> None:
         object.__setattr__(request, field.name, checked(field, getattr(request, field.name)))
 
 
-def checked(field: Field, value: Any) -> Any:
+def checked(field: RequestField, value: Any) -> Any:
     """One value of a field, checked and converted.
 
     Raises:
@@ -160,7 +160,7 @@ def checked(field: Field, value: Any) -> Any:
     )
 
 
-def range_text(field: Field) -> str:
+def range_text(field: RequestField) -> str:
     """The bounds of a field for people: "0 to 1", "at most 100"; "" without bounds."""
     low, high = field.option.low, field.option.high
     if low is None or high is None:
@@ -180,7 +180,7 @@ def _plain(value: Any) -> Any:
     return str(value.path) if hasattr(value, "path") else value
 
 
-def _field(field: dataclasses.Field, hint: Any) -> Field:
+def _field(field: dataclasses.Field, hint: Any) -> RequestField:
     """Reads type and metadata of one dataclass field."""
     optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
     if optional:
@@ -189,10 +189,12 @@ def _field(field: dataclasses.Field, hint: Any) -> Field:
     scalar = _SCALARS[typing.get_args(hint)[0] if many else hint]
     required = field.default is dataclasses.MISSING
     default = None if required else field.default
-    return Field(field.name, scalar, many, optional, required, default, field.metadata["option"])
+    return RequestField(
+        field.name, scalar, many, optional, required, default, field.metadata["option"]
+    )
 
 
-def _item(field: Field, name: str, value: Any) -> Any:
+def _item(field: RequestField, name: str, value: Any) -> Any:
     """One value, or one item of a list."""
     option = field.option
     if field.scalar == "image":

@@ -15,10 +15,10 @@ import numpy as np
 from unclip_jax.core.checks import UserError, positive
 from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.evaluation import feature_extraction, image_sets, sampled_set, set_comparison
-from unclip_jax.evaluation.image_sets import ReadOptions
+from unclip_jax.evaluation.image_sets import ImageSetOptions
 from unclip_jax.evaluation.sampled_set import SampledSetConfig
 from unclip_jax.metrics import report, score_options
-from unclip_jax.metrics.report import Collected, Report
+from unclip_jax.metrics.report import Report, SetFeatures
 from unclip_jax.metrics.score_options import ScoreOptions
 
 NUM = 30_000
@@ -68,7 +68,7 @@ def evaluate_coco(config: CocoConfig) -> Report:
     captions = choose(read_captions(config.captions), num=config.num, seed=seed)
     extractor = feature_extraction.open_extractor(config.features, resize=config.resize)
     loaded = config.sampling.load()
-    options = ReadOptions(size=config.size, keys=config.keys)
+    options = ImageSetOptions(size=config.size, keys=config.keys)
     real = set_comparison.collect(
         config.real, extractor, options, batch=batch, name="real", statistics=True
     )
@@ -121,7 +121,7 @@ def choose(captions: list[str], *, num: int, seed: int) -> list[str]:
 
 
 def departures(
-    config: CocoConfig, real: Collected, *, kind: str, size: tuple[int, int]
+    config: CocoConfig, real: SetFeatures, *, kind: str, size: tuple[int, int]
 ) -> list[str]:
     """Returns a warning that names all reasons against a comparison with published figures."""
     count = real.facts.get("count")

@@ -30,7 +30,7 @@ from unclip_jax.evaluation import (
 from unclip_jax.evaluation.comparison_folder import KEY, PICTURES, SIDES, Comparison
 from unclip_jax.evaluation.sampled_prompts import SampledPrompts
 from unclip_jax.metrics import worlds
-from unclip_jax.metrics.worlds import World
+from unclip_jax.metrics.worlds import WorldChecks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def report_of(
     }
 
 
-def criteria_met(sampled: SampledPrompts, world: World) -> np.ndarray:
+def criteria_met(sampled: SampledPrompts, world: WorldChecks) -> np.ndarray:
     """Counts the criteria of its caption that the images of every prompt meet, together."""
     counts = []
     batches = sampled.image_set.batches(sampled.images, slice(None))

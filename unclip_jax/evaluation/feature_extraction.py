@@ -21,8 +21,8 @@ from unclip_jax.inference.load import load_clip
 from unclip_jax.metrics import extractors, npz
 from unclip_jax.metrics import inception_weights as weights
 from unclip_jax.metrics.extractors import Extractor
-from unclip_jax.metrics.report import Collected
-from unclip_jax.metrics.running import Running
+from unclip_jax.metrics.report import SetFeatures
+from unclip_jax.metrics.running import RunningMoments
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 
@@ -51,23 +51,23 @@ def open_extractor(text: str, *, resize: str = "tf1") -> Extractor:
 
 def collect(
     extractor: Extractor, images: ImageSet, *, batch_size: int = 64, name: str = "features"
-) -> Collected:
+) -> SetFeatures:
     """Computes the features of a whole set, and their moments.
 
     Raises:
         UserError: an image cannot be read or has another size, or there is only one.
     """
     parts: dict[str, list[np.ndarray]] = {"pool": [], "probabilities": []}
-    running: dict[str, Running] = {}
+    running: dict[str, RunningMoments] = {}
     for batch in features(extractor, images, batch_size=batch_size, name=name):
         for key, rows in batch.items():
             if key in parts:
                 parts[key].append(rows)
             if key != "probabilities":
-                running[key] = running.get(key, Running.none(rows.shape[1])).add(rows)
+                running[key] = running.get(key, RunningMoments.none(rows.shape[1])).add(rows)
     assert running["pool"].count == images.count, (running["pool"].count, images.count)
     arrays = {key: np.concatenate(rows) if rows else None for key, rows in parts.items()}
-    return Collected(
+    return SetFeatures(
         facts=images.facts,
         protocol=extractor.protocol,
         moments=running["pool"].moments(),
@@ -84,7 +84,7 @@ def features(
     """Yields the features of a set in order, one batch at a time, without padding."""
     mesh, batch_size = sampling_mesh(min(batch_size, images.count))
     run = _compiled(extractor.apply, mesh)
-    params = place.copied(extractor.params, mesh)
+    params = place.replicate(extractor.params, mesh)
     own = batch_size // jax.process_count()
     rows = slice(jax.process_index() * own, (jax.process_index() + 1) * own)
     with tqdm(
@@ -109,7 +109,7 @@ def _compiled(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.jit(traced_on(mesh, apply), in_shardings=(whole, split), out_shardings=whole)
 
 
-def from_statistics(path: pathlib.Path) -> Collected:
+def from_statistics(path: pathlib.Path) -> SetFeatures:
     """Reads a file of reference statistics; there are moments but no features.
 
     Raises:
@@ -118,10 +118,10 @@ def from_statistics(path: pathlib.Path) -> Collected:
     stored = npz.read_statistics(path)
     facts = {"source": str(path), "count": None, **stored.protocol.get("pictures", {})}
     protocol = {key: value for key, value in stored.protocol.items() if key != "pictures"}
-    return Collected(facts, protocol, stored.pool, stored.spatial)
+    return SetFeatures(facts, protocol, stored.pool, stored.spatial)
 
 
-def statistics(collected: Collected) -> npz.Statistics:
+def statistics(collected: SetFeatures) -> npz.Statistics:
     """Returns the statistics that `from_statistics` reads."""
     protocol = {**collected.protocol, "pictures": dict(collected.facts)}
     return npz.Statistics(collected.moments, collected.spatial, protocol)

@@ -51,7 +51,7 @@ class ImageSet:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadOptions:
+class ImageSetOptions:
     """Options of reading a set of images.
 
     Attributes:
@@ -77,10 +77,10 @@ class ReadOptions:
                 positive(name, value)
 
 
-AS_STORED = ReadOptions()
+AS_STORED = ImageSetOptions()
 
 
-def open_set(path: str | pathlib.Path, options: ReadOptions = AS_STORED) -> ImageSet:
+def open_set(path: str | pathlib.Path, options: ImageSetOptions = AS_STORED) -> ImageSet:
     """Opens the set at `path`: an .npz file, a data set, or any folder of images.
 
     Raises:
@@ -90,7 +90,7 @@ def open_set(path: str | pathlib.Path, options: ReadOptions = AS_STORED) -> Imag
     return blurred(images, options.blur) if options.blur else images
 
 
-def _open_set(path: str | pathlib.Path, options: ReadOptions) -> ImageSet:
+def _open_set(path: str | pathlib.Path, options: ImageSetOptions) -> ImageSet:
     if sources.is_dataset(path):
         return _from_dataset(str(path), options)
     path = pathlib.Path(path)
@@ -177,7 +177,7 @@ def pack(images: ImageSet, path: pathlib.Path, *, batch_size: int = 256) -> None
     npz.write(path, images.batches(batch_size, slice(None)), count=images.count)
 
 
-def _from_dataset(path: str, options: ReadOptions) -> ImageSet:
+def _from_dataset(path: str, options: ImageSetOptions) -> ImageSet:
     source = sources.open_source(path, split=options.split, keys=options.keys)
     where = f"{path} ({options.split})"
     count = _count(len(source), options.num, where=where)
@@ -305,7 +305,7 @@ def _caption(item: items.Item) -> str | None:
             caption = _bytes(caption, limit=items.MAX_TEXT_BYTES)
         if caption is None or isinstance(caption, items.Cell):
             return None
-        first, *_ = captions_of(items.Raw(b"", caption, item.form, item.field))
+        first, *_ = captions_of(items.RawExample(b"", caption, item.form, item.field))
     except items.Skip:
         return None
     return first

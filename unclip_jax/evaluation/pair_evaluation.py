@@ -94,7 +94,9 @@ def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
         true = unit(rows[TARGET]) if model.cfg.scaling == "unit" else rows[TARGET]
         for name, blocks in _sampled(config, model, rows).items():
             samples.setdefault(name if name in ("ridge", "mean") else own, blocks)
-    report = pair_report.judge(true, samples, pool=config.pool, subjects=subjects, trained=trained)
+    report = pair_report.score_priors(
+        true, samples, pool=config.pool, subjects=subjects, trained=trained
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / REPORT, json.dumps(report.plain(), indent=2) + "\n")

@@ -27,7 +27,7 @@ Rows = Int[np.ndarray, " m"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class PriorScores:
     """Figures of one prior, with intervals over held-out pairs.
 
     Attributes:
@@ -66,7 +66,7 @@ class PairReport:
 
     pairs: int
     pool: int
-    priors: dict[str, Judgement]
+    priors: dict[str, PriorScores]
     subjects: dict[str, "PairReport"] = dataclasses.field(default_factory=dict)
     trained: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
@@ -126,7 +126,7 @@ class PairReport:
         return f"retrieval{of} among {self.pool}"
 
 
-def judge(
+def score_priors(
     true: Targets,
     samples: Mapping[str, np.ndarray | Iterable[np.ndarray]],
     *,
@@ -254,7 +254,7 @@ def _scored(true: np.ndarray, blocks: Iterable[np.ndarray]) -> _Scores:
     )
 
 
-def _judged(scores: _Scores, pool: int, *, distinct: Rows) -> Judgement:
+def _judged(scores: _Scores, pool: int, *, distinct: Rows) -> PriorScores:
     guess, target = scores.guess, unit(scores.true)
     order = np.random.default_rng(0).permutation(distinct)
     shuffled = (guess[order], target[order])
@@ -264,7 +264,7 @@ def _judged(scores: _Scores, pool: int, *, distinct: Rows) -> Judgement:
         coverage = calibration.coverage(scores.places, num=scores.num)
         counts = np.bincount(scores.places.reshape(-1), minlength=scores.num + 1)
         histogram = tuple((counts / counts.sum()).tolist())
-    return Judgement(
+    return PriorScores(
         cosine=embeddings.cosine(guess, target),
         sample_cosine=bootstrap(scores.cosine),
         forward=embeddings.retrieval_rate(*shuffled, group=pool),
@@ -284,7 +284,7 @@ def _plain(record: Any) -> Any:
     return list(record) if isinstance(record, tuple) else record
 
 
-def _cells(name: str, one: Judgement) -> tuple[str, ...]:
+def _cells(name: str, one: PriorScores) -> tuple[str, ...]:
     covered = "none"
     if one.coverage is not None:
         covered = f"{_interval(one.coverage.measured)} of {one.coverage.expected:.3f}"

@@ -8,10 +8,10 @@ import jax
 
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.evaluation import feature_extraction, image_sets
-from unclip_jax.evaluation.image_sets import ReadOptions
+from unclip_jax.evaluation.image_sets import ImageSetOptions
 from unclip_jax.metrics import npz, report, resize
 from unclip_jax.metrics.extractors import Extractor
-from unclip_jax.metrics.report import Collected, Report
+from unclip_jax.metrics.report import Report, SetFeatures
 from unclip_jax.metrics.score_options import ScoreOptions
 
 
@@ -28,7 +28,7 @@ class FeatureConfig:
 
     features: str
     resize: str = "tf1"
-    read: ReadOptions = image_sets.AS_STORED
+    read: ImageSetOptions = image_sets.AS_STORED
     batch: int = 64
 
     def __post_init__(self):
@@ -92,12 +92,12 @@ def write_statistics(images: str, out: pathlib.Path, *, config: FeatureConfig) -
 def collect(
     path: str,
     extractor: Extractor,
-    options: ReadOptions,
+    options: ImageSetOptions,
     *,
     batch: int,
     name: str,
     statistics: bool = False,
-) -> Collected:
+) -> SetFeatures:
     """Returns features of the images at `path` or, if allowed, the statistics stored there.
 
     A reference batch that holds both is used for its statistics in Fréchet distances and for its
@@ -127,4 +127,4 @@ def collect(
     if "mu" not in stored or options.blur:
         return features
     reference = feature_extraction.from_statistics(pathlib.Path(path))
-    return Collected(**{**vars(reference), "pool": features.pool})
+    return SetFeatures(**{**vars(reference), "pool": features.pool})

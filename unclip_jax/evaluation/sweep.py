@@ -21,9 +21,9 @@ from unclip_jax.data.dataset import FeatureKeys
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import feature_extraction, image_sets, protocol_folder, sweep_points
-from unclip_jax.evaluation.image_sets import ImageSet, ReadOptions
+from unclip_jax.evaluation.image_sets import ImageSet, ImageSetOptions
 from unclip_jax.evaluation.sampled_set import sample_options
-from unclip_jax.evaluation.sweep_points import Point
+from unclip_jax.evaluation.sweep_points import SweepPoint
 from unclip_jax.handoff.export import params_id
 from unclip_jax.inference import batch_sampling, load
 from unclip_jax.inference.load import LoadedCascade
@@ -93,10 +93,10 @@ class SweepConfig:
         check_seed("--seed", self.seed)
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[SweepPoint]:
         """Every combination of guidance, steps and sampler, without repetitions."""
         grid = itertools.product(self.guidance, self.steps, self.samplers)
-        return list(dict.fromkeys(Point(*entry) for entry in grid))
+        return list(dict.fromkeys(SweepPoint(*entry) for entry in grid))
 
     def open_images(self, *, size: int, num: int | None = None) -> ImageSet:
         """Opens the images of the split at one size; `num`: from the first, None = all.
@@ -104,7 +104,7 @@ class SweepConfig:
         Raises:
             UserError: see `image_sets.open_set`.
         """
-        return image_sets.open_set(self.data, ReadOptions(size, num, self.split, self.keys))
+        return image_sets.open_set(self.data, ImageSetOptions(size, num, self.split, self.keys))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class SharedInputs:
     captions: tuple[str, ...]
     z_img: np.ndarray
     z_txt: np.ndarray
-    real: report.Collected
+    real: report.SetFeatures
     extractor: Extractor
     clip: Extractor
     checked_captions: tuple[str, ...]

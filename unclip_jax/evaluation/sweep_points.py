@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from unclip_jax.evaluation import protocol_folder, sweep_plots
 
 
-class Point(NamedTuple):
+class SweepPoint(NamedTuple):
     """Sampling settings of the decoder; None = as it was exported."""
 
     guidance: float
@@ -64,5 +64,5 @@ def table(sweep: dict[str, Any]) -> str:
     for entry in sweep["points"]:
         cells = [entry["scores"].get(name) for name in columns]
         text = "".join(f"{'-' if c is None else format(c, '.4g'):>14}" for c in cells)
-        lines.append(f"{Point(**entry['point']).name:28}{text}")
+        lines.append(f"{SweepPoint(**entry['point']).name:28}{text}")
     return "\n".join(lines) + "\n"

@@ -51,7 +51,7 @@ def train_and_export(
 def _opened(workdir: Location, *, export_only: bool) -> Iterator[Workdir]:
     """Opens and locks a workdir."""
     if isinstance(workdir, Url):
-        with bucket_workdir.opened(workdir) as run_dir:
+        with bucket_workdir.open_workdir(workdir) as run_dir:
             yield run_dir
         return
     nothing_there = export_only and not workdir.exists()  # `train` says so

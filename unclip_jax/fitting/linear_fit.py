@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.stage import Fitted, Rows
+from unclip_jax.core.stage import FittedParams, Rows
 from unclip_jax.core.types import HostBatch
 
 FIT_ROWS = 1 << 20  # training pairs that are read at most
@@ -28,7 +28,7 @@ GRID = np.logspace(-6, 2, 33)  # lambda over the mean eigenvalue of X' X
 Matrix = Float[np.ndarray, "n m"]
 
 
-class Moments(NamedTuple):
+class FieldMoments(NamedTuple):
     """Mean and deviation of the rows of one field."""
 
     mean: np.ndarray
@@ -73,7 +73,7 @@ def check_size(features: int, outputs: int) -> None:
         )
 
 
-def moments(rows: Rows, names: Mapping[str, str | None]) -> dict[str, Moments]:
+def moments(rows: Rows, names: Mapping[str, str | None]) -> dict[str, FieldMoments]:
     """Computes mean and deviation per dimension of fields, over rows and tokens, in one pass.
 
     Args:
@@ -89,7 +89,7 @@ def moments(rows: Rows, names: Mapping[str, str | None]) -> dict[str, Moments]:
                 continue
             part = [len(x), x.mean(axis=0), ((x - x.mean(axis=0)) ** 2).sum(axis=0)]
             totals[name] = _merged(totals[name], part) if name in totals else part
-    return {name: Moments(mean, np.sqrt(m2 / n)) for name, (n, mean, m2) in totals.items()}
+    return {name: FieldMoments(mean, np.sqrt(m2 / n)) for name, (n, mean, m2) in totals.items()}
 
 
 def _merged(a: list[Any], b: list[Any]) -> list[Any]:
@@ -145,7 +145,7 @@ def _gcv(
     return max(residual, 0.0) * count / (count - freedom) ** 2
 
 
-def note(fitted: Ridge | None, moments_of: Mapping[str, Moments]) -> str:
+def note(fitted: Ridge | None, moments_of: Mapping[str, FieldMoments]) -> str:
     """Returns a line about a fit for a person."""
     parts = []
     for name, (_, std) in moments_of.items():
@@ -163,7 +163,9 @@ def note(fitted: Ridge | None, moments_of: Mapping[str, Moments]) -> str:
     return "; ".join(parts) or "statistics measured"
 
 
-def as_params(moments_of: Mapping[str, Moments], fitted: Ridge | None, message: str) -> Fitted:
+def as_params(
+    moments_of: Mapping[str, FieldMoments], fitted: Ridge | None, message: str
+) -> FittedParams:
     """Returns the fit as the parameter group "fitted", float32."""
     groups: dict[str, Any] = {
         name: {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
@@ -172,4 +174,4 @@ def as_params(moments_of: Mapping[str, Moments], fitted: Ridge | None, message: 
     if fitted is not None:
         names = ("weights", "bias", "root")
         groups["ridge"] = {name: getattr(fitted, name).astype(np.float32) for name in names}
-    return Fitted({"fitted": groups}, message)
+    return FittedParams({"fitted": groups}, message)

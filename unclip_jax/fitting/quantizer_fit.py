@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.stage import Fitted, Rows
+from unclip_jax.core.stage import FittedParams, Rows
 from unclip_jax.core.types import HostBatch
 from unclip_jax.models.pca_quantizer import DotQuantizerConfig, PcaQuantizerConfig
 
@@ -25,7 +25,7 @@ Vectors = Float[np.ndarray, " n z"]
 Read = Callable[[HostBatch], tuple[Vectors, Float[np.ndarray, " n"] | None]]
 
 
-class Moments(NamedTuple):
+class RowMoments(NamedTuple):
     """Number, mean and summed squared deviations of rows."""
 
     rows: int
@@ -78,7 +78,9 @@ def unit_pair(block: HostBatch) -> tuple[Vectors, Float[np.ndarray, " n"]]:
     return z_img, np.sum(z_img * z_txt, axis=1)
 
 
-def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int, read: Read = unit_pair) -> Fitted:
+def fit(
+    cfg: PcaQuantizerConfig, rows: Rows, *, components: int, read: Read = unit_pair
+) -> FittedParams:
     """Fits the parameters of a `PcaQuantizer`, as group "codec", float32.
 
     Args:
@@ -113,7 +115,7 @@ def fit(cfg: PcaQuantizerConfig, rows: Rows, *, components: int, read: Read = un
         f"lose {sum(lost) / pca.power:.3%} of their squared norm (components "
         f"{lost[0] / pca.power:.3%}, {cfg.buckets} buckets {lost[1] / pca.power:.3%})"
     )
-    return Fitted({"codec": {name: v.astype(np.float32) for name, v in groups.items()}}, note)
+    return FittedParams({"codec": {name: v.astype(np.float32) for name, v in groups.items()}}, note)
 
 
 def count_components(
@@ -150,18 +152,18 @@ def principal(blocks: Iterable[Vectors]) -> Components:
     return Components(rows, mean, basis * np.sign(largest), values)
 
 
-def moments(blocks: Iterable[Vectors]) -> Moments:
+def moments(blocks: Iterable[Vectors]) -> RowMoments:
     """Computes moments of the rows of all blocks (pairwise update of Chan et al. 1979).
 
     Raises:
         UserError: there is no row.
     """
-    total: Moments | None = None
+    total: RowMoments | None = None
     for z in blocks:
         if not len(z):
             continue
         centred = z - z.mean(axis=0)
-        part = Moments(len(z), z.mean(axis=0), centred.T @ centred)
+        part = RowMoments(len(z), z.mean(axis=0), centred.T @ centred)
         total = part if total is None else _merged(total, part)
     if total is None:
         raise UserError("there are no training embeddings; make some with `unclip_jax.embed`.")
@@ -230,10 +232,10 @@ def _coordinates(
     return x, dots
 
 
-def _merged(a: Moments, b: Moments) -> Moments:
+def _merged(a: RowMoments, b: RowMoments) -> RowMoments:
     rows, gap = a.rows + b.rows, b.mean - a.mean
     scatter = a.scatter + b.scatter + np.outer(gap, gap) * (a.rows * b.rows / rows)
-    return Moments(rows, a.mean + gap * (b.rows / rows), scatter)
+    return RowMoments(rows, a.mean + gap * (b.rows / rows), scatter)
 
 
 def _check_span(pca: Components, components: int) -> None:

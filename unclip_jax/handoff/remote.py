@@ -62,7 +62,7 @@ def _copy(place: Url) -> pathlib.Path:
     stored = file_digests(text, where=str(place / MANIFEST))
     names = place.files() if stored is None else [*stored, MANIFEST]
     checked = {n: d for n, d in (stored or {}).items() if n.startswith(_DIGESTED)}
-    return storage.fetched(
+    return storage.local_copy(
         place,
         names,
         key=f"exports/{digests.of_bytes(text)}",

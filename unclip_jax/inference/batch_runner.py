@@ -43,7 +43,7 @@ class BatchRunner:
 
     def place(self, params: T) -> T:
         """Copies parameters to every device."""
-        return place.copied(params, self.mesh)
+        return place.replicate(params, self.mesh)
 
     def compiled(
         self, function: Callable[..., T], *static: str, config: Any = None

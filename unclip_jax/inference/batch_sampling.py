@@ -58,7 +58,7 @@ def sample_images(
     """
     mesh, batch_size = sampling_mesh(min(batch_size, len(captions)))
     sampler = sampler or compile_sampler(loaded.cascade, options, mesh=mesh)
-    params = place.copied(loaded.params, mesh)
+    params = place.replicate(loaded.params, mesh)
     tokenizers = load_tokenizers(loaded.tokenizer_dirs)
     images = []
     bar = tqdm(total=len(captions), unit="image", desc=name, disable=jax.process_index() > 0)
@@ -90,7 +90,9 @@ def sample_by_stage(
         indices = np.arange(start, start + size)
         rows = np.minimum(indices, len(captions) - 1)
         tokens = tokenise(files.cascade, tokenizers, [captions[int(i)] for i in rows])
-        batches.append(offload.Batch(tokens, text_to_image.keys_for(seed, jnp.array(indices))))
+        batches.append(
+            offload.SampleBatch(tokens, text_to_image.keys_for(seed, jnp.array(indices)))
+        )
     steps = plan(files.cascade, condition=options.condition)
     with tqdm(total=len(steps), unit="stage", desc="sampling") as bar:
 

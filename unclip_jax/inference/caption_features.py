@@ -64,12 +64,12 @@ def embed_captions(
         UserError: no such data set, split or export; or `out` holds features of another encoder or
             of other data.
     """
-    cfg, params, card = load_text_encoder(encoder)
+    cfg, params, manifest = load_text_encoder(encoder)
     tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(encoder))
     context, width = cfg.model.context, cfg.model.width
     dataset = sources.open_dataset(data, keys=keys)
     opened = {split: dataset.open_split(split) for split in splits or dataset.splits}
-    facts = {"text_encoder_id": card.text_encoder_id, "width": width, "context": context}
+    facts = {"text_encoder_id": manifest.text_encoder_id, "width": width, "context": context}
     facts |= {"tokenizer_hash": tokenizer.hash}
     origin = {split: content_digest(source) for split, source in opened.items()}
     folder = TextFeatureFolder(out, info={**facts, "data": origin})

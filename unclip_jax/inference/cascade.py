@@ -176,7 +176,7 @@ def _image_size(config: Any) -> int:
     return getattr(config.model, "unet", config.model).image_size
 
 
-class Step(NamedTuple):
+class PlannedStage(NamedTuple):
     """One stage of a chain that runs, as part of `plan`.
 
     Attributes:
@@ -192,7 +192,7 @@ class Step(NamedTuple):
     outputs: tuple[str, ...]
 
 
-def plan(cascade: Cascade, *, condition: str = "prior", goal: str = "image") -> list[Step]:
+def plan(cascade: Cascade, *, condition: str = "prior", goal: str = "image") -> list[PlannedStage]:
     """Returns the stages that must run to compute a value of the chain, in order.
 
     Args:
@@ -214,7 +214,7 @@ def plan(cascade: Cascade, *, condition: str = "prior", goal: str = "image") -> 
             inputs |= dict.fromkeys(embeddings, condition)
         needed = needed - set(outputs) | set(inputs.values())
         number = (numbers[stage.name],) if stage.name in numbers else ()
-        steps.append(Step(stage, (stage.entry.role, *number), inputs, outputs))
+        steps.append(PlannedStage(stage, (stage.entry.role, *number), inputs, outputs))
     return steps[::-1]
 
 

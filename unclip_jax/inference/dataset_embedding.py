@@ -124,7 +124,7 @@ def load_encoder(
     tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(clip))
     _check_tokenizer(tokenizer_hash, tokenizer.hash)
     encode = compile_encoder(Clip(cfg.model), mesh=mesh, raw=raw)
-    params = place.copied(params, mesh)
+    params = place.replicate(params, mesh)
     example = ExampleConfig(
         fields=("image", "tokens", "token_mask"),
         image_size=cfg.model.image_size,

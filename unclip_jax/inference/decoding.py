@@ -16,7 +16,7 @@ from unclip_jax.core import rng
 from unclip_jax.core.types import Image, Keys, Params, PerExample
 from unclip_jax.diffusion import inpainting, respace, samplers
 from unclip_jax.diffusion.guidance_schedule import GuidanceSchedule
-from unclip_jax.diffusion.samplers import Ddim, Sampled, Solver, StepTable
+from unclip_jax.diffusion.samplers import ChainState, Ddim, Solver, StepTable
 from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import SamplingConfig
@@ -24,7 +24,7 @@ from unclip_jax.stages import decoder
 from unclip_jax.stages.decoder import NULL, Condition, DecoderStageConfig, InpaintTarget
 
 
-class Decoded(NamedTuple):
+class BaseImages(NamedTuple):
     """Images in [-1, 1] at the decoder's size.
 
     Attributes:
@@ -113,7 +113,7 @@ def decode(
     negative: Condition = NULL,
     eta: PerExample | None = None,
     inpaint: InpaintTarget | None = None,
-) -> Decoded:
+) -> BaseImages:
     """Samples images from x_T; a pure function.
 
     With `fresh_noise(cfg, keys)` and the stage's own sampling these are the images of
@@ -147,7 +147,7 @@ def decode(
         previews=options.previews,
     )
     previews = finish(sampled.previews, inpaint) if options.previews else None
-    return Decoded(finish(sampled.x, inpaint), previews)
+    return BaseImages(finish(sampled.x, inpaint), previews)
 
 
 def decode_part(
@@ -164,7 +164,7 @@ def decode_part(
     inpaint: InpaintTarget | None = None,
     memory: Any = None,
     previews: int = 1,
-) -> Sampled:
+) -> ChainState:
     """Runs some rows of `decode`; what follows all of them is `finish`.
 
     Args:
@@ -211,6 +211,6 @@ def _planned(
     cfg: DecoderStageConfig, options: DecodeOptions, eta: PerExample | None
 ) -> tuple[Solver, StepTable]:
     if eta is None:
-        return gaussian.planned(cfg.diffusion, options.sampling)
+        return gaussian.solver_and_plan(cfg.diffusion, options.sampling)
     solver = Ddim(eta)
     return solver, solver.plan(cfg.diffusion.chain(), steps=options.sampling.steps)

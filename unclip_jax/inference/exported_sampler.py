@@ -1,7 +1,7 @@
 """The sampler as one file, run without the model code.
 
-    artefact = open_artefact(pathlib.Path("shapes.unclip"))
-    images = artefact.draw(["a red circle"], seed=0)        # uint8 [1, h, w, 3]
+    bundle = open_bundle(pathlib.Path("shapes.unclip"))
+    images = bundle.draw(["a red circle"], seed=0)        # uint8 [1, h, w, 3]
 
 A file holds StableHLO of the whole way from tokens to pixels once per batch size, the weights,
 and the tokenizers. This module reads it with JAX, NumPy and the tokenizers alone: Flax and
@@ -40,8 +40,8 @@ DIGEST = "digest"  # of all entries of the card but itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
-    """The description of an artefact.
+class BundleCard:
+    """The description of a bundle.
 
     Attributes:
         batch_sizes: of the programs, ascending.
@@ -73,18 +73,18 @@ class Card:
     format_version: int = FORMAT_VERSION
 
 
-class Artefact:
+class Bundle:
     """An open file, which samples images of captions."""
 
     def __init__(
         self,
-        card: Card,
+        card: BundleCard,
         *,
         weights: dict[str, Array],
         programs: dict[int, export.Exported],
         tokenizers: Sequence[caption_tokenizer.Tokenizer],
     ):
-        """Use `open_artefact`; `tokenizers` are those of the stages that read token ids."""
+        """Wraps what `open_bundle` reads; `tokenizers`: one per stage that reads token ids."""
         self.card = card
         self._weights, self._tokenizers = weights, tokenizers
         self._run = {size: jax.jit(program.call) for size, program in programs.items()}
@@ -117,7 +117,7 @@ class Artefact:
         return np.asarray(self._run[size](self._weights, tokens, np.int32(seed), indices))
 
 
-def open_artefact(path: pathlib.Path) -> Artefact:
+def open_bundle(path: pathlib.Path) -> Bundle:
     """Opens a file of `python -m unclip_jax.bundle`.
 
     Raises:
@@ -135,7 +135,7 @@ def open_artefact(path: pathlib.Path) -> Artefact:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} is not an artefact ({error}); give a file that `python -m unclip_jax.bundle` "
+            f"{path} is not a bundle ({error}); give a file that `python -m unclip_jax.bundle` "
             "wrote."
         ) from None
     _verify(members, card, path)
@@ -159,7 +159,10 @@ def open_artefact(path: pathlib.Path) -> Artefact:
     except Exception as error:  # of NumPy, of JAX's reader and of the tokenizers' library
         raise UserError(f"{path} is damaged ({_first_line(error)}); copy the file again.") from None
     tokenizers = [stored[number] for number in numbers]
-    return Artefact(card, weights=weights, programs=programs, tokenizers=tokenizers)
+    return Bundle(card, weights=weights, programs=programs, tokenizers=tokenizers)
+
+
+open_artefact = open_bundle  # the name of version 0.1.0
 
 
 def program_name(batch_size: int) -> str:
@@ -172,25 +175,25 @@ def tokenizer_name(number: int) -> str:
     return f"tokenizer{number}.json" if number else TOKENIZER
 
 
-def sealed(card: Card) -> str:
+def sealed(card: BundleCard) -> str:
     """Returns a card as JSON with its digest."""
     fields = typed.as_dict(card)
     return json.dumps({**fields, DIGEST: digests.of_json(fields)}, indent=1)
 
 
-def _member_names(card: Card, numbers: Sequence[int]) -> list[str]:
+def _member_names(card: BundleCard, numbers: Sequence[int]) -> list[str]:
     names = [WEIGHTS, *(program_name(size) for size in card.batch_sizes)]
     return [*names, *(tokenizer_name(number) for number in sorted(set(numbers)))]
 
 
 def _check_stored(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
-    """Rejects members that claim more bytes than the file has; artefacts are not compressed."""
+    """Rejects members that claim more bytes than the file has; bundles are not compressed."""
     total = sum(member.file_size for member in archive.infolist())
     if total > path.stat().st_size:
-        raise UserError(f"{path} is not an artefact: its members are larger than the file.")
+        raise UserError(f"{path} is not a bundle: its members are larger than the file.")
 
 
-def _card(text: bytes, path: pathlib.Path) -> Card:
+def _card(text: bytes, path: pathlib.Path) -> BundleCard:
     """Parses and checks a card; one of version 1 had `sha256`, of the weights."""
     stored = json_text.parse_object(text, where=f"the card of {path}", advice=ADVICE)
     version = stored.get("format_version")
@@ -205,14 +208,14 @@ def _card(text: bytes, path: pathlib.Path) -> Card:
             raise UserError(f"{path} is damaged or was changed: the digest of its card; {ADVICE}")
     else:
         stored["digests"] = {WEIGHTS: stored.pop("sha256", "")}
-    card = typed.build(Card, stored, where=f"the card of {path}")
+    card = typed.build(BundleCard, stored, where=f"the card of {path}")
     sizes = all(0 < size <= MAX_SIZE for size in (*card.batch_sizes, *card.contexts))
     if not card.batch_sizes or not sizes or len(card.tokenizers) not in (0, len(card.contexts)):
         raise UserError(f"{path} has a damaged card; {ADVICE}")
     return card
 
 
-def _verify(members: dict[str, bytes], card: Card, path: pathlib.Path) -> None:
+def _verify(members: dict[str, bytes], card: BundleCard, path: pathlib.Path) -> None:
     """Compares the members with the digests in the card.
 
     Raises:

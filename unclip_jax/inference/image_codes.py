@@ -60,13 +60,17 @@ def encode_dataset(
     Raises:
         UserError: no such data set, split or export; or `out` holds other codes.
     """
-    cfg, params, card = load_dvae(export)
-    sizes = {"grid": card.grid, "code_count": card.code_count, "image_size": card.image_size}
+    cfg, params, manifest = load_dvae(export)
+    sizes = {
+        "grid": manifest.grid,
+        "code_count": manifest.code_count,
+        "image_size": manifest.image_size,
+    }
     encode = jax.jit(lambda params, images: dvae.encode(cfg, params, to_float(images)))
     dataset, counts = sources.open_dataset(data, keys=keys), {}
     for split in splits or dataset.splits:
         source = dataset.open_split(split)
-        info = {"dvae_id": card.dvae_id, **sizes, "data_digest": content_digest(source)}
+        info = {"dvae_id": manifest.dvae_id, **sizes, "data_digest": content_digest(source)}
         writer = CodeWriter(out / split, info=info)
         options = {"side": cfg.model.image_size, "size": batch_size, "workers": workers}
         batches = _batches(source, first=writer.written, **options)

@@ -201,10 +201,10 @@ def _own_upsamplers(
     """Returns the exports without the upsamplers that enlarge images of another chain's size."""
     size, own = None, {}
     for name, path in exports.items():
-        card = manifests[name]
-        if registry.folder_entry(name).role == "upsampler" and card.low_res_size != size:
+        manifest = manifests[name]
+        if registry.folder_entry(name).role == "upsampler" and manifest.low_res_size != size:
             continue
-        size = card.image_size or size
+        size = manifest.image_size or size
         own[name] = path
     return own
 

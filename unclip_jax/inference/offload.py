@@ -15,12 +15,12 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Embedding, Keys, Params
 from unclip_jax.inference import text_to_image
-from unclip_jax.inference.cascade import Captions, Step, plan
+from unclip_jax.inference.cascade import Captions, PlannedStage, plan
 from unclip_jax.inference.load import CascadeFiles
 from unclip_jax.inference.text_to_image import SampleOptions
 
 
-class Batch(NamedTuple):
+class SampleBatch(NamedTuple):
     """A batch to sample.
 
     Attributes:
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 def sample(
     files: CascadeFiles,
-    batches: Sequence[Batch],
+    batches: Sequence[SampleBatch],
     *,
     options: SampleOptions,
     begin: Callable[[str], None] = lambda name: None,
@@ -74,8 +74,8 @@ def sample(
 
 def _run(
     files: CascadeFiles,
-    step: Step,
-    batches: Sequence[Batch],
+    step: PlannedStage,
+    batches: Sequence[SampleBatch],
     values: Sequence[dict[str, Any]],
     *,
     options: SampleOptions,

@@ -18,7 +18,7 @@ from unclip_jax.core.files import atomic_path
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import exported_sampler, text_to_image
 from unclip_jax.inference.cascade import Cascade
-from unclip_jax.inference.exported_sampler import Card
+from unclip_jax.inference.exported_sampler import BundleCard
 from unclip_jax.inference.load import LoadedCascade, load_tokenizers
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer
@@ -36,8 +36,8 @@ def write(
     options: SampleOptions | None = None,
     platforms: Sequence[str] = (),
     name: str = "",
-) -> Card:
-    """Writes an artefact.
+) -> BundleCard:
+    """Writes a bundle.
 
     Args:
         path: the file.
@@ -69,7 +69,7 @@ def write(
             cascade, loaded.params, batch_size=size, options=options, platforms=targets
         )
         members[exported_sampler.program_name(size)] = bytes(compiled.serialize())
-    card = Card(
+    card = BundleCard(
         batch_sizes=sizes,
         contexts=tuple(readers.values()),
         tokenizers=tuple(tokenizers.numbers[reader] for reader in readers),
@@ -168,7 +168,7 @@ def _packed(weights: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     return entries, bytes(blob)
 
 
-def _save(path: pathlib.Path, card: Card, members: Mapping[str, bytes]) -> None:
+def _save(path: pathlib.Path, card: BundleCard, members: Mapping[str, bytes]) -> None:
     """Writes the file atomically.
 
     Raises:

@@ -21,7 +21,7 @@ from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.core.types import Embedding, Image, Keys, LowRes, Params
 from unclip_jax.discrete.categorical import CodeSamplingConfig
-from unclip_jax.inference.cascade import Captions, Cascade, Step, plan
+from unclip_jax.inference.cascade import Captions, Cascade, PlannedStage, plan
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip
 
@@ -55,7 +55,7 @@ class SampleOptions:
         one_of("condition", self.condition, CONDITIONS)
         in_range("best_of", self.best_of, 1, MAX_BEST_OF)
 
-    def of(self, step: Step) -> Any:
+    def of(self, step: PlannedStage) -> Any:
         """Returns the sampling settings of one stage; None = as exported."""
         match step.address:
             case ("prior",):
@@ -171,7 +171,7 @@ def first_values(
 def run(
     cascade: Cascade,
     params: Params,
-    step: Step,
+    step: PlannedStage,
     values: Mapping[str, Any],
     captions: Captions,
     keys: Keys,

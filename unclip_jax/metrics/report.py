@@ -22,7 +22,7 @@ DEFAULT = ScoreOptions()
 
 
 @dataclasses.dataclass(frozen=True)
-class Collected:
+class SetFeatures:
     """The features of one set of images.
 
     Attributes:
@@ -71,7 +71,7 @@ class Report:
 
 
 def compare(
-    real: Collected, fake: Collected, *, kind: str, options: ScoreOptions = DEFAULT
+    real: SetFeatures, fake: SetFeatures, *, kind: str, options: ScoreOptions = DEFAULT
 ) -> Report:
     """Computes all scores that the features allow.
 
@@ -113,7 +113,7 @@ def compare(
     return Report(values, protocol, warnings(real, fake))
 
 
-def check_same(real: Collected, fake: Collected) -> None:
+def check_same(real: SetFeatures, fake: SetFeatures) -> None:
     """Checks that two sets of features have the same protocol.
 
     Raises:
@@ -128,7 +128,7 @@ def check_same(real: Collected, fake: Collected) -> None:
             )
 
 
-def warnings(real: Collected, fake: Collected) -> list[str]:
+def warnings(real: SetFeatures, fake: SetFeatures) -> list[str]:
     """Returns the reasons to doubt the scores, one line each."""
     lines = []
     for name, features in (("real", real), ("fake", fake)):

@@ -21,7 +21,7 @@ Features = Float[np.ndarray, "n d"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Running:
+class RunningMoments:
     """Count, mean and scatter of a set of vectors; those of disjoint sets can be merged.
 
     Attributes:
@@ -35,12 +35,12 @@ class Running:
     scatter: Float64[np.ndarray, "d d"]
 
     @classmethod
-    def none(cls, width: int) -> "Running":
+    def none(cls, width: int) -> "RunningMoments":
         """Creates the statistics of the empty set."""
         return cls(0, np.zeros(width), np.zeros((width, width)))
 
     @classmethod
-    def of(cls, features: Features) -> "Running":
+    def of(cls, features: Features) -> "RunningMoments":
         """Computes the statistics of the rows of one array."""
         if not len(features):
             return cls.none(features.shape[1])
@@ -49,11 +49,11 @@ class Running:
         centred = wide - mean[None]
         return cls(len(wide), mean, centred.T @ centred)
 
-    def add(self, features: Features) -> "Running":
+    def add(self, features: Features) -> "RunningMoments":
         """Returns the statistics with further rows."""
-        return self.merge(Running.of(features))
+        return self.merge(RunningMoments.of(features))
 
-    def merge(self, other: "Running") -> "Running":
+    def merge(self, other: "RunningMoments") -> "RunningMoments":
         """Merges two sets (Chan, Golub, LeVeque 1983, The American Statistician 37, 242)."""
         if not (self.count and other.count):
             return self if self.count else other
@@ -61,7 +61,7 @@ class Running:
         step = other.mean - self.mean
         mean = self.mean + step * (other.count / count)
         between = np.outer(step, step) * (self.count * other.count / count)
-        return Running(count, mean, self.scatter + other.scatter + between)
+        return RunningMoments(count, mean, self.scatter + other.scatter + between)
 
     def moments(self) -> Moments:
         """Returns mean and unbiased sample covariance (N - 1), as FID implementations do.

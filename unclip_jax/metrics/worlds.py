@@ -12,7 +12,7 @@ from unclip_jax.metrics.intervals import Rate
 from unclip_jax.metrics.portraits_detector import Images
 
 
-class World(NamedTuple):
+class WorldChecks(NamedTuple):
     """A procedural world as evaluation sees it.
 
     Attributes:
@@ -32,8 +32,8 @@ class World(NamedTuple):
     criteria: tuple[str, ...]
 
 
-WORLDS: tuple[World, ...] = tuple(
-    World(
+WORLDS: tuple[WorldChecks, ...] = tuple(
+    WorldChecks(
         name,
         checker.as_spec,
         checker.check,
@@ -50,14 +50,14 @@ SUMMARY: tuple[str, ...] = (
 )
 
 
-def world_of(captions: Sequence[str]) -> World | None:
+def world_of(captions: Sequence[str]) -> WorldChecks | None:
     """Returns the world to which all captions (or scenes as JSON) belong; None if there is none."""
     if not captions:
         return None
     return next((world for world in WORLDS if _all_parse(world, captions)), None)
 
 
-def _all_parse(world: World, captions: Sequence[str]) -> bool:
+def _all_parse(world: WorldChecks, captions: Sequence[str]) -> bool:
     """Returns True if every caption belongs to the world."""
     try:
         for caption in captions:

@@ -327,7 +327,7 @@ def thresholded(denoise: Denoiser, cfg: DiffusionConfig, sampling: SamplingConfi
     return wrapped
 
 
-def planned(
+def solver_and_plan(
     diffusion: DiffusionConfig,
     sampling: SamplingConfig,
     *,
@@ -380,7 +380,7 @@ def run(
 
     `table` and `origin` are those of `planned`.
     """
-    solver, rows = planned(diffusion, sampling, table=table, origin=origin)
+    solver, rows = solver_and_plan(diffusion, sampling, table=table, origin=origin)
     denoise = thresholded(denoise, diffusion, sampling)
     return samplers.run(denoise, x_T(keys, shape), table=rows, solver=solver, keys=keys).x
 

@@ -13,7 +13,7 @@ from unclip_jax.pairs.finite_rows import finite_rows, row_counts
 Rows = Int[np.ndarray, " n"]
 
 
-class Conditions(NamedTuple):
+class ConditionRows(NamedTuple):
     """Rows of conditions without targets.
 
     Attributes:
@@ -29,7 +29,7 @@ class Conditions(NamedTuple):
     total: int
 
 
-def read_conditions(x: str, *, bad_rows: str = "reject") -> Conditions:
+def read_conditions(x: str, *, bad_rows: str = "reject") -> ConditionRows:
     """Reads the rows of conditions alone, and their keys if the first of them has any.
 
     Args:
@@ -54,4 +54,4 @@ def read_conditions(x: str, *, bad_rows: str = "reject") -> Conditions:
         raise UserError(f"no row of {x} is left; it is empty, or every row holds NaN or inf.")
     rows = {name: [column[int(i)] for i in numbers] for name, column in opened.items()}
     keys = None if first.keys is None else first.keys[numbers].tolist()
-    return Conditions(rows, keys, numbers, len(first))
+    return ConditionRows(rows, keys, numbers, len(first))

@@ -56,7 +56,7 @@ class ConsensusStop:
     """
 
     def __init__(self, mesh: Mesh):
-        """`mesh`: spans the processes that stop together."""
+        """Spreads requests among the processes that `mesh` spans."""
         self._single = jax.process_count() == 1
         self._mesh = mesh
         self._pending: jax.Array | None = None

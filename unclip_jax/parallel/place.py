@@ -29,7 +29,7 @@ NOTICEABLE = 0.02  # share of replicated bytes above which the report names the 
 IN_FLIGHT = 16
 
 
-class Replicated(NamedTuple):
+class Replication(NamedTuple):
     """The share of a sharded state that every device holds in full.
 
     Attributes:
@@ -136,7 +136,7 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: _put(x, batch_sharding(mesh)), tree)
 
 
-def copied(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """Replicates arrays that every process holds in full on all devices of the mesh."""
     return jax.tree.map(lambda x: _put(x, whole_on(mesh)), tree)
 
@@ -155,7 +155,7 @@ def describe(placed: Any) -> dict[str, str]:
     return {path: _spec_text(leaf.spec) for path, leaf in flatten_paths(placed).items()}
 
 
-def replicated(tree: Any) -> Replicated:
+def measure_replication(tree: Any) -> Replication:
     """Measures the replicated bytes of `tree` (arrays or structs with shardings)."""
     sizes = {path: _bytes(leaf) for path, leaf in flatten_paths(tree).items()}
     whole = {
@@ -164,7 +164,7 @@ def replicated(tree: Any) -> Replicated:
         if leaf.sharding.is_fully_replicated
     }
     worst = sorted(whole.items(), key=lambda item: -item[1])[:5]
-    return Replicated(sum(sizes.values()), sum(whole.values()), tuple(worst))
+    return Replication(sum(sizes.values()), sum(whole.values()), tuple(worst))
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -9,7 +9,7 @@ from unclip_jax.planning import communication, hlo, work
 from unclip_jax.planning.chips import Chip
 from unclip_jax.planning.compile_target import CompileTarget
 from unclip_jax.planning.estimate import LABEL, Estimate, Interval, estimate, highest, times
-from unclip_jax.planning.program import Compiled, CompileRefusal, Program, compile_program
+from unclip_jax.planning.program import CompiledProgram, Program, RejectedProgram, compile_program
 from unclip_jax.training import memory
 from unclip_jax.training.memory import count_text
 
@@ -39,8 +39,8 @@ def make(program: Program, target: CompileTarget, *, effort: str = "default") ->
         },
         "memory_per_chip": dict(program.resident),
     }
-    if isinstance(result, CompileRefusal):
-        _add_refusal(report, result, target)
+    if isinstance(result, RejectedProgram):
+        _add_rejection(report, result, target)
     else:
         _add_measures(report, result, program, target)
     report["advice"] = _advice(report, program)
@@ -52,14 +52,16 @@ def _versions(target: CompileTarget) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _add_refusal(report: dict[str, Any], refusal: CompileRefusal, target: CompileTarget) -> None:
+def _add_rejection(
+    report: dict[str, Any], rejection: RejectedProgram, target: CompileTarget
+) -> None:
     sizes = report["memory_per_chip"]
-    sizes["peak"], sizes["available"] = refusal.required, target.chip.hbm if target.chip else None
-    report["fits"], report["refusal"] = False, refusal.reason
+    sizes["peak"], sizes["available"] = rejection.required, target.chip.hbm if target.chip else None
+    report["fits"], report["refusal"] = False, rejection.reason
 
 
 def _add_measures(
-    report: dict[str, Any], compiled: Compiled, program: Program, target: CompileTarget
+    report: dict[str, Any], compiled: CompiledProgram, program: Program, target: CompileTarget
 ) -> None:
     report["compiler"]["seconds"] = round(compiled.seconds, 1)
     report["fits"] = _sizes(report, compiled, program) <= _available(report, program, target)
@@ -100,7 +102,7 @@ def _add_measures(
     report["estimate"] = _estimate_json(estimated, target.chip)
 
 
-def _sizes(report: dict[str, Any], compiled: Compiled, program: Program) -> int:
+def _sizes(report: dict[str, Any], compiled: CompiledProgram, program: Program) -> int:
     """Adds the bytes per chip by kind; returns their peak."""
     xla, sizes = compiled.memory, report["memory_per_chip"]
     peak = (

@@ -54,7 +54,7 @@ class Program:
     memory_options: tuple[str, ...]
 
 
-class Compiled(NamedTuple):
+class CompiledProgram(NamedTuple):
     """Output of the compiler.
 
     Attributes:
@@ -70,8 +70,8 @@ class Compiled(NamedTuple):
     failure: str = ""
 
 
-class CompileRefusal(NamedTuple):
-    """Refusal of the compiler, for lack of memory.
+class RejectedProgram(NamedTuple):
+    """A program that the compiler rejects for lack of memory.
 
     Attributes:
         reason: first line of its message.
@@ -191,7 +191,9 @@ def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
     )
 
 
-def compile_program(program: Program, *, effort: str = "default") -> Compiled | CompileRefusal:
+def compile_program(
+    program: Program, *, effort: str = "default"
+) -> CompiledProgram | RejectedProgram:
     """Compiles for the program's devices.
 
     Args:
@@ -208,12 +210,12 @@ def compile_program(program: Program, *, effort: str = "default") -> Compiled | 
         return _too_large(str(error))
     seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
     try:
-        return Compiled(compiled.as_text(), memory, seconds)
+        return CompiledProgram(compiled.as_text(), memory, seconds)
     except jax.errors.JaxRuntimeError as error:  # some asynchronous operations fail a check of XLA
-        return Compiled(None, memory, seconds, failure=str(error).splitlines()[0])
+        return CompiledProgram(None, memory, seconds, failure=str(error).splitlines()[0])
 
 
-def _too_large(message: str) -> CompileRefusal:
+def _too_large(message: str) -> RejectedProgram:
     """Parses the compiler's message, with sizes such as 725.12G or 512.0M in powers of 1024."""
     line = next(
         (part for part in message.splitlines() if "exceed" in part), message.splitlines()[0]
@@ -221,4 +223,4 @@ def _too_large(message: str) -> CompileRefusal:
     sizes = re.findall(r"(\d+(?:\.\d+)?)([KMGT])\b", line)
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     required = max((float(number) * scale[unit] for number, unit in sizes), default=None)
-    return CompileRefusal(line.removeprefix("RESOURCE_EXHAUSTED: ").strip(), required)
+    return RejectedProgram(line.removeprefix("RESOURCE_EXHAUSTED: ").strip(), required)

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 
 from unclip_jax.data.captions import cleaned, decode, field_of, texts_of
-from unclip_jax.preparation.items import Raw, Skip
+from unclip_jax.preparation.items import RawExample, Skip
 
 
-def captions_of(raw: Raw) -> tuple[str, ...]:
+def captions_of(raw: RawExample) -> tuple[str, ...]:
     """Returns the captions of an example, stripped, each once, in their order.
 
     Raises:
@@ -27,7 +27,7 @@ def captions_of(raw: Raw) -> tuple[str, ...]:
     return captions
 
 
-def _located(raw: Raw) -> tuple[str, ...]:
+def _located(raw: RawExample) -> tuple[str, ...]:
     """Returns the texts of an example as they are stored."""
     if isinstance(raw.caption, tuple):
         return raw.caption

@@ -6,7 +6,7 @@ from unclip_jax.core.checks import positive
 from unclip_jax.data import image_codec
 from unclip_jax.data.records import Record
 from unclip_jax.preparation.captions import captions_of
-from unclip_jax.preparation.items import Raw, Skip
+from unclip_jax.preparation.items import RawExample, Skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class CheckConfig:
         image_size: store every image as a centre-cropped square of this side; None = do not.
     """
 
-    limits: image_codec.Limits = dataclasses.field(default_factory=image_codec.Limits)
+    limits: image_codec.ImageLimits = dataclasses.field(default_factory=image_codec.ImageLimits)
     max_side: int | None = None
     image_size: int | None = None
 
@@ -30,7 +30,7 @@ class CheckConfig:
                 positive(name, getattr(self, name))
 
 
-def check(key: str, raw: Raw, config: CheckConfig) -> Record:
+def check(key: str, raw: RawExample, config: CheckConfig) -> Record:
     """Returns the record of one example after decoding its image once.
 
     Raises:

@@ -28,7 +28,7 @@ _OTHER_SUFFIXES = (*CAPTION_SUFFIXES, *tables.SUFFIXES, *TAR_SUFFIXES, ".parquet
 _FORMS = {".json": "json", ".cls": "class"}
 
 
-class Folder(NamedTuple):
+class ImageFolder(NamedTuple):
     """One folder below a root.
 
     Attributes:
@@ -53,7 +53,7 @@ def list_folder(root: pathlib.Path, *, caption_field: str = "") -> Listing:
     """
     listing = Listing()
     captioned: dict[pathlib.Path, int] = {}
-    images: list[tuple[Folder, str]] = []
+    images: list[tuple[ImageFolder, str]] = []
     for folder in _walk(root, listing):
         for name in folder.files:
             path = folder.path / name
@@ -143,7 +143,7 @@ def _captioned(key: str, image: Blob, text: Blob, suffix: str, field: str) -> It
     )
 
 
-def _walk(root: pathlib.Path, listing: Listing) -> Iterator[Folder]:
+def _walk(root: pathlib.Path, listing: Listing) -> Iterator[ImageFolder]:
     """Yields folders top down, those behind links last; each real folder once.
 
     A folder that cannot be read becomes a skipped item, and hidden files are set aside.
@@ -174,10 +174,10 @@ def _walk(root: pathlib.Path, listing: Listing) -> Iterator[Folder]:
         pending.extend(reversed(folders))
         images = {name for name in files if _is_image(here / name)}
         stems = {os.path.splitext(name)[0] for name in images}
-        yield Folder(here, dict.fromkeys(files), images, images | stems)
+        yield ImageFolder(here, dict.fromkeys(files), images, images | stems)
 
 
-def _kind(path: pathlib.Path, folder: Folder) -> str:
+def _kind(path: pathlib.Path, folder: ImageFolder) -> str:
     """Returns how a file is read: "image", "caption", "table", "archive" or "other"."""
     name = path.name.lower()
     if path.name in folder.images:

@@ -28,7 +28,7 @@ from unclip_jax.preparation.items import (
     FileReader,
     Item,
     Listing,
-    Raw,
+    RawExample,
     Skip,
     stamp,
 )
@@ -153,7 +153,7 @@ class FilePlan:
         """Returns the name of example `index`."""
         return self._items[index].key
 
-    def read(self, index: int) -> Raw:
+    def read(self, index: int) -> RawExample:
         """Reads the bytes of example `index`.
 
         Raises:
@@ -175,7 +175,7 @@ class FilePlan:
         else:
             image = self._files.read(item.image, limit=MAX_IMAGE_BYTES)
         classes = self._names(item.classes)
-        return Raw(image, caption, item.form, item.field, classes=classes, facts=facts)
+        return RawExample(image, caption, item.form, item.field, classes=classes, facts=facts)
 
     def span(self, index: int) -> Blob | None:
         """Returns the range of a tar that holds the members of example `index` alone, if any."""
@@ -280,11 +280,11 @@ class SourcePlan:
         """Returns the name of example `index`."""
         return str(self._record(index)["key"])
 
-    def read(self, index: int) -> Raw:
+    def read(self, index: int) -> RawExample:
         """Reads the bytes of example `index`."""
         record = self._record(index)
         caption = tuple(record.get("captions", ())) or record["caption"]
-        return Raw(record["image"], caption, scene=record["scene"])
+        return RawExample(record["image"], caption, scene=record["scene"])
 
     def close(self) -> None:
         """Does nothing: the source manages its files."""
@@ -319,13 +319,13 @@ class WorldPlan:
         """Returns the name of scene `index`."""
         return f"{self._split}-{self._seed}-{index:08d}"
 
-    def read(self, index: int) -> Raw:
+    def read(self, index: int) -> RawExample:
         """Renders scene `index`; in order, many scenes are rendered at once."""
         if index != self._next:
             self._stream = self._scenes(index)
         self._next = index + 1
         record = next(self._stream)
-        return Raw(record["image"], record["caption"], scene=record["scene"])
+        return RawExample(record["image"], record["caption"], scene=record["scene"])
 
     def close(self) -> None:
         """Does nothing: no file is open."""

@@ -116,7 +116,7 @@ class Listing:
         self.examples.setdefault(kind, name)
 
 
-class Raw(NamedTuple):
+class RawExample(NamedTuple):
     """An example before decoding.
 
     `form` and `field` are as in `Item`, `classes` the names of classes, `facts` the metadata by
@@ -157,7 +157,7 @@ class Plan(Protocol):
         """Returns the name of example `index`."""
         ...
 
-    def read(self, index: int) -> Raw:
+    def read(self, index: int) -> RawExample:
         """Reads the bytes of example `index`, fastest in order; raises Skip."""
         ...
 

@@ -94,7 +94,7 @@ def prepare(
     warnings.simplefilter("error", Image.DecompressionBombWarning)  # counted, not printed
     loaded = tokenizer.load()
     tallies: dict[str, Tally] = {}
-    plan_specs.opened.cache_clear()  # the inputs may have changed since
+    plan_specs.open_plan.cache_clear()  # the inputs may have changed since
     plans = [
         shard_tasks.split_tasks(spec, split=split, config=config) for split, spec in specs.items()
     ]
@@ -168,7 +168,7 @@ def _write_here(
     spec: PlanSpec, plan: SplitTasks, *, folder: Folder, config: ImportConfig
 ) -> Tally | None:
     """Writes a split of one plan in this process, with checking threads."""
-    opened = plan_specs.opened(spec)
+    opened = plan_specs.open_plan(spec)
     importer = Importer(opened, folder=folder, split=plan.split, config=config)
     if _is_complete(folder, plan, importer.differing_inputs):
         return None

@@ -94,7 +94,7 @@ PlanSpec = FileSpec | SourceSpec | WorldSpec
 
 
 @functools.lru_cache(maxsize=8)
-def opened(spec: PlanSpec) -> Plan:
+def open_plan(spec: PlanSpec) -> Plan:
     """Returns the plan of `spec`; those of the last calls are kept, as more shards follow."""
     return spec.open()
 
@@ -102,13 +102,13 @@ def opened(spec: PlanSpec) -> Plan:
 @contextlib.contextmanager
 def using(spec: PlanSpec) -> Iterator[Plan]:
     """Opens the plan of `spec` and closes it; copies of archives are removed."""
-    plan = opened(spec)
+    plan = open_plan(spec)
     try:
         yield plan
     finally:
         plan.close()
         if isinstance(plan, RemotePlan):
-            opened.cache_clear()
+            open_plan.cache_clear()
             plan.remove()
 
 

@@ -147,7 +147,7 @@ def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTas
             return _tasks_by_file(spec, archives, split=split, config=config)
     if config.index:
         raise UserError(f"--index is for tars; split {split!r} has other inputs. Leave it out.")
-    plan = plan_specs.opened(spec)
+    plan = plan_specs.open_plan(spec)
     total = importer.shard_count(plan, config)
     split_plan = SplitTasks(
         split=split,

@@ -26,13 +26,13 @@ from unclip_jax.preparation import duplicates, import_report
 from unclip_jax.preparation.checking import CheckConfig, check
 from unclip_jax.preparation.import_plans import FilePlan
 from unclip_jax.preparation.import_report import Tally
-from unclip_jax.preparation.items import Plan, Raw, Skip
+from unclip_jax.preparation.items import Plan, RawExample, Skip
 
 LOGS = ".prepare"
 _AHEAD = 8  # records in flight per thread
 
 
-class Checked(NamedTuple):
+class CheckedRecord(NamedTuple):
     """A record that can be used.
 
     Attributes:
@@ -46,7 +46,7 @@ class Checked(NamedTuple):
     place: Place | None
 
 
-Outcome = Checked | str  # a record, or the reason why there is none
+Outcome = CheckedRecord | str  # a record, or the reason why there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,9 @@ class ShardWriter:
             **summary._asdict(),
         }
 
-    def _hashed(self, good: Iterator[Checked], hashes: list[tuple[int, int]]) -> Iterator[Checked]:
+    def _hashed(
+        self, good: Iterator[CheckedRecord], hashes: list[tuple[int, int]]
+    ) -> Iterator[CheckedRecord]:
         """Yields the records, and adds the hashes of their keys and images to `hashes`."""
         for one in good:
             if self._hashes:
@@ -207,7 +209,7 @@ class ShardWriter:
 
     def _good(
         self, indices: range, tally: Tally, advance: Callable[[int], Any], digest: Any
-    ) -> Iterator[Checked]:
+    ) -> Iterator[CheckedRecord]:
         """Yields the records that can be used; counts the others."""
         both = (tally, self.tally)
         for index, outcome in zip(indices, self._outcomes(indices, digest), strict=True):
@@ -242,7 +244,7 @@ class ShardWriter:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, index: int, digest: Any) -> Raw | str:
+    def _read(self, index: int, digest: Any) -> RawExample | str:
         """Reads one example, or the reason why it cannot be; adds what was read to `digest`."""
         try:
             raw = self._plan.read(index)
@@ -254,14 +256,14 @@ class ShardWriter:
         digest.update(raw.image)
         return raw
 
-    def _check(self, index: int, raw: Raw | str) -> Outcome:
+    def _check(self, index: int, raw: RawExample | str) -> Outcome:
         if isinstance(raw, str):
             return raw
         try:
             record = check(self._plan.key(index), raw, self._config.check)
             place = self._place(index, record) if self._config.index else None
             image_hash = duplicates.image_hash(record["image"], self._config.dedup)
-            return Checked(record, image_hash, place)
+            return CheckedRecord(record, image_hash, place)
         except Skip as skip:
             return skip.reason
         except Exception as error:  # a decoder's bug must not end a run of days

@@ -66,7 +66,7 @@ def list_tar(path: str, *, caption_field: str = "") -> Listing:
     except _UNREADABLE as error:
         if not samples:
             raise UserError(f"{path} is not a tar that can be read: {error}.") from error
-        reason = "damaged tar" if isinstance(error, _Damaged) else "truncated tar"
+        reason = "damaged tar" if isinstance(error, _DamagedTar) else "truncated tar"
         extra.append(Item(f"end of {path}", None, None, skip=reason))
     for key, sample in samples.items():
         items = list(_examples(key, sample, listing, field=caption_field, path=path))
@@ -77,7 +77,7 @@ def list_tar(path: str, *, caption_field: str = "") -> Listing:
     return listing
 
 
-class _Damaged(tarfile.ReadError):
+class _DamagedTar(tarfile.ReadError):
     """Some headers of a tar cannot be read."""
 
 
@@ -128,7 +128,7 @@ def _members(path: str) -> Iterator[tuple[str, Blob | str, tuple[int, int]]]:
                 yield member.name, "no file but a link or device", extent
             vars(tar)["members"] = []  # tarfile would keep them all
         if tar.damaged:
-            raise _Damaged("its headers are damaged")
+            raise _DamagedTar("its headers are damaged")
 
 
 def _opened(file: Any) -> _Members:

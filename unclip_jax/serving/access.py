@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.serving.errors import Rejected, error_answer
+from unclip_jax.serving.errors import RequestError, error_response
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 # Nothing that this server sends may make a browser run other scripts or ask another host.
@@ -67,7 +67,7 @@ class Access:
         """
         host = _host_name(headers.get("host", ""))
         if self.hosts and host and host not in self.hosts and not _is_address(host):
-            raise Rejected(
+            raise RequestError(
                 403,
                 f"this server is not called {host[:80]!r}; start it with --allow-host={host[:80]} "
                 "if it is.",
@@ -75,19 +75,19 @@ class Access:
         # A browser says itself where a request comes from; no page of another origin may post.
         site = headers.get("sec-fetch-site", "none")
         if method not in ("GET", "HEAD") and site not in ("none", "same-origin"):
-            raise Rejected(403, "pages of other origins may not send requests to this server.")
+            raise RequestError(403, "pages of other origins may not send requests to this server.")
         if self.token and path.startswith("/api"):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(token.strip().encode(), self.token.encode())
             if scheme.lower() != "bearer" or not same:
-                raise Rejected(
+                raise RequestError(
                     401,
                     "this server asks for its token; send it as Authorization: Bearer TOKEN.",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
 
 
-class Gate:
+class AccessMiddleware:
     """The outermost application: checks access, removes the base path, adds `HEADERS`.
 
     Whatever fails inside it is answered as JSON, without a detail of the server.
@@ -124,13 +124,13 @@ class Gate:
             }
             self._access.check(scope["method"], scope["path"], headers)
             await self._app(scope, receive, send_with_headers)
-        except Rejected as error:
-            await error_answer(error)(scope, receive, send_with_headers)
+        except RequestError as error:
+            await error_response(error)(scope, receive, send_with_headers)
         except Exception as error:
             logging.exception("a request failed")
             if not begun:
                 line = f"the server failed ({type(error).__name__}); see its log."
-                await error_answer(Rejected(500, line))(scope, receive, send_with_headers)
+                await error_response(RequestError(500, line))(scope, receive, send_with_headers)
 
     def _without_root_path(self, scope: Any) -> Any:
         """The request as if the server were at the root; proxies may remove the path or not."""

@@ -29,10 +29,10 @@ from starlette.routing import BaseRoute, Route  # pyright: ignore[reportMissingI
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
 from unclip_jax.engine.requests import REQUESTS
-from unclip_jax.serving import answers, page, schemas
-from unclip_jax.serving.access import Access, Gate
+from unclip_jax.serving import page, responses, schemas
+from unclip_jax.serving.access import Access, AccessMiddleware
 from unclip_jax.serving.bodies import BodyReader, read_json
-from unclip_jax.serving.errors import Rejected, exception_handlers, json_answer
+from unclip_jax.serving.errors import RequestError, exception_handlers, json_response
 from unclip_jax.serving.job_queue import Job, QueueFull
 from unclip_jax.serving.job_store import LEASE_S, JobStore, StoredJob
 from unclip_jax.serving.service import InferenceService, ServedResult
@@ -51,7 +51,7 @@ def app(service: InferenceService, access: Access | None = None) -> Any:
         exception_handlers=exception_handlers("GET /api lists the commands."),
     )
     inner.router.redirect_slashes = False
-    return Gate(inner, access)
+    return AccessMiddleware(inner, access)
 
 
 class Api:
@@ -84,7 +84,7 @@ class Api:
     async def describe(self, _: Request) -> Response:
         """The commands, their fields, and the limits of this server."""
         limits = self._service.limits
-        return json_answer(
+        return json_response(
             {
                 "version": __version__,
                 "commands": schemas.describe(limits),
@@ -95,15 +95,15 @@ class Api:
     async def openapi(self, _: Request) -> Response:
         """The OpenAPI document."""
         document = schemas.openapi(self._service.limits, root_path=self._access.root_path)
-        return json_answer(document)
+        return json_response(document)
 
     async def models(self, _: Request) -> Response:
         """The models."""
-        return json_answer(self._service.models())
+        return json_response(self._service.models())
 
     async def queue(self, _: Request) -> Response:
         """The length of the queue."""
-        return json_answer(self._service.queue.state())
+        return json_response(self._service.queue.state())
 
     async def run(self, request: Request) -> Response:
         """Runs a request and answers with its images."""
@@ -113,12 +113,12 @@ class Api:
             single = len(result.display) == 1
             encode = (lambda: image_codec.encode_png(result.display[0])) if single else result.png
             return Response(await anyio.to_thread.run_sync(encode), media_type="image/png")
-        return json_answer(await anyio.to_thread.run_sync(answers.of_result, result))
+        return json_response(await anyio.to_thread.run_sync(responses.of_result, result))
 
     async def start(self, request: Request) -> Response:
         """Queues a request and answers with the identifier of its job."""
         job = await self._submit(request, lease_s=LEASE_S)
-        return json_answer({"job": self._jobs.add(job)}, 202)
+        return json_response({"job": self._jobs.add(job)}, 202)
 
     async def state(self, request: Request) -> Response:
         """The state of a job, as soon as it is newer than the caller's."""
@@ -134,14 +134,14 @@ class Api:
         job.renew()
         queue = self._service.queue
         state = await anyio.to_thread.run_sync(
-            lambda: answers.of_job(job, queue, revision=revision)
+            lambda: responses.of_job(job, queue, revision=revision)
         )
-        return json_answer(state)
+        return json_response(state)
 
     async def result(self, request: Request) -> Response:
         """The images of a job that is done."""
         stored = self._finished(request)
-        return json_answer(await anyio.to_thread.run_sync(lambda: stored.answer))
+        return json_response(await anyio.to_thread.run_sync(lambda: stored.response))
 
     async def archive(self, request: Request) -> Response:
         """A ZIP of the images, the uploads and the record."""
@@ -153,13 +153,13 @@ class Api:
         """Cancels and forgets a job."""
         if not self._jobs.remove(request.path_params["job"]):
             raise _no_job()
-        return json_answer({"state": "cancelled"})
+        return json_response({"state": "cancelled"})
 
     async def _submit(self, request: Request, *, lease_s: int | float | None) -> Job[ServedResult]:
         """Reads, checks and queues a request; decoding its images does not block others."""
         command = request.path_params["command"]
         if command not in REQUESTS:
-            raise Rejected(404, f"there is no {command[:40]!r}; GET /api lists the commands.")
+            raise RequestError(404, f"there is no {command[:40]!r}; GET /api lists the commands.")
         async with self._bodies.read(request) as body:
             return await anyio.to_thread.run_sync(
                 lambda: submit(self._service, command, body, lease_s=lease_s),
@@ -175,9 +175,9 @@ class Api:
     def _finished(self, request: Request) -> StoredJob:
         stored = self._stored(request)
         if stored.job.error is not None:
-            raise Rejected(500 if stored.job.bug else 400, stored.job.error)
+            raise RequestError(500 if stored.job.bug else 400, stored.job.error)
         if stored.job.result is None:
-            raise Rejected(409, "the job has no result; ask for its state.")
+            raise RequestError(409, "the job has no result; ask for its state.")
         return stored
 
 
@@ -193,9 +193,9 @@ def submit(
     try:
         return service.submit(command, values, lease_s=lease_s)
     except QueueFull as error:
-        raise Rejected(429, str(error), headers={"Retry-After": str(RETRY_S)}) from None
+        raise RequestError(429, str(error), headers={"Retry-After": str(RETRY_S)}) from None
     except UserError as error:
-        raise Rejected(400, str(error)) from None
+        raise RequestError(400, str(error)) from None
 
 
 async def _finished(job: Job[ServedResult], request: Request) -> ServedResult:
@@ -209,11 +209,11 @@ async def _finished(job: Job[ServedResult], request: Request) -> ServedResult:
         job.cancel()
         raise
     if job.error is not None:
-        raise Rejected(500 if job.bug else 400, job.error)
+        raise RequestError(500 if job.bug else 400, job.error)
     if job.result is None:
-        raise Rejected(499, "cancelled.")
+        raise RequestError(499, "cancelled.")
     return job.result
 
 
-def _no_job() -> Rejected:
-    return Rejected(404, "there is no such job; results are kept for an hour at most.")
+def _no_job() -> RequestError:
+    return RequestError(404, "there is no such job; results are kept for an hour at most.")

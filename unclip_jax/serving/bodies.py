@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.requests import Request  # pyright: ignore[reportMissingImports]
 
-from unclip_jax.engine.request_fields import Field
-from unclip_jax.serving.errors import Rejected
+from unclip_jax.engine.request_fields import RequestField
+from unclip_jax.serving.errors import RequestError
 
 READ_S = 60  # longest time that a body may take to arrive
 
@@ -43,7 +43,7 @@ class BodyReader:
             Rejected: it is not JSON by its media type, too long, too slow, or one too many.
         """
         if not is_json(request.headers.getlist("content-type")):
-            raise Rejected(415, "give JSON, with Content-Type: application/json.")
+            raise RequestError(415, "give JSON, with Content-Type: application/json.")
         stated = request.headers.get("content-length", "0")
         self._check(int(stated) if stated.isdecimal() and len(stated) < 20 else 0)
         body = bytearray()
@@ -62,14 +62,16 @@ class BodyReader:
                     self._check(len(body))
         except TimeoutError:
             line = f"the body took more than {READ_S} seconds to arrive; send it faster."
-            raise Rejected(408, line) from None
+            raise RequestError(408, line) from None
 
     def _check(self, size: int) -> None:
         if size > self._limit:
             line = f"the request has more than {self._limit} bytes; {self._advice}"
-            raise Rejected(413, line)
+            raise RequestError(413, line)
         if self._pending > self._budget:
-            raise Rejected(503, "too many large requests arrive at once; try again in a minute.")
+            raise RequestError(
+                503, "too many large requests arrive at once; try again in a minute."
+            )
 
 
 def is_json(content_types: list[str]) -> bool:
@@ -84,7 +86,7 @@ def is_json(content_types: list[str]) -> bool:
     return essence == "application/json" or (structured and essence.count("/") == 1)
 
 
-def read_json(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
+def read_json(body: bytes, fields: Mapping[str, RequestField]) -> dict[str, Any]:
     """The values of a request; images come as base64, plain or as data URLs.
 
     Raises:
@@ -93,9 +95,9 @@ def read_json(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Rejected(400, f"the body is no JSON ({type(error).__name__}).") from None
+        raise RequestError(400, f"the body is no JSON ({type(error).__name__}).") from None
     if not isinstance(values, dict):
-        raise Rejected(400, "the body is no JSON object; give one such as {}.")
+        raise RequestError(400, "the body is no JSON object; give one such as {}.")
     for field in fields.values():
         value = values.get(field.name)
         if field.scalar != "image" or value is None:
@@ -112,12 +114,12 @@ def read_json(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
 def _bytes_of(name: str, value: Any) -> bytes:
     """The bytes of a base64 text, in which line breaks may stand, or of a data URL."""
     if not isinstance(value, str):
-        raise Rejected(400, f"{name} is {str(value)[:40]!r}; give an image file as base64.")
+        raise RequestError(400, f"{name} is {str(value)[:40]!r}; give an image file as base64.")
     head, comma, encoded = value.partition(",")
     text = encoded if comma and head.strip().startswith("data:") else value
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise Rejected(
+        raise RequestError(
             400, f"{name} is no base64; give the bytes of an image file so, not its path or URL."
         ) from None

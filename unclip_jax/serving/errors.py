@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request  # pyright: ignore[repo
 from starlette.responses import Response  # pyright: ignore[reportMissingImports]
 
 
-class Rejected(Exception):
+class RequestError(Exception):
     """A request that ends with a status and one line.
 
     Attributes:
@@ -22,7 +22,7 @@ class Rejected(Exception):
         self.status, self.headers = status, dict(headers or {})
 
 
-def json_answer(
+def json_response(
     content: Any, status: int = 200, *, headers: Mapping[str, str] | None = None
 ) -> Response:
     """An answer in ASCII, so that every text can be sent."""
@@ -31,9 +31,9 @@ def json_answer(
     )
 
 
-def error_answer(error: Rejected) -> Response:
+def error_response(error: RequestError) -> Response:
     """`{"error": ...}` with the status of the error."""
-    return json_answer({"error": str(error)}, error.status, headers=error.headers)
+    return json_response({"error": str(error)}, error.status, headers=error.headers)
 
 
 def exception_handlers(advice: str) -> dict[Any, Any]:
@@ -43,7 +43,7 @@ def exception_handlers(advice: str) -> dict[Any, Any]:
         advice: ends the answer to a path that does not exist.
     """
 
-    async def reject_http(request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         """Errors of the routing, as JSON: no such path, or another method."""
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
@@ -53,25 +53,27 @@ def exception_handlers(advice: str) -> dict[Any, Any]:
             line = f"there is no {request.scope['path'][:60]!r}; {advice}"
         else:
             line = f"{error.detail}."
-        return error_answer(Rejected(error.status_code, line, headers=headers))
+        return error_response(RequestError(error.status_code, line, headers=headers))
 
     return {
-        Rejected: _reject,
-        HTTPException: reject_http,
+        RequestError: _reject,
+        HTTPException: http_error,
         ClientDisconnect: _hung_up,
         Exception: _fail,
     }
 
 
 async def _reject(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Rejected)
-    return error_answer(error)
+    assert isinstance(error, RequestError)
+    return error_response(error)
 
 
 async def _hung_up(_: Request, __: Exception) -> Response:
-    return error_answer(Rejected(499, "the caller has gone."))
+    return error_response(RequestError(499, "the caller has gone."))
 
 
 async def _fail(_: Request, error: Exception) -> Response:
-    """A bug, which the gate logs."""
-    return error_answer(Rejected(500, f"the server failed ({type(error).__name__}); see its log."))
+    """A bug, which `AccessMiddleware` logs."""
+    return error_response(
+        RequestError(500, f"the server failed ({type(error).__name__}); see its log.")
+    )

@@ -137,7 +137,7 @@ class JobQueue:
     """Jobs in order of arrival, and the thread that runs them."""
 
     def __init__(self, *, waiting: int):
-        """`waiting`: jobs that may wait behind the running one."""
+        """Starts the worker; `waiting` jobs may wait behind the running one."""
         self.limit = waiting
         self._queue: collections.deque[Job[Any]] = collections.deque()
         self._running: Job[Any] | None = None

@@ -10,7 +10,7 @@ import secrets
 import threading
 from typing import Any
 
-from unclip_jax.serving import answers
+from unclip_jax.serving import responses
 from unclip_jax.serving.job_queue import Job
 from unclip_jax.serving.service import ServedResult
 
@@ -33,10 +33,10 @@ class StoredJob:
         return self.job.result.archive()
 
     @functools.cached_property
-    def answer(self) -> dict[str, Any]:
+    def response(self) -> dict[str, Any]:
         """The result as JSON."""
         assert self.job.result is not None
-        return answers.of_result(self.job.result.result)
+        return responses.of_result(self.job.result.result)
 
     @property
     def size(self) -> int:

@@ -21,9 +21,9 @@ from starlette.routing import Route  # pyright: ignore[reportMissingImports]
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.serving import page
-from unclip_jax.serving.access import Access, Gate
+from unclip_jax.serving.access import Access, AccessMiddleware
 from unclip_jax.serving.bodies import BodyReader, read_json
-from unclip_jax.serving.errors import Rejected, exception_handlers, json_answer
+from unclip_jax.serving.errors import RequestError, exception_handlers, json_response
 
 FOLDER = page.STATIC / "judge"
 SHARED = ("client.js", "dom.js", "icon.svg", "page.css", "theme.js")  # of the page of `demo`
@@ -74,7 +74,7 @@ def app(questions: Questions, access: Access) -> Any:
         exception_handlers=exception_handlers("open / in a browser."),
     )
     inner.router.redirect_slashes = False
-    return Gate(inner, access)
+    return AccessMiddleware(inner, access)
 
 
 class _Handlers:
@@ -88,31 +88,31 @@ class _Handlers:
 
     async def describe(self, _: Request) -> Response:
         """The rater for whom the page is."""
-        return json_answer({"rater": self._questions.rater})
+        return json_response({"rater": self._questions.rater})
 
     async def session(self, request: Request) -> Response:
         """The questions of a rater, with the answers so far."""
         rater = request.query_params.get("rater", "")
-        return json_answer(await _in_thread(lambda: self._questions.session(rater)))
+        return json_response(await _in_thread(lambda: self._questions.session(rater)))
 
     async def answer(self, request: Request) -> Response:
         """Stores an answer."""
         async with self._bodies.read(request) as body:
             values = read_json(body, {})
-            return json_answer(await _in_thread(lambda: self._questions.store(values)))
+            return json_response(await _in_thread(lambda: self._questions.store(values)))
 
     async def picture(self, request: Request) -> Response:
         """A picture; only names of the comparison are known."""
         name = request.path_params["name"]
         path = self._questions.pictures.get(name)
         if path is None:
-            raise Rejected(404, f"there is no picture {name[:40]!r}; load the page again.")
+            raise RequestError(404, f"there is no picture {name[:40]!r}; load the page again.")
         return Response(await anyio.to_thread.run_sync(path.read_bytes), media_type="image/png")
 
 
 async def _in_thread(work: Any) -> Any:
-    """Runs `work` in a thread, with its mistakes as answers of the API."""
+    """Runs `work` in a thread, with its mistakes as responses of the API."""
     try:
         return await anyio.to_thread.run_sync(work)
     except UserError as error:
-        raise Rejected(400, str(error)) from None
+        raise RequestError(400, str(error)) from None

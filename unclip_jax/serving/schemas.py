@@ -11,7 +11,7 @@ from unclip_jax.core.checks import UserError, in_range, one_of
 from unclip_jax.data import image_codec
 from unclip_jax.engine import image_inputs, request_fields
 from unclip_jax.engine.request_base import Request
-from unclip_jax.engine.request_fields import Field
+from unclip_jax.engine.request_fields import RequestField
 from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.version import __version__
 
@@ -37,7 +37,7 @@ _OTHER_PATHS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Limits of one request.
 
     Attributes:
@@ -77,7 +77,7 @@ class Submission(NamedTuple):
     files: dict[str, bytes]
 
 
-def served_fields(name: str) -> dict[str, Field]:
+def served_fields(name: str) -> dict[str, RequestField]:
     """The fields of a request that a caller may give."""
     declared = request_fields.fields(REQUESTS[name])
     return {key: field for key, field in declared.items() if key not in OF_SERVER}
@@ -87,7 +87,7 @@ def read(
     name: str,
     values: Mapping[str, Any],
     *,
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     of_server: Mapping[str, Any] | None = None,
 ) -> Submission:
     """Reads a request; images are the bytes of files, and paths are never opened.
@@ -101,7 +101,7 @@ def read(
     Raises:
         UserError: naming the value that is wrong.
     """
-    cls, limits = REQUESTS[one_of("command", name, REQUESTS)], limits or Limits()
+    cls, limits = REQUESTS[one_of("command", name, REQUESTS)], limits or RequestLimits()
     declared = served_fields(name)
     for key in values:
         if len(key) > MAX_NAME:
@@ -123,7 +123,7 @@ def read(
     return Submission(request, files)
 
 
-def describe(limits: Limits) -> dict[str, Any]:
+def describe(limits: RequestLimits) -> dict[str, Any]:
     """All requests with their fields, JSON-ready, for readers of the API and for the page."""
     return {
         name: {
@@ -136,13 +136,13 @@ def describe(limits: Limits) -> dict[str, Any]:
     }
 
 
-def describe_limits(limits: Limits) -> dict[str, Any]:
+def describe_limits(limits: RequestLimits) -> dict[str, Any]:
     """The limits of one request, JSON-ready."""
     names = ("images", "captions", "uploads", "pixels", "file", "body", "waiting", "seconds")
     return {name: getattr(limits, name) for name in names}
 
 
-def openapi(limits: Limits, *, root_path: str = "") -> dict[str, Any]:
+def openapi(limits: RequestLimits, *, root_path: str = "") -> dict[str, Any]:
     """The OpenAPI document of the API below `root_path`."""
     result = {
         "description": "The images.",
@@ -202,7 +202,7 @@ def _operation(name: str, summary: str, responses: Mapping[str, Any]) -> dict[st
     }
 
 
-def _schemas(limits: Limits) -> dict[str, Any]:
+def _schemas(limits: RequestLimits) -> dict[str, Any]:
     """The JSON schema of every request, of the result, and of an error."""
     text, image = _JSON_TYPES["text"], _JSON_TYPES["image"]
     schemas: dict[str, Any] = {
@@ -231,7 +231,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
     return schemas
 
 
-def _schema(field: Field, limits: Limits) -> dict[str, Any]:
+def _schema(field: RequestField, limits: RequestLimits) -> dict[str, Any]:
     """The JSON schema of one field."""
     option = field.option
     schema: dict[str, Any] = dict(_JSON_TYPES[field.scalar])
@@ -251,7 +251,7 @@ def _schema(field: Field, limits: Limits) -> dict[str, Any]:
     return {**schema, "description": option.help}
 
 
-def _greatest(field: Field, limits: Limits) -> Any:
+def _greatest(field: RequestField, limits: RequestLimits) -> Any:
     """Greatest value of a number on this server; None = unbounded."""
     high = field.option.high
     counts = dict.fromkeys(("num", "frames", "best_of"), limits.images)
@@ -259,7 +259,7 @@ def _greatest(field: Field, limits: Limits) -> Any:
     return high if high is None or most is None else min(high, most)
 
 
-def _described(field: Field, limits: Limits) -> dict[str, Any]:
+def _described(field: RequestField, limits: RequestLimits) -> dict[str, Any]:
     """One field as `GET /api` shows it."""
     option = field.option
     kind = f"list of {field.scalar}" if field.many else field.scalar
@@ -275,13 +275,13 @@ def _described(field: Field, limits: Limits) -> dict[str, Any]:
     return described
 
 
-def _count(field: Field, limits: Limits) -> tuple[int, int]:
+def _count(field: RequestField, limits: RequestLimits) -> tuple[int, int]:
     """Least and greatest number of items of a list."""
     low, high = field.option.count
     return low, min(high, limits.uploads if field.scalar == "image" else 64)
 
 
-def _read(field: Field, value: Any, limits: Limits, files: dict[str, bytes]) -> Any:
+def _read(field: RequestField, value: Any, limits: RequestLimits, files: dict[str, bytes]) -> Any:
     """One value within the limits of a server; images become pixels, their bytes go to `files`.
 
     Raises:
@@ -310,7 +310,7 @@ def _read(field: Field, value: Any, limits: Limits, files: dict[str, bytes]) -> 
     return value
 
 
-def _check_text(field: Field, text: str, limits: Limits) -> None:
+def _check_text(field: RequestField, text: str, limits: RequestLimits) -> None:
     if len(text) > limits.captions:
         raise UserError(f"{field.name} has {len(text)} characters; give at most {limits.captions}.")
     if field.many and not text.strip():
@@ -318,7 +318,7 @@ def _check_text(field: Field, text: str, limits: Limits) -> None:
 
 
 def _image(
-    where: str, stem: str, data: Any, limits: Limits, files: dict[str, bytes]
+    where: str, stem: str, data: Any, limits: RequestLimits, files: dict[str, bytes]
 ) -> image_inputs.InputImage:
     """An upload, decoded within the limits.
 
@@ -329,7 +329,7 @@ def _image(
         raise UserError(f"{where} is {str(data)[:40]!r}; give an image file.")
     if len(data) > limits.file:
         raise UserError(f"{where} has {len(data)} bytes; give a file of at most {limits.file}.")
-    most = image_codec.Limits(max_pixels=limits.pixels)
+    most = image_codec.ImageLimits(max_pixels=limits.pixels)
     image = image_inputs.from_bytes(data, name=stem, where=where, limits=most)
     name = f"{stem}.{image_codec.format_of(data)}"
     files[name] = data

@@ -14,7 +14,7 @@ from unclip_jax.engine.result import Result
 from unclip_jax.inference.progress import ProgressCallback
 from unclip_jax.serving import schemas
 from unclip_jax.serving.job_queue import Job, JobQueue
-from unclip_jax.serving.schemas import Limits, Submission
+from unclip_jax.serving.schemas import RequestLimits, Submission
 
 WARM_UP_IMAGES = 2  # as many as the page asks for at first
 
@@ -49,7 +49,7 @@ class InferenceService:
         engine: InferenceEngine,
         *,
         name: str,
-        limits: Limits | None = None,
+        limits: RequestLimits | None = None,
         folder: pathlib.Path | None = None,
         embeddings: pathlib.Path | None = None,
     ):
@@ -62,7 +62,7 @@ class InferenceService:
             folder: of the models, which no answer may name; None = not known.
             embeddings: a split that `embed` wrote, for `probe-pca`; None = that is rejected.
         """
-        self.engine, self.name, self.limits = engine, name, limits or Limits()
+        self.engine, self.name, self.limits = engine, name, limits or RequestLimits()
         engine.name = name
         self.folder, self.embeddings = folder, embeddings
         self.queue = JobQueue(waiting=self.limits.waiting)

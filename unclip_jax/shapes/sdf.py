@@ -71,7 +71,7 @@ def _diamond(x: Plane, y: Plane) -> Plane:
 
 
 def _star(x: Plane, y: Plane) -> Plane:
-    """Fold the plane into one tenth, where the outline is a single segment."""
+    """Folds the plane into one tenth, where the outline is a single segment."""
     outer, inner = STAR
     sector = 2 * math.pi / 5
     angle = np.arctan2(x, -y)

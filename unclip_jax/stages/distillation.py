@@ -143,7 +143,7 @@ class _Pair:
         """Returns the mean loss of a batch."""
         steps, substeps = self.distill.steps, self.distill.substeps
         grid = distillation.Grid(self.student.diffusion.chain(), steps, substeps)
-        noised = distillation.noise_batch(
+        noised = distillation.noise_intervals(
             grid, self._x_0(teacher_params, batch), key=rng.fold(key, "draw")
         )
         losses = distillation.METHODS[self.distill.method].loss(

@@ -106,7 +106,7 @@ class DvaeStageConfig:
             )
 
 
-class Latent(NamedTuple):
+class EncodedGrid(NamedTuple):
     """An encoded batch.
 
     Attributes:
@@ -184,7 +184,7 @@ def decode(cfg: DvaeStageConfig, params: Params, codes: CodeGrid) -> Image:
     return _images(cfg, apply(Dvae(cfg.model), params, values, method=Dvae.decode))
 
 
-def _encoded(cfg: DvaeStageConfig, params: Params, batch: Batch, *, key: Key | None) -> Latent:
+def _encoded(cfg: DvaeStageConfig, params: Params, batch: Batch, *, key: Key | None) -> EncodedGrid:
     """Encodes images; with a key "gumbel" codes are relaxed, else hard.
 
     The temperature and the weight of the KL divergence are fields of a training batch (one value
@@ -196,12 +196,12 @@ def _encoded(cfg: DvaeStageConfig, params: Params, batch: Batch, *, key: Key | N
     if cfg.model.quantizer == "fsq":
         levels = Levels(cfg.model.levels)
         values = levels.quantise(features)
-        return Latent(values, levels.codes(values), none, none)
+        return EncodedGrid(values, levels.codes(values), none, none)
     if cfg.model.quantizer == "vq":
         result = vq.quantise(features, params["codebook"])
         penalty = result.codebook_loss + cfg.commitment * result.commitment_loss
         penalty = penalty + cfg.entropy * result.entropy_loss
-        return Latent(result.values, result.codes, none + penalty, none)
+        return EncodedGrid(result.values, result.codes, none + penalty, none)
     end, codes = cfg.gumbel, jnp.argmax(features, axis=-1)
     kl = relaxation.kl_to_uniform(features)
     weight, count = batch.get("kl_weight", end.kl_weight), images[0].size
@@ -210,11 +210,11 @@ def _encoded(cfg: DvaeStageConfig, params: Params, batch: Batch, *, key: Key | N
         temperature = batch.get("temperature", end.temperature)
         values = relaxation.gumbel_softmax(features, key, temperature=temperature)
     penalty = weight * jnp.sum(kl, axis=(1, 2)) / count
-    return Latent(values, codes, penalty, jnp.mean(kl, axis=(1, 2)))
+    return EncodedGrid(values, codes, penalty, jnp.mean(kl, axis=(1, 2)))
 
 
 def _measured(
-    cfg: DvaeStageConfig, params: Params, batch: Batch, latent: Latent
+    cfg: DvaeStageConfig, params: Params, batch: Batch, latent: EncodedGrid
 ) -> tuple[Metrics, Image]:
     """Returns the metrics of an encoded batch, "loss" among them, and its reconstructions."""
     maps = apply(Dvae(cfg.model), params, latent.values, method=Dvae.decode)

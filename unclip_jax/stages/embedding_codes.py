@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unclip_jax.core.stage import Fitted, Rows
+from unclip_jax.core.stage import FittedParams, Rows
 from unclip_jax.core.types import Batch, HostBatch, Key, Keys, Params
 from unclip_jax.diffusion import guidance
 from unclip_jax.discrete import categorical
@@ -28,7 +28,7 @@ from unclip_jax.stages.embedding_prior_config import TARGET, EmbeddingPriorStage
 from unclip_jax.stages.pair_inputs import Latents, PairInputs
 
 
-def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> Fitted:
+def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> FittedParams:
     """Fits statistics, the ridge regression and the quantizer to the training pairs.
 
     Raises:
@@ -41,7 +41,7 @@ def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> Fitted:
         components=cfg.model.components,
         read=functools.partial(_flat_latents, cfg, statistics.params),
     )
-    return Fitted({**statistics.params, **codec.params}, f"{statistics.note}; {codec.note}")
+    return FittedParams({**statistics.params, **codec.params}, f"{statistics.note}; {codec.note}")
 
 
 def resolve_from_data(cfg: EmbeddingPriorStageConfig, rows: Rows) -> EmbeddingPriorStageConfig:

@@ -152,7 +152,7 @@ def sample(
     schedule = GuidanceSchedule(sampling.guidance_scale)
     denoise = decoder.denoiser(cfg, params, condition, schedule=schedule)
     denoise = gaussian.thresholded(denoise, cfg.diffusion, sampling)
-    solver, rows = gaussian.planned(cfg.diffusion, sampling)
+    solver, rows = gaussian.solver_and_plan(cfg.diffusion, sampling)
     if guide.form == "mean":
         solver = ShiftedMean(solver, guide.gradient, guide.scale)
     else:

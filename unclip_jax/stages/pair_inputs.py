@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.core.arrays import unit
 from unclip_jax.core.checks import UserError
-from unclip_jax.core.stage import Fitted, Rows
+from unclip_jax.core.stage import FittedParams, Rows
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.fitting import linear_fit
 from unclip_jax.models.application import apply
@@ -24,7 +24,7 @@ from unclip_jax.stages.embedding_prior_config import (
 )
 
 Latents = Float[Array, " b *s"]
-Statistics = dict[str, linear_fit.Moments]
+Statistics = dict[str, linear_fit.FieldMoments]
 
 
 class PairInputs(NamedTuple):
@@ -87,7 +87,7 @@ def with_encoded(cfg: EmbeddingPriorStageConfig, keep: Bool[Array, " b c"]) -> A
     return jnp.concatenate([keep, jnp.all(keep | ~encoded[None], axis=1, keepdims=True)], axis=1)
 
 
-def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> Fitted:
+def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> FittedParams:
     """Fits statistics of all fields, and the ridge regression, to the training pairs.
 
     Raises:
@@ -124,20 +124,20 @@ def statistics(cfg: EmbeddingPriorStageConfig, rows: Rows) -> tuple[Statistics, 
 
 
 def _usable(
-    cfg: EmbeddingPriorStageConfig, name: str, measured: linear_fit.Moments
-) -> linear_fit.Moments:
+    cfg: EmbeddingPriorStageConfig, name: str, measured: linear_fit.FieldMoments
+) -> linear_fit.FieldMoments:
     """Returns the mean and deviation by which a field is standardised."""
     mean, std = measured
     if name == TARGET and cfg.scaling == "unit":
-        return linear_fit.Moments(mean, np.full_like(std, max(np.sqrt(np.mean(std**2)), 1e-6)))
+        return linear_fit.FieldMoments(mean, np.full_like(std, max(np.sqrt(np.mean(std**2)), 1e-6)))
     if name == TARGET and cfg.scaling == "raw":
-        return linear_fit.Moments(np.zeros_like(mean), np.ones_like(std))
+        return linear_fit.FieldMoments(np.zeros_like(mean), np.ones_like(std))
     if name == TARGET and not np.all(std > 0):
         raise UserError(
             f"dimension {int(std.argmin())} of y is the same in all training pairs, so it cannot "
             "be standardised; leave it out, or set config.model.scaling to 'unit' or 'raw'."
         )
-    return linear_fit.Moments(mean, np.where(std > 0, std, 1.0))
+    return linear_fit.FieldMoments(mean, np.where(std > 0, std, 1.0))
 
 
 def _linear_pair(

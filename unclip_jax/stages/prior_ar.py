@@ -88,7 +88,7 @@ class PriorArStageConfig:
         gaussian.check_guidance(sampling.guidance_scale, drops=drops)
 
 
-class Encoded(NamedTuple):
+class EncodedEmbeddings(NamedTuple):
     """A batch as the network sees it."""
 
     codes: Codes
@@ -243,13 +243,13 @@ def sample_dot(cfg: PriorArStageConfig, keys: Keys, *, percentile: float) -> Int
     return jax.vmap(lambda key: jax.random.randint(rng.fold(key, "dot"), (), least, count))(keys)
 
 
-def _encoded(cfg: PriorArStageConfig, fitted: Params, batch: Batch) -> Encoded:
+def _encoded(cfg: PriorArStageConfig, fitted: Params, batch: Batch) -> EncodedEmbeddings:
     """Returns codes and dot bucket of a batch, through which no gradient flows."""
     fitted = jax.lax.stop_gradient(fitted)
     codec, z_img, z_txt = cfg.model.make_quantizer(), unit(batch["z_img"]), unit(batch["z_txt"])
     codes = apply(codec, fitted, z_img)
     dot = apply(codec, fitted, jnp.sum(z_img * z_txt, -1), method=DotQuantizer.dot_code)
-    return Encoded(codes, dot, _text(cfg, batch))
+    return EncodedEmbeddings(codes, dot, _text(cfg, batch))
 
 
 def _text(cfg: PriorArStageConfig, batch: Batch) -> Batch:

@@ -91,7 +91,7 @@ def make(cfg: TextBaseStageConfig) -> Stage:
         noised = gaussian.noise_batch(chain, batch["image"], key=rng.fold(key, "draw"))
         count = len(batch["image"])
         drops = {"batch_size": count, "drop": cfg.drop_text}
-        keep = text_features.keep(text, rng.fold(key, "drop_text"), **drops)
+        keep = text_features.keep_masks(text, rng.fold(key, "drop_text"), **drops)
         dropout = {"dropout": rng.fold(key, "dropout")}
         value = error(params, batch, noised, **keep, deterministic=False, rngs=dropout)
         return value, {"loss": value}

@@ -60,7 +60,7 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
         return {"first": one(rng.fold(key, "first")), "last": one(rng.fold(key, "last"))}
 
     def loss(params: Params, batch: Batch, key: Key):
-        low = low_res_noise.in_training(
+        low = low_res_noise.noise_for_training(
             cfg.augment, cfg.diffusion, _input(cfg, batch), key=rng.fold(key, "low_res")
         )
         options = {**_text(cfg, batch), **_drops(cfg, batch, key=rng.fold(key, "drop_text"))}
@@ -70,7 +70,9 @@ def make(cfg: UpsamplerStageConfig) -> Stage:
 
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
         keys = rng.per_example(rng.fold(key, "sample"), jnp.arange(len(batch["image"])))
-        low = low_res_noise.as_sampled(cfg.augment, cfg.diffusion, _input(cfg, batch), keys=keys)
+        low = low_res_noise.noise_for_sampling(
+            cfg.augment, cfg.diffusion, _input(cfg, batch), keys=keys
+        )
         few, text = batch["low_res"][:EXAMINED], _captions(cfg, batch, EXAMINED)
         options = {"keys": keys[:EXAMINED], "text": text, "sampling": _preview_sampling(cfg)}
         images = sample(cfg, params, low_res=few, **options)
@@ -157,7 +159,7 @@ def denoiser(
 ) -> Denoiser:
     """Returns the denoiser conditioned on low-res images; arguments as for `sample`."""
     image, guided = _input(cfg, {"low_res": low_res}), not guidance.is_off(scale)
-    low = low_res_noise.as_sampled(cfg.augment, cfg.diffusion, image, keys=keys)
+    low = low_res_noise.noise_for_sampling(cfg.augment, cfg.diffusion, image, keys=keys)
     if guided:
         low = jax.tree.map(lambda x: jnp.concatenate([x, x]), low)
     networks = params if cfg.last_step else {"first": params}
@@ -223,7 +225,7 @@ def _drops(cfg: UpsamplerStageConfig, batch: Batch, *, key: Key) -> dict[str, An
     if cfg.model.text is None:
         return {}
     options = {"batch_size": len(batch["image"]), "drop": cfg.drop_text}
-    return text_features.keep(cfg.model.text, key, **options)
+    return text_features.keep_masks(cfg.model.text, key, **options)
 
 
 def _captions(

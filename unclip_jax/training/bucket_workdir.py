@@ -34,7 +34,7 @@ State = tuple[int, int]  # size and time of modification of a local file
 
 
 @contextlib.contextmanager
-def opened(url: Url) -> Iterator[Workdir]:
+def open_workdir(url: Url) -> Iterator[Workdir]:
     """Opens the workdir at `url` for training; every process calls it.
 
     Raises:

@@ -41,14 +41,14 @@ PAUSE = 4.0  # seconds before the second try; three times as long before each fu
 log = logging.getLogger(__name__)
 
 
-class Restored(NamedTuple):
+class RestoredState(NamedTuple):
     """A restored state and the position of its data."""
 
     state: TrainState
     position: Any
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint that exists but cannot be used; internal to this module."""
 
 
@@ -196,7 +196,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    def restore(self, abstract: TrainState) -> Restored | None:
+    def restore(self, abstract: TrainState) -> RestoredState | None:
         """Restores the newest readable checkpoint; None if there is no checkpoint.
 
         Args:
@@ -210,7 +210,7 @@ class Checkpoints:
         for step in reversed(self.steps):
             try:
                 restored = self._read(step, abstract)
-            except Damaged as damage:
+            except DamagedCheckpoint as damage:
                 log.warning("checkpoint %s is damaged (%s); trying the one before", step, damage)
                 broken.append(step)
                 continue
@@ -223,7 +223,7 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, abstract: TrainState) -> Restored:
+    def _read(self, step: int, abstract: TrainState) -> RestoredState:
         """Reads one checkpoint and verifies it."""
         with _damage():
             if not self._remote:  # a named pipe would stop the reader
@@ -241,8 +241,8 @@ class Checkpoints:
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 state = self._manager.restore(step, args=items)["state"]
         if checksum(state) != expected:
-            raise Damaged("its checksum differs from the one that was saved")
-        return Restored(state, position)
+            raise DamagedCheckpoint("its checksum differs from the one that was saved")
+        return RestoredState(state, position)
 
     def _check_tree(self, step: int, stored: dict[str, str], expected: dict[str, str]) -> None:
         for path in sorted(stored.keys() | expected.keys()):
@@ -310,11 +310,11 @@ def _check_meta(meta: dict[str, Any], step: int, position: Any) -> None:
         return
     covered = {name: value for name, value in meta.items() if name != "digest"}
     if meta["digest"] != digests.of_json(covered):
-        raise Damaged("its description differs from the one that was saved")
+        raise DamagedCheckpoint("its description differs from the one that was saved")
     if meta["step"] != step:
-        raise Damaged(f"it was saved as the checkpoint of step {meta['step']}")
+        raise DamagedCheckpoint(f"it was saved as the checkpoint of step {meta['step']}")
     if meta["position"] != digests.of_json(position):
-        raise Damaged("its data position differs from the one that was saved")
+        raise DamagedCheckpoint("its data position differs from the one that was saved")
 
 
 def encode_position(position: Any) -> dict[str, Any]:
@@ -335,10 +335,10 @@ def decode_position(stored: dict[str, Any]) -> Any:
 def _damage() -> Iterator[None]:
     try:
         yield
-    except Damaged:
+    except DamagedCheckpoint:
         raise
     except Exception as error:
-        raise Damaged(_reason(error)) from error
+        raise DamagedCheckpoint(_reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:

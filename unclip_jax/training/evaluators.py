@@ -19,8 +19,8 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, HostBatch, Key, Params
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
 from unclip_jax.parallel.multihost import gather
-from unclip_jax.parallel.place import copied, fetch_all, global_batch
-from unclip_jax.training.hooks import Moment, Numbers
+from unclip_jax.parallel.place import fetch_all, global_batch, replicate
+from unclip_jax.training.hooks import LoopState, Numbers
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class PeriodicEval:
         """
         self._spec, self._data, self._count, self._mesh = stage.batch_spec, data, count, mesh
         self._report = report
-        self._key, self._teacher = copied(key, mesh), teacher
+        self._key, self._teacher = replicate(key, mesh), teacher
 
         def evaluate(params: Any, batch: Any, key: Key, index: Array, *teacher: Params) -> Any:
             return stage.evaluate(params, batch, rng.fold(key, "validation", index), *teacher)
@@ -64,7 +64,7 @@ class PeriodicEval:
             traced_on(mesh, evaluate), in_shardings=places, out_shardings=replicated(mesh)
         )
 
-    def __call__(self, moment: Moment) -> None:
+    def __call__(self, moment: LoopState) -> None:
         """Evaluates the averaged parameters.
 
         Raises:
@@ -87,7 +87,7 @@ class PeriodicEval:
                 size = _first_size(self._spec, host, self._mesh)
             host = {name: host[name] for name in self._spec}
             if len(next(iter(host.values()))) == size:
-                where = copied(np.int32(index), self._mesh)
+                where = replicate(np.int32(index), self._mesh)
                 batch = global_batch(host, self._mesh)
                 yield self._evaluate(params, batch, self._key, where, *self._teacher)
 
@@ -116,7 +116,7 @@ class SamplePreview:
             raise TypeError(f"stage {stage.name} has no preview")
         self._name, self._spec, self._data, self._mesh = stage.name, stage.batch_spec, data, mesh
         self._count, self._folder, self._labels = count, folder, labels
-        self._key = copied(key, mesh)
+        self._key = replicate(key, mesh)
         self._batch: HostBatch | None = None
 
         def sample(params: Any, batch: Any, rows: Batch, key: Key) -> tuple[Array, Array]:
@@ -129,7 +129,7 @@ class SamplePreview:
             traced_on(mesh, sample), in_shardings=places, out_shardings=replicated(mesh)
         )
 
-    def __call__(self, moment: Moment) -> None:
+    def __call__(self, moment: LoopState) -> None:
         """Samples with the averaged parameters; process 0 writes the grid.
 
         Raises:

@@ -18,7 +18,7 @@ import jax
 import psutil
 
 from unclip_jax.core.files import write_atomically
-from unclip_jax.training.hooks import Moment, StateHook, StepDone
+from unclip_jax.training.hooks import LoopState, StateHook, StepDone
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Goodput:
     def accounted(self, part: str, hook: StateHook) -> StateHook:
         """Returns `hook` with its time accounted for."""
 
-        def call(moment: Moment) -> None:
+        def call(moment: LoopState) -> None:
             with self.account(part):
                 hook(moment)
 

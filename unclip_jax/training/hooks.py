@@ -46,7 +46,7 @@ class StepDone(NamedTuple):
     batch: HostBatch
 
 
-class Moment(NamedTuple):
+class LoopState(NamedTuple):
     """The state between two steps.
 
     Attributes:
@@ -61,7 +61,7 @@ class Moment(NamedTuple):
 
 
 StepHook = Callable[[StepDone], None]
-StateHook = Callable[[Moment], None]
+StateHook = Callable[[LoopState], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,8 @@ from unclip_jax.training.goodput import Goodput
 from unclip_jax.training.hooks import (
     SAVE,
     Every,
+    LoopState,
     MetricsWriter,
-    Moment,
     NaNGuard,
     Numbers,
     Profiler,
@@ -103,7 +103,7 @@ def train(
     _announce(stage, program, config, optim)
     run_dir = as_workdir(workdir)
     first = fingerprint.claim(run_dir.folder, identity, earlier=earlier)
-    key = place.copied(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
+    key = place.replicate(rng.fold(jax.random.key(config.seed), stage.name), program.mesh)
     with _opened(run_dir, config) as checkpoints, contextlib.ExitStack() as stack:
         try:
             state = _start(program, checkpoints, train_data, key, initial, fitted)
@@ -245,7 +245,7 @@ def _announce(stage: Stage, program: TrainProgram, config: TrainConfig, optim: O
     )
     log.info("%s", line)
     if program.mesh.shape["fsdp"] * program.mesh.shape["tensor"] > 1:
-        log.info("%s: %s", stage.name, place.replicated(program.abstract).line())
+        log.info("%s: %s", stage.name, place.measure_replication(program.abstract).line())
 
 
 def _start(
@@ -302,7 +302,7 @@ def _hooks(
 
     clock = SaveClock(config.save_minutes)
 
-    def save(moment: Moment) -> None:
+    def save(moment: LoopState) -> None:
         clock.note_saved()
         with goodput.account("save"):
             _save(checkpoints, moment)
@@ -345,7 +345,7 @@ def _iterate(
         step += 1
         last = step == run.config.steps
         before, pending = pending, (step, metrics, batch)
-        moment = Moment(step, state, batch.position)
+        moment = LoopState(step, state, batch.position)
         if not last:
             batch = _next(prefetcher, moment, checkpoints)  # while the device works
         _report(before, hooks.steps)  # waits for the step before this one
@@ -381,7 +381,7 @@ def _report(done: tuple[int, Metrics, PrefetchedBatch] | None, hooks: list[StepH
 
 
 def _next(
-    prefetcher: DevicePrefetcher, moment: Moment, checkpoints: Checkpoints
+    prefetcher: DevicePrefetcher, moment: LoopState, checkpoints: Checkpoints
 ) -> PrefetchedBatch:
     """Fetches the next batch; if that fails, saves a checkpoint before raising the error.
 
@@ -395,5 +395,5 @@ def _next(
         raise
 
 
-def _save(checkpoints: Checkpoints, moment: Moment) -> None:
+def _save(checkpoints: Checkpoints, moment: LoopState) -> None:
     checkpoints.save(moment.step, moment.state, position=moment.position)

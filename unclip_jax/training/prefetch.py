@@ -56,7 +56,7 @@ class DevicePrefetcher:
     def __init__(
         self, data: CheckpointableIterator, *, spec: BatchSpec, batch_size: int, mesh: Mesh
     ):
-        """Prefetch from `data`: global batches of `batch_size` examples that fit `spec`."""
+        """Prefetches from `data`: global batches of `batch_size` examples that fit `spec`."""
         self._data = data
         self._spec = spec
         self._mesh = mesh

@@ -16,7 +16,7 @@ from unclip_jax.objectives.gaussian import SamplingConfig
 
 
 def run(engine: InferenceEngine, request: InpaintRequest) -> Result:
-    """Fills the hole; outside the mask every pixel is the original's, upsampled or not."""
+    """Fills the masked part; every other pixel is the original's, upsampled or not."""
     image, mask, indices = request.image, request.mask, list(range(request.num))
     assert isinstance(image, InputImage) and isinstance(mask, InputImage)
     if request.caption:
@@ -32,7 +32,7 @@ def run(engine: InferenceEngine, request: InpaintRequest) -> Result:
         Latent(z_img, engine.initial_noise(seed=request.seed, indices=indices)),
         caption=request.caption or None,
         indices=indices,
-        hole=(image, mask),
+        inpaint=(image, mask),
         options=DecodeOptions(
             sampling, request.schedule, repeats=request.repeats, jump=request.jump
         ),

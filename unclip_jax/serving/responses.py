@@ -1,4 +1,4 @@
-"""Answers of the HTTP API: results and states of jobs as JSON, images as base64 PNGs."""
+"""Responses of the HTTP API: results and states of jobs as JSON, images as base64 PNGs."""
 
 import base64
 from typing import Any
@@ -12,7 +12,7 @@ from unclip_jax.serving.job_queue import Job, JobQueue
 
 def of_result(result: Result) -> dict[str, Any]:
     """A result with its images."""
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "images": _pngs(result.display),
         "labels": list(result.labels),
         "columns": result.columns,
@@ -20,10 +20,10 @@ def of_result(result: Result) -> dict[str, Any]:
         "record": result.record,
     }
     if result.note:
-        answer["note"] = result.note
+        response["note"] = result.note
     if (animation := result.animation()) is not None:
-        answer["animation"] = _base64(animation)
-    return answer
+        response["animation"] = _base64(animation)
+    return response
 
 
 def of_job(job: Job[Any], queue: JobQueue, *, revision: int) -> dict[str, Any]:
@@ -34,21 +34,21 @@ def of_job(job: Job[Any], queue: JobQueue, *, revision: int) -> dict[str, Any]:
         queue: where it waits or runs.
         revision: that the caller knows; previews come only with a later one.
     """
-    answer: dict[str, Any] = {"state": _state(job), "revision": job.revision}
-    answer["seconds"] = round(job.seconds, 2)
+    response: dict[str, Any] = {"state": _state(job), "revision": job.revision}
+    response["seconds"] = round(job.seconds, 2)
     if job.error is not None:
-        answer["error"] = job.error
-    if answer["state"] not in ("waiting", "running"):
-        return answer
-    answer["ahead"] = queue.ahead(job)
+        response["error"] = job.error
+    if response["state"] not in ("waiting", "running"):
+        return response
+    response["ahead"] = queue.ahead(job)
     remaining = queue.remaining_s(job)
-    answer["remaining_s"] = None if remaining is None else round(remaining, 1)
+    response["remaining_s"] = None if remaining is None else round(remaining, 1)
     if (progress := job.progress) is not None:
         names = ("stage", "done", "total", "step", "steps", "share", "compiling")
-        answer["progress"] = {name: getattr(progress, name) for name in names}
+        response["progress"] = {name: getattr(progress, name) for name in names}
         if progress.images is not None and job.revision != revision:
-            answer["previews"] = _pngs(progress.images)
-    return answer
+            response["previews"] = _pngs(progress.images)
+    return response
 
 
 def _state(job: Job[Any]) -> str:
