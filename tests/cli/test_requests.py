@@ -429,7 +429,7 @@ LONG = "x" * 10_001
         ("reconstruct {}/words.png", "words.png: not an image: 13 bytes of no known format; give"),
         ("reconstruct {}/drawing.svg", "drawing.svg: unsupported format SVG: convert it to PNG"),
         ("reconstruct {}/one.png --refine=40", r"refine is 40; it must lie in \[0, 32\]"),
-        ("reconstruct {}/one.png --batch=0", "batch is 0"),
+        ("reconstruct {}/one.png --batch=0", "--batch is 0"),
         ("reconstruct {}/one.png --out=a.jpg", "out is 'a.jpg'; give a name that ends in .png"),
         (f"reconstruct {{}}/one.png --caption={LONG}", "caption has 10001 characters"),
         ("reconstruct {}/one.png --steps=ddim999", "no integer stride gives 999"),

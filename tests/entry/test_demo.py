@@ -40,7 +40,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path):
     [
         (["--token="], "--token is empty; give one, or leave the flag out"),
         (["--token=a b"], "the token has spaces or characters outside ASCII"),
-        (["--root-path=unclip"], "root_path is 'unclip'; give a path such as /unclip"),
+        (["--root-path=unclip"], "--root-path is 'unclip'; give a path such as /unclip"),
         (["--host=no.such.host.invalid"], "no name or address of this machine; try 127.0.0.1"),
         (["--port={port}"], r"cannot listen on port \d+ of 127.0.0.1: .*; give another --port"),
     ],

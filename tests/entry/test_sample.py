@@ -77,7 +77,7 @@ def test_stage_by_stage_gives_the_same_images(run_dir, tmp_path, monkeypatch):
         assert staged[name] == whole[name]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(process_flags, "start_alike", lambda args: None)
-    with pytest.raises(UserError, match="by-stage samples on one device; run it in one process"):
+    with pytest.raises(UserError, match="--by-stage samples on one device; run it in one process"):
         sample.main(["x", f"--models={run_dir}", "--by-stage"])
 
 
@@ -132,9 +132,9 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path, monkeypatch)
         ),
         (
             ["x", "--by-stage", "--previews=2"],
-            "by-stage samples whole batches, without clip_scale, classifier_scale, negative",
+            "--by-stage samples whole batches, without --clip-scale, --classifier-scale, ",
         ),
-        (["x", "--by-stage", "--best-of=2"], "previews and best_of; leave one of them out"),
+        (["x", "--by-stage", "--best-of=2"], "--previews and --best-of; leave one of them out"),
     ],
 )
 def test_mistakes_are_one_line(run_dir, arguments, message):

@@ -197,7 +197,7 @@ def test_two_imports_into_one_folder(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"max_bad": 1.5}, "max_bad is 1.5"), ({"shards": -1}, "shards is -1")],
+    [({"max_bad": 1.5}, "--max-bad is 1.5"), ({"shards": -1}, "--shards is -1")],
 )
 def test_impossible_settings(config: dict, message: str):
     with pytest.raises(UserError, match=message):

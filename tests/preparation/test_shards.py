@@ -493,7 +493,7 @@ def test_engines_write_the_same_shards(
         (["--tokenizer-sample=0"], "--tokenizer-sample is 0"),
         (["--vocab-size=-1"], "--vocab-size is -1; it must lie in [514, 1000000]"),
         (["--index", "--max-side=8"], "--index leaves images in their tars, as they are"),
-        (["--shard-mb=0"], "shard_mb is 0.0"),
+        (["--shard-mb=0"], "--shard-mb is 0.0"),
     ],
 )
 def test_mistakes_are_named(tars: pathlib.Path, tmp_path: pathlib.Path, arguments, message):
@@ -526,9 +526,9 @@ def test_the_tokenizer_reads_a_sample(tars: pathlib.Path, tmp_path: pathlib.Path
     from unclip_jax.preparation import pipeline
 
     captions = []
-    train = pipeline.text.train
+    train = pipeline.caption_tokenizer.train
     monkeypatch.setattr(
-        pipeline.text,
+        pipeline.caption_tokenizer,
         "train",
         lambda texts, **options: train(captions.extend(texts) or captions, **options),
     )

@@ -260,7 +260,7 @@ def test_pages_of_other_origins_cannot_post(client, site, status):
     "path", ["unclip", "/", "/unclip/", "//a", "/a b", '/a"', "/..", "/a/../b"]
 )
 def test_a_base_path_is_a_plain_path(path):
-    with pytest.raises(UserError, match="root_path is .* give a path such as /unclip"):
+    with pytest.raises(UserError, match="--root-path is .* give a path such as /unclip"):
         Access(root_path=path)
 
 

@@ -117,7 +117,7 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, RunOptions]:
     Raises:
         UserError: a value that cannot be used, or there are no models.
     """
-    in_range("batch", args.batch, 1, MAX_BATCH)
+    in_range("--batch", args.batch, 1, MAX_BATCH)
     output_files.check(args.out)
     setting = RunOptions(
         models=flags.run_directory(args.models),

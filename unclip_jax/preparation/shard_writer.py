@@ -74,11 +74,11 @@ class ImportConfig:
     shard_mb: float = 512.0
 
     def __post_init__(self):
-        in_range("shards", self.shards, 0, 99_999)
-        in_range("max_bad", self.max_bad, 0.0, 1.0)
-        in_range("workers", self.workers, 0, 1024)
-        one_of("dedup", self.dedup, duplicates.KINDS)
-        in_range("shard_mb", self.shard_mb, 1e-6, 1e6)
+        in_range("--shards", self.shards, 0, 99_999)
+        in_range("--max-bad", self.max_bad, 0.0, 1.0)
+        in_range("--workers", self.workers, 0, 1024)
+        one_of("--dedup", self.dedup, duplicates.KINDS)
+        in_range("--shard-mb", self.shard_mb, 1e-6, 1e6)
         if self.index and (self.check.max_side or self.check.image_size or self.shards):
             raise UserError(
                 "--index leaves images in their tars, as they are; leave out --max-side, "

@@ -50,8 +50,8 @@ class Access:
             raise UserError("the token has spaces or characters outside ASCII; give another one.")
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
             raise UserError(
-                f"root_path is {self.root_path!r}; give a path such as /unclip, without a slash at "
-                "its end."
+                f"--root-path is {self.root_path!r}; give a path such as /unclip, without a slash "
+                "at its end."
             )
 
     def check(self, method: str, path: str, headers: Mapping[str, str]) -> None:

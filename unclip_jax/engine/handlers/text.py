@@ -78,11 +78,11 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
     """
     if request.stepwise or request.best_of > 1 or request.guide_scale[1]:
         raise UserError(
-            "by-stage samples whole batches, without clip_scale, classifier_scale, negative, "
-            "guidance_schedule, previews and best_of; leave one of them out."
+            "--by-stage samples whole batches, without --clip-scale, --classifier-scale, "
+            "--negative, --guidance-schedule, --previews and --best-of; leave one of them out."
         )
     if jax.process_count() > 1:
-        raise UserError("by-stage samples on one device; run it in one process.")
+        raise UserError("--by-stage samples on one device; run it in one process.")
     options, captions = sample_options(request, files.cascade), captions_of(request)
     images = batch_sampling.sample_by_stage(
         files, captions, seed=request.seed, options=options, batch_size=batch
