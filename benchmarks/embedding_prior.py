@@ -137,7 +137,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     best = posterior_mean(task, new_x)
     samples = prior.sample(new_x, num=args.num)
     exact = posterior_samples(task, new_x, args.num, seed=3)
-    report = pair_report.judge(
+    report = pair_report.score_priors(
         new_y, {"prior": samples, "best": exact, "ridge": prior.linear(new_x)[:, None]}
     )
     return {

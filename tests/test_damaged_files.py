@@ -71,7 +71,7 @@ def write_bundle(place: pathlib.Path) -> pathlib.Path:
         exported_sampler.TOKENIZER: (place / "tokenizer.json").read_bytes(),
         exported_sampler.program_name(2): bytes(program.serialize()),
     }
-    card = exported_sampler.Card(
+    card = exported_sampler.BundleCard(
         batch_sizes=(2,),
         contexts=(8,),
         image_size=2,

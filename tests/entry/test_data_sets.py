@@ -126,7 +126,7 @@ def test_a_cascade_is_evaluated(data, run_dir, tmp_path, monkeypatch):
 
 
 def test_a_set_of_images_has_captions(data):
-    images = image_sets.open_set(data, image_sets.ReadOptions(num=4))
+    images = image_sets.open_set(data, image_sets.ImageSetOptions(num=4))
     assert images.captions == tuple(record["caption"] for record in records("validation")[:4])
     assert images.size == (64, 64)
     assert sum(len(batch) for batch in images.batches(3, slice(None))) == 4
