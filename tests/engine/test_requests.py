@@ -7,14 +7,16 @@ import pytest
 from PIL import Image
 
 from unclip_jax.core.checks import UserError
-from unclip_jax.engine import image_inputs
+from unclip_jax.engine import image_inputs, request_fields
 from unclip_jax.engine.image_inputs import EncodedImage
 from unclip_jax.engine.requests import (
     InterpolateRequest,
     ReconstructRequest,
     TextDiffRequest,
+    TextRequest,
     VariationsRequest,
 )
+from unclip_jax.objectives.gaussian import SAMPLERS
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +55,10 @@ def test_text_diffs_of_latents_keep_x_T(latent):
     assert not request.keeps_noise_maps and request.inverts_details
     with pytest.raises(UserError, match="inversion=ddpm needs the image itself"):
         TextDiffRequest(image=latent, target="a ring", inversion="ddpm")
+
+
+def test_help_names_every_sampler():
+    """It is a literal, because --help imports no JAX; those for distilled models are left out."""
+    help_text = request_fields.fields(TextRequest)["sampler"].option.help
+    names = [name for name, solver in SAMPLERS.items() if not solver.endpoints]
+    assert help_text.rpartition(": ")[2].split(", ") == names
