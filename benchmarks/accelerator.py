@@ -137,11 +137,13 @@ def parser() -> Parser:
         prog="python -m benchmarks.accelerator",
         description="Measure train steps, sampling and kernels on one accelerator.",
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin no row after these")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="minutes after which no row begins"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/accelerator.json"))
     parser.add_argument("--only", default="", help="part of a row's name, such as 'train prior'")
     parser.add_argument("--again", action="store_true", help="measure rows that exist again")
-    parser.add_argument("--tiny", action="store_true", help="the smallest networks")
+    parser.add_argument("--tiny", action="store_true", help="replace every network by its smallest")
     return parser
 
 

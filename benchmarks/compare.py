@@ -57,7 +57,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
         "--count", type=int, default=4, help=f"{UNITS[what]}s per turn, whose median counts [4]"
     )
     if what == "sample":
-        parser.add_argument("--batch", type=int, default=8, help="images at once [8]")
+        parser.add_argument("--batch", type=int, default=8, help="images per batch [8]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
     args, rest = parser.parse(argv)
     for name in ("rounds", "count", *(["batch"] if what == "sample" else [])):

@@ -58,9 +58,9 @@ def main(argv: Sequence[str]) -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_scale")
     add = parser.add_argument
-    add("--records", type=int, default=400, help="that every step is measured on [400]")
-    add("--samples", type=int, default=20_000, help="of the index that is compared [20000]")
-    add("--seconds", type=float, default=8.0, help="per rate of the loader [8]")
+    add("--records", type=int, default=400, help="records to measure every step on [400]")
+    add("--samples", type=int, default=20_000, help="records of the index to compare [20000]")
+    add("--seconds", type=float, default=8.0, help="seconds per rate of the loader [8]")
     add("--only", default="", help="costs, plan, merge, loader, memory or index; default: all")
     add("--out", type=pathlib.Path, help="write the tables to this page, and JSON beside it")
     args = parser.parse_args(argv)

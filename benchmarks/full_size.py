@@ -181,7 +181,9 @@ def main(argv: Sequence[str]) -> None:
     """Writes the directory unless it exists, converts it, and samples from it."""
     parser = Parser("full_size", prog="python -m benchmarks.full_size")
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", default="2", help="of every stage; 25, 25 and 7 are usual")
+    parser.add_argument(
+        "--steps", default="2", help="sampling steps of every stage; Karlo's are 25, 25, 7"
+    )
     args = parser.parse_args(argv)
     source, run = args.out / "karlo", args.out / "run"
     if not source.is_dir():

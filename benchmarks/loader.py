@@ -66,8 +66,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     parser = ExperimentParser("loader", prog="python -m benchmarks.loader")
     parser.add_argument("--workers", default="0,1,2,4", help="numbers of threads [0,1,2,4]")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per figure [3]")
-    parser.add_argument("--steps", type=int, default=10, help="of the train step [10]")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per figure [3]")
+    parser.add_argument("--steps", type=int, default=10, help="train steps to time [10]")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
     args, rest = parser.parse(argv)
     positive("--seconds", args.seconds)

@@ -18,7 +18,7 @@ actions
   delete   delete the cluster
 
 options
-  --name=NAME        of the workload (run, tail, logs, stop); lower-case letters, digits and dashes
+  --name=NAME        name of the workload (run, tail, logs, stop); lower-case letters, digits and dashes
   --type=TYPE        TPU type (create, run), such as v5p-256 or v6e-64
   --slices=1         TPU slices (create, run); several are joined over the data centre network
   --device=DEVICE    GPU nodes instead of TPUs (create, run), such as h200-141gb-8

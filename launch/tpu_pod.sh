@@ -27,7 +27,7 @@ options
   --reserved         from a reservation (create, watch)
   --gcloud-arg=ARG   added to gcloud's create command, such as --service-account=NAME; repeatable
   --extras=tpu,gcs   extras of the package that are installed (copy, watch)
-  --interval=60      seconds between looks (watch)
+  --interval=60      seconds between checks (watch)
   --retries=8        consecutive failures (creation, installation, crash) before giving up (watch)
   --keep             do not delete the slices at the end (watch)
   --logs=DIR         default logs/NAME (logs, watch)

@@ -111,10 +111,10 @@ def parser() -> Parser:
     add("--clip", type=pathlib.Path, required=True, help="export of a noise-aware CLIP")
     add("--classifier", type=pathlib.Path, required=True, help="export of a classifier")
     add("--out", type=pathlib.Path, required=True, help="page to write")
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=100, help="captions")
+    add("--split", default="validation", help="split of the data set")
+    add("--num", type=int, default=100, help="number of captions")
     add("--images", type=int, default=2, help="images per caption")
-    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--seed", type=int, default=0, help="random seed")
     return parser
 
 

@@ -114,14 +114,14 @@ def parser() -> Parser:
     add("--work", type=pathlib.Path, help="folder of baselines and results [MODELS_findings]")
     add("--out", type=pathlib.Path, help="report [WORK/findings.md]")
     add("--only", help=f"comma-separated: {', '.join(FINDINGS)}")
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=100, help="captions")
+    add("--split", default="validation", help="split of the data set")
+    add("--num", type=int, default=100, help="number of captions")
     add("--images", type=int, default=2, help="images per caption")
-    add("--decoder-steps", type=int, help="of decoders to train [the models']")
-    add("--prior-steps", type=int, help="of priors to train [the models']")
-    add("--prior-ar-steps", type=int, help="of the autoregressive one [the models', or as above]")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--note", default="", help="for the report, such as on what the minutes mean")
+    add("--decoder-steps", type=int, help="steps of decoders to train [the models']")
+    add("--prior-steps", type=int, help="steps of priors to train [the models']")
+    add("--prior-ar-steps", type=int, help="steps of prior_ar [the models', or --prior-steps]")
+    add("--seed", type=int, default=0, help="random seed")
+    add("--note", default="", help="remark for the report, such as on the minutes")
     return parser
 
 

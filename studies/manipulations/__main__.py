@@ -83,21 +83,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", type=pathlib.Path, required=True, help="run directory")
     parser.add_argument("--data", type=pathlib.Path, required=True, help="prepared shapes data")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--num", type=int, default=64, help="images, and images with red")
-    parser.add_argument("--steps", default="25", help="grid of the decoder")
-    parser.add_argument("--refine", type=int, default=3, help="refinements of the inversion")
-    parser.add_argument("--upsampler-steps", help="grid of the upsamplers; default: as exported")
+    parser.add_argument(
+        "--num", type=int, default=64, help="number of images, and of images with red"
+    )
+    parser.add_argument("--steps", default="25", help="sampling steps of the decoder")
+    parser.add_argument(
+        "--refine", type=int, default=3, help="fixed-point iterations per step of the inversion"
+    )
+    parser.add_argument("--upsampler-steps", help="upsampler steps; default: as exported")
     parser.add_argument(
         "--paper", action="store_true", help="also reconstruct by the paper's recipe, which is slow"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=32, help="images at once")
+    parser.add_argument("--batch", type=int, default=32, help="images per batch")
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         default=list(PARTS),
-        help="the others keep their earlier results",
+        help="parts to measure; the others keep their results",
     )
     parser.add_argument("--out", type=pathlib.Path, help="page to write [MODELS/manipulations.md]")
     args = parser.parse_args(argv)
