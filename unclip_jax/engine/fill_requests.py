@@ -20,7 +20,7 @@ class InpaintRequest(DecodingRequest):
     mask: ImageInput = option(
         help="an image of the same size: white is filled, black is kept", positional=True
     )
-    caption: str | None = option(None, help="caption of the whole image [none]")
+    caption: str | None = option(None, help="caption of the whole image; default: none")
     num: int = option(4, help="images", low=1, high=MAX_IMAGES)
     repeats: int = option(5, help="RePaint: runs of each segment of steps", low=1, high=100)
     jump: int = option(10, help="RePaint: steps in a segment", low=1, high=1000)

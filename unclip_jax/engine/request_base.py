@@ -73,7 +73,9 @@ def check_negative(negative: str | None, guidance: GuidanceSchedule) -> None:
 class Seeded(Request):
     """A request with random draws."""
 
-    seed: int = option(0, help="image i depends on the seed and i alone", low=0, high=MAX_SEED)
+    seed: int = option(
+        0, help="random seed; image i depends on it and on i alone", low=0, high=MAX_SEED
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,11 +116,11 @@ class EncodingRequest(DecodingRequest):
     )
     details: str | None = option(
         None,
-        help="noise of the upsamplers [inverted]",
+        help="noise of the upsamplers; default: inverted",
         choices=("inverted", "fresh"),
     )
     upsampler_steps: str | None = option(
-        None, help="steps of the upsamplers' inversion [as exported]"
+        None, help="steps of the upsamplers' inversion; default: as exported"
     )
 
     @property

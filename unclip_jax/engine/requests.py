@@ -39,16 +39,22 @@ class TextRequest(Seeded):
     captions: tuple[str, ...] = option(help="captions", positional=True)
     num: int = option(1, help="images per caption", low=1, high=MAX_IMAGES)
     guidance: float | None = option(
-        None, help="guidance scale of the decoder, 1 = off", low=0, high=MAX_GUIDANCE
+        None,
+        help="guidance scale of the decoder, 1 = off; default: as exported",
+        low=0,
+        high=MAX_GUIDANCE,
     )
     steps: str | None = option(
-        None, help="steps of the decoder: 50, ddim25, fast27, logsnr20, 22@140, ..."
+        None, help="steps of the decoder: 50, ddim25, fast27, logsnr20, ...; default: as exported"
     )
     sampler: str | None = option(
         None, help="sampler of the decoder: ancestral, ddim, dpmpp_2m, dpmpp_3m, heun, edm"
     )
     prior_guidance: float | None = option(
-        None, help="guidance scale of the prior, 1 = off", low=0, high=MAX_GUIDANCE
+        None,
+        help="guidance scale of the prior, 1 = off; default: as exported",
+        low=0,
+        high=MAX_GUIDANCE,
     )
     prior_steps: str | None = option(None, help="diffusion prior: steps, as --steps")
     prior_sampler: str | None = option(None, help="diffusion prior: sampler, as --sampler")
@@ -213,7 +219,7 @@ class TextDiffRequest(EncodingRequest):
         help="caption of the image that it should become", positional=True, blank=False
     )
     source: str | None = option(
-        None, help="caption of the image, or a dummy such as 'a photo' [none]"
+        None, help="caption of the image, or a dummy such as 'a photo'; default: none"
     )
     theta: float = option(0.5, help="end of the path, usually 0.25 to 0.5", low=0, high=1)
     frames: int = option(7, help="images of the path, both ends counted", low=2, high=1000)
@@ -221,13 +227,15 @@ class TextDiffRequest(EncodingRequest):
     inversion: str | None = option(
         None,
         help="noise that keeps the composition: that of every step (ddpm), or x_T as in the paper "
-        "(ddim) [ddpm; ddim for a latent]",
+        "(ddim); default: ddpm, or ddim for a latent",
         choices=("ddim", "ddpm"),
     )
     strength: float | None = option(
-        None, help="ddpm: share of the chain that is sampled again [0.7]", low=0, high=1
+        None, help="ddpm: share of the chain that is sampled again; default: 0.7", low=0, high=1
     )
-    eta: float | None = option(None, help="ddpm: noise share of its steps [0.5]", low=0, high=1)
+    eta: float | None = option(
+        None, help="ddpm: noise share of its steps; default: 0.5", low=0, high=1
+    )
     animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
 
     @property
@@ -282,20 +290,24 @@ class BlendRequest(EncodingRequest):
 
     images: tuple[ImageInput, ...] = option(
         (),
-        help="an image or .npz latent, and its weight [1]",
+        help="an image or .npz latent, and its weight; default: 1",
         count=(0, 64),
         flag="image",
         weights="image_weights",
         latent=True,
     )
     image_weights: tuple[float, ...] = option(
-        (), help="one weight per image [1 each]", low=0, high=1e6, count=(0, 64)
+        (), help="one weight per image; default: 1 each", low=0, high=1e6, count=(0, 64)
     )
     texts: tuple[str, ...] = option(
-        (), help="a caption, and its weight [1]", count=(0, 64), flag="text", weights="text_weights"
+        (),
+        help="a caption, and its weight; default: 1",
+        count=(0, 64),
+        flag="text",
+        weights="text_weights",
     )
     text_weights: tuple[float, ...] = option(
-        (), help="one weight per caption [1 each]", low=0, high=1e6, count=(0, 64)
+        (), help="one weight per caption; default: 1 each", low=0, high=1e6, count=(0, 64)
     )
     noise: str = option(
         "inverted",
@@ -355,7 +367,7 @@ class PcaProbeRequest(DecodingRequest):
     embeddings: str = option(help="folder of one split that `embed` wrote")
     components: tuple[int, ...] = option(
         (),
-        help="numbers of components [20 to 320, figure 7]",
+        help="numbers of components; default: 20 to 320 (figure 7)",
         low=0,
         high=4096,
         count=(0, 64),
@@ -378,8 +390,8 @@ class UpscaleRequest(Seeded):
     images: tuple[ImageInput, ...] = option(help="images", positional=True)
     from_size: int | None = option(
         None,
-        help="side to start from, one that an upsampler takes [the largest that is not above the "
-        "smallest image]",
+        help="side to start from, one that an upsampler takes; default: the largest that is not "
+        "above the smallest image",
         low=1,
         high=4096,
     )
