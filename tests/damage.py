@@ -122,8 +122,8 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def change_value(tree: Any, rng: Random) -> str:
-    found = places(tree)
-    container, key = found[rng.integers(len(found))]
+    actual = places(tree)
+    container, key = actual[rng.integers(len(actual))]
     old, kind = container[key], int(rng.integers(8))
     if kind == 0 and isinstance(container, dict):
         container[f"{key}_"] = container.pop(key)

@@ -24,10 +24,10 @@ def uses(function: Callable, *args: Any) -> list[Origin]:
     A draw inside a scan is listed once; its origin names the loop if the key depends on the step.
     """
     closed = jax.make_jaxpr(function)(*args)
-    found: list[Origin] = []
+    result: list[Origin] = []
     inputs = [("argument", number) for number, _ in enumerate(closed.jaxpr.invars)]
-    _walk(closed.jaxpr, [_constant(c) for c in closed.consts], inputs, found, itertools.count())
-    return found
+    _walk(closed.jaxpr, [_constant(c) for c in closed.consts], inputs, result, itertools.count())
+    return result
 
 
 def repeated(origins: list[Origin]) -> list[Origin]:
@@ -40,7 +40,7 @@ def depends_on_a_loop(origin: Origin) -> bool:
     return "loop" in str(origin)
 
 
-def _walk(jaxpr: Any, consts: list, inputs: list, found: list, numbers: Any) -> list:
+def _walk(jaxpr: Any, consts: list, inputs: list, result: list, numbers: Any) -> list:
     """Follows the equations of a jaxpr; returns the origins of its results."""
     origins: dict[Any, Origin] = dict(zip(jaxpr.constvars, consts, strict=True))
     origins.update(zip(jaxpr.invars, inputs, strict=True))
@@ -50,29 +50,29 @@ def _walk(jaxpr: Any, consts: list, inputs: list, found: list, numbers: Any) -> 
 
     for equation in jaxpr.eqns:
         sources = [read(atom) for atom in equation.invars]
-        results = _results(equation, sources, found, numbers)
+        results = _results(equation, sources, result, numbers)
         origins.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _results(equation: Any, sources: list, found: list, numbers: Any) -> list:
+def _results(equation: Any, sources: list, result: list, numbers: Any) -> list:
     name, params = equation.primitive.name, equation.params
     if name in ("random_bits", "random_split"):
-        found.append(sources[0])
+        result.append(sources[0])
     if name in CALLS:
         inner = params.get("jaxpr") or params.get("call_jaxpr") or params.get("fun_jaxpr")
         jaxpr, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", [])
-        return _walk(jaxpr, [_constant(c) for c in consts], sources, found, numbers)
+        return _walk(jaxpr, [_constant(c) for c in consts], sources, result, numbers)
     if name == "scan":
         number, fixed = next(numbers), params["num_consts"]
         varying = [("loop", number, place) for place in range(len(sources) - fixed)]
         inner = params["jaxpr"]
         consts = [_constant(c) for c in inner.consts]
-        _walk(inner.jaxpr, consts, sources[:fixed] + varying, found, numbers)
+        _walk(inner.jaxpr, consts, sources[:fixed] + varying, result, numbers)
     if name == "cond":
         for branch in params["branches"]:
             consts = [_constant(c) for c in branch.consts]
-            _walk(branch.jaxpr, consts, sources[1:], found, numbers)
+            _walk(branch.jaxpr, consts, sources[1:], result, numbers)
     settings = tuple(sorted((k, str(v)) for k, v in params.items() if k != "jaxpr"))
     return [(name, settings, tuple(sources), place) for place, _ in enumerate(equation.outvars)]
 

@@ -203,13 +203,15 @@ def test_the_comparison_of_priors_says_what_they_are_worth_and_cost(run_dir, bot
     assert "| diffusion, guidance 4, best of 2 |" in page and "Images of the first 8" in page
     rows = {row["name"]: row for row in json.loads((run_dir / "priors.json").read_text())["rows"]}
     assert len(rows) == 8 and all("joint" in row["checker"] for row in rows.values())
-    found = {name: row["embeddings"] for name, row in rows.items()}
-    truth, no_prior = found["true image"], found["no prior: z_txt"]
+    actual = {name: row["embeddings"] for name, row in rows.items()}
+    truth, no_prior = actual["true image"], actual["no prior: z_txt"]
     assert truth["cosine_image"]["value"] == pytest.approx(1.0, abs=1e-5)
     assert no_prior["finds_caption"]["value"] == 1.0
     for name in ("autoregressive", "diffusion, guidance 1, best of 2"):
-        assert truth["frechet"] < found[name]["frechet"] < no_prior["frechet"]
-    text = [found[f"diffusion, guidance 1, best of {n}"]["cosine_text"]["value"] for n in (1, 2, 8)]
+        assert truth["frechet"] < actual[name]["frechet"] < no_prior["frechet"]
+    text = [
+        actual[f"diffusion, guidance 1, best of {n}"]["cosine_text"]["value"] for n in (1, 2, 8)
+    ]
     assert text == sorted(text)  # what the best of several is chosen by
     cost = [rows[f"diffusion, guidance 1, best of {n}"]["flops"] for n in (1, 2, 8)]
     each = cost[1] - cost[0]

@@ -52,7 +52,7 @@ def blocks(document: str) -> list[str]:
 
 def commands(document: str) -> list[Words]:
     """Every command of a document as words; loops are taken apart, redirections left out."""
-    found = []
+    result = []
     for block in blocks(document):
         for line in block.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars=";>")
@@ -62,8 +62,8 @@ def commands(document: str) -> list[Words]:
                 words = words[1:] if words[0] == "do" else words
                 words = words[: words.index(">")] if ">" in words else words
                 if words != ["done"]:
-                    found.append(words)
-    return found
+                    result.append(words)
+    return result
 
 
 def parsed(module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch) -> tuple[object, Words]:

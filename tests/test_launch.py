@@ -76,8 +76,8 @@ def written_commands(document: str) -> list[list[str]]:
     """Commands of ours in a document or Makefile, split up, continued lines joined."""
     text = (ROOT / document).read_text("utf-8").replace("\\\n", " ")
     line = r"^\s*@?(?:\. launch/env\.sh && )?\S*python(?: -m )(unclip_jax\.\w.*)$"
-    found = re.findall(line, text, flags=re.MULTILINE)
-    return [["python", "-m", *shlex.split(line, comments=True)] for line in found]
+    result = re.findall(line, text, flags=re.MULTILINE)
+    return [["python", "-m", *shlex.split(line, comments=True)] for line in result]
 
 
 @pytest.mark.parametrize("document", ["README.md", "Makefile"])

@@ -161,8 +161,8 @@ VERBS = {
 def actions(tools: pathlib.Path) -> list[str]:
     """What was done with the slice, apart from looking at it."""
     calls = re.split(r"^(?=compute|config)", (tools / "calls").read_text(), flags=re.MULTILINE)
-    found = [[verb for part, verb in VERBS.items() if part in call] for call in calls]
-    return [verb for verbs in found for verb in verbs]
+    result = [[verb for part, verb in VERBS.items() if part in call] for call in calls]
+    return [verb for verbs in result for verb in verbs]
 
 
 START = ["halt", "copy", "install", "run"]

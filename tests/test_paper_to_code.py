@@ -37,14 +37,14 @@ def defined(source: str) -> Iterator[str]:
 
 def broken(page: str) -> list[str]:
     """References to files or names that do not exist."""
-    found = []
+    result = []
     for file, name in references(page):
         path = ROOT / file
         if not path.is_file():
-            found.append(f"{file} is not there")
+            result.append(f"{file} is not there")
         elif name and name not in set(defined(path.read_text(encoding="utf-8"))):
-            found.append(f"{file} defines no {name}")
-    return found
+            result.append(f"{file} defines no {name}")
+    return result
 
 
 def test_every_file_and_name_on_the_page_exists():

@@ -18,11 +18,11 @@ def test_every_moment_counts_once_for_the_innermost_operation():
         Event("Rendezvous", 92, 95),
         Event("ynn_fusion.3", 120, 130),  # of the next step
     ]
-    found = profile.own_time(reversed(events))
-    assert sum(found.values()) == 110
-    assert found["matrix products"] == 40 and found["moving data"] == 20
-    assert found["elementwise"] == 30  # what the loop did itself
-    assert found["between devices"] == 10 and found["waiting"] == 10
+    result = profile.own_time(reversed(events))
+    assert sum(result.values()) == 110
+    assert result["matrix products"] == 40 and result["moving data"] == 20
+    assert result["elementwise"] == 30  # what the loop did itself
+    assert result["between devices"] == 10 and result["waiting"] == 10
 
 
 @pytest.mark.parametrize(

@@ -26,21 +26,21 @@ def test_a_step_is_measured_and_its_figures_follow_from_each_other(tmp_path, cap
     small = ["--config.model.model.depth=1", "--config.train.batch_size=32"]
     compare.run("train", [PRIOR, *small, "--rounds=3", "--count=1", f"--json={out}"])
     result = json.loads(out.read_text())
-    found = result["ours"]
-    took = found["seconds"]
+    actual = result["ours"]
+    took = actual["seconds"]
     assert 0 < took["least"] <= took["median"] <= took["greatest"]
-    assert found["examples_per_second"] == pytest.approx(32 / took["median"])
-    assert found["mfu"] == pytest.approx(
-        found["model_flops"] / took["median"] / found["peak_flops"]
+    assert actual["examples_per_second"] == pytest.approx(32 / took["median"])
+    assert actual["mfu"] == pytest.approx(
+        actual["model_flops"] / took["median"] / actual["peak_flops"]
     )
-    assert 0 < found["mfu"] < 1  # no step beats the products that it is made of
+    assert 0 < actual["mfu"] < 1  # no step beats the products that it is made of
     experiment = loading.read("experiments/prior.py:tiny", overrides=small)
-    assert found["parameters"] == sum(
+    assert actual["parameters"] == sum(
         x.size for x in tiny.jax.tree.leaves(tiny.abstract(experiment.build_stage()))
     )
-    sizes = found["compiled_memory"]
-    assert sizes["arguments"] > 16 * found["parameters"]  # float32: values, average, two moments
-    assert found["peak_memory"] > sizes["arguments"] + sizes["temporary"]
+    sizes = actual["compiled_memory"]
+    assert sizes["arguments"] > 16 * actual["parameters"]  # float32: values, average, two moments
+    assert actual["peak_memory"] > sizes["arguments"] + sizes["temporary"]
     assert "peer" not in result
     assert "examples/s" in capsys.readouterr().out
 
@@ -50,8 +50,8 @@ def test_a_chain_is_measured(tmp_path):
     out = tmp_path / "chain.json"
     small = ["--config.model.model.depth=1", "--config.model.sampling.steps=2"]
     compare.run("sample", [PRIOR, *small, "--batch=2", "--rounds=1", "--count=1", f"--json={out}"])
-    found = json.loads(out.read_text())["ours"]
-    assert found["examples"] == 2 and found["examples_per_second"] > 0
+    actual = json.loads(out.read_text())["ours"]
+    assert actual["examples"] == 2 and actual["examples_per_second"] > 0
 
 
 @pytest.mark.parametrize(("small", "large"), [(0.04, 2), (0.06, 1)])
@@ -67,9 +67,9 @@ def test_the_peak_is_looked_for_up_to_the_size_of_a_long_product(monkeypatch, sm
     monkeypatch.setattr(interleaved, "timed", timed)
     mesh = make_mesh(MeshConfig())
     rate = 2 * (8 * jax.device_count()) * 8**2 / small
-    found = unclip_side.peak(mesh, dtype="float32", times=2)
+    actual = unclip_side.peak(mesh, dtype="float32", times=2)
     assert sides == [8, 8, 16, 16][: 2 * large]
-    assert found == pytest.approx(large * rate)  # the large product has twice the rate
+    assert actual == pytest.approx(large * rate)  # the large product has twice the rate
 
 
 def test_random_batches_satisfy_the_stage():
@@ -203,8 +203,8 @@ def test_the_page_shows_ratios_and_what_was_not_measured():
     wait = {"waited_seconds": 0.01, "step_seconds": 0.1}
     load = {"experiment": "clip", "step_examples_per_second": 640.0, "waiting": wait}
     load["loader"] = [{"workers": 2, "decoding": 1280.0, "cached": 9000.0}]
-    found = {"train prior karlo": measured(**peer), "train clip shapes": measured()}
-    page = speed.tables({**found, "load clip shapes": load})
+    actual = {"train prior karlo": measured(**peer), "train clip shapes": measured()}
+    page = speed.tables({**actual, "load clip shapes": load})
     assert "| train prior karlo | 1,234 | 8 | 0.5 [0.25, 1] | 16 | 2 | 25 | 1.00, 2.00 |" in page
     assert "| 2 [1.5, 3] | 1.75 [1.5, 3] |" in page
     assert "| clip | 640 | 2: 1,280 (9,000) | 10.0 % |" in page
@@ -223,9 +223,9 @@ def test_a_row_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
         speed.main([f"--out={out}", "--only=train decoder karlo"])
     with pytest.raises(UserError, match="it was killed"):
         speed.main([f"--out={out}", "--only=train"])
-    found = json.loads(out.with_suffix(".json").read_text())
-    assert "train prior karlo" in found and "train upsampler_256 medium" in found
-    assert found["train prior karlo"]["command"].startswith("python -m benchmarks.train_step")
+    actual = json.loads(out.with_suffix(".json").read_text())
+    assert "train prior karlo" in actual and "train upsampler_256 medium" in actual
+    assert actual["train prior karlo"]["command"].startswith("python -m benchmarks.train_step")
     monkeypatch.setattr(speed, "measure", lambda row: 1 / 0)
     speed.main([f"--out={out}", "--only=train prior karlo"])  # it is there
 
@@ -267,10 +267,10 @@ def test_the_loader_is_measured_beside_the_step(data, tmp_path, capsys):
     out = tmp_path / "loader.json"
     given = [CLIP, *SHALLOW, f"--config.data.path={data}", "--config.train.batch_size=16"]
     loader.main([*given, "--workers=0,1", "--seconds=0.2", "--steps=2", f"--json={out}"])
-    found = json.loads(out.read_text())
-    assert [row["workers"] for row in found["loader"]] == [0, 1]
-    assert all(row["decoding"] > 0 and row["cached"] > 0 for row in found["loader"])
-    wait = found["waiting"]
+    actual = json.loads(out.read_text())
+    assert [row["workers"] for row in actual["loader"]] == [0, 1]
+    assert all(row["decoding"] > 0 and row["cached"] > 0 for row in actual["loader"])
+    wait = actual["waiting"]
     assert 0 <= wait["waited_seconds"] < wait["step_seconds"]
     assert "the step waits" in capsys.readouterr().out
 

@@ -145,12 +145,12 @@ def test_details_are_what_the_upsampler_adds(call, reconstructed, engine):
 
 def test_details_of_other_upsamplers_or_steps_are_rejected(call, reconstructed, inputs, tmp_path):
     _, _, paths = reconstructed
-    found, origin = latent_files.load(paths[0])
+    result, origin = latent_files.load(paths[0])
     other = dataclasses.replace(origin.details[0], upsampler_id="f" * 64)
     strange, bare = tmp_path / "strange.npz", tmp_path / "bare.npz"
-    latent_files.save(strange, found, origin=dataclasses.replace(origin, details=(other,)))
+    latent_files.save(strange, result, origin=dataclasses.replace(origin, details=(other,)))
     no_details = dataclasses.replace(origin, details=())
-    latent_files.save(bare, found._replace(details=()), origin=no_details)
+    latent_files.save(bare, result._replace(details=()), origin=no_details)
     with pytest.raises(UserError, match="strange.npz holds details of other upsamplers: upsampler"):
         call("variations", strange, STEPS)
     with pytest.raises(UserError, match="details of upsampler_steps 8, not 4; give the same"):

@@ -42,9 +42,9 @@ def test_a_turned_gaussian_has_the_covariance_it_was_given():
     angle, variances = 0.7, np.array([3.0, 0.8])
     weights = bsr.anisotropic_gaussian(31, variances=variances, angle=angle)
     y, x = np.mgrid[-15:16, -15:16]
-    found = [[(weights * a * b).sum() for b in (x, y)] for a in (x, y)]
+    result = [[(weights * a * b).sum() for b in (x, y)] for a in (x, y)]
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    np.testing.assert_allclose(found, turn @ np.diag(variances) @ turn.T, atol=1e-4)
+    np.testing.assert_allclose(result, turn @ np.diag(variances) @ turn.T, atol=1e-4)
     np.testing.assert_allclose(weights.sum(), 1)
 
 

@@ -100,12 +100,12 @@ def embedded(folder: pathlib.Path, rows: list[Record], **info: str):
 def test_embeddings_of_other_records_are_rejected(samples, rows, tmp_path, change: str):
     source, other = write(tmp_path / "a", rows), CHANGES[change](rows, samples)
     digest = content_digest(write(tmp_path / "b", other))
-    found = embedded(tmp_path / "e", other, data_digest=digest)
+    result = embedded(tmp_path / "e", other, data_digest=digest)
     with pytest.raises(UserError, match=f"computed on other records: .* {digest[:12]}, this data"):
-        sources.JoinedSource(source, found)
+        sources.JoinedSource(source, result)
 
 
 def test_embeddings_of_the_same_records_join_wherever_these_lie(rows, tmp_path: pathlib.Path):
     digest = content_digest(write(tmp_path / "a", rows))
-    found = embedded(tmp_path / "e", rows, data_digest=digest)
-    assert len(sources.JoinedSource(write(tmp_path / "b", rows), found)) == len(rows)
+    result = embedded(tmp_path / "e", rows, data_digest=digest)
+    assert len(sources.JoinedSource(write(tmp_path / "b", rows), result)) == len(rows)

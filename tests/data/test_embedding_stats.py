@@ -21,11 +21,11 @@ def assert_equal(one: PartialMoments, other: PartialMoments) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_moments_are_of_every_dimension_and_of_the_length(dtype):
     rows = ROWS.astype(dtype)
-    found, exact = PartialMoments.of(rows), rows.astype(np.float64)
+    result, exact = PartialMoments.of(rows), rows.astype(np.float64)
     values = np.column_stack([exact, np.linalg.norm(exact, axis=1)])
-    assert found.count == 11 and found.mean.dtype == found.squares.dtype == np.float64
-    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(found.squares, 11 * values.var(axis=0), rtol=1e-10)
+    assert result.count == 11 and result.mean.dtype == result.squares.dtype == np.float64
+    np.testing.assert_allclose(result.mean, values.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(result.squares, 11 * values.var(axis=0), rtol=1e-10)
 
 
 @pytest.mark.parametrize("cut", range(12))

@@ -272,10 +272,10 @@ def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_if_asked_for():
     assert small.shape == (65, 80, 3)
     for fast in (False, True):
         config = ExampleConfig(("image",), image_size=60, fast_decode=fast)
-        found = FixedExamples(one(image=data), config=config)[0]["image"]
+        result = FixedExamples(one(image=data), config=config)[0]["image"]
         pixels = small if fast else image_codec.decode(data)
         expected = image_codec.center_crop(image_codec.resize_short(pixels, 60), 60)
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(("cache_bytes", "reads"), [(0, 9), (200, 7), (10**6, 3)])

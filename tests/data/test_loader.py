@@ -33,12 +33,12 @@ RANDOM = ExampleConfig(  # everything that is random at once
 def records(samples) -> list[dict]:
     """Eleven pictures of noise, so that every crop differs."""
     rng = np.random.default_rng(0)
-    found = []
+    result = []
     for i in range(11):
         record = samples.record(i)
         record["image"] = encode_png(rng.integers(0, 256, (16, 30, 3), dtype=np.uint8))
-        found.append(record)
-    return found
+        result.append(record)
+    return result
 
 
 def loader(
@@ -67,8 +67,8 @@ def take(loader: Loader, count: int) -> list[dict[str, np.ndarray]]:
     return list(itertools.islice(loader, count))
 
 
-def keys(found: list[dict[str, np.ndarray]]) -> list[str]:
-    return [str(key) for batch in found for key in batch["key"]]
+def keys(result: list[dict[str, np.ndarray]]) -> list[str]:
+    return [str(key) for batch in result for key in batch["key"]]
 
 
 def assert_equal(first: list[dict], second: list[dict]) -> None:
@@ -187,8 +187,8 @@ def test_a_mixture_takes_equally_many_of_each(records, few):
     large = [key for key in seen if key < "k0100"]
     small = [key for key in seen if key >= "k0100"]
     assert len(large) == len(small) == 66
-    for found, size in ((large, 11), (small, 3)):  # each in permutations of its own
-        epochs = [tuple(found[i : i + size]) for i in range(0, 66, size)]
+    for result, size in ((large, 11), (small, 3)):  # each in permutations of its own
+        epochs = [tuple(result[i : i + size]) for i in range(0, 66, size)]
         assert all(len(set(epoch)) == size for epoch in epochs)
         assert len(set(epochs)) > 3
     for batch in take(loader(records, mixed=[few]), 5):
@@ -372,13 +372,13 @@ def test_four_batches_are_read_ahead_by_two_threads(samples, settings, ahead, th
 def test_batches_of_any_size_hold_the_records_in_order(records, batch_size, remainder, workers):
     settings = {"batch_size": batch_size, "remainder": remainder, "shuffle": False}
     it = loader([records[i % 11] for i in range(26)], num_epochs=1, workers=workers, **settings)
-    found = list(it)
+    result = list(it)
     order = [f"k{i % 11:04d}" for i in range(26)]
     whole = 26 // batch_size * batch_size
     padded = [*order, *[order[-1]] * (-26 % batch_size)]
     expected = {"drop": order[:whole], "keep": order, "pad": padded}[remainder]
-    assert keys(found) == expected
-    assert len(it) == len(found) == -(-len(expected) // batch_size)
+    assert keys(result) == expected
+    assert len(it) == len(result) == -(-len(expected) // batch_size)
 
 
 def test_the_cache_changes_nothing(records):
@@ -414,14 +414,14 @@ def test_randomness_differs_from_epoch_to_epoch(records):
 
 
 def test_evaluation_in_order_drops_what_does_not_fill_a_batch(records):
-    found = list(loader(records, shuffle=False, num_epochs=1))
-    assert keys(found) == [f"k{i:04d}" for i in range(8)]
+    result = list(loader(records, shuffle=False, num_epochs=1))
+    assert keys(result) == [f"k{i:04d}" for i in range(8)]
 
 
 def test_evaluation_can_keep_the_rest(records):
-    found = list(loader(records, shuffle=False, num_epochs=1, remainder="keep"))
-    assert [len(batch["key"]) for batch in found] == [4, 4, 3]
-    assert keys(found) == [f"k{i:04d}" for i in range(11)]
+    result = list(loader(records, shuffle=False, num_epochs=1, remainder="keep"))
+    assert [len(batch["key"]) for batch in result] == [4, 4, 3]
+    assert keys(result) == [f"k{i:04d}" for i in range(11)]
 
 
 @pytest.mark.parametrize(("parts", "size"), [(1, 4), (2, 4), (4, 8), (8, 8)])
@@ -439,8 +439,8 @@ def test_padded_evaluation_sees_every_example_once(records, parts: int, size: in
 
 def test_finite_training_gives_whole_batches_of_all_epochs(records):
     for parts in (1, 2):
-        found = [list(loader(records, num_epochs=3, part=p, parts=parts)) for p in range(parts)]
-        assert {len(share) for share in found} == {33 // 4}
+        result = [list(loader(records, num_epochs=3, part=p, parts=parts)) for p in range(parts)]
+        assert {len(share) for share in result} == {33 // 4}
     assert len(loader(records, num_epochs=3)) == 8
 
 

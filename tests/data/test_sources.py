@@ -149,12 +149,12 @@ def test_splits_of_a_tfds_set(toy: pathlib.Path):
 
 def test_tfds_sets_are_read_without_tensorflow(toy: pathlib.Path, samples):
     source = sources.open_source(f"tfds:toy@{toy}", split="train")
-    found = {source[i]["caption"]: source[i] for i in range(len(source))}
-    assert sorted(found) == [f"Bild {i} ä" for i in range(5)]
+    result = {source[i]["caption"]: source[i] for i in range(len(source))}
+    assert sorted(result) == [f"Bild {i} ä" for i in range(5)]
     for i in range(5):
-        assert found[f"Bild {i} ä"]["image"] == samples.png(i)
-        assert found[f"Bild {i} ä"]["scene"] == ""
-    assert len({record["key"] for record in found.values()}) == 5
+        assert result[f"Bild {i} ä"]["image"] == samples.png(i)
+        assert result[f"Bild {i} ä"]["scene"] == ""
+    assert len({record["key"] for record in result.values()}) == 5
     assert "tensorflow" not in sys.modules
 
 

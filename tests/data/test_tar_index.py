@@ -219,8 +219,8 @@ FACTS = json.dumps({"caption": "of the facts", "TEXT": ["one", "two", "one"], "w
     ],
 )
 def test_a_sample_is_read_from_its_members(members, options, expected):
-    found = parse_sample(packed(*members), ReadOptions(**options), tar="/data/t.tar")
-    assert found == expected
+    result = parse_sample(packed(*members), ReadOptions(**options), tar="/data/t.tar")
+    assert result == expected
 
 
 def test_members_that_are_no_files_or_are_cut_make_no_sample():
@@ -247,8 +247,8 @@ def test_a_folder_of_tars_without_an_index_is_rejected(tmp_path: pathlib.Path, s
     with pytest.raises(UserError, match=message.replace("b' is", "b is")):
         tar_source.open_dataset(str(tmp_path / "a b"), FeatureKeys())
     samples.write_folder(tmp_path / "a b", [3])
-    found = tar_source.open_dataset(str(tmp_path / "a b"), FeatureKeys())
-    assert len(found.open_split("train")) == 3
+    result = tar_source.open_dataset(str(tmp_path / "a b"), FeatureKeys())
+    assert len(result.open_split("train")) == 3
 
 
 def test_an_index_in_a_store_is_opened_as_a_data_set(tmp_path: pathlib.Path, samples):
@@ -256,8 +256,8 @@ def test_an_index_in_a_store_is_opened_as_a_data_set(tmp_path: pathlib.Path, sam
     with object_stores.google():
         store = Url(f"gs://{object_stores.BUCKET}/index")
         object_stores.upload(tmp_path, store)
-        found = tar_source.open_dataset(str(store), FeatureKeys())
-        assert len(found.open_split("train")) == 3
+        result = tar_source.open_dataset(str(store), FeatureKeys())
+        assert len(result.open_split("train")) == 3
 
 
 def test_the_first_line_of_an_index_has_16_mib_at_most(tars):

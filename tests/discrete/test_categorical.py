@@ -40,14 +40,14 @@ def test_draws_follow_the_tempered_nucleus(temperature, top_p):
     keys = rng.per_example(jax.random.key(0), jnp.arange(count))
     logits = jnp.tile(LOGITS[:1], (count, 1))
     run = jax.jit(lambda x, k: categorical.choose(x, k, temperature=temperature, top_p=top_p))
-    found = np.bincount(run(logits, keys), minlength=9)
+    result = np.bincount(run(logits, keys), minlength=9)
     want = shares(LOGITS[:1] / temperature)[0]
     order = np.argsort(-want)
     want[order[np.cumsum(want[order]) - want[order] >= top_p]] = 0.0
     want /= want.sum()
-    assert (found[want == 0] == 0).all()
+    assert (result[want == 0] == 0).all()
     deviation = np.sqrt(count * want * (1 - want))
-    assert (np.abs(found - count * want) <= 5 * deviation + 1e-9).all()
+    assert (np.abs(result - count * want) <= 5 * deviation + 1e-9).all()
 
 
 def test_top_k_leaves_the_most_probable_and_meets_the_nucleus():
@@ -73,8 +73,8 @@ def test_cross_entropy_is_the_nats_of_each_code():
     logits = np.random.default_rng(1).normal(size=(3, 4, 9)).astype(np.float32) * 3
     codes = np.random.default_rng(2).integers(0, 9, (3, 4))
     expected = -np.log(np.take_along_axis(shares(logits), codes[..., None], axis=-1))[..., 0]
-    found = categorical.cross_entropy(jnp.asarray(logits), jnp.asarray(codes))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    result = categorical.cross_entropy(jnp.asarray(logits), jnp.asarray(codes))
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_cross_entropy_is_the_nats_of_each_code():
 def test_the_loss_of_runs_of_codes_from_the_first_to_the_last(count, runs):
     """Eight of them, of lengths that differ by one at most; fewer of fewer codes."""
     nats = np.random.default_rng(0).exponential(size=(5, count)).astype(np.float32)
-    found = categorical.by_position(jnp.asarray(nats))
-    assert list(found) == [f"loss_{first:03d}_{last:03d}" for first, last in runs]
-    for value, (first, last) in zip(found.values(), runs, strict=True):
+    result = categorical.by_position(jnp.asarray(nats))
+    assert list(result) == [f"loss_{first:03d}_{last:03d}" for first, last in runs]
+    for value, (first, last) in zip(result.values(), runs, strict=True):
         assert float(value) == pytest.approx(nats[:, first : last + 1].mean(), rel=1e-5)
 
 

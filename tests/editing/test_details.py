@@ -69,15 +69,15 @@ PARAMS = {"upsampler_256": {}, "upsampler_1024": {}}
 
 
 def round_trip(cascade, base, targets, **how):
-    found = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, **how)
+    result = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, **how)
     keys = text_to_image.keys_for(0, jnp.arange(len(base)))
     how = {"steps": how.get("steps")}
     small = Cascade(cascade.stages[:-1])
-    first = upsampler_latents.decode(small, PARAMS, base, details=found[:1], keys=keys, **how)
+    first = upsampler_latents.decode(small, PARAMS, base, details=result[:1], keys=keys, **how)
     return (
-        found,
+        result,
         first,
-        upsampler_latents.decode(cascade, PARAMS, base, details=found, keys=keys, **how),
+        upsampler_latents.decode(cascade, PARAMS, base, details=result, keys=keys, **how),
     )
 
 
@@ -125,12 +125,12 @@ def test_upsamplers_without_details_draw_as_ever(cascade, linear):
 
 def test_eta_0_changes_nothing_and_eta_1_forgets_the_details(cascade, linear):
     base, targets = uniform(8), (uniform(16), uniform(32))
-    found = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, refinements=16)
+    result = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, refinements=16)
     drawn = []
     for seed in (0, 1):
         keys = text_to_image.keys_for(seed, jnp.arange(2))
         eta = jnp.array([0.0, 1.0])
-        given = {"details": found, "keys": keys, "eta": eta}
+        given = {"details": result, "keys": keys, "eta": eta}
         drawn.append(upsampler_latents.decode(cascade, PARAMS, base, **given))
     for images in drawn:
         np.testing.assert_allclose(images[0], targets[1][0], atol=1e-4)

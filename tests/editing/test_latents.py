@@ -81,8 +81,8 @@ def test_a_file_from_before_there_were_details_is_read(tmp_path):
     old = dataclasses.asdict(ORIGIN) | {"format_version": 1}
     del old["details"]
     written(path, origin=np.frombuffer(json.dumps(old).encode(), np.uint8))
-    found, origin = latents.load(path)
-    assert found.details == () and origin.details == () and origin.format_version == 1
+    result, origin = latents.load(path)
+    assert result.details == () and origin.details == () and origin.format_version == 1
 
 
 def test_details_of_other_upsamplers_are_rejected_by_the_field():
@@ -274,14 +274,14 @@ def test_an_image_is_its_embedding_and_the_noise_that_gives_it_back(cascade, lin
         (2, 8, 8, 3)
     )
     how = {"caption": caption, "steps": "8"}
-    found = latents.encode(
+    result = latents.encode(
         cascade, PARAMS, images=images, clip_images=clip_images, refinements=16, **how
     )
-    assert found.details == ()
-    np.testing.assert_array_equal(found.z_img, np.eye(2, 32))
-    again = latents.decode(cascade, PARAMS, found, **how)
+    assert result.details == ()
+    np.testing.assert_array_equal(result.z_img, np.eye(2, 32))
+    again = latents.decode(cascade, PARAMS, result, **how)
     np.testing.assert_allclose(again, images, atol=1e-4)
-    swapped = found._replace(z_img=found.z_img[::-1])
+    swapped = result._replace(z_img=result.z_img[::-1])
     shift = latents.decode(cascade, PARAMS, swapped, **how) - images
     assert float(shift[0].mean()) < -0.2 and float(shift[1].mean()) > 0.2
     rough = latents.encode(cascade, PARAMS, images=images, clip_images=clip_images, **how)
@@ -291,5 +291,5 @@ def test_an_image_is_its_embedding_and_the_noise_that_gives_it_back(cascade, lin
     np.testing.assert_array_equal(rough.x_T, plain.x_T)  # the paper's recipe
     apart = jnp.abs(latents.decode(cascade, PARAMS, rough, **how) - images).max()
     assert float(apart) > 1e-3  # eight steps, each taken at its first order
-    other = latents.decode(cascade, PARAMS, found, caption=None, steps="8")
+    other = latents.decode(cascade, PARAMS, result, caption=None, steps="8")
     assert (float(jnp.abs(other - images).mean()) < 1e-4) == (caption is None)

@@ -9,13 +9,13 @@ from unclip_jax.evaluation import cascade
 
 def test_the_table_names_every_condition_and_leaves_out_unasked_attributes():
     cell = {"hits": 9, "total": 10, "value": 0.9, "low": 0.6, "high": 0.98}
-    found = {"count": cell, "joint": cell}
+    actual = {"count": cell, "joint": cell}
     result = {
         "num": 10,
         "best_of": 4,
         "retrieval": {"pairs": 256, "image_to_text@1": 0.5, "text_to_image@1": 0.25},
         "upsampler_psnr": {"upsampler": 33.0, "bicubic": 31.5},
-        "checker": {"prior": found, "z_txt": found, "z_img": {**found, "binding": cell}},
+        "checker": {"prior": actual, "z_txt": actual, "z_img": {**actual, "binding": cell}},
     }
     text = cascade.table(result)
     assert "image to text 0.500, text to image 0.250" in text

@@ -65,8 +65,8 @@ def test_what_the_config_says_alone_is_left_as_it_is(folder):
 def test_a_fit_says_what_the_codes_keep(folder, caplog):
     mine = experiment("prior_ar", folder)
     with caplog.at_level(logging.INFO, logger="unclip_jax"):
-        found = input_pipeline.fit_params(mine, mine.build_stage())()
-    assert found["codec"]["basis"].shape == (16, 32)
+        result = input_pipeline.fit_params(mine, mine.build_stage())()
+    assert result["codec"]["basis"].shape == (16, 32)
     assert "prior_ar: 16 of 32 principal components explain" in caplog.text
 
 

@@ -44,17 +44,17 @@ def test_a_distillation_is_planned_with_its_teacher(tmp_path):
 
 
 def test_a_plan_says_what_a_step_needs(case):
-    found, _ = case
-    assert (found["what"], found["chips"], found["fits"]) == ("train", 8, True)
-    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
-    sizes = found["memory_per_chip"]
+    result, _ = case
+    assert (result["what"], result["chips"], result["fits"]) == ("train", 8, True)
+    assert result["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    sizes = result["memory_per_chip"]
     assert sizes["optimiser"] == pytest.approx(2 * sizes["parameters"], rel=0.01)  # two moments
     assert sizes["average"] == sizes["parameters"]
-    quarter = 4 * found["parameters"] / 4  # bytes; gains and biases are held whole
+    quarter = 4 * result["parameters"] / 4  # bytes; gains and biases are held whole
     assert quarter < sizes["parameters"] < 1.4 * quarter
     assert 0 < sizes["activations_and_scratch"] < sizes["peak"] < sizes["available"]
-    assert found["collective_bytes_per_chip"]["all-gather"] > 0
-    assert found["estimate"] is None  # nobody publishes the peaks of a pretended device
+    assert result["collective_bytes_per_chip"]["all-gather"] > 0
+    assert result["estimate"] is None  # nobody publishes the peaks of a pretended device
 
 
 def test_flops_as_compiled_are_an_even_share_of_those_as_written(case):
@@ -110,9 +110,9 @@ def test_a_refusal_of_the_compiler_is_read():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (128.00G) exceeds available HBM (15.75G).\nmore"
     )
-    found = program._too_large(text)
-    assert found.required == 128 * 2**30
-    assert found.reason.startswith("Ran out of memory on HBM") and "\n" not in found.reason
+    result = program._too_large(text)
+    assert result.required == 128 * 2**30
+    assert result.reason.startswith("Ran out of memory on HBM") and "\n" not in result.reason
 
 
 def planned_for_tpu(tmp_path: pathlib.Path, *arguments: str) -> dict:
@@ -131,25 +131,25 @@ def planned_for_tpu(tmp_path: pathlib.Path, *arguments: str) -> dict:
 @pytest.mark.slow
 def test_a_tiny_stage_compiles_for_a_tpu_that_is_not_there(tmp_path):
     given = ("--config=experiments/prior.py:tiny", "--topology=v5e:2x4", "--mesh=data=2,fsdp=4")
-    found = planned_for_tpu(tmp_path, *given, *SMALL)
-    assert (found["chips"], found["fits"]) == (8, True)
-    low, high = found["estimate"]["step_seconds"]
+    result = planned_for_tpu(tmp_path, *given, *SMALL)
+    assert (result["chips"], result["fits"]) == (8, True)
+    low, high = result["estimate"]["step_seconds"]
     assert 0 < low < high
-    assert found["estimate"]["label"] == "compiler-model estimate, not measured"
-    assert found["flops"]["compiled_over_even_share"] == pytest.approx(1.0, abs=0.05)
+    assert result["estimate"]["label"] == "compiler-model estimate, not measured"
+    assert result["flops"]["compiled_over_even_share"] == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.nightly
 def test_what_does_not_fit_is_rejected_by_the_compiler_with_advice(tmp_path):
     given = ("--config=experiments/prior.py", "--topology=v5e:2x2", "--config.mesh.fsdp=1")
-    found = planned_for_tpu(tmp_path, *given)
-    assert not found["fits"] and "exceed" in found["refusal"]
-    assert any("raise fsdp" in line for line in found["advice"])
+    result = planned_for_tpu(tmp_path, *given)
+    assert not result["fits"] and "exceed" in result["refusal"]
+    assert any("raise fsdp" in line for line in result["advice"])
 
 
 @pytest.mark.nightly
 def test_the_paper_s_prior_fits_256_small_chips_and_moves_parameters_not_examples(tmp_path):
     given = ("--config=experiments/prior.py", "--topology=v5e:16x16", "--mesh=data=16,fsdp=16")
-    found = planned_for_tpu(tmp_path, *given)
-    assert found["fits"] and found["memory_per_chip"]["peak"] < 6e9
-    assert found["collective_bytes_per_chip"]["total"] < 8 * 2 * found["parameters"]
+    result = planned_for_tpu(tmp_path, *given)
+    assert result["fits"] and result["memory_per_chip"]["peak"] < 6e9
+    assert result["collective_bytes_per_chip"]["total"] < 8 * 2 * result["parameters"]

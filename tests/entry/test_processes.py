@@ -72,8 +72,8 @@ def train(place: pathlib.Path, name: str, way: str) -> tuple[list[float], pathli
 
 def same_everywhere(place: pathlib.Path, name: str, ways: tuple[str, ...]) -> None:
     """Losses agree up to the order of sums; so do the pictures, up to a level."""
-    found = {way: train(place, name, way) for way in ways}
-    (first, at), *rest = found.values()
+    result = {way: train(place, name, way) for way in ways}
+    (first, at), *rest = result.values()
     for losses, workdir in rest:
         np.testing.assert_allclose(losses, first, rtol=2e-4)
         for path in sorted((at / "samples").glob("*.png")):
@@ -165,12 +165,12 @@ def test_edits_do_not_depend_on_processes_and_one_of_them_writes(place, tmp_path
 
 @pytest.mark.nightly
 def test_the_judgement_does_not_depend_on_processes(place):
-    found = []
+    result = []
     for way in ("1 device", "2 x 4"):
         given = (f"--models={place}", f"--data={place}/data", "--num=10")
         run(way, "unclip_jax.evaluate", *given)
-        found.append(json.loads((place / "evaluation.json").read_text()))
-    one, two = found
+        result.append(json.loads((place / "evaluation.json").read_text()))
+    one, two = result
     assert one["retrieval"] == two["retrieval"]
     for name, value in one["upsampler_psnr"].items():
         assert abs(value - two["upsampler_psnr"][name]) < 0.02

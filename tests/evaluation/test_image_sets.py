@@ -20,15 +20,15 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-def numbers(found, batch_size=2, rows=slice(None)):
-    return [[Samples.number_of(x) for x in batch] for batch in found.batches(batch_size, rows)]
+def numbers(result, batch_size=2, rows=slice(None)):
+    return [[Samples.number_of(x) for x in batch] for batch in result.batches(batch_size, rows)]
 
 
 def test_a_folder_is_read_in_order_with_an_exact_count(folder):
-    found = image_sets.open_set(folder)
-    assert (found.count, found.size, found.captions) == (5, (16, 16), None)
-    assert numbers(found) == [[0, 1], [2, 3], [4]]
-    assert found.facts == {"source": str(folder), "count": 5, "size": "16 x 16", "crop": "none"}
+    result = image_sets.open_set(folder)
+    assert (result.count, result.size, result.captions) == (5, (16, 16), None)
+    assert numbers(result) == [[0, 1], [2, 3], [4]]
+    assert result.facts == {"source": str(folder), "count": 5, "size": "16 x 16", "crop": "none"}
 
 
 def record_of(folder, names):
@@ -56,10 +56,10 @@ def test_processes_read_their_rows_of_every_batch(folder, tmp_path):
     batch = np.concatenate(list(image_sets.open_set(folder).batches(5, slice(None))))
     npz.write(tmp_path / "batch.npz", [batch], count=5)
     for where in (folder, tmp_path / "batch.npz"):
-        found = image_sets.open_set(where)
-        assert numbers(found, 4, slice(0, 2)) == [[0, 1], [4]]
-        assert numbers(found, 4, slice(2, 4)) == [[2, 3], []]
-        assert [b.shape[1:] for b in found.batches(4, slice(2, 4))] == [(16, 16, 3)] * 2
+        result = image_sets.open_set(where)
+        assert numbers(result, 4, slice(0, 2)) == [[0, 1], [4]]
+        assert numbers(result, 4, slice(2, 4)) == [[2, 3], []]
+        assert [b.shape[1:] for b in result.batches(4, slice(2, 4))] == [(16, 16, 3)] * 2
 
 
 def test_a_packed_folder_is_a_batch_with_the_same_images(folder, tmp_path):
@@ -71,9 +71,9 @@ def test_a_packed_folder_is_a_batch_with_the_same_images(folder, tmp_path):
 
 def test_a_prepared_data_set_has_captions(tmp_path):
     Samples.write_folder(tmp_path, [3, 4], split="validation")
-    found = image_sets.open_set(tmp_path, ImageSetOptions(num=4))
-    assert numbers(found, 3) == [[0, 1, 2], [3]]
-    assert found.captions == tuple(f"picture number {i}" for i in range(4))
+    result = image_sets.open_set(tmp_path, ImageSetOptions(num=4))
+    assert numbers(result, 3) == [[0, 1, 2], [3]]
+    assert result.captions == tuple(f"picture number {i}" for i in range(4))
 
 
 def test_captions_lie_beside_images_or_in_metadata(folder):
@@ -89,9 +89,9 @@ def test_captions_lie_beside_images_or_in_metadata(folder):
 
 def test_images_of_several_sizes_are_rejected_unless_cropped(folder):
     (folder / "d.png").write_bytes(Samples.png(9, height=20, width=32))
-    found = image_sets.open_set(folder)
+    result = image_sets.open_set(folder)
     with pytest.raises(UserError, match=r"differ in size: .*a.png has 16 x 16, .*d.png has 32 x 2"):
-        numbers(found, 6)
+        numbers(result, 6)
     cropped = image_sets.open_set(folder, ImageSetOptions(size=8))
     assert [b.shape for b in cropped.batches(6, slice(None))] == [(6, 8, 8, 3)]
     assert cropped.facts["crop"].startswith("shorter side to 8")

@@ -54,8 +54,8 @@ def sample_all(config, loaded, captions, *, sampler):
         return sampled_set.sample_all(config, loaded, captions)
 
 
-def levels(found, batch_size=3):
-    return [batch[:, 0, 0, 0].tolist() for batch in found.batches(batch_size, slice(None))]
+def levels(result, batch_size=3):
+    return [batch[:, 0, 0, 0].tolist() for batch in result.batches(batch_size, slice(None))]
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def loaded(run_dir):
 def test_existing_parts_are_not_sampled_again_and_indices_continue(run_dir, loaded, tmp_path):
     draw = Draws()
     config = sampling(run_dir, tmp_path)
-    found = sample_all(config, loaded, CAPTIONS, sampler=draw)
+    result = sample_all(config, loaded, CAPTIONS, sampler=draw)
     assert draw.seen == [(0, CAPTIONS[:2]), (2, CAPTIONS[2:4]), (4, CAPTIONS[4:])]
-    assert levels(found) == [[0, 1, 2], [3, 4]]
-    assert (found.count, found.size) == (5, (SIZE, SIZE))
+    assert levels(result) == [[0, 1, 2], [3, 4]]
+    assert (result.count, result.size) == (5, (SIZE, SIZE))
     (tmp_path / "pictures" / "000002.npz").unlink()
     again = Draws()
     assert levels(sample_all(config, loaded, CAPTIONS, sampler=again)) == [[0, 1, 2], [3, 4]]
@@ -131,8 +131,8 @@ MANY = [*CAPTIONS, "a green cross", "three pink hearts", "a large orange star"]
 
 
 def annotations(path, captions):
-    found = [{"image_id": i, "id": i, "caption": c} for i, c in enumerate(captions)]
-    path.write_text(json.dumps({"images": [], "annotations": found}))
+    result = [{"image_id": i, "id": i, "caption": c} for i, c in enumerate(captions)]
+    path.write_text(json.dumps({"images": [], "annotations": result}))
     return path
 
 
@@ -159,11 +159,11 @@ def test_coco_samples_compares_and_names_departures(run_dir, copy, tmp_path, cap
     draw = run_coco(run_dir, copy, tmp_path)
     drawn = [caption for _, part in draw.seen for caption in part]
     assert len(set(drawn)) == 7 and set(drawn) <= set(MANY)
-    found = json.loads((tmp_path / "coco.json").read_text())
-    assert np.isfinite(found["scores"]["frechet"])
-    assert found["protocol"]["real"]["count"] == 40 and found["protocol"]["fake"]["count"] == 7
-    assert found["protocol"]["captions"] == "7 at random of captions.json, seed 0"
-    assert found["warnings"][0] == (
+    result = json.loads((tmp_path / "coco.json").read_text())
+    assert np.isfinite(result["scores"]["frechet"])
+    assert result["protocol"]["real"]["count"] == 40 and result["protocol"]["fake"]["count"] == 7
+    assert result["protocol"]["captions"] == "7 at random of captions.json, seed 0"
+    assert result["warnings"][0] == (
         "this is not the COCO-30k protocol: 7 captions instead of 30,000; 40 reference images "
         "instead of 40,504; features of CLIP instead of Inception-v3; compared at 16 px instead of "
         "256."
@@ -337,11 +337,11 @@ def run_prompts(run_dir, out, rows, *more, draw=None):
 def test_prompts_are_sampled_scored_and_arranged_by_category(run_dir, tmp_path, capsys):
     draw = run_prompts(run_dir, tmp_path / "out", ROWS)
     assert draw.seen == [(0, [text for _, text in ROWS for _ in range(2)])]
-    found = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
-    assert list(found) == ["plain", "count"]
-    assert [found[c]["prompts"] for c in found] == [2, 1]
-    assert found["count"]["checker"]["count"]["total"] == 2
-    for category in found:
+    result = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
+    assert list(result) == ["plain", "count"]
+    assert [result[c]["prompts"] for c in result] == [2, 1]
+    assert result["count"]["checker"]["count"]["total"] == 2
+    for category in result:
         assert (tmp_path / "out" / f"{category}.png").stat().st_size > 300
     said = capsys.readouterr().out
     assert "CLIP score" in said and "joint" in said and "plain" in said
@@ -360,10 +360,10 @@ def test_prompts_of_a_chain_without_clip_are_sampled_and_checked(tmp_path, capsy
     imagen = cascades.write(tmp_path / "imagen", names=("text_encoder", "imagen_base"))
     draw = run_prompts(imagen, tmp_path / "out", ROWS)
     assert len(draw.seen[0][1]) == 6
-    found = json.loads((tmp_path / "out" / "prompts.json").read_text())
-    assert found["score"] is None and found["prompts"][0]["clip_score"] is None
-    assert "clip_score" not in found["categories"]["count"]
-    assert found["categories"]["count"]["checker"]["joint"]["total"] == 2
+    result = json.loads((tmp_path / "out" / "prompts.json").read_text())
+    assert result["score"] is None and result["prompts"][0]["clip_score"] is None
+    assert "clip_score" not in result["categories"]["count"]
+    assert result["categories"]["count"]["checker"]["joint"]["total"] == 2
     (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("count"))
     assert line.split()[1:3] == ["1", "-"]
 
@@ -372,10 +372,10 @@ def test_scores_of_a_category_are_means_over_its_prompts():
     rows = [prompts.Prompt(category, text) for category, text in ROWS]
     cosines = np.array([[0.1, 0.3], [0.5, 0.5], [0.4, 0.4]])
     images = np.zeros((6, SIZE, SIZE, 3), np.uint8)
-    found = prompts.by_category(rows, cosines, images=images)
-    assert found["plain"]["clip_score"]["value"] == pytest.approx(30.0)
-    assert found["count"]["clip_score"]["value"] == pytest.approx(50.0)
-    assert found["plain"]["checker"]["count"]["value"] == 0.0  # there is nothing in black images
+    result = prompts.by_category(rows, cosines, images=images)
+    assert result["plain"]["clip_score"]["value"] == pytest.approx(30.0)
+    assert result["count"]["clip_score"]["value"] == pytest.approx(50.0)
+    assert result["plain"]["checker"]["count"]["value"] == 0.0  # there is nothing in black images
 
 
 def test_prompts_of_portraits_are_checked_as_portraits():
@@ -383,16 +383,16 @@ def test_prompts_of_portraits_are_checked_as_portraits():
     captions = [grammar.write(to_spec(example.portrait)) for example in examples]
     rows = [prompts.Prompt("faces", caption) for caption in captions]
     images = render.render([example.portrait for example in examples])
-    found = prompts.by_category(rows, np.full((2, 1), 0.4), images=images)
-    checker = found["faces"]["checker"]
+    result = prompts.by_category(rows, np.full((2, 1), 0.4), images=images)
+    checker = result["faces"]["checker"]
     assert checker["joint"]["value"] == 1.0 and "shape" not in checker
-    assert "joint" in prompts.table(found) and "  clothes_colour" in prompts.table(found)
+    assert "joint" in prompts.table(result) and "  clothes_colour" in prompts.table(result)
 
 
 def test_prompts_of_any_language_have_a_clip_score_alone(run_dir, tmp_path, capsys):
     run_prompts(run_dir, tmp_path / "out", [("words", "ein Hund im Schnee")])
-    found = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
-    assert "checker" not in found["words"]
+    result = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
+    assert "checker" not in result["words"]
     assert "joint" not in capsys.readouterr().out
 
 

@@ -45,7 +45,7 @@ def compared(capsys, sets, clip, *more, real="real.npz", out="scores.json"):
 
 
 def test_scores_are_those_of_the_features(capsys, sets, clip):
-    found, text = compared(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
+    result, text = compared(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
     extractor = feature_extraction.open_extractor(clip.removeprefix("--features="))
     pools = []
     for name in ("real", "fake"):
@@ -60,12 +60,12 @@ def test_scores_are_those_of_the_features(capsys, sets, clip):
         **neighbours.overlap(*pools)._asdict(),
     }
     for name, value in expected.items():
-        assert found["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+        assert result["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
         assert name in text
-    assert found["protocol"]["real"]["count"] == found["protocol"]["fake"]["count"] == 40
-    assert found["protocol"]["kid"] == "3 subsets of 40, seed 5"
+    assert result["protocol"]["real"]["count"] == result["protocol"]["fake"]["count"] == 40
+    assert result["protocol"]["kid"] == "3 subsets of 40, seed 5"
     assert "L2-normalised" in text
-    assert "WARNING: real has 40 pictures, too few" not in text or found["warnings"]
+    assert "WARNING: real has 40 pictures, too few" not in text or result["warnings"]
 
 
 def test_batches_change_nothing(capsys, sets, clip):
@@ -81,10 +81,10 @@ def test_statistics_stand_for_a_set(capsys, sets, clip):
     )
     assert "40 images" in said
     direct, _ = compared(capsys, sets, clip)
-    found, _ = compared(capsys, sets, clip, real="stats.npz")
-    assert found["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
-    assert found["protocol"]["real"] == direct["protocol"]["real"]
-    assert found["warnings"] == direct["warnings"]
+    result, _ = compared(capsys, sets, clip, real="stats.npz")
+    assert result["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
+    assert result["protocol"]["real"] == direct["protocol"]["real"]
+    assert result["warnings"] == direct["warnings"]
 
 
 def test_statistics_without_images_cannot_be_blurred(capsys, sets, clip):
@@ -95,10 +95,10 @@ def test_statistics_without_images_cannot_be_blurred(capsys, sets, clip):
 def test_a_reference_batch_gives_its_statistics_and_its_images(capsys, sets, clip):
     with np.load(sets / "real.npz") as batch, np.load(sets / "stats.npz") as known:
         np.savez(sets / "both.npz", arr_0=batch["arr_0"][:20], **known)
-    found, _ = compared(capsys, sets, clip, real="both.npz")
+    result, _ = compared(capsys, sets, clip, real="both.npz")
     direct, _ = compared(capsys, sets, clip)
-    assert found["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
-    assert found["protocol"]["kid"].startswith("100 subsets of 20")
+    assert result["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
+    assert result["protocol"]["kid"].startswith("100 subsets of 20")
 
 
 def test_statistics_of_other_weights_are_rejected(capsys, sets, clip):

@@ -65,7 +65,7 @@ def test_moments_are_of_the_real_tokens_of_all_blocks(monkeypatch):
     def rows(size):
         return (dict(zip(names, block, strict=True)) for block in open_pass(size))
 
-    found = linear_fit.moments(rows, {"x": None, "tokens": "mask"})
+    result = linear_fit.moments(rows, {"x": None, "tokens": "mask"})
     for name, values in (("x", x), ("tokens", tokens[mask])):
-        np.testing.assert_allclose(found[name].mean, values.mean(0), rtol=1e-9)
-        np.testing.assert_allclose(found[name].std, values.std(0), rtol=1e-9)
+        np.testing.assert_allclose(result[name].mean, values.mean(0), rtol=1e-9)
+        np.testing.assert_allclose(result[name].std, values.std(0), rtol=1e-9)

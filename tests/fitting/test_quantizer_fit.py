@@ -54,8 +54,8 @@ def test_moments_do_not_depend_on_blocks_and_are_numpys(size):
 def test_a_mean_far_larger_than_the_deviations_costs_no_digits():
     z = np.zeros((1000, 3))
     z[:, 0], z[:, 1] = 1.0, 1e-6 * DRAWS.normal(size=1000)
-    found = quantizer_fit.moments(z[i : i + 10] for i in range(0, 1000, 10))
-    np.testing.assert_allclose(found.scatter[1, 1] / 1000, z[:, 1].var(), rtol=1e-9)
+    result = quantizer_fit.moments(z[i : i + 10] for i in range(0, 1000, 10))
+    np.testing.assert_allclose(result.scatter[1, 1] / 1000, z[:, 1].var(), rtol=1e-9)
 
 
 def test_components_are_those_of_numpys_svd_by_decreasing_eigenvalue():
@@ -91,26 +91,26 @@ def test_directions_without_variance_have_eigenvalues_of_zero_not_below():
 @pytest.mark.parametrize(("values", "count"), [(100, 7), (16, 16), (33, 16), (5000, 1024)])
 def test_buckets_hold_equally_many_and_know_their_means(values, count):
     x = np.sinh(DRAWS.permutation(np.linspace(-3, 4, values))).astype(np.float32)  # all different
-    found = quantizer_fit.buckets(x, count=count, where="x")
-    codes = np.array([np.sum(found.edges <= each) for each in x])
+    result = quantizer_fit.buckets(x, count=count, where="x")
+    codes = np.array([np.sum(result.edges <= each) for each in x])
     filled = np.bincount(codes, minlength=count)
     assert filled.min() >= values // count and filled.max() <= -(-values // count)
-    assert (np.diff(found.edges) > 0).all()
+    assert (np.diff(result.edges) > 0).all()
     means = [x[codes == i].astype(np.float64).mean() for i in range(count)]
-    np.testing.assert_allclose(found.means, means, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(result.means, means, rtol=1e-12, atol=1e-15)
     error = np.mean((x - np.array(means)[codes]) ** 2)
-    np.testing.assert_allclose(found.error, error, rtol=1e-9, atol=1e-18)
+    np.testing.assert_allclose(result.error, error, rtol=1e-9, atol=1e-18)
 
 
 def test_edges_lie_in_the_middle_between_neighbours():
-    found = quantizer_fit.buckets(np.float32([9, 0, 4, 1]), count=2, where="x")
-    np.testing.assert_array_equal(found.edges, [2.5])
+    result = quantizer_fit.buckets(np.float32([9, 0, 4, 1]), count=2, where="x")
+    np.testing.assert_array_equal(result.edges, [2.5])
 
 
 def test_neighbouring_floats_are_distinguished():
     x = np.array([1.0, np.nextafter(np.float32(1), np.float32(2))], np.float32)
-    found = quantizer_fit.buckets(x, count=2, where="x")
-    assert [np.sum(found.edges <= each) for each in x] == [0, 1]
+    result = quantizer_fit.buckets(x, count=2, where="x")
+    assert [np.sum(result.edges <= each) for each in x] == [0, 1]
 
 
 def fitted(cfg=CFG, **options):

@@ -258,9 +258,9 @@ def plant(run: pathlib.Path, *names: str) -> None:
 def test_stages_are_found_in_cascade_order(tmp_path: pathlib.Path):
     plant(tmp_path, "upsampler_256", "decoder", "prior", "clip")
     (tmp_path / "upsampler_1024" / "checkpoints").mkdir(parents=True)
-    found = find(tmp_path)
-    assert list(found) == ["clip", "prior", "decoder", "upsampler_256"]
-    assert found["prior"] == tmp_path / "prior" / "export"
+    result = find(tmp_path)
+    assert list(result) == ["clip", "prior", "decoder", "upsampler_256"]
+    assert result["prior"] == tmp_path / "prior" / "export"
 
 
 def test_a_missing_stage_is_named_with_its_command(tmp_path: pathlib.Path):
@@ -299,9 +299,9 @@ def test_a_kernel_that_may_grow_reads_nothing_from_its_new_channels(tmp_path: pa
     expected = jax.tree.map(lambda leaf: Leaf(leaf.shape, leaf.dtype), params)
     expected["stem"]["kernel"] = Leaf((3, 3, 6, 5), jnp.float32)
     grown = load.read_params(tmp_path / "export", abstract=expected, grows={"stem/kernel": 2})
-    found = np.asarray(grown["stem"]["kernel"])
-    np.testing.assert_array_equal(found[:, :, [0, 1, 3, 4]], kernel)
-    np.testing.assert_array_equal(found[:, :, [2, 5]], 0.0)
+    result = np.asarray(grown["stem"]["kernel"])
+    np.testing.assert_array_equal(result[:, :, [0, 1, 3, 4]], kernel)
+    np.testing.assert_array_equal(result[:, :, [2, 5]], 0.0)
     np.testing.assert_array_equal(grown["stem"]["bias"], params["stem"]["bias"])
     with pytest.raises(UserError, match=r"does not fit this model in 1 parameters: stem/kernel"):
         load.read_params(tmp_path / "export", abstract=expected)

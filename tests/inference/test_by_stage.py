@@ -38,14 +38,14 @@ STAGES = {
 
 @pytest.mark.parametrize("condition", text_to_image.CONDITIONS)
 def test_images_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, condition):
-    loaded, found = load.load_cascade(run_dir), load.find_cascade(run_dir)
+    loaded, result = load.load_cascade(run_dir), load.find_cascade(run_dir)
     if condition != "prior":  # the upsampler does not differ
-        bare = found.cascade.without_upsamplers()
-        loaded, found = loaded._replace(cascade=bare), found._replace(cascade=bare)
+        bare = result.cascade.without_upsamplers()
+        loaded, result = loaded._replace(cascade=bare), result._replace(cascade=bare)
     options = SampleOptions(condition=condition)
     z_img = jnp.ones((1, loaded.cascade.decoder.model.z_dim)) if condition == "z_img" else None
     message = batches(loaded.cascade, z_img)
-    drawn, begun = sample_watched(found, message, options)
+    drawn, begun = sample_watched(result, message, options)
     assert begun == STAGES[condition]
     assert not np.array_equal(*drawn)
     whole = jax.jit(functools.partial(text_to_image.sample, loaded.cascade, options=options))
@@ -58,7 +58,7 @@ def test_images_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, con
 
 def test_the_last_batch_is_filled_up_and_cut_again(run_dir, monkeypatch):
     """Three captions in batches of two: all programs have one size, and captions their order."""
-    found, seen = load.find_cascade(run_dir), []
+    result, seen = load.find_cascade(run_dir), []
 
     def sample(files, batches, *, options, begin):
         seen.extend(batches)
@@ -67,7 +67,7 @@ def test_the_last_batch_is_filled_up_and_cut_again(run_dir, monkeypatch):
     monkeypatch.setattr(batch_sampling.offload, "sample", sample)
     captions = [*cascades.CAPTIONS[:3]]
     settings = {"seed": 5, "options": SampleOptions(), "batch_size": 2}
-    images = batch_sampling.sample_by_stage(found, captions, **settings)
+    images = batch_sampling.sample_by_stage(result, captions, **settings)
     assert images.ravel().tolist() == [0, 1, 2]
     ids = [np.asarray(batch.captions["clip"].tokens) for batch in seen]
     assert [len(each) for each in ids] == [2, 2]
@@ -79,7 +79,7 @@ def test_the_last_batch_is_filled_up_and_cut_again(run_dir, monkeypatch):
     )
 
 
-def sample_watched(found, message, options):
+def sample_watched(result, message, options):
     """Images, and the stages in the order in which they began; each is gone before the next."""
     seen, begun = {}, []
 
@@ -94,8 +94,8 @@ def sample_watched(found, message, options):
 
         return reading
 
-    watch = {name: watched(name, read) for name, read in found.readers.items()}
-    found = found._replace(readers=watch)
-    images = offload.sample(found, message, options=options, begin=begun.append)
+    watch = {name: watched(name, read) for name, read in result.readers.items()}
+    result = result._replace(readers=watch)
+    images = offload.sample(result, message, options=options, begin=begun.append)
     assert begun == list(seen)
     return images, begun

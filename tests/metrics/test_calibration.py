@@ -108,9 +108,9 @@ def test_a_p_value_counts_200_divisions_and_the_given_one():
 
 def test_results_repeat_and_depend_on_the_seed_which_is_0():
     one, other = RNG.normal(size=(30, 2)), RNG.normal(size=(30, 2))
-    found = [calibration.energy_test(one, other, seed=seed).p_value for seed in (0, 0, 1)]
-    assert found[0] == found[1] != found[2]
-    assert calibration.energy_test(one, other).p_value == found[0]
+    actual = [calibration.energy_test(one, other, seed=seed).p_value for seed in (0, 0, 1)]
+    assert actual[0] == actual[1] != actual[2]
+    assert calibration.energy_test(one, other).p_value == actual[0]
     origin = np.zeros((30, 1, 2))
     ranks = [calibration.ranks(origin, one, seed=seed) for seed in (0, 0, 1)]
     assert np.array_equal(ranks[0], ranks[1]) and not np.array_equal(ranks[0], ranks[2])

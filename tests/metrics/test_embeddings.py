@@ -18,9 +18,9 @@ def test_true_embeddings_have_rank_1_and_cosine_1():
 
 def test_ranks_by_brute_force_within_groups():
     drawn, true = unit_rows(1), unit_rows(2)
-    found = embeddings.retrieval_ranks(drawn, true, group=12)
-    assert len(found) == 36  # the last 4 fill no group
-    for i, rank in enumerate(found):
+    result = embeddings.retrieval_ranks(drawn, true, group=12)
+    assert len(result) == 36  # the last 4 fill no group
+    for i, rank in enumerate(result):
         group = range(i // 12 * 12, i // 12 * 12 + 12)
         assert rank == sum(drawn[i] @ true[j] >= drawn[i] @ true[i] for j in group)
 

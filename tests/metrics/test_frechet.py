@@ -36,8 +36,8 @@ def test_gaussians_whose_covariances_commute_in_closed_form(shift):
 def test_a_shifted_set_is_as_far_as_its_shift():
     vectors = np.random.default_rng(1).normal(size=(50, 3))
     by = np.array([1.0, -2.0, 0.5])
-    found = squared_distance(moments(vectors), moments(vectors + by))
-    assert found == pytest.approx(by @ by, rel=1e-12)
+    result = squared_distance(moments(vectors), moments(vectors + by))
+    assert result == pytest.approx(by @ by, rel=1e-12)
 
 
 def test_the_general_case_is_that_of_the_matrix_square_root():
@@ -64,9 +64,9 @@ def test_rotating_both_sets_changes_nothing():
 
 def test_covariance_is_the_unbiased_one_in_double_precision():
     vectors = np.random.default_rng(9).normal(loc=1e3, size=(20, 3)).astype(np.float32)
-    found = moments(vectors)
-    np.testing.assert_allclose(found.covariance, np.cov(np.float64(vectors), rowvar=False))
-    assert found.covariance.dtype == np.float64
+    result = moments(vectors)
+    np.testing.assert_allclose(result.covariance, np.cov(np.float64(vectors), rowvar=False))
+    assert result.covariance.dtype == np.float64
 
 
 def test_the_root_squares_to_its_matrix():

@@ -40,17 +40,17 @@ def test_bad_counts():
 
 def test_bootstrap_of_many_values_is_the_normal_interval():
     values = np.random.default_rng(0).normal(loc=2.0, scale=3.0, size=2000)
-    found = bootstrap(values)
+    result = bootstrap(values)
     half = 1.959963985 * values.std() / math.sqrt(2000)
-    assert found.value == values.mean() and found.total == 2000
-    assert found.low == pytest.approx(found.value - half, abs=0.1 * half)
-    assert found.high == pytest.approx(found.value + half, abs=0.1 * half)
-    assert bootstrap(values) == found
+    assert result.value == values.mean() and result.total == 2000
+    assert result.low == pytest.approx(result.value - half, abs=0.1 * half)
+    assert result.high == pytest.approx(result.value + half, abs=0.1 * half)
+    assert bootstrap(values) == result
 
 
 def test_bootstrap_of_equal_values_is_a_point_and_of_none_an_error():
-    found = bootstrap(np.full(5, 0.25))
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+    result = bootstrap(np.full(5, 0.25))
+    assert (result.value, result.low, result.high) == (0.25, 0.25, 0.25)
     with pytest.raises(UserError, match="a mean of no values"):
         bootstrap(np.zeros(0))
 

@@ -33,20 +33,20 @@ def test_kid_of_one_distribution_is_zero_in_expectation_and_not_biased_by_size()
         ]
         for size in (4, 16)
     }
-    for found in values.values():
-        error = np.std(found) / np.sqrt(len(found))
-        assert abs(np.mean(found)) < 4 * error
+    for result in values.values():
+        error = np.std(result) / np.sqrt(len(result))
+        assert abs(np.mean(result)) < 4 * error
     assert min(values[4]) < 0  # an estimate that cannot be negative is not unbiased
 
 
 def test_kid_expectation_is_the_closed_form_of_a_shift():
     # d = 1: E (xy + 1)^3 = 1 + 3 E x E y + 3 E x^2 E y^2 + E x^3 E y^3, x ~ N(0, 1), y ~ N(1, 1):
     # moments (0, 1, 0) and (1, 2, 4), so the MMD^2 is 3 (0 - 1)^2 + 3 (1 - 2)^2 + (0 - 4)^2 = 22.
-    found = [
+    result = [
         kernels.kid(normal(64, 1, seed=i), normal(64, 1, seed=5000 + i, shift=1.0), subsets=1).value
         for i in range(300)
     ]
-    assert abs(np.mean(found) - 22.0) < 4 * np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(result) - 22.0) < 4 * np.std(result) / np.sqrt(len(result))
 
 
 def test_kid_records_its_protocol_and_depends_on_the_seed_alone():

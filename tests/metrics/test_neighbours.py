@@ -55,31 +55,31 @@ def test_sets_far_apart_have_zero_in_all_four():
 def test_a_collapsed_set_is_precise_but_recalls_little():
     real = whole(200, 5)
     fake = real[0] + np.random.default_rng(6).normal(0, 0.1, (200, 4)).astype(np.float32)
-    found = neighbours.overlap(real, fake)
-    assert found.precision == 1.0
-    assert found.recall < 0.05
-    assert found.coverage < 0.2
+    result = neighbours.overlap(real, fake)
+    assert result.precision == 1.0
+    assert result.recall < 0.05
+    assert result.coverage < 0.2
 
 
 def test_density_of_one_distribution_is_one_in_expectation():
     # arXiv 2002.09797, section 4.1: E[density] = 1 for identical distributions.
     rng = np.random.default_rng(7)
-    found = [
+    result = [
         neighbours.overlap(*rng.standard_normal((2, 80, 2)).astype(np.float32)).density
         for _ in range(60)
     ]
-    assert abs(np.mean(found) - 1.0) < 4 * np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(result) - 1.0) < 4 * np.std(result) / np.sqrt(len(result))
 
 
 def test_coverage_of_one_distribution_is_the_closed_form():
     # arXiv 2002.09797, lemma 2, for equally many: 1 - prod_{i<k} (N - 1 - i) / (2N - 1 - i).
     rng, count, k = np.random.default_rng(8), 50, 5
     factors = [(count - 1 - i) / (2 * count - 1 - i) for i in range(k)]
-    found = [
+    result = [
         neighbours.overlap(*rng.standard_normal((2, count, 3)).astype(np.float32)).coverage
         for _ in range(100)
     ]
-    assert abs(np.mean(found) - (1 - np.prod(factors))) < 4 * np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(result) - (1 - np.prod(factors))) < 4 * np.std(result) / np.sqrt(len(result))
 
 
 def test_a_radius_is_that_of_the_kth_other():

@@ -39,8 +39,8 @@ def drawn(portrait, size=64):
 
 def test_regions_are_percents_of_the_side():
     pixels = np.arange(50 * 50 * 3, dtype=np.float32).reshape(50, 50, 3)
-    found = detector._region(pixels, (20, 80, 0, 30))
-    np.testing.assert_array_equal(found, pixels[:15, 10:40].reshape(-1, 3))
+    actual = detector._region(pixels, (20, 80, 0, 30))
+    np.testing.assert_array_equal(actual, pixels[:15, 10:40].reshape(-1, 3))
     np.testing.assert_array_equal(
         detector._region(pixels, (21, 79, 33, 97)), pixels[16:48, 10:40].reshape(-1, 3)
     )
@@ -97,11 +97,11 @@ def test_likely_colours_are_those_of_most_pixels_and_four_of_them():
 @pytest.mark.parametrize("factor", [2, 3])
 def test_blocks_are_averaged(factor):
     pixels = RNG.uniform(0, 255, (6, 6, 3)).astype(np.float32)
-    found = detector._reduce(pixels, factor)
-    assert found.shape == (6 // factor, 6 // factor, 3)
+    actual = detector._reduce(pixels, factor)
+    assert actual.shape == (6 // factor, 6 // factor, 3)
     for row, column in itertools.product(range(6 // factor), repeat=2):
         block = pixels[factor * row :, factor * column :][:factor, :factor]
-        np.testing.assert_allclose(found[row, column], block.mean(axis=(0, 1)), rtol=1e-5)
+        np.testing.assert_allclose(actual[row, column], block.mean(axis=(0, 1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "result"), [(32, 32), (64, 64), (96, 96), (128, 64), (192, 64)])
@@ -137,12 +137,12 @@ def test_renderings_are_those_of_the_renderer_and_differ_in_the_window_alone(nam
         values = dataclasses.asdict(portrait)
         options = [{name: value} for value in ATTRIBUTES[name]]
         expected = np.stack([drawn(dataclasses.replace(portrait, **o)) for o in options])
-        found = detector._renderings(values, options, size=64, window=WHOLE, blur=0.0)
-        np.testing.assert_array_equal((found + 0.5).astype(np.uint8), expected)
+        actual = detector._renderings(values, options, size=64, window=WHOLE, blur=0.0)
+        np.testing.assert_array_equal((actual + 0.5).astype(np.uint8), expected)
         window = detector._window((name,), 64)
         rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
         part = detector._renderings(values, options, size=64, window=window, blur=0.0)
-        np.testing.assert_allclose(part, found[:, rows, columns], atol=1e-3)
+        np.testing.assert_allclose(part, actual[:, rows, columns], atol=1e-3)
         outside = np.ones((64, 64), bool)
         outside[rows, columns] = False
         assert (expected[:, outside] == expected[:1, outside]).all()
@@ -158,8 +158,8 @@ def test_windows_are_the_least_that_hold_all_changes_and_two_pixels():
         rows, columns = (np.flatnonzero(changes.any(axis=axis)) for axis in (1, 0))
         window = detector._window((name,), 64)
         limits = (rows[0] - 2, rows[-1] + 3, columns[0] - 2, columns[-1] + 3)
-        for found, limit in zip(window, np.clip(limits, 0, 64), strict=True):
-            assert abs(found - limit) <= 1, (name, window, limits)
+        for actual, limit in zip(window, np.clip(limits, 0, 64), strict=True):
+            assert abs(actual - limit) <= 1, (name, window, limits)
         assert window.top <= limits[0] or limits[0] < 0
     assert detector._window(("mouth", "background"), 48) == Window(0, 48, 0, 48)
     both = detector._window(("mouth", "glasses"), 64)
@@ -195,9 +195,9 @@ def test_the_best_option_is_the_nearest_and_distances_are_squared():
     options = [{"clothes_colour": value} for value in ATTRIBUTES["clothes_colour"]]
     images = [drawn(dataclasses.replace(portrait, **option)) for option in options]
     blue = next(i for i, option in enumerate(options) if option["clothes_colour"] == "blue")
-    found = detector._compare(images[blue], values, options, blur=0.0)
-    assert found.best == {"clothes_colour": "blue"}
-    for distances in (found.errors, found.apart):
+    actual = detector._compare(images[blue], values, options, blur=0.0)
+    assert actual.best == {"clothes_colour": "blue"}
+    for distances in (actual.errors, actual.apart):
         expected = [np.sum((image - images[blue]) ** 2) for image in images]
         np.testing.assert_allclose(distances, expected, rtol=0.02, atol=3000)
 
@@ -263,7 +263,7 @@ def test_the_search_begins_with_the_likeliest_colours(monkeypatch):
         return detector._Comparison(options[-1:], np.zeros(1), np.zeros(1))
 
     monkeypatch.setattr(detector, "_compare", last)
-    found = detector._from_skin(drawn(portrait), "deep")
+    actual = detector._from_skin(drawn(portrait), "deep")
     start = calls[0][0]
     assert (start["hair_colour"], start["clothes_colour"]) == ("green", "red")
     assert (start["background"], start["skin"]) == ("navy", "deep")
@@ -274,7 +274,7 @@ def test_the_search_begins_with_the_likeliest_colours(monkeypatch):
     assert len(calls[-1][1]) == len(ATTRIBUTES["clothes_colour"]) * len(ATTRIBUTES["clothes"])
     for (values, options), (after, _) in itertools.pairwise(calls):
         assert after == values | options[-1]
-    assert found == calls[-1][0] | calls[-1][1][-1]
+    assert actual == calls[-1][0] | calls[-1][1][-1]
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ def test_the_first_guess_is_made_at_half_the_size_if_that_is_enough(monkeypatch,
     sizes, values = [], dataclasses.asdict(portraits(1)[0])
     monkeypatch.setattr(detector, "_coarse", lambda pixels: (sizes.append(len(pixels)), values)[1])
     image = drawn(portraits(1)[0], side)
-    found = detector._detect(image)
-    assert sizes == [size] and found.portrait == portraits(1)[0] and found.error < 0.5
+    actual = detector._detect(image)
+    assert sizes == [size] and actual.portrait == portraits(1)[0] and actual.error < 0.5
 
 
 def test_the_search_ends_when_nothing_changes_or_after_four_rounds(monkeypatch):
@@ -330,6 +330,6 @@ def test_of_three_skins_the_first_is_taken_that_is_good(monkeypatch, errors, tri
     monkeypatch.setattr(detector, "_likely", lambda pixels, bounds, palette: ("a", "b", "c", "d"))
     monkeypatch.setattr(detector, "_from_skin", start)
     monkeypatch.setattr(detector, "_error", lambda pixels, values, blur: errors_of[values["skin"]])
-    found = detector._coarse(np.zeros((64, 64, 3), np.float32))
+    actual = detector._coarse(np.zeros((64, 64, 3), np.float32))
     assert skins == list("abc")[:tried]
-    assert found == {"skin": min(skins, key=errors_of.__getitem__)}
+    assert actual == {"skin": min(skins, key=errors_of.__getitem__)}

@@ -31,12 +31,12 @@ def collected(seed=0, count=30, width=5, **changes):
 
 def test_identical_sets_have_ideal_values():
     one = collected()
-    found = compare(one, one, kind="inception").scores
+    result = compare(one, one, kind="inception").scores
     ideals = {"fid": 0, "sfid": 0, "precision": 1, "recall": 1, "coverage": 1}
     for name, ideal in ideals.items():
-        assert found[name] == pytest.approx(ideal, abs=1e-6), name
-    assert found["kid"] < 0  # unbiased: pairs of a picture with itself count in one term alone
-    assert found["density"] == pytest.approx(1, abs=0.2)  # ties of rounding may count
+        assert result[name] == pytest.approx(ideal, abs=1e-6), name
+    assert result["kid"] < 0  # unbiased: pairs of a picture with itself count in one term alone
+    assert result["density"] == pytest.approx(1, abs=0.2)  # ties of rounding may count
     clip = compare(one, one, kind="clip").scores
     assert clip["cmmd"] == pytest.approx(0, abs=1e-9)
     assert "fid" not in clip

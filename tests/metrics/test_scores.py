@@ -15,9 +15,9 @@ def test_inception_score_is_the_number_of_classes_when_sure_and_even():
 
 def test_inception_score_is_the_mean_over_consecutive_splits():
     sure, same = np.eye(4), np.tile(np.eye(4)[:1], (4, 1))
-    found = scores.inception_score(np.concatenate([sure, same]), split=4)
-    assert found.value == pytest.approx((4.0 + 1.0) / 2)
-    assert found.count == 2
+    result = scores.inception_score(np.concatenate([sure, same]), split=4)
+    assert result.value == pytest.approx((4.0 + 1.0) / 2)
+    assert result.count == 2
 
 
 def test_inception_score_is_the_formula():
@@ -30,10 +30,10 @@ def test_inception_score_is_the_formula():
 def test_clip_score_is_a_hundred_times_the_cosine_of_pairs():
     z_img = np.float32([[2, 0], [0, 1], [1, 1]])
     z_txt = np.float32([[3, 0], [0, -1], [1, 0]])
-    found = scores.clip_score(z_img, z_txt)
+    result = scores.clip_score(z_img, z_txt)
     cosines = 100 * np.array([1, -1, np.sqrt(0.5)])
-    assert found.value == pytest.approx(cosines.mean())
-    assert found.error == pytest.approx(cosines.std(ddof=1) / np.sqrt(3))
+    assert result.value == pytest.approx(cosines.mean())
+    assert result.error == pytest.approx(cosines.std(ddof=1) / np.sqrt(3))
 
 
 def test_clip_score_needs_a_caption_per_image():
@@ -47,9 +47,9 @@ def test_diversity_is_the_mean_over_pairs_then_over_captions():
     u = z / np.linalg.norm(z, axis=1, keepdims=True)
     a = np.mean([1 - u[i] @ u[j] for i, j in ((0, 2), (0, 3), (2, 3))])
     b = 1 - u[1] @ u[4]
-    found = scores.diversity(z, captions)
-    assert found.value == pytest.approx((a + b) / 2)
-    assert found.count == 2
+    result = scores.diversity(z, captions)
+    assert result.value == pytest.approx((a + b) / 2)
+    assert result.count == 2
 
 
 def test_diversity_of_copies_is_zero_and_of_opposites_two():

@@ -219,11 +219,11 @@ def test_rates_are_json_ready_without_what_no_caption_names():
     rates = report(
         check(render.render(drawn, size=32), ["a red star", "a blue star", "a red star"])
     )
-    found = json.loads(json.dumps(as_json(rates)))
+    result = json.loads(json.dumps(as_json(rates)))
     assert {name for name, rate in rates.items() if not rate.total} >= {"background", "relation"}
-    assert found.keys() == {name for name, rate in rates.items() if rate.total}
-    assert (found["colour"]["hits"], found["colour"]["total"]) == (2, 3)
-    assert found["colour"]["value"] == 2 / 3 and 0 < found["colour"]["low"] < 0.5
+    assert result.keys() == {name for name, rate in rates.items() if rate.total}
+    assert (result["colour"]["hits"], result["colour"]["total"]) == (2, 3)
+    assert result["colour"]["value"] == 2 / 3 and 0 < result["colour"]["low"] < 0.5
 
 
 def test_invalid_captions_are_rejected():

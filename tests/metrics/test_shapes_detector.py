@@ -24,11 +24,15 @@ def test_every_object_is_found_where_it_was_drawn(split, size, place):
         assert detection.background == case.background
         assert len(detection.objects) == len(case.items)
         for item in case.items:
-            found = _matched(item, detection)
-            assert (found.colour, found.shape, found.size) == (item.colour, item.shape, item.size)
-            assert max(abs(found.x - item.x), abs(found.y - item.y)) < place
-            assert found.radius == pytest.approx(item.radius, rel=0.04)
-            assert found.overlap > 0.95
+            result = _matched(item, detection)
+            assert (result.colour, result.shape, result.size) == (
+                item.colour,
+                item.shape,
+                item.size,
+            )
+            assert max(abs(result.x - item.x), abs(result.y - item.y)) < place
+            assert result.radius == pytest.approx(item.radius, rel=0.04)
+            assert result.overlap > 0.95
 
 
 def test_every_colour_and_shape_on_every_background():
@@ -40,9 +44,9 @@ def test_every_colour_and_shape_on_every_background():
     ]
     detections = detect(render.render(scenes, size=32))
     for case, detection in zip(scenes, detections, strict=True):
-        (found,) = detection.objects
+        (result,) = detection.objects
         assert detection.background == case.background
-        assert (found.colour, found.shape) == (case.items[0].colour, case.items[0].shape)
+        assert (result.colour, result.shape) == (case.items[0].colour, case.items[0].shape)
 
 
 def test_float_and_uint8_images_give_the_same_detections():
@@ -64,8 +68,8 @@ def test_touching_objects_of_two_colours_are_two():
         for colour, side in (("red", -1), ("blue", 1))
     )
     (detection,) = detect(render.render([Scene("cream", items)], size=64))
-    assert {found.colour for found in detection.objects} == {"red", "blue"}
-    assert [found.shape for found in detection.objects] == ["square", "square"]
+    assert {result.colour for result in detection.objects} == {"red", "blue"}
+    assert [result.shape for result in detection.objects] == ["square", "square"]
 
 
 def test_specks_are_not_objects_and_blobs_have_no_shape():
@@ -74,8 +78,8 @@ def test_specks_are_not_objects_and_blobs_have_no_shape():
     picture[0, rng.integers(1, 63, 40), rng.integers(1, 63, 40)] = COLOURS["red"]
     assert detect(picture) == [("white", ())]
     picture[0, 30:33, 4:60] = COLOURS["green"]  # a bar
-    (found,) = detect(picture)[0].objects
-    assert found.colour == "green" and found.shape is None
+    (result,) = detect(picture)[0].objects
+    assert result.colour == "green" and result.shape is None
 
 
 def test_soft_and_noisy_images_are_still_read():
@@ -88,8 +92,12 @@ def test_soft_and_noisy_images_are_still_read():
     for case, detection in zip(scenes, detect(noisy), strict=True):
         assert detection.background == case.background and len(detection.objects) == len(case.items)
         for item in case.items:
-            found = _matched(item, detection)
-            right += (found.colour, found.shape, found.size) == (item.colour, item.shape, item.size)
+            result = _matched(item, detection)
+            right += (result.colour, result.shape, result.size) == (
+                item.colour,
+                item.shape,
+                item.size,
+            )
             total += 1
     assert right >= 0.99 * total
 

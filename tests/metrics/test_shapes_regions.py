@@ -25,13 +25,13 @@ def test_centres_are_weighted_by_the_share_of_each_pixel():
     label[0, 0, 1:3], label[0, 2, 0], label[1, 1:, 3] = 1, 2, 3
     share = RNG.uniform(0.1, 1.0, label.shape)
     regions = Regions(label, share, np.array([0, 0, 1]), np.zeros(3, int))
-    found = shapes_regions.centres(regions)
+    result = shapes_regions.centres(regions)
     for number in (1, 2, 3):
         _, rows, columns = np.nonzero(label == number)
         weights = share[label == number]
-        np.testing.assert_allclose(found.area[number - 1], weights.sum(), rtol=1e-6)
+        np.testing.assert_allclose(result.area[number - 1], weights.sum(), rtol=1e-6)
         x, y = (np.average(at + 0.5, weights=weights) for at in (columns, rows))
-        np.testing.assert_allclose([found.x[number - 1], found.y[number - 1]], [x, y], rtol=1e-6)
+        np.testing.assert_allclose([result.x[number - 1], result.y[number - 1]], [x, y], rtol=1e-6)
 
 
 def test_a_pixel_belongs_to_the_colour_whose_line_from_the_background_passes_nearest():
@@ -59,9 +59,9 @@ def test_half_of_a_pixel_is_enough_and_a_colour_like_the_background_is_invisible
         lines = np.full((1, 7, 3), 1e3, np.float32)  # the others pass far away
         lines[0, 2] = (length, 0, 0)
         offset = np.array([length * share, 0, 0], np.float32).reshape(1, 1, 1, 3)
-        colour, found = shapes_regions._unmix(offset, lines)
-        assert colour.item() == 2 or not found.item()
-        return found.item()
+        colour, result = shapes_regions._unmix(offset, lines)
+        assert colour.item() == 2 or not result.item()
+        return result.item()
 
     assert solid(64, 0.5) and solid(64, 1.0) and solid(64, 1.5)
     assert not solid(64, 0.499) and not solid(64, -1)
@@ -78,10 +78,10 @@ def test_objects_of_an_image_with_soft_edges():
     pixels[1, 5:17, 52] = ground + 0.25 * (red - ground)  # touches it
     pixels[1, 30:39, 3:12] = blue
     pixels[2, 5:17, 40:52] = blue
-    found = shapes_regions.find_regions(pixels, np.tile(ground, (3, 1)))
-    order = np.lexsort((found.colour, found.image))
-    names = [list(COLOURS)[k] for k in found.colour[order]]
-    assert list(zip(found.image[order].tolist(), names, strict=True)) == [
+    result = shapes_regions.find_regions(pixels, np.tile(ground, (3, 1)))
+    order = np.lexsort((result.colour, result.image))
+    names = [list(COLOURS)[k] for k in result.colour[order]]
+    assert list(zip(result.image[order].tolist(), names, strict=True)) == [
         (1, "red"), (1, "blue"), (2, "blue"),
     ]  # fmt: skip
     number = [int(k) + 1 for k in order]
@@ -90,8 +90,8 @@ def test_objects_of_an_image_with_soft_edges():
     label[2, 4:18, 39:53] = number[2]
     share[1, 5:17, 40:52], share[1, 30:39, 3:12], share[2, 5:17, 40:52] = 1, 1, 1
     share[1, 5:17, 51], share[1, 5:17, 52] = 0.75, 0.25
-    np.testing.assert_array_equal(found.label, label)
-    np.testing.assert_allclose(found.share, share, atol=1e-5)
+    np.testing.assert_array_equal(result.label, label)
+    np.testing.assert_allclose(result.share, share, atol=1e-5)
 
 
 def test_shares_lie_between_0_and_1_and_are_0_off_all_objects():
@@ -101,10 +101,10 @@ def test_shares_lie_between_0_and_1_and_are_0_off_all_objects():
     line = np.array(COLOURS["red"], np.float32) - ground
     pixels[0, 20:40, 20:40] = ground + 1.2 * line
     pixels[0, 19, 20:40] = ground - 0.2 * line  # touches it
-    found = shapes_regions.find_regions(pixels, ground[None])
-    assert found.colour.tolist() == [list(COLOURS).index("red")]
-    assert (found.share[0, 20:40, 20:40] == 1).all() and (found.share[0, 19, 20:40] == 0).all()
-    assert (found.share[found.label == 0] == 0).all()
+    result = shapes_regions.find_regions(pixels, ground[None])
+    assert result.colour.tolist() == [list(COLOURS).index("red")]
+    assert (result.share[0, 20:40, 20:40] == 1).all() and (result.share[0, 19, 20:40] == 0).all()
+    assert (result.share[result.label == 0] == 0).all()
 
 
 def test_objects_that_touch_keep_their_pixels():
@@ -112,11 +112,11 @@ def test_objects_that_touch_keep_their_pixels():
     pixels = np.tile(ground, (1, 64, 64, 1))
     for column, name in ((4, "red"), (14, "blue"), (24, "green")):
         pixels[0, 10:20, column : column + 10] = COLOURS[name]
-    found = shapes_regions.find_regions(pixels, ground[None])
-    names = [list(COLOURS)[k] for k in found.colour]
+    result = shapes_regions.find_regions(pixels, ground[None])
+    names = [list(COLOURS)[k] for k in result.colour]
     assert sorted(names) == ["blue", "green", "red"]
     for column, name in ((4, "red"), (14, "blue"), (24, "green")):
-        assert (found.label[0, 10:20, column : column + 10] == 1 + names.index(name)).all()
+        assert (result.label[0, 10:20, column : column + 10] == 1 + names.index(name)).all()
 
 
 def test_windows_show_one_object_each_and_nothing_beyond_the_image():
@@ -125,15 +125,15 @@ def test_windows_show_one_object_each_and_nothing_beyond_the_image():
     share = RNG.uniform(0.1, 1.0, label.shape)
     regions = Regions(label, share, np.array([0, 0, 1]), np.zeros(3, int))
     left, top = np.array([-2, 5, 3]), np.array([4, -4, 1])
-    found = shapes_regions.windows(regions, left=left, top=top, side=5)
-    assert found.shape == (3, 5, 5)
+    result = shapes_regions.windows(regions, left=left, top=top, side=5)
+    assert result.shape == (3, 5, 5)
     for k, image in enumerate((0, 0, 1)):
         for row in range(5):
             for column in range(5):
                 y, x = top[k] + row, left[k] + column
                 inside = 0 <= y < 6 and 0 <= x < 7 and label[image, y, x] == k + 1
                 expected = share[image, y, x] if inside else 0.0
-                assert found[k, row, column] == np.float32(expected)
+                assert result[k, row, column] == np.float32(expected)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_a_component_is_two_objects_if_a_quarter_of_it_is_of_another_colour(part
     colour[1][solid[1]] = values
     if not splits:
         colour[1][tuple(places[-1])] = 6
-    found = shapes_regions._main_colour(colour, solid)
+    result = shapes_regions._main_colour(colour, solid)
     main = 4 if part > 60 else 1
     expected = values if splits else np.full(120, main)
-    np.testing.assert_array_equal(found[1][solid[1]], expected)
+    np.testing.assert_array_equal(result[1][solid[1]], expected)
 
 
 def test_a_second_colour_must_have_the_area_of_an_object():
@@ -164,8 +164,8 @@ def test_a_second_colour_must_have_the_area_of_an_object():
         solid[0, 3, :60] = True
         colour = np.full(solid.shape, 2)
         colour[0, 3, :part] = 5
-        found = np.unique(shapes_regions._main_colour(colour, solid)[solid])
-        assert (len(found) == 2) == splits
+        result = np.unique(shapes_regions._main_colour(colour, solid)[solid])
+        assert (len(result) == 2) == splits
 
 
 @pytest.mark.parametrize("side", [32, 64, 256])

@@ -155,10 +155,10 @@ def test_slots_see_later_ones_unless_attention_is_causal(causal):
     variables = probes.drawn(module, x_t, t, **options)
 
     def slots(x_t):
-        _, found = module.apply(
+        _, result = module.apply(
             variables, x_t, t, **options, capture_intermediates=lambda m, _: m.name == "transformer"
         )
-        return found["intermediates"]["transformer"]["__call__"][0]
+        return result["intermediates"]["transformer"]["__call__"][0]
 
     change = jax.jit(lambda: slots(x_t.at[:, 1].add(1.0)) - slots(x_t))()
     changed = np.abs(np.asarray(change)).max((0, 2)) > 1e-6

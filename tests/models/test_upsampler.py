@@ -82,9 +82,9 @@ def test_no_program_of_the_paper_s_upsamplers_attends():
         module, t = Upsampler(cfg), jnp.zeros(1, jnp.int32)
         case = jax.eval_shape(lambda: module.init(jax.random.key(0), x, t, low_res=low))  # noqa: B023
         program = jax.make_jaxpr(lambda v: module.apply(v, x, t, low_res=low))(case)  # noqa: B023
-        found = list(products(program.jaxpr))
-        assert found and not any(attends(equation) for equation in found)
-        assert {min(x.aval.ndim for x in each.invars) for each in found} == {2}  # a kernel each
+        result = list(products(program.jaxpr))
+        assert result and not any(attends(equation) for equation in result)
+        assert {min(x.aval.ndim for x in each.invars) for each in result} == {2}  # a kernel each
 
 
 def test_attention_in_a_program_is_detected():

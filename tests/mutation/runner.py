@@ -281,22 +281,22 @@ class Reach:
 
         digests = {file: _digest(self._root / file) for file in files}
         new = [f for f in digests if self._records.get(f, {}).get("digest") != digests[f]]
-        for file, found in zip(new, apply(run, new), strict=True):
-            if found["status"] != "passed" and found["test"] != "exit 5":  # 5: all are nightly
-                failed = f"{found['test']}, {found['reason']}"
+        for file, actual in zip(new, apply(run, new), strict=True):
+            if actual["status"] != "passed" and actual["test"] != "exit 5":  # 5: all are nightly
+                failed = f"{actual['test']}, {actual['reason']}"
                 raise RuntimeError(f"{file} fails without a mutant: {failed}")
-            self._records[file] = self._summary(found, digests[file])
+            self._records[file] = self._summary(actual, digests[file])
             self._store.parent.mkdir(exist_ok=True)
             self._store.write_text(json.dumps(self._records))
             yield file, self._records[file]["seconds"]
 
-    def _summary(self, found: dict[str, Any], digest: str) -> dict[str, Any]:
+    def _summary(self, actual: dict[str, Any], digest: str) -> dict[str, Any]:
         lines: dict[str, dict[str, list[str]]] = {}
-        for test, places in found["lines"].items():
+        for test, places in actual["lines"].items():
             for path, line in places:
                 lines.setdefault(path, {}).setdefault(str(line), []).append(test)
         digests = {path: _digest(self._root / path) for path in lines}
-        seconds = sum(found["durations"].values())
+        seconds = sum(actual["durations"].values())
         return {"digest": digest, "seconds": seconds, "digests": digests, "lines": lines}
 
     def select(
@@ -356,5 +356,5 @@ def outcome(
     if not files:
         return Outcome(mutant, "unreached")
     with servers.acquire() as server, server.mutated(mutant):
-        found = server.run(files, first=first, timeout=120 + 5 * seconds)
-    return Outcome(mutant, *(found[name] for name in ("status", "test", "reason", "seconds")))
+        actual = server.run(files, first=first, timeout=120 + 5 * seconds)
+    return Outcome(mutant, *(actual[name] for name in ("status", "test", "reason", "seconds")))

@@ -92,14 +92,14 @@ def run_tests(job: dict[str, Any], answer: pathlib.Path) -> None:
         sys.settrace(recorder.trace)
     code = pytest.main([*options, *job["tests"]], plugins=[recorder])
     sys.settrace(None)
-    found = {
+    result = {
         "status": "passed" if code == pytest.ExitCode.OK else "failed",
         "test": recorder.failed or f"exit {int(code)}" * (code != 0),
         "reason": recorder.reason,
         "durations": dict(recorder.durations),
         "lines": {name: sorted(lines) for name, lines in recorder.lines.items()},
     }
-    answer.write_text(json.dumps(found))
+    answer.write_text(json.dumps(result))
 
 
 def serve(job: dict[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,6 @@ def test_the_lists_fit_the_code():
     assert len(runner.listed(runner.ROOT)) >= 40
     for (file, diff), reason in runner.equivalents(runner.ROOT).items():
         source = (runner.ROOT / file).read_text()
-        found = {runner.identity(m, runner.ROOT)[1] for m in operators.mutants(source, file)}
-        assert diff in found, f"{file} has no longer {diff}"
+        result = {runner.identity(m, runner.ROOT)[1] for m in operators.mutants(source, file)}
+        assert diff in result, f"{file} has no longer {diff}"
         assert len(reason) > 20

@@ -81,24 +81,24 @@ def reach(tree, servers):
 def test_what_counts_as_caught(server, after, status):
     limits = {"timeout": 2.0 if status == "timeout" else 30.0, "memory": 250 << 20}
     with server.mutated(mutant(after)):
-        found = server.run(["tests/data/test_numbers.py"], **limits)
+        result = server.run(["tests/data/test_numbers.py"], **limits)
     assert (server.folder / mutant(after).path).read_text() == SOURCE
-    assert found["status"] == status, found
-    assert runner.Outcome(mutant(after), found["status"]).caught == (status != "passed")
+    assert result["status"] == status, result
+    assert runner.Outcome(mutant(after), result["status"]).caught == (status != "passed")
 
 
 def test_the_failing_test_is_named_and_those_that_reach_the_line_come_first(tree, servers, reach):
-    found = runner.outcome(servers, reach, mutant("x"), tests=own_tests(tree))
-    assert (found.status, found.test) == ("failed", "tests/data/test_numbers.py::test_half")
-    assert "assert 4 == 2" in found.reason or "AssertionError" in found.reason
+    result = runner.outcome(servers, reach, mutant("x"), tests=own_tests(tree))
+    assert (result.status, result.test) == ("failed", "tests/data/test_numbers.py::test_half")
+    assert "assert 4 == 2" in result.reason or "AssertionError" in result.reason
     files, first, _ = reach.select(mutant("x"), own_tests(tree))
     assert files == ["tests/data/test_numbers.py"]
     assert first == [f"{files[0]}::test_other", f"{files[0]}::test_half"]
 
 
 def test_a_line_that_no_test_reaches_survives_without_a_run(tree, servers, reach):
-    found = runner.outcome(servers, reach, mutant("x * 4", "x * 3"), tests=own_tests(tree))
-    assert found.status == "unreached" and not found.caught
+    result = runner.outcome(servers, reach, mutant("x * 4", "x * 3"), tests=own_tests(tree))
+    assert result.status == "unreached" and not result.caught
 
 
 def test_the_tree_stays_as_it_is_and_the_report_has_every_survivor(

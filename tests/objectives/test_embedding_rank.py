@@ -27,25 +27,27 @@ def test_singular_values_are_numpy_s(b: int):
 
 @pytest.mark.parametrize("rank", [1, 5, 15])
 def test_equal_directions_are_counted(rank: int):
-    found = rank_metrics(with_values(np.full(rank, 2.0)) + 0.7, name="z")
-    np.testing.assert_allclose(found["z_effective_rank"], rank, rtol=0.02)
-    assert found["z_rank"] == rank
-    assert found["z_components"] == rank
+    result = rank_metrics(with_values(np.full(rank, 2.0)) + 0.7, name="z")
+    np.testing.assert_allclose(result["z_effective_rank"], rank, rtol=0.02)
+    assert result["z_rank"] == rank
+    assert result["z_components"] == rank
 
 
 def test_unequal_directions_by_their_definitions():
     values = np.array([10.0, 5.0, 1.0, 0.2, 0.05])
-    found = rank_metrics(with_values(values), name="z")
-    assert found["z_rank"] == 4  # 0.05 is less than 1 % of 10
-    assert found["z_components"] == 2  # 125 of 126.04
+    result = rank_metrics(with_values(values), name="z")
+    assert result["z_rank"] == 4  # 0.05 is less than 1 % of 10
+    assert result["z_components"] == 2  # 125 of 126.04
     p = values / values.sum()
-    np.testing.assert_allclose(found["z_effective_rank"], np.exp(-(p * np.log(p)).sum()), rtol=0.01)
+    np.testing.assert_allclose(
+        result["z_effective_rank"], np.exp(-(p * np.log(p)).sum()), rtol=0.01
+    )
 
 
 def test_a_collapsed_space_has_one_dimension_at_most():
-    found = rank_metrics(jnp.ones((8, 4)), name="z")
-    assert found["z_effective_rank"] <= 1 and found["z_rank"] == 0
-    assert all(np.isfinite(value) for value in found.values())
+    result = rank_metrics(jnp.ones((8, 4)), name="z")
+    assert result["z_effective_rank"] <= 1 and result["z_rank"] == 0
+    assert all(np.isfinite(value) for value in result.values())
 
 
 def test_a_sharper_embedding_rank_has_a_lower_rank():

@@ -31,13 +31,13 @@ def of(name: str, rules: str) -> dict[str, str]:
     mesh = make_mesh(
         MeshConfig(data=2, fsdp=2, tensor=2 if rules == "fsdp_tp" else 1), **_some(rules)
     )
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     placed = flatten_paths(place.shardings(boxed, mesh, rules=rules))
     for path, leaf in flatten_paths(place.unbox(boxed)).items():
         axes = [*placed[path].spec, *[None] * leaf.ndim][: leaf.ndim]
         text = ", ".join(axis or "-" for axis in axes)
-        found.setdefault(re.sub(r"\d+", "#", path), set()).add(text)
-    return {path: " or ".join(sorted(texts)) for path, texts in sorted(found.items())}
+        result.setdefault(re.sub(r"\d+", "#", path), set()).add(text)
+    return {path: " or ".join(sorted(texts)) for path, texts in sorted(result.items())}
 
 
 def _some(rules: str) -> dict[str, list[jax.Device]]:

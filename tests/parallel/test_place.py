@@ -58,8 +58,8 @@ def test_names_survive_the_scan_and_boxes_come_off():
 def test_shardings_follow_the_table(rules: str, text: str):
     tensor = 2 if rules == "fsdp_tp" else 1
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=tensor))
-    found = place.shardings(BOXED, mesh, rules=rules)
-    assert place.describe(found) == {"blocks/up/kernel": text, "scale": ""}
+    result = place.shardings(BOXED, mesh, rules=rules)
+    assert place.describe(result) == {"blocks/up/kernel": text, "scale": ""}
 
 
 def test_parameters_are_created_sharded_and_do_not_depend_on_the_mesh():
@@ -80,8 +80,8 @@ def test_parameters_are_created_sharded_and_do_not_depend_on_the_mesh():
 def test_abstract_leaves_carry_shardings():
     mesh = make_mesh(MeshConfig(fsdp=8))
     where = place.shardings(BOXED, mesh, rules="fsdp")
-    found = place.abstract(BOXED, where)["blocks"]["up"]["kernel"]
-    assert found.shape == (4, 8, 16) and found.sharding.spec == P(None, "fsdp", None)
+    result = place.abstract(BOXED, where)["blocks"]["up"]["kernel"]
+    assert result.shape == (4, 8, 16) and result.sharding.spec == P(None, "fsdp", None)
 
 
 def test_a_mesh_axis_without_work_is_rejected():

@@ -80,7 +80,7 @@ def steady(pipe, captions):
 @contextlib.contextmanager
 def counted(schedulers):
     """Counts elements of x_0 within twice the clip at each scheduler's first step."""
-    found = []
+    result = []
     with pytest.MonkeyPatch.context() as patch:
         for scheduler in schedulers:
 
@@ -88,11 +88,11 @@ def counted(schedulers):
                 if mine.config.prediction_type == "epsilon" and t == mine.timesteps[0]:
                     eps, alpha_bar = out[:, : sample.shape[1]], mine.alphas_cumprod[t]
                     x_0 = (sample - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
-                    found.append(int((x_0.abs() < 2).sum()))
+                    result.append(int((x_0.abs() < 2).sum()))
                 return original(out, t, sample, **more)
 
             patch.setattr(scheduler, "step", step)
-        yield found
+        yield result
 
 
 def there(pipe, captions, starts):

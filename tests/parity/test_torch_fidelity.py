@@ -37,22 +37,22 @@ def fid(one, other):
 
 
 def kid(one, other, size):
-    found = metric_kid.kid_features_to_metric(
+    result = metric_kid.kid_features_to_metric(
         torch.from_numpy(one), torch.from_numpy(other), kid_subsets=2, kid_subset_size=size
     )
-    return found[metric_kid.KEY_METRIC_KID_MEAN]
+    return result[metric_kid.KEY_METRIC_KID_MEAN]
 
 
 def precision_recall(real, fake, k):
-    found = metric_prc.prc_features_to_metric(
+    result = metric_prc.prc_features_to_metric(
         torch.from_numpy(fake), torch.from_numpy(real), prc_neighborhood=k, verbose=False
     )
-    return found[metric_prc.KEY_METRIC_PRECISION], found[metric_prc.KEY_METRIC_RECALL]
+    return result[metric_prc.KEY_METRIC_PRECISION], result[metric_prc.KEY_METRIC_RECALL]
 
 
 def inception_score(logits, splits):
-    found = metric_isc.isc_features_to_metric(torch.from_numpy(logits), splits, shuffle=False)
-    return found[metric_isc.KEY_METRIC_ISC_MEAN]
+    result = metric_isc.isc_features_to_metric(torch.from_numpy(logits), splits, shuffle=False)
+    return result[metric_isc.KEY_METRIC_ISC_MEAN]
 
 
 def softmax(logits):
@@ -104,16 +104,16 @@ def test_the_same_images_and_weights_to_the_same_scores(tmp_path):
     pools, expected = [], []
     for top in (256, 160):
         images = rng.integers(0, top, (8, 64, 64, 3)).astype(np.uint8)
-        found = feature_extraction.collect(
+        result = feature_extraction.collect(
             ours, image_sets.in_memory(images, where="x"), batch_size=8
         )
         with torch.no_grad():
             pool, logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)))
         pool, logits = pool.numpy(), logits.numpy()
-        assert np.abs(found.pool - pool).max() <= CLOSE * np.abs(pool).max()
-        probabilities = scores.inception_score(found.probabilities, split=8)
+        assert np.abs(result.pool - pool).max() <= CLOSE * np.abs(pool).max()
+        probabilities = scores.inception_score(result.probabilities, split=8)
         assert probabilities.value == pytest.approx(inception_score(logits, 1), rel=CLOSE)
-        pools.append(found.pool)
+        pools.append(result.pool)
         expected.append(pool)
     assert kernels.kid(*pools, subsets=2).value == pytest.approx(kid(*expected, 8), rel=CLOSE)
     few = [each[:, :4].astype(np.float64) for each in (*pools, *expected)]  # a full covariance

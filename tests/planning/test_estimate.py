@@ -16,9 +16,9 @@ WORK = Work(flops=300.0, bytes=20.0, cycles=500.0, hidden=())
 
 
 def test_every_resource_has_its_time_and_the_longest_binds():
-    found = times(WORK, traced_flops=250.0, collective_bytes=8.0, chip=CHIP)
-    assert found == Times(compute=3.0, memory=2.0, interconnect=2.0)
-    assert (found.binds, found.lowest) == ("compute", 3.0)
+    result = times(WORK, traced_flops=250.0, collective_bytes=8.0, chip=CHIP)
+    assert result == Times(compute=3.0, memory=2.0, interconnect=2.0)
+    assert (result.binds, result.lowest) == ("compute", 3.0)
     hidden = times(WORK, traced_flops=900.0, collective_bytes=8.0, chip=CHIP)
     assert hidden.compute == 9.0  # products inside calls of the compiler's own
 
@@ -30,19 +30,21 @@ def test_nothing_overlaps_in_the_pessimist_s_step():
 
 def test_what_follows_from_an_interval():
     roofline = Times(compute=3.0, memory=2.0, interconnect=2.0)
-    found = estimate(roofline, 6.0, model_flops=1600.0, examples=60, calls=1000, chips=8, chip=CHIP)
-    assert found.step == (3.0, 6.0)
-    assert found.mfu == pytest.approx((2 / 6, 2 / 3))  # 200 FLOPs per chip take 2 s at the peak
-    assert found.rate == (10.0, 20.0)
-    assert found.days == (3000 / DAY, 6000 / DAY)
-    assert found.chip_hours == pytest.approx((8 * 3000 / 3600, 8 * 6000 / 3600))
+    result = estimate(
+        roofline, 6.0, model_flops=1600.0, examples=60, calls=1000, chips=8, chip=CHIP
+    )
+    assert result.step == (3.0, 6.0)
+    assert result.mfu == pytest.approx((2 / 6, 2 / 3))  # 200 FLOPs per chip take 2 s at the peak
+    assert result.rate == (10.0, 20.0)
+    assert result.days == (3000 / DAY, 6000 / DAY)
+    assert result.chip_hours == pytest.approx((8 * 3000 / 3600, 8 * 6000 / 3600))
 
 
 def test_without_an_upper_bound_there_is_none():
-    found = estimate(
+    result = estimate(
         Times(1.0, 1.0, 1.0), None, model_flops=8.0, examples=1, calls=None, chips=8, chip=CHIP
     )
-    assert (found.step, found.mfu[0], found.days) == ((1.0, None), None, None)
+    assert (result.step, result.mfu[0], result.days) == ((1.0, None), None, None)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +59,8 @@ def test_without_an_upper_bound_there_is_none():
     ],
 )
 def test_devices_are_recognised_by_the_longest_name(kind: str, name: str | None):
-    found = chips.of_kind(kind)
-    assert (found.name if found else None) == name
+    result = chips.of_kind(kind)
+    assert (result.name if result else None) == name
 
 
 def test_links_along_one_dimension_and_all_of_them():

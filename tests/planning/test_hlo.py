@@ -72,10 +72,10 @@ def test_every_collective_is_found_with_its_bytes_once_per_turn(kind: str):
     spec = P(("data", "fsdp"))
     program = manual(turns(body), inputs=spec, outputs=spec)
     module = compiled(program, shape(64, 16))
-    (found,) = communication.collectives(module, devices=8)
-    assert (found.kind, found.group, found.times) == (kind, group, TURNS)
-    assert found.arrived == arrived
-    assert communication.bytes_by_kind([found]) == {kind: TURNS * arrived}
+    (result,) = communication.collectives(module, devices=8)
+    assert (result.kind, result.group, result.times) == (kind, group, TURNS)
+    assert result.arrived == arrived
+    assert communication.bytes_by_kind([result]) == {kind: TURNS * arrived}
     assert module.endless == ()
 
 
@@ -87,8 +87,8 @@ def test_collectives_outside_and_inside_nested_loops_add_up():
 
     spec = P(("data", "fsdp"))
     module = compiled(manual(body, inputs=spec, outputs=spec), shape(64, 16))
-    found = {(c.kind, c.group): c.times for c in communication.collectives(module, devices=8)}
-    assert found == {
+    result = {(c.kind, c.group): c.times for c in communication.collectives(module, devices=8)}
+    assert result == {
         ("all-reduce", 2): 1,
         ("all-reduce", 4): TURNS**2,
         ("collective-permute", 2): 1,
@@ -165,12 +165,12 @@ ENTRY %main (p0: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
 def test_tpu_programs_hide_reduce_scatters_repeat_gathers_and_drop_trip_counts():
     """Written by hand after the forms that libtpu prints."""
     module = hlo.parse(TPU)
-    found = communication.collectives(module, devices=8)
-    assert {(c.kind, c.group, c.times) for c in found} == {
+    result = communication.collectives(module, devices=8)
+    assert {(c.kind, c.group, c.times) for c in result} == {
         ("reduce-scatter", 4, 24),
         ("all-gather", 4, 24),
     }
-    assert communication.bytes_by_kind(found) == {
+    assert communication.bytes_by_kind(result) == {
         "all-gather": 24 * 3 * 16 * 32 * 2,
         "reduce-scatter": 24 * 64 * 32 * 2 * 3 / 4,
     }
@@ -208,8 +208,8 @@ def test_bytes_of_a_fusion_a_loop_and_a_slice():
         return lax.scan(lambda x, row: (jnp.sin(x + row), None), start, stack)[0]
 
     least = 11 * 3 * size  # reads the row and the sum, writes the sum
-    found = work.measure(compiled(fetched, shape(11, 64, 128))).bytes
-    assert least <= found <= 1.5 * least  # a whole stack per turn would be 11 times as much
+    result = work.measure(compiled(fetched, shape(11, 64, 128))).bytes
+    assert least <= result <= 1.5 * least  # a whole stack per turn would be 11 times as much
 
 
 def _traffic(size: int, stage) -> dict[str, float]:

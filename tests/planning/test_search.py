@@ -16,19 +16,19 @@ TARGET = CompileTarget("8 pretended chips", jax.devices(), CHIPS["v5e"], False)
 
 @pytest.mark.parametrize(("rules", "tensors"), [("dp", {1}), ("fsdp", {1}), ("fsdp_tp", {1, 2, 4})])
 def test_candidates_divide_chips_and_batch(rules: str, tensors: set[int]):
-    found = list(search.candidates(chips=16, rules=rules, batch_size=48, splittable=True))
-    assert len(found) == len(set(found)) and found
-    for each in found:
+    result = list(search.candidates(chips=16, rules=rules, batch_size=48, splittable=True))
+    assert len(result) == len(set(result)) and result
+    for each in result:
         mesh = each.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor == 16
         assert 48 % (mesh.data * mesh.fsdp * each.accumulate) == 0
-    assert {each.mesh.tensor for each in found} == tensors
-    assert {each.remat for each in found} == set(search.REMAT)
+    assert {each.mesh.tensor for each in result} == tensors
+    assert {each.remat for each in result} == set(search.REMAT)
 
 
 def test_a_loss_of_the_whole_batch_has_no_microbatches():
-    found = search.candidates(chips=8, rules="fsdp", batch_size=64, splittable=False)
-    assert {each.accumulate for each in found} == {1}
+    result = search.candidates(chips=8, rules="fsdp", batch_size=64, splittable=False)
+    assert {each.accumulate for each in result} == {1}
 
 
 def test_every_remat_of_a_config_is_set_and_nothing_else():
@@ -41,9 +41,9 @@ def test_every_remat_of_a_config_is_set_and_nothing_else():
 @pytest.mark.slow
 def test_the_screen_ranks_what_fits_and_says_what_would():
     experiment = tiny.experiment("prior")
-    found = search.screen(experiment, TARGET)
-    assert [each.seconds for each in found] == sorted(each.seconds for each in found)
-    assert all(each.bytes <= CHIPS["v5e"].hbm for each in found)
+    result = search.screen(experiment, TARGET)
+    assert [each.seconds for each in result] == sorted(each.seconds for each in result)
+    assert all(each.bytes <= CHIPS["v5e"].hbm for each in result)
     small = TARGET._replace(chip=dataclasses.replace(CHIPS["v5e"], hbm=1000.0))
     with pytest.raises(UserError, match=r"nothing fits: every mesh of 8 x v5e needs at least .*iB"):
         search.screen(experiment, small)

@@ -28,11 +28,11 @@ LEAST = 8  # characters of a message by which it is looked for
 
 def files(tree: str) -> dict[str, str]:
     """The files of a tree and their contents."""
-    found = {}
+    result = {}
     for line in tree.splitlines()[1:]:
         name, _, content = line.strip().partition(" ")
-        found[name] = content.strip().replace(" ⏎ ", "\n")
-    return found
+        result[name] = content.strip().replace(" ⏎ ", "\n")
+    return result
 
 
 def build(folder: pathlib.Path, tree: str) -> None:
@@ -81,17 +81,17 @@ def test_the_document_names_every_field_and_suffix():
 
 def strings(folder: pathlib.Path) -> list[str]:
     """The texts of a package; of formatted ones all parts, with … between them."""
-    found = []
+    result = []
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [
                     each.value if isinstance(each, ast.Constant) else "…" for each in node.values
                 ]
-                found.append("".join(str(part) for part in parts))
+                result.append("".join(str(part) for part in parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                result.append(node.value)
+    return result
 
 
 STRINGS = strings(ROOT / "unclip_jax")
@@ -114,7 +114,7 @@ def test_every_message_is_one_of_the_code(message: str):
 
 def reasons() -> set[str]:
     """Every reason why `prepare` skips a record, as the code states it."""
-    found = set()
+    result = set()
     modules = [*(ROOT / "unclip_jax" / "preparation").glob("*.py")]
     for path in [*modules, ROOT / "unclip_jax" / "data" / "image_codec.py"]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -133,8 +133,8 @@ def reasons() -> set[str]:
             for value in values:
                 for part in ast.walk(value):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                        found.add(part.value)
-    return {reason for reason in found if len(reason) >= LEAST}
+                        result.add(part.value)
+    return {reason for reason in result if len(reason) >= LEAST}
 
 
 def test_every_reason_is_in_the_document():

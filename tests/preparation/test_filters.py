@@ -180,11 +180,11 @@ FORMS = {
 
 def kept(plan) -> list[int]:
     """Numbers of the examples that can be read; the others are filtered out."""
-    found = outcomes(plan)
-    assert all(isinstance(value, RawExample) or value == FILTERED for value in found.values()), (
-        found
+    result = outcomes(plan)
+    assert all(isinstance(value, RawExample) or value == FILTERED for value in result.values()), (
+        result
     )
-    return [i for i, value in enumerate(found.values()) if isinstance(value, RawExample)]
+    return [i for i, value in enumerate(result.values()) if isinstance(value, RawExample)]
 
 
 @pytest.mark.parametrize("form", FORMS)

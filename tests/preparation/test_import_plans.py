@@ -21,26 +21,26 @@ def listed(*inputs: pathlib.Path, **options) -> FilePlan:
 
 def outcomes(plan: Plan) -> dict[str, RawExample | str]:
     """Everything in a plan: what was read, or why not."""
-    found: dict[str, RawExample | str] = {}
+    result: dict[str, RawExample | str] = {}
     for index in range(len(plan)):
         try:
-            found[plan.key(index)] = plan.read(index)
+            result[plan.key(index)] = plan.read(index)
         except Skip as skip:
-            found[plan.key(index)] = skip.reason
+            result[plan.key(index)] = skip.reason
     plan.close()
-    return found
+    return result
 
 
 def captions(plan: Plan) -> list[tuple[str, bytes | str]]:
     """Key and caption of everything in a plan, or why there is none."""
-    found = []
+    result = []
     for index in range(len(plan)):
         try:
-            found.append((plan.key(index), plan.read(index).caption))
+            result.append((plan.key(index), plan.read(index).caption))
         except Skip as skip:
-            found.append((plan.key(index), skip.reason))
+            result.append((plan.key(index), skip.reason))
     plan.close()
-    return found
+    return result
 
 
 def write(path: pathlib.Path, content: bytes | str) -> None:
@@ -57,17 +57,17 @@ def write(path: pathlib.Path, content: bytes | str) -> None:
 )
 def test_tars_are_read_whatever_packs_them(samples, tmp_path: pathlib.Path, ending: str, mode: str):
     samples.write_tar(tmp_path / f"a.{ending}", samples.pairs(range(5)), mode)
-    found = outcomes(listed(tmp_path / f"a.{ending}"))
+    result = outcomes(listed(tmp_path / f"a.{ending}"))
     want = {f"k{i:04d}": (samples.png(i), f"picture number {i}".encode()) for i in range(5)}
-    assert {key: raw[:2] for key, raw in found.items()} == want
+    assert {key: raw[:2] for key, raw in result.items()} == want
 
 
 def test_members_of_a_sample_may_lie_apart_and_have_paths(samples, tmp_path: pathlib.Path):
     members = [("a/1.png", samples.png(1)), ("b/1.PNG", samples.png(2))]
     members += [("a/1.txt", b"one"), ("b/1.txt", b"two"), ("a/1.cls", b"7")]
     samples.write_tar(tmp_path / "x.tar", members)
-    found = outcomes(listed(tmp_path / "x.tar"))
-    assert found == {
+    result = outcomes(listed(tmp_path / "x.tar"))
+    assert result == {
         "a/1": RawExample(samples.png(1), b"one"),
         "b/1": RawExample(samples.png(2), b"two"),
     }
@@ -105,9 +105,9 @@ def test_a_cut_tar_gives_what_it_holds(samples, tmp_path: pathlib.Path):
     with tarfile.open(path) as tar:
         last = tar.getmember("k0003.png").offset_data
     path.write_bytes(path.read_bytes()[: last + 10])
-    found = outcomes(listed(path))
-    assert [isinstance(found[f"k{i:04d}"], RawExample) for i in range(3)] == [True] * 3
-    assert "truncated tar" in found.values()
+    result = outcomes(listed(path))
+    assert [isinstance(result[f"k{i:04d}"], RawExample) for i in range(3)] == [True] * 3
+    assert "truncated tar" in result.values()
 
 
 def test_a_cut_compressed_tar_gives_what_it_holds(samples, tmp_path: pathlib.Path):
@@ -115,9 +115,9 @@ def test_a_cut_compressed_tar_gives_what_it_holds(samples, tmp_path: pathlib.Pat
     samples.write_tar(tmp_path / "x.tar", samples.pairs(range(400)))
     packed = gzip.compress((tmp_path / "x.tar").read_bytes())
     path.write_bytes(packed[: len(packed) // 2])
-    found = list(outcomes(listed(path)).values())
-    assert sum(isinstance(each, RawExample) for each in found) > 50
-    assert "truncated tar" in found
+    result = list(outcomes(listed(path)).values())
+    assert sum(isinstance(each, RawExample) for each in result) > 50
+    assert "truncated tar" in result
 
 
 def test_members_cannot_reach_outside(samples, tmp_path: pathlib.Path):
@@ -134,11 +134,11 @@ def test_members_cannot_reach_outside(samples, tmp_path: pathlib.Path):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     before = sorted(tmp_path.rglob("*"))
-    found = outcomes(listed(path))
-    assert found.pop("../../up") == RawExample(
+    result = outcomes(listed(path))
+    assert result.pop("../../up") == RawExample(
         samples.png(1), b"up"
     )  # a name, never a path to write to
-    assert list(found.values()) == ["no file but a link or device"] * 3
+    assert list(result.values()) == ["no file but a link or device"] * 3
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -163,8 +163,8 @@ def test_text_files_beside_images(samples, tmp_path: pathlib.Path):
     write(tmp_path / "sub" / "a.txt", "one")
     write(tmp_path / "c.webp", samples.png(3))
     write(tmp_path / ".hidden.png", samples.png(3))
-    found = outcomes(listed(tmp_path))
-    assert found == {
+    result = outcomes(listed(tmp_path))
+    assert result == {
         "b": RawExample(samples.png(2), b"two"),
         "c": "no caption",
         "sub/a": RawExample(samples.png(1), b"one"),
@@ -192,8 +192,8 @@ def test_metadata_fields(samples, tmp_path: pathlib.Path):
         {"file_name": "2.png", "text": 5},
     ]
     write(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    found = outcomes(listed(tmp_path))
-    assert [each[1] if isinstance(each, RawExample) else each for each in found.values()] == [
+    result = outcomes(listed(tmp_path))
+    assert [each[1] if isinstance(each, RawExample) else each for each in result.values()] == [
         ("usual",),
         ("text wins",),
         "no caption",
@@ -250,10 +250,10 @@ def test_an_input_named_twice_is_read_once(samples, tmp_path: pathlib.Path):
 def test_tars_that_reuse_keys(samples, tmp_path: pathlib.Path):
     for name in ("a.tar", "b.tar"):
         samples.write_tar(tmp_path / name, samples.pairs(range(2)))
-    found = outcomes(FilePlan([f"{tmp_path}/*.tar"]))
-    assert list(found.values()).count("duplicate key") == 2
-    found = outcomes(FilePlan([f"{tmp_path}/*.tar"], prefix=True))
-    assert list(found) == ["a.tar/k0000", "a.tar/k0001", "b.tar/k0000", "b.tar/k0001"]
+    result = outcomes(FilePlan([f"{tmp_path}/*.tar"]))
+    assert list(result.values()).count("duplicate key") == 2
+    result = outcomes(FilePlan([f"{tmp_path}/*.tar"], prefix=True))
+    assert list(result) == ["a.tar/k0000", "a.tar/k0001", "b.tar/k0000", "b.tar/k0001"]
 
 
 def test_splits_are_named_before_inputs(samples, tmp_path: pathlib.Path):

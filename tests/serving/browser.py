@@ -111,8 +111,8 @@ class Browser:
     def _port(self):
         for _ in range(300):
             self._log.seek(0)
-            if found := re.search(r"ws://127\.0\.0\.1:(\d+)/", self._log.read()):
-                return int(found[1])
+            if actual := re.search(r"ws://127\.0\.0\.1:(\d+)/", self._log.read()):
+                return int(actual[1])
             time.sleep(0.1)
         raise AssertionError("Chromium did not start")
 

@@ -150,8 +150,8 @@ def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(case):
     renamed = {"z_txt" if name == "z_img" else name: value for name, value in batch.items()}
     key = jax.random.key(0)
     expected = jax.jit(decoder.make(cfg).evaluate)(params, batch, key)
-    found = jax.jit(stage.evaluate)(params, renamed, key)
-    assert found["loss"] == expected["loss"] != found["loss_wrong_z"] == expected["loss_wrong_z"]
+    result = jax.jit(stage.evaluate)(params, renamed, key)
+    assert result["loss"] == expected["loss"] != result["loss_wrong_z"] == expected["loss_wrong_z"]
 
 
 def test_an_unknown_condition_is_rejected(case):
@@ -187,8 +187,8 @@ def test_with_weights_of_zero_it_is_the_decoder_that_it_was(case, inpainter):
     grown = {**params, "unet": {**params["unet"], "stem": {**stem, "kernel": kernel}}}
     key = jax.random.key(0)
     expected = jax.jit(decoder.make(cfg).loss)(params, batch, key)[0]
-    found = jax.jit(decoder.make(wider).loss)(grown, batch, key)[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    result = jax.jit(decoder.make(wider).loss)(grown, batch, key)[0]
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 def test_it_learns_from_what_is_known(inpainter):

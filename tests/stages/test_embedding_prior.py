@@ -300,8 +300,8 @@ def test_the_loss_of_a_regression_is_its_mean_squared_error(method):
     guess = embedding_prior.sample(cfg, params, x, keys=jax.random.split(jax.random.key(0), N))
     error = (np.asarray(guess) - batch["y"]) / batch["y"].std(axis=0)
     stage = embedding_prior.make(cfg)
-    found = stage.evaluate(params, on_device(batch), jax.random.key(0))["loss"]
-    assert float(found) == pytest.approx(np.mean(error**2), rel=1e-4)
+    result = stage.evaluate(params, on_device(batch), jax.random.key(0))["loss"]
+    assert float(result) == pytest.approx(np.mean(error**2), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["mlp", "ridge"])

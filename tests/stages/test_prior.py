@@ -178,10 +178,10 @@ def test_the_power_of_eps_of_a_prior_that_says_nothing_is_a_closed_form(case, mo
     stubs.replace(monkeypatch, prior, lambda x_t, t: jnp.zeros_like(x_t))
     many = jax.tree.map(lambda x: jnp.repeat(x, 200, axis=0), batch)
     steps = np.array([0, 400, 999])
-    found = prior.eps_power(cfg, {}, many, timesteps=steps, key=jax.random.key(0))
+    result = prior.eps_power(cfg, {}, many, timesteps=steps, key=jax.random.key(0))
     alpha_bar = cfg.diffusion.chain().alpha_bar[steps]
     expected = 1 + alpha_bar / (1 - alpha_bar) * cfg.scale**2 / cfg.model.embed_dim
-    np.testing.assert_allclose(found, expected, rtol=0.03)  # 1,200 x 32 draws of the noise
+    np.testing.assert_allclose(result, expected, rtol=0.03)  # 1,200 x 32 draws of the noise
 
 
 def test_standardisation_is_by_mean_and_deviation_of_the_training_data():

@@ -184,27 +184,27 @@ def test_embeddings_have_norm_one_and_the_best_candidate_is_kept(case, draw):
 
 def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(case):
     cfg, params, batch = case
-    found = jax.jit(prior_ar.make(cfg).evaluate)(params, batch, jax.random.key(0))
-    runs = {name: value for name, value in found.items() if name.startswith("loss_")}
+    result = jax.jit(prior_ar.make(cfg).evaluate)(params, batch, jax.random.key(0))
+    runs = {name: value for name, value in result.items() if name.startswith("loss_")}
     assert list(runs)[:2] == ["loss_000_001", "loss_002_003"] and len(runs) == 8
-    np.testing.assert_allclose(np.mean(list(runs.values())), found["loss"], rtol=1e-5)
+    np.testing.assert_allclose(np.mean(list(runs.values())), result["loss"], rtol=1e-5)
     z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
-    np.testing.assert_allclose(found["cosine_data"], np.mean(np.sum(z_img * z_txt, -1)), rtol=1e-5)
+    np.testing.assert_allclose(result["cosine_data"], np.mean(np.sum(z_img * z_txt, -1)), rtol=1e-5)
     keys = rng.per_example(rng.fold(jax.random.key(0), "health"), jnp.arange(SIZE))
     drawn = jax.jit(lambda p, keys: prior_ar.sample(cfg, p, **text(batch), keys=keys))(params, keys)
-    assert float(found["drawn_cosine_image"]) == pytest.approx(
+    assert float(result["drawn_cosine_image"]) == pytest.approx(
         float(np.mean(np.sum(drawn * z_img, -1))), abs=1e-4
     )
     others = np.asarray(z_img)[[-1, *range(SIZE - 1)]]
-    assert float(found["drawn_cosine_unrelated"]) == pytest.approx(
+    assert float(result["drawn_cosine_unrelated"]) == pytest.approx(
         float(np.mean(np.sum(drawn * others, -1))), abs=1e-4
     )
     gap = np.mean(np.sum((drawn - z_img) * z_txt, -1))
-    assert float(found["baseline_gap"]) == pytest.approx(float(gap), abs=1e-4)
+    assert float(result["baseline_gap"]) == pytest.approx(float(gap), abs=1e-4)
     values = np.float64(params["codec"]["eigenvalues"])
     want = values[:16].sum() / values.sum()
-    np.testing.assert_allclose(found["explained_variance"], want, rtol=1e-5)
-    assert 0 < found["codec_error"] < 0.5
+    np.testing.assert_allclose(result["explained_variance"], want, rtol=1e-5)
+    assert 0 < result["codec_error"] < 0.5
 
 
 def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(case):
@@ -234,8 +234,8 @@ def test_what_the_layout_splits_and_what_every_device_holds(case):
     """Golden shardings, by hand: Megatron's pairs over "tensor", the residual width over "fsdp"."""
     boxed = jax.eval_shape(prior_ar.make(case[0]).init, jax.random.key(0))
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
-    found = place.describe(place.shardings(boxed, mesh, rules="fsdp_tp"))
-    network = {path.removeprefix("network/"): text for path, text in found.items()}
+    result = place.describe(place.shardings(boxed, mesh, rules="fsdp_tp"))
+    network = {path.removeprefix("network/"): text for path, text in result.items()}
     attention = "latents/blocks/attention"
     for name in ("q", "k", "v", "text_k", "text_v"):
         assert network[f"{attention}/{name}/kernel"] == "-, fsdp, tensor"
@@ -245,7 +245,7 @@ def test_what_the_layout_splits_and_what_every_device_holds(case):
     assert network["codes"] == network["dots"] == "tensor, fsdp"
     assert network["positions"] == network["z_txt_in/kernel"] == "-, fsdp"
     assert network["out/kernel"] == "fsdp, -"
-    assert not any("fsdp" in text for path, text in found.items() if path.startswith("codec/"))
+    assert not any("fsdp" in text for path, text in result.items() if path.startswith("codec/"))
 
 
 def test_fitted_parameters_must_be_the_stage_s(case):

@@ -56,8 +56,8 @@ def test_logits_are_products_with_the_table_of_tokens(family, scale):
     model = dataclasses.replace(ENCODER.model.model, family=family, width=16)
     x, table = np.random.default_rng(0).normal(size=(2, 6, 16)).astype(np.float32)
     cfg = dataclasses.replace(ENCODER.model, model=model)
-    found = text_encoder._logits(cfg, {"tokens": jnp.asarray(table)}, jnp.asarray(x)[None])
-    np.testing.assert_allclose(found[0], scale * x @ table.T, rtol=1e-4, atol=1e-5)
+    result = text_encoder._logits(cfg, {"tokens": jnp.asarray(table)}, jnp.asarray(x)[None])
+    np.testing.assert_allclose(result[0], scale * x @ table.T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "ids"), [("t5", [1, 0, 0, 0]), ("bert", [5, 1, 0, 0])])

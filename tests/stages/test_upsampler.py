@@ -105,10 +105,10 @@ def test_evaluation_measures_the_consistency_of_samples(case, monkeypatch):
     drawn = upsampler.sample
     tinted = lambda *args, **kwargs: drawn(*args, **kwargs) + 5 / 127.5  # noqa: E731
     monkeypatch.setattr(upsampler, "sample", tinted)
-    found = evaluate({}, batch, jax.random.key(0))
-    np.testing.assert_allclose(found["low_res_error"], 5.0, rtol=1e-4)
-    np.testing.assert_allclose(found["colour_shift"], 5.0, rtol=1e-4)
-    assert found["loss"] == perfect["loss"]
+    result = evaluate({}, batch, jax.random.key(0))
+    np.testing.assert_allclose(result["low_res_error"], 5.0, rtol=1e-4)
+    np.testing.assert_allclose(result["colour_shift"], 5.0, rtol=1e-4)
+    assert result["loss"] == perfect["loss"]
 
 
 @pytest.fixture

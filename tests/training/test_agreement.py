@@ -39,10 +39,10 @@ def test_processes_train_as_one_stop_together_and_one_process_goes_on(
     assert "error" not in ended[0][2].lower(), ended[0][2]
 
     for index in range(count):
-        found = json.loads((tmp_path / f"process_{index}.json").read_text())
-        assert (found["count"], found["devices"]) == (count, 8)
-        assert found["everyone"] == [{"index": i, "text": "é" * i} for i in range(count)]
-        assert found["rejection"] == (
+        result = json.loads((tmp_path / f"process_{index}.json").read_text())
+        assert (result["count"], result["devices"]) == (count, 8)
+        assert result["everyone"] == [{"index": i, "text": "é" * i} for i in range(count)]
+        assert result["rejection"] == (
             "the processes were not started alike: config.train.steps is 10 in process 0 and 11 in "
             "process 1. Start all of them with the same code and command."
         )

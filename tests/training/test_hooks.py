@@ -165,14 +165,14 @@ def test_a_window_without_a_finite_value_has_no_mean(tmp_path: pathlib.Path):
 def test_times_of_a_window_go_to_the_comparison_of_hosts(tmp_path, monkeypatch):
     times = iter([10.0, 12.0, 13.0, 20.0])
     clock = types.SimpleNamespace(perf_counter=lambda: next(times))
-    log, found = writer(tmp_path), []
+    log, result = writer(tmp_path), []
     monkeypatch.setattr(hooks, "time", clock)
-    log._hosts = lambda step, own: (found.append((step, *own)), {"host_seconds_max": 7.0})[1]
+    log._hosts = lambda step, own: (result.append((step, *own)), {"host_seconds_max": 7.0})[1]
     for step in range(1, 5):
         base = done(step)
         log(StepDone(step, {**base.metrics, "data_seconds": step, "device_seconds": 0.5}, {}))
     log.close()
-    assert found == [(2, 2.0, 1.5, 0.5), (4, 4.0, 3.5, 0.5)]
+    assert result == [(2, 2.0, 1.5, 0.5), (4, 4.0, 3.5, 0.5)]
     assert [record["host_seconds_max"] for record in records(tmp_path)] == [7.0, 7.0]
 
 

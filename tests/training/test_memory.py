@@ -186,8 +186,8 @@ def test_activation_estimate_is_close_to_the_compilers():
 
 def devices(monkeypatch, *stats, platform="gpu"):
     """Puts devices with these memory statistics in the place of those of this process."""
-    found = [types.SimpleNamespace(platform=platform, memory_stats=lambda s=s: s) for s in stats]
-    monkeypatch.setattr(Mesh, "local_devices", property(lambda mesh: found))
+    result = [types.SimpleNamespace(platform=platform, memory_stats=lambda s=s: s) for s in stats]
+    monkeypatch.setattr(Mesh, "local_devices", property(lambda mesh: result))
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_needs_add_up_and_xla_may_need_seven_tenths_of_the_activations():
 )
 def test_advice_for_what_does_not_fit_into_100_bytes(state, gradients, copies, advice):
     needs = memory.Needs(state, gradients, 50)
-    found = memory._advice(needs, 100, make_mesh(MeshConfig()), copies)
-    assert re.search(advice, found) and found.endswith(".")
+    result = memory._advice(needs, 100, make_mesh(MeshConfig()), copies)
+    assert re.search(advice, result) and result.endswith(".")
     twice = memory._advice(memory.Needs(300, 1, 0), 100, make_mesh(MeshConfig(fsdp=2)), copies)
     assert "fsdp=8 or more" in twice  # four times as many as now
 

@@ -77,12 +77,12 @@ def test_a_gradient_of_zero_moves_nothing():
 
 
 def test_sam_on_a_quadratic_is_the_closed_form():
-    found, metrics = run(sam.whole_batch(RHO))
+    result, metrics = run(sam.whole_batch(RHO))
     matrix, vector = by_hand(**batch())
     start = flat(params())
     up = matrix @ start - vector
     moved = start + RHO * up / np.linalg.norm(up)
-    np.testing.assert_allclose(flat(found), matrix @ moved - vector, rtol=1e-5)
+    np.testing.assert_allclose(flat(result), matrix @ moved - vector, rtol=1e-5)
 
     def value(at):
         error = np.append(batch()["x"], np.ones((32, 1)), axis=1) @ at - batch()["y"]
@@ -94,19 +94,19 @@ def test_sam_on_a_quadratic_is_the_closed_form():
 
 @pytest.mark.parametrize(("config", "examples"), [(FLAT, 1), (FLAT, 4), (DEEP, 4)])
 def test_sam_per_replica_is_the_mean_of_closed_forms(config: MeshConfig, examples: int):
-    found, metrics = run(sam.per_replica(RHO, examples=examples, mesh=make_mesh(config)))
+    result, metrics = run(sam.per_replica(RHO, examples=examples, mesh=make_mesh(config)))
     start, total = flat(params()), np.zeros(4)
     data = batch()
     for first in range(0, 32, examples):
         matrix, vector = by_hand(*(data[name][first : first + examples] for name in ("x", "y")))
         up = matrix @ start - vector
         total += matrix @ (start + RHO * up / np.linalg.norm(up)) - vector
-    np.testing.assert_allclose(flat(found), total / (32 / examples), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flat(result), total / (32 / examples), rtol=1e-5, atol=1e-6)
     plain, expected = gradients(square, params(), data, KEY)
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["error"], expected["error"], rtol=1e-4)
     assert metrics["sharpness"] > 0
-    assert np.abs(flat(found) - flat(plain)).max() > 0.01
+    assert np.abs(flat(result) - flat(plain)).max() > 0.01
 
 
 def test_one_replica_is_the_whole_batch():
@@ -120,8 +120,8 @@ def test_sam_without_perturbation_is_the_plain_gradient():
     plain, expected = gradients(square, params(), batch(), KEY)
     per_replica = sam.per_replica(0.0, examples=2, mesh=make_mesh(MeshConfig()))
     for gradient in (sam.whole_batch(0.0), per_replica):
-        found, metrics = run(gradient)
-        np.testing.assert_allclose(flat(found), flat(plain), rtol=1e-5)
+        result, metrics = run(gradient)
+        np.testing.assert_allclose(flat(result), flat(plain), rtol=1e-5)
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
         assert metrics["sharpness"] == 0
 
@@ -165,8 +165,8 @@ def test_both_passes_see_the_same_noise(count: int):
         matrix, vector = by_hand(part["x"], y)
         up = matrix @ flat(params()) - vector
         total += matrix @ (flat(params()) + RHO * up / np.linalg.norm(up)) - vector
-    found, _ = run(replicas, loss=own)
-    np.testing.assert_allclose(flat(found), total / count, rtol=1e-4, atol=1e-6)
+    result, _ = run(replicas, loss=own)
+    np.testing.assert_allclose(flat(result), total / count, rtol=1e-4, atol=1e-6)
 
 
 def test_both_passes_over_the_whole_batch_see_the_same_noise():
@@ -174,8 +174,8 @@ def test_both_passes_over_the_whole_batch_see_the_same_noise():
     matrix, vector = by_hand(batch()["x"], y)
     up = matrix @ flat(params()) - vector
     wanted = matrix @ (flat(params()) + RHO * up / np.linalg.norm(up)) - vector
-    found, _ = run(sam.whole_batch(RHO), loss=noisy)
-    np.testing.assert_allclose(flat(found), wanted, rtol=1e-4, atol=1e-6)
+    result, _ = run(sam.whole_batch(RHO), loss=noisy)
+    np.testing.assert_allclose(flat(result), wanted, rtol=1e-4, atol=1e-6)
 
 
 # A contrastive loss: replicas see each other's embeddings.
@@ -234,11 +234,11 @@ def by_definition(own, data, examples: int):
 
 def test_the_shares_of_a_contrastive_loss_make_the_whole():
     gradient = sam.per_replica(0.0, examples=2, mesh=make_mesh(DEEP))
-    found, metrics = run(gradient, contrast_share, towers(), pairs())
+    result, metrics = run(gradient, contrast_share, towers(), pairs())
     plain, expected = gradients(contrast, towers(), pairs(), KEY)
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
     for name, value in plain.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result[name], value, rtol=1e-4, atol=1e-6)
 
 
 @LAYOUTS
@@ -249,11 +249,11 @@ def test_contrastive_replicas_are_perturbed_as_defined(config: MeshConfig):
     moved = [sam.perturbed(towers(), g, rho=RHO) for g in up]
     want = jax.tree.map(lambda *parts: sum(parts), *slope(moved))
     gradient = sam.per_replica(RHO, examples=examples, mesh=make_mesh(config))
-    found, _ = run(gradient, contrast_share, towers(), data)
+    result, _ = run(gradient, contrast_share, towers(), data)
     whole, _ = run(sam.whole_batch(RHO), contrast, towers(), data)
     for name, value in want.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-6)
-    assert np.abs(found["image"] - whole["image"]).max() > 1e-3
+        np.testing.assert_allclose(result[name], value, rtol=2e-4, atol=1e-6)
+    assert np.abs(result["image"] - whole["image"]).max() > 1e-3
 
 
 # One replica, or one microbatch, at a time.
@@ -290,9 +290,9 @@ def test_replicas_one_at_a_time_have_the_gradient_of_all_at_once(config: MeshCon
     direct = sam.per_replica(RHO, examples=examples, mesh=mesh)
     expected, facts = run(direct, PAIRWISE.replica_loss(AXES), towers(), data)
     cached = embedding_cache.sam_per_replica(PAIRWISE, RHO, examples=examples, mesh=mesh)
-    found, metrics = run(cached, contrast, towers(), data)
+    result, metrics = run(cached, contrast, towers(), data)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-6)
+        np.testing.assert_allclose(result[name], value, rtol=2e-4, atol=1e-6)
     for name in ("loss", "sharpness", "top1"):
         np.testing.assert_allclose(metrics[name], facts[name], rtol=1e-3, atol=1e-6)
 
@@ -304,14 +304,14 @@ def test_replicas_one_at_a_time_are_perturbed_as_defined():
     want = jax.tree.map(lambda *parts: sum(parts), *slope(moved))
     still = PairwiseLoss(lambda p, b, k: Embedded(*embedded(p, b)), shares)
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:2])
-    found, _ = run(
+    result, _ = run(
         embedding_cache.sam_per_replica(still, RHO, examples=examples, mesh=mesh),
         contrast,
         towers(),
         data,
     )
     for name, value in want.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-6)
+        np.testing.assert_allclose(result[name], value, rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 8])
@@ -328,12 +328,12 @@ def test_microbatches_share_one_contrastive_loss(parts: int):
         return contrastive(*sides, scale=out[0].scale).loss
 
     value, expected = jax.jit(jax.value_and_grad(whole))(towers())
-    found, metrics = run(
+    result, metrics = run(
         embedding_cache.accumulated(PAIRWISE, parts=parts), contrast, towers(), data
     )
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     for name, slope in expected.items():
-        np.testing.assert_allclose(found[name], slope, rtol=2e-4, atol=1e-6)
+        np.testing.assert_allclose(result[name], slope, rtol=2e-4, atol=1e-6)
 
 
 # As an option of a run.

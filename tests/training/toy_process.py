@@ -44,13 +44,13 @@ def main(folder: pathlib.Path) -> None:
     process_flags.add(parser)
     process_flags.start(parser.parse_args([]))
     index = jax.process_index()
-    found = {"count": jax.process_count(), "devices": jax.device_count()}
-    found["everyone"] = gather({"index": index, "text": "é" * index})
+    result = {"count": jax.process_count(), "devices": jax.device_count()}
+    result["everyone"] = gather({"index": index, "text": "é" * index})
     try:
         check_same({"config": {"train": {"steps": 10 + index}}, "code": "same"})
     except UserError as error:
-        found["rejection"] = str(error)
-    (folder / f"process_{index}.json").write_text(json.dumps(found))
+        result["rejection"] = str(error)
+    (folder / f"process_{index}.json").write_text(json.dumps(result))
     mesh = MeshConfig(data=2, fsdp=4)
     toy.run(folder / "run", train_data=Part(folder), mesh=mesh, rules="fsdp", log_every=1)
 
