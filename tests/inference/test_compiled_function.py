@@ -1,12 +1,13 @@
 """Functions that are compiled once for all values of guidance and eta."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import guidance
-from unclip_jax.inference.compiled_function import CompiledFunction
+from unclip_jax.inference.compiled_function import CompiledFunction, low_memory_options
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.parallel.mesh import sampling_mesh
 
@@ -94,3 +95,20 @@ def test_keys_are_data(counted):
     )
     first, second = (draw(jax.random.split(jax.random.key(seed), 2)) for seed in (0, 1))
     assert not np.array_equal(first, second) and counted.reports == [True, False]
+
+
+def test_the_layers_of_a_network_are_not_converted_to_float32_together():
+    layers = jax.ShapeDtypeStruct((32, 256, 256), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((8, 256), jnp.bfloat16)
+
+    def network(layers, x):
+        return jax.lax.scan(lambda x, layer: (x @ layer, None), x, layers)[0]
+
+    def scratch(options):
+        program = jax.jit(network, compiler_options=options).lower(layers, x).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    together = 4 * layers.size
+    assert scratch(low_memory_options()) < together / 8
+    if jax.default_backend() == "cpu":  # else there is nothing to prevent
+        assert scratch({}) >= together

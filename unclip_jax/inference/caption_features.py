@@ -19,6 +19,7 @@ from unclip_jax.data import sources
 from unclip_jax.data.dataset import FeatureKeys, Source, content_digest, without_image
 from unclip_jax.data.text_features import TextFeatureFolder
 from unclip_jax.handoff import load as handoff
+from unclip_jax.inference.compiled_function import low_memory_options
 from unclip_jax.inference.dataset_embedding import complete_together
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
@@ -76,7 +77,8 @@ def embed_captions(
     run = jax.jit(
         lambda params, tokens, mask: (
             text_encoder.encode(cfg, params, TokenIds(tokens, mask)).sequence
-        )
+        ),
+        compiler_options=low_memory_options(),
     )
     rows = [(source, i) for source in opened.values() for i in range(0, len(source), SHARD)]
     first, step = share[0] * jax.process_count() + jax.process_index(), share[1]

@@ -16,6 +16,7 @@ from unclip_jax.core.picture import to_uint8
 from unclip_jax.core.types import Embedding, Keys, Params
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Captions, PlannedStage, plan
+from unclip_jax.inference.compiled_function import low_memory_options
 from unclip_jax.inference.load import CascadeFiles
 from unclip_jax.inference.text_to_image import SampleOptions
 
@@ -87,7 +88,8 @@ def _run(
             files.cascade, params, step, inputs, captions, keys, options=options
         )
 
-    params, compiled, name = files.readers[step.stage.name](), jax.jit(run), step.stage.name
+    name = step.stage.name
+    params, compiled = files.readers[name](), jax.jit(run, compiler_options=low_memory_options())
     outputs = []
     for batch, before in zip(batches, values, strict=True):
         inputs = {value: before[value] for value in step.inputs.values()}
