@@ -104,7 +104,8 @@ def karlo() -> ConfigDict:
 
 def shapes_noised() -> ConfigDict:
     # To guide the decoder of shapes: on its chain, at its size. --workdir=runs/shapes/guide, since
-    # the cascade's embeddings are those of the clean CLIP.
+    # the cascade's embeddings are those of the clean CLIP. Expect retrieval@1 of 256 pairs of 0.81
+    # without noise, 0.70, 0.38 and 0.10 at timesteps 250, 500 and 750.
     config = shapes()
     config.size = "shapes_noised"
     net = config.model.model
