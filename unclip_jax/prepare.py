@@ -33,8 +33,8 @@ from unclip_jax.preparation.shard_writer import ImportConfig
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    description, *_ = (__doc__ or "").split("\n\n")
-    epilog = (__doc__ or "").removeprefix(description)
+    _, _, epilog = (__doc__ or "").partition("\n\n")
+    description = "Turn captioned images into the sharded data set that training reads."
     parser = Parser("prepare", description=description, epilog=epilog)
     add = parser.add_argument
     add(
