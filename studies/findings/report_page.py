@@ -119,7 +119,7 @@ def _protocol(report: Mapping[str, Any], models: str) -> str:
     ]
     command = f"```bash\n{facts['command']}\n```\n"
     note = f"\n{_fill(facts['note'])}\n" if facts["note"] else ""
-    baseline_table = table(("baseline", "what it is", "steps", "minutes"), rows)
+    baseline_table = table(("baseline", "what it is", "steps", "minutes"), rows) if rows else ""
     return f"{command}\n{_fill(text)}\n{note}\n{baseline_table}"
 
 

@@ -148,6 +148,7 @@ def test_the_page_has_its_own_introduction_and_the_rules_of_verdicts():
     assert text.startswith("# Tests of Imagen's claims") and "Each claim is about" in text
     assert "base model was trained for 9 steps" in text and "own decoder" not in text
     assert "gain: 0.50 [0.40, 0.60] | agrees |" in text
+    assert "| baseline |" not in text  # no upsampler has been trained
     assert "Not measured yet: Dynamic thresholding (`thresholds`)" in text
 
 
