@@ -1,17 +1,14 @@
 """Trains missing baselines, measures missing findings, writes the report; see the package."""
 
-import datetime
-import json
 import pathlib
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from benchmarks import markdown_page
-from studies import provenance, statistics
+from studies import claims, provenance, study_config
 from studies.findings import (
     baseline_runs,
     binding,
@@ -53,20 +50,8 @@ def main(argv: Sequence[str]) -> None:
     harness = Harness(config)
     protocol_folder.claim(config.results, protocol_of(harness), first=True)
     names = config.only or ORDER  # in order of the training that they need
-    for number, name in enumerate(names, 1):
-        path = config.result_file(name)
-        if path.is_file():
-            sys.stderr.write(f"{name}: measured already\n")
-            continue
-        sys.stderr.write(f"\n{name} ({number} of {len(names)})\n")
-        finding = measure(FINDINGS[name], harness)
-        protocol_folder.write(path, json.dumps(finding, indent=1) + "\n")
-        report_page.write(config.out, report(config, argv), FINDINGS)
-    final = report(config, argv)
-    report_page.write(config.out, final, FINDINGS)
-    for name, finding in final["findings"].items():
-        sys.stdout.write(f"{FINDINGS[name].TITLE}: {finding['verdict']}\n")
-    sys.stdout.write(f"wrote {config.out}\n")
+    write = lambda: report(config, argv)  # noqa: E731
+    claims.measure_missing(FINDINGS, names, harness, write=write)
 
 
 def parse(argv: Sequence[str]) -> FindingsConfig:
@@ -90,7 +75,7 @@ def parse(argv: Sequence[str]) -> FindingsConfig:
         only=only,
         overrides=tuple(overrides),
         **training_steps(args),
-        **{name: getattr(args, name) for name in ("split", "num", "images", "seed", "note")},
+        **study_config.flag_values(args),
     )
     for name in ("decoder_steps", "prior_steps", "prior_ar_steps"):
         positive(f"--{name.replace('_', '-')}", getattr(config, name))
@@ -114,14 +99,10 @@ def parser() -> Parser:
     add("--work", type=pathlib.Path, help="folder of baselines and results [MODELS_findings]")
     add("--out", type=pathlib.Path, help="report [WORK/findings.md]")
     add("--only", help=f"comma-separated: {', '.join(FINDINGS)}")
-    add("--split", default="validation", help="split of the data set")
-    add("--num", type=int, default=100, help="number of captions")
-    add("--images", type=int, default=2, help="images per caption")
     add("--decoder-steps", type=int, help="steps of decoders to train [the models']")
     add("--prior-steps", type=int, help="steps of priors to train [the models']")
     add("--prior-ar-steps", type=int, help="steps of prior_ar [the models', or --prior-steps]")
-    add("--seed", type=int, default=0, help="random seed")
-    add("--note", default="", help="remark for the report, such as on the minutes")
+    study_config.add_flags(parser)
     return parser
 
 
@@ -148,37 +129,24 @@ def protocol_of(harness: Harness) -> dict[str, Any]:
     return {
         **{name: getattr(config, name) for name in names},
         **{stage: params_id(params[stage])[:16] for stage in ("clip", "prior", "decoder")},
-        "data": str(config.data),
+        "data": config.data_digests(),
         "changes": list(config.overrides),
     }
 
 
-def measure(module: ModuleType, harness: Harness) -> dict[str, Any]:
-    """Measures a finding; JSON-ready, with its date and its minutes without training."""
-    work = harness.config.work
-    trained_before = sum(baseline_runs.minutes(work).values())
-    started = time.monotonic()
-    finding = module.measure(harness)
-    trained = sum(baseline_runs.minutes(work).values()) - trained_before
-    finding["minutes"] = (time.monotonic() - started) / 60 - trained
-    finding["date"] = datetime.date.today().isoformat()
-    return statistics.as_json(finding)
-
-
 def report(config: FindingsConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """Returns all results so far; JSON-ready."""
+    """Writes the page of all results so far, and returns them; JSON-ready."""
     stages = find_stages(config.models, required=REQUIRED)
     facts = {
         "command": f"python -m studies.findings {shlex.join(argv)}",
         **provenance.environment(),
-        **{name: getattr(config, name) for name in ("split", "num", "images", "seed", "note")},
+        **config.facts(),
         "lengths": {name: load.read_manifest(stages[name]).step for name in ("decoder", "prior")},
     }
-    paths = {name: config.result_file(name) for name in FINDINGS}
-    findings = {name: json.loads(p.read_text()) for name, p in paths.items() if p.is_file()}
-    for finding in findings.values():
-        finding["verdict"] = statistics.verdict_of(finding)
-    return {"facts": facts, "baselines": baseline_runs.facts(config), "findings": findings}
+    baselines, results = baseline_runs.facts(config), claims.read(FINDINGS, config)
+    content = {"facts": facts, "baselines": baselines, "findings": results}
+    report_page.write(config.out, content, FINDINGS)
+    return content
 
 
 if __name__ == "__main__":

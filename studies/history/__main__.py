@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import markdown_page
-from studies import evaluation_set, provenance, scoring, statistics, training_runs
+from studies import (
+    evaluation_set,
+    provenance,
+    scoring,
+    statistics,
+    study_config,
+    training_runs,
+)
 from studies.evaluation_set import BATCH, EvaluationSet
 from studies.history import history_page, measurement, training
 from studies.history.config import HistoryConfig
@@ -53,7 +60,7 @@ def measured(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Returns the row and the images of a system, from disk if it was measured before."""
     name = system.name.lower().replace(",", "").replace(" ", "_")
-    path, arrays = config.result(name), config.result(name).with_suffix(".npy")
+    path, arrays = config.result_file(name), config.result_file(name).with_suffix(".npy")
     if path.is_file() and arrays.is_file():
         sys.stderr.write(f"{system.name}: measured already\n")
         return json.loads(path.read_text()), np.load(arrays)
@@ -81,8 +88,8 @@ def parse(argv: Sequence[str]) -> HistoryConfig:
         out=args.out or work / "history.md",
         size=exports.read_manifest(stages["dalle"]).size,
         overrides=tuple(overrides),
-        **{name: getattr(args, name) for name in ("split", "num", "images", "rows", "seed")},
-        note=args.note,
+        rows=args.rows,
+        **study_config.flag_values(args),
     )
     config.work.mkdir(parents=True, exist_ok=True)
     markdown_page.check_path(config.out)
@@ -104,12 +111,8 @@ def parser() -> Parser:
     add("--data", type=pathlib.Path, help="prepared shapes [MODELS/data]")
     add("--work", type=pathlib.Path, help="folder of other stages and results [MODELS_history]")
     add("--out", type=pathlib.Path, help="page [WORK/history.md]")
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=100, help="captions")
-    add("--images", type=int, default=2, help="images per caption")
-    add("--rows", type=int, default=8, help="captions whose images the page shows")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--note", default="", help="for the page")
+    add("--rows", type=int, default=8, help="number of captions whose images the page shows")
+    study_config.add_flags(parser)
     return parser
 
 
@@ -119,7 +122,7 @@ def protocol_of(config: HistoryConfig) -> dict[str, Any]:
     return {
         **{name: getattr(config, name) for name in names},
         **{name: exports.content_digest(config.models / name / "export")[:16] for name in REQUIRED},
-        "data": str(config.data),
+        "data": config.data_digests(),
         "changes": list(config.overrides),
     }
 
@@ -128,11 +131,10 @@ def report(
     config: HistoryConfig, argv: Sequence[str], rows: list[dict[str, Any]], *, side: int
 ) -> dict[str, Any]:
     """Returns all results so far; JSON-ready."""
-    names = ("split", "num", "images", "seed", "note")
     facts = {
         "command": f"python -m studies.history {shlex.join(argv)}",
         **provenance.environment(),
-        **{name: getattr(config, name) for name in names},
+        **config.facts(),
         "side": side,
         "missing": [s.name for s in SYSTEMS if s.name not in [row["name"] for row in rows]],
     }

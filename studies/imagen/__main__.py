@@ -1,17 +1,14 @@
 """Trains missing upsamplers, measures missing findings, writes the report; see the package."""
 
-import datetime
-import json
 import pathlib
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from benchmarks import markdown_page
-from studies import provenance, statistics, training_runs
+from studies import claims, provenance, study_config
 from studies.findings import report_page
 from studies.imagen import (
     against_unclip,
@@ -53,20 +50,8 @@ def main(argv: Sequence[str]) -> None:
     compilation_cache.use()
     harness = Harness(config)
     protocol_folder.claim(config.work, protocol_of(config), first=True)
-    names = config.only or tuple(FINDINGS)
-    for number, name in enumerate(names, 1):
-        path = config.result_file(name)
-        if path.is_file():
-            sys.stderr.write(f"{name}: measured already\n")
-            continue
-        sys.stderr.write(f"\n{name} ({number} of {len(names)})\n")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        finding = measure(FINDINGS[name], harness)
-        protocol_folder.write(path, json.dumps(finding, indent=1) + "\n")
-        write(config, argv)
-    for name, finding in write(config, argv)["findings"].items():
-        sys.stdout.write(f"{FINDINGS[name].TITLE}: {finding['verdict']}\n")
-    sys.stdout.write(f"wrote {config.out}\n")
+    write = lambda: report(config, argv)  # noqa: E731
+    claims.measure_missing(FINDINGS, config.only or tuple(FINDINGS), harness, write=write)
 
 
 def parse(argv: Sequence[str]) -> ImagenStudyConfig:
@@ -91,8 +76,8 @@ def parse(argv: Sequence[str]) -> ImagenStudyConfig:
         size=exports.read_manifest(stages["imagen_base"]).size,
         only=only,
         overrides=tuple(overrides),
-        **{name: getattr(args, name) for name in ("steps", "split", "num", "images", "seed")},
-        note=args.note,
+        steps=args.steps,
+        **study_config.flag_values(args),
     )
     config.work.mkdir(parents=True, exist_ok=True)
     markdown_page.check_path(config.out)
@@ -115,11 +100,7 @@ def parser() -> Parser:
     add("--out", type=pathlib.Path, help="report [WORK/imagen_findings.md]")
     add("--only", help=f"comma-separated: {', '.join(FINDINGS)}")
     add("--steps", type=int, help="of every upsampler to train [the experiment's]")
-    add("--split", default="validation", help="of the data set")
-    add("--num", type=int, default=100, help="captions")
-    add("--images", type=int, default=2, help="images per caption")
-    add("--seed", type=int, default=0, help="of all random numbers")
-    add("--note", default="", help="for the report")
+    study_config.add_flags(parser)
     return parser
 
 
@@ -133,42 +114,24 @@ def protocol_of(config: ImagenStudyConfig) -> dict[str, Any]:
             for run, (folder, stages) in runs.items()
             for stage in stages
         },
-        "data": str(config.data),
+        "data": config.data_digests(),
         "changes": list(config.overrides),
     }
 
 
-def measure(module: ModuleType, harness: Harness) -> dict[str, Any]:
-    """Measures a finding; JSON-ready, with its date and its minutes without training."""
-    work = harness.config.work
-    trained_before = sum(training_runs.minutes(work).values())
-    started = time.monotonic()
-    finding = module.measure(harness)
-    trained = sum(training_runs.minutes(work).values()) - trained_before
-    finding["minutes"] = (time.monotonic() - started) / 60 - trained
-    finding["date"] = datetime.date.today().isoformat()
-    return statistics.as_json(finding)
-
-
-def write(config: ImagenStudyConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """Writes the report of all results so far, and returns it; JSON-ready."""
-    names = ("split", "num", "images", "seed", "note")
-    steps = exports.read_manifest(config.models / "imagen_base" / "export").step
+def report(config: ImagenStudyConfig, argv: Sequence[str]) -> dict[str, Any]:
+    """Writes the page of all results so far, and returns them; JSON-ready."""
     facts = {
         "command": f"python -m studies.imagen {shlex.join(argv)}",
         **provenance.environment(),
-        **{name: getattr(config, name) for name in names},
-        "steps": steps,
+        **config.facts(),
+        "steps": exports.read_manifest(config.models / "imagen_base" / "export").step,
     }
-    paths = {name: config.result_file(name) for name in FINDINGS}
-    findings = {name: json.loads(p.read_text()) for name, p in paths.items() if p.is_file()}
-    for finding in findings.values():
-        finding["verdict"] = statistics.verdict_of(finding)
-    report = {"facts": facts, "baselines": upsampler_runs.facts(config), "findings": findings}
-    report_page.write(
-        config.out, report, FINDINGS, introduction=INTRODUCTION, describe=models_and_sizes
-    )
-    return report
+    baselines, results = upsampler_runs.facts(config), claims.read(FINDINGS, config)
+    content = {"facts": facts, "baselines": baselines, "findings": results}
+    options = {"introduction": INTRODUCTION, "describe": models_and_sizes}
+    report_page.write(config.out, content, FINDINGS, **options)
+    return content
 
 
 def models_and_sizes(report: dict[str, Any]) -> str:

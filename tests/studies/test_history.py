@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def test_an_export_of_another_length_is_rejected(config, run_dir):
     glide = next(system for system in SYSTEMS if system.run == "glide")
     with pytest.raises(UserError, match=r"was trained for 0 steps, but \d+ are requested; give"):
         training.prepare(glide, config)
+
+
+def test_results_belong_to_the_content_of_the_data_not_to_its_path(config, run_dir, tmp_path):
+    protocol = history.protocol_of(config)
+    shutil.copytree(run_dir / "data", tmp_path / "copy")
+    elsewhere = dataclasses.replace(config, data=tmp_path / "copy")
+    assert history.protocol_of(elsewhere) == protocol
+    inputs = ["shapes:train=65,validation=16", f"--out={tmp_path}/other"]
+    prepare.main([*inputs, f"--tokenizer={run_dir}/tokenizer"])
+    other = dataclasses.replace(config, data=tmp_path / "other")
+    changed = {k for k, v in history.protocol_of(other).items() if v != protocol[k]}
+    assert changed == {"data"}
 
 
 @pytest.mark.parametrize(

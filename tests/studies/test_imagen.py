@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from studies import evaluation_set, statistics
+from studies import claims, evaluation_set, statistics
 from studies.findings import report_page
 from studies.imagen import (
     __main__ as imagen,
@@ -165,5 +165,5 @@ def test_every_finding_is_measured_once(folders, tmp_path, monkeypatch, untraine
     report = json.loads((tmp_path / "imagen_findings.json").read_text())
     assert list(report["findings"]) == list(imagen.FINDINGS)
     assert [len(f["rows"]) for f in report["findings"].values()] == [4, 6, 6, 2]
-    monkeypatch.setattr(imagen, "measure", None)  # nothing is measured again
+    monkeypatch.setattr(claims, "measure", None)  # nothing is measured again
     imagen.main(command(folders, tmp_path))
