@@ -1,4 +1,4 @@
-"""What all studies that train and sample have in common: captions, folders, and their flags."""
+"""Settings that all studies which train and sample share: captions, folders, and their flags."""
 
 import argparse
 import dataclasses

@@ -21,8 +21,7 @@ from unclip_jax.backbones.layers import (
     compute_dtype,
     dense,
     normal,
-    rematerialised,
-    scan_unroll,
+    stacked,
 )
 from unclip_jax.backbones.transformer import MLP, TransformerConfig
 from unclip_jax.core.checks import divisible
@@ -120,15 +119,8 @@ class CausalTransformer(nn.Module):
         cfg = self.cfg
         divisible("causal transformer width", cfg.width, cfg.heads, "choose heads that divide it.")
         shared = nn.broadcast
-        layers = nn.scan(
-            rematerialised(Block, cfg.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, shared, shared, shared, 0),  # pyright: ignore[reportArgumentType]
-            length=cfg.depth,
-            unroll=scan_unroll(cfg.depth, remat=cfg.remat),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+        in_axes = (0, shared, shared, shared, 0)
+        layers = stacked(Block, depth=cfg.depth, remat=cfg.remat, in_axes=in_axes)
         return layers(cfg, keep, name="blocks")(x, *inputs)
 
 

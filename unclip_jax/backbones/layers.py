@@ -70,6 +70,26 @@ def scan_unroll(depth: int, *, remat: str) -> int:
     return depth if remat == "none" and depth <= UNROLLED else 1
 
 
+def stacked(block: Any, *, depth: int, remat: str, in_axes: Any = nn.broadcast) -> Any:
+    """Returns a module class of `depth` blocks; their parameters are stacked on an axis "layers".
+
+    Args:
+        block: a Flax module class whose call returns (carry, output).
+        depth: number of blocks.
+        remat: policy of `rematerialised`.
+        in_axes: of the arguments after the carry, as in `nn.scan`; default: the same for all.
+    """
+    return nn.scan(
+        rematerialised(block, remat, scanned=True),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=depth,
+        unroll=scan_unroll(depth, remat=remat),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
 def dense(
     features: int,
     *,

@@ -18,8 +18,7 @@ from unclip_jax.backbones.layers import (
     compute_dtype,
     dense,
     normal,
-    rematerialised,
-    scan_unroll,
+    stacked,
 )
 from unclip_jax.core.checks import divisible
 from unclip_jax.parallel.axes import by_example
@@ -81,15 +80,7 @@ class Transformer(nn.Module):
         """
         cfg = self.cfg
         divisible("transformer width", cfg.width, cfg.heads, "choose heads that divide it.")
-        layers = nn.scan(
-            rematerialised(Block, cfg.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=cfg.depth,
-            unroll=scan_unroll(cfg.depth, remat=cfg.remat),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+        layers = stacked(Block, depth=cfg.depth, remat=cfg.remat)
         mask = None if key_mask is None else _visible(key_mask)
         x = by_example(x.astype(compute_dtype(cfg.dtype)))
         x, _ = layers(cfg, name="blocks")(x, mask)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError, check_seed
 from unclip_jax.core.files import write_atomically
 from unclip_jax.evaluation import (
@@ -66,19 +67,19 @@ def compare(config: ComparisonConfig) -> dict[str, Any]:
     a, b = sampled_prompts.open_sampled(config.a), sampled_prompts.open_sampled(config.b)
     sampled_prompts.check_comparable(a, b)
     protocol = {
-        "a": comparison_folder.digest(a.protocol)[:16],
-        "b": comparison_folder.digest(b.protocol)[:16],
-        "prompts": comparison_folder.digest(a.prompts)[:16],
+        "a": digests.of_json(a.protocol)[:16],
+        "b": digests.of_json(b.protocol)[:16],
+        "prompts": digests.of_json(a.prompts)[:16],
         "images": a.images,
         "seed": config.seed,
     }
     key = config.out / KEY
     protocol_folder.claim(key, protocol, first=True, contents="a comparison", folder=".")
     prompts = comparison_folder.identify(a.prompts)
-    entropy = (config.seed, int(comparison_folder.digest(protocol), 16))  # depends on the models
+    entropy = (config.seed, int(digests.of_json(protocol), 16))  # depends on the models
     draw = comparison_folder.draw_sides([prompt.category for prompt in prompts], entropy)
     left = comparison_folder.stored_sides(config.out, prompts, draw)
-    identity = comparison_folder.digest([protocol, left])[:16]
+    identity = digests.of_json([protocol, left])[:16]
     comparison = Comparison(identity, a.images, prompts)
     if not (config.out / comparison_folder.COMPARISON).is_file():
         write_pictures(config.out / PICTURES, comparison, left, a, b)

@@ -9,14 +9,13 @@ sizes of files depend on the model.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unclip_jax.core import json_text
+from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import read_small
 from unclip_jax.evaluation import protocol_folder
@@ -67,15 +66,11 @@ class Comparison:
 def identify(prompts: Sequence[Prompt]) -> tuple[ComparedPrompt, ...]:
     """Returns the prompts with identifiers, which differ even where texts are equal."""
     return tuple(
-        ComparedPrompt(digest([number, *prompt])[:12], number, prompt.category, prompt.text)
+        ComparedPrompt(
+            digests.of_json([number, *prompt])[:12], number, prompt.category, prompt.text
+        )
         for number, prompt in enumerate(prompts, 1)
     )
-
-
-def digest(value: object) -> str:
-    """Returns the SHA-256 of a JSON value."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(folder: pathlib.Path, comparison: Comparison) -> None:

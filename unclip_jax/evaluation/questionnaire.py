@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unclip_jax.core import json_text
+from unclip_jax.core import digests, json_text
 from unclip_jax.core.checks import UserError, one_of, short
 from unclip_jax.core.files import read_small
 from unclip_jax.evaluation import comparison_folder
@@ -185,7 +185,7 @@ class Questionnaire:
         answers: dict[str, dict[str, str]] = {}
         for answer in stored:
             answers.setdefault(answer.prompt, {})[answer.question] = answer.answer
-        seed = int(comparison_folder.digest([self._comparison.id, rater])[:16], 16)
+        seed = int(digests.of_json([self._comparison.id, rater])[:16], 16)
         prompts = list(self._prompts.values())
         order = np.random.default_rng(seed).permutation(len(prompts))
         return {

@@ -20,8 +20,7 @@ from unclip_jax.backbones.layers import (
     compute_dtype,
     dense,
     normal,
-    rematerialised,
-    scan_unroll,
+    stacked,
 )
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Mask, Tokens
@@ -108,15 +107,7 @@ class LanguageEncoder(nn.Module):
             types = self.param("types", sharded(normal(0.02), None, "embed"), (2, cfg.width))
             x = x + (types[:1] + self.param("positions", init, shape)[:length])[None]
             x = cfg.norm("first_norm")(x)
-        layers = nn.scan(
-            rematerialised(LanguageEncoderBlock, cfg.remat, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=cfg.depth,
-            unroll=scan_unroll(cfg.depth, remat=cfg.remat),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+        layers = stacked(LanguageEncoderBlock, depth=cfg.depth, remat=cfg.remat)
         x, _ = layers(cfg, name="blocks")(by_example(x.astype(dtype)), bias)
         return cfg.norm("final_norm")(x) if cfg.family == "t5" else x
 
