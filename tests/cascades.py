@@ -55,18 +55,18 @@ def write(
         if reads_clip and name in ("prior", "decoder"):
             experiment = dataclasses.replace(experiment, model=karlo_kind(experiment.model))
         stage = experiment.build_stage()
-        required = entry.required_fields(experiment.model)
-        mine = {field: value for field, value in facts.items() if field in required}
+        fields = entry.required_fields(experiment.model)
+        mine = {field: value for field, value in facts.items() if field in fields}
         card = Manifest(stage=stage.name, size="tiny", step=0, **stage.describe, **mine)
-        written = export.write_export(
+        manifest = export.write_export(
             folder / name / "export",
             params=tiny.random_params(stage),
             manifest=card,
-            tokenizer_dir=folder / "tokenizer" if "tokenizer_hash" in required else None,
+            tokenizer_dir=folder / "tokenizer" if "tokenizer_hash" in fields else None,
             identity=entry.identity,
         )
         if entry.identity:
-            facts[entry.identity] = getattr(written, entry.identity)
+            facts[entry.identity] = getattr(manifest, entry.identity)
     return folder
 
 
@@ -117,9 +117,9 @@ def share_engines(patch: pytest.MonkeyPatch, *, most: int = 4096) -> None:
 
     Batches have at most `most` images.
     """
-    opened = functools.cache(InferenceEngine.open)
+    open_engine = functools.cache(InferenceEngine.open)
 
     def open_once(path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16):
-        return opened(path, prior=prior, batch=min(batch, most))
+        return open_engine(path, prior=prior, batch=min(batch, most))
 
     patch.setattr(InferenceEngine, "open", open_once)

@@ -23,7 +23,7 @@ def pictures(count, *, seed, side=8):
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
-def sampled(
+def write_samples(
     folder: pathlib.Path,
     *,
     model,
@@ -56,9 +56,9 @@ def sampled(
     return folder
 
 
-def compared(folder: pathlib.Path, *, seed=0, **options):
+def write_comparison(folder: pathlib.Path, *, seed=0, **options):
     """A comparison of the models "secret-one" and "secret-other"; returns its folder."""
-    a = sampled(folder / "secret-one", model="secret-one", **options)
-    b = sampled(folder / "secret-other", model="secret-other", **options)
+    a = write_samples(folder / "secret-one", model="secret-one", **options)
+    b = write_samples(folder / "secret-other", model="secret-other", **options)
     comparison.compare(ComparisonConfig(a, b, folder / "out", seed))
     return folder / "out"

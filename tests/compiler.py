@@ -34,7 +34,7 @@ QUICK = (
 )
 
 
-def known(flags: Sequence[str]) -> list[str]:
+def supported_flags(flags: Sequence[str]) -> list[str]:
     """Those flags whose names this jaxlib contains; XLA ends a process at one it does not know."""
     spec = importlib.util.find_spec("jaxlib")
     assert spec is not None and spec.origin is not None
@@ -48,17 +48,19 @@ def known(flags: Sequence[str]) -> list[str]:
         return [f for f in flags if binary.find(f[2:].partition("=")[0].encode()) >= 0]
 
 
-def flags(devices: int, given: str = "") -> str:
-    """A value of XLA_FLAGS; what is `given` comes last and so prevails."""
-    quick = [] if os.environ.get("UNCLIP_THOROUGH") == "1" else known(QUICK)
-    return " ".join([*quick, f"{DEVICES}={devices}", given]).strip()
+def flags(devices: int, user_flags: str = "") -> str:
+    """A value of XLA_FLAGS; `user_flags` come last and so take precedence."""
+    quick = [] if os.environ.get("UNCLIP_THOROUGH") == "1" else supported_flags(QUICK)
+    return " ".join([*quick, f"{DEVICES}={devices}", user_flags]).strip()
 
 
 def settle() -> None:
-    """Set XLA_FLAGS of this process and its children: eight devices, unless told otherwise."""
-    given = os.environ.get("XLA_FLAGS", "")
-    if DEVICES not in given:  # a worker of pytest-xdist has them from the process that began it
-        os.environ["XLA_FLAGS"] = flags(8, given)
+    """Set XLA_FLAGS of this process and its children: eight devices, unless it sets a number."""
+    user_flags = os.environ.get("XLA_FLAGS", "")
+    if (
+        DEVICES not in user_flags
+    ):  # a worker of pytest-xdist has them from the process that began it
+        os.environ["XLA_FLAGS"] = flags(8, user_flags)
 
 
 def share_contexts(most: int = 100) -> None:

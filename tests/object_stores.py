@@ -20,7 +20,7 @@ import pytest
 from unclip_jax.core import ranged_reads, storage
 from unclip_jax.core.storage import Url
 
-# Read when gcsfs is imported: no second protocol, which the emulator does not speak.
+# Read when gcsfs is imported: no second protocol, which the emulator does not support.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 BUCKET = "bucket"

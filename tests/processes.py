@@ -44,7 +44,7 @@ def start(command: Sequence[str], *, devices: int, **environment: str) -> subpro
 def start_together(
     command: Sequence[str], *, count: int, devices: int
 ) -> list[subprocess.Popen[str]]:
-    """`count` processes that run `command` as one program, told so by the environment."""
+    """`count` processes that run `command` as one program, configured by the environment."""
     address = f"127.0.0.1:{free_port()}"
     return [
         start(
@@ -61,8 +61,8 @@ def start_together(
 def outcome(running: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Wait for all: (exit status, stdout, stderr) of each; none survives this call."""
     try:
-        ended = [process.communicate(timeout=PATIENCE) for process in running]
-        return [(p.returncode, *text) for p, text in zip(running, ended, strict=True)]
+        results = [process.communicate(timeout=PATIENCE) for process in running]
+        return [(p.returncode, *text) for p, text in zip(running, results, strict=True)]
     finally:
         for process in running:
             if process.poll() is None:

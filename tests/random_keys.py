@@ -30,7 +30,7 @@ def uses(function: Callable, *args: Any) -> list[Origin]:
     return result
 
 
-def repeated(origins: list[Origin]) -> list[Origin]:
+def duplicates(origins: list[Origin]) -> list[Origin]:
     """Returns the origins that occur more than once."""
     return [origin for number, origin in enumerate(origins) if origin in origins[:number]]
 

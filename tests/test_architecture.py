@@ -197,7 +197,7 @@ def functions(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-def oversized(source: str, path: str) -> list[str]:
+def size_complaints(source: str, path: str) -> list[str]:
     """Modules and functions beyond their budget."""
     length, cap = len(source.splitlines()), MAX_MODULE
     complaints = [f"{path} has {length} lines; the cap is {cap}"] if length > cap else []
@@ -226,7 +226,7 @@ def overgrown(lines: dict[str, int]) -> list[str]:
     ]
 
 
-def undocumented(source: str, path: str) -> list[str]:
+def docstring_complaints(source: str, path: str) -> list[str]:
     """Public functions, methods and classes, and modules, that lack a docstring."""
     tree = ast.parse(source)
     complaints = [] if ast.get_docstring(tree) else [f"{path} has no module docstring"]
@@ -271,18 +271,18 @@ def assigned_name(node: ast.AST) -> str | None:
 
 
 def vague_names(path: str) -> list[str]:
-    """Parts of a path that say nothing of what it holds, such as utils."""
+    """Parts of a path that do not describe its contents, such as utils."""
     parts = {pathlib.PurePath(part).stem for part in pathlib.PurePath(path).parts}
     return [f"{path}: name it after what it holds, not {part}" for part in parts & VAGUE_NAMES]
 
 
 def cycle(graph: dict[str, set[str]]) -> set[str]:
     """Packages left after repeatedly removing those that depend on none of the others."""
-    left = dict(graph)
-    while free := [package for package, needs in left.items() if not needs & left.keys()]:
+    remaining = dict(graph)
+    while free := [package for package, needs in remaining.items() if not needs & remaining.keys()]:
         for package in free:
-            del left[package]
-    return set(left)
+            del remaining[package]
+    return set(remaining)
 
 
 def listed_files(workspace: str, heading: str) -> list[str]:
@@ -343,7 +343,7 @@ def test_folders_with_code_are_packages():
     assert {path.parent.name for path in PACKAGE.glob("*/*.py")} == set(PACKAGES)
 
 
-@pytest.mark.parametrize("rule", [oversized, undocumented])
+@pytest.mark.parametrize("rule", [size_complaints, docstring_complaints])
 def test_sizes_and_docstrings(rule: Callable):
     assert not apply_rule(rule, [*SOURCES, *PROGRAMS])
 
@@ -497,13 +497,13 @@ def test_a_changeable_record_is_reported():
 
 
 def test_oversized_code_is_reported():
-    assert oversized("\n" * 451, "unclip_jax/backbones/unet.py")
-    assert not oversized("\n" * 450, "unclip_jax/backbones/unet.py")
+    assert size_complaints("\n" * 451, "unclip_jax/backbones/unet.py")
+    assert not size_complaints("\n" * 450, "unclip_jax/backbones/unet.py")
     body = "    pass\n" * 70
     nested = "class A:\n  def g(self):\n" + body
-    assert oversized("def f():\n" + body, "x.py") == ["x.py: f has 71 lines; the cap is 70"]
-    assert oversized(nested, "x.py") == ["x.py: g has 71 lines; the cap is 70"]
-    assert not oversized("def f():\n" + body[len("    pass\n") :], "x.py")
+    assert size_complaints("def f():\n" + body, "x.py") == ["x.py: f has 71 lines; the cap is 70"]
+    assert size_complaints(nested, "x.py") == ["x.py: g has 71 lines; the cap is 70"]
+    assert not size_complaints("def f():\n" + body[len("    pass\n") :], "x.py")
 
 
 def test_overgrown_package_is_reported():
@@ -513,11 +513,13 @@ def test_overgrown_package_is_reported():
 
 
 def test_missing_docstring_is_reported():
-    assert undocumented("x = 1", "x.py") == ["x.py has no module docstring"]
+    assert docstring_complaints("x = 1", "x.py") == ["x.py has no module docstring"]
     source = '"""Doc."""\nclass A:\n  """Doc."""\n  def f(self): ...\n  def _g(self): ...\n'
-    assert undocumented(source, "x.py") == ["x.py: f has no docstring"]
-    assert undocumented('"""Doc."""\ndef f(): ...', "x.py") == ["x.py: f has no docstring"]
-    assert not undocumented('"""Doc."""\ndef _f(): ...\nclass _A:\n  def g(self): ...', "x.py")
+    assert docstring_complaints(source, "x.py") == ["x.py: f has no docstring"]
+    assert docstring_complaints('"""Doc."""\ndef f(): ...', "x.py") == ["x.py: f has no docstring"]
+    assert not docstring_complaints(
+        '"""Doc."""\ndef _f(): ...\nclass _A:\n  def g(self): ...', "x.py"
+    )
 
 
 @pytest.mark.parametrize(

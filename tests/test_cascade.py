@@ -30,7 +30,11 @@ LIGHT = ("--xla_backend_optimization_level=1", "--xla_cpu_parallel_codegen_split
 
 
 def environment():
-    flags = "" if os.environ.get("UNCLIP_THOROUGH") == "1" else " ".join(compiler.known(LIGHT))
+    flags = (
+        ""
+        if os.environ.get("UNCLIP_THOROUGH") == "1"
+        else " ".join(compiler.supported_flags(LIGHT))
+    )
     env = {**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
@@ -38,12 +42,12 @@ def environment():
 
 
 def call(*arguments, check=True):
-    done = subprocess.run(
+    process = subprocess.run(
         [str(a) for a in arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
-    if check and done.returncode:
-        pytest.fail(f"{arguments} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return done
+    if check and process.returncode:
+        pytest.fail(f"{arguments} ended with {process.returncode}:\n{process.stderr[-3000:]}")
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,8 @@ def run_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole_run(run_dir):
     """The run directory of all stages; those that were finished are not trained again."""
-    said = call("launch/cascade", "tiny", f"--run={run_dir}").stderr
-    assert f"{run_dir}/prior is finished" in said
+    stderr = call("launch/cascade", "tiny", f"--run={run_dir}").stderr
+    assert f"{run_dir}/prior is finished" in stderr
     return run_dir
 
 
@@ -118,9 +122,9 @@ def test_training_left_labelled_images(whole_run):
 
 
 def test_a_second_call_has_nothing_left_to_do(run_dir):
-    done = call("launch/cascade", "tiny", f"--run={run_dir}", "--until=prior")
+    process = call("launch/cascade", "tiny", f"--run={run_dir}", "--until=prior")
     for stage in ("clip", "prior"):
-        assert f"{run_dir}/{stage} is finished" in done.stderr
+        assert f"{run_dir}/{stage} is finished" in process.stderr
 
 
 @pytest.mark.nightly
@@ -131,15 +135,15 @@ def test_sample_and_evaluate_speak_of_the_trained_cascade(whole_run, tmp_path):
     call(*python, "unclip_jax.sample", f"--models={run_dir}", "a red circle", f"--out={out}")
     assert width(out) >= 128
     data = f"--data={run_dir}/data"
-    done = call(*python, "unclip_jax.evaluate", f"--models={run_dir}", data, "--num=20")
-    assert "CLIP retrieval@1 of 256 pairs" in done.stdout
+    process = call(*python, "unclip_jax.evaluate", f"--models={run_dir}", data, "--num=20")
+    assert "CLIP retrieval@1 of 256 pairs" in process.stdout
     result = json.loads((run_dir / "evaluation.json").read_text())
     assert set(result["checker"]) == {"prior", "z_txt", "z_img"}
 
 
 @pytest.fixture(scope="module")
 def both_priors(whole_run):
-    """What the training of the autoregressive prior beside the other said."""
+    """stderr of training the autoregressive prior beside the other."""
     run_dir = whole_run
     places = (
         f"--config.data.path={run_dir}/data",
@@ -219,7 +223,7 @@ def test_the_comparison_of_priors_says_what_they_are_worth_and_cost(run_dir, bot
     assert all(row["seconds"] > 0 for name, row in rows.items() if name != "true image")
 
 
-def exported(workdir):
+def export_digests(workdir):
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(workdir / "export" / "params")
     return {
@@ -240,20 +244,20 @@ def exported(workdir):
 )
 def test_a_killed_run_ends_in_the_same_bits(run_dir, tmp_path, stage):
     call(*training(run_dir, stage, tmp_path / "whole"))
-    killed = tmp_path / "killed"
+    workdir = tmp_path / "killed"
     process = subprocess.Popen(
-        training(run_dir, stage, killed), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+        training(run_dir, stage, workdir), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        if any((killed / "checkpoints").glob("[0-9]*")):
+        if any((workdir / "checkpoints").glob("[0-9]*")):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.02)
     process.wait()
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    call(*training(run_dir, stage, killed))
-    assert exported(killed) == exported(tmp_path / "whole")
+    call(*training(run_dir, stage, workdir))
+    assert export_digests(workdir) == export_digests(tmp_path / "whole")
 
 
 def test_an_interrupted_run_saves_the_step_it_stopped_at(run_dir, tmp_path):
@@ -269,12 +273,12 @@ def test_an_interrupted_run_saves_the_step_it_stopped_at(run_dir, tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Traceback" not in said
+    assert "Traceback" not in stderr
     (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
-    taken = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert step == taken[-1] < 4000
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert step == steps[-1] < 4000
     for grid in ("5", "3"):  # nothing that was trained depends on it
         call(*command, "--export-only", f"--config.model.sampling.steps={grid}")
         card = json.loads((tmp_path / "run" / "export" / "manifest.json").read_text())
@@ -292,8 +296,8 @@ def test_an_interrupted_run_saves_the_step_it_stopped_at(run_dir, tmp_path):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run_dir, tmp_path_factory, change, message):
     workdir = run_dir / "prior"  # a finished run of other settings
-    done = call(*training(run_dir, "prior", workdir), *change, check=False)
-    assert done.returncode == 2
-    error = done.stderr.strip().splitlines()[-1]
+    process = call(*training(run_dir, "prior", workdir), *change, check=False)
+    assert process.returncode == 2
+    error = process.stderr.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in process.stderr

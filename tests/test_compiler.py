@@ -26,14 +26,14 @@ def test_eight_devices_are_pretended():
 def test_a_flag_that_this_jaxlib_does_not_know_is_left_out():
     """XLA would end every process that starts under it."""
     flags = ("--xla_no_such_flag=1", f"{compiler.DEVICES}=2")
-    assert compiler.known(flags) == [f"{compiler.DEVICES}=2"]
+    assert compiler.supported_flags(flags) == [f"{compiler.DEVICES}=2"]
 
 
 def test_what_is_given_prevails_and_quick_is_left_to_choose(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("UNCLIP_THOROUGH", "0")
-    quick = compiler.known(compiler.QUICK)
-    given = "--xla_dump_to=x"
-    assert compiler.flags(3, given).split() == [*quick, f"{compiler.DEVICES}=3", given]
+    quick = compiler.supported_flags(compiler.QUICK)
+    user_flags = "--xla_dump_to=x"
+    assert compiler.flags(3, user_flags).split() == [*quick, f"{compiler.DEVICES}=3", user_flags]
     monkeypatch.setenv("UNCLIP_THOROUGH", "1")
     assert compiler.flags(3) == f"{compiler.DEVICES}=3"
 
@@ -53,11 +53,11 @@ def test_programs_of_a_thread_share_a_context_for_a_while(monkeypatch: pytest.Mo
     monkeypatch.setattr(mlir.ModuleContext, "__init__", OWN_CONTEXTS)
     assert context(0) is not context(0)
     compiler.share_contexts(3)
-    seen = [context(i) for i in range(7)]
-    assert [seen.index(each) for each in seen] == [0, 0, 0, 3, 3, 3, 6]
+    contexts = [context(i) for i in range(7)]
+    assert [contexts.index(each) for each in contexts] == [0, 0, 0, 3, 3, 3, 6]
     with ThreadPoolExecutor(1) as pool:
         (other,) = pool.map(context, [0])
-    assert other is not context(0) is seen[6]
+    assert other is not context(0) is contexts[6]
 
 
 @pytest.mark.skipif(os.environ.get("UNCLIP_THOROUGH") == "1", reason="each program has its own")

@@ -123,8 +123,8 @@ def read_export(path: pathlib.Path) -> Any:
 
 
 def read_bundle(path: pathlib.Path) -> Any:
-    opened = exported_sampler.open_bundle(path)
-    return opened.card, opened.draw(["a red circle", "a"], seed=3).tobytes()
+    bundle = exported_sampler.open_bundle(path)
+    return bundle.card, bundle.draw(["a red circle", "a"], seed=3).tobytes()
 
 
 def read_foreign(path: pathlib.Path) -> Any:
@@ -201,13 +201,13 @@ def damage_all(subject: str, place: pathlib.Path, *, count: int) -> dict[str, in
     wrong = []
     for seed in range(count):
         rng = np.random.default_rng([seed, *subject.encode()])
-        copied = damage.copy(whole, place / f"copy{whole.suffix}")
-        what = damage.damage(copied, rng)
-        result = outcome(read, copied, expected)
+        copy = damage.copy(whole, place / f"copy{whole.suffix}")
+        what = damage.damage(copy, rng)
+        result = outcome(read, copy, expected)
         results[result] = results.get(result, 0) + 1
         if result not in allowed:
             wrong.append(f"{seed}: {what}: {result}")
-        shutil.rmtree(copied) if copied.is_dir() else copied.unlink(missing_ok=True)
+        shutil.rmtree(copy) if copy.is_dir() else copy.unlink(missing_ok=True)
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:40])
     return results
 

@@ -66,12 +66,14 @@ def commands(document: str) -> list[Words]:
     return result
 
 
-def parsed(module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch) -> tuple[object, Words]:
-    """What the parser of a command makes of its arguments, and what it leaves over."""
+def parse_arguments(
+    module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch
+) -> tuple[object, Words]:
+    """The values that a command's parser reads from its arguments, and what it leaves over."""
     parse = argparse.ArgumentParser.parse_known_args
 
-    def once(self, *given, **named):
-        raise Parsed(*parse(self, *given, **named))
+    def once(self, *args, **kwargs):
+        raise Parsed(*parse(self, *args, **kwargs))
 
     with monkeypatch.context() as patch, warnings.catch_warnings():
         patch.setenv("UNCLIP_TRACEBACK", "1")  # mistakes are raised
@@ -80,15 +82,15 @@ def parsed(module: str, arguments: Words, monkeypatch: pytest.MonkeyPatch) -> tu
         patch.setattr(sys, "argv", [module, *arguments])
         # The import hook of the type checks would cache checked code as the module's own.
         patch.setattr(sys, "dont_write_bytecode", True)
-        with pytest.raises(Parsed) as caught:
+        with pytest.raises(Parsed) as error:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-    return caught.value.args
+    return error.value.args
 
 
 def ours(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m MODULE ...` of this project."""
     assert words[1] == "-m" and re.match(r"(unclip_jax|benchmarks|studies)\.", words[2]), words
-    args, rest = parsed(words[2], words[3:], monkeypatch)
+    args, rest = parse_arguments(words[2], words[3:], monkeypatch)
     if rest or words[2] == "unclip_jax.train":
         assert all(word.startswith("--config.") for word in rest), words
         loading.read(getattr(args, "config"), overrides=rest)  # noqa: B009  (of whatever parser)
@@ -146,10 +148,10 @@ def make(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
 def pip(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     """`pip install` of a checkout, with extras that there are."""
     assert words[1:3] == ["install", "-e"] and len(words) == 4, words
-    asked = re.fullmatch(r"\.\[(.*)\]", words[3])
+    match = re.fullmatch(r"\.\[(.*)\]", words[3])
     extras = (ROOT / "setup.py").read_text("utf-8").partition("extras_require={")[2]
-    known = re.findall(r'^ +"(\w+)": ', extras.partition("},")[0], re.MULTILINE)
-    assert asked and set(asked[1].split(",")) <= set(known), (words, known)
+    names = re.findall(r'^ +"(\w+)": ', extras.partition("},")[0], re.MULTILINE)
+    assert match and set(match[1].split(",")) <= set(names), (words, names)
 
 
 def curl(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:

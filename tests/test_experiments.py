@@ -1,4 +1,4 @@
-"""Every experiment in every size parses, builds, and says what a lab note should say."""
+"""Every experiment in every size parses, builds, and documents what a lab note should."""
 
 import ast
 import pathlib

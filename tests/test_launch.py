@@ -30,7 +30,7 @@ def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.Comp
 
 
 @functools.cache
-def printed(*arguments: str) -> list[list[str]]:
+def dry_run(*arguments: str) -> list[list[str]]:
     """The Python commands that a dry run of the cascade prints for an untouched run, split up."""
     run = bash("launch/cascade", "--run=/r", *arguments, "--dry-run", PYTHON=sys.executable)
     assert run.returncode == 0, run.stderr
@@ -92,37 +92,37 @@ def test_documents_show_commands_that_exist(document: str):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_cascade_prints_commands_that_exist(size: str):
-    commands = printed(size)
+    commands = dry_run(size)
     assert len(commands) >= 5
     for program, dash_m, module, *arguments in commands:
         assert (program, dash_m) == (sys.executable, "-m")
-        given = {a[2:].split("=")[0]: a.partition("=")[2] for a in arguments if a[:2] == "--"}
-        for flag in given:
+        options = {a[2:].split("=")[0]: a.partition("=")[2] for a in arguments if a[:2] == "--"}
+        for flag in options:
             if flag.startswith("config."):
-                config = given["config"]
+                config = options["config"]
                 assert has_config_key(config, flag.removeprefix("config.")), (config, flag)
             else:
                 assert flag in known_flags(module), (module, flag)
 
 
 def test_the_cascade_runs_stages_in_the_order_they_need_each_other():
-    shapes = [" ".join(command) for command in printed("shapes")]
+    shapes = [" ".join(command) for command in dry_run("shapes")]
     order = ["prepare", "/r/clip ", "embed", "/r/prior ", "/r/decoder ", "/r/upsampler_256 "]
     assert len(shapes) == len(order)
     for part, command in zip(order, shapes, strict=True):
         assert part in f"{command} "
-    assert "upsampler_1024.py:paper" in " ".join(printed("paper", "--data=/d")[-1])
+    assert "upsampler_1024.py:paper" in " ".join(dry_run("paper", "--data=/d")[-1])
 
 
 def test_the_cascade_trains_dalle_after_its_discrete_vae():
-    commands = [" ".join(command) for command in printed("shapes", "--chain=dalle")]
+    commands = [" ".join(command) for command in dry_run("shapes", "--chain=dalle")]
     for part, command in zip(("prepare", "/r/clip", "/r/dvae", "/r/dalle"), commands, strict=True):
         assert part in command
     assert "--config.data.dvae=/r/dvae/export" in commands[-1]
 
 
 def test_the_cascade_trains_imagen_on_its_text_encoder():
-    commands = [" ".join(command) for command in printed("shapes", "--chain=imagen")]
+    commands = [" ".join(command) for command in dry_run("shapes", "--chain=imagen")]
     order = ("prepare", "/r/text_encoder", "imagen_base.py:shapes", "imagen_sr256.py:shapes")
     for part, command in zip(order, commands, strict=True):
         assert part in command
@@ -133,30 +133,32 @@ def test_the_cascade_trains_imagen_on_its_text_encoder():
 
 @pytest.mark.parametrize("size", ["shapes", "portraits", "tiny", "karlo"])
 def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
-    (prepare,) = [" ".join(c) for c in printed(size) if c[2].endswith("prepare")]
-    made = int(re.findall(r"--vocab-size=(\d+)", prepare)[0])
+    (prepare,) = [" ".join(c) for c in dry_run(size) if c[2].endswith("prepare")]
+    vocab_size = int(re.findall(r"--vocab-size=(\d+)", prepare)[0])
     for stage in ("clip", "prior", "decoder"):
         config = files.get_config(f"{stage}:{size}")
-        assert config.model.model.vocab_size >= made
+        assert config.model.model.vocab_size >= vocab_size
 
 
 def test_stages_of_karlos_kind_get_raw_embeddings_and_the_clip():
-    commands = {" ".join(command) for command in printed("karlo")}
+    commands = {" ".join(command) for command in dry_run("karlo")}
     (embed,) = (c for c in commands if "unclip_jax.embed" in c)
     assert embed.endswith("--raw")
-    told = {c for c in commands if "--config.data.clip=/r/clip/export" in c}
-    assert len(told) == 2 and all("prior.py:karlo" in c or "decoder.py:karlo" in c for c in told)
-    assert "--raw" not in " ".join(map(" ".join, printed("shapes")))
+    clip_commands = {c for c in commands if "--config.data.clip=/r/clip/export" in c}
+    assert len(clip_commands) == 2 and all(
+        "prior.py:karlo" in c or "decoder.py:karlo" in c for c in clip_commands
+    )
+    assert "--raw" not in " ".join(map(" ".join, dry_run("shapes")))
 
 
 def test_overrides_reach_every_training_and_nothing_else():
-    added = ["--config.train.steps=3", "--x=a b"]
+    overrides = ["--config.train.steps=3", "--x=a b"]
     run = bash(
-        "launch/cascade", "tiny", "--run=/r", "--dry-run", "--", *added, PYTHON=sys.executable
+        "launch/cascade", "tiny", "--run=/r", "--dry-run", "--", *overrides, PYTHON=sys.executable
     )
     for line in run.stdout.splitlines():
         trains = "unclip_jax.train" in line
-        assert trains == (shlex.split(line)[-2:] == added)
+        assert trains == (shlex.split(line)[-2:] == overrides)
 
 
 @pytest.mark.parametrize(

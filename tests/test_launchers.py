@@ -1,6 +1,6 @@
 """Launchers of slices, clusters and Slurm jobs print commands that exist, and react to failures.
 
-The tools are replaced by scripts that note their calls and answer as a file tells them.
+The tools are replaced by scripts that record their calls and answer from a file.
 """
 
 import functools
@@ -55,7 +55,7 @@ def bash(*command: str, cwd: pathlib.Path = ROOT, **env: str) -> subprocess.Comp
 
 
 @functools.cache
-def printed(*command: str) -> list[list[str]]:
+def dry_run(*command: str) -> list[list[str]]:
     """The commands that a dry run prints, split up; remarks are left out."""
     run = bash(*command)
     assert run.returncode == 0, run.stderr
@@ -356,7 +356,7 @@ def test_a_missing_tool_is_one_line(tools: pathlib.Path, script: tuple[str, ...]
 
 def pod(action: str, *options: str) -> list[list[str]]:
     """The commands of a dry run; what follows -- is the command."""
-    return printed("launch/tpu_pod.sh", action, *POD, "--dry-run", *options)
+    return dry_run("launch/tpu_pod.sh", action, *POD, "--dry-run", *options)
 
 
 @pytest.mark.parametrize("action", ["create", "copy", "run", "tail", "logs", "stop", "delete"])
@@ -385,9 +385,9 @@ def test_several_slices_are_one_queued_resource():
 
 def test_old_images_get_a_python_that_the_package_takes():
     install = remote(pod("copy")[-1])
-    asked = re.findall(r"uv venv .*--python (3\.\d+)", install)
+    versions = re.findall(r"uv venv .*--python (3\.\d+)", install)
     least = re.findall(r'python_requires=">=3\.(\d+)"', (ROOT / "setup.py").read_text())
-    assert asked and int(asked[0].split(".")[1]) >= int(least[0])
+    assert versions and int(versions[0].split(".")[1]) >= int(least[0])
     assert bash("bash", "-n", "-c", install).returncode == 0
 
 
@@ -413,8 +413,8 @@ def test_what_a_pod_runs_ends_with_its_status(tools: pathlib.Path):
     home = worker(tools)
     (words,) = pod("run", "--", "sh", "-c", "echo out; exit 3")
     wait = "while [ ! -s status ]; do sleep 0.05; done; cat status log.txt"
-    done = bash("bash", "-c", f"{remote(words)}; {wait}", cwd=tools)
-    assert done.stdout.split() == ["3", "out"]
+    process = bash("bash", "-c", f"{remote(words)}; {wait}", cwd=tools)
+    assert process.stdout.split() == ["3", "out"]
     assert (home / "pid").read_text().strip().isdigit()
 
 
@@ -437,8 +437,8 @@ def test_a_worker_tells_its_command_from_others(tools: pathlib.Path):
         looks[name] = re.findall(r"--command=(cd .*?status: \$s\")", calls, re.DOTALL)[0]
 
     def answers() -> list[str]:
-        asked = (bash("bash", "-c", look, cwd=tools).stdout for look in looks.values())
-        return [answer.split()[-1] for answer in asked]
+        outputs = (bash("bash", "-c", look, cwd=tools).stdout for look in looks.values())
+        return [answer.split()[-1] for answer in outputs]
 
     assert answers() == ["absent", "absent"]
     assert bash("bash", "-c", remote(run), cwd=tools).returncode == 0
@@ -500,7 +500,7 @@ TPUS = ("--type=v5p-256",)
 
 
 def gke(action: str, *options: str) -> list[list[str]]:
-    return printed("launch/gke.sh", action, *GKE, "--dry-run", *options)
+    return dry_run("launch/gke.sh", action, *GKE, "--dry-run", *options)
 
 
 @pytest.mark.parametrize(
@@ -561,8 +561,8 @@ def test_the_image_has_what_a_host_runs():
     """Extras that exist, and nothing left out that setup.py or a launcher reads."""
     text = (ROOT / "Dockerfile").read_text()
     extras = re.findall(r"EXTRAS=([\w,]+)", text)
-    known = set(re.findall(r'^ +"(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE))
-    assert extras and {name for each in extras for name in each.split(",")} <= known
+    names = set(re.findall(r'^ +"(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    assert extras and {name for each in extras for name in each.split(",")} <= names
     assert "WORKDIR /unclip_jax" in text  # where gke.sh runs commands
     ignored = set((ROOT / ".dockerignore").read_text().split())
     assert {".git", ".venv", "runs", "data"} <= ignored

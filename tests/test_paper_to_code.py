@@ -17,7 +17,7 @@ def references(page: str) -> list[tuple[str, str]]:
     return re.findall(rf"`((?:{FOLDERS})/[\w./]+)(?:::([\w.]+))?`", page)
 
 
-def defined(source: str) -> Iterator[str]:
+def defined_names(source: str) -> Iterator[str]:
     """Dotted names that a module's top level and its classes define."""
 
     def names(body: list[ast.stmt]) -> Iterator[str]:
@@ -42,7 +42,7 @@ def broken(page: str) -> list[str]:
         path = ROOT / file
         if not path.is_file():
             result.append(f"{file} is not there")
-        elif name and name not in set(defined(path.read_text(encoding="utf-8"))):
+        elif name and name not in set(defined_names(path.read_text(encoding="utf-8"))):
             result.append(f"{file} defines no {name}")
     return result
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def faster(code: str) -> str:
-    """The code with chains of four steps, which say the same here."""
+    """The code with chains of four steps, which behave alike here."""
     code = code.replace('steps="50"', 'steps="4"')
     return code.replace("num=4", 'num=4, steps="4"').replace('"one.png"', '"one.png", steps="4"')
 

@@ -38,8 +38,8 @@ def write(folder: pathlib.Path, count: int, seed: int) -> None:
         for i, x in enumerate(pictures)
     ]
     name = records.shard_name("train", 0, 1)
-    done = records.write_shard(folder / name, iter(case))
-    shards = (dataset_manifest.Shard(name, done.written, done.sha256),)
+    result = records.write_shard(folder / name, iter(case))
+    shards = (dataset_manifest.Shard(name, result.written, result.sha256),)
     split = dataset_manifest.make_split("train", shards, plan="test", sources=("test",))
     dataset_manifest.write(folder, dataset_manifest.DatasetManifest().with_split(split))
     caption_tokenizer.train([record["caption"] for record in case], vocab_size=600).save(

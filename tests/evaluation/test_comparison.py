@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests import comparisons
-from tests.comparisons import IMAGES, ROWS, compared, pictures, sampled
+from tests.comparisons import IMAGES, ROWS, pictures, write_comparison, write_samples
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import comparison_folder, preferences, questionnaire
@@ -27,7 +27,7 @@ def config(folder, **changes):
 
 
 def sides_of(folder):
-    """Model on the left by prompt, as the key says."""
+    """Model on the left by prompt, from the key."""
     return json.loads((folder / "key" / "sides.json").read_text())["left"]
 
 
@@ -45,8 +45,8 @@ def test_each_model_is_on_the_left_of_half_of_every_category(sizes):
         left = draw_sides(categories[::-1], [seed])[::-1]
         groups = [*(np.array(categories) == name for name in categories), np.ones(len(left), bool)]
         for members in groups:
-            chosen = np.array(left)[members]
-            assert abs(int((chosen == "A").sum()) - int((chosen == "B").sum())) <= 1
+            sides = np.array(left)[members]
+            assert abs(int((sides == "A").sum()) - int((sides == "B").sum())) <= 1
         assert set(left) <= {"A", "B"}
 
 
@@ -62,16 +62,16 @@ def test_sides_are_random_and_follow_from_the_seed():
 def test_another_seed_or_model_gives_other_sides(tmp_path):
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()
-    one = sides_of(compared(tmp_path / "one"))
-    assert one == sides_of(compared(tmp_path / "two"))
-    seeds = [sides_of(compared(tmp_path / "three" / f"{n}", seed=n)) for n in range(1, 5)]
+    one = sides_of(write_comparison(tmp_path / "one"))
+    assert one == sides_of(write_comparison(tmp_path / "two"))
+    seeds = [sides_of(write_comparison(tmp_path / "three" / f"{n}", seed=n)) for n in range(1, 5)]
     assert any(sides != one for sides in seeds)
-    swapped = []
+    variants = []
     for number in range(4):
-        a = sampled(tmp_path / f"a{number}", model=f"model {number}")
+        a = write_samples(tmp_path / f"a{number}", model=f"model {number}")
         compare(config(tmp_path / "one", a=a, out=tmp_path / f"out{number}"))
-        swapped.append(sides_of(tmp_path / f"out{number}"))
-    assert any(sides != one for sides in swapped)
+        variants.append(sides_of(tmp_path / f"out{number}"))
+    assert any(sides != one for sides in variants)
 
 
 # The folder
@@ -79,7 +79,7 @@ def test_another_seed_or_model_gives_other_sides(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return compared(tmp_path_factory.mktemp("compared"))
+    return write_comparison(tmp_path_factory.mktemp("compared"))
 
 
 def test_pictures_are_those_of_the_models_on_their_sides(folder):
@@ -112,8 +112,8 @@ def test_what_raters_see_does_not_name_the_models(folder):
 
 def test_sizes_of_files_do_not_depend_on_the_model(tmp_path):
     flat = np.zeros((len(ROWS) * IMAGES, 8, 8, 3), np.uint8)
-    a = sampled(tmp_path / "a", model="flat", images=flat)
-    b = sampled(tmp_path / "b", model="noise")
+    a = write_samples(tmp_path / "a", model="flat", images=flat)
+    b = write_samples(tmp_path / "b", model="noise")
     compare(ComparisonConfig(a, b, tmp_path / "out"))
     sizes = {path.stat().st_size for path in (tmp_path / "out" / "pictures").iterdir()}
     assert len(sizes) == 1
@@ -123,9 +123,9 @@ def test_sizes_of_files_do_not_depend_on_the_model(tmp_path):
 
 
 def test_smaller_images_are_enlarged_to_the_size_of_the_others(tmp_path):
-    a = sampled(tmp_path / "a", model="small")
+    a = write_samples(tmp_path / "a", model="small")
     large = pictures(len(ROWS) * IMAGES, seed=1, side=16)
-    b = sampled(tmp_path / "b", model="large", images=large)
+    b = write_samples(tmp_path / "b", model="large", images=large)
     report = compare(ComparisonConfig(a, b, tmp_path / "out"))
     assert report["warnings"] == [
         "images of A are enlarged from 8 x 8 to 16 x 16 pixels, the size of the other model's."
@@ -138,15 +138,15 @@ def test_smaller_images_are_enlarged_to_the_size_of_the_others(tmp_path):
 
 @pytest.mark.parametrize("last", ["0002_left_01.png", "index.html"])
 def test_an_interrupted_comparison_has_no_questions_and_continues(tmp_path, monkeypatch, last):
-    def interrupted(path, content):
+    def fail(path, content):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         if path.name == last:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("unclip_jax.evaluation.comparison.write_atomically", interrupted)
+        patch.setattr("unclip_jax.evaluation.comparison.write_atomically", fail)
         with pytest.raises(KeyboardInterrupt):
-            compared(tmp_path)
+            write_comparison(tmp_path)
     before = sides_of(tmp_path / "out")
     with pytest.raises(UserError, match=r"holds no comparison\.json; give a folder that `compare`"):
         questionnaire.Questionnaire(tmp_path / "out")
@@ -157,7 +157,7 @@ def test_an_interrupted_comparison_has_no_questions_and_continues(tmp_path, monk
 
 
 def test_the_key_stays_whatever_would_be_drawn_today(tmp_path, monkeypatch):
-    folder = compared(tmp_path)
+    folder = write_comparison(tmp_path)
     before = sides_of(folder)
     monkeypatch.setattr(comparison_folder, "draw_sides", lambda categories, _: ["A"] * len(ROWS))
     answer = questionnaire.Questionnaire(folder).store
@@ -172,7 +172,7 @@ def test_the_key_stays_whatever_would_be_drawn_today(tmp_path, monkeypatch):
 # Tallies
 
 
-def judged(folder, answers):
+def store_answers(folder, answers):
     """Stores answers: (rater, row of the prompt, question, A, B or indifferent)."""
     prompts, left = comparison_folder.read(folder).prompts, sides_of(folder)
     questions = questionnaire.Questionnaire(folder)
@@ -185,8 +185,8 @@ def judged(folder, answers):
 
 
 def test_answers_are_counted_by_model_category_and_question(tmp_path):
-    folder = compared(tmp_path)
-    judged(
+    folder = write_comparison(tmp_path)
+    store_answers(
         folder,
         [
             *(("anna", row, "fidelity", "A") for row in range(4)),  # Colors
@@ -245,8 +245,8 @@ def test_the_checker_prefers_the_model_that_meets_more_criteria(tmp_path):
     right = render.render([example.scene for example in examples for _ in range(IMAGES)])
     black = np.zeros_like(right)
     mixed = np.concatenate([right[: 2 * IMAGES], black[2 * IMAGES :]])
-    a = sampled(tmp_path / "a", model="right", rows=rows, images=right)
-    b = sampled(tmp_path / "b", model="mixed", rows=rows, images=mixed)
+    a = write_samples(tmp_path / "a", model="right", rows=rows, images=right)
+    b = write_samples(tmp_path / "b", model="mixed", rows=rows, images=mixed)
     easy, hard, everything = compare(ComparisonConfig(a, b, tmp_path / "out"))["checker"]
     assert [easy[name]["value"] for name in ("A", "equal", "B")] == [0.5, 0.5, 0.0]
     assert [hard[name]["value"] for name in ("A", "equal", "B")] == [1.0, 0.0, 0.0]
@@ -259,15 +259,15 @@ def test_the_checker_prefers_the_model_that_meets_more_criteria(tmp_path):
 def test_clip_scores_are_compared_by_one_clip_alone(tmp_path):
     rng = np.random.default_rng(0)
     one, other = rng.normal(30, 1, len(ROWS)), rng.normal(28, 1, len(ROWS))
-    a = sampled(tmp_path / "a", model="one", scores=list(one))
-    b = sampled(tmp_path / "b", model="another", scores=list(other))
+    a = write_samples(tmp_path / "a", model="one", scores=list(one))
+    b = write_samples(tmp_path / "b", model="another", scores=list(other))
     rows = compare(ComparisonConfig(a, b, tmp_path / "out"))["clip_score"]
     assert rows[0]["A"]["value"] == pytest.approx(one[:4].mean())
     assert rows[-1]["difference"]["value"] == pytest.approx((one - other).mean())
     assert rows[-1]["difference"]["low"] < (one - other).mean() < rows[-1]["difference"]["high"]
     for number, change in enumerate(({"clip": "d"}, {"scores": None}, {"clip": "d"})):
         options = {"model": "another", "scores": list(other)} | change
-        c = sampled(tmp_path / f"c{number}", **options)
+        c = write_samples(tmp_path / f"c{number}", **options)
         report = compare(ComparisonConfig(a, c, tmp_path / f"out{number}"))
         assert report["clip_score"] is None
         assert "Not compared: the models do not share one CLIP" in preferences.markdown(report)
@@ -275,14 +275,14 @@ def test_clip_scores_are_compared_by_one_clip_alone(tmp_path):
 
 def test_the_command_prints_the_report_that_it_writes(tmp_path, capsys):
     for model in ("one", "another"):
-        sampled(tmp_path / model, model=model)
+        write_samples(tmp_path / model, model=model)
     inputs = [str(tmp_path / "one"), str(tmp_path / "another")]
     evaluate.main(["compare", *inputs, f"--out={tmp_path}/out", "--seed=3"])
-    printed = capsys.readouterr().out
-    assert printed == (tmp_path / "out" / "key" / "report.md").read_text()
-    assert f"A is `{tmp_path}/one`, B is `{tmp_path}/another`." in printed
-    assert "This report names the models: do not show it to raters" in printed
-    assert "Raters:\n0. Answers: 0." in printed
+    output = capsys.readouterr().out
+    assert output == (tmp_path / "out" / "key" / "report.md").read_text()
+    assert f"A is `{tmp_path}/one`, B is `{tmp_path}/another`." in output
+    assert "This report names the models: do not show it to raters" in output
+    assert "Raters:\n0. Answers: 0." in output
 
 
 # What is rejected, and warnings
@@ -290,8 +290,8 @@ def test_the_command_prints_the_report_that_it_writes(tmp_path, capsys):
 
 @pytest.fixture
 def pair(tmp_path):
-    comparisons.sampled(tmp_path / "secret-one", model="one")
-    comparisons.sampled(tmp_path / "secret-other", model="another")
+    comparisons.write_samples(tmp_path / "secret-one", model="one")
+    comparisons.write_samples(tmp_path / "secret-other", model="another")
     return tmp_path
 
 
@@ -312,13 +312,13 @@ def pair(tmp_path):
 )
 def test_outputs_of_other_prompts_or_numbers_are_rejected(pair, change, message):
     shutil.rmtree(pair / "secret-other")
-    sampled(pair / "secret-other", model="another", **change)
+    write_samples(pair / "secret-other", model="another", **change)
     with pytest.raises(UserError, match=message) as error:
         compare(config(pair))
     assert "\n" not in str(error.value) and not (pair / "out").exists()
 
 
-def damaged(change):
+def damage_prompts(change):
     """A change of prompts.json."""
 
     def apply(folder):
@@ -342,10 +342,22 @@ def damaged(change):
             "is unfinished: its parts hold 17 images of 18; delete .*pictures and run",
         ),
         (lambda f: (f / "prompts.json").write_text("{"), "prompts.json cannot be read as JSON"),
-        (damaged(lambda c: c.pop("prompts")), "lists no prompts, since an earlier version wrote"),
-        (damaged(lambda c: c["prompts"][0].pop("text")), r"is damaged \(KeyError\('text'\)\); run"),
-        (damaged(lambda c: c.update(images=3)), "states 3 images for each of 9 prompts and 18"),
-        (damaged(lambda c: c.update(prompts=[])), "states 2 images for each of 0 prompts and 18"),
+        (
+            damage_prompts(lambda c: c.pop("prompts")),
+            "lists no prompts, since an earlier version wrote",
+        ),
+        (
+            damage_prompts(lambda c: c["prompts"][0].pop("text")),
+            r"is damaged \(KeyError\('text'\)\); run",
+        ),
+        (
+            damage_prompts(lambda c: c.update(images=3)),
+            "states 3 images for each of 9 prompts and 18",
+        ),
+        (
+            damage_prompts(lambda c: c.update(prompts=[])),
+            "states 2 images for each of 0 prompts and 18",
+        ),
     ],
 )
 def test_unfinished_or_damaged_outputs_are_rejected(pair, damage, message):
@@ -404,7 +416,7 @@ def test_the_same_model_twice_is_a_warning(pair):
     line = "A and B are the same images: models, settings and seed agree."
     report = compare(again)
     assert report["warnings"] == [line] and f"WARNING: {line}" in preferences.markdown(report)
-    seed = sampled(pair / "seed", model="one", seed=1, part=5)
+    seed = write_samples(pair / "seed", model="one", seed=1, part=5)
     assert compare(config(pair, b=seed, out=pair / "seeds"))["warnings"] == [
         "A and B are of the same models and settings; only their images' seeds differ."
     ]

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.comparisons import ROWS, compared
+from tests.comparisons import ROWS, write_comparison
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import comparison_folder, questionnaire
 from unclip_jax.evaluation.questionnaire import Questionnaire
@@ -14,7 +14,7 @@ from unclip_jax.evaluation.questionnaire import Questionnaire
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return compared(tmp_path_factory.mktemp("compared"))
+    return write_comparison(tmp_path_factory.mktemp("compared"))
 
 
 @pytest.fixture
@@ -108,20 +108,20 @@ def test_a_rater_continues_and_may_change_an_answer(folder):
     assert len(stored) == 3 and not warnings
 
 
-@pytest.mark.parametrize("cut", [1, 40, -1])
-def test_a_kill_while_an_answer_is_written_spoils_no_other(folder, monkeypatch, cut):
+@pytest.mark.parametrize("end", [1, 40, -1])
+def test_a_kill_while_an_answer_is_written_spoils_no_other(folder, monkeypatch, end):
     questions, write = Questionnaire(folder), os.write
     questions.store(values(folder, 0))
 
-    def killed(descriptor, data):
-        write(descriptor, data[:cut])
+    def partial_write(descriptor, data):
+        write(descriptor, data[:end])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", killed)
+        patch.setattr(os, "write", partial_write)
         with pytest.raises(KeyboardInterrupt):
             questions.store(values(folder, 1))
-    complete = {ids(folder)[1]} if cut == -1 else set()  # the line break alone is missing
+    complete = {ids(folder)[1]} if end == -1 else set()  # the line break alone is missing
     assert answers(folder).keys() == {ids(folder)[0]} | complete
     questions.store(values(folder, 2))
     assert answers(folder).keys() == {ids(folder)[0], ids(folder)[2]} | complete
@@ -228,7 +228,7 @@ def test_answers_of_other_comparisons_are_not_counted_silently(folder, change, m
 
 
 def test_equal_prompts_of_a_file_are_asked_one_by_one(tmp_path):
-    folder = compared(tmp_path, rows=[("all", "a dog"), ("all", "a dog")])
+    folder = write_comparison(tmp_path, rows=[("all", "a dog"), ("all", "a dog")])
     assert len(set(ids(folder))) == 2
     questions = Questionnaire(folder)
     questions.store(values(folder, 1))

@@ -53,8 +53,8 @@ def fake(entry):
     def sample(cfg, params, conditions, *, keys, sampling=None):
         del params, sampling
         reads = {name: conditions[name] for name in entry.reads(cfg)}
-        drawn = rng.normal_each(keys, (1,))[:, 0] if entry.role != "encoder" else jnp.zeros(SIZE)
-        value = drawn + total(reads)
+        noise = rng.normal_each(keys, (1,))[:, 0] if entry.role != "encoder" else jnp.zeros(SIZE)
+        value = noise + total(reads)
         outputs = {}
         for name in entry.yields:
             if name == "clip_text":
@@ -70,7 +70,7 @@ def fake(entry):
 
 
 def spread(value: jax.Array, size: int) -> jax.Array:
-    """Embeddings whose direction says which value they are."""
+    """Embeddings whose direction encodes a value."""
     return jnp.cos(value[:, None] * (1 + jnp.arange(size))[None])
 
 
@@ -107,9 +107,9 @@ def inputs(chain: str):
 def results(chain: str, captions, keys, z_img):
     stages = cascade(chain)
     options = OPTIONS.get(chain, SampleOptions())
-    given = z_img if options.condition == "z_img" else None
+    embedding = z_img if options.condition == "z_img" else None
     params = {stage.name: {} for stage in stages.stages}
-    return text_to_image.sample(stages, params, captions, keys, options=options, z_img=given)
+    return text_to_image.sample(stages, params, captions, keys, options=options, z_img=embedding)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -127,13 +127,13 @@ def test_a_result_changes_exactly_with_what_it_depends_on(chain):
             after = results(chain, {**captions, what: other}, keys, z_img)
         else:
             continue
-        changed = {
+        differences = {
             name
             for name in ALL
             if getattr(before, name) is not None
             and np.abs(np.asarray(getattr(after, name)) - getattr(before, name)).max() > 1e-6
         }
-        assert changed == expected, what
+        assert differences == expected, what
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -141,4 +141,4 @@ def test_no_two_stages_of_a_chain_draw_with_one_key(chain):
     captions, keys, z_img = inputs(chain)
     draws = random_keys.uses(lambda keys: results(chain, captions, keys, z_img), keys)
     assert len(draws) >= len(cascade(chain).stages) - 2
-    assert not random_keys.repeated(draws)
+    assert not random_keys.duplicates(draws)

@@ -24,14 +24,14 @@ FILES |= {"/theme.js"}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return comparisons.compared(tmp_path_factory.mktemp("compared"))
+    return comparisons.write_comparison(tmp_path_factory.mktemp("compared"))
 
 
 @pytest.fixture(scope="module")
 def server(source):
     app = judging.app(Questionnaire(source), Access(hosts=LOCAL_HOSTS))
-    with serving_app(app) as opened:
-        yield opened
+    with serving_app(app) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_answers_that_nobody_asked_for_are_rejected(client, folder, change, mess
 
 def test_bodies_are_small_json_of_this_page(client, folder):
     body = answer_of(client.get("/api/session?rater=anna"))
-    for sent, headers, status, message in [
+    for data, headers, status, message in [
         (b"x" * 5000, {}, 413, "has more than 4096 bytes; an answer is shorter"),
         (b"{", {}, 400, "the body is no JSON"),
         (b"[]", {}, 400, "no JSON object"),
@@ -159,7 +159,7 @@ def test_bodies_are_small_json_of_this_page(client, folder):
         (body, {"Sec-Fetch-Site": "cross-site"}, 403, "pages of other origins"),
         (body, {"Host": "rebound.example"}, 403, "this server is not called 'rebound.example'"),
     ]:
-        got, content = client.post("/api/answers", sent, headers=headers)
+        got, content = client.post("/api/answers", data, headers=headers)
         assert (got, message in content["error"]) == (status, True), content
     assert client.call("GET", "/api/answers")[0] == 405
     status, _, content = client.call("GET", "/api/session")
@@ -179,10 +179,10 @@ def test_a_disk_that_fails_is_no_confirmed_answer(client, monkeypatch):
 
 
 def test_the_command_serves_until_it_is_stopped(folder, monkeypatch, capsys):
-    served = []
+    servers = []
 
     def serve(app, listener):
-        served.append((app, listener.getsockname()[0]))
+        servers.append((app, listener.getsockname()[0]))
         questions = Questionnaire(folder)
         questions.store(answer_of(questions.session("anna")))
 
@@ -190,15 +190,15 @@ def test_the_command_serves_until_it_is_stopped(folder, monkeypatch, capsys):
     with serving_app(None) as other, pytest.raises(UserError, match="cannot listen on port"):
         evaluate.main(["judge", str(folder), f"--port={other.port}"])
     evaluate.main(["judge", str(folder), f"--port={other.port}", "--rater=Anna"])
-    said = capsys.readouterr().out
-    assert f"questions at http://127.0.0.1:{other.port}\n" in said and "anyone" not in said
-    assert f"answers in {folder}/answers: 1, raters: 1; `compare` reports on them.\n" in said
-    with serving_app(served[0][0]) as client:
+    output = capsys.readouterr().out
+    assert f"questions at http://127.0.0.1:{other.port}\n" in output and "anyone" not in output
+    assert f"answers in {folder}/answers: 1, raters: 1; `compare` reports on them.\n" in output
+    with serving_app(servers[0][0]) as client:
         assert client.get("/api") == {"rater": "anna"}
         assert client.call("GET", "/", headers={"Host": "a.example"})[0] == 403
     evaluate.main(["judge", str(folder), f"--port={other.port}", "--host=0.0.0.0"])
     assert "anyone who reaches this port can answer under any name" in capsys.readouterr().out
-    with serving_app(served[1][0]) as client:
+    with serving_app(servers[1][0]) as client:
         assert client.call("GET", "/", headers={"Host": "a.example"})[0] == 200
 
 

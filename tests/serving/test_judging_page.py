@@ -20,9 +20,9 @@ pytestmark = [
 
 @pytest.fixture
 def browser(tmp_path):
-    opened = Browser(tmp_path / "profile")
-    yield opened
-    opened.close()
+    instance = Browser(tmp_path / "profile")
+    yield instance
+    instance.close()
 
 
 def press(browser, key):
@@ -32,7 +32,7 @@ def press(browser, key):
 
 
 def test_a_rater_answers_goes_back_and_continues_after_a_reload(browser, tmp_path):
-    folder = comparisons.compared(tmp_path / "compared", rows=comparisons.ROWS[-2:])
+    folder = comparisons.write_comparison(tmp_path / "compared", rows=comparisons.ROWS[-2:])
     with serving_app(judging.app(Questionnaire(folder), Access())) as client:
         browser.open(client.url)
         browser.wait("document.querySelector('#name')?.hidden === false")
@@ -41,16 +41,16 @@ def test_a_rater_answers_goes_back_and_continues_after_a_reload(browser, tmp_pat
         browser.click("#name button")
         browser.wait("[...document.images].filter(image => image.naturalWidth === 8).length === 4")
         assert 'a sign that says "' in browser.text() and "& <b>" in browser.text()
-        asked = "document.querySelector('[aria-current] p').innerText"
+        question = "document.querySelector('[aria-current] p').innerText"
         press(browser, "1")
-        browser.wait(f"{asked}.startsWith('Which set of images better')")
+        browser.wait(f"{question}.startsWith('Which set of images better')")
         press(browser, "3")
         browser.wait("document.body?.innerText.includes('1 of 2 prompts answered')")
         press(browser, "ArrowLeft")
-        chosen = "document.querySelector('[aria-current] [aria-pressed=true]')?.innerText"
-        assert browser.wait(chosen).startswith("I prefer the right set.")
+        choice = "document.querySelector('[aria-current] [aria-pressed=true]')?.innerText"
+        assert browser.wait(choice).startswith("I prefer the right set.")
         press(browser, "2")
-        browser.wait(f"{asked}.startsWith('Which set of images is')")
+        browser.wait(f"{question}.startsWith('Which set of images is')")
         browser.open("about:blank")
         browser.open(client.url)  # the name is in the storage of the browser
         browser.wait("document.body?.innerText.includes('anna: 1 of 2 prompts answered')")

@@ -28,7 +28,7 @@ from unclip_jax.objectives.gaussian import DiffusionConfig
 from unclip_jax.stages import clip, decoder, prior, prior_ar, upsampler
 
 MODULES = {"prior": prior, "decoder": decoder, "upsampler_256": upsampler}
-SHORT = 10  # timesteps of a chain of which every one is drawn
+SHORT = 10  # timesteps of a chain, so short that every one is sampled
 KEY = jax.random.key(0)
 
 
@@ -87,8 +87,8 @@ def test_the_loss_is_the_squared_error_of_the_target_at_what_the_network_saw(
     alpha_bar = levels(cfg, stub.t, x_t.ndim)
     eps = (x_t - np.sqrt(alpha_bar) * x_0) / np.sqrt(1 - alpha_bar)
     velocity = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x_0
-    wanted = {"x_0": x_0, "eps": eps, "v": velocity}[target]
-    expected = np.mean((np.float64(answer(x_t.shape)) - wanted) ** 2)
+    target_value = {"x_0": x_0, "eps": eps, "v": velocity}[target]
+    expected = np.mean((np.float64(answer(x_t.shape)) - target_value) ** 2)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert metrics["loss"] == value
 
@@ -108,8 +108,10 @@ def test_the_weighting_of_the_config_is_that_of_the_loss(learned_variance, monke
     snr = alpha_bar / (1 - alpha_bar)
     eps = (np.float64(stub.x_t) - np.sqrt(alpha_bar) * batch["image"]) / np.sqrt(1 - alpha_bar)
     squared = (np.float64(out[..., :3]) - eps) ** 2
-    added = np.mean(squared * (np.clip(snr, 0.5, 2.0) / snr - 1))  # the error of x_0 is eps's / SNR
-    np.testing.assert_allclose(losses[1] - losses[0], added, rtol=1e-3)
+    difference = np.mean(
+        squared * (np.clip(snr, 0.5, 2.0) / snr - 1)
+    )  # the error of x_0 is eps's / SNR
+    np.testing.assert_allclose(losses[1] - losses[0], difference, rtol=1e-3)
 
 
 def test_a_learned_variance_adds_its_share_of_the_variational_bound(monkeypatch):
@@ -190,8 +192,8 @@ def test_the_autoregressive_prior_drops_its_caption_as_often(monkeypatch):
     monkeypatch.setattr(prior_ar, "apply", network)
     value = stage.loss(params, batch, KEY)[0]
     np.testing.assert_allclose(value, np.log(cfg.model.codec.buckets), rtol=1e-5)
-    kept = np.mean(calls[-1]["keep_text"])
-    assert abs(kept - 0.9) < 4.5 * np.sqrt(0.09 / 4000)
+    keep_rate = np.mean(calls[-1]["keep_text"])
+    assert abs(keep_rate - 0.9) < 4.5 * np.sqrt(0.09 / 4000)
     z_txt = np.float64(calls[-1]["z_txt"])
     np.testing.assert_allclose(np.linalg.norm(z_txt, axis=1), np.sqrt(32), rtol=1e-4)
 
@@ -220,16 +222,16 @@ def test_embeddings_reach_the_networks_with_unit_variance_of_a_dimension(monkeyp
     stub = stubs.replace(monkeypatch, prior, lambda x_t, t: jnp.zeros_like(x_t))
     prior.make(cfg).loss({}, batch, KEY)
     z = np.float64(batch["z_txt"])
-    wanted = cfg.scale * z / np.linalg.norm(z, axis=1, keepdims=True)
-    np.testing.assert_allclose(stub["z_txt"], wanted, rtol=1e-5)
+    scaled = cfg.scale * z / np.linalg.norm(z, axis=1, keepdims=True)
+    np.testing.assert_allclose(stub["z_txt"], scaled, rtol=1e-5)
     cfg, _, batch = case("decoder", target="x_0", size=4)
     stub = stubs.replace(monkeypatch, decoder, lambda x_t, t: jnp.zeros_like(x_t))
     z = np.float64(batch["z_img"])
-    wanted = np.sqrt(cfg.model.z_dim) * z / np.linalg.norm(z, axis=1, keepdims=True)
+    scaled = np.sqrt(cfg.model.z_dim) * z / np.linalg.norm(z, axis=1, keepdims=True)
     decoder.make(cfg).loss({}, batch, KEY)
-    np.testing.assert_allclose(stub["z_img"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(stub["z_img"], scaled, rtol=1e-5)
     losses = decoder.make(cfg).evaluate({}, batch, KEY)
-    np.testing.assert_allclose(stub["z_img"], np.roll(wanted, 1, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(stub["z_img"], np.roll(scaled, 1, axis=0), rtol=1e-5)
     assert losses["loss"] == losses["loss_wrong_z"]  # of a network that sees neither
 
 
@@ -283,7 +285,7 @@ def test_no_two_draws_share_a_key(name, what, monkeypatch):
 
     keys = random_keys.uses(draws, KEY)
     assert keys
-    assert not random_keys.repeated(keys)
+    assert not random_keys.duplicates(keys)
 
 
 def test_the_autoregressive_prior_draws_every_code_with_a_key_of_its_own():
@@ -292,7 +294,7 @@ def test_the_autoregressive_prior_draws_every_code_with_a_key_of_its_own():
     params = jax.eval_shape(lambda key: nn.meta.unbox(stage.init(key)), KEY)
     batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 2))
     keys = random_keys.uses(lambda p, key: stage.evaluate(p, batch, key), params, KEY)
-    assert not random_keys.repeated(keys)
+    assert not random_keys.duplicates(keys)
     assert [random_keys.depends_on_a_loop(key) for key in keys].count(True) == 1
 
 
