@@ -43,5 +43,5 @@ def test_cudnn_and_xla_agree_on_a_gpu():
         pytest.skip("there is no GPU here")
     environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
     command = [sys.executable, "-c", COMPARE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "the same" in done.stdout, done.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0 and "the same" in process.stdout, process.stderr

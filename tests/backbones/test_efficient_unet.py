@@ -66,16 +66,16 @@ def test_every_stored_map_is_read_once_by_the_level_that_stored_it(topology):
     cfg = dataclasses.replace(EFFICIENT, multiples=(1, 2, 2), depth=2, topology=topology)
     down, _, up = plan(dataclasses.replace(cfg, attention_at=()))
     stored = [step.name.split("_")[1] for step in down if step.keep]
-    read = [step.name.split("_")[1] for step in up if step.skip]
+    readers = [step.name.split("_")[1] for step in up if step.skip]
     if topology == "efficient":
-        assert read == stored[::-1] == ["1", "0"]
+        assert readers == stored[::-1] == ["1", "0"]
     else:  # and the stem; a map that was halved belongs to the level below
-        assert len(read) == len(stored) + 1
+        assert len(readers) == len(stored) + 1
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(UNet(EFFICIENT), image(16), EMB, context=CONTEXT)
+    return probes.random_variables(UNet(EFFICIENT), image(16), EMB, context=CONTEXT)
 
 
 def test_attention_to_the_text_alone_leaves_the_size_free(variables):
@@ -115,7 +115,7 @@ def test_the_scaled_sum_keeps_the_variance():
     assert 0.5 < sizes[2**-0.5] < 2.0 < 4.0 < sizes[1.0]
     ratio = ResBlock(8, 2, "none", True, 0.0, F32, True, "silu", 0.5)
     plain = ResBlock(8, 2, "none", True, 0.0, F32)
-    variables = probes.drawn(plain, x, emb, True)
+    variables = probes.random_variables(plain, x, emb, True)
     half = ratio.apply(variables, x, emb, True)
     np.testing.assert_allclose(2.0 * half, plain.apply(variables, x, emb, True), atol=1e-5)
 
@@ -123,7 +123,7 @@ def test_the_scaled_sum_keeps_the_variance():
 def test_group_norm_of_the_context_runs_over_tokens_in_32_groups():
     block, x = AttentionBlock(4, 2, F32, True, True, "group"), image(2, 4)
     context = jnp.asarray(RNG.normal(size=(2, 5, 64)), jnp.float32)
-    variables = probes.drawn(block, x, context)
+    variables = probes.random_variables(block, x, context)
     shape = variables["params"]["context_norm"]["scale"].shape
     assert shape == (64,)
     out = block.apply(variables, x, context)

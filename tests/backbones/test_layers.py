@@ -18,7 +18,7 @@ def draw(*shape, seed=0, scale=1.0):
 
 
 def run(module, *args, params=None):
-    """The module's output with parameters drawn at random, or with those given."""
+    """The module's output with parameters drawn at random, or with `params`."""
     params = nn.meta.unbox(module.init(jax.random.key(0), *args)) if params is None else params
     return module.apply(params, *args)
 
@@ -142,10 +142,10 @@ def test_on_a_gpu_attention_is_cudnn_where_it_applies(
     monkeypatch, dtype, head, length, masked, want
 ):
     """CuDNN wants masks whose last two sides are the lengths, which key masks are not."""
-    seen = {}
+    arguments = {}
 
     def record(q, k, v, **kwargs):
-        seen.update(kwargs)
+        arguments.update(kwargs)
         return q
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -153,10 +153,12 @@ def test_on_a_gpu_attention_is_cudnn_where_it_applies(
     q = jnp.zeros((2, length, 3, head), dtype)
     keys = jnp.arange(length)[None, None, None, :] < jnp.array([2, 4])[:, None, None, None]
     layers.attention(q, q, q, mask=keys if masked else None)
-    assert seen["implementation"] == want
+    assert arguments["implementation"] == want
     if masked and want == "cudnn":
-        assert seen["mask"].shape == (2, 1, length, length)
-        np.testing.assert_array_equal(seen["mask"], np.broadcast_to(keys, seen["mask"].shape))
+        assert arguments["mask"].shape == (2, 1, length, length)
+        np.testing.assert_array_equal(
+            arguments["mask"], np.broadcast_to(keys, arguments["mask"].shape)
+        )
 
 
 def test_activations_are_the_exact_ones():

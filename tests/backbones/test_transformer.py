@@ -20,7 +20,7 @@ KEYS = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(Transformer(TINY), jnp.asarray(X))
+    return probes.random_variables(Transformer(TINY), jnp.asarray(X))
 
 
 def run(variables, x=X, mask=None, **changes):
@@ -37,7 +37,7 @@ def linear(x, p):
     return x @ p["kernel"] + p["bias"]
 
 
-def unrolled(params, x, visible, *, heads, quick):
+def forward_by_hand(params, x, visible, *, heads, quick):
     """The stack, one layer after another with the parameters cut out of the stack, in float64."""
     stacked = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"]["blocks"])
     x = x.astype(np.float64)
@@ -86,14 +86,14 @@ def test_the_scan_is_the_unrolled_stack(variables, causal, masked, unrolled_up_t
         visible |= np.eye(5, dtype=bool)  # a token always sees itself
     if causal:
         visible &= np.tril(np.ones((5, 5), bool))
-    want = unrolled(variables, X, visible, heads=2, quick=False)
+    want = forward_by_hand(variables, X, visible, heads=2, quick=False)
     got = run(variables, mask=KEYS if masked else None, causal=causal)
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
 def test_quick_gelu_can_be_selected(variables):
     visible = np.tril(np.ones((2, 5, 5), bool))
-    want = unrolled(variables, X, visible, heads=2, quick=True)
+    want = forward_by_hand(variables, X, visible, heads=2, quick=True)
     np.testing.assert_allclose(run(variables, activation="quick_gelu"), want, atol=1e-5, rtol=1e-5)
 
 

@@ -35,12 +35,12 @@ RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 4, 4, 3)), jnp.float32)
 EMB = jnp.asarray(RNG.normal(size=(2, 16)), jnp.float32)
 CONTEXT = jnp.asarray(RNG.normal(size=(2, 3, 5)), jnp.float32)
-SEEN = jnp.array([[1, 1, 0], [1, 0, 0]], bool)
+TEXT_MASK = jnp.array([[1, 1, 0], [1, 0, 0]], bool)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(UNet(TINY), X, EMB, context=CONTEXT)
+    return probes.random_variables(UNet(TINY), X, EMB, context=CONTEXT)
 
 
 def run(variables, x=X, emb=EMB, *, context=CONTEXT, mask=None, **changes):
@@ -73,18 +73,18 @@ def conv(x, p):
     return out
 
 
-def halved(x):
+def downsample(x):
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
 
 
-def doubled(x):
+def upsample(x):
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def test_resampling_is_2x2_means_and_repetition():
     x = np.asarray(RNG.normal(size=(2, 4, 6, 3)), np.float32)
-    np.testing.assert_allclose(resample(jnp.asarray(x), "down"), halved(x), atol=1e-6)
-    np.testing.assert_array_equal(resample(jnp.asarray(x), "up"), doubled(x))
+    np.testing.assert_allclose(resample(jnp.asarray(x), "down"), downsample(x), atol=1e-6)
+    np.testing.assert_array_equal(resample(jnp.asarray(x), "up"), upsample(x))
     np.testing.assert_array_equal(resample(jnp.asarray(x), "none"), x)
 
 
@@ -103,8 +103,11 @@ def test_the_residual_block_by_hand(how, scale_shift):
     """ADM (arXiv 2105.05233), section 3: resampling inside, of both branches."""
     module = ResBlock(6, 2, how, scale_shift, 0.0, F32)
     x = jnp.asarray(RNG.normal(size=(2, 4, 4, 4)), jnp.float32)
-    variables = probes.drawn(module, x, EMB, True)
-    p, size = wide(variables["params"]), {"none": lambda y: y, "down": halved, "up": doubled}[how]
+    variables = probes.random_variables(module, x, EMB, True)
+    p, size = (
+        wide(variables["params"]),
+        {"none": lambda y: y, "down": downsample, "up": upsample}[how],
+    )
     h = conv(size(silu(group_norm(wide(x), p["norm_1"], 2))), p["conv_1"])
     condition = (wide(EMB) @ p["emb"]["kernel"] + p["emb"]["bias"])[:, None, None]
     if scale_shift:
@@ -127,15 +130,15 @@ def test_equal_channels_have_no_shortcut_parameters_and_start_as_the_identity():
 def test_dropout_needs_its_key_and_changes_the_output():
     module = ResBlock(4, 2, "none", True, 0.5, F32)
     x = jnp.asarray(RNG.normal(size=(1, 4, 4, 4)), jnp.float32)
-    variables = probes.drawn(module, x, EMB[:1], True)
+    variables = probes.random_variables(module, x, EMB[:1], True)
 
-    def dropped(seed):
+    def forward(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return np.asarray(module.apply(variables, x, EMB[:1], False, rngs=rngs))
 
-    assert not np.allclose(dropped(0), dropped(1))
-    np.testing.assert_array_equal(dropped(0), dropped(0))
-    assert not np.allclose(dropped(0), module.apply(variables, x, EMB[:1], True))
+    assert not np.allclose(forward(0), forward(1))
+    np.testing.assert_array_equal(forward(0), forward(0))
+    assert not np.allclose(forward(0), module.apply(variables, x, EMB[:1], True))
 
 
 @pytest.mark.parametrize(("with_context", "masked"), [(0, 0), (1, 0), (1, 1)])
@@ -144,8 +147,8 @@ def test_image_and_text_share_one_softmax(with_context, masked):
     module = AttentionBlock(4, 2, F32)
     x = jnp.asarray(RNG.normal(size=(2, 2, 3, 8)), jnp.float32)
     args = (x, CONTEXT) if with_context else (x,)
-    variables = probes.drawn(module, *args)
-    got = module.apply(variables, *args, SEEN) if masked else module.apply(variables, *args)
+    variables = probes.random_variables(module, *args)
+    got = module.apply(variables, *args, TEXT_MASK) if masked else module.apply(variables, *args)
     p = wide(variables["params"])
     y = group_norm(wide(x), p["norm"], 2).reshape(2, 6, 8)
     maps = {n: y @ p[n]["kernel"] + p[n]["bias"] for n in "qkv"}
@@ -155,8 +158,8 @@ def test_image_and_text_share_one_softmax(with_context, masked):
         extra = {n: text @ p[f"context_{n}"]["kernel"] + p[f"context_{n}"]["bias"] for n in "kv"}
         keys = np.concatenate([keys, extra["k"]], axis=1)
         values = np.concatenate([values, extra["v"]], axis=1)
-        shown = np.asarray(SEEN) if masked else np.ones((2, 3), bool)
-        visible = np.concatenate([visible, shown], axis=1)
+        text_mask = np.asarray(TEXT_MASK) if masked else np.ones((2, 3), bool)
+        visible = np.concatenate([visible, text_mask], axis=1)
     out = np.zeros((2, 6, 8))
     for b, n, i in np.ndindex(2, 2, 6):
         part = slice(4 * n, 4 * n + 4)
@@ -173,9 +176,9 @@ def test_the_order_of_context_tokens_does_not_matter(variables):
 
 
 def test_a_hidden_context_token_changes_nothing(variables):
-    other = jnp.where(SEEN[..., None], CONTEXT, 9.0)
-    got = run(variables, context=other, mask=SEEN)
-    np.testing.assert_array_equal(got, run(variables, mask=SEEN))
+    other = jnp.where(TEXT_MASK[..., None], CONTEXT, 9.0)
+    got = run(variables, context=other, mask=TEXT_MASK)
+    np.testing.assert_array_equal(got, run(variables, mask=TEXT_MASK))
     assert not np.allclose(run(variables, context=other), run(variables))
 
 
@@ -193,7 +196,7 @@ def test_the_whole_network_by_its_blocks(variables):
         attention = jax.jit(AttentionBlock(4, 2, F32).apply)
         return attention({"params": p[name]["attention"]}, x, CONTEXT)
 
-    def joined(x, skip):
+    def join(x, skip):
         return jnp.concatenate([x, skip], axis=-1)
 
     stem = jnp.asarray(conv(wide(X), wide(p["stem"])), jnp.float32)
@@ -201,11 +204,11 @@ def test_the_whole_network_by_its_blocks(variables):
     two = block("down_0_sample", one, 4, "down")
     three = block("down_1_0", two, 8, attend=True)
     h = block("middle_1", block("middle_0", three, 8, attend=True), 8)
-    h = block("up_1_0", joined(h, three), 8, attend=True)
-    h = block("up_1_1", joined(h, two), 8, attend=True)
+    h = block("up_1_0", join(h, three), 8, attend=True)
+    h = block("up_1_1", join(h, two), 8, attend=True)
     h = block("up_1_sample", h, 8, "up")
-    h = block("up_0_0", joined(h, one), 4)
-    h = block("up_0_1", joined(h, stem), 4)
+    h = block("up_0_0", join(h, one), 4)
+    h = block("up_0_1", join(h, stem), 4)
     want = conv(silu(group_norm(wide(h), wide(p["head_norm"]), 2)), wide(p["head"]))
     np.testing.assert_allclose(run(variables), want, atol=2e-3, rtol=1e-3)
 
@@ -235,7 +238,9 @@ def test_the_u_net_of_the_paper_has_2_24_billion_parameters():
 
 def test_remat_changes_no_gradient():
     flat = {"multiples": (1,), "attention_at": (4,)}
-    variables = probes.drawn(UNet(dataclasses.replace(TINY, **flat)), X, EMB, context=CONTEXT)
+    variables = probes.random_variables(
+        UNet(dataclasses.replace(TINY, **flat)), X, EMB, context=CONTEXT
+    )
 
     def loss(variables, policy):
         return (run(variables, remat=policy, **flat) ** 2).mean()
@@ -265,7 +270,7 @@ def test_a_patch_moves_pixels_into_channels():
     cfg = dataclasses.replace(TINY, patch=2, image_size=8)
     x = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
     folded = dataclasses.replace(TINY, in_channels=12, out_channels=8)
-    variables = probes.drawn(UNet(cfg), x, EMB, context=CONTEXT)
+    variables = probes.random_variables(UNet(cfg), x, EMB, context=CONTEXT)
     small = probes.apply(UNet(folded), variables, space_to_depth(x, 2), EMB, context=CONTEXT)
     got = probes.apply(UNet(cfg), variables, x, EMB, context=CONTEXT)
     np.testing.assert_allclose(got, depth_to_space(small, 2), rtol=1e-6)

@@ -53,7 +53,7 @@ def fresh(module, *args, **kwargs):
     return nn.meta.unbox(init(jax.random.key(0)))
 
 
-def drawn(module, *args, **kwargs):
+def random_variables(module, *args, **kwargs):
     """Variables drawn at random without running the init, so that nothing is zero; no compiling.
 
     Kernels have deviation 0.3, gains of norms lie around 1.

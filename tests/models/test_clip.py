@@ -1,4 +1,4 @@
-"""CLIP: where it pools, what it normalises, how its temperature is held."""
+"""CLIP: pooling, normalisation and the clipping of its temperature."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ MASK = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(Clip(TINY), IMAGES, TOKENS, MASK)
+    return probes.random_variables(Clip(TINY), IMAGES, TOKENS, MASK)
 
 
 def text(variables, tokens=TOKENS, mask=MASK, **changes):
@@ -61,7 +61,7 @@ def test_the_token_of_the_timestep_by_hand():
     module, t = TimeToken(8, jnp.dtype("float32")), jnp.array([0, 7, 900])
     fresh = probes.fresh(module, t)
     assert not np.any(probes.apply(module, fresh, t))
-    variables = probes.drawn(module, t)
+    variables = probes.random_variables(module, t)
     p = jax.tree.map(np.asarray, variables["params"])
     rates = 10000.0 ** (-np.arange(TIME_FEATURES // 2) / (TIME_FEATURES // 2))
     angles = np.asarray(t)[:, None] * rates
@@ -73,16 +73,18 @@ def test_the_token_of_the_timestep_by_hand():
 
 def test_a_noise_aware_clip_adds_the_timestep_to_its_class_token():
     cfg = dataclasses.replace(TINY, reads_time=True)
-    variables = probes.drawn(Clip(cfg), IMAGES, TOKENS, MASK)
+    variables = probes.random_variables(Clip(cfg), IMAGES, TOKENS, MASK)
     params = dict(variables["params"])
     token = TimeToken(8, jnp.dtype("float32"))
     steps = jnp.array([3, 800])
     shift = token.apply({"params": params["image"]["time"]}, steps)
     noised = probes.apply(Clip(cfg), variables, IMAGES, steps, method="encode_image")
     for row in range(2):
-        moved = dict(params["image"], class_token=params["image"]["class_token"] + shift[row])
-        moved.pop("time")
-        clean = image({"params": {**params, "image": moved}})
+        image_params = dict(
+            params["image"], class_token=params["image"]["class_token"] + shift[row]
+        )
+        image_params.pop("time")
+        clean = image({"params": {**params, "image": image_params}})
         np.testing.assert_allclose(noised[row], clean[row], atol=1e-4)
     silent = probes.apply(Clip(cfg), variables, IMAGES, method="encode_image")
     zero = probes.apply(
@@ -108,8 +110,8 @@ def test_tokens_after_the_end_token_do_not_affect_earlier_ones(variables):
 
 
 def test_the_text_tower_is_causal(variables):
-    changed = text(variables, TOKENS.at[1, 2].set(7))
-    same = np.isclose(changed.sequence[1], text(variables).sequence[1], atol=1e-7).all(-1)
+    other = text(variables, TOKENS.at[1, 2].set(7))
+    same = np.isclose(other.sequence[1], text(variables).sequence[1], atol=1e-7).all(-1)
     np.testing.assert_array_equal(same, [True, True, False, False, False])
 
 
@@ -224,9 +226,9 @@ def test_a_conv_stem_gives_one_token_per_patch_from_its_neighbourhood():
     params = probes.fresh(stem, images)
     assert stem.apply(params, images).shape == (1, 16, cfg.image_width)
     slopes = jax.jit(jax.grad(lambda x: jnp.sum(stem.apply(params, x)[0, 4 * 1 + 2] ** 2)))(images)
-    seen = np.argwhere(np.abs(np.asarray(slopes[0])).sum(-1) > 0)
-    assert (seen.min(0) >= (8 - 7, 16 - 7)).all() and (seen.max(0) <= (15 + 7, 23 + 7)).all()
-    assert (seen.min(0) <= (8, 16)).all() and (seen.max(0) >= (15, 23)).all()
+    field = np.argwhere(np.abs(np.asarray(slopes[0])).sum(-1) > 0)
+    assert (field.min(0) >= (8 - 7, 16 - 7)).all() and (field.max(0) <= (15 + 7, 23 + 7)).all()
+    assert (field.min(0) <= (8, 16)).all() and (field.max(0) >= (15, 23)).all()
 
 
 def test_position_scale_multiplies_the_initial_positions():

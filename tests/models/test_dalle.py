@@ -27,7 +27,7 @@ def layout(*names):
 
 
 @functools.cache
-def compiled(depth, names):
+def jit_apply(depth, names):
     module = Dalle(dataclasses.replace(TINY, depth=depth))
     return jax.jit(functools.partial(module.apply, patterns=layout(*names)))
 
@@ -35,7 +35,7 @@ def compiled(depth, names):
 @pytest.fixture(scope="module")
 def variables():
     return {
-        depth: probes.drawn(
+        depth: probes.random_variables(
             Dalle(dataclasses.replace(TINY, depth=depth)),
             *(TOKENS, MASK, CODES),
             patterns=layout(*["full"] * depth),
@@ -87,7 +87,7 @@ def test_min_dalle_has_its_number_of_parameters():
 def test_without_a_start_of_image_the_last_token_predicts_code_0():
     module = Dalle(dataclasses.replace(TINY, **MIN_DALLE))
     plan = layout("full", "full")
-    variables = probes.drawn(module, TOKENS, MASK, CODES, patterns=plan)
+    variables = probes.random_variables(module, TOKENS, MASK, CODES, patterns=plan)
 
     @jax.jit
     def both(variables, tokens, mask):
@@ -100,30 +100,30 @@ def test_without_a_start_of_image_the_last_token_predicts_code_0():
             rows.append(logits)
         return run(tokens, mask, CODES), jnp.stack(rows, axis=1)
 
-    whole, cached = both(variables, TOKENS, MASK)
-    np.testing.assert_allclose(cached, whole.codes, atol=1e-5, rtol=1e-5)
-    filled, _ = both(variables, TOKENS.at[1, 2].set(2), MASK | True)  # the padding token itself
-    jax.tree.map(np.testing.assert_array_equal, filled, whole)
+    whole, decode_with_cache = both(variables, TOKENS, MASK)
+    np.testing.assert_allclose(decode_with_cache, whole.codes, atol=1e-5, rtol=1e-5)
+    output, _ = both(variables, TOKENS.at[1, 2].set(2), MASK | True)  # the padding token itself
+    jax.tree.map(np.testing.assert_array_equal, output, whole)
 
 
 @pytest.mark.parametrize("pattern", patterns.PATTERNS)
 def test_one_layer_sees_what_its_mask_says_and_nothing_else(variables, pattern):
-    run = functools.partial(compiled(1, (pattern,)), variables[1], TOKENS, MASK)
+    run = functools.partial(jit_apply(1, (pattern,)), variables[1], TOKENS, MASK)
     before, grid = run(CODES), patterns.grid_mask(pattern, grid=3, kernel=3)
     for j in range(8):
         after = run(CODES.at[:, j].add(1) % 7)
-        moved = np.any(np.asarray(after.codes != before.codes), axis=(0, 2))
-        np.testing.assert_array_equal(moved, grid[:, j + 1])  # code j is read by state j + 1
+        changes = np.any(np.asarray(after.codes != before.codes), axis=(0, 2))
+        np.testing.assert_array_equal(changes, grid[:, j + 1])  # code j is read by state j + 1
         np.testing.assert_array_equal(after.text, before.text)
     assert np.array_equal(run(CODES.at[:, 8].add(1) % 7).codes, before.codes)
 
 
 def test_tokens_are_causal_and_padding_is_a_vector_of_its_place(variables):
-    run = functools.partial(compiled(1, ("row",)), variables[1])
+    run = functools.partial(jit_apply(1, ("row",)), variables[1])
     before = run(TOKENS, MASK, CODES)
     after = run(TOKENS.at[0, 1].add(1), MASK, CODES)
-    moved = np.any(np.asarray(after.text != before.text), axis=2)
-    np.testing.assert_array_equal(moved, [[False, True], [False, False]])
+    changes = np.any(np.asarray(after.text != before.text), axis=2)
+    np.testing.assert_array_equal(changes, [[False, True], [False, False]])
     assert np.all(np.any(np.asarray(after.codes != before.codes), axis=2)[0])
     hidden = run(TOKENS.at[1, 2].set(5), MASK, CODES)
     jax.tree.map(np.testing.assert_array_equal, hidden, before)
@@ -136,7 +136,7 @@ def test_cached_steps_equal_one_pass(variables, names):
     module, plan = Dalle(TINY), layout(*names)
 
     @jax.jit
-    def cached(variables):
+    def decode_with_cache(variables):
         options = {"patterns": plan}
 
         def step(cache, index):
@@ -150,8 +150,8 @@ def test_cached_steps_equal_one_pass(variables, names):
         _, others = jax.lax.scan(step, cache, jnp.arange(8))
         return jnp.concatenate([first[:, None], others.swapaxes(0, 1)], axis=1)
 
-    expected = compiled(2, names)(variables[2], TOKENS, MASK, CODES).codes
-    np.testing.assert_allclose(cached(variables[2]), expected, atol=1e-5, rtol=1e-5)
+    expected = jit_apply(2, names)(variables[2], TOKENS, MASK, CODES).codes
+    np.testing.assert_allclose(decode_with_cache(variables[2]), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_states_carry_row_and_column_of_the_code_that_they_predict(variables):

@@ -35,12 +35,12 @@ def wide(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-def outputs(cfg, x_t, z, **given):
+def outputs(cfg, x_t, z, **options):
     """Random parameters in float64, and the output of the network under them."""
     module = Dalle2PytorchNetwork(cfg, x_t.shape[1], WIDTH, STEPS)
     x_t, condition = jnp.asarray(x_t, jnp.float32), jnp.asarray(z, jnp.float32)
-    variables = probes.drawn(module, x_t, jnp.asarray(T), condition=condition)
-    out = probes.apply(module, variables, x_t, jnp.asarray(T), condition=condition, **given)
+    variables = probes.random_variables(module, x_t, jnp.asarray(T), condition=condition)
+    out = probes.apply(module, variables, x_t, jnp.asarray(T), condition=condition, **options)
     return wide(variables["params"]), out
 
 
@@ -53,7 +53,7 @@ def norm(x, gain, stable=False):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gain
 
 
-def turned(x, position, size=32):
+def rotate(x, position, size=32):
     """RoFormer (arXiv 2104.09864), equation 14: pairs of features are complex numbers."""
     size = min(size, len(x))
     rates = 10000.0 ** (-np.arange(0, size, 2) / size)
@@ -69,17 +69,17 @@ def bucket(query, key):
     return min(16 + int(math.log(distance / 16) / math.log(128 / 16) * 16), 31)
 
 
-def attended(x, p, distances, cfg):
+def attend(x, p, distances, cfg):
     x = norm(x, p["norm"]["scale"])
     out = np.zeros((len(x), cfg.heads * cfg.head_dim))
     keys, values = np.split(x @ p["kv"]["kernel"], 2, axis=-1)
     queries = (x @ p["q"]["kernel"]).reshape(len(x), cfg.heads, -1)
     if cfg.rotary:
-        keys = np.stack([turned(key, i) for i, key in enumerate(keys)])
+        keys = np.stack([rotate(key, i) for i, key in enumerate(keys)])
     keys = np.concatenate([p["null_kv"][:1], keys])
     values = np.concatenate([p["null_kv"][1:], values])
     for i, n in np.ndindex(len(x), cfg.heads):
-        query = turned(queries[i, n], i) if cfg.rotary else queries[i, n]
+        query = rotate(queries[i, n], i) if cfg.rotary else queries[i, n]
         cosines = keys @ query / np.linalg.norm(keys, axis=-1) / np.linalg.norm(query)
         # key 0 is the null key, so that token j is key j + 1
         scores = 16 * cosines + [distances[bucket(i, j), n] for j in range(len(keys))]
@@ -96,10 +96,10 @@ def mlp(x, p, cfg):
     return x @ p["fc_2"]["kernel"]
 
 
-def transformed(x, p, cfg):
+def transform(x, p, cfg):
     x = norm(x, p["norm_in"]["scale"]) if cfg.norm_in else x
     for i in range(cfg.depth):
-        x = x + attended(x, p[f"attention_{i}"], p["distances"], cfg)
+        x = x + attend(x, p[f"attention_{i}"], p["distances"], cfg)
         x = x + mlp(x, p[f"mlp_{i}"], cfg)
     x = norm(x, p["norm_out"]["scale"], stable=True) if cfg.norm_out else x
     return x @ p["out"]["kernel"] if cfg.project else x
@@ -118,21 +118,21 @@ def timestep(t, p, cfg):
     return linear(x, p["time_2"]).reshape(cfg.time_tokens, WIDTH)
 
 
-@pytest.mark.parametrize("shown", ["everything", "no mask", "no features", "some is dropped"])
-def test_the_network_of_dalle2_pytorch_by_hand(shown):
+@pytest.mark.parametrize("case", ["everything", "no mask", "no features", "some is dropped"])
+def test_the_network_of_dalle2_pytorch_by_hand(case):
     """[features, z_txt, timestep, noised z_img, query]; the prediction is at the query."""
     x_t, z = RNG.normal(size=(2, 2, 1, WIDTH))
-    given = {"features": jnp.asarray(FEATURES, jnp.float32), "features_mask": jnp.asarray(MASK)}
+    inputs = {"features": jnp.asarray(FEATURES, jnp.float32), "features_mask": jnp.asarray(MASK)}
     real, keep, keep_features = MASK, [True, True], [True, True]
-    if shown == "no mask":
-        given.pop("features_mask")
+    if case == "no mask":
+        inputs.pop("features_mask")
         real = np.ones((2, 3), bool)
-    elif shown == "no features":
-        given, real = {}, np.zeros((2, 3), bool)
-    elif shown == "some is dropped":
+    elif case == "no features":
+        inputs, real = {}, np.zeros((2, 3), bool)
+    elif case == "some is dropped":
         keep, keep_features = [False, False], [True, False]
-        given |= {"keep": jnp.array(keep), "keep_features": jnp.array(keep_features)}
-    p, got = outputs(DALLE2, x_t, z, **given)
+        inputs |= {"keep": jnp.array(keep), "keep_features": jnp.array(keep_features)}
+    p, got = outputs(DALLE2, x_t, z, **inputs)
     assert got.shape == (2, 1, WIDTH)
     assert [p[f"time_{i}"]["kernel"].shape for i in range(3)] == [(8, 32), (32, 32), (32, 16)]
     assert p["mlp_0"]["fc_1"]["kernel"].shape == (8, 24)  # two halves of 1.5 times the width
@@ -143,7 +143,7 @@ def test_the_network_of_dalle2_pytorch_by_hand(shown):
         noised = x_t[b] if keep[b] or keep_features[b] else p["null_image"]
         time, query = timestep(T[b], p, DALLE2), p["query"][None]
         slots = np.concatenate([features, text, time, noised, query])
-        want = transformed(slots, p, DALLE2)[-1:]
+        want = transform(slots, p, DALLE2)[-1:]
         np.testing.assert_allclose(got[b], want, atol=2e-4, rtol=1e-3)
 
 
@@ -160,7 +160,7 @@ def test_the_network_of_mindeye_by_hand(queries):
         slots = [condition, timestep(T[b], p, cfg), noised]
         slots = np.concatenate([*slots, p["query"]] if queries == "tokens" else slots)
         slots = slots + p["query"] if queries == "all_positions" else slots
-        want = transformed(slots, p, cfg)[-3:]
+        want = transform(slots, p, cfg)[-3:]
         np.testing.assert_allclose(got[b], want, atol=2e-4, rtol=1e-3)
 
 
@@ -171,7 +171,7 @@ def test_several_tokens_of_the_image_come_from_one_vector():
     for b in range(2):
         noised = linear(x_t[b, 0], p["image_in"]).reshape(2, WIDTH)
         slots = [z[b], timestep(T[b], p, cfg), noised, p["query"][None]]
-        want = transformed(np.concatenate(slots), p, cfg)[-1:]
+        want = transform(np.concatenate(slots), p, cfg)[-1:]
         np.testing.assert_allclose(got[b], want, atol=2e-4, rtol=1e-3)
 
 
@@ -189,7 +189,7 @@ def test_distances_fall_into_the_buckets_of_t5():
 def test_at_most_32_features_are_rotated():
     x = RNG.normal(size=(1, 5, 1, 40))
     got = rotated(jnp.asarray(x, jnp.float32))
-    want = np.stack([turned(x[0, i, 0], i) for i in range(5)])
+    want = np.stack([rotate(x[0, i, 0], i) for i in range(5)])
     np.testing.assert_allclose(got[0, :, 0], want, atol=1e-5)
     np.testing.assert_array_equal(got[..., 32:], np.float32(x[..., 32:]))
 

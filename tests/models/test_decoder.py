@@ -41,7 +41,7 @@ NOBODY = jnp.zeros(2, bool)
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(Decoder(TINY), X_T, T, **INPUTS)
+    return probes.random_variables(Decoder(TINY), X_T, T, **INPUTS)
 
 
 def run(variables, x_t=X_T, *, apply=probes.apply, **inputs):
@@ -55,8 +55,8 @@ def wide(tree):
 
 
 @pytest.fixture(scope="module")
-def seen(variables):
-    """What the U-Net is given: (x, emb, context, mask), per set of inputs."""
+def unet_inputs(variables):
+    """The U-Net's inputs (x, emb, context, mask), for a set of the decoder's inputs."""
 
     def record(**inputs):
         calls = []
@@ -83,9 +83,9 @@ def test_a_fresh_decoder_is_zero_for_any_input():
     np.testing.assert_array_equal(out, 0.0)
 
 
-def test_the_embedding_is_time_plus_last_text_slot_plus_z_img(variables, seen):
+def test_the_embedding_is_time_plus_last_text_slot_plus_z_img(variables, unet_inputs):
     p = wide(variables["params"])
-    _, emb, context, mask = seen()
+    _, emb, context, mask = unet_inputs()
     features = np.asarray(
         TextEncoder(TINY.text).apply(
             {"params": variables["params"]["text_encoder"]}, INPUTS["tokens"], INPUTS["token_mask"]
@@ -101,46 +101,48 @@ def test_the_embedding_is_time_plus_last_text_slot_plus_z_img(variables, seen):
     want += wide(INPUTS["z_img"]) @ p["z_to_emb"]["kernel"] + p["z_to_emb"]["bias"]
     np.testing.assert_allclose(emb, want, atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(context[:, 4:], features, atol=1e-5)
-    assert mask is None  # learned padding is seen
+    assert mask is None  # learned padding is attended to
 
 
-def test_z_tokens_are_channel_major(variables, seen):
+def test_z_tokens_are_channel_major(variables, unet_inputs):
     """Feature d of token n is output d * 4 + n of the projection, as in public checkpoints."""
     p = wide(variables["params"]["z_to_tokens"])
     flat = wide(INPUTS["z_img"]) @ p["kernel"] + p["bias"]
-    context = seen()[2]
+    context = unet_inputs()[2]
     assert context.shape == (2, 4 + 4, 8)
     for n, d in np.ndindex(4, 8):
         np.testing.assert_allclose(context[:, n, d], flat[:, d * 4 + n], atol=1e-5)
 
 
-def test_both_pathways_see_the_same_null(variables, seen):
+def test_both_pathways_see_the_same_null(variables, unet_inputs):
     null = jnp.stack([variables["params"]["null_z"]] * 2)
-    for got, want in zip(seen(keep_z=NOBODY)[:3], seen(z_img=null)[:3], strict=True):
+    for got, want in zip(unet_inputs(keep_z=NOBODY)[:3], unet_inputs(z_img=null)[:3], strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_a_zero_null_has_no_parameters(seen):
+def test_a_zero_null_has_no_parameters(unet_inputs):
     zero = dataclasses.replace(TINY, null_z="zero")
-    params = probes.drawn(Decoder(zero), X_T, T, **INPUTS)
+    params = probes.random_variables(Decoder(zero), X_T, T, **INPUTS)
     assert "null_z" not in params["params"]
     inputs = {"params": params, "changes": {"null_z": "zero"}}
     nulls = jnp.zeros_like(INPUTS["z_img"])
     for got, want in zip(
-        seen(keep_z=NOBODY, **inputs)[:3], seen(z_img=nulls, **inputs)[:3], strict=True
+        unet_inputs(keep_z=NOBODY, **inputs)[:3],
+        unet_inputs(z_img=nulls, **inputs)[:3],
+        strict=True,
     ):
         np.testing.assert_array_equal(got, want)
 
 
 def test_dropped_conditions_are_gone_and_their_nulls_learn(variables):
     other = {"tokens": jnp.array([[1, 2, 3, 4]] * 2), "token_mask": ~INPUTS["token_mask"]}
-    dropped = {"keep_z": NOBODY, "keep_text": NOBODY}
-    np.testing.assert_array_equal(run(variables, **dropped, **other), run(variables, **dropped))
+    drops = {"keep_z": NOBODY, "keep_text": NOBODY}
+    np.testing.assert_array_equal(run(variables, **drops, **other), run(variables, **drops))
 
     @jax.jit
     def slopes(variables, x_t, z_img):
         def loss(variables, x_t, z_img):
-            return (run(variables, x_t, z_img=z_img, **dropped) ** 2).sum()
+            return (run(variables, x_t, z_img=z_img, **drops) ** 2).sum()
 
         return jax.grad(loss, (0, 1, 2))(variables, x_t, z_img)
 
@@ -154,15 +156,15 @@ def test_dropped_conditions_are_gone_and_their_nulls_learn(variables):
 
 
 def test_the_two_drops_are_independent_and_per_row(variables):
-    """Rows (kept, dropped): each equals the row of a batch that is treated alike."""
+    """Rows (conditional, unconditional): each equals its row in a batch of one kind."""
     keep = jnp.array([True, False])
     full = run(variables)
     np.testing.assert_array_equal(run(variables, keep_z=~NOBODY, keep_text=~NOBODY), full)
     for name in ("keep_z", "keep_text"):
-        mixed, gone = run(variables, **{name: keep}), run(variables, **{name: NOBODY})
+        mixed, unconditional = run(variables, **{name: keep}), run(variables, **{name: NOBODY})
         np.testing.assert_allclose(mixed[0], full[0], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(mixed[1], gone[1], rtol=1e-5, atol=1e-5)
-        assert np.abs(np.asarray(full - gone)).max((1, 2, 3)).min() > 1e-3
+        np.testing.assert_allclose(mixed[1], unconditional[1], rtol=1e-5, atol=1e-5)
+        assert np.abs(np.asarray(full - unconditional)).max((1, 2, 3)).min() > 1e-3
 
 
 @pytest.mark.parametrize("padding", ["learned", "mask"])
@@ -173,8 +175,8 @@ def test_ids_at_padding_change_nothing(variables, padding):
     np.testing.assert_array_equal(got, want)
 
 
-def test_hidden_padding_is_hidden_from_the_image_and_z_tokens_are_not(seen):
-    mask = seen(changes={"padding": "mask"})[3]
+def test_hidden_padding_is_hidden_from_the_image_and_z_tokens_are_not(unet_inputs):
+    mask = unet_inputs(changes={"padding": "mask"})[3]
     np.testing.assert_array_equal(mask[:, :4], True)
     np.testing.assert_array_equal(mask[:, 4:], INPUTS["token_mask"])
 
@@ -190,13 +192,15 @@ def test_captions_encoded_once_serve_every_step(variables):
 
 
 @pytest.mark.parametrize("width", [0, 5])
-def test_a_z_map_is_a_coarse_image_beside_x_t(seen, width):
+def test_a_z_map_is_a_coarse_image_beside_x_t(unet_inputs, width):
     """A linear map of z_img, or one of a hidden layer of `width`."""
     unet = dataclasses.replace(UNET, image_size=16, attention_at=())
     changes = {"z_map": 4, "z_map_width": width, "unet": unet}
     x_t = jnp.asarray(RNG.normal(size=(2, 16, 16, 3)), jnp.float32)
-    params = probes.drawn(Decoder(dataclasses.replace(TINY, **changes)), x_t, T, **INPUTS)
-    x = seen(params=params, x_t=x_t, changes=changes)[0]
+    params = probes.random_variables(
+        Decoder(dataclasses.replace(TINY, **changes)), x_t, T, **INPUTS
+    )
+    x = unet_inputs(params=params, x_t=x_t, changes=changes)[0]
     p, z = wide(params["params"]), wide(INPUTS["z_img"])
     assert ("z_to_hidden" in p) == (width > 0)
     if width:

@@ -20,7 +20,7 @@ PIXELS = jnp.asarray(RNG.uniform(0.1, 0.9, (1, 16, 16, 3)), jnp.float32)
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(Dvae(TINY), PIXELS)
+    return probes.random_variables(Dvae(TINY), PIXELS)
 
 
 def test_the_networks_have_openai_s_number_of_parameters():
@@ -56,7 +56,7 @@ def test_shifting_an_image_by_a_code_shifts_its_features(variables):
     assert np.any(np.abs(np.asarray(shifted[:, 6:9] - whole[:, 6:9])) > 1e-3)
 
 
-def convolved(x, kernel, bias):
+def convolve(x, kernel, bias):
     """A convolution in float64 by sums over shifts; x [h w c], zero-padded."""
     k = kernel.shape[0] // 2
     padded = np.pad(x, ((k, k), (k, k), (0, 0)))
@@ -72,9 +72,9 @@ def network(tree, x, *, names, kernels, scale):
         for i in range(1, 5):
             layer = p[f"conv_{i}"]
             assert layer["kernel"].shape[0] == kernels[i - 1]
-            y = convolved(np.maximum(y, 0), layer["kernel"], layer["bias"])
+            y = convolve(np.maximum(y, 0), layer["kernel"], layer["bias"])
         if "identity" in p:
-            x = convolved(x, p["identity"]["kernel"], p["identity"]["bias"])
+            x = convolve(x, p["identity"]["kernel"], p["identity"]["bias"])
         x = x + scale * y
         yield x
 
@@ -84,7 +84,7 @@ def test_both_networks_by_their_definition_in_float64(variables):
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"][name])
         for name in ("encoder", "decoder")
     )
-    x = convolved(np.float64(PIXELS[0]), encoder["conv_in"]["kernel"], encoder["conv_in"]["bias"])
+    x = convolve(np.float64(PIXELS[0]), encoder["conv_in"]["kernel"], encoder["conv_in"]["bias"])
     for group in (1, 2, 3):
         if group > 1:
             h = x.shape[0] // 2
@@ -93,7 +93,7 @@ def test_both_networks_by_their_definition_in_float64(variables):
             encoder, x, names=[f"group_{group}_block_1"], kernels=(3, 3, 3, 1), scale=1 / 9
         )
     last = encoder["conv_out"]
-    expected = convolved(np.maximum(x, 0), last["kernel"], last["bias"])
+    expected = convolve(np.maximum(x, 0), last["kernel"], last["bias"])
     run = jax.jit(lambda v, x, m: Dvae(TINY).apply(v, x, method=m), static_argnums=2)
     features = run(variables, PIXELS, Dvae.encode)
     np.testing.assert_allclose(features[0], expected, rtol=2e-4, atol=2e-4)
@@ -105,7 +105,7 @@ def test_both_networks_by_their_definition_in_float64(variables):
         (x,) = network(decoder, x, names=names, kernels=(1, 3, 3, 3), scale=1 / 9)
         x = x.repeat(2, 0).repeat(2, 1) if group < 3 else x
     last = decoder["conv_out"]
-    expected = convolved(np.maximum(x, 0), last["kernel"], last["bias"])
+    expected = convolve(np.maximum(x, 0), last["kernel"], last["bias"])
     maps = run(variables, jnp.asarray(values[None], jnp.float32), Dvae.decode)
     np.testing.assert_allclose(maps[0], expected, rtol=2e-4, atol=2e-4)
 

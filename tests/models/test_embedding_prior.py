@@ -77,9 +77,9 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def seen(module, *args, **kwargs):
-    """Parameters, what the transformer receives, and the output if it returns that unchanged."""
-    variables = probes.drawn(module, *args, **kwargs)
+def transformer_inputs(module, *args, **kwargs):
+    """Parameters, the transformer's inputs, and the output if it returns them unchanged."""
+    variables = probes.random_variables(module, *args, **kwargs)
     calls = []
 
     def intercept(call, args, kwargs, context):
@@ -118,14 +118,14 @@ def timestep(t, p, width=8):
 def test_the_slots_of_the_transformer_and_the_skips_by_hand(keep):
     options = {"conditions": CONDITIONS, "masks": MASKS, "ridge": RIDGE}
     options |= {} if keep is None else {"keep": keep}
-    p, slots, out = seen(EmbeddingPrior(CFG), *single((X_T, T)), **single(options))
+    p, slots, out = transformer_inputs(EmbeddingPrior(CFG), *single((X_T, T)), **single(options))
     for b in range(3):
-        kept = np.ones(3, bool) if keep is None else keep[b]
-        time, ridge = timestep(T[b], p["time"]), RIDGE[b] if kept.all() else np.zeros((2, 6))
+        keep_row = np.ones(3, bool) if keep is None else keep[b]
+        time, ridge = timestep(T[b], p["time"]), RIDGE[b] if keep_row.all() else np.zeros((2, 6))
         noised = linear(X_T[b], p["x_t_in"])
-        noised = noised + (linear(ridge, p["ridge_in"]) if kept.all() else p["null_ridge"])
+        noised = noised + (linear(ridge, p["ridge_in"]) if keep_row.all() else p["null_ridge"])
         noised = np.where(MASKS["y"][b][:, None], noised, p["padding"])
-        parts = [*tokens_of(p, b, keep=kept), time[None], noised, p["queries"]]
+        parts = [*tokens_of(p, b, keep=keep_row), time[None], noised, p["queries"]]
         want = np.concatenate(parts) + p["positions"]
         np.testing.assert_allclose(slots[b], want, atol=1e-4)
         scales = np.split(linear(silu(time), p["skips"]), 2)
@@ -137,7 +137,7 @@ def test_the_slots_of_the_transformer_and_the_skips_by_hand(keep):
 def test_without_queries_the_noised_tokens_are_read():
     x_t, conditions = X_T[:, 0], {"v": CONDITIONS["v"]}
     options = single({"conditions": conditions, "masks": {}})
-    p, slots, out = seen(EmbeddingPrior(LONE), *single((x_t, T)), **options)
+    p, slots, out = transformer_inputs(EmbeddingPrior(LONE), *single((x_t, T)), **options)
     for b in range(3):
         noised = linear(x_t[b], p["x_t_in"])[None]
         parts = [linear(CONDITIONS["v"][b], p["v_in"])[None], timestep(T[b], p["time"])[None]]
@@ -152,7 +152,7 @@ def test_slots_see_later_ones_unless_attention_is_causal(causal):
     cfg = dataclasses.replace(CFG, causal=causal, skips=False, ridge=False, ragged=False)
     module, options = EmbeddingPrior(cfg), single({"conditions": CONDITIONS, "masks": MASKS})
     x_t, t = single((X_T, T))
-    variables = probes.drawn(module, x_t, t, **options)
+    variables = probes.random_variables(module, x_t, t, **options)
 
     def slots(x_t):
         _, result = module.apply(
@@ -161,16 +161,16 @@ def test_slots_see_later_ones_unless_attention_is_causal(causal):
         return result["intermediates"]["transformer"]["__call__"][0]
 
     change = jax.jit(lambda: slots(x_t.at[:, 1].add(1.0)) - slots(x_t))()
-    changed = np.abs(np.asarray(change)).max((0, 2)) > 1e-6
+    dependence = np.abs(np.asarray(change)).max((0, 2)) > 1e-6
     before = 2 + 3 + 3 + 1 + 1  # conditions, timestep, the first noised token
-    assert changed.tolist() == [not causal] * before + [True] * 3
+    assert dependence.tolist() == [not causal] * before + [True] * 3
 
 
 def test_a_regression_by_hand():
     cfg = dataclasses.replace(CFG, depth=2)
     masks = {**MASKS, "ids": np.array([[1, 1, 1], [1, 1, 1], [1, 0, 1]], bool)}
     options = single({"conditions": CONDITIONS, "masks": masks})
-    variables = probes.drawn(Regressor(cfg), **options)
+    variables = probes.random_variables(Regressor(cfg), **options)
     p = wide(variables["params"])
     out = probes.apply(Regressor(cfg), variables, **options)
     assert out.shape == (3, 2, 6)
@@ -215,7 +215,7 @@ def test_inputs_of_the_codes_by_hand(keep):
     options = {"conditions": CONDITIONS, "masks": MASKS, "ridge": ridge}
     options = single(options | ({} if keep is None else {"keep": keep}))
     module = EmbeddingCodes(cfg)
-    variables = probes.drawn(module, jnp.asarray(codes), **options)
+    variables = probes.random_variables(module, jnp.asarray(codes), **options)
     p, calls = wide(variables["params"]), []
 
     def intercept(call, args, kwargs, context):
@@ -232,10 +232,10 @@ def test_inputs_of_the_codes_by_hand(keep):
 
     own, prefix, out = run(variables)
     for b in range(3):
-        kept = np.ones(3, bool) if keep is None else keep[b]
-        want = np.concatenate(tokens_of(p["prefix"], b, keep=kept)) + p["prefix"]["positions"]
+        keep_row = np.ones(3, bool) if keep is None else keep[b]
+        want = np.concatenate(tokens_of(p["prefix"], b, keep=keep_row)) + p["prefix"]["positions"]
         np.testing.assert_allclose(prefix[b], want, atol=1e-4)
-        buckets = ridge[b] if kept.all() else np.full(4, 5)
+        buckets = ridge[b] if keep_row.all() else np.full(4, 5)
         want = np.concatenate([p["start"][None], p["codes"][codes[b, :-1]]])
         want = want + p["positions"] + p["ridge_codes"][buckets]
         np.testing.assert_allclose(own[b], want, atol=1e-4)
@@ -248,7 +248,7 @@ def test_codes_one_by_one_have_the_logits_of_all_at_once():
     module, codes = EmbeddingCodes(cfg), jnp.asarray(RNG.integers(0, 5, (3, 4)))
     options = {"conditions": CONDITIONS, "masks": MASKS}
     linear = {"keep": jnp.asarray(KEEP), "ridge": jnp.asarray(RNG.integers(0, 5, (3, 4)))}
-    variables = probes.drawn(module, codes, **single(options), **linear)
+    variables = probes.random_variables(module, codes, **single(options), **linear)
     whole = probes.apply(module, variables, codes, **single(options), **linear)
 
     @jax.jit
@@ -268,7 +268,7 @@ def test_the_encoder_of_vectors_by_hand():
     cfg = EncoderConfig(width=8, depth=2, tokens=3, subjects=2)
     x, subject = RNG.normal(size=(3, 5)), np.array([1, 0, 1])
     module = ConditionEncoder(cfg, target=6)
-    variables = probes.drawn(module, *single((x, subject)))
+    variables = probes.random_variables(module, *single((x, subject)))
     variables["params"]["log_scale"] = jnp.float32(1.5)
     p = wide(variables["params"])
     tokens, projected, scale = probes.apply(module, variables, *single((x, subject)))

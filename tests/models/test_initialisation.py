@@ -53,7 +53,7 @@ def test_every_parameter_begins_as_its_layer_says(name):
     zeros = set()
     for path, value in params.items():
         x = np.asarray(value, np.float64)
-        if path.startswith("codec/"):  # fitted, not drawn
+        if path.startswith("codec/"):  # fitted, not random
             continue
         if path == "log_scale":
             assert x == pytest.approx(math.log(1 / 0.07), abs=1e-5)  # CLIP, section 2.5

@@ -40,8 +40,8 @@ def test_real_tokens_depend_neither_on_padding_nor_on_the_length(family):
     for cfg, ids in ((long, other), (short, tokens)):
         length = cfg.context
         x = probes.apply(LanguageEncoder(cfg), params, ids[:, :length], mask[:, :length])
-        seen = mask[:, :length, None]
-        np.testing.assert_allclose(x * seen, full[:, :length] * seen, atol=1e-6)
+        visible = mask[:, :length, None]
+        np.testing.assert_allclose(x * visible, full[:, :length] * visible, atol=1e-6)
     unmasked = probes.apply(LanguageEncoder(long), params, tokens, mask | True)
     assert np.abs(full - unmasked).max() > 1e-3
 
@@ -54,7 +54,7 @@ def test_a_layer_by_hand(family):
     bias = np.random.default_rng(1).normal(size=(1, 1, 1, 4))
     module = LanguageEncoderBlock(cfg)
     inputs = (jnp.asarray(x, jnp.float32), jnp.asarray(bias, jnp.float32))
-    variables = probes.drawn(module, *inputs)
+    variables = probes.random_variables(module, *inputs)
     p = jax.tree.map(np.asarray, variables["params"])
 
     def dense(name, x):

@@ -67,13 +67,13 @@ def test_error_with_a_full_basis_is_below_the_bucket_widths(codec):
     codes = run(codec, Z)
     back = run(codec, codes, method=DotQuantizer.decode)
     x = (Z - p["mean"]) @ p["basis"].T
-    lost = x - np.take_along_axis(p["centroids"].T, codes, axis=0)
-    np.testing.assert_allclose(((back - Z) ** 2).sum(1), (lost**2).sum(1), rtol=1e-3, atol=1e-5)
+    error = x - np.take_along_axis(p["centroids"].T, codes, axis=0)
+    np.testing.assert_allclose(((back - Z) ** 2).sum(1), (error**2).sum(1), rtol=1e-3, atol=1e-5)
     inner = (codes > 0) & (codes < 7)  # the outermost buckets have no outer edge
     low = np.take_along_axis(p["edges"].T, np.maximum(codes - 1, 0), axis=0)
     high = np.take_along_axis(p["edges"].T, np.minimum(codes, 6), axis=0)
     assert inner.sum() > 50
-    assert (np.abs(lost) < high - low)[inner].all()
+    assert (np.abs(error) < high - low)[inner].all()
 
 
 def test_dot_products_have_buckets_of_their_own(codec):
@@ -85,8 +85,8 @@ def test_dot_products_have_buckets_of_their_own(codec):
 
 def test_explained_variance_is_that_of_the_components_kept(codec):
     few = DotQuantizer(CFG, 2, 6)
-    kept = {k: v if k == "eigenvalues" or v.ndim < 2 else v[:2] for k, v in codec[1].items()}
-    assert run((few, kept), method=DotQuantizer.explained) == pytest.approx(11 / 21)
+    leading = {k: v if k == "eigenvalues" or v.ndim < 2 else v[:2] for k, v in codec[1].items()}
+    assert run((few, leading), method=DotQuantizer.explained) == pytest.approx(11 / 21)
 
 
 def test_fresh_buckets_divide_the_range_evenly():

@@ -31,8 +31,8 @@ def build(**changes):
     return Prior(dataclasses.replace(TINY, **changes))
 
 
-def drawn(changes, extra):
-    return probes.drawn(build(**changes), X_T, T, **{**INPUTS, **extra})
+def random_variables(changes, extra):
+    return probes.random_variables(build(**changes), X_T, T, **{**INPUTS, **extra})
 
 
 def run(variables, changes, extra, x_t=X_T, t=T, **inputs):
@@ -41,23 +41,23 @@ def run(variables, changes, extra, x_t=X_T, t=T, **inputs):
 
 @pytest.fixture(scope="module")
 def plain():
-    return drawn({}, {})
+    return random_variables({}, {})
 
 
 def test_the_sequence_is_caption_z_txt_time_x_t_query(plain, monkeypatch):
     """What enters the transformer, slot by slot, less the learned positions."""
-    seen = []
+    calls = []
     call = Transformer.__call__
 
     def record(self, x, *args):
-        seen.append(np.asarray(x, np.float64))
+        calls.append(np.asarray(x, np.float64))
         assert self.cfg.causal
         return call(self, x, *args)
 
     monkeypatch.setattr(Transformer, "__call__", record)
     run(plain, {}, {})
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), plain["params"])
-    x = seen[0] - p["positions"]
+    x = calls[0] - p["positions"]
     assert x.shape == (2, 4 + EXTRA, 8)
     np.testing.assert_allclose(x[0, :3], p["captions"]["tokens"][[9, 3, 10]], atol=1e-5)
     np.testing.assert_allclose(x[0, 3], p["captions"]["padding"][3], atol=1e-5)
@@ -95,7 +95,7 @@ def test_causality_and_the_query_sees_everything(plain):
 
 @READING
 def test_ids_at_padding_change_nothing(changes, extra):
-    variables = drawn(changes, extra)
+    variables = random_variables(changes, extra)
     mask = INPUTS["token_mask"]
     other = {"tokens": jnp.where(mask, INPUTS["tokens"], 7)}
     if extra:
@@ -106,7 +106,7 @@ def test_ids_at_padding_change_nothing(changes, extra):
 
 @READING
 def test_dropped_text_is_gone_and_its_nulls_learn(changes, extra):
-    variables = drawn(changes, extra)
+    variables = random_variables(changes, extra)
     inputs = {"z_txt": INPUTS["z_txt"], **extra}
     nobody = jnp.zeros(2, bool)
 
@@ -132,16 +132,18 @@ def test_dropped_text_is_gone_and_its_nulls_learn(changes, extra):
 
 def test_each_row_drops_for_itself(plain):
     got = run(plain, {}, {}, keep_text=jnp.array([True, False]))
-    kept = run(plain, {}, {})
-    gone = run(plain, {}, {}, keep_text=jnp.array([False, False]))
-    np.testing.assert_allclose(got, jnp.stack([kept[0], gone[1]]), rtol=1e-5, atol=1e-6)
-    assert np.abs(np.asarray(kept - gone)).max(-1).min() > 1e-3
-    np.testing.assert_array_equal(run(plain, {}, {}, keep_text=jnp.ones(2, bool)), kept)
+    conditional = run(plain, {}, {})
+    unconditional = run(plain, {}, {}, keep_text=jnp.array([False, False]))
+    np.testing.assert_allclose(
+        got, jnp.stack([conditional[0], unconditional[1]]), rtol=1e-5, atol=1e-6
+    )
+    assert np.abs(np.asarray(conditional - unconditional)).max(-1).min() > 1e-3
+    np.testing.assert_array_equal(run(plain, {}, {}, keep_text=jnp.ones(2, bool)), conditional)
 
 
 def test_masked_padding_affects_no_output():
     changes = {"padding": "mask"}
-    variables = drawn(changes, {})
+    variables = random_variables(changes, {})
     slopes = jax.grad(lambda v: (run(v, changes, {}) ** 2).sum())(variables)
     np.testing.assert_array_equal(slopes["params"]["captions"]["padding"], 0.0)
 
@@ -177,10 +179,10 @@ def test_the_prior_of_the_paper_has_1_21_billion_parameters():
     d = 2048
     projections = 2 * (1024 * d + d) + (d * 1024 + 1024)  # z_txt and x_t in, x_0 out
     time = 2 * (d * d + d)
-    learned = (256 + 4) * d + 256 * d + d + 1024  # positions, padding, query, null z_txt
+    vectors = (256 + 4) * d + 256 * d + d + 1024  # positions, padding, query, null z_txt
     final_norm = 2 * d
     stack = 24 * (12 * d * d + 13 * d)
-    assert probes.count(case) == stack + projections + time + learned + final_norm
+    assert probes.count(case) == stack + projections + time + vectors + final_norm
 
 
 def test_mistaken_configs_are_rejected():

@@ -43,33 +43,33 @@ def build(**changes):
 
 
 @functools.cache
-def compiled(padding):
+def jit_apply(padding):
     module = build(padding=padding)
     return jax.jit(lambda variables, codes, inputs: module.apply(variables, codes, **inputs))
 
 
 def run(variables, codes=CODES, padding="learned", **inputs):
-    return compiled(padding)(variables, codes, {**INPUTS, "keep_text": None, **inputs})
+    return jit_apply(padding)(variables, codes, {**INPUTS, "keep_text": None, **inputs})
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return probes.drawn(build(), CODES, **INPUTS)
+    return probes.random_variables(build(), CODES, **INPUTS)
 
 
 def test_the_sequence_is_z_txt_dot_codes_beside_the_caption(plain, monkeypatch):
     """What enters the latent decoder, slot by slot, less the learned positions."""
-    seen = []
+    calls = []
     call = CausalTransformer.__call__
 
     def record(self, x, text, **options):
-        seen.append((np.asarray(x, np.float64), text.shape, np.asarray(options["text_mask"])))
+        calls.append((np.asarray(x, np.float64), text.shape, np.asarray(options["text_mask"])))
         return call(self, x, text, **options)
 
     monkeypatch.setattr(CausalTransformer, "__call__", record)
     build(padding="mask").apply(plain, CODES, **INPUTS)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), plain["params"])
-    x, shape, visible = seen[0]
+    x, shape, visible = calls[0]
     x = x - p["positions"][:6]
     assert x.shape == (2, 2 + 4, 8) and shape == (2, 4, 12)
     text = np.asarray(INPUTS["z_txt"]) @ p["z_txt_in"]["kernel"] + p["z_txt_in"]["bias"]
@@ -116,11 +116,11 @@ def test_cached_logits_are_the_uncached_ones(plain, padding, keep):
     want = run(plain, padding=padding, keep_text=keep)
 
     @jax.jit
-    def cached(variables):
-        given = {"token_mask": INPUTS["token_mask"], "keep_text": keep}
+    def decode_with_cache(variables):
+        options = {"token_mask": INPUTS["token_mask"], "keep_text": keep}
 
         def step(cache, index):
-            code, more = CODES[:, index], {"index": index, **given}
+            code, more = CODES[:, index], {"index": index, **options}
             logits, cache = module.apply(variables, code, cache, **more, method=PriorAr.step)
             return cache, logits
 
@@ -128,7 +128,7 @@ def test_cached_logits_are_the_uncached_ones(plain, padding, keep):
         _, rest = jax.lax.scan(step, cache, jnp.arange(4))
         return jnp.concatenate([first[None], rest]).swapaxes(0, 1)
 
-    np.testing.assert_allclose(cached(plain), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(decode_with_cache(plain), want, rtol=1e-5, atol=1e-5)
     assert np.abs(np.asarray(want)).max() > 0.1
 
 
@@ -150,19 +150,21 @@ def test_dropped_text_is_gone_and_its_null_learns_but_the_dot_token_stays(plain,
 
     slopes, text = jax.jit(jax.grad(loss, (0, 1)))(plain, INPUTS["z_txt"])
     np.testing.assert_array_equal(text, 0.0)
-    gone = run(plain, padding=padding, keep_text=nobody)
+    null_text = run(plain, padding=padding, keep_text=nobody)
     other = {"tokens": jnp.flip(INPUTS["tokens"], 1), "token_mask": ~INPUTS["token_mask"]}
-    np.testing.assert_array_equal(run(plain, padding=padding, keep_text=nobody, **other), gone)
+    np.testing.assert_array_equal(run(plain, padding=padding, keep_text=nobody, **other), null_text)
     assert np.abs(slopes["params"]["null_z_txt"]).max() > 0
-    asked = run(plain, padding=padding, keep_text=nobody, dot=jnp.array([0, 0]))
-    assert np.abs(np.asarray(asked - gone)).max() > 1e-3
+    other_dot = run(plain, padding=padding, keep_text=nobody, dot=jnp.array([0, 0]))
+    assert np.abs(np.asarray(other_dot - null_text)).max() > 1e-3
 
 
 def test_each_row_drops_for_itself(plain):
     got = run(plain, keep_text=jnp.array([True, False]))
-    kept, gone = run(plain), run(plain, keep_text=jnp.array([False, False]))
-    np.testing.assert_allclose(got, jnp.stack([kept[0], gone[1]]), rtol=1e-5, atol=1e-5)
-    assert np.abs(np.asarray(kept - gone)).max((-2, -1)).min() > 1e-3
+    conditional, unconditional = run(plain), run(plain, keep_text=jnp.array([False, False]))
+    np.testing.assert_allclose(
+        got, jnp.stack([conditional[0], unconditional[1]]), rtol=1e-5, atol=1e-5
+    )
+    assert np.abs(np.asarray(conditional - unconditional)).max((-2, -1)).min() > 1e-3
 
 
 def test_half_precision_keeps_float32_parameters_and_logits(plain):
@@ -212,6 +214,6 @@ def test_mistaken_configs_are_rejected():
 
 
 def test_an_open_number_of_components_is_the_most_that_fits():
-    counted = dataclasses.replace(TINY.codec, components=0, explained_variance=0.9)
-    assert build(codec=counted).cfg.components == 6
-    assert build(codec=counted, latent_context=4).cfg.components == 3
+    codec = dataclasses.replace(TINY.codec, components=0, explained_variance=0.9)
+    assert build(codec=codec).cfg.components == 6
+    assert build(codec=codec, latent_context=4).cfg.components == 3

@@ -19,7 +19,7 @@ OTHER = jnp.where(MASK, TOKENS, 7)  # other ids where there is no token
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(TextEncoder(TINY), TOKENS, MASK)
+    return probes.random_variables(TextEncoder(TINY), TOKENS, MASK)
 
 
 def encode(variables, tokens=TOKENS, mask=MASK, **changes):
@@ -39,7 +39,7 @@ def captions_slopes(variables, padding):
 @pytest.mark.parametrize("positions", [True, False])
 def test_a_slot_holds_its_token_or_its_own_padding(positions):
     module = CaptionEmbedding(11, 5, 8, positions)
-    variables = probes.drawn(module, TOKENS, MASK)
+    variables = probes.random_variables(module, TOKENS, MASK)
     p = variables["params"]
     want = np.zeros((2, 5, 8), np.float32)
     for row, slot in np.ndindex(2, 5):

@@ -32,16 +32,16 @@ def run(variables, features=FEATURES, mask=MASK, keep=None, **changes):
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(module(), FEATURES, MASK)
+    return probes.random_variables(module(), FEATURES, MASK)
 
 
 def test_the_null_is_one_whatever_the_caption(variables):
     out = run(variables, keep=jnp.array([False, False, True]))
     for row in jax.tree.leaves(out):
         np.testing.assert_array_equal(row[0], row[1])
-    kept = run(variables)
-    np.testing.assert_array_equal(out.last[2], kept.last[2])
-    assert np.abs(out.last[0] - kept.last[0]).max() > 1e-2
+    conditional = run(variables)
+    np.testing.assert_array_equal(out.last[2], conditional.last[2])
+    assert np.abs(out.last[0] - conditional.last[0]).max() > 1e-2
     features, mask = null(FEATURES, MASK, keep=jnp.zeros(3, bool))
     assert not features.any()
     np.testing.assert_array_equal(mask, np.arange(5)[None].repeat(3, 0) < 1)  # one slot stays
@@ -80,7 +80,7 @@ def test_attention_pooling_by_hand(query):
     """One query beside the tokens, to which it attends as well as to them."""
     module = AttentionPooling(2, jnp.dtype("float32"))
     queries = jnp.zeros((3, 6)) if query == "learned" else FEATURES.mean(1)
-    variables = probes.drawn(module, FEATURES, queries, MASK)
+    variables = probes.random_variables(module, FEATURES, queries, MASK)
     p = jax.tree.map(np.asarray, variables["params"])
     result = module.apply(variables, FEATURES, queries, MASK)
     for row, real in enumerate((5, 2, 1)):

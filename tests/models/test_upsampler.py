@@ -35,7 +35,7 @@ FEATURES = jnp.asarray(RNG.normal(size=(2, 3, 6)), jnp.float32)
 
 @pytest.fixture(scope="module")
 def variables():
-    return probes.drawn(Upsampler(TINY), X, T, low_res=LOW)
+    return probes.random_variables(Upsampler(TINY), X, T, low_res=LOW)
 
 
 def run(variables, x=X, low=LOW, *, apply=probes.apply, **changes):
@@ -47,7 +47,7 @@ def run(variables, x=X, low=LOW, *, apply=probes.apply, **changes):
     ("name", "size", "want"), [("upsampler_256", 256, 729.7e6), ("upsampler_1024", 1024, 282.1e6)]
 )
 def test_the_upsamplers_of_the_paper(name, size, want):
-    """Table 3 rounds to 700M and 300M; 0.1 % here, because nothing is left to interpretation."""
+    """Table 3 rounds to 700M and 300M; 0.1 % here, because the table determines every size."""
     cfg = probes.paper(name)
     x = jnp.zeros((1, size // 4, size // 4, 3))
     low = x[:, :: cfg.factor, :: cfg.factor]
@@ -108,19 +108,19 @@ def test_a_fresh_upsampler_is_zero():
 
 def test_the_low_res_image_is_enlarged_and_concatenated(variables, monkeypatch):
     """Bilinear without corner alignment: pixel i looks at (i + 0.5) / 2 - 0.5, edges repeated."""
-    seen = []
+    inputs = []
     call = UNet.__call__
 
     def record(self, x, *args, **kwargs):
-        seen.append(np.asarray(x))
+        inputs.append(np.asarray(x))
         return call(self, x, *args, **kwargs)
 
     monkeypatch.setattr(UNet, "__call__", record)
     run(variables, apply=Upsampler.apply)
     rows = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
     want = np.einsum("hi,wj,bijc->bhwc", rows, rows, np.asarray(LOW, np.float64))
-    np.testing.assert_array_equal(seen[0][..., :3], X)
-    np.testing.assert_allclose(seen[0][..., 3:], want, atol=1e-6)
+    np.testing.assert_array_equal(inputs[0][..., :3], X)
+    np.testing.assert_allclose(inputs[0][..., 3:], want, atol=1e-6)
 
 
 def test_cubic_interpolation_can_be_selected(variables):
@@ -148,7 +148,7 @@ def test_captions_enter_beside_the_timestep_and_by_attention(attend, level):
     text = TextConditionConfig(width=6, context=3, project=5, pool_heads=2, attend=attend)
     module = Upsampler(UpsamplerConfig(unet, 2, text=text))
     inputs = {"features": FEATURES, "mask": jnp.array([[1, 1, 0], [1, 1, 1]], bool)}
-    variables = probes.drawn(module, X, T, low_res=LOW, low_res_t=T, **inputs)
+    variables = probes.random_variables(module, X, T, low_res=LOW, low_res_t=T, **inputs)
     calls = []
 
     def intercept(call, args, kwargs, context):

@@ -53,7 +53,7 @@ def block(x, p):
     return y + (linear(x, p["shortcut"]) if "shortcut" in p else x)
 
 
-def attended(x, p):
+def attend(x, p):
     y = norm(x, p["norm"]).reshape(-1, x.shape[-1])
     q, k, v = (linear(y, p[name]) for name in "qkv")
     scores = q @ k.T / np.sqrt(x.shape[-1])
@@ -63,7 +63,7 @@ def attended(x, p):
 
 
 def middle(x, p):
-    return block(attended(block(x, p["middle_0"]), p["middle_attention"]), p["middle_1"])
+    return block(attend(block(x, p["middle_0"]), p["middle_attention"]), p["middle_1"])
 
 
 def level(x, p, name, count, cfg):
@@ -71,14 +71,14 @@ def level(x, p, name, count, cfg):
         x = block(x, p[f"{name}_{i}"])
         attends = int(name[-1]) in cfg.attention_at
         assert (f"{name}_{i}_attention" in p) == attends
-        x = attended(x, p[f"{name}_{i}_attention"]) if attends else x
+        x = attend(x, p[f"{name}_{i}_attention"]) if attends else x
     return x
 
 
 @pytest.mark.parametrize(("cfg", "features"), [(CFG, 5), (UNIT, 7)])
 def test_the_encoder_by_hand(cfg, features):
     module = Encoder(cfg, 32, 2, features, 5, "float32")
-    variables = probes.drawn(module, jnp.asarray(IMAGES))
+    variables = probes.random_variables(module, jnp.asarray(IMAGES))
     p = wide(variables["params"])
     x = conv((IMAGES[0] + 1) / 2 if cfg.pixels == "unit" else IMAGES[0], p["conv_in"])
     x = level(x, p, "down_0", 2, cfg)
@@ -94,7 +94,7 @@ def test_the_encoder_by_hand(cfg, features):
 @pytest.mark.parametrize("cfg", [CFG, UNIT])
 def test_the_decoder_by_hand(cfg):
     module = Decoder(cfg, 32, 1, 3, "float32")
-    variables = probes.drawn(module, jnp.asarray(ROWS))
+    variables = probes.random_variables(module, jnp.asarray(ROWS))
     p = wide(variables["params"])
     x = middle(conv(linear(np.float64(ROWS[0]), p["from_code"]), p["conv_in"]), p)
     x = level(x, p, "up_1", 2, cfg)
