@@ -19,26 +19,26 @@ class Case(NamedTuple):
     arrays: dict[str, np.ndarray]
     outputs: dict[str, dict[str, Any]]
 
-    def given(self, name: str) -> jax.Array:
+    def argument(self, name: str) -> jax.Array:
         value = self.arrays[f"in_{name}"]
         narrow = {"float16": np.float32, "int64": np.int32}
         return jnp.asarray(value.astype(narrow.get(value.dtype.name, value.dtype)))
 
     def images(self, name: str) -> jax.Array:
         """An input of images with channels last."""
-        return jnp.moveaxis(self.given(name), -3, -1)
+        return jnp.moveaxis(self.argument(name), -3, -1)
 
     def check(self, name: str, got: Any, *, image: bool = False) -> None:
         """Hold `got` to a recorded output and its tolerances (greatest and mean difference)."""
-        wanted, rule = self.arrays[f"out_{name}"], self.outputs[name]
+        expected, rule = self.arrays[f"out_{name}"], self.outputs[name]
         got = np.asarray(got)
         got = np.moveaxis(got, -1, -3) if image else got
-        assert got.shape == wanted.shape, f"{self.name} {name}: {got.shape}, not {wanted.shape}"
-        if wanted.dtype.kind != "f":
-            np.testing.assert_array_equal(got, wanted)
+        assert got.shape == expected.shape, f"{self.name} {name}: {got.shape}, not {expected.shape}"
+        if expected.dtype.kind != "f":
+            np.testing.assert_array_equal(got, expected)
             return
         scale = max(1.0, rule["rms"])
-        error = np.abs(np.float64(got) - np.float64(wanted))
+        error = np.abs(np.float64(got) - np.float64(expected))
         most, mean = rule.get("atol", 2e-5 * scale), rule.get("mean_atol", 4e-6 * scale)
         message = f"{self.name} {name}: {error.max():.2e} of {most:.2e}, mean {error.mean():.2e}"
         assert error.max() <= most and error.mean() <= mean, message

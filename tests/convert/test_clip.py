@@ -47,15 +47,15 @@ def images(case):
 def test_both_towers_agree_with_transformers(recordings, name):
     case = recordings.case(name)
     cfg, params = load(recordings.model(name))
-    ids, mask = case.given("ids_pad0"), case.given("mask_pad0").astype(bool)
+    ids, mask = case.argument("ids_pad0"), case.argument("mask_pad0").astype(bool)
     text = run(cfg, params, Clip.encode_text, ids, mask)
     case.check("text_last_hidden_pad0", text.sequence)
     case.check("text_embeds_pad0", text.pooled)
-    ids = case.given("ids_padeos")
+    ids = case.argument("ids_padeos")
     case.check("text_embeds_padeos", run(cfg, params, Clip.encode_text, ids, mask).pooled)
     z_img = run(cfg, params, Clip.encode_image, images(case))
     case.check("image_embeds", z_img)
-    ids = case.given("ids_pad0")
+    ids = case.argument("ids_pad0")
     out = run(cfg, params, Clip.__call__, images(case), ids, mask)
     case.check("image_embeds_normalised", out.z_img)
     case.check("text_embeds_normalised", out.z_txt)
@@ -73,7 +73,7 @@ def test_a_bare_text_tower_as_transformers_5_writes_it(recordings):
     case = recordings.case("clip_qg")
     cfg, params = load(recordings.model("clip_qg_textonly"))
     assert (cfg.towers, cfg.projection, cfg.embed_dim) == (("text",), False, 32)
-    ids, mask = case.given("ids_pad0"), case.given("mask_pad0").astype(bool)
+    ids, mask = case.argument("ids_pad0"), case.argument("mask_pad0").astype(bool)
     text = run(cfg, params, Clip.encode_text, ids, mask)
     case.check("text_last_hidden_pad0", text.sequence)
     case.check("text_pooled_pad0", text.pooled)
@@ -101,8 +101,8 @@ def test_openais_layout_gives_the_same_tree_rounded_to_half(recordings):
     cfg, params = load(recordings.model("clip_qg"))
     got = tensor_table.fill(tensors, clip_tensors.entries(cfg), abstract.clip(cfg))
     for path, leaf in trees.flatten_paths(got).items():
-        wanted = np.asarray(trees.flatten_paths(params)[path])
-        np.testing.assert_allclose(leaf, wanted, atol=1e-7, rtol=2.0**-11, err_msg=path)
+        expected = np.asarray(trees.flatten_paths(params)[path])
+        np.testing.assert_allclose(leaf, expected, atol=1e-7, rtol=2.0**-11, err_msg=path)
 
 
 def openai_shapes(width, text_width, *, image, patch, embed_dim, depth=1):
@@ -182,9 +182,9 @@ def test_tensors_go_back_as_they_came(recordings):
     folder = recordings.model("clip_gelu")
     cfg, params = load(folder)
     original = tensor_source.open_tensors(folder)
-    written = dict(tensor_table.tensors(params, clip_tensors.entries(cfg)))
-    assert {name: array.shape for name, array in written.items()} == original.shapes
-    for name, array in written.items():
+    tensors = dict(tensor_table.tensors(params, clip_tensors.entries(cfg)))
+    assert {name: array.shape for name, array in tensors.items()} == original.shapes
+    for name, array in tensors.items():
         np.testing.assert_array_equal(array, original.read(name), name)
     again = clip_tensors.config(clip_tensors.settings(cfg, eos=649, bos=648), where="")
     assert again == cfg

@@ -119,30 +119,30 @@ def run(tmp_path_factory):
             text_encoder_id=encoder_id,
             **stage.describe,
         )
-        written = export.write_export(
+        manifest = export.write_export(
             folder / name / "export",
             params=tiny.random_params(stage),
             manifest=card,
             tokenizer_dir=folder / "tokenizer" if name == "text_encoder" else None,
             identity=entry.identity,
         )
-        encoder_id = written.text_encoder_id or encoder_id
+        encoder_id = manifest.text_encoder_id or encoder_id
     return folder
 
 
 @pytest.fixture(scope="module")
-def written(run, tmp_path_factory):
+def pipelines(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "if"
     assert diffusers.write(run, out) == ["stage_1", "stage_2"]
     return out
 
 
-def settings(written, *path):
-    return json.loads(written.joinpath(*path).read_text("utf-8"))
+def settings(pipelines, *path):
+    return json.loads(pipelines.joinpath(*path).read_text("utf-8"))
 
 
-def test_the_chain_comes_back_bit_for_bit(run, written, tmp_path):
-    names = importing.convert([written / "stage_1", written / "stage_2"], tmp_path / "run")
+def test_the_chain_comes_back_bit_for_bit(run, pipelines, tmp_path):
+    names = importing.convert([pipelines / "stage_1", pipelines / "stage_2"], tmp_path / "run")
     assert names == list(CONFIGS)
     for name in names:
         ours, theirs = run / name / "export", tmp_path / "run" / name / "export"
@@ -159,37 +159,37 @@ def test_the_chain_comes_back_bit_for_bit(run, written, tmp_path):
     ]
     assert words[0].hash == words[1].hash
     diffusers.write(tmp_path / "run", tmp_path / "again")
-    for path in sorted(written.rglob("*")):
+    for path in sorted(pipelines.rglob("*")):
         if path.suffix in (".json", ".safetensors"):
-            other = tmp_path / "again" / path.relative_to(written)
+            other = tmp_path / "again" / path.relative_to(pipelines)
             assert other.read_bytes() == path.read_bytes(), path
 
 
-def test_settings_are_those_of_the_released_pipelines(written):
-    first, second = (settings(written, f"stage_{i}", "unet", "config.json") for i in (1, 2))
+def test_settings_are_those_of_the_released_pipelines(pipelines):
+    first, second = (settings(pipelines, f"stage_{i}", "unet", "config.json") for i in (1, 2))
     assert first["layers_per_block"] == 1 and second["layers_per_block"] == [1, 2]
     assert (first["class_embed_type"], second["class_embed_type"]) == (None, "timestep")
     assert (first["resnet_out_scale_factor"], second["resnet_out_scale_factor"]) == (1.0, 1.41423)
     assert (first["only_cross_attention"], second["only_cross_attention"]) == (False, True)
     assert (first["encoder_hid_dim"], first["cross_attention_dim"]) == (16, 32)
     assert second["time_embedding_dim"] == 20 and first["time_embedding_dim"] is None
-    steps = settings(written, "stage_1", "scheduler", "scheduler_config.json")
+    steps = settings(pipelines, "stage_1", "scheduler", "scheduler_config.json")
     assert (steps["dynamic_thresholding_ratio"], steps["sample_max_value"]) == (0.95, 1.5)
-    index = settings(written, "stage_2", "model_index.json")
+    index = settings(pipelines, "stage_2", "model_index.json")
     assert index["image_noising_scheduler"] == ["diffusers", "DDPMScheduler"]
-    card = (written / "README.md").read_text("utf-8")
+    card = (pipelines / "README.md").read_text("utf-8")
     assert "num_inference_steps=100, guidance_scale=7.0" in card
     assert "num_inference_steps=50" in card
 
 
-def test_special_tokens_have_their_names_and_captions_their_case(written):
-    described = settings(written, "stage_1", "tokenizer", "tokenizer.json")
-    pieces = [piece for piece, _ in described["model"]["vocab"]]
+def test_special_tokens_have_their_names_and_captions_their_case(pipelines):
+    description = settings(pipelines, "stage_1", "tokenizer", "tokenizer.json")
+    pieces = [piece for piece, _ in description["model"]["vocab"]]
     assert pieces[:4] == ["<pad>", "</s>", "<unk>", "▁red"]
     assert pieces[-100] == "<extra_id_99>" and pieces[-1] == "<extra_id_0>"
-    added = {token["content"]: token["id"] for token in described["added_tokens"]}
-    assert added["</s>"] == 1 and added["<extra_id_0>"] == len(pieces) - 1
-    assert "Lowercase" not in json.dumps(described["normalizer"])
+    added_tokens = {token["content"]: token["id"] for token in description["added_tokens"]}
+    assert added_tokens["</s>"] == 1 and added_tokens["<extra_id_0>"] == len(pieces) - 1
+    assert "Lowercase" not in json.dumps(description["normalizer"])
 
 
 @pytest.mark.parametrize(
@@ -261,6 +261,6 @@ def test_the_sizes_of_deepfloyd_s_configs_survive():
 
     for scale in (1.0, 1 / 1.41423, math.sqrt(0.5)):
         network = dataclasses.replace(UNET, residual_scale=scale)
-        stated = unet_settings(network, TEXT, upsamples=False)
-        again, condition = deepfloyd.unet_config(stated, where="x")
+        config = unet_settings(network, TEXT, upsamples=False)
+        again, condition = deepfloyd.unet_config(config, where="x")
         assert again.residual_scale == pytest.approx(scale, rel=1e-15) and condition == TEXT

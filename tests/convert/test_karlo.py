@@ -46,17 +46,17 @@ def run(module, params, *inputs, **options):
 
 
 def prior_forward(loaded, case, **changes):
-    given = {"x": case.given("x"), "t": case.given("t"), "mask": case.given("mask")}
-    given |= {"emb": case.given("text_emb"), "enc": case.given("text_enc"), **changes}
+    inputs = {"x": case.argument("x"), "t": case.argument("t"), "mask": case.argument("mask")}
+    inputs |= {"emb": case.argument("text_emb"), "enc": case.argument("text_enc"), **changes}
     return run(
         Prior(loaded.cfg.model),
         loaded.params,
-        given["x"],
-        given["t"],
-        tokens=jnp.zeros(given["mask"].shape, jnp.int32),
-        token_mask=given["mask"],
-        z_txt=given["emb"],
-        text_seq=given["enc"],
+        inputs["x"],
+        inputs["t"],
+        tokens=jnp.zeros(inputs["mask"].shape, jnp.int32),
+        token_mask=inputs["mask"],
+        z_txt=inputs["emb"],
+        text_seq=inputs["enc"],
     )
 
 
@@ -91,9 +91,9 @@ def test_prior_agrees_with_diffusers(recordings, name, model):
     out = prior_forward(loaded, case)
     case.check("pred", out)
     case.check("post_processed", prior.from_latent(loaded.cfg, out))
-    everything = jnp.ones_like(case.given("mask"))
+    everything = jnp.ones_like(case.argument("mask"))
     case.check("pred_all_true_mask", prior_forward(loaded, case, mask=everything))
-    half = jnp.full_like(case.given("t"), 500)
+    half = jnp.full_like(case.argument("t"), 500)
     case.check("pred_scalar_t500", prior_forward(loaded, case, t=half))
 
 
@@ -108,26 +108,30 @@ def test_prior_agrees_with_diffusers(recordings, name, model):
 def test_prior_chain_agrees_with_diffusers(recordings, name, model):
     case = recordings.case(name)
     loaded = prior_stage(recordings.model(model))
-    scale, count = case.config["guidance_scale"], case.given("x_T").shape[0]
-    text = captions.ClipText(case.given("text_emb"), case.given("text_enc"), case.given("mask"))
+    scale, count = case.config["guidance_scale"], case.argument("x_T").shape[0]
+    text = captions.ClipText(
+        case.argument("text_emb"), case.argument("text_enc"), case.argument("mask")
+    )
     batch = jax.tree.map(lambda x: x[-count:], text)
     sampling = dataclasses.replace(
         loaded.cfg.sampling, steps=str(case.config["steps"]), guidance_scale=scale
     )
-    given = {"tokens": jnp.zeros(batch.mask.shape, jnp.int32), "token_mask": batch.mask}
-    given |= {"z_txt": batch.z_txt, "text_seq": batch.sequence}
+    condition = {"tokens": jnp.zeros(batch.mask.shape, jnp.int32), "token_mask": batch.mask}
+    condition |= {"z_txt": batch.z_txt, "text_seq": batch.sequence}
     empty = jax.tree.map(lambda x: x[:count], text)  # of one row per caption here
     with EXACT:
-        denoise = prior.denoiser(loaded.cfg, loaded.params, batch=given, scale=scale, empty=empty)
+        denoise = prior.denoiser(
+            loaded.cfg, loaded.params, batch=condition, scale=scale, empty=empty
+        )
         chain = walks.chain(loaded.cfg.diffusion, sampling)
-        path = walks.walk(denoise, case.given("x_T"), case.given("noises"), chain)
+        path = walks.walk(denoise, case.argument("x_T"), case.argument("noises"), chain)
         case.check("latents_per_step", path)
         case.check("image_embedding", prior.from_latent(loaded.cfg, path[-1]))
         exact = dataclasses.replace(loaded.cfg.diffusion, tables="float64")
         cfg = dataclasses.replace(loaded.cfg, diffusion=exact)
-        denoise = prior.denoiser(cfg, loaded.params, batch=given, scale=scale, empty=empty)
+        denoise = prior.denoiser(cfg, loaded.params, batch=condition, scale=scale, empty=empty)
         chain = walks.chain(exact, sampling)
-        path = walks.walk(denoise, case.given("x_T"), case.given("noises"), chain)
+        path = walks.walk(denoise, case.argument("x_T"), case.argument("noises"), chain)
         case.check("image_embedding_float64_tables", prior.from_latent(cfg, path[-1]))
 
 
@@ -136,12 +140,12 @@ def test_text_projection_agrees_with_diffusers(recordings, name, folder):
     case = recordings.case(name)
     loaded = stages(recordings.model(folder))["decoder"]
     z_img, z_txt, seq = (
-        case.given(n) for n in ("image_embeddings", "prompt_embeds", "text_hidden")
+        case.argument(n) for n in ("image_embeddings", "prompt_embeds", "text_hidden")
     )
-    seen = {}
+    arguments = {}
 
     def watch(self, x, emb, *, context, context_mask, deterministic):
-        seen.update(tokens=context, emb=emb, mask=context_mask)
+        arguments.update(tokens=context, emb=emb, mask=context_mask)
         return x
 
     count = len(z_img)
@@ -164,8 +168,8 @@ def test_text_projection_agrees_with_diffusers(recordings, name, folder):
                     **args,
                 )
                 time = walks.time_embedding(loaded, jnp.zeros(len(tokens), jnp.int32))
-            case.check(f"tokens{suffix}", seen["tokens"])
-            case.check(f"additive_time{suffix}", seen["emb"] - time)
+            case.check(f"tokens{suffix}", arguments["tokens"])
+            case.check(f"additive_time{suffix}", arguments["emb"] - time)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +182,10 @@ def test_text_projection_agrees_with_diffusers(recordings, name, folder):
 def test_decoder_unet_agrees_with_diffusers(recordings, name, folder):
     case = recordings.case(name)
     loaded = stages(recordings.model(folder))["decoder"]
-    emb = walks.time_embedding(loaded, case.given("t")) + case.given("additive_time")
-    given = {"context": case.given("tokens"), "context_mask": case.given("mask")}
+    emb = walks.time_embedding(loaded, case.argument("t")) + case.argument("additive_time")
+    inputs = {"context": case.argument("tokens"), "context_mask": case.argument("mask")}
     network = UNet(loaded.cfg.model.unet)
-    got = run(network, loaded.params["unet"], case.images("x"), emb, **given)
+    got = run(network, loaded.params["unet"], case.images("x"), emb, **inputs)
     case.check("pred", got, image=True)
 
 
@@ -190,7 +194,7 @@ def test_super_resolution_agrees_with_diffusers(recordings):
     loaded = stages(recordings.model("karlo_tiny"))["upsampler_256"]
     low_res, x_T = case.images("low_res"), case.images("x_T")
     upsampler = Upsampler(loaded.cfg.model)
-    t = case.given("t_forward")
+    t = case.argument("t_forward")
     case.check(
         "eps_first",
         run(upsampler, loaded.params["first"], x_T, t, low_res=low_res),
@@ -238,10 +242,10 @@ def test_karlos_own_decoder_file_agrees_with_its_own_code(recordings):
     folder = recordings.model("karlo_tiny_original")
     (part,) = original.read_stages(folder, stages=("decoder",), vocab_size=650)
     loaded, case = Loaded(part), recordings.case("orig_decoder_fp16weights")
-    emb = walks.time_embedding(loaded, case.given("t")) + case.given("additive_time")
+    emb = walks.time_embedding(loaded, case.argument("t")) + case.argument("additive_time")
     network = UNet(loaded.cfg.model.unet)
-    given = {"context": case.given("tokens"), "context_mask": case.given("mask")}
-    got = run(network, loaded.params["unet"], case.images("x"), emb, **given)
+    inputs = {"context": case.argument("tokens"), "context_mask": case.argument("mask")}
+    got = run(network, loaded.params["unet"], case.images("x"), emb, **inputs)
     case.check("pred", got, image=True)
 
 

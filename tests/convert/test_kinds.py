@@ -89,8 +89,8 @@ def transformers() -> dict[str, np.ndarray]:
     from unclip_jax.convert import openai_clip
 
     source = tensor_source.in_memory("here", openai())
-    renamed = openai_clip.as_transformers(source)
-    return {name: np.array(renamed.read(name), order="C") for name in renamed.shapes}
+    view = openai_clip.as_transformers(source)
+    return {name: np.array(view.read(name), order="C") for name in view.shapes}
 
 
 def put(folder: pathlib.Path, tensors, config=OPEN_CLIP, *, name="model.safetensors", beside=None):
@@ -165,9 +165,9 @@ def test_prefixes_of_trainers_and_compilers_are_taken_off(tmp_path, expected, ca
     assert got.keys() == expected.keys()
     for path, leaf in expected.items():
         np.testing.assert_array_equal(got[path], leaf, err_msg=path)
-    said = capsys.readouterr().err
-    assert ("the average, " in said) == ("beside" in kind or "timm" in kind)
-    assert ("left out" in said) == ("count" in kind or "loss" in kind)
+    stderr = capsys.readouterr().err
+    assert ("the average, " in stderr) == ("beside" in kind or "timm" in kind)
+    assert ("left out" in stderr) == ("count" in kind or "loss" in kind)
 
 
 @pytest.mark.parametrize("prefix", ["model.", "student.clip."])
@@ -308,7 +308,7 @@ def test_other_preprocessing_of_open_clip_is_rejected_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "stated",
+    "preprocessing",
     [
         {},
         {"resize_mode": "shortest", "interpolation": "bicubic", "mode": "RGB", "size": 16},
@@ -316,8 +316,8 @@ def test_other_preprocessing_of_open_clip_is_rejected_by_name(tmp_path, kind):
         {"mean": None, "std": None},
     ],
 )
-def test_preprocessing_that_is_ours_is_taken(tmp_path, stated):
-    config = {**OPEN_CLIP, "preprocess_cfg": stated}
+def test_preprocessing_that_is_ours_is_taken(tmp_path, preprocessing):
+    config = {**OPEN_CLIP, "preprocess_cfg": preprocessing}
     standalone_clip.clip_from(put(tmp_path, openai(), config))
 
 

@@ -22,11 +22,11 @@ def test_without_pytorch_parity_is_skipped_or_has_failed(tmp_path, required):
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["tests/parity/test_torch_files.py"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if required:
-        assert done.returncode not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
-        assert f"may not be skipped with {REQUIRED}=1" in done.stdout
-        assert "no torch today" in done.stdout
+        assert process.returncode not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
+        assert f"may not be skipped with {REQUIRED}=1" in process.stdout
+        assert "no torch today" in process.stdout
     else:
-        assert done.returncode in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
-        assert "1 skipped" in done.stdout
+        assert process.returncode in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
+        assert "1 skipped" in process.stdout

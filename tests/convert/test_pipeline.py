@@ -57,20 +57,20 @@ def recorded_noise(case, *stages):
     def last(x, stage):
         return x if stage == "prior" else jnp.moveaxis(x, -3, -1)
 
-    given = [(case.given(f"{s}_latents"), case.given(f"{s}_noises")) for s in stages]
-    pairs = zip(stages, given, strict=True)
+    tensors = [(case.argument(f"{s}_latents"), case.argument(f"{s}_noises")) for s in stages]
+    pairs = zip(stages, tensors, strict=True)
     return walks.Recorded(*((last(x, s), last(n, s)) for s, (x, n) in pairs))
 
 
 def options(cascade, steps, **scales):
     """The exported settings with a case's steps and guidance."""
     *first, decoder, super_res = (str(n) for n in steps)
-    changed = dataclasses.replace
+    replace = dataclasses.replace
     prior = cascade.prior.sampling
     if first:
-        prior = changed(prior, steps=first[0], guidance_scale=scales["prior"])
-    base = changed(cascade.decoder.sampling, steps=decoder, guidance_scale=scales["decoder"])
-    last = changed(cascade.upsamplers[0].sampling, steps=super_res)
+        prior = replace(prior, steps=first[0], guidance_scale=scales["prior"])
+    base = replace(cascade.decoder.sampling, steps=decoder, guidance_scale=scales["decoder"])
+    last = replace(cascade.upsamplers[0].sampling, steps=super_res)
     return SampleOptions(prior=prior, decoder=base, upsamplers=(last,))
 
 
@@ -79,13 +79,13 @@ def for_all(pair):
     return dict.fromkeys(("clip", "prior", "decoder"), TokenIds(*pair))
 
 
-def draw(loaded, captions, chosen, **more):
+def draw(loaded, captions, sample_options, **more):
     count = captions["clip"].tokens.shape[0]
     keys = text_to_image.keys_for(0, jnp.arange(count))
     with jax.default_matmul_precision("highest"):
         return jax.jit(
             lambda params: text_to_image.sample(
-                loaded.cascade, params, captions, keys, options=chosen, **more
+                loaded.cascade, params, captions, keys, options=sample_options, **more
             )
         )(loaded.params)
 
@@ -93,7 +93,7 @@ def draw(loaded, captions, chosen, **more):
 @pytest.mark.parametrize("name", ["pipeline_t2i", "pipeline_t2i_2per_short"])
 def test_text_to_image_agrees_with_the_pipeline_of_diffusers(recordings, run, monkeypatch, name):
     case, loaded = recordings.case(name), load.load_cascade(run)
-    pair = (case.given("input_ids"), case.given("text_mask").astype(bool))
+    pair = (case.argument("input_ids"), case.argument("text_mask").astype(bool))
     text_out = text_to_image.clip_text(loaded.cascade, loaded.params, captions=TokenIds(*pair))
     case.check("text_embeds", text_out.z_txt)
     case.check("text_last_hidden", text_out.sequence)
@@ -102,10 +102,10 @@ def test_text_to_image_agrees_with_the_pipeline_of_diffusers(recordings, run, mo
     noise = recorded_noise(case, "prior", "decoder", "super_res")
     monkeypatch.setattr(gaussian.samplers, "run", noise)
     scales = {s: case.config[f"{s}_guidance_scale"] for s in ("prior", "decoder")}
-    drawn = draw(loaded, captions, options(loaded.cascade, case.config["steps"], **scales))
-    case.check("image_embeddings", drawn.z_img)
-    case.check("image_small", drawn.base, image=True)
-    case.check("images", jnp.clip(drawn.images * 0.5 + 0.5, 0.0, 1.0))
+    output = draw(loaded, captions, options(loaded.cascade, case.config["steps"], **scales))
+    case.check("image_embeddings", output.z_img)
+    case.check("image_small", output.base, image=True)
+    case.check("images", jnp.clip(output.images * 0.5 + 0.5, 0.0, 1.0))
 
 
 def test_image_variation_agrees_with_the_pipeline_of_diffusers(recordings, run, monkeypatch):
@@ -115,15 +115,15 @@ def test_image_variation_agrees_with_the_pipeline_of_diffusers(recordings, run, 
     images = (case.images("pixel_values") * std + mean) * 2.0 - 1.0
     z_img = text_to_image.image_embedding(loaded.cascade, loaded.params, images=images)
     case.check("image_embeds", z_img)
-    pair = (case.given("empty_ids"), case.given("empty_mask").astype(bool))
+    pair = (case.argument("empty_ids"), case.argument("empty_mask").astype(bool))
     captions = for_all(jnp.repeat(x, 2, axis=0) for x in pair)
     monkeypatch.setattr(gaussian.samplers, "run", recorded_noise(case, "decoder", "super_res"))
     scale = case.config["decoder_guidance_scale"]
-    chosen = options(loaded.cascade, case.config["steps"], decoder=scale)
-    chosen = dataclasses.replace(chosen, condition="z_img")
-    drawn = draw(loaded, captions, chosen, z_img=z_img)
-    case.check("image_small", drawn.base, image=True)
-    case.check("images", jnp.clip(drawn.images * 0.5 + 0.5, 0.0, 1.0))
+    sample_options = options(loaded.cascade, case.config["steps"], decoder=scale)
+    sample_options = dataclasses.replace(sample_options, condition="z_img")
+    output = draw(loaded, captions, sample_options, z_img=z_img)
+    case.check("image_small", output.base, image=True)
+    case.check("images", jnp.clip(output.images * 0.5 + 0.5, 0.0, 1.0))
 
 
 def test_the_tokenizer_reads_as_karlo_read(recordings, run):
@@ -156,10 +156,10 @@ def test_import_export_import_is_exact(both, run, tmp_path):
 def test_a_written_pipeline_says_what_it_is(both, run, tmp_path):
     out = tmp_path / "out"
     command.main([str(run), f"--out={out}", "--to=diffusers"])
-    expected, written = (
+    expected, actual = (
         json.loads((folder / "model_index.json").read_text()) for folder in (both[0], out)
     )
-    assert {**written, "_diffusers_version": expected["_diffusers_version"]} == expected
+    assert {**actual, "_diffusers_version": expected["_diffusers_version"]} == expected
     for name in ("prior", "decoder", "super_res_first", "text_proj", "prior_scheduler"):
         file = "scheduler_config.json" if "scheduler" in name else "config.json"
         theirs, ours = (json.loads((f / name / file).read_text()) for f in (both[0], out))
@@ -193,16 +193,16 @@ def test_sample_takes_a_pipeline_directory_and_converts_it_once(tiny, tmp_path, 
     shutil.copytree(tiny, folder, copy_function=shutil.copyfile)
     run = importing.run_directory(folder)
     assert run == tmp_path / "karlo.unclip_jax"
-    told = capsys.readouterr().err
-    assert "karlo is converted once, into" in told and "converting upsampler_256 ..." in told
-    made = (run / "source.json").stat().st_mtime_ns
+    stderr = capsys.readouterr().err
+    assert "karlo is converted once, into" in stderr and "converting upsampler_256 ..." in stderr
+    mtime = (run / "source.json").stat().st_mtime_ns
     argv = ["a red circle", f"--models={folder}", f"--out={tmp_path / 'x.png'}"]
     sample.main([*argv, "--prior-steps=2", "--steps=2"])
     assert (tmp_path / "x" / "0000.png").is_file()
-    assert (run / "source.json").stat().st_mtime_ns == made
+    assert (run / "source.json").stat().st_mtime_ns == mtime
     (folder / "prior_scheduler" / "scheduler_config.json").touch()
     assert importing.run_directory(folder) == run
-    assert (run / "source.json").stat().st_mtime_ns > made
+    assert (run / "source.json").stat().st_mtime_ns > mtime
     assert importing.run_directory(run) == run
 
 
@@ -224,17 +224,17 @@ def test_bfloat16_stays_so_on_the_device(tiny, tmp_path):
     captions = for_all((jnp.array([[648, 5, 649] + 74 * [0]]), jnp.arange(77)[None] < 3))
     with pytest.MonkeyPatch.context() as patch:  # shapes alone
         patch.setattr(jax, "jit", lambda f: lambda *a: jax.eval_shape(f, *a))
-        drawn = draw(loaded, captions, SampleOptions())
-    assert drawn.images.shape == (1, 64, 64, 3) and drawn.images.dtype == jnp.float32
+        output = draw(loaded, captions, SampleOptions())
+    assert output.images.shape == (1, 64, 64, 3) and output.images.dtype == jnp.float32
 
 
-def copied(folder, out):
+def copy_folder(folder, out):
     shutil.copytree(folder, out, copy_function=shutil.copyfile)
     return out
 
 
 def test_of_a_source_that_does_not_fit_everything_is_listed_and_nothing_written(tiny, tmp_path):
-    folder = copied(tiny, tmp_path / "karlo")
+    folder = copy_folder(tiny, tmp_path / "karlo")
     path = folder / "super_res_last" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     tensors["conv_in.bias"] = tensors["conv_in.bias"][:-1]
@@ -250,7 +250,7 @@ def test_of_a_source_that_does_not_fit_everything_is_listed_and_nothing_written(
 
 
 def test_stages_of_another_clip_are_not_written(run, tmp_path):
-    broken = copied(run, tmp_path / "run")
+    broken = copy_folder(run, tmp_path / "run")
     path = broken / "prior" / "export"
     replace_manifest(path, dataclasses.replace(handoff.read_manifest(path), clip_id="f" * 64))
     for write in (diffusers.write, diffusers.write_plain):
@@ -299,7 +299,7 @@ def test_stages_that_are_there_already_are_not_replaced(tiny, tmp_path):
 
 
 def test_pixels_are_standardised_as_the_files_say(both, tmp_path):
-    folder = copied(both[1], tmp_path / "variation")
+    folder = copy_folder(both[1], tmp_path / "variation")
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.75]}
     path = folder / "feature_extractor" / "preprocessor_config.json"
     path.parent.mkdir(exist_ok=True)

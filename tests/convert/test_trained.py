@@ -34,10 +34,10 @@ def experiment(name):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return untrained(tmp_path_factory.mktemp("run"))
+    return write_untrained(tmp_path_factory.mktemp("run"))
 
 
-def untrained(folder):
+def write_untrained(folder):
     """A cascade of the size `karlo` in `folder`, with smaller networks."""
     facts = {}
     words = cascades.tokenizer()
@@ -45,14 +45,14 @@ def untrained(folder):
     for name in cascades.NAMES:
         stage = experiment(name).build_stage()
         mine = {} if name.startswith("upsampler") else {"tokenizer_hash": words.hash, **facts}
-        written = export.write_export(
+        manifest = export.write_export(
             folder / name / "export",
             params=tiny.random_params(stage),
             manifest=Manifest(stage=stage.name, size="karlo", step=0, **stage.describe, **mine),
             tokenizer_dir=folder / "tokenizer" if mine else None,
             identity="clip_id" if name == "clip" else None,
         )
-        facts = {"clip_id": written.clip_id} if name == "clip" else facts
+        facts = {"clip_id": manifest.clip_id} if name == "clip" else facts
     return folder
 
 
@@ -86,9 +86,9 @@ def test_all_stages_that_are_in_the_way_are_named_at_once():
         name: read(f"{tiny.ROOT}/experiments/{name}.py:shapes").build_stage().describe["config"]
         for name in cascades.NAMES
     }
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         requirements.check(shapes)
-    assert all(f"the {name} has " in str(caught.value) for name in cascades.NAMES)
+    assert all(f"the {name} has " in str(error.value) for name in cascades.NAMES)
 
 
 @pytest.mark.parametrize(

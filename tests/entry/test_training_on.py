@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.convert.test_trained import untrained
+from tests.convert.test_trained import write_untrained
 from tests.test_cascade import call
 from unclip_jax import embed, prepare, sample
 from unclip_jax.convert import diffusers, importing
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.nightly
 def place(tmp_path_factory):
     """A pipeline directory, converted, and data embedded as its CLIP gives embeddings."""
     folder = tmp_path_factory.mktemp("training_on")
-    diffusers.write(untrained(folder / "made"), folder / "karlo")
+    diffusers.write(write_untrained(folder / "made"), folder / "karlo")
     terms = importing.ImportOptions(licence="theirs")
     importing.convert([folder / "karlo"], folder / "run", options=terms)
     clip = folder / "run" / "clip" / "export"
@@ -41,7 +41,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def trained(place, name):
+def run_training(place, name):
     """Train stage `name` on for two steps."""
     overrides = [
         f"init_from={place / 'run' / name / 'export'}",
@@ -63,17 +63,17 @@ def trained(place, name):
 
 
 @pytest.fixture(scope="module")
-def tuned(place):
+def tuned_run(place):
     """A run directory of what was trained on, with the CLIP that it belongs to."""
     for name in STAGES:
-        trained(place, name)
+        run_training(place, name)
     shutil.copytree(place / "run" / "clip", place / "tuned" / "clip")
     return place / "tuned"
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_converted_stage_is_trained_on(place, tuned, name):
-    before, after = (folder / name / "export" for folder in (place / "run", tuned))
+def test_a_converted_stage_is_trained_on(place, tuned_run, name):
+    before, after = (folder / name / "export" for folder in (place / "run", tuned_run))
     cards = [load.read_manifest(path) for path in (before, after)]
     configs = [{**card.config, "z_scale": card.z_scale} for card in cards]
     assert configs[0] == configs[1]
@@ -83,15 +83,15 @@ def test_a_converted_stage_is_trained_on(place, tuned, name):
         trees.flatten_paths(load.read_params(p, abstract=load.stored_shapes(p)))
         for p in (before, after)
     )
-    moved = {path: abs(one[path] - other[path]).max() for path in one}
-    assert 0 < max(moved.values()) < 1e-3  # two steps of 1e-5 and less
+    changes = {path: abs(one[path] - other[path]).max() for path in one}
+    assert 0 < max(changes.values()) < 1e-3  # two steps of 1e-5 and less
 
 
-def test_what_was_trained_on_draws_with_its_clip_and_goes_back(tuned, tmp_path):
+def test_what_was_trained_on_draws_with_its_clip_and_goes_back(tuned_run, tmp_path):
     steps = ["--steps=2", "--prior-steps=2", "--by-stage"]
-    sample.main(["a red circle", f"--models={tuned}", f"--out={tmp_path / 'x.png'}", *steps])
+    sample.main(["a red circle", f"--models={tuned_run}", f"--out={tmp_path / 'x.png'}", *steps])
     assert (tmp_path / "x" / "0000.png").is_file()
-    diffusers.write(tuned, tmp_path / "back")
+    diffusers.write(tuned_run, tmp_path / "back")
     settings = json.loads((tmp_path / "back" / "model_index.json").read_text())
     assert settings["_class_name"] == "UnCLIPPipeline"
     assert "theirs" in (tmp_path / "back" / "README.md").read_text()
