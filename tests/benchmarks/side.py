@@ -1,4 +1,4 @@
-"""A side of a comparison without any network: works as long as it is told, and notes it down."""
+"""A side of a comparison without any network: works for a set time and records it."""
 
 import pathlib
 import sys

@@ -74,10 +74,10 @@ def test_no_row_begins_after_the_minutes(tmp_path, monkeypatch, capsys):
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
-    tried = []
+    batch_sizes = []
 
     def prepare(task):
-        tried.append(task["batch"])
+        batch_sizes.append(task["batch"])
         if task["batch"] > 2:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         facts = {"examples": task["batch"], "traced_flops": 1.0, "model_flops": 1.0}
@@ -86,7 +86,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
     monkeypatch.setattr(unclip_side, "prepare", prepare)
     monkeypatch.setattr(accelerator.gc, "collect", lambda: None)
     row = Row("x", "train", "prior:tiny", (), 8)
-    assert accelerator.measure(row)["examples"] == 2 and tried == [8, 4, 2]
+    assert accelerator.measure(row)["examples"] == 2 and batch_sizes == [8, 4, 2]
     monkeypatch.setattr(
         unclip_side, "prepare", lambda task: prepare({**task, "batch": task["batch"] + 9})
     )

@@ -36,9 +36,9 @@ def test_requests_and_bytes_are_counted(store, tmp_path):
 def test_a_latency_is_waited_for_once_per_request(store):
     Url("gs://bucket/x").write_bytes(b"1")
     store.latency = 0.05
-    started = time.perf_counter()
+    start = time.perf_counter()
     Url("gs://bucket/x").read_bytes()
-    assert time.perf_counter() - started >= 0.05
+    assert time.perf_counter() - start >= 0.05
 
 
 def test_real_tars_are_prepared_and_read(store, tmp_path):

@@ -42,8 +42,8 @@ def test_operations_are_distinguished_by_name(name, kind):
 
 def test_a_step_is_profiled(capsys):
     profile.main(["--config=experiments/prior.py:tiny", "--steps=1"])
-    shown = capsys.readouterr().out
-    assert f"devices: {jax.device_count()}\n" in shown and "| matrix products |" in shown
+    output = capsys.readouterr().out
+    assert f"devices: {jax.device_count()}\n" in output and "| matrix products |" in output
 
 
 def test_a_wrong_number_of_steps_is_rejected():

@@ -33,7 +33,7 @@ def test_a_step_is_measured_and_its_figures_follow_from_each_other(tmp_path, cap
     assert actual["mfu"] == pytest.approx(
         actual["model_flops"] / took["median"] / actual["peak_flops"]
     )
-    assert 0 < actual["mfu"] < 1  # no step beats the products that it is made of
+    assert 0 < actual["mfu"] < 1  # no step is faster than its matrix products
     experiment = loading.read("experiments/prior.py:tiny", overrides=small)
     assert actual["parameters"] == sum(
         x.size for x in tiny.jax.tree.leaves(tiny.abstract(experiment.build_stage()))
@@ -58,13 +58,13 @@ def test_a_chain_is_measured(tmp_path):
 def test_the_peak_is_looked_for_up_to_the_size_of_a_long_product(monkeypatch, small, large):
     sides = []
 
-    def timed(once):
+    def time_once(once):
         side = once.keywords["w"].shape[0]
         sides.append(side)
         return interleaved.Duration(small * (side / 8) ** 3 / 2 ** (side > 8), 0.0)
 
     monkeypatch.setattr(unclip_side, "MATMUL_SIDES", (8, 16))
-    monkeypatch.setattr(interleaved, "timed", timed)
+    monkeypatch.setattr(interleaved, "timed", time_once)
     mesh = make_mesh(MeshConfig())
     rate = 2 * (8 * jax.device_count()) * 8**2 / small
     actual = unclip_side.peak(mesh, dtype="float32", times=2)
@@ -174,9 +174,9 @@ def test_dalle2_gets_the_experiment_s_shapes():
 def test_every_row_of_the_page_is_a_command_that_is_understood(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     modules = {"benchmarks.train_step": "train", "benchmarks.sample": "sample"}
-    seen = set()
+    names = set()
     for row in speed.rows():
-        seen.add(row.name)
+        names.add(row.name)
         if row.module == "benchmarks.loader":
             args, overrides = loader.parse(row.arguments)
         else:
@@ -186,10 +186,10 @@ def test_every_row_of_the_page_is_a_command_that_is_understood(monkeypatch):
             baselines.check(args.peer, experiment, what=modules[row.module])
             task = baselines.task(args.peer, experiment, what=modules[row.module], batch=2)
             assert json.dumps(task)
-    assert len(seen) == len(speed.rows())
+    assert len(names) == len(speed.rows())
 
 
-def measured(**changes):
+def measurement(**changes):
     spread = {"median": 0.5, "least": 0.25, "greatest": 1.0}
     memory = {"arguments": 2**29, "temporary": 2**29}
     ours = {"parameters": 1234, "examples": 8, "seconds": spread, "examples_per_second": 16.0}
@@ -203,7 +203,7 @@ def test_the_page_shows_ratios_and_what_was_not_measured():
     wait = {"waited_seconds": 0.01, "step_seconds": 0.1}
     load = {"experiment": "clip", "step_examples_per_second": 640.0, "waiting": wait}
     load["loader"] = [{"workers": 2, "decoding": 1280.0, "cached": 9000.0}]
-    actual = {"train prior karlo": measured(**peer), "train clip shapes": measured()}
+    actual = {"train prior karlo": measurement(**peer), "train clip shapes": measurement()}
     page = speed.tables({**actual, "load clip shapes": load})
     assert "| train prior karlo | 1,234 | 8 | 0.5 [0.25, 1] | 16 | 2 | 25 | 1.00, 2.00 |" in page
     assert "| 2 [1.5, 3] | 1.75 [1.5, 3] |" in page
@@ -215,7 +215,7 @@ def test_a_row_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
     def measure(row):
         if "decoder" in row.name:
             raise UserError("it was killed")
-        return measured()
+        return measurement()
 
     monkeypatch.setattr(speed, "measure", measure)
     out = tmp_path / "speed.md"
@@ -253,8 +253,8 @@ def test_a_patched_unet_has_a_peer_whose_levels_have_its_sides():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> pathlib.Path:
     out = tmp_path_factory.mktemp("data") / "shapes"
-    given = ["shapes:train=64,validation=8,compositional=8", f"--out={out}", "--image-size=32"]
-    prepare.main(given)
+    arguments = ["shapes:train=64,validation=8,compositional=8", f"--out={out}", "--image-size=32"]
+    prepare.main(arguments)
     return out
 
 
@@ -265,8 +265,8 @@ SHALLOW = ["--config.model.model.image_depth=1", "--config.model.model.text_dept
 @pytest.mark.slow
 def test_the_loader_is_measured_beside_the_step(data, tmp_path, capsys):
     out = tmp_path / "loader.json"
-    given = [CLIP, *SHALLOW, f"--config.data.path={data}", "--config.train.batch_size=16"]
-    loader.main([*given, "--workers=0,1", "--seconds=0.2", "--steps=2", f"--json={out}"])
+    arguments = [CLIP, *SHALLOW, f"--config.data.path={data}", "--config.train.batch_size=16"]
+    loader.main([*arguments, "--workers=0,1", "--seconds=0.2", "--steps=2", f"--json={out}"])
     actual = json.loads(out.read_text())
     assert [row["workers"] for row in actual["loader"]] == [0, 1]
     assert all(row["decoding"] > 0 and row["cached"] > 0 for row in actual["loader"])
@@ -290,8 +290,8 @@ def test_mistakes_about_the_loader_are_one_line(argument, message):
 
 
 def test_an_epoch_counts_every_example_once(data):
-    given = [f"--config.data.path={data}", "--config.train.batch_size=12"]
-    experiment = loading.read("experiments/upsampler_256.py:tiny", overrides=given)
-    opened = loader.open_loader(experiment, 0, cache_mb=0)
-    assert loader.epoch(opened, experiment) == int(np.ceil(64 / 12))
-    opened.close()
+    overrides = [f"--config.data.path={data}", "--config.train.batch_size=12"]
+    experiment = loading.read("experiments/upsampler_256.py:tiny", overrides=overrides)
+    data_loader = loader.open_loader(experiment, 0, cache_mb=0)
+    assert loader.epoch(data_loader, experiment) == int(np.ceil(64 / 12))
+    data_loader.close()
