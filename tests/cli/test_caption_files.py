@@ -77,15 +77,15 @@ def test_files_that_are_not_there(tmp_path: pathlib.Path):
             captions(f"--captions={tmp_path}/{name}")
 
 
-@pytest.mark.parametrize("written", ["p.txt", "@p.txt", "./p.txt", "below/p.csv", "@below/p.csv"])
-def test_a_caption_that_is_the_name_of_a_file(tmp_path, written: str, monkeypatch):
+@pytest.mark.parametrize("argument", ["p.txt", "@p.txt", "./p.txt", "below/p.csv", "@below/p.csv"])
+def test_a_caption_that_is_the_name_of_a_file(tmp_path, argument: str, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "below").mkdir()
     for name in ("p.txt", "below/p.csv"):
         (tmp_path / name).write_text("a fox")
-    name = str(pathlib.Path(written.removeprefix("@")))
+    name = str(pathlib.Path(argument.removeprefix("@")))
     with pytest.raises(UserError, match=f"is the name of a file; give --captions={name} to read"):
-        captions(written)
+        captions(argument)
 
 
 def test_captions_are_given_once():

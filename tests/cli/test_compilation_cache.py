@@ -1,4 +1,4 @@
-"""Where compiled programs are kept."""
+"""The directory of the compilation cache."""
 
 import pathlib
 
@@ -48,5 +48,5 @@ def test_flag_environment_and_workdir_in_this_order(
 def test_a_relative_workdir(updates, tmp_path, monkeypatch):
     """JAX may be in another folder when it writes."""
     monkeypatch.chdir(tmp_path)
-    kept = compilation_cache.use(workdir=pathlib.Path("clip"))
-    assert kept == updates[KEY] == str(tmp_path / "compilation_cache")
+    folder = compilation_cache.use(workdir=pathlib.Path("clip"))
+    assert folder == updates[KEY] == str(tmp_path / "compilation_cache")

@@ -62,8 +62,8 @@ def apart(one, other) -> int:
 def test_conditions_are_raw_embeddings_and_features_of_clip(engine):
     words = cascades.CAPTIONS[:2]
     clip_tokens = engine.tokens(words)["clip"]
-    read = jax.jit(functools.partial(text_to_image.clip_text, engine.cascade))
-    expected = read(engine.params, captions=clip_tokens)
+    encode_text = jax.jit(functools.partial(text_to_image.clip_text, engine.cascade))
+    expected = encode_text(engine.params, captions=clip_tokens)
     got = engine._captions(words)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -77,18 +77,18 @@ def test_conditions_are_raw_embeddings_and_features_of_clip(engine):
 def test_images_are_reconstructed_and_varied(call, picture):
     again = call("reconstruct", picture, STEPS)
     assert again.shape == (2, SIZE, SIZE, 3)
-    varied = call("variations", picture, STEPS, "--etas", 0, 1, "--num=1")
-    assert apart(varied[0], again[1]) <= 1 < 10 < apart(varied[1], again[1])
+    variations = call("variations", picture, STEPS, "--etas", 0, 1, "--num=1")
+    assert apart(variations[0], again[1]) <= 1 < 10 < apart(variations[1], again[1])
     guided = call("variations", picture, STEPS, "--etas", 0, "--num=1", "--guidance=3")
     assert apart(guided[0], again[1]) > 1
 
 
 def test_images_are_inpainted(call, picture):
     hole = (picture, picture.parent / "mask.png", "--num=1", "--repeats=2", "--jump=2")
-    filled = call("inpaint", *hole, "--caption=a red circle", STEPS, "--guidance=2")
+    result = call("inpaint", *hole, "--caption=a red circle", STEPS, "--guidance=2")
     original = np.asarray(Image.open(picture))
-    np.testing.assert_array_equal(filled[0, SIZE // 2 :], original[SIZE // 2 :])
-    assert np.mean(filled[0, : SIZE // 2] != original[: SIZE // 2]) > 0.5
+    np.testing.assert_array_equal(result[0, SIZE // 2 :], original[SIZE // 2 :])
+    assert np.mean(result[0, : SIZE // 2] != original[: SIZE // 2]) > 0.5
 
 
 @pytest.mark.parametrize("inversion", ["ddim", "ddpm"])
@@ -114,8 +114,8 @@ def test_previews_negative_captions_and_schedules_of_guidance(engine):
     words = cascades.CAPTIONS[:2]
     plain = engine.sample(words, seed=0)
     request = TextRequest(captions=tuple(words), previews=2)
-    previewed = engine.run(request)
-    assert apart(previewed.images, plain.images) <= 1 and previewed.previews.shape[1] == 2
+    output = engine.run(request)
+    assert apart(output.images, plain.images) <= 1 and output.previews.shape[1] == 2
     assert engine.cascade.decoder.sampling.guidance_scale != 1.0
     other = engine.sample(words, seed=0, negative="a ring")
     assert apart(other.images, plain.images) > 1

@@ -56,9 +56,9 @@ def test_a_flag_declared_with_underscores_is_a_bug():
     ],
 )
 def test_a_mistake_is_one_line(argv, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         example().parse_args(argv)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_arguments_with_spaces_are_values_whatever_they_begin_with():
@@ -109,14 +109,14 @@ def test_zero_is_a_default_and_an_empty_text_is_none():
 
 
 @pytest.mark.parametrize(
-    ("started", "name"),
+    ("program", "name"),
     [
         ("/bin/unclip", "unclip sample blend"),
         ("/lib/unclip_jax/sample.py", "python -m unclip_jax.sample blend"),
     ],
 )
-def test_usage_names_the_command_as_it_was_started(monkeypatch, started, name):
-    monkeypatch.setattr(sys, "argv", [started])
+def test_usage_names_the_command_as_it_was_started(monkeypatch, program, name):
+    monkeypatch.setattr(sys, "argv", [program])
     assert Parser("sample blend").prog == name
 
 

@@ -32,12 +32,12 @@ def run_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def traces():
     """What `decoding.decode` was traced with; running a compiled program adds nothing."""
-    seen, original = [], decoding.decode
+    options, original = [], decoding.decode
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            decoding, "decode", lambda *a, **k: (seen.append(k["options"]), original(*a, **k))[1]
+            decoding, "decode", lambda *a, **k: (options.append(k["options"]), original(*a, **k))[1]
         )
-        yield seen
+        yield options
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,10 @@ def call(monkeypatch, engine, run_dir, tmp_path, capsys):
         sample.main([name, *map(str, arguments), f"--models={run_dir}", f"--out={out}"])
         assert f"wrote {out}" in capsys.readouterr().out
         record = json.loads(out.with_suffix(".json").read_text())
-        shown = np.stack([read(tmp_path / single) for single in record["images"]])
+        images = np.stack([read(tmp_path / single) for single in record["images"]])
         assert record["command"] == name and record["models"]["clip_id"] == engine.clip_id
-        assert read(out).shape[0] > shown.shape[1]  # the labelled grid
-        return record, shown
+        assert read(out).shape[0] > images.shape[1]  # the labelled grid
+        return record, images
 
     return run
 
@@ -86,7 +86,7 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def reconstructed(engine, run_dir, inputs, tmp_path_factory):
+def reconstruction(engine, run_dir, inputs, tmp_path_factory):
     """Reconstructions of both pictures, and where their latents are."""
     out = tmp_path_factory.mktemp("latents") / "out.png"
     with pytest.MonkeyPatch.context() as patch:
@@ -95,30 +95,30 @@ def reconstructed(engine, run_dir, inputs, tmp_path_factory):
         paper = (STEPS, "--refine=0")
         sample.main(["reconstruct", *paths, *paper, f"--models={run_dir}", f"--out={out}"])
     record = json.loads(out.with_suffix(".json").read_text())
-    shown = np.stack([read(out.parent / single) for single in record["images"]])
-    return record, shown, [out.with_suffix("") / f"{i:04d}.npz" for i in (0, 1)]
+    images = np.stack([read(out.parent / single) for single in record["images"]])
+    return record, images, [out.with_suffix("") / f"{i:04d}.npz" for i in (0, 1)]
 
 
-def test_reconstruct_shows_each_image_beside_itself_and_saves_its_latent(reconstructed, inputs):
-    record, shown, latents = reconstructed
-    assert shown.shape == (4, 2 * SIZE, 2 * SIZE, 3) and len(record["psnr_db"]) == 2
+def test_reconstruct_shows_each_image_beside_itself_and_saves_its_latent(reconstruction, inputs):
+    record, images, latents = reconstruction
+    assert images.shape == (4, 2 * SIZE, 2 * SIZE, 3) and len(record["psnr_db"]) == 2
     original = image_inputs.square(image_inputs.read(inputs / "one.png"), 2 * SIZE)
-    np.testing.assert_array_equal(shown[0], original)
+    np.testing.assert_array_equal(images[0], original)
     assert [entry["name"] for entry in record["inputs"]] == ["one.png", "other.png"]
     assert record["inputs"][0]["source"] == image_inputs.read(inputs / "one.png").sha256
     assert all(path.stat().st_size < 20_000 for path in latents)
 
 
-def test_latents_give_the_same_images_as_the_images_did(call, reconstructed):
-    _, shown, latents = reconstructed
+def test_latents_give_the_same_images_as_the_images_did(call, reconstruction):
+    _, images, latents = reconstruction
     _, again = call("reconstruct", *latents, STEPS)
-    np.testing.assert_array_equal(again, shown[1::2])
+    np.testing.assert_array_equal(again, images[1::2])
 
 
-def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstructed, tmp_path):
-    _, shown, latents = reconstructed
+def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstruction, tmp_path):
+    _, images, latents = reconstruction
     _, ends = call("interpolate", *latents, STEPS, "--frames=2", "--noise=inverted")
-    np.testing.assert_array_equal(ends, shown[1::2])
+    np.testing.assert_array_equal(ends, images[1::2])
     arguments = ("interpolate", *latents, STEPS, "--frames=3")
     record, path = call(*arguments, "--noise=inverted", "--animate=gif")
     np.testing.assert_array_equal(path[0], ends[0])
@@ -129,22 +129,22 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(call, reconstructe
     assert np.any(other[0] != path[0])
 
 
-def test_details_are_what_the_upsampler_adds(call, reconstructed, engine):
-    record, shown, latents = reconstructed
-    (held,) = record["inputs"][0]["details"]
-    assert held["image_size"] == 2 * SIZE and held["steps"] == "8"  # as it was exported
+def test_details_are_what_the_upsampler_adds(call, reconstruction, engine):
+    record, images, latents = reconstruction
+    (details,) = record["inputs"][0]["details"]
+    assert details["image_size"] == 2 * SIZE and details["steps"] == "8"  # as it was exported
     assert record["details_left_out"] == ""
     same, seeds = ("reconstruct", *latents, STEPS), ("--seed=1", "--seed=2")
-    kept, fresh = ([call(*same, *how, seed)[1] for seed in seeds] for how in ((), FRESH))
-    np.testing.assert_array_equal(kept[0], shown[1::2])
-    np.testing.assert_array_equal(kept[1], shown[1::2])
-    assert np.any(fresh[0] != fresh[1]) and np.any(fresh[0] != kept[0])
+    exact, fresh = ([call(*same, *how, seed)[1] for seed in seeds] for how in ((), FRESH))
+    np.testing.assert_array_equal(exact[0], images[1::2])
+    np.testing.assert_array_equal(exact[1], images[1::2])
+    assert np.any(fresh[0] != fresh[1]) and np.any(fresh[0] != exact[0])
     record, small = call(*same, "--no-upsample")
     assert record["inputs"][0]["details"] == [] and small.shape[1] == SIZE
 
 
-def test_details_of_other_upsamplers_or_steps_are_rejected(call, reconstructed, inputs, tmp_path):
-    _, _, paths = reconstructed
+def test_details_of_other_upsamplers_or_steps_are_rejected(call, reconstruction, inputs, tmp_path):
+    _, _, paths = reconstruction
     result, origin = latent_files.load(paths[0])
     other = dataclasses.replace(origin.details[0], upsampler_id="f" * 64)
     strange, bare = tmp_path / "strange.npz", tmp_path / "bare.npz"
@@ -166,21 +166,21 @@ def test_details_of_other_upsamplers_or_steps_are_rejected(call, reconstructed, 
 
 def test_an_upsampler_that_cannot_be_inverted_is_named(call, engine, inputs, monkeypatch):
     (last,) = engine.cascade.upsamplers
-    altered = dataclasses.replace(last, last_step=True)
-    cascade = engine.cascade.replace(upsampler_256=altered)
+    upsampler = dataclasses.replace(last, last_step=True)
+    cascade = engine.cascade.replace(upsampler_256=upsampler)
     monkeypatch.setattr(engine, "cascade", cascade)
     record, _ = call("variations", inputs / "one.png", STEPS, "--etas", 0, "--num=2")
     assert "to 32 px takes its last step with another network" in record["details_left_out"]
     assert record["inputs"][0]["details"] == []
 
 
-def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call, reconstructed):
-    _, shown, latents = reconstructed
+def test_a_text_diff_starts_at_the_reconstruction_with_and_without_a_source(call, reconstruction):
+    _, images, latents = reconstruction
     arguments = (latents[0], "a blue square", STEPS, "--frames=2", "--animate=webp")
     _, plain = call("text-diff", *arguments)
     _, against = call("text-diff", *arguments, "--source=a red circle")
-    np.testing.assert_array_equal(plain[0], shown[1])
-    np.testing.assert_array_equal(against[0], shown[1])
+    np.testing.assert_array_equal(plain[0], images[1])
+    np.testing.assert_array_equal(against[0], images[1])
     assert np.any(plain[1] != plain[0]) and np.any(against[1] != plain[1])
 
 
@@ -203,41 +203,41 @@ def test_a_text_diff_by_ddpm_starts_at_the_image_itself(call, inputs):
         assert (np.abs(one.astype(int) - other).max() <= 2) == same
 
 
-def test_variations_leave_the_image_as_eta_grows(call, reconstructed):
-    _, shown, latents = reconstructed
+def test_variations_leave_the_image_as_eta_grows(call, reconstruction):
+    _, images, latents = reconstruction
     arguments = ("variations", latents[0], STEPS, "--etas", 0, 1, "--num=2")
-    record, varied = call(*arguments)
+    record, variations = call(*arguments)
     assert record["labels"] == ["eta 0"] * 2 + ["eta 1"] * 2
     _, small = call(*arguments, "--no-upsample")
-    for pictures_of, first in ((varied, shown[1]), (small, small[0])):
+    for pictures_of, first in ((variations, images[1]), (small, small[0])):
         apart = np.abs(pictures_of.astype(int) - first).max(axis=(1, 2, 3))
         assert (apart[:2] <= 1).all() and (apart[2:] > 10).all()
         assert np.any(pictures_of[2] != pictures_of[3])
 
 
-def test_a_blend_of_one_heavy_image_is_its_reconstruction(call, reconstructed):
-    _, shown, latents = reconstructed
+def test_a_blend_of_one_heavy_image_is_its_reconstruction(call, reconstruction):
+    _, images, latents = reconstruction
     weights = ("--image", latents[0], 1, "--image", latents[1], 0)
     _, one = call("blend", *weights, STEPS)
-    assert np.abs(one[0].astype(int) - shown[1]).max() <= 1
+    assert np.abs(one[0].astype(int) - images[1]).max() <= 1
     record, mixed = call(
         "blend", *weights, "--text", "a red circle", 0.5, "--noise=fresh", "--num=2", STEPS
     )
     assert record["labels"][0].startswith("0.67 ") and "0.33 a red circle" in record["labels"][0]
     assert np.any(mixed[0] != mixed[1])
-    call("blend", "--text", "", "--text", "a red circle", STEPS)  # nothing said is something too
+    call("blend", "--text", "", "--text", "a red circle", STEPS)  # a caption may be empty
 
 
 def test_inpainting_keeps_known_pixels_exactly_and_draws_the_rest(call, inputs):
     hole = (inputs / "one.png", inputs / "mask.png", "--num=2", "--repeats=2", "--jump=2")
-    _, filled = call("inpaint", *hole, "--caption=a red circle", STEPS)
+    _, results = call("inpaint", *hole, "--caption=a red circle", STEPS)
     original = image_inputs.square(image_inputs.read(inputs / "one.png"), 2 * SIZE)
-    known = image_inputs.mask_square(image_inputs.read(inputs / "mask.png"), 2 * SIZE) == 1
-    assert 0.3 < known.mean() < 0.7
-    for image in filled:
-        np.testing.assert_array_equal(image[known], original[known])
-        assert np.mean(image[~known] != original[~known]) > 0.5
-    assert np.any(filled[0] != filled[1])
+    mask = image_inputs.mask_square(image_inputs.read(inputs / "mask.png"), 2 * SIZE) == 1
+    assert 0.3 < mask.mean() < 0.7
+    for image in results:
+        np.testing.assert_array_equal(image[mask], original[mask])
+        assert np.mean(image[~mask] != original[~mask]) > 0.5
+    assert np.any(results[0] != results[1])
 
 
 def test_probing_ends_in_the_embedding_itself(call, engine, inputs, tmp_path, run_dir):
@@ -249,9 +249,9 @@ def test_probing_ends_in_the_embedding_itself(call, engine, inputs, tmp_path, ru
     writer.add([f"{i}" for i in range(100)], [""] * 100, z_img=z, z_txt=z)
     writer.finish()
     paths = (inputs / "one.png", inputs / "other.png", f"--embeddings={tmp_path / 'embedded'}")
-    record, shown = call("probe-pca", *paths, "--components", 2, 32, STEPS)
-    assert len(shown) == 4 and record["variance_kept"]["32"] == pytest.approx(1.0)
-    assert np.any(shown[0] != shown[1])
+    record, images = call("probe-pca", *paths, "--components", 2, 32, STEPS)
+    assert len(images) == 4 and record["variance_kept"]["32"] == pytest.approx(1.0)
+    assert np.any(images[0] != images[1])
     with pytest.raises(UserError, match=r"components is 33; it must lie in \[0, 32\]"):
         call("probe-pca", *paths, "--components", 33, STEPS)
     stats = tmp_path / "embedded" / "stats.json"
@@ -263,8 +263,8 @@ def test_probing_ends_in_the_embedding_itself(call, engine, inputs, tmp_path, ru
 
 
 def test_upscale_begins_at_the_size_that_fits(call, inputs):
-    record, shown = call("upscale", inputs / "one.png", inputs / "other.png")
-    assert record["from_size"] == SIZE and shown.shape == (4, 2 * SIZE, 2 * SIZE, 3)
+    record, images = call("upscale", inputs / "one.png", inputs / "other.png")
+    assert record["from_size"] == SIZE and images.shape == (4, 2 * SIZE, 2 * SIZE, 3)
     with pytest.raises(UserError, match="from_size is 20, but these upsamplers take 16 px"):
         call("upscale", inputs / "one.png", "--from-size=20")
     with pytest.raises(UserError, match="caption is 'a dog', but these upsamplers read images al"):
@@ -276,13 +276,13 @@ def test_text_with_previews_draws_what_text_alone_draws(engine, run_dir, tmp_pat
     monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
     sample.main(["text", *words, *shared, f"--out={tmp_path / 'plain.png'}"])
     sample.main([*words, *shared, "--previews=2", f"--out={tmp_path / 'shown.png'}"])
-    plain, shown = (
+    plain, with_previews = (
         json.loads((tmp_path / name).read_text()) for name in ("plain.json", "shown.json")
     )
-    assert len(shown["images"]) == 6 and len(plain["images"]) == 2
+    assert len(with_previews["images"]) == 6 and len(plain["images"]) == 2
     for index in range(2):
         one = read(tmp_path / plain["images"][index]).astype(int)
-        other = read(tmp_path / shown["images"][3 * index + 2]).astype(int)
+        other = read(tmp_path / with_previews["images"][3 * index + 2]).astype(int)
         assert np.abs(one - other).max() <= 1
 
 
@@ -292,9 +292,9 @@ def test_text_with_previews_draws_what_text_alone_draws(engine, run_dir, tmp_pat
 def test_samplers_with_memory_are_previewed_and_watched(engine, sampler):
     request = TextRequest(captions=tuple(cascades.CAPTIONS[:2]), steps="8", sampler=sampler)
     plain, reports = engine.run(request).images, []
-    previewed = engine.run(dataclasses.replace(request, previews=2)).images
-    watched = engine.run(request, progress=reports.append).images
-    for images in (previewed, watched):
+    with_previews = engine.run(dataclasses.replace(request, previews=2)).images
+    with_progress = engine.run(request, progress=reports.append).images
+    for images in (with_previews, with_progress):
         assert np.abs(images.astype(int) - plain).max() <= 1
     steps = [report.step for report in reports if report.images is not None]
     rows = 8 if sampler == "dpmpp_2m" else 15
@@ -315,18 +315,18 @@ def test_a_negative_caption_and_a_schedule_change_guided_images(engine):
     assert len(images[0]) == len(images[1]) == 2 and np.any(images[0] != images[1])
 
 
-def test_one_program_serves_every_command_seed_and_caption(traces, reconstructed, call):
+def test_one_program_serves_every_command_seed_and_caption(traces, reconstruction, call):
     """The commands above, in whatever order, compiled decoding once per kind of decoding."""
     before = len(traces)
-    _, _, latents = reconstructed
+    _, _, latents = reconstruction
     for seed, words in enumerate(("a red circle", "", "x" * 9998)):
         call("interpolate", *latents, STEPS, "--frames=4", "--noise=shared", f"--seed={seed}")
         call("text-diff", latents[1], f"{words} x", STEPS, "--frames=4", f"--seed={seed}")
     assert len(traces) == before
 
 
-def test_a_record_repeats_its_request(call, reconstructed, run_dir, tmp_path, engine):
-    record, first = call("interpolate", *reconstructed[2], STEPS, "--frames=2", "--seed=3")
+def test_a_record_repeats_its_request(call, reconstruction, run_dir, tmp_path, engine):
+    record, first = call("interpolate", *reconstruction[2], STEPS, "--frames=2", "--seed=3")
     assert record["request"]["seed"] == 3 and record["request"]["steps"] == "4"
     again = tmp_path / "again.png"
     how = [f"--models={run_dir}", f"--out={again}"]
@@ -401,10 +401,10 @@ def test_only_the_first_of_several_processes_writes(
     monkeypatch, engine, run_dir, inputs, tmp_path, capsys, arguments
 ):
     monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
-    given = [part.format(inputs) for part in arguments]
+    argv = [part.format(inputs) for part in arguments]
     for index, files in ((1, 0), (0, 3)):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        sample.main([*given, STEPS, f"--models={run_dir}", f"--out={tmp_path / 'out.png'}"])
+        sample.main([*argv, STEPS, f"--models={run_dir}", f"--out={tmp_path / 'out.png'}"])
         assert len(list(tmp_path.iterdir())) >= files and (
             index == 0 or not any(tmp_path.iterdir())
         )
@@ -414,9 +414,9 @@ def test_only_the_first_of_several_processes_writes(
 def test_the_help_lists_every_subcommand(capsys):
     with pytest.raises(SystemExit):
         sample.main(["--help"])
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in (*REQUESTS, "repeat"):
-        assert name in shown
+        assert name in output
 
 
 LONG = "x" * 10_001
@@ -472,13 +472,13 @@ LONG = "x" * 10_001
 )
 def test_mistakes_are_one_line(monkeypatch, engine, run_dir, inputs, arguments, message):
     monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
-    given = [part.format(inputs) for part in arguments.split(" ")]
+    argv = [part.format(inputs) for part in arguments.split(" ")]
     with pytest.raises(UserError, match=message):
-        sample.main([*given, f"--models={run_dir}"])
+        sample.main([*argv, f"--models={run_dir}"])
 
 
-def test_a_latent_of_another_chain_or_caption_is_rejected(call, reconstructed, inputs, tmp_path):
-    latents = reconstructed[2]
+def test_a_latent_of_another_chain_or_caption_is_rejected(call, reconstruction, inputs, tmp_path):
+    latents = reconstruction[2]
     with pytest.raises(UserError, match=r"was inverted with steps 4, not 50"):
         call("variations", latents[0])
     with pytest.raises(UserError, match="0000.npz holds an x_T; inversion=ddpm needs the image"):
@@ -486,7 +486,7 @@ def test_a_latent_of_another_chain_or_caption_is_rejected(call, reconstructed, i
 
 
 def test_models_without_upsamplers_stop_at_the_decoders_size(
-    run_dir, engine, monkeypatch, inputs, tmp_path, reconstructed
+    run_dir, engine, monkeypatch, inputs, tmp_path, reconstruction
 ):
     bare = InferenceEngine.__new__(InferenceEngine)
     bare.__dict__.update(engine.__dict__)
@@ -495,7 +495,7 @@ def test_models_without_upsamplers_stop_at_the_decoders_size(
     with pytest.raises(UserError, match="these models have no upsampler, which upscale needs"):
         sample.main(["upscale", str(inputs / "one.png"), f"--models={run_dir}"])
     out = tmp_path / "out.png"
-    latents = map(str, reconstructed[2])
+    latents = map(str, reconstruction[2])
     sample.main(["reconstruct", *latents, STEPS, f"--models={run_dir}", f"--out={out}"])
     assert read(out.with_suffix("") / "0000.png").shape == (SIZE, SIZE, 3)
 
