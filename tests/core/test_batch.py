@@ -22,7 +22,7 @@ def test_abstract_has_the_shapes_of_zeros():
 
 def test_images_may_be_bytes_until_they_are_on_a_device():
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    host = changed(image=pixels)
+    host = batch_with(image=pixels)
     batch.check(SPEC, host)
     transferred = batch.abstract(SPEC, 2, transferred=True)
     assert {k: v.dtype for k, v in transferred.items()} == {k: v.dtype for k, v in host.items()}
@@ -33,7 +33,7 @@ def test_images_may_be_bytes_until_they_are_on_a_device():
     np.testing.assert_array_equal(floats["image"], pixels / np.float32(127.5) - np.float32(1))
 
 
-def changed(**fields):
+def batch_with(**fields):
     return {**batch.zeros(SPEC, 2), **fields}
 
 
@@ -41,12 +41,15 @@ def changed(**fields):
     ("broken", "message"),
     [
         ({"image": np.zeros((2, 4, 4, 3), np.float32)}, r"batch lacks \['token_mask', 'tokens'\]"),
-        (changed(image=np.zeros((2, 5, 5, 3), np.float32)), "'image' is float32.5, 5, 3."),
-        (changed(image=np.zeros((2, 4, 4, 3), np.int8)), "expects float32"),
-        (changed(image=np.zeros((2, 5, 5, 3), np.uint8)), "'image' is uint8.5, 5, 3."),
-        (changed(tokens=np.zeros((2, 3), np.uint8)), "'tokens' is uint8.3.*expects int32"),
-        (changed(tokens=np.full((2, 3), 10, np.int32)), "'tokens' holds 10, above its greatest 9"),
-        (changed(image=np.full((2, 4, 4, 3), -2, np.float32)), "holds -2.0, below its least -1"),
+        (batch_with(image=np.zeros((2, 5, 5, 3), np.float32)), "'image' is float32.5, 5, 3."),
+        (batch_with(image=np.zeros((2, 4, 4, 3), np.int8)), "expects float32"),
+        (batch_with(image=np.zeros((2, 5, 5, 3), np.uint8)), "'image' is uint8.5, 5, 3."),
+        (batch_with(tokens=np.zeros((2, 3), np.uint8)), "'tokens' is uint8.3.*expects int32"),
+        (
+            batch_with(tokens=np.full((2, 3), 10, np.int32)),
+            "'tokens' holds 10, above its greatest 9",
+        ),
+        (batch_with(image=np.full((2, 4, 4, 3), -2, np.float32)), "holds -2.0, below its least -1"),
     ],
 )
 def test_first_field_that_differs_is_named(broken, message):

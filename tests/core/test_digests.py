@@ -35,8 +35,8 @@ def test_the_digest_of_json_sees_values_alone():
     value = {"b": [1, 2.5, None], "a": "é"}
     again = json.loads(json.dumps(dict(reversed(value.items())), indent=3))
     assert digests.of_json(value) == digests.of_json(again)
-    changed = [{**value, "b": [1, 2.5]}, {**value, "a": "e"}, {**value, "c": 0}, {"a": "é"}]
-    assert len({digests.of_json(v) for v in [value, *changed]}) == 5
+    others = [{**value, "b": [1, 2.5]}, {**value, "a": "e"}, {**value, "c": 0}, {"a": "é"}]
+    assert len({digests.of_json(v) for v in [value, *others]}) == 5
 
 
 def test_changed_and_missing_files_are_named(folder, monkeypatch):
@@ -60,9 +60,9 @@ def test_only_regular_files_are_opened(tmp_path, kind):
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "a device" else tmp_path)
-    for read in (digests.of_file, files.read_small, files.check_regular):
+    for function in (digests.of_file, files.read_small, files.check_regular):
         with pytest.raises(UserError, match=f"is {kind}; expected a regular file"):
-            read(path)
+            function(path)
     if kind != "a folder":
         with pytest.raises(UserError, match=kind):
             files.regular_files(tmp_path)

@@ -59,6 +59,6 @@ def test_a_number_is_static_only_as_a_number_of_python():
     import jax
 
     assert is_static(1, 1.0) and not is_static(2.0, 1.0)
-    known = []
-    jax.make_jaxpr(lambda scale: known.append(is_static(scale, 1.0)))(1.0)
-    assert known == [False]
+    results = []
+    jax.make_jaxpr(lambda scale: results.append(is_static(scale, 1.0)))(1.0)
+    assert results == [False]

@@ -59,14 +59,14 @@ def test_labels_have_no_empty_boxes_and_stay_in_their_tile(caption, fallbacks, m
     images = np.full((3, 64, 64, 3), 200, np.uint8)
     empty = np.asarray(labelled_grid(images, labels=["", "", ""], columns=3))
     sheet = np.asarray(labelled_grid(images, labels=["", caption, ""], columns=3))
-    changed = np.argwhere((sheet != empty).any(axis=-1))
+    pixels = np.argwhere((sheet != empty).any(axis=-1))
     tile = 128 + 4
     if caption:
-        assert changed[:, 0].min() >= 4 + 128 and changed[:, 0].max() < sheet.shape[0]
+        assert pixels[:, 0].min() >= 4 + 128 and pixels[:, 0].max() < sheet.shape[0]
         # a glyph may reach into the margin of 4 pixels by one
-        assert changed[:, 1].min() >= 4 + tile - 1 and changed[:, 1].max() < 4 + 2 * tile
+        assert pixels[:, 1].min() >= 4 + tile - 1 and pixels[:, 1].max() < 4 + 2 * tile
     else:
-        assert not len(changed)
+        assert not len(pixels)
     labels._font_of.cache_clear()
 
 

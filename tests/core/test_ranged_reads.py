@@ -91,20 +91,20 @@ class Flaky:
         self.failures -= 1
         if self.failures >= 0:
             raise ValueError("PERMISSION_DENIED: no access")
-        done: concurrent.futures.Future = concurrent.futures.Future()
+        future: concurrent.futures.Future = concurrent.futures.Future()
         value = CONTENT[byte_range]
-        done.set_result(type("Result", (), {"state": "value", "value": value}))
-        return done
+        future.set_result(type("Result", (), {"state": "value", "value": value}))
+        return future
 
 
 @pytest.mark.parametrize("failures", [1, 7, 8, 100])
 def test_a_bucket_that_keeps_failing_is_left_to_fsspec(failures):
     store = Flaky(failures)
     bucket = ranged_reads.Bucket(store)
-    read = [bucket.read("x", 3, 9) for _ in range(20)]
-    served = failures < 8
-    assert read[-1] == (CONTENT[3:9] if served else None)
-    assert store.calls == (20 if served else 8)
+    reads = [bucket.read("x", 3, 9) for _ in range(20)]
+    succeeds = failures < 8
+    assert reads[-1] == (CONTENT[3:9] if succeeds else None)
+    assert store.calls == (20 if succeeds else 8)
 
 
 def test_single_failures_do_not_add_up():

@@ -45,11 +45,11 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("given", [PIXELS, FLOATS], ids=["bytes", "floats"])
-def test_functions_of_a_batch_see_floats(name, given):
+@pytest.mark.parametrize("image", [PIXELS, FLOATS], ids=["bytes", "floats"])
+def test_functions_of_a_batch_see_floats(name, image):
     """As compiled programs call them."""
     function = jax.jit(FUNCTIONS[name](stage()))
-    np.testing.assert_array_equal(function(PARAMS, {"image": jnp.asarray(given)}, KEY), FLOATS)
+    np.testing.assert_array_equal(function(PARAMS, {"image": jnp.asarray(image)}, KEY), FLOATS)
 
 
 def test_stages_without_images_have_no_such_functions():

@@ -1,4 +1,4 @@
-"""Failures as stores state them, through the libraries: one line each, and nothing is lost."""
+"""Failures in the words of each store's library become one-line errors that lose no information."""
 
 import asyncio
 import http
@@ -91,8 +91,8 @@ def test_of_amazon(monkeypatch, status, code, text, message):
 
     async def call(self, operation, parameters):
         facts = {"HTTPStatusCode": status}
-        stated = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": facts}
-        raise ClientError(stated, operation)
+        response = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": facts}
+        raise ClientError(response, operation)
 
     monkeypatch.setattr(client.AioBaseClient, "_make_api_call", call)
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
