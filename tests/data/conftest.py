@@ -50,8 +50,8 @@ class Samples:
         for index, count in enumerate(counts):
             name = records.shard_name(split, index, len(counts))
             numbers = range(first, first + count)
-            done = records.write_shard(directory / name, (cls.record(i) for i in numbers))
-            shards.append(dataset_manifest.Shard(name, done.written, done.sha256))
+            result = records.write_shard(directory / name, (cls.record(i) for i in numbers))
+            shards.append(dataset_manifest.Shard(name, result.written, result.sha256))
             first += count
         case = dataset_manifest.make_split(split, tuple(shards), plan="test", sources=("test",))
         dataset_manifest.write(directory, dataset_manifest.DatasetManifest().with_split(case))

@@ -67,7 +67,7 @@ def test_taps_are_those_of_the_density():
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.4])
 def test_filtered_pixels_sit_in_the_middle_of_their_blocks(scale: int, sigma: float):
-    """On a ramp every symmetric filter is the identity, so the values tell the places."""
+    """On a ramp every symmetric filter is the identity, so values determine positions."""
     ramp = np.broadcast_to((np.arange(96) / 96)[None, :, None], (64, 96, 3)).astype(np.float32)
     inside = slice(24 // scale, -24 // scale)
     for picture, axis in ((ramp, 1), (ramp.transpose(1, 0, 2), 0)):
@@ -112,8 +112,8 @@ def test_noise_has_three_kinds_and_two_levels():
     grey = np.full((64, 64, 3), 0.5, np.float32)
     counts = {"channels": 0, "grey": 0, "colour": 0}
     for seed in range(400):
-        drawn = (bsr.noise(grey, task(seed)) - 0.5).astype(np.float64)
-        covariance = np.cov(drawn.reshape(-1, 3).T) * 255**2
+        noise = (bsr.noise(grey, task(seed)) - 0.5).astype(np.float64)
+        covariance = np.cov(noise.reshape(-1, 3).T) * 255**2
         deviations = np.sqrt(np.diag(covariance))
         level = np.abs(deviations[:, None] - [1.0, 2.0]).min(axis=1)
         if np.abs(covariance - covariance[0, 0]).max() < 1e-3:
@@ -151,11 +151,11 @@ def test_colours_survive():
         np.testing.assert_allclose(got.mean(axis=(0, 1)), flat[0, 0], atol=3 / 127.5)
 
 
-@pytest.mark.parametrize(("size", "moved"), [(5, 0.0), (6, 0.5), (13, 0.0), (14, 0.5)])
-def test_even_kernels_move_the_image_by_half_a_pixel(size: int, moved: float):
+@pytest.mark.parametrize(("size", "shift"), [(5, 0.0), (6, 0.5), (13, 0.0), (14, 0.5)])
+def test_even_kernels_move_the_image_by_half_a_pixel(size: int, shift: float):
     kernel = bsr.anisotropic_gaussian(size, variances=np.array([2.0, 0.5]), angle=0.4)
     got = bsr.convolve(SMOOTH, kernel)[8:-8, 8:-8, :2]
-    np.testing.assert_allclose(got, SMOOTH[8:-8, 8:-8, :2] + moved / 64, atol=1e-5)
+    np.testing.assert_allclose(got, SMOOTH[8:-8, 8:-8, :2] + shift / 64, atol=1e-5)
 
 
 def test_a_ramp_stays_where_it_is_but_for_even_kernels():
@@ -164,12 +164,12 @@ def test_a_ramp_stays_where_it_is_but_for_even_kernels():
     ramps[..., 2] = (X + Y) / 2
     ramps = np.pad(ramps, ((32, 32), (32, 32), (0, 0)), "reflect", reflect_type="odd") / 2
     want = area_downsample(ramps, 4)
-    moved = []
+    shifts = []
     for seed in range(150):
         got = bsr.bsr_light(ramps, factor=4, rng=generator(seed))
-        moved.append(np.mean((got - want)[6:-6, 6:-6]) * 2 * 64 / 4)
-    assert np.abs(moved).max() < 1.1
-    assert abs(np.median(moved)) < 0.05
+        shifts.append(np.mean((got - want)[6:-6, 6:-6]) * 2 * 64 / 4)
+    assert np.abs(shifts).max() < 1.1
+    assert abs(np.median(shifts)) < 0.05
 
 
 def test_through_the_config_it_is_a_function_of_the_generator():

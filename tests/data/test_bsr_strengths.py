@@ -34,22 +34,22 @@ def is_share(count: int, share: float, of: int = COUNT) -> bool:
 @pytest.fixture
 def calls(monkeypatch):
     """Replaces what the operations call by functions that remember their arguments."""
-    seen = {name: [] for name in ("resized", "stride", "anisotropic", "round", "convolved")}
+    arguments = {name: [] for name in ("resized", "stride", "anisotropic", "round", "convolved")}
 
     def resized(picture, size, rng):
-        seen["resized"].append(size)
+        arguments["resized"].append(size)
         return picture
 
     def stride(picture, scale, *, sigma):
-        seen["stride"].append((scale, sigma))
+        arguments["stride"].append((scale, sigma))
         return picture
 
     def anisotropic(size, *, variances, angle):
-        seen["anisotropic"].append((size, *variances, angle))
+        arguments["anisotropic"].append((size, *variances, angle))
         return np.ones((1, 1))
 
     def taps(positions, *, sigma):
-        seen["round"].append((len(positions), sigma))
+        arguments["round"].append((len(positions), sigma))
         return np.ones(1)
 
     for name, function in (
@@ -57,10 +57,10 @@ def calls(monkeypatch):
         ("filtered_stride", stride),
         ("anisotropic_gaussian", anisotropic),
         ("gaussian_taps", taps),
-        ("convolve", lambda picture, kernel: seen["convolved"].append(1) or picture),
+        ("convolve", lambda picture, kernel: arguments["convolved"].append(1) or picture),
     ):
         monkeypatch.setattr(bsr, name, function)
-    return seen
+    return arguments
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -95,31 +95,31 @@ def test_blur_is_round_or_turned_half_of_the_time_and_grows_with_the_scale(scale
 
 
 def test_resizing_ends_at_the_final_size_with_every_interpolation_as_often(monkeypatch):
-    seen = []
+    resizes = []
 
     def resize(picture, size, *, interpolation):
-        seen.append((size, interpolation))
+        resizes.append((size, interpolation))
         return picture
 
     monkeypatch.setattr(bsr.cv2, "resize", resize)
     for seed in range(COUNT):
         bsr.resize(IMAGE, task(seed))
-    assert {size for size, _ in seen} == {(24, 16)}  # OpenCV: width, height
+    assert {size for size, _ in resizes} == {(24, 16)}  # OpenCV: width, height
     for kind in (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA):
-        assert is_share(sum(k == kind for _, k in seen), 1 / 3)
+        assert is_share(sum(k == kind for _, k in resizes), 1 / 3)
 
 
 def test_jpeg_has_every_quality_from_80_to_95_nine_times_in_ten(monkeypatch):
-    seen = []
+    encodings = []
     monkeypatch.setattr(
-        bsr.cv2, "imencode", lambda _, levels, options: seen.append(options) or ("", levels)
+        bsr.cv2, "imencode", lambda _, levels, options: encodings.append(options) or ("", levels)
     )
     monkeypatch.setattr(bsr.cv2, "imdecode", lambda coded, kind: coded)
     for seed in range(COUNT):
         bsr.jpeg(IMAGE[:8, :8], task(seed))
-    assert is_share(len(seen), 0.9)
-    assert {options[0] for options in seen} == {cv2.IMWRITE_JPEG_QUALITY}
-    counts = np.bincount([options[1] for options in seen])
+    assert is_share(len(encodings), 0.9)
+    assert {options[0] for options in encodings} == {cv2.IMWRITE_JPEG_QUALITY}
+    counts = np.bincount([options[1] for options in encodings])
     assert counts[80:].all() and not counts[:80].any() and len(counts) == 96
     assert stats.chisquare(counts[80:]).pvalue > 1e-4
 
@@ -140,12 +140,12 @@ def test_a_quarter_of_images_for_a_factor_of_4_is_halved_first(monkeypatch):
 
 
 def test_halving_is_by_interpolation_or_by_the_cubic_filter_as_often(monkeypatch):
-    seen = []
-    monkeypatch.setattr(bsr, "_resized", lambda picture, size, rng: seen.append(size) or picture)
+    sizes = []
+    monkeypatch.setattr(bsr, "_resized", lambda picture, size, rng: sizes.append(size) or picture)
     for seed in range(COUNT):
         bsr._halved(IMAGE, generator(seed))
-    assert set(seen) == {(32, 48)}
-    assert is_share(len(seen), 0.5)
+    assert set(sizes) == {(32, 48)}
+    assert is_share(len(sizes), 0.5)
 
 
 def test_coloured_noise_has_random_axes_and_uniform_variances():

@@ -82,12 +82,12 @@ def test_every_corruption_has_the_size_the_range_and_one_result_per_generator(na
 
 
 def test_randomness_used_does_not_depend_on_the_outcome():
-    left = []
+    values = []
     for probability in (0.0, 1.0):
         rng = generator(3)
         degrade(PICTURE, config=DegradeConfig(2, "blur", probability), rng=rng)
-        left.append(rng.random())
-    assert left[0] == left[1]
+        values.append(rng.random())
+    assert values[0] == values[1]
 
 
 def test_unknown_corruption():

@@ -50,7 +50,7 @@ def test_every_change_of_the_records_changes_the_digest(samples, rows, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("count", "read"),
+    ("count", "indices"),
     [
         (1, [0]),
         (3, [0, 1, 2]),
@@ -59,7 +59,7 @@ def test_every_change_of_the_records_changes_the_digest(samples, rows, tmp_path,
         (2551, range(0, 2551, 10)),
     ],
 )
-def test_the_content_of_256_records_evenly_spaced_stands_for_a_source(samples, count, read):
+def test_the_content_of_256_records_evenly_spaced_stands_for_a_source(samples, count, indices):
     """Of sources without a digest; the first and the last of them are among these."""
     read_now = []
 
@@ -72,9 +72,9 @@ def test_the_content_of_256_records_evenly_spaced_stands_for_a_source(samples, c
             return {**samples.record(0), "key": str(index)}
 
     digest = content_digest(Rows())
-    assert read_now == list(read)
+    assert read_now == list(indices)
     whole = hashlib.sha256(f"{count} records".encode())
-    for index in read:
+    for index in indices:
         whole.update(records.digest({**samples.record(0), "key": str(index)}).encode())
     assert digest == whole.hexdigest()
 
@@ -82,13 +82,13 @@ def test_the_content_of_256_records_evenly_spaced_stands_for_a_source(samples, c
 def test_the_digest_is_the_same_wherever_the_data_lie(rows, tmp_path: pathlib.Path):
     digest = content_digest(write(tmp_path / "here", rows))
     shutil.copytree(tmp_path / "here", tmp_path / "there" / "data")
-    moved = prepared.open_split(tmp_path / "there" / "data", split="train")
-    assert content_digest(moved) == digest
-    assert content_digest(pickle.loads(pickle.dumps(moved))) == digest
+    elsewhere = prepared.open_split(tmp_path / "there" / "data", split="train")
+    assert content_digest(elsewhere) == digest
+    assert content_digest(pickle.loads(pickle.dumps(elsewhere))) == digest
     assert content_digest(list(rows)) == content_digest(rows)
 
 
-def embedded(folder: pathlib.Path, rows: list[Record], **info: str):
+def write_embeddings(folder: pathlib.Path, rows: list[Record], **info: str):
     writer = EmbeddingWriter(folder, info=info)
     vectors = np.ones((len(rows), 2), np.float32)
     names = ([row[field] for row in rows] for field in ("key", "caption"))
@@ -100,12 +100,12 @@ def embedded(folder: pathlib.Path, rows: list[Record], **info: str):
 def test_embeddings_of_other_records_are_rejected(samples, rows, tmp_path, change: str):
     source, other = write(tmp_path / "a", rows), CHANGES[change](rows, samples)
     digest = content_digest(write(tmp_path / "b", other))
-    result = embedded(tmp_path / "e", other, data_digest=digest)
+    result = write_embeddings(tmp_path / "e", other, data_digest=digest)
     with pytest.raises(UserError, match=f"computed on other records: .* {digest[:12]}, this data"):
         sources.JoinedSource(source, result)
 
 
 def test_embeddings_of_the_same_records_join_wherever_these_lie(rows, tmp_path: pathlib.Path):
     digest = content_digest(write(tmp_path / "a", rows))
-    result = embedded(tmp_path / "e", rows, data_digest=digest)
+    result = write_embeddings(tmp_path / "e", rows, data_digest=digest)
     assert len(sources.JoinedSource(write(tmp_path / "b", rows), result)) == len(rows)

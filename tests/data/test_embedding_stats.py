@@ -28,10 +28,10 @@ def test_moments_are_of_every_dimension_and_of_the_length(dtype):
     np.testing.assert_allclose(result.squares, 11 * values.var(axis=0), rtol=1e-10)
 
 
-@pytest.mark.parametrize("cut", range(12))
-def test_two_parts_are_the_whole_of_any_size(cut: int):
+@pytest.mark.parametrize("split", range(12))
+def test_two_parts_are_the_whole_of_any_size(split: int):
     """Also where one of them has no rows."""
-    parts = PartialMoments.of(ROWS[:cut]), PartialMoments.of(ROWS[cut:])
+    parts = PartialMoments.of(ROWS[:split]), PartialMoments.of(ROWS[split:])
     assert_equal(parts[0] + parts[1], PartialMoments.of(ROWS))
     assert_equal(parts[1] + parts[0], PartialMoments.of(ROWS))
 
@@ -62,8 +62,8 @@ def test_statistics_are_of_the_population():
     np.testing.assert_allclose([stats.norm_mean, stats.norm_std], [norms.mean(), norms.std()])
     one = PartialMoments.of(ROWS[:1]).stats()
     assert not one.std.any() and one.norm_std == 0
-    stated = json.loads(json.dumps(stats.to_json()))
-    assert stated == {
+    record = json.loads(json.dumps(stats.to_json()))
+    assert record == {
         "count": 11,
         "mean": stats.mean.tolist(),
         "std": stats.std.tolist(),

@@ -162,7 +162,7 @@ def test_sources_can_be_sent_to_other_processes(tmp_path: pathlib.Path):
 
 def test_writing_goes_on_where_it_stopped(tmp_path: pathlib.Path):
     writer = EmbeddingWriter(tmp_path, info={"clip": "abc"}, shard_size=4)
-    add(writer, 0, 7)  # three rows are lost with the process
+    add(writer, 0, 7)  # the process ends with three rows unwritten
     del writer
     (tmp_path / "img_emb" / "img_emb_0001.npy").write_bytes(b"half a fi")  # killed while writing
     again = EmbeddingWriter(tmp_path, info={"clip": "abc"}, shard_size=4)

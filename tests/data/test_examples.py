@@ -26,7 +26,7 @@ def tokenizer() -> caption_tokenizer.Tokenizer:
     return caption_tokenizer.train(["picture number 1"], vocab_size=caption_tokenizer.MIN_VOCAB)
 
 
-class Counted:
+class CountingSource:
     """A source that counts how often it is read."""
 
     def __init__(self, records: Sequence[Record]):
@@ -126,14 +126,14 @@ def test_low_res_belongs_to_the_patch():
     config = ExampleConfig(
         fields=("image", "low_res"), image_size=40, patch=16, crop="random", degrade=degrade
     )
-    seen = set()
+    images = set()
     for seed in range(20):
         example = random_part(config, seed)
         assert example["image"].shape == (16, 16, 3)
         want = area_downsample(image_codec.to_float(example["image"]), 4)
         np.testing.assert_array_equal(example["low_res"], want)
-        seen.add(example["image"].tobytes())
-    assert len(seen) > 15
+        images.add(example["image"].tobytes())
+    assert len(images) > 15
 
 
 def test_fields_that_are_not_asked_for_cost_nothing(tokenizer: caption_tokenizer.Tokenizer):
@@ -165,7 +165,7 @@ def test_images_stay_bytes_when_they_are_stacked():
 
 
 def test_cached_examples_are_read_once(samples):
-    source = Counted([samples.record(i) for i in range(4)])
+    source = CountingSource([samples.record(i) for i in range(4)])
     config = ExampleConfig(fields=("image",), image_size=16)
     fixed = FixedExamples(source, config=config, cache_bytes=10**6)
     source.reads = 0
@@ -177,7 +177,7 @@ def test_cached_examples_are_read_once(samples):
 
 
 def test_the_cache_keeps_to_its_size(samples):
-    source = Counted([samples.record(i) for i in range(4)])
+    source = CountingSource([samples.record(i) for i in range(4)])
     config = ExampleConfig(fields=("image",), image_size=16)
     room_for_two = 2 * 16 * 16 * 3
     fixed = FixedExamples(source, config=config, cache_bytes=room_for_two + 1)
@@ -189,16 +189,16 @@ def test_the_cache_keeps_to_its_size(samples):
 
 
 def test_a_cache_of_the_size_of_two_images_holds_two_also_in_another_process(samples):
-    source = Counted([samples.record(i) for i in range(4)])
+    source = CountingSource([samples.record(i) for i in range(4)])
     config = ExampleConfig(fields=("image",), image_size=16)
-    for room, kept in ((2 * 16 * 16 * 3, 2), (2 * 16 * 16 * 3 - 1, 1)):
+    for room, capacity in ((2 * 16 * 16 * 3, 2), (2 * 16 * 16 * 3 - 1, 1)):
         fixed = FixedExamples(source, config=config, cache_bytes=room)
         for each in (fixed, pickle.loads(pickle.dumps(fixed))):
             records = each._source
             before = records.reads
             for i in (0, 1, 2, 0, 1, 2):
                 each[i]
-            assert records.reads - before == 3 + 3 - kept
+            assert records.reads - before == 3 + 3 - capacity
 
 
 def test_images_are_read_where_they_are_needed_alone():
@@ -207,14 +207,14 @@ def test_images_are_read_where_they_are_needed_alone():
 
         def __init__(self, records):
             super().__init__(records)
-            self.asked = []
+            self.reads = []
 
         def __getitem__(self, index):
-            self.asked.append("all")
+            self.reads.append("all")
             return super().__getitem__(index)
 
         def without_image(self, index):
-            self.asked.append("strings")
+            self.reads.append("strings")
             return {k: v for k, v in super().__getitem__(index).items() if k != "image"}
 
     records = Strings(one(x=np.zeros(3)))
@@ -225,9 +225,9 @@ def test_images_are_read_where_they_are_needed_alone():
         (("x",), {"arrays": ("x",)}, "all"),
     ):
         fixed = FixedExamples(records, config=ExampleConfig(fields, image_size=16, **options))
-        records.asked.clear()
+        records.reads.clear()
         assert fixed[0]
-        assert records.asked == [expected]
+        assert records.reads == [expected]
 
 
 def test_a_tokenizer_that_is_not_needed_adds_nothing(tokenizer):
@@ -240,7 +240,7 @@ def test_a_degradation_without_its_field_adds_nothing():
     assert random_part(config).keys() == {"image"}
 
 
-class Drawn(np.random.Generator):
+class ConstantGenerator(np.random.Generator):
     """A generator that always draws the same number."""
 
     def __init__(self, value: float):
@@ -251,17 +251,17 @@ class Drawn(np.random.Generator):
         return self.value
 
 
-@pytest.mark.parametrize(("value", "changed"), [(np.nextafter(0.5, 0), True), (0.5, False)])
-def test_half_of_all_numbers_below_one_are_below_one_half(tokenizer, value, changed):
+@pytest.mark.parametrize(("value", "expected"), [(np.nextafter(0.5, 0), True), (0.5, False)])
+def test_half_of_all_numbers_below_one_are_below_one_half(tokenizer, value, expected):
     config = ExampleConfig(("image",), image_size=40, flip=True)
     plain = image_codec.center_crop(NOISE, 40)
-    flipped = RandomPart(config)({"image": plain}, Drawn(value))["image"]
-    np.testing.assert_array_equal(flipped, plain[:, ::-1] if changed else plain)
+    flipped = RandomPart(config)({"image": plain}, ConstantGenerator(value))["image"]
+    np.testing.assert_array_equal(flipped, plain[:, ::-1] if expected else plain)
     fields = ("tokens", "token_mask")
     config = ExampleConfig(fields, length=8, empty_captions=0.5)
     example = FixedExamples(one(), config=config, tokenizer=tokenizer)[0]
-    taken = RandomPart(config)(example, Drawn(value))["token_mask"].sum() == 2
-    assert taken == changed
+    is_empty = RandomPart(config)(example, ConstantGenerator(value))["token_mask"].sum() == 2
+    assert is_empty == expected
 
 
 def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_if_asked_for():
@@ -280,8 +280,8 @@ def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_if_asked_for():
 
 @pytest.mark.parametrize(("cache_bytes", "reads"), [(0, 9), (200, 7), (10**6, 3)])
 def test_strings_count_in_the_cache(samples, cache_bytes, reads):
-    """Without a cache nothing is kept, however small."""
-    source = Counted([{**samples.record(i), "caption": "a" * 100} for i in range(3)])
+    """Without a cache nothing is stored, however small."""
+    source = CountingSource([{**samples.record(i), "caption": "a" * 100} for i in range(3)])
     fixed = FixedExamples(source, config=ExampleConfig(("caption",)), cache_bytes=cache_bytes)
     source.reads = 0  # the first record is looked at
     captions = [fixed[i % 3]["caption"] for i in range(9)]
@@ -370,17 +370,17 @@ def test_a_share_of_captions_is_taken_away(tokenizer):
     fields = ("tokens", "token_mask", "key")
     config = ExampleConfig(fields=fields, length=8, empty_captions=0.25)
     example = FixedExamples(one(), config=config, tokenizer=tokenizer)[0]
-    empty, seen = tokenizer.encode([""], length=8)
+    empty, empty_mask = tokenizer.encode([""], length=8)
     draws = [RandomPart(config)(example, np.random.default_rng(seed)) for seed in range(400)]
-    gone = [np.array_equal(each["tokens"], empty[0]) for each in draws]
-    assert 60 < sum(gone) < 140
-    for each, taken in zip(draws, gone, strict=True):
-        expected = seen[0] if taken else example["token_mask"]
+    flags = [np.array_equal(each["tokens"], empty[0]) for each in draws]
+    assert 60 < sum(flags) < 140
+    for each, is_dropped in zip(draws, flags, strict=True):
+        expected = empty_mask[0] if is_dropped else example["token_mask"]
         np.testing.assert_array_equal(each["token_mask"], expected)
-        assert taken or np.array_equal(each["tokens"], example["tokens"])
-    whole = tokenizer.encode(["picture " * 9], length=8)  # cut, its end token kept
-    cut = {"tokens": whole[0][0], "token_mask": whole[1][0]}
-    np.testing.assert_array_equal(without_caption(cut)["tokens"], empty[0])
+        assert is_dropped or np.array_equal(each["tokens"], example["tokens"])
+    whole = tokenizer.encode(["picture " * 9], length=8)  # truncated; the end token stays
+    truncated = {"tokens": whole[0][0], "token_mask": whole[1][0]}
+    np.testing.assert_array_equal(without_caption(truncated)["tokens"], empty[0])
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def directory(order: str, entries: list[tuple[int, int]], *, start: int = 8) -> 
 @pytest.mark.parametrize("start", [8, 9, 300])
 @pytest.mark.parametrize("value", range(10))
 def test_the_orientation_of_a_directory(order: str, start: int, value: int):
-    """Of 1 to 8; it is found at any place, with bytes in either order, among other entries."""
+    """Values 1 to 8, at any position among other entries, in either byte order."""
     others = [(0x0100, 3), (0x0111, 4), (0x0113, 5), (0x1201, 7)]
     expected = value if 1 <= value <= 8 else 1
     for place in range(len(others) + 1):
@@ -120,7 +120,7 @@ def png(*, first: tuple[bytes, ...] = (), last: tuple[bytes, ...] = ()) -> bytes
     return b"".join([PNG, chunk(b"IHDR", header), *first, pixels, *last, chunk(b"IEND", b"")])
 
 
-def decoded(data: bytes) -> np.ndarray:
+def decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -129,14 +129,14 @@ def test_a_png_keeps_what_its_pixels_need_and_nothing_else():
     palette = chunk(b"PLTE", bytes(range(9)))
     text = chunk(b"tEXt", b"Title\0a picture")
     broken = chunk(b"tRNS", b"\0\1\0\2\0\3", damaged=True)
-    np.testing.assert_array_equal(decoded(png()), PIXELS)
-    for first, kept in (
+    np.testing.assert_array_equal(decode(png()), PIXELS)
+    for first, expected in (
         ((text,), ()),
         ((palette, text, transparent), (palette, transparent)),
         ((broken, chunk(b"eXIf", b"II*\0")), ()),
         ((transparent, transparent, text, text), (transparent, transparent)),
     ):
-        assert image_formats.essential(png(first=first, last=(text,))) == png(first=kept)
+        assert image_formats.essential(png(first=first, last=(text,))) == png(first=expected)
 
 
 def test_a_png_that_is_cut_keeps_the_part_that_is_there():
@@ -150,11 +150,11 @@ def test_a_png_that_is_cut_keeps_the_part_that_is_there():
 
 
 def test_the_orientation_of_a_png_is_in_its_exif_chunk():
-    turned = chunk(b"eXIf", directory(">", [(0x0112, 6)]))
+    orientation = chunk(b"eXIf", directory(">", [(0x0112, 6)]))
     other = chunk(b"eXIf", directory(">", [(0x0112, 3)]))
     text = chunk(b"tEXt", directory(">", [(0x0112, 8)]))
     assert image_formats.orientation(png()) == 1
-    for chunks in ((turned,), (text, turned), (turned, other)):
+    for chunks in ((orientation,), (text, orientation), (orientation, other)):
         assert image_formats.orientation(png(first=chunks)) == 6
         assert image_formats.orientation(png(last=chunks)) == 6
     assert image_formats.orientation(png(first=(text,))) == 1
@@ -189,7 +189,7 @@ def test_a_jpeg_keeps_how_colours_are_stored_and_no_other_metadata():
     assert image_formats.essential(jpeg(removed[0], restart)) == jpeg(restart)
     for count in (1, 2, 3):
         assert image_formats.essential(jpeg(b"\xff" * count + removed[0])) == jpeg()  # padding
-    np.testing.assert_array_equal(decoded(image_formats.essential(jpeg(*removed))), decoded(jpeg()))
+    np.testing.assert_array_equal(decode(image_formats.essential(jpeg(*removed))), decode(jpeg()))
 
 
 def test_the_coded_pixels_of_a_jpeg_are_not_searched():
@@ -215,14 +215,14 @@ def test_a_jpeg_that_is_cut_keeps_the_part_that_is_there():
     """A comment is left out as far as it is there, if its marker and length, 4 bytes, are."""
     header, comment = jpeg()[:20], segment(0xFE, b"a comment")
     for size in range(2, 20 + len(comment) + 1):
-        cut = (header + comment)[:size]
-        expected = header[:size] if size >= 24 or size <= 20 else cut
-        assert image_formats.essential(cut) == expected
+        content = (header + comment)[:size]
+        expected = header[:size] if size >= 24 or size <= 20 else content
+        assert image_formats.essential(content) == expected
     table = segment(0xDB, b"quantisation")  # is kept
     for size in range(2, 20 + len(table) + 1):
-        cut = (header + table)[:size]
-        assert image_formats.essential(cut) == cut
-        assert image_formats.orientation(cut) == 1
+        content = (header + table)[:size]
+        assert image_formats.essential(content) == content
+        assert image_formats.orientation(content) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1])

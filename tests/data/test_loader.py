@@ -80,8 +80,8 @@ def assert_equal(first: list[dict], second: list[dict]) -> None:
 
 
 def test_every_epoch_is_another_permutation(records):
-    seen = keys(take(loader(records), 22))  # 88 examples, 8 epochs of 11
-    epochs = [tuple(seen[i : i + 11]) for i in range(0, 88, 11)]
+    order = keys(take(loader(records), 22))  # 88 examples, 8 epochs of 11
+    epochs = [tuple(order[i : i + 11]) for i in range(0, 88, 11)]
     in_order = tuple(f"k{i:04d}" for i in range(11))
     assert all(sorted(epoch) == list(in_order) for epoch in epochs)
     assert len({*epochs, in_order}) == 9
@@ -133,8 +133,8 @@ def test_processes_take_disjoint_parts_of_the_same_batches(records, parts: int):
     shares = [take(loader(records, RANDOM, part=p, parts=parts), 12) for p in range(parts)]
     for i, batch in enumerate(whole):
         for name, value in batch.items():
-            joined = np.concatenate([share[i][name] for share in shares])
-            np.testing.assert_array_equal(joined, value)
+            union = np.concatenate([share[i][name] for share in shares])
+            np.testing.assert_array_equal(union, value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -170,8 +170,8 @@ def test_so_does_one_whose_images_go_through_bsr(records, workers: int):
     assert_equal(first + take(after, 4), straight)
     after.close()
     halves = [loader(records, example, part=p, parts=2) for p in range(2)]
-    joined = [np.concatenate([next(half)["low_res"] for half in halves]) for _ in range(3)]
-    np.testing.assert_array_equal(joined, [batch["low_res"] for batch in straight[:3]])
+    low_res = [np.concatenate([next(half)["low_res"] for half in halves]) for _ in range(3)]
+    np.testing.assert_array_equal(low_res, [batch["low_res"] for batch in straight[:3]])
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,9 @@ def few(samples) -> list[dict]:
 
 
 def test_a_mixture_takes_equally_many_of_each(records, few):
-    seen = keys(take(loader(records, mixed=[few]), 33))  # 132 examples, 66 of each
-    large = [key for key in seen if key < "k0100"]
-    small = [key for key in seen if key >= "k0100"]
+    order = keys(take(loader(records, mixed=[few]), 33))  # 132 examples, 66 of each
+    large = [key for key in order if key < "k0100"]
+    small = [key for key in order if key >= "k0100"]
     assert len(large) == len(small) == 66
     for result, size in ((large, 11), (small, 3)):  # each in permutations of its own
         epochs = [tuple(result[i : i + size]) for i in range(0, 66, size)]
@@ -217,8 +217,8 @@ def test_a_mixture_is_resumed_exactly(records, few, stop: int, workers: int):
     halves = [loader(records, RANDOM, mixed=[few], part=p, parts=2) for p in range(2)]
     for half in halves:
         half.set_state(position)
-    joined = np.concatenate([next(half)["image"] for half in halves])
-    np.testing.assert_array_equal(joined, straight[stop]["image"])
+    images = np.concatenate([next(half)["image"] for half in halves])
+    np.testing.assert_array_equal(images, straight[stop]["image"])
 
 
 def test_a_mixture_is_not_continued_with_other_sets(records, few):
@@ -231,11 +231,11 @@ def test_a_mixture_is_not_continued_with_other_sets(records, few):
 def test_a_mixture_by_weights(records, few):
     """3 : 1, in every stretch of four; each set in its own order, whatever the other's share."""
     options = {"mixed": [few], "weights": (0.75, 0.25)}
-    seen = keys(take(loader(records, **options), 33))
-    large = [key for key in seen if key < "k0100"]
-    assert len(seen) == 132 and len(large) == 99
+    order = keys(take(loader(records, **options), 33))
+    large = [key for key in order if key < "k0100"]
+    assert len(order) == 132 and len(large) == 99
     for start in range(0, 132, 4):
-        assert sum(key < "k0100" for key in seen[start : start + 4]) == 3
+        assert sum(key < "k0100" for key in order[start : start + 4]) == 3
     assert large == keys(take(loader(records), 25))[:99]
     position = loader(records, **options).get_state()
     with pytest.raises(UserError, match=r"saved with weights|now it is \[3.0, 1.0\]"):
@@ -342,7 +342,7 @@ def test_as_many_examples_are_read_at_once_as_there_are_threads(records):
     ],
 )
 def test_four_batches_are_read_ahead_by_two_threads(samples, settings, ahead, threads):
-    """Unless the configuration says otherwise, and no more however long a batch is awaited."""
+    """The default; no more are read, however long the consumer takes."""
     idents = set()
 
     class Noted(Reads):
@@ -355,13 +355,13 @@ def test_four_batches_are_read_ahead_by_two_threads(samples, settings, ahead, th
     rows = Noted(samples.record(i) for i in range(12 * size))
     it = make_loader(rows, example=PLAIN, config=LoaderConfig(**{"batch_size": size, **settings}))
     rows.keys.clear(), idents.clear()
-    for taken in (1, 2):
+    for num_batches in (1, 2):
         next(it)
         end = time.monotonic() + 20
-        while len(rows.keys) < size * (taken + ahead) and time.monotonic() < end:
+        while len(rows.keys) < size * (num_batches + ahead) and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.02)
-        assert len(rows.keys) == size * (taken + ahead)
+        assert len(rows.keys) == size * (num_batches + ahead)
     it.close()
     assert len(idents) == threads
 
@@ -386,8 +386,8 @@ def test_the_cache_changes_nothing(records):
     assert_equal(take(loader(records, RANDOM, cache_mb=1), 12), straight)
 
 
-@pytest.mark.parametrize(("cache_mb", "kept"), [(0, 0), (1, 5), (2, 10)])
-def test_the_cache_holds_so_many_mebibytes(samples, cache_mb: int, kept: int):
+@pytest.mark.parametrize(("cache_mb", "capacity"), [(0, 0), (1, 5), (2, 10)])
+def test_the_cache_holds_so_many_mebibytes(samples, cache_mb: int, capacity: int):
     """Of images of 256 x 256 x 3 bytes a mebibyte holds five; two data sets share it equally."""
     example = ExampleConfig(fields=("image",), image_size=256)
     one, other = (
@@ -397,11 +397,11 @@ def test_the_cache_holds_so_many_mebibytes(samples, cache_mb: int, kept: int):
     it = loader(one, example, shuffle=False, num_epochs=3, cache_mb=cache_mb)
     one.keys.clear()  # the first is looked at
     assert len(list(it)) == 9
-    assert len(one.keys) == 12 + 2 * (12 - kept)
+    assert len(one.keys) == 12 + 2 * (12 - capacity)
     it = loader(one, example, mixed=[other], cache_mb=cache_mb)
     one.keys.clear(), other.keys.clear()
     take(it, 12)  # two epochs of each
-    assert len(one.keys) == len(other.keys) == 12 + (12 - kept // 2)
+    assert len(one.keys) == len(other.keys) == 12 + (12 - capacity // 2)
 
 
 def test_randomness_differs_from_epoch_to_epoch(records):
@@ -410,7 +410,7 @@ def test_randomness_differs_from_epoch_to_epoch(records):
         for key, image in zip(batch["key"], batch["image"], strict=True):
             crops.setdefault(str(key), set()).add(image.tobytes())
     assert len(crops) == 11
-    assert all(len(seen) > 8 for seen in crops.values())
+    assert all(len(positions) > 8 for positions in crops.values())
 
 
 def test_evaluation_in_order_drops_what_does_not_fill_a_batch(records):

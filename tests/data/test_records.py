@@ -91,8 +91,8 @@ def test_more_shards_than_descriptors_are_read(many):
         source.check()
         order = random.Random(0).choices(range(120), k=500)
         with futures.ThreadPoolExecutor(8) as pool:
-            read = list(pool.map(lambda index: source[index]["key"], order))
-        assert read == [str(index) for index in order]
+            keys = list(pool.map(lambda index: source[index]["key"], order))
+        assert keys == [str(index) for index in order]
         gc.collect()
         assert open_files() - before <= 2 * 16 + 2
         assert sorted(source._readers) != list(range(16))  # not the first for good
@@ -108,10 +108,10 @@ def test_the_file_read_longest_ago_is_closed(many):
 
 def test_one_thread_opens_a_file_and_others_wait(many, monkeypatch):
     source = ShardSource(many, [2] * 60)
-    opened, original = [], source._open
+    shards, original = [], source._open
 
     def slow(shard):
-        opened.append(shard)
+        shards.append(shard)
         time.sleep(0.05)
         return original(shard)
 
@@ -121,7 +121,7 @@ def test_one_thread_opens_a_file_and_others_wait(many, monkeypatch):
             "0",
             "1",
         ] * 4
-    assert opened == [0]
+    assert shards == [0]
 
 
 def test_indices_of_objects_are_bounded_by_their_memory(monkeypatch):
@@ -130,14 +130,16 @@ def test_indices_of_objects_are_bounded_by_their_memory(monkeypatch):
     assert ShardSource(paths, [1000] * 100).most_open == 20
 
 
-@pytest.mark.parametrize(("used", "lack"), [(952, False), (953, True), (1000, True)])
-def test_48_descriptors_must_be_left_to_open_a_file(monkeypatch, used, lack):
+@pytest.mark.parametrize(("num_open", "lack"), [(952, False), (953, True), (1000, True)])
+def test_48_descriptors_must_be_left_to_open_a_file(monkeypatch, num_open, lack):
     """Three for each of 16 that are opened at once."""
     monkeypatch.setattr(prepared.resource, "getrlimit", lambda kind: (1000, 4000))
-    monkeypatch.setattr(prepared.os, "listdir", lambda path: ["0"] * used)
+    monkeypatch.setattr(prepared.os, "listdir", lambda path: ["0"] * num_open)
     if not lack:
         return prepared._check_descriptors("a")
-    with pytest.raises(UserError, match=f"cannot open a: .* may open 1000 files and has {used} o"):
+    with pytest.raises(
+        UserError, match=f"cannot open a: .* may open 1000 files and has {num_open} o"
+    ):
         prepared._check_descriptors("a")
 
 
@@ -165,8 +167,8 @@ def test_a_lack_of_descriptors_is_not_taken_for_damage(many):
 @pytest.mark.parametrize("field", records.FIELDS)
 def test_digest_covers_every_field(samples, field: str):
     record = samples.record(0)
-    changed = {**record, field: b"other" if field == "image" else "other"}
-    assert records.digest(changed) != records.digest(record)
+    other = {**record, field: b"other" if field == "image" else "other"}
+    assert records.digest(other) != records.digest(record)
 
 
 def test_digest_is_of_content_alone(samples):
@@ -192,22 +194,22 @@ def test_shard_names_sort_by_number():
 
 
 def test_an_interrupted_shard_leaves_nothing(samples, tmp_path: pathlib.Path):
-    def interrupted() -> Iterator[records.Record]:
+    def failing_records() -> Iterator[records.Record]:
         yield samples.record(0)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        records.write_shard(tmp_path / "shard", interrupted())
+        records.write_shard(tmp_path / "shard", failing_records())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_in_the_making_has_another_name(samples, tmp_path: pathlib.Path):
-    def watched() -> Iterator[records.Record]:
+    def observing_records() -> Iterator[records.Record]:
         yield samples.record(0)
         assert not (tmp_path / "shard").exists()
         yield samples.record(1)
 
-    records.write_shard(tmp_path / "shard", watched())
+    records.write_shard(tmp_path / "shard", observing_records())
     assert (tmp_path / "shard").exists()
 
 

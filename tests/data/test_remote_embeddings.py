@@ -67,8 +67,8 @@ def test_rows_are_read_by_ranges(source):
 
 def test_a_row_takes_one_request_per_field(source, monkeypatch):
     source.row(0)
-    calls, read = [], Url.read_range
-    monkeypatch.setattr(Url, "read_range", lambda *a: (calls.append(a), read(*a))[1])
+    calls, read_range = [], Url.read_range
+    monkeypatch.setattr(Url, "read_range", lambda *a: (calls.append(a), read_range(*a))[1])
     source.row(1)
     assert [(stop - start) for _, start, stop in calls] == [6, 6]
 

@@ -40,21 +40,21 @@ SIZES = (0, 1, 65_000, 400, 65_536 - 64, 65_496, 3, 65_535, 65_536, 200_000, 17)
 def test_records_are_those_of_the_library(tmp_path, sizes):
     path = tmp_path / "shard"
     generator = np.random.default_rng(0)
-    written = [generator.bytes(size) for size in sizes]
+    contents = [generator.bytes(size) for size in sizes]
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-    for record in written:
+    for record in contents:
         writer.write(record)
     writer.close()
     shard = RemoteShard(LocalFile(path))
-    assert shard.num_records() == len(written)
-    assert shard.read(list(range(len(written)))) == written
+    assert shard.num_records() == len(contents)
+    assert shard.read(list(range(len(contents)))) == contents
 
 
 @pytest.mark.parametrize("size", [10, 70_000, 200_000])
 @pytest.mark.parametrize("captions", [1, 900])
 def test_records_are_read_without_their_images(tmp_path, monkeypatch, size, captions):
     """By one range of 4 KB, unless the captions are longer."""
-    written = [
+    examples = [
         {
             "image": bytes([i]) * size,
             "caption": f"caption {i} é",
@@ -64,14 +64,14 @@ def test_records_are_read_without_their_images(tmp_path, monkeypatch, size, capt
         }
         for i in range(30)
     ]
-    records.write_shard(tmp_path / "shard", written)
+    records.write_shard(tmp_path / "shard", examples)
     source = prepared.ShardSource([tmp_path / "shard"], [30])
     source._readers[0] = RemoteShard(LocalFile(tmp_path / "shard"))
-    ranges, read = [], LocalFile.read_range
+    ranges, read_range = [], LocalFile.read_range
     monkeypatch.setattr(
-        LocalFile, "read_range", lambda f, a, b: (ranges.append(b - a), read(f, a, b))[1]
+        LocalFile, "read_range", lambda f, a, b: (ranges.append(b - a), read_range(f, a, b))[1]
     )
-    for i, record in enumerate(written):
+    for i, record in enumerate(examples):
         ranges.clear()
         strings = source.without_image(i)
         assert {**strings, "image": record["image"]} == record
@@ -84,20 +84,20 @@ def test_records_are_read_without_their_images(tmp_path, monkeypatch, size, capt
 def test_stages_without_images_read_none(url):
     source = sources.open_source(str(url), split="train")
     example = ExampleConfig(fields=("caption", "key"))
-    asked = []
+    indices = []
     source.__class__ = type(
         "Noted",
         (prepared.ShardSource,),
         {
             "__getitem__": lambda self, i: (
-                asked.append(i) or prepared.ShardSource.__getitem__(self, i)
+                indices.append(i) or prepared.ShardSource.__getitem__(self, i)
             )
         },
     )
     loader = make_loader(source, example=example, config=LoaderConfig(batch_size=4))
-    asked.clear()  # the loader looks at the first record
+    indices.clear()  # the loader looks at the first record
     next(loader)
-    assert not asked
+    assert not indices
 
 
 @pytest.mark.parametrize("options", ["group_size:4,uncompressed", "group_size:1,zstd"])
@@ -188,18 +188,18 @@ def test_an_object_that_is_deleted_under_a_run(folder, google_store):
     config = LoaderConfig(batch_size=4, seed=3, num_epochs=2, workers=2, prefetch=1)
     example = ExampleConfig(fields=("image", "caption"), image_size=16, flip=True)
     loader = make_loader(source, example=example, config=config)
-    read = [next(loader)]
+    results = [next(loader)]
     for name in place.names():
         if name.endswith("array_record"):
             (place / name).unlink()
     with pytest.raises(UserError, match=rf"^cannot read {place}/.*record: no such object") as error:
-        read.extend(loader)
+        results.extend(loader)
     assert "\n" not in str(error.value)
     object_stores.upload(folder, place)
     again = make_loader(source, example=example, config=config)
     again.set_state(loader.get_state())
-    read.extend(again)
-    assert len(read) == len(expected)
-    for one, other in zip(read, expected, strict=True):
+    results.extend(again)
+    assert len(results) == len(expected)
+    for one, other in zip(results, expected, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
         assert one["caption"].tolist() == other["caption"].tolist()

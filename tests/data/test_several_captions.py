@@ -67,7 +67,7 @@ def test_the_first_is_taken_where_nothing_is_random():
         assert sorted(batch["caption"]) == sorted(several[0] for several in CAPTIONS)
 
 
-def embedded(folder, *, every: bool):
+def embed(folder, *, every: bool):
     """Embeddings whose z_txt shows the caption: one row per caption, or per image."""
     writer = EmbeddingWriter(folder, info={"captions": "all"} if every else {})
     for each in RECORDS:
@@ -80,28 +80,28 @@ def embedded(folder, *, every: bool):
 
 @pytest.mark.parametrize("every", [False, True])
 def test_text_embeddings_belong_to_the_caption(tmp_path, every: bool):
-    joined = embedded(tmp_path, every=every)
-    assert len(joined) == 3
-    seen = set()
-    for batch in batches(joined, 40, ("z_img", "z_txt", "tokens", "token_mask")):
+    joined_source = embed(tmp_path, every=every)
+    assert len(joined_source) == 3
+    embedded_captions = set()
+    for batch in batches(joined_source, 40, ("z_img", "z_txt", "tokens", "token_mask")):
         captions = batch["caption"].tolist()
-        seen.update(captions)
+        embedded_captions.update(captions)
         expected = np.array([[len(one), sum(map(ord, one))] for one in captions], np.float32)
         np.testing.assert_array_equal(batch["z_txt"], expected)
         np.testing.assert_array_equal(batch["tokens"], TOKENIZER.encode(captions, length=12)[0])
         assert batch["z_img"][:, 0].tolist() == [int(key[1:]) for key in batch["key"]]
     everything = {one for several in CAPTIONS for one in several}
-    assert seen == (everything if every else {several[0] for several in CAPTIONS})
+    assert embedded_captions == (everything if every else {several[0] for several in CAPTIONS})
 
 
 def test_the_first_row_is_taken_where_nothing_is_random(tmp_path):
-    joined = embedded(tmp_path, every=True)
-    for batch in batches(joined, 3, ("z_txt",), captions="first"):
+    joined_source = embed(tmp_path, every=True)
+    for batch in batches(joined_source, 3, ("z_txt",), captions="first"):
         assert sorted(batch["caption"]) == sorted(several[0] for several in CAPTIONS)
         assert batch["z_txt"].shape == (3, 2)
 
 
 def test_embeddings_of_all_captions_of_other_records_are_rejected(tmp_path):
-    embedded(tmp_path, every=True)
+    embed(tmp_path, every=True)
     with pytest.raises(sources.UserError, match="holds 3 embeddings for 2 records"):
         sources.JoinedSource(RECORDS[:2], sources.EmbeddingSource(tmp_path))

@@ -30,31 +30,31 @@ def builder(data_dir):
 
 @pytest.mark.parametrize("split", SIZES)
 def test_round_trip(builder, split):
-    read = builder.as_data_source(split)
-    assert len(read) == SIZES[split]
+    data_source = builder.as_data_source(split)
+    assert len(data_source) == SIZES[split]
     case = generator.scenes(split, seed=5, start=0, count=SIZES[split], image_size=32)
     for index, record in enumerate(case):
-        example = read[index]
+        example = data_source[index]
         assert example["caption"].decode() == record["caption"]
         assert example["key"].decode() == record["key"]
-        drawn = scene.from_json(example["scene"].decode())
-        np.testing.assert_array_equal(example["image"], render.render([drawn], size=32)[0])
+        parsed_scene = scene.from_json(example["scene"].decode())
+        np.testing.assert_array_equal(example["image"], render.render([parsed_scene], size=32)[0])
     assert "tensorflow" not in sys.modules
 
 
 def test_png_bytes_are_kept_as_they_are(builder):
     skip = {"image": tfds.decode.SkipDecoding()}
-    read = builder.as_data_source("train", decoders=skip)
+    data_source = builder.as_data_source("train", decoders=skip)
     (record,) = generator.scenes("train", seed=5, start=13, count=1, image_size=32)
-    assert read[13]["image"] == record["image"]
+    assert data_source[13]["image"] == record["image"]
     assert "tensorflow" not in sys.modules
 
 
 def test_folder_is_readable_without_our_class(builder):
     folder = tfds.builder_from_directory(str(builder.data_path))
-    read = folder.as_data_source("compositional")
-    assert len(read) == SIZES["compositional"]
-    assert read[0]["image"].shape == (32, 32, 3)
+    data_source = folder.as_data_source("compositional")
+    assert len(data_source) == SIZES["compositional"]
+    assert data_source[0]["image"].shape == (32, 32, 3)
 
 
 def test_registered_by_name(data_dir):

@@ -136,7 +136,7 @@ def test_splits_and_tokenizer_of_a_prepared_data_set(folder: pathlib.Path):
     dataset = sources.open_dataset(folder)
     assert (dataset.splits, dataset.tokenizer_dir, dataset.tokenizer_hash) == (("train",), None, "")
     dataset_manifest.write(folder, dataset_manifest.read(folder).with_tokenizer("abc"))
-    assert sources.open_dataset(folder).tokenizer_dir is None  # the folder is gone
+    assert sources.open_dataset(folder).tokenizer_dir is None  # the folder no longer exists
     (folder / "tokenizer").mkdir()
     dataset = sources.open_dataset(folder)
     assert (dataset.tokenizer_dir, dataset.tokenizer_hash) == (folder / "tokenizer", "abc")
@@ -208,9 +208,9 @@ def embed(directory: pathlib.Path, keys: list[str], **info: str):
 
 def test_joined_records_carry_their_embeddings(source: ShardSource, tmp_path: pathlib.Path):
     keys = [f"k{i:04d}" for i in range(10)]
-    joined = sources.JoinedSource(source, embed(tmp_path / "e", keys))
-    assert len(joined) == 10
-    record = joined[7]
+    joined_source = sources.JoinedSource(source, embed(tmp_path / "e", keys))
+    assert len(joined_source) == 10
+    record = joined_source[7]
     assert record["key"] == "k0007"
     assert record["image"] == source[7]["image"]
     assert record["caption"] == "picture number 7"  # the data set's own caption
@@ -220,11 +220,11 @@ def test_joined_records_carry_their_embeddings(source: ShardSource, tmp_path: pa
 
 def test_embeddings_of_these_records_need_no_keys(source, tmp_path, monkeypatch):
     keys = [f"k{i:04d}" for i in range(10)]
-    joined = sources.JoinedSource(
+    joined_source = sources.JoinedSource(
         source, embed(tmp_path / "e", keys, data_digest=content_digest(source))
     )
-    monkeypatch.setattr(joined._embeddings, "_table", None)
-    np.testing.assert_array_equal(joined[7]["z_img"], [14, 15])
+    monkeypatch.setattr(joined_source._embeddings, "_table", None)
+    np.testing.assert_array_equal(joined_source[7]["z_img"], [14, 15])
     wrong = embed(tmp_path / "w", keys[::-1], data_digest=content_digest(source))
     with pytest.raises(UserError, match="record 0 is 'k0000', but embedding 0 .* of 'k0009'"):
         sources.JoinedSource(source, wrong)

@@ -19,7 +19,7 @@ from unclip_jax.data.tar_index import Place, ReadOptions, TarShard, parse_sample
 OPTIONS = ReadOptions()
 
 
-def packed(*members: tuple[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
+def pack(*members: tuple[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
     """Members as they stand in a tar, without its end."""
     parts = []
     for name, data in members:
@@ -46,7 +46,7 @@ def tars(tmp_path: pathlib.Path) -> tuple[pathlib.Path, list[tuple[records.Recor
         samples = [(f"k{name}{i}", b"image" + b"." * 300 * i, f"caption {i}") for i in range(3)]
         data = b""
         for key, image, caption in samples:
-            members = packed((f"{key}.png", image), (f"{key}.txt", caption.encode()))
+            members = pack((f"{key}.png", image), (f"{key}.txt", caption.encode()))
             place = Place(str(tmp_path / f"{name}.tar"), len(data), len(members), digest(members))
             rows.append((record(image, caption, key), place))
             data += members
@@ -57,12 +57,12 @@ def tars(tmp_path: pathlib.Path) -> tuple[pathlib.Path, list[tuple[records.Recor
 def test_an_index_leads_to_the_records_and_is_as_documented(tars):
     folder, rows = tars
     options = ReadOptions(caption_field="TEXT", prefix=False, facts=("a", "b"))
-    done = tar_index.write_index(folder / "i.tar_index", iter(rows), options=options)
+    result = tar_index.write_index(folder / "i.tar_index", iter(rows), options=options)
     whole = hashlib.sha256()
     for each, _ in rows:
         data = records.encode(each)
         whole.update(struct.pack("<Q", len(data)) + data)
-    assert done == (4, whole.hexdigest())
+    assert result == (4, whole.hexdigest())
     line, _, table = (folder / "i.tar_index").read_bytes().partition(b"\n")
     places = [str(folder / "b.tar"), str(folder / "a.tar")]  # in the order of their first records
     sizes = [pathlib.Path(path).stat().st_size for path in places]
@@ -71,9 +71,9 @@ def test_an_index_leads_to_the_records_and_is_as_documented(tars):
         "tars": [list(pair) for pair in zip(places, sizes, strict=True)],
         "options": {"caption_field": "TEXT", "prefix": False, "facts": ["a", "b"]},
     }
-    written = [struct.unpack_from("<IIQQ", table, 24 * i) for i in range(4)]
+    entries = [struct.unpack_from("<IIQQ", table, 24 * i) for i in range(4)]
     assert len(table) == 24 * 4 == tar_index.ROW_BYTES * 4
-    assert written == [
+    assert entries == [
         (places.index(place.path), place.size, place.offset, place.digest) for _, place in rows
     ]
     shard = TarShard(folder / "i.tar_index")
@@ -85,8 +85,8 @@ def test_records_are_read_from_the_tars(tars):
     folder, rows = tars
     tar_index.write_index(folder / "i.tar_index", rows, options=OPTIONS)
     shard = TarShard(folder / "i.tar_index")
-    read = [records.decode(data) for data in shard.read([3, 0, 1, 2, 0])]
-    assert read == [rows[i][0] for i in (3, 0, 1, 2, 0)]
+    contents = [records.decode(data) for data in shard.read([3, 0, 1, 2, 0])]
+    assert contents == [rows[i][0] for i in (3, 0, 1, 2, 0)]
 
 
 def test_an_index_and_its_tars_may_lie_in_a_store(tars):
@@ -104,8 +104,8 @@ def test_an_index_and_its_tars_may_lie_in_a_store(tars):
 
 
 def test_an_index_without_records(tmp_path: pathlib.Path):
-    done = tar_index.write_index(tmp_path / "i.tar_index", [], options=OPTIONS)
-    assert done == (0, hashlib.sha256().hexdigest())
+    result = tar_index.write_index(tmp_path / "i.tar_index", [], options=OPTIONS)
+    assert result == (0, hashlib.sha256().hexdigest())
     assert TarShard(tmp_path / "i.tar_index").num_records() == 0
 
 
@@ -115,9 +115,9 @@ def test_a_tar_of_another_size_or_content_is_named(tars):
     content = path.read_bytes()
     tar_index.write_index(folder / "i.tar_index", rows, options=OPTIONS)
     place = rows[1][1]
-    changed = bytearray(content)
-    changed[place.offset + 512] ^= 1  # of the image, not of a header
-    path.write_bytes(changed)
+    buffer = bytearray(content)
+    buffer[place.offset + 512] ^= 1  # of the image, not of a header
+    path.write_bytes(buffer)
     shard = TarShard(folder / "i.tar_index")
     with pytest.raises(UserError, match=r"a.tar has changed since .*i.tar_index was written"):
         shard.read([1])
@@ -219,14 +219,14 @@ FACTS = json.dumps({"caption": "of the facts", "TEXT": ["one", "two", "one"], "w
     ],
 )
 def test_a_sample_is_read_from_its_members(members, options, expected):
-    result = parse_sample(packed(*members), ReadOptions(**options), tar="/data/t.tar")
+    result = parse_sample(pack(*members), ReadOptions(**options), tar="/data/t.tar")
     assert result == expected
 
 
 def test_members_that_are_no_files_or_are_cut_make_no_sample():
     folder = tarfile.TarInfo("k")  # of the same key
     folder.type = tarfile.DIRTYPE
-    whole = packed(IMAGE, TEXT)
+    whole = pack(IMAGE, TEXT)
     assert parse_sample(whole, OPTIONS, tar="t") is not None
     assert parse_sample(whole + folder.tobuf(), OPTIONS, tar="t") is None
     for size in (100, 512, 515, 1024, 1100, len(whole) - 510):
@@ -236,7 +236,7 @@ def test_members_that_are_no_files_or_are_cut_make_no_sample():
 def test_long_names_in_the_formats_of_tar():
     key = "folder/" + "n" * 150
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        data = packed((f"{key}.png", b"x"), (f"{key}.txt", b"t"), form=form)
+        data = pack((f"{key}.png", b"x"), (f"{key}.txt", b"t"), form=form)
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             assert len(archive.getmembers()) == 2
         assert parse_sample(data, OPTIONS, tar="t") == record(b"x", "t", key)

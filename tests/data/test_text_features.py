@@ -17,11 +17,11 @@ MASK = TOKENS > 0
 
 
 def write(folder, *, finish=True):
-    written = TextFeatureFolder(folder, info=INFO)
-    written.write(1, ROWS[2:], FEATURES[2:])
-    written.write(0, ROWS[:2], FEATURES[:2])
+    writer = TextFeatureFolder(folder, info=INFO)
+    writer.write(1, ROWS[2:], FEATURES[2:])
+    writer.write(0, ROWS[:2], FEATURES[:2])
     if finish:
-        written.complete(2)
+        writer.complete(2)
 
 
 def test_features_are_found_by_the_tokens_and_padded(tmp_path):
@@ -82,13 +82,13 @@ def test_digests_that_begin_alike_and_captions_in_two_shards(tmp_path, monkeypat
     monkeypatch.setattr(
         text_features, "digest", lambda row: b"same----" + bytes(row.astype("<i4"))[:4] * 2
     )
-    written = TextFeatureFolder(tmp_path, info=INFO)
+    writer = TextFeatureFolder(tmp_path, info=INFO)
     rows = [np.array([i, 1]) for i in range(2, 40)]
     features = [np.full((2, 3), i, np.float32) for i in range(2, 40)]
-    written.write(0, rows, features)
-    written.write(1, [], [])
-    written.write(2, rows[:3], features[:3])
-    written.complete(3)
+    writer.write(0, rows, features)
+    writer.write(1, [], [])
+    writer.write(2, rows[:3], features[:3])
+    writer.complete(3)
     store = TextFeatureStore(tmp_path)
     tokens = np.array([[i, 1, 0, 0] for i in range(2, 40)])
     out = store.batch(tokens, tokens > 0)
