@@ -68,10 +68,10 @@ def mixture_flow(
         spread = np.sqrt(STDS**2 * signal**2 + noise**2)
         return float(WEIGHTS @ norm.cdf((x - signal * MEANS) / spread))
 
-    def carried(x: float) -> float:
+    def transport(x: float) -> float:
         share = marginal(x, -1)
         return brentq(lambda x: marginal(x, 0) - share, -8, 8, xtol=1e-14)
 
-    x_1 = jnp.array([[carried(x)] for x in x_T])
+    x_1 = jnp.array([[transport(x)] for x in x_T])
     first = jnp.full(len(x_T), schedule.timesteps[0])
     return np.float64(mixture_denoiser(schedule=schedule)(x_1, first).x_0[:, 0])

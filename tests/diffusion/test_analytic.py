@@ -34,10 +34,10 @@ def table(chain, **changes) -> VarianceTable:
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: str(chain.num_timesteps))
 def test_it_is_the_variance_of_x_s_given_x_t_when_data_are_gaussian(chain):
     got = table(chain).variances(chain, origin=ORIGIN)
-    # conditioning of two jointly Gaussian variables: x_t = sqrt(kept) x_s + noise
+    # conditioning of two jointly Gaussian variables: x_t = sqrt(ratio) x_s + noise
     marginal = chain.alpha_bar * STD**2 + 1 - chain.alpha_bar
-    marginal_s, kept = marginal[:-1], (chain.alpha_bar / chain.alpha_bar_prev)[1:]
-    expected = marginal_s - kept * marginal_s**2 / marginal[1:]
+    marginal_s, ratio = marginal[:-1], (chain.alpha_bar / chain.alpha_bar_prev)[1:]
+    expected = marginal_s - ratio * marginal_s**2 / marginal[1:]
     np.testing.assert_allclose(got[1:], expected, rtol=1e-5)
 
 

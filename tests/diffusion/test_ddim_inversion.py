@@ -80,22 +80,24 @@ def test_round_trip_of_a_linear_denoiser_is_exact_in_the_limit(schedule):
 def test_249_of_250_updates_reconstruct_what_all_of_them_lose():
     short = chain("ddim250", LINEAR)
     denoise = constant_noise(jax.random.normal(jax.random.key(1), X_0.shape), LINEAR)
-    kept = back(denoise, invert(denoise, X_0, schedule=short), short)
-    lost = back(denoise, invert(denoise, X_0, schedule=short, skip_last=False), short)
-    assert float(jnp.max(jnp.abs(kept - X_0))) < 3 * short.noise[0]  # x_0 taken for x at position 0
-    assert float(jnp.max(jnp.abs(lost - X_0))) > 0.5
+    without_last = back(denoise, invert(denoise, X_0, schedule=short), short)
+    with_last = back(denoise, invert(denoise, X_0, schedule=short, skip_last=False), short)
+    assert (
+        float(jnp.max(jnp.abs(without_last - X_0))) < 3 * short.noise[0]
+    )  # x_0 in place of x at position 0
+    assert float(jnp.max(jnp.abs(with_last - X_0))) > 0.5
 
 
 def test_the_network_is_given_original_timesteps():
-    seen, short = [], chain("fast27")
+    network_steps, short = [], chain("fast27")
 
     def denoise(x_t, t):
-        jax.debug.callback(lambda t: seen.append(int(t[0])), t, ordered=True)
+        jax.debug.callback(lambda t: network_steps.append(int(t[0])), t, ordered=True)
         return exact_denoiser(0.0, 1.0)(x_t, t)
 
     invert(denoise, X_0, schedule=short).block_until_ready()
     jax.effects_barrier()
-    assert seen == short.timesteps[:-1].tolist()
+    assert network_steps == short.timesteps[:-1].tolist()
 
 
 @pytest.mark.parametrize("schedule", [FULL, LINEAR], ids=["cosine", "linear"])

@@ -76,19 +76,19 @@ def test_another_mean_shifts_a_gaussian_by_what_the_first_level_hides(spec, stre
     # the slopes of E[x_s | x_t] telescope: the shift is (1 - alpha_bar) / Var(x_t) of the means'
     mean, other, std = 0.3, -0.4, 0.5
     steps = rows(spec, strength)
-    moved = round_trip(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim(1.0))
+    output = round_trip(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim(1.0))
     noise, signal = float(steps.noise_t[0]), float(steps.signal_t[0])
     share = noise**2 / (std**2 * signal**2 + noise**2)
-    np.testing.assert_allclose(moved - X_0, (other - mean) * share, atol=2e-5)
+    np.testing.assert_allclose(output - X_0, (other - mean) * share, atol=2e-5)
 
 
 def test_without_noise_the_shift_is_that_of_the_probability_flow():
     mean, other, std = 0.3, -0.4, 0.5
     steps = rows("1000", 0.6)
-    moved = round_trip(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim())
+    output = round_trip(exact_denoiser(mean, std), exact_denoiser(other, std), steps, Ddim())
     noise, signal = float(steps.noise_t[0]), float(steps.signal_t[0])
     share = 1.0 - signal * std / np.sqrt(std**2 * signal**2 + noise**2)
-    np.testing.assert_allclose(moved - X_0, (other - mean) * share, rtol=1e-2)
+    np.testing.assert_allclose(output - X_0, (other - mean) * share, rtol=1e-2)
 
 
 def test_the_noises_of_all_levels_are_independent():
@@ -101,10 +101,10 @@ def test_the_noises_of_all_levels_are_independent():
     levels = jnp.concatenate([noise.x_t, noise.maps[0]])
     signal, level = ([*a, b] for a, b in ((steps.signal_t, 1.0), (steps.noise_t, 0.0)))
     np.testing.assert_array_equal(levels[-1], x_0[0])
-    drawn = (levels[:-1] - jnp.asarray(signal[:-1])[:, None] * 0.5) / jnp.asarray(level[:-1])[
+    noises = (levels[:-1] - jnp.asarray(signal[:-1])[:, None] * 0.5) / jnp.asarray(level[:-1])[
         :, None
     ]
-    np.testing.assert_allclose(np.cov(drawn), np.eye(4), atol=0.04)
+    np.testing.assert_allclose(np.cov(noises), np.eye(4), atol=0.04)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -121,9 +121,9 @@ def test_parts_run_in_turn_are_the_whole(name):
     whole = ddpm_inversion.decode(denoise, noise, table=table, **options)
     x_t, memory = noise.x_t, None
     for part in (slice(0, 3), slice(3, None)):
-        left = NoiseMaps(x_t, noise.maps[:, part])
+        remainder = NoiseMaps(x_t, noise.maps[:, part])
         some = samplers.take(table, part)
-        state = ddpm_inversion.decode(denoise, left, table=some, memory=memory, **options)
+        state = ddpm_inversion.decode(denoise, remainder, table=some, memory=memory, **options)
         x_t, memory = state.x, state.memory
     np.testing.assert_array_equal(x_t, whole.x)
     np.testing.assert_array_equal(state.previews, whole.previews)

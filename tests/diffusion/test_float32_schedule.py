@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.diffusion.test_oracles import FULL, index, recorded  # noqa: F401 (a fixture)
+from tests.diffusion.test_oracles import FULL, index, oracle  # noqa: F401 (a fixture)
 from unclip_jax.diffusion import process, samplers
 from unclip_jax.diffusion.float32_schedule import ONE, to_float32
 from unclip_jax.diffusion.process import Target
@@ -24,8 +24,8 @@ VARIANCES = {
 TARGETS = {"epsilon": Target.EPS, "sample": Target.X_0, "v_prediction": Target.V}
 
 
-def test_tables_are_those_of_the_unclip_scheduler_bit_for_bit(recorded):  # noqa: F811
-    case = recorded("sched_tables")
+def test_tables_are_those_of_the_unclip_scheduler_bit_for_bit(oracle):  # noqa: F811
+    case = oracle("sched_tables")
     np.testing.assert_array_equal(FLOAT32.beta, case.arrays["out_unclip_betas"])
     np.testing.assert_array_equal(FLOAT32.alpha_bar, case.arrays["out_unclip_alphas_cumprod"])
 
@@ -62,8 +62,8 @@ def step(case, pairs, keep):
     out, x_t, noise = (
         jnp.asarray(case.images(f"in_{n}")) for n in ("model_output", "sample", "noise")
     )
-    learned = config["variance_type"] == "learned_range"
-    mean, frac = jnp.split(out, 2, axis=-1) if learned else (out, None)
+    learned_variance = config["variance_type"] == "learned_range"
+    mean, frac = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
     level = process.Level(at.signal_t, at.noise_t)
     target = TARGETS[config["prediction_type"]]
     pred = process.to_prediction(mean, x_t, target=target, alpha_bar=level, var_frac=frac)
@@ -76,8 +76,8 @@ def step(case, pairs, keep):
 @pytest.mark.parametrize("clip", ["1.0", "5.0", "off"])
 @pytest.mark.parametrize("predicted", ["epsilon", "sample"])
 @pytest.mark.parametrize("variance", ["fixed_small_log", "learned_range"])
-def test_single_steps_of_the_unclip_scheduler(recorded, variance, predicted, clip):  # noqa: F811
-    case = recorded(f"sched_unclip_{variance}_{predicted}_clip{clip}")
+def test_single_steps_of_the_unclip_scheduler(oracle, variance, predicted, clip):  # noqa: F811
+    case = oracle(f"sched_unclip_{variance}_{predicted}_clip{clip}")
     times, nexts = case.arrays["in_t"], case.arrays["in_prev_t"]
     pairs = [(t, s if s >= 0 else t - 1) for t, s in zip(times, nexts, strict=True)]
     x_s, x_0 = step(case, pairs, FLOAT32.keep)
@@ -88,8 +88,8 @@ def test_single_steps_of_the_unclip_scheduler(recorded, variance, predicted, cli
 @pytest.mark.parametrize("predicted", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_single_steps_of_the_ddpm_scheduler(recorded, variance, schedule, predicted):  # noqa: F811
-    case = recorded(f"sched_ddpm_{variance}_{schedule}_{predicted}")
+def test_single_steps_of_the_ddpm_scheduler(oracle, variance, schedule, predicted):  # noqa: F811
+    case = oracle(f"sched_ddpm_{variance}_{schedule}_{predicted}")
     full = FULL[schedule]
     if schedule == "linear":
         ends = (case.config["beta_start"], case.config["beta_end"])

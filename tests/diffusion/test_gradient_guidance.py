@@ -28,31 +28,31 @@ def component_log_share(which):
             gap = x_t - level.signal * mean
             scores.append(jnp.log(weight / jnp.sqrt(variance)) - gap**2 / (2 * variance))
         shares = jax.nn.log_softmax(jnp.stack(scores), axis=0)
-        chosen = shares[which] if isinstance(which, int) else jnp.where(which, shares[1], shares[0])
-        return jnp.sum(chosen, axis=tuple(range(1, x_t.ndim)))
+        share = shares[which] if isinstance(which, int) else jnp.where(which, shares[1], shares[0])
+        return jnp.sum(share, axis=tuple(range(1, x_t.ndim)))
 
     return log_share
 
 
 def test_scale_1_of_a_gaussian_likelihood_is_the_exact_posterior():
-    mean, std, observed, noise = 0.4, 0.7, -0.3, 0.5
+    mean, std, observation, noise = 0.4, 0.7, -0.3, 0.5
     prior = exact_denoiser(mean, std)
 
     def log_likelihood(x_t, t):  # y | x_0 ~ N(x_0, noise^2), so y | x_t ~ N(E[x_0], Var + noise^2)
         level = FULL.level(t, ndim=x_t.ndim)
         variance = (std * level.noise) ** 2 / ((std * level.signal) ** 2 + level.noise**2)
-        gap = observed - prior(x_t, t).x_0
+        gap = observation - prior(x_t, t).x_0
         return -jnp.sum(gap**2 / (2 * (variance + noise**2)), axis=1)
 
     precision = 1 / std**2 + 1 / noise**2
-    posterior = (mean / std**2 + observed / noise**2) / precision
+    posterior = (mean / std**2 + observation / noise**2) / precision
     expected = exact_denoiser(posterior, precision**-0.5)(X_T, T)
     guided = shifted(prior, gradient_of(log_likelihood), schedule=FULL, scale=1.0)(X_T, T)
     np.testing.assert_allclose(guided.x_0, expected.x_0, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(guided.eps, expected.eps, rtol=2e-4, atol=2e-4)
     twice = shifted(prior, gradient_of(log_likelihood), schedule=FULL, scale=2.0)(X_T, T)
     doubled = 1 / std**2 + 2 / noise**2  # the posterior of two such observations
-    other = exact_denoiser((mean / std**2 + 2 * observed / noise**2) / doubled, doubled**-0.5)
+    other = exact_denoiser((mean / std**2 + 2 * observation / noise**2) / doubled, doubled**-0.5)
     assert float(jnp.abs(twice.x_0 - other(X_T, T).x_0).max()) > 0.05  # is not what scale 2 gives
 
 

@@ -88,9 +88,9 @@ def test_one_doubled_batch_gives_both_branches(var_frac):
 
 @pytest.mark.parametrize("drop", [0.1, 0.45, 0.5])
 def test_conditions_are_dropped_as_often_as_asked(drop):
-    kept = keep_mask(jax.random.key(3), batch_size=20_000, drop=drop)
+    mask = keep_mask(jax.random.key(3), batch_size=20_000, drop=drop)
     bound = 4 * np.sqrt(drop * (1 - drop) / 20_000)
-    assert float(jnp.mean(~kept)) == pytest.approx(drop, abs=bound)
+    assert float(jnp.mean(~mask)) == pytest.approx(drop, abs=bound)
 
 
 def test_two_masks_of_different_keys_are_independent():

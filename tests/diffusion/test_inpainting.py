@@ -49,12 +49,12 @@ def correlated(x_t, t):
     return process.from_x_0(x_0 / 2, x_t, alpha_bar=level)
 
 
-def fill(repeats, *, solver=ANCESTRAL, count=4096, known=1.0, steps="200", jump=10):
+def fill(repeats, *, solver=ANCESTRAL, count=4096, value=1.0, steps="200", jump=10):
     x_T = rng.normal_each(keys(count), (2,))
     return inpaint(
         correlated,
         x_T,
-        image=jnp.full((count, 2), known),
+        image=jnp.full((count, 2), value),
         mask=jnp.broadcast_to(jnp.array([[1.0, 0.0]]), (count, 2)),
         schedule=FULL,
         steps=steps,
@@ -86,7 +86,7 @@ def test_every_solver_fills_in_the_conditional_mean_better_with_resampling(name)
 def test_known_pixels_are_kept_bit_for_bit():
     images = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3), minval=-1.0)
     mask = jnp.zeros((2, 4, 4, 1)).at[0, :2].set(1.0).at[1, :, 1].set(1.0)
-    filled = inpaint(
+    result = inpaint(
         exact_denoiser(0.0, 0.5),
         rng.normal_each(keys(2), (4, 4, 3)),
         image=images,
@@ -98,8 +98,8 @@ def test_known_pixels_are_kept_bit_for_bit():
         jump=5,
     )
     inside = np.broadcast_to(mask > 0.5, images.shape)
-    np.testing.assert_array_equal(np.asarray(filled)[inside], np.asarray(images)[inside])
-    assert np.abs(np.asarray(filled - images)[~inside]).min() > 0
+    np.testing.assert_array_equal(np.asarray(result)[inside], np.asarray(images)[inside])
+    assert np.abs(np.asarray(result - images)[~inside]).min() > 0
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -112,11 +112,11 @@ def test_nothing_known_and_no_repeats_is_ordinary_sampling(name):
     @functools.partial(jax.jit, compiler_options=compiler.THOROUGH)
     def both(x_T, keys):
         options = {"solver": solver, "keys": keys}
-        filled = inpaint(denoise, x_T, **nothing, **options, repeats=1, jump=7)
-        return filled, samplers.sample(denoise, x_T, schedule=SHORT, **options)
+        result = inpaint(denoise, x_T, **nothing, **options, repeats=1, jump=7)
+        return result, samplers.sample(denoise, x_T, schedule=SHORT, **options)
 
-    filled, plain = both(x_T, keys(3))
-    np.testing.assert_allclose(filled, plain, atol=1e-6)
+    result, plain = both(x_T, keys(3))
+    np.testing.assert_allclose(result, plain, atol=1e-6)
 
 
 @pytest.mark.parametrize(("repeats", "jump"), [(1, 1), (3, 7), (2, 20)])

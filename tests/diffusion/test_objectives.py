@@ -41,11 +41,11 @@ bound = jax.jit(functools.partial(objectives.variational_bound_term, schedule=CO
 
 @pytest.mark.parametrize("target", list(Target))
 def test_uniform_loss_is_the_mean_squared_error_of_the_target(target):
-    wanted = process.target_value(target, x_0=X_0, eps=EPS, alpha_bar=LEVEL)
+    exact = process.target_value(target, x_0=X_0, eps=EPS, alpha_bar=LEVEL)
     options = {"target": target, "x_0": X_0, "eps": EPS, "alpha_bar": LEVEL}
-    np.testing.assert_array_equal(objectives.prediction_loss(wanted, **options), 0.0)
+    np.testing.assert_array_equal(objectives.prediction_loss(exact, **options), 0.0)
     offset = jnp.arange(4.0).reshape(-1, 1, 1, 1)
-    got = objectives.prediction_loss(wanted + offset, **options)
+    got = objectives.prediction_loss(exact + offset, **options)
     np.testing.assert_allclose(got, jnp.arange(4.0) ** 2, rtol=1e-5)
 
 

@@ -70,7 +70,7 @@ def index(root: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def recorded(shared: pathlib.Path):
+def oracle(shared: pathlib.Path):
     root = shared / "oracles"
     if not (root / "index.json").is_file():
         pytest.skip(f"no recordings of the originals at {root}")
@@ -93,7 +93,7 @@ def step(solver: Solver, x_t, pred, noise, *, chain: Schedule, positions: np.nda
 
 
 def predictions(case: Case, full: Schedule) -> process.Prediction:
-    """What the recorded raw outputs say, with x_0 clipped as the originals do by default."""
+    """The prediction of recorded raw outputs, with x_0 clipped as the originals do by default."""
     out, x_t = case.images("in_model_output"), jnp.asarray(case.images("in_x"))
     mean, frac = out[..., :3], out[..., 3:] if out.shape[-1] == 6 else None
     target = {"eps": Target.EPS, "x0": Target.X_0}[case.config["mean"]]
@@ -106,8 +106,8 @@ def predictions(case: Case, full: Schedule) -> process.Prediction:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_single_steps_of_the_adm_code(recorded, name):
-    case = recorded(name)
+def test_single_steps_of_the_adm_code(oracle, name):
+    case = oracle(name)
     full = FULL[case.config["schedule"]]
     grid = timesteps(case.config["respacing"], num_timesteps=1000)
     chain, positions = respace(full, timesteps=grid), case.arrays["in_index"]
@@ -119,14 +119,14 @@ def test_single_steps_of_the_adm_code(recorded, name):
     ancestral: Solver = VARIANCES[case.config["variance"]]
     x_s = step(ancestral, x_t, pred, noise, chain=chain, positions=positions)
     case.check("p_sample", x_s)
-    chain = rounded(chain)
+    chain = round_chain(chain)
     for output, ddim in {"ddim_eta0": Ddim(0.0), "ddim_eta0_6": Ddim(0.6)}.items():
         case.check(output, step(ddim, x_t, pred, noise, chain=chain, positions=positions))
     if case.config["variance"] == "fixed_small":  # the others repeat it with other numbers
         case.check("ddim_reverse", np.moveaxis(reversed_steps(case, pred, chain), -1, 2))
 
 
-def rounded(chain: Schedule) -> Schedule:
+def round_chain(chain: Schedule) -> Schedule:
     """The chain whose alpha_bar are float32 numbers, as in the original's DDIM.
 
     The original forms 1 - alpha_bar in float32, which near the data leaves it three digits; ours
@@ -153,18 +153,18 @@ def knows(pred: process.Prediction) -> Denoiser:
     return lambda x_t, t: pred
 
 
-def test_grids_and_their_betas(recorded):
-    case = recorded("respacing")
+def test_grids_and_their_betas(oracle):
+    case = oracle("respacing")
     for spec in SPECS:
-        kept = timesteps(spec, num_timesteps=1000)
+        indices = timesteps(spec, num_timesteps=1000)
         label = spec.replace(",", "_")
-        case.check(f"steps_{label}", kept)
+        case.check(f"steps_{label}", indices)
         for name, full in FULL.items():
-            case.check(f"betas64_{name}_{label}", respace(full, timesteps=kept).beta)
+            case.check(f"betas64_{name}_{label}", respace(full, timesteps=indices).beta)
 
 
-def test_noise_schedules_of_diffusers(recorded):
-    case = recorded("sched_tables")
+def test_noise_schedules_of_diffusers(oracle):
+    case = oracle("sched_tables")
     case.check("unclip_betas", FULL["squaredcos_cap_v2"].beta)
     case.check("unclip_alphas_cumprod", FULL["squaredcos_cap_v2"].alpha_bar)
     case.check("linear_alphas_cumprod", FULL["linear"].alpha_bar)
@@ -172,14 +172,14 @@ def test_noise_schedules_of_diffusers(recorded):
 
 # not 999, where 499.5 is rounded up there and down by the running sum of the ADM code, as here
 @pytest.mark.parametrize("count", [2, 3, 5, 7, 10, 25, 27, 50, 100, 250, 1000])
-def test_fractional_grids_are_those_of_the_unclip_scheduler(recorded, count):
-    kept = timesteps(str(count), num_timesteps=1000)
-    recorded("sched_tables").check(f"unclip_timesteps_{count}", kept[::-1])
+def test_fractional_grids_are_those_of_the_unclip_scheduler(oracle, count):
+    indices = timesteps(str(count), num_timesteps=1000)
+    oracle("sched_tables").check(f"unclip_timesteps_{count}", indices[::-1])
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_single_steps_of_the_diffusers_ddim(recorded, eta):
-    case = recorded(f"sched_ddim_eta{eta}")
+def test_single_steps_of_the_diffusers_ddim(oracle, eta):
+    case = oracle(f"sched_ddim_eta{eta}")
     full = FULL["squaredcos_cap_v2"]
     chain = respace(full, timesteps=np.sort(case.arrays["in_timesteps"]))
     positions = np.searchsorted(chain.timesteps, case.arrays["in_t"])

@@ -31,12 +31,12 @@ def test_q_sample_has_the_variance_that_the_chain_builds_up():
     np.testing.assert_allclose(jnp.var(x_t, axis=1), 1.0, atol=5 * np.sqrt(2 / 5000))
 
 
-@pytest.mark.parametrize(("given", "wanted"), list(itertools.product(Target, Target)))
-def test_every_conversion_round_trips(given, wanted):
-    out = process.target_value(given, x_0=X_0, eps=EPS, alpha_bar=LEVEL)
-    pred = process.to_prediction(out, X_T, target=given, alpha_bar=LEVEL)
-    again = process.target_value(wanted, x_0=pred.x_0, eps=pred.eps, alpha_bar=LEVEL)
-    expected = process.target_value(wanted, x_0=X_0, eps=EPS, alpha_bar=LEVEL)
+@pytest.mark.parametrize(("source", "destination"), list(itertools.product(Target, Target)))
+def test_every_conversion_round_trips(source, destination):
+    out = process.target_value(source, x_0=X_0, eps=EPS, alpha_bar=LEVEL)
+    pred = process.to_prediction(out, X_T, target=source, alpha_bar=LEVEL)
+    again = process.target_value(destination, x_0=pred.x_0, eps=pred.eps, alpha_bar=LEVEL)
+    expected = process.target_value(destination, x_0=X_0, eps=EPS, alpha_bar=LEVEL)
     # float32 of x_t, divided by the noise at t = 0 (0.0064) or the signal at t = 900 (0.16)
     np.testing.assert_allclose(again, expected, atol=5e-5)
 
@@ -76,10 +76,10 @@ def test_low_precision_outputs_become_float32():
 def test_with_x_0_keeps_x_t_and_the_variance():
     pred = process.to_prediction(EPS, X_T, target=Target.EPS, alpha_bar=LEVEL, var_frac=X_0)
     clipped = process.static_threshold(pred.x_0, limit=0.5)
-    changed = process.with_x_0(pred, clipped, X_T, alpha_bar=LEVEL)
-    np.testing.assert_array_equal(changed.x_0, clipped)
-    np.testing.assert_array_equal(changed.var_frac, X_0)
-    again = process.q_sample(changed.x_0, changed.eps, alpha_bar=LEVEL)
+    prediction = process.with_x_0(pred, clipped, X_T, alpha_bar=LEVEL)
+    np.testing.assert_array_equal(prediction.x_0, clipped)
+    np.testing.assert_array_equal(prediction.var_frac, X_0)
+    again = process.q_sample(prediction.x_0, prediction.eps, alpha_bar=LEVEL)
     np.testing.assert_allclose(again, X_T, atol=1e-6)
 
 

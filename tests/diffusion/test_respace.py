@@ -26,29 +26,29 @@ def grid(spec: str, num_timesteps: int = 1000) -> list[int]:
     ],
 )
 def test_fractional_strides_hold_both_ends(spec, head, tail):
-    kept = grid(spec)
-    assert len(kept) == int(spec)
-    assert kept[: len(head)] == head
-    assert kept[-len(tail) :] == tail
+    indices = grid(spec)
+    assert len(indices) == int(spec)
+    assert indices[: len(head)] == head
+    assert indices[-len(tail) :] == tail
 
 
 @pytest.mark.parametrize(
     ("count", "stride", "last"), [(27, 38, 988), (15, 67, 938), (250, 4, 996), (25, 40, 960)]
 )
 def test_integer_strides_start_at_0(count, stride, last):
-    kept = grid(f"ddim{count}")
-    assert kept == list(range(0, 1000, stride))
-    assert len(kept) == count
-    assert kept[-1] == last
+    indices = grid(f"ddim{count}")
+    assert indices == list(range(0, 1000, stride))
+    assert len(indices) == count
+    assert indices[-1] == last
 
 
 @pytest.mark.parametrize("count", [2, 7, 21, 23, 25, 31, 35, 250, 1000])
 def test_a_chain_in_single_precision_has_the_indices_of_its_scheduler(count):
     """numpy's even grid, rounded (half to even): what the class of diffusers visits."""
-    kept = strided(to_float32(COSINE), steps=str(count)).timesteps
-    np.testing.assert_array_equal(kept, np.linspace(0, 999, count).round())
+    indices = strided(to_float32(COSINE), steps=str(count)).timesteps
+    np.testing.assert_array_equal(indices, np.linspace(0, 999, count).round())
     differs = {21, 23, 31, 35}
-    assert np.array_equal(kept, strided(COSINE, steps=str(count)).timesteps) or count in differs
+    assert np.array_equal(indices, strided(COSINE, steps=str(count)).timesteps) or count in differs
 
 
 def test_glide_fast_27():
@@ -56,9 +56,9 @@ def test_glide_fast_27():
 
 
 def test_sections_are_their_own_fractional_strides():
-    kept = grid("10,10,3,2,2")
-    assert kept[:-1] == grid("fast27")[:-1]
-    assert kept[-1] == 999
+    indices = grid("10,10,3,2,2")
+    assert indices[:-1] == grid("fast27")[:-1]
+    assert indices[-1] == 999
 
 
 def test_sections_of_unequal_length_put_the_longer_first():
@@ -72,10 +72,10 @@ def test_all_steps_are_the_whole_chain():
 
 @pytest.mark.parametrize("spec", ["64", "250", "ddim25", "fast27", "1000"])
 def test_a_short_chain_keeps_alpha_bar_and_the_original_timesteps(spec):
-    kept = timesteps(spec, num_timesteps=1000)
-    short = respace(COSINE, timesteps=kept)
-    np.testing.assert_allclose(short.alpha_bar, COSINE.alpha_bar[kept], rtol=1e-9)
-    np.testing.assert_array_equal(short.timesteps, kept)
+    indices = timesteps(spec, num_timesteps=1000)
+    short = respace(COSINE, timesteps=indices)
+    np.testing.assert_allclose(short.alpha_bar, COSINE.alpha_bar[indices], rtol=1e-9)
+    np.testing.assert_array_equal(short.timesteps, indices)
 
 
 def test_the_beta_of_a_stride_is_that_of_its_steps_in_a_row():
@@ -93,9 +93,9 @@ def test_respacing_twice_is_respacing_once():
 
 @pytest.mark.parametrize("spec", ["22", "ddim20", "5,5,4"])
 def test_a_grid_that_begins_later_is_that_of_a_shorter_chain(spec):
-    kept = grid(f"{spec}@140")
-    assert kept == [140 + k for k in grid(spec, 860)]
-    assert kept[0] == 140 and (spec != "22" or kept[-1] == 999)
+    indices = grid(f"{spec}@140")
+    assert indices == [140 + k for k in grid(spec, 860)]
+    assert indices[0] == 140 and (spec != "22" or indices[-1] == 999)
     assert grid(f"{spec}@0") == grid(spec)
 
 
@@ -127,27 +127,27 @@ def test_one_step_is_rejected():
         grid("1")
 
 
-@pytest.mark.parametrize("kept", [[3, 2], [2, 2], [-1, 5], [0, 1000], []])
-def test_a_grid_that_does_not_ascend_within_the_chain_is_rejected(kept):
+@pytest.mark.parametrize("indices", [[3, 2], [2, 2], [-1, 5], [0, 1000], []])
+def test_a_grid_that_does_not_ascend_within_the_chain_is_rejected(indices):
     with pytest.raises(UserError, match=r"must ascend strictly within \[0, 999\]"):
-        respace(COSINE, timesteps=np.array(kept, np.int32))
+        respace(COSINE, timesteps=np.array(indices, np.int32))
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_an_even_grid_in_log_snr_is_even_where_indices_are_dense(name):
     full = make_schedule(name, num_timesteps=1000)
-    kept = strided(full, steps="logsnr30").timesteps
-    assert (len(kept), kept[0], kept[-1]) == (30, 0, 999)
+    indices = strided(full, steps="logsnr30").timesteps
+    assert (len(indices), indices[0], indices[-1]) == (30, 0, 999)
     log_snr = np.log(full.signal / full.noise)
-    dense = (kept > 50) & (kept < 980)  # elsewhere neighbours lie farther apart than the grid
-    lengths = np.diff(log_snr[kept[dense]])
+    dense = (indices > 50) & (indices < 980)  # elsewhere neighbours lie farther apart than the grid
+    lengths = np.diff(log_snr[indices[dense]])
     np.testing.assert_allclose(lengths, lengths.mean(), rtol=0.15)
 
 
 @pytest.mark.parametrize("count", [2, 3, 500, 1000])
 def test_an_even_grid_has_as_many_steps_as_asked(count):
-    kept = strided(COSINE, steps=f"logsnr{count}").timesteps
-    assert len(np.unique(kept)) == count and kept[0] == 0 and kept[-1] == 999
+    indices = strided(COSINE, steps=f"logsnr{count}").timesteps
+    assert len(np.unique(indices)) == count and indices[0] == 0 and indices[-1] == 999
 
 
 @pytest.mark.parametrize("spec", ["logsnr", "logsnr1", "logsnr1001", "logsnr-3"])

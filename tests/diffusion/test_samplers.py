@@ -109,13 +109,13 @@ def advance(solver: Solver, x_t, pred: Prediction, at: StepTable, noise) -> jax.
 
 
 @functools.cache
-def compiled(solver: Solver, denoise: Callable, spec: str) -> Callable:
+def compile_sampler(solver: Solver, denoise: Callable, spec: str) -> Callable:
     return jax.jit(functools.partial(sample, denoise, schedule=chain(spec), solver=solver))
 
 
 def walk(solver: Solver, denoise: Callable, spec: str, seed: int = 0) -> jax.Array:
     x_T = jax.random.normal(jax.random.key(9), (3, 5))
-    return compiled(solver, denoise, spec)(x_T, keys=keys(3, seed))
+    return compile_sampler(solver, denoise, spec)(x_T, keys=keys(3, seed))
 
 
 def bounded(x_t: jax.Array, t: jax.Array) -> Prediction:
@@ -144,12 +144,14 @@ def test_the_noise_of_a_step_grows_linearly_with_eta_and_its_total_stays(eta):
     zero, one = jnp.zeros((1, 1)), jnp.ones((1, 1))
     at = samplers.take(samplers.on_device(Ddim().plan(chain("ddim25"))), 10)
 
-    def added(eta: float) -> float:
+    def added_noise(eta: float) -> float:
         return float(advance(Ddim(eta), zero, Prediction(zero, zero), at, one)[0, 0])
 
-    assert added(eta) == pytest.approx(eta * added(1.0), rel=1e-5)
-    carried = float(advance(Ddim(eta), zero, Prediction(zero, one), at, zero)[0, 0])
-    assert added(eta) ** 2 + carried**2 == pytest.approx(float(at.noise_s) ** 2, rel=1e-5)
+    assert added_noise(eta) == pytest.approx(eta * added_noise(1.0), rel=1e-5)
+    carried_noise = float(advance(Ddim(eta), zero, Prediction(zero, one), at, zero)[0, 0])
+    assert added_noise(eta) ** 2 + carried_noise**2 == pytest.approx(
+        float(at.noise_s) ** 2, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("var_frac", "name"), [(1.0, "large"), (-1.0, "small")])
@@ -157,9 +159,9 @@ def test_the_ends_of_the_learned_range_are_the_fixed_variances(var_frac, name):
     def denoise(x_t, t):
         return bounded(x_t, t)._replace(var_frac=jnp.full_like(x_t, var_frac))
 
-    learned = walk(Ancestral("learned_range"), denoise, "ddim25")
+    learned_range = walk(Ancestral("learned_range"), denoise, "ddim25")
     fixed = walk(Ancestral(name), denoise, "ddim25")
-    np.testing.assert_array_equal(learned, fixed)
+    np.testing.assert_array_equal(learned_range, fixed)
 
 
 @pytest.mark.parametrize("spec", ["64", "22@140"])
@@ -189,12 +191,12 @@ def test_rows_begin_where_the_row_before_ends(name):
 @pytest.mark.parametrize("name", ["ddim, eta 1", "ancestral, learned_range", "edm, churn"])
 def test_an_example_does_not_depend_on_its_batch(name):
     x_T = jax.random.normal(jax.random.key(2), (4, 5))
-    run = compiled(VARIANTS[name], bounded, "ddim25")
+    run = compile_sampler(VARIANTS[name], bounded, "ddim25")
     together = run(x_T, keys=keys(4))
     alone = run(x_T[2:3], keys=keys(4)[2:3])
     np.testing.assert_allclose(alone[0], together[2], atol=1e-6)
-    turned = run(x_T[::-1], keys=keys(4)[::-1])
-    np.testing.assert_array_equal(turned, together[::-1])
+    reverse = run(x_T[::-1], keys=keys(4)[::-1])
+    np.testing.assert_array_equal(reverse, together[::-1])
 
 
 def test_many_seeds_are_one_trace_and_one_call_of_the_network():
@@ -214,15 +216,15 @@ def test_many_seeds_are_one_trace_and_one_call_of_the_network():
 
 
 def test_the_network_is_given_original_timesteps_in_descending_order():
-    seen = []
+    network_steps = []
 
     def denoise(x_t, t):
-        jax.debug.callback(lambda t: seen.append(int(t[0])), t, ordered=True)
+        jax.debug.callback(lambda t: network_steps.append(int(t[0])), t, ordered=True)
         return bounded(x_t, t)
 
     walk(Ddim(0.0), denoise, "fast27").block_until_ready()
     jax.effects_barrier()
-    assert seen == chain("fast27").timesteps[::-1].tolist()
+    assert network_steps == chain("fast27").timesteps[::-1].tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,10 +313,10 @@ def whole(solver: Solver, *, steps: str = "10", **options) -> samplers.ChainStat
 def test_previews_change_no_sample_and_end_in_the_last_prediction(name):
     solver = VARIANTS[name]
     for count in (1, 3):
-        seen = whole(solver, previews=count)
-        np.testing.assert_allclose(seen.x, whole(solver).x, atol=1e-6)
-        assert seen.previews.shape == (count, 3, 4)
-        np.testing.assert_allclose(seen.previews[-1], seen.x, atol=1e-6)  # no noise on the last
+        output = whole(solver, previews=count)
+        np.testing.assert_allclose(output.x, whole(solver).x, atol=1e-6)
+        assert output.previews.shape == (count, 3, 4)
+        np.testing.assert_allclose(output.previews[-1], output.x, atol=1e-6)  # no noise on the last
 
 
 @pytest.mark.parametrize("name", ["ancestral", "heun"])
@@ -341,11 +343,11 @@ def test_previews_of_all_rows_are_the_predictions_of_the_denoiser(name):
 def test_parts_run_in_turn_are_the_whole(name, count):
     solver, x = VARIANTS[name], jax.random.normal(jax.random.key(9), (3, 4))
     table, memory = solver.plan(FULL, steps="10"), None
-    cut = samplers.parts(table, count)
+    parts = samplers.parts(table, count)
     lengths = np.bincount(samplers.preview_slots(len(table.t), count)).tolist()
-    assert [len(part.t) for part in cut] == lengths
+    assert [len(part.t) for part in parts] == lengths
     part_run = jax.jit(functools.partial(samplers.run, bounded, solver=solver, keys=keys(3)))
-    for part in cut:
+    for part in parts:
         x, memory, _ = part_run(x, table=part, memory=memory)
     np.testing.assert_allclose(x, whole(solver).x, atol=1e-6)
 
@@ -360,12 +362,12 @@ def test_stored_noise_takes_the_place_of_random_noise(name):
     table, x_T = solver.plan(FULL, steps="10"), jax.random.normal(jax.random.key(9), (3, 4))
 
     @jax.jit
-    def stored(noise):
+    def run_with(noise):
         options = {"table": table, "solver": solver, "keys": keys(3)}
         return samplers.run(bounded, x_T, noise=noise, **options).x
 
-    np.testing.assert_allclose(stored(noise), whole(solver).x, atol=1e-6)
-    assert np.abs(stored(-noise) - stored(noise)).min() > 0
+    np.testing.assert_allclose(run_with(noise), whole(solver).x, atol=1e-6)
+    assert np.abs(run_with(-noise) - run_with(noise)).min() > 0
 
 
 def test_more_previews_than_rows_are_rejected():

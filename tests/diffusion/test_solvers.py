@@ -102,7 +102,7 @@ def multistep(denoise, chain: Schedule) -> np.ndarray:
     return denoise(x, 0)
 
 
-def weighted(u: float, power: int, length: float) -> float:
+def integrand(u: float, power: int, length: float) -> float:
     return np.exp(u - length) * u**power
 
 
@@ -117,7 +117,7 @@ def parabola(denoise, chain: Schedule) -> np.ndarray:
         coefficients = np.polyfit(places, np.stack([x_0 for _, x_0 in points]), len(points) - 1)
         powers = range(len(points) - 1, -1, -1)
         length = end - start
-        weights = [quad(weighted, 0, length, args=(n, length))[0] for n in powers]
+        weights = [quad(integrand, 0, length, args=(n, length))[0] for n in powers]
         integral = np.tensordot(weights, coefficients, 1)
         x = chain.noise[k - 1] / chain.noise[k] * x + chain.signal[k - 1] * integral
     return denoise(x, 0)
@@ -138,8 +138,8 @@ def trapezoid(denoise, chain: Schedule) -> np.ndarray:
     for k in range(chain.num_timesteps - 1, 0, -1):
         turn, first = angle[k - 1] - angle[k], slope(x, k)
         # to first order, along the circle instead of its tangent: what DDIM does
-        tried = np.cos(turn) * x + np.sin(turn) * first
-        x = x + turn / 2 * (first + slope(tried, k - 1))
+        predictor = np.cos(turn) * x + np.sin(turn) * first
+        x = x + turn / 2 * (first + slope(predictor, k - 1))
     return denoise(x, 0)
 
 
@@ -210,16 +210,16 @@ def test_deterministic_solvers_draw_nothing_and_examples_do_not_mix(name):
 )
 def test_every_evaluation_of_the_network_is_counted_and_seen(name, positions):
     chain = strided(FULL, steps="4")
-    seen = []
+    network_steps = []
 
     def denoise(x_t, t):
-        jax.debug.callback(lambda t: seen.append(int(t[0])), t, ordered=True)
+        jax.debug.callback(lambda t: network_steps.append(int(t[0])), t, ordered=True)
         return mixture_denoiser()(x_t, t)
 
     run(SOLVERS[name], denoise, chain)
     jax.effects_barrier()
-    assert seen == chain.timesteps[positions].tolist()
-    assert evaluations(SOLVERS[name], schedule=chain) == len(seen)
+    assert network_steps == chain.timesteps[positions].tolist()
+    assert evaluations(SOLVERS[name], schedule=chain) == len(network_steps)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -101,8 +101,8 @@ def test_the_mean_of_many_minimises_squared_angles():
 def test_the_mean_does_not_know_the_order_nor_the_sum_of_weights_and_keeps_norms():
     points, weights = 3.0 * unit(jnp.abs(pair((3, 7))[0])), jnp.array([0.2, 1.0, 0.5])
     middle = spherical.mean(points, weights=weights)
-    turned = spherical.mean(points[::-1], weights=7.0 * weights[::-1])
-    np.testing.assert_allclose(turned, middle, atol=1e-5)
+    reverse = spherical.mean(points[::-1], weights=7.0 * weights[::-1])
+    np.testing.assert_allclose(reverse, middle, atol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(middle), 3.0, rtol=1e-6)
     np.testing.assert_allclose(
         spherical.mean(points[:1], weights=weights[:1]), points[0], atol=1e-5
