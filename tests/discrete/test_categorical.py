@@ -20,18 +20,18 @@ def shares(logits):
 
 @pytest.mark.parametrize("top_p", [0.05, 0.3, 0.9, 0.999])
 def test_the_nucleus_is_the_smallest_set_that_holds_enough_by_brute_force(top_p):
-    kept = np.isfinite(categorical.nucleus(jnp.asarray(LOGITS), top_p))
-    for row, weights in zip(kept, shares(LOGITS), strict=True):
-        held = 0.0
+    nucleus = np.isfinite(categorical.nucleus(jnp.asarray(LOGITS), top_p))
+    for row, weights in zip(nucleus, shares(LOGITS), strict=True):
+        mass = 0.0
         for index in np.argsort(-weights):
-            assert row[index] == (held < top_p)
-            held += weights[index]
+            assert row[index] == (mass < top_p)
+            mass += weights[index]
 
 
 def test_all_is_kept_at_one_and_ties_stay_together():
     np.testing.assert_array_equal(categorical.nucleus(jnp.asarray(LOGITS), 1.0), LOGITS)
-    tied = jnp.array([[1.0, 1.0, 1.0, 0.0]])
-    assert np.isfinite(categorical.nucleus(tied, 0.01)).tolist() == [[True, True, True, False]]
+    logits = jnp.array([[1.0, 1.0, 1.0, 0.0]])
+    assert np.isfinite(categorical.nucleus(logits, 0.01)).tolist() == [[True, True, True, False]]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.5, 1.0), (2.0, 0.7)])
@@ -52,21 +52,21 @@ def test_draws_follow_the_tempered_nucleus(temperature, top_p):
 
 def test_top_k_leaves_the_most_probable_and_meets_the_nucleus():
     for k in (1, 4, 9, 20):
-        left = np.isfinite(categorical.most_probable(jnp.asarray(LOGITS), k))
+        mask = np.isfinite(categorical.most_probable(jnp.asarray(LOGITS), k))
         ranks = np.argsort(np.argsort(-LOGITS, axis=1), axis=1)
-        np.testing.assert_array_equal(left, ranks < k)
+        np.testing.assert_array_equal(mask, ranks < k)
     count = 2000
     keys = rng.per_example(jax.random.key(1), jnp.arange(count))
     run = jax.jit(categorical.choose, static_argnames=("temperature", "top_p", "top_k"))
 
-    def reached(**options):
+    def support(**options):
         return set(
             np.unique(run(jnp.tile(LOGITS[:1], (count, 1)), keys, temperature=2.0, **options))
         )
 
     by_rank = list(np.argsort(-LOGITS[0]))
-    assert reached(top_p=1.0, top_k=3) == set(by_rank[:3])
-    assert reached(top_p=1e-6, top_k=3) == {by_rank[0]} == reached(top_p=0.99, top_k=1)
+    assert support(top_p=1.0, top_k=3) == set(by_rank[:3])
+    assert support(top_p=1e-6, top_k=3) == {by_rank[0]} == support(top_p=0.99, top_k=1)
 
 
 def test_cross_entropy_is_the_nats_of_each_code():
@@ -98,8 +98,8 @@ def test_the_loss_of_runs_of_codes_from_the_first_to_the_last(count, runs):
 
 def test_no_temperature_takes_the_most_probable():
     keys = rng.per_example(jax.random.key(0), jnp.arange(5))
-    chosen = categorical.choose(jnp.asarray(LOGITS), keys, temperature=0.0, top_p=0.5)
-    np.testing.assert_array_equal(chosen, LOGITS.argmax(1))
+    codes = categorical.choose(jnp.asarray(LOGITS), keys, temperature=0.0, top_p=0.5)
+    np.testing.assert_array_equal(codes, LOGITS.argmax(1))
 
 
 def test_guidance_extrapolates_from_the_unconditional_half():

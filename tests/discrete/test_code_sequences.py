@@ -59,7 +59,7 @@ def test_fixed_codes_stay_and_the_others_depend_on_them():
     share = np.exp(0.5) / (np.exp(0.5) + np.exp(-0.5))
     assert codes[:, 2].mean() == pytest.approx(share, abs=0.03)
     same = run(sampling, fixed=FixedCodes(jnp.asarray(free), mask))
-    np.testing.assert_array_equal(same, free)  # what would have been drawn anyway
+    np.testing.assert_array_equal(same, free)  # the codes that it would have sampled itself
     every = run(sampling, fixed=FixedCodes(fixed.codes, jnp.ones((COUNT, 3), bool)))
     np.testing.assert_array_equal(every, fixed.codes)
 

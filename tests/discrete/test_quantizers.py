@@ -71,8 +71,8 @@ def test_finite_scalars_number_every_combination_of_levels(counts):
     np.testing.assert_allclose(values, expected, atol=1e-6)
     z = jnp.asarray(RNG.uniform(-2, 2, (40_000, len(counts))), jnp.float32)
     quantised = levels.quantise(z)
-    reached = np.unique(np.asarray(levels.codes(quantised)))
-    np.testing.assert_array_equal(reached, codes)
+    numbers = np.unique(np.asarray(levels.codes(quantised)))
+    np.testing.assert_array_equal(numbers, codes)
     np.testing.assert_allclose(levels.values(levels.codes(quantised)), quantised, atol=1e-6)
 
 
@@ -113,9 +113,9 @@ def test_each_term_moves_its_own_side_and_only_rows_in_use():
 
     to_z, to_rows = of("codebook_loss")(FEATURES, CODEBOOK)
     assert not np.any(to_z)
-    used = np.zeros(6, bool)
-    used[np.unique(vq.quantise(FEATURES, CODEBOOK).codes)] = True
-    np.testing.assert_array_equal(np.any(np.asarray(to_rows) != 0, axis=1), used)
+    in_use = np.zeros(6, bool)
+    in_use[np.unique(vq.quantise(FEATURES, CODEBOOK).codes)] = True
+    np.testing.assert_array_equal(np.any(np.asarray(to_rows) != 0, axis=1), in_use)
     to_z, to_rows = of("commitment_loss")(FEATURES, CODEBOOK)
     assert np.any(to_z) and not np.any(to_rows)
 
