@@ -87,13 +87,13 @@ def test_the_image_comes_back_and_another_condition_moves_it(cfg, plain, negativ
     noise = ddpm_latents.encode(cfg, params, IMAGES, condition=first, keys=KEYS, **shared)
     assert noise.maps.shape == (2, 1, 4, 4, 3)
 
-    def moved(**changes):
+    def displacement(**changes):
         how = {**shared, "condition": first, **changes}
         decoded = ddpm_latents.decode_part(cfg, params, noise, **how)
         assert len(decoded.previews) == 1  # the clean image predicted at the last row
         return decoded.x - IMAGES
 
-    np.testing.assert_allclose(moved(), 0.0, atol=1e-6)
+    np.testing.assert_allclose(displacement(), 0.0, atol=1e-6)
     away = 0.1 if negative.z_img is not None else -0.5
     for changes, expected in (
         ({"condition": condition(0.5, 0.5)}, [0.75, 0.0]),
@@ -101,7 +101,7 @@ def test_the_image_comes_back_and_another_condition_moves_it(cfg, plain, negativ
         ({"negative": condition(0.0, 0.0)}, [2 * away] * 2),
     ):
         shift = jnp.asarray(expected)[:, None, None, None] * jnp.ones_like(IMAGES)
-        np.testing.assert_allclose(moved(**changes), shift, atol=1e-5)
+        np.testing.assert_allclose(displacement(**changes), shift, atol=1e-5)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

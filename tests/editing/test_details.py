@@ -24,7 +24,7 @@ def uniform(size, count=2):
     return jnp.asarray(pixels, jnp.float32)
 
 
-def scaled(cfg, size, **changes):
+def config_of_size(cfg, size, **changes):
     """The tiny upsampler for another size."""
     unet = dataclasses.replace(cfg.model.unet, image_size=size)
     model = dataclasses.replace(cfg.model, unet=unet)
@@ -45,24 +45,27 @@ def stages(tiny_cfg):
 def cascade(tiny_cfg, stages):
     """Two upsamplers, 8 -> 16 -> 32; the second takes low-res images as they are."""
     plain = {"residual": False}
-    two = (scaled(tiny_cfg, 16, **plain), scaled(tiny_cfg, 32, quantise=False, **plain))
+    two = (
+        config_of_size(tiny_cfg, 16, **plain),
+        config_of_size(tiny_cfg, 32, quantise=False, **plain),
+    )
     return Cascade.of(**stages, upsampler_256=two[0], upsampler_1024=two[1])
 
 
 @pytest.fixture
 def linear(monkeypatch, cascade):
     """Networks that are the exact denoiser of N(enlarged low-res image, STD^2); what they saw."""
-    chain, seen = cascade.upsamplers[0].diffusion.chain(), []
+    chain, inputs = cascade.upsamplers[0].diffusion.chain(), []
 
     def network(module, params, x_t, t, *, low_res, low_res_t, **options):
-        jax.debug.callback(lambda low: seen.append(np.asarray(low)), low_res)
+        jax.debug.callback(lambda low: inputs.append(np.asarray(low)), low_res)
         mean = jnp.repeat(jnp.repeat(low_res, 2, axis=1), 2, axis=2)
         level = chain.level(t, ndim=4)
         share = STD**2 * level.signal / (STD**2 * level.signal**2 + level.noise**2)
         return mean + share * (x_t - level.signal * mean)
 
     monkeypatch.setattr(upsampler, "apply", network)
-    return seen
+    return inputs
 
 
 PARAMS = {"upsampler_256": {}, "upsampler_1024": {}}
@@ -87,7 +90,7 @@ def test_images_come_back_through_both_upsamplers_of_a_linear_denoiser(cascade, 
     np.testing.assert_allclose(first, targets[0], atol=1e-4)
     np.testing.assert_allclose(second, targets[1], atol=1e-4)
     _, rough, _ = round_trip(cascade, base, targets)
-    assert np.abs(rough - targets[0]).max() > 0.02  # eight steps, each taken at its first order
+    assert np.abs(rough - targets[0]).max() > 0.02  # eight steps of first order
     _, plain, _ = round_trip(cascade, base, targets, refinements=0)  # the paper's recipe
     np.testing.assert_array_equal(rough, plain)
 
@@ -102,7 +105,7 @@ def test_finer_steps_come_nearer_without_refinements(cascade, linear):
 
 
 def test_each_upsampler_is_inverted_for_the_low_res_image_that_decoding_gives_it(cascade, linear):
-    """Rounded to 8 bits where the stage says so; the second sees what the first made."""
+    """Rounded to 8 bits where the config asks for it; the second reads the first's output."""
     base, targets = uniform(8), (uniform(16), uniform(32))
     _, first, _ = round_trip(cascade, base, targets)
     jax.effects_barrier()
@@ -118,23 +121,23 @@ def test_each_upsampler_is_inverted_for_the_low_res_image_that_decoding_gives_it
 
 def test_upsamplers_without_details_draw_as_ever(cascade, linear):
     base, keys = uniform(8), text_to_image.keys_for(3, jnp.arange(2))
-    drawn = upsampler_latents.decode(cascade, PARAMS, base, details=(), keys=keys)
+    images = upsampler_latents.decode(cascade, PARAMS, base, details=(), keys=keys)
     expected = text_to_image.upsample(cascade, PARAMS, base, keys)
-    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(images, expected)
 
 
 def test_eta_0_changes_nothing_and_eta_1_forgets_the_details(cascade, linear):
     base, targets = uniform(8), (uniform(16), uniform(32))
     result = upsampler_latents.encode(cascade, PARAMS, base, targets=targets, refinements=16)
-    drawn = []
+    batches = []
     for seed in (0, 1):
         keys = text_to_image.keys_for(seed, jnp.arange(2))
         eta = jnp.array([0.0, 1.0])
-        given = {"details": result, "keys": keys, "eta": eta}
-        drawn.append(upsampler_latents.decode(cascade, PARAMS, base, **given))
-    for images in drawn:
+        options = {"details": result, "keys": keys, "eta": eta}
+        batches.append(upsampler_latents.decode(cascade, PARAMS, base, **options))
+    for images in batches:
         np.testing.assert_allclose(images[0], targets[1][0], atol=1e-4)
-    apart = np.std(drawn[0][1] - drawn[1][1])
+    apart = np.std(batches[0][1] - batches[1][1])
     assert apart == pytest.approx(np.sqrt(2) * STD, rel=0.5)  # two draws of the upsampler
 
 
@@ -146,7 +149,7 @@ def test_what_cannot_be_inverted_ends_the_details(cascade):
         upsampler_latents.leading(cascade) == (first, second)
         and upsampler_latents.left_out(cascade) == ""
     )
-    for upsamplers, kept, message in (
+    for upsamplers, prefix, message in (
         (
             (first, noisy),
             (first,),
@@ -156,6 +159,6 @@ def test_what_cannot_be_inverted_ends_the_details(cascade):
         ((), (), ""),
     ):
         pair = dict(zip(PARAMS, (*upsamplers, None, None), strict=False))
-        altered = cascade.replace(**pair)
-        assert upsampler_latents.leading(altered) == kept
-        assert upsampler_latents.left_out(altered).startswith(message)
+        variant = cascade.replace(**pair)
+        assert upsampler_latents.leading(variant) == prefix
+        assert upsampler_latents.left_out(variant).startswith(message)

@@ -75,10 +75,10 @@ def test_a_text_diff_keeps_the_norm_of_raw_embeddings(z_source):
 
 
 def test_variations_repeat_the_image_for_every_eta():
-    varied = edits.variations(ONE, etas=[0.0, 0.5], copies=2)
-    np.testing.assert_array_equal(varied.eta, [0.0, 0.0, 0.5, 0.5])
-    np.testing.assert_array_equal(varied.latent.x_T, np.repeat(ONE.x_T, 4, axis=0))
-    np.testing.assert_array_equal(varied.latent.details[0], np.repeat(DETAIL[:1], 4, axis=0))
+    variations = edits.variations(ONE, etas=[0.0, 0.5], copies=2)
+    np.testing.assert_array_equal(variations.eta, [0.0, 0.0, 0.5, 0.5])
+    np.testing.assert_array_equal(variations.latent.x_T, np.repeat(ONE.x_T, 4, axis=0))
+    np.testing.assert_array_equal(variations.latent.details[0], np.repeat(DETAIL[:1], 4, axis=0))
 
 
 def test_a_blend_of_two_is_a_slerp_and_of_one_is_itself():
@@ -101,13 +101,13 @@ def test_a_blended_noise_keeps_the_norm_of_noise():
 
 
 def test_a_composite_keeps_known_pixels_bit_for_bit():
-    drawn = RNG.integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
-    kept = RNG.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    samples = RNG.integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
+    original = RNG.integers(0, 256, (4, 4, 3)).astype(np.uint8)
     mask = np.zeros((4, 4), np.float32)
     mask[1] = 1.0
-    whole = edits.composite(drawn, kept, mask=mask)
-    np.testing.assert_array_equal(whole[:, 1], np.stack([kept[1]] * 2))
-    np.testing.assert_array_equal(whole[:, [0, 2, 3]], drawn[:, [0, 2, 3]])
+    whole = edits.composite(samples, original, mask=mask)
+    np.testing.assert_array_equal(whole[:, 1], np.stack([original[1]] * 2))
+    np.testing.assert_array_equal(whole[:, [0, 2, 3]], samples[:, [0, 2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def diff(z_target, z_source, theta):
     return edits.text_diff(ONE, z_target=z_target, z_source=z_source, thetas=thetas)
 
 
-def scattered():
+def random_embeddings():
     """Embeddings along known directions: variance 9, 4 and 1 along three orthonormal rows."""
     basis = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
     share = RNG.normal(size=(20_000, 3)) * [3.0, 2.0, 1.0]
@@ -144,7 +144,7 @@ def scattered():
 
 
 def test_principal_components_are_the_directions_the_data_was_made_of():
-    z, basis = scattered()
+    z, basis = random_embeddings()
     pca = pca_probe.fit(z)
     np.testing.assert_allclose(pca.variance[:3], [9, 4, 1], rtol=0.05)
     np.testing.assert_allclose(pca.variance[3:], 0.0, atol=1e-9)
@@ -153,7 +153,7 @@ def test_principal_components_are_the_directions_the_data_was_made_of():
 
 
 def test_more_components_come_nearer_and_all_of_them_give_the_embedding_back():
-    z, _ = scattered()
+    z, _ = random_embeddings()
     pca, one = pca_probe.fit(z), z[0] / np.linalg.norm(z[0])
     rebuilt = pca_probe.keep_first(pca, one, counts=(0, 1, 2, 3, 6))
     np.testing.assert_allclose(rebuilt[-1], one, atol=1e-6)

@@ -23,7 +23,7 @@ ORIGIN = LatentOrigin(
 )
 
 
-HELD = tuple(
+DETAILS = tuple(
     UpsamplerLatentOrigin(upsampler_id=name * 64, image_size=size, steps="8")
     for name, size in (("u", 8), ("v", 16))
 )
@@ -59,9 +59,9 @@ def test_the_file_is_arrays_and_json_for_anybody(tmp_path):
 
 def test_details_come_back_too_in_order(tmp_path):
     path, whole = tmp_path / "x.npz", latent(sizes=(8, 16))
-    latents.save(path, whole, origin=dataclasses.replace(ORIGIN, details=HELD))
+    latents.save(path, whole, origin=dataclasses.replace(ORIGIN, details=DETAILS))
     again, origin = latents.load(path)
-    assert origin.details == HELD and len(again.details) == 2
+    assert origin.details == DETAILS and len(again.details) == 2
     for one, other in zip(again.details, whole.details, strict=True):
         np.testing.assert_array_equal(one, other)
     with np.load(path, allow_pickle=False) as file:
@@ -70,8 +70,8 @@ def test_details_come_back_too_in_order(tmp_path):
 
 def test_details_of_1024_pixels_are_not_too_large(tmp_path):
     path, whole = tmp_path / "x.npz", latent(sizes=(1024,))
-    held = UpsamplerLatentOrigin(upsampler_id="u" * 64, image_size=1024, steps="8")
-    latents.save(path, whole, origin=dataclasses.replace(ORIGIN, details=(held,)))
+    origin = UpsamplerLatentOrigin(upsampler_id="u" * 64, image_size=1024, steps="8")
+    latents.save(path, whole, origin=dataclasses.replace(ORIGIN, details=(origin,)))
     assert path.stat().st_size > 12 * 2**20
     np.testing.assert_array_equal(latents.load(path)[0].details[0], whole.details[0])
 
@@ -80,24 +80,24 @@ def test_a_file_from_before_there_were_details_is_read(tmp_path):
     path = tmp_path / "old.npz"
     old = dataclasses.asdict(ORIGIN) | {"format_version": 1}
     del old["details"]
-    written(path, origin=np.frombuffer(json.dumps(old).encode(), np.uint8))
+    write_file(path, origin=np.frombuffer(json.dumps(old).encode(), np.uint8))
     result, origin = latents.load(path)
     assert result.details == () and origin.details == () and origin.format_version == 1
 
 
 def test_details_of_other_upsamplers_are_rejected_by_the_field():
-    origin = dataclasses.replace(ORIGIN, details=HELD)
-    latents.check_details_fit(origin, expected=HELD, where="x.npz")
+    origin = dataclasses.replace(ORIGIN, details=DETAILS)
+    latents.check_details_fit(origin, expected=DETAILS, where="x.npz")
     for changes, message in (
         ({"upsampler_id": "w" * 64}, "other upsamplers: upsampler_id .*'vvvvvvvvvvvv'.* 'wwww"),
         ({"image_size": 32}, r"other upsamplers: image_size \['8', '16'\], .* \['8', '32'\]"),
         ({"steps": "27"}, "details of upsampler_steps 8, 8, not 8, 27; .* details=fresh"),
     ):
-        expected = (HELD[0], dataclasses.replace(HELD[1], **changes))
+        expected = (DETAILS[0], dataclasses.replace(DETAILS[1], **changes))
         with pytest.raises(UserError, match=message):
             latents.check_details_fit(origin, expected=expected, where="x.npz")
     with pytest.raises(UserError, match="of other upsamplers"):
-        latents.check_details_fit(origin, expected=HELD[:1], where="x.npz")
+        latents.check_details_fit(origin, expected=DETAILS[:1], where="x.npz")
 
 
 def test_a_latent_of_other_models_is_rejected_by_the_field():
@@ -108,7 +108,7 @@ def test_a_latent_of_other_models_is_rejected_by_the_field():
         latents.check_fits(ORIGIN, clip_id="e" * 64, decoder_id="d" * 64, where="x.npz")
 
 
-def written(path, **changes):
+def write_file(path, **changes):
     """A file of version 2, which had no digests."""
     arrays = {
         "z_img": np.zeros(8, np.float32),
@@ -136,11 +136,11 @@ def note(**changes):
         ({"origin": np.frombuffer(b"{", np.uint8)}, "cannot be read as JSON"),
         ({"origin": np.frombuffer(b"[" * 100_000, np.uint8)}, "too deeply|cannot be read"),
         ({"z_img": np.array(["x"], object)}, "is not a latent"),
-        ({"origin": note(details=HELD)}, "is not a latent .*details_0"),
+        ({"origin": note(details=DETAILS)}, "is not a latent .*details_0"),
         ({"origin": note(details=[{"steps": "8"}])}, r"details\[0\].upsampler_id is missing"),
         (
             {
-                "origin": note(details=HELD[:1]),
+                "origin": note(details=DETAILS[:1]),
                 "details_0": np.zeros((8, 9, 3), np.float32),
             },
             r"details_0 \[8, 9, 3\]; expected finite values, \[z\] and \[4, 4, 3\] and \[8, 8, 3\]",
@@ -152,12 +152,12 @@ def test_a_broken_file_is_rejected(tmp_path, changes, message):
     if changes.get("z_img", np.zeros(1)).dtype == object:
         np.savez(path, **{"x_T": np.zeros(1), "origin": note(), **changes})
     else:
-        written(path, **changes)
+        write_file(path, **changes)
     with pytest.raises(UserError, match=message):
         latents.load(path)
 
 
-def changed(path, **entries):
+def rewrite(path, **entries):
     """Changes arrays or entries of the origin of a file that `save` wrote."""
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
@@ -187,11 +187,11 @@ def changed(path, **entries):
 )
 def test_a_changed_file_is_rejected(tmp_path, monkeypatch, entries, message):
     path = tmp_path / "x.npz"
-    origin = dataclasses.replace(ORIGIN, details=HELD)
+    origin = dataclasses.replace(ORIGIN, details=DETAILS)
     latents.save(path, latent(sizes=(8, 16)), origin=origin)
-    changed(path)  # nothing
+    rewrite(path)  # nothing
     assert latents.load(path)[1] == origin
-    changed(path, **entries)
+    rewrite(path, **entries)
     with pytest.raises(UserError, match=f"x.npz is damaged or was changed: {message}; encode"):
         latents.load(path)
     monkeypatch.setenv(digests.SKIP, "1")
@@ -281,8 +281,8 @@ def test_an_image_is_its_embedding_and_the_noise_that_gives_it_back(cascade, lin
     np.testing.assert_array_equal(result.z_img, np.eye(2, 32))
     again = latents.decode(cascade, PARAMS, result, **how)
     np.testing.assert_allclose(again, images, atol=1e-4)
-    swapped = result._replace(z_img=result.z_img[::-1])
-    shift = latents.decode(cascade, PARAMS, swapped, **how) - images
+    other_latent = result._replace(z_img=result.z_img[::-1])
+    shift = latents.decode(cascade, PARAMS, other_latent, **how) - images
     assert float(shift[0].mean()) < -0.2 and float(shift[1].mean()) > 0.2
     rough = latents.encode(cascade, PARAMS, images=images, clip_images=clip_images, **how)
     plain = latents.encode(
@@ -290,6 +290,6 @@ def test_an_image_is_its_embedding_and_the_noise_that_gives_it_back(cascade, lin
     )
     np.testing.assert_array_equal(rough.x_T, plain.x_T)  # the paper's recipe
     apart = jnp.abs(latents.decode(cascade, PARAMS, rough, **how) - images).max()
-    assert float(apart) > 1e-3  # eight steps, each taken at its first order
+    assert float(apart) > 1e-3  # eight steps of first order
     other = latents.decode(cascade, PARAMS, result, caption=None, steps="8")
     assert (float(jnp.abs(other - images).mean()) < 1e-4) == (caption is None)
