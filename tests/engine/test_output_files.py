@@ -40,8 +40,8 @@ def test_a_second_result_leaves_nothing_of_the_first(tmp_path, first, second):
     names = [name.replace("other", "s", 1) for name in contents(tmp_path) if "other" in name]
     rest = [name for name in contents(tmp_path) if "other" not in name]
     assert rest == sorted([*names, "s/mine.png", "s.txt"])
-    listed = json.loads((tmp_path / "s.json").read_text())["images"]
-    assert output_files.listed(tmp_path / "s") == [name.removeprefix("s/") for name in listed]
+    image_names = json.loads((tmp_path / "s.json").read_text())["images"]
+    assert output_files.listed(tmp_path / "s") == [name.removeprefix("s/") for name in image_names]
 
 
 def test_images_that_no_record_lists_are_rejected_before_anything_is_removed(tmp_path):
