@@ -1,4 +1,4 @@
-"""The analytic command on a prior that says nothing, for which every number has a closed form."""
+"""The analytic command on a prior that predicts zero, for which every number has a closed form."""
 
 import dataclasses
 import pathlib
@@ -83,7 +83,7 @@ def test_the_table_of_a_prior_that_says_nothing_is_the_closed_form(place, capsys
 
 
 def test_a_prior_worse_than_saying_nothing_is_drawn_from_with_the_small_variance(place):
-    # eps^2 above 1 would mean a negative uncertainty of x_0; none is left, which is beta_tilde
+    # eps^2 above 1 would mean a negative variance of x_0; clipped to zero, that is beta_tilde
     analytic.main(arguments(place, "--examples=64"))
     cfg, params, _ = load.load_prior(place / "prior" / "export")
     table = load.load_variance_table(place / "prior" / "export")
@@ -91,12 +91,12 @@ def test_a_prior_worse_than_saying_nothing_is_drawn_from_with_the_small_variance
     text = {"tokens": jnp.zeros((2, 24), int), "token_mask": jnp.ones((2, 24), bool), "z_txt": z}
     keys = rng.per_example(jax.random.key(0), jnp.arange(2))
 
-    def drawn(variance):
+    def sample(variance):
         sampling = dataclasses.replace(cfg.sampling, variance=variance)
         options = {"keys": keys, "sampling": sampling, "table": table}
         return prior.sample_latent(cfg, params, batch=text, **options)
 
-    np.testing.assert_allclose(drawn("table"), drawn("small"), atol=1e-5)
+    np.testing.assert_allclose(sample("table"), sample("small"), atol=1e-5)
 
 
 def test_other_strides_are_measured_on_request(place):

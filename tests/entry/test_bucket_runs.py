@@ -54,11 +54,11 @@ def test_a_run_with_failures_ends_with_the_same_bits(tmp_path, caplog, monkeypat
         train.main([*OPTIONS, f"--workdir={bucket}/run", f"--config.data.path={bucket}/data"])
         exported = bits(remote.local_export(f"{bucket}/run/export"))
         records = (bucket / "run/metrics.jsonl").read_bytes()
-        kept = (bucket / "run/checkpoints").names()
+        checkpoints = (bucket / "run/checkpoints").names()
     assert counts["served"] > STEPS * BATCH and min(counts.values()) > 100, counts
     assert losses(records) == losses((local / "metrics.jsonl").read_bytes())
     assert len(losses(records)) == STEPS / 10
-    assert kept == ["1000", "800", "900"]
+    assert checkpoints == ["1000", "800", "900"]
     assert exported == bits(local / "export")
 
 
@@ -82,10 +82,12 @@ def upload(folder: pathlib.Path, url: Url) -> None:
 
 def run(*command: str, count: int, devices: int) -> None:
     """Runs a command in so many processes, to a good end."""
-    ended = processes.outcome(
+    outcomes = processes.outcome(
         processes.start_together(["-m", *command], count=count, devices=devices)
     )
-    assert [status for status, _, _ in ended] == [0] * count, [text[-1500:] for *_, text in ended]
+    assert [status for status, _, _ in outcomes] == [0] * count, [
+        text[-1500:] for *_, text in outcomes
+    ]
 
 
 def kill_after(checkpoint: Url, *command: str) -> None:

@@ -44,15 +44,15 @@ def test_the_version_is_printed(capsys):
 
 
 def test_a_misspelt_command_is_one_line_with_a_suggestion():
-    done = python("-m", "unclip_jax", "trian", "--config=prior:tiny")
-    assert done.returncode == 2
-    assert done.stderr == "error: unknown command 'trian'. Did you mean 'train'?\n"
+    process = python("-m", "unclip_jax", "trian", "--config=prior:tiny")
+    assert process.returncode == 2
+    assert process.stderr == "error: unknown command 'trian'. Did you mean 'train'?\n"
 
 
 def test_a_command_gets_its_arguments(tmp_path):
-    done = python("-m", "unclip_jax", "train", "--config=priro:tiny", f"--workdir={tmp_path}")
-    assert done.returncode == 2
-    assert "no experiment 'priro'. Did you mean 'prior'?" in done.stderr
+    process = python("-m", "unclip_jax", "train", "--config=priro:tiny", f"--workdir={tmp_path}")
+    assert process.returncode == 2
+    assert "no experiment 'priro'. Did you mean 'prior'?" in process.stderr
 
 
 @pytest.mark.parametrize("name", command_line.COMMANDS)
@@ -63,9 +63,9 @@ def test_help_starts_no_jax(name):
         "except SystemExit as end: assert not end.code\n"
         "sys.stderr.write(str('jax' in sys.modules))"
     )
-    done = python("-c", code, name)
-    assert (done.returncode, done.stderr) == (0, "False")
-    assert done.stdout.startswith("usage: python -m unclip_jax")
+    process = python("-c", code, name)
+    assert (process.returncode, process.stderr) == (0, "False")
+    assert process.stdout.startswith("usage: python -m unclip_jax")
 
 
 @pytest.mark.parametrize("name", command_line.COMMANDS)
@@ -99,7 +99,7 @@ def scripts() -> dict[str, str]:
     }
 
 
-def offered(shell: str, script: pathlib.Path, line: str) -> list[str]:
+def completions(shell: str, script: pathlib.Path, line: str) -> list[str]:
     """Words that a shell offers at the end of a command line."""
     if shell == "bash":
         words = [shlex.quote(word) for word in line.split(" ")]
@@ -107,8 +107,8 @@ def offered(shell: str, script: pathlib.Path, line: str) -> list[str]:
         code += f'COMP_CWORD={len(words) - 1}; _unclip; printf "%s\\n" "${{COMPREPLY[@]}}"'
     else:
         code = f"source {script}; complete -C '{line}'"
-    done = subprocess.run([shell, "-c", code], capture_output=True, text=True, check=True)
-    return [word.split("\t")[0] for word in done.stdout.splitlines() if word]
+    process = subprocess.run([shell, "-c", code], capture_output=True, text=True, check=True)
+    return [word.split("\t")[0] for word in process.stdout.splitlines() if word]
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])
@@ -131,7 +131,7 @@ def test_commands_flags_and_choices_are_completed(shell, line, words, scripts, t
         pytest.skip(f"{shell} is not installed")
     (tmp_path / "script").write_text(scripts[shell])
     files = {path.name for path in pathlib.Path().iterdir()}
-    assert sorted({*offered(shell, tmp_path / "script", line)} - files) == sorted(words)
+    assert sorted({*completions(shell, tmp_path / "script", line)} - files) == sorted(words)
 
 
 @pytest.mark.parametrize("shell", shell_completion.SHELLS)
@@ -140,8 +140,8 @@ def test_a_completion_script_is_valid(shell, scripts, tmp_path):
         pytest.skip(f"{shell} is not installed")
     (tmp_path / "script").write_text(scripts[shell])
     command = [shell, "-n", tmp_path / "script"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["csh"]])

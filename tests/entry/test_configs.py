@@ -93,8 +93,8 @@ def run(tmp_path_factory):
 def test_training_on_takes_model_and_tokenizer_from_the_export(run, name):
     export = run / name / "export"
     case = read(f"--config.init_from={export}", spec=f"{FINETUNE}:{name}")
-    described = json.dumps(case.build_stage().describe["config"], sort_keys=True)
-    assert described == json.dumps(load.read_manifest(export).config, sort_keys=True)
+    description = json.dumps(case.build_stage().describe["config"], sort_keys=True)
+    assert description == json.dumps(load.read_manifest(export).config, sort_keys=True)
     assert (case.name, case.size, case.init_from) == (name, "finetune", str(export))
     words = "" if name == "upsampler_256" else str(export / "tokenizer")
     assert case.data.tokenizer == words

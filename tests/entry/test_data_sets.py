@@ -87,9 +87,9 @@ def training(data, **changes):
 def test_training_reads_batches_as_specified(data, run_dir):
     experiment = training(data, tokenizer=f"{run_dir}/tokenizer")
     stage = experiment.build_stage()
-    opened = input_pipeline.open_inputs(experiment, stage)
-    batches.check(stage.batch_spec, next(opened.train))
-    (held_out,) = opened.held_out()
+    inputs = input_pipeline.open_inputs(experiment, stage)
+    batches.check(stage.batch_spec, next(inputs.train))
+    (held_out,) = inputs.held_out()
     assert held_out["caption"].tolist() == [r["caption"] for r in records("validation")]
     batches.check(stage.batch_spec, held_out)
 

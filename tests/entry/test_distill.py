@@ -69,8 +69,8 @@ def test_training_begins_at_the_teacher_and_moves_away(place):
     before, after = (
         trees.flatten_paths(load.read_params(p, abstract=load.stored_shapes(p))) for p in folders
     )
-    moved = max(np.abs(before[path] - after[path]).max() for path in before)
-    assert 0 < moved < 1e-3  # two steps of 1e-4
+    change = max(np.abs(before[path] - after[path]).max() for path in before)
+    assert 0 < change < 1e-3  # two steps of 1e-4
 
 
 def test_errors_of_samples_are_measured(place):

@@ -24,7 +24,7 @@ def layout(*arguments: str) -> ProcessLayout:
 
 
 FLAGS = ("--coordinator=host:1234", "--num-processes=4", "--process-id=3")
-TOLD = {
+ENVIRONMENT = {
     "JAX_COORDINATOR_ADDRESS": "other:5",
     "JAX_NUM_PROCESSES": "2",
     "JAX_PROCESS_ID": "0",
@@ -37,10 +37,10 @@ UNKNOWN = ProcessLayout(None, None, None)
     [
         ((), {}, None),
         (FLAGS, {}, ProcessLayout("host:1234", 4, 3)),
-        (FLAGS, TOLD, ProcessLayout("host:1234", 4, 3)),
-        ((), TOLD, ProcessLayout("other:5", 2, 0)),
+        (FLAGS, ENVIRONMENT, ProcessLayout("host:1234", 4, 3)),
+        ((), ENVIRONMENT, ProcessLayout("other:5", 2, 0)),
         ((), {"UNCLIP_DISTRIBUTED": "1"}, UNKNOWN),
-        ((), {**TOLD, "UNCLIP_DISTRIBUTED": "0"}, None),
+        ((), {**ENVIRONMENT, "UNCLIP_DISTRIBUTED": "0"}, None),
         ((), {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
         ((), {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, UNKNOWN),
         ((), {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, None),
@@ -62,7 +62,11 @@ def test_processes_are_found(arguments, environ, place):
         ((*FLAGS[:2], "--process-id=4"), {}, "this is process 4 of 4; processes are numbered"),
         (("--coordinator=host", *FLAGS[1:]), {}, "the coordinator is 'host'; write HOST:PORT"),
         ((), {"JAX_PROCESS_ID": "1"}, "JAX_NUM_PROCESSES, JAX_PROCESS_ID belong together"),
-        ((), {**TOLD, "JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID is 'one'; it must be a number"),
+        (
+            (),
+            {**ENVIRONMENT, "JAX_PROCESS_ID": "one"},
+            "JAX_PROCESS_ID is 'one'; it must be a number",
+        ),
         ((), {"UNCLIP_DISTRIBUTED": "yes"}, "UNCLIP_DISTRIBUTED is 'yes'; give 1, 0 or nothing"),
     ],
 )
@@ -72,7 +76,7 @@ def test_settings_that_mean_nothing_are_rejected(arguments, environ, message):
 
 
 def test_alone_nothing_is_started(monkeypatch):
-    for name in (*TOLD, "SLURM_PROCID", "TPU_WORKER_HOSTNAMES", "UNCLIP_DISTRIBUTED"):
+    for name in (*ENVIRONMENT, "SLURM_PROCID", "TPU_WORKER_HOSTNAMES", "UNCLIP_DISTRIBUTED"):
         monkeypatch.delenv(name, raising=False)
     cluster.start(layout())
 
@@ -91,25 +95,25 @@ def lonely(index: int) -> subprocess.Popen[str]:
 
 
 def test_a_coordinator_that_is_not_there_is_one_line_in_bounded_time():
-    ((status, _, printed),) = processes.outcome([lonely(1)])
+    ((status, _, output),) = processes.outcome([lonely(1)])
     assert status == 2
-    assert printed.splitlines()[-1].startswith("error: the coordinator 127.0.0.1:"), printed
-    assert "cannot be reached within 2 s" in printed and "Start process 0 too" in printed
+    assert output.splitlines()[-1].startswith("error: the coordinator 127.0.0.1:"), output
+    assert "cannot be reached within 2 s" in output and "Start process 0 too" in output
     assert not pathlib.Path("/nowhere").exists()
 
 
 def test_processes_of_a_launcher_that_do_not_connect_are_started_again(monkeypatch):
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
+    exit_codes = []
+    monkeypatch.setattr(os, "_exit", exit_codes.append)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.3))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setenv("UNCLIP_DISTRIBUTED", "1")
     cluster.start(timeout=0)
-    assert ended == [143]
+    assert exit_codes == [143]
 
 
 @pytest.mark.slow
 def test_a_coordinator_that_waits_in_vain_says_so():
-    ((status, _, printed),) = processes.outcome([lonely(0)])
+    ((status, _, output),) = processes.outcome([lonely(0)])
     assert status == 2
-    assert "the processes did not connect within 2 s" in printed
+    assert "the processes did not connect within 2 s" in output

@@ -68,8 +68,8 @@ def test_training_reads_codes_and_knows_whose_they_are(run_dir):
     export = run_dir / "dvae" / "export"
     assert inputs.train.origin["dvae"] == handoff.content_digest(export)
     elsewhere = dataclasses.replace(experiment.data, dvae="elsewhere")
-    moved = dataclasses.replace(experiment, data=elsewhere)
-    assert moved.identity() == experiment.identity()
+    other = dataclasses.replace(experiment, data=elsewhere)
+    assert other.identity() == experiment.identity()
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_training_reads_codes_and_knows_whose_they_are(run_dir):
     ],
 )
 def test_a_discrete_vae_that_does_not_fit_is_rejected(run_dir, changes, message):
-    def opened():
+    def open_inputs():
         experiment = settings(run_dir, changes)
         return input_pipeline.open_inputs(experiment, experiment.build_stage())
 
     with pytest.raises(UserError, match=message):
-        opened()
+        open_inputs()
 
 
 def test_an_exported_transformer_is_trained_on_with_the_codes_of_its_run(run_dir):
@@ -136,7 +136,7 @@ def test_an_interrupted_encoding_continues_behind_its_last_file(run_dir, codes, 
     info = {k: v for k, v in image_codes.read_info(codes / "train").items() if k != "finished"}
     whole = np.load(codes / "train" / "codes_0000.npy")
     writer = CodeWriter(tmp_path / "train", info=info, shard=16)
-    writer.add(whole[:20])  # one file of 16, and 4 that are lost
+    writer.add(whole[:20])  # one file of 16; the last 4 are unwritten
     source = sources.open_source(f"{run_dir}/data", split="train")
     with pytest.raises(UserError, match="is half-written; run the same `embed codes` command"):
         CodedSource(source, tmp_path / "train")
@@ -151,23 +151,23 @@ def test_an_interrupted_encoding_continues_behind_its_last_file(run_dir, codes, 
 def test_a_complete_folder_stays_complete_while_the_command_runs_again(
     run_dir, codes, tmp_path, monkeypatch
 ):
-    folder = changed(codes, tmp_path / "codes")
+    folder = copy_with(codes, tmp_path / "codes")
     before = (folder / "train" / "info.json").stat()
-    opened = []
+    readers = []
 
     def read(source, **_):
-        opened.append(CodedSource(source, folder / "train"))  # as a training would
+        readers.append(CodedSource(source, folder / "train"))  # as a training would
         return iter(())
 
     monkeypatch.setattr(inference_codes, "_batches", read)
     command = ["codes", f"--dvae={run_dir}/dvae/export", f"--data={run_dir}/data"]
     embed.main([*command, f"--out={folder}", "--splits", "train"])
-    assert len(opened) == 1
+    assert len(readers) == 1
     assert (folder / "train" / "info.json").stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_a_complete_folder_that_is_written_to_is_half_written_until_the_end(codes, tmp_path):
-    folder = changed(codes, tmp_path / "codes") / "train"
+    folder = copy_with(codes, tmp_path / "codes") / "train"
     info = {k: v for k, v in image_codes.read_info(folder).items() if k != "finished"}
     rows = np.load(folder / "codes_0000.npy")
     (folder / "codes_0000.npy").unlink()
@@ -205,7 +205,7 @@ def test_stored_codes_are_of_one_data_set(run_dir, codes):
     assert settings(run_dir, "data.mixture=('elsewhere',)").data.mixture == ("elsewhere",)
 
 
-def changed(codes, folder, *, rows=None, **info):
+def copy_with(codes, folder, *, rows=None, **info):
     """A copy of the codes of the training split with other facts."""
     shutil.copytree(codes, folder)
     stored = image_codes.read_info(folder / "train")
@@ -229,7 +229,7 @@ def changed(codes, folder, *, rows=None, **info):
     ],
 )
 def test_codes_that_do_not_fit_are_rejected(run_dir, codes, tmp_path, changes, message):
-    folder = changed(codes, tmp_path / "codes", **changes)
+    folder = copy_with(codes, tmp_path / "codes", **changes)
     with pytest.raises(UserError, match=message):
         batches_of(settings(run_dir, f"data.codes={folder}"))
 

@@ -160,8 +160,8 @@ def test_processes_share_the_shards_of_each_job(place, tmp_path, monkeypatch, la
         together.process_count, together.process_index = (lambda: 2), (lambda index=index: index)
         monkeypatch.setattr(dataset_embedding, "jax", together)
         embed.main([*command, f"--shard={job}/2"])
-        written = (tmp_path / "together" / "train" / "img_emb").iterdir()
-        assert {int(path.stem[-4:]) for path in written} == shards
+        files = (tmp_path / "together" / "train" / "img_emb").iterdir()
+        assert {int(path.stem[-4:]) for path in files} == shards
     assert contents(tmp_path / "together") == contents(tmp_path / "whole")
 
 
@@ -178,7 +178,7 @@ def test_shares_are_checked(place, tmp_path, share):
         embed.main([*arguments(place, tmp_path), f"--shard={share}"])
 
 
-def prepared(place: pathlib.Path, out: pathlib.Path, what: str) -> None:
+def write_data(place: pathlib.Path, out: pathlib.Path, what: str) -> None:
     prepare.main([what, f"--out={out}", f"--tokenizer={place}/tokenizer"])
 
 
@@ -194,7 +194,7 @@ def prepared(place: pathlib.Path, out: pathlib.Path, what: str) -> None:
 )
 def test_embeddings_of_data_rebuilt_are_rejected(place, tmp_path, other, monkeypatch):
     monkeypatch.setattr(dataset_embedding, "compile_encoder", _constant)
-    prepared(place, tmp_path / "data", "shapes:train=20")
+    write_data(place, tmp_path / "data", "shapes:train=20")
     again = [
         f"--clip={place}/clip/export",
         f"--data={tmp_path}/data",
@@ -232,7 +232,7 @@ def test_all_captions_are_embedded_on_request(place, tmp_path, monkeypatch):
             "2.json": '["a bear", "two bears", "bears"]',
         },
     )
-    prepared(place, tmp_path / "data", str(tmp_path / "in"))
+    write_data(place, tmp_path / "data", str(tmp_path / "in"))
     again = [f"--clip={place}/clip/export", f"--data={tmp_path}/data", f"--out={tmp_path}/e"]
     embed.main([*again, "--all-captions", "--batch=8"])
     stored = EmbeddingSource(tmp_path / "e" / "train")
@@ -240,8 +240,8 @@ def test_all_captions_are_embedded_on_request(place, tmp_path, monkeypatch):
     assert [row["key"] for row in rows] == ["0", "1", "1", "2", "2", "2"]
     assert [row["caption"] for row in rows[3:]] == ["a bear", "two bears", "bears"]
     source = sources.open_source(tmp_path / "data", split="train")
-    joined = sources.JoinedSource(source, EmbeddingSource(tmp_path / "e" / "train"))
-    assert [joined[i]["z_txt"].shape for i in range(3)] == [(1, 4), (2, 4), (3, 4)]
+    joined_source = sources.JoinedSource(source, EmbeddingSource(tmp_path / "e" / "train"))
+    assert [joined_source[i]["z_txt"].shape for i in range(3)] == [(1, 4), (2, 4), (3, 4)]
     with pytest.raises(UserError, match="holds embeddings with captions = 'all', now it is None"):
         embed.main(again)
 
@@ -296,9 +296,9 @@ def _of_the_row(module, **options):
     return encode
 
 
-def clip_retrieval(folder, keys, vectors, *, cut=25) -> pathlib.Path:
+def clip_retrieval(folder, keys, vectors, *, split=25) -> pathlib.Path:
     """Writes embeddings of images as clip-retrieval does, in two parts."""
-    for number, rows in enumerate((slice(0, cut), slice(cut, None))):
+    for number, rows in enumerate((slice(0, split), slice(split, None))):
         table = pyarrow.table({"image_path": keys[rows], "caption": ["other"] * len(keys[rows])})
         for kind in ("img_emb", "metadata"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -337,8 +337,8 @@ def test_joined_embeddings_are_written_to_stores(place, foreign, tmp_path, googl
     assert len(stored) == len(local) == 30
     for one, other in zip(stored, local, strict=True):
         np.testing.assert_equal(one, other)
-    joined = sources.JoinedSource(source, stored)
-    assert [joined[i]["key"] for i in range(30)] == [source[i]["key"] for i in range(30)]
+    joined_source = sources.JoinedSource(source, stored)
+    assert [joined_source[i]["key"] for i in range(30)] == [source[i]["key"] for i in range(30)]
 
 
 def test_embeddings_of_another_tool_are_joined_by_key(place, foreign, tmp_path, capsys):
@@ -351,15 +351,16 @@ def test_embeddings_of_another_tool_are_joined_by_key(place, foreign, tmp_path, 
         join(place, folder, tmp_path / "out")
         line = capsys.readouterr().out
         assert line.startswith("train: 38 of 40 records have an embedding")
-    joined = sources.JoinedSource(source, EmbeddingSource(tmp_path / "out" / "train"))
-    assert [joined[i]["key"] for i in range(len(joined))] == [
+    joined_source = sources.JoinedSource(source, EmbeddingSource(tmp_path / "out" / "train"))
+    assert [joined_source[i]["key"] for i in range(len(joined_source))] == [
         source[i]["key"] for i in range(40) if i not in (3, 20)
     ]
     for place_in_set, number in enumerate(i for i in range(40) if i not in (3, 20)):
         np.testing.assert_array_equal(
-            joined[place_in_set]["z_img"], z_img[number].astype(np.float16).astype(np.float32)
+            joined_source[place_in_set]["z_img"],
+            z_img[number].astype(np.float16).astype(np.float32),
         )
-        assert joined[place_in_set]["caption"] == source[number]["caption"]
+        assert joined_source[place_in_set]["caption"] == source[number]["caption"]
     assert "clip_id" in EmbeddingSource(tmp_path / "out" / "train").info()
 
 
@@ -389,7 +390,7 @@ def test_records_of_one_name_are_rejected(tmp_path, foreign, place, monkeypatch,
     source, z_img = foreign
     records = [{**source[i], "key": f"{i}/same"} for i in range(2)]
     folder = EmbeddingFolder(tmp_path / "out", info={})
-    rows = EmbeddingSource(clip_retrieval(tmp_path / "in", ["same", "b"], z_img[:2], cut=1))
+    rows = EmbeddingSource(clip_retrieval(tmp_path / "in", ["same", "b"], z_img[:2], split=1))
     encoder, _ = dataset_embedding.load_encoder(
         place / "clip" / "export", tokenizer_hash="", batch_size=4, raw=False, workers=1
     )

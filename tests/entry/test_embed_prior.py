@@ -28,8 +28,8 @@ def command(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", X)
     (tmp_path / "of_x.txt").write_text("anna\nbob\nzoe\nanna\n" * 3)
     data = PairsConfig(f"{tmp_path}/x.npy", f"{tmp_path}/x.npy", subjects=f"{tmp_path}/of_x.txt")
-    known = model_of(data, scaled, encoder=EncoderConfig(width=8, subjects=3, labels=LABELS))
-    monkeypatch.setattr(EmbeddingPriorModel, "open", lambda path: known)
+    model = model_of(data, scaled, encoder=EncoderConfig(width=8, subjects=3, labels=LABELS))
+    monkeypatch.setattr(EmbeddingPriorModel, "open", lambda path: model)
     np.save(tmp_path / "new.npy", X[:3])
 
     def run(*options, out="z.npy"):

@@ -96,14 +96,14 @@ def test_the_linear_prediction_and_the_mean(prior, arrays):
 
 
 def test_the_mean_of_raw_targets_is_the_bias_of_a_ridge_of_vectors_or_unknown(prior):
-    bias, fitted = np.linspace(-1, 1, 16, dtype=np.float32), prior.params["fitted"]
+    bias, fitted_params = np.linspace(-1, 1, 16, dtype=np.float32), prior.params["fitted"]
     plain = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
-    fitted = {**fitted, "y": plain, "ridge": {**fitted["ridge"], "bias": bias}}
+    fitted_params = {**fitted_params, "y": plain, "ridge": {**fitted_params["ridge"], "bias": bias}}
     raw = dataclasses.replace(prior.cfg, scaling="raw")
 
     def mean(**changes):
         cfg = dataclasses.replace(raw, model=dataclasses.replace(raw.model, **changes))
-        params = {**prior.params, "fitted": fitted}
+        params = {**prior.params, "fitted": fitted_params}
         return dataclasses.replace(prior, cfg=cfg, params=params).mean()
 
     np.testing.assert_array_equal(mean(), bias)
@@ -150,42 +150,44 @@ def test_conditions_may_be_left_out_as_they_were_in_training(prior, arrays, monk
     conditions = (ConditionConfig("x", (24,)), ConditionConfig("z", (2,)))
     model = dataclasses.replace(prior.cfg.model, conditions=conditions, ridge=False)
     cfg = dataclasses.replace(prior.cfg, model=model)
-    known = dataclasses.replace(prior, cfg=cfg)
+    trained_model = dataclasses.replace(prior, cfg=cfg)
     message = r"condition z is missing, and .* .config.model.drop_each=0.; give rows of z\."
     with pytest.raises(UserError, match=message):
-        known.sample({"x": arrays[0][:2]})
-    dropped = dataclasses.replace(known, cfg=dataclasses.replace(cfg, drop_each=0.1))
-    assert dropped.sample({"x": arrays[0][:2]}).shape == (2, 1, 16)
-    regression = dataclasses.replace(dropped.cfg, method="mlp", sampling=SamplingConfig())
+        trained_model.sample({"x": arrays[0][:2]})
+    with_drop = dataclasses.replace(trained_model, cfg=dataclasses.replace(cfg, drop_each=0.1))
+    assert with_drop.sample({"x": arrays[0][:2]}).shape == (2, 1, 16)
+    regression = dataclasses.replace(with_drop.cfg, method="mlp", sampling=SamplingConfig())
     with pytest.raises(UserError, match="condition z is missing"):
-        dataclasses.replace(known, cfg=regression).sample({"x": arrays[0][:2]})
+        dataclasses.replace(trained_model, cfg=regression).sample({"x": arrays[0][:2]})
     encoder = EncoderConfig(width=8, subjects=2)
-    alone = dataclasses.replace(known, cfg=dataclasses.replace(dropped.cfg, encoder=encoder))
+    alone = dataclasses.replace(
+        trained_model, cfg=dataclasses.replace(with_drop.cfg, encoder=encoder)
+    )
     with pytest.raises(UserError, match="condition x, z is missing"):
         alone.sample({"subject": ["0", "1"]})
 
 
 def test_a_model_is_described_in_one_line(prior):
     count = sum(leaf.size for leaf in jax.tree.leaves(prior.params))
-    described = f"EmbeddingPriorModel(diffusion: x [24] -> [16], {count:,} parameters, step 20)"
-    assert repr(prior) == described
+    description = f"EmbeddingPriorModel(diffusion: x [24] -> [16], {count:,} parameters, step 20)"
+    assert repr(prior) == description
     cfg = dataclasses.replace(prior.cfg, encoder=EncoderConfig(width=8, subjects=2))
     assert "x [24], subject -> [16]" in repr(dataclasses.replace(prior, cfg=cfg))
 
 
 def test_an_export_is_replaced_on_request(prior, tmp_path):
-    changed = {
+    params = {
         **prior.params,
         "fitted": jax.tree.map(lambda leaf: leaf + 1, prior.params["fitted"]),
     }
     prior.save(tmp_path / "saved")
     with pytest.raises(UserError, match="saved holds an export already; give another folder, or o"):
-        dataclasses.replace(prior, params=changed).save(tmp_path / "saved")
+        dataclasses.replace(prior, params=params).save(tmp_path / "saved")
     again = EmbeddingPriorModel.open(tmp_path / "saved")
     np.testing.assert_array_equal(again.mean(), prior.mean())
-    dataclasses.replace(prior, params=changed).save(tmp_path / "saved", overwrite=True)
+    dataclasses.replace(prior, params=params).save(tmp_path / "saved", overwrite=True)
     again = EmbeddingPriorModel.open(tmp_path / "saved")
-    jax.tree.map(np.testing.assert_array_equal, again.params["fitted"], changed["fitted"])
+    jax.tree.map(np.testing.assert_array_equal, again.params["fitted"], params["fitted"])
 
 
 def test_it_is_saved_and_opened(prior, tmp_path):
@@ -217,12 +219,12 @@ def test_the_evaluation_compares_with_the_ridge_and_the_mean(run, place, tmp_pat
 
 def test_the_command_samples_for_new_conditions(run, prior, arrays, tmp_path, capsys, monkeypatch):
     x, _ = arrays
-    used = []
-    monkeypatch.setattr(embed.compilation_cache, "use", lambda: used.append(True))
+    uses = []
+    monkeypatch.setattr(embed.compilation_cache, "use", lambda: uses.append(True))
     np.save(tmp_path / "new.npy", x[:3])
     options = ["--num=2", "--steps=4", f"--out={tmp_path}/z.npy"]
     embed.main(["prior", str(run), f"--x={tmp_path}/new.npy", *options])
-    assert capsys.readouterr().out == f"wrote {tmp_path}/z.npy: 3 rows, 2 samples each\n" and used
+    assert capsys.readouterr().out == f"wrote {tmp_path}/z.npy: 3 rows, 2 samples each\n" and uses
     expected = prior.sample(x[:3], num=2, steps="4")
     np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="--batch is 0; it must be greater than 0"):
@@ -248,10 +250,10 @@ def test_arrays_in_memory_are_written_for_the_same_command(tmp_path):
 
 
 def test_python_trains_with_several_conditions(tmp_path, monkeypatch):
-    seen = {}
+    arguments = {}
 
     def remember(experiment, folder):
-        seen["experiment"] = experiment
+        arguments["experiment"] = experiment
         raise UserError("enough")
 
     monkeypatch.setattr(fit_prior.training_run, "train_and_export", remember)
@@ -265,7 +267,7 @@ def test_python_trains_with_several_conditions(tmp_path, monkeypatch):
             settings={"model.scaling": "standardised", "model.encoder.width": 8},
             workdir=tmp_path,
         )
-    experiment = seen["experiment"]
+    experiment = arguments["experiment"]
     assert list(experiment.data.named()) == ["brain", "text"]
     assert experiment.model.scaling == "standardised" and experiment.data.groups.endswith(".npy")
     assert np.load(experiment.data.subjects).tolist() == ["a", "b"] * 5

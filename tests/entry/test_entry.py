@@ -18,9 +18,9 @@ def outcome(error: BaseException | int | None, capsys: pytest.CaptureFixture[str
             raise error
         return error
 
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as exit_error:
         entry.run(main)
-    return caught.value.code, capsys.readouterr().err
+    return exit_error.value.code, capsys.readouterr().err
 
 
 def test_success_and_other_statuses(capsys: pytest.CaptureFixture[str]):
@@ -34,8 +34,8 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]):
 
 
 def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]):
-    status, printed = outcome(KeyboardInterrupt(), capsys)
-    assert (status, printed.strip()) == (
+    status, output = outcome(KeyboardInterrupt(), capsys)
+    assert (status, output.strip()) == (
         130,
         "interrupted: run the same command again to continue.",
     )
@@ -52,9 +52,9 @@ def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]):
 )
 def test_rejections_of_the_file_system(number: int, fix: str, capsys: pytest.CaptureFixture[str]):
     error = OSError(number, os.strerror(number), "/some/file")
-    status, printed = outcome(error, capsys)
+    status, output = outcome(error, capsys)
     assert status == 2
-    assert printed.startswith(f"error: {os.strerror(number)}: /some/file; {fix}")
+    assert output.startswith(f"error: {os.strerror(number)}: /some/file; {fix}")
 
 
 def raised_by_jax(error: str, wrap: type[Exception] | None = None) -> None:
@@ -83,27 +83,27 @@ def raised_by_jax(error: str, wrap: type[Exception] | None = None) -> None:
 def test_a_missing_device_is_one_line(error, reason, wrap, capsys, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "rocket")
     monkeypatch.setattr(entry, "_platforms", lambda: "cpu")
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as exit_error:
         entry.run(lambda: raised_by_jax(error, wrap))
-    printed = capsys.readouterr().err
-    assert (caught.value.code, printed.count("\n")) == (2, 1)
+    output = capsys.readouterr().err
+    assert (exit_error.value.code, output.count("\n")) == (2, 1)
     expected = f"error: JAX cannot use the platform rocket (JAX_PLATFORMS): {reason}. On this mach"
-    assert printed.startswith(expected) and "it finds cpu. Unset JAX_PLATFORMS" in printed
+    assert output.startswith(expected) and "it finds cpu. Unset JAX_PLATFORMS" in output
 
 
 @pytest.mark.parametrize("platform", ["cuda", "no_such_platform"])
 def test_jax_raises_there_where_it_has_no_such_device(platform):
     script = "import jax; from unclip_jax.cli import entry; entry.run(lambda: print(jax.devices()))"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "JAX_PLATFORMS": platform},
         capture_output=True,
         text=True,
     )
-    if done.returncode == 0:
+    if process.returncode == 0:
         pytest.skip(f"this machine has {platform}")
-    line = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = process.stderr.strip().splitlines()[-1]
+    assert process.returncode == 2 and "Traceback" not in process.stderr
     assert line.startswith(f"error: JAX cannot use the platform {platform} (JAX_PLATFORMS): ")
     assert "On this machine it finds cpu." in line
 
@@ -144,7 +144,7 @@ def test_a_reader_that_goes_away_is_no_error():
                 sys.stdout.write("line\\n")
         entry.run(main)
     """
-    done = subprocess.run(
+    process = subprocess.run(
         f"{sys.executable} -c '{textwrap.dedent(body)}' | head -1; echo ${{PIPESTATUS[0]}}",
         shell=True,
         executable="/bin/bash",
@@ -152,8 +152,8 @@ def test_a_reader_that_goes_away_is_no_error():
         text=True,
         check=False,
     )
-    assert done.stdout.split() == ["line", "0"]
-    assert done.stderr == ""
+    assert process.stdout.split() == ["line", "0"]
+    assert process.stderr == ""
 
 
 def test_an_error_below_a_progress_bar_has_a_line_of_its_own(capsys):
@@ -161,5 +161,5 @@ def test_an_error_below_a_progress_bar_has_a_line_of_its_own(capsys):
 
     bar = tqdm.tqdm(total=3)
     bar.update(1)
-    _, printed = outcome(UserError("it broke."), capsys)
-    assert printed.endswith("\nerror: it broke.\n") and bar.disable
+    _, output = outcome(UserError("it broke."), capsys)
+    assert output.endswith("\nerror: it broke.\n") and bar.disable

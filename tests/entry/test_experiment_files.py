@@ -17,9 +17,9 @@ def test_every_file_of_the_folder_has_a_name():
 @pytest.mark.parametrize("name", ["prior", "glide"])
 def test_a_name_and_a_path_give_the_same_config(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # names do not depend on where a command runs
-    named = files.get_config(f"{name}:tiny")
-    assert named == files.get_config(f"{ROOT}/experiments/{name}.py:tiny")
-    assert (named.name, named.size) == (name, "tiny")
+    config = files.get_config(f"{name}:tiny")
+    assert config == files.get_config(f"{ROOT}/experiments/{name}.py:tiny")
+    assert (config.name, config.size) == (name, "tiny")
 
 
 def test_a_file_of_the_working_directory_is_not_a_name(tmp_path, monkeypatch):

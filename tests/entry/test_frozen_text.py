@@ -71,10 +71,10 @@ def test_stored_features_make_the_same_batches(folder):
     one, other = (input_pipeline.open_inputs(e, stage) for e in (computed, stored))
     rows, again = next(one.train), next(other.train)
     batches.check(stage.batch_spec, rows)
-    seen = rows["text_mask"][..., None]
+    mask = rows["text_mask"][..., None]
     assert rows["text_mask"].sum() > 0
     np.testing.assert_array_equal(rows["text_mask"], again["text_mask"])
-    ours, theirs = (np.float32(b["text_features"]) * seen for b in (rows, again))
+    ours, theirs = (np.float32(b["text_features"]) * mask for b in (rows, again))
     np.testing.assert_allclose(ours, theirs, rtol=2**-7, atol=1e-3)  # one bit of bfloat16
     identity = handoff.read_manifest(folder / "text_encoder" / "export").text_encoder_id
     assert one.facts["text_encoder_id"] == identity == one.facts["inputs"]["text_encoder"]

@@ -89,18 +89,18 @@ def advice(text):
 def test_missing_embeddings_come_with_the_commands_that_make_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = tiny.experiment("prior")
-    with pytest.raises(UserError, match="no embeddings in runs/tiny/embeddings/train") as told:
+    with pytest.raises(UserError, match="no embeddings in runs/tiny/embeddings/train") as error:
         training_embeddings.open_embeddings(mine, "train")
-    by_hand, cascade = advice(str(told.value))
+    by_hand, cascade = advice(str(error.value))
     args = embed.parser().parse_args(by_hand[3:])
     assert by_hand[:3] == ["python", "-m", "unclip_jax.embed"]
     assert str(args.clip) == "runs/tiny/clip/export"
     assert (str(args.data), str(args.out)) == (mine.data.path, mine.data.embeddings)
     assert cascade == ["launch/cascade", "tiny", "--until=embed"]
-    given = dataclasses.replace(mine.data, embeddings="my runs/z", clip="openai/export")
-    with pytest.raises(UserError, match="no embeddings in my runs/z") as told:
-        training_embeddings.open_embeddings(dataclasses.replace(mine, data=given), "train")
-    (by_hand,) = advice(str(told.value))  # the cascade would put them elsewhere
+    data_config = dataclasses.replace(mine.data, embeddings="my runs/z", clip="openai/export")
+    with pytest.raises(UserError, match="no embeddings in my runs/z") as error:
+        training_embeddings.open_embeddings(dataclasses.replace(mine, data=data_config), "train")
+    (by_hand,) = advice(str(error.value))  # the cascade would put them elsewhere
     args = embed.parser().parse_args(by_hand[3:])
     assert (str(args.clip), str(args.out)) == ("openai/export", "my runs/z")
 
@@ -109,20 +109,20 @@ def test_what_is_missing_is_the_data_set_not_its_tokenizer(tmp_path):
     """Every command that is advised works as it stands."""
     mine = tiny.experiment("clip")
     mine = dataclasses.replace(mine, data=dataclasses.replace(mine.data, path=f"{tmp_path}/a b"))
-    with pytest.raises(UserError, match="no data set at .*a b; make one") as told:
+    with pytest.raises(UserError, match="no data set at .*a b; make one") as error:
         input_pipeline.open_inputs(mine, mine.build_stage())
-    words = advice(str(told.value))[0]
+    words = advice(str(error.value))[0]
     assert words[:3] == ["python", "-m", "unclip_jax.prepare"]
     few = "shapes:train=8,validation=4"  # the whole world takes its time
     small = [few if word == "shapes" else word for word in words[3:]]
     prepare.main([*small, "--tokenizer=none"])
-    with pytest.raises(UserError, match="a b has no tokenizer") as told:
+    with pytest.raises(UserError, match="a b has no tokenizer") as error:
         input_pipeline.open_inputs(mine, mine.build_stage())
-    prepare.main(advice(str(told.value))[0][3:])
+    prepare.main(advice(str(error.value))[0][3:])
     shutil.rmtree(tmp_path / "a b" / "tokenizer")
-    with pytest.raises(UserError, match="a b has no tokenizer; .* --vocab-size=1024`") as told:
+    with pytest.raises(UserError, match="a b has no tokenizer; .* --vocab-size=1024`") as error:
         input_pipeline.open_inputs(mine, mine.build_stage())
-    prepare.main(advice(str(told.value))[0][3:])
+    prepare.main(advice(str(error.value))[0][3:])
     assert input_pipeline.open_inputs(mine, mine.build_stage()).tokenizer
 
 

@@ -26,8 +26,13 @@ SMALL = ("--config.model.model.depth=1", "--config.train.batch_size=32")
 def case(tmp_path_factory) -> tuple[dict, pathlib.Path]:
     """A small prior on eight pretended devices."""
     out = tmp_path_factory.mktemp("plan") / "made" / "plan.json"
-    given = ["--config=experiments/prior.py:tiny", "--mesh=data=2,fsdp=4", f"--out={out}", *SMALL]
-    plan.main(given)
+    arguments = [
+        "--config=experiments/prior.py:tiny",
+        "--mesh=data=2,fsdp=4",
+        f"--out={out}",
+        *SMALL,
+    ]
+    plan.main(arguments)
     return json.loads(out.read_text()), out
 
 
@@ -50,7 +55,7 @@ def test_a_plan_says_what_a_step_needs(case):
     sizes = result["memory_per_chip"]
     assert sizes["optimiser"] == pytest.approx(2 * sizes["parameters"], rel=0.01)  # two moments
     assert sizes["average"] == sizes["parameters"]
-    quarter = 4 * result["parameters"] / 4  # bytes; gains and biases are held whole
+    quarter = 4 * result["parameters"] / 4  # bytes; gains and biases are replicated
     assert quarter < sizes["parameters"] < 1.4 * quarter
     assert 0 < sizes["activations_and_scratch"] < sizes["peak"] < sizes["available"]
     assert result["collective_bytes_per_chip"]["all-gather"] > 0
@@ -68,9 +73,9 @@ def test_without_libtpu_the_device_at_hand_is_planned_for(monkeypatch, capsys):
     monkeypatch.setattr(compile_target, "can_compile_for_tpu", lambda: False)
     target = plans.find_target("v5p:4x4x8")
     assert target.real and len(target.devices) == 8
-    printed = capsys.readouterr().err
-    assert "libtpu is not installed (pip install 'unclip_jax[tpu]')" in printed
-    assert "instead" in printed
+    stderr = capsys.readouterr().err
+    assert "libtpu is not installed (pip install 'unclip_jax[tpu]')" in stderr
+    assert "instead" in stderr
 
 
 @pytest.mark.parametrize(
@@ -120,18 +125,18 @@ def planned_for_tpu(tmp_path: pathlib.Path, *arguments: str) -> dict:
         pytest.skip("libtpu is not installed")
     out = tmp_path / "plan.json"
     command = [sys.executable, "-m", "unclip_jax.plan", *arguments, f"--out={out}"]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert "fits: " in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "fits: " in process.stdout
     return json.loads(out.read_text())
 
 
 @pytest.mark.slow
 def test_a_tiny_stage_compiles_for_a_tpu_that_is_not_there(tmp_path):
-    given = ("--config=experiments/prior.py:tiny", "--topology=v5e:2x4", "--mesh=data=2,fsdp=4")
-    result = planned_for_tpu(tmp_path, *given, *SMALL)
+    arguments = ("--config=experiments/prior.py:tiny", "--topology=v5e:2x4", "--mesh=data=2,fsdp=4")
+    result = planned_for_tpu(tmp_path, *arguments, *SMALL)
     assert (result["chips"], result["fits"]) == (8, True)
     low, high = result["estimate"]["step_seconds"]
     assert 0 < low < high
@@ -141,15 +146,15 @@ def test_a_tiny_stage_compiles_for_a_tpu_that_is_not_there(tmp_path):
 
 @pytest.mark.nightly
 def test_what_does_not_fit_is_rejected_by_the_compiler_with_advice(tmp_path):
-    given = ("--config=experiments/prior.py", "--topology=v5e:2x2", "--config.mesh.fsdp=1")
-    result = planned_for_tpu(tmp_path, *given)
+    arguments = ("--config=experiments/prior.py", "--topology=v5e:2x2", "--config.mesh.fsdp=1")
+    result = planned_for_tpu(tmp_path, *arguments)
     assert not result["fits"] and "exceed" in result["refusal"]
     assert any("raise fsdp" in line for line in result["advice"])
 
 
 @pytest.mark.nightly
 def test_the_paper_s_prior_fits_256_small_chips_and_moves_parameters_not_examples(tmp_path):
-    given = ("--config=experiments/prior.py", "--topology=v5e:16x16", "--mesh=data=16,fsdp=16")
-    result = planned_for_tpu(tmp_path, *given)
+    arguments = ("--config=experiments/prior.py", "--topology=v5e:16x16", "--mesh=data=16,fsdp=16")
+    result = planned_for_tpu(tmp_path, *arguments)
     assert result["fits"] and result["memory_per_chip"]["peak"] < 6e9
     assert result["collective_bytes_per_chip"]["total"] < 8 * 2 * result["parameters"]

@@ -73,8 +73,8 @@ def train_base(root, encoder, *, width):
 
 def test_a_base_model_reads_a_published_encoder_as_it_reads_the_stand_in(root, minilm, stand_in):
     """The caption of another image costs both models, whose losses with the right one are alike."""
-    published = train_base(root, minilm, width=384)
-    trained = train_base(root, stand_in, width=32)
-    for metrics in (published, trained):
+    published_metrics = train_base(root, minilm, width=384)
+    stand_in_metrics = train_base(root, stand_in, width=32)
+    for metrics in (published_metrics, stand_in_metrics):
         assert metrics["val/loss_wrong_text"] > 1.05 * metrics["val/loss"]
-    assert 0.5 < published["val/loss"] / trained["val/loss"] < 2.0
+    assert 0.5 < published_metrics["val/loss"] / stand_in_metrics["val/loss"] < 2.0

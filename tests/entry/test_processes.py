@@ -30,8 +30,8 @@ def place(tmp_path_factory) -> pathlib.Path:
     """An untrained cascade, data with its tokenizer, and embeddings made by two processes."""
     folder = tmp_path_factory.mktemp("run")
     cascades.write(folder)
-    given = ["shapes:train=96,validation=32", f"--out={folder}/data"]
-    prepare.main([*given, f"--tokenizer={folder}/tokenizer"])
+    arguments = ["shapes:train=96,validation=32", f"--out={folder}/data"]
+    prepare.main([*arguments, f"--tokenizer={folder}/tokenizer"])
     embed(folder, folder / "embeddings", "2 x 4")
     return folder
 
@@ -41,17 +41,22 @@ def run(way: str, *command: str) -> list[tuple[int, str, str]]:
     count, devices = WAYS[way]
     module = ["-m", *command]
     if count == 1:
-        ended = processes.outcome([processes.start(module, devices=devices)])
+        outcomes = processes.outcome([processes.start(module, devices=devices)])
     else:
-        ended = processes.outcome(processes.start_together(module, count=count, devices=devices))
-    ends = [text[-1500:] for _, _, text in ended]
-    assert [status for status, _, _ in ended] == [0] * count, "\n\n".join(ends)
-    return ended
+        outcomes = processes.outcome(processes.start_together(module, count=count, devices=devices))
+    ends = [text[-1500:] for _, _, text in outcomes]
+    assert [status for status, _, _ in outcomes] == [0] * count, "\n\n".join(ends)
+    return outcomes
 
 
 def embed(place: pathlib.Path, out: pathlib.Path, way: str) -> None:
-    given = (f"--clip={place}/clip/export", f"--data={place}/data", f"--out={out}", "--batch=24")
-    run(way, "unclip_jax.embed", *given)
+    arguments = (
+        f"--clip={place}/clip/export",
+        f"--data={place}/data",
+        f"--out={out}",
+        "--batch=24",
+    )
+    run(way, "unclip_jax.embed", *arguments)
 
 
 def train(place: pathlib.Path, name: str, way: str) -> tuple[list[float], pathlib.Path]:
@@ -60,14 +65,14 @@ def train(place: pathlib.Path, name: str, way: str) -> tuple[list[float], pathli
     where = (f"--config.data.path={place}/data", f"--config.data.embeddings={place}/embeddings")
     mesh = ("--config.mesh.fsdp=4",) if WAYS[way] != (1, 1) else ()
     config = f"--config=experiments/{name}.py:tiny"
-    printed = run(way, "unclip_jax.train", config, f"--workdir={workdir}", *where, *mesh, *TINY)
-    for _, _, text in printed[1:]:  # one voice
+    outputs = run(way, "unclip_jax.train", config, f"--workdir={workdir}", *where, *mesh, *TINY)
+    for _, _, text in outputs[1:]:  # one voice
         assert "parameters on" not in text and "examples/s" not in text, text
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4]
-    held = [record["val/loss"] for record in records if "val/loss" in record]
-    assert len(held) == 1
-    return [record["loss"] for record in records if "loss" in record] + held, workdir
+    validation = [record["val/loss"] for record in records if "val/loss" in record]
+    assert len(validation) == 1
+    return [record["loss"] for record in records if "loss" in record] + validation, workdir
 
 
 def same_everywhere(place: pathlib.Path, name: str, ways: tuple[str, ...]) -> None:
@@ -100,12 +105,12 @@ def test_processes_that_were_started_differently_are_rejected_by_all(tmp_path, k
         processes.start([*command, f"--process-id={i}", f"--config.{key}={value}"], devices=1)
         for i, value in enumerate(values)
     ]
-    for status, _, printed in processes.outcome(running):
-        assert status == 2, printed[-1500:]
-        assert printed.splitlines()[-1].startswith(
+    for status, _, output in processes.outcome(running):
+        assert status == 2, output[-1500:]
+        assert output.splitlines()[-1].startswith(
             f"error: the processes were not started alike: config.{key} is {values[0]} in process "
             f"0 and {values[1]} in process 1."
-        ), printed[-1500:]
+        ), output[-1500:]
     assert not (tmp_path / "run").exists()
 
 
@@ -130,14 +135,14 @@ def test_embeddings_do_not_depend_on_processes(place):
 
 @pytest.mark.nightly
 def test_samples_do_not_depend_on_processes(place, tmp_path):
-    drawn = {}
+    images = {}
     for way in ("1 device", "2 x 4"):
         out = tmp_path / f"{way[0]}.png"
-        given = (f"--models={place}", f"--out={out}", "--steps=4", "--num=3", "--seed=5")
-        printed = run(way, "unclip_jax.sample", *cascades.CAPTIONS, *given)
-        assert [bool(text) for _, text, _ in printed] == [True] + [False] * (len(printed) - 1)
-        drawn[way] = np.asarray(Image.open(out), np.int32)
-    assert np.max(np.abs(drawn["1 device"] - drawn["2 x 4"])) <= 1
+        arguments = (f"--models={place}", f"--out={out}", "--steps=4", "--num=3", "--seed=5")
+        outputs = run(way, "unclip_jax.sample", *cascades.CAPTIONS, *arguments)
+        assert [bool(text) for _, text, _ in outputs] == [True] + [False] * (len(outputs) - 1)
+        images[way] = np.asarray(Image.open(out), np.int32)
+    assert np.max(np.abs(images["1 device"] - images["2 x 4"])) <= 1
 
 
 @pytest.mark.nightly
@@ -155,10 +160,10 @@ def test_edits_do_not_depend_on_processes_and_one_of_them_writes(place, tmp_path
     words, grids = [word.format(tmp_path) for word in arguments], []
     for way in ("1 device", "2 x 4"):
         out = tmp_path / f"{way[0]}.png"
-        printed = run(
+        outputs = run(
             way, "unclip_jax.sample", *words, f"--models={place}", f"--out={out}", "--steps=4"
         )
-        assert ["wrote" in text for _, text, _ in printed] == [True] + [False] * (len(printed) - 1)
+        assert ["wrote" in text for _, text, _ in outputs] == [True] + [False] * (len(outputs) - 1)
         grids.append(np.asarray(Image.open(out), np.int32))
     assert np.max(np.abs(grids[0] - grids[1])) <= 1
 
@@ -167,8 +172,8 @@ def test_edits_do_not_depend_on_processes_and_one_of_them_writes(place, tmp_path
 def test_the_judgement_does_not_depend_on_processes(place):
     result = []
     for way in ("1 device", "2 x 4"):
-        given = (f"--models={place}", f"--data={place}/data", "--num=10")
-        run(way, "unclip_jax.evaluate", *given)
+        arguments = (f"--models={place}", f"--data={place}/data", "--num=10")
+        run(way, "unclip_jax.evaluate", *arguments)
         result.append(json.loads((place / "evaluation.json").read_text()))
     one, two = result
     assert one["retrieval"] == two["retrieval"]

@@ -72,9 +72,11 @@ def test_stage_by_stage_gives_the_same_images(run_dir, tmp_path, monkeypatch):
     for index in range(3):
         one, other = (read(tmp_path / n / f"{index:04d}.png") for n in ("whole", "staged"))
         assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 1
-    whole, staged = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "staged"))
+    whole, by_stage = (
+        json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "staged")
+    )
     for name in ("command", "request", "prior", "code_version", "labels", "options"):
-        assert staged[name] == whole[name]
+        assert by_stage[name] == whole[name]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(process_flags, "start_alike", lambda args: None)
     with pytest.raises(UserError, match="--by-stage samples on one device; run it in one process"):
@@ -97,10 +99,10 @@ def test_the_best_of_several_is_the_same_with_previews_and_by_a_schedule(run_dir
 
 
 def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path, monkeypatch):
-    seen = []
+    calls = []
 
     def sample_cascade(engine, captions, *, seed, options):
-        seen.append(options)
+        calls.append(options)
         return CascadeOutput(None, jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 32, 32, 3)))
 
     monkeypatch.setattr(InferenceEngine, "sample_cascade", sample_cascade)
@@ -108,7 +110,7 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path, monkeypatch)
     arguments = [f"--models={run_dir}", f"--out={out}", "--steps=logsnr3", "--prior-steps=3"]
     arguments += ["--batch=2", "--sampler=dpmpp_2m", "--prior-sampler=heun"]
     sample.main(["a red circle", *arguments])
-    (options,) = seen
+    (options,) = calls
     assert (options.decoder.sampler, options.decoder.steps) == ("dpmpp_2m", "logsnr3")
     assert (options.prior.sampler, options.prior.steps) == ("heun", "3")
     record = json.loads(out.with_suffix(".json").read_text())["options"]

@@ -43,8 +43,8 @@ def test_it_asks_for_captions_and_edits_of_renderings(name, requests, tmp_path, 
     assert (diff.target, diff.source, diff.animate) == (world.target, world.one, "gif")
     assert requests["interpolate"].image_count == 7 and requests["inpaint"].caption == world.filled
     assert requests["inpaint out"] == tmp_path / "tour" / "inpainting.png"
-    shown = capsys.readouterr().out
-    assert shown.count("$ unclip sample ") == 4 and "--animate=gif" in shown
+    output = capsys.readouterr().out
+    assert output.count("$ unclip sample ") == 4 and "--animate=gif" in output
 
 
 @pytest.mark.parametrize("name", tour.WORLDS)
