@@ -25,8 +25,8 @@ def test_a_chain_of_codes_is_judged_from_its_captions_below_its_reconstructions(
     reconstruction = result["reconstruction"]
     assert 0 < reconstruction["usage"] <= 1 and 1 <= reconstruction["perplexity"] <= 64
     assert reconstruction["checker"]["joint"]["total"] == 4
-    printed = capsys.readouterr().out
-    assert "reconstructions " in printed and "exact checker   from the:" in printed
+    output = capsys.readouterr().out
+    assert "reconstructions " in output and "exact checker   from the:" in output
 
 
 def test_the_curve_over_candidates_rises_in_the_score_that_chooses(run_dir, capsys, tmp_path):

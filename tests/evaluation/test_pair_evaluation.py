@@ -40,7 +40,7 @@ def settings(place: pathlib.Path, **more) -> dict[str, str]:
 
 
 @pytest.fixture
-def judged(place, monkeypatch):
+def evaluation(place, monkeypatch):
     """Evaluates models by name."""
 
     def evaluate(models: dict[str, KnownModel], **options):
@@ -63,7 +63,7 @@ def cosine(guess, true):
 
 
 def noisy(scale: float) -> Callable:
-    """Samples around the true targets; noise is that of a row, which x tells."""
+    """Samples around the true targets; the noise depends on the row, found by its x."""
 
     def function(fields, num):
         rows = [np.flatnonzero((x == X).all(axis=1))[0] for x in fields["x"]]
@@ -73,10 +73,10 @@ def noisy(scale: float) -> Callable:
     return function
 
 
-def test_every_figure_is_of_the_own_pairs(place, judged):
+def test_every_figure_is_of_the_own_pairs(place, evaluation):
     data = PairsConfig(**settings(place))
     models = {"near": model_of(data, noisy(0.5)), "far": model_of(data, noisy(3.0))}
-    report = judged(models)
+    report = evaluation(models)
     assert list(report.priors) == ["near", "ridge", "mean", "far"] and report.pairs == 15
     true = Y[HELD_OUT]
     for name, scale in (("near", 0.5), ("far", 3.0)):
@@ -98,24 +98,24 @@ def test_every_figure_is_of_the_own_pairs(place, judged):
     assert plain["far"]["cosine"]["value"] == report.priors["far"].cosine.value
 
 
-def test_a_model_that_does_not_contain_the_mean_is_not_compared_with_it(place, judged):
-    known = model_of(PairsConfig(**settings(place)), noisy(0.5))
-    model = dataclasses.replace(known.cfg.model, ridge=False)
-    without = dataclasses.replace(known, cfg=dataclasses.replace(known.cfg, model=model))
-    assert list(judged({"near": without}).priors) == ["near"]
-    np.testing.assert_allclose(known.mean(), Y[~HELD_OUT].mean(axis=0), rtol=1e-5)
+def test_a_model_that_does_not_contain_the_mean_is_not_compared_with_it(place, evaluation):
+    base = model_of(PairsConfig(**settings(place)), noisy(0.5))
+    model = dataclasses.replace(base.cfg.model, ridge=False)
+    without = dataclasses.replace(base, cfg=dataclasses.replace(base.cfg, model=model))
+    assert list(evaluation({"near": without}).priors) == ["near"]
+    np.testing.assert_allclose(base.mean(), Y[~HELD_OUT].mean(axis=0), rtol=1e-5)
 
 
-def test_pairs_are_taken_evenly_and_figures_are_theirs(place, judged):
+def test_pairs_are_taken_evenly_and_figures_are_theirs(place, evaluation):
     data = PairsConfig(**settings(place))
-    report = judged({"far": model_of(data, noisy(3.0))}, most=5, pool=5)
+    report = evaluation({"far": model_of(data, noisy(3.0))}, most=5, pool=5)
     rows = np.flatnonzero(HELD_OUT)[np.arange(5) * 15 // 5]
     samples = noisy(3.0)({"x": X[rows]}, 3)
     expected = cosine(samples.mean(axis=1), Y[rows])
     assert report.priors["far"].cosine.value == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_pair_has_the_layer_of_its_subject(place, judged):
+def test_every_pair_has_the_layer_of_its_subject(place, evaluation):
     """The function is right for a row only with the number of its subject in the model."""
     data = PairsConfig(**settings(place, subjects=f"{place}/subjects.txt"))
 
@@ -126,15 +126,15 @@ def test_every_pair_has_the_layer_of_its_subject(place, judged):
 
     encoder = EncoderConfig(width=8, subjects=3, labels=LABELS)
     models = {"own": model_of(data, function, encoder=encoder)}
-    report = judged(models, subjects=data.subjects)
+    report = evaluation(models, subjects=data.subjects)
     assert report.priors["own"].cosine.value == pytest.approx(1.0, abs=1e-5)
     assert report.priors["own"].forward.hits == 15
 
 
-def test_figures_by_subject_are_those_of_its_held_out_pairs(place, judged):
+def test_figures_by_subject_are_those_of_its_held_out_pairs(place, evaluation):
     """Also of a prior without layers per subject."""
     models = {"far": model_of(PairsConfig(**settings(place)), noisy(3.0))}
-    report = judged(models, subjects=f"{place}/subjects.txt")
+    report = evaluation(models, subjects=f"{place}/subjects.txt")
     assert list(report.subjects) == ["anna", "zoe"]
     for label, own in report.subjects.items():
         rows = np.flatnonzero(HELD_OUT & (label == SUBJECTS))
@@ -147,11 +147,11 @@ def test_figures_by_subject_are_those_of_its_held_out_pairs(place, judged):
 
 
 @pytest.mark.parametrize("options", [{}, {"splits": ""}, {"splits": "", "eval_share": 0.2}])
-def test_pairs_that_were_trained_on_are_not_called_held_out(place, judged, options):
+def test_pairs_that_were_trained_on_are_not_called_held_out(place, evaluation, options):
     """The default and another usual division, and one by labels."""
-    known = model_of(PairsConfig(**{**settings(place), **options}), noisy(3.0))
-    shown = {name: value for name, value in options.items() if name == "splits"}
-    report = judged({"far": known}, **shown, eval_share=1.0)
+    model = model_of(PairsConfig(**{**settings(place), **options}), noisy(3.0))
+    split_options = {name: value for name, value in options.items() if name == "splits"}
+    report = evaluation({"far": model}, **split_options, eval_share=1.0)
     count = {0: 25, 1: 36, 2: 32}[len(options)]
     assert report.pairs == N and report.trained == {"far": count}
     samples = noisy(3.0)({"x": X}, 3)
@@ -159,13 +159,13 @@ def test_pairs_that_were_trained_on_are_not_called_held_out(place, judged, optio
     assert f"far was trained on {count} of the pairs that were given" in str(report)
 
 
-def test_pairs_of_which_nothing_is_known_are_not_called_held_out(place, judged):
-    known = model_of(PairsConfig(**settings(place)), noisy(3.0))
-    other = dataclasses.replace(known.manifest, inputs={"data": "of other pairs"})
-    report = judged({"far": dataclasses.replace(known, manifest=other)}, eval_share=1.0)
+def test_pairs_of_which_nothing_is_known_are_not_called_held_out(place, evaluation):
+    model = model_of(PairsConfig(**settings(place)), noisy(3.0))
+    other = dataclasses.replace(model.manifest, inputs={"data": "of other pairs"})
+    report = evaluation({"far": dataclasses.replace(model, manifest=other)}, eval_share=1.0)
     assert report.trained == {"far": None}
-    unstated = dataclasses.replace(known.manifest, inputs=None)
-    report = judged({"far": dataclasses.replace(known, manifest=unstated)})
+    unstated = dataclasses.replace(model.manifest, inputs=None)
+    report = evaluation({"far": dataclasses.replace(model, manifest=unstated)})
     assert report.pairs == 15 and report.trained == {"far": None}
 
 
@@ -183,7 +183,7 @@ def test_messages_name_the_flags(options, message):
         PairEvaluation((), "x.npy", "y.npy", **options)
 
 
-def test_padding_is_no_part_of_a_target(tmp_path, judged):
+def test_padding_is_no_part_of_a_target(tmp_path, evaluation):
     lengths = RNG.integers(1, 4, N)
     sequences = [RNG.normal(size=(length, 2)).astype(np.float32) for length in lengths]
     np.savez(tmp_path / "y.npz", **{f"k{i:02}": rows for i, rows in enumerate(sequences)})
@@ -191,14 +191,14 @@ def test_padding_is_no_part_of_a_target(tmp_path, judged):
     own = {"y": f"{tmp_path}/y.npz:*"}
     data = PairsConfig(**settings(tmp_path, **own))
     models = {"ones": model_of(data, lambda fields, num: np.ones((len(fields["x"]), num, 3, 2)))}
-    report = judged(models, **own)
+    report = evaluation(models, **own)
     expected = [
         cosine(np.ones(2 * lengths[i]), sequences[i].reshape(-1)) for i in np.flatnonzero(HELD_OUT)
     ]
     assert report.priors["ones"].cosine.value == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_another_division_than_that_of_training_is_rejected(place, judged):
+def test_another_division_than_that_of_training_is_rejected(place, evaluation):
     data = PairsConfig(**settings(place))
     with pytest.raises(UserError, match="was trained on other pairs than those that this division"):
-        judged({"near": model_of(data, noisy(0.5))}, splits="")
+        evaluation({"near": model_of(data, noisy(0.5))}, splits="")

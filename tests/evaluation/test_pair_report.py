@@ -83,8 +83,8 @@ def test_figures_of_a_subject_are_those_of_its_pairs_alone():
 
 
 def test_the_note_says_what_the_pairs_are(report):
-    def note(**trained):
-        return str(dataclasses.replace(report, trained=trained)).split("\n")[5:]
+    def note(**fields):
+        return str(dataclasses.replace(report, trained=fields)).split("\n")[5:]
 
     assert note(exact=0)[0].startswith("60 held-out pairs, retrieval among 20; 95 %")
     first, other, _ = note(exact=0, ridge=54)

@@ -29,10 +29,10 @@ class Draws:
     """Stands in for `batch_sampling.sample_images`: image i of a seed is one grey level."""
 
     def __init__(self):
-        self.seen = []
+        self.calls = []
 
     def __call__(self, loaded, captions, *, seed, options, batch_size, name, first_index):
-        self.seen.append((first_index, list(captions)))
+        self.calls.append((first_index, list(captions)))
         levels = (np.arange(first_index, first_index + len(captions)) + 10 * seed).astype(np.uint8)
         return np.broadcast_to(levels[:, None, None, None], (len(captions), SIZE, SIZE, 3)).copy()
 
@@ -42,7 +42,7 @@ def sampling(run_dir, out, **changes):
 
 
 @contextlib.contextmanager
-def replaced(sampler):
+def replace_sampler(sampler):
     """The sampler of images replaced by a stand-in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_sampling, "sample_images", sampler)
@@ -50,7 +50,7 @@ def replaced(sampler):
 
 
 def sample_all(config, loaded, captions, *, sampler):
-    with replaced(sampler):
+    with replace_sampler(sampler):
         return sampled_set.sample_all(config, loaded, captions)
 
 
@@ -67,13 +67,13 @@ def test_existing_parts_are_not_sampled_again_and_indices_continue(run_dir, load
     draw = Draws()
     config = sampling(run_dir, tmp_path)
     result = sample_all(config, loaded, CAPTIONS, sampler=draw)
-    assert draw.seen == [(0, CAPTIONS[:2]), (2, CAPTIONS[2:4]), (4, CAPTIONS[4:])]
+    assert draw.calls == [(0, CAPTIONS[:2]), (2, CAPTIONS[2:4]), (4, CAPTIONS[4:])]
     assert levels(result) == [[0, 1, 2], [3, 4]]
     assert (result.count, result.size) == (5, (SIZE, SIZE))
     (tmp_path / "pictures" / "000002.npz").unlink()
     again = Draws()
     assert levels(sample_all(config, loaded, CAPTIONS, sampler=again)) == [[0, 1, 2], [3, 4]]
-    assert again.seen == [(2, CAPTIONS[2:4])]
+    assert again.calls == [(2, CAPTIONS[2:4])]
 
 
 def test_images_of_another_protocol_are_rejected(run_dir, loaded, tmp_path):
@@ -150,15 +150,15 @@ def run_coco(run_dir, copy, out, *more, draw=None):
     base = [f"--models={run_dir}", f"--captions={copy}/captions.json", f"--out={out}"]
     base += [f"--real={copy}/real.npz", f"--features=clip:{run_dir}/clip/export"]
     draw = draw or Draws()
-    with replaced(draw):
+    with replace_sampler(draw):
         evaluate.main(["coco", *base, "--num=7", "--part=3", f"--size={SIZE}", *more])
     return draw
 
 
 def test_coco_samples_compares_and_names_departures(run_dir, copy, tmp_path, capsys):
     draw = run_coco(run_dir, copy, tmp_path)
-    drawn = [caption for _, part in draw.seen for caption in part]
-    assert len(set(drawn)) == 7 and set(drawn) <= set(MANY)
+    captions = [caption for _, part in draw.calls for caption in part]
+    assert len(set(captions)) == 7 and set(captions) <= set(MANY)
     result = json.loads((tmp_path / "coco.json").read_text())
     assert np.isfinite(result["scores"]["frechet"])
     assert result["protocol"]["real"]["count"] == 40 and result["protocol"]["fake"]["count"] == 7
@@ -169,7 +169,7 @@ def test_coco_samples_compares_and_names_departures(run_dir, copy, tmp_path, cap
         "256."
     )
     assert "WARNING: this is not the COCO-30k" in capsys.readouterr().out
-    assert not run_coco(run_dir, copy, tmp_path).seen
+    assert not run_coco(run_dir, copy, tmp_path).calls
 
 
 def test_statistics_may_stand_for_the_reference(run_dir, copy, tmp_path):
@@ -220,7 +220,7 @@ def test_mistakes_with_coco_are_reported_before_sampling(run_dir, copy, tmp_path
     draw = Draws()
     with pytest.raises(UserError, match=message):
         run_coco(run_dir, copy, tmp_path, *more, draw=draw)
-    assert not draw.seen
+    assert not draw.calls
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"annotations": [{"text": "x"}]}', '{"images": []}'])
@@ -329,22 +329,22 @@ def run_prompts(run_dir, out, rows, *more, draw=None):
     file.write_text("prompt\tcategory\n" + "".join(f"{t}\t{c}\n" for c, t in rows))
     base = [str(file), f"--models={run_dir}", f"--out={out}", "--images=2", *more]
     draw = draw or Draws()
-    with replaced(draw):
+    with replace_sampler(draw):
         evaluate.main(["prompts", *base])
     return draw
 
 
 def test_prompts_are_sampled_scored_and_arranged_by_category(run_dir, tmp_path, capsys):
     draw = run_prompts(run_dir, tmp_path / "out", ROWS)
-    assert draw.seen == [(0, [text for _, text in ROWS for _ in range(2)])]
+    assert draw.calls == [(0, [text for _, text in ROWS for _ in range(2)])]
     result = json.loads((tmp_path / "out" / "prompts.json").read_text())["categories"]
     assert list(result) == ["plain", "count"]
     assert [result[c]["prompts"] for c in result] == [2, 1]
     assert result["count"]["checker"]["count"]["total"] == 2
     for category in result:
         assert (tmp_path / "out" / f"{category}.png").stat().st_size > 300
-    said = capsys.readouterr().out
-    assert "CLIP score" in said and "joint" in said and "plain" in said
+    output = capsys.readouterr().out
+    assert "CLIP score" in output and "joint" in output and "plain" in output
 
 
 def test_every_prompt_is_recorded_with_the_mean_of_its_images(run_dir, tmp_path, monkeypatch):
@@ -359,7 +359,7 @@ def test_every_prompt_is_recorded_with_the_mean_of_its_images(run_dir, tmp_path,
 def test_prompts_of_a_chain_without_clip_are_sampled_and_checked(tmp_path, capsys):
     imagen = cascades.write(tmp_path / "imagen", names=("text_encoder", "imagen_base"))
     draw = run_prompts(imagen, tmp_path / "out", ROWS)
-    assert len(draw.seen[0][1]) == 6
+    assert len(draw.calls[0][1]) == 6
     result = json.loads((tmp_path / "out" / "prompts.json").read_text())
     assert result["score"] is None and result["prompts"][0]["clip_score"] is None
     assert "clip_score" not in result["categories"]["count"]
@@ -411,7 +411,7 @@ def test_mistakes_with_prompts_are_reported_before_sampling(run_dir, tmp_path, m
     draw = Draws()
     with pytest.raises(UserError, match=message):
         run_prompts(run_dir, tmp_path / "out", ROWS, *more, draw=draw)
-    assert not draw.seen
+    assert not draw.calls
 
 
 def test_an_out_that_is_a_file_is_rejected(run_dir, tmp_path):

@@ -38,14 +38,14 @@ def run(capsys, *argv):
     return capsys.readouterr().out
 
 
-def compared(capsys, sets, clip, *more, real="real.npz", out="scores.json"):
+def run_comparison(capsys, sets, clip, *more, real="real.npz", out="scores.json"):
     where = [f"--real={sets}/{real}", f"--fake={sets}/fake.npz", f"--out={sets}/{out}"]
     text = run(capsys, "images", *where, clip, *more)
     return json.loads((sets / out).read_text()), text
 
 
 def test_scores_are_those_of_the_features(capsys, sets, clip):
-    result, text = compared(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
+    result, text = run_comparison(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
     extractor = feature_extraction.open_extractor(clip.removeprefix("--features="))
     pools = []
     for name in ("real", "fake"):
@@ -69,19 +69,19 @@ def test_scores_are_those_of_the_features(capsys, sets, clip):
 
 
 def test_batches_change_nothing(capsys, sets, clip):
-    one, _ = compared(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
-    other, _ = compared(capsys, sets, clip, "--batch=7", "--kid-subsets=3", "--seed=5")
+    one, _ = run_comparison(capsys, sets, clip, "--batch=16", "--kid-subsets=3", "--seed=5")
+    other, _ = run_comparison(capsys, sets, clip, "--batch=7", "--kid-subsets=3", "--seed=5")
     for name, value in one["scores"].items():
         assert other["scores"][name] == pytest.approx(value, rel=1e-3, abs=1e-6)
 
 
 def test_statistics_stand_for_a_set(capsys, sets, clip):
-    said = run(
+    output = run(
         *(capsys, "statistics", f"--images={sets}/real.npz", clip, f"--out={sets}/stats.npz")
     )
-    assert "40 images" in said
-    direct, _ = compared(capsys, sets, clip)
-    result, _ = compared(capsys, sets, clip, real="stats.npz")
+    assert "40 images" in output
+    direct, _ = run_comparison(capsys, sets, clip)
+    result, _ = run_comparison(capsys, sets, clip, real="stats.npz")
     assert result["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
     assert result["protocol"]["real"] == direct["protocol"]["real"]
     assert result["warnings"] == direct["warnings"]
@@ -89,14 +89,14 @@ def test_statistics_stand_for_a_set(capsys, sets, clip):
 
 def test_statistics_without_images_cannot_be_blurred(capsys, sets, clip):
     with pytest.raises(UserError, match="--blur is 2, but .*stats.npz holds statistics without"):
-        compared(capsys, sets, f"{clip}", "--blur=2", real="stats.npz")
+        run_comparison(capsys, sets, f"{clip}", "--blur=2", real="stats.npz")
 
 
 def test_a_reference_batch_gives_its_statistics_and_its_images(capsys, sets, clip):
-    with np.load(sets / "real.npz") as batch, np.load(sets / "stats.npz") as known:
-        np.savez(sets / "both.npz", arr_0=batch["arr_0"][:20], **known)
-    result, _ = compared(capsys, sets, clip, real="both.npz")
-    direct, _ = compared(capsys, sets, clip)
+    with np.load(sets / "real.npz") as batch, np.load(sets / "stats.npz") as stats:
+        np.savez(sets / "both.npz", arr_0=batch["arr_0"][:20], **stats)
+    result, _ = run_comparison(capsys, sets, clip, real="both.npz")
+    direct, _ = run_comparison(capsys, sets, clip)
     assert result["scores"]["frechet"] == pytest.approx(direct["scores"]["frechet"], rel=1e-9)
     assert result["protocol"]["kid"].startswith("100 subsets of 20")
 
@@ -106,7 +106,7 @@ def test_statistics_of_other_weights_are_rejected(capsys, sets, clip):
     other = {**stats.protocol, "weights": "another"}
     npz.write_statistics(sets / "other.npz", npz.Statistics(stats.pool, None, other))
     with pytest.raises(UserError, match="protocols are mixed: weights is 'another' for real"):
-        compared(capsys, sets, clip, real="other.npz")
+        run_comparison(capsys, sets, clip, real="other.npz")
 
 
 def test_pack_writes_what_others_read(capsys, sets):
@@ -128,12 +128,12 @@ def test_pack_writes_what_others_read(capsys, sets):
 )
 def test_extractors_that_are_not_there_are_named(capsys, sets, features, message):
     with pytest.raises(UserError, match=message):
-        compared(capsys, sets, f"--features={features}")
+        run_comparison(capsys, sets, f"--features={features}")
 
 
 def test_an_unknown_resize_is_rejected(capsys, sets, clip):
     with pytest.raises(UserError, match="unknown --resize 'bicubic'"):
-        compared(capsys, sets, clip, "--resize=bicubic")
+        run_comparison(capsys, sets, clip, "--resize=bicubic")
 
 
 def test_preprocess_are_cropped_and_scaled():

@@ -15,14 +15,14 @@ SIZE = 16
 
 
 class Draws:
-    """Stands in for `batch_sampling.sample_images`: noise that depends on what it is given."""
+    """Stands in for `batch_sampling.sample_images`: noise that depends on its arguments."""
 
     def __init__(self):
-        self.seen = []
+        self.calls = []
 
     def __call__(self, loaded, captions, *, seed, options, z_img, batch_size, name):
         sampling = options.decoder
-        self.seen.append((sampling.guidance_scale, sampling.steps, sampling.sampler))
+        self.calls.append((sampling.guidance_scale, sampling.steps, sampling.sampler))
         self.z_img, self.captions = z_img, captions
         rng = np.random.default_rng(int(10 * sampling.guidance_scale) + seed)
         return rng.integers(0, 256, (len(captions), SIZE, SIZE, 3)).astype(np.uint8)
@@ -46,7 +46,7 @@ def swept(run_dir, tmp_path_factory):
 
 def test_every_combination_is_sampled_from_the_same_embeddings(swept):
     _, draw = swept
-    assert draw.seen == [(g, s, "ddim") for g in (1.0, 2.5) for s in ("2", "4")]
+    assert draw.calls == [(g, s, "ddim") for g in (1.0, 2.5) for s in ("2", "4")]
     assert len(draw.captions) == 8
     assert draw.captions[0] == draw.captions[1] != draw.captions[2]
     z = draw.z_img
@@ -77,7 +77,7 @@ def test_existing_points_are_not_sampled_again(run_dir, swept):
     out, _ = swept
     (out / "points" / "guidance2.5_steps2_ddim.json").unlink()
     again = run(run_dir, out)
-    assert again.seen == [(2.5, "2", "ddim")]
+    assert again.calls == [(2.5, "2", "ddim")]
     assert len(json.loads((out / "sweep.json").read_text())["points"]) == 4
 
 
@@ -110,7 +110,7 @@ def test_mistakes_are_named_before_anything_is_sampled(run_dir, tmp_path, more, 
     draw = Draws()
     with pytest.raises(UserError, match=message):
         run(run_dir, tmp_path, *more, draw=draw)
-    assert not draw.seen
+    assert not draw.calls
 
 
 def plot(one, other, where):
