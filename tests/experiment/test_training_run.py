@@ -19,9 +19,9 @@ FACTS = {"tokenizer_hash": "t" * 16, "clip_id": "c" * 16}
 
 
 @pytest.fixture
-def written(monkeypatch) -> dict[str, Params]:
+def outputs(monkeypatch) -> dict[str, Params]:
     """Parameters that a run passes on, by what becomes of them; nothing is trained or written."""
-    passed = {}
+    results = {}
     state = TrainState(
         step=np.int32(7), params=RAW, ema_params=AVERAGED, opt_state=(), bad_steps=np.int32(0)
     )
@@ -32,22 +32,22 @@ def written(monkeypatch) -> dict[str, Params]:
         return state, experiment.build_stage(), inputs
 
     def write_export(folder, *, params, manifest, **_):
-        passed["export"], passed["manifest"] = params, manifest
+        results["export"], results["manifest"] = params, manifest
         return types.SimpleNamespace(parameters=1)
 
     def after_training(experiment, params, *, workdir):
-        passed["variance table"] = params
+        results["variance table"] = params
 
     monkeypatch.setattr(training_run, "train", train)
     monkeypatch.setattr(training_run.export, "write_export", write_export)
     monkeypatch.setattr(training_run.analytic_variance, "after_training", after_training)
-    return passed
+    return results
 
 
-def test_a_run_passes_on_its_averaged_parameters(written, tmp_path):
+def test_a_run_passes_on_its_averaged_parameters(outputs, tmp_path):
     training_run.train_and_export(tiny.experiment("prior"), tmp_path)
-    assert written["export"] is AVERAGED
-    assert written["variance table"] is AVERAGED
-    assert written["manifest"].step == 7
-    assert written["manifest"].z_scale == pytest.approx(tiny.experiment("prior").model.scale)
-    assert jax.tree.leaves(written["export"]) != jax.tree.leaves(RAW)
+    assert outputs["export"] is AVERAGED
+    assert outputs["variance table"] is AVERAGED
+    assert outputs["manifest"].step == 7
+    assert outputs["manifest"].z_scale == pytest.approx(tiny.experiment("prior").model.scale)
+    assert jax.tree.leaves(outputs["export"]) != jax.tree.leaves(RAW)
