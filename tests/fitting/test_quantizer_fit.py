@@ -27,13 +27,13 @@ Z_IMG, Z_TXT = embeddings(), embeddings(seed=1)
 
 
 def rows(z_img=Z_IMG, z_txt=Z_TXT, *, size=300):
-    def opened(most):
+    def open_rows(most):
         assert most >= len(z_img)
         for start in range(0, len(z_img), size):
             span = slice(start, start + size)
             yield {"z_img": z_img[span], "z_txt": z_txt[span]}
 
-    return opened
+    return open_rows
 
 
 def unit(z):
@@ -93,8 +93,8 @@ def test_buckets_hold_equally_many_and_know_their_means(values, count):
     x = np.sinh(DRAWS.permutation(np.linspace(-3, 4, values))).astype(np.float32)  # all different
     result = quantizer_fit.buckets(x, count=count, where="x")
     codes = np.array([np.sum(result.edges <= each) for each in x])
-    filled = np.bincount(codes, minlength=count)
-    assert filled.min() >= values // count and filled.max() <= -(-values // count)
+    counts = np.bincount(codes, minlength=count)
+    assert counts.min() >= values // count and counts.max() <= -(-values // count)
     assert (np.diff(result.edges) > 0).all()
     means = [x[codes == i].astype(np.float64).mean() for i in range(count)]
     np.testing.assert_allclose(result.means, means, rtol=1e-12, atol=1e-15)
@@ -113,7 +113,7 @@ def test_neighbouring_floats_are_distinguished():
     assert [np.sum(result.edges <= each) for each in x] == [0, 1]
 
 
-def fitted(cfg=CFG, **options):
+def fit(cfg=CFG, **options):
     params = quantizer_fit.fit(cfg, rows(**options), components=cfg.components).params["codec"]
     module = DotQuantizer(cfg, cfg.components, Z_IMG.shape[1])
     codes = np.asarray(module.apply({"params": params}, jnp.asarray(Z_IMG)))
@@ -122,13 +122,13 @@ def fitted(cfg=CFG, **options):
 
 
 def test_codes_of_the_training_data_use_every_bucket_alike():
-    params, codes, _ = fitted()
+    params, codes, _ = fit()
     for each in codes.T:  # float32 in the model against float64 in the fit moves a few at edges
-        filled = np.bincount(each, minlength=16)
-        assert abs(filled - 125).max() <= 3
+        counts = np.bincount(each, minlength=16)
+        assert abs(counts - 125).max() <= 3
     dots = np.sum(unit(Z_IMG) * unit(Z_TXT), axis=1)
-    filled = np.bincount(np.searchsorted(params["dot_edges"], dots, side="right"), minlength=8)
-    assert abs(filled - 250).max() <= 3
+    counts = np.bincount(np.searchsorted(params["dot_edges"], dots, side="right"), minlength=8)
+    assert abs(counts - 250).max() <= 3
 
 
 def test_what_is_lost_is_the_left_out_variance_and_the_buckets_error():
@@ -139,16 +139,16 @@ def test_what_is_lost_is_the_left_out_variance_and_the_buckets_error():
         quantizer_fit.buckets(x.astype(np.float32), count=16, where="x").error
         for x in coordinates.T
     )
-    _, _, back = fitted()
-    lost = np.mean(np.sum((back - unit(Z_IMG)) ** 2, axis=1))
-    np.testing.assert_allclose(lost, pca.eigenvalues[6:].sum() + rounding, rtol=1e-3)
+    _, _, back = fit()
+    error = np.mean(np.sum((back - unit(Z_IMG)) ** 2, axis=1))
+    np.testing.assert_allclose(error, pca.eigenvalues[6:].sum() + rounding, rtol=1e-3)
 
 
 def test_more_components_lose_less_down_to_one_percent():
     losses = []
     for count in (1, 6, 12):
         cfg = dataclasses.replace(CFG, components=count, buckets=128)
-        losses.append(np.mean(np.sum((fitted(cfg)[2] - unit(Z_IMG)) ** 2, axis=1)))
+        losses.append(np.mean(np.sum((fit(cfg)[2] - unit(Z_IMG)) ** 2, axis=1)))
     assert (np.diff(losses) < 0).all() and losses[-1] < 0.01 < losses[0]
 
 
