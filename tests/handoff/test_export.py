@@ -45,7 +45,7 @@ def assert_same(a: dict, b: dict) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def replaced(**fields) -> Manifest:
+def manifest_with(**fields) -> Manifest:
     return dataclasses.replace(UPSAMPLER, **fields)
 
 
@@ -57,10 +57,10 @@ def write(directory: pathlib.Path, params: dict, **keywords) -> Manifest:
 @pytest.mark.parametrize("layout", export.LAYOUTS)
 def test_write_then_read_is_identity(tmp_path: pathlib.Path, layout: str):
     params = make_params()
-    written = write(tmp_path / "a" / "export", params, layout=layout)
+    manifest = write(tmp_path / "a" / "export", params, layout=layout)
     assert_same(load.read_params(tmp_path / "a" / "export", abstract=abstract(params)), params)
-    assert load.read_manifest(tmp_path / "a" / "export") == written
-    assert written.parameters == 8 * 16 + 16 + 1
+    assert load.read_manifest(tmp_path / "a" / "export") == manifest
+    assert manifest.parameters == 8 * 16 + 16 + 1
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["export"]
 
 
@@ -102,7 +102,7 @@ def test_a_single_file_holds_the_parameters(tmp_path: pathlib.Path):
 
 def test_content_digest_covers_the_single_file(tmp_path: pathlib.Path):
     write(tmp_path / "a", make_params(1), layout="safetensors")
-    write(tmp_path / "b", make_params(1), layout="safetensors", manifest=replaced(step=2))
+    write(tmp_path / "b", make_params(1), layout="safetensors", manifest=manifest_with(step=2))
     write(tmp_path / "c", make_params(2), layout="safetensors")
     first, same, other = (load.content_digest(tmp_path / name) for name in "abc")
     assert first == same != other

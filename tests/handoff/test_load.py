@@ -29,7 +29,7 @@ Leaf = jax.ShapeDtypeStruct
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> pathlib.Path:
+def export_dir(tmp_path_factory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("exported") / "export"
     export.write_export(directory, params=PARAMS, manifest=UPSAMPLER, tokenizer_dir=None)
     return directory
@@ -39,12 +39,12 @@ def abstract() -> dict:
     return jax.tree.map(lambda leaf: Leaf(leaf.shape, leaf.dtype), PARAMS)
 
 
-def test_leaves_take_the_sharding_and_dtype_they_are_asked_for(exported: pathlib.Path):
+def test_leaves_take_the_sharding_and_dtype_they_are_asked_for(export_dir: pathlib.Path):
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
     expected = abstract()
     expected["dense"]["kernel"] = Leaf((8, 16), jnp.bfloat16, sharding=sharding)
-    params = load.read_params(exported, abstract=expected)
+    params = load.read_params(export_dir, abstract=expected)
     kernel = params["dense"]["kernel"]
     assert kernel.sharding == sharding
     assert kernel.addressable_shards[0].data.shape == (2, 8)
@@ -53,13 +53,13 @@ def test_leaves_take_the_sharding_and_dtype_they_are_asked_for(exported: pathlib
     assert params["dense"]["bias"].sharding.device_set == {jax.local_devices()[0]}
 
 
-def test_every_leaf_that_does_not_fit_is_listed_and_nothing_loaded(exported: pathlib.Path):
+def test_every_leaf_that_does_not_fit_is_listed_and_nothing_loaded(export_dir: pathlib.Path):
     expected = abstract() | {"head": {"kernel": Leaf((2,), jnp.float32)}}
     expected["dense"]["kernel"] = Leaf((8, 17), jnp.float32)
     del expected["scale"]
-    with pytest.raises(UserError) as caught:
-        load.read_params(exported, abstract=expected)
-    message = str(caught.value)
+    with pytest.raises(UserError) as error:
+        load.read_params(export_dir, abstract=expected)
+    message = str(error.value)
     assert "in 3 parameters" in message
     assert "missing head/kernel (2,)" in message
     assert "extra scale ()" in message
@@ -163,8 +163,8 @@ def test_an_export_of_version_0_1_0_loads_without_digests(lone: pathlib.Path):
     assert len(parameter_files(lone)) > 5
 
 
-def test_shapes_are_read_without_the_arrays(exported: pathlib.Path):
-    assert load.stored_shapes(exported) == abstract()
+def test_shapes_are_read_without_the_arrays(export_dir: pathlib.Path):
+    assert load.stored_shapes(export_dir) == abstract()
 
 
 def test_the_digest_of_the_content_is_that_of_version_0_1_0_too(lone: pathlib.Path):
@@ -226,9 +226,9 @@ def test_a_manifest_that_is_not_text_is_rejected(tmp_path: pathlib.Path):
 
 
 def test_an_export_survives_a_crash_between_the_renames(
-    exported: pathlib.Path, tmp_path: pathlib.Path
+    export_dir: pathlib.Path, tmp_path: pathlib.Path
 ):
-    shutil.copytree(exported, tmp_path / "export.old")
+    shutil.copytree(export_dir, tmp_path / "export.old")
     assert load.read_manifest(tmp_path / "export").stage == "upsampler"
     params = load.read_params(tmp_path / "export", abstract=abstract())
     np.testing.assert_array_equal(params["dense"]["bias"], PARAMS["dense"]["bias"])
@@ -236,9 +236,9 @@ def test_an_export_survives_a_crash_between_the_renames(
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
-def test_an_export_without_tokenizer_says_so(exported: pathlib.Path):
+def test_an_export_without_tokenizer_says_so(export_dir: pathlib.Path):
     with pytest.raises(UserError, match="holds no tokenizer"):
-        load.tokenizer_dir(exported)
+        load.tokenizer_dir(export_dir)
 
 
 NAMES = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")

@@ -70,14 +70,14 @@ def test_z_scale_is_compared_where_both_state_it():
 
 @pytest.mark.parametrize(("upstream", "downstream"), [(DECODER, UP_2), (UP_1, UP_1)])
 def test_image_size_must_meet_low_res_size(upstream, downstream):
-    drawn, taken = upstream.image_size, downstream.low_res_size
-    with pytest.raises(UserError, match=f"image_size {drawn} .* low_res_size {taken}"):
+    image_size, low_res_size = upstream.image_size, downstream.low_res_size
+    with pytest.raises(UserError, match=f"image_size {image_size} .* low_res_size {low_res_size}"):
         check(upstream, downstream)
 
 
 def test_a_chain_compares_stages_that_are_not_neighbours():
     stranger = dataclasses.replace(UP_2, clip_id="c2")
-    check(UP_1, stranger)  # the neighbour between them says nothing about a CLIP
+    check(UP_1, stranger)  # the neighbour between them records no CLIP
     with pytest.raises(UserError, match="clip_id is 'c1' in the decoder and 'c2' in the upsample"):
         check(DECODER, UP_1, stranger)
     with pytest.raises(UserError, match=r"image_size 32 .* low_res_size 64"):
@@ -100,7 +100,7 @@ def test_a_manifest_without_a_required_field_is_rejected(absent: str):
         mf.require(incomplete, ["embed_dim", absent])
 
 
-def released(manifest: Manifest, **changes: object) -> str:
+def released_json(manifest: Manifest, **changes: object) -> str:
     """The manifest as version 0.1.0 wrote it, without digests."""
     fields = dataclasses.asdict(manifest) | {"format_version": 1} | changes
     return json.dumps(fields)
@@ -122,8 +122,10 @@ def test_another_format_version_is_rejected(version):
 
 
 def test_a_manifest_of_version_0_1_0_has_no_digests():
-    assert mf.from_json(released(CLIP), where="m") == dataclasses.replace(CLIP, format_version=1)
-    assert mf.file_digests(released(CLIP), where="m") is None
+    assert mf.from_json(released_json(CLIP), where="m") == dataclasses.replace(
+        CLIP, format_version=1
+    )
+    assert mf.file_digests(released_json(CLIP), where="m") is None
 
 
 def test_digests_of_files_are_read_back():
@@ -149,11 +151,11 @@ def test_no_entry_can_be_removed(entry):
 
 
 def test_an_unknown_field_is_rejected():
-    odd = released(CLIP, embed_dims=3)
+    odd = released_json(CLIP, embed_dims=3)
     with pytest.raises(UserError, match=r"m.json has no key 'embed_dims'. Did you mean 'embed_di"):
         mf.from_json(odd, where="m.json")
     with pytest.raises(UserError, match=r"m.json.config is 5 .int.; expected a group of keys"):
-        mf.from_json(released(CLIP, config=5), where="m.json")
+        mf.from_json(released_json(CLIP, config=5), where="m.json")
 
 
 @pytest.mark.parametrize("value", [object(), float("nan")])

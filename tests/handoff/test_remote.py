@@ -51,7 +51,9 @@ def test_an_export_is_copied_once(place, tmp_path, monkeypatch):
 
 def test_embed_reads_the_clip_through_its_copy(place, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(dataset_embedding, "embed_dataset", lambda _, **named: calls.append(named))
+    monkeypatch.setattr(
+        dataset_embedding, "embed_dataset", lambda _, **kwargs: calls.append(kwargs)
+    )
     embed.main([f"--clip={place}", "--data=data", f"--out={tmp_path / 'out'}"])
     assert calls[0]["clip"] == remote.local_export(place)
 
