@@ -45,12 +45,12 @@ def test_images_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, con
     options = SampleOptions(condition=condition)
     z_img = jnp.ones((1, loaded.cascade.decoder.model.z_dim)) if condition == "z_img" else None
     message = batches(loaded.cascade, z_img)
-    drawn, begun = sample_watched(result, message, options)
-    assert begun == STAGES[condition]
-    assert not np.array_equal(*drawn)
+    results, stages = sample_watched(result, message, options)
+    assert stages == STAGES[condition]
+    assert not np.array_equal(*results)
     whole = jax.jit(functools.partial(text_to_image.sample, loaded.cascade, options=options))
-    for images, (captions, keys, given) in zip(drawn, message, strict=True):
-        output = whole(loaded.params, captions, keys, z_img=given)
+    for images, (captions, keys, embedding) in zip(results, message, strict=True):
+        output = whole(loaded.params, captions, keys, z_img=embedding)
         expected = np.asarray(to_uint8(output.images))
         assert images.shape == expected.shape == (1, *[loaded.cascade.image_size] * 2, 3)
         assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
@@ -58,10 +58,10 @@ def test_images_are_those_of_the_whole_cascade_and_no_stage_lingers(run_dir, con
 
 def test_the_last_batch_is_filled_up_and_cut_again(run_dir, monkeypatch):
     """Three captions in batches of two: all programs have one size, and captions their order."""
-    result, seen = load.find_cascade(run_dir), []
+    result, calls = load.find_cascade(run_dir), []
 
     def sample(files, batches, *, options, begin):
-        seen.extend(batches)
+        calls.extend(batches)
         return [np.arange(2 * i, 2 * i + 2, dtype=np.uint8)[:, None, None, None] for i in range(2)]
 
     monkeypatch.setattr(batch_sampling.offload, "sample", sample)
@@ -69,33 +69,35 @@ def test_the_last_batch_is_filled_up_and_cut_again(run_dir, monkeypatch):
     settings = {"seed": 5, "options": SampleOptions(), "batch_size": 2}
     images = batch_sampling.sample_by_stage(result, captions, **settings)
     assert images.ravel().tolist() == [0, 1, 2]
-    ids = [np.asarray(batch.captions["clip"].tokens) for batch in seen]
+    ids = [np.asarray(batch.captions["clip"].tokens) for batch in calls]
     assert [len(each) for each in ids] == [2, 2]
     np.testing.assert_array_equal(ids[1][0], ids[1][1])  # the last caption fills the batch
     assert np.any(ids[0][0] != ids[0][1])
-    keys = np.concatenate([jax.random.key_data(batch.keys) for batch in seen])
+    keys = np.concatenate([jax.random.key_data(batch.keys) for batch in calls])
     np.testing.assert_array_equal(
         keys, jax.random.key_data(text_to_image.keys_for(5, jnp.arange(4)))
     )
 
 
 def sample_watched(result, message, options):
-    """Images, and the stages in the order in which they began; each is gone before the next."""
-    seen, begun = {}, []
+    """Images, and the stages in the order in which they began; each is freed before the next."""
+    references, stages = {}, []
 
-    def watched(name, read):
+    def watch_reader(name, read):
         def reading():
             gc.collect()
-            assert not [n for n, leaves in seen.items() for leaf in leaves if leaf() is not None]
+            assert not [
+                n for n, leaves in references.items() for leaf in leaves if leaf() is not None
+            ]
             params = read()
-            seen[name] = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
-            assert seen[name] and all(leaf() is not None for leaf in seen[name])
+            references[name] = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+            assert references[name] and all(leaf() is not None for leaf in references[name])
             return params
 
         return reading
 
-    watch = {name: watched(name, read) for name, read in result.readers.items()}
+    watch = {name: watch_reader(name, read) for name, read in result.readers.items()}
     result = result._replace(readers=watch)
-    images = offload.sample(result, message, options=options, begin=begun.append)
-    assert begun == list(seen)
-    return images, begun
+    images = offload.sample(result, message, options=options, begin=stages.append)
+    assert stages == list(references)
+    return images, stages

@@ -34,7 +34,7 @@ def test_all_captions_are_read_in_order_and_images_are_not_kept():
     with futures.ThreadPoolExecutor(2) as pool:
         captions = caption_features._captions(Records(), range(4, 50), pool)
         first = next(captions)
-        pool.shutdown()  # all are read, one caption is taken
+        pool.shutdown()  # all are read, one caption is chosen
         gc.collect()
         assert Record.alive == 0 and 1 <= Record.most <= 2
         expected = [f"{i} {name}" for i in range(4, 50) for name in ("ab" if i % 2 else "a")]

@@ -12,7 +12,7 @@ from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.parallel.mesh import sampling_mesh
 
 
-class Counted:
+class CountingFunction:
     """A function with the numbers of its traces and of its reports of compilation."""
 
     def __init__(self):
@@ -36,65 +36,65 @@ class Counted:
 
 
 @pytest.fixture
-def counted():
-    return Counted()
+def counter():
+    return CountingFunction()
 
 
-def test_values_of_guidance_and_eta_share_a_program(counted):
+def test_values_of_guidance_and_eta_share_a_program(counter):
     x = np.ones(2, np.float32)
-    assert counted(x, guidance_scale=2.0, eta=0.5) == [20.5, 20.5]
-    assert counted(x, guidance_scale=3.0, eta=0.25) == [30.25, 30.25]
-    assert counted.traces == 1
+    assert counter(x, guidance_scale=2.0, eta=0.5) == [20.5, 20.5]
+    assert counter(x, guidance_scale=3.0, eta=0.25) == [30.25, 30.25]
+    assert counter.traces == 1
 
 
-def test_settings_without_guidance_have_a_program_of_their_own(counted):
+def test_settings_without_guidance_have_a_program_of_their_own(counter):
     x = np.ones(2, np.float32)
-    counted(x, guidance_scale=2.0)
-    assert counted(x, guidance_scale=1.0) == [1.0, 1.0]
-    assert counted.traces == 2
+    counter(x, guidance_scale=2.0)
+    assert counter(x, guidance_scale=1.0) == [1.0, 1.0]
+    assert counter.traces == 2
 
 
-def test_compilation_is_reported_before_and_after_it_and_only_then(counted):
+def test_compilation_is_reported_before_and_after_it_and_only_then(counter):
     for size in (2, 2, 3, 2):
-        counted(np.ones(size, np.float32), guidance_scale=2.0)
-    counted(np.ones(2, np.float32), guidance_scale=4.0)
-    counted(np.ones(2, np.float32), guidance_scale=4.0, threshold="static")
-    assert counted.reports == [True, False] * 3 and counted.traces == 3
+        counter(np.ones(size, np.float32), guidance_scale=2.0)
+    counter(np.ones(2, np.float32), guidance_scale=4.0)
+    counter(np.ones(2, np.float32), guidance_scale=4.0, threshold="static")
+    assert counter.reports == [True, False] * 3 and counter.traces == 3
 
 
-def test_compilation_is_reported_before_the_function_runs(counted):
-    seen = []
-    observed = CompiledFunction(
-        lambda x: seen.append(list(counted.reports)) or x,
+def test_compilation_is_reported_before_the_function_runs(counter):
+    snapshots = []
+    function = CompiledFunction(
+        lambda x: snapshots.append(list(counter.reports)) or x,
         static=(),
         mesh=sampling_mesh(1)[0],
-        compiling=counted.reports.append,
+        compiling=counter.reports.append,
     )
-    observed(np.ones(2, np.float32))
-    assert seen == [[True]]
+    function(np.ones(2, np.float32))
+    assert snapshots == [[True]]
 
 
-def test_a_call_whose_arguments_are_no_arrays_is_not_reported(counted):
+def test_a_call_whose_arguments_are_no_arrays_is_not_reported(counter):
     with pytest.raises(TypeError, match="as an abstract array"):
-        counted("text")
-    assert counted.reports == []
+        counter("text")
+    assert counter.reports == []
 
 
-def test_a_rejected_number_is_in_the_message(counted):
+def test_a_rejected_number_is_in_the_message(counter):
     with pytest.raises(UserError, match=r"guidance_scale is 4\.5, too much"):
-        counted(np.ones(2, np.float32), steps="9", guidance_scale=4.5)
-    assert counted.reports == [True, False]
+        counter(np.ones(2, np.float32), steps="9", guidance_scale=4.5)
+    assert counter.reports == [True, False]
 
 
-def test_keys_are_data(counted):
+def test_keys_are_data(counter):
     draw = CompiledFunction(
         lambda keys: jax.vmap(jax.random.normal)(keys),
         static=(),
         mesh=sampling_mesh(1)[0],
-        compiling=counted.reports.append,
+        compiling=counter.reports.append,
     )
     first, second = (draw(jax.random.split(jax.random.key(seed), 2)) for seed in (0, 1))
-    assert not np.array_equal(first, second) and counted.reports == [True, False]
+    assert not np.array_equal(first, second) and counter.reports == [True, False]
 
 
 def test_the_layers_of_a_network_are_not_converted_to_float32_together():

@@ -82,12 +82,12 @@ def decode(cfg, scale):
     return jax.jit(run)
 
 
-def sampled(cfg, params, condition, keys, *, scale: float, negative=NULL):
+def sample_images(cfg, params, condition, keys, *, scale: float, negative=NULL):
     """Images of `stages.decoder.sample`."""
     return sampler(cfg, scale)(params, condition, keys, negative)
 
 
-def decoded(cfg, params, condition, keys, *, scale: float, negative=NULL):
+def decode_images(cfg, params, condition, keys, *, scale: float, negative=NULL):
     """Images of `decoding.decode` from the same noise."""
     x_T = jax.jit(lambda k: decoding.fresh_noise(cfg, k))(keys)
     return decode(cfg, scale)(params, condition, keys, negative, x_T)
@@ -112,13 +112,13 @@ def test_decoding_and_sampling_agree_bit_for_bit(embedding, caption, scale):
     condition = Condition(Z, CAPTIONS[caption])
     negative = Condition(None, EMPTY) if caption == "clip_sequence" else NULL
     options = {"scale": scale, "negative": negative}
-    images = sampled(cfg, params, condition, KEYS, **options)
-    again = decoded(cfg, params, condition, KEYS, **options)
+    images = sample_images(cfg, params, condition, KEYS, **options)
+    again = decode_images(cfg, params, condition, KEYS, **options)
     np.testing.assert_array_equal(again, images)
     assert np.std(images) > 0.01
 
 
-@pytest.mark.parametrize("run", [sampled, decoded])
+@pytest.mark.parametrize("run", [sample_images, decode_images])
 @pytest.mark.parametrize("reads", ["own", "clip_sequence"])
 def test_raw_embeddings_enter_with_their_norm_and_others_without(reads, run):
     for embedding, same in (("raw", False), ("unit", True)):
@@ -230,9 +230,9 @@ def test_every_sampler_works_with_previews_parts_and_inpainting(sampling, monkey
         return jax.jit(run)(params, x_T)
 
     images = whole(plain).images
-    seen = whole(options)
-    np.testing.assert_allclose(seen.images, images, atol=1e-5)
-    np.testing.assert_allclose(seen.previews[-1], images, atol=1e-5)
+    output = whole(options)
+    np.testing.assert_allclose(output.images, images, atol=1e-5)
+    np.testing.assert_allclose(output.previews[-1], images, atol=1e-5)
     x_t, memory = x_T, decoding.initial_memory(cfg, plain, x_T)
     part_run = jax.jit(functools.partial(decoding.decode_part, cfg, options=plain, **arguments))
     for part in samplers.parts(decoding.plan(cfg, plain), 3):

@@ -63,7 +63,7 @@ def test_what_it_draws_is_what_the_decoder_sees(loaded):
     @jax.jit
     def run(params, words, keys):
         options = SampleOptions(decoder=few, num_candidates=2)
-        drawn = text_to_image.sample(loaded.cascade, params, words, keys, options=options)
+        output = text_to_image.sample(loaded.cascade, params, words, keys, options=options)
         alone = prior_ar.sample(
             loaded.cascade.prior,
             params["prior_ar"],
@@ -73,12 +73,12 @@ def test_what_it_draws_is_what_the_decoder_sees(loaded):
             keys=rng.fold_each(keys, "prior"),
             num_candidates=2,
         )
-        return drawn, alone
+        return output, alone
 
-    drawn, alone = run(loaded.params, words, keys)
-    np.testing.assert_allclose(drawn.z_img, alone, atol=1e-6)
-    np.testing.assert_allclose(jnp.linalg.norm(drawn.z_img, axis=-1), 1.0, rtol=1e-5)
-    assert drawn.images.shape == (3, 16, 16, 3)
+    output, alone = run(loaded.params, words, keys)
+    np.testing.assert_allclose(output.z_img, alone, atol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(output.z_img, axis=-1), 1.0, rtol=1e-5)
+    assert output.images.shape == (3, 16, 16, 3)
 
 
 def test_the_command_draws_with_it_and_says_so(run_dir, tmp_path):

@@ -57,22 +57,22 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def written(run_dir, tmp_path_factory):
+def bundle_path(run_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "tiny.unclip"
     bundle.main([f"--models={run_dir}", f"--out={out}", "--batch-sizes=4,1", *OPTIONS])
     return out
 
 
-def test_a_bundle_is_opened_like_a_run_directory(written, tmp_path, capsys):
+def test_a_bundle_is_opened_like_a_run_directory(bundle_path, tmp_path, capsys):
     assert exported_sampler.open_artefact is exported_sampler.open_bundle
-    engine = unclip_jax.open(written)
-    images = exported_sampler.open_bundle(written).draw(["a red circle"] * 2, seed=5)
+    engine = unclip_jax.open(bundle_path)
+    images = exported_sampler.open_bundle(bundle_path).draw(["a red circle"] * 2, seed=5)
     result = engine.sample("a red circle", num=2, seed=5)
     np.testing.assert_array_equal(result.images, images)
     assert result.record["code_version"] == __version__
     assert result.record["models"]["name"] and result.record["options"]["decoder"]["steps"] == "4"
     out = tmp_path / "out.png"
-    sample.main(["a red circle", "--num=2", "--seed=5", f"--models={written}", f"--out={out}"])
+    sample.main(["a red circle", "--num=2", "--seed=5", f"--models={bundle_path}", f"--out={out}"])
     assert "2 images" in capsys.readouterr().out
     for index in range(2):
         with Image.open(tmp_path / "out" / f"000{index}.png") as image:
@@ -82,7 +82,10 @@ def test_a_bundle_is_opened_like_a_run_directory(written, tmp_path, capsys):
         (lambda: engine.sample("x", best_of=2), "best_of is 2, but .* is a bundle"),
         (lambda: engine.sample("x", seed=-1), "seed is -1; it must lie in"),
         (lambda: engine.run(upscale()), "a bundle, which samples captions only; .* for 'upscale'"),
-        (lambda: unclip_jax.open(written, prior="prior_ar"), "is a bundle, which has one prior"),
+        (
+            lambda: unclip_jax.open(bundle_path, prior="prior_ar"),
+            "is a bundle, which has one prior",
+        ),
         (lambda: unclip_jax.open(__file__), "is not a bundle"),
     ):
         with pytest.raises(UserError, match=message):
@@ -93,10 +96,10 @@ def upscale():
     return UpscaleRequest(images=(np.zeros((16, 16, 3), np.uint8),))
 
 
-def test_another_process_draws_the_same_bits_without_the_models(written, run_dir, tmp_path):
-    drawn = tmp_path / "drawn.npy"
+def test_another_process_draws_the_same_bits_without_the_models(bundle_path, run_dir, tmp_path):
+    images_file = tmp_path / "drawn.npy"
     code = textwrap.dedent(READER)
-    command = [sys.executable, "-c", code, str(written), str(drawn), *CAPTIONS]
+    command = [sys.executable, "-c", code, str(bundle_path), str(images_file), *CAPTIONS]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     loaded = load.load_cascade(run_dir)
@@ -109,23 +112,23 @@ def test_another_process_draws_the_same_bits_without_the_models(written, run_dir
         tokens = tokenise(loaded.cascade, tokenizers, [CAPTIONS[i] for i in indices])
         keys = text_to_image.keys_for(5, jnp.array(indices))
         parts.append(np.asarray(ordinary(loaded.params, tokens, keys, None)))
-    np.testing.assert_array_equal(np.load(drawn), np.concatenate(parts))
+    np.testing.assert_array_equal(np.load(images_file), np.concatenate(parts))
 
 
-def test_a_file_says_what_it_is(written, capsys):
-    opened = exported_sampler.open_bundle(written)
-    assert opened.card.batch_sizes == (1, 4) and opened.card.image_size == 32
-    assert opened.card.platforms == ("cpu",) and opened.card.options["decoder"]["steps"] == "4"
-    assert (opened._size_for(9), opened._size_for(3)) == (4, 1)
+def test_a_file_says_what_it_is(bundle_path, capsys):
+    sampler = exported_sampler.open_bundle(bundle_path)
+    assert sampler.card.batch_sizes == (1, 4) and sampler.card.image_size == 32
+    assert sampler.card.platforms == ("cpu",) and sampler.card.options["decoder"]["steps"] == "4"
+    assert (sampler._size_for(9), sampler._size_for(3)) == (4, 1)
 
 
 @pytest.mark.parametrize(
     ("captions", "seed", "message"),
     [([], 0, "number of captions is 0"), (["x"], -1, "seed is -1"), (["x"], 2**31, "seed is")],
 )
-def test_what_cannot_be_drawn_is_rejected(written, captions, seed, message):
+def test_what_cannot_be_drawn_is_rejected(bundle_path, captions, seed, message):
     with pytest.raises(UserError, match=message):
-        exported_sampler.open_bundle(written).draw(captions, seed=seed)
+        exported_sampler.open_bundle(bundle_path).draw(captions, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -144,27 +147,27 @@ def test_mistakes_are_one_line(run_dir, tmp_path, arguments, message):
         bundle.main([f"--models={run_dir}", "--batch-sizes=1", *OPTIONS, *out, *arguments])
 
 
-def rewritten(written, path, **changed):
+def rewrite(bundle_path, path, **changes):
     """A copy of the file with members changed."""
-    with zipfile.ZipFile(written) as old, zipfile.ZipFile(path, "w") as new:
+    with zipfile.ZipFile(bundle_path) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
-            new.writestr(name, changed.get(name.split(".")[0], old.read(name)))
+            new.writestr(name, changes.get(name.split(".")[0], old.read(name)))
     return path
 
 
-def card_of(written):
-    return json.loads(zipfile.ZipFile(written).read(exported_sampler.CARD))
+def card_of(bundle_path):
+    return json.loads(zipfile.ZipFile(bundle_path).read(exported_sampler.CARD))
 
 
-def released(card, **changes):
+def released_card(card, **changes):
     """The card as version 0.1.0 wrote it: with the digest of the weights alone."""
     fields = {name: value for name, value in card.items() if name not in ("digests", "digest")}
     weights = card["digests"][exported_sampler.WEIGHTS]
     return json.dumps({**fields, "sha256": weights, "format_version": 1, **changes})
 
 
-def test_files_that_are_none_are_rejected(written, tmp_path):
-    card = card_of(written)
+def test_files_that_are_none_are_rejected(bundle_path, tmp_path):
+    card = card_of(bundle_path)
     (tmp_path / "words").write_text("hello")
     cases = [
         (tmp_path / "none", "is not a bundle"),
@@ -188,18 +191,18 @@ def test_files_that_are_none_are_rejected(written, tmp_path):
         ({"weights": {"a": {"dtype": "float99", "shape": [1], "offset": 0}}}, "is damaged"),
         ({"sha256": "0" * 64}, "the digest of weights.bin"),
     ):
-        path = rewritten(written, tmp_path / "other", card=released(card, **changes))
+        path = rewrite(bundle_path, tmp_path / "other", card=released_card(card, **changes))
         with pytest.raises(UserError, match=message):
             exported_sampler.open_bundle(path)
 
 
 @pytest.mark.parametrize("member", ["weights", "batch1", "batch4", "tokenizer"])
-def test_a_changed_bit_in_any_member_is_rejected_by_name(written, tmp_path, member):
-    with zipfile.ZipFile(written) as archive:
+def test_a_changed_bit_in_any_member_is_rejected_by_name(bundle_path, tmp_path, member):
+    with zipfile.ZipFile(bundle_path) as archive:
         (name,) = (name for name in archive.namelist() if name.split(".")[0] == member)
         content = bytearray(archive.read(name))
     content[len(content) // 2] ^= 1
-    path = rewritten(written, tmp_path / "other", **{member: bytes(content)})
+    path = rewrite(bundle_path, tmp_path / "other", **{member: bytes(content)})
     with pytest.raises(UserError, match=rf"is damaged or was changed: the digest of {name}; copy"):
         exported_sampler.open_bundle(path)
 
@@ -207,16 +210,16 @@ def test_a_changed_bit_in_any_member_is_rejected_by_name(written, tmp_path, memb
 @pytest.mark.parametrize(
     "change", [{"image_size": 64}, {"digests": {}}, {"digest": ""}, {"digest": None}]
 )
-def test_a_changed_card_is_rejected(written, tmp_path, change):
-    card = json.dumps({**card_of(written), **change})
+def test_a_changed_card_is_rejected(bundle_path, tmp_path, change):
+    card = json.dumps({**card_of(bundle_path), **change})
     with pytest.raises(UserError, match="is damaged or was changed: the digest of its card"):
-        exported_sampler.open_bundle(rewritten(written, tmp_path / "other", card=card))
+        exported_sampler.open_bundle(rewrite(bundle_path, tmp_path / "other", card=card))
 
 
-def test_a_file_of_version_0_1_0_opens(written, tmp_path):
-    card = released(card_of(written))
-    opened = exported_sampler.open_bundle(rewritten(written, tmp_path / "other", card=card))
-    assert opened.card.batch_sizes == (1, 4) and opened.card.format_version == 1
+def test_a_file_of_version_0_1_0_opens(bundle_path, tmp_path):
+    card = released_card(card_of(bundle_path))
+    sampler = exported_sampler.open_bundle(rewrite(bundle_path, tmp_path / "other", card=card))
+    assert sampler.card.batch_sizes == (1, 4) and sampler.card.format_version == 1
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):

@@ -44,9 +44,9 @@ def test_image_i_depends_on_seed_and_i_alone(loaded, run):
     words = [*cascades.CAPTIONS, "a blue circle"]
     keys = text_to_image.keys_for(5, jnp.arange(4))
     whole = draw(loaded.params, captions(loaded, words), keys)
-    turned = draw(loaded.params, captions(loaded, words[::-1]), keys[::-1])
-    np.testing.assert_allclose(turned.images[::-1], whole.images, atol=1e-4)
-    np.testing.assert_allclose(turned.z_img[::-1], whole.z_img, atol=1e-5)
+    reverse = draw(loaded.params, captions(loaded, words[::-1]), keys[::-1])
+    np.testing.assert_allclose(reverse.images[::-1], whole.images, atol=1e-4)
+    np.testing.assert_allclose(reverse.z_img[::-1], whole.z_img, atol=1e-5)
     others = ["three pink rings", words[1], "", "a red circle"]
     mixed = draw(loaded.params, captions(loaded, others), keys)
     np.testing.assert_allclose(mixed.images[1], whole.images[1], atol=1e-4)
@@ -64,10 +64,10 @@ def test_many_seeds_and_captions_are_one_trace(loaded, run):
 def test_the_chain_ends_at_the_last_upsamplers_size_in_range(loaded, run):
     draw, _ = run
     keys = text_to_image.keys_for(0, jnp.arange(4))
-    drawn = draw(loaded.params, captions(loaded, cascades.CAPTIONS[:1] * 4), keys)
-    assert drawn.base.shape == (4, 16, 16, 3)
-    assert drawn.images.shape == (4, loaded.cascade.image_size, loaded.cascade.image_size, 3)
-    assert np.abs(drawn.images).max() <= 1.0
+    output = draw(loaded.params, captions(loaded, cascades.CAPTIONS[:1] * 4), keys)
+    assert output.base.shape == (4, 16, 16, 3)
+    assert output.images.shape == (4, loaded.cascade.image_size, loaded.cascade.image_size, 3)
+    assert np.abs(output.images).max() <= 1.0
 
 
 def test_z_txt_as_z_img_is_the_caption_embedding(loaded):
@@ -77,8 +77,8 @@ def test_z_txt_as_z_img_is_the_caption_embedding(loaded):
 
     @jax.jit
     def run(params):
-        drawn = text_to_image.sample(bare, params, words, keys, options=options)
-        return drawn.z_img, text_to_image.text_embedding(bare, params, captions=words)
+        output = text_to_image.sample(bare, params, words, keys, options=options)
+        return output.z_img, text_to_image.text_embedding(bare, params, captions=words)
 
     z_img, z_txt = run(loaded.params)
     np.testing.assert_allclose(z_img, z_txt, atol=1e-6)
@@ -103,28 +103,28 @@ def test_the_best_of_several_is_the_one_nearest_to_its_caption(loaded, run):
         for embed in (text_to_image.text_embedding, text_to_image.image_embedding)
     )
     z_txt = np.asarray(embed_text(captions=words))
-    tried = [keys, *(rng.fold_each(keys, "candidate", number) for number in (1, 2))]
-    drawn = [draw(loaded.params, words, own) for own in tried]
+    candidates = [keys, *(rng.fold_each(keys, "candidate", number) for number in (1, 2))]
+    outputs = [draw(loaded.params, words, own) for own in candidates]
     side = loaded.cascade.clip.model.image_size
     scores = []
-    for each in drawn:
-        seen = jax.image.resize(each.images, (4, side, side, 3), "bicubic").clip(-1, 1)
-        scores.append(np.sum(np.asarray(embed_image(images=seen)) * z_txt, axis=1))
+    for each in outputs:
+        pixels = jax.image.resize(each.images, (4, side, side, 3), "bicubic").clip(-1, 1)
+        scores.append(np.sum(np.asarray(embed_image(images=pixels)) * z_txt, axis=1))
     best = np.argmax(scores, axis=0)
     assert len(set(best)) > 1, "the case must tell the candidates apart"
     options = SampleOptions(best_of=3)
     best_of = functools.partial(text_to_image.sample, loaded.cascade, options=options)
-    chosen = jax.jit(best_of)(loaded.params, words, keys)
+    selection = jax.jit(best_of)(loaded.params, words, keys)
     # the upsampler reads 8 bits, so it has to read the very image that was chosen
     own = jax.random.wrap_key_data(
-        jnp.stack([jax.random.key_data(tried[number][row]) for row, number in enumerate(best)])
+        jnp.stack([jax.random.key_data(candidates[number][row]) for row, number in enumerate(best)])
     )
     upsample = jax.jit(functools.partial(text_to_image.upsample, loaded.cascade))
-    upsampled = upsample(loaded.params, chosen.base, own)
-    np.testing.assert_allclose(chosen.images, upsampled, atol=1e-4)
+    upsampled = upsample(loaded.params, selection.base, own)
+    np.testing.assert_allclose(selection.images, upsampled, atol=1e-4)
     for row, number in enumerate(best):
-        np.testing.assert_allclose(chosen.base[row], drawn[number].base[row], atol=1e-4)
-        np.testing.assert_allclose(chosen.z_img[row], drawn[number].z_img[row], atol=1e-5)
+        np.testing.assert_allclose(selection.base[row], outputs[number].base[row], atol=1e-4)
+        np.testing.assert_allclose(selection.z_img[row], outputs[number].z_img[row], atol=1e-5)
 
 
 def test_a_score_that_is_not_a_number_is_never_the_best(monkeypatch):
@@ -143,15 +143,15 @@ def test_a_score_that_is_not_a_number_is_never_the_best(monkeypatch):
     monkeypatch.setattr(text_to_image, "clip_text", lambda *a, **k: text)
     keys = text_to_image.keys_for(0, jnp.arange(16))
     options = SampleOptions(best_of=2)
-    chosen = text_to_image.sample(Cascade(()), {}, {}, keys, options=options)
-    tried = [
+    output = text_to_image.sample(Cascade(()), {}, {}, keys, options=options)
+    candidates = [
         np.asarray(draw(None, {}, {}, text_to_image.candidate_keys(keys, i)).images).ravel()
         for i in range(2)
     ]
-    scores = np.where(np.stack(tried) > 0.5, -1.0, np.stack(tried))
-    expected = np.take_along_axis(np.stack(tried), scores.argmax(0)[None], 0)[0]
+    scores = np.where(np.stack(candidates) > 0.5, -1.0, np.stack(candidates))
+    expected = np.take_along_axis(np.stack(candidates), scores.argmax(0)[None], 0)[0]
     assert (scores.max(0) < 0).any() and (scores[0] < 0).sum() > (scores.max(0) < 0).sum()
-    np.testing.assert_array_equal(np.asarray(chosen.images).ravel(), expected)
+    np.testing.assert_array_equal(np.asarray(output.images).ravel(), expected)
 
 
 def test_a_number_of_images_to_choose_from_is_bounded():
@@ -170,11 +170,11 @@ def test_sets_of_one_cascade_share_a_program_whatever_their_guidance(loaded, mon
     traces = []
     sample = text_to_image.sample
 
-    def counted(*args, **kwargs):
+    def counting_sample(*args, **kwargs):
         traces.append(1)
         return sample(*args, **kwargs)
 
-    monkeypatch.setattr(text_to_image, "sample", counted)
+    monkeypatch.setattr(text_to_image, "sample", counting_sample)
     sampling = dataclasses.replace(loaded.cascade.decoder.sampling, guidance_scale=2.0)
     images = {
         (scale, first): batch_sampling.sample_images(
