@@ -67,7 +67,7 @@ def test_ranks_count_the_samples_behind_the_true_value():
 
 
 @pytest.mark.parametrize(
-    ("num", "level", "cut"),
+    ("num", "level", "tail"),
     [
         (19, 0.9, 1),
         (39, 0.9, 2),
@@ -79,13 +79,13 @@ def test_ranks_count_the_samples_behind_the_true_value():
         (9, 0.5, 2),
     ],
 )
-def test_an_interval_leaves_out_equally_many_ranks_at_each_end(num, level, cut):
+def test_an_interval_leaves_out_equally_many_ranks_at_each_end(num, level, tail):
     rank = np.arange(num + 1)[:, None]
     result = calibration.coverage(rank, num=num, level=level)
-    assert result.expected == pytest.approx((num + 1 - 2 * cut) / (num + 1))
+    assert result.expected == pytest.approx((num + 1 - 2 * tail) / (num + 1))
     assert result.measured.value == pytest.approx(result.expected)  # of every rank once
     assert result.measured.total == num + 1
-    for edge, inside in ((cut - 1, 0), (cut, 1), (num - cut, 1), (num - cut + 1, 0)):
+    for edge, inside in ((tail - 1, 0), (tail, 1), (num - tail, 1), (num - tail + 1, 0)):
         at = calibration.coverage(np.full((3, 2), edge), num=num, level=level)
         assert at.measured.value == inside
 
@@ -119,8 +119,8 @@ def test_results_repeat_and_depend_on_the_seed_which_is_0():
 
 def test_of_larger_sets_a_thousand_random_rows_are_taken(monkeypatch):
     pools, blocks = [], calibration.blocks
-    noted = lambda a, b: (pools.append(a), blocks(a, b))[1]  # noqa: E731
-    monkeypatch.setattr(calibration, "blocks", noted)
+    record = lambda a, b: (pools.append(a), blocks(a, b))[1]  # noqa: E731
+    monkeypatch.setattr(calibration, "blocks", record)
     monkeypatch.setattr(calibration, "PERMUTATIONS", 1)
     one, other = np.arange(1200.0)[:, None], -np.arange(1.0, 1001.0)[:, None]
     for seed in (0, 0, 1):

@@ -17,18 +17,18 @@ def test_true_embeddings_have_rank_1_and_cosine_1():
 
 
 def test_ranks_by_brute_force_within_groups():
-    drawn, true = unit_rows(1), unit_rows(2)
-    result = embeddings.retrieval_ranks(drawn, true, group=12)
+    samples, true = unit_rows(1), unit_rows(2)
+    result = embeddings.retrieval_ranks(samples, true, group=12)
     assert len(result) == 36  # the last 4 fill no group
     for i, rank in enumerate(result):
         group = range(i // 12 * 12, i // 12 * 12 + 12)
-        assert rank == sum(drawn[i] @ true[j] >= drawn[i] @ true[i] for j in group)
+        assert rank == sum(samples[i] @ true[j] >= samples[i] @ true[i] for j in group)
 
 
 def test_a_group_larger_than_the_set_is_the_set():
-    drawn, true = unit_rows(1), unit_rows(2)
-    few = embeddings.retrieval_ranks(drawn[:5], true[:5], group=256)
-    np.testing.assert_array_equal(few, embeddings.retrieval_ranks(drawn, true, group=5)[:5])
+    samples, true = unit_rows(1), unit_rows(2)
+    few = embeddings.retrieval_ranks(samples[:5], true[:5], group=256)
+    np.testing.assert_array_equal(few, embeddings.retrieval_ranks(samples, true, group=5)[:5])
 
 
 def test_constant_embeddings_have_the_worst_rank():

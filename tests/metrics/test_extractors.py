@@ -1,4 +1,4 @@
-"""Features of scores: what is taken from the networks, and how images reach them."""
+"""Features of scores: which outputs of the networks they are, and how images are preprocessed."""
 
 import types
 
@@ -63,14 +63,14 @@ def test_clip_s_images_are_resized_by_the_shorter_side_and_cropped(height, width
     cfg = tiny.experiment("clip").model.model
     size = cfg.image_size
     extractor = extractors.clip({}, cfg=cfg, weights="none")
-    for image, prepared in zip(images, extractor.prepare(images), strict=True):
+    for image, result in zip(images, extractor.prepare(images), strict=True):
         short, long = sorted((height, width))
         other = int(long * size / short)  # torchvision rounds down
         target = (size, other) if width <= height else (other, size)
         large = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
         top, left = (large.shape[0] - size) // 2, (large.shape[1] - size) // 2
         expected = large[top : top + size, left : left + size].astype(np.float64) / 127.5 - 1
-        np.testing.assert_allclose(prepared, expected, atol=1e-6)
+        np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_inception_s_images_are_resized_as_the_protocol_says(monkeypatch):

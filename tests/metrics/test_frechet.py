@@ -58,8 +58,8 @@ def test_it_is_symmetric_and_obeys_the_triangle():
 def test_rotating_both_sets_changes_nothing():
     one, other = gaussian(7), gaussian(8)
     turn = rotation(6, seed=1)
-    turned = [Moments(turn @ each.mean, turn @ each.covariance @ turn.T) for each in (one, other)]
-    assert squared_distance(*turned) == pytest.approx(squared_distance(one, other), rel=1e-10)
+    rotated = [Moments(turn @ each.mean, turn @ each.covariance @ turn.T) for each in (one, other)]
+    assert squared_distance(*rotated) == pytest.approx(squared_distance(one, other), rel=1e-10)
 
 
 def test_covariance_is_the_unbiased_one_in_double_precision():

@@ -16,14 +16,14 @@ def tiny():
     """Parameters of the narrow network and the compiled function."""
     params = trees.flatten_paths(weights.abstract(TINY))
     rng = np.random.default_rng(0)
-    drawn = {p: rng.uniform(0.5, 1.5, s.shape).astype(np.float32) for p, s in params.items()}
-    for path, leaf in drawn.items():
+    values = {p: rng.uniform(0.5, 1.5, s.shape).astype(np.float32) for p, s in params.items()}
+    for path, leaf in values.items():
         if path.endswith("kernel"):
-            drawn[path] = (rng.standard_normal(leaf.shape) / np.sqrt(leaf[..., 0].size)).astype(
+            values[path] = (rng.standard_normal(leaf.shape) / np.sqrt(leaf[..., 0].size)).astype(
                 np.float32
             )
     run = jax.jit(lambda p, x: Inception(TINY).apply({"params": p}, x))
-    return nested(drawn), run
+    return nested(values), run
 
 
 def test_parameters_are_those_of_the_published_network():
@@ -62,8 +62,8 @@ def test_averages_at_the_border_do_not_count_padding():
 def test_images_of_a_batch_are_independent(tiny):
     params, run = tiny
     images = np.random.default_rng(1).uniform(-1, 1, (2, 75, 75, 3)).astype(np.float32)
-    both, turned = run(params, images), run(params, images[::-1].copy())
-    np.testing.assert_allclose(both.pool, turned.pool[::-1], rtol=1e-4, atol=1e-5)
+    both, reverse = run(params, images), run(params, images[::-1].copy())
+    np.testing.assert_allclose(both.pool, reverse.pool[::-1], rtol=1e-4, atol=1e-5)
 
 
 def test_logits_differ_from_the_unbiased_by_the_bias(tiny):

@@ -14,9 +14,9 @@ TINY = InceptionConfig(divide=16)
 @pytest.fixture(scope="module")
 def tensors():
     """A state dict of the narrow network."""
-    wanted = tensor_table.expected(inception_weights.entries(), inception_weights.abstract(TINY))
+    shapes = tensor_table.expected(inception_weights.entries(), inception_weights.abstract(TINY))
     rng = np.random.default_rng(0)
-    return {name: rng.random(shape, np.float32) for name, shape in wanted.items()}
+    return {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
 
 
 def test_names_are_those_of_the_public_file(tensors):

@@ -68,20 +68,20 @@ def test_bootstrap_of_a_statistic_covers_its_value():
 
 
 def test_an_interval_is_of_two_thousand_resamples_of_all_units():
-    drawn = []
+    resamples = []
 
     def mean(rows):
-        drawn.append(rows)
+        resamples.append(rows)
         return float(values[rows].mean())
 
     values = np.random.default_rng(0).exponential(size=40)
     interval = bootstrap_statistic(mean, 40)
-    assert len(drawn) == 1 + 2000 and {len(rows) for rows in drawn} == {40}
-    assert drawn[0].tolist() == list(range(40))
-    counts = np.bincount(np.concatenate(drawn[1:]), minlength=40)
+    assert len(resamples) == 1 + 2000 and {len(rows) for rows in resamples} == {40}
+    assert resamples[0].tolist() == list(range(40))
+    counts = np.bincount(np.concatenate(resamples[1:]), minlength=40)
     assert len(counts) == 40 and np.abs(counts / 2000 - 1).max() < 5 / math.sqrt(2000)
     assert bootstrap(values)[1:] == interval
-    means = [values[rows].mean() for rows in drawn[1:]]
+    means = [values[rows].mean() for rows in resamples[1:]]
     assert interval[1:] == tuple(np.quantile(means, [0.025, 0.975]))
     quarter = bootstrap_statistic(mean, 40, confidence=0.5)
     assert quarter[1:] == tuple(np.quantile(means, [0.25, 0.75]))

@@ -56,12 +56,12 @@ def test_captions_specs_and_json_ask_the_same():
 def test_planted_mistakes_are_charged_to_their_attribute(name):
     """The caption asks for the original; one attribute of the image is another value."""
     portraits = _portraits(4, keep=lambda p: p.hair != "bald" and p.glasses != "sunglasses")
-    changed = []
+    variants = []
     for index, portrait in enumerate(portraits):
         others = [v for v in VALUES[name] if v not in (getattr(portrait, name), "bald")]
         others = [value for value in others if value != "sunglasses"]
-        changed.append(dataclasses.replace(portrait, **{name: others[index % len(others)]}))
-    for verdict in check(render.render(changed), portraits):
+        variants.append(dataclasses.replace(portrait, **{name: others[index % len(others)]}))
+    for verdict in check(render.render(variants), portraits):
         wrong = {criterion for criterion in CRITERIA if getattr(verdict, criterion) is False}
         assert wrong == {name} and not verdict.joint
 
@@ -69,14 +69,14 @@ def test_planted_mistakes_are_charged_to_their_attribute(name):
 def test_swapped_colours_are_a_matter_of_binding():
     base = {"hair": "bob", "facial_hair": "none", "glasses": "none", "eyes": "open"}
     base |= {"mouth": "sad", "clothes": "hoodie", "background": "white", "skin": "tan"}
-    swapped = Portrait(**base, hair_colour="blue", clothes_colour="red")
+    variant = Portrait(**base, hair_colour="blue", clothes_colour="red")
     spec = PortraitSpec(hair_colour="red", clothes_colour="blue")
-    (verdict,) = check(render.render([swapped]), [spec])
+    (verdict,) = check(render.render([variant]), [spec])
     assert verdict.hair_colour is False and verdict.clothes_colour is False
     assert verdict.binding is False and verdict.background is None
-    (verdict,) = check(render.render([swapped]), ["a person with blue hair in red clothes"])
+    (verdict,) = check(render.render([variant]), ["a person with blue hair in red clothes"])
     assert verdict.binding is True and verdict.joint
-    (verdict,) = check(render.render([swapped]), ["a person with blue hair in blue clothes"])
+    (verdict,) = check(render.render([variant]), ["a person with blue hair in blue clothes"])
     assert verdict.binding is None and not verdict.joint  # one colour cannot be confused
 
 

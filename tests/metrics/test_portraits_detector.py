@@ -33,7 +33,7 @@ def portraits(count, *, seed=3):
     return [world.example("validation", seed=seed, index=i).portrait for i in range(count)]
 
 
-def drawn(portrait, size=64):
+def pixels_of(portrait, size=64):
     return render.render([portrait], size=size)[0].astype(np.float32)
 
 
@@ -52,7 +52,7 @@ def test_the_regions_of_the_guess_show_what_they_are_for(size):
     right = dict.fromkeys(("background", "skin", "clothes_colour", "hair_colour"), 0)
     cases = [p for p in portraits(40) if p.hair not in ("bald", "mohawk")]
     for portrait in cases:
-        pixels = drawn(portrait, size)
+        pixels = pixels_of(portrait, size)
         corners = np.concatenate([detector._region(pixels, c) for c in detector.CORNERS])
         middle = np.median(corners, axis=0)
         right["background"] += (
@@ -136,7 +136,7 @@ def test_renderings_are_those_of_the_renderer_and_differ_in_the_window_alone(nam
     for portrait in portraits(3, seed=8):
         values = dataclasses.asdict(portrait)
         options = [{name: value} for value in ATTRIBUTES[name]]
-        expected = np.stack([drawn(dataclasses.replace(portrait, **o)) for o in options])
+        expected = np.stack([pixels_of(dataclasses.replace(portrait, **o)) for o in options])
         actual = detector._renderings(values, options, size=64, window=WHOLE, blur=0.0)
         np.testing.assert_array_equal((actual + 0.5).astype(np.uint8), expected)
         window = detector._window((name,), 64)
@@ -153,7 +153,9 @@ def test_windows_are_the_least_that_hold_all_changes_and_two_pixels():
     for name in ("hair", "glasses", "mouth", "clothes_colour", "facial_hair"):
         changes = np.zeros((64, 64), bool)
         for portrait in portraits(40, seed=5):
-            images = [drawn(dataclasses.replace(portrait, **{name: v})) for v in ATTRIBUTES[name]]
+            images = [
+                pixels_of(dataclasses.replace(portrait, **{name: v})) for v in ATTRIBUTES[name]
+            ]
             changes |= np.ptp(np.stack(images), axis=0).max(axis=-1) > 0
         rows, columns = (np.flatnonzero(changes.any(axis=axis)) for axis in (1, 0))
         window = detector._window((name,), 64)
@@ -182,7 +184,7 @@ def test_blurred_renderings_are_gaussian_filtered():
 @pytest.mark.parametrize("blur", [0.0, 0.4, 0.6, 0.8, 1.0, 1.3])
 def test_the_blur_of_an_image_is_estimated(blur):
     for portrait in portraits(2, seed=6):
-        soft = ndimage.gaussian_filter(drawn(portrait), (blur, blur, 0), mode="nearest")
+        soft = ndimage.gaussian_filter(pixels_of(portrait), (blur, blur, 0), mode="nearest")
         values = dataclasses.asdict(portrait)
         assert detector._blur(soft, values) == blur
         assert detector._error(soft, values, blur) < 0.5
@@ -193,7 +195,7 @@ def test_the_best_option_is_the_nearest_and_distances_are_squared():
     portrait = portraits(1, seed=9)[0]
     values = dataclasses.asdict(portrait)
     options = [{"clothes_colour": value} for value in ATTRIBUTES["clothes_colour"]]
-    images = [drawn(dataclasses.replace(portrait, **option)) for option in options]
+    images = [pixels_of(dataclasses.replace(portrait, **option)) for option in options]
     blue = next(i for i, option in enumerate(options) if option["clothes_colour"] == "blue")
     actual = detector._compare(images[blue], values, options, blur=0.0)
     assert actual.best == {"clothes_colour": "blue"}
@@ -251,7 +253,7 @@ def test_without_hair_every_beard_of_every_colour_is_an_option():
 
 
 def test_the_search_begins_with_the_likeliest_colours(monkeypatch):
-    """And in the order of the groups, each with what was found for those before."""
+    """It goes through the groups in order, each with the colours of those before."""
     portrait = dataclasses.replace(
         portraits(1)[0], hair="afro", hair_colour="green", clothes_colour="red", background="navy"
     )
@@ -263,7 +265,7 @@ def test_the_search_begins_with_the_likeliest_colours(monkeypatch):
         return detector._Comparison(options[-1:], np.zeros(1), np.zeros(1))
 
     monkeypatch.setattr(detector, "_compare", last)
-    actual = detector._from_skin(drawn(portrait), "deep")
+    actual = detector._from_skin(pixels_of(portrait), "deep")
     start = calls[0][0]
     assert (start["hair_colour"], start["clothes_colour"]) == ("green", "red")
     assert (start["background"], start["skin"]) == ("navy", "deep")
@@ -284,7 +286,7 @@ def test_the_first_guess_is_made_at_half_the_size_if_that_is_enough(monkeypatch,
     """At 32 pixels or more, of an even side; the rest of the search is at the whole size."""
     sizes, values = [], dataclasses.asdict(portraits(1)[0])
     monkeypatch.setattr(detector, "_coarse", lambda pixels: (sizes.append(len(pixels)), values)[1])
-    image = drawn(portraits(1)[0], side)
+    image = pixels_of(portraits(1)[0], side)
     actual = detector._detect(image)
     assert sizes == [size] and actual.portrait == portraits(1)[0] and actual.error < 0.5
 
@@ -292,7 +294,7 @@ def test_the_first_guess_is_made_at_half_the_size_if_that_is_enough(monkeypatch,
 def test_the_search_ends_when_nothing_changes_or_after_four_rounds(monkeypatch):
     """In each round every attribute once; without hair facial hair and its colour together."""
     portrait = dataclasses.replace(portraits(1)[0], hair="bald", facial_hair="beard")
-    pixels, names = drawn(portrait), []
+    pixels, names = pixels_of(portrait), []
     restless = False
 
     def compare(pixels, values, options, *, blur):
@@ -316,9 +318,9 @@ def test_the_search_ends_when_nothing_changes_or_after_four_rounds(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("errors", "tried"), [((5.9, 1, 1), 1), ((6.0, 5.9, 1), 2), ((9, 8, 7), 3), ((7, 8, 9), 3)]
+    ("errors", "attempts"), [((5.9, 1, 1), 1), ((6.0, 5.9, 1), 2), ((9, 8, 7), 3), ((7, 8, 9), 3)]
 )
-def test_of_three_skins_the_first_is_taken_that_is_good(monkeypatch, errors, tried):
+def test_of_three_skins_the_first_is_taken_that_is_good(monkeypatch, errors, attempts):
     """Below a root mean square error of 6, else the best."""
     skins = []
 
@@ -331,5 +333,5 @@ def test_of_three_skins_the_first_is_taken_that_is_good(monkeypatch, errors, tri
     monkeypatch.setattr(detector, "_from_skin", start)
     monkeypatch.setattr(detector, "_error", lambda pixels, values, blur: errors_of[values["skin"]])
     actual = detector._coarse(np.zeros((64, 64, 3), np.float32))
-    assert skins == list("abc")[:tried]
+    assert skins == list("abc")[:attempts]
     assert actual == {"skin": min(skins, key=errors_of.__getitem__)}

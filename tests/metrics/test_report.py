@@ -13,7 +13,7 @@ PROTOCOL = {"features": "Inception-v3", "weights": "abc", "resize": "tf1"}
 FACTS = {"source": "a", "count": 30, "size": "64 x 64", "crop": "none"}
 
 
-def collected(seed=0, count=30, width=5, **changes):
+def feature_set(seed=0, count=30, width=5, **changes):
     rng = np.random.default_rng(seed)
     pool = rng.standard_normal((count, width)).astype(np.float32)
     spatial = RunningMoments.of(rng.standard_normal((count, 3))).moments()
@@ -30,7 +30,7 @@ def collected(seed=0, count=30, width=5, **changes):
 
 
 def test_identical_sets_have_ideal_values():
-    one = collected()
+    one = feature_set()
     result = compare(one, one, kind="inception").scores
     ideals = {"fid": 0, "sfid": 0, "precision": 1, "recall": 1, "coverage": 1}
     for name, ideal in ideals.items():
@@ -44,7 +44,9 @@ def test_identical_sets_have_ideal_values():
 
 
 def test_a_report_holds_its_protocol_and_is_json():
-    report = compare(collected(), collected(1, 40), kind="inception", options=ScoreOptions(seed=3))
+    report = compare(
+        feature_set(), feature_set(1, 40), kind="inception", options=ScoreOptions(seed=3)
+    )
     assert report.protocol["kid"] == "100 subsets of 30, seed 3"
     assert report.protocol["neighbours"] == {"k": 3, "k_density": 5}
     assert report.protocol["real"]["count"] == 30
@@ -58,7 +60,7 @@ def test_a_report_holds_its_protocol_and_is_json():
 
 
 def test_too_few_images_for_the_covariance_are_a_warning():
-    report = compare(collected(count=20, width=25), collected(count=60, width=25), kind="clip")
+    report = compare(feature_set(count=20, width=25), feature_set(count=60, width=25), kind="clip")
     text = str(report)
     assert "WARNING: real has 20 images, too few for a covariance of 25 dimensions" in text
     assert "fake has" not in text
@@ -67,25 +69,25 @@ def test_too_few_images_for_the_covariance_are_a_warning():
 
 @pytest.mark.parametrize("part", ["features", "weights", "resize"])
 def test_mixed_protocols_are_rejected(part):
-    other = collected(protocol={**PROTOCOL, part: "other"})
+    other = feature_set(protocol={**PROTOCOL, part: "other"})
     with pytest.raises(UserError, match=f"protocols are mixed: {part} is"):
-        compare(collected(), other, kind="inception")
+        compare(feature_set(), other, kind="inception")
 
 
 def test_doubtful_scores_have_warnings():
-    real = collected(facts={**FACTS, "size": "256 x 256", "crop": "centre"}, lossy=True)
-    warned = "\n".join(compare(real, collected(), kind="inception").warnings)
-    assert "size differs, 256 x 256 for real and 64 x 64 for fake" in warned
-    assert "crop differs" in warned
-    assert "only real holds lossy files" in warned
+    real = feature_set(facts={**FACTS, "size": "256 x 256", "crop": "centre"}, lossy=True)
+    warnings = "\n".join(compare(real, feature_set(), kind="inception").warnings)
+    assert "size differs, 256 x 256 for real and 64 x 64 for fake" in warnings
+    assert "crop differs" in warnings
+    assert "only real holds lossy files" in warnings
 
 
 def test_statistics_of_others_give_frechet_distances_and_a_warning():
-    real = collected(
+    real = feature_set(
         facts={"source": "ref.npz", "count": None}, protocol={}, pool=None, probabilities=None
     )
-    report = compare(real, collected(1), kind="inception")
+    report = compare(real, feature_set(1), kind="inception")
     assert {"fid", "sfid", "inception_score"} == set(report.scores)
-    warned = "\n".join(report.warnings)
-    assert "do not record their number of images" in warned
-    assert "ref.npz does not record how its features were computed" in warned
+    warnings = "\n".join(report.warnings)
+    assert "do not record their number of images" in warnings
+    assert "ref.npz does not record how its features were computed" in warnings

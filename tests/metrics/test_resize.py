@@ -75,13 +75,13 @@ def test_clips_preprocessing_rounds_the_longer_side_down(monkeypatch, height, wi
 
     real = extractors.PILImage.fromarray
 
-    def spied(array):
+    def spy(array):
         image = real(array)
         resize_image = image.resize
         image.resize = lambda size, *rest: (sizes.append(size), resize_image(size, *rest))[1]
         return image
 
-    monkeypatch.setattr(extractors.PILImage, "fromarray", spied)
+    monkeypatch.setattr(extractors.PILImage, "fromarray", spy)
     images = np.zeros((1, height, width, 3), np.uint8)
     assert extractors._preprocess(images, 224).shape == (1, 224, 224, 3)
     assert sizes == [(long, 224) if width > height else (224, long)]

@@ -13,7 +13,7 @@ from unclip_jax.shapes import grammar, render, scene, world
 from unclip_jax.shapes.scene import ObjectSpec, Scene, SceneSpec
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, INVERSE, SHAPES, SIZES
 
-JUDGED = ("background", "count", "colour", "shape", "size", "relation")
+ATTRIBUTE_NAMES = ("background", "count", "colour", "shape", "size", "relation")
 AGREE = 0.99
 
 
@@ -31,20 +31,20 @@ def _unlike_pair(case):
     return _is_pair(case) and a.colour != b.colour and a.shape != b.shape
 
 
-def _changed(case, **changes):
+def _change_first(case, **changes):
     """The scene with fields of its first object changed."""
     return dataclasses.replace(
         case, items=(dataclasses.replace(case.items[0], **changes), *case.items[1:])
     )
 
 
-def _rates(drawn, asked, *, size=64):
-    return report(check(render.render(drawn, size=size), asked))
+def _rates(actual, targets, *, size=64):
+    return report(check(render.render(actual, size=size), targets))
 
 
 def _only_wrong(rates, *wrong):
-    """`wrong` attributes fail, every other one that was asked for holds."""
-    for name in JUDGED:
+    """`wrong` attributes fail, every other one of the targets holds."""
+    for name in ATTRIBUTE_NAMES:
         if rates[name].total:
             value = 1 - rates[name].value if name in wrong else rates[name].value
             assert value >= AGREE, (name, rates[name])
@@ -56,117 +56,119 @@ def _only_wrong(rates, *wrong):
 def test_exact_on_fresh_renders(split, size):
     case = [world.example(split, seed=77, index=i) for i in range(150)]
     pictures = render.render([each.scene for each in case], size=size)
-    for asked in ([each.scene for each in case], [each.captions[0] for each in case]):
-        rates = report(check(pictures, asked))
+    for targets in ([each.scene for each in case], [each.captions[0] for each in case]):
+        rates = report(check(pictures, targets))
         assert all(rates[name].value >= AGREE for name in ATTRIBUTES)
 
 
 def test_swapped_colours_are_a_matter_of_colour_and_binding():
-    asked = _scenes(40, keep=_unlike_pair)
-    drawn = []
-    for case in asked:
+    targets = _scenes(40, keep=_unlike_pair)
+    actual = []
+    for case in targets:
         a, b = case.items
-        swapped = (
+        items = (
             dataclasses.replace(a, colour=b.colour),
             dataclasses.replace(b, colour=a.colour),
         )
-        drawn.append(dataclasses.replace(case, items=swapped))
-    rates = _rates(drawn, asked)
+        actual.append(dataclasses.replace(case, items=items))
+    rates = _rates(actual, targets)
     _only_wrong(rates, "colour")
     assert rates["binding"].total == 40 and rates["binding"].value == 0
     assert rates["objects"].value == 0
 
 
 def test_swapped_places_are_a_matter_of_relation():
-    asked = _scenes(40, keep=_is_pair)
-    drawn = [
+    targets = _scenes(40, keep=_is_pair)
+    actual = [
         scenes.arrange(
             dataclasses.replace(scene.to_spec(case), relation=INVERSE[str(case.relation)]),
             seed=index,
         )
-        for index, case in enumerate(asked)
+        for index, case in enumerate(targets)
     ]
-    rates = _rates(drawn, asked)
+    rates = _rates(actual, targets)
     _only_wrong(rates, "relation")
     assert rates["objects"].value >= AGREE
 
 
 @pytest.mark.parametrize("other", ["left of", "right of"])
 def test_beside_is_not_above(other):
-    asked = _scenes(30, keep=lambda case: case.relation == "above")
-    drawn = [
+    targets = _scenes(30, keep=lambda case: case.relation == "above")
+    actual = [
         scenes.arrange(dataclasses.replace(scene.to_spec(case), relation=other), seed=0)
-        for case in asked
+        for case in targets
     ]
-    _only_wrong(_rates(drawn, asked), "relation")
+    _only_wrong(_rates(actual, targets), "relation")
 
 
 def test_a_missing_copy_is_a_matter_of_count():
-    asked = _scenes(40, keep=lambda case: len(case.items) > 1 and not _is_pair(case))
-    drawn = [dataclasses.replace(case, items=case.items[1:]) for case in asked]
-    _only_wrong(_rates(drawn, asked), "count")
+    targets = _scenes(40, keep=lambda case: len(case.items) > 1 and not _is_pair(case))
+    actual = [dataclasses.replace(case, items=case.items[1:]) for case in targets]
+    _only_wrong(_rates(actual, targets), "count")
 
 
 def test_an_extra_object_is_a_matter_of_count():
     more = grammar.parse("three green stars on a mint background")
     fewer = grammar.parse("two green stars on a mint background")
-    drawn = [scenes.arrange(more, seed=seed) for seed in range(20)]
-    _only_wrong(_rates(drawn, [fewer] * 20), "count")
+    actual = [scenes.arrange(more, seed=seed) for seed in range(20)]
+    _only_wrong(_rates(actual, [fewer] * 20), "count")
 
 
 def test_a_missing_kind_fails_colour_shape_and_count():
-    asked = _scenes(40, keep=_unlike_pair)
-    drawn = [Scene(case.background, case.items[1:]) for case in asked]
-    rates = _rates(drawn, asked)
+    targets = _scenes(40, keep=_unlike_pair)
+    actual = [Scene(case.background, case.items[1:]) for case in targets]
+    rates = _rates(actual, targets)
     for name in ("count", "colour", "shape", "relation", "joint"):
         assert rates[name].value == 0
     assert rates["background"].value == 1
 
 
 def test_another_background_is_a_matter_of_background():
-    asked = _scenes(60)
+    targets = _scenes(60)
     names = list(BACKGROUNDS)
-    drawn = [
+    actual = [
         dataclasses.replace(
             case, background=names[(names.index(case.background) + 1 + k % 5) % len(names)]
         )
-        for k, case in enumerate(asked)
+        for k, case in enumerate(targets)
     ]
-    _only_wrong(_rates(drawn, asked), "background")
+    _only_wrong(_rates(actual, targets), "background")
 
 
 def test_another_shape_is_a_matter_of_shape():
-    asked = _scenes(60)
-    drawn = [
-        _changed(case, shape=SHAPES[(SHAPES.index(case.items[0].shape) + 1 + k % 7) % len(SHAPES)])
-        for k, case in enumerate(asked)
+    targets = _scenes(60)
+    actual = [
+        _change_first(
+            case, shape=SHAPES[(SHAPES.index(case.items[0].shape) + 1 + k % 7) % len(SHAPES)]
+        )
+        for k, case in enumerate(targets)
     ]
-    _only_wrong(_rates(drawn, asked), "shape")
+    _only_wrong(_rates(actual, targets), "shape")
 
 
 def test_another_size_is_a_matter_of_size():
-    asked = _scenes(40, keep=lambda case: case.items[0].size == "large")
+    targets = _scenes(40, keep=lambda case: case.items[0].size == "large")
     low = SIZES["small"].low
-    drawn = [_changed(case, size="small", radius=low) for case in asked]
-    _only_wrong(_rates(drawn, asked), "size")
+    actual = [_change_first(case, size="small", radius=low) for case in targets]
+    _only_wrong(_rates(actual, targets), "size")
 
 
 def test_an_empty_image_has_only_its_background():
-    asked = _scenes(30)
-    rates = _rates([Scene(case.background, ()) for case in asked], asked)
+    targets = _scenes(30)
+    rates = _rates([Scene(case.background, ()) for case in targets], targets)
     for name in ATTRIBUTES:
         if name == "background":
             assert rates[name].value == 1
-        elif name != "binding":  # asked only where the parts are there
+        elif name != "binding":  # applies only where the parts are present
             assert rates[name].value == 0 or not rates[name].total
 
 
 def test_only_what_the_caption_names_is_judged():
-    drawn = [
+    actual = [
         scenes.arrange(grammar.parse(f"a small red star on a {ground} background"), seed=0)
         for ground in BACKGROUNDS
     ]
-    for verdict in check(render.render(drawn, size=64), ["a red star"] * len(drawn)):
+    for verdict in check(render.render(actual, size=64), ["a red star"] * len(actual)):
         assert verdict.joint
         assert (verdict.background, verdict.size, verdict.relation) == (None, None, None)
 
@@ -195,15 +197,15 @@ def test_json_caption_scene_and_spec_agree():
     case = world.example("validation", seed=8, index=3)
     picture = render.render([case.scene], size=64)
     text = scene.to_json(case.scene, case.captions)
-    asked = (case.scene, text, scene.to_spec(case.scene))
-    verdicts = [check(picture, [entry])[0] for entry in asked]
+    targets = (case.scene, text, scene.to_spec(case.scene))
+    verdicts = [check(picture, [entry])[0] for entry in targets]
     assert verdicts[0] == verdicts[1] == verdicts[2]
 
 
 def test_report_counts_only_applicable_attributes():
-    drawn = [scenes.arrange(grammar.parse("a red star on a navy background"), seed=0)] * 4
-    asked = ["a red star", "a red star on a navy background", "a red star on a mint background"]
-    rates = report(check(render.render(drawn, size=32), [*asked, "a blue star"]))
+    actual = [scenes.arrange(grammar.parse("a red star on a navy background"), seed=0)] * 4
+    targets = ["a red star", "a red star on a navy background", "a red star on a mint background"]
+    rates = report(check(render.render(actual, size=32), [*targets, "a blue star"]))
     assert rates["background"][:2] == (1, 2)
     assert rates["colour"][:2] == (3, 4)
     assert rates["relation"].total == 0
@@ -215,9 +217,9 @@ def test_report_counts_only_applicable_attributes():
 
 
 def test_rates_are_json_ready_without_what_no_caption_names():
-    drawn = [scenes.arrange(grammar.parse("a red star"), seed=0)] * 3
+    actual = [scenes.arrange(grammar.parse("a red star"), seed=0)] * 3
     rates = report(
-        check(render.render(drawn, size=32), ["a red star", "a blue star", "a red star"])
+        check(render.render(actual, size=32), ["a red star", "a blue star", "a red star"])
     )
     result = json.loads(json.dumps(as_json(rates)))
     assert {name for name, rate in rates.items() if not rate.total} >= {"background", "relation"}

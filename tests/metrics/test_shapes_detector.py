@@ -1,4 +1,4 @@
-"""The detector recovers what the renderer was told to draw."""
+"""The detector recovers the scenes that were rendered."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from unclip_jax.shapes.scene import Scene, SceneObject
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, COLOURS, SHAPES
 
 
-def _matched(item, detection):
+def _match(item, detection):
     return min(detection.objects, key=lambda o: (o.x - item.x) ** 2 + (o.y - item.y) ** 2)
 
 
@@ -24,7 +24,7 @@ def test_every_object_is_found_where_it_was_drawn(split, size, place):
         assert detection.background == case.background
         assert len(detection.objects) == len(case.items)
         for item in case.items:
-            result = _matched(item, detection)
+            result = _match(item, detection)
             assert (result.colour, result.shape, result.size) == (
                 item.colour,
                 item.shape,
@@ -92,7 +92,7 @@ def test_soft_and_noisy_images_are_still_read():
     for case, detection in zip(scenes, detect(noisy), strict=True):
         assert detection.background == case.background and len(detection.objects) == len(case.items)
         for item in case.items:
-            result = _matched(item, detection)
+            result = _match(item, detection)
             right += (result.colour, result.shape, result.size) == (
                 item.colour,
                 item.shape,

@@ -172,8 +172,8 @@ def test_a_second_colour_must_have_the_area_of_an_object():
 def test_the_least_area_is_a_quarter_of_that_of_the_smallest_object(side):
     radius = 0.115 * side  # of the smallest objects, in the vocabulary of the world
     middle = np.array([side / 2])
-    drawn = {"x": middle, "y": middle, "radius": np.array([radius]), "side": side}
-    areas = [render.coverage(shape, **drawn).sum() for shape in SHAPES]
+    placement = {"x": middle, "y": middle, "radius": np.array([radius]), "side": side}
+    areas = [render.coverage(shape, **placement).sum() for shape in SHAPES]
     assert shapes_regions._least_area(side) == pytest.approx(min(areas) / 4, rel=0.03)
 
 
@@ -202,10 +202,10 @@ def test_small_parts_and_all_but_the_largest_of_an_image_are_dropped():
     for row, area in enumerate(areas):
         label[0, row, :area] = row + 1
     label[1, 0, :4], label[1, 1, :3], label[1, 2, :5] = 11, 12, 13
-    kept = [row for row, area in enumerate(areas) if area >= 5]
-    assert len(kept) == MOST_OBJECTS
+    rows = [row for row, area in enumerate(areas) if area >= 5]
+    assert len(rows) == MOST_OBJECTS
     expected = np.zeros_like(label)
-    for number, row in enumerate(kept):
+    for number, row in enumerate(rows):
         expected[0, row, : areas[row]] = number + 1
     expected[1, 0, :4], expected[1, 2, :5] = 9, 10
     np.testing.assert_array_equal(shapes_regions._drop_small(label, least=4.0), expected)
