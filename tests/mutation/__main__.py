@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def choose(args: argparse.Namespace, root: pathlib.Path) -> list[runner.Mutant]:
-    """Returns the mutants that are asked for, without those known to change nothing."""
+    """Returns the requested mutants, without those known to be equivalent."""
     if args.listed:
         return [m for m in runner.listed(root) if args.file in m.path]
     names = args.package or parser()._option_string_actions["--package"].choices
@@ -55,17 +55,17 @@ def choose(args: argparse.Namespace, root: pathlib.Path) -> list[runner.Mutant]:
     if args.survivors:
         if not (root / args.out).is_file():
             parser().error(f"there is no {args.out}; run a sample of mutants first")
-        survived = survivors(root / args.out)
-        return [m for m in mutants if runner.identity(m, root) in survived - set(same)]
+        alive = survivors(root / args.out)
+        return [m for m in mutants if runner.identity(m, root) in alive - set(same)]
     mutants = random.Random(args.seed).sample(mutants, len(mutants))
-    chosen = []
+    selection = []
     for mutant in mutants:
-        if len(chosen) >= args.num:
+        if len(selection) >= args.num:
             break
         source = (root / mutant.path).read_text()
         if is_valid(mutant.apply(source)) and runner.identity(mutant, root) not in same:
-            chosen.append(mutant)
-    return chosen
+            selection.append(mutant)
+    return selection
 
 
 def survivors(file: pathlib.Path) -> set[tuple[str, str]]:

@@ -308,14 +308,14 @@ def _meaningful(tree: ast.Module, function: str) -> Iterator[ast.AST]:
         if isinstance(node, ast.keyword) and node.arg == "strict":
             continue  # `zip` checks what it is of, and no more
         yield node
-        skipped = set()
+        unused_fields = set()
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            skipped = {"returns", "decorator_list"}
+            unused_fields = {"returns", "decorator_list"}
         if isinstance(node, ast.AnnAssign | ast.arg):
-            skipped = {"annotation"}
+            unused_fields = {"annotation"}
         for name, value in ast.iter_fields(node):
             children = value if isinstance(value, list) else [value]
-            if name not in skipped:
+            if name not in unused_fields:
                 stack.extend(c for c in reversed(children) if isinstance(c, ast.AST))
 
 

@@ -248,8 +248,8 @@ def _environment(root: pathlib.Path) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "UNCLIP_SHARED": str(root.parent / "shared"),
     }
-    dropped = ("XLA_FLAGS", "UNCLIP_THOROUGH", "PYTHONDONTWRITEBYTECODE")  # imports are repeated
-    own = {k: v for k, v in os.environ.items() if k not in dropped}
+    names = ("XLA_FLAGS", "UNCLIP_THOROUGH", "PYTHONDONTWRITEBYTECODE")  # imports are repeated
+    own = {k: v for k, v in os.environ.items() if k not in names}
     return {**defaults, **own, "PYTHONPATH": ""}
 
 
@@ -308,26 +308,30 @@ class Reach:
         an older version of the module counts as reaching all of it. A file is run whole: what a
         test compiles, later tests call without reaching the line.
         """
-        chosen: list[tuple[bool, float, str]] = []
+        candidates: list[tuple[bool, float, str]] = []
         first: list[str] = []
         newlines = mutant.before.count("\n")
         for file in files:
             record = self._records.get(file)
             if record is None and unrecorded:
-                chosen.append((True, UNKNOWN_SECONDS, file))
+                candidates.append((True, UNKNOWN_SECONDS, file))
             if record is None or mutant.path not in record["lines"]:
                 continue
-            reached = record["lines"][mutant.path]
+            hits = record["lines"][mutant.path]
             span = range(mutant.line, mutant.line + newlines + 1)
-            tests = [test for line in span for test in reached.get(str(line), [])]
+            tests = [test for line in span for test in hits.get(str(line), [])]
             old = record["digests"][mutant.path] != _digest(self._root / mutant.path)
             if tests or old:
                 stem = pathlib.PurePath(mutant.path).stem
-                named = pathlib.PurePath(file).stem == f"test_{stem}"
-                chosen.append((not named, record["seconds"], file))
+                same_name = pathlib.PurePath(file).stem == f"test_{stem}"
+                candidates.append((not same_name, record["seconds"], file))
                 first += tests
-        chosen.sort()
-        return [file for *_, file in chosen], first, sum(seconds for _, seconds, _ in chosen)
+        candidates.sort()
+        return (
+            [file for *_, file in candidates],
+            first,
+            sum(seconds for _, seconds, _ in candidates),
+        )
 
 
 def _digest(path: pathlib.Path) -> str:

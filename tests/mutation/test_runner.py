@@ -122,7 +122,7 @@ def test_survivors_are_run_again_and_leave_the_list_once_they_are_caught(
 ):
     monkeypatch.setattr(runner, "PRELOADED", ())
     command.main(["--num=100", "--package=data", "--out=survivors.jsonl"], root=tree)
-    survived = capsys.readouterr().out.count("survived (")
+    num_survivors = capsys.readouterr().out.count("survived (")
     arguments = ["--survivors", "--package=data", "--out=survivors.jsonl"]
     file = tree / "tests/data/test_unused.py"
     file.write_text(
@@ -130,7 +130,7 @@ def test_survivors_are_run_again_and_leave_the_list_once_they_are_caught(
         "def test_unused():\n    assert numbers.unused(5) == 15\n"
     )
     assert command.main([*arguments, "--least=1.0"], root=tree) == 0
-    assert f"{survived:>5}   1.00" in capsys.readouterr().out
+    assert f"{num_survivors:>5}   1.00" in capsys.readouterr().out
     assert not command.survivors(tree / "survivors.jsonl")
     file.unlink()
 
