@@ -57,14 +57,14 @@ def test_every_sampler_ends_in_the_x_0_of_a_denoiser_that_knows_it(sampler):
         return Prediction(x_0, (x_t - level.signal * x_0) / level.noise)
 
     keys = rng.per_example(jax.random.key(1), jnp.arange(3))
-    drawn = gaussian.run(
+    samples = gaussian.run(
         knows,
         shape=(4, 4, 3),
         keys=keys,
         diffusion=CFG,
         sampling=SamplingConfig(steps="4", sampler=sampler),
     )
-    np.testing.assert_allclose(drawn, x_0, atol=1e-5)
+    np.testing.assert_allclose(samples, x_0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
