@@ -98,10 +98,10 @@ def test_a_missing_vector_is_one_that_is_not_finite():
 def test_rows_that_make_no_column(rows, message):
     with pytest.raises(UserError, match=message):
         unpack("a", (("", row) for row in rows))
-    named = [("k", row) for row in rows]
+    items = [("k", row) for row in rows]
     if "row" in message and rows:
         with pytest.raises(UserError, match="no rows|a: row 'k' "):
-            unpack("a", named)
+            unpack("a", items)
 
 
 def test_token_ids_may_have_different_numbers():

@@ -40,7 +40,7 @@ def npz(folder, **arrays):
     return f"{folder}/a.npz:x"
 
 
-def compressed(folder, **arrays):
+def save_compressed(folder, **arrays):
     np.savez_compressed(folder / "c.npz", **arrays)
     return f"{folder}/c.npz:x"
 
@@ -102,7 +102,7 @@ FORMATS = {
     "npy": lambda f: npy(f, X, keys=KEYS),
     "npz": lambda f: npz(f, x=X, key=np.array(KEYS), z=Y),
     "fortran": lambda f: npz(f, x=np.asfortranarray(X), keys=np.array(KEYS)),
-    "compressed": lambda f: compressed(f, x=X, key=np.array(KEYS)),
+    "compressed": lambda f: save_compressed(f, x=X, key=np.array(KEYS)),
     "parquet": parquet,
     "arrow": feather,
     "safetensors": tensors,
@@ -129,12 +129,12 @@ def test_arrays_are_mapped_not_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["npz", "safetensors", "parquet", "hdf5"])
 def test_sequences_of_different_lengths(name, tmp_path):
-    named = dict(zip(KEYS, SEQUENCES, strict=True))
+    by_key = dict(zip(KEYS, SEQUENCES, strict=True))
     if name == "npz":
-        np.savez(tmp_path / "a.npz", **named)
+        np.savez(tmp_path / "a.npz", **by_key)
         where = f"{tmp_path}/a.npz:*"
     elif name == "safetensors":
-        safetensors.numpy.save_file(named, tmp_path / "a.safetensors")
+        safetensors.numpy.save_file(by_key, tmp_path / "a.safetensors")
         where = f"{tmp_path}/a.safetensors:*"
     elif name == "parquet":
         table = pyarrow.table({"x": [s.tolist() for s in SEQUENCES], "key": KEYS})
@@ -143,13 +143,13 @@ def test_sequences_of_different_lengths(name, tmp_path):
     else:
         h5py = pytest.importorskip("h5py")
         with h5py.File(tmp_path / "a.h5", "w") as file:
-            for key, sequence in named.items():
+            for key, sequence in by_key.items():
                 file[f"seq/{key}"] = sequence
         where = f"{tmp_path}/a.h5:seq/*"
     column = column_files.open_column(where)
     assert column.ragged and column.shape == (4, 2)
     for i, key in enumerate(column.keys):
-        np.testing.assert_array_equal(column[i], named[key])
+        np.testing.assert_array_equal(column[i], by_key[key])
 
 
 def test_hdf5_without_its_library_is_one_line(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_hdf5_without_its_library_is_one_line(tmp_path, monkeypatch):
         column_files.open_column(f"{tmp_path}/a.h5:x")
 
 
-def opened(tmp_path, x=X, y=Y, **options):
+def open_data(tmp_path, x=X, y=Y, **options):
     return open_pairs(PairsConfig(x=npy(tmp_path, x, "x"), y=npy(tmp_path, y, "y"), **options))
 
 
@@ -168,7 +168,7 @@ def source(data, split="train"):
 
 
 def test_rows_are_matched_by_number(tmp_path):
-    data = opened(tmp_path)
+    data = open_data(tmp_path)
     train, validation = source(data), source(data, "validation")
     assert (len(train), len(validation)) == (11, 1)
     records = [*(train[i] for i in range(11)), validation[0]]
@@ -181,14 +181,14 @@ def test_rows_are_matched_by_number(tmp_path):
     np.testing.assert_array_equal(np.concatenate([b["y"] for b in blocks]), Y[order[:11]])
 
 
-def keyed(tmp_path, x_keys, y_keys, **options):
+def open_keyed(tmp_path, x_keys, y_keys, **options):
     x = npy(tmp_path, X[: len(x_keys)], "x", keys=x_keys)
     y = npy(tmp_path, Y[: len(y_keys)], "y", keys=y_keys)
     return open_pairs(PairsConfig(x=x, y=y, **options))
 
 
 def test_repeats_of_a_key_are_all_combinations(tmp_path):
-    data = keyed(tmp_path, ["a", "b", "a"], ["b", "a", "b"])
+    data = open_keyed(tmp_path, ["a", "b", "a"], ["b", "a", "b"])
     assert {tuple(row) for row in data.rows.tolist()} == {(0, 1), (2, 1), (1, 0), (1, 2)}
     held_out = data.keys[data.validation]
     assert len(set(held_out.tolist())) == 1  # all pairs of one key, so that none leaks
@@ -196,7 +196,7 @@ def test_repeats_of_a_key_are_all_combinations(tmp_path):
 
 
 def test_repeats_are_averaged(tmp_path):
-    data = keyed(tmp_path, ["a", "b", "a"], ["b", "a"], repeats="mean", eval_share=0.0)
+    data = open_keyed(tmp_path, ["a", "b", "a"], ["b", "a"], repeats="mean", eval_share=0.0)
     by_key = {record["key"]: record for record in (source(data)[i] for i in range(2))}
     np.testing.assert_allclose(by_key["a"]["x"], (X[0] + X[2]) / 2, rtol=1e-6)
     np.testing.assert_array_equal(by_key["a"]["y"], Y[1])
@@ -206,7 +206,7 @@ def test_repeats_are_averaged(tmp_path):
 def test_repeats_are_averaged_within_a_subject(tmp_path):
     (tmp_path / "subjects.txt").write_text("one\ntwo\none\ntwo\n")
     options = {"repeats": "mean", "eval_share": 0.0, "subjects": f"{tmp_path}/subjects.txt"}
-    data = keyed(tmp_path, ["a", "a", "a", "b"], ["a", "b"], **options)
+    data = open_keyed(tmp_path, ["a", "a", "a", "b"], ["a", "b"], **options)
     fields = data.fields()
     rows = data.open_split("train", fields)
     records = [rows[i] for i in range(len(rows))]
@@ -240,7 +240,7 @@ def test_token_ids_are_a_condition(tmp_path):
 
 def test_groups_are_not_separated(tmp_path):
     groups = npy(tmp_path, np.arange(N) % 4, "groups")
-    data = opened(tmp_path, groups=groups, eval_share=0.5)
+    data = open_data(tmp_path, groups=groups, eval_share=0.5)
     held_out = set((data.rows[data.validation, 0] % 4).tolist())
     assert len(held_out) == 2
     assert not held_out & set((data.rows[~data.validation, 0] % 4).tolist())
@@ -249,7 +249,7 @@ def test_groups_are_not_separated(tmp_path):
 def test_subjects_are_numbered(tmp_path):
     names = ["s2", "s1"] * (N // 2)
     (tmp_path / "subjects.txt").write_text("\n".join(names))
-    data = opened(tmp_path, subjects=f"{tmp_path}/subjects.txt")
+    data = open_data(tmp_path, subjects=f"{tmp_path}/subjects.txt")
     assert data.subjects is not None and data.subjects[1] == ("s1", "s2")
     record = source(data)[0]
     assert data.subjects[1][record["subject"]] == names[int(record["key"])]
@@ -260,14 +260,14 @@ def test_subjects_and_their_pairs_are_logged(tmp_path, caplog):
     (tmp_path / "splits.txt").write_text("train\nvalidation\n" * 2 + "train\n" * (N - 4))
     names = ("subjects", "splits")
     with caplog.at_level("INFO"):
-        opened(tmp_path, **{name: f"{tmp_path}/{name}.txt" for name in names})
+        open_data(tmp_path, **{name: f"{tmp_path}/{name}.txt" for name in names})
     assert caplog.messages == ["subjects: s1 (7 pairs, 2 held out), s2 (3 pairs, 0 held out)"]
 
 
 def test_subjects_are_those_of_a_model_by_their_labels(tmp_path):
     names = ["s2", "s10"] * (N // 2)
     (tmp_path / "subjects.txt").write_text("\n".join(names))
-    data = opened(tmp_path, subjects=f"{tmp_path}/subjects.txt", eval_share=0.0)
+    data = open_data(tmp_path, subjects=f"{tmp_path}/subjects.txt", eval_share=0.0)
     assert data.fields()["subject"].labels == ("s10", "s2")  # sorted as text
     model = ("s1", "s2", "s10")
     fields = {**data.fields(), "subject": Field((), "int32", 0, 2, model)}
@@ -276,7 +276,7 @@ def test_subjects_are_those_of_a_model_by_their_labels(tmp_path):
         names[int(rows[i]["key"])] for i in range(N)
     ]
     with pytest.raises(UserError, match=r"layer per subject .s1; s2; s10.; give .* .--subjects of"):
-        opened(tmp_path).open_split("train", fields)
+        open_data(tmp_path).open_split("train", fields)
     fields["subject"] = Field((), "int32", 0, 1, ("s1", "s2"))
     with pytest.raises(UserError, match=r"no layer for the subject 's10'; this prior has s1, s2\."):
         data.open_split("train", fields)
@@ -290,8 +290,8 @@ def broken(x):
 
 def test_bad_rows_are_rejected_or_skipped_by_name(tmp_path, caplog):
     with pytest.raises(UserError, match=r"2 of 12 rows of x .* hold NaN or inf, first row 3; mend"):
-        opened(tmp_path, broken(X))
-    data = opened(tmp_path, broken(X), bad_rows="skip", eval_share=0.0)
+        open_data(tmp_path, broken(X))
+    data = open_data(tmp_path, broken(X), bad_rows="skip", eval_share=0.0)
     assert sorted(data.rows[:, 0].tolist()) == [i for i in range(N) if i not in (3, 5)]
     assert "2 of 12 rows of x" in caplog.text and "left out" in caplog.text
 
@@ -300,13 +300,13 @@ def test_float16_overflow_is_named(tmp_path):
     half = X.astype(np.float16)
     half[4, 0] = np.inf
     with pytest.raises(UserError, match=r"1 of 12 rows of x .* inf in float16, which ends at 65"):
-        opened(tmp_path, half)
+        open_data(tmp_path, half)
 
 
 def test_keys_without_partner_are_rejected_or_skipped(tmp_path, caplog):
     with pytest.raises(UserError, match=r"1 keys of x .* have no partner, first 'c'; mend them"):
-        keyed(tmp_path, ["a", "b", "c"], ["a", "b"])
-    data = keyed(tmp_path, ["a", "b", "c"], ["a", "b"], bad_rows="skip")
+        open_keyed(tmp_path, ["a", "b", "c"], ["a", "b"])
+    data = open_keyed(tmp_path, ["a", "b", "c"], ["a", "b"], bad_rows="skip")
     assert data.keys.tolist() == ["a", "b"]
     assert "1 keys of x" in caplog.text
 
@@ -324,7 +324,7 @@ def test_files_are_opened_again_when_they_change(tmp_path):
 
 def split_by(tmp_path, groups):
     (tmp_path / "splits.txt").write_text("\n".join(["train", "validation"] * (N // 2)))
-    return opened(tmp_path, groups=npy(tmp_path, groups, "g"), splits=f"{tmp_path}/splits.txt")
+    return open_data(tmp_path, groups=npy(tmp_path, groups, "g"), splits=f"{tmp_path}/splits.txt")
 
 
 def test_a_group_in_two_splits_is_rejected(tmp_path):
@@ -336,7 +336,7 @@ def test_a_group_in_two_splits_is_rejected(tmp_path):
 
 
 def model_of(tmp_path, **fields):
-    data = opened(tmp_path)
+    data = open_data(tmp_path)
     return data.open_split("train", data.fields() | fields)
 
 
@@ -348,15 +348,18 @@ def model_of(tmp_path, **fields):
             lambda p: PairsConfig(x="y=a.npy,b=c.npy", y="d").named(),
             "the part 'y=a.npy'; give NAME",
         ),
-        (lambda p: opened(p, X[:5]), r"different numbers of rows \(x 5, y 12\)"),
-        (lambda p: opened(p, repeats="mean"), "'mean', but the columns have no keys"),
-        (lambda p: opened(p, x=X.astype("S3")), "holds .S3; give floating point"),
-        (lambda p: opened(p, y=Y.astype(np.int32)), "holds int32; the target must be floating"),
-        (lambda p: opened(p, np.full_like(X, np.nan), bad_rows="skip"), "no pair is left"),
-        (lambda p: opened(p, groups=npy(p, Y[:3, 0], "g")), "groups has 3 labels, .* has 12 rows"),
-        (lambda p: opened(p, groups=npy(p, Y, "g")), r"rows of shape \[2\]; give one label"),
+        (lambda p: open_data(p, X[:5]), r"different numbers of rows \(x 5, y 12\)"),
+        (lambda p: open_data(p, repeats="mean"), "'mean', but the columns have no keys"),
+        (lambda p: open_data(p, x=X.astype("S3")), "holds .S3; give floating point"),
+        (lambda p: open_data(p, y=Y.astype(np.int32)), "holds int32; the target must be floating"),
+        (lambda p: open_data(p, np.full_like(X, np.nan), bad_rows="skip"), "no pair is left"),
         (
-            lambda p: opened(p, eval_share=0.0).open_split("validation", {}),
+            lambda p: open_data(p, groups=npy(p, Y[:3, 0], "g")),
+            "groups has 3 labels, .* has 12 rows",
+        ),
+        (lambda p: open_data(p, groups=npy(p, Y, "g")), r"rows of shape \[2\]; give one label"),
+        (
+            lambda p: open_data(p, eval_share=0.0).open_split("validation", {}),
             "does not read|the valid",
         ),
         (lambda p: model_of(p, x=Field((4,), "float32")), r"x has rows \[3\]"),
@@ -385,9 +388,9 @@ def model_of(tmp_path, **fields):
     ],
 )
 def test_mistakes_are_one_line(call, message, tmp_path):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         call(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_target_longer_than_the_model_is_rejected(tmp_path):
@@ -423,20 +426,20 @@ def test_labels_come_from_text_and_tables(tmp_path):
 
 def test_a_share_of_the_groups_is_chosen_anew(tmp_path):
     """At least one, unless the share is 0 or there is no other; the same one every time."""
-    data = opened(tmp_path, groups=npy(tmp_path, np.arange(N) // 3, "groups"), eval_share=0.0)
+    data = open_data(tmp_path, groups=npy(tmp_path, np.arange(N) // 3, "groups"), eval_share=0.0)
     assert not data.validation.any()
     for share, groups in ((0.0, 0), (0.01, 1), (0.3, 1), (0.5, 2), (0.7, 3), (1.0, 4)):
-        chosen = data.divided(share)
-        assert chosen.validation.sum() == 3 * groups
-        assert len(set((np.flatnonzero(chosen.validation) // 3).tolist())) == groups
-        np.testing.assert_array_equal(chosen.validation, data.divided(share).validation)
+        division = data.divided(share)
+        assert division.validation.sum() == 3 * groups
+        assert len(set((np.flatnonzero(division.validation) // 3).tolist())) == groups
+        np.testing.assert_array_equal(division.validation, data.divided(share).validation)
     assert len({tuple(data.divided(share).validation.tolist()) for share in (0.3, 0.5, 0.7)}) == 3
-    alone = opened(tmp_path, groups=npy(tmp_path, np.zeros(N), "groups"), eval_share=0.0)
+    alone = open_data(tmp_path, groups=npy(tmp_path, np.zeros(N), "groups"), eval_share=0.0)
     assert not alone.divided(0.3).validation.any() and alone.divided(0.8).validation.all()
 
 
 def test_pairs_are_read_by_their_number_alone(tmp_path):
-    train = source(opened(tmp_path, eval_share=0.0))
+    train = source(open_data(tmp_path, eval_share=0.0))
     assert train[N - 1]["key"] == str(N - 1)
     for index in (-1, N, 10**6):
         with pytest.raises(IndexError):
@@ -449,9 +452,9 @@ def test_the_digest_of_pairs_is_of_their_content(tmp_path):
         data = open_pairs(PairsConfig(x=x, y=y, **options))
         return source(data).digest
 
-    changed = X.copy()
-    changed[7, 1] += 1
-    same, other = digest(eval_share=0.0), [digest(changed, eval_share=0.0)]
+    other_x = X.copy()
+    other_x[7, 1] += 1
+    same, other = digest(eval_share=0.0), [digest(other_x, eval_share=0.0)]
     other += [digest(Y, X, eval_share=0.0), digest(X[:-1], Y[:-1], eval_share=0.0), digest()]
     other += [digest(X[::-1], Y[::-1], eval_share=0.0)]
     assert digest(eval_share=0.0) == same and len(same) == 64
@@ -459,27 +462,29 @@ def test_the_digest_of_pairs_is_of_their_content(tmp_path):
     assert len({same, *other}) == 7
 
 
-@pytest.mark.parametrize(("count", "read"), [(1, [0]), (256, range(256)), (511, range(0, 511, 2))])
-def test_256_pairs_evenly_spaced_stand_for_a_data_set(tmp_path, monkeypatch, count, read):
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [0]), (256, range(256)), (511, range(0, 511, 2))]
+)
+def test_256_pairs_evenly_spaced_stand_for_a_data_set(tmp_path, monkeypatch, count, expected):
     x = np.arange(count, dtype=np.float32)[:, None]
-    train = source(opened(tmp_path, x, x, eval_share=0.0))
+    train = source(open_data(tmp_path, x, x, eval_share=0.0))
     indices, get = [], type(train).__getitem__
-    noted = lambda pairs, index: (indices.append(index), get(pairs, index))[1]  # noqa: E731
-    monkeypatch.setattr(type(train), "__getitem__", noted)
+    record = lambda pairs, index: (indices.append(index), get(pairs, index))[1]  # noqa: E731
+    monkeypatch.setattr(type(train), "__getitem__", record)
     assert len(train.digest) == 64
-    assert indices == list(read)
+    assert indices == list(expected)
 
 
 def test_the_subjects_of_an_even_choice_of_pairs(tmp_path):
     (tmp_path / "subjects.txt").write_text("\n".join(f"s{i % 5}" for i in range(N)))
-    data = opened(tmp_path, subjects=f"{tmp_path}/subjects.txt", eval_share=0.0)
+    data = open_data(tmp_path, subjects=f"{tmp_path}/subjects.txt", eval_share=0.0)
     train = source(data)
     for most, rows in ((3, [0, 4, 8]), (5, [0, 2, 4, 7, 9]), (N, range(N)), (99, range(N))):
         assert train.subjects(most) == [f"s{i % 5}" for i in rows]
         blocks = list(train.blocks(most, size=2))
         assert [len(block["x"]) for block in blocks[:-1]] == [2] * (len(blocks) - 1)
         np.testing.assert_array_equal(np.concatenate([b["x"] for b in blocks]), X[list(rows)])
-    assert source(opened(tmp_path)).subjects(3) is None
+    assert source(open_data(tmp_path)).subjects(3) is None
 
 
 def test_conditions_alone_are_read_with_their_keys(tmp_path, caplog):
@@ -493,13 +498,13 @@ def test_conditions_alone_are_read_with_their_keys(tmp_path, caplog):
     with pytest.raises(UserError, match=r"2 of 12 rows of a .* hold NaN or inf, first row 3; mend"):
         read_conditions(two)
     some = read_conditions(two, bad_rows="skip")
-    left = [0, 1, 2, 4, 6, 7, 9, 10, 11]
-    assert some.keys is None and some.total == N and some.numbers.tolist() == left
+    numbers = [0, 1, 2, 4, 6, 7, 9, 10, 11]
+    assert some.keys is None and some.total == N and some.numbers.tolist() == numbers
     assert list(some.rows) == ["a", "b"]
-    np.testing.assert_array_equal(np.stack(some.rows["a"]), X[left])
-    np.testing.assert_array_equal(np.stack(some.rows["b"]), Y[left])
+    np.testing.assert_array_equal(np.stack(some.rows["a"]), X[numbers])
+    np.testing.assert_array_equal(np.stack(some.rows["b"]), Y[numbers])
     other = f"b={npy(tmp_path, second, 'b', KEYS)},a={npy(tmp_path, broken(X), 'a')}"
-    assert read_conditions(other, bad_rows="skip").keys == [KEYS[i] for i in left]
+    assert read_conditions(other, bad_rows="skip").keys == [KEYS[i] for i in numbers]
 
 
 def test_conditions_without_rows_or_of_different_lengths_are_rejected(tmp_path):
