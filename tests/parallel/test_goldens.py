@@ -23,5 +23,5 @@ def test_tensor_rules_split_further_and_take_nothing_back(name: str):
     assert fsdp.keys() == both.keys()
     assert "tensor" not in "".join(fsdp.values()) and "tensor" in "".join(both.values())
     for path, text in fsdp.items():
-        kept = [axis for axis in both[path].split(", ") if axis != "tensor"]
-        assert text.count("fsdp") >= "".join(kept).count("fsdp"), path
+        axes = [axis for axis in both[path].split(", ") if axis != "tensor"]
+        assert text.count("fsdp") >= "".join(axes).count("fsdp"), path

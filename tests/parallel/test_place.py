@@ -127,22 +127,22 @@ def test_byte_counts_are_formatted(count: float, text: str):
 
 
 def test_results_come_in_order_and_few_are_in_flight():
-    taken, most = [], 0
+    values, most = [], 0
 
     class Result:  # what device_get asks an array for
         def __init__(self, value):
             self.value = value
 
         def __array__(self, dtype=None, copy=None):
-            taken.append(self.value)
+            values.append(self.value)
             return np.asarray(self.value)
 
-    def dispatched():
+    def dispatch():
         nonlocal most
         for value in range(50):
-            most = max(most, value + 1 - len(taken))
+            most = max(most, value + 1 - len(values))
             yield Result(value)
 
-    assert [int(x) for x in place.fetch_all(dispatched())] == list(range(50))
+    assert [int(x) for x in place.fetch_all(dispatch())] == list(range(50))
     assert most == place.IN_FLIGHT
     assert place.fetch_all([]) == []
