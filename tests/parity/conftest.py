@@ -21,17 +21,17 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
     """A file that skips itself, because a library is not there."""
-    return _required((yield))
+    return _require((yield))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """A test that skips itself, or that is expected to fail."""
-    return _required((yield))
+    return _require((yield))
 
 
-def _required(report):
-    """With UNCLIP_REQUIRE_PARITY=1 what would be skipped has failed, and says why."""
+def _require(report):
+    """With UNCLIP_REQUIRE_PARITY=1 a skipped test fails, with its reason."""
     if report.skipped and os.environ.get(REQUIRED) == "1":
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"

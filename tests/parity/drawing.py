@@ -22,7 +22,7 @@ NAMES = ("prior", "decoder", "super_res")
 STEPS, SCALES = (4, 5, 3), {"prior": 2.0, "decoder": 3.0}
 
 
-class Drawn(NamedTuple):
+class Reference(NamedTuple):
     """Pictures in [0, 1], channels last.
 
     Attributes:
@@ -64,21 +64,21 @@ def starts(pipe, count, seed):
 
 
 def steady(pipe, captions):
-    """What `pipe` draws from the first starts that let rounding stay rounding.
+    """The picture of `pipe` from the first starts at which rounding errors stay small.
 
     At t = 999 an eps network has x_0 = (x_T - eps) / 0.00005, nearly always clipped. An element
     that is not, or hardly, shows every rounding error of eps 20,000 times larger, in any
     implementation.
     """
     for seed in range(30):
-        drawn = there(pipe, captions, starts(pipe, len(captions), seed))
-        if not drawn.loose:
-            return drawn
+        reference = there(pipe, captions, starts(pipe, len(captions), seed))
+        if not reference.loose:
+            return reference
     raise AssertionError("no start without an element that the first step leaves unclipped")
 
 
 @contextlib.contextmanager
-def counted(schedulers):
+def count_unclipped(schedulers):
     """Counts elements of x_0 within twice the clip at each scheduler's first step."""
     result = []
     with pytest.MonkeyPatch.context() as patch:
@@ -96,21 +96,21 @@ def counted(schedulers):
 
 
 def there(pipe, captions, starts):
-    """What `pipe` draws."""
-    given = {f"{name}_latents": theirs(x) for name, x in zip(NAMES, starts, strict=True)}
-    given |= {f"{n}_num_inference_steps": s for n, s in zip(NAMES, STEPS, strict=True)}
-    given |= {f"{name}_guidance_scale": scale for name, scale in SCALES.items()}
+    """The picture of `pipe` from these starts."""
+    arguments = {f"{name}_latents": theirs(x) for name, x in zip(NAMES, starts, strict=True)}
+    arguments |= {f"{n}_num_inference_steps": s for n, s in zip(NAMES, STEPS, strict=True)}
+    arguments |= {f"{name}_guidance_scale": scale for name, scale in SCALES.items()}
     schedulers = (pipe.decoder_scheduler, pipe.super_res_scheduler)
-    with originals.recorded_noise() as noise, counted(schedulers) as loose:
-        images = pipe(captions, output_type="np", **given).images
-    return Drawn(images, starts, noise, sum(loose))
+    with originals.recorded_noise() as noise, count_unclipped(schedulers) as loose:
+        images = pipe(captions, output_type="np", **arguments).images
+    return Reference(images, starts, noise, sum(loose))
 
 
-def here(run_dir, captions, drawn):
-    """What the run draws from the starts and the noise of a picture that was drawn there."""
+def here(run_dir, captions, reference):
+    """The run's images from the starts and the noise of a picture of the pipeline."""
 
     def steps(start):
-        noises = np.stack([n.numpy() for n in drawn.noise[tuple(theirs(start).shape)]])
+        noises = np.stack([n.numpy() for n in reference.noise[tuple(theirs(start).shape)]])
         return jnp.asarray(np.moveaxis(noises, 2, -1) if noises.ndim == 5 else noises)
 
     loaded = load.load_cascade(run_dir)
@@ -118,16 +118,16 @@ def here(run_dir, captions, drawn):
     words = caption_tokenizer.load(handoff.tokenizer_dir(run_dir / "clip" / "export"))
     ids = TokenIds(*map(jnp.asarray, words.encode(captions, length=length)))
     message = dict.fromkeys(("clip", "prior", "decoder"), ids)
-    chosen = options(loaded.cascade, STEPS, **SCALES)
-    chosen = dataclasses.replace(chosen, num_candidates=1)
-    recorded = walks.Recorded(*((jnp.asarray(x), steps(x)) for x in drawn.starts))
+    sample_options = options(loaded.cascade, STEPS, **SCALES)
+    sample_options = dataclasses.replace(sample_options, num_candidates=1)
+    replay = walks.Recorded(*((jnp.asarray(x), steps(x)) for x in reference.starts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gaussian.samplers, "run", recorded)
-        images = np.asarray(draw(loaded, message, chosen).images)
+        patch.setattr(gaussian.samplers, "run", replay)
+        images = np.asarray(draw(loaded, message, sample_options).images)
     return np.clip(images * 0.5 + 0.5, 0, 1)
 
 
-def check_same(drawn, images):
+def check_same(reference, images):
     """Hold our pictures to the limit of a whole pipeline."""
-    assert drawn.images.std() > 0.05, "a picture of one colour would prove nothing"
-    assert relative(images, drawn.images) <= 1e-3
+    assert reference.images.std() > 0.05, "a picture of one colour would prove nothing"
+    assert relative(images, reference.images) <= 1e-3

@@ -53,7 +53,7 @@ SCHEDULERS = {
 }
 
 
-def stirred(module, scale=0.05):
+def perturb(module, scale=0.05):
     """The module with noise on every parameter, so that no gain is 1 and no offset 0."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -78,7 +78,7 @@ def pipeline(sizes, folder):
         "super_res_first": _super_res(sizes),
         "super_res_last": _super_res(sizes),
     }
-    parts = {name: part if name == "tokenizer" else stirred(part) for name, part in parts.items()}
+    parts = {name: part if name == "tokenizer" else perturb(part) for name, part in parts.items()}
     with torch.no_grad():
         parts["prior"].clip_std.copy_(0.5 + torch.rand(1, sizes["z"]))
     for name, settings in SCHEDULERS.items():
@@ -91,16 +91,16 @@ def pipeline(sizes, folder):
 @contextlib.contextmanager
 def recorded_noise(seed=1):
     """What the schedulers draw, in order; by shape, which no two stages share."""
-    generator, drawn = torch.Generator().manual_seed(seed), {}
+    generator, noises = torch.Generator().manual_seed(seed), {}
 
     def draw(shape, **unused):
         noise = torch.randn(tuple(shape), generator=generator)
-        drawn.setdefault(tuple(shape), []).append(noise)
+        noises.setdefault(tuple(shape), []).append(noise)
         return noise
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduling, "randn_tensor", draw)
-        yield drawn
+        yield noises
 
 
 def load(folder):

@@ -46,8 +46,8 @@ def rotate(x):
     rates = torch.tensor([10000.0 ** (-2 * i / size) for i in range(size // 2)])
     angles = torch.arange(x.shape[-2])[:, None] * rates
     pairs = torch.view_as_complex(x[..., :size].unflatten(-1, (-1, 2)).contiguous())
-    turned = pairs * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([torch.view_as_real(turned).flatten(-2), x[..., size:]], -1)
+    rotated = pairs * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([torch.view_as_real(rotated).flatten(-2), x[..., size:]], -1)
 
 
 class Attention(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.convert.test_clip import MEAN, STD, load, run, same
-from tests.parity.originals import stirred, torch, transformers
+from tests.parity.originals import perturb, torch, transformers
 from unclip_jax.convert import abstract, clip_tensors, openai_clip, standalone_clip
 from unclip_jax.models.clip import Clip
 from unclip_jax.weight_files import tensor_source, tensor_table
@@ -38,7 +38,7 @@ def model(size, activation):
         vision_config={**tower(*image), "image_size": side, "patch_size": patch},
         projection_dim=projection,
     )
-    return stirred(transformers.CLIPModel(config))
+    return perturb(transformers.CLIPModel(config))
 
 
 def inputs(side):

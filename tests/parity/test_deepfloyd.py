@@ -263,11 +263,11 @@ def test_the_pipeline_of_stage_1_samples_the_same_image(folders, run, monkeypatc
     encoded = text_encoder.sample_in_chain(
         stage.config, run.params["text_encoder"], {"caption": ids}, keys=keys
     )["text_features"]
-    ours = _sampled(cfg, params, encoded, steps=steps, noises=[_nhwc(x) for x in noises])
+    ours = _sample(cfg, params, encoded, steps=steps, noises=[_nhwc(x) for x in noises])
     np.testing.assert_allclose(np.clip(ours, -1, 1), theirs, atol=1e-3)  # unrounded for stage II
 
 
-def _sampled(cfg, params, encoded, *, steps, noises):
+def _sample(cfg, params, encoded, *, steps, noises):
     """Runs our denoiser and solver from recorded noise."""
     import dataclasses
 

@@ -26,7 +26,7 @@ def module(name):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def original(tmp_path_factory):
     """Both networks, their pickles, and no package `dall_e` any more."""
     names = [f"dall_e{part}" for part in ("", ".utils", ".encoder", ".decoder")]
     modules = {name: module(name) for name in names}
@@ -106,9 +106,9 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def converted(published, tmp_path_factory):
+def converted(original, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    assert importing.convert([published[0]], out) == ["dvae"]
+    assert importing.convert([original[0]], out) == ["dvae"]
     return load_dvae(out / "dvae" / "export")
 
 
@@ -120,8 +120,8 @@ def test_sizes_are_read_off_the_tensors(converted):
     assert card.dvae_id and card.licence.startswith("modified MIT")
 
 
-def test_logits_and_maps_are_those_of_the_original(published, converted):
-    _, encoder, decoder = published
+def test_logits_and_maps_are_those_of_the_original(original, converted):
+    _, encoder, decoder = original
     cfg, params, _ = converted
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0.1, 0.9, (2, 32, 32, 3)).astype(np.float32)
@@ -149,7 +149,7 @@ class Payload:
         return os.mkdir, (str(self.folder),)
 
 
-def test_other_names_in_a_pickle_are_rejected_and_not_run(published, tmp_path):
+def test_other_names_in_a_pickle_are_rejected_and_not_run(original, tmp_path):
     harm = tmp_path / "executed"
     for name in ("encoder", "decoder"):
         torch.save({"blocks": Payload(harm)}, tmp_path / f"{name}.pkl")

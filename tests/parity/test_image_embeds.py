@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.parity.originals import diffusers, stirred, torch, transformers
+from tests.parity.originals import diffusers, perturb, torch, transformers
 from unclip_jax.inference.embedding_files import write_embeddings
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -59,7 +59,7 @@ def stable():
         "unet": unet,
         "vae": vae,
     }
-    parts = {name: stirred(part) for name, part in parts.items()}
+    parts = {name: perturb(part) for name, part in parts.items()}
     with torch.no_grad():
         parts["image_normalizer"].std.abs_().add_(0.5)
     pipe = diffusers.StableUnCLIPImg2ImgPipeline(
@@ -103,9 +103,9 @@ def test_stable_unclip_standardises_noises_and_scales_back(stable, embeds, level
     eps = torch.randn(ROWS, Z, generator=torch.Generator().manual_seed(0)).numpy()
     normalizer = stable.image_normalizer
     mean, std = normalizer.mean.detach().numpy(), normalizer.std.detach().numpy()
-    kept = stable.image_noising_scheduler.alphas_cumprod[level].item()
+    alpha_bar = stable.image_noising_scheduler.alphas_cumprod[level].item()
     standardised = (SAMPLES[:, 0] - mean) / std
-    noised = np.sqrt(kept) * standardised + np.sqrt(1 - kept) * eps
+    noised = np.sqrt(alpha_bar) * standardised + np.sqrt(1 - alpha_bar) * eps
     np.testing.assert_allclose(labels[:, :Z], noised * std + mean, rtol=1e-4, atol=1e-5)
     frequencies = level * np.exp(-np.log(10000) * np.arange(Z // 2) / (Z // 2))
     waves = np.concatenate([np.cos(frequencies), np.sin(frequencies)])
@@ -147,18 +147,18 @@ def test_kandinsky_reads_embeddings_as_they_are(embeds):
         vq_embed_dim=4,
     )
     pipe = diffusers.KandinskyV22Pipeline(
-        unet=stirred(unet), scheduler=diffusers.DDIMScheduler(clip_sample=False), movq=stirred(movq)
+        unet=perturb(unet), scheduler=diffusers.DDIMScheduler(clip_sample=False), movq=perturb(movq)
     )
     pipe.set_progress_bar_config(disable=True)
-    received = []
+    embeddings = []
     unet.register_forward_pre_hook(
-        lambda _, __, inputs: received.append(inputs["added_cond_kwargs"]["image_embeds"]),
+        lambda _, __, inputs: embeddings.append(inputs["added_cond_kwargs"]["image_embeds"]),
         with_kwargs=True,
     )
     negative = torch.zeros_like(embeds)
     options = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
     images = pipe(image_embeds=embeds, negative_image_embeds=negative, **options).images
     assert images.shape[0] == ROWS and images.std() > 0
-    np.testing.assert_array_equal(received[0], torch.cat([negative, embeds]))
+    np.testing.assert_array_equal(embeddings[0], torch.cat([negative, embeds]))
     with pytest.raises(TypeError, match="negative_image_embeds"):
         pipe(image_embeds=embeds, **options)

@@ -11,7 +11,7 @@ from tests.convert import walks
 from tests.convert.test_clip import run
 from tests.parity import originals
 from tests.parity.drawing import random, relative, theirs
-from tests.parity.originals import CAPTIONS, diffusers, stirred, torch, transformers
+from tests.parity.originals import CAPTIONS, diffusers, perturb, torch, transformers
 from unclip_jax.conditioning import captions
 from unclip_jax.convert import importing
 from unclip_jax.handoff import load as handoff
@@ -47,7 +47,7 @@ def pipeline(kind, folder):
         "text_encoder": originals._text_encoder(sizes, words),
         "image_encoder": transformers.CLIPVisionModelWithProjection(vision),
     }
-    parts = {name: stirred(part) for name, part in parts.items()}
+    parts = {name: perturb(part) for name, part in parts.items()}
     with torch.no_grad():
         parts["prior"].clip_std.copy_(0.5 + torch.rand(1, z))
     pipe = getattr(diffusers, kind)(
@@ -81,27 +81,27 @@ def test_a_prior_draws_the_same_embeddings(kind, tmp_path):
 
     def read(message):
         ids, mask = map(jnp.asarray, words.encode(message, length=77))
-        said = run(clip_cfg.model, clip_params, Clip.encode_text, ids, mask)
-        return ids, captions.ClipText(said.pooled, said.sequence, mask)
+        output = run(clip_cfg.model, clip_params, Clip.encode_text, ids, mask)
+        return ids, captions.ClipText(output.pooled, output.sequence, mask)
 
-    (ids, said), (_, empty) = read(CAPTIONS), read([""])
-    recorded = walks.Recorded((jnp.asarray(x_T), jnp.asarray(noises)))
+    (ids, text), (_, empty) = read(CAPTIONS), read([""])
+    replay = walks.Recorded((jnp.asarray(x_T), jnp.asarray(noises)))
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
-        patch.setattr(gaussian.samplers, "run", recorded)
+        patch.setattr(gaussian.samplers, "run", replay)
         got = prior.sample(
             cfg,
             params,
             tokens=ids,
-            token_mask=said.mask,
-            z_txt=said.z_txt,
+            token_mask=text.mask,
+            z_txt=text.z_txt,
             keys=jax.random.split(jax.random.key(0), len(CAPTIONS)),
             sampling=dataclasses.replace(cfg.sampling, steps=str(STEPS), guidance_scale=SCALE),
-            text=said,
+            text=text,
             empty=empty,
         )
     assert expected.image_embeds.std() > 0.1
     assert relative(got, expected.image_embeds) <= 1e-4
-    # what their decoder is given for "no image": pixels that are all zero once standardised
+    # their decoder's input for "no image": pixels that are all zero once standardised
     cfg = clip_cfg.model
     grey = jnp.broadcast_to(jnp.asarray(cfg.image_mean) * 2 - 1, (1, 32, 32, 3))
     zero = run(cfg, clip_params, Clip.encode_image, grey)

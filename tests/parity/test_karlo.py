@@ -52,32 +52,32 @@ def both(request, tmp_path_factory):
 
 def run(module, params, *inputs, **options):
     """Our network on numpy's arrays."""
-    given = jax.tree.map(
+    arrays = jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (inputs, options)
     )
-    return recorded.run(module, params, *given[0], **given[1])
+    return recorded.run(module, params, *arrays[0], **arrays[1])
 
 
 def captions(both):
-    """Ids, mask and what their text encoder says of CAPTIONS."""
+    """Ids, mask and outputs of their text encoder for CAPTIONS."""
     message = both.pipe.tokenizer(
         CAPTIONS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     )
     with torch.no_grad():
-        said = both.pipe.text_encoder(message.input_ids)
-    return message.input_ids.numpy(), message.attention_mask.numpy().astype(bool), said
+        output = both.pipe.text_encoder(message.input_ids)
+    return message.input_ids.numpy(), message.attention_mask.numpy().astype(bool), output
 
 
 def test_captions(both):
-    ids, mask, said = captions(both)
+    ids, mask, text = captions(both)
     tokenizer = caption_tokenizer.load(handoff.tokenizer_dir(both.run / "clip" / "export"))
     for got, expected in zip(tokenizer.encode(CAPTIONS, length=77), (ids, mask), strict=True):
         np.testing.assert_array_equal(got, expected)
     loaded = both.stages["clip"]
-    given = (jnp.asarray(ids, jnp.int32), mask)
-    got = run(Clip(loaded.cfg.model), loaded.params, *given, method=Clip.encode_text)
-    assert relative(got.pooled, said.text_embeds) <= 1e-5
-    assert relative(got.sequence, said.last_hidden_state) <= 1e-5
+    inputs = (jnp.asarray(ids, jnp.int32), mask)
+    got = run(Clip(loaded.cfg.model), loaded.params, *inputs, method=Clip.encode_text)
+    assert relative(got.pooled, text.text_embeds) <= 1e-5
+    assert relative(got.sequence, text.last_hidden_state) <= 1e-5
 
 
 @pytest.mark.parametrize("stage", ["decoder", "upsampler_256"])
@@ -93,8 +93,8 @@ def test_every_block_of_a_unet(both, stage):
         residual, attention = unet_tensors.names(step.name, len(cfg.multiples))
         residual = network.get_submodule(residual)
         x = random(2, 8, 8, residual.in_channels)
-        given = (jnp.asarray(x), jax.nn.silu(emb), context, None, True)
-        got = run(UNetBlock(cfg, step), tree[step.name], *given)
+        inputs = (jnp.asarray(x), jax.nn.silu(emb), context, None, True)
+        got = run(UNetBlock(cfg, step), tree[step.name], *inputs)
         with torch.no_grad():
             expected = residual(theirs(x), theirs(emb))
             if step.attention:
@@ -104,17 +104,17 @@ def test_every_block_of_a_unet(both, stage):
 
 
 def test_prior(both):
-    loaded, (ids, mask, said) = both.stages["prior"], captions(both)
+    loaded, (ids, mask, text) = both.stages["prior"], captions(both)
     x, t = random(3, loaded.cfg.model.embed_dim), np.array([0, 417, 999], np.int32)
-    given = {"tokens": jnp.asarray(ids, jnp.int32), "token_mask": mask}
-    given |= {"z_txt": said.text_embeds.numpy(), "text_seq": said.last_hidden_state.numpy()}
-    got = run(Prior(loaded.cfg.model), loaded.params, x, t, **given)
+    inputs = {"tokens": jnp.asarray(ids, jnp.int32), "token_mask": mask}
+    inputs |= {"z_txt": text.text_embeds.numpy(), "text_seq": text.last_hidden_state.numpy()}
+    got = run(Prior(loaded.cfg.model), loaded.params, x, t, **inputs)
     with torch.no_grad():
         expected = both.pipe.prior(
             theirs(x),
             timestep=theirs(t),
-            proj_embedding=said.text_embeds,
-            encoder_hidden_states=said.last_hidden_state,
+            proj_embedding=text.text_embeds,
+            encoder_hidden_states=text.last_hidden_state,
             attention_mask=theirs(mask),
         ).predicted_image_embedding
     assert relative(got, expected) <= 1e-4
@@ -122,7 +122,7 @@ def test_prior(both):
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_decoder_with_its_projection(both, guided):
-    loaded, (ids, mask, said) = both.stages["decoder"], captions(both)
+    loaded, (ids, mask, text) = both.stages["decoder"], captions(both)
     cfg = loaded.cfg.model
     z_img, keep = random(3, cfg.z_dim), None
     rows = np.concatenate([[1, 1, 1], np.arange(3)]) if guided else np.arange(3)
@@ -131,17 +131,17 @@ def test_decoder_with_its_projection(both, guided):
     with torch.no_grad():
         context, emb = both.pipe.text_proj(
             image_embeddings=theirs(z_img),
-            prompt_embeds=said.text_embeds[rows],
-            text_encoder_hidden_states=said.last_hidden_state[rows],
+            prompt_embeds=text.text_embeds[rows],
+            text_encoder_hidden_states=text.last_hidden_state[rows],
             do_classifier_free_guidance=guided,
         )
-        seen = torch.nn.functional.pad(theirs(mask[rows]), (4, 0), value=True)
+        attention_mask = torch.nn.functional.pad(theirs(mask[rows]), (4, 0), value=True)
         expected = both.pipe.decoder(
             theirs(x),
             theirs(t),
             encoder_hidden_states=context,
             class_labels=emb,
-            attention_mask=seen,
+            attention_mask=attention_mask,
         ).sample
     if guided:
         z_img, keep = np.concatenate([z_img, z_img]), np.arange(6) >= 3
@@ -154,8 +154,8 @@ def test_decoder_with_its_projection(both, guided):
         keep_z=keep,
         tokens=jnp.asarray(ids[rows], jnp.int32),
         token_mask=mask[rows],
-        text_seq=said.last_hidden_state.numpy()[rows],
-        z_txt=said.text_embeds.numpy()[rows],
+        text_seq=text.last_hidden_state.numpy()[rows],
+        z_txt=text.text_embeds.numpy()[rows],
     )
     assert relative(got, expected) <= 1e-4
 

@@ -63,7 +63,7 @@ class Transformer(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def original(tmp_path_factory):
     """Its folder with random weights, and the transformer."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("1.3B")
@@ -84,14 +84,14 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(published, tmp_path_factory):
+def run(original, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    assert importing.convert([published[0]], out) == ["dvae", "dalle"]
+    assert importing.convert([original[0]], out) == ["dvae", "dalle"]
     return out
 
 
-def test_captions_are_tokenised_as_the_original_does(published):
-    folder = published[0] / "tokenizer"
+def test_captions_are_tokenised_as_the_original_does(original):
+    folder = original[0] / "tokenizer"
     paths = (str(folder / name) for name in ("bpe-16k-vocab.json", "bpe-16k-merges.txt"))
     theirs = CharBPETokenizer.from_file(*paths, unk_token="[UNK]", lowercase=True)
     theirs.add_special_tokens(["[PAD]"])
@@ -103,8 +103,8 @@ def test_captions_are_tokenised_as_the_original_does(published):
     assert 0 not in ours[3][: mask[3].sum() - 1]  # no caption can hold the padding token
 
 
-def test_logits_are_those_of_the_original_at_once_and_step_by_step(published, run):
-    network = published[1]
+def test_logits_are_those_of_the_original_at_once_and_step_by_step(original, run):
+    network = original[1]
     loaded = load_cascade(run, prior_name="dalle")
     cfg, params = loaded.cascade.prior, loaded.params["dalle"]
     assert (cfg.model.heads, cfg.model.pad_token, cfg.sampling.top_k) == (3, 0, CODES)
@@ -143,8 +143,8 @@ def test_the_run_samples_captions(run):
     assert result.images.shape == (1, 256, 256, 3)
 
 
-def test_missing_parts_are_named(published, tmp_path):
-    folder, network = published
+def test_missing_parts_are_named(original, tmp_path):
+    folder, network = original
     for name in ("stage1_last.ckpt", "config.yaml"):
         (tmp_path / name).symlink_to(folder / name)
     state = network.state_dict()

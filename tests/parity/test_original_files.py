@@ -51,7 +51,7 @@ HPARAMS = {
 }
 
 
-def interleaved(q, k, v, heads):
+def interleave(q, k, v, heads):
     """Rows of one head's queries, keys and values after each other, then the next head's."""
     rows = [part.reshape(heads, -1, *part.shape[1:]) for part in (q, k, v)]
     return torch.cat(rows, 1).reshape(-1, *q.shape[1:])
@@ -65,7 +65,7 @@ def as_original(prior):
         new = name
         if ".attn1.to_q." in name:
             three = [state[name.replace("to_q", f"to_{part}")] for part in "qkv"]
-            tensor = interleaved(*three, prior.config.num_attention_heads)
+            tensor = interleave(*three, prior.config.num_attention_heads)
             new = name.replace("attn1.to_q", "attn.c_qkv")
         for old, other in RENAMED.items():
             new = other.join(new.split(old)) if new.startswith(old) or f".{old}" in new else new
@@ -79,18 +79,18 @@ def undone(network, views, prefix=""):
     Which name is which comes from our table here; that the table is right, and the order of fused
     rows, is shown by recordings of the original code (tests/convert/test_karlo.py).
     """
-    state, case, joined = network.state_dict(), {}, {}
+    state, case, groups = network.state_dict(), {}, {}
     for new, view in views.items():
         if new in state:
-            joined.setdefault(view.old, []).append(new)
-    for old, new in joined.items():
+            groups.setdefault(view.old, []).append(new)
+    for old, new in groups.items():
         parts = [state[name] for name in new]
         if len(parts) > 1:
             heads = parts[0].shape[0] // network.config.attention_head_dim
             rows = [part.reshape(heads, -1, *part.shape[1:]) for part in parts]
             parts = [torch.cat(rows, 1).reshape(-1, *parts[0].shape[1:])]
         case[prefix + old] = parts[0].contiguous()
-    assert sum(map(len, joined.values())) == len(state)
+    assert sum(map(len, groups.values())) == len(state)
     return case
 
 

@@ -16,9 +16,9 @@ NAMES = ("prior", "decoder", "upsampler_256")
 
 
 def task(name, what):
-    given = ["--config.optim.name=adamw", "--config.model.sampling.steps=2"]
-    given += ["--config.model.last_step=False"] if name == "upsampler_256" else []
-    experiment = loading.read(f"experiments/{name}.py:karlo", overrides=given)
+    overrides = ["--config.optim.name=adamw", "--config.model.sampling.steps=2"]
+    overrides += ["--config.model.last_step=False"] if name == "upsampler_256" else []
+    experiment = loading.read(f"experiments/{name}.py:karlo", overrides=overrides)
     return experiment, baselines.task("diffusers", experiment, what=what, batch=2)
 
 
@@ -38,8 +38,8 @@ def test_both_sides_have_the_same_parameters(name):
 
 def extras(params):
     """What stands before the decoder's network beyond its three projections: null, norm."""
-    kept = ("null_z", "text_norm")
-    return sum(x.size for name in kept for x in jax.tree.leaves(params.get(name, ())))
+    names = ("null_z", "text_norm")
+    return sum(x.size for name in names for x in jax.tree.leaves(params.get(name, ())))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,8 +50,8 @@ def test_a_step_trains_and_its_average_follows(name):
     before = [p.detach().clone() for p in model.parameters()]
     step, _ = diffusers_side.train(model, case, "contiguous_format")
     assert torch.isfinite(torch.tensor([step(), step()])).all()
-    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
-    assert sum(moved) > 0.9 * len(moved)
+    changes = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert sum(changes) > 0.9 * len(changes)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,7 +59,7 @@ def test_a_chain_calls_the_network_once_per_step(name):
     _, case = task(name, "sample")
     model = diffusers_side.CLASSES[case["settings"]["_class_name"]](case)
     rows = []
-    model.net.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    model.net.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     chain, _ = diffusers_side.sample(model, case, "contiguous_format")
     chain()
     assert rows == 2 * [case["batch"] * (2 if case["guided"] else 1)]

@@ -30,7 +30,7 @@ MINDEYE = [
 NETWORK = {"depth": 2, "heads": 3, "dim_head": 36}
 
 
-def stirred(network):
+def perturb(network):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -39,7 +39,7 @@ def stirred(network):
     return network.eval()
 
 
-def stored(network, path, prefix=""):
+def save(network, path, prefix=""):
     state = {f"{prefix}{name}": t.numpy() for name, t in network.state_dict().items()}
     safetensors.numpy.save_file(state, path)
     return path
@@ -68,7 +68,7 @@ KEEP = np.array([True, True, False, True])
 @pytest.mark.parametrize("options", DALLE2)
 def test_dalle2_pytorch(options, tmp_path):
     torch.manual_seed(1)
-    network = stirred(prior_networks.DiffusionPriorNetwork(DIM, **NETWORK, **options))
+    network = perturb(prior_networks.DiffusionPriorNetwork(DIM, **NETWORK, **options))
     x_t, text = random(SIZE, DIM, seed=1), random(SIZE, DIM, seed=2)
     context = options["max_text_len"]
     features = random(SIZE, context, DIM, seed=3)
@@ -78,7 +78,7 @@ def test_dalle2_pytorch(options, tmp_path):
     with torch.no_grad():
         expected = network(*arrays).numpy()
     conditions = {"text_embed": text, "text_encodings": features, "text_encodings_mask": real}
-    out = ours(stored(network, tmp_path / "a.safetensors"), x_t, T, conditions, KEEP)
+    out = ours(save(network, tmp_path / "a.safetensors"), x_t, T, conditions, KEEP)
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
@@ -86,12 +86,12 @@ def test_dalle2_pytorch(options, tmp_path):
 def test_mindeye2(options, tmp_path):
     torch.manual_seed(1)
     options = {**options, "causal": False, "num_tokens": LENGTH}
-    network = stirred(prior_networks.PriorNetwork(DIM, **NETWORK, **options))
+    network = perturb(prior_networks.PriorNetwork(DIM, **NETWORK, **options))
     x_t, brain = random(SIZE, LENGTH, DIM, seed=1), random(SIZE, LENGTH, DIM, seed=2)
     arrays = [torch.from_numpy(a) for a in (x_t, T, brain, KEEP)]
     with torch.no_grad():
         expected = network(*arrays).numpy()
-    path = stored(network, tmp_path / "a.safetensors", prefix="net.")
+    path = save(network, tmp_path / "a.safetensors", prefix="net.")
     out = ours(path, x_t, T, {"x": brain}, KEEP)
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
@@ -99,8 +99,8 @@ def test_mindeye2(options, tmp_path):
 def test_the_command_writes_an_export_that_samples(tmp_path, capsys):
     torch.manual_seed(1)
     options = {"num_timesteps": 50, "max_text_len": 6}
-    network = stirred(prior_networks.DiffusionPriorNetwork(DIM, **NETWORK, **options))
-    path = stored(network, tmp_path / "theirs.safetensors", prefix="net.")
+    network = perturb(prior_networks.DiffusionPriorNetwork(DIM, **NETWORK, **options))
+    path = save(network, tmp_path / "theirs.safetensors", prefix="net.")
     command.main([str(path), f"--out={tmp_path}/run", "--licence=MIT"])
     assert "wrote" in capsys.readouterr().out
     prior = EmbeddingPriorModel.open(tmp_path / "run" / "embedding_prior")
@@ -115,7 +115,7 @@ def test_the_command_writes_an_export_that_samples(tmp_path, capsys):
 
 def test_latents_are_scaled_as_there(tmp_path):
     network = prior_networks.PriorNetwork(DIM, **NETWORK, num_timesteps=20, num_tokens=LENGTH)
-    prior = dalle2_pytorch.read(stored(network, tmp_path / "a.safetensors"))
+    prior = dalle2_pytorch.read(save(network, tmp_path / "a.safetensors"))
     y = random(2, LENGTH, DIM)
     latent = pair_inputs.to_latent(prior.cfg, prior.params(), jnp.asarray(y))
     np.testing.assert_allclose(latent, y * DIM**0.5, rtol=1e-5)
@@ -137,4 +137,4 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path):
     network = prior_networks.PriorNetwork(DIM, **NETWORK, num_timesteps=20, num_tokens=LENGTH)
     network.extra = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(UserError, match=r"does not fit .* in 1 tensors: extra extra \(2,\)"):
-        dalle2_pytorch.read(stored(network, tmp_path / "a.safetensors")).params()
+        dalle2_pytorch.read(save(network, tmp_path / "a.safetensors")).params()

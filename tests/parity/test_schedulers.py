@@ -20,9 +20,9 @@ SHAPE = (2, 3, 8, 8)
 @pytest.mark.parametrize("target", ["epsilon", "sample"])
 @pytest.mark.parametrize("limit", [1.0, 5.0])
 def test_steps(target, variance, steps, limit):
-    chosen = {"prediction_type": target, "variance_type": variance, "clip_sample_range": limit}
-    theirs = originals.diffusers.UnCLIPScheduler(**chosen)
-    diffusion, sampling = schedulers.config(chosen, role="decoder", where="here")
+    settings = {"prediction_type": target, "variance_type": variance, "clip_sample_range": limit}
+    theirs = originals.diffusers.UnCLIPScheduler(**settings)
+    diffusion, sampling = schedulers.config(settings, role="decoder", where="here")
     diffusion = typed.build(DiffusionConfig, diffusion, where="diffusion")
     sampling = typed.build(SamplingConfig, {**sampling, "steps": str(steps)}, where="sampling")
     rng = np.random.default_rng(steps)

@@ -32,8 +32,10 @@ def features():
 
 
 def fid(one, other):
-    known = [metric_fid.fid_features_to_statistics(torch.from_numpy(each)) for each in (one, other)]
-    return metric_fid.fid_statistics_to_metric(*known, False)[metric_fid.KEY_METRIC_FID]
+    statistics = [
+        metric_fid.fid_features_to_statistics(torch.from_numpy(each)) for each in (one, other)
+    ]
+    return metric_fid.fid_statistics_to_metric(*statistics, False)[metric_fid.KEY_METRIC_FID]
 
 
 def kid(one, other, size):

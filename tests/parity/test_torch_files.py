@@ -45,19 +45,19 @@ def test_a_payload_is_rejected_and_not_run(tmp_path):
 
 
 def test_tensors_stay_on_disk_until_they_are_read(tmp_path, monkeypatch):
-    asked, load = [], torch.load
+    calls, load = [], torch.load
 
-    def watched(*args, mmap, **options):
-        asked.append(mmap)
+    def recording_load(*args, mmap, **options):
+        calls.append(mmap)
         return load(*args, mmap=mmap, **options)
 
-    monkeypatch.setattr(torch, "load", watched)
+    monkeypatch.setattr(torch, "load", recording_load)
     for new in (True, False):  # the older format cannot be mapped
         torch.save({"a": torch.ones(3)}, tmp_path / "m.pt", _use_new_zipfile_serialization=new)
         np.testing.assert_array_equal(
             tensor_source.open_tensors(tmp_path / "m.pt").read("a"), np.ones(3)
         )
-    assert asked == [True, False]
+    assert calls == [True, False]
 
 
 def test_damaged_files_and_other_contents(tmp_path):

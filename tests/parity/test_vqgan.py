@@ -19,14 +19,14 @@ nn, functional = torch.nn, torch.nn.functional
 WIDTH, BLOCKS, CODES, CODE_DIM, Z = 32, 1, 24, 6, 10
 
 
-def normed(channels):
+def group_norm(channels):
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class Residual(nn.Module):
     def __init__(self, before, after):
         super().__init__()
-        self.norm1, self.norm2 = normed(before), normed(after)
+        self.norm1, self.norm2 = group_norm(before), group_norm(after)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         if before != after:
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     def __init__(self, channels):
         super().__init__()
-        self.norm = normed(channels)
+        self.norm = group_norm(channels)
         for name in ("q", "k", "v", "proj_out"):
             setattr(self, name, nn.Conv2d(channels, channels, 1))
 
@@ -90,7 +90,7 @@ class Network(nn.Module):
     def __init__(self, first, inside, out, last):
         super().__init__()
         self.conv_in = nn.Conv2d(first, inside, 3, padding=1)
-        self.norm_out, self.conv_out = normed(out), nn.Conv2d(out, last, 3, padding=1)
+        self.norm_out, self.conv_out = group_norm(out), nn.Conv2d(out, last, 3, padding=1)
 
     def end(self, x):
         return self.conv_out(functional.silu(self.norm_out(x)))
@@ -160,7 +160,7 @@ KINDS = {"f8": ((1, 1, 2, 2), (3,), True), "f16": ((1, 1, 2, 2, 2), (4,), False)
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def published(request, tmp_path_factory):
+def original(request, tmp_path_factory):
     """A network with random weights, its checkpoint as its trainer writes it, and its kind."""
     torch.manual_seed(0)
     network = Vqgan(*KINDS[request.param]).eval()
@@ -173,16 +173,16 @@ def published(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def converted(published, tmp_path_factory):
+def converted(original, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     options = ImportOptions(pixels="signed")
-    assert importing.convert([published[1]], out, options=options) == ["dvae"]
+    assert importing.convert([original[1]], out, options=options) == ["dvae"]
     return load_dvae(out / "dvae" / "export")
 
 
-def test_sizes_are_read_from_names_and_shapes(published, converted):
+def test_sizes_are_read_from_names_and_shapes(original, converted):
     cfg, _, card = converted
-    multiples, attention_at, gumbel = KINDS[published[2]]
+    multiples, attention_at, gumbel = KINDS[original[2]]
     assert cfg.model.vqgan.multiples == multiples
     assert cfg.model.vqgan.attention_at == attention_at
     assert cfg.model.quantizer == ("gumbel" if gumbel else "vq")
@@ -190,8 +190,8 @@ def test_sizes_are_read_from_names_and_shapes(published, converted):
     assert card.dvae_id and card.licence.startswith("MIT")
 
 
-def test_features_codes_and_pixels_are_those_of_the_original(published, converted):
-    network, cfg, params = published[0], converted[0], converted[1]
+def test_features_codes_and_pixels_are_those_of_the_original(original, converted):
+    network, cfg, params = original[0], converted[0], converted[1]
     images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
     codes = np.random.default_rng(1).integers(0, CODES, (2, 4, 4))
     with torch.no_grad():
@@ -207,8 +207,8 @@ def test_features_codes_and_pixels_are_those_of_the_original(published, converte
     np.testing.assert_allclose(maps, theirs.clip(-1, 1), atol=1e-4 * np.abs(theirs).max())
 
 
-def test_images_of_unit_range_are_mapped(published, converted, tmp_path):
-    network, path, _ = published
+def test_images_of_unit_range_are_mapped(original, converted, tmp_path):
+    network, path, _ = original
     importing.convert([path], tmp_path, options=ImportOptions(pixels="unit"))
     cfg, params, _ = load_dvae(tmp_path / "dvae" / "export")
     images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
@@ -223,14 +223,14 @@ def test_images_of_unit_range_are_mapped(published, converted, tmp_path):
     np.testing.assert_allclose(maps, (2 * pixels - 1).clip(-1, 1), atol=1e-3)
 
 
-def test_the_range_of_pixels_is_asked_for(published, tmp_path):
+def test_the_range_of_pixels_is_asked_for(original, tmp_path):
     with pytest.raises(UserError, match="is a VQGAN, of which there are two kinds: images in"):
-        importing.convert([published[1]], tmp_path / "run")
+        importing.convert([original[1]], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_other_tensors_are_rejected_by_name(published, tmp_path):
-    state = {k: v for k, v in published[0].state_dict().items() if "mid.attn_1.k" not in k}
+def test_other_tensors_are_rejected_by_name(original, tmp_path):
+    state = {k: v for k, v in original[0].state_dict().items() if "mid.attn_1.k" not in k}
     torch.save({"state_dict": state}, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="missing decoder.mid.attn_1.k.bias"):
         importing.convert([tmp_path / "x.ckpt"], tmp_path, options=ImportOptions(pixels="unit"))
