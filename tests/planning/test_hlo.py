@@ -23,7 +23,7 @@ def shape(*sizes: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
-def compiled(function, *args) -> hlo.Module:
+def compile_module(function, *args) -> hlo.Module:
     return hlo.parse(jax.jit(function).lower(*args).compile().as_text())
 
 
@@ -41,28 +41,28 @@ ITEM = 4  # bytes of a float32; local arrays below are [8, 16]
 LOCAL = 8 * 16 * ITEM
 
 
-def gathered(x):
+def gather(x):
     return lax.all_gather(x, "fsdp", tiled=True)[:8] + 1.0
 
 
-def scattered(x):
+def reduce_scatter(x):
     return jnp.tile(lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True), (4, 1))
 
 
-def exchanged(x):
+def exchange(x):
     return lax.all_to_all(x, "data", split_axis=0, concat_axis=0, tiled=True) + 1.0
 
 
-def passed(x):
+def permute(x):
     return lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
 
 
 CASES = {
-    "all-gather": (gathered, 4, 3 * LOCAL),
-    "reduce-scatter": (scattered, 4, LOCAL * 3 / 4),
+    "all-gather": (gather, 4, 3 * LOCAL),
+    "reduce-scatter": (reduce_scatter, 4, LOCAL * 3 / 4),
     "all-reduce": (lambda x: lax.psum(x, ("data", "fsdp")) * 0.1, 8, 2 * LOCAL * 7 / 8),
-    "all-to-all": (exchanged, 2, LOCAL / 2),
-    "collective-permute": (passed, 2, LOCAL),
+    "all-to-all": (exchange, 2, LOCAL / 2),
+    "collective-permute": (permute, 2, LOCAL),
 }
 
 
@@ -71,7 +71,7 @@ def test_every_collective_is_found_with_its_bytes_once_per_turn(kind: str):
     body, group, arrived = CASES[kind]
     spec = P(("data", "fsdp"))
     program = manual(turns(body), inputs=spec, outputs=spec)
-    module = compiled(program, shape(64, 16))
+    module = compile_module(program, shape(64, 16))
     (result,) = communication.collectives(module, devices=8)
     assert (result.kind, result.group, result.times) == (kind, group, TURNS)
     assert result.arrived == arrived
@@ -86,7 +86,7 @@ def test_collectives_outside_and_inside_nested_loops_add_up():
         return lax.ppermute(x, "data", [(0, 1), (1, 0)])
 
     spec = P(("data", "fsdp"))
-    module = compiled(manual(body, inputs=spec, outputs=spec), shape(64, 16))
+    module = compile_module(manual(body, inputs=spec, outputs=spec), shape(64, 16))
     result = {(c.kind, c.group): c.times for c in communication.collectives(module, devices=8)}
     assert result == {
         ("all-reduce", 2): 1,
@@ -182,9 +182,9 @@ def test_flops_of_one_device_through_loops():
         return jnp.sum(lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0])
 
     args = shape(8, 16), shape(11, 16, 16)
-    done = work.measure(compiled(jax.grad(loss, argnums=1), *args))
-    assert done.flops == 3 * 11 * 2 * 8 * 16 * 16
-    assert done.hidden == ()
+    cost = work.measure(compile_module(jax.grad(loss, argnums=1), *args))
+    assert cost.flops == 3 * 11 * 2 * 8 * 16 * 16
+    assert cost.hidden == ()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -195,20 +195,22 @@ def test_convolutions_count_as_in_the_traced_function(stride: int):
         return jnp.sum(out**2)
 
     both, args = jax.grad(loss, argnums=(0, 1)), (shape(2, 8, 8, 4), shape(3, 3, 4, 8))
-    assert work.measure(compiled(both, *args)).flops == flops.count(both, *args).flops
+    assert work.measure(compile_module(both, *args)).flops == flops.count(both, *args).flops
 
 
 def test_bytes_of_a_fusion_a_loop_and_a_slice():
     size = 64 * 128 * ITEM
-    assert work.measure(compiled(lambda x: jnp.sin(x) * 2.0, shape(64, 128))).bytes == 2 * size
+    assert (
+        work.measure(compile_module(lambda x: jnp.sin(x) * 2.0, shape(64, 128))).bytes == 2 * size
+    )
 
-    def fetched(stack):
+    def fetch(stack):
         """Reads one row of a stack per turn, adds it to what it carries."""
         start = jnp.zeros((64, 128)) + stack[0, 0, 0]
         return lax.scan(lambda x, row: (jnp.sin(x + row), None), start, stack)[0]
 
     least = 11 * 3 * size  # reads the row and the sum, writes the sum
-    result = work.measure(compiled(fetched, shape(11, 64, 128))).bytes
+    result = work.measure(compile_module(fetch, shape(11, 64, 128))).bytes
     assert least <= result <= 1.5 * least  # a whole stack per turn would be 11 times as much
 
 

@@ -1,4 +1,4 @@
-"""What a plan that does not fit tells people to change."""
+"""The options that a plan recommends when a run does not fit."""
 
 from tests.test_experiments import config
 from unclip_jax.experiment.config import from_config
