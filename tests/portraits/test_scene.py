@@ -50,9 +50,9 @@ def test_specs_hold_what_is_visible_but_the_skin():
     portrait = dataclasses.replace(
         _portraits(1)[0], hair="bald", facial_hair="none", glasses="sunglasses"
     )
-    named = scene.to_spec(portrait).named()
-    assert named.keys() == ATTRIBUTES.keys() - {"skin", "eyes", "hair_colour"}
-    assert all(getattr(portrait, name) == value for name, value in named.items())
+    attributes = scene.to_spec(portrait).named()
+    assert attributes.keys() == ATTRIBUTES.keys() - {"skin", "eyes", "hair_colour"}
+    assert all(getattr(portrait, name) == value for name, value in attributes.items())
 
 
 def test_hidden_attributes_change_no_pixel_and_all_others_do():

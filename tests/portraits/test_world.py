@@ -82,16 +82,16 @@ def test_independent_attributes_have_their_shares(train, place):
 
 
 def test_siblings_differ_in_few_attributes_each_of_them_at_times(train):
-    exchanged, changes = 0, Counter()
+    exchanges, changes = 0, Counter()
     for start in range(0, MANY, world.SIBLINGS):
         family = [example.portrait for example in train[start : start + world.SIBLINGS]]
         assert len({to_spec(portrait) for portrait in family}) == world.SIBLINGS
         first, *siblings = family
         for sibling in siblings:
             changes += Counter(n for n in ATTRIBUTES if getattr(sibling, n) != getattr(first, n))
-            exchanged += _pair(sibling) == _pair(first)[::-1]
+            exchanges += _pair(sibling) == _pair(first)[::-1]
     siblings = MANY * (1 - 1 / world.SIBLINGS)
-    assert exchanged > siblings / 50
+    assert exchanges > siblings / 50
     assert 1 < changes.total() / siblings < 4
     assert min(changes[name] for name in ATTRIBUTES) > siblings / 10
 
@@ -112,13 +112,13 @@ def test_captions_are_different_and_true(train):
 
 
 def test_captions_name_some_attributes_and_leave_others_out(train):
-    named = [grammar.parse(example.captions[0]).named() for example in train]
+    specs = [grammar.parse(example.captions[0]).named() for example in train]
     for name, share in (("mouth", 0.75), ("background", 0.85)):
         spread = math.sqrt(MANY * share * (1 - share))
-        assert abs(sum(name in spec for spec in named) - MANY * share) < 4 * spread
-    glasses = [s for s, e in zip(named, train, strict=True) if e.portrait.glasses != "none"]
+        assert abs(sum(name in spec for spec in specs) - MANY * share) < 4 * spread
+    glasses = [s for s, e in zip(specs, train, strict=True) if e.portrait.glasses != "none"]
     assert 0.92 < sum("glasses" in spec for spec in glasses) / len(glasses) < 0.98
-    three = [s for s in named if {"hair_colour", "clothes_colour", "background"} <= s.keys()]
+    three = [s for s in specs if {"hair_colour", "clothes_colour", "background"} <= s.keys()]
     assert len(three) > MANY / 2  # most captions bind three colours
 
 
