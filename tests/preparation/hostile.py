@@ -38,7 +38,7 @@ def write(folder: pathlib.Path, files: Mapping[Any, bytes | str]) -> pathlib.Pat
     return folder
 
 
-def prepared(*inputs: pathlib.Path | str, out: pathlib.Path, options: tuple[str, ...] = ()):
+def run_prepare(*inputs: pathlib.Path | str, out: pathlib.Path, options: tuple[str, ...] = ()):
     """Prepares inputs and returns the records by key, and the report of the split."""
     fixed = (f"--out={out}", "--tokenizer=none", "--max-bad=1", "--workers=0")
     prepare.main([*(str(each) for each in inputs), *fixed, *options])
@@ -47,8 +47,8 @@ def prepared(*inputs: pathlib.Path | str, out: pathlib.Path, options: tuple[str,
     records: dict[str, Record] = {source[i]["key"]: source[i] for i in range(len(source))}
     assert report["read"] == report["kept"] + sum(report["skipped"].values())
     assert report["kept"] == len(records)
-    named = {reason: len(keys) for reason, keys in report["named"].items()}
-    assert named == report["skipped"]
+    counts = {reason: len(keys) for reason, keys in report["named"].items()}
+    assert counts == report["skipped"]
     return records, report
 
 
@@ -84,8 +84,8 @@ def with_text(size: int) -> bytes:
 def with_segment(marker: int, content: bytes, *, size: int | None = None) -> bytes:
     """A JPEG with one more segment in its header, which may state a wrong size."""
     data = image(kind="JPEG", quality=95)
-    stated = len(content) + 2 if size is None else size
-    return data[:2] + bytes([0xFF, marker]) + struct.pack(">H", stated) + content + data[2:]
+    length = len(content) + 2 if size is None else size
+    return data[:2] + bytes([0xFF, marker]) + struct.pack(">H", length) + content + data[2:]
 
 
 def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
@@ -96,7 +96,7 @@ def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
     return body + b"\0\0\0\0"
 
 
-TURNED = (0x112, 3, 1, struct.pack("<HH", 6, 0))
+ORIENTATION_ENTRY = (0x112, 3, 1, struct.pack("<HH", 6, 0))
 BROKEN_NOTES: dict[str, Callable[[], bytes]] = {
     "large text": lambda: with_text(2_000_000),
     "many texts": lambda: with_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 9_000_000)),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import ROOT
-from tests.preparation.hostile import captions, image, prepared, write
+from tests.preparation.hostile import captions, image, run_prepare, write
 from tests.preparation.test_hostile_inputs import STRUCTS, parquet
 from unclip_jax.data.captions import FIELDS
 from unclip_jax.data.image_codec import SUFFIXES
@@ -62,7 +62,7 @@ def build(folder: pathlib.Path, tree: str) -> None:
 def test_every_layout_of_the_document_is_read(tmp_path: pathlib.Path, number: int):
     tree = TREES[number]
     build(tmp_path / "in", tree)
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert report["skipped"] == {}
     images = [name for name in files(tree) if name.lower().endswith(SUFFIXES)]
     rows = [row for name, row in files(tree).items() if name.endswith(".parquet")]
@@ -138,7 +138,7 @@ def reasons() -> set[str]:
 
 
 def test_every_reason_is_in_the_document():
-    listed = set(messages())
+    texts = set(messages())
     code = reasons()
     assert {"bad UTF-8", "no caption", "truncated tar", "absurd aspect ratio"} <= code
-    assert not {each for each in code if not {each, f"{each}…", f"{each.strip()} …"} & listed}
+    assert not {each for each in code if not {each, f"{each}…", f"{each.strip()} …"} & texts}

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.preparation.test_import_plans import listed, outcomes
+from tests.preparation.test_import_plans import file_plan, outcomes
 from tests.preparation.test_prepare import run
 from unclip_jax.core.checks import UserError
 from unclip_jax.data.prepared import open_split
@@ -178,7 +178,7 @@ FORMS = {
 }
 
 
-def kept(plan) -> list[int]:
+def row_numbers(plan) -> list[int]:
     """Numbers of the examples that can be read; the others are filtered out."""
     result = outcomes(plan)
     assert all(isinstance(value, RawExample) or value == FILTERED for value in result.values()), (
@@ -190,14 +190,14 @@ def kept(plan) -> list[int]:
 @pytest.mark.parametrize("form", FORMS)
 def test_columns_come_from_wherever_metadata_lie(samples, tmp_path: pathlib.Path, form: str):
     path = FORMS[form](samples, tmp_path)
-    assert kept(listed(path, where=Where("similarity > 0.25"))) == [3, 4, 5]
-    chosen = tmp_path / "uids.txt"
-    chosen.write_text("".join(f"{i:032x}\n" for i in (1, 4)))
-    assert kept(listed(path, uids=Uids(chosen))) == [1, 4]
-    both = listed(path, where=Where("similarity > 0.25"), uids=Uids(chosen))
-    assert kept(both) == [4]
-    prints = {listed(path).fingerprint, both.fingerprint}
-    prints.add(listed(path, where=Where("similarity > 0.26")).fingerprint)
+    assert row_numbers(file_plan(path, where=Where("similarity > 0.25"))) == [3, 4, 5]
+    uids_file = tmp_path / "uids.txt"
+    uids_file.write_text("".join(f"{i:032x}\n" for i in (1, 4)))
+    assert row_numbers(file_plan(path, uids=Uids(uids_file))) == [1, 4]
+    both = file_plan(path, where=Where("similarity > 0.25"), uids=Uids(uids_file))
+    assert row_numbers(both) == [4]
+    prints = {file_plan(path).fingerprint, both.fingerprint}
+    prints.add(file_plan(path, where=Where("similarity > 0.26")).fingerprint)
     assert len(prints) == 3
 
 

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 
 from tests.preparation import hostile
-from tests.preparation.hostile import image, prepared, write
+from tests.preparation.hostile import image, run_prepare, write
 from tests.preparation.test_hostile_inputs import NAMES, PLACES, UNREAD, parquet, place
 from unclip_jax.core.checks import UserError
 
-Maker = Callable[[pathlib.Path, str, np.random.Generator], str]  # "" = kept, else the reason
+Maker = Callable[
+    [pathlib.Path, str, np.random.Generator], str
+]  # "" for a record, else the reason of its rejection
 
 
-def captioned(folder: pathlib.Path, name: str, data: bytes, caption: bytes | str = "x") -> None:
+def write_captioned(
+    folder: pathlib.Path, name: str, data: bytes, caption: bytes | str = "x"
+) -> None:
     write(folder, {name: data, f"{os.path.splitext(name)[0]}.txt": caption})
 
 
@@ -26,13 +30,13 @@ def good(folder: pathlib.Path, name: str, rng: np.random.Generator) -> str:
     suffix, kind = (("png", "PNG"), ("jfif", "JPEG"), ("avif", "AVIF"), ("tif", "TIFF"))[
         rng.integers(4)
     ]
-    captioned(folder, f"{name}.{suffix}", image(int(rng.integers(99)), kind))
+    write_captioned(folder, f"{name}.{suffix}", image(int(rng.integers(99)), kind))
     return ""
 
 
 def with_notes(folder: pathlib.Path, name: str, rng: np.random.Generator) -> str:
     pngs = [*hostile.BROKEN_NOTES.values()]
-    captioned(folder, f"{name}.png", pngs[rng.integers(len(pngs))]())
+    write_captioned(folder, f"{name}.png", pngs[rng.integers(len(pngs))]())
     return ""
 
 
@@ -40,7 +44,7 @@ def unread(folder: pathlib.Path, name: str, rng: np.random.Generator) -> str:
     kinds = sorted(UNREAD)
     kind = kinds[rng.integers(len(kinds))]
     data, reason = UNREAD[kind]
-    captioned(folder, f"{name}{os.path.splitext(kind)[1]}", data)
+    write_captioned(folder, f"{name}{os.path.splitext(kind)[1]}", data)
     return reason
 
 
@@ -125,13 +129,13 @@ def test_everything_in_a_hostile_folder_is_kept_or_counted(tmp_path, count: int,
         reason = maker(folder, f"{number:05d}", rng)
         expected[reason] += 1
         numbers[reason].add(f"{number:05d}")
-    others, kept = expected.pop("other"), expected.pop("")
-    records, report = prepared(folder, out=tmp_path / "out")
-    assert len(records) == kept
+    others, num_records = expected.pop("other"), expected.pop("")
+    records, report = run_prepare(folder, out=tmp_path / "out")
+    assert len(records) == num_records
     assert report["skipped"] == dict(expected)
     assert report["read"] == count - others
     assert sum(report["other_files"].values()) == others
     for reason, keys in report["named"].items():
         assert {number for key in keys for number in NUMBER.findall(key)} == numbers[reason]
     with pytest.raises(UserError, match="cannot be used, more than --max-bad=0.05"):
-        prepared(folder, out=tmp_path / "strict", options=("--max-bad=0.05",))
+        run_prepare(folder, out=tmp_path / "strict", options=("--max-bad=0.05",))

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.preparation import hostile
-from tests.preparation.hostile import TURNED, captions, exif, image, prepared, write
+from tests.preparation.hostile import ORIENTATION_ENTRY, captions, exif, image, run_prepare, write
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import dataset_manifest, image_codec
 from unclip_jax.data.prepared import open_split as prepared_split
@@ -43,7 +43,7 @@ NAMES = {
 def test_names_that_are_not_utf8(tmp_path: pathlib.Path, kind: str):
     name = NAMES[kind]
     write(tmp_path / "in", {**GOOD, name: image(1), os.path.splitext(name)[0] + b".txt": "x"})
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert list(records) == ["good"]
     assert report["skipped"] == {"name is not UTF-8": 1}
 
@@ -59,7 +59,7 @@ def test_members_with_names_that_are_not_utf8(samples, tmp_path: pathlib.Path, k
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    records, report = prepared(path, out=tmp_path / "out")
+    records, report = run_prepare(path, out=tmp_path / "out")
     assert list(records) == ["good"]
     assert report["skipped"] == {"name is not UTF-8": 1}
 
@@ -90,7 +90,7 @@ def test_rows_with_names_that_cannot_be_used(tmp_path: pathlib.Path, kind: str):
     text = "\n".join(json.dumps(row) for row in rows)
     images = {"good.png": image(), "1.png": image(1), "sub/note.md": ""}
     write(tmp_path / "in", {**images, "metadata.jsonl": text})
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert list(records) == ["good", "1"]
     assert report["skipped"] == {reason: 1}
 
@@ -113,7 +113,7 @@ def test_lines_that_cannot_be_used(tmp_path: pathlib.Path, kind: str):
     text = b"\n".join([first, LINES[kind], b"", first.replace(b"good", b"2")])
     images = {"good.png": image(), "1.png": image(1), "2.png": image(2)}
     write(tmp_path / "in", {**images, "metadata.jsonl": text})
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert list(records) == ["good", "2"]
     assert 1 <= sum(report["skipped"].values()) <= 2  # the row, and perhaps the image without one
 
@@ -164,7 +164,7 @@ PLACES = {
 def test_what_is_no_file(tmp_path: pathlib.Path, kind: str, captioned: bool):
     write(tmp_path / "in", {**GOOD, **({"bad.txt": "x"} if captioned else {})})
     place(tmp_path / "in", kind)
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert list(records) == ["good"]
     assert report["skipped"] == {PLACES[kind]: 1}
 
@@ -175,7 +175,7 @@ def test_no_caption_table_or_archive_is_waited_for(tmp_path: pathlib.Path, kind:
     write(tmp_path / "in", {**GOOD, "other.png": image(1)})
     place(tmp_path / "in", kind)
     (tmp_path / "in" / "bad.png").rename(tmp_path / "in" / f"other{suffix}")
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert list(records) == ["good"]
     assert report["skipped"].pop("no caption") == 1
     assert sum(report["skipped"].values()) <= 1  # the archive
@@ -183,7 +183,7 @@ def test_no_caption_table_or_archive_is_waited_for(tmp_path: pathlib.Path, kind:
 
 def test_a_folder_with_the_name_of_an_image(tmp_path: pathlib.Path):
     write(tmp_path / "in", {**GOOD, "a.png/b.png": image(1), "a.png/b.txt": "inside"})
-    records, _ = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, _ = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert sorted(records) == ["a.png/b", "good"]
 
 
@@ -208,7 +208,7 @@ def test_linked_folders_are_read_once(tmp_path: pathlib.Path, kind: str):
     write(tmp_path / "in", {**GOOD, "sub/note.md": ""})
     for name, target in links:
         (tmp_path / "in" / name).symlink_to(target)
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert list(records) == keys
     assert report["skipped"] == {}
 
@@ -233,7 +233,7 @@ READ = [
 def test_formats_that_are_read_whatever_their_suffix(tmp_path: pathlib.Path, name: str, kind: str):
     stem = os.path.splitext(name)[0]
     write(tmp_path / "in", {**GOOD, name: image(1, kind), f"{stem}.txt": "x"})
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert (report["read"], report["kept"]) == (2, 2)
     key = next(key for key in records if key != "good")
     assert image_codec.decode(records[key]["image"]).shape == (16, 20, 3)
@@ -268,7 +268,7 @@ def test_formats_that_are_not_read_are_named(samples, tmp_path: pathlib.Path, na
             [(n, d.encode() if isinstance(d, str) else d) for n, d in files.items()],
         )
     where = tmp_path / ("a.tar" if packed else "in")
-    records, report = prepared(where, out=tmp_path / "out")
+    records, report = run_prepare(where, out=tmp_path / "out")
     assert list(records) == ["good"]
     assert (report["skipped"], report["named"]) == ({reason: 1}, {reason: [name[0]]})
 
@@ -301,7 +301,7 @@ def test_members_with_dots_in_their_names(samples, tmp_path: pathlib.Path, kind:
         for name in members
     ]
     samples.write_tar(tmp_path / "a.tar", list(zip(members, contents, strict=True)))
-    records, report = prepared(tmp_path / "a.tar", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "a.tar", out=tmp_path / "out")
     assert list(records) == list(keys)
     assert report["skipped"] == {}
 
@@ -310,7 +310,7 @@ def test_images_without_a_caption_are_counted_whatever_their_dots(samples, tmp_p
     members = [("good.png", image()), ("good.txt", b"x")]
     members += [("a.v1.png", image()), ("a.v2.png", image()), ("a.v1.npy", b"0")]
     samples.write_tar(tmp_path / "a.tar", members)
-    _, report = prepared(tmp_path / "a.tar", out=tmp_path / "out")
+    _, report = run_prepare(tmp_path / "a.tar", out=tmp_path / "out")
     assert report["named"] == {"no caption": ["a.v1", "a.v2"]}
     assert report["other_files"] == {".npy": 1}
 
@@ -327,7 +327,7 @@ def test_a_damaged_header_costs_one_member(samples, tmp_path: pathlib.Path):
     data = bytearray(tar_bytes(samples, tmp_path, range(6)))
     data[data.index(b"k0002.png") + 148] ^= 0x55  # in the checksum of the header
     (tmp_path / "a.tar").write_bytes(data)
-    records, report = prepared(tmp_path / "a.tar", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "a.tar", out=tmp_path / "out")
     assert list(records) == [f"k000{i}" for i in (0, 1, 3, 4, 5)]
     assert report["skipped"] == {"no image": 1, "damaged tar": 1}
 
@@ -335,14 +335,14 @@ def test_a_damaged_header_costs_one_member(samples, tmp_path: pathlib.Path):
 def test_tars_in_one_file_are_all_read(samples, tmp_path: pathlib.Path):
     parts = [tar_bytes(samples, tmp_path, numbers) for numbers in (range(3), range(3, 5))]
     (tmp_path / "a.tar").write_bytes(b"".join(parts))
-    records, report = prepared(tmp_path / "a.tar", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "a.tar", out=tmp_path / "out")
     assert (len(records), report["skipped"]) == (5, {})
 
 
 def test_one_input_that_cannot_be_read_does_not_cost_the_others(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(3)))
     write(tmp_path, {"b.tar": b"<html>404</html>" * 99, "c.tar": b""})
-    records, report = prepared(f"{tmp_path}/*.tar", out=tmp_path / "out")
+    records, report = run_prepare(f"{tmp_path}/*.tar", out=tmp_path / "out")
     assert (len(records), report["skipped"]) == (3, {"input that cannot be read": 2})
 
 
@@ -412,7 +412,7 @@ def test_captions_where_they_are(tmp_path: pathlib.Path, kind: str):
     files, expected = LAYOUTS[kind]
     images = {f"{i}.png": image(i) for i in range(len(expected))}
     write(tmp_path / "in", {**images, **files})
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert [captions(records[key]) for key in sorted(records)] == expected
     assert report["skipped"] == {}
 
@@ -423,7 +423,7 @@ def test_images_of_coco_where_they_lie(tmp_path: pathlib.Path, folder: str):
     table = tmp_path / "in" / "annotations" / "captions_val2014.json"
     write(table.parent, {table.name: COCO})
     for where in (table, tmp_path / "in"):
-        records, report = prepared(where, out=tmp_path / f"out{where == table}")
+        records, report = run_prepare(where, out=tmp_path / f"out{where == table}")
         assert [captions(each) for each in records.values()] == [["c0", "c2"], ["c1", "c3"]]
         assert report["skipped"] == {}
 
@@ -458,7 +458,7 @@ def test_parquet_of_hugging_face(tmp_path: pathlib.Path, kind: str):
     path = tmp_path / "in" / "data" / "train-00000-of-00001.parquet"
     parquet(path, columns, ("fox", "wolf"))
     for where in (path, tmp_path / "in"):
-        records, _ = prepared(where, out=tmp_path / f"out{where == path}")
+        records, _ = run_prepare(where, out=tmp_path / f"out{where == path}")
         assert [captions(each) for each in records.values()] == expected
         assert next(iter(records)) == "train-00000-of-00001/000000"
 
@@ -468,7 +468,7 @@ def test_rows_of_parquet_that_cannot_be_used(tmp_path: pathlib.Path):
     images += [{"bytes": b"<html>", "path": ""}, {"bytes": None, "path": "there.png"}]
     write(tmp_path / "in", {"there.png": image(9)})
     parquet(tmp_path / "in" / "a.parquet", {"image": images, "text": ["a", "b", "c", "d", "e"]})
-    records, report = prepared(tmp_path / "in" / "a.parquet", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in" / "a.parquet", out=tmp_path / "out")
     assert list(records) == ["a/000000", "a/000004"]
     assert report["skipped"] == {"path outside the folder": 1, "no image": 1, "not an image": 1}
 
@@ -480,7 +480,7 @@ def test_rows_of_parquet_stay_together_whatever_cannot_be_read(tmp_path: pathlib
     texts = pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers())
     columns = {"image": [{"bytes": image(i), "path": ""} for i in range(150)], "text": texts}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet", row_group_size=40)
-    records, report = prepared(tmp_path / "a.parquet", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "a.parquet", out=tmp_path / "out")
     assert report["skipped"] == {"bad UTF-8": 22}
     for key, record in records.items():
         number = int(key.rpartition("/")[2])
@@ -508,7 +508,7 @@ def test_damaged_parquet_costs_the_rows_behind_the_damage(tmp_path: pathlib.Path
     start = data.index(b"caption 75")
     data[start - 60 : start - 4] = b"\xff" * 56  # the header of a page
     path.write_bytes(data)
-    records, report = prepared(path, out=tmp_path / "out")
+    records, report = run_prepare(path, out=tmp_path / "out")
     assert len(records) < 150
     assert len(records) + sum(report["skipped"].values()) == 150
     for key, record in records.items():
@@ -521,7 +521,7 @@ def test_folders_of_tars_and_their_parquet(samples, tmp_path: pathlib.Path):
         pairs = samples.pairs(range(3 * number, 3 * number + 3))
         samples.write_tar(tmp_path / "in" / f"{number:05d}.tar", pairs)
         parquet(tmp_path / "in" / f"{number:05d}.parquet", {"url": ["x"], "caption": ["y"]})
-    records, report = prepared(tmp_path / "in", out=tmp_path / "out")
+    records, report = run_prepare(tmp_path / "in", out=tmp_path / "out")
     assert list(records) == [f"k{i:04d}" for i in range(6)]
     assert report["other_files"] == {".parquet": 2}
 
@@ -540,14 +540,14 @@ BRACES = {
 def test_braces(samples, tmp_path: pathlib.Path, pattern: str):
     for number, name in enumerate(BRACES[pattern]):
         samples.write_tar(tmp_path / f"t-{name}.tar", samples.pairs(range(number, number + 1)))
-    records, _ = prepared(f"train={tmp_path}/t-{pattern}.tar", out=tmp_path / "out")
+    records, _ = run_prepare(f"train={tmp_path}/t-{pattern}.tar", out=tmp_path / "out")
     assert list(records) == [f"k{i:04d}" for i in range(len(BRACES[pattern]))]
 
 
 def test_a_shard_that_a_range_names_must_exist(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "t-0.tar", samples.pairs(range(1)))
     with pytest.raises(UserError, match=r"input .*t-1.tar does not exist"):
-        prepared(f"{tmp_path}/t-{{0..1}}.tar", out=tmp_path / "out")
+        run_prepare(f"{tmp_path}/t-{{0..1}}.tar", out=tmp_path / "out")
 
 
 REFUSED = {
@@ -567,7 +567,7 @@ def test_rejections_say_what_lies_there(tmp_path: pathlib.Path, kind: str):
     files, message = REFUSED[kind]
     write(tmp_path / "in", {"0.png": image(), "1.png": image(1), **files})
     with pytest.raises(UserError, match=message):
-        prepared(tmp_path / "in", out=tmp_path / "out", options=("--max-bad=0.05",))
+        run_prepare(tmp_path / "in", out=tmp_path / "out", options=("--max-bad=0.05",))
 
 
 # Notes beside the pixels.
@@ -601,7 +601,7 @@ BAD_TAGS = {
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("kind", BAD_TAGS)
 def test_images_are_turned_whatever_else_their_notes_say(kind: str, broken: bool):
-    note = exif(BAD_TAGS[kind], TURNED)
+    note = exif(BAD_TAGS[kind], ORIENTATION_ENTRY)
     jpeg = hostile.with_segment(0xE1, b"Exif\0\0" + note)
     png = hostile.with_chunk(b"eXIf", note)
     if broken:  # so that the other notes are left out
@@ -658,10 +658,10 @@ def test_the_smallest_side_of_an_image_is_stated(tmp_path: pathlib.Path):
         Image.new("RGB", size).save(buffer, "PNG")
         files |= {f"{name}.png": buffer.getvalue(), f"{name}.txt": name}
     write(tmp_path / "in", files)
-    _, report = prepared(tmp_path / "in", out=tmp_path / "out", options=("--min-side=10",))
+    _, report = run_prepare(tmp_path / "in", out=tmp_path / "out", options=("--min-side=10",))
     assert (report["min_side"], report["named"]) == (25, {"too small": ["tiny"]})
     assert dataset_manifest.read(tmp_path / "out").split("train").min_side == 25
     assert prepared_split(tmp_path / "out", split="train").min_side == 25
     small = ("--min-side=10", "--max-side=12")
-    _, report = prepared(tmp_path / "in", out=tmp_path / "small", options=small)
+    _, report = run_prepare(tmp_path / "in", out=tmp_path / "small", options=small)
     assert report["min_side"] == 12

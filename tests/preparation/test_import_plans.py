@@ -15,7 +15,7 @@ from unclip_jax.preparation.items import Blob, FileReader, Plan, RawExample, Ski
 from unclip_jax.preparation.plan_specs import make_specs
 
 
-def listed(*inputs: pathlib.Path, **options) -> FilePlan:
+def file_plan(*inputs: pathlib.Path, **options) -> FilePlan:
     return FilePlan([str(path) for path in inputs], **options)
 
 
@@ -57,7 +57,7 @@ def write(path: pathlib.Path, content: bytes | str) -> None:
 )
 def test_tars_are_read_whatever_packs_them(samples, tmp_path: pathlib.Path, ending: str, mode: str):
     samples.write_tar(tmp_path / f"a.{ending}", samples.pairs(range(5)), mode)
-    result = outcomes(listed(tmp_path / f"a.{ending}"))
+    result = outcomes(file_plan(tmp_path / f"a.{ending}"))
     want = {f"k{i:04d}": (samples.png(i), f"picture number {i}".encode()) for i in range(5)}
     assert {key: raw[:2] for key, raw in result.items()} == want
 
@@ -66,7 +66,7 @@ def test_members_of_a_sample_may_lie_apart_and_have_paths(samples, tmp_path: pat
     members = [("a/1.png", samples.png(1)), ("b/1.PNG", samples.png(2))]
     members += [("a/1.txt", b"one"), ("b/1.txt", b"two"), ("a/1.cls", b"7")]
     samples.write_tar(tmp_path / "x.tar", members)
-    result = outcomes(listed(tmp_path / "x.tar"))
+    result = outcomes(file_plan(tmp_path / "x.tar"))
     assert result == {
         "a/1": RawExample(samples.png(1), b"one"),
         "b/1": RawExample(samples.png(2), b"two"),
@@ -76,8 +76,8 @@ def test_members_of_a_sample_may_lie_apart_and_have_paths(samples, tmp_path: pat
 def test_captions_in_json_as_img2dataset_writes_them(samples, tmp_path: pathlib.Path):
     facts = json.dumps({"caption": "a fox", "alt": "ein Fuchs"}).encode()
     samples.write_tar(tmp_path / "x.tar", [("1.png", samples.png(1)), ("1.json", facts)])
-    assert outcomes(listed(tmp_path / "x.tar"))["1"] == RawExample(samples.png(1), facts, "json")
-    german = outcomes(listed(tmp_path / "x.tar", caption_field="alt"))["1"]
+    assert outcomes(file_plan(tmp_path / "x.tar"))["1"] == RawExample(samples.png(1), facts, "json")
+    german = outcomes(file_plan(tmp_path / "x.tar", caption_field="alt"))["1"]
     assert isinstance(german, RawExample) and german.field == "alt"
 
 
@@ -90,7 +90,7 @@ def test_what_is_wrong_in_a_tar_is_distinguished(samples, tmp_path: pathlib.Path
         ("only.cls", b"3"),
     ]
     samples.write_tar(tmp_path / "x.tar", members)
-    assert captions(listed(tmp_path / "x.tar")) == [
+    assert captions(file_plan(tmp_path / "x.tar")) == [
         ("good", b"good"),
         ("no_caption", "no caption"),
         ("no_image", "no image"),
@@ -105,7 +105,7 @@ def test_a_cut_tar_gives_what_it_holds(samples, tmp_path: pathlib.Path):
     with tarfile.open(path) as tar:
         last = tar.getmember("k0003.png").offset_data
     path.write_bytes(path.read_bytes()[: last + 10])
-    result = outcomes(listed(path))
+    result = outcomes(file_plan(path))
     assert [isinstance(result[f"k{i:04d}"], RawExample) for i in range(3)] == [True] * 3
     assert "truncated tar" in result.values()
 
@@ -115,7 +115,7 @@ def test_a_cut_compressed_tar_gives_what_it_holds(samples, tmp_path: pathlib.Pat
     samples.write_tar(tmp_path / "x.tar", samples.pairs(range(400)))
     packed = gzip.compress((tmp_path / "x.tar").read_bytes())
     path.write_bytes(packed[: len(packed) // 2])
-    result = list(outcomes(listed(path)).values())
+    result = list(outcomes(file_plan(path)).values())
     assert sum(isinstance(each, RawExample) for each in result) > 50
     assert "truncated tar" in result
 
@@ -134,7 +134,7 @@ def test_members_cannot_reach_outside(samples, tmp_path: pathlib.Path):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     before = sorted(tmp_path.rglob("*"))
-    result = outcomes(listed(path))
+    result = outcomes(file_plan(path))
     assert result.pop("../../up") == RawExample(
         samples.png(1), b"up"
     )  # a name, never a path to write to
@@ -144,13 +144,13 @@ def test_members_cannot_reach_outside(samples, tmp_path: pathlib.Path):
 
 def test_a_member_too_great_is_not_read(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "x.tar", [("1.png", samples.png(1)), ("1.txt", b"a" * 2**21)])
-    assert outcomes(listed(tmp_path / "x.tar")) == {"1": "too many bytes"}
+    assert outcomes(file_plan(tmp_path / "x.tar")) == {"1": "too many bytes"}
 
 
 def test_what_is_no_tar(tmp_path: pathlib.Path):
     write(tmp_path / "x.tar", b"<html>404 Not Found</html>" * 100)
     with pytest.raises(UserError, match="x.tar is not a tar that can be read"):
-        listed(tmp_path / "x.tar")
+        file_plan(tmp_path / "x.tar")
 
 
 # Folders.
@@ -163,7 +163,7 @@ def test_text_files_beside_images(samples, tmp_path: pathlib.Path):
     write(tmp_path / "sub" / "a.txt", "one")
     write(tmp_path / "c.webp", samples.png(3))
     write(tmp_path / ".hidden.png", samples.png(3))
-    result = outcomes(listed(tmp_path))
+    result = outcomes(file_plan(tmp_path))
     assert result == {
         "b": RawExample(samples.png(2), b"two"),
         "c": "no caption",
@@ -178,8 +178,8 @@ def test_metadata_of_hugging_face(samples, tmp_path: pathlib.Path):
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     write(tmp_path / "train" / "metadata.jsonl", text + "\n\n")
     want = {f"train/img/{i}": RawExample(samples.png(i), (f"picture {i} ä",)) for i in range(3)}
-    assert outcomes(listed(tmp_path)) == {**want, "train/img/3": "no caption"}
-    alone = outcomes(listed(tmp_path / "train" / "metadata.jsonl"))
+    assert outcomes(file_plan(tmp_path)) == {**want, "train/img/3": "no caption"}
+    alone = outcomes(file_plan(tmp_path / "train" / "metadata.jsonl"))
     assert list(alone) == ["img/0", "img/1", "img/2", "img/3"]
 
 
@@ -192,13 +192,13 @@ def test_metadata_fields(samples, tmp_path: pathlib.Path):
         {"file_name": "2.png", "text": 5},
     ]
     write(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    result = outcomes(listed(tmp_path))
+    result = outcomes(file_plan(tmp_path))
     assert [each[1] if isinstance(each, RawExample) else each for each in result.values()] == [
         ("usual",),
         ("text wins",),
         "no caption",
     ]
-    german = outcomes(listed(tmp_path, caption_field="de"))
+    german = outcomes(file_plan(tmp_path, caption_field="de"))
     assert german["0"] == RawExample(samples.png(0), ("eins",))
     assert german["1"] == "no caption"
 
@@ -218,7 +218,7 @@ def test_what_is_wrong_in_metadata_is_distinguished(samples, tmp_path: pathlib.P
         b'{"file_name": "\xff.png"}',
     ]
     write(tmp_path / "data" / "metadata.jsonl", b"\n".join(lines))
-    plan = listed(tmp_path / "data")
+    plan = file_plan(tmp_path / "data")
     assert [caption for _, caption in captions(plan)] == [
         ("good", "again"),
         "missing file",
@@ -265,37 +265,37 @@ def test_splits_are_named_before_inputs(samples, tmp_path: pathlib.Path):
 
 def test_fingerprints_tell_inputs_apart(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(2)))
-    before = listed(tmp_path / "a.tar").fingerprint
-    assert listed(tmp_path / "a.tar").fingerprint == before
+    before = file_plan(tmp_path / "a.tar").fingerprint
+    assert file_plan(tmp_path / "a.tar").fingerprint == before
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(3)))
-    assert listed(tmp_path / "a.tar").fingerprint != before
+    assert file_plan(tmp_path / "a.tar").fingerprint != before
 
 
 def test_missing_input(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="nowhere does not exist"):
-        listed(tmp_path / "nowhere")
+        file_plan(tmp_path / "nowhere")
 
 
 def test_glob_without_matches(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match=r"input .*\*.tar matches no file; check the pattern"):
-        listed(tmp_path / "*.tar")
+        file_plan(tmp_path / "*.tar")
 
 
 def test_input_of_an_unknown_kind(tmp_path: pathlib.Path):
     write(tmp_path / "data.csv", "a,b")
     with pytest.raises(UserError, match="data.csv is neither a folder nor a tar or Parquet"):
-        listed(tmp_path / "data.csv")
+        file_plan(tmp_path / "data.csv")
 
 
 def test_folder_without_images(tmp_path: pathlib.Path):
     write(tmp_path / "notes.txt", "words")
     with pytest.raises(UserError, match=r"no images in .*1 .txt \(notes.txt\).*; expected a"):
-        listed(tmp_path)
+        file_plan(tmp_path)
 
 
 def test_a_file_that_changes_under_us(samples, tmp_path: pathlib.Path):
     samples.write_tar(tmp_path / "a.tar", samples.pairs(range(2)))
-    plan = listed(tmp_path / "a.tar")
+    plan = file_plan(tmp_path / "a.tar")
     (tmp_path / "a.tar").unlink()
     with pytest.raises(Skip, match="missing file"):
         plan.read(0)
@@ -304,7 +304,7 @@ def test_a_file_that_changes_under_us(samples, tmp_path: pathlib.Path):
 def test_readers_close_their_file(samples, tmp_path: pathlib.Path):
     write(tmp_path / "1.png", samples.png(1))
     reader = FileReader()
-    blob = listed(tmp_path)._items[0].image
+    blob = file_plan(tmp_path)._items[0].image
     assert isinstance(blob, Blob)
     assert reader.read(blob, limit=10**6) == samples.png(1)
     reader.close()

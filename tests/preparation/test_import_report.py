@@ -9,8 +9,8 @@ from unclip_jax.preparation import import_report
 from unclip_jax.preparation.import_report import Tally
 
 
-def tally(kept: int, **skipped: int) -> Tally:
-    case = Tally(written=kept, seconds=2.0)
+def tally(count: int, **skipped: int) -> Tally:
+    case = Tally(written=count, seconds=2.0)
     for reason, number in skipped.items():
         for i in range(number):
             case.skip(f"{reason}{i}", reason)
@@ -41,9 +41,9 @@ def test_a_single_bad_record_never_stops():
 
 def test_the_share_is_of_all_records_that_will_be_read():
     import_report.check_share(tally(0, cut=50), total=1000, max_bad=0.05)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         import_report.check_share(tally(9, cut=50, small=1), total=1000, max_bad=0.05)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith("stopped: 51 of the first 60 records cannot be used, more than")
     assert "--max-bad=0.05 of 1000" in message
     assert "50 cut (cut0, cut1, cut2, cut3, cut4, ...); 1 small (small0)" in message

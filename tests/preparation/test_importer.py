@@ -1,4 +1,4 @@
-"""Whatever stops an import, running it again gives what an uninterrupted one would have given."""
+"""Whatever stops an import, running it again gives the results of an uninterrupted import."""
 
 import os
 import pathlib
@@ -109,10 +109,10 @@ def test_a_killed_import_goes_on_without_loss(samples, tmp_path: pathlib.Path):
     """)
     root = pathlib.Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "out")], env=environment, check=False
     )
-    assert done.returncode == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL
     assert list((tmp_path / "out").glob("train-00002-of-00004.array_record.tmp"))
     plan = ToyPlan(samples)
     with locked(Folder(tmp_path / "out")):

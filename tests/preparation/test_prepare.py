@@ -51,10 +51,10 @@ def test_tars_become_splits_with_tokenizer_and_report(
     assert caption_tokenizer.load(out / "tokenizer").hash == content.tokenizer
     facts = json.loads((out / "report.json").read_text())
     assert (facts["train"]["read"], facts["validation"]["kept"]) == (12, 3)
-    printed = capsys.readouterr()
-    assert "validation" in printed.out
-    assert "12" in printed.out
-    assert "100%" in printed.err  # the progress bar
+    output = capsys.readouterr()
+    assert "validation" in output.out
+    assert "12" in output.out
+    assert "100%" in output.err  # the progress bar
     assert sorted(path.name for path in out.iterdir()) == [
         "manifest.json",
         "report.json",
@@ -194,31 +194,31 @@ def command(*arguments: str) -> list[str]:
 
 
 def test_mistakes_are_one_line(tmp_path: pathlib.Path):
-    done = subprocess.run(
+    process = subprocess.run(
         command(f"{tmp_path}/nowhere", f"--out={tmp_path}/out"),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr == (
+    assert process.returncode == 2
+    assert process.stderr == (
         f"error: input {tmp_path}/nowhere does not exist; give a folder, a tar or a glob of them.\n"
     )
 
 
 def test_a_folder_that_cannot_be_written(tars: pathlib.Path):
     (tars / "file").touch()
-    done = subprocess.run(
+    process = subprocess.run(
         command(inputs(tars)[1], f"--out={tars}/file/out"),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: cannot write {tars}/file/out: Not a directory; give")
-    assert done.stderr.count("\n") == 1
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: cannot write {tars}/file/out: Not a directory; give")
+    assert process.stderr.count("\n") == 1
 
 
 def test_ctrl_c_is_polite_and_loses_nothing(tmp_path: pathlib.Path):
@@ -244,8 +244,8 @@ def test_ctrl_c_is_polite_and_loses_nothing(tmp_path: pathlib.Path):
     complete = [tmp_path / "out" / path.stem for path in logs.glob("*.json")]
     finished = {path: path.stat().st_mtime_ns for path in complete}
     assert 2 <= len(finished) < 60
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 0
+    rerun = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, check=False)
+    assert rerun.returncode == 0
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     source = open_split(tmp_path / "out", split="train")
     assert [source[i]["key"] for i in (0, 5999)] == ["train-0-00000000", "train-0-00005999"]

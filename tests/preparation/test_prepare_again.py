@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.preparation.hostile import image, prepared, write
+from tests.preparation.hostile import image, run_prepare, write
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import dataset_manifest, sources
 from unclip_jax.data.dataset import Dataset
@@ -26,7 +26,7 @@ FILES = {
 }
 
 
-def replaced(path: pathlib.Path, old: bytes, new: bytes) -> None:
+def replace_bytes(path: pathlib.Path, old: bytes, new: bytes) -> None:
     """Changes bytes in place; size and time of modification stay."""
     facts = path.stat()
     data = path.read_bytes()
@@ -37,14 +37,14 @@ def replaced(path: pathlib.Path, old: bytes, new: bytes) -> None:
 
 
 EDITS: dict[str, Callable[[pathlib.Path], object]] = {
-    "caption": lambda folder: replaced(folder / "0.txt", b"caption", b"drawing"),
-    "row": lambda folder: replaced(folder / "metadata.csv", b"caption", b"drawing"),
-    "JSON": lambda folder: replaced(folder / "3.json", b"caption", b"drawing"),
+    "caption": lambda folder: replace_bytes(folder / "0.txt", b"caption", b"drawing"),
+    "row": lambda folder: replace_bytes(folder / "metadata.csv", b"caption", b"drawing"),
+    "JSON": lambda folder: replace_bytes(folder / "3.json", b"caption", b"drawing"),
     "image": lambda folder: (folder / "1.png").write_bytes(image(9)),
     "images swapped": lambda folder: [
         (folder / f"{i}.png").write_bytes(image(1 - i)) for i in range(2)
     ],
-    "image that is damaged now": lambda folder: replaced(folder / "1.png", b"IDAT", b"IDAx"),
+    "image that is damaged now": lambda folder: replace_bytes(folder / "1.png", b"IDAT", b"IDAx"),
     "image added": lambda folder: write(folder, {"4.png": image(), "4.txt": "x"}),
     "image removed": lambda folder: (folder / "1.png").unlink(),
     "caption removed": lambda folder: (folder / "1.txt").unlink(),
@@ -58,28 +58,28 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_edits_are_noticed(folder: pathlib.Path, tmp_path: pathlib.Path, edit: str):
-    before, _ = prepared(folder, out=tmp_path / "out", options=("--shards=2",))
+    before, _ = run_prepare(folder, out=tmp_path / "out", options=("--shards=2",))
     assert len(before) == 4
     EDITS[edit](folder)
     with pytest.raises(
         UserError, match="already holds a split 'train'.* inputs .*; choose another"
     ):
-        prepared(folder, out=tmp_path / "out", options=("--shards=2",))
+        run_prepare(folder, out=tmp_path / "out", options=("--shards=2",))
 
 
 def test_the_place_of_an_edit_is_named(folder: pathlib.Path, tmp_path: pathlib.Path):
-    prepared(folder, out=tmp_path / "out", options=("--shards=4",))
-    replaced(folder / "1.txt", b"caption", b"drawing")
+    run_prepare(folder, out=tmp_path / "out", options=("--shards=4",))
+    replace_bytes(folder / "1.txt", b"caption", b"drawing")
     with pytest.raises(UserError, match=r"have changed since \(an image or caption of 1 \.\. 1\)"):
-        prepared(folder, out=tmp_path / "out", options=("--shards=4",))
+        run_prepare(folder, out=tmp_path / "out", options=("--shards=4",))
 
 
 def test_edits_of_the_names_of_classes_are_noticed(tmp_path: pathlib.Path):
     folder = write(tmp_path / "in", {"0.png": image(), "0.cls": "1", "classes.txt": "fox\nwolf"})
-    prepared(folder, out=tmp_path / "out")
-    replaced(folder / "classes.txt", b"wolf", b"bear")
+    run_prepare(folder, out=tmp_path / "out")
+    replace_bytes(folder / "classes.txt", b"wolf", b"bear")
     with pytest.raises(UserError, match="have changed since"):
-        prepared(folder, out=tmp_path / "out")
+        run_prepare(folder, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("edit", [False, True])
@@ -88,26 +88,26 @@ def test_edits_of_images_that_a_parquet_file_names_are_noticed(tmp_path: pathlib
     images = [{"bytes": None, "path": "0.png"}, {"bytes": image(1), "path": "1.png"}]
     table = pyarrow.table({"image": images, "text": ["a fox", "a wolf"]})
     pyarrow.parquet.write_table(table, folder / "a.parquet")
-    prepared(folder / "a.parquet", out=tmp_path / "out")
+    run_prepare(folder / "a.parquet", out=tmp_path / "out")
     if edit:
         (folder / "0.png").write_bytes(image(2))
     with pytest.raises(UserError, match="changed since") if edit else contextlib.nullcontext():
-        prepared(folder / "a.parquet", out=tmp_path / "out")
+        run_prepare(folder / "a.parquet", out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("edit", ["caption", "image"])
 def test_edits_in_tars_are_noticed(samples, tmp_path: pathlib.Path, edit: str):
     path = tmp_path / "a.tar"
     samples.write_tar(path, samples.pairs(range(3)))
-    prepared(path, out=tmp_path / "out")
+    run_prepare(path, out=tmp_path / "out")
     if edit == "caption":
-        replaced(path, b"picture number 1", b"drawing number 1")
+        replace_bytes(path, b"picture number 1", b"drawing number 1")
     else:
         members = samples.pairs(range(3))
         members[2] = (members[2][0], samples.png(7))
         samples.write_tar(path, members)
     with pytest.raises(UserError, match="inputs have changed since|made from other inputs"):
-        prepared(path, out=tmp_path / "out")
+        run_prepare(path, out=tmp_path / "out")
 
 
 MOVES: dict[str, Callable[[pathlib.Path], Any]] = {
@@ -116,11 +116,11 @@ MOVES: dict[str, Callable[[pathlib.Path], Any]] = {
     "moved": lambda folder: folder.rename(folder.with_name("elsewhere")),
     "copied": lambda folder: pathlib.Path(shutil.copytree(folder, folder.with_name("copy"))),
     "rewritten": lambda folder: write(folder, FILES),
-    "linked": lambda folder: _linked(folder),
+    "linked": lambda folder: _link(folder),
 }
 
 
-def _linked(folder: pathlib.Path) -> pathlib.Path:
+def _link(folder: pathlib.Path) -> pathlib.Path:
     folder.with_name("link").symlink_to(folder)
     return folder.with_name("link")
 
@@ -129,16 +129,16 @@ def _linked(folder: pathlib.Path) -> pathlib.Path:
 def test_the_same_inputs_are_accepted_wherever_they_lie(
     folder: pathlib.Path, tmp_path: pathlib.Path, move: str, monkeypatch: pytest.MonkeyPatch
 ):
-    prepared(folder, out=tmp_path / "out")
+    run_prepare(folder, out=tmp_path / "out")
     before = (tmp_path / "out" / "train-00000-of-00001.array_record").stat().st_mtime_ns
     where = MOVES[move](folder)
-    prepared(where, out=tmp_path / "out")
+    run_prepare(where, out=tmp_path / "out")
     reads = []
     read = import_plans.FilePlan.read
     monkeypatch.setattr(
         import_plans.FilePlan, "read", lambda plan, index: reads.append(index) or read(plan, index)
     )
-    prepared(where, out=tmp_path / "out")  # the second time nothing is read
+    run_prepare(where, out=tmp_path / "out")  # the second time nothing is read
     assert reads == []
     after = (tmp_path / "out" / "train-00000-of-00001.array_record").stat().st_mtime_ns
     assert after == before
@@ -149,24 +149,24 @@ def test_an_interrupted_import_writes_the_shards_of_edited_inputs_again(
 ):
     write_shard, shards = importer.records.write_shard, []
 
-    def interrupted(path, records):
+    def fail(path, records):
         if len(shards) == 3:
             raise KeyboardInterrupt
         shards.append(path.name)
         return write_shard(path, records)
 
-    monkeypatch.setattr(importer.records, "write_shard", interrupted)
+    monkeypatch.setattr(importer.records, "write_shard", fail)
     with pytest.raises(KeyboardInterrupt):
-        prepared(folder, out=tmp_path / "out", options=("--shards=4",))
-    replaced(folder / "0.txt", b"caption", b"drawing")
+        run_prepare(folder, out=tmp_path / "out", options=("--shards=4",))
+    replace_bytes(folder / "0.txt", b"caption", b"drawing")
     shards.clear()
-    records, _ = prepared(folder, out=tmp_path / "out", options=("--shards=4",))
+    records, _ = run_prepare(folder, out=tmp_path / "out", options=("--shards=4",))
     assert records["0"]["caption"] == "drawing 0"
     assert shards == [f"train-0000{i}-of-00004.array_record" for i in (1, 3)]  # 2.png is the first
 
 
 def test_splits_of_version_0_1_0_are_named(folder: pathlib.Path, tmp_path: pathlib.Path):
-    prepared(folder, out=tmp_path / "out")
+    run_prepare(folder, out=tmp_path / "out")
     path = tmp_path / "out" / dataset_manifest.FILE
     content = json.loads(path.read_text())
     content["splits"][0].pop("signature")
@@ -190,8 +190,8 @@ class Rows(list):
 def places(samples, monkeypatch: pytest.MonkeyPatch) -> dict[str, Rows]:
     """Data sets of the scheme "rows" by their locations."""
     records = [samples.record(i) for i in range(4)]
-    edited = [*records[:3], {**records[3], "caption": "another"}]
-    places = {"here": Rows(records), "there": Rows(records), "edited": Rows(edited)}
+    other_records = [*records[:3], {**records[3], "caption": "another"}]
+    places = {"here": Rows(records), "there": Rows(records), "edited": Rows(other_records)}
     monkeypatch.setitem(
         sources.SOURCES, "rows", lambda place, keys: Dataset(("train",), lambda _: places[place])
     )
@@ -199,14 +199,14 @@ def places(samples, monkeypatch: pytest.MonkeyPatch) -> dict[str, Rows]:
 
 
 def test_data_sets_of_a_scheme_are_known_by_their_content(places, tmp_path: pathlib.Path):
-    prepared("rows:here", out=tmp_path / "out")
-    prepared("rows:there", out=tmp_path / "out")
+    run_prepare("rows:here", out=tmp_path / "out")
+    run_prepare("rows:there", out=tmp_path / "out")
     with pytest.raises(UserError, match="already holds a split 'train' made from other inputs"):
-        prepared("rows:edited", out=tmp_path / "out")
+        run_prepare("rows:edited", out=tmp_path / "out")
 
 
 def test_a_record_of_a_data_set_is_read_once_to_know_it_and_once_to_write_it(places, tmp_path):
-    prepared("rows:here", out=tmp_path / "out")
+    run_prepare("rows:here", out=tmp_path / "out")
     assert places["here"].reads == 2 * len(places["here"])
 
 
@@ -218,7 +218,7 @@ def test_an_interrupted_import_of_a_data_set_that_changed_since(
     write_split = importer.dataset_manifest.make_split
     monkeypatch.setattr(importer.dataset_manifest, "make_split", None)
     with pytest.raises(TypeError):
-        prepared("rows:here", out=tmp_path / "out")
+        run_prepare("rows:here", out=tmp_path / "out")
     monkeypatch.setattr(importer.dataset_manifest, "make_split", write_split)
-    records, _ = prepared("rows:edited", out=tmp_path / "out")
+    records, _ = run_prepare("rows:edited", out=tmp_path / "out")
     assert "another" in {record["caption"] for record in records.values()}

@@ -73,8 +73,8 @@ def test_the_data_set_is_that_of_the_folder(url, whole, tmp_path, temporary, inp
 
 def test_indices_name_the_objects(url, whole, tmp_path, temporary):
     run(url, f"--out={tmp_path}/out", "--index", *BY_FILE)
-    source, copied = (open_split(p, split="train") for p in (tmp_path / "out", whole))
-    assert [source[i] for i in range(11)] == [copied[i] for i in range(11)]
+    source, copy = (open_split(p, split="train") for p in (tmp_path / "out", whole))
+    assert [source[i] for i in range(11)] == [copy[i] for i in range(11)]
     line = next((tmp_path / "out").glob("*.tar_index")).read_bytes().partition(b"\n")[0]
     assert str(url).encode() in line
 
@@ -124,9 +124,9 @@ def test_a_damaged_object_is_named_by_its_url(url, samples, tmp_path, temporary)
     ],
 )
 def test_inputs_that_cannot_be_used(url, folder, tmp_path, inputs, options, message):
-    def filled(text: str) -> str:
+    def fill(text: str) -> str:
         return re.sub(r"\bURL/", f"{url}/", text).replace("FOLDER", str(folder))
 
-    sources = [str(url) if text == "URL" else filled(text) for text in inputs]
-    with pytest.raises(UserError, match=filled(message)):
+    sources = [str(url) if text == "URL" else fill(text) for text in inputs]
+    with pytest.raises(UserError, match=fill(message)):
         run(*sources, f"--out={tmp_path}/out", *options)

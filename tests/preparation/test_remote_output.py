@@ -106,13 +106,13 @@ def test_parts_are_merged_and_the_manifest_is_written_last(out, tars, whole, tmp
         run("merge", f"--out={out}", "--tokenizer=none")
     run(tars, f"--out={out}", "--shard=1/3", *OPTIONS)
     assert dataset_manifest.FILE not in out.names()
-    written: list[str] = []
+    names: list[str] = []
     write = Folder.write
     monkeypatch.setattr(
-        Folder, "write", lambda f, name, data: (written.append(name), write(f, name, data))
+        Folder, "write", lambda f, name, data: (names.append(name), write(f, name, data))
     )
     run("merge", f"--out={out}", "--tokenizer=none")
-    assert written.index(dataset_manifest.FILE) == len(written) - 1
+    assert names.index(dataset_manifest.FILE) == len(names) - 1
     assert content(download(out, tmp_path / "copy")) == content(whole)
     with pytest.raises(UserError, match="holds no shards to merge"):
         run("merge", f"--out={out}", "--tokenizer=none")
@@ -136,25 +136,25 @@ def test_shards_that_are_lost_or_cut_short_are_written_again(out, tars, whole, t
 def test_a_killed_upload_leaves_no_finished_shard(out, tars, whole, tmp_path, monkeypatch):
     upload = Url.upload
 
-    def interrupted(url, path):
+    def fail(url, path):
         if "00001" in url.name:
             raise KeyboardInterrupt
         upload(url, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Url, "upload", interrupted)
+        patch.setattr(Url, "upload", fail)
         with pytest.raises(KeyboardInterrupt):
             run(tars, f"--out={out}", *OPTIONS)
     assert "train-00001-of-00003.array_record.json" not in (out / LOGS).names()
-    opened = []
+    archives = []
     init = import_plans.FilePlan.__init__
     monkeypatch.setattr(
         import_plans.FilePlan,
         "__init__",
-        lambda plan, inputs, **options: opened.append(inputs) or init(plan, inputs, **options),
+        lambda plan, inputs, **options: archives.append(inputs) or init(plan, inputs, **options),
     )
     run(tars, f"--out={out}", *OPTIONS)
-    assert [pathlib.Path(path).name for (path,) in opened] == ["00001.tar", "00002.tar"]
+    assert [pathlib.Path(path).name for (path,) in archives] == ["00001.tar", "00002.tar"]
     assert content(download(out, tmp_path / "copy")) == content(whole)
 
 

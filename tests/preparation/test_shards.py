@@ -117,15 +117,15 @@ def test_a_finished_shard_is_not_written_again(
     run(tars, f"--out={tmp_path}", "--shard=0/1", *BY_FILE)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.array_record")}
     (tmp_path / "train-00003-of-00005.array_record").unlink()
-    opened = []
+    archives = []
     init = import_plans.FilePlan.__init__
     monkeypatch.setattr(
         import_plans.FilePlan,
         "__init__",
-        lambda plan, inputs, **options: opened.append(inputs) or init(plan, inputs, **options),
+        lambda plan, inputs, **options: archives.append(inputs) or init(plan, inputs, **options),
     )
     run(tars, f"--out={tmp_path}", *BY_FILE)
-    assert opened == [(str(tars / "00003.tar"),)]
+    assert archives == [(str(tars / "00003.tar"),)]
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.array_record")}
     assert [path.name for path in after if after[path] != before[path]] == [
         "train-00003-of-00005.array_record"
@@ -278,13 +278,13 @@ def test_an_interrupted_removal_is_made_good(
     run(*arguments, f"--out={tmp_path}/whole")
     write, calls = duplicates.write_hashes, []
 
-    def interrupted(path, hashes):
+    def fail(path, hashes):
         calls.append(path)
         if len(calls) == 4:  # three shards are written; one is written again
             raise KeyboardInterrupt
         write(path, hashes)
 
-    monkeypatch.setattr(duplicates, "write_hashes", interrupted)
+    monkeypatch.setattr(duplicates, "write_hashes", fail)
     with pytest.raises(KeyboardInterrupt):
         run(*arguments, f"--out={tmp_path}/out")
     monkeypatch.setattr(duplicates, "write_hashes", write)
@@ -313,8 +313,8 @@ def test_an_index_gives_the_records_that_are_prepared(
     run(tars, f"--out={tmp_path}/out", "--index", *BY_FILE)
     copied, indexed = (dataset_manifest.read(p).split("train") for p in (whole, tmp_path / "out"))
     assert indexed.hash == copied.hash
-    opened = [open_split(p, split="train") for p in (whole, tmp_path / "out")]
-    assert [opened[1][i] for i in range(29)] == [opened[0][i] for i in range(29)]
+    splits = [open_split(p, split="train") for p in (whole, tmp_path / "out")]
+    assert [splits[1][i] for i in range(29)] == [splits[0][i] for i in range(29)]
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar_index")]
     assert len(sizes) == 5
     lines = [
@@ -497,9 +497,9 @@ def test_engines_write_the_same_shards(
     ],
 )
 def test_mistakes_are_named(tars: pathlib.Path, tmp_path: pathlib.Path, arguments, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         run(tars, f"--out={tmp_path}", *arguments)
-    assert message in str(caught.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
