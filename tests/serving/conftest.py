@@ -34,16 +34,16 @@ def service(run_dir):
 
 
 @pytest.fixture
-def blocked(service):
+def busy_queue(service):
     """Occupies the queue until the end of the test, or until it is released."""
-    begun, release = threading.Event(), threading.Event()
+    start, release = threading.Event(), threading.Event()
 
     def work(report):
-        begun.set()
+        start.set()
         assert release.wait(60)
 
     job = service.queue.submit(Job(work))
-    assert begun.wait(60)
+    assert start.wait(60)
     yield release
     release.set()
     assert job.wait(10)
@@ -61,8 +61,8 @@ class Client:
         with contextlib.closing(connection):
             if body is not None and not isinstance(body, bytes):
                 body = json.dumps(body).encode()
-            sent = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(method, path, body, {**sent, **(headers or {})})
+            defaults = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, body, {**defaults, **(headers or {})})
             answer = connection.getresponse()
             return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
 
@@ -105,8 +105,8 @@ def serving(service, access=None):
 @pytest.fixture(scope="session")
 def client(service):
     pytest.importorskip("starlette", reason="needs the extra demo")
-    with serving(service) as opened:
-        yield opened
+    with serving(service) as connection:
+        yield connection
 
 
 def png(width=40, height=30, *, seed=0):
@@ -116,5 +116,5 @@ def png(width=40, height=30, *, seed=0):
     return buffer.getvalue()
 
 
-def encoded(data):
+def to_base64(data):
     return base64.b64encode(data).decode()

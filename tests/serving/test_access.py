@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from tests.serving.conftest import encoded, serving
+from tests.serving.conftest import serving, to_base64
 from unclip_jax.core.checks import UserError
 
 pytest.importorskip("starlette", reason="needs the extra demo")
@@ -37,10 +37,10 @@ def secret(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def guarded(service):
+def token_client(service):
     access = Access(token=TOKEN, hosts=(*LOCAL_HOSTS, "images.example"), root_path="/unclip")
-    with serving(service, access) as opened:
-        yield opened
+    with serving(service, access) as connection:
+        yield connection
 
 
 def references(path):
@@ -53,11 +53,11 @@ def references(path):
     yield from ("http://127.0.0.1:{port}/api/models", "http://localhost:22/", "//127.0.0.1/x.png")
     yield from (name.encode().hex(), name.replace("/", "%2F"), f"file={name}", f"@{name}")
     yield from ("../../../../../../etc/passwd", "/proc/self/environ", "/dev/stdin", "~/.ssh/id_rsa")
-    yield encoded(name.encode())
+    yield to_base64(name.encode())
 
 
 def test_no_way_of_naming_a_file_opens_it(client, secret, monkeypatch):
-    opened = []
+    reads = []
     for command, field, many in (
         ("variations", "image", False),
         ("jobs/variations", "image", False),
@@ -69,20 +69,20 @@ def test_no_way_of_naming_a_file_opens_it(client, secret, monkeypatch):
                 value = value.replace("{port}", str(client.port))
             values = {field: [value] if many else value}
             with monkeypatch.context() as patch:
-                patch.setattr("pathlib.Path.read_bytes", lambda self: opened.append(self) or SECRET)
+                patch.setattr("pathlib.Path.read_bytes", lambda self: reads.append(self) or SECRET)
                 status, answer = client.post(f"/api/{command}", values)
             assert status == 400 and SECRET.decode() not in answer["error"], value
             assert re.search("base64|not an image", answer["error"]), answer
-    assert not opened
+    assert not reads
 
 
 def test_latents_and_folders_of_the_server_cannot_be_named(client, secret):
     for values in (
         {"images": ["x.npz"]},
-        {"images": [encoded(b"PK\x03\x04 not a latent")]},
-        {"images": [encoded(SECRET)], "embeddings": str(secret.parent)},
+        {"images": [to_base64(b"PK\x03\x04 not a latent")]},
+        {"images": [to_base64(SECRET)], "embeddings": str(secret.parent)},
         {"images": [], "out": str(secret)},
-        {"images": [encoded(SECRET)], "models": str(secret.parent)},
+        {"images": [to_base64(SECRET)], "models": str(secret.parent)},
     ):
         for command in ("reconstruct", "interpolate", "probe-pca"):
             assert client.post(f"/api/{command}", values)[0] == 400
@@ -127,7 +127,7 @@ def test_no_path_hands_out_a_file(client, secret):
     for path in paths(secret):
         status, headers, content = client.call("GET", path)
         if status == 200:
-            assert content in pages, path  # a page of ours, whatever the query says
+            assert content in pages, path  # a page of ours, whatever the query
         else:
             assert headers["content-type"] == "application/json" and json.loads(content)["error"]
         assert SECRET not in content
@@ -181,9 +181,9 @@ def test_no_answer_names_a_folder_of_the_server(client, service, run_dir, monkey
         assert str(run_dir.parent).encode() not in client.call("GET", path)[2]
 
 
-def test_without_the_token_only_the_page_itself_is_served(guarded):
+def test_without_the_token_only_the_page_itself_is_served(token_client):
     for path in PUBLIC:
-        status, headers, content = guarded.call("GET", path)
+        status, headers, content = token_client.call("GET", path)
         if path.startswith("/api"):
             assert status == 401 and headers["www-authenticate"] == "Bearer"
             assert "asks for its token" in json.loads(content)["error"]
@@ -198,24 +198,26 @@ def test_without_the_token_only_the_page_itself_is_served(guarded):
         "Bearer ä",
         "Bearer  ",
     ):
-        status, _ = guarded.post("/api/text", {}, headers={"Authorization": value})
+        status, _ = token_client.post("/api/text", {}, headers={"Authorization": value})
         assert status == 401, value
     for scheme in ("Bearer", "bearer"):
-        status, _ = guarded.post("/api/text", {}, headers={"Authorization": f"{scheme} {TOKEN}"})
+        status, _ = token_client.post(
+            "/api/text", {}, headers={"Authorization": f"{scheme} {TOKEN}"}
+        )
         assert status == 400
 
 
 @pytest.mark.parametrize("prefix", ["", "/unclip"])  # proxies remove it or do not
-def test_a_proxy_may_serve_it_below_a_path(guarded, prefix):
+def test_a_proxy_may_serve_it_below_a_path(token_client, prefix):
     bearer = {"Authorization": f"Bearer {TOKEN}", "Host": "images.example"}
-    status, _, content = guarded.call("GET", f"{prefix}/", headers=bearer)
+    status, _, content = token_client.call("GET", f"{prefix}/", headers=bearer)
     assert status == 200 and b'<base href="/unclip/">' in content
     links = re.findall(rb'(?:href|src)="([^"]*)"', content)
     assert links and not [link for link in links if link.startswith(b"/") and link != b"/unclip/"]
-    document = guarded.get(f"{prefix}/api/openapi.json", headers=bearer)
+    document = token_client.get(f"{prefix}/api/openapi.json", headers=bearer)
     assert document["servers"] == [{"url": "/unclip"}]
-    assert guarded.get(f"{prefix}/api/queue", headers=bearer)["running"] == 0
-    assert guarded.call("GET", f"{prefix}/unclipped/api", headers=bearer)[0] == 404
+    assert token_client.get(f"{prefix}/api/queue", headers=bearer)["running"] == 0
+    assert token_client.call("GET", f"{prefix}/unclipped/api", headers=bearer)[0] == 404
 
 
 def test_without_a_base_path_the_page_has_relative_links_only(client):
@@ -239,8 +241,8 @@ def test_without_a_base_path_the_page_has_relative_links_only(client):
         ("127.0.0.1.rebound.example", 403),
     ],
 )
-def test_names_of_other_hosts_are_rejected(guarded, host, status):
-    got, _, content = guarded.call("GET", "/", headers={"Host": host})
+def test_names_of_other_hosts_are_rejected(token_client, host, status):
+    got, _, content = token_client.call("GET", "/", headers={"Host": host})
     assert got == status
     assert status == 200 or "--allow-host=" in json.loads(content)["error"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.conftest import encoded, png
+from tests.serving.conftest import png, to_base64
 from tests.serving.test_schemas import monster
 from unclip_jax.engine.result import Result
 from unclip_jax.serving.service import ServedResult
@@ -31,10 +31,10 @@ CIRCLE = {"captions": ["a red circle"], "seed": 3, **STEPS}
 
 
 def test_the_api_describes_itself(client, run_dir):
-    described = client.get("/api")
-    assert described["commands"]["text"]["fields"]["captions"]["required"] is True
-    assert described["commands"]["text"]["fields"]["num"]["range"] == [1, 6]
-    assert described["limits"]["images"] == 6
+    description = client.get("/api")
+    assert description["commands"]["text"]["fields"]["captions"]["required"] is True
+    assert description["commands"]["text"]["fields"]["num"]["range"] == [1, 6]
+    assert description["limits"]["images"] == 6
     assert client.get("/api/models")["name"] == run_dir.name
     document = client.get("/api/openapi.json")
     assert document["paths"].keys() > {"/api/text", "/api/jobs/blend", "/api/jobs/{job}/result"}
@@ -46,12 +46,12 @@ def test_images_come_as_json_and_as_png(client, service):
     status, answer = client.post("/api/text", CIRCLE)
     assert status == 200, answer
     assert answer["record"]["request"]["captions"] == ["a red circle"]
-    status, _, shown = client.call("POST", "/api/text", CIRCLE, headers={"Accept": "image/png"})
-    assert status == 200 and encoded(shown) == answer["images"][0]
+    status, _, image = client.call("POST", "/api/text", CIRCLE, headers={"Accept": "image/png"})
+    assert status == 200 and to_base64(image) == answer["images"][0]
     job = service.submit("text", CIRCLE)
     assert job.wait(120) and job.result is not None
     here = job.result.result.images[0].astype(int)
-    assert np.abs(np.asarray(Image.open(io.BytesIO(shown))) - here).max() <= 1
+    assert np.abs(np.asarray(Image.open(io.BytesIO(image))) - here).max() <= 1
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_job_is_followed_fetched_and_forgotten(client):
         assert status == 404 and "there is no such job" in json.loads(content)["error"]
 
 
-def test_a_job_that_waits_knows_its_place_and_can_be_cancelled(client, blocked):
+def test_a_job_that_waits_knows_its_place_and_can_be_cancelled(client, busy_queue):
     jobs = [client.post("/api/jobs/text", CIRCLE)[1]["job"] for _ in range(2)]
     states = [client.get(f"/api/jobs/{job}") for job in jobs]
     assert [state["state"] for state in states] == ["waiting"] * 2
@@ -93,7 +93,7 @@ def test_a_job_that_waits_knows_its_place_and_can_be_cancelled(client, blocked):
     assert client.get("/api/queue")["waiting"] == 0
 
 
-def test_a_job_whose_page_has_gone_is_cancelled(client, service, blocked, monkeypatch):
+def test_a_job_whose_page_has_gone_is_cancelled(client, service, busy_queue, monkeypatch):
     monkeypatch.setattr(api, "LEASE_S", 0.05)
     job = client.post("/api/jobs/text", CIRCLE)[1]["job"]
     time.sleep(0.1)
@@ -101,18 +101,18 @@ def test_a_job_whose_page_has_gone_is_cancelled(client, service, blocked, monkey
     assert client.get(f"/api/jobs/{job}")["state"] == "cancelled"
 
 
-def test_callers_beyond_the_queue_are_rejected_and_those_who_hang_up_leave_it(client, blocked):
+def test_callers_beyond_the_queue_are_rejected_and_those_who_hang_up_leave_it(client, busy_queue):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(client.post, "/api/text", CIRCLE) for _ in range(3)]
         _until(lambda: client.get("/api/queue")["waiting"] == 3)
         status, headers, content = client.call("POST", "/api/text", CIRCLE)
         assert status == 429 and headers["retry-after"] == "30"
         assert "requests are waiting already" in json.loads(content)["error"]
-        blocked.set()
+        busy_queue.set()
         assert [each.result()[0] for each in waiting] == [200] * 3
 
 
-def test_a_caller_who_hangs_up_leaves_the_queue(client, blocked):
+def test_a_caller_who_hangs_up_leaves_the_queue(client, busy_queue):
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
     kind = {"Content-Type": "application/json"}
     connection.request("POST", "/api/text", json.dumps(CIRCLE), kind)
@@ -151,9 +151,9 @@ def _until(true):
         ("POST", "/api/text", {**CIRCLE, "seed": -1}, 400, "seed is -1; it must lie"),
         ("POST", "/api/text", {**CIRCLE, "num": 7}, 400, "would be 7 images"),
         ("POST", "/api/jobs/text", {**CIRCLE, "num": 7}, 400, "would be 7 images"),
-        ("POST", "/api/variations", {"image": encoded(monster())}, 400, "decompression bomb"),
-        ("POST", "/api/variations", {"image": encoded(b"<svg/>")}, 400, "format SVG"),
-        ("POST", "/api/variations", {"image": encoded(b"some words")}, 400, "not an image"),
+        ("POST", "/api/variations", {"image": to_base64(monster())}, 400, "decompression bomb"),
+        ("POST", "/api/variations", {"image": to_base64(b"<svg/>")}, 400, "format SVG"),
+        ("POST", "/api/variations", {"image": to_base64(b"some words")}, 400, "not an image"),
         ("POST", "/api/variations", {"image": "?"}, 400, "image is no base64"),
         ("POST", "/api/variations", {"image": 7}, 400, "give an image file as base64"),
         (
@@ -163,7 +163,7 @@ def _until(true):
             400,
             "a blend needs at least two images or texts, not 1",
         ),
-        ("POST", "/api/probe-pca", {"images": [encoded(png())]}, 400, "server has no embeddings"),
+        ("POST", "/api/probe-pca", {"images": [to_base64(png())]}, 400, "server has no embeddings"),
     ],
 )
 def test_mistakes_are_answered_in_one_line_of_json(client, method, path, body, status, message):
@@ -184,12 +184,12 @@ def test_a_bug_is_answered_in_one_line_of_json(client, service, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "data",
     [b"nonsense\r\n\r\n", b"GET /api HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n"],
 )
-def test_what_is_no_http_is_answered_in_json(client, sent):
+def test_what_is_no_http_is_answered_in_json(client, data):
     with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
-        connection.sendall(sent)
+        connection.sendall(data)
         answer = connection.makefile("rb").read()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]
@@ -267,7 +267,7 @@ def test_json_is_read_by_its_exact_media_type(client, kind):
 
 @pytest.mark.parametrize("width", [76, 64, 60])
 def test_base64_may_have_line_breaks(width):
-    text = encoded(png())
+    text = to_base64(png())
     for newline in ("\n", "\r\n"):
         broken = newline.join(text[i : i + width] for i in range(0, len(text), width)) + newline
         for value in (broken, f"data:image/png;base64,{broken}"):
@@ -276,21 +276,21 @@ def test_base64_may_have_line_breaks(width):
 
 def test_the_store_forgets_old_jobs_and_large_results_but_not_those_that_run():
     panels = np.zeros((1, 10, 10, 3), np.uint8)
-    served = ServedResult(Result(images=panels, labels=("",), record={}), {"a.png": b"123"})
+    result = ServedResult(Result(images=panels, labels=("",), record={}), {"a.png": b"123"})
 
-    def job(*, done):
-        work = Job(lambda report: served)
-        if done:
+    def job(*, finished):
+        work = Job(lambda report: result)
+        if finished:
             work._run()
         return work
 
     store = job_store.JobStore(max_bytes=2500)  # two results of 903 bytes
-    names = [store.add(job(done=done)) for done in (False, True, True, True)]
+    names = [store.add(job(finished=finished)) for finished in (False, True, True, True)]
     assert [store.get(name) is None for name in names] == [False, True, False, False]
     store = job_store.JobStore(keep_s=0)
-    first, second = store.add(job(done=True)), store.add(job(done=True))
+    first, second = store.add(job(finished=True)), store.add(job(finished=True))
     assert store.get(first) is None and store.get(second) is not None
-    long, newest = job(done=False), job(done=False)
+    long, newest = job(finished=False), job(finished=False)
     store = job_store.JobStore(keep_s=0.05)
     name, _ = store.add(long), store.add(newest)
     time.sleep(0.06)

@@ -21,9 +21,9 @@ HOSTILE = "<img src=x onerror=document.title='run'>"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("browser") / "profile")
-    yield opened
-    opened.close()
+    instance = Browser(tmp_path_factory.mktemp("browser") / "profile")
+    yield instance
+    instance.close()
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_mask_is_painted_over_the_image(page, tmp_path):
     assert "one image in" in page.run(status("inpaint"))
 
 
-def test_stop_ends_a_request_that_waits(page, client, blocked):
+def test_stop_ends_a_request_that_waits(page, client, busy_queue):
     page.type("#text-captions", "a red circle")
     page.click("#go-text")
     page.wait(f"{status('text')}.includes('1 before you')")
@@ -139,8 +139,8 @@ def test_a_link_fills_the_form_and_runs_nothing(page, client):
 
 def test_the_page_asks_for_the_token_and_works_below_a_path(browser, service):
     access = Access(token="s3cret", hosts=LOCAL_HOSTS, root_path="/unclip")
-    with serving(service, access) as guarded:
-        browser.open(f"{guarded.url}/unclip")
+    with serving(service, access) as token_client:
+        browser.open(f"{token_client.url}/unclip")
         browser.wait("document.querySelector('#token')?.open")
         browser.type("#token-value", "wrong")
         browser.click("#token button")
@@ -149,7 +149,7 @@ def test_the_page_asks_for_the_token_and_works_below_a_path(browser, service):
         browser.click("#token button")
         browser.wait("document.querySelector('#go-text') !== null")
         browser.open("about:blank")
-        browser.open(f"{guarded.url}/unclip/#token=s3cret")
+        browser.open(f"{token_client.url}/unclip/#token=s3cret")
         browser.wait("document.querySelector('#go-text') !== null")
         assert "s3cret" not in browser.run("location.href")
 

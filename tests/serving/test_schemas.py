@@ -72,7 +72,7 @@ def test_flags_and_json_give_the_same_request(command, tmp_path):
 
 
 def parse(command, values, folder):
-    """The request of the command line that says the same as `values`."""
+    """The command line's request with the same values."""
     folder.mkdir()
     arguments, positional = [], []
     for name, value in {**values, **OF_SERVER.get(command, {})}.items():
@@ -121,11 +121,11 @@ def test_uploads_are_files_of_the_archive():
 
 
 def test_the_description_is_complete():
-    described = schemas.describe(RequestLimits())
-    assert described.keys() == LEAST.keys()
-    assert described["text-diff"]["fields"]["theta"]["range"] == [0, 1]
-    assert described["interpolate"]["fields"]["noise"]["choices"] == ["inverted", "shared"]
-    assert described["variations"]["fields"]["num"]["default"] == 3
+    description = schemas.describe(RequestLimits())
+    assert description.keys() == LEAST.keys()
+    assert description["text-diff"]["fields"]["theta"]["range"] == [0, 1]
+    assert description["interpolate"]["fields"]["noise"]["choices"] == ["inverted", "shared"]
+    assert description["variations"]["fields"]["num"]["default"] == 3
 
 
 def test_the_openapi_document_describes_every_request():
@@ -194,7 +194,7 @@ def monster():
 
 
 @pytest.mark.parametrize(
-    ("command", "given", "message"),
+    ("command", "fields", "message"),
     [
         ("txt", {}, "unknown command 'txt'. Did you mean 'text'"),
         ("text", {}, "text needs 'captions': captions"),
@@ -252,6 +252,6 @@ def monster():
         ("text", {"captions": ["x"], "best_of": 17}, "would be 17 images"),
     ],
 )
-def test_what_is_wrong_is_named(command, given, message):
+def test_what_is_wrong_is_named(command, fields, message):
     with pytest.raises(UserError, match=message):
-        read(command, given)
+        read(command, fields)

@@ -28,12 +28,12 @@ from unclip_jax.serving.service import InferenceService
 SIZE = 16  # of the tiny decoder; its upsampler doubles it
 
 
-def pixels(served):
-    return served.result.display.astype(int)
+def pixels(response):
+    return response.result.display.astype(int)
 
 
-def ask(service, command, **given):
-    job = service.submit(command, {"steps": "4", **given})
+def ask(service, command, **fields):
+    job = service.submit(command, {"steps": "4", **fields})
     assert job.wait(120)
     if job.error:
         raise UserError(job.error)
@@ -41,16 +41,16 @@ def ask(service, command, **given):
 
 
 @pytest.fixture(scope="module")
-def drawn(service):
+def text_result(service):
     return ask(service, "text", captions=["a red circle", "-x"], seed=3, num=2)
 
 
-def test_captions_give_the_images_of_the_command_line(drawn, run_dir, tmp_path):
-    result = drawn.result
+def test_captions_give_the_images_of_the_command_line(text_result, run_dir, tmp_path):
+    result = text_result.result
     assert result.labels == ("a red circle",) * 2 + ("-x",) * 2
     assert result.record["models"]["path"] == run_dir.name  # and no more of the server's paths
     assert result.record["command"] == "text"
-    with zipfile.ZipFile(io.BytesIO(drawn.archive())) as archive:
+    with zipfile.ZipFile(io.BytesIO(text_result.archive())) as archive:
         archive.extractall(tmp_path)
     out = tmp_path / "again.png"
     sample.main(["repeat", str(tmp_path / "text.json"), f"--models={run_dir}", f"--out={out}"])
@@ -58,12 +58,12 @@ def test_captions_give_the_images_of_the_command_line(drawn, run_dir, tmp_path):
     again = np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
     assert again.shape == (4, 2 * SIZE, 2 * SIZE, 3)
     # in parts or as a whole, the compiler may round otherwise
-    assert np.abs(pixels(drawn) - again).max() <= 1
+    assert np.abs(pixels(text_result) - again).max() <= 1
 
 
 def test_the_archive_holds_all_that_is_needed_to_repeat_the_request(service, run_dir, tmp_path):
-    served = ask(service, "variations", image=png(), etas=[0, 1], num=1)
-    with zipfile.ZipFile(io.BytesIO(served.archive())) as archive:
+    response = ask(service, "variations", image=png(), etas=[0, 1], num=1)
+    with zipfile.ZipFile(io.BytesIO(response.archive())) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path)
     singles = ["variations/0000.png", "variations/0001.png"]
@@ -72,20 +72,20 @@ def test_the_archive_holds_all_that_is_needed_to_repeat_the_request(service, run
     record = str(tmp_path / "variations.json")
     sample.main(["repeat", record, f"--models={run_dir}", f"--out={out}"])
     again = np.stack([np.asarray(Image.open(tmp_path / f"again/000{i}.png")) for i in (0, 1)])
-    assert np.abs(again.astype(int) - pixels(served)).max() <= 1
+    assert np.abs(again.astype(int) - pixels(response)).max() <= 1
 
 
 def test_a_path_and_its_animation(service):
-    served = ask(service, "interpolate", images=[png(), png(seed=1)], frames=3, animate="gif")
-    assert len(served.result.images) == 3 and served.result.animation().startswith(b"GIF89a")
-    assert served.result.record["request"]["images"] == ["images-0.png", "images-1.png"]
+    response = ask(service, "interpolate", images=[png(), png(seed=1)], frames=3, animate="gif")
+    assert len(response.result.images) == 3 and response.result.animation().startswith(b"GIF89a")
+    assert response.result.record["request"]["images"] == ["images-0.png", "images-1.png"]
 
 
 def test_a_blend_of_images_and_captions(service):
     values = {"images": [png()], "texts": ["-x"], "text_weights": [0.5], "noise": "fresh"}
-    served = ask(service, "blend", **values, num=2)
-    assert served.result.labels == ("0.67 images.png + 0.33 -x",) * 2
-    assert np.any(pixels(served)[0] != pixels(served)[1])
+    response = ask(service, "blend", **values, num=2)
+    assert response.result.labels == ("0.67 images.png + 0.33 -x",) * 2
+    assert np.any(pixels(response)[0] != pixels(response)[1])
     with pytest.raises(UserError, match="a blend needs at least two images or texts, not 1"):
         ask(service, "blend", texts=["a"])
 
@@ -114,17 +114,17 @@ def test_probing_uses_the_servers_embeddings_and_hides_where_they_are(
 
 
 def test_progress_names_stages_and_steps_and_shows_images(service):
-    seen = []
-    service.run(submission(service, captions=["x"]), seen.append)
-    assert list(dict.fromkeys(state.stage for state in seen)) == ["prior", "decode", "upsample"]
-    previews = [state for state in seen if state.images is not None]
+    states = []
+    service.run(submission(service, captions=["x"]), states.append)
+    assert list(dict.fromkeys(state.stage for state in states)) == ["prior", "decode", "upsample"]
+    previews = [state for state in states if state.images is not None]
     assert previews[-1].step == previews[-1].steps == 4
     assert previews[0].images.shape == (1, SIZE, SIZE, 3)
     assert [state.share for state in previews] == sorted(state.share for state in previews)
     assert not service.engine.watched
 
 
-def test_a_watcher_ends_the_work_and_the_next_request_is_as_ever(service, drawn):
+def test_a_watcher_ends_the_work_and_the_next_request_is_as_ever(service, text_result):
     def leave(state):
         if state.images is not None:
             raise JobCancelled
@@ -132,15 +132,15 @@ def test_a_watcher_ends_the_work_and_the_next_request_is_as_ever(service, drawn)
     with pytest.raises(JobCancelled):
         service.run(submission(service, captions=["x"]), leave)
     again = ask(service, "text", captions=["a red circle", "-x"], seed=3, num=2)
-    np.testing.assert_array_equal(pixels(again), pixels(drawn))
+    np.testing.assert_array_equal(pixels(again), pixels(text_result))
 
 
-def submission(service, **given):
-    return service.read("text", {"steps": "4", **given})
+def submission(service, **fields):
+    return service.read("text", {"steps": "4", **fields})
 
 
 @pytest.mark.parametrize(
-    ("command", "given", "message"),
+    ("command", "fields", "message"),
     [
         ("text", {"captions": ["x"], "steps": "ddim999"}, "ddim999"),
         ("text", {"captions": ["x"], "negative": "y"}, "no effect while guidance is 1.0"),
@@ -153,16 +153,16 @@ def submission(service, **given):
         ("variations", {"image": png(8, 100)}, "absurd aspect ratio"),
     ],
 )
-def test_what_the_command_rejects_is_told(service, command, given, message):
+def test_what_the_command_rejects_is_told(service, command, fields, message):
     with pytest.raises(UserError, match=message):
-        ask(service, command, **{"guidance": 1.0, **given})
+        ask(service, command, **{"guidance": 1.0, **fields})
 
 
 def test_models_say_what_they_are(service, run_dir):
-    told = service.models()
-    assert told["name"] == run_dir.name and told["sizes"] == [SIZE, 2 * SIZE]
-    assert {"clip", "prior", "decoder"} <= told["stages"].keys()
-    assert set(told["commands"]) == REQUESTS.keys() - {"complete"}
+    description = service.models()
+    assert description["name"] == run_dir.name and description["sizes"] == [SIZE, 2 * SIZE]
+    assert {"clip", "prior", "decoder"} <= description["stages"].keys()
+    assert set(description["commands"]) == REQUESTS.keys() - {"complete"}
 
 
 def test_a_chain_of_codes_offers_completion_and_no_edits(tmp_path):
@@ -176,18 +176,18 @@ def compilations(service, monkeypatch, **values):
     reports = []
     run = service.engine.run
 
-    def watched(request, *, progress):
+    def recording_run(request, *, progress):
         def report(state):
             reports.append((state.stage, state.compiling))
             progress(state)
 
         return run(request, progress=report)
 
-    monkeypatch.setattr(service.engine, "run", watched)
-    served = ask(service, "text", captions=["a red circle"], **values)
+    monkeypatch.setattr(service.engine, "run", recording_run)
+    response = ask(service, "text", captions=["a red circle"], **values)
     monkeypatch.undo()
     assert {stage for stage, _ in reports} >= {"prior", "decode", "upsample"}
-    return sum(compiling for _, compiling in reports), served
+    return sum(compiling for _, compiling in reports), response
 
 
 def test_other_guidance_compiles_nothing_and_gives_the_images_of_a_program_of_its_own(
@@ -195,7 +195,7 @@ def test_other_guidance_compiles_nothing_and_gives_the_images_of_a_program_of_it
 ):
     options = {"seed": 5, "sampler": "dpmpp_2m"}
     first, _ = compilations(service, monkeypatch, guidance=2.0, **options)
-    again, served = compilations(service, monkeypatch, guidance=3.5, **options)
+    again, response = compilations(service, monkeypatch, guidance=3.5, **options)
     assert first > 0 and again == 0
     cascade = service.engine.cascade
     sampling = dataclasses.replace(
@@ -209,7 +209,7 @@ def test_other_guidance_compiles_nothing_and_gives_the_images_of_a_program_of_it
         options=SampleOptions(decoder=sampling),
     )
     expected = to_uint8(np.asarray(alone.images)).astype(int)
-    difference = np.abs(served.result.images.astype(int) - expected)
+    difference = np.abs(response.result.images.astype(int) - expected)
     assert difference.max() <= 1  # the compiler may round otherwise
 
 
