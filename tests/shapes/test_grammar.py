@@ -66,9 +66,9 @@ def test_every_caption_parses_back_to_its_scene(split, background):
         case = world.example(split, seed=7, index=index).scene
         full = scene.to_spec(case)
         want = SceneSpec(full.objects, full.relation, full.background if background else None)
-        told = grammar.captions(case, background=background)
-        assert len(set(told)) == len(told)
-        for caption in told:
+        captions = grammar.captions(case, background=background)
+        assert len(set(captions)) == len(captions)
+        for caption in captions:
             assert grammar.parse(caption) in (want, _seen_from_the_other_side(want))
 
 
@@ -77,10 +77,10 @@ def test_captions_describe_a_relation_from_both_sides():
         scene.SceneObject(w.colour, w.shape, "medium", 0.5, y, 0.17)
         for w, y in zip((CIRCLE, SQUARE), (0.2, 0.8), strict=True)
     )
-    told = grammar.captions(Scene("white", items, "above"), background=False)
-    assert "a red circle above a blue square" in told
-    assert "a blue square below a red circle" in told
-    assert "an image of a blue square under a red circle" in told
+    captions = grammar.captions(Scene("white", items, "above"), background=False)
+    assert "a red circle above a blue square" in captions
+    assert "a blue square below a red circle" in captions
+    assert "an image of a blue square under a red circle" in captions
 
 
 def test_every_noun_parses():

@@ -25,10 +25,10 @@ def _corners(shape):
         return [(r * math.sin(k * math.pi / 5), -r * math.cos(k * math.pi / 5)) for k, r in turns]
     a, b = 1.0, 0.34
     quarter = [(b, -a), (b, -b), (a, -b)]
-    return [p for turn in range(4) for p in [_turned(x, y, turn * math.pi / 2) for x, y in quarter]]
+    return [p for turn in range(4) for p in [_rotate(x, y, turn * math.pi / 2) for x, y in quarter]]
 
 
-def _turned(x, y, angle):
+def _rotate(x, y, angle):
     return (
         x * math.cos(angle) - y * math.sin(angle),
         x * math.sin(angle) + y * math.cos(angle),
@@ -102,11 +102,11 @@ def test_shape_fits_its_bounding_disc(shape):
 def test_area_and_centre_are_those_of_a_fine_grid(shape):
     grid = (np.arange(1200) + 0.5) / 1200 * 2.4 - 1.2
     cells = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    held = cells[inside(shape, cells)]
+    interior = cells[inside(shape, cells)]
     area, centre_y = sdf.moments(shape)
-    assert len(held) * (2.4 / 1200) ** 2 == pytest.approx(area, rel=2e-3)
-    assert held[:, 1].mean() == pytest.approx(centre_y, abs=1e-3)
-    assert held[:, 0].mean() == pytest.approx(0, abs=1e-3)
+    assert len(interior) * (2.4 / 1200) ** 2 == pytest.approx(area, rel=2e-3)
+    assert interior[:, 1].mean() == pytest.approx(centre_y, abs=1e-3)
+    assert interior[:, 0].mean() == pytest.approx(0, abs=1e-3)
 
 
 def test_unknown_shape():

@@ -49,8 +49,8 @@ def test_held_out_pairs_are_about_a_tenth_and_leave_every_word_known():
 
 
 def test_training_never_shows_a_held_out_pair(train):
-    shown = set().union(*(_pairs(case.scene) for case in train))
-    assert shown == set(training_pairs())  # every seen pair occurs, no held-out pair does
+    pairs = set().union(*(_pairs(case.scene) for case in train))
+    assert pairs == set(training_pairs())  # every training pair occurs, no held-out pair does
     validation = [world.example("validation", seed=0, index=i).scene for i in range(400)]
     assert not held_out() & set().union(*map(_pairs, validation))
 
@@ -122,8 +122,8 @@ def test_captions_are_different_and_true(train):
                 *grammar.captions(case.scene, background=True),
                 *grammar.captions(case.scene, background=False),
             )
-    named = sum("background" in case.captions[0] for case in train) / MANY
-    assert abs(named - 1 / 2) < 0.04
+    share = sum("background" in case.captions[0] for case in train) / MANY
+    assert abs(share - 1 / 2) < 0.04
 
 
 def test_scene_depends_on_split_seed_and_index_alone():
