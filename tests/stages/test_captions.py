@@ -115,7 +115,7 @@ def test_images_of_a_decoder_in_training_do_without_the_empty_caption():
     batch = batches.abstract(stage.batch_spec, 2)
     params = tiny.abstract(stage)
     shape = jax.eval_shape(stage.preview, params, batch, jax.random.key(0)).shape
-    assert shape == (2, 8, 16, 3)  # true and drawn, side by side
+    assert shape == (2, 8, 16, 3)  # the original and the sample, side by side
 
 
 def test_a_caption_cannot_be_dropped_where_there_is_no_null():

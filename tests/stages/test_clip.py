@@ -83,7 +83,7 @@ def test_replicas_report_what_the_whole_reports_and_evaluation_adds_the_rank():
     losses = (stage.loss, stage.pairwise.replica_loss(()))
     whole, replica = (jax.eval_shape(loss, params, batch, jax.random.key(0)) for loss in losses)
     assert whole == replica
-    added = (
+    extra = (
         jax.eval_shape(stage.evaluate, params, batch, jax.random.key(0)).keys() - whole[1].keys()
     )
-    assert added == {"z_img_effective_rank", "z_img_rank", "z_img_components"}
+    assert extra == {"z_img_effective_rank", "z_img_rank", "z_img_components"}

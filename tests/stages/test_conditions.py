@@ -92,7 +92,7 @@ def caption_mask() -> np.ndarray:
     return np.arange(6)[None] < np.array([3, 4, 5, 3, 4, 5, 3, 4])[:, None]
 
 
-def changed(batch, field: str, row: int):
+def change_row(batch, field: str, row: int):
     """The batch with another value of one field of one example."""
     x = batch[field].copy()
     if x.dtype == np.int32:
@@ -105,7 +105,7 @@ def changed(batch, field: str, row: int):
 def rows_that_matter(function: Callable, batch, field: str) -> list[bool]:
     """For each example, True if its `field` changes the value of `function(batch)`."""
     before = np.asarray(function(batch))
-    others = [np.asarray(function(changed(batch, field, row))) for row in range(SIZE)]
+    others = [np.asarray(function(change_row(batch, field, row))) for row in range(SIZE)]
     return [bool(np.any(other != before)) for other in others]
 
 
@@ -147,7 +147,7 @@ def test_an_upsampler_reads_its_low_res_image_in_training_and_in_sampling():
 
     images = np.asarray(sample(batch, keys))
     for row in range(SIZE):
-        other = np.asarray(sample(changed(batch, "low_res", row), keys))
+        other = np.asarray(sample(change_row(batch, "low_res", row), keys))
         differs = np.any(other != images, axis=(1, 2, 3))
         assert differs.tolist() == [i == row for i in range(SIZE)]
     assert np.all(np.any(sample(batch, keys[::-1]) != images, axis=(1, 2, 3)))
@@ -179,7 +179,7 @@ def test_in_sampling_conditions_matter_unless_guidance_leaves_them_out(name, sca
     before = np.asarray(predict(batch))
     for field, other in itertools.product(conditions, (0, SIZE - 1)):
         differs = np.any(
-            predict(changed(batch, field, other)) != before, axis=tuple(range(1, before.ndim))
+            predict(change_row(batch, field, other)) != before, axis=tuple(range(1, before.ndim))
         )
         assert differs.tolist() == [scale != 0 and row == other for row in range(SIZE)], field
 
@@ -191,7 +191,7 @@ def test_dropped_conditions_in_sampling_are_those_of_training():
     x_t, t = jnp.ones((SIZE, 8, 8, 3)), jnp.full(SIZE, 400)
     caption = TokenIds(*(batch[field] for field in CAPTION))
     whole = Condition(batch["z_img"], caption)
-    dropped = {(False, False): NULL, (True, False): Condition(batch["z_img"], None)}
+    cases = {(False, False): NULL, (True, False): Condition(batch["z_img"], None)}
 
     @jax.jit
     def in_training(keep_z, keep_text):
@@ -200,7 +200,7 @@ def test_dropped_conditions_in_sampling_are_those_of_training():
         out = decoder.apply(Decoder(cfg.model), params, x_t, t, **inputs, **keep)
         return gaussian.predict(cfg.diffusion, out, x_t=x_t, t=t).x_0
 
-    for (keep_z, keep_text), condition in dropped.items():
+    for (keep_z, keep_text), condition in cases.items():
         # away from `condition` with scale 0 is `condition` itself
         options = {"negative": condition, "schedule": GuidanceSchedule(0.0)}
         x_0 = jax.jit(decoder.denoiser(cfg, params, whole, **options))(x_t, t).x_0
@@ -209,7 +209,7 @@ def test_dropped_conditions_in_sampling_are_those_of_training():
 
 
 def test_guidance_leads_a_decoder_away_from_a_negative_caption():
-    """At scale 0 the negative condition alone is left, at 3 twice its distance is added."""
+    """Scale 0 is the negative condition alone; scale 3 adds twice its distance."""
     cfg, (_, params, batch) = CONFIGS["decoder"], case("decoder")
     batch = jax.tree.map(jnp.asarray, batch)
     x_t, t = jnp.ones((SIZE, 8, 8, 3)), jnp.full(SIZE, 400)
@@ -275,7 +275,7 @@ def test_a_prior_of_clip_s_features_is_guided_away_from_the_empty_caption():
 
 
 def test_a_chain_leads_a_decoder_of_clip_s_features_away_from_the_empty_caption():
-    """Karlo's decoder in a chain: at scale 0 neither the caption nor z_img is left."""
+    """Karlo's decoder in a chain: scale 0 uses neither the caption nor z_img."""
     cfg = DecoderStageConfig(KARLO_DECODER, drop_text=0.0, embedding="raw")
     stage = decoder.make(cfg)
     params = tiny.random_params(stage)

@@ -37,8 +37,8 @@ def logits_of(params, batch):
 
 def nats(logits, targets):
     logits = np.asarray(logits, np.float64)
-    chosen = np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
-    return np.log(np.exp(logits).sum(-1)) - chosen
+    target_logits = np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
+    return np.log(np.exp(logits).sum(-1)) - target_logits
 
 
 def test_a_fresh_model_is_uniform_over_tokens_and_codes(trained):

@@ -73,9 +73,9 @@ def test_the_norm_of_z_img_does_not_matter(case, run):
 
 def test_the_papers_decoder_learns_its_variance():
     cfg = tiny.experiment("decoder").model
-    learned = dataclasses.replace(cfg.diffusion, learned_variance=True)
+    diffusion = dataclasses.replace(cfg.diffusion, learned_variance=True)
     with pytest.raises(UserError, match="out_channels is 3; .*learned_variance=True needs 6"):
-        dataclasses.replace(cfg, diffusion=learned)
+        dataclasses.replace(cfg, diffusion=diffusion)
 
 
 def test_images_that_the_levels_cannot_halve_are_rejected_at_the_door():
@@ -97,8 +97,8 @@ def test_learned_range_sampling_needs_a_learned_variance(case):
 def test_conditions_are_dropped_45_45_5_5(case):
     # Ramesh et al. 2022, section 2.1; figure 8 says that 5 % see the caption alone
     cfg, count = case[0], 40_000
-    kept = decoder.keep_masks(cfg, batch_size=count, key=jax.random.key(0))
-    z, text = np.asarray(kept["keep_z"]), np.asarray(kept["keep_text"])
+    masks = decoder.keep_masks(cfg, batch_size=count, key=jax.random.key(0))
+    z, text = np.asarray(masks["keep_z"]), np.asarray(masks["keep_text"])
     shares = {"both": z & text, "z": z & ~text, "text": ~z & text, "nothing": ~z & ~text}
     for name, share in {"both": 0.45, "z": 0.45, "text": 0.05, "nothing": 0.05}.items():
         spread = np.sqrt(share * (1 - share) / count)
@@ -147,10 +147,10 @@ def test_a_decoder_of_caption_embeddings_reads_them_in_the_place_of_z_img(case):
     cfg, params, batch = case
     stage = decoder.make(dataclasses.replace(cfg, condition="z_txt"))
     assert "z_img" not in stage.batch_spec
-    renamed = {"z_txt" if name == "z_img" else name: value for name, value in batch.items()}
+    other = {"z_txt" if name == "z_img" else name: value for name, value in batch.items()}
     key = jax.random.key(0)
     expected = jax.jit(decoder.make(cfg).evaluate)(params, batch, key)
-    result = jax.jit(stage.evaluate)(params, renamed, key)
+    result = jax.jit(stage.evaluate)(params, other, key)
     assert result["loss"] == expected["loss"] != result["loss_wrong_z"] == expected["loss_wrong_z"]
 
 
@@ -161,7 +161,7 @@ def test_an_unknown_condition_is_rejected(case):
 
 @pytest.fixture(scope="module")
 def inpainter(case):
-    """The decoder with channels for what is known, all its weights stirred."""
+    """The decoder with channels for the known pixels, all its weights perturbed."""
     cfg = dataclasses.replace(case[0], model=dataclasses.replace(case[0].model, inpaints=True))
     stage = decoder.make(cfg)
     return cfg, stage, tiny.random_params(stage)
@@ -170,11 +170,11 @@ def inpainter(case):
 def test_the_new_channels_join_the_stem_and_nothing_else(case, inpainter):
     _, stage, params = inpainter
     old, new = (trees.flatten_paths(each) for each in (case[1], params))
-    changed = {path for path in new if old[path].shape != new[path].shape}
+    paths = {path for path in new if old[path].shape != new[path].shape}
     assert old.keys() == new.keys()
-    assert changed == {"unet/stem/kernel"} == set(stage.grows)
-    added = new["unet/stem/kernel"].shape[2] - old["unet/stem/kernel"].shape[2]
-    assert added == 4 * stage.grows["unet/stem/kernel"]
+    assert paths == {"unet/stem/kernel"} == set(stage.grows)
+    num_channels = new["unet/stem/kernel"].shape[2] - old["unet/stem/kernel"].shape[2]
+    assert num_channels == 4 * stage.grows["unet/stem/kernel"]
     assert not decoder.make(case[0]).grows
 
 
@@ -209,15 +209,15 @@ def test_a_hole_is_filled_by_a_decoder_that_sees_around_it(inpainter):
     for schedule in (GuidanceSchedule(), GuidanceSchedule(scale=3.0)):
 
         @jax.jit
-        def predicted(inpaint, schedule=schedule):
+        def predict(inpaint, schedule=schedule):
             options = {"schedule": schedule, "inpaint": inpaint}
             return decoder.denoiser(cfg, params, condition, **options)(x_t, t).x_0
 
-        blind = predicted(None)
-        seeing = predicted(InpaintTarget(batch["image"], mask))
+        blind = predict(None)
+        seeing = predict(InpaintTarget(batch["image"], mask))
         around = jnp.where(mask > 0, 0.5, batch["image"])
         behind = jnp.where(mask > 0, batch["image"], 0.5)
         assert float(jnp.abs(seeing - blind).max()) > 1e-3
-        assert float(jnp.abs(predicted(InpaintTarget(around, mask)) - seeing).max()) > 1e-3
-        same = predicted(InpaintTarget(behind, mask))
+        assert float(jnp.abs(predict(InpaintTarget(around, mask)) - seeing).max()) > 1e-3
+        same = predict(InpaintTarget(behind, mask))
         np.testing.assert_array_equal(same, seeing)

@@ -39,7 +39,7 @@ def unthresholded(folder):
     return {"sampling": dataclasses.replace(sampling, threshold="none")}
 
 
-def moved(params, by):
+def shift_params(params, by):
     """Parameters of a student that has been trained, but for those that are fitted."""
     names = [name for name in params if name != "fitted"]
     return {**params, **{n: jax.tree.map(lambda x: x * (1 + by), params[n]) for n in names}}
@@ -58,7 +58,7 @@ def test_a_teacher_is_its_own_student_of_as_many_steps(folder):
     run = jax.jit(stage.loss)
     same, other = (
         run(student, batch, jax.random.key(0), params)[0]
-        for student in (params, moved(params, 0.1))
+        for student in (params, shift_params(params, 0.1))
     )
     assert same < 1e-6 * other
 
@@ -71,7 +71,7 @@ def test_the_teacher_gets_no_gradient(folder):
         return stage.loss(student, batch, jax.random.key(0), teacher)[0]
 
     run = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    to_student, to_teacher = run(moved(params, 0.1), params)
+    to_student, to_teacher = run(shift_params(params, 0.1), params)
     assert not any(np.any(x) for x in jax.tree.leaves(to_teacher))
     assert any(np.any(x) for x in jax.tree.leaves(to_student))
 
@@ -104,9 +104,9 @@ def test_guidance_reaches_the_denoiser_of_every_stage(folder):
         return entry.denoiser(cfg, params, conditions, keys=keys, scale=scale)(x, t).x_0
 
     none, once, twice = (jax.jit(predict)(scale) for scale in (1.0, 2.0, 3.0))
-    moved = np.abs(once - none).max()
-    assert moved > 1e-4  # x_0 is linear in the scale
-    np.testing.assert_allclose(twice - once, once - none, atol=0.02 * moved)
+    change = np.abs(once - none).max()
+    assert change > 1e-4  # x_0 is linear in the scale
+    np.testing.assert_allclose(twice - once, once - none, atol=0.02 * change)
 
 
 def test_the_schedule_of_guidance_of_a_student_is_rejected():
@@ -127,7 +127,8 @@ def test_guidance_that_is_part_of_the_teacher_is_not_applied_again():
     params, batch = tiny.random_params(entry.make(model)), tiny.random_batch(stage, 4)
     run = jax.jit(stage.loss)
     same, other = (
-        run(each, batch, jax.random.key(0), params)[0] for each in (params, moved(params, 0.1))
+        run(each, batch, jax.random.key(0), params)[0]
+        for each in (params, shift_params(params, 0.1))
     )
     assert same < 1e-6 * other
 
@@ -146,7 +147,7 @@ def test_conditions_reach_the_student_and_the_teacher(method):
     stage, params, batch = decoder_case(method=method, guidance_scale=1.0)
     run = jax.jit(stage.loss)
     losses = {
-        float(run(moved(params, 0.1), {**batch, **change}, jax.random.key(0), params)[0])
+        float(run(shift_params(params, 0.1), {**batch, **change}, jax.random.key(0), params)[0])
         for change in ({}, {"z_img": batch["z_img"][::-1]}, {"tokens": batch["tokens"][::-1]})
     }
     assert len(losses) == 3
@@ -157,7 +158,7 @@ def test_an_evaluation_compares_samples_of_the_same_noise():
     run = jax.jit(stage.evaluate)
     same = run(params, batch, jax.random.key(0), params)
     np.testing.assert_allclose(same["sample_error"], same["plain_error"], rtol=1e-4)
-    other = run(moved(params, 0.3), batch, jax.random.key(0), params)
+    other = run(shift_params(params, 0.3), batch, jax.random.key(0), params)
     assert other["plain_error"] == same["plain_error"] > 0
     assert abs(other["sample_error"] / same["sample_error"] - 1) > 0.05
 
@@ -185,11 +186,11 @@ def test_a_student_samples_in_its_steps_without_guidance_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("teacher", "asked", "target"),
+    ("teacher", "setting", "target"),
     [(DECODER, "", DECODER.diffusion.target), (EPS, "", "v"), (EPS, "eps", "eps")],
 )
-def test_a_student_does_not_predict_eps_unless_asked(teacher, asked, target):
-    assert student(teacher, target=asked).diffusion.target == target
+def test_a_student_does_not_predict_eps_unless_asked(teacher, setting, target):
+    assert student(teacher, target=setting).diffusion.target == target
 
 
 def test_rounds_follow_each_other_and_keep_the_first_guidance():

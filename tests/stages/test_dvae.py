@@ -44,8 +44,8 @@ def test_images_become_codes_and_codes_images(kind):
     assert codes.shape == (3, 4, 4) and codes.min() >= 0 and codes.max() < cfg.model.code_count
     images = jax.jit(lambda p, c: dvae.decode(cfg, p, c))(params, codes)
     assert images.shape == IMAGES.shape and float(jnp.abs(images).max()) <= 1
-    shown = jax.jit(stage.preview)(params, BATCH, KEY)
-    np.testing.assert_allclose(shown[:, :, 8:], images, atol=1e-6)  # the same hard codes
+    preview = jax.jit(stage.preview)(params, BATCH, KEY)
+    np.testing.assert_allclose(preview[:, :, 8:], images, atol=1e-6)  # the same hard codes
     chain = registry.stage_entry("dvae").sample
     again = chain(cfg, params, {"codes": codes.reshape(3, 16)}, keys=jax.random.split(KEY, 3))[
         "image"
@@ -132,6 +132,6 @@ def test_the_schedules_at_their_ends_and_middles():
     ],
 )
 def test_mistaken_configs_are_rejected(changes, message):
-    stated = {"model": as_dict(KINDS["gumbel"]), **changes}
+    config = {"model": as_dict(KINDS["gumbel"]), **changes}
     with pytest.raises(UserError, match=message):
-        build_config(DvaeStageConfig, stated, where="config.model")
+        build_config(DvaeStageConfig, config, where="config.model")

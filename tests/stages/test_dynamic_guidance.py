@@ -21,7 +21,7 @@ CASES = {
 NEVER = {"clip", "dvae", "text_encoder", "classifier", "upsampler_256", "upsampler_1024"}
 
 
-def guided(name):
+def guided_config(name):
     """The tiny config of an experiment with guidance, or None."""
     config = tiny.experiment(name).model
     own = getattr(config, "sampling", None)
@@ -35,7 +35,7 @@ def guided(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_stage_is_sampled_with_a_scale_that_is_not_known_when_it_is_traced(name):
-    config = guided(name)
+    config = guided_config(name)
     assert (config is None) == (name in NEVER), name
     if config is None:
         return
@@ -46,9 +46,9 @@ def test_a_stage_is_sampled_with_a_scale_that_is_not_known_when_it_is_traced(nam
     _, shapes = sampling.function(stage, config, batch_size=2)
 
     def run(numbers, params, inputs):
-        joined = dynamic_fields.join(static, numbers)
-        return sampling.function(stage, joined, batch_size=2)[0](params, inputs)
+        full_config = dynamic_fields.join(static, numbers)
+        return sampling.function(stage, full_config, batch_size=2)[0](params, inputs)
 
     traced = jax.eval_shape(run, tuple(jnp.asarray(n) for n in numbers), params, shapes)
-    known = jax.eval_shape(sampling.function(stage, config, batch_size=2)[0], params, shapes)
-    assert traced.shape == known.shape
+    constant = jax.eval_shape(sampling.function(stage, config, batch_size=2)[0], params, shapes)
+    assert traced.shape == constant.shape

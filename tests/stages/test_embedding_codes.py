@@ -26,18 +26,18 @@ def with_codes(*conditions, codec=CODEC, **options):
     method = {"method": "autoregressive", "scaling": "standardised", **options}
     model = method.pop("model", {})
     cfg = config(*conditions, **{**method, "method": "mlp"})
-    changed = dataclasses.replace(cfg.model, codec=codec, **model)
-    return dataclasses.replace(cfg, model=changed, method=method["method"])
+    model_cfg = dataclasses.replace(cfg.model, codec=codec, **model)
+    return dataclasses.replace(cfg, model=model_cfg, method=method["method"])
 
 
 def params_of(cfg, batch):
     """Parameters away from zero, with the fit to `batch`."""
     stage = embedding_prior.make(cfg)
     params = tiny.random_params(stage)
-    fitted = stage.fit(rows_of(batch)).params
-    for name, group in fitted.items():
+    fitted_params = stage.fit(rows_of(batch)).params
+    for name, group in fitted_params.items():
         assert jax.tree.structure(group) == jax.tree.structure(params[name])
-    return {**params, **jax.tree.map(jnp.asarray, fitted)}
+    return {**params, **jax.tree.map(jnp.asarray, fitted_params)}
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def test_a_fresh_prior_is_uniform_over_the_buckets(three, network):
 def test_the_loss_is_the_mean_cross_entropy_of_the_codes(three):
     cfg, params, batch = three
     inputs = pair_inputs.read(cfg, params, batch, size=SIZE)
-    fitted = {name: np.asarray(x, np.float64) for name, x in params["codec"].items()}
+    codec = {name: np.asarray(x, np.float64) for name, x in params["codec"].items()}
     y = np.asarray(batch["y"], np.float64)
     y = (y - np.asarray(params["fitted"]["y"]["mean"])) / np.asarray(params["fitted"]["y"]["std"])
-    x = (y - fitted["mean"]) @ fitted["basis"].T
-    codes = np.array([[np.sum(x[b, i] >= fitted["edges"][i]) for i in range(4)] for b in range(8)])
+    x = (y - codec["mean"]) @ codec["basis"].T
+    codes = np.array([[np.sum(x[b, i] >= codec["edges"][i]) for i in range(4)] for b in range(8)])
     logits = np.asarray(logits_of(cfg, params, inputs, jnp.asarray(codes)), np.float64)
     shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     expected = -np.log(np.take_along_axis(shares, codes[..., None], axis=2))[..., 0].mean(axis=1)
@@ -100,9 +100,9 @@ def test_a_code_depends_on_earlier_codes_and_conditions_alone(three):
         without = pair_inputs.read(cfg, params, others, size=SIZE)
         assert np.abs(logits_of(cfg, params, without, codes) - one).max() > 1e-3
         keep = inputs.keep.at[:, ("brain", "text", "ids").index(name)].set(False)
-        dropped = logits_of(cfg, params, inputs._replace(keep=keep), codes)
+        logits = logits_of(cfg, params, inputs._replace(keep=keep), codes)
         np.testing.assert_allclose(
-            dropped, logits_of(cfg, params, without, codes), rtol=1e-5, atol=1e-5
+            logits, logits_of(cfg, params, without, codes), rtol=1e-5, atol=1e-5
         )
 
 
@@ -127,7 +127,7 @@ def test_greedy_codes_are_the_choice_of_the_network_without_cache(three, scale):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def sampled(cfg, params, conditions, keys):
+def sample(cfg, params, conditions, keys):
     return embedding_prior.sample(cfg, params, conditions, keys=keys)
 
 
@@ -136,7 +136,7 @@ def test_a_uniform_prior_samples_the_marginals_of_the_components(three, network)
     fresh = {**params, "network": network}
     conditions = {name: x for name, x in batch.items() if name != "y"}
     keys = jax.random.split(jax.random.key(0), (150, SIZE))
-    samples = np.concatenate([sampled(cfg, fresh, conditions, row) for row in keys])
+    samples = np.concatenate([sample(cfg, fresh, conditions, row) for row in keys])
     codec = {name: np.asarray(x, np.float64) for name, x in params["codec"].items()}
     std = np.asarray(params["fitted"]["y"]["std"], np.float64)
     mean = codec["centroids"].mean(axis=1) @ codec["basis"] + codec["mean"]
@@ -152,10 +152,10 @@ def test_a_sample_depends_on_its_own_row_and_key(three):
     cfg, params, batch = three
     keys = jax.random.split(jax.random.key(1), SIZE)
     conditions = {name: x for name, x in batch.items() if name != "y"}
-    one = sampled(cfg, params, conditions, keys)
-    other = sampled(cfg, params, {name: x[::-1] for name, x in conditions.items()}, keys[::-1])
+    one = sample(cfg, params, conditions, keys)
+    other = sample(cfg, params, {name: x[::-1] for name, x in conditions.items()}, keys[::-1])
     np.testing.assert_allclose(one, other[::-1], rtol=1e-4, atol=1e-5)
-    assert np.abs(one - sampled(cfg, params, conditions, keys[::-1])).max() > 1e-2
+    assert np.abs(one - sample(cfg, params, conditions, keys[::-1])).max() > 1e-2
 
 
 def test_sequences_are_quantised_as_one_vector():
@@ -166,8 +166,8 @@ def test_sequences_are_quantised_as_one_vector():
     codes = embedding_codes.encode(cfg, params, latents)
     back = embedding_codes.decode(cfg, params, codes)
     assert codes.shape == (64, 4) and back.shape == (64, 3, 2)
-    lost = float(jnp.mean((back - latents) ** 2))
-    assert lost < 0.5  # of 1, with 4 of 6 components and 6 buckets
+    error = float(jnp.mean((back - latents) ** 2))
+    assert error < 0.5  # of 1, with 4 of 6 components and 6 buckets
 
 
 def test_components_are_counted_on_the_latents():
@@ -178,18 +178,18 @@ def test_components_are_counted_on_the_latents():
     resolved = embedding_codes.resolve_from_data(cfg, rows_of(data))
     y = (data["y"] - data["y"].mean(axis=0)) / data["y"].std(axis=0)
     values = np.linalg.eigvalsh(np.cov(y.T, bias=True))[::-1]
-    explained = np.cumsum(values) / values.sum()
+    shares = np.cumsum(values) / values.sum()
     count = resolved.model.codec.components
-    assert explained[count - 2] < 0.7 <= explained[count - 1]
+    assert shares[count - 2] < 0.7 <= shares[count - 1]
     same = dataclasses.replace(cfg, method="diffusion")
     assert embedding_codes.resolve_from_data(same, rows_of(data)) is same
     note = embedding_codes.fit(resolved, rows_of(data)).note
     assert "ridge explains" in note and f"{count} of 5 principal components" in note
-    mean = quantizer_fit.fit(resolved.model.codec, rows_of(data), components=count, read=_centred)
+    mean = quantizer_fit.fit(resolved.model.codec, rows_of(data), components=count, read=_centre)
     assert "components" in mean.note
 
 
-def _centred(block):
+def _centre(block):
     return block["y"].astype(np.float64), None
 
 

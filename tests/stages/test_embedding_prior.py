@@ -72,9 +72,9 @@ def rows_of(batch, size=20):
 
 def params_of(cfg, batch):
     params = tiny.random_params(embedding_prior.make(cfg))
-    fitted = pair_inputs.fit(cfg, rows_of(batch)).params
-    assert jax.tree.structure(fitted["fitted"]) == jax.tree.structure(params["fitted"])
-    return {**params, **jax.tree.map(jnp.asarray, fitted)}
+    fitted_params = pair_inputs.fit(cfg, rows_of(batch)).params
+    assert jax.tree.structure(fitted_params["fitted"]) == jax.tree.structure(params["fitted"])
+    return {**params, **jax.tree.map(jnp.asarray, fitted_params)}
 
 
 def ridge_by_hand(x, y, strength):
@@ -93,15 +93,15 @@ def linear():
 
 
 def test_the_ridge_solves_the_normal_equations(linear):
-    x, y, fitted = linear
+    x, y, fit = linear
     unit = np.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).mean()
-    weights, bias = ridge_by_hand(x, y, fitted.strength * unit)
-    np.testing.assert_allclose(fitted.weights, weights, atol=1e-10)
-    np.testing.assert_allclose(fitted.bias, bias, atol=1e-10)
+    weights, bias = ridge_by_hand(x, y, fit.strength * unit)
+    np.testing.assert_allclose(fit.weights, weights, atol=1e-10)
+    np.testing.assert_allclose(fit.bias, bias, atol=1e-10)
 
 
 def test_its_strength_minimises_generalised_cross_validation(linear):
-    x, y, fitted = linear
+    x, y, fit = linear
     a, unit = x - x.mean(0), np.trace((x - x.mean(0)).T @ (x - x.mean(0))) / 7
 
     def gcv(ratio):
@@ -109,7 +109,7 @@ def test_its_strength_minimises_generalised_cross_validation(linear):
         hat = a @ np.linalg.solve(a.T @ a + ratio * unit * np.eye(7), a.T)
         return ((y - x @ weights - bias) ** 2).sum() / (40 - 1 - np.trace(hat)) ** 2
 
-    assert fitted.strength == min(linear_fit.GRID, key=gcv)
+    assert fit.strength == min(linear_fit.GRID, key=gcv)
 
 
 @pytest.mark.parametrize("scaling", ["unit", "standardised", "raw"])
@@ -171,13 +171,13 @@ def test_conditions_are_dropped_one_by_one(three):
     cfg, params, batch = three
     names = ("brain", "text", "ids")
     full = output(cfg, params, pair_inputs.read(cfg, params, batch, size=8))
-    for dropped in names:
-        others = {name: x for name, x in batch.items() if name != dropped}
+    for condition in names:
+        others = {name: x for name, x in batch.items() if name != condition}
         without = output(cfg, params, pair_inputs.read(cfg, params, others, size=8))
         assert np.abs(without - full).max() > 1e-3
-        changed = {**batch, dropped: batch[dropped] * 0}
-        inputs = pair_inputs.read(cfg, params, changed, size=8)
-        keep = jnp.array([[name != dropped for name in names]] * 8)
+        other = {**batch, condition: batch[condition] * 0}
+        inputs = pair_inputs.read(cfg, params, other, size=8)
+        keep = jnp.array([[name != condition for name in names]] * 8)
         same = output(cfg, params, inputs._replace(keep=keep))
         np.testing.assert_allclose(same, without, rtol=1e-5, atol=1e-6)
 
@@ -255,8 +255,8 @@ def test_an_encoder_adds_tokens_by_subject_and_a_contrastive_loss():
     stage = embedding_prior.make(cfg)
     assert not stage.splittable and stage.batch_spec["subject"].high == 1
     assert EncoderConfig().subjects == 1
-    changed = {**batch, "subject": 1 - batch["subject"]}
-    one, other = (pair_inputs.read(cfg, params, b, size=8) for b in (batch, changed))
+    other_batch = {**batch, "subject": 1 - batch["subject"]}
+    one, other = (pair_inputs.read(cfg, params, b, size=8) for b in (batch, other_batch))
     assert one.conditions["encoded"].shape == (8, 2, 8)
     assert np.abs(one.conditions["encoded"] - other.conditions["encoded"]).max() > 1e-3
     assert one.keep.shape == (8, 3)

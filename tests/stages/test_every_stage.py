@@ -59,9 +59,9 @@ def test_every_parameter_gets_a_gradient(case, step):
     dead = [jax.tree_util.keystr(path) for path, any_gradient in flat if not any_gradient]
     # a key bias shifts every score of a query alike, which softmax cannot see
     dead = [name for name in dead if "key" not in name.lower() or "bias" not in name]
-    fitted = [name for name in dead if stage.fit and name.startswith(FITTED)]
-    assert dead == fitted
-    assert len(fitted) == sum(len(jax.tree.leaves(params.get(name, ()))) for name in GROUPS)
+    fitted_names = [name for name in dead if stage.fit and name.startswith(FITTED)]
+    assert dead == fitted_names
+    assert len(fitted_names) == sum(len(jax.tree.leaves(params.get(name, ()))) for name in GROUPS)
 
 
 def test_evaluation_has_no_dropout_and_no_drops(case):
@@ -85,11 +85,11 @@ def test_preview_shows_the_original_beside_the_sample(case):
     if stage.preview is None:
         pytest.skip(f"{stage.name} draws no pictures")
     few = jax.tree.map(lambda x: x[:2], batch)
-    shown = jax.jit(stage.preview)(params, few, jax.random.key(0))
+    preview = jax.jit(stage.preview)(params, few, jax.random.key(0))
     side = few["image"].shape[1]
-    assert shown.shape[1] == side and shown.shape[2] % side == 0
-    np.testing.assert_allclose(shown[:, :, :side], few["image"], atol=1e-6)
-    assert jnp.abs(shown).max() <= 1.0
+    assert preview.shape[1] == side and preview.shape[2] % side == 0
+    np.testing.assert_allclose(preview[:, :, :side], few["image"], atol=1e-6)
+    assert jnp.abs(preview).max() <= 1.0
 
 
 def test_an_unknown_stage_is_rejected():

@@ -1,4 +1,4 @@
-"""Every stage learns from every condition, on small worlds in which each tells something.
+"""Every stage learns from every condition, on small worlds in which each is informative.
 
 A condition that is ignored, dropped always or wired to another input costs nothing when it is
 exchanged. Networks are trained for seconds; a difference counts if it is five of its standard
@@ -40,7 +40,7 @@ def signs(key: jax.Array, name: str, count: int) -> jax.Array:
 
 
 def embeddings(key: jax.Array, count: int = BATCH) -> dict[str, jax.Array]:
-    """z_img is told by the caption's class and, in other directions, by the sign of z_txt."""
+    """z_img depends on the caption's class and, in other directions, on the sign of z_txt."""
     classes = jax.random.randint(rng.fold(key, "class"), (count,), 0, 2)
     sign = signs(key, "sign", count)
     small = 0.2 * jax.random.normal(rng.fold(key, "small"), (2, count, 4))
@@ -59,7 +59,7 @@ def pairs(key: jax.Array, count: int = BATCH) -> dict[str, jax.Array]:
 
 
 def images(key: jax.Array, count: int = BATCH) -> dict[str, jax.Array]:
-    """A red spot is told by the sign of z_img, a green one by the caption's class.
+    """The sign of z_img sets a red spot, the caption's class a green one.
 
     Spots are small: a larger one could be seen in x_t under most of the noise.
     """
@@ -99,7 +99,7 @@ CONDITIONS = {
 
 
 @functools.cache
-def trained(name: str):
+def train_stage(name: str):
     """Config, stage and averaged parameters of a stage trained on its small world."""
     cfg, world = LEARNERS[name]
     stage = {**MODULES, "clip": clip}[name].make(cfg)
@@ -134,7 +134,7 @@ def significance(differences) -> float:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_wrong_condition_costs_a_trained_stage_each_of_them(name):
-    _, stage, params = trained(name)
+    _, stage, params = train_stage(name)
     world = LEARNERS[name][1]
     loss = jax.jit(lambda batch, key: stage.evaluate(params, batch, key)["loss"])
     for fields in CONDITIONS[name]:
@@ -154,9 +154,9 @@ def held_out(name: str) -> dict[str, jax.Array]:
     return LEARNERS[name][1](rng.fold(KEY, "sampled"))
 
 
-def sampled(name: str, batch: dict[str, jax.Array], keys: jax.Array) -> np.ndarray:
+def sample_stage(name: str, batch: dict[str, jax.Array], keys: jax.Array) -> np.ndarray:
     """Samples of a trained stage for the conditions of a batch."""
-    cfg, _, params = trained(name)
+    cfg, _, params = train_stage(name)
 
     @jax.jit
     def sample(batch, keys):
@@ -179,7 +179,7 @@ def sampled(name: str, batch: dict[str, jax.Array], keys: jax.Array) -> np.ndarr
 
 
 def follows(name: str, samples: np.ndarray, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Agreement of each sample with what each condition tells of it, from -1 to 1 or so."""
+    """Agreement of each sample with each of its conditions, from about -1 to 1."""
     if name == "upsampler":
         return {"low_res": (samples * np.asarray(batch["image"])).mean((1, 2, 3))}
     by_class = 2.0 * np.asarray(batch["tokens"])[:, 0] - 5.0
@@ -204,7 +204,7 @@ def test_what_changes_samples_of_trained_stages_and_what_does_not(name):
     | nothing                | no                        |
     """
     batch, keys = held_out(name), rng.per_example(KEY, jnp.arange(BATCH))
-    samples = sampled(name, batch, keys)
+    samples = sample_stage(name, batch, keys)
     right = follows(name, samples, batch)
     for field, agreement in right.items():
         assert significance(agreement) > 5, (name, field)
@@ -212,13 +212,13 @@ def test_what_changes_samples_of_trained_stages_and_what_does_not(name):
         message = (
             {**wrong, "image": jnp.roll(batch["image"], 1, axis=0)} if field == "low_res" else wrong
         )
-        exchanged = follows(name, sampled(name, wrong, keys), message)
+        effect = follows(name, sample_stage(name, wrong, keys), message)
         for other in right:  # the others lead where they led before
-            assert significance(exchanged[other]) > 5, (name, field, other)
-    again = sampled(name, batch, keys)
+            assert significance(effect[other]) > 5, (name, field, other)
+    again = sample_stage(name, batch, keys)
     np.testing.assert_array_equal(again, samples)
     half = jax.tree.map(lambda x: x[::2], batch)
-    np.testing.assert_allclose(sampled(name, half, keys[::2]), samples[::2], atol=1e-3)
-    other_seed = sampled(name, batch, rng.per_example(jax.random.key(9), jnp.arange(BATCH)))
-    changed = np.abs(other_seed - samples).reshape(BATCH, -1).max(1) > 1e-3
-    assert changed.mean() > (0.5 if name == "prior_ar" else 0.9)  # few codes, few samples
+    np.testing.assert_allclose(sample_stage(name, half, keys[::2]), samples[::2], atol=1e-3)
+    other_seed = sample_stage(name, batch, rng.per_example(jax.random.key(9), jnp.arange(BATCH)))
+    difference = np.abs(other_seed - samples).reshape(BATCH, -1).max(1) > 1e-3
+    assert difference.mean() > (0.5 if name == "prior_ar" else 0.9)  # few codes, few samples

@@ -51,10 +51,10 @@ def test_best_of_takes_the_largest_dot_product_of_each_row_by_brute_force():
     draws = np.random.default_rng(0)
     candidates = draws.normal(size=(5, 4, 8)).astype(np.float32)
     z_txt = draws.normal(size=(5, 8)).astype(np.float32)
-    chosen = prior.best_of(jnp.array(candidates), z_txt=jnp.array(z_txt))
+    result = prior.best_of(jnp.array(candidates), z_txt=jnp.array(z_txt))
     for row in range(5):
         best = max(candidates[row], key=lambda z: float(z @ z_txt[row]))
-        np.testing.assert_array_equal(chosen[row], best)
+        np.testing.assert_array_equal(result[row], best)
 
 
 def draw(case, *, count, keys, rows=slice(None)):
@@ -73,7 +73,7 @@ def test_more_candidates_never_lower_the_dot_product(case):
     cfg, params, batch = case
     text = {name: jnp.repeat(batch[name], 8, 0) for name in ("tokens", "token_mask", "z_txt")}
     split = jax.vmap(lambda key: jax.random.split(key, 8))(keys)
-    # the candidates themselves, each drawn on its own path through `sample`
+    # the candidates themselves, each from its own call of `sample`
     singles = prior.gaussian.run(
         prior.denoiser(cfg, params, batch=text, scale=1.0),
         shape=(cfg.model.embed_dim,),
@@ -140,9 +140,9 @@ def test_the_loss_of_saying_nothing_is_the_power_of_the_target(case, target):
     got = float(jax.jit(prior.make(cfg).loss)(nothing, many, jax.random.key(0))[0])
     x_0 = cfg.scale**2 / cfg.model.embed_dim  # 0.289: unit vectors at the RMS of pixels
     alpha_bar = cfg.diffusion.chain().alpha_bar
-    wanted = {"x_0": x_0, "eps": 1.0, "v": np.mean(alpha_bar + (1 - alpha_bar) * x_0)}[target]
+    power = {"x_0": x_0, "eps": 1.0, "v": np.mean(alpha_bar + (1 - alpha_bar) * x_0)}[target]
     # of 300 draws of t, and 300 x 32 of eps
-    assert got == pytest.approx(wanted, rel=1e-5 if target == "x_0" else 0.1)
+    assert got == pytest.approx(power, rel=1e-5 if target == "x_0" else 0.1)
 
 
 def test_the_rank_of_the_true_embedding_by_brute_force():
@@ -188,17 +188,17 @@ def test_standardisation_is_by_mean_and_deviation_of_the_training_data():
     cfg = dataclasses.replace(tiny.experiment("prior").model, standardise=True)
     draws = np.random.default_rng(0)
     blocks = [{"z_img": 2.0 + 0.3 * draws.normal(size=(50, 32))} for _ in range(4)]
-    asked = []
+    limits = []
 
     def rows(most):
-        asked.append(most)
+        limits.append(most)
         return iter(blocks)
 
     resolved = prior.resolve_from_data(cfg, rows)
     z = np.concatenate([block["z_img"] for block in blocks])
     np.testing.assert_allclose(resolved.z_mean, z.mean(0), rtol=1e-5)
     np.testing.assert_allclose(resolved.z_std, z.std(0), rtol=1e-5)
-    assert asked == [2**18]
+    assert limits == [2**18]
     assert prior.resolve_from_data(resolved, rows) is resolved  # once measured, it stays
     latent = prior.to_latent(resolved, jnp.asarray(z, jnp.float32))
     np.testing.assert_allclose(np.mean(latent, axis=0), 0.0, atol=1e-4)

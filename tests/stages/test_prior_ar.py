@@ -83,11 +83,11 @@ def test_cross_entropy_by_brute_force():
 def test_the_loss_is_that_of_the_codes_given_those_before(case):
     """The stage's loss from the network's logits, the codec's codes and the dot's bucket."""
     cfg, params, batch = case
-    fitted = jax.tree.map(np.float64, params["codec"])
+    codec = jax.tree.map(np.float64, params["codec"])
     z_img, z_txt = (np.float64(unit(batch[name])) for name in ("z_img", "z_txt"))
-    x = (z_img - fitted["mean"]) @ fitted["basis"].T
-    codes = [[np.sum(e <= v) for e, v in zip(fitted["edges"], row, strict=True)] for row in x]
-    dot = np.searchsorted(fitted["dot_edges"], np.sum(z_img * z_txt, 1), side="right")
+    x = (z_img - codec["mean"]) @ codec["basis"].T
+    codes = [[np.sum(e <= v) for e, v in zip(codec["edges"], row, strict=True)] for row in x]
+    dot = np.searchsorted(codec["dot_edges"], np.sum(z_img * z_txt, 1), side="right")
     inputs = {**text(batch), "z_txt": jnp.asarray(np.sqrt(32) * z_txt, jnp.float32)}
 
     @jax.jit
@@ -142,26 +142,26 @@ def test_an_even_network_draws_evenly(case):
     )
     codes = np.concatenate([run(keys(seed), text(batch)) for seed in range(60)])
     count = cfg.model.codec.buckets
-    filled = np.bincount(codes.ravel(), minlength=count)
+    counts = np.bincount(codes.ravel(), minlength=count)
     deviation = np.sqrt(codes.size / count)
-    assert np.abs(filled - codes.size / count).max() < 5 * deviation
+    assert np.abs(counts - codes.size / count).max() < 5 * deviation
 
 
 def test_the_dot_token_is_drawn_evenly_from_the_top_half(case):
     cfg, _, _ = case
     many = rng.per_example(jax.random.key(1), jnp.arange(8000))
     for percentile, least in ((50.0, 8), (70.0, 12), (0.0, 0), (99.0, 15)):
-        filled = np.bincount(prior_ar.sample_dot(cfg, many, percentile=percentile), minlength=16)
+        counts = np.bincount(prior_ar.sample_dot(cfg, many, percentile=percentile), minlength=16)
         want = 8000 / (16 - least)
-        assert (filled[:least] == 0).all()
-        assert np.abs(filled[least:] - want).max() <= 5 * np.sqrt(want)
+        assert (counts[:least] == 0).all()
+        assert np.abs(counts[least:] - want).max() <= 5 * np.sqrt(want)
 
 
 def test_a_row_depends_on_its_key_and_condition_alone(case, draw):
     _, _, batch = case
     whole = draw(keys(), text(batch))
-    turned = draw(keys()[::-1], text(batch, slice(None, None, -1)))
-    np.testing.assert_array_equal(turned[::-1], whole)
+    reverse = draw(keys()[::-1], text(batch, slice(None, None, -1)))
+    np.testing.assert_array_equal(reverse[::-1], whole)
     other = jax.tree.map(lambda x: jnp.concatenate([x[:1], jnp.roll(x[1:], 1, 0)]), text(batch))
     np.testing.assert_array_equal(draw(keys(), other)[0], whole[0])
     assert np.any(np.asarray(draw(keys(1), text(batch))) != np.asarray(whole))
@@ -176,7 +176,7 @@ def test_embeddings_have_norm_one_and_the_best_candidate_is_kept(case, draw):
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
     split = jax.vmap(lambda key: jax.random.split(key, 4))(keys()).reshape(-1)
     four = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), text(batch))
-    codes = draw(split, four)  # the candidates themselves, each drawn as a row of its own
+    codes = draw(split, four)  # the candidates themselves, each sampled as a row of its own
     decoded = apply(cfg.model.make_quantizer(), params["codec"], codes, method="decode")
     each = unit(decoded).reshape(SIZE, 4, -1)
     np.testing.assert_allclose(z, best_of(each, z_txt=unit(batch["z_txt"])), atol=1e-5)
@@ -191,15 +191,17 @@ def test_held_out_metrics_hold_the_position_wise_loss_and_the_cosines(case):
     z_img, z_txt = unit(batch["z_img"]), unit(batch["z_txt"])
     np.testing.assert_allclose(result["cosine_data"], np.mean(np.sum(z_img * z_txt, -1)), rtol=1e-5)
     keys = rng.per_example(rng.fold(jax.random.key(0), "health"), jnp.arange(SIZE))
-    drawn = jax.jit(lambda p, keys: prior_ar.sample(cfg, p, **text(batch), keys=keys))(params, keys)
+    samples = jax.jit(lambda p, keys: prior_ar.sample(cfg, p, **text(batch), keys=keys))(
+        params, keys
+    )
     assert float(result["drawn_cosine_image"]) == pytest.approx(
-        float(np.mean(np.sum(drawn * z_img, -1))), abs=1e-4
+        float(np.mean(np.sum(samples * z_img, -1))), abs=1e-4
     )
     others = np.asarray(z_img)[[-1, *range(SIZE - 1)]]
     assert float(result["drawn_cosine_unrelated"]) == pytest.approx(
-        float(np.mean(np.sum(drawn * others, -1))), abs=1e-4
+        float(np.mean(np.sum(samples * others, -1))), abs=1e-4
     )
-    gap = np.mean(np.sum((drawn - z_img) * z_txt, -1))
+    gap = np.mean(np.sum((samples - z_img) * z_txt, -1))
     assert float(result["baseline_gap"]) == pytest.approx(float(gap), abs=1e-4)
     values = np.float64(params["codec"]["eigenvalues"])
     want = values[:16].sum() / values.sum()
@@ -226,8 +228,12 @@ def test_a_step_moves_the_network_and_leaves_the_codec_bit_for_bit(case):
     state, _ = program.step(state, batch, jax.random.key(0))
     for tree in (state.params, state.ema_params):
         jax.tree.map(np.testing.assert_array_equal, dict(tree["codec"]), dict(params["codec"]))
-    moved = jax.tree.map(lambda a, b: np.any(a != np.asarray(b)), before, state.params["network"])
-    assert moved["out"]["kernel"] and moved["codes"] and moved["text_encoder"]["final_norm"]["bias"]
+    changes = jax.tree.map(lambda a, b: np.any(a != np.asarray(b)), before, state.params["network"])
+    assert (
+        changes["out"]["kernel"]
+        and changes["codes"]
+        and changes["text_encoder"]["final_norm"]["bias"]
+    )
 
 
 def test_what_the_layout_splits_and_what_every_device_holds(case):

@@ -1,4 +1,4 @@
-"""Imagen's stages: nulls, thresholds, and the noise that an upsampler is told of."""
+"""Imagen's stages: nulls, thresholds, and the noise level that conditions an upsampler."""
 
 import dataclasses
 import functools
@@ -35,10 +35,10 @@ def batch():
 
 def test_a_dropped_caption_is_what_guidance_leads_away_from(params, batch):
     """Training's null and sampling's are bitwise the same."""
-    module, kept = TextBase(CFG.model), jnp.arange(4) < 2
+    module, keep = TextBase(CFG.model), jnp.arange(4) < 2
     inputs = (batch["text_features"], batch["text_mask"])
     twice = [jnp.concatenate([x, x]) for x in inputs]  # another number of rows may round otherwise
-    expected = module.apply({"params": params}, *twice, kept, method=TextBase.encode_text)
+    expected = module.apply({"params": params}, *twice, keep, method=TextBase.encode_text)
     captions = TokenFeatures(*inputs)
     options = {"method": TextBase.encode_text, "guided": True}
     encoded = EncodedCaptions(captions, captions)
@@ -143,15 +143,15 @@ def test_the_upsampler_sees_the_noise_and_its_level():
     x_t, t = rows["image"], jnp.full(2, 400)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def compiled(cfg, params, keys):
+    def predict_x_0(cfg, params, keys):
         options = {"low_res": rows["low_res"], "keys": keys, "text": text}
         return upsampler.denoiser(cfg, params, **options)(x_t, t).x_0
 
     def predict(cfg, seed):
-        return np.asarray(compiled(cfg, params, jax.random.split(jax.random.key(seed), 2)))
+        return np.asarray(predict_x_0(cfg, params, jax.random.split(jax.random.key(seed), 2)))
 
-    seen = predict(cfg, 0)
-    change = np.abs(seen - predict(cfg, 1)).max()
+    prediction = predict(cfg, 0)
+    change = np.abs(prediction - predict(cfg, 1)).max()
     clean = dataclasses.replace(cfg, augment=AugmentConfig(most=1.0, level=0.0))
     assert change > 10 * np.abs(predict(clean, 0) - predict(clean, 1)).max() > 0
     whole = dataclasses.replace(cfg, augment=AugmentConfig(most=1.0, level=0.5, at="enlarged"))

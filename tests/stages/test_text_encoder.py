@@ -19,8 +19,8 @@ MASK = jnp.asarray([[True] * 4, [True, True, False, False]])
 def test_chosen_tokens_are_masked_replaced_or_kept_in_berts_shares():
     cfg = ENCODER.model
     tokens = jnp.full((400, 100), 3, jnp.int32)
-    chosen = jnp.arange(100)[None] < jnp.full((400, 1), 50)
-    out = text_encoder.corrupt(cfg, tokens, chosen=chosen, key=jax.random.key(0))
+    selection = jnp.arange(100)[None] < jnp.full((400, 1), 50)
+    out = text_encoder.corrupt(cfg, tokens, chosen=selection, key=jax.random.key(0))
     np.testing.assert_array_equal(out[:, 50:], 3)
     masked = jnp.mean(out[:, :50] == cfg.model.vocab_size - 1)
     np.testing.assert_allclose([masked, jnp.mean(out[:, :50] == 3)], [0.8, 0.1], atol=0.01)

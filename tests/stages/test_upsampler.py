@@ -22,9 +22,9 @@ def test_a_fresh_residual_upsampler_is_bilinear_enlargement(case):
     cfg, params = case
     low_res = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-0.9, maxval=0.9)
     keys = rng.per_example(jax.random.key(1), jnp.arange(2))
-    drawn = upsampler.sample(cfg, params, low_res=low_res, keys=keys)
+    images = upsampler.sample(cfg, params, low_res=low_res, keys=keys)
     expected = jax.image.resize(low_res, (2, 16, 16, 3), "bilinear")
-    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+    np.testing.assert_allclose(images, expected, atol=1e-5)
 
 
 def test_parameters_trained_on_crops_run_at_any_size(case):
@@ -69,28 +69,28 @@ def test_guidance_of_what_was_trained_without_drops_is_rejected(case):
 
 def test_sampling_shows_the_network_the_low_res_image_as_it_is_given(case, monkeypatch):
     """No corruption at inference: blur and BSR belong to the training data, noise to `augment`."""
-    seen = stub(monkeypatch)
+    calls = stub(monkeypatch)
     low_res = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1.0)
     cfg = dataclasses.replace(case[0], sampling=dataclasses.replace(case[0].sampling, steps="3"))
     with jax.disable_jit():
         keys = rng.per_example(jax.random.key(1), jnp.arange(2))
         upsampler.sample(cfg, {}, low_res=low_res, keys=keys)
-    assert len(seen) == 3  # steps
-    for each in seen:
+    assert len(calls) == 3  # steps
+    for each in calls:
         np.testing.assert_array_equal(each["low_res"], low_res)
         assert each["low_res_t"] is None
 
 
 def stub(monkeypatch):
-    """A network that repeats what it sees of the low-res image; returns what it was given."""
-    seen = []
+    """Replaces the network by one that repeats its low-res image; returns its inputs by call."""
+    calls = []
 
     def network(module, params, x_t, t, *, low_res, low_res_t, **options):
-        seen.append({"low_res": low_res, "low_res_t": low_res_t})
+        calls.append({"low_res": low_res, "low_res_t": low_res_t})
         return jnp.repeat(jnp.repeat(low_res, 2, axis=1), 2, axis=2)
 
     monkeypatch.setattr(upsampler, "apply", network)
-    return seen
+    return calls
 
 
 def test_evaluation_measures_the_consistency_of_samples(case, monkeypatch):
@@ -102,8 +102,8 @@ def test_evaluation_measures_the_consistency_of_samples(case, monkeypatch):
     evaluate = upsampler.make(cfg).evaluate
     perfect = evaluate({}, batch, jax.random.key(0))
     assert perfect["low_res_error"] < 1e-3 and perfect["colour_shift"] < 1e-3
-    drawn = upsampler.sample
-    tinted = lambda *args, **kwargs: drawn(*args, **kwargs) + 5 / 127.5  # noqa: E731
+    sample = upsampler.sample
+    tinted = lambda *args, **kwargs: sample(*args, **kwargs) + 5 / 127.5  # noqa: E731
     monkeypatch.setattr(upsampler, "sample", tinted)
     result = evaluate({}, batch, jax.random.key(0))
     np.testing.assert_allclose(result["low_res_error"], 5.0, rtol=1e-4)
@@ -129,42 +129,42 @@ def test_only_augmentation_needs_a_second_time_embedding(case, augmented):
 
 def test_augmentation_noises_to_every_level_and_tells_it(augmented, monkeypatch):
     """Of a constant image, mean and deviation at timestep t are those of the forward process."""
-    seen = stub(monkeypatch)
+    calls = stub(monkeypatch)
     batch = {"image": jnp.zeros((64, 16, 16, 3)), "low_res": jnp.full((64, 8, 8, 3), 0.6)}
     upsampler.make(augmented).loss({}, batch, jax.random.key(0))
-    t, low = np.asarray(seen[0]["low_res_t"]), np.asarray(seen[0]["low_res"], np.float64)
+    t, low = np.asarray(calls[0]["low_res_t"]), np.asarray(calls[0]["low_res"], np.float64)
     assert t.min() < 80 and 720 < t.max() <= 799
     alpha_bar = augmented.diffusion.chain().alpha_bar[t][:, None, None, None]
     z = (low - 0.6 * np.sqrt(alpha_bar)) / np.sqrt(1 - alpha_bar)
     assert abs(z.mean()) < 4 / np.sqrt(z.size)
     np.testing.assert_allclose(z.std(axis=(1, 2, 3)), 1, atol=4.5 / np.sqrt(2 * 192))
     upsampler.make(augmented).loss({}, batch, jax.random.key(0))
-    np.testing.assert_array_equal(seen[0]["low_res"], seen[1]["low_res"])  # a resumed run's too
+    np.testing.assert_array_equal(calls[0]["low_res"], calls[1]["low_res"])  # a resumed run's too
     little = dataclasses.replace(augmented, augment=AugmentConfig(most=2 / 999, level=0.0))
     upsampler.make(little).loss({}, batch, jax.random.key(0))
-    assert set(np.asarray(seen[2]["low_res_t"]).tolist()) == {0, 1, 2}  # the last one too
+    assert set(np.asarray(calls[2]["low_res_t"]).tolist()) == {0, 1, 2}  # the last one too
 
 
 def test_without_augmentation_the_network_sees_the_low_res_image_itself(case, monkeypatch):
-    seen = stub(monkeypatch)
+    calls = stub(monkeypatch)
     batch = {"image": jnp.zeros((4, 16, 16, 3)), "low_res": jnp.full((4, 8, 8, 3), 0.6)}
     upsampler.make(case[0]).loss({}, batch, jax.random.key(0))
-    np.testing.assert_array_equal(seen[0]["low_res"], batch["low_res"])
-    assert seen[0]["low_res_t"] is None
+    np.testing.assert_array_equal(calls[0]["low_res"], batch["low_res"])
+    assert calls[0]["low_res_t"] is None
 
 
 def test_the_level_of_sampling_is_fixed_and_its_noise_belongs_to_the_image(augmented, monkeypatch):
-    seen = stub(monkeypatch)
+    calls = stub(monkeypatch)
     low_res = jnp.full((3, 8, 8, 3), 0.5)
     keys = rng.per_example(jax.random.key(1), jnp.arange(3))
     with jax.disable_jit():
-        for chosen in (keys, keys[1:]):
-            upsampler.sample(augmented, {}, low_res=low_res[: len(chosen)], keys=chosen)
-    whole, part = seen[0], seen[-1]
+        for batch_keys in (keys, keys[1:]):
+            upsampler.sample(augmented, {}, low_res=low_res[: len(batch_keys)], keys=batch_keys)
+    whole, part = calls[0], calls[-1]
     assert np.unique(whole["low_res_t"]).tolist() == [300]  # 0.3 of 0..999
     np.testing.assert_array_equal(whole["low_res"][1:], part["low_res"])
     assert len(np.unique(whole["low_res"])) > 500  # another noise for every image and pixel
-    np.testing.assert_array_equal(seen[0]["low_res"], seen[1]["low_res"])  # one for all steps
+    np.testing.assert_array_equal(calls[0]["low_res"], calls[1]["low_res"])  # one for all steps
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_levels_that_are_never_learnt_are_rejected(changes, match):
 
 
 def test_a_network_of_the_last_step_learns_from_every_example(case):
-    """Of 8 examples with steps drawn from 1,000 hardly one would reach it."""
+    """Of 8 timesteps sampled from 1,000 hardly one would reach it."""
     cfg = dataclasses.replace(case[0], last_step=True)
     stage = upsampler.make(cfg)
     params = tiny.random_params(stage)
@@ -203,10 +203,10 @@ def test_a_network_of_the_last_step_learns_from_every_example(case):
 @pytest.mark.parametrize("quantise", [True, False])
 def test_in_a_chain_low_res_images_have_8_bits_if_the_stage_says_so(case, quantise, monkeypatch):
     """GLIDE's released sampler rounds; Karlo's does not."""
-    seen = {}
+    inputs = {}
 
     def sample(cfg, params, *, low_res, keys, **options):
-        seen["low_res"] = np.float64(low_res)
+        inputs["low_res"] = np.float64(low_res)
         return low_res
 
     monkeypatch.setattr(upsampler, "sample", sample)
@@ -215,4 +215,4 @@ def test_in_a_chain_low_res_images_have_8_bits_if_the_stage_says_so(case, quanti
     keys = rng.per_example(jax.random.key(0), jnp.arange(2))
     upsampler.sample_in_chain(cfg, {}, {"low_res": jnp.asarray(low_res)}, keys=keys)
     levels = np.rint((low_res.astype(np.float64) + 1) * 127.5) / 127.5 - 1
-    np.testing.assert_allclose(seen["low_res"], levels if quantise else low_res, atol=1e-6)
+    np.testing.assert_allclose(inputs["low_res"], levels if quantise else low_res, atol=1e-6)

@@ -65,7 +65,7 @@ def random_params(stage, seed=0):
 
 def constants(jaxpr):
     """Values of those outputs of a jaxpr that are the same number everywhere, by position."""
-    filled = {
+    arrays = {
         equation.outvars[0]: equation.invars[0].val
         for equation in jaxpr.eqns
         if equation.primitive.name == "broadcast_in_dim" and hasattr(equation.invars[0], "val")
@@ -74,8 +74,8 @@ def constants(jaxpr):
     for i, out in enumerate(jaxpr.outvars):
         if hasattr(out, "val"):
             values[i] = out.val
-        elif out in filled:
-            values[i] = filled[out]
+        elif out in arrays:
+            values[i] = arrays[out]
     return values
 
 
