@@ -44,17 +44,17 @@ STEPS = 3
     ],
 )
 def test_a_claim_is_decided_by_where_its_interval_lies(low, high, margin, expected):
-    found = IntervalEstimate((low + high) / 2, low, high)
-    case = statistics.inequality("one - other", found, captions=30, margin=margin)
+    estimate = IntervalEstimate((low + high) / 2, low, high)
+    case = statistics.inequality("one - other", estimate, captions=30, margin=margin)
     assert statistics.Inequality(**case).verdict == expected
     few = dataclasses.replace(statistics.Inequality(**case), captions=29)
     assert few.verdict == "undecided"
 
 
 def test_a_statistic_without_values_decides_nothing_before_and_after_json():
-    found = statistics.interval(lambda rows: math.nan, 40)
-    assert all(math.isnan(each) for each in found)
-    case = {"tests": [statistics.inequality("x", found, captions=40)]}
+    estimate = statistics.interval(lambda rows: math.nan, 40)
+    assert all(math.isnan(each) for each in estimate)
+    case = {"tests": [statistics.inequality("x", estimate, captions=40)]}
     assert statistics.verdict_of(case) == "undecided"
     assert (
         statistics.verdict_of(json.loads(json.dumps(statistics.as_json(case), allow_nan=False)))
@@ -84,18 +84,20 @@ def test_intervals_have_their_nominal_coverage():
     hits = 0
     for _ in range(300):
         values = rng.normal(1.0, 2.0, 40)
-        found = statistics.interval(lambda rows, v=values: float(v[rows].mean()), 40, resamples=300)
-        hits += found.low < 1.0 < found.high
+        interval = statistics.interval(
+            lambda rows, v=values: float(v[rows].mean()), 40, resamples=300
+        )
+        hits += interval.low < 1.0 < interval.high
     assert 0.88 < hits / 300 < 0.99
 
 
 def test_the_basic_interval_corrects_the_bias_of_a_resampled_distance():
-    """Resampling repeats vectors, which makes every Fréchet distance larger than the one found."""
+    """Resampling repeats vectors, which makes every Fréchet distance larger than the sample's."""
     z = np.random.default_rng(0).normal(size=(80, 16))
-    known = frechet.moments(np.random.default_rng(1).normal(size=(500, 16)))
+    reference = frechet.moments(np.random.default_rng(1).normal(size=(500, 16)))
 
     def distance(rows):
-        return frechet.squared_distance(frechet.moments(z[rows]), known)
+        return frechet.squared_distance(frechet.moments(z[rows]), reference)
 
     plain = statistics.interval(distance, 80, resamples=100)
     basic = statistics.interval(distance, 80, resamples=100, basic=True)
@@ -113,29 +115,29 @@ def evaluation_examples(count=40, images=2):
 
 
 def test_images_of_one_caption_are_resampled_together():
-    known = evaluation_examples(count=3)
-    assert known.rows(np.array([2, 0, 2])).tolist() == [4, 5, 0, 1, 4, 5]
-    assert known.count == 3
+    examples = evaluation_examples(count=3)
+    assert examples.rows(np.array([2, 0, 2])).tolist() == [4, 5, 0, 1, 4, 5]
+    assert examples.count == 3
 
 
 def test_a_constant_difference_is_exact_however_noisy_the_values():
-    known, noise = evaluation_examples(), np.random.default_rng(1).normal(size=80) * 9
-    found = known.difference(noise + 0.5, noise)
-    assert found == pytest.approx((0.5, 0.5, 0.5))
+    examples, noise = evaluation_examples(), np.random.default_rng(1).normal(size=80) * 9
+    interval = examples.difference(noise + 0.5, noise)
+    assert interval == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_embeddings_equal_to_the_reference_have_no_distance():
-    known = evaluation_examples()
-    assert known.distance(known.z_img) == pytest.approx(0.0, abs=1e-9)
-    shifted = known.z_img + 1.0  # covariances are equal, so the distance is |shift|^2 = 8
-    assert known.distances(lambda d: d(shifted) - d(known.z_img)).value == pytest.approx(8.0)
+    examples = evaluation_examples()
+    assert examples.distance(examples.z_img) == pytest.approx(0.0, abs=1e-9)
+    shifted = examples.z_img + 1.0  # covariances are equal, so the distance is |shift|^2 = 8
+    assert examples.distances(lambda d: d(shifted) - d(examples.z_img)).value == pytest.approx(8.0)
 
 
 def test_two_equal_images_of_a_caption_have_no_diversity():
-    known = evaluation_examples(count=2)
-    z = known.z_img.copy()
+    examples = evaluation_examples(count=2)
+    z = examples.z_img.copy()
     z[1] = z[0]
-    spread = known.diversity(z)
+    spread = examples.diversity(z)
     assert spread[0] == pytest.approx(0.0, abs=1e-9)
     assert spread[1] == pytest.approx(1 - z[2] @ z[3])
 
@@ -147,8 +149,8 @@ def scored_images(**correct):
 
 
 def test_attributes_that_the_caption_does_not_name_are_not_counted():
-    found = scored_images(count=[1, 0], colour=[1, 1], relation=[math.nan, 0])
-    assert found.followed.tolist() == pytest.approx([1.0, 1 / 3])
+    scores = scored_images(count=[1, 0], colour=[1, 1], relation=[math.nan, 0])
+    assert scores.followed.tolist() == pytest.approx([1.0, 1 / 3])
 
 
 def test_components_are_measured_between_none_and_all():
@@ -200,28 +202,28 @@ def test_the_ladder_of_steps_keeps_to_the_chain():
 # The report.
 
 
-def measured(*ends, note=""):
-    found = [statistics.inequality("one - other", IntervalEstimate(*e), captions=90) for e in ends]
+def measurement(*ends, note=""):
+    tests = [statistics.inequality("one - other", IntervalEstimate(*e), captions=90) for e in ends]
     row = {"name": "an arm", "followed": {"value": 0.5, "low": 0.4, "high": 0.6}, "images": 7}
     row |= {"size": {"value": None, "low": None, "high": None}, "frechet": 0.0123}
-    return {"rows": [row, {**row, "name": "other"}], "tests": found, "minutes": 1.5, "note": note}
+    return {"rows": [row, {**row, "name": "other"}], "tests": tests, "minutes": 1.5, "note": note}
 
 
-def report(**found):
+def report(**results):
     facts = {"command": "python -m studies.findings", "date": "2022-04-13", "device": "cpu"}
     facts |= {"jax": "0", "num": 9, "images": 2, "split": "validation", "seed": 0, "note": "Hot."}
     facts |= {"lengths": {"decoder": 2800, "prior": 600}}
-    trained = [{"name": "glide", "about": "GLIDE", "steps": 600, "minutes": 4.25}]
-    return {"facts": facts, "baselines": trained, "findings": found}
+    baselines = [{"name": "glide", "about": "GLIDE", "steps": 600, "minutes": 4.25}]
+    return {"facts": facts, "baselines": baselines, "findings": results}
 
 
 def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path):
-    found = {
-        "priors": measured((0.2, 0.1, 0.3)),
-        "target": measured((0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), note="A remark."),
+    results = {
+        "priors": measurement((0.2, 0.1, 0.3)),
+        "target": measurement((0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), note="A remark."),
     }
     out = tmp_path / "findings.md"
-    report_page.write(out, report(**found), findings.FINDINGS)
+    report_page.write(out, report(**results), findings.FINDINGS)
     text = out.read_text()
     row = next(line for line in text.splitlines() if line.startswith("| Prior type |"))
     assert "COCO FID 10.39 against 10.63" in row and "section 2.2, Tables 1 and 2" in row
@@ -231,10 +233,10 @@ def test_the_report_has_claim_numbers_verdict_cost_and_what_is_missing(tmp_path)
     assert "| glide | GLIDE | 600 | 4.2 |" in text
     assert "Not measured yet: Guidance and diversity (`guidance`)" in text
     assert "| an arm | 0.50 [0.40, 0.60] | 7 | – | 0.0123 |" in text and "A remark." in text
-    for name in found:
+    for name in results:
         assert f"(findings/{name}.png)" in text
         assert (tmp_path / "findings" / f"{name}.png").stat().st_size > 5_000
-    assert set(json.loads((tmp_path / "findings.json").read_text())["findings"]) == set(found)
+    assert set(json.loads((tmp_path / "findings.json").read_text())["findings"]) == set(results)
 
 
 def test_every_claim_names_its_place_in_the_paper():
@@ -293,8 +295,8 @@ def write_baseline(run_dir, work, name):
     baseline = baseline_runs.by_name(name)
     spec = f"{ROOT}/experiments/{baseline.experiment}.py:tiny"
     stage = loading.read(spec, overrides=baseline.overrides).build_stage()
-    known = load.read_manifest(run_dir / "clip" / "export")
-    facts = {"tokenizer_hash": known.tokenizer_hash, "clip_id": known.clip_id}
+    manifest = load.read_manifest(run_dir / "clip" / "export")
+    facts = {"tokenizer_hash": manifest.tokenizer_hash, "clip_id": manifest.clip_id}
     export.write_export(
         work / "runs" / name / baseline.stage / "export",
         params=tiny.random_params(stage),
@@ -342,9 +344,9 @@ def test_one_command_trains_measures_and_reports_and_continues(
     first = json.loads(out.with_suffix(".json").read_text())
     assert list(first["findings"]) == ["binding", "steps"]
     assert load.read_manifest(tmp_path / "runs/glide/decoder/export").step == STEPS
-    kept = (tmp_path / "findings" / "points" / "steps.json").stat().st_mtime_ns
+    mtime = (tmp_path / "findings" / "points" / "steps.json").stat().st_mtime_ns
     findings.main(command)
-    assert (tmp_path / "findings" / "points" / "steps.json").stat().st_mtime_ns == kept
+    assert (tmp_path / "findings" / "points" / "steps.json").stat().st_mtime_ns == mtime
     whole = json.loads(out.with_suffix(".json").read_text())
     assert list(whole["findings"]) == list(findings.FINDINGS)
     assert {each["name"] for each in whole["baselines"]} == {
@@ -353,8 +355,8 @@ def test_one_command_trains_measures_and_reports_and_continues(
     for name, case in whole["findings"].items():
         assert case["verdict"] == "undecided", name  # four captions decide nothing
         assert case["tests"] and len(case["rows"]) >= 2
-    told = {row["name"]: row for row in whole["findings"]["priors"]["rows"]}
-    assert told["the true z_img"]["cosine"]["value"] == pytest.approx(1.0, abs=1e-5)
+    rows = {row["name"]: row for row in whole["findings"]["priors"]["rows"]}
+    assert rows["the true z_img"]["cosine"]["value"] == pytest.approx(1.0, abs=1e-5)
     text = out.read_text()
     assert "Not measured yet" not in text and "| undecided |" in text
     assert "Prior type: undecided" in capsys.readouterr().out

@@ -96,8 +96,8 @@ def test_results_belong_to_the_content_of_the_data_not_to_its_path(config, run_d
     inputs = ["shapes:train=65,validation=16", f"--out={tmp_path}/other"]
     prepare.main([*inputs, f"--tokenizer={run_dir}/tokenizer"])
     other = dataclasses.replace(config, data=tmp_path / "other")
-    changed = {k for k, v in history.protocol_of(other).items() if v != protocol[k]}
-    assert changed == {"data"}
+    differences = {k for k, v in history.protocol_of(other).items() if v != protocol[k]}
+    assert differences == {"data"}
 
 
 @pytest.mark.parametrize(

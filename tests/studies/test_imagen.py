@@ -48,7 +48,7 @@ def command(folders, work, *more):
 
 
 @pytest.fixture
-def untrained(folders, monkeypatch):
+def untrained_models(folders, monkeypatch):
     """Every upsampler of the study is the untrained one."""
     monkeypatch.setattr(upsampler_runs, "prepare", lambda run, config: folders / "imagen")
 
@@ -61,8 +61,8 @@ def test_every_upsampler_differs_from_the_experiment_in_one_place(folders, tmp_p
         assert "--config=experiments/imagen_sr256.py:tiny" in words
         assert f"--config.train.steps={STEPS}" in words and words[-1].endswith("warmup_steps=1")
         assert any(w.endswith("imagen/text_encoder/export") for w in words)
-        changed = [word for word in words if word.startswith("--config.model")]
-        assert {w.split("=")[0].split(".")[2] for w in changed} <= (
+        overrides = [word for word in words if word.startswith("--config.model")]
+        assert {w.split("=")[0].split(".")[2] for w in overrides} <= (
             {"model"} if name == "adm" else {"augment"}
         )
     assert not any("augment" in word for word in commands["noise"])
@@ -70,17 +70,17 @@ def test_every_upsampler_differs_from_the_experiment_in_one_place(folders, tmp_p
 
 def test_a_missing_upsampler_is_trained_and_an_existing_one_is_not(folders, tmp_path, monkeypatch):
     config = imagen.parse(command(folders, tmp_path))
-    trained = []
+    names = []
     monkeypatch.setattr(
-        "studies.training_runs.run", lambda words, *, name, work: trained.append(name)
+        "studies.training_runs.run", lambda words, *, name, work: names.append(name)
     )
     run = upsampler_runs.by_name("all_noise")
     folder = upsampler_runs.prepare(run, config)
-    assert trained == ["all_noise"]
+    assert names == ["all_noise"]
     assert (folder / "imagen_base" / "export").is_dir()
     (folder / "upsampler_256").symlink_to(folders / "imagen" / "upsampler_256")
     upsampler_runs.prepare(run, config)
-    assert trained == ["all_noise"]
+    assert names == ["all_noise"]
 
 
 def test_the_steps_are_those_of_the_experiment_unless_others_are_given(folders, tmp_path):
@@ -102,7 +102,9 @@ def test_functions_are_timed_in_turns():
     assert calls == ["a", "b"] * 3 and seconds["a"].shape == (3,) and (seconds["a"] >= 0).all()
 
 
-def test_upsamplers_enlarge_under_their_captions_at_a_level_of_noise(folders, tmp_path, untrained):
+def test_upsamplers_enlarge_under_their_captions_at_a_level_of_noise(
+    folders, tmp_path, untrained_models
+):
     study = harness.Harness(imagen.parse(command(folders, tmp_path)))
     low = study.true
     clean = study.enlarge("noise", low)
@@ -153,7 +155,7 @@ def test_the_page_has_its_own_introduction_and_the_rules_of_verdicts():
 
 
 @pytest.mark.nightly
-def test_every_finding_is_measured_once(folders, tmp_path, monkeypatch, untrained):
+def test_every_finding_is_measured_once(folders, tmp_path, monkeypatch, untrained_models):
     monkeypatch.setattr(statistics, "RESAMPLES", 20)
     monkeypatch.setattr(evaluation_set, "FRECHET_RESAMPLES", 10)
     monkeypatch.setattr(thresholds, "SCALES", (1.0, 8.0))

@@ -42,8 +42,8 @@ def test_every_criterion_fails_alone():
     assert paler == {**right, "rest": False, "all": False}
     assert not judge(blue, item("green", "star", 0.7, 0.7))["shape"]
     assert not judge(item("blue", "circle", 0.25, 0.45), green)["place"]
-    gone = judge(green)
-    assert not gone["place"] and not gone["colour"] and gone["rest"]
+    verdict = judge(green)
+    assert not verdict["place"] and not verdict["colour"] and verdict["rest"]
     assert not judge(blue, item("blue", "circle", 0.7, 0.3))["place"]
 
 
@@ -52,8 +52,8 @@ def test_no_object_is_matched_with_two_items():
     (detection,) = shapes_detector.detect(
         render.render([Scene("white", (item("red", "ring", 0.5, 0.5),))])
     )
-    found = [object for _, object in red_to_blue.match(two, detection.objects)]
-    assert len(detection.objects) == 1 and sorted(each is None for each in found) == [False, True]
+    objects = [object for _, object in red_to_blue.match(two, detection.objects)]
+    assert len(detection.objects) == 1 and sorted(each is None for each in objects) == [False, True]
 
 
 def test_only_captions_with_red_and_without_blue_are_suitable():
@@ -102,19 +102,19 @@ def test_all_of_it_on_an_untrained_cascade(data, tmp_path, capsys, monkeypatch):
     etas = [row.get("eta") for row in result["variations"]]
     assert etas == [*measurements.ETAS, None]
     assert result["interpolation"]["pairs"] == 1 and result["interpolation"]["most"] <= 2
-    told = [(row["inversion"], row["guidance"], row["theta"]) for row in result["text_diff"]]
-    assert told == [
+    rows = [(row["inversion"], row["guidance"], row["theta"]) for row in result["text_diff"]]
+    assert rows == [
         (way.inversion, way.guidance, t) for way in red_to_blue.SETTINGS for t in way.thetas
     ]
     for part in ("variations", "text_diff"):
         with Image.open(tmp_path / f"page_{part}.png") as picture:
             assert picture.width > 6 * 128
-    told = result.pop("text_diff")
-    out.with_suffix(".json").write_text(json.dumps({**result, "text_diff": told[:1]}))
+    rows = result.pop("text_diff")
+    out.with_suffix(".json").write_text(json.dumps({**result, "text_diff": rows[:1]}))
     same = [f"--models={run_dir}", f"--data={data}", f"--out={out}", *arguments]
     manipulations.main([*same, "--parts", "interpolation"])  # the others are as they were
     again = json.loads(out.with_suffix(".json").read_text())
-    assert again == {**result, "text_diff": told[:1], "date": again["date"]}
+    assert again == {**result, "text_diff": rows[:1], "date": again["date"]}
     manipulations.main([*same, "--seed=1", "--parts", "interpolation"])
     assert "text_diff" not in json.loads(out.with_suffix(".json").read_text())
 

@@ -19,8 +19,8 @@ def cell(value):
 
 def row(name, **changes):
     names = ("cosine_image", "cosine_text", "finds_image", "finds_caption")
-    found = {**{each: cell(0.5) for each in names}, "rank_image": 3.0, "frechet": 0.01}
-    return {"name": name, "prior": "", "embeddings": found, **changes}
+    cells = {**{each: cell(0.5) for each in names}, "rank_image": 3.0, "frechet": 0.01}
+    return {"name": name, "prior": "", "embeddings": cells, **changes}
 
 
 def result(*rows):
@@ -127,8 +127,13 @@ def test_insufficient_data_are_reported_before_anything_is_loaded(
 )
 def test_default_numbers_are_bounded_by_the_split(run_dir, data, arguments, num, embeddings):
     args = priors.parse([f"--models={run_dir}", f"--data={data}", *arguments])
-    source, trained = priors.open_data(args)
-    assert (args.num, args.embeddings, len(source), len(trained)) == (num, embeddings, 10, 4)
+    source, train_embeddings = priors.open_data(args)
+    assert (args.num, args.embeddings, len(source), len(train_embeddings)) == (
+        num,
+        embeddings,
+        10,
+        4,
+    )
 
 
 def test_a_new_page_has_a_title(tmp_path):
