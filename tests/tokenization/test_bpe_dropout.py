@@ -38,14 +38,16 @@ def test_with_all_merges_skipped_words_are_bytes():
 
 def test_segmentations_follow_the_generator_and_spell_the_same_text():
     entries = {number: entry for entry, number in TOKENIZER.description["model"]["vocab"].items()}
-    seen = set()
+    segmentations = set()
     for seed in range(20):
         numbers = ids(0.3, CAPTIONS[0], seed)
         assert numbers == ids(0.3, CAPTIONS[0], seed)
-        spelled = "".join(entries[number] for number in numbers[1:-1])
-        assert spelled.replace("</w>", " ").strip() == CAPTIONS[0]
-        seen.add(tuple(numbers))
-    assert len(seen) > 5 and all(len(each) >= len(ids(0.0, CAPTIONS[0])) for each in seen)
+        text = "".join(entries[number] for number in numbers[1:-1])
+        assert text.replace("</w>", " ").strip() == CAPTIONS[0]
+        segmentations.add(tuple(numbers))
+    assert len(segmentations) > 5 and all(
+        len(each) >= len(ids(0.0, CAPTIONS[0])) for each in segmentations
+    )
 
 
 class Captions:

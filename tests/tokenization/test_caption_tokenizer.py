@@ -15,7 +15,7 @@ CAPTIONS = ["a red circle above a blue square", "three green stars", "a large pu
 
 
 @pytest.fixture(scope="module")
-def learned() -> caption_tokenizer.Tokenizer:
+def bpe_tokenizer() -> caption_tokenizer.Tokenizer:
     return caption_tokenizer.train(CAPTIONS, vocab_size=700)
 
 
@@ -78,44 +78,48 @@ def test_a_saved_tokenizer_of_others_is_read(
     np.testing.assert_array_equal(mask, want.mask)
 
 
-def test_bytes_of_words_add_up(learned: caption_tokenizer.Tokenizer):
+def test_bytes_of_words_add_up(bpe_tokenizer: caption_tokenizer.Tokenizer):
     # every id stands for a piece of text; the pieces of a caption spell it
-    pieces = {i: piece for piece, i in learned._engine.get_vocab().items()}
-    tokens, mask = learned.encode(["A  red\tcircle zzz"], length=30)
+    pieces = {i: piece for piece, i in bpe_tokenizer._engine.get_vocab().items()}
+    tokens, mask = bpe_tokenizer.encode(["A  red\tcircle zzz"], length=30)
     spelt = "".join(pieces[i] for i in tokens[0][mask[0]].tolist()[1:-1])
     assert spelt.replace("</w>", " ").strip() == "a red circle zzz"
 
 
-def test_words_seen_often_are_one_token(learned: caption_tokenizer.Tokenizer):
-    _, mask = learned.encode(["a red circle", "three green stars"], length=16)
+def test_words_seen_often_are_one_token(bpe_tokenizer: caption_tokenizer.Tokenizer):
+    _, mask = bpe_tokenizer.encode(["a red circle", "three green stars"], length=16)
     assert mask.sum(axis=1).tolist() == [5, 5]
 
 
-def test_any_text_can_be_encoded(learned: caption_tokenizer.Tokenizer):
+def test_any_text_can_be_encoded(bpe_tokenizer: caption_tokenizer.Tokenizer):
     strange = ["Zürich, 東京 😀!", "\x01\x7f", "ÀÉÎ"]
-    tokens, mask = learned.encode(strange, length=64)
+    tokens, mask = bpe_tokenizer.encode(strange, length=64)
     assert (mask.sum(axis=1) > 3).all()
-    assert tokens.max() < learned.vocab_size
+    assert tokens.max() < bpe_tokenizer.vocab_size
 
 
-def test_empty_captions_are_start_and_end(learned: caption_tokenizer.Tokenizer):
+def test_empty_captions_are_start_and_end(bpe_tokenizer: caption_tokenizer.Tokenizer):
     for caption in ("", "  \n"):
-        tokens, mask = learned.encode([caption], length=4)
-        assert tokens[0].tolist() == [learned.start, learned.end, 0, 0]
+        tokens, mask = bpe_tokenizer.encode([caption], length=4)
+        assert tokens[0].tolist() == [bpe_tokenizer.start, bpe_tokenizer.end, 0, 0]
         assert mask[0].tolist() == [True, True, False, False]
 
 
-def test_long_captions_keep_their_head_and_the_end_token(learned: caption_tokenizer.Tokenizer):
+def test_long_captions_keep_their_head_and_the_end_token(
+    bpe_tokenizer: caption_tokenizer.Tokenizer,
+):
     caption = "three green stars " * 20
-    short, mask = learned.encode([caption], length=8)
-    long, _ = learned.encode([caption], length=100)
+    short, mask = bpe_tokenizer.encode([caption], length=8)
+    long, _ = bpe_tokenizer.encode([caption], length=100)
     assert mask.all()
     assert short[0, :7].tolist() == long[0, :7].tolist()
-    assert short[0, 7] == learned.end
+    assert short[0, 7] == bpe_tokenizer.end
 
 
-def test_training_does_not_depend_on_the_order_of_captions(learned: caption_tokenizer.Tokenizer):
-    assert caption_tokenizer.train(CAPTIONS[::-1], vocab_size=700).hash == learned.hash
+def test_training_does_not_depend_on_the_order_of_captions(
+    bpe_tokenizer: caption_tokenizer.Tokenizer,
+):
+    assert caption_tokenizer.train(CAPTIONS[::-1], vocab_size=700).hash == bpe_tokenizer.hash
 
 
 def test_vocabulary_stays_within_its_size():
@@ -127,33 +131,33 @@ def test_vocabulary_stays_within_its_size():
 
 
 def test_save_and_load_keep_hash_and_tokens(
-    learned: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path
+    bpe_tokenizer: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
-    learned.save(tmp_path / "new")
+    bpe_tokenizer.save(tmp_path / "new")
     again = caption_tokenizer.load(tmp_path / "new")
-    assert again.hash == learned.hash
+    assert again.hash == bpe_tokenizer.hash
     np.testing.assert_array_equal(
-        again.encode(CAPTIONS, length=12)[0], learned.encode(CAPTIONS, length=12)[0]
+        again.encode(CAPTIONS, length=12)[0], bpe_tokenizer.encode(CAPTIONS, length=12)[0]
     )
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["tokenizer.json"]
 
 
 def test_hash_ignores_spacing_and_tells_tokenizers_apart(
-    learned: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path
+    bpe_tokenizer: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
-    learned.save(tmp_path)
+    bpe_tokenizer.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=3))
-    assert caption_tokenizer.load(tmp_path).hash == learned.hash
-    assert caption_tokenizer.load(tmp_path, literal=("!",)).hash != learned.hash
-    assert caption_tokenizer.train(["other words"] * 4, vocab_size=700).hash != learned.hash
+    assert caption_tokenizer.load(tmp_path).hash == bpe_tokenizer.hash
+    assert caption_tokenizer.load(tmp_path, literal=("!",)).hash != bpe_tokenizer.hash
+    assert caption_tokenizer.train(["other words"] * 4, vocab_size=700).hash != bpe_tokenizer.hash
 
 
-def test_tokenizers_survive_pickling(learned: caption_tokenizer.Tokenizer):
-    again = pickle.loads(pickle.dumps(learned))
-    assert again.hash == learned.hash
+def test_tokenizers_survive_pickling(bpe_tokenizer: caption_tokenizer.Tokenizer):
+    again = pickle.loads(pickle.dumps(bpe_tokenizer))
+    assert again.hash == bpe_tokenizer.hash
     assert again.encode(["a red"], length=6)[0].tolist() == (
-        learned.encode(["a red"], length=6)[0].tolist()
+        bpe_tokenizer.encode(["a red"], length=6)[0].tolist()
     )
 
 
@@ -176,17 +180,19 @@ def test_damaged_clip_file(tmp_path: pathlib.Path):
         caption_tokenizer.load(tmp_path)
 
 
-def test_tokenizer_of_another_kind(learned: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path):
-    learned.save(tmp_path)
+def test_tokenizer_of_another_kind(
+    bpe_tokenizer: caption_tokenizer.Tokenizer, tmp_path: pathlib.Path
+):
+    bpe_tokenizer.save(tmp_path)
     content = (tmp_path / "tokenizer.json").read_text().replace("<|startoftext|>", "<s>")
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"no token '<\|startoftext\|>'"):
         caption_tokenizer.load(tmp_path)
 
 
-def test_length_needs_room_for_start_and_end(learned: caption_tokenizer.Tokenizer):
+def test_length_needs_room_for_start_and_end(bpe_tokenizer: caption_tokenizer.Tokenizer):
     with pytest.raises(UserError, match="token length is 1"):
-        learned.encode(["a"], length=1)
+        bpe_tokenizer.encode(["a"], length=1)
 
 
 def test_vocabulary_must_hold_all_bytes():
@@ -194,7 +200,7 @@ def test_vocabulary_must_hold_all_bytes():
         caption_tokenizer.train(CAPTIONS, vocab_size=100)
 
 
-def spelled(*merges: str) -> caption_tokenizer.Tokenizer:
+def from_merges(*merges: str) -> caption_tokenizer.Tokenizer:
     """CLIP's tokenizer with these merges alone."""
     pairs = [(a, b) for a, b in (merge.split() for merge in merges)]
     return caption_tokenizer.Tokenizer(json.loads(caption_tokenizer._assemble(pairs).to_str()))
@@ -218,12 +224,12 @@ def spelled(*merges: str) -> caption_tokenizer.Tokenizer:
     ],
 )
 def test_words_that_fall_apart_are_unfamiliar(caption: str, words: tuple[str, ...]):
-    tokenizer = spelled("f g</w>", "a b", "ab c")
+    tokenizer = from_merges("f g</w>", "a b", "ab c")
     assert tokenizer.unfamiliar(caption) == words
 
 
 def test_words_of_a_tokenizer_that_changes_no_text_are_taken_as_they_are():
-    description = spelled("f g</w>").description
+    description = from_merges("f g</w>").description
     tokenizer = caption_tokenizer.Tokenizer({**description, "normalizer": None})
     assert tokenizer.unfamiliar("fg FG") == ("FG",)
 

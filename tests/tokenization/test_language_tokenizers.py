@@ -58,8 +58,8 @@ def test_no_caption_holds_a_special_token(folder):
 
 
 def test_captions_are_lower_cased_where_the_model_was_trained_so(folder):
-    described = language_tokenizers.lowercased(language_tokenizers.read(folder))
-    upper = caption_tokenizer.Tokenizer(described).encode(["  RED "], length=4)[0]
+    description = language_tokenizers.lowercased(language_tokenizers.read(folder))
+    upper = caption_tokenizer.Tokenizer(description).encode(["  RED "], length=4)[0]
     np.testing.assert_array_equal(
         upper, caption_tokenizer.load(folder).encode(["red"], length=4)[0]
     )
@@ -128,8 +128,8 @@ def test_a_saved_tokenizer_of_t5_gives_no_caption_a_special_token(tmp_path):
     for row in ids[1:]:
         assert row[-1] == 1 and not {0, 1} & set(row[:-1])
     assert 4 in ids[3]  # not a special token, whatever it looks like
-    kept = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
-    assert [score for _, score in tokenizer.description["model"]["vocab"]] == [s for _, s in kept]
+    vocab = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    assert [score for _, score in tokenizer.description["model"]["vocab"]] == [s for _, s in vocab]
 
 
 def test_captions_of_min_dalle_end_in_padding(tmp_path):
@@ -147,11 +147,13 @@ def test_captions_of_min_dalle_end_in_padding(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "known"), [(None, True), ({}, True), ({"do_lower_case": False}, False)]
+    ("settings", "lowercase"), [(None, True), ({}, True), ({"do_lower_case": False}, False)]
 )
-def test_words_of_bert_are_lower_cased_unless_its_settings_say_otherwise(tmp_path, settings, known):
+def test_words_of_bert_are_lower_cased_unless_its_settings_say_otherwise(
+    tmp_path, settings, lowercase
+):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n")
     if settings is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokens, _ = caption_tokenizer.load(tmp_path).encode(["Red red"], length=4)
-    assert tokens[0].tolist() == [2, 4 if known else 1, 4, 3]
+    assert tokens[0].tolist() == [2, 4 if lowercase else 1, 4, 3]
